@@ -1,0 +1,162 @@
+"""The state: one immutable pytree that holds all that training knows."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+PyTree = Any
+
+
+@struct.dataclass
+class TrainState:
+    """All that training knows, as one frozen pytree.
+
+    `stop`, `scores` and `memory` are the host part: they never enter a jitted function. The rest is
+    the device part. A state is never changed in place: `state.replace(params=...)` gives another.
+
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> int(state.replace(step=state.step + 1).step), int(state.step)
+    (1, 0)
+    """
+
+    step: jax.Array
+    """() int32, optimizer updates applied; phases increment it."""
+    epoch: jax.Array
+    """() int32, epochs completed; only `fit` increments it, after the last phase."""
+    params: PyTree
+    """What the optimizer updates."""
+    opt_state: optax.OptState
+    """The optimizer's own state."""
+    model_state: PyTree
+    """Variables that are not trained, such as batch statistics."""
+    rng: jax.Array
+    """() typed PRNG key, the root of all randomness; never consumed, only folded (see `key`)."""
+    carry: PyTree
+    """What phases hand from epoch to epoch: environment states, stream positions, loss scales."""
+    stop: bool = False
+    """A decision to end. Hooks set it, it is saved, and `fit` returns on it."""
+    scores: dict[str, float] = struct.field(default_factory=dict)
+    """What hooks found out at this event; merged into the metrics of the hooks after them."""
+    memory: dict[str, PyTree] = struct.field(default_factory=dict)
+    """What each stateful hook remembers, by the hook's name."""
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        params: PyTree,
+        rng: jax.Array,
+        opt_state: optax.OptState = (),
+        model_state: PyTree = None,
+        carry: PyTree = None,
+    ) -> TrainState:
+        """Make the state at step 0 and epoch 0.
+
+        Args:
+            params: pytree of arrays that the optimizer updates.
+            rng: () typed key, as `jax.random.key(seed)` gives.
+            opt_state: what `optimizer.init(params)` gave.
+            model_state: pytree of variables that are not trained; {} if absent.
+            carry: pytree that phases hand from epoch to epoch; {} if absent.
+
+        Raises:
+            TypeError: `rng` is not a single typed key.
+        """
+        if not (isinstance(rng, jax.Array) and jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)):
+            raise TypeError(f"rng must be a typed key, jax.random.key(seed); got {rng!r}")
+        if rng.shape:
+            raise TypeError(f"rng must be a single key of shape (); got shape {rng.shape}")
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            epoch=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=opt_state,
+            model_state={} if model_state is None else model_state,
+            rng=rng,
+            carry={} if carry is None else carry,
+        )
+
+    def key(self, name: str) -> jax.Array:
+        """Give the key of this name at this epoch and step, the same inside and outside jit.
+
+        Names are independent of one another, so a new one shifts nobody's numbers. Hooks prefix
+        theirs with `hook/`.
+
+        >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+        >>> bool(state.key("dropout") == state.key("dropout"))
+        True
+        >>> bool(state.key("dropout") == state.key("noise"))
+        False
+        """
+        return _fold(self.rng, self.epoch, self.step, _number(name))
+
+    if TYPE_CHECKING:
+
+        def replace(self, **changes: Any) -> TrainState:
+            """Give a state with these fields changed."""
+
+
+@jax.jit
+def _fold(rng: jax.Array, epoch: jax.Array, step: jax.Array, name: np.uint32) -> jax.Array:
+    """Fold in one jitted call: eagerly it costs twenty times as much."""
+    key = jax.random.fold_in(rng, epoch)
+    key = jax.random.fold_in(key, step)
+    return jax.random.fold_in(key, name)
+
+
+def _number(name: str) -> np.uint32:
+    """Hash a name to 32 bits, the same in every process (fold_in overflows on more)."""
+    return np.uint32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big"))
+
+
+def data_key(state: TrainState) -> jax.Array:
+    """Give the key of the order of this epoch's data: of the root and the epoch, never the step."""
+    return _fold(state.rng, state.epoch, np.int32(0), _number("data"))
+
+
+def device_part(state: TrainState) -> TrainState:
+    """Strip the host part, leaving what may enter a jitted function."""
+    return state.replace(stop=None, scores={}, memory={})
+
+
+def rejoin(device: TrainState, host: TrainState) -> TrainState:
+    """Put the host part of `host` back on a device part."""
+    return device.replace(stop=host.stop, scores=host.scores, memory=host.memory)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Name a leaf as messages and checkpoints do: `params/dense/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def fingerprint(state: TrainState) -> str:
+    """Hash all that training depends on: the device part, `stop` and `memory`, not `scores`.
+
+    Two states with equal fingerprints are equal in every path, dtype, shape and bit.
+
+    Returns:
+        The sha256 as 64 hexadecimal digits.
+
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> fingerprint(state) == fingerprint(state.replace(scores={"val/loss": 1.0}))
+    True
+    >>> fingerprint(state) == fingerprint(state.replace(stop=True))
+    False
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.replace(scores={})):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            described, content = str(leaf.dtype), np.asarray(jax.random.key_data(leaf)).tobytes()
+        elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            described, content = f"{leaf.dtype}{leaf.shape}", np.asarray(leaf).tobytes()
+        else:
+            described, content = type(leaf).__name__, repr(leaf).encode()
+        digest.update(f"{path_name(path)}|{described}|{len(content)}|".encode() + content)
+    return digest.hexdigest()
