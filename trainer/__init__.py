@@ -1,5 +1,29 @@
 """Training as jitted pure functions over an immutable state, with hooks between epochs."""
 
-from trainer.state import TrainState, fingerprint
+from trainer import data, losses
+from trainer.caching import cache_compilations
 
-__all__ = ["TrainState", "fingerprint"]
+# from trainer.checkpoints import Checkpoints
+from trainer.hook import Hook, Interrupt
+from trainer.loop import fit
+from trainer.metrics import Metrics
+from trainer.phases import Phase, evaluation, training
+from trainer.state import TrainState, fingerprint
+from trainer.supervised import supervised
+
+__all__ = [
+    #    "Checkpoints",
+    "Hook",
+    "Interrupt",
+    "Metrics",
+    "Phase",
+    "TrainState",
+    "cache_compilations",
+    "data",
+    "evaluation",
+    "fingerprint",
+    "fit",
+    "losses",
+    "supervised",
+    "training",
+]

@@ -121,6 +121,12 @@ def data_key(state: TrainState) -> jax.Array:
     return _fold(state.rng, state.epoch, np.int32(0), _number("data"))
 
 
+def stream_seed(state: TrainState) -> int:
+    """Give the seed of data that is made on the host: of the root alone, between 0 and 2**32."""
+    key = _fold(state.rng, np.int32(0), np.int32(0), _number("data"))
+    return int(jax.random.bits(key))
+
+
 def device_part(state: TrainState) -> TrainState:
     """Strip the host part, leaving what may enter a jitted function."""
     return state.replace(stop=None, scores={}, memory={})

@@ -1,0 +1,199 @@
+"""The algebra: combinators that take hooks and give a hook."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hooks.base import recall, remembering
+from trainer import Metrics, TrainState
+from trainer.events import in_order
+from trainer.hook import Function, Gate, Hook, Memory, parts_of
+
+PASSING = ("start", "end", "error")
+"""Events whose parts of a composite no trigger governs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Hooks in order. Printing one shows a table in the order of execution."""
+
+    parts: tuple[Hook, ...]
+
+    def __call__(
+        self, state: TrainState, metrics: Mapping[str, float], event: str = "epoch"
+    ) -> TrainState:
+        """Run the hooks of one event in order of execution, as `fit` does but without its checks.
+
+        Scores stay on the state, for a test to look at.
+        """
+        answers: dict[Gate, bool] = {}
+        for hook in in_order(self.parts, event):
+            if hook.due(state, metrics, answers):
+                after = hook.apply(state, metrics)
+                if after.scores is not state.scores:
+                    metrics = _with_scores(metrics, after.scores)
+                state = after
+        return state
+
+    def __str__(self) -> str:
+        return table(self.parts)
+
+    __repr__ = __str__
+
+
+Combined = Chain | Hook | Function
+"""What combinators take and give."""
+
+
+def chain(*hooks: Any) -> Chain:
+    """Run hooks in order. `chain()` does nothing; chains within chains flatten.
+
+    The order holds within a stage: control hooks first, then observers, then commits.
+
+    >>> def scale(factor):
+    ...     def scale(state, metrics):
+    ...         return state.replace(params=state.params * factor)
+    ...     return scale
+    >>> import jax
+    >>> state = TrainState.create(params=1.0, rng=jax.random.key(0))
+    >>> chain(scale(0.5), chain(scale(4.0)))(state, {}).params
+    2.0
+    """
+    return Chain(parts_of(hooks))
+
+
+def every(n: int, hook: Combined, *, start: int = 0) -> Combined:
+    """Run a hook in every n-th epoch, counted from 1, from epoch `start` on.
+
+    Raises:
+        ValueError: `n` is below 1.
+
+    >>> print(every(5, chain()))
+    event  stage  hook  reads  writes
+    """
+    _positive("every", n)
+    if n == 1 and start <= 1:
+        return hook
+
+    def due(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+        number = int(state.epoch) + (event != "epoch")  # a phase's event is within the epoch
+        return number >= start and number % n == 0
+
+    return _gated(hook, lambda part: (Gate(due), ()))
+
+
+def every_steps(n: int, hook: Combined) -> Combined:
+    """Run a hook where `step // n` grew since it last ran.
+
+    Raises:
+        ValueError: `n` is below 1.
+    """
+    _positive("every_steps", n)
+
+    def gate(part: Hook) -> tuple[Gate, tuple[Memory, ...]]:
+        name = f"every_steps/{n}/{part.name}"
+
+        def count(state: TrainState) -> int:
+            return int(state.step) // n
+
+        return Gate(
+            lambda state, metrics, event: count(state) > recall(state, name, lambda state: 0),
+            lambda state: remembering(state, name, count(state)),
+        ), (Memory(name, count),)
+
+    return _gated(hook, gate)
+
+
+def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: Combined) -> Combined:
+    """Run a hook where `(state, metrics) -> bool` says so.
+
+    It is asked once an event, when the hook's first part is due, on what that part sees.
+
+    >>> def stop(state, metrics):
+    ...     return state.replace(stop=True)
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> when(lambda state, metrics: metrics["loss"] < 1, stop)(state, {"loss": 0.5}).stop
+    True
+    """
+    shared = Gate(lambda state, metrics, event: predicate(state, metrics))
+    return _gated(hook, lambda part: (shared, ()))
+
+
+def once(hook: Combined) -> Combined:
+    """Run a hook the first time only, across resumes."""
+
+    def gate(part: Hook) -> tuple[Gate, tuple[Memory, ...]]:
+        name = f"once/{part.name}"
+        return Gate(
+            lambda state, metrics, event: not recall(state, name, lambda state: False),
+            lambda state: remembering(state, name, True),
+        ), (Memory(name, lambda state: False),)
+
+    return _gated(hook, gate)
+
+
+def on(event: str, hook: Combined) -> Combined:
+    """Run a hook at `start`, after a phase (its name), at `epoch`, `end` or on `error`.
+
+    Raises:
+        ValueError: a part has an event already.
+
+    >>> def greet(state, metrics):
+    ...     return state
+    >>> on("start", greet).at
+    'start'
+    """
+    parts = parts_of(hook)
+    for part in parts:
+        if part.event is not None:
+            raise ValueError(
+                f"hook {part.name!r} runs at {part.event!r} already and cannot move to {event!r}"
+            )
+    return combined([dataclasses.replace(part, event=event) for part in parts])
+
+
+def table(parts: tuple[Hook, ...]) -> str:
+    """Lay hooks out as text, in the order of execution."""
+    named = [part.at for part in parts]
+    phases = [at for at in dict.fromkeys(named) if at not in ("start", "epoch", "end", "error")]
+    rows = [("event", "stage", "hook", "reads", "writes")]
+    for event in ("start", *phases, "epoch", "end", "error"):
+        for part in in_order(parts, event):
+            found = "at start" if callable(part.writes) else ", ".join(part.writes)
+            rows.append((part.at, part.stage, part.name, ", ".join(part.reads), found))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _gated(hook: Combined, gate: Callable[[Hook], tuple[Gate, tuple[Memory, ...]]]) -> Combined:
+    """Put a gate before the parts that run at phases and at `epoch`."""
+
+    def govern(part: Hook) -> Hook:
+        if part.at in PASSING:
+            return part
+        opened, memories = gate(part)
+        return dataclasses.replace(
+            part, gates=(opened, *part.gates), memories=(*part.memories, *memories)
+        )
+
+    return combined([govern(part) for part in parts_of(hook)])
+
+
+def combined(parts: list[Hook]) -> Combined:
+    """Give a single hook as it is, several as a chain."""
+    return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def _positive(name: str, n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{name}(n, hook) needs a whole number n of at least 1; got {n!r}")
+
+
+def _with_scores(metrics: Mapping[str, float], scores: Mapping[str, float]) -> Mapping[str, float]:
+    return (metrics if isinstance(metrics, Metrics) else Metrics(metrics)).with_scores(scores)

@@ -1,0 +1,135 @@
+"""Hooks that may fail or take long: guarded, or moved to a thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hooks.combining import PASSING, Combined, combined
+from hooks.worker import Worker
+from trainer import Hook, Interrupt, Metrics, TrainState
+from trainer.hook import parts_of
+from trainer.state import device_part, rejoin
+
+log = logging.getLogger("entracte")
+
+
+def guard(hook: Combined, retries: int = 0) -> Combined:
+    """Retry a failing hook, then log the failure and go on without it.
+
+    Args:
+        hook: whose parts at phases and at `epoch` are guarded.
+        retries: further tries at the same event.
+
+    Raises:
+        ValueError: a part is a commit, whose failure must not be passed over; or a control hook on
+            several processes, which would part ways.
+
+    >>> import jax
+    >>> def fail(state, metrics):
+    ...     raise OSError("no answer")
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> guard(fail)(state, {}) is state
+    True
+    """
+    if retries < 0:
+        raise ValueError(f"retries must be at least 0; got {retries}")
+
+    def guarded(part: Hook) -> Hook:
+        if part.at in PASSING:
+            return part
+        if part.stage == "commit":
+            raise ValueError(f"commit {part.name!r} cannot be guarded: its failure must be raised")
+        if part.stage == "control" and jax.process_count() > 1:
+            raise ValueError(
+                f"control hook {part.name!r} cannot be guarded on several processes: it might fail "
+                "on one of them, and their states would differ"
+            )
+
+        def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+            for attempt in range(1, retries + 2):
+                try:
+                    return part.function(state, metrics)
+                except Interrupt:
+                    raise
+                except Exception:
+                    log.exception("hook %r failed, try %d of %d", part.name, attempt, retries + 1)
+            return state
+
+        return dataclasses.replace(part, function=run)
+
+    return combined([guarded(part) for part in parts_of(hook)])
+
+
+def background(hook: Combined) -> Combined:
+    """Run observers on a worker thread, in order, on a host copy of the state.
+
+    The event waits for the copy alone. A failure is raised at the next event, before a commit, or
+    when the run closes. Since its result is not waited for, it can neither score nor remember.
+
+    Raises:
+        ValueError: a part is no observer, or keeps a memory, or writes scores.
+    """
+
+    def moved(part: Hook) -> Hook:
+        if part.stage != "observe" or part.memories or part.writes:
+            raise ValueError(
+                f"background takes observers without memory and scores; {part.name!r} is "
+                f"{'a ' + part.stage if part.stage != 'observe' else 'one with memory or scores'}"
+            )
+        worker = Worker(part.name, lambda item: _observe(part, *item), waiting=2)
+
+        def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+            worker.put((_on_host(state), _with_host_output(metrics)))
+            return state
+
+        def flush() -> None:
+            worker.flush()
+            if part.flush:
+                part.flush()
+
+        def close() -> None:
+            try:
+                worker.close()
+            finally:
+                if part.close:
+                    part.close()
+
+        return dataclasses.replace(part, function=run, flush=flush, close=close)
+
+    return combined([moved(part) for part in parts_of(hook)])
+
+
+def _observe(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> None:
+    after = part.function(state, metrics)
+    if after is not state:
+        raise ValueError(f"background observer {part.name!r} must return the state it was given")
+
+
+def _on_host(state: TrainState) -> TrainState:
+    return rejoin(_copied(device_part(state)), state)
+
+
+def _with_host_output(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    if isinstance(metrics, Metrics) and metrics.output is not None:
+        output = _copied(metrics.output)
+        return Metrics(metrics, steps=metrics.steps, output=output, epochs=metrics.epochs)
+    return metrics
+
+
+def _copied(tree: Any) -> Any:
+    """Copy arrays to the host; a view of a buffer would keep it from being donated."""
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jnp.array(np.array(jax.random.key_data(leaf)))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return np.array(leaf) if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(copy, tree)

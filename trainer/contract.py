@@ -1,0 +1,127 @@
+"""What a hook may do to a state, by its stage: checked before its result is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from trainer.hook import Hook
+from trainer.state import PyTree, TrainState
+from trainer.structure import DEVICE_FIELDS, conformed, differences, same_structure, separated
+
+
+def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
+    """Check what a hook gave back, and make it fit to train on.
+
+    Leaves that a control hook changed get the weak type and sharding that the compiled phases
+    expect; those that share a buffer, with one another or with a memory, are copied, since
+    training donates.
+
+    Raises:
+        ValueError: a control hook changed structure, shape or dtype; an observer or a commit
+            changed what is not its own; a memory changed its structure or types.
+    """
+    changed = [f for f in DEVICE_FIELDS if getattr(after, f) is not getattr(before, f)]
+    if hook.stage != "control":
+        changed = [
+            field for field in changed if not _same(getattr(before, field), getattr(after, field))
+        ]
+        _refuse_changes(hook, before, after, changed)
+    elif lines := [
+        line
+        for field in changed
+        for line in _differences(getattr(before, field), getattr(after, field), field)
+    ]:
+        raise ValueError(
+            f"hook {hook.name!r} must keep the structure, shapes and dtypes of the state:\n  "
+            + "\n  ".join(lines)
+        )
+    remembered = _changed_memories(hook, before, after)
+    if changed:
+        after = conformed(before, after)
+    if changed or any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(remembered)):
+        after = separated(after)
+    if after.scores is not before.scores:
+        after = after.replace(scores={k: _number(hook, k, v) for k, v in after.scores.items()})
+    if type(after.stop) is not bool:
+        after = after.replace(stop=bool(after.stop))
+    return after
+
+
+def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: list[str]) -> None:
+    if hook.stage == "commit" and after.scores is not before.scores:
+        changed = [*changed, "scores"]
+    if bool(after.stop) != before.stop:
+        changed = [*changed, "stop"]
+    if changed:
+        raise ValueError(
+            f"hook {hook.name!r} is of stage {hook.stage!r} and may change its own memory"
+            f"{' and scores' if hook.stage == 'observe' else ''}, nothing else; it changed "
+            f"{', '.join(changed)}: make it a control hook if that is meant"
+        )
+
+
+def _changed_memories(hook: Hook, before: TrainState, after: TrainState) -> dict[str, PyTree]:
+    """Give the entries that changed, after checking that they are the hook's own and alike."""
+    if after.memory is before.memory:
+        return {}
+    own = {memory.name for memory in hook.memories}
+    changed: dict[str, PyTree] = {}
+    for name in before.memory.keys() | after.memory.keys():
+        if name not in after.memory or name not in before.memory:
+            raise ValueError(
+                f"hook {hook.name!r} must keep the names of state.memory; it "
+                f"{'added' if name in after.memory else 'removed'} {name!r}: "
+                "make it with hooks.stateful"
+            )
+        old, new = before.memory[name], after.memory[name]
+        if new is old:
+            continue
+        if name not in own and hook.stage != "control":
+            raise ValueError(
+                f"hook {hook.name!r} of stage {hook.stage!r} may change its own memory; "
+                f"it changed {name!r}"
+            )
+        if lines := _differences(old, new, name):
+            raise ValueError(
+                f"hook {hook.name!r} must return memory of the structure and types that init "
+                "gave:\n  " + "\n  ".join(lines)
+            )
+        changed[name] = new
+    return changed
+
+
+def _differences(old: PyTree, new: PyTree, where: str) -> list[str]:
+    """List how the structure changed; quick where it did not."""
+    before, after = jax.tree.leaves(old), jax.tree.leaves(new)
+    if same_structure(old, new) and all(map(_alike, before, after)):
+        return []
+    return [f"{where}/{line}".replace("/:", ":") for line in differences(old, new)]
+
+
+def _alike(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if not hasattr(old, "dtype"):
+        return type(old) is type(new)
+    return (
+        hasattr(new, "dtype")
+        and old.dtype == new.dtype
+        and old.shape == new.shape
+        and isinstance(old, jax.Array) == isinstance(new, jax.Array)
+    )
+
+
+def _same(old: PyTree, new: PyTree) -> bool:
+    """Say whether two trees hold the very same leaves."""
+    leaves = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False)
+    return same_structure(old, new) and all(a is b for a, b in leaves)
+
+
+def _number(hook: Hook, name: str, score: Any) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"hook {hook.name!r} wrote the score {name!r}, which must be a number")
+        raise

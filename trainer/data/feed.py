@@ -1,0 +1,72 @@
+"""What a source of data owes to a phase: the contract, and the checks that all sources share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from trainer.state import TrainState
+
+Batch = dict[str, Any]
+"""Named arrays `[batch, ...]`; `inputs` feeds the network."""
+
+Check = Callable[[TrainState, Mapping[str, np.ndarray]], None]
+"""Raises ValueError where host arrays, with any number of leading axes, do not suit the task."""
+
+
+class Feed(NamedTuple):
+    """One way of reading a source: for training (shuffled, whole batches) or for evaluation.
+
+    An epoch's data arrives in pieces: one for data that lives on the device, one superbatch after
+    another for a stream. `rows` and `batch` are jittable and say how a piece is cut into steps.
+    """
+
+    pieces: Callable[[TrainState, Check | None], Iterator[Any]]
+    """Host function: the pieces of the state's epoch, on the device, checked as they arrive."""
+    example: Any
+    """One piece, or the shapes of one, to compile for."""
+    rows: Callable[[Any, jax.Array], Any]
+    """`(piece, key) -> rows`: a pytree with a leading axis, one row a step."""
+    batch: Callable[[Any, Any], Any]
+    """`(piece, row)` -> what a step is given: a batch, or (batch, mask `[batch]`) to evaluate."""
+    verify: Callable[[TrainState, Check], None]
+    """Host function: check all that is already there, before anything is compiled."""
+
+
+class Source(Protocol):
+    """Where a phase takes its data from: an epoch's worth, from a key and the epoch alone."""
+
+    @property
+    def example(self) -> Batch:
+        """One batch, `[batch, ...]`, to initialise a network with."""
+
+    def training(self) -> Feed:
+        """Read for training: shuffled, whole batches only."""
+
+    def evaluation(self) -> Feed:
+        """Read for evaluation: in order, every example exactly once, with a mask."""
+
+
+def examples_in(batch: Mapping[str, Any], what: str) -> int:
+    """Count the examples of named arrays of equal length.
+
+    Raises:
+        ValueError: there is no array, one has no axis, the lengths differ, or there is no example.
+    """
+    if not isinstance(batch, Mapping) or not batch:
+        raise ValueError(
+            f"{what} must be a dict of named arrays, such as inputs and labels; got {batch!r:.100}"
+        )
+    for name, array in batch.items():
+        if np.ndim(array) == 0:
+            raise ValueError(f"{what}[{name!r}] must have a leading axis of examples; got a scalar")
+    lengths = {name: len(array) for name, array in batch.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"arrays of {what} must be of equal length; got {lengths}")
+    count = next(iter(lengths.values()))
+    if count == 0:
+        raise ValueError(f"{what} must hold at least one example; got none in {sorted(batch)}")
+    return count

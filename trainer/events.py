@@ -1,0 +1,229 @@
+"""Events: which hooks run when, in what order, checked, timed, and closed whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from trainer.contract import kept
+from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
+from trainer.metrics import Metrics
+from trainer.state import TrainState
+from trainer.structure import separated
+
+log = logging.getLogger("entracte")
+
+TIMES = ("time/epoch_seconds", "time/steps_per_second")
+"""Metrics that the loop itself measures."""
+
+
+class Events:
+    """The hooks of one run, in the order of execution.
+
+    Args:
+        hooks: anything that `parts_of` takes.
+        phases: names of the program's phases, each an event.
+
+    Raises:
+        ValueError: an unknown event or stage, or two hooks with memory and one name.
+    """
+
+    def __init__(self, hooks: Any, phases: Sequence[str]) -> None:
+        self.hooks = parts_of(hooks)
+        self.names = ("start", *phases, "epoch", "end", "error")
+        self.interrupt: str | None = None
+        self.latest: tuple[TrainState, Metrics] | None = None
+        self.seconds: dict[str, float] = {hook.name: 0.0 for hook in self.hooks}
+        self._lead = jax.process_index() == 0
+        for hook in self.hooks:
+            if hook.at not in self.names:
+                raise ValueError(
+                    f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program "
+                    f"(there is: {', '.join(self.names)})"
+                )
+            if hook.stage not in STAGES:
+                raise ValueError(f"hook {hook.name!r} is of stage {hook.stage!r}; one of {STAGES}")
+        self._refuse_shared_names()
+        self.order = {event: in_order(self.hooks, event) for event in self.names}
+
+    def _refuse_shared_names(self) -> None:
+        seen: set[str] = set()
+        for hook in self.hooks:
+            for memory in hook.memories:
+                if memory.name in seen:
+                    raise ValueError(
+                        f"two hooks keep a memory named {memory.name!r}; a name belongs to one: "
+                        "give one of them another name or subject"
+                    )
+                seen.add(memory.name)
+
+    def check(self, state: TrainState, measured: Mapping[str, Sequence[str]]) -> None:
+        """Check that all that hooks read or need is there before them.
+
+        Args:
+            state: to train on.
+            measured: phase to the names of its metrics.
+
+        Raises:
+            ValueError: a hook reads a metric that nothing writes before it, or needs a memory that
+                no hook before it keeps.
+        """
+        known: list[str] = []
+        times = [*TIMES, *(f"time/hook/{name}" for name in self.seconds)]
+        remembered = {memory.name for hook in self.hooks for memory in hook.memories}
+        for event in self.names:
+            known += measured.get(event, ()) if event != "epoch" else times
+            scores: list[str] = []
+            kept_before: set[str] = set()
+            for hook in self.order[event]:
+                self._check_hook(hook, [*known, *scores], remembered, kept_before)
+                scores += hook.writes(state) if callable(hook.writes) else hook.writes
+                kept_before |= {memory.name for memory in hook.memories}
+            if event == "epoch":
+                known += scores
+
+    def _check_hook(
+        self, hook: Hook, known: Sequence[str], remembered: set[str], kept_before: set[str]
+    ) -> None:
+        for key in hook.reads:
+            if key not in known:
+                shown = [name for name in known if not name.startswith("time/")]
+                remedy = f"place the hook that writes it before {hook.name!r} in the chain"
+                if key.startswith("val"):
+                    remedy = "place evaluate(...) before it in the chain"
+                raise ValueError(
+                    f"hook {hook.name!r} at {hook.at!r} reads {key!r}, which nothing writes before "
+                    f"it (there is: {', '.join(shown) or 'nothing'}); {remedy}"
+                )
+        for name in hook.needs:
+            if name not in kept_before:
+                there = "is not before it" if name in remembered else "is not in the chain"
+                raise ValueError(
+                    f"hook {hook.name!r} needs the memory of {name!r}, which {there}; place it "
+                    f"before {hook.name!r} at {hook.at!r}"
+                )
+
+    def remember(self, state: TrainState) -> TrainState:
+        """Add the first memory of hooks that have none yet, and leave out what nobody keeps."""
+        memory = {
+            name: state.memory[name] if name in state.memory else init(state)
+            for hook in self.hooks
+            for name, init in hook.memories
+        }
+        return state.replace(memory=memory)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """Let hooks bring back an earlier run.
+
+        Args:
+            state: template, with every hook's first memory.
+
+        Returns:
+            The state to go on from, which lacks memories that the earlier run did not know, and the
+            metrics of its last event.
+        """
+        metrics = Metrics()
+        for hook in self.hooks:
+            if hook.restore and (restored := hook.restore(state)):
+                state, metrics = separated(restored.state), Metrics(restored.scores)
+        return state, metrics
+
+    def run(
+        self, event: str, state: TrainState, metrics: Metrics, *, stages: Sequence[str] = STAGES
+    ) -> tuple[TrainState, Metrics]:
+        """Run the hooks of an event, in order.
+
+        An `Interrupt` lets the others run, so that what is committed is a whole event.
+
+        Returns:
+            The state, scores cleared, and the metrics with the scores merged in.
+        """
+        answers: dict[Gate, bool] = {}
+        flushed = False
+        self.latest = state, metrics
+        for hook in self.order[event]:
+            if hook.stage not in stages or (hook.stage == "observe" and not self._lead):
+                continue
+            started = time.perf_counter()
+            try:
+                if not hook.due(state, metrics, answers):
+                    continue
+                if hook.stage == "commit" and not flushed:
+                    flushed = True
+                    self.flush()
+                after = hook.apply(state, metrics)
+                if after is not state:
+                    after = kept(hook, state, after)
+            except Interrupt as interrupt:
+                self.interrupt, after = str(interrupt) or hook.name, state
+            except Exception as error:
+                error.add_note(f"in hook {hook.name!r} at {event!r} of epoch {int(state.epoch)}")
+                raise
+            finally:
+                self.seconds[hook.name] += time.perf_counter() - started
+            if after.scores is not state.scores:
+                metrics = metrics.with_scores(after.scores)
+            state = after
+            self.latest = state, metrics
+        return state.replace(scores={}) if state.scores else state, metrics
+
+    def take_times(self) -> dict[str, float]:
+        """Give the seconds that each hook took since this was last asked."""
+        times = {f"time/hook/{name}": seconds for name, seconds in self.seconds.items()}
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        return times
+
+    def flush(self) -> None:
+        """Make records durable; a commit is final only after them."""
+        for hook in self.hooks:
+            if hook.flush:
+                hook.flush()
+
+    def fail(self, error: BaseException) -> None:
+        """Run the `error` hooks on the newest state; they cannot hide the error."""
+        if not self.order["error"] or self.latest is None or not isinstance(error, Exception):
+            return
+        leaves = jax.tree.leaves(self.latest[0])
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
+            log.warning("error hooks did not run: the phase that failed had used up the state")
+            return
+        try:
+            self.run("error", *self.latest)
+        except Exception as failure:
+            error.add_note(f"and an error hook failed: {failure!r}")
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close all hooks in reverse order, whatever happened.
+
+        Args:
+            error: that ends the run: failures to close are noted on it. Without one, the first
+                failure is raised.
+        """
+        failed = error
+        for hook in reversed(self.hooks):
+            if hook.close is None:
+                continue
+            try:
+                hook.close()
+            except Exception as failure:
+                failure.add_note(f"in closing hook {hook.name!r}")
+                if failed is None:
+                    failed = failure
+                else:
+                    failed.add_note(f"and closing hook {hook.name!r} failed: {failure!r}")
+        if failed is not None and error is None:
+            raise failed
+
+
+def in_order(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:
+    """Give the hooks of an event in the order of execution: by stage, then as listed.
+
+    At `end`, commits come first: what hooks change there is returned and not committed.
+    """
+    stages = ("commit", "control", "observe") if event == "end" else STAGES
+    here = [hook for hook in hooks if hook.at == event]
+    return tuple(sorted(here, key=lambda hook: stages.index(hook.stage)))

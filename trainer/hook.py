@@ -1,0 +1,162 @@
+"""The hook: a function `(state, metrics) -> state` and what the loop needs to know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from trainer.state import PyTree, TrainState
+
+Function = Callable[[TrainState, Mapping[str, float]], TrainState]
+"""What a hook is. A plain one runs at `epoch`, in the `control` stage."""
+
+STAGES = ("control", "observe", "commit")
+"""The order at one event. `control` may change all that keeps its structure; `observe` only its own
+memory and scores for later observers; `commit` saves what the others decided."""
+
+
+class Interrupt(Exception):  # noqa: N818 - a request, not an error
+    """Raised by a hook to end the run after this epoch's commit, so that the next run goes on.
+
+    Neither `end` hooks run nor is `state.stop` touched.
+    """
+
+
+class Memory(NamedTuple):
+    """A place in `state.memory` and what is there at first."""
+
+    name: str
+    init: Callable[[TrainState], PyTree]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gate:
+    """A condition under which a hook fires. It owns nothing: what it remembers is memory."""
+
+    ask: Callable[[TrainState, Mapping[str, float], str], bool]
+    """`(state, metrics, event) -> bool`; asked once an event, however many hooks share it."""
+    fired: Callable[[TrainState], TrainState] | None = None
+    """Changes the gate's memory after the hook fired."""
+
+
+class Restored(NamedTuple):
+    """What a hook that restores found."""
+
+    state: TrainState
+    scores: dict[str, float]
+    """The metrics of the event that was committed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """A function between the phases, and what the loop needs to know of it.
+
+    Calling it runs the function if its reads are there and its gates say so; else it gives back
+    the very same state.
+    """
+
+    function: Function
+    name: str
+    """Includes its subject, `stop_early/val/loss`; unique among hooks with memory."""
+    event: str | None = None
+    """`start`, a phase's name, `epoch` (where None), `end` or `error`."""
+    stage: str = "control"
+    """One of `STAGES`. On several processes `observe` runs on the lead alone, the others on all."""
+    reads: tuple[str, ...] = ()
+    """Metrics without which it does not fire; checked before training."""
+    writes: tuple[str, ...] | Callable[[TrainState], tuple[str, ...]] = ()
+    """Scores that it writes, or a function that names them once the state is known."""
+    needs: tuple[str, ...] = ()
+    """Memories, by name, that hooks before it must keep."""
+    memories: tuple[Memory, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    restore: Callable[[TrainState], Restored | None] | None = None
+    """Given a template, brings back an earlier run's state; called before all else."""
+    flush: Callable[[], None] | None = None
+    """Makes what was recorded durable; called before a commit."""
+    close: Callable[[], None] | None = None
+    """Releases threads and files; called in any case, in reverse order."""
+
+    @property
+    def at(self) -> str:
+        """The event at which it runs."""
+        return self.event or "epoch"
+
+    @property
+    def parts(self) -> tuple[Hook, ...]:
+        """The hooks it is made of: itself."""
+        return (self,)
+
+    def __call__(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        """Run it alone, as a test does."""
+        return self.apply(state, metrics) if self.due(state, metrics, {}) else state
+
+    def due(
+        self, state: TrainState, metrics: Mapping[str, float], answers: dict[Gate, bool]
+    ) -> bool:
+        """Say whether it fires: its reads are there and all its gates are open.
+
+        Args:
+            state: to look at.
+            metrics: what is known at this event.
+            answers: of the gates that were asked at this event already; added to.
+        """
+        for key in self.reads:
+            if key not in metrics:
+                return False
+        for gate in self.gates:
+            if gate not in answers:
+                answers[gate] = bool(gate.ask(state, metrics, self.at))
+            if not answers[gate]:
+                return False
+        return True
+
+    def apply(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        """Run its function, and let its gates remember that it fired.
+
+        Raises:
+            TypeError: the function gave back something that is no state.
+        """
+        after = self.function(state, metrics)
+        if not isinstance(after, TrainState):
+            raise TypeError(
+                f"hook {self.name!r} must return a TrainState, the one it was given if nothing "
+                f"changes; got {after!r:.100}"
+            )
+        for gate in self.gates:
+            if gate.fired:
+                after = gate.fired(after)
+        return after
+
+
+Hooks = Hook | Function | Iterable[Any]
+"""What is taken as hooks: one, a plain function, a chain, or several of these."""
+
+
+def parts_of(hooks: Any) -> tuple[Hook, ...]:
+    """Flatten hooks, plain functions, chains and sequences of them to hooks.
+
+    Raises:
+        TypeError: something is neither.
+
+    >>> def halve(state, metrics): return state
+    >>> [part.name for part in parts_of([halve, (halve,)])]
+    ['halve', 'halve']
+    """
+    if hasattr(hooks, "parts"):
+        return tuple(hooks.parts)
+    if isinstance(hooks, type):
+        raise TypeError(f"a hook is a function (state, metrics) -> state; got the class {hooks!r}")
+    if callable(hooks):
+        return (Hook(hooks, _name(hooks)),)
+    if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping):
+        return tuple(part for hook in hooks for part in parts_of(hook))
+    raise TypeError(f"a hook is a function (state, metrics) -> state; got {hooks!r:.100}")
+
+
+def _name(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)

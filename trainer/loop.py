@@ -1,0 +1,185 @@
+"""The loop: epochs of phases, hooks between them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from trainer.events import Events
+from trainer.hook import Hooks
+from trainer.metrics import Metrics
+from trainer.phases import Phase
+from trainer.signals import listening
+from trainer.state import TrainState
+from trainer.structure import owned
+
+log = logging.getLogger("entracte")
+
+History = list[dict[str, float]]
+"""The metrics of the epochs that one call of `fit` ran."""
+
+
+def fit(
+    state: TrainState,
+    program: Phase | Sequence[Phase],
+    *,
+    epochs: int,
+    hooks: Hooks = (),
+    donate: bool = True,
+    ignore_stop: bool = False,
+) -> tuple[TrainState, History]:
+    """Train until the state has completed `epochs` epochs, running hooks between phases.
+
+    Args:
+        state: to start from; left as it is. A hook may put an earlier run's in its place.
+        program: a phase, or several that make up an epoch, in order.
+        epochs: the total that `state.epoch` shall reach, whatever was done before.
+        hooks: a hook, a chain, or several; see the package `hooks`.
+        donate: let phases reuse the state's buffers, so that arrays which a hook keeps in a closure
+            may be deleted. False keeps them all, for twice the memory.
+        ignore_stop: go on although the state says stop.
+
+    Returns:
+        The final state, and the metrics of each epoch that this call ran.
+
+    Raises:
+        ValueError: something does not fit together, before anything trains.
+        SystemExit: 143, after SIGTERM and this epoch's commit.
+        KeyboardInterrupt: after SIGINT and this epoch's commit.
+
+    >>> import jax.numpy as jnp
+    >>> def halve(state, data):
+    ...     return state.replace(params=state.params / 2), None, {"size": state.params}
+    >>> start = TrainState.create(params=jnp.float32(1), rng=jax.random.key(0))
+    >>> state, history = fit(start, Phase("shrink", halve), epochs=3)
+    >>> float(state.params), [epoch["shrink/size"] for epoch in history]
+    (0.125, [1.0, 0.5, 0.25])
+    """
+    phases = _phases(program)
+    events = Events(hooks, [phase.name for phase in phases])
+    history: History = []
+    with listening() as signals, _closing(events):
+        state, metrics = _begin(state, phases, events, donate=donate, ignore_stop=ignore_stop)
+        _say_where(state, epochs)
+        while int(state.epoch) < epochs and not state.stop:
+            state, metrics = _epoch(state, phases, events, epochs, donate=donate)
+            history.append(dict(metrics))
+            if signals.number or events.interrupt:
+                log.warning(
+                    "interrupted at epoch %d: %s", state.epoch, events.interrupt or "signal"
+                )
+                events.run("end", state, metrics, stages=["commit"])
+                break
+        else:
+            state, _ = events.run("end", state, metrics)
+    signals.end_process()
+    return state, history
+
+
+def _phases(program: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
+    phases = (program,) if isinstance(program, Phase) else tuple(program)
+    names = [phase.name if isinstance(phase, Phase) else phase for phase in phases]
+    if not phases or not all(isinstance(phase, Phase) for phase in phases):
+        raise TypeError(f"a program is a Phase or a sequence of them; got {names}")
+    reserved = {"start", "epoch", "end", "error", "time"} & set(names)
+    if reserved or len(set(names)) < len(names):
+        raise ValueError(
+            f"phases need names of their own, none of start, epoch, end, error, time; got {names}"
+        )
+    return phases
+
+
+@contextlib.contextmanager
+def _closing(events: Events) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        events.fail(error)
+        events.close(error)
+        raise
+    events.close()
+
+
+def _begin(
+    state: TrainState, phases: Sequence[Phase], events: Events, *, donate: bool, ignore_stop: bool
+) -> tuple[TrainState, Metrics]:
+    """Check everything, restore, start the hooks, compile."""
+    state = owned(state)
+    measured: dict[str, list[str]] = {}
+    output = None
+    for phase in phases:
+        with _noting(f"in checking phase {phase.name!r}"):
+            phase.verify(state)
+            output, reported = phase.shapes(state, output, donate=donate)
+            measured[phase.name] = [f"{phase.name}/{key}" for key in reported]
+    events.check(state, measured)
+
+    state, metrics = events.restore(events.remember(state))
+    state = events.remember(state)
+    if ignore_stop:
+        state = state.replace(stop=False)
+    state, _ = events.run("start", state, Metrics())
+
+    output = None
+    for phase in phases:
+        started = time.perf_counter()
+        program = phase.program(state, phase.feed.example if phase.feed else output, donate=donate)
+        seconds = time.perf_counter() - started
+        log.info("%s: compiled in %.2f s; executor %s, %s", phase.name, seconds, *program.choice)
+        output, _ = phase.shapes(state, output, donate=donate)
+    return state, metrics
+
+
+def _say_where(state: TrainState, epochs: int) -> None:
+    if int(state.epoch) >= epochs:
+        log.info("nothing to train: %d of %d epochs are completed", state.epoch, epochs)
+    elif state.stop:
+        log.info("nothing to train: stopped at epoch %d (ignore_stop=True goes on)", state.epoch)
+
+
+def _epoch(
+    state: TrainState, phases: Sequence[Phase], events: Events, epochs: int, *, donate: bool
+) -> tuple[TrainState, Metrics]:
+    """Run the phases once, and the hooks after each and after all."""
+    number, step = int(state.epoch) + 1, int(state.step)
+    started = time.perf_counter()
+    values: dict[str, float] = {}
+    traces: dict[str, np.ndarray] = {}
+    waiting, output = [], None
+    for phase in phases:
+        with _noting(f"in phase {phase.name!r} of epoch {number}"):
+            state, output, measured = phase.execute(state, output, donate=donate)
+            waiting.append(measured)
+            if events.order[phase.name] or phase is phases[-1]:
+                for measured in waiting:
+                    numbers, steps, last_step = measured.read()
+                    values |= numbers
+                    traces |= steps
+                waiting = []
+        if events.order[phase.name]:
+            metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
+            state, _ = events.run(phase.name, state, metrics)
+    seconds = time.perf_counter() - started
+    values |= {
+        "time/epoch_seconds": seconds,
+        "time/steps_per_second": (last_step - step) / seconds,
+        **events.take_times(),
+    }
+    count = jax.device_put(np.int32(number), state.epoch.sharding)
+    metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
+    return events.run("epoch", state.replace(epoch=count), metrics)
+
+
+@contextlib.contextmanager
+def _noting(where: str) -> Iterator[None]:
+    """Note on an exception where it came from; its type stays."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise

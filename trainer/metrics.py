@@ -1,0 +1,213 @@
+"""What phases measured: packed on the device, read in one transfer, reduced over the epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from trainer.state import PyTree, path_name
+
+REDUCTIONS: dict[str, Callable[[np.ndarray], float]] = {
+    "mean": lambda trace: trace.mean(dtype=np.float64),
+    "sum": lambda trace: trace.sum(dtype=np.float64),
+    "last": lambda trace: trace[-1],
+    "max": lambda trace: trace.max(),
+}
+"""How a per-step trace `[steps]` becomes the epoch's value (in float64, on the host)."""
+
+
+class Metrics(Mapping[str, float]):
+    """What is known at an event: a frozen mapping from a path (`train/loss`) to a float.
+
+    A plain dict serves in its place in a test.
+
+    Args:
+        values: name to float.
+        steps: name to the trace `[steps]` of the epoch, one value a step.
+        output: what the phase before this event handed on, such as a rollout's experience.
+        epochs: the total that the run goes to, for whoever shows progress.
+
+    >>> metrics = Metrics({"train/loss": 0.5})
+    >>> metrics["train/loss"], dict(metrics.with_scores({"val/loss": 0.7}))
+    (0.5, {'train/loss': 0.5, 'val/loss': 0.7})
+    """
+
+    __slots__ = ("_values", "epochs", "output", "steps")
+
+    def __init__(
+        self,
+        values: Mapping[str, float] | None = None,
+        *,
+        steps: Mapping[str, np.ndarray] | None = None,
+        output: PyTree = None,
+        epochs: int | None = None,
+    ) -> None:
+        object.__setattr__(self, "_values", dict(values or {}))
+        object.__setattr__(self, "steps", dict(steps or {}))
+        object.__setattr__(self, "output", output)
+        object.__setattr__(self, "epochs", epochs)
+
+    _values: dict[str, float]
+    steps: dict[str, np.ndarray]
+    output: PyTree
+    epochs: int | None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"metrics are frozen; write scores to the state instead of {name!r}")
+
+    def __getitem__(self, key: str) -> float:
+        try:
+            return self._values[key]
+        except KeyError:
+            raise KeyError(f"{key!r} is not among the metrics {sorted(self._values)}") from None
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Metrics({self._values})"
+
+    def with_scores(self, scores: Mapping[str, float]) -> Metrics:
+        """Merge scores in, as hooks after the one that wrote them see the metrics."""
+        values = {**self._values, **scores}
+        return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
+
+
+def pack(tree: PyTree) -> jax.Array:
+    """Pack numbers of any kind into one uint32 array, so that one transfer reads them all.
+
+    Ten scalars read one by one, or as a dict, cost up to five times one packed array.
+    """
+    words = [_to_words(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate(words) if words else jnp.zeros((0,), jnp.uint32)
+
+
+def _carrier(dtype: Any) -> Any:
+    """The 32 or 64 bit type that holds every value of this one."""
+    if jnp.dtype(dtype).itemsize >= 4:
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32)
+
+
+def _to_words(leaf: jax.Array) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    return lax.bitcast_convert_type(leaf.astype(_carrier(leaf.dtype)), jnp.uint32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How to find the numbers again that `pack` packed.
+
+    >>> shapes = jax.eval_shape(lambda: {"loss": jnp.zeros(3), "hits": jnp.zeros((), jnp.int32)})
+    >>> layout = Layout.of(shapes)
+    >>> layout.unpack(np.asarray(pack({"loss": jnp.arange(3.0), "hits": jnp.int32(2**24 + 1)})))
+    {'hits': array(16777217, dtype=int32), 'loss': array([0., 1., 2.], dtype=float32)}
+    """
+
+    structure: Any
+    dtypes: tuple[Any, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, shapes: PyTree) -> Layout:
+        """Describe a tree of arrays or of their shapes and dtypes."""
+        leaves, structure = jax.tree.flatten(shapes)
+        return cls(
+            structure,
+            tuple(_carrier(leaf.dtype) for leaf in leaves),
+            tuple(leaf.shape for leaf in leaves),
+        )
+
+    @property
+    def words(self) -> int:
+        """How many uint32 words it packs to."""
+        return sum(
+            math.prod(shape) * dtype.itemsize // 4
+            for dtype, shape in zip(self.dtypes, self.shapes, strict=True)
+        )
+
+    def unpack(self, words: np.ndarray, *, rows: bool = False) -> PyTree:
+        """Give the numbers back as numpy views.
+
+        Args:
+            words: uint32 `[words]`, or `[steps, words]` with `rows`, which is one packing a step.
+            rows: give every leaf a leading axis of steps.
+        """
+        leaves, start = [], 0
+        for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
+            length = math.prod(shape) * dtype.itemsize // 4
+            part = np.ascontiguousarray(words[..., start : start + length]).view(dtype)
+            leaves.append(part.reshape((len(words), *shape) if rows else shape))
+            start += length
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> None:
+    """Check what a phase reports, before anything is compiled.
+
+    Raises:
+        ValueError: a metric is neither `()` nor `[steps]` nor a pair of such, or `reduce` names
+            a metric or a reduction that there is not.
+    """
+    if not isinstance(shapes, Mapping):
+        raise ValueError(f"phase {phase!r} must report a dict of metrics; got {shapes!r:.200}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        if len(leaf.shape) > 1:
+            raise ValueError(
+                f"metric {path_name(path)!r} of phase {phase!r} must be a scalar () or a trace "
+                f"[steps]; got shape {list(leaf.shape)}"
+            )
+    for name, reduction in reduce.items():
+        if name not in shapes:
+            raise ValueError(
+                f"phase {phase!r} reduces {name!r}, which it does not report "
+                f"(there is: {', '.join(sorted(shapes))})"
+            )
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"phase {phase!r} reduces {name!r} by {reduction!r}; "
+                f"there is: {', '.join(REDUCTIONS)}"
+            )
+
+
+def reduced(
+    pieces: list[dict[str, Any]], reduce: Mapping[str, str], phase: str
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Reduce an epoch's measurements to one float each.
+
+    Args:
+        pieces: what each piece of the epoch measured: name to a scalar `()`, a trace `[steps]`, or
+            a pair (totals, weights) that is summed and then divided once.
+        reduce: name to a key of `REDUCTIONS`; the mean where it is silent.
+        phase: the prefix of the names.
+
+    Returns:
+        (values, traces), both with names under the phase's.
+    """
+    values: dict[str, float] = {}
+    traces: dict[str, np.ndarray] = {}
+    for name in pieces[0]:
+        path = f"{phase}/{name}"
+        if isinstance(pieces[0][name], tuple):
+            total = sum(np.sum(piece[name][0], dtype=np.float64) for piece in pieces)
+            weight = sum(float(np.sum(piece[name][1])) for piece in pieces)
+            values[path] = float(total / weight) if weight else math.nan
+            continue
+        trace = np.concatenate([np.atleast_1d(piece[name]) for piece in pieces])
+        if len(pieces) > 1 or pieces[0][name].ndim:
+            traces[path] = trace
+        values[path] = float(REDUCTIONS[reduce.get(name, "mean")](trace))
+    return values, traces

@@ -1,0 +1,299 @@
+"""Phases: named pure functions that jit, and the programs compiled from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.data.feed import Check, Feed, Source
+from trainer.executors import Choice, Repetition, Step, choose, compiled_steps, scanned
+from trainer.metrics import Layout, check_measured, pack, reduced
+from trainer.state import PyTree, TrainState, device_part, rejoin
+from trainer.structure import settled
+
+Run = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
+"""`(state, data) -> (state, output, metrics)`, jittable."""
+
+Measure = Callable[[TrainState, Any], Mapping[str, Any]]
+"""`(state, batch) -> {name: values [batch], or a pair (values, weights)}`, jittable."""
+
+
+class Program(NamedTuple):
+    """A phase compiled for one structure of state and data."""
+
+    run: Callable[[TrainState, Any], tuple[TrainState, PyTree, jax.Array]]
+    """`(device part, data) -> (device part, output, packed metrics)`."""
+    layout: Layout
+    stepwise: bool
+    choice: Choice
+
+
+class Measured(NamedTuple):
+    """What a phase measured in one epoch, still on the device."""
+
+    phase: Phase
+    packed: list[tuple[Program, jax.Array]]
+
+    def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
+        """Wait for the phase, and give (values, traces, step)."""
+        pieces, steps = [], []
+        for program, packed in self.packed:
+            metrics, step = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
+            pieces.append(metrics)
+            steps.append(step)
+        values, traces = reduced(pieces, self.phase.reduce, self.phase.name)
+        return values, traces, int(np.ravel(steps[-1])[-1])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Phase:
+    """A named pure function that jits: one act of an epoch.
+
+    It keeps what was compiled, so that a second `fit`, with other hooks, compiles nothing.
+
+    Args:
+        name: prefix of its metrics, and the name of the event after it.
+        run: `(state, data) -> (state, output, metrics)`, jittable. A metric is a scalar `()`, a
+            trace `[steps]`, or a pair (totals, weights) that is divided once over the epoch.
+            `run` is called for every piece of data that the source gives in an epoch.
+        source: where the data comes from; without one, `data` is the output of the phase before
+            this one (None for the first).
+        reduce: how a trace becomes the epoch's value: mean (where silent), sum, last or max.
+
+    >>> from trainer import TrainState
+    >>> def decay(state, data):
+    ...     params = jax.tree.map(lambda w: 0.5 * w, state.params)
+    ...     return state.replace(params=params, step=state.step + 1), None, {"size": params["w"][0]}
+    >>> phase = Phase("decay", decay)
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> state, output, measured = phase.execute(state, None, donate=False)
+    >>> measured.read()[0]
+    {'decay/size': 0.5}
+    """
+
+    name: str
+    run: Run
+    source: Source | None = None
+    reduce: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    repetition: Repetition | None = None
+    """The phase taken apart, where `training` or `evaluation` made it."""
+    check: Check | None = None
+    """Raises where host data does not suit the task, such as labels outside the classes."""
+    changes: bool = True
+    """Whether `run` changes the state; an evaluation does not, and never copies it."""
+    _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _programs: dict[Any, Program] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"a phase's name must be a word without '/'; got {self.name!r}")
+
+    @property
+    def feed(self) -> Feed | None:
+        """How its source is read."""
+        if self.repetition:
+            return self.repetition.feed
+        return self.source.training() if self.source else None
+
+    def verify(self, state: TrainState) -> None:
+        """Check the data that is already there, before anything is compiled."""
+        if self.feed and self.check:
+            self.feed.verify(state, self.check)
+
+    def shapes(
+        self, state: TrainState, previous: PyTree = None, *, donate: bool = False
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """Give the shapes of (output, metrics), without computing anything.
+
+        Args:
+            state: to run on.
+            previous: output of the phase before, or its shapes.
+            donate: as it will be compiled, so that it is traced once.
+        """
+        data = self.feed.example if self.feed else previous
+        traced, (metrics, _) = self._traced(device_part(state), data, donate and self.changes)
+        return traced.out_info[1], metrics
+
+    def keys(self, state: TrainState) -> tuple[str, ...]:
+        """Name the metrics that it reports, prefix included."""
+        return tuple(f"{self.name}/{key}" for key in self.shapes(state)[1])
+
+    def program(self, state: TrainState, data: Any, *, donate: bool) -> Program:
+        """Compile for this structure of state and data, or give what was compiled already."""
+        state, donate = device_part(state), donate and self.changes
+        signature = _signature(state, placed=True), _signature(data), donate
+        if signature not in self._programs:
+            self._programs[signature] = self._compile(state, data, donate)
+        return self._programs[signature]
+
+    def execute(
+        self, state: TrainState, previous: PyTree, *, donate: bool
+    ) -> tuple[TrainState, PyTree, Measured]:
+        """Run one epoch of it, without waiting for the device.
+
+        Args:
+            state: to run on; with `donate`, its device part is used up.
+            previous: output of the phase before.
+            donate: let the program reuse the state's buffers.
+
+        Returns:
+            (state, output, what was measured).
+        """
+        device, output = device_part(state), None
+        packed: list[tuple[Program, jax.Array]] = []
+        pieces = self.feed.pieces(device, self.check) if self.feed else iter([previous])
+        for piece in pieces:
+            program = self.program(device, piece, donate=donate)
+            device, output, numbers = program.run(device, piece)
+            packed.append((program, numbers))
+            if len(packed) > 1:
+                jax.block_until_ready(packed[-2][1])  # or a stream would pile up on the device
+        return rejoin(device, state), output, Measured(self, packed)
+
+    def _settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
+        result = self.run(state, data)
+        if not isinstance(result, tuple) or len(result) != 3:
+            raise TypeError(
+                f"phase {self.name!r} must give back (state, output, metrics); "
+                f"got {type(result).__name__}"
+            )
+        after, output, metrics = result
+        return settled(state, after, f"phase {self.name!r}"), output, metrics
+
+    def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
+        """Trace once: give the traced function, and the shapes of (metrics, step)."""
+        signature = _signature(state), _signature(data), donate
+        if signature in self._traces:
+            return self._traces[signature]
+        measured: list[PyTree] = []
+
+        def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
+            after, output, metrics = self._settled(state, data)
+            check_measured(metrics, self.reduce, self.name)
+            numbers = (metrics, after.step)
+            measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
+            return after if self.changes else None, output, pack(numbers)
+
+        traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
+        self._traces[signature] = traced, measured[0]
+        return self._traces[signature]
+
+    def _compile(self, state: TrainState, data: Any, donate: bool) -> Program:
+        traced, measured = self._traced(state, data, donate)
+        platform = next(iter(state.step.devices())).platform
+        if self.repetition is None:
+            choice = Choice("scan", "the phase is one function")
+        else:
+            choice = choose(self.repetition.executor, traced.jaxpr, platform)
+        if self.repetition and choice.executor == "step":
+            metrics, number = measured
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics)
+            numbers = (one, number)
+            run = compiled_steps(
+                self.repetition, state, data, numbers, changes=self.changes, donate=donate
+            )
+            layout = Layout.of(numbers)
+        else:
+            compiled, layout = traced.lower().compile(), Layout.of(measured)
+
+            def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, jax.Array]:
+                after, output, packed = compiled(state, data)
+                return after if self.changes else state, output, packed
+
+        return Program(run, layout, choice.executor == "step", choice)
+
+
+def _signature(tree: PyTree, *, placed: bool = False) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(
+        (leaf.shape, leaf.dtype, leaf.sharding if placed else None) for leaf in leaves
+    )
+
+
+def training(
+    step: Step,
+    source: Source,
+    *,
+    name: str = "train",
+    executor: str = "auto",
+    reduce: Mapping[str, str] | None = None,
+) -> Phase:
+    """Make a phase that repeats an update over a source.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`, one optimizer update, jittable; metrics are
+            scalars `()`.
+        source: of batches; shuffled anew in every epoch, whole batches only.
+        name: of the phase and its event.
+        executor: `scan` (one program an epoch), `step` (one dispatch a step), or `auto`: `scan`,
+            except on CPU where the step convolves, which XLA runs several times slower in a loop.
+        reduce: how a metric's trace becomes the epoch's value: mean, sum, last or max.
+
+    Raises:
+        ValueError: an unknown executor, or a source with fewer examples than a batch.
+    """
+    return _repeated(step, source.training(), name, executor, reduce or {}, source, changes=True)
+
+
+def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
+    """Make a phase that measures a whole split exactly, ragged tail included, at any batch size.
+
+    Args:
+        measure: `(state, batch) -> {name: values}`, jittable, values `[batch]` or a pair (values,
+            weights) of `[batch]` each where examples weigh differently.
+        source: of batches, read in order.
+        name: prefix of the metrics.
+    """
+
+    def step(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch, mask = row
+        return state, {key: _totals(key, v, mask) for key, v in measure(state, batch).items()}
+
+    step.check = getattr(measure, "check", None)  # type: ignore[attr-defined]
+    return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
+
+
+def _repeated(
+    step: Step,
+    feed: Feed,
+    name: str,
+    executor: str,
+    reduce: Mapping[str, str],
+    source: Source,
+    *,
+    changes: bool,
+) -> Phase:
+    if executor not in ("auto", "scan", "step"):
+        raise ValueError(f"executor must be auto, scan or step; got {executor!r}")
+
+    def kept(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        after, metrics = step(state, batch)
+        return settled(state, after, f"the step of phase {name!r}"), metrics
+
+    return Phase(
+        name,
+        scanned(kept, feed, changes=changes),
+        source,
+        reduce,
+        Repetition(kept, feed, executor),
+        getattr(step, "check", None),
+        changes,
+    )
+
+
+def _totals(name: str, values: Any, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum under a mask, by `where` and not by a product: 0 * nan leaks."""
+    values, weights = values if isinstance(values, tuple) else (values, None)
+    if jnp.shape(values) != mask.shape:
+        raise ValueError(
+            f"measure must give {name!r} per example, {list(mask.shape)}; "
+            f"got {list(jnp.shape(values))}"
+        )
+    if weights is None:
+        return jnp.sum(values, where=mask), jnp.sum(mask, dtype=jnp.int32)
+    return jnp.sum(values * weights, where=mask), jnp.sum(weights, where=mask)

@@ -1,0 +1,142 @@
+"""What hooks and phases must keep: structure, shapes, dtypes. And whose buffers are whose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from trainer.state import PyTree, TrainState, device_part, path_name, rejoin
+
+DEVICE_FIELDS = ("step", "epoch", "params", "opt_state", "model_state", "rng", "carry")
+
+
+def described(leaf: Any) -> str:
+    """Describe a leaf as messages do: `float32[2, 3]`, `int`."""
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return type(leaf).__name__
+
+
+def differences(wanted: PyTree, got: PyTree) -> list[str]:
+    """List the leaves that are missing, new, or of another shape or dtype.
+
+    >>> differences({"w": jnp.ones(2), "b": 1}, {"w": jnp.ones(3), "b": 1})
+    ['w: float32[2] became float32[3]']
+    """
+    before, after = (
+        {path_name(path): described(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (wanted, got)
+    )
+    lines = [f"{path}: {before[path]} is missing" for path in before if path not in after]
+    lines += [f"{path}: {after[path]} is new" for path in after if path not in before]
+    lines += [
+        f"{path}: {before[path]} became {after[path]}"
+        for path in before
+        if path in after and before[path] != after[path]
+    ]
+    if not lines and not same_structure(wanted, got):
+        lines = [f"structure {jax.tree.structure(wanted)} became {jax.tree.structure(got)}"]
+    return lines
+
+
+def same_structure(one: PyTree, other: PyTree) -> bool:
+    """Say whether two trees differ in their leaves at most."""
+    return bool(jax.tree.structure(one) == jax.tree.structure(other))  # type: ignore[operator]
+
+
+def settled(before: TrainState, after: Any, who: str) -> TrainState:
+    """Check, while tracing, that a phase kept the state's structure; strip weak types.
+
+    Raises:
+        TypeError: what came back is no state.
+        ValueError: a leaf changed its shape or dtype; all are listed.
+    """
+    if not isinstance(after, TrainState):
+        raise TypeError(f"{who} must give back a TrainState first; got {type(after).__name__}")
+    after = device_part(after)
+    if lines := differences(before, after):
+        raise ValueError(
+            f"{who} must keep the structure, shapes and dtypes of the state:\n  "
+            + "\n  ".join(lines)
+        )
+    return jax.tree.map(_strong, after)
+
+
+def _strong(leaf: jax.Array) -> jax.Array:
+    return (
+        lax.convert_element_type(leaf, leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, np.number) and getattr(leaf, "weak_type", False)
+        else leaf
+    )
+
+
+def owned(state: TrainState) -> TrainState:
+    """Copy every leaf of the device part, so that donating it touches nobody else's arrays.
+
+    Python numbers and numpy arrays become strongly typed jax arrays.
+    """
+    return rejoin(jax.tree.map(_copy, device_part(state)), state)
+
+
+def _copy(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array):
+        return _strong(jnp.copy(leaf))
+    return _strong(jnp.asarray(leaf))
+
+
+def conformed(template: TrainState, state: TrainState) -> TrainState:
+    """Give changed leaves of the device part the weak type and sharding that programs expect.
+
+    Structure, shapes and dtypes must agree already.
+    """
+
+    def conform(wanted: jax.Array, leaf: Any) -> jax.Array:
+        if leaf is wanted:
+            return leaf
+        if not isinstance(leaf, jax.Array):
+            leaf = jnp.asarray(leaf, wanted.dtype)
+        if leaf.weak_type:
+            leaf = _strong(leaf)
+        if leaf.sharding != wanted.sharding:
+            leaf = jax.device_put(leaf, wanted.sharding)
+        return leaf
+
+    return rejoin(jax.tree.map(conform, device_part(template), device_part(state)), state)
+
+
+def buffers(leaf: Any) -> tuple[int, ...]:
+    """Give the addresses of a jax array's buffers; none for anything else.
+
+    Two array objects may be views of one buffer, so identity of objects says nothing.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.size == 0:
+        return ()
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if len(leaf.sharding.device_set) == 1:
+        return (leaf.unsafe_buffer_pointer(),)
+    return tuple(shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards)
+
+
+def separated(state: TrainState) -> TrainState:
+    """Copy leaves so that no two of the device part share a buffer, nor one with a memory.
+
+    Donating one buffer twice crashes, and a memory must outlive the arrays that training donates.
+    """
+    seen: set[int] = set()
+
+    def separate(leaf: Any) -> Any:
+        nonlocal seen
+        addresses = buffers(leaf)
+        if not seen.isdisjoint(addresses):
+            return jnp.copy(leaf)
+        seen.update(addresses)
+        return leaf
+
+    device = jax.tree.map(separate, device_part(state))
+    memory = jax.tree.map(separate, state.memory)
+    return device.replace(stop=state.stop, scores=state.scores, memory=memory)
