@@ -79,7 +79,7 @@ def every(n: int, hook: Combined, *, start: int = 0) -> Combined:
 
     def due(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
         number = int(state.epoch) + (event != "epoch")  # a phase's event is within the epoch
-        return number >= start and number % n == 0
+        return number >= max(start, 1) and number % n == 0
 
     return _gated(hook, lambda part: (Gate(due), ()))
 

@@ -13,7 +13,7 @@ class Worker:
 
     The thread starts with the first item. Where items come faster than they are worked off, `put`
     waits. A failure is raised once, by whichever of `put`, `flush` and `close` comes next; what was
-    queued behind it is not worked off.
+    queued behind it until then is not worked off, what comes after it is.
 
     Args:
         name: of the thread, and in messages.
@@ -32,13 +32,11 @@ class Worker:
         self._items: queue.Queue[Any] = queue.Queue(waiting)
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
-        self._failed = False
 
     def put(self, item: Any) -> None:
         """Queue an item."""
         self._raise()
         if self._thread is None:
-            self._failed = False
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()
         self._items.put((item,))
@@ -57,18 +55,19 @@ class Worker:
         self._raise()
 
     def _raise(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
+        if self._failure is not None:
+            self._items.join()
+            failure, self._failure = self._failure, None
             raise failure
 
     def _work(self) -> None:
         while (item := self._items.get()) is not None:
             try:
-                if not self._failed:
+                if self._failure is None:
                     self._function(item[0])
             except Exception as error:
                 error.add_note(f"on the worker thread of {self._name!r}")
-                self._failure, self._failed = error, True
+                self._failure = error
             finally:
                 self._items.task_done()
         self._items.task_done()

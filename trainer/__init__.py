@@ -2,8 +2,7 @@
 
 from trainer import data, losses
 from trainer.caching import cache_compilations
-
-# from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints
 from trainer.hook import Hook, Interrupt
 from trainer.loop import fit
 from trainer.metrics import Metrics
@@ -12,7 +11,7 @@ from trainer.state import TrainState, fingerprint
 from trainer.supervised import supervised
 
 __all__ = [
-    #    "Checkpoints",
+    "Checkpoints",
     "Hook",
     "Interrupt",
     "Metrics",

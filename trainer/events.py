@@ -89,7 +89,7 @@ class Events:
     def _check_hook(
         self, hook: Hook, known: Sequence[str], remembered: set[str], kept_before: set[str]
     ) -> None:
-        for key in hook.reads:
+        for key in (*hook.reads, *hook.expects):
             if key not in known:
                 shown = [name for name in known if not name.startswith("time/")]
                 remedy = f"place the hook that writes it before {hook.name!r} in the chain"
@@ -114,7 +114,7 @@ class Events:
             for hook in self.hooks
             for name, init in hook.memories
         }
-        return state.replace(memory=memory)
+        return separated(state.replace(memory=memory))
 
     def restore(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Let hooks bring back an earlier run.

@@ -66,6 +66,8 @@ class Hook:
     """One of `STAGES`. On several processes `observe` runs on the lead alone, the others on all."""
     reads: tuple[str, ...] = ()
     """Metrics without which it does not fire; checked before training."""
+    expects: tuple[str, ...] = ()
+    """Metrics that something must write, checked before training, but not at every event."""
     writes: tuple[str, ...] | Callable[[TrainState], tuple[str, ...]] = ()
     """Scores that it writes, or a function that names them once the state is known."""
     needs: tuple[str, ...] = ()
@@ -145,10 +147,10 @@ def parts_of(hooks: Any) -> tuple[Hook, ...]:
     >>> [part.name for part in parts_of([halve, (halve,)])]
     ['halve', 'halve']
     """
-    if hasattr(hooks, "parts"):
-        return tuple(hooks.parts)
     if isinstance(hooks, type):
         raise TypeError(f"a hook is a function (state, metrics) -> state; got the class {hooks!r}")
+    if hasattr(hooks, "parts"):
+        return tuple(hooks.parts)
     if callable(hooks):
         return (Hook(hooks, _name(hooks)),)
     if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ class Phase:
         if not self.name or "/" in self.name:
             raise ValueError(f"a phase's name must be a word without '/'; got {self.name!r}")
 
-    @property
+    @functools.cached_property
     def feed(self) -> Feed | None:
         """How its source is read."""
         if self.repetition:
@@ -132,13 +133,19 @@ class Phase:
         return self._programs[signature]
 
     def execute(
-        self, state: TrainState, previous: PyTree, *, donate: bool
+        self,
+        state: TrainState,
+        previous: PyTree,
+        program: Program | None = None,
+        *,
+        donate: bool,
     ) -> tuple[TrainState, PyTree, Measured]:
         """Run one epoch of it, without waiting for the device.
 
         Args:
             state: to run on; with `donate`, its device part is used up.
             previous: output of the phase before.
+            program: compiled for this state and the first piece, where it is at hand.
             donate: let the program reuse the state's buffers.
 
         Returns:
@@ -148,7 +155,8 @@ class Phase:
         packed: list[tuple[Program, jax.Array]] = []
         pieces = self.feed.pieces(device, self.check) if self.feed else iter([previous])
         for piece in pieces:
-            program = self.program(device, piece, donate=donate)
+            if program is None or (self.feed and piece is not self.feed.example):
+                program = self.program(device, piece, donate=donate)
             device, output, numbers = program.run(device, piece)
             packed.append((program, numbers))
             if len(packed) > 1:

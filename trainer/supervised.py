@@ -51,6 +51,8 @@ def supervised(network: Any, loss: Loss, optimizer: optax.GradientTransformation
     (1, ['accuracy', 'grad_norm', 'loss'])
     """
 
+    known: dict[str, Any] = {}
+
     def init(key: jax.Array, example: Mapping[str, Any]) -> TrainState:
         if "inputs" not in example:
             raise ValueError(f"a batch needs 'inputs' for the network; got {sorted(example)}")
@@ -75,8 +77,9 @@ def supervised(network: Any, loss: Loss, optimizer: optax.GradientTransformation
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
+        rates = [rate for _, rate in rates if isinstance(rate, jax.Array)]  # not schedules' states
         if len(rates) == 1:
-            metrics["learning_rate"] = rates[0][1]
+            metrics["learning_rate"] = rates[0]
         return state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -94,8 +97,11 @@ def supervised(network: Any, loss: Loss, optimizer: optax.GradientTransformation
     def check(state: TrainState, batch: Mapping[str, Any]) -> None:
         examine = getattr(loss.func if isinstance(loss, functools.partial) else loss, "check", None)
         if examine:
-            inputs = jax.tree.map(lambda x: x[:1], batch["inputs"])
-            examine(jax.eval_shape(outputs, state, inputs), batch)
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch)
+            signature = str(one["inputs"])
+            if signature not in known:  # tracing the network for every superbatch would cost
+                known[signature] = jax.eval_shape(outputs, state, one["inputs"])
+            examine(known[signature], batch)
 
     step.check = measure.check = check  # type: ignore[attr-defined]
     return Task(init, step, measure)

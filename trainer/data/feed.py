@@ -14,7 +14,7 @@ Batch = dict[str, Any]
 """Named arrays `[batch, ...]`; `inputs` feeds the network."""
 
 Check = Callable[[TrainState, Mapping[str, np.ndarray]], None]
-"""Raises ValueError where host arrays, with any number of leading axes, do not suit the task."""
+"""Raises ValueError where host arrays `[examples, ...]`, of any number, do not suit the task."""
 
 
 class Feed(NamedTuple):

@@ -102,7 +102,8 @@ class Stream:
             empty = False
             piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
             if check is not None:
-                check(state, piece[0] if masked else piece)
+                batch = piece[0] if masked else piece
+                check(state, {name: _flat(array) for name, array in batch.items()})
             yield jax.device_put(piece)
         if empty:
             raise ValueError(
@@ -154,6 +155,11 @@ def _described(batch: Batch) -> dict[str, str]:
 
 def _padded(array: np.ndarray, padding: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], padding, axis=0)]) if padding else array
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """Join the axes of steps and examples."""
+    return array.reshape(-1, *array.shape[2:])
 
 
 def _steps(piece: Any) -> int:

@@ -1,0 +1,83 @@
+"""Checkpoints: restore before all else, commit last, and what that may cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hooks.combining import Chain, chain
+from trainer import Checkpoints, Hook, TrainState
+from trainer.hook import Gate, Restored
+
+log = logging.getLogger("entracte")
+
+
+def save_checkpoints(
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 3,
+    best: str | None = None,
+    mode: str = "min",
+    config: Mapping[str, Any] | None = None,
+    max_cost: float | None = 0.05,
+) -> Chain:
+    """Resume from a run directory where there is a commit, and commit to it.
+
+    Three parts: the newest intact commit is restored before all else; each `epoch` ends with a
+    commit, written in the background; the last epoch is committed at `end`, or on an interrupt, if
+    it was not yet.
+
+    Args:
+        directory: of the run; commits are in its folder `checkpoints`.
+        keep: how many of the newest commits to keep.
+        best: metric by which the best commit is kept beside them, such as `val/accuracy`.
+        mode: `min` if a smaller `best` is better, `max` if a larger is.
+        config: the run's configuration, plain JSON data. A commit made under another one is
+            refused; `epochs` and `run` may differ.
+        max_cost: a commit that is due waits while it would take saving beyond this share of the
+            run's time. None commits at every epoch.
+
+    Raises:
+        ValueError: the directory holds another run: what differs is listed.
+        OSError: the directory cannot be written to.
+    """
+    if max_cost is not None and not 0 < max_cost <= 1:
+        raise ValueError(f"max_cost must be a share in (0, 1], or None; got {max_cost}")
+    checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode)
+    began = time.monotonic()
+    committed: int | None = None
+
+    def restore(template: TrainState) -> Restored | None:
+        nonlocal began, committed
+        began = time.monotonic()
+        commit = checkpoints.restore(template, config=config)
+        if commit is None:
+            return None
+        committed = commit.epoch
+        log.info("resuming from epoch %d of %s", commit.epoch, directory)
+        return Restored(commit.state, commit.scores)
+
+    def affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+        checkpoints.check()
+        if max_cost is None:
+            return True
+        taken = checkpoints.seconds + checkpoints.last_seconds
+        return taken <= max_cost * (time.monotonic() - began)
+
+    def commit(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal committed
+        if committed != int(state.epoch):
+            checkpoints.save(state, scores=metrics, config=config)
+            committed = int(state.epoch)
+        return state
+
+    expects = (best,) if best else ()
+    name = "save_checkpoints"
+    return chain(
+        Hook(lambda state, metrics: state, f"{name}/restore", event="start", restore=restore),
+        Hook(commit, name, stage="commit", gates=(Gate(affordable),), expects=expects),
+        Hook(commit, f"{name}/last", event="end", stage="commit", close=checkpoints.close),
+    )

@@ -1,0 +1,82 @@
+"""Logging: what an epoch measured goes to writers, and a resumed run repeats no record."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+from hooks.combining import Chain, chain
+from hooks.writers import Progress, Resumes, Trace, Value, Writer
+from trainer import Hook, TrainState
+
+
+def log_metrics(*writers: Writer) -> Chain:
+    """Write each epoch's metrics to writers: consoles, files, trackers.
+
+    Two parts: at the `start` the writers learn the step from which the run goes on; at each `epoch`
+    they are given all metrics of the event and, under `steps/`, the per-step traces. Hooks whose
+    scores are to be written stand before it; of control hooks the place does not matter.
+
+    Args:
+        writers: `Console()`, `JsonLines(path)`, `TensorBoard(directory)`, or one's own: see
+            `Writer`.
+
+    Raises:
+        ValueError: there is no writer.
+        TypeError: something is none.
+
+    >>> from hooks import Console
+    >>> print(log_metrics(Console()))
+    event  stage    hook               reads  writes
+    start  observe  log_metrics/start
+    epoch  observe  log_metrics
+    """
+    if not writers:
+        raise ValueError("log_metrics needs a writer: log_metrics(hooks.Console())")
+    for writer in writers:
+        if isinstance(writer, type) or not isinstance(writer, Writer):
+            raise TypeError(
+                f"log_metrics takes writers, objects with write, flush and close; got {writer!r}"
+            )
+    return chain(resume_writers(writers), write_metrics(writers))
+
+
+def resume_writers(writers: Sequence[Writer]) -> Hook:
+    """Tell writers that keep records, at the `start`, from which step the run goes on."""
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        for writer in writers:
+            if isinstance(writer, Resumes):
+                writer.resume(int(state.step))
+        return state
+
+    return Hook(run, "log_metrics/start", event="start", stage="observe")
+
+
+def write_metrics(writers: Sequence[Writer]) -> Hook:
+    """Write the metrics and traces of an `epoch` at its last step.
+
+    Writers are flushed before a commit, and closed at the end, all of them whatever fails.
+    """
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        values: dict[str, Value] = {
+            "epoch": Progress(int(state.epoch), getattr(metrics, "epochs", None)),
+            **metrics,
+        }
+        for name, trace in getattr(metrics, "steps", {}).items():
+            values[f"steps/{name}"] = Trace(trace)
+        for writer in writers:
+            writer.write(int(state.step), values)
+        return state
+
+    def flush() -> None:
+        for writer in writers:
+            writer.flush()
+
+    def close() -> None:
+        with contextlib.ExitStack() as stack:
+            for writer in writers:
+                stack.callback(writer.close)
+
+    return Hook(run, "log_metrics", stage="observe", flush=flush, close=close)

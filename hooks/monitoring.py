@@ -1,0 +1,140 @@
+"""Monitoring: what a run takes of the machine, and a sign of life."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from hooks.combining import Chain, chain
+from hooks.writers import make_folder
+from trainer import Hook, TrainState
+
+GB = 1e9
+"""Bytes."""
+
+DEVICE_MEMORY = {
+    "system/device_memory_gb": "bytes_in_use",
+    "system/device_memory_peak_gb": "peak_bytes_in_use",
+}
+"""Scores, and what `Device.memory_stats` calls them."""
+
+
+def watch_system(*, batch_size: int | None = None) -> Hook:
+    """Score what the run takes of the machine; place it before `log_metrics`.
+
+    `system/host_memory_gb` (resident) and `system/cpu_percent` (100 is one busy core) are this
+    process's. `system/device_memory_gb` and `system/device_memory_peak_gb` are those of the fullest
+    local device, on backends that tell: GPUs and TPUs do, CPUs do not. 1 GB is 1e9 bytes. They are
+    read at most once a second, since a share of the CPU says nothing over less; until the next
+    reading the last one stands.
+
+    Args:
+        batch_size: examples in a step; where given, `system/examples_per_second` is scored too.
+
+    Raises:
+        ImportError: psutil is not installed.
+        ValueError: the batch size is below 1.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> scores = watch_system(batch_size=64)(state, {"time/steps_per_second": 100.0}).scores
+    >>> scores["system/examples_per_second"], scores["system/host_memory_gb"] > 0
+    (6400.0, True)
+    """
+    try:
+        import psutil
+    except ImportError as error:
+        error.add_note('watch_system needs psutil: pip install "entracte[monitoring]"')
+        raise
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}")
+    process = psutil.Process()
+    process.cpu_percent()  # gives 0, and starts the count
+    reading: dict[str, float] = {}
+    read_at = float("-inf")
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal reading, read_at
+        if time.monotonic() - read_at >= 1:
+            reading, read_at = read(), time.monotonic()
+        scores = {**state.scores, **reading}
+        if batch_size is not None:
+            scores["system/examples_per_second"] = batch_size * metrics["time/steps_per_second"]
+        return state.replace(scores=scores)
+
+    def read() -> dict[str, float]:
+        return {
+            "system/host_memory_gb": process.memory_info().rss / GB,
+            "system/cpu_percent": process.cpu_percent(),
+            **device_memory(),
+        }
+
+    def names(state: TrainState) -> tuple[str, ...]:
+        speed = () if batch_size is None else ("system/examples_per_second",)
+        return ("system/host_memory_gb", "system/cpu_percent", *device_memory(), *speed)
+
+    reads = () if batch_size is None else ("time/steps_per_second",)
+    return Hook(run, "watch_system", stage="observe", reads=reads, writes=names)
+
+
+def device_memory() -> dict[str, float]:
+    """Read the memory of the fullest local device; nothing where the backend does not tell."""
+    known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    return {
+        score: max(stats[key] for stats in known) / GB
+        for score, key in DEVICE_MEMORY.items()
+        if known and all(key in stats for stats in known)
+    }
+
+
+def beat(path: str | os.PathLike[str]) -> Chain:
+    """Leave a sign of life in a JSON file, for whoever watches over the run.
+
+    At `start`, each `epoch` and `end` the file is replaced, so that a reader always finds a whole
+    one: `{"time": 1700000000.0, "event": "epoch", "epoch": 3, "step": 84, "pid": 4711, "host":
+    "node7"}`, the time in unix seconds. A time that is old without an `end` tells of a run that
+    hangs or died.
+
+    Args:
+        path: of the file; its folder is made.
+
+    Raises:
+        OSError: the folder cannot be written to, or the path is one itself.
+
+    >>> import tempfile, jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = beat(f"{folder}/alive.json")(state, {})
+    ...     json.loads(Path(folder, "alive.json").read_text())["step"]
+    0
+    """
+    path = Path(path)
+    make_folder(path.parent, "beat")
+    if path.is_dir():
+        raise IsADirectoryError(f"beat needs the path of a file; {str(path)!r} is a folder")
+    beside = path.with_name(f"{path.name}.tmp")
+    host = socket.gethostname()
+
+    def at(event: str) -> Hook:
+        def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+            sign = {
+                "time": time.time(),
+                "event": event,
+                "epoch": int(state.epoch),
+                "step": int(state.step),
+                "pid": os.getpid(),
+                "host": host,
+            }
+            beside.write_text(json.dumps(sign))
+            os.replace(beside, path)
+            return state
+
+        return Hook(run, f"beat/{event}", event=event, stage="observe")
+
+    return chain(at("start"), at("epoch"), at("end"))

@@ -1,0 +1,124 @@
+"""Hooks that decide to end a run: where it no longer learns, or where numbers went wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from hooks.base import stateful
+from trainer import Hook, TrainState
+
+log = logging.getLogger("entracte")
+
+
+class EarlyStopping(NamedTuple):
+    """What `stop_early` remembers."""
+
+    best: float
+    """The best value so far; infinite at first."""
+    since: int
+    """Evaluations since it was reached."""
+
+
+def stop_early(
+    metric: str, *, patience: int, mode: str = "min", min_delta: float = 0.0
+) -> Hook:
+    """Stop when a metric has not improved for `patience` evaluations in a row.
+
+    It counts evaluations, not epochs: where the metric is missing, nothing is counted. A value that
+    is not a number is no improvement.
+
+    Args:
+        metric: to watch, such as `val/loss`.
+        patience: evaluations without improvement after which to stop.
+        mode: `min` if smaller is better, `max` if larger is.
+        min_delta: what counts as an improvement is more than this.
+
+    Raises:
+        ValueError: an unknown mode, a patience below 1, or a negative min_delta.
+
+    Source: L. Prechelt, Early Stopping - But When?, 1998.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> hook = stop_early("val/loss", patience=2)
+    >>> for loss in (0.5, 0.6, 0.7):
+    ...     state = hook(state, {"val/loss": loss})
+    >>> state.stop, state.memory["stop_early/val/loss"]
+    (True, EarlyStopping(best=0.5, since=2))
+    """
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    if patience < 1:
+        raise ValueError(f"patience must be at least 1 evaluation; got {patience}")
+    if min_delta < 0:
+        raise ValueError(f"min_delta must not be negative; got {min_delta}")
+    sign = 1.0 if mode == "min" else -1.0
+
+    def init(state: TrainState) -> EarlyStopping:
+        return EarlyStopping(best=sign * math.inf, since=0)
+
+    def update(
+        memory: EarlyStopping, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[EarlyStopping, TrainState]:
+        value = float(metrics[metric])
+        if sign * (memory.best - value) > min_delta:
+            return EarlyStopping(best=value, since=0), state
+        memory = memory._replace(since=memory.since + 1)
+        if memory.since < patience:
+            return memory, state
+        log.info(
+            "stopping: %s has not been better than %.6g for %d evaluations",
+            metric,
+            memory.best,
+            memory.since,
+        )
+        return memory, state.replace(stop=True)
+
+    hook = stateful(f"stop_early/{metric}", init, update)
+    return dataclasses.replace(hook, reads=(metric,))
+
+
+def stop_on_nan() -> Hook:
+    """Stop when a metric of this event is not finite; the log names the first one and its step.
+
+    It looks at all metrics and their per-step traces.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> stop_on_nan()(state, {"train/loss": float("nan")}).stop
+    True
+    """
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if not wrong:
+            return state
+        step, name = first_not_finite(metrics, int(state.step)) or (int(state.step), wrong[0])
+        log.error("stopping: %s is not finite at step %d (%s)", name, step, ", ".join(wrong))
+        return state.replace(stop=True)
+
+    return Hook(run, "stop_on_nan")
+
+
+def first_not_finite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:
+    """Find the first step whose trace is not finite, and the metric.
+
+    Args:
+        metrics: of an event.
+        step: at the event, where the traces end.
+
+    Returns:
+        (step, name), or None where all traces are finite.
+    """
+    found = []
+    for name, trace in getattr(metrics, "steps", {}).items():
+        wrong = np.flatnonzero(~np.isfinite(trace))
+        if wrong.size:
+            found.append((step - len(trace) + 1 + int(wrong[0]), name))
+    return min(found, default=None)

@@ -1,0 +1,93 @@
+"""Holding any hook, a user's own too, to the laws."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from trainer import Checkpoints, Hook, TrainState, fingerprint
+from trainer.contract import kept
+from trainer.events import Events
+from trainer.structure import differences, owned
+
+
+def check_hook(
+    hook: Any, state: TrainState, metrics: Mapping[str, float], *, phases: tuple[str, ...] = ()
+) -> TrainState:
+    """Hold a hook to the laws, each of its parts in the order of execution.
+
+    It is pure (the same arguments give the same result, but for the scores that an observer reads
+    off the world), leaves its arguments as they are, keeps the state's structure, does what its
+    stage allows, and goes on from a checkpoint as if nothing had happened. It is closed at the end.
+
+    Args:
+        hook: a plain function, a hook or a chain.
+        state: to try it on.
+        metrics: all that it reads, so that it fires.
+        phases: names of the program's phases, for a hook that runs after one.
+
+    Returns:
+        The state after all parts ran.
+
+    Raises:
+        AssertionError: a law is broken, or a part does not fire on these arguments.
+        ValueError: a part changes what its stage may not.
+
+    >>> import jax
+    >>> def nothing(state, metrics):
+    ...     return state
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> check_hook(nothing, state, {}).stop
+    False
+    """
+    events = Events(hook, phases)
+    before = fingerprint(state)
+    current = events.remember(owned(state))
+    try:
+        for event in ("start", *phases, "epoch", "end", "error"):
+            for part in events.order[event]:
+                current = _check_part(part, current, metrics)
+    finally:
+        events.close()
+    assert fingerprint(state) == before, f"{hook!r} changed the state that it was given"
+    return current
+
+
+def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    missing = [key for key in part.reads if key not in metrics]
+    assert not missing, f"hook {part.name!r} does not fire: {missing} is not among the metrics"
+    assert part.due(state, metrics, {}), f"hook {part.name!r} does not fire: its trigger says no"
+    before, seen = fingerprint(state), dict(metrics)
+    after = kept(part, state, part.apply(state, metrics))
+    again = kept(part, state, part.apply(state, metrics))
+    assert fingerprint(state) == before, f"hook {part.name!r} changed its argument, the state"
+    assert dict(metrics) == seen, f"hook {part.name!r} changed its argument, the metrics"
+    assert fingerprint(after) == fingerprint(again), (
+        f"hook {part.name!r} is not pure: two calls with the same arguments differ"
+    )
+    if part.stage == "observe":
+        assert after.scores.keys() == again.scores.keys(), f"hook {part.name!r} scores by chance"
+    else:
+        assert after.scores == again.scores, f"hook {part.name!r} is not pure: its scores differ"
+    if part.memories:
+        _check_round_trip(part, after, metrics)
+    return after
+
+
+def _check_round_trip(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        with Checkpoints(directory) as checkpoints:
+            checkpoints.save(state)
+        with Checkpoints(directory) as checkpoints:
+            commit = checkpoints.restore(state)
+    assert commit is not None
+    restored = commit.state
+    names = [memory.name for memory in part.memories]
+    for name in names:
+        lines = differences(state.memory[name], restored.memory[name])
+        assert not lines, f"memory {name!r} changes in a checkpoint: {lines}"
+    goes_on, resumed = part(state, metrics), part(restored, metrics)
+    assert fingerprint(goes_on) == fingerprint(resumed), (
+        f"hook {part.name!r} goes on differently after a checkpoint"
+    )

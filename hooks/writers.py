@@ -1,0 +1,229 @@
+"""Writers: where records go, the kinds of values in them, and one that writes lines of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import IO, Protocol, runtime_checkable
+
+import numpy as np
+
+log = logging.getLogger("entracte")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How much of a whole is done: `values["epoch"]` of what `log_metrics` writes."""
+
+    done: int
+    total: int | None = None
+    """None where it is not known."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """One value for each optimizer step up to the one written: the last belongs to it."""
+
+    values: np.ndarray
+    """Floats `[steps]`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histogram:
+    """Numbers whose distribution is shown; those that are not finite are left out."""
+
+    values: np.ndarray
+    """Numbers of any shape."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """A picture.
+
+    Raises:
+        ValueError: the pixels are not `[height, width, channels]` with 1, 3 or 4 channels.
+    """
+
+    pixels: np.ndarray
+    """`[height, width, channels]`, uint8, or floats from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.pixels)
+        if len(shape) != 3 or shape[2] not in (1, 3, 4):
+            raise ValueError(
+                "pixels must be [height, width, channels] with 1, 3 or 4 channels; "
+                f"got shape {list(shape)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A piece of writing, such as a sample of what the model says."""
+
+    text: str
+
+
+Value = float | Progress | Trace | Histogram | Image | Text
+"""What a writer may be given. It skips the kinds that it cannot show."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What `log_metrics` writes to. One that shows scalars takes ten lines.
+
+    A writer that keeps records also has `resume`, see `Resumes`. After `close` it may be written to
+    again: one writer serves several calls of `fit`.
+
+    >>> class Printer:
+    ...     def write(self, step, values):
+    ...         scalars = {k: v for k, v in values.items() if isinstance(v, float)}
+    ...         print(step, scalars)
+    ...     def flush(self):
+    ...         pass
+    ...     def close(self):
+    ...         pass
+    >>> Printer().write(5, {"train/loss": 0.25, "sample": Text("Once upon a time")})
+    5 {'train/loss': 0.25}
+    """
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Record values, by name, at a step."""
+
+    def flush(self) -> None:
+        """Make all that was written durable: a commit of the state follows."""
+
+    def close(self) -> None:
+        """Finish, and release threads and files."""
+
+
+@runtime_checkable
+class Resumes(Protocol):
+    """A writer that keeps records: a run that goes on shall neither double nor lose one."""
+
+    def resume(self, step: int) -> None:
+        """Take it that the run goes on from this step (0: afresh): later records are superseded.
+
+        Called once at the start, before the first write.
+        """
+
+
+class JsonLines:
+    """Writes one JSON object a line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
+
+    It shows numbers and texts. JSON has no number for NaN and the infinities: they become null.
+    Every line is in the file at once. A run that goes on drops the lines beyond its step, and a
+    line torn by a crash; a run that starts afresh drops them all.
+
+    Args:
+        path: of the file; it and its folder are made.
+
+    Raises:
+        OSError: the file cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lines = JsonLines(f"{folder}/metrics.jsonl")
+    ...     lines.write(28, {"epoch": Progress(1, 20), "train/loss": 0.5, "gap": math.nan})
+    ...     lines.close()
+    ...     print(lines.path.read_text().strip())
+    {"step": 28, "epoch": 1, "train/loss": 0.5, "gap": null}
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file: IO[str] | None = None
+        make_folder(self.path.parent, "JsonLines")
+        try:
+            self.path.open("a").close()
+        except OSError as error:
+            error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
+            raise
+
+    def resume(self, step: int) -> None:
+        """Drop the lines beyond a step, and a torn last one, all at once or not at all.
+
+        Raises:
+            ValueError: the file holds lines that are no records.
+        """
+        self.close()
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            lines = list(file)
+        kept = [
+            line for number, line in enumerate(lines, 1) if _step(self.path, number, line) <= step
+        ]
+        if len(kept) == len(lines):
+            return
+        log.warning(
+            "%s: dropping %d lines beyond step %d, where this run goes on",
+            self.path,
+            len(lines) - len(kept),
+            step,
+        )
+        beside = self.path.with_name(f"{self.path.name}.tmp")
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Append a line."""
+        record: dict[str, float | str | None] = {"step": step}
+        for name, value in values.items():
+            if isinstance(value, Real):
+                record[name] = float(value) if math.isfinite(value) else None
+            elif isinstance(value, Progress):
+                record[name] = value.done
+            elif isinstance(value, Text):
+                record[name] = value.text
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Wait until the lines are on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; a further write opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def _step(path: Path, number: int, line: str) -> float:
+    """Give the step of a line; infinite if it was torn."""
+    if not line.endswith("\n"):
+        return math.inf
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        error.add_note(
+            f"line {number} of {str(path)!r} is no record with a step, so the file was not written "
+            "by JsonLines; give it another path"
+        )
+        raise
+
+
+def make_folder(path: Path, who: str) -> None:
+    """Make a folder, and see that files can be made in it.
+
+    Raises:
+        OSError: they cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        error.add_note(f"{who} cannot write to the folder {str(path)!r}; give it another one")
+        raise

@@ -1,0 +1,153 @@
+"""The network contract: two pure functions, whatever library they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+class Init(Protocol):
+    """Make a network's variables: `(key, example) -> (params, model_state)`."""
+
+    def __call__(self, key: jax.Array, example: PyTree, /) -> tuple[PyTree, PyTree]:
+        """Make the variables for inputs like `example`; `Network.init` says more."""
+
+
+class Apply(Protocol):
+    """Run a network: `(params, model_state, inputs, *, key, train) -> (outputs, model_state)`."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        inputs: PyTree,
+        /,
+        *,
+        key: jax.Array | None,
+        train: bool,
+    ) -> tuple[PyTree, PyTree]:
+        """Run on one batch; `Network.apply` says more."""
+
+
+class Network(NamedTuple):
+    """A network as two pure functions, which is all that training needs of it.
+
+    Both may be jitted, differentiated, mapped and scanned; `train` is a Python bool. No variable
+    lives in the network itself, so one network serves any number of states.
+
+    Any two functions that keep the contract are a network:
+
+    >>> def init(key, example):
+    ...     return {"kernel": jax.random.normal(key, (example.shape[-1], 2))}, {}
+    >>> def apply(params, model_state, inputs, *, key, train):
+    ...     return inputs @ params["kernel"], model_state
+    >>> linear = Network(init, apply)
+    >>> params, model_state = linear.init(jax.random.key(0), jnp.ones((4, 3)))
+    >>> linear.apply(params, model_state, jnp.ones((4, 3)), key=None, train=False)[0].shape
+    (4, 2)
+    """
+
+    init: Init
+    """`(key, example) -> (params, model_state)`, called once, before training.
+
+    `key` is a single typed key. `example` is the network's inputs as one batch, an array
+    `[batch, ...]` or a pytree of them; only shapes and dtypes are read, so `jax.ShapeDtypeStruct`
+    does, and only the batch size may differ in later calls. `params` is what the optimizer updates,
+    and it alone; `model_state` is what is not trained, batch statistics for instance, and {} where
+    there is none. Both are plain nested dicts of arrays with string keys, which name the arrays in
+    checkpoints; neither holds random state.
+    """
+
+    apply: Apply
+    """`(params, model_state, inputs, *, key, train) -> (outputs, model_state)`.
+
+    `inputs` is `[batch, ...]` as in `example`, `outputs` what the network gives for it, `[batch,
+    classes]` logits for a classifier. With `train=True` the model state comes back updated, in the
+    structure, shapes and dtypes it had, for the caller to keep; with `train=False` it comes back as
+    it was. `key` feeds all that is random and is the only source of it: the same arguments give the
+    same results. It may be None where nothing random is asked for. No argument is changed.
+    """
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """Give the key of this name, the same in every process.
+
+    Names are independent of one another, so a new one shifts nobody's numbers.
+
+    Args:
+        key: () typed key.
+        name: whose key; hashed to 32 bits.
+
+    Returns:
+        () typed key.
+
+    Raises:
+        TypeError: `key` is not a single typed key.
+
+    >>> key = jax.random.key(0)
+    >>> bool(named_key(key, "dropout") == named_key(key, "dropout"))
+    True
+    >>> bool(named_key(key, "dropout") == named_key(key, "params"))
+    False
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key must be a typed key, jax.random.key(seed); got {key!r}")
+    if key.shape:
+        raise TypeError(f"key must be a single key of shape (); got shape {key.shape}")
+    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
+    return jax.random.fold_in(key, np.uint32(int.from_bytes(digest, "big")))
+
+
+def shapes_of(tree: PyTree) -> PyTree:
+    """Give the shapes and dtypes of a pytree's arrays, as `jax.ShapeDtypeStruct`s.
+
+    >>> shapes_of({"image": jnp.ones((2, 3))})
+    {'image': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
+    """
+    abstract = jax.eval_shape(lambda x: x, tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract)
+
+
+def require_fit(name: str, expected: PyTree, got: PyTree, *, remedy: str) -> None:
+    """Check that a pytree has the names and shapes that are expected of it.
+
+    Dtypes are left to the caller: a network may run on parameters of a lower precision.
+
+    Args:
+        name: what `got` is, for the message.
+        expected: pytree of arrays or `jax.ShapeDtypeStruct`s.
+        got: pytree of arrays.
+        remedy: what to do, for the message.
+
+    Raises:
+        ValueError: an array is missing, not expected or of another shape; it names them.
+
+    >>> require_fit("params", {"w": jnp.ones(2)}, {"w": jnp.ones(3)}, remedy="call init again")
+    Traceback (most recent call last):
+        ...
+    ValueError: params: the arrays do not fit: w must be (2,), got (3,); call init again
+    """
+    wanted, found = _shapes_by_path(expected), _shapes_by_path(got)
+    faults = [f"{path} is missing" for path in wanted.keys() - found.keys()]
+    faults += [f"{path} is not expected" for path in found.keys() - wanted.keys()]
+    faults += [
+        f"{path} must be {wanted[path]}, got {found[path]}"
+        for path in wanted.keys() & found.keys()
+        if wanted[path] != found[path]
+    ]
+    if faults:
+        listed = sorted(faults)[:6] + [f"and {len(faults) - 6} more"] * (len(faults) > 6)
+        raise ValueError(f"{name}: the arrays do not fit: {', '.join(listed)}; {remedy}")
+
+
+def _shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,189 @@
+"""Networks of Flax NNX modules."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.network import Network, PyTree, named_key, require_fit, shapes_of
+
+Build = Callable[[nnx.Rngs, PyTree], nnx.Module]
+Parts = tuple[Any, nnx.State, nnx.State, nnx.State]  # graphdef, params, random, kept
+
+
+def from_nnx(build: Build) -> Network:
+    """Make a network of a Flax NNX module, called as `module(inputs)`.
+
+    The parameters are the module's `nnx.Param` variables. The model state is every other array it
+    keeps, batch statistics for instance, save two kinds: random state, which is made anew from
+    `key` at each call, each stream from its path in the module, so that nothing random is saved;
+    and `nnx.Intermediate`. `module.train()` or `module.eval()` runs before each call; what the
+    module does to its own parameters in a call is dropped.
+
+    `build` runs in `init`, and abstractly in `apply`, once for each shape of inputs (about 7 ms a
+    layer): it must not depend on anything that changes. A jitted `apply` costs only what the
+    module computes; outside of jit the Python around it costs some milliseconds at each call.
+
+    Args:
+        build: `(rngs, example) -> module`. `example` is the inputs as a pytree of
+            `jax.ShapeDtypeStruct`, to take sizes from; a module of fixed sizes ignores it:
+            `from_nnx(lambda rngs, example: MyModule(rngs=rngs))`.
+
+    Returns:
+        The network; its dicts follow the module's attributes, `{"layers": {"0": {"kernel": ...}}}`.
+
+    Raises:
+        TypeError: `build` does not take the two arguments; on a call, it gave no `nnx.Module`.
+        ValueError: on a call, the variables do not fit the module that `build` makes for such
+            inputs, or the module needs random numbers in training and `key` is None.
+
+    >>> network = from_nnx(lambda rngs, example: nnx.Linear(example.shape[-1], 2, rngs=rngs))
+    >>> params, model_state = network.init(jax.random.key(0), jnp.ones((4, 3)))
+    >>> jax.tree.map(jnp.shape, params)
+    {'bias': (2,), 'kernel': (3, 2)}
+    >>> network.apply(params, model_state, jnp.ones((4, 3)), key=None, train=False)[0].shape
+    (4, 2)
+    """
+    _require_two_arguments(build)
+
+    @functools.lru_cache(maxsize=16)
+    def structure(leaves: tuple[jax.ShapeDtypeStruct, ...], treedef: Any) -> Parts:
+        shapes = jax.tree.unflatten(treedef, leaves)
+        return _split(nnx.eval_shape(lambda: _built(build, nnx.Rngs(0), shapes)))
+
+    def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
+        rngs = nnx.Rngs(named_key(key, "default"), params=named_key(key, "params"))
+        _, params, _, kept = _split(_built(build, rngs, shapes_of(example)))
+        return _plain(params), _plain(kept)
+
+    def apply(
+        params: PyTree,
+        model_state: PyTree,
+        inputs: PyTree,
+        *,
+        key: jax.Array | None,
+        train: bool,
+    ) -> tuple[PyTree, PyTree]:
+        leaves, treedef = jax.tree.flatten(shapes_of(inputs))
+        graphdef, param_shapes, random, kept_shapes = structure(tuple(leaves), treedef)
+        seeds = _seeded(random, key)
+        module = nnx.merge(
+            graphdef,
+            _filled("params", param_shapes, params),
+            _filled("model_state", kept_shapes, model_state),
+            seeds,
+            copy=True,
+        )
+        if not train:
+            module.eval()
+            return module(inputs), model_state
+        module.train()
+        outputs = module(inputs)
+        _, _, used, kept = _split(module)
+        if key is None:
+            _require_unused(seeds, used)
+        updated = _plain(kept)
+        remedy = "a module may not add or reshape variables when it is called"
+        require_fit("model_state after the call", model_state, updated, remedy=remedy)
+        return outputs, updated
+
+    return Network(init, apply)
+
+
+def _require_two_arguments(build: Build) -> None:
+    try:
+        if isinstance(build, type):  # the signature of a module class says nothing
+            inspect.signature(vars(build).get("__init__", build)).bind(None, None, None)
+        else:
+            inspect.signature(build).bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"from_nnx calls build(rngs, example), which {build!r} does not take ({error}); "
+            "write from_nnx(lambda rngs, example: MyModule(rngs=rngs))"
+        ) from error
+
+
+def _built(build: Build, rngs: nnx.Rngs, shapes: PyTree) -> nnx.Module:
+    module = build(rngs, shapes)
+    if not isinstance(module, nnx.Module):
+        raise TypeError(
+            f"build must return an nnx.Module; got {type(module).__name__}; "
+            "for another library see from_linen and Network"
+        )
+    for _, part in nnx.iter_modules(module):
+        for name, value in list(vars(part).items()):
+            # Under a trace NNX takes a bare array for a constant of the structure, not for data.
+            if isinstance(value, jax.core.Tracer):
+                setattr(part, name, nnx.data(value))
+    return module
+
+
+def _split(module: nnx.Module) -> Parts:
+    graphdef, *states = nnx.split(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    params, random, _, kept = states
+    return graphdef, params, random, kept
+
+
+def _plain(state: nnx.State) -> dict[str, Any]:
+    """Turn a state into nested dicts of arrays, with string keys (NNX numbers its lists)."""
+    plain: dict[str, Any] = {}
+    for path, leaf in nnx.to_flat_state(state):
+        *parents, name = [str(part) for part in path]
+        branch = plain
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        branch[name] = jax.tree.map(_array, value)
+    return plain
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    return jnp.array(value, jnp.result_type(value))  # naming the dtype keeps it from being weak
+
+
+def _filled(name: str, abstract: nnx.State, plain: PyTree) -> nnx.State:
+    """Put the arrays of nested dicts into a state of shapes."""
+    remedy = "give what init made for inputs like these (only the batch size may differ)"
+    require_fit(name, _plain(abstract), plain, remedy=remedy)
+    filled = []
+    for path, leaf in nnx.to_flat_state(abstract):
+        value = plain
+        for part in path:
+            value = value[str(part)]
+        filled.append((path, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
+    return nnx.from_flat_state(filled)
+
+
+def _seeded(random: nnx.State, key: jax.Array | None) -> nnx.State:
+    """Start each random stream anew, from the key and the stream's path."""
+    seeded = []
+    for path, variable in nnx.to_flat_state(random):
+        shape = variable.get_value().shape
+        if isinstance(variable, nnx.RngKey):
+            root = jax.random.key(0) if key is None else key
+            value = named_key(root, "/".join(map(str, path)))
+            value = jax.random.split(value, shape) if shape else value
+        else:
+            value = jnp.zeros(shape, jnp.uint32)
+        seeded.append((path, variable.replace(value)))
+    return nnx.from_flat_state(seeded)
+
+
+def _require_unused(seeds: nnx.State, used: nnx.State) -> None:
+    """Check that no stream gave a number: one that does replaces its count."""
+    before = dict(nnx.to_flat_state(seeds))
+    for path, variable in nnx.to_flat_state(used):
+        if variable.get_value() is not before[path].get_value():
+            stream = "/".join(map(str, path[:-1]))
+            raise ValueError(
+                f"the module draws random numbers in training (from {stream}) and key is None; "
+                "give apply a typed key, such as state.key('network')"
+            )

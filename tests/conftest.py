@@ -1,0 +1,101 @@
+"""What many tests start from: a small task on real digits, and a phase that is three lines long."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import settings
+
+import trainer
+from trainer import data, losses
+
+settings.register_profile("entracte", deadline=None, max_examples=30)
+settings.load_profile("entracte")
+
+LINEAR = SimpleNamespace(
+    init=lambda key, x: (
+        {"w": jax.random.normal(key, (x[0].size, 10)) * 0.01, "b": jnp.zeros(10)},
+        {},
+    ),
+    apply=lambda params, model_state, x, *, key, train: (
+        x.reshape(len(x), -1) @ params["w"] + params["b"],
+        model_state,
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def linear():
+    """A network of one layer, on anything that flattens."""
+    return LINEAR
+
+
+def halve(state, data):
+    """A phase: halves the parameters and measures them."""
+    size = jnp.abs(state.params["w"]).sum()
+    params = jax.tree.map(lambda w: w / 2, state.params)
+    return state.replace(params=params, step=state.step + 1), None, {"loss": size}
+
+
+@pytest.fixture
+def state():
+    """A state of two parameters, with an optimizer whose rate can be set."""
+    params = {"w": jnp.array([1.0, -2.0]), "b": jnp.zeros(())}
+    opt_state = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1).init(params)
+    return trainer.TrainState.create(params=params, opt_state=opt_state, rng=jax.random.key(0))
+
+
+@pytest.fixture
+def phase():
+    """The phase `train`, which halves the parameters; its metric is `train/loss`."""
+    return trainer.Phase("train", halve)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """A small part of the real digits: 200 to train, 50 to validate, in batches of 32."""
+    train, val = data.digits(batch_size=32)
+    return tuple(
+        data.Arrays({name: np.asarray(array)[:n] for name, array in source.arrays.items()}, 32)
+        for source, n in ((train, 200), (val, 50))
+    )
+
+
+@pytest.fixture(scope="session")
+def task():
+    """Softmax regression with Adam."""
+    return trainer.supervised(LINEAR, losses.classification, optax.adam(1e-2))
+
+
+@pytest.fixture(scope="session")
+def start(task, digits):
+    """The task's state at step 0."""
+    return task.init(jax.random.key(0), digits[0].example)
+
+
+@pytest.fixture(scope="session")
+def train(task, digits):
+    """The training phase; one for all tests, since a phase keeps what it compiled."""
+    return trainer.training(task.step, digits[0])
+
+
+@pytest.fixture(scope="session")
+def val(task, digits):
+    """The evaluation phase."""
+    return trainer.evaluation(task.measure, digits[1])
+
+
+@pytest.fixture(autouse=True)
+def _quiet_handlers():
+    """Leave the project's logger as it was."""
+    log = logging.getLogger("entracte")
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers

@@ -1,0 +1,59 @@
+"""Averages of parameters."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hooks
+import trainer
+from hooks import testing
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8), st.floats(0, 0.99))
+def test_it_is_the_bias_corrected_moving_average(values, decay):
+    state = trainer.TrainState.create(params={"w": jnp.float32(7)}, rng=jax.random.key(0))
+    hook = hooks.average_params(decay)
+    for value in values:
+        state = hook(state.replace(params={"w": jnp.float32(value)}), {})
+    weights = decay ** np.arange(len(values))[::-1]
+    wanted = np.sum(weights * np.array(values)) / weights.sum()
+    average = state.memory["average_params"]["params"]["w"]
+    assert float(average) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_after_one_update_it_is_the_parameters_to_the_bit(state):
+    average = hooks.average_params(0.999)(state, {}).memory["average_params"]["params"]
+    chex.assert_trees_all_equal(average, state.params)
+
+
+def test_it_survives_donation_and_training_never_sees_it(start, train):
+    state, phase = start, train
+    alone, _ = trainer.fit(state, phase, epochs=3)
+    averaged, _ = trainer.fit(state, phase, epochs=3, hooks=hooks.average_params(0.5))
+    chex.assert_trees_all_equal(alone.params, averaged.params)
+    average = averaged.memory["average_params"]
+    chex.assert_tree_all_finite(average["params"])
+    assert average["updates"] == 3
+    assert not np.array_equal(average["params"]["w"], alone.params["w"])
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
+def test_a_decay_outside_its_range_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\)"):
+        hooks.average_params(decay)
+
+
+def test_dtypes_stay(state, phase):
+    params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros(())}
+    state = state.replace(params=params, opt_state=())
+    state, _ = trainer.fit(state, phase, epochs=2, hooks=hooks.average_params(0.5))
+    average = state.memory["average_params"]["params"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(average, state.params)
+
+
+def test_it_keeps_the_laws(state):
+    testing.check_hook(hooks.average_params(0.9), state, {})

@@ -1,0 +1,69 @@
+"""Hooks from plain functions: declarations and memory."""
+
+import functools
+
+import pytest
+
+import hooks
+import trainer
+
+
+def nothing(state, metrics):
+    return state
+
+
+def test_a_plain_function_is_a_control_hook_at_epoch():
+    (part,) = hooks.chain(nothing).parts
+    assert (part.name, part.at, part.stage) == ("nothing", "epoch", "control")
+
+
+def test_a_partial_function_keeps_its_name():
+    def scaled(factor, state, metrics):
+        return state
+
+    (part,) = hooks.chain(functools.partial(scaled, 2)).parts
+    assert part.name == "scaled"
+
+
+def test_declarations_add_up():
+    hook = hooks.reads("a")(hooks.writes("c")(hooks.reads("b")(hooks.observe(nothing))))
+    assert (hook.reads, hook.writes, hook.stage) == (("b", "a"), ("c",), "observe")
+
+
+def test_a_hook_does_not_fire_without_what_it_reads(state):
+    def fail(state, metrics):
+        raise AssertionError("fired")
+
+    hook = hooks.reads("val/loss")(fail)
+    assert hook(state, {"train/loss": 1.0}) is state
+    with pytest.raises(AssertionError, match="fired"):
+        hook(state, {"val/loss": 1.0})
+
+
+@pytest.mark.parametrize("declare", [hooks.observe, hooks.reads("a"), hooks.writes("a")])
+def test_a_declaration_is_of_one_hook(declare):
+    with pytest.raises(ValueError, match="declares one hook; got a chain of 2"):
+        declare(hooks.chain(nothing, nothing))
+
+
+def test_a_memory_is_where_it_says_and_is_saved_with_the_state(state, phase):
+    def update(memory, state, metrics):
+        return {"sum": memory["sum"] + metrics["train/loss"]}, state
+
+    total = hooks.stateful("total", lambda state: {"sum": 0.0}, update)
+    state, history = trainer.fit(state, phase, epochs=3, hooks=total)
+    assert state.memory["total"]["sum"] == sum(epoch["train/loss"] for epoch in history)
+
+
+def test_a_memory_that_stays_gives_back_the_very_same_state(state):
+    same = hooks.stateful("same", lambda state: 0, lambda memory, state, metrics: (memory, state))
+    state = same(state, {})
+    assert state.memory == {"same": 0}
+    assert same(state, {}) is state
+
+
+@pytest.mark.parametrize("result", [None, 3, (1, None), (1, 2, 3)])
+def test_an_update_gives_memory_and_state(state, result):
+    wrong = hooks.stateful("wrong", lambda state: 0, lambda memory, state, metrics: result)
+    with pytest.raises(TypeError, match=r"'wrong' must return \(memory, state\)"):
+        wrong(state, {})

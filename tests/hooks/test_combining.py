@@ -1,0 +1,257 @@
+"""The algebra of hooks."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hooks
+import trainer
+
+
+def scale(factor):
+    def scale(state, metrics):
+        return state.replace(params=jax.tree.map(lambda w: w * factor, state.params))
+
+    return scale
+
+
+def count(name="count"):
+    return hooks.stateful(name, lambda state: 0, lambda memory, state, metrics: (memory + 1, state))
+
+
+def at(state, epoch=0, step=0):
+    return state.replace(epoch=jnp.int32(epoch), step=jnp.int32(step))
+
+
+def fired(hook, state, metrics=None):
+    """Whether a counting hook fired."""
+    return hook(state, metrics or {}) is not state
+
+
+def test_a_chain_runs_in_order(state):
+    after = hooks.chain(scale(0.5), scale(4.0))(state, {})
+    chex.assert_trees_all_close(after.params["w"], jnp.array([2.0, -4.0]))
+    chex.assert_trees_all_equal_structs(state, after)
+
+
+LEAVES = st.sampled_from(
+    [
+        scale(2.0),
+        scale(-0.5),
+        count("a"),
+        hooks.every(2, scale(3.0)),
+        hooks.observe(count("b")),
+        hooks.reads("loss")(scale(5.0)),
+        hooks.on("start", scale(7.0)),
+    ]
+)
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3).map(lambda h: hooks.chain(*h))
+)
+
+
+@given(TREES, TREES, TREES)
+def test_law_2_a_chain_is_associative(a, b, c):
+    left = hooks.chain(hooks.chain(a, b), c)
+    assert left == hooks.chain(a, hooks.chain(b, c)) == hooks.chain(a, b, c)
+
+
+@given(TREES)
+def test_law_2_the_empty_chain_is_the_identity(a):
+    assert hooks.chain(hooks.chain(), a) == hooks.chain(a, hooks.chain()) == hooks.chain(a)
+
+
+@given(TREES, st.integers(0, 4))
+def test_law_2_a_chain_of_chains_does_what_the_chain_does(a, epoch):
+    state = trainer.TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    state = at(state, epoch)
+    once, twice = hooks.chain(a), hooks.chain(hooks.chain(hooks.chain(a)))
+    assert trainer.fingerprint(once(state, {})) == trainer.fingerprint(twice(state, {}))
+
+
+def test_law_2_the_empty_chain_gives_back_the_very_same_state(state):
+    assert hooks.chain()(state, {}) is state
+
+
+@given(TREES)
+def test_law_2_every_epoch_is_the_hook_itself(hook):
+    assert hooks.every(1, hook) is hook
+
+
+@given(st.integers(1, 6), st.integers(0, 8), st.integers(1, 30))
+def test_every_fires_in_each_nth_epoch_from_start_on(n, start, epoch):
+    state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
+    hook = hooks.every(n, count(), start=start)
+    assert fired(hook, at(state, epoch)) == (epoch % n == 0 and epoch >= max(start, 1))
+
+
+def test_every_counts_the_running_epoch_at_a_phase(state):
+    hook = hooks.on("rollout", hooks.every(3, count()))
+    assert [fired(hook, at(state, epoch)) for epoch in range(4)] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True])
+@pytest.mark.parametrize("combinator", [hooks.every, hooks.every_steps])
+def test_every_needs_a_whole_number(combinator, n):
+    with pytest.raises(ValueError, match="whole number n of at least 1"):
+        combinator(n, count())
+
+
+def test_every_steps_fires_where_the_quotient_grew(state):
+    hook, seen = hooks.every_steps(10, count()), []
+    for step in (4, 9, 10, 15, 31, 39, 40):
+        before, state = state, hook(at(state, step=step), {})
+        seen.append(state.memory.get("count") != before.memory.get("count"))
+    assert seen == [False, False, True, False, True, False, True]
+
+
+def test_every_steps_starts_from_the_step_it_is_added_at(state, phase):
+    state, _ = trainer.fit(state, phase, epochs=7)
+    hook = hooks.every_steps(5, count())
+    state, _ = trainer.fit(state, phase, epochs=9, hooks=hook)
+    assert state.memory == {"count": 0, "every_steps/5/count": 1}
+    state, _ = trainer.fit(state, phase, epochs=10, hooks=hook)
+    assert state.memory == {"count": 1, "every_steps/5/count": 2}
+
+
+def test_when_asks_the_state_and_the_metrics(state):
+    hook = hooks.when(lambda state, metrics: metrics["loss"] < float(state.epoch), count())
+    assert fired(hook, at(state, 2), {"loss": 1.0})
+    assert not fired(hook, at(state, 1), {"loss": 1.0})
+
+
+def test_when_is_asked_once_an_event_for_all_parts(state):
+    asked = []
+
+    def ask(state, metrics):
+        asked.append(dict(metrics))
+        return float(state.params["b"]) == 0
+
+    bump = hooks.stateful(
+        "bump", lambda s: 0, lambda m, s, _: (m + 1, s.replace(params={**s.params, "b": 1.0}))
+    )
+    hook = hooks.when(ask, hooks.chain(bump, count()))
+    after = hook(state, {})
+    assert after.memory == {"bump": 1, "count": 1}
+    assert len(asked) == 1
+    assert hook(after, {}) is after
+    assert len(asked) == 2
+
+
+def test_when_is_asked_on_what_the_first_part_that_is_due_sees(state):
+    asked = []
+
+    @hooks.writes("val/loss")
+    def score(state, metrics):
+        return state.replace(scores={"val/loss": 0.5})
+
+    def ask(state, metrics):
+        asked.append(metrics["val/loss"])
+        return True
+
+    hooks.chain(score, hooks.when(ask, hooks.chain(hooks.reads("absent")(count()), count("x"))))(
+        state, {}
+    )
+    assert asked == [0.5]
+
+
+def test_once_fires_the_first_time_only_across_resumes(state, phase):
+    hook = hooks.once(count())
+    state, _ = trainer.fit(state, phase, epochs=2, hooks=hook)
+    state, _ = trainer.fit(state, phase, epochs=4, hooks=hook)
+    assert state.memory == {"count": 1, "once/count": True}
+
+
+def test_once_waits_for_the_trigger_within(state, phase):
+    state, _ = trainer.fit(state, phase, epochs=6, hooks=hooks.once(hooks.every(3, count())))
+    assert state.memory["count"] == 1
+    other, _ = trainer.fit(
+        state.replace(memory={}, epoch=jnp.int32(0)),
+        phase,
+        epochs=2,
+        hooks=hooks.once(hooks.every(3, count())),
+    )
+    assert other.memory == {"count": 0, "once/count": False}
+
+
+def test_triggers_nest(state):
+    hook = hooks.every(2, hooks.every(3, count()))
+    assert [epoch for epoch in range(1, 13) if fired(hook, at(state, epoch))] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        lambda hook: hooks.every(100, hook),
+        lambda hook: hooks.when(lambda state, metrics: False, hook),
+        lambda hook: hooks.every_steps(100, hook),
+    ],
+)
+def test_triggers_let_start_end_and_error_parts_pass(state, trigger):
+    composite = hooks.chain(hooks.on("start", count("a")), count("b"), hooks.on("end", count("c")))
+    governed = trigger(composite)
+    assert fired(lambda s, m: governed(s, m, "start"), state)
+    assert not fired(governed, state)
+    assert fired(lambda s, m: governed(s, m, "end"), state)
+
+
+def test_law_2_a_hook_that_does_not_fire_gives_back_the_very_same_state(state):
+    state = at(state, 1, 1)
+    for hook in (
+        hooks.every(2, scale(2)),
+        hooks.every_steps(2, scale(2)),
+        hooks.when(lambda state, metrics: False, scale(2)),
+        hooks.reads("absent")(scale(2)),
+    ):
+        assert hook(state, {}) is state
+        assert hooks.chain(hook, hook)(state, {}) is state
+
+
+def test_on_moves_a_hook_to_an_event_once(state):
+    assert hooks.on("rollout", count()).at == "rollout"
+    with pytest.raises(
+        ValueError, match="'count' runs at 'start' already and cannot move to 'end'"
+    ):
+        hooks.on("end", hooks.on("start", count()))
+
+
+def test_a_chain_called_directly_keeps_stages_and_scores(state):
+    seen = []
+
+    @hooks.observe
+    def look(state, metrics):
+        seen.append(dict(metrics))
+        return state
+
+    @hooks.writes("b")
+    def score(state, metrics):
+        return state.replace(scores={**state.scores, "b": metrics["a"] + 1})
+
+    after = hooks.chain(look, score)(state, {"a": 1.0})
+    assert seen == [{"a": 1.0, "b": 2.0}]
+    assert after.scores == {"b": 2.0}
+
+
+def test_a_chain_prints_as_a_table_in_the_order_of_execution(state, phase):
+    def log(state, metrics):
+        return state
+
+    chain = hooks.chain(
+        hooks.on("end", log),
+        hooks.observe(log),
+        hooks.stop_early("val/loss", patience=2),
+        hooks.writes("gap")(scale(1)),
+        hooks.on("rollout", count()),
+    )
+    assert str(chain) == repr(chain)
+    assert str(chain).splitlines() == [
+        "event    stage    hook                 reads     writes",
+        "rollout  control  count",
+        "epoch    control  stop_early/val/loss  val/loss",
+        "epoch    control  scale                          gap",
+        "epoch    observe  log",
+        "end      control  log",
+    ]

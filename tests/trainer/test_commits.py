@@ -1,0 +1,77 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import commits, snapshots
+from trainer.manifest import DamagedCommit, Leaf
+
+scores = st.dictionaries(st.integers(0, 30), st.none() | st.floats())
+
+
+@given(scores, st.sampled_from(["min", "max"]))
+def test_the_best_is_no_worse_than_any_and_never_nan(scores, mode):
+    order = commits.ranked(scores, mode)
+    known = [score for score in scores.values() if score is not None and not math.isnan(score)]
+    assert sorted(scores[n] for n in order) == sorted(known)
+    if known:
+        assert scores[order[0]] == (min if mode == "min" else max)(known)
+
+
+@given(scores, st.integers(1, 4), st.integers(1, 3), st.none() | st.integers(1, 5))
+def test_newest_best_and_every_nth_are_always_retained(scores, keep, keep_best, every):
+    kept = commits.retained(scores, keep=keep, keep_best=keep_best, mode="min", every=every)
+    wanted = set(sorted(scores)[-keep:]) | set(commits.ranked(scores, "min")[:keep_best])
+    if every:
+        wanted |= {n for n in scores if n % every == 0}
+    assert kept == wanted
+
+
+# 64 times a prime among them, which has no divisor near the size of a file.
+@pytest.mark.parametrize(("end", "files"), [(1, 1), (2**24, 1), (64 * 262147, 2), (40_000_003, 3)])
+def test_bytes_come_back_from_a_few_files_of_equal_size(tmp_path, end, files):
+    size = snapshots.size([Leaf("w", "uint8", (end,), bytes=end)])
+    assert end <= size < end + 64 * files
+    data = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    storage = commits.Storage()
+    storage.write(tmp_path / "a", data)
+    written = [path for path in (tmp_path / "a" / "leaves").iterdir() if path.name != ".zarray"]
+    assert {path.stat().st_size for path in written} == {size // files}
+    assert np.array_equal(storage.read(tmp_path / "a", size), data)
+
+
+def test_a_size_that_is_not_the_manifest_s_is_damage(tmp_path):
+    storage = commits.Storage()
+    storage.write(tmp_path / "a", np.zeros(64, np.uint8))
+    with pytest.raises(DamagedCommit, match=r"shape \(64,\) instead of \(128,\)"):
+        storage.read(tmp_path / "a", 128)
+
+
+def test_a_missing_file_is_damage_and_never_zeros_in_silence(tmp_path):
+    storage = commits.Storage()
+    storage.write(tmp_path / "a", np.ones(64, np.uint8))
+    (tmp_path / "a" / "leaves" / "0").unlink()
+    with pytest.raises(DamagedCommit, match="cannot be read"):
+        storage.read(tmp_path / "a", 64)
+
+
+def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
+    storage = commits.Storage()
+
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(storage._orbax, "metadata", fail)
+    with pytest.raises(MemoryError):
+        storage.read(tmp_path, 64)
+
+
+def test_orbax_reads_what_is_stored_and_the_manifest_says_what_it_is(tmp_path):
+    import orbax.checkpoint as ocp
+
+    data = np.arange(64, dtype=np.uint8)
+    commits.Storage().write(tmp_path / "a", data)
+    tree = ocp.PyTreeCheckpointer().restore(tmp_path / "a")
+    assert np.array_equal(tree["leaves"], data)

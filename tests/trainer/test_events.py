@@ -1,0 +1,215 @@
+"""What is checked of hooks before training, and of what they give back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hooks
+import trainer
+from trainer import Hook
+from trainer.events import Events
+
+
+def nothing(state, metrics):
+    return state
+
+
+def test_a_metric_that_nothing_writes_is_an_error_that_lists_what_there_is(state, phase):
+    with pytest.raises(
+        ValueError,
+        match="'stop_early/val/loss' at 'epoch' reads 'val/loss', which "
+        "nothing writes before it .there is: train/loss.; place evaluate",
+    ):
+        trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("val/loss", patience=1))
+
+
+def test_a_metric_that_is_written_too_late_is_an_error(state, phase):
+    @hooks.writes("gap")
+    def write(state, metrics):
+        return state.replace(scores={"gap": 1.0})
+
+    read = hooks.reads("gap")(nothing)
+    with pytest.raises(ValueError, match="nothing writes before it"):
+        trainer.fit(state, phase, epochs=1, hooks=[read, write])
+    trainer.fit(state, phase, epochs=1, hooks=[write, read])
+    with pytest.raises(ValueError, match="nothing writes before it"):  # observers come later
+        trainer.fit(state, phase, epochs=1, hooks=[hooks.observe(write), read])
+
+
+def test_metrics_are_known_by_event(state, phase):
+    read = hooks.reads("train/loss")(nothing)
+    with pytest.raises(ValueError, match="at 'start' reads 'train/loss'.*there is: nothing"):
+        trainer.fit(state, phase, epochs=1, hooks=hooks.on("start", read))
+    for event in ("train", "epoch", "end"):
+        trainer.fit(state, phase, epochs=1, hooks=hooks.on(event, read))
+    trainer.fit(state, phase, epochs=1, hooks=hooks.reads("time/epoch_seconds")(nothing))
+
+
+def test_an_unknown_event_is_refused_with_the_known_ones(state, phase):
+    with pytest.raises(ValueError, match="'validation', which is no event .*start, train, epoch"):
+        trainer.fit(state, phase, epochs=1, hooks=hooks.on("validation", nothing))
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="of stage 'late'"):
+        Events(Hook(nothing, "nothing", stage="late"), ["train"])
+
+
+def test_two_memories_of_one_name_are_refused(state, phase):
+    twice = [hooks.stateful("count", lambda state: 0, lambda m, s, _: (m + 1, s))] * 2
+    with pytest.raises(ValueError, match="two hooks keep a memory named 'count'"):
+        trainer.fit(state, phase, epochs=1, hooks=twice)
+    trainer.fit(state, phase, epochs=1, hooks=[nothing, nothing])
+
+
+@pytest.mark.parametrize("hook", [3, "stop", {"a": 1}, hooks.Hook, None])
+def test_what_is_no_hook_is_refused(state, phase, hook):
+    with pytest.raises(TypeError, match="a hook is a function"):
+        trainer.fit(state, phase, epochs=1, hooks=[hook])
+
+
+@pytest.mark.parametrize(("result", "said"), [(None, "got None"), (3, "got 3"), ({}, "got {}")])
+def test_a_hook_that_gives_back_no_state_is_named(state, phase, result, said):
+    def forgetful(state, metrics):
+        return result
+
+    with pytest.raises(TypeError, match=f"'forgetful' must return a TrainState.*{said}") as raised:
+        trainer.fit(state, phase, epochs=2, hooks=forgetful)
+    assert raised.value.__notes__ == ["in hook 'forgetful' at 'epoch' of epoch 1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.replace(params={"w": s.params["w"]}), r"params/b: float32\[\] is missing"),
+        (
+            lambda s: s.replace(params={**s.params, "w": jnp.ones(3)}),
+            r"params/w: float32\[2\] became float32\[3\]",
+        ),
+        (
+            lambda s: s.replace(params=jax.tree.map(lambda w: w.astype(jnp.bfloat16), s.params)),
+            r"params/b: float32\[\] became bfloat16\[\]",
+        ),
+        (lambda s: s.replace(carry={"new": jnp.ones(1)}), r"carry/new: float32\[1\] is new"),
+        (lambda s: s.replace(params={**s.params, "b": 1.0}), r"params/b: float32\[\] became float"),
+    ],
+)
+def test_a_control_hook_that_changes_a_shape_or_dtype_is_named(state, phase, change, said):
+    def reshape(state, metrics):
+        return change(state)
+
+    with pytest.raises(ValueError, match=f"(?s)'reshape' must keep.*{said}"):
+        trainer.fit(state, phase, epochs=1, hooks=reshape)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.replace(params=jax.tree.map(lambda w: w + 1, s.params)), "changed params"),
+        (lambda s: s.replace(step=s.step + 1), "changed step"),
+        (lambda s: s.replace(stop=True), "changed stop"),
+        (lambda s: s.replace(memory={"count": 5}), "changed 'count'"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["observe", "commit"])
+def test_an_observer_that_changes_the_state_is_named(state, phase, change, said, stage):
+    count = hooks.stateful("count", lambda state: 0, lambda m, s, _: (m + 1, s))
+    meddler = Hook(lambda state, metrics: change(state), "meddler", stage=stage)
+    with pytest.raises(ValueError, match="'meddler' of stage|'meddler' is of stage") as raised:
+        trainer.fit(state, phase, epochs=1, hooks=[count, meddler])
+    assert said in str(raised.value)
+
+
+def test_an_observer_may_score_and_remember_and_return_an_equal_state(state, phase):
+    def update(memory, state, metrics):
+        return memory + 1, state.replace(scores={"seen": float(memory)})
+
+    count = hooks.observe(hooks.stateful("count", lambda state: 0, update))
+    copy = hooks.observe(lambda s, m: s.replace(params=dict(s.params)))
+    final, history = trainer.fit(state, phase, epochs=3, hooks=[count, copy])
+    assert final.memory == {"count": 3}
+    assert [epoch["seen"] for epoch in history] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        (0, 0.5, "became float"),
+        (None, 1, "is new"),
+        ({"a": 1}, {"b": 1}, "a: int is missing"),
+        (np.zeros(2), np.zeros(3), r"float64\[2\] became float64\[3\]"),
+        (0.5, np.float32(0.5), "became float32"),
+    ],
+)
+def test_a_memory_that_changes_its_type_is_named(state, phase, first, then, said):
+    fickle = hooks.stateful("fickle", lambda state: first, lambda m, s, _: (then, s))
+    with pytest.raises(
+        ValueError, match=f"(?s)'fickle' must return memory of the structure.*{said}"
+    ):
+        trainer.fit(state, phase, epochs=1, hooks=fickle)
+
+
+def test_memory_is_not_added_behind_the_loops_back(state, phase):
+    def sneak(state, metrics):
+        return state.replace(memory={"sneaked": 1})
+
+    with pytest.raises(ValueError, match="added 'sneaked': make it with hooks.stateful"):
+        trainer.fit(state, phase, epochs=1, hooks=sneak)
+
+
+def test_a_score_that_is_no_number_is_named(state, phase):
+    def score(state, metrics):
+        return state.replace(scores={"name": "high"})
+
+    with pytest.raises(ValueError, match="could not convert") as raised:
+        trainer.fit(state, phase, epochs=1, hooks=score)
+    assert "hook 'score' wrote the score 'name', which must be a number" in raised.value.__notes__
+
+
+def test_stages_come_in_order_and_at_the_end_commits_first(state, phase):
+    seen = []
+
+    def noting(name, stage, event=None):
+        def note(state, metrics):
+            seen.append(name)
+            return state
+
+        return Hook(note, name, stage=stage, event=event)
+
+    chain = [
+        noting(f"{stage}{number}{event or ''}", stage, event)
+        for event in (None, "end")
+        for number in (1, 2)
+        for stage in ("commit", "observe", "control")
+    ]
+    trainer.fit(state, phase, epochs=1, hooks=chain)
+    assert seen == [
+        *("control1", "control2", "observe1", "observe2", "commit1", "commit2"),
+        *("commit1end", "commit2end", "control1end", "control2end", "observe1end", "observe2end"),
+    ]
+
+
+def test_records_are_flushed_before_a_commit_that_fires(state, phase):
+    seen = []
+
+    def note(name):
+        def note(state, metrics):
+            seen.append(name)
+            return state
+
+        return note
+
+    writer = Hook(note("write"), "write", stage="observe", flush=lambda: seen.append("flush"))
+    commit = hooks.every(2, Hook(note("commit"), "commit", stage="commit"))
+    trainer.fit(state, phase, epochs=2, hooks=[commit, writer])
+    assert seen == ["write", "write", "flush", "commit"]
+
+
+def test_a_hook_added_later_starts_with_its_first_memory(state, phase):
+    count = hooks.stateful("count", lambda s: int(s.epoch), lambda m, s, _: (m + 1, s))
+    state, _ = trainer.fit(state, phase, epochs=2)
+    state, _ = trainer.fit(state, phase, epochs=3, hooks=count)
+    assert state.memory == {"count": 3}
+    state, _ = trainer.fit(state, phase, epochs=4)
+    assert state.memory == {}

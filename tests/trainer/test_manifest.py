@@ -1,0 +1,163 @@
+import json
+import math
+import pathlib
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import manifest
+from trainer.manifest import DamagedCommit, Leaf
+from trainer.state import TrainState
+
+
+def bits(value):
+    """What must not change about a scalar: its type and every bit."""
+    if isinstance(value, np.generic):
+        return value.dtype, value.tobytes()
+    if isinstance(value, float):
+        return float, b"nan" if math.isnan(value) else struct.pack("<d", value)
+    return type(value), value
+
+
+NUMPY_TYPES = [np.bool_, np.int8, np.uint64, np.float16, np.float32, np.float64, np.complex64]
+
+
+@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters())))
+def test_a_python_scalar_comes_back_bit_for_bit(value):
+    leaf = manifest.described("x", value)
+    assert bits(manifest.decoded(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
+
+
+@given(st.sampled_from([*NUMPY_TYPES, jnp.bfloat16]), st.binary(min_size=16, max_size=16))
+def test_a_numpy_scalar_comes_back_bit_for_bit(kind, content):
+    value = np.frombuffer(content, np.bool_ if kind is np.bool_ else kind)[0]
+    leaf = manifest.described("x", value)
+    assert bits(manifest.decoded(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (True, "bool"),
+        (1, "int"),
+        (1.0, "float"),
+        ("1", "str"),
+        (None, "None"),
+        (np.float64(1), "numpy.float64"),
+        (np.ones(()), "float64[]"),
+        (jnp.ones((2, 0), jnp.bfloat16), "bfloat16[2, 0]"),
+        (jax.random.key(0), "key<fry>[]"),
+    ],
+)
+def test_every_kind_of_leaf_has_a_name_of_its_own(value, kind):
+    assert str(manifest.described("x", value)) == kind
+
+
+class Whole(int):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [print, object(), {1}, b"bytes", 1j, Whole(1), np.str_("a"), np.array([None]), np.ma.ones(2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_come_back_as_it_was_is_refused_by_path(value):
+    with pytest.raises(TypeError, match="memory/mine/field is .*closure"):
+        manifest.flattened("memory/mine", {"field": value})
+
+
+def test_two_leaves_of_one_path_are_refused():
+    with pytest.raises(ValueError, match="share a path.*: memory/h/a/b"):
+        manifest.flattened("memory/h", {"a": {"b": 1}, "a/b": 2})
+
+
+def test_sections_are_the_state_and_each_memory():
+    state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0)).replace(
+        memory={"a/b": {"x": 1}, "c": ()}, scores={"val/loss": 1.0}
+    )
+    described = {
+        name: [leaf.path for leaf in manifest.flattened(name, tree)[0]]
+        for name, tree in manifest.sections(state).items()
+    }
+    assert described == {
+        "": ["step", "epoch", "params/w", "rng", "stop"],
+        "memory/a/b": ["memory/a/b/x"],
+        "memory/c": [],
+    }
+
+
+def test_differences_name_path_saved_and_wanted():
+    saved = [Leaf("a", "int"), Leaf("b", "float32", (2,)), Leaf("c", "bool"), Leaf("d", "int")]
+    wanted = [Leaf("a", "float"), Leaf("b", "bfloat16", (2,)), Leaf("d", "int"), Leaf("e", "str")]
+    assert manifest.differences(saved, wanted) == [
+        "a: saved int, wanted float",
+        "b: saved float32[2], wanted bfloat16[2]",
+        "c: saved bool, wanted nothing",
+        "e: saved nothing, wanted str",
+    ]
+
+
+def test_configurations_differ_by_key_but_for_epochs_and_run():
+    saved = {"rate": 0.1, "model": {"widths": (8, 8), "norm": None}, "epochs": 3, "run": "a"}
+    now = {"rate": 0.1, "model": {"widths": [8, 9]}, "seed": 1, "epochs": 9}
+    assert manifest.config_differences(saved, saved) == []
+    assert manifest.config_differences(saved, now) == [
+        "model/norm: saved null, now nothing",
+        "model/widths: saved [8, 8], now [8, 9]",
+        "seed: saved nothing, now 1",
+    ]
+
+
+def test_a_configuration_is_compared_as_json_gives_it_back():
+    config = {"path": pathlib.Path("a/b"), "sizes": (1, 2), 3: math.nan, "empty": {}}
+    assert manifest.config_differences(manifest.normalised(config), config) == []
+    with pytest.raises(TypeError) as error:
+        manifest.normalised({"loss": print})
+    assert "config" in error.value.__notes__[0]
+
+
+def composed(**changes):
+    leaves = {"": [Leaf("w", "float32", (2,), 0, 8, "00ff"), Leaf("n", "int", value="0x1")]}
+    given = {"scores": {}, "config": {"a": 1}, "hooks": ["log"]} | changes
+    return manifest.composed(7, leaves, **given)
+
+
+def test_a_manifest_comes_back_as_it_was():
+    whole = composed(scores={"loss": 0.1, "worst": math.inf})
+    again = manifest.read(manifest.written(whole))
+    assert again == json.loads(json.dumps(whole))
+    assert manifest.saved_leaves(again) == manifest.saved_leaves(whole)
+    assert manifest.saved_leaves(again)[""][0] == Leaf("w", "float32", (2,), 0, 8, "00ff")
+    assert manifest.saved_scores(again) == {"loss": 0.1, "worst": math.inf}
+    assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= again["versions"].keys()
+
+
+def test_the_file_of_a_manifest_is_plain_json():
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads(
+        manifest.written(composed(scores={"loss": math.nan})), parse_constant=refuse
+    )
+    assert content["manifest"]["scores"] == {"loss": "nan"}
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed():
+    content = manifest.written(composed())
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        with pytest.raises(DamagedCommit):
+            manifest.read(bytes(flipped))
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 200])
+def test_a_truncated_manifest_is_noticed(length):
+    with pytest.raises(DamagedCommit):
+        manifest.read(manifest.written(composed())[:length])

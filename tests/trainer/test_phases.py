@@ -1,0 +1,191 @@
+"""Phases: compiled once, checked before, exact where they evaluate."""
+
+import contextlib
+
+import chex
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trainer
+from trainer import Phase, data
+
+
+@contextlib.contextmanager
+def counting_compilations():
+    """Count what XLA compiles."""
+    counts = []
+
+    def count(name, *_, **__):
+        if name == "/jax/core/compile/backend_compile_duration":
+            counts.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield counts
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(task, digits):
+    state = task.init(jax.random.key(0), digits[0].example)
+    phase = trainer.training(task.step, digits[0])
+    halve = jax.jit(lambda params: jax.tree.map(lambda w: w / 2, params))
+    halve(state.params)
+
+    def shrink(state, metrics):
+        return state.replace(params=halve(state.params), memory=state.memory)
+
+    def to_numpy(state, metrics):
+        return state.replace(params=jax.tree.map(np.asarray, state.params))
+
+    trainer.fit(state, phase, epochs=2)
+    trainer.fit(state, phase, epochs=2, hooks=[shrink, to_numpy])
+    with counting_compilations() as counts:
+        trainer.fit(state, phase, epochs=2)
+        trainer.fit(state, phase, epochs=3, hooks=[shrink])
+        trainer.fit(state, phase, epochs=3, hooks=[to_numpy, shrink])
+    assert counts == []
+    assert len(phase._programs) == 1
+
+
+def test_the_count_of_compilations_can_fail(state):
+    with counting_compilations() as counts:
+        jax.jit(lambda x: x * 3.25)(jnp.ones(7))
+    assert counts
+
+
+def test_a_phase_without_a_source_is_given_the_output_before_it(state):
+    def rollout(state, data):
+        assert data is None
+        return state, {"experience": jnp.arange(3.0)}, {"length": jnp.float32(3)}
+
+    def update(state, data):
+        return state, None, {"sum": data["experience"].sum()}
+
+    program = [Phase("rollout", rollout), Phase("update", update)]
+    _, history = trainer.fit(state, program, epochs=1)
+    assert (history[0]["rollout/length"], history[0]["update/sum"]) == (3.0, 3.0)
+
+
+def test_leaves_that_a_phase_makes_alike_can_be_donated_again(state):
+    def share(state, data):
+        same = state.params["w"] * 2
+        return state.replace(carry=(same, same)), None, {}
+
+    state = state.replace(carry=(jnp.zeros(2), jnp.zeros(2)))
+    state, _ = trainer.fit(state, Phase("share", share), epochs=3)
+    chex.assert_trees_all_close(state.carry, (state.params["w"] * 2,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("run", "error", "said"),
+    [
+        (lambda s, d: s, TypeError, r"must give back \(state, output, metrics\)"),
+        (lambda s, d: (None, None, {}), TypeError, "TrainState first; got NoneType"),
+        (
+            lambda s, d: (s.replace(params={"w": s.params["w"]}), None, {}),
+            ValueError,
+            r"params/b: float32\[\] is missing",
+        ),
+        (
+            lambda s, d: (s.replace(step=s.step + 1.0), None, {}),
+            ValueError,
+            r"step: int32\[\] became float32\[\]",
+        ),
+    ],
+)
+def test_a_phase_that_breaks_the_contract_is_named_before_training(state, run, error, said):
+    with pytest.raises(error, match=said) as raised:
+        trainer.fit(state, Phase("broken", run), epochs=1)
+    assert "in checking phase 'broken'" in raised.value.__notes__
+    assert "broken" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["", "train/a"])
+def test_a_name_is_a_word(name):
+    with pytest.raises(ValueError, match="a word without"):
+        Phase(name, lambda state, data: (state, None, {}))
+
+
+def _measure(state, batch):
+    values = batch["inputs"][:, 0]
+    return {
+        "loss": values,
+        "hits": (values > 0).astype(jnp.float32),
+        "weighted": (values, batch["weights"]),
+    }
+
+
+def _source(values, batch_size):
+    arrays = {"inputs": values[:, None], "weights": np.abs(values) + 0.5}
+    return data.Arrays(arrays, batch_size)
+
+
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40),
+    st.sampled_from([1, 3, 7, 64]),
+)
+def test_law_10_evaluation_is_exact_at_any_batch_size(values, batch_size):
+    values = np.array(values, np.float32)
+    state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
+    phase = trainer.evaluation(_measure, _source(values, batch_size))
+    _, _, measured = phase.execute(state, None, donate=False)
+    got, _, _ = measured.read()
+    exact = values.astype(np.float64)
+    weights = np.abs(values) + 0.5
+    assert got["val/hits"] == np.mean(exact > 0)
+    assert got["val/loss"] == pytest.approx(exact.mean(), rel=1e-5, abs=1e-4)
+    wanted = np.average(exact, weights=weights.astype(np.float64))
+    assert got["val/weighted"] == pytest.approx(wanted, rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+def test_law_10_accuracy_and_loss_of_digits_equal_numpy(task, digits, batch_size):
+    arrays = {name: np.asarray(array) for name, array in digits[1].arrays.items()}
+    state = task.init(jax.random.key(0), digits[0].example)
+    phase = trainer.evaluation(task.measure, data.Arrays(arrays, batch_size))
+    got, _, _ = phase.execute(state, None, donate=False)[2].read()
+    logits = arrays["inputs"].reshape(50, -1).astype(np.float64) @ np.asarray(state.params["w"])
+    right = logits.argmax(-1) == arrays["labels"]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(50), arrays["labels"]]
+    assert got["val/accuracy"] == right.mean()
+    assert got["val/loss"] == pytest.approx(losses.mean(), abs=1e-5)
+
+
+def test_padding_does_not_leak_nan():
+    def measure(state, batch):
+        return {"loss": 1 / batch["inputs"][:, 0]}
+
+    state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
+    stream = data.Stream([{"inputs": np.full((4, 1), 2.0)}, {"inputs": np.full((1, 1), 4.0)}])
+    phase = trainer.evaluation(measure, stream)
+    got, _, _ = phase.execute(state, None, donate=False)[2].read()
+    assert got == {"val/loss": pytest.approx((4 * 0.5 + 0.25) / 5)}
+
+
+def test_a_measure_that_is_no_value_an_example_is_refused(task, digits):
+    phase = trainer.evaluation(lambda state, batch: {"loss": jnp.float32(1)}, digits[1])
+    state = task.init(jax.random.key(0), digits[0].example)
+    with pytest.raises(ValueError, match=r"'loss' per example, \[32\]; got \[\]"):
+        phase.keys(state)
+
+
+def test_evaluation_leaves_the_state_and_its_buffers(task, digits):
+    state = task.init(jax.random.key(0), digits[0].example)
+    phase = trainer.evaluation(task.measure, digits[1])
+    after, _, _ = phase.execute(state, None, donate=True)
+    chex.assert_trees_all_equal(after, state)
+    assert not state.params["w"].is_deleted()
+
+
+def test_a_reduction_is_the_users_choice(task, digits):
+    phase = trainer.training(task.step, digits[0], reduce={"loss": "last"})
+    state = task.init(jax.random.key(0), digits[0].example)
+    values, traces, _ = phase.execute(state, None, donate=False)[2].read()
+    assert values["train/loss"] == traces["train/loss"][-1]
+    assert values["train/accuracy"] == pytest.approx(traces["train/accuracy"].mean())

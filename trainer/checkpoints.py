@@ -1,0 +1,287 @@
+"""Checkpoints: commits of the whole state, written in the background, restored only if intact."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainer import commits, snapshots
+from trainer import manifest as manifests
+from trainer.manifest import DamagedCommit, Leaf
+from trainer.restoring import Commit, agree, restored
+from trainer.state import TrainState
+from trainer.worker import Worker
+
+log = logging.getLogger("entracte")
+
+
+class Checkpoints:
+    """The commits of one run, in `<directory>/checkpoints/<epoch>`.
+
+    A commit appears at once or not at all, whenever the process is killed, and is restored only if
+    every checksum agrees. One is written at a time, in the background; what reads waits for it.
+    The failure of a save is raised once: by the next `save`, `check`, `wait` or `close`. On several
+    processes each makes the same calls: the first one writes and all read, so the directory must be
+    one that they share.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
+    ...     checkpoints.save(state, scores={"val/loss": 0.5})
+    ...     checkpoints.restore(state).scores
+    {'val/loss': 0.5}
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        best: str | None = None,
+        mode: str = "min",
+        keep_best: int = 1,
+        every: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        """Open the commits of a run.
+
+        Args:
+            directory: of the run; made if absent.
+            keep: how many of the newest commits to keep.
+            best: the score by which commits are compared; None if none is.
+            mode: "min" if a lower score is better, "max" if a higher one is.
+            keep_best: how many of the best commits to keep besides.
+            every: keep every commit whose number this divides besides.
+            read_only: only read; write and remove nothing.
+
+        Raises:
+            OSError: the directory cannot be written.
+            ValueError: a setting is out of range.
+        """
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+        for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        self.directory = Path(directory).absolute() / "checkpoints"
+        self._best, self._mode = best, mode
+        self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
+        self._read_only = read_only
+        self._writes = not read_only and jax.process_index() == 0
+        self._damaged: set[int] = set()
+        self._scores: dict[int, dict[str, float]] = {}
+        self._storage = commits.Storage()
+        self._worker = Worker("entracte-save")
+        self._buffer = np.empty(0, np.uint8)
+        self._blocked = 0.0
+        self._before = 0.0
+        if self._writes:
+            commits.made_writable(self.directory)
+            commits.recover(self.directory)
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        scores: Mapping[str, float] = {},
+        config: Mapping[str, Any] | None = None,
+        hooks: Sequence[str] = (),
+    ) -> None:
+        """Commit a state under the number of its epoch, replacing a commit of that number.
+
+        Returns once the state is copied to the host; waits first for a save that is under way.
+
+        Args:
+            state: all of it is saved but `scores`.
+            scores: the event's metrics, kept in the manifest; `best` chooses among them.
+            config: the run's configuration, compared on restore.
+            hooks: the names of the hooks that ran, kept in the manifest.
+
+        Raises:
+            TypeError: a leaf of the state, or of the configuration, cannot be saved.
+            ValueError: two leaves share a path.
+        """
+        if self._read_only:
+            raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
+        self.wait()
+        self._before = self.seconds
+        began = time.perf_counter()
+        epoch = int(state.epoch)
+        head = {
+            "scores": {name: float(score) for name, score in scores.items()},
+            "config": None if config is None else manifests.normalised(config),
+            "hooks": [str(name) for name in hooks],
+        }
+        groups = {
+            name: manifests.flattened(name, tree)[:2]
+            for name, tree in manifests.sections(state).items()
+        }
+        leaves, self._buffer = snapshots.copied(groups, self._buffer)
+        self._blocked += time.perf_counter() - began
+        if self._writes:
+            self._worker.start(
+                lambda: self._commit(epoch, leaves, head),
+                f"while saving epoch {epoch} to {self.directory}",
+            )
+
+    def _commit(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
+        """Write a commit, then remove those that are no longer kept; runs in the worker."""
+        commits.recover(self.directory)
+        commits.sweep(self.directory)
+        stage = commits.staged(self.directory, epoch)
+        data = self._buffer[: snapshots.size(leaf for group in leaves.values() for leaf in group)]
+        self._storage.write(stage / commits.ARRAYS, data)
+        checked = {name: snapshots.checksummed(group, data) for name, group in leaves.items()}
+        commits.publish(stage, manifests.composed(epoch, checked, **head))
+        self._damaged.discard(epoch)
+        self._scores[epoch] = head["scores"]
+        self._retain(epoch)
+
+    def _retain(self, newest: int) -> None:
+        """Remove the commits that are no longer kept; never the one just written."""
+        scores = {number: self._score(number) for number in self._sound()}
+        kept = commits.retained(scores, mode=self._mode, **self._keep)
+        for number in scores.keys() - kept - {newest}:
+            commits.remove(self.directory, number)
+        if later := [number for number in scores if number > newest]:
+            log.warning(
+                f"epoch {newest} was saved to {self.directory}, where {later} come before it when "
+                "restoring: move them away if training is to go on from here"
+            )
+
+    def _score(self, number: int) -> float | None:
+        """Give the score by which a commit is compared, if it has one."""
+        if self._best is None:
+            return None
+        if number not in self._scores:
+            try:
+                self._scores[number] = manifests.saved_scores(
+                    commits.read_manifest(self.directory, number)
+                )
+            except DamagedCommit as damage:
+                self._skip(number, damage)
+                return None
+        return self._scores[number].get(self._best)
+
+    def restore(
+        self,
+        target: TrainState,
+        *,
+        epoch: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        strict: bool = False,
+    ) -> Commit | None:
+        """Restore the newest intact commit into a state of the target's structure.
+
+        Damaged commits are skipped, newest first, with a warning that says which and why; they stay
+        until a save replaces them. A commit that is intact but does not fit is an error. Memories
+        of the commit alone are dropped; those of the target alone are left out of the state, for
+        their hooks to make anew. Both are logged.
+
+        Args:
+            target: gives the structure, types and places (devices, shardings) of what is restored.
+            epoch: restore exactly this one.
+            config: compared with the one saved, if both are given; `epochs` and `run` may differ.
+            strict: raise at the first damaged commit instead of skipping it.
+
+        Returns:
+            What was restored; None if there is no commit at all.
+
+        Raises:
+            DamagedCommit: no commit is intact, or the one asked for is not.
+            FileNotFoundError: there is no commit of this epoch.
+            ValueError: the commit does not fit target or config; every path and key is listed.
+        """
+        self._worker.join()
+        numbers = commits.numbers(self.directory)
+        if epoch is not None and epoch not in numbers:
+            raise FileNotFoundError(
+                f"there is no commit of epoch {epoch} in {self.directory}; there are: {numbers}"
+            )
+        reasons = []
+        for number in reversed(numbers) if epoch is None else [epoch]:
+            try:
+                commit = restored(self.directory, number, self._storage, target, config)
+            except DamagedCommit as damage:
+                if strict or epoch is not None:
+                    raise
+                self._skip(number, damage)
+                reasons.append(str(damage))
+            else:
+                self._damaged.discard(number)
+                agree(number)
+                return commit
+        if reasons:
+            raise DamagedCommit("no commit is intact:\n  " + "\n  ".join(reasons))
+        agree(-1)
+        return None
+
+    def _skip(self, number: int, damage: DamagedCommit) -> None:
+        """Leave a commit out from now on; a reader asks again, since its writer may replace it."""
+        log.warning(f"skipped a damaged commit: {damage}")
+        if not self._read_only:
+            self._damaged.add(number)
+
+    def steps(self) -> list[int]:
+        """List the numbers (epochs) of the complete commits, ascending, but for damaged ones."""
+        self._worker.join()
+        return self._sound()
+
+    def _sound(self) -> list[int]:
+        return [n for n in commits.complete(self.directory) if n not in self._damaged]
+
+    def latest(self) -> int | None:
+        """Give the number of the newest commit."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """Give the number of the commit with the best score; of equal ones, the first."""
+        scores = {number: self._score(number) for number in self.steps()}
+        return next(iter(commits.ranked(scores, self._mode)), None)
+
+    def manifest(self, epoch: int) -> dict[str, Any]:
+        """Give what a commit says of itself: types, checksums, scores, configuration, versions.
+
+        Raises:
+            DamagedCommit: it is missing, or not as it was written.
+        """
+        self._worker.join()
+        return commits.read_manifest(self.directory, epoch)
+
+    @property
+    def seconds(self) -> float:
+        """The time that saving has taken so far: what blocked, and the background's."""
+        return self._blocked + self._worker.seconds
+
+    @property
+    def last_seconds(self) -> float:
+        """What of it the last save has taken, 0.0 before the first."""
+        return self.seconds - self._before
+
+    def check(self) -> None:
+        """Raise the failure of a save that ended in the background."""
+        self._worker.check()
+
+    def wait(self) -> None:
+        """Wait until the save under way is durable; raise its failure."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        """Wait for the save under way and free the host copy; may be called again."""
+        try:
+            self.wait()
+        finally:
+            self._buffer = np.empty(0, np.uint8)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,224 @@
+"""Commits on disk: their arrays, how one appears at once, which are there, which are kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath  # type: ignore[import-untyped]
+
+from trainer import manifest as manifests
+from trainer.manifest import DamagedCommit
+from trainer.snapshots import PIECE
+
+ARRAYS = "arrays"
+"""The folder of a commit that Orbax writes and reads."""
+
+_MANIFEST = "manifest.json"
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
+_LEFTOVER = re.compile(r"(0|[1-9][0-9]*)\.(staged|replaced|removed)")
+
+
+class Storage:
+    """Writes and reads the bytes of a commit's arrays, as one array whose parts the manifest names.
+
+    With an array a leaf, 10 MB in 16 leaves take Orbax 60 CPU-ms, 2 to 3 for each leaf; as one they
+    take 15, and training feels each of them wherever XLA keeps all cores busy. `CheckpointManager`
+    adds 20, saves no older number, replaces none, and lists broken commits as if they were whole.
+    """
+
+    def __init__(self) -> None:
+        types = ocp.type_handlers
+        registry = types.create_type_handler_registry(
+            (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+            # Not used, but Orbax warns where it is missing.
+            (jax.Array, types.ArrayHandler(array_metadata_store=None)),
+        )
+        self._orbax = ocp.PyTreeCheckpointHandler(
+            use_ocdbt=False, use_compression=False, type_handler_registry=registry
+        )
+
+    def write(self, path: Path, data: np.ndarray) -> None:
+        """Write bytes into a new directory, durably.
+
+        Orbax writes and reads files in parallel: 400 MB in pieces in 0.5 s, from one file in 2.1.
+
+        Args:
+            path: of the directory, which is whole only when this returns.
+            data: uint8 [bytes], as many as `snapshots.size` gives.
+        """
+        path.mkdir()
+        options = {"leaves": ocp.SaveArgs(chunk_byte_size=PIECE)}
+        self._orbax.save(
+            epath.Path(path), args=ocp.args.PyTreeSave({"leaves": data}, save_args=options)
+        )
+
+    def read(self, path: Path, size: int) -> np.ndarray:
+        """Read bytes back. Whether they are right, checksums tell: Orbax does not notice.
+
+        Returns:
+            uint8 [bytes].
+
+        Raises:
+            DamagedCommit: they cannot be read, for whichever of many reasons Orbax gives.
+        """
+        options = {"leaves": ocp.RestoreArgs(restore_type=np.ndarray)}
+        try:
+            # Asked first, since reading makes room for whatever size the files claim.
+            shape = self._orbax.metadata(epath.Path(path))["leaves"].shape
+            if shape != (size,):
+                raise DamagedCommit(f"its arrays have the shape {shape} instead of ({size},)")
+            tree = self._orbax.restore(
+                epath.Path(path), args=ocp.args.PyTreeRestore(restore_args=options)
+            )
+            return tree["leaves"].view(np.uint8)
+        except (DamagedCommit, MemoryError):
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise DamagedCommit(
+                f"its arrays cannot be read ({type(error).__name__}: {reason})"
+            ) from error
+
+
+def made_writable(directory: Path) -> None:
+    """Make a directory and write to it, to fail now rather than at the first save.
+
+    Raises:
+        OSError: it cannot be written (the kind of it that the system gave).
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write checkpoints to {directory} ({error.strerror}): choose a directory that "
+            "this user may write to, or pass read_only=True to restore only",
+        ) from error
+
+
+def numbers(directory: Path) -> list[int]:
+    """List the numbers of the commits in a directory, ascending, damaged ones too."""
+    if not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        return sorted(int(e.name) for e in entries if _NUMBER.fullmatch(e.name) and e.is_dir())
+
+
+def complete(directory: Path) -> list[int]:
+    """List the numbers of the commits that have a manifest, ascending."""
+    return [n for n in numbers(directory) if (directory / str(n) / _MANIFEST).is_file()]
+
+
+def recover(directory: Path) -> None:
+    """Put back commits whose replacement was interrupted between its two renames."""
+    for path in directory.glob("*.replaced"):
+        if _LEFTOVER.fullmatch(path.name) and not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
+
+
+def sweep(directory: Path) -> None:
+    """Remove what interrupted saves and removals left."""
+    for path in directory.iterdir():
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def staged(directory: Path, number: int) -> Path:
+    """Make the empty directory in which a commit is written; it is no commit yet."""
+    path = directory / f"{number}.staged"
+    path.mkdir()
+    return path
+
+
+def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest and make what was staged a commit, replacing one of that number.
+
+    Killed at any instant, it leaves the old commit or the new one (see `recover`).
+    """
+    with open(stage / _MANIFEST, "wb") as file:
+        file.write(manifests.written(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    final, old = stage.with_suffix(""), stage.with_suffix(".replaced")
+    if final.exists():
+        final.rename(old)
+    stage.rename(final)
+    _sync(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _sync(directory: Path) -> None:
+    """Make renames within a directory durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(directory: Path, number: int) -> None:
+    """Remove a commit; killed half-way, it leaves none that looks whole."""
+    path = directory / f"{number}.removed"
+    (directory / str(number)).rename(path)
+    shutil.rmtree(path)
+
+
+def read_manifest(directory: Path, number: int) -> dict[str, Any]:
+    """Read what a commit says of itself.
+
+    Raises:
+        DamagedCommit: it is missing, unreadable or not as it was written.
+        ValueError: a newer version of this library wrote it.
+    """
+    where = f"commit {number} in {directory}"
+    try:
+        manifest = manifests.read((directory / str(number) / _MANIFEST).read_bytes())
+    except OSError as error:
+        raise DamagedCommit(f"{where}: its manifest cannot be read ({error})") from error
+    except DamagedCommit as damage:
+        raise DamagedCommit(f"{where}: {damage}") from damage
+    if manifest["format"] > manifests.FORMAT:
+        raise ValueError(
+            f"{where} is of format {manifest['format']}, and this version reads up to "
+            f"{manifests.FORMAT}: restore it with what wrote it, {manifest['versions']}"
+        )
+    if manifest["epoch"] != number:
+        raise DamagedCommit(f"{where}: it says that it is commit {manifest['epoch']}")
+    return manifest
+
+
+def ranked(scores: Mapping[int, float | None], mode: str) -> list[int]:
+    """Order commits from the best score to the worst; without a score, or nan, none is best.
+
+    >>> ranked({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
+    [3, 1]
+    """
+    known = {n: score for n, score in scores.items() if score is not None and not math.isnan(score)}
+    return sorted(known, key=lambda n: (known[n] if mode == "min" else -known[n], n))
+
+
+def retained(
+    scores: Mapping[int, float | None], *, keep: int, keep_best: int, mode: str, every: int | None
+) -> Collection[int]:
+    """Choose the commits to keep: the newest, the best, and every n-th.
+
+    >>> sorted(retained({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.9, 5: 0.8}, keep=1, keep_best=1,
+    ...                 mode="min", every=4))
+    [1, 4, 5]
+    """
+    newest = sorted(scores)[-keep:]
+    best = ranked(scores, mode)[:keep_best]
+    return {*newest, *best, *(n for n in scores if every and n % every == 0)}

@@ -1,0 +1,272 @@
+"""The manifest of a commit: what was saved, of which type, and how to tell that it is intact."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+
+from trainer.state import PyTree, TrainState, path_name
+
+FORMAT = 1
+"""The version of what is written; a reader refuses what is newer than itself."""
+
+FREE_KEYS = ("epochs", "run")
+"""Keys of a configuration that may differ between a commit and the run that restores it."""
+
+
+class DamagedCommit(RuntimeError):  # noqa: N818 (damage is what it is, and no error of the program)
+    """The files of a commit are not what was written."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of a saved tree; an array's bytes lie in the commit's buffer, a scalar's value here.
+
+    >>> str(Leaf("params/w", "float32", (2, 3)))
+    'float32[2, 3]'
+    """
+
+    path: str
+    type: str
+    """dtype of an array or key, `numpy.<dtype>` of a numpy scalar, or a Python type's name."""
+    shape: tuple[int, ...] | None = None
+    """None for scalars."""
+    offset: int = 0
+    """Where an array's bytes begin in the buffer."""
+    bytes: int = 0
+    checksum: str = ""
+    """xxh3_64 of an array's bytes and the gap after them, 16 hexadecimal digits."""
+    value: Any = None
+    """A scalar as JSON that gives back every bit (see `encoded`)."""
+
+    def __str__(self) -> str:
+        return self.type if self.shape is None else f"{self.type}{list(self.shape)}"
+
+
+def is_key(value: Any) -> bool:
+    """Say whether an array is one of typed random keys."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def described(path: str, value: Any) -> Leaf:
+    """Describe a leaf without reading an array's contents.
+
+    >>> described("memory/best", 0.5)
+    Leaf(path='memory/best', type='float', shape=None, offset=0, bytes=0, checksum='',
+         value='0x1.0000000000000p-1')
+
+    Raises:
+        TypeError: a value of this type cannot be saved.
+    """
+    if isinstance(value, jax.Array) or (type(value) is np.ndarray and not value.dtype.hasobject):
+        return Leaf(path, str(value.dtype), tuple(value.shape))
+    if isinstance(value, np.generic) and not isinstance(value, np.flexible | np.object_):
+        return Leaf(path, f"numpy.{value.dtype}", value=value.tobytes().hex())
+    if value is None or type(value) in (bool, int, float, str):
+        name = "None" if value is None else type(value).__name__
+        return Leaf(path, name, value=encoded(value))
+    raise TypeError(
+        f"a state holds arrays, numbers, strings and None, all else cannot be saved; {path} is "
+        f"{type(value).__module__}.{type(value).__qualname__}: keep it in a closure"
+    )
+
+
+def encoded(value: bool | int | float | str | None) -> bool | str | None:
+    """Give a Python scalar as JSON that keeps every bit: numbers in hexadecimal."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return hex(value)
+    return value.hex() if isinstance(value, float) else value
+
+
+def decoded(leaf: Leaf) -> Any:
+    """Give back the scalar that `described` wrote, type and bits unchanged.
+
+    >>> decoded(described("x", float("-inf"))), decoded(described("x", np.int8(-3)))
+    (-inf, np.int8(-3))
+    """
+    if leaf.type.startswith("numpy."):
+        dtype = np.dtype(leaf.type.removeprefix("numpy."))
+        return np.frombuffer(bytes.fromhex(leaf.value), dtype)[0]
+    if leaf.type == "int":
+        return int(leaf.value, 16)
+    return float.fromhex(leaf.value) if leaf.type == "float" else leaf.value
+
+
+def flattened(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any]:
+    """Flatten one section of a state; None is a leaf, since a type must not change to or from it.
+
+    Returns:
+        The leaves described, their values, and the structure.
+
+    Raises:
+        TypeError: a leaf cannot be saved.
+        ValueError: two leaves share a path.
+    """
+    prefix = tuple(jax.tree_util.DictKey(part) for part in name.split("/", 1)) if name else ()
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    leaves = [described(path_name((*prefix, *path)), value) for path, value in pairs]
+    if len({leaf.path for leaf in leaves}) < len(leaves):
+        paths = [leaf.path for leaf in leaves]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        raise ValueError(
+            f"two leaves share a path, so that neither could be found again: {', '.join(twice)}"
+        )
+    return leaves, [value for _, value in pairs], structure
+
+
+def sections(state: TrainState) -> dict[str, PyTree]:
+    """Split a state into what is restored or left out as a whole: itself, and each memory.
+
+    Scores belong to an event and are not part of what is saved.
+
+    Returns:
+        The state without host dictionaries at "", and every memory at `memory/<its name>`.
+    """
+    return {
+        "": state.replace(scores={}, memory={}),
+        **{f"memory/{name}": memory for name, memory in state.memory.items()},
+    }
+
+
+def differences(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
+    """List each path whose leaf is missing on one side, or of another type or shape.
+
+    >>> differences([Leaf("w", "float32", (2,))], [Leaf("w", "float32", (3,)), Leaf("n", "int")])
+    ['w: saved float32[2], wanted float32[3]', 'n: saved nothing, wanted int']
+    """
+    before = {leaf.path: str(leaf) for leaf in saved}
+    after = {leaf.path: str(leaf) for leaf in wanted}
+    return [
+        f"{path}: saved {before.get(path, 'nothing')}, wanted {after.get(path, 'nothing')}"
+        for path in [*before, *(path for path in after if path not in before)]
+        if before.get(path) != after.get(path)
+    ]
+
+
+def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a configuration as JSON would give it back: tuples as lists, paths as strings.
+
+    >>> normalised({"widths": (8, 8), "clip": float("inf")})
+    {'widths': [8, 8], 'clip': 'Infinity'}
+
+    Raises:
+        TypeError: a value that JSON does not know.
+    """
+    try:
+        text = json.dumps(dict(config), default=os.fspath)
+    except TypeError as error:
+        error.add_note("config is kept as JSON: give numbers, strings, lists and mappings")
+        raise
+    return json.loads(text, parse_constant=str)
+
+
+def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the keys of a configuration whose values differ, but for `epochs` and `run`.
+
+    >>> config_differences({"model": {"width": 8}, "epochs": 2}, {"model": {"width": 9}})
+    ['model/width: saved 8, now 9']
+    """
+
+    def flat(value: Any, path: str = "") -> dict[str, str]:
+        if isinstance(value, dict) and value:
+            prefix = f"{path}/" if path else ""
+            pairs = (flat(inner, f"{prefix}{key}").items() for key, inner in value.items())
+            return {path: text for items in pairs for path, text in items}
+        return {path: json.dumps(value)}
+
+    before, after = (
+        flat({key: value for key, value in normalised(config).items() if key not in FREE_KEYS})
+        for config in (saved, now)
+    )
+    return [
+        f"{key or 'config'}: saved {before.get(key, 'nothing')}, now {after.get(key, 'nothing')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def composed(
+    epoch: int,
+    leaves: Mapping[str, Sequence[Leaf]],
+    *,
+    scores: Mapping[str, float],
+    config: Mapping[str, Any] | None,
+    hooks: Sequence[str],
+) -> dict[str, Any]:
+    """Make the manifest of a commit, all of it JSON.
+
+    Args:
+        epoch: the number of the commit.
+        leaves: the leaves of every section, with offsets and checksums.
+        scores: metrics of the committed event; what is not finite is written as a string.
+        config: the run's configuration, if it is to be compared on restore.
+        hooks: the names of the hooks that ran.
+    """
+    return {
+        "format": FORMAT,
+        "epoch": epoch,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **_VERSIONS},
+        "hooks": list(hooks),
+        "scores": {k: v if np.isfinite(v) else str(v) for k, v in scores.items()},
+        "config": config,
+        "leaves": {name: [vars(leaf) for leaf in group] for name, group in leaves.items()},
+    }
+
+
+_VERSIONS = {
+    name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+}
+
+
+def saved_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:
+    """Give the leaves of every section, as they were saved."""
+    return {
+        name: [
+            Leaf(**{**leaf, "shape": None if leaf["shape"] is None else tuple(leaf["shape"])})
+            for leaf in group
+        ]
+        for name, group in manifest["leaves"].items()
+    }
+
+
+def saved_scores(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Give the scores of a commit, those that are not finite included."""
+    return {key: float(value) for key, value in manifest["scores"].items()}
+
+
+_OPENING, _JOINT = b'{"checksum": "', b'", "manifest": '
+
+
+def written(manifest: Mapping[str, Any]) -> bytes:
+    """Give the manifest as the bytes of a JSON file that carries its own checksum."""
+    body = json.dumps(manifest, allow_nan=False).encode() + b"}\n"
+    return _OPENING + xxhash.xxh3_64_hexdigest(body).encode() + _JOINT + body
+
+
+def read(content: bytes) -> dict[str, Any]:
+    """Give the manifest that `written` wrote.
+
+    >>> read(written({"format": 1, "epoch": 3}))
+    {'format': 1, 'epoch': 3}
+
+    Raises:
+        DamagedCommit: a bit is not as it was written.
+    """
+    head, joint, body = content.partition(_JOINT)
+    if not joint or head != _OPENING + xxhash.xxh3_64_hexdigest(body).encode():
+        raise DamagedCommit("its manifest does not have its checksum")
+    return json.loads(body[:-2])

@@ -1,0 +1,95 @@
+"""Restoring one commit: does it fit, is it intact, and what becomes of memories."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from trainer import commits, snapshots
+from trainer import manifest as manifests
+from trainer.manifest import DamagedCommit
+from trainer.state import TrainState
+
+log = logging.getLogger("entracte")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What was restored."""
+
+    epoch: int
+    """Its number: the epochs that were completed."""
+    state: TrainState
+    """The target with what was saved, without the memories that the commit does not know."""
+    scores: dict[str, float]
+    """The metrics of the committed event."""
+    manifest: dict[str, Any]
+    """What the commit says of itself."""
+
+
+def restored(
+    directory: Path,
+    number: int,
+    storage: commits.Storage,
+    target: TrainState,
+    config: Mapping[str, Any] | None,
+) -> Commit:
+    """Restore a commit into a state of the target's structure, types and places.
+
+    Raises:
+        DamagedCommit: it is not what was written.
+        ValueError: it does not fit target or config; every path and key is listed.
+    """
+    where = f"commit {number} in {directory}"
+    manifest = commits.read_manifest(directory, number)
+    saved = manifests.saved_leaves(manifest)
+    wanted = {n: manifests.flattened(n, tree) for n, tree in manifests.sections(target).items()}
+    shared = [name for name in wanted if name in saved]
+    lines = manifests.differences(
+        [leaf for name in shared for leaf in saved[name]],
+        [leaf for name in shared for leaf in wanted[name][0]],
+    )
+    if config is not None and manifest["config"] is not None:
+        lines += manifests.config_differences(manifest["config"], config)
+    if lines:
+        raise ValueError(
+            f"{where} does not fit this run:\n  "
+            + "\n  ".join(lines)
+            + "\nrun with what it was saved with, or in another directory"
+        )
+    leaves = [leaf for group in saved.values() for leaf in group]
+    try:
+        data = storage.read(directory / str(number) / commits.ARRAYS, snapshots.size(leaves))
+        snapshots.verify(leaves, data)
+    except DamagedCommit as damage:
+        raise DamagedCommit(f"{where}: {damage}") from damage
+    trees = {name: snapshots.rebuilt(saved[name], data, *wanted[name]) for name in shared}
+    for name in sorted(wanted.keys() ^ saved.keys()):
+        happens = "begins anew" if name in wanted else "is dropped, since no hook keeps it"
+        log.info(f"{where}: {name} {happens}")
+    state = trees.pop("")
+    memory = {name.removeprefix("memory/"): tree for name, tree in trees.items()}
+    return Commit(number, state.replace(memory=memory), manifests.saved_scores(manifest), manifest)
+
+
+def agree(number: int) -> None:
+    """Check that every process restored the commit of this number (-1: none).
+
+    Raises:
+        RuntimeError: this process restored another one than process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    lead = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    if lead != number:
+        raise RuntimeError(
+            f"process {jax.process_index()} restored commit {number} and process 0 commit {lead} "
+            "(-1: none): the directory must be one that all processes share"
+        )
