@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 from hooks.combining import Chain, chain
@@ -25,7 +24,7 @@ def log_metrics(*writers: Writer) -> Chain:
         ValueError: there is no writer.
         TypeError: something is none.
 
-    >>> from hooks import Console
+    >>> from hooks.console import Console
     >>> print(log_metrics(Console()))
     event  stage    hook               reads  writes
     start  observe  log_metrics/start
@@ -75,8 +74,16 @@ def write_metrics(writers: Sequence[Writer]) -> Hook:
             writer.flush()
 
     def close() -> None:
-        with contextlib.ExitStack() as stack:
-            for writer in writers:
-                stack.callback(writer.close)
+        failed: Exception | None = None
+        for writer in writers:
+            try:
+                writer.close()
+            except Exception as error:
+                if failed is None:
+                    failed = error
+                else:
+                    failed.add_note(f"and closing {writer!r} failed: {error!r}")
+        if failed is not None:
+            raise failed
 
     return Hook(run, "log_metrics", stage="observe", flush=flush, close=close)

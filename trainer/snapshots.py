@@ -190,7 +190,21 @@ def _on_device(host: np.ndarray, target: jax.Array) -> jax.Array:
     """Put an array where the target is, and leave it uncommitted if the target is."""
     if not target.is_fully_addressable:
         return jax.make_array_from_callback(host.shape, target.sharding, lambda i: host[i].copy())
-    if host.ctypes.data % 64 == 0 or len(target.sharding.device_set) > 1:
-        # On CPU, JAX would not copy an aligned array but refer to it, and the whole buffer with it.
+    if len(target.sharding.device_set) > 1:
         host = host.copy()
+    elif host.ctypes.data % ALIGNMENT == 0:
+        host = _shifted(host)
     return jax.device_put(host, target.sharding if target.committed else None)
+
+
+def _shifted(host: np.ndarray) -> np.ndarray:
+    """Copy to an address that JAX has to copy from.
+
+    On CPU it adopts an aligned numpy array as its own buffer: that one could not be donated, and
+    would keep all of what was read in memory.
+    """
+    room = np.empty(host.nbytes + 2 * ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT + ALIGNMENT // 2
+    shifted = room[start : start + host.nbytes].view(host.dtype).reshape(host.shape)
+    shifted[...] = host
+    return shifted

@@ -8,7 +8,7 @@ import pytest
 from models.initializers import lecun_normal
 
 
-@pytest.mark.parametrize("shape", [(16, 8), (3, 3, 2, 4), (1, 1)])
+@pytest.mark.parametrize("shape", [(16, 8), (2, 2, 4), (1, 1)])
 def test_the_values_are_those_of_jax(shape):
     key = jax.random.key(3)
     expected = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)

@@ -12,7 +12,7 @@ import models
 from models.network import named_key, require_fit, shapes_of
 
 IMAGES = jax.random.uniform(jax.random.key(7), (6, 4, 4, 1))
-LABELS = jnp.arange(6) % 3
+LABELS = jnp.arange(6) % 4
 KEY = jax.random.key(1)
 
 
@@ -22,7 +22,7 @@ class Linen(linen.Module):
         x = linen.Dense(16)(x.reshape(len(x), -1))
         x = linen.BatchNorm(use_running_average=not train)(x)
         x = linen.Dropout(0.2, deterministic=not train)(linen.relu(x))
-        return linen.Dense(3)(x)
+        return linen.Dense(4)(x)
 
 
 def from_equinox(build):
@@ -53,14 +53,14 @@ def equinox_mlp(key):
             eqx.nn.Linear(16, 16, key=first),
             eqx.nn.Lambda(jax.nn.relu),
             eqx.nn.Dropout(0.2),
-            eqx.nn.Linear(16, 3, key=second),
+            eqx.nn.Linear(16, 4, key=second),
         ]
     )
 
 
 PLAIN = {
-    "mlp": models.mlp(classes=3, hidden=(8,)),
-    "cnn": models.cnn(classes=3, channels=(2, 2), hidden=16, batch_norm=True, dropout=0.2),
+    "mlp": models.mlp(classes=4, hidden=(8,)),
+    "cnn": models.cnn(classes=4, channels=(2, 2), hidden=16, batch_norm=True, dropout=0.2),
     "linen": models.from_linen(Linen()),
     "equinox": from_equinox(equinox_mlp),
 }
@@ -115,7 +115,7 @@ def assert_plain(tree):
 def test_gives_outputs_and_keeps_the_structure_of_the_model_state(case, train):
     network, params, model_state = case
     outputs, updated = network.apply(params, model_state, IMAGES, key=KEY, train=train)
-    assert outputs.shape == (6, 3)
+    assert outputs.shape == (6, 4)
     assert outputs.dtype == jnp.float32
     assert shapes_of(updated) == shapes_of(model_state)
 
@@ -191,16 +191,18 @@ def test_jit_changes_nothing_and_leaks_nothing(case, name, train):
         jax.eval_shape(lambda x: PLAIN[name].apply(*case[1:], x, key=KEY, train=train), IMAGES)
 
 
-def test_init_maps_over_keys(case):
-    network, params, model_state = case
+@pytest.mark.parametrize("name", ["mlp", "linen"])
+def test_init_maps_over_keys(name):
+    network, params, model_state = variables(name)
     keys = jnp.stack([jax.random.key(0), jax.random.key(5)])
     members = jax.jit(jax.vmap(network.init, in_axes=(0, None)))(keys, IMAGES)
     assert_close(jax.tree.map(lambda x: x[0], members), (params, model_state))
     assert any((leaf[0] != leaf[1]).any() for _, leaf in bits(members[0]))
 
 
-def test_members_of_a_population_run_as_if_alone(case):
-    network, params, model_state = case
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_members_of_a_population_run_as_if_alone(name):
+    network, params, model_state = variables(name)
     both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (params, model_state))
 
     def run(params, model_state):

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -162,18 +163,6 @@ def test_any_memory_comes_back_bit_for_bit(tmp_path_factory, memory):
         except ValueError:  # two leaves share a path: refused
             return
         assert_identical(checkpoints.restore(state).state, state)
-
-
-def test_a_restored_array_is_jax_s_own_and_can_be_donated(tmp_path):
-    save(tmp_path, 1)
-    target = make(0, size=1000)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(make(2, size=1000))
-        state = checkpoints.restore(target).state
-    w = state.params["w"]
-    address = w.unsafe_buffer_pointer()
-    assert not w.committed
-    assert jax.jit(lambda x: x + 1, donate_argnums=0)(w).unsafe_buffer_pointer() == address
 
 
 # Saving goes on beside training
@@ -645,8 +634,12 @@ def test_from_one_device_to_eight_and_back(tmp_path):
             assert got.carry["keys"].sharding == state.carry["keys"].sharding
             assert got.rng.sharding == state.rng.sharding
             assert bool((got.rng == jax.random.key(5)).all())
-            w = put(got.params["w"] * 2, ("a", "b"), None)
+            rows = NamedSharding(mesh, P(("a", "b"), None))
+            w = jax.jit(lambda w: w * 2, out_shardings=rows)(got.params["w"])
+            places = [shard.data.unsafe_buffer_pointer() for shard in w.addressable_shards]
             checkpoints.save(got.replace(epoch=jnp.int32(1), params={"w": w}))
+            w = jax.jit(lambda w: w + 1, donate_argnums=0)(w)
+            assert [s.data.unsafe_buffer_pointer() for s in w.addressable_shards] == places
     """
     process = script(body, tmp_path, devices=8)
     assert process.communicate(timeout=60) == ("", "")
@@ -655,6 +648,46 @@ def test_from_one_device_to_eight_and_back(tmp_path):
         got = checkpoints.restore(target).state
     wanted = state.replace(params={"w": state.params["w"] * 2}, epoch=jnp.int32(1))
     assert_identical(got, wanted.replace(carry={"keys": jax.random.split(state.rng, 8)}))
+
+
+def test_two_processes_save_once_and_restore_their_shares(tmp_path):
+    body = """
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        rank, address = int(sys.argv[2]), "127.0.0.1:" + sys.argv[3]
+        jax.distributed.initialize(address, num_processes=2, process_id=rank)
+        mesh = jax.make_mesh((2,), ("a",))
+        def put(x, *spec):
+            place = NamedSharding(mesh, P(*spec))
+            return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+        def state(factor):
+            key = jax.jit(lambda: jax.random.key(factor), out_shardings=NamedSharding(mesh, P()))
+            whole = np.arange(6.0, dtype=np.float32) * factor
+            params = {"split": put(whole, "a"), "same": put(whole)}
+            epoch = put(np.int32(factor))
+            return TrainState.create(params=params, rng=key()).replace(epoch=epoch, memory={"h": 1})
+        checkpoints = Checkpoints(sys.argv[1])
+        checkpoints.save(state(2))
+        checkpoints.wait()
+        jax.block_until_ready(jax.jit(lambda x: x.sum())(state(2).params["split"]))  # meet
+        got = checkpoints.restore(state(0)).state
+        share = np.asarray(got.params["split"].addressable_data(0))
+        np.testing.assert_array_equal(share, np.arange(6.0)[3 * rank : 3 * rank + 3] * 2)
+        same = np.asarray(got.params["same"].addressable_data(0))
+        np.testing.assert_array_equal(same, np.arange(6.0) * 2)
+        assert jax.random.key_data(got.rng).addressable_data(0).tolist() == [0, 2]
+        checkpoints.close()
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [script(body, tmp_path, rank, port) for rank in (0, 1)]
+    try:
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert Checkpoints(tmp_path, read_only=True).steps() == [2]
 
 
 # Which commits are kept

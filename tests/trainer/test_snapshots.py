@@ -62,8 +62,8 @@ def test_one_thread_and_two_copy_the_same():
         assert jnp.array_equal(array, again)
 
 
-@pytest.mark.parametrize("shift", [0, 16])
-def test_what_is_made_does_not_refer_to_the_buffer(shift):
+@pytest.mark.parametrize("shift", [0, 16, 32])
+def test_what_is_made_does_not_refer_to_the_buffer_and_can_be_donated(shift):
     tree = {"jax": jnp.ones(1000), "numpy": np.ones(1000)}
     leaves, data, target = taken(tree)
     room = np.empty(data.nbytes + 128, np.uint8)
@@ -72,8 +72,11 @@ def test_what_is_made_does_not_refer_to_the_buffer(shift):
     moved[:] = data
     again = jax.block_until_ready(snapshots.rebuilt(leaves, moved, *target))
     moved[:] = 255
-    assert jnp.array_equal(again["jax"], tree["jax"])
     assert np.array_equal(again["numpy"], tree["numpy"])
+    address = again["jax"].unsafe_buffer_pointer()
+    more = jax.jit(lambda x: x + 1, donate_argnums=0)(again["jax"])
+    assert more.unsafe_buffer_pointer() == address
+    assert jnp.array_equal(more, tree["jax"] + 1)
 
 
 def test_an_uncommitted_array_stays_so_and_a_committed_one_too():

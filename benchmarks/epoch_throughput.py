@@ -1,0 +1,174 @@
+"""How many steps a second does the library reach, against bare JAX and against other trainers?
+
+Baseline: the same network and optimizer in bare JAX (`_bare.py`), with the same shuffle on the
+device, the state donated, and the mean loss read once an epoch: as one compiled scan an epoch, and
+as one dispatch a step. The bar is held against the faster of the two. Peers (`_peers.py`) take part
+where they are installed.
+
+Measured: scikit-learn's digits, batches of 64, AdamW; an MLP of two hidden layers and a CNN of two
+blocks. A figure is one call that trains for as many epochs as take about a second, all its fixed
+costs included, until loss and state are there. Contestants take turns; ratios are taken round by
+round.
+"""
+
+import functools
+import math
+import tempfile
+from pathlib import Path
+
+import _bare
+import _measuring
+import _peers
+import jax
+import numpy as np
+import optax
+
+import hooks
+import models
+import trainer
+from trainer import data, losses
+
+BATCH_SIZE = 64
+LIBRARY, HOOKED = "library", "library + five hooks"
+SCAN, DISPATCH = "bare JAX, one scan an epoch", "bare JAX, one dispatch a step"
+BARS = {
+    "mlp": {"Keras": 3, "Keras, steps_per_execution=epoch": 1.5, "Lightning": 20},
+    "cnn": {"Keras": 1.35, "Keras, steps_per_execution=epoch": 1.35, "Lightning": 1.8},
+}
+"""What the library's steps a second over a peer's must reach."""
+
+
+def library(network, source, optimizer, make_hooks):
+    """Train with `fit`; the phase is compiled once, as in any run."""
+    task = trainer.supervised(network, losses.classification, optimizer)
+    phase = trainer.training(task.step, source)
+    start = task.init(jax.random.key(0), source.example)
+
+    def run(epochs):
+        state, _ = trainer.fit(start, phase, epochs=epochs, hooks=make_hooks())
+        jax.block_until_ready(state)
+
+    return run
+
+
+def five_hooks(directory):
+    """Make hooks of everyday use; none does the network's work, as an evaluation would."""
+    _, path = tempfile.mkstemp(suffix=".jsonl", dir=directory)
+
+    def nothing(state, metrics):
+        return state
+
+    return hooks.chain(
+        hooks.stop_early("train/loss", patience=10**6),
+        hooks.stop_on_nan(),
+        hooks.average_params(),
+        hooks.log_metrics(hooks.JsonLines(path)),
+        nothing,
+    )
+
+
+def bare(make_epoch, network, source, optimizer):
+    epoch = make_epoch(network, optimizer, source.size, source.batch_size)
+    start = _bare.init(network, optimizer, jax.random.key(0), source.example["inputs"])
+    key = jax.random.key(1)
+
+    def run(epochs):
+        state = jax.tree.map(jax.numpy.copy, start)
+        for number in range(epochs):
+            state, loss = epoch(state, source.arrays, key, number)
+            float(loss)
+        jax.block_until_ready(state)
+
+    return run
+
+
+def entrants(name, network, source, directory):
+    optimizer = optax.adamw(1e-3)
+    whole = source.size // BATCH_SIZE * BATCH_SIZE
+    arrays = {key: np.asarray(array)[:whole] for key, array in source.arrays.items()}
+    with_hooks = functools.partial(five_hooks, directory)
+    return {
+        LIBRARY: library(network, source, optimizer, tuple),
+        HOOKED: library(network, source, optimizer, with_hooks),
+        SCAN: bare(_bare.one_scan, network, source, optimizer),
+        DISPATCH: bare(_bare.one_dispatch_a_step, network, source, optimizer),
+        **_peers.peers(name, arrays, BATCH_SIZE),
+    }
+
+
+def long_enough(run, seconds):
+    """Find how many epochs take this long, after compiling; two at least."""
+    run(1)
+    return max(2, math.ceil(seconds / _measuring.timed(lambda: run(1)))) if seconds else 2
+
+
+def measure(name, network, source, *, rounds, seconds, directory):
+    """Give the steps a second of each entrant, one figure a round."""
+    steps = source.size // BATCH_SIZE
+    contestants = {}
+    for entrant, run in entrants(name, network, source, directory).items():
+        epochs = long_enough(run, seconds)
+
+        def rate(run=run, epochs=epochs):
+            return epochs * steps / _measuring.timed(lambda: run(epochs))
+
+        contestants[entrant] = rate
+    return _measuring.interleaved(contestants, rounds=rounds)
+
+
+def compare(name, samples):
+    """Give the ratios of steps a second, and hold them to the bars."""
+    fastest = max((SCAN, DISPATCH), key=lambda entrant: np.median(samples[entrant]))
+    others = [entrant for entrant in samples if entrant not in (LIBRARY, HOOKED)]
+    ratios = {f"library / {other}": (LIBRARY, other) for other in others}
+    ratios["library / fastest bare"] = LIBRARY, fastest
+    ratios["library + five hooks / fastest bare"] = HOOKED, fastest
+    found = {
+        what: _measuring.ratio(samples[one], samples[other])
+        for what, (one, other) in ratios.items()
+    }
+    least = {"fastest bare": 0.95, DISPATCH: 1.0, **BARS[name]}
+    bars = [
+        _measuring.bar(f"{name}: {what}", found[what]["median"], least=limit)
+        for other, limit in least.items()
+        if (what := f"library / {other}") in found
+    ]
+    return found, bars
+
+
+def main():
+    options = _measuring.arguments(__doc__).parse_args()
+    rounds, seconds = (1, 0.0) if options.quick else (15, 1.0)
+    source, _ = data.digits(batch_size=BATCH_SIZE)
+    if options.quick:
+        few = {name: array[: 2 * BATCH_SIZE] for name, array in source.arrays.items()}
+        source = data.Arrays(few, BATCH_SIZE)
+    networks = {"mlp": models.mlp(classes=10), "cnn": models.cnn(classes=10)}
+    measured, ratios, bars = {}, {}, []
+    for name, network in networks.items():
+        with tempfile.TemporaryDirectory() as directory:
+            samples = measure(
+                name, network, source, rounds=rounds, seconds=seconds, directory=Path(directory)
+            )
+        measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
+        ratios[name], held = compare(name, samples)
+        bars += held
+        rows = [(e, *_measuring.columns(figures)) for e, figures in measured[name].items()]
+        _measuring.show(f"{name}: steps a second", ("", "median", "quartiles"), rows)
+        rows = [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
+        _measuring.show(f"{name}: ratios", ("", "median", "quartiles"), rows)
+    _measuring.finish(
+        options,
+        "epoch_throughput",
+        unit="steps/s",
+        warm_up="compilation, an epoch, and a round",
+        repeats=rounds,
+        seconds_a_call=seconds,
+        measured=measured,
+        ratios=ratios,
+        bars=bars,
+    )
+
+
+if __name__ == "__main__":
+    main()

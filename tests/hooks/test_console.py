@@ -1,0 +1,263 @@
+"""The console: a bar on a terminal, lines elsewhere, a table in the end."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import sys
+import threading
+
+import pytest
+from rich.console import Console as RichConsole
+from rich.logging import RichHandler
+
+import trainer
+from hooks.console import Console
+from hooks.display import Run, grouped, number, rows
+from hooks.metrics import log_metrics
+from hooks.testing import check_hook
+from hooks.writers import Progress, Resumes, Text, Writer
+
+
+def rich(width=100, *, terminal=False):
+    return RichConsole(
+        file=io.StringIO(), width=width, force_terminal=terminal, force_interactive=terminal
+    )
+
+
+def epoch(number, total=20, **more):
+    """What `log_metrics` writes of an epoch."""
+    return {
+        "epoch": Progress(number, total),
+        "train/grad_norm": 12.5,
+        "train/accuracy": 0.5,
+        "train/loss": 1 / number,
+        "time/epoch_seconds": 2.0,
+        "time/steps_per_second": 1234.5,
+        "time/hook/log_metrics": 1e-5,
+        "system/host_memory_gb": 1.5,
+        "val/loss": 2 / number,
+        "val/accuracy": 0.25,
+    } | more
+
+
+def shown(renderable, width=100):
+    console = rich(width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def course(*epochs):
+    run = Run.begun(epochs[0])
+    for values in epochs:
+        run.add(28 * values["epoch"].done, values)
+    return run
+
+
+@pytest.fixture
+def terminal():
+    """A console on a terminal, closed in the end."""
+    console = Console(console=rich(terminal=True))
+    yield console
+    console.close()
+
+
+def test_it_is_a_writer_that_keeps_no_records():
+    assert isinstance(Console(console=rich()), Writer)
+    assert not isinstance(Console(console=rich()), Resumes)
+
+
+def test_it_writes_to_the_console_that_rich_shares(monkeypatch):
+    console = rich()
+    monkeypatch.setattr("rich._console", console)
+    writer = Console()
+    writer.write(28, epoch(1))
+    assert console.file.getvalue().startswith("epoch  1/20")
+
+
+def test_without_rich_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(ImportError) as raised:
+        Console()
+    assert 'pip install "entracte[console]"' in raised.value.__notes__[0]
+
+
+def test_elsewhere_it_prints_an_aligned_line_an_epoch():
+    console = rich(40)
+    writer = Console(console=console)
+    no_val = {name: value for name, value in epoch(2).items() if not name.startswith("val")}
+    for values in (epoch(1), no_val, epoch(10)):
+        writer.write(28, values)
+    assert console.file.getvalue().splitlines() == [
+        "epoch  1/20    1,234 steps/s  train/loss 1.000      train/accuracy 0.5000     "
+        "val/loss 2.000      val/accuracy 0.2500",
+        "epoch  2/20    1,234 steps/s  train/loss 0.5000     train/accuracy 0.5000",
+        "epoch 10/20    1,234 steps/s  train/loss 0.1000     train/accuracy 0.5000     "
+        "val/loss 0.2000     val/accuracy 0.2500",
+    ]
+
+
+def test_a_line_needs_neither_total_nor_speed():
+    console = rich()
+    writer = Console(console=console)
+    writer.write(3, {"epoch": Progress(7), "size": 4.0, "sample": Text("[bold]no[/]")})
+    assert console.file.getvalue() == "epoch 7  size 4.000\n"
+
+
+def test_no_line_has_codes_for_terminals():
+    console = rich()
+    writer = Console(console=console)
+    for place in range(1, 4):
+        writer.write(28 * place, epoch(place))
+    writer.close()
+    assert "\x1b" not in console.file.getvalue()
+
+
+def test_the_table_gives_last_lowest_and_highest_and_their_epochs():
+    table = shown(course(epoch(1), epoch(2, **{"train/loss": 9.0}), epoch(3)).table())
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0] == ["3/20", "epochs,", "84", "steps,", "0:00:02"]
+    assert ["train/loss", "0.3333", "0.3333", "3", "9.000", "2"] in lines
+    assert ["val/loss", "0.6667", "0.6667", "3", "2.000", "1"] in lines
+    assert ["system/host_memory_gb", "1.500", "1.500", "1", "1.500", "1"] in lines
+    assert "time/" not in table
+
+
+def test_what_is_not_a_number_is_neither_lowest_nor_highest():
+    values = [{"epoch": Progress(n), "loss": loss} for n, loss in ((1, math.nan), (2, 1.0))]
+    assert ["loss", "1.000", "1.000", "2", "1.000", "2"] in words(course(*values).table())
+    values = [{"epoch": Progress(1), "loss": math.nan}]
+    assert ["loss", "nan"] in words(course(*values).table())
+
+
+def words(renderable):
+    return [line.split() for line in shown(renderable).splitlines()]
+
+
+def test_names_are_no_markup():
+    run = course({"epoch": Progress(1), "loss[bold]": 1.0})
+    assert "loss[bold]" in shown(run.table())
+    assert "loss[bold]" in shown(run.bar(100))
+
+
+def test_the_bar_shows_progress_speed_time_left_and_rows_of_metrics():
+    first, train, val = shown(course(epoch(1), epoch(5)).bar(100)).splitlines()
+    assert first.split("━")[0].strip() == "epoch  5/20"
+    assert first.split("━")[-1].split() == ["25%", "1,234", "steps/s", "0:00:06", "left"]
+    assert train.split() == ["train", "loss", "0.2000", "accuracy", "0.5000", "grad_norm", "12.50"]
+    assert val.split() == ["val", "loss", "0.4000", "accuracy", "0.2500"]
+    assert train.index("accuracy") == val.index("accuracy")
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
+def test_the_bar_fits(width):
+    lines = shown(course(epoch(12)).bar(width), width).splitlines()
+    assert len(lines) == 3
+    assert all(len(line) <= width for line in lines)
+
+
+def test_metrics_that_do_not_fit_are_left_out_whole():
+    (row,) = rows({"train/loss": 0.5, "train/accuracy": 0.25, "train/norm": 1.0}, 45)
+    assert row.plain.split() == ["train", "loss", "0.5000", "accuracy", "0.2500"]
+
+
+def test_the_bar_keeps_the_newest_value_of_what_is_measured_now_and_then():
+    no_val = {name: value for name, value in epoch(2).items() if not name.startswith("val")}
+    assert "2.000" in shown(course(epoch(1), no_val).bar(100)).splitlines()[2]
+
+
+def test_a_run_without_an_end_has_a_bar_too():
+    line = shown(course(epoch(3, None)).bar(100)).splitlines()[0]
+    assert "epoch 3" in line
+    assert "left" not in line
+    assert "%" not in line
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.000"), (-0.5, "-0.5000"), (999.94, "999.9"), (1e6, "1,000,000"), (math.inf, "inf")],
+)
+def test_numbers_have_four_digits(value, text):
+    assert number(value) == text
+
+
+def test_names_without_a_prefix_make_a_group():
+    assert grouped(["gap", "train/loss"]) == {"": ["gap"], "train": ["train/loss"]}
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_taken_away(terminal):
+    threads = threading.active_count()
+    terminal.write(28, epoch(1))
+    assert threading.active_count() == threads + 1
+    terminal._live.refresh()
+    refreshing = terminal._live._refresh_thread
+    drawn = terminal._console.file.getvalue()
+    assert "train/loss" not in drawn
+    assert "━" in drawn
+    terminal.close()
+    refreshing.join(5)
+    assert threading.active_count() == threads
+    assert "train/loss" in terminal._console.file.getvalue()[len(drawn) :]
+
+
+def test_log_records_and_prints_appear_above_the_bar(terminal):
+    log = logging.getLogger("entracte")
+    log.addHandler(RichHandler(console=terminal._console, show_path=False))
+    log.setLevel(logging.INFO)
+    out = sys.stdout
+    terminal.write(28, epoch(1))
+    log.info("saved")
+    print("printed")
+    text = terminal._console.file.getvalue()
+    for word in ("saved", "printed"):
+        after = text[text.index(word) :]
+        assert "\x1b[2K" in text[: text.index(word)]  # the bar was erased before
+        assert "━" in after  # and drawn again below
+    assert sys.stdout is not out  # rich stands in for it
+    terminal.close()
+    assert sys.stdout is out
+
+
+def test_the_bar_is_taken_away_when_a_run_fails(state, phase):
+    def fail(state, metrics):
+        if int(state.epoch) == 2:
+            raise RuntimeError("enough")
+        return state
+
+    console = rich(terminal=True)
+    out = sys.stdout
+    with pytest.raises(RuntimeError, match="enough"):
+        trainer.fit(state, phase, epochs=3, hooks=[fail, log_metrics(Console(console=console))])
+    assert sys.stdout is out
+    assert console.file.getvalue().endswith("\n")
+    assert "1/3 epochs" in console.file.getvalue()
+    with console.status("another display can start"):
+        pass
+
+
+def test_a_second_fit_gets_a_bar_and_a_table_of_its_own(state, phase):
+    console = rich()
+    hook = log_metrics(Console(console=console))
+    second, _ = trainer.fit(state, phase, epochs=2, hooks=hook)
+    trainer.fit(second, phase, epochs=3, hooks=hook)
+    text = console.file.getvalue()
+    assert "2/2 epochs, 2 steps" in text
+    assert "3/3 epochs, 3 steps" in text
+    assert [line[:9] for line in text.splitlines() if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+        "epoch 3/3",
+    ]
+
+
+def test_closing_without_an_epoch_prints_nothing():
+    console = rich()
+    writer = Console(console=console)
+    writer.flush()
+    writer.close()
+    assert console.file.getvalue() == ""
+
+
+def test_it_holds_the_laws(state):
+    check_hook(log_metrics(Console(console=rich())), state, {"loss": 1.0})

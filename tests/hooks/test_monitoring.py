@@ -1,0 +1,180 @@
+"""What a run takes of the machine, and its sign of life."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import trainer
+from hooks import monitoring
+from hooks.base import observe
+from hooks.monitoring import beat, watch_system
+from hooks.testing import check_hook
+
+HOST = ("system/host_memory_gb", "system/cpu_percent")
+DEVICE = ("system/device_memory_gb", "system/device_memory_peak_gb")
+
+
+class Device:
+    """A device that tells of its memory."""
+
+    def __init__(self, **stats):
+        self.stats = stats
+
+    def memory_stats(self):
+        return self.stats or None
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Sets the local devices."""
+    return lambda *found: monkeypatch.setattr(jax, "local_devices", lambda: list(found))
+
+
+def test_memory_and_cpu_of_this_process_are_scored(state):
+    scores = watch_system()(state, {}).scores
+    assert tuple(scores) == HOST
+    assert 0.05 < scores["system/host_memory_gb"] < 100
+    assert scores["system/cpu_percent"] >= 0
+
+
+def test_the_fullest_device_counts(state, devices):
+    devices(
+        Device(bytes_in_use=10**9, peak_bytes_in_use=4 * 10**9),
+        Device(bytes_in_use=2 * 10**9, peak_bytes_in_use=3 * 10**9),
+    )
+    scores = watch_system()(state, {}).scores
+    assert [scores[name] for name in DEVICE] == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("stats", "written"),
+    [
+        ({}, ()),
+        ({"bytes_in_use": 1}, DEVICE[:1]),
+        ({"bytes_in_use": 1, "peak_bytes_in_use": 1}, DEVICE),
+    ],
+)
+def test_it_declares_exactly_what_it_writes(state, devices, stats, written):
+    devices(Device(**stats))
+    hook = watch_system()
+    assert hook.writes(state) == HOST + written
+    assert tuple(hook(state, {}).scores) == HOST + written
+
+
+def test_examples_per_second_follow_from_the_batch_size(state):
+    hook = watch_system(batch_size=64)
+    assert hook.writes(state)[-1] == "system/examples_per_second"
+    after = hook(state, {"time/steps_per_second": 10.0})
+    assert after.scores["system/examples_per_second"] == 640.0
+    assert hook(state, {}) is state
+
+
+def test_other_scores_are_kept(state):
+    assert watch_system()(state.replace(scores={"val/loss": 1.0}), {}).scores["val/loss"] == 1.0
+
+
+def test_it_reads_once_a_second(state, monkeypatch, devices):
+    now = [100.0]
+    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+    hook = watch_system()
+    found = []
+    for seconds, used in ((0, 1), (0.9, 2), (1.0, 3), (1.9, 4), (2.0, 5)):
+        devices(Device(bytes_in_use=used * 1e9))
+        now[0] = 100 + seconds
+        found.append(hook(state, {}).scores["system/device_memory_gb"])
+    assert found == [1, 1, 3, 3, 5]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_examples(batch_size):
+    with pytest.raises(ValueError, match="at least 1 example"):
+        watch_system(batch_size=batch_size)
+
+
+def test_without_psutil_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(ImportError) as raised:
+        watch_system()
+    assert 'pip install "entracte[monitoring]"' in raised.value.__notes__[0]
+
+
+def test_later_observers_see_the_scores(state, phase):
+    seen = []
+
+    @observe
+    def look(state, metrics):
+        seen.append(metrics["system/examples_per_second"] / metrics["time/steps_per_second"])
+        return state
+
+    _, history = trainer.fit(state, phase, epochs=2, hooks=[watch_system(batch_size=8), look])
+    assert seen == pytest.approx([8, 8])
+    assert history[0]["system/host_memory_gb"] > 0
+
+
+def test_watching_holds_the_laws(state):
+    check_hook(watch_system(batch_size=2), state, {"time/steps_per_second": 1.0})
+
+
+def test_a_beat_tells_when_where_and_who(state, tmp_path):
+    path = tmp_path / "run" / "alive.json"
+    before = time.time()
+    now = state.replace(step=jnp.int32(84), epoch=jnp.int32(3))
+    assert beat(path)(now, {}) is now
+    sign = json.loads(path.read_text())
+    assert before <= sign.pop("time") <= time.time()
+    assert sign == {
+        "event": "epoch",
+        "epoch": 3,
+        "step": 84,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+    }
+
+
+def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path):
+    path = tmp_path / "alive.json"
+    signs = []
+
+    def look(state, metrics):
+        sign = json.loads(path.read_text())
+        signs.append((sign["event"], sign["epoch"], sign["step"]))
+        return state
+
+    looks = [
+        trainer.Hook(look, f"look/{event}", event=event, stage="observe")
+        for event in ("start", "epoch", "end")
+    ]
+    trainer.fit(state, phase, epochs=2, hooks=[beat(path), *looks])
+    assert signs == [("start", 0, 0), ("epoch", 1, 1), ("epoch", 2, 2), ("end", 2, 2)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path):
+    path = tmp_path / "alive.json"
+    hook = beat(path)
+    hook(state, {})
+    with path.open() as reader:
+        hook(state.replace(step=jnp.int32(10**9)), {})
+        assert json.loads(reader.read())["step"] == 0
+    assert json.loads(path.read_text())["step"] == 10**9
+
+
+def test_a_beat_to_nowhere_is_an_error_at_once(tmp_path):
+    with pytest.raises(IsADirectoryError, match="needs the path of a file"):
+        beat(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file") as raised:
+        beat(tmp_path / "file" / "alive.json")
+    assert "beat cannot write to the folder" in raised.value.__notes__[0]
+
+
+def test_beating_holds_the_laws(state, tmp_path):
+    check_hook(beat(tmp_path / "alive.json"), state, {})

@@ -1,0 +1,304 @@
+"""TensorBoard, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import math
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+import trainer
+from hooks.eventfiles import scalar_records
+from hooks.metrics import log_metrics
+from hooks.tensorboard import POINTS, TensorBoard, places, png
+from hooks.testing import check_hook
+from hooks.writers import Histogram, Image, Progress, Resumes, Text, Trace, Writer
+
+
+def read(directory):
+    """Read all event files of a directory, keeping every point."""
+    everything = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
+    return EventAccumulator(str(directory), size_guidance=everything).Reload()
+
+
+def points(directory, tag):
+    return [(event.step, event.value) for event in read(directory).Scalars(tag)]
+
+
+def records(data):
+    """Take records apart, checking their checksums as a reader does."""
+    events = []
+    while data:
+        length, checksum = struct.unpack("<QI", data[:12])
+        message, tail = data[12 : 12 + length], data[12 + length : 16 + length]
+        assert checksum == masked_crc32c(data[:8])
+        assert struct.unpack("<I", tail) == (masked_crc32c(message),)
+        events.append(Event.FromString(message))
+        data = data[16 + length :]
+    return events
+
+
+@pytest.fixture
+def board(tmp_path):
+    board = TensorBoard(tmp_path / "runs")
+    yield board
+    board.close()
+
+
+def test_it_is_a_writer_that_resumes(board):
+    assert isinstance(board, Writer)
+    assert isinstance(board, Resumes)
+
+
+def test_numbers_stand_at_the_step_written(board):
+    board.write(28, {"epoch": Progress(1, 20), "train/loss": 0.5, "gap": math.inf})
+    board.write(56, {"epoch": Progress(2, 20), "train/loss": 0.25, "gap": 1e300})
+    board.flush()
+    assert points(board.directory, "train/loss") == [(28, 0.5), (56, 0.25)]
+    assert points(board.directory, "epoch") == [(28, 1), (56, 2)]
+    assert points(board.directory, "gap") == [(28, math.inf), (56, math.inf)]
+
+
+def test_values_of_a_trace_stand_at_their_own_steps(board):
+    board.write(3, {"steps/loss": Trace(np.array([3.0, 2.0, 1.0]))})
+    board.write(5, {"steps/loss": Trace(np.array([0.5, 0.25]))})
+    board.flush()
+    expected = [(1, 3.0), (2, 2.0), (3, 1.0), (4, 0.5), (5, 0.25)]
+    assert points(board.directory, "steps/loss") == expected
+
+
+def test_of_a_long_trace_evenly_picked_values_are_written(board):
+    board.write(5 * POINTS, {"steps/loss": Trace(np.arange(5 * POINTS) + 1.0)})
+    board.flush()
+    expected = [(5 * n, 5.0 * n) for n in range(1, POINTS + 1)]
+    assert points(board.directory, "steps/loss") == expected
+
+
+def test_a_trace_finer_than_steps_never_runs_into_the_one_before(board):
+    for step in (2, 4):
+        board.write(step, {"steps/return": Trace(np.arange(100.0))})
+    board.flush()
+    found = points(board.directory, "steps/return")
+    assert found == [(1, 49.0), (2, 99.0), (3, 49.0), (4, 99.0)]
+
+
+@given(length=st.integers(0, 5000), since=st.integers(0, 5000), gap=st.integers(0, 5000))
+def test_places_are_within_the_trace_and_after_the_last_one(length, since, gap):
+    steps, picked = places(length, since + gap, since=since)
+    assert len(steps) == len(picked) == min(length, gap, POINTS)
+    if len(steps):
+        assert (np.diff(steps) > 0).all()
+        assert (np.diff(picked) > 0).all()
+        assert steps[0] > since
+        assert (steps[-1], picked[-1]) == (since + gap, length - 1)
+        assert picked[0] >= 0
+    if length <= min(gap, POINTS):
+        np.testing.assert_array_equal(picked, np.arange(length))
+        np.testing.assert_array_equal(steps, since + gap - length + 1 + picked)
+
+
+@given(
+    tags=st.lists(st.text(max_size=20), min_size=1, max_size=5, unique=True),
+    steps=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5),
+    wall_time=st.floats(0, 1e10),
+    data=st.data(),
+)
+def test_records_hold_what_was_given_under_right_checksums(tags, steps, wall_time, data):
+    numbers = st.lists(st.floats(width=32), min_size=len(steps), max_size=len(steps))
+    values = {tag: data.draw(numbers) for tag in tags}
+    events = records(scalar_records(wall_time, steps, values))
+    assert [event.step for event in events] == steps
+    for place, event in enumerate(events):
+        assert event.wall_time == wall_time
+        assert [value.tag for value in event.summary.value] == tags
+        found = [value.simple_value for value in event.summary.value]
+        np.testing.assert_array_equal(found, [values[tag][place] for tag in tags])
+
+
+def test_texts_histograms_and_images_are_shown(board):
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    weights = np.array([[1.0, 2.0], [2.0, math.nan]])
+    board.write(7, {"said": Text("Once"), "weights": Histogram(weights), "digit": Image(pixels)})
+    board.flush()
+    found = read(board.directory)
+    (said,) = found.Tensors("said/text_summary")
+    assert tensor_util.make_ndarray(said.tensor_proto).tolist() == [b"Once"]
+    (histogram,) = found.Histograms("weights")
+    assert histogram.step == 7
+    assert histogram.histogram_value.num == 3
+    assert histogram.histogram_value.sum == 5.0
+    (image,) = found.Images("digit")
+    assert (image.step, image.height, image.width) == (7, 2, 4)
+    np.testing.assert_array_equal(decoded(image.encoded_image_string), pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floats_are_pixels_from_0_to_1(channels):
+    shades = np.array([-1.0, 0.0, 0.5, 1.0, 2.0, math.nan])
+    pixels = np.repeat(shades[None, :, None], channels, axis=2)
+    assert decoded(png(pixels))[0, :, -1].tolist() == [0, 0, 128, 255, 255, 0]
+
+
+def decoded(image):
+    """Decode a PNG of 8 bits and unfiltered rows."""
+    chunks, rest = {}, image[8:]
+    while rest:
+        (length,) = struct.unpack(">I", rest[:4])
+        name, content = rest[4:8], rest[8 : 8 + length]
+        assert struct.unpack(">I", rest[8 + length : 12 + length]) == (zlib.crc32(name + content),)
+        chunks[name], rest = content, rest[12 + length :]
+    width, height, bits, kind = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
+    assert bits == 8
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not rows[:, 0].any()
+    return rows[:, 1:].reshape(height, width, {0: 1, 2: 3, 6: 4}[kind])
+
+
+def test_arrays_are_copied_when_they_are_given(board):
+    weights, trace, pixels = np.ones(3), np.ones(2), np.ones((1, 1, 1), np.uint8)
+    on_device = jnp.ones(4)
+    board.write(2, {"a": Histogram(weights), "b": Trace(trace), "c": Image(pixels)})
+    board.write(3, {"d": Histogram(on_device)})
+    weights[:], trace[:], pixels[:] = 0, 0, 0
+    on_device.delete()
+    board.flush()
+    found = read(board.directory)
+    assert found.Histograms("a")[0].histogram_value.sum == 3
+    assert [event.value for event in found.Scalars("b")] == [1, 1]
+    assert decoded(found.Images("c")[0].encoded_image_string).item() == 1
+    assert found.Histograms("d")[0].histogram_value.sum == 4
+
+
+def test_after_flush_all_is_in_the_file(board):
+    for step in range(1, 200):
+        board.write(step, {"loss": 1.0 / step})
+    board.flush()
+    assert len(points(board.directory, "loss")) == 199
+
+
+def test_flush_and_close_before_any_write_do_nothing(board):
+    board.flush()
+    board.close()
+    assert list(board.directory.iterdir()) == []
+
+
+def test_a_resumed_run_hides_what_lies_beyond_its_step(board):
+    """A crash after step 4, and the newest commit at 2: 3 and 4 come again."""
+    board.resume(0)
+    for step in (2, 4):
+        board.write(step, {"loss": 1.0, "steps/loss": Trace(np.ones(2))})
+    board.close()
+    again = TensorBoard(board.directory)
+    again.resume(2)
+    for step in (4, 6):
+        again.write(step, {"loss": 2.0, "steps/loss": Trace(np.full(2, 2.0))})
+    again.close()
+    assert len(list(board.directory.iterdir())) == 2
+    assert points(board.directory, "loss") == [(2, 1.0), (4, 2.0), (6, 2.0)]
+    steps = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+    assert points(board.directory, "steps/loss") == steps
+
+
+def test_a_fresh_run_hides_all_that_an_earlier_one_wrote(board):
+    board.resume(0)
+    for step in (1, 2, 3):
+        board.write(step, {"loss": 1.0, "old": 1.0})
+    board.close()
+    board.resume(0)
+    board.write(1, {"loss": 2.0})
+    board.close()
+    assert points(board.directory, "loss") == [(1, 2.0)]
+    assert points(board.directory, "old") == []
+
+
+def test_runs_are_read_in_their_order_whatever_the_clock_says(board):
+    """Five within a second, after one on a machine whose clock is far ahead."""
+    board.resume(0)
+    board.write(1, {"loss": -1.0})
+    board.close()
+    (ahead,) = board.directory.iterdir()
+    ahead.rename(board.directory / "events.out.tfevents.4000000000.elsewhere")
+    (board.directory / "events.out.tfevents.odd").touch()
+    for value in range(5):
+        board.resume(0)
+        board.write(1, {"loss": float(value)})
+        board.close()
+    names = sorted(path.name for path in board.directory.glob("*.entracte"))
+    assert names == [f"events.out.tfevents.400000000{n}.entracte" for n in range(1, 6)]
+    assert points(board.directory, "loss") == [(1, 4.0)]
+
+
+def test_a_failure_on_the_thread_surfaces_and_later_values_are_written(board):
+    board.write(1, {"loss": "low"})
+    with pytest.raises(ValueError, match="low") as raised:
+        board.flush()
+    assert "on the worker thread of 'TensorBoard'" in raised.value.__notes__
+    board.write(2, {"loss": 1.0})
+    board.flush()
+    assert points(board.directory, "loss") == [(2, 1.0)]
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file") as raised:
+        TensorBoard(tmp_path / "file" / "runs")
+    assert "TensorBoard cannot write to the folder" in raised.value.__notes__[0]
+
+
+def test_it_holds_the_laws(state, tmp_path):
+    check_hook(log_metrics(TensorBoard(tmp_path)), state, {"loss": 1.0})
+
+
+def test_a_resumed_fit_neither_doubles_nor_loses_a_point(task, digits, tmp_path):
+    program = trainer.training(task.step, digits[0])
+    board = log_metrics(TensorBoard(tmp_path))
+    start = task.init(jax.random.key(0), digits[0].example)
+    second, _ = trainer.fit(start, program, epochs=2, hooks=board)
+    trainer.fit(second, program, epochs=3, hooks=board)
+    _, history = trainer.fit(second, program, epochs=4, hooks=log_metrics(TensorBoard(tmp_path)))
+    per_epoch = int(second.step) // 2
+    losses = points(tmp_path, "train/loss")
+    assert [step for step, _ in losses] == [per_epoch * n for n in (1, 2, 3, 4)]
+    assert losses[3][1] == pytest.approx(history[1]["train/loss"], rel=1e-6)
+    traced = points(tmp_path, "steps/train/loss")
+    assert [step for step, _ in traced] == list(range(1, 4 * per_epoch + 1))
+    last = [value for _, value in traced[-per_epoch:]]
+    assert np.mean(last) == pytest.approx(history[1]["train/loss"], rel=1e-5)
+    assert points(tmp_path, "epoch") == [(per_epoch * n, n) for n in (1, 2, 3, 4)]
+
+
+KILLED = """
+import os, signal, sys
+from hooks.tensorboard import TensorBoard
+board = TensorBoard(sys.argv[1])
+board.resume(0)
+for step in range(1, 6):
+    board.write(step, {"loss": 1.0})
+    if step == 3:
+        board.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_flushed_survives_kill_9(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert [step for step, _ in points(tmp_path, "loss")][:3] == [1, 2, 3]
+    board = TensorBoard(tmp_path)
+    board.resume(3)
+    board.write(4, {"loss": 2.0})
+    board.close()
+    assert points(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
