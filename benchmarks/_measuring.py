@@ -99,9 +99,11 @@ def finish(options: argparse.Namespace, name: str, **content: Any) -> None:
     Args:
         options: parsed from `arguments`.
         name: of the benchmark.
-        content: `measured`, `ratios`, `bars`, `notes`, `warm_up`, `repeats`.
+        content: `measured`, `ratios`, `bars`, `unit`, `warm_up`, `repeats`, and perhaps `notes`.
     """
-    if bars := content.get("bars"):
+    if options.quick:
+        content |= {"bars": [], "notes": ["a quick run: its figures say nothing"]}
+    if bars := content["bars"]:
         rows = []
         for entry in bars:
             kind = "at least" if "at least" in entry else "at most"

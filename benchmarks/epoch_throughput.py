@@ -14,12 +14,12 @@ round.
 import functools
 import math
 import tempfile
-from pathlib import Path
 
 import _bare
 import _measuring
 import _peers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -38,11 +38,8 @@ BARS = {
 """What the library's steps a second over a peer's must reach."""
 
 
-def library(network, source, optimizer, make_hooks):
-    """Train with `fit`; the phase is compiled once, as in any run."""
-    task = trainer.supervised(network, losses.classification, optimizer)
-    phase = trainer.training(task.step, source)
-    start = task.init(jax.random.key(0), source.example)
+def library(phase, start, make_hooks=tuple):
+    """Train with `fit`; the phase is compiled once, whatever hooks there are."""
 
     def run(epochs):
         state, _ = trainer.fit(start, phase, epochs=epochs, hooks=make_hooks())
@@ -67,15 +64,15 @@ def five_hooks(directory):
     )
 
 
-def bare(make_epoch, network, source, optimizer):
-    epoch = make_epoch(network, optimizer, source.size, source.batch_size)
-    start = _bare.init(network, optimizer, jax.random.key(0), source.example["inputs"])
+def bare(epoch, start, arrays):
+    """Train in bare JAX, from the same parameters."""
     key = jax.random.key(1)
+    first = _bare.State(start.params, start.opt_state, start.model_state)
 
     def run(epochs):
-        state = jax.tree.map(jax.numpy.copy, start)
+        state = jax.tree.map(jnp.copy, first)
         for number in range(epochs):
-            state, loss = epoch(state, source.arrays, key, number)
+            state, loss = epoch(state, arrays, key, number)
             float(loss)
         jax.block_until_ready(state)
 
@@ -83,16 +80,20 @@ def bare(make_epoch, network, source, optimizer):
 
 
 def entrants(name, network, source, directory):
+    """Make `run(epochs)` of each, which returns when loss and state are there."""
     optimizer = optax.adamw(1e-3)
+    task = trainer.supervised(network, losses.classification, optimizer)
+    start = task.init(jax.random.key(0), source.example)
+    phase = trainer.training(task.step, source)
+    shape = network, optimizer, source.size, BATCH_SIZE
     whole = source.size // BATCH_SIZE * BATCH_SIZE
-    arrays = {key: np.asarray(array)[:whole] for key, array in source.arrays.items()}
-    with_hooks = functools.partial(five_hooks, directory)
+    on_host = {key: np.asarray(array)[:whole] for key, array in source.arrays.items()}
     return {
-        LIBRARY: library(network, source, optimizer, tuple),
-        HOOKED: library(network, source, optimizer, with_hooks),
-        SCAN: bare(_bare.one_scan, network, source, optimizer),
-        DISPATCH: bare(_bare.one_dispatch_a_step, network, source, optimizer),
-        **_peers.peers(name, arrays, BATCH_SIZE),
+        LIBRARY: library(phase, start),
+        HOOKED: library(phase, start, functools.partial(five_hooks, directory)),
+        SCAN: bare(_bare.one_scan(*shape), start, source.arrays),
+        DISPATCH: bare(_bare.one_dispatch_a_step(*shape), start, source.arrays),
+        **_peers.peers(name, on_host, BATCH_SIZE),
     }
 
 
@@ -148,7 +149,7 @@ def main():
     for name, network in networks.items():
         with tempfile.TemporaryDirectory() as directory:
             samples = measure(
-                name, network, source, rounds=rounds, seconds=seconds, directory=Path(directory)
+                name, network, source, rounds=rounds, seconds=seconds, directory=directory
             )
         measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
         ratios[name], held = compare(name, samples)

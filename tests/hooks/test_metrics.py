@@ -190,3 +190,25 @@ def test_a_fresh_run_replaces_the_lines_of_an_earlier_one(state, phase, tmp_path
     for epochs in (3, 2):
         trainer.fit(state, phase, epochs=epochs, hooks=log_metrics(JsonLines(path)))
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_crash_between_record_and_commit_doubles_nothing(state, phase, tmp_path):
+    """Epoch 3 is on record when the run fails; its commit is not made, so it is run again."""
+    path = tmp_path / "metrics.jsonl"
+
+    def fail(state, metrics):
+        if int(state.epoch) == 3:
+            raise RuntimeError("power cut")
+        return state
+
+    def run(*more):
+        lines = log_metrics(JsonLines(path))
+        commits = hooks.save_checkpoints(tmp_path, max_cost=None)
+        return trainer.fit(state, phase, epochs=4, hooks=[commits, lines, *more])
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(hooks.observe(fail))
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    _, history = run()
+    assert len(history) == 2
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]

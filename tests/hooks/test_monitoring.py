@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,15 @@ class Device:
 def devices(monkeypatch):
     """Sets the local devices."""
     return lambda *found: monkeypatch.setattr(jax, "local_devices", lambda: list(found))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the seconds that have passed for the monitoring hooks."""
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(monitoring, "time", clock)
+    return lambda seconds: now.__setitem__(0, 100.0 + seconds)
 
 
 def test_memory_and_cpu_of_this_process_are_scored(state):
@@ -81,14 +91,12 @@ def test_other_scores_are_kept(state):
     assert watch_system()(state.replace(scores={"val/loss": 1.0}), {}).scores["val/loss"] == 1.0
 
 
-def test_it_reads_once_a_second(state, monkeypatch, devices):
-    now = [100.0]
-    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now[0])
+def test_it_reads_once_a_second(state, clock, devices):
     hook = watch_system()
     found = []
     for seconds, used in ((0, 1), (0.9, 2), (1.0, 3), (1.9, 4), (2.0, 5)):
         devices(Device(bytes_in_use=used * 1e9))
-        now[0] = 100 + seconds
+        clock(seconds)
         found.append(hook(state, {}).scores["system/device_memory_gb"])
     assert found == [1, 1, 3, 3, 5]
 
@@ -139,13 +147,14 @@ def test_a_beat_tells_when_where_and_who(state, tmp_path):
     }
 
 
-def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path):
+def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path, clock):
     path = tmp_path / "alive.json"
     signs = []
 
     def look(state, metrics):
         sign = json.loads(path.read_text())
         signs.append((sign["event"], sign["epoch"], sign["step"]))
+        clock(len(signs))
         return state
 
     looks = [
@@ -157,10 +166,22 @@ def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path):
+def test_of_short_epochs_it_tells_once_a_second(state, tmp_path, clock):
+    path = tmp_path / "alive.json"
+    hook = beat(path)
+    told = []
+    for epoch, seconds in enumerate((0, 0.5, 1.0, 1.9, 2.0)):
+        clock(seconds)
+        hook(state.replace(epoch=jnp.int32(epoch)), {})
+        told.append(json.loads(path.read_text())["epoch"])
+    assert told == [0, 0, 2, 2, 4]
+
+
+def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path, clock):
     path = tmp_path / "alive.json"
     hook = beat(path)
     hook(state, {})
+    clock(1)
     with path.open() as reader:
         hook(state.replace(step=jnp.int32(10**9)), {})
         assert json.loads(reader.read())["step"] == 0

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import math
 import signal
-import struct
 import subprocess
 import sys
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c
 
 import trainer
-from hooks.eventfiles import scalar_records
 from hooks.metrics import log_metrics
-from hooks.tensorboard import POINTS, TensorBoard, places, png
+from hooks.tensorboard import POINTS, TensorBoard, places
 from hooks.testing import check_hook
 from hooks.writers import Histogram, Image, Progress, Resumes, Text, Trace, Writer
 
@@ -36,19 +33,6 @@ def read(directory):
 
 def points(directory, tag):
     return [(event.step, event.value) for event in read(directory).Scalars(tag)]
-
-
-def records(data):
-    """Take records apart, checking their checksums as a reader does."""
-    events = []
-    while data:
-        length, checksum = struct.unpack("<QI", data[:12])
-        message, tail = data[12 : 12 + length], data[12 + length : 16 + length]
-        assert checksum == masked_crc32c(data[:8])
-        assert struct.unpack("<I", tail) == (masked_crc32c(message),)
-        events.append(Event.FromString(message))
-        data = data[16 + length :]
-    return events
 
 
 @pytest.fixture
@@ -110,24 +94,6 @@ def test_places_are_within_the_trace_and_after_the_last_one(length, since, gap):
         np.testing.assert_array_equal(steps, since + gap - length + 1 + picked)
 
 
-@given(
-    tags=st.lists(st.text(max_size=20), min_size=1, max_size=5, unique=True),
-    steps=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5),
-    wall_time=st.floats(0, 1e10),
-    data=st.data(),
-)
-def test_records_hold_what_was_given_under_right_checksums(tags, steps, wall_time, data):
-    numbers = st.lists(st.floats(width=32), min_size=len(steps), max_size=len(steps))
-    values = {tag: data.draw(numbers) for tag in tags}
-    events = records(scalar_records(wall_time, steps, values))
-    assert [event.step for event in events] == steps
-    for place, event in enumerate(events):
-        assert event.wall_time == wall_time
-        assert [value.tag for value in event.summary.value] == tags
-        found = [value.simple_value for value in event.summary.value]
-        np.testing.assert_array_equal(found, [values[tag][place] for tag in tags])
-
-
 def test_texts_histograms_and_images_are_shown(board):
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     weights = np.array([[1.0, 2.0], [2.0, math.nan]])
@@ -145,26 +111,19 @@ def test_texts_histograms_and_images_are_shown(board):
     np.testing.assert_array_equal(decoded(image.encoded_image_string), pixels)
 
 
+def decoded(encoded):
+    """Decode a PNG."""
+    return np.asarray(PIL.Image.open(io.BytesIO(encoded)))
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_floats_are_pixels_from_0_to_1(channels):
+def test_floats_are_pixels_from_0_to_1(board, channels):
     shades = np.array([-1.0, 0.0, 0.5, 1.0, 2.0, math.nan])
-    pixels = np.repeat(shades[None, :, None], channels, axis=2)
-    assert decoded(png(pixels))[0, :, -1].tolist() == [0, 0, 128, 255, 255, 0]
-
-
-def decoded(image):
-    """Decode a PNG of 8 bits and unfiltered rows."""
-    chunks, rest = {}, image[8:]
-    while rest:
-        (length,) = struct.unpack(">I", rest[:4])
-        name, content = rest[4:8], rest[8 : 8 + length]
-        assert struct.unpack(">I", rest[8 + length : 12 + length]) == (zlib.crc32(name + content),)
-        chunks[name], rest = content, rest[12 + length :]
-    width, height, bits, kind = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
-    assert bits == 8
-    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
-    assert not rows[:, 0].any()
-    return rows[:, 1:].reshape(height, width, {0: 1, 2: 3, 6: 4}[kind])
+    board.write(1, {"digit": Image(np.repeat(shades[None, :, None], channels, axis=2))})
+    board.flush()
+    (image,) = read(board.directory).Images("digit")
+    row = decoded(image.encoded_image_string).reshape(6, -1)[:, -1]
+    assert row.tolist() == [0, 0, 128, 255, 255, 0]
 
 
 def test_arrays_are_copied_when_they_are_given(board):
@@ -178,7 +137,7 @@ def test_arrays_are_copied_when_they_are_given(board):
     found = read(board.directory)
     assert found.Histograms("a")[0].histogram_value.sum == 3
     assert [event.value for event in found.Scalars("b")] == [1, 1]
-    assert decoded(found.Images("c")[0].encoded_image_string).item() == 1
+    assert decoded(found.Images("c")[0].encoded_image_string).max() == 1
     assert found.Histograms("d")[0].histogram_value.sum == 4
 
 
@@ -224,20 +183,12 @@ def test_a_fresh_run_hides_all_that_an_earlier_one_wrote(board):
     assert points(board.directory, "old") == []
 
 
-def test_runs_are_read_in_their_order_whatever_the_clock_says(board):
-    """Five within a second, after one on a machine whose clock is far ahead."""
-    board.resume(0)
-    board.write(1, {"loss": -1.0})
-    board.close()
-    (ahead,) = board.directory.iterdir()
-    ahead.rename(board.directory / "events.out.tfevents.4000000000.elsewhere")
-    (board.directory / "events.out.tfevents.odd").touch()
+def test_runs_within_one_second_are_read_in_their_order(board):
     for value in range(5):
         board.resume(0)
         board.write(1, {"loss": float(value)})
         board.close()
-    names = sorted(path.name for path in board.directory.glob("*.entracte"))
-    assert names == [f"events.out.tfevents.400000000{n}.entracte" for n in range(1, 6)]
+    assert len(list(board.directory.iterdir())) == 5
     assert points(board.directory, "loss") == [(1, 4.0)]
 
 

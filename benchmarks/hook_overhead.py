@@ -1,0 +1,205 @@
+"""How many microseconds does a hook take of an event?
+
+Baselines: an event without hooks, for the hooks; `jax.device_get` of a dict of ten scalars, and
+`float()` of each, for the read of ten packed metrics.
+
+Measured: events as the loop runs them, `Events.run("epoch", state, metrics)`, checks of what hooks
+gave back included, one after another on a state of two leaves (`average_params`: sixty) and ten
+metrics. A figure is the mean over a burst of events; where a worker thread takes over, it works
+off what was queued between bursts, outside the measurement. The reads take what a phase
+measured, once it is there, and each a new one, since JAX keeps what was read before.
+"""
+
+import functools
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import _measuring
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.console
+
+import hooks
+import trainer
+from trainer import data, losses
+from trainer.events import Events
+
+NAMES = tuple(f"metric_{number}" for number in range(10))
+LINEAR = (
+    lambda key, inputs: ({"w": jnp.zeros((inputs.shape[-1], 10))}, {}),
+    lambda params, model_state, inputs, *, key, train: (inputs @ params["w"], model_state),
+)
+EMPTY, FIVE = "chain()", "chain of five no-op hooks"
+PACKED, AS_DICT, ONE_BY_ONE = (
+    "ten metrics, packed",
+    "ten, device_get of a dict",
+    "ten, float() of each",
+)
+
+
+def nothing(state, metrics):
+    """Be a hook that does nothing."""
+    return state
+
+
+def looking(state, metrics):
+    """Be an observer that does nothing."""
+    return state
+
+
+def small_state(leaves=1):
+    """Make a state of so many parameters, `[32, 32]` each."""
+    keys = jax.random.split(jax.random.key(0), leaves)
+    params = {f"layer_{n}": jax.random.normal(key, (32, 32)) for n, key in enumerate(keys)}
+    return trainer.TrainState.create(params=params, rng=jax.random.key(0))
+
+
+def ten_metrics():
+    """Make what an epoch of 22 steps reports: ten metrics, and the trace of each."""
+    times = {"time/epoch_seconds": 0.01, "time/steps_per_second": 2200.0}
+    values = {f"train/{name}": 1.0 / (2 + n) for n, name in enumerate(NAMES[2:])}
+    traces = {name: np.full(22, value, np.float32) for name, value in values.items()}
+    return trainer.Metrics({**values, **times}, steps=traces, epochs=100)
+
+
+def evaluated():
+    """Make a tiny evaluation, and a state for it: 64 examples, a linear model."""
+    arrays = {"inputs": np.ones((64, 8), np.float32), "labels": np.zeros(64, np.int32)}
+    source = data.Arrays(arrays, 64)
+    network = type("Network", (), {"init": LINEAR[0], "apply": LINEAR[1]})
+    task = trainer.supervised(network, losses.classification, optax.sgd(0.1))
+    state = task.init(jax.random.key(0), source.example)
+    return hooks.evaluate(trainer.evaluation(task.measure, source)), state
+
+
+def contenders(directory):
+    """Give name to (hooks, state, events in a burst)."""
+    state = small_state()
+    plain = rich.console.Console(file=io.StringIO(), force_terminal=False)
+    evaluation, evaluation_state = evaluated()
+    observer = hooks.observe(looking)
+    saving = hooks.save_checkpoints(directory / "run", max_cost=1e-9)
+    named = {
+        EMPTY: hooks.chain(),
+        FIVE: hooks.chain(*[nothing] * 5),
+        "every(5, no-op)": hooks.every(5, nothing),
+        "every_steps(100, no-op)": hooks.every_steps(100, nothing),
+        "when(never, no-op)": hooks.when(lambda state, metrics: False, nothing),
+        "once(no-op)": hooks.once(nothing),
+        "guard(no-op)": hooks.guard(nothing),
+        "stop_early": hooks.stop_early(f"train/{NAMES[2]}", patience=10**9),
+        "stop_on_nan": hooks.stop_on_nan(),
+        "log_metrics(JsonLines)": hooks.log_metrics(hooks.JsonLines(directory / "log.jsonl")),
+        "log_metrics(Console), no terminal": hooks.log_metrics(hooks.Console(console=plain)),
+        "watch_system": hooks.watch_system(batch_size=64),
+        "beat": hooks.beat(directory / "alive.json"),
+        "save_checkpoints, not due": saving,
+    }
+    entrants = {name: (hook, state, 100) for name, hook in named.items()}
+    board = hooks.log_metrics(hooks.TensorBoard(directory / "board"))
+    entrants["log_metrics(TensorBoard)"] = board, state, 10
+    entrants["background(observer)"] = hooks.background(observer), state, 1
+    entrants["average_params, 60 leaves"] = hooks.average_params(), small_state(60), 20
+    entrants["evaluate, 64 examples"] = evaluation, evaluation_state, 20
+    return entrants
+
+
+def events(hook, state, burst):
+    """Make a measurement of microseconds an event, and what ends it."""
+    running = Events(hook, ["train"])
+    metrics = ten_metrics()
+    state, _ = running.run("start", running.remember(state), trainer.Metrics())
+    state, _ = running.run("epoch", state, metrics)  # compiles, and makes the first commit
+
+    def measure():
+        nonlocal state
+        running.flush()
+        began = time.perf_counter()
+        for _ in range(burst):
+            state, _ = running.run("epoch", state, metrics)
+        jax.block_until_ready((state.params, state.memory))
+        return (time.perf_counter() - began) / burst * 1e6
+
+    return measure, running.close
+
+
+def reads(make, read, repeats):
+    """Make a measurement of microseconds a read, each of something new that is there already."""
+
+    def measure():
+        seconds = 0.0
+        for _ in range(repeats):
+            made = jax.block_until_ready(make())
+            seconds += _measuring.timed(functools.partial(read, made))
+        return seconds / repeats * 1e6
+
+    return measure
+
+
+def readings(repeats):
+    """Give the ways to read ten scalars: as a phase's metrics, and without them."""
+    state = small_state()
+
+    def run(state, _):
+        numbers = {name: state.params["layer_0"][0, n] for n, name in enumerate(NAMES)}
+        return state.replace(step=state.step + 1), None, numbers
+
+    phase = trainer.Phase("train", run)
+    program = phase.program(state, None, donate=False)
+    compute = jax.jit(lambda state: run(state, None)[2])
+
+    def packed():
+        return program.run(trainer.state.device_part(state), None)[2]
+
+    def read(numbers):
+        trainer.phases.Measured(phase, [(program, numbers)]).read()
+
+    def read_dict(numbers):
+        return {name: float(value) for name, value in jax.device_get(numbers).items()}
+
+    def read_each(numbers):
+        return {name: float(value) for name, value in numbers.items()}
+
+    return {
+        PACKED: reads(packed, read, repeats),
+        AS_DICT: reads(lambda: compute(state), read_dict, repeats),
+        ONE_BY_ONE: reads(lambda: compute(state), read_each, repeats),
+    }
+
+
+def main():
+    options = _measuring.arguments(__doc__).parse_args()
+    rounds = 3 if options.quick else 200
+    with tempfile.TemporaryDirectory() as directory:
+        made = {name: events(*one) for name, one in contenders(Path(directory)).items()}
+        contestants = {name: measure for name, (measure, _) in made.items()} | readings(20)
+        samples = _measuring.interleaved(contestants, rounds=rounds, warm_up=2)
+        for _, close in made.values():
+            close()
+    measured = {name: _measuring.spread(figures) for name, figures in samples.items()}
+    ratios = {
+        f"{other} / {PACKED}": _measuring.ratio(samples[other], samples[PACKED])
+        for other in (AS_DICT, ONE_BY_ONE)
+    }
+    rows = [(name, *_measuring.columns(figures)) for name, figures in measured.items()]
+    _measuring.show("Microseconds an event, or a read", ("", "median", "quartiles"), rows)
+    rows = [(what, *_measuring.columns(figures)) for what, figures in ratios.items()]
+    _measuring.show("Ratios", ("", "median", "quartiles"), rows)
+    _measuring.finish(
+        options,
+        "hook_overhead",
+        unit="microseconds",
+        warm_up="an event, and two rounds",
+        repeats=rounds,
+        measured=measured,
+        ratios=ratios,
+        bars=[_measuring.bar(FIVE, measured[FIVE]["median"], most=10)],
+    )
+
+
+if __name__ == "__main__":
+    main()
