@@ -161,7 +161,11 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     final, old = stage.with_suffix(""), stage.with_suffix(".replaced")
     if final.exists():
         final.rename(old)
-    stage.rename(final)
+    try:
+        stage.rename(final)
+    except OSError:
+        recover(final.parent)
+        raise
     _sync(final.parent)
     if old.exists():
         shutil.rmtree(old)

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,23 @@ from trainer import commits
 from trainer.manifest import DamagedCommit
 
 scores = st.dictionaries(st.integers(0, 30), st.none() | st.floats())
+
+
+def test_a_commit_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    old = tmp_path / "3"
+    old.mkdir()
+    stage = commits.staged(tmp_path, 3)
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path == stage:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        commits.publish(stage, {"format": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "3.staged"]
 
 
 @given(scores, st.sampled_from(["min", "max"]))

@@ -1,0 +1,53 @@
+"""Every benchmark runs, and writes what it is to write, where it is told to."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+NAMES = sorted(file.stem for file in BENCHMARKS.glob("[a-z]*.py"))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def record(request, tmp_path_factory):
+    """What a quick run writes."""
+    results = tmp_path_factory.mktemp("results")
+    run = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{request.param}.py", "--quick", "--results", results],
+        env={**os.environ, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [file.name for file in results.iterdir()] == [f"{request.param}.json"]
+    return json.loads((results / f"{request.param}.json").read_text())
+
+
+def figures(tree):
+    """All numbers in a tree of dicts and lists."""
+    if isinstance(tree, dict | list):
+        return [
+            n for part in (tree.values() if isinstance(tree, dict) else tree) for n in figures(part)
+        ]
+    return [tree]
+
+
+def test_a_benchmark_measures_and_says_on_what(record):
+    measured = figures(record["measured"]) + figures(record["ratios"])
+    assert len(measured) > 10
+    assert all(math.isfinite(figure) and figure > 0 for figure in measured)
+    assert record["quick"]
+    assert record["unit"]
+    assert record["warm_up"]
+    assert record["repeats"]
+    assert record["device"]
+    assert record["cores"] >= 1
+    assert {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(
+        record["versions"]
+    )
