@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, make_f
 
 POINTS = 1000
 """Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
+
+SHOWN_AFTER = 10.0
+"""Seconds after which what was written is brought into the file, for whoever looks on."""
 
 
 class TensorBoard:
@@ -51,6 +55,7 @@ class TensorBoard:
         # The synchronous writer: what SummaryWriter.flush leaves in its queue a kill would lose.
         self._file: EventsWriter | None = None
         self._since, self._written = 0, dict[str, int]()
+        self._flushed = -math.inf
         self._worker = Worker("TensorBoard", self._record, waiting=64)
 
     def resume(self, step: int) -> None:
@@ -91,20 +96,33 @@ class TensorBoard:
         """Write what was queued by one `write`: one event a step, with all that stands there."""
         wall_time, step, values = item
         self._file = self._file or self._begin()
-        events: dict[int, list[Any]] = {}
+        events: dict[int, Any] = {}
+
+        def at(place: int) -> Any:
+            if place not in events:
+                events[place] = Event(wall_time=wall_time, step=place)
+            return events[place].summary.value
+
         for tag, value in values.items():
-            if isinstance(value, Trace):
-                since = self._written.get(tag, self._since)
-                self._written[tag] = step
-                steps, picked = places(len(value.values), step, since=since)
-                for place, number in zip(steps, value.values[picked], strict=True):
-                    events.setdefault(int(place), []).append(_summary(tag, float(number)))
-            else:
-                events.setdefault(step, []).append(_summary(tag, value))
-        for place, summaries in sorted(events.items()):
-            self._file.write_event(
-                Event(wall_time=wall_time, step=place, summary=Summary(value=summaries))
-            )
+            match value:
+                case Trace():
+                    since = self._written.get(tag, self._since)
+                    self._written[tag] = step
+                    steps, picked = places(len(value.values), step, since=since)
+                    numbers = np.asarray(value.values, np.float64)[picked]
+                    for place, number in zip(steps.tolist(), numbers.tolist(), strict=True):
+                        at(place).add(tag=tag, simple_value=number)
+                case Histogram() | Image() | Text():
+                    at(step).append(_summary(tag, value))
+                case Progress():
+                    at(step).add(tag=tag, simple_value=value.done)
+                case _:
+                    at(step).add(tag=tag, simple_value=value)  # beyond float32 it is inf
+        for _, event in sorted(events.items()):
+            self._file.write_event(event)
+        if time.monotonic() - self._flushed > SHOWN_AFTER:
+            self._file.flush()
+            self._flushed = time.monotonic()
 
 
 def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,8 +158,8 @@ def _held(value: Value) -> Value:
     return value
 
 
-def _summary(tag: str, value: float | Progress | Histogram | Image | Text) -> Any:
-    """Make the message of one value."""
+def _summary(tag: str, value: Histogram | Image | Text) -> Any:
+    """Make the message of what is no number."""
     match value:
         case Text():
             return text(tag, value.text).value[0]
@@ -151,10 +169,6 @@ def _summary(tag: str, value: float | Progress | Histogram | Image | Text) -> An
             numbers = np.asarray(value.values, np.float64)
             histogram = make_histogram(numbers[np.isfinite(numbers)], bins=64)
             return Summary.Value(tag=tag, histo=histogram)
-        case Progress():
-            return Summary.Value(tag=tag, simple_value=value.done)
-    with np.errstate(over="ignore"):  # beyond float32 it is inf
-        return Summary.Value(tag=tag, simple_value=float(np.float32(value)))
 
 
 def _pixels(pixels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import math
 import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 import trainer
+from hooks import tensorboard
 from hooks.metrics import log_metrics
 from hooks.tensorboard import POINTS, TensorBoard, places
 from hooks.testing import check_hook
@@ -148,6 +151,19 @@ def test_after_flush_all_is_in_the_file(board):
     assert len(points(board.directory, "loss")) == 199
 
 
+def test_who_looks_on_need_not_wait_for_a_flush(board, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(tensorboard, "time", clock)
+    seen = []
+    for step, seconds in ((1, 0.0), (2, 5.0), (3, 10.1), (4, 20.0)):
+        now[0] = seconds
+        board.write(step, {"loss": 1.0})
+        board._worker.flush()
+        seen.append(points(board.directory, "loss")[-1][0])
+    assert seen == [1, 1, 3, 3]
+
+
 def test_flush_and_close_before_any_write_do_nothing(board):
     board.flush()
     board.close()
@@ -194,7 +210,7 @@ def test_runs_within_one_second_are_read_in_their_order(board):
 
 def test_a_failure_on_the_thread_surfaces_and_later_values_are_written(board):
     board.write(1, {"loss": "low"})
-    with pytest.raises(ValueError, match="low") as raised:
+    with pytest.raises(TypeError, match="real number") as raised:
         board.flush()
     assert "on the worker thread of 'TensorBoard'" in raised.value.__notes__
     board.write(2, {"loss": 1.0})
