@@ -11,7 +11,7 @@ from hooks.metrics import log_metrics
 from hooks.monitoring import beat, watch_system
 from hooks.stopping import stop_early, stop_on_nan
 from hooks.tensorboard import TensorBoard
-from hooks.writers import Histogram, Image, JsonLines, Text, Trace, Writer
+from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Writer
 from trainer import Hook
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Hook",
     "Image",
     "JsonLines",
+    "Progress",
     "TensorBoard",
     "Text",
     "Trace",

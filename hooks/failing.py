@@ -73,11 +73,15 @@ def background(hook: Combined) -> Combined:
     The event waits for the copy alone. A failure is raised at the next event, before a commit, or
     when the run closes. Since its result is not waited for, it can neither score nor remember.
 
+    Parts at `start`, `end` and `error` stay where they are.
+
     Raises:
         ValueError: a part is no observer, or keeps a memory, or writes scores.
     """
 
     def moved(part: Hook) -> Hook:
+        if part.at in PASSING:
+            return part
         if part.stage != "observe" or part.memories or part.writes:
             raise ValueError(
                 f"background takes observers without memory and scores; {part.name!r} is "

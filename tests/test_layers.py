@@ -46,7 +46,7 @@ def test_only_the_checkpoints_know_orbax():
     assert len(knowing) == 1, knowing
 
 
-@pytest.mark.parametrize("name", [*PACKAGES, "trainer.data"])
+@pytest.mark.parametrize("name", [*PACKAGES, "trainer.data", "trainer.checkpoints"])
 def test_a_public_face_is_sorted_complete_and_documented(name):
     module = importlib.import_module(name)
     assert module.__all__ == sorted(module.__all__)

@@ -207,7 +207,7 @@ def test_a_decision_to_stop_is_saved(start, train, tmp_path):
 
 
 def test_a_failed_save_is_raised_and_earlier_commits_stand(start, train, tmp_path, monkeypatch):
-    from trainer import checkpoints as module
+    from trainer.checkpoints import run as module
 
     commit = module.Checkpoints._commit
 

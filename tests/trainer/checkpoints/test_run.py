@@ -21,9 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import commits
-from trainer.checkpoints import Checkpoints
-from trainer.manifest import DamagedCommit
+from trainer.checkpoints import Checkpoints, commits
+from trainer.checkpoints.manifest import DamagedCommit
 from trainer.state import TrainState, fingerprint
 
 
@@ -463,7 +462,7 @@ def test_a_commit_that_is_not_there_is_no_damage(tmp_path):
 def test_a_newer_format_is_no_damage(tmp_path, monkeypatch):
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.manifest.FORMAT", 2)
+        patch.setattr("trainer.checkpoints.manifest.FORMAT", 2)
         save(tmp_path, 2)
     with pytest.raises(ValueError, match="commit 2 in .* is of format 2, and .* up to 1"):
         restore(tmp_path)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import manifest, snapshots
-from trainer.manifest import DamagedCommit
+from trainer.checkpoints import manifest, snapshots
+from trainer.checkpoints.manifest import DamagedCommit
 
 
 def taken(tree, buffer=None):

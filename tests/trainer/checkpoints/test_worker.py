@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from trainer import worker as workers
-from trainer.worker import Worker
+from trainer.checkpoints import worker as workers
+from trainer.checkpoints.worker import Worker
 
 
 def test_one_task_at_a_time_in_order():

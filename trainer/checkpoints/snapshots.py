@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from jax.experimental import multihost_utils
 
-from trainer.manifest import DamagedCommit, Leaf, decoded, is_key
+from trainer.checkpoints.manifest import DamagedCommit, Leaf, decoded, is_key
 
 ALIGNMENT = 64
 """Arrays begin at multiples of it, for fast copies; zeros fill the gaps."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import commits
-from trainer.manifest import DamagedCommit
+from trainer.checkpoints import commits
+from trainer.checkpoints.manifest import DamagedCommit
 
 scores = st.dictionaries(st.integers(0, 30), st.none() | st.floats())
 

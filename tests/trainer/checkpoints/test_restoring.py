@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from trainer import restoring
+from trainer.checkpoints import restoring
 
 
 def test_one_process_agrees_with_itself():

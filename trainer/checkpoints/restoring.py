@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from trainer import commits, snapshots
-from trainer import manifest as manifests
-from trainer.manifest import DamagedCommit
+from trainer.checkpoints import commits, snapshots
+from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.manifest import DamagedCommit
 from trainer.state import TrainState
 
 log = logging.getLogger("entracte")

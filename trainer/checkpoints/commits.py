@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath  # type: ignore[import-untyped]
 
-from trainer import manifest as manifests
-from trainer.manifest import DamagedCommit
+from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.manifest import DamagedCommit
 
 ARRAYS = "arrays"
 """The folder of a commit that Orbax writes and reads."""

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import manifest
-from trainer.manifest import DamagedCommit, Leaf
+from trainer.checkpoints import manifest
+from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.state import TrainState
 
 

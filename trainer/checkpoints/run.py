@@ -1,4 +1,4 @@
-"""Checkpoints: commits of the whole state, written in the background, restored only if intact."""
+"""The commits of one run: saved in the background, the newest intact one restored."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer import commits, snapshots
-from trainer import manifest as manifests
-from trainer.manifest import DamagedCommit, Leaf
-from trainer.restoring import Commit, agree, restored
+from trainer.checkpoints import commits, snapshots
+from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.manifest import DamagedCommit, Leaf
+from trainer.checkpoints.restoring import Commit, agree, restored
+from trainer.checkpoints.worker import Worker
 from trainer.state import TrainState
-from trainer.worker import Worker
 
 log = logging.getLogger("entracte")
 

@@ -1,0 +1,7 @@
+"""Checkpoints: commits of the whole state, written in the background, restored only if intact."""
+
+from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.restoring import Commit
+from trainer.checkpoints.run import Checkpoints
+
+__all__ = ["Checkpoints", "Commit", "DamagedCommit"]
