@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from hooks.base import recall, remembering
 from trainer import Metrics, TrainState
 from trainer.events import in_order
@@ -78,7 +80,7 @@ def every(n: int, hook: Combined, *, start: int = 0) -> Combined:
         return hook
 
     def due(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        number = int(state.epoch) + (event != "epoch")  # a phase's event is within the epoch
+        number = _int(state.epoch) + (event != "epoch")  # a phase's event is within the epoch
         return number >= max(start, 1) and number % n == 0
 
     return _gated(hook, lambda part: (Gate(due), ()))
@@ -96,7 +98,7 @@ def every_steps(n: int, hook: Combined) -> Combined:
         name = f"every_steps/{n}/{part.name}"
 
         def count(state: TrainState) -> int:
-            return int(state.step) // n
+            return _int(state.step) // n
 
         return Gate(
             lambda state, metrics, event: count(state) > recall(state, name, lambda state: 0),
@@ -188,6 +190,11 @@ def _gated(hook: Combined, gate: Callable[[Hook], tuple[Gate, tuple[Memory, ...]
 def combined(parts: list[Hook]) -> Combined:
     """Give a single hook as it is, several as a chain."""
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def _int(scalar: Any) -> int:
+    """Read a number off the device: 2 us, where int() of a jax array takes 7."""
+    return int(np.asarray(scalar))
 
 
 def _positive(name: str, n: int) -> None:

@@ -8,7 +8,14 @@ import jax
 
 from trainer.hook import Hook
 from trainer.state import PyTree, TrainState
-from trainer.structure import DEVICE_FIELDS, conformed, differences, same_structure, separated
+from trainer.structure import (
+    DEVICE_FIELDS,
+    buffers,
+    conformed,
+    differences,
+    same_structure,
+    separated,
+)
 
 
 def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
@@ -40,7 +47,7 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
     remembered = _changed_memories(hook, before, after)
     if changed:
         after = conformed(before, after)
-    if changed or any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(remembered)):
+    if changed or any(map(buffers, jax.tree.leaves(remembered))):
         after = separated(after)
     if after.scores is not before.scores:
         after = after.replace(scores={k: _number(hook, k, v) for k, v in after.scores.items()})
@@ -103,14 +110,9 @@ def _differences(old: PyTree, new: PyTree, where: str) -> list[str]:
 def _alike(old: Any, new: Any) -> bool:
     if old is new:
         return True
-    if not hasattr(old, "dtype"):
-        return type(old) is type(new)
-    return (
-        hasattr(new, "dtype")
-        and old.dtype == new.dtype
-        and old.shape == new.shape
-        and isinstance(old, jax.Array) == isinstance(new, jax.Array)
-    )
+    if type(old) is not type(new):
+        return False
+    return not hasattr(old, "dtype") or (old.dtype == new.dtype and old.shape == new.shape)
 
 
 def _same(old: PyTree, new: PyTree) -> bool:

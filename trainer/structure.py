@@ -113,10 +113,8 @@ def buffers(leaf: Any) -> tuple[int, ...]:
 
     Two array objects may be views of one buffer, so identity of objects says nothing.
     """
-    if not isinstance(leaf, jax.Array) or leaf.size == 0:
+    if not hasattr(leaf, "unsafe_buffer_pointer") or leaf.size == 0:
         return ()
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
     if len(leaf.sharding.device_set) == 1:
         return (leaf.unsafe_buffer_pointer(),)
     return tuple(shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards)
@@ -126,17 +124,20 @@ def separated(state: TrainState) -> TrainState:
     """Copy leaves so that no two of the device part share a buffer, nor one with a memory.
 
     Donating one buffer twice crashes, and a memory must outlive the arrays that training donates.
+    The very same state comes back where nothing is shared.
     """
+    leaves, structure = jax.tree.flatten((device_part(state), state.memory))
     seen: set[int] = set()
-
-    def separate(leaf: Any) -> Any:
-        nonlocal seen
+    shared = []
+    for place, leaf in enumerate(leaves):
         addresses = buffers(leaf)
-        if not seen.isdisjoint(addresses):
-            return jnp.copy(leaf)
-        seen.update(addresses)
-        return leaf
-
-    device = jax.tree.map(separate, device_part(state))
-    memory = jax.tree.map(separate, state.memory)
-    return device.replace(stop=state.stop, scores=state.scores, memory=memory)
+        if seen.isdisjoint(addresses):
+            seen.update(addresses)
+        else:
+            shared.append(place)
+    if not shared:
+        return state
+    for place in shared:
+        leaves[place] = jnp.copy(leaves[place])
+    device, memory = jax.tree.unflatten(structure, leaves)
+    return rejoin(device, state.replace(memory=memory))
