@@ -7,9 +7,8 @@ from typing import Any
 import jax
 
 from trainer.hook import Hook
-from trainer.state import PyTree, TrainState
+from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 from trainer.structure import (
-    DEVICE_FIELDS,
     buffers,
     conformed,
     differences,
@@ -26,8 +25,9 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
     training donates.
 
     Raises:
-        ValueError: a control hook changed structure, shape or dtype; an observer or a commit
-            changed what is not its own; a memory changed its structure or types.
+        ValueError: a control hook changed structure, shape or dtype, or the count of epochs; an
+            observer or a commit changed what is not its own; a memory changed its structure or
+            types.
     """
     changed = [f for f in DEVICE_FIELDS if getattr(after, f) is not getattr(before, f)]
     if hook.stage != "control":
@@ -35,6 +35,8 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
             field for field in changed if not _same(getattr(before, field), getattr(after, field))
         ]
         _refuse_changes(hook, before, after, changed)
+    elif "epoch" in changed:
+        raise ValueError(f"hook {hook.name!r} changed epoch, which fit alone counts")
     elif lines := [
         line
         for field in changed

@@ -118,7 +118,7 @@ def compiled_steps(
         repetition: the step and its feed.
         state: the device part, to compile for.
         piece: of data, to compile for.
-        measured: shapes of (metrics, step number) as one step gives them.
+        measured: shapes of (metrics, steps taken) as one step gives them.
         changes: whether the step changes the state; else it is passed by and never copied.
         donate: whether the state's buffers may be reused.
 
@@ -137,8 +137,9 @@ def compiled_steps(
     def advance(state: Any, scratch: Any, fixed: Any, order: Any, piece: Any) -> Any:
         table, place = scratch
         row = jax.tree.map(lambda rows: rows[place], order)
-        after, metrics = step(state if changes else fixed, feed.batch(piece, row))
-        table = table.at[place].set(pack((metrics, after.step)))
+        before = state if changes else fixed
+        after, metrics = step(before, feed.batch(piece, row))
+        table = table.at[place].set(pack((metrics, after.step - before.step)))
         return after if changes else None, (table, place + 1)
 
     started = jax.jit(begin).lower(state, piece).compile()

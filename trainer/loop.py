@@ -65,14 +65,15 @@ def fit(
     history: History = []
     with listening() as signals, _closing(events):
         state, metrics = _begin(state, phases, events, epochs, donate, ignore_stop)
-        programs = _compiled(state, phases, donate=donate) if _goes_on(state, epochs) else []
-        while _goes_on(state, epochs):
-            state, metrics = _epoch(state, programs, events, epochs, donate=donate)
-            history.append(dict(metrics))
+        number = int(state.epoch)
+        going = number < epochs and not state.stop
+        programs = _compiled(state, phases, donate=donate) if going else []
+        while number < epochs and not state.stop:
+            number += 1
+            state, metrics = _epoch(state, programs, events, number, epochs, donate)
+            history.append(metrics.as_dict())
             if signals.number or events.interrupt:
-                log.warning(
-                    "interrupted at epoch %d: %s", state.epoch, events.interrupt or "signal"
-                )
+                log.warning("interrupted at epoch %d: %s", number, events.interrupt or "signal")
                 events.run("end", state, metrics, stages=["commit"])
                 break
         else:
@@ -151,33 +152,29 @@ def _compiled(
     return programs
 
 
-def _goes_on(state: TrainState, epochs: int) -> bool:
-    return int(state.epoch) < epochs and not state.stop
-
-
 def _epoch(
     state: TrainState,
     programs: Sequence[tuple[Phase, Program]],
     events: Events,
+    number: int,
     epochs: int,
-    *,
     donate: bool,
 ) -> tuple[TrainState, Metrics]:
     """Run the phases once, and the hooks after each and after all."""
-    number, step = int(state.epoch) + 1, int(state.step)
     started = time.perf_counter()
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
-    waiting, output = [], None
+    waiting, output, taken = [], None, 0
     for phase, program in programs:
         with _noting(f"in phase {phase.name!r} of epoch {number}"):
             state, output, measured = phase.execute(state, output, program, donate=donate)
             waiting.append(measured)
             if events.order[phase.name] or phase is programs[-1][0]:
                 for measured in waiting:
-                    numbers, steps, last_step = measured.read()
+                    numbers, steps, count = measured.read()
                     values |= numbers
                     traces |= steps
+                    taken += count
                 waiting = []
         if events.order[phase.name]:
             metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
@@ -185,7 +182,7 @@ def _epoch(
     seconds = time.perf_counter() - started
     values |= {
         "time/epoch_seconds": seconds,
-        "time/steps_per_second": (last_step - step) / seconds,
+        "time/steps_per_second": taken / seconds,
         **events.take_times(),
     }
     metrics = Metrics(values, steps=traces, output=output, epochs=epochs)

@@ -15,8 +15,8 @@ from jax import lax
 from trainer.state import PyTree, path_name
 
 REDUCTIONS: dict[str, Callable[[np.ndarray], float]] = {
-    "mean": lambda trace: trace.mean(dtype=np.float64),
-    "sum": lambda trace: trace.sum(dtype=np.float64),
+    "mean": lambda trace: np.add.reduce(trace, dtype=np.float64) / len(trace),
+    "sum": lambda trace: np.add.reduce(trace, dtype=np.float64),
     "last": lambda trace: trace[-1],
     "max": lambda trace: trace.max(),
 }
@@ -79,6 +79,10 @@ class Metrics(Mapping[str, float]):
 
     def __repr__(self) -> str:
         return f"Metrics({self._values})"
+
+    def as_dict(self) -> dict[str, float]:
+        """Copy the values to a plain dict, faster than by iterating."""
+        return dict(self._values)
 
     def with_scores(self, scores: Mapping[str, float]) -> Metrics:
         """Merge scores in, as hooks after the one that wrote them see the metrics."""
@@ -149,8 +153,11 @@ class Layout:
         leaves, start = [], 0
         for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
             length = math.prod(shape) * dtype.itemsize // 4
-            part = np.ascontiguousarray(words[..., start : start + length]).view(dtype)
-            leaves.append(part.reshape((len(words), *shape) if rows else shape))
+            if rows:
+                part = np.ascontiguousarray(words[:, start : start + length]).view(dtype)
+                leaves.append(part.reshape(len(words), *shape))
+            else:
+                leaves.append(words[start : start + length].view(dtype).reshape(shape))
             start += length
         return jax.tree.unflatten(self.structure, leaves)
 
@@ -206,8 +213,12 @@ def reduced(
             weight = sum(float(np.sum(piece[name][1])) for piece in pieces)
             values[path] = float(total / weight) if weight else math.nan
             continue
-        trace = np.concatenate([np.atleast_1d(piece[name]) for piece in pieces])
-        if len(pieces) > 1 or pieces[0][name].ndim:
+        trace = pieces[0][name]
+        if len(pieces) > 1:
+            trace = np.concatenate([np.atleast_1d(piece[name]) for piece in pieces])
+        if trace.ndim:
             traces[path] = trace
+        else:
+            trace = trace[None]
         values[path] = float(REDUCTIONS[reduce.get(name, "mean")](trace))
     return values, traces

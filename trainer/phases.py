@@ -41,14 +41,14 @@ class Measured(NamedTuple):
     packed: list[tuple[Program, jax.Array]]
 
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
-        """Wait for the phase, and give (values, traces, step)."""
-        pieces, steps = [], []
+        """Wait for the phase, and give (values, traces, optimizer steps that it took)."""
+        pieces, taken = [], 0
         for program, packed in self.packed:
-            metrics, step = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
+            metrics, steps = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
             pieces.append(metrics)
-            steps.append(step)
+            taken += int(steps.sum())
         values, traces = reduced(pieces, self.phase.reduce, self.phase.name)
-        return values, traces, int(np.ravel(steps[-1])[-1])
+        return values, traces, taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ class Phase:
         return settled(state, after, f"phase {self.name!r}"), output, metrics
 
     def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
-        """Trace once: give the traced function, and the shapes of (metrics, step)."""
+        """Trace once: give the traced function, and the shapes of (metrics, steps taken)."""
         signature = _signature(state), _signature(data), donate
         if signature in self._traces:
             return self._traces[signature]
@@ -183,7 +183,7 @@ class Phase:
         def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
             after, output, metrics = self._settled(state, data)
             check_measured(metrics, self.reduce, self.name)
-            numbers = (metrics, after.step)
+            numbers = (metrics, after.step - state.step)
             measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
             return after if self.changes else None, output, pack(numbers)
 
@@ -199,9 +199,9 @@ class Phase:
         else:
             choice = choose(self.repetition.executor, traced.jaxpr, platform)
         if self.repetition and choice.executor == "step":
-            metrics, number = measured
+            metrics, taken = measured
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics)
-            numbers = (one, number)
+            numbers = (one, taken)
             run = compiled_steps(
                 self.repetition, state, data, numbers, changes=self.changes, donate=donate
             )

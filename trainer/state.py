@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,6 +13,9 @@ import optax
 from flax import struct
 
 PyTree = Any
+
+DEVICE_FIELDS = ("step", "epoch", "params", "opt_state", "model_state", "rng", "carry")
+"""Of a state, what may enter a jitted function; `stop`, `scores` and `memory` are the host part."""
 
 
 @struct.dataclass
@@ -129,12 +133,17 @@ def stream_seed(state: TrainState) -> int:
 
 def device_part(state: TrainState) -> TrainState:
     """Strip the host part, leaving what may enter a jitted function."""
-    return state.replace(stop=None, scores={}, memory={})
+    return TrainState(*_device_fields(state), None, {}, {})  # type: ignore[call-arg]
 
 
 def rejoin(device: TrainState, host: TrainState) -> TrainState:
     """Put the host part of `host` back on a device part."""
-    return device.replace(stop=host.stop, scores=host.scores, memory=host.memory)
+    fields = (*_device_fields(device), host.stop, host.scores, host.memory)
+    return TrainState(*fields)
+
+
+# A getter of all at once: `replace` takes 15 us, and both are called in every epoch.
+_device_fields = operator.attrgetter(*DEVICE_FIELDS)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

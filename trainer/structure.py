@@ -11,8 +11,6 @@ from jax import lax
 
 from trainer.state import PyTree, TrainState, device_part, path_name, rejoin
 
-DEVICE_FIELDS = ("step", "epoch", "params", "opt_state", "model_state", "rng", "carry")
-
 
 def described(leaf: Any) -> str:
     """Describe a leaf as messages do: `float32[2, 3]`, `int`."""

@@ -92,6 +92,7 @@ def test_a_hook_that_gives_back_no_state_is_named(state, phase, result, said):
             r"params/b: float32\[\] became bfloat16\[\]",
         ),
         (lambda s: s.replace(carry={"new": jnp.ones(1)}), r"carry/new: float32\[1\] is new"),
+        (lambda s: s.replace(step=s.step + 0.5), r"step: int32\[\] became float32\[\]"),
         (lambda s: s.replace(params={**s.params, "b": 1.0}), r"params/b: float32\[\] became float"),
     ],
 )
@@ -119,6 +120,14 @@ def test_an_observer_that_changes_the_state_is_named(state, phase, change, said,
     with pytest.raises(ValueError, match="'meddler' of stage|'meddler' is of stage") as raised:
         trainer.fit(state, phase, epochs=1, hooks=[count, meddler])
     assert said in str(raised.value)
+
+
+def test_only_the_loop_counts_epochs(state, phase):
+    def skip(state, metrics):
+        return state.replace(epoch=state.epoch + 1)
+
+    with pytest.raises(ValueError, match="'skip' changed epoch, which fit alone counts"):
+        trainer.fit(state, phase, epochs=3, hooks=skip)
 
 
 def test_an_observer_may_score_and_remember_and_return_an_equal_state(state, phase):

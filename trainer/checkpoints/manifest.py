@@ -204,7 +204,6 @@ def composed(
     *,
     scores: Mapping[str, float],
     config: Mapping[str, Any] | None,
-    hooks: Sequence[str],
 ) -> dict[str, Any]:
     """Make the manifest of a commit, all of it JSON.
 
@@ -213,14 +212,13 @@ def composed(
         leaves: the leaves of every section, with offsets and checksums.
         scores: metrics of the committed event; what is not finite is written as a string.
         config: the run's configuration, if it is to be compared on restore.
-        hooks: the names of the hooks that ran.
     """
     return {
         "format": FORMAT,
         "epoch": epoch,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_VERSIONS},
-        "hooks": list(hooks),
+        "hooks": [name.removeprefix("memory/") for name in leaves if name],
         "scores": {k: v if np.isfinite(v) else str(v) for k, v in scores.items()},
         "config": config,
         "leaves": {name: [vars(leaf) for leaf in group] for name, group in leaves.items()},

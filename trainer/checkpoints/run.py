@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,6 @@ class Checkpoints:
         *,
         scores: Mapping[str, float] = {},
         config: Mapping[str, Any] | None = None,
-        hooks: Sequence[str] = (),
     ) -> None:
         """Commit a state under the number of its epoch, replacing a commit of that number.
 
@@ -102,7 +101,6 @@ class Checkpoints:
             state: all of it is saved but `scores`.
             scores: the event's metrics, kept in the manifest; `best` chooses among them.
             config: the run's configuration, compared on restore.
-            hooks: the names of the hooks that ran, kept in the manifest.
 
         Raises:
             TypeError: a leaf of the state, or of the configuration, cannot be saved.
@@ -117,7 +115,6 @@ class Checkpoints:
         head = {
             "scores": {name: float(score) for name, score in scores.items()},
             "config": None if config is None else manifests.normalised(config),
-            "hooks": [str(name) for name in hooks],
         }
         groups = {
             name: manifests.flattened(name, tree)[:2]

@@ -124,7 +124,7 @@ def test_a_configuration_is_compared_as_json_gives_it_back():
 
 def composed(**changes):
     leaves = {"": [Leaf("w", "float32", (2,), 0, 8, "00ff"), Leaf("n", "int", value="0x1")]}
-    given = {"scores": {}, "config": {"a": 1}, "hooks": ["log"]} | changes
+    given = {"scores": {}, "config": {"a": 1}} | changes
     return manifest.composed(7, leaves, **given)
 
 
