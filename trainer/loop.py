@@ -169,6 +169,8 @@ def _epoch(
         with _noting(f"in phase {phase.name!r} of epoch {number}"):
             state, output, measured = phase.execute(state, output, program, donate=donate)
             waiting.append(measured)
+            if phase is programs[-1][0]:
+                epoch = _next(state.epoch)  # before waiting: the device counts while it computes
             if events.order[phase.name] or phase is programs[-1][0]:
                 for measured in waiting:
                     numbers, steps, count = measured.read()
@@ -186,7 +188,7 @@ def _epoch(
         **events.take_times(),
     }
     metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
-    return events.run("epoch", state.replace(epoch=_next(state.epoch)), metrics)
+    return events.run("epoch", state.replace(epoch=epoch), metrics)
 
 
 @jax.jit

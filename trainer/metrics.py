@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -138,10 +139,17 @@ class Layout:
     @property
     def words(self) -> int:
         """How many uint32 words it packs to."""
-        return sum(
-            math.prod(shape) * dtype.itemsize // 4
-            for dtype, shape in zip(self.dtypes, self.shapes, strict=True)
-        )
+        return self._places[-1][0].stop if self._places else 0
+
+    @functools.cached_property
+    def _places(self) -> list[tuple[slice, Any, tuple[int, ...]]]:
+        """Where each leaf's words are, and what they are; found once, read in every epoch."""
+        places, start = [], 0
+        for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
+            end = start + math.prod(shape) * dtype.itemsize // 4
+            places.append((slice(start, end), dtype, shape))
+            start = end
+        return places
 
     def unpack(self, words: np.ndarray, *, rows: bool = False) -> PyTree:
         """Give the numbers back as numpy views.
@@ -150,15 +158,15 @@ class Layout:
             words: uint32 `[words]`, or `[steps, words]` with `rows`, which is one packing a step.
             rows: give every leaf a leading axis of steps.
         """
-        leaves, start = [], 0
-        for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
-            length = math.prod(shape) * dtype.itemsize // 4
-            if rows:
-                part = np.ascontiguousarray(words[:, start : start + length]).view(dtype)
-                leaves.append(part.reshape(len(words), *shape))
-            else:
-                leaves.append(words[start : start + length].view(dtype).reshape(shape))
-            start += length
+        if rows:
+            leaves = [
+                np.ascontiguousarray(words[:, place]).view(dtype).reshape(len(words), *shape)
+                for place, dtype, shape in self._places
+            ]
+        else:
+            leaves = [
+                words[place].view(dtype).reshape(shape) for place, dtype, shape in self._places
+            ]
         return jax.tree.unflatten(self.structure, leaves)
 
 
