@@ -54,7 +54,7 @@ class Save(NamedTuple):
     repeats: int
 
 
-RUNS = [Run(10, 0.138, epochs=120, rounds=3), Run(400, 5.52, epochs=8, rounds=2)]
+RUNS = [Run(10, 0.138, epochs=120, rounds=3), Run(400, 2.0, epochs=15, rounds=1)]
 SAVES = [Save(10, repeats=15), Save(400, repeats=7), Save(4000, repeats=3)]
 QUICK_RUNS, QUICK_SAVES = [Run(1, 0.02, epochs=4, rounds=1)], [Save(1, repeats=2)]
 

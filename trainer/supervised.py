@@ -107,7 +107,7 @@ def supervised(network: Any, loss: Loss, optimizer: optax.GradientTransformation
     return Task(init, step, measure)
 
 
-SMALL = 2**16
+SMALL = 2**15
 """Elements below which a leaf's norm costs more to start than to compute."""
 
 
