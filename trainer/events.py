@@ -129,7 +129,7 @@ class Events:
         metrics = Metrics()
         for hook in self.hooks:
             if hook.restore and (restored := hook.restore(state)):
-                state, metrics = separated(restored.state), Metrics(restored.scores)
+                state, metrics = restored.state, Metrics(restored.scores)
         return state, metrics
 
     def run(
