@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -11,8 +10,7 @@ from typing import Any
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
 from trainer.hook import Gate, Restored
-
-log = logging.getLogger("entracte")
+from trainer.processes import of_lead
 
 
 def save_checkpoints(
@@ -50,6 +48,9 @@ def save_checkpoints(
     began = time.monotonic()
     committed: int | None = None
 
+    def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state
+
     def restore(template: TrainState) -> Restored | None:
         nonlocal began, committed
         began = time.monotonic()
@@ -57,15 +58,14 @@ def save_checkpoints(
         if commit is None:
             return None
         committed = commit.epoch
-        log.info("resuming from epoch %d of %s", commit.epoch, directory)
         return Restored(commit.state, commit.scores)
 
     def affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        checkpoints.check()
         if max_cost is None:
             return True
         taken = checkpoints.seconds + checkpoints.last_seconds
-        return taken <= max_cost * (time.monotonic() - began)
+        share = of_lead({"share": taken / (time.monotonic() - began)})["share"]
+        return share <= max_cost
 
     def commit(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal committed
@@ -77,7 +77,7 @@ def save_checkpoints(
     expects = (best,) if best else ()
     name = "save_checkpoints"
     return chain(
-        Hook(lambda state, metrics: state, f"{name}/restore", event="start", restore=restore),
+        Hook(nothing, f"{name}/restore", event="start", restore=restore, check=checkpoints.check),
         Hook(commit, name, stage="commit", gates=(Gate(affordable),), expects=expects),
         Hook(commit, f"{name}/last", event="end", stage="commit", close=checkpoints.close),
     )

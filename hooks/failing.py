@@ -67,7 +67,7 @@ def guard(hook: Combined, retries: int = 0) -> Combined:
     return combined([guarded(part) for part in parts_of(hook)])
 
 
-def background(hook: Combined) -> Combined:
+def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
     """Run observers on a worker thread, in order, on a host copy of the state.
 
     The event waits for the copy alone. A failure is raised at the next event, before a commit, or
@@ -75,9 +75,17 @@ def background(hook: Combined) -> Combined:
 
     Parts at `start`, `end` and `error` stay where they are.
 
+    Args:
+        hook: the observers.
+        time_limit: seconds that one call may take. One that takes longer hangs: TimeoutError is
+            raised as a failure is, and its thread left behind.
+
     Raises:
-        ValueError: a part is no observer, or keeps a memory, or writes scores.
+        ValueError: a part is no observer, or keeps a memory, or writes scores; or the limit is not
+            positive.
     """
+    if not time_limit > 0:
+        raise ValueError(f"time_limit must be more than 0 seconds; got {time_limit}")
 
     def moved(part: Hook) -> Hook:
         if part.at in PASSING:
@@ -87,7 +95,9 @@ def background(hook: Combined) -> Combined:
                 f"background takes observers without memory and scores; {part.name!r} is "
                 f"{'a ' + part.stage if part.stage != 'observe' else 'one with memory or scores'}"
             )
-        worker = Worker(part.name, lambda item: _observe(part, *item), waiting=2)
+        worker = Worker(
+            part.name, lambda item: _observe(part, *item), waiting=2, time_limit=time_limit
+        )
 
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
             worker.put((_on_host(state), _with_host_output(metrics)))
@@ -105,7 +115,7 @@ def background(hook: Combined) -> Combined:
                 if part.close:
                     part.close()
 
-        return dataclasses.replace(part, function=run, flush=flush, close=close)
+        return dataclasses.replace(part, function=run, check=worker.check, flush=flush, close=close)
 
     return combined([moved(part) for part in parts_of(hook)])
 

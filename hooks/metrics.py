@@ -14,7 +14,7 @@ from trainer import Hook, TrainState
 def log_metrics(*writers: Writer) -> Chain:
     """Write each epoch's metrics to writers: consoles, files, trackers.
 
-    Two parts: at the `start` the writers learn the step from which the run goes on; at each `epoch`
+    Two parts: at the `start` the writers learn from where the run goes on; at each `epoch`
     they are given all metrics of the event and, under `steps/`, the per-step traces. Hooks whose
     scores are to be written stand before it; of control hooks the place does not matter.
 
@@ -43,13 +43,12 @@ def log_metrics(*writers: Writer) -> Chain:
 
 
 def resume_writers(writers: Sequence[Writer]) -> Hook:
-    """Tell writers that keep records, at the `start`, from which step the run goes on."""
+    """Tell writers that keep records, at the `start`, from where the run goes on."""
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        step, _ = counts(state)
         for writer in writers:
             if isinstance(writer, Resumes):
-                writer.resume(step)
+                writer.resume(*counts(state))
         return state
 
     return Hook(run, "log_metrics/start", event="start", stage="observe")

@@ -21,6 +21,9 @@ from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, make_f
 POINTS = 1000
 """Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
 
+WRITTEN_WITHIN = 600.0
+"""Seconds after which a disk that takes no more is given up."""
+
 SHOWN_AFTER = 10.0
 """Seconds after which what was written is brought into the file, for whoever looks on."""
 
@@ -56,9 +59,9 @@ class TensorBoard:
         self._file: EventsWriter | None = None
         self._since, self._written = 0, dict[str, int]()
         self._flushed = -math.inf
-        self._worker = Worker("TensorBoard", self._record, waiting=64)
+        self._worker = Worker("TensorBoard", self._record, waiting=64, time_limit=WRITTEN_WITHIN)
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, epoch: int) -> None:
         """Begin a file that hides what earlier ones hold beyond this step."""
         self.close()
         self._since = step
@@ -72,10 +75,12 @@ class TensorBoard:
         self._worker.put((time.time(), step, held))
 
     def flush(self) -> None:
-        """Wait until all that was queued is in the file."""
+        """Wait until all that was queued is on the disk."""
         self._worker.flush()
         if self._file is not None:
             self._file.flush()
+            with open(self._file._file_name, "rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Write what is queued, end the thread, close the file; a further write begins another."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,62 +13,118 @@ class Worker:
     """Calls a function on a thread of its own, in order.
 
     The thread starts with the first item. Where items come faster than they are worked off, `put`
-    waits. A failure is raised once, by whichever of `put`, `flush` and `close` comes next; what was
-    queued behind it until then is not worked off, what comes after it is.
+    waits. A failure is raised once, by whichever of `check`, `put`, `flush` and `close` comes next;
+    what was queued behind it until then is not worked off, what comes after it is. So is an item
+    that takes longer than the limit: its thread, which nobody can end, is left behind, and does not
+    keep the process from ending.
 
     Args:
         name: of the thread, and in messages.
         function: called with each item.
         waiting: items that may wait.
+        time_limit: seconds that one item may take.
 
     >>> seen = []
-    >>> worker = Worker("append", seen.append, waiting=4)
+    >>> worker = Worker("append", seen.append, waiting=4, time_limit=60)
     >>> worker.put(1); worker.put(2); worker.close()
     >>> seen
     [1, 2]
     """
 
-    def __init__(self, name: str, function: Callable[[Any], None], *, waiting: int) -> None:
+    def __init__(
+        self, name: str, function: Callable[[Any], None], *, waiting: int, time_limit: float
+    ) -> None:
         self._name, self._function = name, function
-        self._items: queue.Queue[Any] = queue.Queue(waiting)
-        self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._waiting, self._limit = waiting, time_limit
+        self._line: _Line | None = None
+
+    def check(self) -> None:
+        """Raise what failed, or TimeoutError if an item takes too long; do not wait."""
+        line = self._line
+        if line is None:
+            return
+        if line.failure is not None:
+            self._wait(line)
+            failure, line.failure = line.failure, None
+            raise failure
+        self._raise_if_late(line)
 
     def put(self, item: Any) -> None:
         """Queue an item."""
-        self._raise()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
-        self._items.put((item,))
+        self.check()
+        if self._line is None:
+            self._line = _Line(self._name, self._function, self._waiting)
+        self._enqueue(self._line, (item,))
 
     def flush(self) -> None:
         """Wait until all that was queued is done."""
-        self._items.join()
-        self._raise()
+        if self._line is not None:
+            self._wait(self._line)
+            self.check()
 
     def close(self) -> None:
         """Finish what was queued and end the thread."""
-        if self._thread is not None:
-            self._items.put(None)
-            self._thread.join()
-            self._thread = None
-        self._raise()
+        line = self._line
+        if line is None:
+            return
+        try:
+            self.flush()
+        finally:
+            self._line = None
+            if not line.items.unfinished_tasks:  # else it is left behind
+                line.items.put(None)
+                line.thread.join()
 
-    def _raise(self) -> None:
-        if self._failure is not None:
-            self._items.join()
-            failure, self._failure = self._failure, None
-            raise failure
-
-    def _work(self) -> None:
-        while (item := self._items.get()) is not None:
+    def _enqueue(self, line: _Line, item: Any) -> None:
+        while True:
             try:
-                if self._failure is None:
-                    self._function(item[0])
+                return line.items.put(item, timeout=self._left(line))
+            except queue.Full:
+                self._raise_if_late(line)
+
+    def _wait(self, line: _Line) -> None:
+        with line.items.all_tasks_done:
+            while line.items.unfinished_tasks:
+                line.items.all_tasks_done.wait(self._left(line))
+                self._raise_if_late(line)
+
+    def _left(self, line: _Line) -> float:
+        """Give the seconds until the item under way is late."""
+        began = line.began
+        return self._limit if began is None else max(began + self._limit - time.monotonic(), 0.01)
+
+    def _raise_if_late(self, line: _Line) -> None:
+        began = line.began
+        if began is not None and time.monotonic() - began > self._limit:
+            self._line = None
+            raise TimeoutError(
+                f"{self._name!r} took longer than its limit of {self._limit:g} seconds on its "
+                "worker thread, which is left behind; what it was given since is lost"
+            )
+
+
+class _Line:
+    """A thread and the queue that it works off."""
+
+    def __init__(self, name: str, function: Callable[[Any], None], waiting: int) -> None:
+        self.items: queue.Queue[Any] = queue.Queue(waiting)
+        self.failure: Exception | None = None
+        self.began: float | None = None
+        # A daemon: one that hangs must not keep the process from ending.
+        self.thread = threading.Thread(
+            target=self._work, args=(name, function), name=name, daemon=True
+        )
+        self.thread.start()
+
+    def _work(self, name: str, function: Callable[[Any], None]) -> None:
+        while (item := self.items.get()) is not None:
+            self.began = time.monotonic()
+            try:
+                if self.failure is None:
+                    function(item[0])
             except Exception as error:
-                error.add_note(f"on the worker thread of {self._name!r}")
-                self._failure = error
+                error.add_note(f"on the worker thread of {name!r}")
+                self.failure = error
             finally:
-                self._items.task_done()
-        self._items.task_done()
+                self.began = None
+                self.items.task_done()

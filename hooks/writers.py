@@ -107,8 +107,8 @@ class Writer(Protocol):
 class Resumes(Protocol):
     """A writer that keeps records: a run that goes on shall neither double nor lose one."""
 
-    def resume(self, step: int) -> None:
-        """Take it that the run goes on from this step (0: afresh): later records are superseded.
+    def resume(self, step: int, epoch: int) -> None:
+        """Take it that the run goes on from here (0, 0: afresh): later records are superseded.
 
         Called once at the start, before the first write.
         """
@@ -118,8 +118,8 @@ class JsonLines:
     """Writes one JSON object a line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
 
     It shows numbers and texts. JSON has no number for NaN and the infinities: they become null.
-    Every line is in the file at once. A run that goes on drops the lines beyond its step, and a
-    line torn by a crash; a run that starts afresh drops them all.
+    Every line is in the file at once. A run that goes on drops the lines beyond its step or epoch,
+    and a line torn by a crash; a run that starts afresh drops them all.
 
     Args:
         path: of the file; it and its folder are made.
@@ -146,8 +146,8 @@ class JsonLines:
             error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
             raise
 
-    def resume(self, step: int) -> None:
-        """Drop the lines beyond a step, and a torn last one, all at once or not at all.
+    def resume(self, step: int, epoch: int) -> None:
+        """Drop the lines beyond step and epoch, and a torn last one, all at once or not at all.
 
         Raises:
             ValueError: the file holds lines that are no records.
@@ -155,16 +155,20 @@ class JsonLines:
         self.close()
         with self.path.open(encoding="utf-8", errors="replace") as file:
             lines = list(file)
+        places = [_place(self.path, number, line) for number, line in enumerate(lines, 1)]
         kept = [
-            line for number, line in enumerate(lines, 1) if _step(self.path, number, line) <= step
+            line
+            for line, (at, when) in zip(lines, places, strict=True)
+            if at <= step and when <= epoch
         ]
         if len(kept) == len(lines):
             return
         log.warning(
-            "%s: dropping %d lines beyond step %d, where this run goes on",
+            "%s: dropping %d lines beyond step %d of epoch %d, where this run goes on",
             self.path,
             len(lines) - len(kept),
             step,
+            epoch,
         )
         beside = self.path.with_name(f"{self.path.name}.tmp")
         with beside.open("w", encoding="utf-8") as file:
@@ -172,6 +176,11 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power failure might bring back the file that was replaced
+        finally:
+            os.close(folder)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line."""
@@ -200,13 +209,14 @@ class JsonLines:
             file.close()
 
 
-def _step(path: Path, number: int, line: str) -> float:
-    """Give the step of a line; infinite if it was torn."""
+def _place(path: Path, number: int, line: str) -> tuple[float, float]:
+    """Give (step, epoch) of a line; infinite if it was torn, epoch 0 if it names none."""
     if not line.endswith("\n"):
-        return math.inf
+        return math.inf, math.inf
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError) as error:
+        record = json.loads(line)
+        return float(record["step"]), float(record.get("epoch", 0))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         error.add_note(
             f"line {number} of {str(path)!r} is no record with a step, so the file was not written "
             "by JsonLines; give it another path"

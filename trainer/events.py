@@ -12,6 +12,7 @@ import jax
 from trainer.contract import kept
 from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
+from trainer.processes import is_lead
 from trainer.state import TrainState
 from trainer.structure import separated
 
@@ -36,9 +37,10 @@ class Events:
         self.hooks = parts_of(hooks)
         self.names = ("start", *phases, "epoch", "end", "error")
         self.interrupt: str | None = None
+        self.first: TrainState | None = None
         self.latest: tuple[TrainState, Metrics] | None = None
         self.seconds: dict[str, float] = {hook.name: 0.0 for hook in self.hooks}
-        self._lead = jax.process_index() == 0
+        self._lead = is_lead()
         for hook in self.hooks:
             if hook.at not in self.names:
                 raise ValueError(
@@ -108,10 +110,14 @@ class Events:
                 )
 
     def remember(self, state: TrainState) -> TrainState:
-        """Add the first memory of hooks that have none yet, and leave out what nobody keeps."""
+        """Add the first memory of hooks that have none yet, and leave out what nobody keeps.
+
+        What observers remember lives on the lead, which alone runs them.
+        """
         memory = {
             name: state.memory[name] if name in state.memory else init(state)
             for hook in self.hooks
+            if self._lead or hook.stage != "observe"
             for name, init in hook.memories
         }
         return separated(state.replace(memory=memory))
@@ -130,6 +136,7 @@ class Events:
         for hook in self.hooks:
             if hook.restore and (restored := hook.restore(state)):
                 state, metrics = restored.state, Metrics(restored.scores)
+                log.info("going on from epoch %d, restored by %s", state.epoch, hook.name)
         return state, metrics
 
     def run(
@@ -145,6 +152,8 @@ class Events:
         answers: dict[Gate, bool] = {}
         flushed = False
         self.latest = state, metrics
+        if event != "error":
+            self._check_background(event, state)
         for hook in self.order[event]:
             if hook.stage not in stages or (hook.stage == "observe" and not self._lead):
                 continue
@@ -161,7 +170,7 @@ class Events:
             except Interrupt as interrupt:
                 self.interrupt, after = str(interrupt) or hook.name, state
             except Exception as error:
-                error.add_note(f"in hook {hook.name!r} at {event!r} of epoch {int(state.epoch)}")
+                error.add_note(f"in hook {hook.name!r} at {event!r} of {_epoch(state)}")
                 raise
             finally:
                 self.seconds[hook.name] += time.perf_counter() - started
@@ -170,6 +179,16 @@ class Events:
             state = after
             self.latest = state, metrics
         return state.replace(scores={}) if state.scores else state, metrics
+
+    def _check_background(self, event: str, state: TrainState) -> None:
+        """Raise what failed behind the loop's back since the last event."""
+        for hook in self.hooks:
+            if hook.check:
+                try:
+                    hook.check()
+                except Exception as error:
+                    error.add_note(f"of hook {hook.name!r}, found at {event!r} of {_epoch(state)}")
+                    raise
 
     def take_times(self) -> dict[str, float]:
         """Give the seconds that each hook took since this was last asked."""
@@ -184,17 +203,29 @@ class Events:
                 hook.flush()
 
     def fail(self, error: BaseException) -> None:
-        """Run the `error` hooks on the newest state; they cannot hide the error."""
+        """Run the `error` hooks on the newest readable state; they cannot hide the error."""
         if not self.order["error"] or self.latest is None or not isinstance(error, Exception):
             return
-        leaves = jax.tree.leaves(self.latest[0])
-        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
-            log.warning("error hooks did not run: the phase that failed had used up the state")
-            return
         try:
-            self.run("error", *self.latest)
+            self.run("error", *self._readable())
         except Exception as failure:
             error.add_note(f"and an error hook failed: {failure!r}")
+
+    def _readable(self) -> tuple[TrainState, Metrics]:
+        """Give the newest state that can be read: a phase that failed used up the one it was given.
+
+        That is the latest, or the last commit's, or the one that `fit` was called with, which was
+        copied. On several processes no commit is read: the others may be gone, or not have failed.
+        """
+        assert self.latest is not None
+        assert self.first is not None
+        state, _ = self.latest
+        if not _used_up(state):
+            return self.latest
+        restored = self.restore(state) if jax.process_count() == 1 else (state, Metrics())
+        state, metrics = restored if restored[0] is not state else (self.first, Metrics())
+        log.warning("the failed phase had used up the state: error hooks see %s", _epoch(state))
+        return self.remember(state), metrics
 
     def close(self, error: BaseException | None = None) -> None:
         """Close all hooks in reverse order, whatever happened.
@@ -209,7 +240,7 @@ class Events:
                 continue
             try:
                 hook.close()
-            except Exception as failure:
+            except BaseException as failure:  # a signal's too: the others are still to be closed
                 failure.add_note(f"in closing hook {hook.name!r}")
                 if failed is None:
                     failed = failure
@@ -217,6 +248,16 @@ class Events:
                     failed.add_note(f"and closing hook {hook.name!r} failed: {failure!r}")
         if failed is not None and error is None:
             raise failed
+
+
+def _used_up(state: TrainState) -> bool:
+    leaves = jax.tree.leaves(state)
+    return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
+
+
+def _epoch(state: TrainState) -> str:
+    """Name the epoch, even of a state that was used up."""
+    return "an epoch" if state.epoch.is_deleted() else f"epoch {int(state.epoch)}"
 
 
 def in_order(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:

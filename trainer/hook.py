@@ -76,6 +76,8 @@ class Hook:
     gates: tuple[Gate, ...] = ()
     restore: Callable[[TrainState], Restored | None] | None = None
     """Given a template, brings back an earlier run's state; called before all else."""
+    check: Callable[[], None] | None = None
+    """Raises what failed in the background since; asked at the beginning of every event."""
     flush: Callable[[], None] | None = None
     """Makes what was recorded durable; called before a commit."""
     close: Callable[[], None] | None = None

@@ -14,6 +14,7 @@ from trainer.events import Events
 from trainer.hook import Hooks
 from trainer.metrics import Metrics
 from trainer.phases import Phase, Program
+from trainer.processes import Ending, agreed, check_same, of_lead
 from trainer.signals import listening
 from trainer.state import TrainState
 from trainer.structure import owned
@@ -72,7 +73,9 @@ def fit(
             number += 1
             state, metrics = _epoch(state, programs, events, number, epochs, donate)
             history.append(metrics.as_dict())
-            if signals.number or events.interrupt:
+            ending = agreed(Ending(state.stop, events.interrupt is not None, signals.number))
+            if ending.interrupt or ending.signal:
+                signals.number = ending.signal
                 log.warning("interrupted at epoch %d: %s", number, events.interrupt or "signal")
                 events.run("end", state, metrics, stages=["commit"])
                 break
@@ -115,7 +118,11 @@ def _begin(
     ignore_stop: bool,
 ) -> tuple[TrainState, Metrics]:
     """Check everything, restore, start the hooks."""
+    check_same(f"{epochs} epochs of {[p.name for p in phases]}, {[h.name for h in events.hooks]}")
+    events.first = state
     state = owned(state)
+    for phase in phases:
+        state = phase.prepared(state)
     measured: dict[str, list[str]] = {}
     output = None
     for phase in phases:
@@ -127,6 +134,7 @@ def _begin(
 
     state, metrics = events.restore(events.remember(state))
     state = events.remember(state)
+    _tell_of_other_steps(state, phases)
     if ignore_stop:
         state = state.replace(stop=False)
     state, _ = events.run("start", state, Metrics())
@@ -135,6 +143,19 @@ def _begin(
     elif state.stop:
         log.info("nothing to train: stopped at epoch %d (ignore_stop=True goes on)", state.epoch)
     return state, metrics
+
+
+def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
+    """Say so where a run that goes on has another batch size, or other data, than before."""
+    planned = [phase.steps_per_epoch for phase in phases if phase.changes]
+    step, epoch = int(state.step), int(state.epoch)
+    if epoch and None not in planned and step != epoch * sum(filter(None, planned)):
+        log.info(
+            "epochs so far took %.6g steps each, those to come take %d: another batch size, or "
+            "other data; the bits will differ from those of a run that had it from the start",
+            step / epoch,
+            sum(filter(None, planned)),
+        )
 
 
 def _compiled(
@@ -182,11 +203,8 @@ def _epoch(
             metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
             state, _ = events.run(phase.name, state, metrics)
     seconds = time.perf_counter() - started
-    values |= {
-        "time/epoch_seconds": seconds,
-        "time/steps_per_second": taken / seconds,
-        **events.take_times(),
-    }
+    times = {"time/epoch_seconds": seconds, "time/steps_per_second": taken / seconds}
+    values |= of_lead(times | events.take_times())
     metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
     return events.run("epoch", state.replace(epoch=epoch), metrics)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, Step, choose, compiled_steps, scanned
 from trainer.metrics import Layout, check_measured, pack, reduced
@@ -43,6 +44,7 @@ class Measured(NamedTuple):
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
         """Wait for the phase, and give (values, traces, optimizer steps that it took)."""
         pieces, taken = [], 0
+        jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
         for program, packed in self.packed:
             metrics, steps = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
             pieces.append(metrics)
@@ -101,6 +103,28 @@ class Phase:
             return self.repetition.feed
         return self.source.training() if self.source else None
 
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Updates an epoch where they are known before training, for a phase of `training`.
+
+        None for a stream without `steps_per_epoch`, an evaluation, or a phase written by hand.
+        """
+        return self.repetition.feed.steps if self.repetition and self.changes else None
+
+    def prepared(self, state: TrainState) -> TrainState:
+        """Add the position at which its source begins, `carry["position/<name>"]`, if it needs one.
+
+        `fit` does this for every phase, before it restores; the very same state comes back where
+        there is nothing to add.
+
+        Raises:
+            TypeError: `state.carry` is no dict, which could hold the position.
+            ValueError: the position that is there belongs to another kind of stream.
+        """
+        if self.feed is None or self.feed.start is None:
+            return state
+        return positions.prepared(state, self.name, self.feed.start)
+
     def verify(self, state: TrainState) -> None:
         """Check the data that is already there, before anything is compiled."""
         if self.feed and self.check:
@@ -150,18 +174,29 @@ class Phase:
 
         Returns:
             (state, output, what was measured).
+
+        Raises:
+            ValueError: the state lacks the position that the source needs; see `prepared`.
         """
         device, output = device_part(state), None
         packed: list[tuple[Program, jax.Array]] = []
-        pieces = self.feed.pieces(device, self.check) if self.feed else iter([previous])
-        for piece in pieces:
+        for piece, position in self._pieces(device, previous):
             if program is None or (self.feed and piece is not self.feed.example):
                 program = self.program(device, piece, donate=donate)
             device, output, numbers = program.run(device, piece)
             packed.append((program, numbers))
+            if position is not None:
+                device = positions.moved(device, self.name, position)
             if len(packed) > 1:
                 jax.block_until_ready(packed[-2][1])  # or a stream would pile up on the device
         return rejoin(device, state), output, Measured(self, packed)
+
+    def _pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:
+        """Give the pieces of the state's epoch, and with the last where the next one begins."""
+        if self.feed is None:
+            return iter([(previous, None)])
+        position = None if self.feed.start is None else positions.found(state, self.name)
+        return self.feed.pieces(state, self.check, position)
 
     def _settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
         result = self.run(state, data)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+import jax
 
 log = logging.getLogger("entracte")
 
 
 class Received:
-    """Which signal asked the run to end, if any."""
+    """Which signal asked the run to end: its number, 0 if none did."""
 
-    number: int | None = None
+    number: int = 0
 
     def end_process(self) -> None:
         """End the process in the signal's usual way, if there was one.
@@ -34,7 +40,8 @@ class Received:
 def listening() -> Iterator[Received]:
     """Note SIGTERM and SIGINT instead of ending; a second one ends at once.
 
-    Handlers can be installed in the main thread only; elsewhere it says so and goes on.
+    Handlers can be installed in the main thread only; elsewhere it says so and goes on. Afterwards
+    those that were there before are put back.
     """
     received = Received()
     if threading.current_thread() is not threading.main_thread():
@@ -43,15 +50,50 @@ def listening() -> Iterator[Received]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received.number is not None:
+        if received.number:
             received.number = number
+            _leave_at_exit(128 + number)
             received.end_process()
         received.number = number
         log.warning("%s: ending after this epoch", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _installed(signal.SIGTERM, note), _installed(signal.SIGINT, note):
         yield received
+
+
+@contextlib.contextmanager
+def _installed(number: signal.Signals, handler: object) -> Iterator[None]:
+    """Install a handler, and put back what the system had.
+
+    Python alone cannot: it knows nothing of handlers that libraries installed, such as JAX's notice
+    of preemption (SIGTERM, once `jax.distributed` is initialised), and would put the default back.
+    """
+    system = ctypes.CDLL(None).sigaction
+    action = ctypes.create_string_buffer(1024)  # at least a struct sigaction, never looked into
+    system(number, None, action)
+    before = signal.signal(number, handler)  # type: ignore[arg-type]
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if before is not None:
+            signal.signal(number, before)
+        system(number, action, None)
+
+
+def _leave_at_exit(status: int) -> None:
+    """Let the process end, when it does, without waiting for the device, as XLA would.
+
+    Exit functions that were registered before are then not called.
+    """
+    computed = [a for a in jax.live_arrays() if not (a.is_deleted() or a.is_ready())]
+    if not computed:
+        return
+    smallest = min(computed, key=lambda array: array.nbytes)  # it is kept; one tells of all
+
+    def leave() -> None:
+        if not smallest.is_ready():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(leave)

@@ -75,9 +75,11 @@ def _strong(leaf: jax.Array) -> jax.Array:
 def owned(state: TrainState) -> TrainState:
     """Copy every leaf of the device part, so that donating it touches nobody else's arrays.
 
-    Python numbers and numpy arrays become strongly typed jax arrays.
+    Python numbers and numpy arrays become strongly typed jax arrays, and `stop`, of which jit and
+    vmap make an array, a bool again.
     """
-    return rejoin(jax.tree.map(_copy, device_part(state)), state)
+    host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
+    return rejoin(jax.tree.map(_copy, device_part(state)), host)
 
 
 def _copy(leaf: Any) -> jax.Array:

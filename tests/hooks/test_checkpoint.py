@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -222,6 +223,33 @@ def test_a_failed_save_is_raised_and_earlier_commits_stand(start, train, tmp_pat
     assert any("epoch 3" in note for note in raised.value.__notes__)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [1, 2]
+
+
+def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, monkeypatch):
+    from trainer.checkpoints import run as module
+
+    def fail(self, epoch, *rest):
+        raise OSError("disk full")
+
+    def await_save(state, metrics):
+        for thread in threading.enumerate():
+            if thread.name == "entracte-save":
+                thread.join()
+        return state
+
+    monkeypatch.setattr(module.Checkpoints, "_commit", fail)
+    seen = []
+    chain = [
+        hooks.on("train", lambda state, metrics: seen.append(int(state.epoch)) or state),
+        hooks.every(4, hooks.save_checkpoints(tmp_path, max_cost=None)),
+        trainer.Hook(await_save, "await_save", stage="commit"),
+    ]
+    with pytest.raises(OSError, match="disk full") as raised:
+        trainer.fit(start, train, epochs=20, hooks=chain)
+    assert seen == [0, 1, 2, 3]
+    assert raised.value.__notes__[-1] == (
+        "of hook 'save_checkpoints/restore', found at 'train' of epoch 4"
+    )
 
 
 def test_the_same_chain_serves_two_runs(start, train, tmp_path):

@@ -23,8 +23,8 @@ class Recorder:
         self.calls = [] if calls is None else calls
         self.fail = fail
 
-    def resume(self, step):
-        self.calls.append(("resume", step))
+    def resume(self, step, epoch):
+        self.calls.append(("resume", step, epoch))
 
     def write(self, step, values):
         self.calls.append(("write", step, values))
@@ -75,8 +75,8 @@ def test_it_lists_its_parts():
 def test_writers_learn_where_the_run_goes_on_if_they_want_to(state):
     recorder = Recorder()
     hook = log_metrics(Bare(), recorder)
-    hook(state.replace(step=jnp.int32(84)), {}, "start")
-    assert recorder.calls == [("resume", 84)]
+    hook(state.replace(step=jnp.int32(84), epoch=jnp.int32(3)), {}, "start")
+    assert recorder.calls == [("resume", 84, 3)]
 
 
 def test_an_epoch_is_written_at_its_step_with_its_traces(state):

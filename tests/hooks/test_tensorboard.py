@@ -172,12 +172,12 @@ def test_flush_and_close_before_any_write_do_nothing(board):
 
 def test_a_resumed_run_hides_what_lies_beyond_its_step(board):
     """A crash after step 4, and the newest commit at 2: 3 and 4 come again."""
-    board.resume(0)
+    board.resume(0, 0)
     for step in (2, 4):
         board.write(step, {"loss": 1.0, "steps/loss": Trace(np.ones(2))})
     board.close()
     again = TensorBoard(board.directory)
-    again.resume(2)
+    again.resume(2, 1)
     for step in (4, 6):
         again.write(step, {"loss": 2.0, "steps/loss": Trace(np.full(2, 2.0))})
     again.close()
@@ -188,11 +188,11 @@ def test_a_resumed_run_hides_what_lies_beyond_its_step(board):
 
 
 def test_a_fresh_run_hides_all_that_an_earlier_one_wrote(board):
-    board.resume(0)
+    board.resume(0, 0)
     for step in (1, 2, 3):
         board.write(step, {"loss": 1.0, "old": 1.0})
     board.close()
-    board.resume(0)
+    board.resume(0, 0)
     board.write(1, {"loss": 2.0})
     board.close()
     assert points(board.directory, "loss") == [(1, 2.0)]
@@ -201,7 +201,7 @@ def test_a_fresh_run_hides_all_that_an_earlier_one_wrote(board):
 
 def test_runs_within_one_second_are_read_in_their_order(board):
     for value in range(5):
-        board.resume(0)
+        board.resume(0, 0)
         board.write(1, {"loss": float(value)})
         board.close()
     assert len(list(board.directory.iterdir())) == 5
@@ -251,7 +251,7 @@ KILLED = """
 import os, signal, sys
 from hooks.tensorboard import TensorBoard
 board = TensorBoard(sys.argv[1])
-board.resume(0)
+board.resume(0, 0)
 for step in range(1, 6):
     board.write(step, {"loss": 1.0})
     if step == 3:
@@ -265,7 +265,7 @@ def test_what_was_flushed_survives_kill_9(tmp_path):
     assert killed.returncode == -signal.SIGKILL
     assert [step for step, _ in points(tmp_path, "loss")][:3] == [1, 2, 3]
     board = TensorBoard(tmp_path)
-    board.resume(3)
+    board.resume(3, 1)
     board.write(4, {"loss": 2.0})
     board.close()
     assert points(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -17,7 +18,9 @@ def gate():
 
 def test_items_are_worked_off_in_order_on_another_thread():
     seen = []
-    worker = Worker("seen", lambda item: seen.append((item, threading.get_ident())), waiting=3)
+    worker = Worker(
+        "seen", lambda item: seen.append((item, threading.get_ident())), waiting=3, time_limit=60
+    )
     for item in range(50):
         worker.put(item)
     worker.close()
@@ -27,7 +30,7 @@ def test_items_are_worked_off_in_order_on_another_thread():
 
 def test_flush_waits_for_all_that_is_queued():
     seen = []
-    worker = Worker("seen", seen.append, waiting=100)
+    worker = Worker("seen", seen.append, waiting=100, time_limit=60)
     for item in range(100):
         worker.put(item)
     worker.flush()
@@ -37,7 +40,7 @@ def test_flush_waits_for_all_that_is_queued():
 
 def test_flush_and_close_without_items_start_no_thread():
     before = threading.active_count()
-    worker = Worker("idle", print, waiting=1)
+    worker = Worker("idle", print, waiting=1, time_limit=60)
     worker.flush()
     worker.close()
     assert threading.active_count() == before
@@ -45,7 +48,7 @@ def test_flush_and_close_without_items_start_no_thread():
 
 def test_close_ends_the_thread_and_put_starts_another():
     seen = []
-    worker = Worker("again", seen.append, waiting=1)
+    worker = Worker("again", seen.append, waiting=1, time_limit=60)
     before = threading.active_count()
     for item in range(3):
         worker.put(item)
@@ -56,7 +59,7 @@ def test_close_ends_the_thread_and_put_starts_another():
 
 def test_none_is_an_item_too():
     seen = []
-    worker = Worker("none", seen.append, waiting=1)
+    worker = Worker("none", seen.append, waiting=1, time_limit=60)
     worker.put(None)
     worker.close()
     assert seen == [None]
@@ -70,10 +73,10 @@ def test_a_failure_is_raised_once_by_what_comes_next(surface):
         failed.set()
         raise OSError("disk full")
 
-    worker = Worker("fail", fail, waiting=2)
+    worker = Worker("fail", fail, waiting=2, time_limit=60)
     worker.put(1)
     failed.wait()
-    worker._items.join()
+    worker._line.items.join()
     with pytest.raises(OSError, match="disk full") as raised:
         worker.put(2) if surface == "put" else getattr(worker, surface)()
     assert raised.value.__notes__ == ["on the worker thread of 'fail'"]
@@ -89,7 +92,7 @@ def test_what_waits_behind_a_failure_is_skipped_and_what_comes_later_is_not(gate
             raise ValueError(item)
         seen.append(item)
 
-    worker = Worker("work", work, waiting=4)
+    worker = Worker("work", work, waiting=4, time_limit=60)
     for item in ("first", "bad", "behind"):
         worker.put(item)
     gate.set()
@@ -107,11 +110,65 @@ def test_put_waits_where_items_come_too_fast(gate):
         started.set()
         gate.wait()
 
-    worker = Worker("slow", work, waiting=1)
+    worker = Worker("slow", work, waiting=1, time_limit=60)
     worker.put(1)
     started.wait()
     worker.put(2)
-    assert worker._items.full()
+    assert worker._line.items.full()
     gate.set()
     worker.put(3)
+    worker.close()
+
+
+@pytest.mark.parametrize("surface", ["check", "put", "flush", "close"])
+def test_an_item_that_hangs_is_given_up_and_said_once(gate, surface):
+    started = threading.Event()
+
+    def hang(item):
+        started.set()
+        gate.wait()
+
+    worker = Worker("hang", hang, waiting=1, time_limit=0.1)
+    worker.put(1)
+    worker.put(2)
+    started.wait()
+    with pytest.raises(TimeoutError, match="'hang' took longer than its limit of 0.1 seconds"):
+        if surface == "check":
+            while True:
+                worker.check()
+        worker.put(3) if surface == "put" else getattr(worker, surface)()
+    worker.close()
+    gate.set()
+
+
+def test_after_one_that_hung_another_thread_takes_over(gate):
+    seen = []
+    worker = Worker("once", lambda item: item() or seen.append(item), waiting=1, time_limit=0.1)
+    worker.put(gate.wait)
+    with pytest.raises(TimeoutError):
+        worker.flush()
+    worker.put(lambda: None)
+    worker.close()
+    assert len(seen) == 1
+    gate.set()
+
+
+def test_many_items_within_the_limit_may_take_longer_together():
+    worker = Worker("steady", lambda item: time.sleep(0.02), waiting=20, time_limit=0.2)
+    for item in range(15):
+        worker.put(item)
+    worker.close()
+
+
+def test_checking_raises_a_failure_and_does_not_wait():
+    def fail(item):
+        raise OSError("disk full")
+
+    worker = Worker("fail", fail, waiting=1, time_limit=60)
+    worker.check()
+    worker.put(1)
+    worker._line.items.join()
+    with pytest.raises(OSError, match="disk full"):
+        worker.check()
+    worker.check()
     worker.close()

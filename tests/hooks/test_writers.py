@@ -121,11 +121,22 @@ def test_resuming_drops_exactly_what_is_beyond_the_step(steps, at):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "metrics.jsonl")
         lines = fill(path, steps)
-        lines.resume(at)
+        lines.resume(at, 99)
         lines.write(at + 1, {"loss": 0.0})
         lines.close()
         expected = [step for step in steps if step <= at] + [at + 1]
         assert [record["step"] for record in read(path)] == expected
+
+
+def test_epochs_without_a_step_are_told_apart(path):
+    """As of a program that only evaluates, or only plays."""
+    lines = JsonLines(path)
+    for epoch in (1, 2, 3):
+        lines.write(0, {"epoch": Progress(epoch), "loss": 1.0})
+    lines.resume(0, 2)
+    lines.write(0, {"epoch": Progress(3), "loss": 2.0})
+    lines.close()
+    assert [(record["epoch"], record["loss"]) for record in read(path)] == [(1, 1), (2, 1), (3, 2)]
 
 
 @pytest.mark.parametrize("kept", [1, 8, 17])
@@ -133,14 +144,14 @@ def test_resuming_drops_a_line_that_a_crash_tore(path, kept):
     fill(path, [1, 2])
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:kept])
-    JsonLines(path).resume(9)
+    JsonLines(path).resume(9, 99)
     assert path.read_bytes() == whole
 
 
 def test_resuming_says_how_much_it_drops(path, caplog):
     fill(path, [1, 2, 3])
     with caplog.at_level(logging.WARNING, "entracte"):
-        JsonLines(path).resume(1)
+        JsonLines(path).resume(1, 99)
     assert f"{path}: dropping 2 lines beyond step 1" in caplog.text
 
 
@@ -148,7 +159,7 @@ def test_a_file_with_nothing_to_drop_is_left_alone(path, caplog):
     fill(path, [1, 2])
     before = path.stat().st_ino, path.stat().st_mtime_ns
     with caplog.at_level(logging.WARNING, "entracte"):
-        JsonLines(path).resume(2)
+        JsonLines(path).resume(2, 99)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
     assert not caplog.records
 
@@ -157,7 +168,7 @@ def test_resuming_replaces_the_file_and_never_shortens_it_in_place(path):
     """A reader that has it open goes on seeing it whole."""
     fill(path, [1, 2, 3])
     with path.open() as reader:
-        JsonLines(path).resume(1)
+        JsonLines(path).resume(1, 99)
         assert len(reader.readlines()) == 3
     assert len(read(path)) == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -169,7 +180,7 @@ def test_a_file_of_something_else_is_refused_and_kept(path, line):
     path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
     with pytest.raises((ValueError, TypeError, KeyError)) as raised:
-        lines.resume(0)
+        lines.resume(0, 99)
     assert "line 2 of" in raised.value.__notes__[0]
     assert "give it another path" in raised.value.__notes__[0]
     assert path.read_text() == before

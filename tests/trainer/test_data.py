@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import trainer
 from trainer import data
+from trainer.data.passes import beginning, decoded, encoded
 from trainer.state import TrainState, data_key
 
 
@@ -24,7 +25,7 @@ def _state(epoch=0, seed=0):
 def _seen(feed, state, masked=False):
     """Every example of an epoch, batch by batch."""
     batches = []
-    for piece in feed.pieces(state, None):
+    for piece, _ in feed.pieces(state, None, None):
         rows = feed.rows(piece, data_key(state))
         for number in range(len(jax.tree.leaves(rows)[0])):
             batch = feed.batch(piece, jax.tree.map(lambda rows, n=number: rows[n], rows))
@@ -197,3 +198,170 @@ def test_labels_in_a_stream_are_checked_as_they_arrive(task):
     state = task.init(jax.random.key(0), good)
     with pytest.raises(ValueError, match="between 0 and 9.*between 0 and 10"):
         trainer.fit(state, trainer.training(task.step, stream), epochs=1)
+
+
+def _stretch(feed, position, state=None):
+    """Every example of a stretch, batch by batch, and the position after it."""
+    pieces, after = zip(
+        *feed.pieces(_state() if state is None else state, None, position), strict=True
+    )
+    batches = [batch[:, 0].tolist() for piece in pieces for batch in np.asarray(piece["inputs"])]
+    return batches, after[-1]
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.booleans(), st.integers(0, 3))
+def test_stretches_follow_one_another_through_the_passes(passed, steps, superbatch, ragged, start):
+    def batches(seed, number):
+        for place in range(passed):
+            yield {"inputs": np.array([[number], [place]], np.float32)}
+        if ragged:
+            yield {"inputs": np.array([[-1]], np.float32)}
+
+    wanted = [[n // passed, n % passed] for n in range(start * steps, (start + 2) * steps)]
+    position = {"place": np.array(divmod(start * steps, passed), np.int32)}
+    feed = data.Stream(batches, superbatch, steps_per_epoch=steps).training()
+    first, position = _stretch(feed, position)
+    second, _ = _stretch(feed, position)
+    assert first + second == wanted
+    again = data.Stream(batches, superbatch, steps_per_epoch=steps).training()
+    assert _stretch(again, position)[0] == second
+
+
+def test_a_stretch_reads_no_further_than_its_end():
+    read = []
+
+    def batches(seed, number):
+        for place in range(10):
+            read.append(place)
+            yield {"inputs": np.full((2, 1), place, np.float32)}
+
+    feed = data.Stream(batches, 2, steps_per_epoch=3).training()
+    read.clear()
+    _, position = _stretch(feed, feed.start)
+    assert read == [0, 1, 2]
+    _stretch(feed, position)
+    assert read[3:] == [3, 4, 5]  # read on, not anew
+    _, position = _stretch(feed, feed.start)
+    assert read[6:] == [0, 1, 2]
+    _stretch(feed, position, _state(seed=1))
+    assert read[9:] == [0, 1, 2, 3, 4, 5]  # of another seed: anew, and skipped forward
+
+
+def test_a_stretch_that_was_left_half_read_is_read_anew():
+    feed = data.Stream(_factory([2] * 9), 1, steps_per_epoch=3).training()
+    pieces = feed.pieces(_state(), None, feed.start)
+    next(pieces)
+    del pieces
+    assert _stretch(feed, feed.start)[0] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_stream_compiles_for_no_more_steps_than_an_epoch_has():
+    feed = data.Stream(_factory([2] * 9), 16, steps_per_epoch=3).training()
+    chex.assert_shape(feed.example["inputs"], (3, 2, 1))
+    assert (feed.steps, data.Stream(_factory([2])).training().steps) == (3, None)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_an_epoch_is_one_step_at_least(steps):
+    with pytest.raises(ValueError, match=f"steps_per_epoch must be at least 1.*got {steps}"):
+        data.Stream([], steps_per_epoch=steps)
+
+
+def test_an_evaluation_is_no_stretch():
+    with pytest.raises(ValueError, match="every example exactly once.*steps_per_epoch=2.*Stream"):
+        data.Stream(_factory([2, 2]), steps_per_epoch=2).evaluation()
+
+
+@pytest.mark.parametrize("wrapped", [iter, list])
+def test_data_that_became_less_is_no_place_to_go_on(wrapped):
+    batches = [{"inputs": np.zeros((2, 1))}] * 3
+    feed = data.Stream(lambda seed, number: wrapped(batches), steps_per_epoch=2).training()
+    with pytest.raises(ValueError, match="pass 4 must have the 5 batches .* got 3: go on with"):
+        _stretch(feed, {"place": np.array([4, 5], np.int32)})
+
+
+@pytest.mark.parametrize("sizes", [[], [1]])
+def test_a_pass_without_a_whole_batch_is_an_error(sizes):
+    def batches(seed, number):
+        return _factory([2, 2] if number == 0 else sizes)(seed, number)
+
+    feed = data.Stream(batches, steps_per_epoch=4).training()
+    with pytest.raises(ValueError, match="no whole batch in pass 1"):
+        _stretch(feed, feed.start)
+
+
+def test_a_bad_batch_of_a_pass_is_named_by_its_place_in_the_pass():
+    good, bad = {"inputs": np.zeros((2, 1))}, {"inputs": np.zeros((2, 2))}
+    feed = data.Stream([good, good, good, bad], steps_per_epoch=1).training()
+    with pytest.raises(ValueError, match="batch 3 of pass 6 .* like the first"):
+        _stretch(feed, {"place": np.array([6, 3], np.int32)})
+
+
+class _Resuming:
+    """An iterator over numbers that puts itself back, as Grain's do; `pad` bloats its state."""
+
+    def __init__(self, pad=lambda place: "", wrap=lambda state: state):
+        self.place, self.pad, self.wrap = 0, pad, wrap
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.place += 1
+        return {"inputs": np.full((2, 1), self.place - 1, np.float32)}
+
+    def get_state(self):
+        return self.wrap({"place": self.place, "pad": self.pad(self.place)})
+
+    def set_state(self, state):
+        self.place = state["place"]
+
+
+def test_an_iterator_is_put_back_by_its_own_state():
+    stream = data.Stream(lambda seed, number: _Resuming(), steps_per_epoch=3)
+    feed = stream.training()
+    chex.assert_shape(feed.start["iterator"], (4096,))
+    _, position = _stretch(feed, feed.start)
+    chex.assert_trees_all_equal_shapes_and_dtypes(position, feed.start)
+    assert decoded(position["iterator"]) == {"place": 3, "pad": ""}
+    # Its own state decides, and not the count:
+    position["iterator"] = encoded({"place": 100}, 4096)
+    assert _stretch(stream.training(), position)[0] == [[100] * 2, [101] * 2, [102] * 2]
+
+
+def test_a_long_state_is_given_more_room():
+    start = beginning(_Resuming(pad=lambda place: "x" * 1000))
+    chex.assert_shape(start["iterator"], (8192,))
+
+
+def test_a_state_that_outgrows_its_room_is_an_error():
+    batches = lambda seed, number: _Resuming(pad=lambda place: "x" * (2500 * (place - 1)))  # noqa: E731
+    feed = data.Stream(batches, 1, steps_per_epoch=2).training()
+    _, position = _stretch(feed, feed.start)
+    with pytest.raises(ValueError, match="must fit the 4092 bytes .* got 7.* without get_state"):
+        _stretch(feed, position)
+
+
+def test_a_state_that_cannot_be_written_is_an_error_at_once_and_only_where_it_is_needed():
+    batches = lambda seed, number: _Resuming(wrap=lambda state: {1, 2})  # noqa: E731
+    data.Stream(batches).training()
+    with pytest.raises(TypeError, match=r"JSON data or bytes.*got \{1, 2\} .*set is not JSON"):
+        data.Stream(batches, steps_per_epoch=2).training()
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=100),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=8,
+        ),
+    )
+)
+def test_a_state_comes_back_as_it_was(state):
+    buffer = encoded(state, room=1 << 16)
+    assert (buffer.shape, buffer.dtype) == ((1 << 16,), np.uint8)
+    back = decoded(buffer)
+    assert back == state
+    assert type(back) is type(state)

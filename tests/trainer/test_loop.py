@@ -350,3 +350,27 @@ def test_a_second_signal_ends_at_once(state, phase):
     with pytest.raises(SystemExit) as raised:
         trainer.fit(state, phase, epochs=5, hooks=send_twice)
     assert (raised.value.code, seen) == (143, [1])
+
+
+def test_a_state_that_was_made_in_jit_trains(phase):
+    """Of whose `stop` jit makes an array."""
+    make = jax.jit(
+        lambda key: trainer.TrainState.create(
+            params={"w": jnp.ones(2), "b": jnp.zeros(())}, rng=key
+        )
+    )
+    state, _ = trainer.fit(make(jax.random.key(0)), phase, epochs=2)
+    assert state.stop is False
+    assert float(state.params["w"][0]) == 0.25
+
+
+def test_other_steps_an_epoch_than_before_are_said(start, task, digits, caplog):
+    def fit(state, epochs, batch_size):
+        source = data.Arrays(digits[0].arrays, batch_size)
+        return trainer.fit(state, trainer.training(task.step, source), epochs=epochs)[0]
+
+    with caplog.at_level(logging.INFO, "entracte"):
+        state = fit(fit(start, 2, 32), 3, 32)
+        assert "another batch size" not in caplog.text
+        fit(state, 4, 64)
+    assert "epochs so far took 6 steps each, those to come take 3: another batch" in caplog.text

@@ -189,3 +189,84 @@ def test_a_reduction_is_the_users_choice(task, digits):
     values, traces, _ = phase.execute(state, None, donate=False)[2].read()
     assert values["train/loss"] == traces["train/loss"][-1]
     assert values["train/accuracy"] == pytest.approx(traces["train/accuracy"].mean())
+
+
+def _long(steps=3):
+    batches = [{"inputs": np.full((2, 1), n, np.float32)} for n in range(7)]
+    return data.Stream(batches, superbatch=2, steps_per_epoch=steps)
+
+
+def _add(state, batch):
+    params = {**state.params, "b": state.params["b"] + batch["inputs"].sum()}
+    return state.replace(step=state.step + 1, params=params), {"first": batch["inputs"][0, 0]}
+
+
+def test_the_steps_of_an_epoch_are_known_where_the_source_tells(task, digits, train, val, phase):
+    assert train.steps_per_epoch == 6
+    assert trainer.training(_add, _long(3)).steps_per_epoch == 3
+    assert (
+        trainer.training(_add, data.Stream([{"inputs": np.zeros((2, 1))}])).steps_per_epoch is None
+    )
+    assert (val.steps_per_epoch, phase.steps_per_epoch) == (None, None)
+
+
+def test_a_position_is_added_once_and_only_where_one_is_needed(state, train):
+    assert train.prepared(state) is state
+    reading = trainer.training(_add, _long(), name="read")
+    state = state.replace(carry={"scale": jnp.ones(())})
+    prepared = reading.prepared(state)
+    assert sorted(prepared.carry) == ["position/read", "scale"]
+    assert prepared.carry["position/read"]["place"].tolist() == [0, 0]
+    assert reading.prepared(prepared) is prepared
+
+
+def test_a_position_moves_by_what_was_read_and_the_state_before_keeps_its_own(state):
+    reading = trainer.training(_add, _long(5))
+    before = reading.prepared(state)
+    after, _, measured = reading.execute(before, None, donate=False)
+    later, _, _ = reading.execute(after, None, donate=True)
+    places = [s.carry["position/train"]["place"].tolist() for s in (before, later)]
+    assert places == [[0, 0], [1, 3]]
+    assert measured.read()[1]["train/first"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("meshed", [False, True])
+def test_a_position_lies_where_the_state_lies(state, meshed):
+    if meshed:
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        state = jax.device_put(state, everywhere)
+    where = state.step.sharding
+    reading = trainer.training(_add, _long(2))
+    state = reading.prepared(state)
+    for _ in range(3):
+        assert state.carry["position/train"]["place"].sharding == where
+        state, _, _ = reading.execute(state, None, donate=True)
+    assert len(reading._programs) == 1
+
+
+def test_without_a_position_the_remedy_is_named(state):
+    reading = trainer.training(_add, _long())
+    with pytest.raises(ValueError, match=r"'position/train'.*fit.*phase.prepared\(state\)"):
+        reading.execute(state, None, donate=False)
+
+
+@pytest.mark.parametrize("carry", [(jnp.zeros(2),), jnp.zeros(2)])
+def test_a_carry_that_cannot_hold_a_position_is_refused(state, carry):
+    with pytest.raises(TypeError, match="state.carry must be a dict.*'position/train'.*got"):
+        trainer.fit(state.replace(carry=carry), trainer.training(_add, _long()), epochs=1)
+
+
+def test_the_position_of_another_kind_of_stream_is_refused(state):
+    other = {"position/train": {"place": jnp.zeros(2, jnp.int32), "iterator": jnp.zeros(8)}}
+    with pytest.raises(ValueError, match=r"(?s)iterator: float32\[8\] is new.*out of the carry"):
+        trainer.training(_add, _long()).prepared(state.replace(carry=other))
+
+
+def test_law_8_a_long_stream_compiles_once(state):
+    reading = trainer.training(_add, _long(4))
+    trainer.fit(state, reading, epochs=3)
+    with counting_compilations() as counts:
+        trainer.fit(state, reading, epochs=5)
+    assert counts == []
+    assert len(reading._programs) == 1

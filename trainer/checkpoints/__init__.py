@@ -3,5 +3,6 @@
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.restoring import Commit
 from trainer.checkpoints.run import Checkpoints
+from trainer.checkpoints.worker import wait_for_saves
 
-__all__ = ["Checkpoints", "Commit", "DamagedCommit"]
+__all__ = ["Checkpoints", "Commit", "DamagedCommit", "wait_for_saves"]

@@ -85,10 +85,16 @@ class Worker:
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 
-def _finish() -> None:
-    """Let tasks under way end when the interpreter does; log failures that nobody asked for."""
+def wait_for_saves() -> None:
+    """Wait for all saves that are under way in this process; raise nothing."""
     for worker in list(_workers):
         worker.join()
+
+
+def _finish() -> None:
+    """Let tasks under way end when the interpreter does; log failures that nobody asked for."""
+    wait_for_saves()
+    for worker in list(_workers):
         if worker._error is not None:
             log.error(f"{worker._name} failed", exc_info=worker._error)
 

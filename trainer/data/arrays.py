@@ -70,7 +70,7 @@ class Arrays:
             order = jax.random.permutation(key, self.size)
             return order[: steps * self.batch_size].reshape(steps, self.batch_size)
 
-        return Feed(self._pieces, self.arrays, rows, _take, self._verify)
+        return Feed(self._pieces, self.arrays, rows, _take, self._verify, steps=steps)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the tail was padded."""
@@ -86,8 +86,10 @@ class Arrays:
 
         return Feed(self._pieces, self.arrays, rows, batch, self._verify)
 
-    def _pieces(self, state: TrainState, check: Check | None) -> Iterator[Any]:
-        yield self.arrays
+    def _pieces(
+        self, state: TrainState, check: Check | None, position: None
+    ) -> Iterator[tuple[Any, None]]:
+        yield self.arrays, None
 
     def _verify(self, state: TrainState, check: Check) -> None:
         check(state, {name: np.asarray(array) for name, array in self.arrays.items()})

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from trainer.state import TrainState
+from trainer.state import PyTree, TrainState
 
 Batch = dict[str, Any]
 """Named arrays `[batch, ...]`; `inputs` feeds the network."""
 
 Check = Callable[[TrainState, Mapping[str, np.ndarray]], None]
 """Raises ValueError where host arrays `[examples, ...]`, of any number, do not suit the task."""
+
+
+POSITION = "position/"
+"""What names of `state.carry` begin with that hold how far a phase has read: `position/train`."""
 
 
 class Feed(NamedTuple):
@@ -24,8 +28,10 @@ class Feed(NamedTuple):
     another for a stream. `rows` and `batch` are jittable and say how a piece is cut into steps.
     """
 
-    pieces: Callable[[TrainState, Check | None], Iterator[Any]]
-    """Host function: the pieces of the state's epoch, on the device, checked as they arrive."""
+    pieces: Callable[[TrainState, Check | None, PyTree], Iterator[tuple[Any, PyTree]]]
+    """Host function `(state, check, position)`: the pieces of the state's epoch, checked as they
+    arrive, on the device. With the last comes the position at which the next epoch begins; None
+    with the others, and wherever the epoch alone tells it."""
     example: Any
     """One piece, or the shapes of one, to compile for."""
     rows: Callable[[Any, jax.Array], Any]
@@ -34,10 +40,17 @@ class Feed(NamedTuple):
     """`(piece, row)` -> what a step is given: a batch, or (batch, mask `[batch]`) to evaluate."""
     verify: Callable[[TrainState, Check], None]
     """Host function: check all that is already there, before anything is compiled."""
+    start: PyTree = None
+    """The position at the beginning, of numpy arrays; None where the epoch alone tells it."""
+    steps: int | None = None
+    """Steps of an epoch, where they are known before it is read."""
 
 
 class Source(Protocol):
-    """Where a phase takes its data from: an epoch's worth, from a key and the epoch alone."""
+    """Where a phase takes its data from: an epoch's worth, from a key and the epoch alone.
+
+    A source that cannot tell an epoch's data from these keeps a position; see `Feed.start`.
+    """
 
     @property
     def example(self) -> Batch:

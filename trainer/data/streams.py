@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.data.feed import Batch, Check, Feed, examples_in
+from trainer.data.passes import Factory, Passes, Position, beginning
 from trainer.state import TrainState, stream_seed
-
-Factory = Callable[[int, int], Iterable[Batch]]
-"""`(seed, epoch) -> batches`: the same batches whenever it is called with the same arguments."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,13 +27,21 @@ class Stream:
     has the size of the first but the last, which training drops if it is smaller and evaluation
     counts under a mask.
 
+    With `steps_per_epoch` an epoch is a stretch of a long pass, and a factory is asked with the
+    number of the pass, `(seed, pass)`. Where a pass ends, the next begins, within an epoch too. The
+    position lives in the state, at `carry["position/train"]` for the phase `train`, so that a
+    resumed run neither skips nor repeats an example. To get there, an iterator with `get_state` and
+    `set_state`, as Grain's have, is put back by its own state; of a sequence the rest is read; of
+    all else, what was read before is read past.
+
     Args:
         batches: iterable of dicts of arrays `[batch, ...]`, or a factory of one.
         superbatch: steps a transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
 
     Raises:
         TypeError: `batches` is an iterator, which could be run through only once.
-        ValueError: `superbatch` is below 1.
+        ValueError: `superbatch` or `steps_per_epoch` is below 1.
 
     >>> def batches(seed, epoch):
     ...     random = np.random.default_rng((seed, epoch))
@@ -43,10 +49,14 @@ class Stream:
     ...         yield {"inputs": random.normal(size=(4, 3)).astype(np.float32)}
     >>> Stream(batches, superbatch=2).example["inputs"].shape
     (4, 3)
+    >>> Stream(batches, steps_per_epoch=2).training().start
+    {'place': array([0, 0], dtype=int32)}
     """
 
     batches: Iterable[Batch] | Factory
     superbatch: int = 16
+    _: dataclasses.KW_ONLY
+    steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.batches, Iterator):
@@ -57,71 +67,125 @@ class Stream:
             )
         if self.superbatch < 1:
             raise ValueError(f"superbatch must be at least 1; got {self.superbatch}")
+        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
+            raise ValueError(
+                f"steps_per_epoch must be at least 1, or None for a pass an epoch; got "
+                f"{self.steps_per_epoch}"
+            )
 
-    @functools.cached_property
+    @property
     def example(self) -> Batch:
         """The first batch of epoch 0, for seed 0."""
-        for batch in self._epoch(0, 0):
-            examples_in(batch, "the stream's first batch")
-            return batch
-        raise ValueError("the stream must give at least one batch; got none")
+        return self._first[0]
 
     def training(self) -> Feed:
         """Read whole batches, in the stream's own order."""
+        feed = self._feed(self.example, masked=False)
+        if self.steps_per_epoch is None:
+            return feed
+        start, steps = self._first[1], self.steps_per_epoch
+        return feed._replace(pieces=self._stretches(), start=start, steps=steps)
+
+    def evaluation(self) -> Feed:
+        """Read every example, a smaller last batch padded under a mask `[batch]`.
+
+        Raises:
+            ValueError: the stream has `steps_per_epoch`.
+        """
+        if self.steps_per_epoch is not None:
+            raise ValueError(
+                "an evaluation must visit every example exactly once, so its stream cannot end "
+                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
+                "Stream of its own, without steps_per_epoch"
+            )
+        return self._feed((self.example, np.ones(self._size, bool)), masked=True)
+
+    def _feed(self, example: Any, *, masked: bool) -> Feed:
+        """Read an epoch as one pass."""
+        steps = min(self.superbatch, self.steps_per_epoch or self.superbatch)
         return Feed(
-            pieces=functools.partial(self._pieces, masked=False),
-            example=_stacked_shapes(self.example, self.superbatch),
+            pieces=functools.partial(self._pieces, masked=masked),
+            example=_stacked_shapes(example, steps),
             rows=lambda piece, key: jnp.arange(_steps(piece)),
             batch=lambda piece, row: jax.tree.map(lambda array: array[row], piece),
             verify=lambda state, check: check(state, self.example),
         )
 
-    def evaluation(self) -> Feed:
-        """Read every example, a smaller last batch padded under a mask `[batch]`."""
-        masked = (self.example, np.ones(self._size, bool))
-        return Feed(
-            pieces=functools.partial(self._pieces, masked=True),
-            example=_stacked_shapes(masked, self.superbatch),
-            rows=lambda piece, key: jnp.arange(_steps(piece)),
-            batch=lambda piece, row: jax.tree.map(lambda array: array[row], piece),
-            verify=lambda state, check: check(state, self.example),
-        )
+    @functools.cached_property
+    def _first(self) -> tuple[Batch, Position | None]:
+        """The first batch of epoch 0, for seed 0, and the position before it if one is needed."""
+        iterator = iter(self._pass(0, 0))
+        for batch in iterator:
+            examples_in(batch, "the stream's first batch")
+            return batch, beginning(iterator) if self.steps_per_epoch else None
+        raise ValueError("the stream must give at least one batch; got none")
 
     @property
     def _size(self) -> int:
         return examples_in(self.example, "the stream's first batch")
 
-    def _epoch(self, seed: int, epoch: int) -> Iterable[Batch]:
-        return self.batches(seed, epoch) if callable(self.batches) else self.batches
+    def _pass(self, seed: int, number: int) -> Iterable[Batch]:
+        return self.batches(seed, number) if callable(self.batches) else self.batches
 
-    def _pieces(self, state: TrainState, check: Check | None, *, masked: bool) -> Iterator[Any]:
+    def _pieces(
+        self, state: TrainState, check: Check | None, position: None, *, masked: bool
+    ) -> Iterator[tuple[Any, None]]:
         epoch = int(state.epoch)
-        batches = self._whole(self._epoch(stream_seed(state), epoch), epoch, masked)
+        given = self._pass(stream_seed(state), epoch)
+        batches = self._whole(given, f"epoch {epoch}", masked=masked)
         empty = True
         while group := list(itertools.islice(batches, self.superbatch)):
             empty = False
-            piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
-            if check is not None:
-                batch = piece[0] if masked else piece
-                check(state, {name: _flat(array) for name, array in batch.items()})
-            yield jax.device_put(piece)
+            yield _piece(group, state, check), None
         if empty:
             raise ValueError(
                 f"the stream gave no whole batch in epoch {epoch}; pass a list or a factory, which "
                 "can be run through in every epoch"
             )
 
-    def _whole(self, batches: Iterable[Batch], epoch: int, masked: bool) -> Iterator[Any]:
-        """Give batches of one size: a smaller last one is padded, or dropped in training."""
+    def _stretches(self) -> Callable[..., Iterator[tuple[Any, Position | None]]]:
+        """Make the function that reads an epoch's stretch, and keeps its place open for the next.
+
+        What is kept open only saves time: it is read from if it stands at the state's position.
+        """
+        kept: list[Passes] = []
+
+        def pieces(
+            state: TrainState, check: Check | None, position: Position
+        ) -> Iterator[tuple[Any, Position | None]]:
+            seed = stream_seed(state)
+            passes = kept.pop() if kept else None
+            if passes is None or not passes.at(seed, position):
+                passes = Passes(self._pass, self._whole, seed, position)
+            left = self.steps_per_epoch or 0
+            while left:
+                group = list(itertools.islice(passes, min(self.superbatch, left)))
+                left -= len(group)
+                yield _piece(group, state, check), None if left else passes.position()
+            kept[:] = [passes]
+
+        return pieces
+
+    def _whole(
+        self, batches: Iterable[Batch], where: str, first: int = 0, *, masked: bool = False
+    ) -> Iterator[Any]:
+        """Give batches of one size: a smaller last one is padded, or dropped in training.
+
+        Args:
+            batches: what is left of an epoch or a pass.
+            where: its name, for messages.
+            first: number of the first of these batches in it.
+            masked: pad, and give pairs (batch, mask `[batch]`).
+        """
         short = None
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(batches, first):
             if short is not None:
                 raise ValueError(
-                    f"batch {number - 1} of epoch {epoch} has {short} examples and is not the "
+                    f"batch {number - 1} of {where} has {short} examples and is not the "
                     f"last; all others must have {self._size}"
                 )
-            size = examples_in(batch, f"batch {number} of epoch {epoch}")
-            self._check_like_first(batch, number, epoch)
+            size = examples_in(batch, f"batch {number} of {where}")
+            self._check_like_first(batch, f"batch {number} of {where}")
             if size < self._size:
                 short = size
                 if not masked:
@@ -135,14 +199,23 @@ class Stream:
                 np.arange(self._size) < size,
             )
 
-    def _check_like_first(self, batch: Batch, number: int, epoch: int) -> None:
+    def _check_like_first(self, batch: Batch, what: str) -> None:
         wanted, got = _described(self.example), _described(batch)
         longer = examples_in(batch, "batch") > self._size
         if wanted != got or longer:
             raise ValueError(
-                f"batch {number} of epoch {epoch} must be like the first, {wanted} with at most "
-                f"{self._size} examples; got {got} with {len(next(iter(batch.values())))}"
+                f"{what} must be like the first, {wanted} with at most {self._size} examples; got "
+                f"{got} with {len(next(iter(batch.values())))}"
             )
+
+
+def _piece(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:
+    """Stack batches, or pairs of a batch and its mask, and transfer them."""
+    piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
+    if check is not None:
+        batch = piece[0] if isinstance(piece, tuple) else piece
+        check(state, {name: _flat(array) for name, array in batch.items()})
+    return jax.device_put(piece)
 
 
 def _described(batch: Batch) -> dict[str, str]:

@@ -1,0 +1,91 @@
+"""Several processes: what they must agree on, so that none goes on where another stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import xxhash
+from jax.experimental import multihost_utils
+
+
+class Ending(NamedTuple):
+    """Why a run may end at this event, as one process sees it and as all do together."""
+
+    stop: bool
+    """A hook's decision, of the state."""
+    interrupt: bool
+    """A hook raised `Interrupt`."""
+    signal: int
+    """Number of the signal received; 0 if there was none."""
+
+
+def is_lead() -> bool:
+    """Say whether this is the process that observes and writes: the first."""
+    return jax.process_index() == 0
+
+
+def of_lead(values: Mapping[str, float]) -> dict[str, float]:
+    """Give the lead's values on every process, bit for bit; all must call it, with equal names.
+
+    >>> of_lead({"time/epoch_seconds": 0.5})
+    {'time/epoch_seconds': 0.5}
+    """
+    if jax.process_count() == 1:
+        return dict(values)
+    bits = np.array(list(values.values()), np.float64).view(np.uint32)
+    shared = np.ascontiguousarray(_gathered(bits)[0]).view(np.float64)
+    return dict(zip(values, shared.tolist(), strict=True))
+
+
+def agreed(ending: Ending) -> Ending:
+    """Give what all processes do next, the same on each of them; all must call it.
+
+    Every process decides by what was gathered from all, never by what it saw alone: a signal or an
+    interrupt of one ends them all at this event.
+
+    Raises:
+        RuntimeError: some state says stop and some does not: their hooks saw different metrics.
+
+    >>> agreed(Ending(stop=False, interrupt=False, signal=15))
+    Ending(stop=False, interrupt=False, signal=15)
+    """
+    if jax.process_count() == 1:
+        return ending
+    seen = _gathered(np.array(ending, np.int32))
+    stops = seen[:, 0].astype(bool)
+    if stops.any() != stops.all():
+        raise RuntimeError(
+            f"processes {np.flatnonzero(stops).tolist()} decided to stop and the others did not: "
+            "a control hook must be a function of state and metrics alone, which are the same "
+            "everywhere"
+        )
+    return Ending(bool(stops[0]), bool(seen[:, 1].any()), int(seen[:, 2].max()))
+
+
+def check_same(what: str) -> None:
+    """Check that every process is about to do the same thing; all must call it.
+
+    Args:
+        what: that it is about to do, described.
+
+    Raises:
+        RuntimeError: another process is about to do something else.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(xxhash.xxh3_64_digest(what.encode()), np.uint32)
+    seen = _gathered(digest)
+    if others := [p for p in range(len(seen)) if not np.array_equal(seen[p], digest)]:
+        raise RuntimeError(
+            f"process {jax.process_index()} runs something else than {others}: epochs, phases and "
+            f"hooks must be the same everywhere (observers run on process 0 alone, and are listed "
+            f"by all); here: {what}"
+        )
+
+
+def _gathered(values: np.ndarray) -> np.ndarray:
+    """Give `[process, ...]`: everyone's values, on every process."""
+    return np.asarray(multihost_utils.process_allgather(values))
