@@ -9,6 +9,7 @@ from hooks.evaluation import evaluate
 from hooks.failing import background, guard
 from hooks.metrics import log_metrics
 from hooks.monitoring import beat, watch_system
+from hooks.rolling_back import roll_back_on_nan, roll_back_on_spike
 from hooks.stopping import stop_early, stop_on_nan
 from hooks.tensorboard import TensorBoard
 from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Writer
@@ -38,6 +39,8 @@ __all__ = [
     "on",
     "once",
     "reads",
+    "roll_back_on_nan",
+    "roll_back_on_spike",
     "save_checkpoints",
     "stateful",
     "stop_early",
