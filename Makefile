@@ -16,7 +16,7 @@ lint: .venv/.dev
 	.venv/bin/mypy
 
 soak: .venv/.dev
-	.venv/bin/python -m pytest -m soak $(ARGS)
+	.venv/bin/python -m pytest -s -m soak $(ARGS)
 
 bench: .venv/.dev
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; .venv/bin/python $$file || exit 1; done

@@ -1,8 +1,10 @@
 """One start, from nothing to the end of the first epoch: what `start_up` runs in new processes.
 
     python benchmarks/_first_epoch.py library [CACHE]
+    python benchmarks/_first_epoch.py resumed CACHE
 
-It prints the seconds of each part as JSON. `CACHE` is the directory of the compilation cache.
+It prints the seconds of each part as JSON. `CACHE` is the directory of the compilation cache; the
+second goes on with a run in a folder of it.
 """
 
 import itertools
@@ -13,13 +15,13 @@ import time
 BATCH_SIZE, RATE = 64, 1e-3
 
 
-def library(cache):
+def library(cache, run=None):
     """Start with the library; compiling is what `fit` takes beyond its first epoch."""
     yield "import"
     import jax
     import optax
 
-    import hooks  # noqa: F401 - what a script that uses the library imports
+    import hooks
     import models
     import trainer
     from trainer import data, losses
@@ -34,9 +36,18 @@ def library(cache):
     state = jax.block_until_ready(task.init(jax.random.key(0), source.example))
     yield "compile"
     phase = trainer.training(task.step, source)
-    state, (metrics,) = trainer.fit(state, phase, epochs=1)
+    saving, epochs = (), 1
+    if run:
+        saving = hooks.save_checkpoints(run, max_cost=None)
+        epochs += trainer.Checkpoints(run, read_only=True).latest() or 0
+    state, (metrics,) = trainer.fit(state, phase, epochs=epochs, hooks=saving)
     jax.block_until_ready(state)
     yield "first epoch", metrics["time/epoch_seconds"]
+
+
+def resumed(cache):
+    """Go on with a run, an epoch further; compiling is then restoring too."""
+    return library(cache, run=f"{cache}/run")
 
 
 def bare(cache):
@@ -76,7 +87,8 @@ def bare(cache):
 
 
 def main():
-    start, cache = {"library": library, "bare": bare}[sys.argv[1]], (sys.argv[2:] or [None])[0]
+    starts = {"library": library, "resumed": resumed, "bare": bare}
+    start, cache = starts[sys.argv[1]], (sys.argv[2:] or [None])[0]
     marks = [(mark, time.perf_counter()) for mark in start(cache)]
     last, seconds = marks[-1][0]
     pairs = itertools.pairwise(marks)

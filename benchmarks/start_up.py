@@ -6,7 +6,7 @@ compiled scan an epoch.
 Measured: the digits MLP, each start in a process of its own (`_first_epoch.py`), contestants taking
 turns. `compile` is tracing and all that the library does before its first epoch; what a start takes
 is init, compile and first epoch. A warm start finds what the one before it compiled; a cold one has
-no cache.
+no cache. A resumed one is warm, restores a commit before it compiles, and saves one after.
 """
 
 import functools
@@ -37,8 +37,8 @@ def main():
     rounds, kinds = (1, ["warm"]) if options.quick else (5, ["cold", "warm"])
     parts, contestants = {}, {}
     with tempfile.TemporaryDirectory() as directory:
-        for contestant in ("library", "bare"):
-            for kind in kinds:
+        for contestant in ("library", "resumed", "bare"):
+            for kind in kinds if contestant != "resumed" else ["warm"]:
                 entrant = f"{contestant}, {kind}"
                 cache = f"{directory}/{contestant}" if kind == "warm" else None
                 parts[entrant] = []

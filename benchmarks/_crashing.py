@@ -1,0 +1,215 @@
+"""A run to be killed: real digits, hooks of every kind, and what it leaves behind."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import hooks
+import models
+import trainer
+from trainer import data, losses
+
+EPOCHS = 12
+STEPS = 9
+"""Of an epoch: a stretch of a pass of 22 batches, so that no pass ends with an epoch."""
+
+FINAL = "final.txt"
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # or it tells of each point that it hides
+
+
+def run(directory: str, fatal: tuple[str, int] | None = None) -> None:
+    """Train to the end, or on from where a run in this directory was, and leave its fingerprint.
+
+    Evaluation, averages, early stopping, a hook that acts once and one in the background: all that
+    remembers or records. The data is a stream whose epochs are stretches of a pass.
+
+    Args:
+        directory: where all of it goes.
+        fatal: place in an event, of `PLACES`, and epoch at which the process kills itself.
+    """
+    logging.getLogger("entracte").setLevel(logging.ERROR)
+    before, after = suicide(*fatal) if fatal else ((), ())
+    whole, val = data.digits(batch_size=64)
+    stream = data.Stream(_Passes(whole), superbatch=4, steps_per_epoch=STEPS)
+    network = models.mlp(classes=10, hidden=(128,))
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+    task = trainer.supervised(network, losses.classification, optimizer)
+    state, _ = trainer.fit(
+        task.init(jax.random.key(0), stream.example),
+        trainer.training(task.step, stream),
+        epochs=EPOCHS,
+        hooks=[before, chain(Path(directory), trainer.evaluation(task.measure, val)), after],
+    )
+    partial = Path(directory, FINAL + ".tmp")
+    partial.write_text(trainer.fingerprint(state))
+    partial.replace(Path(directory, FINAL))
+
+
+class _Passes:
+    """Passes over the digits, shuffled by seed and number of the pass."""
+
+    def __init__(self, source: data.Arrays) -> None:
+        self.arrays = {name: np.asarray(array) for name, array in source.arrays.items()}
+        self.size = source.batch_size
+
+    def __call__(self, seed: int, number: int) -> Any:
+        order = np.random.default_rng((seed, number)).permutation(len(self.arrays["labels"]))
+        for start in range(0, len(order), self.size):
+            places = order[start : start + self.size]
+            yield {name: array[places] for name, array in self.arrays.items()}
+
+
+def chain(directory: Path, phase: trainer.Phase) -> Any:
+    """Give hooks of every kind, all writing below the directory."""
+
+    def halve_rate(state, metrics):
+        rate = optax.tree.get(state.opt_state, "learning_rate")
+        return state.replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate / 2))
+
+    def count(memory, state, metrics):
+        return memory + 1, state
+
+    return hooks.chain(
+        hooks.roll_back_on_nan(),
+        hooks.average_params(),
+        hooks.evaluate(phase),
+        hooks.stop_early("val/loss", patience=EPOCHS),
+        hooks.when(lambda state, metrics: metrics["val/accuracy"] > 0.9, hooks.once(halve_rate)),
+        hooks.every_steps(20, hooks.stateful("count", lambda state: 0, count)),
+        hooks.background(hooks.observe(lambda state, metrics: state)),
+        hooks.log_metrics(
+            hooks.JsonLines(directory / "metrics.jsonl"), hooks.TensorBoard(directory / "board")
+        ),
+        hooks.save_checkpoints(directory, keep=2, best="val/loss", max_cost=None),
+    )
+
+
+PLACES = ("phase", "control", "observe", "recorded", "flush", "commit", "saving")
+"""Places within an event, in order of time, between any two of which a run may die."""
+
+
+def suicide(place: str, epoch: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Give hooks, to be listed first and last, of which one kills the process."""
+    flushes = 0
+
+    def die(state, metrics):
+        if int(state.epoch) == epoch - (place == "phase"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return state
+
+    def die_flushing():
+        nonlocal flushes
+        flushes += 1
+        if flushes == epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    hook = {
+        "phase": hooks.on("train", die),
+        "control": trainer.Hook(die, "die"),
+        "observe": hooks.observe(die),
+        "recorded": hooks.observe(die),
+        "flush": trainer.Hook(lambda state, metrics: state, "die", flush=die_flushing),
+        "commit": trainer.Hook(die, "die", stage="commit"),
+        "saving": trainer.Hook(die, "die", stage="commit"),
+    }[place]
+    first = place in ("phase", "observe", "commit")
+    return ((hook,), ()) if first else ((), (hook,))
+
+
+class Left(NamedTuple):
+    """What a finished run left: its fingerprint, and its records in order, without times."""
+
+    fingerprint: str
+    lines: list[tuple[int, dict[str, float]]]
+    """Of the JSON file: (epoch, metrics)."""
+    points: dict[str, list[tuple[int, float]]]
+    """Of TensorBoard: tag to (step, value), as its own reader gives them."""
+
+
+def left(directory: Path) -> Left:
+    """Read what a finished run left."""
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        (r["epoch"], {name: r[name] for name in sorted(r) if not name.startswith("time/")})
+        for r in records
+    ]
+    board = EventAccumulator(str(directory / "board"), size_guidance={"scalars": 0})
+    board.Reload()
+    points = {
+        tag: [(event.step, event.value) for event in board.Scalars(tag)]
+        for tag in board.Tags()["scalars"]
+        if not tag.startswith("time/")
+    }
+    return Left((directory / FINAL).read_text(), lines, points)
+
+
+def lost_and_doubled(wanted: Left, got: Left) -> tuple[int, int]:
+    """Count records that are missing or differ, and those that are there more than once."""
+    lost = doubled = 0
+    for want, have in (
+        (wanted.lines, got.lines),
+        *((wanted.points[tag], got.points.get(tag, [])) for tag in wanted.points),
+    ):
+        lost += sum(record not in have for record in want)
+        doubled += max(len(have) - len({place for place, _ in have}), 0)
+    return lost, doubled
+
+
+def nursery() -> Any:
+    """Give a context whose processes start with all libraries imported, and JAX not yet begun."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["_crashing"])
+    return context
+
+
+def started(context: Any, directory: Path, fatal: tuple[str, int] | None = None) -> Any:
+    """Start a process that runs in this directory."""
+    process = context.Process(target=run, args=(str(directory), fatal))
+    process.start()
+    return process
+
+
+def completed(process: Any, limit: float) -> bool:
+    """Wait for a process, and say whether it ended well; one that hangs is killed."""
+    process.join(limit)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode == 0
+
+
+def kill_after(process: Any, seconds: float) -> bool:
+    """Kill a process after a time; say whether it was still there."""
+    process.join(seconds)
+    return _kill(process)
+
+
+def kill_in_save(process: Any, directory: Path, epoch: int, seconds: float) -> bool:
+    """Kill a process so long after it began to write the commit of an epoch."""
+    stage, commit = (directory / "checkpoints" / name for name in (f"{epoch}.staged", str(epoch)))
+    while process.is_alive() and not (stage.exists() or commit.exists()):
+        time.sleep(0.0002)
+    time.sleep(seconds)
+    return _kill(process)
+
+
+def _kill(process: Any) -> bool:
+    if alive := process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return alive and process.exitcode == -signal.SIGKILL

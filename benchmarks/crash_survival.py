@@ -1,0 +1,152 @@
+"""Does a run that is killed at any instant go on as if nothing had been?
+
+Each trial kills a fresh run with SIGKILL, half of them at random in its whole life, half a random
+moment after it began to save a commit; starts it again; and compares what the two processes left
+with what an uninterrupted run leaves: the fingerprint of the final state, every line of its log and
+every point that TensorBoard reads. Processes are forked from one that has imported all libraries
+and not begun JAX, so that more of their life is training. Exits with 1 if anything differs.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import _crashing
+import _measuring
+import numpy as np
+
+LIMIT = 300
+"""Seconds after which a process is taken to hang."""
+
+SAVING = 0.02
+"""Seconds after the beginning of a save within which half of the kills fall; a save takes 10 ms."""
+
+
+class Trial(NamedTuple):
+    """What became of one kill."""
+
+    where: str
+    survived: bool
+    identical: bool
+    lost: int
+    doubled: int
+    seconds: float
+    """Of the run that went on."""
+
+
+def trial(context, directory, wanted, seconds, random):
+    """Kill a run once, at an instant that `random` chooses, and let it go on."""
+    in_save = random.random() < 0.5
+    killed = False
+    while not killed:  # one that had ended before is no trial
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        process = _crashing.started(context, directory)
+        if in_save:
+            epoch = int(random.integers(1, _crashing.EPOCHS + 1))
+            wait = random.uniform(0, SAVING)
+            killed = _crashing.kill_in_save(process, directory, epoch, wait)
+        else:
+            killed = _crashing.kill_after(process, random.uniform(0, seconds))
+    where = at(directory)
+    began = time.perf_counter()
+    survived = _crashing.completed(_crashing.started(context, directory), LIMIT)
+    seconds = time.perf_counter() - began
+    if not survived:
+        return Trial(where, False, False, 0, 0, seconds)
+    got = _crashing.left(directory)
+    lost, doubled = _crashing.lost_and_doubled(wanted, got)
+    return Trial(where, True, got.fingerprint == wanted.fingerprint, lost, doubled, seconds)
+
+
+def at(directory):
+    """Say where in its life a run was killed, by what lies there."""
+    commits = directory / "checkpoints"
+    if not commits.is_dir():
+        return "before it began"
+    names = [path.name for path in commits.iterdir()]
+    if any(name.endswith((".staged", ".replaced", ".removed")) for name in names):
+        return "in a save"
+    return "between saves" if any(map(str.isdigit, names)) else "before the first commit"
+
+
+def main():
+    parser = _measuring.arguments(__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=None, help="at random where it is not given")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    options = parser.parse_args()
+    kills = 3 if options.quick else options.kills
+    seed = options.seed if options.seed is not None else int(time.time())
+    _measuring.CONSOLE.print(f"{kills} kills, --seed {seed}")
+    context = _crashing.nursery()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder, "cache"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        for name in ("first", "whole"):  # the first fills the cache
+            directory = Path(folder, name)
+            directory.mkdir()
+            began = time.perf_counter()
+            assert _crashing.completed(_crashing.started(context, directory), LIMIT)
+            seconds = time.perf_counter() - began
+        wanted = _crashing.left(directory)
+        assert wanted == _crashing.left(Path(folder, "first"))
+
+        def one(number):
+            random = np.random.default_rng((seed, number))
+            return trial(context, Path(folder, str(number)), wanted, seconds, random)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            trials = list(pool.map(one, range(kills)))
+    places = sorted({trial.where for trial in trials})
+    rows = [counted(place, [trial for trial in trials if trial.where == place]) for place in places]
+    total = counted("all", trials)
+    _measuring.show(
+        "Killed and started again",
+        tuple(total),
+        [tuple(str(value) for value in row.values()) for row in [*rows, total]],
+    )
+    records = len(wanted.lines) + sum(map(len, wanted.points.values()))
+    went_on = _measuring.spread([trial.seconds for trial in trials])
+    _measuring.finish(
+        options,
+        "crash_survival",
+        unit="seconds of a run that went on, start of the process included",
+        warm_up="two whole runs, of which the first fills the compilation cache",
+        repeats=kills,
+        measured={
+            "a run that nothing interrupts": _measuring.spread([seconds]),
+            "going on": went_on,
+        },
+        ratios={},
+        counts={"seed": seed, "records a run": records, "by place": rows, "total": total},
+        bars=[
+            _measuring.bar("survived", total["survived"], least=kills),
+            _measuring.bar("identical", total["identical"], least=kills),
+            _measuring.bar("records lost", total["lost"], most=0),
+            _measuring.bar("records doubled", total["doubled"], most=0),
+        ],
+    )
+    whole = total["survived"] == total["identical"] == kills
+    sys.exit(0 if whole and not total["lost"] and not total["doubled"] else 1)
+
+
+def counted(place, trials):
+    """Sum up trials."""
+    return {
+        "killed": place,
+        "kills": len(trials),
+        "survived": sum(trial.survived for trial in trials),
+        "identical": sum(trial.identical for trial in trials),
+        "lost": sum(trial.lost for trial in trials),
+        "doubled": sum(trial.doubled for trial in trials),
+    }
+
+
+if __name__ == "__main__":
+    main()

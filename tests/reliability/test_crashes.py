@@ -1,0 +1,67 @@
+"""Runs that are killed with SIGKILL: at every place of an event, and at random instants."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+crashing = pytest.importorskip("_crashing")
+LIMIT = 120
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run leaves, and the context in which it ran."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        context = crashing.nursery()
+        directory = tmp_path_factory.mktemp("whole")
+        assert crashing.completed(crashing.started(context, directory), LIMIT)
+        yield context, crashing.left(directory)
+
+
+def test_an_uninterrupted_run_leaves_each_record_once(whole):
+    _, left = whole
+    assert [epoch for epoch, _ in left.lines] == list(range(1, crashing.EPOCHS + 1))
+    assert all("val/accuracy" in values for _, values in left.lines)
+    assert left.points["val/loss"] == [
+        (values["step"], pytest.approx(values["val/loss"], rel=1e-6)) for _, values in left.lines
+    ]
+    steps = crashing.STEPS * crashing.EPOCHS
+    assert [step for step, _ in left.points["steps/train/loss"]] == list(range(1, steps + 1))
+
+
+@pytest.mark.parametrize("place", crashing.PLACES)
+def test_law_5_killed_between_any_two_stages_of_an_event(whole, tmp_path, place):
+    context, wanted = whole
+    killed = crashing.started(context, tmp_path, fatal=(place, 5))
+    killed.join(LIMIT)
+    assert killed.exitcode == -signal.SIGKILL
+    commits = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert commits[-1] in ((4, 5) if place == "saving" else (3, 4))  # a save may be under way
+    assert crashing.completed(crashing.started(context, tmp_path), LIMIT)
+    assert crashing.left(tmp_path) == wanted
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("script", "count"), [("crash_survival", "--kills=60"), ("corruption", "--damages=2000")]
+)
+def test_many_at_random(tmp_path, script, count):
+    """Fails where the benchmark ends with another status than 0; prints its seed."""
+    seed = f"--seed={int(time.time())}"
+    print(f"{script}.py {count} {seed}")
+    command = [sys.executable, BENCHMARKS / f"{script}.py", count, seed, "--results", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert json.loads((tmp_path / f"{script}.json").read_text())["bars"]

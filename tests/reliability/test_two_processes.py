@@ -1,0 +1,199 @@
+"""Two real processes on loopback train one model together: killed, signalled, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LIMIT = 90
+"""Seconds after which a test gives up; a process whose peer is gone ends after 5 to 15."""
+
+EPOCHS = 8
+
+CHILD = """
+import ctypes, signal, sys, time
+import jax, numpy as np, optax
+
+run, rank, count, port, pause = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
+if count > 1:
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}", count, rank, heartbeat_timeout_seconds=5, shutdown_timeout_seconds=5
+    )
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import hooks, models, trainer
+from trainer import data, losses
+
+mesh = Mesh(jax.devices(), ("data",))
+everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["data"]))
+
+def placed(source):
+    put = lambda array: jax.make_array_from_process_local_data(everywhere, np.asarray(array))
+    return data.Arrays({name: put(array) for name, array in source.arrays.items()}, 32)
+
+train, val = (placed(source) for source in data.digits(batch_size=32))
+network = models.mlp(classes=10, hidden=(16,))
+task = trainer.supervised(network, losses.classification, optax.adam(1e-2))
+
+def step(state, batch):
+    return task.step(state, jax.lax.with_sharding_constraint(batch, split))
+
+def on_sigterm():
+    action = ctypes.create_string_buffer(1024)
+    ctypes.CDLL(None).sigaction(signal.SIGTERM, None, action)
+    return action.raw[:8]
+
+def tell(state, metrics):
+    print("epoch", int(state.epoch), flush=True)
+    time.sleep(pause)
+    return state
+
+start = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(0), train.example)
+seen = hooks.observe(hooks.stateful("seen", lambda state: 0, lambda n, s, m: (n + 1, s)))
+chain = hooks.chain(
+    hooks.evaluate(trainer.evaluation(task.measure, val)),
+    hooks.stop_early("val/loss", patience=50),
+    hooks.roll_back_on_nan(),
+    hooks.average_params(),
+    hooks.every_steps(100, seen),
+    hooks.log_metrics(hooks.JsonLines(run + "/metrics.jsonl")),
+    hooks.save_checkpoints(run, max_cost=None),
+    tell,
+)
+before = on_sigterm()
+state, _ = trainer.fit(start, trainer.training(step, train), epochs=EPOCHS, hooks=chain)
+correct = np.mean(np.argmax(network.apply(
+    jax.device_get(state.params), {}, np.asarray(val.arrays["inputs"]), key=None, train=False
+)[0], axis=-1) == np.asarray(val.arrays["labels"]))
+assert on_sigterm() == before and (count == 1 or before != bytes(8))  # JAX's notice of preemption, not the default
+print("final", trainer.fingerprint(state), sorted(state.memory), correct, flush=True)
+""".replace("EPOCHS", str(EPOCHS))
+
+
+class Pair:
+    """One or two processes of a run, ended in any case."""
+
+    def __init__(self, run, *, count=2, pause=0.0):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.began = time.monotonic()
+        self.processes = []
+        for rank in range(count):
+            command = [sys.executable, "-c", CHILD, *map(str, (run, rank, count, port, pause))]
+            with (Path(run) / f"stderr.{rank}").open("w") as errors:
+                child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self.processes.append(child)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for process in self.processes:
+            process.kill()
+            process.wait(10)
+            process.stdout.close()
+
+    def reach(self, epoch):
+        """Wait until all have run the hooks of an epoch."""
+        for process in self.processes:
+            for line in process.stdout:
+                if line == f"epoch {epoch}\n":
+                    break
+            else:
+                raise AssertionError(f"it ended before epoch {epoch}")
+
+    def ended(self):
+        """Wait for all, and give (status, last line) of each."""
+        left = self.began + LIMIT - time.monotonic()
+        said = [process.communicate(timeout=left)[0] for process in self.processes]
+        last = [(text.splitlines() or ["nothing"])[-1] for text in said]
+        return [(p.returncode, line) for p, line in zip(self.processes, last, strict=True)]
+
+
+def finished(run, **settings):
+    """Run to the end, and give what each process says at last."""
+    with Pair(run, **settings) as pair:
+        ends = pair.ended()
+    errors = [path.read_text() for path in sorted(Path(run).glob("stderr.*"))]
+    assert [status for status, _ in ends] == [0] * len(ends), errors
+    return [line for _, line in ends]
+
+
+def records(run):
+    """The lines of the log, without times."""
+    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("time/")}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes that nothing interrupts: its directory, and what each said at last."""
+    run = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield run, finished(run)
+
+
+def test_both_end_with_the_same_and_observers_ran_on_the_lead(whole):
+    run, (lead, other) = whole
+    assert "'seen'" in lead
+    assert "'seen'" not in other
+    assert [record["epoch"] for record in records(run)] == list(range(1, EPOCHS + 1))
+    assert float(lead.split()[-1]) == float(other.split()[-1]) > 0.8
+
+
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.soak), 1])
+def test_killing_either_ends_both_and_resuming_gives_the_same_bits(whole, tmp_path, killed):
+    with Pair(tmp_path, pause=0.2) as pair:
+        pair.reach(3)
+        pair.processes[killed].kill()
+        ends = pair.ended()
+    assert ends[killed][0] == -signal.SIGKILL
+    assert ends[1 - killed][0] not in (0, None)
+    commits = [int(name) for name in os.listdir(tmp_path / "checkpoints") if name.isdigit()]
+    assert max(commits) in (2, 3, 4)
+    assert finished(tmp_path) == whole[1]
+    assert records(tmp_path) == records(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, -2, marks=pytest.mark.soak)],
+)
+def test_a_signal_to_one_ends_both_after_one_commit(whole, tmp_path, number, status):
+    with Pair(tmp_path, pause=0.2) as pair:
+        pair.reach(3)
+        pair.processes[1].send_signal(number)
+        ends = pair.ended()
+    assert [end for end, _ in ends] == [status, status]
+    last = {line for _, line in ends}
+    assert last in ({"nothing"}, {"epoch 4"})
+    assert ("3" if last == {"nothing"} else "4") in os.listdir(tmp_path / "checkpoints")
+    assert finished(tmp_path) == whole[1]
+    assert records(tmp_path) == records(whole[0])
+
+
+def test_one_process_goes_on_from_where_two_were(whole, tmp_path):
+    with Pair(tmp_path, pause=0.2) as pair:
+        pair.reach(3)
+        pair.processes[0].send_signal(signal.SIGTERM)
+        pair.ended()
+    (alone,) = finished(tmp_path, count=1)
+    assert float(alone.split()[-1]) == pytest.approx(float(whole[1][0].split()[-1]), abs=0.03)
+    both, one = records(whole[0]), records(tmp_path)
+    assert [record["step"] for record in one] == [record["step"] for record in both]
+    assert [r["train/loss"] for r in one] == pytest.approx(
+        [r["train/loss"] for r in both], rel=0.02
+    )
