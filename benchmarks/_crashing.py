@@ -20,7 +20,7 @@ import models
 import trainer
 from trainer import data, losses
 
-EPOCHS = 12
+EPOCHS = 30
 STEPS = 9
 """Of an epoch: a stretch of a pass of 22 batches, so that no pass ends with an epoch."""
 
@@ -193,8 +193,15 @@ def completed(process: Any, limit: float) -> bool:
     return process.exitcode == 0
 
 
-def kill_after(process: Any, seconds: float) -> bool:
-    """Kill a process after a time; say whether it was still there."""
+def await_chain(process: Any, directory: Path) -> None:
+    """Wait until a run has made its hooks: libraries are imported, and compiling is next."""
+    while process.is_alive() and not (directory / "checkpoints").exists():
+        time.sleep(0.0005)
+
+
+def kill_after(process: Any, directory: Path, seconds: float) -> bool:
+    """Kill a process so long after it made its hooks; say whether it was still there."""
+    await_chain(process, directory)
     process.join(seconds)
     return _kill(process)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath  # type: ignore[import-untyped]
 
+from trainer.checkpoints import layout, schema
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
 
@@ -61,13 +64,23 @@ class Storage:
         Args:
             path: of the directory, which is whole only when this returns.
             data: uint8 [bytes], an even number of them.
+
+        Raises:
+            RuntimeError: this Orbax writes other files than those that are read.
         """
         path.mkdir()
         half = data.nbytes // 2 if data.nbytes > _TWO_FILES else None
-        options = {"leaves": ocp.SaveArgs(chunk_byte_size=half)}
+        options = {layout.LEAVES: ocp.SaveArgs(chunk_byte_size=half)}
         self._orbax.save(
-            epath.Path(path), args=ocp.args.PyTreeSave({"leaves": data}, save_args=options)
+            epath.Path(path), args=ocp.args.PyTreeSave({layout.LEAVES: data}, save_args=options)
         )
+        try:
+            layout.check(path, data.nbytes)
+        except DamagedCommit as damage:
+            raise RuntimeError(
+                f"orbax-checkpoint {ocp.__version__} wrote files that could not be read back "
+                f"({damage}): install 0.12.8, and report it"
+            ) from damage
 
     def read(self, path: Path, size: int) -> np.ndarray:
         """Read bytes back. Whether they are right, checksums tell: Orbax does not notice.
@@ -77,17 +90,21 @@ class Storage:
 
         Raises:
             DamagedCommit: they cannot be read, for whichever of many reasons Orbax gives.
+            MemoryError: they are more than the machine can hold.
         """
-        options = {"leaves": ocp.RestoreArgs(restore_type=np.ndarray)}
+        options = {layout.LEAVES: ocp.RestoreArgs(restore_type=np.ndarray)}
         try:
-            # Asked first, since reading makes room for whatever size the files claim.
-            shape = self._orbax.metadata(epath.Path(path))["leaves"].shape
-            if shape != (size,):
-                raise DamagedCommit(f"its arrays have the shape {shape} instead of ({size},)")
+            layout.check(path, size)
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if size > memory:
+                raise MemoryError(
+                    f"the arrays in {path} take {size:,} bytes and this machine has {memory:,}: "
+                    "restore where there is more memory, or move the commit away"
+                )
             tree = self._orbax.restore(
                 epath.Path(path), args=ocp.args.PyTreeRestore(restore_args=options)
             )
-            return tree["leaves"].view(np.uint8)
+            return tree[layout.LEAVES].view(np.uint8)
         except (DamagedCommit, MemoryError):
             raise
         except Exception as error:
@@ -95,6 +112,20 @@ class Storage:
             raise DamagedCommit(
                 f"its arrays cannot be read ({type(error).__name__}: {reason})"
             ) from error
+
+
+def check_no_link(path: Path) -> None:
+    """Refuse a link: what it points to is not of this run, to be written, moved or removed.
+
+    Raises:
+        NotADirectoryError: it is one.
+    """
+    if path.is_symlink():
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            f"{path} is a link to {os.readlink(path)}, and commits must lie in the run's own "
+            "directory: remove the link, or give the directory that it points to",
+        )
 
 
 def made_writable(directory: Path) -> None:
@@ -116,34 +147,46 @@ def made_writable(directory: Path) -> None:
 
 
 def numbers(directory: Path) -> list[int]:
-    """List the numbers of the commits in a directory, ascending, damaged ones too."""
+    """List the numbers of the commits in a directory, ascending, damaged ones and links too."""
     if not directory.is_dir():
         return []
     with os.scandir(directory) as entries:
-        return sorted(int(e.name) for e in entries if _NUMBER.fullmatch(e.name) and e.is_dir())
+        named = [entry for entry in entries if _NUMBER.fullmatch(entry.name)]
+    return sorted(int(entry.name) for entry in named if entry.is_symlink() or entry.is_dir())
 
 
 def complete(directory: Path) -> list[int]:
-    """List the numbers of the commits that have a manifest, ascending."""
-    return [n for n in numbers(directory) if (directory / str(n) / _MANIFEST).is_file()]
+    """List the numbers of the commits that have a manifest and are no links, ascending."""
+    paths = {n: directory / str(n) for n in numbers(directory)}
+    return [n for n, p in paths.items() if not p.is_symlink() and (p / _MANIFEST).is_file()]
 
 
 def recover(directory: Path) -> None:
     """Put back commits whose replacement was interrupted between its two renames."""
     for path in directory.glob("*.replaced"):
-        if _LEFTOVER.fullmatch(path.name) and not path.with_suffix("").exists():
+        if _LEFTOVER.fullmatch(path.name) and not os.path.lexists(path.with_suffix("")):
             path.rename(path.with_suffix(""))
 
 
 def sweep(directory: Path) -> None:
-    """Remove what interrupted saves and removals left."""
+    """Remove what interrupted saves and removals left.
+
+    Raises:
+        NotADirectoryError: a link has such a name.
+    """
     for path in directory.iterdir():
         if _LEFTOVER.fullmatch(path.name):
+            check_no_link(path)
             shutil.rmtree(path)
 
 
 def staged(directory: Path, number: int) -> Path:
-    """Make the empty directory in which a commit is written; it is no commit yet."""
+    """Make the empty directory in which a commit is written; it is no commit yet.
+
+    Raises:
+        NotADirectoryError: a link is in the place of the commit.
+    """
+    check_no_link(directory / str(number))
     path = directory / f"{number}.staged"
     path.mkdir()
     return path
@@ -153,11 +196,22 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest and make what was staged a commit, replacing one of that number.
 
     Killed at any instant, it leaves the old commit or the new one (see `recover`).
+
+    Raises:
+        ValueError: the manifest is larger than what is read.
     """
+    content = manifests.written(manifest)
+    if len(content) > schema.MOST_BYTES:
+        raise ValueError(
+            f"the manifest of {stage.stem} takes {len(content)} bytes and may take "
+            f"{schema.MOST_BYTES}: keep texts and large integers out of the state, or join leaves"
+        )
     with open(stage / _MANIFEST, "wb") as file:
-        file.write(manifests.written(manifest))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
+        _sync(folder)
     final, old = stage.with_suffix(""), stage.with_suffix(".replaced")
     if final.exists():
         final.rename(old)
@@ -196,7 +250,9 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
     """
     where = f"commit {number} in {directory}"
     try:
-        manifest = manifests.read((directory / str(number) / _MANIFEST).read_bytes())
+        check_no_link(directory / str(number))
+        manifest = manifests.read(_content(directory / str(number) / _MANIFEST))
+        schema.check(manifest)
     except OSError as error:
         raise DamagedCommit(f"{where}: its manifest cannot be read ({error})") from error
     except DamagedCommit as damage:
@@ -204,11 +260,23 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
     if manifest["format"] > manifests.FORMAT:
         raise ValueError(
             f"{where} is of format {manifest['format']}, and this version reads up to "
-            f"{manifests.FORMAT}: restore it with what wrote it, {manifest['versions']}"
+            f"{manifests.FORMAT}: restore it with what wrote it, {manifest.get('versions')}"
         )
     if manifest["epoch"] != number:
         raise DamagedCommit(f"{where}: it says that it is commit {manifest['epoch']}")
     return manifest
+
+
+def _content(file: Path) -> bytes:
+    """Read a manifest's file, if it is one and not too large to be one."""
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedCommit("its manifest is a link or a special file, and no file of its own")
+    if status.st_size > schema.MOST_BYTES:
+        raise DamagedCommit(
+            f"its manifest has {status.st_size} bytes and none has more than {schema.MOST_BYTES}"
+        )
+    return file.read_bytes()
 
 
 def ranked(scores: Mapping[int, float | None], mode: str) -> list[int]:

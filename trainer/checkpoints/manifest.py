@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,7 +71,8 @@ def described(path: str, value: Any) -> Leaf:
         TypeError: a value of this type cannot be saved.
     """
     if isinstance(value, jax.Array) or (type(value) is np.ndarray and not value.dtype.hasobject):
-        return Leaf(path, str(value.dtype), tuple(value.shape))
+        size = value.size * value.dtype.itemsize
+        return Leaf(path, str(value.dtype), tuple(value.shape), bytes=size)
     if isinstance(value, np.generic) and not isinstance(value, np.flexible | np.object_):
         return Leaf(path, f"numpy.{value.dtype}", value=value.tobytes().hex())
     if value is None or type(value) in (bool, int, float, str):
@@ -218,6 +220,7 @@ def composed(
         "epoch": epoch,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_VERSIONS},
+        "devices": devices(),
         "hooks": [name.removeprefix("memory/") for name in leaves if name],
         "scores": {k: v if np.isfinite(v) else str(v) for k, v in scores.items()},
         "config": config,
@@ -226,8 +229,33 @@ def composed(
 
 
 _VERSIONS = {
-    name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    name: metadata.version(name)
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 }
+
+
+def devices() -> str:
+    """Count the devices by kind, those of all processes: `1 cpu`."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def changes(manifest: Mapping[str, Any]) -> list[str]:
+    """List what bits depend on that is not as it was when the commit was written.
+
+    What the commit does not tell, since an older version of this library wrote it, is left out.
+
+    >>> changes({"versions": {"jax": "0.4.1", "numpy": "1.0"}, "devices": "1024 abacus"})
+    ['jax: saved with 0.4.1, now ...', 'devices: saved with 1024 abacus, now ...']
+    """
+    saved = {name: manifest["versions"].get(name) for name in ("jax", "jaxlib")}
+    saved["devices"] = manifest.get("devices")
+    now = {**_VERSIONS, "devices": devices()}
+    return [
+        f"{name}: saved with {before}, now {now[name]}"
+        for name, before in saved.items()
+        if before is not None and before != now[name]
+    ]
 
 
 def saved_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:
@@ -262,9 +290,15 @@ def read(content: bytes) -> dict[str, Any]:
     {'format': 1, 'epoch': 3}
 
     Raises:
-        DamagedCommit: a bit is not as it was written.
+        DamagedCommit: a bit is not as it was written, or it is no JSON object.
     """
     head, joint, body = content.partition(_JOINT)
     if not joint or head != _OPENING + xxhash.xxh3_64_hexdigest(body).encode():
         raise DamagedCommit("its manifest does not have its checksum")
-    return json.loads(body[:-2])
+    try:
+        manifest = json.loads(body[:-2])
+    except (ValueError, RecursionError) as error:
+        raise DamagedCommit(f"its manifest is no JSON ({type(error).__name__})") from error
+    if not isinstance(manifest, dict):
+        raise DamagedCommit("its manifest is no JSON object")
+    return manifest

@@ -45,6 +45,7 @@ def restored(
 
     Raises:
         DamagedCommit: it is not what was written.
+        MemoryError: it takes more than this machine has.
         ValueError: it does not fit target or config; every path and key is listed.
     """
     where = f"commit {number} in {directory}"
@@ -57,7 +58,10 @@ def restored(
         [leaf for name in shared for leaf in wanted[name][0]],
     )
     if config is not None and manifest["config"] is not None:
-        lines += manifests.config_differences(manifest["config"], config)
+        try:
+            lines += manifests.config_differences(manifest["config"], config)
+        except RecursionError as error:
+            raise DamagedCommit(f"{where}: its config is nested too deeply") from error
     if lines:
         raise ValueError(
             f"{where} does not fit this run:\n  "
@@ -65,15 +69,24 @@ def restored(
             + "\nrun with what it was saved with, or in another directory"
         )
     leaves = [leaf for group in saved.values() for leaf in group]
+    sizes = {leaf.path: leaf.bytes for name in shared for leaf in wanted[name][0]}
+    if wrong := [x.path for name in shared for x in saved[name] if x.bytes != sizes[x.path]]:
+        raise DamagedCommit(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
     try:
         data = storage.read(directory / str(number) / commits.ARRAYS, snapshots.size(leaves))
         snapshots.verify(leaves, data)
     except DamagedCommit as damage:
         raise DamagedCommit(f"{where}: {damage}") from damage
     trees = {name: snapshots.rebuilt(saved[name], data, *wanted[name]) for name in shared}
-    for name in sorted(wanted.keys() ^ saved.keys()):
+    # What observers remember is known to process 0 alone, which is the one to speak of it.
+    for name in sorted(wanted.keys() ^ saved.keys()) if jax.process_index() == 0 else ():
         happens = "begins anew" if name in wanted else "is dropped, since no hook keeps it"
         log.info(f"{where}: {name} {happens}")
+    if changes := manifests.changes(manifest):
+        log.warning(
+            f"{where}: the same bits as without a stop are not to be expected, since other "
+            f"software or devices round otherwise: {'; '.join(changes)}"
+        )
     state = trees.pop("")
     memory = {name.removeprefix("memory/"): tree for name, tree in trees.items()}
     return Commit(number, state.replace(memory=memory), manifests.saved_scores(manifest), manifest)

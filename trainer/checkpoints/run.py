@@ -62,7 +62,7 @@ class Checkpoints:
             read_only: only read; write and remove nothing.
 
         Raises:
-            OSError: the directory cannot be written.
+            OSError: the directory cannot be written, or its folder `checkpoints` is a link.
             ValueError: a setting is out of range.
         """
         if mode not in ("min", "max"):
@@ -71,6 +71,7 @@ class Checkpoints:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         self.directory = Path(directory).absolute() / "checkpoints"
+        commits.check_no_link(self.directory)
         self._best, self._mode = best, mode
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
@@ -194,6 +195,7 @@ class Checkpoints:
         Raises:
             DamagedCommit: no commit is intact, or the one asked for is not.
             FileNotFoundError: there is no commit of this epoch.
+            MemoryError: the commit takes more than this machine has.
             ValueError: the commit does not fit target or config; every path and key is listed.
         """
         self._worker.join()

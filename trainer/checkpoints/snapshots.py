@@ -45,8 +45,8 @@ def copied(
                 if isinstance(value, jax.Array) and value.is_deleted():
                     raise RuntimeError(f"{leaf.path} was deleted: training donated it; copy it")
                 array = jax.random.key_data(value) if is_key(value) else value
-                leaf = replace(leaf, offset=end, bytes=array.size * array.dtype.itemsize)
-                end = _aligned(end + leaf.bytes)
+                leaf = replace(leaf, offset=end)
+                end = aligned(end + leaf.bytes)
                 arrays.append((leaf, array))
             taken[name].append(leaf)
     if buffer.nbytes < end:
@@ -58,7 +58,7 @@ def copied(
     ]
     _in_threads(_copy, jobs, end)
     for leaf, _ in arrays:
-        buffer[leaf.offset + leaf.bytes : _aligned(leaf.offset + leaf.bytes)] = 0
+        buffer[leaf.offset + leaf.bytes : aligned(leaf.offset + leaf.bytes)] = 0
     return taken, buffer
 
 
@@ -98,10 +98,11 @@ def _in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
 
 def size(leaves: Iterable[Leaf]) -> int:
     """Count the bytes of the buffer: those of arrays and the gaps after them."""
-    return max((_aligned(leaf.offset + leaf.bytes) for leaf in leaves), default=0)
+    return max((aligned(leaf.offset + leaf.bytes) for leaf in leaves), default=0)
 
 
-def _aligned(count: int) -> int:
+def aligned(count: int) -> int:
+    """Give where the next array begins: `count`, or the first multiple of `ALIGNMENT` after it."""
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
@@ -115,7 +116,7 @@ def checksummed(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
     def checksum(leaf: Leaf) -> Leaf:
         if leaf.shape is None:
             return leaf
-        content = buffer[leaf.offset : _aligned(leaf.offset + leaf.bytes)].data
+        content = buffer[leaf.offset : aligned(leaf.offset + leaf.bytes)].data
         return replace(leaf, checksum=xxhash.xxh3_64_hexdigest(content))
 
     return _in_threads(checksum, leaves, size(leaves))

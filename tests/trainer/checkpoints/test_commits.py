@@ -63,7 +63,7 @@ def test_bytes_come_back_from_one_or_two_files(tmp_path, size, files):
 def test_a_size_that_is_not_the_manifest_s_is_damage(tmp_path):
     storage = commits.Storage()
     storage.write(tmp_path / "a", np.zeros(64, np.uint8))
-    with pytest.raises(DamagedCommit, match=r"shape \(64,\) instead of \(128,\)"):
+    with pytest.raises(DamagedCommit, match="leaves/.zarray does not describe 128 plain"):
         storage.read(tmp_path / "a", 128)
 
 
@@ -71,19 +71,68 @@ def test_a_missing_file_is_damage_and_never_zeros_in_silence(tmp_path):
     storage = commits.Storage()
     storage.write(tmp_path / "a", np.ones(64, np.uint8))
     (tmp_path / "a" / "leaves" / "0").unlink()
-    with pytest.raises(DamagedCommit, match="cannot be read"):
+    with pytest.raises(DamagedCommit, match="leaves/0 is missing"):
         storage.read(tmp_path / "a", 64)
 
 
 def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
     storage = commits.Storage()
+    storage.write(tmp_path / "a", np.ones(64, np.uint8))
 
     def fail(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(storage._orbax, "metadata", fail)
+    monkeypatch.setattr(storage._orbax, "restore", fail)
     with pytest.raises(MemoryError):
-        storage.read(tmp_path, 64)
+        storage.read(tmp_path / "a", 64)
+
+
+def test_more_than_the_machine_holds_is_an_error_and_no_damage(tmp_path, monkeypatch):
+    storage = commits.Storage()
+    storage.write(tmp_path / "a", np.ones(128, np.uint8))
+    pages = {"SC_PAGE_SIZE": 64, "SC_PHYS_PAGES": 1}
+    monkeypatch.setattr(commits.os, "sysconf", pages.__getitem__)
+    with pytest.raises(MemoryError, match=r"take 128 bytes and this machine has 64: restore where"):
+        storage.read(tmp_path / "a", 128)
+
+
+def test_an_orbax_that_writes_other_files_is_told_at_the_first_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(commits.layout, "_METADATA", b"{}")
+    with pytest.raises(
+        RuntimeError, match=r"orbax-checkpoint 0\..* could not be read back .*_META"
+    ):
+        commits.Storage().write(tmp_path / "a", np.ones(64, np.uint8))
+
+
+def test_a_disk_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    storage = commits.Storage()
+    storage.write(tmp_path / "a", np.ones(64, np.uint8))
+
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(commits.layout.os, "scandir", fail)
+    with pytest.raises(DamagedCommit, match="cannot be read .*Input/output error"):
+        storage.read(tmp_path / "a", 64)
+
+
+def test_a_manifest_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(commits.schema, "MOST_BYTES", 100)
+    stage = commits.staged(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"manifest of 3 takes \d+ bytes and may take 100: keep"):
+        commits.publish(stage, {"epoch": 3, "config": "x" * 100})
+    assert commits.numbers(tmp_path) == []
+
+
+def test_links_are_listed_whatever_they_point_to_and_are_never_complete(tmp_path):
+    (tmp_path / "3").symlink_to(tmp_path / "3")
+    (tmp_path / "4").symlink_to(tmp_path / "nothing")
+    (tmp_path / "5").symlink_to(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    assert commits.numbers(tmp_path) == [3, 4, 5]
+    assert commits.complete(tmp_path) == []
+    with pytest.raises(DamagedCommit, match="commit 3 in .* is a link to"):
+        commits.read_manifest(tmp_path, 3)
 
 
 def test_orbax_reads_what_is_stored_and_the_manifest_says_what_it_is(tmp_path):

@@ -123,7 +123,7 @@ def test_a_configuration_is_compared_as_json_gives_it_back():
 
 
 def composed(**changes):
-    leaves = {"": [Leaf("w", "float32", (2,), 0, 8, "00ff"), Leaf("n", "int", value="0x1")]}
+    leaves = {"": [Leaf("w", "float32", (2,), 0, 8, "00ff" * 4), Leaf("n", "int", value="0x1")]}
     given = {"scores": {}, "config": {"a": 1}} | changes
     return manifest.composed(7, leaves, **given)
 
@@ -133,9 +133,38 @@ def test_a_manifest_comes_back_as_it_was():
     again = manifest.read(manifest.written(whole))
     assert again == json.loads(json.dumps(whole))
     assert manifest.saved_leaves(again) == manifest.saved_leaves(whole)
-    assert manifest.saved_leaves(again)[""][0] == Leaf("w", "float32", (2,), 0, 8, "00ff")
+    assert manifest.saved_leaves(again)[""][0] == Leaf("w", "float32", (2,), 0, 8, "00ff" * 4)
     assert manifest.saved_scores(again) == {"loss": 0.1, "worst": math.inf}
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= again["versions"].keys()
+
+
+def test_what_bits_depend_on_is_compared_with_now():
+    now = composed()
+    assert now["devices"] == f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    assert {"jax", "jaxlib"} <= now["versions"].keys()
+    assert manifest.changes(now) == []
+    before = now | {"versions": now["versions"] | {"jaxlib": "0.0.1", "optax": "0.0.1"}}
+    assert manifest.changes(before) == [
+        f"jaxlib: saved with 0.0.1, now {now['versions']['jaxlib']}"
+    ]
+    assert manifest.changes(before | {"versions": {}, "devices": None}) == []
+
+
+def test_devices_are_counted_by_kind(monkeypatch):
+    kinds = ["b", "a", "b"]
+    devices = [type("Device", (), {"device_kind": kind}) for kind in kinds]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    assert manifest.devices() == "1 a, 2 b"
+
+
+@pytest.mark.parametrize("body", ["[]", "3", '{"a": NaN', "{", "[" * 10**5, '{"a": 1} {}'])
+def test_what_is_no_json_object_is_damage(body):
+    content = manifest.written({"a": 1})
+    body = body.encode() + b"}\n"
+    digest = manifest.xxhash.xxh3_64_hexdigest(body).encode()
+    start = content.index(b'", "manifest": ')
+    with pytest.raises(DamagedCommit, match="no JSON"):
+        manifest.read(content[: start - 16] + digest + content[start : start + 15] + body)
 
 
 def test_the_file_of_a_manifest_is_plain_json():

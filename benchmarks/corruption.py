@@ -1,0 +1,287 @@
+"""Is a damaged commit ever restored as if it were whole, and what does making sure cost?
+
+Trials: a real run leaves three commits. Each trial damages a copy of them at random, in one way,
+anywhere in any file of the newest commit, every fourth trial a second time in the one before; then
+`Checkpoints.restore` reads it into a state of other numbers. Fingerprints and scores tell what came
+back: the newest commit all the same (the damage changed nothing, such as zeros zeroed); an older
+commit's exact state; an error; or silently something else, which must never be. Exits with 1 if it
+was.
+
+Cost: of restoring a state of 16 arrays, the share that computing checksums takes. The baseline is
+restoring without; the two take turns. Files are in the page cache, where reading is fastest and the
+share largest.
+"""
+
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import _measuring
+import jax
+import numpy as np
+import optax
+
+import hooks
+import models
+import trainer
+from trainer import data, losses
+from trainer.checkpoints import snapshots
+
+COMMITS = 3
+OUTCOMES = ("harmless", "walked back", "refused", "passed over", "silently wrong")
+WRONG = ("passed over", "silently wrong")
+BLOCK = 4096
+MEGABYTES, ROUNDS = 400, 9
+WITH, WITHOUT, CHECKING = "restoring", "restoring without checksums", "of it checksums"
+
+
+def files_of(commit):
+    return sorted(path for path in commit.rglob("*") if path.is_file())
+
+
+def any_file(commit, random):
+    """A file that has bytes: half of the time the arrays', since all others are small."""
+    arrays = commit / "arrays/leaves/0"
+    files = [path for path in files_of(commit) if path.stat().st_size]
+    return (
+        arrays if random.random() < 0.5 and arrays in files else files[random.integers(len(files))]
+    )
+
+
+def rewritten(change):
+    """Make a damage of a function of a file's bytes (a bytearray, changed in place)."""
+
+    def damage(commit, random):
+        path = any_file(commit, random)
+        content = bytearray(path.read_bytes())
+        change(content, random)
+        path.write_bytes(content)
+
+    return damage
+
+
+def flip_bit(content, random):
+    content[random.integers(len(content))] ^= 1 << random.integers(8)
+
+
+def flip_byte(content, random):
+    content[random.integers(len(content))] ^= random.integers(1, 256)
+
+
+def zero_block(content, random):
+    start = BLOCK * random.integers(-(-len(content) // BLOCK))
+    content[start : start + BLOCK] = bytes(len(content[start : start + BLOCK]))
+
+
+def truncate(content, random):
+    del content[random.integers(len(content)) :]
+
+
+def append(content, random):
+    content.extend(random.bytes(random.integers(1, BLOCK)))
+
+
+def delete_file(commit, random):
+    any_file(commit, random).unlink()
+
+
+def swap(commit, random):
+    """Exchange a file with its namesake of another commit."""
+    path = any_file(commit, random)
+    namesakes = [
+        commit.with_name(str(number)) / path.relative_to(commit)
+        for number in range(1, COMMITS + 1)
+        if str(number) != commit.name
+    ]
+    other = random.choice([namesake for namesake in namesakes if namesake.exists()])
+    aside = commit.parent / "aside"
+    path.rename(aside)
+    other.rename(path)
+    aside.rename(other)
+
+
+def any_folder(commit, random):
+    folders = [commit, *(path for path in sorted(commit.rglob("*")) if path.is_dir())]
+    return folders[random.integers(len(folders))]
+
+
+def delete_folder(commit, random):
+    shutil.rmtree(any_folder(commit, random))
+
+
+def empty_folder(commit, random):
+    folder = any_folder(commit, random)
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES = {
+    "flipped bit": rewritten(flip_bit),
+    "flipped byte": rewritten(flip_byte),
+    "zeroed block of 4 KB": rewritten(zero_block),
+    "truncated file": rewritten(truncate),
+    "emptied file": rewritten(lambda content, random: content.clear()),
+    "garbage appended": rewritten(append),
+    "deleted file": delete_file,
+    "file swapped with another commit's": swap,
+    "deleted folder": delete_folder,
+    "emptied folder": empty_folder,
+}
+
+
+def real_run(directory):
+    """Leave three commits of a real run, and give a state of other numbers to restore into."""
+    train, _ = data.digits(batch_size=64)
+    network = models.mlp(classes=10, hidden=(64,))
+    task = trainer.supervised(network, losses.classification, optax.adam(1e-2))
+    chain = [
+        hooks.average_params(),
+        hooks.stop_early("train/loss", patience=50),
+        hooks.save_checkpoints(directory, keep=COMMITS, max_cost=None, config={"seed": 0}),
+    ]
+    phase = trainer.training(task.step, train)
+    start = task.init(jax.random.key(0), train.example)
+    trained, _ = trainer.fit(start, phase, epochs=COMMITS, hooks=chain)
+    other = task.init(jax.random.key(1), train.example)
+    return other.replace(memory=trained.memory)
+
+
+def told(commit):
+    """What must be right about a commit that was restored."""
+    return trainer.fingerprint(commit.state), commit.scores, commit.manifest["config"]
+
+
+def restored(directory, target, **options):
+    with trainer.Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.restore(target, **options)
+
+
+def newest_intact(directory, whole):
+    """The newest commit that is byte for byte what was written; 0 if none is."""
+
+    def content(commit):
+        return {path.relative_to(commit): path.read_bytes() for path in files_of(commit)}
+
+    pairs = [
+        (n, *(content(folder / "checkpoints" / str(n)) for folder in (directory, whole)))
+        for n in range(1, COMMITS + 1)
+    ]
+    return max((n for n, found, written in pairs if found == written), default=0)
+
+
+def outcome(directory, whole, target, wanted):
+    """Restore, and say what came back."""
+    intact = newest_intact(directory, whole)
+    try:
+        commit = restored(directory, target)
+    except Exception:
+        return "passed over" if intact else "refused"
+    if commit is None or told(commit) != wanted.get(commit.epoch):
+        return "silently wrong"
+    if commit.epoch < intact:
+        return "passed over"
+    return "harmless" if commit.epoch == COMMITS else "walked back"
+
+
+def try_damages(count, seed, directory):
+    """Give kind to outcome to how often it was seen."""
+    whole, copy = Path(directory, "whole"), Path(directory, "copy")
+    target = real_run(whole)
+    wanted = {n: told(restored(whole, target, epoch=n)) for n in range(1, COMMITS + 1)}
+    seen = {kind: dict.fromkeys(OUTCOMES, 0) for kind in DAMAGES}
+    for number in range(count):
+        random = np.random.default_rng((seed, number))
+        shutil.copytree(whole, copy)
+        kind = list(DAMAGES)[number % len(DAMAGES)]
+        DAMAGES[kind](copy / "checkpoints" / str(COMMITS), random)
+        before = copy / "checkpoints" / str(COMMITS - 1)
+        if random.random() < 0.25 and (before / "arrays/leaves/0").exists():
+            DAMAGES[random.choice(list(DAMAGES))](before, random)
+        result = outcome(copy, whole, target, wanted)
+        seen[kind][result] += 1
+        if result in WRONG:
+            print(f"{result}: seed {seed}, damage {number}, {kind}", file=sys.stderr)
+        shutil.rmtree(copy)
+    return seen
+
+
+def restoring_cost(megabytes, rounds, directory):
+    """Give the seconds of restoring with and without checksums, and of the checksums alone."""
+    size = round(megabytes * 1e6 / 16 / 4)
+    keys = jax.random.split(jax.random.key(0), 16)
+    params = {f"layer_{n}": jax.random.uniform(key, (size,)) for n, key in enumerate(keys)}
+    state = trainer.TrainState.create(params=params, rng=jax.random.key(0))
+    verify, checking = snapshots.verify, []
+
+    def verified(leaves, buffer):
+        checking.append(_measuring.timed(lambda: verify(leaves, buffer)))
+
+    def restoring(check):
+        with mock.patch.object(snapshots, "verify", check):
+            return _measuring.timed(lambda: jax.block_until_ready(checkpoints.restore(state).state))
+
+    with trainer.Checkpoints(directory) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.wait()
+        samples = _measuring.interleaved(
+            {WITH: lambda: restoring(verified), WITHOUT: lambda: restoring(lambda *_: None)},
+            rounds=rounds,
+        )
+    return samples | {CHECKING: checking[-rounds:]}
+
+
+def main():
+    parser = _measuring.arguments(__doc__)
+    parser.add_argument("--damages", type=int, help="how many; 1000 if absent")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
+    parser.add_argument("--directory", type=Path, help="where to save; a temporary one if absent")
+    options = parser.parse_args()
+    damages = options.damages or (20 if options.quick else 1000)
+    logging.getLogger("entracte").setLevel(logging.ERROR)
+    print(f"seed {options.seed}, {damages} damages")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=options.directory) as folder:
+        seen = try_damages(damages, options.seed, folder)
+    seconds = (time.perf_counter() - began) / damages
+    rows = [
+        (kind, str(sum(counts.values())), *(str(counts[name]) for name in OUTCOMES))
+        for kind, counts in seen.items()
+    ]
+    total = {name: sum(counts[name] for counts in seen.values()) for name in OUTCOMES}
+    rows.append(("all", str(damages), *(str(total[name]) for name in OUTCOMES)))
+    _measuring.show("What became of damaged commits", ("damage", "trials", *OUTCOMES), rows)
+
+    megabytes, rounds = (4, 2) if options.quick else (MEGABYTES, ROUNDS)
+    with tempfile.TemporaryDirectory(dir=options.directory) as folder:
+        samples = restoring_cost(megabytes, rounds, folder)
+    measured = {name: _measuring.spread(figures) for name, figures in samples.items()}
+    share = _measuring.ratio(samples[CHECKING], samples[WITH])
+    ratios = {
+        f"{CHECKING} / {WITH}": share,
+        f"{WITH} / {WITHOUT}": _measuring.ratio(samples[WITH], samples[WITHOUT]),
+    }
+    lines = [(name, *_measuring.columns(figures)) for name, figures in (measured | ratios).items()]
+    _measuring.show(f"{megabytes} MB, seconds and ratios", ("", "median", "quartiles"), lines)
+    _measuring.finish(
+        options,
+        "corruption",
+        unit="seconds of restoring",
+        warm_up="one round",
+        repeats=rounds,
+        measured={f"{megabytes} MB": measured, "seconds a damage": seconds},
+        ratios=ratios,
+        counts={"seed": options.seed, "damages": damages, "by kind": seen, "total": total},
+        bars=[
+            *(_measuring.bar(name, total[name], most=0) for name in WRONG),
+            _measuring.bar(f"share of checksums, {megabytes} MB", share["median"], most=0.1),
+        ],
+    )
+    sys.exit(1 if any(total[name] for name in WRONG) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""A checkpoint made by someone else: nothing in it runs, reaches outside, or exhausts the machine.
+
+Whoever makes one can compute every checksum, so all that is tried here carries the right ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer import Checkpoints, TrainState
+from trainer.checkpoints import DamagedCommit, manifest
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(epoch=1):
+    state = TrainState.create(params={"w": jnp.arange(100.0) + epoch}, rng=jax.random.key(epoch))
+    memory = {"h": {"best": 0.5, "n": 3, "name": "a", "rate": np.float32(1), "none": None}}
+    return state.replace(epoch=jnp.int32(epoch), memory=memory)
+
+
+def save(run, *epochs):
+    with Checkpoints(run) as checkpoints:
+        for epoch in epochs:
+            checkpoints.save(make(epoch), scores={"val/loss": 0.5}, config={"seed": 0})
+    return run / "checkpoints"
+
+
+def restore(run, **options):
+    with Checkpoints(run, read_only=True) as checkpoints:
+        return checkpoints.restore(make(0), **options)
+
+
+def read(commit):
+    return manifest.read((commit / "manifest.json").read_bytes())
+
+
+def forge(commit, content):
+    (commit / "manifest.json").write_bytes(manifest.written(content))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """The files of commits 1 and 2, to copy."""
+    run = tmp_path_factory.mktemp("original")
+    save(run, 1, 2)
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """A run with commits 1 and 2, to be spoiled."""
+    return shutil.copytree(original, tmp_path / "run")
+
+
+# Nothing in the code could run what is read
+
+MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "code", "runpy"}
+SOURCES = [file for folder in ("trainer", "hooks", "models") for file in (ROOT / folder).rglob("*")]
+
+
+def wrong_in(tree):
+    """The imports and calls of a module by which data could run."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] in MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            yield node.module
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("eval", "exec", "compile", "__import__", "os.system"):
+                yield called
+            yield from ("allow_pickle" for word in node.keywords if word.arg == "allow_pickle")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from joblib import load", "eval(x)", "np.load(f, allow_pickle=True)"],
+)
+def test_what_could_run_is_recognised(source):
+    assert list(wrong_in(ast.parse(source)))
+
+
+def test_no_module_of_the_library_could_run_what_it_reads():
+    files = [file for file in SOURCES if file.suffix == ".py"]
+    assert len(files) > 30
+    assert {f.name: list(wrong_in(ast.parse(f.read_text()))) for f in files} == {
+        f.name: [] for f in files
+    }
+
+
+# Nothing runs, and nothing outside is opened
+
+AUDITED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from trainer import Checkpoints, TrainState
+
+def read():
+    state = TrainState.create(params={"w": jnp.zeros(100)}, rng=jax.random.key(0))
+    memory = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
+    with Checkpoints(sys.argv[1], best="val/loss", read_only=True) as checkpoints:
+        commit = checkpoints.restore(state.replace(memory=memory), config={"seed": 0})
+        for epoch in checkpoints.steps():
+            try:
+                checkpoints.manifest(epoch)
+            except RuntimeError:
+                pass
+        return commit.epoch, checkpoints.best()
+
+warm = read()
+events = []
+def note(event, arguments):
+    if watching:
+        events.append((event, str(arguments[0]) if arguments else ""))
+watching = False
+sys.addaudithook(note)
+watching = True
+again = read()
+watching = False
+runs = ("pickle", "marshal", "exec", "compile", "os.system", "subprocess", "os.exec", "os.spawn",
+        "os.posix_spawn", "os.fork", "import", "ctypes", "socket.connect", "socket.bind",
+        "code.", "cpython.run")
+changes = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "shutil")
+ran = sorted({event for event, _ in events if event.startswith(runs + changes)})
+opened = sorted({path for event, path in events if event == "open"})
+print([warm == again, again, ran, opened])
+"""
+
+
+def spoil_paths(content):
+    """Name leaves so that, taken as files, they would lie outside."""
+    wanted = content["leaves"]["memory/h"]
+    content["leaves"]["memory/../../outside"] = [{**wanted[0], "path": "/outside/secret"}]
+    content["leaves"]["memory//outside/secret"] = [{**wanted[0], "path": "../../../outside"}]
+    content["hooks"] += ["../../outside", "/outside/secret"]
+
+
+def spoil_metadata(commit, old="leaves", new="../../../outside"):
+    file = commit / "arrays/_METADATA"
+    file.write_text(file.read_text().replace(f'"{old}"', f'"{new}"'))
+
+
+def test_reading_runs_nothing_and_opens_nothing_outside(original, run):
+    commits = run / "checkpoints"
+    for number in (3, 4, 5):
+        shutil.copytree(commits / "2", commits / str(number))
+        forge(commits / str(number), read(commits / "2") | {"epoch": number})
+    spoil_metadata(commits / "3")
+    (commits / "4/arrays/leaves/0").unlink()
+    (commits / "4/arrays/leaves/0").symlink_to(original / "checkpoints/2/arrays/leaves/0")
+    forge(commits / "5", {"format": 1, "__reduce__": ["os.system", "true"]})
+    content = read(commits / "2")
+    spoil_paths(content)
+    forge(commits / "2", content)
+    command = [sys.executable, "-c", AUDITED, str(run)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert child.returncode == 0, child.stderr
+    same, found, ran, opened = ast.literal_eval(child.stdout)
+    assert same
+    assert found[0] == 2
+    assert ran == []
+    assert opened
+    assert [path for path in opened if not path.startswith(str(run))] == []
+
+
+def test_names_with_dots_and_slashes_open_nothing_and_are_dropped(run, caplog):
+    content = read(run / "checkpoints/2")
+    spoil_paths(content)
+    forge(run / "checkpoints/2", content)
+    assert list(restore(run).state.memory) == ["h"]
+
+
+# Files that are not what they should be
+
+
+def linked(path):
+    """Put a link in the place of a file or folder, to what was there."""
+    aside = path.parents[len(path.parts) - path.parts.index("run") - 1] / "aside"
+    path.rename(aside)
+    path.symlink_to(aside)
+
+
+def special(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def more(name):
+    def add(path):
+        (path / name).write_text("{}")
+
+    add.__name__ = f"more_{name}"
+    return add
+
+
+KINDS = [
+    *((linked, name) for name in ("manifest.json", "arrays", "arrays/_METADATA")),
+    *((linked, name) for name in ("arrays/leaves", "arrays/leaves/.zarray", "arrays/leaves/0")),
+    *((special, name) for name in ("manifest.json", "arrays/_METADATA", "arrays/leaves/.zarray")),
+    *((a_folder, name) for name in ("arrays/_METADATA", "arrays/leaves/0")),
+    *((more(name), "arrays") for name in ("manifest.ocdbt", "_sharding", "zarr.json")),
+    *((more(name), "arrays/leaves") for name in ("zarr.json", ".zattrs", "1")),
+    (special, "arrays/leaves/0"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "name"), KINDS)
+def test_any_other_file_or_kind_of_file_is_damage_before_it_is_opened(run, caplog, spoil, name):
+    spoil(run / "checkpoints/2" / name)
+    assert restore(run).epoch == 1
+    assert "skipped a damaged commit: commit 2 in " in caplog.text
+
+
+METADATA = [("leaves", "../../../x"), ("leaves", "/etc/x"), ("np.ndarray", "jax.Array")]
+METADATA += [("np.ndarray", "string"), ("use_ocdbt", "use_other")]
+
+
+@pytest.mark.parametrize(("old", "new"), METADATA)
+def test_metadata_that_names_anything_else_is_damage(run, old, new):
+    spoil_metadata(run / "checkpoints/2", old, new)
+    with pytest.raises(DamagedCommit, match="_METADATA"):
+        restore(run, strict=True)
+
+
+ZARR = [('"|u1"', '"|O"'), ('"compressor":null', '"compressor":{"id":"zlib"}')]
+ZARR += [('"filters":null', '"filters":[{"id":"pickle"}]'), ('"order":"C"', '"order":"F"')]
+ZARR += [('"."', '"/"'), ('"zarr_format":2', '"zarr_format":3'), ("{", '{"compressor":null,')]
+
+
+@pytest.mark.parametrize(("old", "new"), ZARR)
+def test_any_other_description_of_the_array_is_damage(run, old, new):
+    file = run / "checkpoints/2/arrays/leaves/.zarray"
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(DamagedCommit, match="leaves/.zarray does not describe"):
+        restore(run, strict=True)
+
+
+# Links are not followed, to write or to remove
+
+
+@pytest.fixture
+def outside(original, tmp_path):
+    """A commit outside the run, which must stay as it is."""
+    path = shutil.copytree(original / "checkpoints/2", tmp_path / "outside/2")
+    before = contents(path)
+    yield path
+    assert contents(path) == before
+
+
+def contents(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_commit_that_is_a_link_is_not_restored(run, outside, caplog):
+    (run / "checkpoints/9").symlink_to(outside)
+    assert restore(run).epoch == 2
+    assert "skipped a damaged commit: commit 9 in " in caplog.text
+    assert f"9 is a link to {outside}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["3", "3.staged", "7.removed", "3.replaced"])
+def test_a_link_in_the_way_of_a_save_is_an_error_that_says_so(run, outside, name):
+    (run / "checkpoints" / name).symlink_to(outside)
+    with (
+        pytest.raises(NotADirectoryError, match=f"is a link to {outside}.*remove the link"),
+        Checkpoints(run) as checkpoints,
+    ):
+        checkpoints.save(make(3))
+    assert restore(run, epoch=2).epoch == 2
+    for link in [p for p in (run / "checkpoints").iterdir() if p.is_symlink()]:
+        link.unlink()
+    save(run, 3)
+    assert restore(run).epoch == 3
+
+
+def test_a_commit_that_is_a_link_is_never_removed_nor_counted(run, outside):
+    (run / "checkpoints/0").symlink_to(outside)
+    with Checkpoints(run, keep=1) as checkpoints:
+        checkpoints.save(make(3))
+    assert checkpoints.steps() == [3]
+    assert (run / "checkpoints/0").is_symlink()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_folder_of_commits_that_is_a_link_is_refused(tmp_path, outside, read_only):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").symlink_to(outside.parent)
+    with pytest.raises(NotADirectoryError, match="checkpoints is a link to .*remove the link"):
+        Checkpoints(tmp_path / "run", read_only=read_only)
+
+
+def test_a_link_inside_a_commit_is_removed_and_not_followed(run, outside):
+    (run / "checkpoints/1/link").symlink_to(outside)
+    with Checkpoints(run, keep=1) as checkpoints:
+        checkpoints.save(make(3))
+    assert not (run / "checkpoints/1").exists()
