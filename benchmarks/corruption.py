@@ -1,7 +1,7 @@
 """Is a damaged commit ever restored as if it were whole, and what does making sure cost?
 
 Trials: a real run leaves three commits. Each trial damages a copy of them at random, in one way,
-anywhere in any file of the newest commit, every fourth trial a second time in the one before; then
+anywhere in any file of the newest commit, one in four a second time in the one before; then
 `Checkpoints.restore` reads it into a state of other numbers. Fingerprints and scores tell what came
 back: the newest commit all the same (the damage changed nothing, such as zeros zeroed); an older
 commit's exact state; an error; or silently something else, which must never be. Exits with 1 if it

@@ -6,7 +6,8 @@ from trainer.checkpoints import Checkpoints
 from trainer.hook import Hook, Interrupt
 from trainer.loop import fit
 from trainer.metrics import Metrics
-from trainer.phases import Phase, evaluation, training
+from trainer.phases import Phase
+from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
 from trainer.supervised import supervised
 

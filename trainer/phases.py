@@ -8,21 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
-from trainer.executors import Choice, Repetition, Step, choose, compiled_steps, scanned
+from trainer.executors import Choice, Repetition, choose, compiled_steps
 from trainer.metrics import Layout, check_measured, pack, reduced
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.structure import settled
 
 Run = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
 """`(state, data) -> (state, output, metrics)`, jittable."""
-
-Measure = Callable[[TrainState, Any], Mapping[str, Any]]
-"""`(state, batch) -> {name: values [batch], or a pair (values, weights)}`, jittable."""
 
 
 class Program(NamedTuple):
@@ -68,6 +64,7 @@ class Phase:
             this one (None for the first).
         reduce: how a trace becomes the epoch's value: mean (where silent), sum, last or max.
 
+    >>> import jax.numpy as jnp
     >>> from trainer import TrainState
     >>> def decay(state, data):
     ...     params = jax.tree.map(lambda w: 0.5 * w, state.params)
@@ -256,87 +253,3 @@ def _signature(tree: PyTree, *, placed: bool = False) -> Any:
     return structure, tuple(
         (leaf.shape, leaf.dtype, leaf.sharding if placed else None) for leaf in leaves
     )
-
-
-def training(
-    step: Step,
-    source: Source,
-    *,
-    name: str = "train",
-    executor: str = "auto",
-    reduce: Mapping[str, str] | None = None,
-) -> Phase:
-    """Make a phase that repeats an update over a source.
-
-    Args:
-        step: `(state, batch) -> (state, metrics)`, one optimizer update, jittable; metrics are
-            scalars `()`.
-        source: of batches; shuffled anew in every epoch, whole batches only.
-        name: of the phase and its event.
-        executor: `scan` (one program an epoch), `step` (one dispatch a step), or `auto`: `scan`,
-            except on CPU where the step convolves, which XLA runs several times slower in a loop.
-        reduce: how a metric's trace becomes the epoch's value: mean, sum, last or max.
-
-    Raises:
-        ValueError: an unknown executor, or a source with fewer examples than a batch.
-    """
-    return _repeated(step, source.training(), name, executor, reduce or {}, source, changes=True)
-
-
-def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
-    """Make a phase that measures a whole split exactly, ragged tail included, at any batch size.
-
-    Args:
-        measure: `(state, batch) -> {name: values}`, jittable, values `[batch]` or a pair (values,
-            weights) of `[batch]` each where examples weigh differently.
-        source: of batches, read in order.
-        name: prefix of the metrics.
-    """
-
-    def step(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
-        batch, mask = row
-        return state, {key: _totals(key, v, mask) for key, v in measure(state, batch).items()}
-
-    step.check = getattr(measure, "check", None)  # type: ignore[attr-defined]
-    return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
-
-
-def _repeated(
-    step: Step,
-    feed: Feed,
-    name: str,
-    executor: str,
-    reduce: Mapping[str, str],
-    source: Source,
-    *,
-    changes: bool,
-) -> Phase:
-    if executor not in ("auto", "scan", "step"):
-        raise ValueError(f"executor must be auto, scan or step; got {executor!r}")
-
-    def kept(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        after, metrics = step(state, batch)
-        return settled(state, after, f"the step of phase {name!r}"), metrics
-
-    return Phase(
-        name,
-        scanned(kept, feed, changes=changes),
-        source,
-        reduce,
-        Repetition(kept, feed, executor),
-        getattr(step, "check", None),
-        changes,
-    )
-
-
-def _totals(name: str, values: Any, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum under a mask, by `where` and not by a product: 0 * nan leaks."""
-    values, weights = values if isinstance(values, tuple) else (values, None)
-    if jnp.shape(values) != mask.shape:
-        raise ValueError(
-            f"measure must give {name!r} per example, {list(mask.shape)}; "
-            f"got {list(jnp.shape(values))}"
-        )
-    if weights is None:
-        return jnp.sum(values, where=mask), jnp.sum(mask, dtype=jnp.int32)
-    return jnp.sum(values * weights, where=mask), jnp.sum(weights, where=mask)

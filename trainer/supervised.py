@@ -12,7 +12,7 @@ import optax
 
 from trainer.executors import Step
 from trainer.losses import Loss
-from trainer.phases import Measure
+from trainer.repeating import Measure
 from trainer.state import TrainState
 
 

@@ -90,16 +90,15 @@ class Storage:
 
         Raises:
             DamagedCommit: they cannot be read, for whichever of many reasons Orbax gives.
-            MemoryError: they are more than the machine can hold.
+            MemoryError: they are more than the machine has free.
         """
         options = {layout.LEAVES: ocp.RestoreArgs(restore_type=np.ndarray)}
         try:
             layout.check(path, size)
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            if size > memory:
+            if size > (memory := layout.free_memory()):
                 raise MemoryError(
-                    f"the arrays in {path} take {size:,} bytes and this machine has {memory:,}: "
-                    "restore where there is more memory, or move the commit away"
+                    f"the arrays in {path} take {size:,} bytes and this machine has {memory:,} "
+                    "free: restore where there is more memory, or move the commit away"
                 )
             tree = self._orbax.restore(
                 epath.Path(path), args=ocp.args.PyTreeRestore(restore_args=options)

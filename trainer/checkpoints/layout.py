@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -55,6 +56,22 @@ def check(path: Path, size: int) -> None:
     _check_kinds(path / LEAVES, dict.fromkeys([".zarray", *names], stat.S_IFREG))
     for name in names:
         _check_size(path / LEAVES / name, size // files)
+
+
+def free_memory() -> int:
+    """Give the bytes of memory that could be taken: of a file without contents none is needed to
+    claim any size, and a process that takes what is not there is killed.
+
+    >>> free_memory() > 0
+    True
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):  # not on Linux
+        words = Path("/proc/meminfo").read_text().split()
+        limits.append(int(words[words.index("MemAvailable:") + 1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or one without a limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def _parts(folder: Path, size: int) -> int:

@@ -92,7 +92,7 @@ def test_more_than_the_machine_holds_is_an_error_and_no_damage(tmp_path, monkeyp
     storage.write(tmp_path / "a", np.ones(128, np.uint8))
     pages = {"SC_PAGE_SIZE": 64, "SC_PHYS_PAGES": 1}
     monkeypatch.setattr(commits.os, "sysconf", pages.__getitem__)
-    with pytest.raises(MemoryError, match=r"take 128 bytes and this machine has 64: restore where"):
+    with pytest.raises(MemoryError, match=r"take 128 bytes and this machine has 64 free: restore"):
         storage.read(tmp_path / "a", 128)
 
 

@@ -1,0 +1,102 @@
+"""Phases that repeat a step over a source: training, and exact evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.data.feed import Feed, Source
+from trainer.executors import Repetition, Step, scanned
+from trainer.phases import Phase
+from trainer.state import TrainState
+from trainer.structure import settled
+
+Measure = Callable[[TrainState, Any], Mapping[str, Any]]
+"""`(state, batch) -> {name: values [batch], or a pair (values, weights)}`, jittable."""
+
+
+def training(
+    step: Step,
+    source: Source,
+    *,
+    name: str = "train",
+    executor: str = "auto",
+    reduce: Mapping[str, str] | None = None,
+) -> Phase:
+    """Make a phase that repeats an update over a source.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)`, one optimizer update, jittable; metrics are
+            scalars `()`.
+        source: of batches; shuffled anew in every epoch, whole batches only.
+        name: of the phase and its event.
+        executor: `scan` (one program an epoch), `step` (one dispatch a step), or `auto`: `scan`,
+            except on CPU where the step convolves, which XLA runs several times slower in a loop.
+        reduce: how a metric's trace becomes the epoch's value: mean, sum, last or max.
+
+    Raises:
+        ValueError: an unknown executor, or a source with fewer examples than a batch.
+    """
+    return _repeated(step, source.training(), name, executor, reduce or {}, source, changes=True)
+
+
+def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
+    """Make a phase that measures a whole split exactly, ragged tail included, at any batch size.
+
+    Args:
+        measure: `(state, batch) -> {name: values}`, jittable, values `[batch]` or a pair (values,
+            weights) of `[batch]` each where examples weigh differently.
+        source: of batches, read in order.
+        name: prefix of the metrics.
+    """
+
+    def step(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch, mask = row
+        return state, {key: _totals(key, v, mask) for key, v in measure(state, batch).items()}
+
+    step.check = getattr(measure, "check", None)  # type: ignore[attr-defined]
+    return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
+
+
+def _repeated(
+    step: Step,
+    feed: Feed,
+    name: str,
+    executor: str,
+    reduce: Mapping[str, str],
+    source: Source,
+    *,
+    changes: bool,
+) -> Phase:
+    if executor not in ("auto", "scan", "step"):
+        raise ValueError(f"executor must be auto, scan or step; got {executor!r}")
+
+    def kept(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        after, metrics = step(state, batch)
+        return settled(state, after, f"the step of phase {name!r}"), metrics
+
+    return Phase(
+        name,
+        scanned(kept, feed, changes=changes),
+        source,
+        reduce,
+        Repetition(kept, feed, executor),
+        getattr(step, "check", None),
+        changes,
+    )
+
+
+def _totals(name: str, values: Any, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum under a mask, by `where` and not by a product: 0 * nan leaks."""
+    values, weights = values if isinstance(values, tuple) else (values, None)
+    if jnp.shape(values) != mask.shape:
+        raise ValueError(
+            f"measure must give {name!r} per example, {list(mask.shape)}; "
+            f"got {list(jnp.shape(values))}"
+        )
+    if weights is None:
+        return jnp.sum(values, where=mask), jnp.sum(mask, dtype=jnp.int32)
+    return jnp.sum(values * weights, where=mask), jnp.sum(weights, where=mask)
