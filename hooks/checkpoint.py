@@ -53,7 +53,7 @@ def save_checkpoints(
 
     def restore(template: TrainState) -> Restored | None:
         nonlocal began, committed
-        began = time.monotonic()
+        began, committed = time.monotonic(), None
         commit = checkpoints.restore(template, config=config)
         if commit is None:
             return None
@@ -79,5 +79,12 @@ def save_checkpoints(
     return chain(
         Hook(nothing, f"{name}/restore", event="start", restore=restore, check=checkpoints.check),
         Hook(commit, name, stage="commit", gates=(Gate(affordable),), expects=expects),
-        Hook(commit, f"{name}/last", event="end", stage="commit", close=checkpoints.close),
+        Hook(
+            commit,
+            f"{name}/last",
+            event="end",
+            stage="commit",
+            flush=checkpoints.wait,
+            close=checkpoints.close,
+        ),
     )

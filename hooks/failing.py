@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,8 +85,8 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
         ValueError: a part is no observer, or keeps a memory, or writes scores; or the limit is not
             positive.
     """
-    if not time_limit > 0:
-        raise ValueError(f"time_limit must be more than 0 seconds; got {time_limit}")
+    if not 0 < time_limit <= threading.TIMEOUT_MAX:
+        raise ValueError(f"time_limit must be a number of seconds above 0; got {time_limit}")
 
     def moved(part: Hook) -> Hook:
         if part.at in PASSING:

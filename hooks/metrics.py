@@ -57,17 +57,23 @@ def resume_writers(writers: Sequence[Writer]) -> Hook:
 def write_metrics(writers: Sequence[Writer]) -> Hook:
     """Write the metrics and traces of an `epoch` at its last step.
 
-    Writers are flushed before a commit, and closed at the end, all of them whatever fails.
+    Writers are flushed before a commit, and closed at the end, all of them whatever fails. If one
+    fails and is tried again (`guard`), those before it, which have the record, are not.
     """
+    broken_off: tuple[tuple[int, int], int] | None = None
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        step, epoch = counts(state)
+        nonlocal broken_off
+        step, epoch = place = counts(state)
+        begin = broken_off[1] if broken_off and broken_off[0] == place else 0
         progress = Progress(epoch, getattr(metrics, "epochs", None))
         values: dict[str, Value] = {"epoch": progress, **metrics}
         for name, trace in getattr(metrics, "steps", {}).items():
             values[f"steps/{name}"] = Trace(trace)
-        for writer in writers:
+        for number, writer in enumerate(writers[begin:], begin):
+            broken_off = place, number
             writer.write(step, values)
+        broken_off = None
         return state
 
     def flush() -> None:

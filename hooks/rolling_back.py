@@ -25,6 +25,9 @@ from trainer import Hook, TrainState
 
 log = logging.getLogger("entracte")
 
+EPOCHS = 16
+"""How many of the epochs at which a hook returned it remembers, the latest ones."""
+
 FLOOR = 0.01
 """The least standard deviation that is reckoned with, as a share of the mean's size."""
 
@@ -76,7 +79,7 @@ def roll_back_on_nan(
         return {}, [f"{n} is {v}" for n, v in looked_at.items() if not math.isfinite(v)]
 
     plan = _plan(times, learning_rate_scale, directory)
-    return _rolling_back("roll_back_on_nan", metrics, plan, {}, judge)
+    return _rolling_back(plan.named("roll_back_on_nan"), metrics, plan, {}, judge)
 
 
 def roll_back_on_spike(
@@ -134,8 +137,8 @@ def roll_back_on_spike(
         return {"values": np.append(before[1:], value)}, []
 
     plan = _plan(times, learning_rate_scale, directory)
-    first = {"values": np.full(window, np.nan)}
-    return _rolling_back(f"roll_back_on_spike/{metric}", (metric,), plan, first, judge)
+    name = plan.named(f"roll_back_on_spike/{metric}/{window}")
+    return _rolling_back(name, (metric,), plan, {"values": np.full(window, np.nan)}, judge)
 
 
 def deviations_worse(value: float, window: np.ndarray, mode: str = "min") -> float:
@@ -166,6 +169,10 @@ class _Plan(NamedTuple):
     scale: float | None
     directory: str | os.PathLike[str] | None
 
+    def named(self, name: str) -> str:
+        """Name what is remembered, which has another structure without the good state."""
+        return name if self.directory is None else f"{name}/directory"
+
 
 def _plan(times: int, scale: float | None, directory: str | os.PathLike[str] | None) -> _Plan:
     if times < 1:
@@ -190,7 +197,7 @@ def _rolling_back(
             )
         if plan.scale is not None:
             check_rate(name, state.opt_state)
-        return {**first, **good, "epochs": np.full(plan.times, -1, np.int32), "count": 0}
+        return {**first, **good, "epochs": np.full(EPOCHS, -1, np.int32), "count": 0}
 
     def update(
         memory: Memory, state: TrainState, metrics: Mapping[str, float]
@@ -202,7 +209,7 @@ def _rolling_back(
         news |= good
         return {**memory, **news} if news else memory, state
 
-    return dataclasses.replace(stateful(name, init, update), reads=reads)
+    return dataclasses.replace(stateful(name, init, update), event="epoch", reads=reads)
 
 
 def _back(
@@ -210,7 +217,8 @@ def _back(
 ) -> tuple[Memory, TrainState]:
     """Return to the good state, and stop if that was done often enough; say so in any case."""
     epoch, count = int(state.epoch), memory["count"]
-    before = f"{name} had returned {count} times before, at epochs {memory['epochs'][:count]}"
+    latest = memory["epochs"][memory["epochs"] >= 0]
+    before = f"{name} had returned {count} times before, last at epochs {latest}"
     where = plan.directory
     found = (memory["good"], count) if where is None else newest_good(name, where, state)
     if found is None:
@@ -221,7 +229,7 @@ def _back(
         )
         return memory, state.replace(stop=True)
     good, scaled = found
-    last = count == plan.times
+    last = count >= plan.times
     if plan.scale is not None:
         good = with_scaled_rates(good, plan.scale ** (count + (not last) - scaled))
     went = f"to the state of epoch {int(good['epoch'])}"
@@ -234,7 +242,7 @@ def _back(
         )
         return memory, returned(good, state).replace(stop=True)
     log.warning(f"rolled back at epoch {epoch} ({count + 1} of {plan.times}) {went}: {cause}")
-    epochs = np.where(np.arange(plan.times) == count, np.int32(epoch), memory["epochs"])
+    epochs = np.append(memory["epochs"][1:], np.int32(epoch))
     memory = {**memory, "epochs": epochs, "count": count + 1}
     return memory | ({"good": good} if "good" in memory else {}), returned(good, state)
 

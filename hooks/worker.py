@@ -71,7 +71,9 @@ class Worker:
             self.flush()
         finally:
             self._line = None
-            if not line.items.unfinished_tasks:  # else it is left behind
+            if line.items.unfinished_tasks:  # interrupted, or late
+                line.left_behind = True
+            else:
                 line.items.put(None)
                 line.thread.join()
 
@@ -96,7 +98,7 @@ class Worker:
     def _raise_if_late(self, line: _Line) -> None:
         began = line.began
         if began is not None and time.monotonic() - began > self._limit:
-            self._line = None
+            self._line, line.left_behind = None, True
             raise TimeoutError(
                 f"{self._name!r} took longer than its limit of {self._limit:g} seconds on its "
                 "worker thread, which is left behind; what it was given since is lost"
@@ -104,12 +106,13 @@ class Worker:
 
 
 class _Line:
-    """A thread and the queue that it works off."""
+    """A thread and the queue that it works off, until it is left behind."""
 
     def __init__(self, name: str, function: Callable[[Any], None], waiting: int) -> None:
         self.items: queue.Queue[Any] = queue.Queue(waiting)
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.began: float | None = None
+        self.left_behind = False
         # A daemon: one that hangs must not keep the process from ending.
         self.thread = threading.Thread(
             target=self._work, args=(name, function), name=name, daemon=True
@@ -117,12 +120,12 @@ class _Line:
         self.thread.start()
 
     def _work(self, name: str, function: Callable[[Any], None]) -> None:
-        while (item := self.items.get()) is not None:
+        while not self.left_behind and (item := self.items.get()) is not None:
             self.began = time.monotonic()
             try:
                 if self.failure is None:
                     function(item[0])
-            except Exception as error:
+            except BaseException as error:  # whatever it is, the thread goes on
                 error.add_note(f"on the worker thread of {name!r}")
                 self.failure = error
             finally:

@@ -9,9 +9,10 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from io import FileIO
 from numbers import Real
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -118,8 +119,8 @@ class JsonLines:
     """Writes one JSON object a line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
 
     It shows numbers and texts. JSON has no number for NaN and the infinities: they become null.
-    Every line is in the file at once. A run that goes on drops the lines beyond its step or epoch,
-    and a line torn by a crash; a run that starts afresh drops them all.
+    Every line is in the file at once. A run that goes on, or starts afresh, drops the lines beyond
+    its step or epoch, and a line torn by a crash.
 
     Args:
         path: of the file; it and its folder are made.
@@ -137,11 +138,12 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._file: IO[str] | None = None
+        self.path = Path(path).resolve()  # a link stays one when the file is replaced
+        self._file: FileIO | None = None
         make_folder(self.path.parent, "JsonLines")
         try:
             self.path.open("a").close()
+            _sync(self.path.parent)
         except OSError as error:
             error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
             raise
@@ -176,14 +178,10 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or a power failure might bring back the file that was replaced
-        finally:
-            os.close(folder)
+        _sync(self.path.parent)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Append a line."""
+        """Append a line, or nothing of it where that fails."""
         record: dict[str, float | str | None] = {"step": step}
         for name, value in values.items():
             if isinstance(value, Real):
@@ -193,9 +191,15 @@ class JsonLines:
             elif isinstance(value, Text):
                 record[name] = value.text
         if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+            self._file = FileIO(self.path, "a")
+        line = json.dumps(record).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def flush(self) -> None:
         """Wait until the lines are on the disk."""
@@ -207,6 +211,15 @@ class JsonLines:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+
+def _sync(folder: Path) -> None:
+    """Make what was made or replaced in a folder outlast a power failure."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _place(path: Path, number: int, line: str) -> tuple[float, float]:

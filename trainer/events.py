@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
 from trainer.processes import is_lead
 from trainer.state import TrainState
-from trainer.structure import separated
+from trainer.structure import owned, separated
 
 log = logging.getLogger("entracte")
 
@@ -41,6 +42,7 @@ class Events:
         self.latest: tuple[TrainState, Metrics] | None = None
         self.seconds: dict[str, float] = {hook.name: 0.0 for hook in self.hooks}
         self._lead = is_lead()
+        self._observed: set[str] = set()
         for hook in self.hooks:
             if hook.at not in self.names:
                 raise ValueError(
@@ -74,19 +76,22 @@ class Events:
             ValueError: a hook reads a metric that nothing writes before it, or needs a memory that
                 no hook before it keeps.
         """
-        known: list[str] = []
+        known, observed = list[str](), list[str]()
         times = [*TIMES, *(f"time/hook/{name}" for name in self.seconds)]
         remembered = {memory.name for hook in self.hooks for memory in hook.memories}
         for event in self.names:
             known += measured.get(event, ()) if event != "epoch" else times
-            scores: list[str] = []
+            scores, looked = list[str](), list[str]()
             kept_before: set[str] = set()
             for hook in self.order[event]:
-                self._check_hook(hook, [*known, *scores], remembered, kept_before)
-                scores += hook.writes(state) if callable(hook.writes) else hook.writes
+                observing = hook.stage == "observe"
+                seen = [*known, *scores, *(observed + looked if observing else ())]
+                self._check_hook(hook, seen, remembered, kept_before)
+                found = hook.writes(state) if callable(hook.writes) else hook.writes
+                (looked if observing else scores).extend(found)
                 kept_before |= {memory.name for memory in hook.memories}
             if event == "epoch":
-                known += scores
+                known, observed = known + scores, observed + looked
 
     def _check_hook(
         self, hook: Hook, known: Sequence[str], remembered: set[str], kept_before: set[str]
@@ -144,12 +149,16 @@ class Events:
     ) -> tuple[TrainState, Metrics]:
         """Run the hooks of an event, in order.
 
+        What observers score only observers see: the others, which on several processes run on all
+        of them, decide by what is the same everywhere.
+
         An `Interrupt` lets the others run, so that what is committed is a whole event.
 
         Returns:
             The state, scores cleared, and the metrics with the scores merged in.
         """
         answers: dict[Gate, bool] = {}
+        observers: ChainMap[Gate, bool] = ChainMap({}, answers)
         flushed = False
         self.latest = state, metrics
         if event != "error":
@@ -158,13 +167,15 @@ class Events:
             if hook.stage not in stages or (hook.stage == "observe" and not self._lead):
                 continue
             started = time.perf_counter()
+            observing = hook.stage == "observe"
+            seen = metrics if observing else metrics.without(self._observed)
             try:
-                if not hook.due(state, metrics, answers):
+                if not hook.due(state, seen, observers if observing else answers):
                     continue
                 if hook.stage == "commit" and not flushed:
                     flushed = True
                     self.flush()
-                after = hook.apply(state, metrics)
+                after = hook.apply(state, seen)
                 if after is not state:
                     after = kept(hook, state, after)
             except Interrupt as interrupt:
@@ -175,6 +186,8 @@ class Events:
             finally:
                 self.seconds[hook.name] += time.perf_counter() - started
             if after.scores is not state.scores:
+                if observing:
+                    self._observed |= after.scores.keys() - state.scores.keys()
                 metrics = metrics.with_scores(after.scores)
             state = after
             self.latest = state, metrics
@@ -205,7 +218,7 @@ class Events:
     def fail(self, error: BaseException) -> None:
         """Run the `error` hooks on the newest readable state; they cannot hide the error."""
         if not self.order["error"] or self.latest is None or not isinstance(error, Exception):
-            return
+            return  # before the run has begun there is nothing to see
         try:
             self.run("error", *self._readable())
         except Exception as failure:
@@ -219,11 +232,16 @@ class Events:
         """
         assert self.latest is not None
         assert self.first is not None
-        state, _ = self.latest
+        state, metrics = self.latest
         if not _used_up(state):
             return self.latest
-        restored = self.restore(state) if jax.process_count() == 1 else (state, Metrics())
-        state, metrics = restored if restored[0] is not state else (self.first, Metrics())
+        used_up, restoring = state, jax.process_count() == 1
+        try:
+            state, metrics = self.restore(state) if restoring else (state, metrics)
+        except Exception:
+            log.exception("the last commit cannot be shown to error hooks")
+        if state is used_up:
+            state, metrics = owned(self.first), Metrics()
         log.warning("the failed phase had used up the state: error hooks see %s", _epoch(state))
         return self.remember(state), metrics
 

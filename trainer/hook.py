@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from trainer.state import PyTree, TrainState
@@ -98,7 +98,7 @@ class Hook:
         return self.apply(state, metrics) if self.due(state, metrics, {}) else state
 
     def due(
-        self, state: TrainState, metrics: Mapping[str, float], answers: dict[Gate, bool]
+        self, state: TrainState, metrics: Mapping[str, float], answers: MutableMapping[Gate, bool]
     ) -> bool:
         """Say whether it fires: its reads are there and all its gates are open.
 

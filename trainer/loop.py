@@ -14,8 +14,8 @@ from trainer.events import Events
 from trainer.hook import Hooks
 from trainer.metrics import Metrics
 from trainer.phases import Phase, Program
-from trainer.processes import Ending, agreed, check_same, of_lead
-from trainer.signals import listening
+from trainer.processes import NOTHING, Ending, agreed, check_same, of_lead
+from trainer.signals import end_process, listening
 from trainer.state import TrainState
 from trainer.structure import owned
 
@@ -65,6 +65,7 @@ def fit(
     events = Events(hooks, [phase.name for phase in phases])
     history: History = []
     with listening() as signals, _closing(events):
+        ending = NOTHING
         state, metrics = _begin(state, phases, events, epochs, donate, ignore_stop)
         number = int(state.epoch)
         going = number < epochs and not state.stop
@@ -75,13 +76,13 @@ def fit(
             history.append(metrics.as_dict())
             ending = agreed(Ending(state.stop, events.interrupt is not None, signals.number))
             if ending.interrupt or ending.signal:
-                signals.number = ending.signal
                 log.warning("interrupted at epoch %d: %s", number, events.interrupt or "signal")
                 events.run("end", state, metrics, stages=["commit"])
                 break
         else:
             state, _ = events.run("end", state, metrics)
-    signals.end_process()
+        events.flush()  # what failed in the background is raised here, while error hooks can run
+    end_process(ending.signal or signals.number)
     return state, history
 
 
@@ -103,8 +104,10 @@ def _closing(events: Events) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        events.fail(error)
-        events.close(error)
+        try:
+            events.fail(error)
+        finally:
+            events.close(error)
         raise
     events.close()
 
@@ -119,7 +122,8 @@ def _begin(
 ) -> tuple[TrainState, Metrics]:
     """Check everything, restore, start the hooks."""
     check_same(f"{epochs} epochs of {[p.name for p in phases]}, {[h.name for h in events.hooks]}")
-    events.first = state
+    if events.order["error"]:
+        events.first = state
     state = owned(state)
     for phase in phases:
         state = phase.prepared(state)
@@ -149,7 +153,7 @@ def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
     """Say so where a run that goes on has another batch size, or other data, than before."""
     planned = [phase.steps_per_epoch for phase in phases if phase.changes]
     step, epoch = int(state.step), int(state.epoch)
-    if epoch and None not in planned and step != epoch * sum(filter(None, planned)):
+    if step and epoch and None not in planned and step != epoch * sum(filter(None, planned)):
         log.info(
             "epochs so far took %.6g steps each, those to come take %d: another batch size, or "
             "other data; the bits will differ from those of a run that had it from the start",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -88,6 +88,13 @@ class Metrics(Mapping[str, float]):
     def with_scores(self, scores: Mapping[str, float]) -> Metrics:
         """Merge scores in, as hooks after the one that wrote them see the metrics."""
         values = {**self._values, **scores}
+        return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
+
+    def without(self, names: Collection[str]) -> Metrics:
+        """Leave values out; the very same metrics come back where there is none of these."""
+        if self._values.keys().isdisjoint(names):
+            return self
+        values = {name: value for name, value in self._values.items() if name not in names}
         return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
 
 

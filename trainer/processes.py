@@ -22,6 +22,9 @@ class Ending(NamedTuple):
     """Number of the signal received; 0 if there was none."""
 
 
+NOTHING = Ending(stop=False, interrupt=False, signal=0)
+
+
 def is_lead() -> bool:
     """Say whether this is the process that observes and writes: the first."""
     return jax.process_index() == 0

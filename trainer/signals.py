@@ -19,21 +19,22 @@ log = logging.getLogger("entracte")
 
 
 class Received:
-    """Which signal asked the run to end: its number, 0 if none did."""
+    """Which signal this process was sent: its number, 0 if none."""
 
     number: int = 0
 
-    def end_process(self) -> None:
-        """End the process in the signal's usual way, if there was one.
 
-        Raises:
-            SystemExit: with status 143, on SIGTERM.
-            KeyboardInterrupt: on SIGINT.
-        """
-        if self.number == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
+def end_process(number: int) -> None:
+    """End the process in a signal's usual way; 0 does nothing.
+
+    Raises:
+        SystemExit: with status 143, on SIGTERM.
+        KeyboardInterrupt: on SIGINT.
+    """
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -51,9 +52,8 @@ def listening() -> Iterator[Received]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if received.number:
-            received.number = number
             _leave_at_exit(128 + number)
-            received.end_process()
+            end_process(number)
         received.number = number
         log.warning("%s: ending after this epoch", signal.Signals(number).name)
 

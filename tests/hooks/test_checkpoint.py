@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,14 @@ def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, 
     assert raised.value.__notes__[-1] == (
         "of hook 'save_checkpoints/restore', found at 'train' of epoch 4"
     )
+
+
+def test_what_was_committed_before_does_not_count_where_nothing_is_left(start, train, tmp_path):
+    chain = _saving(tmp_path)
+    trainer.fit(start, train, epochs=1, hooks=chain)
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    trainer.fit(start, train, epochs=1, hooks=chain)
+    assert (tmp_path / "checkpoints" / "1" / "manifest.json").exists()
 
 
 def test_the_same_chain_serves_two_runs(start, train, tmp_path):

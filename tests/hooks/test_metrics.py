@@ -104,7 +104,7 @@ def test_a_plain_dict_serves(state):
 def test_a_fit_starts_writes_and_closes_all_writers(state, phase):
     recorder = Recorder()
     trainer.fit(state, phase, epochs=2, hooks=log_metrics(recorder))
-    assert [call[0] for call in recorder.calls] == ["resume", "write", "write", "close"]
+    assert [call[0] for call in recorder.calls] == ["resume", "write", "write", "flush", "close"]
     values = recorder.calls[2][2]
     assert values["epoch"] == Progress(2, 2)
     assert {"train/loss", "time/epoch_seconds", "time/hook/log_metrics"} <= values.keys()
@@ -119,7 +119,25 @@ def test_writers_are_flushed_before_a_commit(state, phase):
 
     commit = trainer.Hook(commit, "commit", stage="commit")
     trainer.fit(state, phase, epochs=1, hooks=[commit, log_metrics(recorder)])
-    assert [call[0] for call in recorder.calls] == ["resume", "write", "flush", "commit", "close"]
+    calls = [call[0] for call in recorder.calls]
+    assert calls == ["resume", "write", "flush", "commit", "flush", "close"]
+
+
+def test_a_writer_that_is_tried_again_leaves_those_before_it_alone(state, phase, tmp_path):
+    class Flaky(Bare):
+        tries = 0
+
+        def write(self, step, values):
+            self.tries += 1
+            if self.tries == 2:
+                raise OSError("no answer")
+            super().write(step, values)
+
+    lines, flaky = JsonLines(tmp_path / "metrics.jsonl"), Flaky()
+    guarded = hooks.guard(log_metrics(lines, flaky), retries=1)
+    trainer.fit(state, phase, epochs=3, hooks=guarded)
+    written = [json.loads(line)["epoch"] for line in lines.path.read_text().splitlines()]
+    assert (written, flaky.steps) == ([1, 2, 3], [1, 2, 3])
 
 
 def test_writers_are_closed_when_a_run_fails(state, phase):
@@ -152,6 +170,7 @@ def test_triggers_govern_the_writing_and_not_the_start(state, phase):
         ("resume", 0),
         ("write", 2),
         ("write", 4),
+        ("flush",),
         ("close",),
     ]
 

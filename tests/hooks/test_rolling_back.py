@@ -21,7 +21,7 @@ from trainer import Checkpoints, Metrics, TrainState, data, fingerprint
 from trainer.events import Events
 from trainer.state import DEVICE_FIELDS
 
-NAN, SPIKE = "roll_back_on_nan", "roll_back_on_spike/train/loss"
+NAN, SPIKE = "roll_back_on_nan", "roll_back_on_spike/train/loss/2"
 FINE = {"train/loss": 1.0}
 
 
@@ -87,7 +87,7 @@ def test_a_spike_is_beyond_the_threshold_of_a_full_window(state, losses, goes_ba
     for number, loss in enumerate(losses, 1):
         state = hook(state.replace(epoch=jnp.int32(number)), {"train/loss": loss})
     memory = state.memory[SPIKE]
-    assert memory["epochs"][: memory["count"]].tolist() == goes_back
+    assert memory["epochs"][16 - memory["count"] :].tolist() == goes_back
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.integers(2, 4))
@@ -95,16 +95,17 @@ def test_within_the_threshold_it_never_goes_back(losses, window):
     hook = hooks.roll_back_on_spike("train/loss", window=window, threshold=3.0)
     state = ready(hook, TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0)))
     good: list[float] = []
+    name = f"roll_back_on_spike/train/loss/{window}"
     for loss in losses:
         before, last = state, np.array(good[-window:])
         state = hook(state, {"train/loss": loss})
         limit = 3.0 * max(last.std(), 0.01 * abs(last.mean())) if len(good) >= window else 0.0
         if limit == 0.0 or loss - last.mean() <= limit * (1 + 1e-9):
-            assert state.memory[SPIKE]["count"] == before.memory[SPIKE]["count"] == 0
+            assert state.memory[name]["count"] == before.memory[name]["count"] == 0
             assert all(getattr(state, f) is getattr(before, f) for f in DEVICE_FIELDS)
             good.append(loss)
         elif loss - last.mean() > limit * (1 - 1e-9):
-            assert state.memory[SPIKE]["count"] == 1
+            assert state.memory[name]["count"] == 1
             return
 
 
@@ -171,7 +172,7 @@ def test_what_is_good_is_the_state_of_the_last_good_event(state, caplog):
     after = hook(spoil(state).replace(epoch=jnp.int32(3), step=jnp.int32(30)), FINE)
     assert after.params["w"].tolist() == [2.0, 2.0]
     assert (int(after.epoch), int(after.step)) == (3, 30)
-    assert after.memory[NAN]["epochs"].tolist() == [3, -1, -1]
+    assert after.memory[NAN]["epochs"].tolist() == [*[-1] * 15, 3]
     assert "rolled back at epoch 3 (1 of 3) to the state of epoch 2, learning rate 0.1" in (
         caplog.text
     )
@@ -248,7 +249,7 @@ def test_after_the_last_time_it_stops_with_the_good_state_and_a_report(state, ca
         "stopping at epoch 7, back to the state of epoch 0, learning rate 0.1",
         "train/loss is nan, params/w is not finite",
         "first not finite: train/grad_norm at step 39",
-        "returned 2 times before, at epochs [4 6]",
+        "returned 2 times before, last at epochs [4 6]",
         "Try a smaller learning rate",
     ):
         assert part in report
@@ -419,8 +420,8 @@ def saved_run(kind, directory, *, held, interrupt=None):
 @pytest.mark.parametrize("kind", ["nan", "spike"])
 def test_law_5_interrupted_at_any_epoch_it_ends_as_if_it_had_not_been(kind, held, tmp_path):
     straight = saved_run(kind, tmp_path / "straight", held=held)
-    name = NAN if kind == "nan" else SPIKE
-    assert straight.memory[name]["epochs"].tolist() == [3, 5, -1]
+    name = (NAN if kind == "nan" else SPIKE) + ("" if held else "/directory")
+    assert straight.memory[name]["epochs"].tolist() == [*[-1] * 14, 3, 5]
     assert rate(straight) == pytest.approx(0.125)
     assert abs(float(straight.params["w"])) < 40
     for epoch in range(1, 6):
@@ -428,10 +429,34 @@ def test_law_5_interrupted_at_any_epoch_it_ends_as_if_it_had_not_been(kind, held
         assert fingerprint(resumed) == fingerprint(straight), epoch
 
 
+def test_a_run_goes_on_with_other_settings(tmp_path, caplog):
+    """With more tries, as one would after it stopped; with another window it begins anew."""
+
+    def run(times, epochs, window=2):
+        chain = [
+            hooks.roll_back_on_nan(times=times),
+            hooks.roll_back_on_spike("train/loss", window=window, threshold=1e9),
+            hooks.save_checkpoints(tmp_path, max_cost=None),
+        ]
+        return trainer.fit(beginning(), STREAM, epochs=epochs, hooks=chain, ignore_stop=True)[0]
+
+    assert run(1, 6).stop
+    with caplog.at_level(logging.INFO, "entracte"):
+        state = run(5, 8, window=3)
+    assert state.memory[NAN]["count"] >= 1
+    assert f"{SPIKE} is dropped" in caplog.text
+    assert int(state.epoch) == 8
+
+
+def test_it_runs_at_epochs_alone():
+    with pytest.raises(ValueError, match="runs at 'epoch' already"):
+        hooks.on("train", hooks.roll_back_on_nan())
+
+
 def test_both_ways_train_the_same(tmp_path):
     held = saved_run("nan", tmp_path / "held", held=True)
     read = saved_run("nan", tmp_path / "read", held=False)
-    assert "good" not in read.memory[NAN]
+    assert "good" not in read.memory[f"{NAN}/directory"]
     assert fingerprint(held.replace(memory={})) == fingerprint(read.replace(memory={}))
 
 

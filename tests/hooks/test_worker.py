@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
@@ -175,3 +176,45 @@ def test_checking_raises_a_failure_and_does_not_wait():
         worker.check()
     worker.check()
     worker.close()
+
+
+def test_whatever_is_raised_the_thread_goes_on():
+    """As asyncio's cancellation, which is no Exception."""
+    seen = []
+
+    def work(item):
+        if item == "bad":
+            raise asyncio.CancelledError
+        seen.append(item)
+
+    worker = Worker("work", work, waiting=4, time_limit=60)
+    worker.put("bad")
+    with pytest.raises(asyncio.CancelledError):
+        worker.flush()
+    worker.put("later")
+    worker.close()
+    assert seen == ["later"]
+
+
+def test_a_thread_that_was_left_behind_works_off_nothing_more(gate):
+    seen, ended = [], threading.Event()
+
+    def work(item):
+        seen.append(item)
+        if item == "hangs":
+            gate.wait()
+            ended.set()
+
+    worker = Worker("work", work, waiting=4, time_limit=0.1)
+    worker.put("hangs")
+    worker.put("lost")
+    behind = worker._line.thread
+    with pytest.raises(TimeoutError):
+        worker.flush()
+    worker.put("new")
+    worker.flush()
+    gate.set()
+    behind.join(10)
+    assert not behind.is_alive()
+    worker.close()
+    assert seen == ["hangs", "new"]

@@ -139,7 +139,7 @@ def test_without_donation_they_see_the_newest_state(begin, look, seen, breaking)
     assert seen == [(2, 2 * STEPS, "the disk is gone")]
 
 
-def test_where_no_commit_can_be_read_the_error_itself_is_raised(begin, look, seen, tmp_path):
+def test_where_no_commit_can_be_read_they_see_the_first_state(begin, look, seen, tmp_path, caplog):
     commits = tmp_path / "checkpoints"
 
     def damaging(seed, epoch):
@@ -155,8 +155,33 @@ def test_where_no_commit_can_be_read_the_error_itself_is_raised(begin, look, see
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     with pytest.raises(OSError, match="the disk is gone") as raised:
         trainer.fit(begin, phase, epochs=6, hooks=[saving, look])
-    assert any("no commit is intact" in note for note in raised.value.__notes__)
-    assert seen == []
+    assert raised.value.__notes__ == ["in phase 'train' of epoch 3"]
+    assert "no commit is intact" in caplog.text
+    assert seen == [(0, 0, "the disk is gone")]
+
+
+def test_a_failure_of_the_last_save_is_seen_too(begin, look, seen, tmp_path, monkeypatch):
+    def fail(self, *commit):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(trainer.Checkpoints, "_commit", fail)
+    phase = trainer.training(step, data.Stream(BATCHES))
+    saving = hooks.save_checkpoints(tmp_path, max_cost=None)
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer.fit(begin, phase, epochs=1, hooks=[saving, look])
+    assert seen == [(1, STEPS, "the disk is full")]
+
+
+def test_every_hook_is_closed_although_an_error_hook_ends_the_process(begin, breaking):
+    closed = []
+
+    def leave(state, metrics):
+        raise SystemExit(3)
+
+    last = trainer.Hook(lambda s, m: s, "last", close=lambda: closed.append("last"))
+    with pytest.raises(SystemExit):
+        trainer.fit(begin, breaking, epochs=6, hooks=[hooks.on("error", leave), last])
+    assert closed == ["last"]
 
 
 def test_an_observer_that_hangs_ends_the_run_within_its_limit(begin, look, seen):

@@ -56,6 +56,15 @@ def tell(state, metrics):
     time.sleep(pause)
     return state
 
+@hooks.observe
+@hooks.writes("lead")
+def score(state, metrics):
+    return state.replace(scores={**state.scores, "lead": 1.0})
+
+def part_ways(state, metrics):
+    raise AssertionError("only observers see what observers score")
+
+parting = trainer.Hook(part_ways, "part_ways", stage="commit")
 start = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(0), train.example)
 seen = hooks.observe(hooks.stateful("seen", lambda state: 0, lambda n, s, m: (n + 1, s)))
 chain = hooks.chain(
@@ -64,6 +73,8 @@ chain = hooks.chain(
     hooks.roll_back_on_nan(),
     hooks.average_params(),
     hooks.every_steps(100, seen),
+    score,
+    hooks.when(lambda state, metrics: "lead" in metrics, parting),
     hooks.log_metrics(hooks.JsonLines(run + "/metrics.jsonl")),
     hooks.save_checkpoints(run, max_cost=None),
     tell,

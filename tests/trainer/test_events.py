@@ -212,7 +212,7 @@ def test_records_are_flushed_before_a_commit_that_fires(state, phase):
     writer = Hook(note("write"), "write", stage="observe", flush=lambda: seen.append("flush"))
     commit = hooks.every(2, Hook(note("commit"), "commit", stage="commit"))
     trainer.fit(state, phase, epochs=2, hooks=[commit, writer])
-    assert seen == ["write", "write", "flush", "commit"]
+    assert seen == ["write", "write", "flush", "commit", "flush"]
 
 
 def test_a_hook_added_later_starts_with_its_first_memory(state, phase):
@@ -222,3 +222,48 @@ def test_a_hook_added_later_starts_with_its_first_memory(state, phase):
     assert state.memory == {"count": 3}
     state, _ = trainer.fit(state, phase, epochs=4)
     assert state.memory == {}
+
+
+def test_what_observers_score_only_observers_see(state, phase):
+    seen = {}
+
+    def look(name, stage, event=None):
+        def look(state, metrics):
+            seen[name] = "looked" in metrics
+            return state
+
+        return Hook(look, name, stage=stage, event=event)
+
+    @hooks.writes("looked")
+    @hooks.observe
+    def score(state, metrics):
+        return state.replace(scores={**state.scores, "looked": 1.0})
+
+    asked = []
+    gated = hooks.when(
+        lambda state, metrics: asked.append("looked" in metrics) or True,
+        hooks.chain(look("gated observer", "observe"), look("gated commit", "commit")),
+    )
+    chain = [
+        score,
+        look("observer", "observe"),
+        look("commit", "commit"),
+        look("control at end", "control", "end"),
+        look("observer at end", "observe", "end"),
+        gated,
+    ]
+    _, history = trainer.fit(state, phase, epochs=2, hooks=chain)
+    assert seen == {
+        "observer": True,
+        "commit": False,
+        "control at end": False,
+        "observer at end": True,
+        "gated observer": True,
+        "gated commit": False,
+    }
+    assert asked == [True, False] * 2  # of what the commit sees it is asked again
+    assert history[0]["looked"] == 1.0
+    with pytest.raises(ValueError, match="'commit' at 'epoch' reads 'looked', which nothing"):
+        trainer.fit(
+            state, phase, epochs=1, hooks=[score, hooks.reads("looked")(look("commit", "commit"))]
+        )

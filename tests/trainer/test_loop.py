@@ -1,5 +1,6 @@
 """The loop: epochs, events in order, metrics, donation, errors, ends."""
 
+import gc
 import logging
 import os
 import signal
@@ -374,3 +375,37 @@ def test_other_steps_an_epoch_than_before_are_said(start, task, digits, caplog):
         assert "another batch size" not in caplog.text
         fit(state, 4, 64)
     assert "epochs so far took 6 steps each, those to come take 3: another batch" in caplog.text
+
+
+def test_a_signal_of_ones_own_after_that_of_another_process_is_the_first(state, phase, monkeypatch):
+    """As a scheduler sends it to all of them, at slightly different times."""
+    from trainer import loop
+
+    monkeypatch.setattr(loop, "agreed", lambda ending: ending._replace(signal=signal.SIGTERM))
+    committed = []
+
+    def commit(state, metrics):
+        os.kill(os.getpid(), signal.SIGTERM)
+        committed.append(int(state.epoch))
+        return state
+
+    last = trainer.Hook(commit, "commit", event="end", stage="commit")
+    with pytest.raises(SystemExit) as raised:
+        trainer.fit(state, phase, epochs=5, hooks=last)
+    assert (raised.value.code, committed) == (143, [1])
+
+
+def test_the_state_that_fit_was_given_is_not_kept(phase):
+    alive = []
+
+    def count(state, metrics):
+        gc.collect()
+        alive.append(sum(a.shape == (12345,) for a in jax.live_arrays()))
+        return state
+
+    def begin():
+        params = {"w": jnp.ones(12345), "b": jnp.zeros(())}
+        return trainer.TrainState.create(params=params, rng=jax.random.key(0))
+
+    trainer.fit(begin(), phase, epochs=2, hooks=count)
+    assert alive == [1, 1]

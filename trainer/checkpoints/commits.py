@@ -134,7 +134,9 @@ def made_writable(directory: Path) -> None:
         OSError: it cannot be written (the kind of it that the system gave).
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            _sync(directory.parent)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:

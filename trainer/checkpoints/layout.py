@@ -14,6 +14,9 @@ from trainer.checkpoints.manifest import DamagedCommit
 LEAVES = "leaves"
 """The one array that a commit holds: its name in Orbax, and its folder."""
 
+STRAY = (".DS_Store", "._", ".nfs")
+"""How files begin that file browsers and network disks leave anywhere; nothing reads them."""
+
 MOST_FILES = 2
 """Files that hold the array's bytes, at most."""
 
@@ -106,7 +109,7 @@ def _described(size: int, chunk: int) -> bytes:
 
 
 def _check_kinds(folder: Path, wanted: Mapping[str, int]) -> None:
-    """Check that a folder is one, and holds exactly these names, each of its kind and no link."""
+    """Check that a folder is one, and holds these names alone, each of its kind and no link."""
     mode = _status(folder).st_mode
     if not stat.S_ISDIR(mode):
         raise DamagedCommit(f"{_named(folder)} is {_kind(mode)} and no folder")
@@ -114,6 +117,8 @@ def _check_kinds(folder: Path, wanted: Mapping[str, int]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name not in wanted:
+                if entry.name.startswith(STRAY) and entry.is_file(follow_symlinks=False):
+                    continue
                 raise DamagedCommit(
                     f"{_named(folder)} holds {entry.name!r}, which is no part of it"
                 )

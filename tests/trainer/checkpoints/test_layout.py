@@ -35,6 +35,16 @@ def test_what_differs_is_said(arrays, said):
         layout.check(arrays, 64)
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._0", "leaves/.nfs0001"])
+def test_what_file_browsers_leave_is_no_damage_but_a_link_is(arrays, name):
+    (arrays / name).touch()
+    layout.check(arrays, 64)
+    (arrays / name).unlink()
+    (arrays / name).symlink_to(arrays / "_METADATA")
+    with pytest.raises(DamagedCommit, match="which is no part of it"):
+        layout.check(arrays, 64)
+
+
 @pytest.mark.parametrize("name", ["", "_METADATA", "leaves", "leaves/.zarray", "leaves/0"])
 def test_links_are_refused_though_what_they_point_to_is_right(arrays, tmp_path, name):
     path = arrays / name
