@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from trainer.durability import sync_folder
+
 log = logging.getLogger("entracte")
 
 
@@ -143,7 +145,7 @@ class JsonLines:
         make_folder(self.path.parent, "JsonLines")
         try:
             self.path.open("a").close()
-            _sync(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as error:
             error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
             raise
@@ -178,7 +180,7 @@ class JsonLines:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.path)
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line, or nothing of it where that fails."""
@@ -211,15 +213,6 @@ class JsonLines:
         file, self._file = self._file, None
         if file is not None:
             file.close()
-
-
-def _sync(folder: Path) -> None:
-    """Make what was made or replaced in a folder outlast a power failure."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _place(path: Path, number: int, line: str) -> tuple[float, float]:

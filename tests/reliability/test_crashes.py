@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import _crashing as crashing
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-crashing = pytest.importorskip("_crashing")
 LIMIT = 120
 
 

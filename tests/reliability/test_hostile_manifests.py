@@ -11,58 +11,15 @@ import shutil
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import xxhash
+from forging import forge, make, read, restore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import Checkpoints, TrainState
 from trainer.checkpoints import DamagedCommit, manifest, schema
 
 HUGE = 10**12
-
-
-def make(epoch=1):
-    state = TrainState.create(params={"w": jnp.arange(100.0) + epoch}, rng=jax.random.key(epoch))
-    memory = {"h": {"best": 0.5, "n": 3, "name": "a", "rate": np.float32(1), "none": None}}
-    return state.replace(epoch=jnp.int32(epoch), memory=memory)
-
-
-def save(run, *epochs):
-    with Checkpoints(run) as checkpoints:
-        for epoch in epochs:
-            checkpoints.save(make(epoch), scores={"val/loss": 0.5}, config={"seed": 0})
-    return run / "checkpoints"
-
-
-def restore(run, **options):
-    with Checkpoints(run, read_only=True) as checkpoints:
-        return checkpoints.restore(make(0), **options)
-
-
-def read(commit):
-    return manifest.read((commit / "manifest.json").read_bytes())
-
-
-def forge(commit, content):
-    (commit / "manifest.json").write_bytes(manifest.written(content))
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """The files of commits 1 and 2, to copy."""
-    run = tmp_path_factory.mktemp("original")
-    save(run, 1, 2)
-    return run
-
-
-@pytest.fixture
-def run(original, tmp_path):
-    """A run with commits 1 and 2, to be spoiled."""
-    return shutil.copytree(original, tmp_path / "run")
 
 
 # Manifests that say anything

@@ -21,6 +21,7 @@ from etils import epath  # type: ignore[import-untyped]
 from trainer.checkpoints import layout, schema
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
+from trainer.durability import sync_folder
 
 ARRAYS = "arrays"
 """The folder of a commit that Orbax writes and reads."""
@@ -136,7 +137,7 @@ def made_writable(directory: Path) -> None:
     try:
         if not directory.exists():
             directory.mkdir(parents=True)
-            _sync(directory.parent)
+            sync_folder(directory.parent)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
@@ -212,7 +213,7 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
-        _sync(folder)
+        sync_folder(folder)
     final, old = stage.with_suffix(""), stage.with_suffix(".replaced")
     if final.exists():
         final.rename(old)
@@ -221,18 +222,9 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     except OSError:
         recover(final.parent)
         raise
-    _sync(final.parent)
+    sync_folder(final.parent)
     if old.exists():
         shutil.rmtree(old)
-
-
-def _sync(directory: Path) -> None:
-    """Make renames within a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(directory: Path, number: int) -> None:

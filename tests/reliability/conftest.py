@@ -1,0 +1,20 @@
+"""A run whose commits are to be spoiled."""
+
+import shutil
+
+import pytest
+from forging import save
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """The files of commits 1 and 2, to copy."""
+    run = tmp_path_factory.mktemp("original")
+    save(run, 1, 2)
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """A run with commits 1 and 2, to be spoiled."""
+    return shutil.copytree(original, tmp_path / "run")
