@@ -61,6 +61,9 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
 def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: list[str]) -> None:
     if hook.stage == "commit" and after.scores is not before.scores:
         changed = [*changed, "scores"]
+    if hook.stage == "observe" and after.scores is not before.scores:
+        others = [k for k, v in before.scores.items() if after.scores.get(k, None) is not v]
+        changed = [*changed, *(f"the score {name!r} of another hook" for name in others)]
     if bool(after.stop) != before.stop:
         changed = [*changed, "stop"]
     if changed:

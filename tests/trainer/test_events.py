@@ -267,3 +267,16 @@ def test_what_observers_score_only_observers_see(state, phase):
         trainer.fit(
             state, phase, epochs=1, hooks=[score, hooks.reads("looked")(look("commit", "commit"))]
         )
+
+
+def test_an_observer_adds_scores_and_changes_none(state, phase):
+    @hooks.writes("found")
+    def find(state, metrics):
+        return state.replace(scores={"found": 0.5})
+
+    @hooks.observe
+    def change(state, metrics):
+        return state.replace(scores={**state.scores, "found": 0.7})
+
+    with pytest.raises(ValueError, match="it changed the score 'found' of another hook"):
+        trainer.fit(state, phase, epochs=1, hooks=[find, change])
