@@ -27,7 +27,9 @@ class Checkpoints:
 
     A commit appears at once or not at all, whenever the process is killed, and is restored only if
     every checksum agrees. One is written at a time, in the background; what reads waits for it.
-    The failure of a save is raised once: by the next `save`, `check`, `wait` or `close`. On several
+    The failure of a save is raised once: by the next `save`, `check`, `wait` or `close`. Close it,
+    as `with` and `fit` do: from Python 3.12 on a process that just ends can start no threads, and
+    so may fail, with a message, to finish the save under way; the commits before stand. On several
     processes each makes the same calls: the first one writes and all read, so the directory must be
     one that they share.
 

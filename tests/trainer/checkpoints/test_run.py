@@ -597,16 +597,22 @@ def test_killed_while_saving_it_goes_on_from_what_was_committed(tmp_path):
     assert names == [str(commit.epoch + 1)]
 
 
-def test_a_process_that_just_ends_finishes_its_save_and_prints_nothing(tmp_path):
+def test_a_process_that_just_ends_finishes_its_save_or_says_that_it_could_not(tmp_path):
+    """From Python 3.12 on no thread can be started then, as Orbax does."""
     body = """
         state = TrainState.create(params={"w": jnp.ones(2**22)}, rng=jax.random.key(0))
         checkpoints = Checkpoints(sys.argv[1])
         checkpoints.save(state)
     """
     process = script(body, tmp_path)
-    assert process.communicate(timeout=60) == ("", "")
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert Checkpoints(tmp_path, read_only=True).steps() == [0]
+    if sys.version_info >= (3, 12) and said:
+        assert "can't create new thread at interpreter shutdown\nwhile saving epoch 0" in said
+        assert Checkpoints(tmp_path, read_only=True).steps() == []
+    else:
+        assert said == ""
+        assert Checkpoints(tmp_path, read_only=True).steps() == [0]
 
 
 # Devices

@@ -11,7 +11,7 @@ from trainer.state import TrainState
 
 SCALARS = [True, 0, -(2**80), 0.5, -0.0, float("inf"), float("nan"), "", "a\n", None]
 SCALARS += [np.float32(1), np.bool_(1), np.int8(-3), np.complex64(1j), jnp.bfloat16(2)]
-SCALARS += [np.float64("nan"), np.datetime64(3, "s"), np.timedelta64(3), np.longdouble(1)]
+SCALARS += [np.float64("nan"), np.datetime64(3, "s"), np.timedelta64(3, "s"), np.longdouble(1)]
 ARRAYS = [jnp.ones(3), jnp.zeros((0, 3)), jax.random.key(0), jnp.ones(3, jnp.int4)]
 ARRAYS += [jax.random.split(jax.random.key(1, impl="rbg"), (2, 3)), np.ones((2, 3), ">i4")]
 ARRAYS += [np.array(["a", "bc"]), np.ones(()), np.ones(2, [("a", "i4"), ("b", "f8")])]
