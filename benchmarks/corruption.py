@@ -29,7 +29,7 @@ import hooks
 import models
 import trainer
 from trainer import data, losses
-from trainer.checkpoints import snapshots
+from trainer.checkpoints import DamagedCommit, snapshots
 
 COMMITS = 3
 OUTCOMES = ("harmless", "walked back", "refused", "passed over", "silently wrong")
@@ -179,7 +179,7 @@ def outcome(directory, whole, target, wanted):
     intact = newest_intact(directory, whole)
     try:
         commit = restored(directory, target)
-    except Exception:
+    except DamagedCommit:
         return "passed over" if intact else "refused"
     if commit is None or told(commit) != wanted.get(commit.epoch):
         return "silently wrong"

@@ -46,9 +46,10 @@ def resume_writers(writers: Sequence[Writer]) -> Hook:
     """Tell writers that keep records, at the `start`, from where the run goes on."""
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        step, epoch = counts(state)
         for writer in writers:
             if isinstance(writer, Resumes):
-                writer.resume(*counts(state))
+                writer.resume(step, epoch)
         return state
 
     return Hook(run, "log_metrics/start", event="start", stage="observe")

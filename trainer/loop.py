@@ -153,12 +153,13 @@ def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
     """Say so where a run that goes on has another batch size, or other data, than before."""
     planned = [phase.steps_per_epoch for phase in phases if phase.changes]
     step, epoch = int(state.step), int(state.epoch)
-    if step and epoch and None not in planned and step != epoch * sum(filter(None, planned)):
+    to_come = sum(steps or 0 for steps in planned)
+    if step and epoch and None not in planned and step != epoch * to_come:
         log.info(
             "epochs so far took %.6g steps each, those to come take %d: another batch size, or "
             "other data; the bits will differ from those of a run that had it from the start",
             step / epoch,
-            sum(filter(None, planned)),
+            to_come,
         )
 
 

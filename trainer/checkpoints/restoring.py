@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from trainer.checkpoints import commits, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
+from trainer.processes import is_lead, of_lead
 from trainer.state import TrainState
 
 log = logging.getLogger("entracte")
@@ -79,7 +78,7 @@ def restored(
         raise DamagedCommit(f"{where}: {damage}") from damage
     trees = {name: snapshots.rebuilt(saved[name], data, *wanted[name]) for name in shared}
     # What observers remember is known to process 0 alone, which is the one to speak of it.
-    for name in sorted(wanted.keys() ^ saved.keys()) if jax.process_index() == 0 else ():
+    for name in sorted(wanted.keys() ^ saved.keys()) if is_lead() else ():
         happens = "begins anew" if name in wanted else "is dropped, since no hook keeps it"
         log.info(f"{where}: {name} {happens}")
     if changes := manifests.changes(manifest):
@@ -100,7 +99,7 @@ def agree(number: int) -> None:
     """
     if jax.process_count() == 1:
         return
-    lead = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    lead = int(of_lead({"number": number})["number"])
     if lead != number:
         raise RuntimeError(
             f"process {jax.process_index()} restored commit {number} and process 0 commit {lead} "

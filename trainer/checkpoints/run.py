@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from trainer.checkpoints import commits, snapshots
@@ -17,6 +16,7 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, agree, restored
 from trainer.checkpoints.worker import Worker
+from trainer.processes import is_lead
 from trainer.state import TrainState
 
 log = logging.getLogger("entracte")
@@ -33,7 +33,7 @@ class Checkpoints:
     processes each makes the same calls: the first one writes and all read, so the directory must be
     one that they share.
 
-    >>> import tempfile, jax.numpy as jnp
+    >>> import jax, tempfile, jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
     ...     checkpoints.save(state, scores={"val/loss": 0.5})
@@ -77,7 +77,7 @@ class Checkpoints:
         self._best, self._mode = best, mode
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
-        self._writes = not read_only and jax.process_index() == 0
+        self._writes = not read_only and is_lead()
         self._damaged: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
         self._storage = commits.Storage()
