@@ -127,8 +127,13 @@ def data_key(state: TrainState) -> jax.Array:
 
 def stream_seed(state: TrainState) -> int:
     """Give the seed of data that is made on the host: of the root alone, between 0 and 2**32."""
-    key = _fold(state.rng, np.int32(0), np.int32(0), _number("data"))
-    return int(jax.random.bits(key))
+    return int(_bits(state.rng))
+
+
+@jax.jit
+def _bits(rng: jax.Array) -> jax.Array:
+    """Draw in one jitted call: a stream asks in every epoch, and eagerly it takes several."""
+    return jax.random.bits(_fold(rng, np.int32(0), np.int32(0), _number("data")))
 
 
 def device_part(state: TrainState) -> TrainState:
