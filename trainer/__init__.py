@@ -1,6 +1,6 @@
 """Training as jitted pure functions over an immutable state, with hooks between epochs."""
 
-from trainer import data, losses
+from trainer import data, losses, optimizers
 from trainer.caching import cache_compilations
 from trainer.checkpoints import Checkpoints
 from trainer.hook import Hook, Interrupt
@@ -24,6 +24,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "losses",
+    "optimizers",
     "supervised",
     "training",
 ]

@@ -133,7 +133,7 @@ def _begin(
         with _noting(f"in checking phase {phase.name!r}"):
             output, reported = phase.shapes(state, output, donate=donate)
             phase.verify(state)
-            measured[phase.name] = [f"{phase.name}/{key}" for key in reported]
+            measured[phase.name] = list(phase.names(reported))
     events.check(state, measured)
 
     state, metrics = events.restore(events.remember(state))

@@ -46,7 +46,7 @@ class Measured(NamedTuple):
             pieces.append(metrics)
             taken += int(steps.sum())
         values, traces = reduced(pieces, self.phase.reduce, self.phase.name)
-        return values, traces, taken
+        return self.phase.finalized(values), traces, taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +86,8 @@ class Phase:
     """Raises where host data does not suit the task, such as labels outside the classes."""
     changes: bool = True
     """Whether `run` changes the state; an evaluation does not, and never copies it."""
+    finalize: Callable[[Mapping[str, float]], dict[str, float]] | None = None
+    """`(means) -> {name: value}` on the host: what is no mean but follows from some."""
     _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _programs: dict[Any, Program] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -143,7 +145,19 @@ class Phase:
 
     def keys(self, state: TrainState) -> tuple[str, ...]:
         """Name the metrics that it reports, prefix included."""
-        return tuple(f"{self.name}/{key}" for key in self.shapes(state)[1])
+        return self.names(self.shapes(state)[1])
+
+    def names(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name what comes of metrics that `run` reports: these, and what is finalized of them."""
+        return tuple(self.finalized({f"{self.name}/{key}": 1.0 for key in metrics}))
+
+    def finalized(self, values: dict[str, float]) -> dict[str, float]:
+        """Add what follows from an epoch's values; names have the prefix."""
+        if self.finalize is None:
+            return values
+        means = {name.removeprefix(f"{self.name}/"): value for name, value in values.items()}
+        found = self.finalize(means)
+        return values | {f"{self.name}/{name}": float(value) for name, value in found.items()}
 
     def program(self, state: TrainState, data: Any, *, donate: bool) -> Program:
         """Compile for this structure of state and data, or give what was compiled already."""

@@ -57,7 +57,8 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
         batch, mask = row
         return state, {key: _totals(key, v, mask) for key, v in measure(state, batch).items()}
 
-    step.check = getattr(measure, "check", None)  # type: ignore[attr-defined]
+    for name_of in ("check", "finalize"):
+        setattr(step, name_of, getattr(measure, name_of, None))
     return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
 
 
@@ -86,6 +87,7 @@ def _repeated(
         Repetition(kept, feed, executor),
         getattr(step, "check", None),
         changes,
+        getattr(step, "finalize", None),
     )
 
 

@@ -1,8 +1,7 @@
-"""Supervised learning: a network, a loss and an optimizer become three pure functions."""
+"""Supervised learning: a network, a loss and an optimizer become pure functions."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,33 +9,68 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trainer import gradients
+from trainer import precision as precisions
 from trainer.executors import Step
-from trainer.losses import Loss
+from trainer.losses.contract import Loss, attribute
 from trainer.repeating import Measure
-from trainer.state import TrainState
+from trainer.state import PyTree, TrainState
+
+Batch = Mapping[str, Any]
+
+Augment = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
+"""`(key, batch) -> batch` of the same structure but for labels, jittable."""
 
 
 class Task(NamedTuple):
     """What `trainer.supervised` gives."""
 
-    init: Callable[[jax.Array, Mapping[str, Any]], TrainState]
+    init: Callable[[jax.Array, Batch], TrainState]
     """`(key, example batch) -> state` at step 0."""
     step: Step
     """`(state, batch) -> (state, metrics)`: one update; jittable."""
     measure: Measure
     """`(state, batch) -> {name: values}` without training; jittable."""
+    gradients: Callable[[TrainState, Batch], tuple[PyTree, dict[str, jax.Array]]]
+    """`(state, batch) -> (gradients, metrics)` as the step computes them, neither augmented nor
+    clipped; jittable."""
+    optimizer: optax.GradientTransformation
 
 
-def supervised(network: Any, loss: Loss, optimizer: optax.GradientTransformation) -> Task:
+def supervised(
+    network: Any,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    augment: Augment | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    precision: str = "float32",
+) -> Task:
     """Make the functions of supervised training.
 
-    The step reports the loss's means, `grad_norm` (global L2 norm), and `learning_rate` where the
-    optimizer keeps one (`optax.inject_hyperparams`).
+    The step reports the loss's means, `grad_norm` (global L2 norm, before clipping), and
+    `learning_rate` where the optimizer keeps one (`optax.inject_hyperparams`); with `clip_norm`
+    also `clipped`, the share of steps that were; in float16 also `loss_scale`, and `skipped`, the
+    share of steps whose gradients overflowed.
 
     Args:
         network: a pair (init, apply) as `models.Network` describes.
         loss: `(outputs, batch) -> {name: values}` with a `loss` to minimise.
         optimizer: of optax.
+        augment: changes each batch before a step, by `state.key("augment")`; evaluation sees
+            batches as they are.
+        accumulate: micro-batches that a batch is computed in, one after another, to save memory;
+            the gradients are those of the whole batch, but where a network mixes examples, as
+            batch normalisation does.
+        clip_norm: norm to which larger gradients are scaled.
+        precision: what the network computes in; the parameters stay as they are, and the loss is
+            computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`, and
+            leaves the state as it is, but for `step` and the scale, where gradients overflow.
+
+    Raises:
+        ValueError: a setting is out of range; from `init`, the device lacks the precision; when
+            traced, `accumulate` does not divide the batch.
 
     >>> from types import SimpleNamespace
     >>> from trainer import losses
@@ -44,86 +78,144 @@ def supervised(network: Any, loss: Loss, optimizer: optax.GradientTransformation
     ...     init=lambda key, x: ({"w": jnp.zeros((x.shape[-1], 2))}, {}),
     ...     apply=lambda params, model_state, x, *, key, train: (x @ params["w"], model_state),
     ... )
-    >>> task = supervised(linear, losses.classification, optax.sgd(0.1))
+    >>> task = supervised(linear, losses.classification, optax.sgd(0.1), clip_norm=1.0)
     >>> batch = {"inputs": jnp.ones((4, 3)), "labels": jnp.zeros(4, jnp.int32)}
     >>> state, metrics = task.step(task.init(jax.random.key(0), batch), batch)
     >>> int(state.step), sorted(metrics)
-    (1, ['accuracy', 'grad_norm', 'loss'])
+    (1, ['accuracy', 'clipped', 'grad_norm', 'loss'])
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1 micro-batch; got {accumulate}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
+    precisions.require_known(precision)
+    scaling = precision == "float16"
 
-    known: dict[str, Any] = {}
-
-    def init(key: jax.Array, example: Mapping[str, Any]) -> TrainState:
+    def init(key: jax.Array, example: Batch) -> TrainState:
         if "inputs" not in example:
             raise ValueError(f"a batch needs 'inputs' for the network; got {sorted(example)}")
+        precisions.require_available(precision, jax.devices()[0])
         root, network_key = jax.random.split(key)
         params, model_state = jax.jit(network.init)(network_key, example["inputs"])
-        opt_state = jax.jit(optimizer.init)(params)
         return TrainState.create(
-            params=params, opt_state=opt_state, model_state=model_state, rng=root
+            params=params,
+            opt_state=jax.jit(optimizer.init)(params),
+            model_state=model_state,
+            rng=root,
+            carry={"loss_scale": precisions.first_scale()} if scaling else {},
         )
 
-    def step(state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-        def objective(params: Any) -> tuple[jax.Array, Any]:
-            outputs, model_state = network.apply(
-                params, state.model_state, batch["inputs"], key=state.key("network"), train=True
-            )
-            means = {name: _mean(values) for name, values in loss(outputs, batch).items()}
+    def run(
+        params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
+    ) -> tuple[Any, PyTree]:
+        if precision == "float32":
+            return network.apply(params, model_state, inputs, key=key, train=train)
+        lower = precisions.cast((params, inputs), precision)
+        outputs, after = network.apply(lower[0], model_state, lower[1], key=key, train=train)
+        return precisions.cast(outputs, jnp.float32), precisions.cast_like(after, model_state)
+
+    def derived(state: TrainState, batch: Batch) -> gradients.Gradients:
+        """Give the gradients, those of float16 still scaled."""
+
+        def objective(
+            params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            outputs, model_state = run(params, model_state, batch["inputs"], key, train=True)
+            means = {name: gradients.mean(v) for name, v in loss(outputs, batch).items()}
             if "loss" not in means:
                 raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
-            return means["loss"], (means, model_state)
+            value = means["loss"][0]
+            if scaling:
+                value = value * state.carry["loss_scale"]["scale"]
+            return value, (means, model_state)
 
-        grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(state.params)
+        arguments = objective, state.params, state.model_state, batch, state.key("network")
+        if accumulate == 1:
+            return gradients.of_batch(*arguments)
+        return gradients.accumulated(*arguments, count=accumulate)
+
+    def unscaled(state: TrainState, grads: PyTree) -> PyTree:
+        return optax.tree.scale(1 / state.carry["loss_scale"]["scale"], grads) if scaling else grads
+
+    def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        grads, means, _ = derived(state, batch)
+        return unscaled(state, grads), means
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        if augment is not None:
+            batch = augment(state.key("augment"), dict(batch))
+        grads, metrics, model_state = derived(state, batch)
+        grads = unscaled(state, grads)
+        norm = gradients.norm(grads)
+        metrics |= {"grad_norm": norm}
+        if clip_norm is not None:
+            metrics["clipped"] = (norm > clip_norm).astype(jnp.float32)
+            grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / norm), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {"grad_norm": _norm(grads)}
         rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
         rates = [rate for _, rate in rates if isinstance(rate, jax.Array)]  # not schedules' states
         if len(rates) == 1:
             metrics["learning_rate"] = rates[0]
-        return state.replace(
+        after = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
             model_state=model_state,
-        ), metrics
+        )
+        return _skipping(state, after, grads, metrics) if scaling else (after, metrics)
 
     def outputs(state: TrainState, inputs: Any) -> Any:
-        key = state.key("network")
-        return network.apply(state.params, state.model_state, inputs, key=key, train=False)[0]
+        return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
-    def measure(state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return loss(outputs(state, batch["inputs"]), batch)
 
-    def check(state: TrainState, batch: Mapping[str, Any]) -> None:
-        examine = getattr(loss.func if isinstance(loss, functools.partial) else loss, "check", None)
-        if examine:
-            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch)
-            signature = str(one["inputs"])
-            if signature not in known:  # tracing the network for every superbatch would cost
-                known[signature] = jax.eval_shape(outputs, state, one["inputs"])
-            examine(known[signature], batch)
-
-    step.check = measure.check = check  # type: ignore[attr-defined]
-    return Task(init, step, measure)
+    step.check = measure.check = _checking(outputs, loss)  # type: ignore[attr-defined]
+    step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
+    return Task(init, step, measure, of, optimizer)
 
 
-SMALL = 2**15
-"""Elements below which a leaf's norm costs more to start than to compute."""
+def _skipping(
+    before: TrainState, after: TrainState, grads: PyTree, metrics: dict[str, Any]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Keep the state where gradients overflowed, and move the loss scale.
 
-
-def _norm(tree: Any) -> jax.Array:
-    """Give the L2 norm over all leaves, the small ones joined.
-
-    One by one they take 5% of an MLP's step on CPU; joining large ones would copy them.
+    The step is counted all the same: it has had its data and its random numbers.
     """
-    leaves = jax.tree.leaves(tree)
-    small = [leaf.ravel() for leaf in leaves if leaf.size < SMALL]
-    large = [leaf for leaf in leaves if leaf.size >= SMALL]
-    return optax.tree.norm([*large, jnp.concatenate(small)] if small else large)
+    finite = precisions.all_finite(grads)
+    scale = before.carry["loss_scale"]
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (after.params, after.opt_state, after.model_state),
+        (before.params, before.opt_state, before.model_state),
+    )
+    metrics |= {
+        "grad_norm": jnp.where(finite, metrics["grad_norm"], 0),
+        "loss_scale": scale["scale"],
+        "skipped": 1 - finite.astype(jnp.float32),
+    }
+    return after.replace(
+        params=kept[0],
+        opt_state=kept[1],
+        model_state=kept[2],
+        carry={**before.carry, "loss_scale": precisions.next_scale(scale, finite)},
+    ), metrics
 
 
-def _mean(values: Any) -> jax.Array:
-    if isinstance(values, tuple):
-        values, weights = values
-        return jnp.sum(values * weights) / jnp.sum(weights)
-    return jnp.mean(values)
+def _checking(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:
+    """Make the check of host data, which knows what the network gives for one example."""
+    known: dict[str, Any] = {}
+    examine = attribute(loss, "check")
+
+    def check(state: TrainState, batch: Batch) -> None:
+        if examine is None:
+            return
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch["inputs"]
+        )
+        signature = str(one)
+        if signature not in known:  # tracing the network for every superbatch would cost
+            known[signature] = jax.eval_shape(outputs, state, one)
+        examine(known[signature], batch)
+
+    return check

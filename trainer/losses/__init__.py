@@ -1,0 +1,30 @@
+"""Losses: `(outputs, batch) -> {name: values}`, per example; `loss` is what is minimised."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from trainer.losses.classification import classification, sequence_classification
+from trainer.losses.contract import Loss
+from trainer.losses.language import captioning, language_modeling
+from trainer.losses.regression import regression
+
+by_task: Mapping[str, Loss] = MappingProxyType(
+    {
+        "captioning": captioning,
+        "classification": classification,
+        "language_modeling": language_modeling,
+        "regression": regression,
+        "sequence_classification": sequence_classification,
+    }
+)
+"""Task to its loss, for a configuration that names one."""
+
+__all__ = [
+    "Loss",
+    "by_task",
+    "captioning",
+    "classification",
+    "language_modeling",
+    "regression",
+    "sequence_classification",
+]
