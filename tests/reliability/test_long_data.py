@@ -98,6 +98,8 @@ class Batched(grain.transforms.Map):
         return batch_of(element)
 
 
+ARRAYS = {"inputs": np.arange(EXAMPLES, dtype=np.float32)[:, None]}
+
 SOURCES = {
     "a factory of a generator": generated,
     "a factory of a list": listed,
@@ -110,7 +112,9 @@ SOURCES = {
     "an iterable dataset": filtered,
     "a mixture": mixed,
     "a data loader": loaded,
+    "a memory map": data.MemoryMap(ARRAYS, 2, superbatch=2, steps_per_epoch=STEPS),
 }
+"""Of batches; or a source that reads by itself."""
 
 
 def step(state, batch):
@@ -126,6 +130,8 @@ def start(seed=0):
 
 
 def phase_over(batches, superbatch=2):
+    if isinstance(batches, data.MemoryMap):
+        return trainer.training(step, batches)
     return trainer.training(step, data.Stream(batches, superbatch, steps_per_epoch=STEPS))
 
 
@@ -157,7 +163,7 @@ def test_law_5_stopped_at_any_epoch_it_sees_each_example_where_it_would_have(nam
         assert resumed.fingerprint == straight.fingerprint
 
 
-@pytest.mark.parametrize("batches", [generated, listed, mapped, loaded])
+@pytest.mark.parametrize("batches", [generated, listed, mapped, loaded, SOURCES["a memory map"]])
 def test_passes_are_whole_and_differ(batches):
     seen = run(phase_over(batches)).seen
     first, second = sorted(map(str, seen[:7])), sorted(map(str, seen[7:14]))
@@ -171,7 +177,7 @@ def test_the_size_of_a_superbatch_changes_nothing(superbatch):
     assert run(phase_over(generated, superbatch)).seen == run(phase_over(generated)).seen
 
 
-@pytest.mark.parametrize("batches", [generated, mapped])
+@pytest.mark.parametrize("batches", [generated, mapped, SOURCES["a memory map"]])
 def test_another_seed_is_another_order(batches):
     phase = phase_over(batches)
     other = run(phase, seed=1)
@@ -230,7 +236,7 @@ def test_an_error_in_the_middle_of_an_epoch_loses_nothing(batches, tmp_path):
     assert after.fingerprint == straight.fingerprint
 
 
-@pytest.mark.parametrize("batches", [generated, mapped])
+@pytest.mark.parametrize("batches", [generated, mapped, SOURCES["a memory map"]])
 def test_rolled_back_it_reads_the_same_again(batches):
     phase = phase_over(batches)
     state = phase.prepared(start())

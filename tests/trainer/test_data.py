@@ -1,14 +1,17 @@
 """Sources: each epoch's data from a key and the epoch, whole, in order where it matters."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import trainer
-from trainer import data
+from trainer import data, losses
 from trainer.data.passes import beginning, decoded, encoded
 from trainer.state import TrainState, data_key
 
@@ -66,6 +69,9 @@ def test_the_order_changes_with_the_epoch_and_the_seed_only():
     ("arrays", "batch_size", "said"),
     [
         ({}, 4, "dict of named arrays"),
+        ({"inputs": {}}, 4, "dict of named arrays"),
+        ({"inputs": {"image": np.float32(1)}}, 4, r"arrays\['inputs/image'\] .* leading axis"),
+        ({"inputs": {"a": np.zeros(3), "b": np.zeros(2)}}, 2, "inputs/a.*3.*inputs/b.*2"),
         ({"inputs": np.zeros((0, 2))}, 4, "at least one example"),
         ({"inputs": np.float32(1)}, 4, "leading axis"),
         ({"inputs": np.zeros(3), "labels": np.zeros(4)}, 2, "equal length; got .*3.*4"),
@@ -156,6 +162,7 @@ def test_an_iterator_that_ends_after_one_pass_is_refused():
         ([{"inputs": np.zeros((2, 1))}, {"inputs": np.zeros((2, 2))}], "batch 1 .* like the first"),
         ([{"inputs": np.zeros((2, 1))}, {"labels": np.zeros((2, 1))}], "batch 1 .* like the first"),
         ([{"inputs": np.zeros((2, 1))}, {"inputs": np.zeros((3, 1))}], "at most 2 examples"),
+        ([{"inputs": {"a": np.zeros((2, 1))}}, {"inputs": np.zeros((2, 1))}], "got {'inputs': "),
         (
             [{"inputs": np.zeros((n, 1))} for n in (2, 1, 2)],
             "batch 1 of epoch 0 has 1 examples and is not the last",
@@ -198,6 +205,62 @@ def test_labels_in_a_stream_are_checked_as_they_arrive(task):
     state = task.init(jax.random.key(0), good)
     with pytest.raises(ValueError, match="between 0 and 9.*between 0 and 10"):
         trainer.fit(state, trainer.training(task.step, stream), epochs=1)
+
+
+def _nested(n):
+    numbers = np.arange(n)
+    return {
+        "inputs": {
+            "image": np.ones((n, 2, 2)) * numbers[:, None, None],
+            "tokens": numbers[:, None],
+        },
+        "labels": numbers % 10,
+    }
+
+
+def _nested_sources(n, batch_size):
+    whole = _nested(n)
+    pieces = [
+        jax.tree.map(lambda array, start=start: array[start : start + batch_size], whole)
+        for start in range(0, n, batch_size)
+    ]
+    return data.Arrays(whole, batch_size), data.Stream(pieces, 2)
+
+
+@pytest.mark.parametrize("source", _nested_sources(7, 3), ids=["Arrays", "Stream"])
+def test_inputs_may_be_a_dict_of_arrays(source):
+    chex.assert_tree_shape_prefix(source.example, (3,))
+    chex.assert_shape(source.example["inputs"]["image"], (3, 2, 2))
+    for masked in (False, True):
+        feed = source.evaluation() if masked else source.training()
+        seen = []
+        for piece, _ in feed.pieces(_state(), None, None):
+            rows = feed.rows(piece, data_key(_state()))
+            for number in range(len(jax.tree.leaves(rows)[0])):
+                batch = feed.batch(piece, jax.tree.map(lambda rows, n=number: rows[n], rows))
+                batch, mask = batch if masked else (batch, np.ones(3, bool))
+                image, tokens = batch["inputs"]["image"], batch["inputs"]["tokens"]
+                np.testing.assert_array_equal(image[:, 1, 1], tokens[:, 0])
+                np.testing.assert_array_equal(tokens[:, 0] % 10, batch["labels"])
+                seen += np.asarray(tokens)[np.asarray(mask), 0].tolist()
+        assert len(set(seen)) == len(seen) == (7 if masked else 6)
+
+
+@pytest.mark.parametrize("source", _nested_sources(12, 4), ids=["Arrays", "Stream"])
+def test_a_network_of_two_inputs_trains_and_its_labels_are_checked(source, linear):
+    def apply(params, model_state, inputs, *, key, train):
+        return linear.apply(params, model_state, inputs["image"], key=key, train=train)
+
+    two = SimpleNamespace(init=lambda key, x: linear.init(key, x["image"]), apply=apply)
+    task = trainer.supervised(two, losses.classification, optax.sgd(0.01))
+    state = task.init(jax.random.key(0), source.example)
+    phases = trainer.training(task.step, source), trainer.evaluation(task.measure, source)
+    _, history = trainer.fit(state, phases, epochs=1)
+    assert 0 < history[0]["val/loss"] < 10
+    wrong = {**_nested(12), "labels": np.arange(12)}
+    wrong = data.Stream([wrong]) if isinstance(source, data.Stream) else data.Arrays(wrong, 4)
+    with pytest.raises(ValueError, match="between 0 and 9.*between 0 and 11"):
+        trainer.fit(state, trainer.training(task.step, wrong), epochs=1)
 
 
 def _stretch(feed, position, state=None):

@@ -1,8 +1,24 @@
-"""Sources of data: arrays on the device, streams from the host, and digits to try things on."""
+"""Sources of data: arrays on the device, streams and files on the host, digits to try things on."""
 
+from trainer.data import augmentation
 from trainer.data.arrays import Arrays
 from trainer.data.digits import digits
 from trainer.data.feed import Feed, Source
+from trainer.data.grain_streams import from_grain
+from trainer.data.memory_map import MemoryMap
+from trainer.data.packing import pack_tokens
 from trainer.data.streams import Stream
+from trainer.data.tokens import Tokens
 
-__all__ = ["Arrays", "Feed", "Source", "Stream", "digits"]
+__all__ = [
+    "Arrays",
+    "Feed",
+    "MemoryMap",
+    "Source",
+    "Stream",
+    "Tokens",
+    "augmentation",
+    "digits",
+    "from_grain",
+    "pack_tokens",
+]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.data.feed import Batch, Check, Feed, examples_in
+from trainer.data.batches import Batch, each, examples_in
+from trainer.data.feed import Check, Feed
 from trainer.state import TrainState
 
 
@@ -22,7 +23,7 @@ class Arrays:
     ragged tail. Evaluation visits every example exactly once, the tail under a mask.
 
     Args:
-        arrays: name to array `[examples, ...]`; `inputs` feeds the network.
+        arrays: name to array `[examples, ...]`, or to a dict of arrays; `inputs` feeds the network.
         batch_size: examples a step.
 
     Raises:
@@ -40,18 +41,17 @@ class Arrays:
         examples_in(self.arrays, "arrays")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
-        on_device = {name: jnp.asarray(array) for name, array in self.arrays.items()}
-        object.__setattr__(self, "arrays", on_device)
+        object.__setattr__(self, "arrays", each(jnp.asarray, self.arrays))
 
     @property
     def size(self) -> int:
         """How many examples there are."""
-        return len(next(iter(self.arrays.values())))
+        return len(jax.tree.leaves(self.arrays)[0])
 
     @property
     def example(self) -> Batch:
         """The first batch."""
-        return {name: array[: self.batch_size] for name, array in self.arrays.items()}
+        return each(lambda array: array[: self.batch_size], self.arrays)
 
     def training(self) -> Feed:
         """Read shuffled, whole batches only.
@@ -92,8 +92,8 @@ class Arrays:
         yield self.arrays, None
 
     def _verify(self, state: TrainState, check: Check) -> None:
-        check(state, {name: np.asarray(array) for name, array in self.arrays.items()})
+        check(state, each(np.asarray, self.arrays))
 
 
 def _take(piece: Batch, places: jax.Array) -> Batch:
-    return {name: array[places] for name, array in piece.items()}
+    return each(lambda array: array[places], piece)

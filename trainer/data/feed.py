@@ -1,21 +1,17 @@
-"""What a source of data owes to a phase: the contract, and the checks that all sources share."""
+"""What a source of data owes to a phase: the contract."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
+from trainer.data.batches import Batch
 from trainer.state import PyTree, TrainState
 
-Batch = dict[str, Any]
-"""Named arrays `[batch, ...]`; `inputs` feeds the network."""
-
-Check = Callable[[TrainState, Mapping[str, np.ndarray]], None]
+Check = Callable[[TrainState, Batch], None]
 """Raises ValueError where host arrays `[examples, ...]`, of any number, do not suit the task."""
-
 
 POSITION = "position/"
 """What names of `state.carry` begin with that hold how far a phase has read: `position/train`."""
@@ -61,25 +57,3 @@ class Source(Protocol):
 
     def evaluation(self) -> Feed:
         """Read for evaluation: in order, every example exactly once, with a mask."""
-
-
-def examples_in(batch: Mapping[str, Any], what: str) -> int:
-    """Count the examples of named arrays of equal length.
-
-    Raises:
-        ValueError: there is no array, one has no axis, the lengths differ, or there is no example.
-    """
-    if not isinstance(batch, Mapping) or not batch:
-        raise ValueError(
-            f"{what} must be a dict of named arrays, such as inputs and labels; got {batch!r:.100}"
-        )
-    for name, array in batch.items():
-        if np.ndim(array) == 0:
-            raise ValueError(f"{what}[{name!r}] must have a leading axis of examples; got a scalar")
-    lengths = {name: len(array) for name, array in batch.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"arrays of {what} must be of equal length; got {lengths}")
-    count = next(iter(lengths.values()))
-    if count == 0:
-        raise ValueError(f"{what} must hold at least one example; got none in {sorted(batch)}")
-    return count

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trainer.data.feed import Batch
+from trainer.data.batches import Batch
 
 Factory = Callable[[int, int], Iterable[Batch]]
 """`(seed, epoch or pass) -> batches`: the same whenever it is called with the same arguments."""

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from trainer.data.feed import Batch, Check, Feed, examples_in
+from trainer.data import superbatches
+from trainer.data.batches import Batch, described, each, examples_in
+from trainer.data.feed import Check, Feed
 from trainer.data.passes import Factory, Passes, Position, beginning
 from trainer.state import TrainState, stream_seed
 
@@ -21,8 +22,9 @@ from trainer.state import TrainState, stream_seed
 class Stream:
     """Batches from the host: any iterable that can be run through again, or a factory.
 
-    A factory `(seed, epoch) -> batches` is asked anew in every epoch; the seed comes from the
-    state's root key, so that a resumed run sees the same data. Batches are stacked to superbatches
+    A factory `(seed, epoch) -> batches` is asked anew in every epoch, and may give an iterator, of
+    any library's; the seed comes from the state's root key, so that a resumed run sees the same
+    data where the factory shuffles by it. Batches are stacked to superbatches
     `[superbatch, batch, ...]`; one is transferred while the one before it computes. Every batch
     has the size of the first but the last, which training drops if it is smaller and evaluation
     counts under a mask.
@@ -35,7 +37,7 @@ class Stream:
     all else, what was read before is read past.
 
     Args:
-        batches: iterable of dicts of arrays `[batch, ...]`, or a factory of one.
+        batches: iterable of dicts of arrays `[batch, ...]`, or of dicts of them; or a factory.
         superbatch: steps a transfer; larger means fewer dispatches and more memory.
         steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
 
@@ -80,7 +82,7 @@ class Stream:
 
     def training(self) -> Feed:
         """Read whole batches, in the stream's own order."""
-        feed = self._feed(self.example, masked=False)
+        feed = self._feed(masked=False)
         if self.steps_per_epoch is None:
             return feed
         start, steps = self._first[1], self.steps_per_epoch
@@ -98,18 +100,13 @@ class Stream:
                 f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
                 "Stream of its own, without steps_per_epoch"
             )
-        return self._feed((self.example, np.ones(self._size, bool)), masked=True)
+        return self._feed(masked=True)
 
-    def _feed(self, example: Any, *, masked: bool) -> Feed:
+    def _feed(self, *, masked: bool) -> Feed:
         """Read an epoch as one pass."""
         steps = min(self.superbatch, self.steps_per_epoch or self.superbatch)
-        return Feed(
-            pieces=functools.partial(self._pieces, masked=masked),
-            example=_stacked_shapes(example, steps),
-            rows=lambda piece, key: jnp.arange(_steps(piece)),
-            batch=lambda piece, row: jax.tree.map(lambda array: array[row], piece),
-            verify=lambda state, check: check(state, self.example),
-        )
+        pieces = functools.partial(self._pieces, masked=masked)
+        return superbatches.feed(pieces, self.example, steps, masked=masked)
 
     @functools.cached_property
     def _first(self) -> tuple[Batch, Position | None]:
@@ -117,7 +114,7 @@ class Stream:
         iterator = iter(self._pass(0, 0))
         for batch in iterator:
             examples_in(batch, "the stream's first batch")
-            return batch, beginning(iterator) if self.steps_per_epoch else None
+            return each(np.asarray, batch), beginning(iterator) if self.steps_per_epoch else None
         raise ValueError("the stream must give at least one batch; got none")
 
     @property
@@ -185,63 +182,35 @@ class Stream:
                     f"last; all others must have {self._size}"
                 )
             size = examples_in(batch, f"batch {number} of {where}")
-            self._check_like_first(batch, f"batch {number} of {where}")
+            self._check_like_first(batch, size, f"batch {number} of {where}")
             if size < self._size:
                 short = size
                 if not masked:
                     continue
+            arrays = each(np.asarray, batch)
             if not masked:
-                yield {name: np.asarray(array) for name, array in batch.items()}
+                yield arrays
                 continue
             padding = self._size - size
             yield (
-                {name: _padded(np.asarray(array), padding) for name, array in batch.items()},
+                each(functools.partial(_padded, padding=padding), arrays),
                 np.arange(self._size) < size,
             )
 
-    def _check_like_first(self, batch: Batch, what: str) -> None:
-        wanted, got = _described(self.example), _described(batch)
-        longer = examples_in(batch, "batch") > self._size
-        if wanted != got or longer:
+    def _check_like_first(self, batch: Batch, size: int, what: str) -> None:
+        wanted, got = described(self.example), described(batch)
+        if wanted != got or size > self._size:
             raise ValueError(
                 f"{what} must be like the first, {wanted} with at most {self._size} examples; got "
-                f"{got} with {len(next(iter(batch.values())))}"
+                f"{got} with {size}"
             )
 
 
 def _piece(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:
     """Stack batches, or pairs of a batch and its mask, and transfer them."""
     piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
-    if check is not None:
-        batch = piece[0] if isinstance(piece, tuple) else piece
-        check(state, {name: _flat(array) for name, array in batch.items()})
-    return jax.device_put(piece)
-
-
-def _described(batch: Batch) -> dict[str, str]:
-    """Dtype and shape of one example of each array."""
-    return {
-        name: f"{np.asarray(array).dtype}{list(np.shape(array)[1:])}"
-        for name, array in sorted(batch.items())
-    }
+    return superbatches.transferred(piece, state, check)
 
 
 def _padded(array: np.ndarray, padding: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], padding, axis=0)]) if padding else array
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """Join the axes of steps and examples."""
-    return array.reshape(-1, *array.shape[2:])
-
-
-def _steps(piece: Any) -> int:
-    return int(jax.tree.leaves(piece)[0].shape[0])
-
-
-def _stacked_shapes(batch: Any, steps: int) -> Any:
-    def shape(array: Any) -> jax.ShapeDtypeStruct:
-        dtype = jax.dtypes.canonicalize_dtype(np.asarray(array).dtype)
-        return jax.ShapeDtypeStruct((steps, *np.shape(array)), dtype)
-
-    return jax.tree.map(shape, batch)

@@ -1,0 +1,173 @@
+"""Reading examples by their number, in any order: superbatches gathered a step ahead of use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from trainer.data import superbatches
+from trainer.data.ahead import Ahead
+from trainer.data.batches import Batch
+from trainer.data.feed import POSITION, Check, Feed
+from trainer.data.permutation import shuffled
+from trainer.state import TrainState, stream_seed
+
+Place = tuple[int, int]
+"""The number of a pass, and how many batches of it were read."""
+
+Position = dict[str, np.ndarray]
+"""`place`, int32 `[2]`: see `Place`. `content`, uint32 `[2]`: the hash of what the data are."""
+
+
+class Rows(NamedTuple):
+    """Examples on the host that can be read by number, and how they are read."""
+
+    size: int
+    """How many there are."""
+    read: Callable[[np.ndarray], Batch]
+    """`places -> batch`: integer places of any shape to arrays `[*places, ...]`."""
+    content: str
+    """What tells these data from others."""
+    batch_size: int
+    """Examples a step, of all processes together."""
+    superbatch: int
+    """Steps a transfer."""
+    steps_per_epoch: int | None
+    """Optimizer steps of an epoch of training; a pass if None."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of each batch is read here, of how many."""
+
+    @property
+    def own(self) -> np.ndarray:
+        """The places in a batch of the examples that are read here."""
+        index, parts = self.shard
+        share = self.batch_size // parts
+        return np.arange(index * share, (index + 1) * share)
+
+    @property
+    def example(self) -> Batch:
+        """The first batch, filled up with the last example where there are too few."""
+        return self.read(np.minimum(self.own, self.size - 1))
+
+
+def check_settings(rows: Rows) -> None:
+    """Check how rows are to be read.
+
+    Raises:
+        ValueError: a size is below 1, or a batch cannot be split as it should.
+    """
+    for name in ("batch_size", "superbatch", "steps_per_epoch"):
+        if (size := getattr(rows, name)) is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}")
+    index, parts = rows.shard
+    if not 0 <= index < parts:
+        raise ValueError(
+            f"shard must be (index, count) with an index from 0 to count - 1; got {rows.shard}"
+        )
+    if rows.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of the {parts} shards of a batch; got {rows.batch_size}"
+        )
+
+
+def training(rows: Rows) -> Feed:
+    """Read shuffled, whole batches only, pass after pass, each in an order of its own.
+
+    Raises:
+        ValueError: there are fewer examples than a batch.
+    """
+    whole = rows.size // rows.batch_size
+    if whole == 0:
+        raise ValueError(
+            f"training needs at least one whole batch: there are {rows.size} examples and "
+            f"batch_size is {rows.batch_size}; choose a batch_size of at most {rows.size}"
+        )
+    steps = rows.steps_per_epoch or whole
+    most = min(rows.superbatch, steps)
+    content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
+
+    def gathered(key: tuple[int, Place, int]) -> Batch:
+        seed, (number, read), left = key
+        places = []
+        while left:
+            batches = np.arange(read, min(whole, read + left))[:, None]
+            order = batches * rows.batch_size + rows.own
+            places.append(shuffled(order, rows.size, seed, number))
+            number, read, left = number + 1, 0, left - len(batches)
+        return rows.read(np.concatenate(places))
+
+    ahead = Ahead(gathered)
+
+    def pieces(
+        state: TrainState, check: Check | None, position: Position
+    ) -> Iterator[tuple[Any, Position | None]]:
+        _check_content(position["content"], content)
+        seed, left = stream_seed(state), steps
+        place = _later(position["place"].tolist(), 0, whole)
+        while left:
+            here = min(most, left)
+            left -= here
+            after = _later(place, here, whole)
+            piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
+            new = None if left else {"place": np.array(after, np.int32), "content": content}
+            yield superbatches.transferred(piece, state, check), new
+            place = after
+
+    start = {"place": np.zeros(2, np.int32), "content": content}
+    feed = superbatches.feed(pieces, rows.example, most)
+    return feed._replace(start=start, steps=steps)
+
+
+def evaluation(rows: Rows) -> Feed:
+    """Read in order, every example once, the end filled up under a mask `[batch]`.
+
+    Raises:
+        ValueError: an epoch is not a pass.
+    """
+    if rows.steps_per_epoch is not None:
+        raise ValueError(
+            "an evaluation must visit every example exactly once, so its source cannot end after a "
+            f"number of steps; got steps_per_epoch={rows.steps_per_epoch}: give it a source of its "
+            "own, without steps_per_epoch"
+        )
+    steps = -(-rows.size // rows.batch_size)
+    most = min(rows.superbatch, steps)
+
+    def gathered(first: int) -> tuple[Batch, np.ndarray]:
+        batches = np.arange(first, min(first + most, steps))[:, None]
+        places = batches * rows.batch_size + rows.own
+        return rows.read(np.minimum(places, rows.size - 1)), places < rows.size
+
+    ahead = Ahead(gathered)
+
+    def pieces(
+        state: TrainState, check: Check | None, position: None
+    ) -> Iterator[tuple[Any, None]]:
+        for first in range(0, steps, most):
+            after = first + most if first + most < steps else 0
+            yield superbatches.transferred(ahead(first, then=after), state, check), None
+
+    return superbatches.feed(pieces, rows.example, most, masked=True)
+
+
+def _later(place: Place | list[int], batches: int, whole: int) -> Place:
+    """Say where one is a number of batches later, with so many to a pass."""
+    number, read = place
+    return divmod(number * whole + read + batches, whole)
+
+
+def _check_content(saved: np.ndarray, content: np.ndarray) -> None:
+    if not np.array_equal(saved, content):
+        raise ValueError(
+            f"the run began with other data: their hash is {_written(saved)} at 'content' of the "
+            f"entry {POSITION + '<phase>'!r} in state.carry, and that of the data given is "
+            f"{_written(content)}; go on with the data that it began with, or take the entry out "
+            "of the carry, to read these from the beginning"
+        )
+
+
+def _written(content: np.ndarray) -> str:
+    return f"{int(content.view(np.uint64)[0]):016x}"

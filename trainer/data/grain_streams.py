@@ -1,0 +1,83 @@
+"""Streams of Grain's data sets and loaders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trainer.data.streams import Stream
+
+
+def from_grain(
+    dataset: Any,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    superbatch: int = 16,
+    steps_per_epoch: int | None = None,
+) -> Stream:
+    """Make a stream of a data set or a loader of Grain.
+
+    A `MapDataset` is shuffled anew in every epoch, by the run's seed and the epoch. An
+    `IterDataset` or a loader has the order that was built into it, in every epoch the same: for
+    another one, pass a function `(seed, epoch) -> dataset`, which shuffles by them. With
+    `steps_per_epoch` the passes count in the place of the epochs, and the state of Grain's iterator
+    is kept in the state, so that a resumed run goes on at the very next batch.
+
+    Args:
+        dataset: a `MapDataset`, `IterDataset` or `DataLoader`, or a function `(seed, epoch)` that
+            gives one. Its elements are dicts of arrays, of examples or of whole batches.
+        batch_size: examples a step; None where the elements are batches already.
+        shuffle: shuffle a `MapDataset`, before it is batched; False to evaluate on it, in order,
+            and where it shuffles itself.
+        superbatch: steps a transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
+
+    Raises:
+        ImportError: Grain is not installed.
+        ValueError: a size is below 1.
+
+    >>> import grain
+    >>> dataset = grain.MapDataset.range(10).map(lambda n: {"inputs": np.float32([n])})
+    >>> from_grain(dataset, batch_size=4, superbatch=2).example["inputs"].shape
+    (4, 1)
+    """
+    try:
+        import grain
+    except ImportError as error:
+        error.add_note('data.from_grain needs grain: pip install "entracte[grain]"')
+        raise
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    kinds = grain.MapDataset, grain.IterDataset, grain.DataLoader
+
+    def batches(seed: int, number: int) -> Any:
+        made = callable(dataset) and not isinstance(dataset, kinds)
+        given = dataset(seed, number) if made else dataset
+        if not isinstance(given, kinds):
+            raise TypeError(
+                "from_grain needs a MapDataset, an IterDataset or a DataLoader of grain, or a "
+                f"function (seed, epoch) that gives one; got {type(given).__name__}"
+            )
+        if isinstance(given, grain.MapDataset) and shuffle and not made:
+            given = given.shuffle(seed=_seed(seed, number))
+        if batch_size is not None:
+            if isinstance(given, grain.DataLoader):
+                raise TypeError(
+                    f"from_grain cannot make batches of {batch_size} of what a DataLoader gives: "
+                    "add grain.transforms.Batch to its operations, and leave batch_size out"
+                )
+            given = given.batch(batch_size)
+        if isinstance(given, grain.MapDataset):
+            # Grain's own default reads 500 elements ahead, and here they are whole batches.
+            ahead = 2 * superbatch
+            return given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead))
+        return given
+
+    return Stream(batches, superbatch, steps_per_epoch=steps_per_epoch)
+
+
+def _seed(seed: int, number: int) -> int:
+    """Give a seed as Grain takes them, of 32 bits, for each pass another."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

@@ -1,0 +1,160 @@
+"""Windows of a long row of tokens, for models of language."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from trainer.data import gathering
+from trainer.data.batches import Batch
+from trainer.data.feed import Feed
+from trainer.data.packing import Header, opened
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokens:
+    """Windows of a file that `pack_tokens` wrote, which may be larger than memory.
+
+    A window is `inputs` int32 `[length]` and `labels` int32 `[length]`, the token after each input.
+    One begins every `stride` tokens; the last ends where the tokens do. Training visits all windows
+    in every pass, shuffled, whole batches only. Evaluation visits them in order, and hides under
+    `mask`, bool `[batch, length]`, the labels that a window before had, so that every token but the
+    first is a target exactly once.
+
+    The file is verified when it is opened. Its checksum and the position live in the state, at
+    `carry["position/train"]` for the phase `train`: a resumed run goes on at the very next window,
+    at once, and is refused where the file or the part is another. With `steps_per_epoch` an epoch
+    is a stretch of a long pass; for this, the order, the thread and `shard` see `MemoryMap`.
+
+    Args:
+        file: that `pack_tokens` wrote.
+        batch_size: windows a step, of all processes together.
+        length: tokens of a window that are inputs.
+        stride: tokens from one window to the next, at most `length`; `length` if None. A smaller
+            one gives each target more context in evaluation.
+        part: where to begin and to end, as shares of the file: `part=(0, 0.9)` to train and
+            `part=(0.9, 1)` to validate.
+        superbatch: steps a transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
+        shard: which part of each batch is read here, and how many parts there are.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is no file of tokens, or damaged; the part is shorter than a window; a size
+            is below 1; the part is none; or a batch cannot be split into as many parts.
+
+    >>> import pathlib, tempfile
+    >>> from trainer import data
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = pathlib.Path(folder.name, "text.tokens")
+    >>> _ = data.pack_tokens([range(10)], file, vocabulary=10)
+    >>> tokens = Tokens(file, batch_size=2, length=4)
+    >>> tokens.size, tokens.vocabulary
+    (3, 10)
+    >>> tokens.example["inputs"].tolist(), tokens.example["labels"].tolist()
+    ([[0, 1, 2, 3], [4, 5, 6, 7]], [[1, 2, 3, 4], [5, 6, 7, 8]])
+    >>> folder.cleanup()
+    """
+
+    file: str | os.PathLike[str]
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    length: int
+    stride: int | None = None
+    part: tuple[float, float] = (0.0, 1.0)
+    superbatch: int = 32
+    steps_per_epoch: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    _windows: np.ndarray = dataclasses.field(init=False, repr=False)
+    _header: Header = dataclasses.field(init=False, repr=False)
+    _content: str = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        start, end = self.part
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"part must be (start, end) with 0 <= start < end <= 1; got {self.part}"
+            )
+        if self.length < 1 or not 1 <= self._stride <= self.length:
+            raise ValueError(
+                f"length must be at least 1, and stride from 1 to length, or tokens would be left "
+                f"out; got length {self.length} and stride {self.stride}"
+            )
+        tokens, header = opened(self.file)
+        first, last = int(start * len(tokens)), int(end * len(tokens))
+        tokens = tokens[first:last]
+        if len(tokens) <= self.length:
+            raise ValueError(
+                f"length must be less than the {len(tokens)} tokens of part {self.part} of "
+                f"{self.file}, since every input needs the token after it; got {self.length}"
+            )
+        object.__setattr__(self, "_header", header)
+        object.__setattr__(self, "_content", f"{header.checksum} {first} {last}")
+        object.__setattr__(self, "_windows", sliding_window_view(tokens, self.length + 1))
+        gathering.check_settings(self._rows(masked=False))
+
+    @property
+    def size(self) -> int:
+        """How many windows there are."""
+        return -(-(len(self._windows) - 1) // self._stride) + 1
+
+    @property
+    def vocabulary(self) -> int:
+        """The size of the vocabulary that the file was packed for."""
+        return self._header.vocabulary
+
+    @property
+    def example(self) -> Batch:
+        """The first batch, or this process's part of it."""
+        return self._rows(masked=False).example
+
+    def training(self) -> Feed:
+        """Read shuffled, whole batches only.
+
+        Raises:
+            ValueError: there are fewer windows than a batch.
+        """
+        return gathering.training(self._rows(masked=False))
+
+    def evaluation(self) -> Feed:
+        """Read in order, with a mask `[batch]` that is false where the tail was padded.
+
+        Raises:
+            ValueError: it has `steps_per_epoch`.
+        """
+        return gathering.evaluation(self._rows(masked=True))
+
+    @property
+    def _stride(self) -> int:
+        return self.length if self.stride is None else self.stride
+
+    def _rows(self, *, masked: bool) -> gathering.Rows:
+        return gathering.Rows(
+            size=self.size,
+            read=self._masked if masked else self._read,
+            content=self._content,
+            batch_size=self.batch_size,
+            superbatch=self.superbatch,
+            steps_per_epoch=self.steps_per_epoch,
+            shard=self.shard,
+        )
+
+    def _starts(self, places: np.ndarray) -> np.ndarray:
+        return np.minimum(places * self._stride, len(self._windows) - 1)
+
+    def _read(self, places: np.ndarray) -> Batch:
+        """Gather windows; one gather of bytes and two conversions cost least."""
+        windows = self._windows[self._starts(places)]
+        return {
+            "inputs": windows[..., :-1].astype(np.int32),
+            "labels": windows[..., 1:].astype(np.int32),
+        }
+
+    def _masked(self, places: np.ndarray) -> Batch:
+        """Gather windows, and show the labels that no window before has."""
+        new = self._starts(places) - self._starts(places - 1)
+        new = np.where(places == 0, self.length, new)[..., None]
+        return {**self._read(places), "mask": np.arange(self.length) >= self.length - new}
