@@ -1,14 +1,20 @@
 """Training as jitted pure functions over an immutable state, with hooks between epochs."""
 
-from trainer import data, losses, optimizers
+from trainer import configuration, data, losses, optimizers
 from trainer.caching import cache_compilations
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, restore
+from trainer.configuration import TrainingConfig, load_config, parse_config
+from trainer.cost import cost
+from trainer.evaluating import evaluate
 from trainer.hook import Hook, Interrupt
 from trainer.loop import fit
 from trainer.metrics import Metrics
+from trainer.overfitting import overfit
+from trainer.parameters import export_params, load_params
 from trainer.phases import Phase
 from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
+from trainer.summaries import summary
 from trainer.supervised import supervised
 
 __all__ = [
@@ -18,13 +24,24 @@ __all__ = [
     "Metrics",
     "Phase",
     "TrainState",
+    "TrainingConfig",
     "cache_compilations",
+    "configuration",
+    "cost",
     "data",
+    "evaluate",
     "evaluation",
+    "export_params",
     "fingerprint",
     "fit",
+    "load_config",
+    "load_params",
     "losses",
     "optimizers",
+    "overfit",
+    "parse_config",
+    "restore",
+    "summary",
     "supervised",
     "training",
 ]

@@ -64,17 +64,18 @@ def has_convolution(jaxpr: Any) -> bool:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(has_convolution(inner) for inner in _inner_jaxprs(equation.params.values()))
+        or any(has_convolution(inner) for inner in inner_jaxprs(equation.params.values()))
         for equation in jaxpr.eqns
     )
 
 
-def _inner_jaxprs(params: Any) -> Iterator[Any]:
+def inner_jaxprs(params: Any) -> Iterator[Any]:
+    """Find the jaxprs among the parameters of an equation."""
     for value in params:
         if hasattr(getattr(value, "jaxpr", value), "eqns"):
             yield value
         elif isinstance(value, tuple | list):
-            yield from _inner_jaxprs(value)
+            yield from inner_jaxprs(value)
 
 
 def scanned(step: Step, feed: Feed, *, changes: bool) -> Callable[[TrainState, Any], Any]:

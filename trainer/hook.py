@@ -74,6 +74,9 @@ class Hook:
     """Memories, by name, that hooks before it must keep."""
     memories: tuple[Memory, ...] = ()
     gates: tuple[Gate, ...] = ()
+    rehearse: Function | None = None
+    """Called in its place by `fit(..., check=True)`, where calling it leaves something behind; what
+    it gives back is thrown away. Without one, a commit is left out of the check."""
     restore: Callable[[TrainState], Restored | None] | None = None
     """Given a template, brings back an earlier run's state; called before all else."""
     check: Callable[[], None] | None = None

@@ -15,6 +15,7 @@ from trainer.hook import Hooks
 from trainer.metrics import Metrics
 from trainer.phases import Phase, Program
 from trainer.processes import NOTHING, Ending, agreed, check_same, of_lead
+from trainer.rehearsal import rehearse
 from trainer.signals import end_process, listening
 from trainer.state import TrainState
 from trainer.structure import owned
@@ -33,6 +34,7 @@ def fit(
     hooks: Hooks = (),
     donate: bool = True,
     ignore_stop: bool = False,
+    check: bool = False,
 ) -> tuple[TrainState, History]:
     """Train until the state has completed `epochs` epochs, running hooks between phases.
 
@@ -44,6 +46,10 @@ def fit(
         donate: let phases reuse the state's buffers, so that arrays which a hook keeps in a closure
             may be deleted. False keeps them all, for twice the memory.
         ignore_stop: go on although the state says stop.
+        check: first try one step of each phase and one call of each hook on real data, and throw
+            the results away: what would fail after hours fails now, and the run is the same bit for
+            bit. Single steps are compiled for it, and it takes the memory of a second state. A hook
+            that leaves something behind says what to call instead, see `Hook.rehearse`.
 
     Returns:
         The final state, and the metrics of each epoch that this call ran.
@@ -66,7 +72,7 @@ def fit(
     history: History = []
     with listening() as signals, _closing(events):
         ending = NOTHING
-        state, metrics = _begin(state, phases, events, epochs, donate, ignore_stop)
+        state, metrics = _begin(state, phases, events, epochs, donate, ignore_stop, check)
         number = int(state.epoch)
         going = number < epochs and not state.stop
         programs = _compiled(state, phases, donate=donate) if going else []
@@ -119,8 +125,9 @@ def _begin(
     epochs: int,
     donate: bool,
     ignore_stop: bool,
+    check: bool,
 ) -> tuple[TrainState, Metrics]:
-    """Check everything, restore, start the hooks."""
+    """Check everything, restore, rehearse if asked to, start the hooks."""
     check_same(f"{epochs} epochs of {[p.name for p in phases]}, {[h.name for h in events.hooks]}")
     if events.order["error"]:
         events.first = state
@@ -141,7 +148,9 @@ def _begin(
     _tell_of_other_steps(state, phases)
     if ignore_stop:
         state = state.replace(stop=False)
-    state, _ = events.run("start", state, Metrics())
+    if check and int(state.epoch) < epochs and not state.stop:
+        rehearse(state, phases, events, epochs=epochs, donate=donate)
+    state, _ = events.run("start", state, Metrics(epochs=epochs))
     if int(state.epoch) >= epochs:
         log.info("nothing to train: %d of %d epochs are completed", state.epoch, epochs)
     elif state.stop:

@@ -191,7 +191,7 @@ class Phase:
         """
         device, output = device_part(state), None
         packed: list[tuple[Program, jax.Array]] = []
-        for piece, position in self._pieces(device, previous):
+        for piece, position in self.pieces(device, previous):
             if program is None or (self.feed and piece is not self.feed.example):
                 program = self.program(device, piece, donate=donate)
             device, output, numbers = program.run(device, piece)
@@ -202,7 +202,7 @@ class Phase:
                 jax.block_until_ready(packed[-2][1])  # or a stream would pile up on the device
         return rejoin(device, state), output, Measured(self, packed)
 
-    def _pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:
+    def pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:
         """Give the pieces of the state's epoch, and with the last where the next one begins."""
         if self.feed is None:
             return iter([(previous, None)])

@@ -99,7 +99,7 @@ def conformed(template: TrainState, state: TrainState) -> TrainState:
             return leaf
         if not isinstance(leaf, jax.Array):
             leaf = jnp.asarray(leaf, wanted.dtype)
-        if leaf.weak_type:
+        if getattr(leaf, "weak_type", False):  # keys have none
             leaf = _strong(leaf)
         if leaf.sharding != wanted.sharding:
             leaf = jax.device_put(leaf, wanted.sharding)

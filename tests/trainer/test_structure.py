@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import trainer
 from trainer.structure import buffers, conformed, differences, owned, separated
 
 
@@ -52,3 +53,11 @@ def test_weak_types_and_host_arrays_are_put_right(state):
     assert right.params["w"].sharding == state.params["w"].sharding
     assert not right.params["b"].weak_type
     assert right.opt_state is not None
+
+
+def test_a_hook_may_change_the_root_key(state, phase):
+    def reseed(state, metrics):
+        return state.replace(rng=jax.random.fold_in(state.rng, 1))
+
+    after, _ = trainer.fit(state, phase, epochs=1, hooks=reseed)
+    assert bool(after.rng == jax.random.fold_in(state.rng, 1))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from trainer.checkpoints import commits, snapshots
 from trainer.checkpoints import manifest as manifests
@@ -71,11 +72,7 @@ def restored(
     sizes = {leaf.path: leaf.bytes for name in shared for leaf in wanted[name][0]}
     if wrong := [x.path for name in shared for x in saved[name] if x.bytes != sizes[x.path]]:
         raise DamagedCommit(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
-    try:
-        data = storage.read(directory / str(number) / commits.ARRAYS, snapshots.size(leaves))
-        snapshots.verify(leaves, data)
-    except DamagedCommit as damage:
-        raise DamagedCommit(f"{where}: {damage}") from damage
+    data = verified(directory, number, storage, leaves)
     trees = {name: snapshots.rebuilt(saved[name], data, *wanted[name]) for name in shared}
     # What observers remember is known to process 0 alone, which is the one to speak of it.
     for name in sorted(wanted.keys() ^ saved.keys()) if is_lead() else ():
@@ -89,6 +86,23 @@ def restored(
     state = trees.pop("")
     memory = {name.removeprefix("memory/"): tree for name, tree in trees.items()}
     return Commit(number, state.replace(memory=memory), manifests.saved_scores(manifest), manifest)
+
+
+def verified(
+    directory: Path, number: int, storage: commits.Storage, leaves: Sequence[manifests.Leaf]
+) -> np.ndarray:
+    """Read the bytes of a commit's arrays, uint8 [bytes].
+
+    Raises:
+        DamagedCommit: they are not, bit for bit, what was written.
+        MemoryError: they take more than this machine has.
+    """
+    try:
+        data = storage.read(directory / str(number) / commits.ARRAYS, snapshots.size(leaves))
+        snapshots.verify(leaves, data)
+    except DamagedCommit as damage:
+        raise DamagedCommit(f"commit {number} in {directory}: {damage}") from damage
+    return data
 
 
 def agree(number: int) -> None:

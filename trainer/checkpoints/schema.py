@@ -112,16 +112,16 @@ def _is_scalar(kind: str, value: Any) -> bool:
         return hex(int(value, 16)) == value
     if kind == "float":
         return float.fromhex(value).hex() == value
-    dtype = _plain(kind.removeprefix("numpy.")) if kind.startswith("numpy.") else None
+    dtype = plain(kind.removeprefix("numpy.")) if kind.startswith("numpy.") else None
     if dtype is None or len(value) != 2 * dtype.itemsize:
         return False
     return bytes.fromhex(value).hex() == value
 
 
-def _plain(name: str) -> np.dtype | None:
+def plain(name: str) -> np.dtype | None:
     """Give numpy's dtype of this name, if its values are numbers, truths or times.
 
-    >>> _plain("bfloat16"), _plain("object"), _plain("O"), _plain("i4, f8"), _plain("float")
+    >>> plain("bfloat16"), plain("object"), plain("O"), plain("i4, f8"), plain("float")
     (dtype(bfloat16), None, None, None, None)
     """
     kind = np.sctypeDict.get(name.partition("[")[0])

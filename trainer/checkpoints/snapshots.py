@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -133,6 +134,18 @@ def verify(leaves: Sequence[Leaf], buffer: np.ndarray) -> None:
         raise DamagedCommit(f"checksums differ at {', '.join(wrong)}")
 
 
+def array(leaf: Leaf, buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Give the array of a leaf as a view of the buffer.
+
+    Raises:
+        DamagedCommit: its bytes are not those of such an array.
+    """
+    assert leaf.shape is not None
+    if leaf.bytes != math.prod(leaf.shape) * dtype.itemsize:
+        raise DamagedCommit(f"{leaf.path} cannot be a {leaf} of {leaf.bytes} bytes")
+    return _view(buffer, leaf, dtype, leaf.shape)
+
+
 def rebuilt(
     saved: Sequence[Leaf],
     buffer: np.ndarray,
@@ -163,13 +176,16 @@ def _placed(leaf: Leaf, buffer: np.ndarray, target: Any) -> Any:
         data = jax.eval_shape(jax.random.key_data, target)
         host = _view(buffer, leaf, data.dtype, data.shape)
         impl = jax.random.key_impl(target)
-        return jax.random.wrap_key_data(_on_device(host, target), impl=impl)
+        return jax.random.wrap_key_data(on_device(host, target), impl=impl)
     host = _view(buffer, leaf, target.dtype, leaf.shape)
-    return host.copy() if isinstance(target, np.ndarray) else _on_device(host, target)
+    return host.copy() if isinstance(target, np.ndarray) else on_device(host, target)
 
 
-def _on_device(host: np.ndarray, target: jax.Array) -> jax.Array:
-    """Put an array where the target is, and leave it uncommitted if the target is."""
+def on_device(host: np.ndarray, target: jax.Array) -> jax.Array:
+    """Put an array where the target is, and leave it uncommitted if the target is.
+
+    What is made does not refer to the host's array.
+    """
     if not target.is_fully_addressable:
         return jax.make_array_from_callback(host.shape, target.sharding, lambda i: host[i].copy())
     if len(target.sharding.device_set) > 1:

@@ -76,7 +76,9 @@ def test_a_caption_matches_exactly_where_every_counted_token_is_the_likeliest(se
     labels = jax.random.randint(keys[1], (4, 3), 0, 2)
     mask = jax.random.bernoulli(keys[2], 0.6, (4, 3))
     measured = losses.captioning(logits, {"labels": labels, "mask": mask})
-    for row, (scores, wanted, counted) in enumerate(zip(*map(np.asarray, (logits, labels, mask)))):
+    for row, (scores, wanted, counted) in enumerate(
+        zip(*map(np.asarray, (logits, labels, mask)), strict=False)
+    ):
         right = all(scores[t].argmax() == wanted[t] for t in range(3) if counted[t])
         assert float(measured["exact_match"][row]) == right
 

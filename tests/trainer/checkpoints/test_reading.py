@@ -1,0 +1,146 @@
+"""Reading another run's commits: which one, what of it, and what damage does."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trainer
+from trainer import Checkpoints, TrainState, data, fingerprint
+from trainer.checkpoints import DamagedCommit
+from trainer.checkpoints.reading import read_params
+
+
+def made(epoch):
+    params = {"w": jnp.arange(4.0) + epoch, "half": jnp.full(3, epoch, jnp.bfloat16)}
+    state = TrainState.create(params=params, rng=jax.random.key(epoch))
+    return state.replace(epoch=jnp.int32(epoch), memory={"count": epoch})
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    run = tmp_path_factory.mktemp("original")
+    with Checkpoints(run, keep=9) as checkpoints:
+        for epoch, loss in ((1, 0.5), (2, 0.25), (3, float("nan"))):
+            checkpoints.save(made(epoch), scores={"val/loss": loss})
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    import shutil
+
+    return shutil.copytree(original, tmp_path / "run")
+
+
+@pytest.fixture
+def target():
+    return made(0).replace(memory={})
+
+
+def spoil(run, epoch):
+    file = run / "checkpoints" / str(epoch) / "arrays" / "leaves" / "0"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("choice", "epoch"),
+    [
+        ({}, 3),
+        ({"epoch": 1}, 1),
+        ({"best": "val/loss"}, 2),
+        ({"best": "val/loss", "mode": "max"}, 1),
+    ],
+)
+def test_the_newest_is_restored_or_the_one_asked_for(original, target, choice, epoch):
+    state = trainer.restore(original, target, **choice)
+    assert fingerprint(state) == fingerprint(made(epoch).replace(memory={}))
+
+
+def test_a_memory_is_restored_if_the_target_names_it(original, target):
+    assert trainer.restore(original, target.replace(memory={"count": 0})).memory == {"count": 3}
+    assert trainer.restore(original, target.replace(memory={"other": 0})).memory == {}
+
+
+@pytest.mark.parametrize(
+    ("choice", "epoch"),
+    [({}, 2), ({"best": "val/loss"}, 2), ({"best": "val/loss", "mode": "max"}, 2)],
+)
+def test_damaged_ones_are_skipped_loudly(run, target, choice, epoch, caplog):
+    spoil(run, 3)
+    spoil(run, 1)
+    assert int(trainer.restore(run, target, **choice).epoch) == epoch
+    arrays, where = read_params(run, **choice)
+    assert np.array_equal(arrays["w"], np.arange(4) + epoch)
+    assert where.startswith(f"commit {epoch} in ")
+    if choice.get("best") is None or "mode" in choice:
+        assert "skipped a damaged commit: commit" in caplog.text
+
+
+def test_if_none_is_intact_all_are_named(run, target):
+    for epoch in (1, 2, 3):
+        spoil(run, epoch)
+    with pytest.raises(DamagedCommit, match="(?s)no commit is intact.*commit 3.*commit 1"):
+        trainer.restore(run, target)
+    with pytest.raises(DamagedCommit, match="commit 2.*checksums differ at step"):
+        trainer.restore(run, target, epoch=2)
+    with pytest.raises(DamagedCommit, match="no commit is intact"):
+        read_params(run)
+
+
+def test_errors_name_what_there_is(original, target, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no commit in .*: give the directory of a run"):
+        trainer.restore(tmp_path, target)
+    with pytest.raises(FileNotFoundError, match=r"of epoch 7 .*there are: \[1, 2, 3\]"):
+        trainer.restore(original, target, epoch=7)
+    with pytest.raises(ValueError, match=r"score 'val/acc' .*\(there is: val/loss\)"):
+        trainer.restore(original, target, best="val/acc")
+    with pytest.raises(ValueError, match="not both"):
+        trainer.restore(original, target, epoch=1, best="val/loss")
+    with pytest.raises(ValueError, match="mode must be"):
+        trainer.restore(original, target, best="val/loss", mode="least")
+    wrong = target.replace(params={"w": jnp.zeros(5)})
+    with pytest.raises(
+        ValueError, match=r"(?s)params/half: saved bfloat16.*wanted nothing.*params/w: saved float"
+    ):
+        trainer.restore(original, wrong)
+
+
+def test_nothing_is_written(original, target):
+    before = sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*"))
+    trainer.restore(original, target)
+    read_params(original)
+    assert sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*")) == before
+
+
+def test_parameters_come_by_path_bit_for_bit(original):
+    arrays, _ = read_params(original, best="val/loss")
+    assert {name: str(array.dtype) for name, array in arrays.items()} == {
+        "w": "float32",
+        "half": "bfloat16",
+    }
+    for name, array in arrays.items():
+        assert array.tobytes() == np.asarray(made(2).params[name]).tobytes()
+
+
+def test_how_far_a_stream_was_read_is_left_unless_the_target_reads_it(
+    task, start, digits, tmp_path
+):
+    import hooks
+
+    arrays = {name: np.asarray(array) for name, array in digits[0].arrays.items()}
+    batches = [
+        {name: array[i : i + 20] for name, array in arrays.items()} for i in range(0, 60, 20)
+    ]
+    phase = trainer.training(task.step, data.Stream(batches, steps_per_epoch=2))
+    saving = hooks.save_checkpoints(tmp_path)
+    final, _ = trainer.fit(start, phase, epochs=2, hooks=saving)
+    restored = trainer.restore(tmp_path, start)
+    assert restored.carry == {}
+    assert fingerprint(restored) == fingerprint(final.replace(carry={}))
+    whole = trainer.restore(tmp_path, phase.prepared(start))
+    assert fingerprint(whole) == fingerprint(final)
