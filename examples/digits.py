@@ -3,67 +3,62 @@
 python examples/digits.py --epochs 20 --network cnn
 """
 
-import dataclasses
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax
-import optax
-import tyro
 from rich.logging import RichHandler
 
 import hooks
 import models
 import trainer
-from trainer import data, losses
+from trainer import configuration, data, losses
+from trainer.configuration import Checkpointing
+from trainer.data import augmentation
+
+NETWORKS = {"cnn": models.cnn, "mlp": models.mlp, "resnet": models.resnet}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True)
+class Config(trainer.TrainingConfig):
     run: Path = Path("runs/digits")
-    """Where checkpoints and TensorBoard files go, and where a run resumes from."""
-    epochs: int = 20
-    """The total that the run shall reach."""
-    seed: int = 0
-    batch_size: int = 64
-    network: Literal["cnn", "mlp"] = "cnn"
-    fresh: bool = False
-    """Refuse to resume: start anew, in a directory that is empty or absent."""
+    network: Literal["cnn", "mlp", "resnet"] = "cnn"
+    augment: bool = False
+    """Move each image by up to a pixel in training."""
+    checkpointing: Checkpointing = Checkpointing(best="val/accuracy", mode="max")
 
 
 def main(config: Config) -> None:
-    if config.fresh and config.run.exists() and any(config.run.iterdir()):
-        raise SystemExit(f"--fresh needs an empty or absent directory; {config.run} holds a run")
-
     train, val = data.digits(batch_size=config.batch_size)
-    network = {"cnn": models.cnn, "mlp": models.mlp}[config.network](classes=10)
-    task = trainer.supervised(network, losses.classification, optax.adamw(1e-3))
+    steps = config.epochs * train.training().steps
+    task = trainer.supervised(
+        NETWORKS[config.network](classes=10),
+        losses.classification,
+        configuration.optimizer(config, steps),
+        augment=augmentation.shift(1) if config.augment else None,
+        accumulate=config.optimizer.accumulate,
+        clip_norm=config.optimizer.clip_norm,
+        precision=config.precision,
+    )
+    validation = trainer.evaluation(task.measure, val)
 
     state, _ = trainer.fit(
         task.init(jax.random.key(config.seed), train.example),
         trainer.training(task.step, train),
         epochs=config.epochs,
         hooks=hooks.chain(
-            hooks.evaluate(trainer.evaluation(task.measure, val)),
+            hooks.evaluate(validation),
             hooks.stop_on_nan(),
             hooks.watch_system(batch_size=config.batch_size),
-            hooks.log_metrics(hooks.Console(), hooks.TensorBoard(config.run)),
-            hooks.save_checkpoints(
-                config.run,
-                best="val/accuracy",
-                mode="max",
-                config={k: v for k, v in dataclasses.asdict(config).items() if k not in PLACE},
-            ),
+            hooks.configured(config, given={"val": validation}),
         ),
     )
     print("fingerprint", trainer.fingerprint(state))
 
 
-PLACE = ("run", "fresh")
-"""Settings that say where results go, and nothing about the run."""
-
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
     logging.getLogger("entracte").setLevel(logging.INFO)
-    main(tyro.cli(Config, description=__doc__))
+    main(trainer.parse_config(Config, description=__doc__))

@@ -1,17 +1,27 @@
 """Everything that is not training, as functions `(state, metrics) -> state` between epochs."""
 
-from hooks.averaging import average_params
+from hooks.averaging import average_params, swa
 from hooks.base import observe, reads, stateful, writes
 from hooks.checkpoint import save_checkpoints
 from hooks.combining import chain, every, every_steps, on, once, when
+from hooks.configuration import configured, configured_writers, from_config, write_config
 from hooks.console import Console
 from hooks.evaluation import evaluate
 from hooks.failing import background, guard
+from hooks.gradients import watch_gradients
+from hooks.keeping_best import keep_best
+from hooks.learning_rates import find_learning_rate
 from hooks.metrics import log_metrics
 from hooks.monitoring import beat, watch_system
+from hooks.plotting import plot_history
+from hooks.profiling import profile
+from hooks.recording import image_grid, record
+from hooks.report import write_report
 from hooks.rolling_back import roll_back_on_nan, roll_back_on_spike
-from hooks.stopping import stop_early, stop_on_nan
+from hooks.schedules import reduce_on_plateau, set_hyperparams
+from hooks.stopping import stop_early, stop_on_nan, time_limit
 from hooks.tensorboard import TensorBoard
+from hooks.unfreezing import unfreeze_at
 from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Writer
 from trainer import Hook
 
@@ -30,22 +40,39 @@ __all__ = [
     "background",
     "beat",
     "chain",
+    "configured",
+    "configured_writers",
     "evaluate",
     "every",
     "every_steps",
+    "find_learning_rate",
+    "from_config",
     "guard",
+    "image_grid",
+    "keep_best",
     "log_metrics",
     "observe",
     "on",
     "once",
+    "plot_history",
+    "profile",
     "reads",
+    "record",
+    "reduce_on_plateau",
     "roll_back_on_nan",
     "roll_back_on_spike",
     "save_checkpoints",
+    "set_hyperparams",
     "stateful",
     "stop_early",
     "stop_on_nan",
+    "swa",
+    "time_limit",
+    "unfreeze_at",
+    "watch_gradients",
     "watch_system",
     "when",
+    "write_config",
+    "write_report",
     "writes",
 ]

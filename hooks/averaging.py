@@ -52,6 +52,58 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     return stateful(name, init, update)
 
 
+def swa(*, start: int, name: str = "swa") -> Hook:
+    """Keep the mean of the parameters over epochs: stochastic weight averaging.
+
+    Each epoch from `start` on counts alike, by the parameters after it. The mean is at
+    `state.memory[name]["params"]`, of the structure of `state.params`; training never sees it.
+    `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
+
+    The batch statistics in `model_state` stay those of the trained parameters, and do not suit the
+    mean. A network that has them needs a pass over the data that updates them alone, with
+    `optax.set_to_zero()` for an optimizer:
+
+        still = trainer.supervised(network, loss, optax.set_to_zero())
+        average = still.init(key, example).replace(
+            params=state.memory["swa"]["params"], model_state=state.model_state
+        )
+        average, _ = trainer.fit(average, trainer.training(still.step, source), epochs=1)
+
+    Args:
+        start: the first epoch that counts, from 1; choose it where the learning rate is large and
+            constant, or ends a cycle.
+        name: of the hook and its memory.
+
+    Raises:
+        ValueError: `start` is below 1.
+
+    Source: P. Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization,
+    2018, algorithm 1.
+
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> hook = swa(start=2)
+    >>> for epoch, value in enumerate([9.0, 1.0, 2.0], 1):
+    ...     state = state.replace(epoch=jnp.int32(epoch), params={"w": jnp.full(2, value)})
+    ...     state = hook(state, {})
+    >>> state.memory["swa"]["params"]["w"]    # (1 + 2) / 2
+    Array([1.5, 1.5], dtype=float32)
+    """
+    if start < 1:
+        raise ValueError(f"start must be at least 1, the first epoch; got {start}")
+
+    def init(state: TrainState) -> dict[str, Any]:
+        return {"params": state.params, "updates": 0}
+
+    def update(
+        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[dict[str, Any], TrainState]:
+        updates = memory["updates"] + (int(np.asarray(state.epoch)) >= start)
+        params = _toward(memory["params"], state.params, np.float32(1 / max(updates, 1)))
+        return {"params": params, "updates": updates}, state
+
+    return stateful(name, init, update)
+
+
 @jax.jit
 def _toward(average: Any, params: Any, weight: jax.Array) -> Any:
     """Move an average toward parameters; a weight of 1 replaces it exactly."""

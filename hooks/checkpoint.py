@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +68,12 @@ def save_checkpoints(
         share = of_lead({"share": taken / (time.monotonic() - began)})["share"]
         return share <= max_cost
 
+    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        beside = tempfile.TemporaryDirectory(prefix="check-", dir=checkpoints.directory.parent)
+        with beside as folder, Checkpoints(folder) as trial:
+            trial.save(state, scores=metrics, config=config)
+        return state
+
     def commit(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal committed
         if committed != int(state.epoch):
@@ -78,12 +85,20 @@ def save_checkpoints(
     name = "save_checkpoints"
     return chain(
         Hook(nothing, f"{name}/restore", event="start", restore=restore, check=checkpoints.check),
-        Hook(commit, name, stage="commit", gates=(Gate(affordable),), expects=expects),
+        Hook(
+            commit,
+            name,
+            stage="commit",
+            gates=(Gate(affordable),),
+            expects=expects,
+            rehearse=rehearse,
+        ),
         Hook(
             commit,
             f"{name}/last",
             event="end",
             stage="commit",
+            rehearse=nothing,
             flush=checkpoints.wait,
             close=checkpoints.close,
         ),

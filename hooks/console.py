@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING
 
-from hooks.writers import Value
+from hooks.writers import Progress, Text, Value
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -20,7 +21,12 @@ class Console:
     On a terminal it is a live bar with the time left and the newest losses, accuracies and other
     metrics; elsewhere (a file, a job's log) one plain line an epoch. When the run is over, however
     it ended, a table gives the last, lowest and highest value of each metric in it. Of the times
-    (`time/...`) only the speed is shown, the machine's part (`system/...`) only in the table.
+    (`time/...`) only the speed is shown, the machine's part (`system/...`) and what there is for
+    every layer (`gradients/...`) only in the table. Where there is room, small curves stand beside
+    losses and accuracies, and beside all in the table.
+
+    A `Text`, which `record` writes, is printed at once: framed above the bar, or as plain lines.
+    Control characters in it, which could take the terminal over, are shown as `\\x1b`.
 
     Log records through rich's `RichHandler`, and what `print` prints, appear above the bar.
 
@@ -49,13 +55,18 @@ class Console:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Show values: on a line now, or in the bar at the next of its four refreshes a second."""
+        texts = {name: value.text for name, value in values.items() if isinstance(value, Text)}
+        for name, text in texts.items():
+            self._show(name, text, step, values.get("epoch"))
+        if texts and not any(isinstance(value, Real) for value in values.values()):
+            return
         if self._run is None:
             from hooks.display import Run
 
             self._run = Run.begun(values)
         self._run.add(step, values)
         if not self._console.is_interactive:
-            print(self._run.line(), file=self._console.file, flush=True)
+            self._print(self._run.line())
         elif self._live is None:
             self._live = self._run.live(self._console)
             self._live.start(refresh=True)
@@ -70,4 +81,23 @@ class Console:
         if live is not None:
             live.stop()
         if run is not None:
-            self._console.print(run.table())
+            self._console.print(run.closing(self._console))
+
+    def _show(self, name: str, text: str, step: int, progress: Value | None) -> None:
+        """Print a text, framed on a terminal."""
+        from hooks.display import framed, indented
+
+        when = f"epoch {progress.done}" if isinstance(progress, Progress) else f"step {step}"
+        if self._console.is_interactive:
+            self._console.print(framed(name, self._encodable(text), when))
+        else:
+            self._print(indented(name, self._encodable(text), when))
+
+    def _print(self, lines: str) -> None:
+        """Print past rich, which would fold long lines."""
+        print(lines, file=self._console.file, flush=True)
+
+    def _encodable(self, text: str) -> str:
+        """Escape what the console's file cannot hold: a sample must not end a run."""
+        encoding = self._console.encoding
+        return text.encode(encoding, "backslashreplace").decode(encoding)

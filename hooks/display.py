@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import itertools
 import math
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -13,34 +14,22 @@ from numbers import Real
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
+from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hooks.courses import TELLING, Course, number, rank
 from hooks.writers import Progress, Value
 
 COLUMNS = 4
 """Metrics on a plain line."""
 
-TELLING = ("loss", "accuracy", "return", "reward", "perplexity")
-"""Metrics that come first, by the last part of their names."""
+CLOSING = ("system/", "gradients/")
+"""What the table alone shows: the machine's part, and what there is for every layer."""
 
-
-@dataclasses.dataclass
-class Course:
-    """How a metric went: its values, and the epochs of the lowest and the highest."""
-
-    last: float = math.nan
-    lowest: tuple[float, int] = (math.inf, 0)
-    highest: tuple[float, int] = (-math.inf, 0)
-
-    def add(self, value: float, epoch: int) -> None:
-        """Go on to this value. One that is not a number is neither lowest nor highest."""
-        self.last = value
-        if value < self.lowest[0]:
-            self.lowest = value, epoch
-        if value > self.highest[0]:
-            self.highest = value, epoch
+CURVE = 10
+"""Characters of a curve in the bar; in the table up to twice as many."""
 
 
 @dataclasses.dataclass
@@ -58,7 +47,7 @@ class Run:
     speed: float | None = None
     """Steps a second."""
     event: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The newest event's metrics, without the machine's."""
+    """The newest event's metrics, without those that the table alone shows."""
     newest: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The newest value of each of these; replaced, never changed, since a thread shows it."""
     courses: dict[str, Course] = dataclasses.field(default_factory=dict)
@@ -66,12 +55,10 @@ class Run:
 
     @classmethod
     def begun(cls, values: Mapping[str, Value]) -> Run:
-        """Start with the values of a first epoch, which is over."""
-        seconds, progress = values.get("time/epoch_seconds"), values.get("epoch")
-        return cls(
-            began=time.monotonic() - (seconds if isinstance(seconds, float) else 0.0),
-            before=progress.done - 1 if isinstance(progress, Progress) else 0,
-        )
+        """Start with the values of a first epoch, which is over, or of none yet."""
+        progress = values.get("epoch")
+        before = max(progress.done - 1, 0) if isinstance(progress, Progress) else 0
+        return cls(began=time.monotonic(), before=before)
 
     def add(self, step: int, values: Mapping[str, Value]) -> None:
         """Go on to these values."""
@@ -79,11 +66,12 @@ class Run:
         self.progress = progress if isinstance(progress, Progress) else self.progress
         self.step, self.heard = step, time.monotonic()
         numbers = {name: float(value) for name, value in values.items() if isinstance(value, Real)}
-        self.speed = numbers.get("time/steps_per_second")
+        self.speed = numbers.get("time/steps_per_second", self.speed)
+        self.began = min(self.began, self.heard - numbers.get("time/epoch_seconds", 0.0))
         numbers = {name: value for name, value in numbers.items() if not name.startswith("time/")}
         for name, value in numbers.items():
             self.courses.setdefault(name, Course()).add(value, self.progress.done)
-        self.event = {k: v for k, v in numbers.items() if not k.startswith("system/")}
+        self.event = {k: v for k, v in numbers.items() if not k.startswith(CLOSING)}
         self.newest = {**self.newest, **self.event}
 
     def seconds_left(self) -> float:
@@ -111,8 +99,11 @@ class Run:
             cells.append(f"{cell:<{len(name) + 10}}")
         return "  ".join(cells).rstrip()
 
-    def bar(self, width: int) -> Group:
-        """Draw the progress, and below it a row of the newest metrics for each prefix."""
+    def bar(self, width: int, *, curves: bool = True) -> Group:
+        """Draw the progress, and below it a row of the newest metrics for each prefix.
+
+        Curves are drawn where all of them fit.
+        """
         done, total, left = self.progress.done, self.progress.total, self.seconds_left()
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True, style="bold")
@@ -126,29 +117,50 @@ class Run:
             "" if self.speed is None else f"{number(self.speed)} steps/s",
             "" if math.isnan(left) else f"{datetime.timedelta(seconds=round(left))} left",
         )
-        return Group(bar, *rows(self.newest, width))
+        newest = self.newest
+        drawn = {
+            name: self.courses[name].curve(CURVE)
+            for name in newest
+            if curves and rank(name) < len(TELLING)
+        }
+        return Group(bar, *rows(newest, width, drawn))
 
     def live(self, console: Console) -> Live:
         """Make a display of the bar that follows the run, above which others may print."""
-        return Live(get_renderable=lambda: self.bar(console.width), console=console, transient=True)
+        curves = has_blocks(console)
+        return Live(
+            get_renderable=lambda: self.bar(console.width, curves=curves),
+            console=console,
+            transient=True,
+        )
 
-    def table(self) -> Table:
-        """Sum up each metric."""
+    def closing(self, console: Console) -> Table:
+        """Give the table, with curves as wide as there is room for."""
+        room = console.width - console.measure(self.table()).maximum - 3
+        return self.table(
+            curve=min(room, 2 * CURVE) if has_blocks(console) and room >= len("course") else 0
+        )
+
+    def table(self, *, curve: int = 0) -> Table:
+        """Sum up each metric, with a curve of so many characters."""
         took = datetime.timedelta(seconds=round(self.heard - self.began))
         table = Table(
             title=f"{self.count()} epochs, {self.step:,} steps, {took}".strip(),
             title_justify="left",
             box=box.SIMPLE_HEAD,
         )
-        table.add_column("metric")
+        table.add_column("metric", overflow="fold")  # whole: layers differ in their last letters
         table.add_column("last", justify="right")
         for name in ("lowest", "highest"):
             table.add_column(name, justify="right")
             table.add_column("epoch", justify="right", style="dim")
+        if curve:
+            table.add_column("course", no_wrap=True, style="cyan")
         for name in (name for names in grouped(self.courses).values() for name in names):
             course = self.courses[name]
             extremes = *_where(course.lowest), *_where(course.highest)
-            table.add_row(Text(name), number(course.last), *extremes)
+            drawn = [course.curve(curve)] if curve else []
+            table.add_row(Text(name), number(course.last), *extremes, *drawn)
         return table
 
 
@@ -164,42 +176,80 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
     return {prefix: sorted(group, key=rank) for prefix, group in groups.items()}
 
 
-def rank(name: str) -> int:
-    """Order metrics: first what is optimised and reached."""
-    leaf = name.rpartition("/")[2]
-    return TELLING.index(leaf) if leaf in TELLING else len(TELLING)
+def rows(
+    metrics: Mapping[str, float], width: int, curves: Mapping[str, str] | None = None
+) -> list[Text]:
+    """Lay out metrics, a row for each prefix, in as many columns as fit.
 
-
-def rows(metrics: Mapping[str, float], width: int) -> list[Text]:
-    """Lay out metrics, a row for each prefix, in as many columns as fit."""
+    Args:
+        metrics: name to value.
+        width: of the console, in characters.
+        curves: of some metrics, shown behind their values; none where not all of them fit.
+    """
+    curves = curves or {}
     groups = grouped(metrics)
     leaves = {name: name.rpartition("/")[2] for name in metrics}
     first = max(map(len, groups), default=0) + 2
-    columns = [
-        max(len(leaves[name]) for name in column if name)
-        for column in itertools.zip_longest(*groups.values())
-    ]
+    columns = list(itertools.zip_longest(*groups.values()))
+    leading = [max(len(leaves[name]) for name in column if name) for column in columns]
+    drawn = [max(len(curves.get(name, "")) for name in column if name) for column in columns]
     lines = []
     for prefix, names in groups.items():
         line = Text(no_wrap=True, overflow="crop").append(f"{prefix:<{first}}", "bold cyan")
-        for name, column in zip(names, columns, strict=False):
-            cell = f"{leaves[name]:<{column}} {number(metrics[name]):<9}  "
+        for name, column, curve in zip(names, leading, drawn, strict=False):
+            cell = f"{leaves[name]:<{column}} {number(metrics[name]):<9} "
+            if curve:
+                cell += f"{curves.get(name, ''):<{curve}} "
+            cell += " "
             if len(line) + len(cell.rstrip()) > width:
+                if curves:
+                    return rows(metrics, width)
                 break
-            line.append(cell[:column], "dim").append(cell[column:])
+            start = len(cell) - (curve + 2 if curve else 0)
+            line.append(cell[:column], "dim").append(cell[column:start])
+            line.append(cell[start:], "cyan")
         lines.append(line)
     return lines
 
 
-def number(value: float) -> str:
-    """Write a number with four digits, a large one in full.
+def has_blocks(console: Console) -> bool:
+    """Say whether a console can show the blocks that curves are drawn with."""
+    return console.encoding.lower().startswith("utf")
 
-    >>> [number(value) for value in (0.25, 12.3456, 1234567.8, 1e-7, math.nan)]
-    ['0.2500', '12.35', '1,234,568', '1.000e-07', 'nan']
+
+def framed(name: str, text: str, when: str) -> Panel:
+    """Frame a text, with its name above and its time below."""
+    return Panel(
+        Text(printable(text)),
+        title=Text(f"{name}, {when}", "bold cyan"),
+        title_align="left",
+        border_style="dim",
+        box=box.ROUNDED,
+    )
+
+
+def indented(name: str, text: str, when: str) -> str:
+    """Lay a text out for a file: its name and time on a line, the text below.
+
+    >>> print(indented("sample", "Once\\nupon a time", "epoch 5"))
+    sample, epoch 5
+        Once
+        upon a time
     """
-    if 1e3 <= abs(value) < 1e7:
-        return f"{value:,.0f}"
-    return f"{value:#.4g}"
+    return f"{name}, {when}\n{textwrap.indent(printable(text), ' ' * 4)}"
+
+
+def printable(text: str) -> str:
+    """Escape what would command a terminal and not be seen.
+
+    >>> printable("a\\tb\\x1b[2J")
+    'a   b\\\\x1b[2J'
+    """
+    text = text.expandtabs(4).replace("\r\n", "\n")
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def _where(extreme: tuple[float, int]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from hooks.combining import PASSING, Combined, combined
 from hooks.worker import Worker
 from trainer import Hook, Interrupt, Metrics, TrainState
-from trainer.hook import parts_of
+from trainer.hook import Function, parts_of
 from trainer.state import device_part, rejoin
 
 log = logging.getLogger("entracte")
@@ -53,17 +53,22 @@ def guard(hook: Combined, retries: int = 0) -> Combined:
                 "on one of them, and their states would differ"
             )
 
-        def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-            for attempt in range(1, retries + 2):
-                try:
-                    return part.function(state, metrics)
-                except Interrupt:
-                    raise
-                except Exception:
-                    log.exception("hook %r failed, try %d of %d", part.name, attempt, retries + 1)
-            return state
+        def tried(function: Function) -> Function:
+            def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+                for attempt in range(1, retries + 2):
+                    try:
+                        return function(state, metrics)
+                    except Interrupt:
+                        raise
+                    except Exception:
+                        tries = f"try {attempt} of {retries + 1}"
+                        log.exception("hook %r failed, %s", part.name, tries)
+                return state
 
-        return dataclasses.replace(part, function=run)
+            return run
+
+        rehearse = part.rehearse and tried(part.rehearse)
+        return dataclasses.replace(part, function=tried(part.function), rehearse=rehearse)
 
     return combined([guarded(part) for part in parts_of(hook)])
 

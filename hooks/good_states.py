@@ -1,4 +1,4 @@
-"""Good states: what is one, a copy to return to, the newest one on disk, its learning rate."""
+"""Good states: what is one, a copy to return to, the newest one on disk."""
 
 from __future__ import annotations
 
@@ -99,39 +99,3 @@ def newest_good(
         if not faults:
             return taken(commit.state), commit.state.memory.get(name, {"count": 0})["count"]
         log.warning(f"skipped the commit of epoch {below}, in which {faults[0]}")
-
-
-def _is_rate(path: Any) -> bool:
-    return f"/{path_name(path)}".endswith("/hyperparams/learning_rate")
-
-
-def learning_rates(opt_state: PyTree) -> list[Any]:
-    """Give the learning rates that `optax.inject_hyperparams` keeps, one for each optimizer."""
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    return [leaf for path, leaf in leaves if _is_rate(path)]
-
-
-def with_scaled_rates(good: Good, scale: float) -> Good:
-    """Multiply the learning rates."""
-
-    def scaled(path: Any, leaf: Any) -> Any:
-        return (leaf * scale).astype(leaf.dtype) if _is_rate(path) else leaf
-
-    return {**good, "opt_state": jax.tree_util.tree_map_with_path(scaled, good["opt_state"])}
-
-
-def check_rate(name: str, opt_state: PyTree) -> None:
-    """Check that the learning rate can be set.
-
-    Raises:
-        ValueError: there is none, or a schedule sets it.
-    """
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)]
-    scheduled = any("hyperparams_states/learning_rate" in path for path in paths)
-    if scheduled or not learning_rates(opt_state):
-        raise ValueError(
-            f"hook {name!r} with learning_rate_scale needs an optimizer whose learning rate can be "
-            "set, optax.inject_hyperparams(optax.adam)(learning_rate=1e-3); got one "
-            f"{'with a schedule, which sets it at every step' if scheduled else 'without it'}: "
-            "make it so, or leave learning_rate_scale out"
-        )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.writers import Progress, Resumes, Trace, Value, Writer
+from hooks.writers import Progress, Rehearses, Resumes, Trace, Value, Writer
 from trainer import Hook, TrainState
+
+Values = Callable[[TrainState, Mapping[str, float]], Mapping[str, Value]]
+"""`(state, metrics) -> {name: what a writer may be given}`."""
 
 
 def log_metrics(*writers: Writer) -> Chain:
     """Write each epoch's metrics to writers: consoles, files, trackers.
 
-    Two parts: at the `start` the writers learn from where the run goes on; at each `epoch`
-    they are given all metrics of the event and, under `steps/`, the per-step traces. Hooks whose
-    scores are to be written stand before it; of control hooks the place does not matter.
+    Two parts: at the `start` the writers learn from where the run goes on, and are given what was
+    found out before training (`evaluate(..., sanity=True)`); at each `epoch` they are given all
+    metrics of the event and, under `steps/`, the per-step traces. Hooks whose scores are to be
+    written stand before it; of control hooks the place does not matter.
 
     Args:
         writers: `Console()`, `JsonLines(path)`, `TensorBoard(directory)`, or one's own: see
@@ -34,29 +39,65 @@ def log_metrics(*writers: Writer) -> Chain:
     """
     if not writers:
         raise ValueError("log_metrics needs a writer: log_metrics(hooks.Console())")
+    check_writers("log_metrics", writers)
+    return chain(
+        resume_writers("log_metrics", writers, scores_of=_measured),
+        write_values("log_metrics", writers, _measured),
+    )
+
+
+def _measured(state: TrainState, metrics: Mapping[str, float]) -> Mapping[str, Value]:
+    traces = getattr(metrics, "steps", {})
+    return {**metrics, **{f"steps/{name}": Trace(trace) for name, trace in traces.items()}}
+
+
+def check_writers(who: str, writers: Sequence[Any]) -> None:
+    """Refuse what is no writer.
+
+    Raises:
+        TypeError: something is none.
+    """
     for writer in writers:
         if isinstance(writer, type) or not isinstance(writer, Writer):
             raise TypeError(
-                f"log_metrics takes writers, objects with write, flush and close; got {writer!r}"
+                f"{who} takes writers, objects with write, flush and close; got {writer!r}"
             )
-    return chain(resume_writers(writers), write_metrics(writers))
 
 
-def resume_writers(writers: Sequence[Writer]) -> Hook:
-    """Tell writers that keep records, at the `start`, from where the run goes on."""
+def resume_writers(
+    name: str, writers: Sequence[Writer], *, scores_of: Values | None = None
+) -> Hook:
+    """Tell writers that keep records, at the `start`, from where the run goes on.
 
-    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        step, epoch = counts(state)
-        for writer in writers:
+    It harms none to be told twice, by hooks that share it.
+
+    Args:
+        name: of the hook that they belong to.
+        writers: to tell.
+        scores_of: what to write then of what hooks before this one found out, where they did.
+    """
+
+    def resume(state: TrainState, chosen: Sequence[Writer]) -> TrainState:
+        for writer in chosen:
             if isinstance(writer, Resumes):
-                writer.resume(step, epoch)
+                writer.resume(*counts(state))
         return state
 
-    return Hook(run, "log_metrics/start", event="start", stage="observe")
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        resume(state, writers)
+        if scores_of and metrics:
+            for writer in writers:
+                writer.write(counts(state)[0], _with_progress(state, metrics, scores_of))
+        return state
+
+    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return resume(state, [w for w in writers if not isinstance(w, Rehearses)])
+
+    return Hook(run, f"{name}/start", event="start", stage="observe", rehearse=rehearse)
 
 
-def write_metrics(writers: Sequence[Writer]) -> Hook:
-    """Write the metrics and traces of an `epoch` at its last step.
+def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hook:
+    """Write values, and under `epoch` how far the run is, at the state's step.
 
     Writers are flushed before a commit, and closed at the end, all of them whatever fails. If one
     fails and is tried again (`guard`), those before it, which have the record, are not.
@@ -65,16 +106,22 @@ def write_metrics(writers: Sequence[Writer]) -> Hook:
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal broken_off
-        step, epoch = place = counts(state)
+        step, _ = place = counts(state)
         begin = broken_off[1] if broken_off and broken_off[0] == place else 0
-        progress = Progress(epoch, getattr(metrics, "epochs", None))
-        values: dict[str, Value] = {"epoch": progress, **metrics}
-        for name, trace in getattr(metrics, "steps", {}).items():
-            values[f"steps/{name}"] = Trace(trace)
+        values = _with_progress(state, metrics, values_of)
         for number, writer in enumerate(writers[begin:], begin):
             broken_off = place, number
             writer.write(step, values)
         broken_off = None
+        return state
+
+    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        step, values = counts(state)[0], _with_progress(state, metrics, values_of)
+        for writer in writers:
+            if isinstance(writer, Rehearses):
+                writer.rehearse(step, values)
+            elif isinstance(writer, Resumes):  # it resumes again when the run starts
+                writer.write(step, values)
         return state
 
     def flush() -> None:
@@ -94,7 +141,14 @@ def write_metrics(writers: Sequence[Writer]) -> Hook:
         if failed is not None:
             raise failed
 
-    return Hook(run, "log_metrics", stage="observe", flush=flush, close=close)
+    return Hook(run, name, stage="observe", rehearse=rehearse, flush=flush, close=close)
+
+
+def _with_progress(
+    state: TrainState, metrics: Mapping[str, float], values_of: Values
+) -> dict[str, Value]:
+    progress = Progress(counts(state)[1], getattr(metrics, "epochs", None))
+    return {"epoch": progress, **values_of(state, metrics)}
 
 
 def counts(state: TrainState) -> tuple[int, int]:

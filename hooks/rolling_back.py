@@ -12,14 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hooks.base import stateful
-from hooks.good_states import (
-    check_rate,
-    inspected,
-    learning_rates,
-    newest_good,
-    returned,
-    with_scaled_rates,
-)
+from hooks.good_states import inspected, newest_good, returned
+from hooks.hyperparams import check_hyperparam, hyperparam, with_hyperparam
 from hooks.stopping import first_not_finite
 from trainer import Hook, TrainState
 
@@ -196,7 +190,12 @@ def _rolling_back(
                 "begin with finite parameters, or go on from an earlier commit"
             )
         if plan.scale is not None:
-            check_rate(name, state.opt_state)
+            check_hyperparam(
+                f"hook {name!r} with learning_rate_scale",
+                state.opt_state,
+                "learning_rate",
+                instead="leave learning_rate_scale out",
+            )
         return {**first, **good, "epochs": np.full(EPOCHS, -1, np.int32), "count": 0}
 
     def update(
@@ -231,9 +230,11 @@ def _back(
     good, scaled = found
     last = count >= plan.times
     if plan.scale is not None:
-        good = with_scaled_rates(good, plan.scale ** (count + (not last) - scaled))
+        scale = plan.scale ** (count + (not last) - scaled)
+        scaled_state = with_hyperparam(good["opt_state"], "learning_rate", lambda r: r * scale)
+        good = {**good, "opt_state": scaled_state}
     went = f"to the state of epoch {int(good['epoch'])}"
-    if rates := learning_rates(good["opt_state"]):
+    if rates := hyperparam(good["opt_state"], "learning_rate"):
         went += f", learning rate {', '.join(f'{r:.4g}' for each in rates for r in np.ravel(each))}"
     if last:
         log.error(

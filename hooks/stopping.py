@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from hooks.base import stateful
-from trainer import Hook, TrainState
+from hooks.combining import Chain, chain
+from trainer import Hook, Interrupt, TrainState
+from trainer.processes import of_lead
 
 log = logging.getLogger("entracte")
 
@@ -102,6 +105,63 @@ def stop_on_nan() -> Hook:
         return state.replace(stop=True)
 
     return Hook(run, "stop_on_nan")
+
+
+def time_limit(seconds: float) -> Chain:
+    """Interrupt the run when its time is up, or another epoch would not fit in, so that it goes on.
+
+    The time runs from the `start` of this process's part. It is up as well where another epoch as
+    long as the longest so far would pass it; an epoch is reckoned from hook to hook, so with what
+    other hooks take, and the first one without its compilation. The event's commit is made, neither
+    `end` hooks run nor is `stop` set, and the next run has the whole time again. After the run's
+    last epoch, or one that stops it, there is nothing to interrupt. On several processes the lead's
+    clock decides.
+
+    Args:
+        seconds: of the limit; leave a margin for the last commit.
+
+    Raises:
+        ValueError: the limit is not positive.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> time_limit(3600.0)(state, {"time/epoch_seconds": 12.0}) is state
+    True
+    >>> time_limit(10.0)(state, {"time/epoch_seconds": 12.0})
+    Traceback (most recent call last):
+        ...
+    trainer.hook.Interrupt: time limit: of 10 s ... have passed, and an epoch takes up to 12
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive; got {seconds}")
+    began = time.monotonic()
+    last: float | None = None
+    longest = 0.0
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal began, last, longest
+        began, last, longest = time.monotonic(), None, 0.0
+        return state
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal last, longest
+        if state.stop or int(state.epoch) == getattr(metrics, "epochs", None):
+            return state
+        now = time.monotonic()
+        took = metrics["time/epoch_seconds"] if last is None else now - last
+        last, longest = now, max(longest, took)
+        times = of_lead({"passed": now - began, "longest": longest})
+        if times["passed"] + times["longest"] <= seconds:
+            return state
+        raise Interrupt(
+            f"time limit: of {seconds:.6g} s {times['passed']:.4g} have passed, and an epoch takes "
+            f"up to {times['longest']:.4g}"
+        )
+
+    return chain(
+        Hook(begin, "time_limit/start", event="start"),
+        Hook(run, "time_limit", event="epoch", reads=("time/epoch_seconds",)),
+    )
 
 
 def first_not_finite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:

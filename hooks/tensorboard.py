@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,21 +59,38 @@ class TensorBoard:
         # The synchronous writer: what SummaryWriter.flush leaves in its queue a kill would lose.
         self._file: EventsWriter | None = None
         self._since, self._written = 0, dict[str, int]()
+        self._resumed: tuple[int, int] | None = None
+        self._progress: tuple[int, int] | None = None
         self._flushed = -math.inf
         self._worker = Worker("TensorBoard", self._record, waiting=64, time_limit=WRITTEN_WITHIN)
 
     def resume(self, step: int, epoch: int) -> None:
         """Begin a file that hides what earlier ones hold beyond this step."""
+        if self._resumed == (step, epoch):  # by another hook that shares this writer
+            return
         self.close()
         self._since = step
         self._file = self._begin()
         hidden = SessionLog(status=SessionLog.START)
-        self._file.write_event(Event(wall_time=time.time(), step=step + 1, session_log=hidden))
+        beyond = step + 1 if epoch else 0  # afresh: what was measured before training comes again
+        self._file.write_event(Event(wall_time=time.time(), step=beyond, session_log=hidden))
+        self._resumed = step, epoch
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Queue values. Arrays are copied, since training may take back the memory of its own."""
+        if self._resumed and step > self._resumed[0]:
+            self._resumed = None
         held = {tag: _held(value) for tag, value in values.items()}
         self._worker.put((time.time(), step, held))
+
+    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+        """Write values to a file beside the others, and take it away again."""
+        with tempfile.TemporaryDirectory(prefix="check-", dir=self.directory) as folder:
+            trial = TensorBoard(folder)
+            try:
+                trial.write(step, values)
+            finally:
+                trial.close()
 
     def flush(self) -> None:
         """Wait until all that was queued is on the disk."""
@@ -89,6 +107,7 @@ class TensorBoard:
         finally:
             file, self._file = self._file, None
             self._since, self._written = 0, {}
+            self._resumed = self._progress = None
             if file is not None:
                 file.close()
 
@@ -120,7 +139,9 @@ class TensorBoard:
                 case Histogram() | Image() | Text():
                     at(step).append(_summary(tag, value))
                 case Progress():
-                    at(step).add(tag=tag, simple_value=value.done)
+                    if self._progress != (step, value.done):  # else another hook wrote it
+                        at(step).add(tag=tag, simple_value=value.done)
+                    self._progress = step, value.done
                 case _:
                     at(step).add(tag=tag, simple_value=value)  # beyond float32 it is inf
         for _, event in sorted(events.items()):
@@ -167,7 +188,8 @@ def _summary(tag: str, value: Histogram | Image | Text) -> Any:
     """Make the message of what is no number."""
     match value:
         case Text():
-            return text(tag, value.text).value[0]
+            encodable = value.text.encode(errors="backslashreplace").decode()
+            return text(tag, encodable).value[0]
         case Image():
             return image(tag, _pixels(value.pixels), dataformats="HWC").value[0]
         case Histogram():

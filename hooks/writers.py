@@ -113,16 +113,29 @@ class Resumes(Protocol):
     def resume(self, step: int, epoch: int) -> None:
         """Take it that the run goes on from here (0, 0: afresh): later records are superseded.
 
-        Called once at the start, before the first write.
+        Called at the start, before the first record beyond it; by each of the hooks that share the
+        writer, so that a second call for the same place changes nothing.
         """
+
+
+@runtime_checkable
+class Rehearses(Protocol):
+    """A writer that can try a record, for `fit(..., check=True)`.
+
+    One that has only `resume` is told to resume and written to instead, since the run's own start
+    supersedes the record; one without both is left alone.
+    """
+
+    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+        """Do all that `write` does, and leave nothing of it behind."""
 
 
 class JsonLines:
     """Writes one JSON object a line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
 
     It shows numbers and texts. JSON has no number for NaN and the infinities: they become null.
-    Every line is in the file at once. A run that goes on, or starts afresh, drops the lines beyond
-    its step or epoch, and a line torn by a crash.
+    Every line is in the file at once. A run that goes on drops the lines beyond its step or epoch,
+    and a line torn by a crash; one that starts afresh drops all.
 
     Args:
         path: of the file; it and its folder are made.
@@ -142,6 +155,7 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).resolve()  # a link stays one when the file is replaced
         self._file: FileIO | None = None
+        self._resumed: tuple[int, int] | None = None
         make_folder(self.path.parent, "JsonLines")
         try:
             self.path.open("a").close()
@@ -153,17 +167,22 @@ class JsonLines:
     def resume(self, step: int, epoch: int) -> None:
         """Drop the lines beyond step and epoch, and a torn last one, all at once or not at all.
 
+        Before the first epoch is completed, nothing is on record: all lines are dropped.
+
         Raises:
             ValueError: the file holds lines that are no records.
         """
+        if self._resumed == (step, epoch):  # by another hook that shares this writer
+            return
         self.close()
+        self._resumed = step, epoch
         with self.path.open(encoding="utf-8", errors="replace") as file:
             lines = list(file)
         places = [_place(self.path, number, line) for number, line in enumerate(lines, 1)]
         kept = [
             line
             for line, (at, when) in zip(lines, places, strict=True)
-            if at <= step and when <= epoch
+            if epoch and at <= step and when <= epoch
         ]
         if len(kept) == len(lines):
             return
@@ -184,6 +203,18 @@ class JsonLines:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line, or nothing of it where that fails."""
+        if self._resumed and step > self._resumed[0]:
+            self._resumed = None
+        self._append(step, values)
+
+    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+        """Append a line and take it away again."""
+        file, end = self._append(step, values)
+        file.truncate(end)
+        self.close()
+
+    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[FileIO, int]:
+        """Append a line, and give the file and where it ended before."""
         record: dict[str, float | str | None] = {"step": step}
         for name, value in values.items():
             if isinstance(value, Real):
@@ -194,14 +225,15 @@ class JsonLines:
                 record[name] = value.text
         if self._file is None:
             self._file = FileIO(self.path, "a")
-        line = json.dumps(record).encode() + b"\n"
-        end = os.fstat(self._file.fileno()).st_size
+        file, line = self._file, json.dumps(record).encode() + b"\n"
+        end = os.fstat(file.fileno()).st_size
         try:
             while line:
-                line = line[self._file.write(line) :]
+                line = line[file.write(line) :]
         except OSError:
-            self._file.truncate(end)
+            file.truncate(end)
             raise
+        return file, end
 
     def flush(self) -> None:
         """Wait until the lines are on the disk."""
@@ -210,7 +242,7 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file; a further write opens it again."""
-        file, self._file = self._file, None
+        file, self._file, self._resumed = self._file, None, None
         if file is not None:
             file.close()
 

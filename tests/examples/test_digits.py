@@ -29,8 +29,10 @@ def _fingerprint(printed):
 
 
 def test_it_trains_resumes_and_refuses(tmp_path):
-    small = ("--network", "mlp", "--batch-size", "256")
-    straight, _ = _digits(tmp_path / "straight", "--epochs", "4", *small)
+    small = ("--network", "mlp", "--batch-size", "256", "--augment")
+    file = tmp_path / "small.yaml"
+    file.write_text("{network: mlp, batch_size: 256, augment: true, epochs: 9}")
+    straight, _ = _digits(tmp_path / "straight", "--config", str(file), "--epochs", "4")
     assert "val/accuracy" in straight
     first, _ = _digits(tmp_path / "run", "--epochs", "2", *small)
     assert _fingerprint(first) != _fingerprint(straight)
@@ -39,6 +41,8 @@ def test_it_trains_resumes_and_refuses(tmp_path):
     assert _fingerprint(second) == _fingerprint(straight)
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert "epochs: 4\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "val/accuracy" in (tmp_path / "run" / "report.html").read_text()
 
     _, said = _digits(tmp_path / "run", "--fresh", *small, status=1)
     assert "holds a run" in said

@@ -1,9 +1,12 @@
 """Averages of parameters."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +60,72 @@ def test_dtypes_stay(state, phase):
 
 def test_it_keeps_the_laws(state):
     testing.check_hook(hooks.average_params(0.9), state, {})
+
+
+# swa
+
+
+@given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8), st.integers(1, 8))
+def test_swa_is_the_mean_from_its_start_on_and_the_parameters_before(values, start):
+    state = trainer.TrainState.create(params={"w": jnp.float32(7)}, rng=jax.random.key(0))
+    hook = hooks.swa(start=start)
+    for epoch, value in enumerate(values, 1):
+        params = {"w": jnp.float32(value)}
+        state = hook(state.replace(params=params, epoch=jnp.int32(epoch)), {})
+    wanted = np.mean(values[start - 1 :] or values[-1])
+    memory = state.memory["swa"]
+    assert float(memory["params"]["w"]) == pytest.approx(wanted, abs=1e-4)
+    assert memory["updates"] == max(len(values) - start + 1, 0)
+
+
+def test_swa_is_measured_and_resumes(start, train, val, check_resumes):
+    make = lambda: [hooks.swa(start=2), hooks.evaluate(val, params="swa")]  # noqa: E731
+    averaged = check_resumes(make, start, train, epochs=4)
+    alone, _ = trainer.fit(start, train, epochs=4)
+    chex.assert_trees_all_equal(alone.params, averaged.params)
+    assert averaged.memory["swa"]["updates"] == 3
+    assert not np.array_equal(averaged.memory["swa"]["params"]["w"], alone.params["w"])
+
+
+def test_the_batch_statistics_of_an_average_follow_from_a_pass_that_trains_nothing(digits):
+    def init(key, inputs):
+        return {"w": jnp.zeros((64, 10))}, {"mean": jnp.zeros(10)}
+
+    def apply(params, model_state, inputs, *, key, train):
+        outputs = inputs.reshape(len(inputs), -1) @ params["w"]
+        mean = 0.5 * model_state["mean"] + 0.5 * outputs.mean(0)
+        model_state = {"mean": mean} if train else model_state
+        return outputs - model_state["mean"], model_state
+
+    network, loss = SimpleNamespace(init=init, apply=apply), trainer.losses.classification
+    task = trainer.supervised(network, loss, optax.sgd(0.1))
+    key, example = jax.random.key(0), digits[0].example
+    phase = trainer.training(task.step, digits[0])
+    state, _ = trainer.fit(task.init(key, example), phase, epochs=3, hooks=hooks.swa(start=2))
+
+    still = trainer.supervised(network, loss, optax.set_to_zero())
+    average = still.init(key, example).replace(
+        params=state.memory["swa"]["params"], model_state=state.model_state
+    )
+    refreshed, _ = trainer.fit(average, trainer.training(still.step, digits[0]), epochs=1)
+    chex.assert_trees_all_equal(refreshed.params, average.params)
+    outputs, _ = apply(
+        average.params, average.model_state, digits[0].arrays["inputs"], key=key, train=False
+    )
+    wanted = outputs.mean(0) + average.model_state["mean"]
+    error = lambda s: float(jnp.abs(s.model_state["mean"] - wanted).max())  # noqa: E731
+    assert error(refreshed) < error(state) / 2
+
+
+def test_dtypes_of_swa_stay(state, phase):
+    params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros((), jnp.int32)}
+    first = state.replace(params=params, opt_state=())
+    state = hooks.swa(start=1)(first, {})
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.memory["swa"]["params"], params)
+
+
+def test_swa_keeps_the_laws_and_refuses_a_start_before_the_first_epoch(state):
+    testing.check_hook(hooks.swa(start=3), state, {})
+    testing.check_hook(hooks.swa(start=1, name="mean"), state.replace(epoch=jnp.int32(2)), {})
+    with pytest.raises(ValueError, match="at least 1, the first epoch; got 0"):
+        hooks.swa(start=0)

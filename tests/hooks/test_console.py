@@ -8,16 +8,18 @@ import math
 import sys
 import threading
 
+import numpy as np
 import pytest
 from rich.console import Console as RichConsole
 from rich.logging import RichHandler
 
 import trainer
 from hooks.console import Console
+from hooks.courses import BLOCKS
 from hooks.display import Run, grouped, number, rows
 from hooks.metrics import log_metrics
 from hooks.testing import check_hook
-from hooks.writers import Progress, Resumes, Text, Writer
+from hooks.writers import Image, Progress, Resumes, Text, Writer
 
 
 def rich(width=100, *, terminal=False):
@@ -101,7 +103,7 @@ def test_elsewhere_it_prints_an_aligned_line_an_epoch():
 def test_a_line_needs_neither_total_nor_speed():
     console = rich()
     writer = Console(console=console)
-    writer.write(3, {"epoch": Progress(7), "size": 4.0, "sample": Text("[bold]no[/]")})
+    writer.write(3, {"epoch": Progress(7), "size": 4.0, "digit": Image(np.zeros((2, 2, 1)))})
     assert console.file.getvalue() == "epoch 7  size 4.000\n"
 
 
@@ -145,8 +147,9 @@ def test_the_bar_shows_progress_speed_time_left_and_rows_of_metrics():
     first, train, val = shown(course(epoch(1), epoch(5)).bar(100)).splitlines()
     assert first.split("━")[0].strip() == "epoch  5/20"
     assert first.split("━")[-1].split() == ["25%", "1,234", "steps/s", "0:00:06", "left"]
-    assert train.split() == ["train", "loss", "0.2000", "accuracy", "0.5000", "grad_norm", "12.50"]
-    assert val.split() == ["val", "loss", "0.4000", "accuracy", "0.2500"]
+    loss, accuracy = ["loss", "0.2000", "█▁"], ["accuracy", "0.5000", "▁▁"]
+    assert train.split() == ["train", *loss, *accuracy, "grad_norm", "12.50"]
+    assert val.split() == ["val", "loss", "0.4000", "█▁", "accuracy", "0.2500", "▁▁"]
     assert train.index("accuracy") == val.index("accuracy")
 
 
@@ -155,6 +158,91 @@ def test_the_bar_fits(width):
     lines = shown(course(epoch(12)).bar(width), width).splitlines()
     assert len(lines) == 3
     assert all(len(line) <= width for line in lines)
+
+
+def test_curves_are_left_out_where_not_all_fit():
+    wide, narrow = (shown(course(epoch(1), epoch(2)).bar(width), width) for width in (100, 60))
+    assert ("█" in wide, "█" in narrow) == (True, False)
+    assert "█" not in shown(course(epoch(1), epoch(2)).bar(100, curves=False))
+
+
+def test_the_table_has_curves_as_wide_as_there_is_room_for():
+    run = course(*(epoch(n) for n in range(1, 31)))
+    widths = []
+    for width in (78, 82, 120):
+        (line,) = [
+            line
+            for line in shown(run.closing(rich(width)), width).splitlines()
+            if line.split()[:1] == ["train/loss"]
+        ]
+        widths.append(sum(char in BLOCKS for char in line))
+        assert line.split()[:6] == ["train/loss", "0.03333", "0.03333", "30", "1.000", "1"]
+    assert widths[0] == 0
+    assert 6 <= widths[1] < widths[2] == 20
+
+
+def test_a_console_without_blocks_has_no_curves():
+    file = io.TextIOWrapper(io.BytesIO(), "ascii")
+    writer = Console(console=RichConsole(file=file, width=120))
+    for place in (1, 2):
+        writer.write(28 * place, epoch(place))
+    writer.write(56, {"sample": Text("caf\u00e9 \udc80")})
+    writer.close()
+    file.flush()
+    text = file.buffer.getvalue().decode("ascii")
+    assert "    caf\\xe9 \\udc80\n" in text
+    assert "course" not in text
+
+
+def test_elsewhere_a_text_is_plain_lines_and_no_epoch_of_its_own():
+    console = rich(40)
+    writer = Console(console=console)
+    text = Text("[bold]Once[/]\nupon a time")
+    writer.write(28, {"epoch": Progress(1, 20), "sample/said": text})
+    writer.write(28, epoch(1))
+    writer.write(30, {"sample": Text("x" * 50)})
+    first, *said, line, second, long = console.file.getvalue().splitlines()
+    assert (first, said) == ("sample/said, epoch 1", ["    [bold]Once[/]", "    upon a time"])
+    assert line.startswith("epoch  1/20")
+    assert (second, long) == ("sample, step 30", "    " + "x" * 50)
+    writer.close()
+    assert console.file.getvalue().count("1/20 epochs") == 1
+
+
+def test_a_text_alone_makes_no_table():
+    console = rich()
+    writer = Console(console=console)
+    writer.write(28, {"epoch": Progress(1, 20), "sample": Text("Once")})
+    writer.close()
+    assert console.file.getvalue() == "sample, epoch 1\n    Once\n"
+
+
+def test_on_a_terminal_a_text_is_framed_above_the_bar(terminal):
+    terminal.write(28, epoch(1))
+    before = len(terminal._console.file.getvalue())
+    terminal.write(28, {"epoch": Progress(1, 20), "sample": Text("[b]Once[/] upon\x1b[2J")})
+    after = terminal._console.file.getvalue()[before:]
+    assert "╭─" in after
+    assert "sample, epoch 1" in after
+    assert "[b]Once[/] upon\\x1b[2J" in after
+    assert "━" in after[after.index("╰") :]  # the bar is drawn again below
+
+
+def test_a_record_before_the_first_epoch_is_written_does_not_hide_how_long_it_took():
+    run = course({"epoch": Progress(1, 20), "sample/length": 3.0}, epoch(1))
+    assert 36 < run.seconds_left() <= 38.1  # 19 epochs of 2 seconds
+
+
+def test_what_is_written_before_training_is_no_epoch():
+    run = course({"epoch": Progress(0), "val/loss": 2.5}, epoch(1))
+    assert 36 < run.seconds_left() <= 38.1  # 19 epochs of 2 seconds
+    assert run.courses["val/loss"].highest == (2.5, 0)
+
+
+def test_what_there_is_for_every_layer_is_in_the_table_alone():
+    run = course(epoch(1, **{"gradients/norm/hidden/0": 0.25}))
+    assert "gradients" not in shown(run.bar(100)) + run.line()
+    assert "gradients/norm/hidden/0" in shown(run.table())
 
 
 def test_metrics_that_do_not_fit_are_left_out_whole():

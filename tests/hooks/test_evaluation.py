@@ -1,5 +1,10 @@
 """Evaluation between epochs."""
 
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 import hooks
@@ -61,3 +66,103 @@ def test_a_training_phase_is_refused(train):
 
 def test_it_keeps_the_laws(start, val):
     testing.check_hook(hooks.evaluate(val), start, {})
+
+
+def test_several_splits_are_scored_in_one_run(start, train, val, task, digits):
+    again = trainer.evaluation(task.measure, digits[0], name="again")
+    chain = hooks.chain(hooks.evaluate(val), hooks.every(2, hooks.evaluate(again)))
+    state, history = trainer.fit(start, train, epochs=2, hooks=chain)
+    assert "again/loss" not in history[0]
+    assert {"val/loss", "val/accuracy", "again/loss", "again/accuracy"} <= history[1].keys()
+    scores = trainer.evaluate(state, [val, again])
+    assert scores == {name: history[1][name] for name in scores}
+
+
+class TestSanity:
+    """The split is measured before anything is trained."""
+
+    def run(self, start, train, val, tmp_path, *, epochs=2):
+        log = hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl"))
+        saving = hooks.save_checkpoints(tmp_path, max_cost=None)
+        chain = [log, hooks.evaluate(val, sanity=True), saving]
+        result = trainer.fit(start, train, epochs=epochs, hooks=chain)
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        return *result, [json.loads(line) for line in lines]
+
+    def test_it_is_logged_and_recorded_at_step_0(self, start, train, val, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "entracte")
+        _, history, records = self.run(start, train, val, tmp_path)
+        before = trainer.evaluate(start, val)
+        assert records[0] == {"step": 0, "epoch": 0, **before}
+        assert [record["epoch"] for record in records] == [0, 1, 2]
+        assert [epoch["val/loss"] for epoch in history] == [r["val/loss"] for r in records[1:]]
+        assert f"val/loss {before['val/loss']:.4g}" in caplog.text
+
+    def test_a_run_that_goes_on_repeats_nothing(self, start, train, val, tmp_path, caplog):
+        self.run(start, train, val, tmp_path)
+        caplog.clear()
+        _, _, records = self.run(start, train, val, tmp_path, epochs=3)
+        assert [record["epoch"] for record in records] == [0, 1, 2, 3]
+        assert "before training" not in caplog.text
+
+    def test_a_run_that_begins_again_has_one_record_of_it(self, start, train, val, tmp_path):
+        file = tmp_path / "metrics.jsonl"
+        log = hooks.log_metrics(hooks.JsonLines(file), hooks.TensorBoard(tmp_path))
+        for _ in range(2):
+            trainer.fit(start, train, epochs=1, hooks=[hooks.evaluate(val, sanity=True), log])
+        assert [json.loads(line)["epoch"] for line in file.read_text().splitlines()] == [0, 1]
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        accumulator = EventAccumulator(str(tmp_path))
+        accumulator.Reload()
+        assert [event.step for event in accumulator.Scalars("val/loss")] == [0, 6]
+
+    def test_writers_that_hooks_share_keep_it(self, start, train, val, tmp_path):
+        lines = hooks.JsonLines(tmp_path / "metrics.jsonl")
+        other = hooks.record("text", lambda s, m: hooks.Text("said"), lines)
+        chain = [hooks.evaluate(val, sanity=True), hooks.log_metrics(lines), other]
+        trainer.fit(start, train, epochs=1, hooks=chain)
+        records = [json.loads(line) for line in lines.path.read_text().splitlines()]
+        assert [("val/loss" in record, record["epoch"]) for record in records] == [
+            (True, 0),
+            (True, 1),
+            (False, 1),
+        ]
+
+    def test_the_console_shows_it(self, start, train, val):
+        from io import StringIO
+
+        from rich.console import Console
+
+        for terminal in (False, True):
+            file = StringIO()
+            console = hooks.Console(console=Console(file=file, force_terminal=terminal, width=120))
+            chain = [hooks.evaluate(val, sanity=True), hooks.log_metrics(console)]
+            trainer.fit(start, train, epochs=1, hooks=chain)
+            assert "val/loss" in file.getvalue()
+
+    def test_a_score_that_is_not_finite_is_named(self, start, train, val):
+        params = jax.tree.map(lambda w: w.at[0].set(jnp.nan), start.params)
+        with pytest.raises(
+            ValueError, match="'evaluate/val' measures the state before training.*val/loss is nan:"
+        ) as raised:
+            trainer.fit(
+                start.replace(params=params),
+                train,
+                epochs=1,
+                hooks=hooks.evaluate(val, sanity=True),
+            )
+        assert raised.value.__notes__ == ["in hook 'evaluate/val/start' at 'start' of epoch 0"]
+
+    def test_it_measures_the_average_that_it_is_asked_for(self, start, train, val):
+        chain = hooks.chain(
+            hooks.average_params(0.5), hooks.evaluate(val, params="average_params", sanity=True)
+        )
+        _, history = trainer.fit(start, train, epochs=2, hooks=chain)
+        assert len(history) == 2
+
+    def test_it_keeps_the_laws_and_changes_nothing(self, start, train, val):
+        testing.check_hook(hooks.evaluate(val, sanity=True), start, {})
+        alone, _ = trainer.fit(start, train, epochs=2)
+        evaluated, _ = trainer.fit(start, train, epochs=2, hooks=hooks.evaluate(val, sanity=True))
+        assert trainer.fingerprint(alone) == trainer.fingerprint(evaluated)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hooks
+import hooks.stopping
 import trainer
 from hooks import testing
 from trainer import Metrics
@@ -115,7 +117,98 @@ def test_stop_on_nan_ends_a_run_that_diverges(linear, digits, caplog):
     assert "is not finite at step" in caplog.text
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until a test sets it."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(hooks.stopping, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def _epochs(clock, seconds):
+    """A hook that lets each epoch take so many seconds of the clock."""
+
+    def pass_time(state, metrics):
+        clock.now += seconds[int(state.epoch) - 1]
+        return state
+
+    return pass_time
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "ends"),
+    [
+        ([1.0] * 6, 3.5, 3),  # 3 have passed, and another would make 4
+        ([1.0] * 6, 3.0, 3),  # a third fits exactly
+        ([1.0] * 6, 9.0, 6),
+        ([1.0, 4.0, 1.0, 1.0, 1.0, 1.0], 9.5, 3),  # 6 and the longest, 4
+        ([9.0] * 6, 5.0, 1),
+        ([1.0] * 6, 6.0, 6),
+    ],
+)
+def test_time_limit_interrupts_before_the_epoch_that_would_not_fit(
+    state, phase, clock, seconds, limit, ends
+):
+    chain = [_epochs(clock, seconds), hooks.time_limit(limit)]
+    after, history = trainer.fit(state, phase, epochs=6, hooks=chain)
+    assert len(history) == int(after.epoch) == ends
+    assert not after.stop
+
+
+def test_time_limit_runs_from_the_start_and_the_first_epoch_is_without_compilation(state, clock):
+    hook = hooks.time_limit(10.0)
+    clock.now += 50  # between making the hook and fit
+    hook(state, {}, "start")
+    clock.now += 6  # compilation, and an epoch of one second
+    assert hook(state, {"time/epoch_seconds": 1.0}) is state
+    clock.now += 3
+    with pytest.raises(
+        trainer.Interrupt, match="of 10 s 9 have passed, and an epoch takes up to 3"
+    ):
+        hook(state, {"time/epoch_seconds": 1.0})
+    hook(state, {}, "start")  # the same chain in another run
+    assert hook(state, {"time/epoch_seconds": 1.0}) is state
+
+
+def test_a_run_whose_time_is_up_goes_on_with_the_next_and_runs_end_hooks_then(
+    state, phase, clock, tmp_path
+):
+    ended = []
+
+    def note(state, metrics):
+        ended.append(int(state.epoch))
+        return state
+
+    def run():
+        chain = [
+            _epochs(clock, [1.0] * 6),
+            hooks.time_limit(2.5),
+            hooks.on("end", note),
+            hooks.save_checkpoints(tmp_path, max_cost=None),
+        ]
+        return trainer.fit(state, phase, epochs=6, hooks=chain)
+
+    lengths = [len(run()[1]) for _ in range(3)]
+    assert lengths == [2, 2, 2]
+    assert ended == [6]  # nothing is interrupted after the last epoch
+    alone, _ = trainer.fit(state, phase, epochs=6)
+    assert trainer.fingerprint(run()[0]) == trainer.fingerprint(alone)
+
+
+def test_time_limit_does_not_interrupt_a_run_that_stops(state, clock):
+    clock.now += 99
+    hook, stopped = hooks.time_limit(1.0), state.replace(stop=True)
+    assert hook(stopped, {"time/epoch_seconds": 9.0}) is stopped
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
+def test_a_limit_that_is_no_time_is_refused(seconds):
+    with pytest.raises(ValueError, match="seconds must be positive"):
+        hooks.time_limit(seconds)
+
+
 def test_they_keep_the_laws(state):
+    testing.check_hook(hooks.time_limit(3600), state, {"time/epoch_seconds": 1.0})
     testing.check_hook(hooks.stop_early("val/loss", patience=2), state, {"val/loss": 1.0})
     testing.check_hook(hooks.stop_on_nan(), state, {"val/loss": 1.0})
     testing.check_hook(hooks.stop_on_nan(), state, {"val/loss": math.nan})

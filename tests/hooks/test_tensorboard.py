@@ -269,3 +269,21 @@ def test_what_was_flushed_survives_kill_9(tmp_path):
     board.write(4, {"loss": 2.0})
     board.close()
     assert points(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+
+
+def test_what_is_rehearsed_leaves_nothing_and_fails_as_in_earnest(board):
+    board.rehearse(3, {"loss": 1.0, "said": Text("so"), "steps/loss": Trace(np.ones(3))})
+    assert list(board.directory.iterdir()) == []
+    with pytest.raises(TypeError, match="real number"):
+        board.rehearse(3, {"loss": "low"})
+    assert list(board.directory.iterdir()) == []
+
+
+def test_a_fresh_run_hides_what_was_measured_before_an_earlier_ones_training(board):
+    for value in (1.0, 2.0):
+        board.resume(0, 0)
+        board.write(0, {"val/loss": value})
+        board.resume(0, 0)  # by another hook that shares it
+        board.write(4, {"val/loss": value})
+        board.close()
+    assert points(board.directory, "val/loss") == [(0, 2.0), (4, 2.0)]

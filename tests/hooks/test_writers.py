@@ -203,3 +203,28 @@ def test_a_path_that_is_a_folder_is_an_error_at_once(tmp_path):
 def test_pixels_need_height_width_and_channels(shape):
     with pytest.raises(ValueError, match="pixels must be"):
         Image(np.zeros(shape))
+
+
+def test_a_rehearsed_line_leaves_the_file_as_it_was(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    lines.write(1, {"loss": 0.5})
+    before = lines.path.read_bytes()
+    lines.rehearse(9, {"loss": 0.25})
+    assert lines.path.read_bytes() == before
+    with pytest.raises(TypeError):
+        lines.rehearse(9, {"said": Text(object())})
+    lines.write(2, {"loss": 0.5})
+    assert [json.loads(line)["step"] for line in lines.path.read_text().splitlines()] == [1, 2]
+    lines.close()
+
+
+def test_a_fresh_run_keeps_no_line_and_a_second_resume_drops_nothing(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    for _ in range(2):
+        for _ in range(2):  # by two hooks that share it
+            lines.resume(0, 0)
+            lines.write(0, {"epoch": Progress(0), "val/loss": 0.5})
+        lines.write(3, {"epoch": Progress(1)})
+        lines.close()
+    steps = [json.loads(line)["step"] for line in lines.path.read_text().splitlines()]
+    assert steps == [0, 0, 3]

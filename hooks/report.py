@@ -1,0 +1,140 @@
+"""Reporting: a page about a run, written when it is over."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hooks.combining import Chain
+from hooks.histories import read_curves, when_over
+from hooks.metrics import counts
+from hooks.report_page import Report, duration, finite, page
+from hooks.writers import make_folder
+from trainer import TrainState
+from trainer.checkpoints.manifest import devices
+
+LIBRARIES = ("entracte", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+"""Distributions whose versions are told, where they are installed."""
+
+OUTCOMES = {
+    "start": "interrupted",
+    "epoch": "interrupted",
+    "end": "finished",
+    "error": "failed",
+}
+"""How a run ended, by the last event that was reached."""
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    records: str | os.PathLike[str],
+    config: Any = None,
+    title: str | None = None,
+) -> Chain:
+    """Write a page about the whole run when it ends, is interrupted or fails.
+
+    One HTML file that needs nothing else, neither scripts nor a network: how far the run came, its
+    curves, the best scores and their epochs, the configuration, the hooks' times, the versions and
+    devices. Numbers are read from the file that a `JsonLines` of `log_metrics` writes, so that the
+    page of a resumed run is whole.
+
+    Args:
+        path: of the page, `runs/digits/report.html`; it is replaced.
+        records: path of the `JsonLines` file.
+        config: the run's configuration: mappings, sequences and dataclasses, nested as one likes.
+            It is shown as it is: leave secrets out.
+        title: of the page; the name of its folder if None.
+
+    Raises:
+        FileNotFoundError: at the start, nothing writes the records.
+        OSError: the page's folder cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(write_report(f"{folder}/report.html", records=f"{folder}/metrics.jsonl"))
+    event  stage    hook                reads  writes
+    start  observe  write_report/start
+    epoch  observe  write_report/epoch
+    end    observe  write_report
+    error  observe  write_report/error
+    """
+    path = Path(path)
+    make_folder(path.parent, "write_report")
+    name = path.resolve().parent.name if title is None else title
+    seen: dict[str, str] = {}
+
+    def follow(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
+        step, epoch = counts(state)
+        total = getattr(metrics, "epochs", None)
+        stopped = event == "end" and state.stop
+        seen["outcome"] = "stopped early" if stopped else OUTCOMES[event]
+        seen["epochs"] = f"{epoch:,}" if total is None else f"{epoch:,} of {total:,}"
+        seen["steps"] = f"{step:,}"
+
+    def write() -> None:
+        curves = read_curves(records)
+        seconds = sum(finite(curves["time/epoch_seconds"])) if "time/epoch_seconds" in curves else 0
+        report = Report(
+            title=name,
+            outcome={
+                **seen,
+                "training time": duration(seconds),
+                "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            },
+            curves=curves,
+            config=flattened(config),
+            environment=environment(),
+        )
+        beside = path.with_name(f"{path.name}.tmp")
+        beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
+        os.replace(beside, path)
+
+    return when_over("write_report", write, records=records, follow=follow)
+
+
+def environment() -> dict[str, str]:
+    """Tell what a run runs on."""
+    found = {
+        "devices": f"{devices()} ({jax.default_backend()})",
+        "processes": str(jax.process_count()),
+        "host": f"{socket.gethostname()}, {os.cpu_count()} CPUs",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
+    return found
+
+
+def flattened(config: Any, path: str = "") -> dict[str, str]:
+    """Lay a nested configuration out as rows: path to value.
+
+    >>> flattened({"optimizer": {"name": "adamw", "betas": (0.9, 0.99)}, "seed": 0, "tags": []})
+    {'optimizer/name': 'adamw', 'optimizer/betas': '0.9, 0.99', 'seed': '0', 'tags': ''}
+    """
+    if config is None and not path:
+        return {}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if isinstance(config, Sequence) and not isinstance(config, str | bytes):
+        if not any(isinstance(part, Mapping | list | tuple) for part in config):
+            return {path: ", ".join(map(str, config))}
+        config = dict(enumerate(config))
+    if not isinstance(config, Mapping):
+        return {path: str(config)}
+    rows: dict[str, str] = {}
+    for key, value in config.items():
+        rows |= flattened(value, f"{path}/{key}" if path else str(key))
+    return rows

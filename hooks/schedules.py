@@ -1,0 +1,176 @@
+"""Hooks that set the optimizer's numbers between epochs: on a plateau, or by a schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hooks.base import stateful
+from hooks.combining import Chain, chain
+from hooks.hyperparams import (
+    check_hyperparam,
+    hyperparam,
+    map_hyperparam,
+    replaced,
+    with_hyperparam,
+)
+from trainer import Hook, TrainState
+
+log = logging.getLogger("entracte")
+
+Schedule = Callable[[int], Any]
+"""`(completed epochs) -> value`; every schedule of optax is one."""
+
+
+class Plateau(NamedTuple):
+    """What `reduce_on_plateau` remembers."""
+
+    best: float
+    """The best value so far; infinite at first."""
+    since: int
+    """Evaluations since it was reached, or since the last reduction."""
+    resting: int
+    """Evaluations that are still not counted."""
+
+
+def reduce_on_plateau(
+    metric: str,
+    *,
+    factor: float = 0.1,
+    patience: int = 10,
+    mode: str = "min",
+    min_delta: float = 0.0,
+    cooldown: int = 0,
+    min_rate: float = 0.0,
+) -> Hook:
+    """Multiply the learning rate when a metric has not improved for `patience` evaluations.
+
+    It sets the rate that `optax.inject_hyperparams` keeps, of every optimizer in `opt_state` that
+    has one. It counts evaluations, not epochs: where the metric is missing, nothing is counted. A
+    value that is not a number is no improvement.
+
+    Args:
+        metric: to watch, such as `val/loss`.
+        factor: of the learning rate at each reduction, in (0, 1).
+        patience: evaluations in a row without improvement after which to reduce.
+        mode: `min` if smaller is better, `max` if larger is.
+        min_delta: what counts as an improvement is more than this.
+        cooldown: evaluations after a reduction in which the lack of improvement is not counted.
+        min_rate: the rate is not reduced below it.
+
+    Raises:
+        ValueError: a setting is out of range; before training, the optimizer has no learning rate
+            that can be set.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> params = {"w": jnp.ones(2)}
+    >>> state = TrainState.create(
+    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
+    ... )
+    >>> hook = reduce_on_plateau("val/loss", factor=0.5, patience=2)
+    >>> for loss in (0.5, 0.6, 0.7):
+    ...     state = hook(state, {"val/loss": loss})
+    >>> float(state.opt_state.hyperparams["learning_rate"])
+    0.25
+    """
+    if not 0 < factor < 1:
+        raise ValueError(f"factor must be in (0, 1); got {factor}")
+    if patience < 1:
+        raise ValueError(f"patience must be at least 1 evaluation; got {patience}")
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    if min(min_delta, cooldown, min_rate) < 0:
+        raise ValueError(
+            "min_delta, cooldown and min_rate must not be negative; got "
+            f"{min_delta}, {cooldown} and {min_rate}"
+        )
+    name = f"reduce_on_plateau/{metric}"
+    sign = 1.0 if mode == "min" else -1.0
+
+    def init(state: TrainState) -> Plateau:
+        check_hyperparam(f"hook {name!r}", state.opt_state, "learning_rate")
+        return Plateau(best=sign * math.inf, since=0, resting=0)
+
+    def lower(rate: Any) -> Any:
+        return np.minimum(rate, np.maximum(rate * factor, min_rate))
+
+    def update(
+        memory: Plateau, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[Plateau, TrainState]:
+        value, resting = float(metrics[metric]), max(memory.resting - 1, 0)
+        if sign * (memory.best - value) > min_delta:
+            return Plateau(value, 0, resting), state
+        since = 0 if memory.resting else memory.since + 1
+        if since < patience:
+            return Plateau(memory.best, since, resting), state
+        opt_state = with_hyperparam(state.opt_state, "learning_rate", lower)
+        memory = Plateau(memory.best, 0, cooldown)
+        if opt_state is state.opt_state:
+            return memory, state
+        rates = ", ".join(f"{np.max(r):.4g}" for r in hyperparam(opt_state, "learning_rate"))
+        log.info(
+            "learning rate reduced to %s: %s has not been better than %.6g for %d evaluations",
+            rates,
+            metric,
+            memory.best,
+            since,
+        )
+        return memory, state.replace(opt_state=opt_state)
+
+    return dataclasses.replace(stateful(name, init, update), reads=(metric,))
+
+
+def set_hyperparams(**schedules: float | Schedule) -> Chain:
+    """Set numbers that `optax.inject_hyperparams` keeps, by how many epochs are completed.
+
+    At `start` for the first epoch, and after every epoch for the next: by the state alone, so that
+    a resumed run has the same. Every optimizer in `opt_state` that keeps the name is set; what
+    another hook changed is overwritten.
+
+    Args:
+        schedules: name (`learning_rate`, `weight_decay`, `momentum`) to a value, or to a function
+            of the number of completed epochs, such as a schedule of optax: it is given 0 for the
+            first epoch.
+
+    Raises:
+        ValueError: none is named; before training, the optimizer keeps no such number, or a
+            schedule of its own sets it. Those that there are are listed.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> optimizer = optax.inject_hyperparams(optax.adamw)(learning_rate=1.0, weight_decay=0.1)
+    >>> params = {"w": jnp.ones(2)}
+    >>> state = TrainState.create(
+    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
+    ... )
+    >>> hook = set_hyperparams(learning_rate=lambda epoch: 0.5**epoch, weight_decay=0.0)
+    >>> numbers = hook(state.replace(epoch=jnp.int32(2)), {}).opt_state.hyperparams
+    >>> float(numbers["learning_rate"]), float(numbers["weight_decay"])
+    (0.25, 0.0)
+    """
+    if not schedules:
+        raise ValueError(
+            "set_hyperparams needs what to set, such as learning_rate=optax.cosine_decay_schedule("
+            "1e-3, epochs); got nothing"
+        )
+    title = f"set_hyperparams/{','.join(schedules)}"
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        epoch, opt_state = int(np.asarray(state.epoch)), state.opt_state
+        for name, schedule in schedules.items():
+            value = schedule(epoch) if callable(schedule) else schedule
+            opt_state = map_hyperparam(opt_state, name, functools.partial(replaced, value=value))
+        return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        for name in schedules:
+            check_hyperparam(f"hook {title!r}", state.opt_state, name)
+        return run(state, metrics)
+
+    return chain(Hook(begin, f"{title}/start", event="start"), Hook(run, title, event="epoch"))

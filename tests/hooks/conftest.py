@@ -1,0 +1,37 @@
+"""What the tests of several hooks share."""
+
+from __future__ import annotations
+
+import pytest
+
+import hooks
+import trainer
+
+
+@pytest.fixture
+def check_resumes(tmp_path):
+    """Give a function that holds a hook to law 5: interrupted at any epoch, the run ends alike.
+
+    It is given what makes the hook, since a process that goes on makes a new one, and gives the
+    state of the uninterrupted run.
+    """
+
+    def check(make, state, program, *, epochs=5):
+        whole, _ = trainer.fit(state, program, epochs=epochs, hooks=make())
+        for number in range(1, epochs):
+
+            def end_early(state, metrics, number=number):
+                if int(state.epoch) == number:
+                    raise trainer.Interrupt("enough")
+                return state
+
+            saving = hooks.save_checkpoints(tmp_path / str(number), max_cost=None)
+            part, _ = trainer.fit(state, program, epochs=epochs, hooks=[make(), end_early, saving])
+            assert int(part.epoch) == number
+            saving = hooks.save_checkpoints(tmp_path / str(number), max_cost=None)
+            end, history = trainer.fit(state, program, epochs=epochs, hooks=[make(), saving])
+            assert len(history) == epochs - number
+            assert trainer.fingerprint(end) == trainer.fingerprint(whole)
+        return whole
+
+    return check

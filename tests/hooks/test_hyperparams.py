@@ -1,0 +1,83 @@
+"""The numbers that an optimizer keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hooks.hyperparams import (
+    check_hyperparam,
+    hyperparam,
+    hyperparam_names,
+    map_hyperparam,
+    replaced,
+    with_hyperparam,
+)
+
+PARAMS = {"a": jnp.ones(2), "b": jnp.ones(3)}
+
+
+def inject(optimizer, **numbers):
+    return optax.inject_hyperparams(optimizer)(**numbers)
+
+
+TWO = optax.multi_transform(
+    {
+        "a": optax.chain(optax.clip(1.0), inject(optax.sgd, learning_rate=0.5, momentum=0.9)),
+        "b": inject(optax.adamw, learning_rate=0.25),
+    },
+    {"a": "a", "b": "b"},
+).init(PARAMS)
+
+
+def test_all_optimizers_that_keep_a_name_are_found_and_set():
+    assert [float(rate) for rate in hyperparam(TWO, "learning_rate")] == [0.5, 0.25]
+    after = with_hyperparam(TWO, "learning_rate", lambda rate: rate / 2)
+    assert [float(rate) for rate in hyperparam(after, "learning_rate")] == [0.25, 0.125]
+    assert hyperparam(after, "momentum") == hyperparam(TWO, "momentum")
+    assert jax.tree.structure(after) == jax.tree.structure(TWO)
+    assert {"b1", "learning_rate", "momentum", "weight_decay"} <= set(hyperparam_names(TWO))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "absent"])
+def test_what_does_not_change_is_the_very_same_object(name):
+    assert with_hyperparam(TWO, name, lambda value: value) is TWO
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_value_takes_the_dtype_and_the_shape_of_what_it_replaces(dtype):
+    leaf = jnp.zeros(3, dtype)
+    after = replaced(leaf, np.float64(0.1))
+    assert (after.dtype, after.shape, after.sharding) == (leaf.dtype, leaf.shape, leaf.sharding)
+    assert after.tolist() == jnp.full(3, 0.1, dtype).tolist()
+    assert replaced(after, 0.1) is after
+
+
+def test_it_maps_within_a_jitted_function():
+    after = jax.jit(lambda s: map_hyperparam(s, "learning_rate", lambda rate: rate * 2))(TWO)
+    assert [float(rate) for rate in hyperparam(after, "learning_rate")] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (optax.adam(0.1), r"without it \(there is: nothing\)"),
+        (inject(optax.clip, max_delta=1.0), r"without it \(there is: max_delta\)"),
+        (inject(optax.sgd, learning_rate=optax.constant_schedule(0.1)), "a schedule, which sets"),
+        (inject(optax.sgd, learning_rate=1), "an integer, 1, which no fraction fits"),
+    ],
+)
+def test_what_cannot_be_set_is_refused(optimizer, said):
+    with pytest.raises(ValueError, match=f"it needs an optimizer whose learning_rate .*{said}"):
+        check_hyperparam("it", optimizer.init(PARAMS), "learning_rate")
+    assert "learning_rate" not in hyperparam_names(optimizer.init(PARAMS))
+
+
+def test_a_name_that_another_begins_with_is_another():
+    opt_state = inject(optax.adam, learning_rate=0.1, b1=optax.constant_schedule(0.9)).init(PARAMS)
+    check_hyperparam("it", opt_state, "learning_rate")
+    with pytest.raises(ValueError, match="a schedule"):
+        check_hyperparam("it", opt_state, "b1")
+    with pytest.raises(ValueError, match="or do without"):
+        check_hyperparam("it", opt_state, "b", instead="do without")
