@@ -1,9 +1,26 @@
 """Networks as two pure functions, made of any library's modules, and some bundled ones."""
 
+from models.captioner import captioner
 from models.cnn import cnn
+from models.decoding import Decoder, generate
 from models.linen import from_linen
 from models.mlp import mlp
 from models.network import Network
 from models.nnx import from_nnx
+from models.rematerialising import remat
+from models.resnet import resnet
+from models.transformer import transformer
 
-__all__ = ["Network", "cnn", "from_linen", "from_nnx", "mlp"]
+__all__ = [
+    "Decoder",
+    "Network",
+    "captioner",
+    "cnn",
+    "from_linen",
+    "from_nnx",
+    "generate",
+    "mlp",
+    "remat",
+    "resnet",
+    "transformer",
+]

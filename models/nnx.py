@@ -15,6 +15,7 @@ from models.network import Network, PyTree, named_key, require_fit, shapes_of
 
 Build = Callable[[nnx.Rngs, PyTree], nnx.Module]
 Parts = tuple[Any, nnx.State, nnx.State, nnx.State]  # graphdef, params, random, kept
+Assemble = Callable[[PyTree, PyTree, PyTree, jax.Array | None], tuple[nnx.Module, nnx.State]]
 
 
 def from_nnx(build: Build) -> Network:
@@ -51,11 +52,7 @@ def from_nnx(build: Build) -> Network:
     (4, 2)
     """
     _require_two_arguments(build)
-
-    @functools.lru_cache(maxsize=16)
-    def structure(leaves: tuple[jax.ShapeDtypeStruct, ...], treedef: Any) -> Parts:
-        shapes = jax.tree.unflatten(treedef, leaves)
-        return _split(nnx.eval_shape(lambda: _built(build, nnx.Rngs(0), shapes)))
+    assemble = assembler(build)
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
         rngs = nnx.Rngs(named_key(key, "default"), params=named_key(key, "params"))
@@ -70,16 +67,7 @@ def from_nnx(build: Build) -> Network:
         key: jax.Array | None,
         train: bool,
     ) -> tuple[PyTree, PyTree]:
-        leaves, treedef = jax.tree.flatten(shapes_of(inputs))
-        graphdef, param_shapes, random, kept_shapes = structure(tuple(leaves), treedef)
-        seeds = _seeded(random, key)
-        module = nnx.merge(
-            graphdef,
-            _filled("params", param_shapes, params),
-            _filled("model_state", kept_shapes, model_state),
-            seeds,
-            copy=True,
-        )
+        module, seeds = assemble(params, model_state, inputs, key)
         if not train:
             module.eval()
             return module(inputs), model_state
@@ -94,6 +82,41 @@ def from_nnx(build: Build) -> Network:
         return outputs, updated
 
     return Network(init, apply)
+
+
+def assembler(build: Build) -> Assemble:
+    """Make a function that puts variables back into the module that `build` makes.
+
+    Args:
+        build: as `from_nnx` takes it.
+
+    Returns:
+        `(params, model_state, inputs, key) -> (module, seeds)`: the module that `build` makes for
+        inputs of these shapes, with these variables and every random stream started anew from the
+        key, and the state of those streams before any was used.
+    """
+
+    @functools.lru_cache(maxsize=16)
+    def structure(leaves: tuple[jax.ShapeDtypeStruct, ...], treedef: Any) -> Parts:
+        shapes = jax.tree.unflatten(treedef, leaves)
+        return _split(nnx.eval_shape(lambda: _built(build, nnx.Rngs(0), shapes)))
+
+    def assemble(
+        params: PyTree, model_state: PyTree, inputs: PyTree, key: jax.Array | None
+    ) -> tuple[nnx.Module, nnx.State]:
+        leaves, treedef = jax.tree.flatten(shapes_of(inputs))
+        graphdef, param_shapes, random, kept_shapes = structure(tuple(leaves), treedef)
+        seeds = _seeded(random, key)
+        module = nnx.merge(
+            graphdef,
+            _filled("params", param_shapes, params),
+            _filled("model_state", kept_shapes, model_state),
+            seeds,
+            copy=True,
+        )
+        return module, seeds
+
+    return assemble
 
 
 def _require_two_arguments(build: Build) -> None:

@@ -8,7 +8,19 @@ import models
 
 
 def test_the_public_names_are_these():
-    assert models.__all__ == ["Network", "cnn", "from_linen", "from_nnx", "mlp"]
+    assert models.__all__ == [
+        "Decoder",
+        "Network",
+        "captioner",
+        "cnn",
+        "from_linen",
+        "from_nnx",
+        "generate",
+        "mlp",
+        "remat",
+        "resnet",
+        "transformer",
+    ]
     assert models.__all__ == sorted(models.__all__)
 
 

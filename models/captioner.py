@@ -1,0 +1,210 @@
+"""A transformer that looks at an image and writes about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.attention import dense, rotation
+from models.blocks import Shape, require_shape, run, stack
+from models.checks import require_array, require_size
+from models.decoding import Decoder, decoder_of, require_tokens
+from models.network import PyTree
+from models.transformer import Text
+
+
+def captioner(
+    *,
+    vocabulary: int,
+    context: int,
+    channels: int = 3,
+    patch: int = 4,
+    encoder_layers: int = 2,
+    layers: int = 2,
+    heads: int = 4,
+    width: int = 128,
+    hidden: int | None = None,
+    dropout: float = 0.0,
+    tied: bool = True,
+    remat: bool = False,
+    scan: bool = False,
+) -> Decoder:
+    """Make a transformer that predicts the next token of a text about an image, and writes.
+
+    The image is cut into patches, each a place of the encoder: a dense layer, positions, and
+    blocks in which every patch attends to every other. The text is that of `transformer`, with an
+    attention to the encoded patches in every block.
+
+    Args:
+        vocabulary: number of tokens there are.
+        context: tokens of the longest text.
+        channels: of the images.
+        patch: height and width of a patch; it must divide those of the images.
+        encoder_layers: number of blocks over the patches.
+        layers: number of blocks over the tokens.
+        heads: of attention, in each block; `width / heads` must be whole and even.
+        width: features of a patch or a token between the blocks; a multiple of 4.
+        hidden: features of the dense branches; None for `4 * width`.
+        dropout: as `transformer` has it, over the patches too.
+        tied: the embeddings are also the weights of the logits.
+        remat: as `transformer` has it.
+        scan: as `transformer` has it; for both stacks.
+
+    Returns:
+        A decoder from `{"image": [batch, height, width, channels], "tokens": [batch, time]}` to
+        logits `[batch, time, vocabulary]`, float32, without model state. Its `begin` encodes the
+        image, once, and needs no tokens. Its parameters are under `image` and `text`.
+
+    Raises:
+        TypeError: a size is no whole number; on a call, the inputs are no such dict.
+        ValueError: a setting is out of range, `width` and `heads` do not fit; on a call, the image
+            has other channels or no whole patches, or as `transformer` says.
+
+    Source: Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021), with the fixed positions of
+    Beyer, Zhai and Kolesnikov, "Better plain ViT baselines for ImageNet-1k" (2022); the attention
+    from text to image is that between decoder and encoder of Vaswani et al., "Attention Is All
+    You Need", section 3.2.3 (2017).
+
+    >>> decoder = captioner(vocabulary=5, context=8, channels=1, layers=1, heads=2, width=8)
+    >>> inputs = {"image": jnp.ones((2, 8, 8, 1)), "tokens": jnp.zeros((2, 3), jnp.int32)}
+    >>> params, model_state = decoder.init(jax.random.key(0), inputs)
+    >>> decoder.apply(params, model_state, inputs, key=None, train=False)[0].shape
+    (2, 3, 5)
+    """
+    sizes = {"vocabulary": vocabulary, "context": context, "channels": channels, "patch": patch}
+    for name, value in (sizes | {"encoder_layers": encoder_layers}).items():
+        require_size("captioner", name, value)
+    shape = Shape(
+        layers=layers,
+        heads=heads,
+        width=width,
+        hidden=4 * width if hidden is None else hidden,
+        dropout=dropout,
+        remat=remat,
+        scan=scan,
+    )
+    require_shape("captioner", shape)
+    if width % 4:
+        raise ValueError(f"captioner: width must be a multiple of 4; got {width}")
+
+    def check(inputs: PyTree) -> None:
+        if not isinstance(inputs, Mapping) or set(inputs) != {"image", "tokens"}:
+            got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise TypeError(f'captioner takes inputs {{"image": ..., "tokens": ...}}; got {got}')
+        require_image(inputs["image"], channels, patch)
+        require_tokens("captioner", inputs["tokens"], context)
+
+    def make(rngs: nnx.Rngs) -> Captioner:
+        seeing = dataclasses.replace(shape, layers=encoder_layers)
+        return Captioner(
+            Image(channels, patch, seeing, rngs=rngs),
+            Text("captioner", vocabulary, context, shape, tied=tied, cross=True, rngs=rngs),
+        )
+
+    return decoder_of(make, check)
+
+
+class Captioner(nnx.Module):
+    """An encoder of images and a text that attends to what it gives."""
+
+    def __init__(self, image: Image, text: Text) -> None:
+        self.image = image
+        self.text = text
+
+    def __call__(self, inputs: Any) -> jax.Array:
+        """Give logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
+        return self.text(inputs["tokens"], self.image(inputs["image"]))
+
+    def begin(self, inputs: Any, length: int) -> PyTree:
+        """Give a cache for `length` tokens about `inputs["image"]`."""
+        image = inputs["image"]
+        require_image(image, self.image.channels, self.image.patch)
+        return self.text.begin(None, length, self.image(image))
+
+    def advance(self, cache: PyTree, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
+        """Give logits `[batch, n, vocabulary]` for the next tokens `[batch, n]`, and the cache."""
+        return self.text.advance(cache, tokens)
+
+
+class Image(nnx.Module):
+    """Images `[batch, height, width, channels]` to features `[batch, patches, width]`."""
+
+    def __init__(self, channels: int, patch: int, shape: Shape, *, rngs: nnx.Rngs) -> None:
+        self.channels, self.patch, self.remat = channels, patch, shape.remat
+        self.embed = dense(patch * patch * channels, shape.width, rngs=rngs)
+        self.blocks = stack(shape, causal=False, rngs=rngs)
+        self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Encode the patches, row by row."""
+        batch, height, width, _ = images.shape
+        rows, columns = height // self.patch, width // self.patch
+        kernel = self.embed.kernel[...]
+        flat = patches(images, self.patch).astype(kernel.dtype)
+        x = self.embed(flat.reshape(batch * rows * columns, -1))
+        x = x.reshape(batch, rows * columns, -1)
+        x = x + positions(rows, columns, x.shape[-1]).astype(x.dtype)
+        return self.norm(run(self.blocks, x, remat=self.remat)[0])
+
+
+def patches(images: jax.Array, patch: int) -> jax.Array:
+    """Cut images into patches, row by row; a reshape, which on CPU is faster than a convolution.
+
+    Args:
+        images: `[batch, height, width, channels]`.
+        patch: height and width of a patch.
+
+    Returns:
+        `[batch, patches, patch * patch * channels]`.
+
+    >>> patches(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    cut = images.reshape(batch, rows, patch, columns, patch, channels)
+    return cut.swapaxes(2, 3).reshape(batch, rows * columns, patch * patch * channels)
+
+
+def positions(rows: int, columns: int, width: int) -> jax.Array:
+    """Give what tells the places of a grid apart: cosines and sines of the row and the column.
+
+    Returns:
+        float32 `[rows * columns, width]`, the row in the first half of the features.
+
+    >>> positions(2, 3, 8).shape
+    (6, 8)
+    """
+    down, along = (
+        jnp.concatenate(rotation(jnp.arange(size), width // 2), axis=-1) for size in (rows, columns)
+    )
+    shape = (rows, columns, width // 2)
+    both = (jnp.broadcast_to(down[:, None], shape), jnp.broadcast_to(along, shape))
+    return jnp.concatenate(both, axis=-1).reshape(rows * columns, width)
+
+
+def require_image(images: Any, channels: int, patch: int) -> None:
+    """Check that images are `[batch, height, width, channels]`, of whole patches.
+
+    Raises:
+        TypeError: they are no array.
+        ValueError: they are of another rank or size.
+
+    >>> require_image(jnp.ones((2, 6, 8, 1)), 1, 4)
+    Traceback (most recent call last):
+        ...
+    ValueError: captioner: patches of 4x4 must tile the images, of 1 channels; got shape
+    (2, 6, 8, 1); give another patch or channels
+    """
+    require_array("captioner", "[batch, height, width, channels]", images, ranks=(4,))
+    _, height, width, depth = images.shape
+    if height % patch or width % patch or depth != channels or not height * width:
+        raise ValueError(
+            f"captioner: patches of {patch}x{patch} must tile the images, of {channels} channels; "
+            f"got shape {images.shape}; give another patch or channels"
+        )

@@ -1,0 +1,232 @@
+"""The contract of networks that write one token after another, and sampling from them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.checks import require_size
+from models.network import Apply, Init, PyTree
+from models.nnx import assembler, from_nnx
+
+
+class Begin(Protocol):
+    """Make an empty cache: `(params, inputs, length) -> cache`."""
+
+    def __call__(self, params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
+        """Make a cache for `length` tokens; `Decoder.begin` says more."""
+
+
+class Advance(Protocol):
+    """Read tokens: `(params, cache, tokens) -> (logits, cache)`."""
+
+    def __call__(
+        self, params: PyTree, cache: PyTree, tokens: jax.Array, /
+    ) -> tuple[jax.Array, PyTree]:
+        """Read the next tokens; `Decoder.advance` says more."""
+
+
+class Decoder(NamedTuple):
+    """A network of tokens with two more pure functions, which write text without a second look.
+
+    The first two fields are those of a `Network`, and it serves wherever one does. The others keep
+    what attention needs of the tokens before in a cache: reading a text piece by piece gives the
+    logits that `apply` gives for the whole.
+
+    >>> import models
+    >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
+    >>> tokens = jnp.array([[0, 1, 2, 3]])
+    >>> params, _ = decoder.init(jax.random.key(0), tokens)
+    >>> whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
+    >>> cache = decoder.begin(params, tokens, 4)
+    >>> first, cache = decoder.advance(params, cache, tokens[:, :3])
+    >>> second, cache = decoder.advance(params, cache, tokens[:, 3:])
+    >>> bool(jnp.allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-5))
+    True
+    """
+
+    init: Init
+    """As `Network.init`."""
+
+    apply: Apply
+    """As `Network.apply`; the outputs are logits `[batch, time, vocabulary]`, float32."""
+
+    begin: Begin
+    """`(params, inputs, length) -> cache`, for `length` tokens in all; a Python whole number.
+
+    `inputs` are the network's, or a part of them: of tokens only the batch size is read, what else
+    there is (an image) is encoded once. The cache is a pytree of arrays of fixed shapes.
+    """
+
+    advance: Advance
+    """`(params, cache, tokens) -> (logits, cache)` for the next tokens, integer `[batch, n]`.
+
+    The logits are `[batch, n, vocabulary]`, float32; those past the cache's length are nan.
+    """
+
+
+def decoder_of(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None]) -> Decoder:
+    """Make a decoder of an NNX module of fixed sizes with methods `begin` and `advance`.
+
+    Args:
+        make: `rngs -> module`; its `begin(inputs, length)` and `advance(cache, tokens)` are those
+            of `Decoder`.
+        check: raises where the inputs, given as shapes, are not what the module takes.
+    """
+
+    def build(rngs: nnx.Rngs, example: PyTree) -> nnx.Module:
+        check(example)
+        return make(rngs)
+
+    network = from_nnx(build)
+    assemble = assembler(lambda rngs, example: make(rngs))
+
+    def bound(params: PyTree) -> Any:
+        module, _ = assemble(params, {}, None, None)
+        module.eval()
+        return module
+
+    def begin(params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
+        return bound(params).begin(inputs, length)
+
+    def advance(params: PyTree, cache: PyTree, tokens: jax.Array, /) -> tuple[jax.Array, PyTree]:
+        return bound(params).advance(cache, tokens)
+
+    return Decoder(network.init, network.apply, begin, advance)
+
+
+def generate(
+    decoder: Decoder,
+    params: PyTree,
+    prompt: PyTree,
+    *,
+    length: int,
+    key: jax.Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> jax.Array:
+    """Write what follows a prompt.
+
+    Reading the prompt and writing are one program, compiled once for each shape of the prompt and
+    each `length` and `top_k`; the programs of the eight decoders used last are kept.
+
+    Args:
+        decoder: of `transformer` or `captioner`.
+        params: its parameters.
+        prompt: the decoder's inputs: tokens, integer `[batch, time]` with one token or more, or a
+            dict with them under `tokens` and what else the decoder takes, such as `image`.
+        length: how many tokens to write.
+        key: () typed key; the same key writes the same.
+        temperature: divides the logits; below 1 the likely tokens become likelier, and 0 takes
+            the likeliest one.
+        top_k: draw from so many likeliest tokens; None for all.
+
+    Returns:
+        The tokens that follow, int32 `[batch, length]`.
+
+    Raises:
+        TypeError: `length` or `top_k` is no whole number.
+        ValueError: a setting is out of range, the prompt has no token, or the prompt and what
+            follows do not fit the decoder's context.
+
+    >>> import models
+    >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
+    >>> prompt = jnp.array([[0, 1, 2], [3, 4, 0]])
+    >>> params, _ = decoder.init(jax.random.key(0), prompt)
+    >>> generate(decoder, params, prompt, length=5, key=jax.random.key(1), top_k=3).shape
+    (2, 5)
+    """
+    require_size("generate", "length", length)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"generate: temperature must be 0 or more, and finite; got {temperature}")
+    if top_k is not None:
+        require_size("generate", "top_k", top_k)
+    tokens = prompt["tokens"] if isinstance(prompt, Mapping) else prompt
+    if jnp.ndim(tokens) != 2 or not jnp.shape(tokens)[1]:
+        raise ValueError(
+            "generate needs a prompt [batch, time] of at least one token, such as that which "
+            f"starts every text; got shape {jnp.shape(tokens)}"
+        )
+    return _program(decoder)(
+        params,
+        jax.tree.map(jnp.asarray, prompt),
+        key,
+        float(temperature),
+        length=length,
+        top_k=top_k,
+        greedy=temperature == 0,
+    )
+
+
+@functools.lru_cache(maxsize=8)  # else decoders that are done with would never be freed
+def _program(decoder: Decoder) -> Any:
+    @functools.partial(jax.jit, static_argnames=("length", "top_k", "greedy"))
+    def write(
+        params: PyTree,
+        prompt: PyTree,
+        key: jax.Array,
+        temperature: jax.Array,
+        *,
+        length: int,
+        top_k: int | None,
+        greedy: bool,
+    ) -> jax.Array:
+        tokens = prompt["tokens"] if isinstance(prompt, Mapping) else prompt
+
+        def pick(logits: jax.Array, key: jax.Array) -> jax.Array:
+            if greedy:
+                return logits.argmax(-1).astype(jnp.int32)
+            if top_k is None or top_k >= logits.shape[-1]:
+                return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+            values, likeliest = jax.lax.top_k(logits, top_k)
+            rank = jax.random.categorical(key, values / temperature)
+            return jnp.take_along_axis(likeliest, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+        def step(carry: tuple[PyTree, jax.Array], key: jax.Array) -> Any:
+            cache, token = carry
+            logits, cache = decoder.advance(params, cache, token[:, None])
+            token = pick(logits[:, -1], key)
+            return (cache, token), token
+
+        cache = decoder.begin(params, prompt, tokens.shape[1] + length)
+        logits, cache = decoder.advance(params, cache, tokens)
+        keys = jax.random.split(key, length)
+        first = pick(logits[:, -1], keys[0])
+        _, rest = jax.lax.scan(step, (cache, first), keys[1:])
+        return jnp.concatenate([first[:, None], rest.T], axis=1)
+
+    return write
+
+
+def require_tokens(owner: str, tokens: Any, longest: int) -> None:
+    """Check that tokens are integers `[batch, time]` and not longer than they may be.
+
+    Args:
+        owner: the network, for the message.
+        tokens: array or `jax.ShapeDtypeStruct`.
+        longest: tokens allowed.
+
+    Raises:
+        ValueError: they are of another rank or kind, or too long.
+
+    >>> require_tokens("transformer", jnp.ones((2, 9), jnp.int32), 8)
+    Traceback (most recent call last):
+        ...
+    ValueError: transformer: 9 tokens are more than the 8 that there is room for; give shorter texts
+    """
+    shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", type(tokens).__name__)
+    if shape is None or len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"{owner} takes integer tokens [batch, time]; got {dtype}{list(shape or ())}"
+        )
+    if shape[1] > longest:
+        raise ValueError(
+            f"{owner}: {shape[1]} tokens are more than the {longest} that there is room for; "
+            "give shorter texts"
+        )

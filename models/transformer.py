@@ -1,0 +1,175 @@
+"""A decoder-only transformer: a language model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.attention import dense, rotation
+from models.blocks import Shape, empty, project, require_shape, run, stack
+from models.checks import require_size
+from models.decoding import Decoder, decoder_of, require_tokens
+from models.initializers import lecun_normal
+from models.network import PyTree
+
+
+def transformer(
+    *,
+    vocabulary: int,
+    context: int,
+    layers: int = 4,
+    heads: int = 4,
+    width: int = 128,
+    hidden: int | None = None,
+    dropout: float = 0.0,
+    tied: bool = True,
+    remat: bool = False,
+    scan: bool = False,
+) -> Decoder:
+    """Make a transformer that predicts the next token of a text, and writes.
+
+    Each block is causal self-attention with rotary positions and a dense branch with a GELU, each
+    added to its input, which it normalises before. No layer has a bias. Everything is computed in
+    the dtype of the parameters, but for norms, softmax and logits, which are float32.
+
+    Args:
+        vocabulary: number of tokens there are.
+        context: tokens of the longest text; a bound, which costs nothing.
+        layers: number of blocks.
+        heads: of attention, in each block; `width / heads` must be whole and even.
+        width: features of a token between the blocks.
+        hidden: features of the dense branch; None for `4 * width`.
+        dropout: probability, at least 0 and less than 1, of dropping a feature of the embeddings
+            and of what a branch adds, in training.
+        tied: the embeddings are also the weights of the logits.
+        remat: keep only what goes from block to block for the backward pass, and compute the rest
+            again: less memory, a step longer by up to a third.
+        scan: run the blocks as one `lax.scan` over parameters stacked under `blocks`, so that
+            compiling takes as long for any depth; a step is slower on CPU. Without it
+            they are under `blocks/0`, `blocks/1` and so on; the values at the start are the same.
+
+    Returns:
+        A decoder from tokens, integer `[batch, time]`, to logits `[batch, time, vocabulary]` of
+        the token after each, float32, without model state. A token outside the vocabulary gives
+        nan.
+
+    Raises:
+        TypeError: a size is no whole number.
+        ValueError: a setting is out of range, `heads` does not divide `width` into even sizes; on
+            a call, tokens are no integers `[batch, time]`, or more than `context`.
+
+    Source: Vaswani et al., "Attention Is All You Need" (2017), with the changes that `Block` and
+    `rotate` name.
+
+    >>> decoder = transformer(vocabulary=5, context=8, layers=2, heads=2, width=8)
+    >>> tokens = jnp.array([[0, 1, 2, 3]])
+    >>> params, model_state = decoder.init(jax.random.key(0), tokens)
+    >>> sorted(params), sorted(params["blocks"]["1"])
+    (['blocks', 'embed', 'norm'], ['attention', 'attention_norm', 'dense_norm', 'down', 'up'])
+    >>> decoder.apply(params, model_state, tokens, key=None, train=False)[0].shape
+    (1, 4, 5)
+    """
+    require_size("transformer", "vocabulary", vocabulary)
+    require_size("transformer", "context", context)
+    shape = Shape(
+        layers=layers,
+        heads=heads,
+        width=width,
+        hidden=4 * width if hidden is None else hidden,
+        dropout=dropout,
+        remat=remat,
+        scan=scan,
+    )
+    require_shape("transformer", shape)
+
+    def make(rngs: nnx.Rngs) -> Text:
+        return Text("transformer", vocabulary, context, shape, tied=tied, rngs=rngs)
+
+    return decoder_of(make, lambda tokens: require_tokens("transformer", tokens, context))
+
+
+class Text(nnx.Module):
+    """Tokens to logits, alone or attending to what an encoder gave (`cross`)."""
+
+    def __init__(
+        self,
+        owner: str,
+        vocabulary: int,
+        context: int,
+        shape: Shape,
+        *,
+        tied: bool,
+        cross: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.owner, self.context, self.shape = owner, context, shape
+        self.embed = nnx.Embed(vocabulary, shape.width, embedding_init=_embeddings, rngs=rngs)
+        self.dropout = nnx.Dropout(shape.dropout, rngs=rngs) if shape.dropout else None
+        self.blocks = stack(shape, causal=True, cross=cross, rngs=rngs)
+        self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
+        self.head = None if tied else dense(shape.width, vocabulary, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
+        """Give logits `[batch, time, vocabulary]` for tokens `[batch, time]`.
+
+        `encoded` is what the blocks attend to besides, `[batch, places, width]`.
+        """
+        x, _ = run(
+            self.blocks,
+            self._embedded(tokens),
+            memories=None if encoded is None else project(self.blocks, encoded),
+            turn=rotation(jnp.arange(tokens.shape[1]), self.shape.size),
+            remat=self.shape.remat,
+        )
+        return self._logits(x)
+
+    def begin(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
+        """Give an empty cache for `length` tokens in all; of `tokens` the batch size is read."""
+        require_size(self.owner, "length", length)
+        if length > self.context:
+            raise ValueError(
+                f"{self.owner}: {length} tokens in all, prompt and what follows, are more than the "
+                f"context of {self.context}; make either shorter, or the context larger"
+            )
+        batch = tokens.shape[0] if encoded is None else encoded.shape[0]
+        cache = {
+            "texts": empty(self.blocks, self.shape, batch, length),
+            "read": jnp.zeros((), jnp.int32),
+        }
+        return cache if encoded is None else cache | {"memories": project(self.blocks, encoded)}
+
+    def advance(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
+        """Give logits `[batch, n, vocabulary]` for the next tokens `[batch, n]`, and the cache."""
+        length = jax.tree.leaves(cache["texts"])[0].shape[-3]
+        require_tokens(self.owner, tokens, length)
+        positions = cache["read"] + jnp.arange(tokens.shape[1])
+        x, texts = run(
+            self.blocks,
+            self._embedded(tokens),
+            caches=cache["texts"],
+            memories=cache.get("memories"),
+            turn=rotation(positions, self.shape.size),
+            start=cache["read"],
+        )
+        logits = jnp.where(positions[:, None] < length, self._logits(x), jnp.nan)
+        return logits, cache | {"texts": texts, "read": cache["read"] + tokens.shape[1]}
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        x = jnp.take(self.embed.embedding[...], tokens, axis=0) * math.sqrt(self.shape.width)
+        return x if self.dropout is None else self.dropout(x)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        batch, time, width = x.shape
+        weights = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+        flat = self.norm(x).reshape(batch * time, width)
+        logits = jnp.dot(flat, weights, preferred_element_type=jnp.float32)
+        return logits.reshape(batch, time, -1)
+
+
+def _embeddings(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draw embeddings of variance 1 / width: tied, they give logits of variance 1."""
+    return lecun_normal(key, shape[::-1], dtype).reshape(shape)

@@ -1,0 +1,69 @@
+"""Attention and rotary positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.attention import CrossAttention, SelfAttention, rotate, rotation
+
+KEY = jax.random.key(1)
+
+
+def at(heads, position):
+    """Turn heads `[size]` as if they stood at this position."""
+    turn = rotation(jnp.array([position]), heads.size)
+    return rotate(heads.reshape(1, 1, 1, -1), turn).ravel()
+
+
+def test_products_of_turned_heads_depend_on_the_distance_alone():
+    query, key = jax.random.normal(KEY, (2, 8))
+    products = [at(query, q) @ at(key, k) for q, k in ((5, 2), (3, 0), (103, 100))]
+    np.testing.assert_allclose(products, products[0], rtol=1e-4)
+    assert abs(at(query, 5) @ at(key, 3) - products[0]) > 1e-2
+    np.testing.assert_allclose(at(query, 7) @ at(key, 7), query @ key, rtol=1e-5)
+
+
+def test_pairs_turn_at_their_own_frequency():
+    turned = at(jnp.array([1.0, 1.0, 0.0, 0.0]), 3)  # frequencies 1 and 0.01
+    np.testing.assert_allclose(
+        turned, [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)], rtol=1e-5
+    )
+
+
+def test_turning_keeps_the_dtype():
+    assert at(jnp.ones(4, jnp.bfloat16), 3).dtype == jnp.bfloat16
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_self_attention_is_that_of_numpy(causal):
+    module = SelfAttention(8, 2, causal=causal, scale=1.0, rngs=nnx.Rngs(0))
+    x = np.array(jax.random.normal(KEY, (3, 5, 8)))
+    qkv = (x @ module.qkv.kernel[...]).reshape(3, 5, 3, 2, 4)
+    mixed = np.zeros((3, 5, 2, 4))
+    for head in range(2):
+        query, key, value = (np.array(qkv[:, :, i, head]) for i in range(3))
+        scores = query @ key.swapaxes(1, 2) / 2
+        if causal:
+            scores = np.where(np.tril(np.ones((5, 5))), scores, -np.inf)
+        mixed[:, :, head] = softmax(scores) @ value
+    expected = mixed.reshape(3, 5, 8) @ module.out.kernel[...]
+    outputs, cache = module(jnp.array(x), None, None, 0)
+    assert cache is None
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attention_is_that_of_numpy():
+    module = CrossAttention(4, 1, scale=1.0, rngs=nnx.Rngs(0))
+    x, other = (np.array(jax.random.normal(KEY, (2, n, 4))) for n in (3, 6))
+    key, value = np.split(other @ np.array(module.keys_values.kernel[...]), 2, axis=-1)
+    weights = softmax(x @ np.array(module.query.kernel[...]) @ key.swapaxes(1, 2) / 2)
+    outputs = module(jnp.array(x), module.project(jnp.array(other)))
+    expected = weights @ value @ np.array(module.out.kernel[...])
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,216 @@
+"""The language model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import models
+
+KEY = jax.random.key(1)
+SETTINGS = {"vocabulary": 11, "context": 12, "layers": 3, "heads": 2, "width": 8}
+TOKENS = jax.random.randint(KEY, (2, 7), 0, 11)
+FORMS = {
+    "loop": {},
+    "scan": {"scan": True},
+    "remat": {"remat": True},
+    "scan_remat": {"scan": True, "remat": True},
+}
+DECODERS = {name: models.transformer(**SETTINGS, **form) for name, form in FORMS.items()}
+PARAMS, _ = jax.jit(DECODERS["loop"].init)(jax.random.key(0), TOKENS)
+
+
+def restacked(params):
+    """Turn the parameters of a loop into those of a scan."""
+    blocks = [params["blocks"][str(i)] for i in range(len(params["blocks"]))]
+    return params | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+
+
+@jax.jit
+def logits(params, tokens):
+    return DECODERS["loop"].apply(params, {}, tokens, key=None, train=False)[0]
+
+
+def test_a_later_token_changes_no_earlier_logit():
+    before = logits(PARAMS, TOKENS)
+    after = logits(PARAMS, TOKENS.at[:, 4].add(1) % 11)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert (before[:, 4:] != after[:, 4:]).any(-1).all()
+
+
+def test_the_order_of_the_tokens_counts():
+    swapped = TOKENS.at[:, 0].set(TOKENS[:, 1]).at[:, 1].set(TOKENS[:, 0])
+    assert abs(logits(PARAMS, TOKENS) - logits(PARAMS, swapped))[:, -1].max() > 1e-3
+
+
+def test_logits_are_float32_of_unit_size():
+    outputs = logits(PARAMS, TOKENS)
+    assert (outputs.shape, outputs.dtype) == ((2, 7, 11), jnp.float32)
+    assert 0.3 < outputs.std() < 3
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def gradients(request):
+    """A form's name, and the logits and gradients of the same loss under the same parameters."""
+    form = request.param
+
+    def loss(params):
+        outputs, _ = DECODERS[form].apply(params, {}, TOKENS, key=None, train=True)
+        return jnp.square(outputs).mean(), outputs
+
+    params = restacked(PARAMS) if "scan" in form else PARAMS
+    return form, *jax.jit(jax.grad(loss, has_aux=True))(params)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    def loss(params):
+        outputs, _ = DECODERS["loop"].apply(params, {}, TOKENS, key=None, train=True)
+        return jnp.square(outputs).mean(), outputs
+
+    return jax.jit(jax.grad(loss, has_aux=True))(PARAMS)
+
+
+def test_scan_and_remat_give_the_logits_and_gradients_of_the_loop(gradients, expected):
+    form, grads, outputs = gradients
+    np.testing.assert_allclose(outputs, expected[1], rtol=1e-5, atol=1e-6)
+    wanted = restacked(expected[0]) if "scan" in form else expected[0]
+    assert jax.tree.structure(grads) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scan_starts_at_the_values_of_a_loop():
+    params, model_state = jax.jit(DECODERS["scan"].init)(jax.random.key(0), TOKENS)
+    assert model_state == {}
+    assert jax.tree.structure(params) == jax.tree.structure(restacked(PARAMS))
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(restacked(PARAMS)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_the_layers_start_apart_and_at_their_scale():
+    blocks = PARAMS["blocks"]
+    assert (blocks["0"]["up"]["kernel"] != blocks["1"]["up"]["kernel"]).all()
+    params, _ = jax.jit(
+        models.transformer(vocabulary=50, context=4, layers=2, heads=2, width=64).init
+    )(KEY, TOKENS[:, :4])
+    deviations = {
+        "embed": params["embed"]["embedding"].std(),
+        "up": params["blocks"]["0"]["up"]["kernel"].std(),
+        "down": params["blocks"]["1"]["down"]["kernel"].std(),
+    }
+    expected = {"embed": 64**-0.5, "up": 64**-0.5, "down": 256**-0.5 / 2}
+    assert deviations == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_program_of_a_scan_does_not_grow_with_the_depth(scan):
+    def size(layers):
+        decoder = models.transformer(**SETTINGS | {"layers": layers, "scan": scan})
+        params = jax.eval_shape(lambda key: decoder.init(key, TOKENS)[0], KEY)
+        run = jax.make_jaxpr(lambda p: decoder.apply(p, {}, TOKENS, key=None, train=True)[0])
+        return len(str(run(params)).splitlines())
+
+    assert (size(2) == size(6)) == scan
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_the_parameters_are_as_many_as_counted_by_hand(tied, hidden):
+    decoder = models.transformer(**SETTINGS, tied=tied, hidden=hidden)
+    params = jax.eval_shape(lambda key: decoder.init(key, TOKENS)[0], KEY)
+    block = 8 * 24 + 8 * 8 + 2 * 8 * (hidden or 32) + 2 * 8  # qkv, out, dense branch, norms
+    assert sum(x.size for x in jax.tree.leaves(params)) == (
+        11 * 8 * (1 if tied else 2) + 3 * block + 8
+    )
+    assert ("head" in params) != tied
+
+
+def test_bfloat16_parameters_compute_in_bfloat16_and_give_float32_logits():
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    outputs = logits(low, TOKENS)
+    assert outputs.dtype == jnp.float32
+    np.testing.assert_allclose(outputs, logits(PARAMS, TOKENS), atol=0.2)
+    program = str(jax.make_jaxpr(logits)(low, TOKENS))
+    dots = [line for line in program.splitlines() if "dot_general" in line and ":f32[14," in line]
+    assert len(dots) == 1  # the logits alone: [batch * time, vocabulary]
+
+
+def test_dropout_differs_by_key_and_is_off_in_evaluation():
+    for form in (FORMS["loop"], FORMS["scan_remat"]):
+        decoder = models.transformer(**SETTINGS, **form, dropout=0.5)
+        params = restacked(PARAMS) if form else PARAMS
+        run = jax.jit(
+            lambda key, of=decoder, p=params: of.apply(p, {}, TOKENS, key=key, train=True)
+        )
+        one, two, other = (run(jax.random.key(seed))[0] for seed in (0, 0, 1))
+        np.testing.assert_array_equal(one, two)
+        assert (one != other).any()
+        with pytest.raises(ValueError, match="key is None"):
+            jax.eval_shape(
+                lambda of=decoder, p=params: of.apply(p, {}, TOKENS, key=None, train=True)
+            )
+    evaluated = jax.jit(lambda: decoder.apply(params, {}, TOKENS, key=KEY, train=False))()[0]
+    np.testing.assert_allclose(evaluated, logits(PARAMS, TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_learns_a_sentence_by_heart():
+    text = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]])  # 1, 3 and 5 have two successors
+    decoder = models.transformer(**SETTINGS | {"layers": 2, "width": 16})
+    optimizer = optax.adam(1e-2)
+
+    def loss(params):
+        outputs, _ = decoder.apply(params, {}, text[:, :-1], key=None, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, text[:, 1:]).mean()
+
+    def step(carry, _):
+        params, opt_state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    params, _ = jax.jit(decoder.init)(KEY, text)
+    carry = params, optimizer.init(params)
+    (params, _), values = jax.jit(lambda c: jax.lax.scan(step, c, length=80))(carry)
+    assert values[0] > 1.5
+    assert values[-1] < 0.05
+    written = models.generate(decoder, params, text[:, :3], length=9, key=KEY, temperature=0)
+    np.testing.assert_array_equal(written, text[:, 3:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"vocabulary": 0}, ValueError, "vocabulary must be at least 1; got 0"),
+        ({"context": 0}, ValueError, "context must be at least 1; got 0"),
+        ({"layers": 1.5}, TypeError, "layers must be a whole number; got 1.5"),
+        ({"hidden": 0}, ValueError, "hidden must be at least 1; got 0"),
+        ({"heads": 3}, ValueError, "heads must divide width into even .* got width 8 / heads 3"),
+        ({"heads": 8}, ValueError, "heads must divide width into even .* got width 8 / heads 8"),
+        ({"dropout": 1.0}, ValueError, "dropout must be at least 0 and less than 1; got 1.0"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(settings, error, message):
+    with pytest.raises(error, match=f"transformer: {message}"):
+        models.transformer(**SETTINGS | settings)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (jnp.ones((2, 13), int), "13 tokens are more than the 12 that there is room for"),
+        (jnp.ones((2, 3)), r"takes integer tokens \[batch, time\]; got float32\[2, 3\]"),
+        (jnp.ones(3, int), r"takes integer tokens \[batch, time\]; got int32\[3\]"),
+        ({"tokens": jnp.ones((2, 3), int)}, r"takes integer tokens \[batch, time\]; got dict"),
+    ],
+)
+def test_wrong_tokens_are_refused(tokens, message):
+    with pytest.raises(ValueError, match=f"transformer:? {message}"):
+        DECODERS["loop"].init(KEY, tokens)
+    with pytest.raises(ValueError, match=f"transformer:? {message}"):
+        DECODERS["loop"].apply(PARAMS, {}, tokens, key=None, train=False)
+
+
+def test_a_token_outside_the_vocabulary_is_seen():
+    assert jnp.isnan(logits(PARAMS, TOKENS.at[0, 3].set(11))[0, 3:]).all()
