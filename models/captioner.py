@@ -72,9 +72,9 @@ def captioner(
 
     >>> decoder = captioner(vocabulary=5, context=8, channels=1, layers=1, heads=2, width=8)
     >>> inputs = {"image": jnp.ones((2, 8, 8, 1)), "tokens": jnp.zeros((2, 3), jnp.int32)}
-    >>> params, model_state = decoder.init(jax.random.key(0), inputs)
-    >>> decoder.apply(params, model_state, inputs, key=None, train=False)[0].shape
-    (2, 3, 5)
+    >>> params, model_state = jax.jit(decoder.init)(jax.random.key(0), inputs)
+    >>> sorted(params), sorted(params["image"])
+    (['image', 'text'], ['blocks', 'embed', 'norm'])
     """
     sizes = {"vocabulary": vocabulary, "context": context, "channels": channels, "patch": patch}
     for name, value in (sizes | {"encoder_layers": encoder_layers}).items():

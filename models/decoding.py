@@ -42,11 +42,11 @@ class Decoder(NamedTuple):
     >>> import models
     >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
     >>> tokens = jnp.array([[0, 1, 2, 3]])
-    >>> params, _ = decoder.init(jax.random.key(0), tokens)
+    >>> params, _ = jax.jit(decoder.init)(jax.random.key(0), tokens)
     >>> whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
-    >>> cache = decoder.begin(params, tokens, 4)
-    >>> first, cache = decoder.advance(params, cache, tokens[:, :3])
-    >>> second, cache = decoder.advance(params, cache, tokens[:, 3:])
+    >>> advance = jax.jit(decoder.advance)
+    >>> first, cache = advance(params, decoder.begin(params, tokens, 4), tokens[:, :3])
+    >>> second, cache = advance(params, cache, tokens[:, 3:])
     >>> bool(jnp.allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-5))
     True
     """
@@ -138,7 +138,7 @@ def generate(
     >>> import models
     >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
     >>> prompt = jnp.array([[0, 1, 2], [3, 4, 0]])
-    >>> params, _ = decoder.init(jax.random.key(0), prompt)
+    >>> params, _ = jax.jit(decoder.init)(jax.random.key(0), prompt)
     >>> generate(decoder, params, prompt, length=5, key=jax.random.key(1), top_k=3).shape
     (2, 5)
     """

@@ -100,9 +100,9 @@ def test_the_parameters_are_as_many_as_counted_by_hand():
 
 def test_bfloat16_parameters_compute_in_bfloat16():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS[False])
-    run = jax.jit(lambda p: DECODERS[False].apply(p, {}, INPUTS, key=None, train=False)[0])
-    assert run(low).dtype == jnp.float32
-    np.testing.assert_allclose(run(low), run(PARAMS[False]), atol=0.2)
+    outputs = jax.jit(lambda p: DECODERS[False].apply(p, {}, INPUTS, key=None, train=False)[0])(low)
+    assert outputs.dtype == jnp.float32
+    np.testing.assert_allclose(outputs, logits(**INPUTS), atol=0.2)
     cache = jax.eval_shape(lambda p: DECODERS[False].begin(p, INPUTS, 4), low)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {"bfloat16", "int32"}
 
@@ -123,9 +123,12 @@ def test_learns_to_name_what_it_sees():
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    params, _ = jax.jit(decoder.init)(KEY, inputs)
-    carry = params, optimizer.init(params)
-    (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=80))(carry)
+    @jax.jit
+    def train(key):
+        params, _ = decoder.init(key, inputs)
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=80)
+
+    (params, _), _ = train(KEY)
     prompt = {"image": images, "tokens": texts[:, :1]}
     written = models.generate(decoder, params, prompt, length=3, key=KEY, temperature=0)
     np.testing.assert_array_equal(written, texts[:, 1:])

@@ -170,9 +170,12 @@ def test_learns_a_sentence_by_heart():
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), value
 
-    params, _ = jax.jit(decoder.init)(KEY, text)
-    carry = params, optimizer.init(params)
-    (params, _), values = jax.jit(lambda c: jax.lax.scan(step, c, length=80))(carry)
+    @jax.jit
+    def train(key):
+        params, _ = decoder.init(key, text)
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=80)
+
+    (params, _), values = train(KEY)
     assert values[0] > 1.5
     assert values[-1] < 0.05
     written = models.generate(decoder, params, text[:, :3], length=9, key=KEY, temperature=0)
