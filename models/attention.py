@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,40 @@ def rotate(heads: jax.Array, turn: Pair) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(heads.dtype)
 
 
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+) -> jax.Array:
+    """Attend, by the fused kernel where the device has one for these heads.
+
+    Args:
+        query: `[batch, time, heads, size]`.
+        key, value: `[batch, places, heads, size]`.
+        causal: no query sees a key after it.
+
+    Returns:
+        `[batch, time, heads, size]`.
+    """
+    kernel = "cudnn" if has_kernel(jax.devices()[0], query.dtype, query.shape[-1]) else "xla"
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=kernel)
+
+
+def has_kernel(device: Any, dtype: Any, size: int) -> bool:
+    """Say whether cuDNN attends to heads of this dtype and size on a device.
+
+    That is so of halves on NVIDIA's GPUs of compute capability 8.0 or more. `jax.nn` chooses none
+    by itself (0.10 to 0.12).
+
+    >>> has_kernel(jax.devices("cpu")[0], jnp.bfloat16, 64)
+    False
+    """
+    capability = str(getattr(device, "compute_capability", ""))
+    try:
+        nvidia = float(capability) >= 8.0
+    except ValueError:  # none, or the name of another maker's chip
+        return False
+    return nvidia and dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128
+
+
 class SelfAttention(nnx.Module):
     """Attention of a sequence to itself, or to what came before (`causal`)."""
 
@@ -93,7 +128,7 @@ class SelfAttention(nnx.Module):
         if turn is not None:
             query, key = rotate(query, turn), rotate(key, turn)
         if cache is None:
-            mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+            mixed = attend(query, key, value, causal=self.causal)
         else:
             at = (0, start, 0, 0)
             key, value = (
@@ -128,7 +163,7 @@ class CrossAttention(nnx.Module):
         batch, time, width = x.shape
         query = self.query(x.reshape(batch * time, width))
         query = query.reshape(batch, time, self.heads, width // self.heads)
-        mixed = jax.nn.dot_product_attention(query, *memory)
+        mixed = attend(query, *memory)
         return self.out(mixed.reshape(batch * time, width)).reshape(x.shape)
 
 

@@ -1,12 +1,14 @@
 """Attention and rotary positions."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from models.attention import CrossAttention, SelfAttention, rotate, rotation
+from models.attention import CrossAttention, SelfAttention, has_kernel, rotate, rotation
 
 KEY = jax.random.key(1)
 
@@ -66,3 +68,20 @@ def test_cross_attention_is_that_of_numpy():
     outputs = nnx.jit(lambda module, x, other: module(x, module.project(other)))(module, x, other)
     expected = weights @ value @ np.array(module.out.kernel[...])
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "size", "has"),
+    [
+        ("8.0", jnp.bfloat16, 64, True),
+        ("9.0", jnp.float16, 128, True),
+        ("7.5", jnp.float16, 64, False),
+        ("9.0", jnp.float32, 64, False),
+        ("9.0", jnp.bfloat16, 36, False),
+        ("9.0", jnp.bfloat16, 256, False),
+        ("gfx90a", jnp.bfloat16, 64, False),
+    ],
+)
+def test_the_fused_kernel_is_for_halves_on_newer_gpus(capability, dtype, size, has):
+    device = SimpleNamespace(compute_capability=capability)
+    assert has_kernel(device, jnp.dtype(dtype), size) is has
