@@ -75,8 +75,10 @@ def attend(
     Returns:
         `[batch, time, heads, size]`.
     """
-    kernel = "cudnn" if has_kernel(jax.devices()[0], query.dtype, query.shape[-1]) else "xla"
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=kernel)
+    fused = has_kernel(jax.devices()[0], query.dtype, query.shape[-1])
+    return jax.nn.dot_product_attention(
+        query, key, value, is_causal=causal, implementation="cudnn" if fused else "xla"
+    )
 
 
 def has_kernel(device: Any, dtype: Any, size: int) -> bool:
