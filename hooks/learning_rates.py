@@ -110,7 +110,7 @@ def find_learning_rate(
 
     Source: L. Smith, Cyclical Learning Rates for Training Neural Networks, 2017, section 3.3, for
     the test. The fall of the valley is that of fastai, the longest decreasing subsequence; its
-    middle is taken by loss and not by steps, which moved tenfold from seed to seed.
+    middle is taken by loss and not by steps, which differed up to tenfold between two seeds.
 
     >>> import optax
     >>> from trainer import data

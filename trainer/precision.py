@@ -94,8 +94,3 @@ def next_scale(current: LossScale, finite: jax.Array) -> LossScale:
     factor = jnp.where(finite, jnp.where(grown, 2.0, 1.0), 0.5)
     scale = jnp.clip(current["scale"] * factor, 1.0, 2.0**24)
     return {"scale": scale, "finite_steps": jnp.where(grown, 0, steps)}
-
-
-def all_finite(tree: PyTree) -> jax.Array:
-    """Say, () bool, whether every number of a tree is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -146,7 +146,7 @@ def supervised(
             batch = augment(state.key("augment"), dict(batch))
         grads, metrics, model_state = derived(state, batch)
         grads = unscaled(state, grads)
-        norm = gradients.norm(grads)
+        norm = gradients.norm(grads) if precision == "float32" else optax.tree.norm(grads)
         metrics |= {"grad_norm": norm}
         if clip_norm is not None:
             metrics["clipped"] = (norm > clip_norm).astype(jnp.float32)
@@ -162,7 +162,7 @@ def supervised(
             opt_state=opt_state,
             model_state=model_state,
         )
-        return _skipping(state, after, grads, metrics) if scaling else (after, metrics)
+        return _skipping(state, after, metrics) if scaling else (after, metrics)
 
     def outputs(state: TrainState, inputs: Any) -> Any:
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
@@ -176,13 +176,14 @@ def supervised(
 
 
 def _skipping(
-    before: TrainState, after: TrainState, grads: PyTree, metrics: dict[str, Any]
+    before: TrainState, after: TrainState, metrics: dict[str, Any]
 ) -> tuple[TrainState, dict[str, Any]]:
     """Keep the state where gradients overflowed, and move the loss scale.
 
-    The step is counted all the same: it has had its data and its random numbers.
+    The step is counted all the same: it has had its data and its random numbers. The norm tells of
+    an overflow: gradients of float16 are too small for the sum of their squares to be one.
     """
-    finite = precisions.all_finite(grads)
+    finite = jnp.isfinite(metrics["grad_norm"])
     scale = before.carry["loss_scale"]
     kept = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),

@@ -217,3 +217,15 @@ def test_wrong_tokens_are_refused(tokens, message):
 
 def test_a_token_outside_the_vocabulary_is_seen():
     assert jnp.isnan(logits(PARAMS, TOKENS.at[0, 3].set(11))[0, 3:]).all()
+
+
+def test_it_computes_in_float16_on_cpu_and_writes_in_it():
+    decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
+    tokens = jnp.array([[0, 1, 2, 3]])
+    params, _ = decoder.init(jax.random.key(0), tokens)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
+    lower, _ = decoder.apply(half, {}, tokens, key=None, train=False)
+    np.testing.assert_allclose(lower, whole, atol=2e-2)
+    cache = decoder.begin(half, tokens, 4)
+    np.testing.assert_allclose(decoder.advance(half, cache, tokens)[0], lower, atol=2e-2)

@@ -203,7 +203,6 @@ def test_a_step_trains_on_augmented_batches(task, linear, start, digits):
     chex.assert_trees_all_close(
         (after.params, metrics), (expected[0].params, expected[1]), rtol=1e-4
     )
-    assert metrics["loss"] != jax.jit(task.step)(start, batch)[1]["loss"]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])

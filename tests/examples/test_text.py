@@ -1,0 +1,94 @@
+"""The text example as a user runs it, killed in the middle of an epoch included."""
+
+import importlib.util
+import itertools
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FILE = Path(__file__).parents[2] / "examples" / "text.py"
+SMALL = (
+    *("--context", "16", "--width", "8", "--layers", "1", "--batch-size", "2"),
+    *("--steps-per-epoch", "5", "--schedule.steps", "300", "--checkpointing.max-cost", "None"),
+)
+
+
+@pytest.fixture(scope="module")
+def text():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("text", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["text"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["text"]
+
+
+def _run(run, *flags):
+    return subprocess.Popen(
+        [sys.executable, FILE, "--run", str(run), *SMALL, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _finished(process):
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def _fingerprint(printed):
+    last = printed.rstrip().splitlines()[-1]
+    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
+    return last
+
+
+def test_the_trigram_model_is_a_distribution_and_learns(text):
+    random = np.random.default_rng(0)
+    train = random.integers(0, 3, 200)
+    total = dict.fromkeys(itertools.product(range(3), repeat=2), 0.0)
+    for triple in itertools.product(range(3), repeat=3):
+        total[triple[:2]] += 2 ** -text.trigram_bits(train, np.array(triple), 3)
+    assert all(share == pytest.approx(1) for share in total.values())
+    assert text.trigram_bits(train, random.integers(0, 3, 500), 3) > 0.95 * math.log2(3)
+    regular = np.tile([0, 1, 2, 2], 100)
+    assert text.trigram_bits(regular, regular, 3) < 0.1
+
+
+def test_it_trains_and_says_how_it_compares(tmp_path):
+    printed = _finished(_run(tmp_path / "run", "--epochs", "5"))
+    assert "sample, epoch 5" in printed
+    assert re.search(r"held out: \d\.\d{3} bits per character, a trigram model \d\.\d{3}", printed)
+    _fingerprint(printed)
+
+
+def test_killed_in_the_middle_of_an_epoch_it_goes_on_with_the_same_bits(tmp_path):
+    """Stream position, sampling, schedule and all: a pass is thousands of epochs long."""
+    straight = _run(tmp_path / "straight", "--epochs", "60")
+    killed = _run(tmp_path / "run", "--epochs", "60")
+    commits = tmp_path / "run" / "checkpoints"
+    for _ in range(2400):
+        if killed.poll() is not None or (commits / "2").exists():
+            break
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert any(commits.iterdir())
+    resumed = _finished(_run(tmp_path / "run", "--epochs", "60"))
+    assert re.search(r"resuming from epoch [1-5]?\d,", resumed.replace("\n", " "))
+    assert _fingerprint(resumed) == _fingerprint(_finished(straight))
+
+
+def test_a_mistake_is_told(tmp_path):
+    process = _run(tmp_path / "run", "--contxt", "3")
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "--context" in printed
