@@ -37,8 +37,8 @@ class Cost:
 
     flops_per_step: int
     """Floating-point operations of matrix products and convolutions, two for a multiplication and
-    addition. The rest is not counted, nor is what a kernel of one's own computes; what is computed
-    again in the backward pass (`jax.checkpoint`) is."""
+    addition. The rest is not counted, nor is what a fused kernel computes, as of attention; what is
+    computed again in the backward pass (`jax.checkpoint`) is."""
     bytes_per_step: float | None
     """Bytes read and written by the compiled program, as XLA estimates them; None where it does
     not."""
