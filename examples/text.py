@@ -42,6 +42,15 @@ class Config(trainer.TrainingConfig):
     checkpointing: Checkpointing = Checkpointing(best="val/loss")
 
 
+def prose() -> str:
+    """Give the documentation with every paragraph once.
+
+    Topics repeat each other: of the last tenth, 8% stands word for word in what is trained on.
+    """
+    paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+    return "\n\n".join(dict.fromkeys(paragraphs))
+
+
 def trigram_bits(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> float:
     """Give the bits per character of a trigram model that backs off to shorter contexts.
 
@@ -62,7 +71,7 @@ def trigram_bits(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> fl
 
 def main(config: Config) -> None:
     writers = hooks.configured_writers(config)
-    text = "\n\n".join(topics[name] for name in sorted(topics))
+    text = prose()
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}
 

@@ -111,6 +111,7 @@ def _toward(average: Any, params: Any, weight: jax.Array) -> Any:
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.inexact):
             return new
+        # In the dtype of the parameters: smaller floats round off what many updates would add.
         return jnp.where(weight == 1, new, old + weight.astype(new.dtype) * (new - old))
 
     return jax.tree.map(move, average, params)

@@ -194,6 +194,8 @@ def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[
     elif not isinstance(content, Mapping):
         if not parameters:
             raise ValueError(f"{where}: takes no arguments; got {content!r:.100}")
+        if next(iter(parameters.values())).kind is inspect.Parameter.VAR_KEYWORD:
+            raise ValueError(f"{where}: needs names for its arguments; got {content!r:.100}")
         content = {next(iter(parameters)): content}
     known = [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values()
@@ -225,10 +227,10 @@ def _value(value: Any, name: str, hint: Any, where: str, given: Mapping[str, Any
     if name in NESTED:
         built = _all_built(value, NESTED[name], where, given)
         return built[0] if len(built) == 1 else chain(*built)
+    if (hint is Any or not readable(hint)) and isinstance(value, str) and value in given:
+        return given[value]
     if readable(hint):
         return read_as(value, hint, where)
-    if isinstance(value, str) and value in given:
-        return given[value]
     try:
         return read_as(value, hint, where)
     except ValueError as error:

@@ -85,7 +85,7 @@ def resume_writers(
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         resume(state, writers)
-        if scores_of and metrics:
+        if scores_of and metrics and not counts(state)[1]:  # or a run that goes on repeats it
             for writer in writers:
                 writer.write(counts(state)[0], _with_progress(state, metrics, scores_of))
         return state
@@ -129,6 +129,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
             writer.flush()
 
     def close() -> None:
+        nonlocal broken_off
+        broken_off = None  # a later run goes on from an earlier place
         failed: Exception | None = None
         for writer in writers:
             try:

@@ -143,6 +143,7 @@ def beat(path: str | os.PathLike[str]) -> Chain:
             os.replace(beside, path)
             return state
 
-        return Hook(run, f"beat/{event}", event=event, stage="observe")
+        name = f"beat/{event}"
+        return Hook(run, name, event=event, stage="observe", rehearse=lambda state, metrics: state)
 
     return chain(at("start"), at("epoch"), at("end"))

@@ -129,7 +129,10 @@ def flattened(config: Any, path: str = "") -> dict[str, str]:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if isinstance(config, Sequence) and not isinstance(config, str | bytes):
-        if not any(isinstance(part, Mapping | list | tuple) for part in config):
+        nested = (
+            isinstance(p, Mapping | list | tuple) or dataclasses.is_dataclass(p) for p in config
+        )
+        if not any(nested):
             return {path: ", ".join(map(str, config))}
         config = dict(enumerate(config))
     if not isinstance(config, Mapping):
@@ -137,4 +140,4 @@ def flattened(config: Any, path: str = "") -> dict[str, str]:
     rows: dict[str, str] = {}
     for key, value in config.items():
         rows |= flattened(value, f"{path}/{key}" if path else str(key))
-    return rows
+    return rows or ({path: ""} if path else {})

@@ -17,6 +17,7 @@ from trainer.state import PyTree, TrainState, data_key, device_part
 
 PEAKS = {
     r"A100": 312e12,
+    r"H[12]00 NVL": 835e12,
     r"GH200|H200": 989e12,
     r"H100 PCIe": 756e12,
     r"H100": 989e12,
@@ -37,8 +38,8 @@ class Cost:
 
     flops_per_step: int
     """Floating-point operations of matrix products and convolutions, two for a multiplication and
-    addition. The rest is not counted, nor is what a fused kernel computes, as of attention; what is
-    computed again in the backward pass (`jax.checkpoint`) is."""
+    addition. The rest is not counted, nor is what a fused kernel computes, as of attention, or
+    `ragged_dot`; what is computed again in the backward pass (`jax.checkpoint`) is."""
     bytes_per_step: float | None
     """Bytes read and written by the compiled program, as XLA estimates them; None where it does
     not."""

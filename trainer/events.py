@@ -163,6 +163,9 @@ class Events:
         self.latest = state, metrics
         if event != "error":
             self._check_background(event, state)
+        if event == "end":  # those who look at all records find the last ones there
+            flushed = True
+            self.flush()
         for hook in self.order[event]:
             if hook.stage not in stages or (hook.stage == "observe" and not self._lead):
                 continue

@@ -81,7 +81,7 @@ def fit(
             state, metrics = _epoch(state, programs, events, number, epochs, donate)
             history.append(metrics.as_dict())
             ending = agreed(Ending(state.stop, events.interrupt is not None, signals.number))
-            if ending.interrupt or ending.signal:
+            if ending.signal or (ending.interrupt and not ending.stop):
                 log.warning("interrupted at epoch %d: %s", number, events.interrupt or "signal")
                 events.run("end", state, metrics, stages=["commit"])
                 break

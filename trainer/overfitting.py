@@ -54,7 +54,7 @@ def overfit(
 
     If it does not get there, model, loss, optimizer or data are wrong, or the learning rate is
     too small. Where the least loss is not zero (smoothed labels, examples that contradict one
-    another), give a target above it. A test takes a line:
+    another, augmentation that mixes or hides), give a target above it. A test takes a line:
 
         assert trainer.overfit(task, batch).reached
 

@@ -51,6 +51,15 @@ def _fingerprint(printed):
     return last
 
 
+def test_nothing_long_that_is_held_out_is_trained_on(text):
+    written, length = text.prose(), 100
+    border = int(text.TRAINED * len(written))
+    train, held_out = written[:border], written[border:]
+    seen = {train[n : n + length] for n in range(len(train) - length + 1)}
+    assert len(train) > 200_000
+    assert not any(held_out[n : n + length] in seen for n in range(len(held_out) - length + 1))
+
+
 def test_the_trigram_model_is_a_distribution_and_learns(text):
     random = np.random.default_rng(0)
     train = random.integers(0, 3, 200)

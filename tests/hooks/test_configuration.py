@@ -210,7 +210,8 @@ def test_a_fresh_run_refuses_a_directory_in_use(config):
     config.run.mkdir()
     fresh = dataclasses.replace(config, fresh=True, hooks=())
     configured(fresh)
-    (config.run / "something").touch()
+    configured(fresh)  # an empty file of records is no run: one was refused before it began
+    (config.run / "something").write_text("a run")
     with pytest.raises(FileExistsError, match="holds a run"):
         configured(fresh)
 
@@ -222,3 +223,14 @@ def test_the_file_does_not_say_fresh_and_a_check_writes_none(config, state, phas
     (config.run / "config.yaml").unlink()
     assert hook.rehearse(state, {}) is state
     assert not list(config.run.iterdir())
+
+
+def test_what_may_be_anything_is_looked_up_among_what_is_given(task, digits):
+    spec = [{"watch_gradients": {"task": "mine", "batch": "first"}}]
+    given = {"mine": task, "first": digits[0].example}
+    assert from_config(spec, given=given).parts[0].name == "watch_gradients"
+
+
+def test_arguments_of_any_name_need_names():
+    with pytest.raises(ValueError, match="set_hyperparams: needs names for its arguments; got 0.1"):
+        from_config([{"set_hyperparams": 0.1}])

@@ -231,3 +231,45 @@ def test_a_crash_between_record_and_commit_doubles_nothing(state, phase, tmp_pat
     _, history = run()
     assert len(history) == 2
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_a_writer_that_failed_in_an_earlier_run_loses_no_record(state, phase, tmp_path):
+    class Flaky:
+        failing = True
+
+        def write(self, step, values):
+            if step == 2 and self.failing:
+                self.failing = False
+                raise OSError("gone")
+
+        def flush(self): ...
+
+        def close(self): ...
+
+    path = tmp_path / "lines.jsonl"
+    chain = hooks.chain(
+        hooks.log_metrics(hooks.JsonLines(path), Flaky()),
+        hooks.save_checkpoints(tmp_path / "run", max_cost=None),
+    )
+    with pytest.raises(OSError, match="gone"):
+        trainer.fit(state, phase, epochs=4, hooks=chain)
+    trainer.fit(state, phase, epochs=4, hooks=chain)
+    epochs = [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
+    assert epochs == [1, 2, 3, 4]
+
+
+def test_what_is_scored_at_the_start_is_recorded_once(state, phase, tmp_path):
+    @hooks.writes("size")
+    def look(state, metrics):
+        return state.replace(scores={**state.scores, "size": 1.0})
+
+    path = tmp_path / "lines.jsonl"
+    for epochs in (1, 2, 3):
+        chain = hooks.chain(
+            hooks.on("start", look),
+            hooks.log_metrics(hooks.JsonLines(path)),
+            hooks.save_checkpoints(tmp_path / "run", max_cost=None),
+        )
+        trainer.fit(state, phase, epochs=epochs, hooks=chain)
+    epochs = [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
+    assert epochs == [0, 1, 2, 3]

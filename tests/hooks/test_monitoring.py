@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import hooks
 import trainer
 from hooks import monitoring
 from hooks.base import observe
@@ -199,3 +200,13 @@ def test_a_beat_to_nowhere_is_an_error_at_once(tmp_path):
 
 def test_beating_holds_the_laws(state, tmp_path):
     check_hook(beat(tmp_path / "alive.json"), state, {})
+
+
+def test_a_check_before_the_run_gives_no_sign_of_life(state, phase, tmp_path):
+    def fail(state, metrics):
+        raise RuntimeError("no")
+
+    chain = hooks.chain(beat(tmp_path / "alive.json"), hooks.on("end", fail))
+    with pytest.raises(RuntimeError):
+        trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
+    assert not (tmp_path / "alive.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from html.parser import HTMLParser
 
 import jax.numpy as jnp
@@ -179,3 +180,18 @@ def test_it_holds_the_laws(state, tmp_path):
     state = state.replace(epoch=jnp.int32(1))
     check_hook(hooks.write_report(tmp_path / "r.html", records=tmp_path / "a.jsonl"), state, {})
     assert (tmp_path / "r.html").exists()
+
+
+def test_the_report_has_what_was_logged_in_the_background(state, phase, tmp_path):
+    class Slow(hooks.JsonLines):
+        def write(self, step, values):
+            threading.Event().wait(0.02)
+            super().write(step, values)
+
+    records, page = tmp_path / "lines.jsonl", tmp_path / "report.html"
+    chain = hooks.chain(
+        hooks.background(hooks.log_metrics(Slow(records))),
+        hooks.write_report(page, records=records),
+    )
+    trainer.fit(state, phase, epochs=5, hooks=chain)
+    assert "at 5" in page.read_text()  # where the loss is lowest

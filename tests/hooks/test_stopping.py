@@ -212,3 +212,20 @@ def test_they_keep_the_laws(state):
     testing.check_hook(hooks.stop_early("val/loss", patience=2), state, {"val/loss": 1.0})
     testing.check_hook(hooks.stop_on_nan(), state, {"val/loss": 1.0})
     testing.check_hook(hooks.stop_on_nan(), state, {"val/loss": math.nan})
+
+
+def test_law_7_an_interrupt_and_a_stop_end_alike_in_either_order(state, phase):
+    for order in (0, 1):
+        ended = []
+
+        def stop(state, metrics):
+            return state.replace(stop=True)
+
+        def end(state, metrics, ended=ended):
+            ended.append(int(state.epoch))
+            return state
+
+        both = [hooks.time_limit(1e-9), stop]
+        chain = hooks.chain(*(both if order else both[::-1]), hooks.on("end", end))
+        after, _ = trainer.fit(state, phase, epochs=9, hooks=chain)
+        assert (after.stop, ended) == (True, [1])

@@ -37,8 +37,9 @@ def restore(
     """Restore a state from a run directory, to evaluate it or to start another run from it.
 
     It is the newest intact commit, or the best by a score. Damaged ones are skipped with a warning.
-    What hooks remember is dropped but for memories that the target names, and so is how far streams
-    were read. The run's own script needs none of this: `save_checkpoints` resumes it.
+    What hooks remember is dropped but for memories that the target names, and so are their decision
+    to stop and how far streams were read. The run's own script needs none of this:
+    `save_checkpoints` resumes it.
 
     Args:
         directory: of the run, as `save_checkpoints` was given it; nothing in it is changed.
@@ -68,7 +69,7 @@ def restore(
         agree(number)
         if wanted is not target:
             state = state.replace(carry={name: state.carry[name] for name in target.carry})
-        return state
+        return state.replace(stop=target.stop)
 
     return _first_intact(_candidates(folder, epoch, best, mode), read)
 

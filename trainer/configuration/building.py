@@ -48,7 +48,7 @@ def schedule(config: TrainingConfig, total_steps: int) -> float | optax.Schedule
             f"the warmup takes {warmup} steps and the schedule has {steps}; make it shorter"
         )
     if plan.name == "constant":
-        return optax.warmup_constant_schedule(0.0, peak, warmup)
+        return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else peak
     if steps < total_steps:
         log.warning(
             "the schedule is over after %d steps and the run has %d: the others train at its last "

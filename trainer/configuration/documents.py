@@ -17,7 +17,8 @@ _PLAIN = {
     ),
 }
 """What is no text although it stands without quotes, and its first characters: the core schema of
-YAML 1.2. PyYAML's own is that of 1.1, where `1e-3` is text, `on` true, `010` eight, `1:30` 90."""
+YAML 1.2, but for hexadecimal and octal numbers. PyYAML's own is that of 1.1, where `1e-3` is text,
+`on` true, `010` eight, `1:30` 90."""
 
 
 class _Yaml(NamedTuple):

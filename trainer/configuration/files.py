@@ -146,10 +146,14 @@ def parse_config(
 def check_fresh(config: TrainingConfig) -> None:
     """Check that a run which is to be fresh has a directory that is empty or absent.
 
+    Empty files and folders do not count: a run that was refused before it began leaves them.
+
     Raises:
         FileExistsError: there is something in it.
     """
-    if config.fresh and config.run.exists() and any(config.run.iterdir()):
+    if config.fresh and any(
+        file.stat().st_size for file in config.run.rglob("*") if file.is_file()
+    ):
         raise FileExistsError(
             f"a fresh run needs an empty or absent directory; {config.run} holds a run"
         )
@@ -187,8 +191,9 @@ def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     beside = path.with_name(f"{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = printed(as_data(config))
     with beside.open("w", encoding="utf-8") as file:
-        file.write(printed(as_data(config)))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

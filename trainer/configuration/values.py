@@ -62,7 +62,8 @@ def read_as(value: Any, hint: Any, where: str) -> Any:
         if any(type(value) is type(choice) and value == choice for choice in arguments):
             return value
     elif origin is float and type(value) in (int, float):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif origin in _SCALARS and type(value) is origin:
         return value
     elif origin in _PATHS and type(value) is str:

@@ -144,3 +144,9 @@ def test_how_far_a_stream_was_read_is_left_unless_the_target_reads_it(
     assert fingerprint(restored) == fingerprint(final.replace(carry={}))
     whole = trainer.restore(tmp_path, phase.prepared(start))
     assert fingerprint(whole) == fingerprint(final)
+
+
+def test_a_decision_to_stop_is_not_restored(state, tmp_path):
+    with trainer.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state.replace(stop=True))
+    assert trainer.restore(tmp_path, state).stop is False

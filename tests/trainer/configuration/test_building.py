@@ -131,3 +131,8 @@ def test_a_task_reports_the_rate(linear, digits):
     example = digits[0].example
     _, metrics = jax.jit(task.step)(task.init(jax.random.key(0), example), example)
     assert float(metrics["learning_rate"]) == pytest.approx(0.02)
+
+
+def test_a_constant_rate_whose_warmup_rounds_to_nothing_is_constant():
+    config = TrainingConfig(schedule=Schedule("constant", warmup_share=0.001))
+    assert schedule(config, 100) == config.optimizer.learning_rate
