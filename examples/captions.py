@@ -98,6 +98,8 @@ def drawn(config: Config) -> tuple[data.Arrays, dict[str, data.Arrays]]:
     every = np.stack(np.meshgrid(range(10), range(2), range(10), indexing="ij"), -1).reshape(-1, 3)
     every = random.permutation(every)
     out = round(config.held_out * len(every))
+    if not 0 < out < len(every):
+        raise SystemExit(f"held-out must leave combinations on both sides; got {config.held_out}")
     measured = {"seen": every[out:], "held_out": every[:out]}
     trained = scenes(every[out:], by_digit(train), config.scenes, config.seed)
     return data.Arrays(trained, config.batch_size), {

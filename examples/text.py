@@ -25,6 +25,9 @@ from trainer.configuration import Checkpointing, Optimizer, Schedule
 TRAINED = 0.9
 """Share of the text that is trained on; the rest is held out."""
 
+PROMPT = "The "
+"""What samples begin with."""
+
 
 @dataclass(frozen=True)
 class Config(trainer.TrainingConfig):
@@ -70,6 +73,8 @@ def trigram_bits(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> fl
 
 
 def main(config: Config) -> None:
+    if config.context <= len(PROMPT):
+        raise SystemExit(f"context must be longer than {PROMPT!r}, to go on; got {config.context}")
     writers = hooks.configured_writers(config)
     text = prose()
     characters = sorted(set(text))
@@ -95,7 +100,7 @@ def main(config: Config) -> None:
 
     network = models.transformer(
         vocabulary=len(characters),
-        context=2 * config.context,
+        context=config.context,
         layers=config.layers,
         width=config.width,
         dropout=config.dropout,
@@ -109,19 +114,18 @@ def main(config: Config) -> None:
         precision=config.precision,
     )
     validation = trainer.evaluation(task.measure, val)
-    prompt = "The "
 
     def sample(state, metrics):
         """Go on writing where the prompt ends."""
         written = models.generate(
             network,
             state.params,
-            jnp.asarray(encode(prompt))[None],
-            length=config.context,
+            jnp.asarray(encode(PROMPT))[None],
+            length=config.context - len(PROMPT),
             key=state.key("hook/sample"),
             temperature=0.8,
         )
-        return hooks.Text(prompt + "".join(characters[n] for n in np.asarray(written)[0]))
+        return hooks.Text(PROMPT + "".join(characters[n] for n in np.asarray(written)[0]))
 
     state, _ = trainer.fit(
         task.init(jax.random.key(config.seed), train.example),

@@ -122,7 +122,7 @@ class Captioner(nnx.Module):
 
     def begin(self, inputs: Any, length: int) -> PyTree:
         """Give a cache for `length` tokens about `inputs["image"]`."""
-        image = inputs["image"]
+        image = jnp.asarray(inputs["image"])
         require_image(image, self.image.channels, self.image.patch)
         return self.text.begin(None, length, self.image(image))
 

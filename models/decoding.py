@@ -67,7 +67,8 @@ class Decoder(NamedTuple):
     advance: Advance
     """`(params, cache, tokens) -> (logits, cache)` for the next tokens, integer `[batch, n]`.
 
-    The logits are `[batch, n, vocabulary]`, float32; those past the cache's length are nan.
+    The logits are `[batch, n, vocabulary]`, float32; of tokens that go past the cache's length, all
+    of them are nan.
     """
 
 

@@ -155,11 +155,15 @@ class Text(nnx.Module):
             turn=rotation(positions, self.shape.size),
             start=cache["read"],
         )
-        logits = jnp.where(positions[:, None] < length, self._logits(x), jnp.nan)
+        logits = jnp.where(positions[-1] < length, self._logits(x), jnp.nan)
         return logits, cache | {"texts": texts, "read": cache["read"] + tokens.shape[1]}
 
     def _embedded(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.embed.embedding[...], tokens, axis=0) * math.sqrt(self.shape.width)
+        table = self.embed.embedding[...]
+        # Negative ones would count from the end; those past it give nan.
+        x = jnp.take(table, jnp.where(tokens < 0, len(table), tokens), axis=0) * math.sqrt(
+            self.shape.width
+        )
         return x if self.dropout is None else self.dropout(x)
 
     def _logits(self, x: jax.Array) -> jax.Array:

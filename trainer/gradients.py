@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from trainer.executors import has_convolution
+from trainer.precision import cast, cast_like
 from trainer.state import PyTree
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
@@ -91,11 +92,12 @@ def accumulated(
         grads, (measured, model_state) = derive(params, model_state, *part)
         weight = measured["loss"][1]
         totals = {name: (value * w, w) for name, (value, w) in measured.items()}
-        return (model_state, optax.tree.add(sums, (optax.tree.scale(weight, grads), totals))), None
+        grads = optax.tree.scale(weight, cast(grads, jnp.float32))
+        return (model_state, optax.tree.add(sums, (grads, totals))), None
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     grads, (measured, _) = jax.eval_shape(derive, params, model_state, *first)
-    zeros = optax.tree.zeros_like((grads, measured))
+    zeros = optax.tree.zeros_like((grads, measured), jnp.float32)
     # In a loop XLA on CPU runs a convolution several times slower.
     looping = jax.default_backend() != "cpu" or not has_convolution(
         jax.make_jaxpr(derive)(params, model_state, *first)
@@ -108,7 +110,7 @@ def accumulated(
     }
     weight = totals["loss"][1]
     grads = optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)
-    return Gradients(grads, means, model_state)
+    return Gradients(cast_like(grads, params), means, model_state)
 
 
 SMALL = 2**15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +66,19 @@ def _compiled(label: str, rule: str) -> re.Pattern[str]:
 def decay_mask(params: PyTree) -> PyTree:
     """Say which parameters weight decay is for: those of two axes or more.
 
-    Biases and the scales of normalisations, which have one, are left alone. For `mask=` of
-    `optax.adamw`, `optax.lion` and `optax.add_decayed_weights`.
+    Biases and the scales of normalisations, which have one, are left alone, also where those of
+    many layers are stacked: by their names, `bias` and `scale`. For `mask=` of `optax.adamw`,
+    `optax.lion` and `optax.add_decayed_weights`.
 
     >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
     >>> optimizer = optax.adamw(1e-3, weight_decay=0.1, mask=decay_mask)
     """
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        return jnp.ndim(leaf) >= 2 and path_name(path[-1:]) not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 class FrozenState(NamedTuple):
@@ -90,8 +95,8 @@ def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
     Whether it is live is data in the optimizer's state, so that unfreezing compiles nothing anew,
     and the first live step is the optimizer's first, its bias correction included. The gradients
-    are computed all the same. To leave parameters as they are for good, use `optax.freeze`, or
-    `optax.set_to_zero` under a label.
+    are computed all the same, and count in the norm that `clip_norm` of `supervised` limits. To
+    leave parameters as they are for good, use `optax.freeze`, or `optax.set_to_zero` under a label.
 
     >>> params = {"w": jnp.ones(2)}
     >>> optimizer = frozen(optax.sgd(0.5))

@@ -43,8 +43,11 @@ def require_available(precision: str, device: jax.Device) -> None:
     Raises:
         ValueError: it lacks it: bfloat16 GPUs before compute capability 8.0, float16 TPUs.
     """
-    capability = getattr(device, "compute_capability", None)
-    if precision == "bfloat16" and capability is not None and float(capability) < 8.0:
+    capability = str(getattr(device, "compute_capability", ""))
+    old = (
+        capability.replace(".", "").isdigit() and float(capability) < 8.0
+    )  # other makers' are names
+    if precision == "bfloat16" and old:
         raise ValueError(
             f"bfloat16 needs a GPU of compute capability 8.0 or more; {device.device_kind} has "
             f"{capability}: use float16 or float32"

@@ -63,7 +63,8 @@ def supervised(
         accumulate: micro-batches that a batch is computed in, one after another, to save memory;
             the gradients are those of the whole batch, but where a network mixes examples, as
             batch normalisation does.
-        clip_norm: norm to which larger gradients are scaled.
+        clip_norm: norm to which larger gradients are scaled; it is that of all parameters, frozen
+            ones included.
         precision: what the network computes in; the parameters stay as they are, and the loss is
             computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`, and
             leaves the state as it is, but for `step` and the scale, where gradients overflow.
@@ -135,7 +136,10 @@ def supervised(
         return gradients.accumulated(*arguments, count=accumulate)
 
     def unscaled(state: TrainState, grads: PyTree) -> PyTree:
-        return optax.tree.scale(1 / state.carry["loss_scale"]["scale"], grads) if scaling else grads
+        if not scaling:
+            return grads
+        unscaled = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], grads)
+        return precisions.cast_like(unscaled, grads)
 
     def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         grads, means, _ = derived(state, batch)
@@ -195,6 +199,8 @@ def _skipping(
         "loss_scale": scale["scale"],
         "skipped": 1 - finite.astype(jnp.float32),
     }
+    if "clipped" in metrics:
+        metrics["clipped"] = jnp.where(finite, metrics["clipped"], 0)
     return after.replace(
         params=kept[0],
         opt_state=kept[1],

@@ -216,7 +216,8 @@ def test_wrong_tokens_are_refused(tokens, message):
 
 
 def test_a_token_outside_the_vocabulary_is_seen():
-    assert jnp.isnan(logits(PARAMS, TOKENS.at[0, 3].set(11))[0, 3:]).all()
+    for token in (11, -1):
+        assert jnp.isnan(logits(PARAMS, TOKENS.at[0, 3].set(token))[0, 3:]).all()
 
 
 def test_it_computes_in_float16_on_cpu_and_writes_in_it():

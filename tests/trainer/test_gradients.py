@@ -170,3 +170,17 @@ def test_what_a_loss_finalizes_is_a_metric_of_training_and_evaluation():
     )
     assert history[0]["val/perplexity"] == pytest.approx(5, rel=1e-5)
     assert history[0]["val/bits_per_character"] == pytest.approx(np.log2(5), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_parameters_of_a_smaller_float_keep_their_dtype(digits, precision):
+    network = SimpleNamespace(
+        init=lambda key, x: ({"w": jnp.zeros((64, 10), jnp.bfloat16)}, {}),
+        apply=lambda params, model_state, x, *, key, train: (
+            x.reshape(len(x), -1) @ params["w"],
+            model_state,
+        ),
+    )
+    settings = {"accumulate": 2, "precision": precision}
+    state, _ = _after(network, losses.classification, digits[0].example, steps=2, **settings)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"bfloat16"}

@@ -60,3 +60,8 @@ def test_a_frozen_group_does_not_move_and_begins_at_its_first_step():
     chex.assert_trees_all_equal(updates, wanted)
     chex.assert_trees_all_equal(after.inner_state, first)
     chex.assert_trees_all_equal_structs(state, after)
+
+
+def test_what_decays_is_the_same_where_layers_are_stacked():
+    stacked = {"norm": {"scale": jnp.ones((4, 8))}, "up": {"kernel": jnp.ones((4, 8, 8))}}
+    assert optimizers.decay_mask(stacked) == {"norm": {"scale": False}, "up": {"kernel": True}}

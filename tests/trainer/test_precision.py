@@ -40,7 +40,7 @@ def test_what_a_device_lacks_is_refused(name, device, said):
         precision.require_available(name, SimpleNamespace(device_kind="a thing", **device))
 
 
-@pytest.mark.parametrize("capability", ["8.0", "9.0", "12.0"])
+@pytest.mark.parametrize("capability", ["8.0", "9.0", "12.0", "gfx90a"])
 def test_a_newer_gpu_has_all(capability):
     device = SimpleNamespace(platform="gpu", compute_capability=capability, device_kind="a thing")
     for name in precision.PRECISIONS:
@@ -96,6 +96,7 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(linear, digits):
     start = task.init(jax.random.key(0), batch)
     state, metrics = jax.jit(task.step)(start, batch)
     assert (float(metrics["skipped"]), float(metrics["grad_norm"])) == (1.0, 0.0)
+    assert float(metrics["clipped"]) == 0.0
     assert int(state.step) == 1
     np.testing.assert_array_equal(state.params["w"], start.params["w"])
     assert int(optax.tree.get(state.opt_state, "count")) == 0

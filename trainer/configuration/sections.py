@@ -18,6 +18,7 @@ class Optimizer:
     """What updates the parameters, all of it optax's."""
 
     name: Literal["adamw", "adam", "sgd", "lion", "muon"] = "adamw"
+    """Muon is for matrices: not for networks whose layers are stacked (`scan=True`)."""
     learning_rate: float = 1e-3
     """The highest rate of the schedule."""
     weight_decay: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,11 +16,14 @@ from trainer.data.feed import POSITION, Check, Feed
 from trainer.data.permutation import shuffled
 from trainer.state import TrainState, stream_seed
 
+log = logging.getLogger("entracte")
+
 Place = tuple[int, int]
 """The number of a pass, and how many batches of it were read."""
 
 Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: see `Place`. `content`, uint32 `[2]`: the hash of what the data are."""
+"""`place`, int32 `[2]`: see `Place`. `batch_size`, int32 `()`, of these batches. `content`, uint32
+`[2]`: the hash of what the data are."""
 
 
 class Rows(NamedTuple):
@@ -86,7 +90,7 @@ def training(rows: Rows) -> Feed:
             f"batch_size is {rows.batch_size}; choose a batch_size of at most {rows.size}"
         )
     steps = rows.steps_per_epoch or whole
-    most = min(rows.superbatch, steps)
+    most = evenly(steps, rows.superbatch)
     content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
 
     def gathered(key: tuple[int, Place, int]) -> Batch:
@@ -106,17 +110,21 @@ def training(rows: Rows) -> Feed:
     ) -> Iterator[tuple[Any, Position | None]]:
         _check_content(position["content"], content)
         seed, left = stream_seed(state), steps
-        place = _later(position["place"].tolist(), 0, whole)
+        place = _later(_in_batches(position, rows.batch_size), 0, whole)
         while left:
             here = min(most, left)
             left -= here
             after = _later(place, here, whole)
             piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
-            new = None if left else {"place": np.array(after, np.int32), "content": content}
+            new = None if left else {**start, "place": np.array(after, np.int32)}
             yield superbatches.transferred(piece, state, check), new
             place = after
 
-    start = {"place": np.zeros(2, np.int32), "content": content}
+    start = {
+        "place": np.zeros(2, np.int32),
+        "batch_size": np.array(rows.batch_size, np.int32),
+        "content": content,
+    }
     feed = superbatches.feed(pieces, rows.example, most)
     return feed._replace(start=start, steps=steps)
 
@@ -134,10 +142,10 @@ def evaluation(rows: Rows) -> Feed:
             "own, without steps_per_epoch"
         )
     steps = -(-rows.size // rows.batch_size)
-    most = min(rows.superbatch, steps)
+    most = evenly(steps, rows.superbatch)
 
     def gathered(first: int) -> tuple[Batch, np.ndarray]:
-        batches = np.arange(first, min(first + most, steps))[:, None]
+        batches = np.arange(first, first + most)[:, None]  # those past the end hidden
         places = batches * rows.batch_size + rows.own
         return rows.read(np.minimum(places, rows.size - 1)), places < rows.size
 
@@ -151,6 +159,33 @@ def evaluation(rows: Rows) -> Feed:
             yield superbatches.transferred(ahead(first, then=after), state, check), None
 
     return superbatches.feed(pieces, rows.example, most, masked=True)
+
+
+def evenly(steps: int, most: int) -> int:
+    """Give the steps of a superbatch: as many superbatches as are needed, of one size if may be.
+
+    One of another size is a program of its own, compiled in the middle of an epoch.
+
+    >>> evenly(100, 32), evenly(97, 32)    # 25 four times; 25 three times, and 22
+    (25, 25)
+    """
+    return -(-steps // -(-steps // most))
+
+
+def _in_batches(position: Position, batch_size: int) -> Place:
+    """Give a place in batches of this size; those that it was reached with may have had another."""
+    (number, read), before = position["place"].tolist(), int(position["batch_size"])
+    if before == batch_size:
+        return number, read
+    examples = read * before
+    log.info(
+        "the run had batches of %d examples, and goes on with %d: of this pass %d were read%s",
+        before,
+        batch_size,
+        examples,
+        f", of which {again} come again" if (again := examples % batch_size) else "",
+    )
+    return number, examples // batch_size
 
 
 def _later(place: Place | list[int], batches: int, whole: int) -> Place:

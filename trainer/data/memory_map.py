@@ -64,7 +64,8 @@ class MemoryMap:
     shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arrays", each(_opened, self.arrays))
+        if isinstance(self.arrays, Mapping):
+            object.__setattr__(self, "arrays", each(_opened, self.arrays))
         examples_in(self.arrays, "arrays")
         gathering.check_settings(self._rows)
 

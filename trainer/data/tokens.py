@@ -26,8 +26,8 @@ class Tokens:
 
     The file is verified when it is opened. Its checksum and the position live in the state, at
     `carry["position/train"]` for the phase `train`: a resumed run goes on at the very next window,
-    at once, and is refused where the file or the part is another. With `steps_per_epoch` an epoch
-    is a stretch of a long pass; for this, the order, the thread and `shard` see `MemoryMap`.
+    at once, and is refused where the file or its windows are others. With `steps_per_epoch` an
+    epoch is a stretch of a long pass; for this, the order, the thread and `shard` see `MemoryMap`.
 
     Args:
         file: that `pack_tokens` wrote.
@@ -91,8 +91,9 @@ class Tokens:
                 f"length must be less than the {len(tokens)} tokens of part {self.part} of "
                 f"{self.file}, since every input needs the token after it; got {self.length}"
             )
+        windows = f"{first} {last} {self.length} {self._stride}"
         object.__setattr__(self, "_header", header)
-        object.__setattr__(self, "_content", f"{header.checksum} {first} {last}")
+        object.__setattr__(self, "_content", f"{header.checksum} {windows}")
         object.__setattr__(self, "_windows", sliding_window_view(tokens, self.length + 1))
         gathering.check_settings(self._rows(masked=False))
 

@@ -126,5 +126,19 @@ def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> No
         check_range("labels", batch["labels"], outputs.shape[-1], "classes")
 
 
+def _check_sequences(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> None:
+    """Check host labels as `_check` does, and that every sequence has a token.
+
+    Raises:
+        ValueError: a label outside the classes, or a sequence that is masked as a whole.
+    """
+    _check(outputs, batch)
+    if "mask" in batch and not (batch["mask"] != 0).any(-1).all():
+        raise ValueError(
+            "sequence_classification needs a token in every sequence, which its class is read "
+            "from; got a mask that is false in a whole row: leave such sequences out"
+        )
+
+
 classification.check = _check  # type: ignore[attr-defined]
-sequence_classification.check = _check  # type: ignore[attr-defined]
+sequence_classification.check = _check_sequences  # type: ignore[attr-defined]

@@ -48,16 +48,11 @@ def language_modeling(
     if z_loss < 0:
         raise ValueError(f"z_loss must not be negative; got {z_loss}")
     entropy, right, mask = _tokens("language_modeling", outputs, batch)
-    tokens = mask.sum(-1, dtype=jnp.float32)
-
-    def means(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(tokens, 1), tokens
-
-    measured = {"loss": means(entropy), "accuracy": means(right.astype(jnp.float32))}
+    measured: dict[str, Any] = _measured(entropy, right, mask)
     if z_loss:
         normaliser = jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1)
         measured["cross_entropy"] = measured["loss"]
-        measured["loss"] = means(entropy + z_loss * normaliser**2)
+        measured["loss"] = _means(entropy + z_loss * normaliser**2, mask)
     return measured
 
 
@@ -84,8 +79,8 @@ def captioning(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
     >>> captioning(logits, {"labels": jnp.array([[0, 1], [0, 1]])})["exact_match"].tolist()
     [1.0, 0.0]
     """
-    measured = language_modeling(outputs, batch)
-    _, right, mask = _tokens("captioning", outputs, batch)
+    entropy, right, mask = _tokens("captioning", outputs, batch)
+    measured = _measured(entropy, right, mask)
     return {**measured, "exact_match": (right | ~mask).all(-1).astype(jnp.float32)}
 
 
@@ -108,6 +103,17 @@ def _tokens(
     logits = outputs.astype(jnp.float32)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return entropy, logits.argmax(-1) == labels, mask
+
+
+def _measured(entropy: jax.Array, right: jax.Array, mask: jax.Array) -> dict[str, Any]:
+    accuracy = _means(right.astype(jnp.float32), mask)
+    return {"loss": _means(entropy, mask), "accuracy": accuracy}
+
+
+def _means(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Give the mean over each sequence's tokens, and how many they are, float32 `[batch]` each."""
+    tokens = mask.sum(-1, dtype=jnp.float32)
+    return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(tokens, 1), tokens
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:

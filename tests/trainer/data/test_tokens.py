@@ -190,6 +190,9 @@ def test_a_run_does_not_go_on_with_another_part(packed, epoch_of):
     epoch_of(feed((0.0, 0.5)), feed((0, 0.5)).start)
     with pytest.raises(ValueError, match="began with other data"):
         epoch_of(feed((0.5, 1)), feed((0, 0.5)).start)
+    other = data.Tokens(packed(40), batch_size=2, length=3, stride=2, part=(0, 0.5)).training()
+    with pytest.raises(ValueError, match="began with other data"):
+        epoch_of(other, feed((0, 0.5)).start)
 
 
 def test_perplexity_is_exact_whatever_the_windows(bigrams, text):

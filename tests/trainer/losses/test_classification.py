@@ -113,3 +113,11 @@ def test_a_mask_of_another_shape_is_refused():
         losses.sequence_classification(
             LOGITS[None], {"labels": jnp.array([0]), "mask": jnp.ones((1, 3))}
         )
+
+
+def test_a_sequence_without_a_token_is_refused():
+    batch = {"labels": np.array([0, 1]), "mask": np.array([[1, 1], [0, 0]])}
+    with pytest.raises(ValueError, match="needs a token in every sequence"):
+        losses.sequence_classification.check(LOGITS, batch)
+    batch["mask"][1, 0] = 1
+    losses.sequence_classification.check(LOGITS, batch)

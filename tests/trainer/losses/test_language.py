@@ -93,8 +93,9 @@ def test_a_caption_matches_exactly_where_every_counted_token_is_the_likeliest(se
     ],
 )
 def test_what_does_not_fit_is_said(batch, said):
-    with pytest.raises(ValueError, match=said):
-        losses.language_modeling(LOGITS, batch)
+    for loss in (losses.language_modeling, losses.captioning):
+        with pytest.raises(ValueError, match=f"{loss.__name__}.*{said}"):
+            loss(LOGITS, batch)
 
 
 @pytest.mark.parametrize(
