@@ -118,7 +118,7 @@ class CNN(nnx.Module):
         x = inputs
         for convolution, norm in itertools.zip_longest(self.convolutions, self.norms):
             x = convolution(x)
-            x = x if norm is None else norm(x)
+            x = x if norm is None else norm(x).astype(x.dtype)  # its averages are float32
             x = jax.nn.relu(_halve(x))
         x = jax.nn.relu(self.dense(x.reshape(x.shape[0], -1)))
         x = x if self.dropout is None else self.dropout(x)
