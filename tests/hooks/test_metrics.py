@@ -104,7 +104,8 @@ def test_a_plain_dict_serves(state):
 def test_a_fit_starts_writes_and_closes_all_writers(state, phase):
     recorder = Recorder()
     trainer.fit(state, phase, epochs=2, hooks=log_metrics(recorder))
-    assert [call[0] for call in recorder.calls] == ["resume", "write", "write", "flush", "close"]
+    calls = [call[0] for call in recorder.calls]
+    assert calls == ["resume", "write", "write", "flush", "flush", "close"]
     values = recorder.calls[2][2]
     assert values["epoch"] == Progress(2, 2)
     assert {"train/loss", "time/epoch_seconds", "time/hook/log_metrics"} <= values.keys()
@@ -120,7 +121,7 @@ def test_writers_are_flushed_before_a_commit(state, phase):
     commit = trainer.Hook(commit, "commit", stage="commit")
     trainer.fit(state, phase, epochs=1, hooks=[commit, log_metrics(recorder)])
     calls = [call[0] for call in recorder.calls]
-    assert calls == ["resume", "write", "flush", "commit", "flush", "close"]
+    assert calls == ["resume", "write", "flush", "commit", "flush", "flush", "close"]
 
 
 def test_a_writer_that_is_tried_again_leaves_those_before_it_alone(state, phase, tmp_path):
@@ -170,6 +171,7 @@ def test_triggers_govern_the_writing_and_not_the_start(state, phase):
         ("resume", 0),
         ("write", 2),
         ("write", 4),
+        ("flush",),
         ("flush",),
         ("close",),
     ]

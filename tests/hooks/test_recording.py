@@ -91,6 +91,7 @@ def test_alone_it_starts_flushes_and_closes_its_writers(state, phase):
         ("write", 2),
         ("write", 4),
         ("flush",),
+        ("flush",),
         ("close",),
     ]
 

@@ -158,6 +158,9 @@ def test_a_fresh_run_needs_an_empty_directory(tmp_path):
     flags = ["--fresh", "--run", str(tmp_path)]
     assert parse_config(Config, flags).fresh
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "begun").touch()
+    assert parse_config(Config, flags).fresh  # a run was refused before it began
+    (tmp_path / "config.yaml").write_text("epochs: 2")
     with pytest.raises(SystemExit, match="holds a run"):
         parse_config(Config, flags)
 
