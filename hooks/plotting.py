@@ -11,6 +11,7 @@ from pathlib import Path
 from hooks.combining import Chain
 from hooks.histories import Curve, panels, read_curves, when_over
 from hooks.writers import make_folder
+from trainer.durability import replacing
 
 log = logging.getLogger("entracte")
 
@@ -106,9 +107,8 @@ def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             )
             for text in legend.get_texts():
                 text.set_parse_math(False)
-    beside = path.with_name(f"{path.name}.tmp")
-    figure.savefig(beside, format="png")
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png")
 
 
 def brief(name: str) -> str:

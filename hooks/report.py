@@ -22,6 +22,7 @@ from hooks.report_page import Report, duration, finite, page
 from hooks.writers import make_folder
 from trainer import TrainState
 from trainer.checkpoints.manifest import devices
+from trainer.durability import replacing
 
 LIBRARIES = ("entracte", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Distributions whose versions are told, where they are installed."""
@@ -96,9 +97,8 @@ def write_report(
             config=flattened(config),
             environment=environment(),
         )
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
 
     return when_over("write_report", write, records=records, follow=follow)
 

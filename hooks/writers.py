@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from trainer.durability import sync_folder
+from trainer.durability import replacing, sync_folder
 
 log = logging.getLogger("entracte")
 
@@ -193,13 +193,8 @@ class JsonLines:
             step,
             epoch,
         )
-        beside = self.path.with_name(f"{self.path.name}.tmp")
-        with beside.open("w", encoding="utf-8") as file:
+        with replacing(self.path) as beside, beside.open("w", encoding="utf-8") as file:
             file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
-        sync_folder(self.path.parent)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line, or nothing of it where that fails."""

@@ -1,8 +1,10 @@
-"""What outlasts a power failure: a folder's entries, once they are synced."""
+"""What outlasts a power failure: files that are replaced as a whole, and a folder's entries."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,3 +21,32 @@ def sync_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a path beside a file to write to, which then takes the file's place, durably.
+
+    A reader finds the old file or the new one, whole, whatever happens; where writing fails, the
+    old one stays and nothing is left beside it.
+
+    Args:
+        file: to replace or to make; its folder must exist.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder, "a.txt")) as beside:
+    ...         _ = beside.write_text("whole")
+    ...     print(Path(folder, "a.txt").read_text(), len(os.listdir(folder)))
+    whole 1
+    """
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(file.parent)

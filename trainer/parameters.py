@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
-from trainer.durability import sync_folder
+from trainer.durability import replacing
 from trainer.processes import is_lead
 from trainer.state import PyTree, path_name
 from trainer.structure import described
@@ -138,12 +138,8 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
     if not is_lead():
         return
     file = Path(path).absolute()
-    beside = file.with_name(f"{file.name}.tmp")
-    library.save_file(arrays, beside, metadata={"format": "np", "writer": "entracte"})
-    with beside.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(beside, file)
-    sync_folder(file.parent)
+    with replacing(file) as beside:
+        library.save_file(arrays, beside, metadata={"format": "np", "writer": "entracte"})
 
 
 def _safetensors() -> Any:

@@ -44,9 +44,8 @@ def require_available(precision: str, device: jax.Device) -> None:
         ValueError: it lacks it: bfloat16 GPUs before compute capability 8.0, float16 TPUs.
     """
     capability = str(getattr(device, "compute_capability", ""))
-    old = (
-        capability.replace(".", "").isdigit() and float(capability) < 8.0
-    )  # other makers' are names
+    # Other makers' capabilities are names.
+    old = capability.replace(".", "").isdigit() and float(capability) < 8.0
     if precision == "bfloat16" and old:
         raise ValueError(
             f"bfloat16 needs a GPU of compute capability 8.0 or more; {device.device_kind} has "

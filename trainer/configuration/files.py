@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from trainer.configuration.documents import parsed, printed
 from trainer.configuration.sections import TrainingConfig
 from trainer.configuration.values import nearest, read_as
-from trainer.durability import sync_folder
+from trainer.durability import replacing
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -188,16 +188,10 @@ def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     ...     load_config(f"{folder}/config.yaml", TrainingConfig).seed
     3
     """
-    path = Path(path)
-    beside = path.with_name(f"{path.name}.tmp")
+    path, content = Path(path), printed(as_data(config))
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = printed(as_data(config))
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    sync_folder(path.parent)
+    with replacing(path) as beside:
+        beside.write_text(content, encoding="utf-8")
 
 
 def comparable(config: TrainingConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import xxhash
 
-from trainer.durability import sync_folder
+from trainer.durability import replacing
 
 FORMAT = "entracte tokens 1"
 """The version of the format: another one is refused."""
@@ -80,17 +80,8 @@ def pack_tokens(
     if not 1 <= vocabulary <= LARGEST:
         raise ValueError(f"vocabulary must be from 1 to {LARGEST}; got {vocabulary}")
     file = Path(file)
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as out:
-            header = _write(texts, out, vocabulary, encode)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, file)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)
+    with replacing(file) as beside, beside.open("wb") as out:
+        header = _write(texts, out, vocabulary, encode)
     return header.tokens
 
 
