@@ -1,6 +1,5 @@
 """The captions example: its scenes, and a run as a user starts it."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -13,14 +12,9 @@ FILE = Path(__file__).parents[2] / "examples" / "captions.py"
 
 
 @pytest.fixture(scope="module")
-def captions():
+def captions(script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("captions", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["captions"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["captions"]
+    return script("captions")
 
 
 def test_a_caption_reads_as_the_scene_is_composed(captions):

@@ -1,6 +1,5 @@
 """The text example as a user runs it, killed in the middle of an epoch included."""
 
-import importlib.util
 import itertools
 import math
 import re
@@ -20,14 +19,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def text():
+def text(script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("text", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["text"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["text"]
+    return script("text")
 
 
 def _run(run, *flags):
