@@ -1,5 +1,6 @@
 """Networks as two pure functions, made of any library's modules, and some bundled ones."""
 
+from models.actor_critic import ActorCritic, actor_critic
 from models.captioner import captioner
 from models.cnn import cnn
 from models.decoding import Decoder, generate
@@ -12,8 +13,10 @@ from models.resnet import resnet
 from models.transformer import transformer
 
 __all__ = [
+    "ActorCritic",
     "Decoder",
     "Network",
+    "actor_critic",
     "captioner",
     "cnn",
     "from_linen",

@@ -12,7 +12,7 @@ from jax import lax
 
 from trainer.executors import has_convolution
 from trainer.precision import cast, cast_like
-from trainer.state import PyTree
+from trainer.state import PyTree, TrainState
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
 """`(params, model_state, batch, key) -> (loss (), ({name: (mean (), weight ())}, model_state))`."""
@@ -111,6 +111,40 @@ def accumulated(
     weight = totals["loss"][1]
     grads = optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)
     return Gradients(cast_like(grads, params), means, model_state)
+
+
+def applied(
+    state: TrainState,
+    grads: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    length: jax.Array,
+    clip_norm: float | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step.
+
+    Args:
+        state: to step from.
+        grads: of its parameters.
+        optimizer: of optax.
+        length: () L2 norm of the gradients.
+        clip_norm: norm to which larger gradients are scaled; None: not clipped.
+
+    Returns:
+        The state, and `grad_norm`, which is the length, with `clip_norm` also `clipped`, 1 where
+        they were, and `learning_rate` where the optimizer keeps one.
+    """
+    metrics = {"grad_norm": length}
+    if clip_norm is not None:
+        metrics["clipped"] = (length > clip_norm).astype(jnp.float32)
+        grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / length), grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    rates = [rate for _, rate in rates if isinstance(rate, jax.Array)]  # not schedules' states
+    if len(rates) == 1:
+        metrics["learning_rate"] = rates[0]
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 SMALL = 2**15

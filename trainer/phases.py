@@ -86,8 +86,9 @@ class Phase:
     """Raises where host data does not suit the task, such as labels outside the classes."""
     changes: bool = True
     """Whether `run` changes the state; an evaluation does not, and never copies it."""
-    finalize: Callable[[Mapping[str, float]], dict[str, float]] | None = None
-    """`(means) -> {name: value}` on the host: what is no mean but follows from some."""
+    finalize: Callable[[Mapping[str, float]], Mapping[str, float | None]] | None = None
+    """`(means) -> {name: value}` on the host: what is no mean but follows from some. None leaves
+    the name out: of an epoch in which nothing was measured, or for good."""
     _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _programs: dict[Any, Program] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -156,8 +157,9 @@ class Phase:
         if self.finalize is None:
             return values
         means = {name.removeprefix(f"{self.name}/"): value for name, value in values.items()}
-        found = self.finalize(means)
-        return values | {f"{self.name}/{name}": float(value) for name, value in found.items()}
+        found = {f"{self.name}/{name}": value for name, value in self.finalize(means).items()}
+        kept = {name: value for name, value in values.items() if found.get(name, 0.0) is not None}
+        return kept | {name: float(value) for name, value in found.items() if value is not None}
 
     def program(self, state: TrainState, data: Any, *, donate: bool) -> Program:
         """Compile for this structure of state and data, or give what was compiled already."""

@@ -9,8 +9,10 @@ import models
 
 def test_the_public_names_are_these():
     assert models.__all__ == [
+        "ActorCritic",
         "Decoder",
         "Network",
+        "actor_critic",
         "captioner",
         "cnn",
         "from_linen",

@@ -1,0 +1,108 @@
+"""Policies: one look, many looks, and what does not fit."""
+
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+import models
+from trainer.rl import policies
+from trainer.rl.environments import Box, cartpole
+from trainer.rl.normalization import merged, unseen
+
+OBSERVATIONS = jax.random.normal(jax.random.key(5), (6, 3, 4))
+FIRST = jnp.zeros((6, 3), bool).at[0].set(True).at[4, 1].set(True)
+
+
+def _weights(network):
+    return policies.initial(network, cartpole(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("memory", [None, 8])
+def test_many_looks_are_one_look_after_another(memory):
+    network = models.actor_critic(actions=2, hidden=(8,), memory=memory)
+    weights, recurrent = _weights(network), policies.begin(network, 3)
+    whole, last, _ = policies.unrolled(network, weights, OBSERVATIONS, recurrent, FIRST)
+    for t in range(6):
+        one, recurrent, _ = policies.forward(network, weights, OBSERVATIONS[t], recurrent, FIRST[t])
+        chex.assert_trees_all_close(one, jax.tree.map(lambda x, t=t: x[t], whole), atol=1e-6)
+    chex.assert_trees_all_close(last, recurrent, atol=1e-6)
+
+
+def test_memory_is_forgotten_where_an_episode_begins():
+    network = models.actor_critic(actions=2, hidden=(8,), memory=8)
+    weights, recurrent = _weights(network), policies.begin(network, 3)
+    whole, _, _ = policies.unrolled(network, weights, OBSERVATIONS, recurrent, FIRST)
+    later, _, _ = policies.unrolled(network, weights, OBSERVATIONS[4:], recurrent, FIRST[4:])
+    chex.assert_trees_all_close(later["value"][:, 1], whole["value"][4:, 1], atol=1e-6)
+    assert not jnp.allclose(later["value"][:, 0], whole["value"][4:, 0], atol=1e-6)
+
+
+def test_observations_are_seen_normalised():
+    network = models.actor_critic(actions=2, hidden=(8,))
+    weights = _weights(network)
+    statistics = merged(unseen(jnp.zeros(4)), 3 * OBSERVATIONS + 1)
+    plain, _, _ = policies.unrolled(network, weights, OBSERVATIONS, (), FIRST)
+    moved, _, _ = policies.unrolled(
+        network, weights._replace(statistics=statistics), 3 * OBSERVATIONS + 1, (), FIRST
+    )
+    centred = (OBSERVATIONS - OBSERVATIONS.mean((0, 1))) / OBSERVATIONS.std((0, 1))
+    expected, _, _ = policies.unrolled(network, weights, centred, (), FIRST)
+    chex.assert_trees_all_close(moved, expected, atol=1e-3)
+    assert not jnp.allclose(moved["value"], plain["value"], atol=1e-2)
+
+
+def test_actions_are_drawn_or_the_likeliest():
+    outputs = {"logits": jnp.log(jnp.array([[0.9, 0.1]] * 500))}
+    likeliest, log_prob = policies.act(outputs, None)
+    assert set(likeliest.tolist()) == {0}
+    chex.assert_trees_all_close(jnp.exp(log_prob), jnp.full(500, 0.9), rtol=1e-5)
+    drawn, _ = policies.act(outputs, jax.random.key(0))
+    assert 20 < int(drawn.sum()) < 80
+
+
+def test_actions_in_a_box_are_cut_off_at_its_bounds():
+    space = Box((2,), -1.0, 1.0)
+    assert policies.bounded(jnp.array([[3.0, -0.5]]), space).tolist() == [[1.0, -0.5]]
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (models.actor_critic(actions=3), r"logits \['batch', 2\].*'cartpole'.*actions=2\)"),
+        (models.actor_critic(actions=2, continuous=True), r"must give logits .*it gives .*mean"),
+        (models.mlp(classes=2), "must give a dict"),
+    ],
+)
+def test_a_policy_of_other_actions_is_refused(network, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        policies.check_fits(network, cartpole())
+
+
+def test_a_box_needs_a_continuous_policy():
+    env = cartpole()._replace(action_space=Box((2,), -1.0, 1.0))
+    policies.check_fits(models.actor_critic(actions=2, continuous=True), env)
+    with pytest.raises(ValueError, match="actions=2, continuous=True"):
+        policies.check_fits(models.actor_critic(actions=2), env)
+    with pytest.raises(ValueError, match="one axis"):
+        policies.check_fits(
+            models.actor_critic(actions=2, continuous=True),
+            env._replace(action_space=Box((2, 2), -1.0, 1.0)),
+        )
+
+
+def test_a_policy_without_a_value_or_with_a_changing_memory_is_refused():
+    def network(outputs, begin=lambda batch: ()):
+        return SimpleNamespace(
+            init=lambda key, x: ({}, {}),
+            apply=lambda params, model_state, x, *, key, train: (outputs, model_state),
+            begin=begin,
+        )
+
+    with pytest.raises(ValueError, match="must give a value"):
+        policies.check_fits(network({"logits": jnp.zeros((1, 2))}), cartpole())
+    outputs = {"logits": jnp.zeros((1, 2)), "value": jnp.zeros(1), "recurrent": jnp.zeros((1, 5))}
+    with pytest.raises(TypeError, match="must give back its memory as it was"):
+        policies.check_fits(network(outputs, lambda batch: jnp.zeros((batch, 4))), cartpole())

@@ -1,0 +1,97 @@
+"""Rollouts: what happened, step for step, in an environment that counts."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import trainer
+from trainer.rl import curriculum, ppo, rollout
+from trainer.rl.policies import Weights
+from trainer.rl.rollouts import play, start
+
+STILL = optax.sgd(0.0)
+
+
+def _played(network, env, *, steps, envs=1, params=None):
+    params = env.params if params is None else params
+    playing = start(network, env, envs, jax.random.key(0), params)
+    weights = Weights({"w": jnp.zeros(())}, {})
+    return play(network, weights, env, params, playing, jax.random.key(1), steps=steps)
+
+
+def test_an_episode_cut_off_is_valued_by_what_would_have_come(counts, always):
+    after, experience, seen = _played(always(0), counts(3), steps=4, envs=2)
+    column = jax.tree.map(lambda x: np.asarray(x)[:, 0].ravel().tolist(), experience)
+    assert column.observation == [0, 1, 2, 0]
+    assert column.reward == [1, 2, 3, 1]
+    assert column.truncated == [False, False, True, False]
+    assert column.terminated == [False] * 4
+    assert column.first == [True, False, False, True]
+    assert column.value == [0, 10, 20, 0]
+    assert column.next_value == [10, 20, 30, 10]  # 30: of the count 3, not of the new episode's 0
+    assert seen.episode_return[:, 0].tolist() == [1, 3, 6, 1]
+    assert after.observation[:, 0].tolist() == [1, 1]
+    chex.assert_trees_all_equal(after.first, jnp.zeros(2, bool))
+
+
+def test_after_an_end_nothing_comes(counts, always):
+    _, experience, _ = _played(always(1), counts(3), steps=2)
+    assert experience.terminated.ravel().tolist() == [True, True]
+    assert experience.truncated.ravel().tolist() == [False, False]
+    assert experience.first.ravel().tolist() == [True, True]
+
+
+def test_a_rollout_goes_on_where_the_last_one_ended(counts, always):
+    agent = ppo(always(0), counts(5), STILL, envs=2, steps=3, minibatches=1)
+    state, history = trainer.fit(agent.init(jax.random.key(0)), agent.rollout, epochs=4)
+    assert [epoch["rollout/episodes"] for epoch in history] == [0, 2, 0, 2]
+    assert [epoch.get("rollout/return") for epoch in history] == [None, 15, None, 15]
+    assert [epoch.get("rollout/length") for epoch in history] == [None, 5, None, 5]
+    assert {epoch["rollout/steps"] for epoch in history} == {6}
+    assert not any("_" in name.split("/")[1][:1] for name in history[0])
+    assert int(state.step) == 0
+
+
+def test_returns_are_told_by_lesson(counts, always):
+    env = curriculum.lessons(counts(), {"short": jnp.int32(1), "long": jnp.int32(2)})
+    agent = ppo(always(0), env, STILL, envs=8, steps=8, minibatches=1)
+    _, history = trainer.fit(agent.init(jax.random.key(0)), agent.rollout, epochs=1)
+    measured = history[0]
+    assert measured["rollout/return/short"] == 1.0
+    assert measured["rollout/return/long"] == 3.0
+    episodes = measured["rollout/episodes/short"], measured["rollout/episodes/long"]
+    assert min(episodes) > 0
+    assert sum(episodes) == measured["rollout/episodes"]
+
+
+def test_lessons_are_drawn_by_the_weights_in_the_carry(counts, always):
+    env = curriculum.lessons(counts(), {"short": jnp.int32(1), "long": jnp.int32(2)})
+    agent = ppo(always(0), env, STILL, envs=4, steps=6, minibatches=1)
+    state = agent.init(jax.random.key(0))
+    state = state.replace(carry={**state.carry, "lessons": jnp.array([0.0, 1.0])})
+    _, history = trainer.fit(state, agent.rollout, epochs=2)
+    assert "rollout/return/short" not in history[1]
+    assert history[1]["rollout/return/long"] == 3.0
+
+
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_what_is_not_finite_is_named(where, counts, always):
+    env = counts(9)
+
+    def step(key, state, action, params):
+        made = env.step(key, state, action, params)
+        broken = jnp.where((made.state == 3) & (state > 0), jnp.nan, 0.0)
+        return made._replace(**{where: getattr(made, where) + broken})
+
+    broken = env._replace(step=step, name="broken")
+    agent = ppo(always(0), broken, STILL, envs=2, steps=4, minibatches=1)
+    with pytest.raises(ValueError, match="environment 0 of 2 \\('broken'\\).* at step 2 of the"):
+        trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
+
+
+def test_a_rollout_needs_steps(counts, always):
+    with pytest.raises(ValueError, match="at least 1 step; got 0"):
+        rollout(always(0), counts(), 0)

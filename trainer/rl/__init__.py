@@ -1,0 +1,19 @@
+"""Reinforcement learning: two phases, a rollout and an update, in the loop that trains all else."""
+
+from trainer.rl import distributions, environments, policies, returns
+from trainer.rl.ppo import Agent, ppo, ppo_loss
+from trainer.rl.rollouts import Experience, rollout
+from trainer.rl.updating import update
+
+__all__ = [
+    "Agent",
+    "Experience",
+    "distributions",
+    "environments",
+    "policies",
+    "ppo",
+    "ppo_loss",
+    "returns",
+    "rollout",
+    "update",
+]

@@ -1,0 +1,240 @@
+"""Proximal policy optimization: a loss, and the program of a rollout and an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trainer.losses.contract import Loss
+from trainer.phases import Phase
+from trainer.rl import distributions
+from trainer.rl.environments.contract import Environment, example
+from trainer.rl.normalization import no_rewards, unseen
+from trainer.rl.policies import begin, check_fits, initial
+from trainer.rl.rollouts import rollout, start
+from trainer.rl.updating import update
+from trainer.state import PyTree, TrainState
+
+
+class Agent(NamedTuple):
+    """What `ppo` gives."""
+
+    init: Callable[[jax.Array], TrainState]
+    """`(key) -> state` at step 0, with the environments begun."""
+    rollout: Phase
+    update: Phase
+
+    @property
+    def program(self) -> tuple[Phase, Phase]:
+        """One epoch of training: play, then learn from it."""
+        return self.rollout, self.update
+
+
+def ppo_loss(
+    *,
+    clip: float = 0.2,
+    value_coefficient: float = 0.5,
+    value_clip: float | None = None,
+    entropy_coefficient: float = 0.01,
+    normalize_advantages: bool = True,
+) -> Loss:
+    """Make the loss of proximal policy optimization.
+
+    It reports, per example, `loss`, `policy_loss`, `value_loss` (squared error), `entropy` (nats),
+    `approx_kl` (of the policy now from the one that played, nats), and `clip_fraction`.
+
+    Args:
+        clip: how far the probability of an action may move, as a share, before nothing more is
+            gained by it.
+        value_coefficient: weight of the value's error.
+        value_clip: how far a value may move from the one of the rollout before nothing more is
+            gained; None: not clipped.
+        entropy_coefficient: weight of the policy's entropy, which keeps it trying.
+        normalize_advantages: bring them to mean 0 and deviation 1 in each minibatch.
+
+    Raises:
+        ValueError: a setting is negative, or a clip is 0.
+
+    Source: J. Schulman et al., Proximal Policy Optimization Algorithms, 2017, equations 7 and 9;
+    `approx_kl` is the third estimator of J. Schulman, Approximating KL Divergence, 2020.
+
+    >>> outputs = {"logits": jnp.zeros((2, 2)), "value": jnp.zeros(2)}
+    >>> batch = {
+    ...     "action": jnp.array([0, 1]), "log_prob": jnp.log(jnp.array([0.5, 0.25])),
+    ...     "value": jnp.zeros(2), "advantage": jnp.ones(2), "target": jnp.ones(2),
+    ... }
+    >>> values = ppo_loss(normalize_advantages=False)(outputs, batch)
+    >>> values["policy_loss"].round(2).tolist(), values["clip_fraction"].tolist()
+    ([-1.0, -1.2000000476837158], [0.0, 1.0])
+    """
+    for name, bound in (("clip", clip), ("value_clip", value_clip)):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"ppo_loss: {name} must be above 0; got {bound}")
+    for name, weight in (("value", value_coefficient), ("entropy", entropy_coefficient)):
+        if not weight >= 0:
+            raise ValueError(f"ppo_loss: {name}_coefficient must not be negative; got {weight}")
+
+    def ppo(outputs: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        advantage = batch["advantage"]
+        if normalize_advantages:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_ratio = distributions.log_prob(outputs, batch["action"]) - batch["log_prob"]
+        ratio = jnp.exp(log_ratio)
+        clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage)
+        value_loss = (outputs["value"] - batch["target"]) ** 2
+        if value_clip is not None:
+            moved = jnp.clip(outputs["value"] - batch["value"], -value_clip, value_clip)
+            bounded = (batch["value"] + moved - batch["target"]) ** 2
+            value_loss = jnp.maximum(value_loss, bounded)
+        entropy = distributions.entropy(outputs)
+        loss = policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy
+        return {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "approx_kl": jax.lax.stop_gradient(ratio - 1 - log_ratio),
+            "clip_fraction": (jnp.abs(ratio - 1) > clip).astype(jnp.float32),
+        }
+
+    return ppo
+
+
+def ppo(
+    network: Any,
+    env: Environment,
+    optimizer: optax.GradientTransformation,
+    *,
+    envs: int = 8,
+    steps: int = 128,
+    epochs: int = 4,
+    minibatches: int = 4,
+    discount: float = 0.99,
+    gae_lambda: float = 0.95,
+    loss: Loss | None = None,
+    target_kl: float | None = None,
+    clip_norm: float | None = 0.5,
+    normalize_observations: bool = False,
+    normalize_rewards: bool = False,
+    teacher: Any = None,
+) -> Agent:
+    """Make an agent that learns by proximal policy optimization.
+
+    Its program is a `rollout` of `envs * steps` environment steps and an `update` from them; an
+    epoch of `fit` is one of each. Where the environments stand, the statistics, the weights of
+    lessons and the teacher are in `state.carry`, so that a run that was killed goes on bit for bit.
+
+    Args:
+        network: of policy and value, see `models.actor_critic`.
+        env: to learn in.
+        optimizer: of optax.
+        envs: how many environments play at once.
+        steps: of each in a rollout.
+        epochs: passes over a rollout's experience.
+        minibatches: that a pass is divided in: of transitions, or for a policy with memory of
+            environments, each with all its steps in order.
+        discount: of a reward one step later, in [0, 1].
+        gae_lambda: between advantages of one step (0) and of the whole return (1).
+        loss: `(outputs, batch) -> {name: values}`, `ppo_loss()` if None; `losses.total` joins it
+            with others. The batch has `observation`, `action`, `log_prob`, `value`, `advantage`,
+            `target`, and with a teacher `teacher`, its outputs; `[batch, ...]` each.
+        target_kl: where the loss's `approx_kl` of a minibatch is above it, the rest of the update
+            is left out; None: never.
+        clip_norm: norm to which larger gradients are scaled; None: not clipped.
+        normalize_observations: bring them to mean 0 and variance 1 by what was seen so far.
+        normalize_rewards: divide them by the deviation of their discounted sums so far.
+        teacher: see `distillation.teacher`: a network whose outputs the loss may read.
+
+    Raises:
+        TypeError, ValueError: the network does not fit the environment, the environment refuses its
+            params, minibatches do not divide the experience, or a setting is out of range.
+
+    Source: J. Schulman et al., Proximal Policy Optimization Algorithms, 2017; the details are those
+    that S. Huang et al., The 37 Implementation Details of Proximal Policy Optimization, 2022, put
+    on record, but that the end of a time limit is no end: the value of what followed stands in.
+    """
+    _check(network, envs, steps, epochs, minibatches, discount, gae_lambda, target_kl, clip_norm)
+    check_fits(network, env)
+    env.check(env.params)
+
+    def init(key: jax.Array) -> TrainState:
+        root, network_key, env_key = jax.random.split(key, 3)
+        weights = jax.jit(lambda key: initial(network, env, key))(network_key)
+        return TrainState.create(
+            params=weights.params,
+            opt_state=jax.jit(optimizer.init)(weights.params),
+            model_state=weights.model_state,
+            rng=root,
+            carry=begun(env_key),
+        )
+
+    def begun(key: jax.Array) -> dict[str, PyTree]:
+        playing = jax.jit(lambda key, params: start(network, env, envs, key, params))
+        carry: dict[str, PyTree] = {"environment": playing(key, env.params)}
+        if env.lessons:
+            carry["lessons"] = jnp.asarray(env.params)
+        statistics: dict[str, PyTree] = {}
+        if normalize_observations:
+            statistics["observations"] = unseen(example(env.observation_space))
+        if normalize_rewards:
+            statistics["rewards"] = no_rewards(envs)
+        if statistics:
+            carry["normalization"] = statistics
+        if teacher is not None:
+            recurrent = begin(teacher.network, envs)
+            carry["teacher"] = {"weights": teacher.weights, "recurrent": recurrent}
+        return carry
+
+    learning = update(
+        network,
+        optimizer,
+        loss=ppo_loss() if loss is None else loss,
+        epochs=epochs,
+        minibatches=minibatches,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        target_kl=target_kl,
+        clip_norm=clip_norm,
+        teacher=teacher,
+    )
+    return Agent(init, rollout(network, env, steps), learning)
+
+
+def _check(
+    network: Any,
+    envs: int,
+    steps: int,
+    epochs: int,
+    minibatches: int,
+    discount: float,
+    gae_lambda: float,
+    target_kl: float | None,
+    clip_norm: float | None,
+) -> None:
+    counts = {"envs": envs, "steps": steps, "epochs": epochs, "minibatches": minibatches}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"ppo: {name} must be at least 1; got {count}")
+    for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"ppo: {name} must be in [0, 1]; got {share}")
+    for name, bound in (("target_kl", target_kl), ("clip_norm", clip_norm)):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"ppo: {name} must be above 0, or None; got {bound}")
+    remembers = bool(jax.tree.leaves(jax.eval_shape(lambda: begin(network, envs))))
+    units = envs if remembers else envs * steps
+    if units % minibatches:
+        what = (
+            f"{envs} environments, whole as the policy has a memory,"
+            if remembers
+            else (f"{units} transitions ({envs} envs of {steps} steps)")
+        )
+        raise ValueError(
+            f"ppo: minibatches must divide the experience: {what} do not make {minibatches} "
+            "minibatches of one size"
+        )

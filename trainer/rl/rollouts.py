@@ -1,0 +1,253 @@
+"""The rollout: a policy plays in many environments at once, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from trainer.phases import Phase
+from trainer.rl.environments.contract import Environment, Step
+from trainer.rl.environments.from_gymnasium import HostEnvironments
+from trainer.rl.environments.wrappers import auto_reset, record_episodes
+from trainer.rl.policies import Weights, act, begin, bounded, forward, weights_of
+from trainer.state import PyTree, TrainState
+
+
+class Playing(NamedTuple):
+    """Where the environments are between two rollouts, at `state.carry["environment"]`."""
+
+    state: PyTree
+    """Of the environments, `[env, ...]`."""
+    observation: PyTree
+    """What the policy sees next, `[env, ...]`."""
+    first: jax.Array
+    """bool `[env]`: that observation begins an episode."""
+    recurrent: PyTree
+    """The policy's memory, `[env, ...]`; () where it has none."""
+
+
+class Experience(NamedTuple):
+    """What a rollout hands to the update."""
+
+    observation: PyTree
+    """`[time, env, ...]`, as the environments gave it, not normalised."""
+    action: jax.Array
+    """`[time, env, ...]`, as it was drawn, not bounded."""
+    log_prob: jax.Array
+    """float32 `[time, env]`: of the action, under the policy that drew it."""
+    value: jax.Array
+    """float32 `[time, env]`: of the observation, as the policy valued it."""
+    reward: jax.Array
+    """float32 `[time, env]`."""
+    terminated: jax.Array
+    """bool `[time, env]`: the step ended the episode, and nothing was to come."""
+    truncated: jax.Array
+    """bool `[time, env]`: the step cut the episode off, by a time limit say."""
+    first: jax.Array
+    """bool `[time, env]`: the observation begins an episode."""
+    next_value: jax.Array
+    """float32 `[time, env]`: of the observation after the step, before any reset."""
+    recurrent: PyTree
+    """The policy's memory before the first step, `[env, ...]`; () where it has none."""
+
+
+class Seen(NamedTuple):
+    """What is measured of a step besides, `[time, env]` each."""
+
+    episode_return: jax.Array
+    """float32: sum of the episode's rewards up to and with this step."""
+    episode_length: jax.Array
+    """int32: its steps."""
+    broken: jax.Array
+    """bool: a reward or observation is not finite."""
+    lesson: jax.Array
+    """int32: of the episode; 0 where there are no lessons."""
+
+
+def rollout(
+    network: Any, env: Environment | HostEnvironments, steps: int, *, name: str = "rollout"
+) -> Phase:
+    """Make a phase that plays on from where the environments are, and hands on its `Experience`.
+
+    Environments that end an episode begin another at once. The phase reports, over the episodes
+    that ended in it, `return` (sum of rewards) and `length` (steps), `episodes` (how many), and
+    `steps` (of all environments); with lessons also `return/<lesson>` and `episodes/<lesson>`.
+    Where no episode ended, there is no return: the metric is missing from this epoch's.
+
+    Args:
+        network: of the policy, see `policies.forward`.
+        env: to play in; where it has lessons, they are drawn by `state.carry["lessons"]`. With
+            those of `from_gymnasium` the phase plays on the host, see `host_rollout`.
+        steps: of each environment; how many of them there are, `state.carry["environment"]` tells.
+        name: of the phase.
+
+    Raises:
+        ValueError: there are no steps; in training, a reward or an observation is not finite: the
+            first such step is named.
+    """
+    if steps < 1:
+        raise ValueError(f"a rollout needs at least 1 step; got {steps}")
+    if isinstance(env, HostEnvironments):
+        from trainer.rl.host_rollouts import host_rollout  # which needs what is defined here
+
+        return host_rollout(network, env, steps, name=name)
+
+    def run(state: TrainState, data: None) -> tuple[TrainState, Experience, dict[str, Any]]:
+        weights, playing = weights_of(state), state.carry["environment"]
+        params = state.carry["lessons"] if env.lessons else env.params
+        after, experience, seen = play(
+            network, weights, env, params, playing, state.key(name), steps=steps
+        )
+        carry = {**state.carry, "environment": after}
+        return state.replace(carry=carry), experience, measured(env, experience, seen)
+
+    def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
+        envs = round(means["steps"]) // steps
+        return finalized(means, env.name, envs)
+
+    return Phase(name, run, finalize=finalize)
+
+
+def start(
+    network: Any, env: Environment | HostEnvironments, envs: int, key: jax.Array, params: PyTree
+) -> Playing:
+    """Begin an episode in each environment; those on the host keep their state themselves."""
+    if isinstance(env, HostEnvironments):
+        env.check_count(envs)
+        return Playing._make([()] * 4)
+    keys = jax.random.split(key, envs)
+    state, observation = jax.vmap(_played(env).reset, (0, None))(keys, params)
+    return Playing(state, observation, jnp.ones(envs, bool), begin(network, envs))
+
+
+def play(
+    network: Any,
+    weights: Weights,
+    env: Environment,
+    params: PyTree,
+    playing: Playing,
+    key: jax.Array,
+    *,
+    steps: int,
+) -> tuple[Playing, Experience, Seen]:
+    """Play some steps in all environments.
+
+    Args:
+        network: of the policy.
+        weights: of the network; they stay as they are.
+        env: to play in.
+        params: of the environment.
+        playing: where the environments are.
+        key: of all that is drawn at random.
+        steps: of each environment.
+    """
+    envs = playing.first.shape[0]
+    step_of = jax.vmap(_played(env).step, (0, 0, 0, None))
+
+    def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
+        return forward(network, weights, observation, recurrent, first)[0]["value"]
+
+    def one(playing: Playing, keys: Any) -> tuple[Playing, Any]:
+        outputs, recurrent, _ = forward(
+            network, weights, playing.observation, playing.recurrent, playing.first
+        )
+        action, log_prob = act(outputs, keys[0])
+        step = step_of(keys[1], playing.state, bounded(action, env.action_space), params)
+        final = step.info["final_observation"]
+        # Seldom are there any: a look at all observations twice would cost as much as the first.
+        final_value = lax.cond(
+            jnp.any(step.truncated),
+            lambda: value_of(final, recurrent, jnp.zeros(envs, bool)),
+            lambda: jnp.zeros_like(outputs["value"]),
+        )
+        ended = step.terminated | step.truncated
+        row = Experience(
+            observation=playing.observation,
+            action=action,
+            log_prob=log_prob,
+            value=outputs["value"],
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            first=playing.first,
+            next_value=final_value,
+            recurrent=(),
+        )
+        return Playing(step.state, step.observation, ended, recurrent), (row, _seen(step))
+
+    act_key, env_key = jax.random.split(key)
+    keys = jax.random.split(act_key, steps), jax.random.split(env_key, (steps, envs))
+    after, (rows, seen) = lax.scan(one, playing, keys)
+    last = value_of(after.observation, after.recurrent, after.first)
+    following = jnp.concatenate([rows.value[1:], last[None]])
+    next_value = jnp.where(rows.truncated, rows.next_value, following)
+    return after, rows._replace(next_value=next_value, recurrent=playing.recurrent), seen
+
+
+def measured(env: Environment, experience: Experience, seen: Seen) -> dict[str, Any]:
+    """Give the metrics of a rollout.
+
+    `_sound` is for `finalized` alone: 1, or minus the place of the first step that was not finite.
+    """
+    ended = experience.terminated | experience.truncated
+    sound = jnp.where(jnp.any(seen.broken), -jnp.argmax(seen.broken), 1)
+    metrics = {
+        "episodes": jnp.sum(ended, dtype=jnp.int32),
+        "steps": jnp.int32(ended.size),
+        "_sound": sound.astype(jnp.int32),
+        **_means(ended, {"return": seen.episode_return, "length": seen.episode_length}, ""),
+    }
+    for number, lesson in enumerate(env.lessons):
+        here = ended & (seen.lesson == number)
+        metrics |= _means(here, {"return": seen.episode_return}, f"/{lesson}")
+        metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
+    return metrics
+
+
+def finalized(means: Mapping[str, float], env: str, envs: int) -> dict[str, float | None]:
+    """Leave out means over no episode.
+
+    Raises:
+        ValueError: something was not finite; it names the environment and the step.
+    """
+    if means["_sound"] < 1:
+        step, index = divmod(-int(means["_sound"]), envs)
+        raise ValueError(
+            f"environment {index} of {envs} ({env!r}) gave a reward or an observation that is not "
+            f"finite at step {step} of the rollout: look at its step function and at its params"
+        )
+    found: dict[str, float | None] = {"_sound": None}
+    for name, count in means.items():
+        kind, _, lesson = name.partition("/")
+        if kind == "episodes" and not count:
+            found |= {f"return/{lesson}": None} if lesson else {"return": None, "length": None}
+    return found
+
+
+def _played(env: Environment) -> Environment:
+    return auto_reset(record_episodes(env))
+
+
+def _seen(step: Step) -> Seen:
+    envs = step.reward.shape[0]
+    given = [step.reward, *jax.tree.leaves(step.info["final_observation"])]
+    wrong = [~jnp.isfinite(x).reshape(envs, -1).all(axis=1) for x in given if _floating(x)]
+    return Seen(
+        step.info["episode_return"],
+        step.info["episode_length"],
+        jnp.any(jnp.stack(wrong), axis=0),
+        step.info.get("lesson", jnp.zeros(envs, jnp.int32)),
+    )
+
+
+def _floating(x: jax.Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def _means(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> dict[str, Any]:
+    count = jnp.sum(where, dtype=jnp.int32)
+    return {f"{k}{suffix}": (jnp.sum(x, where=where), count) for k, x in values.items()}

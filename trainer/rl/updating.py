@@ -1,0 +1,220 @@
+"""The update: several passes over a rollout's experience, in shuffled minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from trainer import gradients
+from trainer.losses.contract import Loss, attribute
+from trainer.phases import Phase
+from trainer.rl.normalization import merged, scaled_rewards
+from trainer.rl.policies import Weights, unrolled, weights_of
+from trainer.rl.returns import gae
+from trainer.rl.rollouts import Experience
+from trainer.state import PyTree, TrainState
+
+
+class Minibatches(NamedTuple):
+    """Experience `[time, unit, ...]`, of which minibatches take units.
+
+    A unit is a transition (and the time 1) for a policy without memory; with one, it is all that an
+    environment went through, in order.
+    """
+
+    batch: dict[str, PyTree]
+    """`[time, unit, ...]`: what the loss reads, and `first`."""
+    recurrent: PyTree
+    """The policy's memory before the first of them, `[unit, ...]`."""
+
+
+def update(
+    network: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Loss,
+    epochs: int,
+    minibatches: int,
+    discount: float,
+    gae_lambda: float,
+    target_kl: float | None = None,
+    clip_norm: float | None = None,
+    teacher: Any = None,
+    name: str = "update",
+) -> Phase:
+    """Make a phase that learns from the `Experience` of the phase before it.
+
+    It reports the loss's means, `grad_norm` (global L2 norm, before clipping), `learning_rate` as
+    `supervised` does, each with a trace of one value a minibatch, and `explained_variance`: the
+    share of the returns' variance that the values foresaw. With `target_kl` also `applied`, the
+    share of minibatches that were learnt from.
+
+    Args:
+        network, optimizer, and the rest: as of `ppo`.
+        name: of the phase.
+    """
+
+    def run(state: TrainState, experience: Experience) -> tuple[TrainState, None, dict[str, Any]]:
+        state, experience = with_scaled_rewards(state, experience, discount)
+        batch = with_advantages(experience, discount=discount, gae_lambda=gae_lambda)
+        if teacher is not None:
+            state, batch["teacher"] = taught(teacher.network, state, experience)
+        parts = divided(batch, experience.recurrent)
+        after, traces = learnt(
+            *(state, parts, network, optimizer, loss),
+            epochs=epochs,
+            minibatches=minibatches,
+            target_kl=target_kl,
+            clip_norm=clip_norm,
+            key=state.key(name),
+        )
+        unforeseen = jnp.var(batch["target"] - batch["value"])
+        explained = 1 - unforeseen / jnp.maximum(jnp.var(batch["target"]), 1e-8)
+        after = with_observed(after, experience.observation)
+        return after, None, {**traces, "explained_variance": explained}
+
+    return Phase(name, run, finalize=attribute(loss, "finalize"))
+
+
+def with_scaled_rewards(
+    state: TrainState, experience: Experience, discount: float
+) -> tuple[TrainState, Experience]:
+    """Scale the rewards where the state keeps statistics of them."""
+    known = state.carry.get("normalization", {})
+    if "rewards" not in known:
+        return state, experience
+    ended = experience.terminated | experience.truncated
+    rewards, scaled = scaled_rewards(known["rewards"], experience.reward, ended, discount=discount)
+    carry = {**state.carry, "normalization": {**known, "rewards": rewards}}
+    return state.replace(carry=carry), experience._replace(reward=scaled)
+
+
+def with_observed(state: TrainState, observation: PyTree) -> TrainState:
+    """Take a rollout's observations into the statistics, where the state keeps them.
+
+    It is done when all was learnt: rollout and update see them normalised alike.
+    """
+    known = state.carry.get("normalization", {})
+    if "observations" not in known:
+        return state
+    observations = merged(known["observations"], observation)
+    return state.replace(
+        carry={**state.carry, "normalization": {**known, "observations": observations}}
+    )
+
+
+def with_advantages(
+    experience: Experience, *, discount: float, gae_lambda: float
+) -> dict[str, PyTree]:
+    """Give what losses read, `[time, env, ...]`: advantages, and targets of the values."""
+    advantage = gae(
+        *(experience.reward, experience.value, experience.next_value),
+        *(experience.terminated, experience.truncated),
+        discount=discount,
+        gae_lambda=gae_lambda,
+    )
+    return {
+        "observation": experience.observation,
+        "first": experience.first,
+        "action": experience.action,
+        "log_prob": experience.log_prob,
+        "value": experience.value,
+        "advantage": advantage,
+        "target": advantage + experience.value,
+    }
+
+
+def taught(
+    network: Any, state: TrainState, experience: Experience
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Ask the teacher at `state.carry["teacher"]` once what it would have done, `[time, env, ...]`.
+
+    What it remembers goes on in the carry, as the environments do.
+    """
+    known = state.carry["teacher"]
+    outputs, recurrent, _ = unrolled(
+        *(network, known["weights"], experience.observation),
+        *(known["recurrent"], experience.first),
+    )
+    carry = {**state.carry, "teacher": {**known, "recurrent": recurrent}}
+    return state.replace(carry=carry), outputs
+
+
+def divided(batch: dict[str, PyTree], recurrent: PyTree) -> Minibatches:
+    """Lay experience `[time, env, ...]` out in units."""
+    if jax.tree.leaves(recurrent):
+        return Minibatches(batch, recurrent)
+    flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
+    return Minibatches(flat, recurrent)
+
+
+def learnt(
+    state: TrainState,
+    parts: Minibatches,
+    network: Any,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    *,
+    epochs: int,
+    minibatches: int,
+    target_kl: float | None,
+    clip_norm: float | None,
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step a minibatch, in each epoch in another order.
+
+    Where `approx_kl` of a minibatch is above `target_kl`, neither it nor those after it are learnt
+    from.
+
+    Returns:
+        The state, and the traces of what was measured, `[epochs * minibatches]` each.
+    """
+    units = parts.batch["value"].shape[1]
+    orders = jax.vmap(lambda k: jax.random.permutation(k, units))(jax.random.split(key, epochs))
+    rows = orders.reshape(epochs * minibatches, units // minibatches)
+
+    def step(carried: Any, row: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        state, going = carried
+        batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), parts.batch)
+        recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), parts.recurrent)
+        grads, metrics, model_state = derived(state, batch, recurrent, network, loss)
+        after, told = gradients.applied(
+            state, grads, optimizer, length=gradients.norm(grads), clip_norm=clip_norm
+        )
+        after, metrics = after.replace(model_state=model_state), metrics | told
+        if target_kl is None:
+            return (after, going), metrics
+        going &= metrics["approx_kl"] <= target_kl
+        after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
+        return (after, going), metrics | {"applied": going.astype(jnp.float32)}
+
+    (state, _), traces = lax.scan(step, (state, jnp.bool_(True)), rows)
+    return state, traces
+
+
+def derived(
+    state: TrainState, batch: Mapping[str, PyTree], recurrent: PyTree, network: Any, loss: Loss
+) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
+    """Give a minibatch's gradients, the loss's means, and the model state."""
+    at = attribute(loss, "at")
+    now = at(state.step) if at else loss
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), dict(batch))
+
+    def objective(params: PyTree) -> tuple[jax.Array, Any]:
+        weights: Weights = weights_of(state)._replace(params=params)
+        outputs, _, model_state = unrolled(
+            *(network, weights, batch["observation"], recurrent, batch["first"]),
+            key=state.key("network"),
+            train=True,
+        )
+        outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+        means = {name: gradients.mean(v)[0] for name, v in now(outputs, flat).items()}
+        return means["loss"], (means, model_state)
+
+    grads, (means, model_state) = jax.grad(objective, has_aux=True)(state.params)
+    return grads, means, model_state
