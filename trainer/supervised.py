@@ -12,7 +12,7 @@ import optax
 from trainer import gradients
 from trainer import precision as precisions
 from trainer.executors import Step
-from trainer.losses.contract import Loss, attribute
+from trainer.losses.contract import Loss, attribute, loss_at
 from trainer.repeating import Measure
 from trainer.state import PyTree, TrainState
 
@@ -122,7 +122,8 @@ def supervised(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, Any]:
             outputs, model_state = run(params, model_state, batch["inputs"], key, train=True)
-            means = {name: gradients.mean(v) for name, v in loss(outputs, batch).items()}
+            values = loss_at(loss, state.step)(outputs, batch)
+            means = {name: gradients.mean(v) for name, v in values.items()}
             if "loss" not in means:
                 raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
             value = means["loss"][0]
@@ -151,28 +152,15 @@ def supervised(
         grads, metrics, model_state = derived(state, batch)
         grads = unscaled(state, grads)
         norm = gradients.norm(grads) if precision == "float32" else optax.tree.norm(grads)
-        metrics |= {"grad_norm": norm}
-        if clip_norm is not None:
-            metrics["clipped"] = (norm > clip_norm).astype(jnp.float32)
-            grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / norm), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
-        rates = [rate for _, rate in rates if isinstance(rate, jax.Array)]  # not schedules' states
-        if len(rates) == 1:
-            metrics["learning_rate"] = rates[0]
-        after = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            model_state=model_state,
-        )
+        after, told = gradients.applied(state, grads, optimizer, length=norm, clip_norm=clip_norm)
+        after, metrics = after.replace(model_state=model_state), metrics | told
         return _skipping(state, after, metrics) if scaling else (after, metrics)
 
     def outputs(state: TrainState, inputs: Any) -> Any:
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
-        return loss(outputs(state, batch["inputs"]), batch)
+        return loss_at(loss, state.step)(outputs(state, batch["inputs"]), batch)
 
     step.check = measure.check = _checking(outputs, loss)  # type: ignore[attr-defined]
     step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]

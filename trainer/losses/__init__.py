@@ -7,6 +7,7 @@ from trainer.losses.classification import classification, sequence_classificatio
 from trainer.losses.contract import Loss
 from trainer.losses.language import captioning, language_modeling
 from trainer.losses.regression import regression
+from trainer.losses.total import total
 
 by_task: Mapping[str, Loss] = MappingProxyType(
     {
@@ -27,4 +28,5 @@ __all__ = [
     "language_modeling",
     "regression",
     "sequence_classification",
+    "total",
 ]

@@ -19,7 +19,8 @@ on the outputs. As attributes of the function it may carry
 - `check(outputs, batch)`: raises where host arrays do not suit the task, given the shape and dtype
   of one example's outputs; asked before training, and of streams for every superbatch,
 - `finalize(means) -> {name: value}`: what is no mean, such as a perplexity, of floats by name; done
-  on the host, once an epoch, of training and evaluation alike.
+  on the host, once an epoch, of training and evaluation alike,
+- `at(step) -> loss`: the loss at an optimizer step, where it depends on it; asked in its place.
 """
 
 
@@ -32,6 +33,12 @@ def attribute(loss: Loss, name: str) -> Any:
     {'perplexity': 1.0, 'bits_per_character': 0.0}
     """
     return getattr(loss.func if isinstance(loss, functools.partial) else loss, name, None)
+
+
+def loss_at(loss: Loss, step: Any) -> Loss:
+    """Give the loss at an optimizer step, () int32: itself where it depends on none."""
+    at = attribute(loss, "at")
+    return at(step) if at else loss
 
 
 def entry(task: str, batch: Mapping[str, Any], name: str) -> Any:

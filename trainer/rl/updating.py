@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from trainer import gradients
-from trainer.losses.contract import Loss, attribute
+from trainer.losses.contract import Loss, attribute, loss_at
 from trainer.phases import Phase
 from trainer.rl.normalization import merged, scaled_rewards
 from trainer.rl.policies import Weights, unrolled, weights_of
@@ -201,8 +201,7 @@ def derived(
     state: TrainState, batch: Mapping[str, PyTree], recurrent: PyTree, network: Any, loss: Loss
 ) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
     """Give a minibatch's gradients, the loss's means, and the model state."""
-    at = attribute(loss, "at")
-    now = at(state.step) if at else loss
+    now = loss_at(loss, state.step)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), dict(batch))
 
     def objective(params: PyTree) -> tuple[jax.Array, Any]:
