@@ -1,6 +1,7 @@
 """Reinforcement learning: two phases, a rollout and an update, in the loop that trains all else."""
 
 from trainer.rl import distributions, environments, policies, returns
+from trainer.rl.curriculum import lessons
 from trainer.rl.ppo import Agent, ppo, ppo_loss
 from trainer.rl.rollouts import Experience, rollout
 from trainer.rl.updating import update
@@ -10,6 +11,7 @@ __all__ = [
     "Experience",
     "distributions",
     "environments",
+    "lessons",
     "policies",
     "ppo",
     "ppo_loss",

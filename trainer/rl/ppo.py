@@ -67,9 +67,9 @@ def ppo_loss(
     ...     "action": jnp.array([0, 1]), "log_prob": jnp.log(jnp.array([0.5, 0.25])),
     ...     "value": jnp.zeros(2), "advantage": jnp.ones(2), "target": jnp.ones(2),
     ... }
-    >>> values = ppo_loss(normalize_advantages=False)(outputs, batch)
+    >>> values = ppo_loss(clip=0.25, normalize_advantages=False)(outputs, batch)
     >>> values["policy_loss"].round(2).tolist(), values["clip_fraction"].tolist()
-    ([-1.0, -1.2000000476837158], [0.0, 1.0])
+    ([-1.0, -1.25], [0.0, 1.0])
     """
     for name, bound in (("clip", clip), ("value_clip", value_clip)):
         if bound is not None and not bound > 0:

@@ -1,0 +1,151 @@
+"""Lessons: one environment that draws, for each episode, which of several params to play with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.rl.environments.contract import Environment, Step
+from trainer.state import PyTree
+from trainer.structure import differences
+
+
+class InLesson(NamedTuple):
+    """The state of an environment with lessons."""
+
+    lesson: jax.Array
+    """() int32: which one the episode is of, by its place among `Environment.lessons`."""
+    state: PyTree
+    """Of the environment within."""
+
+
+def lessons(
+    env: Environment,
+    params: Mapping[str, PyTree],
+    *,
+    weights: Mapping[str, float] | None = None,
+) -> Environment:
+    """Make an environment that draws a lesson for every episode.
+
+    What goes into its `reset` and `step` in the place of params are the lessons' weights, float32
+    `[lessons]`: a lesson is drawn in proportion to its weight, and never at weight 0. In training
+    they are `state.carry["lessons"]`, which `hooks.adapt_curriculum` changes; each episode keeps
+    the lesson that it began with. Every step's `info["lesson"]` is the lesson's place, () int32.
+
+    Args:
+        env: to play in; wrap the result, or what is wrapped already.
+        params: the lessons by name, each of the structure, shapes and dtypes of `env.params`.
+        weights: to begin with, by name, those that are not named at 0; all alike if absent.
+
+    Raises:
+        ValueError: there is no lesson, a name is not usable, params are not of the environment's
+            structure or outside its range, or weights do not fit. The lesson is named.
+
+    Source: S. Narvekar et al., Curriculum Learning for Reinforcement Learning Domains, 2020.
+
+    >>> from trainer.rl.environments import cartpole
+    >>> env = cartpole()
+    >>> long = env.params.replace(pole_length=1.0)
+    >>> both = lessons(env, {"short": env.params, "long": long}, weights={"long": 1.0})
+    >>> both.lessons, both.params.tolist()
+    (('short', 'long'), [0.0, 1.0])
+    >>> state, observation = both.reset(jax.random.key(0), both.params)
+    >>> int(state.lesson)
+    1
+    """
+    names = _names(env, params)
+    stacked = _stacked(env, params)
+    check = functools.partial(check_weights, names)
+    given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
+    if unknown := [name for name in given if name not in names]:
+        raise ValueError(f"weights are of the lessons {', '.join(names)}; got {unknown}")
+    first = np.array([given.get(name, 0.0) for name in names], np.float32)
+    check(first)
+
+    def of(lesson: jax.Array) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[lesson], stacked)
+
+    def reset(key: jax.Array, weights: PyTree) -> tuple[InLesson, PyTree]:
+        draw, begin = jax.random.split(key)
+        lesson = jax.random.categorical(draw, jnp.log(weights)).astype(jnp.int32)
+        state, observation = env.reset(begin, of(lesson))
+        return InLesson(lesson, state), observation
+
+    def step(key: jax.Array, state: InLesson, action: jax.Array, weights: PyTree) -> Step:
+        after = env.step(key, state.state, action, of(state.lesson))
+        info = {**after.info, "lesson": state.lesson}
+        return after._replace(state=InLesson(state.lesson, after.state), info=info)
+
+    draw = env.render
+
+    def render(state: InLesson, weights: PyTree) -> jax.Array:
+        assert draw is not None
+        return draw(state.state, of(state.lesson))
+
+    return env._replace(
+        reset=reset,
+        step=step,
+        params=jnp.asarray(first / first.sum()),
+        check=check,
+        render=render if draw else None,
+        lessons=names,
+    )
+
+
+def check_weights(names: Sequence[str], weights: Any) -> None:
+    """Check weights of lessons on the host, before anything is drawn by them.
+
+    Raises:
+        ValueError: they are not one number a lesson, finite, not negative, and not all 0.
+
+    >>> check_weights(["easy", "hard"], [1.0, -1.0])
+    Traceback (most recent call last):
+        ...
+    ValueError: the lessons easy, hard need a weight each, finite, not negative, and not all 0; got
+    [1.0, -1.0]
+    """
+    array = np.asarray(weights, np.float32)
+    fits = array.shape == (len(names),) and np.isfinite(array).all() and (array >= 0).all()
+    if not (fits and array.sum() > 0):
+        raise ValueError(
+            f"the lessons {', '.join(names)} need a weight each, finite, not negative, and not all "
+            f"0; got {array.tolist()}"
+        )
+
+
+def _names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
+    if env.lessons:
+        raise ValueError(
+            f"{env.name!r} has the lessons {', '.join(env.lessons)} already: name all of them at "
+            "once, for the environment without lessons"
+        )
+    if not params:
+        raise ValueError("lessons need at least one, by name; got none")
+    if wrong := [name for name in params if not name or "/" in name]:
+        raise ValueError(f"a lesson's name must be a word without '/', for metrics; got {wrong}")
+    return tuple(params)
+
+
+def _stacked(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
+    """Check the lessons, and give each leaf of their params an axis of lessons, as numpy arrays."""
+    wanted = jax.tree.map(np.asarray, jax.tree.map(jnp.asarray, env.params))
+    every = []
+    for name, lesson in params.items():
+        arrays = jax.tree.map(np.asarray, jax.tree.map(jnp.asarray, lesson))
+        if lines := differences(wanted, arrays):
+            raise ValueError(
+                f"lesson {name!r} must have the structure, shapes and dtypes of the params of "
+                f"{env.name!r}:\n  " + "\n  ".join(lines)
+            )
+        try:
+            env.check(arrays)
+        except (TypeError, ValueError) as error:
+            error.add_note(f"in lesson {name!r}")
+            raise
+        every.append(arrays)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *every)

@@ -1,0 +1,95 @@
+"""Environments of gymnax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.rl.environments import adapting
+from trainer.rl.environments.contract import Environment, Space, Step
+from trainer.state import PyTree
+from trainer.structure import same_structure
+
+
+def from_gymnax(env: Any, params: PyTree = None) -> Environment:
+    """Make an environment of one of gymnax.
+
+    Its params stay what they are there, a record with a field for each, so that a lesson is
+    `env.params.replace(gravity=20.0)`. A step terminates where gymnax says so, and truncates where
+    its time limit is reached and it did not terminate; gymnax's own reset after it is left out.
+
+    Observations that are records become a dict of arrays, what is nested named by its path.
+
+    For example, with gymnax installed::
+
+        env = from_gymnax(*gymnax.make("CartPole-v1"))
+        state, observation = env.reset(jax.random.key(0), env.params)
+        step = env.step(jax.random.key(1), state, jnp.int32(0), env.params)
+
+    Args:
+        env: an environment of gymnax 1.0 or newer, as `gymnax.make(name)[0]` gives it.
+        params: of it; its `default_params` if absent.
+
+    Raises:
+        TypeError: it is no environment of gymnax, or of an older one, which does not tell whether
+            an episode terminated or was truncated.
+        ValueError: its actions are neither a `Discrete` nor a `Box`.
+
+    Source: R. T. Lange, gymnax: A JAX-based Reinforcement Learning Environment Library, 2022.
+    """
+    for method in ("reset_env", "step_env", "is_truncated"):
+        if not hasattr(env, method):
+            raise TypeError(
+                f"from_gymnax needs an environment of gymnax 1.0 or newer; got a "
+                f"{type(env).__name__} without {method}: pass what gymnax.make(name) gives, "
+                "from_gymnax(*gymnax.make(name))"
+            )
+    given = adapting.strong(env.default_params if params is None else params)
+    space = _observations(env, given)
+    actions = adapting.action_space(env.action_space(given), env.name)
+
+    def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+        observation, state = env.reset_env(key, params)
+        named = adapting.named(observation)
+        return adapting.strong(state), adapting.conformed(space, named)
+
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
+        observation, after, reward, terminated, _ = env.step_env(key, state, action, params)
+        terminated = jnp.asarray(terminated, bool)
+        return Step(
+            adapting.strong(after),
+            adapting.conformed(space, adapting.named(observation)),
+            jnp.asarray(reward, jnp.float32),
+            terminated,
+            jnp.asarray(env.is_truncated(after, params), bool) & ~terminated,
+        )
+
+    def check(params: PyTree) -> None:
+        if not same_structure(given, params):
+            raise ValueError(
+                f"params of {env.name!r} must be a {type(given).__name__}, as env.params is; got "
+                f"a {type(params).__name__}: make them with env.params.replace(...)"
+            )
+        other = _observations(env, params)
+        acted = adapting.action_space(env.action_space(params), env.name)
+        if _shapes(other) != _shapes(space) or acted != actions:
+            raise ValueError(
+                f"params of {env.name!r} must leave its spaces as they are, {space} and {actions}; "
+                f"got {other} and {acted}: make another environment, from_gymnax(env, params)"
+            )
+
+    return Environment(env.name, reset, step, space, actions, given, check)
+
+
+def _observations(env: Any, params: PyTree) -> Space:
+    observation, _ = jax.eval_shape(env.reset_env, jax.random.key(0), params)
+    return adapting.observation_space(env.observation_space(params), adapting.named(observation))
+
+
+def _shapes(space: Space) -> PyTree:
+    """Of the arrays: bounds may differ between lessons."""
+    parts = space if isinstance(space, Mapping) else {"": space}
+    return {name: (part.shape, part.dtype) for name, part in parts.items()}

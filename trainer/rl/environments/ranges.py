@@ -1,0 +1,60 @@
+"""Ranges of parameters: what a lesson may ask of an environment, checked before it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.state import PyTree
+
+
+class Range(NamedTuple):
+    """The values that one parameter may take, both ends included."""
+
+    least: float
+    most: float
+    kind: str = "number"
+    """`number`, `whole number` or `truth value`."""
+
+    def __str__(self) -> str:
+        if self.kind == "truth value":
+            return "a truth value"
+        return f"a {self.kind} from {self.least:g} to {self.most:g}"
+
+
+_KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b"}
+
+
+def check_ranges(environment: str, params: PyTree, ranges: Mapping[str, Range]) -> None:
+    """Raise unless each field of `params` is one value within its range.
+
+    Args:
+        environment: its name, for the message.
+        params: a dataclass; its fields are scalars, of numpy, JAX or Python.
+        ranges: by the field's name.
+
+    Raises:
+        ValueError: a field is no scalar, of another kind or outside its range; it is named.
+
+    >>> @dataclasses.dataclass
+    ... class Params:
+    ...     rooms: int
+    >>> check_ranges("maze", Params(rooms=7), {"rooms": Range(1, 4, "whole number")})
+    Traceback (most recent call last):
+    ValueError: maze: `rooms` must be a whole number from 1 to 4; got 7, a lesson outside the
+        environment's range; change the lesson's `rooms`
+    """
+    for field in dataclasses.fields(params):
+        allowed = ranges[field.name]
+        value = np.asarray(getattr(params, field.name))
+        fits = value.shape == () and value.dtype.kind in _KINDS[allowed.kind]
+        # A NaN fails both comparisons, so it is refused too.
+        if not (fits and allowed.least <= value <= allowed.most):
+            got = value.item() if value.shape == () else f"an array of shape {value.shape}"
+            raise ValueError(
+                f"{environment}: `{field.name}` must be {allowed}; got {got}, a lesson outside the "
+                f"environment's range; change the lesson's `{field.name}`"
+            )

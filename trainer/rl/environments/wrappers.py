@@ -1,0 +1,176 @@
+"""Wrappers: environments made of environments, pure functions `Environment -> Environment`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from trainer.rl.environments.contract import Environment, Step
+from trainer.state import PyTree
+
+
+class Recorded(NamedTuple):
+    """The state of `record_episodes`."""
+
+    environment: PyTree
+    """State of the environment within."""
+    episode_return: jax.Array
+    """() float32, sum of the episode's rewards so far."""
+    episode_length: jax.Array
+    """() int32, its steps so far."""
+
+
+class Limited(NamedTuple):
+    """The state of `time_limit`."""
+
+    environment: PyTree
+    """State of the environment within."""
+    elapsed: jax.Array
+    """() int32, steps since the episode began."""
+
+
+def auto_reset(env: Environment) -> Environment:
+    """Begin a new episode in the step that ended one.
+
+    Where a step terminated or truncated the episode, its `state` and `observation` are those of a
+    new one, reset with a key of its own; reward, `terminated` and `truncated` stay the step's own.
+    `info["final_observation"]` is on every step its own observation, before any reset: the value
+    of what follows a truncated step is the value of that one.
+
+    Args:
+        env: the environment; of the wrappers, `auto_reset` comes last, outermost.
+
+    Returns:
+        An environment with the same state, spaces, params and lessons.
+
+    Raises:
+        ValueError: on the first step, where `env` resets by itself already.
+
+    >>> from trainer.rl.environments import cartpole
+    >>> env = auto_reset(time_limit(cartpole(), 1))
+    >>> state, begun = env.reset(jax.random.key(0), env.params)
+    >>> step = env.step(jax.random.key(1), state, jnp.int32(0), env.params)
+    >>> bool(step.truncated), int(step.state.elapsed)
+    (True, 0)
+    >>> bool((step.info["final_observation"] == step.observation).any())
+    False
+    """
+
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
+        step_key, reset_key = jax.random.split(key)
+        taken = env.step(step_key, state, action, params)
+        _refuse_auto_reset("auto_reset", taken.info)
+        begun = env.reset(reset_key, params)
+        ended = taken.terminated | taken.truncated
+        state, observation = jax.tree.map(
+            lambda new, old: jnp.where(ended, new, old), begun, (taken.state, taken.observation)
+        )
+        info = {**taken.info, "final_observation": taken.observation}
+        return taken._replace(state=state, observation=observation, info=info)
+
+    return env._replace(step=step)
+
+
+def record_episodes(env: Environment) -> Environment:
+    """Report the return and the length of the episode, up to and including each step.
+
+    They are `info["episode_return"]`, float32, and `info["episode_length"]`, int32; those of the
+    whole episode where the step ended it.
+
+    Args:
+        env: the environment; `auto_reset` goes around this wrapper, not within.
+
+    Returns:
+        An environment whose state is `Recorded`, with the same spaces, params and lessons.
+
+    Raises:
+        ValueError: on the first step, where `env` resets by itself already.
+
+    >>> from trainer.rl.environments import cartpole
+    >>> env = record_episodes(cartpole())
+    >>> state, _ = env.reset(jax.random.key(0), env.params)
+    >>> for _ in range(3):
+    ...     step = env.step(jax.random.key(1), state, jnp.int32(0), env.params)
+    ...     state = step.state
+    >>> float(step.info["episode_return"]), int(step.info["episode_length"])
+    (3.0, 3)
+    """
+
+    def reset(key: jax.Array, params: PyTree) -> tuple[Recorded, PyTree]:
+        state, observation = env.reset(key, params)
+        return Recorded(state, jnp.float32(0), jnp.int32(0)), observation
+
+    def step(key: jax.Array, state: Recorded, action: jax.Array, params: PyTree) -> Step:
+        taken = env.step(key, state.environment, action, params)
+        _refuse_auto_reset("record_episodes", taken.info)
+        after = Recorded(taken.state, state.episode_return + taken.reward, state.episode_length + 1)
+        info = {
+            **taken.info,
+            "episode_return": after.episode_return,
+            "episode_length": after.episode_length,
+        }
+        return taken._replace(state=after, info=info)
+
+    return env._replace(reset=reset, step=step, render=_render_within(env))
+
+
+def time_limit(env: Environment, steps: int) -> Environment:
+    """Cut episodes off after so many steps.
+
+    The last of them is `truncated`, unless the episode terminated in it.
+
+    Args:
+        env: the environment; `auto_reset` goes around this wrapper, not within.
+        steps: at least 1.
+
+    Returns:
+        An environment whose state is `Limited`, with the same spaces, params and lessons.
+
+    Raises:
+        ValueError: `steps` is less than 1; on the first step, `env` resets by itself already.
+
+    >>> from trainer.rl.environments import cartpole
+    >>> env = time_limit(cartpole(), 2)
+    >>> state, _ = env.reset(jax.random.key(0), env.params)
+    >>> for _ in range(2):
+    ...     step = env.step(jax.random.key(1), state, jnp.int32(0), env.params)
+    ...     state = step.state
+    ...     print(bool(step.terminated), bool(step.truncated))
+    False False
+    False True
+    """
+    if steps < 1:
+        raise ValueError(f"time_limit: steps must be at least 1; got {steps}")
+
+    def reset(key: jax.Array, params: PyTree) -> tuple[Limited, PyTree]:
+        state, observation = env.reset(key, params)
+        return Limited(state, jnp.int32(0)), observation
+
+    def step(key: jax.Array, state: Limited, action: jax.Array, params: PyTree) -> Step:
+        taken = env.step(key, state.environment, action, params)
+        _refuse_auto_reset("time_limit", taken.info)
+        after = Limited(taken.state, state.elapsed + 1)
+        cut_off = (after.elapsed >= steps) & ~taken.terminated
+        return taken._replace(state=after, truncated=taken.truncated | cut_off)
+
+    return env._replace(reset=reset, step=step, render=_render_within(env))
+
+
+def _render_within(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | None:
+    """Draw the environment within a wrapper's state, where it can be drawn."""
+    draw = env.render
+    if draw is None:
+        return None
+    return lambda state, params: draw(state.environment, params)
+
+
+def _refuse_auto_reset(wrapper: str, info: Mapping[str, jax.Array]) -> None:
+    """Refuse to count in an environment whose episodes begin anew unseen."""
+    if "final_observation" in info:
+        raise ValueError(
+            f"{wrapper} needs an environment that does not reset by itself; got one that does "
+            f"(its steps give 'final_observation'); put auto_reset around the other wrappers"
+        )

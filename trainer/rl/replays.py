@@ -1,0 +1,357 @@
+"""Replays: episodes that a policy played, small enough to keep, exact enough to be seen again."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xxhash
+from jax import lax
+
+from trainer.rl.environments.contract import Discrete, Environment, Step, example
+from trainer.rl.isolated_steps import STEP, isolated, unmoved
+from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
+from trainer.state import PyTree, TrainState
+
+log = logging.getLogger("entracte")
+
+STRETCH = 32
+"""Steps that are looked at in one call: so many frames are on the device at a time."""
+
+RESET, ACT = STEP - 1, STEP + 1
+"""Folded into an episode's key, for the key of its beginning and those of its actions."""
+
+Look = Callable[[PyTree, PyTree], PyTree]
+"""`(environment's state, params) -> what is to be seen of it`, jittable."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replay:
+    """One episode: what was done in it, and from where it can be made again.
+
+    Its states and frames are not in it: they follow from the environment, the seed and the actions.
+    """
+
+    environment: str
+    """The environment's name."""
+    lesson: str | None
+    """The lesson played, where the environment has lessons."""
+    params: tuple[np.ndarray, ...]
+    """Leaves of the environment's params, flat, in the order of the pytree."""
+    seed: int
+    """From which all that is random in it comes, with `number`."""
+    number: int
+    """Of the episode among those of this seed, from 0."""
+    greedy: bool
+    """Whether the likeliest action was chosen each time, or one was drawn."""
+    epoch: int
+    """Of the state that played."""
+    step: int
+    """Of the state that played."""
+    actions: np.ndarray
+    """`[length, ...]`, int32 or float32, as the environment took them."""
+    rewards: np.ndarray
+    """float32 `[length]`."""
+    terminated: bool
+    """The episode ended by what happened in it."""
+    truncated: bool
+    """It was cut off by the environment; neither where it was left at `max_steps`."""
+    checksum: str
+    """Of the environment's last state: 16 hexadecimal digits."""
+
+    @property
+    def length(self) -> int:
+        """Steps."""
+        return len(self.rewards)
+
+    @property
+    def episode_return(self) -> float:
+        """The sum of its rewards."""
+        return math.fsum(self.rewards.tolist())
+
+    def states(self, env: Environment) -> PyTree:
+        """Make the environment's states again: the first, and the one after each step.
+
+        Args:
+            env: that it was played in.
+
+        Returns:
+            The state as a pytree of numpy arrays `[length + 1, ...]`, keys as their numbers.
+
+        Raises:
+            ValueError: the episode goes otherwise in this environment, which is another one then.
+        """
+        return looking(env, lambda state, params: _plain(state))(self)
+
+    def frames(self, env: Environment) -> np.ndarray:
+        """Draw the states, as `states` makes them again.
+
+        Returns:
+            uint8 `[length + 1, height, width, 3]`.
+
+        Raises:
+            ValueError: the environment cannot be drawn, or is another one.
+        """
+        if env.render is None:
+            raise ValueError(f"environment {env.name!r} has no render, so a replay has no frames")
+        return looking(env, env.render)(self)
+
+
+def playing(
+    network: Any,
+    env: Environment,
+    *,
+    lesson: str | None = None,
+    greedy: bool = True,
+    max_steps: int = 1000,
+) -> Callable[[TrainState, int, int], Replay]:
+    """Make a function `(state, seed, number) -> Replay` that plays an episode with its policy.
+
+    It is one program, compiled once, and depends on the state's weights and its arguments alone:
+    not on the state's key, nor on where training's environments are.
+
+    Args:
+        network: of the policy, see `trainer.rl.policies.forward`.
+        env: to play in, without wrappers that reset it.
+        lesson: one of `env.lessons` to play; drawn by `env.params` if None.
+        greedy: choose the likeliest action; False draws it.
+        max_steps: after which an episode is left.
+
+    Raises:
+        ValueError: the network does not fit the environment, which resets by itself, or has no such
+            lesson; `max_steps` is below 1; when it plays, an action or a reward is not finite.
+    """
+    check_fits(network, env)
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a whole number of at least 1; got {max_steps!r}")
+    params = params_of(env, lesson)
+    _refuse_auto_reset(env, params)
+    begun, step = jax.jit(env.reset), isolated(env)
+
+    @jax.jit
+    def play(weights: Any, params: PyTree, root: jax.Array, t: int, state: Any, seen: Any) -> Any:
+        def body(carried: Any) -> Any:
+            t, before, recurrent, actions, rewards = carried
+            key = None if greedy else jax.random.fold_in(jax.random.fold_in(root, ACT), t)
+            seen = jax.tree.map(lambda x: x[None], before.observation)
+            outputs, recurrent, _ = forward(network, weights, seen, recurrent, (t == 0)[None])
+            action = bounded(act(outputs, key)[0][0], env.action_space)
+            after = step(root, t, before.state, action, params)
+            actions, rewards = actions.at[t].set(action), rewards.at[t].set(after.reward)
+            return t + 1, after, recurrent, actions, rewards
+
+        def goes_on(carried: Any) -> jax.Array:
+            t, before, *_ = carried
+            return (t < max_steps) & ~(before.terminated | before.truncated)
+
+        action = jnp.zeros(env.action_space.shape, env.action_space.dtype)
+        first = unmoved(env, root, state, seen, action, params)
+        actions = jnp.zeros((max_steps, *action.shape), action.dtype)
+        rewards = jnp.zeros(max_steps, jnp.float32)
+        start = t, first, begin(network, 1), actions, rewards
+        length, last, _, actions, rewards = lax.while_loop(goes_on, body, start)
+        ended = last.terminated, last.truncated, last.info.get("lesson", jnp.int32(0))
+        return length, actions, rewards, ended, _plain(last.state)
+
+    def played(state: TrainState, seed: int, number: int) -> Replay:
+        weights = jax.tree.map(_local, weights_of(state))
+        root = root_of(seed, number)
+        found = play(weights, params, root, 0, *begun(jax.random.fold_in(root, RESET), params))
+        length, actions, rewards, (terminated, truncated, drawn), last = jax.device_get(found)
+        replay = Replay(
+            environment=env.name,
+            lesson=env.lessons[drawn] if env.lessons else None,
+            params=tuple(np.ravel(leaf) for leaf in jax.tree.leaves(params)),
+            seed=seed,
+            number=number,
+            greedy=greedy,
+            epoch=int(np.asarray(state.epoch)),
+            step=int(np.asarray(state.step)),
+            actions=actions[:length],
+            rewards=rewards[:length],
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+            checksum=_checksum(last),
+        )
+        _check_finite(replay)
+        return replay
+
+    return played
+
+
+def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
+    """Make a function that plays a replay's actions again and looks at every state.
+
+    Args:
+        env: that replays were played in; for episodes of any length one program.
+        look: at a state, such as `env.render`.
+
+    Returns:
+        `(replay) -> pytree of numpy arrays [length + 1, ...]`. It raises ValueError where the
+        actions do not suit the environment, or the episode goes otherwise in it.
+    """
+    begun, seen_first, step = jax.jit(env.reset), jax.jit(look), isolated(env)
+    unflatten = jax.tree.structure(env.params).unflatten  # type: ignore[attr-defined]
+    shapes = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(env.params)]
+
+    @jax.jit
+    def stretch(
+        root: jax.Array, since: int, count: int, state: PyTree, actions: jax.Array, params: PyTree
+    ) -> Any:
+        def body(i: jax.Array, carried: Any) -> Any:
+            state, kept = carried
+            after = step(root, since + i, state, actions[i], params)
+            seen = look(after.state, params), after.reward, after.terminated, after.truncated
+            return after.state, jax.tree.map(lambda rows, row: rows.at[i].set(row), kept, seen)
+
+        shape = jax.eval_shape(look, state, params)
+        flags = jax.ShapeDtypeStruct((), jnp.bool_)
+        row = shape, jax.ShapeDtypeStruct((), jnp.float32), flags, flags
+        kept = jax.tree.map(lambda one: jnp.zeros((STRETCH, *one.shape), one.dtype), row)
+        state, kept = lax.fori_loop(0, count, body, (state, kept))
+        return state, kept, _plain(state)
+
+    def look_at(replay: Replay) -> Any:
+        leaves = _fitting(replay, env, shapes)
+        params, root = unflatten(leaves), root_of(replay.seed, replay.number)
+        state, _ = begun(jax.random.fold_in(root, RESET), params)
+        rows = [jax.tree.map(lambda x: np.asarray(x)[None], seen_first(state, params))]
+        measured, last = [], None
+        padding = [(0, -replay.length % STRETCH)] + [(0, 0)] * (replay.actions.ndim - 1)
+        actions = np.pad(replay.actions.astype(env.action_space.dtype), padding)
+        for since in range(0, replay.length, STRETCH):
+            part, count = actions[since : since + STRETCH], min(STRETCH, replay.length - since)
+            state, kept, last = stretch(root, since, count, state, part, params)
+            seen, *course = jax.tree.map(np.asarray, kept)
+            rows.append(seen)
+            measured.append(course)
+        count = replay.length
+        course = [np.concatenate(parts)[:count] for parts in zip(*measured, strict=True)]
+        _check_course(replay, env, *course)
+        if _checksum(jax.device_get(last)) != replay.checksum:
+            log.warning(
+                "a replay of %r ends in another state than it was played to: another device or "
+                "version of jax rounds otherwise, and what is seen may differ",
+                env.name,
+            )
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: count + 1], *rows)
+
+    return look_at
+
+
+def params_of(env: Environment, lesson: str | None) -> PyTree:
+    """Give what an environment is played with: its params, or those that draw one lesson alone.
+
+    Raises:
+        ValueError: there is no such lesson.
+    """
+    if lesson is None:
+        params = env.params
+    elif lesson in env.lessons:
+        params = jnp.zeros(len(env.lessons)).at[env.lessons.index(lesson)].set(1.0)
+    else:
+        there = ", ".join(env.lessons) or "none, so leave it out; other params: env._replace"
+        raise ValueError(f"environment {env.name!r} has no lesson {lesson!r} (there is: {there})")
+    env.check(params)
+    return params
+
+
+def _refuse_auto_reset(env: Environment, params: PyTree) -> None:
+    """Refuse an environment whose episodes have no end to show."""
+
+    def step(key: jax.Array) -> Step:
+        state, _ = env.reset(key, params)
+        return env.step(key, state, example(env.action_space), params)
+
+    if "final_observation" in jax.eval_shape(step, jax.random.key(0)).info:
+        raise ValueError(
+            f"a replay needs {env.name!r} without auto_reset: the end of an episode is its last "
+            "state; give the environment that auto_reset was put around"
+        )
+
+
+def root_of(seed: int, number: int) -> jax.Array:
+    """Give the key of an episode, whatever kind of key is jax's default."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
+
+
+def _plain(tree: PyTree) -> PyTree:
+    """Give keys as their numbers."""
+
+    def plain(leaf: jax.Array) -> jax.Array:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(plain, tree)
+
+
+def _local(leaf: Any) -> Any:
+    """Give an array that this process can compute with alone."""
+    spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return np.asarray(leaf) if spread else leaf
+
+
+def _checksum(state: PyTree) -> str:
+    digest = xxhash.xxh3_64()
+    for leaf in jax.tree.leaves(state):
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _check_finite(replay: Replay) -> None:
+    columns = {"reward": replay.rewards[:, None], "action": replay.actions}
+    for name, values in columns.items():
+        rows = values.reshape(len(values), -1)
+        if (broken := ~np.isfinite(rows).all(axis=1)).any():
+            at = int(np.argmax(broken))
+            raise ValueError(
+                f"a replay needs numbers that are finite; the {name} at step {at} of episode "
+                f"{replay.number} in {replay.environment!r}, played by the policy of epoch "
+                f"{replay.epoch}, is {np.squeeze(rows[at]).tolist()}"
+            )
+
+
+def _fitting(replay: Replay, env: Environment, shapes: list[tuple[Any, Any]]) -> list[np.ndarray]:
+    """Give the params' leaves as the environment has them; refuse what cannot be of it."""
+
+    def refuse(what: str, wanted: object, got: object) -> None:
+        raise ValueError(f"the replay is not of environment {env.name!r}: {what} {wanted}; {got}")
+
+    space = env.action_space
+    if replay.environment != env.name:
+        refuse("it was played in", repr(replay.environment), "give the environment it is of")
+    if replay.actions.shape[1:] != space.shape:
+        refuse("an action has shape", list(space.shape), f"got {list(replay.actions.shape[1:])}")
+    if isinstance(space, Discrete):
+        low, high = replay.actions.min(), replay.actions.max()
+        if replay.actions.dtype.kind != "i" or low < 0 or high >= space.n:
+            refuse("actions are whole numbers below", space.n, f"got {low} to {high}")
+    sizes = [math.prod(shape) for shape, _ in shapes]
+    if [leaf.size for leaf in replay.params] != sizes:
+        refuse("params have sizes", sizes, f"got {[leaf.size for leaf in replay.params]}")
+    return [
+        leaf.reshape(shape).astype(dtype)
+        for leaf, (shape, dtype) in zip(replay.params, shapes, strict=True)
+    ]
+
+
+def _check_course(
+    replay: Replay, env: Environment, rewards: Any, terminated: Any, truncated: Any
+) -> None:
+    over = terminated | truncated
+    apart = ~np.isclose(rewards, replay.rewards, rtol=1e-4, atol=1e-4)
+    apart[:-1] |= over[:-1]
+    ending = bool(terminated[-1]), bool(truncated[-1])
+    apart[-1] |= ending != (replay.terminated, replay.truncated)
+    if apart.any():
+        raise ValueError(
+            f"the replay goes otherwise in this environment {env.name!r} from step "
+            f"{int(np.argmax(apart))} of {replay.length} on: it was played in another version of "
+            "it, or on a device that rounds otherwise"
+        )
