@@ -6,8 +6,10 @@ from hooks.checkpoint import save_checkpoints
 from hooks.combining import chain, every, every_steps, on, once, when
 from hooks.configuration import configured, configured_writers, from_config, write_config
 from hooks.console import Console
+from hooks.curriculum import adapt_curriculum, learning_progress, thresholds
 from hooks.evaluation import evaluate
 from hooks.failing import background, guard
+from hooks.following import follow_checkpoints
 from hooks.gradients import watch_gradients
 from hooks.keeping_best import keep_best
 from hooks.learning_rates import find_learning_rate
@@ -19,7 +21,7 @@ from hooks.recording import image_grid, record
 from hooks.report import write_report
 from hooks.rolling_back import roll_back_on_nan, roll_back_on_spike
 from hooks.schedules import reduce_on_plateau, set_hyperparams
-from hooks.stopping import stop_early, stop_on_nan, time_limit
+from hooks.stopping import stop_at_return, stop_early, stop_on_nan, time_limit
 from hooks.tensorboard import TensorBoard
 from hooks.unfreezing import unfreeze_at
 from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Writer
@@ -36,6 +38,7 @@ __all__ = [
     "Text",
     "Trace",
     "Writer",
+    "adapt_curriculum",
     "average_params",
     "background",
     "beat",
@@ -46,10 +49,12 @@ __all__ = [
     "every",
     "every_steps",
     "find_learning_rate",
+    "follow_checkpoints",
     "from_config",
     "guard",
     "image_grid",
     "keep_best",
+    "learning_progress",
     "log_metrics",
     "observe",
     "on",
@@ -64,9 +69,11 @@ __all__ = [
     "save_checkpoints",
     "set_hyperparams",
     "stateful",
+    "stop_at_return",
     "stop_early",
     "stop_on_nan",
     "swa",
+    "thresholds",
     "time_limit",
     "unfreeze_at",
     "watch_gradients",

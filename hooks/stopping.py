@@ -85,6 +85,49 @@ def stop_early(metric: str, *, patience: int, mode: str = "min", min_delta: floa
     return dataclasses.replace(hook, reads=(metric,))
 
 
+def stop_at_return(target: float, *, metric: str = "rollout/return", window: int = 1) -> Hook:
+    """Stop when the mean of a metric's last values reaches a target.
+
+    Values are counted, not epochs: where the metric is missing, as a rollout's return is while no
+    episode ends, nothing is.
+
+    Args:
+        target: to reach, such as 475.0.
+        metric: to watch, such as `val/return`.
+        window: values that the mean is of; none of them may be missing yet.
+
+    Raises:
+        ValueError: the target is not finite, or the window is below 1.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> hook = stop_at_return(10.0, window=2)
+    >>> for value in (8.0, 11.0, 9.0):
+    ...     state = hook(state, {"rollout/return": value})
+    >>> state.stop, state.memory["stop_at_return/rollout/return"].tolist()
+    (True, [11.0, 9.0])
+    """
+    if not math.isfinite(target):
+        raise ValueError(f"target must be a finite return; got {target}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1 value; got {window}")
+
+    def init(state: TrainState) -> np.ndarray:
+        return np.full(window, np.nan)
+
+    def update(
+        memory: np.ndarray, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[np.ndarray, TrainState]:
+        memory = np.append(memory[1:], float(metrics[metric]))
+        if not memory.mean() >= target:  # not a number while some are missing
+            return memory, state
+        log.info("stopping: %s reached %.6g over %d values", metric, memory.mean(), window)
+        return memory, state.replace(stop=True)
+
+    hook = stateful(f"stop_at_return/{metric}", init, update)
+    return dataclasses.replace(hook, reads=(metric,))
+
+
 def stop_on_nan() -> Hook:
     """Stop when a metric of this event is not finite; the log names the first one and its step.
 

@@ -229,3 +229,29 @@ def test_law_7_an_interrupt_and_a_stop_end_alike_in_either_order(state, phase):
         chain = hooks.chain(*(both if order else both[::-1]), hooks.on("end", end))
         after, _ = trainer.fit(state, phase, epochs=9, hooks=chain)
         assert (after.stop, ended) == (True, [1])
+
+
+@pytest.mark.parametrize(
+    ("values", "window", "ends"),
+    [
+        ([9, 10, 3], 1, 2),
+        ([9, 10, 11], 2, 3),  # 9.5, then 10.5
+        ([50], 2, None),  # a window that is not full says nothing
+        ([math.nan, 12, 12], 2, 3),
+    ],
+)
+def test_a_return_is_reached_on_the_mean_of_a_window(values, window, ends, state):
+    hook = hooks.stop_at_return(10.0, window=window)
+    assert _ends(hook, state, values, "rollout/return") == ends
+    testing.check_hook(hook, state, {"rollout/return": 3.0})
+
+
+def test_epochs_without_a_return_are_not_counted(state):
+    hook = hooks.stop_at_return(10.0)
+    assert hook(state, {"rollout/episodes": 0.0}) is state
+
+
+@pytest.mark.parametrize("settings", [{"target": math.inf}, {"target": 1.0, "window": 0}])
+def test_a_target_out_of_range_is_refused(settings):
+    with pytest.raises(ValueError, match="must be"):
+        hooks.stop_at_return(**settings)

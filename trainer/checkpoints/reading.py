@@ -1,29 +1,35 @@
-"""Reading another run's commits: a whole state, or its parameters by path."""
+"""Reading another run's commits: a whole state, or parts of it by path."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainer.checkpoints import commits, schema, snapshots
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.choosing import candidates, first_intact, folder_of
+from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import agree, restored, verified
-from trainer.checkpoints.worker import wait_for_saves
 from trainer.data.feed import POSITION
-from trainer.state import TrainState
-
-log = logging.getLogger("entracte")
-
-Found = TypeVar("Found")
+from trainer.state import PyTree, TrainState
 
 PARAMS = "params/"
 """What the paths of parameters begin with in a commit."""
+
+
+class Part(NamedTuple):
+    """What was read of a commit."""
+
+    trees: dict[str, PyTree]
+    """By the path that was asked for."""
+    epoch: int
+    """The commit's number."""
+    others: list[str]
+    """Paths of the leaves that were not asked for."""
 
 
 def restore(
@@ -61,7 +67,7 @@ def restore(
     ...     restore(run, state.replace(params={"w": jnp.zeros(2)}), best="val/loss").params
     {'w': Array([1., 1.], dtype=float32)}
     """
-    folder, storage = _folder(directory), commits.Storage()
+    folder, storage = folder_of(directory), commits.Storage()
 
     def read(number: int) -> TrainState:
         wanted = _with_positions(folder, number, target)
@@ -71,7 +77,56 @@ def restore(
             state = state.replace(carry={name: state.carry[name] for name in target.carry})
         return state.replace(stop=target.stop)
 
-    return _first_intact(_candidates(folder, epoch, best, mode), read)
+    return first_intact(folder, lambda: candidates(folder, epoch, best, mode), read)
+
+
+def read_part(
+    directory: str | os.PathLike[str],
+    wanted: Mapping[str, PyTree],
+    *,
+    optional: Collection[str] = (),
+    epoch: int | None = None,
+    best: str | None = None,
+    mode: str = "min",
+) -> tuple[dict[str, PyTree], int]:
+    """Read parts of a commit by their paths, chosen as by `restore`; the rest need not be known.
+
+    The run may be going on: a commit that it removes meanwhile is no error, a newer one is read.
+
+    Args:
+        directory: of the run; nothing in it is changed.
+        wanted: path of a part of the saved state, such as `params`, `carry/normalization` or
+            `memory/average_params`, to a tree of arrays that gives its structure, types and places.
+        optional: those of the paths that are left out where the commit has nothing there.
+        epoch: read exactly this commit.
+        best: read the commit with the best score of this name.
+        mode: `min` if a smaller score is better, `max` if a larger is.
+
+    Returns:
+        Path to tree, and the epoch of the commit.
+
+    Raises:
+        FileNotFoundError, DamagedCommit: as `restore`.
+        ValueError: a part is missing or of another structure, all paths are listed; or as
+            `restore`.
+
+    >>> import jax, tempfile, jax.numpy as jnp
+    >>> from trainer import Checkpoints
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
+    ...     checkpoints.save(state)
+    ...     read_part(run, {"params": {"w": jnp.zeros(2)}})
+    ({'params': {'w': Array([1., 1.], dtype=float32)}}, 0)
+    """
+    folder, storage = folder_of(directory), commits.Storage()
+
+    def read(number: int) -> Part:
+        part = part_of(folder, number, storage, wanted, optional)
+        agree(number)
+        return part
+
+    part = first_intact(folder, lambda: candidates(folder, epoch, best, mode), read)
+    return part.trees, part.epoch
 
 
 def read_params(
@@ -85,78 +140,78 @@ def read_params(
     Raises:
         FileNotFoundError, DamagedCommit, ValueError: as `restore`.
     """
-    folder, storage = _folder(directory), commits.Storage()
+    folder, storage = folder_of(directory), commits.Storage()
 
     def read(number: int) -> tuple[dict[str, np.ndarray], str]:
-        sections = manifests.saved_leaves(commits.read_manifest(folder, number))
-        leaves = [leaf for group in sections.values() for leaf in group]
+        leaves = _leaves(folder, number)
         data = verified(folder, number, storage, leaves)
         agree(number)
         arrays = {
             leaf.path.removeprefix(PARAMS): snapshots.array(leaf, data, dtype)
-            for leaf in sections[""]
+            for leaf in leaves
             if leaf.path.startswith(PARAMS) and leaf.shape is not None
             if (dtype := schema.plain(leaf.type)) is not None
         }
         return arrays, f"commit {number} in {folder}"
 
-    return _first_intact(_candidates(folder, None, best, mode), read)
+    return first_intact(folder, lambda: candidates(folder, None, best, mode), read)
 
 
-def _folder(directory: str | os.PathLike[str]) -> Path:
-    folder = Path(directory).absolute() / "checkpoints"
-    commits.check_no_link(folder)
-    return folder
+def _leaves(folder: Path, number: int) -> list[Leaf]:
+    """List all leaves of a commit, those of memories too."""
+    sections = manifests.saved_leaves(commits.read_manifest(folder, number))
+    return [leaf for group in sections.values() for leaf in group]
 
 
-def _candidates(folder: Path, epoch: int | None, best: str | None, mode: str) -> Sequence[int]:
-    """Order the commits that would do, the one to take if it is intact first."""
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
-    if epoch is not None and best is not None:
-        raise ValueError(f"give an epoch or best, not both; got {epoch} and {best!r}")
-    wait_for_saves()
-    numbers = commits.numbers(folder)
-    if not numbers:
-        raise FileNotFoundError(
-            f"there is no commit in {folder}: give the directory of a run that was saved, as "
-            "save_checkpoints was given it"
-        )
-    if epoch is not None:
-        if epoch not in numbers:
-            raise FileNotFoundError(
-                f"there is no commit of epoch {epoch} in {folder}; there are: {numbers}"
-            )
-        return [epoch]
-    if best is None:
-        return numbers[::-1]
-    scores: dict[int, Mapping[str, float]] = {}
-    for number in numbers:
-        try:
-            scores[number] = manifests.saved_scores(commits.read_manifest(folder, number))
-        except DamagedCommit as damage:
-            log.warning(f"skipped a damaged commit: {damage}")
-    ranked = commits.ranked({number: found.get(best) for number, found in scores.items()}, mode)
-    if not ranked:
-        known = sorted({name for found in scores.values() for name in found})
+def part_of(
+    folder: Path,
+    number: int,
+    storage: commits.Storage,
+    wanted: Mapping[str, PyTree],
+    optional: Collection[str],
+) -> Part:
+    """Read parts of one commit, as `read_part` does.
+
+    Args:
+        folder: of the commits.
+        number: of the commit.
+        storage: reads the bytes.
+        wanted, optional: as of `read_part`.
+
+    Raises:
+        DamagedCommit: it is not what was written.
+        ValueError: a part is missing or of another structure.
+    """
+    where = f"commit {number} in {folder}"
+    leaves = _leaves(folder, number)
+    saved = {path: [leaf for leaf in leaves if _below(leaf, path)] for path in wanted}
+    targets = {
+        path: manifests.flattened(path, tree)
+        for path, tree in wanted.items()
+        if saved[path] or path not in optional
+    }
+    lines = [
+        line
+        for path, (those, _, _) in targets.items()
+        for line in manifests.differences(saved[path], those)
+    ]
+    if lines:
         raise ValueError(
-            f"no commit in {folder} has a score {best!r} that is a number (there is: "
-            f"{', '.join(known) or 'nothing'})"
+            f"{where} does not fit what is to be read of it:\n  "
+            + "\n  ".join(lines)
+            + "\ngive the network and the settings that the run was made with, or another run"
         )
-    return ranked
+    sizes = {leaf.path: leaf.bytes for those, _, _ in targets.values() for leaf in those}
+    if wrong := [x.path for x in leaves if x.bytes != sizes.get(x.path, x.bytes)]:
+        raise DamagedCommit(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
+    data = verified(folder, number, storage, leaves)
+    trees = {path: snapshots.rebuilt(saved[path], data, *made) for path, made in targets.items()}
+    asked = {leaf.path for group in saved.values() for leaf in group}
+    return Part(trees, number, [leaf.path for leaf in leaves if leaf.path not in asked])
 
 
-def _first_intact(numbers: Sequence[int], read: Callable[[int], Found]) -> Found:
-    reasons = []
-    for number in numbers:
-        try:
-            return read(number)
-        except DamagedCommit as damage:
-            if len(numbers) == 1:
-                raise
-            log.warning(f"skipped a damaged commit: {damage}")
-            reasons.append(str(damage))
-    raise DamagedCommit("no commit is intact:\n  " + "\n  ".join(reasons))
+def _below(leaf: Leaf, path: str) -> bool:
+    return leaf.path == path or leaf.path.startswith(f"{path}/")
 
 
 def _with_positions(folder: Path, number: int, target: TrainState) -> TrainState:

@@ -2,6 +2,7 @@
 
 from trainer.rl import distributions, environments, policies, returns
 from trainer.rl.curriculum import lessons
+from trainer.rl.evaluation import evaluation_of
 from trainer.rl.ppo import Agent, ppo, ppo_loss
 from trainer.rl.rollouts import Experience, rollout
 from trainer.rl.updating import update
@@ -11,6 +12,7 @@ __all__ = [
     "Experience",
     "distributions",
     "environments",
+    "evaluation_of",
     "lessons",
     "policies",
     "ppo",

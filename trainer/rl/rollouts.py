@@ -194,16 +194,15 @@ def measured(env: Environment, experience: Experience, seen: Seen) -> dict[str, 
     `_sound` is for `finalized` alone: 1, or minus the place of the first step that was not finite.
     """
     ended = experience.terminated | experience.truncated
-    sound = jnp.where(jnp.any(seen.broken), -jnp.argmax(seen.broken), 1)
     metrics = {
         "episodes": jnp.sum(ended, dtype=jnp.int32),
         "steps": jnp.int32(ended.size),
-        "_sound": sound.astype(jnp.int32),
-        **_means(ended, {"return": seen.episode_return, "length": seen.episode_length}, ""),
+        "_sound": first_broken(seen.broken),
+        **means_of(ended, {"return": seen.episode_return, "length": seen.episode_length}, ""),
     }
     for number, lesson in enumerate(env.lessons):
         here = ended & (seen.lesson == number)
-        metrics |= _means(here, {"return": seen.episode_return}, f"/{lesson}")
+        metrics |= means_of(here, {"return": seen.episode_return}, f"/{lesson}")
         metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
     return metrics
 
@@ -233,21 +232,33 @@ def _played(env: Environment) -> Environment:
 
 
 def _seen(step: Step) -> Seen:
-    envs = step.reward.shape[0]
-    given = [step.reward, *jax.tree.leaves(step.info["final_observation"])]
-    wrong = [~jnp.isfinite(x).reshape(envs, -1).all(axis=1) for x in given if _floating(x)]
     return Seen(
         step.info["episode_return"],
         step.info["episode_length"],
-        jnp.any(jnp.stack(wrong), axis=0),
-        step.info.get("lesson", jnp.zeros(envs, jnp.int32)),
+        ~finite(step.reward, step.info["final_observation"]),
+        step.info.get("lesson", jnp.zeros(step.reward.shape, jnp.int32)),
     )
+
+
+def finite(reward: jax.Array, observation: PyTree) -> jax.Array:
+    """Say of each environment `[env]` whether what it gave is finite."""
+    envs = reward.shape[0]
+    given = [x for x in (reward, *jax.tree.leaves(observation)) if _floating(x)]
+    return jnp.all(
+        jnp.stack([jnp.isfinite(x).reshape(envs, -1).all(axis=1) for x in given]), axis=0
+    )
+
+
+def first_broken(broken: jax.Array) -> jax.Array:
+    """Give 1, or minus the place of the first that is broken, () int32."""
+    return jnp.where(jnp.any(broken), -jnp.argmax(broken), 1).astype(jnp.int32)
+
+
+def means_of(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> dict[str, Any]:
+    """Give sums and how many they are of, to be divided once, for the names with a suffix."""
+    count = jnp.sum(where, dtype=jnp.int32)
+    return {f"{k}{suffix}": (jnp.sum(x, where=where), count) for k, x in values.items()}
 
 
 def _floating(x: jax.Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
-
-
-def _means(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> dict[str, Any]:
-    count = jnp.sum(where, dtype=jnp.int32)
-    return {f"{k}{suffix}": (jnp.sum(x, where=where), count) for k, x in values.items()}

@@ -9,8 +9,8 @@ import pytest
 
 import trainer
 from trainer import Checkpoints, TrainState, data, fingerprint
-from trainer.checkpoints import DamagedCommit
-from trainer.checkpoints.reading import read_params
+from trainer.checkpoints import DamagedCommit, reading
+from trainer.checkpoints.reading import read_params, read_part
 
 
 def made(epoch):
@@ -90,6 +90,8 @@ def test_if_none_is_intact_all_are_named(run, target):
         trainer.restore(run, target, epoch=2)
     with pytest.raises(DamagedCommit, match="no commit is intact"):
         read_params(run)
+    with pytest.raises(DamagedCommit, match="no commit is intact"):
+        read_part(run, {})
 
 
 def test_errors_name_what_there_is(original, target, tmp_path):
@@ -114,6 +116,7 @@ def test_nothing_is_written(original, target):
     before = sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*"))
     trainer.restore(original, target)
     read_params(original)
+    read_part(original, {"params": target.params})
     assert sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*")) == before
 
 
@@ -150,3 +153,76 @@ def test_a_decision_to_stop_is_not_restored(state, tmp_path):
     with trainer.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state.replace(stop=True))
     assert trainer.restore(tmp_path, state).stop is False
+
+
+@pytest.mark.parametrize(
+    ("choice", "epoch"), [({}, 3), ({"epoch": 1}, 1), ({"best": "val/loss", "mode": "max"}, 1)]
+)
+def test_parts_come_by_path_and_the_rest_need_not_be_known(original, target, choice, epoch):
+    wanted = {"params/half": target.params["half"], "rng": target.rng, "memory/count": 0}
+    parts, number = read_part(original, wanted, **choice)
+    saved = made(epoch)
+    assert number == epoch
+    assert parts["params/half"].tobytes() == saved.params["half"].tobytes()
+    assert bool(parts["rng"] == saved.rng)
+    assert parts["memory/count"] == epoch
+
+
+def test_what_does_not_fit_is_listed(original):
+    wanted = {
+        "params": {"w": jnp.zeros(5), "new": jnp.zeros(1)},
+        "step": jnp.float32(0),
+        "carry/normalization": {"count": jnp.zeros(())},
+    }
+    with pytest.raises(ValueError, match="(?s)commit 3 in .* does not fit") as error:
+        read_part(original, wanted)
+    assert str(error.value).splitlines()[1:-1] == [
+        "  params/half: saved bfloat16[3], wanted nothing",
+        "  params/w: saved float32[4], wanted float32[5]",
+        "  params/new: saved nothing, wanted float32[1]",
+        "  step: saved int32[], wanted float32[]",
+        "  carry/normalization/count: saved nothing, wanted float32[]",
+    ]
+
+
+def test_a_part_may_be_missing_where_that_is_said(original, target):
+    wanted = {"params": target.params, "carry/x": jnp.zeros(2)}
+    parts, _ = read_part(original, wanted, optional=["carry/x"])
+    assert parts.keys() == {"params"}
+    wrong = {"params/w": jnp.zeros(5)}
+    with pytest.raises(ValueError, match="params/w: saved float32"):
+        read_part(original, wrong, optional=["params/w"])
+
+
+def test_damaged_ones_are_passed_over_for_parts_too(run, caplog):
+    spoil(run, 3)
+    parts, number = read_part(run, {"params/w": jnp.zeros(4)})
+    assert number == 2
+    assert np.array_equal(parts["params/w"], np.arange(4) + 2)
+    assert "skipped a damaged commit: commit 3" in caplog.text
+
+
+@pytest.mark.parametrize("read", ["restore", "params", "part"])
+def test_a_commit_that_the_run_removes_meanwhile_is_no_damage(
+    run, target, read, monkeypatch, caplog
+):
+    """Between the listing and the reading, the run commits another and removes those before."""
+    reads = {
+        "restore": lambda: float(trainer.restore(run, target).params["w"][0]),
+        "params": lambda: float(read_params(run)[0]["w"][0]),
+        "part": lambda: float(read_part(run, {"params": target.params})[0]["params"]["w"][0]),
+    }
+    calls = []
+    verify = reading.commits.Storage.read
+
+    def overtaken(storage, path, size):
+        if not calls:
+            with Checkpoints(run, keep=1) as checkpoints:
+                checkpoints.save(made(7))
+        calls.append(path.parent.name)
+        return verify(storage, path, size)
+
+    monkeypatch.setattr(reading.commits.Storage, "read", overtaken)
+    assert reads[read]() == 7.0
+    assert calls == ["3", "7"]
+    assert "damaged" not in caplog.text

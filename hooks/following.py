@@ -1,0 +1,215 @@
+"""Following another run: the newest parameters that it committed, in the place of one's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from hooks.base import recall, remembering
+from hooks.combining import Chain, chain
+from hooks.metrics import counts
+from trainer import Hook, Interrupt, TrainState
+from trainer.checkpoints.following import newer
+from trainer.checkpoints.reading import Part, read_part
+from trainer.checkpoints.restoring import agree
+from trainer.hook import Memory
+from trainer.processes import is_lead, of_lead
+from trainer.state import PyTree
+
+log = logging.getLogger("entracte")
+
+NAME = "follow_checkpoints"
+
+PAUSE = 0.2
+"""Seconds between two looks at a directory in which nothing new is."""
+
+
+def follow_checkpoints(
+    directory: str | os.PathLike[str],
+    *,
+    carry: Sequence[str] = ("normalization",),
+    wait: bool = False,
+    timeout: float = 60.0,
+) -> Chain:
+    """Take the newest parameters of another run, which may be going on in another process.
+
+    With it a rollout worker is `fit` over a rollout alone, and an evaluator `fit` over an
+    evaluation. Parameters and `model_state` are taken, and of `carry` what both runs have; the rest
+    is this run's own. Nothing is trained here: the program must leave `step` as it is.
+
+    Three parts. At the `start` the first commit is taken, which may have to be waited for. At each
+    `epoch` the step is set to that of the commit in use, so that what the epoch measured is
+    recorded where it belongs, and the score `follow/epoch` is the commit's epoch. Then the newest
+    commit is taken for the next epoch. Hooks that measure the state, or keep something of it, stand
+    before this one in the chain: those after it find the next parameters beside this epoch's
+    metrics.
+
+    Which commits are found depends on when one looks. That is remembered, and all else follows from
+    it: an interrupted run goes on with the commit that was in use, at the same bits.
+
+    Args:
+        directory: of the run to follow; it need not be there yet, and nothing in it is changed.
+        carry: names in `state.carry`, or paths such as `normalization/observations`, whose parts
+            are taken where both runs have them.
+        wait: measure no commit twice: wait for a newer one at each epoch. Where none comes, this
+            run ends as it does on an interrupt.
+        timeout: seconds to wait, for the first commit too.
+
+    Raises:
+        ValueError: `timeout` is not positive; at the start, the commit is of another network: every
+            path is listed.
+        TimeoutError: there is no first commit in time.
+
+    >>> import jax, tempfile
+    >>> from trainer import Checkpoints
+    >>> other = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> state = other.replace(params={"w": jnp.zeros(2)})
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     with Checkpoints(run) as checkpoints:
+    ...         checkpoints.save(other.replace(epoch=jnp.int32(3), step=jnp.int32(96)))
+    ...     hook = follow_checkpoints(run)
+    ...     state = hook(hook(state, {}, event="start"), {})
+    >>> state.params, int(state.step), state.scores
+    ({'w': Array([1., 1.], dtype=float32)}, 96, {'follow/epoch': 3.0})
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout must be positive seconds; got {timeout}")
+    if isinstance(carry, str):
+        raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
+    where, read = Path(directory), newer(directory)
+
+    def look(state: TrainState) -> Part | None:
+        """Read what is new, if anything is; on several processes what the first one found."""
+        wanted = _wanted(state, carry)
+        optional = [path for path in wanted if path.startswith("carry/")]
+        part = read(wanted, optional, _remembered(state)["epoch"]) if is_lead() else None
+        number = int(of_lead({"epoch": -1 if part is None else part.epoch})["epoch"])
+        if number < 0:
+            return None
+        if part is not None:
+            agree(number)  # as `read_part` does on the others
+            return part
+        return Part(*read_part(directory, wanted, optional=optional, epoch=number), [])
+
+    def advance(state: TrainState, *, waiting: bool) -> TrainState | None:
+        """Take what is new; None where nothing came in time."""
+        began, said = time.monotonic(), False
+        while (part := look(state)) is None:
+            waited = of_lead({"seconds": time.monotonic() - began})["seconds"]
+            if not waiting or waited >= timeout:
+                return None
+            if not said:
+                log.info("%s: waiting for %s, up to %g s", NAME, _awaited(state, where), timeout)
+                said = True
+            time.sleep(PAUSE)
+        if _remembered(state)["epoch"] < 0:
+            _tell(part, where, carry)
+        return _taken(state, part)
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        memory = _remembered(state)
+        if memory["epoch"] >= 0 and not memory["measured"]:
+            return state
+        after = advance(state, waiting=wait or memory["epoch"] < 0)
+        if after is None and memory["epoch"] < 0:
+            raise TimeoutError(
+                f"{NAME} waited {timeout:g} s for {_awaited(state, where)}, and none is there that "
+                "is intact: start the run that is to be followed, with save_checkpoints in this "
+                "directory, or give it longer: timeout=..."
+            )
+        if after is None and wait:
+            log.warning("%s: ends, since there is still no %s", NAME, _awaited(state, where))
+            return state.replace(stop=True)
+        return state if after is None else after
+
+    def measured(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        memory = _remembered(state)
+        if memory["epoch"] < 0:
+            return state
+        state = state.replace(
+            step=jnp.asarray(memory["step"], jnp.int32),
+            scores={**state.scores, "follow/epoch": float(memory["epoch"])},
+        )
+        return remembering(state, NAME, {**memory, "measured": True})
+
+    def proceed(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        if state.stop or counts(state)[1] == getattr(metrics, "epochs", None):
+            return state
+        after = advance(state, waiting=wait)
+        if after is None and wait:
+            raise Interrupt(f"{NAME}: no {_awaited(state, where)} came within {timeout:g} s")
+        return state if after is None else after
+
+    def stay(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state  # a newer commit may take long to come
+
+    return chain(
+        Hook(begin, f"{NAME}/start", event="start"),
+        Hook(
+            measured,
+            NAME,
+            event="epoch",
+            writes=("follow/epoch",),
+            memories=(Memory(NAME, _nothing),),
+        ),
+        Hook(proceed, f"{NAME}/next", event="epoch", rehearse=stay),
+    )
+
+
+def _nothing(state: TrainState) -> dict[str, Any]:
+    """The first memory; `measured` says whether an epoch ran with the commit in use."""
+    return {"epoch": -1, "step": 0, "measured": False}
+
+
+def _remembered(state: TrainState) -> dict[str, Any]:
+    memory: dict[str, Any] = recall(state, NAME, _nothing)
+    return memory
+
+
+def _awaited(state: TrainState, where: Path) -> str:
+    epoch = _remembered(state)["epoch"]
+    kind = "first commit" if epoch < 0 else f"commit newer than that of epoch {epoch}"
+    return f"{kind} in {where}"
+
+
+def _wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
+    """Give what is read, by its path in the saved state; of a dict in `carry` each entry alone."""
+    wanted = {"params": state.params, "model_state": state.model_state, "step": state.step}
+    for name in carry:
+        found = state.carry
+        for part in name.split("/"):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        entries = found if isinstance(found, Mapping) else {"": found}
+        wanted |= {f"carry/{name}/{k}".rstrip("/"): v for k, v in entries.items() if v is not None}
+    return wanted
+
+
+def _taken(state: TrainState, part: Part) -> TrainState:
+    """Put what was read in its place, and remember of which commit it is."""
+    trees = dict(part.trees)
+    memory = {"epoch": part.epoch, "step": int(trees.pop("step")), "measured": False}
+    fields = {name: trees.pop(name) for name in ("params", "model_state")}
+    after = remembering(state.replace(**fields), NAME, memory)
+    for path, tree in trees.items():
+        after = after.replace(carry=_put(after.carry, path.split("/")[1:], tree))
+    return after
+
+
+def _put(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:
+    return {**carry, path[0]: _put(carry[path[0]], path[1:], tree)} if path else tree
+
+
+def _tell(part: Part, where: Path, carry: Sequence[str]) -> None:
+    """Say from which commit the run begins, and what of it was left that was asked for."""
+    log.info("%s: begins with the commit of epoch %d in %s", NAME, part.epoch, where)
+    asked = tuple(f"carry/{name}/" for name in carry)
+    if left := [path for path in part.others if f"{path}/".startswith(asked)]:
+        log.warning(
+            "%s: not taken, since this run's state has no place for it: %s", NAME, ", ".join(left)
+        )
