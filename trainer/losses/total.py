@@ -29,8 +29,13 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
 
     It reports `loss`, the sum; of each term `<name>_loss`, and all else that it reports, under the
     names that it has there; `<name>_coefficient` where that follows a schedule. The name is that of
-    the function. Where the values of some term come with weights, each term is brought to its own
-    weighted mean over the batch.
+    the function. What a term checks, and what it derives from means, goes on; it finds the mean of
+    its own loss as `loss` there.
+
+    An example's loss is the sum of those that the terms give it. Where terms weigh examples, as
+    losses of tokens do, it weighs as the first of them says, in the sum and in each `<name>_loss`:
+    so these means add up to the mean of the sum, over any batches, and a sum of one term is that
+    term. Terms that weigh examples should weigh them alike.
 
     A schedule is asked for the optimizer's step, so that a run that goes on follows it: the loss
     then has the attribute `at`, `(step) -> loss`, by which `supervised` and `rl.update` ask.
@@ -41,7 +46,8 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
     Raises:
         TypeError: a term is no loss, or its coefficient neither a number nor a schedule.
         ValueError: there is no term, a coefficient is negative or not finite, or two terms have one
-            name or report the same.
+            name; when traced, a term gives no `loss`, two report or derive the same, or a schedule
+            gives no scalar.
 
     >>> from trainer import losses
     >>> def small(outputs, batch):
@@ -56,7 +62,10 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
         raise ValueError("total needs at least one loss, such as total(losses.regression)")
     names = [part.name for part in parts]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"total tells losses apart by their functions' names; got {twice} twice")
+        raise ValueError(
+            f"total tells losses apart by their functions' names; got {twice} twice: wrap one in a "
+            "function of another name"
+        )
 
     def at(step: Any) -> Loss:
         def total_of(outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,11 +88,11 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
                 examine(outputs, batch)
 
     def finalize(means: Mapping[str, float]) -> dict[str, float]:
-        found: dict[str, float] = {}
+        derived: dict[str, Mapping[str, float]] = {}
         for part in parts:
             if derive := attribute(part.loss, "finalize"):
-                found |= derive({**means, "loss": means[f"{part.name}_loss"]})
-        return found
+                derived[part.name] = derive({**means, "loss": means[f"{part.name}_loss"]})
+        return _joined(derived)
 
     total.check, total.finalize = check, finalize  # type: ignore[attr-defined]
     if scheduled:
@@ -92,7 +101,7 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
 
 
 def _term(term: Loss | tuple[Loss, Coefficient]) -> Term:
-    loss, coefficient = term if isinstance(term, tuple) else (term, 1.0)
+    loss, coefficient = term if isinstance(term, tuple) and len(term) == 2 else (term, 1.0)
     if not callable(loss):
         raise TypeError(f"total takes losses, or pairs (loss, coefficient); got {term!r:.100}")
     if isinstance(coefficient, bool) or not (
@@ -109,35 +118,49 @@ def _term(term: Loss | tuple[Loss, Coefficient]) -> Term:
 
 
 def _added(parts: list[Term], step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    owners: dict[str, str] = {}
-    sums = []
     measured = {p.name: dict(loss_at(p.loss, step)(outputs, batch)) for p in parts}
-    weighted = any(isinstance(values["loss"], tuple) for values in measured.values())
+    for name, values in measured.items():
+        if "loss" not in values:
+            raise ValueError(f"the term {name!r} must give 'loss'; it gave {sorted(values)}")
+    given = {name: values.pop("loss") for name, values in measured.items()}
+    weights = next((loss[1] for loss in given.values() if isinstance(loss, tuple)), None)
+
+    def weighted(values: jax.Array) -> Any:
+        return values if weights is None else (values, weights)
+
+    sums: list[jax.Array] = []
+    own: dict[str, Any] = {}
     for part in parts:
-        values = measured[part.name]
-        own = values.pop("loss")
-        coefficient = part.coefficient
-        values[f"{part.name}_loss"] = own
-        if callable(coefficient):
-            coefficient = coefficient(step)
-            size = jax.tree.leaves(own)[0].shape
-            values[f"{part.name}_coefficient"] = jnp.broadcast_to(jnp.asarray(coefficient), size)
-        sums.append(coefficient * (_evened(own) if weighted else own))
+        loss, coefficient = given[part.name], _coefficient(part, step)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        if callable(part.coefficient):
+            own[f"{part.name}_coefficient"] = jnp.broadcast_to(coefficient, loss.shape)
+        own[f"{part.name}_loss"] = weighted(loss)
+        sums.append(coefficient * loss)
+    reports = _joined({"total(...)": own, **measured})
+    return {"loss": weighted(functools.reduce(jnp.add, sums)), **reports}
+
+
+def _coefficient(part: Term, step: Any) -> Any:
+    if not callable(part.coefficient):
+        return part.coefficient
+    value = part.coefficient(step)
+    if jnp.shape(value):
+        raise ValueError(
+            f"the schedule of {part.name!r} must give a scalar (); got shape {jnp.shape(value)}"
+        )
+    return jnp.asarray(value, jnp.float32)
+
+
+def _joined(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Join what terms report, by the term's name; one name of two terms is refused."""
+    owners: dict[str, str] = {}
+    for term, values in reports.items():
         for name in values:
             if name in owners:
                 raise ValueError(
-                    f"the losses {owners[name]!r} and {part.name!r} both report {name!r}"
+                    f"the losses {owners[name]!r} and {term!r} both report {name!r}: wrap one in a "
+                    "function that gives it another name, or leaves it out"
                 )
-            owners[name] = part.name
-        found |= values
-    return {"loss": functools.reduce(jnp.add, sums), **found}
-
-
-def _evened(values: Any) -> jax.Array:
-    """Give values whose plain mean is the weighted one; weights of 0 alone give 0."""
-    if not isinstance(values, tuple):
-        return values
-    values, weights = values
-    mean = jnp.mean(weights)
-    return values * weights / jnp.where(mean == 0, 1, mean)
+            owners[name] = term
+    return {name: value for values in reports.values() for name, value in values.items()}

@@ -185,7 +185,7 @@ def _accumulated(errors: jax.Array, decay: jax.Array) -> jax.Array:
         return total, total
 
     start = jnp.zeros_like(errors[0])
-    return lax.scan(add, start, (errors, decay.astype(errors.dtype)), reverse=True, unroll=8)[1]
+    return lax.scan(add, start, (errors, decay.astype(errors.dtype)), reverse=True)[1]
 
 
 def _require_alike(owner: str, rewards: Any, *others: Any) -> None:

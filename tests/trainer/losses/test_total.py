@@ -1,6 +1,7 @@
 """Losses added up: the same as one alone, weights by the step, and what does not go together."""
 
 import functools
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -10,8 +11,9 @@ import optax
 import pytest
 
 import trainer
-from trainer import losses
+from trainer import data, losses
 from trainer.losses import total
+from trainer.state import device_part
 
 
 def large(outputs, batch):
@@ -34,18 +36,76 @@ def test_terms_add_up_by_their_coefficients():
     assert values.keys() == {"loss", "classification_loss", "accuracy", "large_loss", "size"}
 
 
-def test_values_with_weights_keep_their_own_mean():
-    values = total(weighted, large)(OUTPUTS, {})
-    mean = (1.0 * 1 + 3.0 * 3) / 4 + (5.0 + 9.0) / 2
-    assert float(values["loss"].mean()) == pytest.approx(mean)
-    assert isinstance(values["weighted_loss"], tuple)
+def test_examples_weigh_as_in_the_first_term_that_weighs_them():
+    values = total(large, (weighted, 2.0))(OUTPUTS, {})
+    for name, wanted in (
+        ("loss", [5.0 + 2 * 1, 9.0 + 2 * 3]),
+        ("large_loss", [5.0, 9.0]),
+        ("weighted_loss", [1.0, 3.0]),
+    ):
+        assert [x.tolist() for x in values[name]] == [wanted, [1.0, 3.0]]
+    assert values["size"].tolist() == [3.0, 3.0]
 
 
-def test_weights_of_zero_give_nothing():
-    def masked(outputs, batch):
-        return {"loss": (outputs[:, 0], jnp.zeros(2))}
+def tokens_of(count):
+    """Logits for, and labels of, sequences whose masks leave some tokens each."""
+    random = np.random.default_rng(0)
+    mask = np.arange(6) < random.integers(1, 7, (count, 1))
+    return data.Arrays(
+        {
+            "inputs": random.normal(size=(count, 6, 4)).astype(np.float32),
+            "labels": random.integers(0, 4, (count, 6)),
+            "mask": mask,
+        },
+        8,
+    )
 
-    assert total(masked)(OUTPUTS, {})["loss"].tolist() == [0.0, 0.0]
+
+def scaling(key, inputs):
+    return {"scale": jnp.ones(())}, {}
+
+
+def scaled(params, model_state, inputs, *, key, train):
+    return params["scale"] * inputs, model_state
+
+
+def spread(outputs, batch):
+    return {"loss": jnp.mean(outputs**2, axis=(1, 2))}
+
+
+def test_a_sum_with_tokens_is_exact_over_any_batches():
+    loss = total(losses.language_modeling, (spread, 0.5))
+    tokens = tokens_of(21)  # the last of three batches is filled up
+    task = trainer.supervised(SimpleNamespace(init=scaling, apply=scaled), loss, optax.sgd(1.0))
+    state = task.init(jax.random.key(0), tokens.example)
+    scores = trainer.evaluate(state, trainer.evaluation(task.measure, tokens))
+    whole = {name: jnp.asarray(array) for name, array in tokens.arrays.items()}
+    entropy, count = losses.language_modeling(whole["inputs"], whole)["loss"]
+    aside = spread(whole["inputs"], whole)["loss"]
+    wanted = np.average(entropy + 0.5 * aside, weights=count)
+    assert scores["val/loss"] == pytest.approx(wanted, rel=1e-5)
+    assert scores["val/language_modeling_loss"] == pytest.approx(
+        np.average(entropy, weights=count), rel=1e-5
+    )
+    parts = scores["val/language_modeling_loss"] + 0.5 * scores["val/spread_loss"]
+    assert scores["val/loss"] == pytest.approx(parts, rel=1e-5)
+    assert scores["val/perplexity"] == pytest.approx(np.exp(scores["val/language_modeling_loss"]))
+
+
+def test_accumulated_gradients_of_a_sum_with_tokens_are_those_of_the_batch():
+    loss = total(losses.language_modeling, (spread, lambda step: 0.5 * (step + 1)))
+    batch = tokens_of(8).example
+    found = []
+    for accumulate in (1, 2):
+        task = trainer.supervised(
+            SimpleNamespace(init=scaling, apply=scaled),
+            loss,
+            optax.sgd(1.0),
+            accumulate=accumulate,
+        )
+        state = task.init(jax.random.key(0), batch)
+        found.append(jax.jit(task.gradients)(device_part(state), batch))
+    chex.assert_trees_all_close(*found, rtol=1e-5)
 
 
 def test_one_loss_alone_trains_to_the_same_bits(linear, digits):
@@ -67,15 +127,22 @@ TOTAL_OF_ONE = total(losses.classification)
 
 
 def test_a_schedule_follows_the_optimizers_steps(linear, digits):
-    fading = optax.linear_schedule(1.0, 0.0, 10)
+    traced = []
+
+    def fading(step):
+        traced.append(step)
+        return optax.linear_schedule(1.0, 0.0, 10)(step)
+
     loss = total(losses.classification, (large, fading))
     task = trainer.supervised(linear, loss, optax.adam(1e-3), accumulate=2)
     phase = trainer.training(task.step, digits[0])
     state = task.init(jax.random.key(0), digits[0].example)
-    measured = {}
+    measured, compiled = {}, 0
     for epochs in (1, 2):  # six steps each: the second call goes on with the schedule
         state, history = trainer.fit(state, phase, epochs=epochs)
         measured[epochs] = history[-1]["train/large_coefficient"]
+        compiled = compiled if epochs > 1 else len(traced)
+    assert len(traced) == compiled
     expected = [1 - np.arange(6).mean() / 10, np.array([4, 3, 2, 1, 0, 0]).mean() / 10]
     np.testing.assert_allclose(list(measured.values()), expected, rtol=1e-5)
     scores = trainer.evaluate(state, trainer.evaluation(task.measure, digits[1]))
@@ -106,7 +173,9 @@ def test_what_terms_carry_goes_on_working():
         ((large, large), ValueError, "twice"),
         (("large",), TypeError, "takes losses, or pairs"),
         (((large, -1.0),), ValueError, "finite and not negative; got -1.0"),
+        (((large, float("nan")),), ValueError, "finite and not negative; got nan"),
         (((large, "1"),), TypeError, "a number or a schedule"),
+        (((large, 1.0, 2.0),), TypeError, "takes losses, or pairs"),
     ],
 )
 def test_what_is_no_sum_is_refused(terms, kind, said):
@@ -120,3 +189,32 @@ def test_two_terms_that_report_the_same_are_named():
 
     with pytest.raises(ValueError, match="'large' and 'other' both report 'size'"):
         total(large, other)(OUTPUTS, {})
+
+
+def test_a_value_that_the_sum_reports_itself_is_refused():
+    def policy(outputs, batch):
+        return {"loss": outputs[:, 0], "policy_loss": outputs[:, 1]}
+
+    with pytest.raises(ValueError, match=r"'total\(...\)' and 'policy' both report 'policy_loss'"):
+        total(policy)(OUTPUTS, {})
+
+
+def test_two_terms_that_derive_the_same_are_named():
+    loss = total(losses.language_modeling, losses.captioning)
+    with pytest.raises(
+        ValueError, match="'language_modeling' and 'captioning' both .* 'perplexity'"
+    ):
+        loss.finalize({"language_modeling_loss": 1.0, "captioning_loss": 1.0})
+
+
+def test_a_term_without_loss_is_refused():
+    def error(outputs, batch):
+        return {"error": outputs[:, 0]}
+
+    with pytest.raises(ValueError, match=r"term 'error' must give 'loss'; it gave \['error'\]"):
+        total(error)(OUTPUTS, {})
+
+
+def test_a_schedule_that_gives_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"schedule of 'large' must give a scalar .* \(2,\)"):
+        total((large, lambda step: jnp.ones(2))).at(0)(OUTPUTS, {})

@@ -106,16 +106,21 @@ def test_the_value_after_the_end_is_not_looked_at(bad):
         assert np.isfinite(got).all()
 
 
-@pytest.mark.parametrize("estimate", ["gae", "n_step", "vtrace"])
-def test_arrays_of_other_shapes_are_refused(estimate):
-    wide, ends = jnp.ones((4, 2)), (jnp.zeros((4, 2), bool), jnp.zeros((4, 2), bool))
-    with pytest.raises(ValueError, match=rf"{estimate} needs arrays of one shape .*\(4, 2\), \(4,"):
-        if estimate == "gae":
-            gae(wide, VALUES, wide, *ends, discount=0.5, gae_lambda=0.5)
-        elif estimate == "n_step":
-            n_step(wide, VALUES, *ends, n=1, discount=0.5)
-        else:
-            vtrace(wide, VALUES, wide, *ends, wide, discount=0.5)
+WIDE = jnp.ones((4, 2))
+WIDE_ENDS = jnp.zeros((4, 2), bool), jnp.zeros((4, 2), bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "estimate"),
+    [
+        ("gae", lambda: gae(WIDE, VALUES, WIDE, *WIDE_ENDS, discount=0.5, gae_lambda=0.5)),
+        ("n_step", lambda: n_step(WIDE, VALUES, *WIDE_ENDS, n=1, discount=0.5)),
+        ("vtrace", lambda: vtrace(WIDE, VALUES, WIDE, *WIDE_ENDS, WIDE, discount=0.5)),
+    ],
+)
+def test_arrays_of_other_shapes_are_refused(name, estimate):
+    with pytest.raises(ValueError, match=rf"{name} needs arrays of one shape .*\(4, 2\), \(4,"):
+        estimate()
 
 
 def test_no_step_is_refused():

@@ -1,0 +1,85 @@
+"""Play CartPole with the newest parameters of a run that trains elsewhere; keep what was played.
+
+python examples/cartpole.py --run runs/cartpole                 # in one process
+python examples/rollout_worker.py --follow runs/cartpole        # in others beside it
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from rich.logging import RichHandler
+
+import hooks
+import models
+import trainer
+from trainer import rl
+from trainer.durability import replacing
+from trainer.rl import environments
+
+
+@dataclass(frozen=True)
+class Config(trainer.TrainingConfig):
+    run: Path = Path("runs/cartpole-worker")
+    follow: Path = Path("runs/cartpole")
+    """Directory of the run whose parameters it plays with."""
+    wait: bool = False
+    """Play once with each commit, and end where no more come; else play on with the newest."""
+    timeout: float = 60.0
+    """Seconds to wait for a commit."""
+    epochs: int = 100
+    """Rollouts to play in all."""
+    envs: int = 8
+    """Environments that play at once."""
+    steps: int = 128
+    """Steps of each in a rollout."""
+
+
+def main(config: Config) -> None:
+    env = environments.cartpole()
+    network = models.actor_critic(actions=env.action_space.n)
+    agent = rl.ppo(
+        *(network, env, optax.identity()), envs=config.envs, steps=config.steps, minibatches=1
+    )
+    state, _ = trainer.fit(
+        agent.init(jax.random.key(config.seed)),
+        agent.rollout,
+        epochs=config.epochs,
+        hooks=hooks.chain(
+            hooks.follow_checkpoints(config.follow, wait=config.wait, timeout=config.timeout),
+            keep_experience(config.run / "experience"),
+            hooks.configured(config),
+        ),
+    )
+    followed = state.memory["follow_checkpoints"]["epoch"]
+    print(f"{int(state.epoch)} rollouts, the last one with epoch {followed} of {config.follow}")
+    print("fingerprint", trainer.fingerprint(state))
+
+
+def keep_experience(folder: Path) -> hooks.Hook:
+    """Write each rollout to `<folder>/<number>.npz`: arrays `[step, env, ...]` by name.
+
+    `followed` is the epoch of the commit that it was played with. A file appears whole; played
+    again after an interrupt, a rollout replaces its own.
+    """
+
+    def keep(state: trainer.TrainState, metrics: trainer.Metrics) -> trainer.TrainState:
+        leaves = jax.tree_util.tree_leaves_with_path(metrics.output)
+        arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
+        arrays["followed"] = state.memory["follow_checkpoints"]["epoch"]
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{int(state.epoch) + 1:06}.npz"
+        with replacing(file) as beside, beside.open("wb") as opened:
+            np.savez_compressed(opened, **arrays)
+        return state
+
+    return hooks.on("rollout", hooks.observe(keep))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
+    logging.getLogger("entracte").setLevel(logging.INFO)
+    main(trainer.parse_config(Config, description=__doc__))
