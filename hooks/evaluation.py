@@ -62,7 +62,8 @@ def evaluate(phase: Phase, *, params: str | None = None, sanity: bool = False) -
         if counts(state)[1]:
             return state
         after = run(state, metrics)
-        _check_finite(name, {key: after.scores[key] for key in phase.keys(state)})
+        measured = (key for key in phase.keys(state) if key in after.scores)
+        _check_finite(name, {key: after.scores[key] for key in measured})
         return after
 
     needs = (params,) if params else ()

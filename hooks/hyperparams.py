@@ -91,11 +91,16 @@ def check_hyperparam(who: str, opt_state: PyTree, name: str, *, instead: str = "
     )
 
 
-def replaced(leaf: jax.Array, value: Any) -> jax.Array:
-    """Give a value the dtype, shape and devices of a leaf; the leaf itself where it equals it."""
+def replaced(leaf: Any, value: Any) -> Any:
+    """Give a value the dtype, shape and devices of a leaf; the leaf itself where it equals it.
+
+    A member of a population has leaves of numpy, and keeps them.
+    """
     old = np.asarray(leaf)
     new = np.broadcast_to(np.asarray(value).astype(old.dtype), old.shape)
-    return leaf if np.array_equal(old, new) else jax.device_put(new, leaf.sharding)
+    if np.array_equal(old, new):
+        return leaf
+    return jax.device_put(new, leaf.sharding) if isinstance(leaf, jax.Array) else new
 
 
 def _is_kept(path: Any, name: str | None = None) -> bool:

@@ -13,7 +13,7 @@ from jax import lax
 from trainer.phases import Phase
 from trainer.rl.environments.contract import Environment
 from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
-from trainer.rl.rollouts import finalized, finite, first_broken, means_of
+from trainer.rl.rollouts import finalized, finite, means_of
 from trainer.state import PyTree, TrainState
 
 CURRENT = "current"
@@ -35,7 +35,7 @@ class Course(NamedTuple):
     lesson: jax.Array
     """int32: which it is of; 0 where there are none."""
     broken: jax.Array
-    """int32: the step at which something was not finite, -1 while there was none."""
+    """int32: the step at which something was first not finite, -1 while there was none."""
 
 
 def evaluation_of(
@@ -67,6 +67,7 @@ def evaluation_of(
         name: of the phase, the prefix of its metrics.
 
     Raises:
+        TypeError: the environment steps on the host.
         ValueError: the network does not fit the environment, there is no such lesson, or a setting
             is below 1; when it plays, a reward or an observation is not finite: environment and
             step are named.
@@ -74,6 +75,11 @@ def evaluation_of(
     for what, value in (("episodes", episodes), ("max_steps", max_steps)):
         if value < 1:
             raise ValueError(f"evaluation_of: {what} must be at least 1; got {value}")
+    if not isinstance(env, Environment):
+        raise TypeError(
+            "evaluation_of plays on the device, in a trainer.rl.environments.Environment; got "
+            f"{type(env).__name__}, whose episodes `rollout` measures where they step on the host"
+        )
     check_fits(network, env)
     current, chosen = _chosen(env, lessons)
     count = episodes if current or not chosen else episodes * len(chosen)
@@ -82,6 +88,11 @@ def evaluation_of(
     def params_of(state: TrainState) -> PyTree:
         if chosen and not current:
             return jax.nn.one_hot(played, len(env.lessons))
+        if current and "lessons" not in state.carry:
+            raise ValueError(
+                f"phase {name!r} draws lessons by state.carry['lessons'], which is not there: "
+                "evaluate a state that trainer.rl.ppo made, or name the lessons"
+            )
         params = state.carry["lessons"] if current else env.params
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), params)
 
@@ -95,8 +106,7 @@ def evaluation_of(
         every = jnp.ones(count, bool)
         unfinished = (~course.over).astype(jnp.float32)
         told = {"return": course.total, "length": course.length, "unfinished": unfinished}
-        metrics = {**means_of(every, told, ""), "_sound": first_broken(course.broken >= 0)}
-        metrics["_step"] = jnp.max(course.broken)
+        metrics = {**means_of(every, told, ""), **_soundness(course.broken)}
         for lesson in chosen:
             here = course.lesson == env.lessons.index(lesson)
             metrics |= means_of(here, {"return": course.total}, f"/{lesson}")
@@ -105,9 +115,12 @@ def evaluation_of(
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
         if means["_sound"] < 1:
-            index, step = -int(means["_sound"]), int(means["_step"])
-            finalized({"_sound": -float(step * count + index)}, env.name, count)
-        found = finalized({**means, "_sound": 1.0}, env.name, count)
+            raise ValueError(
+                f"environment {-int(means['_sound'])} of {count} ({env.name!r}) gave a reward or "
+                f"an observation that is not finite at step {int(means['_step'])} of its episode: "
+                "look at its step function and at its params"
+            )
+        found = finalized(means, env.name, count)
         return {**found, "_step": None, **{f"episodes/{lesson}": None for lesson in chosen}}
 
     return Phase(name, run, changes=False, finalize=finalize)
@@ -140,7 +153,7 @@ def play(
         length=jnp.zeros(count, jnp.int32),
         over=jnp.zeros(count, bool),
         lesson=jnp.zeros(count, jnp.int32),
-        broken=jnp.full(count, -1, jnp.int32),
+        broken=jnp.where(finite(jnp.zeros(count), observation), -1, 0).astype(jnp.int32),
     )
 
     def body(carried: tuple[jax.Array, Course]) -> tuple[jax.Array, Course]:
@@ -171,6 +184,13 @@ def play(
         return (t < max_steps) & ~jnp.all(course.over)
 
     return lax.while_loop(going, body, (jnp.int32(0), first))[1]
+
+
+def _soundness(broken: jax.Array) -> dict[str, jax.Array]:
+    """Tell of the earliest that broke: `_sound` is 1, or minus its place; `_step` is its step."""
+    when = jnp.where(broken < 0, jnp.iinfo(jnp.int32).max, broken)
+    place = jnp.argmin(when)
+    return {"_sound": jnp.where(broken[place] < 0, 1, -place), "_step": broken[place]}
 
 
 def _chosen(env: Environment, lessons: Sequence[str] | str | None) -> tuple[bool, tuple[str, ...]]:

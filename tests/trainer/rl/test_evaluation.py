@@ -1,5 +1,7 @@
 """Evaluation of policies: whole episodes, each counted once."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -95,6 +97,42 @@ def test_it_serves_as_a_hook_and_as_a_program(counts, always):
     assert [epoch["val/return"] for epoch in history] == [6.0, 6.0]
 
 
+def _patient(limit):
+    """A policy that counts what it has seen of an episode, and ends it at the limit."""
+
+    def apply(params, model_state, inputs, *, key, train):
+        seen = jnp.where(inputs["first"][:, None], 0.0, inputs["recurrent"]) + 1
+        ends = seen >= limit
+        outputs = {"logits": jnp.concatenate([~ends, ends], axis=1) * 50.0, "value": seen[:, 0]}
+        return {**outputs, "recurrent": seen}, model_state
+
+    begin = lambda batch: jnp.full((batch, 1), 7.0)  # noqa: E731 - not to be taken for an episode's
+    return SimpleNamespace(init=lambda key, inputs: ({}, {}), apply=apply, begin=begin)
+
+
+def test_it_is_exact_against_a_plain_loop(counts):
+    limits = {"one": 1, "three": 3, "nine": 9}
+    course = lessons(counts(), {name: jnp.int32(limit) for name, limit in limits.items()})
+    network = _patient(5)
+    lengths, returns = {}, {}
+    for name, limit in limits.items():
+        count, total, over = 0, 0.0, False
+        while not over:
+            count += 1
+            total += count
+            over = count >= limit or count >= 5
+        lengths[name], returns[name] = count, total
+    state = _state(network, course)
+    scores = trainer.evaluate(state, evaluation_of(network, course, episodes=2))
+    assert scores == {
+        "val/return": sum(returns.values()) / 3,
+        "val/length": sum(lengths.values()) / 3,
+        "val/unfinished": 0.0,
+        **{f"val/return/{name}": value for name, value in returns.items()},
+    }
+    assert returns == {"one": 1.0, "three": 6.0, "nine": 15.0}
+
+
 def test_what_is_not_finite_is_named(counts, always):
     def reward(state):
         return jnp.where(state == 2, jnp.nan, 1.0)
@@ -102,6 +140,51 @@ def test_what_is_not_finite_is_named(counts, always):
     env, network = counts(4, reward=reward), always(0)
     with pytest.raises(ValueError, match=r"environment 0 of 3 \('counting'\).* at step 1"):
         trainer.evaluate(_state(network, env), evaluation_of(network, env, episodes=3))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "named"), [([4, 7, 3], "2 of 3 .* step 3"), ([9, 0], "1 of 2 .* step 0")]
+)
+def test_the_earliest_that_is_not_finite_is_named(counts, always, breaks, named):
+    env = counts(9)
+
+    def reset(key, params):  # at 0, it is the observation to begin with that is broken
+        state, observation = env.reset(key, params)
+        return (state, params), jnp.where(params == 0, jnp.nan, observation)
+
+    def step(key, state, action, params):
+        made = env.step(key, state[0], action, jnp.int32(9))
+        reward = jnp.where((state[0] == state[1]) & (state[1] > 0), jnp.nan, 1.0)
+        return made._replace(state=(made.state, state[1]), reward=reward)
+
+    broken = env._replace(reset=reset, step=step, name="broken")
+    course = lessons(broken, {f"at {place}": jnp.int32(place) for place in breaks})
+    phase = evaluation_of(always(0), course, episodes=1)
+    with pytest.raises(ValueError, match=f"environment {named}"):
+        trainer.evaluate(_state(always(0), course), phase)
+
+
+def test_lessons_that_were_not_drawn_are_no_failure_before_training(course, always):
+    network = always(0)
+    state = _state(network, course)
+    state = state.replace(carry={**state.carry, "lessons": jnp.array([1.0, 0.0])})
+    quick = evaluation_of(network, course, episodes=2, lessons="current", name="quick")
+    seen = hooks.evaluate(quick, sanity=True)
+    begin = next(part for part in seen.parts if part.at == "start")
+    assert "quick/return/long" not in begin(state, {}).scores
+
+
+def test_a_state_without_weights_of_lessons_is_refused(course, always):
+    state = _state(always(0), course)
+    bare = state.replace(carry={"environment": state.carry["environment"]})
+    with pytest.raises(ValueError, match=r"state.carry\['lessons'\], which is not there"):
+        trainer.evaluate(bare, evaluation_of(always(0), course, lessons="current"))
+
+
+def test_environments_of_the_host_are_refused(always):
+    there = SimpleNamespace(name="host", params=(), lessons=())
+    with pytest.raises(TypeError, match="plays on the device, .* got SimpleNamespace"):
+        evaluation_of(always(0), there)
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def _made(make: str | Callable[[], Any]) -> Any:
         try:
             import gymnasium
         except ImportError as error:
-            error.add_note("from_gymnasium needs gymnasium: pip install \"entracte[gymnasium]\"")
+            error.add_note('from_gymnasium needs gymnasium: pip install "entracte[gymnasium]"')
             raise
         return gymnasium.make(make)
     made = make()

@@ -1,0 +1,141 @@
+"""Lessons: which are drawn, what they are played with, and what is refused."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer.rl import lessons
+from trainer.rl.curriculum import check_weights
+from trainer.rl.environments import (
+    GridworldParams,
+    auto_reset,
+    cartpole,
+    gridworld,
+    gridworld_levels,
+    record_episodes,
+)
+
+DRAWS = 2000
+
+
+@pytest.fixture
+def course(counts):
+    """Three lessons of counting: to 1, to 2, to 5."""
+    return lessons(counts(), {name: jnp.int32(n) for name, n in (("a", 1), ("b", 2), ("c", 5))})
+
+
+def _drawn(env, weights):
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    state, _ = jax.jit(jax.vmap(env.reset, (0, None)))(keys, jnp.array(weights, jnp.float32))
+    return np.bincount(state.lesson, minlength=len(env.lessons))
+
+
+def test_lessons_are_drawn_in_proportion_to_their_weights(course):
+    assert course.lessons == ("a", "b", "c")
+    np.testing.assert_array_equal(course.params, np.full(3, 1 / 3, np.float32))
+    counted = _drawn(course, [1.0, 2.0, 5.0])  # the sum need not be 1
+    assert abs(counted - DRAWS * np.array([1, 2, 5]) / 8).max() < 5 * np.sqrt(DRAWS / 4)
+
+
+@pytest.mark.parametrize("weights", [[0, 1, 0], [0, 0, 1e-6], [1e-30, 0, 0]])
+def test_a_weight_of_0_is_never_drawn(course, weights):
+    assert (_drawn(course, weights) == DRAWS * (np.array(weights) > 0)).all()
+
+
+def test_an_episode_keeps_the_lesson_that_it_began_with(course):
+    env = auto_reset(record_episodes(course))
+    state, _ = env.reset(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]))
+    told = []
+    step = jax.jit(env.step)
+    for number in range(4):  # the weights change at once; b ends after its 2 steps
+        after = step(jax.random.key(number), state, jnp.int32(0), jnp.array([1.0, 0.0, 0.0]))
+        state = after.state
+        told.append((int(after.info["lesson"]), bool(after.truncated)))
+    assert told == [(1, False), (1, True), (0, True), (0, True)]
+
+
+def test_a_lesson_is_the_environment_with_its_params():
+    levels = dict(list(gridworld_levels().items())[:2])
+    env, names = gridworld(), list(levels)
+    course = lessons(env, levels)
+    plain, mine = [(jax.jit(e.reset), jax.jit(e.step)) for e in (env, course)]
+    for place, name in enumerate(names):
+        key, weights = jax.random.key(place), jax.nn.one_hot(place, len(names))
+        state, seen = mine[0](key, weights)
+        inner, observation = plain[0](jax.random.split(key)[1], levels[name])
+        chex.assert_trees_all_equal((state.state, seen), (inner, observation))
+        after = mine[1](key, state, jnp.int32(2), weights)
+        wanted = plain[1](key, inner, jnp.int32(2), levels[name])
+        assert int(after.info["lesson"]) == place
+        after = after._replace(state=after.state.state, info=wanted.info)
+        chex.assert_trees_all_equal(after, wanted)
+    drawn = course.render(state, weights)
+    chex.assert_trees_all_equal(drawn, env.render(inner, levels[names[-1]]))
+
+
+def test_weights_to_begin_with_are_given_by_name(counts):
+    both = {"a": jnp.int32(1), "b": jnp.int32(2)}
+    env = lessons(counts(), both, weights={"b": 3})
+    assert env.params.tolist() == [0.0, 1.0]
+    assert env.params.dtype == jnp.float32
+    with pytest.raises(ValueError, match=r"of the lessons a, b; got \['c'\]"):
+        lessons(counts(), both, weights={"c": 1.0})
+    with pytest.raises(ValueError, match=r"a, b need a weight each.*got \[0.0, 0.0\]"):
+        lessons(counts(), both, weights={})
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [[1, 1, 1]], [1, -1, 1], [0, 0, 0], [1, np.nan, 1], 1])
+def test_weights_that_do_not_fit_are_refused(course, weights):
+    with pytest.raises(ValueError, match="the lessons a, b, c need a weight each"):
+        course.check(weights)
+    check_weights(("a", "b", "c"), [0, 0.5, 2])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"gravity": jnp.ones(2)}, r"gravity: float32\[\] became float32\[2\]"),
+        ({"max_steps": jnp.float32(5)}, r"max_steps: int32\[\] became float32\[\]"),
+        ({"max_steps": None}, r"max_steps: int32\[\] is missing"),
+    ],
+)
+def test_a_lesson_of_another_structure_is_named(wrong, said):
+    env = cartpole()
+    with pytest.raises(ValueError, match="lesson 'odd' must have .*params of 'cartpole'") as error:
+        lessons(env, {"usual": env.params, "odd": env.params.replace(**wrong)})
+    assert error.match(said)
+
+
+def test_a_lesson_of_another_environment_is_refused():
+    with pytest.raises(ValueError, match="lesson 'odd' must have the structure"):
+        lessons(cartpole(), {"odd": gridworld().params})
+
+
+def test_numbers_of_python_serve_as_arrays():
+    env = cartpole()
+    course = lessons(env, {"a": env.params.replace(gravity=5.0, max_steps=7)})
+    assert course.lessons == ("a",)
+
+
+def test_a_lesson_outside_the_range_is_named():
+    env, levels = gridworld(), gridworld_levels()
+    easy = next(iter(levels.values()))
+    assert isinstance(easy, GridworldParams)
+    with pytest.raises(ValueError, match="`max_steps` must be") as error:
+        lessons(env, {"easy": easy, "endless": easy.replace(max_steps=jnp.int32(-1))})
+    assert error.value.__notes__ == ["in lesson 'endless'"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [([], "at least one"), (["a/b"], "a word without"), ([""], "a word without")]
+)
+def test_names_that_do_not_serve_are_refused(counts, names, said):
+    with pytest.raises(ValueError, match=said):
+        lessons(counts(), {name: jnp.int32(1) for name in names})
+
+
+def test_lessons_within_lessons_are_refused(course):
+    with pytest.raises(ValueError, match="has the lessons a, b, c already"):
+        lessons(course, {"again": course.params})
