@@ -11,10 +11,10 @@ import numpy as np
 
 from hooks.combining import Chain, chain
 from hooks.metrics import check_writers, resume_writers, write_values
-from hooks.writers import Histogram, Image, Text, Trace, Value, Writer
+from hooks.writers import Histogram, Image, Text, Trace, Value, Video, Writer
 from trainer import TrainState
 
-KINDS = (Text, Image, Histogram, Trace)
+KINDS = (Text, Image, Video, Histogram, Trace)
 """Values that are no numbers."""
 
 
@@ -32,10 +32,11 @@ def record(
 
     Args:
         name: of the record, a path such as `samples/val`.
-        make: `(state, metrics) -> value`, a `Text`, an `Image`, a `Histogram` or a number; or a
-            dict of them, each written under `name/key`: a picture beside its caption. Several
-            pictures make one by `image_grid`. Where it draws at random, `state.key("hook/" + name)`
-            is the key. Arrays of the state that it gives are copied by the writers.
+        make: `(state, metrics) -> value`, a `Text`, an `Image`, a `Video`, a `Histogram` or a
+            number; or a dict of them, each written under `name/key`: a picture beside its caption.
+            Several pictures make one by `image_grid`. Where it draws at random,
+            `state.key("hook/" + name)` is the key. Arrays of the state that it gives are copied by
+            the writers.
         writers: `Console()`, `TensorBoard(directory)`, or one's own: see `Writer`.
 
     Raises:
@@ -107,4 +108,6 @@ def _value(who: str, value: Any) -> Value:
     if isinstance(value, Real) or (hasattr(value, "dtype") and np.ndim(value) == 0):
         return float(value)
     given = "a string: wrap it, Text(...)" if isinstance(value, str) else f"{value!r:.100}"
-    raise TypeError(f"{who} writes a Text, an Image, a Histogram or a number; make gave {given}")
+    raise TypeError(
+        f"{who} writes a Text, an Image, a Video, a Histogram or a number; make gave {given}"
+    )

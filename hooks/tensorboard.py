@@ -16,8 +16,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, make_histogram, text
 
+from hooks.animations import as_gif, as_pixels
 from hooks.worker import Worker
-from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, make_folder
+from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, Video, make_folder
 
 POINTS = 1000
 """Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
@@ -32,11 +33,11 @@ SHOWN_AFTER = 10.0
 class TensorBoard:
     """Writes event files for TensorBoard, off the training thread.
 
-    Numbers, pictures, texts and histograms stand at the step written, the values of a trace at
-    their own steps; of more than 1,000, as many evenly picked ones, the last among them. Each run
-    writes a file of its own. One that goes on hides what earlier files hold beyond its step, so
-    that a reader finds each point once; one that starts afresh hides it all. Pictures need Pillow,
-    `pip install "entracte[images]"`.
+    Numbers, pictures, videos, texts and histograms stand at the step written, the values of a trace
+    at their own steps; of more than 1,000, as many evenly picked ones, the last among them. Each
+    run writes a file of its own. One that goes on hides what earlier files hold beyond its step, so
+    that a reader finds each point once; one that starts afresh hides it all. A video is a picture
+    that moves. Both need Pillow, `pip install "entracte[images]"`.
 
     Args:
         directory: of the event files; it is made.
@@ -136,7 +137,7 @@ class TensorBoard:
                     numbers = np.asarray(value.values, np.float64)[picked]
                     for place, number in zip(steps.tolist(), numbers.tolist(), strict=True):
                         at(place).add(tag=tag, simple_value=number)
-                case Histogram() | Image() | Text():
+                case Histogram() | Image() | Video() | Text():
                     at(step).append(_summary(tag, value))
                 case Progress():
                     if self._progress != (step, value.done):  # else another hook wrote it
@@ -179,26 +180,28 @@ def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarra
 def _held(value: Value) -> Value:
     if isinstance(value, Image):
         return Image(np.array(value.pixels))
+    if isinstance(value, Video):
+        return Video(np.array(value.frames), value.fps)
     if isinstance(value, Trace | Histogram):
         return type(value)(np.array(value.values))
     return value
 
 
-def _summary(tag: str, value: Histogram | Image | Text) -> Any:
+def _summary(tag: str, value: Histogram | Image | Video | Text) -> Any:
     """Make the message of what is no number."""
     match value:
         case Text():
             encodable = value.text.encode(errors="backslashreplace").decode()
             return text(tag, encodable).value[0]
         case Image():
-            return image(tag, _pixels(value.pixels), dataformats="HWC").value[0]
+            return image(tag, as_pixels(value.pixels), dataformats="HWC").value[0]
+        case Video():
+            _, height, width, _ = value.frames.shape
+            moving = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=as_gif(value)
+            )
+            return Summary.Value(tag=tag, image=moving)
         case Histogram():
             numbers = np.asarray(value.values, np.float64)
             histogram = make_histogram(numbers[np.isfinite(numbers)], bins=64)
             return Summary.Value(tag=tag, histo=histogram)
-
-
-def _pixels(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
-    return (np.clip(np.nan_to_num(pixels), 0, 1) * 255).round().astype(np.uint8)

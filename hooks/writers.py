@@ -66,6 +66,31 @@ class Image:
             )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Video:
+    """Pictures that follow one another, such as an episode.
+
+    Raises:
+        ValueError: the frames are not `[frames, height, width, channels]` with at least one frame
+            and 1, 3 or 4 channels, or there are none or more than 50 a second.
+    """
+
+    frames: np.ndarray
+    """`[frames, height, width, channels]`, uint8, or floats from 0 to 1."""
+    fps: float
+    """Frames a second, at most 50: viewers slow down what is faster."""
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.frames)
+        if len(shape) != 4 or not shape[0] or shape[3] not in (1, 3, 4):
+            raise ValueError(
+                "frames must be [frames, height, width, channels] with at least 1 frame and 1, 3 "
+                f"or 4 channels; got shape {list(shape)}"
+            )
+        if not 0 < self.fps <= 50:
+            raise ValueError(f"fps must be above 0 and at most 50 frames a second; got {self.fps}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """A piece of writing, such as a sample of what the model says."""
@@ -73,7 +98,7 @@ class Text:
     text: str
 
 
-Value = float | Progress | Trace | Histogram | Image | Text
+Value = float | Progress | Trace | Histogram | Image | Video | Text
 """What a writer may be given. It skips the kinds that it cannot show."""
 
 

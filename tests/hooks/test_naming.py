@@ -16,7 +16,10 @@ NO_HOOKS = {
     "find_learning_rate",
     "from_config",
     "image_grid",
+    "learning_progress",
+    "load_replay",
     "reads",
+    "thresholds",
     "write_config",
     "writes",
 }

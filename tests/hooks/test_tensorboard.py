@@ -25,7 +25,7 @@ from hooks import tensorboard
 from hooks.metrics import log_metrics
 from hooks.tensorboard import POINTS, TensorBoard, places
 from hooks.testing import check_hook
-from hooks.writers import Histogram, Image, Progress, Resumes, Text, Trace, Writer
+from hooks.writers import Histogram, Image, Progress, Resumes, Text, Trace, Video, Writer
 
 
 def read(directory):
@@ -287,3 +287,19 @@ def test_a_fresh_run_hides_what_was_measured_before_an_earlier_ones_training(boa
         board.write(4, {"val/loss": value})
         board.close()
     assert points(board.directory, "val/loss") == [(0, 2.0), (4, 2.0)]
+
+
+def test_a_video_is_a_picture_that_moves_of_frames_copied_when_given(board):
+    frames = np.zeros((3, 4, 5, 3), np.uint8)
+    frames[:, 0, 0, 0] = (10, 20, 30)
+    board.write(7, {"episode": Video(frames, fps=10)})
+    frames[:] = 0
+    board.flush()
+    (video,) = read(board.directory).Images("episode")
+    assert (video.step, video.height, video.width) == (7, 4, 5)
+    moving = PIL.Image.open(io.BytesIO(video.encoded_image_string))
+    shown = []
+    for number in range(moving.n_frames):
+        moving.seek(number)
+        shown.append(moving.convert("RGB").getpixel((0, 0)))
+    assert shown == [(10, 0, 0), (20, 0, 0), (30, 0, 0)]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.writers import Histogram, Image, JsonLines, Progress, Resumes, Text, Trace, Writer
+from hooks.writers import Histogram, Image, JsonLines, Progress, Resumes, Text, Trace, Video, Writer
 
 
 class Printer:
@@ -203,6 +203,18 @@ def test_a_path_that_is_a_folder_is_an_error_at_once(tmp_path):
 def test_pixels_need_height_width_and_channels(shape):
     with pytest.raises(ValueError, match="pixels must be"):
         Image(np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (0, 8, 8, 3), (2, 8, 8, 2)])
+def test_frames_need_pictures_of_height_width_and_channels(shape):
+    with pytest.raises(ValueError, match="frames must be"):
+        Video(np.zeros(shape), fps=10)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 51, math.nan])
+def test_frames_a_second_are_those_that_viewers_keep(fps):
+    with pytest.raises(ValueError, match="fps must be above 0 and at most 50"):
+        Video(np.zeros((1, 2, 2, 3)), fps)
 
 
 def test_a_rehearsed_line_leaves_the_file_as_it_was(tmp_path):

@@ -1,6 +1,6 @@
 """Reinforcement learning: two phases, a rollout and an update, in the loop that trains all else."""
 
-from trainer.rl import distributions, environments, policies, returns
+from trainer.rl import distillation, distributions, environments, policies, returns
 from trainer.rl.curriculum import lessons
 from trainer.rl.evaluation import evaluation_of
 from trainer.rl.ppo import Agent, ppo, ppo_loss
@@ -10,6 +10,7 @@ from trainer.rl.updating import update
 __all__ = [
     "Agent",
     "Experience",
+    "distillation",
     "distributions",
     "environments",
     "evaluation_of",

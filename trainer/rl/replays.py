@@ -14,18 +14,17 @@ import numpy as np
 import xxhash
 from jax import lax
 
-from trainer.rl.environments.contract import Discrete, Environment, Step, example
-from trainer.rl.isolated_steps import STEP, isolated, unmoved
-from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
-from trainer.state import PyTree, TrainState
+from trainer.rl.environments.contract import Discrete, Environment
+from trainer.rl.isolated_steps import STEP, isolated
+from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
 
 STRETCH = 32
 """Steps that are looked at in one call: so many frames are on the device at a time."""
 
-RESET, ACT = STEP - 1, STEP + 1
-"""Folded into an episode's key, for the key of its beginning and those of its actions."""
+RESET = STEP - 1
+"""Folded into an episode's key, for the key of its beginning."""
 
 Look = Callable[[PyTree, PyTree], PyTree]
 """`(environment's state, params) -> what is to be seen of it`, jittable."""
@@ -87,7 +86,7 @@ class Replay:
         Raises:
             ValueError: the episode goes otherwise in this environment, which is another one then.
         """
-        return looking(env, lambda state, params: _plain(state))(self)
+        return looking(env, lambda state, params: plain(state))(self)
 
     def frames(self, env: Environment) -> np.ndarray:
         """Draw the states, as `states` makes them again.
@@ -101,88 +100,6 @@ class Replay:
         if env.render is None:
             raise ValueError(f"environment {env.name!r} has no render, so a replay has no frames")
         return looking(env, env.render)(self)
-
-
-def playing(
-    network: Any,
-    env: Environment,
-    *,
-    lesson: str | None = None,
-    greedy: bool = True,
-    max_steps: int = 1000,
-) -> Callable[[TrainState, int, int], Replay]:
-    """Make a function `(state, seed, number) -> Replay` that plays an episode with its policy.
-
-    It is one program, compiled once, and depends on the state's weights and its arguments alone:
-    not on the state's key, nor on where training's environments are.
-
-    Args:
-        network: of the policy, see `trainer.rl.policies.forward`.
-        env: to play in, without wrappers that reset it.
-        lesson: one of `env.lessons` to play; drawn by `env.params` if None.
-        greedy: choose the likeliest action; False draws it.
-        max_steps: after which an episode is left.
-
-    Raises:
-        ValueError: the network does not fit the environment, which resets by itself, or has no such
-            lesson; `max_steps` is below 1; when it plays, an action or a reward is not finite.
-    """
-    check_fits(network, env)
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a whole number of at least 1; got {max_steps!r}")
-    params = params_of(env, lesson)
-    _refuse_auto_reset(env, params)
-    begun, step = jax.jit(env.reset), isolated(env)
-
-    @jax.jit
-    def play(weights: Any, params: PyTree, root: jax.Array, t: int, state: Any, seen: Any) -> Any:
-        def body(carried: Any) -> Any:
-            t, before, recurrent, actions, rewards = carried
-            key = None if greedy else jax.random.fold_in(jax.random.fold_in(root, ACT), t)
-            seen = jax.tree.map(lambda x: x[None], before.observation)
-            outputs, recurrent, _ = forward(network, weights, seen, recurrent, (t == 0)[None])
-            action = bounded(act(outputs, key)[0][0], env.action_space)
-            after = step(root, t, before.state, action, params)
-            actions, rewards = actions.at[t].set(action), rewards.at[t].set(after.reward)
-            return t + 1, after, recurrent, actions, rewards
-
-        def goes_on(carried: Any) -> jax.Array:
-            t, before, *_ = carried
-            return (t < max_steps) & ~(before.terminated | before.truncated)
-
-        action = jnp.zeros(env.action_space.shape, env.action_space.dtype)
-        first = unmoved(env, root, state, seen, action, params)
-        actions = jnp.zeros((max_steps, *action.shape), action.dtype)
-        rewards = jnp.zeros(max_steps, jnp.float32)
-        start = t, first, begin(network, 1), actions, rewards
-        length, last, _, actions, rewards = lax.while_loop(goes_on, body, start)
-        ended = last.terminated, last.truncated, last.info.get("lesson", jnp.int32(0))
-        return length, actions, rewards, ended, _plain(last.state)
-
-    def played(state: TrainState, seed: int, number: int) -> Replay:
-        weights = jax.tree.map(_local, weights_of(state))
-        root = root_of(seed, number)
-        found = play(weights, params, root, 0, *begun(jax.random.fold_in(root, RESET), params))
-        length, actions, rewards, (terminated, truncated, drawn), last = jax.device_get(found)
-        replay = Replay(
-            environment=env.name,
-            lesson=env.lessons[drawn] if env.lessons else None,
-            params=tuple(np.ravel(leaf) for leaf in jax.tree.leaves(params)),
-            seed=seed,
-            number=number,
-            greedy=greedy,
-            epoch=int(np.asarray(state.epoch)),
-            step=int(np.asarray(state.step)),
-            actions=actions[:length],
-            rewards=rewards[:length],
-            terminated=bool(terminated),
-            truncated=bool(truncated),
-            checksum=_checksum(last),
-        )
-        _check_finite(replay)
-        return replay
-
-    return played
 
 
 def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
@@ -215,7 +132,7 @@ def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
         row = shape, jax.ShapeDtypeStruct((), jnp.float32), flags, flags
         kept = jax.tree.map(lambda one: jnp.zeros((STRETCH, *one.shape), one.dtype), row)
         state, kept = lax.fori_loop(0, count, body, (state, kept))
-        return state, kept, _plain(state)
+        return state, kept, plain(state)
 
     def look_at(replay: Replay) -> Any:
         leaves = _fitting(replay, env, shapes)
@@ -234,7 +151,7 @@ def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
         count = replay.length
         course = [np.concatenate(parts)[:count] for parts in zip(*measured, strict=True)]
         _check_course(replay, env, *course)
-        if _checksum(jax.device_get(last)) != replay.checksum:
+        if checksum_of(jax.device_get(last)) != replay.checksum:
             log.warning(
                 "a replay of %r ends in another state than it was played to: another device or "
                 "version of jax rounds otherwise, and what is seen may differ",
@@ -245,76 +162,27 @@ def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
     return look_at
 
 
-def params_of(env: Environment, lesson: str | None) -> PyTree:
-    """Give what an environment is played with: its params, or those that draw one lesson alone.
-
-    Raises:
-        ValueError: there is no such lesson.
-    """
-    if lesson is None:
-        params = env.params
-    elif lesson in env.lessons:
-        params = jnp.zeros(len(env.lessons)).at[env.lessons.index(lesson)].set(1.0)
-    else:
-        there = ", ".join(env.lessons) or "none, so leave it out; other params: env._replace"
-        raise ValueError(f"environment {env.name!r} has no lesson {lesson!r} (there is: {there})")
-    env.check(params)
-    return params
-
-
-def _refuse_auto_reset(env: Environment, params: PyTree) -> None:
-    """Refuse an environment whose episodes have no end to show."""
-
-    def step(key: jax.Array) -> Step:
-        state, _ = env.reset(key, params)
-        return env.step(key, state, example(env.action_space), params)
-
-    if "final_observation" in jax.eval_shape(step, jax.random.key(0)).info:
-        raise ValueError(
-            f"a replay needs {env.name!r} without auto_reset: the end of an episode is its last "
-            "state; give the environment that auto_reset was put around"
-        )
-
-
 def root_of(seed: int, number: int) -> jax.Array:
     """Give the key of an episode, whatever kind of key is jax's default."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
 
 
-def _plain(tree: PyTree) -> PyTree:
-    """Give keys as their numbers."""
+def plain(tree: PyTree) -> PyTree:
+    """Give a pytree with its keys as their numbers."""
 
-    def plain(leaf: jax.Array) -> jax.Array:
+    def one(leaf: jax.Array) -> jax.Array:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.key_data(leaf) if is_key else leaf
 
-    return jax.tree.map(plain, tree)
+    return jax.tree.map(one, tree)
 
 
-def _local(leaf: Any) -> Any:
-    """Give an array that this process can compute with alone."""
-    spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-    return np.asarray(leaf) if spread else leaf
-
-
-def _checksum(state: PyTree) -> str:
+def checksum_of(state: PyTree) -> str:
+    """Hash a state without keys: 16 hexadecimal digits."""
     digest = xxhash.xxh3_64()
     for leaf in jax.tree.leaves(state):
         digest.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _check_finite(replay: Replay) -> None:
-    columns = {"reward": replay.rewards[:, None], "action": replay.actions}
-    for name, values in columns.items():
-        rows = values.reshape(len(values), -1)
-        if (broken := ~np.isfinite(rows).all(axis=1)).any():
-            at = int(np.argmax(broken))
-            raise ValueError(
-                f"a replay needs numbers that are finite; the {name} at step {at} of episode "
-                f"{replay.number} in {replay.environment!r}, played by the policy of epoch "
-                f"{replay.epoch}, is {np.squeeze(rows[at]).tolist()}"
-            )
 
 
 def _fitting(replay: Replay, env: Environment, shapes: list[tuple[Any, Any]]) -> list[np.ndarray]:
