@@ -19,8 +19,8 @@ STEP = 1
 def isolated(env: Environment) -> Callable[..., Step]:
     """Make a step `(root, t, state, action, params) -> Step` that rounds alike in any program.
 
-    XLA fuses a step with what surrounds it, and rounds by what it fused: over 500 steps that is
-    another episode. A loop that turns once is a wall that nothing crosses, where XLA cannot know
+    XLA fuses a step with what surrounds it, and rounds by what it fused: 500 steps later that may
+    be another episode. A loop that turns once is a wall that nothing crosses, where XLA cannot know
     how often it turns: `t` must come from an argument of the program.
     """
 

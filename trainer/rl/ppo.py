@@ -162,9 +162,12 @@ def ppo(
     check_fits(network, env)
     env.check(env.params)
 
+    weighed = jax.jit(lambda key: initial(network, env, key))
+    playing = jax.jit(lambda key, params: start(network, env, envs, key, params))
+
     def init(key: jax.Array) -> TrainState:
         root, network_key, env_key = jax.random.split(key, 3)
-        weights = jax.jit(lambda key: initial(network, env, key))(network_key)
+        weights = weighed(network_key)
         return TrainState.create(
             params=weights.params,
             opt_state=jax.jit(optimizer.init)(weights.params),
@@ -174,7 +177,6 @@ def ppo(
         )
 
     def begun(key: jax.Array) -> dict[str, PyTree]:
-        playing = jax.jit(lambda key, params: start(network, env, envs, key, params))
         carry: dict[str, PyTree] = {"environment": playing(key, env.params)}
         if env.lessons:
             carry["lessons"] = jnp.asarray(env.params)

@@ -1,0 +1,252 @@
+"""How fast does PPO learn CartPole, against bare JAX and against Stable-Baselines3?
+
+Baseline: PPO in one file of bare JAX (`_bare_ppo.py`), with its own physics and network: as one
+dispatch an iteration, whose metrics are read each time as the library's are, and as one scan over
+all iterations, in which nobody can look on, stop or save. The bar is held against the faster one.
+Stable-Baselines3 (`_ppo_peers.py`) takes part where it is installed.
+
+Measured: environment steps a second of whole iterations, rollout and update, at the library's
+defaults, at the settings that solve CartPole, and with many environments: a figure is one call that
+trains for about a second, all its fixed costs included. And the seconds until the last 100 episodes
+have a mean return of 475, from new parameters on, each seed once by functions that compile anew and
+once by the same again, compiled. Contestants take turns; ratios are taken round by round.
+
+A step of Stable-Baselines3's loop costs about the same for many environments as for few, so that
+the more there are, the less it is behind. Its threads wait for each other: where other programs
+keep the cores busy, its figures fall tenfold and more, and say nothing.
+"""
+
+import functools
+import math
+
+import _bare_ppo
+import _measuring
+import _ppo_peers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _bare_ppo import Settings
+
+import models
+import trainer
+from trainer import rl
+from trainer.rl import environments
+
+LIBRARY, DISPATCH, SCAN = "library", "bare JAX, one dispatch an iteration", "bare JAX, one scan"
+PEER = "Stable-Baselines3"
+SOLVING = Settings(
+    envs=16, steps=64, epochs=10, discount=0.98, gae_lambda=0.9, entropy_coefficient=0.0
+)
+SETTINGS = {
+    "8 environments, defaults": Settings(),
+    "16 environments, as solved": SOLVING,
+    "128 environments": Settings(envs=128, steps=32),
+}
+QUICK = {"2 environments": Settings(envs=2, steps=8, epochs=1, minibatches=2)}
+RATE, TOTAL_STEPS = 2e-3, 100_000
+"""Of Adam at first; it falls to 0 over all steps where CartPole is to be solved."""
+
+
+def agent(settings, rate):
+    """Make the library's, with what the bare one computes."""
+    return rl.ppo(
+        models.actor_critic(actions=2, hidden=(settings.hidden, settings.hidden)),
+        environments.cartpole(),
+        optax.adam(rate, eps=_bare_ppo.EPSILON),
+        envs=settings.envs,
+        steps=settings.steps,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        discount=settings.discount,
+        gae_lambda=settings.gae_lambda,
+        clip_norm=settings.clip_norm,
+        loss=rl.ppo_loss(
+            clip=settings.clip,
+            value_coefficient=settings.value_coefficient,
+            entropy_coefficient=settings.entropy_coefficient,
+        ),
+    )
+
+
+def library(settings):
+    """Make `run(iterations)` of `fit`; the phases are compiled once."""
+    made = agent(settings, RATE)
+    start = made.init(jax.random.key(0))
+
+    def run(iterations):
+        state, _ = trainer.fit(start, made.program, epochs=iterations)
+        jax.block_until_ready(state)
+
+    return run
+
+
+def bare(make, settings):
+    """Make `run(iterations)` of a bare variant."""
+    optimizer = _bare_ppo.adam(RATE, settings)
+    start = _bare_ppo.init(jax.random.key(0), settings, optimizer)
+    train = make(settings, optimizer)
+
+    def run(iterations):
+        train(jax.tree.map(jnp.copy, start), iterations)
+
+    return run
+
+
+def entrants(settings):
+    """Make `run(iterations)` of each, which returns when all is there."""
+    found = {
+        LIBRARY: library(settings),
+        DISPATCH: bare(_bare_ppo.one_dispatch_an_iteration, settings),
+        SCAN: bare(_bare_ppo.one_scan, settings),
+    }
+    if _ppo_peers.installed():
+        found[PEER] = _ppo_peers.runner(settings, RATE)
+    return found
+
+
+def throughput(settings, *, rounds, seconds):
+    """Give the environment steps a second of each entrant, one figure a round."""
+    contestants = {}
+    for entrant, run in entrants(settings).items():
+        run(2)
+        one = _measuring.timed(lambda run=run: run(2)) / 2
+        iterations = max(2, math.ceil(seconds / one))
+        run(iterations)  # one scan is compiled for their number
+
+        def rate(run=run, iterations=iterations):
+            steps = iterations * settings.envs * settings.steps
+            return steps / _measuring.timed(lambda: run(iterations))
+
+        contestants[entrant] = rate
+    return _measuring.interleaved(contestants, rounds=rounds)
+
+
+def falling(settings, iterations):
+    """Give the learning rate at each update."""
+    return optax.linear_schedule(RATE, 0.0, iterations * settings.epochs * settings.minibatches)
+
+
+def library_solving(settings, iterations):
+    """Make `solve(seed)`, which gives the environment steps that it took, or None."""
+    made = agent(settings, falling(settings, iterations))
+
+    def solve(seed):
+        ended = []
+
+        def stop_when_solved(state, metrics):
+            count = round(metrics["rollout/episodes"])
+            ended.append((count, count * metrics["rollout/return"] if count else 0.0))
+            mean = _bare_ppo.recent(ended)
+            return state.replace(stop=mean is not None and mean >= _bare_ppo.RETURN)
+
+        start = made.init(jax.random.key(seed))
+        state, history = trainer.fit(start, made.program, epochs=iterations, hooks=stop_when_solved)
+        jax.block_until_ready(state)
+        return len(history) * settings.envs * settings.steps if state.stop else None
+
+    return solve
+
+
+def bare_solving(settings, iterations):
+    """Make `solve(seed)` of one dispatch an iteration, which can stop."""
+    optimizer = _bare_ppo.adam(falling(settings, iterations), settings)
+    one = _bare_ppo.compiled(settings, optimizer)
+    init = jax.jit(functools.partial(_bare_ppo.init, settings=settings, optimizer=optimizer))
+
+    def solve(seed):
+        return _bare_ppo.solve(one, init(jax.random.key(seed)), iterations, settings)
+
+    return solve
+
+
+def solving(settings, *, seeds, total_steps):
+    """Solve CartPole from each seed.
+
+    Returns:
+        (seconds of each contestant, environment steps of each that solved it).
+    """
+    iterations = total_steps // (settings.envs * settings.steps)
+    makers = {LIBRARY: library_solving, DISPATCH: bare_solving}
+    seconds, steps = {}, {}
+
+    def clocked(name, solve, seed):
+        taken = []
+        seconds.setdefault(name, []).append(_measuring.timed(lambda: taken.append(solve(seed))))
+        steps.setdefault(name, []).append(taken[0])
+
+    for seed in range(seeds):
+        for name, make in makers.items():
+            solve = make(settings, iterations)
+            clocked(f"{name}, compilation included", solve, seed)
+            clocked(name, solve, seed)
+        if _ppo_peers.installed():
+            whole = iterations * settings.envs * settings.steps
+            clocked(PEER, functools.partial(_ppo_peers.solve, settings, RATE, whole), seed)
+    return seconds, steps
+
+
+def compare(name, samples):
+    """Give the ratios of steps a second, and hold the library to the bars."""
+    fastest = max((DISPATCH, SCAN), key=lambda entrant: np.median(samples[entrant]))
+    ratios = {f"library / {other}": (LIBRARY, other) for other in samples if other != LIBRARY}
+    ratios["library / fastest bare"] = LIBRARY, fastest
+    found = {
+        what: _measuring.ratio(samples[one], samples[other])
+        for what, (one, other) in ratios.items()
+    }
+    least = {"fastest bare": 0.95, PEER: 10}
+    bars = [
+        _measuring.bar(f"{name}: {what}", found[what]["median"], least=limit)
+        for other, limit in least.items()
+        if (what := f"library / {other}") in found
+    ]
+    return found, bars
+
+
+def main():
+    options = _measuring.arguments(__doc__).parse_args()
+    rounds, seconds, seeds = (1, 0.0, 1) if options.quick else (11, 1.0, 10)
+    measured, ratios, bars, solved = {}, {}, [], {}
+    for name, settings in (QUICK if options.quick else SETTINGS).items():
+        samples = throughput(settings, rounds=rounds, seconds=seconds)
+        measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
+        ratios[name], held = compare(name, samples)
+        bars += held
+        rows = [(e, *_measuring.columns(figures)) for e, figures in measured[name].items()]
+        _measuring.show(f"{name}: environment steps a second", ("", "median", "quartiles"), rows)
+        rows = [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
+        _measuring.show(f"{name}: ratios", ("", "median", "quartiles"), rows)
+
+    settings, total = (QUICK["2 environments"], 64) if options.quick else (SOLVING, TOTAL_STEPS)
+    taken, steps = solving(settings, seeds=seeds, total_steps=total)
+    measured["seconds to a mean return of 475"] = {
+        entrant: _measuring.spread(figures) for entrant, figures in taken.items()
+    }
+    rows = []
+    for entrant, figures in measured["seconds to a mean return of 475"].items():
+        reached = [count for count in steps[entrant] if count is not None]
+        solved[entrant] = {"seeds": seeds, "solved": len(reached), "steps": steps[entrant]}
+        median = f"{np.median(reached):,.0f}" if reached else "none"
+        rows.append((entrant, *_measuring.columns(figures), f"{len(reached)} of {seeds}", median))
+    titles = ("", "median", "quartiles", "seeds", "steps, median")
+    _measuring.show("seconds to a mean return of 475 over 100 episodes", titles, rows)
+    missing = "Stable-Baselines3 is not installed and takes no part: pip install -e '.[peers]'"
+    _measuring.finish(
+        options,
+        "ppo_throughput",
+        unit="environment steps/s; seconds",
+        warm_up="compilation, two iterations twice, a call and a round",
+        repeats=rounds,
+        seconds_a_call=seconds,
+        settings={name: s._asdict() for name, s in SETTINGS.items()},
+        measured=measured,
+        ratios=ratios,
+        bars=bars,
+        solved=solved,
+        notes=[] if _ppo_peers.installed() else [missing],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Learn to balance a pole until the mean return is 475. Run it again, and it resumes.
+
+python examples/cartpole.py --seed 1
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from rich.logging import RichHandler
+
+import hooks
+import models
+import trainer
+from trainer import configuration, rl
+from trainer.configuration import Checkpointing, Optimizer, Schedule
+from trainer.rl import environments
+
+
+@dataclass(frozen=True)
+class Config(trainer.TrainingConfig):
+    run: Path = Path("runs/cartpole")
+    epochs: int = 97
+    """Rollouts, each learnt from: with the other defaults 99,328 steps in the environments."""
+    batch_size: int = 256
+    """Transitions a minibatch."""
+    envs: int = 16
+    """Environments that play at once."""
+    steps: int = 64
+    """Steps of each in an epoch."""
+    passes: int = 10
+    """Over the experience of an epoch."""
+    target: float = 475.0
+    """Mean return of 100 episodes at which to stop."""
+    optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
+    schedule: Schedule = Schedule("linear")
+    checkpointing: Checkpointing = Checkpointing(best="val/return", mode="max")
+
+
+def main(config: Config) -> None:
+    env = environments.cartpole()
+    network = models.actor_critic(actions=env.action_space.n)
+    minibatches = config.envs * config.steps // config.batch_size
+    agent = rl.ppo(
+        network,
+        env,
+        configuration.optimizer(config, config.epochs * config.passes * minibatches),
+        envs=config.envs,
+        steps=config.steps,
+        epochs=config.passes,
+        minibatches=minibatches,
+        discount=0.98,
+        gae_lambda=0.9,
+        loss=rl.ppo_loss(entropy_coefficient=0.0),
+        clip_norm=config.optimizer.clip_norm,
+    )
+    exam = rl.evaluation_of(network, env, episodes=100)
+    writers = hooks.configured_writers(config)
+
+    def last(state, metrics):
+        """Say whether this epoch is the last one."""
+        return state.stop or int(state.epoch) == config.epochs
+
+    state, _ = trainer.fit(
+        agent.init(jax.random.key(config.seed)),
+        agent.program,
+        epochs=config.epochs,
+        hooks=hooks.chain(
+            hooks.every(5, hooks.evaluate(exam)),
+            hooks.stop_at_return(config.target, metric="val/return"),
+            hooks.stop_on_nan(),
+            hooks.when(last, hooks.record_replays(network, env, config.run, *writers)),
+            hooks.configured(config, writers=writers, given={"val": exam}),
+        ),
+    )
+    played = int(state.epoch) * config.envs * config.steps
+    print(f"{'reached' if state.stop else 'missed'} {config.target:g} after {played:,} steps")
+    print("fingerprint", trainer.fingerprint(state))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
+    logging.getLogger("entracte").setLevel(logging.INFO)
+    main(trainer.parse_config(Config, description=__doc__))
