@@ -18,7 +18,7 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-PEERS = ("keras", "lightning", "torch")
+PEERS = ("keras", "lightning", "stable-baselines3", "torch")
 
 Samples = dict[str, list[float]]
 """Contestant to one figure a round."""

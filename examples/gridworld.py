@@ -75,7 +75,7 @@ def main(config: Config) -> None:
     )
     exam = rl.evaluation_of(network, env, episodes=64, greedy=False)
 
-    state, history = trainer.fit(
+    state, _ = trainer.fit(
         agent.init(jax.random.key(config.seed)),
         agent.program,
         epochs=config.epochs,

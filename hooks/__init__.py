@@ -6,7 +6,7 @@ from hooks.checkpoint import save_checkpoints
 from hooks.combining import chain, every, every_steps, on, once, when
 from hooks.configuration import configured, configured_writers, from_config, write_config
 from hooks.console import Console
-from hooks.curriculum import adapt_curriculum, learning_progress, thresholds
+from hooks.curriculum import adapt_curriculum
 from hooks.evaluation import evaluate
 from hooks.failing import background, guard
 from hooks.following import follow_checkpoints
@@ -16,15 +16,19 @@ from hooks.learning_rates import find_learning_rate
 from hooks.metrics import log_metrics
 from hooks.monitoring import beat, watch_system
 from hooks.plotting import plot_history
+from hooks.populations import each
 from hooks.profiling import profile
 from hooks.recording import image_grid, record
+from hooks.replay_files import load_replay
+from hooks.replays import record_replays
 from hooks.report import write_report
 from hooks.rolling_back import roll_back_on_nan, roll_back_on_spike
 from hooks.schedules import reduce_on_plateau, set_hyperparams
 from hooks.stopping import stop_at_return, stop_early, stop_on_nan, time_limit
 from hooks.tensorboard import TensorBoard
 from hooks.unfreezing import unfreeze_at
-from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Writer
+from hooks.weighing_lessons import learning_progress, thresholds
+from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Video, Writer
 from trainer import Hook
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "TensorBoard",
     "Text",
     "Trace",
+    "Video",
     "Writer",
     "adapt_curriculum",
     "average_params",
@@ -45,6 +50,7 @@ __all__ = [
     "chain",
     "configured",
     "configured_writers",
+    "each",
     "evaluate",
     "every",
     "every_steps",
@@ -55,6 +61,7 @@ __all__ = [
     "image_grid",
     "keep_best",
     "learning_progress",
+    "load_replay",
     "log_metrics",
     "observe",
     "on",
@@ -63,6 +70,7 @@ __all__ = [
     "profile",
     "reads",
     "record",
+    "record_replays",
     "reduce_on_plateau",
     "roll_back_on_nan",
     "roll_back_on_spike",

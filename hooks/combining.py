@@ -98,7 +98,7 @@ def every_steps(n: int, hook: Combined) -> Combined:
         name = f"every_steps/{n}/{part.name}"
 
         def count(state: TrainState) -> int:
-            return _int(state.step) // n
+            return int(np.asarray(state.step).max()) // n  # of a population, its furthest member's
 
         return Gate(
             lambda state, metrics, event: count(state) > recall(state, name, lambda state: 0),

@@ -55,7 +55,7 @@ def record_replays(
         directory: of the run. Two of these hooks need directories of their own.
         writers: those of `log_metrics` or others. Behind `background` they must be its own.
         episodes: to play each time.
-        lesson: one of `env.lessons` to play; drawn alike by `env.params` if None.
+        lesson: one of `env.lessons` to play; drawn by the weights in `env.params` if None.
         greedy: choose the likeliest action; False draws it.
         max_steps: after which an episode is left. The frames of a whole one are in memory.
         seed: from 0 to 2**32 - 1.

@@ -143,7 +143,8 @@ def stop_on_nan() -> Hook:
         wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if not wrong:
             return state
-        step, name = first_not_finite(metrics, int(state.step)) or (int(state.step), wrong[0])
+        steps = int(np.asarray(state.step).max())  # of a population, its furthest member's
+        step, name = first_not_finite(metrics, steps) or (steps, wrong[0])
         log.error("stopping: %s is not finite at step %d (%s)", name, step, ", ".join(wrong))
         return state.replace(stop=True)
 

@@ -8,10 +8,12 @@ from trainer.cost import cost
 from trainer.evaluating import evaluate
 from trainer.hook import Hook, Interrupt
 from trainer.loop import fit
+from trainer.member_metrics import Members
 from trainer.metrics import Metrics
 from trainer.overfitting import overfit
 from trainer.parameters import export_params, load_params
 from trainer.phases import Phase
+from trainer.population import best_member, member, population, population_of, stacked
 from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
 from trainer.summaries import summary
@@ -21,10 +23,12 @@ __all__ = [
     "Checkpoints",
     "Hook",
     "Interrupt",
+    "Members",
     "Metrics",
     "Phase",
     "TrainState",
     "TrainingConfig",
+    "best_member",
     "cache_compilations",
     "configuration",
     "cost",
@@ -37,10 +41,14 @@ __all__ = [
     "load_config",
     "load_params",
     "losses",
+    "member",
     "optimizers",
     "overfit",
     "parse_config",
+    "population",
+    "population_of",
     "restore",
+    "stacked",
     "summary",
     "supervised",
     "training",

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from trainer.hook import Hook
+from trainer.member_metrics import Members
 from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 from trainer.structure import (
     buffers,
@@ -127,6 +128,8 @@ def _same(old: PyTree, new: PyTree) -> bool:
 
 
 def _number(hook: Hook, name: str, score: Any) -> float:
+    if isinstance(score, Members):
+        return score
     try:
         return float(score)
     except (TypeError, ValueError) as error:

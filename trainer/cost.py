@@ -162,7 +162,7 @@ def products(jaxpr: Any) -> int:
 
 def _step_of(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[..., Any], Any, Any]:
     """Give (function, shapes of its data, how often an epoch calls it)."""
-    if phase.repetition is None:
+    if phase.repetition is None or phase.members is not None:
         return phase.run, _shapes(phase.feed.example if phase.feed else previous), 1
     feed = phase.repetition.feed
     piece = _shapes(feed.example)

@@ -161,9 +161,9 @@ def _begin(
 def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
     """Say so where a run that goes on has another batch size, or other data, than before."""
     planned = [phase.steps_per_epoch for phase in phases if phase.changes]
-    step, epoch = int(state.step), int(state.epoch)
+    step, epoch = int(np.max(np.asarray(state.step))), int(state.epoch)
     to_come = sum(steps or 0 for steps in planned)
-    if step and epoch and None not in planned and step != epoch * to_come:
+    if planned and step and epoch and None not in planned and step != epoch * to_come:
         log.info(
             "epochs so far took %.6g steps each, those to come take %d: another batch size, or "
             "other data; the bits will differ from those of a run that had it from the start",

@@ -15,13 +15,13 @@ from jax import lax
 
 from trainer.state import PyTree, path_name
 
-REDUCTIONS: dict[str, Callable[[np.ndarray], float]] = {
-    "mean": lambda trace: np.add.reduce(trace, dtype=np.float64) / len(trace),
-    "sum": lambda trace: np.add.reduce(trace, dtype=np.float64),
-    "last": lambda trace: trace[-1],
-    "max": lambda trace: trace.max(),
+REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
+    "mean": lambda traces: np.add.reduce(traces, axis=-1, dtype=np.float64) / traces.shape[-1],
+    "sum": lambda traces: np.add.reduce(traces, axis=-1, dtype=np.float64),
+    "last": lambda traces: traces[..., -1],
+    "max": lambda traces: traces.max(axis=-1),
 }
-"""How a per-step trace `[steps]` becomes the epoch's value (in float64, on the host)."""
+"""How traces `[..., steps]` become an epoch's values `[...]` (in float64, on the host)."""
 
 
 class Metrics(Mapping[str, float]):

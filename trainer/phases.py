@@ -13,6 +13,7 @@ import numpy as np
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, choose, compiled_steps
+from trainer.member_metrics import LIVE, finalized_members, reduced_members
 from trainer.metrics import Layout, check_measured, pack, reduced
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.structure import settled
@@ -39,14 +40,20 @@ class Measured(NamedTuple):
 
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
         """Wait for the phase, and give (values, traces, optimizer steps that it took)."""
-        pieces, taken = [], 0
+        phase, pieces, taken = self.phase, [], 0
         jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
         for program, packed in self.packed:
-            metrics, steps = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
-            pieces.append(metrics)
-            taken += int(steps.sum())
-        values, traces = reduced(pieces, self.phase.reduce, self.phase.name)
-        return self.phase.finalized(values), traces, taken
+            numbers = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
+            pieces.append(numbers[0])
+            taken += int(numbers[1].sum())
+        if phase.members is None:
+            values, traces = reduced(pieces, phase.reduce, phase.name)
+            return phase.finalized(values), traces, taken
+        live = numbers[2].astype(bool)
+        each, traces = reduced_members(pieces, live, phase.reduce, phase.name)
+        if phase.finalize is not None:
+            each = finalized_members(phase.finalize, each, live, phase.name)
+        return {**each}, traces, taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +96,8 @@ class Phase:
     finalize: Callable[[Mapping[str, float]], Mapping[str, float | None]] | None = None
     """`(means) -> {name: value}` on the host: what is no mean but follows from some. None leaves
     the name out: of an epoch in which nothing was measured, or for good."""
+    members: int | None = None
+    """How many are trained at once, where `population` made it; it reports `[members, ...]`."""
     _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _programs: dict[Any, Program] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -141,8 +150,8 @@ class Phase:
             donate: as it will be compiled, so that it is traced once.
         """
         data = self.feed.example if self.feed else previous
-        traced, (metrics, _) = self._traced(device_part(state), data, donate and self.changes)
-        return traced.out_info[1], metrics
+        traced, numbers = self._traced(device_part(state), data, donate and self.changes)
+        return traced.out_info[1], numbers[0]
 
     def keys(self, state: TrainState) -> tuple[str, ...]:
         """Name the metrics that it reports, prefix included."""
@@ -211,7 +220,8 @@ class Phase:
         position = None if self.feed.start is None else positions.found(state, self.name)
         return self.feed.pieces(state, self.check, position)
 
-    def _settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
+    def settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
+        """Run, while tracing, and check that what comes back is a state as it was given."""
         result = self.run(state, data)
         if not isinstance(result, tuple) or len(result) != 3:
             raise TypeError(
@@ -222,16 +232,22 @@ class Phase:
         return settled(state, after, f"phase {self.name!r}"), output, metrics
 
     def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
-        """Trace once: give the traced function, and the shapes of (metrics, steps taken)."""
+        """Trace once: give the traced function, and the shapes of (metrics, steps taken).
+
+        Of a population also of which members live.
+        """
         signature = _signature(state), _signature(data), donate
         if signature in self._traces:
             return self._traces[signature]
         measured: list[PyTree] = []
 
         def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
-            after, output, metrics = self._settled(state, data)
-            check_measured(metrics, self.reduce, self.name)
-            numbers = (metrics, after.step - state.step)
+            after, output, metrics = self.settled(state, data)
+            numbers: tuple[Any, ...] = (metrics, after.step - state.step)
+            if self.members is None:
+                check_measured(metrics, self.reduce, self.name)
+            else:
+                numbers = (*numbers, state.carry[LIVE])
             measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
             return after if self.changes else None, output, pack(numbers)
 

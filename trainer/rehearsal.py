@@ -76,7 +76,7 @@ def rehearse(
 def first_step(
     phase: Phase, state: TrainState, previous: PyTree = None, *, donate: bool = False
 ) -> tuple[TrainState, PyTree, Measured]:
-    """Run the first step of a phase's epoch alone; of one written by hand the first piece.
+    """Run a phase's first step alone; the first piece of one by hand, or of a population.
 
     Args:
         phase: of `training` or `evaluation`, or written by hand.
@@ -89,7 +89,7 @@ def first_step(
     """
     device = device_part(state)
     piece, _ = next(phase.pieces(device, previous))
-    if phase.repetition is None:
+    if phase.repetition is None or phase.members is not None:
         if donate and phase.changes:
             device = device_part(owned(state))
         program = phase.program(device, piece, donate=donate)

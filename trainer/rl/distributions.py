@@ -66,7 +66,7 @@ def entropy(outputs: Outputs) -> jax.Array:
     1.3863
     """
     if "logits" in outputs:
-        logs = jax.nn.log_softmax(outputs["logits"])
+        logs = _logs(outputs["logits"])
         return -jnp.sum(jnp.exp(logs) * logs, axis=-1)
     return jnp.sum(outputs["log_std"] + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
@@ -79,8 +79,14 @@ def kl(outputs: Outputs, others: Outputs) -> jax.Array:
     0.6931
     """
     if "logits" in outputs:
-        here, there = (jax.nn.log_softmax(o["logits"]) for o in (outputs, others))
+        here, there = (_logs(o["logits"]) for o in (outputs, others))
         return jnp.sum(jnp.exp(here) * (here - there), axis=-1)
     wider = others["log_std"] - outputs["log_std"]
     apart = (outputs["mean"] - others["mean"]) * jnp.exp(-others["log_std"])
     return jnp.sum(wider + 0.5 * (jnp.exp(-2 * wider) + apart**2) - 0.5, axis=-1)
+
+
+def _logs(logits: jax.Array) -> jax.Array:
+    """Give logarithms of probabilities, finite also of an action that is ruled out by -inf."""
+    logs = jax.nn.log_softmax(logits)
+    return jnp.maximum(logs, jnp.finfo(logs.dtype).min)

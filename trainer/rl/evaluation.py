@@ -68,9 +68,9 @@ def evaluation_of(
 
     Raises:
         TypeError: the environment steps on the host.
-        ValueError: the network does not fit the environment, there is no such lesson, or a setting
-            is below 1; when it plays, a reward or an observation is not finite: environment and
-            step are named.
+        ValueError: the network does not fit the environment, which refuses its params, there is no
+            such lesson, or a setting is below 1; before it plays, the environment resets by itself;
+            when it plays, a reward or an observation is not finite: environment and step are named.
     """
     for what, value in (("episodes", episodes), ("max_steps", max_steps)):
         if value < 1:
@@ -81,6 +81,7 @@ def evaluation_of(
             f"{type(env).__name__}, whose episodes `rollout` measures where they step on the host"
         )
     check_fits(network, env)
+    env.check(env.params)
     current, chosen = _chosen(env, lessons)
     count = episodes if current or not chosen else episodes * len(chosen)
     played = np.repeat([env.lessons.index(lesson) for lesson in chosen], episodes)
@@ -167,6 +168,11 @@ def play(
         action = bounded(action, env.action_space)
         keys = jax.random.split(env_key, count)
         step = jax.vmap(env.step)(keys, course.state, action, params)
+        if "final_observation" in step.info:
+            raise ValueError(
+                f"evaluation needs {env.name!r} without auto_reset, as each episode counts once: "
+                "give the environment that auto_reset was put around"
+            )
         wrong = ~course.over & ~finite(step.reward, step.observation)
         return t + 1, Course(
             state=step.state,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from trainer.rl.environments.contract import Box, Discrete
-from trainer.rl.environments.from_gymnasium import HostEnvironments, HostStep
+from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.policies import Weights, act, bounded, forward
 from trainer.rl.rollouts import Experience
 from trainer.state import PyTree
@@ -72,11 +72,13 @@ def play(
     sums, lengths = standing.episode_return, standing.episode_length
     no_first = np.zeros(len(envs), bool)
     rows, totals = [], []
+    _refuse_broken(envs, observation, None, 0)
     for t in range(steps):
         *looked, recurrent = look(weights, observation, recurrent, first, key, np.int32(t))
         action, given, log_prob, value = jax.device_get(looked)
         step = envs.step(given)
-        _refuse_broken(envs, step, given, t)
+        seen = step.reward, step.final_observation, step.observation
+        _refuse_broken(envs, seen, given, t)
         final_value = np.zeros_like(value)
         if step.truncated.any():
             *_, final_value, _ = look(
@@ -125,14 +127,21 @@ def _stacked(rows: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
 
-def _refuse_broken(envs: HostEnvironments, step: HostStep, given: np.ndarray, t: int) -> None:
-    """Name the first environment that gave what is not finite, before anything is learnt of it."""
-    for array in (step.reward, *jax.tree.leaves(step.final_observation)):
+def _refuse_broken(envs: HostEnvironments, seen: PyTree, given: np.ndarray | None, t: int) -> None:
+    """Name the first environment that gave what is not finite, before anything is learnt of it.
+
+    Args:
+        envs: that gave it.
+        seen: rewards and observations, `[env, ...]` each.
+        given: the actions before, `[env, ...]`; None where an episode began.
+        t: the step of the rollout.
+    """
+    for array in jax.tree.leaves(seen):
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue
         index = int(np.argmin(np.isfinite(array).reshape(len(envs), -1).all(axis=1)))
+        action = "" if given is None else f", for the action {given[index].tolist()}"
         raise ValueError(
             f"environment {index} of {len(envs)} ({envs.name!r}) gave a reward or an observation "
-            f"that is not finite at step {t} of the rollout, for the action "
-            f"{given[index].tolist()}: look at its step function"
+            f"that is not finite at step {t} of the rollout{action}: look at its step and its reset"
         )

@@ -13,6 +13,7 @@ from jax import lax
 from trainer.rl import distributions
 from trainer.rl.distributions import Outputs
 from trainer.rl.environments.contract import Box, Discrete, Environment, example
+from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import Statistics, normalized
 from trainer.state import PyTree, TrainState
 
@@ -37,7 +38,7 @@ def begin(network: Any, batch: int) -> PyTree:
     return network.begin(batch) if hasattr(network, "begin") else ()
 
 
-def initial(network: Any, env: Environment, key: jax.Array) -> Weights:
+def initial(network: Any, env: Environment | HostEnvironments, key: jax.Array) -> Weights:
     """Initialise a network for an environment's observations."""
     observation = example(env.observation_space, 1)
     inputs = _inputs(observation, begin(network, 1), jnp.zeros(1, bool))
@@ -153,18 +154,30 @@ def act(outputs: Outputs, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
 
 
 def bounded(action: jax.Array, space: Discrete | Box) -> jax.Array:
-    """Cut an action to what the environment takes; what is learnt from is the action as drawn."""
+    """Cut an action to what the environment takes; what is learnt from is the action as drawn.
+
+    Where it takes whole numbers, it is given the nearest.
+    """
     if isinstance(space, Discrete):
         return action
-    return jnp.clip(action, space.low, space.high).astype(space.dtype)
+    within = jnp.clip(action, space.low, space.high)
+    whole = jnp.issubdtype(space.dtype, jnp.integer)
+    return (jnp.round(within) if whole else within).astype(space.dtype)
 
 
-def check_fits(network: Any, env: Environment, *, who: str = "the policy") -> None:
+def check_fits(
+    network: Any,
+    env: Environment | HostEnvironments,
+    *,
+    weights: Weights | None = None,
+    who: str = "the policy",
+) -> None:
     """Check, without computing anything, that a network can act in an environment.
 
     Args:
         network: to check.
         env: whose spaces it is to fit.
+        weights: with which it is to act; None for those that it begins with.
         who: it is, for the message.
 
     Raises:
@@ -174,15 +187,23 @@ def check_fits(network: Any, env: Environment, *, who: str = "the policy") -> No
 
     def look(key: jax.Array) -> tuple[dict[str, jax.Array], PyTree]:
         observation, recurrent = example(env.observation_space, 1), begin(network, 1)
-        weights = initial(network, env, key)
-        outputs, after, _ = forward(network, weights, observation, recurrent, jnp.zeros(1, bool))
+        own = initial(network, env, key) if weights is None else weights
+        outputs, after, _ = forward(network, own, observation, recurrent, jnp.zeros(1, bool))
         return outputs, (recurrent, after)
 
-    outputs, (before, after) = jax.eval_shape(look, jax.random.key(0))
+    try:
+        outputs, (before, after) = jax.eval_shape(look, jax.random.key(0))
+    except Exception as error:
+        error.add_note(f"in looking with {who} at the observations of {env.name!r}")
+        raise
     if str(before) != str(after):
         raise TypeError(f"{who} must give back its memory as it was, {before}; got {after}")
     space = env.action_space
-    wanted = {"logits": (space.n,)} if isinstance(space, Discrete) else {"mean": space.shape}
+    wanted = (
+        {"logits": (space.n,)}
+        if isinstance(space, Discrete)
+        else {"mean": space.shape, "log_std": space.shape}
+    )
     if isinstance(space, Box) and len(space.shape) != 1:
         raise ValueError(f"policies act in boxes with one axis; {env.name!r} has {space}")
     got = {name: tuple(x.shape[1:]) for name, x in outputs.items()}
@@ -191,7 +212,7 @@ def check_fits(network: Any, env: Environment, *, who: str = "the policy") -> No
     for name, shape in wanted.items():
         if got.get(name) != shape:
             count = math.prod(shape)
-            continuous = ", continuous=True" if name == "mean" else ""
+            continuous = ", continuous=True" if isinstance(space, Box) else ""
             raise ValueError(
                 f"{who} must give {name} {['batch', *shape]} for the actions of {env.name!r}, "
                 f"{space}; it gives {got}: models.actor_critic(actions={count}{continuous})"

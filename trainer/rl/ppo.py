@@ -13,6 +13,7 @@ from trainer.losses.contract import Loss
 from trainer.phases import Phase
 from trainer.rl import distributions
 from trainer.rl.environments.contract import Environment, example
+from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import no_rewards, unseen
 from trainer.rl.policies import begin, check_fits, initial
 from trainer.rl.rollouts import rollout, start
@@ -57,7 +58,8 @@ def ppo_loss(
         normalize_advantages: bring them to mean 0 and deviation 1 in each minibatch.
 
     Raises:
-        ValueError: a setting is negative, or a clip is 0.
+        ValueError: a setting is negative, or a clip is 0; when traced, advantages are to be
+            normalised in a minibatch of one.
 
     Source: J. Schulman et al., Proximal Policy Optimization Algorithms, 2017, equations 7 and 9;
     `approx_kl` is the third estimator of J. Schulman, Approximating KL Divergence, 2020.
@@ -81,6 +83,12 @@ def ppo_loss(
     def ppo(outputs: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         advantage = batch["advantage"]
         if normalize_advantages:
+            if advantage.size == 1:
+                raise ValueError(
+                    "ppo_loss: advantages of a minibatch of one transition are 0 when normalised, "
+                    "and nothing would be learnt of the policy: fewer minibatches, more envs or "
+                    "steps, or normalize_advantages=False"
+                )
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         log_ratio = distributions.log_prob(outputs, batch["action"]) - batch["log_prob"]
         ratio = jnp.exp(log_ratio)
@@ -107,7 +115,7 @@ def ppo_loss(
 
 def ppo(
     network: Any,
-    env: Environment,
+    env: Environment | HostEnvironments,
     optimizer: optax.GradientTransformation,
     *,
     envs: int = 8,
@@ -131,9 +139,9 @@ def ppo(
 
     Args:
         network: of policy and value, see `models.actor_critic`.
-        env: to learn in.
+        env: to learn in; those of `from_gymnasium` step on the host.
         optimizer: of optax.
-        envs: how many environments play at once.
+        envs: how many environments play at once; on the host, as many as were made.
         steps: of each in a rollout.
         epochs: passes over a rollout's experience.
         minibatches: that a pass is divided in: of transitions, or for a policy with memory of
@@ -151,16 +159,31 @@ def ppo(
         teacher: see `distillation.teacher`: a network whose outputs the loss may read.
 
     Raises:
-        TypeError, ValueError: the network does not fit the environment, the environment refuses its
-            params, minibatches do not divide the experience, or a setting is out of range.
+        TypeError, ValueError: the network or the teacher does not fit the environment, which is no
+            environment, or refuses its params, or is not made as often as `envs`; minibatches do
+            not divide the experience, a setting is out of range, or a teacher has no loss.
 
     Source: J. Schulman et al., Proximal Policy Optimization Algorithms, 2017; the details are those
     that S. Huang et al., The 37 Implementation Details of Proximal Policy Optimization, 2022, put
     on record, but that the end of a time limit is no end: the value of what followed stands in.
     """
     _check(network, envs, steps, epochs, minibatches, discount, gae_lambda, target_kl, clip_norm)
+    if not isinstance(env, Environment | HostEnvironments):
+        raise TypeError(
+            "ppo learns in an Environment of trainer.rl.environments, or in what from_gymnasium "
+            f"makes; got {env!r:.100}"
+        )
+    if isinstance(env, HostEnvironments):
+        env.check_count(envs)
     check_fits(network, env)
     env.check(env.params)
+    if teacher is not None:
+        check_fits(teacher.network, env, weights=teacher.weights, who="the teacher")
+        if loss is None:
+            raise ValueError(
+                "ppo: a teacher is given, and no loss that reads what it says: "
+                "loss=losses.total(ppo_loss(), distillation.kickstart())"
+            )
 
     weighed = jax.jit(lambda key: initial(network, env, key))
     playing = jax.jit(lambda key, params: start(network, env, envs, key, params))

@@ -97,6 +97,11 @@ def rollout(
         return host_rollout(network, env, steps, name=name)
 
     def run(state: TrainState, data: None) -> tuple[TrainState, Experience, dict[str, Any]]:
+        if "environment" not in state.carry:
+            raise ValueError(
+                f"phase {name!r} plays on from state.carry['environment'], which is not there: "
+                "begin with a state that the init of trainer.rl.ppo made"
+            )
         weights, playing = weights_of(state), state.carry["environment"]
         params = state.carry["lessons"] if env.lessons else env.params
         after, experience, seen = play(
@@ -169,7 +174,7 @@ def play(
             observation=playing.observation,
             action=action,
             log_prob=log_prob,
-            value=outputs["value"] if remembers else (),
+            value=outputs["value"] if remembers else jnp.zeros(()),
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
@@ -188,6 +193,8 @@ def play(
     last = value_of(after.observation, after.recurrent, after.first)
     following = jnp.concatenate([rows.value[1:], last[None]])
     next_value = jnp.where(rows.truncated, rows.next_value, following)
+    # What a reset gave is no step's own observation: it is found where it is looked at.
+    seen = seen._replace(broken=seen.broken | ~finite(rows.reward, rows.observation))
     return after, rows._replace(next_value=next_value, recurrent=playing.recurrent), seen
 
 
@@ -220,7 +227,8 @@ def finalized(means: Mapping[str, float], env: str, envs: int) -> dict[str, floa
         step, index = divmod(-int(means["_sound"]), envs)
         raise ValueError(
             f"environment {index} of {envs} ({env!r}) gave a reward or an observation that is not "
-            f"finite at step {step} of the rollout: look at its step function and at its params"
+            f"finite at step {step} of the rollout: look at its step function, its reset and its "
+            "params"
         )
     found: dict[str, float | None] = {"_sound": None}
     for name, count in means.items():
@@ -244,12 +252,10 @@ def _seen(step: Step) -> Seen:
 
 
 def finite(reward: jax.Array, observation: PyTree) -> jax.Array:
-    """Say of each environment `[env]` whether what it gave is finite."""
-    envs = reward.shape[0]
-    given = [x for x in (reward, *jax.tree.leaves(observation)) if _floating(x)]
-    return jnp.all(
-        jnp.stack([jnp.isfinite(x).reshape(envs, -1).all(axis=1) for x in given]), axis=0
-    )
+    """Say of each reward `[..., env]` whether it and the observation beside it are finite."""
+    given = reward, *jax.tree.leaves(observation)
+    sound = [jnp.isfinite(x).reshape(*reward.shape, -1).all(axis=-1) for x in given]
+    return jnp.all(jnp.stack(sound), axis=0)
 
 
 def first_broken(broken: jax.Array) -> jax.Array:
@@ -261,7 +267,3 @@ def means_of(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> 
     """Give sums and how many they are of, to be divided once, for the names with a suffix."""
     count = jnp.sum(where, dtype=jnp.int32)
     return {f"{k}{suffix}": (jnp.sum(x, where=where), count) for k, x in values.items()}
-
-
-def _floating(x: jax.Array) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))

@@ -189,6 +189,11 @@ def learnt(
         after, metrics = after.replace(model_state=model_state), metrics | told
         if target_kl is None:
             return (after, going), metrics
+        if "approx_kl" not in metrics:
+            raise ValueError(
+                "target_kl needs a loss that gives 'approx_kl', as ppo_loss does; it gave "
+                f"{sorted(metrics)}"
+            )
         going &= metrics["approx_kl"] <= target_kl
         after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
         return (after, going), metrics | {"applied": going.astype(jnp.float32)}
@@ -213,6 +218,8 @@ def derived(
         )
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
         means = {name: gradients.mean(v)[0] for name, v in now(outputs, flat).items()}
+        if "loss" not in means:
+            raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
         return means["loss"], (means, model_state)
 
     grads, (means, model_state) = jax.grad(objective, has_aux=True)(state.params)

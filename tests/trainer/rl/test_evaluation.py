@@ -11,7 +11,7 @@ import hooks
 import models
 import trainer
 from trainer.rl import evaluation_of, lessons, ppo
-from trainer.rl.environments import cartpole, gridworld
+from trainer.rl.environments import auto_reset, cartpole, gridworld
 
 STILL = optax.sgd(0.0)
 
@@ -179,6 +179,21 @@ def test_a_state_without_weights_of_lessons_is_refused(course, always):
     bare = state.replace(carry={"environment": state.carry["environment"]})
     with pytest.raises(ValueError, match=r"state.carry\['lessons'\], which is not there"):
         trainer.evaluate(bare, evaluation_of(always(0), course, lessons="current"))
+
+
+def test_an_environment_that_resets_by_itself_is_refused(counts, always):
+    phase = evaluation_of(always(0), auto_reset(counts()))
+    with pytest.raises(ValueError, match="'counting' without auto_reset"):
+        trainer.evaluate(_state(always(0), counts()), phase)
+
+
+def test_params_outside_the_range_are_refused():
+    env = cartpole()
+    with pytest.raises(ValueError, match="pole_length"):
+        evaluation_of(
+            models.actor_critic(actions=2),
+            env._replace(params=env.params.replace(pole_length=jnp.float32(-1.0))),
+        )
 
 
 def test_environments_of_the_host_are_refused(always):

@@ -229,6 +229,14 @@ def test_a_step_that_gives_nan_is_named():
         trainer.fit(state, host_rollout(sure(False), envs, STEPS), epochs=1)
 
 
+def test_a_beginning_that_is_nan_is_named():
+    left = [Rising(), Rising(begin=np.nan)]
+    envs = from_gymnasium(lambda: left.pop(0), 2)
+    state = trainer.TrainState.create(params={}, rng=KEY)
+    with pytest.raises(ValueError, match="environment 1 of 2 .* step 0 of the rollout: look at"):
+        trainer.fit(state, host_rollout(sure(False), envs, STEPS), epochs=1)
+
+
 def test_actions_are_given_within_bounds_and_learnt_from_as_drawn():
     class Driven(gymnasium.Env):
         action_space = gymnasium.spaces.Box(-0.5, 0.5, (2,))
@@ -279,7 +287,6 @@ def test_it_trains():
 
 def test_as_many_must_play_as_there_are():
     network = models.actor_critic(actions=2, hidden=(8,))
-    with from_gymnasium("CartPole-v1", 4) as envs:
-        agent = ppo(network, envs, optax.sgd(0.1), envs=8)
-        with pytest.raises(ValueError, match="4 environments were made .* say envs=4"):
-            agent.init(KEY)
+    few = pytest.raises(ValueError, match="4 environments were made .* say envs=4")
+    with from_gymnasium("CartPole-v1", 4) as envs, few:
+        ppo(network, envs, optax.sgd(0.1), envs=8)

@@ -66,6 +66,15 @@ def test_actions_are_drawn_or_the_likeliest():
 def test_actions_in_a_box_are_cut_off_at_its_bounds():
     space = Box((2,), -1.0, 1.0)
     assert policies.bounded(jnp.array([[3.0, -0.5]]), space).tolist() == [[1.0, -0.5]]
+    endless = Box((2,))
+    assert policies.bounded(jnp.array([[3.0, -0.5]]), endless).tolist() == [[3.0, -0.5]]
+
+
+def test_whole_numbers_in_a_box_are_the_nearest():
+    space = Box((4,), -2, 2, jnp.dtype(jnp.int32))
+    given = policies.bounded(jnp.array([[1.6, -0.9, 0.4, 9.0]]), space)
+    assert given.dtype == jnp.int32
+    assert given.tolist() == [[2, -1, 0, 2]]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +100,31 @@ def test_a_box_needs_a_continuous_policy():
             models.actor_critic(actions=2, continuous=True),
             env._replace(action_space=Box((2, 2), -1.0, 1.0)),
         )
+
+
+@pytest.mark.parametrize("log_std", [{}, {"log_std": jnp.zeros(2)}])
+def test_a_gaussian_needs_a_deviation_for_each_of_the_batch(log_std):
+    outputs = {"mean": jnp.zeros((1, 2)), "value": jnp.zeros(1), **log_std}
+    network = SimpleNamespace(
+        init=lambda key, x: ({}, {}),
+        apply=lambda params, model_state, x, *, key, train: (outputs, model_state),
+    )
+    with pytest.raises(ValueError, match=r"must give log_std \['batch', 2\]"):
+        policies.check_fits(network, cartpole()._replace(action_space=Box((2,), -1.0, 1.0)))
+
+
+def test_weights_for_other_observations_are_refused():
+    network = models.actor_critic(actions=2, hidden=(8,))
+    weights = _weights(network)
+    policies.check_fits(network, cartpole(), weights=weights)
+    with pytest.raises(ValueError, match="must be .6, 8., got .4, 8.") as raised:
+        policies.check_fits(
+            network,
+            cartpole()._replace(observation_space=Box((6,))),
+            weights=weights,
+            who="the teacher",
+        )
+    assert "the teacher at the observations of 'cartpole'" in " ".join(raised.value.__notes__)
 
 
 def test_a_policy_without_a_value_or_with_a_changing_memory_is_refused():

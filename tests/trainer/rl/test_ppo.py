@@ -11,7 +11,9 @@ import pytest
 import hooks
 import models
 import trainer
-from trainer.rl import curriculum, ppo, ppo_loss
+from trainer import losses
+from trainer.rl import curriculum, policies, ppo, ppo_loss
+from trainer.rl.distillation import Teacher, kickstart
 from trainer.rl.environments import Box, cartpole
 
 OUTPUTS = {"logits": jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5]])), "value": jnp.array([1.0, 3.0])}
@@ -52,6 +54,14 @@ def test_advantages_are_normalised_over_the_minibatch():
     batch = {**BATCH, "advantage": jnp.array([5.0, 9.0]), "log_prob": jnp.log(jnp.full(2, 0.5))}
     values = ppo_loss()(OUTPUTS, batch)
     chex.assert_trees_all_close(values["policy_loss"], jnp.array([1.0, -1.0]), rtol=1e-5)
+
+
+def test_an_advantage_alone_cannot_be_normalised():
+    one = jax.tree.map(lambda x: x[:1], (OUTPUTS, BATCH))
+    with pytest.raises(ValueError, match="one transition .* normalize_advantages=False"):
+        ppo_loss()(*one)
+    values = ppo_loss(normalize_advantages=False)(*one)
+    chex.assert_trees_all_close(values["policy_loss"], jnp.array([-1.2]), rtol=1e-6)
 
 
 def test_nothing_is_gained_beyond_the_clip():
@@ -95,6 +105,23 @@ def test_a_policy_with_memory_is_divided_by_environments():
     network = models.actor_critic(actions=2, memory=4)
     with pytest.raises(ValueError, match="6 environments, whole as .* do not make 4"):
         ppo(network, cartpole(), optax.adam(1e-3), envs=6, minibatches=4)
+
+
+def test_what_is_no_environment_is_refused():
+    with pytest.raises(TypeError, match="from_gymnasium makes; got 'CartPole-v1'"):
+        ppo(models.actor_critic(actions=2), "CartPole-v1", optax.adam(1e-3))
+
+
+def test_a_teacher_must_fit_and_be_listened_to():
+    env, network = cartpole(), models.actor_critic(actions=2, hidden=(4,))
+    other = models.actor_critic(actions=3, hidden=(4,))
+    key, kickstarted = jax.random.key(0), losses.total(ppo_loss(), kickstart())
+    teacher = Teacher(other, policies.initial(other, env, key))
+    with pytest.raises(ValueError, match="the teacher must give logits"):
+        ppo(network, env, optax.adam(1e-3), teacher=teacher, loss=kickstarted)
+    teacher = Teacher(network, policies.initial(network, env, key))
+    with pytest.raises(ValueError, match="no loss that reads .*kickstart"):
+        ppo(network, env, optax.adam(1e-3), teacher=teacher)
 
 
 def test_a_lesson_outside_the_range_is_refused():

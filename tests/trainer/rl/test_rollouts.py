@@ -92,6 +92,44 @@ def test_what_is_not_finite_is_named(where, counts, always):
         trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
 
 
+@pytest.mark.parametrize(("first_is_sound", "step"), [(False, 0), (True, 2)])
+def test_a_beginning_that_is_not_finite_is_named(first_is_sound, step, counts, always):
+    env = counts(2)
+
+    def reset(key, params):
+        state, observation = env.reset(key, params)
+        return state, observation + jnp.nan
+
+    broken = env._replace(reset=reset)
+    begun = ppo(always(0), env if first_is_sound else broken, STILL, envs=2, steps=4)
+    phase = rollout(always(0), broken, 4)
+    with pytest.raises(ValueError, match=f"not finite at step {step} of .* its reset"):
+        trainer.fit(begun.init(jax.random.key(0)), phase, epochs=1)
+
+
+def test_rewards_and_observations_may_be_whole_numbers(counts, always):
+    env = counts(3)
+
+    def reset(key, params):
+        state, observation = env.reset(key, params)
+        return state, observation.astype(jnp.int32)
+
+    def step(key, state, action, params):
+        made = env.step(key, state, action, params)
+        return made._replace(observation=made.state[None], reward=made.state)
+
+    whole = env._replace(reset=reset, step=step)
+    agent = ppo(always(0), whole, STILL, envs=2, steps=3, minibatches=1)
+    _, history = trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
+    assert history[0]["rollout/return"] == 6.0
+
+
+def test_a_state_without_environments_is_refused(counts, always):
+    state = trainer.TrainState.create(params={"w": jnp.zeros(())}, rng=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"state.carry\['environment'\], which is not there"):
+        trainer.fit(state, rollout(always(0), counts(), 2), epochs=1)
+
+
 def test_a_rollout_needs_steps(counts, always):
     with pytest.raises(ValueError, match="at least 1 step; got 0"):
         rollout(always(0), counts(), 0)

@@ -115,6 +115,22 @@ def test_an_update_ends_where_the_policy_moved_too_far(counts, always):
         chex.assert_trees_all_equal(still.params, state.params)
 
 
+@pytest.mark.parametrize(
+    ("settings", "given", "said"),
+    [
+        ({}, "los", r"must give 'loss' to minimise; it gave \['los'\]"),
+        ({"target_kl": 0.1}, "loss", "target_kl needs a loss that gives 'approx_kl'"),
+    ],
+)
+def test_a_loss_that_lacks_what_is_read_is_refused(settings, given, said, counts, always):
+    def loss(outputs, batch):
+        return {given: outputs["value"]}
+
+    agent = _agent(always, counts, loss=loss, **settings)
+    with pytest.raises(ValueError, match=said):
+        trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
+
+
 def test_a_loss_may_depend_on_the_step(counts, always):
     def loss(outputs, batch):
         raise AssertionError("a loss with `at` is asked for the loss of the step")

@@ -1,0 +1,271 @@
+"""Populations: many members trained at once under `vmap`, each as if it were alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.data import Arrays
+from trainer.data.feed import Check
+from trainer.member_metrics import LIVE, Members
+from trainer.metrics import check_measured
+from trainer.phases import Phase, Run
+from trainer.state import PyTree, TrainState, device_part
+from trainer.structure import differences
+
+MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")
+"""Of a state, what each member has its own of; the epoch is one for all."""
+
+
+@overload
+def population(program: Phase, members: int) -> Phase: ...
+
+
+@overload
+def population(program: Sequence[Phase], members: int) -> tuple[Phase, ...]: ...
+
+
+def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[Phase, ...]:
+    """Make the phases of a program train, or measure, many members at once.
+
+    The state is that of `population_of`: each member has its own parameters, optimizer, key, carry
+    and step, `[members, ...]`; all share the epoch, and the data of `data.Arrays`, each in an order
+    of its own. What a phase hands to the next is stacked. A member whose `state.carry["live"]` is
+    False does not move.
+
+    A metric is then a `Members`: the mean over the live members, which knows each one's value.
+    Hooks see the whole population; `hooks.each` runs one for every member.
+
+    Args:
+        program: a phase, or several.
+        members: how many there are.
+
+    Returns:
+        A phase for a phase, several for several. On CPU convolutions run slowly in one.
+
+    Raises:
+        ValueError: there are no members, a phase is of a population already, or it reads data that
+            cannot be shared.
+
+    >>> def halve(state, data):
+    ...     return state.replace(params=state.params / 2), None, {"size": state.params}
+    >>> def init(key):
+    ...     return TrainState.create(params=jax.random.uniform(key), rng=key)
+    >>> phase = population(Phase("shrink", halve), 3)
+    >>> state = population_of(init, jax.random.split(jax.random.key(0), 3))
+    >>> after, _, measured = phase.execute(state, None, donate=False)
+    >>> after.params.shape, measured.read()[0]["shrink/size"].values == state.params
+    ((3,), Array([ True,  True,  True], dtype=bool))
+    """
+    if members < 1:
+        raise ValueError(f"a population needs at least 1 member; got {members}")
+    if isinstance(program, Phase):
+        return _of_members(program, members)
+    return tuple(_of_members(phase, members) for phase in program)
+
+
+def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> TrainState:
+    """Make the state of a population, each member's as `init` gives it for a key.
+
+    Args:
+        init: `(key) -> state`, jittable: `agent.init`, or `lambda key: task.init(key, example)`.
+        keys: typed keys `[members]`, `jax.random.split(jax.random.key(seed), members)`, or a
+            sequence of single ones.
+
+    Raises:
+        TypeError: the keys are not typed, or a member's carry is no dict.
+
+    >>> def init(key):
+    ...     return TrainState.create(params=jax.random.normal(key), rng=key)
+    >>> state = population_of(init, [jax.random.key(seed) for seed in (0, 1, 2)])
+    >>> state.params.shape, state.step.shape, state.epoch.shape, state.carry["live"].tolist()
+    ((3,), (3,), (), [True, True, True])
+    """
+    keys = keys if isinstance(keys, jax.Array) else jnp.stack(list(keys))
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+        raise TypeError(
+            "population_of needs a typed key for each member, jax.random.split("
+            f"jax.random.key(seed), members); got {keys.dtype}{list(keys.shape)}"
+        )
+    # One program, called for each: where init compiles something anew, each call of it would take
+    # long, and under vmap XLA on CPU never comes back from the decompositions of 256 members.
+    one = jax.jit(lambda key: device_part(init(key)))
+    return stacked([one(key).replace(stop=False) for key in keys])
+
+
+def stacked(states: Sequence[TrainState]) -> TrainState:
+    """Stack the states of separate runs to that of a population, all of whose members live.
+
+    Args:
+        states: at one epoch and of one structure; what hooks remember is left out.
+
+    Raises:
+        ValueError: there is none, or they differ in structure, shapes, dtypes or epoch.
+        TypeError: a member's carry is no dict.
+    """
+    if not states:
+        raise ValueError("a population needs at least 1 state")
+    first = device_part(states[0])
+    for number, state in enumerate(states):
+        if lines := differences(first, device_part(state)):
+            raise ValueError(
+                f"members need states alike; number {number} is not as the first:\n  "
+                + "\n  ".join(lines)
+            )
+        if int(state.epoch) != int(first.epoch):
+            raise ValueError(
+                f"members share the epoch, {first.epoch} of the first; number {number} is at "
+                f"{state.epoch}"
+            )
+    if not isinstance(first.carry, dict):
+        raise TypeError(
+            f"a member's carry must be a dict, since the population keeps in it who lives; got "
+            f"{type(first.carry).__name__}"
+        )
+    rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
+    whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    whole["carry"][LIVE] = jnp.ones(len(states), bool)
+    return first.replace(**whole, stop=False)
+
+
+def member(state: TrainState, number: int) -> TrainState:
+    """Take one member out of a population, as a state that trains alone from here.
+
+    Args:
+        state: of a population.
+        number: of the member, from 0.
+
+    Raises:
+        IndexError: there is no such member.
+        ValueError: the state is not that of a population.
+    """
+    count = len(live_in(state, "member"))
+    if not 0 <= number < count:
+        raise IndexError(f"members are numbered from 0 to {count - 1}; got {number}")
+    one = _picked(mapped(state), number)
+    return state.replace(**one, stop=False, scores={}, memory={})
+
+
+@jax.jit
+def _picked(tree: PyTree, number: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def best_member(
+    state: TrainState, metrics: Mapping[str, float], metric: str, *, mode: str = "min"
+) -> TrainState:
+    """Take the member with the best value of a metric out of a population.
+
+    Args:
+        state: of a population.
+        metrics: that have it, such as `history[-1]`.
+        metric: such as `val/loss`.
+        mode: `min` if a smaller value is better, `max` if a larger is.
+
+    Raises:
+        KeyError: the metric is missing.
+        TypeError: it is not one of members.
+        ValueError: an unknown mode, or no member has a value that is a number.
+
+    >>> states = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (3, 4)]
+    >>> scores = {"val/loss": Members([0.5, 0.2], live=[True, True])}
+    >>> float(best_member(stacked(states), scores, "val/loss").params)
+    4.0
+    """
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    found = metrics[metric]
+    if not isinstance(found, Members):
+        raise TypeError(
+            f"best_member needs the values of all members, as a population's phase measures them; "
+            f"got {metric!r} {found!r}"
+        )
+    if np.isnan(found.values).all():
+        raise ValueError(f"best_member: no member has a {metric!r} that is a number")
+    best = np.nanargmin if mode == "min" else np.nanargmax
+    return member(state, int(best(found.values)))
+
+
+def live_in(state: TrainState, who: str) -> jax.Array:
+    """Give which members live, bool `[members]`.
+
+    Raises:
+        ValueError: the state is not that of a population.
+    """
+    if not isinstance(state.carry, Mapping) or LIVE not in state.carry:
+        raise ValueError(
+            f"{who} needs the state of a population, which trainer.population_of(init, keys) "
+            f"makes; state.carry has no {LIVE!r}"
+        )
+    return state.carry[LIVE]
+
+
+def mapped(state: TrainState) -> dict[str, PyTree]:
+    """Give what each member has its own of, `[members, ...]`, with the carry as members know it."""
+    fields = {field: getattr(state, field) for field in MAPPED}
+    fields["carry"] = {name: value for name, value in state.carry.items() if name != LIVE}
+    return fields
+
+
+def _of_members(phase: Phase, members: int) -> Phase:
+    if not isinstance(phase, Phase):
+        raise TypeError(f"a population is made of phases; got {phase!r:.100}")
+    if phase.members is not None:
+        raise ValueError(f"phase {phase.name!r} is of a population already")
+    if phase.source is not None and not isinstance(phase.source, Arrays):
+        raise ValueError(
+            f"phase {phase.name!r} reads a {type(phase.source).__name__}, of which each member "
+            "would need its own, in the order of its own key; members share data.Arrays"
+        )
+    repetition = phase.repetition and phase.repetition._replace(executor="scan")
+    return dataclasses.replace(
+        phase,
+        run=_run(phase, members),
+        members=members,
+        repetition=repetition,
+        check=phase.check and _check(phase.check),
+    )
+
+
+def _check(check: Check) -> Check:
+    """Check shared data by the shapes of one member."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+    return lambda state, batch: check(state.replace(**jax.tree.map(shape, mapped(state))), batch)
+
+
+def _run(phase: Phase, members: int) -> Run:
+    def one(
+        own: dict[str, PyTree], epoch: jax.Array, data: Any
+    ) -> tuple[dict[str, PyTree], PyTree, dict[str, Any]]:
+        alone = TrainState(**own, epoch=epoch, stop=None)  # type: ignore[arg-type]
+        after, output, metrics = phase.settled(alone, data)
+        check_measured(metrics, phase.reduce, phase.name)
+        return {field: getattr(after, field) for field in MAPPED}, output, metrics
+
+    axes = 0, None, None if phase.source is not None else 0
+
+    def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
+        live = live_in(state, f"phase {phase.name!r}")
+        if live.shape != (members,):
+            raise ValueError(
+                f"phase {phase.name!r} is made for {members} members; the state has {len(live)}"
+            )
+        before = mapped(state)
+        after, output, metrics = jax.vmap(one, axes)(before, state.epoch, data)
+        after = jax.tree.map(lambda new, old: _where(live, new, old), after, before)
+        after["carry"][LIVE] = live
+        return state.replace(**after), output, metrics
+
+    return run
+
+
+def _where(live: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)
