@@ -40,6 +40,23 @@ def test_samples_follow_the_probabilities(outputs):
     assert drawn.shape[1:] == distributions.mode(outputs).shape
 
 
+def test_an_action_that_is_ruled_out_counts_for_nothing():
+    allowed = jnp.array([True, False, True])
+
+    def masked(logits):
+        return {"logits": jnp.where(allowed, logits, -jnp.inf)}
+
+    logits, others = jnp.array([0.3, 0.5, -0.2]), jnp.array([0.1, 0.7, 0.4])
+    fewer = {"logits": logits[allowed]}, {"logits": others[allowed]}
+    found = distributions.entropy(masked(logits)), distributions.kl(masked(logits), masked(others))
+    expected = distributions.entropy(fewer[0]), distributions.kl(*fewer)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+    for measure in (distributions.entropy, lambda o: distributions.kl(o, masked(others))):
+        gradient = jax.grad(lambda x, measure=measure: measure(masked(x)))(logits)
+        assert gradient[1] == 0
+        assert jnp.isfinite(gradient).all()
+
+
 def test_the_mode_is_the_likeliest():
     assert distributions.mode(CATEGORICAL).tolist() == [0, 1]
     chex.assert_trees_all_equal(distributions.mode(GAUSSIAN), GAUSSIAN["mean"])
