@@ -1,0 +1,124 @@
+"""The gridworld example as a user runs it: killed in the middle, and with a run as the teacher."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer.configuration import Checkpointing, Logging, Optimizer
+
+FILE = Path(__file__).parents[2] / "examples" / "gridworld.py"
+EPOCHS = 60
+SMALL = (
+    *("--envs", "2", "--steps", "8", "--batch-size", "8", "--memory", "4"),
+    *("--epochs", str(EPOCHS), "--checkpointing.max-cost", "None"),
+    *("--logging.no-tensorboard", "--logging.no-report"),
+)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Make a function that starts the script; what it compiles is kept for the next."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(run):
+        return subprocess.Popen(
+            [sys.executable, FILE, "--run", str(run), *SMALL],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **cache},
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def straight(start, tmp_path_factory):
+    """An uninterrupted run: its directory, and what it printed."""
+    run = tmp_path_factory.mktemp("straight")
+    return run, _finished(start(run))
+
+
+@pytest.fixture(scope="module")
+def gridworld(script):
+    """The script as a module."""
+    return script("gridworld")
+
+
+@pytest.fixture
+def student(gridworld, straight, tmp_path):
+    """Make a function that gives the settings of a student of that run."""
+
+    def student(*, teacher_memory):
+        return gridworld.Config(
+            run=tmp_path,
+            epochs=4,
+            envs=8,
+            steps=8,
+            batch_size=8,
+            memory=6,
+            teacher=straight[0],
+            teacher_memory=teacher_memory,
+            optimizer=Optimizer("adam", learning_rate=1e-2, clip_norm=0.5),
+            checkpointing=Checkpointing(best=gridworld.GOAL, mode="max"),
+            logging=Logging(console=False, tensorboard=False, report=False),
+        )
+
+    return student
+
+
+def _finished(process):
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def _fingerprint(printed):
+    last = printed.rstrip().splitlines()[-1]
+    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
+    return last
+
+
+def test_killed_in_the_middle_it_goes_on_with_the_same_bits(start, straight, tmp_path):
+    """Levels, memories, curriculum, evaluations and all."""
+    killed, commits, saved = start(tmp_path), tmp_path / "checkpoints", []
+    for _ in range(6000):
+        saved = [int(path.name) for path in commits.glob("*") if path.name.isdigit()]
+        if killed.poll() is not None or max(saved, default=0) >= 3:
+            break
+        time.sleep(0.02)
+    killed.kill()
+    printed, _ = killed.communicate(timeout=60)
+    assert killed.returncode < 0, printed
+    assert saved, printed
+    resumed = _finished(start(tmp_path))
+    assert re.search(r"resuming from epoch [1-5]?\d,", resumed.replace("\n", " "))
+    assert f"missed 0.6 after {EPOCHS * 16:,} steps" in resumed
+    assert _fingerprint(resumed) == _fingerprint(straight[1])
+
+
+def test_a_student_comes_to_act_as_its_teacher(gridworld, student, capsys):
+    config = student(teacher_memory=4)
+    gridworld.main(config)
+    _fingerprint(capsys.readouterr().out)
+    records = map(json.loads, (config.run / "metrics.jsonl").read_text().splitlines())
+    apart = [record["update/kl_to_teacher"] for record in records]
+    assert apart[-1] < apart[0]  # left to the rewards alone it goes away from it
+
+
+def test_a_teacher_of_another_size_is_told_before_anything_is_trained(gridworld, student):
+    config = student(teacher_memory=8)
+    with pytest.raises(ValueError, match="the teacher cannot be restored") as error:
+        gridworld.main(config)
+    wanted = r"memory/dense_h/kernel: saved float32\[4, 12\], wanted float32\[8, 24\]"
+    assert re.search(wanted, str(error.value))
+    assert not any(config.run.iterdir())
