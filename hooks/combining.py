@@ -12,6 +12,7 @@ from hooks.base import recall, remembering
 from trainer import Metrics, TrainState
 from trainer.events import in_order
 from trainer.hook import Function, Gate, Hook, Memory, parts_of
+from trainer.state import steps_taken
 
 PASSING = ("start", "end", "error")
 """Events whose parts of a composite no trigger governs."""
@@ -98,7 +99,7 @@ def every_steps(n: int, hook: Combined) -> Combined:
         name = f"every_steps/{n}/{part.name}"
 
         def count(state: TrainState) -> int:
-            return int(np.asarray(state.step).max()) // n  # of a population, its furthest member's
+            return steps_taken(state) // n
 
         return Gate(
             lambda state, metrics, event: count(state) > recall(state, name, lambda state: 0),

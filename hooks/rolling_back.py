@@ -16,6 +16,7 @@ from hooks.good_states import inspected, newest_good, returned
 from hooks.hyperparams import check_hyperparam, hyperparam, with_hyperparam
 from hooks.stopping import first_not_finite
 from trainer import Hook, TrainState
+from trainer.state import steps_taken
 
 log = logging.getLogger("entracte")
 
@@ -251,6 +252,6 @@ def _back(
 def _cause(faults: list[str], metrics: Mapping[str, float], state: TrainState) -> str:
     """Name the first three, and the step at which it began, where a trace tells."""
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-    first = first_not_finite(metrics, int(state.step))
+    first = first_not_finite(metrics, steps_taken(state))
     began = f" (first not finite: {first[1]} at step {first[0]})" if first else ""
     return ", ".join(faults[:3]) + more + began

@@ -15,6 +15,7 @@ from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
 from trainer.processes import of_lead
+from trainer.state import steps_taken
 
 log = logging.getLogger("entracte")
 
@@ -143,7 +144,7 @@ def stop_on_nan() -> Hook:
         wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if not wrong:
             return state
-        steps = int(np.asarray(state.step).max())  # of a population, its furthest member's
+        steps = steps_taken(state)
         step, name = first_not_finite(metrics, steps) or (steps, wrong[0])
         log.error("stopping: %s is not finite at step %d (%s)", name, step, ", ".join(wrong))
         return state.replace(stop=True)

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from trainer.executors import has_convolution
+from trainer.losses.contract import Loss, loss_at
 from trainer.precision import cast, cast_like
 from trainer.state import PyTree, TrainState
 
@@ -39,6 +40,18 @@ def mean(values: Any) -> tuple[jax.Array, jax.Array]:
         total = jnp.sum(weights)
         return jnp.sum(values * weights) / jnp.where(total == 0, 1, total), total
     return jnp.mean(values), jnp.float32(values.size)
+
+
+def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, Any]:
+    """Give the means of what a loss measures at an optimizer step, and their weights, () each.
+
+    Raises:
+        ValueError: it gives no `loss`.
+    """
+    means = {name: mean(values) for name, values in loss_at(loss, step)(outputs, batch).items()}
+    if "loss" not in means:
+        raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
+    return means
 
 
 def of_batch(

@@ -17,7 +17,7 @@ from trainer.phases import Phase, Program
 from trainer.processes import NOTHING, Ending, agreed, check_same, of_lead
 from trainer.rehearsal import rehearse
 from trainer.signals import end_process, listening
-from trainer.state import TrainState
+from trainer.state import TrainState, steps_taken
 from trainer.structure import owned
 
 log = logging.getLogger("entracte")
@@ -161,7 +161,7 @@ def _begin(
 def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
     """Say so where a run that goes on has another batch size, or other data, than before."""
     planned = [phase.steps_per_epoch for phase in phases if phase.changes]
-    step, epoch = int(np.max(np.asarray(state.step))), int(state.epoch)
+    step, epoch = steps_taken(state), int(state.epoch)
     to_come = sum(steps or 0 for steps in planned)
     if planned and step and epoch and None not in planned and step != epoch * to_come:
         log.info(

@@ -125,6 +125,11 @@ def data_key(state: TrainState) -> jax.Array:
     return _fold(state.rng, state.epoch, np.int32(0), _number("data"))
 
 
+def steps_taken(state: TrainState) -> int:
+    """Read how many updates were applied; of a population, those of its furthest member."""
+    return int(np.asarray(state.step).max())
+
+
 def stream_seed(state: TrainState) -> int:
     """Give the seed of data that is made on the host: of the root alone, between 0 and 2**32."""
     return int(_bits(state.rng))

@@ -122,10 +122,7 @@ def supervised(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, Any]:
             outputs, model_state = run(params, model_state, batch["inputs"], key, train=True)
-            values = loss_at(loss, state.step)(outputs, batch)
-            means = {name: gradients.mean(v) for name, v in values.items()}
-            if "loss" not in means:
-                raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
+            means = gradients.means_of(loss, state.step, outputs, batch)
             value = means["loss"][0]
             if scaling:
                 value = value * state.carry["loss_scale"]["scale"]

@@ -1,14 +1,10 @@
 """The CartPole example as a user runs it, killed in the middle of training included."""
 
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+from running import fingerprint, finished, killed_after, started
 
-FILE = Path(__file__).parents[2] / "examples" / "cartpole.py"
 SMALL = (
     *("--envs", "2", "--steps", "8", "--batch-size", "8", "--passes", "2"),
     *("--checkpointing.max-cost", "None"),
@@ -16,50 +12,25 @@ SMALL = (
 
 
 def _run(run, *flags):
-    return subprocess.Popen(
-        [sys.executable, FILE, "--run", str(run), *SMALL, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finished(process):
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def _fingerprint(printed):
-    last = printed.rstrip().splitlines()[-1]
-    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
-    return last
+    return started("cartpole", run, *SMALL, *flags)
 
 
 def test_killed_in_the_middle_it_goes_on_with_the_same_bits(tmp_path):
     """Environments, random numbers, schedule, evaluations and all."""
     straight = _run(tmp_path / "straight", "--epochs", "80")
     killed = _run(tmp_path / "run", "--epochs", "80")
-    commits = tmp_path / "run" / "checkpoints"
-    for _ in range(2400):
-        saved = [int(path.name) for path in commits.glob("*") if path.name.isdigit()]
-        if killed.poll() is not None or max(saved, default=0) >= 2:
-            break
-        time.sleep(0.05)
-    killed.kill()
-    printed, _ = killed.communicate(timeout=60)
-    assert saved, printed
-    resumed = _finished(_run(tmp_path / "run", "--epochs", "80"))
+    killed_after(killed, tmp_path / "run", 2)
+    resumed = finished(_run(tmp_path / "run", "--epochs", "80"))
     assert re.search(r"resuming from epoch [1-7]?\d,", resumed.replace("\n", " "))
     assert "missed 475 after 1,280 steps" in resumed
-    assert _fingerprint(resumed) == _fingerprint(_finished(straight))
+    assert fingerprint(resumed) == fingerprint(finished(straight))
     for run in ("run", "straight"):
         replays = {file.name for file in (tmp_path / run / "replays").iterdir()}
         assert replays == {"80-0.gif", "80-0.json"}
 
 
 def test_it_stops_at_the_target(tmp_path):
-    printed = _finished(_run(tmp_path / "run", "--epochs", "50", "--target", "5"))
+    printed = finished(_run(tmp_path / "run", "--epochs", "50", "--target", "5"))
     assert "reached 5 after 80 steps" in printed
     assert "val/return" in printed
 

@@ -1,11 +1,11 @@
 """The digits example as a user runs it."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from running import fingerprint
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,12 +22,6 @@ def _digits(run, *flags, status=0):
     return done.stdout, done.stderr
 
 
-def _fingerprint(printed):
-    last = printed.rstrip().splitlines()[-1]
-    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
-    return last
-
-
 def test_it_trains_resumes_and_refuses(tmp_path):
     small = ("--network", "mlp", "--batch-size", "256", "--augment")
     file = tmp_path / "small.yaml"
@@ -35,10 +29,10 @@ def test_it_trains_resumes_and_refuses(tmp_path):
     straight, _ = _digits(tmp_path / "straight", "--config", str(file), "--epochs", "4")
     assert "val/accuracy" in straight
     first, _ = _digits(tmp_path / "run", "--epochs", "2", *small)
-    assert _fingerprint(first) != _fingerprint(straight)
+    assert fingerprint(first) != fingerprint(straight)
     second, _ = _digits(tmp_path / "run", "--epochs", "4", *small)
     assert "resuming from epoch 2" in second.replace("\n", " ")
-    assert _fingerprint(second) == _fingerprint(straight)
+    assert fingerprint(second) == fingerprint(straight)
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert "epochs: 4\n" in (tmp_path / "run" / "config.yaml").read_text()
@@ -52,7 +46,7 @@ def test_it_trains_resumes_and_refuses(tmp_path):
 
 def test_it_trains_the_cnn(tmp_path):
     printed, _ = _digits(tmp_path / "run", "--epochs", "1", "--batch-size", "512", "--fresh")
-    _fingerprint(printed)
+    fingerprint(printed)
 
 
 @pytest.mark.parametrize(

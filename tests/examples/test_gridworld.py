@@ -3,16 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+from running import fingerprint, finished, killed_after, started
 
 from trainer.configuration import Checkpointing, Logging, Optimizer
 
-FILE = Path(__file__).parents[2] / "examples" / "gridworld.py"
 EPOCHS = 60
 SMALL = (
     *("--envs", "2", "--steps", "8", "--batch-size", "8", "--memory", "4"),
@@ -30,13 +26,7 @@ def start(tmp_path_factory):
     }
 
     def start(run):
-        return subprocess.Popen(
-            [sys.executable, FILE, "--run", str(run), *SMALL],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, **cache},
-        )
+        return started("gridworld", run, *SMALL, env={**os.environ, **cache})
 
     return start
 
@@ -45,7 +35,7 @@ def start(tmp_path_factory):
 def straight(start, tmp_path_factory):
     """An uninterrupted run: its directory, and what it printed."""
     run = tmp_path_factory.mktemp("straight")
-    return run, _finished(start(run))
+    return run, finished(start(run))
 
 
 @pytest.fixture(scope="module")
@@ -76,40 +66,21 @@ def student(gridworld, straight, tmp_path):
     return student
 
 
-def _finished(process):
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def _fingerprint(printed):
-    last = printed.rstrip().splitlines()[-1]
-    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
-    return last
-
-
 def test_killed_in_the_middle_it_goes_on_with_the_same_bits(start, straight, tmp_path):
     """Levels, memories, curriculum, evaluations and all."""
-    killed, commits, saved = start(tmp_path), tmp_path / "checkpoints", []
-    for _ in range(6000):
-        saved = [int(path.name) for path in commits.glob("*") if path.name.isdigit()]
-        if killed.poll() is not None or max(saved, default=0) >= 3:
-            break
-        time.sleep(0.02)
-    killed.kill()
-    printed, _ = killed.communicate(timeout=60)
+    killed = start(tmp_path)
+    printed = killed_after(killed, tmp_path, 3)
     assert killed.returncode < 0, printed
-    assert saved, printed
-    resumed = _finished(start(tmp_path))
+    resumed = finished(start(tmp_path))
     assert re.search(r"resuming from epoch [1-5]?\d,", resumed.replace("\n", " "))
     assert f"missed 0.6 after {EPOCHS * 16:,} steps" in resumed
-    assert _fingerprint(resumed) == _fingerprint(straight[1])
+    assert fingerprint(resumed) == fingerprint(straight[1])
 
 
 def test_a_student_comes_to_act_as_its_teacher(gridworld, student, capsys):
     config = student(teacher_memory=4)
     gridworld.main(config)
-    _fingerprint(capsys.readouterr().out)
+    fingerprint(capsys.readouterr().out)
     records = map(json.loads, (config.run / "metrics.jsonl").read_text().splitlines())
     apart = [record["update/kl_to_teacher"] for record in records]
     assert apart[-1] < apart[0]  # left to the rewards alone it goes away from it

@@ -3,46 +3,25 @@
 import itertools
 import math
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from running import fingerprint, finished, killed_after, started
 
-FILE = Path(__file__).parents[2] / "examples" / "text.py"
 SMALL = (
     *("--context", "16", "--width", "8", "--layers", "1", "--batch-size", "2"),
     *("--steps-per-epoch", "5", "--schedule.steps", "300", "--checkpointing.max-cost", "None"),
 )
 
 
+def _run(run, *flags):
+    return started("text", run, *SMALL, *flags)
+
+
 @pytest.fixture(scope="module")
 def text(script):
     """The script as a module."""
     return script("text")
-
-
-def _run(run, *flags):
-    return subprocess.Popen(
-        [sys.executable, FILE, "--run", str(run), *SMALL, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finished(process):
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def _fingerprint(printed):
-    last = printed.rstrip().splitlines()[-1]
-    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
-    return last
 
 
 def test_nothing_long_that_is_held_out_is_trained_on(text):
@@ -67,27 +46,20 @@ def test_the_trigram_model_is_a_distribution_and_learns(text):
 
 
 def test_it_trains_and_says_how_it_compares(tmp_path):
-    printed = _finished(_run(tmp_path / "run", "--epochs", "5"))
+    printed = finished(_run(tmp_path / "run", "--epochs", "5"))
     assert "sample, epoch 5" in printed
     assert re.search(r"held out: \d\.\d{3} bits per character, a trigram model \d\.\d{3}", printed)
-    _fingerprint(printed)
+    fingerprint(printed)
 
 
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_with_the_same_bits(tmp_path):
     """Stream position, sampling, schedule and all: a pass is thousands of epochs long."""
     straight = _run(tmp_path / "straight", "--epochs", "60")
     killed = _run(tmp_path / "run", "--epochs", "60")
-    commits = tmp_path / "run" / "checkpoints"
-    for _ in range(2400):
-        if killed.poll() is not None or (commits / "2").exists():
-            break
-        time.sleep(0.05)
-    killed.kill()
-    killed.communicate(timeout=60)
-    assert any(commits.iterdir())
-    resumed = _finished(_run(tmp_path / "run", "--epochs", "60"))
+    killed_after(killed, tmp_path / "run", 2)
+    resumed = finished(_run(tmp_path / "run", "--epochs", "60"))
     assert re.search(r"resuming from epoch [1-5]?\d,", resumed.replace("\n", " "))
-    assert _fingerprint(resumed) == _fingerprint(_finished(straight))
+    assert fingerprint(resumed) == fingerprint(finished(straight))
 
 
 def test_a_mistake_is_told(tmp_path):

@@ -8,6 +8,28 @@ import hooks
 import trainer
 
 
+class Recorder:
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.written = []
+
+    def write(self, step, values):
+        self.written.append((step, values))
+
+    def flush(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def recorder():
+    """A writer that keeps what it is given, in `written`."""
+    return Recorder()
+
+
 @pytest.fixture
 def check_resumes(tmp_path):
     """Give a function that holds a hook to law 5: interrupted at any epoch, the run ends alike.

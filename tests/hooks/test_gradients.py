@@ -46,22 +46,6 @@ def product():
     return task, task.init(jax.random.key(0), BATCH)
 
 
-class Recorder:
-    """Keeps what it is given."""
-
-    def __init__(self):
-        self.written = []
-
-    def write(self, step, values):
-        self.written.append((step, values))
-
-    def flush(self):
-        pass
-
-    def close(self):
-        pass
-
-
 def test_norms_ratios_and_dead_units_are_those_worked_by_hand(product):
     task, state = product
     scores = hooks.watch_gradients(task, BATCH)(state, {"time": 1.0}).scores
@@ -122,9 +106,8 @@ def test_a_histogram_is_made_of_evenly_picked_numbers(size):
     assert len(set(np.diff(np.asarray(picked[: (size + 1) // 2]))[: size // 8].tolist())) <= 1
 
 
-def test_histograms_are_given_to_writers_now_and_then(product, phase):
+def test_histograms_are_given_to_writers_now_and_then(product, phase, recorder):
     task, state = product
-    recorder = Recorder()
     hook = hooks.watch_gradients(task, BATCH, recorder, depth=1, histograms_every=2)
     for epoch in (1, 2, 3, 4):
         now = state.replace(epoch=jnp.int32(epoch), step=jnp.int32(10 * epoch))
@@ -171,7 +154,7 @@ def test_what_it_scores_is_known_before_training_and_read_by_later_observers(
         trainer.fit(start, train, epochs=1, hooks=[read, watch])
 
 
-def test_its_program_is_traced_once(product, phase):
+def test_its_program_is_traced_once(product, phase, recorder):
     task, state = product
     traces = []
 
@@ -179,7 +162,7 @@ def test_its_program_is_traced_once(product, phase):
         traces.append(1)
         return task.gradients(state, batch)
 
-    hook = hooks.watch_gradients(task._replace(gradients=counting), BATCH, Recorder())
+    hook = hooks.watch_gradients(task._replace(gradients=counting), BATCH, recorder)
     for epoch in (9, 10):
         hook(state.replace(epoch=jnp.int32(epoch)), {})
     assert len(traces) == 1
@@ -189,9 +172,9 @@ def test_its_program_is_traced_once(product, phase):
     ("arguments", "message"),
     [({"depth": 0}, "depth of at least 1"), ({"histograms_every": 0}, "n")],
 )
-def test_settings_out_of_range_are_refused(product, arguments, message):
+def test_settings_out_of_range_are_refused(product, arguments, message, recorder):
     with pytest.raises(ValueError, match=message):
-        hooks.watch_gradients(product[0], BATCH, Recorder(), **arguments)
+        hooks.watch_gradients(product[0], BATCH, recorder, **arguments)
 
 
 def test_labels_that_do_not_suit_the_task_are_refused_before_training(task, start, train, digits):
@@ -200,7 +183,7 @@ def test_labels_that_do_not_suit_the_task_are_refused_before_training(task, star
         trainer.fit(start, train, epochs=1, hooks=hooks.watch_gradients(task, wrong))
 
 
-def test_it_holds_the_laws(product):
+def test_it_holds_the_laws(product, recorder):
     task, state = product
     state = state.replace(epoch=jnp.int32(10))
-    check_hook(hooks.watch_gradients(task, BATCH, Recorder()), state, {})
+    check_hook(hooks.watch_gradients(task, BATCH, recorder), state, {})

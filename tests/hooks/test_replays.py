@@ -69,22 +69,6 @@ def _compiled_once(monkeypatch):
         monkeypatch.setattr(replays, name, shared(getattr(replays, name)))
 
 
-class Recorder:
-    """Keeps what it is given."""
-
-    def __init__(self):
-        self.written = []
-
-    def write(self, step, values):
-        self.written.append((step, values))
-
-    def flush(self):
-        pass
-
-    def close(self):
-        pass
-
-
 def names(folder):
     return sorted(path.name for path in (folder / "replays").iterdir())
 
@@ -94,9 +78,9 @@ def contents(folder):
 
 
 @pytest.fixture
-def recorded(tmp_path):
+def recorded(tmp_path, recorder):
     """A hook over two episodes, its folder and its writer."""
-    folder, recorder = tmp_path / "run", Recorder()
+    folder = tmp_path / "run"
     return record_replays(NETWORK, DICE, folder, recorder, episodes=2, seed=4), folder, recorder
 
 
@@ -189,8 +173,7 @@ def test_other_writers_pass_over_it(state, tmp_path, capsys):
     lines.close()
 
 
-def test_what_cannot_be_drawn_is_json_alone_and_told_once(state, phase, tmp_path, caplog):
-    recorder = Recorder()
+def test_what_cannot_be_drawn_is_json_alone_and_told_once(state, phase, tmp_path, caplog, recorder):
     with caplog.at_level(logging.WARNING):
         hook = record_replays(NETWORK, DICE._replace(render=None), tmp_path, recorder)
         trainer.fit(state, phase, epochs=2, hooks=hook)

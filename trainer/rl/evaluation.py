@@ -12,6 +12,7 @@ from jax import lax
 
 from trainer.phases import Phase
 from trainer.rl.environments.contract import Environment
+from trainer.rl.environments.wrappers import require_ends
 from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
 from trainer.rl.rollouts import finalized, finite, means_of
 from trainer.state import PyTree, TrainState
@@ -68,9 +69,9 @@ def evaluation_of(
 
     Raises:
         TypeError: the environment steps on the host.
-        ValueError: the network does not fit the environment, which refuses its params, there is no
-            such lesson, or a setting is below 1; before it plays, the environment resets by itself;
-            when it plays, a reward or an observation is not finite: environment and step are named.
+        ValueError: the network does not fit the environment, which refuses its params or resets by
+            itself, there is no such lesson, or a setting is below 1; when it plays, a reward or an
+            observation is not finite: environment and step are named.
     """
     for what, value in (("episodes", episodes), ("max_steps", max_steps)):
         if value < 1:
@@ -82,6 +83,7 @@ def evaluation_of(
         )
     check_fits(network, env)
     env.check(env.params)
+    require_ends(env, env.params, "an evaluation")
     current, chosen = _chosen(env, lessons)
     count = episodes if current or not chosen else episodes * len(chosen)
     played = np.repeat([env.lessons.index(lesson) for lesson in chosen], episodes)
@@ -168,11 +170,6 @@ def play(
         action = bounded(action, env.action_space)
         keys = jax.random.split(env_key, count)
         step = jax.vmap(env.step)(keys, course.state, action, params)
-        if "final_observation" in step.info:
-            raise ValueError(
-                f"evaluation needs {env.name!r} without auto_reset, as each episode counts once: "
-                "give the environment that auto_reset was put around"
-            )
         wrong = ~course.over & ~finite(step.reward, step.observation)
         return t + 1, Course(
             state=step.state,

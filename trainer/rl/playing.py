@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.rl.environments.contract import Environment, Step, example
+from trainer.rl.environments.contract import Environment
+from trainer.rl.environments.wrappers import require_ends
 from trainer.rl.isolated_steps import STEP, isolated, unmoved
 from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
 from trainer.rl.replays import RESET, Replay, checksum_of, plain, root_of
@@ -51,7 +52,7 @@ def playing(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1; got {max_steps!r}")
     params = params_of(env, lesson)
-    _refuse_auto_reset(env, params)
+    require_ends(env, params, "a replay")
     begun, step = jax.jit(env.reset), isolated(env)
 
     @jax.jit
@@ -120,20 +121,6 @@ def params_of(env: Environment, lesson: str | None) -> PyTree:
         raise ValueError(f"environment {env.name!r} has no lesson {lesson!r} (there is: {there})")
     env.check(params)
     return params
-
-
-def _refuse_auto_reset(env: Environment, params: PyTree) -> None:
-    """Refuse an environment whose episodes have no end to show."""
-
-    def step(key: jax.Array) -> Step:
-        state, _ = env.reset(key, params)
-        return env.step(key, state, example(env.action_space), params)
-
-    if "final_observation" in jax.eval_shape(step, jax.random.key(0)).info:
-        raise ValueError(
-            f"a replay needs {env.name!r} without auto_reset: the end of an episode is its last "
-            "state; give the environment that auto_reset was put around"
-        )
 
 
 def _check_finite(replay: Replay) -> None:

@@ -47,12 +47,13 @@ def initial(network: Any, env: Environment | HostEnvironments, key: jax.Array) -
 
 def _inputs(observation: PyTree, recurrent: PyTree, first: jax.Array) -> PyTree:
     """Give what a network is called with: observations alone where it has no memory."""
-    if not _any(recurrent):
+    if not remembers(recurrent):
         return observation
     return {"observation": observation, "recurrent": recurrent, "first": first}
 
 
-def _any(recurrent: PyTree) -> bool:
+def remembers(recurrent: PyTree) -> bool:
+    """Say whether a policy with this memory, or its shapes, has any."""
     return bool(jax.tree.leaves(recurrent))
 
 
@@ -93,7 +94,7 @@ def forward(
             f"models.actor_critic does; it gave {type(outputs).__name__}"
         )
     outputs = dict(outputs)
-    return outputs, outputs.pop("recurrent") if _any(recurrent) else recurrent, model_state
+    return outputs, outputs.pop("recurrent") if remembers(recurrent) else recurrent, model_state
 
 
 def unrolled(
@@ -117,7 +118,7 @@ def unrolled(
     Returns:
         (outputs `[time, env, ...]`, memory after the last, model state).
     """
-    if not _any(recurrent):
+    if not remembers(recurrent):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, first))
         outputs, _, model_state = forward(
             network, weights, flat[0], (), flat[1], key=key, train=train

@@ -15,7 +15,7 @@ from trainer.rl import distributions
 from trainer.rl.environments.contract import Environment, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import no_rewards, unseen
-from trainer.rl.policies import begin, check_fits, initial
+from trainer.rl.policies import begin, check_fits, initial, remembers
 from trainer.rl.rollouts import rollout, start
 from trainer.rl.updating import update
 from trainer.state import PyTree, TrainState
@@ -251,13 +251,13 @@ def _check(
     for name, bound in (("target_kl", target_kl), ("clip_norm", clip_norm)):
         if bound is not None and not bound > 0:
             raise ValueError(f"ppo: {name} must be above 0, or None; got {bound}")
-    remembers = bool(jax.tree.leaves(jax.eval_shape(lambda: begin(network, envs))))
-    units = envs if remembers else envs * steps
+    whole = remembers(jax.eval_shape(lambda: begin(network, envs)))
+    units = envs if whole else envs * steps
     if units % minibatches:
         what = (
             f"{envs} environments, whole as the policy has a memory,"
-            if remembers
-            else (f"{units} transitions ({envs} envs of {steps} steps)")
+            if whole
+            else f"{units} transitions ({envs} envs of {steps} steps)"
         )
         raise ValueError(
             f"ppo: minibatches must divide the experience: {what} do not make {minibatches} "

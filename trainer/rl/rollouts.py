@@ -13,7 +13,16 @@ from trainer.phases import Phase
 from trainer.rl.environments.contract import Environment, Step
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.environments.wrappers import auto_reset, record_episodes
-from trainer.rl.policies import Weights, act, begin, bounded, forward, unrolled, weights_of
+from trainer.rl.policies import (
+    Weights,
+    act,
+    begin,
+    bounded,
+    forward,
+    remembers,
+    unrolled,
+    weights_of,
+)
 from trainer.state import PyTree, TrainState
 
 
@@ -122,7 +131,6 @@ def start(
 ) -> Playing:
     """Begin an episode in each environment; those on the host keep their state themselves."""
     if isinstance(env, HostEnvironments):
-        env.check_count(envs)
         return Playing._make([()] * 4)
     keys = jax.random.split(key, envs)
     state, observation = jax.vmap(_played(env).reset, (0, None))(keys, params)
@@ -150,7 +158,7 @@ def play(
         key: of all that is drawn at random.
         steps: of each environment.
     """
-    envs, remembers = playing.first.shape[0], bool(jax.tree.leaves(playing.recurrent))
+    envs, remembering = playing.first.shape[0], remembers(playing.recurrent)
     step_of = jax.vmap(_played(env).step, (0, 0, 0, None))
 
     def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
@@ -174,7 +182,7 @@ def play(
             observation=playing.observation,
             action=action,
             log_prob=log_prob,
-            value=outputs["value"] if remembers else jnp.zeros(()),
+            value=outputs["value"] if remembering else jnp.zeros(()),
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
@@ -187,7 +195,9 @@ def play(
     act_key, env_key = jax.random.split(key)
     keys = jax.random.split(act_key, steps), jax.random.split(env_key, (steps, envs))
     after, (rows, seen) = lax.scan(one, playing, keys)
-    if not remembers:  # all values in one product; in the loop they would take a third of its time
+    if (
+        not remembering
+    ):  # all values in one product; in the loop they would take a third of its time
         outputs, _, _ = unrolled(network, weights, rows.observation, (), rows.first)
         rows = rows._replace(value=outputs["value"])
     last = value_of(after.observation, after.recurrent, after.first)

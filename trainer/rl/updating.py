@@ -11,10 +11,10 @@ import optax
 from jax import lax
 
 from trainer import gradients
-from trainer.losses.contract import Loss, attribute, loss_at
+from trainer.losses.contract import Loss, attribute
 from trainer.phases import Phase
 from trainer.rl.normalization import merged, scaled_rewards
-from trainer.rl.policies import Weights, unrolled, weights_of
+from trainer.rl.policies import remembers, unrolled, weights_of
 from trainer.rl.returns import gae
 from trainer.rl.rollouts import Experience
 from trainer.state import PyTree, TrainState
@@ -147,7 +147,7 @@ def taught(
 
 def divided(batch: dict[str, PyTree], recurrent: PyTree) -> Minibatches:
     """Lay experience `[time, env, ...]` out in units."""
-    if jax.tree.leaves(recurrent):
+    if remembers(recurrent):
         return Minibatches(batch, recurrent)
     flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
     return Minibatches(flat, recurrent)
@@ -203,24 +203,24 @@ def learnt(
 
 
 def derived(
-    state: TrainState, batch: Mapping[str, PyTree], recurrent: PyTree, network: Any, loss: Loss
-) -> tuple[PyTree, dict[str, jax.Array], PyTree]:
-    """Give a minibatch's gradients, the loss's means, and the model state."""
-    now = loss_at(loss, state.step)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), dict(batch))
+    state: TrainState, batch: dict[str, PyTree], recurrent: PyTree, network: Any, loss: Loss
+) -> gradients.Gradients:
+    """Give what a minibatch `[time, unit, ...]` gives: gradients, the loss's means, model state."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
-    def objective(params: PyTree) -> tuple[jax.Array, Any]:
-        weights: Weights = weights_of(state)._replace(params=params)
+    def objective(
+        params: PyTree, model_state: PyTree, batch: Mapping[str, PyTree], key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        weights = weights_of(state)._replace(params=params, model_state=model_state)
         outputs, _, model_state = unrolled(
             *(network, weights, batch["observation"], recurrent, batch["first"]),
-            key=state.key("network"),
+            key=key,
             train=True,
         )
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        means = {name: gradients.mean(v)[0] for name, v in now(outputs, flat).items()}
-        if "loss" not in means:
-            raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
-        return means["loss"], (means, model_state)
+        means = gradients.means_of(loss, state.step, outputs, flat)
+        return means["loss"][0], (means, model_state)
 
-    grads, (means, model_state) = jax.grad(objective, has_aux=True)(state.params)
-    return grads, means, model_state
+    return gradients.of_batch(
+        objective, state.params, state.model_state, batch, state.key("network")
+    )

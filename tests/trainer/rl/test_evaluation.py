@@ -182,9 +182,8 @@ def test_a_state_without_weights_of_lessons_is_refused(course, always):
 
 
 def test_an_environment_that_resets_by_itself_is_refused(counts, always):
-    phase = evaluation_of(always(0), auto_reset(counts()))
     with pytest.raises(ValueError, match="'counting' without auto_reset"):
-        trainer.evaluate(_state(always(0), counts()), phase)
+        evaluation_of(always(0), auto_reset(counts()))
 
 
 def test_params_outside_the_range_are_refused():

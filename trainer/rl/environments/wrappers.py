@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments.contract import Environment, Step
+from trainer.rl.environments.contract import Environment, Step, example
 from trainer.state import PyTree
 
 
@@ -167,9 +167,36 @@ def _render_within(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | 
     return lambda state, params: draw(state.environment, params)
 
 
+def require_ends(env: Environment, params: PyTree, who: str) -> None:
+    """Check, without computing anything, that episodes end where they end.
+
+    Args:
+        env: to check.
+        params: to play it with.
+        who: needs that, for the message.
+
+    Raises:
+        ValueError: `auto_reset` was put around the environment.
+    """
+
+    def step(key: jax.Array) -> Step:
+        state, _ = env.reset(key, params)
+        return env.step(key, state, example(env.action_space), params)
+
+    if _resets(jax.eval_shape(step, jax.random.key(0)).info):
+        raise ValueError(
+            f"{who} needs {env.name!r} without auto_reset, since it looks at whole episodes: give "
+            "the environment that auto_reset was put around"
+        )
+
+
+def _resets(info: Mapping[str, jax.Array]) -> bool:
+    return "final_observation" in info
+
+
 def _refuse_auto_reset(wrapper: str, info: Mapping[str, jax.Array]) -> None:
     """Refuse to count in an environment whose episodes begin anew unseen."""
-    if "final_observation" in info:
+    if _resets(info):
         raise ValueError(
             f"{wrapper} needs an environment that does not reset by itself; got one that does "
             f"(its steps give 'final_observation'); put auto_reset around the other wrappers"
