@@ -41,7 +41,7 @@ class Config(trainer.TrainingConfig):
 def main(config: Config) -> None:
     env = environments.cartpole()
     network = models.actor_critic(actions=env.action_space.n)
-    minibatches = config.envs * config.steps // config.batch_size
+    minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
     agent = rl.ppo(
         network,
         env,

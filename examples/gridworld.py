@@ -61,7 +61,7 @@ def main(config: Config) -> None:
         teacher = distillation.teacher(policy(env, config.teacher_memory), config.teacher, env)
         fading = optax.linear_schedule(1.0, 0.0, config.teacher_steps)
         loss = losses.total(loss, (distillation.kickstart(), fading))
-    minibatches = config.envs * config.steps // config.batch_size
+    minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
     agent = rl.ppo(
         network,
         env,

@@ -36,7 +36,8 @@ def test_it_stops_at_the_target(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"), [(("--env", "3"), "--envs"), (("--batch-size", "9999"), "minibatches")]
+    ("flags", "said"),
+    [(("--env", "3"), "--envs"), (("--batch-size", "9999"), "do not make minibatches of 9999")],
 )
 def test_a_mistake_is_told(tmp_path, flags, said):
     printed, _ = (process := _run(tmp_path / "run", *flags)).communicate(timeout=120)

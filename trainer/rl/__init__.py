@@ -5,7 +5,7 @@ from trainer.rl.curriculum import lessons
 from trainer.rl.evaluation import evaluation_of
 from trainer.rl.ppo import Agent, ppo, ppo_loss
 from trainer.rl.rollouts import Experience, rollout
-from trainer.rl.updating import update
+from trainer.rl.updating import minibatches_of, update
 
 __all__ = [
     "Agent",
@@ -15,6 +15,7 @@ __all__ = [
     "environments",
     "evaluation_of",
     "lessons",
+    "minibatches_of",
     "policies",
     "ppo",
     "ppo_loss",

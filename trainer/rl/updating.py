@@ -33,6 +33,29 @@ class Minibatches(NamedTuple):
     """The policy's memory before the first of them, `[unit, ...]`."""
 
 
+def minibatches_of(envs: int, steps: int, batch_size: int) -> int:
+    """Give how many minibatches of so many transitions a rollout makes.
+
+    Args:
+        envs: how many environments play.
+        steps: of each in a rollout.
+        batch_size: transitions a minibatch.
+
+    Raises:
+        ValueError: the rollout is not made of minibatches of this size.
+
+    >>> minibatches_of(envs=16, steps=64, batch_size=256)
+    4
+    """
+    transitions = envs * steps
+    if batch_size < 1 or transitions % batch_size or not transitions:
+        raise ValueError(
+            f"batch_size must divide a rollout into minibatches: {transitions} transitions ({envs} "
+            f"envs of {steps} steps) do not make minibatches of {batch_size}"
+        )
+    return transitions // batch_size
+
+
 def update(
     network: Any,
     optimizer: optax.GradientTransformation,

@@ -56,6 +56,13 @@ def test_rewards_are_scaled_only_where_statistics_are_kept(state):
     assert float(scaled.reward.max()) < float(experience.reward.max())
 
 
+@pytest.mark.parametrize("batch_size", [0, 3, 64])
+def test_a_rollout_is_made_of_whole_minibatches(batch_size):
+    assert updating.minibatches_of(4, 8, 16) == 2
+    with pytest.raises(ValueError, match=rf"32 transitions .* minibatches of {batch_size}$"):
+        updating.minibatches_of(4, 8, batch_size)
+
+
 def _agent(always, counts, **settings):
     settings = {"envs": 4, "steps": 8, "epochs": 2, "minibatches": 4, **settings}
     rate = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
