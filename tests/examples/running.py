@@ -9,14 +9,13 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def started(name, run, *flags, env=None):
+def started(name, run, *flags):
     """Start an example in a directory for its run; standard output and error are one text."""
     return subprocess.Popen(
         [sys.executable, EXAMPLES / f"{name}.py", "--run", str(run), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=env,
     )
 
 

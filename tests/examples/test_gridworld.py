@@ -1,7 +1,6 @@
 """The gridworld example as a user runs it: killed in the middle, and with a run as the teacher."""
 
 import json
-import os
 import re
 
 import pytest
@@ -17,25 +16,15 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Make a function that starts the script; what it compiles is kept for the next."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-    def start(run):
-        return started("gridworld", run, *SMALL, env={**os.environ, **cache})
-
-    return start
+def _run(run):
+    return started("gridworld", run, *SMALL)
 
 
 @pytest.fixture(scope="module")
-def straight(start, tmp_path_factory):
+def straight(tmp_path_factory):
     """An uninterrupted run: its directory, and what it printed."""
     run = tmp_path_factory.mktemp("straight")
-    return run, finished(start(run))
+    return run, finished(_run(run))
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +55,12 @@ def student(gridworld, straight, tmp_path):
     return student
 
 
-def test_killed_in_the_middle_it_goes_on_with_the_same_bits(start, straight, tmp_path):
+def test_killed_in_the_middle_it_goes_on_with_the_same_bits(straight, tmp_path):
     """Levels, memories, curriculum, evaluations and all."""
-    killed = start(tmp_path)
+    killed = _run(tmp_path)
     printed = killed_after(killed, tmp_path, 3)
     assert killed.returncode < 0, printed
-    resumed = finished(start(tmp_path))
+    resumed = finished(_run(tmp_path))
     assert re.search(r"resuming from epoch [1-5]?\d,", resumed.replace("\n", " "))
     assert f"missed 0.6 after {EPOCHS * 16:,} steps" in resumed
     assert fingerprint(resumed) == fingerprint(straight[1])

@@ -1,39 +1,22 @@
 """Many seeds at once: gone on with to the same bits, and a plot of what they reached."""
 
-import pytest
+from running import fingerprint, finished, started
 
-from trainer.configuration import Checkpointing, Logging, Schedule
-
-
-@pytest.fixture(scope="module")
-def population(script):
-    """The script as a module."""
-    return script("population")
+SMALL = (
+    *("--members", "3", "--envs", "2", "--steps", "8", "--batch-size", "8", "--passes", "1"),
+    *("--schedule.steps", "100", "--checkpointing.max-cost", "None"),
+    *("--logging.no-console", "--logging.no-tensorboard", "--logging.no-report"),
+)
 
 
-def _printed(population, capsys, run, epochs):
-    population.main(
-        population.Config(
-            run=run,
-            epochs=epochs,
-            members=3,
-            envs=2,
-            steps=8,
-            batch_size=8,
-            passes=1,
-            schedule=Schedule("linear", steps=100),
-            checkpointing=Checkpointing(max_cost=None),
-            logging=Logging(console=False, tensorboard=False, report=False),
-        )
-    )
-    return capsys.readouterr().out.splitlines()
+def _printed(run, epochs):
+    return finished(started("population", run, *SMALL, "--epochs", str(epochs)))
 
 
-def test_a_population_goes_on_with_the_same_bits(population, capsys, tmp_path):
-    straight = _printed(population, capsys, tmp_path / "straight", 2)
+def test_a_population_goes_on_with_the_same_bits(tmp_path):
+    straight = _printed(tmp_path / "straight", 2)
     for epochs in (1, 2):
-        parts = _printed(population, capsys, tmp_path / "parts", epochs)
-    assert straight[0] == "0 of 3 members reached 475"
-    assert straight[-1].startswith("fingerprint ")
-    assert parts[-1] == straight[-1]
+        parts = _printed(tmp_path / "parts", epochs)
+    assert "0 of 3 members reached 475\n" in straight
+    assert fingerprint(parts) == fingerprint(straight)
     assert (tmp_path / "parts" / "spread.png").read_bytes().startswith(b"\x89PNG")
