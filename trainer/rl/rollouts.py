@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax import lax
 from trainer.phases import Phase
 from trainer.rl.environments.contract import Environment, Step
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.environments.wrappers import auto_reset, record_episodes
+from trainer.rl.environments.wrappers import begun_anew, record_episodes
 from trainer.rl.policies import (
     Weights,
     act,
@@ -133,7 +134,7 @@ def start(
     if isinstance(env, HostEnvironments):
         return Playing._make([()] * 4)
     keys = jax.random.split(key, envs)
-    state, observation = jax.vmap(_played(env).reset, (0, None))(keys, params)
+    state, observation = jax.vmap(record_episodes(env).reset, (0, None))(keys, params)
     return Playing(state, observation, jnp.ones(envs, bool), begin(network, envs))
 
 
@@ -159,7 +160,12 @@ def play(
         steps: of each environment.
     """
     envs, remembering = playing.first.shape[0], remembers(playing.recurrent)
-    step_of = jax.vmap(_played(env).step, (0, 0, 0, None))
+    recorded = record_episodes(env)
+
+    @functools.partial(jax.vmap, in_axes=(0, 0, 0))
+    def step_of(keys: jax.Array, state: PyTree, action: jax.Array) -> Step:
+        taken = recorded.step(keys[0], state, action, params)
+        return begun_anew(recorded, keys[1], taken, params)
 
     def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
         return forward(network, weights, observation, recurrent, first)[0]["value"]
@@ -169,7 +175,7 @@ def play(
             network, weights, playing.observation, playing.recurrent, playing.first
         )
         action, log_prob = act(outputs, keys[0])
-        step = step_of(keys[1], playing.state, bounded(action, env.action_space), params)
+        step = step_of(keys[1], playing.state, bounded(action, env.action_space))
         final = step.info["final_observation"]
         # Seldom are there any: a look at all observations twice would cost as much as the first.
         final_value = lax.cond(
@@ -193,7 +199,9 @@ def play(
         return Playing(step.state, step.observation, ended, recurrent), (row, _seen(step))
 
     act_key, env_key = jax.random.split(key)
-    keys = jax.random.split(act_key, steps), jax.random.split(env_key, (steps, envs))
+    env_keys = jax.random.split(env_key, (steps, envs))  # split here: in the loop each split counts
+    env_keys = jax.vmap(jax.vmap(jax.random.split))(env_keys)
+    keys = jax.random.split(act_key, steps), env_keys
     after, (rows, seen) = lax.scan(one, playing, keys)
     if (
         not remembering
@@ -246,10 +254,6 @@ def finalized(means: Mapping[str, float], env: str, envs: int) -> dict[str, floa
         if kind == "episodes" and not count:
             found |= {f"return/{lesson}": None} if lesson else {"return": None, "length": None}
     return found
-
-
-def _played(env: Environment) -> Environment:
-    return auto_reset(record_episodes(env))
 
 
 def _seen(step: Step) -> Seen:

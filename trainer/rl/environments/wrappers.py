@@ -61,17 +61,25 @@ def auto_reset(env: Environment) -> Environment:
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
         step_key, reset_key = jax.random.split(key)
-        taken = env.step(step_key, state, action, params)
-        _refuse_auto_reset("auto_reset", taken.info)
-        begun = env.reset(reset_key, params)
-        ended = taken.terminated | taken.truncated
-        state, observation = jax.tree.map(
-            lambda new, old: jnp.where(ended, new, old), begun, (taken.state, taken.observation)
-        )
-        info = {**taken.info, "final_observation": taken.observation}
-        return taken._replace(state=state, observation=observation, info=info)
+        return begun_anew(env, reset_key, env.step(step_key, state, action, params), params)
 
     return env._replace(step=step)
+
+
+def begun_anew(env: Environment, key: jax.Array, taken: Step, params: PyTree) -> Step:
+    """Give the step that `auto_reset` gives, with `key` for the new episode.
+
+    Raises:
+        ValueError: `env` resets by itself already.
+    """
+    _refuse_auto_reset("auto_reset", taken.info)
+    begun = env.reset(key, params)
+    ended = taken.terminated | taken.truncated
+    state, observation = jax.tree.map(
+        lambda new, old: jnp.where(ended, new, old), begun, (taken.state, taken.observation)
+    )
+    info = {**taken.info, "final_observation": taken.observation}
+    return taken._replace(state=state, observation=observation, info=info)
 
 
 def record_episodes(env: Environment) -> Environment:
