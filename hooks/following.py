@@ -33,15 +33,16 @@ PAUSE = 0.2
 def follow_checkpoints(
     directory: str | os.PathLike[str],
     *,
-    carry: Sequence[str] = ("normalization",),
+    carry: Sequence[str] = ("normalization/observations",),
     wait: bool = False,
     timeout: float = 60.0,
 ) -> Chain:
     """Take the newest parameters of another run, which may be going on in another process.
 
     With it a rollout worker is `fit` over a rollout alone, and an evaluator `fit` over an
-    evaluation. Parameters and `model_state` are taken, and of `carry` what both runs have; the rest
-    is this run's own. Nothing is trained here: the program must leave `step` as it is.
+    evaluation. Parameters and `model_state` are taken, and of `carry` what is named, where the
+    other run has it; the rest is this run's own. Nothing is trained here: the program must leave
+    `step` as it is.
 
     Three parts. At the `start` the first commit is taken, which may have to be waited for. At each
     `epoch` the step is set to that of the commit in use, so that what the epoch measured is
@@ -55,15 +56,15 @@ def follow_checkpoints(
 
     Args:
         directory: of the run to follow; it need not be there yet, and nothing in it is changed.
-        carry: names in `state.carry`, or paths such as `normalization/observations`, whose parts
-            are taken where both runs have them.
+        carry: names in `state.carry`, or paths in it, whose parts are taken where the other run has
+            them: this one must have a place for each.
         wait: measure no commit twice: wait for a newer one at each epoch. Where none comes, this
             run ends as it does on an interrupt.
         timeout: seconds to wait, for the first commit too.
 
     Raises:
-        ValueError: `timeout` is not positive; at the start, the commit is of another network: every
-            path is listed.
+        ValueError: `timeout` is not positive; at the start, the commit is of another network, or
+            keeps what this run has no place for: every path is listed.
         TimeoutError: there is no first commit in time.
 
     >>> import jax, tempfile
@@ -109,7 +110,7 @@ def follow_checkpoints(
                 said = True
             time.sleep(PAUSE)
         if _remembered(state)["epoch"] < 0:
-            _tell(part, where, carry)
+            _begin_with(part, where, carry)
         return _taken(state, part)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -205,11 +206,13 @@ def _put(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:
     return {**carry, path[0]: _put(carry[path[0]], path[1:], tree)} if path else tree
 
 
-def _tell(part: Part, where: Path, carry: Sequence[str]) -> None:
-    """Say from which commit the run begins, and what of it was left that was asked for."""
-    log.info("%s: begins with the commit of epoch %d in %s", NAME, part.epoch, where)
+def _begin_with(part: Part, where: Path, carry: Sequence[str]) -> None:
+    """Say from which commit the run begins; refuse where it has no place for what was asked for."""
     asked = tuple(f"carry/{name}/" for name in carry)
     if left := [path for path in part.others if f"{path}/".startswith(asked)]:
-        log.warning(
-            "%s: not taken, since this run's state has no place for it: %s", NAME, ", ".join(left)
+        raise ValueError(
+            f"{NAME}: the run in {where} keeps {', '.join(left)}, for which this run's state has "
+            "no place, so that its policy would see other numbers than it learnt from: make the "
+            "state with the same settings (normalize_observations=True), or do without: carry=()"
         )
+    log.info("%s: begins with the commit of epoch %d in %s", NAME, part.epoch, where)

@@ -150,7 +150,7 @@ def test_where_nothing_comes_it_resumes_bit_for_bit(run, check_resumes):
     check_resumes(lambda: hooks.follow_checkpoints(run), made(0.0), MEASURE, epochs=3)
 
 
-def test_of_carry_is_taken_what_both_have(run, caplog):
+def test_of_carry_is_taken_what_both_have(run):
     theirs = {"observations": statistics(3.0), "rewards": jnp.ones(8)}
     commit(run, 3, normalization=theirs, environment=jnp.ones(4), lessons=jnp.ones(2))
     ours = {"observations": statistics(0.0), "other": jnp.zeros(1)}
@@ -163,10 +163,19 @@ def test_of_carry_is_taken_what_both_have(run, caplog):
     assert after.carry["environment"] is state.carry["environment"]
     assert after.carry["lessons"] is state.carry["lessons"]
     assert after.opt_state is state.opt_state
-    assert "no place for it: carry/normalization/rewards" in caplog.text
     after = hooks.follow_checkpoints(run, carry=["lessons"])(state, {}, event="start")
     np.testing.assert_array_equal(after.carry["lessons"], np.ones(2))
     assert after.carry["normalization"] is ours
+
+
+def test_statistics_without_a_place_are_refused(run):
+    commit(run, 3, normalization={"observations": statistics(3.0)})
+    with pytest.raises(
+        ValueError, match=r"keeps carry/normalization/observations/\w+.*has no place"
+    ):
+        hooks.follow_checkpoints(run)(made(0.0), {}, event="start")
+    after = hooks.follow_checkpoints(run, carry=())(made(0.0), {}, event="start")
+    assert after.memory["follow_checkpoints"]["epoch"] == 3
 
 
 def test_a_part_of_carry_can_be_named_by_its_path(run):
@@ -174,9 +183,8 @@ def test_a_part_of_carry_can_be_named_by_its_path(run):
     ours = {"observations": statistics(0.0), "rewards": jnp.zeros(2)}
     state = made(0.0, normalization=ours)
     with pytest.raises(ValueError, match=r"rewards: saved float32\[8\], wanted float32\[2\]"):
-        hooks.follow_checkpoints(run)(state, {}, event="start")
-    named = hooks.follow_checkpoints(run, carry=["normalization/observations"])
-    after = named(state, {}, event="start")
+        hooks.follow_checkpoints(run, carry=["normalization"])(state, {}, event="start")
+    after = hooks.follow_checkpoints(run)(state, {}, event="start")
     assert float(after.carry["normalization"]["observations"]["mean"][0]) == 3.0
     assert after.carry["normalization"]["rewards"] is ours["rewards"]
 

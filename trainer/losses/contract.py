@@ -38,6 +38,8 @@ def attribute(loss: Loss, name: str) -> Any:
 def loss_at(loss: Loss, step: Any) -> Loss:
     """Give the loss at an optimizer step, () int32: itself where it depends on none."""
     at = attribute(loss, "at")
+    if at and isinstance(loss, functools.partial):
+        return functools.partial(at(step), *loss.args, **loss.keywords)
     return at(step) if at else loss
 
 

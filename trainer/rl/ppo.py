@@ -12,6 +12,7 @@ import optax
 from trainer.losses.contract import Loss
 from trainer.phases import Phase
 from trainer.rl import distributions
+from trainer.rl.distillation import Teacher
 from trainer.rl.environments.contract import Environment, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import no_rewards, unseen
@@ -178,6 +179,11 @@ def ppo(
     check_fits(network, env)
     env.check(env.params)
     if teacher is not None:
+        if not isinstance(teacher, Teacher):
+            raise TypeError(
+                "ppo needs a teacher that trainer.rl.distillation.teacher(network, directory, env) "
+                f"restored; got {teacher!r:.100}"
+            )
         check_fits(teacher.network, env, weights=teacher.weights, who="the teacher")
         if loss is None:
             raise ValueError(

@@ -13,6 +13,7 @@ import pytest
 import trainer
 from trainer import data, losses
 from trainer.losses import total
+from trainer.losses.contract import loss_at
 from trainer.state import device_part
 
 
@@ -218,3 +219,15 @@ def test_a_term_without_loss_is_refused():
 def test_a_schedule_that_gives_no_scalar_is_refused():
     with pytest.raises(ValueError, match=r"schedule of 'large' must give a scalar .* \(2,\)"):
         total((large, lambda step: jnp.ones(2))).at(0)(OUTPUTS, {})
+
+
+def test_a_loss_that_follows_the_step_keeps_its_settings():
+    def scaled(outputs, batch, *, scale=1.0):
+        return {"loss": scale * jnp.ones(2)}
+
+    def at(step):
+        return lambda outputs, batch, *, scale=1.0: {"loss": step * scale * jnp.ones(2)}
+
+    scaled.at = at
+    set_up = functools.partial(scaled, scale=3.0)
+    chex.assert_trees_all_close(loss_at(set_up, 2)(OUTPUTS, {})["loss"], jnp.full(2, 6.0))
