@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
+from trainer.checkpoints.locking import lock
 from trainer.hook import Gate, Restored
 from trainer.processes import of_lead
 
@@ -27,7 +28,8 @@ def save_checkpoints(
 
     Three parts: the newest intact commit is restored before all else; each `epoch` ends with a
     commit, written in the background; the last epoch is committed at `end`, or on an interrupt, if
-    it was not yet.
+    it was not yet. From before anything is read until all is closed no other process can train in
+    the directory; to read it, as `follow_checkpoints` and `restore` do, needs no leave.
 
     Args:
         directory: of the run; commits are in its folder `checkpoints`.
@@ -40,6 +42,7 @@ def save_checkpoints(
             run's time. None commits at every epoch.
 
     Raises:
+        InUse: another process trains in this directory.
         ValueError: the directory holds another run: what differs is listed.
         OSError: the directory cannot be written to.
     """
@@ -48,12 +51,15 @@ def save_checkpoints(
     checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode)
     began = time.monotonic()
     committed: int | None = None
+    release: Callable[[], None] | None = None
 
     def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
 
     def restore(template: TrainState) -> Restored | None:
-        nonlocal began, committed
+        nonlocal began, committed, release
+        if release is None:  # error hooks may ask for the last commit once more
+            release = lock(checkpoints.directory.parent)
         began, committed = time.monotonic(), None
         commit = checkpoints.restore(template, config=config)
         if commit is None:
@@ -81,6 +87,15 @@ def save_checkpoints(
             committed = int(state.epoch)
         return state
 
+    def close() -> None:
+        nonlocal release
+        try:
+            checkpoints.close()
+        finally:
+            held, release = release, None
+            if held is not None:
+                held()
+
     expects = (best,) if best else ()
     name = "save_checkpoints"
     return chain(
@@ -100,6 +115,6 @@ def save_checkpoints(
             stage="commit",
             rehearse=nothing,
             flush=checkpoints.wait,
-            close=checkpoints.close,
+            close=close,
         ),
     )

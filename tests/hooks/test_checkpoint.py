@@ -322,6 +322,39 @@ def test_law_5_kill_9_while_saving(tmp_path):
     assert int(lines[0][1]) > 1
 
 
+def test_a_second_process_is_refused_while_the_first_lives(start, train, tmp_path):
+    command = [sys.executable, "-c", CHILD, str(tmp_path), "1000000000"]
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first:
+        try:
+            assert first.stdout.readline() == "epoch 1\n"
+            second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert second.returncode == 1
+            assert second.stdout == ""
+            assert f"{tmp_path} is in use: pid {first.pid} on " in second.stderr
+            with Checkpoints(tmp_path, read_only=True) as checkpoints:
+                assert checkpoints.steps()  # to read it is refused to none
+        finally:
+            first.kill()
+    commits = tmp_path / "checkpoints"
+    commits.rename(tmp_path / "theirs")  # of another state than this process trains
+    state, _ = trainer.fit(start, train, epochs=2, hooks=_saving(tmp_path))
+    assert int(state.epoch) == 2
+    assert (tmp_path / "lock").stat().st_size == 0
+
+
+def test_two_chains_of_one_process_share_a_directory(start, train, tmp_path):
+    inner = _saving(tmp_path)
+
+    def train_within(state, metrics):
+        trainer.fit(start, train, epochs=1, hooks=inner)
+        assert (tmp_path / "lock").stat().st_size  # the outer run goes on
+        return state
+
+    trainer.fit(start, train, epochs=1, hooks=[train_within, _saving(tmp_path)])
+    assert (tmp_path / "lock").stat().st_size == 0
+
+
 @pytest.mark.soak
 def test_law_5_kill_9_at_many_instants(tmp_path):
     random = np.random.default_rng(seed := int(time.time()))

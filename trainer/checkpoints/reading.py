@@ -130,7 +130,11 @@ def read_part(
 
 
 def read_params(
-    directory: str | os.PathLike[str], *, best: str | None = None, mode: str = "min"
+    directory: str | os.PathLike[str],
+    *,
+    epoch: int | None = None,
+    best: str | None = None,
+    mode: str = "min",
 ) -> tuple[dict[str, np.ndarray], str]:
     """Read the parameters of a commit without knowing their structure, chosen as by `restore`.
 
@@ -154,7 +158,7 @@ def read_params(
         }
         return arrays, f"commit {number} in {folder}"
 
-    return first_intact(folder, lambda: candidates(folder, None, best, mode), read)
+    return first_intact(folder, lambda: candidates(folder, epoch, best, mode), read)
 
 
 def _leaves(folder: Path, number: int) -> list[Leaf]:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import commits, snapshots
+from trainer.checkpoints import commits, locking, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, agree, restored
 from trainer.checkpoints.worker import Worker
 from trainer.processes import is_lead
 from trainer.state import TrainState
+from trainer.timing import span
 
 log = logging.getLogger("entracte")
 
@@ -87,7 +88,14 @@ class Checkpoints:
         self._before = 0.0
         if self._writes:
             commits.made_writable(self.directory)
+        self._leftovers = self._writes
+        self._recover()
+
+    def _recover(self) -> None:
+        """Put back what a run that was killed left half-way; what a living one is about, is not."""
+        if self._leftovers and locking.held(self.directory.parent, by_others=True) is None:
             commits.recover(self.directory)
+            self._leftovers = False
 
     def save(
         self,
@@ -115,21 +123,26 @@ class Checkpoints:
         self._before = self.seconds
         began = time.perf_counter()
         epoch = int(state.epoch)
-        head = {
-            "scores": {name: float(score) for name, score in scores.items()},
-            "config": None if config is None else manifests.normalised(config),
-        }
-        groups = {
-            name: manifests.flattened(name, tree)[:2]
-            for name, tree in manifests.sections(state).items()
-        }
-        leaves, self._buffer = snapshots.copied(groups, self._buffer)
+        with span("commit", "copy", epoch):
+            head = {
+                "scores": {name: float(score) for name, score in scores.items()},
+                "config": None if config is None else manifests.normalised(config),
+            }
+            groups = {
+                name: manifests.flattened(name, tree)[:2]
+                for name, tree in manifests.sections(state).items()
+            }
+            leaves, self._buffer = snapshots.copied(groups, self._buffer)
         self._blocked += time.perf_counter() - began
         if self._writes:
             self._worker.start(
-                lambda: self._commit(epoch, leaves, head),
+                lambda: self._write(epoch, leaves, head),
                 f"while saving epoch {epoch} to {self.directory}",
             )
+
+    def _write(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
+        with span("commit", "write", epoch):
+            self._commit(epoch, leaves, head)
 
     def _commit(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
         """Write a commit, then remove those that are no longer kept; runs in the worker."""
@@ -201,6 +214,7 @@ class Checkpoints:
             ValueError: the commit does not fit target or config; every path and key is listed.
         """
         self._worker.join()
+        self._recover()
         numbers = commits.numbers(self.directory)
         if epoch is not None and epoch not in numbers:
             raise FileNotFoundError(
@@ -272,7 +286,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the save under way is durable; raise its failure."""
-        self._worker.wait()
+        with span("commit", "wait"):
+            self._worker.wait()
 
     def close(self) -> None:
         """Wait for the save under way and free the host copy; may be called again."""
