@@ -17,6 +17,7 @@ from hooks.worker import Worker
 from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.hook import Function, parts_of
 from trainer.state import device_part, rejoin
+from trainer.timing import span
 
 log = logging.getLogger("entracte")
 
@@ -127,7 +128,8 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
 
 
 def _observe(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> None:
-    after = part.function(state, metrics)
+    with span("hook", part.name):
+        after = part.function(state, metrics)
     if after is not state:
         raise ValueError(f"background observer {part.name!r} must return the state it was given")
 

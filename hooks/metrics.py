@@ -11,6 +11,7 @@ from hooks.combining import Chain, chain
 from hooks.writers import Progress, Rehearses, Resumes, Trace, Value, Writer
 from trainer import Hook, TrainState
 from trainer.state import steps_taken
+from trainer.timing import span
 
 Values = Callable[[TrainState, Mapping[str, float]], Mapping[str, Value]]
 """`(state, metrics) -> {name: what a writer may be given}`."""
@@ -112,7 +113,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
         values = _with_progress(state, metrics, values_of)
         for number, writer in enumerate(writers[begin:], begin):
             broken_off = place, number
-            writer.write(step, values)
+            with span("writer", type(writer).__name__):
+                writer.write(step, values)
         broken_off = None
         return state
 
@@ -127,7 +129,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
 
     def flush() -> None:
         for writer in writers:
-            writer.flush()
+            with span("writer", type(writer).__name__):
+                writer.flush()
 
     def close() -> None:
         nonlocal broken_off
@@ -135,7 +138,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
         failed: Exception | None = None
         for writer in writers:
             try:
-                writer.close()
+                with span("writer", type(writer).__name__):
+                    writer.close()
             except Exception as error:
                 if failed is None:
                     failed = error

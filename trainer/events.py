@@ -14,8 +14,9 @@ from trainer.contract import kept
 from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
 from trainer.processes import is_lead
-from trainer.state import TrainState
+from trainer.state import PyTree, TrainState
 from trainer.structure import owned, separated
+from trainer.timing import span
 
 log = logging.getLogger("entracte")
 
@@ -157,6 +158,12 @@ class Events:
         Returns:
             The state, scores cleared, and the metrics with the scores merged in.
         """
+        with span("event", event):
+            return self._run(event, state, metrics, stages)
+
+    def _run(
+        self, event: str, state: TrainState, metrics: Metrics, stages: Sequence[str]
+    ) -> tuple[TrainState, Metrics]:
         answers: dict[Gate, bool] = {}
         observers: ChainMap[Gate, bool] = ChainMap({}, answers)
         flushed = False
@@ -178,9 +185,10 @@ class Events:
                 if hook.stage == "commit" and not flushed:
                     flushed = True
                     self.flush()
-                after = hook.apply(state, seen)
-                if after is not state:
-                    after = kept(hook, state, after)
+                with span("hook", hook.name):
+                    after = hook.apply(state, seen)
+                    if after is not state:
+                        after = kept(hook, state, after)
             except Interrupt as interrupt:
                 self.interrupt, after = str(interrupt) or hook.name, state
             except Exception as error:
@@ -216,7 +224,8 @@ class Events:
         """Make records durable; a commit is final only after them."""
         for hook in self.hooks:
             if hook.flush:
-                hook.flush()
+                with span("flush", hook.name):
+                    hook.flush()
 
     def fail(self, error: BaseException) -> None:
         """Run the `error` hooks on the newest readable state; they cannot hide the error."""
@@ -260,7 +269,8 @@ class Events:
             if hook.close is None:
                 continue
             try:
-                hook.close()
+                with span("close", hook.name):
+                    hook.close()
             except BaseException as failure:  # a signal's too: the others are still to be closed
                 failure.add_note(f"in closing hook {hook.name!r}")
                 if failed is None:
@@ -271,14 +281,14 @@ class Events:
             raise failed
 
 
-def _used_up(state: TrainState) -> bool:
+def _used_up(state: PyTree) -> bool:
     leaves = jax.tree.leaves(state)
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
 
 
 def _epoch(state: TrainState) -> str:
     """Name the epoch, even of a state that was used up."""
-    return "an epoch" if state.epoch.is_deleted() else f"epoch {int(state.epoch)}"
+    return "an epoch" if _used_up(state.epoch) else f"epoch {int(state.epoch)}"
 
 
 def in_order(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:

@@ -19,6 +19,7 @@ from trainer.rehearsal import rehearse
 from trainer.signals import end_process, listening
 from trainer.state import TrainState, steps_taken
 from trainer.structure import owned
+from trainer.timing import span
 
 log = logging.getLogger("entracte")
 
@@ -78,7 +79,8 @@ def fit(
         programs = _compiled(state, phases, donate=donate) if going else []
         while number < epochs and not state.stop:
             number += 1
-            state, metrics = _epoch(state, programs, events, number, epochs, donate)
+            with span("epoch", number=number):
+                state, metrics = _epoch(state, programs, events, number, epochs, donate)
             history.append(metrics.as_dict())
             ending = agreed(Ending(state.stop, events.interrupt is not None, signals.number))
             if ending.signal or (ending.interrupt and not ending.stop):

@@ -17,6 +17,7 @@ from trainer.member_metrics import LIVE, finalized_members, reduced_members
 from trainer.metrics import Layout, check_measured, pack, reduced
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.structure import settled
+from trainer.timing import span, spans
 
 Run = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
 """`(state, data) -> (state, output, metrics)`, jittable."""
@@ -41,9 +42,11 @@ class Measured(NamedTuple):
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
         """Wait for the phase, and give (values, traces, optimizer steps that it took)."""
         phase, pieces, taken = self.phase, [], 0
-        jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
-        for program, packed in self.packed:
-            numbers = program.layout.unpack(np.asarray(packed), rows=program.stepwise)
+        with span("wait", phase.name):
+            jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
+            arrived = [(program, np.asarray(packed)) for program, packed in self.packed]
+        for program, words in arrived:
+            numbers = program.layout.unpack(words, rows=program.stepwise)
             pieces.append(numbers[0])
             taken += int(numbers[1].sum())
         if phase.members is None:
@@ -175,7 +178,8 @@ class Phase:
         state, donate = device_part(state), donate and self.changes
         signature = _signature(state, placed=True), _signature(data), donate
         if signature not in self._programs:
-            self._programs[signature] = self._compile(state, data, donate)
+            with span("compile", self.name):
+                self._programs[signature] = self._compile(state, data, donate)
         return self._programs[signature]
 
     def execute(
@@ -202,15 +206,17 @@ class Phase:
         """
         device, output = device_part(state), None
         packed: list[tuple[Program, jax.Array]] = []
-        for piece, position in self.pieces(device, previous):
+        for piece, position in spans(self.pieces(device, previous), "data", self.name):
             if program is None or (self.feed and piece is not self.feed.example):
                 program = self.program(device, piece, donate=donate)
-            device, output, numbers = program.run(device, piece)
+            with span("dispatch", self.name):
+                device, output, numbers = program.run(device, piece)
             packed.append((program, numbers))
             if position is not None:
                 device = positions.moved(device, self.name, position)
-            if len(packed) > 1:
-                jax.block_until_ready(packed[-2][1])  # or a stream would pile up on the device
+            if len(packed) > 1:  # or a stream would pile up on the device
+                with span("wait", self.name):
+                    jax.block_until_ready(packed[-2][1])
         return rejoin(device, state), output, Measured(self, packed)
 
     def pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from trainer.timing import span
+
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
@@ -25,7 +27,11 @@ class Ahead(Generic[Key, Result]):
     """
 
     def __init__(self, function: Callable[[Key], Result]) -> None:
-        self._function = function
+        def read(key: Key) -> Result:
+            with span("read"):
+                return function(key)
+
+        self._function = read
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="entracte-data")
         self._waiting: tuple[Key, Future[Result]] | None = None
 

@@ -12,6 +12,7 @@ import numpy as np
 from trainer.data.batches import Batch, each
 from trainer.data.feed import Check, Feed
 from trainer.state import PyTree, TrainState
+from trainer.timing import span
 
 Pieces = Callable[[TrainState, Check | None, Any], Iterator[tuple[Any, PyTree]]]
 """See `Feed.pieces`."""
@@ -47,7 +48,8 @@ def transferred(piece: Any, state: TrainState, check: Check | None) -> Any:
     if check is not None:
         batch = piece[0] if isinstance(piece, tuple) else piece
         check(state, each(lambda array: array.reshape(-1, *array.shape[2:]), batch))
-    return jax.device_put(piece)
+    with span("transfer"):
+        return jax.device_put(piece)
 
 
 def _stacked(array: np.ndarray, steps: int) -> jax.ShapeDtypeStruct:

@@ -19,6 +19,7 @@ from trainer.rl.host_playing import Episodes, Standing, looking, play
 from trainer.rl.policies import begin, weights_of
 from trainer.rl.rollouts import Experience, Seen, finalized, measured
 from trainer.state import PyTree, TrainState
+from trainer.timing import span
 
 log = logging.getLogger("entracte")
 
@@ -109,7 +110,9 @@ class Played:
             weights, key = weights_of(state), state.key(self.name)
             after, *piece = play(look, weights, self.envs, standing, key, steps=self.steps)
             kept[:] = [after]
-            yield jax.device_put(tuple(piece)), None
+            with span("transfer"):
+                moved = jax.device_put(tuple(piece))
+            yield moved, None
 
         return pieces
 
