@@ -1,6 +1,6 @@
 """Training as jitted pure functions over an immutable state, with hooks between epochs."""
 
-from trainer import configuration, data, losses, optimizers
+from trainer import configuration, data, losses, optimizers, runs
 from trainer.caching import cache_compilations
 from trainer.checkpoints import Checkpoints, restore
 from trainer.configuration import TrainingConfig, load_config, parse_config
@@ -48,6 +48,7 @@ __all__ = [
     "population",
     "population_of",
     "restore",
+    "runs",
     "stacked",
     "summary",
     "supervised",

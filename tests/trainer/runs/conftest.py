@@ -1,0 +1,126 @@
+"""A store of each kind: a file, and a database of a real server where one is installed."""
+
+import contextlib
+import multiprocessing
+import time
+
+import _postgres
+import pytest
+
+from trainer.runs import Run, Store, delivery, recording
+
+LIMIT = 30
+"""Seconds after which what a test waits for will not come."""
+
+PREFACE = """
+import json, logging, os, signal, sys, time
+from pathlib import Path
+from trainer.runs import *
+from trainer.runs import delivery, journal, recording, requests, schema
+say, hear = pipe.send, pipe.recv
+"""
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A PostgreSQL server; none for the whole session where it is not installed."""
+    if _postgres.programs() is None:
+        pytest.skip("no PostgreSQL: `initdb` and `postgres` are neither in PATH nor where they go")
+    made = _postgres.Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def database(server):
+    """The URL of an empty database."""
+    import psycopg
+
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        )
+        connection.execute("DROP SCHEMA IF EXISTS entracte CASCADE")
+    return server.url()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """The URL of an empty store, of either kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("database")
+    return f"sqlite:///{tmp_path}/runs/store.sqlite"
+
+
+@pytest.fixture
+def store(url):
+    """An empty store, of either kind."""
+    with Store(url) as made:
+        yield made
+
+
+@pytest.fixture
+def run(url, tmp_path):
+    """A run named `one`, in the directory `runs`."""
+    made = Run(tmp_path / "runs" / "one", store=url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Try stores that are away again at once, and wait for nothing at the end."""
+    monkeypatch.setattr(delivery, "PAUSES", (0.02, 0.05))
+    monkeypatch.setattr(recording, "CLOSING", 0.2)
+
+
+@pytest.fixture
+def eventually():
+    """Give a function that waits until something holds, and gives what it found."""
+
+    def wait(found, limit=LIMIT):
+        deadline = time.monotonic() + limit
+        while True:
+            with contextlib.suppress(LookupError):
+                if result := found():
+                    return result
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {limit} s")
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def _processes():
+    """What forks processes that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.runs"])
+    return context
+
+
+@pytest.fixture
+def start(_processes):
+    """Give a function that starts a process: its code finds `say`, `hear` and what it is given."""
+    started = []
+
+    def begin(code, **given):
+        here, there = _processes.Pipe()
+        process = _processes.Process(target=exec, args=(PREFACE + code, {"pipe": there, **given}))
+        process.start()
+        there.close()
+        process.say, process.poll, process.hear = here.send, here.poll, lambda: _heard(here)
+        started.append((process, here))
+        return process
+
+    yield begin
+    for process, here in started:
+        process.kill()
+        process.join(LIMIT)
+        here.close()
+
+
+def _heard(pipe):
+    assert pipe.poll(LIMIT), f"nothing heard in {LIMIT} s"
+    return pipe.recv()

@@ -1,0 +1,94 @@
+"""How a store is named, and how it is reached."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.runs.connections import Unreachable, connect, redacted, url_of
+
+
+@pytest.mark.parametrize(
+    ("store", "url"),
+    [
+        ("postgresql://me@host/a", "postgresql://me@host/a"),
+        ("postgres://me@host/a", "postgresql://me@host/a"),
+        ("sqlite:////a/b", "sqlite:////a/b"),
+        ("/runs", "sqlite:////runs/store.sqlite"),
+        ("/runs.d", "sqlite:////runs.d/store.sqlite"),
+        ("/a.sqlite", "sqlite:////a.sqlite"),
+        (Path("/a.sqlite3"), "sqlite:////a.sqlite3"),
+        (Path("/a b/ü?#%20.db"), "sqlite:////a b/ü?#%20.db"),
+    ],
+)
+def test_a_store_is_named_by_url_file_or_directory(store, url):
+    assert url_of(store) == url
+    assert url_of(url) == url
+
+
+def test_a_relative_place_is_one_whatever_directory_is_worked_in_later(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert url_of("runs") == f"sqlite:///{tmp_path}/runs/store.sqlite"
+    assert url_of("sqlite:///all.db") == f"sqlite:///{tmp_path}/all.db"
+
+
+@pytest.mark.parametrize(
+    "store", ["mysql://me:secret@host/a", "sqlite://a.db", "sqlite:///", "://"]
+)
+def test_another_kind_of_url_is_refused(store):
+    with pytest.raises(ValueError, match="a store is a directory of runs") as raised:
+        url_of(store)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://host:5432/a", "postgresql://host:5432/a"),
+        ("postgresql://me@host/a?user=b", "postgresql://me@host/a?user=b"),
+        ("postgresql://me:p@host/a", "postgresql://me:***@host/a"),
+        ("postgresql://me:p/@:#?p@host/a", "postgresql://me:***@host/a"),
+        ("postgresql://:p@/a", "postgresql://:***@/a"),
+        (
+            "postgresql://h/a?sslpassword=p&password=p",
+            "postgresql://h/a?sslpassword=***&password=***",
+        ),
+        ("train --store postgresql://me:p@h/a --x", "train --store postgresql://me:***@h/a --x"),
+        ("postgresql://[::1]:5/a", "postgresql://[::1]:5/a"),
+        ("/runs/store.sqlite", "/runs/store.sqlite"),
+    ],
+)
+def test_passwords_are_left_out(url, shown):
+    assert redacted(url) == shown
+
+
+@pytest.mark.parametrize("name", ["plain", "ü ? # % %20 & = :", os.fsdecode(b"no text \xff")])
+def test_a_file_is_made_at_the_very_path(tmp_path, name):
+    path = tmp_path / name / "a.db"
+    connection = connect(url_of(path))
+    connection.execute("CREATE TABLE t (a TEXT)")
+    connection.close()
+    assert path.stat().st_size
+    assert sorted(os.listdir(tmp_path)) == [name]
+    with pytest.raises(FileNotFoundError, match="there is no store at"):
+        connect(url_of(path.with_name("b.db")), create=False)
+
+
+def test_a_place_that_cannot_be_is_unreachable(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Unreachable, match="Not a directory|File exists"):
+        connect(url_of(tmp_path / "file" / "runs"))
+
+
+def test_without_its_driver_postgresql_tells_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "trainer.runs.postgres", raising=False)
+    with pytest.raises(ImportError) as raised:
+        connect("postgresql://host/a")
+    assert "entracte[postgres]" in raised.value.__notes__[0]
+
+
+def test_a_server_that_does_not_answer_is_unreachable_in_time():
+    with pytest.raises(Unreachable, match="refused"):
+        connect("postgresql://me@127.0.0.1:1/a")

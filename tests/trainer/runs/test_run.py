@@ -1,0 +1,448 @@
+"""A run records at once, whatever the store does, and what it recorded is in the store once."""
+
+import logging
+import math
+import os
+import random
+import shutil
+import socket
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from trainer import Checkpoints
+from trainer.checkpoints import locking
+from trainer.checkpoints.locking import InUse, held, lock
+from trainer.runs import Run, Store, Unreachable, deliver_left, recording, requests
+
+GONE = "postgresql://me@127.0.0.1:1/a"
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Give a function that makes run `one` in the directory `runs`; it is closed at the end."""
+    made = []
+
+    def begin(**settings):
+        made.append(Run(tmp_path / "runs" / "one", **settings))
+        return made[-1]
+
+    yield begin
+    for run in made:
+        run.close()
+
+
+@pytest.fixture
+def gone(tmp_path, monkeypatch):
+    """A run that was on record, and whose store is away."""
+    Run(tmp_path / "runs" / "one").close()
+    with Store(tmp_path / "runs"):
+        pass
+    run = Run(tmp_path / "runs" / "one")
+    run.beat(epoch=0, step=0)
+    run.close()
+    os.rename(tmp_path / "runs" / "store.sqlite", tmp_path / "away.sqlite")
+    monkeypatch.setattr(recording, "CLOSING", 0.1)
+    (tmp_path / "runs" / "store.sqlite").mkdir()
+
+    def back():
+        (tmp_path / "runs" / "store.sqlite").rmdir()
+        os.rename(tmp_path / "away.sqlite", tmp_path / "runs" / "store.sqlite")
+
+    return back
+
+
+def commit(tmp_path, state, *epochs):
+    """Commit epochs of run `one`."""
+    checkpoints = Checkpoints(tmp_path / "runs" / "one", keep=2)
+    for epoch in epochs:
+        checkpoints.save(
+            state.replace(epoch=state.epoch + epoch, step=state.step + 14 * epoch),
+            scores={"val/loss": 1.0 / epoch},
+        )
+    checkpoints.close()
+
+
+def test_what_was_recorded_is_in_the_store_when_it_is_closed(url, begun):
+    run = begun(store=url, config={"widths": (8, 8)})
+    assert not run.going
+    run.resume(epoch=0, step=0)
+    assert run.going
+    run.record(
+        np.int64(1), np.int32(14), {"a": np.float32(0.5), "b": math.nan, "c": "text", "d": 1}
+    )
+    run.beat(epoch=1, step=np.int64(14), epochs=2)
+    run.end("finished")
+    run.close()
+    assert not run.going
+    with Store(url) as store:
+        row = store.run("one")
+        values = {record.name: record.value for record in store.records("one")}
+    assert math.isnan(values.pop("b"))
+    assert values == {"a": 0.5, "c": "text", "d": 1.0}
+    assert (row.state, row.config, row.epochs, row.epoch) == ("finished", {"widths": [8, 8]}, 2, 1)
+    assert (row.host, row.pid) == (socket.gethostname(), os.getpid())
+    assert row.environment["jax"] == jax.__version__
+    run.close()
+    assert (run.directory / "queue.jsonl").stat().st_size < 20
+
+
+def test_a_run_that_goes_on_supersedes_and_never_doubles(url, begun):
+    for went_on, last in ((0, 5), (3, 7)):
+        run = begun(store=url)
+        run.resume(epoch=went_on, step=14 * went_on)
+        for epoch in range(went_on + 1, last + 1):
+            run.record(epoch, 14 * epoch, {"loss": 10.0 * went_on + epoch})
+        run.close()
+    with Store(url) as store:
+        found = [record.value for record in store.records("one")]
+    assert found == [1, 2, 3, 34, 35, 36, 37]
+
+
+def test_hooks_that_share_a_run_resume_it_once(begun):
+    run = begun()
+    run.resume(epoch=2, step=28)
+    run.record(2, 28, {"at the start": 1.0})
+    run.resume(epoch=2, step=28)
+    run.record(3, 42, {"loss": 1.0})
+    run.close()
+    with Store(run.url) as store:
+        assert [record.epoch for record in store.records("one")] == [2, 3]
+
+
+def test_commits_are_listed_as_they_come_and_go(begun, tmp_path, state, eventually):
+    commit(tmp_path, state, 1)
+    run = begun()
+    run.resume(epoch=1, step=14)
+    commit(tmp_path, state, 2, 3)
+    run.beat(epoch=3, step=42)
+    run.close()
+    with Store(run.url) as store:
+        rows = store.commits("one", present=True)
+        assert [row.epoch for row in rows] == [2, 3]
+        assert rows[1].path == str(run.directory / "checkpoints" / "3")
+        assert rows[1].scores == {"val/loss": 1.0 / 3}
+        assert rows[1].bytes > 100
+    shutil.rmtree(run.directory / "checkpoints" / "3")  # while nobody looks
+    again = begun()
+    again.resume(epoch=2, step=28)
+    again.close()
+    with Store(run.url) as store:
+        assert [row.epoch for row in store.commits("one", present=True)] == [2]
+
+
+def test_a_commit_is_known_when_its_evaluation_is_asked_for(begun, tmp_path, state):
+    commit(tmp_path, state, 1)
+    run = begun()
+    assert run.ask("full", 1)
+    assert run.ask("full", 1)
+    assert not run.ask("full", 2)
+    run.close()
+    with Store(run.url) as store:
+        (request,) = requests.requests(store, "one")
+        assert request.checksum == store.commits("one")[0].checksum
+
+
+def test_a_file_that_the_run_left_is_on_record(begun, tmp_path):
+    run = begun()
+    (tmp_path / "a.gif").write_bytes(b"1234")
+    run.artifact(tmp_path / "a.gif", "replay", epoch=1, step=14)
+    run.close()
+    with Store(run.url) as store:
+        assert store.artifacts("one") == [(str(tmp_path / "a.gif"), "replay", 1, 14, 4)]
+
+
+def fail(run, error):
+    """Let an error pass by as a run is closed."""
+    try:
+        try:
+            raise error
+        finally:
+            run.close()
+    except type(error):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (ValueError("no"), "failed", "ValueError: no"),
+        (KeyboardInterrupt(), "interrupted", ""),
+        (SystemExit(143), "interrupted", ""),
+    ],
+)
+def test_how_it_ended_is_seen_by_what_is_under_way(begun, error, state, said):
+    run = begun()
+    run.beat(epoch=1, step=14)
+    fail(run, error)
+    with Store(run.url) as store:
+        assert store.run("one")[6:8] == (state, said)
+
+
+def test_an_error_of_before_is_no_failure_of_this_run(begun):
+    run = begun()
+    try:
+        raise ValueError("of another run")
+    except ValueError:
+        run.beat(epoch=1, step=14)
+        run.close()
+    with Store(run.url) as store:
+        assert store.run("one").state == "interrupted"
+
+
+# --- one owner
+
+
+def test_a_second_run_in_one_directory_is_refused_while_the_first_is_on_record(begun, tmp_path):
+    first, second = begun(), begun()
+    first.beat(epoch=1, step=14)
+    for act in (
+        lambda: second.beat(epoch=1, step=14),
+        lambda: second.resume(epoch=0, step=0),
+        lambda: second.record(1, 14, {"loss": 1.0}),
+    ):
+        with pytest.raises(InUse, match="is on record by another Run in this process"):
+            act()
+    with Store(first.url) as store:
+        assert deliver_left(store, first.directory) == 0
+    first.close()
+    second.beat(epoch=2, step=28)
+    second.close()
+    assert held(first.directory) is None
+
+
+def test_another_process_is_refused(begun, tmp_path, start, monkeypatch):
+    monkeypatch.setattr(locking, "PATIENCE", 0.0)
+    code = "run = Run(path); run.beat(epoch=1, step=1); say('begun'); hear()"
+    process = start(code, path=tmp_path / "runs" / "one")
+    assert process.hear() == "begun"
+    run = begun()
+    with pytest.raises(InUse, match=f"in use: pid {process.pid} on "):
+        run.beat(epoch=1, step=14)
+    assert not run.going
+    process.kill()
+    process.join()
+    run.beat(epoch=1, step=14)
+
+
+def test_the_directory_may_be_the_process_s_own_already(begun, tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    release = lock(tmp_path / "runs" / "one")
+    run = begun()
+    run.beat(epoch=1, step=14)
+    release()
+    assert held(run.directory)
+    run.close()
+    assert held(run.directory) is None
+
+
+def test_only_the_lead_acts_and_asks_no_other_process(begun, monkeypatch, tmp_path):
+    def gathered(*arguments):
+        raise AssertionError("the others do not take part")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("trainer.processes._gathered", gathered)
+    run = begun()
+    run.resume(epoch=0, step=0)
+    run.record(1, 14, {"loss": 0.5})
+    run.close()
+    with Store(run.url) as store:
+        assert len(store.records("one")) == 1
+        assert deliver_left(store, run.directory) == 0
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    other = Run(tmp_path / "elsewhere" / "one")  # made by all
+    other.flush()
+    other.close()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_threads_may_share_it(begun):
+    run = begun()
+    barrier = threading.Barrier(4)
+
+    def record(thread):
+        barrier.wait()
+        for n in range(50):
+            run.record(n, n, {f"loss {thread}": float(n)})
+
+    threads = [threading.Thread(target=record, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run.close()
+    with Store(run.url) as store:
+        assert len(store.records("one")) == 200
+
+
+# --- names
+
+
+def test_a_name_that_exists_is_refused(url, begun, tmp_path):
+    run = begun(store=url)
+    run.beat(epoch=1, step=14)
+    run.close()
+    assert begun(store=url).name == "one"  # the same directory
+    other = tmp_path / "others" / "one"
+    with pytest.raises(
+        ValueError, match=r"a run named 'one' is on record .* give this one another"
+    ):
+        Run(other, store=url)
+    assert not other.exists()
+    assert Run(other, store=url, name="another").name == "another"
+
+
+def test_a_directory_that_was_moved_is_the_same_run(begun, tmp_path):
+    run = begun()
+    run.beat(epoch=1, step=14)
+    run.close()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = Run(tmp_path / "moved" / "one")
+    moved.beat(epoch=2, step=28)
+    moved.close()
+    with Store(moved.url) as store:
+        (row,) = store.runs()
+    assert (row.directory, row.epoch) == (str(tmp_path / "moved" / "one"), 2)
+
+
+def test_another_way_to_the_same_directory_is_the_same_run(begun, tmp_path):
+    run = begun()
+    run.beat(epoch=1, step=14)
+    run.close()
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    assert Run(tmp_path / "link" / "one").name == "one"
+
+
+def test_a_run_of_another_machine_is_another_run(database, begun):
+    with Store(database) as store:
+        store.register("one", directory="/nowhere", host="elsewhere", pid=1, time=1.0)
+    with pytest.raises(ValueError, match="from '/nowhere'"):
+        begun(store=database)
+
+
+def test_a_password_of_the_command_line_is_not_on_record(begun, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--store", "postgresql://me:secret@host/a"])
+    run = begun()
+    run.beat(epoch=1, step=14)
+    run.close()
+    with Store(run.url) as store:
+        assert store.run("one").environment["command"].endswith("postgresql://me:***@host/a")
+
+
+# --- a store that is away
+
+
+def test_a_store_that_never_answered_is_an_error_before_training(tmp_path):
+    with pytest.raises(Unreachable, match="127.0.0.1") as raised:
+        Run(tmp_path / "one", store=GONE)
+    assert "has never been on record: start the store" in raised.value.__notes__[0]
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_run_on_record_goes_on_without_its_store(gone, begun, soon, tmp_path, caplog):
+    run = begun()
+    assert "what this run records is queued in" in caplog.text
+    run.resume(epoch=0, step=0)
+    for n in range(1, 30):
+        run.record(n, n, {"loss": n / 2})
+    run.close()
+    assert "the rest stays in" in caplog.text
+    gone()
+    with Store(tmp_path / "runs", create=False) as store:
+        assert deliver_left(store, run.directory) >= 32
+        assert [record.value for record in store.records("one")] == [n / 2 for n in range(1, 30)]
+        assert store.run("one").state == "interrupted"
+        assert deliver_left(store, run.directory) == 0
+        assert deliver_left(store, tmp_path / "none") == 0
+
+
+def test_beyond_its_limit_the_queue_refuses_says_so_once_and_training_goes_on(
+    gone, begun, soon, tmp_path, caplog, eventually
+):
+    run = begun(limit=40_000)
+    run.resume(epoch=0, step=0)
+    count = 500
+    for n in range(count):
+        run.record(n, n, {"loss": n / 2, "note": "x" * 80})
+        assert (run.directory / "queue.jsonl").stat().st_size <= 40_000
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(told) == 1
+    assert "is full: what run 'one' records from here on is lost" in told[0]
+    run.end("finished")  # of more weight: it has room
+    gone()
+    with Store(tmp_path / "runs", create=False) as store:
+        kept = eventually(lambda: len(store.records("one", ["loss"])))
+        assert 150 < kept < 250
+        assert [r.epoch for r in store.records("one", ["loss"])] == list(range(kept))
+        eventually(lambda: store.run("one").state == "finished")
+        run.record(count, count, {"loss": 1.0})
+        assert f"has room again: {count - kept} lines of run 'one' were lost" in caplog.text
+        eventually(lambda: store.latest("one")["loss"].epoch == count)
+
+
+# --- a process that is killed
+
+RECORDER = """
+delivery.GATHERING = gathering
+run = Run(path, store=url)
+run.resume(epoch=first, step=first)
+for n in range(first + 1, 10**9):
+    run.record(n, n, {"loss": n / 2, "note": "x" * (n % 500)})
+    run.beat(epoch=n, step=n)
+    say(n)
+    time.sleep(pause)
+"""
+
+
+def kill_while_recording(url, path, start, kills, seed):
+    """Kill a process that records, again and again; check that all that it accepted arrives."""
+    instants, accepted = random.Random(seed), 0
+    for _ in range(kills):
+        given = {"url": url, "path": path, "first": accepted}
+        process = start(RECORDER, **given, gathering=0.001, pause=0.0005)
+        for _ in range(instants.randint(1, 200)):  # deliveries are under way at most of them
+            accepted = process.hear()
+        process.kill()
+        process.join()
+        try:
+            while True:
+                accepted = process.hear()
+        except EOFError:
+            pass
+        with Store(url) as store:
+            deliver_left(store, path)
+            records = store.records("one", ["loss"])
+        # One more may have been accepted, of which the process could not tell.
+        assert [record.epoch for record in records[:accepted]] == list(range(1, accepted + 1))
+        assert [record.value for record in records] == [r.epoch / 2 for r in records]
+        assert len(records) - accepted in (0, 1)
+    return accepted
+
+
+def test_what_a_killed_process_accepted_is_delivered_by_another(url, tmp_path, start):
+    assert kill_while_recording(url, tmp_path / "runs" / "one", start, kills=3, seed=0) > 0
+
+
+@pytest.mark.soak
+def test_what_many_killed_processes_accepted_is_delivered(url, tmp_path, start):
+    path = tmp_path / "runs" / "one"
+    accepted = kill_while_recording(url, path, start, kills=100, seed=time.time_ns())
+    print(f"\n{url.partition(':')[0]}: 100 kills, {accepted} records, lost 0, doubled 0")
+
+
+def test_a_process_that_was_killed_leaves_what_the_next_one_delivers(begun, tmp_path, start):
+    path = tmp_path / "runs" / "one"
+    given = {"url": None, "path": path, "first": 0}
+    process = start(RECORDER, **given, gathering=60.0, pause=0.0)  # it delivers nothing
+    while process.hear() < 50:
+        pass
+    process.kill()
+    process.join()
+    run = begun()
+    run.beat(epoch=50, step=50)
+    run.close()
+    with Store(run.url) as store:
+        assert len(store.records("one", ["loss"])) >= 50

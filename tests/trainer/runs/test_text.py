@@ -1,0 +1,56 @@
+"""Text from elsewhere: kept where it can be, and shown without being obeyed."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.runs.text import LONGEST, checked_name, clean, short, shown
+
+ANY = st.text(st.characters(exclude_categories=()))
+
+
+@given(ANY)
+def test_what_is_kept_every_database_can_keep(text):
+    kept = clean(text)
+    assert "\0" not in kept
+    kept.encode()
+    assert clean(kept) == kept
+    assert len(kept) == len(text)
+
+
+@given(ANY)
+def test_what_is_shown_moves_no_cursor_and_turns_no_line(text):
+    line = shown(text)
+    assert not {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    if text.isascii() and text.isprintable():
+        assert line == text
+
+
+@given(ANY, ANY)
+def test_short_names_of_different_names_differ(one, other):
+    one, other = (clean(name) for name in (one, other))
+    pad = "é" * LONGEST
+    for a, b in ((one, other), (pad + one, pad + other)):
+        assert (short(a) == short(b)) == (a == b)
+        assert len(short(a)) <= LONGEST
+        assert short(short(a)) == short(a)
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "a b", "2026.11.24", "'; --", "日本", "[red]", "a\u00a0b"]
+)
+def test_a_name_may_be_nearly_anything(name):
+    assert checked_name(name, "a run") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " a", "a ", "a/b", "a\\b", "-a", ".", "..", "a\n", "\0", "\x1b[2J", "\u202e", "\ud800"]
+    + ["a" * (LONGEST + 1)],
+)
+def test_what_is_no_name_is_refused_and_shown_harmlessly(name):
+    with pytest.raises(ValueError, match="a run needs a name of 1 to 200") as raised:
+        checked_name(name, "a run")
+    assert shown(raised.value) == str(raised.value)

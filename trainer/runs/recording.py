@@ -1,0 +1,167 @@
+"""What a run holds while it is on record: its directory, a queue, a thread that delivers it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints.choosing import Stamp, folder_of, stamp
+from trainer.checkpoints.locking import InUse, lock_here
+from trainer.checkpoints.manifest import DamagedCommit
+from trainer.runs.commits import complete, described
+from trainer.runs.delivery import Delivery
+from trainer.runs.journal import Journal
+
+log = logging.getLogger("entracte")
+
+QUEUE = "queue.jsonl"
+"""In the run's directory: what is not yet in the store."""
+
+CLOSING = 10.0
+"""Seconds in which what waits must be delivered when a run ends; else it stays in the queue."""
+
+FREQUENT = ("records", "beat")
+"""What leaves the last sixteenth of the queue to the rest, which comes once or twice a run."""
+
+_owned: set[tuple[int, str]] = set()
+"""Directories whose queues are open here, with this process's id, for a fork owns none of them."""
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Have a run's directory to oneself, among processes and in this one.
+
+    Raises:
+        InUse: another process has it, or another run in this one.
+    """
+    key = os.getpid(), os.path.realpath(directory)
+    if key in _owned:
+        raise InUse(
+            f"{directory} is on record by another Run in this process, and its queue has one "
+            "owner: give all hooks the same Run, or close that one first"
+        )
+    _owned.add(key)
+    try:
+        release = lock_here(directory)
+        try:
+            yield
+        finally:
+            release()
+    finally:
+        _owned.discard(key)
+
+
+class Recording:
+    """Puts lines in the queue of a run's directory, which a thread delivers to a store.
+
+    Args:
+        name: of the run.
+        directory: of the run; it is made.
+        url: of the store.
+        limit: bytes that the queue may take.
+
+    Raises:
+        InUse: another process trains there, or another run in this one is on record.
+        OSError: the directory or the queue cannot be written to.
+    """
+
+    def __init__(self, name: str, directory: Path, url: str, *, limit: int) -> None:
+        self.resumed: tuple[int, int] | None = None
+        """Where the run went on, until it is beyond that."""
+        self.ended = False
+        self.before = sys.exc_info()[1]
+        """What was under way already, and is no failure of this run."""
+        self._name, self._directory, self._limit = name, directory, limit
+        self._refused = 0
+        self._listed: dict[int, Stamp] = {}
+        self._anew = True
+        self._blind = False
+        with contextlib.ExitStack() as undo:
+            directory.mkdir(parents=True, exist_ok=True)
+            undo.enter_context(owned(directory))
+            self._journal = Journal(directory / QUEUE, limit=limit)
+            undo.callback(self._journal.close)
+            self._delivery = Delivery(url, self._journal, self._look_for_commits)
+            self._delivery.start()
+            self._undo = undo.pop_all()
+
+    def put(self, do: str, **what: Any) -> bool:
+        """Put a line in the queue; False where that is full, which is told once."""
+        spare = self._limit // 16 if do in FREQUENT else 0
+        put = self._journal.put({"do": do, "run": self._name, **what}, spare=spare)
+        if not put:
+            if not self._refused:
+                log.error(
+                    "%s is full: what run %r records from here on is lost, until the store takes "
+                    "what waits there",
+                    self._journal.path,
+                    self._name,
+                )
+            self._refused += 1
+        elif self._refused and do in FREQUENT:
+            log.warning(
+                "%s has room again: %d lines of run %r were lost",
+                self._journal.path,
+                self._refused,
+                self._name,
+            )
+            self._refused = 0
+        self._delivery.wake()
+        return put
+
+    def list_anew(self) -> None:
+        """Have all commits listed again, for what was told of them may be superseded."""
+        self._anew = True
+        self._delivery.wake()
+
+    def sync(self) -> None:
+        """Make what was put in outlast a power failure."""
+        self._journal.sync()
+
+    def _look_for_commits(self) -> None:
+        """Record commits that have appeared, or are gone; runs in the thread that delivers."""
+        try:
+            self._list_commits()
+        except OSError as error:  # which keeps no record from being delivered
+            self._anew = True
+            if not self._blind:
+                log.warning("the commits of run %r cannot be listed: %s", self._name, error)
+            self._blind = True
+        else:
+            self._blind = False
+
+    def _list_commits(self) -> None:
+        before = {} if self._anew else self._listed
+        anew, self._anew = self._anew, False
+        folder = folder_of(self._directory)
+        found = {epoch: stamp(folder, epoch) for epoch in complete(self._directory)}
+        there = {epoch: seen for epoch, seen in found.items() if seen}
+        self._listed = {epoch: seen for epoch, seen in there.items() if before.get(epoch) == seen}
+        for epoch in sorted(there.keys() - self._listed.keys()):
+            try:
+                row = described(self._directory, epoch)
+            except DamagedCommit:  # restoring tells of it, and until then it may be replaced
+                self._listed[epoch] = there[epoch]
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            else:
+                if self.put("commit", **row._asdict()):
+                    self._listed[epoch] = there[epoch]
+        if (anew or before.keys() - there.keys()) and not self.put("commits", epochs=sorted(there)):
+            self._anew = True
+
+    def close(self) -> None:
+        """Deliver what waits, in some seconds, and let go of everything."""
+        with self._undo:
+            if not self._delivery.close(CLOSING):
+                log.warning(
+                    "the store did not take all in %g s: the rest stays in %s, and is delivered "
+                    "when the run goes on, or by the command line",
+                    CLOSING,
+                    self._journal.path,
+                )

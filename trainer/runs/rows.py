@@ -1,0 +1,149 @@
+"""The rows of a store: what is on record, field by field."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from typing import Any, NamedTuple
+
+QUIET = 60.0
+"""Seconds without a sign of life after which a run is said to have stalled, at the least."""
+
+PAUSES = 5
+"""How many of its usual pauses may go by without a sign."""
+
+FIRST = 900.0
+"""Seconds until the second sign, for compilation comes before the first epoch."""
+
+
+class RunRow(NamedTuple):
+    """A run, as the store knows it."""
+
+    name: str
+    directory: str
+    """Absolute path, where its commits are."""
+    host: str
+    created: float
+    """Unix seconds."""
+    config: Any
+    """What JSON knows; None where the run gave none."""
+    environment: dict[str, str]
+    """Versions, devices, git revision, system."""
+    state: str
+    """`running`, `finished`, `interrupted` or `failed`; whether it stalled, `status` says."""
+    error: str
+    """What it failed of, else empty."""
+    pid: int
+    epochs: int | None
+    """How many it shall complete, where that is known."""
+    epoch: int
+    step: int
+    beat: float
+    """When it last gave a sign of life, unix seconds."""
+    pause: float | None
+    """Seconds between its last two signs; None before there are two."""
+
+    @classmethod
+    def read(cls, row: tuple[Any, ...]) -> RunRow:
+        """Make one of what a database gave."""
+        made = dict(zip(cls._fields, row, strict=True))
+        read = {name: json.loads(made.pop(name)) for name in ("config", "environment")}
+        return cls(**made, **read)
+
+    def status(self, now: float) -> str:
+        """Give the state, or `stalled` where a run that should be running gives no sign.
+
+        It has stalled if its process is gone, which can be seen on its own machine, or if it was
+        silent for five of its usual pauses, and no less than a minute.
+
+        Args:
+            now: unix seconds, by the store's clock.
+        """
+        if self.state != "running":
+            return self.state
+        if self.host == socket.gethostname() and not _lives(self.pid):
+            return "stalled"
+        limit = FIRST if self.pause is None else max(QUIET, PAUSES * self.pause)
+        return "stalled" if now - self.beat > limit else "running"
+
+
+class Record(NamedTuple):
+    """One value of one metric."""
+
+    name: str
+    epoch: int
+    step: int
+    value: float | str
+
+    @classmethod
+    def read(cls, row: tuple[Any, ...]) -> Record:
+        """Make one of what a database gave: (name, epoch, step, value, text)."""
+        name, epoch, step, value, text = row
+        if text is None:
+            return cls(name, epoch, step, math.nan if value is None else value)
+        return cls(name, epoch, step, text)
+
+
+class CommitRow(NamedTuple):
+    """A checkpoint."""
+
+    epoch: int
+    path: str
+    bytes: int
+    scores: dict[str, float]
+    """The metrics of the event that was committed."""
+    checksum: str
+    """Of its manifest: another commit of this epoch has another."""
+    written: str
+    """When, ISO 8601 in UTC."""
+
+    @classmethod
+    def read(cls, row: tuple[Any, ...]) -> CommitRow:
+        """Make one of what a database gave."""
+        made = dict(zip(cls._fields, row, strict=True))
+        return cls(**made | {"scores": json.loads(made["scores"])})
+
+
+class Artifact(NamedTuple):
+    """A file that a run left."""
+
+    path: str
+    kind: str
+    """`replay`, `plot`, `report`, `trace`."""
+    epoch: int
+    step: int
+    bytes: int
+
+
+class Request(NamedTuple):
+    """That a checkpoint be evaluated by a suite, and what became of it."""
+
+    run: str
+    epoch: int
+    suite: str
+    checksum: str
+    """Of the commit's manifest."""
+    state: str
+    """`open`, `claimed`, `done` or `failed`."""
+    asked: float
+    """Unix seconds."""
+    tries: int
+    worker: str
+    """That has or had it."""
+    lease: float
+    """Until when it is the worker's, unix seconds."""
+    finished: float | None
+    error: str
+    """Of the last try that failed."""
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):  # or no process's at all
+        return False
+    except OSError:
+        return True  # another user's
+    return True

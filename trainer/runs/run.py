@@ -1,0 +1,245 @@
+"""A run as its own process sees it: what it records is queued, and delivered to the store."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoints.locking import InUse, held
+from trainer.checkpoints.manifest import DamagedCommit, normalised
+from trainer.environment import environment
+from trainer.processes import is_lead
+from trainer.runs.commits import described
+from trainer.runs.connections import Unreachable, redacted, url_of
+from trainer.runs.delivery import deliver
+from trainer.runs.journal import LIMIT, Journal
+from trainer.runs.recording import QUEUE, Recording, owned
+from trainer.runs.rows import RunRow
+from trainer.runs.store import Store
+from trainer.runs.text import checked_name, clean
+
+log = logging.getLogger("entracte")
+
+
+class Run:
+    """One training run, for the hooks that put it on record: `Database`, `beat` and others.
+
+    What they record is in a queue on the disk, `queue.jsonl` in the run's directory, when the call
+    returns; a thread delivers it. A store that is locked or away is no matter: the queue waits, and
+    what a process leaves there the next one delivers. While the run is on record, its directory is
+    locked against other processes, and against other `Run`s in this one. On several processes all
+    make it, and the lead records. Threads may share it.
+
+    Args:
+        directory: of the run, that of its checkpoints.
+        name: under which it is on record; the name of the directory where None.
+        store: directory of the runs, a file, or a URL, see `Store`; where None the SQLite store in
+            the directory that holds this one.
+        config: the run's configuration, plain JSON data; it is shown as it is: leave secrets out.
+        limit: bytes that the queue may take on the disk; beyond them, records are lost, and a
+            message says so.
+
+    Raises:
+        ValueError: a run of this name is on record from another directory; a name that cannot be
+            one; the store is of a newer version.
+        Unreachable: the store does not answer, and this directory has never been on record.
+
+    What records raises `InUse` where another process or another `Run` has the directory.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = Run(f"{folder}/digits")
+    ...     run.resume(epoch=0, step=0)
+    ...     run.record(1, 28, {"val/loss": 0.5})
+    ...     run.close()
+    ...     with Store(folder) as store:
+    ...         print(store.records("digits"), store.run("digits").state)
+    [Record(name='val/loss', epoch=1, step=28, value=0.5)] interrupted
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        store: str | os.PathLike[str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        limit: int = LIMIT,
+    ) -> None:
+        self.directory = Path(directory).absolute()
+        self.name = checked_name(self.directory.name if name is None else name, "a run")
+        self.url = url_of(self.directory.parent if store is None else store)
+        self._config = None if config is None else normalised(config)
+        self._limit = limit
+        self._lock = threading.RLock()
+        self._open: Recording | None = None
+        if is_lead():
+            self._check()
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r})"
+
+    @property
+    def going(self) -> bool:
+        """Whether something was recorded since it was made, or closed."""
+        return self._open is not None
+
+    def _check(self) -> None:
+        """Refuse before training what could not be delivered."""
+        try:
+            with Store(self.url) as store:
+                for row in store.runs():
+                    if row.name == self.name and self._is_another(row):
+                        raise ValueError(
+                            f"a run named {self.name!r} is on record in {store.connection.where}, "
+                            f"from {row.directory!r}, and this one is in {str(self.directory)!r}: "
+                            "give this one another name, Run(..., name=...)"
+                        )
+        except Unreachable as error:
+            if not (self.directory / QUEUE).exists():
+                error.add_note(
+                    f"run {self.name!r} has never been on record: start the store, or name another "
+                    "(a run that is on record queues what it records on the disk, and goes on)"
+                )
+                raise
+            log.warning("%s: what this run records is queued in %s", error, self.directory)
+
+    def _is_another(self, row: RunRow) -> bool:
+        """Say whether a run on record is another one, of this name, and not this one moved."""
+        if row.directory == clean(os.fspath(self.directory)):
+            return False
+        here = self.url.startswith("sqlite:") or row.host == socket.gethostname()
+        if not here:
+            return True
+        there = os.path.realpath(row.directory)
+        return os.path.exists(there) and there != os.path.realpath(self.directory)
+
+    def resume(self, *, epoch: int, step: int) -> None:
+        """Take it that the run goes on from here (0, 0: afresh): later records are superseded."""
+        with self._lock:
+            opened = self._opened()
+            if opened.resumed == (epoch, step):  # by another hook that shares this run
+                return
+            opened.resumed = epoch, step
+            opened.put("rewind", epoch=int(epoch), step=int(step))
+            opened.list_anew()
+
+    def record(self, epoch: int, step: int, values: Mapping[str, float | str]) -> None:
+        """Record values of metrics, numbers or texts; nan and the infinities are kept."""
+        opened = self._opened()
+        if opened.resumed and step > opened.resumed[1]:  # or it is of before training
+            opened.resumed = None
+        opened.put(
+            "records",
+            epoch=int(epoch),
+            step=int(step),
+            values={name: v if isinstance(v, str) else float(v) for name, v in values.items()},
+        )
+
+    def beat(self, *, epoch: int, step: int, epochs: int | None = None) -> None:
+        """Give a sign of life."""
+        total = None if epochs is None else int(epochs)
+        self._opened().put("beat", epoch=int(epoch), step=int(step), epochs=total, time=time.time())
+
+    def end(self, state: str, error: str = "") -> None:
+        """Record how the run ended: `finished`, `interrupted` or `failed`, and of what."""
+        opened = self._opened()
+        opened.ended = True
+        opened.put("end", state=state, error=error, time=time.time())
+
+    def artifact(self, path: str | os.PathLike[str], kind: str, *, epoch: int, step: int) -> None:
+        """Record a file that the run left."""
+        file = Path(path).absolute()
+        self._opened().put(
+            "artifact",
+            path=os.fspath(file),
+            kind=kind,
+            epoch=int(epoch),
+            step=int(step),
+            bytes=file.stat().st_size,
+        )
+
+    def ask(self, suite: str, epoch: int) -> bool:
+        """Ask for a commit that is complete to be evaluated; False where it is damaged or gone."""
+        try:
+            commit = described(self.directory, epoch)
+        except DamagedCommit as damage:
+            log.warning("no evaluation by %r is asked for: %s", suite, damage)
+            return False
+        opened = self._opened()
+        opened.put("commit", **commit._asdict())  # or a worker might not find it yet
+        return opened.put(
+            "ask", suite=suite, epoch=commit.epoch, checksum=commit.checksum, time=time.time()
+        )
+
+    def flush(self) -> None:
+        """Make what was recorded outlast a power failure; it need not be in the store."""
+        if opened := self._open:
+            opened.sync()
+
+    def close(self) -> None:
+        """Deliver what waits, as far as the store takes it, and unlock the directory.
+
+        Where nothing told how the run ended, it failed if an exception is under way, and was
+        interrupted otherwise. It may be recorded in again.
+        """
+        with self._lock:
+            opened = self._open
+            if opened is None:
+                return
+            if not opened.ended:
+                error = sys.exc_info()[1]
+                failed = isinstance(error, Exception) and error is not opened.before
+                said = f"{type(error).__name__}: {error}" if failed else ""
+                self.end("failed" if failed else "interrupted", said)
+            self._open = None
+        opened.close()
+
+    def _opened(self) -> Recording:
+        with self._lock:
+            if self._open is None:
+                opened = Recording(self.name, self.directory, self.url, limit=self._limit)
+                self._open = opened
+                opened.put(
+                    "register",
+                    directory=os.fspath(self.directory),
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    time=time.time(),
+                    config=self._config,
+                    environment={key: redacted(value) for key, value in environment().items()},
+                )
+            return self._open
+
+
+def deliver_left(store: Store, directory: str | os.PathLike[str]) -> int:
+    """Deliver what a run that has ended left in its queue.
+
+    Args:
+        store: to deliver to, that of the run.
+        directory: of the run.
+
+    Returns:
+        How many lines that were; 0 where there is no queue, or the run is going on.
+
+    Raises:
+        Unreachable: the store does not answer.
+    """
+    queue = Path(directory) / QUEUE
+    if not queue.is_file() or held(directory):
+        return 0
+    with (
+        contextlib.suppress(InUse),  # taken since
+        owned(queue.parent),
+        contextlib.closing(Journal(queue)) as journal,
+    ):
+        return deliver(store, journal)
+    return 0

@@ -1,0 +1,112 @@
+"""The tables of a store, and how an older store becomes one of today."""
+
+from __future__ import annotations
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE runs (
+            name TEXT PRIMARY KEY,
+            directory TEXT NOT NULL,
+            host TEXT NOT NULL,
+            created DOUBLE PRECISION NOT NULL,
+            config TEXT NOT NULL,
+            environment TEXT NOT NULL,
+            state TEXT NOT NULL,
+            error TEXT NOT NULL,
+            pid BIGINT NOT NULL,
+            epochs BIGINT,
+            epoch BIGINT NOT NULL,
+            step BIGINT NOT NULL,
+            beat DOUBLE PRECISION NOT NULL,
+            pause DOUBLE PRECISION
+        )""",
+        """CREATE TABLE records (
+            run TEXT NOT NULL,
+            name TEXT NOT NULL,
+            epoch BIGINT NOT NULL,
+            step BIGINT NOT NULL,
+            value DOUBLE PRECISION,
+            text TEXT,
+            PRIMARY KEY (run, name, epoch, step)
+        )""",
+        """CREATE TABLE commits (
+            run TEXT NOT NULL,
+            epoch BIGINT NOT NULL,
+            path TEXT NOT NULL,
+            bytes BIGINT NOT NULL,
+            scores TEXT NOT NULL,
+            checksum TEXT NOT NULL,
+            written TEXT NOT NULL,
+            present BIGINT NOT NULL,
+            PRIMARY KEY (run, epoch)
+        )""",
+        """CREATE TABLE requests (
+            run TEXT NOT NULL,
+            epoch BIGINT NOT NULL,
+            suite TEXT NOT NULL,
+            checksum TEXT NOT NULL,
+            state TEXT NOT NULL,
+            asked DOUBLE PRECISION NOT NULL,
+            tries BIGINT NOT NULL,
+            worker TEXT NOT NULL,
+            lease DOUBLE PRECISION NOT NULL,
+            finished DOUBLE PRECISION,
+            error TEXT NOT NULL,
+            PRIMARY KEY (run, epoch, suite)
+        )""",
+        "CREATE INDEX open_requests ON requests (state, suite, asked)",
+        """CREATE TABLE results (
+            run TEXT NOT NULL,
+            epoch BIGINT NOT NULL,
+            suite TEXT NOT NULL,
+            name TEXT NOT NULL,
+            value DOUBLE PRECISION,
+            PRIMARY KEY (run, epoch, suite, name)
+        )""",
+        """CREATE TABLE artifacts (
+            run TEXT NOT NULL,
+            path TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            epoch BIGINT NOT NULL,
+            step BIGINT NOT NULL,
+            bytes BIGINT NOT NULL,
+            PRIMARY KEY (run, path)
+        )""",
+        """CREATE TABLE workers (
+            name TEXT PRIMARY KEY,
+            host TEXT NOT NULL,
+            pid BIGINT NOT NULL,
+            beat DOUBLE PRECISION NOT NULL,
+            doing TEXT NOT NULL,
+            done BIGINT NOT NULL
+        )""",
+    ),
+)
+"""What makes version n + 1 of version n: statements that SQLite and PostgreSQL both know.
+
+In `value`, NULL is a number that is none (nan), for SQLite keeps no such thing. A record is of its
+run, name, epoch and step, a request of its commit and suite: to write one again changes nothing.
+"""
+
+VERSION = len(MIGRATIONS)
+
+
+def migrations(found: int, where: str) -> list[tuple[int, str]]:
+    """Give the statements that bring a store up to date, each with the version it belongs to.
+
+    Raises:
+        ValueError: the store is newer than this library.
+
+    >>> migrations(VERSION, "here")
+    []
+    """
+    if found > VERSION:
+        raise ValueError(
+            f"the store {where} has version {found} of the tables, and this library knows "
+            f"version {VERSION} at most: install a newer entracte, or give another store"
+        )
+    return [
+        (number, statement)
+        for number, statements in enumerate(MIGRATIONS[found:], found + 1)
+        for statement in statements
+    ]

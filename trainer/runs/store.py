@@ -1,0 +1,303 @@
+"""The store: what is on record of all runs, to be read by anyone and written by many."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from trainer.runs import schema
+from trainer.runs.connections import Connection, connect, redacted, url_of
+from trainer.runs.rows import Artifact, CommitRow, Record, RunRow
+from trainer.runs.text import short, shown
+
+Values = Mapping[str, float | str | None]
+"""Of metrics by name; None is a number that is none."""
+
+
+class Store:
+    """What is on record of runs: configuration, metrics, commits, evaluations, signs of life.
+
+    Any number of processes may write and read at once, and threads may share one. To write what was
+    written already changes nothing. Training writes through `Run`, which queues on the disk what
+    cannot be delivered; what is called here is done when it returns, or raises `Unreachable`. Close
+    it, or use `with`.
+
+    Args:
+        store: directory that holds the runs, a file `*.sqlite`, or `postgresql://USER@HOST/NAME`.
+        create: make the tables, and the file, where there are none.
+        patience: seconds to wait for a server, or for a lock.
+
+    Raises:
+        FileNotFoundError: there is no store, and none shall be made.
+        Unreachable: it does not answer.
+        ValueError: it is of a newer version, or the URL of another kind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+    ...     store.write_records("digits", 1, 28, {"val/loss": 0.5})
+    ...     store.records("digits", ["val/loss"])
+    [Record(name='val/loss', epoch=1, step=28, value=0.5)]
+    """
+
+    def __init__(
+        self, store: str | os.PathLike[str], *, create: bool = True, patience: float = 5.0
+    ) -> None:
+        self.url = url_of(store)
+        self.connection: Connection = connect(self.url, create=create, patience=patience)
+        try:
+            self._migrate(create)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _migrate(self, create: bool) -> None:
+        where = self.connection.where
+        version = self._version()
+        if not create and not version:
+            raise FileNotFoundError(f"there is no store in {where}: nothing has written one")
+        if not schema.migrations(version, where):
+            return
+        with self.connection.migrating():
+            self.connection.execute(
+                "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+            )
+            self.connection.execute(
+                "INSERT INTO meta VALUES ('schema', '0') ON CONFLICT (key) DO NOTHING"
+            )
+            for number, statement in schema.migrations(self._version(), where):
+                self.connection.execute(statement)
+                self.connection.execute(
+                    "UPDATE meta SET value = ? WHERE key = 'schema'", (str(number),)
+                )
+
+    def _version(self) -> int:
+        if not self.connection.has_table("meta"):
+            return 0
+        rows = self.connection.execute("SELECT value FROM meta WHERE key = 'schema'")
+        return int(rows[0][0]) if rows else 0
+
+    def register(
+        self,
+        run: str,
+        *,
+        directory: str,
+        host: str,
+        pid: int,
+        time: float,
+        config: Any = None,
+        environment: Mapping[str, str] = {},
+    ) -> None:
+        """Put a run on record, or take it that a known one goes on.
+
+        Args:
+            run: its name.
+            directory: absolute path, where its commits are.
+            host: that it runs on.
+            pid: of its process.
+            time: when, unix seconds.
+            config: what JSON knows.
+            environment: versions, devices and the like.
+        """
+        values = (
+            *(run, directory, host, time),
+            *(_json(config), _json(dict(environment)), "running", "", pid, None, 0, 0, time, None),
+        )
+        again = ("directory", "host", "config", "environment", "state", "error", "pid", "beat")
+        self.connection.execute(
+            f"INSERT INTO runs ({', '.join(RunRow._fields)}) VALUES ({_marks(values)}) "
+            "ON CONFLICT (name) DO UPDATE SET "
+            + ", ".join(f"{column} = excluded.{column}" for column in (*again, "pause")),
+            values,
+        )
+
+    def beat(
+        self, run: str, *, time: float, epoch: int, step: int, epochs: int | None = None
+    ) -> None:
+        """Note a sign of life, and how far the run is."""
+        self.connection.execute(
+            "UPDATE runs SET pause = CASE WHEN ? > beat THEN ? - beat ELSE pause END, "
+            "beat = ?, epoch = ?, step = ?, epochs = ? WHERE name = ?",
+            (time, time, time, epoch, step, epochs, run),
+        )
+
+    def end(self, run: str, state: str, *, time: float, error: str = "") -> None:
+        """Note how a run ended: `finished`, `interrupted` or `failed`, and of what."""
+        self.connection.execute(
+            "UPDATE runs SET state = ?, error = ?, beat = ? WHERE name = ?",
+            (state, error, time, run),
+        )
+
+    def write_records(self, run: str, epoch: int, step: int, values: Values) -> None:
+        """Write values of metrics, numbers or texts, in the place of those of this epoch and step.
+
+        Args:
+            run: its name.
+            epoch: that they are of.
+            step: that they are of.
+            values: by name; None is a number that is none.
+        """
+        self.write_many([(run, epoch, step, values)])
+
+    def write_many(self, records: Iterable[tuple[str, int, int, Values]]) -> None:
+        """Write what several `write_records` of (run, epoch, step, values) would, in less time."""
+        self.connection.many(
+            "INSERT INTO records (run, name, epoch, step, value, text) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (run, name, epoch, step) DO UPDATE SET "
+            "value = excluded.value, text = excluded.text",
+            (
+                (run, short(name), epoch, step, None, value)
+                if isinstance(value, str)
+                else (run, short(name), epoch, step, _kept(value), None)
+                for run, epoch, step, values in records
+                for name, value in values.items()
+            ),
+        )
+
+    def rewind(self, run: str, epoch: int, step: int) -> None:
+        """Take it that a run goes on from here: what is beyond will be written anew.
+
+        At epoch 0 it begins afresh, and nothing of an earlier one is left.
+        """
+        with self.connection.transaction():
+            self.connection.execute(
+                "DELETE FROM records WHERE run = ? AND (epoch > ? OR step > ? OR ? = 0)",
+                (run, epoch, step, epoch),
+            )
+            least = epoch if epoch else -1
+            for table in ("commits", "requests", "results", "artifacts"):
+                self.connection.execute(
+                    f"DELETE FROM {table} WHERE run = ? AND epoch > ?", (run, least)
+                )
+            self.connection.execute(
+                "UPDATE runs SET epoch = ?, step = ? WHERE name = ?", (epoch, step, run)
+            )
+
+    def write_commit(self, run: str, commit: CommitRow) -> None:
+        """Note a checkpoint that is complete."""
+        columns = commit._asdict() | {"scores": _json(commit.scores)}
+        values = (run, *columns.values())
+        self.connection.execute(
+            f"INSERT INTO commits (run, {', '.join(CommitRow._fields)}, present) "
+            f"VALUES ({_marks(values)}, 1) ON CONFLICT (run, epoch) DO UPDATE SET present = 1, "
+            + ", ".join(f"{column} = excluded.{column}" for column in CommitRow._fields[1:]),
+            values,
+        )
+
+    def remove_commits(self, run: str, epochs: Iterable[int]) -> None:
+        """Note that checkpoints are gone; what was measured of them stays."""
+        self.connection.many(
+            "UPDATE commits SET present = 0 WHERE run = ? AND epoch = ?",
+            [(run, epoch) for epoch in epochs],
+        )
+
+    def write_artifact(self, run: str, artifact: Artifact) -> None:
+        """Note a file that a run left."""
+        values = (run, *artifact)
+        self.connection.execute(
+            f"INSERT INTO artifacts (run, {', '.join(Artifact._fields)}) VALUES ({_marks(values)}) "
+            "ON CONFLICT (run, path) DO UPDATE SET "
+            + ", ".join(f"{column} = excluded.{column}" for column in Artifact._fields[1:]),
+            values,
+        )
+
+    def runs(self) -> list[RunRow]:
+        """Give all runs, the newest first."""
+        rows = self.connection.execute(
+            f"SELECT {', '.join(RunRow._fields)} FROM runs ORDER BY created DESC, name"
+        )
+        return [RunRow.read(row) for row in rows]
+
+    def run(self, name: str) -> RunRow:
+        """Give one run.
+
+        Raises:
+            KeyError: there is none of this name; those that there are, are named.
+        """
+        for row in self.runs():
+            if row.name == name:
+                return row
+        known = ", ".join(shown(row.name) for row in self.runs()[:20]) or "none"
+        raise KeyError(f"no run {name!r} in {self.connection.where} (there is: {known})")
+
+    def records(
+        self, run: str, names: Sequence[str] | None = None, *, since: int = 0
+    ) -> list[Record]:
+        """Give what was measured, in the order of epochs and steps.
+
+        Args:
+            run: its name.
+            names: of the metrics; all where None.
+            since: the first epoch.
+        """
+        if names is not None and not names:
+            return []
+        chosen = "" if names is None else f" AND name IN ({_marks(names)})"
+        rows = self.connection.execute(
+            "SELECT name, epoch, step, value, text FROM records WHERE run = ? AND epoch >= ?"
+            f"{chosen} ORDER BY epoch, step, name",
+            (run, since, *(short(name) for name in names or ())),
+        )
+        return [Record.read(row) for row in rows]
+
+    def latest(self, run: str) -> dict[str, Record]:
+        """Give the last value of each metric, by name."""
+        rows = self.connection.execute(
+            "SELECT name, epoch, step, value, text FROM (SELECT name, epoch, step, value, text, "
+            "ROW_NUMBER() OVER (PARTITION BY name ORDER BY epoch DESC, step DESC) AS place "
+            "FROM records WHERE run = ?) AS placed WHERE place = 1 ORDER BY name",
+            (run,),
+        )
+        return {record.name: record for record in map(Record.read, rows)}
+
+    def commits(self, run: str, *, present: bool = False) -> list[CommitRow]:
+        """Give the checkpoints by epoch; with `present` those alone that are still there."""
+        rows = self.connection.execute(
+            f"SELECT {', '.join(CommitRow._fields)} FROM commits WHERE run = ? AND present >= ? "
+            "ORDER BY epoch",
+            (run, int(present)),
+        )
+        return [CommitRow.read(row) for row in rows]
+
+    def artifacts(self, run: str) -> list[Artifact]:
+        """Give the files that a run left, by epoch and path."""
+        rows = self.connection.execute(
+            f"SELECT {', '.join(Artifact._fields)} FROM artifacts WHERE run = ? "
+            "ORDER BY epoch, path",
+            (run,),
+        )
+        return [Artifact._make(row) for row in rows]
+
+    def remove(self, run: str) -> None:
+        """Forget a run; its directory stays."""
+        with self.connection.transaction():
+            for table in ("records", "commits", "requests", "results", "artifacts"):
+                self.connection.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
+            self.connection.execute("DELETE FROM runs WHERE name = ?", (run,))
+
+    def close(self) -> None:
+        """End the connection; it cannot be used again."""
+        self.connection.close()
+
+    def __repr__(self) -> str:
+        return f"Store({redacted(self.url)!r})"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _kept(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value)

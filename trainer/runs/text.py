@@ -1,0 +1,71 @@
+"""Text from elsewhere: what may be kept of it, and how it is shown."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+
+import xxhash
+
+LONGEST = 200
+"""Characters of a name, for names are keys of tables, and PostgreSQL's may take 2.7 KB."""
+
+
+def clean(text: str) -> str:
+    """Give a text that every database can keep: without NUL and halves of surrogate pairs.
+
+    >>> clean("val/loss"), clean("a\\0b\\ud800")
+    ('val/loss', 'a\\ufffdb?')
+    """
+    if text.isascii() and "\0" not in text:  # nearly all, and a third of the time
+        return text
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+
+
+@functools.lru_cache(4096)
+def short(name: str) -> str:
+    """Give a name that can be a key: of a longer one its beginning, and a checksum of the whole.
+
+    >>> short("val/loss"), len(short("x" * 5000))
+    ('val/loss', 200)
+    """
+    name = clean(name)
+    if len(name) <= LONGEST:
+        return name
+    checksum = xxhash.xxh3_64_hexdigest(name.encode())
+    return f"{name[: LONGEST - len(checksum) - 1]}~{checksum}"
+
+
+def shown(text: object) -> str:
+    """Give a text that a terminal shows and does not obey: control characters are spelled out.
+
+    >>> shown("loss"), shown("\\x1b[2Jgone\\n")
+    ('loss', '\\\\x1b[2Jgone\\\\n')
+    """
+    return "".join(
+        character if _harmless(character) else ascii(character)[1:-1] for character in str(text)
+    )
+
+
+def checked_name(name: str, what: str) -> str:
+    """Give a name that is one, for a run or a suite.
+
+    Raises:
+        ValueError: it is empty, too long, begins with a dash, or holds a slash or what cannot be
+            printed.
+
+    >>> checked_name("digits-3", "a run")
+    'digits-3'
+    """
+    sound = name == name.strip() and all(_harmless(c) and c not in "/\\" for c in name)
+    if not sound or not 0 < len(name) <= LONGEST or name.startswith("-") or name in (".", ".."):
+        raise ValueError(
+            f"{what} needs a name of 1 to {LONGEST} characters that can be printed, without "
+            f"slashes, and that does not begin with a dash; got {shown(name)[:LONGEST]!r}"
+        )
+    return name
+
+
+def _harmless(character: str) -> bool:
+    """Say whether it is neither a control nor a direction nor a surrogate."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
