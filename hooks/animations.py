@@ -1,4 +1,4 @@
-"""Animations: videos as GIFs, which every browser plays. Needs Pillow."""
+"""Pictures as files: images as PNGs, videos as GIFs, which every browser plays. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from hooks.writers import Video
+from hooks.writers import Image, Video
 
 LAST = 100
 """Hundredths of a second that the last frame stays longer, so that an end is seen before it begins
@@ -24,6 +24,24 @@ def check_pillow(who: str) -> None:
     except ImportError as error:
         error.add_note(f'{who} needs Pillow: pip install "entracte[images]"')
         raise
+
+
+def as_png(image: Image) -> bytes:
+    """Make a PNG.
+
+    Raises:
+        ImportError: Pillow is not installed.
+
+    >>> as_png(Image(np.zeros((3, 4, 1), np.uint8)))[1:4]
+    b'PNG'
+    """
+    check_pillow("as_png")
+    import PIL.Image
+
+    pixels = as_pixels(image.pixels)
+    written = io.BytesIO()
+    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
+    return written.getvalue()
 
 
 def as_gif(video: Video) -> bytes:

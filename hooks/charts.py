@@ -6,8 +6,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from hooks.courses import number
-from hooks.histories import Curve
+from trainer.courses import number
+from trainer.curves import Curve, ticks
 
 WIDTH, HEIGHT = 380, 210
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
@@ -51,26 +51,6 @@ def thinned(curve: Curve) -> Curve:
     apart = max(-(-len(curve.values) // POINTS), 1)
     first = (len(curve.values) - 1) % apart
     return Curve(curve.epochs[first::apart], curve.values[first::apart])
-
-
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Choose round numbers from low to high, three to six of them where they differ.
-
-    >>> ticks(0.0, 1.0), ticks(1, 20, whole=True), ticks(3, 3)
-    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [5, 10, 15, 20], [3])
-    """
-    if not high > low:
-        return [low]
-    rough = (high - low) / 5
-    if not 1e-300 < rough < math.inf:  # closer, or further apart, than numbers can tell
-        return [low, high]
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
-    if whole:
-        step = max(round(step), 1)
-    places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    digits = max(-math.floor(math.log10(step)), 0)
-    return [round(place * step, digits) for place in places]
 
 
 class _Scale:

@@ -11,14 +11,19 @@ import hooks
 from hooks.checkpoint import save_checkpoints
 from hooks.combining import Chain, chain
 from hooks.console import Console
+from hooks.database import Database
 from hooks.metrics import log_metrics
+from hooks.mlflow import MLflow
+from hooks.monitoring import beat
 from hooks.naming import Make, hints_of, named, public
 from hooks.report import write_report
 from hooks.tensorboard import TensorBoard
+from hooks.wandb import WandB
 from hooks.writers import JsonLines, Writer
 from trainer import Hook, TrainState
 from trainer.configuration import TrainingConfig, check_fresh, comparable, save_config
 from trainer.configuration.values import nearest, read_as, readable
+from trainer.runs import Run
 
 NESTED = {"hook": "hook", "hooks": "hook", "writer": "writer", "writers": "writer"}
 """Arguments that are built themselves, and of what kind they are."""
@@ -82,6 +87,7 @@ def configured(
     return chain(
         listed,
         log_metrics(*writers) if writers else (),
+        [beat(writer.run) for writer in writers if isinstance(writer, Database)],
         write_report(page, records=records, config=config) if config.logging.report else (),
         write_config(config),
         save_checkpoints(
@@ -109,6 +115,12 @@ def configured_writers(config: TrainingConfig) -> list[Writer]:
         made.append(TensorBoard(config.run))
     if plan.json_lines:
         made.append(JsonLines(config.run / RECORDS))
+    if plan.store != "off":
+        store = None if plan.store == "beside" else plan.store
+        made.append(Database(Run(config.run, store=store, config=comparable(config))))
+    for tracker, wanted in ((WandB, plan.wandb), (MLflow, plan.mlflow)):
+        if wanted:
+            made.append(tracker(config.run, config=comparable(config), artifacts=config.run))
     return made
 
 
@@ -154,7 +166,8 @@ def _built(entry: Any, kind: str, where: str, given: Mapping[str, Any]) -> Any:
     try:
         return make(*bound.args, **bound.kwargs)
     except Exception as error:
-        error.add_note(f"in the configuration, at {where}")
+        known = f" (given={{...}} has {', '.join(given)})" if given else ""
+        error.add_note(f"in the configuration, at {where}{known}")
         raise
 
 

@@ -19,8 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hooks.courses import TELLING, Course, number, rank
 from hooks.writers import Progress, Value
+from trainer.courses import TELLING, Course, number, rank
 
 COLUMNS = 4
 """Metrics on a plain line."""

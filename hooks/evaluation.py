@@ -4,35 +4,62 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from hooks.collecting import collect_scores
 from hooks.combining import Chain, chain
 from hooks.metrics import counts
+from hooks.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
 from trainer.phases import Measured
 from trainer.rehearsal import first_step
+from trainer.runs import Run
 
 log = logging.getLogger("entracte")
 
 
-def evaluate(phase: Phase, *, params: str | None = None, sanity: bool = False) -> Hook | Chain:
+def evaluate(
+    phase: Phase | str,
+    *,
+    params: str | None = None,
+    sanity: bool = False,
+    remote: Run | None = None,
+    scores: Sequence[str] = (),
+    wait: bool = False,
+) -> Hook | Chain:
     """Measure a split and write its scores, such as `val/loss` and `val/accuracy`.
 
     The phase is compiled once, whatever else changes, and never takes the state's buffers. For
     several splits there are several of these, whose phases have names of their own.
 
+    With `remote`, evaluators elsewhere run a suite over the run's commits, and what they find is
+    scored when it arrives: it is `request_evaluation` and `collect_scores` in one.
+
     Args:
-        phase: made by `trainer.evaluation`; its name is the prefix of the scores.
+        phase: made by `trainer.evaluation`; its name is the prefix of the scores. With `remote` the
+            name of a suite, as evaluators know it.
         params: name of a hook that keeps parameters, such as `average_params`, to measure in the
             place of the trained ones. It must stand before this one.
         sanity: measure it at the `start` of a fresh run too, before anything is trained: the scores
             are logged, and `log_metrics` records them at step 0. A run that goes on repeats
             nothing.
+        remote: run on record, `trainer.runs.Run(directory)`, whose commits are evaluated.
+        scores: with `remote`, names of results that hooks after this one read.
+        wait: with `remote`, wait for each result at the next event, see `collect_scores`.
 
     Raises:
+        TypeError: these do not go together: a phase is run here, a suite is run elsewhere.
         ValueError: the phase changes the state; before training, with `sanity`, a score is not
             finite.
     """
+    if remote is not None:
+        return _elsewhere(phase, remote, params is not None or sanity, scores, wait)
+    if not isinstance(phase, Phase) or scores or wait:
+        raise TypeError(
+            "evaluate takes a phase made by trainer.evaluation, or the name of a suite and "
+            "remote=trainer.runs.Run(directory), with which scores and wait go; got "
+            f"{phase if isinstance(phase, str) else type(phase).__name__!r} without remote"
+        )
     if phase.changes:
         raise ValueError(
             f"evaluate needs a phase that leaves the state as it is, made by trainer.evaluation; "
@@ -71,6 +98,20 @@ def evaluate(phase: Phase, *, params: str | None = None, sanity: bool = False) -
     if not sanity:
         return hook
     return chain(Hook(begin, f"{name}/start", event="start", writes=names, rehearse=leave), hook)
+
+
+def _elsewhere(
+    suite: Phase | str, run: Run, measured_here: bool, scores: Sequence[str], wait: bool
+) -> Chain:
+    if not isinstance(suite, str) or measured_here:
+        raise TypeError(
+            "evaluate(..., remote=run) takes the name of a suite, and neither params nor sanity: "
+            "evaluators run it over commits. A phase is run here, without remote; got "
+            f"{suite if isinstance(suite, str) else type(suite).__name__!r}"
+        )
+    return chain(
+        request_evaluation(run, suite), collect_scores(run, suite, scores=scores, wait=wait)
+    )
 
 
 def _scored(state: TrainState, measured: Measured) -> TrainState:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from hooks.combining import Chain, chain
-from hooks.courses import Course, rank
 from trainer import Hook, TrainState
-
-ASIDE = ("time/", "system/", "steps/")
-"""What is not shown as a curve unless it is asked for."""
-
-
-@dataclasses.dataclass
-class Curve:
-    """A metric over a run."""
-
-    epochs: list[float] = dataclasses.field(default_factory=list)
-    """Of its values; steps where the records name no epochs."""
-    values: list[float] = dataclasses.field(default_factory=list)
-    """Nan where it was not finite."""
-
-    @property
-    def course(self) -> Course:
-        """The last value, the lowest and the highest, and their epochs."""
-        course = Course()
-        for epoch, value in zip(self.epochs, self.values, strict=True):
-            course.add(value, int(epoch))
-        return course
+from trainer.curves import Curve
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -85,48 +63,6 @@ def _numbers(
         for name, value in record.items()
         if name not in ("step", "epoch") and (value is None or isinstance(value, Real))
     ]
-
-
-def panels(
-    curves: Mapping[str, Curve], metrics: Sequence[str] | None = None
-) -> dict[str, dict[str, Curve]]:
-    """Sort curves into panels: those of one name, of training and validation, into one.
-
-    Args:
-        curves: of all metrics.
-        metrics: those to show; all but times and the machine's where None.
-
-    Returns:
-        Panel to name in it to curve, the most telling first.
-
-    >>> curves = dict.fromkeys(["train/norm", "train/loss", "val/loss", "time/s"], Curve())
-    >>> {panel: list(found) for panel, found in panels(curves).items()}
-    {'loss': ['train', 'val'], 'norm': ['train']}
-    """
-    if metrics is None:
-        metrics = [name for name in curves if not name.startswith(ASIDE)]
-    found: dict[str, dict[str, Curve]] = {}
-    for name in sorted((name for name in metrics if name in curves), key=_panel_rank):
-        panel, label = placed(name)
-        found.setdefault(panel, {})[label] = curves[name]
-    return found
-
-
-def placed(name: str) -> tuple[str, str]:
-    """Give (panel, name in it) of a metric.
-
-    >>> placed("val/loss"), placed("gradients/norm/hidden/0"), placed("size")
-    (('loss', 'val'), ('gradients/norm', 'hidden/0'), ('size', ''))
-    """
-    first, _, rest = name.partition("/")
-    if first == "gradients" and "/" in rest:
-        kind, _, layer = rest.partition("/")
-        return f"{first}/{kind}", layer
-    return (rest, first) if rest else (name, "")
-
-
-def _panel_rank(name: str) -> tuple[bool, int]:
-    return name.startswith("gradients/"), rank(name)
 
 
 Follow = Callable[[str, TrainState, Mapping[str, float]], None]

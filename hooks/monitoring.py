@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
+from trainer.runs import Run
 
 GB = 1e9
 """Bytes."""
@@ -94,16 +96,21 @@ def device_memory() -> dict[str, float]:
     }
 
 
-def beat(path: str | os.PathLike[str]) -> Chain:
-    """Leave a sign of life in a JSON file, for whoever watches over the run.
+def beat(path: str | os.PathLike[str] | Run) -> Chain:
+    """Leave a sign of life, in a JSON file or in the store, for whoever watches over the run.
 
-    At `start`, `epoch` and `end` the file is replaced, so that a reader always finds a whole one:
-    the time in unix seconds, the event, epoch, step, process id and host. A time that is old
-    without the event `end` tells of a run that hangs or died. Of epochs shorter than a second not
-    all are told: to replace a file takes 0.4 ms on a disk.
+    At `start`, `epoch` and `end`; of epochs shorter than a second not all are told.
+
+    The file is replaced, so that a reader always finds a whole one: the time in unix seconds, the
+    event, epoch, step, process id and host. A time that is old without the event `end` tells of a
+    run that hangs or died. To replace it takes 0.4 ms on a disk.
+
+    In the store it is the run's own row, from which `trainer.runs.RunRow.status` tells a run that
+    stalled. There it says how the run ended too: `finished`, `interrupted`, or `failed` and of
+    what.
 
     Args:
-        path: of the file; its folder is made.
+        path: of the file; its folder is made. Or the run on record, `trainer.runs.Run(directory)`.
 
     Raises:
         OSError: the folder cannot be written to, or the path is one itself.
@@ -115,35 +122,69 @@ def beat(path: str | os.PathLike[str]) -> Chain:
     ...     print(Path(folder, "alive.json").read_text())
     {"time": ..., "event": "epoch", "epoch": 0, "step": 0, "pid": ..., "host": "..."}
     """
-    path = Path(path)
+    return _beat_of(path) if isinstance(path, Run) else _beat_in(Path(path))
+
+
+def _beat_in(path: Path) -> Chain:
     make_folder(path.parent, "beat")
     if path.is_dir():
         raise IsADirectoryError(f"beat needs the path of a file; {str(path)!r} is a folder")
     beside = path.with_name(f"{path.name}.tmp")
     host = socket.gethostname()
-    beaten = float("-inf")
+
+    def tell(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
+        step, epoch = counts(state)
+        sign = {
+            "time": time.time(),
+            "event": event,
+            "epoch": epoch,
+            "step": step,
+            "pid": os.getpid(),
+            "host": host,
+        }
+        beside.write_text(json.dumps(sign))
+        os.replace(beside, path)
+
+    return chain(_telling(tell))
+
+
+def _beat_of(run: Run) -> Chain:
+    total: int | None = None
+
+    def tell(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
+        nonlocal total
+        total = getattr(metrics, "epochs", None) or total  # unknown at the end of no epochs
+        step, epoch = counts(state)
+        if event == "start":
+            run.resume(epoch=epoch, step=step)
+        run.beat(epoch=epoch, step=step, epochs=total)
+        if event == "end":
+            run.end("finished")
+
+    def fail(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        error = sys.exc_info()[1]
+        if error is not None and run.going:
+            run.end("failed", f"{type(error).__name__}: {error}")
+        return state
+
+    told = Hook(fail, "beat/error", event="error", stage="observe", close=run.close)
+    return chain(_telling(tell), told)
+
+
+def _telling(tell: Callable[[str, TrainState, Mapping[str, float]], None]) -> list[Hook]:
+    """Make observers that tell at the start, at epochs, at most once a second, and at the end."""
+    told = float("-inf")
 
     def at(event: str) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-            nonlocal beaten
+            nonlocal told
             now = time.monotonic()
-            if event == "epoch" and now - beaten < 1:
-                return state
-            beaten = now
-            step, epoch = counts(state)
-            sign = {
-                "time": time.time(),
-                "event": event,
-                "epoch": epoch,
-                "step": step,
-                "pid": os.getpid(),
-                "host": host,
-            }
-            beside.write_text(json.dumps(sign))
-            os.replace(beside, path)
+            if event != "epoch" or now - told >= 1:
+                told = now
+                tell(event, state, metrics)
             return state
 
         name = f"beat/{event}"
         return Hook(run, name, event=event, stage="observe", rehearse=lambda state, metrics: state)
 
-    return chain(at("start"), at("epoch"), at("end"))
+    return [at("start"), at("epoch"), at("end")]

@@ -51,7 +51,7 @@ def public(kind: str, face: types.ModuleType) -> dict[str, Make]:
 
     >>> import hooks
     >>> list(public("writer", hooks))
-    ['Console', 'JsonLines', 'TensorBoard']
+    ['Console', 'Database', 'JsonLines', 'MLflow', 'TensorBoard', 'WandB']
     """
     things = {name: getattr(face, name) for name in face.__all__}
     if kind == "writer":

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hooks.combining import Chain
-from hooks.histories import Curve, panels, read_curves, when_over
+from hooks.histories import read_curves, when_over
 from hooks.writers import make_folder
+from trainer.curves import Curve, panels
 from trainer.durability import replacing
 
 log = logging.getLogger("entracte")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.charts import HEIGHT, POINTS, WIDTH, chart, thinned, ticks
-from hooks.histories import Curve
+from hooks.charts import HEIGHT, POINTS, WIDTH, chart, thinned
+from trainer.curves import Curve
 
 NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
 
@@ -56,13 +56,3 @@ def test_of_many_points_few_are_drawn_the_last_among_them(length):
     curve = thinned(Curve(list(range(length)), [float(n) for n in range(length)]))
     assert len(curve.values) == len(curve.epochs) <= POINTS
     assert curve.epochs[-1:] == list(range(length))[-1:]
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.booleans())
-def test_ticks_are_few_and_between_the_bounds(low, span, whole):
-    found = ticks(low, low + span, whole=whole)
-    slack = 1e-6 * max(abs(low), span)
-    assert all(low - slack <= tick <= low + span + slack for tick in found)
-    assert len(found) <= 7
-    assert len(found) >= 2 or whole
-    assert found == sorted(set(found))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -117,7 +118,10 @@ def test_writers_are_named_too(state, tmp_path):
             "stop_early.patience: wanted a whole number; got '3'",
         ),
         ([{"roll_back_on_nan": ["a", 1]}], r"metrics\[1\]: wanted text; got 1"),
-        ([{"evaluate": "val"}], "phase: wanted Phase; got 'val'; .* given=.* has mine, fitted"),
+        (
+            [{"when": {"predicate": "val", "hook": "mine"}}],
+            "predicate: wanted Callable; got 'val'; .* given=.* has mine, fitted",
+        ),
         ([{"log_metrics": "Consol"}], r"writers\[0\].Consol: there is no .* did you mean Console"),
         ([{"log_metrics": [{"log_metrics": "Console"}]}], "there is no writer of this name"),
         ([{"background": {"observe": "mine"}}], "background: has no argument 'observe'; there is"),
@@ -184,20 +188,38 @@ def test_a_configuration_is_a_whole_run_that_goes_on(config, start, train, val):
     assert "adamw" in (config.run / "report.html").read_text()
     with trainer.Checkpoints(config.run, read_only=True) as checkpoints:
         assert checkpoints.manifest(3)["config"]["optimizer"]["name"] == "adamw"
+    with trainer.runs.Store(config.run.parent) as store:
+        assert store.run("run").state == "finished"
+        assert store.run("run").config["optimizer"]["name"] == "adamw"
+        assert [record.epoch for record in store.records("run", ["val/loss"])] == [1, 2, 3]
 
 
 def test_without_writers_nothing_is_logged(config):
-    quiet = Logging(False, False, json_lines=False, report=False)
+    quiet = Logging(False, False, json_lines=False, report=False, store="off")
     chain = configured(dataclasses.replace(config, logging=quiet, hooks=()))
     names = [part.name for part in chain.parts]
     assert not [name for name in names if name.startswith(("log_metrics", "write_report"))]
     assert "write_config" in names
 
 
+def test_trackers_are_made_where_the_configuration_says_so(config, monkeypatch):
+    for package in ("wandb", "mlflow.tracking"):
+        monkeypatch.setitem(sys.modules, package, None)
+    plan = Logging(
+        False, False, json_lines=False, report=False, store="off", wandb=True, mlflow=True
+    )
+    made = configured_writers(dataclasses.replace(config, logging=plan))
+    assert [type(writer) for writer in made] == [hooks.WandB, hooks.MLflow]
+
+
 def test_writers_may_be_shared_with_other_hooks(config, start, train):
     config = dataclasses.replace(config, hooks=(), logging=Logging(console=False))
     writers = configured_writers(config)
-    assert [type(writer) for writer in writers] == [hooks.TensorBoard, hooks.JsonLines]
+    assert [type(writer) for writer in writers] == [
+        hooks.TensorBoard,
+        hooks.JsonLines,
+        hooks.Database,
+    ]
     said = hooks.record("said", lambda state, metrics: hooks.Text("well"), *writers)
     chain = [said, configured(config, writers=writers)]
     trainer.fit(start, train, epochs=2, hooks=chain)
@@ -229,6 +251,26 @@ def test_what_may_be_anything_is_looked_up_among_what_is_given(task, digits):
     spec = [{"watch_gradients": {"task": "mine", "batch": "first"}}]
     given = {"mine": task, "first": digits[0].example}
     assert from_config(spec, given=given).parts[0].name == "watch_gradients"
+
+
+def test_a_phase_that_is_not_given_is_told_with_those_that_are():
+    with pytest.raises(TypeError, match="got 'val' without remote") as raised:
+        from_config([{"evaluate": "val"}], given=GIVEN)
+    (note,) = raised.value.__notes__
+    assert note == "in the configuration, at hooks[0].evaluate (given={...} has mine, fitted)"
+
+
+def test_what_is_on_record_is_given_by_name(tmp_path):
+    spec = [
+        {"log_metrics": [{"Database": {"run": "run"}}]},
+        {"beat": {"path": "run"}},
+        {"every": {"n": 5, "hook": {"request_evaluation": {"run": "run", "suite": "quick"}}}},
+        {"collect_scores": {"run": "run", "suite": "quick", "scores": ["quick/loss"]}},
+        {"evaluate": {"phase": "full", "remote": "run", "wait": True}},
+    ]
+    chain = from_config(spec, given={"run": trainer.runs.Run(tmp_path / "run")})
+    names = {part.name for part in chain.parts}
+    assert {"log_metrics", "beat/error", "request_evaluation/quick", "collect_scores/full"} <= names
 
 
 def test_arguments_of_any_name_need_names():

@@ -15,11 +15,11 @@ from rich.logging import RichHandler
 
 import trainer
 from hooks.console import Console
-from hooks.courses import BLOCKS
 from hooks.display import Run, grouped, number, rows
 from hooks.metrics import log_metrics
 from hooks.testing import check_hook
 from hooks.writers import Image, Progress, Resumes, Text, Writer
+from trainer.courses import BLOCKS
 
 
 def rich(width=100, *, terminal=False):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 import hooks
 import trainer
 from hooks import testing
+from trainer.runs.requests import claim, finish
 
 
 def test_its_scores_are_in_the_history_and_reach_later_hooks(start, train, val):
@@ -166,3 +168,49 @@ class TestSanity:
         alone, _ = trainer.fit(start, train, epochs=2)
         evaluated, _ = trainer.fit(start, train, epochs=2, hooks=hooks.evaluate(val, sanity=True))
         assert trainer.fingerprint(alone) == trainer.fingerprint(evaluated)
+
+
+class TestRemote:
+    """A suite that evaluators elsewhere run."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        return trainer.runs.Run(tmp_path / "digits")
+
+    def test_it_is_a_request_and_what_comes_of_it(self, run):
+        remote = hooks.evaluate("full", remote=run, scores=["full/loss"], wait=True)
+        written_out = hooks.chain(
+            hooks.request_evaluation(run, "full"),
+            hooks.collect_scores(run, "full", scores=["full/loss"], wait=True),
+        )
+        assert str(remote) == str(written_out)
+
+    def test_it_asks_and_takes_what_arrives(self, state, phase, run):
+        def answer(state, metrics):
+            if int(state.epoch) == 3:
+                with trainer.runs.Store(run.url) as store:
+                    while not (request := claim(store, "tester", ["full"], lease=60)):
+                        time.sleep(0.002)
+                    finish(store, request, {"full/loss": 0.25})
+            return state
+
+        stop = hooks.stop_early("full/loss", patience=9)
+        chain = [
+            answer,
+            hooks.evaluate("full", remote=run, scores=["full/loss"]),
+            stop,
+            hooks.save_checkpoints(run.directory, max_cost=None),
+        ]
+        _, history = trainer.fit(state, phase, epochs=3, hooks=chain)
+        assert (history[2]["full/loss"], history[2]["full/epoch"]) == (0.25, 1.0)
+
+    def test_what_does_not_go_together_is_refused(self, val, run):
+        for wrong, said in (
+            (lambda: hooks.evaluate("full"), "got 'full' without remote"),
+            (lambda: hooks.evaluate(val, wait=True), "with which scores and wait go; got 'Phase'"),
+            (lambda: hooks.evaluate(val, remote=run), "takes the name of a suite.*got 'Phase'"),
+            (lambda: hooks.evaluate("full", remote=run, sanity=True), "neither params nor sanity"),
+            (lambda: hooks.evaluate("full", remote="runs"), "takes a run on record"),
+        ):
+            with pytest.raises(TypeError, match=said):
+                wrong()

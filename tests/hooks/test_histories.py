@@ -7,7 +7,7 @@ import math
 import pytest
 
 import trainer
-from hooks.histories import panels, placed, read_curves, when_over
+from hooks.histories import read_curves, when_over
 from hooks.writers import JsonLines, Progress, Text
 
 
@@ -52,32 +52,6 @@ def test_what_is_no_record_is_an_error_that_names_the_line(records, line):
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=r"line 5 of .*metrics.jsonl' is no record of JsonLines"):
         read_curves(records)
-
-
-def test_training_and_validation_share_a_panel_and_so_do_layers():
-    names = [
-        "gradients/norm/a/0",
-        "time/epoch_seconds",
-        "val/loss",
-        "train/accuracy",
-        "gradients/norm/a/1",
-        "train/loss",
-        "system/cpu_percent",
-        "size",
-    ]
-    curves = {name: object() for name in names}
-    assert {panel: list(found) for panel, found in panels(curves).items()} == {
-        "loss": ["val", "train"],
-        "accuracy": ["train"],
-        "size": [""],
-        "gradients/norm": ["a/0", "a/1"],
-    }
-    chosen = panels(curves, ["time/epoch_seconds", "val/loss", "missing"])
-    assert chosen == {
-        "loss": {"val": curves["val/loss"]},
-        "epoch_seconds": {"time": curves["time/epoch_seconds"]},
-    }
-    assert placed("gradients/norm") == ("norm", "gradients")
 
 
 def _over(records, **more):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from hooks import monitoring
 from hooks.base import observe
 from hooks.monitoring import beat, watch_system
 from hooks.testing import check_hook
+from trainer.runs import Run, Store
 
 HOST = ("system/host_memory_gb", "system/cpu_percent")
 DEVICE = ("system/device_memory_gb", "system/device_memory_peak_gb")
@@ -210,3 +212,83 @@ def test_a_check_before_the_run_gives_no_sign_of_life(state, phase, tmp_path):
     with pytest.raises(RuntimeError):
         trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
     assert not (tmp_path / "alive.json").exists()
+
+
+class TestOnRecord:
+    """The sign of life of a run in a store, and how the run ended."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        return Run(tmp_path / "digits")
+
+    def row(self, run):
+        with Store(run.url) as store:
+            return store.run(run.name)
+
+    def test_it_tells_how_far_the_run_is_and_that_it_finished(self, state, phase, run):
+        trainer.fit(state, phase, epochs=3, hooks=beat(run))
+        row = self.row(run)
+        assert (row.epoch, row.step, row.epochs, row.pid) == (3, 3, 3, os.getpid())
+        assert (row.state, row.error) == ("finished", "")
+        assert time.time() - row.beat < 60
+
+    def test_one_that_was_stopped_by_a_hook_is_finished(self, state, phase, run):
+        def stop(state, metrics):
+            return state.replace(stop=True)
+
+        trainer.fit(state, phase, epochs=9, hooks=[stop, beat(run)])
+        row = self.row(run)
+        assert (row.state, row.epoch, row.epochs) == ("finished", 1, 9)
+
+    def test_one_with_nothing_to_train_keeps_its_total(self, state, phase, run):
+        trainer.fit(state, phase, epochs=2, hooks=beat(run))
+        done = state.replace(epoch=jnp.int32(2), step=jnp.int32(2))
+        trainer.fit(done, phase, epochs=2, hooks=beat(run))
+        row = self.row(run)
+        assert (row.state, row.epoch, row.epochs) == ("finished", 2, 2)
+
+    @pytest.mark.parametrize(
+        ("error", "ended"),
+        [
+            (trainer.Interrupt("enough"), ("interrupted", "")),
+            (KeyboardInterrupt(), ("interrupted", "")),
+            (ValueError("a\x1b[2J"), ("failed", "ValueError: a\x1b[2J")),
+        ],
+    )
+    def test_it_tells_how_a_run_ended(self, state, phase, run, error, ended):
+        def fail(state, metrics):
+            raise error
+
+        with contextlib.suppress(ValueError, KeyboardInterrupt):
+            trainer.fit(state, phase, epochs=3, hooks=[beat(run), fail])
+        row = self.row(run)
+        assert (row.state, row.error) == ended
+
+    def test_one_that_fails_after_its_end_failed(self, state, phase, run):
+        def fail(state, metrics):
+            raise ValueError("late")
+
+        with pytest.raises(ValueError, match="late"):
+            trainer.fit(state, phase, epochs=1, hooks=[beat(run), hooks.on("end", observe(fail))])
+        assert (self.row(run).state, self.row(run).error) == ("failed", "ValueError: late")
+
+    def test_one_that_was_refused_is_not_on_record(self, state, phase, run):
+        with pytest.raises(ValueError, match="which nothing writes"):
+            trainer.fit(
+                state, phase, epochs=1, hooks=[beat(run), hooks.stop_early("val/loss", patience=1)]
+            )
+        with Store(run.url) as store:
+            assert store.runs() == []
+
+    def test_of_short_epochs_it_tells_once_a_second(self, state, run, clock, monkeypatch):
+        told = []
+        monkeypatch.setattr(Run, "beat", lambda self, **sign: told.append(sign["epoch"]))
+        hook = beat(run)
+        for epoch, seconds in enumerate((0, 0.5, 1.0, 1.9, 2.0)):
+            clock(seconds)
+            hook(state.replace(epoch=jnp.int32(epoch)), {})
+        assert told == [0, 2, 4]
+
+    def test_it_holds_the_laws(self, state, run):
+        check_hook(beat(run), state, {})
+        assert self.row(run).state == "finished"

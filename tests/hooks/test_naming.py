@@ -19,6 +19,7 @@ NO_HOOKS = {
     "learning_progress",
     "load_replay",
     "reads",
+    "replay",
     "thresholds",
     "write_config",
     "writes",
@@ -51,7 +52,7 @@ def test_what_is_imported_for_type_checkers_alone_is_any_object():
     [
         ("stop_erly", "hook", "x: there is no hook of this name; did you mean stop_early"),
         ("Console", "hook", "no hook of this name"),
-        ("stop_on_nan", "writer", "no writer of this name; there is: Console, JsonLines"),
+        ("stop_on_nan", "writer", "no writer of this name; there is: Console, Database"),
         ("Writer", "writer", "no writer of this name"),
         ("TrainState", "hook", "no hook of this name"),
         ("from_config", "hook", "no hook of this name"),

@@ -11,10 +11,10 @@ import pytest
 
 import hooks
 import trainer
-from hooks.histories import Curve
 from hooks.plotting import color_of, draw_panels
 from hooks.testing import check_hook
 from hooks.writers import JsonLines
+from trainer.curves import Curve
 
 
 def pixels(path):

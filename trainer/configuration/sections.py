@@ -106,6 +106,13 @@ class Logging:
     """The file metrics.jsonl in the run directory."""
     report: bool = True
     """The page report.html in the run directory when the run is over; it needs metrics.jsonl."""
+    store: str = "beside"
+    """Where the run is on record: `beside`, in the SQLite store of the directory that holds the
+    run's; a directory, a file or a URL, as trainer.runs.Store takes it; or `off`."""
+    wandb: bool = False
+    """A run for Weights & Biases in the run directory, with its commits and replays."""
+    mlflow: bool = False
+    """A run for MLflow in the run directory, with its commits and replays."""
 
     def __post_init__(self) -> None:
         if self.report and not self.json_lines:

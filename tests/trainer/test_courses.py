@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.courses import BLOCKS, KEPT, Course, sparkline
+from trainer.courses import BLOCKS, KEPT, Course, sparkline
 
 
 def course(values):
