@@ -1,6 +1,7 @@
 """Train a network on real handwritten digits. Run it again, and it resumes where it stopped.
 
 python examples/digits.py --epochs 20 --network cnn
+python -m trainer evaluate --suite examples/digits.py:suite --runs digits --idle 0
 """
 
 import logging
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import optax
 from rich.logging import RichHandler
 
 import hooks
 import models
 import trainer
-from trainer import configuration, data, losses
+from trainer import configuration, data, evaluators, losses
 from trainer.configuration import Checkpointing
 from trainer.data import augmentation
 
@@ -28,6 +30,17 @@ class Config(trainer.TrainingConfig):
     augment: bool = False
     """Move each image by up to a pixel in training."""
     checkpointing: Checkpointing = Checkpointing(best="val/accuracy", mode="max")
+
+
+def suite() -> evaluators.Suite:
+    """Measure commits of the CNN exactly, on the digits that it was not trained on."""
+    _, val = data.digits(batch_size=64)
+    task = trainer.supervised(models.cnn(classes=10), losses.classification, optax.identity())
+    return evaluators.Suite(
+        "digits",
+        lambda: task.init(jax.random.key(0), val.example),
+        trainer.evaluation(task.measure, val, name="exam"),
+    )
 
 
 def main(config: Config) -> None:

@@ -37,6 +37,20 @@ def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, fl
     >>> evaluate(TrainState.create(params=jnp.float32(1), rng=jax.random.key(0)), phase)
     {'val/error': 1.0}
     """
+    chosen = checked_phases(phases)
+    state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)
+    for phase in chosen:
+        phase.verify(state)
+    measured = [phase.execute(state, None, donate=False)[2] for phase in chosen]
+    return {name: score for one in measured for name, score in one.read()[0].items()}
+
+
+def checked_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
+    """Give the phases of an evaluation, in order.
+
+    Raises:
+        TypeError, ValueError: as `evaluate`.
+    """
     chosen = (phases,) if isinstance(phases, Phase) else tuple(phases)
     for phase in chosen:
         if not isinstance(phase, Phase):
@@ -52,8 +66,4 @@ def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, fl
             f"evaluate needs phases with names of their own; got {names}: "
             'trainer.evaluation(task.measure, test, name="test")'
         )
-    state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)
-    for phase in chosen:
-        phase.verify(state)
-    measured = [phase.execute(state, None, donate=False)[2] for phase in chosen]
-    return {name: score for one in measured for name, score in one.read()[0].items()}
+    return chosen

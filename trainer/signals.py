@@ -38,11 +38,14 @@ def end_process(number: int) -> None:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Received]:
+def listening(after: str = "this epoch") -> Iterator[Received]:
     """Note SIGTERM and SIGINT instead of ending; a second one ends at once.
 
     Handlers can be installed in the main thread only; elsewhere it says so and goes on. Afterwards
     those that were there before are put back.
+
+    Args:
+        after: what is still to be done before the end, for the log.
     """
     received = Received()
     if threading.current_thread() is not threading.main_thread():
@@ -55,7 +58,7 @@ def listening() -> Iterator[Received]:
             _leave_at_exit(128 + number)
             end_process(number)
         received.number = number
-        log.warning("%s: ending after this epoch", signal.Signals(number).name)
+        log.warning("%s: ending after %s", signal.Signals(number).name, after)
 
     with _installed(signal.SIGTERM, note), _installed(signal.SIGINT, note):
         yield received

@@ -1,0 +1,145 @@
+"""Suites: what is measured of a checkpoint, under a name by which it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluating import checked_phases
+from trainer.hook import parts_of
+from trainer.phases import Phase
+from trainer.runs.text import checked_name
+from trainer.state import PyTree, TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Suite:
+    """A named program of evaluations, and the state that checkpoints are restored into.
+
+    Of a checkpoint `params`, `model_state`, `step`, `epoch` and `rng` are read, so that a suite
+    gives the very scores that the same phases gave in training, and of `carry` what is named here.
+
+    Args:
+        name: by which it is asked for, such as `digits`.
+        template: gives structure and types, `task.init(key, example)`, or a function that makes it.
+        phases: made by `trainer.evaluation` or `trainer.rl.evaluation_of`; their names are the
+            prefixes of the scores.
+        carry: names in `state.carry`, or paths, on which scores depend. Checkpoint and template
+            must both have such a part, or neither. A policy's own statistics are there by default;
+            add `lessons` where the evaluation draws lessons as training does.
+        hooks: gives observers for a run, `lambda folder: hooks.record_replays(..., folder)`. They
+            run after the phases, on the restored state and the scores; what they score becomes part
+            of the result, and what they leave in the folder, `<run>/evaluations/<name>`, is on
+            record as the run's artifacts.
+
+    Raises:
+        TypeError: something is no phase.
+        ValueError: a phase changes the state, two have one name, or the name cannot be one.
+
+    >>> import jax, jax.numpy as jnp, numpy as np
+    >>> from trainer import data, evaluation
+    >>> source = data.Arrays({"inputs": np.arange(5.0)}, batch_size=2)
+    >>> phase = evaluation(lambda state, batch: {"error": batch["inputs"] - state.params}, source)
+    >>> template = TrainState.create(params=jnp.float32(0), rng=jax.random.key(0))
+    >>> Suite("errors", template, phase)
+    Suite('errors', val)
+    """
+
+    name: str
+    template: TrainState | Callable[[], TrainState]
+    phases: Phase | Sequence[Phase]
+    carry: Sequence[str] = ("normalization/observations",)
+    hooks: Callable[[Path], Any] | None = None
+
+    def __post_init__(self) -> None:
+        checked_name(self.name, "a suite")
+        object.__setattr__(self, "phases", checked_phases(self.phases))
+        if isinstance(self.carry, str):
+            raise ValueError(f"carry must be a sequence of names, such as ({self.carry!r},)")
+
+    def __repr__(self) -> str:
+        return f"Suite({self.name!r}, {', '.join(phase.name for phase in self.program)})"
+
+    @property
+    def program(self) -> tuple[Phase, ...]:
+        """The phases, in order."""
+        return checked_phases(self.phases)
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """The template, made once, without an optimizer's state, which no evaluation needs.
+
+        Raises:
+            TypeError: it is no state.
+        """
+        made = self.template() if callable(self.template) else self.template
+        if not isinstance(made, TrainState):
+            raise TypeError(
+                f"suite {self.name!r} needs a TrainState as template, or a function that makes "
+                f"one; got {made!r:.100}"
+            )
+        return made.replace(opt_state=(), stop=False, scores={}, memory={})
+
+    def check(self) -> None:
+        """Check before anything is asked of it that its phases take its template.
+
+        Raises:
+            Exception: what the phases raise, with a note.
+        """
+        try:
+            for phase in self.program:
+                phase.verify(self.state)
+                phase.shapes(self.state)
+        except Exception as error:
+            error.add_note(f"in suite {self.name!r}, on its own template")
+            raise
+
+    def wanted(self) -> dict[str, PyTree]:
+        """Give what is read of a checkpoint: path to the tree that it must fit."""
+        fields = ("params", "model_state", "step", "epoch", "rng")
+        wanted = {name: getattr(self.state, name) for name in fields}
+        return wanted | {f"carry/{path}": _at(self.state.carry, path) for path in self.carry}
+
+    def filled(self, trees: Mapping[str, PyTree]) -> TrainState:
+        """Give the template with what was read in its place."""
+        parts = dict(trees)
+        carry = self.state.carry
+        for path in self.carry:
+            tree = parts.pop(f"carry/{path}")
+            if not (isinstance(tree, dict) and not tree):
+                carry = _put(carry, path.split("/"), tree)
+        return self.state.replace(carry=carry, **parts)
+
+    def observers(self, folder: Path) -> tuple[Any, ...]:
+        """Make the hooks for a run.
+
+        Args:
+            folder: where their files go; it is made where there are hooks.
+
+        Raises:
+            ValueError: one of them saves checkpoints.
+        """
+        if self.hooks is None:
+            return ()
+        folder.mkdir(parents=True, exist_ok=True)
+        found = parts_of(self.hooks(folder))
+        if commits := [hook.name for hook in found if hook.stage == "commit"]:
+            raise ValueError(
+                f"suite {self.name!r} takes hooks that look at what was restored, and "
+                f"{', '.join(commits)} would save it: leave it out"
+            )
+        return found
+
+
+def _at(tree: PyTree, path: str) -> PyTree:
+    """Give what is at a path of dicts; {} where nothing is."""
+    for name in path.split("/"):
+        tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
+    return tree
+
+
+def _put(tree: PyTree, path: Sequence[str], part: PyTree) -> PyTree:
+    return {**tree, path[0]: _put(tree[path[0]], path[1:], part)} if path else part
