@@ -1,6 +1,7 @@
 """Learn to balance a pole until the mean return is 475. Run it again, and it resumes.
 
 python examples/cartpole.py --seed 1
+python -m trainer simulate runs/cartpole --with examples/cartpole.py:simulation --episodes 3
 """
 
 import logging
@@ -38,7 +39,8 @@ class Config(trainer.TrainingConfig):
     checkpointing: Checkpointing = Checkpointing(best="val/return", mode="max")
 
 
-def main(config: Config) -> None:
+def built(config: Config):
+    """Give the environment, the network and the agent of a configuration."""
     env = environments.cartpole()
     network = models.actor_critic(actions=env.action_space.n)
     minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
@@ -55,6 +57,39 @@ def main(config: Config) -> None:
         loss=rl.ppo_loss(entropy_coefficient=0.0),
         clip_norm=config.optimizer.clip_norm,
     )
+    return env, network, agent
+
+
+def simulation(
+    checkpoint,
+    *,
+    episodes: int = 3,
+    greedy: bool = True,
+    seed: int = 0,
+    to: Path = Path("simulated"),
+) -> None:
+    """Play episodes with the policy of a checkpoint, and leave them as animations.
+
+    Args:
+        episodes: to play.
+        greedy: choose the likeliest action, or draw it.
+        seed: of all that is random in the episodes.
+        to: folder for the animations.
+    """
+    config = trainer.load_config(checkpoint.directory / "config.yaml", Config)
+    env, network, agent = built(config)
+    state = checkpoint.restore(agent.init(jax.random.key(config.seed)))
+    record = hooks.record_replays(network, env, to, episodes=episodes, greedy=greedy, seed=seed)
+    record(state, {})
+    for number in range(episodes):
+        file = to / "replays" / f"{int(state.epoch)}-{number}.json"
+        replay = hooks.load_replay(file)
+        shown = file.with_suffix(".gif")
+        print(f"{shown}: {replay.length} steps, return {replay.episode_return:g}")
+
+
+def main(config: Config) -> None:
+    env, network, agent = built(config)
     exam = rl.evaluation_of(network, env, episodes=100)
     writers = hooks.configured_writers(config)
 

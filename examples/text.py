@@ -4,6 +4,7 @@ It is measured against a trigram model of the same text, and writes a sample now
 again, and it resumes where it stopped, in the middle of the text.
 
 python examples/text.py --epochs 20
+python -m trainer simulate runs/text --with examples/text.py:simulation --prompt "A list "
 """
 
 import logging
@@ -72,6 +73,65 @@ def trigram_bits(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> fl
     return float(-np.log2(share[held_out[:-2], held_out[1:-1], held_out[2:]]).mean())
 
 
+def built(config: Config, vocabulary: int):
+    """Give the network and the task of a configuration."""
+    network = models.transformer(
+        vocabulary=vocabulary,
+        context=config.context,
+        layers=config.layers,
+        width=config.width,
+        dropout=config.dropout,
+    )
+    task = trainer.supervised(
+        network,
+        losses.language_modeling,
+        configuration.optimizer(config, config.epochs * config.steps_per_epoch),
+        accumulate=config.optimizer.accumulate,
+        clip_norm=config.optimizer.clip_norm,
+        precision=config.precision,
+    )
+    return network, task
+
+
+def continued(network, state, characters, context: int, prompt: str, temperature: float) -> str:
+    """Go on writing where the prompt ends, until the context is full."""
+    written = models.generate(
+        network,
+        state.params,
+        jnp.array([[characters.index(character) for character in prompt]]),
+        length=context - len(prompt),
+        key=state.key("hook/sample"),
+        temperature=temperature,
+    )
+    return prompt + "".join(characters[number] for number in np.asarray(written)[0])
+
+
+def simulation(
+    checkpoint, *, prompt: str = PROMPT, temperature: float = 0.8, samples: int = 1, seed: int = 0
+) -> None:
+    """Write on from a prompt with the network of a checkpoint.
+
+    Args:
+        prompt: what the samples begin with.
+        temperature: of the characters' probabilities; near 0 the likeliest is taken.
+        samples: how many to write.
+        seed: of the first; each has another.
+    """
+    config = trainer.load_config(checkpoint.directory / "config.yaml", Config)
+    characters = sorted(set(prose()))
+    if not 0 < len(prompt) < config.context or not set(prompt) <= set(characters):
+        raise SystemExit(
+            f"a prompt has 1 to {config.context - 1} of the characters {''.join(characters)!r}; "
+            f"got {prompt!r}"
+        )
+    network, task = built(config, len(characters))
+    example = {"inputs": jnp.zeros((1, config.context), jnp.int32)}
+    state = checkpoint.restore(task.init(jax.random.key(config.seed), example))
+    for number in range(samples):
+        state = state.replace(rng=jax.random.key(seed + number))
+        print(continued(network, state, characters, config.context, prompt, temperature))
+
+
 def main(config: Config) -> None:
     if config.context <= len(PROMPT):
         raise SystemExit(f"context must be longer than {PROMPT!r}, to go on; got {config.context}")
@@ -98,34 +158,12 @@ def main(config: Config) -> None:
     border = int(TRAINED * len(text))
     baseline = trigram_bits(encode(text[:border]), encode(text[border:]), len(characters))
 
-    network = models.transformer(
-        vocabulary=len(characters),
-        context=config.context,
-        layers=config.layers,
-        width=config.width,
-        dropout=config.dropout,
-    )
-    task = trainer.supervised(
-        network,
-        losses.language_modeling,
-        configuration.optimizer(config, config.epochs * config.steps_per_epoch),
-        accumulate=config.optimizer.accumulate,
-        clip_norm=config.optimizer.clip_norm,
-        precision=config.precision,
-    )
+    network, task = built(config, len(characters))
     validation = trainer.evaluation(task.measure, val)
 
     def sample(state, metrics):
         """Go on writing where the prompt ends."""
-        written = models.generate(
-            network,
-            state.params,
-            jnp.asarray(encode(PROMPT))[None],
-            length=config.context - len(PROMPT),
-            key=state.key("hook/sample"),
-            temperature=0.8,
-        )
-        return hooks.Text(PROMPT + "".join(characters[n] for n in np.asarray(written)[0]))
+        return hooks.Text(continued(network, state, characters, config.context, PROMPT, 0.8))
 
     state, _ = trainer.fit(
         task.init(jax.random.key(config.seed), train.example),

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import platform
-import socket
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from hooks.combining import Chain
 from hooks.histories import read_curves, when_over
 from hooks.metrics import counts
-from hooks.report_page import Report, duration, finite, page
+from hooks.report_page import Report, duration, page
 from hooks.writers import make_folder
 from trainer import TrainState
-from trainer.checkpoints.manifest import devices
+from trainer.curves import finite
 from trainer.durability import replacing
-
-LIBRARIES = ("entracte", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-"""Distributions whose versions are told, where they are installed."""
+from trainer.environment import environment
 
 OUTCOMES = {
     "start": "interrupted",
@@ -101,21 +93,6 @@ def write_report(
             beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
 
     return when_over("write_report", write, records=records, follow=follow)
-
-
-def environment() -> dict[str, str]:
-    """Tell what a run runs on."""
-    found = {
-        "devices": f"{devices()} ({jax.default_backend()})",
-        "processes": str(jax.process_count()),
-        "host": f"{socket.gethostname()}, {os.cpu_count()} CPUs",
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    for library in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[library] = metadata.version(library)
-    return found
 
 
 def flattened(config: Any, path: str = "") -> dict[str, str]:

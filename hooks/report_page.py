@@ -6,11 +6,12 @@ import dataclasses
 import datetime
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from hooks.charts import HUES, chart
-from hooks.courses import number, rank
-from hooks.histories import Curve, panels
+from trainer.courses import number, rank
+from trainer.curves import Curve, finite, panels
 
 HOOK = "time/hook/"
 """What the names of hooks' times begin with."""
@@ -65,6 +66,15 @@ td:first-child { min-width: 9em; }
 )
 
 
+class Table(NamedTuple):
+    """Rows whose first cell is a name, and the others numbers unless said otherwise."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[str] = ()
+    """Heads of the columns that hold words."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What a page tells."""
@@ -75,6 +85,8 @@ class Report:
     curves: Mapping[str, Curve]
     config: Mapping[str, str]
     environment: Mapping[str, str]
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    """What else there is to tell, by title; an empty one is left out."""
 
 
 def page(report: Report) -> str:
@@ -109,6 +121,7 @@ def page(report: Report) -> str:
 {_section("Environment", _pairs(report.environment))}
 </div>
 {_section("Time in hooks", _times(report.curves))}
+{"".join(_section(html.escape(name), _table(table)) for name, table in report.tables.items())}
 </main>
 </body>
 </html>
@@ -124,11 +137,6 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.{1 if seconds >= 1 else 3}f} s"
     return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def finite(curve: Curve) -> list[float]:
-    """Leave out of its values what is not finite."""
-    return [value for value in curve.values if math.isfinite(value)]
 
 
 def _section(title: str, body: str) -> str:
@@ -161,7 +169,7 @@ def _scores(curves: Mapping[str, Curve]) -> str:
             course = curve.course
             rows.append((name, number(course.last), _at(course.lowest), _at(course.highest)))
     rows.sort(key=lambda row: rank(row[0]))
-    return _table(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows)
+    return _table(Table(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
 
 
 def _at(extreme: tuple[float, int]) -> str:
@@ -189,7 +197,7 @@ def _times(curves: Mapping[str, Curve]) -> str:
         )
         for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
     ]
-    return _table(("hook", "in all", "an epoch", "of training time"), rows)
+    return _table(Table(("hook", "in all", "an epoch", "of training time"), rows))
 
 
 def _pairs(rows: Mapping[str, str]) -> str:
@@ -207,13 +215,20 @@ def _breaking(name: str) -> str:
     return html.escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out rows whose first cell is a name and the others numbers."""
+def _table(table: Table) -> str:
+    """Lay out a table; nothing where it has no rows."""
+    kinds = ["" if head in (table.heads[0], *table.words) else "num" for head in table.heads]
     body = "".join(
         f"<tr><td>{_breaking(row[0])}</td>"
-        + "".join(f'<td class="num">{html.escape(cell)}</td>' for cell in row[1:])
+        + "".join(
+            f'<td class="{kind}">{html.escape(cell)}</td>'
+            for kind, cell in zip(kinds[1:], row[1:], strict=True)
+        )
         + "</tr>"
-        for row in rows
+        for row in table.rows
     )
-    head = "".join(f'<th class="{"num" if n else ""}">{h}</th>' for n, h in enumerate(heads))
+    head = "".join(
+        f'<th class="{kind}">{html.escape(head)}</th>'
+        for kind, head in zip(kinds, table.heads, strict=True)
+    )
     return f'<div class="card wide"><table><tr>{head}</tr>{body}</table></div>' if body else ""

@@ -12,11 +12,12 @@ import pytest
 
 import hooks
 import trainer
-from hooks.histories import Curve
-from hooks.report import environment, flattened
+from hooks.report import flattened
 from hooks.report_page import Report, page
 from hooks.testing import check_hook
 from hooks.writers import JsonLines
+from trainer.curves import Curve
+from trainer.environment import environment
 
 HOSTILE = (
     """</style></td><script>alert(1)</script><img src=x onerror="alert('x')"> & "quoted" \udc80"""

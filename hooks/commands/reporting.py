@@ -1,0 +1,157 @@
+"""The command `report`: a page about a run, of what the store has of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from hooks.report import flattened
+from hooks.report_page import Report, Table, duration, page
+from trainer.commands.calling import Refused
+from trainer.commands.scores import telling
+from trainer.commands.showing import size
+from trainer.commands.stores import located
+from trainer.courses import number
+from trainer.curves import finite
+from trainer.durability import replacing
+from trainer.runs import RunRow, Store
+from trainer.runs.measured import measured
+from trainer.runs.requests import requests, results
+from trainer.runs.text import shown
+
+SCORES = 4
+"""Of a commit or an evaluation, so many are shown."""
+
+ROWS = 50
+"""Of a table, at most so many are shown."""
+
+
+def report(run: str, /, *, to: str | None = None, store: str | None = None) -> int:
+    """Write a page about a run: curves, scores, configuration, environment, times, commits.
+
+    One HTML file that needs nothing else, of what is on record by now.
+
+    Args:
+        run: its name, or the path of its directory.
+        to: path of the page; else report.html in the run's directory, or NAME.html here where that
+            is on another machine.
+        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
+            $ENTRACTE_STORE, else runs/.
+    """
+    with located(run, store) as (there, row):
+        written = page(reported(there, row))
+    folder = Path(row.directory)
+    path = Path(to or (folder / "report.html" if folder.is_dir() else f"{row.name}.html"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path.absolute()) as beside:
+            beside.write_text(written, encoding="utf-8", errors="xmlcharrefreplace")
+    except OSError as error:
+        raise Refused(f"the page cannot be written to {shown(path)}: {shown(error)}") from error
+    print(shown(path))
+    return 0
+
+
+def reported(store: Store, row: RunRow) -> Report:
+    """Put together what a page tells of a run."""
+    curves = measured(store, row.name)
+    times = finite(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
+    epoch, step = _progress(store, row)
+    outcome = {
+        "outcome": row.status(store.connection.now()),
+        **({"error": row.error} if row.error else {}),
+        "epochs": f"{epoch:,}" if row.epochs is None else f"{epoch:,} of {row.epochs:,}",
+        "steps": f"{step:,}",
+        "training time": duration(sum(times)),
+        "began": _when(row.created),
+        "written": _when(time.time()),
+    }
+    return Report(
+        title=row.name,
+        outcome=outcome,
+        curves=curves,
+        config=flattened(row.config),
+        environment={"directory": row.directory, **row.environment},
+        tables=dict(
+            [
+                _last("Commits", _commits(store, row.name)),
+                _last("Evaluations", _evaluations(store, row.name)),
+                _last("Files", _files(store, row)),
+            ]
+        ),
+    )
+
+
+def _progress(store: Store, row: RunRow) -> tuple[int, int]:
+    """Say how far a run is: by its signs of life, or by what it recorded if it gives none."""
+    last = store.records(row.name, since=row.epoch)[-1:]
+    return max([(row.epoch, row.step), *((record.epoch, record.step) for record in last)])
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+
+def _commits(store: Store, run: str) -> Table:
+    """List the checkpoints that are still there."""
+    return Table(
+        words=("scores",),
+        heads=("written", "epoch", "size", "scores"),
+        rows=[
+            (
+                commit.written.replace("T", " ")[:19],
+                f"{commit.epoch:,}",
+                size(commit.bytes),
+                _told(commit.scores),
+            )
+            for commit in store.commits(run, present=True)
+        ],
+    )
+
+
+def _evaluations(store: Store, run: str) -> Table:
+    found = results(store, run)
+    return Table(
+        words=("found",),
+        heads=("suite", "epoch", "state", "tries", "found"),
+        rows=[
+            (
+                request.suite,
+                f"{request.epoch:,}",
+                request.state,
+                f"{request.tries}",
+                _told(found.get((request.suite, request.epoch), {})) or request.error,
+            )
+            for request in requests(store, run)
+        ],
+    )
+
+
+def _told(scores: Mapping[str, float]) -> str:
+    """Write the scores that tell the most."""
+    names = telling(scores, SCORES)
+    return ", ".join(f"{name} {number(scores[name])}" for name in names)
+
+
+def _files(store: Store, row: RunRow) -> Table:
+    return Table(
+        heads=("file", "kind", "epoch", "size"),
+        rows=[
+            (
+                file.path.removeprefix(f"{row.directory}/"),
+                file.kind,
+                f"{file.epoch:,}",
+                size(file.bytes),
+            )
+            for file in store.artifacts(row.name)
+        ],
+    )
+
+
+def _last(title: str, table: Table) -> tuple[str, Table]:
+    """Keep of many rows the last ones, and say so."""
+    count = len(table.rows)
+    if count <= ROWS:
+        return title, table
+    return f"{title}: the last {ROWS} of {count:,}", table._replace(rows=table.rows[-ROWS:])

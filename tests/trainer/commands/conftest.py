@@ -1,0 +1,69 @@
+"""A small store for commands, and a way to call them as a user does."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from trainer.__main__ import main
+from trainer.runs import Artifact, CommitRow, Store, requests
+
+
+def register(store, name, *, state="finished", age=100.0, config=None, losses=(), epochs=None):
+    """Put a run on record, with a validation loss an epoch."""
+    now = time.time()
+    store.register(
+        name,
+        directory=f"/elsewhere/{name}",
+        host="another",
+        pid=1,
+        time=now - age,
+        config=config,
+        environment={"jax": "0.10.2", "python": "3.11"},
+    )
+    for epoch, loss in enumerate(losses, 1):
+        values = {"val/loss": loss, "val/accuracy": 1 - loss, "time/epoch_seconds": 0.5}
+        values |= {"time/hook/evaluate/val": 0.25, "gradients/norm/w": 2.0}
+        store.write_records(name, epoch, 10 * epoch, values)
+    silent = 7200 if state == "stalled" else 0
+    for ago in (silent + 2, silent + 1):
+        store.beat(name, time=now - ago, epoch=len(losses), step=10 * len(losses), epochs=epochs)
+    if state not in ("running", "stalled"):
+        store.end(name, state, time=now - 1, error="ValueError: nan" if state == "failed" else "")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Four runs: one finished, one that goes on, one that stalled, one that failed."""
+    monkeypatch.setenv("ENTRACTE_STORE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.chdir(tmp_path)
+    with Store(tmp_path) as store:
+        adamw, sgd = ({"optimizer": {"name": n, "rate": r}} for n, r in (("adamw", 1), ("sgd", 2)))
+        register(store, "alpha", config=adamw, losses=(0.5, 0.25, 0.375), epochs=3, age=400)
+        register(store, "beta", config=sgd, losses=(0.5, 0.125), epochs=9, state="running", age=30)
+        register(store, "gamma", config=adamw, losses=(0.75,), epochs=9, state="stalled", age=9000)
+        register(store, "delta", losses=(math.nan,), state="failed", age=500)
+        for epoch in (2, 3):
+            scores = {"val/loss": 0.125 + epoch / 16}
+            row = CommitRow(epoch, f"/elsewhere/{epoch}", 2000, scores, str(epoch), "2025-01-01")
+            store.write_commit("alpha", row)
+            requests.ask(store, "alpha", epoch, "held", checksum=str(epoch), time=0.0)
+        store.write_artifact("alpha", Artifact("/elsewhere/r.gif", "replay", 3, 30, 5))
+        claimed = requests.claim(store, "worker", ["held"], lease=60)
+        requests.finish(store, claimed, {"held/accuracy": 0.875})
+        yield store
+
+
+@pytest.fixture
+def run(capsys):
+    """Call the command line; gives exit status, output and what was told of errors."""
+
+    def call(*words):
+        status = main(list(words))
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return call

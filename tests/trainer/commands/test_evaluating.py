@@ -1,0 +1,75 @@
+"""The command `evaluate`, as a user calls it."""
+
+import logging
+
+import pytest
+
+from trainer.runs import requests
+
+SUITES = """
+import jax, numpy as np
+from trainer import TrainState, data, evaluation
+from trainer.evaluators import Suite
+
+source = data.Arrays({"inputs": np.arange(5.0)}, batch_size=2)
+state = TrainState.create(params={}, rng=jax.random.key(0))
+phase = evaluation(lambda state, batch: {"x": batch["inputs"]}, source)
+held, other = Suite("held", state, phase), Suite("other", state, phase)
+broken = Suite("broken", state, evaluation(lambda state, batch: state.params["w"], source))
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "suites.py").write_text(SUITES)
+    return "suites.py"
+
+
+def test_nothing_waits(store, run, file):
+    status, _, told = run("evaluate", "--suite", f"{file}:other", "--idle", "0")
+    assert status == 0
+    assert "waits for: other" in told
+    assert "Worked(done=0, failed=0, opened=0, dropped=0)" in told
+    assert not logging.getLogger("entracte").handlers
+
+
+def test_an_evaluation_that_fails_is_told_by_the_exit_status(store, run, file):
+    words = ("--idle", "0", "--pause", "0.001", "--tries", "2")
+    status, _, told = run("evaluate", "--suite", f"{file}:held", *words)
+    assert status == 1
+    assert "there is no commit 3 in /elsewhere/alpha/checkpoints" in told
+    states = {r.epoch: (r.state, r.tries) for r in requests.requests(store, "alpha")}
+    assert states == {2: ("done", 1), 3: ("failed", 2)}
+
+
+def test_several_suites_and_runs_whose_commits_are_asked_for(store, run, file):
+    words = ("--idle", "0", "--pause", "0.001", "--tries", "1", "--runs", "alpha")
+    status, _, told = run("evaluate", "--suite", f"{file}:other", f"{file}:held", *words)
+    assert status == 1
+    assert "waits for: other, held" in told
+    asked = {(r.suite, r.epoch) for r in requests.requests(store, "alpha")}
+    assert asked == {(suite, epoch) for suite in ("held", "other") for epoch in (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--suite", "suites.py:none"), "defines no 'none'"),
+        (("--suite", "nowhere.py:held"), "there is no file"),
+        (("--suite", "suites.py:held", "--store", "nowhere"), "there is no store at"),
+        (("--suite", "suites.py:held", "--runs", "alph"), "did you mean alpha?"),
+        (("--suite", "suites.py:held", "suites.py:held"), "names of their own"),
+        (("--suite", "suites.py:held", "--lease", "0"), "lease must be positive"),
+        ((), "--suite"),
+    ],
+)
+def test_what_its_user_must_mend(store, run, file, words, says):
+    status, _, told = run("evaluate", *words)
+    assert status == 2
+    assert says in told
+
+
+def test_a_suite_that_fails_on_its_own_template_is_told_with_its_trace(store, run, file):
+    with pytest.raises(KeyError) as failed:
+        run("evaluate", "--suite", f"{file}:broken")
+    assert "in suite 'broken', on its own template" in failed.value.__notes__

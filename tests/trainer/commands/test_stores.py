@@ -1,0 +1,118 @@
+"""Which store and which run are meant, what dead runs left, and names that would command."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from trainer.commands.calling import Refused
+from trainer.commands.stores import EMPTY, find, located, opened
+from trainer.runs import Run, Store
+from trainer.runs.run import QUEUE
+
+HOSTILE = "\x1b[2J[bold red]x\u202e"
+"""Clears the screen, is markup, and turns the direction of writing."""
+
+
+def recorded(directory, name=None, **values):
+    """Put a run on record as its own process does."""
+    run = Run(directory, name=name)
+    run.record(1, 10, values)
+    run.close()
+
+
+def test_a_run_is_found_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.delenv("ENTRACTE_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    recorded(tmp_path / "runs" / "one", loss=0.5)
+    recorded(tmp_path / "other" / "one", loss=0.25)
+    for run, store, loss in (
+        ("one", None, 0.5),
+        ("runs/one", None, 0.5),
+        ("runs/one/", None, 0.5),
+        ("other/one", None, 0.25),
+        (str(tmp_path / "other" / "one"), None, 0.25),
+        ("one", "other", 0.25),
+        ("one", "other/store.sqlite", 0.25),
+    ):
+        with located(run, store) as (there, row):
+            assert [record.value for record in there.records(row.name)] == [loss]
+    monkeypatch.setenv("ENTRACTE_STORE", "other")
+    with located("one", None) as (there, row):
+        assert there.records(row.name)[0].value == 0.25
+
+
+def test_a_directory_that_was_moved_with_its_store_is_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("ENTRACTE_STORE", raising=False)
+    recorded(tmp_path / "runs" / "one", loss=0.5)
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    with located(str(tmp_path / "moved" / "one"), None) as (_, row):
+        assert row.directory == str(tmp_path / "runs" / "one")
+
+
+def test_an_unknown_run_is_told_with_those_that_are_near(store):
+    with pytest.raises(Refused, match="no run 'alpa' in .*; did you mean alpha?"):
+        find(store, "alpa")
+    with pytest.raises(Refused, match="no run 'x' in .*; there is: beta, alpha, delta, gamma"):
+        find(store, "x")
+
+
+def test_where_there_is_no_store_it_says_how_one_comes_to_be(tmp_path, monkeypatch):
+    monkeypatch.delenv("ENTRACTE_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=r"(?s)runs/store.sqlite.*trainer.runs.Run\("), opened(None):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_run_left_in_its_queue_is_delivered_first(tmp_path, monkeypatch):
+    recorded(tmp_path / "one", loss=0.5)
+    queue = tmp_path / "one" / QUEUE
+    assert queue.stat().st_size <= EMPTY
+    left = Run(tmp_path / "one")
+    monkeypatch.setattr("trainer.runs.recording.CLOSING", 0.0)
+    with Store(tmp_path) as store, store.connection.transaction():  # keeps the thread waiting
+        left.record(2, 20, {"loss": 0.25})
+        left.close()
+    with opened(str(tmp_path)) as store:
+        assert [record.value for record in store.records("one")] == [0.5, 0.25]
+    assert queue.stat().st_size <= EMPTY
+
+
+def test_a_queue_that_cannot_be_delivered_fails_no_command(tmp_path, capsys):
+    recorded(tmp_path / "one", loss=0.5)
+    queue = tmp_path / "one" / QUEUE
+    queue.unlink()
+    queue.write_text("x" * 100)
+    (tmp_path / "one" / "lock").unlink(missing_ok=True)
+    (tmp_path / "one" / "lock").mkdir()
+    for _ in range(2):
+        with opened(str(tmp_path)) as store:
+            assert [record.value for record in store.records("one")] == [0.5]
+    assert capsys.readouterr().err.count("what run 'one' left in its queue stays there") == 1
+
+
+def test_hostile_names_reach_no_terminal(store, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    config = {HOSTILE: HOSTILE}
+    store.register(
+        HOSTILE, directory=HOSTILE, host=HOSTILE, pid=1, time=0.0, config=config, environment=config
+    )
+    store.write_records(
+        HOSTILE, 1, 1, {f"{HOSTILE}/loss": 0.5, HOSTILE: 1.0, "time/hook/" + HOSTILE: 1}
+    )
+    store.end(HOSTILE, "failed", time=1.0, error=HOSTILE)
+    for words in (
+        ["runs"],
+        ["runs", "--sort", HOSTILE],
+        ["show", HOSTILE],
+        ["compare", HOSTILE, "alpha"],
+        ["watch", "--once", HOSTILE],
+        ["show", "x" + HOSTILE],
+        ["runs", "--where", HOSTILE],
+    ):
+        _, out, err = run(*words)
+        assert "\x1b" not in out + err
+        assert "\u202e" not in out + err
+        assert r"\x1b[2J[bold red]x\u202e" in out + err

@@ -1,0 +1,151 @@
+"""Calling a command: from the words of a command line to an exit status."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+
+Command = Callable[..., int | None]
+
+WRONG = 2
+"""Exit status where a command was called wrongly."""
+
+STOPPED = 130
+"""Exit status where the user ended it, as shells have it."""
+
+NEEDS = {"tyro": "config", "rich": "console"}
+"""What the command line needs, and the extra that brings it."""
+
+
+class Refused(Exception):  # noqa: N818 (what happened, told to a user, and no fault of a program)
+    """A command cannot be done as it was asked for; its text says why, and what to do."""
+
+
+def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
+    """Run a command of several.
+
+    Args:
+        commands: name to `module:function`; only the called one's module is imported.
+        arguments: the words of the command line.
+
+    Returns:
+        The exit status.
+
+    >>> call({}, ["fly"])
+    2
+    """
+    if missing := _missing():
+        _tell(missing)
+        return WRONG
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        _overview(commands)
+        return 0
+    if name not in commands:
+        _tell(f"there is no command {name!a}; there are: {', '.join(commands)}")
+        return WRONG
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be of any alphabet
+    try:
+        status = _called(name, imported(commands[name]), rest)
+        sys.stdout.flush()
+        return status
+    except Refused as refusal:
+        _tell(f"{name}: {refusal}")
+        return WRONG
+    except KeyboardInterrupt:
+        return STOPPED
+    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1  # as rich has it
+
+
+def imported(place: str) -> Command:
+    """Import the function at `module:function`."""
+    module, _, name = place.partition(":")
+    command: Command = getattr(import_module(module), name)
+    return command
+
+
+def gathered(arguments: Sequence[str]) -> list[str]:
+    """Put together what an option was given that is given several times, so that none is lost.
+
+    >>> gathered(["--where", "a=1", "--json", "--where=b=2"])
+    ['--where', 'a=1', 'b=2', '--json']
+    """
+    words: list[str] = []
+    for word in arguments:
+        option, given, value = word.partition("=")
+        words += [option, value] if given and word.startswith("--") else [word]
+    before: list[str] = []
+    groups: dict[str, list[str]] = {}
+    last = before
+    for word in words:
+        if word.startswith("--"):
+            last = groups.setdefault(word, [word])
+        else:
+            last.append(word)
+    return [*before, *(word for group in groups.values() for word in group)]
+
+
+def _called(name: str, command: Command, arguments: Sequence[str]) -> int:
+    import tyro
+
+    if shaped := getattr(command, "shaped", None):  # what it takes depends on what it is given
+        command = shaped(arguments)
+    try:
+        status = tyro.cli(
+            command,
+            prog=f"python -m trainer {name}",
+            args=gathered(arguments),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except SystemExit as end:  # of tyro: help was asked for, or the words do not fit
+        if isinstance(end.code, str):
+            raise
+        return end.code or 0
+    return status or 0
+
+
+def _missing() -> str:
+    """Say what must be installed, if anything."""
+    extras = []
+    for library, extra in NEEDS.items():
+        try:
+            import_module(library)
+        except ImportError:
+            extras.append((library, extra))
+    if not extras:
+        return ""
+    libraries = " and ".join(library for library, _ in extras)
+    return (
+        f"the command line needs {libraries}: pip install "
+        f'"entracte[{",".join(extra for _, extra in extras)}]"'
+    )
+
+
+def _overview(commands: Mapping[str, str]) -> None:
+    """Print what there is, with the first line of each command's docstring."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column()
+    for name, place in commands.items():
+        table.add_row(name, Text((inspect.getdoc(imported(place)) or "").partition("\n")[0]))
+    console = Console(highlight=False)
+    console.print("python -m trainer COMMAND ...    runs on record, and what can be done with them")
+    console.print()
+    console.print(table)
+    console.print()
+    console.print("python -m trainer COMMAND --help tells the rest.")
+
+
+def _tell(message: str) -> None:
+    print(f"python -m trainer: {message}", file=sys.stderr)

@@ -1,0 +1,134 @@
+"""Sections of what is shown of a run: scores, times, commits, evaluations, artifacts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from trainer.commands.scores import better, mode_of
+from trainer.commands.showing import Column, lasting, size, state_text, table, text
+from trainer.courses import number, rank
+from trainer.curves import Curve, finite, panels
+from trainer.runs.requests import requests, results
+from trainer.runs.store import Store
+
+HOOK = "time/hook/"
+"""What the names of hooks' times begin with."""
+
+BEST = "bold green"
+
+
+def scores(curves: Mapping[str, Curve], chosen: Sequence[str], width: int) -> Table | None:
+    """Sum up each metric: its last value, the lowest, the highest, and which is the best.
+
+    Args:
+        curves: of all metrics.
+        chosen: those that were asked for; if there are none, all but times and the machine's.
+        width: of the console, in characters.
+    """
+    within = panels(curves, chosen or None).values()
+    kept = [id(curve) for found in within for curve in found.values()]
+    names = sorted((name for name in curves if id(curves[name]) in kept), key=rank)
+    courses = [curves[name].course for name in names]
+
+    def extreme(values: Sequence[tuple[float, int]], mode: str) -> tuple[list[Text], list[Text]]:
+        styles = [BEST if mode_of(name) == mode else "" for name in names]
+        return (
+            [
+                text(number(v), style) if e else Text()
+                for (v, e), style in zip(values, styles, strict=True)
+            ],
+            [text(f"at {e:,}" if e else "", "dim") for _, e in values],
+        )
+
+    lowest, low_at = extreme([course.lowest for course in courses], "min")
+    highest, high_at = extreme([course.highest for course in courses], "max")
+    columns = [
+        Column("metric", [text(name) for name in names], matters=9, folds=20),
+        Column("last", [text(number(course.last)) for course in courses], "right", 8),
+        Column("lowest", lowest, "right", 7),
+        Column("", low_at, matters=6),
+        Column("highest", highest, "right", 7),
+        Column("", high_at, matters=6),
+    ]
+    return table(columns, width) if names else None
+
+
+def times(curves: Mapping[str, Curve], width: int) -> Table | None:
+    """Sum up each hook's times, the costliest first, and what they are of the training time."""
+    totals = {
+        name.removeprefix(HOOK): finite(curve)
+        for name, curve in curves.items()
+        if name.startswith(HOOK) and any(finite(curve))
+    }
+    names = sorted(totals, key=lambda name: -sum(totals[name]))
+    training = sum(finite(curves.get("time/epoch_seconds", Curve())))
+    shares = [f"{sum(totals[name]) / training:.2%}" if training else "" for name in names]
+    each = [lasting(sum(totals[name]) / len(totals[name])) for name in names]
+    columns = [
+        Column("hook", [text(name) for name in names], matters=9, folds=20),
+        Column("in all", [text(lasting(sum(totals[name]))) for name in names], "right", 8),
+        Column("an epoch", [text(time) for time in each], "right", 7),
+        Column("of training", [text(share) for share in shares], "right", 6),
+    ]
+    return table(columns, width) if names else None
+
+
+def commits(store: Store, run: str, width: int) -> Table | None:
+    """List the checkpoints that are there, their scores, and which is the best by each."""
+    rows = store.commits(run, present=True)
+    names = sorted({name for row in rows for name in row.scores if mode_of(name)}, key=rank)
+    columns = [
+        Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 9),
+        Column("size", [text(size(row.bytes)) for row in rows], "right", 8),
+        *_scores_of([row.scores for row in rows], names[:4]),
+        Column("written", [text(row.written[:19].replace("T", " "), "dim") for row in rows]),
+    ]
+    return table(columns, width) if rows else None
+
+
+def evaluations(store: Store, run: str, width: int) -> Table | None:
+    """List what was asked of evaluators, and what they found."""
+    rows, found = requests(store, run), results(store, run)
+    scores = [found.get((row.suite, row.epoch), {}) for row in rows]
+    names = sorted({name for one in scores for name in one}, key=rank)
+    columns = [
+        Column("suite", [text(row.suite) for row in rows], matters=9),
+        Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 9),
+        Column("state", [state_text(row.state) for row in rows], matters=8),
+        *_scores_of(scores, names[:4]),
+        Column("tries", [text(row.tries, "dim") for row in rows], "right", 1),
+        Column("worker", [text(row.worker, "dim") for row in rows]),
+    ]
+    if any(row.error for row in rows):
+        columns.append(Column("error", [text(row.error, "red") for row in rows], "left", 7, 30))
+    return table(columns, width) if rows else None
+
+
+def artifacts(store: Store, run: str, width: int) -> Table | None:
+    """List the files that a run left."""
+    rows = store.artifacts(run)
+    columns = [
+        Column("kind", [text(row.kind) for row in rows], matters=8),
+        Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 7),
+        Column("size", [text(size(row.bytes)) for row in rows], "right", 6),
+        Column("path", [text(os.path.relpath(row.path)) for row in rows], "left", 9, 30),
+    ]
+    return table(columns, width) if rows else None
+
+
+def _scores_of(scores: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[Column]:
+    """Make a column for each score, its best value marked."""
+    columns = []
+    for place, name in enumerate(names):
+        values = [one.get(name) for one in scores]
+        best = better(values, mode_of(name))
+        cells = [
+            text("" if value is None else number(value), BEST if row in best else "")
+            for row, value in enumerate(values)
+        ]
+        columns.append(Column(name, cells, "right", 6 - place))
+    return columns

@@ -1,0 +1,153 @@
+"""The command `show`: all that is on record of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from trainer.commands.plots import colors_of, plot
+from trainer.commands.scores import as_json, known, mode_of
+from trainer.commands.sections import HOOK, artifacts, commits, evaluations, scores, times
+from trainer.commands.settings import settings, written
+from trainer.commands.showing import (
+    ago,
+    pairs,
+    print_json,
+    progress,
+    screen,
+    state_text,
+    text,
+)
+from trainer.commands.stores import located
+from trainer.curves import ASIDE, Curve, finite, panels
+from trainer.runs.measured import measured
+from trainer.runs.requests import requests, results
+from trainer.runs.rows import RunRow
+from trainer.runs.store import Store
+
+PLOTS = 6
+"""Plots that are drawn where no metrics are asked for."""
+
+PLOT_WIDTH, PLOT_HEIGHT = 36, 8
+"""Characters of a plot at the least, and its lines."""
+
+
+def show(
+    run: str,
+    /,
+    *,
+    store: str | None = None,
+    metrics: tuple[str, ...] = (),
+    json: bool = False,
+) -> int:
+    """Show a run: curves, scores, hooks' times, commits, evaluations, configuration, environment.
+
+    Args:
+        run: its name in the store, or the path of its directory.
+        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
+            $ENTRACTE_STORE, else runs/.
+        metrics: whose curves are drawn, and scores shown; else losses and accuracies come first,
+            and times are left out.
+        json: print JSON: the run's row, scores, hook_seconds, commits, evaluations, artifacts, and
+            the curves of the metrics that were asked for.
+    """
+    with located(run, store) as (there, row):
+        curves = measured(there, row.name)
+        chosen = known(metrics, curves) if metrics else []
+        if json:
+            print_json(_data(there, row, curves, chosen))
+            return 0
+        console = screen()
+        drawn = panels(curves, chosen or None)
+        sections: list[tuple[str, RenderableType | None]] = [
+            ("", _head(there, row)),
+            ("Curves", _plots(console, drawn, bool(chosen))),
+            ("Scores", scores(curves, chosen, console.width)),
+            ("Time in hooks", times(curves, console.width)),
+            ("Commits", commits(there, row.name, console.width)),
+            ("Evaluations", evaluations(there, row.name, console.width)),
+            ("Artifacts", artifacts(there, row.name, console.width)),
+            ("Configuration", _rows(settings(row.config))),
+            ("Environment", _rows(row.environment)),
+        ]
+    for title, body in sections:
+        if body is not None:
+            if title:
+                console.print()
+                console.print(text(title, "bold underline"))
+            console.print(body)
+    return 0
+
+
+def _data(
+    store: Store, row: RunRow, curves: Mapping[str, Curve], chosen: Sequence[str]
+) -> dict[str, Any]:
+    found = results(store, row.name)
+    plain = {name: curve for name, curve in curves.items() if not name.startswith(ASIDE)}
+    return row._asdict() | {
+        "state": row.status(store.connection.now()),
+        "scores": as_json(plain, {name: mode_of(name) for name in plain}),
+        "hook_seconds": {
+            name.removeprefix(HOOK): sum(finite(curve))
+            for name, curve in curves.items()
+            if name.startswith(HOOK)
+        },
+        "commits": [commit._asdict() for commit in store.commits(row.name, present=True)],
+        "evaluations": [
+            request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
+            for request in requests(store, row.name)
+        ],
+        "artifacts": [artifact._asdict() for artifact in store.artifacts(row.name)],
+        "curves": {
+            name: {"epochs": curves[name].epochs, "values": curves[name].values} for name in chosen
+        },
+    }
+
+
+def _head(store: Store, row: RunRow) -> Table:
+    now = store.connection.now()
+    facts: list[tuple[str, object]] = [
+        ("run", text(row.name, "bold")),
+        ("state", state_text(row.status(now))),
+        ("error", text(row.error, "red")),
+        ("epoch", f"{progress(row.epoch, row.epochs).strip()}, step {row.step:,}"),
+        ("begun", ago(now - row.created)),
+        ("last sign", ago(now - row.beat)),
+        ("process", f"{row.pid} on {row.host}"),
+        ("directory", row.directory),
+        ("store", store.connection.where),
+    ]
+    return pairs([fact for fact in facts if str(fact[1])])
+
+
+def _plots(
+    console: Console, found: Mapping[str, Mapping[str, Curve]], all_of_them: bool
+) -> Table | None:
+    """Draw panels side by side, as many as there is room for."""
+    if not found or not console.encoding.lower().startswith("utf"):
+        return None
+    titles = list(found) if all_of_them else list(found)[:PLOTS]
+    columns = min(max(console.width // (PLOT_WIDTH + 2), 1), 3, len(titles))
+    width = min(console.width // columns - 2, 2 * PLOT_WIDTH)
+    colors = colors_of(found)
+    plots = [
+        plot(title, found[title], width=width, height=PLOT_HEIGHT, colors=colors)
+        for title in titles
+    ]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(columns):
+        grid.add_column(width=width, no_wrap=True)
+    for first in range(0, len(plots), columns):
+        if first:
+            grid.add_row()
+        grid.add_row(*plots[first : first + columns])
+    if left := [title for title in found if title not in titles]:
+        grid.add_row(text(f"and {len(left)} more: --metrics", "dim"))
+    return grid
+
+
+def _rows(rows: Mapping[str, Any]) -> Table | None:
+    return pairs([(name, written(value)) for name, value in rows.items()]) if rows else None
