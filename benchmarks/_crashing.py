@@ -173,7 +173,7 @@ def nursery() -> Any:
         [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     )
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["_crashing"])
+    context.set_forkserver_preload(["_crashing", "rich.logging", "sklearn.datasets", "tyro"])
     return context
 
 

@@ -7,8 +7,9 @@ Measured: events as the loop runs them, `Events.run("epoch", state, metrics)`, c
 gave back included, one after another on a small state and ten metrics. Where the name tells of
 leaves or of Adam, the state has sixty arrays of 4 KB, and Adam's 122 more. A figure is the mean
 over a burst of events; where a worker thread takes over, it works off what was queued between
-bursts, outside the measurement. The reads take what a phase measured, once it is there, and each a
-new one, since JAX keeps what was read before.
+bursts, outside the measurement. `record_times` listens only while it is measured, since it hears
+what all do. The reads take what a phase measured, once it is there, and each a new one, since JAX
+keeps what was read before.
 """
 
 import functools
@@ -28,11 +29,13 @@ import rich.console
 import hooks
 import models
 import trainer
+from hooks.timing import Stopwatch
 from trainer import data, losses
 from trainer.events import Events
 
 NAMES = tuple(f"metric_{number}" for number in range(10))
 EMPTY, FIVE = "chain()", "chain of five no-op hooks"
+TIMED = f"{FIVE}, heard by record_times"
 PACKED, AS_DICT, ONE_BY_ONE = (
     "ten metrics, packed",
     "ten, device_get of a dict",
@@ -121,6 +124,7 @@ def contenders(directory):
     state = small_state()
     plain = rich.console.Console(file=io.StringIO(), force_terminal=False)
     evaluation, evaluation_state = evaluated()
+    run = trainer.runs.Run(directory / "recorded")
     named = {
         EMPTY: hooks.chain(),
         FIVE: hooks.chain(*[nothing] * 5),
@@ -135,11 +139,16 @@ def contenders(directory):
         "log_metrics(Console), no terminal": hooks.log_metrics(hooks.Console(console=plain)),
         "watch_system": hooks.watch_system(batch_size=64),
         "beat": hooks.beat(directory / "alive.json"),
+        "beat, of a run on record": hooks.beat(run),
+        "request_evaluation, no commit complete": hooks.request_evaluation(run, "full"),
+        "collect_scores, nothing new": hooks.collect_scores(run, "full"),
         "save_checkpoints, not due": hooks.save_checkpoints(directory / "run", max_cost=1e-9),
     }
     entrants = {name: (hook, state, 100) for name, hook in named.items()}
     board = hooks.log_metrics(hooks.TensorBoard(directory / "board"))
     entrants["log_metrics(TensorBoard)"] = board, state, 10
+    database = hooks.log_metrics(hooks.Database(run))
+    entrants["log_metrics(Database)"] = database, state, 10
     entrants["background(observer)"] = hooks.background(hooks.observe(nothing)), state, 1
     entrants["average_params, 60 leaves"] = hooks.average_params(), small_state(60), 20
     entrants["evaluate, 64 examples"] = evaluation, evaluation_state, 20
@@ -163,6 +172,19 @@ def events(hook, state, burst):
         return (time.perf_counter() - began) / burst * 1e6
 
     return measure, running.close
+
+
+def timed(measure):
+    """Make a measurement during which what `record_times` listens with hears what is done."""
+
+    def heard():
+        watch = Stopwatch()
+        try:
+            return measure()
+        finally:
+            watch.stop()
+
+    return heard
 
 
 def reads(make, read, repeats):
@@ -215,6 +237,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         made = {name: events(*one) for name, one in contenders(Path(directory)).items()}
         contestants = {name: measure for name, (measure, _) in made.items()} | readings(20)
+        contestants[TIMED] = timed(contestants[FIVE])
         samples = _measuring.interleaved(contestants, rounds=rounds, warm_up=2)
         for _, close in made.values():
             close()
