@@ -38,6 +38,7 @@ APPLY: Mapping[str, Callable[..., None]] = {
         run, {row.epoch for row in store.commits(run, present=True)}.difference(epochs)
     ),
     "artifact": lambda store, run, **row: store.write_artifact(run, Artifact(**row)),
+    "gone": Store.forget_artifacts,
     "ask": requests.ask,
 }
 """What a line may say that is to be done, besides `records`, of which many are written at once."""

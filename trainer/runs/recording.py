@@ -6,7 +6,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from trainer.checkpoints.locking import InUse, lock_here
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.runs.commits import complete, described
 from trainer.runs.delivery import Delivery
+from trainer.runs.files import left
 from trainer.runs.journal import Journal
+from trainer.runs.rows import Artifact
 
 log = logging.getLogger("entracte")
 
@@ -24,6 +27,9 @@ QUEUE = "queue.jsonl"
 
 CLOSING = 10.0
 """Seconds in which what waits must be delivered when a run ends; else it stays in the queue."""
+
+LOOKING = 5.0
+"""Seconds between two looks at the files that a run left; the last one is when it ends."""
 
 FREQUENT = ("records", "beat")
 """What leaves the last sixteenth of the queue to the rest, which comes once or twice a run."""
@@ -79,6 +85,8 @@ class Recording:
         self._name, self._directory, self._limit = name, directory, limit
         self._refused = 0
         self._listed: dict[int, Stamp] = {}
+        self._files: dict[Artifact, int] = {}
+        self._looked = -LOOKING
         self._anew = True
         self._blind = False
         with contextlib.ExitStack() as undo:
@@ -86,7 +94,7 @@ class Recording:
             undo.enter_context(owned(directory))
             self._journal = Journal(directory / QUEUE, limit=limit)
             undo.callback(self._journal.close)
-            self._delivery = Delivery(url, self._journal, self._look_for_commits)
+            self._delivery = Delivery(url, self._journal, self._look_around)
             self._delivery.start()
             self._undo = undo.pop_all()
 
@@ -123,14 +131,18 @@ class Recording:
         """Make what was put in outlast a power failure."""
         self._journal.sync()
 
-    def _look_for_commits(self) -> None:
-        """Record commits that have appeared, or are gone; runs in the thread that delivers."""
+    def _look_around(self) -> None:
+        """Record commits and files that have appeared, or are gone; in the thread that delivers."""
         try:
+            anew = self._anew
             self._list_commits()
+            if anew or time.monotonic() - self._looked >= LOOKING:
+                self._looked = time.monotonic()
+                self._list_files(None if anew else self._files)
         except OSError as error:  # which keeps no record from being delivered
             self._anew = True
             if not self._blind:
-                log.warning("the commits of run %r cannot be listed: %s", self._name, error)
+                log.warning("what run %r has left cannot be listed: %s", self._name, error)
             self._blind = True
         else:
             self._blind = False
@@ -155,8 +167,20 @@ class Recording:
         if (anew or before.keys() - there.keys()) and not self.put("commits", epochs=sorted(there)):
             self._anew = True
 
+    def _list_files(self, before: Mapping[Artifact, int] | None) -> None:
+        there, known = left(self._directory), before or {}
+        self._files = {
+            file: changed
+            for file, changed in there.items()
+            if known.get(file) == changed or self.put("artifact", **file._asdict())
+        }
+        gone = {file.path for file in known} - {file.path for file in there}
+        if (before is None or gone) and not self.put("gone", directory=os.fspath(self._directory)):
+            self._anew = True
+
     def close(self) -> None:
         """Deliver what waits, in some seconds, and let go of everything."""
+        self._looked = -LOOKING
         with self._undo:
             if not self._delivery.close(CLOSING):
                 log.warning(

@@ -203,6 +203,15 @@ class Store:
             values,
         )
 
+    def forget_artifacts(self, run: str, directory: str) -> None:
+        """Forget the files of a directory of this machine that are not there any more."""
+        paths = [file.path for file in self.artifacts(run)]
+        within = [path for path in paths if path.startswith(f"{directory}{os.sep}")]
+        self.connection.many(
+            "DELETE FROM artifacts WHERE run = ? AND path = ?",
+            [(run, path) for path in within if not os.path.lexists(path)],
+        )
+
     def runs(self) -> list[RunRow]:
         """Give all runs, the newest first."""
         rows = self.connection.execute(
