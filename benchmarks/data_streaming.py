@@ -76,11 +76,11 @@ def rate(network, loss, source, seconds):
 def main():
     options = _measuring.arguments(__doc__).parse_args()
     rounds, seconds = (1, 0.0) if options.quick else (15, 1.0)
-    width, passed, tokens, stretch = (
-        (16, 40, 10**5, 4) if options.quick else (64, 2500, 2 * 10**7, 100)
+    layers, width, passed, tokens, stretch = (
+        (1, 16, 40, 10**5, 4) if options.quick else (2, 64, 2500, 2 * 10**7, 100)
     )
     transformer = models.transformer(
-        vocabulary=VOCABULARY, context=LENGTH, layers=2, heads=4, width=width
+        vocabulary=VOCABULARY, context=LENGTH, layers=layers, heads=4, width=width
     )
     measured, ratios, bars = {}, {}, []
     with tempfile.TemporaryDirectory() as directory:

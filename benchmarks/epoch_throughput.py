@@ -144,7 +144,9 @@ def main():
     if options.quick:
         few = {name: array[: 2 * BATCH_SIZE] for name, array in source.arrays.items()}
         source = data.Arrays(few, BATCH_SIZE)
-    networks = {"mlp": models.mlp(classes=10), "cnn": models.cnn(classes=10)}
+        networks = {"mlp": models.mlp(hidden=(8,)), "cnn": models.cnn(channels=(4,), hidden=8)}
+    else:
+        networks = {"mlp": models.mlp(classes=10), "cnn": models.cnn(classes=10)}
     measured, ratios, bars = {}, {}, []
     for name, network in networks.items():
         with tempfile.TemporaryDirectory() as directory:

@@ -21,7 +21,7 @@ from trainer import rl
 from trainer.rl import environments
 
 ALONE = "one seed alone"
-SIZES, QUICK = (1, 8, 64, 256), (1, 2)
+SIZES, QUICK = (1, 8, 64, 256), (2,)
 
 
 def entrants(sizes, envs, steps):

@@ -91,6 +91,17 @@ def val(task, digits):
     return trainer.evaluation(task.measure, digits[1])
 
 
+@pytest.fixture
+def compiled_quickly():
+    """Compile quickly what is run once or twice: XLA takes longer over its best code than it saves.
+
+    What holds bit for bit, or to a tolerance, is tested without this, in the code that users run.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_handlers():
     """Leave the project's logger as it was."""

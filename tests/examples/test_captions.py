@@ -1,14 +1,8 @@
 """The captions example: its scenes, and a run as a user starts it."""
 
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-FILE = Path(__file__).parents[2] / "examples" / "captions.py"
+from running import fingerprint, finished, started
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +44,13 @@ def test_held_out_combinations_are_never_trained_on(captions):
 
 
 def test_it_trains_writes_and_is_told_of_mistakes(tmp_path):
-    flags = ["--run", str(tmp_path / "run"), "--epochs", "4", "--scenes", "64", "--fresh"]
-    done = subprocess.run(
-        [sys.executable, FILE, *flags, "--schedule.warmup-share", "0"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "held_out/exact_match" in done.stdout
-    assert "(it is a" in done.stdout
-    assert re.fullmatch(r"fingerprint [0-9a-f]{64}", done.stdout.splitlines()[-1])
-    assert (tmp_path / "run" / "report.html").exists()
-    again = subprocess.run(
-        [sys.executable, FILE, *flags], capture_output=True, text=True, timeout=240
-    )
+    run = tmp_path / "run"
+    flags = ("--epochs", "4", "--scenes", "64", "--fresh")
+    printed = finished(started("captions", run, *flags, "--schedule.warmup-share", "0"))
+    assert "held_out/exact_match" in printed
+    assert "(it is a" in printed
+    fingerprint(printed)
+    assert (run / "report.html").exists()
+    said, _ = (again := started("captions", run, *flags)).communicate(timeout=240)
     assert again.returncode != 0
-    assert "holds a run" in again.stderr
+    assert "holds a run" in said

@@ -54,12 +54,11 @@ def test_it_trains_and_says_how_it_compares(tmp_path):
 
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_with_the_same_bits(tmp_path):
     """Stream position, sampling, schedule and all: a pass is thousands of epochs long."""
-    straight = _run(tmp_path / "straight", "--epochs", "60")
-    killed = _run(tmp_path / "run", "--epochs", "60")
-    killed_after(killed, tmp_path / "run", 2)
-    resumed = finished(_run(tmp_path / "run", "--epochs", "60"))
-    assert re.search(r"resuming from epoch [1-5]?\d,", resumed.replace("\n", " "))
-    assert fingerprint(resumed) == fingerprint(finished(straight))
+    straight = finished(_run(tmp_path / "straight", "--epochs", "40"))  # which fills the cache
+    killed_after(_run(tmp_path / "run", "--epochs", "40"), tmp_path / "run", 2)
+    resumed = finished(_run(tmp_path / "run", "--epochs", "40"))
+    assert re.search(r"resuming from epoch [1-3]?\d,", resumed.replace("\n", " "))
+    assert fingerprint(resumed) == fingerprint(straight)
 
 
 def test_a_mistake_is_told(tmp_path):

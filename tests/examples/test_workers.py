@@ -1,17 +1,12 @@
 """Trainer, rollout worker and evaluator as three processes, as a user starts them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from running import EXAMPLES, Script
 
 LIMIT = 120
 """Seconds after which a process is given up."""
@@ -48,17 +43,11 @@ print("fingerprint", trainer.fingerprint(state))
 
 @pytest.fixture
 def start():
-    """Make a function that starts a process; what still runs in the end is killed."""
+    """Make a function that starts a script; what still runs in the end is killed."""
     started = []
 
     def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
+        process = Script(*arguments)
         started.append(process)
         return process
 
@@ -82,7 +71,9 @@ def records(run):
 def test_three_processes_and_what_each_wrote(tmp_path, start):
     run, worker, evaluator = (tmp_path / name for name in ("run", "worker", "evaluator"))
     follow = ("--follow", run, "--timeout", "5", "--logging.no-report", "--checkpointing.max-cost")
-    training = start("-c", TRAINER, run, *(r / "metrics.jsonl" for r in (worker, evaluator)))
+    script = tmp_path / "training.py"
+    script.write_text(TRAINER)
+    training = start(script, run, *(r / "metrics.jsonl" for r in (worker, evaluator)))
     while training.poll() is None and not list((run / "checkpoints").glob("?")):
         time.sleep(0.05)
     playing = start(

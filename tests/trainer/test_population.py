@@ -2,6 +2,8 @@
 
 import math
 import pickle
+import subprocess
+import sys
 
 import chex
 import jax
@@ -144,6 +146,28 @@ def test_a_population_is_made_by_one_program(task, digits, digits_states):
     assert (made.epoch.shape, made.step.shape, made.stop) == ((), (COUNT,), False)
     with pytest.raises(TypeError, match="needs a typed key for each member"):
         trainer.population_of(lambda key: task.init(key, digits[0].example), jax.random.key(0))
+
+
+MANY = """
+import jax
+from jax.nn.initializers import orthogonal
+import trainer
+
+def init(key):
+    params = [orthogonal()(key, (64, 64)) for key in jax.random.split(key)]
+    return trainer.TrainState.create(params=params, rng=key)
+
+state = trainer.population_of(init, jax.random.split(jax.random.key(0), 256))
+print([params.shape for params in state.params], jax.numpy.isfinite(state.params[1]).all())
+"""
+
+
+def test_256_members_are_made_whose_weights_are_decomposed():
+    """In a process of its own: under vmap, two decompositions side by side never end."""
+    run = subprocess.run(
+        [sys.executable, "-c", MANY], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert run.stdout == "[(256, 64, 64), (256, 64, 64)] True\n"
 
 
 def test_what_is_no_population_is_refused(task, digits, phase, lifted, digits_states):

@@ -26,8 +26,12 @@ def _source(values, batch_size):
     return data.Arrays(arrays, batch_size)
 
 
+FLOATS = st.floats(-100, 100, width=32, allow_subnormal=False)
+"""Without those so small that XLA on CPU takes them for zero, and numpy does not."""
+
+
 @given(
-    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40),
+    st.lists(FLOATS, min_size=1, max_size=40),
     st.sampled_from([1, 3, 7, 64]),
 )
 def test_law_10_evaluation_is_exact_at_any_batch_size(values, batch_size):

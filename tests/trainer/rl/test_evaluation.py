@@ -13,6 +13,8 @@ import trainer
 from trainer.rl import evaluation_of, lessons, ppo
 from trainer.rl.environments import auto_reset, cartpole, gridworld
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STILL = optax.sgd(0.0)
 
 

@@ -47,9 +47,9 @@ def test_a_member_without_an_episode_has_no_return(counts):
         minibatches=1,
     )
     first, second = (agent.init(jax.random.key(n)) for n in range(2))
-    second, _ = trainer.fit(second, agent.program, epochs=1)
+    second, _ = trainer.fit(second, agent.rollout, epochs=1)
     second = second.replace(epoch=first.epoch)
-    program = trainer.population(agent.program, 2)
+    program = trainer.population(agent.rollout, 2)
     _, history = trainer.fit(trainer.stacked([first, second]), program, epochs=1)
     told = history[0]["rollout/return"]
     assert told.present.tolist() == [False, True]

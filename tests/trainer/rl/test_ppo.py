@@ -136,10 +136,9 @@ def test_a_lesson_outside_the_range_is_refused():
 
 def _agent(kind):
     env, settings = cartpole(), {"envs": 4, "steps": 16, "epochs": 2, "minibatches": 2}
-    network = models.actor_critic(actions=2, hidden=(8,), memory=4 if kind == "memory" else None)
-    if kind == "normalised":
+    network = models.actor_critic(actions=2, hidden=(8,), memory=4 if kind == "full" else None)
+    if kind == "full":
         settings |= {"normalize_observations": True, "normalize_rewards": True}
-    if kind == "lessons":
         short = env.params.replace(max_steps=jnp.int32(5))
         env = curriculum.lessons(env, {"short": short, "long": env.params})
     if kind == "continuous":
@@ -157,7 +156,7 @@ def _pushed(env):
     return env._replace(step=step, action_space=Box((1,), -1.0, 1.0), name="pushed")
 
 
-KINDS = ("plain", "memory", "normalised", "lessons", "continuous")
+KINDS = ("plain", "full", "continuous")
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +177,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, agents, tmp_path):
     assert all(math.isfinite(value) for epoch in history for value in epoch.values())
 
 
-@pytest.mark.parametrize("kind", ["plain", "memory"])
+@pytest.mark.parametrize("kind", ["plain", "full"])
 def test_the_first_minibatch_sees_the_policy_that_played(kind, agents):
     agent = agents[kind]
     state = agent.init(jax.random.key(1))
-    state, experience, _ = agent.rollout.execute(state, None, donate=False)
-    _, _, measured = agent.update.execute(state, experience, donate=False)
+    state, experience, _ = agent.rollout.execute(state, None, donate=True)
+    _, _, measured = agent.update.execute(state, experience, donate=True)
     _, traces, taken = measured.read()
     assert traces["update/approx_kl"][0] == pytest.approx(0.0, abs=1e-6)
     assert traces["update/clip_fraction"][0] == 0.0

@@ -12,6 +12,8 @@ from trainer.rl import curriculum, ppo, rollout
 from trainer.rl.policies import Weights
 from trainer.rl.rollouts import play, start
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 STILL = optax.sgd(0.0)
 
 

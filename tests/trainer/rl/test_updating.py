@@ -12,6 +12,8 @@ from trainer.rl import ppo, ppo_loss, updating
 from trainer.rl.normalization import no_rewards
 from trainer.rl.rollouts import Experience
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def _experience(steps=3, envs=2):
     shape = (steps, envs)

@@ -15,6 +15,8 @@ from trainer.rl.rollouts import rollout
 
 gymnax = pytest.importorskip("gymnax")
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 SMALL = models.actor_critic(actions=2, hidden=(8,))
 

@@ -11,6 +11,8 @@ jumanji = pytest.importorskip("jumanji")
 wrappers = pytest.importorskip("jumanji.wrappers")
 environments = pytest.importorskip("jumanji.environments")
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 
 

@@ -23,6 +23,8 @@ from trainer.rl.environments.layouts import (
     kinds_of,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 ENV = gridworld()
 LEVELS = gridworld_levels()
 

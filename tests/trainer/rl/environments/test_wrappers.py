@@ -17,6 +17,8 @@ from trainer.rl.environments import (
     time_limit,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 
 
