@@ -178,7 +178,7 @@ def _at(extreme: tuple[float, int]) -> str:
 
 
 def _times(curves: Mapping[str, Curve]) -> str:
-    """Sum up each hook's times, the costliest first, and what they are of the time between them.
+    """Sum up each hook's times, the costliest first, and what they are of phases and hooks.
 
     Times of an event are written by the next epoch's record, those of the last by none.
     """
@@ -187,17 +187,17 @@ def _times(curves: Mapping[str, Curve]) -> str:
         for name, curve in curves.items()
         if name.startswith(HOOK) and any(finite(curve))
     }
-    training = sum(finite(curves.get("time/epoch_seconds", Curve())))
+    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
     rows = [
         (
             name,
             duration(sum(times)),
             f"{1000 * sum(times) / len(times):,.3f} ms",
-            f"{sum(times) / training:.1%}" if training else "",
+            f"{sum(times) / whole:.1%}",
         )
         for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
     ]
-    return _table(Table(("hook", "in all", "an epoch", "of training time"), rows))
+    return _table(Table(("hook", "in all", "an epoch", "of the run"), rows))
 
 
 def _pairs(rows: Mapping[str, str]) -> str:

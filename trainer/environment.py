@@ -50,8 +50,10 @@ def environment() -> dict[str, str]:
 
 
 def _revision() -> str | None:
-    script = Path(sys.argv[0])
-    folder = script.resolve().parent if script.is_file() else Path(".")
+    script = Path(sys.argv[0]).resolve()
+    # A notebook's launcher, or an installed command: its repository would not be the run's.
+    installed = script.is_relative_to(Path(sys.prefix).resolve()) or "site-packages" in script.parts
+    folder = script.parent if script.is_file() and not installed else Path(".")
 
     def git(*arguments: str) -> str:
         ran = subprocess.run(

@@ -18,7 +18,7 @@ from trainer.durability import replacing
 from trainer.runs import RunRow, Store
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
-from trainer.runs.text import shown
+from trainer.runs.text import file_name, shown
 
 SCORES = 4
 """Of a commit or an evaluation, so many are shown."""
@@ -42,7 +42,9 @@ def report(run: str, /, *, to: str | None = None, store: str | None = None) -> i
     with located(run, store) as (there, row):
         written = page(reported(there, row))
     folder = Path(row.directory)
-    path = Path(to or (folder / "report.html" if folder.is_dir() else f"{row.name}.html"))
+    path = Path(
+        to or (folder / "report.html" if folder.is_dir() else f"{file_name(row.name)}.html")
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path.absolute()) as beside:

@@ -136,7 +136,8 @@ def test_before_a_commit_all_that_is_wanted_of_earlier_ones_is_asked_for(
     assert seen == [(1, []), (2, [1]), (3, [1, 2]), (4, [1, 2, 3])]
 
 
-def test_a_run_that_fails_asks_for_what_it_committed(state, phase, run):
+@pytest.mark.parametrize("others", [[], [hooks.beat], [hooks.Database, hooks.beat]])
+def test_a_run_that_fails_asks_for_what_it_committed(state, phase, run, others):
     def fail(state, metrics):
         if int(state.epoch) == 3:
             raise ValueError("no")
@@ -144,11 +145,20 @@ def test_a_run_that_fails_asks_for_what_it_committed(state, phase, run):
 
     with pytest.raises(ValueError, match="no"):
         trainer.fit(
-            state, phase, epochs=5, hooks=[request_evaluation(run, "full"), saving(run), fail]
+            state,
+            phase,
+            epochs=5,
+            hooks=[
+                request_evaluation(run, "full"),
+                saving(run),
+                fail,
+                *(hooks.log_metrics(o(run)) if o is hooks.Database else o(run) for o in others),
+            ],
         )
     assert asked(run) == [1, 2]
     with Store(run.url) as store:
         assert store.run(run.name).state == "failed"
+        assert "no" in store.run(run.name).error
 
 
 @pytest.mark.parametrize(("period", "number"), [(1, 3), (2, 3), (2, 4), (3, 5)])

@@ -26,6 +26,7 @@ from trainer.courses import number
 from trainer.curves import Curve, finite
 from trainer.runs.measured import measured
 from trainer.runs.rows import RunRow
+from trainer.runs.text import shown
 
 MARK = " *"
 """Behind what is the best of all runs."""
@@ -68,9 +69,14 @@ def compare(
         mode: which of two values of them is better, min or max, where their names do not tell.
         json: print JSON.
     """
-    compared = [_read(run, store) for run in dict.fromkeys(runs)]
+    compared = [*{one.row.directory: one for one in (_read(r, store) for r in runs)}.values()]
     if len(compared) < 2:
-        raise Refused("give two runs or more: python -m trainer compare RUN RUN")
+        raise Refused("give two runs or more, before --metrics: python -m trainer compare RUN RUN")
+    named = [one.row.name for one in compared]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise Refused(
+            f"two of these runs are named {shown(twice)}, so that no table could tell them apart"
+        )
     recorded = {name for one in compared for name in one.curves}
     names = known(metrics, recorded) if metrics else telling(recorded, len(recorded))
     modes = {name: mode_of(name) or mode for name in names}

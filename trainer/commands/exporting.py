@@ -22,7 +22,7 @@ from trainer.parameters import export_params
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import Record, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
+from trainer.runs.text import file_name, shown
 
 Format = Literal["csv", "parquet", "json", "params"]
 
@@ -56,12 +56,14 @@ def export(
             $ENTRACTE_STORE, else runs/.
         json: print JSON.
     """
+    if "params" not in formats and (epoch, best, mode) != (None, None, None):
+        raise Refused("--epoch, --best and --mode choose a checkpoint: add --formats params")
     if "parquet" in formats:
         _pyarrow()
     with located(run, store) as (there, row):
         records = there.records(row.name)
         everything = _everything(there, row, records)
-    folder = Path(to if to is not None else f"{row.name}-export")
+    folder = Path(to if to is not None else f"{file_name(row.name)}-export")
     files: dict[str, tuple[str, Callable[[Path], None]]] = {
         "csv": ("records.csv", lambda path: _write_csv(path, records)),
         "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),

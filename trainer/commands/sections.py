@@ -58,21 +58,21 @@ def scores(curves: Mapping[str, Curve], chosen: Sequence[str], width: int) -> Ta
 
 
 def times(curves: Mapping[str, Curve], width: int) -> Table | None:
-    """Sum up each hook's times, the costliest first, and what they are of the training time."""
+    """Sum up each hook's times, the costliest first, and what they are of phases and hooks."""
     totals = {
         name.removeprefix(HOOK): finite(curve)
         for name, curve in curves.items()
         if name.startswith(HOOK) and any(finite(curve))
     }
     names = sorted(totals, key=lambda name: -sum(totals[name]))
-    training = sum(finite(curves.get("time/epoch_seconds", Curve())))
-    shares = [f"{sum(totals[name]) / training:.2%}" if training else "" for name in names]
+    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
+    shares = [f"{sum(totals[name]) / whole:.2%}" for name in names]
     each = [lasting(sum(totals[name]) / len(totals[name])) for name in names]
     columns = [
         Column("hook", [text(name) for name in names], matters=9, folds=20),
         Column("in all", [text(lasting(sum(totals[name]))) for name in names], "right", 8),
         Column("an epoch", [text(time) for time in each], "right", 7),
-        Column("of training", [text(share) for share in shares], "right", 6),
+        Column("of the run", [text(share) for share in shares], "right", 6),
     ]
     return table(columns, width) if names else None
 
@@ -80,7 +80,8 @@ def times(curves: Mapping[str, Curve], width: int) -> Table | None:
 def commits(store: Store, run: str, width: int) -> Table | None:
     """List the checkpoints that are there, their scores, and which is the best by each."""
     rows = store.commits(run, present=True)
-    names = sorted({name for row in rows for name in row.scores if mode_of(name)}, key=rank)
+    known = {name for row in rows for name in row.scores if mode_of(name)}
+    names = sorted(known, key=lambda name: (rank(name), name))
     columns = [
         Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 9),
         Column("size", [text(size(row.bytes)) for row in rows], "right", 8),
@@ -94,7 +95,8 @@ def evaluations(store: Store, run: str, width: int) -> Table | None:
     """List what was asked of evaluators, and what they found."""
     rows, found = requests(store, run), results(store, run)
     scores = [found.get((row.suite, row.epoch), {}) for row in rows]
-    names = sorted({name for one in scores for name in one}, key=rank)
+    known = {name for one in scores for name in one}
+    names = sorted(known, key=lambda name: (rank(name), name))
     columns = [
         Column("suite", [text(row.suite) for row in rows], matters=9),
         Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 9),

@@ -82,7 +82,10 @@ def _loaded(named: str) -> Simulation:
 def _with_flags(simulation: Simulation) -> Command:
     """Give the command with the flags of a simulation."""
     own = inspect.signature(simulate, eval_str=True).parameters
-    first, *others = inspect.signature(simulation).parameters.values()
+    parameters = [*inspect.signature(simulation).parameters.values()]
+    if not parameters:
+        raise Refused(f"{simulation.__name__} must take the checkpoint: (checkpoint, *, ...)")
+    first, *others = parameters
     hints = typing.get_type_hints(simulation, include_extras=True)
     for one in others:
         if one.kind is not inspect.Parameter.KEYWORD_ONLY or one.name in own or one.name == "with":

@@ -12,6 +12,7 @@ from trainer.evaluators.restoring import restored
 from trainer.evaluators.suite import Suite
 from trainer.events import Events
 from trainer.metrics import Metrics
+from trainer.runs.files import OF_EPOCH
 from trainer.runs.requests import finish
 from trainer.runs.rows import Artifact, Request, RunRow
 from trainer.runs.store import Store
@@ -81,7 +82,7 @@ class Answering:
         artifacts = [
             Artifact(os.fspath(path), _kind(path), request.epoch, steps_taken(state), stamp[1])
             for path, stamp in _files(folder).items()
-            if before.get(path) != stamp
+            if before.get(path) != stamp and _is_of(path, request.epoch)
         ]
         return Found(dict(metrics), artifacts)
 
@@ -97,6 +98,12 @@ class Answering:
         """Close all hooks."""
         while self._events:
             self._events.popitem()[1].close()
+
+
+def _is_of(path: Path, epoch: int) -> bool:
+    """Say whether a file is of an epoch, as far as its name tells; other workers write too."""
+    named = OF_EPOCH.match(path.name)
+    return named is None or int(named[1]) == epoch
 
 
 def settle(store: Store, request: Request, answer: Found) -> bool:

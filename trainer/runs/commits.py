@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import xxhash
 
 from trainer.checkpoints import commits
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.choosing import folder_of
+from trainer.checkpoints.manifest import DamagedCommit
 from trainer.runs.rows import CommitRow
 
 
@@ -29,15 +29,15 @@ def described(directory: str | os.PathLike[str], epoch: int) -> CommitRow:
     manifest = commits.read_manifest(folder, epoch)
     path = folder / str(epoch)
     leaves = json.dumps(manifest["leaves"], sort_keys=True).encode()
+    try:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except FileNotFoundError as error:
+        raise DamagedCommit(f"commit {epoch} in {folder} was removed just now") from error
     return CommitRow(
         epoch=epoch,
         path=os.fspath(path),
-        bytes=_size(path),
+        bytes=size,
         scores=manifests.saved_scores(manifest),
         checksum=xxhash.xxh3_64_hexdigest(leaves),  # of the state alone: equal bits, equal commit
         written=manifest["written"],
     )
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import operator
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -74,14 +75,22 @@ def deliver(store: Store, journal: Journal) -> int:
 
 
 def _write(store: Store, journal: Journal, lines: Sequence[bytes]) -> None:
+    own = [line for line in map(json.loads, lines) if not _copied(line, journal)]
     with store.connection.transaction():
-        for do, alike in itertools.groupby(map(json.loads, lines), operator.itemgetter("do")):
+        for do, alike in itertools.groupby(own, operator.itemgetter("do")):
             if do == "records":
                 store.write_many(map(_RECORDED, alike))
                 continue
             for what in alike:
-                APPLY[what.pop("do")](store, **what)
+                APPLY[what.pop("do")](store, **{k: v for k, v in what.items() if k != "of"})
         journal.check()  # else another may have it, and these be older than what that one wrote
+
+
+def _copied(line: Mapping[str, str], journal: Journal) -> bool:
+    """Say whether a line is of another run, whose directory was copied: that delivers its own."""
+    here = os.fspath(journal.path.parent)
+    of = line.get("of", here)
+    return of != here and os.path.isdir(of) and not os.path.samefile(of, here)
 
 
 def _write_or_set_aside(store: Store, journal: Journal, line: bytes) -> None:

@@ -13,7 +13,9 @@ from trainer.runs.rows import Artifact
 KINDS = {".gif": "replay", ".png": "plot", ".html": "report", ".json": "trace"}
 """Ending to kind, of files in the directory itself; in `replays` all are replays."""
 
-_OF_EPOCH = re.compile(r"(\d{1,18})-")
+OF_EPOCH = re.compile(r"(\d{1,18})-")
+"""How the name of a file begins that is of an epoch."""
+
 _TRACE = re.compile(r"(.*[._-])?trace[._-].*|trace\.json")
 
 
@@ -41,7 +43,7 @@ def left(directory: Path) -> dict[Artifact, int]:
         except FileNotFoundError:  # it was replaced just now
             continue
         if stat.S_ISREG(status.st_mode):
-            epoch = _OF_EPOCH.match(entry.name)
+            epoch = OF_EPOCH.match(entry.name)
             made = Artifact(entry.path, kind, int(epoch[1]) if epoch else 0, 0, status.st_size)
             found[made] = status.st_mtime_ns
     return dict(sorted(found.items()))
@@ -57,5 +59,5 @@ def _named(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     if (directory / "replays").is_dir():
         with os.scandir(directory / "replays") as entries:
             for entry in entries:
-                if _OF_EPOCH.match(entry.name) and entry.name.endswith((".gif", ".json")):
+                if OF_EPOCH.match(entry.name) and entry.name.endswith((".gif", ".json")):
                     yield "replay", entry

@@ -101,7 +101,8 @@ class Recording:
     def put(self, do: str, **what: Any) -> bool:
         """Put a line in the queue; False where that is full, which is told once."""
         spare = self._limit // 16 if do in FREQUENT else 0
-        put = self._journal.put({"do": do, "run": self._name, **what}, spare=spare)
+        line = {"do": do, "run": self._name, "of": os.fspath(self._directory), **what}
+        put = self._journal.put(line, spare=spare)
         if not put:
             if not self._refused:
                 log.error(
@@ -159,8 +160,6 @@ class Recording:
                 row = described(self._directory, epoch)
             except DamagedCommit:  # restoring tells of it, and until then it may be replaced
                 self._listed[epoch] = there[epoch]
-            except FileNotFoundError:  # removed meanwhile
-                continue
             else:
                 if self.put("commit", **row._asdict()):
                     self._listed[epoch] = there[epoch]

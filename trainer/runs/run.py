@@ -81,6 +81,7 @@ class Run:
         self._limit = limit
         self._lock = threading.RLock()
         self._open: Recording | None = None
+        self._ended: tuple[str, str] | None = None
         if is_lead():
             self._check()
 
@@ -103,6 +104,12 @@ class Run:
                             f"from {row.directory!r}, and this one is in {str(self.directory)!r}: "
                             "give this one another name, Run(..., name=...)"
                         )
+                    if row.name == self.name and not (self.directory / QUEUE).exists():
+                        log.warning(
+                            "run %r is on record in %s with %d epochs, and nothing of it is in %s: "
+                            "what is trained there takes its place; Run(..., name=...) keeps it",
+                            *(self.name, store.connection.where, row.epoch, self.directory),
+                        )
         except Unreachable as error:
             if not (self.directory / QUEUE).exists():
                 error.add_note(
@@ -115,7 +122,7 @@ class Run:
     def _is_another(self, row: RunRow) -> bool:
         """Say whether a run on record is another one, of this name, and not this one moved."""
         if row.directory == clean(os.fspath(self.directory)):
-            return False
+            return row.host != socket.gethostname() and not (self.directory / QUEUE).exists()
         here = self.url.startswith("sqlite:") or row.host == socket.gethostname()
         if not here:
             return True
@@ -125,6 +132,7 @@ class Run:
     def resume(self, *, epoch: int, step: int) -> None:
         """Take it that the run goes on from here (0, 0: afresh): later records are superseded."""
         with self._lock:
+            self._ended = None
             opened = self._opened()
             if opened.resumed == (epoch, step):  # by another hook that shares this run
                 return
@@ -152,7 +160,7 @@ class Run:
     def end(self, state: str, error: str = "") -> None:
         """Record how the run ended: `finished`, `interrupted` or `failed`, and of what."""
         opened = self._opened()
-        opened.ended = True
+        opened.ended, self._ended = True, (state, error)
         opened.put("end", state=state, error=error, time=time.time())
 
     def artifact(self, path: str | os.PathLike[str], kind: str, *, epoch: int, step: int) -> None:
@@ -174,11 +182,16 @@ class Run:
         except DamagedCommit as damage:
             log.warning("no evaluation by %r is asked for: %s", suite, damage)
             return False
-        opened = self._opened()
-        opened.put("commit", **commit._asdict())  # or a worker might not find it yet
-        return opened.put(
-            "ask", suite=suite, epoch=commit.epoch, checksum=commit.checksum, time=time.time()
-        )
+        with self._lock:
+            over = None if self.going else self._ended
+            opened = self._opened()
+            opened.put("commit", **commit._asdict())  # or a worker might not find it yet
+            asked = opened.put(
+                "ask", suite=suite, epoch=commit.epoch, checksum=commit.checksum, time=time.time()
+            )
+            if over:  # hooks that closed before had said how the run ended
+                self.end(*over)
+        return asked
 
     def flush(self) -> None:
         """Make what was recorded outlast a power failure; it need not be in the store."""
@@ -195,13 +208,15 @@ class Run:
             opened = self._open
             if opened is None:
                 return
-            if not opened.ended:
-                error = sys.exc_info()[1]
-                failed = isinstance(error, Exception) and error is not opened.before
-                said = f"{type(error).__name__}: {error}" if failed else ""
-                self.end("failed" if failed else "interrupted", said)
-            self._open = None
-        opened.close()
+            try:
+                if not opened.ended:
+                    error = sys.exc_info()[1]
+                    failed = isinstance(error, Exception) and error is not opened.before
+                    said = f"{type(error).__name__}: {error}" if failed else ""
+                    self.end("failed" if failed else "interrupted", said)
+            finally:  # where the disk is full, too
+                self._open = None
+                opened.close()
 
     def _opened(self) -> Recording:
         with self._lock:

@@ -47,6 +47,15 @@ def shown(text: object) -> str:
     )
 
 
+def file_name(name: str) -> str:
+    """Give a name as that of a file, whoever chose it: of one part, and not hidden.
+
+    >>> file_name("digits"), file_name("../../etc/passwd")
+    ('digits', 'etc_passwd')
+    """
+    return shown(name).replace("/", "_").replace("\\", "_").lstrip("._-") or "run"
+
+
 def checked_name(name: str, what: str) -> str:
     """Give a name that is one, for a run or a suite.
 

@@ -102,6 +102,7 @@ def test_parameters_of_a_chosen_checkpoint(state, phase, tmp_path, monkeypatch, 
     ("words", "said"),
     [
         (["plan"], "plain"),
+        (["plain", "--epoch", "2"], "add --formats params"),
         (["plain", "--formats", "params"], "there is no commit"),
         (["plain", "--to", "runs/store.sqlite"], "cannot be written to"),
     ],

@@ -24,7 +24,7 @@ def test_it_shows_all_there_is(run, store):
     assert scores["val/loss"] == ["0.3750", "0.2500", "at", "2", "0.5000", "at", "1"]
     assert scores["held/accuracy"] == ["0.8750", "0.8750", "at", "2", "0.8750", "at", "2"]
     times = section(out, "Time in hooks")[2].split()
-    assert times == ["evaluate/val", "750", "ms", "250", "ms", "50.00%"]
+    assert times == ["evaluate/val", "750", "ms", "250", "ms", "33.33%"]
     commits = [line.split() for line in section(out, "Commits")[2:]]
     assert [row[:4] for row in commits] == [
         ["2", "2.0", "kB", "0.2500"],

@@ -45,6 +45,10 @@ def other(checkpoint):
 def clashing(checkpoint, *, epoch: int = 3):
     pass
 
+def without():
+    return 0
+
+
 def positional(checkpoint, episodes=3):
     pass
 
@@ -137,6 +141,7 @@ def test_its_exit_status_is_that_of_the_function(run):
         (["halving", "--with", "mine.py:number"], "must be a function"),
         (["halving", "--with", "mine.py:nothing"], "defines no 'nothing'"),
         (["halving", "--with", "mine.py:clashing"], "got 'epoch'"),
+        (["halving", "--with", "mine.py:without"], "must take the checkpoint"),
         (["halving", "--with", "mine.py:positional"], "got 'episodes'"),
         (["halving", "--with", "mine.py:other"], "params/w"),
     ],

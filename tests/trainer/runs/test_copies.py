@@ -1,0 +1,66 @@
+"""What becomes of a run's records where its directory is copied, moved, or begun afresh."""
+
+import errno
+import shutil
+
+import pytest
+
+from trainer.checkpoints.locking import held
+from trainer.runs import Run, Store
+from trainer.runs.journal import Journal
+
+
+def recorded(folder, name, epochs):
+    run = Run(folder / name)
+    run.resume(epoch=0, step=0)
+    for epoch in epochs:
+        run.record(epoch, 10 * epoch, {"loss": 1.0})
+    return run
+
+
+def epochs_of(folder, name):
+    with Store(folder) as store:
+        return [record.epoch for record in store.records(name, ["loss"])]
+
+
+def test_a_copy_does_not_deliver_what_waited_in_the_original(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, journal: 0)
+    monkeypatch.setattr("trainer.runs.recording.CLOSING", 0.2)
+    recorded(tmp_path, "first", [1]).close()  # all of it waits
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    monkeypatch.undo()
+    run = Run(tmp_path / "first")
+    run.resume(epoch=1, step=10)
+    run.record(2, 20, {"loss": 1.0})
+    run.end("finished")
+    run.close()
+    recorded(tmp_path, "copy", [1]).close()
+    assert epochs_of(tmp_path, "first") == [1, 2]
+    assert epochs_of(tmp_path, "copy") == [1]
+    with Store(tmp_path) as store:
+        assert store.run("first").state == "finished"
+
+
+def test_one_that_was_moved_away_is_told_of_before_another_takes_its_place(tmp_path, caplog):
+    recorded(tmp_path, "first", [1, 2]).close()
+    Run(tmp_path / "first")
+    assert "nothing of it is in" not in caplog.text
+    (tmp_path / "first").rename(tmp_path / "kept")
+    Run(tmp_path / "first")
+    assert "nothing of it is in" in caplog.text
+
+
+def test_a_full_disk_is_told_and_the_directory_is_free_again(tmp_path, monkeypatch):
+    run = recorded(tmp_path, "first", [1])
+
+    def full(self, *line, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "put", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.close()
+    assert not run.going
+    assert held(tmp_path / "first") is None
+    recorded(tmp_path, "first", [1, 2]).close()
+    assert epochs_of(tmp_path, "first") == [1, 2]
