@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -116,9 +117,13 @@ class MLflow:
         Raises:
             Exception: whatever `mlflow` raises; the journal is as it was.
         """
-        journal = self._journal
-        if not (rows := journal.rows()):
+        if not (rows := self._journal.rows()):
             return
+        with _without_stray_folder():
+            self._deliver(rows)
+
+    def _deliver(self, rows: list[Row]) -> None:
+        journal = self._journal
         tracking = importlib.import_module("mlflow.tracking")
         client = tracking.MlflowClient(tracking_uri=self._uri)
         points = _points(rows)
@@ -176,6 +181,19 @@ class MLflow:
             linked_artifacts(self._artifacts, folder)
             client.log_artifacts(identity, str(folder))
             shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _without_stray_folder() -> Iterator[None]:
+    """Take away the empty `mlruns` that MLflow makes where a process is, whatever store it has."""
+    stray = Path("mlruns").absolute()
+    there = stray.exists()
+    try:
+        yield
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):  # it made none, or something is in it
+                stray.rmdir()
 
 
 def _points(rows: Sequence[Row]) -> dict[Place, Point]:

@@ -43,15 +43,17 @@ def made(tmp_path_factory):
         url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), url)
         command = [sys.executable, "-c", CHILD, str(directory)]
-        subprocess.run(command, env=kept | proxies, timeout=90, check=True)
+        subprocess.run(command, env=kept | proxies, timeout=90, check=True, cwd=directory)
         with pytest.raises(BlockingIOError):  # whoever looked for the network came by here
             proxy.accept()
+    assert [path.name for path in directory.iterdir()] == ["mlflow"]  # and no stray mlruns
     return directory
 
 
 @pytest.fixture
-def uri(made, tmp_path):
+def uri(made, tmp_path, monkeypatch):
     """A database of the test's own; of its experiments none is that of the test."""
+    monkeypatch.chdir(tmp_path)  # where MLflow's client leaves a folder
     shutil.copy(made / "mlflow" / "mlflow.db", tmp_path / "copy.db")
     return f"sqlite:///{tmp_path / 'copy.db'}"
 
