@@ -50,10 +50,12 @@ def environment() -> dict[str, str]:
 
 
 def _revision() -> str | None:
-    script = Path(sys.argv[0]).resolve()
-    # A notebook's launcher, or an installed command: its repository would not be the run's.
-    installed = script.is_relative_to(Path(sys.prefix).resolve()) or "site-packages" in script.parts
-    folder = script.parent if script.is_file() and not installed else Path(".")
+    folder, script = Path("."), Path(sys.argv[0])
+    if script.is_file():
+        script = script.resolve()
+        # A notebook's launcher, or an installed command: its repository would not be the run's.
+        installed = script.is_relative_to(Path(sys.prefix).resolve())
+        folder = folder if installed or "site-packages" in script.parts else script.parent
 
     def git(*arguments: str) -> str:
         ran = subprocess.run(
