@@ -11,10 +11,7 @@ from typing import NamedTuple
 
 from hooks.charts import HUES, chart
 from trainer.courses import number, rank
-from trainer.curves import Curve, finite, panels
-
-HOOK = "time/hook/"
-"""What the names of hooks' times begin with."""
+from trainer.curves import Curve, hook_times, panels
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;
@@ -178,24 +175,10 @@ def _at(extreme: tuple[float, int]) -> str:
 
 
 def _times(curves: Mapping[str, Curve]) -> str:
-    """Sum up each hook's times, the costliest first, and what they are of phases and hooks.
-
-    Times of an event are written by the next epoch's record, those of the last by none.
-    """
-    totals = {
-        name.removeprefix(HOOK): finite(curve)
-        for name, curve in curves.items()
-        if name.startswith(HOOK) and any(finite(curve))
-    }
-    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
+    """Show each hook's times, the costliest first, and what they are of phases and hooks."""
     rows = [
-        (
-            name,
-            duration(sum(times)),
-            f"{1000 * sum(times) / len(times):,.3f} ms",
-            f"{sum(times) / whole:.1%}",
-        )
-        for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
+        (hook.name, duration(hook.seconds), f"{1000 * hook.each:,.3f} ms", f"{hook.share:.1%}")
+        for hook in hook_times(curves)
     ]
     return _table(Table(("hook", "in all", "an epoch", "of the run"), rows))
 

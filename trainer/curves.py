@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from trainer.courses import Course, rank
 
 ASIDE = ("time/", "system/", "steps/")
 """What is not shown as a curve unless it is asked for."""
+
+
+HOOK = "time/hook/"
+"""How the names of hooks' times begin."""
 
 
 @dataclasses.dataclass
@@ -33,6 +38,38 @@ class Curve:
 def finite(curve: Curve) -> list[float]:
     """Leave out of its values what is not finite."""
     return [value for value in curve.values if math.isfinite(value)]
+
+
+class HookTime(NamedTuple):
+    """What a hook took."""
+
+    name: str
+    seconds: float
+    """In all."""
+    each: float
+    """Seconds, in the mean of the epochs."""
+    share: float
+    """Of what phases and hooks took together."""
+
+
+def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
+    """Sum up each hook's times, the costliest first; those that took none are left out.
+
+    Times of an event are written by the next epoch's record, those of the last by none.
+
+    >>> hook_times({"time/epoch_seconds": Curve([1], [3.0]), "time/hook/save": Curve([1], [1.0])})
+    [HookTime(name='save', seconds=1.0, each=1.0, share=0.25)]
+    """
+    totals = {
+        name.removeprefix(HOOK): finite(curve)
+        for name, curve in curves.items()
+        if name.startswith(HOOK) and any(finite(curve))
+    }
+    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
+    return [
+        HookTime(name, sum(times), sum(times) / len(times), sum(times) / whole)
+        for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
+    ]
 
 
 def panels(

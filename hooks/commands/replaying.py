@@ -16,7 +16,7 @@ from hooks.absent import NotOnRecord
 from hooks.past_runs import PastRun, read_run
 from hooks.replaying import Replay, replayed
 from trainer import Hook, TrainState
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, loading
 from trainer.commands.plots import colors_of, plot
 from trainer.commands.scores import mode_of, reached, telling
 from trainer.commands.showing import Column, pairs, print_json, screen, table, text
@@ -105,12 +105,8 @@ def _state_of(named: str) -> TrainState:
 
 def _made(named: str) -> Any:
     """Load what is named; call it if it is a function that needs no arguments, as no hook is."""
-    try:
+    with loading():
         found = load_named(named)
-    except (ValueError, FileNotFoundError, AttributeError) as error:
-        if hasattr(error, "__notes__"):
-            raise  # of the file itself
-        raise Refused(shown(error)) from error
     if not inspect.isfunction(found):
         return found
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+
+from trainer.runs.text import shown
 
 Command = Callable[..., int | None]
 
@@ -23,6 +26,17 @@ NEEDS = {"tyro": "config", "rich": "console"}
 
 class Refused(Exception):  # noqa: N818 (what happened, told to a user, and no fault of a program)
     """A command cannot be done as it was asked for; its text says why, and what to do."""
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Refuse a FILE:NAME that leads nowhere; what the file itself raises stays as it is."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, AttributeError, TypeError) as error:
+        if hasattr(error, "__notes__"):
+            raise
+        raise Refused(shown(error)) from error
 
 
 def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:

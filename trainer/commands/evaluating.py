@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, loading
 from trainer.commands.stores import find, opened
 from trainer.evaluators.loading import load_suites
 from trainer.evaluators.suite import Suite
@@ -87,9 +87,5 @@ def _telling() -> Iterator[None]:
 
 
 def _loaded(named: tuple[str, ...]) -> tuple[Suite, ...]:
-    try:
+    with loading():
         return load_suites(*named)
-    except (ValueError, FileNotFoundError, AttributeError, TypeError) as error:
-        if hasattr(error, "__notes__"):
-            raise  # of the file itself
-        raise Refused(shown(error)) from error

@@ -11,12 +11,9 @@ from rich.text import Text
 from trainer.commands.scores import better, mode_of
 from trainer.commands.showing import Column, lasting, size, state_text, table, text
 from trainer.courses import number, rank
-from trainer.curves import Curve, finite, panels
+from trainer.curves import Curve, hook_times, panels
 from trainer.runs.requests import requests, results
 from trainer.runs.store import Store
-
-HOOK = "time/hook/"
-"""What the names of hooks' times begin with."""
 
 BEST = "bold green"
 
@@ -58,23 +55,15 @@ def scores(curves: Mapping[str, Curve], chosen: Sequence[str], width: int) -> Ta
 
 
 def times(curves: Mapping[str, Curve], width: int) -> Table | None:
-    """Sum up each hook's times, the costliest first, and what they are of phases and hooks."""
-    totals = {
-        name.removeprefix(HOOK): finite(curve)
-        for name, curve in curves.items()
-        if name.startswith(HOOK) and any(finite(curve))
-    }
-    names = sorted(totals, key=lambda name: -sum(totals[name]))
-    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
-    shares = [f"{sum(totals[name]) / whole:.2%}" for name in names]
-    each = [lasting(sum(totals[name]) / len(totals[name])) for name in names]
+    """Show each hook's times, the costliest first, and what they are of phases and hooks."""
+    hooks = hook_times(curves)
     columns = [
-        Column("hook", [text(name) for name in names], matters=9, folds=20),
-        Column("in all", [text(lasting(sum(totals[name]))) for name in names], "right", 8),
-        Column("an epoch", [text(time) for time in each], "right", 7),
-        Column("of the run", [text(share) for share in shares], "right", 6),
+        Column("hook", [text(hook.name) for hook in hooks], matters=9, folds=20),
+        Column("in all", [text(lasting(hook.seconds)) for hook in hooks], "right", 8),
+        Column("an epoch", [text(lasting(hook.each)) for hook in hooks], "right", 7),
+        Column("of the run", [text(f"{hook.share:.2%}") for hook in hooks], "right", 6),
     ]
-    return table(columns, width) if names else None
+    return table(columns, width) if hooks else None
 
 
 def commits(store: Store, run: str, width: int) -> Table | None:

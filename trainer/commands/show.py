@@ -10,7 +10,7 @@ from rich.table import Table
 
 from trainer.commands.plots import colors_of, plot
 from trainer.commands.scores import as_json, known, mode_of
-from trainer.commands.sections import HOOK, artifacts, commits, evaluations, scores, times
+from trainer.commands.sections import artifacts, commits, evaluations, scores, times
 from trainer.commands.settings import settings, written
 from trainer.commands.showing import (
     ago,
@@ -22,7 +22,7 @@ from trainer.commands.showing import (
     text,
 )
 from trainer.commands.stores import located
-from trainer.curves import ASIDE, Curve, finite, panels
+from trainer.curves import ASIDE, HOOK, Curve, finite, panels
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import RunRow

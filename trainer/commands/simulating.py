@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from trainer.commands.calling import Command, Refused
+from trainer.commands.calling import Command, Refused, loading
 from trainer.commands.checkpoints import Checkpoint, chosen
 from trainer.commands.scores import Mode
 from trainer.evaluators.loading import load_named
@@ -68,12 +68,8 @@ def _named(words: Sequence[str]) -> str | None:
 
 
 def _loaded(named: str) -> Simulation:
-    try:
+    with loading():
         found = load_named(named)
-    except (ValueError, FileNotFoundError, AttributeError) as error:
-        if hasattr(error, "__notes__"):
-            raise  # of the file itself
-        raise Refused(shown(error)) from error
     if not inspect.isfunction(found):
         raise Refused(f"{shown(named)} must be a function (checkpoint, *, ...); got {found!r:.80}")
     return found

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from trainer.commands.calling import Refused
 from trainer.commands.scores import telling
-from trainer.commands.sections import HOOK
 from trainer.commands.showing import (
     Column,
     ago,
@@ -27,6 +26,7 @@ from trainer.commands.showing import (
 )
 from trainer.commands.stores import find, opened
 from trainer.courses import number
+from trainer.curves import HOOK
 from trainer.evaluators.signs import INTERVAL, WorkerRow, workers
 from trainer.runs.requests import requests
 from trainer.runs.rows import RunRow
