@@ -41,8 +41,8 @@ def follow_checkpoints(
 
     With it a rollout worker is `fit` over a rollout alone, and an evaluator `fit` over an
     evaluation. Parameters and `model_state` are taken, and of `carry` what is named, where the
-    other run has it; the rest is this run's own. Nothing is trained here: the program must leave
-    `step` as it is.
+    other run has it; the rest is this run's own. Nothing is trained here: a program that moves
+    `step`, as an update does, is refused at the end of its first epoch, before that is committed.
 
     Three parts. At the `start` the first commit is taken, which may have to be waited for. At each
     `epoch` the step is set to that of the commit in use, so that what the epoch measured is
@@ -64,7 +64,8 @@ def follow_checkpoints(
 
     Raises:
         ValueError: `timeout` is not positive; at the start, the commit is of another network, or
-            keeps what this run has no place for: every path is listed.
+            keeps what this run has no place for: every path is listed; after an epoch, the program
+            trains.
         TimeoutError: there is no first commit in time.
 
     >>> import jax, tempfile
@@ -133,11 +134,17 @@ def follow_checkpoints(
         memory = _remembered(state)
         if memory["epoch"] < 0:
             return state
+        if taken := counts(state)[0] - memory["began"]:
+            raise ValueError(
+                f"{NAME}: the program took {taken} optimizer steps in this epoch, and what they "
+                f"learn is lost wherever parameters of {where} take its place: follow with phases "
+                "that train nothing, such as agent.rollout alone or an evaluation"
+            )
         state = state.replace(
             step=jnp.asarray(memory["step"], jnp.int32),
             scores={**state.scores, "follow/epoch": float(memory["epoch"])},
         )
-        return remembering(state, NAME, {**memory, "measured": True})
+        return remembering(state, NAME, {**memory, "measured": True, "began": memory["step"]})
 
     def proceed(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         if state.stop or counts(state)[1] == getattr(metrics, "epochs", None):
@@ -164,8 +171,12 @@ def follow_checkpoints(
 
 
 def _nothing(state: TrainState) -> dict[str, Any]:
-    """The first memory; `measured` says whether an epoch ran with the commit in use."""
-    return {"epoch": -1, "step": 0, "measured": False}
+    """The first memory.
+
+    `epoch` and `step` are those of the commit in use, `measured` says whether an epoch ran with it,
+    and `began` is the step at which the epoch to come begins.
+    """
+    return {"epoch": -1, "step": 0, "measured": False, "began": 0}
 
 
 def _remembered(state: TrainState) -> dict[str, Any]:
@@ -194,7 +205,12 @@ def _wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
 def _taken(state: TrainState, part: Part) -> TrainState:
     """Put what was read in its place, and remember of which commit it is."""
     trees = dict(part.trees)
-    memory = {"epoch": part.epoch, "step": int(trees.pop("step")), "measured": False}
+    memory = {
+        "epoch": part.epoch,
+        "step": int(trees.pop("step")),
+        "measured": False,
+        "began": counts(state)[0],
+    }
     fields = {name: trees.pop(name) for name in ("params", "model_state")}
     after = remembering(state.replace(**fields), NAME, memory)
     for path, tree in trees.items():

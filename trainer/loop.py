@@ -205,16 +205,17 @@ def _epoch(
     for phase, program in programs:
         with _noting(f"in phase {phase.name!r} of epoch {number}"):
             state, output, measured = phase.execute(state, output, program, donate=donate)
-            waiting.append(measured)
-            if phase is programs[-1][0]:
-                epoch = _next(state.epoch)  # before waiting: the device counts while it computes
-            if events.order[phase.name] or phase is programs[-1][0]:
-                for measured in waiting:
+        waiting.append(measured)
+        if phase is programs[-1][0]:
+            epoch = _next(state.epoch)  # before waiting: the device counts while it computes
+        if events.order[phase.name] or phase is programs[-1][0]:
+            for measured in waiting:  # of phases before this one, too
+                with _noting(f"in phase {measured.phase.name!r} of epoch {number}"):
                     numbers, steps, count = measured.read()
-                    values |= numbers
-                    traces |= steps
-                    taken += count
-                waiting = []
+                values |= numbers
+                traces |= steps
+                taken += count
+            waiting = []
         if events.order[phase.name]:
             metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
             state, _ = events.run(phase.name, state, metrics)

@@ -107,7 +107,8 @@ def test_metrics_belong_to_the_commit_that_the_epoch_ran_with(run, tmp_path):
     assert taken == [(1, 1, 1), (5, 5, 5), (5, 5, 5), (6, 6, 6)]
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [(r["step"], r["val/w"]) for r in records] == [(10, 1), (50, 5), (50, 5), (60, 6)]
-    assert state.memory["follow_checkpoints"] == {"epoch": 6, "step": 60, "measured": True}
+    memory = {"epoch": 6, "step": 60, "measured": True, "began": 60}
+    assert state.memory["follow_checkpoints"] == memory
 
 
 def test_the_state_that_comes_back_is_the_one_measured_last(run):
@@ -115,6 +116,28 @@ def test_the_state_that_comes_back_is_the_one_measured_last(run):
     other = committing(run, epoch_1=2, epoch_2=3)
     state, history = fit(made(0.0), 2, other, hooks.follow_checkpoints(run))
     assert history[-1]["val/w"] == float(state.params["w"][0]) == 2.0
+
+
+@pytest.mark.parametrize(("check", "epoch"), [(False, 1), (True, 0)])
+def test_a_program_that_trains_is_refused(check, epoch, run):
+    """Before anything is committed; at the second epoch too, which begins at the commit's step."""
+
+    def train(state, data):
+        taken = jnp.where(state.epoch == epoch - 1, 0, 4)
+        return state.replace(step=state.step + taken), None, {"w": state.params["w"][0]}
+
+    commit(run, 3)
+    with pytest.raises(
+        ValueError, match="took 4 optimizer steps .* lost .* train nothing"
+    ) as found:
+        trainer.fit(
+            made(0.0),
+            trainer.Phase("train", train),
+            epochs=3,
+            hooks=hooks.chain(committing(run, epoch_1=7), hooks.follow_checkpoints(run)),
+            check=check,
+        )
+    assert ("in the check before the run" in str(found.value.__notes__)) is check
 
 
 @pytest.mark.parametrize("wait", [False, True])

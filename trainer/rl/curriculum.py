@@ -124,8 +124,10 @@ def _names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
             f"{env.name!r} has the lessons {', '.join(env.lessons)} already: name all of them at "
             "once, for the environment without lessons"
         )
-    if not params:
-        raise ValueError("lessons need at least one, by name; got none")
+    if not isinstance(params, Mapping) or not params:
+        raise ValueError(
+            f"lessons need at least one, in a dict of params by name; got {params!r:.100}"
+        )
     if wrong := [name for name in params if not name or "/" in name]:
         raise ValueError(f"a lesson's name must be a word without '/', for metrics; got {wrong}")
     return tuple(params)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from trainer.phases import Phase
-from trainer.rl.environments.contract import Environment
+from trainer.rl.environments.contract import Box, Environment
 from trainer.rl.environments.wrappers import require_ends
 from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
 from trainer.rl.rollouts import finalized, finite, means_of
@@ -74,8 +74,10 @@ def evaluation_of(
             observation is not finite: environment and step are named.
     """
     for what, value in (("episodes", episodes), ("max_steps", max_steps)):
-        if value < 1:
-            raise ValueError(f"evaluation_of: {what} must be at least 1; got {value}")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"evaluation_of: {what} must be at least 1, a whole number; got {value!r}"
+            )
     if not isinstance(env, Environment):
         raise TypeError(
             "evaluation_of plays on the device, in a trainer.rl.environments.Environment; got "
@@ -118,10 +120,12 @@ def evaluation_of(
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
         if means["_sound"] < 1:
+            acted = isinstance(env.action_space, Box)
             raise ValueError(
                 f"environment {-int(means['_sound'])} of {count} ({env.name!r}) gave a reward or "
                 f"an observation that is not finite at step {int(means['_step'])} of its episode: "
                 "look at its step function and at its params"
+                + (", and at whether the policy's actions are finite" if acted else "")
             )
         found = finalized(means, env.name, count)
         return {**found, "_step": None, **{f"episodes/{lesson}": None for lesson in chosen}}

@@ -13,7 +13,7 @@ from trainer.losses.contract import Loss
 from trainer.phases import Phase
 from trainer.rl import distributions
 from trainer.rl.distillation import Teacher
-from trainer.rl.environments.contract import Environment, example
+from trainer.rl.environments.contract import Environment, check_contract, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import no_rewards, unseen
 from trainer.rl.policies import begin, check_fits, initial, remembers
@@ -161,8 +161,9 @@ def ppo(
 
     Raises:
         TypeError, ValueError: the network or the teacher does not fit the environment, which is no
-            environment, or refuses its params, or is not made as often as `envs`; minibatches do
-            not divide the experience, a setting is out of range, or a teacher has no loss.
+            environment, or gives what it does not declare, or refuses its params, or is not made as
+            often as `envs`; minibatches do not divide the experience, a setting is out of range, or
+            a teacher has no loss.
 
     Source: J. Schulman et al., Proximal Policy Optimization Algorithms, 2017; the details are those
     that S. Huang et al., The 37 Implementation Details of Proximal Policy Optimization, 2022, put
@@ -171,11 +172,13 @@ def ppo(
     _check(network, envs, steps, epochs, minibatches, discount, gae_lambda, target_kl, clip_norm)
     if not isinstance(env, Environment | HostEnvironments):
         raise TypeError(
-            "ppo learns in an Environment of trainer.rl.environments, or in what from_gymnasium "
-            f"makes; got {env!r:.100}"
+            "ppo learns in an Environment of trainer.rl.environments, such as from_gymnax and "
+            f"from_jumanji give, or in what from_gymnasium makes; got {env!r:.100}"
         )
     if isinstance(env, HostEnvironments):
         env.check_count(envs)
+    else:
+        check_contract(env)
     check_fits(network, env)
     env.check(env.params)
     if teacher is not None:
@@ -249,8 +252,8 @@ def _check(
 ) -> None:
     counts = {"envs": envs, "steps": steps, "epochs": epochs, "minibatches": minibatches}
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"ppo: {name} must be at least 1; got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"ppo: {name} must be at least 1, a whole number; got {count!r}")
     for name, share in (("discount", discount), ("gae_lambda", gae_lambda)):
         if not 0 <= share <= 1:
             raise ValueError(f"ppo: {name} must be in [0, 1]; got {share}")

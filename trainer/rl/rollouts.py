@@ -219,13 +219,16 @@ def play(
 def measured(env: Environment, experience: Experience, seen: Seen) -> dict[str, Any]:
     """Give the metrics of a rollout.
 
-    `_sound` is for `finalized` alone: 1, or minus the place of the first step that was not finite.
+    Two are for `finalized` alone: `_sound` is 1, or minus the place of the first step that was not
+    finite; `_misled` says whether that was for an action that was not.
     """
     ended = experience.terminated | experience.truncated
+    sound = first_broken(seen.broken)
     metrics = {
         "episodes": jnp.sum(ended, dtype=jnp.int32),
         "steps": jnp.int32(ended.size),
-        "_sound": first_broken(seen.broken),
+        "_sound": sound,
+        "_misled": misled(experience, jnp.maximum(-sound, 0)),
         **means_of(ended, {"return": seen.episode_return, "length": seen.episode_length}, ""),
     }
     for number, lesson in enumerate(env.lessons):
@@ -243,12 +246,18 @@ def finalized(means: Mapping[str, float], env: str, envs: int) -> dict[str, floa
     """
     if means["_sound"] < 1:
         step, index = divmod(-int(means["_sound"]), envs)
+        if means["_misled"]:
+            raise ValueError(
+                f"the policy gave environment {index} of {envs} ({env!r}) an action that is not "
+                f"finite at step {step} of the rollout: its parameters went wrong in the updates "
+                "before, which stop_on_nan() would have found"
+            )
         raise ValueError(
             f"environment {index} of {envs} ({env!r}) gave a reward or an observation that is not "
             f"finite at step {step} of the rollout: look at its step function, its reset and its "
             "params"
         )
-    found: dict[str, float | None] = {"_sound": None}
+    found: dict[str, float | None] = {"_sound": None, "_misled": None}
     for name, count in means.items():
         kind, _, lesson = name.partition("/")
         if kind == "episodes" and not count:
@@ -270,6 +279,16 @@ def finite(reward: jax.Array, observation: PyTree) -> jax.Array:
     given = reward, *jax.tree.leaves(observation)
     sound = [jnp.isfinite(x).reshape(*reward.shape, -1).all(axis=-1) for x in given]
     return jnp.all(jnp.stack(sound), axis=0)
+
+
+def misled(experience: Experience, place: jax.Array) -> jax.Array:
+    """Say whether the action at a place is not finite, though what the policy saw is, () int32."""
+    acted, saw = jax.tree.map(
+        lambda x: x.reshape(experience.terminated.size, -1)[place],
+        (experience.action, experience.observation),
+    )
+    none = jnp.zeros(())
+    return (finite(none, saw) & ~finite(none, acted)).astype(jnp.int32)
 
 
 def first_broken(broken: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -72,17 +73,27 @@ def update(
 ) -> Phase:
     """Make a phase that learns from the `Experience` of the phase before it.
 
-    It reports the loss's means, `grad_norm` (global L2 norm, before clipping), `learning_rate` as
-    `supervised` does, each with a trace of one value a minibatch, and `explained_variance`: the
-    share of the returns' variance that the values foresaw. With `target_kl` also `applied`, the
-    share of minibatches that were learnt from.
+    It reports the loss's means, `grad_norm` (global L2 norm, before clipping), `clipped` and
+    `learning_rate` as `supervised` does, each with a trace of one value a minibatch, and
+    `explained_variance`: the share of the returns' variance that the values foresaw, which is
+    missing where the returns do not vary. With `target_kl` also `applied`, the share of minibatches
+    that were learnt from.
 
     Args:
         network, optimizer, and the rest: as of `ppo`.
         name: of the phase.
+
+    Raises:
+        TypeError: before training, the phase before it does not hand on an `Experience`.
     """
+    finalize = attribute(loss, "finalize")
 
     def run(state: TrainState, experience: Experience) -> tuple[TrainState, None, dict[str, Any]]:
+        if not isinstance(experience, Experience):
+            raise TypeError(
+                f"phase {name!r} learns from the Experience of the phase before it, which must be "
+                f"a rollout; got {type(experience).__name__}: a program is (rollout, update)"
+            )
         state, experience = with_scaled_rewards(state, experience, discount)
         batch = with_advantages(experience, discount=discount, gae_lambda=gae_lambda)
         if teacher is not None:
@@ -96,12 +107,31 @@ def update(
             clip_norm=clip_norm,
             key=state.key(name),
         )
-        unforeseen = jnp.var(batch["target"] - batch["value"])
-        explained = 1 - unforeseen / jnp.maximum(jnp.var(batch["target"]), 1e-8)
+        explained = explained_variance(batch["target"], batch["value"])
         after = with_observed(after, experience.observation)
         return after, None, {**traces, "explained_variance": explained}
 
-    return Phase(name, run, finalize=attribute(loss, "finalize"))
+    def finalized(means: Mapping[str, float]) -> dict[str, float | None]:
+        found = dict(finalize(means)) if finalize else {}
+        if math.isnan(means["explained_variance"]):
+            found["explained_variance"] = None
+        return found
+
+    return Phase(name, run, finalize=finalized)
+
+
+def explained_variance(target: jax.Array, value: jax.Array) -> jax.Array:
+    """Give the share of the targets' variance that the values foresaw, () float32; at most 1.
+
+    It is nan where the targets do not vary by more than their rounding.
+
+    >>> explained_variance(jnp.array([1.0, 3.0]), jnp.array([1.0, 2.0])).item()
+    0.75
+    """
+    variance = jnp.var(target)
+    rounding = 1e-6 * jnp.maximum(jnp.abs(target).max(), jnp.abs(value).max())
+    share = 1 - jnp.var(target - value) / variance
+    return jnp.where(jnp.sqrt(variance) > rounding, share, jnp.nan)
 
 
 def with_scaled_rewards(

@@ -136,6 +136,11 @@ def test_names_that_do_not_serve_are_refused(counts, names, said):
         lessons(counts(), {name: jnp.int32(1) for name in names})
 
 
+def test_lessons_without_names_are_refused(counts):
+    with pytest.raises(ValueError, match=r"in a dict of params by name; got \[1, 2\]"):
+        lessons(counts(), [1, 2])
+
+
 def test_lessons_within_lessons_are_refused(course):
     with pytest.raises(ValueError, match="has the lessons a, b, c already"):
         lessons(course, {"again": course.params})

@@ -208,6 +208,7 @@ def test_environments_of_the_host_are_refused(always):
     [
         ({"episodes": 0}, "episodes must be at least 1"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"episodes": 2.5}, r"episodes must be at least 1, a whole number; got 2\.5"),
         ({"lessons": ["steep"]}, "'gridworld' has no lessons .*steep"),
         ({"lessons": "current"}, "has no lessons .*trainer.rl.lessons makes some"),
     ],

@@ -91,6 +91,7 @@ def test_a_loss_out_of_range_is_refused(settings, said):
     ("settings", "said"),
     [
         ({"envs": 0}, "envs must be at least 1"),
+        ({"steps": 8.0}, r"steps must be at least 1, a whole number; got 8\.0"),
         ({"discount": 1.5}, r"discount must be in \[0, 1\]"),
         ({"target_kl": 0.0}, "target_kl must be above 0"),
         ({"minibatches": 3}, r"1024 transitions \(8 envs of 128 steps\) do not make 3"),
@@ -110,6 +111,29 @@ def test_a_policy_with_memory_is_divided_by_environments():
 def test_what_is_no_environment_is_refused():
     with pytest.raises(TypeError, match="from_gymnasium makes; got 'CartPole-v1'"):
         ppo(models.actor_critic(actions=2), "CartPole-v1", optax.adam(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"reward": jnp.ones(1)}, r"'cartpole': the reward must be of shape \[\]; got \[1\]"),
+        ({"observation": jnp.ones(3)}, r"of its step must be of shape \[4\]; got \[3\]"),
+        ({"truncated": jnp.int32(0)}, "'cartpole': truncated must be a bool; got int32"),
+        ({"state": jnp.ones(3)}, r"state after its step .*position.*; got \[3\]"),
+    ],
+)
+def test_an_environment_that_gives_what_it_does_not_declare_is_refused(what, said):
+    env = cartpole()
+    broken = env._replace(step=lambda *given: env.step(*given)._replace(**what))
+    with pytest.raises((TypeError, ValueError), match=said):
+        ppo(models.actor_critic(actions=2), broken, optax.adam(1e-3))
+
+
+def test_a_step_that_is_no_step_is_refused():
+    env = cartpole()
+    broken = env._replace(step=lambda *given: tuple(env.step(*given)))
+    with pytest.raises(TypeError, match="'cartpole': its step must give .*Step; got a tuple"):
+        ppo(models.actor_critic(actions=2), broken, optax.adam(1e-3))
 
 
 def test_a_teacher_must_fit_and_be_listened_to():

@@ -1,5 +1,7 @@
 """Rollouts: what happened, step for step, in an environment that counts."""
 
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import optax
 import pytest
 
 import trainer
-from trainer.rl import curriculum, ppo, rollout
+from trainer.rl import curriculum, evaluation_of, ppo, rollout
+from trainer.rl.environments import Box, Step
 from trainer.rl.policies import Weights
 from trainer.rl.rollouts import play, start
 
@@ -90,8 +93,37 @@ def test_what_is_not_finite_is_named(where, counts, always):
 
     broken = env._replace(step=step, name="broken")
     agent = ppo(always(0), broken, STILL, envs=2, steps=4, minibatches=1)
-    with pytest.raises(ValueError, match="environment 0 of 2 \\('broken'\\).* at step 2 of the"):
+    said = r"environment 0 of 2 \('broken'\) gave .* at step 2 of the"
+    with pytest.raises(ValueError, match=said) as found:
         trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
+    assert found.value.__notes__ == ["in phase 'rollout' of epoch 1"]
+
+
+@pytest.mark.parametrize("lost", ["w", "observation"])
+def test_a_policy_that_is_not_finite_is_not_laid_to_the_environment(lost, counts):
+    """Nor the other way about: of what is not finite no finite action follows."""
+
+    def apply(params, model_state, seen, *, key, train):
+        mean = seen + params["w"]
+        return {"mean": mean, "log_std": 0 * mean, "value": mean[:, 0]}, model_state
+
+    def step(key, state, action, params):
+        made = counts(9).step(key, state, jnp.int32(0), params)
+        broken = jnp.where((state == 2) & (lost == "observation"), jnp.nan, 0.0)
+        return made._replace(reward=action[0], observation=made.observation + broken)
+
+    network = SimpleNamespace(init=lambda key, x: ({"w": jnp.zeros(())}, {}), apply=apply)
+    env = counts(9)._replace(step=step, action_space=Box((1,), -1.0, 1.0))
+    agent = ppo(network, env, STILL, envs=2, steps=3, minibatches=1)
+    state = agent.init(jax.random.key(0))
+    if lost == "w":
+        state = state.replace(params={"w": jnp.float32(jnp.nan)})
+    said = {
+        "w": "policy gave environment 0 .* at step 0",
+        "observation": r"environment 0 of .*\) gave",
+    }
+    with pytest.raises(ValueError, match=said[lost]):
+        trainer.fit(state, agent.program, epochs=2)
 
 
 @pytest.mark.parametrize(("first_is_sound", "step"), [(False, 0), (True, 2)])
@@ -124,6 +156,19 @@ def test_rewards_and_observations_may_be_whole_numbers(counts, always):
     agent = ppo(always(0), whole, STILL, envs=2, steps=3, minibatches=1)
     _, history = trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
     assert history[0]["rollout/return"] == 6.0
+
+
+def test_numbers_of_python_serve(counts, always):
+    """In a state, as a reward and as flags; in training and in an evaluation."""
+
+    def step(key, state, action, params):
+        return Step(state + 1, (state + 1).astype(jnp.float32)[None], 2.0, True, False)
+
+    env = counts(3)._replace(reset=lambda key, params: (0, jnp.zeros(1)), step=step)
+    agent = ppo(always(0), env, STILL, envs=2, steps=3, minibatches=1)
+    exam = evaluation_of(always(0), env, episodes=2)
+    state, history = trainer.fit(agent.init(jax.random.key(0)), agent.rollout, epochs=1)
+    assert history[0]["rollout/return"] == trainer.evaluate(state, exam)["val/return"] == 2.0
 
 
 def test_a_state_without_environments_is_refused(counts, always):

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+import hooks
 import trainer
 from trainer.rl import ppo, ppo_loss, updating
 from trainer.rl.normalization import no_rewards
@@ -38,6 +39,40 @@ def test_advantages_and_targets_by_hand():
     expected = jnp.array([[0.0, 1.0], [1.0, 3.0], [4.0, 5.0]])  # r + 0.5 * 2 - 1, or r - 1
     chex.assert_trees_all_close(batch["advantage"], expected)
     chex.assert_trees_all_close(batch["target"], expected + 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "expected"),
+    [
+        ([1.0, 3.0], [2.0, 4.0], 1.0),  # what is off by the same foresees all that varies
+        ([1.0, 3.0], [5.0, 5.0], 0.0),
+        ([1.0, 3.0], [3.0, 1.0], -3.0),
+        ([1e-6, 3e-6], [1e-6, 2e-6], 0.75),
+        ([2.0, 2.0], [1.0, 3.0], None),
+        ([0.0, 0.0], [0.0, 0.0], None),
+        ([2.0, 2.0000002], [1.0, 3.0], None),  # which is how rounding leaves a constant
+    ],
+)
+def test_the_explained_variance_by_hand(target, value, expected):
+    share = float(updating.explained_variance(jnp.array(target), jnp.array(value)))
+    assert share == pytest.approx(np.nan if expected is None else expected, rel=1e-5, nan_ok=True)
+
+
+def test_what_is_undefined_is_missing_and_stops_nothing(counts, always):
+    """Every step gives 1 and ends an episode, so that all returns are 1."""
+    env = counts(3, reward=lambda state: jnp.float32(1))
+    agent = ppo(always(1), env, optax.sgd(0.01), envs=2, steps=4, minibatches=1)
+    state = agent.init(jax.random.key(0))
+    state, history = trainer.fit(state, agent.program, epochs=2, hooks=hooks.stop_on_nan())
+    assert not state.stop
+    assert "update/explained_variance" not in history[-1]
+    assert "update/value_loss" in history[-1]
+
+
+def test_an_update_needs_a_rollout_before_it(counts, always):
+    agent = _agent(always, counts)
+    with pytest.raises(TypeError, match="'update' learns .* got NoneType: a program is"):
+        trainer.fit(agent.init(jax.random.key(0)), agent.update, epochs=1)
 
 
 def test_transitions_are_units_without_memory_and_environments_with_one():

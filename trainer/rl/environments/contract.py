@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.state import PyTree
+from trainer.state import PyTree, path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,64 @@ class Environment(NamedTuple):
     """`(state, params) -> uint8 [height, width, 3]`, jittable; None where it cannot be drawn."""
     lessons: tuple[str, ...] = ()
     """Names of the lessons that it draws from, see `trainer.rl.curriculum`."""
+
+
+def check_contract(env: Environment) -> None:
+    """Check, without computing anything, that an environment gives what it declares.
+
+    Of dtypes only those of the flags are checked: a whole number does for a float.
+
+    Raises:
+        TypeError: its `step` gives no `Step`, or a flag is no bool.
+        ValueError: an observation is not of its space, the state changes in a step, or a reward or
+            a flag is no scalar.
+
+    >>> from trainer.rl.environments import cartpole
+    >>> check_contract(cartpole()._replace(observation_space=Box((3,))))
+    Traceback (most recent call last):
+        ...
+    ValueError: environment 'cartpole': the observation of its reset must be of shape [3]; got [4]
+    """
+    state, observation, step = first_step(env, env.params)
+    if not isinstance(step, Step):
+        raise TypeError(
+            f"environment {env.name!r}: its step must give a trainer.rl.environments.Step; got a "
+            f"{type(step).__name__}"
+        )
+    declared, scalar = example(env.observation_space), jnp.zeros(())
+    for what, wanted, got in (
+        ("observation of its reset", declared, observation),
+        ("observation of its step", declared, step.observation),
+        ("state after its step", state, step.state),
+        ("reward", scalar, step.reward),
+        ("terminated", scalar, step.terminated),
+        ("truncated", scalar, step.truncated),
+    ):
+        if (needed := _shapes(wanted)) != (given := _shapes(got)):
+            raise ValueError(
+                f"environment {env.name!r}: the {what} must be of shape {needed}; got {given}"
+            )
+    for what, flag in (("terminated", step.terminated), ("truncated", step.truncated)):
+        if flag.dtype != bool:
+            raise TypeError(f"environment {env.name!r}: {what} must be a bool; got {flag.dtype}")
+
+
+def first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
+    """Give the shapes and dtypes of (state, observation, the first step), computing nothing."""
+    key, action = jax.random.key(0), example(env.action_space)
+    state, observation = jax.eval_shape(lambda key: env.reset(key, params), key)
+
+    def step(key: jax.Array, state: PyTree, action: jax.Array) -> Step:
+        return env.step(key, state, action, params)
+
+    return state, observation, jax.eval_shape(step, key, state, action)
+
+
+def _shapes(tree: PyTree) -> Any:
+    """Give the shape of an array, or those of several by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    shapes = {path_name(path): list(jnp.shape(leaf)) for path, leaf in leaves}
+    return shapes[""] if list(shapes) == [""] else shapes
 
 
 def example(space: Space, *batch: int) -> PyTree:

@@ -232,11 +232,13 @@ def _made(make: str | Callable[[], Any]) -> Any:
             error.add_note('from_gymnasium needs gymnasium: pip install "entracte[gymnasium]"')
             raise
         return gymnasium.make(make)
-    made = make()
-    if not hasattr(made, "observation_space") or hasattr(made, "num_envs"):
+    made = make() if callable(make) else make
+    is_one = all(hasattr(made, name) for name in ("observation_space", "unwrapped", "close"))
+    if not (callable(make) and is_one) or hasattr(made, "num_envs"):
+        verb = "gave" if callable(make) else "is"
         raise TypeError(
             "make must be an id of gymnasium, or a function that makes one environment, not "
-            f"several at once; it gave a {type(made).__name__}"
+            f"several at once; it {verb} a {type(made).__name__}"
         )
     return made
 

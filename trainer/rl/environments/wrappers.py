@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments.contract import Environment, Step, example
+from trainer.rl.environments.contract import Environment, Step, first_step
 from trainer.state import PyTree
 
 
@@ -186,12 +186,7 @@ def require_ends(env: Environment, params: PyTree, who: str) -> None:
     Raises:
         ValueError: `auto_reset` was put around the environment.
     """
-
-    def step(key: jax.Array) -> Step:
-        state, _ = env.reset(key, params)
-        return env.step(key, state, example(env.action_space), params)
-
-    if _resets(jax.eval_shape(step, jax.random.key(0)).info):
+    if _resets(first_step(env, params)[2].info):
         raise ValueError(
             f"{who} needs {env.name!r} without auto_reset, since it looks at whole episodes: give "
             "the environment that auto_reset was put around"

@@ -1,5 +1,7 @@
 """Environments on the host: several at once, endings told apart, new episodes begun."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -173,6 +175,13 @@ def test_what_was_made_is_closed_where_another_is_refused():
         (Counting, 0, ValueError, "at least 1 environment; got 0"),
         (lambda: SAME, 2, TypeError, "a new environment at every call"),
         (lambda: 3, 1, TypeError, "it gave a int"),
+        (SAME, 1, TypeError, "it is a Counting"),
+        (  # as those of gymnax do, which are no objects that step
+            lambda: SimpleNamespace(observation_space=lambda params: None),
+            1,
+            TypeError,
+            "it gave a SimpleNamespace",
+        ),
         (
             lambda: gymnasium.make_vec("CartPole-v1", num_envs=2),
             1,
