@@ -19,10 +19,11 @@ from trainer import Hook, TrainState
 from trainer.checkpoints import DamagedCommit, wait_for_saves
 from trainer.hook import Memory
 from trainer.processes import is_lead, of_lead
-from trainer.runs import Run, Store, Unreachable
+from trainer.runs import Run, Unreachable
 from trainer.runs.answers import Answer, answers
 from trainer.runs.commits import complete, described
 from trainer.runs.connections import redacted
+from trainer.runs.looking import Onlooker
 from trainer.runs.text import shown
 
 log = logging.getLogger("entracte")
@@ -69,8 +70,8 @@ def collect_scores(
     `save_checkpoints(..., max_cost=None)` commits at every epoch: at each event what was asked for
     at an earlier one is waited for. An evaluation that failed is told of and not waited for.
 
-    A store that is away is told of once, and asked again after 30 s; training goes on, but for
-    `wait=True`.
+    A store that is away, or gives no answer in a second, is told of once, and asked again after
+    30 s; training goes on, but for `wait=True`.
 
     Args:
         run: on record, `trainer.runs.Run(directory)`.
@@ -197,11 +198,11 @@ def collect_scores(
 
 
 class _Reader:
-    """The answers in a store, over a connection that is made where there is none."""
+    """The answers in a store, for which training does not wait."""
 
     def __init__(self, run: Run, suite: str, *, retry: float) -> None:
         self._run, self._suite, self._retry = run, suite, retry
-        self._store: Store | None = None
+        self._onlooker = Onlooker(run.url)
         self._failed_at = -math.inf
         self._away = False
 
@@ -210,9 +211,7 @@ class _Reader:
         if time.monotonic() - self._failed_at < self._retry:
             return []
         try:
-            if self._store is None:
-                self._store = Store(self._run.url, create=False, patience=1.0)
-            found = answers(self._store, self._run.name, self._suite, after=after)
+            found = self._onlooker.ask(answers, self._run.name, self._suite, after=after)
         except Exception as error:  # whatever it is, training goes on
             self._fail(error)
             return []
@@ -222,7 +221,6 @@ class _Reader:
         return found
 
     def _fail(self, error: Exception) -> None:
-        self.close()
         self._failed_at = time.monotonic()
         if not self._away:
             self._away = True
@@ -235,9 +233,8 @@ class _Reader:
 
     def close(self) -> None:
         """End the connection; a further read makes another."""
-        store, self._store, self._failed_at = self._store, None, -math.inf
-        if store is not None:
-            store.close()
+        self._failed_at = -math.inf
+        self._onlooker.close()
 
 
 def _nothing(state: TrainState) -> dict[str, int]:

@@ -43,6 +43,7 @@ class PastStates:
         self._past, self._template = past, template
         self._commits = {commit.epoch for commit in past.commits}
         self._misfits: dict[int, str] = {}
+        self._unread: dict[int, str] = {}
         self._hook: str | None = None
         self._where = "start"
         self.output = Absent("what a phase handed on", self._refuse)
@@ -154,12 +155,24 @@ class PastStates:
         target = self._template.replace(memory={}, scores={})
         try:
             return restore(self._past.row.directory, target, epoch=epoch)
-        except (ValueError, DamagedCommit, OSError) as error:  # and matters if a hook looks at it
-            self._misfits[epoch] = str(error)
-            return None
+        except ValueError as error:  # and matters if a hook looks at it
+            lines = str(error).split("\n")  # the first and the last are for those who train
+            self._misfits[epoch] = "\n".join(lines[1:-1] or lines)
+        except (DamagedCommit, OSError) as error:
+            self._unread[epoch] = str(error)
+        return None
 
     def _refuse(self, what: str) -> NoReturn:
         hook = "a hook" if self._hook is None else f"hook {self._hook!r}"
+        if self._commits and not self._misfits:
+            self._restored(max(self._commits))  # a state that fits none is what is wrong
+        if self._misfits:
+            epoch, listed = next(iter(self._misfits.items()))
+            raise NotOnRecord(
+                f"{hook} looks at {what} at {self._where}, and the state that was given does not "
+                f"fit commit {epoch} of run {self._past.row.name!r}:\n{listed}\n"
+                "give the one that the run began with, of its network, optimizer and settings"
+            )
         epochs = ", ".join(map(str, sorted(self._commits))) or "none"
         lines = [
             f"{hook} looks at {what} at {self._where}, and records hold metrics alone: of run "
@@ -170,5 +183,5 @@ class PastStates:
                 "give replay the state that the run began with, state=task.init(key, example), and "
                 "hooks see what commits hold, and the optimizer's numbers"
             )
-        lines += [f"epoch {epoch}: {reason}" for epoch, reason in self._misfits.items()]
+        lines += [f"epoch {epoch}: {reason}" for epoch, reason in self._unread.items()]
         raise NotOnRecord("\n  ".join(lines))

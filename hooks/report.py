@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from trainer import TrainState
 from trainer.curves import finite
 from trainer.durability import replacing
 from trainer.environment import environment
+from trainer.settings import spelled
 
 OUTCOMES = {
     "start": "interrupted",
@@ -86,35 +86,10 @@ def write_report(
                 "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             },
             curves=curves,
-            config=flattened(config),
+            config=spelled(config),
             environment=environment(),
         )
         with replacing(path) as beside:
             beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
 
     return when_over("write_report", write, records=records, follow=follow)
-
-
-def flattened(config: Any, path: str = "") -> dict[str, str]:
-    """Lay a nested configuration out as rows: path to value.
-
-    >>> flattened({"optimizer": {"name": "adamw", "betas": (0.9, 0.99)}, "seed": 0, "tags": []})
-    {'optimizer/name': 'adamw', 'optimizer/betas': '0.9, 0.99', 'seed': '0', 'tags': ''}
-    """
-    if config is None and not path:
-        return {}
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    if isinstance(config, Sequence) and not isinstance(config, str | bytes):
-        nested = (
-            isinstance(p, Mapping | list | tuple) or dataclasses.is_dataclass(p) for p in config
-        )
-        if not any(nested):
-            return {path: ", ".join(map(str, config))}
-        config = dict(enumerate(config))
-    if not isinstance(config, Mapping):
-        return {path: str(config)}
-    rows: dict[str, str] = {}
-    for key, value in config.items():
-        rows |= flattened(value, f"{path}/{key}" if path else str(key))
-    return rows or ({path: ""} if path else {})

@@ -195,7 +195,7 @@ def _pairs(rows: Mapping[str, str]) -> str:
 
 def _breaking(name: str) -> str:
     """Let a long name break where its parts meet."""
-    return html.escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
+    return html.escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
 def _table(table: Table) -> str:

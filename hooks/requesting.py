@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from trainer import Hook, TrainState
 from trainer.checkpoints import wait_for_saves
 from trainer.checkpoints.choosing import Stamp, folder_of, stamp
 from trainer.hook import Memory
-from trainer.runs import Run, Store
+from trainer.runs import Run
 from trainer.runs.commits import complete
+from trainer.runs.looking import Onlooker
 from trainer.runs.requests import requests
 from trainer.runs.text import checked_name
 
@@ -160,8 +162,8 @@ def _asked_before(run: Run, suite: str, wanted: int, epoch: int, numbers: list[i
     if wanted == epoch or any(wanted <= number < epoch for number in numbers):
         return False
     try:
-        with Store(run.url, create=False, patience=1.0) as store:
-            known = requests(store, run.name)
+        with contextlib.closing(Onlooker(run.url)) as onlooker:
+            known = onlooker.ask(requests, run.name)
     except OSError as error:  # to ask for one too many is better than for one too few
         log.info("%s: whether %r was asked for is not known", error, suite)
         return False

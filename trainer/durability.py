@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def replacing(file: Path) -> Iterator[Path]:
     """Give a path beside a file to write to, which then takes the file's place, durably.
 
     A reader finds the old file or the new one, whole, whatever happens; where writing fails, the
-    old one stays and nothing is left beside it.
+    old one stays and nothing is left beside it. The new one may be read by whoever may read files
+    that this process makes, however it is written.
 
     Args:
         file: to replace or to make; its folder must exist.
@@ -42,7 +44,11 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode
         yield beside
+        if beside.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone
+            beside.chmod(stat.S_IMODE(mode))
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(beside, file)

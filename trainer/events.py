@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from trainer.closing import close_all
 from trainer.contract import kept
 from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
@@ -258,27 +259,13 @@ class Events:
         return self.remember(state), metrics
 
     def close(self, error: BaseException | None = None) -> None:
-        """Close all hooks in reverse order, whatever happened.
+        """Close all hooks in reverse order, then what they share, whatever happened.
 
         Args:
             error: that ends the run: failures to close are noted on it. Without one, the first
                 failure is raised.
         """
-        failed = error
-        for hook in reversed(self.hooks):
-            if hook.close is None:
-                continue
-            try:
-                with span("close", hook.name):
-                    hook.close()
-            except BaseException as failure:  # a signal's too: the others are still to be closed
-                failure.add_note(f"in closing hook {hook.name!r}")
-                if failed is None:
-                    failed = failure
-                else:
-                    failed.add_note(f"and closing hook {hook.name!r} failed: {failure!r}")
-        if failed is not None and error is None:
-            raise failed
+        close_all(self.hooks, error)
 
 
 def _used_up(state: PyTree) -> bool:

@@ -20,7 +20,7 @@ from trainer.commands.calling import Refused, loading
 from trainer.commands.plots import colors_of, plot
 from trainer.commands.scores import mode_of, reached, telling
 from trainer.commands.showing import Column, pairs, print_json, screen, table, text
-from trainer.commands.stores import located
+from trainer.commands.stores import RunName, located
 from trainer.courses import number
 from trainer.curves import Curve, panels
 from trainer.evaluators.loading import load_named
@@ -40,7 +40,7 @@ SMALL = 16
 
 
 def replay(
-    run: str,
+    run: RunName,
     /,
     *,
     hooks: str,

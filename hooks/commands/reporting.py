@@ -6,12 +6,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from hooks.report import flattened
 from hooks.report_page import Report, Table, duration, page
 from trainer.commands.calling import Refused
 from trainer.commands.scores import telling
 from trainer.commands.showing import size
-from trainer.commands.stores import located
+from trainer.commands.stores import RunName, located
 from trainer.courses import number
 from trainer.curves import finite
 from trainer.durability import replacing
@@ -19,6 +18,7 @@ from trainer.runs import RunRow, Store
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
 from trainer.runs.text import file_name, shown
+from trainer.settings import spelled
 
 SCORES = 4
 """Of a commit or an evaluation, so many are shown."""
@@ -27,7 +27,7 @@ ROWS = 50
 """Of a table, at most so many are shown."""
 
 
-def report(run: str, /, *, to: str | None = None, store: str | None = None) -> int:
+def report(run: RunName, /, *, to: str | None = None, store: str | None = None) -> int:
     """Write a page about a run: curves, scores, configuration, environment, times, commits.
 
     One HTML file that needs nothing else, of what is on record by now.
@@ -59,12 +59,11 @@ def reported(store: Store, row: RunRow) -> Report:
     """Put together what a page tells of a run."""
     curves = measured(store, row.name)
     times = finite(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
-    epoch, step = _progress(store, row)
     outcome = {
         "outcome": row.status(store.connection.now()),
         **({"error": row.error} if row.error else {}),
-        "epochs": f"{epoch:,}" if row.epochs is None else f"{epoch:,} of {row.epochs:,}",
-        "steps": f"{step:,}",
+        "epochs": f"{row.epoch:,}" if row.epochs is None else f"{row.epoch:,} of {row.epochs:,}",
+        "steps": f"{row.step:,}",
         "training time": duration(sum(times)),
         "began": _when(row.created),
         "written": _when(time.time()),
@@ -73,7 +72,7 @@ def reported(store: Store, row: RunRow) -> Report:
         title=row.name,
         outcome=outcome,
         curves=curves,
-        config=flattened(row.config),
+        config=spelled(row.config),
         environment={"directory": row.directory, **row.environment},
         tables=dict(
             [
@@ -83,12 +82,6 @@ def reported(store: Store, row: RunRow) -> Report:
             ]
         ),
     )
-
-
-def _progress(store: Store, row: RunRow) -> tuple[int, int]:
-    """Say how far a run is: by its signs of life, or by what it recorded if it gives none."""
-    last = store.records(row.name, since=row.epoch)[-1:]
-    return max([(row.epoch, row.step), *((record.epoch, record.step) for record in last)])
 
 
 def _when(seconds: float) -> str:

@@ -17,12 +17,18 @@ import trainer
 from hooks import collect_scores, collecting, request_evaluation
 from hooks.testing import check_hook
 from trainer import Checkpoints
-from trainer.runs import Run, Store, Unreachable
+from trainer.runs import Run, Store, Unreachable, looking
 from trainer.runs.commits import described
 from trainer.runs.requests import ask, claim, finish, give_up
 
 LIMIT = 10
 """Seconds after which what should have come has not."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Wait for answers on a machine that is busy, too."""
+    monkeypatch.setattr(looking, "PATIENCE", float(LIMIT))
 
 
 @pytest.fixture
@@ -286,7 +292,7 @@ def test_a_store_that_is_away_is_told_of_and_asked_again(
             raise Unreachable("the server is down")
         return Store(*arguments, **settings)
 
-    monkeypatch.setattr(collecting, "Store", store)
+    monkeypatch.setattr(looking, "Store", store)
     chain = [evaluator.arriving({3: [1]}), collect_scores(run, "full"), *asking(run)]
     _, history = trainer.fit(state, phase, epochs=5, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, 1, None]
@@ -301,7 +307,7 @@ def test_a_store_that_is_away_is_not_asked_at_every_event(state, phase, run, mon
         made.append(arguments)
         raise Unreachable("the server is down")
 
-    monkeypatch.setattr(collecting, "Store", store)
+    monkeypatch.setattr(looking, "Store", store)
     trainer.fit(state, phase, epochs=5, hooks=[collect_scores(run, "full")])
     assert len(made) == 1
 

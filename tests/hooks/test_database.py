@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -132,6 +133,42 @@ def test_a_run_that_is_begun_again_after_a_failure_is_finished(state, phase, run
         assert row(tmp_path).state == "failed"
         trainer.fit(state, phase, epochs=1, hooks=logging)
     assert row(tmp_path).state == "finished"
+
+
+def _leaving(folder, *, fail):
+    """A hook that leaves a plot and a replay in the run's directory as it is closed."""
+
+    def close():
+        (folder / "digits" / "history.png").write_text("some")
+        (folder / "digits" / "replays").mkdir()
+        (folder / "digits" / "replays" / "2-0.gif").write_text("more")
+
+    def run(state, metrics):
+        if fail:
+            raise ValueError("no")
+        return state
+
+    return trainer.Hook(run, "leave", close=close)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_what_hooks_leave_when_closing_is_on_record_wherever_it_stands(
+    state, phase, run, tmp_path, first, fail
+):
+    leaving, logging = _leaving(tmp_path, fail=fail), hooks.log_metrics(Database(run))
+    chain = [logging, hooks.beat(run), leaving]
+    with contextlib.suppress(ValueError):
+        trainer.fit(state, phase, epochs=2, hooks=chain if first else chain[::-1])
+    with Store(tmp_path) as store:
+        found = [(file.path, file.kind) for file in store.artifacts("digits")]
+    folder = tmp_path / "digits"
+    assert found == [
+        (f"{folder}/history.png", "plot"),
+        (f"{folder}/replays/2-0.gif", "replay"),
+    ]
+    assert row(tmp_path).state == ("failed" if fail else "finished")
+    assert not run.going
 
 
 CHILD = """

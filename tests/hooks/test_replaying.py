@@ -235,14 +235,19 @@ def test_the_best_is_kept_where_all_better_epochs_are_committed(state, phase, tm
 
 
 def test_a_commit_that_does_not_fit_is_told_of_where_it_matters(state, phase, tmp_path):
-    saving = hooks.save_checkpoints(tmp_path / "run", max_cost=None)
+    saving = hooks.save_checkpoints(tmp_path / "run", keep=1, max_cost=None)
     run = Run(tmp_path / "run")
-    trainer.fit(state, phase, epochs=1, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
+    trainer.fit(state, phase, epochs=2, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
     params = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     other = state.replace(params=params)
     assert hooks.replay(hooks.stop_on_nan(), tmp_path / "run", state=other).ended is None
-    with pytest.raises(NotOnRecord, match=r"epoch 1: commit 1 .* does not fit"):
-        hooks.replay(hooks.average_params(), tmp_path / "run", state=other)
+    for hook in (hooks.average_params(), hooks.every(1, hooks.average_params(), start=2)):
+        with pytest.raises(NotOnRecord) as caught:
+            hooks.replay(hook, tmp_path / "run", state=other)
+        told = str(caught.value).split("\n")
+        assert told[0].endswith("the state that was given does not fit commit 2 of run 'run':")
+        assert "  params/w: saved float32[2], wanted float32[3]" in told
+        assert told[-1].startswith("give the one that the run began with")
 
 
 def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_path):

@@ -94,7 +94,7 @@ def test_the_parts_of_an_epoch_explain_its_seconds(state):
         return state
 
     chain = [hooks.on("play", look), hooks.record_times()]
-    _, history = trainer.fit(state, fed("play", pieces), epochs=4, hooks=chain)
+    _, history = trainer.fit(state, fed("play", pieces), epochs=10, hooks=chain)
     parts = [f"time/{kind}/play" for kind in ("data", "dispatch", "wait")] + ["time/hook/look"]
     rests = []
     for metrics in history:

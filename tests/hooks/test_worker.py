@@ -158,8 +158,8 @@ def test_after_one_that_hung_another_thread_takes_over(gate):
 
 
 def test_many_items_within_the_limit_may_take_longer_together():
-    worker = Worker("steady", lambda item: time.sleep(0.02), waiting=20, time_limit=0.2)
-    for item in range(15):
+    worker = Worker("steady", lambda item: time.sleep(0.1), waiting=20, time_limit=1.0)
+    for item in range(12):
         worker.put(item)
     worker.close()
 

@@ -44,7 +44,7 @@ def test_a_signal_commits_the_running_epoch(tmp_path, number, status):
         child.wait(10)
     assert child.returncode == status, said
     last = [*seen, *map(int, rest.split())][-1]
-    assert last < 10
+    assert last < 100  # of 1000; a busy machine delivers the signal late
     assert str(last) in os.listdir(tmp_path / "checkpoints")
     assert f"{number.name}: ending after this epoch" in said
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
 
 from trainer.runs.text import shown
 
@@ -85,8 +90,15 @@ def imported(place: str) -> Command:
     return command
 
 
-def gathered(arguments: Sequence[str]) -> list[str]:
+def gathered(arguments: Sequence[str], single: Collection[str] = ()) -> list[str]:
     """Put together what an option was given that is given several times, so that none is lost.
+
+    Args:
+        arguments: the words of the command line behind the command's name.
+        single: options that take one value.
+
+    Raises:
+        Refused: one of these is given several times.
 
     >>> gathered(["--where", "a=1", "--json", "--where=b=2"])
     ['--where', 'a=1', 'b=2', '--json']
@@ -95,6 +107,10 @@ def gathered(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         option, given, value = word.partition("=")
         words += [option, value] if given and word.startswith("--") else [word]
+    for option in single:
+        values = [value for word, value in itertools.pairwise(words) if word == option]
+        if len(values) > 1:
+            raise Refused(f"give {option} once, it takes one value; got {shown(', '.join(values))}")
     before: list[str] = []
     groups: dict[str, list[str]] = {}
     last = before
@@ -115,7 +131,7 @@ def _called(name: str, command: Command, arguments: Sequence[str]) -> int:
         status = tyro.cli(
             command,
             prog=f"python -m trainer {name}",
-            args=gathered(arguments),
+            args=gathered(arguments, _single(command)),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:  # of tyro: help was asked for, or the words do not fit
@@ -123,6 +139,25 @@ def _called(name: str, command: Command, arguments: Sequence[str]) -> int:
             raise
         return end.code or 0
     return status or 0
+
+
+def _single(command: Command) -> list[str]:
+    """Name the options of a command that take one value."""
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    return [
+        f"--{one.name.rstrip('_').replace('_', '-')}"
+        for one in parameters
+        if one.kind is inspect.Parameter.KEYWORD_ONLY and _takes_one(one.annotation)
+    ]
+
+
+def _takes_one(annotation: Any) -> bool:
+    kind, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if kind is Annotated:
+        return _takes_one(parts[0])
+    if kind in (typing.Union, types.UnionType):
+        return all(part is types.NoneType or _takes_one(part) for part in parts)
+    return kind is typing.Literal or annotation in (str, int, float, Path)
 
 
 def _missing() -> str:

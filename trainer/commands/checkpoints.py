@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +10,10 @@ from typing import NamedTuple
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.reading import restore
 from trainer.commands.calling import Refused
-from trainer.commands.scores import Mode, mode_of
+from trainer.commands.scores import Mode, known, mode_of
 from trainer.commands.stores import VARIABLE, located
 from trainer.evaluators.best import best_commit
+from trainer.runs.measured import metric_names
 from trainer.runs.text import shown
 from trainer.state import TrainState
 
@@ -64,20 +66,30 @@ def chosen(
     """
     if epoch is not None and best is not None:
         raise Refused("give --epoch or --best, not both")
-    if best is not None and (mode := mode or mode_of(best)) is None:
+    with contextlib.ExitStack() as stack:
+        try:
+            there, row = stack.enter_context(located(run, store))
+        except Refused:
+            directory = Path(run).absolute()
+            if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
+                raise
+            mode = _mode(best, mode) if best is not None else None
+            return Checkpoint(directory.name, directory, epoch, best, mode or "min")
+        if best is not None:
+            commits = there.commits(row.name, present=True)
+            known([best], {*metric_names(there, row.name), *(s for c in commits for s in c.scores)})
+            try:
+                found = best_commit(there, row.name, best, mode=_mode(best, mode))
+            except ValueError as error:
+                raise Refused(shown(error)) from error
+            epoch = found.commit.epoch
+        return Checkpoint(row.name, Path(row.directory), epoch)
+
+
+def _mode(best: str, mode: Mode | None) -> Mode:
+    if (found := mode or mode_of(best)) is None:
         raise Refused(
             f"whether a smaller or a larger {shown(best)} is better, its name does not tell: give "
             "--mode min or --mode max"
         )
-    try:
-        with located(run, store) as (there, row):
-            if best is not None:
-                epoch = best_commit(there, row.name, best, mode=mode or "min").commit.epoch
-            return Checkpoint(row.name, Path(row.directory), epoch)
-    except ValueError as error:
-        raise Refused(shown(error)) from error
-    except Refused:
-        directory = Path(run).absolute()
-        if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
-            raise
-        return Checkpoint(directory.name, directory, epoch, best, mode or "min")
+    return found

@@ -10,7 +10,6 @@ from rich.text import Text
 from trainer.commands.calling import Refused
 from trainer.commands.scores import Mode, better, known, mode_of, reached, telling
 from trainer.commands.sections import BEST
-from trainer.commands.settings import settings, written
 from trainer.commands.showing import (
     Column,
     lasting,
@@ -21,12 +20,13 @@ from trainer.commands.showing import (
     table,
     text,
 )
-from trainer.commands.stores import located
+from trainer.commands.stores import RunNames, located
 from trainer.courses import number
 from trainer.curves import Curve, finite
 from trainer.runs.measured import measured
 from trainer.runs.rows import RunRow
 from trainer.runs.text import shown
+from trainer.settings import settings, written
 
 MARK = " *"
 """Behind what is the best of all runs."""
@@ -51,7 +51,7 @@ class Compared(NamedTuple):
 
 
 def compare(
-    runs: tuple[str, ...],
+    runs: RunNames,
     /,
     *,
     store: str | None = None,
@@ -69,9 +69,13 @@ def compare(
         mode: which of two values of them is better, min or max, where their names do not tell.
         json: print JSON.
     """
-    compared = [*{one.row.directory: one for one in (_read(r, store) for r in runs)}.values()]
+    read = [_read(run, store) for run in runs]
+    compared = [*{(one.row.directory, one.row.name): one for one in read}.values()]
     if len(compared) < 2:
-        raise Refused("give two runs or more, before --metrics: python -m trainer compare RUN RUN")
+        these = f"; these are all {shown(compared[0].row.name)}" if len(read) > 1 else ""
+        raise Refused(
+            f"give two runs or more, before --metrics: python -m trainer compare RUN RUN{these}"
+        )
     named = [one.row.name for one in compared]
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise Refused(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.commands.calling import Refused, loading
-from trainer.commands.stores import find, opened
+from trainer.commands.stores import RunNames, find_all, opened
 from trainer.evaluators.loading import load_suites
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.worker import work
@@ -23,12 +23,13 @@ def evaluate(
     *,
     suite: tuple[str, ...],
     store: str | None = None,
-    runs: tuple[str, ...] = (),
+    runs: RunNames = (),
     idle: float | None = None,
     again: bool = False,
     lease: float = 60.0,
     pause: float = 1.0,
     tries: int = TRIES,
+    limit: float | None = None,
 ) -> int:
     """Evaluate checkpoints as they are asked for; any number of these may run, on many machines.
 
@@ -48,15 +49,17 @@ def evaluate(
         lease: seconds after which a request of an evaluator that gives no sign is another's.
         pause: seconds between two looks for requests.
         tries: how often a request is tried at most.
+        limit: seconds that a request may take; longer ones are broken off, as tries that failed.
     """
     suites = _loaded(suite)
     with opened(store) as there:
-        url, names = there.url, [find(there, run).name for run in runs]
+        url, names = there.url, [row.name for row in find_all(there, runs)]
     settings: dict[str, Any] = {
         "lease": lease,
         "pause": pause,
         "idle": idle,
         "tries": tries,
+        "limit": limit,
         "again": again,
     }
     try:

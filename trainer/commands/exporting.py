@@ -16,7 +16,7 @@ from trainer.commands.calling import Refused
 from trainer.commands.checkpoints import Checkpoint, chosen
 from trainer.commands.scores import Mode
 from trainer.commands.showing import print_json, screen, size, text
-from trainer.commands.stores import located
+from trainer.commands.stores import RunName, located
 from trainer.durability import replacing
 from trainer.parameters import export_params
 from trainer.runs.requests import requests, results
@@ -31,7 +31,7 @@ COLUMNS = ("name", "epoch", "step", "value", "text")
 
 
 def export(
-    run: str,
+    run: RunName,
     /,
     *,
     to: str | None = None,

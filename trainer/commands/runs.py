@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from trainer.commands.calling import Refused
+from trainer.commands.conditions import selected
 from trainer.commands.scores import Mode, as_json, known, mode_of, reached, telling
-from trainer.commands.settings import selected
 from trainer.commands.showing import (
     Column,
     lasting,
@@ -54,7 +54,7 @@ def runs(
             $ENTRACTE_STORE, else runs/.
         state: those alone that are in one of these states.
         where: those alone whose configuration fulfils these conditions, such as
-            optimizer.name=adamw or 'seed<3'; = != < <= > >=.
+            optimizer.name=adamw or 'seed<3'; = != < <= > >=, of two numbers or of two texts.
         sort: by a score, the best first, such as val/accuracy; or by created (the newest first),
             name, epoch.
         mode: which of two values of the score to sort by is better, min or max, where its name
@@ -67,7 +67,7 @@ def runs(
         now = there.connection.now()
         everything = there.runs()
         rows = [row for row in everything if not state or row.status(now) in state]
-        rows = selected(rows, where) if rows else rows
+        rows = [there.reached(row) for row in (selected(rows, where) if rows else rows)]
         curves, modes = _scores(there, rows, everything, sort, mode, metrics)
         place = there.connection.where
     rows = _sorted(rows, curves, sort, modes)
@@ -109,8 +109,7 @@ def _scores(
     """Read the curves of the scores to show, by run, and say which of their values are better."""
     looked_at = everything if metrics or sort not in FIELDS else rows[:LOOKED_AT]
     names = Counter(name for row in looked_at for name in metric_names(store, row.name))
-    common = [name for name, count in names.items() if 4 * count >= 3 * max(names.values())]
-    chosen = known(metrics, names) if metrics else telling(common, SCORES)
+    chosen = known(metrics, names) if metrics else _common(names)
     modes = {name: mode_of(name) for name in chosen}
     if sort not in FIELDS:
         known([sort], names, FIELDS)
@@ -121,6 +120,17 @@ def _scores(
                 "give --mode min or --mode max"
             )
     return {row.name: measured(store, row.name, list(modes)) for row in rows}, modes
+
+
+def _common(names: Counter[str]) -> list[str]:
+    """Choose the metrics that tell most of those that most runs have, where they have any alike.
+
+    >>> _common(Counter({"time/epoch_seconds": 9, "val/loss": 6, "update/loss": 3}))
+    ['val/loss']
+    """
+    plain = {name: names[name] for name in telling(names, len(names))}
+    most = max(plain.values(), default=0)
+    return telling([name for name, count in plain.items() if 4 * count >= 3 * most], SCORES)
 
 
 def _sorted(

@@ -29,6 +29,9 @@ LARGER = (
 )
 """Words in a metric's last part that say which of two values is better."""
 
+TRAINING = ("train/", "rollout/", "update/")
+"""How the names of what training itself measures begin."""
+
 
 class Reached(NamedTuple):
     """What a run reached in one metric."""
@@ -45,7 +48,10 @@ def mode_of(name: str) -> Mode | None:
 
     >>> mode_of("val/loss"), mode_of("val/top5_accuracy"), mode_of("gradients/norm")
     ('min', 'max', None)
+    >>> mode_of("time/hook/stop_at_return/val/return")  # is a time
     """
+    if name.startswith(ASIDE):
+        return None
     words = name.rpartition("/")[2].lower().split("_")
     if any(word in SMALLER for word in words):
         return "min"
@@ -85,7 +91,7 @@ def telling(names: Iterable[str], count: int) -> list[str]:
     ['val/loss', 'val/accuracy']
     """
     plain = [name for name in names if not name.startswith((*ASIDE, "gradients/"))]
-    order = sorted(plain, key=lambda name: (rank(name), name.startswith("train/"), name))
+    order = sorted(plain, key=lambda name: (rank(name), name.startswith(TRAINING), name))
     first = [name for name in order if rank(name) < len(TELLING)]
     best_of_each = {name.rpartition("/")[2]: name for name in reversed(first)}
     chosen = [name for name in first if name in best_of_each.values()]

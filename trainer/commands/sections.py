@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from trainer.commands.scores import better, mode_of
-from trainer.commands.showing import Column, lasting, size, state_text, table, text
+from trainer.commands.scores import better, mode_of, telling
+from trainer.commands.showing import Column, lasting, lines, size, state_text, table, text
 from trainer.courses import number, rank
 from trainer.curves import Curve, hook_times, panels
 from trainer.runs.requests import requests, results
 from trainer.runs.store import Store
 
 BEST = "bold green"
+
+SCORES = 4
+"""Of a commit or an evaluation, so many are shown."""
 
 
 def scores(curves: Mapping[str, Curve], chosen: Sequence[str], width: int) -> Table | None:
@@ -69,12 +72,11 @@ def times(curves: Mapping[str, Curve], width: int) -> Table | None:
 def commits(store: Store, run: str, width: int) -> Table | None:
     """List the checkpoints that are there, their scores, and which is the best by each."""
     rows = store.commits(run, present=True)
-    known = {name for row in rows for name in row.scores if mode_of(name)}
-    names = sorted(known, key=lambda name: (rank(name), name))
+    names = telling({name for row in rows for name in row.scores if mode_of(name)}, SCORES)
     columns = [
         Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 9),
         Column("size", [text(size(row.bytes)) for row in rows], "right", 8),
-        *_scores_of([row.scores for row in rows], names[:4]),
+        *_scores_of([row.scores for row in rows], names),
         Column("written", [text(row.written[:19].replace("T", " "), "dim") for row in rows]),
     ]
     return table(columns, width) if rows else None
@@ -84,18 +86,17 @@ def evaluations(store: Store, run: str, width: int) -> Table | None:
     """List what was asked of evaluators, and what they found."""
     rows, found = requests(store, run), results(store, run)
     scores = [found.get((row.suite, row.epoch), {}) for row in rows]
-    known = {name for one in scores for name in one}
-    names = sorted(known, key=lambda name: (rank(name), name))
+    names = telling({name for one in scores for name in one}, SCORES)
     columns = [
         Column("suite", [text(row.suite) for row in rows], matters=9),
         Column("epoch", [text(f"{row.epoch:,}") for row in rows], "right", 9),
         Column("state", [state_text(row.state) for row in rows], matters=8),
-        *_scores_of(scores, names[:4]),
+        *_scores_of(scores, names),
         Column("tries", [text(row.tries, "dim") for row in rows], "right", 1),
         Column("worker", [text(row.worker, "dim") for row in rows]),
     ]
     if any(row.error for row in rows):
-        columns.append(Column("error", [text(row.error, "red") for row in rows], "left", 7, 30))
+        columns.append(Column("error", [lines(row.error, "red") for row in rows], "left", 7, 30))
     return table(columns, width) if rows else None
 
 

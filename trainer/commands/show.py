@@ -11,9 +11,9 @@ from rich.table import Table
 from trainer.commands.plots import colors_of, plot
 from trainer.commands.scores import as_json, known, mode_of
 from trainer.commands.sections import artifacts, commits, evaluations, scores, times
-from trainer.commands.settings import settings, written
 from trainer.commands.showing import (
     ago,
+    lines,
     pairs,
     print_json,
     progress,
@@ -21,12 +21,13 @@ from trainer.commands.showing import (
     state_text,
     text,
 )
-from trainer.commands.stores import located
+from trainer.commands.stores import RunName, located
 from trainer.curves import ASIDE, HOOK, Curve, finite, panels
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
+from trainer.settings import spelled
 
 PLOTS = 6
 """Plots that are drawn where no metrics are asked for."""
@@ -36,7 +37,7 @@ PLOT_WIDTH, PLOT_HEIGHT = 36, 8
 
 
 def show(
-    run: str,
+    run: RunName,
     /,
     *,
     store: str | None = None,
@@ -70,7 +71,7 @@ def show(
             ("Commits", commits(there, row.name, console.width)),
             ("Evaluations", evaluations(there, row.name, console.width)),
             ("Artifacts", artifacts(there, row.name, console.width)),
-            ("Configuration", _rows(settings(row.config))),
+            ("Configuration", _rows(spelled(row.config))),
             ("Environment", _rows(row.environment)),
         ]
     for title, body in sections:
@@ -112,7 +113,7 @@ def _head(store: Store, row: RunRow) -> Table:
     facts: list[tuple[str, object]] = [
         ("run", text(row.name, "bold")),
         ("state", state_text(row.status(now))),
-        ("error", text(row.error, "red")),
+        ("error", lines(row.error, "red")),
         ("epoch", f"{progress(row.epoch, row.epochs).strip()}, step {row.step:,}"),
         ("begun", ago(now - row.created)),
         ("last sign", ago(now - row.beat)),
@@ -149,5 +150,5 @@ def _plots(
     return grid
 
 
-def _rows(rows: Mapping[str, Any]) -> Table | None:
-    return pairs([(name, written(value)) for name, value in rows.items()]) if rows else None
+def _rows(rows: Mapping[str, str]) -> Table | None:
+    return pairs([*rows.items()]) if rows else None

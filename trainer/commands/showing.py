@@ -49,6 +49,15 @@ def text(value: object, style: str = "") -> Text:
     return Text(shown(value), style)
 
 
+def lines(value: object, style: str = "") -> Text:
+    """Give a text from elsewhere that has several lines, such as an error.
+
+    >>> lines("it does not fit:\\n  w\\x1b[2J").plain
+    'it does not fit:\\n  w\\\\x1b[2J'
+    """
+    return Text("\n".join(map(shown, str(value).split("\n"))), style)
+
+
 def state_text(state: str) -> Text:
     """Give a state in its color."""
     return text(state, STYLES.get(state, ""))

@@ -12,6 +12,7 @@ import tyro
 from trainer.commands.calling import Command, Refused, loading
 from trainer.commands.checkpoints import Checkpoint, chosen
 from trainer.commands.scores import Mode
+from trainer.commands.stores import RunName
 from trainer.evaluators.loading import load_named
 from trainer.runs.text import shown
 
@@ -22,7 +23,7 @@ What it takes besides are flags, by their annotations and defaults."""
 
 
 def simulate(
-    run: str,
+    run: RunName,
     /,
     *,
     with_: Annotated[str, tyro.conf.arg(name="with")],

@@ -8,8 +8,11 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from trainer.commands.calling import Refused
 from trainer.runs.connections import Unreachable
@@ -23,6 +26,11 @@ VARIABLE = "ENTRACTE_STORE"
 
 DEFAULT = "runs"
 """Directory of the runs where nothing names a store."""
+
+RunName = Annotated[str, tyro.conf.arg(metavar="RUN")]
+"""Of a run, or the path of its directory, as help names it."""
+
+RunNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN ...]")]
 
 EMPTY = 17
 """Bytes of a queue in which nothing waits; it is not opened, for another user may not be let to."""
@@ -71,14 +79,22 @@ def located(run: str, store: str | None) -> Iterator[tuple[Store, RunRow]]:
     Raises:
         Refused: there is no such run or store.
     """
+    with opened(store_of(run, store)) as found:
+        yield found, find(found, run)
+
+
+def store_of(run: str, store: str | None) -> str | None:
+    """Give the store that is meant where a run is named so, see `located`."""
     is_path = os.sep in run or run in (".", "..")
     elsewhere = is_path and not store and not os.environ.get(VARIABLE)
-    with opened(os.path.dirname(os.path.realpath(run)) if elsewhere else store) as found:
-        yield found, find(found, run)
+    return os.path.dirname(os.path.realpath(run)) if elsewhere else store
 
 
 def find(store: Store, run: str) -> RunRow:
     """Find a run by its name or its directory.
+
+    Returns:
+        Its row, with the newest epoch that is known.
 
     Raises:
         Refused: there is no such run; those are named that are near.
@@ -93,11 +109,16 @@ def find(store: Store, run: str) -> RunRow:
     for fits in tries:
         for row in rows:
             if fits(row):
-                return row
+                return store.reached(row)
     raise Refused(
         f"there is no run '{shown(run)}' in {shown(store.connection.where)}; "
         + suggestion(run, [row.name for row in rows])
     )
+
+
+def find_all(store: Store, runs: Sequence[str]) -> list[RunRow]:
+    """Find runs as `find` does, each once however often and variously it is named."""
+    return [*{row.name: row for row in (find(store, run) for run in runs)}.values()]
 
 
 def suggestion(name: str, known: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -24,13 +25,14 @@ from trainer.commands.showing import (
     table,
     text,
 )
-from trainer.commands.stores import find, opened
+from trainer.commands.stores import RunNames, find_all, named, opened, store_of
 from trainer.courses import number
 from trainer.curves import HOOK
 from trainer.evaluators.signs import INTERVAL, WorkerRow, workers
 from trainer.runs.requests import requests
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
+from trainer.runs.text import shown
 
 SECONDS = 1.0
 """Between two looks."""
@@ -71,7 +73,7 @@ class View(NamedTuple):
 
 
 def watch(
-    runs: tuple[str, ...] = (),
+    runs: RunNames = (),
     /,
     *,
     store: str | None = None,
@@ -86,15 +88,19 @@ def watch(
     a run has stalled.
 
     Args:
-        runs: names in the store; all that are going on, and those that begin, if none are given.
+        runs: names in the store, or paths of runs' directories; all that are going on, and those
+            that begin, if none are given.
         store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
             $ENTRACTE_STORE, else runs/.
         once: look once.
         until: go on until none of the runs is running any more.
         json: print JSON once, with --until at the end.
     """
+    stores = {os.path.realpath(named(one)): one for one in (store_of(run, store) for run in runs)}
+    if len(stores) > 1:
+        raise Refused(f"these runs are in several stores, watch one: {shown(', '.join(stores))}")
     console = screen()
-    seen = views(store, runs, until)
+    seen = views(next(iter(stores.values()), store), runs, until)
     view, away = next(seen)
     if json:
         for later, _ in seen if until else ():
@@ -157,11 +163,8 @@ def look(store: str | None, names: Sequence[str], watched: Collection[str]) -> V
     """
     with opened(store) as there:
         now = there.connection.now()
-        rows = (
-            [find(there, name) for name in dict.fromkeys(names)]
-            if names
-            else [row for row in there.runs() if row.state == "running" or row.name in watched]
-        )
+        going = (row for row in there.runs() if row.state == "running" or row.name in watched)
+        rows = find_all(there, names) if names else [there.reached(row) for row in going]
         return View(
             now,
             [Watched(row, row.status(now), _newest(there, row)) for row in rows],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from trainer.evaluators.restoring import restored
 from trainer.evaluators.suite import Suite
 from trainer.events import Events
 from trainer.metrics import Metrics
-from trainer.runs.files import OF_EPOCH
+from trainer.runs.files import OF_EPOCH, within
 from trainer.runs.requests import finish
 from trainer.runs.rows import Artifact, Request, RunRow
 from trainer.runs.store import Store
@@ -80,9 +79,11 @@ class Answering:
         _, metrics = events.run("epoch", state, Metrics(scores), stages=STAGES)
         events.flush()
         artifacts = [
-            Artifact(os.fspath(path), _kind(path), request.epoch, steps_taken(state), stamp[1])
-            for path, stamp in _files(folder).items()
-            if before.get(path) != stamp and _is_of(path, request.epoch)
+            Artifact(
+                within(run.directory, path), _kind(path), request.epoch, steps_taken(state), size
+            )
+            for path, (changed, size) in _files(folder).items()
+            if before.get(path) != (changed, size) and _is_of(path, request.epoch)
         ]
         return Found(dict(metrics), artifacts)
 

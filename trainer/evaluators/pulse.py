@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 from trainer.evaluators import signs
@@ -25,11 +26,14 @@ class Pulse:
         url: of the store.
         worker: name of the worker.
         lease: seconds; a third of them goes by between two extensions.
+        limit: seconds after which a request is kept no longer; None keeps it.
     """
 
-    def __init__(self, url: str, worker: str, *, lease: float) -> None:
+    def __init__(self, url: str, worker: str, *, lease: float, limit: float | None = None) -> None:
         self._link, self._worker, self._lease = Link(url), worker, lease
+        self._limit = float("inf") if limit is None else limit
         self._request: Request | None = None
+        self._since = 0.0
         self._doing, self._done, self._lost = "waiting", 0, False
         self._guard, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="entracte-pulse", daemon=True)
@@ -51,6 +55,7 @@ class Pulse:
         """Keep a request while the block runs, and tell what is being done."""
         with self._guard:
             self._request, self._doing, self._lost = request, doing, False
+            self._since = time.monotonic()
         try:
             yield
         finally:
@@ -75,7 +80,8 @@ class Pulse:
     def _beat(self) -> None:
         with self._guard:
             request, doing, done = self._request, self._doing, self._done
-        if request is not None and not self._link.ask(extend, request, lease=self._lease):
+            hangs = time.monotonic() - self._since > self._limit
+        if request and (hangs or not self._link.ask(extend, request, lease=self._lease)):
             self._tell_of_loss(request)
         host, pid = socket.gethostname(), os.getpid()
         self._link.ask(signs.sign, self._worker, host=host, pid=pid, doing=doing, done=done)
@@ -86,8 +92,8 @@ class Pulse:
                 return
             self._lost = True
         log.warning(
-            "the lease of epoch %d of run %r ran out, or it was asked for anew, while it was being "
-            "evaluated: what comes of it is dropped",
+            "the lease of epoch %d of run %r ran out, or is extended no longer, or it was asked "
+            "for anew, while it was being evaluated: what comes of it is dropped",
             request.epoch,
             request.run,
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from trainer.evaluators.answering import Answering, settle
+from trainer.evaluators.limits import limited
 from trainer.evaluators.link import LONGEST, Given, Link, wait
 from trainer.evaluators.pulse import Pulse
 from trainer.evaluators.restoring import Hopeless
@@ -59,6 +60,7 @@ def work(
     pause: float = 1.0,
     idle: float | None = None,
     tries: int = TRIES,
+    limit: float | None = None,
     again: bool = False,
     runs: Sequence[str] = (),
 ) -> Worked:
@@ -82,6 +84,9 @@ def work(
         idle: end where there was nothing to do for so many seconds, 0: as soon as nothing waits.
             None goes on until a signal comes.
         tries: how often a request is tried at most, those that a worker's death ended too.
+        limit: seconds that a request may take. One that takes longer is broken off, as a try that
+            failed; where that cannot be done, since it hangs in foreign code, its lease is extended
+            no longer, and another worker takes it. None: as long as the process lives.
         again: first open all requests for these suites that have failed, as if they were new.
         runs: names of runs; first ask for all their commits that are there, if nobody did.
 
@@ -113,8 +118,8 @@ def work(
     Worked(done=1, failed=0, opened=0, dropped=0)
     {('errors', 0): {'val/error': 1.0}}
     """
-    for what, value in (("lease", lease), ("pause", pause)):
-        if not 0 < value < float("inf"):
+    for what, value in (("lease", lease), ("pause", pause), ("limit", limit)):
+        if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{what} must be positive seconds; got {value}")
     if tries < 1:
         raise ValueError(f"tries must be at least 1; got {tries}")
@@ -128,8 +133,11 @@ def work(
         for run in runs:
             link.ask(_ask_for_all, run, tuple(answering.suites))
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        with listening("this evaluation") as received, Pulse(link.url, name, lease=lease) as pulse:
-            worker = _Worker(name, answering, link, pulse, received, lease, pause, tries)
+        with (
+            listening("this evaluation") as received,
+            Pulse(link.url, name, lease=lease, limit=limit) as pulse,
+        ):
+            worker = _Worker(name, answering, link, pulse, received, lease, pause, tries, limit)
             worked = worker.run(idle)
     log.info("worker %s ends: %s", name, worked)
     end_process(received.number)
@@ -147,6 +155,7 @@ class _Worker(NamedTuple):
     lease: float
     pause: float
     tries: int
+    limit: float | None
 
     def run(self, idle: float | None) -> Worked:
         """Answer requests until nothing waited for `idle` seconds, or a signal came."""
@@ -181,7 +190,7 @@ class _Worker(NamedTuple):
         try:
             if task.run is None:
                 raise Hopeless(f"run {request.run!r} is not on record any more")
-            with self.pulse.holding(request, f"evaluating {what}"):
+            with self.pulse.holding(request, f"evaluating {what}"), limited(self.limit):
                 answer = self.answering.answer(request, task.run, present=task.present)
         except Exception as error:
             final = isinstance(error, Hopeless) or request.tries >= self.tries

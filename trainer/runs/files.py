@@ -22,8 +22,9 @@ _TRACE = re.compile(r"(.*[._-])?trace[._-].*|trace\.json")
 def left(directory: Path) -> dict[Artifact, int]:
     """List what is there, each with the time at which it was last changed, in nanoseconds.
 
-    Checkpoints are no such files, nor is what writers append to. A file named `12-0.gif` is of
-    epoch 12, as `hooks.record_replays` names its own; others are of the run, epoch 0.
+    Paths are relative to the directory, which may be moved. Checkpoints are no such files, nor is
+    what writers append to. A file named `12-0.gif` is of epoch 12, as `hooks.record_replays` names
+    its own; others are of the run, epoch 0.
 
     Args:
         directory: of the run.
@@ -33,8 +34,8 @@ def left(directory: Path) -> dict[Artifact, int]:
     ...     Path(folder, "replays").mkdir()
     ...     for name in ("replays/12-0.gif", "history.png", "metrics.jsonl", "config.json"):
     ...         _ = Path(folder, name).write_text("some")
-    ...     [(file.kind, file.epoch, file.bytes) for file in left(Path(folder))]
-    [('plot', 0, 4), ('replay', 12, 4)]
+    ...     [(file.path, file.kind, file.epoch, file.bytes) for file in left(Path(folder))]
+    [('history.png', 'plot', 0, 4), ('replays/12-0.gif', 'replay', 12, 4)]
     """
     found = {}
     for kind, entry in _named(directory):
@@ -44,9 +45,20 @@ def left(directory: Path) -> dict[Artifact, int]:
             continue
         if stat.S_ISREG(status.st_mode):
             epoch = OF_EPOCH.match(entry.name)
-            made = Artifact(entry.path, kind, int(epoch[1]) if epoch else 0, 0, status.st_size)
+            path = os.path.relpath(entry.path, directory)
+            made = Artifact(path, kind, int(epoch[1]) if epoch else 0, 0, status.st_size)
             found[made] = status.st_mtime_ns
     return dict(sorted(found.items()))
+
+
+def within(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+    """Give a path as a store keeps it: relative in the run's directory, absolute elsewhere.
+
+    >>> within("/runs/maze", "/runs/maze/replays/12-0.gif"), within("/runs/maze", "/tmp/a.gif")
+    ('replays/12-0.gif', '/tmp/a.gif')
+    """
+    file = Path(path).absolute()
+    return os.fspath(file.relative_to(directory) if file.is_relative_to(directory) else file)
 
 
 def _named(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -39,6 +39,7 @@ class RunRow(NamedTuple):
     epochs: int | None
     """How many it shall complete, where that is known."""
     epoch: int
+    """By its last sign of life; `Store.reached` looks at its records, too."""
     step: int
     beat: float
     """When it last gave a sign of life, unix seconds."""
@@ -110,6 +111,7 @@ class Artifact(NamedTuple):
     """A file that a run left."""
 
     path: str
+    """Absolute where a store gives it; kept relative to the run's directory if it lies there."""
     kind: str
     """`replay`, `plot`, `report`, `trace`."""
     epoch: int

@@ -15,11 +15,13 @@ from typing import Any
 
 from trainer.checkpoints.locking import InUse, held
 from trainer.checkpoints.manifest import DamagedCommit, normalised
+from trainer.closing import close_last
 from trainer.environment import environment
 from trainer.processes import is_lead
 from trainer.runs.commits import described
 from trainer.runs.connections import Unreachable, redacted, url_of
 from trainer.runs.delivery import deliver
+from trainer.runs.files import within
 from trainer.runs.journal import LIMIT, Journal
 from trainer.runs.recording import QUEUE, Recording, owned
 from trainer.runs.rows import RunRow
@@ -81,7 +83,6 @@ class Run:
         self._limit = limit
         self._lock = threading.RLock()
         self._open: Recording | None = None
-        self._ended: tuple[str, str] | None = None
         if is_lead():
             self._check()
 
@@ -132,7 +133,6 @@ class Run:
     def resume(self, *, epoch: int, step: int) -> None:
         """Take it that the run goes on from here (0, 0: afresh): later records are superseded."""
         with self._lock:
-            self._ended = None
             opened = self._opened()
             if opened.resumed == (epoch, step):  # by another hook that shares this run
                 return
@@ -160,19 +160,18 @@ class Run:
     def end(self, state: str, error: str = "") -> None:
         """Record how the run ended: `finished`, `interrupted` or `failed`, and of what."""
         opened = self._opened()
-        opened.ended, self._ended = True, (state, error)
+        opened.ended = True
         opened.put("end", state=state, error=error, time=time.time())
 
     def artifact(self, path: str | os.PathLike[str], kind: str, *, epoch: int, step: int) -> None:
         """Record a file that the run left."""
-        file = Path(path).absolute()
         self._opened().put(
             "artifact",
-            path=os.fspath(file),
+            path=within(self.directory, path),
             kind=kind,
             epoch=int(epoch),
             step=int(step),
-            bytes=file.stat().st_size,
+            bytes=os.stat(path).st_size,
         )
 
     def ask(self, suite: str, epoch: int) -> bool:
@@ -183,15 +182,11 @@ class Run:
             log.warning("no evaluation by %r is asked for: %s", suite, damage)
             return False
         with self._lock:
-            over = None if self.going else self._ended
             opened = self._opened()
             opened.put("commit", **commit._asdict())  # or a worker might not find it yet
-            asked = opened.put(
+            return opened.put(
                 "ask", suite=suite, epoch=commit.epoch, checksum=commit.checksum, time=time.time()
             )
-            if over:  # hooks that closed before had said how the run ended
-                self.end(*over)
-        return asked
 
     def flush(self) -> None:
         """Make what was recorded outlast a power failure; it need not be in the store."""
@@ -201,9 +196,13 @@ class Run:
     def close(self) -> None:
         """Deliver what waits, as far as the store takes it, and unlock the directory.
 
-        Where nothing told how the run ended, it failed if an exception is under way, and was
-        interrupted otherwise. It may be recorded in again.
+        Where hooks are being closed, that is done when all of them are, so that what they leave is
+        on record. Where nothing told how the run ended, it failed if an exception is under way, and
+        was interrupted otherwise. It may be recorded in again.
         """
+        close_last(self._close)
+
+    def _close(self) -> None:
         with self._lock:
             opened = self._open
             if opened is None:

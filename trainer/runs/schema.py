@@ -81,6 +81,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             done BIGINT NOT NULL
         )""",
     ),
+    (  # A file's path is relative to the run's directory, which may be moved; where it was, and its
+        # files were listed anew, those at the old place go.
+        """UPDATE artifacts
+            SET path = substr(path, (SELECT length(directory) + 2 FROM runs WHERE name = run))
+            WHERE EXISTS (
+                SELECT 1 FROM runs
+                WHERE name = run AND substr(path, 1, length(directory) + 1) = directory || '/'
+            )""",
+        """DELETE FROM artifacts WHERE substr(path, 1, 1) = '/' AND EXISTS (
+            SELECT 1 FROM artifacts AS other
+            WHERE other.run = artifacts.run AND other.epoch = artifacts.epoch
+                AND length(artifacts.path) > length(other.path) + 1
+                AND substr(artifacts.path, length(artifacts.path) - length(other.path))
+                    = '/' || other.path
+        )""",
+    ),
 )
 """What makes version n + 1 of version n: statements that SQLite and PostgreSQL both know.
 

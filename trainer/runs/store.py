@@ -194,7 +194,12 @@ class Store:
         )
 
     def write_artifact(self, run: str, artifact: Artifact) -> None:
-        """Note a file that a run left."""
+        """Note a file that a run left.
+
+        Args:
+            run: its name.
+            artifact: with a path relative to the run's directory, or absolute.
+        """
         values = (run, *artifact)
         self.connection.execute(
             f"INSERT INTO artifacts (run, {', '.join(Artifact._fields)}) VALUES ({_marks(values)}) "
@@ -204,12 +209,17 @@ class Store:
         )
 
     def forget_artifacts(self, run: str, directory: str) -> None:
-        """Forget the files of a directory of this machine that are not there any more."""
-        paths = [file.path for file in self.artifacts(run)]
-        within = [path for path in paths if path.startswith(f"{directory}{os.sep}")]
+        """Forget the files of a run's directory, on this machine, that are not there any more."""
+        if not os.path.isdir(directory):  # it was moved since: they are elsewhere
+            return
+        rows = self.connection.execute("SELECT path FROM artifacts WHERE run = ?", (run,))
         self.connection.many(
             "DELETE FROM artifacts WHERE run = ? AND path = ?",
-            [(run, path) for path in within if not os.path.lexists(path)],
+            [
+                (run, path)
+                for (path,) in rows
+                if not os.path.isabs(path) and not os.path.lexists(os.path.join(directory, path))
+            ],
         )
 
     def runs(self) -> list[RunRow]:
@@ -230,6 +240,19 @@ class Store:
                 return row
         known = ", ".join(shown(row.name) for row in self.runs()[:20]) or "none"
         raise KeyError(f"no run {name!r} in {self.connection.where} (there is: {known})")
+
+    def reached(self, row: RunRow) -> RunRow:
+        """Give a run's row with the newest epoch and step that are known of it.
+
+        Signs of life tell of them, and records; a run may give either alone.
+        """
+        newest = self.connection.execute(
+            "SELECT epoch, step FROM records WHERE run = ? AND epoch >= ? "
+            "ORDER BY epoch DESC, step DESC LIMIT 1",
+            (row.name, row.epoch),
+        )
+        epoch, step = max([(row.epoch, row.step), *map(tuple, newest)])
+        return row._replace(epoch=epoch, step=step)
 
     def records(
         self, run: str, names: Sequence[str] | None = None, *, since: int = 0
@@ -271,13 +294,15 @@ class Store:
         return [CommitRow.read(row) for row in rows]
 
     def artifacts(self, run: str) -> list[Artifact]:
-        """Give the files that a run left, by epoch and path."""
+        """Give the files that a run left, by epoch and path, where its directory now is."""
         rows = self.connection.execute(
-            f"SELECT {', '.join(Artifact._fields)} FROM artifacts WHERE run = ? "
-            "ORDER BY epoch, path",
+            f"SELECT {', '.join(Artifact._fields)}, (SELECT directory FROM runs WHERE name = run) "
+            "FROM artifacts WHERE run = ? ORDER BY epoch, path",
             (run,),
         )
-        return [Artifact._make(row) for row in rows]
+        return [
+            Artifact(os.path.join(directory or "", path), *rest) for path, *rest, directory in rows
+        ]
 
     def remove(self, run: str) -> None:
         """Forget a run; its directory stays."""

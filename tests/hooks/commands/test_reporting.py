@@ -51,6 +51,25 @@ def test_the_page_has_curves_scores_and_how_far_the_run_is(store, capsys):
     assert page.cells[page.cells.index("directory") + 1] == str(Path("runs/digits").absolute())
 
 
+def test_settings_are_spelled_as_show_spells_them(store, capsys):
+    config = {"optimizer": {"name": "adamw", "clip": None, "betas": [0.9, 0.99]}, "on": True}
+    store.register("set", directory="/s", host="here", pid=1, time=0.0, config=config)
+    assert main(["report", "set"]) == 0
+    cells = Reader(Path(capsys.readouterr().out.strip()).read_text()).cells
+    assert main(["show", "set"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    at = printed.index("Configuration")
+    shown = [line.split(maxsplit=1) for line in printed[at + 1 :] if line][:4]
+    for name, value in shown:
+        assert cells[cells.index(name) + 1] == value.strip()
+    assert [name for name, _ in shown] == [
+        "optimizer.name",
+        "optimizer.clip",
+        "optimizer.betas",
+        "on",
+    ]
+
+
 def test_commits_evaluations_and_files_are_listed(store, capsys):
     store.write_commit("digits", commit(2))
     store.write_artifact("digits", Artifact(f"{Path.cwd()}/runs/digits/a.gif", "replay", 2, 56, 9))

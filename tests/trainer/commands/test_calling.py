@@ -78,6 +78,18 @@ def test_an_option_that_is_given_again_loses_nothing(capsys):
     assert gathered(["x", "--a", "1", "y", "--a", "2"]) == ["x", "--a", "1", "y", "2"]
 
 
+@pytest.mark.parametrize("words", [["--store", "a", "--store", "b"], ["--store=a", "--store=b"]])
+def test_an_option_that_takes_one_value_is_given_once(words, store, capsys):
+    assert call(trainer.__main__.COMMANDS, ["runs", *words]) == 2
+    assert "give --store once, it takes one value; got a, b" in capsys.readouterr().err
+    assert call(trainer.__main__.COMMANDS, ["runs", "--json", "--json"]) == 0
+
+
+def test_what_must_be_given_is_named(capsys):
+    assert call(trainer.__main__.COMMANDS, ["show"]) == 2
+    assert "RUN" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("absent", "extras"),
     [(["tyro"], "config"), (["rich"], "console"), (["tyro", "rich"], "config,console")],

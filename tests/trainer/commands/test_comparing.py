@@ -53,7 +53,15 @@ def test_chosen_metrics_are_compared_in_the_mode_that_is_given(run, store):
     ]
 
 
-@pytest.mark.parametrize("words", [[], ["alpha"], ["alpha", "alpha"]])
+@pytest.mark.parametrize(
+    "words", [[], ["alpha"], ["alpha", "alpha"], ["alpha", "/elsewhere/alpha"]]
+)
 def test_it_takes_two(run, store, words):
     status, _, err = run("compare", *words)
     assert (status, "give two runs or more" in err) == (2, True)
+    assert ("these are all alpha" in err) == (len(words) == 2)
+
+
+def test_a_run_that_is_named_twice_is_compared_once(run, store):
+    _, out, _ = run("compare", "alpha", "beta", "/elsewhere/alpha", "--json")
+    assert list(json.loads(out)["runs"]) == ["alpha", "beta"]

@@ -90,12 +90,16 @@ def test_parameters_of_a_chosen_checkpoint(state, phase, tmp_path, monkeypatch, 
     assert np.array_equal(trainer.load_params(file, state.params)["w"], trained.params["w"])
     assert main(["export", "halving", "--formats", "params", "--epoch", "2"]) == 0
     assert np.array_equal(trainer.load_params(file, state.params)["w"], 2 * trained.params["w"])
+    assert main(["export", "halving", "--formats", "csv", "params"]) == 0
+    assert file.stat().st_mode == (file.parent / "records.csv").stat().st_mode
     best = ["--best", "train/loss", "--mode", "max"]
     assert main(["export", "halving", "--formats", "params", *best]) == 0
     assert np.array_equal(trainer.load_params(file, state.params)["w"], 4 * trained.params["w"])
     capsys.readouterr()
     assert main(["export", "halving", "--formats", "params", "--epoch", "9"]) == 2
     assert "no commit of epoch 9" in capsys.readouterr().err
+    assert main(["export", "halving", "--formats", "params", "--best", "train/los"]) == 2
+    assert "did you mean train/loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_none_that_fits_is_no_error(run, store):
         (["--sort", "gradients/norm/w"], "give --mode min or --mode max"),
         (["--where", "optimizer.nam=x"], "did you mean optimizer.name"),
         (["--where", "optimizer"], "a condition is SETTING=VALUE"),
+        (["--where", "optimizer.rate > abc"], "cannot be compared with the text 'abc'"),
         (["--store", "nowhere"], "there is no store at"),
         (["--store", "mysql://x"], "got 'mysql://x'"),
     ],
@@ -97,6 +98,14 @@ def test_columns_are_those_that_are_asked_for(run, store):
         "age",
         "host",
     ]
+
+
+def test_runs_of_several_kinds_have_scores_too(run, store):
+    for number in range(2):
+        store.register(f"p{number}", directory="/p", host="h", pid=1, time=0.0)
+        store.write_records(f"p{number}", 1, 1, {"update/loss": 1.0, "time/epoch_seconds": 1.0})
+    _, out, _ = run("runs")
+    assert "val/loss" in out.splitlines()[0]
 
 
 @pytest.mark.parametrize("width", [30, 44, 60, 80])

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from trainer.runs import CommitRow, requests
+
 
 def section(out, title):
     """The lines of a section."""
@@ -40,6 +42,14 @@ def test_it_shows_all_there_is(run, store):
     assert section(out, "Environment")[0].split() == ["jax", "0.10.2"]
 
 
+def test_times_are_no_scores_of_commits_and_validation_comes_first(run, store):
+    scores = {"time/hook/stop_at_return/val/return": 1.0, "train/loss": 0.5, "val/loss": 0.25}
+    store.write_commit("alpha", CommitRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01"))
+    _, out, _ = run("show", "alpha")
+    head = section(out, "Commits")[0].split()
+    assert head == ["epoch", "size", "val/loss", "train/loss", "written"]
+
+
 def test_what_there_is_none_of_is_left_out(run, store):
     store.register("new", directory="/n", host="h", pid=1, time=0.0)
     status, out, _ = run("show", "new")
@@ -52,6 +62,19 @@ def test_a_failed_run_says_of_what(run, store):
     _, out, _ = run("show", "delta")
     assert "ValueError: nan" in out
     assert "no finite value" in out
+
+
+def test_an_error_of_several_lines_is_shown_in_lines(run, store):
+    store.end("delta", "failed", time=1.0, error="ValueError: it does not fit:\n  w\x1b[2J")
+    requests.give_up(
+        store, requests.claim(store, "w", ["held"], lease=60), "no\n  wanted", final=True
+    )
+    _, out, _ = run("show", "delta")
+    lines = [line.strip() for line in out.splitlines()]
+    at = lines.index("error      ValueError: it does not fit:")
+    assert lines[at + 1] == r"w\x1b[2J"
+    _, out, _ = run("show", "alpha")
+    assert section(out, "Evaluations")[-1].split() == ["wanted"]
 
 
 def test_chosen_metrics_are_shown_alone(run, store):

@@ -135,8 +135,8 @@ def test_its_exit_status_is_that_of_the_function(run):
     [
         (["halving", *WITH, "--epoch", "9"], "no commit of epoch 9"),
         (["halving", *WITH, "--epoch", "1", "--best", "train/loss"], "not both"),
-        (["halving", *WITH, "--best", "train/size"], "--mode min or --mode max"),
-        (["halving", *WITH, "--best", "val/loss"], "has a score 'val/loss'"),
+        (["halving", *WITH, "--best", "time/epoch_seconds"], "--mode min or"),
+        (["halving", *WITH, "--best", "val/loss"], "did you mean train/loss"),
         (["halvin", *WITH], "halving"),
         (["halving", "--with", "mine.py:number"], "must be a function"),
         (["halving", "--with", "mine.py:nothing"], "defines no 'nothing'"),

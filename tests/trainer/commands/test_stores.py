@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -56,6 +57,22 @@ def test_an_unknown_run_is_told_with_those_that_are_near(store):
         find(store, "alpa")
     with pytest.raises(Refused, match="no run 'x' in .*; there is: beta, alpha, delta, gamma"):
         find(store, "x")
+
+
+def test_each_command_tells_the_newest_epoch_of_signs_and_records(store, run):
+    def told():
+        return [
+            next(one for one in json.loads(run("runs", "--json")[1]) if one["name"] == "beta"),
+            json.loads(run("show", "beta", "--json")[1]),
+            json.loads(run("watch", "beta", "--json")[1])["runs"][0],
+            json.loads(run("compare", "alpha", "beta", "--json")[1])["runs"]["beta"],
+        ]
+
+    assert {(one["epoch"], one["step"]) for one in told()} == {(2, 20)}
+    store.write_records("beta", 4, 43, {"val/loss": 0.5})
+    assert {(one["epoch"], one["step"]) for one in told()} == {(4, 43)}
+    store.beat("beta", time=1.0, epoch=5, step=50)
+    assert {(one["epoch"], one["step"]) for one in told()} == {(5, 50)}
 
 
 def test_where_there_is_no_store_it_says_how_one_comes_to_be(tmp_path, monkeypatch):

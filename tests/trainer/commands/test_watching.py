@@ -37,6 +37,20 @@ def test_the_exit_status_tells_how_they_are(run, store, runs, expected):
     assert run("watch", "--once", *runs)[0] == expected
 
 
+def test_a_run_that_is_named_twice_is_watched_once(run, store):
+    _, out, _ = run("watch", "--json", "alpha", "/elsewhere/alpha", "alpha", "beta")
+    assert [one["name"] for one in json.loads(out)["runs"]] == ["alpha", "beta"]
+
+
+def test_runs_are_watched_by_path_in_the_store_beside_them(run, store, tmp_path, monkeypatch):
+    monkeypatch.delenv("ENTRACTE_STORE")
+    folder = tmp_path / "alpha"
+    folder.mkdir()
+    assert run("watch", "--once", str(folder))[0] == 0
+    status, _, err = run("watch", "--once", str(folder), "beta")
+    assert (status, "these runs are in several stores" in err) == (2, True)
+
+
 def test_it_waits_until_none_is_running(run, store, monkeypatch):
     looks = []
 

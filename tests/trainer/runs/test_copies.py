@@ -64,3 +64,63 @@ def test_a_full_disk_is_told_and_the_directory_is_free_again(tmp_path, monkeypat
     assert held(tmp_path / "first") is None
     recorded(tmp_path, "first", [1, 2]).close()
     assert epochs_of(tmp_path, "first") == [1, 2]
+
+
+def files_of(folder, name):
+    with Store(folder) as store:
+        return [file.path for file in store.artifacts(name)]
+
+
+@pytest.mark.parametrize("store_too", [False, True])
+def test_one_that_was_moved_has_its_files_once_where_they_are(tmp_path, store_too):
+    old, new = tmp_path / "old", tmp_path / "new"
+    folder = old / "first"
+    (folder / "replays").mkdir(parents=True)
+    (tmp_path / "aside.gif").write_text("some")
+    names = ["history.png", "evaluations/full/a.png", "replays/3-0.gif"]
+    (folder / "evaluations" / "full").mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text("some")
+    run = Run(folder, store=old)
+    run.resume(epoch=3, step=30)
+    run.artifact(folder / "evaluations" / "full" / "a.png", "plot", epoch=2, step=20)
+    run.artifact(tmp_path / "aside.gif", "replay", epoch=4, step=40)
+    run.close()
+    aside = str(tmp_path / "aside.gif")
+    assert files_of(old, "first") == [*(f"{folder}/{name}" for name in names), aside]
+
+    if store_too:
+        old.rename(new)
+    else:
+        new.mkdir()
+        folder.rename(new / "first")
+    (new / "first" / "replays" / "3-0.gif").unlink()
+    (new / "first" / "replays" / "4-0.gif").write_text("some")
+    store = new if store_too else old
+    run = Run(new / "first", store=store)
+    run.resume(epoch=4, step=40)
+    run.close()
+    names[-1] = "replays/4-0.gif"
+    assert sorted(files_of(store, "first")) == sorted(
+        [*(f"{new / 'first'}/{name}" for name in names), aside]
+    )
+
+
+def test_what_waited_where_it_was_before_forgets_no_file_of_one_that_was_moved(
+    tmp_path, monkeypatch
+):
+    """The line that says so is of the old place, where nothing is any more."""
+    monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, journal: 0)
+    monkeypatch.setattr("trainer.runs.recording.CLOSING", 0.2)
+    run = recorded(tmp_path, "first", [1])
+    (run.directory / "evaluations").mkdir()
+    (run.directory / "evaluations" / "a.png").write_text("some")
+    run.artifact(run.directory / "evaluations" / "a.png", "plot", epoch=0, step=0)
+    run.close()
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "first").rename(tmp_path / "elsewhere" / "first")
+    run = Run(tmp_path / "elsewhere" / "first", store=tmp_path)
+    run.resume(epoch=1, step=10)
+    run.close()
+    assert files_of(tmp_path, "first") == [f"{run.directory}/evaluations/a.png"]

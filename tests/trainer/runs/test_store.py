@@ -78,6 +78,27 @@ def test_a_run_is_given_as_it_was_put_on_record(store):
         store.run("three")
 
 
+def test_how_far_a_run_is_signs_of_life_tell_and_records(store):
+    register(store)
+    register(store, "two")
+    store.write_records("two", 9, 90, {"val/loss": 0.5})
+
+    def reached():
+        row = store.reached(store.run("one"))
+        return row.epoch, row.step
+
+    assert reached() == (0, 0)
+    store.write_records("one", 1, 14, {"val/loss": 0.5, "a": 1.0})
+    store.write_records("one", 1, 17, {"a": 1.0})
+    assert reached() == (1, 17)
+    store.beat("one", time=11.0, epoch=1, step=20)
+    assert reached() == (1, 20)
+    store.write_records("one", 2, 28, {"note": "good"})
+    assert reached() == (2, 28)
+    store.rewind("one", 1, 14)
+    assert reached() == (1, 14)
+
+
 def test_a_run_that_goes_on_keeps_when_it_began(store):
     write_all(store)
     register(store, time=20.0, pid=2, config={"rate": 0.2})
@@ -276,7 +297,7 @@ def test_many_write_and_read_at_once_and_nothing_is_lost(url, start):
 
 MIGRATOR = """
 schema.MIGRATIONS += (("ALTER TABLE runs ADD COLUMN mood TEXT", "UPDATE runs SET mood = 'glad'"),)
-schema.VERSION = 2
+schema.VERSION += 1
 say("ready")
 hear()
 with Store(url) as store:
@@ -292,12 +313,16 @@ def test_an_older_store_is_brought_up_to_date_by_whoever_comes_first(url, start)
     assert [migrator.hear() for migrator in migrators] == ["ready"] * 4
     for migrator in migrators:
         migrator.say("go")
-    assert [migrator.hear() for migrator in migrators] == [([("one", "glad")], 2)] * 4
-    with pytest.raises(ValueError, match="has version 2 of the tables, and this library knows"):
+    assert [migrator.hear() for migrator in migrators] == [
+        ([("one", "glad")], schema.VERSION + 1)
+    ] * 4
+    with pytest.raises(
+        ValueError, match=f"has version {schema.VERSION + 1} of the tables, and this library knows"
+    ):
         Store(url)
     connection = connect(url)
     connection.execute("ALTER TABLE runs DROP COLUMN mood")
-    connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(schema.VERSION),))
     connection.close()
     with Store(url) as store:
         assert tables(store) == before

@@ -1,0 +1,46 @@
+"""Limits of time: an evaluation that hangs is broken off."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Break a block off, in the main thread, where it takes too long.
+
+    What waits in Python is broken off: a lock, a socket, a sleep, a loop. What hangs in foreign
+    code without looking up, as a computation of JAX does, goes on.
+
+    Args:
+        seconds: that the block may take; None for as long as it likes.
+
+    Raises:
+        TimeoutError: within the block, where it took longer.
+
+    >>> import time
+    >>> with limited(0.01):
+    ...     time.sleep(60)
+    Traceback (most recent call last):
+    TimeoutError: it took longer than its limit of 0.01 seconds
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it took longer than its limit of {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
