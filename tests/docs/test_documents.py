@@ -1,33 +1,20 @@
 """What the documents show, run as it stands."""
 
-import inspect
 import re
 from pathlib import Path
 
 import pytest
+from running import Script, finished
 
 ROOT = Path(__file__).parents[2]
+PLAYING = Path(__file__).with_name("playing.py")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def _blocks(document):
-    return re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_examples_run(document, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    names = {"__name__": document.stem}
-    for number, block in enumerate(_blocks(document), 1):
-        if file := re.match(r"# (\w+\.py)\n", block):  # it is one's own, for what comes later
-            Path(file[1]).write_text(block)
-        code = block.replace("epochs=20", "epochs=1")  # the full run is `make train`
-        exec(compile(code, f"{document.name}, example {number}", "exec"), names)
-    for test in [thing for name, thing in names.items() if name.startswith("test_")]:
-        takes = len(inspect.signature(test).parameters)
-        test(*[names["state"]][:takes])
+def test_the_examples_run(document, tmp_path):
+    """In a process of its own, in which XLA compiles quickly."""
+    finished(Script(PLAYING, document, tmp_path))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

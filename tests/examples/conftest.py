@@ -5,16 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import QUICKLY
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Let processes that a test starts compile quickly, and keep it for those after them."""
+    """Let processes that a test starts keep what they compile for those after them."""
     kept = {
-        **QUICKLY,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

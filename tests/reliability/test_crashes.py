@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import _crashing as crashing
+import forking
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -18,15 +19,11 @@ LIMIT = 120
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an uninterrupted run leaves, and the context in which it ran."""
-    cache = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        context = crashing.nursery()
-        directory = tmp_path_factory.mktemp("whole")
-        assert crashing.completed(crashing.started(context, directory), LIMIT)
-        yield context, crashing.left(directory)
+    """A function that starts a run in a directory, and what an uninterrupted one leaves."""
+    start = forking.starter(crashing.run, tmp_path_factory.mktemp("cache"))
+    directory = tmp_path_factory.mktemp("whole")
+    assert crashing.completed(start(directory), LIMIT)
+    return start, crashing.left(directory)
 
 
 def test_an_uninterrupted_run_leaves_each_record_once(whole):
@@ -42,13 +39,13 @@ def test_an_uninterrupted_run_leaves_each_record_once(whole):
 
 @pytest.mark.parametrize("place", crashing.PLACES)
 def test_law_5_killed_between_any_two_stages_of_an_event(whole, tmp_path, place):
-    context, wanted = whole
-    killed = crashing.started(context, tmp_path, fatal=(place, 5))
+    start, wanted = whole
+    killed = start(tmp_path, (place, 5))
     killed.join(LIMIT)
     assert killed.exitcode == -signal.SIGKILL
     commits = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert commits[-1] in ((4, 5) if place == "saving" else (3, 4))  # a save may be under way
-    assert crashing.completed(crashing.started(context, tmp_path), LIMIT)
+    assert crashing.completed(start(tmp_path), LIMIT)
     assert crashing.left(tmp_path) == wanted
 
 

@@ -53,7 +53,7 @@ def on_sigterm():
 
 def tell(state, metrics):
     print("epoch", int(state.epoch), flush=True)
-    time.sleep(pause)
+    time.sleep(pause if state.epoch >= 3 else 0)
     return state
 
 @hooks.observe
@@ -168,7 +168,7 @@ def test_both_end_with_the_same_and_observers_ran_on_the_lead(whole):
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_killing_either_ends_both_and_resuming_gives_the_same_bits(whole, tmp_path, killed):
-    with Pair(tmp_path, pause=0.2) as pair:
+    with Pair(tmp_path, pause=1.0) as pair:
         pair.reach(3)
         pair.processes[killed].kill()
         ends = pair.ended()
@@ -185,7 +185,7 @@ def test_killing_either_ends_both_and_resuming_gives_the_same_bits(whole, tmp_pa
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, -2, marks=pytest.mark.soak)],
 )
 def test_a_signal_to_one_ends_both_after_one_commit(whole, tmp_path, number, status):
-    with Pair(tmp_path, pause=0.2) as pair:
+    with Pair(tmp_path, pause=1.0) as pair:
         pair.reach(3)
         pair.processes[1].send_signal(number)
         ends = pair.ended()

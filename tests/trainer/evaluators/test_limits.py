@@ -60,12 +60,14 @@ def test_another_thread_is_left_alone():
 
 
 def test_a_request_that_hangs_fails_and_the_worker_goes_on(project, store, start, val, caplog):
-    project.ask(1, 2)
-    suite = suite_of(start, val, lambda epoch: epoch == 1 and spin())
+    suite = suite_of(start, val, lambda epoch: epoch == 2 and spin())
+    project.ask(1)
+    assert work(project.folder, suite, idle=0).done == 1  # which compiles, however long it takes
+    project.ask(2, 3)
     assert work(project.folder, suite, idle=0, limit=2.0, tries=1) == (1, 1, 0, 0)
-    one, two = requests.requests(store, "one")
-    assert (one.state, two.state) == ("failed", "done")
-    assert one.error.startswith("TimeoutError: it took longer than its limit of 2 seconds")
+    hung, after = requests.requests(store, "one")[1:]
+    assert (hung.state, after.state) == ("failed", "done")
+    assert hung.error.startswith("TimeoutError: it took longer than its limit of 2 seconds")
 
 
 def test_one_that_cannot_be_broken_off_is_left_to_others(

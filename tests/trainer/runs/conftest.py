@@ -1,9 +1,9 @@
 """A store of each kind: a file, and a database of a real server where one is installed."""
 
 import contextlib
-import multiprocessing
 import time
 
+import _crashing
 import _postgres
 import pytest
 
@@ -94,10 +94,8 @@ def eventually():
 
 @pytest.fixture(scope="session")
 def _processes():
-    """What forks processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.runs"])
-    return context
+    """What forks processes that have imported everything already; all tests share it."""
+    return _crashing.nursery()
 
 
 @pytest.fixture
