@@ -17,10 +17,11 @@ PATIENCE = 1.0
 
 
 class Onlooker:
-    """Asks a store on a thread, and waits a second for an answer, whatever the store is doing.
+    """Asks a store, and waits a second for an answer, whatever the store is doing.
 
-    A server that hangs with its connection open says nothing for as long as it likes. Where there
-    was no answer in time, nothing else is asked until that one has come, and nobody waits for it.
+    A server that hangs with its connection open says nothing for as long as it likes: it is asked
+    on a thread. Where there was no answer in time, nothing else is asked until that one has come,
+    and nobody waits for it. SQLite gives up by itself, and needs no thread.
 
     Args:
         url: of the store.
@@ -57,17 +58,19 @@ class Onlooker:
                 if not opened:
                     opened.append(Store(self._url, create=False, patience=PATIENCE))
                 given = do(opened[0], *arguments, **settings)
-            except BaseException as error:  # whatever it is, it is the answer
+            except BaseException as error:  # a signal's too: it is the answer, and raised below
                 _close(opened)
                 answer.set_exception(error)
             else:
                 answer.set_result(given)
 
         self._answer = answer
-        # A daemon: a server that hangs must not keep the process from ending.
-        thread = threading.Thread(target=work, name="entracte-look", daemon=True)
-        thread.start()
-        thread.join(PATIENCE)
+        if self._url.startswith("sqlite:"):
+            work()
+        else:  # a daemon: a server that hangs must not keep the process from ending
+            thread = threading.Thread(target=work, name="entracte-look", daemon=True)
+            thread.start()
+            thread.join(PATIENCE)
         if not answer.done():
             raise Unreachable(f"the store {redacted(self._url)} gives no answer in {PATIENCE:g} s")
         return answer.result()
