@@ -207,12 +207,24 @@ def kill_after(process: Any, directory: Path, seconds: float) -> bool:
 
 
 def kill_in_save(process: Any, directory: Path, epoch: int, seconds: float) -> bool:
-    """Kill a process so long after it began to write the commit of an epoch."""
-    stage, commit = (directory / "checkpoints" / name for name in (f"{epoch}.staged", str(epoch)))
-    while process.is_alive() and not (stage.exists() or commit.exists()):
+    """Kill a process so long after it began to write the commit of an epoch, or of a later one."""
+    while process.is_alive() and newest(directory, begun=True) < epoch:
         time.sleep(0.0002)
     time.sleep(seconds)
     return _kill(process)
+
+
+def newest(directory: Path, *, begun: bool = False) -> int:
+    """Give the epoch of the newest commit; 0 if there is none.
+
+    Args:
+        directory: of the run.
+        begun: let those count that are being written.
+    """
+    names = (path.name for path in (directory / "checkpoints").glob("*"))
+    if begun:
+        names = (name.removesuffix(".staged") for name in names)
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _kill(process: Any) -> bool:

@@ -128,7 +128,9 @@ def test_law_5_an_agent_killed_twice_goes_on_with_the_same_bits(agents, tmp_path
     start, wanted = agents
     random = np.random.default_rng(seed := int(time.time()))
     for first in (1, 11):  # each kill is at most 20 ms late, and so before the next
-        next_one = max(first, _newest(tmp_path) + 1)  # where the last kill came late after all
+        next_one = max(
+            first, crashing.newest(tmp_path) + 1
+        )  # where the last kill came late after all
         epoch, late = int(random.integers(next_one, next_one + 4)), random.uniform(0, 0.02)
         print(f"seed {seed}: killed {late:.4f} s after the save of epoch {epoch} began")
         assert crashing.kill_in_save(start(tmp_path), tmp_path, epoch, late)
@@ -153,7 +155,7 @@ def test_an_agent_killed_twenty_times_at_random(agents, tmp_path):
             if where == "anywhere":
                 killed = crashing.kill_after(process, directory, random.uniform(0, seconds))
             else:
-                epoch = _newest(directory) + int(random.integers(1, EVERY + 1))
+                epoch = crashing.newest(directory) + int(random.integers(1, EVERY + 1))
                 killed = crashing.kill_in_save(process, directory, epoch, random.uniform(0, 0.02))
             if not killed:
                 assert process.exitcode == 0  # the run had ended before
@@ -162,8 +164,3 @@ def test_an_agent_killed_twenty_times_at_random(agents, tmp_path):
         assert crashing.completed(start(directory), LIMIT)
         assert crashing.left(directory) == wanted
     print(f"seed {seed}: {kills.total()} kills in {runs} runs, {dict(kills)}")
-
-
-def _newest(directory):
-    names = [path.name for path in (directory / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
