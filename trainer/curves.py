@@ -12,7 +12,6 @@ from trainer.courses import Course, rank
 ASIDE = ("time/", "system/", "steps/")
 """What is not shown as a curve unless it is asked for."""
 
-
 HOOK = "time/hook/"
 """How the names of hooks' times begin."""
 

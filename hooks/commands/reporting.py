@@ -9,19 +9,18 @@ from pathlib import Path
 from hooks.report_page import Report, Table, duration, page
 from trainer.commands.calling import Refused
 from trainer.commands.scores import telling
+from trainer.commands.sections import SCORES
 from trainer.commands.showing import size
 from trainer.commands.stores import RunName, located
 from trainer.courses import number
 from trainer.curves import finite
 from trainer.durability import replacing
 from trainer.runs import RunRow, Store
+from trainer.runs.files import within
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
 from trainer.runs.text import file_name, shown
 from trainer.settings import spelled
-
-SCORES = 4
-"""Of a commit or an evaluation, so many are shown."""
 
 ROWS = 50
 """Of a table, at most so many are shown."""
@@ -134,7 +133,7 @@ def _files(store: Store, row: RunRow) -> Table:
         heads=("file", "kind", "epoch", "size"),
         rows=[
             (
-                file.path.removeprefix(f"{row.directory}/"),
+                within(row.directory, file.path),
                 file.kind,
                 f"{file.epoch:,}",
                 size(file.bytes),

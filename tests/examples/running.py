@@ -94,10 +94,10 @@ def fingerprint(printed):
 
 def killed_after(process, run, epoch):
     """Kill it as soon as this epoch, or a later one, is committed, and give what it printed."""
-    commits, saved = run / "checkpoints", []
+    saved = 0
     for _ in range(6000):
-        saved = [int(path.name) for path in commits.glob("*") if path.name.isdigit()]
-        if process.poll() is not None or max(saved, default=0) >= epoch:
+        saved = _crashing.newest(run)
+        if process.poll() is not None or saved >= epoch:
             break
         time.sleep(0.02)
     process.kill()

@@ -54,8 +54,8 @@ def left(directory: Path) -> dict[Artifact, int]:
 def within(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
     """Give a path as a store keeps it: relative in the run's directory, absolute elsewhere.
 
-    >>> within("/runs/maze", "/runs/maze/replays/12-0.gif"), within("/runs/maze", "/tmp/a.gif")
-    ('replays/12-0.gif', '/tmp/a.gif')
+    >>> within("/runs/maze", "/runs/maze/replays/12-0.gif"), within("/runs/maze", "/else/a.gif")
+    ('replays/12-0.gif', '/else/a.gif')
     """
     file = Path(path).absolute()
     return os.fspath(file.relative_to(directory) if file.is_relative_to(directory) else file)

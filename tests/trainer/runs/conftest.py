@@ -1,6 +1,7 @@
 """A store of each kind: a file, and a database of a real server where one is installed."""
 
 import contextlib
+import threading
 import time
 
 import _crashing
@@ -90,6 +91,19 @@ def eventually():
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def none_outlives():
+    """Give a function that sees the threads of a name end: none outlives its test."""
+
+    def check(name):
+        for thread in threading.enumerate():
+            if thread.name == name:
+                thread.join(10)
+                assert not thread.is_alive()
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sqlite3
-import threading
 import time
 
 import pytest
@@ -41,13 +40,10 @@ def begun(tmp_path):
 
 
 @pytest.fixture
-def threads():
+def threads(none_outlives):
     """See that no thread of delivery outlives its test."""
     yield
-    for thread in threading.enumerate():
-        if thread.name == "entracte-store":
-            thread.join(10)
-            assert not thread.is_alive()
+    none_outlives("entracte-store")
 
 
 def record(queue, numbers):

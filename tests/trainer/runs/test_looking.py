@@ -24,13 +24,10 @@ def onlooker(url):
 
 
 @pytest.fixture
-def looks():
-    """See that no thread outlives its test."""
+def looks(none_outlives):
+    """See that no thread that asks outlives its test."""
     yield
-    for thread in threading.enumerate():
-        if thread.name == "entracte-look":
-            thread.join(10)
-            assert not thread.is_alive()
+    none_outlives("entracte-look")
 
 
 @pytest.fixture
