@@ -73,18 +73,22 @@ def controlling():
     """Give name to (hooks, state, events in a burst), of those that set the optimizer's numbers."""
     adam = optimized(optax.inject_hyperparams(optax.adam)(learning_rate=1e-3))
     frozen = optimized(trainer.optimizers.frozen(optax.adam(1e-3)))
-    plateau = hooks.reduce_on_plateau(f"train/{NAMES[2]}", patience=10**9)
+    plateau = hooks.reduce_on_plateau(f"train/{NAMES[2]}", mode="min", patience=10**9)
     numbers = itertools.count()
     changing = hooks.set_hyperparams(learning_rate=lambda epoch: next(numbers))
     schedule = hooks.set_hyperparams(learning_rate=optax.cosine_decay_schedule(1.0, 10))
-    better = hooks.chain(falling(), hooks.keep_best("falling"))
+    better = hooks.chain(falling(), hooks.keep_best("falling", mode="min"))
     return {
         "reduce_on_plateau, none due": (plateau, adam, 100),
         "set_hyperparams, Adam, another value": (changing, adam, 20),
         "set_hyperparams, Adam, cosine of optax": (schedule, adam, 20),
         "unfreeze_at, Adam, live already": (hooks.unfreeze_at(1), frozen, 20),
         "swa, 60 leaves": (hooks.swa(start=1), small_state(60), 20),
-        "keep_best, no better": (hooks.keep_best(f"train/{NAMES[2]}"), small_state(60), 100),
+        "keep_best, no better": (
+            hooks.keep_best(f"train/{NAMES[2]}", mode="min"),
+            small_state(60),
+            100,
+        ),
         "keep_best, better, 60 leaves": (better, small_state(60), 20),
         "time_limit": (hooks.time_limit(10**9), small_state(), 100),
     }
@@ -133,7 +137,7 @@ def contenders(directory):
         "when(never, no-op)": hooks.when(lambda state, metrics: False, nothing),
         "once(no-op)": hooks.once(nothing),
         "guard(no-op)": hooks.guard(nothing),
-        "stop_early": hooks.stop_early(f"train/{NAMES[2]}", patience=10**9),
+        "stop_early": hooks.stop_early(f"train/{NAMES[2]}", mode="min", patience=10**9),
         "stop_on_nan": hooks.stop_on_nan(),
         "log_metrics(JsonLines)": hooks.log_metrics(hooks.JsonLines(directory / "log.jsonl")),
         "log_metrics(Console), no terminal": hooks.log_metrics(hooks.Console(console=plain)),

@@ -40,7 +40,7 @@ class Config(trainer.TrainingConfig):
     """Share of the combinations (digit, place, digit) that training never sees."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0)
     schedule: Schedule = Schedule("cosine", warmup_share=0.05)
-    checkpointing: Checkpointing = Checkpointing(best="held_out/exact_match", mode="max")
+    checkpointing: Checkpointing = Checkpointing(best="held_out/exact_match")
 
 
 def caption(first: int, place: int, second: int) -> list[int]:

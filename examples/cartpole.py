@@ -36,7 +36,7 @@ class Config(trainer.TrainingConfig):
     """Mean return of 100 episodes at which to stop."""
     optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
     schedule: Schedule = Schedule("linear")
-    checkpointing: Checkpointing = Checkpointing(best="val/return", mode="max")
+    checkpointing: Checkpointing = Checkpointing(best="val/return")
 
 
 def built(config: Config):

@@ -29,7 +29,7 @@ class Config(trainer.TrainingConfig):
     network: Literal["cnn", "mlp", "resnet"] = "cnn"
     augment: bool = False
     """Move each image by up to a pixel in training."""
-    checkpointing: Checkpointing = Checkpointing(best="val/accuracy", mode="max")
+    checkpointing: Checkpointing = Checkpointing(best="val/accuracy")
 
 
 def suite() -> evaluators.Suite:

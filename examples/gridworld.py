@@ -48,7 +48,7 @@ class Config(trainer.TrainingConfig):
     target: float = 0.6
     """Return of the last lesson at which to stop."""
     optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
-    checkpointing: Checkpointing = Checkpointing(best=GOAL, mode="max")
+    checkpointing: Checkpointing = Checkpointing(best=GOAL)
 
 
 def main(config: Config) -> None:

@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     if history:
         plot(history, int(state.epoch), config)
         scores = trainer.evaluate(state, exam)
-        best = trainer.best_member(state, scores, "val/return", mode="max")
+        best = trainer.best_member(state, scores, "val/return")
         print(f"the best: {max(scores['val/return'].values):g} after {int(best.step)} updates")
     print("fingerprint", trainer.fingerprint(state))
 

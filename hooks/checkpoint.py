@@ -20,7 +20,7 @@ def save_checkpoints(
     *,
     keep: int = 3,
     best: str | None = None,
-    mode: str = "min",
+    mode: str | None = None,
     config: Mapping[str, Any] | None = None,
     max_cost: float | None = 0.05,
 ) -> Chain:
@@ -35,7 +35,7 @@ def save_checkpoints(
         directory: of the run; commits are in its folder `checkpoints`.
         keep: how many of the newest commits to keep.
         best: metric by which the best commit is kept beside them, such as `val/accuracy`.
-        mode: `min` if a smaller `best` is better, `max` if a larger is.
+        mode: `min` if a smaller `best` is better, `max` if a larger is; None goes by its name.
         config: the run's configuration, plain JSON data. A commit made under another one is
             refused; `epochs` and `run` may differ.
         max_cost: a commit that is due waits while it would take saving beyond this share of the
@@ -43,7 +43,8 @@ def save_checkpoints(
 
     Raises:
         InUse: another process trains in this directory.
-        ValueError: the directory holds another run: what differs is listed.
+        ValueError: the name of `best` does not tell the mode; before training, the directory holds
+            another run: what differs is listed.
         OSError: the directory cannot be written to.
     """
     if max_cost is not None and not 0 < max_cost <= 1:

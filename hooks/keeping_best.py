@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from hooks.base import recall, stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
+from trainer.modes import resolve_mode
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
 
 
-def keep_best(metric: str, *, mode: str = "min", params: str | None = None) -> Chain:
+def keep_best(metric: str, *, mode: str | None = None, params: str | None = None) -> Chain:
     """Remember the parameters and `model_state` of the best epoch, and put them back at the end.
 
     They are at `state.memory["keep_best/<metric>"]`, on the device, and saved with the state, so
@@ -30,13 +31,13 @@ def keep_best(metric: str, *, mode: str = "min", params: str | None = None) -> C
 
     Args:
         metric: to compare by, such as `val/loss`.
-        mode: `min` if smaller is better, `max` if larger is.
+        mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         params: name of a hook that keeps parameters, such as `average_params`, to remember in the
             place of the trained ones: the one that the metric was measured with. It must stand
             before this one.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode, or one that the name does not tell.
 
     >>> state = TrainState.create(params={"w": jnp.zeros(2)}, rng=jax.random.key(0))
     >>> hook = keep_best("val/loss")
@@ -45,9 +46,7 @@ def keep_best(metric: str, *, mode: str = "min", params: str | None = None) -> C
     >>> hook(state, {}, "end").params["w"].tolist()
     [2.0, 2.0]
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
-    sign = 1.0 if mode == "min" else -1.0
+    sign = 1.0 if resolve_mode("keep_best", metric, mode) == "min" else -1.0
     name = f"keep_best/{metric}"
 
     def kept(state: TrainState) -> dict[str, PyTree]:

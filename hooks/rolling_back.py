@@ -16,6 +16,7 @@ from hooks.good_states import inspected, newest_good, returned
 from hooks.hyperparams import check_hyperparam, hyperparam, with_hyperparam
 from hooks.stopping import first_not_finite
 from trainer import Hook, TrainState
+from trainer.modes import Mode, resolve_mode
 from trainer.state import steps_taken
 
 log = logging.getLogger("entracte")
@@ -82,7 +83,7 @@ def roll_back_on_spike(
     *,
     window: int = 10,
     threshold: float = 6.0,
-    mode: str = "min",
+    mode: str | None = None,
     times: int = 3,
     learning_rate_scale: float | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -98,7 +99,7 @@ def roll_back_on_spike(
             Values that were rolled back do not count.
         threshold: standard deviations of the window, each reckoned as 1% of the mean's size at
             least, so that a flat window does not make every change a spike.
-        mode: `min` if smaller is better, `max` if larger is.
+        mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         times, learning_rate_scale, directory: as in `roll_back_on_nan`.
 
     Raises:
@@ -114,8 +115,7 @@ def roll_back_on_spike(
     >>> hook(state.replace(params={"w": jnp.zeros(2)}), {"train/loss": 9.0}).params["w"]
     Array([1., 1.], dtype=float32)
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    way = resolve_mode("roll_back_on_spike", metric, mode)
     if window < 2:
         raise ValueError(f"window must be at least 2 values; got {window}")
     if not 0 < threshold < math.inf:
@@ -125,7 +125,7 @@ def roll_back_on_spike(
         value, before = float(values[metric]), memory["values"]
         if not math.isfinite(value):
             return {}, [f"{metric} is {value}"]
-        worse = deviations_worse(value, before, mode)
+        worse = deviations_worse(value, before, way)
         if worse > threshold:
             mean = f"{before.mean():.4g}, the mean of the last {window}"
             return {}, [f"{metric} is {value:.4g}, {worse:.1f} deviations worse than {mean}"]
@@ -136,7 +136,7 @@ def roll_back_on_spike(
     return _rolling_back(name, (metric,), plan, {"values": np.full(window, np.nan)}, judge)
 
 
-def deviations_worse(value: float, window: np.ndarray, mode: str = "min") -> float:
+def deviations_worse(value: float, window: np.ndarray, mode: Mode = "min") -> float:
     """Give by how many standard deviations a value is worse than the mean of a window.
 
     Args:

@@ -21,6 +21,7 @@ from hooks.hyperparams import (
     with_hyperparam,
 )
 from trainer import Hook, TrainState
+from trainer.modes import resolve_mode
 
 log = logging.getLogger("entracte")
 
@@ -44,7 +45,7 @@ def reduce_on_plateau(
     *,
     factor: float = 0.1,
     patience: int = 10,
-    mode: str = "min",
+    mode: str | None = None,
     min_delta: float = 0.0,
     cooldown: int = 0,
     min_rate: float = 0.0,
@@ -59,14 +60,14 @@ def reduce_on_plateau(
         metric: to watch, such as `val/loss`.
         factor: of the learning rate at each reduction, in (0, 1).
         patience: evaluations in a row without improvement after which to reduce.
-        mode: `min` if smaller is better, `max` if larger is.
+        mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         min_delta: what counts as an improvement is more than this.
         cooldown: evaluations after a reduction in which the lack of improvement is not counted.
         min_rate: the rate is not reduced below it.
 
     Raises:
-        ValueError: a setting is out of range; before training, the optimizer has no learning rate
-            that can be set.
+        ValueError: a setting is out of range, or the name does not tell the mode; before training,
+            the optimizer has no learning rate that can be set.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
@@ -84,15 +85,13 @@ def reduce_on_plateau(
         raise ValueError(f"factor must be in (0, 1); got {factor}")
     if patience < 1:
         raise ValueError(f"patience must be at least 1 evaluation; got {patience}")
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
     if min(min_delta, cooldown, min_rate) < 0:
         raise ValueError(
             "min_delta, cooldown and min_rate must not be negative; got "
             f"{min_delta}, {cooldown} and {min_rate}"
         )
     name = f"reduce_on_plateau/{metric}"
-    sign = 1.0 if mode == "min" else -1.0
+    sign = 1.0 if resolve_mode("reduce_on_plateau", metric, mode) == "min" else -1.0
 
     def init(state: TrainState) -> Plateau:
         check_hyperparam(f"hook {name!r}", state.opt_state, "learning_rate")

@@ -14,6 +14,7 @@ import numpy as np
 from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
+from trainer.modes import resolve_mode
 from trainer.processes import of_lead
 from trainer.state import steps_taken
 
@@ -29,7 +30,9 @@ class EarlyStopping(NamedTuple):
     """Evaluations since it was reached."""
 
 
-def stop_early(metric: str, *, patience: int, mode: str = "min", min_delta: float = 0.0) -> Hook:
+def stop_early(
+    metric: str, *, patience: int, mode: str | None = None, min_delta: float = 0.0
+) -> Hook:
     """Stop when a metric has not improved for `patience` evaluations in a row.
 
     It counts evaluations, not epochs: where the metric is missing, nothing is counted. A value that
@@ -38,11 +41,12 @@ def stop_early(metric: str, *, patience: int, mode: str = "min", min_delta: floa
     Args:
         metric: to watch, such as `val/loss`.
         patience: evaluations without improvement after which to stop.
-        mode: `min` if smaller is better, `max` if larger is.
+        mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         min_delta: what counts as an improvement is more than this.
 
     Raises:
-        ValueError: an unknown mode, a patience below 1, or a negative min_delta.
+        ValueError: an unknown mode or one that the name does not tell, a patience below 1, or a
+            negative min_delta.
 
     Source: L. Prechelt, Early Stopping - But When?, 1998.
 
@@ -54,13 +58,11 @@ def stop_early(metric: str, *, patience: int, mode: str = "min", min_delta: floa
     >>> state.stop, state.memory["stop_early/val/loss"]
     (True, EarlyStopping(best=0.5, since=2))
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
     if patience < 1:
         raise ValueError(f"patience must be at least 1 evaluation; got {patience}")
     if min_delta < 0:
         raise ValueError(f"min_delta must not be negative; got {min_delta}")
-    sign = 1.0 if mode == "min" else -1.0
+    sign = 1.0 if resolve_mode("stop_early", metric, mode) == "min" else -1.0
 
     def init(state: TrainState) -> EarlyStopping:
         return EarlyStopping(best=sign * math.inf, since=0)

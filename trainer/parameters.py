@@ -37,7 +37,7 @@ def load_params(
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
     best: str | None = None,
-    mode: str = "min",
+    mode: str | None = None,
 ) -> PyTree:
     """Take parameters by path from another run or a safetensors file, all of them or some.
 
@@ -51,7 +51,7 @@ def load_params(
         rename: regular expression to replacement, applied in order to the paths of the source:
             `{r"\\.": "/"}` for names with dots, `{"^encoder/": "backbone/"}` for another module.
         best: of a run, take the commit with the best score of this name instead.
-        mode: `min` if a smaller score is better, `max` if a larger is.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
 
     Returns:
         Parameters like `params`.
@@ -151,7 +151,7 @@ def _safetensors() -> Any:
     return safetensors.numpy
 
 
-def _read(source: Path, best: str | None, mode: str) -> tuple[dict[str, np.ndarray], str]:
+def _read(source: Path, best: str | None, mode: str | None) -> tuple[dict[str, np.ndarray], str]:
     if source.is_dir():
         return read_params(source, best=best, mode=mode)
     if not source.is_file():

@@ -14,6 +14,7 @@ from trainer.data import Arrays
 from trainer.data.feed import Check
 from trainer.member_metrics import LIVE, Members
 from trainer.metrics import check_measured
+from trainer.modes import resolve_mode
 from trainer.phases import Phase, Run
 from trainer.state import PyTree, TrainState, device_part
 from trainer.structure import differences
@@ -157,7 +158,7 @@ def _picked(tree: PyTree, number: int) -> PyTree:
 
 
 def best_member(
-    state: TrainState, metrics: Mapping[str, float], metric: str, *, mode: str = "min"
+    state: TrainState, metrics: Mapping[str, float], metric: str, *, mode: str | None = None
 ) -> TrainState:
     """Take the member with the best value of a metric out of a population.
 
@@ -165,20 +166,20 @@ def best_member(
         state: of a population.
         metrics: that have it, such as `history[-1]`.
         metric: such as `val/loss`.
-        mode: `min` if a smaller value is better, `max` if a larger is.
+        mode: `min` if a smaller value is better, `max` if a larger is; None goes by its name.
 
     Raises:
         KeyError: the metric is missing.
         TypeError: it is not one of members.
-        ValueError: an unknown mode, or no member has a value that is a number.
+        ValueError: an unknown mode or one that the name does not tell, or no member has a value
+            that is a number.
 
     >>> states = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (3, 4)]
     >>> scores = {"val/loss": Members([0.5, 0.2], live=[True, True])}
     >>> float(best_member(stacked(states), scores, "val/loss").params)
     4.0
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    way = resolve_mode("best_member", metric, mode)
     found = metrics[metric]
     if not isinstance(found, Members):
         raise TypeError(
@@ -187,7 +188,7 @@ def best_member(
         )
     if np.isnan(found.values).all():
         raise ValueError(f"best_member: no member has a {metric!r} that is a number")
-    best = np.nanargmin if mode == "min" else np.nanargmax
+    best = np.nanargmin if way == "min" else np.nanargmax
     return member(state, int(best(found.values)))
 
 

@@ -18,13 +18,14 @@ from hooks.replaying import Replay, replayed
 from trainer import Hook, TrainState
 from trainer.commands.calling import Refused, loading
 from trainer.commands.plots import colors_of, plot
-from trainer.commands.scores import mode_of, reached, telling
+from trainer.commands.scores import reached, telling
 from trainer.commands.showing import Column, pairs, print_json, screen, table, text
 from trainer.commands.stores import RunName, located
 from trainer.courses import number
 from trainer.curves import Curve, panels
 from trainer.evaluators.loading import load_named
 from trainer.hook import parts_of
+from trainer.modes import mode_of
 from trainer.runs.text import shown
 from trainer.state import PyTree
 from trainer.structure import described

@@ -108,7 +108,7 @@ def test_writers_are_named_too(state, tmp_path):
         (
             ["stop_on_nan", {"stop_early": {"metric": "a", "patiense": 3}}],
             r"hooks\[1\].stop_early: has no argument 'patiense'; did you mean patience\? "
-            r"\(there is: metric, patience, mode='min', min_delta=0.0\)",
+            r"\(there is: metric, patience, mode=None, min_delta=0.0\)",
         ),
         ([{"stop_early": "a"}], "stop_early: needs patience; there is: metric, patience, mode="),
         ([{"every": {"n": 2, "hook": "stop"}}], r"hooks\[0\].every.hook.stop: there is no hook"),

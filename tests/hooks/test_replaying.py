@@ -268,8 +268,8 @@ def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_pa
 
 def test_commits_do_nothing_and_are_closed(state, phase, tmp_path, store):
     with pytest.raises(ValueError, match="'never'"):
-        trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("never", patience=1))
-    chain = hooks.save_checkpoints(tmp_path / "digits", best="never")
+        trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("never", patience=1, mode="min"))
+    chain = hooks.save_checkpoints(tmp_path / "digits", best="never", mode="min")
     assert hooks.replay([chain, hooks.stop_on_nan()], "digits", store=store).ended is None
     assert not list((tmp_path / "digits" / "checkpoints").iterdir())
 
@@ -309,7 +309,7 @@ def test_what_another_hook_writes_may_be_read(store):
         gap = metrics["val/loss"] - metrics["train/loss"]
         return state.replace(scores={**state.scores, "gap": gap})
 
-    stop = hooks.stop_early("gap", patience=1)
+    stop = hooks.stop_early("gap", patience=1, mode="min")
     assert hooks.replay([measure, stop], "digits", store=store).ended == 3
     with pytest.raises(ValueError, match="reads 'gap'"):
         hooks.replay([stop, measure], "digits", store=store)

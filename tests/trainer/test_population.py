@@ -114,7 +114,7 @@ def test_the_best_member_is_taken_out(digits_states):
     best = trainer.best_member(state, scores, "val/loss", mode="max")
     chex.assert_trees_all_equal(best.params, digits_states[0].params)
     with pytest.raises(TypeError, match="needs the values of all members"):
-        trainer.best_member(state, scores, "plain")
+        trainer.best_member(state, scores, "plain", mode="min")
     with pytest.raises(ValueError, match="no member has a 'val/loss'"):
         trainer.best_member(state, {"val/loss": Members([math.nan] * 3, [True] * 3)}, "val/loss")
     with pytest.raises(ValueError, match="'min' or 'max'"):

@@ -12,6 +12,7 @@ from trainer.checkpoints import commits
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.worker import wait_for_saves
+from trainer.modes import check_mode, resolve_mode
 
 log = logging.getLogger("entracte")
 
@@ -41,21 +42,22 @@ def folder_of(directory: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def candidates(folder: Path, epoch: int | None, best: str | None, mode: str) -> Sequence[int]:
+def candidates(
+    folder: Path, epoch: int | None, best: str | None, mode: str | None
+) -> Sequence[int]:
     """Order the commits that would do, the one to take if it is intact first.
 
     Args:
         folder: of the commits.
         epoch: the only one that would do.
         best: the score by which they are compared; the newest is the first otherwise.
-        mode: `min` if a smaller score is better, `max` if a larger is.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
 
     Raises:
         FileNotFoundError: there is none, or none of this epoch.
         ValueError: the settings make no sense, or no commit has the score.
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    check_mode(mode)
     if epoch is not None and best is not None:
         raise ValueError(f"give an epoch or best, not both; got {epoch} and {best!r}")
     wait_for_saves()
@@ -73,6 +75,7 @@ def candidates(folder: Path, epoch: int | None, best: str | None, mode: str) -> 
         return [epoch]
     if best is None:
         return numbers[::-1]
+    way = resolve_mode("best", best, mode)
     scores: dict[int, Mapping[str, float]] = {}
     for number in numbers:
         try:
@@ -80,7 +83,7 @@ def candidates(folder: Path, epoch: int | None, best: str | None, mode: str) -> 
         except DamagedCommit as damage:
             if stamp(folder, number):  # or the run removed it meanwhile
                 log.warning(f"skipped a damaged commit: {damage}")
-    ranked = commits.ranked({number: found.get(best) for number, found in scores.items()}, mode)
+    ranked = commits.ranked({number: found.get(best) for number, found in scores.items()}, way)
     if not ranked:
         known = sorted({name for found in scores.values() for name in found})
         raise ValueError(

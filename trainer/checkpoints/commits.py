@@ -22,6 +22,7 @@ from trainer.checkpoints import layout, schema
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.durability import sync_folder
+from trainer.modes import Mode
 
 ARRAYS = "arrays"
 """The folder of a commit that Orbax writes and reads."""
@@ -272,7 +273,7 @@ def _content(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def ranked(scores: Mapping[int, float | None], mode: str) -> list[int]:
+def ranked(scores: Mapping[int, float | None], mode: Mode) -> list[int]:
     """Order commits from the best score to the worst; without a score, or nan, none is best.
 
     >>> ranked({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
@@ -283,7 +284,7 @@ def ranked(scores: Mapping[int, float | None], mode: str) -> list[int]:
 
 
 def retained(
-    scores: Mapping[int, float | None], *, keep: int, keep_best: int, mode: str, every: int | None
+    scores: Mapping[int, float | None], *, keep: int, keep_best: int, mode: Mode, every: int | None
 ) -> Collection[int]:
     """Choose the commits to keep: the newest, the best, and every n-th.
 

@@ -38,7 +38,7 @@ def restore(
     *,
     epoch: int | None = None,
     best: str | None = None,
-    mode: str = "min",
+    mode: str | None = None,
 ) -> TrainState:
     """Restore a state from a run directory, to evaluate it or to start another run from it.
 
@@ -52,7 +52,7 @@ def restore(
         target: gives the structure, types and places: `task.init(key, example)`.
         epoch: restore exactly this one.
         best: restore the commit with the best score of this name, such as `val/accuracy`.
-        mode: `min` if a smaller score is better, `max` if a larger is.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
 
     Raises:
         FileNotFoundError: there is no commit, or none of this epoch (there are others, named).
@@ -87,7 +87,7 @@ def read_part(
     optional: Collection[str] = (),
     epoch: int | None = None,
     best: str | None = None,
-    mode: str = "min",
+    mode: str | None = None,
 ) -> tuple[dict[str, PyTree], int]:
     """Read parts of a commit by their paths, chosen as by `restore`; the rest need not be known.
 
@@ -100,7 +100,7 @@ def read_part(
         optional: those of the paths that are left out where the commit has nothing there.
         epoch: read exactly this commit.
         best: read the commit with the best score of this name.
-        mode: `min` if a smaller score is better, `max` if a larger is.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
 
     Returns:
         Path to tree, and the epoch of the commit.
@@ -134,7 +134,7 @@ def read_params(
     *,
     epoch: int | None = None,
     best: str | None = None,
-    mode: str = "min",
+    mode: str | None = None,
 ) -> tuple[dict[str, np.ndarray], str]:
     """Read the parameters of a commit without knowing their structure, chosen as by `restore`.
 

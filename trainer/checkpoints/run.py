@@ -16,6 +16,7 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, agree, restored
 from trainer.checkpoints.worker import Worker
+from trainer.modes import Mode, check_mode, resolve_mode
 from trainer.processes import is_lead
 from trainer.state import TrainState
 from trainer.timing import span
@@ -48,7 +49,7 @@ class Checkpoints:
         *,
         keep: int = 3,
         best: str | None = None,
-        mode: str = "min",
+        mode: str | None = None,
         keep_best: int = 1,
         every: int | None = None,
         read_only: bool = False,
@@ -59,7 +60,7 @@ class Checkpoints:
             directory: of the run; made if absent.
             keep: how many of the newest commits to keep.
             best: the score by which commits are compared; None if none is.
-            mode: "min" if a lower score is better, "max" if a higher one is.
+            mode: "min" if a lower score is better, "max" if a higher one is; None goes by its name.
             keep_best: how many of the best commits to keep besides.
             every: keep every commit whose number this divides besides.
             read_only: only read; write and remove nothing.
@@ -68,14 +69,14 @@ class Checkpoints:
             OSError: the directory cannot be written, or its folder `checkpoints` is a link.
             ValueError: a setting is out of range.
         """
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+        check_mode(mode)
         for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         self.directory = Path(directory).absolute() / "checkpoints"
         commits.check_no_link(self.directory)
-        self._best, self._mode = best, mode
+        self._best = best
+        self._mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
         self._writes = not read_only and is_lead()

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.reading import restore
 from trainer.commands.calling import Refused
-from trainer.commands.scores import Mode, known, mode_of
+from trainer.commands.scores import known
 from trainer.commands.stores import VARIABLE, located
 from trainer.evaluators.best import best_commit
+from trainer.modes import Mode, mode_of
 from trainer.runs.measured import metric_names
 from trainer.runs.text import shown
 from trainer.state import TrainState
@@ -29,7 +30,7 @@ class Checkpoint(NamedTuple):
     """None is the newest that is intact."""
     best: str | None = None
     """The score by which it is the best, where training knew it; the epoch is None then."""
-    mode: str = "min"
+    mode: Mode | None = None
 
     def restore(self, template: TrainState) -> TrainState:
         """Restore it.
@@ -74,7 +75,7 @@ def chosen(
             if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
                 raise
             mode = _mode(best, mode) if best is not None else None
-            return Checkpoint(directory.name, directory, epoch, best, mode or "min")
+            return Checkpoint(directory.name, directory, epoch, best, mode)
         if best is not None:
             commits = there.commits(row.name, present=True)
             known([best], {*metric_names(there, row.name), *(s for c in commits for s in c.scores)})

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich.text import Text
 
 from trainer.commands.calling import Refused
-from trainer.commands.scores import Mode, better, known, mode_of, reached, telling
+from trainer.commands.scores import better, known, reached, telling
 from trainer.commands.sections import BEST
 from trainer.commands.showing import (
     Column,
@@ -23,6 +23,7 @@ from trainer.commands.showing import (
 from trainer.commands.stores import RunNames, located
 from trainer.courses import number
 from trainer.curves import Curve, finite
+from trainer.modes import Mode, mode_of
 from trainer.runs.measured import measured
 from trainer.runs.rows import RunRow
 from trainer.runs.text import shown

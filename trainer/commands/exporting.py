@@ -14,10 +14,10 @@ from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.reading import read_params
 from trainer.commands.calling import Refused
 from trainer.commands.checkpoints import Checkpoint, chosen
-from trainer.commands.scores import Mode
 from trainer.commands.showing import print_json, screen, size, text
 from trainer.commands.stores import RunName, located
 from trainer.durability import replacing
+from trainer.modes import Mode
 from trainer.parameters import export_params
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import Record, RunRow

@@ -8,7 +8,7 @@ from typing import Literal
 
 from trainer.commands.calling import Refused
 from trainer.commands.conditions import selected
-from trainer.commands.scores import Mode, as_json, known, mode_of, reached, telling
+from trainer.commands.scores import as_json, known, reached, telling
 from trainer.commands.showing import (
     Column,
     lasting,
@@ -22,6 +22,7 @@ from trainer.commands.showing import (
 from trainer.commands.stores import opened
 from trainer.courses import number
 from trainer.curves import Curve
+from trainer.modes import Mode, mode_of
 from trainer.runs.measured import measured, metric_names
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from trainer.commands.calling import Refused
 from trainer.commands.stores import suggestion
 from trainer.courses import TELLING, rank
 from trainer.curves import ASIDE, Curve
+from trainer.modes import Mode
 from trainer.runs.text import shown
-
-Mode = Literal["min", "max"]
-
-SMALLER = ("loss", "perplexity", "error", "errors", "mse", "rmse", "mae", "nll", "divergence")
-LARGER = (
-    "accuracy",
-    "return",
-    "returns",
-    "reward",
-    "score",
-    "success",
-    "f1",
-    "precision",
-    "recall",
-    "auc",
-)
-"""Words in a metric's last part that say which of two values is better."""
 
 TRAINING = ("train/", "rollout/", "update/")
 """How the names of what training itself measures begin."""
@@ -41,21 +25,6 @@ class Reached(NamedTuple):
     """None where it is not known which of two values is better, or there is no number."""
     epoch: int | None
     """Of the best."""
-
-
-def mode_of(name: str) -> Mode | None:
-    """Say which of two values of a metric is better, by its name; None where that does not tell.
-
-    >>> mode_of("val/loss"), mode_of("val/top5_accuracy"), mode_of("gradients/norm")
-    ('min', 'max', None)
-    >>> mode_of("time/hook/stop_at_return/val/return")  # is a time
-    """
-    if name.startswith(ASIDE):
-        return None
-    words = name.rpartition("/")[2].lower().split("_")
-    if any(word in SMALLER for word in words):
-        return "min"
-    return "max" if any(word in LARGER for word in words) else None
 
 
 def reached(curve: Curve, mode: Mode | None) -> Reached:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from trainer.commands.scores import better, mode_of, telling
+from trainer.commands.scores import better, telling
 from trainer.commands.showing import Column, lasting, lines, size, state_text, table, text
 from trainer.courses import number, rank
 from trainer.curves import Curve, hook_times, panels
+from trainer.modes import mode_of
 from trainer.runs.requests import requests, results
 from trainer.runs.store import Store
 

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from trainer.commands.plots import colors_of, plot
-from trainer.commands.scores import as_json, known, mode_of
+from trainer.commands.scores import as_json, known
 from trainer.commands.sections import artifacts, commits, evaluations, scores, times
 from trainer.commands.showing import (
     ago,
@@ -23,6 +23,7 @@ from trainer.commands.showing import (
 )
 from trainer.commands.stores import RunName, located
 from trainer.curves import ASIDE, HOOK, Curve, finite, panels
+from trainer.modes import mode_of
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import RunRow

@@ -11,9 +11,9 @@ import tyro
 
 from trainer.commands.calling import Command, Refused, loading
 from trainer.commands.checkpoints import Checkpoint, chosen
-from trainer.commands.scores import Mode
 from trainer.commands.stores import RunName
 from trainer.evaluators.loading import load_named
+from trainer.modes import Mode
 from trainer.runs.text import shown
 
 Simulation = Callable[..., int | None]

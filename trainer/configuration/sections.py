@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.modes import resolve_mode
+
 
 def _require(holds: bool, what: str, got: Any) -> None:
     if not holds:
@@ -89,10 +91,14 @@ class Checkpointing:
     """How many of the newest."""
     best: str | None = None
     """Metric by which the best one is kept besides, such as val/accuracy."""
-    mode: Literal["min", "max"] = "min"
-    """Whether a smaller or a larger metric is better."""
+    mode: Literal["min", "max"] | None = None
+    """Whether a smaller or a larger metric is better; None goes by its name."""
     max_cost: float | None = 0.05
     """Share of the run's time that saving may take; None: save at every epoch."""
+
+    def __post_init__(self) -> None:
+        if self.best is not None:
+            resolve_mode("checkpointing.best", self.best, self.mode)
 
 
 @dataclass(frozen=True)

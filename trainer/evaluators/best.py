@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from trainer.checkpoints.commits import ranked
+from trainer.modes import resolve_mode
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import CommitRow
 from trainer.runs.store import Store
@@ -20,7 +21,7 @@ class Best(NamedTuple):
 
 
 def best_commit(
-    store: Store, run: str, score: str, *, mode: str = "min", suite: str | None = None
+    store: Store, run: str, score: str, *, mode: str | None = None, suite: str | None = None
 ) -> Best:
     """Find the best checkpoint of a run among those that are still there.
 
@@ -30,12 +31,13 @@ def best_commit(
         store: to look in.
         run: its name.
         score: its name, such as `val/loss`.
-        mode: `min` if a smaller score is better, `max` if a larger is.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
         suite: whose score it is, "" for training's own; needed where several have one of this name.
 
     Raises:
         KeyError: there is no such run.
-        ValueError: no checkpoint that is there has the score, or several have found it.
+        ValueError: no checkpoint that is there has the score, or several have found it; or an
+            unknown mode, or one that the name does not tell.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
@@ -47,8 +49,7 @@ def best_commit(
     ...     best.commit.epoch, best.value
     (2, 0.25)
     """
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    way = resolve_mode("best_commit", score, mode)
     store.run(run)
     there = {commit.epoch: commit for commit in store.commits(run, present=True)}
     found = _scores(store, run, there)
@@ -64,7 +65,7 @@ def best_commit(
             "meant, suite=..."
         )
     values = {e: s[score] for e, s in found[finders[0]].items() if score in s} if finders else {}
-    order = ranked(values, mode)
+    order = ranked(values, way)
     if not order:
         known = sorted({n for scores in found.values() for one in scores.values() for n in one})
         raise ValueError(

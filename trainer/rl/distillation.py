@@ -35,7 +35,7 @@ def teacher(
     env: Environment,
     *,
     best: str | None = None,
-    mode: str = "min",
+    mode: str | None = None,
 ) -> Teacher:
     """Restore a teacher from the directory of the run that trained it.
 
@@ -48,7 +48,7 @@ def teacher(
         env: that the student is to act in.
         best: take the commit with the best score of this name, such as `val/return`; None takes the
             newest intact one.
-        mode: `min` if a smaller score is better, `max` if a larger is.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
 
     Raises:
         FileNotFoundError: there is no commit.
