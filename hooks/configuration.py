@@ -22,7 +22,8 @@ from hooks.wandb import WandB
 from hooks.writers import JsonLines, Writer
 from trainer import Hook, TrainState
 from trainer.configuration import TrainingConfig, check_fresh, comparable, save_config
-from trainer.configuration.values import nearest, read_as, readable
+from trainer.configuration.values import read_as, readable
+from trainer.names import among
 from trainer.runs import Run
 
 NESTED = {"hook": "hook", "hooks": "hook", "writer": "writer", "writers": "writer"}
@@ -215,9 +216,7 @@ def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[
     ]
     unknown = next((name for name in content if name not in parameters), None)
     if unknown is not None and _open_ended(signature) is None:
-        raise ValueError(
-            f"{where}: has no argument {unknown!r}; {nearest(unknown, parameters, known)}"
-        )
+        raise ValueError(f"{where}: has no argument {unknown!r}{among(unknown, parameters, known)}")
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     missing = [
         p.name

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.names import among
 from trainer.state import PyTree
 
 
@@ -79,7 +80,7 @@ def check_hyperparam(who: str, opt_state: PyTree, name: str, *, instead: str = "
     if name in _scheduled(opt_state):
         got = "with a schedule, which sets it at every step"
     elif not leaves:
-        got = f"without it (there is: {', '.join(hyperparam_names(opt_state)) or 'nothing'})"
+        got = f"without it{among(name, hyperparam_names(opt_state))}"
     elif not all(map(_is_float, leaves)):
         got = f"with an integer, {leaves[0]}, which no fraction fits"
     else:

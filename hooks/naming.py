@@ -12,7 +12,7 @@ from typing import Any
 
 from hooks.combining import Combined
 from hooks.writers import Writer
-from trainer.configuration.values import nearest
+from trainer.names import among
 
 GROUP = "entracte.hooks"
 """The group of entry points by which other packages name their hooks and writers."""
@@ -43,7 +43,7 @@ def named(name: str, kind: str, where: str, face: types.ModuleType) -> Make:
     if points:
         return typing.cast(Make, points.popitem()[1].load())
     names = [*bundled, *sorted({point.name for point in metadata.entry_points(group=GROUP)})]
-    raise ValueError(f"{where}: there is no {kind} of this name; {nearest(name, names)}")
+    raise ValueError(f"{where}: there is no {kind} of this name{among(name, names)}")
 
 
 def public(kind: str, face: types.ModuleType) -> dict[str, Make]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.names import among
 from trainer.runs import CommitRow, Record, RunRow, Store
 from trainer.runs.text import shown
 
@@ -77,8 +78,8 @@ def run_in(store: Store, run: str | os.PathLike[str]) -> RunRow:
     for row in rows:
         if row.name == name:
             return row
-    known = ", ".join(shown(row.name) for row in rows) or "none"
-    raise KeyError(f"no run {shown(run)!r} in {store.connection.where} (there is: {known})")
+    known = among(run, [shown(row.name) for row in rows])
+    raise KeyError(f"no run {shown(run)!r} in {store.connection.where}{known}")
 
 
 def by_epoch(records: Iterable[Record]) -> list[PastEpoch]:

@@ -15,6 +15,7 @@ from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.checkpoints.locking import InUse, held
 from trainer.events import Events
 from trainer.hook import Gate, Hooks, Memory, parts_of
+from trainer.names import among
 from trainer.runs import Store
 from trainer.runs.recording import owned
 from trainer.state import PyTree
@@ -244,16 +245,20 @@ def _is_of(phase: str, metric: str) -> bool:
 def _check(events: Events, past: PastRun, phases: Iterable[str], state: TrainState) -> None:
     """Refuse hooks that would never fire, since what they read is not on record."""
     recorded = dict.fromkeys(name for epoch in past.epochs for name in epoch.metrics)
-    shown = ", ".join(name for name in recorded if not name.startswith("time/"))
-    there = f"is not on record of run {past.row.name!r} (there is: {shown})"
+    shown = [name for name in recorded if not name.startswith("time/")]
+    absent = f"is not on record of run {past.row.name!r}"
     for event in ("start", *phases, "epoch", "end"):
         known = [name for name in recorded if event not in phases or _is_of(event, name)]
         for hook in events.order[event]:
             if not known:
-                raise ValueError(f"hook {hook.name!r} runs at phase {event!r}, which {there}")
+                raise ValueError(
+                    f"hook {hook.name!r} runs at phase {event!r}, which {absent}"
+                    f"{among(event, shown)}"
+                )
             for key in (*hook.reads, *hook.expects):
                 if key not in known:
                     raise ValueError(
-                        f"hook {hook.name!r} at {event!r} reads {key!r}, which {there}"
+                        f"hook {hook.name!r} at {event!r} reads {key!r}, which {absent}"
+                        f"{among(key, shown)}"
                     )
             known += hook.writes(state) if callable(hook.writes) else hook.writes

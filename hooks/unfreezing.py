@@ -12,6 +12,7 @@ import numpy as np
 from hooks.combining import Chain, chain
 from hooks.hyperparams import replaced
 from trainer import Hook, TrainState
+from trainer.names import among
 from trainer.optimizers import FrozenState
 from trainer.state import PyTree
 
@@ -62,10 +63,10 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
         leaves, _ = _frozen_flattened(state.opt_state)
         there = {_label(path) for path, leaf in leaves if isinstance(leaf, FrozenState)}
         if label not in there:
-            shown = ", ".join(sorted("None" if one is None else repr(one) for one in there))
+            shown = sorted("None" if one is None else repr(one) for one in there)
             raise ValueError(
-                f"hook {title!r} needs a frozen optimizer under the label {label!r} (there is: "
-                f"{shown or 'none'}): make it with trainer.optimizers.frozen(...), under "
+                f"hook {title!r} needs a frozen optimizer under the label {label!r}"
+                f"{among(repr(label), shown)}: make it with trainer.optimizers.frozen(...), under "
                 "optax.multi_transform if there are others"
             )
         return run(state, metrics)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hooks.curriculum import Strategy, Weighing
+from trainer.names import among
 
 log = logging.getLogger("entracte")
 
@@ -157,7 +158,9 @@ def _needs(
         needed = {k: [v] if isinstance(v, str) else list(v) for k, v in after.items()}
     named = {*reached, *needed, *itertools.chain.from_iterable(needed.values())}
     if unknown := sorted(named - set(names)):
-        raise ValueError(f"thresholds name {unknown}; the lessons are {', '.join(names)}")
+        raise ValueError(
+            f"thresholds name {unknown}, which are no lessons{among(unknown[0], names)}"
+        )
     for name, others in needed.items():
         if endless := [other for other in others if other not in reached]:
             raise ValueError(

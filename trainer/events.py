@@ -14,6 +14,7 @@ from trainer.closing import close_all
 from trainer.contract import kept
 from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
+from trainer.names import among, nearest
 from trainer.processes import is_lead
 from trainer.state import PyTree, TrainState
 from trainer.structure import owned, separated
@@ -48,8 +49,8 @@ class Events:
         for hook in self.hooks:
             if hook.at not in self.names:
                 raise ValueError(
-                    f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program "
-                    f"(there is: {', '.join(self.names)})"
+                    f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program"
+                    f"{among(hook.at, self.names)}"
                 )
             if hook.stage not in STAGES:
                 raise ValueError(f"hook {hook.name!r} is of stage {hook.stage!r}; one of {STAGES}")
@@ -81,6 +82,7 @@ class Events:
         known, observed = list[str](), list[str]()
         times = [*TIMES, *(f"time/hook/{name}" for name in self.seconds)]
         remembered = {memory.name for hook in self.hooks for memory in hook.memories}
+        later = self._written(state, measured)
         for event in self.names:
             known += measured.get(event, ()) if event != "epoch" else times
             scores, looked = list[str](), list[str]()
@@ -88,25 +90,48 @@ class Events:
             for hook in self.order[event]:
                 observing = hook.stage == "observe"
                 seen = [*known, *scores, *(observed + looked if observing else ())]
-                self._check_hook(hook, seen, remembered, kept_before)
+                self._check_hook(hook, seen, later, remembered, kept_before)
                 found = hook.writes(state) if callable(hook.writes) else hook.writes
                 (looked if observing else scores).extend(found)
                 kept_before |= {memory.name for memory in hook.memories}
             if event == "epoch":
                 known, observed = known + scores, observed + looked
 
+    def _written(
+        self, state: TrainState, measured: Mapping[str, Sequence[str]]
+    ) -> dict[str, tuple[str, str]]:
+        """Map each metric to the event at which it is first written, and by whom."""
+        found: dict[str, tuple[str, str]] = {}
+        for event in self.names:
+            for name in measured.get(event, ()):
+                found.setdefault(name, (event, f"phase {event!r}"))
+            for hook in self.order[event]:
+                for name in hook.writes(state) if callable(hook.writes) else hook.writes:
+                    found.setdefault(name, (event, f"{hook.stage} hook {hook.name!r}"))
+        return found
+
     def _check_hook(
-        self, hook: Hook, known: Sequence[str], remembered: set[str], kept_before: set[str]
+        self,
+        hook: Hook,
+        known: Sequence[str],
+        later: Mapping[str, tuple[str, str]],
+        remembered: set[str],
+        kept_before: set[str],
     ) -> None:
         for key in (*hook.reads, *hook.expects):
             if key not in known:
                 shown = [name for name in known if not name.startswith("time/")]
-                remedy = f"place the hook that writes it before {hook.name!r} in the chain"
-                if key.startswith("val"):
-                    remedy = "place evaluate(...) before it in the chain"
+                remedy = nearest(key, [*known, *later])
+                if key in later:
+                    event, writer = later[key]
+                    remedy = f" The {writer} writes it at {event!r}, after the {hook.stage} hook"
+                    remedy += f" {hook.name!r}: place it before, in the same stage"
+                elif not remedy:
+                    what = "evaluate(...)" if key.startswith("val") else "the hook that writes it"
+                    remedy = f" Place {what} before {hook.name!r} in the chain"
                 raise ValueError(
                     f"hook {hook.name!r} at {hook.at!r} reads {key!r}, which nothing writes before "
-                    f"it (there is: {', '.join(shown) or 'nothing'}); {remedy}"
+                    f"it (there is: {', '.join(shown) or 'nothing'}).{remedy}"
                 )
         for name in hook.needs:
             if name not in kept_before:

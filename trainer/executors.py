@@ -13,6 +13,9 @@ from trainer.data.feed import Feed
 from trainer.metrics import Layout, pack
 from trainer.state import PyTree, TrainState, data_key
 
+EXECUTORS = ("auto", "scan", "step")
+"""What a phase may be asked to run with: one program an epoch, or one dispatch a step."""
+
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 """`(state, batch) -> (state, metrics)`."""
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from trainer.names import among
 from trainer.state import PyTree, path_name
 
 REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -67,7 +68,7 @@ class Metrics(Mapping[str, float]):
         try:
             return self._values[key]
         except KeyError:
-            raise KeyError(f"{key!r} is not among the metrics {sorted(self._values)}") from None
+            raise KeyError(f"no metric {key!r}{among(key, sorted(self._values))}") from None
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -195,13 +196,13 @@ def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> Non
     for name, reduction in reduce.items():
         if name not in shapes:
             raise ValueError(
-                f"phase {phase!r} reduces {name!r}, which it does not report "
-                f"(there is: {', '.join(sorted(shapes))})"
+                f"phase {phase!r} reduces {name!r}, which it does not report"
+                f"{among(name, sorted(shapes))}"
             )
         if reduction not in REDUCTIONS:
             raise ValueError(
-                f"phase {phase!r} reduces {name!r} by {reduction!r}; "
-                f"there is: {', '.join(REDUCTIONS)}"
+                f"phase {phase!r} reduces {name!r} by {reduction!r}, which is no reduction"
+                f"{among(reduction, REDUCTIONS)}"
             )
 
 

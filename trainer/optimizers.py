@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trainer.names import among
 from trainer.state import PyTree, path_name
 
 
@@ -42,8 +43,8 @@ def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]
         for name, pattern in patterns.items():
             if not any(map(pattern.search, paths)):
                 raise ValueError(
-                    f"the rule {pattern.pattern!r} of label {name!r} matches no parameter (there "
-                    f"is: {', '.join(paths)})"
+                    f"the rule {pattern.pattern!r} of label {name!r} matches no parameter"
+                    f"{among(pattern.pattern, paths)}"
                 )
         found = [
             next((name for name, pattern in patterns.items() if pattern.search(path)), default)

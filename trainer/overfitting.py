@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.executors import choose
+from trainer.executors import EXECUTORS, choose
+from trainer.names import nearest
 from trainer.state import TrainState, device_part, rejoin
 from trainer.structure import owned, settled
 from trainer.supervised import Task
@@ -82,8 +83,10 @@ def overfit(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    if executor not in ("auto", "scan", "step"):
-        raise ValueError(f"executor must be auto, scan or step; got {executor!r}")
+    if executor not in EXECUTORS:
+        raise ValueError(
+            f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"
+        )
     batch = jax.tree.map(jnp.asarray, dict(batch))
     start = owned(task.init(jax.random.key(0) if key is None else key, batch))
     if (check := getattr(task.step, "check", None)) is not None:

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
 from trainer.durability import replacing
+from trainer.names import nearest
 from trainer.processes import is_lead
 from trainer.state import PyTree, path_name
 from trainer.structure import described
@@ -77,7 +78,10 @@ def load_params(
     leaves = {path_name(path): leaf for path, leaf in pairs}
     wanted = {path: x for path, x in leaves.items() if only is None or re.search(only, path)}
     if not wanted:
-        raise ValueError(f"only={only!r} is found in no path of params; there is: {_few(leaves)}")
+        raise ValueError(
+            f"only={only!r} is found in no path of params; there is: {_few(leaves)}."
+            f"{nearest(only, leaves)}"
+        )
     lines = [
         f"{path}: saved {described(arrays[path]) if path in arrays else 'nothing'}, "
         f"wanted {described(leaf)}"

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trainer.names import nearest
 from trainer.state import PyTree
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -34,7 +35,10 @@ def require_known(precision: str) -> None:
     ValueError: precision must be one of float32, bfloat16, float16; got 'half'
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+        raise ValueError(
+            f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}."
+            f"{nearest(precision, PRECISIONS)}"
+        )
 
 
 def require_available(precision: str, device: jax.Device) -> None:

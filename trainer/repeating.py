@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from trainer.data.feed import Feed, Source
-from trainer.executors import Repetition, Step, scanned
+from trainer.executors import EXECUTORS, Repetition, Step, scanned
+from trainer.names import nearest
 from trainer.phases import Phase
 from trainer.state import TrainState
 from trainer.structure import settled
@@ -72,8 +73,10 @@ def _repeated(
     *,
     changes: bool,
 ) -> Phase:
-    if executor not in ("auto", "scan", "step"):
-        raise ValueError(f"executor must be auto, scan or step; got {executor!r}")
+    if executor not in EXECUTORS:
+        raise ValueError(
+            f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"
+        )
 
     def kept(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         after, metrics = step(state, batch)

@@ -104,10 +104,10 @@ def test_writers_are_named_too(state, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ([{"stop_erly": {}}], r"hooks\[0\].stop_erly: there is no hook of this name; did you mean"),
+        ([{"stop_erly": {}}], r"hooks\[0\].stop_erly: there is no hook of this name. Did you mean"),
         (
             ["stop_on_nan", {"stop_early": {"metric": "a", "patiense": 3}}],
-            r"hooks\[1\].stop_early: has no argument 'patiense'; did you mean patience\? "
+            r"hooks\[1\].stop_early: has no argument 'patiense'. Did you mean 'patience'\? "
             r"\(there is: metric, patience, mode=None, min_delta=0.0\)",
         ),
         ([{"stop_early": "a"}], "stop_early: needs patience; there is: metric, patience, mode="),
@@ -122,9 +122,12 @@ def test_writers_are_named_too(state, tmp_path):
             [{"when": {"predicate": "val", "hook": "mine"}}],
             "predicate: wanted Callable; got 'val'; .* given=.* has mine, fitted",
         ),
-        ([{"log_metrics": "Consol"}], r"writers\[0\].Consol: there is no .* did you mean Console"),
+        (
+            [{"log_metrics": "Consol"}],
+            "Consol: there is no writer .* Did you mean 'Console'",
+        ),
         ([{"log_metrics": [{"log_metrics": "Console"}]}], "there is no writer of this name"),
-        ([{"background": {"observe": "mine"}}], "background: has no argument 'observe'; there is"),
+        ([{"background": {"observe": "mine"}}], "background: has no argument 'observe' .there is"),
         ([{"stop_on_nan": 1}], "stop_on_nan: takes no arguments; got 1"),
         ([{"mine": {"rate": 1}}], "mine: it is given as it is, and takes no arguments"),
         ([{"once": {}, "every": {}}], "wanted the name of a hook, or one name with its arguments"),

@@ -50,9 +50,9 @@ def test_what_is_imported_for_type_checkers_alone_is_any_object():
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("stop_erly", "hook", "x: there is no hook of this name; did you mean stop_early"),
+        ("stop_erly", "hook", "x: there is no hook of this name. Did you mean 'stop_early'"),
         ("Console", "hook", "no hook of this name"),
-        ("stop_on_nan", "writer", "no writer of this name; there is: Console, Database"),
+        ("stop_on_nan", "writer", "no writer of this name .there is: Console, Database"),
         ("Writer", "writer", "no writer of this name"),
         ("TrainState", "hook", "no hook of this name"),
         ("from_config", "hook", "no hook of this name"),
@@ -69,7 +69,7 @@ def test_other_packages_name_theirs_by_entry_points(monkeypatch):
     point = ("stop_when_told", "hooks.stopping:stop_on_nan")
     _points(monkeypatch, point, point)  # an installation may be listed twice
     assert named("stop_when_told", "hook", "x", hooks) is stop_on_nan
-    with pytest.raises(ValueError, match="did you mean stop_when_told"):
+    with pytest.raises(ValueError, match="Did you mean 'stop_when_told'"):
         named("stop_when_tol", "hook", "x", hooks)
 
 

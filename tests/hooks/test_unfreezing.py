@@ -92,7 +92,7 @@ def test_one_without_a_label_needs_none():
         (GROUPS, "head", r"under the label 'head' \(there is: 'body'\)"),
         (GROUPS, None, r"under the label None \(there is: 'body'\)"),
         (BARE, "body", r"under the label 'body' \(there is: None\)"),
-        (optax.sgd(0.1), None, r"under the label None \(there is: none\)"),
+        (optax.sgd(0.1), None, r"under the label None \(there is: nothing\)"),
     ],
 )
 def test_a_label_that_is_not_there_is_refused_before_training(phase, optimizer, label, said):

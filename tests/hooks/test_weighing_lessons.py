@@ -112,7 +112,7 @@ def test_one_dependency_may_be_a_name_alone(caplog):
         ({"a": np.nan}, {}, "a finite return; got {'a': nan}"),
         ({"a": 1}, {"window": 0}, "window must be at least 1"),
         ({"a": 1}, {"rehearsal": 0}, r"rehearsal must be in \(0, 1\]"),
-        ({"a": 1, "b": 1, "x": 1}, {}, r"name \['x'\]; the lessons are a, b, c"),
+        ({"a": 1, "b": 1, "x": 1}, {}, r"name \['x'\], which are no lessons .there is: a, b, c"),
         ({"a": 1, "b": 1}, {"after": {"x": "a"}}, r"name \['x'\]"),
         ({"a": 1, "b": 1}, {"after": {"b": ["x", "y"]}}, r"name \['x', 'y'\]"),
         ({"a": 1}, {}, r"lesson 'c' depends on \['b'\], which graduate at no threshold"),

@@ -19,7 +19,7 @@ def test_a_metric_that_nothing_writes_is_an_error_that_lists_what_there_is(state
     with pytest.raises(
         ValueError,
         match="'stop_early/val/loss' at 'epoch' reads 'val/loss', which "
-        "nothing writes before it .there is: train/loss.; place evaluate",
+        "nothing writes before it .there is: train/loss.. Place evaluate",
     ):
         trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("val/loss", patience=1))
 
@@ -30,11 +30,17 @@ def test_a_metric_that_is_written_too_late_is_an_error(state, phase):
         return state.replace(scores={"gap": 1.0})
 
     read = hooks.reads("gap")(nothing)
-    with pytest.raises(ValueError, match="nothing writes before it"):
+    with pytest.raises(ValueError, match="The control hook 'write' writes it at 'epoch', after"):
         trainer.fit(state, phase, epochs=1, hooks=[read, write])
     trainer.fit(state, phase, epochs=1, hooks=[write, read])
-    with pytest.raises(ValueError, match="nothing writes before it"):  # observers come later
+    with pytest.raises(ValueError, match="The observe hook 'write' writes it"):  # they come later
         trainer.fit(state, phase, epochs=1, hooks=[hooks.observe(write), read])
+
+
+def test_the_metric_that_was_meant_is_named(state, phase):
+    hook = hooks.stop_early("train_loss", patience=1)
+    with pytest.raises(ValueError, match=r"reads 'train_loss'.* Did you mean 'train/loss'\?"):
+        trainer.fit(state, phase, epochs=1, hooks=hook)
 
 
 def test_metrics_are_known_by_event(state, phase):

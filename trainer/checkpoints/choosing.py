@@ -13,6 +13,7 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.worker import wait_for_saves
 from trainer.modes import check_mode, resolve_mode
+from trainer.names import among
 
 log = logging.getLogger("entracte")
 
@@ -87,8 +88,7 @@ def candidates(
     if not ranked:
         known = sorted({name for found in scores.values() for name in found})
         raise ValueError(
-            f"no commit in {folder} has a score {best!r} that is a number (there is: "
-            f"{', '.join(known) or 'nothing'})"
+            f"no commit in {folder} has a score {best!r} that is a number{among(best, known)}"
         )
     return ranked
 

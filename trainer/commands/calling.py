@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+from trainer.names import among
 from trainer.runs.text import shown
 
 Command = Callable[..., int | None]
@@ -65,7 +66,7 @@ def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
         _overview(commands)
         return 0
     if name not in commands:
-        _tell(f"there is no command {name!a}; there are: {', '.join(commands)}")
+        _tell(f"there is no command {name!a}{among(ascii(name)[1:-1], commands)}")
         return WRONG
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may be of any alphabet

@@ -57,7 +57,7 @@ def _condition(
     known = sorted({name for config in configs.values() for name in config})
     if path not in known:
         raise Refused(
-            f"no run's configuration has the setting '{shown(path)}'; {suggestion(path, known)}"
+            f"no run's configuration has the setting '{shown(path)}'{suggestion(path, known)}"
         )
     wanted, compare = _read(bare), COMPARE[sign]
     ordered = sign[0] in "<>"

@@ -81,7 +81,7 @@ def known(names: Sequence[str], metrics: Collection[str], others: Sequence[str] 
     there = [*others, *telling(metrics, len(metrics))]
     for name in names:
         if name not in metrics:
-            raise Refused(f"no metric '{shown(name)}' is on record; {suggestion(name, there)}")
+            raise Refused(f"no metric '{shown(name)}' is on record{suggestion(name, there)}")
     return list(names)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import os
 import socket
@@ -15,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from trainer.commands.calling import Refused
+from trainer.names import among
 from trainer.runs.connections import Unreachable
 from trainer.runs.rows import RunRow
 from trainer.runs.run import QUEUE, deliver_left
@@ -34,9 +34,6 @@ RunNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN ...]")]
 
 EMPTY = 17
 """Bytes of a queue in which nothing waits; it is not opened, for another user may not be let to."""
-
-MANY = 10
-"""Names that are listed where one is not known."""
 
 
 def named(store: str | None) -> str:
@@ -111,7 +108,7 @@ def find(store: Store, run: str) -> RunRow:
             if fits(row):
                 return store.reached(row)
     raise Refused(
-        f"there is no run '{shown(run)}' in {shown(store.connection.where)}; "
+        f"there is no run '{shown(run)}' in {shown(store.connection.where)}"
         + suggestion(run, [row.name for row in rows])
     )
 
@@ -122,17 +119,12 @@ def find_all(store: Store, runs: Sequence[str]) -> list[RunRow]:
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """Say which may have been meant, or else which there are.
+    """Say how a message goes on that names what does not exist: the nearest, and all.
 
-    >>> suggestion("digit", ["text", "digits"]), suggestion("x", []), suggestion("x", ["text"])
-    ('did you mean digits?', 'there is none yet', 'there is: text')
+    >>> suggestion("digit", ["text", "digits"]), suggestion("x", [])
+    (". Did you mean 'digits'? (there is: text, digits)", ' (there is none yet)')
     """
-    if near := difflib.get_close_matches(name, known):
-        return f"did you mean {' or '.join(map(shown, near))}?"
-    if not known:
-        return "there is none yet"
-    more = f" and {len(known) - MANY} more" if len(known) > MANY else ""
-    return f"there is: {', '.join(map(shown, known[:MANY]))}{more}"
+    return among(name, [*map(shown, known)]) if known else " (there is none yet)"
 
 
 def _deliver(store: Store) -> None:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from trainer.configuration.documents import parsed, printed
 from trainer.configuration.sections import TrainingConfig
-from trainer.configuration.values import nearest, read_as
+from trainer.configuration.values import read_as
 from trainer.durability import replacing
+from trainer.names import among
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -67,8 +68,8 @@ def _with(default: Any, content: Any, where: str, known: list[str], problems: li
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
             elsewhere = [name for name in known if name.rpartition(".")[2] == key]
-            hint = f"did you mean {elsewhere[0]}?" if elsewhere else nearest(key, names)
-            problems.append(f"{path}: there is no such setting; {hint}")
+            hint = f". Did you mean '{elsewhere[0]}'?" if elsewhere else among(key, names)
+            problems.append(f"{path}: there is no such setting{hint}")
         elif dataclasses.is_dataclass(section := getattr(default, key)):
             values[key] = _with(section, value, path, known, problems)
         else:

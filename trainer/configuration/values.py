@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -106,20 +105,3 @@ def described(hint: Any) -> str:
     return (
         "null" if origin is NoneType else _NAMES.get(origin, getattr(hint, "__name__", str(hint)))
     )
-
-
-def nearest(name: Any, names: Iterable[str], shown: Iterable[str] = ()) -> str:
-    """Say which names there are, and first which of them may have been meant.
-
-    Args:
-        name: that there is not.
-        names: that there are.
-        shown: how they are listed, if not as they are.
-
-    >>> nearest("stop_erly", ["stop_early", "beat"])
-    'did you mean stop_early? (there is: stop_early, beat)'
-    """
-    names = list(names)
-    near = difflib.get_close_matches(str(name), names)
-    listed = f"there is: {', '.join(shown or names) or 'nothing'}"
-    return f"did you mean {' or '.join(near)}? ({listed})" if near else listed

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from trainer.checkpoints.commits import ranked
 from trainer.modes import resolve_mode
+from trainer.names import among
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import CommitRow
 from trainer.runs.store import Store
@@ -71,7 +72,7 @@ def best_commit(
         raise ValueError(
             f"no commit of run {run!r} that is still there has a score {score!r}"
             + (f" of suite {suite!r}" if suite is not None else "")
-            + f" that is a number (there is: {', '.join(known) or 'nothing'})"
+            + f" that is a number{among(score, known)}"
         )
     return Best(there[order[0]], values[order[0]], finders[0])
 

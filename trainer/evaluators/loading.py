@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluators.suite import Suite
+from trainer.names import among
 
 
 def load_named(named: str) -> Any:
@@ -40,8 +41,8 @@ def load_named(named: str) -> Any:
     try:
         return getattr(sys.modules[module], name)
     except AttributeError as error:
-        known = ", ".join(_own_names(module)) or "nothing"
-        raise AttributeError(f"{path} defines no {name!r} (there is: {known})") from error
+        known = among(name, _own_names(module))
+        raise AttributeError(f"{path} defines no {name!r}{known}") from error
 
 
 def load_suites(*named: str) -> tuple[Suite, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.names import among
+
 Loss = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
 """`(outputs, batch) -> {name: values}`, jittable; `loss` is what the optimizer minimises.
 
@@ -50,7 +52,7 @@ def entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
         ValueError: there is none of this name.
     """
     if name not in batch:
-        raise ValueError(f"{task} reads batch[{name!r}]; there is: {', '.join(sorted(batch))}")
+        raise ValueError(f"{task} reads batch[{name!r}]; there is none{among(name, sorted(batch))}")
     return batch[name]
 
 

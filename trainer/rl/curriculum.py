@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.names import among
 from trainer.rl.environments.contract import Environment, Step
 from trainer.state import PyTree
 from trainer.structure import differences
@@ -63,7 +64,7 @@ def lessons(
     check = functools.partial(check_weights, names)
     given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     if unknown := [name for name in given if name not in names]:
-        raise ValueError(f"weights are of the lessons {', '.join(names)}; got {unknown}")
+        raise ValueError(f"weights name {unknown}, which are no lessons{among(unknown[0], names)}")
     first = np.array([given.get(name, 0.0) for name in names], np.float32)
     check(first)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from trainer.names import among
 from trainer.phases import Phase
 from trainer.rl.environments.contract import Box, Environment
 from trainer.rl.environments.wrappers import require_ends
@@ -206,9 +207,9 @@ def _chosen(env: Environment, lessons: Sequence[str] | str | None) -> tuple[bool
         return lessons == CURRENT, env.lessons
     named = (lessons,) if isinstance(lessons, str) else tuple(lessons)
     if not named or (unknown := [lesson for lesson in named if lesson not in env.lessons]):
-        there = ", ".join(env.lessons) or "none: trainer.rl.lessons makes some"
+        there = env.lessons or ["none: trainer.rl.lessons makes some"]
         raise ValueError(
-            f"evaluation_of: environment {env.name!r} has no lessons {unknown if named else named};"
-            f" there is: {there}"
+            f"evaluation_of: environment {env.name!r} has no lessons {unknown if named else named}"
+            f"{among(next(iter(named), ''), there)}"
         )
     return False, named

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from trainer.names import among
 from trainer.rl.environments.contract import Environment
 from trainer.rl.environments.wrappers import require_ends
 from trainer.rl.isolated_steps import STEP, isolated, unmoved
@@ -117,8 +118,8 @@ def params_of(env: Environment, lesson: str | None) -> PyTree:
     elif lesson in env.lessons:
         params = jnp.zeros(len(env.lessons)).at[env.lessons.index(lesson)].set(1.0)
     else:
-        there = ", ".join(env.lessons) or "none, so leave it out; other params: env._replace"
-        raise ValueError(f"environment {env.name!r} has no lesson {lesson!r} (there is: {there})")
+        there = among(lesson, env.lessons or ["none, so leave it out; other params: env._replace"])
+        raise ValueError(f"environment {env.name!r} has no lesson {lesson!r}{there}")
     env.check(params)
     return params
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trainer.names import among
 from trainer.runs import schema
 from trainer.runs.connections import Connection, connect, redacted, url_of
 from trainer.runs.rows import Artifact, CommitRow, Record, RunRow
@@ -238,8 +239,8 @@ class Store:
         for row in self.runs():
             if row.name == name:
                 return row
-        known = ", ".join(shown(row.name) for row in self.runs()[:20]) or "none"
-        raise KeyError(f"no run {name!r} in {self.connection.where} (there is: {known})")
+        known = among(name, [shown(row.name) for row in self.runs()])
+        raise KeyError(f"no run {name!r} in {self.connection.where}{known}")
 
     def reached(self, row: RunRow) -> RunRow:
         """Give a run's row with the newest epoch and step that are known of it.

@@ -69,7 +69,7 @@ def test_wrong_words_are_told_with_status_2(capsys):
     assert call(OWN, ["fly\x1b[2J"]) == 2
     err = capsys.readouterr().err
     assert "--laud" in err
-    assert r"no command 'fly\x1b[2J'; there are: shout, refuse, stop" in err
+    assert r"no command 'fly\x1b[2J' (there is: shout, refuse, stop)" in err
 
 
 def test_an_option_that_is_given_again_loses_nothing(capsys):

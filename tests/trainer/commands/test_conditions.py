@@ -53,7 +53,7 @@ def test_runs_are_chosen(rows, conditions, expected):
         ("name<3", "'name' is the text 'adam' in run 'one', and cannot .* the number 3"),
         ("on<1", "'on' is the truth true in run 'one', and cannot .* the number 1"),
         ("rate<null", "'rate' is the number 0.5 in run 'one', and cannot .* null"),
-        ("rates<1", "has the setting 'rates'; did you mean rate?"),
+        ("rates<1", "has the setting 'rates'. Did you mean 'rate'"),
         ("rate", "a condition is SETTING=VALUE"),
     ],
 )

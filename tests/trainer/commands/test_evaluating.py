@@ -57,7 +57,7 @@ def test_several_suites_and_runs_whose_commits_are_asked_for(store, run, file):
         (("--suite", "suites.py:none"), "defines no 'none'"),
         (("--suite", "nowhere.py:held"), "there is no file"),
         (("--suite", "suites.py:held", "--store", "nowhere"), "there is no store at"),
-        (("--suite", "suites.py:held", "--runs", "alph"), "did you mean alpha?"),
+        (("--suite", "suites.py:held", "--runs", "alph"), "Did you mean 'alpha'?"),
         (("--suite", "suites.py:held", "suites.py:held"), "names of their own"),
         (("--suite", "suites.py:held", "--lease", "0"), "lease must be positive"),
         ((), "--suite"),

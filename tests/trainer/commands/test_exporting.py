@@ -99,7 +99,7 @@ def test_parameters_of_a_chosen_checkpoint(state, phase, tmp_path, monkeypatch, 
     assert main(["export", "halving", "--formats", "params", "--epoch", "9"]) == 2
     assert "no commit of epoch 9" in capsys.readouterr().err
     assert main(["export", "halving", "--formats", "params", "--best", "train/los"]) == 2
-    assert "did you mean train/loss" in capsys.readouterr().err
+    assert "Did you mean 'train/loss'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,10 @@ def test_none_that_fits_is_no_error(run, store):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--sort", "val/lose"], "did you mean val/loss"),
-        (["--metrics", "x"], "no metric 'x' is on record; there is: "),
+        (["--sort", "val/lose"], "Did you mean 'val/loss'"),
+        (["--metrics", "x"], "no metric 'x' is on record (there is: "),
         (["--sort", "gradients/norm/w"], "give --mode min or --mode max"),
-        (["--where", "optimizer.nam=x"], "did you mean optimizer.name"),
+        (["--where", "optimizer.nam=x"], "Did you mean 'optimizer.name'"),
         (["--where", "optimizer"], "a condition is SETTING=VALUE"),
         (["--where", "optimizer.rate > abc"], "cannot be compared with the text 'abc'"),
         (["--store", "nowhere"], "there is no store at"),

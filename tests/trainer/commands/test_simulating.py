@@ -136,7 +136,10 @@ def test_its_exit_status_is_that_of_the_function(run):
         (["halving", *WITH, "--epoch", "9"], "no commit of epoch 9"),
         (["halving", *WITH, "--epoch", "1", "--best", "train/loss"], "not both"),
         (["halving", *WITH, "--best", "time/epoch_seconds"], "--mode min or"),
-        (["halving", *WITH, "--best", "val/loss"], "did you mean train/loss"),
+        (
+            ["halving", *WITH, "--best", "val/loss"],
+            "no metric 'val/loss' is on record (there is: train/loss",
+        ),
         (["halvin", *WITH], "halving"),
         (["halving", "--with", "mine.py:number"], "must be a function"),
         (["halving", "--with", "mine.py:nothing"], "defines no 'nothing'"),

@@ -53,9 +53,9 @@ def test_a_directory_that_was_moved_with_its_store_is_found(tmp_path, monkeypatc
 
 
 def test_an_unknown_run_is_told_with_those_that_are_near(store):
-    with pytest.raises(Refused, match="no run 'alpa' in .*; did you mean alpha?"):
+    with pytest.raises(Refused, match="no run 'alpa' in .* Did you mean 'alpha'?"):
         find(store, "alpa")
-    with pytest.raises(Refused, match="no run 'x' in .*; there is: beta, alpha, delta, gamma"):
+    with pytest.raises(Refused, match="no run 'x' in .* .there is: beta, alpha, delta, gamma"):
         find(store, "x")
 
 

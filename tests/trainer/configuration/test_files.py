@@ -72,11 +72,11 @@ def test_every_mistake_is_told_at_once_with_its_place(write):
     head, *lines = str(raised.value).splitlines()
     assert str(path) in head
     expected = [
-        "  epoch: there is no such setting; did you mean epochs? (there is: run, ",
-        "  learning_rate: there is no such setting; did you mean optimizer.learning_rate?",
+        "  epoch: there is no such setting. Did you mean 'epochs'? (there is: run, ",
+        "  learning_rate: there is no such setting. Did you mean 'optimizer.learning_rate'?",
         "  seed: wanted a whole number; got '1'",
         "  network: wanted 'cnn' or 'mlp'; got 'rnn'",
-        "  optimizer.learning_rte: there is no such setting; did you mean learning_rate? ",
+        "  optimizer.learning_rte: there is no such setting. Did you mean 'learning_rate'? ",
         "  optimizer.clip_norm: wanted a number or null; got 'wide'",
         "  schedule: warmup_steps must not be negative; got -1",
         "  logging: wanted settings by name; got True",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from trainer.configuration.values import nearest, read_as, readable
+from trainer.configuration.values import read_as, readable
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,3 @@ def test_a_value_of_another_type_is_refused(value, hint, said):
 )
 def test_it_knows_what_a_file_can_hold(hint, held):
     assert readable(hint) is held
-
-
-def test_the_nearest_names_come_first():
-    assert nearest("batchsize", ["seed", "batch_size"]).startswith("did you mean batch_size?")
-    assert nearest("xyz", ["seed", "run"]) == "there is: seed, run"
-    assert nearest("sed", ["seed"], ["seed=0"]) == "did you mean seed? (there is: seed=0)"
-    assert nearest("x", []) == "there is: nothing"

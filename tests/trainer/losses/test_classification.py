@@ -42,7 +42,7 @@ def test_it_computes_in_float32():
 @pytest.mark.parametrize(
     ("outputs", "batch", "said"),
     [
-        (LOGITS, {"label": jnp.array([0])}, r"reads batch\['labels'\]; there is: label"),
+        (LOGITS, {"label": jnp.array([0])}, r"reads batch\['labels'\]; .*Did you mean 'label'"),
         (LOGITS, {"labels": jnp.array([0.0, 1.0])}, r"classes\]; got float32\[2\]"),
         (LOGITS, {"labels": jnp.array([[0], [1]])}, r"classes\]; got int32\[2, 1\]"),
         (

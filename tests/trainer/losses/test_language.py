@@ -86,7 +86,7 @@ def test_a_caption_matches_exactly_where_every_counted_token_is_the_likeliest(se
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        ({}, r"reads batch\['labels'\]; there is: "),
+        ({}, r"reads batch\['labels'\]; there is none .there is: "),
         ({"labels": LABELS[0]}, r"integer labels \[batch, time\]; got int32\[3\]"),
         ({"labels": LABELS[:, :2]}, r"= \[1, 2, vocabulary\] from the network; got \[1, 3, 3\]"),
         ({"labels": LABELS, "mask": jnp.ones((1, 2))}, r"mask \[batch, time\] = \[1, 3\]; got"),

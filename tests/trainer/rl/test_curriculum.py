@@ -80,7 +80,7 @@ def test_weights_to_begin_with_are_given_by_name(counts):
     env = lessons(counts(), both, weights={"b": 3})
     assert env.params.tolist() == [0.0, 1.0]
     assert env.params.dtype == jnp.float32
-    with pytest.raises(ValueError, match=r"of the lessons a, b; got \['c'\]"):
+    with pytest.raises(ValueError, match=r"name \['c'\], which are no lessons .there is: a, b"):
         lessons(counts(), both, weights={"c": 1.0})
     with pytest.raises(ValueError, match=r"a, b need a weight each.*got \[0.0, 0.0\]"):
         lessons(counts(), both, weights={})

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from trainer.names import nearest
 from trainer.rl.environments.contract import Box, Discrete, Environment, Step
 from trainer.rl.environments.layouts import (
     DOOR,
@@ -88,7 +89,10 @@ def gridworld(level: str = "empty") -> Environment:
     """
     levels = gridworld_levels()
     if level not in levels:
-        raise ValueError(f"gridworld: level must be one of {', '.join(levels)}; got {level!r}")
+        raise ValueError(
+            f"gridworld: level must be one of {', '.join(levels)}; got {level!r}."
+            f"{nearest(level, levels)}"
+        )
     return Environment(
         name="gridworld",
         reset=_reset,
