@@ -24,6 +24,7 @@ from trainer import Hook, TrainState
 from trainer.configuration import TrainingConfig, check_fresh, comparable, save_config
 from trainer.configuration.values import read_as, readable
 from trainer.names import among
+from trainer.paths import local
 from trainer.runs import Run
 
 NESTED = {"hook": "hook", "hooks": "hook", "writer": "writer", "writers": "writer"}
@@ -83,7 +84,8 @@ def configured(
     """
     listed = from_config(config.hooks, given=given)
     writers = configured_writers(config) if writers is None else writers
-    records, page = config.run / RECORDS, config.run / "report.html"
+    run = local(config.run, "configured")
+    records, page = run / RECORDS, run / "report.html"
     saving = config.checkpointing
     return chain(
         listed,
@@ -132,8 +134,10 @@ def write_config(config: TrainingConfig) -> Hook:
     was. `fresh` is of the call and not of the run, and is not written.
     """
 
+    path = local(config.run, "write_config") / "config.yaml"
+
     def write(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        save_config(dataclasses.replace(config, fresh=False), config.run / "config.yaml")
+        save_config(dataclasses.replace(config, fresh=False), path)
         return state
 
     def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:

@@ -19,6 +19,7 @@ from trainer.checkpoints.following import newer
 from trainer.checkpoints.reading import Part, read_part
 from trainer.checkpoints.restoring import agree
 from trainer.hook import Memory
+from trainer.paths import local
 from trainer.processes import is_lead, of_lead
 from trainer.state import PyTree
 
@@ -84,7 +85,8 @@ def follow_checkpoints(
         raise ValueError(f"timeout must be positive seconds; got {timeout}")
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
-    where, read = Path(directory), newer(directory)
+    where = local(directory, NAME)
+    read = newer(where)
 
     def look(state: TrainState) -> Part | None:
         """Read what is new, if anything is; on several processes what the first one found."""
@@ -97,7 +99,7 @@ def follow_checkpoints(
         if part is not None:
             agree(number)  # as `read_part` does on the others
             return part
-        return Part(*read_part(directory, wanted, optional=optional, epoch=number), [])
+        return Part(*read_part(where, wanted, optional=optional, epoch=number), [])
 
     def advance(state: TrainState, *, waiting: bool) -> TrainState | None:
         """Take what is new; None where nothing came in time."""

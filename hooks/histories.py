@@ -13,6 +13,7 @@ from typing import Any
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.curves import Curve
+from trainer.paths import local
 
 
 def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -32,7 +33,7 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
     {'loss': Curve(epochs=[1], values=[0.5])}
     """
     curves: dict[str, Curve] = {}
-    with open(path, encoding="utf-8") as file:
+    with local(path, "read_curves").open(encoding="utf-8") as file:
         for line_number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 break
@@ -86,7 +87,7 @@ def when_over(
         expects: metrics that something must write.
         follow: called at `start`, `epoch`, `end` and `error`.
     """
-    begun = False
+    begun, records = False, local(records, name)
 
     def at(event: str, do: Callable[[], None], **more: Any) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:

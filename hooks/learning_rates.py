@@ -15,6 +15,7 @@ from hooks.hyperparams import check_hyperparam, map_hyperparam
 from trainer import TrainState, training
 from trainer.data.feed import Feed, Source
 from trainer.executors import Step
+from trainer.paths import local
 from trainer.state import PyTree
 from trainer.structure import owned
 
@@ -73,7 +74,7 @@ class RangeTest:
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=limits)
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(path, format="png", dpi=120)
+        figure.savefig(local(path, "plot"), format="png", dpi=120)
 
 
 def find_learning_rate(

@@ -17,12 +17,15 @@ from typing import Any
 
 from hooks.trackers import Journal, Row, available, linked_artifacts
 from hooks.writers import Value
+from trainer.paths import local
 from trainer.runs.text import clean
 
 log = logging.getLogger("entracte")
 
 BATCH = 1000
 """Numbers that MLflow takes at once."""
+
+_LOCAL = "sqlite:///"
 
 Place = tuple[str, int]
 """Name and step of a number."""
@@ -79,13 +82,15 @@ class MLflow:
         artifacts: str | os.PathLike[str] | None = None,
         enabled: bool = True,
     ) -> None:
-        self.directory = Path(directory).resolve()
+        self.directory = local(directory, "MLflow").resolve()
         self._experiment = experiment
         self._name = self.directory.name if name is None else name
         self._local = uri is None
-        self._uri = uri or f"sqlite:///{self.directory / 'mlflow' / 'mlflow.db'}"
+        self._uri = f"{_LOCAL}{self.directory / 'mlflow' / 'mlflow.db'}" if uri is None else uri
+        if uri is not None and uri.startswith(_LOCAL):  # it is opened when the run is over
+            self._uri = f"{_LOCAL}{local(uri.removeprefix(_LOCAL), 'MLflow')}"
         self._config = dict(config or {})
-        self._artifacts = None if artifacts is None else Path(artifacts).resolve()
+        self._artifacts = None if artifacts is None else local(artifacts, "MLflow").resolve()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
         database = ("sqlalchemy", "alembic") if self._uri.startswith("sqlite:") else ()
         active = available("MLflow", "mlflow", enabled, "mlflow.tracking", *database)

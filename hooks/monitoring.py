@@ -16,6 +16,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
+from trainer.paths import local
 from trainer.runs import Run
 
 GB = 1e9
@@ -122,7 +123,7 @@ def beat(path: str | os.PathLike[str] | Run) -> Chain:
     ...     print(Path(folder, "alive.json").read_text())
     {"time": ..., "event": "epoch", "epoch": 0, "step": 0, "pid": ..., "host": "..."}
     """
-    return _beat_of(path) if isinstance(path, Run) else _beat_in(Path(path))
+    return _beat_of(path) if isinstance(path, Run) else _beat_in(local(path, "beat"))
 
 
 def _beat_in(path: Path) -> Chain:

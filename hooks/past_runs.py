@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.names import among
+from trainer.paths import local
 from trainer.runs import CommitRow, Record, RunRow, Store
 from trainer.runs.text import shown
 
@@ -49,7 +50,7 @@ def past_run(
     """
     if isinstance(store, Store):
         return read_run(store, run_in(store, run))
-    where = Path(run).absolute().parent if store is None else store
+    where = local(run, "past_run").parent if store is None else store
     with Store(where, create=False) as opened:
         return past_run(run, store=opened)
 
@@ -71,7 +72,7 @@ def run_in(store: Store, run: str | os.PathLike[str]) -> RunRow:
         KeyError: the store has no such run; those that it has are named.
     """
     rows = store.runs()
-    directory, name = os.fspath(Path(run).absolute()), Path(run).name
+    directory, name = os.path.abspath(os.path.expanduser(run)), Path(run).name
     for row in rows:
         if row.directory == directory:
             return row

@@ -13,6 +13,7 @@ from hooks.histories import read_curves, when_over
 from hooks.writers import make_folder
 from trainer.curves import Curve, panels
 from trainer.durability import replacing
+from trainer.paths import local
 
 log = logging.getLogger("entracte")
 
@@ -56,7 +57,7 @@ def plot_history(
     except ImportError as error:
         error.add_note('plot_history needs matplotlib: pip install "entracte[plots]"')
         raise
-    path = Path(path)
+    path, records = local(path, "plot_history"), local(records, "plot_history")
     make_folder(path.parent, "plot_history")
 
     def draw() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import jax
 
@@ -12,6 +11,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
+from trainer.paths import local
 
 _planned: dict[object, tuple[int, int, str]] = {}
 """First and last epoch, and directory, of the profiles of runs under way: JAX has one profiler."""
@@ -52,7 +52,7 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
             f"got {wanted}: give others a profile of their own"
         )
     first, last = wanted[0], wanted[-1]
-    directory = Path(directory)
+    directory = local(directory, "profile")
     make_folder(directory, "profile")
     me, tracing = object(), False
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.paths import local
 from trainer.rl.replays import Replay
 
 FORMAT, VERSION = "entracte replay", 1
@@ -36,8 +37,9 @@ def load_replay(path: str | os.PathLike[str]) -> Replay:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, is no replay, or is one of a later format.
     """
+    file = local(path, "load_replay")
     try:
-        text = Path(path).read_bytes().decode()
+        text = file.read_bytes().decode()
         found = json.loads(text, parse_constant=_refuse_constant)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it must be an object with the format {FORMAT!r}")

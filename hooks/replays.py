@@ -18,6 +18,7 @@ from hooks.replay_files import files, written
 from hooks.writers import Value, Video, Writer, make_folder
 from trainer import TrainState
 from trainer.durability import replacing
+from trainer.paths import local
 from trainer.rl.environments.contract import Environment
 from trainer.rl.playing import playing
 from trainer.rl.replays import looking
@@ -90,7 +91,7 @@ def record_replays(
         check_pillow("record_replays")
         Video(np.zeros((1, 1, 1, 3), np.uint8), fps)
         draw = looking(env, env.render)
-    folder = Path(directory) / "replays"
+    folder = local(directory, "record_replays") / "replays"
     make_folder(folder, "record_replays")
     tag = "replays" if lesson is None else f"replays/{lesson}"
     name = "record_replays" if lesson is None else f"record_replays/{lesson}"

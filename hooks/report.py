@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from hooks.combining import Chain
@@ -17,6 +16,7 @@ from trainer import TrainState
 from trainer.curves import finite
 from trainer.durability import replacing
 from trainer.environment import environment
+from trainer.paths import local
 from trainer.settings import spelled
 
 OUTCOMES = {
@@ -62,7 +62,7 @@ def write_report(
     end    observe  write_report
     error  observe  write_report/error
     """
-    path = Path(path)
+    path, records = local(path, "write_report"), local(records, "write_report")
     make_folder(path.parent, "write_report")
     name = path.resolve().parent.name if title is None else title
     seen: dict[str, str] = {}

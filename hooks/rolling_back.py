@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from hooks.hyperparams import check_hyperparam, hyperparam, with_hyperparam
 from hooks.stopping import first_not_finite
 from trainer import Hook, TrainState
 from trainer.modes import Mode, resolve_mode
+from trainer.paths import local
 from trainer.state import steps_taken
 
 log = logging.getLogger("entracte")
@@ -162,7 +164,7 @@ def deviations_worse(value: float, window: np.ndarray, mode: Mode = "min") -> fl
 class _Plan(NamedTuple):
     times: int
     scale: float | None
-    directory: str | os.PathLike[str] | None
+    directory: Path | None
 
     def named(self, name: str) -> str:
         """Name what is remembered, which has another structure without the good state."""
@@ -174,7 +176,7 @@ def _plan(times: int, scale: float | None, directory: str | os.PathLike[str] | N
         raise ValueError(f"times must be at least 1; got {times}")
     if scale is not None and not 0 < scale < 1:
         raise ValueError(f"learning_rate_scale must be in (0, 1), or None; got {scale}")
-    return _Plan(times, scale, directory)
+    return _Plan(times, scale, None if directory is None else local(directory, "roll_back"))
 
 
 def _rolling_back(

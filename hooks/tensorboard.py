@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from tensorboardX.summary import image, make_histogram, text
 from hooks.animations import as_gif, as_pixels
 from hooks.worker import Worker
 from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, Video, make_folder
+from trainer.paths import local
 
 POINTS = 1000
 """Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
@@ -55,7 +55,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = local(directory, "TensorBoard")
         make_folder(self.directory, "TensorBoard")
         # The synchronous writer: what SummaryWriter.flush leaves in its queue a kill would lose.
         self._file: EventsWriter | None = None

@@ -7,13 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from hooks.combining import Chain, chain
 from hooks.time_tables import Sums, print_times
 from hooks.traces import write_trace
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
+from trainer.paths import local
 from trainer.timing import Span, listen
 
 KEPT = 50_000
@@ -53,7 +53,7 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
     start  observe  record_times/start
     epoch  observe  record_times               ...
     """
-    file = None if path is None else Path(path).absolute()
+    file = None if path is None else local(path, "record_times")
     if file is not None:
         make_folder(file.parent, "record_times")
         if file.is_dir():

@@ -13,6 +13,7 @@ from typing import Any
 
 from hooks.trackers import Journal, Kept, available, linked_artifacts
 from hooks.writers import Value
+from trainer.paths import local
 from trainer.runs.text import clean
 
 
@@ -58,13 +59,13 @@ class WandB:
         artifacts: str | os.PathLike[str] | None = None,
         enabled: bool = True,
     ) -> None:
-        self.directory = Path(directory).resolve()
+        self.directory = local(directory, "WandB").resolve()
         self._about = {
             "project": project,
             "name": self.directory.name if name is None else name,
             "config": dict(config or {}),
         }
-        self._artifacts = None if artifacts is None else Path(artifacts).resolve()
+        self._artifacts = None if artifacts is None else local(artifacts, "WandB").resolve()
         enabled = enabled and os.environ.get("WANDB_MODE") != "disabled"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it looks for the network
         active = available("WandB", "wandb", enabled, "wandb")

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from trainer.durability import replacing, sync_folder
+from trainer.paths import local
 
 log = logging.getLogger("entracte")
 
@@ -178,7 +179,7 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()  # a link stays one when the file is replaced
+        self.path = local(path, "JsonLines").resolve()  # a link stays one when the file is replaced
         self._file: FileIO | None = None
         self._resumed: tuple[int, int] | None = None
         make_folder(self.path.parent, "JsonLines")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from trainer.paths import local
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:
@@ -17,7 +18,7 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
     Args:
         directory: made if absent; may be shared by runs.
     """
-    path = Path(directory).absolute()
+    path = local(directory, "cache_compilations")
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -18,6 +18,7 @@ from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
 from trainer.durability import replacing
 from trainer.names import nearest
+from trainer.paths import local
 from trainer.processes import is_lead
 from trainer.state import PyTree, path_name
 from trainer.structure import described
@@ -72,7 +73,7 @@ def load_params(
     ...     load_params(f"{folder}/old.safetensors", new, only="^body/")["body"]
     {'w': Array([0., 1., 2.], dtype=float32)}
     """
-    arrays, where = _read(Path(source), best, mode)
+    arrays, where = _read(local(source, "load_params"), best, mode)
     arrays = _renamed(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
     leaves = {path_name(path): leaf for path, leaf in pairs}
@@ -141,7 +142,7 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
     arrays = {name: _on_host(leaf) for name, leaf in pairs}
     if not is_lead():
         return
-    file = Path(path).absolute()
+    file = local(path, "export_params")
     with replacing(file) as beside:
         library.save_file(arrays, beside, metadata={"format": "np", "writer": "entracte"})
 

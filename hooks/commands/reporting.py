@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hooks.report_page import Report, Table, duration, page
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, placed
 from trainer.commands.scores import telling
 from trainer.commands.sections import SCORES
 from trainer.commands.showing import size
@@ -38,11 +38,12 @@ def report(run: RunName, /, *, to: str | None = None, store: str | None = None) 
         store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
             $ENTRACTE_STORE, else runs/.
     """
+    page_file = None if to is None else placed(to, "--to")
     with located(run, store) as (there, row):
         written = page(reported(there, row))
     folder = Path(row.directory)
     path = Path(
-        to or (folder / "report.html" if folder.is_dir() else f"{file_name(row.name)}.html")
+        page_file or (folder / "report.html" if folder.is_dir() else f"{file_name(row.name)}.html")
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

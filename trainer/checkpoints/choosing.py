@@ -14,6 +14,7 @@ from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.worker import wait_for_saves
 from trainer.modes import check_mode, resolve_mode
 from trainer.names import among
+from trainer.paths import local
 
 log = logging.getLogger("entracte")
 
@@ -38,7 +39,7 @@ def folder_of(directory: str | os.PathLike[str]) -> Path:
     Raises:
         NotADirectoryError: it is a link.
     """
-    folder = Path(directory).absolute() / "checkpoints"
+    folder = local(directory, "a run") / "checkpoints"
     commits.check_no_link(folder)
     return folder
 

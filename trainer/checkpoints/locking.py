@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.paths import local
 from trainer.processes import is_lead, of_lead
 
 log = logging.getLogger("entracte")
@@ -84,7 +85,7 @@ def lock(directory: str | os.PathLike[str]) -> Callable[[], None]:
     pid ... on ... since ...
     None
     """
-    path, refusal, release = Path(directory).absolute(), None, _nothing
+    path, refusal, release = local(directory, "lock"), None, _nothing
     if is_lead():
         try:
             release = lock_here(path)
@@ -103,7 +104,7 @@ def lock_here(directory: str | os.PathLike[str]) -> Callable[[], None]:
     ...     lock_here(run)()
     """
     with _guard:
-        return _taken(Path(directory).absolute())
+        return _taken(local(directory, "lock"))
 
 
 def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str | None:
@@ -119,7 +120,7 @@ def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str |
     Raises:
         OSError: the file is no file of its own, or cannot be read.
     """
-    path = Path(directory).absolute()
+    path = local(directory, "lock")
     with _guard:
         if own := _held.get(_key(path) or (0, 0)):
             return None if by_others else own.holder

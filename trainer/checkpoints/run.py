@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, agree, restored
 from trainer.checkpoints.worker import Worker
 from trainer.modes import Mode, check_mode, resolve_mode
+from trainer.paths import local
 from trainer.processes import is_lead
 from trainer.state import TrainState
 from trainer.timing import span
@@ -73,7 +73,7 @@ class Checkpoints:
         for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        self.directory = Path(directory).absolute() / "checkpoints"
+        self.directory = local(directory, "Checkpoints") / "checkpoints"
         commits.check_no_link(self.directory)
         self._best = best
         self._mode: Mode = "min" if best is None else resolve_mode("best", best, mode)

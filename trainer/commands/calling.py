@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from trainer.names import among
+from trainer.paths import local
 from trainer.runs.text import shown
 
 Command = Callable[..., int | None]
@@ -42,6 +43,14 @@ def loading() -> Iterator[None]:
     except (ValueError, FileNotFoundError, AttributeError, TypeError) as error:
         if hasattr(error, "__notes__"):
             raise
+        raise Refused(shown(error)) from error
+
+
+def placed(path: str, option: str) -> Path:
+    """Give the place that an option names; one that is no local path is refused."""
+    try:
+        return local(path, option)
+    except ValueError as error:
         raise Refused(shown(error)) from error
 
 

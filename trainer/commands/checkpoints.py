@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.reading import restore
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, placed
 from trainer.commands.scores import known
 from trainer.commands.stores import VARIABLE, located
 from trainer.evaluators.best import best_commit
@@ -71,7 +71,7 @@ def chosen(
         try:
             there, row = stack.enter_context(located(run, store))
         except Refused:
-            directory = Path(run).absolute()
+            directory = placed(run, "a run")
             if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
                 raise
             mode = _mode(best, mode) if best is not None else None

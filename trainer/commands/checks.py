@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, placed
 from trainer.commands.showing import size
 from trainer.commands.stores import named, opened
 
@@ -167,7 +167,7 @@ def store(name: str | None) -> Iterator[Finding]:
 def disk(name: str | None) -> Iterator[Finding]:
     """Tell whether there is room for commits, and whether they can be written."""
     place = named(name)
-    folder = Path("." if "://" in place else place).absolute()
+    folder = Path.cwd() if "://" in place else placed(place, "--store")
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

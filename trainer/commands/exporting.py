@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.checkpoints.reading import read_params
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, placed
 from trainer.commands.checkpoints import Checkpoint, chosen
 from trainer.commands.showing import print_json, screen, size, text
 from trainer.commands.stores import RunName, located
@@ -60,10 +60,11 @@ def export(
         raise Refused("--epoch, --best and --mode choose a checkpoint: add --formats params")
     if "parquet" in formats:
         _pyarrow()
+    folder = None if to is None else placed(to, "--to")
     with located(run, store) as (there, row):
         records = there.records(row.name)
         everything = _everything(there, row, records)
-    folder = Path(to if to is not None else f"{file_name(row.name)}-export")
+    folder = folder or Path(f"{file_name(row.name)}-export")
     files: dict[str, tuple[str, Callable[[Path], None]]] = {
         "csv": ("records.csv", lambda path: _write_csv(path, records)),
         "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from trainer.commands.calling import Refused
+from trainer.commands.calling import Refused, placed
 from trainer.names import among
 from trainer.runs.connections import Unreachable
 from trainer.runs.rows import RunRow
@@ -84,7 +84,7 @@ def store_of(run: str, store: str | None) -> str | None:
     """Give the store that is meant where a run is named so, see `located`."""
     is_path = os.sep in run or run in (".", "..")
     elsewhere = is_path and not store and not os.environ.get(VARIABLE)
-    return os.path.dirname(os.path.realpath(run)) if elsewhere else store
+    return os.path.dirname(os.path.realpath(placed(run, "a run"))) if elsewhere else store
 
 
 def find(store: Store, run: str) -> RunRow:
@@ -97,10 +97,10 @@ def find(store: Store, run: str) -> RunRow:
         Refused: there is no such run; those are named that are near.
     """
     rows = store.runs()
-    path = Path(run)
+    path = Path(os.path.expanduser(run))
     tries: tuple[Callable[[RunRow], bool], ...] = (
         lambda row: row.name == run,
-        lambda row: row.directory in (os.path.abspath(run), os.path.realpath(run)),
+        lambda row: row.directory in (os.path.abspath(path), os.path.realpath(path)),
         lambda row: path.is_dir() and row.name == path.resolve().name,  # moved, with its store
     )
     for fits in tries:

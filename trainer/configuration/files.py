@@ -15,6 +15,7 @@ from trainer.configuration.sections import TrainingConfig
 from trainer.configuration.values import read_as
 from trainer.durability import replacing
 from trainer.names import among
+from trainer.paths import local
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -43,9 +44,9 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     >>> config.epochs, config.optimizer.learning_rate
     (2, 0.0001)
     """
-    problems: list[str] = []
+    problems, file = list[str](), local(path, "load_config")
     try:
-        content = parsed(Path(path).read_text(encoding="utf-8"))
+        content = parsed(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     config = cls()
@@ -153,7 +154,7 @@ def check_fresh(config: TrainingConfig) -> None:
         FileExistsError: there is something in it.
     """
     if config.fresh and any(
-        file.stat().st_size for file in config.run.rglob("*") if file.is_file()
+        file.stat().st_size for file in local(config.run, "run").rglob("*") if file.is_file()
     ):
         raise FileExistsError(
             f"a fresh run needs an empty or absent directory; {config.run} holds a run"
@@ -189,7 +190,7 @@ def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     ...     load_config(f"{folder}/config.yaml", TrainingConfig).seed
     3
     """
-    path, content = Path(path), printed(as_data(config))
+    path, content = local(path, "save_config"), printed(as_data(config))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         beside.write_text(content, encoding="utf-8")

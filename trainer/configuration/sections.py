@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.modes import resolve_mode
+from trainer.paths import local
 
 
 def _require(holds: bool, what: str, got: Any) -> None:
@@ -163,5 +165,7 @@ class TrainingConfig:
     """Hooks by name, as `hooks.from_config` takes them; from a file alone."""
 
     def __post_init__(self) -> None:
+        local(self.run, "run")  # a URL is refused at once; what is relative stays so in the file
+        object.__setattr__(self, "run", Path(os.path.expanduser(self.run)))
         _require(self.epochs >= 0, "epochs must not be negative", self.epochs)
         _require(self.batch_size >= 1, "batch_size must be at least 1 example", self.batch_size)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import xxhash
 from trainer.data import gathering
 from trainer.data.batches import Batch, described, each, examples_in, named
 from trainer.data.feed import Feed
+from trainer.paths import local
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def _opened(array: Any) -> np.ndarray:
     if not isinstance(array, str | os.PathLike):
         return np.asarray(array)
     try:
-        mapped = np.load(Path(array), mmap_mode="r")
+        mapped = np.load(local(array, "MemoryMap"), mmap_mode="r")
     except (OSError, ValueError) as error:
         error.add_note(f"MemoryMap needs {array} to be a whole .npy file, as np.save writes")
         raise

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from trainer.durability import replacing
+from trainer.paths import local
 
 FORMAT = "entracte tokens 1"
 """The version of the format: another one is refused."""
@@ -79,7 +80,7 @@ def pack_tokens(
         raise TypeError("texts must be an iterable of texts; got a single text: pass [text]")
     if not 1 <= vocabulary <= LARGEST:
         raise ValueError(f"vocabulary must be from 1 to {LARGEST}; got {vocabulary}")
-    file = Path(file)
+    file = local(file, "pack_tokens")
     with replacing(file) as beside, beside.open("wb") as out:
         header = _write(texts, out, vocabulary, encode)
     return header.tokens
@@ -95,7 +96,7 @@ def opened(file: str | os.PathLike[str]) -> tuple[np.ndarray, Header]:
         OSError: the file is missing or cannot be read.
         ValueError: it is no file of tokens, or damaged.
     """
-    file = Path(file)
+    file = local(file, "Tokens")
     header = _header(file)
     dtype = np.dtype(header.dtype).newbyteorder("<")
     wanted, size = HEADER + header.tokens * dtype.itemsize, file.stat().st_size

@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.evaluators.suite import Suite
 from trainer.names import among
+from trainer.paths import local
 
 
 def load_named(named: str) -> Any:
@@ -30,9 +31,9 @@ def load_named(named: str) -> Any:
         Exception: what the file raises, with a note.
     """
     file, colon, name = named.rpartition(":")
-    path = Path(file).absolute()
-    if not (colon and name.isidentifier() and path.suffix == ".py"):
+    if not (colon and name.isidentifier() and file.endswith(".py")):
         raise ValueError(f"give FILE:NAME, such as examples/digits.py:suite; got {named!r}")
+    path = local(file, "FILE:NAME")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}, in which {name!r} should be")
     module = f"entracte_loaded_{path.stem}_{abs(hash(path)):x}"

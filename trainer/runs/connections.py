@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.paths import local
 from trainer.runs.text import clean
 
 FILE = "store.sqlite"
@@ -78,12 +79,12 @@ def url_of(store: str | os.PathLike[str]) -> str:
     text = os.fspath(store)
     kind, colon, rest = text.partition("://")
     if not colon:
-        path = Path(text).absolute()
+        path = local(text, "a store")
         return f"{_LOCAL}{path if path.suffix in ENDINGS else path / FILE}"
     if kind in ("postgresql", "postgres"):
         return f"postgresql://{rest}"
     if text.startswith(_LOCAL) and len(text) > len(_LOCAL):
-        return f"{_LOCAL}{Path(text.removeprefix(_LOCAL)).absolute()}"
+        return f"{_LOCAL}{local(text.removeprefix(_LOCAL), 'a store')}"
     raise ValueError(
         "a store is a directory of runs, a file *.sqlite, sqlite:///PATH or "
         f"postgresql://USER@HOST/DATABASE; got {redacted(text)!r}"

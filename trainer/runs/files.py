@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.paths import local
 from trainer.runs.rows import Artifact
 
 KINDS = {".gif": "replay", ".png": "plot", ".html": "report", ".json": "trace"}
@@ -57,7 +58,7 @@ def within(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> s
     >>> within("/runs/maze", "/runs/maze/replays/12-0.gif"), within("/runs/maze", "/else/a.gif")
     ('replays/12-0.gif', '/else/a.gif')
     """
-    file = Path(path).absolute()
+    file = local(path)
     return os.fspath(file.relative_to(directory) if file.is_relative_to(directory) else file)
 
 

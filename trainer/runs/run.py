@@ -17,6 +17,7 @@ from trainer.checkpoints.locking import InUse, held
 from trainer.checkpoints.manifest import DamagedCommit, normalised
 from trainer.closing import close_last
 from trainer.environment import environment
+from trainer.paths import local
 from trainer.processes import is_lead
 from trainer.runs.commits import described
 from trainer.runs.connections import Unreachable, redacted, url_of
@@ -76,7 +77,7 @@ class Run:
         config: Mapping[str, Any] | None = None,
         limit: int = LIMIT,
     ) -> None:
-        self.directory = Path(directory).absolute()
+        self.directory = local(directory, "Run")
         self.name = checked_name(self.directory.name if name is None else name, "a run")
         self.url = url_of(self.directory.parent if store is None else store)
         self._config = None if config is None else normalised(config)
