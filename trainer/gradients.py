@@ -11,12 +11,22 @@ import optax
 from jax import lax
 
 from trainer.executors import has_convolution
-from trainer.losses.contract import Loss, loss_at
+from trainer.losses.contract import Loss, measured
+from trainer.metrics import WEIGHT
 from trainer.precision import cast, cast_like
 from trainer.state import PyTree, TrainState
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
-"""`(params, model_state, batch, key) -> (loss (), ({name: (mean (), weight ())}, model_state))`."""
+"""`(params, model_state, batch, key) -> (loss (), ({name: Mean}, model_state))`."""
+
+
+class Mean(NamedTuple):
+    """The mean over a batch of what a loss measured, () each."""
+
+    value: jax.Array
+    """0 where nothing weighs."""
+    weight: jax.Array | None
+    """The sum of the examples' weights; None where all weigh the same."""
 
 
 class Gradients(NamedTuple):
@@ -24,44 +34,84 @@ class Gradients(NamedTuple):
 
     params: PyTree
     """Gradients, of the structure of the parameters."""
-    means: dict[str, jax.Array]
-    """What the loss measured, () each."""
+    means: dict[str, Mean]
+    """What the loss measured."""
     model_state: PyTree
 
 
-def mean(values: Any) -> tuple[jax.Array, jax.Array]:
-    """Give the mean of a loss's values and its weight, () each.
+def mean(values: Any) -> Mean:
+    """Give the mean of a loss's values and its weight.
 
     Args:
         values: `[batch]`, or a pair (values, weights) of `[batch]` each.
     """
     if isinstance(values, tuple):
         values, weights = values
-        total = jnp.sum(weights)
-        return jnp.sum(values * weights) / jnp.where(total == 0, 1, total), total
-    return jnp.mean(values), jnp.float32(values.size)
+        total = jnp.sum(weights, dtype=jnp.float32)
+        summed = jnp.sum(jnp.where(weights == 0, 0, values * weights))  # 0 * nan leaks
+        return Mean(summed / jnp.where(total == 0, 1, total), total)
+    return Mean(jnp.mean(values), None)
 
 
-def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, Any]:
-    """Give the means of what a loss measures at an optimizer step, and their weights, () each.
+def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, Mean]:
+    """Give the means of what a loss measures at an optimizer step.
 
     Raises:
-        ValueError: it gives no `loss`.
+        TypeError, ValueError: see `losses.contract.measured`.
     """
-    means = {name: mean(values) for name, values in loss_at(loss, step)(outputs, batch).items()}
-    if "loss" not in means:
-        raise ValueError(f"a loss must give 'loss' to minimise; it gave {sorted(means)}")
-    return means
+    return {name: mean(v) for name, v in measured(loss, step, outputs, batch).items()}
+
+
+def moving(means: Mapping[str, Mean]) -> jax.Array | None:
+    """Say whether a batch has something to learn from, () bool; None where every one has."""
+    weight = means["loss"].weight
+    return None if weight is None else weight > 0
+
+
+def metrics_of(means: Mapping[str, Mean]) -> dict[str, jax.Array]:
+    """Give what a step reports: means, nan where nothing weighs, and the weights beside them."""
+    metrics: dict[str, jax.Array] = {}
+    for name, (value, weight) in means.items():
+        if weight is None:
+            metrics[name] = value
+        else:
+            metrics[name] = jnp.where(weight > 0, value, jnp.nan)
+            metrics[name + WEIGHT] = weight
+    return metrics
+
+
+def unmoved(
+    moves: jax.Array | None, before: TrainState, after: TrainState, told: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Keep the state where a batch had nothing to learn from, but for the count of steps.
+
+    The step is counted all the same: it has had its data and its random numbers.
+
+    Args:
+        moves: () bool, as `moving` gives it.
+        before: the state before the step.
+        after: the state after it.
+        told: what `applied` reports, which then counts in no mean.
+    """
+    if moves is None:
+        return after, told
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(moves, new, old),
+        (after.params, after.opt_state, after.model_state),
+        (before.params, before.opt_state, before.model_state),
+    )
+    weight = moves.astype(jnp.float32)
+    weights = {name + WEIGHT: weight for name in ("grad_norm", "clipped") if name in told}
+    after = after.replace(params=kept[0], opt_state=kept[1], model_state=kept[2])
+    return after, told | weights
 
 
 def of_batch(
     objective: Objective, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array
 ) -> Gradients:
     """Give the gradients of a whole batch."""
-    grads, (measured, model_state) = jax.grad(objective, has_aux=True)(
-        params, model_state, batch, key
-    )
-    return Gradients(grads, {name: value for name, (value, _) in measured.items()}, model_state)
+    grads, (means, model_state) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
+    return Gradients(grads, means, model_state)
 
 
 def accumulated(
@@ -102,15 +152,17 @@ def accumulated(
 
     def add(carried: Any, part: Any) -> tuple[Any, None]:
         model_state, sums = carried
-        grads, (measured, model_state) = derive(params, model_state, *part)
-        weight = measured["loss"][1]
-        totals = {name: (value * w, w) for name, (value, w) in measured.items()}
+        grads, (means, model_state) = derive(params, model_state, *part)
+        weights = {n: jnp.float32(size // count if w is None else w) for n, (_, w) in means.items()}
+        weight = weights["loss"]
+        totals = {name: (means[name].value * w, w) for name, w in weights.items()}
         grads = optax.tree.scale(weight, cast(grads, jnp.float32))
         return (model_state, optax.tree.add(sums, (grads, totals))), None
 
     first = jax.tree.map(lambda x: x[0], (parts, keys))
-    grads, (measured, _) = jax.eval_shape(derive, params, model_state, *first)
-    zeros = optax.tree.zeros_like((grads, measured), jnp.float32)
+    grads, (given, _) = jax.eval_shape(derive, params, model_state, *first)
+    nothing = {name: (jnp.zeros(()), jnp.zeros(())) for name in given}
+    zeros = optax.tree.zeros_like(grads, jnp.float32), nothing
     # In a loop XLA on CPU runs a convolution several times slower.
     looping = jax.default_backend() != "cpu" or not has_convolution(
         jax.make_jaxpr(derive)(params, model_state, *first)
@@ -119,7 +171,11 @@ def accumulated(
         add, (model_state, zeros), (parts, keys), unroll=1 if looping else count
     )
     means = {
-        name: total / jnp.where(weight == 0, 1, weight) for name, (total, weight) in totals.items()
+        name: Mean(
+            total / jnp.where(weight == 0, 1, weight),
+            None if given[name].weight is None else weight,
+        )
+        for name, (total, weight) in totals.items()
     }
     weight = totals["loss"][1]
     grads = optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)

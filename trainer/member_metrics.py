@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.metrics import REDUCTIONS
+from trainer.metrics import REDUCTIONS, WEIGHT, reduced_trace, reported
 
 LIVE = "live"
 """In the carry of a population: bool `[members]`; one that does not live does not move."""
@@ -64,7 +64,7 @@ def reduced_members(
 
     Args:
         pieces: what each piece of the epoch measured: name to `[members]`, to traces
-            `[members, steps]`, or to a pair (totals, weights) of either.
+            `[members, steps]`, or to a pair (totals, weights) of either; weights as for one run.
         live: bool `[members]`.
         reduce: name to a key of `REDUCTIONS`; the mean where it is silent.
         phase: the prefix of the names.
@@ -75,7 +75,7 @@ def reduced_members(
     values: dict[str, Members] = {}
     traces: dict[str, np.ndarray] = {}
     count = len(live)
-    for name in pieces[0]:
+    for name in reported(pieces[0]):
         path = f"{phase}/{name}"
         if isinstance(pieces[0][name], tuple):
             total, weight = (
@@ -89,12 +89,23 @@ def reduced_members(
             np.divide(total, weight, out=mean, where=np.asarray(weight) != 0)
             values[path] = Members(mean, live)
             continue
-        steps = [piece[name].reshape(count, -1) for piece in pieces]
-        trace = steps[0] if len(steps) == 1 else np.concatenate(steps, axis=1)
+        trace = _joined(pieces, name, count)
         if len(pieces) > 1 or pieces[0][name].ndim > 1:
             traces[path] = _traces(trace, live)
-        values[path] = Members(REDUCTIONS[reduce.get(name, "mean")](trace), live)
+        reduction = reduce.get(name, "mean")
+        if name + WEIGHT in pieces[0]:
+            rows = zip(trace, _joined(pieces, name + WEIGHT, count), strict=True)
+            each = np.array([reduced_trace(one, weights, reduction) for one, weights in rows])
+        else:
+            each = REDUCTIONS[reduction](trace)
+        values[path] = Members(each, live)
     return values, traces
+
+
+def _joined(pieces: Sequence[Mapping[str, Any]], name: str, count: int) -> np.ndarray:
+    """Join the pieces' traces to `[members, steps]`."""
+    steps = [piece[name].reshape(count, -1) for piece in pieces]
+    return steps[0] if len(steps) == 1 else np.concatenate(steps, axis=1)
 
 
 def _traces(values: np.ndarray, live: np.ndarray) -> Traces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,42 @@ REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "max": lambda traces: traces.max(axis=-1),
 }
 """How traces `[..., steps]` become an epoch's values `[...]` (in float64, on the host)."""
+
+WEIGHT = ".weight"
+"""What ends the name of a metric that says how much each step counts in the mean of another one:
+`loss.weight`, of the shape of `loss`, beside it. It is not itself reported."""
+
+
+def reported(names: Iterable[str]) -> list[str]:
+    """Leave out of names those that are the weights of others.
+
+    >>> reported(["loss", "loss.weight", "body.weight"])
+    ['loss', 'body.weight']
+    """
+    known = dict.fromkeys(names)
+    return [n for n in known if not n.endswith(WEIGHT) or n.removesuffix(WEIGHT) not in known]
+
+
+def reduced_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str) -> float:
+    """Reduce a trace `[steps]` to the epoch's value; steps of no weight are left out.
+
+    Args:
+        trace: one value a step.
+        weights: how much each counts in the mean, none below 0; None where all count the same.
+        reduction: a key of `REDUCTIONS`.
+
+    >>> reduced_trace(np.array([1.0, 2.0, math.nan]), np.array([1.0, 3.0, 0.0]), "mean")
+    1.75
+    """
+    if weights is None:
+        return float(REDUCTIONS[reduction](trace))
+    counted = weights > 0
+    trace, weights = trace[counted].astype(np.float64), weights[counted].astype(np.float64)
+    if not len(trace):
+        return math.nan
+    if reduction == "mean":
+        return float(np.sum(trace * weights) / np.sum(weights))
+    return float(REDUCTIONS[reduction](trace))
 
 
 class Metrics(Mapping[str, float]):
@@ -182,8 +218,9 @@ def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> Non
     """Check what a phase reports, before anything is compiled.
 
     Raises:
-        ValueError: a metric is neither `()` nor `[steps]` nor a pair of such, or `reduce` names
-            a metric or a reduction that there is not.
+        ValueError: a metric is neither `()` nor `[steps]` nor a pair of such, a weight is not of
+            the shape of what it weighs, or `reduce` names a metric or a reduction that there is
+            not.
     """
     if not isinstance(shapes, Mapping):
         raise ValueError(f"phase {phase!r} must report a dict of metrics; got {shapes!r:.200}")
@@ -193,17 +230,30 @@ def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> Non
                 f"metric {path_name(path)!r} of phase {phase!r} must be a scalar () or a trace "
                 f"[steps]; got shape {list(leaf.shape)}"
             )
+    names = reported(shapes)
+    for name in shapes.keys() - set(names):
+        shape, weighed = (getattr(shapes[n], "shape", None) for n in (name, name[: -len(WEIGHT)]))
+        if shape is None or shape != weighed:
+            raise ValueError(
+                f"metric {name!r} of phase {phase!r} says how much {name[: -len(WEIGHT)]!r} counts "
+                f"in the epoch's mean, and must be of its shape, {_form(weighed)}; got "
+                f"{_form(shape)}"
+            )
     for name, reduction in reduce.items():
-        if name not in shapes:
+        if name not in names:
             raise ValueError(
                 f"phase {phase!r} reduces {name!r}, which it does not report"
-                f"{among(name, sorted(shapes))}"
+                f"{among(name, sorted(names))}"
             )
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"phase {phase!r} reduces {name!r} by {reduction!r}, which is no reduction"
                 f"{among(reduction, REDUCTIONS)}"
             )
+
+
+def _form(shape: tuple[int, ...] | None) -> str:
+    return "a pair" if shape is None else str(list(shape))
 
 
 def reduced(
@@ -213,7 +263,8 @@ def reduced(
 
     Args:
         pieces: what each piece of the epoch measured: name to a scalar `()`, a trace `[steps]`, or
-            a pair (totals, weights) that is summed and then divided once.
+            a pair (totals, weights) that is summed and then divided once; beside a scalar or a
+            trace may be its weights, see `WEIGHT`.
         reduce: name to a key of `REDUCTIONS`; the mean where it is silent.
         phase: the prefix of the names.
 
@@ -222,7 +273,7 @@ def reduced(
     """
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
-    for name in pieces[0]:
+    for name in reported(pieces[0]):
         path = f"{phase}/{name}"
         if isinstance(pieces[0][name], tuple):
             total = sum(np.sum(piece[name][0], dtype=np.float64) for piece in pieces)
@@ -231,10 +282,15 @@ def reduced(
             continue
         trace = pieces[0][name]
         if len(pieces) > 1:
-            trace = np.concatenate([np.atleast_1d(piece[name]) for piece in pieces])
+            trace = _joined(pieces, name)
         if trace.ndim:
             traces[path] = trace
         else:
             trace = trace[None]
-        values[path] = float(REDUCTIONS[reduce.get(name, "mean")](trace))
+        weights = _joined(pieces, name + WEIGHT) if name + WEIGHT in pieces[0] else None
+        values[path] = reduced_trace(trace, weights, reduce.get(name, "mean"))
     return values, traces
+
+
+def _joined(pieces: list[dict[str, Any]], name: str) -> np.ndarray:
+    return np.concatenate([np.atleast_1d(piece[name]) for piece in pieces])

@@ -14,7 +14,7 @@ from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, choose, compiled_steps
 from trainer.member_metrics import LIVE, finalized_members, reduced_members
-from trainer.metrics import Layout, check_measured, pack, reduced
+from trainer.metrics import Layout, check_measured, pack, reduced, reported
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.structure import settled
 from trainer.timing import span, spans
@@ -68,8 +68,9 @@ class Phase:
     Args:
         name: prefix of its metrics, and the name of the event after it.
         run: `(state, data) -> (state, output, metrics)`, jittable. A metric is a scalar `()`, a
-            trace `[steps]`, or a pair (totals, weights) that is divided once over the epoch.
-            `run` is called for every piece of data that the source gives in an epoch.
+            trace `[steps]`, or a pair (totals, weights) that is divided once over the epoch. Beside
+            a scalar or a trace `x` may be `x.weight`, of its shape: how much each counts in the
+            epoch's mean. `run` is called for every piece of data that the source gives in an epoch.
         source: where the data comes from; without one, `data` is the output of the phase before
             this one (None for the first).
         reduce: how a trace becomes the epoch's value: mean (where silent), sum, last or max.
@@ -162,7 +163,7 @@ class Phase:
 
     def names(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
         """Name what comes of metrics that `run` reports: these, and what is finalized of them."""
-        return tuple(self.finalized({f"{self.name}/{key}": 1.0 for key in metrics}))
+        return tuple(self.finalized({f"{self.name}/{key}": 1.0 for key in reported(metrics)}))
 
     def finalized(self, values: dict[str, float]) -> dict[str, float]:
         """Add what follows from an epoch's values; names have the prefix."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from trainer.data.feed import Feed, Source
 from trainer.executors import EXECUTORS, Repetition, Step, scanned
+from trainer.losses.contract import check_per_example
 from trainer.names import nearest
 from trainer.phases import Phase
 from trainer.state import TrainState
@@ -31,7 +32,8 @@ def training(
 
     Args:
         step: `(state, batch) -> (state, metrics)`, one optimizer update, jittable; metrics are
-            scalars `()`.
+            scalars `()`. Beside `x` may be `x.weight`: how much the step counts in the epoch's mean
+            of `x`, as a step of `supervised` says where examples weigh differently.
         source: of batches; shuffled anew in every epoch, whole batches only.
         name: of the phase and its event.
         executor: `scan` (one program an epoch), `step` (one dispatch a step), or `auto`: `scan`,
@@ -96,12 +98,9 @@ def _repeated(
 
 def _totals(name: str, values: Any, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum under a mask, by `where` and not by a product: 0 * nan leaks."""
-    values, weights = values if isinstance(values, tuple) else (values, None)
-    if jnp.shape(values) != mask.shape:
-        raise ValueError(
-            f"measure must give {name!r} per example, {list(mask.shape)}; "
-            f"got {list(jnp.shape(values))}"
-        )
-    if weights is None:
+    check_per_example("measure", name, values, len(mask))
+    if not isinstance(values, tuple):
         return jnp.sum(values, where=mask), jnp.sum(mask, dtype=jnp.int32)
-    return jnp.sum(values * weights, where=mask), jnp.sum(weights, where=mask)
+    values, weights = values
+    counted = mask & (weights != 0)
+    return jnp.sum(values * weights, where=counted), jnp.sum(weights, where=mask)

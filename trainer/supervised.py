@@ -12,7 +12,7 @@ import optax
 from trainer import gradients
 from trainer import precision as precisions
 from trainer.executors import Step
-from trainer.losses.contract import Loss, attribute, loss_at
+from trainer.losses.contract import Loss, attribute, measured
 from trainer.repeating import Measure
 from trainer.state import PyTree, TrainState
 
@@ -123,7 +123,7 @@ def supervised(
         ) -> tuple[jax.Array, Any]:
             outputs, model_state = run(params, model_state, batch["inputs"], key, train=True)
             means = gradients.means_of(loss, state.step, outputs, batch)
-            value = means["loss"][0]
+            value = means["loss"].value
             if scaling:
                 value = value * state.carry["loss_scale"]["scale"]
             return value, (means, model_state)
@@ -141,23 +141,25 @@ def supervised(
 
     def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         grads, means, _ = derived(state, batch)
-        return unscaled(state, grads), means
+        return unscaled(state, grads), gradients.metrics_of(means)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         if augment is not None:
             batch = augment(state.key("augment"), dict(batch))
-        grads, metrics, model_state = derived(state, batch)
+        grads, means, model_state = derived(state, batch)
         grads = unscaled(state, grads)
         norm = gradients.norm(grads) if precision == "float32" else optax.tree.norm(grads)
         after, told = gradients.applied(state, grads, optimizer, length=norm, clip_norm=clip_norm)
-        after, metrics = after.replace(model_state=model_state), metrics | told
-        return _skipping(state, after, metrics) if scaling else (after, metrics)
+        after, moves = after.replace(model_state=model_state), gradients.moving(means)
+        after, told = gradients.unmoved(moves, state, after, told)
+        metrics = gradients.metrics_of(means) | told
+        return _skipping(state, after, metrics, moves) if scaling else (after, metrics)
 
     def outputs(state: TrainState, inputs: Any) -> Any:
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
-        return loss_at(loss, state.step)(outputs(state, batch["inputs"]), batch)
+        return measured(loss, state.step, outputs(state, batch["inputs"]), batch)
 
     step.check = measure.check = _checking(outputs, loss)  # type: ignore[attr-defined]
     step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
@@ -165,9 +167,9 @@ def supervised(
 
 
 def _skipping(
-    before: TrainState, after: TrainState, metrics: dict[str, Any]
+    before: TrainState, after: TrainState, metrics: dict[str, Any], moves: jax.Array | None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Keep the state where gradients overflowed, and move the loss scale.
+    """Keep the state where gradients overflowed, and move the loss scale where they could have.
 
     The step is counted all the same: it has had its data and its random numbers. The norm tells of
     an overflow: gradients of float16 are too small for the sum of their squares to be one.
@@ -186,11 +188,14 @@ def _skipping(
     }
     if "clipped" in metrics:
         metrics["clipped"] = jnp.where(finite, metrics["clipped"], 0)
+    moved = precisions.next_scale(scale, finite)
+    if moves is not None:
+        moved = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, scale)
     return after.replace(
         params=kept[0],
         opt_state=kept[1],
         model_state=kept[2],
-        carry={**before.carry, "loss_scale": precisions.next_scale(scale, finite)},
+        carry={**before.carry, "loss_scale": moved},
     ), metrics
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,6 +44,103 @@ def loss_at(loss: Loss, step: Any) -> Loss:
     if at and isinstance(loss, functools.partial):
         return functools.partial(at(step), *loss.args, **loss.keywords)
     return at(step) if at else loss
+
+
+def name_of(loss: Loss) -> str:
+    """Give the name that messages call a loss by.
+
+    >>> from trainer import losses
+    >>> name_of(functools.partial(losses.language_modeling, z_loss=1e-4))
+    'language_modeling'
+    """
+    plain = loss.func if isinstance(loss, functools.partial) else loss
+    return getattr(plain, "__name__", type(plain).__name__)
+
+
+def measured(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a loss at an optimizer step, and check what it gives: in training as in evaluation.
+
+    Args:
+        loss: to ask.
+        step: () int32.
+        outputs: of the network.
+        batch: arrays `[batch, ...]`.
+
+    Raises:
+        TypeError: it gives no dict.
+        ValueError: it reads what is not there, gives no `loss`, or gives values or weights that are
+            not one number an example.
+    """
+    name = name_of(loss)
+    try:
+        values = loss_at(loss, step)(outputs, batch)
+    except KeyError as error:
+        missing = error.args[0] if error.args else None
+        places = [x for x in (batch, outputs) if isinstance(x, Mapping)]
+        if not isinstance(missing, str) or any(missing in place for place in places):
+            raise
+        known = f"the batch has {', '.join(sorted(batch))}"
+        if isinstance(outputs, Mapping):
+            known += f", and the network's outputs {', '.join(sorted(outputs))}"
+        raise ValueError(
+            f"the loss {name!r} reads {missing!r}, which is not there: {known}"
+        ) from error
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"the loss {name!r} must give a dict of values [batch] by name, such as "
+            f'{{"loss": values}}; got {_form(values)}'
+        )
+    if "loss" not in values:
+        raise ValueError(
+            f"the loss {name!r} must give 'loss' to minimise; it gave {sorted(values)}"
+        )
+    leaves = jax.tree.leaves(batch)
+    for key, found in values.items():
+        check_per_example(f"the loss {name!r}", key, found, len(leaves[0]) if leaves else 0)
+    kind = _part(values["loss"], 0).dtype
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(
+            f"the loss {name!r} must give 'loss' as floating numbers, to derive by; got {kind}"
+        )
+    return dict(values)
+
+
+def check_per_example(who: str, name: str, values: Any, examples: int) -> None:
+    """Check that values, or a pair (values, weights), are one number an example, `[batch]`.
+
+    Raises:
+        ValueError: they are not.
+    """
+    parts = values if isinstance(values, tuple) else (values,)
+    shapes = [getattr(part, "shape", None) for part in parts]
+    if len(parts) <= 2 and all(shape == (examples,) for shape in shapes):
+        return
+    if len(parts) > 2:
+        remedy = "a pair is (values, weights)"
+    elif () in shapes or None in shapes:
+        remedy = "do not average over the batch, which is done by weight, and over all batches"
+    elif (examples, examples) in shapes:
+        remedy = (
+            f"a [{examples}] and a [{examples}, 1] were broadcast to each other: give both one "
+            "shape, such as by array[:, 0]"
+        )
+    else:
+        remedy = "average over the axes after the first"
+    raise ValueError(
+        f"{who} must give {name!r} per example, [{examples}]; got {_form(values)}: {remedy}"
+    )
+
+
+def _part(values: Any, place: int) -> Any:
+    return values[place] if isinstance(values, tuple) else values
+
+
+def _form(values: Any) -> str:
+    """Say what something is, briefly: a shape where it has one."""
+    if isinstance(values, tuple):
+        return f"({', '.join(map(_form, values))})"
+    shape = getattr(values, "shape", None)
+    return type(values).__name__ if shape is None else str(list(shape))
 
 
 def entry(task: str, batch: Mapping[str, Any], name: str) -> Any:

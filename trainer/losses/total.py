@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.losses.contract import Loss, attribute, loss_at
+from trainer.losses.contract import Loss, attribute, loss_at, name_of
 
 Coefficient = float | Callable[[Any], Any]
 """A number, or a schedule `(step) -> ()` as optax's are."""
@@ -108,8 +108,7 @@ def _term(term: Loss | tuple[Loss, Coefficient]) -> Term:
         callable(coefficient) or isinstance(coefficient, int | float)
     ):
         raise TypeError(f"a coefficient is a number or a schedule of the step; got {coefficient!r}")
-    plain = loss.func if isinstance(loss, functools.partial) else loss
-    name = getattr(plain, "__name__", type(plain).__name__)
+    name = name_of(loss)
     if not callable(coefficient) and not 0 <= coefficient < math.inf:
         raise ValueError(
             f"the coefficient of {name!r} must be finite and not negative; got {coefficient}"

@@ -235,11 +235,13 @@ def learnt(
         state, going = carried
         batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), parts.batch)
         recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), parts.recurrent)
-        grads, metrics, model_state = derived(state, batch, recurrent, network, loss)
+        grads, means, model_state = derived(state, batch, recurrent, network, loss)
         after, told = gradients.applied(
             state, grads, optimizer, length=gradients.norm(grads), clip_norm=clip_norm
         )
-        after, metrics = after.replace(model_state=model_state), metrics | told
+        after, moves = after.replace(model_state=model_state), gradients.moving(means)
+        after, told = gradients.unmoved(moves, state, after, told)
+        metrics = gradients.metrics_of(means) | told
         if target_kl is None:
             return (after, going), metrics
         if "approx_kl" not in metrics:
@@ -247,7 +249,8 @@ def learnt(
                 "target_kl needs a loss that gives 'approx_kl', as ppo_loss does; it gave "
                 f"{sorted(metrics)}"
             )
-        going &= metrics["approx_kl"] <= target_kl
+        within = metrics["approx_kl"] <= target_kl
+        going &= within if moves is None else within | ~moves
         after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
         return (after, going), metrics | {"applied": going.astype(jnp.float32)}
 
@@ -272,7 +275,7 @@ def derived(
         )
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
         means = gradients.means_of(loss, state.step, outputs, flat)
-        return means["loss"][0], (means, model_state)
+        return means["loss"].value, (means, model_state)
 
     return gradients.of_batch(
         objective, state.params, state.model_state, batch, state.key("network")

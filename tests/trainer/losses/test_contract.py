@@ -1,0 +1,84 @@
+"""What a loss must give and may read: the same in training and in evaluation."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import trainer
+from trainer import data
+
+SOURCE = data.Arrays(
+    {"inputs": np.ones((8, 3), np.float32), "labels": np.ones((8, 1), np.float32)}, 4
+)
+NETWORK = SimpleNamespace(
+    init=lambda key, x: ({"w": jnp.ones((3, 2))}, {}),
+    apply=lambda params, model_state, x, *, key, train: (x @ params["w"], model_state),
+)
+
+
+def squares(outputs, batch):
+    return (outputs[:, 0] - batch["labels"][:, 0]) ** 2
+
+
+MISTAKES = {
+    "labels that broadcast": (
+        lambda o, b: {"loss": (o[:, 0] - b["labels"]) ** 2},
+        ["'loss' per example, [4]", "got [4, 4]", "[4, 1] were broadcast", "array[:, 0]"],
+    ),
+    "a mean": (
+        lambda o, b: {"loss": squares(o, b).mean()},
+        ["'loss' per example, [4]", "got []", "do not average over the batch"],
+    ),
+    "a float": (lambda o, b: {"loss": 1.0}, ["'loss' per example", "got float", "average"]),
+    "another metric": (
+        lambda o, b: {"loss": squares(o, b), "error": jnp.abs(o)},
+        ["'error' per example, [4]", "got [4, 2]", "average over the axes after the first"],
+    ),
+    "a weight a batch": (
+        lambda o, b: {"loss": (squares(o, b), jnp.ones(()))},
+        ["'loss' per example, [4]", "got ([4], [])"],
+    ),
+    "a triple": (
+        lambda o, b: {"loss": (squares(o, b),) * 3},
+        ["got ([4], [4], [4])", "a pair is (values, weights)"],
+    ),
+    "an array": (lambda o, b: squares(o, b), ["a dict of values [batch]", '"loss"', "got [4]"]),
+    "a scalar": (lambda o, b: squares(o, b).mean(), ["a dict of values [batch]", "got []"]),
+    "whole numbers": (
+        lambda o, b: {"loss": o[:, 0].astype(int)},
+        ["'loss' as floating numbers", "got int32"],
+    ),
+    "what is not in the batch": (
+        lambda o, b: {"loss": o[:, 0] - b["targets"]},
+        ["reads 'targets'", "the batch has inputs, labels"],
+    ),
+    "what the network does not give": (
+        lambda o, b: {"loss": b["value"]},
+        ["reads 'value'", "the batch has inputs, labels"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named_in_training_and_evaluation_alike(name):
+    loss, words = MISTAKES[name]
+    task = trainer.supervised(NETWORK, loss, optax.sgd(0.1))
+    state = task.init(jax.random.key(0), SOURCE.example)
+    phases = trainer.training(task.step, SOURCE), trainer.evaluation(task.measure, SOURCE)
+    for phase in phases:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            phase.keys(state)
+        for word in ["the loss '<lambda>'", *words]:
+            assert re.search(re.escape(word), str(caught.value)), (word, str(caught.value))
+
+
+def test_a_missing_key_of_something_else_stays_what_it_is():
+    task = trainer.supervised(NETWORK, lambda o, b: {"loss": {}["labels"]}, optax.sgd(0.1))
+    state = task.init(jax.random.key(0), SOURCE.example)
+    with pytest.raises(KeyError, match="labels"):
+        trainer.training(task.step, SOURCE).keys(state)
