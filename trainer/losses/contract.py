@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.names import among
+from trainer.names import among, nearest
 
 Loss = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
 """`(outputs, batch) -> {name: values}`, jittable; `loss` is what the optimizer minimises.
@@ -76,14 +76,15 @@ def measured(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> d
         values = loss_at(loss, step)(outputs, batch)
     except KeyError as error:
         missing = error.args[0] if error.args else None
-        places = [x for x in (batch, outputs) if isinstance(x, Mapping)]
-        if not isinstance(missing, str) or any(missing in place for place in places):
+        known_names = {n for x in (batch, outputs) if isinstance(x, Mapping) for n in x}
+        if not isinstance(missing, str) or missing in known_names:
             raise
         known = f"the batch has {', '.join(sorted(batch))}"
         if isinstance(outputs, Mapping):
             known += f", and the network's outputs {', '.join(sorted(outputs))}"
         raise ValueError(
-            f"the loss {name!r} reads {missing!r}, which is not there: {known}"
+            f"the loss {name!r} reads {missing!r}, which is not there: {known}."
+            f"{nearest(missing, known_names)}"
         ) from error
     if not isinstance(values, Mapping):
         raise TypeError(
