@@ -218,7 +218,7 @@ class Events:
             except Interrupt as interrupt:
                 self.interrupt, after = str(interrupt) or hook.name, state
             except Exception as error:
-                error.add_note(f"in hook {hook.name!r} at {event!r} of {_epoch(state)}")
+                error.add_note(f"in hook {hook.name!r} at {event!r} of {_epoch(state, event)}")
                 raise
             finally:
                 self.seconds[hook.name] += time.perf_counter() - started
@@ -237,7 +237,9 @@ class Events:
                 try:
                     hook.check()
                 except Exception as error:
-                    error.add_note(f"of hook {hook.name!r}, found at {event!r} of {_epoch(state)}")
+                    error.add_note(
+                        f"of hook {hook.name!r}, found at {event!r} of {_epoch(state, event)}"
+                    )
                     raise
 
     def take_times(self) -> dict[str, float]:
@@ -298,9 +300,12 @@ def _used_up(state: PyTree) -> bool:
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
 
 
-def _epoch(state: TrainState) -> str:
-    """Name the epoch, even of a state that was used up."""
-    return "an epoch" if _used_up(state.epoch) else f"epoch {int(state.epoch)}"
+def _epoch(state: TrainState, event: str = "epoch") -> str:
+    """Name the epoch, even of a state that was used up; at a phase it is the one under way."""
+    if _used_up(state.epoch):
+        return "an epoch"
+    under_way = event not in ("start", "epoch", "end", "error")
+    return f"epoch {int(state.epoch) + under_way}"
 
 
 def in_order(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:

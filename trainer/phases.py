@@ -114,7 +114,7 @@ class Phase:
         """How its source is read."""
         if self.repetition:
             return self.repetition.feed
-        return self.source.training() if self.source else None
+        return None if self.source is None else self.source.training()
 
     @property
     def steps_per_epoch(self) -> int | None:

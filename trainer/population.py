@@ -223,6 +223,11 @@ def _of_members(phase: Phase, members: int) -> Phase:
             f"phase {phase.name!r} reads a {type(phase.source).__name__}, of which each member "
             "would need its own, in the order of its own key; members share data.Arrays"
         )
+    if phase.feed is not None and phase.feed.start is not None:
+        raise ValueError(
+            f"phase {phase.name!r} keeps how far it has read in the state, of which each member "
+            "would need its own; leave steps_per_epoch out: an epoch is then one pass"
+        )
     repetition = phase.repetition and phase.repetition._replace(executor="scan")
     return dataclasses.replace(
         phase,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.data.feed import Feed, Source
+from trainer.data.feed import Feed, Source, require_source
 from trainer.executors import EXECUTORS, Repetition, Step, scanned
 from trainer.losses.contract import check_per_example
 from trainer.names import nearest
@@ -41,8 +41,10 @@ def training(
         reduce: how a metric's trace becomes the epoch's value: mean, sum, last or max.
 
     Raises:
+        TypeError: the source is none.
         ValueError: an unknown executor, or a source with fewer examples than a batch.
     """
+    require_source(source, "training", "training")
     return _repeated(step, source.training(), name, executor, reduce or {}, source, changes=True)
 
 
@@ -54,7 +56,11 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
             weights) of `[batch]` each where examples weigh differently.
         source: of batches, read in order.
         name: prefix of the metrics.
+
+    Raises:
+        TypeError: the source is none.
     """
+    require_source(source, "evaluation", "evaluation")
 
     def step(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
         batch, mask = row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,9 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.data.batches import Batch, each, examples_in
+from trainer.data import places, resident
+from trainer.data.batches import (
+    Batch,
+    each,
+    examples_in,
+    require_representable,
+    require_whole,
+)
 from trainer.data.feed import Check, Feed
-from trainer.state import TrainState
+from trainer.state import TrainState, stream_seed
+
+Position = dict[str, np.ndarray]
+"""`place`, int32 `[2]`: the number of the pass, and how many batches of it were read.
+`batch_size`, int32 `()`, of these batches."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,31 +34,55 @@ class Arrays:
     Training shuffles it anew in every epoch, by the state's root key and the epoch, and drops the
     ragged tail. Evaluation visits every example exactly once, the tail under a mask.
 
+    With `steps_per_epoch` an epoch is a stretch of a long pass, and each pass has an order of its
+    own; where one ends, the next begins, within an epoch too. The position lives in the state, at
+    `carry["position/train"]` for the phase `train`.
+
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source` gives
+    them in order. Training takes the whole ones alone.
+
     Args:
         arrays: name to array `[examples, ...]`, or to a dict of arrays; `inputs` feeds the network.
         batch_size: examples a step.
+        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
 
     Raises:
-        ValueError: there is no data, or the arrays differ in length, or `batch_size` is below 1.
+        TypeError: an array holds no numbers, or a size is no whole number.
+        ValueError: there is no data, or the arrays differ in length, or a size is below 1, or a
+            whole number does not fit the 32 bits that JAX makes of 64.
 
     >>> source = Arrays({"inputs": np.zeros((10, 3)), "labels": np.zeros(10, int)}, batch_size=4)
     >>> source.size, source.example["inputs"].shape
     (10, (4, 3))
+    >>> len(source), [len(batch["labels"]) for batch in source]
+    (3, [4, 4, 2])
     """
 
     arrays: Mapping[str, Any]
     batch_size: int
+    _: dataclasses.KW_ONLY
+    steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
         examples_in(self.arrays, "arrays")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}")
+        require_whole("batch_size", self.batch_size)
+        if self.steps_per_epoch is not None:
+            require_whole("steps_per_epoch", self.steps_per_epoch)
+        require_representable("arrays", each(_as_given, self.arrays))
         object.__setattr__(self, "arrays", each(jnp.asarray, self.arrays))
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, self.size, self.batch_size):
+            cut = operator.itemgetter(slice(first, first + self.batch_size))
+            yield each(cut, self.arrays)
 
     @property
     def size(self) -> int:
         """How many examples there are."""
-        return len(jax.tree.leaves(self.arrays)[0])
+        return resident.size_of(self.arrays)  # type: ignore[arg-type]
 
     @property
     def example(self) -> Batch:
@@ -59,41 +95,69 @@ class Arrays:
         Raises:
             ValueError: there are fewer examples than a batch.
         """
-        steps = self.size // self.batch_size
-        if steps == 0:
+        whole = self.size // self.batch_size
+        if whole == 0:
             raise ValueError(
                 f"training needs at least one whole batch: there are {self.size} examples and "
                 f"batch_size is {self.batch_size}; choose a batch_size of at most {self.size}"
             )
-
-        def rows(piece: Batch, key: jax.Array) -> jax.Array:
-            order = jax.random.permutation(key, self.size)
-            return order[: steps * self.batch_size].reshape(steps, self.batch_size)
-
-        return Feed(self._pieces, self.arrays, rows, _take, self._verify, steps=steps)
+        if self.steps_per_epoch is not None:
+            return self._stretches(whole, self.steps_per_epoch)
+        rows = resident.Shuffled(self.batch_size)
+        return Feed(self._pieces, self.arrays, rows, resident.take, self._verify, steps=whole)
 
     def evaluation(self) -> Feed:
-        """Read in order, with a mask `[batch]` that is false where the tail was padded."""
-        steps = -(-self.size // self.batch_size)
-        places = np.arange(steps * self.batch_size).reshape(steps, self.batch_size)
+        """Read in order, with a mask `[batch]` that is false where the tail was padded.
 
-        def rows(piece: Batch, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-            return np.minimum(places, self.size - 1), places < self.size
-
-        def batch(piece: Batch, row: tuple[jax.Array, jax.Array]) -> tuple[Batch, jax.Array]:
-            places, mask = row
-            return _take(piece, places), mask
-
-        return Feed(self._pieces, self.arrays, rows, batch, self._verify)
+        Raises:
+            ValueError: it has `steps_per_epoch`.
+        """
+        if self.steps_per_epoch is not None:
+            raise ValueError(
+                "an evaluation must visit every example exactly once, so its source cannot end "
+                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
+                "source of its own, without steps_per_epoch"
+            )
+        rows = resident.InOrder(self.batch_size)
+        return Feed(self._pieces, self.arrays, rows, resident.take_masked, self._verify)
 
     def _pieces(
         self, state: TrainState, check: Check | None, position: None
     ) -> Iterator[tuple[Any, None]]:
         yield self.arrays, None
 
+    def _stretches(self, whole: int, steps: int) -> Feed:
+        def pieces(
+            state: TrainState, check: Check | None, position: Position
+        ) -> Iterator[tuple[Any, Position]]:
+            saved = position["place"].tolist()
+            place = places.in_batches(saved, int(position["batch_size"]), self.batch_size)
+            place = places.later(place, 0, whole)
+            after = np.array(places.later(place, steps, whole), np.int32)
+            yield piece(place, stream_seed(state)), {**start, "place": after}
+
+        def piece(place: places.Place, seed: int) -> Batch:
+            cut = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
+            return {"arrays": self.arrays, **jax.device_put(cut)}
+
+        start = {
+            "place": np.zeros(2, np.int32),
+            "batch_size": np.array(self.batch_size, np.int32),
+        }
+        return Feed(
+            pieces,
+            piece((0, 0), 0),
+            resident.Stretch(self.batch_size, steps),
+            resident.take_of_stretch,
+            self._verify,
+            start,
+            steps,
+        )
+
     def _verify(self, state: TrainState, check: Check) -> None:
         check(state, each(np.asarray, self.arrays))
 
 
-def _take(piece: Batch, places: jax.Array) -> Batch:
-    return each(lambda array: array[places], piece)
+def _as_given(array: Any) -> Any:
+    """Give an array as it is, and a list as numpy makes an array of it."""
+    return array if isinstance(array, jax.Array) else np.asarray(array)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 Batch = dict[str, Any]
@@ -53,6 +56,7 @@ def examples_in(batch: Mapping[str, Any], what: str) -> int:
     """Count the examples of named arrays of equal length.
 
     Raises:
+        TypeError: an array holds no numbers, but strings, dates or objects.
         ValueError: there is no array, one has no axis, the lengths differ, or there is no example.
     """
     if not _holds_arrays(batch):
@@ -62,6 +66,7 @@ def examples_in(batch: Mapping[str, Any], what: str) -> int:
         )
     arrays = dict(named(batch))
     for name, array in arrays.items():
+        _require_numbers(what, name, array)
         if np.ndim(array) == 0:
             raise ValueError(f"{what}[{name!r}] must have a leading axis of examples; got a scalar")
     lengths = {name: len(array) for name, array in arrays.items()}
@@ -78,3 +83,67 @@ def _holds_arrays(batch: Any) -> bool:
     if not isinstance(batch, Mapping) or not batch:
         return False
     return all(_holds_arrays(part) for part in batch.values() if isinstance(part, Mapping))
+
+
+def require_whole(name: str, value: Any) -> None:
+    """Check a size: a whole number of at least 1.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below 1.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number; got {value!r:.100}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def require_representable(what: str, batch: Mapping[str, Any]) -> None:
+    """Check that whole numbers of 64 bits fit the 32 bits that JAX makes of them.
+
+    Without `jax_enable_x64` it would keep their lower half, without a word.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, array in named(batch):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
+            continue
+        kept = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+        if kept.bits == 8 * array.itemsize:
+            continue
+        if (low := array.min()) < kept.min or (high := array.max()) > kept.max:
+            raise ValueError(
+                f"{what}[{name!r}] must fit {kept.dtype}, which JAX makes of {array.dtype}; got "
+                f"{low if low < kept.min else high}: number the values anew, or set "
+                'jax.config.update("jax_enable_x64", True)'
+            )
+
+
+REMEDIES = {
+    "U": "number the classes: np.unique(labels, return_inverse=True)[1]",
+    "S": "number the classes: np.unique(labels, return_inverse=True)[1]",
+    "M": "subtract a date and divide by a duration: (dates - dates[0]) / np.timedelta64(1, 'D')",
+    "m": "divide by a duration: durations / np.timedelta64(1, 's')",
+}
+"""What becomes numbers how, by numpy's kind."""
+
+
+def _require_numbers(what: str, name: str, array: Any) -> None:
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise ValueError(
+                f"{what}[{name!r}] must be an array, all of its examples of one shape; got "
+                f"{array!r:.100} ({error}): pad them to one length"
+            ) from error
+        dtype = array.dtype
+    kinds = jnp.number, jnp.bool_, jax.dtypes.prng_key
+    if any(jnp.issubdtype(dtype, kind) for kind in kinds) and getattr(dtype, "kind", "") != "m":
+        return  # numpy counts durations among the whole numbers
+    first = np.ravel(array)[:1].tolist()
+    shown = f", such as {first[0]!r:.60}" if first else ""
+    remedy = REMEDIES.get(dtype.kind, "make one array of numbers of them, such as np.stack(rows)")
+    raise TypeError(f"{what}[{name!r}] must hold numbers; got {dtype}{shown}: {remedy}")

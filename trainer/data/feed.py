@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,7 +21,8 @@ class Feed(NamedTuple):
     """One way of reading a source: for training (shuffled, whole batches) or for evaluation.
 
     An epoch's data arrives in pieces: one for data that lives on the device, one superbatch after
-    another for a stream. `rows` and `batch` are jittable and say how a piece is cut into steps.
+    another for a stream. `rows` and `batch` are jittable and say how a piece is cut into steps;
+    phases share what was compiled where these are equal, so they close over no data.
     """
 
     pieces: Callable[[TrainState, Check | None, PyTree], Iterator[tuple[Any, PyTree]]]
@@ -57,3 +58,30 @@ class Source(Protocol):
 
     def evaluation(self) -> Feed:
         """Read for evaluation: in order, every example exactly once, with a mask."""
+
+
+def require_source(source: Any, who: str, way: str) -> None:
+    """Check that data come as a source, and say which one takes what was given.
+
+    Args:
+        source: what was given.
+        who: reads it.
+        way: how it is read: `training` or `evaluation`.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if callable(getattr(source, way, None)) and not isinstance(source, type):
+        return
+    if isinstance(source, Mapping):
+        remedy = "data.Arrays(arrays, batch_size=64) takes a dict of arrays"
+    elif isinstance(source, Iterator) or callable(source):
+        remedy = "data.Stream(factory) takes the function (seed, epoch) that makes the batches"
+    elif isinstance(source, Iterable) and not hasattr(source, "dtype"):
+        remedy = "data.Stream(batches) takes a list, or a loader, of dicts of arrays"
+    else:
+        remedy = 'data.Arrays({"inputs": array}, batch_size=64) takes arrays by name'
+    kind = source.__name__ if isinstance(source, type) else type(source).__name__
+    raise TypeError(
+        f"{who} reads a source of data, such as data.Arrays or data.Stream; got {kind}: {remedy}"
+    )

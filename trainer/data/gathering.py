@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,15 +10,11 @@ import xxhash
 
 from trainer.data import superbatches
 from trainer.data.ahead import Ahead
-from trainer.data.batches import Batch
+from trainer.data.batches import Batch, require_whole
 from trainer.data.feed import POSITION, Check, Feed
 from trainer.data.permutation import shuffled
+from trainer.data.places import Place, in_batches, later
 from trainer.state import TrainState, stream_seed
-
-log = logging.getLogger("entracte")
-
-Place = tuple[int, int]
-"""The number of a pass, and how many batches of it were read."""
 
 Position = dict[str, np.ndarray]
 """`place`, int32 `[2]`: see `Place`. `batch_size`, int32 `()`, of these batches. `content`, uint32
@@ -61,11 +56,12 @@ def check_settings(rows: Rows) -> None:
     """Check how rows are to be read.
 
     Raises:
+        TypeError: a size is no whole number.
         ValueError: a size is below 1, or a batch cannot be split as it should.
     """
     for name in ("batch_size", "superbatch", "steps_per_epoch"):
-        if (size := getattr(rows, name)) is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+        if (size := getattr(rows, name)) is not None:
+            require_whole(name, size)
     index, parts = rows.shard
     if not 0 <= index < parts:
         raise ValueError(
@@ -110,11 +106,13 @@ def training(rows: Rows) -> Feed:
     ) -> Iterator[tuple[Any, Position | None]]:
         _check_content(position["content"], content)
         seed, left = stream_seed(state), steps
-        place = _later(_in_batches(position, rows.batch_size), 0, whole)
+        saved = position["place"].tolist()
+        place = in_batches(saved, int(position["batch_size"]), rows.batch_size)
+        place = later(place, 0, whole)
         while left:
             here = min(most, left)
             left -= here
-            after = _later(place, here, whole)
+            after = later(place, here, whole)
             piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
             new = None if left else {**start, "place": np.array(after, np.int32)}
             yield superbatches.transferred(piece, state, check), new
@@ -161,6 +159,12 @@ def evaluation(rows: Rows) -> Feed:
     return superbatches.feed(pieces, rows.example, most, masked=True)
 
 
+def in_order(rows: Rows) -> Iterator[Batch]:
+    """Give the batches of a pass in order, the last one smaller where need be."""
+    for first in range(0, rows.size, rows.batch_size):
+        yield rows.read((places := first + rows.own)[places < rows.size])
+
+
 def evenly(steps: int, most: int) -> int:
     """Give the steps of a superbatch: as many superbatches as are needed, of one size if may be.
 
@@ -170,28 +174,6 @@ def evenly(steps: int, most: int) -> int:
     (25, 25)
     """
     return -(-steps // -(-steps // most))
-
-
-def _in_batches(position: Position, batch_size: int) -> Place:
-    """Give a place in batches of this size; those that it was reached with may have had another."""
-    (number, read), before = position["place"].tolist(), int(position["batch_size"])
-    if before == batch_size:
-        return number, read
-    examples = read * before
-    log.info(
-        "the run had batches of %d examples, and goes on with %d: of this pass %d were read%s",
-        before,
-        batch_size,
-        examples,
-        f", of which {again} come again" if (again := examples % batch_size) else "",
-    )
-    return number, examples // batch_size
-
-
-def _later(place: Place | list[int], batches: int, whole: int) -> Place:
-    """Say where one is a number of batches later, with so many to a pass."""
-    number, read = place
-    return divmod(number * whole + read + batches, whole)
 
 
 def _check_content(saved: np.ndarray, content: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,25 @@ def from_grain(
         if isinstance(given, grain.MapDataset):
             # Grain's own default reads 500 elements ahead, and here they are whole batches.
             ahead = 2 * superbatch
-            return given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead))
+            return _Mapped(given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead)))
         return given
 
     return Stream(batches, superbatch, steps_per_epoch=steps_per_epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """Batches of a `MapDataset`, which can be read from any of them on, at once."""
+
+    dataset: Any
+
+    def __iter__(self) -> Any:
+        return iter(self.dataset)
+
+    def iterate_from(self, batch: int) -> Any:
+        iterator = iter(self.dataset)
+        iterator.set_state({**iterator.get_state(), "next_index": batch})
+        return iterator
 
 
 def _seed(seed: int, number: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ class MemoryMap:
     parameters on the same batches. A step that is itself distributed takes a part of each batch on
     each process with `shard=(jax.process_index(), jax.process_count())`; the position is the same
     on all.
+
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source` gives
+    them in order.
 
     Args:
         arrays: name to a `.npy` file, or to an array on the host, of `[examples, ...]`, or to a
@@ -68,6 +71,12 @@ class MemoryMap:
             object.__setattr__(self, "arrays", each(_opened, self.arrays))
         examples_in(self.arrays, "arrays")
         gathering.check_settings(self._rows)
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return gathering.in_order(self._rows)
 
     @property
     def size(self) -> int:

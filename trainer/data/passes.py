@@ -10,19 +10,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainer.data.batches import Batch
+from trainer.data.places import in_batches
 
 Factory = Callable[[int, int], Iterable[Batch]]
 """`(seed, epoch or pass) -> batches`: the same whenever it is called with the same arguments."""
 
 Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: the number of the pass, and how many whole batches of it were read. Where
-iterators put themselves back also `iterator`, uint8 `[room]`: the state of this pass's iterator."""
+"""`place`, int32 `[2]`: the number of the pass, and how many whole batches of it were read.
+`batch_size`, int32 `()`, of these batches. Where iterators put themselves back also `iterator`,
+uint8 `[room]`: the state of this pass's iterator."""
 
 ROOM = 4096
 """Bytes that are kept at least for an iterator's state; Grain's take 20 to a few hundred."""
 
 GROWTH = 8
 """How many times as long as after the first batch an iterator's state may become."""
+
+
+NOTE = "; this is right if the order of the examples does not depend on the size of a batch"
 
 
 class Whole(Protocol):
@@ -40,18 +45,25 @@ class Passes:
     Args:
         batches: `(seed, pass) -> batches`.
         whole: gives the whole batches of what is left of a pass.
+        batch_size: examples of a whole batch.
         seed: of the run.
-        position: to begin at.
+        position: to begin at, which may have been reached with batches of another size.
 
     Raises:
         ValueError: a pass gives no whole batch, or ends before the position.
     """
 
-    def __init__(self, batches: Factory, whole: Whole, seed: int, position: Position) -> None:
+    def __init__(
+        self, batches: Factory, whole: Whole, batch_size: int, seed: int, position: Position
+    ) -> None:
         self._batches, self._whole, self._seed = batches, whole, seed
-        self._number, self._read = (int(count) for count in position["place"])
+        self._batch_size, before = batch_size, int(position["batch_size"])
+        place = position["place"].tolist()
+        self._number, self._read = in_batches(place, before, batch_size, NOTE)
         self._room = len(position.get("iterator", ()))
-        self._open(decoded(position["iterator"]) if self._room else None)
+        # What an iterator's state counts in is its own affair: of another size it is of no use.
+        known = self._room and before == batch_size
+        self._open(decoded(position["iterator"]) if known else None)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give itself."""
@@ -62,7 +74,7 @@ class Passes:
         while (batch := next(self._rest, None)) is None:
             if self._read == 0:
                 raise ValueError(
-                    f"the stream gave no whole batch in pass {self._number}; pass a list or a "
+                    f"the stream gave no whole batch in pass {self._number + 1}; pass a list or a "
                     "factory, which can be run through in every pass"
                 )
             self._number, self._read = self._number + 1, 0
@@ -79,7 +91,10 @@ class Passes:
 
     def position(self) -> Position:
         """Say where it stands, in arrays of fixed shapes."""
-        place = {"place": np.array([self._number, self._read], np.int32)}
+        place = {
+            "place": np.array([self._number, self._read], np.int32),
+            "batch_size": np.array(self._batch_size, np.int32),
+        }
         if not self._room:
             return place
         return {**place, "iterator": encoded(self._iterator.get_state(), self._room)}
@@ -87,25 +102,29 @@ class Passes:
     def _open(self, state: Any) -> None:
         """Open a pass after the batches that were read of it; `state` is its iterator's own."""
         given: Any = self._batches(self._seed, self._number)
-        where = f"pass {self._number}"
-        self._iterator = rest = iter(given)
-        if state is not None:
-            self._iterator.set_state(state)
+        where = f"pass {self._number + 1}"
+        if state is None and self._read and hasattr(given, "iterate_from"):
+            self._iterator = rest = given.iterate_from(self._read)
         else:
-            rest = _after(given, rest, self._read, where)
+            self._iterator = rest = iter(given)
+            if state is not None:
+                self._iterator.set_state(state)
+            else:
+                rest = _after(given, rest, self._read, where)
         self._rest = self._whole(rest, where, self._read)
 
 
-def beginning(iterator: Iterator[Batch]) -> Position:
+def beginning(iterator: Iterator[Batch], batch_size: int) -> Position:
     """Give the position before all, with room for the state of iterators like this one.
 
     Args:
         iterator: that gave a batch already.
+        batch_size: examples of a whole batch.
 
-    >>> beginning(iter([]))
-    {'place': array([0, 0], dtype=int32)}
+    >>> beginning(iter([]), 8)
+    {'place': array([0, 0], dtype=int32), 'batch_size': array(8, dtype=int32)}
     """
-    start = {"place": np.zeros(2, np.int32)}
+    start = {"place": np.zeros(2, np.int32), "batch_size": np.array(batch_size, np.int32)}
     if not hasattr(iterator, "get_state"):
         return start
     room = max(ROOM, GROWTH * len(_written(iterator.get_state())))

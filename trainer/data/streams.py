@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jax
 import numpy as np
 
 from trainer.data import superbatches
-from trainer.data.batches import Batch, described, each, examples_in
+from trainer.data.batches import Batch, described, each, examples_in, require_whole
 from trainer.data.feed import Check, Feed
 from trainer.data.passes import Factory, Passes, Position, beginning
 from trainer.state import TrainState, stream_seed
@@ -22,9 +23,9 @@ from trainer.state import TrainState, stream_seed
 class Stream:
     """Batches from the host: any iterable that can be run through again, or a factory.
 
-    A factory `(seed, epoch) -> batches` is asked anew in every epoch, and may give an iterator, of
-    any library's; the seed comes from the state's root key, so that a resumed run sees the same
-    data where the factory shuffles by it. Batches are stacked to superbatches
+    A factory `(seed, epoch) -> batches` is asked anew in every epoch, counted from 0, and may give
+    an iterator, of any library's; the seed comes from the state's root key, so that a resumed run
+    sees the same data where the factory shuffles by it. Batches are stacked to superbatches
     `[superbatch, batch, ...]`; one is transferred while the one before it computes. Every batch
     has the size of the first but the last, which training drops if it is smaller and evaluation
     counts under a mask.
@@ -34,7 +35,12 @@ class Stream:
     position lives in the state, at `carry["position/train"]` for the phase `train`, so that a
     resumed run neither skips nor repeats an example. To get there, an iterator with `get_state` and
     `set_state`, as Grain's have, is put back by its own state; of a sequence the rest is read; of
-    all else, what was read before is read past.
+    all else, what was read before is read past. Where a run goes on with batches of another size,
+    the position is converted, with a warning; this is right where the order of the examples does
+    not depend on the size of a batch.
+
+    `for batch in stream` gives the batches of epoch 0 for seed 0, and `len` counts them where that
+    is known without reading them.
 
     Args:
         batches: iterable of dicts of arrays `[batch, ...]`, or of dicts of them; or a factory.
@@ -42,7 +48,9 @@ class Stream:
         steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
 
     Raises:
-        TypeError: `batches` is an iterator, which could be run through only once.
+        TypeError: `batches` is an iterator, which could be run through only once, or nothing that
+            gives batches, or a factory that does not take a seed and an epoch; or a size is no
+            whole number.
         ValueError: `superbatch` or `steps_per_epoch` is below 1.
 
     >>> def batches(seed, epoch):
@@ -52,7 +60,7 @@ class Stream:
     >>> Stream(batches, superbatch=2).example["inputs"].shape
     (4, 3)
     >>> Stream(batches, steps_per_epoch=2).training().start
-    {'place': array([0, 0], dtype=int32)}
+    {'place': array([0, 0], dtype=int32), 'batch_size': array(4, dtype=int32)}
     """
 
     batches: Iterable[Batch] | Factory
@@ -67,13 +75,33 @@ class Stream:
                 f"(seed, epoch) -> batches; got a {type(self.batches).__name__}, which ends after "
                 "one pass: pass the function that made it"
             )
-        if self.superbatch < 1:
-            raise ValueError(f"superbatch must be at least 1; got {self.superbatch}")
-        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
-            raise ValueError(
-                f"steps_per_epoch must be at least 1, or None for a pass an epoch; got "
-                f"{self.steps_per_epoch}"
+        if callable(self.batches):
+            _require_factory(self.batches)
+        elif not isinstance(self.batches, Iterable) or isinstance(self.batches, Mapping | str):
+            raise TypeError(
+                "batches must be a list of batches, or a factory (seed, epoch) -> batches; got "
+                f"{self.batches!r:.100}: data.Arrays takes a dict of whole arrays"
             )
+        require_whole("superbatch", self.superbatch)
+        if self.steps_per_epoch is not None:
+            require_whole("steps_per_epoch", self.steps_per_epoch)
+
+    def __len__(self) -> int:
+        if isinstance(given := self._pass(0, 0), Sized):
+            return len(given)
+        raise TypeError(
+            f"how many batches a {type(given).__name__} gives is known only when it has been read: "
+            "sum(1 for _ in source)"
+        )
+
+    def __bool__(self) -> bool:
+        return True  # or `if source:` would ask for the length, which may not be known
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(self._pass(0, 0), 1):
+            what = f"batch {number} of epoch 1"
+            self._check_like_first(batch, examples_in(batch, what), what)
+            yield each(np.asarray, batch)
 
     @property
     def example(self) -> Batch:
@@ -113,8 +141,9 @@ class Stream:
         """The first batch of epoch 0, for seed 0, and the position before it if one is needed."""
         iterator = iter(self._pass(0, 0))
         for batch in iterator:
-            examples_in(batch, "the stream's first batch")
-            return each(np.asarray, batch), beginning(iterator) if self.steps_per_epoch else None
+            size = examples_in(batch, "the stream's first batch")
+            start = beginning(iterator, size) if self.steps_per_epoch else None
+            return each(np.asarray, batch), start
         raise ValueError("the stream must give at least one batch; got none")
 
     @property
@@ -122,22 +151,30 @@ class Stream:
         return examples_in(self.example, "the stream's first batch")
 
     def _pass(self, seed: int, number: int) -> Iterable[Batch]:
-        return self.batches(seed, number) if callable(self.batches) else self.batches
+        if not callable(self.batches):
+            return self.batches
+        given = self.batches(seed, number)
+        if not hasattr(given, "__iter__"):
+            raise TypeError(
+                "the factory of a Stream must give an iterable of batches; asked with "
+                f"({seed}, {number}) it gave {given!r:.100}: return a list, or yield each batch"
+            )
+        return given
 
     def _pieces(
         self, state: TrainState, check: Check | None, position: None, *, masked: bool
     ) -> Iterator[tuple[Any, None]]:
         epoch = int(state.epoch)
         given = self._pass(stream_seed(state), epoch)
-        batches = self._whole(given, f"epoch {epoch}", masked=masked)
+        batches = self._whole(given, f"epoch {epoch + 1}", masked=masked)
         empty = True
         while group := list(itertools.islice(batches, self.superbatch)):
             empty = False
             yield _piece(group, state, check), None
         if empty:
             raise ValueError(
-                f"the stream gave no whole batch in epoch {epoch}; pass a list or a factory, which "
-                "can be run through in every epoch"
+                f"the stream gave no whole batch in epoch {epoch + 1}; pass a list or a factory, "
+                "which can be run through in every epoch"
             )
 
     def _stretches(self) -> Callable[..., Iterator[tuple[Any, Position | None]]]:
@@ -153,7 +190,7 @@ class Stream:
             seed = stream_seed(state)
             passes = kept.pop() if kept else None
             if passes is None or not passes.at(seed, position):
-                passes = Passes(self._pass, self._whole, seed, position)
+                passes = Passes(self._pass, self._whole, self._size, seed, position)
             left = self.steps_per_epoch or 0
             while left:
                 group = list(itertools.islice(passes, min(self.superbatch, left)))
@@ -171,18 +208,19 @@ class Stream:
         Args:
             batches: what is left of an epoch or a pass.
             where: its name, for messages.
-            first: number of the first of these batches in it.
+            first: how many batches of it came before these.
             masked: pad, and give pairs (batch, mask `[batch]`).
         """
         short = None
         for number, batch in enumerate(batches, first):
             if short is not None:
                 raise ValueError(
-                    f"batch {number - 1} of {where} has {short} examples and is not the "
+                    f"batch {number} of {where} has {short} examples and is not the "
                     f"last; all others must have {self._size}"
                 )
-            size = examples_in(batch, f"batch {number} of {where}")
-            self._check_like_first(batch, size, f"batch {number} of {where}")
+            what = f"batch {number + 1} of {where}"
+            size = examples_in(batch, what)
+            self._check_like_first(batch, size, what)
             if size < self._size:
                 short = size
                 if not masked:
@@ -204,6 +242,22 @@ class Stream:
                 f"{what} must be like the first, {wanted} with at most {self._size} examples; got "
                 f"{got} with {size}"
             )
+
+
+def _require_factory(factory: Factory) -> None:
+    """Check that it can be called with a seed and an epoch."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # of a builtin, which does not tell
+        return
+    try:
+        signature.bind(0, 0)
+    except TypeError as error:
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise TypeError(
+            "the factory of a Stream must take a seed and an epoch, by which it shuffles; got "
+            f"{name}{signature} ({error}): write lambda seed, epoch: ..."
+        ) from error
 
 
 def _piece(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.data.batches import Batch, each
+from trainer.data.batches import Batch, each, require_representable
 from trainer.data.feed import Check, Feed
 from trainer.state import PyTree, TrainState
 from trainer.timing import span
@@ -33,8 +33,8 @@ def feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) ->
     return Feed(
         pieces=pieces,
         example=jax.tree.map(lambda array: _stacked(array, steps), one),
-        rows=lambda piece, key: jnp.arange(jax.tree.leaves(piece)[0].shape[0]),
-        batch=lambda piece, row: jax.tree.map(lambda array: array[row], piece),
+        rows=_in_turn,
+        batch=_at,
         verify=lambda state, check: check(state, example),
     )
 
@@ -43,13 +43,22 @@ def transferred(piece: Any, state: TrainState, check: Check | None) -> Any:
     """Check a superbatch, or a pair of one and its masks, and begin to transfer it.
 
     Raises:
-        ValueError: it does not suit the task.
+        ValueError: it does not suit the task, or a whole number does not fit 32 bits.
     """
+    batch = piece[0] if isinstance(piece, tuple) else piece
+    require_representable("batch", batch)
     if check is not None:
-        batch = piece[0] if isinstance(piece, tuple) else piece
         check(state, each(lambda array: array.reshape(-1, *array.shape[2:]), batch))
     with span("transfer"):
         return jax.device_put(piece)
+
+
+def _in_turn(piece: Any, key: jax.Array) -> jax.Array:
+    return jnp.arange(jax.tree.leaves(piece)[0].shape[0])
+
+
+def _at(piece: Any, row: jax.Array) -> Any:
+    return jax.tree.map(lambda array: array[row], piece)
 
 
 def _stacked(array: np.ndarray, steps: int) -> jax.ShapeDtypeStruct:

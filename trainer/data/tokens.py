@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -28,6 +29,9 @@ class Tokens:
     `carry["position/train"]` for the phase `train`: a resumed run goes on at the very next window,
     at once, and is refused where the file or its windows are others. With `steps_per_epoch` an
     epoch is a stretch of a long pass; for this, the order, the thread and `shard` see `MemoryMap`.
+
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source` gives
+    them in order, as evaluation reads them.
 
     Args:
         file: that `pack_tokens` wrote.
@@ -96,6 +100,12 @@ class Tokens:
         object.__setattr__(self, "_content", f"{header.checksum} {windows}")
         object.__setattr__(self, "_windows", sliding_window_view(tokens, self.length + 1))
         gathering.check_settings(self._rows(masked=False))
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return gathering.in_order(self._rows(masked=True))
 
     @property
     def size(self) -> int:

@@ -1,7 +1,6 @@
 """Files of arrays: each example once a pass, in order to evaluate, and on from any position."""
 
 import io
-import logging
 
 import chex
 import jax
@@ -251,23 +250,6 @@ def test_a_failure_to_read_ends_the_run(task, images, start):
     source.arrays["inputs"] = images["inputs"].view(Failing)
     with pytest.raises(OSError, match="the disk is gone"):
         trainer.fit(start, trainer.training(task.step, source), epochs=1)
-
-
-def test_a_run_goes_on_with_another_batch_size_at_its_place(state, caplog):
-    arrays = {"inputs": np.arange(96, dtype=np.float32)[:, None]}
-
-    def read(feed, position):
-        pieces = list(feed.pieces(state, None, position))
-        seen = np.concatenate([np.asarray(piece["inputs"]).ravel() for piece, _ in pieces])
-        return seen.tolist(), pieces[-1][1]
-
-    caplog.set_level(logging.INFO, "entracte")
-    feed = data.MemoryMap(arrays, 8, steps_per_epoch=5).training()
-    first, position = read(feed, feed.start)
-    smaller = data.MemoryMap(arrays, 4, steps_per_epoch=14).training()
-    second, _ = read(smaller, position)
-    assert sorted(first + second) == list(range(96))
-    assert "batches of 8 examples, and goes on with 4: of this pass 40 were read" in caplog.text
 
 
 @pytest.mark.parametrize("steps", [4, 6])

@@ -1,0 +1,52 @@
+"""Places in a long pass, counted in batches, and the same places in batches of another size."""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("entracte")
+
+Place = tuple[int, int]
+"""The number of a pass, and how many batches of it were read."""
+
+
+def in_batches(place: Place, before: int, now: int, note: str = "") -> Place:
+    """Give a place that was reached with batches of one size in batches of another.
+
+    No example is skipped. Where the new size does not divide what was read, the examples of the
+    batch that was left unfinished come again. Both are said in a warning.
+
+    Args:
+        place: the number of the pass, and how many batches of it were read.
+        before: examples of these batches.
+        now: examples of those to come.
+        note: ends the warning.
+
+    >>> in_batches((2, 6), before=8, now=8), in_batches((2, 6), before=8, now=16)
+    ((2, 6), (2, 3))
+    """
+    number, read = place
+    if before == now:
+        return place
+    examples = read * before
+    log.warning(
+        "the run had batches of %d examples, and goes on with %d: of pass %d, %d examples were read"
+        "%s%s",
+        before,
+        now,
+        number + 1,
+        examples,
+        f", of which {again} come again" if (again := examples % now) else "",
+        note,
+    )
+    return number, examples // now
+
+
+def later(place: Place, batches: int, whole: int) -> Place:
+    """Say where one is a number of batches later, with so many to a pass.
+
+    >>> later((0, 5), 4, whole=7), later((0, 7), 0, whole=7)
+    ((1, 2), (1, 0))
+    """
+    number, read = place
+    return divmod(number * whole + read + batches, whole)
