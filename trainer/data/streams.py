@@ -77,7 +77,7 @@ class Stream:
             )
         if callable(self.batches):
             _require_factory(self.batches)
-        elif not isinstance(self.batches, Iterable) or isinstance(self.batches, Mapping | str):
+        elif not _gives(self.batches) or isinstance(self.batches, Mapping | str):
             raise TypeError(
                 "batches must be a list of batches, or a factory (seed, epoch) -> batches; got "
                 f"{self.batches!r:.100}: data.Arrays takes a dict of whole arrays"
@@ -154,7 +154,7 @@ class Stream:
         if not callable(self.batches):
             return self.batches
         given = self.batches(seed, number)
-        if not hasattr(given, "__iter__"):
+        if not _gives(given):
             raise TypeError(
                 "the factory of a Stream must give an iterable of batches; asked with "
                 f"({seed}, {number}) it gave {given!r:.100}: return a list, or yield each batch"
@@ -242,6 +242,11 @@ class Stream:
                 f"{what} must be like the first, {wanted} with at most {self._size} examples; got "
                 f"{got} with {size}"
             )
+
+
+def _gives(batches: Any) -> bool:
+    """Say whether it can be run through."""
+    return hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
 
 
 def _require_factory(factory: Factory) -> None:
