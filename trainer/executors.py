@@ -91,20 +91,56 @@ def scanned(step: Step, feed: Feed, *, changes: bool) -> Callable[[TrainState, A
     """
 
     def run(state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
-        def change(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
-            return step(state, feed.batch(piece, row))
-
-        def look(_: None, row: Any) -> tuple[None, dict[str, Any]]:
-            return None, step(state, feed.batch(piece, row))[1]
-
         rows = feed.rows(piece, data_key(state))
-        if changes:
-            state, metrics = lax.scan(change, state, rows)
-        else:
-            _, metrics = lax.scan(look, None, rows)
+        state, metrics = _scan(step, feed, state, piece, rows, lambda told, taken: told, changes)
         return state, None, metrics
 
     return run
+
+
+def packed_scan(
+    repetition: Repetition, state: TrainState, piece: Any, *, changes: bool
+) -> tuple[TrainState, jax.Array, PyTree]:
+    """Repeat a step as `scanned` does, while tracing, its metrics packed within the loop.
+
+    A trace for each metric would be written by a kernel of its own, all of which XLA compiles.
+
+    Returns:
+        (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
+    """
+    step, feed, _ = repetition
+    shapes: list[PyTree] = []
+
+    def packed(*numbers: PyTree) -> jax.Array:
+        shapes.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
+        return pack(numbers)
+
+    rows = feed.rows(piece, data_key(state))
+    state, table = _scan(step, feed, state, piece, rows, packed, changes)
+    return state, table, shapes[-1]
+
+
+def _scan(
+    step: Step,
+    feed: Feed,
+    state: TrainState,
+    piece: Any,
+    rows: Any,
+    collect: Callable[[dict[str, Any], jax.Array], Any],
+    changes: bool,
+) -> tuple[TrainState, Any]:
+    """Step over rows; collect something of each step's (metrics, steps taken)."""
+
+    def change(state: TrainState, row: Any) -> tuple[TrainState, Any]:
+        after, metrics = step(state, feed.batch(piece, row))
+        return after, collect(metrics, after.step - state.step)
+
+    def look(_: None, row: Any) -> tuple[None, Any]:
+        return None, change(state, row)[1]
+
+    if changes:
+        return lax.scan(change, state, rows)
+    return state, lax.scan(look, None, rows)[1]
 
 
 def compiled_steps(

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
-from trainer.executors import Choice, Repetition, choose, compiled_steps
+from trainer.executors import Choice, Repetition, choose, compiled_steps, packed_scan
 from trainer.member_metrics import LIVE, finalized_members, reduced_members
 from trainer.metrics import Layout, check_measured, pack, reduced, reported
 from trainer.state import PyTree, TrainState, device_part, rejoin
@@ -249,18 +249,30 @@ class Phase:
         measured: list[PyTree] = []
 
         def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
-            after, output, metrics = self.settled(state, data)
-            numbers: tuple[Any, ...] = (metrics, after.step - state.step)
-            if self.members is None:
-                check_measured(metrics, self.reduce, self.name)
+            if self.stepwise:
+                assert self.repetition is not None
+                after, packed, (one, taken) = packed_scan(
+                    self.repetition, state, data, changes=self.changes
+                )
+                output, numbers = None, (_stacked(one, len(packed)), taken)
             else:
-                numbers = (*numbers, state.carry[LIVE])
+                after, output, metrics = self.settled(state, data)
+                live = () if self.members is None else (state.carry[LIVE],)
+                numbers = (metrics, after.step - state.step, *live)
+                packed = pack(numbers)
+            if self.members is None:
+                check_measured(numbers[0], self.reduce, self.name)
             measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-            return after if self.changes else None, output, pack(numbers)
+            return after if self.changes else None, output, packed
 
         traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
         self._traces[signature] = traced, measured[0]
         return self._traces[signature]
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether what it measures is packed step by step."""
+        return self.repetition is not None and self.members is None
 
     def _compile(self, state: TrainState, data: Any, donate: bool) -> Program:
         traced, measured = self._traced(state, data, donate)
@@ -269,22 +281,31 @@ class Phase:
             choice = Choice("scan", "the phase is one function")
         else:
             choice = choose(self.repetition.executor, traced.jaxpr, platform)
-        if self.repetition and choice.executor == "step":
+        if self.stepwise:
             metrics, taken = measured
-            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics)
-            numbers = (one, taken)
-            run = compiled_steps(
-                self.repetition, state, data, numbers, changes=self.changes, donate=donate
+            measured = (
+                jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics),
+                taken,
             )
-            layout = Layout.of(numbers)
+        layout = Layout.of(measured)
+        if choice.executor == "step":
+            assert self.repetition is not None
+            run = compiled_steps(
+                self.repetition, state, data, measured, changes=self.changes, donate=donate
+            )
         else:
-            compiled, layout = traced.lower().compile(), Layout.of(measured)
+            compiled = traced.lower().compile()
 
             def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, jax.Array]:
                 after, output, packed = compiled(state, data)
                 return after if self.changes else state, output, packed
 
-        return Program(run, layout, choice.executor == "step", choice)
+        return Program(run, layout, self.stepwise, choice)
+
+
+def _stacked(shapes: PyTree, steps: int) -> PyTree:
+    """Give the shapes of what many steps report."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), shapes)
 
 
 def _signature(tree: PyTree, *, placed: bool = False) -> Any:

@@ -123,6 +123,23 @@ def test_law_4_both_agree_to_a_millionth_with_convolutions(digits):
     chex.assert_trees_all_close(scanned.params, stepped.params, atol=1e-6)
 
 
+def test_a_scan_writes_all_metrics_of_a_step_at_once():
+    source = data.Arrays({"inputs": np.ones((6, 1), np.float32)}, batch_size=2)
+
+    def step(state, batch):
+        x = batch["inputs"].sum()
+        return state.replace(step=state.step + 1), {f"m{i}": x * i for i in range(50)}
+
+    phase = trainer.training(step, source, executor="scan")
+    state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
+    traced, _ = phase._traced(trainer.state.device_part(state), source.arrays, False)
+    (scan,) = (e for e in traced.jaxpr.eqns if e.primitive.name == "scan")
+    assert [out.aval.shape for out in scan.outvars if out.aval.ndim == 2] == [(3, 51)]
+    values, traces, taken = phase.execute(state, None, donate=False)[2].read()
+    assert (values["train/m7"], taken) == (14.0, 3)
+    np.testing.assert_array_equal(traces["train/m49"], [98.0] * 3)
+
+
 def test_both_give_the_same_traces(task, digits):
     traces = []
     for executor in ("scan", "step"):

@@ -44,6 +44,21 @@ def test_bfloat16_is_carried_exactly():
     assert Layout.of(tree).unpack(np.asarray(pack(tree)))["loss"] == 1.25
 
 
+def test_many_scalars_come_back_bit_for_bit_and_are_packed_by_few_kernels():
+    numbers = np.random.default_rng(0).integers(0, 2**32, 150, np.uint32)  # nan of all kinds too
+    tree = dict(enumerate(numbers.view(np.float32)))
+    unpacked = Layout.of(tree).unpack(np.asarray(jax.jit(pack)(tree)))
+    np.testing.assert_array_equal(np.array(list(unpacked.values())).view(np.uint32), numbers)
+
+    def measured(x):
+        return pack({number: x * number for number in range(150)})
+
+    compiled = jax.jit(measured).lower(jnp.float32(2)).compile().as_text()
+    assert (
+        compiled.count(" fusion(") < 5
+    )  # one for each, all of which XLA compiles, took 25 ms each
+
+
 def test_a_trace_is_reduced_as_asked():
     pieces = [{name: np.array([1.0, 4.0, 1.0]) for name in ("a", "b", "c", "d")}]
     values, traces = reduced(pieces, {"b": "sum", "c": "last", "d": "max"}, "train")
