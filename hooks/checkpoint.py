@@ -10,6 +10,7 @@ from typing import Any
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
+from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.locking import lock
 from trainer.hook import Gate, Restored
 from trainer.processes import of_lead
@@ -36,8 +37,8 @@ def save_checkpoints(
         keep: how many of the newest commits to keep.
         best: metric by which the best commit is kept beside them, such as `val/accuracy`.
         mode: `min` if a smaller `best` is better, `max` if a larger is; None goes by its name.
-        config: the run's configuration, plain JSON data. A commit made under another one is
-            refused; `epochs` and `run` may differ.
+        config: the run's configuration, plain JSON data and numpy's scalars. A commit made under
+            another one is refused; `epochs` and `run` may differ.
         max_cost: a commit that is due waits while it would take saving beyond this share of the
             run's time. None commits at every epoch.
 
@@ -46,9 +47,12 @@ def save_checkpoints(
         ValueError: the name of `best` does not tell the mode; before training, the directory holds
             another run: what differs is listed.
         OSError: the directory cannot be written to.
+        TypeError: a value of config cannot be kept as JSON; its path is named.
     """
     if max_cost is not None and not 0 < max_cost <= 1:
         raise ValueError(f"max_cost must be a share in (0, 1], or None; got {max_cost}")
+    if config is not None:
+        config = normalised(config)
     checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode)
     began = time.monotonic()
     committed: int | None = None

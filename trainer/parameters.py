@@ -31,6 +31,9 @@ DTYPES = (
 )
 """What safetensors files hold that numpy reads back."""
 
+_ITSELF = "params"
+"""What parameters that are one array are called in messages: their path is empty."""
+
 
 def load_params(
     source: str | os.PathLike[str],
@@ -84,7 +87,7 @@ def load_params(
             f"{nearest(only, leaves)}"
         )
     lines = [
-        f"{path}: saved {described(arrays[path]) if path in arrays else 'nothing'}, "
+        f"{path or _ITSELF}: saved {described(arrays[path]) if path in arrays else 'nothing'}, "
         f"wanted {described(leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
@@ -203,8 +206,8 @@ def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
             cast = array.astype(leaf.dtype)
         if lost := int((np.isfinite(array) & ~np.isfinite(cast)).sum()):
             raise ValueError(
-                f"{path}: {lost} of its {array.size} values, saved as {array.dtype}, are too large "
-                f"for {leaf.dtype}: load into parameters of {array.dtype}"
+                f"{path or _ITSELF}: {lost} of its {array.size} values, saved as {array.dtype}, "
+                f"are too large for {leaf.dtype}: load into parameters of {array.dtype}"
             )
         array = cast
     return on_device(array, leaf) if isinstance(leaf, jax.Array) else array.copy()
@@ -219,6 +222,6 @@ def _on_host(leaf: Any) -> np.ndarray:
 
 def _few(paths: Any) -> str:
     """Name paths in a line, the first of many."""
-    names = sorted(paths)
+    names = sorted(path or _ITSELF for path in paths)
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return (", ".join(names[:12]) or "nothing") + more

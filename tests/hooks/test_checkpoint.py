@@ -165,6 +165,12 @@ def test_the_best_must_be_something_that_is_written(start, train, tmp_path):
         trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path, best="val/loss"))
 
 
+def test_a_configuration_that_cannot_be_kept_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(TypeError, match="'model/table' is numpy.ndarray"):
+        _saving(tmp_path / "run", config={"model": {"table": np.zeros(2)}})
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_runs_directory_is_refused_with_what_differs(
     start, train, digits, tmp_path, linear
 ):

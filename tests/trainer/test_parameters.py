@@ -228,3 +228,19 @@ def test_without_safetensors_it_says_what_to_install(zeros, tmp_path, monkeypatc
     with pytest.raises(ImportError) as raised:
         export_params(zeros, tmp_path / "params.safetensors")
     assert raised.value.__notes__ == ['safetensors files need: pip install "entracte[safetensors]"']
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_parameters_that_are_one_array(tmp_path, kind):
+    source, wanted = tmp_path / f"{kind}.safetensors", jnp.arange(3.0)
+    if kind == "file":
+        export_params(wanted, source)
+    else:
+        with Checkpoints(source) as checkpoints:
+            checkpoints.save(TrainState.create(params=wanted, rng=jax.random.key(0)))
+    got = load_params(source, jnp.zeros(3))
+    assert got.tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match=r"params: saved float32\[3\], wanted float32\[2\]"):
+        load_params(source, jnp.zeros(2))
+    with pytest.raises(ValueError, match="it has besides: params"):
+        load_params(source, {"w": jnp.zeros(2)})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoints.manifest import normalised
+from trainer.checkpoints.configs import normalised
 from trainer.settings import spelled
 
 

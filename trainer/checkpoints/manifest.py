@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +20,6 @@ from trainer.state import PyTree, TrainState, path_name
 
 FORMAT = 1
 """The version of what is written; a reader refuses what is newer than itself."""
-
-FREE_KEYS = ("epochs", "run")
-"""Keys of a configuration that may differ between a commit and the run that restores it."""
 
 
 class DamagedCommit(RuntimeError):  # noqa: N818 (damage is what it is, and no error of the program)
@@ -155,48 +151,6 @@ def differences(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
         f"{path}: saved {before.get(path, 'nothing')}, wanted {after.get(path, 'nothing')}"
         for path in [*before, *(path for path in after if path not in before)]
         if before.get(path) != after.get(path)
-    ]
-
-
-def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a configuration as JSON would give it back: tuples as lists, paths as strings.
-
-    >>> normalised({"widths": (8, 8), "clip": float("inf")})
-    {'widths': [8, 8], 'clip': 'Infinity'}
-
-    Raises:
-        TypeError: a value that JSON does not know.
-    """
-    try:
-        text = json.dumps(dict(config), default=os.fspath)
-    except TypeError as error:
-        error.add_note("config is kept as JSON: give numbers, strings, lists and mappings")
-        raise
-    return json.loads(text, parse_constant=str)
-
-
-def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """List the keys of a configuration whose values differ, but for `epochs` and `run`.
-
-    >>> config_differences({"model": {"width": 8}, "epochs": 2}, {"model": {"width": 9}})
-    ['model/width: saved 8, now 9']
-    """
-
-    def flat(value: Any, path: str = "") -> dict[str, str]:
-        if isinstance(value, dict) and value:
-            prefix = f"{path}/" if path else ""
-            pairs = (flat(inner, f"{prefix}{key}").items() for key, inner in value.items())
-            return {path: text for items in pairs for path, text in items}
-        return {path: json.dumps(value)}
-
-    before, after = (
-        flat({key: value for key, value in normalised(config).items() if key not in FREE_KEYS})
-        for config in (saved, now)
-    )
-    return [
-        f"{key or 'config'}: saved {before.get(key, 'nothing')}, now {after.get(key, 'nothing')}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
     ]
 
 

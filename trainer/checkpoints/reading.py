@@ -17,8 +17,8 @@ from trainer.checkpoints.restoring import agree, restored, verified
 from trainer.data.feed import POSITION
 from trainer.state import PyTree, TrainState
 
-PARAMS = "params/"
-"""What the paths of parameters begin with in a commit."""
+PARAMS = "params"
+"""Where parameters are in a commit; those that are one array have the path itself."""
 
 
 class Part(NamedTuple):
@@ -139,7 +139,7 @@ def read_params(
     """Read the parameters of a commit without knowing their structure, chosen as by `restore`.
 
     Returns:
-        Path in `params` to array, and which commit it is.
+        Path in `params` to array ("" where they are one array), and which commit it is.
 
     Raises:
         FileNotFoundError, DamagedCommit, ValueError: as `restore`.
@@ -151,9 +151,9 @@ def read_params(
         data = verified(folder, number, storage, leaves)
         agree(number)
         arrays = {
-            leaf.path.removeprefix(PARAMS): snapshots.array(leaf, data, dtype)
+            leaf.path.removeprefix(PARAMS).removeprefix("/"): snapshots.array(leaf, data, dtype)
             for leaf in leaves
-            if leaf.path.startswith(PARAMS) and leaf.shape is not None
+            if _below(leaf, PARAMS) and leaf.shape is not None
             if (dtype := schema.plain(leaf.type)) is not None
         }
         return arrays, f"commit {number} in {folder}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.checkpoints import commits, snapshots
 from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.configs import config_differences
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.processes import is_lead, of_lead
 from trainer.state import TrainState
@@ -59,7 +60,7 @@ def restored(
     )
     if config is not None and manifest["config"] is not None:
         try:
-            lines += manifests.config_differences(manifest["config"], config)
+            lines += config_differences(manifest["config"], config)
         except RecursionError as error:
             raise DamagedCommit(f"{where}: its config is nested too deeply") from error
     if lines:

@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.checkpoints import commits, locking, snapshots
 from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, agree, restored
 from trainer.checkpoints.worker import Worker
@@ -127,7 +128,7 @@ class Checkpoints:
         with span("commit", "copy", epoch):
             head = {
                 "scores": {name: float(score) for name, score in scores.items()},
-                "config": None if config is None else manifests.normalised(config),
+                "config": None if config is None else normalised(config),
             }
             groups = {
                 name: manifests.flattened(name, tree)[:2]

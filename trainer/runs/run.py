@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.locking import InUse, held
-from trainer.checkpoints.manifest import DamagedCommit, normalised
+from trainer.checkpoints.manifest import DamagedCommit
 from trainer.closing import close_last
 from trainer.environment import environment
 from trainer.paths import local

@@ -1,6 +1,5 @@
 import json
 import math
-import pathlib
 import struct
 
 import jax
@@ -101,25 +100,6 @@ def test_differences_name_path_saved_and_wanted():
         "c: saved bool, wanted nothing",
         "e: saved nothing, wanted str",
     ]
-
-
-def test_configurations_differ_by_key_but_for_epochs_and_run():
-    saved = {"rate": 0.1, "model": {"widths": (8, 8), "norm": None}, "epochs": 3, "run": "a"}
-    now = {"rate": 0.1, "model": {"widths": [8, 9]}, "seed": 1, "epochs": 9}
-    assert manifest.config_differences(saved, saved) == []
-    assert manifest.config_differences(saved, now) == [
-        "model/norm: saved null, now nothing",
-        "model/widths: saved [8, 8], now [8, 9]",
-        "seed: saved nothing, now 1",
-    ]
-
-
-def test_a_configuration_is_compared_as_json_gives_it_back():
-    config = {"path": pathlib.Path("a/b"), "sizes": (1, 2), 3: math.nan, "empty": {}}
-    assert manifest.config_differences(manifest.normalised(config), config) == []
-    with pytest.raises(TypeError) as error:
-        manifest.normalised({"loss": print})
-    assert "config" in error.value.__notes__[0]
 
 
 def composed(**changes):
