@@ -24,6 +24,7 @@ def save_checkpoints(
     mode: str | None = None,
     config: Mapping[str, Any] | None = None,
     max_cost: float | None = 0.05,
+    time_limit: float | None = 600.0,
 ) -> Chain:
     """Resume from a run directory where there is a commit, and commit to it.
 
@@ -41,6 +42,8 @@ def save_checkpoints(
             another one is refused; `epochs` and `run` may differ.
         max_cost: a commit that is due waits while it would take saving beyond this share of the
             run's time. None commits at every epoch.
+        time_limit: seconds that writing a commit may take. One that takes longer has failed, and
+            ends the run; None waits for good.
 
     Raises:
         InUse: another process trains in this directory.
@@ -53,7 +56,7 @@ def save_checkpoints(
         raise ValueError(f"max_cost must be a share in (0, 1], or None; got {max_cost}")
     if config is not None:
         config = normalised(config)
-    checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode)
+    checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode, time_limit=time_limit)
     began = time.monotonic()
     committed: int | None = None
     release: Callable[[], None] | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def sync_folder(folder: Path) -> None:
@@ -22,6 +24,56 @@ def sync_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a system says that a disk, a quota or a limit of files' sizes leaves no room."""
+
+
+@contextlib.contextmanager
+def needing(size: int, file: Path) -> Iterator[None]:
+    """Say which file there was no room for, the bytes that it needs and those that are free.
+
+    Args:
+        size: bytes that are to be written.
+        file: to write them to; its folder must exist.
+
+    Raises:
+        OSError: of the kind, and with the number, that the system gave.
+
+    >>> with needing(5, Path("a.txt").absolute()):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 5 bytes are needed and ... are free: '...a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        room = os.statvfs(file.parent)
+        said = f"{size:,} bytes are needed and {room.f_bavail * room.f_frsize:,} are free"
+        if error.errno != errno.ENOSPC:
+            said += ", but this user may not have them"
+        where = error.filename or str(file)  # what knows more of it is named
+        raise OSError(error.errno, f"{os.strerror(error.errno)}: {said}", where) from None
+
+
+def write_whole(file: Path, content: Any) -> None:
+    """Write a new file, durably; where it fails, the error names the file.
+
+    Args:
+        file: that is not there yet.
+        content: bytes, or anything else with a buffer of them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    left = memoryview(content).cast("B")
+    with needing(len(left), file), open(file, "xb", buffering=0) as opened:
+        while left:
+            left = left[opened.write(left) :]
+        os.fsync(opened.fileno())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def run_with(fault, directory):
     command = [sys.executable, "-c", CHILD, str(directory), fault]
     child = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert child.returncode == 0, child.stderr
+    assert "Traceback" not in child.stderr
     return json.loads(child.stdout)
 
 
@@ -132,11 +134,18 @@ def check(told, said):
 
 
 def test_a_file_that_grows_too_large_fails_the_save_alone(tmp_path):
-    check(run_with("file size", tmp_path), "File too large")
+    told = run_with("file size", tmp_path)
+    check(told, "File too large")
+    kind, said, *_ = told[0]
+    assert kind == "OSError"
+    assert re.search(r": 2,\d+,\d+ bytes are needed and \d[\d,]* are free", said)
+    assert said.endswith("run/checkpoints/3.staged/arrays/leaves/0'")
 
 
 def test_a_full_disk_fails_the_save_alone(small_disk):
-    check(run_with("full disk", small_disk), "No space left on device")
+    told = run_with("full disk", small_disk)
+    check(told, "No space left on device")
+    assert re.search(r"bytes are needed and \d+ are free: '/.*/3.staged.*'$", told[0][1])
 
 
 def test_a_directory_that_turns_read_only_fails_the_save_alone(public):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
 
 import pytest
 
-from trainer.durability import replacing
+from trainer.durability import needing, replacing, write_whole
 
 
 @pytest.fixture
@@ -49,3 +50,23 @@ def test_where_writing_fails_the_old_file_stays_alone(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert (file.read_text(), os.listdir(tmp_path)) == ("old", ["page"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_error_that_names_file_and_room(tmp_path, number):
+    file = tmp_path / "a"
+    said = rf"^\[Errno {number}\] .*: 2,000 bytes are needed and \d[\d,]* are free.*: '{file}'$"
+    with (
+        pytest.raises(OSError, match=said),
+        needing(2000, tmp_path),  # the whole counts, and the file of the part
+        needing(1000, file),
+    ):
+        raise OSError(number, "full")
+
+
+def test_a_new_file_is_written_whole_and_none_is_written_over(tmp_path):
+    file = tmp_path / "a"
+    write_whole(file, memoryview(b"abc"))
+    assert file.read_bytes() == b"abc"
+    with pytest.raises(FileExistsError):
+        write_whole(file, b"d")

@@ -21,32 +21,23 @@ from etils import epath  # type: ignore[import-untyped]
 from trainer.checkpoints import layout, schema
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
-from trainer.durability import sync_folder
+from trainer.durability import sync_folder, write_whole
 from trainer.modes import Mode
 
 ARRAYS = "arrays"
-"""The folder of a commit that Orbax writes and reads."""
+"""The folder of a commit that holds what Orbax reads."""
 
 _MANIFEST = "manifest.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 _LEFTOVER = re.compile(r"(0|[1-9][0-9]*)\.(staged|replaced|removed)")
 
 
-_TWO_FILES = 2**25
-"""Bytes above which two files are written, each on a thread of its own.
-
-With more (Orbax would write up to 128 at a time) the threads crowd out training's: beside 25 files
-a step of 35 ms took up to 139, beside two up to 60. One alone is read back at a quarter of the
-speed.
-"""
-
-
 class Storage:
-    """Writes and reads the bytes of a commit's arrays, as one array whose parts the manifest names.
+    """Reads the bytes of a commit's arrays: one array, whose parts the manifest names.
 
-    With an array a leaf, 10 MB in 16 leaves take Orbax 60 CPU-ms, 2 to 3 for each leaf; as one they
-    take 15, and training feels each of them wherever XLA keeps all cores busy. `CheckpointManager`
-    adds 20, saves no older number, replaces none, and lists broken commits as if they were whole.
+    With an array a leaf, 10 MB in 16 leaves take Orbax 60 CPU-ms, 2 to 3 for each leaf.
+    `CheckpointManager` adds 20, saves no older number, replaces none, and lists broken commits as
+    if they were whole.
     """
 
     def __init__(self) -> None:
@@ -59,30 +50,6 @@ class Storage:
         self._orbax = ocp.PyTreeCheckpointHandler(
             use_ocdbt=False, use_compression=False, type_handler_registry=registry
         )
-
-    def write(self, path: Path, data: np.ndarray) -> None:
-        """Write bytes into a new directory, durably.
-
-        Args:
-            path: of the directory, which is whole only when this returns.
-            data: uint8 [bytes], an even number of them.
-
-        Raises:
-            RuntimeError: this Orbax writes other files than those that are read.
-        """
-        path.mkdir()
-        half = data.nbytes // 2 if data.nbytes > _TWO_FILES else None
-        options = {layout.LEAVES: ocp.SaveArgs(chunk_byte_size=half)}
-        self._orbax.save(
-            epath.Path(path), args=ocp.args.PyTreeSave({layout.LEAVES: data}, save_args=options)
-        )
-        try:
-            layout.check(path, data.nbytes)
-        except DamagedCommit as damage:
-            raise RuntimeError(
-                f"orbax-checkpoint {ocp.__version__} wrote files that could not be read back "
-                f"({damage}): install 0.12.8, and report it"
-            ) from damage
 
     def read(self, path: Path, size: int) -> np.ndarray:
         """Read bytes back. Whether they are right, checksums tell: Orbax does not notice.
@@ -195,6 +162,11 @@ def staged(directory: Path, number: int) -> Path:
     return path
 
 
+def discard(stage: Path) -> None:
+    """Remove what was staged and failed, so that the disk it filled has its room again."""
+    shutil.rmtree(stage, ignore_errors=True)
+
+
 def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest and make what was staged a commit, replacing one of that number.
 
@@ -209,10 +181,7 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
             f"the manifest of {stage.stem} takes {len(content)} bytes and may take "
             f"{schema.MOST_BYTES}: keep texts and large integers out of the state, or join leaves"
         )
-    with open(stage / _MANIFEST, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_whole(stage / _MANIFEST, content)
     for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
         sync_folder(folder)
     final, old = stage.with_suffix(""), stage.with_suffix(".replaced")

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import commits, locking, snapshots
+from trainer.checkpoints import commits, layout, locking, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, agree, restored
 from trainer.checkpoints.worker import Worker
+from trainer.durability import needing
 from trainer.modes import Mode, check_mode, resolve_mode
 from trainer.paths import local
 from trainer.processes import is_lead
@@ -23,6 +24,11 @@ from trainer.state import TrainState
 from trainer.timing import span
 
 log = logging.getLogger("entracte")
+
+_REMEDY = (
+    ": the disk does not answer, or is too slow for a state of this size. Commits before it stand; "
+    "where it is only slow, give save_checkpoints a longer time_limit"
+)
 
 
 class Checkpoints:
@@ -53,6 +59,7 @@ class Checkpoints:
         mode: str | None = None,
         keep_best: int = 1,
         every: int | None = None,
+        time_limit: float | None = 600.0,
         read_only: bool = False,
     ) -> None:
         """Open the commits of a run.
@@ -64,6 +71,8 @@ class Checkpoints:
             mode: "min" if a lower score is better, "max" if a higher one is; None goes by its name.
             keep_best: how many of the best commits to keep besides.
             every: keep every commit whose number this divides besides.
+            time_limit: seconds that writing a commit may take; then it is a failed save. None for
+                as long as it takes.
             read_only: only read; write and remove nothing.
 
         Raises:
@@ -75,6 +84,8 @@ class Checkpoints:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         self.directory = local(directory, "Checkpoints") / "checkpoints"
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         commits.check_no_link(self.directory)
         self._best = best
         self._mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
@@ -84,7 +95,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
         self._storage = commits.Storage()
-        self._worker = Worker("entracte-save")
+        self._worker = Worker("entracte-save", time_limit=time_limit, remedy=_REMEDY)
         self._buffer = np.empty(0, np.uint8)
         self._blocked = 0.0
         self._before = 0.0
@@ -121,7 +132,8 @@ class Checkpoints:
         """
         if self._read_only:
             raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
-        self.wait()
+        with span("commit", "wait"):
+            self._worker.ready()
         self._before = self.seconds
         began = time.perf_counter()
         epoch = int(state.epoch)
@@ -150,11 +162,22 @@ class Checkpoints:
         """Write a commit, then remove those that are no longer kept; runs in the worker."""
         commits.recover(self.directory)
         commits.sweep(self.directory)
-        stage = commits.staged(self.directory, epoch)
         data = self._buffer[: snapshots.size(leaf for group in leaves.values() for leaf in group)]
-        self._storage.write(stage / commits.ARRAYS, data)
-        checked = {name: snapshots.checksummed(group, data) for name, group in leaves.items()}
-        commits.publish(stage, manifests.composed(epoch, checked, **head))
+        stage = self.directory / f"{epoch}.staged"
+        try:
+            with needing(data.nbytes, stage):
+                commits.staged(self.directory, epoch)
+                layout.write(stage / commits.ARRAYS, data)
+                checked = {
+                    name: snapshots.checksummed(group, data) for name, group in leaves.items()
+                }
+                manifest = manifests.composed(epoch, checked, **head)
+                if self._worker.given_up():
+                    raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
+                commits.publish(stage, manifest)
+        except BaseException:
+            commits.discard(stage)
+            raise
         self._damaged.discard(epoch)
         self._scores[epoch] = head["scores"]
         self._retain(epoch)

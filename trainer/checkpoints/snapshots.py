@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import math
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +17,7 @@ import xxhash
 from jax.experimental import multihost_utils
 
 from trainer.checkpoints.manifest import DamagedCommit, Leaf, decoded, is_key
+from trainer.checkpoints.worker import room_for_thread
 
 ALIGNMENT = 64
 """Arrays begin at multiples of it, for fast copies; zeros fill the gaps."""
@@ -90,11 +94,43 @@ def _view(buffer: np.ndarray, leaf: Leaf, dtype: np.dtype, shape: tuple[int, ...
 
 
 def _in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
-    """Map over jobs, on two threads where there are enough bytes; numpy and xxhash free the GIL."""
-    if size < _TWO_THREADS:
-        return [function(job) for job in jobs]
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(function, jobs))
+    """Map over jobs, on two threads where there are enough bytes; numpy and xxhash free the GIL.
+
+    The second thread takes what it can. One that cannot start, or dies for want of memory, as one
+    of a pool does without a word to who waits for it, leaves all to the first.
+    """
+    results: list[Any] = [_MISSING] * len(jobs)
+    left, busy = deque(range(len(jobs))), threading.Lock()
+
+    def take() -> bool:
+        try:
+            number = left.popleft()
+        except IndexError:
+            return False
+        results[number] = function(jobs[number])
+        return True
+
+    def help_out() -> None:
+        with contextlib.suppress(Exception):  # the first thread does that job again, and raises it
+            more = True
+            while more:
+                with busy:  # taken before a job is, so that none is under way once it is free
+                    more = take()
+
+    if size >= _TWO_THREADS and len(jobs) > 1 and room_for_thread():
+        with contextlib.suppress(RuntimeError):
+            _thread.start_new_thread(help_out, ())
+    while take():
+        pass
+    with busy:
+        pass
+    return [
+        function(job) if result is _MISSING else result
+        for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+_MISSING = object()
 
 
 def size(leaves: Iterable[Leaf]) -> int:

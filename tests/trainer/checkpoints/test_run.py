@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoints import Checkpoints, commits
+from trainer.checkpoints import Checkpoints, commits, layout
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.state import TrainState, fingerprint
 
@@ -243,6 +244,47 @@ def test_leaving_the_context_raises_a_failed_save(tmp_path, monkeypatch):
     fail_at(monkeypatch, MemoryError("no memory"))
     with pytest.raises(MemoryError), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1))
+
+
+def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypatch):
+    gate, write = threading.Event(), layout.write
+
+    def hang(*arguments):
+        gate.wait(30)
+        write(*arguments)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(make(1))
+    checkpoints.wait()
+    monkeypatch.setattr(layout, "write", hang)
+    monkeypatch.setattr(checkpoints._worker, "_limit", 0.05)
+    checkpoints.save(make(2))
+    thread = checkpoints._worker._task.thread
+    with pytest.raises(
+        TimeoutError, match=r"limit of 0.05 seconds: the disk .* time_limit"
+    ) as late:
+        checkpoints.wait()
+    assert late.value.__notes__ == [f"while saving epoch 2 to {tmp_path / 'checkpoints'}"]
+    gate.set()
+    thread.join(10)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1"]
+    monkeypatch.setattr(checkpoints._worker, "_limit", None)
+    checkpoints.save(make(3))
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 3]
+
+
+@pytest.mark.parametrize("limit", [0, -1.0])
+def test_a_time_limit_must_be_positive(tmp_path, limit):
+    with pytest.raises(ValueError, match="time_limit must be positive seconds, or None"):
+        Checkpoints(tmp_path, time_limit=limit)
+
+
+def test_a_save_that_failed_leaves_the_disk_its_room(tmp_path, monkeypatch):
+    fail_at(monkeypatch, OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make(1))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_what_cannot_be_saved_is_refused_at_once_by_path(tmp_path):
@@ -528,7 +570,6 @@ def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_pa
         steps = iter(range(instant))
         with monkeypatch.context() as patch:
             for owner, name in [
-                (commits.Storage, "write"),
                 (os, "fsync"),
                 (Path, "rename"),
                 (shutil, "rmtree"),
@@ -547,9 +588,10 @@ def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_pa
         except Killed:
             continue
         break
-    # Arrays, manifest, three folders, the old one aside, the new one in its place; then the rest.
-    assert outcomes[:7] == [False] * 7
-    assert outcomes[7:] == [True] * 5
+    # Three files of arrays, the manifest, three folders, the old one aside, the new one in its
+    # place; then the rest.
+    assert outcomes[:9] == [False] * 9
+    assert outcomes[9:] == [True] * 5
 
 
 def script(body, *arguments, devices=1, **options):
