@@ -18,6 +18,7 @@ import hooks
 import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
+from trainer.checkpoints import layout, worker
 
 
 @pytest.fixture
@@ -163,6 +164,34 @@ def test_the_newest_and_the_best_are_kept(start, train, tmp_path):
 def test_the_best_must_be_something_that_is_written(start, train, tmp_path):
     with pytest.raises(ValueError, match="'save_checkpoints' at 'epoch' reads 'val/loss', which"):
         trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path, best="val/loss"))
+
+
+@pytest.mark.parametrize("event", ["a signal", "nothing"])
+def test_a_save_that_never_ends_ends_the_run(start, train, tmp_path, monkeypatch, event):
+    gate = threading.Event()
+    monkeypatch.setattr(layout, "write", lambda *arguments: gate.wait(60))
+
+    def tell(state, metrics):
+        if event == "a signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="limit of 0.2 seconds"):
+        trainer.fit(start, train, epochs=10**6, hooks=[tell, _saving(tmp_path, time_limit=0.2)])
+    worker._finish()  # what waits at the end of the process
+    assert time.monotonic() - began < 50
+    gate.set()
+
+
+def test_memory_that_runs_out_in_a_save_ends_the_run(start, train, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(layout, "write", fail)
+    with pytest.raises(MemoryError) as raised:
+        trainer.fit(start, train, epochs=10**6, hooks=_saving(tmp_path))
+    assert any("while saving epoch 1 to" in note for note in raised.value.__notes__)
 
 
 def test_a_configuration_that_cannot_be_kept_is_refused_before_anything_is_made(tmp_path):
