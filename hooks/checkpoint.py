@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
 from trainer.checkpoints.configs import normalised
-from trainer.checkpoints.locking import lock
+from trainer.checkpoints.locking import Held, check_all, lock
 from trainer.hook import Gate, Restored
 from trainer.processes import of_lead
 
@@ -46,7 +46,8 @@ def save_checkpoints(
             ends the run; None waits for good.
 
     Raises:
-        InUse: another process trains in this directory.
+        InUse: another process or thread trains in this directory; before a save, the file `lock`
+            was removed or replaced, so that another one may.
         ValueError: the name of `best` does not tell the mode; before training, the directory holds
             another run: what differs is listed.
         OSError: the directory cannot be written to.
@@ -59,15 +60,15 @@ def save_checkpoints(
     checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode, time_limit=time_limit)
     began = time.monotonic()
     committed: int | None = None
-    release: Callable[[], None] | None = None
+    held: Held | None = None
 
     def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
 
     def restore(template: TrainState) -> Restored | None:
-        nonlocal began, committed, release
-        if release is None:  # error hooks may ask for the last commit once more
-            release = lock(checkpoints.directory.parent)
+        nonlocal began, committed, held
+        if held is None or not held.by_this_thread():  # else error hooks ask once more
+            held = lock(checkpoints.directory.parent)
         began, committed = time.monotonic(), None
         commit = checkpoints.restore(template, config=config)
         if commit is None:
@@ -91,18 +92,22 @@ def save_checkpoints(
     def commit(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal committed
         if committed != int(state.epoch):
+            if held is not None:
+                check_all(held)
             checkpoints.save(state, scores=metrics, config=config)
             committed = int(state.epoch)
         return state
 
     def close() -> None:
-        nonlocal release
+        nonlocal held
+        if held is not None and not held.by_this_thread():  # a fit that was refused ends
+            return
         try:
             checkpoints.close()
         finally:
-            held, release = release, None
-            if held is not None:
-                held()
+            taken, held = held, None
+            if taken is not None:
+                taken()
 
     expects = (best,) if best else ()
     name = "save_checkpoints"

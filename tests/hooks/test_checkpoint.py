@@ -19,6 +19,7 @@ import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
 from trainer.checkpoints import layout, worker
+from trainer.checkpoints.locking import InUse
 
 
 @pytest.fixture
@@ -388,6 +389,47 @@ def test_two_chains_of_one_process_share_a_directory(start, train, tmp_path):
         return state
 
     trainer.fit(start, train, epochs=1, hooks=[train_within, _saving(tmp_path)])
+    assert (tmp_path / "lock").stat().st_size == 0
+
+
+def test_after_its_lock_was_removed_nothing_is_saved(state, phase, tmp_path):
+    def tidy_up(state, metrics):
+        if int(state.epoch) == 3:
+            (tmp_path / "lock").unlink()
+        return state
+
+    with pytest.raises(InUse, match="'.*lock', was removed .* another process may train there"):
+        trainer.fit(state, phase, epochs=5, hooks=[tidy_up, _saving(tmp_path)])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+    end, history = trainer.fit(state, phase, epochs=5, hooks=_saving(tmp_path))
+    assert [int(end.epoch), len(history)] == [5, 3]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["of its own", "shared"])
+def test_a_second_fit_in_another_thread_is_refused(state, phase, tmp_path, shared):
+    refused, saving = [], _saving(tmp_path)
+
+    def train_beside():
+        try:
+            beside = saving if shared else _saving(tmp_path)
+            trainer.fit(state, phase, epochs=5, hooks=beside)
+        except InUse as error:
+            refused.append(str(error))
+
+    def start_another(state, metrics):
+        if int(state.epoch) == 2:
+            thread = threading.Thread(target=train_beside)
+            thread.start()
+            thread.join()
+        return state
+
+    end, _ = trainer.fit(state, phase, epochs=4, hooks=[start_another, saving])
+    assert int(end.epoch) == 4
+    (said,) = refused
+    assert f"{tmp_path} is in use: another thread of this process trains there" in said
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 3, 4]
     assert (tmp_path / "lock").stat().st_size == 0
 
 

@@ -18,7 +18,6 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from trainer.paths import local
@@ -41,7 +40,7 @@ _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 
 
 class InUse(RuntimeError):  # noqa: N818 - what is the case, as its message says
-    """Another process trains in this run's directory."""
+    """Another process, or another thread of this one, trains in this run's directory."""
 
 
 @dataclasses.dataclass
@@ -50,7 +49,59 @@ class _Lock:
 
     descriptor: int
     holder: str
-    count: int = 1
+    known: bool
+    """Whether the file system knows locks."""
+    count: int = 0
+    training: list[int] = dataclasses.field(default_factory=list)
+    """The thread that trains there, once for each of its hooks that took it to train."""
+
+
+class Held:
+    """A run's directory that this process has. Called, it lets go; called again, it does nothing.
+
+    The file may be deleted, by a script that tidies up say, and a second process then takes another
+    one: whoever writes asks `check` before.
+    """
+
+    def __init__(self, path: Path, key: tuple[int, int], lock: _Lock, thread: int | None) -> None:
+        self._path, self._key, self._lock, self._thread = path, key, lock, thread
+        self._let_go = False
+
+    def __call__(self) -> None:
+        """Let go of the directory."""
+        with _guard:
+            if self._let_go or _held.get(self._key) is not self._lock:
+                return
+            self._let_go = True
+            self._lock.count -= 1
+            if self._thread is not None:
+                self._lock.training.remove(self._thread)
+            if not self._lock.count:
+                del _held[self._key]
+                os.ftruncate(self._lock.descriptor, 0)  # an empty file is no sign of a run
+                os.close(self._lock.descriptor)
+
+    def by_this_thread(self) -> bool:
+        """Say whether the thread that asks is the one that took it."""
+        return self._thread in (None, threading.get_ident())
+
+    def check(self) -> None:
+        """See that the lock which is held is the one that others find at its path: one look.
+
+        Raises:
+            InUse: it was removed or replaced, so that another process may train there.
+        """
+        if not self._lock.known or (there := _key(self._path)) == self._key:
+            return
+        what = "removed" if there is None else "replaced by another file"
+        holder = held(self._path, by_others=True)
+        may = f"{holder} trains there now" if holder else "another process may train there"
+        raise InUse(
+            f"the lock of this run, {str(self._path / FILE)!r}, was {what} while the run had it: "
+            f"{may}, so nothing is saved any more; the checkpoints before stand. See that no other "
+            "process is at work in this directory, and start the run again: it resumes. Leave the "
+            "lock alone while a run goes on: a dead process holds nothing"
+        )
 
 
 _held: dict[tuple[int, int], _Lock] = {}
@@ -59,21 +110,22 @@ _held: dict[tuple[int, int], _Lock] = {}
 _guard = threading.Lock()
 
 
-def lock(directory: str | os.PathLike[str]) -> Callable[[], None]:
-    """Take a run's directory for this process, to train in it.
+def lock(directory: str | os.PathLike[str]) -> Held:
+    """Take a run's directory for this process and this thread, to train in it.
 
-    It may be taken several times in one process; it is free again when all have released it, or
-    when the process ends. On several processes all must call it, and the lead takes it. Where the
-    file system knows no locks, a warning says so, once, and training goes on.
+    A thread may take it several times, and others of this process may take it to record what it
+    does (`lock_here`); it is free again when all have let go, or when the process ends. On several
+    processes all must call it, and the lead takes it. Where the file system knows no locks, a
+    warning says so, once, and training goes on.
 
     Args:
         directory: of the run.
 
     Returns:
-        A function that releases it; called again, it does nothing.
+        What is held: call it to let go, and `check_all` it before each save.
 
     Raises:
-        InUse: another process trains in it.
+        InUse: another process, or another thread of this one, trains in it.
         OSError: the file cannot be written.
 
     >>> import tempfile
@@ -85,26 +137,42 @@ def lock(directory: str | os.PathLike[str]) -> Callable[[], None]:
     pid ... on ... since ...
     None
     """
-    path, refusal, release = local(directory, "lock"), None, _nothing
+    path, refusal, taken = local(directory, "lock"), None, None
     if is_lead():
         try:
-            release = lock_here(path)
+            with _guard:
+                taken = _taken(path, threading.get_ident())
         except (InUse, OSError) as error:
             refusal = error
     if of_lead({"refused": refusal is not None})["refused"]:  # or the others wait for the lead
         raise refusal or InUse(f"the lead could not take {path}: its own error says why")
-    return release
+    return taken or _elsewhere(path)
 
 
-def lock_here(directory: str | os.PathLike[str]) -> Callable[[], None]:
-    """Take a run's directory as `lock` does, for one process that asks no other.
+def lock_here(directory: str | os.PathLike[str]) -> Held:
+    """Take a run's directory to record in it, for one process that asks no other.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as run:
     ...     lock_here(run)()
     """
     with _guard:
-        return _taken(local(directory, "lock"))
+        return _taken(local(directory, "lock"), None)
+
+
+def check_all(taken: Held) -> None:
+    """See that what `lock` took is still held, on all processes alike.
+
+    Raises:
+        InUse: the lock was removed or replaced.
+    """
+    refusal = None
+    try:
+        taken.check()
+    except (InUse, OSError) as error:
+        refusal = error
+    if of_lead({"lost": refusal is not None})["lost"]:
+        raise refusal or InUse("the lead no longer holds the run's lock: its own error says why")
 
 
 def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str | None:
@@ -141,22 +209,27 @@ def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str |
     return None
 
 
-def _nothing() -> None:
-    pass
+def _elsewhere(path: Path) -> Held:
+    """Give what processes hold that are not the lead: nothing."""
+    return Held(path, (0, 0), _Lock(-1, "", known=False), None)
 
 
-def _taken(path: Path) -> Callable[[], None]:
-    """Take the lock, or count once more where this process has it."""
+def _taken(path: Path, thread: int | None) -> Held:
+    """Take the lock, or count once more where this process has it.
+
+    Args:
+        path: of the directory.
+        thread: that is to train in it; None only records.
+    """
     key = _key(path)
-    if key in _held:
-        entry = _held[key]
-        entry.count += 1
-    else:
+    entry = None if key is None else _held.get(key)
+    if key is None or entry is None:
         descriptor = _opened(path, os.O_RDWR | os.O_CREAT)
         try:
-            _wait(path, descriptor)
+            known = _wait(path, descriptor)
             now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-            entry = _Lock(descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {now}")
+            holder = f"pid {os.getpid()} on {socket.gethostname()} since {now}"
+            entry = _Lock(descriptor, holder, known)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{entry.holder}\n".encode(), 0)
             status = os.fstat(descriptor)
@@ -165,23 +238,19 @@ def _taken(path: Path) -> Callable[[], None]:
             raise
         key = status.st_dev, status.st_ino
         _held[key] = entry
-    left = [entry]
-
-    def release() -> None:
-        with _guard:
-            if not left or _held.get(key) is not left.pop():
-                return
-            entry.count -= 1
-            if not entry.count:
-                del _held[key]
-                os.ftruncate(entry.descriptor, 0)  # an empty file is no sign of a run
-                os.close(entry.descriptor)
-
-    return release
+    elif thread is not None and entry.training and thread not in entry.training:
+        # Locks of the kernel are the process's: to its own threads they refuse nothing.
+        raise InUse(
+            f"{path} is in use: another thread of this process trains there, and two would write "
+            "over each other's commits and records; give this run another directory"
+        )
+    entry.count += 1
+    entry.training += [] if thread is None else [thread]
+    return Held(path, key, entry, thread)
 
 
-def _wait(path: Path, descriptor: int) -> None:
-    """Lock the file, or give up.
+def _wait(path: Path, descriptor: int) -> bool:
+    """Lock the file, or give up; False where the file system knows no locks.
 
     Raises:
         InUse: another process has it.
@@ -189,10 +258,12 @@ def _wait(path: Path, descriptor: int) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError as error:
             if error.errno in _UNKNOWN:
-                return _warn(path, error)
+                _warn(path, error)
+                return False
             if error.errno not in _REFUSED:
                 raise
         if time.monotonic() > until:

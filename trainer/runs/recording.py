@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints.choosing import Stamp, folder_of, stamp
-from trainer.checkpoints.locking import InUse, lock_here
+from trainer.checkpoints.locking import Held, InUse, lock_here
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.runs.commits import complete, described
 from trainer.runs.delivery import Delivery
@@ -39,7 +39,7 @@ _owned: set[tuple[int, str]] = set()
 
 
 @contextlib.contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def owned(directory: Path) -> Iterator[Held]:
     """Have a run's directory to oneself, among processes and in this one.
 
     Raises:
@@ -53,11 +53,11 @@ def owned(directory: Path) -> Iterator[None]:
         )
     _owned.add(key)
     try:
-        release = lock_here(directory)
+        held = lock_here(directory)
         try:
-            yield
+            yield held
         finally:
-            release()
+            held()
     finally:
         _owned.discard(key)
 
@@ -91,7 +91,7 @@ class Recording:
         self._blind = False
         with contextlib.ExitStack() as undo:
             directory.mkdir(parents=True, exist_ok=True)
-            undo.enter_context(owned(directory))
+            self._held = undo.enter_context(owned(directory))
             self._journal = Journal(directory / QUEUE, limit=limit)
             undo.callback(self._journal.close)
             self._delivery = Delivery(url, self._journal, self._look_around)
@@ -129,7 +129,13 @@ class Recording:
         self._delivery.wake()
 
     def sync(self) -> None:
-        """Make what was put in outlast a power failure."""
+        """Make what was put in outlast a power failure.
+
+        Raises:
+            InUse: the run's lock was removed or replaced, so that another process may record there.
+            OSError: the queue was replaced, or the disk fails.
+        """
+        self._held.check()
         self._journal.sync()
 
     def _look_around(self) -> None:

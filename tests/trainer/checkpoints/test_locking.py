@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -153,3 +154,79 @@ def test_where_the_lead_is_refused_no_process_goes_on(tmp_path, monkeypatch):
     with pytest.raises(InUse, match="the lead could not take"):
         lock(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def in_a_thread(do):
+    """Call a function in a thread of its own, and give what it raised."""
+    raised = []
+
+    def run():
+        try:
+            do()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised
+
+
+def test_another_thread_may_record_there_and_not_train(tmp_path):
+    release = lock(tmp_path)
+    (refused,) = in_a_thread(lambda: lock(tmp_path))
+    assert isinstance(refused, InUse)
+    assert f"{tmp_path} is in use: another thread of this process" in str(refused)
+    assert not in_a_thread(lambda: locking.lock_here(tmp_path)())
+    release()
+    assert not in_a_thread(lambda: lock(tmp_path)())
+    again = locking.lock_here(tmp_path)  # who records keeps none from training
+    assert not in_a_thread(lambda: lock(tmp_path)())
+    again()
+    assert held(tmp_path) is None
+
+
+@pytest.mark.parametrize("holder", [False, True], ids=["removed", "taken by another"])
+def test_a_lock_that_was_removed_is_told_from_one_that_is_held(short, tmp_path, holder):
+    release = lock(tmp_path)
+    release.check()
+    (tmp_path / "lock").unlink()
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    what = "was removed while the run had it: another process may train there"
+    if holder:
+        with subprocess.Popen(command, **pipes) as other:
+            other.stdout.readline()
+            said = rf"was replaced by another file .* pid {other.pid} on \S+ .* trains there now"
+            with pytest.raises(InUse, match=said):
+                release.check()
+            other.kill()
+            other.stdin.close()
+        what = "was replaced by another file while the run had it: another process may train"
+    with pytest.raises(InUse, match=what) as raised:
+        release.check()
+    assert "nothing is saved any more" in str(raised.value)
+    release()
+    again = lock(tmp_path)
+    again.check()
+    again()
+
+
+def test_where_the_lead_lost_the_lock_no_process_saves(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "is_lead", lambda: False)
+    taken = lock(tmp_path)
+    locking.check_all(taken)
+    monkeypatch.setattr(locking, "of_lead", lambda values: dict.fromkeys(values, 1.0))
+    with pytest.raises(InUse, match="the lead no longer holds"):
+        locking.check_all(taken)
+
+
+def test_a_file_system_without_locks_is_not_asked(tmp_path, monkeypatch):
+    def unknown(descriptor, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", unknown)
+    taken = lock(tmp_path)
+    (tmp_path / "lock").unlink()
+    taken.check()
+    taken()

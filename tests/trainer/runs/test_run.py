@@ -239,6 +239,14 @@ def test_the_directory_may_be_the_process_s_own_already(begun, tmp_path):
     assert held(run.directory) is None
 
 
+def test_where_its_lock_was_removed_it_says_so_before_a_save(begun):
+    run = begun()
+    run.record(1, 14, {"loss": 0.5})
+    (run.directory / "lock").unlink()
+    with pytest.raises(InUse, match="was removed while the run had it"):
+        run.flush()
+
+
 def test_only_the_lead_acts_and_asks_no_other_process(begun, monkeypatch, tmp_path):
     def gathered(*arguments):
         raise AssertionError("the others do not take part")
