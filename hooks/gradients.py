@@ -114,8 +114,7 @@ def looking(task: Any, batch: Any, depth: int) -> Callable[[TrainState], Look]:
 
     @jax.jit
     def program(state: TrainState, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        grads, _ = task.gradients(state, batch)
-        updates, _ = task.optimizer.update(grads, state.opt_state, state.params)
+        grads, updates = task.updates(state, batch)
         by_grads, by_params, by_updates = (
             by_layer(tree, depth) for tree in (grads, state.params, updates)
         )

@@ -11,10 +11,12 @@ import optax
 from jax import lax
 
 from trainer.executors import has_convolution
+from trainer.groups import learning_rates
 from trainer.losses.contract import Loss, measured
 from trainer.metrics import WEIGHT
 from trainer.precision import cast, cast_like
 from trainer.state import PyTree, TrainState
+from trainer.updates import ValueFn, updated
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
 """`(params, model_state, batch, key) -> (loss (), ({name: Mean}, model_state))`."""
@@ -37,6 +39,8 @@ class Gradients(NamedTuple):
     means: dict[str, Mean]
     """What the loss measured."""
     model_state: PyTree
+    value_fn: ValueFn
+    """`(params) -> ()`, the same batch's mean loss at other parameters, by the same key."""
 
 
 def mean(values: Any) -> Mean:
@@ -110,8 +114,13 @@ def of_batch(
     objective: Objective, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array
 ) -> Gradients:
     """Give the gradients of a whole batch."""
+    before = model_state
     grads, (means, model_state) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
-    return Gradients(grads, means, model_state)
+
+    def value_fn(params: PyTree) -> jax.Array:
+        return objective(params, before, batch, key)[0]
+
+    return Gradients(grads, means, model_state, value_fn)
 
 
 def accumulated(
@@ -159,6 +168,7 @@ def accumulated(
         grads = optax.tree.scale(weight, cast(grads, jnp.float32))
         return (model_state, optax.tree.add(sums, (grads, totals))), None
 
+    before = model_state
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     grads, (given, _) = jax.eval_shape(derive, params, model_state, *first)
     nothing = {name: (jnp.zeros(()), jnp.zeros(())) for name in given}
@@ -179,12 +189,38 @@ def accumulated(
     }
     weight = totals["loss"][1]
     grads = optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)
-    return Gradients(cast_like(grads, params), means, model_state)
+
+    def value_fn(params: PyTree) -> jax.Array:
+        def add(carried: Any, part: Any) -> tuple[Any, None]:
+            model_state, total = carried
+            value, (means, model_state) = objective(params, model_state, *part)
+            share = means["loss"].weight
+            share = size // count if share is None else share
+            return (model_state, total + value * share), None
+
+        start = before, jnp.zeros((), jnp.float32)
+        unroll = 1 if looping else count
+        (_, total), _ = lax.scan(add, start, (parts, keys), unroll=unroll)
+        return total / jnp.where(weight == 0, 1, weight)
+
+    return Gradients(cast_like(grads, params), means, model_state, value_fn)
+
+
+def updates(
+    state: TrainState, found: Gradients, grads: PyTree, optimizer: optax.GradientTransformation
+) -> tuple[PyTree, PyTree]:
+    """Give (updates, opt_state) that an optimizer makes of gradients, which may be clipped."""
+    return updated(
+        *(optimizer, grads, state.opt_state, state.params),
+        value=found.means["loss"].value,
+        grad=found.params,
+        value_fn=found.value_fn,
+    )
 
 
 def applied(
     state: TrainState,
-    grads: PyTree,
+    found: Gradients,
     optimizer: optax.GradientTransformation,
     *,
     length: jax.Array,
@@ -194,25 +230,25 @@ def applied(
 
     Args:
         state: to step from.
-        grads: of its parameters.
+        found: the gradients of its parameters, and what else the batch gave; the optimizer gets
+            of it what it asks for: `value`, `grad`, which is not clipped, `value_fn`.
         optimizer: of optax.
         length: () L2 norm of the gradients.
         clip_norm: norm to which larger gradients are scaled; None: not clipped.
 
     Returns:
         The state, and `grad_norm`, which is the length, with `clip_norm` also `clipped`, 1 where
-        they were, and `learning_rate` where the optimizer keeps one.
+        they were, and `learning_rate` where the optimizer keeps one; where several do,
+        `learning_rate/<group>`.
     """
+    grads = found.params
     metrics = {"grad_norm": length}
     if clip_norm is not None:
         metrics["clipped"] = (length > clip_norm).astype(jnp.float32)
         grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / length), grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    rates = optax.tree.get_all_with_path(opt_state, "learning_rate")
-    rates = [rate for _, rate in rates if isinstance(rate, jax.Array)]  # not schedules' states
-    if len(rates) == 1:
-        metrics["learning_rate"] = rates[0]
-    params = optax.apply_updates(state.params, updates)
+    changes, opt_state = updates(state, found, grads, optimizer)
+    metrics |= learning_rates(opt_state)
+    params = optax.apply_updates(state.params, changes)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 

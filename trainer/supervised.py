@@ -15,6 +15,7 @@ from trainer.executors import Step
 from trainer.losses.contract import Loss, attribute, measured
 from trainer.repeating import Measure
 from trainer.state import PyTree, TrainState
+from trainer.updates import check_optimizer, initialized
 
 Batch = Mapping[str, Any]
 
@@ -34,6 +35,9 @@ class Task(NamedTuple):
     gradients: Callable[[TrainState, Batch], tuple[PyTree, dict[str, jax.Array]]]
     """`(state, batch) -> (gradients, metrics)` as the step computes them, neither augmented nor
     clipped; jittable."""
+    updates: Callable[[TrainState, Batch], tuple[PyTree, PyTree]]
+    """`(state, batch) -> (gradients, updates)`: the same, and what the optimizer makes of them, to
+    be added to the parameters; jittable."""
     optimizer: optax.GradientTransformation
 
 
@@ -50,14 +54,18 @@ def supervised(
     """Make the functions of supervised training.
 
     The step reports the loss's means, `grad_norm` (global L2 norm, before clipping), and
-    `learning_rate` where the optimizer keeps one (`optax.inject_hyperparams`); with `clip_norm`
-    also `clipped`, the share of steps that were; in float16 also `loss_scale`, and `skipped`, the
-    share of steps whose gradients overflowed.
+    `learning_rate` where the optimizer keeps one (`optax.inject_hyperparams`; where several parts
+    of it do, `learning_rate/<group>`); with `clip_norm` also `clipped`, the share of steps that
+    were; in float16 also `loss_scale`, and `skipped`, the share of steps whose gradients
+    overflowed.
 
     Args:
         network: a pair (init, apply) as `models.Network` describes.
         loss: `(outputs, batch) -> {name: values}` with a `loss` to minimise.
-        optimizer: of optax.
+        optimizer: of optax. One that takes them gets the batch's mean loss as `value`, its
+            gradients before clipping as `grad`, and as `value_fn` the mean loss of the same batch
+            at other parameters, computed as the step computes it: `optax.lbfgs`,
+            `optax.contrib.reduce_on_plateau`.
         augment: changes each batch before a step, by `state.key("augment")`; evaluation sees
             batches as they are.
         accumulate: micro-batches that a batch is computed in, one after another, to save memory;
@@ -70,7 +78,9 @@ def supervised(
             leaves the state as it is, but for `step` and the scale, where gradients overflow.
 
     Raises:
-        ValueError: a setting is out of range; from `init`, the device lacks the precision; when
+        TypeError: `optimizer` is none.
+        ValueError: a setting is out of range, or the optimizer needs parameters of its own kind;
+            from `init`, the device lacks the precision; when
             traced, `accumulate` does not divide the batch.
 
     >>> from types import SimpleNamespace
@@ -89,6 +99,7 @@ def supervised(
         raise ValueError(f"accumulate must be at least 1 micro-batch; got {accumulate}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
+    check_optimizer(optimizer, "supervised")
     precisions.require_known(precision)
     scaling = precision == "float16"
 
@@ -100,7 +111,7 @@ def supervised(
         params, model_state = jax.jit(network.init)(network_key, example["inputs"])
         return TrainState.create(
             params=params,
-            opt_state=jax.jit(optimizer.init)(params),
+            opt_state=initialized(optimizer, params, "supervised"),
             model_state=model_state,
             rng=root,
             carry={"loss_scale": precisions.first_scale()} if scaling else {},
@@ -133,26 +144,32 @@ def supervised(
             return gradients.of_batch(*arguments)
         return gradients.accumulated(*arguments, count=accumulate)
 
-    def unscaled(state: TrainState, grads: PyTree) -> PyTree:
+    def unscaled(state: TrainState, found: gradients.Gradients) -> gradients.Gradients:
         if not scaling:
-            return grads
-        unscaled = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], grads)
-        return precisions.cast_like(unscaled, grads)
+            return found
+        grads = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], found.params)
+        grads = precisions.cast_like(grads, found.params)
+        return found._replace(params=grads, value_fn=_without_float16)
 
     def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        grads, means, _ = derived(state, batch)
-        return unscaled(state, grads), gradients.metrics_of(means)
+        found = unscaled(state, derived(state, batch))
+        return found.params, gradients.metrics_of(found.means)
+
+    def updates(state: TrainState, batch: Batch) -> tuple[PyTree, PyTree]:
+        found = unscaled(state, derived(state, batch))
+        return found.params, gradients.updates(state, found, found.params, optimizer)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         if augment is not None:
             batch = augment(state.key("augment"), dict(batch))
-        grads, means, model_state = derived(state, batch)
-        grads = unscaled(state, grads)
-        norm = gradients.norm(grads) if precision == "float32" else optax.tree.norm(grads)
-        after, told = gradients.applied(state, grads, optimizer, length=norm, clip_norm=clip_norm)
-        after, moves = after.replace(model_state=model_state), gradients.moving(means)
+        found = unscaled(state, derived(state, batch))
+        norm = gradients.norm if precision == "float32" else optax.tree.norm
+        after, told = gradients.applied(
+            state, found, optimizer, length=norm(found.params), clip_norm=clip_norm
+        )
+        after, moves = after.replace(model_state=found.model_state), gradients.moving(found.means)
         after, told = gradients.unmoved(moves, state, after, told)
-        metrics = gradients.metrics_of(means) | told
+        metrics = gradients.metrics_of(found.means) | told
         return _skipping(state, after, metrics, moves) if scaling else (after, metrics)
 
     def outputs(state: TrainState, inputs: Any) -> Any:
@@ -163,7 +180,14 @@ def supervised(
 
     step.check = measure.check = _checking(outputs, loss)  # type: ignore[attr-defined]
     step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
-    return Task(init, step, measure, of, optimizer)
+    return Task(init, step, measure, of, updates, optimizer)
+
+
+def _without_float16(params: PyTree) -> jax.Array:
+    raise ValueError(
+        "the optimizer searches along values of the loss (value_fn), as optax.lbfgs does, whose "
+        "gradients float16 rounds to zero; use precision='float32' or 'bfloat16'"
+    )
 
 
 def _skipping(

@@ -81,7 +81,8 @@ def test_gradients_are_those_that_the_step_takes(task, start, train, digits):
 def test_a_layer_that_nothing_moves_has_ratio_0(product):
     _, state = product
     frozen = trainer.supervised(Product, half_square, optax.set_to_zero())
-    zeroed = state.replace(opt_state=(), params=jax.tree.map(jnp.zeros_like, state.params))
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeroed = state.replace(opt_state=frozen.optimizer.init(zeros), params=zeros)
     scores = hooks.watch_gradients(frozen, BATCH)(zeroed, {}).scores
     assert scores["gradients/update_ratio/layers/0"] == 0.0
     assert scores["gradients/dead/layers/0"] == 1.0
@@ -160,9 +161,9 @@ def test_its_program_is_traced_once(product, phase, recorder):
 
     def counting(state, batch):
         traces.append(1)
-        return task.gradients(state, batch)
+        return task.updates(state, batch)
 
-    hook = hooks.watch_gradients(task._replace(gradients=counting), BATCH, recorder)
+    hook = hooks.watch_gradients(task._replace(updates=counting), BATCH, recorder)
     for epoch in (9, 10):
         hook(state.replace(epoch=jnp.int32(epoch)), {})
     assert len(traces) == 1

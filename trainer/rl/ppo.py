@@ -20,6 +20,7 @@ from trainer.rl.policies import begin, check_fits, initial, remembers
 from trainer.rl.rollouts import rollout, start
 from trainer.rl.updating import update
 from trainer.state import PyTree, TrainState
+from trainer.updates import check_optimizer, initialized
 
 
 class Agent(NamedTuple):
@@ -170,6 +171,7 @@ def ppo(
     on record, but that the end of a time limit is no end: the value of what followed stands in.
     """
     _check(network, envs, steps, epochs, minibatches, discount, gae_lambda, target_kl, clip_norm)
+    check_optimizer(optimizer, "ppo")
     if not isinstance(env, Environment | HostEnvironments):
         raise TypeError(
             "ppo learns in an Environment of trainer.rl.environments, such as from_gymnax and "
@@ -202,7 +204,7 @@ def ppo(
         weights = weighed(network_key)
         return TrainState.create(
             params=weights.params,
-            opt_state=jax.jit(optimizer.init)(weights.params),
+            opt_state=initialized(optimizer, weights.params, "ppo"),
             model_state=weights.model_state,
             rng=root,
             carry=begun(env_key),

@@ -235,13 +235,13 @@ def learnt(
         state, going = carried
         batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), parts.batch)
         recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), parts.recurrent)
-        grads, means, model_state = derived(state, batch, recurrent, network, loss)
+        found = derived(state, batch, recurrent, network, loss)
         after, told = gradients.applied(
-            state, grads, optimizer, length=gradients.norm(grads), clip_norm=clip_norm
+            state, found, optimizer, length=gradients.norm(found.params), clip_norm=clip_norm
         )
-        after, moves = after.replace(model_state=model_state), gradients.moving(means)
+        after, moves = after.replace(model_state=found.model_state), gradients.moving(found.means)
         after, told = gradients.unmoved(moves, state, after, told)
-        metrics = gradients.metrics_of(means) | told
+        metrics = gradients.metrics_of(found.means) | told
         if target_kl is None:
             return (after, going), metrics
         if "approx_kl" not in metrics:
