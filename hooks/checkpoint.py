@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
 from trainer.checkpoints.configs import normalised
@@ -76,7 +78,11 @@ def save_checkpoints(
         committed = commit.epoch
         return Restored(commit.state, commit.scores)
 
+    several = jax.process_count() > 1
+
     def affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+        if several:  # all come here at once, which they do not where each event begins
+            checkpoints.check()
         if max_cost is None:
             return True
         taken = checkpoints.seconds + checkpoints.last_seconds
@@ -112,7 +118,13 @@ def save_checkpoints(
     expects = (best,) if best else ()
     name = "save_checkpoints"
     return chain(
-        Hook(nothing, f"{name}/restore", event="start", restore=restore, check=checkpoints.check),
+        Hook(
+            nothing,
+            f"{name}/restore",
+            event="start",
+            restore=restore,
+            check=None if several else checkpoints.check,
+        ),
         Hook(
             commit,
             name,

@@ -17,10 +17,10 @@ from hooks.metrics import counts
 from trainer import Hook, Interrupt, TrainState
 from trainer.checkpoints.following import newer
 from trainer.checkpoints.reading import Part, read_part
-from trainer.checkpoints.restoring import agree
+from trainer.checkpoints.restoring import everywhere
 from trainer.hook import Memory
 from trainer.paths import local
-from trainer.processes import is_lead, of_lead
+from trainer.processes import is_lead, of_lead, together
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -92,14 +92,17 @@ def follow_checkpoints(
         """Read what is new, if anything is; on several processes what the first one found."""
         wanted = _wanted(state, carry)
         optional = [path for path in wanted if path.startswith("carry/")]
-        part = read(wanted, optional, _remembered(state)["epoch"]) if is_lead() else None
+        part: Part | None = None
+        with together(f"{NAME} in reading {where}"):
+            if is_lead():
+                part = read(wanted, optional, _remembered(state)["epoch"])
         number = int(of_lead({"epoch": -1 if part is None else part.epoch})["epoch"])
         if number < 0:
             return None
-        if part is not None:
-            agree(number)  # as `read_part` does on the others
-            return part
-        return Part(*read_part(where, wanted, optional=optional, epoch=number), [])
+        if part is not None:  # as `read_part` does on the others
+            found = part
+            return everywhere(where, lambda: found, lambda part: (part.epoch, part.digest))
+        return Part(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
 
     def advance(state: TrainState, *, waiting: bool) -> TrainState | None:
         """Take what is new; None where nothing came in time."""

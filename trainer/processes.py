@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -87,6 +88,56 @@ def check_same(what: str) -> None:
             f"hooks must be the same everywhere (observers run on process 0 alone, and are listed "
             f"by all); here: {what}"
         )
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """Do something that may fail on one process alone, and then fail on all of them at once.
+
+    All must call it, and what is done within must wait for no other process.
+
+    Args:
+        what: is done, for the message of those that it did not fail on: `saving`.
+
+    Raises:
+        RuntimeError: it failed on another process.
+
+    >>> with together("dividing"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    ZeroDivisionError: division by zero
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = np.flatnonzero(_gathered(np.array([failure is not None], np.int32))[:, 0]).tolist()
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError(
+            f"{what} failed on process {', '.join(map(str, failed))}, whose own error says why; "
+            f"process {jax.process_index()} ends with it"
+        )
+
+
+def every_value(values: Sequence[int]) -> list[tuple[int, ...]]:
+    """Give what each process has, on all of them; all must call it.
+
+    Args:
+        values: as many on each, between -2**63 and 2**63.
+
+    >>> every_value([3, -1])
+    [(3, -1)]
+    """
+    if jax.process_count() == 1:
+        return [tuple(values)]
+    words = _gathered(np.array(values, np.int64).view(np.uint32))
+    return [tuple(np.ascontiguousarray(row).view(np.int64).tolist()) for row in words]
 
 
 def _gathered(values: np.ndarray) -> np.ndarray:

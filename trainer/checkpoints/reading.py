@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from trainer.checkpoints import commits, schema, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.choosing import candidates, first_intact, folder_of
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
-from trainer.checkpoints.restoring import agree, restored, verified
+from trainer.checkpoints.restoring import Commit, everywhere, restored, verified
 from trainer.data.feed import POSITION
 from trainer.state import PyTree, TrainState
 
@@ -30,6 +31,8 @@ class Part(NamedTuple):
     """The commit's number."""
     others: list[str]
     """Paths of the leaves that were not asked for."""
+    digest: int
+    """Of all of the commit; see `manifest.digest`."""
 
 
 def restore(
@@ -69,15 +72,19 @@ def restore(
     """
     folder, storage = folder_of(directory), commits.Storage()
 
-    def read(number: int) -> TrainState:
+    def read(number: int) -> Commit:
         wanted = _with_positions(folder, number, target)
-        state = restored(folder, number, storage, wanted, None).state
-        agree(number)
+        commit = restored(folder, number, storage, wanted, None)
+        state = commit.state.replace(stop=target.stop)
         if wanted is not target:
             state = state.replace(carry={name: state.carry[name] for name in target.carry})
-        return state.replace(stop=target.stop)
+        return dataclasses.replace(commit, state=state)
 
-    return first_intact(folder, lambda: candidates(folder, epoch, best, mode), read)
+    return everywhere(
+        folder,
+        lambda: first_intact(folder, lambda: candidates(folder, epoch, best, mode), read),
+        lambda commit: commit.mark,
+    ).state
 
 
 def read_part(
@@ -120,12 +127,15 @@ def read_part(
     """
     folder, storage = folder_of(directory), commits.Storage()
 
-    def read(number: int) -> Part:
-        part = part_of(folder, number, storage, wanted, optional)
-        agree(number)
-        return part
-
-    part = first_intact(folder, lambda: candidates(folder, epoch, best, mode), read)
+    part = everywhere(
+        folder,
+        lambda: first_intact(
+            folder,
+            lambda: candidates(folder, epoch, best, mode),
+            lambda number: part_of(folder, number, storage, wanted, optional),
+        ),
+        lambda part: (part.epoch, part.digest),
+    )
     return part.trees, part.epoch
 
 
@@ -146,19 +156,23 @@ def read_params(
     """
     folder, storage = folder_of(directory), commits.Storage()
 
-    def read(number: int) -> tuple[dict[str, np.ndarray], str]:
+    def read(number: int) -> tuple[dict[str, np.ndarray], int, int]:
         leaves = _leaves(folder, number)
         data = verified(folder, number, storage, leaves)
-        agree(number)
         arrays = {
             leaf.path.removeprefix(PARAMS).removeprefix("/"): snapshots.array(leaf, data, dtype)
             for leaf in leaves
             if _below(leaf, PARAMS) and leaf.shape is not None
             if (dtype := schema.plain(leaf.type)) is not None
         }
-        return arrays, f"commit {number} in {folder}"
+        return arrays, number, manifests.digest(leaves)
 
-    return first_intact(folder, lambda: candidates(folder, epoch, best, mode), read)
+    arrays, number, _ = everywhere(
+        folder,
+        lambda: first_intact(folder, lambda: candidates(folder, epoch, best, mode), read),
+        lambda found: found[1:],
+    )
+    return arrays, f"commit {number} in {folder}"
 
 
 def _leaves(folder: Path, number: int) -> list[Leaf]:
@@ -211,7 +225,8 @@ def part_of(
     data = verified(folder, number, storage, leaves)
     trees = {path: snapshots.rebuilt(saved[path], data, *made) for path, made in targets.items()}
     asked = {leaf.path for group in saved.values() for leaf in group}
-    return Part(trees, number, [leaf.path for leaf in leaves if leaf.path not in asked])
+    others = [leaf.path for leaf in leaves if leaf.path not in asked]
+    return Part(trees, number, others, manifests.digest(leaves))
 
 
 def _below(leaf: Leaf, path: str) -> bool:

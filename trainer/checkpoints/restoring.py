@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,10 +15,12 @@ from trainer.checkpoints import commits, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import config_differences
 from trainer.checkpoints.manifest import DamagedCommit
-from trainer.processes import is_lead, of_lead
+from trainer.processes import every_value, is_lead, together
 from trainer.state import TrainState
 
 log = logging.getLogger("entracte")
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Commit:
     """The metrics of the committed event."""
     manifest: dict[str, Any]
     """What the commit says of itself."""
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Its number, and the digest of its contents."""
+        leaves = manifests.saved_leaves(self.manifest).values()
+        return self.epoch, manifests.digest(leaf for group in leaves for leaf in group)
 
 
 def restored(
@@ -106,17 +114,35 @@ def verified(
     return data
 
 
-def agree(number: int) -> None:
-    """Check that every process restored the commit of this number (-1: none).
+def everywhere(
+    where: Path, read: Callable[[], Found], mark: Callable[[Found], tuple[int, int]]
+) -> Found:
+    """Read a checkpoint on every process, and check that all read the same one; all must call it.
+
+    Args:
+        where: the folder of the checkpoints, for messages.
+        read: reads one, and waits for no other process.
+        mark: gives its number (-1 where there is none) and its `digest`.
 
     Raises:
-        RuntimeError: this process restored another one than process 0.
+        RuntimeError: processes read different ones, on all of them; or another one failed.
+        Exception: what `read` raised here.
     """
     if jax.process_count() == 1:
-        return
-    lead = int(of_lead({"number": number})["number"])
-    if lead != number:
-        raise RuntimeError(
-            f"process {jax.process_index()} restored commit {number} and process 0 commit {lead} "
-            "(-1: none): the directory must be one that all processes share"
+        return read()
+    with together(f"reading a checkpoint in {where}"):
+        found = read()
+    marks = every_value(mark(found))
+    if len(set(marks)) > 1:
+        numbers = [number for number, _ in marks]
+        told = ", ".join(
+            f"process {process} {'none' if number < 0 else f'that of epoch {number}'}"
+            for process, number in enumerate(numbers)
         )
+        if len(set(numbers)) == 1:
+            told += ", with other contents"
+        raise RuntimeError(
+            f"processes read different checkpoints in {where}: {told}; the directory must be one "
+            "that all processes share, and nothing else may write there"
+        )
+    return found

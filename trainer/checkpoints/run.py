@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from trainer.checkpoints import commits, layout, locking, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
-from trainer.checkpoints.restoring import Commit, agree, restored
+from trainer.checkpoints.restoring import Commit, everywhere, restored
 from trainer.checkpoints.worker import Worker
 from trainer.durability import needing
 from trainer.modes import Mode, check_mode, resolve_mode
 from trainer.paths import local
-from trainer.processes import is_lead
+from trainer.processes import is_lead, together
 from trainer.state import TrainState
 from trainer.timing import span
 
@@ -99,8 +100,9 @@ class Checkpoints:
         self._buffer = np.empty(0, np.uint8)
         self._blocked = 0.0
         self._before = 0.0
-        if self._writes:
-            commits.made_writable(self.directory)
+        with together(f"opening {self.directory}") if not read_only else nullcontext():
+            if self._writes:
+                commits.made_writable(self.directory)
         self._leftovers = self._writes
         self._recover()
 
@@ -132,7 +134,7 @@ class Checkpoints:
         """
         if self._read_only:
             raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
-        with span("commit", "wait"):
+        with span("commit", "wait"), together("the save before this one"):
             self._worker.ready()
         self._before = self.seconds
         began = time.perf_counter()
@@ -238,6 +240,15 @@ class Checkpoints:
             MemoryError: the commit takes more than this machine has.
             ValueError: the commit does not fit target or config; every path and key is listed.
         """
+        return everywhere(
+            self.directory,
+            lambda: self._restored(target, epoch, config, strict),
+            lambda commit: (-1, 0) if commit is None else commit.mark,
+        )
+
+    def _restored(
+        self, target: TrainState, epoch: int | None, config: Mapping[str, Any] | None, strict: bool
+    ) -> Commit | None:
         self._worker.join()
         self._recover()
         numbers = commits.numbers(self.directory)
@@ -256,11 +267,9 @@ class Checkpoints:
                 reasons.append(str(damage))
             else:
                 self._damaged.discard(number)
-                agree(number)
                 return commit
         if reasons:
             raise DamagedCommit("no commit is intact:\n  " + "\n  ".join(reasons))
-        agree(-1)
         return None
 
     def _skip(self, number: int, damage: DamagedCommit) -> None:
@@ -306,18 +315,19 @@ class Checkpoints:
         return self.seconds - self._before
 
     def check(self) -> None:
-        """Raise the failure of a save that ended in the background."""
-        self._worker.check()
+        """Raise the failure of a save that ended in the background; on all processes if on one."""
+        with together("a save"):
+            self._worker.check()
 
     def wait(self) -> None:
-        """Wait until the save under way is durable; raise its failure."""
-        with span("commit", "wait"):
+        """Wait until the save under way is durable; raise its failure, on all processes."""
+        with span("commit", "wait"), together("a save"):
             self._worker.wait()
 
     def close(self) -> None:
         """Wait for the save under way and free the host copy; may be called again."""
         try:
-            self.wait()
+            self._worker.wait()  # alone: where one process fails, the others close elsewhere
         finally:
             self._buffer = np.empty(0, np.uint8)
 

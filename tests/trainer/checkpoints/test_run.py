@@ -723,6 +723,39 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         np.testing.assert_array_equal(same, np.arange(6.0) * 2)
         assert jax.random.key_data(got.rng).addressable_data(0).tolist() == [0, 2]
         checkpoints.close()
+
+        # What goes wrong on one goes wrong on both, at once, and both can go on from there.
+        def told(act):
+            try:
+                act()
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+        from trainer.checkpoints import layout
+        from trainer.checkpoints.reading import restore
+        own = f"{sys.argv[1]}/{rank}"
+        if rank == 1:
+            os.makedirs(own + "/checkpoints")
+            os.rename(sys.argv[1] + "/checkpoints/2", own + "/checkpoints/2")
+        else:
+            os.makedirs(own)
+        said = told(lambda: Checkpoints(own, read_only=True).restore(state(0)))
+        assert "process 0 none, process 1 that of epoch 2" in said, said
+        said = told(lambda: restore(own, state(0)))
+        assert ["FileNotFoundError: ", "RuntimeError: reading"][rank] in said, said
+        if rank == 0:
+            open(own + "/file", "w").close()
+        said = told(lambda: Checkpoints(own + ("/file" if rank == 0 else "")))
+        assert ["Error: ", "RuntimeError: opening"][rank] in said, said
+        def fail(*arguments):
+            raise OSError(28, "the disk is full")
+        whole, layout.write = layout.write, fail
+        checkpoints.save(state(4))
+        said = told(checkpoints.wait)
+        assert ["OSError: ", "RuntimeError: a save failed on process 0"][rank] in said, said
+        layout.write = whole
+        checkpoints.save(state(5))
+        checkpoints.wait()
+        checkpoints.close()
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -734,7 +767,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], errors
-    assert Checkpoints(tmp_path, read_only=True).steps() == [2]
+    assert Checkpoints(tmp_path, read_only=True).steps() == [5]
 
 
 # Which commits are kept
