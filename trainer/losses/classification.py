@@ -11,11 +11,16 @@ import numpy as np
 import optax
 
 from trainer.losses.contract import check_range, entry, require_logits
+from trainer.losses.weighing import ClassWeights, counted, counts, host_counts, of_classes
 
 
 def classification(
-    outputs: jax.Array, batch: Mapping[str, Any], *, label_smoothing: float = 0.0
-) -> dict[str, jax.Array]:
+    outputs: jax.Array,
+    batch: Mapping[str, Any],
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: ClassWeights | None = None,
+) -> dict[str, Any]:
     """Softmax cross entropy and accuracy of one class an example.
 
     Use `functools.partial(classification, label_smoothing=0.1)` to smooth; accuracy is unsmoothed,
@@ -24,26 +29,35 @@ def classification(
     Args:
         outputs: logits, floating `[batch, classes]`.
         batch: `labels` integer `[batch]`, between 0 and classes - 1, or probabilities, floating
-            `[batch, classes]`, as mixup makes them.
+            `[batch, classes]`, as mixup makes them; `weights`, numbers `[batch]`, where examples
+            shall not count the same; `mask` `[batch]`, true or not 0 for those that count at all.
         label_smoothing: share of the target spread evenly over all classes, in [0, 1).
+        class_weights: how much an example of each class counts in the loss, `[classes]`, none below
+            0; of labels that are probabilities, their average. It is times the example's weight.
 
     Returns:
-        `loss` in nats and `accuracy` (0 or 1), float32 `[batch]` each.
+        `loss` in nats and `accuracy` (0 or 1), float32 `[batch]` each; pairs with their weights
+        where there are any.
 
     Raises:
-        ValueError: outputs or labels of another shape or kind.
+        ValueError: outputs, labels, mask or weights of another shape or kind, or a weight of a
+            class below 0.
 
     >>> logits = jnp.array([[0.0, 0.0], [0.0, jnp.log(3.0)]])
     >>> values = classification(logits, {"labels": jnp.array([0, 1])})
     >>> [round(float(value), 4) for value in values["loss"]]    # log 2, log 4/3
     [0.6931, 0.2877]
     """
-    return _classified("classification", outputs, batch, label_smoothing)
+    return _classified("classification", outputs, batch, label_smoothing, class_weights)
 
 
 def sequence_classification(
-    outputs: jax.Array, batch: Mapping[str, Any], *, label_smoothing: float = 0.0
-) -> dict[str, jax.Array]:
+    outputs: jax.Array,
+    batch: Mapping[str, Any],
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: ClassWeights | None = None,
+) -> dict[str, Any]:
     """Softmax cross entropy and accuracy of one class a sequence.
 
     Of a network that gives logits at every position, as a causal one does, those at the last
@@ -51,15 +65,16 @@ def sequence_classification(
 
     Args:
         outputs: logits, floating `[batch, classes]`, or `[batch, time, classes]`.
-        batch: `labels` as in `classification`; `mask`, bool `[batch, time]`, true at the tokens of
-            the sequence, where not all are.
-        label_smoothing: as in `classification`.
+        batch: `labels`, `weights` and `mask` as in `classification`; of outputs with a time a mask
+            may also be bool `[batch, time]`, true at the tokens of the sequence, where not all are.
+        label_smoothing, class_weights: as in `classification`.
 
     Returns:
         As `classification`.
 
     Raises:
-        ValueError: outputs, labels or mask of another shape or kind.
+        ValueError: as `classification`; there is a mask of tokens but the network gives no logits
+            at each of them, so that the loss has no use for it.
 
     >>> logits = jnp.array([[[0.0, 0.0], [0.0, jnp.log(3.0)], [9.0, 0.0]]])
     >>> mask = jnp.array([[True, True, False]])
@@ -70,7 +85,7 @@ def sequence_classification(
     if getattr(outputs, "ndim", 2) == 3:
         batch_size, time, _ = outputs.shape
         last = jnp.full(batch_size, time - 1)
-        if "mask" in batch:
+        if getattr(batch.get("mask"), "ndim", 1) != 1:
             mask = batch["mask"]
             if mask.shape != (batch_size, time):
                 raise ValueError(
@@ -78,16 +93,25 @@ def sequence_classification(
                     f"got {list(mask.shape)}"
                 )
             last = time - 1 - jnp.argmax(mask[:, ::-1] != 0, axis=1)
+            batch = {name: part for name, part in batch.items() if name != "mask"}  # it was read
         outputs = outputs[jnp.arange(batch_size), last]
-    return _classified("sequence_classification", outputs, batch, label_smoothing)
+    return _classified("sequence_classification", outputs, batch, label_smoothing, class_weights)
 
 
 def _classified(
-    task: str, outputs: Any, batch: Mapping[str, Any], label_smoothing: float
-) -> dict[str, jax.Array]:
+    task: str,
+    outputs: Any,
+    batch: Mapping[str, Any],
+    label_smoothing: float,
+    class_weights: ClassWeights | None,
+) -> dict[str, Any]:
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
     labels = _labels(task, outputs, batch)
+    weights = counts(task, batch, labels.shape[:1], "[batch]")
+    if weights is not None:  # what does not count need not be a class
+        there = weights > 0
+        labels = jnp.where(there if labels.ndim == 1 else there[:, None], labels, 0)
     logits = outputs.astype(jnp.float32)
     sparse = labels.ndim == 1
     if sparse and not label_smoothing:
@@ -96,7 +120,12 @@ def _classified(
         targets = jax.nn.one_hot(labels, logits.shape[-1]) if sparse else labels
         loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
     classes = labels if sparse else labels.argmax(-1)
-    return {"loss": loss, "accuracy": (logits.argmax(-1) == classes).astype(jnp.float32)}
+    right = (logits.argmax(-1) == classes).astype(jnp.float32)
+    in_loss = weights
+    if class_weights is not None:
+        in_loss = of_classes(task, class_weights, labels, logits.shape[-1], "classes")
+        in_loss = in_loss if weights is None else in_loss * weights
+    return {"loss": counted(loss, in_loss), "accuracy": counted(right, weights)}
 
 
 def _labels(task: str, outputs: Any, batch: Mapping[str, Any]) -> Any:
@@ -120,10 +149,12 @@ def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> No
     """Check host labels, of any leading shape, against the network's classes.
 
     Raises:
-        ValueError: a label outside the classes.
+        ValueError: a label outside the classes, where it counts, or a weight below 0.
     """
-    if np.issubdtype(batch["labels"].dtype, np.integer):
-        check_range("labels", batch["labels"], outputs.shape[-1], "classes")
+    labels = batch["labels"]
+    count = host_counts(batch, labels)
+    if np.issubdtype(labels.dtype, np.integer):
+        check_range("labels", labels[count], outputs.shape[-1], "classes")
 
 
 def _check_sequences(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> None:
@@ -133,7 +164,7 @@ def _check_sequences(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarr
         ValueError: a label outside the classes, or a sequence that is masked as a whole.
     """
     _check(outputs, batch)
-    if "mask" in batch and not (batch["mask"] != 0).any(-1).all():
+    if "mask" in batch and batch["mask"].ndim > 1 and not (batch["mask"] != 0).any(-1).all():
         raise ValueError(
             "sequence_classification needs a token in every sequence, which its class is read "
             "from; got a mask that is false in a whole row: leave such sequences out"

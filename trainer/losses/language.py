@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,15 @@ import numpy as np
 import optax
 
 from trainer.losses.contract import check_range, entry, require_logits
+from trainer.losses.weighing import ClassWeights, counted, counts, host_counts, of_classes
 
 
 def language_modeling(
-    outputs: jax.Array, batch: Mapping[str, Any], *, z_loss: float = 0.0
+    outputs: jax.Array,
+    batch: Mapping[str, Any],
+    *,
+    z_loss: float = 0.0,
+    class_weights: ClassWeights | None = None,
 ) -> dict[str, Any]:
     """Softmax cross entropy and accuracy of the next token, every token weighing the same.
 
@@ -25,16 +30,20 @@ def language_modeling(
     Args:
         outputs: logits, floating `[batch, time, vocabulary]`.
         batch: `labels` integer `[batch, time]`, the token after each of the inputs; `mask`
-            `[batch, time]`, true or 1 where a label counts, all of them where it is missing.
+            `[batch, time]` or `[batch]`, true or 1 where a label counts, all of them where it is
+            missing; `weights`, numbers of either shape, where not all count the same.
         z_loss: weight of the squared logarithm of the softmax's normaliser, which keeps logits
             from drifting; 1e-4 is usual. It is part of `loss`; `cross_entropy` is then without it.
+        class_weights: how much each token of the vocabulary counts as a label in `loss` and
+            `cross_entropy`, `[vocabulary]`, none below 0. It is times the weight that it has.
 
     Returns:
-        `loss` in nats a token and `accuracy`, as pairs (mean over the tokens, number of tokens) of
-        float32 `[batch]` each; with `z_loss` also `cross_entropy`.
+        `loss` in nats a token and `accuracy`, as pairs (mean over the tokens, number of tokens, or
+        the sum of their weights) of float32 `[batch]` each; with `z_loss` also `cross_entropy`.
 
     Raises:
-        ValueError: outputs, labels or mask of another shape or kind, or a negative `z_loss`.
+        ValueError: outputs, labels, mask or weights of another shape or kind, or a negative
+            `z_loss` or weight of a class.
 
     Source: z-loss as in A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022,
     section 5.
@@ -47,16 +56,18 @@ def language_modeling(
     """
     if z_loss < 0:
         raise ValueError(f"z_loss must not be negative; got {z_loss}")
-    entropy, right, mask = _tokens("language_modeling", outputs, batch)
-    measured: dict[str, Any] = _measured(entropy, right, mask)
+    tokens = _tokens("language_modeling", outputs, batch, class_weights)
+    measured: dict[str, Any] = _measured(tokens)
     if z_loss:
         normaliser = jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1)
         measured["cross_entropy"] = measured["loss"]
-        measured["loss"] = _means(entropy + z_loss * normaliser**2, mask)
+        measured["loss"] = _means(tokens.entropy + z_loss * normaliser**2, tokens.in_loss)
     return measured
 
 
-def captioning(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
+def captioning(
+    outputs: jax.Array, batch: Mapping[str, Any], *, class_weights: ClassWeights | None = None
+) -> dict[str, Any]:
     """Softmax cross entropy of a caption's next token, and whether a caption is right as a whole.
 
     `exact_match` is 1 where the likeliest token is the right one at every position. That is so
@@ -65,65 +76,85 @@ def captioning(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         outputs: logits, floating `[batch, time, vocabulary]`.
-        batch: `labels` and `mask` as in `language_modeling`; `inputs`, which feed the network, are
-            `{"image": [batch, height, width, channels], "tokens": [batch, time]}`.
+        batch: `labels`, `mask` and `weights` as in `language_modeling`; `inputs`, which feed the
+            network, are `{"image": [batch, height, width, channels], "tokens": [batch, time]}`.
+        class_weights: as in `language_modeling`.
 
     Returns:
         `loss` in nats a token and `accuracy` as `language_modeling` gives them, and `exact_match`,
-        float32 `[batch]`.
+        float32 `[batch]`; a pair with weights where there is a mask, as a caption of which nothing
+        counts does not count, or there are weights: a caption counts as the heaviest of its tokens.
 
     Raises:
-        ValueError: outputs, labels or mask of another shape or kind.
+        ValueError: outputs, labels, mask or weights of another shape or kind, or a weight of a
+            class below 0.
 
     >>> logits = jnp.log(jnp.array([[[0.6, 0.4], [0.3, 0.7]], [[0.6, 0.4], [0.7, 0.3]]]))
     >>> captioning(logits, {"labels": jnp.array([[0, 1], [0, 1]])})["exact_match"].tolist()
     [1.0, 0.0]
     """
-    entropy, right, mask = _tokens("captioning", outputs, batch)
-    measured = _measured(entropy, right, mask)
-    return {**measured, "exact_match": (right | ~mask).all(-1).astype(jnp.float32)}
+    tokens = _tokens("captioning", outputs, batch, class_weights)
+    exact = (tokens.right | ~tokens.mask).all(-1).astype(jnp.float32)
+    weights = None if tokens.weights is None else tokens.weights.max(-1)
+    return {**_measured(tokens), "exact_match": counted(exact, weights)}
+
+
+class _Tokens(NamedTuple):
+    """What is measured of tokens, `[batch, time]` each."""
+
+    entropy: jax.Array
+    """Cross entropy in nats."""
+    right: jax.Array
+    """Whether the likeliest token is the right one."""
+    mask: jax.Array
+    """Whether it counts."""
+    weights: jax.Array | None
+    """How much; None where all count the same."""
+    in_loss: jax.Array
+    """How much in the loss."""
 
 
 def _tokens(
-    task: str, outputs: Any, batch: Mapping[str, Any]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Give cross entropy, whether the likeliest token is right, and the mask: `[batch, time]`."""
+    task: str, outputs: Any, batch: Mapping[str, Any], class_weights: ClassWeights | None
+) -> _Tokens:
     labels = entry(task, batch, "labels")
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 2:
         raise ValueError(
             f"{task} needs integer labels [batch, time]; got {labels.dtype}{list(labels.shape)}"
         )
     require_logits(task, outputs, "[batch, time, vocabulary]", labels.shape)
-    mask = batch.get("mask", jnp.ones(labels.shape, bool)) != 0
-    if mask.shape != labels.shape:
-        raise ValueError(
-            f"{task} needs mask [batch, time] = {list(labels.shape)}; got {list(mask.shape)}"
-        )
-    labels = jnp.where(mask, labels, 0)  # what is no token need not be in the vocabulary
+    weights = counts(task, batch, labels.shape, "[batch, time]")
+    mask = jnp.ones(labels.shape, bool) if weights is None else weights > 0
+    labels = jnp.where(mask, labels, 0)  # what does not count need not be in the vocabulary
     logits = outputs.astype(jnp.float32)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return entropy, logits.argmax(-1) == labels, mask
+    in_loss = jnp.ones(labels.shape) if weights is None else weights
+    if class_weights is not None:
+        in_loss *= of_classes(task, class_weights, labels, logits.shape[-1], "tokens")
+    return _Tokens(entropy, logits.argmax(-1) == labels, mask, weights, in_loss)
 
 
-def _measured(entropy: jax.Array, right: jax.Array, mask: jax.Array) -> dict[str, Any]:
-    accuracy = _means(right.astype(jnp.float32), mask)
-    return {"loss": _means(entropy, mask), "accuracy": accuracy}
+def _measured(tokens: _Tokens) -> dict[str, Any]:
+    weights = jnp.ones(tokens.mask.shape) if tokens.weights is None else tokens.weights
+    accuracy = _means(tokens.right.astype(jnp.float32), weights)
+    return {"loss": _means(tokens.entropy, tokens.in_loss), "accuracy": accuracy}
 
 
-def _means(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Give the mean over each sequence's tokens, and how many they are, float32 `[batch]` each."""
-    tokens = mask.sum(-1, dtype=jnp.float32)
-    return jnp.sum(values, axis=-1, where=mask) / jnp.maximum(tokens, 1), tokens
+def _means(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Give the mean over each sequence's tokens, and how much they weigh, float32 `[batch]`."""
+    total = jnp.sum(weights, axis=-1)
+    means = jnp.sum(values * weights, axis=-1, where=weights > 0)
+    return means / jnp.where(total == 0, 1, total), total
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
     """Check host tokens, of any leading shape, against the network's vocabulary.
 
     Raises:
-        ValueError: a token outside the vocabulary.
+        ValueError: a token outside the vocabulary, where it counts, or a weight below 0.
     """
     vocabulary, labels = outputs.shape[-1], batch["labels"]
-    check_range("labels", labels[batch.get("mask", labels == labels) != 0], vocabulary, "tokens")
+    check_range("labels", labels[host_counts(batch, labels)], vocabulary, "tokens")
     inputs = batch["inputs"]
     tokens = inputs.get("tokens") if isinstance(inputs, Mapping) else inputs
     if tokens is not None and np.issubdtype(tokens.dtype, np.integer):

@@ -10,22 +10,26 @@ import jax
 import jax.numpy as jnp
 
 from trainer.losses.contract import entry
+from trainer.losses.weighing import counted, counts, host_counts
 
 
-def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Squared and absolute error, meant over an example's targets.
 
     From the mean of the first comes `root_mean_squared_error`.
 
     Args:
         outputs: floating, of the shape of the targets, or with one more axis of size 1.
-        batch: `targets`, numbers `[batch, ...]`.
+        batch: `targets`, numbers `[batch, ...]`; `weights`, numbers, where not all count the same,
+            and `mask`, true or not 0 where they count at all, each `[batch]` or of the targets'
+            shape.
 
     Returns:
-        `loss`, the squared error, and `absolute_error`, float32 `[batch]` each.
+        `loss`, the squared error, and `absolute_error`, float32 `[batch]` each; pairs with their
+        weights where there are any.
 
     Raises:
-        ValueError: outputs of another shape or kind.
+        ValueError: outputs, weights or mask of another shape or kind.
 
     >>> values = regression(jnp.array([[1.0], [3.0]]), {"targets": jnp.array([1.0, 1.0])})
     >>> values["loss"].tolist(), values["absolute_error"].tolist()
@@ -42,12 +46,34 @@ def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, jax.Ar
             f"the network; got {got}"
         )
     error = outputs.reshape(targets.shape).astype(jnp.float32) - targets
-    error = error.reshape(len(error), -1)
-    return {"loss": jnp.mean(error**2, axis=1), "absolute_error": jnp.mean(jnp.abs(error), axis=1)}
+    weights = counts("regression", batch, targets.shape, "the targets' shape")
+    squared, absolute = error**2, jnp.abs(error)
+    return {"loss": _over(squared, weights), "absolute_error": _over(absolute, weights)}
+
+
+def _over(errors: jax.Array, weights: jax.Array | None) -> Any:
+    """Average over an example's targets, by their weights."""
+    errors = errors.reshape(len(errors), -1)
+    if weights is None:
+        return jnp.mean(errors, axis=1)
+    weights = weights.reshape(errors.shape)
+    total = jnp.sum(weights, axis=1)
+    there = jnp.sum(jnp.where(weights > 0, errors, 0) * weights, axis=1)
+    return counted(there / jnp.where(total == 0, 1, total), jnp.mean(weights, axis=1))
+
+
+def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
+    """Check host weights.
+
+    Raises:
+        ValueError: one is negative or not finite.
+    """
+    host_counts(batch, batch["targets"])
 
 
 def _finalize(means: Mapping[str, float]) -> dict[str, float]:
     return {"root_mean_squared_error": math.sqrt(means["loss"])}
 
 
+regression.check = _check  # type: ignore[attr-defined]
 regression.finalize = _finalize  # type: ignore[attr-defined]

@@ -1,0 +1,127 @@
+"""How much examples, tokens and targets count: `weights` and `mask` of a batch; class weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ClassWeights = Sequence[float] | jax.Array | np.ndarray
+"""How much each class counts in the loss, `[classes]`, none below 0."""
+
+
+def counts(task: str, batch: Mapping[str, Any], units: tuple[int, ...], form: str) -> Any:
+    """Give how much each unit counts: its weight where its mask is true, 0 where it is not.
+
+    A batch may have `weights`, numbers not below 0, and `mask`, true or not 0 where a unit counts;
+    each for every example, `[batch]`, or for every unit.
+
+    Args:
+        task: for the message.
+        batch: that may have them.
+        units: shape of what is counted, `[batch, ...]`.
+        form: of that shape, for the message: `[batch, time]`.
+
+    Returns:
+        float32 of the shape of the units, or None where all count the same.
+
+    Raises:
+        ValueError: one is of another shape, or holds no numbers.
+
+    >>> counts("a loss", {"weights": jnp.array([2.0, 3.0])}, (2,), "[batch]").tolist()
+    [2.0, 3.0]
+    """
+    found = None
+    for name in ("weights", "mask"):
+        if name not in batch:
+            continue
+        given = batch[name]
+        shape, dtype = getattr(given, "shape", None), getattr(given, "dtype", None)
+        numbers = dtype is not None and any(
+            jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_)
+        )
+        if shape not in (units, units[:1]) or not numbers:
+            forms = f"[batch] = {list(units[:1])}"
+            if len(units) > 1:
+                forms += f" or {form} = {list(units)}"
+            got = type(given).__name__ if shape is None else f"{dtype}{list(shape)}"
+            raise ValueError(
+                f"{task} needs {name} {forms}, which says what counts; got {got}: give what the "
+                "loss is not to read another name, or put it into `inputs` for the network"
+            )
+        value = given != 0 if name == "mask" else given
+        value = value.astype(jnp.float32).reshape(*shape, *[1] * (len(units) - len(shape)))
+        found = value if found is None else found * value
+    return None if found is None else jnp.broadcast_to(found, units)
+
+
+def counted(values: jax.Array, weights: jax.Array | None) -> Any:
+    """Give values, or a pair with their weights where not all count the same."""
+    return values if weights is None else (values, weights)
+
+
+def of_classes(
+    task: str, class_weights: ClassWeights, labels: jax.Array, classes: int, things: str
+) -> jax.Array:
+    """Give how much the class of each label counts, float32 of the labels' shape.
+
+    Args:
+        task: for the message.
+        class_weights: `[classes]`.
+        labels: integer, of any shape, or probabilities `[batch, classes]`, which are averaged.
+        classes: how many there are.
+        things: what they are called.
+
+    Raises:
+        ValueError: there are not as many weights as classes, or one is negative or not finite.
+    """
+    if not isinstance(class_weights, jax.Array):
+        check_weights(f"{task}: class_weights", np.asarray(class_weights))
+    table = jnp.asarray(class_weights, jnp.float32)
+    if table.shape != (classes,):
+        raise ValueError(
+            f"{task} needs one of class_weights for each of {classes} {things}; got "
+            f"{list(table.shape)}"
+        )
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels @ table
+    return table[labels]
+
+
+def check_weights(what: str, weights: np.ndarray) -> None:
+    """Check host weights.
+
+    Raises:
+        ValueError: one is negative or not finite.
+    """
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise ValueError(
+            f"{what} must be finite and not negative; got {weights[bad].flat[0]} among "
+            f"{weights.size}"
+        )
+
+
+def host_counts(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray:
+    """Say which of host labels count, bool of their shape, after a check of the weights.
+
+    Args:
+        batch: of any leading shape; it may have `weights` and `mask`, which are then of the labels'
+            shape or lack its last axes.
+        like: the labels.
+
+    Raises:
+        ValueError: a weight is negative or not finite.
+    """
+    count = np.ones(like.shape, bool)
+    for name in ("weights", "mask"):
+        if name in batch:
+            given = batch[name]
+            if name == "weights":
+                check_weights("weights", given)
+            if given.shape == like.shape[: given.ndim]:
+                count &= (given != 0).reshape(*given.shape, *[1] * (like.ndim - given.ndim))
+    return count
