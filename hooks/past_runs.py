@@ -51,7 +51,7 @@ def past_run(
     if isinstance(store, Store):
         return read_run(store, run_in(store, run))
     where = local(run, "past_run").parent if store is None else store
-    with Store(where, create=False) as opened:
+    with Store(where, read_only=True) as opened:
         return past_run(run, store=opened)
 
 
@@ -72,9 +72,10 @@ def run_in(store: Store, run: str | os.PathLike[str]) -> RunRow:
         KeyError: the store has no such run; those that it has are named.
     """
     rows = store.runs()
-    directory, name = os.path.abspath(os.path.expanduser(run)), Path(run).name
+    path = os.path.expanduser(run)
+    directories, name = (os.path.abspath(path), os.path.realpath(path)), Path(run).name
     for row in rows:
-        if row.directory == directory:
+        if row.directory in directories:
             return row
     for row in rows:
         if row.name == name:

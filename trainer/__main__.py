@@ -11,6 +11,7 @@ COMMANDS = {
     "show": "trainer.commands.show:show",
     "compare": "trainer.commands.comparing:compare",
     "watch": "trainer.commands.watching:watch",
+    "deliver": "trainer.commands.delivering:deliver",
     "evaluate": "trainer.commands.evaluating:evaluate",
     "simulate": "trainer.commands.simulating:simulate",
     "report": "hooks.commands.reporting:report",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from trainer.commands.calling import Refused, placed
 from trainer.commands.scores import telling
 from trainer.commands.sections import SCORES
 from trainer.commands.showing import size
-from trainer.commands.stores import RunName, located
+from trainer.commands.stores import RunName, is_path, located
 from trainer.courses import number
 from trainer.curves import finite
 from trainer.durability import replacing
@@ -33,18 +34,18 @@ def report(run: RunName, /, *, to: str | None = None, store: str | None = None) 
 
     Args:
         run: its name, or the path of its directory.
-        to: path of the page; else report.html in the run's directory, or NAME.html here where that
-            is on another machine.
+        to: path of the page; else report.html in the run's directory, if that is how the run is
+            given, or NAME.html in this one.
         store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
             $ENTRACTE_STORE, else runs/.
     """
     page_file = None if to is None else placed(to, "--to")
     with located(run, store) as (there, row):
         written = page(reported(there, row))
-    folder = Path(row.directory)
-    path = Path(
-        page_file or (folder / "report.html" if folder.is_dir() else f"{file_name(row.name)}.html")
-    )
+    # A directory that the store names is not written to: whoever wrote the store would choose it.
+    given = is_path(run) and os.path.isdir(run)
+    here = placed(run, "a run") / "report.html" if given else Path(f"{file_name(row.name)}.html")
+    path = page_file or here
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path.absolute()) as beside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,9 @@ import tyro
 
 from trainer.commands.calling import Refused, placed
 from trainer.names import among
-from trainer.runs.connections import Unreachable
+from trainer.runs.connections import Unreachable, redacted
+from trainer.runs.recording import QUEUE
 from trainer.runs.rows import RunRow
-from trainer.runs.run import QUEUE, deliver_left
 from trainer.runs.store import Store
 from trainer.runs.text import shown
 
@@ -33,7 +34,10 @@ RunName = Annotated[str, tyro.conf.arg(metavar="RUN")]
 RunNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN ...]")]
 
 EMPTY = 17
-"""Bytes of a queue in which nothing waits; it is not opened, for another user may not be let to."""
+"""Bytes of a queue in which nothing waits."""
+
+MANY = 10
+"""Runs that a notice names."""
 
 
 def named(store: str | None) -> str:
@@ -42,48 +46,63 @@ def named(store: str | None) -> str:
 
 
 @contextlib.contextmanager
-def opened(store: str | None) -> Iterator[Store]:
-    """Open the store that is meant, to read; what dead runs left in their queues comes first.
+def opened(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
+    """Open the store that is meant, to look: nothing in it or beside it is changed by that.
+
+    Where runs of this machine left records that it does not have, a notice names the command that
+    delivers them: to do so here would write where the store says, whoever made it.
 
     Args:
         store: as it was named; where None, by the environment variable `ENTRACTE_STORE`, or else
             the directory `runs`.
+        read_only: only look; else the store may be written to, and there is no notice.
 
     Raises:
         Refused: there is none, it does not answer, or it is of a newer version.
     """
     try:
-        store_there = Store(named(store), create=False)
+        store_there = Store(named(store), create=False, read_only=read_only)
     except (Unreachable, OSError, ValueError, ImportError) as error:
         raise _refusal(error) from error
     with store_there:
         try:
-            _deliver(store_there)
+            if read_only:
+                _notice(store_there, store)
             yield store_there
         except Unreachable as error:  # in the midst
             raise _refusal(error) from error
 
 
 @contextlib.contextmanager
-def located(run: str, store: str | None) -> Iterator[tuple[Store, RunRow]]:
+def located(
+    run: str, store: str | None, *, read_only: bool = True
+) -> Iterator[tuple[Store, RunRow]]:
     """Open the store of a run, and find the run.
 
     Args:
         run: a name in the store that is meant, or the path of a run's directory, in whose parent
             its store is looked for unless another is named.
-        store: as for `opened`.
+        store, read_only: as for `opened`.
 
     Raises:
         Refused: there is no such run or store.
     """
-    with opened(store_of(run, store)) as found:
+    with opened(store_of(run, store), read_only=read_only) as found:
         yield found, find(found, run)
+
+
+def is_path(run: str) -> bool:
+    """Say whether a run is given by a path, and not by its name.
+
+    >>> is_path("runs/digits"), is_path("."), is_path("digits")
+    (True, True, False)
+    """
+    return os.sep in run or run in (".", "..")
 
 
 def store_of(run: str, store: str | None) -> str | None:
     """Give the store that is meant where a run is named so, see `located`."""
-    is_path = os.sep in run or run in (".", "..")
-    elsewhere = is_path and not store and not os.environ.get(VARIABLE)
+    elsewhere = is_path(run) and not store and not os.environ.get(VARIABLE)
     return os.path.dirname(os.path.realpath(placed(run, "a run"))) if elsewhere else store
 
 
@@ -127,28 +146,42 @@ def suggestion(name: str, known: list[str]) -> str:
     return among(name, [*map(shown, known)]) if known else " (there is none yet)"
 
 
-def _deliver(store: Store) -> None:
-    """Deliver what runs of this machine left; where that fails, say so and go on."""
-    for row in store.runs():
-        if row.host != socket.gethostname() or not _waiting(Path(row.directory, QUEUE)):
-            continue
-        try:
-            deliver_left(store, row.directory)
-        except Exception as error:  # whatever it is, what is in the store can be shown
-            _warn(f"what run '{shown(row.name)}' left in its queue stays there: {shown(error)}")
+def undelivered(store: Store) -> list[RunRow]:
+    """Give the runs of this machine that have ended and left records in their queues.
+
+    Nothing is opened: of a queue only the size is asked.
+    """
+    now, here = store.connection.now(), socket.gethostname()
+    return [
+        row
+        for row in store.runs()
+        if row.host == here and _waits(row.directory) and row.status(now) != "running"
+    ]
+
+
+def _waits(directory: str) -> bool:
+    try:
+        return os.lstat(os.path.join(directory, QUEUE)).st_size > EMPTY
+    except (OSError, ValueError):  # a path that is none
+        return False
+
+
+def _notice(store: Store, given: str | None) -> None:
+    """Say that records are not in the store, and what brings them there."""
+    if left := undelivered(store):
+        names = ", ".join(shown(row.name) for row in left[:MANY])
+        more = f" and {len(left) - MANY} more" if len(left) > MANY else ""
+        where = f" --store {shlex.quote(shown(redacted(given)))}" if given else ""
+        _warn(
+            f"the last records of {names}{more} are not in the store, but in queues where these "
+            f"ran: python -m trainer deliver{where}"
+        )
 
 
 @functools.cache
 def _warn(message: str) -> None:
     """Tell it once, however often one looks."""
     print(message, file=sys.stderr)
-
-
-def _waiting(queue: Path) -> bool:
-    try:
-        return queue.stat().st_size > EMPTY
-    except OSError:
-        return False
 
 
 def _refusal(error: Exception) -> Refused:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.evaluating import evaluate
-from trainer.evaluators.restoring import restored
+from trainer.evaluators.restoring import Hopeless, restored
 from trainer.evaluators.suite import Suite
 from trainer.events import Events
 from trainer.metrics import Metrics
+from trainer.opening import UnsafeFile, make_own_folder
 from trainer.runs.files import OF_EPOCH, within
 from trainer.runs.requests import finish
 from trainer.runs.rows import Artifact, Request, RunRow
 from trainer.runs.store import Store
+from trainer.runs.text import shown
 from trainer.state import steps_taken
 
 FOLDER = "evaluations"
@@ -74,6 +76,14 @@ class Answering:
         if suite.hooks is None:
             return Found(scores, ())
         folder = Path(run.directory, FOLDER, suite.name)
+        try:
+            make_own_folder(folder, run.directory)
+        except UnsafeFile as error:
+            raise Hopeless(
+                f"suite {suite.name!r} has hooks, whose files go to {shown(folder)}, and the store "
+                f"alone names that directory: {error}. Evaluate as the user who trains, or without "
+                "hooks"
+            ) from error
         events, before = self._events_of(suite, folder), _files(folder)
         state = events.remember(state)
         _, metrics = events.run("epoch", state, Metrics(scores), stages=STAGES)

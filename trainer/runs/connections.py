@@ -101,13 +101,16 @@ def redacted(url: str) -> str:
     return re.sub(r"(password=)[^&\s]*", r"\1***", without)
 
 
-def connect(url: str, *, create: bool = True, patience: float = 5.0) -> Connection:
+def connect(
+    url: str, *, create: bool = True, patience: float = 5.0, read_only: bool = False
+) -> Connection:
     """Open a connection.
 
     Args:
         url: of the store, see `url_of`.
         create: make an SQLite file where there is none.
         patience: seconds to wait for a server, or for a lock.
+        read_only: have the database refuse every change.
 
     Raises:
         FileNotFoundError: there is no file, and none shall be made.
@@ -117,10 +120,11 @@ def connect(url: str, *, create: bool = True, patience: float = 5.0) -> Connecti
     if url.startswith(_LOCAL):
         from trainer.runs.sqlite import SQLite
 
-        return SQLite(Path(url.removeprefix(_LOCAL)), create=create, patience=patience)
+        path = Path(url.removeprefix(_LOCAL))
+        return SQLite(path, create=create, patience=patience, read_only=read_only)
     try:
         from trainer.runs.postgres import PostgreSQL
     except ImportError as error:
         error.add_note('a store at a URL needs psycopg: pip install "entracte[postgres]"')
         raise
-    return PostgreSQL(url, patience=patience)
+    return PostgreSQL(url, patience=patience, read_only=read_only)

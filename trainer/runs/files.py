@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.paths import local
 from trainer.runs.rows import Artifact
 
 KINDS = {".gif": "replay", ".png": "plot", ".html": "report", ".json": "trace"}
@@ -55,11 +54,16 @@ def left(directory: Path) -> dict[Artifact, int]:
 def within(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
     """Give a path as a store keeps it: relative in the run's directory, absolute elsewhere.
 
+    However it leads there: what links the path goes through is no matter.
+
     >>> within("/runs/maze", "/runs/maze/replays/12-0.gif"), within("/runs/maze", "/else/a.gif")
     ('replays/12-0.gif', '/else/a.gif')
     """
-    file = local(path)
-    return os.fspath(file.relative_to(directory) if file.is_relative_to(directory) else file)
+    file, real = Path(path).absolute(), Path(os.path.realpath(Path(path).parent), Path(path).name)
+    for found, below in ((file, directory), (real, os.path.realpath(directory))):
+        if found.is_relative_to(below):
+            return os.fspath(found.relative_to(below))
+    return os.fspath(file)
 
 
 def _named(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.durability import sync_folder
+from trainer.opening import opened, own_folder
 
 LIMIT = 2**28
 """Bytes on the disk at most; what comes beyond is refused."""
@@ -34,15 +34,18 @@ class Journal:
 
     A line is on record when `put` returns, also where the process is killed right after, and `sync`
     makes it outlast a power failure. A process that ends leaves what is not delivered to the next
-    one. One process at a time has it open; any thread puts in, and one takes out.
+    one. One process at a time has it open; any thread puts in, and one takes out. All files are
+    opened in one directory, which is opened once, and none through a link.
 
     Args:
         path: of the file; it and its folder are made.
         limit: bytes that the file may take. While lines that were delivered are cut off, a copy
             that is at most half as long lies beside it.
+        named: whether somebody else named the path, a store say. Then nothing is made, no component
+            of the path may be a link, and the files and the folder must belong to this user.
 
     Raises:
-        OSError: the file cannot be written to.
+        OSError: the file cannot be written to, or is none (`UnsafeFile`).
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,15 +59,20 @@ class Journal:
     ([b'{"do": "beat"}\\n'], [])
     """
 
-    def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
-        self.path, self._limit = path, limit
+    def __init__(self, path: Path, *, limit: int = LIMIT, named: bool = False) -> None:
+        self.path, self._limit, self._named = path, limit, named
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if named:
+            self._folder = own_folder(path.parent)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._file = -1
         try:
+            self._file = self._opened(path.name, os.O_RDWR | (0 if named else os.O_CREAT))
             size = os.fstat(self._file).st_size
             if not size:
-                sync_folder(path.parent)
+                os.fsync(self._folder)
             whole = self._after_last_line(size)  # a torn line was never accepted
             os.ftruncate(self._file, whole)
             begin = _beginning(os.pread(self._file, _HEAD, 0))
@@ -73,7 +81,16 @@ class Journal:
             self._end = max(whole, _HEAD)
             os.pwrite(self._file, _head(self._begin), 0)
         except BaseException:
-            os.close(self._file)
+            if self._file >= 0:
+                os.close(self._file)
+            os.close(self._folder)
+            raise
+
+    def _opened(self, name: str, flags: int) -> int:
+        try:
+            return opened(name, flags, 0o644, folder=self._folder, mine=self._named)
+        except OSError as error:
+            error.filename = os.fspath(self.path.with_name(name))
             raise
 
     def put(self, line: dict[str, Any], *, spare: int = 0) -> bool:
@@ -138,7 +155,8 @@ class Journal:
     def set_aside(self, line: bytes) -> Path:
         """Keep a line that no store will ever take in a file beside the queue."""
         path = self.path.with_suffix(".refused.jsonl")
-        with path.open("ab") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with self._open(), open(self._opened(path.name, flags), "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -170,6 +188,7 @@ class Journal:
         with self._open() as file:
             self._file = -1
             os.close(file)
+            os.close(self._folder)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:
@@ -190,28 +209,33 @@ class Journal:
     def _compact(self) -> None:
         """Copy what waits to a file that takes this one's place; lines may be put in meanwhile."""
         with self._open() as file:
-            source = os.dup(file)
+            source, folder = os.dup(file), os.dup(self._folder)
             first, end = self._begin, self._end
-        beside = self.path.with_name(f"{self.path.name}.tmp")
-        target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        beside, target = f"{self.path.name}.tmp", -1
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside, dir_fd=folder)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            target = os.open(beside, flags, 0o644, dir_fd=folder)
             _write(target, _head(_HEAD), 0)
             _copy(source, target, first, end, first - _HEAD)
             os.fsync(target)
             with self._open() as file:
                 _copy(source, target, end, self._end, first - _HEAD)
                 os.fsync(target)
-                os.replace(beside, self.path)
+                os.replace(beside, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
                 os.close(file)
                 self._file, target = target, -1
                 self._moved += first - _HEAD
                 self._begin, self._end = _HEAD, self._end - first + _HEAD
-            sync_folder(self.path.parent)
+            os.fsync(folder)
         finally:
-            os.close(source)
             if target >= 0:
                 os.close(target)
-                beside.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(beside, dir_fd=folder)
+            os.close(source)
+            os.close(folder)
 
 
 def _write(file: int, data: bytes, at: int) -> None:

@@ -39,6 +39,7 @@ class PostgreSQL:
     Args:
         url: of the database.
         patience: seconds to wait for the server, or for a lock.
+        read_only: have the server refuse every change.
 
     Raises:
         Unreachable: there is no answer in time, or it refuses.
@@ -46,9 +47,9 @@ class PostgreSQL:
 
     skipping = "FOR UPDATE SKIP LOCKED"
 
-    def __init__(self, url: str, *, patience: float) -> None:
+    def __init__(self, url: str, *, patience: float, read_only: bool = False) -> None:
         self.where = redacted(url)
-        self._url, self._patience = url, patience
+        self._url, self._patience, self._read_only = url, patience, read_only
         self._lock = threading.RLock()
         self._depth = 0
         self._closed = False
@@ -71,8 +72,14 @@ class PostgreSQL:
                 "set_config('lock_timeout', %s, false), "
                 # What was delivered leaves the queue: a crash of the server must not undo it.
                 "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), "
-                "'off', 'on'), false)",
-                (SCHEMA, f"{STATEMENT_SECONDS}s", f"{max(1, round(1000 * self._patience))}ms"),
+                "'off', 'on'), false), "
+                "set_config('default_transaction_read_only', %s, false)",
+                (
+                    SCHEMA,
+                    f"{STATEMENT_SECONDS}s",
+                    f"{max(1, round(1000 * self._patience))}ms",
+                    "on" if self._read_only else "off",
+                ),
             )
         except BaseException:
             database.close()

@@ -85,6 +85,7 @@ class Recording:
         self._name, self._directory, self._limit = name, directory, limit
         self._refused = 0
         self._listed: dict[int, Stamp] = {}
+        self._told: dict[int, Stamp] = {}
         self._files: dict[Artifact, int] = {}
         self._looked = -LOOKING
         self._anew = True
@@ -146,10 +147,12 @@ class Recording:
             if anew or time.monotonic() - self._looked >= LOOKING:
                 self._looked = time.monotonic()
                 self._list_files(None if anew else self._files)
-        except OSError as error:  # which keeps no record from being delivered
+        except Exception as error:  # whatever it is, it keeps no record from being delivered
             self._anew = True
             if not self._blind:
-                log.warning("what run %r has left cannot be listed: %s", self._name, error)
+                cause = None if isinstance(error, OSError) else error
+                message = "what run %r has left cannot be listed: %s"
+                log.warning(message, self._name, error, exc_info=cause)
             self._blind = True
         else:
             self._blind = False
@@ -164,8 +167,11 @@ class Recording:
         for epoch in sorted(there.keys() - self._listed.keys()):
             try:
                 row = described(self._directory, epoch)
-            except DamagedCommit:  # restoring tells of it, and until then it may be replaced
+            except DamagedCommit as damage:  # until it is replaced, which is said once
                 self._listed[epoch] = there[epoch]
+                if self._told.get(epoch) != there[epoch] == stamp(folder, epoch):
+                    self._told[epoch] = there[epoch]
+                    log.warning("not on record of run %r: %s", self._name, damage)
             else:
                 if self.put("commit", **row._asdict()):
                     self._listed[epoch] = there[epoch]
@@ -190,7 +196,7 @@ class Recording:
             if not self._delivery.close(CLOSING):
                 log.warning(
                     "the store did not take all in %g s: the rest stays in %s, and is delivered "
-                    "when the run goes on, or by the command line",
+                    "when the run goes on, or by python -m trainer deliver",
                     CLOSING,
                     self._journal.path,
                 )

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from trainer.checkpoints.locking import InUse, held
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.closing import close_last
 from trainer.environment import environment
+from trainer.opening import own_folder
 from trainer.paths import local
 from trainer.processes import is_lead
-from trainer.runs.commits import described
+from trainer.runs.commits import complete, described
 from trainer.runs.connections import Unreachable, redacted, url_of
 from trainer.runs.delivery import deliver
 from trainer.runs.files import within
@@ -43,8 +44,9 @@ class Run:
     make it, and the lead records. Threads may share it.
 
     Args:
-        directory: of the run, that of its checkpoints.
-        name: under which it is on record; the name of the directory where None.
+        directory: of the run, that of its checkpoints; what links lead there is no matter.
+        name: under which it is on record; where None, that under which the directory is on record
+            already, else the name of the directory.
         store: directory of the runs, a file, or a URL, see `Store`; where None the SQLite store in
             the directory that holds this one.
         config: the run's configuration, plain JSON data; it is shown as it is: leave secrets out.
@@ -78,15 +80,16 @@ class Run:
         config: Mapping[str, Any] | None = None,
         limit: int = LIMIT,
     ) -> None:
-        self.directory = local(directory, "Run")
-        self.name = checked_name(self.directory.name if name is None else name, "a run")
-        self.url = url_of(self.directory.parent if store is None else store)
+        given = local(directory, "Run")
+        self.directory = Path(os.path.realpath(given))
+        self.name = checked_name(given.name if name is None else name, "a run")
+        self.url = url_of(given.parent if store is None else store)
         self._config = None if config is None else normalised(config)
         self._limit = limit
         self._lock = threading.RLock()
         self._open: Recording | None = None
         if is_lead():
-            self._check()
+            self._check(named=name is not None)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r})"
@@ -96,11 +99,13 @@ class Run:
         """Whether something was recorded since it was made, or closed."""
         return self._open is not None
 
-    def _check(self) -> None:
-        """Refuse before training what could not be delivered."""
+    def _check(self, *, named: bool) -> None:
+        """Find the run's entry; refuse before training what could not be delivered."""
         try:
             with Store(self.url) as store:
-                for row in store.runs():
+                rows = store.runs()
+                self._find_entry(store, rows, named=named)
+                for row in rows:
                     if row.name == self.name and self._is_another(row):
                         raise ValueError(
                             f"a run named {self.name!r} is on record in {store.connection.where}, "
@@ -122,12 +127,53 @@ class Run:
                 raise
             log.warning("%s: what this run records is queued in %s", error, self.directory)
 
+    def _find_entry(self, store: Store, rows: Sequence[RunRow], *, named: bool) -> None:
+        """Have one entry for a run, however its directory was named; say so where that fails."""
+        here = [row for row in rows if self._seen_here(row)]
+        there = {row.name for row in here if os.path.realpath(row.directory) == str(self.directory)}
+        if there and self.name not in there:
+            if not named:
+                self.name = min(there)
+                log.info("%s is on record as run %r", self.directory, self.name)
+                return
+            log.warning(
+                "%s is on record as run %r too: leave name= out to go on in that entry",
+                self.directory,
+                min(there),
+            )
+        new = not there and not named and all(row.name != self.name for row in rows)
+        if new and (before := self._moved(store, here)):
+            log.warning(
+                "%s holds what run %r recorded in %s, where nothing is any more: Run(..., name=%r) "
+                "goes on in its entry, and this begins another, %r",
+                *(self.directory, before.name, before.directory, before.name, self.name),
+            )
+
+    def _moved(self, store: Store, here: Sequence[RunRow]) -> RunRow | None:
+        """Give the run whose newest commit lies in this directory, and whose own one is gone."""
+        with contextlib.suppress(DamagedCommit):
+            commits = [described(self.directory, epoch) for epoch in complete(self.directory)[-1:]]
+            same = {
+                name
+                for commit in commits
+                for (name,) in store.connection.execute(
+                    "SELECT run FROM commits WHERE epoch = ? AND checksum = ?",
+                    (commit.epoch, commit.checksum),
+                )
+            }
+            gone = (row for row in here if not os.path.lexists(row.directory))
+            return next((row for row in gone if row.name in same), None)
+        return None
+
+    def _seen_here(self, row: RunRow) -> bool:
+        """Say whether the directory of a run on record is one of this machine."""
+        return self.url.startswith("sqlite:") or row.host == socket.gethostname()
+
     def _is_another(self, row: RunRow) -> bool:
         """Say whether a run on record is another one, of this name, and not this one moved."""
         if row.directory == clean(os.fspath(self.directory)):
             return row.host != socket.gethostname() and not (self.directory / QUEUE).exists()
-        here = self.url.startswith("sqlite:") or row.host == socket.gethostname()
-        if not here:
+        if not self._seen_here(row):
             return True
         there = os.path.realpath(row.directory)
         return os.path.exists(there) and there != os.path.realpath(self.directory)
@@ -167,13 +213,14 @@ class Run:
 
     def artifact(self, path: str | os.PathLike[str], kind: str, *, epoch: int, step: int) -> None:
         """Record a file that the run left."""
+        file = local(path, "Run.artifact")
         self._opened().put(
             "artifact",
-            path=within(self.directory, path),
+            path=within(self.directory, file),
             kind=kind,
             epoch=int(epoch),
             step=int(step),
-            bytes=os.stat(path).st_size,
+            bytes=file.stat().st_size,
         )
 
     def ask(self, suite: str, epoch: int) -> bool:
@@ -236,26 +283,33 @@ class Run:
             return self._open
 
 
-def deliver_left(store: Store, directory: str | os.PathLike[str]) -> int:
+def deliver_left(store: Store, directory: str | os.PathLike[str], *, named: bool = True) -> int:
     """Deliver what a run that has ended left in its queue.
 
     Args:
         store: to deliver to, that of the run.
         directory: of the run.
+        named: whether the store named the directory, and not this user: then no component of the
+            path may be a link, and the directory and its queue must belong to this user.
 
     Returns:
         How many lines that were; 0 where there is no queue, or the run is going on.
 
     Raises:
+        UnsafeFile: the queue is no regular file of its own, or what `named` asks for does not hold.
         Unreachable: the store does not answer.
     """
     queue = Path(directory) / QUEUE
-    if not queue.is_file() or held(directory):
+    if not os.path.lexists(queue):
+        return 0
+    if named:  # before the lock is looked for, which may lie elsewhere
+        os.close(own_folder(directory))
+    if held(queue.parent):
         return 0
     with (
         contextlib.suppress(InUse),  # taken since
         owned(queue.parent),
-        contextlib.closing(Journal(queue)) as journal,
+        contextlib.closing(Journal(queue, named=named)) as journal,
     ):
         return deliver(store, journal)
     return 0

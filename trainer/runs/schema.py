@@ -106,6 +106,9 @@ run, name, epoch and step, a request of its commit and suite: to write one again
 
 VERSION = len(MIGRATIONS)
 
+READABLE = 1
+"""The oldest version whose tables are read as today's are: who only looks changes none."""
+
 
 def migrations(found: int, where: str) -> list[tuple[int, str]]:
     """Give the statements that bring a store up to date, each with the version it belongs to.
@@ -116,13 +119,36 @@ def migrations(found: int, where: str) -> list[tuple[int, str]]:
     >>> migrations(VERSION, "here")
     []
     """
-    if found > VERSION:
-        raise ValueError(
-            f"the store {where} has version {found} of the tables, and this library knows "
-            f"version {VERSION} at most: install a newer entracte, or give another store"
-        )
+    check_known(found, where)
     return [
         (number, statement)
         for number, statements in enumerate(MIGRATIONS[found:], found + 1)
         for statement in statements
     ]
+
+
+def check_known(found: int, where: str, *, to_read: bool = False) -> None:
+    """Check that this library knows a version of the tables.
+
+    Args:
+        found: the version.
+        where: names the store.
+        to_read: whether they stay as they are, and an old version must be one that can be read.
+
+    Raises:
+        ValueError: it does not.
+
+    >>> check_known(VERSION + 1, "here")
+    Traceback (most recent call last):
+    ValueError: the store here has version 3 of the tables, and this library knows version 2 at ...
+    """
+    if found > VERSION:
+        raise ValueError(
+            f"the store {where} has version {found} of the tables, and this library knows "
+            f"version {VERSION} at most: install a newer entracte, or give another store"
+        )
+    if to_read and found < READABLE:
+        raise ValueError(
+            f"the store {where} has version {found} of the tables, and what only looks changes "
+            f"nothing: bring it up to date, python -m trainer deliver --store {where}"
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from trainer.opening import kind
 from trainer.runs.connections import Row, Unreachable, kept
+
+_CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+"""What SQLite answers where it cannot make or change the files beside a database."""
 
 
 class SQLite:
@@ -25,6 +31,8 @@ class SQLite:
         path: of the file.
         create: make it, and its folder, where there is none.
         patience: seconds to wait for a lock.
+        read_only: change nothing. A file on a disk that cannot be written to is opened as one that
+            nobody changes; where it has a write-ahead log, a copy of both is.
 
     Raises:
         FileNotFoundError: there is no file, and none shall be made.
@@ -33,14 +41,18 @@ class SQLite:
 
     skipping = ""
 
-    def __init__(self, path: Path, *, create: bool, patience: float) -> None:
+    def __init__(
+        self, path: Path, *, create: bool, patience: float, read_only: bool = False
+    ) -> None:
         self.where = str(path)
-        self._path = path
+        self._path, self._patience = path, patience
         self._lock = threading.RLock()
         self._depth = 0
         with self._translated():
-            there = create or path.exists()
-        if not there:
+            there = path.exists()
+            if there and not path.is_file():  # to open a pipe would wait for its other end
+                raise OSError(f"it is {kind(path.stat().st_mode)}, and must be a file")
+        if not there and not create:
             raise FileNotFoundError(
                 f"there is no store at {self.where}: give the directory that holds the runs, or "
                 "the URL of the store that they were given"
@@ -48,21 +60,47 @@ class SQLite:
         with self._translated():
             if create:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(
-                f"file:{quote(os.fsencode(path))}?mode={'rwc' if create else 'rw'}",
-                uri=True,
-                timeout=patience,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            self._copy: tempfile.TemporaryDirectory[str] | None = None
+            self._database = self._read_only() if read_only else self._connected(path, create)
         try:
             self._file = self._at_path()
-            self._log_ahead(time.monotonic() + patience)
-            # Durable at every commit: what was delivered leaves the queue on the disk.
-            self.execute("PRAGMA synchronous = FULL")
+            if read_only:  # and let no trigger or view of a stranger's do more than ours
+                self.execute("PRAGMA query_only = ON")
+                self.execute("PRAGMA trusted_schema = OFF")
+            else:
+                self._log_ahead(time.monotonic() + patience)
+                # Durable at every commit: what was delivered leaves the queue on the disk.
+                self.execute("PRAGMA synchronous = FULL")
         except BaseException:
-            self._database.close()
+            self.close()
             raise
+
+    def _connected(self, path: Path, create: bool, mode: str = "") -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"file:{quote(os.fsencode(path))}?mode={mode or ('rwc' if create else 'rw')}",
+            uri=True,
+            timeout=self._patience,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _read_only(self) -> sqlite3.Connection:
+        database = self._connected(self._path, False, "ro")
+        try:
+            database.execute("SELECT 1 FROM sqlite_master").fetchall()
+        except sqlite3.OperationalError as error:
+            database.close()
+            if error.sqlite_errorcode & 0xFF not in _CANNOT_WRITE:
+                raise
+        else:
+            return database
+        log = self._path.with_name(f"{self._path.name}-wal")
+        if not log.is_file() or not log.stat().st_size:
+            return self._connected(self._path, False, "ro&immutable=1")
+        self._copy = tempfile.TemporaryDirectory(prefix="entracte-store-")
+        for file in (self._path, log):
+            shutil.copyfile(file, Path(self._copy.name, file.name))
+        return self._connected(Path(self._copy.name, self._path.name), False)
 
     def _log_ahead(self, deadline: float) -> None:
         """Switch to the write-ahead log; while another process does, SQLite does not wait."""
@@ -139,6 +177,8 @@ class SQLite:
         """End the connection; it cannot be used again."""
         with self._lock:
             self._database.close()
+            if self._copy is not None:
+                self._copy.cleanup()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

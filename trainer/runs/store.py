@@ -30,6 +30,8 @@ class Store:
         store: directory that holds the runs, a file `*.sqlite`, or `postgresql://USER@HOST/NAME`.
         create: make the tables, and the file, where there are none.
         patience: seconds to wait for a server, or for a lock.
+        read_only: only look: nothing is made or brought up to date, and the database refuses every
+            change. A file on a read-only disk is read so, and one of another user.
 
     Raises:
         FileNotFoundError: there is no store, and none shall be made.
@@ -44,21 +46,37 @@ class Store:
     """
 
     def __init__(
-        self, store: str | os.PathLike[str], *, create: bool = True, patience: float = 5.0
+        self,
+        store: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        patience: float = 5.0,
+        read_only: bool = False,
     ) -> None:
         self.url = url_of(store)
-        self.connection: Connection = connect(self.url, create=create, patience=patience)
+        create = create and not read_only
+        self.connection: Connection = connect(
+            self.url, create=create, patience=patience, read_only=read_only
+        )
         try:
-            self._migrate(create)
+            if read_only:
+                schema.check_known(self._there(), self.connection.where, to_read=True)
+            else:
+                self._migrate(create)
         except BaseException:
             self.connection.close()
             raise
 
+    def _there(self) -> int:
+        """Give the version of the tables that are there."""
+        if version := self._version():
+            return version
+        where = self.connection.where
+        raise FileNotFoundError(f"there is no store in {where}: nothing has written one")
+
     def _migrate(self, create: bool) -> None:
         where = self.connection.where
-        version = self._version()
-        if not create and not version:
-            raise FileNotFoundError(f"there is no store in {where}: nothing has written one")
+        version = self._version() if create else self._there()
         if not schema.migrations(version, where):
             return
         with self.connection.migrating():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 
+from trainer.commands import stores
 from trainer.commands.calling import Refused
 from trainer.commands.stores import EMPTY, find, located, opened
 from trainer.runs import Run, Store
-from trainer.runs.run import QUEUE
+from trainer.runs.recording import QUEUE
 
 HOSTILE = "\x1b[2J[bold red]x\u202e"
 """Clears the screen, is markup, and turns the direction of writing."""
@@ -83,31 +85,65 @@ def test_where_there_is_no_store_it_says_how_one_comes_to_be(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_dead_run_left_in_its_queue_is_delivered_first(tmp_path, monkeypatch):
+@pytest.fixture
+def left(tmp_path, monkeypatch):
+    """A run that ended while its store was locked: a record waits in its queue."""
     recorded(tmp_path / "one", loss=0.5)
-    queue = tmp_path / "one" / QUEUE
-    assert queue.stat().st_size <= EMPTY
-    left = Run(tmp_path / "one")
+    assert (tmp_path / "one" / QUEUE).stat().st_size <= EMPTY
+    run = Run(tmp_path / "one")
     monkeypatch.setattr("trainer.runs.recording.CLOSING", 0.0)
     with Store(tmp_path) as store, store.connection.transaction():  # keeps the thread waiting
-        left.record(2, 20, {"loss": 0.25})
-        left.close()
-    with opened(str(tmp_path)) as store:
-        assert [record.value for record in store.records("one")] == [0.5, 0.25]
-    assert queue.stat().st_size <= EMPTY
+        run.record(2, 20, {"loss": 0.25})
+        run.end("finished")
+        run.close()
+        store.end("one", "finished", time=1.0)
+    monkeypatch.setenv("ENTRACTE_STORE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    stores._warn.cache_clear()
+    return tmp_path / "one" / QUEUE
 
 
-def test_a_queue_that_cannot_be_delivered_fails_no_command(tmp_path, capsys):
-    recorded(tmp_path / "one", loss=0.5)
-    queue = tmp_path / "one" / QUEUE
-    queue.unlink()
-    queue.write_text("x" * 100)
+def losses(folder):
+    with Store(folder, read_only=True) as store:
+        return [record.value for record in store.records("one")]
+
+
+def test_a_look_delivers_nothing_and_names_the_command_that_does(left, run, tmp_path):
+    before, told = left.read_bytes(), ""
+    for words in (["runs"], ["show", "one"], ["watch", "--once"], ["export", "one", "--to", "out"]):
+        status, _, err = run(*words)
+        told += err
+        assert status in (0, 1), err
+    assert told == (
+        "the last records of one are not in the store, but in queues where these ran: "
+        "python -m trainer deliver\n"
+    )
+    assert (left.read_bytes(), losses(tmp_path)) == (before, [0.5])
+    status, out, err = run("deliver")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r"one \d lines delivered\n", out)
+    assert (left.stat().st_size <= EMPTY, losses(tmp_path)) == (True, [0.5, 0.25])
+    assert run("deliver") == (0, "nothing waits to be delivered\n", "")
+    assert run("runs")[2] == ""
+
+
+def test_a_run_that_was_moved_is_delivered_by_its_path(left, run, tmp_path):
+    (tmp_path / "one").rename(tmp_path / "moved")
+    with Store(tmp_path) as store:
+        store.connection.execute("UPDATE runs SET name = 'moved' WHERE name = 'one'")
+    status, out, _ = run("deliver", str(tmp_path / "moved"), "--json")
+    assert (status, json.loads(out)[0]["run"], json.loads(out)[0]["error"]) == (0, "moved", "")
+    assert losses(tmp_path) == [0.5, 0.25]
+
+
+def test_a_queue_that_cannot_be_delivered_stays_and_says_why(left, run, tmp_path):
+    before = left.read_bytes()
     (tmp_path / "one" / "lock").unlink(missing_ok=True)
     (tmp_path / "one" / "lock").mkdir()
-    for _ in range(2):
-        with opened(str(tmp_path)) as store:
-            assert [record.value for record in store.records("one")] == [0.5]
-    assert capsys.readouterr().err.count("what run 'one' left in its queue stays there") == 1
+    status, out, _ = run("deliver")
+    assert (status, left.read_bytes()) == (1, before)
+    assert out.startswith("one stays in its queue: ")
+    assert "lock" in out
 
 
 def test_hostile_names_reach_no_terminal(store, run, monkeypatch):

@@ -1,5 +1,7 @@
 """What is written of an answer, and when."""
 
+from hooks import observe
+from trainer.evaluators import Suite, work
 from trainer.evaluators.answering import Found, settle
 from trainer.runs import Artifact, requests
 
@@ -29,3 +31,24 @@ def test_to_settle_again_since_no_confirmation_came_is_no_loss(project, store):
     assert settle(store, request, Found({"val/loss": 0.5}, ()))
     assert not settle(store, request._replace(worker="another"), Found({"val/loss": 0.25}, ()))
     assert requests.results(store, "one") == {("digits", 1): {"val/loss": 0.5}}
+
+
+def test_hooks_of_a_suite_write_through_no_link_that_a_store_leads_to(
+    project, store, start, val, tmp_path
+):
+    wrote = []
+
+    def look(state, metrics):
+        wrote.append(metrics)
+        return state
+
+    project.ask(1, 2)
+    (tmp_path / "home").mkdir()
+    (project.run / "evaluations").symlink_to(tmp_path / "home")
+    suite = Suite("digits", start, val, hooks=lambda folder: observe(look))
+    assert work(project.folder, suite, idle=0).failed == 2
+    assert (wrote, list((tmp_path / "home").iterdir())) == ([], [])
+    assert "it leads through a link" in requests.requests(store, "one")[0].error
+    (project.run / "evaluations").unlink()
+    assert work(project.folder, suite, idle=0, again=True).done == 2
+    assert len(wrote) == 2

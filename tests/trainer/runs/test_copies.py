@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from trainer import Checkpoints
 from trainer.checkpoints.locking import held
 from trainer.runs import Run, Store
 from trainer.runs.journal import Journal
@@ -124,3 +125,47 @@ def test_what_waited_where_it_was_before_forgets_no_file_of_one_that_was_moved(
     run.resume(epoch=1, step=10)
     run.close()
     assert files_of(tmp_path, "first") == [f"{run.directory}/evaluations/a.png"]
+
+
+@pytest.mark.parametrize("order", [("run", "link"), ("link", "run"), ("run", "far/link")])
+def test_one_trained_through_a_link_and_by_its_path_has_one_entry(tmp_path, order):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "far").mkdir()
+    for link in (tmp_path / "link", tmp_path / "far" / "link"):
+        link.symlink_to(tmp_path / "run")
+    for place, name in enumerate(order):
+        run = Run(tmp_path / name, store=tmp_path)
+        run.resume(epoch=place, step=10 * place)
+        run.record(place + 1, 10 * place + 10, {"loss": 1.0})
+        (tmp_path / "run" / "aside").mkdir(exist_ok=True)
+        (tmp_path / "run" / "aside" / "a.png").write_text("some")
+        run.artifact(tmp_path / name / "aside" / "a.png", "plot", epoch=0, step=0)
+        run.close()
+    with Store(tmp_path) as store:
+        (row,) = store.runs()
+        assert row.directory == str(tmp_path / "run")
+        assert [record.epoch for record in store.records(row.name)] == [1, 2]
+        assert [a.path for a in store.artifacts(row.name)] == [str(tmp_path / "run/aside/a.png")]
+
+
+def test_one_that_was_moved_and_renamed_is_told_how_to_go_on_in_its_entry(tmp_path, state, caplog):
+    with Checkpoints(tmp_path / "first") as checkpoints:
+        checkpoints.save(state.replace(epoch=state.epoch + 1))
+    recorded(tmp_path, "first", [1]).close()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    Run(tmp_path / "copy")
+    assert "holds what run" not in caplog.text  # the original is there: a run of its own
+    shutil.rmtree(tmp_path / "copy")
+    (tmp_path / "first").rename(tmp_path / "second")
+    Run(tmp_path / "second")
+    assert "Run(..., name='first') goes on in its entry" in caplog.text
+    run = Run(tmp_path / "second", name="first")
+    run.resume(epoch=1, step=10)
+    run.record(2, 20, {"loss": 1.0})
+    run.close()
+    assert epochs_of(tmp_path, "first") == [1, 2]
+    again = Run(tmp_path / "second")  # which is on record by now
+    assert again.name == "first"
+    caplog.clear()
+    assert Run(tmp_path / "second", name="third").name == "third"
+    assert "is on record as run 'first' too: leave name= out" in caplog.text

@@ -358,14 +358,15 @@ def test_a_thread_that_is_stuck_keeps_nobody_and_touches_no_file(
     began = time.monotonic()
     assert not thread.close(0.2)
     assert time.monotonic() - began < 1.5
-    number = queue._file
+    numbers = {queue._file, queue._folder}
     queue.close()
-    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
-    assert other == number
+    others = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("other", "another")]
+    assert set(others) == numbers  # which are other files' now
     thread._thread.join(20)
     assert not thread._thread.is_alive()
-    assert os.fstat(other).st_size == 0
-    os.close(other)
+    for other in others:
+        assert os.fstat(other).st_size == 0
+        os.close(other)
 
 
 STUCK = """

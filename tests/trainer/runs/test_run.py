@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import socket
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import locking
+from trainer.checkpoints import locking, manifest
 from trainer.checkpoints.locking import InUse, held, lock
 from trainer.runs import Run, Store, Unreachable, deliver_left, recording, requests
 
@@ -191,6 +192,51 @@ def test_an_error_of_before_is_no_failure_of_this_run(begun):
         run.close()
     with Store(run.url) as store:
         assert store.run("one").state == "interrupted"
+
+
+# --- commits that cannot be described
+
+
+def respell(commit, **changes):
+    """Change what a commit says of itself, with the right checksum; None leaves a field out."""
+    file = commit / "manifest.json"
+    content = manifest.read(file.read_bytes()) | changes
+    file.write_bytes(
+        manifest.written({name: value for name, value in content.items() if value is not None})
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"written": None}, "its time cannot be None"),
+        ({"written": [1]}, r"its time cannot be \[1\]"),
+        ({"written": "soon"}, "its time cannot be 'soon'"),
+        ({"format": 99}, "is of format 99, and this version reads up to"),
+        ({"scores": None}, "its scores cannot be None"),
+    ],
+)
+def test_an_odd_manifest_is_told_of_once_and_keeps_nothing_from_delivery(
+    begun, tmp_path, state, caplog, monkeypatch, change, told
+):
+    monkeypatch.setattr(recording, "LOOKING", 0.0)
+    commit(tmp_path, state, 1, 2)
+    respell(tmp_path / "runs" / "one" / "checkpoints" / "1", **change)
+    run = begun()
+    run.resume(epoch=2, step=28)
+    for epoch in (3, 4):
+        run.record(epoch, 14 * epoch, {"loss": 0.5})
+        run._opened().list_anew()
+    assert not run.ask("full", 1)
+    assert run.ask("full", 2)
+    run.close()
+    with Store(run.url) as store:
+        assert [record.epoch for record in store.records("one")] == [3, 4]
+        assert [row.epoch for row in store.commits("one")] == [2]
+        assert [request.epoch for request in requests.requests(store, "one")] == [2]
+    warned = [r.getMessage() for r in caplog.records if "not on record of run 'one'" in r.message]
+    assert len(warned) == 1
+    assert re.search(told, warned[0])
 
 
 # --- one owner

@@ -385,7 +385,7 @@ def test_what_is_no_store_is_told_apart(tmp_path):
     began = time.monotonic()
     with pytest.raises(Unreachable, match="not the file of a store, or damaged"):
         Store(text)
-    with pytest.raises(Unreachable, match="unable to open"):
+    with pytest.raises(Unreachable, match="it is a folder, and must be a file"):
         Store(folder)
     assert time.monotonic() - began < 2  # it does not wait for a lock
     assert text.read_text() == "no store " * 1000
