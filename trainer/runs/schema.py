@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from trainer.runs.connections import Connection, Row
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE runs (
@@ -108,6 +110,41 @@ VERSION = len(MIGRATIONS)
 
 READABLE = 1
 """The oldest version whose tables are read as today's are: who only looks changes none."""
+
+
+def version(connection: Connection, *, there: bool = False) -> int:
+    """Read the version of the tables; 0 where there are none.
+
+    Raises:
+        FileNotFoundError: there are none, and `there` says that there must be.
+    """
+    rows: list[Row] = []
+    if connection.has_table("meta"):
+        rows = connection.execute("SELECT value FROM meta WHERE key = 'schema'")
+    found = int(rows[0][0]) if rows else 0
+    if there and not found:
+        raise FileNotFoundError(f"there is no store in {connection.where}: nothing has written one")
+    return found
+
+
+def migrate(connection: Connection, *, create: bool) -> None:
+    """Make the tables, or bring them up to date.
+
+    Raises:
+        FileNotFoundError: there are none, and none shall be made.
+        ValueError: they are newer than this library.
+    """
+    where = connection.where
+    if not migrations(version(connection, there=not create), where):
+        return
+    with connection.migrating():
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+        )
+        connection.execute("INSERT INTO meta VALUES ('schema', '0') ON CONFLICT (key) DO NOTHING")
+        for number, statement in migrations(version(connection), where):
+            connection.execute(statement)
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(number),))
 
 
 def migrations(found: int, where: str) -> list[tuple[int, str]]:

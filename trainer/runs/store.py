@@ -60,43 +60,13 @@ class Store:
         )
         try:
             if read_only:
-                schema.check_known(self._there(), self.connection.where, to_read=True)
+                version = schema.version(self.connection, there=True)
+                schema.check_known(version, self.connection.where, to_read=True)
             else:
-                self._migrate(create)
+                schema.migrate(self.connection, create=create)
         except BaseException:
             self.connection.close()
             raise
-
-    def _there(self) -> int:
-        """Give the version of the tables that are there."""
-        if version := self._version():
-            return version
-        where = self.connection.where
-        raise FileNotFoundError(f"there is no store in {where}: nothing has written one")
-
-    def _migrate(self, create: bool) -> None:
-        where = self.connection.where
-        version = self._version() if create else self._there()
-        if not schema.migrations(version, where):
-            return
-        with self.connection.migrating():
-            self.connection.execute(
-                "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
-            )
-            self.connection.execute(
-                "INSERT INTO meta VALUES ('schema', '0') ON CONFLICT (key) DO NOTHING"
-            )
-            for number, statement in schema.migrations(self._version(), where):
-                self.connection.execute(statement)
-                self.connection.execute(
-                    "UPDATE meta SET value = ? WHERE key = 'schema'", (str(number),)
-                )
-
-    def _version(self) -> int:
-        if not self.connection.has_table("meta"):
-            return 0
-        rows = self.connection.execute("SELECT value FROM meta WHERE key = 'schema'")
-        return int(rows[0][0]) if rows else 0
 
     def register(
         self,

@@ -85,12 +85,12 @@ def test_an_older_store_is_read_as_it_is(tmp_path, monkeypatch):
             store.register("one", directory="/runs/one", host="here", pid=1, time=0.0)
     with Store(tmp_path, read_only=True) as store:
         assert [row.name for row in store.runs()] == ["one"]
-        assert store._version() == 1
+        assert schema.version(store.connection) == 1
     monkeypatch.setattr(schema, "READABLE", 2)
     with pytest.raises(ValueError, match="bring it up to date, python -m trainer deliver --store"):
         Store(tmp_path, read_only=True)
     with Store(tmp_path, create=False) as store:
-        assert store._version() == schema.VERSION
+        assert schema.version(store.connection) == schema.VERSION
 
 
 def test_a_pipe_in_the_place_of_a_store_is_refused_and_not_waited_for(tmp_path):

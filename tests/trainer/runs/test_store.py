@@ -301,7 +301,7 @@ schema.VERSION += 1
 say("ready")
 hear()
 with Store(url) as store:
-    say((store.connection.execute("SELECT name, mood FROM runs"), store._version()))
+    say((store.connection.execute("SELECT name, mood FROM runs"), schema.version(store.connection)))
 """
 
 
@@ -342,7 +342,7 @@ def test_a_file_without_tables_is_a_store_of_version_0(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing has written one"):
         Store(path, create=False)
     with Store(path) as store:
-        assert store._version() == schema.VERSION
+        assert schema.version(store.connection) == schema.VERSION
         register(store)
     with sqlite3.connect(path) as database:
         (mode,) = database.execute("PRAGMA journal_mode").fetchone()
