@@ -35,6 +35,7 @@ from trainer.events import Events
 
 NAMES = tuple(f"metric_{number}" for number in range(10))
 EMPTY, FIVE = "chain()", "chain of five no-op hooks"
+LAYERS = {f"{FIVE}, {6 * n + 2} leaves": n for n in (2, 33)}
 TIMED = f"{FIVE}, heard by record_times"
 PACKED, AS_DICT, ONE_BY_ONE = (
     "ten metrics, packed",
@@ -53,6 +54,16 @@ def small_state(leaves=1):
     keys = jax.random.split(jax.random.key(0), leaves)
     params = {f"layer_{n}": jax.random.normal(key, (32, 32)) for n, key in enumerate(keys)}
     return trainer.TrainState.create(params=params, rng=jax.random.key(0))
+
+
+def layered(layers):
+    """Make a state of so many layers, a kernel and a bias each, and Adam's of each."""
+    layer = {"kernel": jnp.ones((32, 32)), "bias": jnp.ones(32)}
+    params = {f"layer_{n}": jax.tree.map(jnp.copy, layer) for n in range(layers)}
+    opt_state = optax.adam(1e-3).init(params)
+    return trainer.TrainState.create(
+        params=params, opt_state=opt_state, carry={"x": jnp.ones(2)}, rng=jax.random.key(0)
+    )
 
 
 def optimized(optimizer):
@@ -149,6 +160,8 @@ def contenders(directory):
         "save_checkpoints, not due": hooks.save_checkpoints(directory / "run", max_cost=1e-9),
     }
     entrants = {name: (hook, state, 100) for name, hook in named.items()}
+    for name, layers in LAYERS.items():
+        entrants[name] = hooks.chain(*[nothing] * 5), layered(layers), 100
     board = hooks.log_metrics(hooks.TensorBoard(directory / "board"))
     entrants["log_metrics(TensorBoard)"] = board, state, 10
     database = hooks.log_metrics(hooks.Database(run))

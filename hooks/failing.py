@@ -16,6 +16,7 @@ from hooks.combining import PASSING, Combined, combined
 from hooks.worker import Worker
 from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.hook import Function, parts_of
+from trainer.shadow import Shadow
 from trainer.state import device_part, rejoin
 from trainer.timing import span
 
@@ -128,14 +129,19 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
 
 
 def _observe(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> None:
+    shadow = Shadow(state, getattr(metrics, "output", None))
     with span("hook", part.name):
         after = part.function(state, metrics)
+    shadow.refuse_changes(f"background observer {part.name!r}")
     if after is not state:
         raise ValueError(f"background observer {part.name!r} must return the state it was given")
 
 
 def _on_host(state: TrainState) -> TrainState:
-    return rejoin(_copied(device_part(state)), state)
+    """Copy a state; of the host part the containers, for training goes on with those of the run."""
+    host = jax.tree.map(lambda leaf: leaf, (state.memory, state.scores))
+    copied = rejoin(_copied(device_part(state)), state)
+    return copied.replace(memory=host[0], scores=host[1])
 
 
 def _with_host_output(metrics: Mapping[str, float]) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ from trainer import Hook, Members, Metrics, TrainState
 from trainer.hook import Gate, Hooks, Memory, parts_of
 from trainer.member_metrics import LIVE, Traces
 from trainer.population import live_in
+from trainer.shadow import Shadow
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -173,9 +174,12 @@ def _seeing(event: str, live: np.ndarray, metrics: Mapping[str, float]) -> np.nd
 def _alone(parts: Sequence[Hook], state: TrainState, metrics: Metrics) -> TrainState:
     """Run the parts for one member, as a chain does."""
     answers: dict[Gate, bool] = {}
+    shadow = Shadow(state, metrics.output)
     for part in parts:
         if part.due(state, metrics, answers):
             after = part.apply(state, metrics)
+            shadow.refuse_changes(f"hook {part.name!r}")
+            shadow.follow(after)
             if after.scores is not state.scores:
                 metrics = metrics.with_scores(after.scores)
             state = after

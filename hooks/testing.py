@@ -9,6 +9,7 @@ from typing import Any
 from trainer import Checkpoints, Hook, TrainState, fingerprint
 from trainer.contract import kept
 from trainer.events import Events
+from trainer.shadow import Shadow
 from trainer.structure import differences, owned
 
 
@@ -59,8 +60,8 @@ def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> 
     assert not missing, f"hook {part.name!r} does not fire: {missing} is not among the metrics"
     assert part.due(state, metrics, {}), f"hook {part.name!r} does not fire: its trigger says no"
     before, seen = fingerprint(state), dict(metrics)
-    after = kept(part, state, part.apply(state, metrics))
-    again = kept(part, state, part.apply(state, metrics))
+    after = kept(part, state, _untouched(part, state, metrics))
+    again = kept(part, state, _untouched(part, state, metrics))
     assert fingerprint(state) == before, f"hook {part.name!r} changed its argument, the state"
     assert dict(metrics) == seen, f"hook {part.name!r} changed its argument, the metrics"
     assert fingerprint(after) == fingerprint(again), (
@@ -72,6 +73,17 @@ def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> 
         assert after.scores == again.scores, f"hook {part.name!r} is not pure: its scores differ"
     if part.memories:
         _check_round_trip(part, after, metrics)
+    return after
+
+
+def _untouched(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    """Run a part, and hold it to leave what it was given as it is, scores and output included."""
+    shadow = Shadow(state, getattr(metrics, "output", None))
+    after = part.apply(state, metrics)
+    try:
+        shadow.refuse_changes(f"hook {part.name!r}")
+    except ValueError as error:
+        raise AssertionError(str(error)) from None
     return after
 
 

@@ -8,6 +8,7 @@ import jax
 
 from trainer.hook import Hook
 from trainer.member_metrics import Members
+from trainer.shadow import read_only
 from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 from trainer.structure import (
     buffers,
@@ -50,6 +51,8 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
     remembered = _changed_memories(hook, before, after)
     if changed:
         after = conformed(before, after)
+    if remembered:
+        read_only(remembered)
     if changed or any(map(buffers, jax.tree.leaves(remembered))):
         after = separated(after)
     if after.scores is not before.scores:

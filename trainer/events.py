@@ -16,6 +16,7 @@ from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
 from trainer.names import among, nearest
 from trainer.processes import is_lead
+from trainer.shadow import Shadow, explained, read_only
 from trainer.state import PyTree, TrainState
 from trainer.structure import owned, separated
 from trainer.timing import span
@@ -152,6 +153,7 @@ class Events:
             if self._lead or hook.stage != "observe"
             for name, init in hook.memories
         }
+        read_only(memory)
         return separated(state.replace(memory=memory))
 
     def restore(self, state: TrainState) -> tuple[TrainState, Metrics]:
@@ -193,6 +195,7 @@ class Events:
         answers: dict[Gate, bool] = {}
         observers: ChainMap[Gate, bool] = ChainMap({}, answers)
         flushed = False
+        shadow: Shadow | None = None
         self.latest = state, metrics
         if event != "error":
             self._check_background(event, state)
@@ -205,19 +208,27 @@ class Events:
             started = time.perf_counter()
             observing = hook.stage == "observe"
             seen = metrics if observing else metrics.without(self._observed)
+            if shadow is None:
+                shadow = Shadow(state, metrics.output)
             try:
                 if not hook.due(state, seen, observers if observing else answers):
+                    if hook.gates:
+                        shadow.refuse_changes(f"a condition of hook {hook.name!r}")
                     continue
                 if hook.stage == "commit" and not flushed:
                     flushed = True
                     self.flush()
                 with span("hook", hook.name):
-                    after = hook.apply(state, seen)
+                    try:
+                        after = hook.apply(state, seen)
+                    except Interrupt as interrupt:
+                        self.interrupt, after = str(interrupt) or hook.name, state
+                    shadow.refuse_changes(f"hook {hook.name!r}")
                     if after is not state:
                         after = kept(hook, state, after)
-            except Interrupt as interrupt:
-                self.interrupt, after = str(interrupt) or hook.name, state
+                        shadow.follow(after)
             except Exception as error:
+                explained(error)
                 error.add_note(f"in hook {hook.name!r} at {event!r} of {_epoch(state, event)}")
                 raise
             finally:

@@ -7,7 +7,8 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -89,17 +90,25 @@ class Metrics(Mapping[str, float]):
         epochs: int | None = None,
     ) -> None:
         object.__setattr__(self, "_values", dict(values or {}))
-        object.__setattr__(self, "steps", dict(steps or {}))
+        if not isinstance(steps, MappingProxyType):
+            steps = MappingProxyType(dict(steps or {}))
+        object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "output", output)
         object.__setattr__(self, "epochs", epochs)
 
     _values: dict[str, float]
-    steps: dict[str, np.ndarray]
+    steps: Mapping[str, np.ndarray]
     output: PyTree
     epochs: int | None
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"metrics are frozen; write scores to the state instead of {name!r}")
+
+    def __setitem__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(
+            f"metrics are frozen; for hooks after this one to see {name!r}, return "
+            f"state.replace(scores={{**state.scores, {name!r}: ...}})"
+        )
 
     def __getitem__(self, key: str) -> float:
         try:

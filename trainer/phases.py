@@ -15,6 +15,7 @@ from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, choose, compiled_steps, packed_scan
 from trainer.member_metrics import LIVE, finalized_members, reduced_members
 from trainer.metrics import Layout, check_measured, pack, reduced, reported
+from trainer.shadow import Shadow, read_only
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.structure import settled
 from trainer.timing import span, spans
@@ -51,9 +52,11 @@ class Measured(NamedTuple):
             taken += int(numbers[1].sum())
         if phase.members is None:
             values, traces = reduced(pieces, phase.reduce, phase.name)
+            read_only(traces)
             return phase.finalized(values), traces, taken
         live = numbers[2].astype(bool)
         each, traces = reduced_members(pieces, live, phase.reduce, phase.name)
+        read_only(traces)
         if phase.finalize is not None:
             each = finalized_members(phase.finalize, each, live, phase.name)
         return {**each}, traces, taken
@@ -229,7 +232,9 @@ class Phase:
 
     def settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
         """Run, while tracing, and check that what comes back is a state as it was given."""
+        shadow = Shadow(state)
         result = self.run(state, data)
+        shadow.refuse_changes(f"phase {self.name!r}")
         if not isinstance(result, tuple) or len(result) != 3:
             raise TypeError(
                 f"phase {self.name!r} must give back (state, output, metrics); "

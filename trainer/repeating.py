@@ -13,6 +13,7 @@ from trainer.executors import EXECUTORS, Repetition, Step, scanned
 from trainer.losses.contract import check_per_example
 from trainer.names import nearest
 from trainer.phases import Phase
+from trainer.shadow import Shadow
 from trainer.state import TrainState
 from trainer.structure import settled
 
@@ -87,7 +88,9 @@ def _repeated(
         )
 
     def kept(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        shadow = Shadow(state)
         after, metrics = step(state, batch)
+        shadow.refuse_changes(f"the step of phase {name!r}")
         return settled(state, after, f"the step of phase {name!r}"), metrics
 
     return Phase(
