@@ -114,7 +114,8 @@ class Metrics(Mapping[str, float]):
         try:
             return self._values[key]
         except KeyError:
-            raise KeyError(f"no metric {key!r}{among(key, sorted(self._values))}") from None
+            known = sorted(self._values, key=lambda name: (name.startswith("time/"), name))
+            raise KeyError(f"no metric {key!r}{among(key, known)}") from None
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
