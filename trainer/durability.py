@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,29 @@ def needing(size: int, file: Path) -> Iterator[None]:
             said += ", but this user may not have them"
         where = error.filename or str(file)  # what knows more of it is named
         raise OSError(error.errno, f"{os.strerror(error.errno)}: {said}", where) from None
+
+
+def require_room(file: Path, size: int, *, largest: int | None = None) -> None:
+    """Check that a disk, and a limit of files' sizes, leave room for a file that is not there yet.
+
+    Args:
+        file: to write; the disk is that of the nearest of its folders that exists.
+        size: bytes in all.
+        largest: bytes of the largest file, where they are in several.
+
+    Raises:
+        OSError: there is less; the message has the bytes needed and those free.
+
+    >>> require_room(Path.cwd() / "new" / "file", 1)
+    """
+    folder = next(parent for parent in file.parents if parent.exists())
+    with needing(size, folder / file.name):
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and (largest or size) > limit:
+            raise OSError(errno.EFBIG, "", str(file))
+        room = os.statvfs(folder)
+        if size > room.f_bavail * room.f_frsize:
+            raise OSError(errno.ENOSPC, "", str(file))
 
 
 def write_whole(file: Path, content: Any) -> None:

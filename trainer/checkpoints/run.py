@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import commits, layout, locking, snapshots
+from trainer.checkpoints import commits, locking, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
@@ -169,7 +169,7 @@ class Checkpoints:
         try:
             with needing(data.nbytes, stage):
                 commits.staged(self.directory, epoch)
-                layout.write(stage / commits.ARRAYS, data)
+                self._storage.write(stage / commits.ARRAYS, data)
                 checked = {
                     name: snapshots.checksummed(group, data) for name, group in leaves.items()
                 }

@@ -4,14 +4,14 @@ import os
 import numpy as np
 import pytest
 
-from trainer.checkpoints import layout
+from trainer.checkpoints import commits, layout
 from trainer.checkpoints.manifest import DamagedCommit
 
 
 @pytest.fixture
 def arrays(tmp_path):
     """A folder of 64 bytes, as it is written."""
-    layout.write(tmp_path / "arrays", np.ones(64, np.uint8))
+    commits.Storage().write(tmp_path / "arrays", np.ones(64, np.uint8))
     layout.check(tmp_path / "arrays", 64)
     return tmp_path / "arrays"
 

@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoints import Checkpoints, commits, layout
+from trainer.checkpoints import Checkpoints, commits
+from trainer.checkpoints.commits import Storage
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.state import TrainState, fingerprint
 
@@ -247,7 +248,7 @@ def test_leaving_the_context_raises_a_failed_save(tmp_path, monkeypatch):
 
 
 def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypatch):
-    gate, write = threading.Event(), layout.write
+    gate, write = threading.Event(), Storage.write
 
     def hang(*arguments):
         gate.wait(30)
@@ -256,7 +257,7 @@ def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypat
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make(1))
     checkpoints.wait()
-    monkeypatch.setattr(layout, "write", hang)
+    monkeypatch.setattr(Storage, "write", hang)
     monkeypatch.setattr(checkpoints._worker, "_limit", 0.05)
     checkpoints.save(make(2))
     thread = checkpoints._worker._task.thread
@@ -570,6 +571,7 @@ def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_pa
         steps = iter(range(instant))
         with monkeypatch.context() as patch:
             for owner, name in [
+                (Storage, "write"),
                 (os, "fsync"),
                 (Path, "rename"),
                 (shutil, "rmtree"),
@@ -588,10 +590,9 @@ def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_pa
         except Killed:
             continue
         break
-    # Three files of arrays, the manifest, three folders, the old one aside, the new one in its
-    # place; then the rest.
-    assert outcomes[:9] == [False] * 9
-    assert outcomes[9:] == [True] * 5
+    # Arrays, manifest, three folders, the old one aside, the new one in its place; then the rest.
+    assert outcomes[:7] == [False] * 7
+    assert outcomes[7:] == [True] * 5
 
 
 def script(body, *arguments, devices=1, **options):
@@ -730,7 +731,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
                 act()
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-        from trainer.checkpoints import layout
+        from trainer.checkpoints.commits import Storage
         from trainer.checkpoints.reading import restore
         own = f"{sys.argv[1]}/{rank}"
         if rank == 1:
@@ -748,11 +749,11 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         assert ["Error: ", "RuntimeError: opening"][rank] in said, said
         def fail(*arguments):
             raise OSError(28, "the disk is full")
-        whole, layout.write = layout.write, fail
+        whole, Storage.write = Storage.write, fail
         checkpoints.save(state(4))
         said = told(checkpoints.wait)
         assert ["OSError: ", "RuntimeError: a save failed on process 0"][rank] in said, said
-        layout.write = whole
+        Storage.write = whole
         checkpoints.save(state(5))
         checkpoints.wait()
         checkpoints.close()
