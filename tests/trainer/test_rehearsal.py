@@ -101,7 +101,9 @@ def test_what_would_fail_late_fails_before_anything_is_trained(state, phase, tmp
 
     lines = hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl"))
     watch = hooks.on("error", lambda s, m: seen.append(s) or s)
-    with pytest.raises(KeyError, match="no metric 'train/los'. Did you mean 'train/loss'") as raised:
+    with pytest.raises(
+        KeyError, match="no metric 'train/los'. Did you mean 'train/loss'"
+    ) as raised:
         trainer.fit(
             state, phase, epochs=90, hooks=[lines, hooks.every(50, misspelt), watch], check=True
         )
