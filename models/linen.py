@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,30 +13,37 @@ from flax import core, linen
 from flax.errors import InvalidRngError
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
+from models.train_flags import AUTO, check_call, fields, known_flags, named_flag, told
 
 
-def from_linen(module: linen.Module) -> Network:
+def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Network:
     """Make a network of a Flax Linen module, called as `module(inputs)`.
 
     The parameters are the collection `params`; the model state is all other collections that
     `init` makes, `{"batch_stats": {...}}` for instance. They are mutable in training only.
     Partitioning metadata is stripped, since parameters are plain arrays.
 
-    Whether it trains, the module is told by the keywords that its `__call__` takes, among
-    `train`, `training` and `deterministic` (the opposite). Random numbers come from `key`: the
-    streams `params` and `dropout` by name, and a stream of another name, as Linen has it, from
-    that of `params`, which in `apply` serves only this.
+    Whether it trains, the module is told by a flag: a keyword of its `__call__`, or else a field of
+    its own. Flags are found by their names: `train`, `training`, `is_training`, and for the
+    opposite `deterministic`, `eval`, `inference`, `use_running_average` (`models/train_flags.py`
+    has all). Random numbers come from `key`: the streams `params` and `dropout` by name, and a
+    stream of another name, as Linen has it, from that of `params`, which in `apply` serves only
+    this.
 
     Args:
         module: a Linen module, unbound.
+        train_flag: name of a keyword of `__call__`, for a flag of another name or one that is taken
+            by `**kwargs`: `"learning"` is true in training, `"not frozen"` false. None: the module
+            is told nothing and does the same in training and in evaluation.
 
     Returns:
         The network.
 
     Raises:
-        TypeError: `module` is no Linen module.
-        ValueError: on a call, the module needs random numbers and `key` is None, or it changed
-            the structure of the model state.
+        TypeError: `module` is no Linen module, or its `__call__` needs more than inputs and flags.
+        ValueError: from `init`, no flag is found and the module has dropout that is off, or batch
+            statistics that stand still; on a call, the module needs random numbers and `key` is
+            None, or it changed the structure of the model state.
 
     >>> network = from_linen(linen.Dense(2))
     >>> params, model_state = network.init(jax.random.key(0), jnp.ones((4, 3)))
@@ -49,15 +58,39 @@ def from_linen(module: linen.Module) -> Network:
             f"from_linen takes a flax.linen module, such as linen.Dense(2); got {kind}; "
             "for an nnx.Module see from_nnx"
         )
-    taken = inspect.signature(module.__call__).parameters
+    flags, of_fields = {}, False
+    if train_flag == AUTO:
+        flags = known_flags(inspect.signature(module.__call__).parameters)
+        of_fields = not flags and bool(known_flags(fields(module)))
+        flags = flags or known_flags(fields(module))
+    elif train_flag is not None:
+        flags = named_flag("from_linen", module.__call__, train_flag)
+    unsure = train_flag == AUTO and not flags
+    check_call("from_linen", module.__call__, {} if of_fields else flags)
 
-    def mode(train: bool) -> dict[str, Any]:
-        told = {"train": train, "training": train, "deterministic": not train}
-        return {name: value for name, value in told.items() if name in taken}
+    def called(train: bool) -> tuple[linen.Module, dict[str, Any]]:
+        given: dict[str, Any] = told(flags, train=train)
+        return (module.clone(**given), {}) if of_fields else (module, given)
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes_of(example))
-        variables = _plain(module.init(_streams(key), zeros, **mode(train=False)))
+        evaluating, given = called(train=False)
+        with _still_parts() as still:
+            variables = _plain(evaluating.init(_streams(key), zeros, **given))
+        if unsure and "batch_stats" in variables and not still:
+            updated = evaluating.apply(
+                variables, zeros, rngs=_streams(key), mutable=["batch_stats"]
+            )[1]
+            if _same_arrays(variables["batch_stats"], _plain(updated)["batch_stats"]):
+                still.append("batch_stats, which a call does not update")
+        if unsure and still:
+            raise ValueError(
+                f"from_linen finds no flag that tells {type(module).__name__} whether it trains, "
+                f"and parts of it are in evaluation mode: {', '.join(still)}. Its __call__ takes "
+                f"({', '.join(inspect.signature(module.__call__).parameters)}): name the flag, "
+                "from_linen(module, train_flag='is_training'), or 'not frozen' for one that is "
+                "false in training; train_flag=None if training shall be like evaluation"
+            )
         return variables.pop("params", {}), variables
 
     def apply(
@@ -68,13 +101,14 @@ def from_linen(module: linen.Module) -> Network:
         key: jax.Array | None,
         train: bool,
     ) -> tuple[PyTree, PyTree]:
+        running, given = called(train)
         try:
-            outputs, updated = module.apply(
+            outputs, updated = running.apply(
                 {"params": params, **model_state},
                 inputs,
                 rngs=_streams(key),
                 mutable=list(model_state) if train else [],
-                **mode(train),
+                **given,
             )
         except InvalidRngError as error:
             if key is not None:
@@ -89,6 +123,32 @@ def from_linen(module: linen.Module) -> Network:
         return outputs, updated
 
     return Network(init, apply)
+
+
+@contextlib.contextmanager
+def _still_parts() -> Iterator[list[str]]:
+    """List the dropouts and batch normalisations that are called in evaluation mode."""
+    still: list[str] = []
+    names = {linen.Dropout: "deterministic", linen.BatchNorm: "use_running_average"}
+
+    def look(function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        part = context.module
+        kind = next((kind for kind in names if isinstance(part, kind)), None)
+        if kind is not None and context.method_name == "__call__":
+            bound = inspect.signature(kind.__call__).bind(part, *arguments, **keywords)
+            own, given = getattr(part, names[kind]), bound.arguments.get(names[kind])
+            if (own is True or given is True) and getattr(part, "rate", True):
+                still.append("/".join((*part.path, f"{kind.__name__}({names[kind]}=True)")))
+        return function(*arguments, **keywords)
+
+    with linen.intercept_methods(look):
+        yield still
+
+
+def _same_arrays(one: PyTree, other: PyTree) -> bool:
+    """Say whether these are the very same arrays, so that nothing was computed of them."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(first is second for first, second in pairs)
 
 
 def _streams(key: jax.Array | None) -> dict[str, jax.Array]:

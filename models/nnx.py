@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
+from models.train_flags import known_flags, told
 
 Build = Callable[[nnx.Rngs, PyTree], nnx.Module]
 Parts = tuple[Any, nnx.State, nnx.State, nnx.State]  # graphdef, params, random, kept
@@ -24,8 +25,9 @@ def from_nnx(build: Build) -> Network:
     The parameters are the module's `nnx.Param` variables. The model state is every other array it
     keeps, batch statistics for instance, save two kinds: random state, which is made anew from
     `key` at each call, each stream from its path in the module, so that nothing random is saved;
-    and `nnx.Intermediate`. `module.train()` or `module.eval()` runs before each call; what the
-    module does to its own parameters in a call is dropped.
+    and `nnx.Intermediate`. `module.train()` or `module.eval()` runs before each call, and a flag
+    among the call's keywords says the same: `train`, `deterministic` and the others that
+    `from_linen` finds. What the module does to its own parameters in a call is dropped.
 
     `build` runs in `init`, and abstractly in `apply`, once for each shape of inputs (about 7 ms a
     layer): it must not depend on anything that changes. A jitted `apply` costs only what the
@@ -40,7 +42,8 @@ def from_nnx(build: Build) -> Network:
         The network; its dicts follow the module's attributes, `{"layers": {"0": {"kernel": ...}}}`.
 
     Raises:
-        TypeError: `build` does not take the two arguments; on a call, it gave no `nnx.Module`.
+        TypeError: `build` is a module, or does not take the two arguments; on a call, it gave no
+            `nnx.Module`.
         ValueError: on a call, the variables do not fit the module that `build` makes for such
             inputs, or the module needs random numbers in training and `key` is None.
 
@@ -68,11 +71,12 @@ def from_nnx(build: Build) -> Network:
         train: bool,
     ) -> tuple[PyTree, PyTree]:
         module, seeds = assemble(params, model_state, inputs, key)
+        flags = told(known_flags(inspect.signature(module.__call__).parameters), train=train)
         if not train:
             module.eval()
-            return module(inputs), model_state
+            return module(inputs, **flags), model_state
         module.train()
-        outputs = module(inputs)
+        outputs = module(inputs, **flags)
         _, _, used, kept = _split(module)
         if key is None:
             _require_unused(seeds, used)
@@ -120,6 +124,13 @@ def assembler(build: Build) -> Assemble:
 
 
 def _require_two_arguments(build: Build) -> None:
+    if isinstance(build, nnx.Module):
+        name = type(build).__name__
+        raise TypeError(
+            "from_nnx takes a function that builds the module, since a network holds no variables; "
+            f"got a module that is built, of class {name}: write "
+            f"from_nnx(lambda rngs, example: {name}(..., rngs=rngs))"
+        )
     try:
         if isinstance(build, type):  # the signature of a module class says nothing
             inspect.signature(vars(build).get("__init__", build)).bind(None, None, None)

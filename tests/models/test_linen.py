@@ -30,6 +30,52 @@ class Deterministic(linen.Module):
         return linen.Dropout(0.5, deterministic=deterministic)(x)
 
 
+class IsTraining(linen.Module):
+    @linen.compact
+    def __call__(self, x, is_training: bool = False):
+        return linen.Dropout(0.5, deterministic=not is_training)(x)
+
+
+class Field(linen.Module):
+    train: bool = False
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dropout(0.5, deterministic=not self.train)(x)
+
+
+class AnyKeyword(linen.Module):
+    @linen.compact
+    def __call__(self, x, **flags):
+        x = linen.Dropout(0.5, deterministic=not flags.get("train", False))(x)
+        return linen.BatchNorm(use_running_average=not flags.get("train", False))(x)
+
+
+class Frozen(linen.Module):
+    @linen.compact
+    def __call__(self, x, frozen=True):
+        return linen.Dropout(0.5, deterministic=frozen)(x)
+
+
+class OwnStatistics(linen.Module):
+    @linen.compact
+    def __call__(self, x, learning=False):
+        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(3))
+        if learning:
+            mean.value = x.mean(0)
+        return x - mean.value
+
+
+class Plain(linen.Module):
+    """No flag is needed: constants, dropout of rate 0, statistics that every call updates."""
+
+    @linen.compact
+    def __call__(self, x, scaled=False):
+        self.variable("constants", "turn", lambda: jnp.ones(3))
+        x = linen.Dropout(0.0, deterministic=True)(x)
+        return linen.BatchNorm(use_running_average=False)(x)
+
+
 class Normalised(linen.Module):
     @linen.compact
     def __call__(self, x, *, train):
@@ -53,9 +99,23 @@ class Growing(linen.Module):
         return x
 
 
-@pytest.mark.parametrize("module", [Trained(), Training(), Deterministic()])
-def test_the_module_is_told_whether_it_trains(module):
-    network = models.from_linen(module)
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (Trained(), {}),
+        (Training(), {}),
+        (Deterministic(), {}),
+        (IsTraining(), {}),
+        (Field(), {}),
+        (Field(train=True), {}),
+        (linen.Dropout(0.5), {}),
+        (Frozen(), {"train_flag": "not frozen"}),
+        (Training(), {"train_flag": "training"}),
+        (linen.Sequential([Trained()]), {"train_flag": "train"}),
+    ],
+)
+def test_the_module_is_told_whether_it_trains(module, settings):
+    network = models.from_linen(module, **settings)
     variables = network.init(KEY, INPUTS)
     evaluated, _ = network.apply(*variables, INPUTS, key=KEY, train=False)
     np.testing.assert_array_equal(evaluated, INPUTS)
@@ -72,6 +132,54 @@ def test_collections_other_than_params_are_model_state():
     _, updated = network.apply(params, model_state, INPUTS, key=None, train=True)
     mean = updated["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(mean, 0.5 * INPUTS.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_move_where_the_flag_is_named():
+    """Not told, they stay 0 and 1 for ever, and training is evaluation."""
+    for module, flag in ((AnyKeyword(), "train"), (OwnStatistics(), "learning")):
+        network = models.from_linen(module, train_flag=flag)
+        params, before = network.init(KEY, INPUTS)
+        _, after = network.apply(params, before, INPUTS, key=KEY, train=True)
+        assert not jnp.array_equal(jax.tree.leaves(before)[0], jax.tree.leaves(after)[0])
+        _, still = network.apply(params, after, INPUTS, key=KEY, train=False)
+        assert jax.tree.leaves(still)[0] is jax.tree.leaves(after)[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "parts"),
+    [
+        (AnyKeyword(), r"Dropout_0/Dropout\(deterministic=True\), BatchNorm_0/BatchNorm\(use_run"),
+        (Frozen(), r"Dropout_0/Dropout\(deterministic=True\)"),
+        (OwnStatistics(), "batch_stats, which a call does not update"),
+        (linen.Sequential([linen.Dense(2), linen.Dropout(0.1, deterministic=True)]), "layers_1/Dr"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda init: init, jax.jit], ids=["eager", "jit"])
+def test_a_module_whose_flag_is_not_known_is_refused(module, parts, wrap):
+    network = models.from_linen(module)
+    with pytest.raises(ValueError, match=rf"finds no flag .* mode: .*{parts}.*train_flag='is_tr"):
+        wrap(network.init)(KEY, INPUTS)
+    models.from_linen(module, train_flag=None).init(KEY, INPUTS)
+
+
+def test_a_module_that_needs_no_flag_needs_none():
+    network = models.from_linen(Plain())
+    variables = network.init(KEY, INPUTS)
+    _, after = network.apply(*variables, INPUTS, key=None, train=True)
+    assert not jnp.array_equal(after["batch_stats"]["BatchNorm_0"]["mean"], jnp.zeros(3))
+
+
+def test_a_flag_that_is_not_taken_or_not_named_is_refused():
+    with pytest.raises(TypeError, match=r"train_flag must name .*got 'training'.*is: x, frozen"):
+        models.from_linen(Frozen(), train_flag="training")
+
+    class Needing(linen.Module):
+        def __call__(self, x, learning):
+            return x
+
+    with pytest.raises(TypeError, match=r"from_linen calls module\(inputs\).*'learning'"):
+        models.from_linen(Needing())
+    models.from_linen(Needing(), train_flag="learning")
 
 
 def test_a_stream_of_another_name_draws_from_the_key():

@@ -224,3 +224,34 @@ def test_a_call_may_not_add_variables():
     network = models.from_nnx(lambda rngs, example: Growing())
     with pytest.raises(ValueError, match=r"after the call: .*extra is not expected"):
         network.apply({}, {}, INPUTS, key=None, train=True)
+
+
+def test_a_module_that_is_built_is_refused():
+    with pytest.raises(
+        TypeError, match=r"got a module that is built, of class Linear: write from_n"
+    ):
+        models.from_nnx(nnx.Linear(5, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("flag", ["is_training", "deterministic"])
+def test_a_flag_of_the_call_is_told(flag):
+    class Dropping(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        if flag == "is_training":
+
+            def __call__(self, x, *, is_training=False):
+                return self.dropout(x, deterministic=not is_training)
+
+        else:
+
+            def __call__(self, x, deterministic=True):
+                return self.dropout(x, deterministic=deterministic)
+
+    network = models.from_nnx(lambda rngs, example: Dropping(rngs))
+    inputs = jnp.ones((8, 4))
+    variables = network.init(jax.random.key(0), inputs)
+    key = jax.random.key(1)
+    assert (network.apply(*variables, inputs, key=key, train=True)[0] == 0).any()
+    assert (network.apply(*variables, inputs, key=key, train=False)[0] == 1).all()

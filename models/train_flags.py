@@ -1,0 +1,90 @@
+"""Train flags: the arguments by which a module is told whether it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+TRAINING = ("train", "training", "is_train", "is_training", "in_training")
+"""Names of flags that are true in training."""
+
+EVALUATING = (
+    *("deterministic", "eval", "is_eval", "evaluating", "test", "testing", "is_test"),
+    *("inference", "is_inference", "use_running_average"),
+)
+"""Names of flags that are false in training."""
+
+AUTO = "auto"
+"""Find the flags by their names."""
+
+Flags = dict[str, Any]
+"""Name of a flag to its value in training."""
+
+
+def known_flags(names: Iterable[str]) -> Flags:
+    """Pick those of names that are flags.
+
+    >>> known_flags(["x", "is_training", "deterministic", "mask"])
+    {'is_training': True, 'deterministic': False}
+    """
+    return {name: name in TRAINING for name in names if name in TRAINING + EVALUATING}
+
+
+def told(flags: Flags, *, train: bool) -> Flags:
+    """Give the flags as keywords of a call.
+
+    >>> told({"is_training": True, "deterministic": False}, train=False)
+    {'is_training': False, 'deterministic': True}
+    """
+    return {name: value is train for name, value in flags.items()}
+
+
+def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
+    """Give the flag that a user names, `is_training` or `not frozen`.
+
+    Raises:
+        TypeError: the call takes no keyword of this name.
+
+    >>> named_flag("from_linen", lambda x, frozen: x, "not frozen")
+    {'frozen': False}
+    """
+    opposite = name.startswith("not ")
+    plain = name.removeprefix("not ").strip()
+    parameters = inspect.signature(call).parameters
+    if plain not in parameters and not _takes_any(parameters.values()):
+        raise TypeError(
+            f"{who}: train_flag must name a keyword of the module's __call__, such as "
+            f"'is_training', or 'not frozen' for one that is false in training; got {name!r}, and "
+            f"there is: {', '.join(parameters) or 'nothing'}"
+        )
+    return {plain: not opposite}
+
+
+def check_call(who: str, call: Callable[..., Any], flags: Flags) -> None:
+    """Check that a module can be called with its inputs and these flags.
+
+    Raises:
+        TypeError: it needs more.
+    """
+    parameters = inspect.signature(call).parameters
+    try:
+        inspect.signature(call).bind(None, **{name: True for name in flags if name in parameters})
+    except TypeError as error:
+        raise TypeError(
+            f"{who} calls module(inputs), with the flags by which a module is told whether it "
+            f"trains (found: {', '.join(flags) or 'none'}); its __call__ takes "
+            f"({', '.join(parameters)}), which does not suit: {error}. Name a flag that is called "
+            "otherwise, train_flag='learning'; join several inputs in one dict; bind the rest in a "
+            "module around it"
+        ) from error
+
+
+def fields(module: Any) -> list[str]:
+    """Name the fields of a module that is a dataclass."""
+    return [field.name for field in dataclasses.fields(module)]
+
+
+def _takes_any(parameters: Iterable[inspect.Parameter]) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
