@@ -73,10 +73,7 @@ class TrainState:
         Raises:
             TypeError: `rng` is not a single typed key.
         """
-        if not (isinstance(rng, jax.Array) and jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)):
-            raise TypeError(f"rng must be a typed key, jax.random.key(seed); got {rng!r}")
-        if rng.shape:
-            raise TypeError(f"rng must be a single key of shape (); got shape {rng.shape}")
+        check_key(rng, "rng")
         return cls(
             step=jnp.zeros((), jnp.int32),
             epoch=jnp.zeros((), jnp.int32),
@@ -105,6 +102,18 @@ class TrainState:
 
         def replace(self, **changes: Any) -> TrainState:
             """Give a state with these fields changed."""
+
+
+def check_key(key: Any, name: str = "key") -> None:
+    """Check that a key is a single typed one.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {key!r}")
+    if key.shape:
+        raise TypeError(f"{name} must be a single key of shape (); got shape {key.shape}")
 
 
 @jax.jit

@@ -13,8 +13,9 @@ from trainer import gradients
 from trainer import precision as precisions
 from trainer.executors import Step
 from trainer.losses.contract import Loss, attribute, measured
+from trainer.networks import check_example, check_network, pair
 from trainer.repeating import Measure
-from trainer.state import PyTree, TrainState
+from trainer.state import PyTree, TrainState, check_key
 from trainer.updates import check_optimizer, initialized
 
 Batch = Mapping[str, Any]
@@ -78,7 +79,8 @@ def supervised(
             leaves the state as it is, but for `step` and the scale, where gradients overflow.
 
     Raises:
-        TypeError: `optimizer` is none.
+        TypeError: `network` or `optimizer` is none; from `init`, what is given is no key, or no
+            batch.
         ValueError: a setting is out of range, or the optimizer needs parameters of its own kind;
             from `init`, the device lacks the precision; when
             traced, `accumulate` does not divide the batch.
@@ -95,20 +97,22 @@ def supervised(
     >>> int(state.step), sorted(metrics)
     (1, ['accuracy', 'clipped', 'grad_norm', 'loss'])
     """
+    check_network(network, "supervised")
+    check_optimizer(optimizer, "supervised")
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1 micro-batch; got {accumulate}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
-    check_optimizer(optimizer, "supervised")
     precisions.require_known(precision)
     scaling = precision == "float16"
 
     def init(key: jax.Array, example: Batch) -> TrainState:
-        if "inputs" not in example:
-            raise ValueError(f"a batch needs 'inputs' for the network; got {sorted(example)}")
+        check_key(key)
+        check_example(example)
         precisions.require_available(precision, jax.devices()[0])
         root, network_key = jax.random.split(key)
-        params, model_state = jax.jit(network.init)(network_key, example["inputs"])
+        made = jax.jit(network.init)(network_key, example["inputs"])
+        params, model_state = pair(network, "init", made)
         return TrainState.create(
             params=params,
             opt_state=initialized(optimizer, params, "supervised"),
@@ -121,9 +125,11 @@ def supervised(
         params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
     ) -> tuple[Any, PyTree]:
         if precision == "float32":
-            return network.apply(params, model_state, inputs, key=key, train=train)
+            made = network.apply(params, model_state, inputs, key=key, train=train)
+            return pair(network, "apply", made)
         lower = precisions.cast((params, inputs), precision)
-        outputs, after = network.apply(lower[0], model_state, lower[1], key=key, train=train)
+        made = network.apply(lower[0], model_state, lower[1], key=key, train=train)
+        outputs, after = pair(network, "apply", made)
         return precisions.cast(outputs, jnp.float32), precisions.cast_like(after, model_state)
 
     def derived(state: TrainState, batch: Batch) -> gradients.Gradients:

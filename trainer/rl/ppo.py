@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from trainer.losses.contract import Loss
+from trainer.networks import check_network
 from trainer.phases import Phase
 from trainer.rl import distributions
 from trainer.rl.distillation import Teacher
@@ -170,6 +171,7 @@ def ppo(
     that S. Huang et al., The 37 Implementation Details of Proximal Policy Optimization, 2022, put
     on record, but that the end of a time limit is no end: the value of what followed stands in.
     """
+    check_network(network, "ppo")
     _check(network, envs, steps, epochs, minibatches, discount, gae_lambda, target_kl, clip_norm)
     check_optimizer(optimizer, "ppo")
     if not isinstance(env, Environment | HostEnvironments):
