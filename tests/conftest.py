@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from types import SimpleNamespace
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -100,6 +102,27 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def counting_compilations():
+    """Give a context that counts what XLA compiles within it."""
+
+    @contextlib.contextmanager
+    def counting():
+        counts = []
+
+        def count(name, *_, **__):
+            if name == "/jax/core/compile/backend_compile_duration":
+                counts.append(name)
+
+        jax.monitoring.register_event_duration_secs_listener(count)
+        try:
+            yield counts
+        finally:
+            jax.monitoring.unregister_event_duration_listener(count)
+
+    return counting
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -81,66 +82,65 @@ def inner_jaxprs(params: Any) -> Iterator[Any]:
             yield from inner_jaxprs(value)
 
 
-def scanned(step: Step, feed: Feed, *, changes: bool) -> Callable[[TrainState, Any], Any]:
-    """Repeat a step over a piece of data in one `lax.scan`: what a phase's `run` is.
+@dataclasses.dataclass(frozen=True)
+class Scanned:
+    """A step repeated over a piece of data in one `lax.scan`: what a phase's `run` is.
 
-    Args:
-        step: what to repeat.
-        feed: how a piece is cut into steps.
-        changes: whether the step changes the state; else the loop carries none.
+    Two that are equal compute the same, so that phases share what was compiled; and it holds no
+    data, or a program that outlives its phase would keep them.
     """
 
-    def run(state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
-        rows = feed.rows(piece, data_key(state))
-        state, metrics = _scan(step, feed, state, piece, rows, lambda told, taken: told, changes)
+    step: Step
+    """What to repeat."""
+    rows: Callable[[Any, jax.Array], Any]
+    batch: Callable[[Any, Any], Any]
+    """How a piece is cut into steps, see `Feed`."""
+    changes: bool
+    """Whether the step changes the state; else the loop carries none."""
+
+    @property
+    def owner(self) -> Any:
+        """The function that what was compiled belongs to; None where nothing is shared."""
+        return getattr(self.step, "owner", None)
+
+    def __call__(self, state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
+        """Run all steps of a piece."""
+        state, metrics = self._scan(state, piece, lambda told, taken: told)
         return state, None, metrics
 
-    return run
+    def packed(self, state: TrainState, piece: Any) -> tuple[TrainState, jax.Array, PyTree]:
+        """Run all steps of a piece, while tracing, their metrics packed within the loop.
 
+        A trace for each metric would be written by a kernel of its own, all of which XLA compiles.
 
-def packed_scan(
-    repetition: Repetition, state: TrainState, piece: Any, *, changes: bool
-) -> tuple[TrainState, jax.Array, PyTree]:
-    """Repeat a step as `scanned` does, while tracing, its metrics packed within the loop.
+        Returns:
+            (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
+        """
+        shapes: list[PyTree] = []
 
-    A trace for each metric would be written by a kernel of its own, all of which XLA compiles.
+        def packed(*numbers: PyTree) -> jax.Array:
+            shapes.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
+            return pack(numbers)
 
-    Returns:
-        (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
-    """
-    step, feed, _ = repetition
-    shapes: list[PyTree] = []
+        state, table = self._scan(state, piece, packed)
+        return state, table, shapes[-1]
 
-    def packed(*numbers: PyTree) -> jax.Array:
-        shapes.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-        return pack(numbers)
+    def _scan(
+        self, state: TrainState, piece: Any, collect: Callable[[dict[str, Any], jax.Array], Any]
+    ) -> tuple[TrainState, Any]:
+        """Step over rows; collect something of each step's (metrics, steps taken)."""
 
-    rows = feed.rows(piece, data_key(state))
-    state, table = _scan(step, feed, state, piece, rows, packed, changes)
-    return state, table, shapes[-1]
+        def change(state: TrainState, row: Any) -> tuple[TrainState, Any]:
+            after, metrics = self.step(state, self.batch(piece, row))
+            return after, collect(metrics, after.step - state.step)
 
+        def look(_: None, row: Any) -> tuple[None, Any]:
+            return None, change(state, row)[1]
 
-def _scan(
-    step: Step,
-    feed: Feed,
-    state: TrainState,
-    piece: Any,
-    rows: Any,
-    collect: Callable[[dict[str, Any], jax.Array], Any],
-    changes: bool,
-) -> tuple[TrainState, Any]:
-    """Step over rows; collect something of each step's (metrics, steps taken)."""
-
-    def change(state: TrainState, row: Any) -> tuple[TrainState, Any]:
-        after, metrics = step(state, feed.batch(piece, row))
-        return after, collect(metrics, after.step - state.step)
-
-    def look(_: None, row: Any) -> tuple[None, Any]:
-        return None, change(state, row)[1]
-
-    if changes:
-        return lax.scan(change, state, rows)
-    return state, lax.scan(look, None, rows)[1]
+        rows = self.rows(piece, data_key(state))
+        if self.changes:
+            return lax.scan(change, state, rows)
+        return state, lax.scan(look, None, rows)[1]
 
 
 def compiled_steps(
@@ -165,20 +165,21 @@ def compiled_steps(
     Returns:
         `(state, piece) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
     """
-    step, feed, _ = repetition
-    rows = jax.eval_shape(lambda: feed.rows(piece, data_key(state)))
+    # What is compiled may outlive the phase: it must not close over the feed, which has the data.
+    step, cut, batch_of = repetition.step, repetition.feed.rows, repetition.feed.batch
+    rows = jax.eval_shape(lambda: cut(piece, data_key(state)))
     steps = jax.tree.leaves(rows)[0].shape[0]
     words = Layout.of(measured).words
 
     def begin(state: TrainState, piece: Any) -> tuple[Any, jax.Array, jax.Array]:
-        order = jax.tree.map(jnp.asarray, feed.rows(piece, data_key(state)))
+        order = jax.tree.map(jnp.asarray, cut(piece, data_key(state)))
         return order, jnp.zeros((steps, words), jnp.uint32), jnp.zeros((), jnp.int32)
 
     def advance(state: Any, scratch: Any, fixed: Any, order: Any, piece: Any) -> Any:
         table, place = scratch
         row = jax.tree.map(lambda rows: rows[place], order)
         before = state if changes else fixed
-        after, metrics = step(before, feed.batch(piece, row))
+        after, metrics = step(before, batch_of(piece, row))
         table = table.at[place].set(pack((metrics, after.step - before.step)))
         return after if changes else None, (table, place + 1)
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
-from trainer.executors import Choice, Repetition, choose, compiled_steps, packed_scan
+from trainer.executors import Choice, Repetition, Scanned, choose, compiled_steps
 from trainer.member_metrics import LIVE, finalized_members, reduced_members
 from trainer.metrics import Layout, check_measured, pack, reduced, reported
 from trainer.shadow import Shadow, read_only
+from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.structure import settled
 from trainer.timing import span, spans
@@ -66,7 +67,10 @@ class Measured(NamedTuple):
 class Phase:
     """A named pure function that jits: one act of an epoch.
 
-    It keeps what was compiled, so that a second `fit`, with other hooks, compiles nothing.
+    It keeps what was compiled, so that a second `fit`, with other hooks, compiles nothing. Phases
+    of `training` or of `evaluation` share it where they repeat the very same step or measure over
+    data of the same shapes, such as the folds of a data set. Like `jax.jit`, they go by the
+    function, and not by what it reads from outside: that is as it was when it was traced.
 
     Args:
         name: prefix of its metrics, and the name of the event after it.
@@ -118,6 +122,23 @@ class Phase:
         if self.repetition:
             return self.repetition.feed
         return None if self.source is None else self.source.training()
+
+    @property
+    def _scanned(self) -> Scanned | None:
+        """What it repeats, where what it measures is packed step by step."""
+        if self.repetition is None or self.members is not None:
+            return None
+        step, feed, _ = self.repetition
+        return Scanned(step, feed.rows, feed.batch, self.changes)
+
+    @functools.cached_property
+    def _shared(self) -> Compiled:
+        """What phases that compute the same compiled."""
+        scan = self._scanned
+        if scan is None or self.repetition is None:
+            return Compiled()
+        reduce = tuple(sorted(self.reduce.items()))
+        return compiled_for(scan, self.repetition.executor, reduce)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -182,8 +203,11 @@ class Phase:
         state, donate = device_part(state), donate and self.changes
         signature = _signature(state, placed=True), _signature(data), donate
         if signature not in self._programs:
-            with span("compile", self.name):
-                self._programs[signature] = self._compile(state, data, donate)
+            shared, key = self._shared.programs, (signature, settings_now())
+            if key not in shared:
+                with span("compile", self.name):
+                    shared[key] = self._compile(state, data, donate)
+            self._programs[signature] = shared[key]
         return self._programs[signature]
 
     def execute(
@@ -232,47 +256,45 @@ class Phase:
 
     def settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
         """Run, while tracing, and check that what comes back is a state as it was given."""
-        shadow = Shadow(state)
-        result = self.run(state, data)
-        shadow.refuse_changes(f"phase {self.name!r}")
-        if not isinstance(result, tuple) or len(result) != 3:
-            raise TypeError(
-                f"phase {self.name!r} must give back (state, output, metrics); "
-                f"got {type(result).__name__}"
-            )
-        after, output, metrics = result
-        return settled(state, after, f"phase {self.name!r}"), output, metrics
+        return _settled(self.run, self.name, state, data)
 
     def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Trace once: give the traced function, and the shapes of (metrics, steps taken).
 
         Of a population also of which members live.
         """
-        signature = _signature(state), _signature(data), donate
+        # With the placement: what is lowered from the trace lies where its arguments lay.
+        signature = _signature(state, placed=True), _signature(data), donate
         if signature in self._traces:
             return self._traces[signature]
+        shared, key = self._shared.traces, (signature, settings_now())
+        if key not in shared:
+            shared[key] = self._trace(state, data, donate)
+        self._traces[signature] = shared[key]
+        return self._traces[signature]
+
+    def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
+        # What is shared may outlive the phase: it must not close over it, which has the data.
+        run, name, reduce, changes = self.run, self.name, self.reduce, self.changes
+        scan, alone = self._scanned, self.members is None
         measured: list[PyTree] = []
 
         def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
-            if self.stepwise:
-                assert self.repetition is not None
-                after, packed, (one, taken) = packed_scan(
-                    self.repetition, state, data, changes=self.changes
-                )
+            if scan is not None:
+                after, packed, (one, taken) = scan.packed(state, data)
                 output, numbers = None, (_stacked(one, len(packed)), taken)
             else:
-                after, output, metrics = self.settled(state, data)
-                live = () if self.members is None else (state.carry[LIVE],)
+                after, output, metrics = _settled(run, name, state, data)
+                live = () if alone else (state.carry[LIVE],)
                 numbers = (metrics, after.step - state.step, *live)
                 packed = pack(numbers)
-            if self.members is None:
-                check_measured(numbers[0], self.reduce, self.name)
+            if alone:
+                check_measured(numbers[0], reduce, name)
             measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-            return after if self.changes else None, output, packed
+            return after if changes else None, output, packed
 
         traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
-        self._traces[signature] = traced, measured[0]
-        return self._traces[signature]
+        return traced, measured[0]
 
     @property
     def stepwise(self) -> bool:
@@ -299,11 +321,11 @@ class Phase:
                 self.repetition, state, data, measured, changes=self.changes, donate=donate
             )
         else:
-            compiled = traced.lower().compile()
+            compiled, changes = traced.lower().compile(), self.changes
 
             def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, jax.Array]:
                 after, output, packed = compiled(state, data)
-                return after if self.changes else state, output, packed
+                return after if changes else state, output, packed
 
         return Program(run, layout, self.stepwise, choice)
 
@@ -313,8 +335,23 @@ def _stacked(shapes: PyTree, steps: int) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), shapes)
 
 
+def _settled(
+    run: Run, name: str, state: TrainState, data: Any
+) -> tuple[TrainState, PyTree, dict[str, Any]]:
+    shadow = Shadow(state)
+    result = run(state, data)
+    shadow.refuse_changes(f"phase {name!r}")
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise TypeError(
+            f"phase {name!r} must give back (state, output, metrics); got {type(result).__name__}"
+        )
+    after, output, metrics = result
+    return settled(state, after, f"phase {name!r}"), output, metrics
+
+
 def _signature(tree: PyTree, *, placed: bool = False) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(
-        (leaf.shape, leaf.dtype, leaf.sharding if placed else None) for leaf in leaves
+        (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None) if placed else None)
+        for leaf in leaves
     )

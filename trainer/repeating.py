@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.data.feed import Feed, Source, require_source
-from trainer.executors import EXECUTORS, Repetition, Step, scanned
+from trainer.executors import EXECUTORS, Repetition, Scanned, Step
 from trainer.losses.contract import check_per_example
 from trainer.names import nearest
 from trainer.phases import Phase
@@ -46,7 +47,9 @@ def training(
         ValueError: an unknown executor, or a source with fewer examples than a batch.
     """
     require_source(source, "training", "training")
-    return _repeated(step, source.training(), name, executor, reduce or {}, source, changes=True)
+    return _repeated(
+        _Training(step, name), source.training(), name, executor, reduce or {}, source, changes=True
+    )
 
 
 def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
@@ -62,18 +65,41 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
         TypeError: the source is none.
     """
     require_source(source, "evaluation", "evaluation")
-
-    def step(state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
-        batch, mask = row
-        return state, {key: _totals(key, v, mask) for key, v in measure(state, batch).items()}
-
-    for name_of in ("check", "finalize"):
-        setattr(step, name_of, getattr(measure, name_of, None))
+    step = _Measuring(measure, name)
     return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """A step of training, checked; equal where the step is the same."""
+
+    owner: Step
+    phase: str = dataclasses.field(compare=False)
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        shadow = Shadow(state)
+        after, metrics = self.owner(state, batch)
+        shadow.refuse_changes(f"the step of phase {self.phase!r}")
+        return settled(state, after, f"the step of phase {self.phase!r}"), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measuring:
+    """A step of an evaluation, which sums under a mask; equal where the measure is the same."""
+
+    owner: Measure
+    phase: str = dataclasses.field(compare=False)
+
+    def __call__(self, state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
+        batch, mask = row
+        shadow = Shadow(state)
+        measured = self.owner(state, batch)
+        shadow.refuse_changes(f"the measure of phase {self.phase!r}")
+        return state, {name: _totals(name, values, mask) for name, values in measured.items()}
+
+
 def _repeated(
-    step: Step,
+    step: _Training | _Measuring,
     feed: Feed,
     name: str,
     executor: str,
@@ -86,22 +112,15 @@ def _repeated(
         raise ValueError(
             f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"
         )
-
-    def kept(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        shadow = Shadow(state)
-        after, metrics = step(state, batch)
-        shadow.refuse_changes(f"the step of phase {name!r}")
-        return settled(state, after, f"the step of phase {name!r}"), metrics
-
     return Phase(
         name,
-        scanned(kept, feed, changes=changes),
+        Scanned(step, feed.rows, feed.batch, changes),
         source,
         reduce,
-        Repetition(kept, feed, executor),
-        getattr(step, "check", None),
+        Repetition(step, feed, executor),
+        getattr(step.owner, "check", None),
         changes,
-        getattr(step, "finalize", None),
+        getattr(step.owner, "finalize", None),
     )
 
 

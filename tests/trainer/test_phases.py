@@ -1,10 +1,7 @@
 """Phases: compiled once, checked before, their position moved by what was read."""
 
-import contextlib
-
 import chex
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,23 +10,9 @@ import trainer
 from trainer import Phase, data
 
 
-@contextlib.contextmanager
-def counting_compilations():
-    """Count what XLA compiles."""
-    counts = []
-
-    def count(name, *_, **__):
-        if name == "/jax/core/compile/backend_compile_duration":
-            counts.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        yield counts
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
-
-
-def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(task, digits):
+def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(
+    task, digits, counting_compilations
+):
     state = task.init(jax.random.key(0), digits[0].example)
     phase = trainer.training(task.step, digits[0])
     halve = jax.jit(lambda params: jax.tree.map(lambda w: w / 2, params))
@@ -51,7 +34,7 @@ def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(task, digits):
     assert len(phase._programs) == 1
 
 
-def test_the_count_of_compilations_can_fail(state):
+def test_the_count_of_compilations_can_fail(state, counting_compilations):
     with counting_compilations() as counts:
         jax.jit(lambda x: x * 3.25)(jnp.ones(7))
     assert counts
@@ -182,7 +165,7 @@ def test_the_position_of_another_kind_of_stream_is_refused(state):
         trainer.training(_add, _long()).prepared(state.replace(carry=other))
 
 
-def test_law_8_a_long_stream_compiles_once(state):
+def test_law_8_a_long_stream_compiles_once(state, counting_compilations):
     reading = trainer.training(_add, _long(4))
     trainer.fit(state, reading, epochs=3)
     with counting_compilations() as counts:

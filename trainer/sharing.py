@@ -1,0 +1,79 @@
+"""What was compiled, shared by phases that compute the same, such as those of the folds of data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+
+KEPT = 8
+"""Computations that a step function keeps, the ones used last; phases keep their own besides."""
+
+ATTRIBUTE = "_entracte_compiled"
+
+SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+    "jax_debug_nans",
+    "jax_debug_infs",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_threefry_partitionable",
+)
+"""Of JAX, what changes a program."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The traces and the programs of one computation, by the signature of state and data."""
+
+    traces: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+def compiled_for(run: Any, *settings: Hashable) -> Compiled:
+    """Give what was compiled of a computation, which is empty at first.
+
+    It is kept on the function that `run.owner` names, as an attribute, and so for as long as that
+    one lives: a program holds no data and no state, and goes with the step that it was made of. A
+    `run` without an owner shares nothing, nor does one whose owner takes no attributes.
+
+    Args:
+        run: the computation; equal ones compute the same.
+        settings: what else tells computations apart.
+
+    >>> import functools
+    >>> class Twice(functools.partial):
+    ...     owner = property(lambda self: self.func)
+    >>> def step(): ...
+    >>> run = Twice(step)
+    >>> compiled_for(run) is compiled_for(run), compiled_for(run) is compiled_for(run, "scan")
+    (True, False)
+    >>> compiled_for(step) is compiled_for(step)
+    False
+    """
+    owner = getattr(run, "owner", None)
+    if owner is None:
+        return Compiled()
+    try:
+        kept: OrderedDict[Hashable, Compiled] | None = getattr(owner, ATTRIBUTE, None)
+        if kept is None:
+            kept = OrderedDict()
+            setattr(owner, ATTRIBUTE, kept)
+        compiled = kept.setdefault((run, settings), Compiled())
+    except (AttributeError, TypeError):  # a bound method, say; or what has no hash
+        return Compiled()
+    kept.move_to_end((run, settings))
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+    return compiled
+
+
+def settings_now() -> tuple[Any, ...]:
+    """Give what JAX compiles by, in this thread and at this moment."""
+    return tuple(getattr(jax.config, name, None) for name in SETTINGS)
