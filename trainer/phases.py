@@ -13,16 +13,13 @@ import numpy as np
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, Scanned, choose, compiled_steps
-from trainer.member_metrics import LIVE, finalized_members, reduced_members
-from trainer.metrics import Layout, check_measured, pack, reduced, reported
-from trainer.shadow import Shadow, read_only
+from trainer.member_metrics import finalized_members, reduced_members
+from trainer.metrics import Layout, reduced, reported
+from trainer.shadow import read_only
 from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
-from trainer.structure import settled
 from trainer.timing import span, spans
-
-Run = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
-"""`(state, data) -> (state, output, metrics)`, jittable."""
+from trainer.tracing import Run, run_settled, signature_of, trace
 
 
 class Program(NamedTuple):
@@ -201,7 +198,7 @@ class Phase:
     def program(self, state: TrainState, data: Any, *, donate: bool) -> Program:
         """Compile for this structure of state and data, or give what was compiled already."""
         state, donate = device_part(state), donate and self.changes
-        signature = _signature(state, placed=True), _signature(data), donate
+        signature = signature_of(state, placed=True), signature_of(data), donate
         if signature not in self._programs:
             shared, key = self._shared.programs, (signature, settings_now())
             if key not in shared:
@@ -256,7 +253,7 @@ class Phase:
 
     def settled(self, state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
         """Run, while tracing, and check that what comes back is a state as it was given."""
-        return _settled(self.run, self.name, state, data)
+        return run_settled(self.run, self.name, state, data)
 
     def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Trace once: give the traced function, and the shapes of (metrics, steps taken).
@@ -264,37 +261,25 @@ class Phase:
         Of a population also of which members live.
         """
         # With the placement: what is lowered from the trace lies where its arguments lay.
-        signature = _signature(state, placed=True), _signature(data), donate
+        signature = signature_of(state, placed=True), signature_of(data), donate
         if signature in self._traces:
             return self._traces[signature]
         shared, key = self._shared.traces, (signature, settings_now())
         if key not in shared:
-            shared[key] = self._trace(state, data, donate)
+            computation = self._scanned or self.run
+            alone = self.members is None
+            shared[key] = trace(
+                computation,
+                self.name,
+                self.reduce,
+                state,
+                data,
+                changes=self.changes,
+                alone=alone,
+                donate=donate,
+            )
         self._traces[signature] = shared[key]
         return self._traces[signature]
-
-    def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
-        # What is shared may outlive the phase: it must not close over it, which has the data.
-        run, name, reduce, changes = self.run, self.name, self.reduce, self.changes
-        scan, alone = self._scanned, self.members is None
-        measured: list[PyTree] = []
-
-        def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
-            if scan is not None:
-                after, packed, (one, taken) = scan.packed(state, data)
-                output, numbers = None, (_stacked(one, len(packed)), taken)
-            else:
-                after, output, metrics = _settled(run, name, state, data)
-                live = () if alone else (state.carry[LIVE],)
-                numbers = (metrics, after.step - state.step, *live)
-                packed = pack(numbers)
-            if alone:
-                check_measured(numbers[0], reduce, name)
-            measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-            return after if changes else None, output, packed
-
-        traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
-        return traced, measured[0]
 
     @property
     def stepwise(self) -> bool:
@@ -328,30 +313,3 @@ class Phase:
                 return after if changes else state, output, packed
 
         return Program(run, layout, self.stepwise, choice)
-
-
-def _stacked(shapes: PyTree, steps: int) -> PyTree:
-    """Give the shapes of what many steps report."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), shapes)
-
-
-def _settled(
-    run: Run, name: str, state: TrainState, data: Any
-) -> tuple[TrainState, PyTree, dict[str, Any]]:
-    shadow = Shadow(state)
-    result = run(state, data)
-    shadow.refuse_changes(f"phase {name!r}")
-    if not isinstance(result, tuple) or len(result) != 3:
-        raise TypeError(
-            f"phase {name!r} must give back (state, output, metrics); got {type(result).__name__}"
-        )
-    after, output, metrics = result
-    return settled(state, after, f"phase {name!r}"), output, metrics
-
-
-def _signature(tree: PyTree, *, placed: bool = False) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(
-        (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None) if placed else None)
-        for leaf in leaves
-    )
