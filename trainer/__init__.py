@@ -14,6 +14,7 @@ from trainer.overfitting import overfit
 from trainer.parameters import export_params, load_params
 from trainer.phases import Phase
 from trainer.population import best_member, member, population, population_of, stacked
+from trainer.predicting import predict
 from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
 from trainer.summaries import summary
@@ -47,6 +48,7 @@ __all__ = [
     "parse_config",
     "population",
     "population_of",
+    "predict",
     "restore",
     "runs",
     "stacked",

@@ -40,6 +40,8 @@ class Task(NamedTuple):
     """`(state, batch) -> (gradients, updates)`: the same, and what the optimizer makes of them, to
     be added to the parameters; jittable."""
     optimizer: optax.GradientTransformation
+    outputs: Callable[[TrainState, Batch], Any]
+    """`(state, batch) -> outputs` of the network as `measure` takes them, for `trainer.predict`."""
 
 
 def supervised(
@@ -178,15 +180,18 @@ def supervised(
         metrics = gradients.metrics_of(found.means) | told
         return _skipping(state, after, metrics, moves) if scaling else (after, metrics)
 
-    def outputs(state: TrainState, inputs: Any) -> Any:
+    def given(state: TrainState, inputs: Any) -> Any:
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
-    def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
-        return measured(loss, state.step, outputs(state, batch["inputs"]), batch)
+    def outputs(state: TrainState, batch: Batch) -> Any:
+        return given(state, batch["inputs"])
 
-    step.check = measure.check = _checking(outputs, loss)  # type: ignore[attr-defined]
+    def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
+        return measured(loss, state.step, outputs(state, batch), batch)
+
+    step.check = measure.check = _checking(given, loss)  # type: ignore[attr-defined]
     step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
-    return Task(init, step, measure, of, updates, optimizer)
+    return Task(init, step, measure, of, updates, optimizer, outputs)
 
 
 def _without_float16(params: PyTree) -> jax.Array:
