@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -10,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, make_histogram, text
 
+from hooks import event_files
 from hooks.animations import as_gif, as_pixels
+from hooks.appending import Appending
 from hooks.worker import Worker
 from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, Video, make_folder
 from trainer.paths import local
@@ -26,18 +26,16 @@ POINTS = 1000
 WRITTEN_WITHIN = 600.0
 """Seconds after which a disk that takes no more is given up."""
 
-SHOWN_AFTER = 10.0
-"""Seconds after which what was written is brought into the file, for whoever looks on."""
-
 
 class TensorBoard:
     """Writes event files for TensorBoard, off the training thread.
 
     Numbers, pictures, videos, texts and histograms stand at the step written, the values of a trace
     at their own steps; of more than 1,000, as many evenly picked ones, the last among them. Each
-    run writes a file of its own. One that goes on hides what earlier files hold beyond its step, so
-    that a reader finds each point once; one that starts afresh hides it all. A video is a picture
-    that moves. Both need Pillow, `pip install "entracte[images]"`.
+    run writes a file of its own. One that goes on cuts what earlier files hold beyond its step, so
+    that every reader finds each point once; one that starts afresh sets them aside, under names
+    that readers pass over. A video is a picture that moves. Both need Pillow,
+    `pip install "entracte[images]"`.
 
     Args:
         directory: of the event files; it is made.
@@ -57,24 +55,24 @@ class TensorBoard:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = local(directory, "TensorBoard")
         make_folder(self.directory, "TensorBoard")
-        # The synchronous writer: what SummaryWriter.flush leaves in its queue a kill would lose.
-        self._file: EventsWriter | None = None
+        self._file: Appending | None = None
         self._since, self._written = 0, dict[str, int]()
         self._resumed: tuple[int, int] | None = None
         self._progress: tuple[int, int] | None = None
-        self._flushed = -math.inf
         self._worker = Worker("TensorBoard", self._record, waiting=64, time_limit=WRITTEN_WITHIN)
 
     def resume(self, step: int, epoch: int) -> None:
-        """Begin a file that hides what earlier ones hold beyond this step."""
+        """Cut earlier files at this step, or set them aside, and begin one."""
         if self._resumed == (step, epoch):  # by another hook that shares this writer
             return
         self.close()
         self._since = step
-        self._file = self._begin()
-        hidden = SessionLog(status=SessionLog.START)
-        beyond = step + 1 if epoch else 0  # afresh: what was measured before training comes again
-        self._file.write_event(Event(wall_time=time.time(), step=beyond, session_log=hidden))
+        if epoch:
+            event_files.cut(self.directory, step, epoch)
+        else:
+            event_files.set_aside(self.directory)
+        # Who reads along has read more: afresh, what was measured before training comes again.
+        self._file = event_files.begun(self.directory, step + 1 if epoch else 0)
         self._resumed = step, epoch
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
@@ -94,12 +92,15 @@ class TensorBoard:
                 trial.close()
 
     def flush(self) -> None:
-        """Wait until all that was queued is on the disk."""
+        """Wait until all that was queued is on the disk, in the file that is found at its path.
+
+        Raises:
+            OSError: the file was replaced or cut short in mid-run, or the disk fails. One that was
+                deleted is written again.
+        """
         self._worker.flush()
         if self._file is not None:
             self._file.flush()
-            with open(self._file._file_name, "rb") as file:
-                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Write what is queued, end the thread, close the file; a further write begins another."""
@@ -110,17 +111,12 @@ class TensorBoard:
             self._since, self._written = 0, {}
             self._resumed = self._progress = None
             if file is not None:
-                file.close()
-
-    def _begin(self) -> EventsWriter:
-        """Open a file of its own; the suffix tells apart those of one second, in order."""
-        number = len(list(self.directory.glob("events.out.tfevents.*")))
-        return EventsWriter(str(self.directory / "events"), f".{number:06d}")
+                event_files.closed(file)
 
     def _record(self, item: tuple[float, int, dict[str, Value]]) -> None:
         """Write what was queued by one `write`: one event a step, with all that stands there."""
         wall_time, step, values = item
-        self._file = self._file or self._begin()
+        file = self._file = self._file or event_files.begun(self.directory, None)
         events: dict[int, Any] = {}
 
         def at(place: int) -> Any:
@@ -145,11 +141,7 @@ class TensorBoard:
                     self._progress = step, value.done
                 case _:
                     at(step).add(tag=tag, simple_value=value)  # beyond float32 it is inf
-        for _, event in sorted(events.items()):
-            self._file.write_event(event)
-        if time.monotonic() - self._flushed > SHOWN_AFTER:
-            self._file.flush()
-            self._flushed = time.monotonic()
+        file.append(event_files.framed(event for _, event in sorted(events.items())))
 
 
 def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:

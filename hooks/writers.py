@@ -9,13 +9,13 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from io import FileIO
 from numbers import Real
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from hooks.appending import Appending
 from trainer.durability import replacing, sync_folder
 from trainer.paths import local
 
@@ -161,7 +161,8 @@ class JsonLines:
 
     It shows numbers and texts. JSON has no number for NaN and the infinities: they become null.
     Every line is in the file at once. A run that goes on drops the lines beyond its step or epoch,
-    and a line torn by a crash; one that starts afresh drops all.
+    and a line torn by a crash; one that starts afresh drops all. A file that is deleted in mid-run
+    is written again before the next checkpoint; one that is replaced ends the run there.
 
     Args:
         path: of the file; it and its folder are made.
@@ -180,7 +181,7 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = local(path, "JsonLines").resolve()  # a link stays one when the file is replaced
-        self._file: FileIO | None = None
+        self._file: Appending | None = None
         self._resumed: tuple[int, int] | None = None
         make_folder(self.path.parent, "JsonLines")
         try:
@@ -210,17 +211,17 @@ class JsonLines:
             for line, (at, when) in zip(lines, places, strict=True)
             if epoch and at <= step and when <= epoch
         ]
-        if len(kept) == len(lines):
-            return
-        log.warning(
-            "%s: dropping %d lines beyond step %d of epoch %d, where this run goes on",
-            self.path,
-            len(lines) - len(kept),
-            step,
-            epoch,
-        )
-        with replacing(self.path) as beside, beside.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
+        if len(kept) < len(lines):
+            log.warning(
+                "%s: dropping %d lines beyond step %d of epoch %d, where this run goes on",
+                self.path,
+                len(lines) - len(kept),
+                step,
+                epoch,
+            )
+            with replacing(self.path) as beside, beside.open("w", encoding="utf-8") as file:
+                file.writelines(kept)
+        self._file = Appending(self.path, "JsonLines")  # held from here on, lest it vanish unseen
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line, or nothing of it where that fails."""
@@ -231,11 +232,11 @@ class JsonLines:
     def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line and take it away again."""
         file, end = self._append(step, values)
-        file.truncate(end)
+        file.cut(end)
         self.close()
 
-    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[FileIO, int]:
-        """Append a line, and give the file and where it ended before."""
+    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[Appending, int]:
+        """Append a line, and return the file and where the line begins."""
         record: dict[str, float | str | None] = {"step": step}
         for name, value in values.items():
             if isinstance(value, Real):
@@ -245,21 +246,18 @@ class JsonLines:
             elif isinstance(value, Text):
                 record[name] = value.text
         if self._file is None:
-            self._file = FileIO(self.path, "a")
-        file, line = self._file, json.dumps(record).encode() + b"\n"
-        end = os.fstat(file.fileno()).st_size
-        try:
-            while line:
-                line = line[file.write(line) :]
-        except OSError:
-            file.truncate(end)
-            raise
-        return file, end
+            self._file = Appending(self.path, "JsonLines")
+        return self._file, self._file.append(json.dumps(record).encode() + b"\n")
 
     def flush(self) -> None:
-        """Wait until the lines are on the disk."""
+        """Wait until the lines are on the disk, in the file that is found at the path.
+
+        Raises:
+            OSError: the file was replaced or cut short in mid-run, or the disk fails. One that was
+                deleted is written again.
+        """
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file; a further write opens it again."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.opening import opened, own_folder
+
+log = logging.getLogger("entracte")
 
 LIMIT = 2**28
 """Bytes on the disk at most; what comes beyond is refused."""
@@ -178,10 +182,46 @@ class Journal:
             pass
 
     def sync(self) -> None:
-        """Make what was put in outlast a power failure."""
-        if not self.empty:
+        """Make what was put in outlast a power failure, in the file that is found at the path.
+
+        A file that was deleted is written again, with what waits.
+
+        Raises:
+            OSError: the file was replaced or cut short, or the disk fails.
+            Closed: the queue was closed.
+        """
+        with self._open() as file:
+            there = self._is_there(file)
+        if not there:
+            self._compact()
+            log.warning("%s was deleted while the run goes on: it was written again", self.path)
+        elif not self.empty:
             with self._open() as file:
                 os.fsync(file)
+
+    def _is_there(self, file: int) -> bool:
+        """Say whether the file is at its path, as it was written.
+
+        Raises:
+            OSError: something else is there.
+        """
+        own, what = os.fstat(file), ""
+        try:
+            found = os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            what = "was replaced by another file"
+        elif own.st_size < self._end and self._begin < self._end:
+            what = "was cut short"
+        if what:
+            raise OSError(
+                errno.ESTALE,
+                f"the queue of the run {what} while it was in use, so no checkpoint is made that "
+                "would claim what it held: move what is there now away, and start the run again",
+                str(self.path),
+            )
+        return True
 
     def close(self) -> None:
         """Close the file; what is not delivered stays in it."""

@@ -365,3 +365,23 @@ def test_a_process_that_is_killed_loses_nothing_that_it_accepted(opened, start, 
     assert first <= len(delivered)  # what was told of last may not have been taken out
     assert left == list(range(first, first + len(left)))
     assert first + len(left) - 1 in (accepted, accepted + 1)
+
+
+def test_a_queue_that_was_deleted_is_written_again_and_a_foreign_one_refused(opened, caplog):
+    journal = opened()
+    journal.put({"do": "beat"})
+    journal.path.unlink()
+    journal.sync()
+    assert "queue.jsonl was deleted while the run goes on" in caplog.text
+    journal.put({"do": "end"})
+    journal.close()
+    again = opened()
+    assert [line["do"] for line in read(again)] == ["beat", "end"]
+    again.path.write_bytes(b"")  # delivered: nothing is lost
+    again.sync()
+    again.put({"do": "beat"})
+    again.path.rename(again.path.with_name("moved"))
+    again.path.write_text("theirs")
+    with pytest.raises(OSError, match="was replaced by another file while it was in use"):
+        again.sync()
+    assert again.path.read_text() == "theirs"
