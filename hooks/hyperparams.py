@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.groups import group_names
 from trainer.names import among
 from trainer.state import PyTree
 
@@ -27,19 +28,32 @@ def hyperparam_names(opt_state: PyTree) -> list[str]:
     return sorted(kept - _scheduled(opt_state))
 
 
-def hyperparam(opt_state: PyTree, name: str) -> list[jax.Array]:
-    """Give the values of a name, one for each optimizer that keeps it."""
+def hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
+    """Give the values of a name by the groups that keep it, named as `trainer.groups` does.
+
+    >>> import optax
+    >>> optimizer = optax.named_chain(
+    ...     ("momentum", optax.inject_hyperparams(optax.trace)(decay=0.9)),
+    ...     ("descent", optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)),
+    ... )
+    >>> hyperparam(optimizer.init({"w": jnp.ones(2)}), "learning_rate")
+    {'descent': Array(0.5, dtype=float32)}
+    """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    return [leaf for path, leaf in leaves if _is_kept(path, name)]
+    groups = _groups(opt_state)
+    return {groups[path[:-1]]: leaf for path, leaf in leaves if _is_kept(path, name)}
 
 
-def with_hyperparam(opt_state: PyTree, name: str, change: Callable[[Any], Any]) -> PyTree:
-    """Change the values of a name, in each optimizer that keeps it; dtypes and shapes stay.
+def with_hyperparam(
+    opt_state: PyTree, name: str, change: Callable[[Any], Any], *, group: str | None = None
+) -> PyTree:
+    """Change the values of a name, in each group that keeps it or in one; dtypes and shapes stay.
 
     Args:
         opt_state: of an optimizer, or of several in one.
         name: of the number, such as `learning_rate`.
         change: `(numpy array) -> value`.
+        group: the only one to change it in.
 
     Returns:
         The very same object where no value became another.
@@ -50,34 +64,58 @@ def with_hyperparam(opt_state: PyTree, name: str, change: Callable[[Any], Any]) 
     >>> with_hyperparam(state, "learning_rate", lambda rate: rate / 2).hyperparams
     {'learning_rate': Array(0.25, dtype=float32)}
     """
-    return map_hyperparam(opt_state, name, lambda leaf: replaced(leaf, change(np.asarray(leaf))))
+
+    def changed(leaf: Any) -> Any:
+        return replaced(leaf, change(np.asarray(leaf)))
+
+    return map_hyperparam(opt_state, name, changed, group=group)
 
 
 def map_hyperparam(
-    opt_state: PyTree, name: str, change: Callable[[jax.Array], jax.Array]
+    opt_state: PyTree,
+    name: str,
+    change: Callable[[jax.Array], jax.Array],
+    *,
+    group: str | None = None,
 ) -> PyTree:
     """Change the leaves of a name, as `with_hyperparam` does, within a jitted function too."""
+    groups = {} if group is None else _groups(opt_state)
     before, structure = jax.tree_util.tree_flatten_with_path(opt_state)
-    after = [change(leaf) if _is_kept(path, name) else leaf for path, leaf in before]
+    after = [
+        change(leaf)
+        if _is_kept(path, name) and (group is None or groups[path[:-1]] == group)
+        else leaf
+        for path, leaf in before
+    ]
     if all(new is leaf for new, (_, leaf) in zip(after, before, strict=True)):
         return opt_state
     return jax.tree.unflatten(structure, after)
 
 
-def check_hyperparam(who: str, opt_state: PyTree, name: str, *, instead: str = "") -> None:
+def check_hyperparam(
+    who: str, opt_state: PyTree, name: str, *, group: str | None = None, instead: str = ""
+) -> None:
     """Check that the number of this name can be set.
 
     Args:
         who: that sets it, for the message.
         opt_state: of the optimizer.
         name: of the number.
+        group: in which it is to be set; None: in each that keeps it.
         instead: what the user may do otherwise, for the message.
 
     Raises:
-        ValueError: there is none, a schedule sets it, or it is an integer.
+        ValueError: there is none, a schedule sets it, or it is an integer; there is no such group.
     """
-    leaves = hyperparam(opt_state, name)
-    if name in _scheduled(opt_state):
+    found = hyperparam(opt_state, name)
+    if group is not None and group not in found:
+        keeping = list(found) or sorted(set(_groups(opt_state).values()))
+        raise ValueError(
+            f"{who} sets {name} of a group {group!r}, which the optimizer has not, or not with "
+            f"{name} in it{among(group, keeping, [f'{one}/{name}' for one in found] or keeping)}"
+        )
+    leaves = list(found.values()) if group is None else [found[group]]
+    if name in _scheduled(opt_state, group):
         got = "with a schedule, which sets it at every step"
     elif not leaves:
         got = f"without it{among(name, hyperparam_names(opt_state))}"
@@ -90,6 +128,22 @@ def check_hyperparam(who: str, opt_state: PyTree, name: str, *, instead: str = "
         f"optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3); got one {got}: make it so"
         + (f", or {instead}" if instead else "")
     )
+
+
+def check_one_group(who: str, opt_state: PyTree, name: str) -> None:
+    """Check that one group alone keeps a name, so that it says which number is meant.
+
+    Raises:
+        ValueError: several do.
+    """
+    found = hyperparam(opt_state, name)
+    if len(found) > 1:
+        groups = ", ".join(f"{group!r} ({np.ravel(leaf)[0]:.6g})" for group, leaf in found.items())
+        first = next(iter(found))
+        raise ValueError(
+            f"{who} sets {name}, which several groups of the optimizer keep, and would make them "
+            f"alike: {groups}; name the group, such as {{{first!r}: {{{name!r}: ...}}}}"
+        )
 
 
 def replaced(leaf: Any, value: Any) -> Any:
@@ -111,13 +165,22 @@ def _is_kept(path: Any, name: str | None = None) -> bool:
     return name is None or path[-1].key == name
 
 
-def _scheduled(opt_state: PyTree) -> set[str]:
-    """Name the numbers that a schedule sets."""
+def _groups(opt_state: PyTree) -> dict[Any, str]:
+    """Give the groups that keep numbers: the path of the numbers to the group's name."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    holders = list(dict.fromkeys(path[:-1] for path, _ in leaves if _is_kept(path)))
+    return dict(zip(holders, group_names(holders), strict=True))
+
+
+def _scheduled(opt_state: PyTree, group: str | None = None) -> set[str]:
+    """Name the numbers that a schedule sets (in this group)."""
+    groups = {path[:-1]: name for path, name in _groups(opt_state).items()}
     return {
         after.key
         for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)
-        for before, after in itertools.pairwise(path)
+        for place, (before, after) in enumerate(itertools.pairwise(path))
         if getattr(before, "name", None) == "hyperparams_states"
+        if group is None or groups.get(path[:place]) == group
     }
 
 

@@ -83,9 +83,9 @@ class PastStates:
         """Read the numbers that hooks set in the optimizer; of several members the largest."""
         found = {name: hyperparam(state.opt_state, name) for name in self._names}
         return {
-            name if len(leaves) == 1 else f"{name}/{number}": float(np.max(np.asarray(leaf)))
+            name if len(leaves) == 1 else f"{name}/{group}": float(np.max(np.asarray(leaf)))
             for name, leaves in found.items()
-            for number, leaf in enumerate(leaves)
+            for group, leaf in leaves.items()
         }
 
     @contextlib.contextmanager
@@ -110,7 +110,9 @@ class PastStates:
     def _blanked(self, template: TrainState) -> tuple[TrainState, list[int]]:
         """Take out what training changes; give the places of the leaves that stay, too."""
         optimizer = template.opt_state
-        of_hooks = {id(leaf) for name in self._names for leaf in hyperparam(optimizer, name)}
+        of_hooks = {
+            id(leaf) for name in self._names for leaf in hyperparam(optimizer, name).values()
+        }
         nodes = jax.tree.leaves(optimizer, is_leaf=lambda node: isinstance(node, FrozenState))
         of_hooks |= {id(node.live) for node in nodes if isinstance(node, FrozenState)}
         pairs, structure = jax.tree_util.tree_flatten_with_path(device_part(template))

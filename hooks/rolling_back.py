@@ -238,7 +238,8 @@ def _back(
         good = {**good, "opt_state": scaled_state}
     went = f"to the state of epoch {int(good['epoch'])}"
     if rates := hyperparam(good["opt_state"], "learning_rate"):
-        went += f", learning rate {', '.join(f'{r:.4g}' for each in rates for r in np.ravel(each))}"
+        shown = (f"{rate:.4g}" for each in rates.values() for rate in np.ravel(each))
+        went += f", learning rate {', '.join(shown)}"
     if last:
         log.error(
             f"stopping at epoch {epoch}, back {went}: {cause}; {before}. Try a smaller learning "

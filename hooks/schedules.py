@@ -15,6 +15,7 @@ from hooks.base import stateful
 from hooks.combining import Chain, chain
 from hooks.hyperparams import (
     check_hyperparam,
+    check_one_group,
     hyperparam,
     map_hyperparam,
     replaced,
@@ -27,6 +28,8 @@ log = logging.getLogger("entracte")
 
 Schedule = Callable[[int], Any]
 """`(completed epochs) -> value`; every schedule of optax is one."""
+
+Setting = float | Schedule
 
 
 class Plateau(NamedTuple):
@@ -113,7 +116,9 @@ def reduce_on_plateau(
         memory = Plateau(memory.best, 0, cooldown)
         if opt_state is state.opt_state:
             return memory, state
-        rates = ", ".join(f"{np.max(r):.4g}" for r in hyperparam(opt_state, "learning_rate"))
+        rates = ", ".join(
+            f"{np.max(r):.4g}" for r in hyperparam(opt_state, "learning_rate").values()
+        )
         log.info(
             "learning rate reduced to %s: %s has not been better than %.6g for %d evaluations",
             rates,
@@ -126,21 +131,25 @@ def reduce_on_plateau(
     return dataclasses.replace(stateful(name, init, update), reads=(metric,))
 
 
-def set_hyperparams(**schedules: float | Schedule) -> Chain:
+def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
     """Set numbers that `optax.inject_hyperparams` keeps, by how many epochs are completed.
 
     At `start` for the first epoch, and after every epoch for the next: by the state alone, so that
-    a resumed run has the same. Every optimizer in `opt_state` that keeps the name is set; what
-    another hook changed is overwritten.
+    a resumed run has the same. What another hook changed is overwritten. Where several groups of
+    the optimizer keep a name, say which is meant: `set_hyperparams(trunk={"learning_rate": 1e-4})`,
+    or `set_hyperparams(**{"0": {"momentum": 0.9}})` where a group's name is no word. A group is
+    named by its label in `optax.multi_transform` or `optax.named_chain`, or by its place in
+    `optax.chain`; the step reports `learning_rate/<group>`.
 
     Args:
         schedules: name (`learning_rate`, `weight_decay`, `momentum`) to a value, or to a function
             of the number of completed epochs, such as a schedule of optax: it is given 0 for the
-            first epoch.
+            first epoch. Or the name of a group to such names and values.
 
     Raises:
-        ValueError: none is named; before training, the optimizer keeps no such number, or a
-            schedule of its own sets it. Those that there are are listed.
+        ValueError: none is named; before training, the optimizer keeps no such number or has no
+            such group, several groups keep it, or a schedule of its own sets it. Those that there
+            are are listed.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.adamw)(learning_rate=1.0, weight_decay=0.1)
@@ -153,23 +162,41 @@ def set_hyperparams(**schedules: float | Schedule) -> Chain:
     >>> float(numbers["learning_rate"]), float(numbers["weight_decay"])
     (0.25, 0.0)
     """
-    if not schedules:
+    plan = _plan(schedules)
+    if not plan:
         raise ValueError(
             "set_hyperparams needs what to set, such as learning_rate=optax.cosine_decay_schedule("
             "1e-3, epochs); got nothing"
         )
-    title = f"set_hyperparams/{','.join(schedules)}"
+    names = (name if group is None else f"{group}/{name}" for group, name in plan)
+    title = f"set_hyperparams/{','.join(names)}"
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         epoch, opt_state = int(np.asarray(state.epoch)), state.opt_state
-        for name, schedule in schedules.items():
+        for (group, name), schedule in plan.items():
             value = schedule(epoch) if callable(schedule) else schedule
-            opt_state = map_hyperparam(opt_state, name, functools.partial(replaced, value=value))
+            change = functools.partial(replaced, value=value)
+            opt_state = map_hyperparam(opt_state, name, change, group=group)
         return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        for name in schedules:
-            check_hyperparam(f"hook {title!r}", state.opt_state, name)
+        for group, name in plan:
+            check_hyperparam(f"hook {title!r}", state.opt_state, name, group=group)
+            if group is None:
+                check_one_group(f"hook {title!r}", state.opt_state, name)
         return run(state, metrics)
 
     return chain(Hook(begin, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
+
+
+def _plan(
+    given: Mapping[str, Setting | Mapping[str, Setting]],
+) -> dict[tuple[str | None, str], Setting]:
+    """Lay out what is to be set: (group or None, name) to value."""
+    plan: dict[tuple[str | None, str], Setting] = {}
+    for name, setting in given.items():
+        if isinstance(setting, Mapping):
+            plan |= {(name, inner): value for inner, value in setting.items()}
+        else:
+            plan[None, name] = setting
+    return plan

@@ -279,3 +279,8 @@ def test_what_is_on_record_is_given_by_name(tmp_path):
 def test_arguments_of_any_name_need_names():
     with pytest.raises(ValueError, match="set_hyperparams: needs names for its arguments; got 0.1"):
         from_config([{"set_hyperparams": 0.1}])
+
+
+def test_a_group_of_an_optimizer_is_named_in_a_file():
+    hook = from_config([{"set_hyperparams": {"trunk": {"learning_rate": 0.5}}}])
+    assert hook.parts[-1].name == "set_hyperparams/trunk/learning_rate"

@@ -32,12 +32,43 @@ TWO = optax.multi_transform(
 
 
 def test_all_optimizers_that_keep_a_name_are_found_and_set():
-    assert [float(rate) for rate in hyperparam(TWO, "learning_rate")] == [0.5, 0.25]
+    assert hyperparam(TWO, "learning_rate") == {"a": 0.5, "b": 0.25}
     after = with_hyperparam(TWO, "learning_rate", lambda rate: rate / 2)
-    assert [float(rate) for rate in hyperparam(after, "learning_rate")] == [0.25, 0.125]
+    assert hyperparam(after, "learning_rate") == {"a": 0.25, "b": 0.125}
     assert hyperparam(after, "momentum") == hyperparam(TWO, "momentum")
     assert jax.tree.structure(after) == jax.tree.structure(TWO)
     assert {"b1", "learning_rate", "momentum", "weight_decay"} <= set(hyperparam_names(TWO))
+
+
+def test_one_group_is_set_alone():
+    after = with_hyperparam(TWO, "learning_rate", lambda rate: rate / 2, group="b")
+    assert hyperparam(after, "learning_rate") == {"a": 0.5, "b": 0.125}
+    chained = optax.chain(
+        inject(optax.sgd, learning_rate=0.5), inject(optax.sgd, learning_rate=1.0)
+    )
+    after = with_hyperparam(chained.init(PARAMS), "learning_rate", lambda rate: 0.25, group="1")
+    assert hyperparam(after, "learning_rate") == {"0": 0.5, "1": 0.25}
+
+
+def test_a_group_that_does_not_keep_a_name_is_refused_with_those_that_do():
+    with pytest.raises(ValueError, match=r"rate of a group 'c'.* \(there is: a/learning_rate, b/l"):
+        check_hyperparam("it", TWO, "learning_rate", group="c")
+    with pytest.raises(ValueError, match=r"with momentum in it.*\(there is: a/momentum\)"):
+        check_hyperparam("it", TWO, "momentum", group="b")
+    check_hyperparam("it", TWO, "momentum", group="a")
+
+
+def test_a_schedule_in_one_group_leaves_the_other_to_be_set():
+    both = optax.multi_transform(
+        {
+            "a": inject(optax.sgd, learning_rate=optax.constant_schedule(0.1)),
+            "b": inject(optax.sgd, learning_rate=0.2),
+        },
+        {"a": "a", "b": "b"},
+    ).init(PARAMS)
+    check_hyperparam("it", both, "learning_rate", group="b")
+    with pytest.raises(ValueError, match="a schedule, which sets"):
+        check_hyperparam("it", both, "learning_rate", group="a")
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "absent"])
@@ -56,7 +87,7 @@ def test_a_value_takes_the_dtype_and_the_shape_of_what_it_replaces(dtype):
 
 def test_it_maps_within_a_jitted_function():
     after = jax.jit(lambda s: map_hyperparam(s, "learning_rate", lambda rate: rate * 2))(TWO)
-    assert [float(rate) for rate in hyperparam(after, "learning_rate")] == [1.0, 0.5]
+    assert hyperparam(after, "learning_rate") == {"a": 1.0, "b": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -180,3 +180,52 @@ def test_they_keep_the_laws(state):
     fine = {"val/loss": 1.0}
     testing.check_hook(hooks.reduce_on_plateau("val/loss", patience=1), state, fine)
     testing.check_hook(hooks.set_hyperparams(learning_rate=lambda epoch: 0.5), state, {})
+
+
+@pytest.fixture(scope="module")
+def grouped(linear, digits):
+    """A task of two groups with rates of their own, and its phase."""
+    optimizer = optax.multi_transform(
+        {
+            "trunk": optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3),
+            "head": optax.inject_hyperparams(optax.adamw)(learning_rate=1e-1, weight_decay=0.0),
+        },
+        {"w": "trunk", "b": "head"},
+    )
+    task = trainer.supervised(linear, losses.classification, optimizer)
+    state = task.init(jax.random.key(0), digits[0].example)
+    return state, trainer.training(task.step, digits[0])
+
+
+def test_one_group_is_set_and_each_rate_is_a_metric(grouped):
+    state, phase = grouped
+    chain = [
+        hooks.set_hyperparams(trunk={"learning_rate": lambda epoch: 0.5 / 2**epoch}),
+        hooks.set_hyperparams(head={"weight_decay": 0.25}),
+    ]
+    state, history = trainer.fit(state, phase, epochs=2, hooks=chain)
+    trunk, head = (
+        [e[f"train/learning_rate/{name}"] for e in history] for name in ("trunk", "head")
+    )
+    assert (trunk, head) == ([0.5, 0.25], pytest.approx([0.1, 0.1]))
+    assert "train/learning_rate" not in history[0]
+    assert float(optax.tree.get(state.opt_state, "weight_decay")) == 0.25
+
+
+def test_a_name_that_several_groups_keep_is_refused_with_the_groups(grouped):
+    """It made the rates of all groups alike."""
+    state, phase = grouped
+    groups = r"'head' \(0\.1\), 'trunk' \(0\.001\); name the group"
+    with pytest.raises(ValueError, match=f"learning_rate, which several groups .*{groups}"):
+        trainer.fit(state, phase, epochs=1, hooks=hooks.set_hyperparams(learning_rate=0.5))
+    with pytest.raises(ValueError, match=r"of a group 'hed', .*Did you mean 'head'"):
+        trainer.fit(state, phase, epochs=1, hooks=hooks.set_hyperparams(hed={"learning_rate": 0.5}))
+    hooks.set_hyperparams(weight_decay=0.5)(state, {})  # one group alone keeps it
+
+
+def test_a_plateau_reduces_each_group_by_the_same_factor(grouped):
+    state, _ = grouped
+    hook = hooks.reduce_on_plateau("val/loss", factor=0.5, patience=1)
+    state = hook(hook(state, {"val/loss": 1.0}), {"val/loss": 1.0})
+    rates = [float(r) for _, r in optax.tree.get_all_with_path(state.opt_state, "learning_rate")]
+    assert sorted(rates) == pytest.approx([0.0005, 0.05])
