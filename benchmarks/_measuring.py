@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -85,7 +86,7 @@ def bar(what: str, measured: float, *, least: float = 0.0, most: float = np.inf)
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is a name, the others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=Text(title, "bold"), title_justify="left")
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in rows:
@@ -170,4 +171,4 @@ def columns(described: Mapping[str, Any]) -> tuple[str, str]:
     return text(described["median"]), f"{text(low)} to {text(high)}"
 
 
-CONSOLE = Console(width=120, highlight=False)
+CONSOLE = Console(width=120, highlight=False, markup=False, emoji=False)  # "[peers]" is no style

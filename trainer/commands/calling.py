@@ -198,7 +198,7 @@ def _overview(commands: Mapping[str, str]) -> None:
     table.add_column()
     for name, place in commands.items():
         table.add_row(name, Text((inspect.getdoc(imported(place)) or "").partition("\n")[0]))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.print("python -m trainer COMMAND ...    runs on record, and what can be done with them")
     console.print()
     console.print(table)

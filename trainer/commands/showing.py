@@ -37,8 +37,11 @@ UNITS = ((86400.0 * 2, 86400.0, "d"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"
 
 
 def screen() -> Console:
-    """Give the console to print on; into a file or a pipe it writes long lines."""
-    console = Console(highlight=False, soft_wrap=False)
+    """Give the console to print on; into a file or a pipe it writes long lines.
+
+    What stands in brackets or between colons is text: styles are given by `Text`.
+    """
+    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in console._environ:
         console.width = WIDE
     return console
