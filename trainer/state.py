@@ -96,7 +96,7 @@ class TrainState:
         >>> bool(state.key("dropout") == state.key("noise"))
         False
         """
-        return _fold(self.rng, self.epoch, self.step, _number(name))
+        return _fold(self.rng, self.epoch, self.step, name_number(name))
 
     if TYPE_CHECKING:
 
@@ -124,14 +124,14 @@ def _fold(rng: jax.Array, epoch: jax.Array, step: jax.Array, name: np.uint32) ->
     return jax.random.fold_in(key, name)
 
 
-def _number(name: str) -> np.uint32:
+def name_number(name: str) -> np.uint32:
     """Hash a name to 32 bits, the same in every process (fold_in overflows on more)."""
     return np.uint32(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big"))
 
 
 def data_key(state: TrainState) -> jax.Array:
     """Give the key of the order of this epoch's data: of the root and the epoch, never the step."""
-    return _fold(state.rng, state.epoch, np.int32(0), _number("data"))
+    return _fold(state.rng, state.epoch, np.int32(0), name_number("data"))
 
 
 def steps_taken(state: TrainState) -> int:
@@ -147,7 +147,7 @@ def stream_seed(state: TrainState) -> int:
 @jax.jit
 def _bits(rng: jax.Array) -> jax.Array:
     """Draw in one jitted call: a stream asks in every epoch, and eagerly it takes several."""
-    return jax.random.bits(_fold(rng, np.int32(0), np.int32(0), _number("data")))
+    return jax.random.bits(_fold(rng, np.int32(0), np.int32(0), name_number("data")))
 
 
 def device_part(state: TrainState) -> TrainState:

@@ -237,12 +237,15 @@ def _with_positions(folder: Path, number: int, target: TrainState) -> TrainState
     """Add to the target what the commit holds of streams that the target does not read."""
     if not isinstance(target.carry, dict):
         return target
-    positions: dict[str, dict[str, Any]] = {}
+    positions: dict[str, Any] = {}
     prefix = f"carry/{POSITION}"
     for leaf in manifests.saved_leaves(commits.read_manifest(folder, number))[""]:
         if leaf.path.startswith(prefix) and leaf.shape is not None:
             phase, _, part = leaf.path.removeprefix(prefix).partition("/")
             if (name := POSITION + phase) not in target.carry:
-                dtype = schema.plain(leaf.type)
-                positions.setdefault(name, {})[part] = np.zeros(leaf.shape, dtype)
+                *parents, last = part.split("/")  # of a zip each source has its own
+                inner = positions.setdefault(name, {})
+                for parent in parents:
+                    inner = inner.setdefault(parent, {})
+                inner[last] = np.zeros(leaf.shape, schema.plain(leaf.type))
     return target.replace(carry={**target.carry, **positions}) if positions else target

@@ -9,6 +9,7 @@ from trainer.data.memory_map import MemoryMap
 from trainer.data.packing import pack_tokens
 from trainer.data.streams import Stream
 from trainer.data.tokens import Tokens
+from trainer.data.zipping import zip
 
 __all__ = [
     "Arrays",
@@ -21,4 +22,5 @@ __all__ = [
     "digits",
     "from_grain",
     "pack_tokens",
+    "zip",
 ]

@@ -1,0 +1,188 @@
+"""Several sources in one step: each with its own batches, order and position."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainer.data.arrays import Arrays
+from trainer.data.batches import Batch, each, require_whole
+from trainer.data.feed import Check, Feed
+from trainer.data.gathering import evenly
+from trainer.data.memory_map import MemoryMap
+from trainer.data.streams import Stream
+from trainer.data.tokens import Tokens
+from trainer.state import PyTree, TrainState, name_number
+
+Part = Arrays | MemoryMap | Tokens | Stream
+
+SUPERBATCH = 16
+"""Steps a transfer, where one of the sources comes from the host."""
+
+
+def zip(sources: Mapping[str, Part], *, steps_per_epoch: int | None = None) -> Zipped:
+    """Read several sources in one step, whatever their sizes and batch sizes.
+
+    A batch holds a batch of each, by name: `batch["labelled"]["inputs"]`. An epoch is one of the
+    first source, or `steps_per_epoch`; the others are gone through again and again, each in an
+    order of its own that differs from pass to pass. Where one ends, its next pass begins, within an
+    epoch too. Each has a position of its own in the state, `carry["position/train"][name]` for the
+    phase `train`, so that a resumed run goes on at the very next example of all.
+
+    Sources that all are `Arrays` stay on the device. If one comes from the host, all do.
+
+    Args:
+        sources: name to source, to be read for training; the first says how long an epoch is.
+        steps_per_epoch: optimizer steps of an epoch.
+
+    Returns:
+        A source for `trainer.training`. `for batch in source` gives the batches of an epoch in the
+        order of the data.
+
+    Raises:
+        TypeError: a source is none that can be read so.
+        ValueError: there is none, or the first does not tell the steps of an epoch.
+
+    >>> labelled = Arrays({"inputs": np.arange(4.0), "labels": np.arange(4)}, batch_size=2)
+    >>> more = Arrays({"inputs": np.arange(30.0)}, batch_size=3)
+    >>> both = zip({"labelled": labelled, "more": more})
+    >>> len(both), jax.tree.map(np.shape, both.example)
+    (2, {'labelled': {'inputs': (2,), 'labels': (2,)}, 'more': {'inputs': (3,)}})
+    """
+    if not isinstance(sources, Mapping) or not sources:
+        raise ValueError(
+            'zip needs sources by name, {"labelled": source, "more": source}; got '
+            f"{sources!r:.100}"
+        )
+    for name, source in sources.items():
+        if not isinstance(source, Part):
+            raise TypeError(
+                "zip reads data.Arrays, MemoryMap, Tokens and Stream, each with a position of its "
+                f"own; got {type(source).__name__} for {name!r}"
+            )
+    first, source = next(iter(sources.items()))
+    if steps_per_epoch is None:
+        steps_per_epoch = source.training().steps
+    if steps_per_epoch is None:
+        raise ValueError(
+            f"the first source of a zip, {first!r}, says how many steps an epoch has, and a Stream "
+            "does not know; pass steps_per_epoch"
+        )
+    require_whole("steps_per_epoch", steps_per_epoch)
+    return Zipped(dict(sources), steps_per_epoch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Zipped:
+    """Several sources that are read in one step; made by `zip`."""
+
+    sources: Mapping[str, Part]
+    steps_per_epoch: int
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        cycles = {name: _cycled(source) for name, source in self.sources.items()}
+        for _ in range(self.steps_per_epoch):
+            yield {name: next(cycle) for name, cycle in cycles.items()}
+
+    @property
+    def example(self) -> Batch:
+        """The first batch of each."""
+        return {name: source.example for name, source in self.sources.items()}
+
+    def training(self) -> Feed:
+        """Read each shuffled as it is alone, whole batches only.
+
+        Raises:
+            ValueError: a source has fewer examples than a batch.
+        """
+        resident = all(isinstance(source, Arrays) for source in self.sources.values())
+        feeds: dict[str, Feed] = {}
+        for name, source in self.sources.items():
+            try:
+                feeds[name] = _stretched(source, self.steps_per_epoch, resident).training()
+            except (ValueError, TypeError) as error:
+                error.add_note(f"in the source {name!r} of a zip")
+                raise
+
+        def pieces(
+            state: TrainState, check: Check | None, position: PyTree
+        ) -> Iterator[tuple[Any, PyTree]]:
+            # A seed of its own, or two of one size would go through their data in one order.
+            own = {name: state.replace(rng=_own(state.rng, name_number(name))) for name in feeds}
+            parts = [feed.pieces(own[n], None, position[n]) for n, feed in feeds.items()]
+            for given in builtins.zip(*parts, strict=True):
+                piece = {name: part for name, (part, _) in builtins.zip(feeds, given, strict=True)}
+                after = {n: place for n, (_, place) in builtins.zip(feeds, given, strict=True)}
+                yield piece, None if None in after.values() else after
+
+        return Feed(
+            pieces,
+            {name: feed.example for name, feed in feeds.items()},
+            _Rows(tuple((name, feed.rows) for name, feed in feeds.items())),
+            _Batch(tuple((name, feed.batch) for name, feed in feeds.items())),
+            lambda state, check: check(state, each(np.asarray, self.example)),
+            {name: feed.start for name, feed in feeds.items()},
+            self.steps_per_epoch,
+        )
+
+    def evaluation(self) -> Feed:
+        """Refuse: sources of different sizes have no examples in common.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "an evaluation must visit every example exactly once, and of a zip the shorter sources "
+            f"come again; evaluate each of {sorted(self.sources)} in a phase of its own"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """`(pieces by name, key) -> rows by name`; equal where the parts are cut alike."""
+
+    parts: tuple[tuple[str, Callable[[Any, jax.Array], Any]], ...]
+
+    def __call__(self, piece: Any, key: jax.Array) -> Any:
+        return {name: rows(piece[name], key) for name, rows in self.parts}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """`(pieces by name, row by name) -> batch by name`; equal where the parts are cut alike."""
+
+    parts: tuple[tuple[str, Callable[[Any, Any], Any]], ...]
+
+    def __call__(self, piece: Any, row: Any) -> Any:
+        return {name: batch(piece[name], row[name]) for name, batch in self.parts}
+
+
+def _stretched(source: Part, steps: int, resident: bool) -> Part:
+    """Give a source that is read in stretches of so many steps, in superbatches like the others."""
+    if resident:
+        return dataclasses.replace(source, steps_per_epoch=steps)
+    superbatch = evenly(steps, SUPERBATCH)
+    if isinstance(source, Arrays):
+        arrays = each(np.asarray, source.arrays)
+        return MemoryMap(arrays, source.batch_size, superbatch=superbatch, steps_per_epoch=steps)
+    return dataclasses.replace(source, superbatch=superbatch, steps_per_epoch=steps)
+
+
+def _cycled(source: Part) -> Iterator[Batch]:
+    """Give whole batches in order, pass after pass."""
+    size = len(jax.tree.leaves(source.example)[0])
+    while True:
+        yield from (batch for batch in source if len(jax.tree.leaves(batch)[0]) == size)
+
+
+@jax.jit
+def _own(rng: jax.Array, number: np.uint32) -> jax.Array:
+    return jax.random.fold_in(rng, number)
