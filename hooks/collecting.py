@@ -17,14 +17,14 @@ from hooks.metrics import counts
 from hooks.requesting import memory_of
 from trainer import Hook, TrainState
 from trainer.checkpoints import DamagedCommit, wait_for_saves
+from trainer.escaping import shown
 from trainer.hook import Memory
 from trainer.processes import is_lead, of_lead
+from trainer.redacting import redacted
 from trainer.runs import Run, Unreachable
 from trainer.runs.answers import Answer, answers
 from trainer.runs.commits import complete, described
-from trainer.runs.connections import redacted
 from trainer.runs.looking import Onlooker
-from trainer.runs.text import shown
 
 log = logging.getLogger("entracte")
 

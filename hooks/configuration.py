@@ -23,8 +23,10 @@ from hooks.writers import JsonLines, Writer
 from trainer import Hook, TrainState
 from trainer.configuration import TrainingConfig, check_fresh, comparable, save_config
 from trainer.configuration.values import read_as, readable
+from trainer.escaping import shown
 from trainer.names import among
 from trainer.paths import local
+from trainer.redacting import without_secrets
 from trainer.runs import Run
 
 NESTED = {"hook": "hook", "hooks": "hook", "writer": "writer", "writers": "writer"}
@@ -158,10 +160,10 @@ def _built(entry: Any, kind: str, where: str, given: Mapping[str, Any]) -> Any:
     if len(pairs) != 1 or not isinstance(pairs[0][0], str):
         raise ValueError(
             f"{where}: wanted the name of a {kind}, or one name with its arguments; "
-            f"got {entry!r:.100}"
+            f"got {without_secrets(entry)!r:.100}"
         )
     ((name, content),) = pairs
-    where = f"{where}.{name}"
+    where = f"{where}.{shown(name)}"
     if name in given:
         if content is not None:
             raise ValueError(f"{where}: it is given as it is, and takes no arguments")
@@ -184,7 +186,7 @@ def _bound(
     bound = signature.bind_partial()
     bound.apply_defaults()
     for name, value in _matched(signature, content, where).items():
-        path = f"{where}.{name}"
+        path = f"{where}.{shown(name)}"
         parameter = signature.parameters.get(name) or _open_ended(signature)
         assert parameter is not None
         hint = hints.get(parameter.name, Any)
@@ -211,9 +213,11 @@ def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[
         content = {}
     elif not isinstance(content, Mapping):
         if not parameters:
-            raise ValueError(f"{where}: takes no arguments; got {content!r:.100}")
+            raise ValueError(f"{where}: takes no arguments; got {without_secrets(content)!r:.100}")
         if next(iter(parameters.values())).kind is inspect.Parameter.VAR_KEYWORD:
-            raise ValueError(f"{where}: needs names for its arguments; got {content!r:.100}")
+            raise ValueError(
+                f"{where}: needs names for its arguments; got {without_secrets(content)!r:.100}"
+            )
         content = {next(iter(parameters)): content}
     known = [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values()

@@ -18,6 +18,7 @@ from trainer import Hook, Interrupt, TrainState
 from trainer.checkpoints.following import newer
 from trainer.checkpoints.reading import Part, read_part
 from trainer.checkpoints.restoring import everywhere
+from trainer.escaping import shown
 from trainer.hook import Memory
 from trainer.paths import local
 from trainer.processes import is_lead, of_lead, together
@@ -232,8 +233,9 @@ def _begin_with(part: Part, where: Path, carry: Sequence[str]) -> None:
     asked = tuple(f"carry/{name}/" for name in carry)
     if left := [path for path in part.others if f"{path}/".startswith(asked)]:
         raise ValueError(
-            f"{NAME}: the run in {where} keeps {', '.join(left)}, for which this run's state has "
-            "no place, so that its policy would see other numbers than it learnt from: make the "
-            "state with the same settings (normalize_observations=True), or do without: carry=()"
+            f"{NAME}: the run in {where} keeps {', '.join(map(shown, left))}, for which this run's "
+            "state has no place, so that its policy would see other numbers than it learnt from: "
+            "make the state with the same settings (normalize_observations=True), or do without: "
+            "carry=()"
         )
     log.info("%s: begins with the commit of epoch %d in %s", NAME, part.epoch, where)

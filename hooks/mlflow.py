@@ -18,6 +18,7 @@ from typing import Any
 from hooks.trackers import Journal, Row, available, linked_artifacts
 from hooks.writers import Value
 from trainer.paths import local
+from trainer.redacting import without_secrets
 from trainer.runs.text import clean
 
 log = logging.getLogger("entracte")
@@ -89,7 +90,7 @@ class MLflow:
         self._uri = f"{_LOCAL}{self.directory / 'mlflow' / 'mlflow.db'}" if uri is None else uri
         if uri is not None and uri.startswith(_LOCAL):  # it is opened when the run is over
             self._uri = f"{_LOCAL}{local(uri.removeprefix(_LOCAL), 'MLflow')}"
-        self._config = dict(config or {})
+        self._config = without_secrets(dict(config or {}))
         self._artifacts = None if artifacts is None else local(artifacts, "MLflow").resolve()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
         database = ("sqlalchemy", "alembic") if self._uri.startswith("sqlite:") else ()

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.escaping import shown
 from trainer.names import among
 from trainer.paths import local
 from trainer.runs import CommitRow, Record, RunRow, Store
-from trainer.runs.text import shown
 
 
 class PastEpoch(NamedTuple):

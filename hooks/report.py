@@ -46,7 +46,7 @@ def write_report(
         path: of the page, `runs/digits/report.html`; it is replaced.
         records: path of the `JsonLines` file.
         config: the run's configuration: mappings, sequences and dataclasses, nested as one likes.
-            It is shown as it is: leave secrets out.
+            Passwords are left out.
         title: of the page; the name of its folder if None.
 
     Raises:

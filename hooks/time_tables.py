@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainer.runs.text import shown
+from trainer.escaping import shown
 from trainer.timing import Place
 
 Sums = dict[Place, tuple[int, int]]

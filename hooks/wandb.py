@@ -14,6 +14,7 @@ from typing import Any
 from hooks.trackers import Journal, Kept, available, linked_artifacts
 from hooks.writers import Value
 from trainer.paths import local
+from trainer.redacting import without_secrets
 from trainer.runs.text import clean
 
 
@@ -63,7 +64,7 @@ class WandB:
         self._about = {
             "project": project,
             "name": self.directory.name if name is None else name,
-            "config": dict(config or {}),
+            "config": without_secrets(dict(config or {})),
         }
         self._artifacts = None if artifacts is None else local(artifacts, "WandB").resolve()
         enabled = enabled and os.environ.get("WANDB_MODE") != "disabled"

@@ -1,6 +1,8 @@
 """Training as jitted pure functions over an immutable state, with hooks between epochs."""
 
-from trainer import configuration, data, losses, optimizers, runs
+import logging
+
+from trainer import configuration, data, escaping, losses, optimizers, runs
 from trainer.caching import cache_compilations
 from trainer.checkpoints import Checkpoints, restore
 from trainer.configuration import TrainingConfig, load_config, parse_config
@@ -56,3 +58,5 @@ __all__ = [
     "supervised",
     "training",
 ]
+
+logging.getLogger("entracte").addFilter(escaping.escape)  # whatever a message holds from elsewhere

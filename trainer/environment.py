@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 from trainer.checkpoints.manifest import devices
+from trainer.redacting import redacted_command
 
 LIBRARIES = ("entracte", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Distributions whose versions are told, where they are installed."""
@@ -28,7 +29,7 @@ def environment() -> dict[str, str]:
     Returns:
         `devices`, `processes`, `host`, `system`, `python`, the libraries' versions, `command`, and
         `revision`: of the git repository that holds the running script, with `changed` where files
-        differ from it; without git it is missing.
+        differ from it; without git it is missing. Of the command passwords are left out.
 
     >>> environment()["python"]
     '3...'
@@ -43,7 +44,7 @@ def environment() -> dict[str, str]:
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
-    found["command"] = " ".join(sys.argv)
+    found["command"] = redacted_command(sys.argv)
     if revision := _revision():
         found["revision"] = revision
     return found

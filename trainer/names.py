@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from trainer import escaping
+
 MANY = 20
 """How many names a message lists."""
 
@@ -32,7 +34,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     >>> nearest("xyz", ["val/loss"])
     ''
     """
-    found = [f"'{near}'" for near in near_names(name, known)]
+    found = [f"'{escaping.shown(near)}'" for near in near_names(name, known)]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -62,7 +64,7 @@ def among(name: object, known: Iterable[str], shown: Iterable[str] | None = None
     ' (there is: nothing)'
     """
     known = list(known)
-    listed = list(known if shown is None else shown)
+    listed = [escaping.shown(one) for one in (known if shown is None else shown)]
     more = f" and {len(listed) - MANY} more" if len(listed) > MANY else ""
     question = nearest(name, known)
     listing = f" (there is: {', '.join(listed[:MANY]) or 'nothing'}{more})"

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
 from trainer.durability import replacing
+from trainer.escaping import shown
 from trainer.names import nearest
 from trainer.paths import local
 from trainer.processes import is_lead
@@ -87,8 +88,8 @@ def load_params(
             f"{nearest(only, leaves)}"
         )
     lines = [
-        f"{path or _ITSELF}: saved {described(arrays[path]) if path in arrays else 'nothing'}, "
-        f"wanted {described(leaf)}"
+        f"{shown(path) or _ITSELF}: saved "
+        f"{described(arrays[path]) if path in arrays else 'nothing'}, wanted {described(leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
     ]
@@ -172,7 +173,9 @@ def _read(source: Path, best: str | None, mode: str | None) -> tuple[dict[str, n
     try:
         return library.load_file(source), str(source)
     except Exception as error:
-        raise ValueError(f"{source} cannot be read as a safetensors file: {error}") from error
+        raise ValueError(
+            f"{source} cannot be read as a safetensors file: {shown(error)}"
+        ) from error
 
 
 def _renamed(
@@ -206,8 +209,9 @@ def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
             cast = array.astype(leaf.dtype)
         if lost := int((np.isfinite(array) & ~np.isfinite(cast)).sum()):
             raise ValueError(
-                f"{path or _ITSELF}: {lost} of its {array.size} values, saved as {array.dtype}, "
-                f"are too large for {leaf.dtype}: load into parameters of {array.dtype}"
+                f"{shown(path) or _ITSELF}: {lost} of its {array.size} values, saved as "
+                f"{array.dtype}, are too large for {leaf.dtype}: load into parameters of "
+                f"{array.dtype}"
             )
         array = cast
     return on_device(array, leaf) if isinstance(leaf, jax.Array) else array.copy()
@@ -222,6 +226,6 @@ def _on_host(leaf: Any) -> np.ndarray:
 
 def _few(paths: Any) -> str:
     """Name paths in a line, the first of many."""
-    names = sorted(path or _ITSELF for path in paths)
+    names = sorted(shown(path) or _ITSELF for path in paths)
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return (", ".join(names[:12]) or "nothing") + more

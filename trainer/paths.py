@@ -39,7 +39,8 @@ def local(path: str | os.PathLike[str], who: str = "") -> Path:
     if not text:
         raise ValueError(f"{needs}; got an empty one: '.' is the working directory")
     if url := _URL.match(text):
-        rest = re.sub(r"^[^/@]*@", "***@", url[2])  # what it leaves out may be a password
+        # What this leaves out may be a password, and that may have a slash.
+        rest = re.sub(r"^(?:[^/@]*|[^/:@]*:.*)@", "***@", url[2])
         remedy = f"give the path itself, {f'/{rest}'!r}"
         if url[1] != "file":
             remedy = (

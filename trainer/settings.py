@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.redacting import without_secrets
+
 PLAIN = (bool, int, float, list, tuple, dict, type(None))
 """What is spelled as JSON has it."""
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Lay a nested configuration out as rows: its path, with dots, to the value.
+    """Lay a nested configuration out as rows: its path, with dots, to the value, without passwords.
 
     Args:
         config: mappings, sequences and dataclasses, nested as one likes; None where there is none.
@@ -31,7 +33,7 @@ def settings(config: Any) -> dict[str, Any]:
             for key, inner in value.items():
                 add(f"{path}.{key}" if path else str(key), inner)
         elif path:
-            rows[path] = value
+            rows[path] = without_secrets(value, path)
 
     add("", config)
     return rows

@@ -23,10 +23,10 @@ from trainer.commands.showing import Column, pairs, print_json, screen, table, t
 from trainer.commands.stores import RunName, located
 from trainer.courses import number
 from trainer.curves import Curve, panels
+from trainer.escaping import shown, shown_lines
 from trainer.evaluators.loading import load_named
 from trainer.hook import parts_of
 from trainer.modes import mode_of
-from trainer.runs.text import shown
 from trainer.state import PyTree
 from trainer.structure import described
 
@@ -76,7 +76,7 @@ def replay(
     except (NotOnRecord, ValueError) as error:
         if not isinstance(error, NotOnRecord) and hasattr(error, "__notes__"):
             raise  # a hook's own failure, with where it happened
-        told = "\n".join(map(shown, str(error).split("\n")))
+        told = shown_lines(error)
         raise Refused(told.replace("state=task.init(key, example)", "--state FILE:NAME")) from error
     seconds = time.perf_counter() - began
     if json:

@@ -16,11 +16,12 @@ from trainer.commands.stores import RunName, is_path, located
 from trainer.courses import number
 from trainer.curves import finite
 from trainer.durability import replacing
+from trainer.escaping import shown
 from trainer.runs import RunRow, Store
 from trainer.runs.files import within
 from trainer.runs.measured import measured
 from trainer.runs.requests import requests, results
-from trainer.runs.text import file_name, shown
+from trainer.runs.text import file_name
 from trainer.settings import spelled
 
 ROWS = 50

@@ -264,7 +264,7 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
     if manifest["format"] > manifests.FORMAT:
         raise ValueError(
             f"{where} is of format {manifest['format']}, and this version reads up to "
-            f"{manifests.FORMAT}: restore it with what wrote it, {manifest.get('versions')}"
+            f"{manifests.FORMAT}: restore it with what wrote it, {manifest.get('versions')!r:.200}"
         )
     if manifest["epoch"] != number:
         raise DamagedCommit(f"{where}: it says that it is commit {manifest['epoch']}")

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.escaping import shown
+from trainer.redacting import without_secrets
+
 FREE_KEYS = ("epochs", "run")
 """Keys of a configuration that may differ between a checkpoint and the run that restores it."""
 
@@ -21,7 +24,7 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     """Give a configuration as JSON would give it back.
 
     Tuples become lists, paths strings, numpy's scalars Python's, and numbers that are not finite
-    the words `NaN`, `Infinity` and `-Infinity`.
+    the words `NaN`, `Infinity` and `-Infinity`. Passwords become `***`, see `trainer.redacting`.
 
     >>> normalised({"widths": (8, 8), "clip": float("inf"), "rate": np.float32(0.5)})
     {'widths': [8, 8], 'clip': 'Infinity', 'rate': 0.5}
@@ -32,7 +35,8 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping of settings; got {type(config).__name__}")
-    return _mapping(config, ())
+    plain: dict[str, Any] = without_secrets(_mapping(config, ()))
+    return plain
 
 
 def _mapping(config: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -100,7 +104,8 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
         for config in (saved, now)
     )
     return [
-        f"{key or 'config'}: saved {before.get(key, 'nothing')}, now {after.get(key, 'nothing')}"
+        f"{shown(key) or 'config'}: saved {before.get(key, 'nothing')}, "
+        f"now {after.get(key, 'nothing')}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     ]

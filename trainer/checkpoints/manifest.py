@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
+from trainer.escaping import shown, shown_lines
 from trainer.state import PyTree, TrainState, path_name
 
 FORMAT = 1
@@ -23,7 +24,10 @@ FORMAT = 1
 
 
 class DamagedCommit(RuntimeError):  # noqa: N818 (damage is what it is, and no error of the program)
-    """The files of a commit are not what was written."""
+    """The files of a commit are not what was written; what they say is shown and not obeyed."""
+
+    def __init__(self, told: object) -> None:
+        super().__init__(shown_lines(told))
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Leaf:
     """A scalar as JSON that gives back every bit (see `encoded`)."""
 
     def __str__(self) -> str:
-        return self.type if self.shape is None else f"{self.type}{list(self.shape)}"
+        kind = shown(self.type)
+        return kind if self.shape is None else f"{kind}{list(self.shape)}"
 
 
 def is_key(value: Any) -> bool:
@@ -148,7 +153,7 @@ def differences(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
     before = {leaf.path: str(leaf) for leaf in saved}
     after = {leaf.path: str(leaf) for leaf in wanted}
     return [
-        f"{path}: saved {before.get(path, 'nothing')}, wanted {after.get(path, 'nothing')}"
+        f"{shown(path)}: saved {before.get(path, 'nothing')}, wanted {after.get(path, 'nothing')}"
         for path in [*before, *(path for path in after if path not in before)]
         if before.get(path) != after.get(path)
     ]

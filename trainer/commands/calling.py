@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+from trainer.escaping import shown
 from trainer.names import among
 from trainer.paths import local
-from trainer.runs.text import shown
 
 Command = Callable[..., int | None]
 

@@ -12,10 +12,10 @@ from trainer.checkpoints.reading import restore
 from trainer.commands.calling import Refused, placed
 from trainer.commands.scores import known
 from trainer.commands.stores import VARIABLE, located
+from trainer.escaping import shown, shown_lines
 from trainer.evaluators.best import best_commit
 from trainer.modes import Mode, mode_of
 from trainer.runs.measured import metric_names
-from trainer.runs.text import shown
 from trainer.state import TrainState
 
 
@@ -46,7 +46,7 @@ class Checkpoint(NamedTuple):
                 self.directory, template, epoch=self.epoch, best=self.best, mode=self.mode
             )
         except (OSError, ValueError, DamagedCommit) as error:
-            raise Refused("\n".join(map(shown, str(error).split("\n")))) from error
+            raise Refused(shown_lines(error)) from error
 
 
 def chosen(

@@ -23,10 +23,10 @@ from trainer.commands.showing import (
 from trainer.commands.stores import RunNames, located
 from trainer.courses import number
 from trainer.curves import Curve, finite
+from trainer.escaping import shown
 from trainer.modes import Mode, mode_of
 from trainer.runs.measured import measured
 from trainer.runs.rows import RunRow
-from trainer.runs.text import shown
 from trainer.settings import settings, written
 
 MARK = " *"

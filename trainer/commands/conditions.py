@@ -10,8 +10,8 @@ from typing import Any
 
 from trainer.commands.calling import Refused
 from trainer.commands.stores import suggestion
+from trainer.escaping import shown
 from trainer.runs.rows import RunRow
-from trainer.runs.text import shown
 from trainer.settings import settings, written
 
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from trainer.commands.calling import Refused
 from trainer.commands.showing import print_json, screen, text
 from trainer.commands.stores import RunNames, is_path, located, opened, undelivered
+from trainer.escaping import shown
 from trainer.runs.connections import Unreachable
 from trainer.runs.rows import RunRow
 from trainer.runs.run import deliver_left
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 
 FAILED = 1
 """Exit status where a queue could not be delivered."""

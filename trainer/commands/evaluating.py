@@ -9,11 +9,11 @@ from typing import Any
 
 from trainer.commands.calling import Refused, loading
 from trainer.commands.stores import RunNames, find_all, opened
+from trainer.escaping import shown
 from trainer.evaluators.loading import load_suites
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.worker import work
 from trainer.runs.requests import TRIES
-from trainer.runs.text import shown
 
 FAILED = 1
 """Exit status where an evaluation failed."""

@@ -17,14 +17,18 @@ from trainer.commands.checkpoints import Checkpoint, chosen
 from trainer.commands.showing import print_json, screen, size, text
 from trainer.commands.stores import RunName, located
 from trainer.durability import replacing
+from trainer.escaping import shown, shown_lines
 from trainer.modes import Mode
 from trainer.parameters import export_params
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import Record, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import file_name, shown
+from trainer.runs.text import file_name
 
 Format = Literal["csv", "parquet", "json", "params"]
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a cell begins that spreadsheets run, the wide characters in some languages too."""
 
 COLUMNS = ("name", "epoch", "step", "value", "text")
 """Of the records; one of the last two is empty."""
@@ -40,6 +44,7 @@ def export(
     best: str | None = None,
     mode: Mode | None = None,
     store: str | None = None,
+    raw: bool = False,
     json: bool = False,
 ) -> int:
     """Write what is on record of a run to files: CSV, Parquet, JSON, safetensors.
@@ -54,6 +59,8 @@ def export(
         mode: which of two scores is better, min or max, where the name does not tell.
         store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
             $ENTRACTE_STORE, else runs/.
+        raw: write names and texts into CSV as they are; else those that a spreadsheet would run as
+            formulas (=HYPERLINK...) get a ' before them.
         json: print JSON.
     """
     if "params" not in formats and (epoch, best, mode) != (None, None, None):
@@ -66,7 +73,7 @@ def export(
         everything = _everything(there, row, records)
     folder = folder or Path(f"{file_name(row.name)}-export")
     files: dict[str, tuple[str, Callable[[Path], None]]] = {
-        "csv": ("records.csv", lambda path: _write_csv(path, records)),
+        "csv": ("records.csv", lambda path: _write_csv(path, records, raw=raw)),
         "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),
         "json": ("run.json", lambda path: _write_json(path, everything)),
     }
@@ -124,11 +131,24 @@ def _columns(records: Sequence[Record]) -> list[tuple[str, int, int, float | Non
     ]
 
 
-def _write_csv(path: Path, records: Sequence[Record]) -> None:
+def _write_csv(path: Path, records: Sequence[Record], *, raw: bool) -> None:
+    keep = (lambda text: text) if raw else _no_formula
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows(_columns(records))
+        writer.writerows(
+            (keep(name), epoch, step, value, text and keep(text))
+            for name, epoch, step, value, text in _columns(records)
+        )
+
+
+def _no_formula(text: str) -> str:
+    """Give a text that a spreadsheet takes for one.
+
+    >>> _no_formula("=HYPERLINK(1)"), _no_formula("val/loss")
+    ("'=HYPERLINK(1)", 'val/loss')
+    """
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def _write_parquet(path: Path, records: Sequence[Record]) -> None:
@@ -162,6 +182,6 @@ def _write_params(path: Path, checkpoint: Checkpoint) -> None:
         )
         export_params(arrays, path)
     except (FileNotFoundError, ValueError, DamagedCommit, TypeError) as error:
-        raise Refused("\n".join(map(shown, str(error).split("\n")))) from error
+        raise Refused(shown_lines(error)) from error
     except ImportError as error:
         raise Refused('parameters need safetensors: pip install "entracte[safetensors]"') from error

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from trainer.courses import mean
 from trainer.curves import Curve, ticks
-from trainer.runs.text import shown
+from trainer.escaping import shown
 
 COLORS = ("cyan", "yellow", "green", "magenta", "red", "blue")
 """Of the curves in a plot, by their number."""

@@ -22,11 +22,11 @@ from trainer.commands.showing import (
 from trainer.commands.stores import opened
 from trainer.courses import number
 from trainer.curves import Curve
+from trainer.escaping import shown
 from trainer.modes import Mode, mode_of
 from trainer.runs.measured import measured, metric_names
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 
 FIELDS = ("created", "name", "epoch")
 """What else runs may be sorted by than scores."""

@@ -10,8 +10,8 @@ from trainer.commands.calling import Refused
 from trainer.commands.stores import suggestion
 from trainer.courses import TELLING, rank
 from trainer.curves import ASIDE, Curve
+from trainer.escaping import shown
 from trainer.modes import Mode
-from trainer.runs.text import shown
 
 TRAINING = ("train/", "rollout/", "update/")
 """How the names of what training itself measures begin."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.runs.text import shown
+from trainer.escaping import shown, shown_lines
 
 WIDE = 200
 """Characters of a line where it is no terminal that is written to."""
@@ -58,7 +58,7 @@ def lines(value: object, style: str = "") -> Text:
     >>> lines("it does not fit:\\n  w\\x1b[2J").plain
     'it does not fit:\\n  w\\\\x1b[2J'
     """
-    return Text("\n".join(map(shown, str(value).split("\n"))), style)
+    return Text(shown_lines(value), style)
 
 
 def state_text(state: str) -> Text:

@@ -12,9 +12,9 @@ import tyro
 from trainer.commands.calling import Command, Refused, loading
 from trainer.commands.checkpoints import Checkpoint, chosen
 from trainer.commands.stores import RunName
+from trainer.escaping import shown
 from trainer.evaluators.loading import load_named
 from trainer.modes import Mode
-from trainer.runs.text import shown
 
 Simulation = Callable[..., int | None]
 """`(checkpoint, *, ...)`: restores a `Checkpoint` into its template, and plays, prints or writes.

@@ -15,12 +15,13 @@ from typing import Annotated
 import tyro
 
 from trainer.commands.calling import Refused, placed
+from trainer.escaping import shown
 from trainer.names import among
-from trainer.runs.connections import Unreachable, redacted
+from trainer.redacting import redacted
+from trainer.runs.connections import Unreachable
 from trainer.runs.recording import QUEUE
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 
 VARIABLE = "ENTRACTE_STORE"
 """Environment variable that names the store where the command line does not."""

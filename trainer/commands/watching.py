@@ -28,11 +28,11 @@ from trainer.commands.showing import (
 from trainer.commands.stores import RunNames, find_all, named, opened, store_of
 from trainer.courses import number
 from trainer.curves import HOOK
+from trainer.escaping import shown
 from trainer.evaluators.signs import INTERVAL, WorkerRow, workers
 from trainer.runs.requests import requests
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 
 SECONDS = 1.0
 """Between two looks."""

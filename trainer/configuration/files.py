@@ -14,8 +14,11 @@ from trainer.configuration.documents import parsed, printed
 from trainer.configuration.sections import TrainingConfig
 from trainer.configuration.values import read_as
 from trainer.durability import replacing
+from trainer.escaping import shown_lines
 from trainer.names import among
+from trainer.opening import UnsafeFile, read_bytes
 from trainer.paths import local
+from trainer.redacting import redacted, without_secrets
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -46,21 +49,23 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     """
     problems, file = list[str](), local(path, "load_config")
     try:
-        content = parsed(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = parsed(read_bytes(file, follow=True).decode())
+    except (ValueError, UnsafeFile) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     config = cls()
     config = _with(config, {} if content is None else content, "", list(_paths(config)), problems)
     if problems:
         listed = "\n  ".join(problems)
-        raise ValueError(f"{os.fspath(path)} does not fit {cls.__name__}:\n  {listed}")
+        told = redacted(shown_lines(listed))
+        raise ValueError(f"{os.fspath(path)} does not fit {cls.__name__}:\n  {told}")
     return config
 
 
 def _with(default: Any, content: Any, where: str, known: list[str], problems: list[str]) -> Any:
     """Give a dataclass with a mapping's values in the place of its own; note what is wrong."""
     if not isinstance(content, Mapping):
-        problems.append(f"{where or 'it'}: wanted settings by name; got {content!r:.100}")
+        got = without_secrets(content, where)
+        problems.append(f"{where or 'it'}: wanted settings by name; got {got!r:.100}")
         return default
     hints = typing.get_type_hints(type(default), include_extras=True)
     names = [field.name for field in dataclasses.fields(default) if field.init]
@@ -181,6 +186,8 @@ def as_data(config: TrainingConfig) -> dict[str, Any]:
 def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     """Write a configuration as the YAML file that `load_config` reads, or replace one as a whole.
 
+    Passwords are left out: `***` stands for them, and a store's is looked for elsewhere then.
+
     Raises:
         OSError: it cannot be written.
 
@@ -190,7 +197,7 @@ def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     ...     load_config(f"{folder}/config.yaml", TrainingConfig).seed
     3
     """
-    path, content = local(path, "save_config"), printed(as_data(config))
+    path, content = local(path, "save_config"), printed(without_secrets(as_data(config)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         beside.write_text(content, encoding="utf-8")
@@ -207,7 +214,8 @@ def comparable(config: TrainingConfig) -> dict[str, Any]:
     >>> "run" in kept, kept["schedule"]["epochs"]
     (False, 5)
     """
-    data = {name: value for name, value in as_data(config).items() if name not in FREE}
+    kept: dict[str, Any] = without_secrets(as_data(config))
+    data = {name: value for name, value in kept.items() if name not in FREE}
     plan = config.schedule
     if plan.steps is None and (plan.name != "constant" or plan.warmup_share):
         data["schedule"]["epochs"] = config.epochs

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from trainer.redacting import without_secrets
+
 _SCALARS = (bool, int, float, str, NoneType)
 _PATHS = (Path, os.PathLike)
 _LISTS = (tuple, list, Sequence, Iterable)
@@ -77,7 +79,9 @@ def read_as(value: Any, hint: Any, where: str) -> Any:
             pairs = enumerate(zip(value, kinds, strict=True))
             read = [read_as(inner, kind, f"{where}[{n}]") for n, (inner, kind) in pairs]
             return read if origin is list else tuple(read)
-    raise ValueError(f"{where}: wanted {described(hint)}; got {value!r:.100}")
+    raise ValueError(
+        f"{where}: wanted {described(hint)}; got {without_secrets(value, where)!r:.100}"
+    )
 
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

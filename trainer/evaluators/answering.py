@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.escaping import shown
 from trainer.evaluating import evaluate
 from trainer.evaluators.restoring import Hopeless, restored
 from trainer.evaluators.suite import Suite
@@ -16,7 +17,6 @@ from trainer.runs.files import OF_EPOCH, within
 from trainer.runs.requests import finish
 from trainer.runs.rows import Artifact, Request, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 from trainer.state import steps_taken
 
 FOLDER = "evaluations"

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from trainer.runs.connections import Unreachable, redacted, url_of
+from trainer.redacting import redacted
+from trainer.runs.connections import Unreachable, url_of
 from trainer.runs.store import Store
 
 log = logging.getLogger("entracte")

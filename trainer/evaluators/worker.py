@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from trainer.escaping import shown
 from trainer.evaluators.answering import Answering, settle
 from trainer.evaluators.limits import limited
 from trainer.evaluators.link import LONGEST, Given, Link, wait
@@ -22,7 +23,6 @@ from trainer.runs.connections import Unreachable
 from trainer.runs.requests import TRIES, ask, claim, give_up
 from trainer.runs.rows import Request, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 from trainer.signals import Received, end_process, listening
 
 log = logging.getLogger("entracte")
@@ -197,7 +197,7 @@ class _Worker(NamedTuple):
             log.warning(
                 "evaluating %s failed, at try %d, %s: %s",
                 *(what, request.tries, "for good" if final else "and is open again"),
-                "\n".join(map(shown, str(error).splitlines())),
+                error,
                 exc_info=None if isinstance(error, Hopeless) else error,
             )
             told = self.insist(give_up, request, _told(error), final=final)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.paths import local
+from trainer.redacting import HIDDEN, redacted
 from trainer.runs.text import clean
 
 FILE = "store.sqlite"
@@ -68,6 +68,9 @@ def kept(parameters: Sequence[Any]) -> tuple[Any, ...]:
 def url_of(store: str | os.PathLike[str]) -> str:
     """Give the URL of a store that was named by a URL, a file, or the directory of runs.
 
+    A password that was left out where the URL was kept, `***`, is none: PostgreSQL's library takes
+    it from the environment, `.pgpass` or a service file.
+
     >>> url_of("postgresql://host/runs"), url_of("sqlite:////runs/store.sqlite")
     ('postgresql://host/runs', 'sqlite:////runs/store.sqlite')
     >>> url_of("/runs"), url_of("/runs/all.db")
@@ -82,23 +85,15 @@ def url_of(store: str | os.PathLike[str]) -> str:
         path = local(text, "a store")
         return f"{_LOCAL}{path if path.suffix in ENDINGS else path / FILE}"
     if kind in ("postgresql", "postgres"):
-        return f"postgresql://{rest}"
+        place, _, query = rest.replace(f":{HIDDEN}@", "@", 1).partition("?")
+        given = [one for one in query.split("&") if one and not one.endswith(f"password={HIDDEN}")]
+        return f"postgresql://{'?'.join([place, '&'.join(given)] if given else [place])}"
     if text.startswith(_LOCAL) and len(text) > len(_LOCAL):
         return f"{_LOCAL}{local(text.removeprefix(_LOCAL), 'a store')}"
     raise ValueError(
         "a store is a directory of runs, a file *.sqlite, sqlite:///PATH or "
         f"postgresql://USER@HOST/DATABASE; got {redacted(text)!r}"
     )
-
-
-def redacted(url: str) -> str:
-    """Give a URL, or a text that holds one, without its password.
-
-    >>> redacted("postgresql://me:secret@host:5432/runs?sslmode=require&password=too")
-    'postgresql://me:***@host:5432/runs?sslmode=require&password=***'
-    """
-    without = re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", url)
-    return re.sub(r"(password=)[^&\s]*", r"\1***", without)
 
 
 def connect(

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from trainer.escaping import shown
+from trainer.redacting import redacted
 from trainer.runs import requests
-from trainer.runs.connections import Unreachable, redacted
+from trainer.runs.connections import Unreachable
 from trainer.runs.journal import Closed, Journal
 from trainer.runs.rows import Artifact, CommitRow
 from trainer.runs.store import Store
-from trainer.runs.text import shown
 
 log = logging.getLogger("entracte")
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from trainer.runs.connections import Unreachable, redacted
+from trainer.redacting import redacted
+from trainer.runs.connections import Unreachable
 from trainer.runs.store import Store
 
 Given = TypeVar("Given")

@@ -9,8 +9,9 @@ from typing import Any
 
 import psycopg
 
-from trainer.runs.connections import Row, Unreachable, kept, redacted
-from trainer.runs.text import shown
+from trainer.escaping import shown
+from trainer.redacting import redacted
+from trainer.runs.connections import Row, Unreachable, kept
 
 SCHEMA = "entracte"
 """The schema of the tables, so that a database may hold others besides."""
@@ -157,7 +158,7 @@ class PostgreSQL:
                 raise
             while isinstance(error.__context__, psycopg.Error):
                 error = error.__context__  # of which the last is but a consequence
-            said = shown(" ".join(str(error).split())) or type(error).__name__
+            said = redacted(shown(" ".join(str(error).split()))) or type(error).__name__
             raise Unreachable(f"the store {self.where} cannot be reached: {said}") from error
 
 

@@ -8,6 +8,8 @@ import os
 import socket
 from typing import Any, NamedTuple
 
+from trainer.redacting import redacted, without_secrets
+
 QUIET = 60.0
 """Seconds without a sign of life after which a run is said to have stalled, at the least."""
 
@@ -48,10 +50,10 @@ class RunRow(NamedTuple):
 
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> RunRow:
-        """Make one of what a database gave."""
+        """Make one of what a database gave, which an older version may have given passwords."""
         made = dict(zip(cls._fields, row, strict=True))
-        read = {name: json.loads(made.pop(name)) for name in ("config", "environment")}
-        return cls(**made, **read)
+        read = {n: without_secrets(json.loads(made.pop(n))) for n in ("config", "environment")}
+        return cls(**made | {"error": redacted(str(made["error"]))}, **read)
 
     def status(self, now: float) -> str:
         """Give the state, or `stalled` where a run that should be running gives no sign.

@@ -21,8 +21,9 @@ from trainer.environment import environment
 from trainer.opening import own_folder
 from trainer.paths import local
 from trainer.processes import is_lead
+from trainer.redacting import redacted
 from trainer.runs.commits import complete, described
-from trainer.runs.connections import Unreachable, redacted, url_of
+from trainer.runs.connections import Unreachable, url_of
 from trainer.runs.delivery import deliver
 from trainer.runs.files import within
 from trainer.runs.journal import LIMIT, Journal
@@ -49,7 +50,7 @@ class Run:
             already, else the name of the directory.
         store: directory of the runs, a file, or a URL, see `Store`; where None the SQLite store in
             the directory that holds this one.
-        config: the run's configuration, plain JSON data; it is shown as it is: leave secrets out.
+        config: the run's configuration, plain JSON data; passwords are left out of it.
         limit: bytes that the queue may take on the disk; beyond them, records are lost, and a
             message says so.
 
@@ -209,7 +210,7 @@ class Run:
         """Record how the run ended: `finished`, `interrupted` or `failed`, and of what."""
         opened = self._opened()
         opened.ended = True
-        opened.put("end", state=state, error=error, time=time.time())
+        opened.put("end", state=state, error=redacted(error), time=time.time())
 
     def artifact(self, path: str | os.PathLike[str], kind: str, *, epoch: int, step: int) -> None:
         """Record a file that the run left."""
@@ -278,7 +279,7 @@ class Run:
                     pid=os.getpid(),
                     time=time.time(),
                     config=self._config,
-                    environment={key: redacted(value) for key, value in environment().items()},
+                    environment=environment(),
                 )
             return self._open
 

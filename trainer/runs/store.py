@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from trainer.escaping import shown
 from trainer.names import among
+from trainer.redacting import redacted
 from trainer.runs import schema
-from trainer.runs.connections import Connection, connect, redacted, url_of
+from trainer.runs.connections import Connection, connect, url_of
 from trainer.runs.rows import Artifact, CommitRow, Record, RunRow
-from trainer.runs.text import short, shown
+from trainer.runs.text import short
 
 Values = Mapping[str, float | str | None]
 """Of metrics by name; None is a number that is none."""

@@ -1,11 +1,12 @@
-"""Text from elsewhere: what may be kept of it, and how it is shown."""
+"""Text from elsewhere: what may be kept of it, and what may be a name."""
 
 from __future__ import annotations
 
 import functools
-import unicodedata
 
 import xxhash
+
+from trainer.escaping import harmless, shown
 
 LONGEST = 200
 """Characters of a name, for names are keys of tables, and PostgreSQL's may take 2.7 KB."""
@@ -36,17 +37,6 @@ def short(name: str) -> str:
     return f"{name[: LONGEST - len(checksum) - 1]}~{checksum}"
 
 
-def shown(text: object) -> str:
-    """Give a text that a terminal shows and does not obey: control characters are spelled out.
-
-    >>> shown("loss"), shown("\\x1b[2Jgone\\n")
-    ('loss', '\\\\x1b[2Jgone\\\\n')
-    """
-    return "".join(
-        character if _harmless(character) else ascii(character)[1:-1] for character in str(text)
-    )
-
-
 def file_name(name: str) -> str:
     """Give a name as that of a file, whoever chose it: of one part, and not hidden.
 
@@ -66,15 +56,10 @@ def checked_name(name: str, what: str) -> str:
     >>> checked_name("digits-3", "a run")
     'digits-3'
     """
-    sound = name == name.strip() and all(_harmless(c) and c not in "/\\" for c in name)
+    sound = name == name.strip() and all(harmless(c) and c not in "/\\" for c in name)
     if not sound or not 0 < len(name) <= LONGEST or name.startswith("-") or name in (".", ".."):
         raise ValueError(
             f"{what} needs a name of 1 to {LONGEST} characters that can be printed, without "
             f"slashes, and that does not begin with a dash; got {shown(name)[:LONGEST]!r}"
         )
     return name
-
-
-def _harmless(character: str) -> bool:
-    """Say whether it is neither a control nor a direction nor a surrogate."""
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")

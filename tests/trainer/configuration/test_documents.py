@@ -77,3 +77,29 @@ def test_without_pyyaml_it_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError) as raised:
         parsed("a: 1")
     assert 'pip install "entracte[config]"' in raised.value.__notes__[0]
+
+
+def bomb(lines, line="l{0}: &l{0} [{1}]", each="*l{0}, *l{0}, *l{0}, *l{0}"):
+    """A document whose every line holds the one before four times."""
+    rest = (line.format(n, each.format(n - 1)) for n in range(1, lines))
+    return "\n".join([line.format(0, "1, 1"), *rest])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (bomb(40), r"with its aliases \(\*\) spelled out it has \d+ values, and may have 10000"),
+        (bomb(40, "l{0}: &l{0} {{a: 1, {1}}}", "<<: [*l{0}, *l{0}]"), "aliases"),
+        ("a: &a [*a]", "aliases"),
+        ("a: &a {b: {c: *a}}", "aliases"),
+    ],
+)
+def test_aliases_that_stand_for_too_much_are_refused(text, told):
+    with pytest.raises(ValueError, match=told):
+        parsed(text)
+
+
+def test_aliases_and_large_documents_without_them_are_read():
+    assert parsed(bomb(3))["l2"] == 4 * [4 * [[1, 1]]]
+    assert parsed("a: &a {b: 1}\nc: [*a, *a]")["c"] == [{"b": 1}, {"b": 1}]
+    assert parsed(f"[{', '.join(map(str, range(20_000)))}]") == list(range(20_000))

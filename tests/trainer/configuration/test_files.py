@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from trainer.checkpoints.manifest import config_differences
+from trainer.checkpoints.configs import config_differences
 from trainer.configuration import (
     Checkpointing,
     Logging,

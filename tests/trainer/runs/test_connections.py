@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.runs.connections import Unreachable, connect, redacted, url_of
+from trainer.redacting import redacted
+from trainer.runs.connections import Unreachable, connect, url_of
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,20 @@ def test_another_kind_of_url_is_refused(store):
 )
 def test_passwords_are_left_out(url, shown):
     assert redacted(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked"),
+    [
+        ("postgresql://me:***@host/a?sslmode=require", "postgresql://me@host/a?sslmode=require"),
+        ("postgres://host/a?password=***&user=me", "postgresql://host/a?user=me"),
+        ("postgresql://host/a?user=me&sslpassword=***", "postgresql://host/a?user=me"),
+        ("postgresql:///a?password=***", "postgresql:///a"),
+        ("postgresql://me:p@h/a?service=b", "postgresql://me:p@h/a?service=b"),
+    ],
+)
+def test_a_password_that_was_left_out_is_none_where_the_url_is_read_again(kept, asked):
+    assert url_of(kept) == asked
 
 
 @pytest.mark.parametrize("name", ["plain", "ü ? # % %20 & = :", os.fsdecode(b"no text \xff")])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.runs.text import LONGEST, checked_name, clean, short, shown
+from trainer.escaping import shown
+from trainer.runs.text import LONGEST, checked_name, clean, short
 
 ANY = st.text(st.characters(exclude_categories=()))
 

@@ -1,0 +1,53 @@
+"""Text from elsewhere as it is shown: what a terminal would obey is spelled out."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+
+
+def shown(text: object) -> str:
+    """Give a text that a terminal shows and does not obey: control characters are spelled out.
+
+    >>> shown("loss"), shown("\\x1b[2Jgone\\n")
+    ('loss', '\\\\x1b[2Jgone\\\\n')
+    """
+    text = str(text)
+    if text.isprintable():  # nearly all
+        return text
+    return "".join(
+        character if harmless(character) else ascii(character)[1:-1] for character in text
+    )
+
+
+def shown_lines(text: object) -> str:
+    """Give a text of several lines, such as an error, of which each is `shown`.
+
+    >>> shown_lines("it does not fit:\\n\\tw\\x1b[2J")
+    'it does not fit:\\n\\tw\\\\x1b[2J'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
+
+
+def harmless(character: str) -> bool:
+    """Say whether it is neither a control nor a direction nor a surrogate."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def escape(record: logging.LogRecord) -> bool:
+    """Be a filter of a logger that has each message `shown_lines`, whatever text is part of it.
+
+    >>> record = logging.makeLogRecord({"msg": "skipped %s", "args": ("\\x1b[2J",)})
+    >>> escape(record), record.getMessage()
+    (True, 'skipped \\\\x1b[2J')
+    """
+    try:
+        message = record.getMessage()
+    except Exception:  # whoever prints it says what is wrong with it
+        return True
+    if (safe := shown_lines(message)) != message:
+        record.msg, record.args = safe, ()
+    return True
