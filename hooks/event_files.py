@@ -115,7 +115,7 @@ def set_aside(directory: Path) -> None:
         )
 
 
-def cut(directory: Path, step: int, epoch: int) -> None:
+def cut(directory: Path, step: int, epoch: int) -> bool:
     """Drop the records beyond a step or an epoch, and one torn by a crash.
 
     Each file is replaced at once, so that one killed in between is cut the next time.
@@ -124,9 +124,12 @@ def cut(directory: Path, step: int, epoch: int) -> None:
         directory: of the files.
         step: the last that stays.
         epoch: the last that stays, for programs whose step stands still.
+
+    Returns:
+        Whether there are files.
     """
-    dropped = 0
-    for path in _own(directory):
+    dropped, files = 0, _own(directory)
+    for path in files:
         with path.open("rb") as file, _mapped(file) as content:
             found = _cut(content, step, epoch)
             if found.kept == [(0, len(content))]:
@@ -147,6 +150,7 @@ def cut(directory: Path, step: int, epoch: int) -> None:
             *(directory, dropped, step, epoch),
         )
     sync_folder(directory)
+    return bool(files)
 
 
 def _own(directory: Path) -> list[Path]:

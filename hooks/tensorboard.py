@@ -17,7 +17,17 @@ from hooks import event_files
 from hooks.animations import as_gif, as_pixels
 from hooks.appending import Appending
 from hooks.worker import Worker
-from hooks.writers import Histogram, Image, Progress, Text, Trace, Value, Video, make_folder
+from hooks.writers import (
+    Histogram,
+    Image,
+    Progress,
+    Text,
+    Trace,
+    Value,
+    Video,
+    make_folder,
+    tell_nothing_before,
+)
 from trainer.paths import local
 
 POINTS = 1000
@@ -68,7 +78,8 @@ class TensorBoard:
         self.close()
         self._since = step
         if epoch:
-            event_files.cut(self.directory, step, epoch)
+            if not event_files.cut(self.directory, step, epoch):
+                tell_nothing_before(self.directory, epoch)
         else:
             event_files.set_aside(self.directory)
         # Who reads along has read more: afresh, what was measured before training comes again.

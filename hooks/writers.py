@@ -221,6 +221,8 @@ class JsonLines:
             )
             with replacing(self.path) as beside, beside.open("w", encoding="utf-8") as file:
                 file.writelines(kept)
+        if epoch and not kept:
+            tell_nothing_before(self.path, epoch)
         self._file = Appending(self.path, "JsonLines")  # held from here on, lest it vanish unseen
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
@@ -279,6 +281,15 @@ def _place(path: Path, number: int, line: str) -> tuple[float, float]:
             "by JsonLines; give it another path"
         )
         raise
+
+
+def tell_nothing_before(place: Path, epoch: int) -> None:
+    """Say that a run goes on whose records are not where a writer keeps them."""
+    log.info(
+        "%s: there is nothing in it of the %d epochs that this run has done: they were written "
+        "elsewhere, or what was written is gone; it begins with epoch %d",
+        *(place, epoch, epoch + 1),
+    )
 
 
 def make_folder(path: Path, who: str) -> None:

@@ -328,3 +328,17 @@ def test_before_a_checkpoint_a_writer_notices_that_its_file_is_gone(
         assert [epoch for _, epoch in accumulated(place)["epoch"]] == [1, 2, 3, 4]
     else:
         assert len(file.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("kind", ["TensorBoard", "JsonLines"])
+def test_where_nothing_is_left_of_the_epochs_before_that_is_said(kind, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "entracte")
+    for expected in (1, 0):
+        file = tmp_path / "metrics.jsonl"
+        writer = TensorBoard(tmp_path) if kind == "TensorBoard" else hooks.JsonLines(file)
+        writer.resume(20, 2)
+        said = [line for line in caplog.messages if "nothing in it of the 2 epochs" in line]
+        assert len(said) == expected
+        caplog.clear()
+        writer.write(20, {"epoch": Progress(2, 4), "loss": 1.0})
+        writer.close()
