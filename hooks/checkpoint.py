@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -15,7 +16,9 @@ from trainer import Checkpoints, Hook, TrainState
 from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.locking import Held, check_all, lock
 from trainer.hook import Gate, Restored
-from trainer.processes import of_lead
+from trainer.processes import is_lead, of_lead
+
+log = logging.getLogger("entracte")
 
 
 def save_checkpoints(
@@ -71,6 +74,8 @@ def save_checkpoints(
         nonlocal began, committed, held
         if held is None or not held.by_this_thread():  # else error hooks ask once more
             held = lock(checkpoints.directory.parent)
+            if is_lead():
+                log.info("checkpoints are in %s", checkpoints.directory)
         began, committed = time.monotonic(), None
         commit = checkpoints.restore(template, config=config)
         if commit is None:

@@ -148,7 +148,20 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
         if failed is not None:
             raise failed
 
-    return Hook(run, name, stage="observe", rehearse=rehearse, flush=flush, close=close)
+    def history() -> list[dict[str, float]]:
+        """Read what the first writer that can gives back."""
+        known = (writer.history() for writer in writers if hasattr(writer, "history"))
+        return next(known, [])
+
+    return Hook(
+        run,
+        name,
+        stage="observe",
+        rehearse=rehearse,
+        history=history,
+        flush=flush,
+        close=close,
+    )
 
 
 def _with_progress(

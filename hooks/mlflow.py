@@ -140,7 +140,10 @@ class MLflow:
                 known = {place for place, _ in there}
                 lacking = {place: point for place, point in points.items() if place not in known}
             else:
-                log.info("MLflow: %s has other numbers than the journal; deleted", journal.identity)
+                log.warning(
+                    "MLflow: %s has other numbers than the journal; it is deleted and written anew",
+                    journal.identity,
+                )
                 client.delete_run(journal.identity)
                 run = None
         if run is None:

@@ -165,6 +165,6 @@ def _asked_before(run: Run, suite: str, wanted: int, epoch: int, numbers: list[i
         with contextlib.closing(Onlooker(run.url)) as onlooker:
             known = onlooker.ask(requests, run.name)
     except OSError as error:  # to ask for one too many is better than for one too few
-        log.info("%s: whether %r was asked for is not known", error, suite)
+        log.debug("%s: whether %r was asked for is not known", error, suite)
         return False
     return any(one.suite == suite and wanted <= one.epoch < epoch for one in known)

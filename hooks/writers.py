@@ -107,8 +107,9 @@ Value = float | Progress | Trace | Histogram | Image | Video | Text
 class Writer(Protocol):
     """What `log_metrics` writes to. One that shows scalars takes ten lines.
 
-    A writer that keeps records also has `resume`, see `Resumes`. After `close` it may be written to
-    again: one writer serves several calls of `fit`.
+    A writer that keeps records also has `resume`, see `Resumes`; one that can read them back also
+    has `history`, as `JsonLines` does, for a `fit` that finds its run complete. After `close` it
+    may be written to again: one writer serves several calls of `fit`.
 
     >>> class Printer:
     ...     def write(self, step, values):
@@ -250,6 +251,19 @@ class JsonLines:
         if self._file is None:
             self._file = Appending(self.path, "JsonLines")
         return self._file, self._file.append(json.dumps(record).encode() + b"\n")
+
+    def history(self) -> list[dict[str, float]]:
+        """Read the numbers of each epoch on record, and its number at `epoch`; null is nan."""
+        epochs: dict[int, dict[str, float]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record.get("epoch"):
+                epochs.setdefault(record["epoch"], {}).update(
+                    (name, math.nan if value is None else value)
+                    for name, value in record.items()
+                    if name != "step" and not isinstance(value, str)
+                )
+        return list(epochs.values())
 
     def flush(self) -> None:
         """Wait until the lines are on the disk, in the file that is found at the path.

@@ -12,6 +12,7 @@ from trainer.hook import Hook, Interrupt
 from trainer.loop import fit
 from trainer.member_metrics import Members
 from trainer.metrics import Metrics
+from trainer.notices import show_notices
 from trainer.overfitting import overfit
 from trainer.parameters import export_params, load_params
 from trainer.phases import Phase
@@ -21,6 +22,8 @@ from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
 from trainer.summaries import summary
 from trainer.supervised import supervised
+
+show_notices()
 
 __all__ = [
     "Checkpoints",

@@ -173,6 +173,27 @@ class Events:
                 log.info("resuming from epoch %d, restored by %s", state.epoch, hook.name)
         return state, metrics
 
+    def recorded(self, state: TrainState, metrics: Metrics) -> list[dict[str, float]]:
+        """Give what is on record of the epochs of a run that is complete.
+
+        The last is what was restored with the state; those before it are what a hook kept, where
+        one keeps them: on the lead of one process, since on several all shall see the same.
+        """
+        if not metrics:
+            return []
+        epoch, before = int(state.epoch), list[dict[str, float]]()
+        for hook in self.hooks if jax.process_count() == 1 else ():
+            if hook.history and not before:
+                before = [dict(one) for one in hook.history()]
+        kept = [one for one in before if one.pop("epoch") < epoch]
+        return [*kept, metrics.as_dict()]
+
+    @property
+    def readable(self) -> TrainState | None:
+        """The newest state, where no phase used it up."""
+        state = self.latest[0] if self.latest else None
+        return None if state is None or _used_up(state) else state
+
     def run(
         self, event: str, state: TrainState, metrics: Metrics, *, stages: Sequence[str] = STAGES
     ) -> tuple[TrainState, Metrics]:

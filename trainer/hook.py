@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from trainer.state import PyTree, TrainState
@@ -79,6 +79,9 @@ class Hook:
     it gives back is thrown away. Without one, a commit is left out of the check."""
     restore: Callable[[TrainState], Restored | None] | None = None
     """Given a template, brings back an earlier run's state; called before all else."""
+    history: Callable[[], Sequence[dict[str, float]]] | None = None
+    """Gives what is on record of the epochs so far, one dict each with its number at `epoch`; asked
+    where there is nothing left to train."""
     check: Callable[[], None] | None = None
     """Raises what failed in the background since; asked at the beginning of every event."""
     flush: Callable[[], None] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Iterator, Sequence
 
@@ -16,15 +17,15 @@ from trainer.metrics import Metrics
 from trainer.phases import Phase, Program
 from trainer.processes import NOTHING, Ending, agreed, check_same, of_lead
 from trainer.rehearsal import rehearse
-from trainer.signals import end_process, listening
-from trainer.state import TrainState, steps_taken
+from trainer.signals import carrying, end_process, listening
+from trainer.state import LIMIT, TrainState, check_room, steps_taken
 from trainer.structure import owned
 from trainer.timing import span
 
 log = logging.getLogger("entracte")
 
 History = list[dict[str, float]]
-"""The metrics of the epochs that one call of `fit` ran."""
+"""The metrics of the epochs that one call of `fit` ran; where it found all done, the recorded."""
 
 
 def fit(
@@ -36,6 +37,7 @@ def fit(
     donate: bool = True,
     ignore_stop: bool = False,
     check: bool = False,
+    return_on_interrupt: bool = False,
 ) -> tuple[TrainState, History]:
     """Train until the state has completed `epochs` epochs, running hooks between phases.
 
@@ -51,14 +53,21 @@ def fit(
             the results away: what would fail after hours fails now, and the run is the same bit for
             bit. Single steps are compiled for it, and it takes the memory of a second state. A hook
             that leaves something behind says what to call instead, see `Hook.rehearse`.
+        return_on_interrupt: return after SIGINT (Ctrl-C, the stop button of a notebook) and this
+            epoch's commit, instead of raising; the state says how far it came.
 
     Returns:
-        The final state, and the metrics of each epoch that this call ran.
+        The final state, and the metrics of each epoch that this call ran. Where there was nothing
+        left to train, those on record: from `hooks.JsonLines`, or the last epoch's alone, from the
+        checkpoint.
 
     Raises:
         ValueError: something does not fit together, before anything trains.
         SystemExit: 143, after SIGTERM and this epoch's commit.
-        KeyboardInterrupt: after SIGINT and this epoch's commit.
+        KeyboardInterrupt: after SIGINT and this epoch's commit, with what there is in its
+            attributes `state` and `history`. A second SIGINT does not wait; its `state` is None
+            where the phase under way had used it up.
+        OverflowError: `state.step` would pass 2**31 - 1.
 
     >>> import jax.numpy as jnp
     >>> def halve(state, data):
@@ -71,16 +80,25 @@ def fit(
     phases = _phases(program)
     events = Events(hooks, [phase.name for phase in phases])
     history: History = []
-    with listening() as signals, _closing(events):
+    with listening() as signals, _closing(events, history):
         ending = NOTHING
         state, metrics = _begin(state, phases, events, epochs, donate, ignore_stop, check)
         number = int(state.epoch)
         going = number < epochs and not state.stop
         programs = _compiled(state, phases, donate=donate) if going else []
+        if not going:
+            history += events.recorded(state, metrics)
+        steps, taken = steps_taken(state), sum(phase.steps_per_epoch or 0 for phase in phases)
         while number < epochs and not state.stop:
             number += 1
+            if steps > LIMIT // 2:  # a hook may have put an earlier state in its place
+                steps = steps_taken(state)
+            check_room(steps, taken)
             with span("epoch", number=number):
-                state, metrics = _epoch(state, programs, events, number, epochs, donate)
+                state, metrics, taken = _epoch(
+                    state, programs, events, number, epochs, donate, steps
+                )
+            steps += taken
             history.append(metrics.as_dict())
             ending = agreed(Ending(state.stop, events.interrupt is not None, signals.number))
             if ending.signal or (ending.interrupt and not ending.stop):
@@ -90,7 +108,9 @@ def fit(
         else:
             state, _ = events.run("end", state, metrics)
         events.flush()  # what failed in the background is raised here, while error hooks can run
-    end_process(ending.signal or signals.number)
+    stopped = ending.signal or signals.number
+    if not (stopped == signal.SIGINT and return_on_interrupt):
+        end_process(stopped, state, history)
     return state, history
 
 
@@ -108,10 +128,12 @@ def _phases(program: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
 
 
 @contextlib.contextmanager
-def _closing(events: Events) -> Iterator[None]:
+def _closing(events: Events, history: History) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            carrying(error, events.readable, history)
         try:
             events.fail(error)
         finally:
@@ -166,7 +188,7 @@ def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
     step, epoch = steps_taken(state), int(state.epoch)
     to_come = sum(steps or 0 for steps in planned)
     if planned and step and epoch and None not in planned and step != epoch * to_come:
-        log.info(
+        log.warning(
             "epochs so far took %.6g steps each, those to come take %d: another batch size, or "
             "other data; the bits will differ from those of a run that had it from the start",
             step / epoch,
@@ -177,13 +199,13 @@ def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
 def _compiled(
     state: TrainState, phases: Sequence[Phase], *, donate: bool
 ) -> list[tuple[Phase, Program]]:
-    """Compile ahead of the first epoch, and say how long it took."""
+    """Compile ahead of the first epoch, and say how long it took, to who wants to know."""
     programs, output = [], None
     for phase in phases:
         started = time.perf_counter()
         program = phase.program(state, phase.feed.example if phase.feed else output, donate=donate)
         seconds = time.perf_counter() - started
-        log.info("%s: compiled in %.2f s; executor %s, %s", phase.name, seconds, *program.choice)
+        log.debug("%s: compiled in %.2f s; executor %s, %s", phase.name, seconds, *program.choice)
         output, _ = phase.shapes(state, output, donate=donate)
         programs.append((phase, program))
     return programs
@@ -196,8 +218,9 @@ def _epoch(
     number: int,
     epochs: int,
     donate: bool,
-) -> tuple[TrainState, Metrics]:
-    """Run the phases once, and the hooks after each and after all."""
+    begun_at: int,
+) -> tuple[TrainState, Metrics, int]:
+    """Run the phases once, and the hooks after each and after all; count the steps."""
     started = time.perf_counter()
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
@@ -216,6 +239,7 @@ def _epoch(
                 traces |= steps
                 taken += count
             waiting = []
+            check_room(begun_at, taken)
         if events.order[phase.name]:
             metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
             state, _ = events.run(phase.name, state, metrics)
@@ -223,7 +247,7 @@ def _epoch(
     times = {"time/epoch_seconds": seconds, "time/steps_per_second": taken / seconds}
     values |= of_lead(times | events.take_times())
     metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
-    return events.run("epoch", state.replace(epoch=epoch), metrics)
+    return (*events.run("epoch", state.replace(epoch=epoch), metrics), taken)
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -24,17 +25,31 @@ class Received:
     number: int = 0
 
 
-def end_process(number: int) -> None:
+def end_process(number: int, state: Any = None, history: Any = None) -> None:
     """End the process in a signal's usual way; 0 does nothing.
 
     Raises:
         SystemExit: with status 143, on SIGTERM.
-        KeyboardInterrupt: on SIGINT.
+        KeyboardInterrupt: on SIGINT, carrying what was reached.
     """
     if number == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     if number == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise carrying(KeyboardInterrupt(), state, history)
+
+
+def carrying(error: KeyboardInterrupt, state: Any, history: Any) -> KeyboardInterrupt:
+    """Put what was reached on the exception, for who catches it.
+
+    No class of its own: Python ends with a signal's status on KeyboardInterrupt itself alone.
+    """
+    error.state, error.history = state, history  # type: ignore[attr-defined]
+    if history:
+        error.add_note(
+            "the state and the metrics of each epoch so far are the exception's `state` and "
+            "`history`: except KeyboardInterrupt as stopped: ... (in a notebook sys.last_value)"
+        )
+    return error
 
 
 @contextlib.contextmanager
@@ -49,7 +64,7 @@ def listening(after: str = "this epoch") -> Iterator[Received]:
     """
     received = Received()
     if threading.current_thread() is not threading.main_thread():
-        log.info("not in the main thread: SIGTERM and SIGINT are left as they are")
+        log.debug("not in the main thread: SIGTERM and SIGINT are left as they are")
         yield received
         return
 

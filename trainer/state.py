@@ -139,6 +139,29 @@ def steps_taken(state: TrainState) -> int:
     return int(np.asarray(state.step).max())
 
 
+LIMIT = 2**31 - 1
+"""The largest step that int32 counts."""
+
+
+def check_room(steps: int, more: int) -> None:
+    """Check that a state can count so many more steps.
+
+    Past the limit the step would turn negative: records would be taken for later ones and dropped,
+    and what comes every so many steps would not come.
+
+    Raises:
+        OverflowError: it cannot.
+
+    >>> check_room(2**31 - 2, 1)
+    """
+    if steps + more > LIMIT:
+        raise OverflowError(
+            f"state.step is an int32, which counts to {LIMIT:,}; this run has taken {steps:,} "
+            f"steps and {more:,} more do not fit: begin another run from its parameters "
+            "(trainer.load_params), or take larger batches"
+        )
+
+
 def stream_seed(state: TrainState) -> int:
     """Give the seed of data that is made on the host: of the root alone, between 0 and 2**32."""
     return int(_bits(state.rng))

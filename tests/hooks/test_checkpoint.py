@@ -83,7 +83,7 @@ def test_a_finished_run_gives_the_same_state_again_and_runs_its_end_again(start,
     chain = hooks.chain(_saving(tmp_path), hooks.on("end", double))
     first, _ = trainer.fit(start, train, epochs=2, hooks=chain)
     again, history = trainer.fit(start, train, epochs=2, hooks=chain)
-    assert history == []
+    assert len(history) == 1  # what is on record of the last epoch
     assert fingerprint(again) == fingerprint(first)
     longer, _ = trainer.fit(start, train, epochs=4, hooks=_saving(tmp_path))
     straight, _ = trainer.fit(start, train, epochs=4)
@@ -241,7 +241,7 @@ def test_a_decision_to_stop_is_saved(start, train, tmp_path):
     stop = hooks.when(lambda s, m: int(s.epoch) == 2, lambda s, m: s.replace(stop=True))
     trainer.fit(start, train, epochs=5, hooks=[stop, _saving(tmp_path)])
     state, history = trainer.fit(start, train, epochs=5, hooks=_saving(tmp_path))
-    assert (state.stop, history) == (True, [])
+    assert (state.stop, len(history)) == (True, 1)
 
 
 def test_a_failed_save_is_raised_and_earlier_commits_stand(start, train, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_nothing_left_to_train_is_said_and_no_error(state, phase, epochs, caplog
 
 
 def test_it_says_what_it_compiled_and_why(state, phase, caplog):
-    caplog.set_level(logging.INFO, "entracte")
+    caplog.set_level(logging.DEBUG, "entracte")
     trainer.fit(state, phase, epochs=1)
     assert "train: compiled in" in caplog.text
     assert "executor scan, the phase is one function" in caplog.text
@@ -236,8 +236,70 @@ def test_a_signal_ends_the_run_after_the_epoch_in_the_usual_way(state, phase, nu
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
+def _ctrl_c(epoch, times=1):
+    def press(state, metrics):
+        for _ in range(times if int(state.epoch) == epoch else 0):
+            signal.raise_signal(signal.SIGINT)
+        return state
+
+    return press
+
+
+def test_ctrl_c_without_checkpoints_carries_the_state_and_history_so_far(state, phase):
+    with pytest.raises(KeyboardInterrupt) as raised:
+        trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2))
+    stopped = raised.value
+    straight, history = trainer.fit(state, phase, epochs=2)
+    assert fingerprint(stopped.state) == fingerprint(straight)
+    losses = [[epoch["train/loss"] for epoch in one] for one in (stopped.history, history)]
+    assert losses[0] == losses[1]
+    assert any("sys.last_value" in note for note in stopped.__notes__)
+    assert type(stopped) is KeyboardInterrupt  # or Python would not end with the signal's status
+
+
+def test_ctrl_c_returns_where_asked(state, phase):
+    chain = [_ctrl_c(2), hooks.on("end", lambda state, metrics: 1 / 0)]
+    after, history = trainer.fit(state, phase, epochs=9, hooks=chain, return_on_interrupt=True)
+    assert (int(after.epoch), len(history)) == (2, 2)
+
+
+def test_a_second_ctrl_c_carries_the_newest_state_that_can_be_read(state, phase):
+    with pytest.raises(KeyboardInterrupt) as raised:
+        trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2, times=2), return_on_interrupt=True)
+    assert (int(raised.value.state.epoch), len(raised.value.history)) == (2, 1)
+
+
+def test_the_step_never_wraps_and_says_so_before_a_hook_sees_it(state, phase, start, train):
+    seen = []
+    late = state.replace(step=jnp.int32(2**31 - 3))
+    with pytest.raises(OverflowError, match=r"2,147,483,647; this run has taken 2,147,483,647"):
+        trainer.fit(late, phase, epochs=5, hooks=_recorder(seen))
+    assert [epoch for epoch, _ in seen] == [1, 2]
+    late = start.replace(step=jnp.int32(2**31 - 8))  # six steps an epoch, which is known
+    with pytest.raises(OverflowError, match="and 6 more do not fit") as raised:
+        trainer.fit(late, train, epochs=5, hooks=_recorder(seen))
+    assert [epoch for epoch, _ in seen] == [1, 2, 1]
+    assert not hasattr(raised.value, "__notes__")  # the second epoch was not begun
+
+
+def test_the_history_of_a_complete_run_is_what_is_on_record(state, phase, tmp_path):
+    lines = hooks.JsonLines(tmp_path / "metrics.jsonl")
+    saving = hooks.save_checkpoints(tmp_path, max_cost=None)
+    _, first = trainer.fit(state, phase, epochs=3, hooks=[hooks.log_metrics(lines), saving])
+    _, again = trainer.fit(state, phase, epochs=3, hooks=[hooks.log_metrics(lines), saving])
+    losses = [[epoch["train/loss"] for epoch in one] for one in (first, again)]
+    assert losses[0] == losses[1] == [3.0, 1.5, 0.75]
+    assert "epoch" not in again[0]
+    _, alone = trainer.fit(
+        state, phase, epochs=2, hooks=saving
+    )  # its metrics are in the checkpoint
+    assert alone == [first[-1]]
+    _, four = trainer.fit(state, phase, epochs=4, hooks=saving)
+    assert len(four) == 1
+
+
 def test_it_trains_in_a_thread_and_says_that_signals_are_left_alone(state, phase, caplog):
-    caplog.set_level(logging.INFO, "entracte")
+    caplog.set_level(logging.DEBUG, "entracte")
     results = []
     thread = threading.Thread(target=lambda: results.append(trainer.fit(state, phase, epochs=1)))
     thread.start()
