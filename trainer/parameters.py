@@ -1,11 +1,11 @@
-"""Parameters from elsewhere and to elsewhere: another run's, by path, and safetensors files."""
+"""Parameters from elsewhere and to elsewhere: another run's, by path, and files of arrays."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from trainer import parameter_files
 from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
-from trainer.durability import replacing
 from trainer.escaping import shown
 from trainer.names import nearest
 from trainer.paths import local
@@ -26,11 +26,11 @@ from trainer.structure import described
 
 log = logging.getLogger("entracte")
 
-DTYPES = (
-    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
-    *("float16", "bfloat16", "float32", "float64", "complex64"),
-)
-"""What safetensors files hold that numpy reads back."""
+PARTS = ("model_state", "params")
+"""What of a run's state can be loaded."""
+
+Transform = Callable[[np.ndarray], np.ndarray]
+"""Of an array as it was saved: the same as it is to be taken."""
 
 _ITSELF = "params"
 """What parameters that are one array are called in messages: their path is empty."""
@@ -42,20 +42,34 @@ def load_params(
     *,
     only: str | None = None,
     rename: Mapping[str, str] | None = None,
+    transform: Mapping[str, Transform] | None = None,
+    part: str = "params",
     best: str | None = None,
     mode: str | None = None,
 ) -> PyTree:
-    """Take parameters by path from another run or a safetensors file, all of them or some.
+    """Take parameters by path from another run or a file of arrays, all of them or some.
 
     A floating leaf is cast where the source has another floating type, with a warning; nothing else
-    is converted. What the source has besides is left there, with a notice.
+    is converted that `transform` does not name. What the source has besides is left there, with a
+    notice.
+
+    The batch statistics of a network are no parameters but its `model_state`, and are loaded as
+    well by a call of their own, or the network works with those that it began with:
+
+        params = trainer.load_params(run, state.params)
+        model_state = trainer.load_params(run, state.model_state, part="model_state")
 
     Args:
-        source: a run directory, whose newest intact commit is read, or a `.safetensors` file.
+        source: a run directory, whose newest intact commit is read, or a `.safetensors` or `.npz`
+            file.
         params: gives structure, shapes, types and places; what is not taken stays.
         only: regular expression, searched in the paths of `params`: take these alone.
         rename: regular expression to replacement, applied in order to the paths of the source:
             `{r"\\.": "/"}` for names with dots, `{"^encoder/": "backbone/"}` for another module.
+        transform: regular expression, searched in the paths of `params`, to a function of the array
+            as it was saved: `{"kernel$": np.transpose}` for matrices of torch, which are
+            `[out, in]`; a square one fits either way. Those that match are applied in order.
+        part: of a run, `params` or `model_state`.
         best: of a run, take the commit with the best score of this name instead.
         mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
 
@@ -67,7 +81,8 @@ def load_params(
         DamagedCommit: no commit is intact.
         ImportError: safetensors is not installed.
         ValueError: leaves are missing in the source, or have another shape or type: all are listed;
-            or a value is too large for the type that it is to be cast to.
+            or a value is too large for the type that it is to be cast to; or `only` or a pattern of
+            `transform` is found in no path.
 
     >>> import tempfile
     >>> old = {"body": {"w": jnp.arange(3.0)}, "head": jnp.ones(10)}
@@ -77,19 +92,23 @@ def load_params(
     ...     load_params(f"{folder}/old.safetensors", new, only="^body/")["body"]
     {'w': Array([0., 1., 2.], dtype=float32)}
     """
-    arrays, where = _read(local(source, "load_params"), best, mode)
-    arrays = _renamed(arrays, rename or {}, where)
+    arrays, where, besides = _read(local(source, "load_params"), part, best, mode)
+    arrays, names = _renamed(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
     leaves = {path_name(path): leaf for path, leaf in pairs}
+    if not leaves:
+        raise ValueError(f"there is nothing to load into: {part} has no arrays")
     wanted = {path: x for path, x in leaves.items() if only is None or re.search(only, path)}
     if not wanted:
         raise ValueError(
             f"only={only!r} is found in no path of params; there is: {_few(leaves)}."
             f"{nearest(only, leaves)}"
         )
+    arrays, transformed = _transformed(arrays, transform or {}, wanted)
     lines = [
         f"{shown(path) or _ITSELF}: saved "
         f"{described(arrays[path]) if path in arrays else 'nothing'}, wanted {described(leaf)}"
+        f"{_turned(path, arrays, leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
     ]
@@ -105,10 +124,12 @@ def load_params(
     if cast := [path for path in taken if arrays[path].dtype != leaves[path].dtype]:
         kinds = {f"{arrays[path].dtype} to {leaves[path].dtype}" for path in cast}
         log.warning("cast %s: %s", " and ".join(sorted(kinds)), _few(cast))
+    _tell_of_squares(taken, names, transformed)
     log.info(
-        "took %d of %d parameters from %s; as they were: %s; not used: %s",
+        "took %d of %d parameters from %s; as they were: %s; not used: %s%s",
         *(len(taken), len(leaves), where),
         *(_few(leaves.keys() - taken.keys()), _few(arrays.keys() - taken.keys())),
+        besides,
     )
     return jax.tree.unflatten(
         jax.tree.structure(params), [taken.get(path, leaf) for path, leaf in leaves.items()]
@@ -116,80 +137,120 @@ def load_params(
 
 
 def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
-    """Write parameters to a safetensors file, under their paths: `layers/0/kernel`.
+    """Write parameters to a file, under their paths: `layers/0/kernel`.
 
     The file appears at once or not at all, in the place of an earlier one. `load_params` reads the
     same bits back. On several processes each calls it, and the first one writes.
 
     Args:
-        params: pytree of arrays.
-        path: of the file; its folder must be there.
+        params: pytree of arrays; of a network with batch statistics
+            `{"params": state.params, "model_state": state.model_state}`.
+        path: of the file, `.safetensors` or `.npz`; its folder must be there.
 
     Raises:
         ImportError: safetensors is not installed.
         OSError: the file cannot be written.
-        TypeError: a leaf is of a type that such files do not hold.
-        ValueError: two leaves share a path.
+        TypeError: a leaf is of a type that such a file does not hold.
+        ValueError: two leaves share a path, or the suffix is another one.
     """
-    library = _safetensors()
+    file = local(path, "export_params")
+    parameter_files.check_path(file)
     pairs = [(path_name(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]
     names = [name for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"leaves share a path, so that none could be read: {', '.join(twice)}")
-    odd = [f"{n}: {described(x)}" for n, x in pairs if str(getattr(x, "dtype", "")) not in DTYPES]
-    if odd:
-        raise TypeError(
-            "a safetensors file holds arrays of numbers and truths; got\n  "
-            + "\n  ".join(odd)
-            + f"\ncast them first, to one of: {', '.join(DTYPES)}"
-        )
+    parameter_files.check_types(dict(pairs), file)
     arrays = {name: _on_host(leaf) for name, leaf in pairs}
-    if not is_lead():
-        return
-    file = local(path, "export_params")
-    with replacing(file) as beside:
-        library.save_file(arrays, beside, metadata={"format": "np", "writer": "entracte"})
+    if is_lead():
+        parameter_files.write(arrays, file)
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        error.add_note('safetensors files need: pip install "entracte[safetensors]"')
-        raise
-    return safetensors.numpy
-
-
-def _read(source: Path, best: str | None, mode: str | None) -> tuple[dict[str, np.ndarray], str]:
+def _read(
+    source: Path, part: str, best: str | None, mode: str | None
+) -> tuple[dict[str, np.ndarray], str, str]:
+    """Give the arrays by path, where they are from, and what else there is to load."""
+    if part not in PARTS:
+        raise ValueError(f"part must be params or model_state; got {part!r}.{nearest(part, PARTS)}")
     if source.is_dir():
-        return read_params(source, best=best, mode=mode)
+        arrays, where, parts = read_params(source, part=part, best=best, mode=mode)
+        more = part == "params" and "model_state" in parts
+        return arrays, where, "; its model_state is loaded with part='model_state'" if more else ""
     if not source.is_file():
         raise FileNotFoundError(
-            f"there is neither a run directory nor a safetensors file at {source}"
+            f"there is neither a run directory nor a file of parameters at {source}"
         )
-    if best is not None:
-        raise ValueError(f"best={best!r} chooses among the commits of a run; {source} is a file")
-    library = _safetensors()
-    try:
-        return library.load_file(source), str(source)
-    except Exception as error:
-        raise ValueError(
-            f"{source} cannot be read as a safetensors file: {shown(error)}"
-        ) from error
+    for name, value, otherwise in (("best", best, None), ("part", part, "params")):
+        if value != otherwise:
+            raise ValueError(f"{name}={value!r} chooses within a run; {source} is a file")
+    return parameter_files.read(source), str(source), ""
 
 
 def _renamed(
     arrays: Mapping[str, np.ndarray], rename: Mapping[str, str], where: str
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Give the arrays by their new paths, and the old path of each new one."""
     renamed: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}
     for path, array in arrays.items():
         new = path
         for pattern, replacement in rename.items():
             new = re.sub(pattern, replacement, new)
         if new in renamed:
             raise ValueError(f"rename gives two leaves of {where} the path {new!r}, {path!r} one")
-        renamed[new] = array
-    return renamed
+        renamed[new], names[new] = array, path
+    return renamed, names
+
+
+def _transformed(
+    arrays: Mapping[str, np.ndarray], transform: Mapping[str, Transform], wanted: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Give the arrays as they shall be taken, and the paths of those that were changed."""
+    changed = dict(arrays)
+    touched: set[str] = set()
+    for pattern, function in transform.items():
+        found = [path for path in wanted if path in arrays and re.search(pattern, path)]
+        if not found:
+            raise ValueError(
+                f"transform names {pattern!r}, which is found in no path that is taken; there is: "
+                f"{_few(wanted)}.{nearest(pattern, wanted)}"
+            )
+        for path in found:
+            try:
+                changed[path] = np.asarray(function(changed[path]))
+            except Exception as error:
+                error.add_note(f"in transform[{pattern!r}] of {path}, {described(arrays[path])}")
+                raise
+        touched.update(found)
+    return changed, touched
+
+
+def _turned(path: str, arrays: Mapping[str, np.ndarray], leaf: Any) -> str:
+    """Say of a matrix that does not fit whether its transpose does."""
+    array = arrays.get(path)
+    if array is None or array.ndim != 2 or array.T.shape != getattr(leaf, "shape", None):
+        return ""
+    return f"; its transpose fits: transform={{{path!r}: np.transpose}}"
+
+
+def _tell_of_squares(
+    taken: Mapping[str, Any], names: Mapping[str, str], transformed: set[str]
+) -> None:
+    """Warn of square matrices that look like torch's, which fit either way."""
+    square = [
+        path
+        for path, leaf in taken.items()
+        if path not in transformed
+        and names[path].endswith("weight")
+        and path.endswith("kernel")
+        and leaf.ndim == 2
+        and leaf.shape[0] == leaf.shape[1]
+    ]
+    if square:
+        log.warning(
+            "%s: square, and named weight in the source, as the matrices [out, in] of torch are; "
+            'taken as they are. transform={"kernel$": np.transpose} turns them',
+            _few(square),
+        )
 
 
 def _fits(array: np.ndarray, leaf: Any) -> bool:

@@ -30,12 +30,12 @@ def zeros(params):
     return jax.tree.map(jnp.zeros_like, params)
 
 
-@pytest.fixture(params=["run", "file"])
+@pytest.fixture(params=["run", "safetensors", "npz"])
 def source(request, params, tmp_path):
-    """The same parameters as a run and as a file."""
-    if request.param == "file":
-        export_params(params, tmp_path / "params.safetensors")
-        return tmp_path / "params.safetensors"
+    """The same parameters as a run and as files."""
+    if request.param != "run":
+        export_params(params, tmp_path / f"params.{request.param}")
+        return tmp_path / f"params.{request.param}"
     with Checkpoints(tmp_path / "run") as checkpoints:
         checkpoints.save(TrainState.create(params=params, rng=jax.random.key(0)))
     return tmp_path / "run"
@@ -149,6 +149,102 @@ def test_leaves_of_numpy_and_on_a_device_stay_such(source, zeros):
     assert loaded["head"]["kernel"].committed
 
 
+def test_each_leaf_may_be_transformed(source, params, caplog):
+    target = {
+        "body": [{"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(3)}],
+        "head": {"kernel": jnp.zeros((2, 3))},
+    }
+    turn = {"kernel$": np.transpose, "^head/": lambda array: 2 * array}
+    loaded = load_params(source, target, transform=turn)
+    assert equal(loaded["body"][0]["kernel"], params["body"][0]["kernel"].T)
+    assert equal(loaded["body"][0]["bias"], params["body"][0]["bias"])
+    assert equal(loaded["head"]["kernel"], 2 * params["head"]["kernel"].T)
+    fits = r"head/kernel: .*; its transpose fits: transform=\{'head/kernel': np.transpose\}"
+    with pytest.raises(ValueError, match=fits):
+        load_params(source, target)
+    with pytest.raises(
+        ValueError, match="transform names 'kernal', which is found in no path that"
+    ):
+        load_params(source, target, transform={"kernal": np.transpose})
+    with pytest.raises(ValueError, match="axes") as raised:
+        load_params(source, target, transform={"bias": lambda array: array.transpose(1, 0)})
+    assert raised.value.__notes__ == ["in transform['bias'] of body/0/bias, float32[3]"]
+
+
+def test_a_square_matrix_of_torch_is_not_taken_without_a_word(tmp_path, caplog):
+    from safetensors.numpy import save_file
+
+    weight = np.arange(4, dtype=np.float32).reshape(2, 2)
+    save_file({"fc.weight": weight, "fc.bias": weight[0]}, tmp_path / "torch.safetensors")
+    target = {"fc": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    rename = {r"\.": "/", "weight$": "kernel"}
+    load_params(tmp_path / "torch.safetensors", target, rename=rename)
+    assert "fc/kernel: square, and named weight in the source" in caplog.text
+    caplog.clear()
+    turn = {"kernel$": np.transpose}
+    loaded = load_params(tmp_path / "torch.safetensors", target, rename=rename, transform=turn)
+    assert equal(loaded["fc"]["kernel"], weight.T)
+    assert "square" not in caplog.text
+
+
+def test_batch_statistics_are_loaded_as_a_part_of_their_own(params, zeros, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "entracte")
+    statistics = {"norm": {"mean": jnp.arange(3.0)}}
+    state = TrainState.create(params=params, model_state=statistics, rng=jax.random.key(0))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(state)
+    load_params(tmp_path / "run", zeros)
+    assert "its model_state is loaded with part='model_state'" in caplog.text
+    caplog.clear()
+    empty = jax.tree.map(jnp.zeros_like, statistics)
+    assert equal(load_params(tmp_path / "run", empty, part="model_state"), statistics)
+    assert "its model_state" not in caplog.text
+    with pytest.raises(ValueError, match="part must be params or model_state; got 'modelstate'"):
+        load_params(tmp_path / "run", empty, part="modelstate")
+    with pytest.raises(ValueError, match="nothing to load into: model_state has no arrays"):
+        load_params(tmp_path / "run", {}, part="model_state")
+    both = {"params": params, "model_state": statistics}
+    export_params(both, tmp_path / "both.npz")
+    assert equal(load_params(tmp_path / "both.npz", both), both)
+    with pytest.raises(ValueError, match="part='model_state' chooses within a run"):
+        load_params(tmp_path / "both.npz", statistics, part="model_state")
+
+
+def test_numpy_reads_the_npz_and_what_it_wrote_is_read(params, tmp_path):
+    export_params({**params, "file": jnp.ones(2)}, tmp_path / "params.npz")
+    with np.load(tmp_path / "params.npz") as archive:
+        assert sorted(archive) == ["body/0/bias", "body/0/kernel", "file", "head/kernel"]
+        assert np.array_equal(archive["head/kernel"], np.full((3, 2), 2.0))
+    np.savez_compressed(tmp_path / "other.npz", w=np.arange(3, dtype=np.float32))
+    loaded = load_params(tmp_path / "other.npz", {"w": jnp.zeros(3)})
+    assert loaded["w"].tolist() == [0, 1, 2]
+    np.savez(tmp_path / "pickled.npz", w=np.array([{}]))
+    with pytest.raises(ValueError, match="cannot be read as a npz file: .*allow_pickle=False"):
+        load_params(tmp_path / "pickled.npz", {"w": jnp.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["params", "params.bin", "params.pt", "params.json"])
+def test_a_file_says_by_its_suffix_what_it_is(params, zeros, tmp_path, name):
+    with pytest.raises(
+        ValueError, match=r"a .safetensors or a .npz file, by its suffix; got params"
+    ):
+        export_params(params, tmp_path / name)
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).write_bytes(b"something")
+    with pytest.raises(ValueError, match="by its suffix") as raised:
+        load_params(tmp_path / name, zeros)
+    torch = 'safetensors.torch.save_file(model.state_dict(), "params.safetensors")'
+    assert (torch in str(raised.value)) == (name in ("params.bin", "params.pt"))
+
+
+def test_bfloat16_is_for_safetensors(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"(?s)a .npz file.*w: bfloat16.*.safetensors file holds bf"
+    ):
+        export_params({"w": jnp.ones(2, jnp.bfloat16)}, tmp_path / "params.npz")
+    assert not list(tmp_path.iterdir())
+
+
 @settings(max_examples=15)
 @given(
     dtype=st.sampled_from(["bool", "int8", "uint32", "float16", "bfloat16", "float32"]),
@@ -212,14 +308,14 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path):
 
 
 def test_what_is_no_source_is_refused(zeros, tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a run directory nor a safetensors file"):
+    with pytest.raises(FileNotFoundError, match="neither a run directory nor a file of parameters"):
         load_params(tmp_path / "nothing.safetensors", zeros)
     with pytest.raises(FileNotFoundError, match="there is no commit in"):
         load_params(tmp_path, zeros)
     (tmp_path / "torn.safetensors").write_bytes(b"torn" * 9)
     with pytest.raises(ValueError, match="cannot be read as a safetensors file"):
         load_params(tmp_path / "torn.safetensors", zeros)
-    with pytest.raises(ValueError, match="chooses among the commits of a run"):
+    with pytest.raises(ValueError, match="best='val/loss' chooses within a run"):
         load_params(tmp_path / "torn.safetensors", zeros, best="val/loss")
 
 

@@ -142,27 +142,40 @@ def read_part(
 def read_params(
     directory: str | os.PathLike[str],
     *,
+    part: str = PARAMS,
     epoch: int | None = None,
     best: str | None = None,
     mode: str | None = None,
-) -> tuple[dict[str, np.ndarray], str]:
+) -> tuple[dict[str, np.ndarray], str, frozenset[str]]:
     """Read the parameters of a commit without knowing their structure, chosen as by `restore`.
 
+    Args:
+        directory: of the run.
+        part: of the state, `params` or `model_state`.
+        epoch: the commit's number.
+        best: name of a score; see `restore`.
+        mode: which of its values is best.
+
     Returns:
-        Path in `params` to array ("" where they are one array), and which commit it is.
+        Path in `params` to array ("" where they are one array), which commit it is, and which parts
+        of a state it has.
 
     Raises:
         FileNotFoundError, DamagedCommit, ValueError: as `restore`.
     """
     folder, storage = folder_of(directory), commits.Storage()
 
+    parts: set[str] = set()
+
     def read(number: int) -> tuple[dict[str, np.ndarray], int, int]:
         leaves = _leaves(folder, number)
         data = verified(folder, number, storage, leaves)
+        parts.clear()
+        parts.update(leaf.path.partition("/")[0] for leaf in leaves)
         arrays = {
-            leaf.path.removeprefix(PARAMS).removeprefix("/"): snapshots.array(leaf, data, dtype)
+            leaf.path.removeprefix(part).removeprefix("/"): snapshots.array(leaf, data, dtype)
             for leaf in leaves
-            if _below(leaf, PARAMS) and leaf.shape is not None
+            if _below(leaf, part) and leaf.shape is not None
             if (dtype := schema.plain(leaf.type)) is not None
         }
         return arrays, number, manifests.digest(leaves)
@@ -172,7 +185,7 @@ def read_params(
         lambda: first_intact(folder, lambda: candidates(folder, epoch, best, mode), read),
         lambda found: found[1:],
     )
-    return arrays, f"commit {number} in {folder}"
+    return arrays, f"commit {number} in {folder}", frozenset(parts)
 
 
 def _leaves(folder: Path, number: int) -> list[Leaf]:

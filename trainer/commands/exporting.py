@@ -174,7 +174,7 @@ def _write_json(path: Path, everything: dict[str, Any]) -> None:
 
 def _write_params(path: Path, checkpoint: Checkpoint) -> None:
     try:
-        arrays, _ = read_params(
+        arrays, *_ = read_params(
             checkpoint.directory,
             epoch=checkpoint.epoch,
             best=checkpoint.best,
