@@ -1,7 +1,7 @@
 """Everything that is not training, as functions `(state, metrics) -> state` between epochs."""
 
 from hooks.averaging import average_params, swa
-from hooks.base import observe, reads, stateful, writes
+from hooks.base import observe, reads, rekeys, stateful, writes
 from hooks.checkpoint import save_checkpoints
 from hooks.collecting import collect_scores
 from hooks.combining import chain, every, every_steps, on, once, when
@@ -84,6 +84,7 @@ __all__ = [
     "record_replays",
     "record_times",
     "reduce_on_plateau",
+    "rekeys",
     "replay",
     "request_evaluation",
     "roll_back_on_nan",

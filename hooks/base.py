@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer import TrainState
+from trainer.arguments import require_function, shown
 from trainer.hook import Function, Hook, Memory, parts_of
 from trainer.state import PyTree
 
@@ -41,6 +42,8 @@ def reads(*keys: str) -> Callable[[Function | Hook], Hook]:
     ('val/loss',)
     """
 
+    _require_names("reads", keys)
+
     def declare(hook: Function | Hook) -> Hook:
         hook = _one(hook, "reads")
         return dataclasses.replace(hook, reads=(*hook.reads, *keys))
@@ -59,6 +62,8 @@ def writes(*keys: str) -> Callable[[Function | Hook], Hook]:
     ('gap',)
     """
 
+    _require_names("writes", keys)
+
     def declare(hook: Function | Hook) -> Hook:
         hook = _one(hook, "writes")
         if callable(hook.writes):
@@ -66,6 +71,22 @@ def writes(*keys: str) -> Callable[[Function | Hook], Hook]:
         return dataclasses.replace(hook, writes=(*hook.writes, *keys))
 
     return declare
+
+
+def rekeys(hook: Function | Hook) -> Hook:
+    """Declare that a control hook may replace `state.rng`, the root of all randomness.
+
+    From there on the order of the data, dropout and all that is drawn are another's. To draw within
+    a hook nothing need be replaced: `state.key("hook/<name>")`.
+
+    >>> import jax
+    >>> @rekeys
+    ... def reseed(state, metrics):
+    ...     return state.replace(rng=jax.random.key(7))
+    >>> reseed.rekeys
+    True
+    """
+    return dataclasses.replace(_one(hook, "rekeys"), rekeys=True)
 
 
 def stateful(name: str, init: Callable[[TrainState], PyTree], update: Update) -> Hook:
@@ -85,6 +106,10 @@ def stateful(name: str, init: Callable[[TrainState], PyTree], update: Update) ->
     >>> hook(hook(state, {}), {}).memory
     {'count': 2}
     """
+
+    require_function(f"init of hook {name!r}", init, "(state) -> memory")
+    form = "(memory, state, metrics) -> (memory, state)"
+    require_function(f"update of hook {name!r}", update, form)
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         before = recall(state, name, init)
@@ -109,6 +134,15 @@ def recall(state: TrainState, name: str, init: Callable[[TrainState], PyTree]) -
 def remembering(state: TrainState, name: str, memory: PyTree) -> TrainState:
     """Give a state that remembers this under the name."""
     return state.replace(memory={**state.memory, name: memory})
+
+
+def _require_names(who: str, keys: tuple[Any, ...]) -> None:
+    wrong = next((key for key in keys if not isinstance(key, str)), None)
+    if not keys or wrong is not None:
+        raise TypeError(
+            f"{who} takes the names of metrics one by one, @hooks.{who}('train/loss'); got "
+            f"{shown(wrong) if keys else 'none'}"
+        )
 
 
 def _one(hook: Any, what: str) -> Hook:

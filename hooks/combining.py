@@ -10,6 +10,7 @@ import numpy as np
 
 from hooks.base import recall, remembering
 from trainer import Metrics, TrainState
+from trainer.arguments import require_function, shown, whole
 from trainer.events import in_order
 from trainer.hook import Function, Gate, Hook, Memory, parts_of
 from trainer.state import steps_taken
@@ -71,7 +72,8 @@ def every(n: int, hook: Combined, *, start: int = 0) -> Combined:
     """Run a hook in every n-th epoch, counted from 1, from epoch `start` on.
 
     Raises:
-        ValueError: `n` is below 1.
+        TypeError: `n` is no whole number.
+        ValueError: it is below 1.
 
     >>> print(every(5, chain()))
     event  stage  hook  reads  writes
@@ -91,7 +93,8 @@ def every_steps(n: int, hook: Combined) -> Combined:
     """Run a hook where `step // n` grew since it last ran.
 
     Raises:
-        ValueError: `n` is below 1.
+        TypeError: `n` is no whole number.
+        ValueError: it is below 1.
     """
     _positive("every_steps", n)
 
@@ -121,7 +124,19 @@ def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: Com
     >>> when(lambda state, metrics: metrics["loss"] < 1, stop)(state, {"loss": 0.5}).stop
     True
     """
-    shared = Gate(lambda state, metrics, event: predicate(state, metrics))
+    form = "(state, metrics) -> bool"
+    require_function("when(predicate, hook) takes a predicate, which", predicate, form)
+
+    def ask(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+        answer = predicate(state, metrics)
+        if isinstance(answer, TrainState):
+            raise TypeError(
+                f"the predicate of when(predicate, hook) must be a function {form}; it returned a "
+                "TrainState, as a hook does: the predicate comes first"
+            )
+        return answer
+
+    shared = Gate(ask)
     return _gated(hook, lambda part: (shared, ()))
 
 
@@ -149,6 +164,10 @@ def on(event: str, hook: Combined) -> Combined:
     >>> on("start", greet).at
     'start'
     """
+    if not isinstance(event, str):
+        raise TypeError(
+            f"on(event, hook) needs the name of an event first, such as 'end'; got {shown(event)}"
+        )
     parts = parts_of(hook)
     for part in parts:
         if part.event is not None:
@@ -199,8 +218,7 @@ def _int(scalar: Any) -> int:
 
 
 def _positive(name: str, n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"{name}(n, hook) needs a whole number n of at least 1; got {n!r}")
+    whole(f"{name}(n, hook): n", n, 1)
 
 
 def _with_scores(metrics: Mapping[str, float], scores: Mapping[str, float]) -> Mapping[str, float]:

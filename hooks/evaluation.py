@@ -11,6 +11,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
+from trainer.arguments import shown
 from trainer.phases import Measured
 from trainer.rehearsal import first_step
 from trainer.runs import Run
@@ -55,10 +56,12 @@ def evaluate(
     if remote is not None:
         return _elsewhere(phase, remote, params is not None or sanity, scores, wait)
     if not isinstance(phase, Phase) or scores or wait:
+        known = isinstance(phase, str | Phase)
+        remedy = "" if known else ": make one, trainer.evaluation(task.measure, source)"
         raise TypeError(
             "evaluate takes a phase made by trainer.evaluation, or the name of a suite and "
             "remote=trainer.runs.Run(directory), with which scores and wait go; got "
-            f"{phase if isinstance(phase, str) else type(phase).__name__!r} without remote"
+            f"{shown(phase)} without remote{remedy}"
         )
     if phase.changes:
         raise ValueError(

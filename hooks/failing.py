@@ -101,7 +101,8 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
         if part.stage != "observe" or part.memories or part.writes:
             raise ValueError(
                 f"background takes observers without memory and scores; {part.name!r} is "
-                f"{'a ' + part.stage if part.stage != 'observe' else 'one with memory or scores'}"
+                f"{'one with memory or scores' if part.stage == 'observe' else 'a ' + part.stage}"
+                f"{': declare it, hooks.observe(...)' if part.stage == 'control' else ''}"
             )
         worker = Worker(
             part.name, lambda item: _observe(part, *item), waiting=2, time_limit=time_limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from hooks.combining import Chain, chain
 from hooks.writers import Progress, Rehearses, Resumes, Trace, Value, Writer
 from trainer import Hook, TrainState
+from trainer.arguments import shown
 from trainer.state import steps_taken
 from trainer.timing import span
 
@@ -61,8 +63,16 @@ def check_writers(who: str, writers: Sequence[Any]) -> None:
     """
     for writer in writers:
         if isinstance(writer, type) or not isinstance(writer, Writer):
+            remedy = ""
+            if isinstance(writer, str | Path):
+                remedy = f": TensorBoard({str(writer)!r}) or JsonLines(...) writes to a path"
+            elif isinstance(writer, type):
+                remedy = f": make one, {writer.__name__}(...)"
+            elif isinstance(writer, list | tuple):
+                remedy = f": give them one by one, {who}(*writers)"
             raise TypeError(
-                f"{who} takes writers, objects with write, flush and close; got {writer!r}"
+                f"{who} takes writers, objects with write, flush and close; got {shown(writer)}"
+                f"{remedy}"
             )
 
 

@@ -97,6 +97,7 @@ def _lifted(parts: Sequence[Hook]) -> Hook:
         needs=tuple(dict.fromkeys(needs)),
         memories=tuple(Memory(PREFIX + name, _first(init)) for name, init in memories),
         rehearse=lift(rehearsing) if any(part.rehearse for part in parts) else None,
+        rekeys=any(part.rekeys for part in parts),
         check=_all([part.check for part in parts if part.check]),
         flush=_all([part.flush for part in parts if part.flush]),
         close=_all([part.close for part in reversed(parts) if part.close]),

@@ -14,6 +14,7 @@ import numpy as np
 from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
+from trainer.arguments import whole
 from trainer.modes import resolve_mode
 from trainer.processes import of_lead
 from trainer.state import steps_taken
@@ -58,8 +59,7 @@ def stop_early(
     >>> state.stop, state.memory["stop_early/val/loss"]
     (True, EarlyStopping(best=0.5, since=2))
     """
-    if patience < 1:
-        raise ValueError(f"patience must be at least 1 evaluation; got {patience}")
+    whole("patience", patience, 1)
     if min_delta < 0:
         raise ValueError(f"min_delta must not be negative; got {min_delta}")
     sign = 1.0 if resolve_mode("stop_early", metric, mode) == "min" else -1.0

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
+from trainer.arguments import shown
 from trainer.hook import Hook
 from trainer.member_metrics import Members
 from trainer.shadow import read_only
@@ -13,6 +15,7 @@ from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 from trainer.structure import (
     buffers,
     conformed,
+    described,
     differences,
     same_structure,
     separated,
@@ -37,6 +40,12 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
             field for field in changed if not _same(getattr(before, field), getattr(after, field))
         ]
         _refuse_changes(hook, before, after, changed)
+    elif "rng" in changed and not hook.rekeys:
+        raise ValueError(
+            f"hook {hook.name!r} replaced state.rng, the root of all randomness, with "
+            f"{described(after.rng)}; it is never consumed, only folded: draw with state.key("
+            f"'hook/{hook.name}'), or declare hooks.rekeys(hook) if the run shall have another root"
+        )
     elif "epoch" in changed:
         raise ValueError(f"hook {hook.name!r} changed epoch, which fit alone counts")
     elif lines := [
@@ -58,7 +67,7 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
     if after.scores is not before.scores:
         after = after.replace(scores={k: _number(hook, k, v) for k, v in after.scores.items()})
     if type(after.stop) is not bool:
-        after = after.replace(stop=bool(after.stop))
+        after = after.replace(stop=_truth(hook, after.stop))
     return after
 
 
@@ -68,7 +77,7 @@ def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: 
     if hook.stage == "observe" and after.scores is not before.scores:
         others = [k for k, v in before.scores.items() if after.scores.get(k, None) is not v]
         changed = [*changed, *(f"the score {name!r} of another hook" for name in others)]
-    if bool(after.stop) != before.stop:
+    if _truth(hook, after.stop) != before.stop:
         changed = [*changed, "stop"]
     if changed:
         raise ValueError(
@@ -130,11 +139,22 @@ def _same(old: PyTree, new: PyTree) -> bool:
     return same_structure(old, new) and all(a is b for a, b in leaves)
 
 
+def _truth(hook: Hook, stop: Any) -> bool:
+    if np.ndim(stop):
+        raise TypeError(
+            f"hook {hook.name!r} must set stop to True or False; got {shown(stop)}: reduce it, "
+            "such as by bool(array.all())"
+        )
+    return bool(stop)
+
+
 def _number(hook: Hook, name: str, score: Any) -> float:
     if isinstance(score, Members):
         return score
     try:
         return float(score)
-    except (TypeError, ValueError) as error:
-        error.add_note(f"hook {hook.name!r} wrote the score {name!r}, which must be a number")
-        raise
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"hook {hook.name!r} wrote the score {name!r}, which must be a number; got "
+            f"{shown(score)}: reduce it, such as by float(array.mean())"
+        ) from None

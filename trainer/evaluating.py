@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from trainer.arguments import shown
 from trainer.phases import Phase
-from trainer.state import TrainState, device_part, rejoin
+from trainer.state import TrainState, device_part, rejoin, require_state
 
 
 def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, float]:
@@ -37,6 +39,7 @@ def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, fl
     >>> evaluate(TrainState.create(params=jnp.float32(1), rng=jax.random.key(0)), phase)
     {'val/error': 1.0}
     """
+    require_state("evaluate", state)
     chosen = checked_phases(phases)
     state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)
     for phase in chosen:
@@ -51,10 +54,14 @@ def checked_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
     Raises:
         TypeError, ValueError: as `evaluate`.
     """
-    chosen = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    several = isinstance(phases, Sequence) and not hasattr(phases, "_fields")
+    chosen: tuple[Any, ...] = tuple(phases) if several else (phases,)  # type: ignore[arg-type]
     for phase in chosen:
         if not isinstance(phase, Phase):
-            raise TypeError(f"evaluate takes phases made by trainer.evaluation; got {phase!r:.100}")
+            raise TypeError(
+                f"evaluate takes phases made by trainer.evaluation; got {shown(phase)}: make one, "
+                "trainer.evaluation(task.measure, source)"
+            )
         if phase.changes:
             raise ValueError(
                 f"evaluate needs phases that leave the state as it is, made by trainer.evaluation; "

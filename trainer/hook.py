@@ -7,10 +7,14 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+from trainer.arguments import require_function, shown, signature_of
 from trainer.state import PyTree, TrainState
 
 Function = Callable[[TrainState, Mapping[str, float]], TrainState]
 """What a hook is. A plain one runs at `epoch`, in the `control` stage."""
+
+FORM = "(state, metrics) -> state"
+"""How a hook is called, for messages."""
 
 STAGES = ("control", "observe", "commit")
 """The order at one event. `control` may change all that keeps its structure; `observe` only its own
@@ -82,12 +86,29 @@ class Hook:
     history: Callable[[], Sequence[dict[str, float]]] | None = None
     """Gives what is on record of the epochs so far, one dict each with its number at `epoch`; asked
     where there is nothing left to train."""
+    rekeys: bool = False
+    """Whether it may replace `state.rng`, the root of all randomness; see `hooks.rekeys`."""
     check: Callable[[], None] | None = None
     """Raises what failed in the background since; asked at the beginning of every event."""
     flush: Callable[[], None] | None = None
     """Makes what was recorded durable; called before a commit."""
     close: Callable[[], None] | None = None
     """Releases threads and files; called in any case, in reverse order."""
+
+    def __post_init__(self) -> None:
+        if _makes_hooks(self.function):
+            name = getattr(self.function, "__name__", "it")
+            raise TypeError(
+                f"hook {self.name!r} must be a function {FORM}; got {shown(self.function)}, which "
+                f"makes a hook: call it, {name}(...)"
+            )
+        require_function(f"hook {self.name!r}", self.function, FORM)
+        for key in self.reads:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"hook {self.name!r} reads metrics by their names, such as 'val/loss'; got "
+                    f"{shown(key)}"
+                )
 
     @property
     def at(self) -> str:
@@ -155,15 +176,41 @@ def parts_of(hooks: Any) -> tuple[Hook, ...]:
     >>> [part.name for part in parts_of([halve, (halve,)])]
     ['halve', 'halve']
     """
-    if isinstance(hooks, type):
-        raise TypeError(f"a hook is a function (state, metrics) -> state; got the class {hooks!r}")
     if hasattr(hooks, "parts"):
         return tuple(hooks.parts)
-    if callable(hooks):
+    if callable(hooks) and not isinstance(hooks, type):
         return (Hook(hooks, _name(hooks)),)
-    if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping):
+    if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping | type):
         return tuple(part for hook in hooks for part in parts_of(hook))
-    raise TypeError(f"a hook is a function (state, metrics) -> state; got {hooks!r:.100}")
+    raise TypeError(f"a hook is a function {FORM}; got {shown(hooks)}{_remedy(hooks)}")
+
+
+def _remedy(thing: Any) -> str:
+    """Say what to do with what is no hook, where that is known."""
+    if all(callable(getattr(thing, name, None)) for name in ("write", "flush", "close")):
+        made = f"{thing.__name__}(...)" if isinstance(thing, type) else "writer"
+        return f": a writer is given to log_metrics({made})"
+    if isinstance(thing, type):
+        return f": make one of it, {thing.__name__}(...)"
+    if isinstance(thing, TrainState):
+        return ": that is what a hook returns; give the function itself, without calling it"
+    if isinstance(thing, str):
+        return f": hooks.from_config([{thing!r}]) makes hooks of their names"
+    if isinstance(thing, Mapping):
+        return ": give its hooks alone, chain(*hooks.values())"
+    if thing is None:
+        return ": leave it out, or give chain(), which does nothing"
+    if hasattr(thing, "repetition"):
+        return ": hooks.evaluate(phase) makes a hook of a phase of trainer.evaluation"
+    return ""
+
+
+def _makes_hooks(function: Any) -> bool:
+    """Say whether a function is one that gives hooks, by what it is annotated to return."""
+    signature = None if isinstance(function, Hook) else signature_of(function)
+    hint = None if signature is None else signature.return_annotation
+    name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    return name.rpartition(".")[2] in ("Hook", "Chain", "Combined")
 
 
 def _name(function: Any) -> str:

@@ -7,18 +7,21 @@ import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from trainer.arguments import shown, whole
 from trainer.events import Events
 from trainer.hook import Hooks
 from trainer.metrics import Metrics
+from trainer.notes import noting
 from trainer.phases import Phase, Program
 from trainer.processes import NOTHING, Ending, agreed, check_same, of_lead
 from trainer.rehearsal import rehearse
 from trainer.signals import carrying, end_process, listening
-from trainer.state import LIMIT, TrainState, check_room, steps_taken
+from trainer.state import LIMIT, TrainState, check_room, require_state, steps_taken
 from trainer.structure import owned
 from trainer.timing import span
 
@@ -62,6 +65,7 @@ def fit(
         checkpoint.
 
     Raises:
+        TypeError: the state, the program, the total or a hook is none.
         ValueError: something does not fit together, before anything trains.
         SystemExit: 143, after SIGTERM and this epoch's commit.
         KeyboardInterrupt: after SIGINT and this epoch's commit, with what there is in its
@@ -77,7 +81,8 @@ def fit(
     >>> float(state.params), [epoch["shrink/size"] for epoch in history]
     (0.125, [1.0, 0.5, 0.25])
     """
-    phases = _phases(program)
+    require_state("fit", state)
+    phases, epochs = _phases(program), whole("epochs", epochs, 0)
     events = Events(hooks, [phase.name for phase in phases])
     history: History = []
     with listening() as signals, _closing(events, history):
@@ -115,16 +120,32 @@ def fit(
 
 
 def _phases(program: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
-    phases = (program,) if isinstance(program, Phase) else tuple(program)
-    names = [phase.name if isinstance(phase, Phase) else phase for phase in phases]
-    if not phases or not all(isinstance(phase, Phase) for phase in phases):
-        raise TypeError(f"a program is a Phase or a sequence of them; got {names}")
+    phases = (program,) if isinstance(program, Phase) else program
+    several = isinstance(phases, Sequence) and not hasattr(phases, "_fields")
+    if not several or not phases or not all(isinstance(phase, Phase) for phase in phases):
+        raise TypeError(
+            f"fit trains a Phase, or a sequence of them; got {_got(program)}: make one with "
+            "trainer.training(task.step, source)"
+        )
+    phases = tuple(phases)
+    names = [phase.name for phase in phases]
+    if not any(phase.changes for phase in phases):
+        raise ValueError(
+            f"fit needs a phase that trains; of {names} each only measures: make one with "
+            "trainer.training(task.step, source), or measure with trainer.evaluate(state, phase)"
+        )
     reserved = {"start", "epoch", "end", "error", "time"} & set(names)
     if reserved or len(set(names)) < len(names):
         raise ValueError(
             f"phases need names of their own, none of start, epoch, end, error, time; got {names}"
         )
     return phases
+
+
+def _got(program: Any) -> str:
+    if isinstance(program, list | tuple) and not hasattr(program, "_fields"):
+        return f"[{', '.join(map(shown, program))}]"
+    return shown(program)
 
 
 @contextlib.contextmanager
@@ -161,10 +182,9 @@ def _begin(
     measured: dict[str, list[str]] = {}
     output = None
     for phase in phases:
-        with _noting(f"in checking phase {phase.name!r}"):
-            output, reported = phase.shapes(state, output, donate=donate)
-            phase.verify(state)
-            measured[phase.name] = list(phase.names(reported))
+        output, reported = phase.shapes(state, output, donate=donate)
+        phase.verify(state)
+        measured[phase.name] = list(phase.names(reported))
     events.check(state, measured)
 
     state, metrics = events.restore(events.remember(state))
@@ -226,14 +246,14 @@ def _epoch(
     traces: dict[str, np.ndarray] = {}
     waiting, output, taken = [], None, 0
     for phase, program in programs:
-        with _noting(f"in phase {phase.name!r} of epoch {number}"):
+        with noting(f"in phase {phase.name!r} of epoch {number}"):
             state, output, measured = phase.execute(state, output, program, donate=donate)
         waiting.append(measured)
         if phase is programs[-1][0]:
             epoch = _next(state.epoch)  # before waiting: the device counts while it computes
         if events.order[phase.name] or phase is programs[-1][0]:
             for measured in waiting:  # of phases before this one, too
-                with _noting(f"in phase {measured.phase.name!r} of epoch {number}"):
+                with noting(f"in phase {measured.phase.name!r} of epoch {number}"):
                     numbers, steps, count = measured.read()
                 values |= numbers
                 traces |= steps
@@ -254,13 +274,3 @@ def _epoch(
 def _next(epoch: jax.Array) -> jax.Array:
     """Count on the device: 7 us, where a transfer from the host takes 100."""
     return epoch + 1
-
-
-@contextlib.contextmanager
-def _noting(where: str) -> Iterator[None]:
-    """Note on an exception where it came from; its type stays."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(where)
-        raise

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.names import among
+from trainer.arguments import shown
+from trainer.names import among, nearest
 from trainer.state import PyTree, path_name
 
 REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -109,6 +110,10 @@ class Metrics(Mapping[str, float]):
             f"metrics are frozen; for hooks after this one to see {name!r}, return "
             f"state.replace(scores={{**state.scores, {name!r}: ...}})"
         )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        remedy = nearest(name, () if name == "_values" else self._values)
+        raise AttributeError(f"metrics are read by name, metrics[{name!r}].{remedy}")
 
     def __getitem__(self, key: str) -> float:
         try:
@@ -241,6 +246,28 @@ class Layout:
         return jax.tree.unflatten(self.structure, leaves)
 
 
+def as_arrays(metrics: Any, phase: str) -> Any:
+    """Return what a phase reports with Python's numbers as arrays.
+
+    Raises:
+        TypeError: a metric is no number, such as a text or None.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"phase {phase!r} must report a dict of metrics; got {shown(metrics)}")
+
+    def number(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, bool | int | float):
+            return jnp.asarray(leaf)
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"metric {path_name(path)!r} of phase {phase!r} must be a number or an array of "
+                f"them; got {shown(leaf)}"
+            )
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(number, metrics, is_leaf=lambda leaf: leaf is None)
+
+
 def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> None:
     """Check what a phase reports, before anything is compiled.
 
@@ -249,8 +276,6 @@ def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> Non
             the shape of what it weighs, or `reduce` names a metric or a reduction that there is
             not.
     """
-    if not isinstance(shapes, Mapping):
-        raise ValueError(f"phase {phase!r} must report a dict of metrics; got {shapes!r:.200}")
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if len(leaf.shape) > 1:
             raise ValueError(

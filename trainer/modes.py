@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from trainer.arguments import shown
 from trainer.curves import ASIDE
 
 Mode = Literal["min", "max"]
@@ -89,6 +90,10 @@ def resolve_mode(who: str, metric: str, mode: str | None) -> Mode:
     ValueError: keep_best compares values of 'val/length', of which the name does not tell whether
     a smaller or a larger is better; give mode='min' or mode='max'
     """
+    if not isinstance(metric, str):
+        raise TypeError(
+            f"{who} needs the name of a metric, such as 'val/loss'; got {shown(metric)}"
+        )
     check_mode(mode)
     found = mode or mode_of(metric)
     if found is None:

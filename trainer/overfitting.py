@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from trainer.arguments import shown, whole
 from trainer.executors import EXECUTORS, choose
 from trainer.names import nearest
 from trainer.state import TrainState, device_part, rejoin
@@ -81,8 +82,10 @@ def overfit(
     >>> overfit(supervised(linear, losses.classification, optax.adam(0.1)), batch)
     Overfitting(reached=True, steps=..., loss 0.6931 at first, 0.00... at best, 0.00... at last)
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    whole("steps", steps, 1)
+    if not isinstance(batch, Mapping):
+        remedy = ": its first batch is source.example" if hasattr(batch, "example") else ""
+        raise TypeError(f"overfit needs a batch, a dict of arrays; got {shown(batch)}{remedy}")
     if executor not in EXECUTORS:
         raise ValueError(
             f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"

@@ -15,13 +15,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from trainer import parameter_files
+from trainer.arguments import shown as in_words
 from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
 from trainer.escaping import shown
 from trainer.names import nearest
 from trainer.paths import local
 from trainer.processes import is_lead
-from trainer.state import PyTree, path_name
+from trainer.state import PyTree, TrainState, path_name
 from trainer.structure import described
 
 log = logging.getLogger("entracte")
@@ -80,6 +81,7 @@ def load_params(
         FileNotFoundError: there is no such run, commit or file.
         DamagedCommit: no commit is intact.
         ImportError: safetensors is not installed.
+        TypeError: a whole state was given.
         ValueError: leaves are missing in the source, or have another shape or type: all are listed;
             or a value is too large for the type that it is to be cast to; or `only` or a pattern of
             `transform` is found in no path.
@@ -92,6 +94,11 @@ def load_params(
     ...     load_params(f"{folder}/old.safetensors", new, only="^body/")["body"]
     {'w': Array([0., 1., 2.], dtype=float32)}
     """
+    if isinstance(params, TrainState):
+        raise TypeError(
+            "load_params fills parameters; got a TrainState: give its params, "
+            "state.replace(params=load_params(source, state.params))"
+        )
     arrays, where, besides = _read(local(source, "load_params"), part, best, mode)
     arrays, names = _renamed(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
@@ -153,6 +160,10 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
         TypeError: a leaf is of a type that such a file does not hold.
         ValueError: two leaves share a path, or the suffix is another one.
     """
+    if isinstance(params, str | os.PathLike):
+        raise TypeError(
+            f"export_params(params, path) takes the parameters first; got {in_words(params)}"
+        )
     file = local(path, "export_params")
     parameter_files.check_path(file)
     pairs = [(path_name(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]

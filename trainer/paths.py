@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from trainer.arguments import shown
+
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A scheme has two letters or more, and `Path` has made one slash of the two."""
 
@@ -33,7 +35,10 @@ def local(path: str | os.PathLike[str], who: str = "") -> Path:
     Traceback (most recent call last):
     ValueError: save_checkpoints needs a path on a local file system; got the URL 's3://bucket/run'...
     """
-    text, needs = os.fspath(path), f"{who or 'this'} needs a path on a local file system"
+    needs = f"{who or 'this'} needs a path on a local file system"
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"{needs}, a text or pathlib.Path; got {shown(path)}")
+    text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError(f"{needs}, as text; got {text!r:.100}: os.fsdecode(path) makes text of it")
     if not text:

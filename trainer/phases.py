@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from trainer.arguments import require_function, shown
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, Scanned, choose, compiled_steps
 from trainer.member_metrics import finalized_members, reduced_members
 from trainer.metrics import Layout, reduced, reported
+from trainer.notes import noting
 from trainer.shadow import read_only
 from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
@@ -110,6 +112,11 @@ class Phase:
     _programs: dict[Any, Program] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"Phase(name, run) needs a text as name; got {shown(self.name)}")
+        require_function(
+            f"phase {self.name!r}", self.run, "(state, data) -> (state, output, metrics)"
+        )
         if not self.name or "/" in self.name:
             raise ValueError(f"a phase's name must be a word without '/'; got {self.name!r}")
 
@@ -162,7 +169,8 @@ class Phase:
     def verify(self, state: TrainState) -> None:
         """Check the data that is already there, before anything is compiled."""
         if self.feed and self.check:
-            self.feed.verify(state, self.check)
+            with noting(f"in checking phase {self.name!r}"):
+                self.feed.verify(state, self.check)
 
     def shapes(
         self, state: TrainState, previous: PyTree = None, *, donate: bool = False
@@ -268,16 +276,17 @@ class Phase:
         if key not in shared:
             computation = self._scanned or self.run
             alone = self.members is None
-            shared[key] = trace(
-                computation,
-                self.name,
-                self.reduce,
-                state,
-                data,
-                changes=self.changes,
-                alone=alone,
-                donate=donate,
-            )
+            with noting(f"in checking phase {self.name!r}"):
+                shared[key] = trace(
+                    computation,
+                    self.name,
+                    self.reduce,
+                    state,
+                    data,
+                    changes=self.changes,
+                    alone=alone,
+                    donate=donate,
+                )
         self._traces[signature] = shared[key]
         return self._traces[signature]
 

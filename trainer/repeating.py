@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trainer.arguments import require_function, shown
 from trainer.data.feed import Feed, Source, require_source
 from trainer.executors import EXECUTORS, Repetition, Scanned, Step
 from trainer.losses.contract import check_per_example
+from trainer.metrics import as_arrays
 from trainer.names import nearest
 from trainer.phases import Phase
 from trainer.shadow import Shadow
@@ -46,6 +48,7 @@ def training(
         TypeError: the source is none.
         ValueError: an unknown executor, or a source with fewer examples than a batch.
     """
+    step = _function("training takes a step, which", "step", step, "-> (state, metrics)")
     require_source(source, "training", "training")
     return _repeated(
         _Training(step, name), source.training(), name, executor, reduce or {}, source, changes=True
@@ -64,6 +67,9 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
     Raises:
         TypeError: the source is none.
     """
+    measure = _function(
+        "evaluation takes a measure, which", "measure", measure, "-> {name: values}"
+    )
     require_source(source, "evaluation", "evaluation")
     step = _Measuring(measure, name)
     return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
@@ -78,8 +84,15 @@ class _Training:
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         shadow = Shadow(state)
-        after, metrics = self.owner(state, batch)
+        result = self.owner(state, batch)
         shadow.refuse_changes(f"the step of phase {self.phase!r}")
+        if not isinstance(result, tuple) or len(result) != 2:
+            remedy = ": training takes task.step" if isinstance(result, Mapping) else ""
+            raise TypeError(
+                f"the step of phase {self.phase!r} must return (state, metrics); got "
+                f"{shown(result)}{remedy}"
+            )
+        after, metrics = result[0], as_arrays(result[1], self.phase)
         return settled(state, after, f"the step of phase {self.phase!r}"), metrics
 
 
@@ -95,6 +108,12 @@ class _Measuring:
         shadow = Shadow(state)
         measured = self.owner(state, batch)
         shadow.refuse_changes(f"the measure of phase {self.phase!r}")
+        if not isinstance(measured, Mapping):
+            remedy = ": evaluation takes task.measure" if isinstance(measured, tuple) else ""
+            raise TypeError(
+                f"the measure of phase {self.phase!r} must return {{name: values}}; got "
+                f"{shown(measured)}{remedy}"
+            )
         return state, {name: _totals(name, values, mask) for name, values in measured.items()}
 
 
@@ -122,6 +141,17 @@ def _repeated(
         changes,
         getattr(step.owner, "finalize", None),
     )
+
+
+def _function(who: str, name: str, given: Any, returns: str) -> Any:
+    """Return what a phase repeats, after checking that it can be called with (state, batch)."""
+    remedy = ""
+    if hasattr(given, name):
+        remedy = f"give its {name}, task.{name}"
+    elif hasattr(given, "example"):
+        remedy = f"it comes first, then the source: ({name}, source)"
+    require_function(who, given, f"(state, batch) {returns}", remedy)
+    return given
 
 
 def _totals(name: str, values: Any, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

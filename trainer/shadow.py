@@ -6,6 +6,7 @@ would change training behind everyone's back, also by an observer.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
 
@@ -91,7 +92,9 @@ def read_only(tree: PyTree) -> None:
 
 
 def explained(error: Exception) -> None:
-    """Add to numpy's refusal to write what a user may do instead."""
+    """Add to a refusal to write what a user may do instead."""
+    if isinstance(error, dataclasses.FrozenInstanceError):
+        error.add_note("a state is for reading only: return state.replace(stop=...) instead")
     if isinstance(error, ValueError) and "read-only" in str(error):
         error.add_note("what hooks are given is for reading only: copy it first, np.array(...)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import operator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+
+from trainer.arguments import shown
+from trainer.names import among
 
 PyTree = Any
 
@@ -102,6 +106,40 @@ class TrainState:
 
         def replace(self, **changes: Any) -> TrainState:
             """Give a state with these fields changed."""
+
+
+def _replace(self: TrainState, **changes: Any) -> TrainState:
+    """Give a state with these fields changed.
+
+    Raises:
+        TypeError: a state has no field of a name.
+    """
+    try:
+        return dataclasses.replace(self, **changes)
+    except TypeError:
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in fields:
+                raise TypeError(f"a state has no field {name!r}{among(name, fields)}") from None
+        raise
+
+
+if not TYPE_CHECKING:
+    TrainState.replace = _replace
+
+
+def require_state(who: str, state: Any) -> None:
+    """Check that what was given as a state is one.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(state, TrainState):
+        return
+    remedy = "task.init(key, source.example) makes one, or TrainState.create(params=..., rng=...)"
+    if isinstance(state, tuple) and state and isinstance(state[0], TrainState):
+        remedy = "fit returns (state, history): give the first of the two"
+    raise TypeError(f"{who} needs a TrainState first; got {shown(state)}: {remedy}")
 
 
 def check_key(key: Any, name: str = "key") -> None:

@@ -11,8 +11,9 @@ import optax
 
 from trainer import gradients
 from trainer import precision as precisions
+from trainer.arguments import require_function, whole
 from trainer.executors import Step
-from trainer.losses.contract import Loss, attribute, measured
+from trainer.losses.contract import Loss, attribute, entry, measured
 from trainer.networks import check_example, check_network, pair
 from trainer.repeating import Measure
 from trainer.state import PyTree, TrainState, check_key
@@ -101,8 +102,10 @@ def supervised(
     """
     check_network(network, "supervised")
     check_optimizer(optimizer, "supervised")
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1 micro-batch; got {accumulate}")
+    form = "(outputs, batch) -> {name: values}"
+    called = ": give the function itself, without calling it" if isinstance(loss, Mapping) else ""
+    require_function("supervised takes a loss, which", loss, form, called[2:])
+    whole("accumulate", accumulate, 1)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
     precisions.require_known(precision)
@@ -140,7 +143,8 @@ def supervised(
         def objective(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, Any]:
-            outputs, model_state = run(params, model_state, batch["inputs"], key, train=True)
+            inputs = entry("the network", batch, "inputs")
+            outputs, model_state = run(params, model_state, inputs, key, train=True)
             means = gradients.means_of(loss, state.step, outputs, batch)
             value = means["loss"].value
             if scaling:
@@ -184,7 +188,7 @@ def supervised(
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
     def outputs(state: TrainState, batch: Batch) -> Any:
-        return given(state, batch["inputs"])
+        return given(state, entry("the network", batch, "inputs"))
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return measured(loss, state.step, outputs(state, batch), batch)

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from trainer.arguments import shown
 from trainer.executors import Scanned
 from trainer.member_metrics import LIVE
-from trainer.metrics import check_measured, pack
+from trainer.metrics import as_arrays, check_measured, pack
 from trainer.shadow import Shadow
 from trainer.state import PyTree, TrainState
 from trainer.structure import settled
@@ -77,10 +78,9 @@ def run_settled(
     result = run(state, data)
     shadow.refuse_changes(f"phase {name!r}")
     if not isinstance(result, tuple) or len(result) != 3:
-        raise TypeError(
-            f"phase {name!r} must give back (state, output, metrics); got {type(result).__name__}"
-        )
+        raise TypeError(f"phase {name!r} must return (state, output, metrics); got {shown(result)}")
     after, output, metrics = result
+    metrics = as_arrays(metrics, name)
     return settled(state, after, f"phase {name!r}"), output, metrics
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.arguments import whole
 from trainer.checkpoints import commits, locking, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import normalised
@@ -82,8 +83,8 @@ class Checkpoints:
         """
         check_mode(mode)
         for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+            if value is not None:
+                whole(name, value, 1)
         self.directory = local(directory, "Checkpoints") / "checkpoints"
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer.arguments import shown
 from trainer.configuration.documents import parsed, printed
 from trainer.configuration.sections import TrainingConfig
 from trainer.configuration.values import read_as
@@ -47,6 +48,11 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     >>> config.epochs, config.optimizer.learning_rate
     (2, 0.0001)
     """
+    if not isinstance(cls, type):
+        raise TypeError(
+            f"load_config takes the class of a configuration; got {shown(cls)}: give its class, "
+            f"{type(cls).__name__}"
+        )
     problems, file = list[str](), local(path, "load_config")
     try:
         content = parsed(read_bytes(file, follow=True).decode())

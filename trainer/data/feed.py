@@ -73,7 +73,9 @@ def require_source(source: Any, who: str, way: str) -> None:
     """
     if callable(getattr(source, way, None)) and not isinstance(source, type):
         return
-    if isinstance(source, Mapping):
+    if isinstance(source, type):
+        remedy = f"make one of it, {source.__name__}(...)"
+    elif isinstance(source, Mapping):
         remedy = "data.Arrays(arrays, batch_size=64) takes a dict of arrays"
     elif isinstance(source, Iterator) or callable(source):
         remedy = "data.Stream(factory) takes the function (seed, epoch) that makes the batches"

@@ -1,0 +1,120 @@
+"""What a user gave: whether it is what is required, said in one way everywhere if it is not."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+
+def require_function(who: str, thing: Any, form: str, remedy: str = "") -> None:
+    """Check that something can be called with as many arguments as a form names.
+
+    What cannot be inspected, such as a function written in C, passes.
+
+    Args:
+        who: needs it, for the message.
+        thing: that was given.
+        form: `(state, metrics) -> state`.
+        remedy: what to do instead, where that is known.
+
+    Raises:
+        TypeError: it is no function, or takes other arguments.
+
+    >>> require_function("a step", lambda state, batch: None, "(state, batch) -> (state, metrics)")
+    >>> require_function("a step", lambda state: None, "(state, batch) -> (state, metrics)")
+    Traceback (most recent call last):
+    TypeError: a step must be a function (state, batch) -> (state, metrics); got <lambda>(state)
+    """
+    if callable(thing) and not isinstance(thing, type) and takes(thing, _count(form)):
+        return
+    if isinstance(thing, type) and not remedy:
+        remedy = f"make one of it, {thing.__name__}(...), and give what that has"
+    raise TypeError(
+        f"{who} must be a function {form}; got {shown(thing)}{remedy and f': {remedy}'}"
+    )
+
+
+def takes(function: Any, count: int) -> bool:
+    """Say whether a function can be called with so many arguments."""
+    signature = signature_of(function)
+    if signature is None:
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def signature_of(function: Any) -> inspect.Signature | None:
+    """Return how a function is called, or None where it does not tell."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def whole(what: str, value: Any, least: int) -> int:
+    """Return a whole number that is not below another.
+
+    Args:
+        what: it is, for the message.
+        value: that was given; numpy's whole numbers are taken, too.
+        least: that it may be.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below the least.
+
+    >>> whole("epochs", 2.0, 0)
+    Traceback (most recent call last):
+    TypeError: epochs must be a whole number of at least 0; got float 2.0
+    """
+    required = f"{what} must be a whole number of at least {least}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{required}; got {shown(value)}")
+    if number < least:
+        raise ValueError(f"{required}; got {number}")
+    return number
+
+
+def shown(thing: Any) -> str:
+    """Describe what was given in a few words, never with its contents.
+
+    >>> import numpy as np
+    >>> shown(np.ones((2, 3))), shown({"inputs": 1}), shown(dict), shown("adam")
+    ('an array float64[2, 3]', 'a dict of inputs', 'the class dict', "str 'adam'")
+    """
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    if isinstance(thing, Mapping):
+        return f"a {type(thing).__name__} of {', '.join(map(str, thing)) or 'nothing'}"[:200]
+    if hasattr(thing, "dtype") and hasattr(thing, "shape"):
+        return f"an array {thing.dtype}{list(thing.shape)}"
+    if inspect.isroutine(thing) or hasattr(thing, "__wrapped__"):
+        return f"{getattr(thing, '__name__', 'a function')}{_called(thing)}"[:200]
+    if thing is None or isinstance(thing, bool):
+        return str(thing)
+    if isinstance(thing, str | int | float | complex):
+        return f"{type(thing).__name__} {thing!r:.60}"
+    article = "an" if type(thing).__name__[0] in "AEIOU" else "a"
+    return f"{article} {type(thing).__name__}"
+
+
+def _called(function: Any) -> str:
+    """Return the arguments of a function as it is defined, without their types."""
+    signature = signature_of(function)
+    if signature is None:
+        return "(...)"
+    bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def _count(form: str) -> int:
+    return form.partition(")")[0].count(",") + 1

@@ -1,0 +1,25 @@
+"""Notes on exceptions: where in the user's program they came from; their type stays."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def noting(where: str) -> Iterator[None]:
+    """Note on an exception where it came from.
+
+    >>> try:
+    ...     with noting("in checking phase 'val'"):
+    ...         raise ValueError("no labels")
+    ... except ValueError as error:
+    ...     error.__notes__
+    ["in checking phase 'val'"]
+    """
+    try:
+        yield
+    except Exception as error:
+        if where not in getattr(error, "__notes__", ()):
+            error.add_note(where)
+        raise
