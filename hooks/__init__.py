@@ -1,5 +1,10 @@
 """Everything that is not training, as functions `(state, metrics) -> state` between epochs."""
 
+# ruff: noqa: E402 - before anything of `trainer` is imported, that it is the one that is meant
+from hooks.origin import require_beside
+
+require_beside("trainer")
+
 from hooks.averaging import average_params, swa
 from hooks.base import observe, reads, rekeys, stateful, writes
 from hooks.checkpoint import save_checkpoints

@@ -154,7 +154,7 @@ class Hook:
         if not isinstance(after, TrainState):
             raise TypeError(
                 f"hook {self.name!r} must return a TrainState, the one it was given if nothing "
-                f"changes; got {after!r:.100}"
+                f"changes; got {shown(after)}{_forgotten(after)}"
             )
         for gate in self.gates:
             if gate.fired:
@@ -202,6 +202,14 @@ def _remedy(thing: Any) -> str:
         return ": leave it out, or give chain(), which does nothing"
     if hasattr(thing, "repetition"):
         return ": hooks.evaluate(phase) makes a hook of a phase of trainer.evaluation"
+    return ""
+
+
+def _forgotten(after: Any) -> str:
+    if after is None:
+        return ": end it with `return state`"
+    if isinstance(after, tuple) and after and isinstance(after[0], TrainState):
+        return ": return the state alone; what it remembers is for hooks.stateful"
     return ""
 
 

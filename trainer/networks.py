@@ -40,10 +40,19 @@ def check_network(network: Any, who: str) -> None:
         if all(callable(getattr(network, name, None)) for name in ("init", "apply")):
             return
         remedy = "models.Network(init, apply), where init makes the parameters"
+        if _makes_networks(network):
+            remedy = f"what it makes: call it, {network.__name__}(...)"
     raise TypeError(
         f"{who} needs a network, a pair of functions (init, apply) as models.Network describes; "
         f"got {_named(network)}: give {remedy}"
     )
+
+
+def _makes_networks(function: Any) -> bool:
+    """Say whether a function returns a network, by its annotation: `models.mlp`."""
+    hint = getattr(function, "__annotations__", {}).get("return")
+    name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    return name.rpartition(".")[2] == "Network" and hasattr(function, "__name__")
 
 
 def pair(network: Any, name: str, made: Any) -> tuple[Any, Any]:

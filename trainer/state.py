@@ -149,7 +149,7 @@ def check_key(key: Any, name: str = "key") -> None:
         TypeError: it is not.
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {key!r}")
+        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {shown(key)}")
     if key.shape:
         raise TypeError(f"{name} must be a single key of shape (); got shape {key.shape}")
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trainer.arguments import signature_of
 from trainer.state import PyTree
 from trainer.structure import differences, same_structure
 
@@ -42,12 +43,21 @@ def check_optimizer(optimizer: Any, who: str) -> None:
         if callable(optimizer):
             name = getattr(optimizer, "__name__", type(optimizer).__name__)
             got = f"the function {name}, which makes one: call it, {name}(1e-3)"
+            if _is_schedule(optimizer):
+                got = "a schedule of the step, which goes into one: optax.adam(schedule)"
         raise TypeError(f"{who} needs an optimizer, such as optax.adam(1e-3); got {got}")
     try:
         state = jax.eval_shape(lambda: optimizer.init({"kernel": jnp.zeros((2, 2))}))
     except Exception:
         return  # its rules name the real parameters: `initialized` tells
     _check_state(state, who)
+
+
+def _is_schedule(function: Any) -> bool:
+    """Say whether a function is one of the step alone; what makes an optimizer takes a rate."""
+    signature = signature_of(function)
+    names = [] if signature is None else list(signature.parameters)
+    return names in (["count"], ["step"], ["_"])
 
 
 def initialized(optimizer: optax.GradientTransformation, params: PyTree, who: str) -> PyTree:

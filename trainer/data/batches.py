@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.arguments import shown
+
 Batch = dict[str, Any]
 """Named arrays `[batch, ...]`; `inputs` feeds the network. Under a name may be a dict of arrays
 again, such as an image and its tokens, to any depth."""
@@ -62,7 +64,7 @@ def examples_in(batch: Mapping[str, Any], what: str) -> int:
     if not _holds_arrays(batch):
         raise ValueError(
             f"{what} must be a dict of named arrays, such as inputs and labels, or of dicts of "
-            f"them; got {batch!r:.100}"
+            f"them; got {shown(batch)}"
         )
     arrays = dict(named(batch))
     for name, array in arrays.items():

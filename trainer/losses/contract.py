@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.names import among, nearest
+from trainer.notes import noting
 
 Loss = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
 """`(outputs, batch) -> {name: values}`, jittable; `loss` is what the optimizer minimises.
@@ -73,7 +74,8 @@ def measured(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> d
     """
     name = name_of(loss)
     try:
-        values = loss_at(loss, step)(outputs, batch)
+        with noting(f"in the loss {name!r}, which is called with (outputs, batch)"):
+            values = loss_at(loss, step)(outputs, batch)
     except KeyError as error:
         missing = error.args[0] if error.args else None
         known_names = {n for x in (batch, outputs) if isinstance(x, Mapping) for n in x}
