@@ -70,7 +70,7 @@ def whole(what: str, value: Any, least: int) -> int:
 
     >>> whole("epochs", 2.0, 0)
     Traceback (most recent call last):
-    TypeError: epochs must be a whole number of at least 0; got float 2.0
+    TypeError: epochs must be a whole number of at least 0; got 2.0
     """
     required = f"{what} must be a whole number of at least {least}"
     try:
@@ -89,7 +89,7 @@ def shown(thing: Any) -> str:
 
     >>> import numpy as np
     >>> shown(np.ones((2, 3))), shown({"inputs": 1}), shown(dict), shown("adam")
-    ('an array float64[2, 3]', 'a dict of inputs', 'the class dict', "str 'adam'")
+    ('an array float64[2, 3]', 'a dict of inputs', 'the class dict', "'adam'")
     """
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
@@ -99,10 +99,8 @@ def shown(thing: Any) -> str:
         return f"an array {thing.dtype}{list(thing.shape)}"
     if inspect.isroutine(thing) or hasattr(thing, "__wrapped__"):
         return f"{getattr(thing, '__name__', 'a function')}{_called(thing)}"[:200]
-    if thing is None or isinstance(thing, bool):
-        return str(thing)
-    if isinstance(thing, str | int | float | complex):
-        return f"{type(thing).__name__} {thing!r:.60}"
+    if thing is None or isinstance(thing, str | bytes | bool | int | float | complex):
+        return f"{thing!r:.100}"
     article = "an" if type(thing).__name__[0] in "AEIOU" else "a"
     return f"{article} {type(thing).__name__}"
 

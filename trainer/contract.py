@@ -154,7 +154,8 @@ def _number(hook: Hook, name: str, score: Any) -> float:
     try:
         return float(score)
     except (TypeError, ValueError):
+        remedy = ": reduce it, such as by float(array.mean())" if np.ndim(score) else ""
         raise TypeError(
             f"hook {hook.name!r} wrote the score {name!r}, which must be a number; got "
-            f"{shown(score)}: reduce it, such as by float(array.mean())"
+            f"{shown(score)}{remedy}"
         ) from None

@@ -176,7 +176,7 @@ def parts_of(hooks: Any) -> tuple[Hook, ...]:
     >>> [part.name for part in parts_of([halve, (halve,)])]
     ['halve', 'halve']
     """
-    if hasattr(hooks, "parts"):
+    if hasattr(hooks, "parts") and not isinstance(hooks, type):
         return tuple(hooks.parts)
     if callable(hooks) and not isinstance(hooks, type):
         return (Hook(hooks, _name(hooks)),)

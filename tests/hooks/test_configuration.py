@@ -146,7 +146,7 @@ def test_a_given_name_is_none_that_there_is_already():
 
 
 def test_what_a_hook_refuses_itself_is_told_with_its_place():
-    with pytest.raises(ValueError, match="patience must be at least 1") as raised:
+    with pytest.raises(ValueError, match="patience must be a whole number of at least 1") as raised:
         from_config([{"once": {"hook": {"stop_early": {"metric": "a", "patience": 0}}}}])
     (note,) = raised.value.__notes__
     assert note == "in the configuration, at hooks[0].once.hook.stop_early"

@@ -207,7 +207,7 @@ class TestRemote:
     def test_what_does_not_go_together_is_refused(self, val, run):
         for wrong, said in (
             (lambda: hooks.evaluate("full"), "got 'full' without remote"),
-            (lambda: hooks.evaluate(val, wait=True), "with which scores and wait go; got 'Phase'"),
+            (lambda: hooks.evaluate(val, wait=True), "with which scores and wait go; got a Phase"),
             (lambda: hooks.evaluate(val, remote=run), "takes the name of a suite.*got 'Phase'"),
             (lambda: hooks.evaluate("full", remote=run, sanity=True), "neither params nor sanity"),
             (lambda: hooks.evaluate("full", remote="runs"), "takes a run on record"),

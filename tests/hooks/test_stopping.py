@@ -68,7 +68,7 @@ def test_it_counts_evaluations_and_not_epochs(state):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"patience": 0}, "at least 1 evaluation"),
+        ({"patience": 0}, "patience must be a whole number of at least 1"),
         ({"patience": 1, "mode": "best"}, "'min' or 'max'"),
         ({"patience": 1, "min_delta": -1}, "not be negative"),
     ],

@@ -378,8 +378,8 @@ def test_every_hook_is_closed_in_reverse_order_whatever_happens(state, phase):
 @pytest.mark.parametrize(
     ("program", "error", "said"),
     [
-        ([], TypeError, "a program is a Phase or a sequence"),
-        ([lambda state, data: None], TypeError, "a program is a Phase or a sequence"),
+        ([], TypeError, "fit trains a Phase, or a sequence"),
+        ([lambda state, data: None], TypeError, "fit trains a Phase, or a sequence"),
         ([Phase("epoch", lambda s, d: (s, None, {}))], ValueError, "names of their own"),
         ([Phase("a", lambda s, d: (s, None, {}))] * 2, ValueError, "names of their own"),
     ],

@@ -104,7 +104,7 @@ def test_key_target_and_labels(task, batch, result):
     wrong = {**batch, "labels": batch["labels"].at[0].set(99)}
     with pytest.raises(ValueError, match="labels must be between 0 and 9"):
         trainer.overfit(task, wrong)
-    with pytest.raises(ValueError, match="steps must be at least 1"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         trainer.overfit(task, batch, steps=0)
     with pytest.raises(ValueError, match="executor must be"):
         trainer.overfit(task, batch, executor="fast")

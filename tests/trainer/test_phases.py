@@ -66,7 +66,7 @@ def test_leaves_that_a_phase_makes_alike_can_be_donated_again(state):
 @pytest.mark.parametrize(
     ("run", "error", "said"),
     [
-        (lambda s, d: s, TypeError, r"must give back \(state, output, metrics\)"),
+        (lambda s, d: s, TypeError, r"must return \(state, output, metrics\)"),
         (lambda s, d: (None, None, {}), TypeError, "TrainState first; got NoneType"),
         (
             lambda s, d: (s.replace(params={"w": s.params["w"]}), None, {}),
