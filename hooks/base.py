@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer import TrainState
-from trainer.arguments import require_function, shown
+from trainer.arguments import in_words, require_function
 from trainer.hook import Function, Hook, Memory, parts_of
 from trainer.state import PyTree
 
@@ -141,7 +141,7 @@ def _require_names(who: str, keys: tuple[Any, ...]) -> None:
     if not keys or wrong is not None:
         raise TypeError(
             f"{who} takes the names of metrics one by one, @hooks.{who}('train/loss'); got "
-            f"{shown(wrong) if keys else 'none'}"
+            f"{in_words(wrong) if keys else 'none'}"
         )
 
 

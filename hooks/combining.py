@@ -10,7 +10,7 @@ import numpy as np
 
 from hooks.base import recall, remembering
 from trainer import Metrics, TrainState
-from trainer.arguments import require_function, shown, whole
+from trainer.arguments import in_words, require_function, whole
 from trainer.events import in_order
 from trainer.hook import Function, Gate, Hook, Memory, parts_of
 from trainer.state import steps_taken
@@ -166,7 +166,8 @@ def on(event: str, hook: Combined) -> Combined:
     """
     if not isinstance(event, str):
         raise TypeError(
-            f"on(event, hook) needs the name of an event first, such as 'end'; got {shown(event)}"
+            "on(event, hook) needs the name of an event first, such as 'end'; got "
+            f"{in_words(event)}"
         )
     parts = parts_of(hook)
     for part in parts:

@@ -11,7 +11,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.phases import Measured
 from trainer.rehearsal import first_step
 from trainer.runs import Run
@@ -61,7 +61,7 @@ def evaluate(
         raise TypeError(
             "evaluate takes a phase made by trainer.evaluation, or the name of a suite and "
             "remote=trainer.runs.Run(directory), with which scores and wait go; got "
-            f"{shown(phase)} without remote{remedy}"
+            f"{in_words(phase)} without remote{remedy}"
         )
     if phase.changes:
         raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from hooks.combining import Chain, chain
 from hooks.writers import Progress, Rehearses, Resumes, Trace, Value, Writer
 from trainer import Hook, TrainState
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.state import steps_taken
 from trainer.timing import span
 
@@ -71,7 +71,7 @@ def check_writers(who: str, writers: Sequence[Any]) -> None:
             elif isinstance(writer, list | tuple):
                 remedy = f": give them one by one, {who}(*writers)"
             raise TypeError(
-                f"{who} takes writers, objects with write, flush and close; got {shown(writer)}"
+                f"{who} takes writers, objects with write, flush and close; got {in_words(writer)}"
                 f"{remedy}"
             )
 

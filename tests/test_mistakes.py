@@ -643,8 +643,8 @@ MISTAKES = {
     ),
     # parameters, configurations
     "an export under another name": (
-        lambda: trainer.export_params(STATE.params, "x.npz"),
-        (V, "export_params writes safetensors", "'x.npz'", "'x.safetensors'"),
+        lambda: trainer.export_params(STATE.params, "x.bin"),
+        (V, "a .safetensors or a .npz file", "got x.bin"),
     ),
     "an export in the other order": (
         lambda: trainer.export_params("x.safetensors", STATE.params),
@@ -656,7 +656,7 @@ MISTAKES = {
     ),
     "parameters from nowhere": (
         lambda: trainer.load_params("nowhere", STATE.params),
-        (FileNotFoundError, "neither a run directory nor", "nowhere"),
+        (FileNotFoundError, "neither a run directory nor a file", "nowhere"),
     ),
     "a hook in a file by another name": (
         lambda: hooks.from_config([{"stop_erly": {"metric": "val/loss"}}]),

@@ -32,7 +32,7 @@ def require_function(who: str, thing: Any, form: str, remedy: str = "") -> None:
     if isinstance(thing, type) and not remedy:
         remedy = f"make one of it, {thing.__name__}(...), and give what that has"
     raise TypeError(
-        f"{who} must be a function {form}; got {shown(thing)}{remedy and f': {remedy}'}"
+        f"{who} must be a function {form}; got {in_words(thing)}{remedy and f': {remedy}'}"
     )
 
 
@@ -78,17 +78,17 @@ def whole(what: str, value: Any, least: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise TypeError(f"{required}; got {shown(value)}")
+        raise TypeError(f"{required}; got {in_words(value)}")
     if number < least:
         raise ValueError(f"{required}; got {number}")
     return number
 
 
-def shown(thing: Any) -> str:
+def in_words(thing: Any) -> str:
     """Describe what was given in a few words, never with its contents.
 
     >>> import numpy as np
-    >>> shown(np.ones((2, 3))), shown({"inputs": 1}), shown(dict), shown("adam")
+    >>> in_words(np.ones((2, 3))), in_words({"inputs": 1}), in_words(dict), in_words("adam")
     ('an array float64[2, 3]', 'a dict of inputs', 'the class dict', "'adam'")
     """
     if isinstance(thing, type):

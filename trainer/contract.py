@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.hook import Hook
 from trainer.member_metrics import Members
 from trainer.shadow import read_only
@@ -142,7 +142,7 @@ def _same(old: PyTree, new: PyTree) -> bool:
 def _truth(hook: Hook, stop: Any) -> bool:
     if np.ndim(stop):
         raise TypeError(
-            f"hook {hook.name!r} must set stop to True or False; got {shown(stop)}: reduce it, "
+            f"hook {hook.name!r} must set stop to True or False; got {in_words(stop)}: reduce it, "
             "such as by bool(array.all())"
         )
     return bool(stop)
@@ -157,5 +157,5 @@ def _number(hook: Hook, name: str, score: Any) -> float:
         remedy = ": reduce it, such as by float(array.mean())" if np.ndim(score) else ""
         raise TypeError(
             f"hook {hook.name!r} wrote the score {name!r}, which must be a number; got "
-            f"{shown(score)}{remedy}"
+            f"{in_words(score)}{remedy}"
         ) from None

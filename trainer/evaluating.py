@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.phases import Phase
 from trainer.state import TrainState, device_part, rejoin, require_state
 
@@ -59,8 +59,8 @@ def checked_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
     for phase in chosen:
         if not isinstance(phase, Phase):
             raise TypeError(
-                f"evaluate takes phases made by trainer.evaluation; got {shown(phase)}: make one, "
-                "trainer.evaluation(task.measure, source)"
+                f"evaluate takes phases made by trainer.evaluation; got {in_words(phase)}: make "
+                "one, trainer.evaluation(task.measure, source)"
             )
         if phase.changes:
             raise ValueError(

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from trainer.arguments import require_function, shown, signature_of
+from trainer.arguments import in_words, require_function, signature_of
 from trainer.state import PyTree, TrainState
 
 Function = Callable[[TrainState, Mapping[str, float]], TrainState]
@@ -99,15 +99,15 @@ class Hook:
         if _makes_hooks(self.function):
             name = getattr(self.function, "__name__", "it")
             raise TypeError(
-                f"hook {self.name!r} must be a function {FORM}; got {shown(self.function)}, which "
-                f"makes a hook: call it, {name}(...)"
+                f"hook {self.name!r} must be a function {FORM}; got {in_words(self.function)}, "
+                f"which makes a hook: call it, {name}(...)"
             )
         require_function(f"hook {self.name!r}", self.function, FORM)
         for key in self.reads:
             if not isinstance(key, str):
                 raise TypeError(
                     f"hook {self.name!r} reads metrics by their names, such as 'val/loss'; got "
-                    f"{shown(key)}"
+                    f"{in_words(key)}"
                 )
 
     @property
@@ -154,7 +154,7 @@ class Hook:
         if not isinstance(after, TrainState):
             raise TypeError(
                 f"hook {self.name!r} must return a TrainState, the one it was given if nothing "
-                f"changes; got {shown(after)}{_forgotten(after)}"
+                f"changes; got {in_words(after)}{_forgotten(after)}"
             )
         for gate in self.gates:
             if gate.fired:
@@ -182,7 +182,7 @@ def parts_of(hooks: Any) -> tuple[Hook, ...]:
         return (Hook(hooks, _name(hooks)),)
     if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping | type):
         return tuple(part for hook in hooks for part in parts_of(hook))
-    raise TypeError(f"a hook is a function {FORM}; got {shown(hooks)}{_remedy(hooks)}")
+    raise TypeError(f"a hook is a function {FORM}; got {in_words(hooks)}{_remedy(hooks)}")
 
 
 def _remedy(thing: Any) -> str:

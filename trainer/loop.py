@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.arguments import shown, whole
+from trainer.arguments import in_words, whole
 from trainer.events import Events
 from trainer.hook import Hooks
 from trainer.metrics import Metrics
@@ -144,8 +144,8 @@ def _phases(program: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
 
 def _got(program: Any) -> str:
     if isinstance(program, list | tuple) and not hasattr(program, "_fields"):
-        return f"[{', '.join(map(shown, program))}]"
-    return shown(program)
+        return f"[{', '.join(map(in_words, program))}]"
+    return in_words(program)
 
 
 @contextlib.contextmanager

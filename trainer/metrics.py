@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.names import among, nearest
 from trainer.state import PyTree, path_name
 
@@ -253,7 +253,7 @@ def as_arrays(metrics: Any, phase: str) -> Any:
         TypeError: a metric is no number, such as a text or None.
     """
     if not isinstance(metrics, Mapping):
-        raise TypeError(f"phase {phase!r} must report a dict of metrics; got {shown(metrics)}")
+        raise TypeError(f"phase {phase!r} must report a dict of metrics; got {in_words(metrics)}")
 
     def number(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, bool | int | float):
@@ -261,7 +261,7 @@ def as_arrays(metrics: Any, phase: str) -> Any:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(
                 f"metric {path_name(path)!r} of phase {phase!r} must be a number or an array of "
-                f"them; got {shown(leaf)}"
+                f"them; got {in_words(leaf)}"
             )
         return leaf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.curves import ASIDE
 
 Mode = Literal["min", "max"]
@@ -92,7 +92,7 @@ def resolve_mode(who: str, metric: str, mode: str | None) -> Mode:
     """
     if not isinstance(metric, str):
         raise TypeError(
-            f"{who} needs the name of a metric, such as 'val/loss'; got {shown(metric)}"
+            f"{who} needs the name of a metric, such as 'val/loss'; got {in_words(metric)}"
         )
     check_mode(mode)
     found = mode or mode_of(metric)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.arguments import shown, whole
+from trainer.arguments import in_words, whole
 from trainer.executors import EXECUTORS, choose
 from trainer.names import nearest
 from trainer.state import TrainState, device_part, rejoin
@@ -85,7 +85,7 @@ def overfit(
     whole("steps", steps, 1)
     if not isinstance(batch, Mapping):
         remedy = ": its first batch is source.example" if hasattr(batch, "example") else ""
-        raise TypeError(f"overfit needs a batch, a dict of arrays; got {shown(batch)}{remedy}")
+        raise TypeError(f"overfit needs a batch, a dict of arrays; got {in_words(batch)}{remedy}")
     if executor not in EXECUTORS:
         raise ValueError(
             f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from trainer import parameter_files
-from trainer.arguments import shown as in_words
+from trainer.arguments import in_words
 from trainer.checkpoints.reading import read_params
 from trainer.checkpoints.snapshots import on_device
 from trainer.escaping import shown

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A scheme has two letters or more, and `Path` has made one slash of the two."""
@@ -37,7 +37,7 @@ def local(path: str | os.PathLike[str], who: str = "") -> Path:
     """
     needs = f"{who or 'this'} needs a path on a local file system"
     if not isinstance(path, str | bytes | os.PathLike):
-        raise TypeError(f"{needs}, a text or pathlib.Path; got {shown(path)}")
+        raise TypeError(f"{needs}, a text or pathlib.Path; got {in_words(path)}")
     text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError(f"{needs}, as text; got {text!r:.100}: os.fsdecode(path) makes text of it")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trainer.arguments import require_function, shown
+from trainer.arguments import in_words, require_function
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, Scanned, choose, compiled_steps
@@ -113,7 +113,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise TypeError(f"Phase(name, run) needs a text as name; got {shown(self.name)}")
+            raise TypeError(f"Phase(name, run) needs a text as name; got {in_words(self.name)}")
         require_function(
             f"phase {self.name!r}", self.run, "(state, data) -> (state, output, metrics)"
         )

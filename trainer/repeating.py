@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.arguments import require_function, shown
+from trainer.arguments import in_words, require_function
 from trainer.data.feed import Feed, Source, require_source
 from trainer.executors import EXECUTORS, Repetition, Scanned, Step
 from trainer.losses.contract import check_per_example
@@ -90,7 +90,7 @@ class _Training:
             remedy = ": training takes task.step" if isinstance(result, Mapping) else ""
             raise TypeError(
                 f"the step of phase {self.phase!r} must return (state, metrics); got "
-                f"{shown(result)}{remedy}"
+                f"{in_words(result)}{remedy}"
             )
         after, metrics = result[0], as_arrays(result[1], self.phase)
         return settled(state, after, f"the step of phase {self.phase!r}"), metrics
@@ -112,7 +112,7 @@ class _Measuring:
             remedy = ": evaluation takes task.measure" if isinstance(measured, tuple) else ""
             raise TypeError(
                 f"the measure of phase {self.phase!r} must return {{name: values}}; got "
-                f"{shown(measured)}{remedy}"
+                f"{in_words(measured)}{remedy}"
             )
         return state, {name: _totals(name, values, mask) for name, values in measured.items()}
 

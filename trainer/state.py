@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.names import among
 
 PyTree = Any
@@ -139,7 +139,7 @@ def require_state(who: str, state: Any) -> None:
     remedy = "task.init(key, source.example) makes one, or TrainState.create(params=..., rng=...)"
     if isinstance(state, tuple) and state and isinstance(state[0], TrainState):
         remedy = "fit returns (state, history): give the first of the two"
-    raise TypeError(f"{who} needs a TrainState first; got {shown(state)}: {remedy}")
+    raise TypeError(f"{who} needs a TrainState first; got {in_words(state)}: {remedy}")
 
 
 def check_key(key: Any, name: str = "key") -> None:
@@ -149,7 +149,7 @@ def check_key(key: Any, name: str = "key") -> None:
         TypeError: it is not.
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {shown(key)}")
+        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {in_words(key)}")
     if key.shape:
         raise TypeError(f"{name} must be a single key of shape (); got shape {key.shape}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.executors import Scanned
 from trainer.member_metrics import LIVE
 from trainer.metrics import as_arrays, check_measured, pack
@@ -78,7 +78,9 @@ def run_settled(
     result = run(state, data)
     shadow.refuse_changes(f"phase {name!r}")
     if not isinstance(result, tuple) or len(result) != 3:
-        raise TypeError(f"phase {name!r} must return (state, output, metrics); got {shown(result)}")
+        raise TypeError(
+            f"phase {name!r} must return (state, output, metrics); got {in_words(result)}"
+        )
     after, output, metrics = result
     metrics = as_arrays(metrics, name)
     return settled(state, after, f"phase {name!r}"), output, metrics

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 from trainer.configuration.documents import parsed, printed
 from trainer.configuration.sections import TrainingConfig
 from trainer.configuration.values import read_as
@@ -50,7 +50,7 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     """
     if not isinstance(cls, type):
         raise TypeError(
-            f"load_config takes the class of a configuration; got {shown(cls)}: give its class, "
+            f"load_config takes the class of a configuration; got {in_words(cls)}: give its class, "
             f"{type(cls).__name__}"
         )
     problems, file = list[str](), local(path, "load_config")

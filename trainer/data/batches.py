@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.arguments import shown
+from trainer.arguments import in_words
 
 Batch = dict[str, Any]
 """Named arrays `[batch, ...]`; `inputs` feeds the network. Under a name may be a dict of arrays
@@ -64,7 +64,7 @@ def examples_in(batch: Mapping[str, Any], what: str) -> int:
     if not _holds_arrays(batch):
         raise ValueError(
             f"{what} must be a dict of named arrays, such as inputs and labels, or of dicts of "
-            f"them; got {shown(batch)}"
+            f"them; got {in_words(batch)}"
         )
     arrays = dict(named(batch))
     for name, array in arrays.items():
