@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 
 from trainer.durability import replacing
+from trainer.opening import opened
 
 CHUNK = 2**20
 """Bytes that are copied at once."""
@@ -50,7 +51,7 @@ class Appending:
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC  # read, to write it again
-        self._file = os.open(self.path, flags, 0o666)
+        self._file = opened(self.path, flags, follow=True)  # as the user named it
         self._let_go = weakref.finalize(self, os.close, self._file)
 
     def append(self, data: bytes) -> int:

@@ -24,6 +24,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from hooks.appending import Appending
 from trainer.durability import sync_folder
+from trainer.opening import created, opened
 
 log = logging.getLogger("entracte")
 
@@ -130,7 +131,7 @@ def cut(directory: Path, step: int, epoch: int) -> bool:
     """
     dropped, files = 0, _own(directory)
     for path in files:
-        with path.open("rb") as file, _mapped(file) as content:
+        with open(opened(path, follow=True), "rb") as file, _mapped(file) as content:
             found = _cut(content, step, epoch)
             if found.kept == [(0, len(content))]:
                 continue
@@ -196,7 +197,7 @@ def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> Cut:
 def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]) -> None:
     """Write parts of a file to another, which appears at once."""
     beside = path.with_name(f"cutting.{os.getpid()}.tmp")  # a name that readers pass over
-    with beside.open("wb") as file:
+    with open(created(beside), "wb") as file:
         for begin, end in kept:
             for place in range(begin, end, CHUNK):
                 file.write(content[place : min(place + CHUNK, end)])

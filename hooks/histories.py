@@ -13,6 +13,7 @@ from typing import Any
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.curves import Curve
+from trainer.opening import opened
 from trainer.paths import local
 
 
@@ -33,7 +34,7 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
     {'loss': Curve(epochs=[1], values=[0.5])}
     """
     curves: dict[str, Curve] = {}
-    with local(path, "read_curves").open(encoding="utf-8") as file:
+    with open(opened(local(path, "read_curves"), follow=True), encoding="utf-8") as file:
         for line_number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 break

@@ -16,6 +16,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
+from trainer.opening import created
 from trainer.paths import local
 from trainer.runs import Run
 
@@ -143,7 +144,8 @@ def _beat_in(path: Path) -> Chain:
             "pid": os.getpid(),
             "host": host,
         }
-        beside.write_text(json.dumps(sign))
+        with open(created(beside), "w", encoding="utf-8") as file:
+            file.write(json.dumps(sign))
         os.replace(beside, path)
 
     return chain(_telling(tell))

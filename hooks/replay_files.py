@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.opening import read_bytes
 from trainer.paths import local
 from trainer.rl.replays import Replay
 
@@ -19,6 +20,9 @@ FORMAT, VERSION = "entracte replay", 1
 
 FILE = re.compile(r"([0-9]+)-[0-9]+\.(?:gif|json)")
 """The names that replays have; no other file is touched."""
+
+MOST_BYTES = 2**30
+"""Of a file that is read."""
 
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 """What JSON has no number for; params may hold it."""
@@ -39,7 +43,7 @@ def load_replay(path: str | os.PathLike[str]) -> Replay:
     """
     file = local(path, "load_replay")
     try:
-        text = file.read_bytes().decode()
+        text = read_bytes(file, follow=True, most=MOST_BYTES).decode()
         found = json.loads(text, parse_constant=_refuse_constant)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it must be an object with the format {FORMAT!r}")

@@ -8,7 +8,9 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -32,8 +34,12 @@ from hooks.writers import (
 from trainer.checkpoints import Checkpoints, DamagedCommit, wait_for_saves
 from trainer.checkpoints.manifest import saved_scores
 from trainer.durability import replacing
+from trainer.opening import opened, read_bytes
 
 log = logging.getLogger("entracte")
+
+MEDIA = re.compile(r"media/[0-9a-f]{16}/\d+\.(png|gif)")
+"""Where pictures are kept, as lines name them."""
 
 WRITTEN = "_written"
 """Under which a line of the journal says when it was written."""
@@ -136,7 +142,8 @@ class Journal:
         found: dict[int, Row] = {}
         if not self._lines:
             return []
-        content = self._lines.path.read_bytes()
+        with open(opened(self._lines.path, follow=True), "rb") as file:
+            content = file.read()
         self._seen = len(content)
         for line in content.split(b"\n")[:-1]:
             record = json.loads(line)
@@ -147,7 +154,9 @@ class Journal:
 
     def _delivered(self) -> bool:
         size = self._lines.path.stat().st_size if self._lines else 0
-        return not size or (self._mark.exists() and self._mark.read_text() == str(size))
+        return not size or (
+            self._mark.exists() and read_bytes(self._mark, follow=True) == str(size).encode()
+        )
 
     def mark_delivered(self) -> None:
         """Take note that the tracker has all that `rows` gave."""
@@ -158,7 +167,7 @@ class Journal:
     def identity(self) -> str | None:
         """The run's identity in the tracker, kept from the first delivery on."""
         file = self.folder / "id"
-        return file.read_text().strip() if file.exists() else None
+        return read_bytes(file, follow=True).decode().strip() if file.exists() else None
 
     @identity.setter
     def identity(self, new: str) -> None:
@@ -214,6 +223,8 @@ class Journal:
                 counts, edges = json.loads(value)
                 return name, Kept(kind, (np.asarray(counts), np.asarray(edges)))
             case "image" | "video":
+                if not MEDIA.fullmatch(value):  # what else is uploaded, the line would choose
+                    raise ValueError(f"{value!r:.100} is no picture in {self.folder}")
                 return name, Kept(kind, self.folder / value)
             case _:
                 return name, Kept(kind, value)
@@ -260,16 +271,24 @@ def linked_artifacts(run: Path, folder: Path) -> dict[int, dict[str, float]]:
             copy = folder / "checkpoints" / str(epoch)
             try:
                 manifest = checkpoints.manifest(epoch)
-                shutil.copytree(checkpoints.directory / str(epoch), copy, copy_function=_link)
+                source = checkpoints.directory / str(epoch)
+                shutil.copytree(source, copy, copy_function=_link, ignore=_neither)
                 scores[epoch] = saved_scores(manifest)
             except (DamagedCommit, OSError, shutil.Error) as error:  # or removed meanwhile
                 log.warning("commit %d of %s is no artifact: %s", epoch, run, error)
                 shutil.rmtree(copy, ignore_errors=True)
     if (run / "replays").is_dir():
         (folder / "replays").mkdir()
-        for _, file in files(run / "replays"):
+        replays = [file for _, file in files(run / "replays")]
+        for file in (file for file in replays if stat.S_ISREG(file.lstat().st_mode)):
             _link(str(file), str(folder / "replays" / file.name))
     return scores
+
+
+def _neither(folder: str, names: list[str]) -> list[str]:
+    """Name what is neither a file nor a folder: a link's target would be uploaded, a pipe waits."""
+    kinds = {name: os.lstat(os.path.join(folder, name)).st_mode for name in names}
+    return [n for n, mode in kinds.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))]
 
 
 def _link(source: str, target: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from hooks.appending import Appending
 from trainer.durability import replacing, sync_folder
+from trainer.opening import opened
 from trainer.paths import local
 
 log = logging.getLogger("entracte")
@@ -186,7 +187,7 @@ class JsonLines:
         self._resumed: tuple[int, int] | None = None
         make_folder(self.path.parent, "JsonLines")
         try:
-            self.path.open("a").close()
+            os.close(opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=True))
             sync_folder(self.path.parent)
         except OSError as error:
             error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
@@ -204,7 +205,7 @@ class JsonLines:
             return
         self.close()
         self._resumed = step, epoch
-        with self.path.open(encoding="utf-8", errors="replace") as file:
+        with open(opened(self.path, follow=True), encoding="utf-8", errors="replace") as file:
             lines = list(file)
         places = [_place(self.path, number, line) for number, line in enumerate(lines, 1)]
         kept = [

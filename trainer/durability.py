@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.opening import created
+
 
 def sync_folder(folder: Path) -> None:
     """Make durable what was made, renamed or replaced in a folder; files sync their contents.
@@ -20,7 +22,7 @@ def sync_folder(folder: Path) -> None:
 
     >>> sync_folder(Path.cwd())
     """
-    opened = os.open(folder, os.O_RDONLY)
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(opened)
     finally:
@@ -120,7 +122,7 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        beside.touch()
+        os.close(created(beside))
         mode = beside.stat().st_mode
         yield beside
         if beside.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -44,9 +45,9 @@ def opened(
         The descriptor, which the caller closes.
 
     Raises:
-        UnsafeFile: it is a link, a pipe, a device, a directory; it is to be written and has several
-            names (hard links); or it belongs to another user.
-        OSError: it cannot be opened.
+        UnsafeFile: it is a link, a pipe, a device; it is to be written and has several names (hard
+            links); or it belongs to another user.
+        OSError: it is a directory, or cannot be opened.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as made:
@@ -69,6 +70,31 @@ def opened(
         os.close(descriptor)
         raise
     return descriptor
+
+
+def created(path: str | os.PathLike[str], mode: int = 0o666) -> int:
+    """Make a file anew to write to, in the place of what a dead process left or another put there.
+
+    Args:
+        path: of the file, a name beside the one that it shall replace.
+        mode: of the file.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        OSError: it cannot be made; a directory is in its place.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as made:
+    ...     os.symlink(f"{made}/elsewhere", f"{made}/a.tmp")
+    ...     os.close(created(f"{made}/a.tmp"))
+    ...     os.listdir(made)
+    ['a.tmp']
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 def own_folder(path: str | os.PathLike[str]) -> int:
@@ -195,6 +221,8 @@ _KINDS = {
 def _check(
     path: str | os.PathLike[str], status: os.stat_result, flags: int, follow: bool, mine: bool
 ) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
         number, problem = errno.EINVAL, f"it is {kind(status.st_mode)}, and must be a regular file"
     elif not follow and flags & _WRITES and status.st_nlink > 1:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.durability import require_room, sync_folder, write_whole
 from trainer.modes import Mode
+from trainer.opening import UnsafeFile, read_bytes
 
 ARRAYS = "arrays"
 """The folder of a commit that Orbax writes and reads."""
@@ -188,7 +188,15 @@ def sweep(directory: Path) -> None:
     for path in directory.iterdir():
         if _LEFTOVER.fullmatch(path.name):
             check_no_link(path)
-            shutil.rmtree(path)
+            _removed(path)
+
+
+def _removed(path: Path) -> None:
+    """Remove a folder, or whatever else stands in its place and is no link."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def staged(directory: Path, number: int) -> Path:
@@ -226,7 +234,7 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
         sync_folder(folder)
     final, old = stage.with_suffix(""), stage.with_suffix(".replaced")
-    if final.exists():
+    if os.path.lexists(final):
         final.rename(old)
     try:
         stage.rename(final)
@@ -234,8 +242,8 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
         recover(final.parent)
         raise
     sync_folder(final.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    if os.path.lexists(old):
+        _removed(old)
 
 
 def remove(directory: Path, number: int) -> None:
@@ -273,14 +281,10 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
 
 def _content(file: Path) -> bytes:
     """Read a manifest's file, if it is one and not too large to be one."""
-    status = file.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise DamagedCommit("its manifest is a link or a special file, and no file of its own")
-    if status.st_size > schema.MOST_BYTES:
-        raise DamagedCommit(
-            f"its manifest has {status.st_size} bytes and none has more than {schema.MOST_BYTES}"
-        )
-    return file.read_bytes()
+    try:
+        return read_bytes(file, most=schema.MOST_BYTES)
+    except UnsafeFile as error:
+        raise DamagedCommit(f"its manifest is none of this library's: {error}") from error
 
 
 def ranked(scores: Mapping[int, float | None], mode: Mode) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.checkpoints.manifest import DamagedCommit
+from trainer.opening import MOST_TEXT, kind, read_bytes
 
 LEAVES = "leaves"
 """The one array that a commit holds: its name in Orbax, and its folder."""
@@ -52,7 +53,7 @@ def check(path: Path, size: int) -> None:
     """
     _check_kinds(path, {"_METADATA": stat.S_IFREG, LEAVES: stat.S_IFDIR})
     _check_size(path / "_METADATA", len(_METADATA))
-    if (path / "_METADATA").read_bytes() != _METADATA:
+    if _content(path / "_METADATA") != _METADATA:
         raise DamagedCommit(f"{_named(path / '_METADATA')} is not what Orbax writes")
     files = _parts(path / LEAVES, size)
     names = [str(number) for number in range(files)]
@@ -81,15 +82,22 @@ def _parts(folder: Path, size: int) -> int:
     """Give the number of files that the array's bytes are in."""
     file = folder / ".zarray"
     if not stat.S_ISREG(_status(file).st_mode):
-        raise DamagedCommit(f"{_named(file)} is {_kind(_status(file).st_mode)} and no file")
+        raise DamagedCommit(f"{_named(file)} is {kind(_status(file).st_mode)} and no file")
     for files in range(1, MOST_FILES + 1):
         described = _described(size, size // files)
-        with file.open("rb") as content:
-            if content.read(len(described) + 1) == described:
-                return files
+        if _content(file, len(described)) == described:
+            return files
     raise DamagedCommit(
         f"{_named(file)} does not describe {size} plain bytes in {MOST_FILES} files at most"
     )
+
+
+def _content(file: Path, most: int = MOST_TEXT) -> bytes:
+    """Read a file; nothing of one that is larger."""
+    try:
+        return read_bytes(file, most=most)
+    except OSError:  # or it was exchanged since its kind was checked
+        return b""
 
 
 def _described(size: int, chunk: int) -> bytes:
@@ -112,7 +120,7 @@ def _check_kinds(folder: Path, wanted: Mapping[str, int]) -> None:
     """Check that a folder is one, and holds these names alone, each of its kind and no link."""
     mode = _status(folder).st_mode
     if not stat.S_ISDIR(mode):
-        raise DamagedCommit(f"{_named(folder)} is {_kind(mode)} and no folder")
+        raise DamagedCommit(f"{_named(folder)} is {kind(mode)} and no folder")
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -123,11 +131,11 @@ def _check_kinds(folder: Path, wanted: Mapping[str, int]) -> None:
                     f"{_named(folder)} holds {entry.name!r}, which is no part of it"
                 )
             found[entry.name] = entry.stat(follow_symlinks=False).st_mode
-    for name, kind in wanted.items():
+    for name, needed in wanted.items():
         if name not in found:
             raise DamagedCommit(f"{_named(folder / name)} is missing")
-        if stat.S_IFMT(found[name]) != kind:
-            raise DamagedCommit(f"{_named(folder / name)} is of another kind: {_kind(found[name])}")
+        if stat.S_IFMT(found[name]) != needed:
+            raise DamagedCommit(f"{_named(folder / name)} is of another kind: {kind(found[name])}")
 
 
 def _check_size(file: Path, size: int) -> None:
@@ -140,19 +148,6 @@ def _status(path: Path) -> os.stat_result:
         return path.lstat()
     except OSError as error:
         raise DamagedCommit(f"{_named(path)} is missing ({error.strerror})") from error
-
-
-def _kind(mode: int) -> str:
-    """Say what a file is.
-
-    >>> _kind(stat.S_IFLNK), _kind(stat.S_IFIFO)
-    ('a link', 'a special file')
-    """
-    if stat.S_ISLNK(mode):
-        return "a link"
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "a file" if stat.S_ISREG(mode) else "a special file"
 
 
 def _named(path: Path) -> str:

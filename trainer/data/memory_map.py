@@ -14,6 +14,7 @@ import xxhash
 from trainer.data import gathering
 from trainer.data.batches import Batch, described, each, examples_in, named
 from trainer.data.feed import Feed
+from trainer.opening import opened
 from trainer.paths import local
 
 
@@ -125,7 +126,9 @@ def _opened(array: Any) -> np.ndarray:
     if not isinstance(array, str | os.PathLike):
         return np.asarray(array)
     try:
-        mapped = np.load(local(array, "MemoryMap"), mmap_mode="r")
+        file = local(array, "MemoryMap")
+        os.close(opened(file, follow=True))  # a pipe would wait for its other end
+        mapped = np.load(file, mmap_mode="r")
     except (OSError, ValueError) as error:
         error.add_note(f"MemoryMap needs {array} to be a whole .npy file, as np.save writes")
         raise

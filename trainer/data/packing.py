@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import xxhash
 
+from trainer import opening
 from trainer.durability import replacing
 from trainer.paths import local
 
@@ -157,8 +158,8 @@ def _check(tokens: np.ndarray, number: int, vocabulary: int) -> None:
 
 
 def _header(file: Path) -> Header:
-    with file.open("rb") as opened:
-        start = opened.read(HEADER)
+    with open(opening.opened(file, follow=True), "rb") as content:
+        start = content.read(HEADER)
     try:
         fields = json.loads(start)
         version = fields.pop("format")
