@@ -74,7 +74,7 @@ def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         with zipfile.ZipFile(beside, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, array, allow_pickle=False)
+                    np.lib.format.write_array(entry, array)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         if library is not None:
             return library.load_file(path)
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:
         kind = path.suffix.removeprefix(".")
