@@ -125,6 +125,18 @@ def counting_compilations():
     return counting
 
 
+class _Quickly:
+    """Compiles quickly what is run once to show how something is used."""
+
+    def pytest_runtest_setup(self, item):
+        jax.config.update("jax_disable_most_optimizations", isinstance(item, pytest.DoctestItem))
+
+
+def pytest_configure(config):
+    """Register what is asked of doctests, too, which lie outside this folder."""
+    config.pluginmanager.register(_Quickly())
+
+
 @pytest.fixture(autouse=True)
 def _quiet_handlers():
     """Leave the project's logger as it was."""

@@ -8,6 +8,8 @@ import pytest
 import models
 from models.actor_critic import orthogonal
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 OBSERVATIONS = jax.random.normal(KEY, (5, 4))
 

@@ -10,6 +10,8 @@ from flax import nnx
 
 from models.attention import CrossAttention, SelfAttention, has_kernel, rotate, rotation
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 
 

@@ -9,6 +9,8 @@ import pytest
 import models
 from models.captioner import patches, positions
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 SETTINGS = {
     "vocabulary": 7,

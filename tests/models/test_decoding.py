@@ -11,6 +11,8 @@ import pytest
 import models
 from models import decoding
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 SETTINGS = {"vocabulary": 11, "context": 12, "layers": 2, "heads": 2, "width": 8}
 TOKENS = jax.random.randint(KEY, (2, 7), 0, 11)

@@ -7,6 +7,8 @@ import pytest
 
 from models.initializers import lecun_normal
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.mark.parametrize("shape", [(16, 8), (2, 2, 4), (1, 1)])
 def test_the_values_are_those_of_jax(shape):

@@ -7,6 +7,8 @@ import pytest
 
 import models
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 
 

@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits
 
 import models
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(1)
 IMAGES = jax.random.normal(jax.random.key(2), (16, 5, 6, 2))
 SMALL = {"classes": 3, "channels": (4, 6), "blocks": (1, 2)}
