@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING
 
 from hooks.writers import Progress, Text, Value
+from trainer.timing import listen
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -23,7 +26,9 @@ class Console:
     it ended, a table gives the last, lowest and highest value of each metric in it. Of the times
     (`time/...`) only the speed is shown, the machine's part (`system/...`) and what there is for
     every layer (`gradients/...`) only in the table. Where there is room, small curves stand beside
-    losses and accuracies, and beside all in the table.
+    losses and accuracies, and beside all in the table. From the start on the bar says what takes
+    longer than a second (`compiling train, 12 s`), and fills within an epoch by the time that those
+    before took.
 
     A `Text`, which `record` writes, is printed at once: framed above the bar, or as plain lines.
     Control characters in it, which could take the terminal over, are shown as `\\x1b`.
@@ -52,6 +57,7 @@ class Console:
         self._console = console or rich.get_console()
         self._live: Live | None = None
         self._run: Run | None = None
+        self._unheard: Callable[[], None] | None = None
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Show values: on a line now, or in the bar at the next of its four refreshes a second."""
@@ -68,8 +74,22 @@ class Console:
         if not self._console.is_interactive:
             self._print(self._run.line())
         elif self._live is None:
-            self._live = self._run.live(self._console)
-            self._live.start(refresh=True)
+            self._draw(self._run)
+
+    def begin(self, progress: Progress) -> None:
+        """Show on a terminal what the run is at: phases compile first, which may take long."""
+        if self._run is not None or not self._console.is_interactive:
+            return
+        from hooks.display import Run
+
+        self._run = Run(began=math.inf, before=progress.done, progress=progress)
+        self._run.thread = threading.get_ident()
+        self._unheard = listen(lambda span: None)  # or what is under way is not known
+        self._draw(self._run)
+
+    def _draw(self, run: Run) -> None:
+        self._live = run.live(self._console)
+        self._live.start(refresh=True)
 
     def flush(self) -> None:
         """Do nothing: the console keeps no records."""
@@ -78,9 +98,12 @@ class Console:
         """Take the bar away and show the table; a further write begins another."""
         live, self._live = self._live, None
         run, self._run = self._run, None
+        unheard, self._unheard = self._unheard, None
+        if unheard is not None:
+            unheard()
         if live is not None:
             live.stop()
-        if run is not None:
+        if run is not None and run.courses:
             self._console.print(run.closing(self._console))
 
     def _show(self, name: str, text: str, step: int, progress: Value | None) -> None:

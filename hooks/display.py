@@ -8,7 +8,7 @@ import itertools
 import math
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 
 from rich import box
@@ -21,12 +21,21 @@ from rich.text import Text
 
 from hooks.writers import Progress, Value
 from trainer.courses import TELLING, Course, number, rank
+from trainer.timing import UnderWay, under_way
 
 COLUMNS = 4
 """Metrics on a plain line."""
 
 CLOSING = ("system/", "gradients/")
 """What the table alone shows: the machine's part, and what there is for every layer."""
+
+LONG = 1.0
+"""Seconds from which on it is said what a run is at."""
+
+WORKING = ("dispatch", "wait", "data")
+"""Kinds of spans in which a phase computes."""
+
+SAID = {"compile": "compiling", "flush": "flushing"}
 
 CURVE = 10
 """Characters of a curve in the bar; in the table up to twice as many."""
@@ -52,6 +61,8 @@ class Run:
     """The newest value of each of these; replaced, never changed, since a thread shows it."""
     courses: dict[str, Course] = dataclasses.field(default_factory=dict)
     """Of every metric but times."""
+    thread: int | None = None
+    """That the run is on, where what it is at is known."""
 
     @classmethod
     def begun(cls, values: Mapping[str, Value]) -> Run:
@@ -76,11 +87,24 @@ class Run:
 
     def seconds_left(self) -> float:
         """Estimate the time to the end from that of the epochs so far; nan if it has no end."""
-        if self.progress.total is None:
+        if self.progress.total is None or math.isinf(self.began):
             return math.nan
-        each = (self.heard - self.began) / max(self.progress.done - self.before, 1)
+        each = self.seconds_each()
         left = each * (self.progress.total - self.progress.done)
         return max(left - (time.monotonic() - self.heard), 0.0)
+
+    def seconds_each(self) -> float:
+        """Give the mean time of the epochs so far; nan before the first is over."""
+        if math.isinf(self.began):
+            return math.nan
+        return (self.heard - self.began) / max(self.progress.done - self.before, 1)
+
+    def within(self, doing: Sequence[UnderWay]) -> float:
+        """Estimate the part of the epoch under way that is done, by what those before took."""
+        number = self.progress.done + 1  # or it is over, and its hooks run
+        passed = doing[0].seconds if doing and doing[0][::3] == ("epoch", number) else 0.0
+        part = passed / self.seconds_each() if passed and self.seconds_each() > 0 else 0.0
+        return min(part, 0.99) if math.isfinite(part) else 0.0
 
     def count(self) -> str:
         """Say how far it is: `7/20`."""
@@ -104,7 +128,9 @@ class Run:
 
         Curves are drawn where all of them fit.
         """
-        done, total, left = self.progress.done, self.progress.total, self.seconds_left()
+        doing = [] if self.thread is None else under_way(self.thread)
+        total, left = self.progress.total, self.seconds_left()
+        done = self.progress.done + self.within(doing)
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True, style="bold")
         bar.add_column(ratio=1)
@@ -113,7 +139,7 @@ class Run:
         bar.add_row(
             f"epoch {self.count()}",
             ProgressBar(total=total, completed=done),
-            f"{done / total:.0%}" if total else "",
+            f"{min(done / total, 1 if self.progress.done == total else 0.99):.0%}" if total else "",
             "" if self.speed is None else f"{number(self.speed)} steps/s",
             "" if math.isnan(left) else f"{datetime.timedelta(seconds=round(left))} left",
         )
@@ -123,7 +149,9 @@ class Run:
             for name in newest
             if curves and rank(name) < len(TELLING)
         }
-        return Group(bar, *rows(newest, width, drawn))
+        said = activity(doing)
+        told = [Text(said, "dim", no_wrap=True, overflow="ellipsis")] if said else []
+        return Group(bar, *told, *rows(newest, width, drawn))
 
     def live(self, console: Console) -> Live:
         """Make a display of the bar that follows the run, above which others may print."""
@@ -162,6 +190,28 @@ class Run:
             drawn = [course.curve(curve)] if curve else []
             table.add_row(Text(name), number(course.last), *extremes, *drawn)
         return table
+
+
+def activity(doing: Sequence[UnderWay]) -> str:
+    """Say what a run is at, where that takes long.
+
+    >>> activity([UnderWay("compile", "train", 12.3)])
+    'compiling train, 12 s'
+    >>> activity([UnderWay("epoch", "", 95.0), UnderWay("wait", "train", 5.0)])
+    'train, 95 s of this epoch'
+    >>> activity([UnderWay("event", "epoch", 9.0), UnderWay("hook", "evaluate", 9.0)])
+    'hook evaluate, 9 s'
+    >>> activity([UnderWay("epoch", "", 0.1)])
+    ''
+    """
+    inside = [one for one in doing if one.kind not in ("epoch", "event")]
+    if not inside or doing[0].seconds < LONG:
+        return ""
+    kind, name, seconds, _ = inside[0]
+    if kind in WORKING and doing[0].kind == "epoch":
+        return f"{printable(name) or kind}, {doing[0].seconds:.0f} s of this epoch"
+    said = printable(f"{SAID.get(kind, kind)} {name}".strip())
+    return f"{said}, {seconds:.0f} s" if seconds >= LONG else ""
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.writers import Progress, Rehearses, Resumes, Trace, Value, Writer
+from hooks.writers import Begins, Progress, Rehearses, Resumes, Trace, Value, Writer
 from trainer import Hook, TrainState
 from trainer.arguments import in_words
 from trainer.state import steps_taken
@@ -97,6 +97,11 @@ def resume_writers(
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         resume(state, writers)
+        progress = Progress(counts(state)[1], getattr(metrics, "epochs", None))
+        if not state.stop and progress.done != progress.total:
+            for writer in writers:
+                if isinstance(writer, Begins):
+                    writer.begin(progress)
         if scores_of and metrics and not counts(state)[1]:  # or a run that goes on repeats it
             for writer in writers:
                 writer.write(counts(state)[0], _with_progress(state, metrics, scores_of))

@@ -147,6 +147,18 @@ class Resumes(Protocol):
 
 
 @runtime_checkable
+class Begins(Protocol):
+    """A writer that shows how a run goes, before its first record too."""
+
+    def begin(self, progress: Progress) -> None:
+        """Take it that a run begins, or goes on, with so many epochs done.
+
+        Called at the start, by each of the hooks that share the writer, where there is something to
+        train.
+        """
+
+
+@runtime_checkable
 class Rehearses(Protocol):
     """A writer that can try a record, for `fit(..., check=True)`.
 

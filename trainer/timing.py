@@ -94,10 +94,42 @@ def listen(hear: Listener) -> Callable[[], None]:
     return stop
 
 
+class UnderWay(NamedTuple):
+    """A span that is not over."""
+
+    kind: str
+    name: str
+    seconds: float
+    """That it has taken."""
+    number: int | None = None
+
+
+def under_way(thread: int) -> list[UnderWay]:
+    """Return what a thread is at, the outermost span first; any thread may ask.
+
+    Spans that began while nobody listened are not known.
+
+    Args:
+        thread: as `threading.get_ident` gives it.
+
+    >>> stop = listen(lambda span: None)
+    >>> with span("epoch"), span("wait", "train"):
+    ...     [(one.kind, one.name) for one in under_way(threading.get_ident())]
+    [('epoch', ''), ('wait', 'train')]
+    >>> stop()
+    """
+    found, now = [], time.perf_counter_ns()
+    one = _innermost.get(thread)
+    while one is not None:
+        found.append(UnderWay(*one._own, (now - one._began) / 1e9, one._number))
+        one = one._outer
+    return found[::-1]
+
+
 class _Timed:
     """A span under way, on one thread."""
 
-    __slots__ = ("_around", "_began", "_number", "_own")
+    __slots__ = ("_around", "_began", "_number", "_outer", "_own")
 
     def __init__(self, kind: str, name: str, number: int | None) -> None:
         self._own, self._number = (kind, name), number
@@ -105,12 +137,19 @@ class _Timed:
     def __enter__(self) -> None:
         self._around = _here.path
         _here.path = (*self._around, self._own)
+        thread = threading.get_ident()
+        self._outer = _innermost.get(thread)
         self._began = time.perf_counter_ns()
+        _innermost[thread] = self
 
     def __exit__(self, *exception: object) -> None:
         ended = time.perf_counter_ns()
         path, _here.path = _here.path, self._around
         thread = threading.current_thread()
+        if self._outer is None:
+            _innermost.pop(threading.get_ident(), None)
+        else:
+            _innermost[threading.get_ident()] = self._outer
         span = Span(path, self._number, self._began, ended, threading.get_ident(), thread.name)
         for hear in _listeners:
             hear(span)
@@ -135,6 +174,8 @@ class _Here(threading.local):
 
 
 _NOTHING = _Nothing()
+_innermost: dict[int, _Timed] = {}
+"""By thread, the span that began last of those under way."""
 _here = _Here()
 _listeners: tuple[Listener, ...] = ()
 """Replaced, never changed, since other threads read it."""

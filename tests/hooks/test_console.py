@@ -13,13 +13,16 @@ import pytest
 from rich.console import Console as RichConsole
 from rich.logging import RichHandler
 
+import hooks
 import trainer
+from hooks import display
 from hooks.console import Console
 from hooks.display import Run, grouped, number, rows
 from hooks.metrics import log_metrics
 from hooks.testing import check_hook
 from hooks.writers import Image, Progress, Resumes, Text, Writer
 from trainer.courses import BLOCKS
+from trainer.timing import UnderWay, under_way
 
 
 def rich(width=100, *, terminal=False):
@@ -349,3 +352,69 @@ def test_closing_without_an_epoch_prints_nothing():
 
 def test_it_holds_the_laws(state):
     check_hook(log_metrics(Console(console=rich())), state, {"loss": 1.0})
+
+
+def bar(run, doing, monkeypatch):
+    """Draw the bar while the run is at something."""
+    monkeypatch.setattr(display, "under_way", lambda thread: doing)
+    run.thread = 0
+    return shown(run.bar(100))
+
+
+def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
+    run = Run(began=math.inf, before=0, progress=Progress(0, 20))
+    drawn = bar(run, [UnderWay("compile", "train", 12.4)], monkeypatch)
+    assert "epoch  0/20" in drawn
+    assert "compiling train, 12 s" in drawn
+    assert "left" not in drawn  # nobody knows yet
+    assert "compiling" not in bar(run, [UnderWay("compile", "train", 0.4)], monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "percent"), [(11, 0.0, 50), (11, 1.0, 52), (11, 99.0, 55), (10, 9.0, 50)]
+)
+def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
+    monkeypatch, number, seconds, percent
+):
+    run = Run(began=0.0, before=0, heard=20.0, progress=Progress(10, 20))  # two seconds each
+    doing = [UnderWay("epoch", "", seconds, number), UnderWay("wait", "train", seconds)]
+    drawn = bar(run, doing, monkeypatch)
+    assert f"{percent}%" in drawn
+    assert ("train, 99 s of this epoch" in drawn) == (seconds == 99.0)
+
+
+def test_the_last_epoch_is_whole_when_it_is_over(monkeypatch):
+    run = Run(began=0.0, before=0, heard=20.0, progress=Progress(199, 200))
+    doing = [UnderWay("epoch", "", 0.1, 200)]
+    assert "99%" in bar(run, doing, monkeypatch)
+    run.progress = Progress(200, 200)
+    assert "100%" in bar(run, doing, monkeypatch)
+
+
+def test_from_the_start_a_terminal_shows_what_a_run_is_at(state, phase):
+    console = Console(console=rich(terminal=True))
+    seen = []
+
+    def look(state, metrics):
+        with console._console.capture() as drawn:
+            console._console.print(console._run.bar(100))
+        seen.append(drawn.get())
+        seen.append([(one.kind, one.name) for one in under_way(threading.get_ident())])
+        return state
+
+    first = hooks.on("start", hooks.observe(look))
+    trainer.fit(state, phase, epochs=3, hooks=[log_metrics(console), first])
+    assert "epoch 0/3" in seen[0]
+    assert "3/3 epochs" in console._console.file.getvalue()
+    assert console._live is None
+    assert under_way(threading.get_ident()) == []
+    trainer.fit(state.replace(stop=True), phase, epochs=3, hooks=log_metrics(console))
+    assert console._console.file.getvalue().count("epochs, ") == 1  # nothing was trained
+
+
+def test_a_file_shows_nothing_before_the_first_epoch():
+    console = rich()
+    writer = Console(console=console)
+    writer.begin(Progress(0, 3))
+    writer.close()
+    assert console.file.getvalue() == ""

@@ -328,7 +328,8 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the save under way and free the host copy; may be called again."""
         try:
-            self._worker.wait()  # alone: where one process fails, the others close elsewhere
+            with span("commit", "wait"):
+                self._worker.wait()  # alone: where one process fails, the others close elsewhere
         finally:
             self._buffer = np.empty(0, np.uint8)
 
