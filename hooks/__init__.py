@@ -26,6 +26,7 @@ from hooks.monitoring import beat, watch_system
 from hooks.plotting import plot_history
 from hooks.populations import each
 from hooks.profiling import profile
+from hooks.recalibrating import recalibrate
 from hooks.recording import image_grid, record
 from hooks.replay_files import load_replay
 from hooks.replaying import replay
@@ -85,6 +86,7 @@ __all__ = [
     "plot_history",
     "profile",
     "reads",
+    "recalibrate",
     "record",
     "record_replays",
     "record_times",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hooks.base import stateful
+from hooks.kept_params import warn_of_statistics
 from trainer import Hook, TrainState
+from trainer.averages import AVERAGE
 
 
 def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
@@ -38,12 +40,15 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1); got {decay}")
 
+    warn = _warning_once(name)
+
     def init(state: TrainState) -> dict[str, Any]:
         return {"params": state.params, "updates": 0}
 
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
+        warn(state)
         updates = memory["updates"] + 1
         weight = np.float32((1 - decay) / (1 - decay**updates))
         params = _toward(memory["params"], state.params, weight)
@@ -59,15 +64,8 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     `state.memory[name]["params"]`, of the structure of `state.params`; training never sees it.
     `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
 
-    The batch statistics in `model_state` stay those of the trained parameters, and do not suit the
-    mean. A network that has them needs a pass over the data that updates them alone, with
-    `optax.set_to_zero()` for an optimizer:
-
-        still = trainer.supervised(network, loss, optax.set_to_zero())
-        average = still.init(key, example).replace(
-            params=state.memory["swa"]["params"], model_state=state.model_state
-        )
-        average, _ = trainer.fit(average, trainer.training(still.step, source), epochs=1)
+    Where the network keeps batch statistics, they are those of the trained parameters and do not
+    suit the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` behind it.
 
     Args:
         start: the first epoch that counts, from 1; choose it where the learning rate is large and
@@ -91,17 +89,38 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     if start < 1:
         raise ValueError(f"start must be at least 1, the first epoch; got {start}")
 
+    warn = _warning_once(name)
+
     def init(state: TrainState) -> dict[str, Any]:
         return {"params": state.params, "updates": 0}
 
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
+        warn(state)
         updates = memory["updates"] + (int(np.asarray(state.epoch)) >= start)
         params = _toward(memory["params"], state.params, np.float32(1 / max(updates, 1)))
         return {"params": params, "updates": updates}, state
 
     return stateful(name, init, update)
+
+
+def _warning_once(name: str) -> Callable[[TrainState], None]:
+    """Check a hook's name, and make what warns of statistics that do not suit its average."""
+    if name == AVERAGE:
+        raise ValueError(
+            f"the name {AVERAGE!r} is that of the average over steps, which supervised(..., "
+            "average=0.999) keeps; give the hook another"
+        )
+    warned = False
+
+    def warn(state: TrainState) -> None:
+        nonlocal warned
+        if not warned:
+            warn_of_statistics(state, name)
+        warned = True
+
+    return warn
 
 
 @jax.jit

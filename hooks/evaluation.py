@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from hooks.collecting import collect_scores
 from hooks.combining import Chain, chain
+from hooks.kept_params import check_kept, kept_under, needs_of, warn_of_statistics
 from hooks.metrics import counts
 from hooks.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
 from trainer.arguments import in_words
+from trainer.averages import AVERAGE
 from trainer.phases import Measured
 from trainer.rehearsal import first_step
 from trainer.runs import Run
@@ -40,7 +42,9 @@ def evaluate(
         phase: made by `trainer.evaluation`; its name is the prefix of the scores. With `remote` the
             name of a suite, as evaluators know it.
         params: name of a hook that keeps parameters, such as `average_params`, to measure in the
-            place of the trained ones. It must stand before this one.
+            place of the trained ones, with the `model_state` that it keeps, as `recalibrate` does.
+            It must stand before this one. `average` is the average over steps that
+            `supervised(..., average=0.999)` keeps.
         sanity: measure it at the `start` of a fresh run too, before anything is trained: the scores
             are logged, and `log_metrics` records them at step 0. A run that goes on repeats
             nothing.
@@ -70,15 +74,22 @@ def evaluate(
         )
     name = f"evaluate/{phase.name}"
 
+    warned = False
+
     def names(state: TrainState) -> tuple[str, ...]:
+        check_kept(state, params)
         keys = phase.keys(state)
         phase.verify(state)
         return keys
 
     def chosen(state: TrainState) -> TrainState:
-        return state if params is None else state.replace(params=state.memory[params]["params"])
+        return state if params is None else state.replace(**kept_under(state, params))
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal warned
+        if params == AVERAGE and not warned:
+            warn_of_statistics(state, params)
+        warned = True
         _, _, measured = phase.execute(chosen(state), None, donate=False)
         return _scored(state, measured)
 
@@ -96,8 +107,7 @@ def evaluate(
         _check_finite(name, {key: after.scores[key] for key in measured})
         return after
 
-    needs = (params,) if params else ()
-    hook = Hook(run, name, writes=names, needs=needs, rehearse=rehearse)
+    hook = Hook(run, name, writes=names, needs=needs_of(params), rehearse=rehearse)
     if not sanity:
         return hook
     return chain(Hook(begin, f"{name}/start", event="start", writes=names, rehearse=leave), hook)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,28 +13,43 @@ import jax.numpy as jnp
 
 from hooks.base import recall, stateful
 from hooks.combining import Chain, chain
+from hooks.kept_params import belonging, check_kept, kept_under, needs_of, warn_of_statistics
 from trainer import Hook, TrainState
+from trainer.averages import AVERAGE
 from trainer.modes import resolve_mode
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
 
+NORMALIZATION = "normalization"
+"""Where `state.carry` keeps the statistics by which a policy sees."""
 
-def keep_best(metric: str, *, mode: str | None = None, params: str | None = None) -> Chain:
-    """Remember the parameters and `model_state` of the best epoch, and put them back at the end.
 
-    They are at `state.memory["keep_best/<metric>"]`, on the device, and saved with the state, so
-    that a resumed run knows them. What is put back is returned by `fit` and not committed: a longer
-    run goes on from where training was. The optimizer's state is not put back. On an interrupt
-    nothing is. A value that is not a number is never the best; where the metric is missing, nothing
-    is compared.
+def keep_best(
+    metric: str,
+    *,
+    mode: str | None = None,
+    params: str | None = None,
+    carry: Sequence[str] = (NORMALIZATION,),
+) -> Chain:
+    """Remember the best epoch's parameters and what belongs to them, and put it back at the end.
+
+    That is `model_state` and, of `carry`, what is named: the statistics by which a policy's
+    observations and rewards are normalised, where it has them. All is at
+    `state.memory["keep_best/<metric>"]`, on the device, and saved with the state, so that a resumed
+    run knows it. What is put back is returned by `fit` and not committed: a longer run goes on from
+    where training was. The optimizer's state is not put back. On an interrupt nothing is. A value
+    that is not a number is never the best; where the metric is missing, nothing is compared.
 
     Args:
         metric: to compare by, such as `val/loss`.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         params: name of a hook that keeps parameters, such as `average_params`, to remember in the
-            place of the trained ones: the one that the metric was measured with. It must stand
-            before this one.
+            place of the trained ones, with the `model_state` that it keeps: the one that the
+            metric was measured with. It must stand before this one. `average` is the average over
+            steps that `supervised(..., average=0.999)` keeps.
+        carry: names in `state.carry` of what else belongs to the parameters; what a state does not
+            have is left out.
 
     Raises:
         ValueError: an unknown mode, or one that the name does not tell.
@@ -49,21 +64,29 @@ def keep_best(metric: str, *, mode: str | None = None, params: str | None = None
     sign = 1.0 if resolve_mode("keep_best", metric, mode) == "min" else -1.0
     name = f"keep_best/{metric}"
 
-    def kept(state: TrainState) -> dict[str, PyTree]:
-        found = state.params if params is None else state.memory[params]["params"]
-        return {"params": found, "model_state": state.model_state}
+    if isinstance(carry, str):
+        raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
+    warned = False
+
+    def kept(state: TrainState, params: str | None) -> dict[str, PyTree]:
+        found = kept_under(state, params)
+        return {**found, "carry": belonging(state.carry, tuple(carry))}
 
     def init(state: TrainState) -> dict[str, Any]:
-        first = {"params": state.params, "model_state": state.model_state}
-        return {"value": sign * math.inf, "epoch": -1, **first}
+        check_kept(state, params)
+        return {"value": sign * math.inf, "epoch": -1, **kept(state, None)}
 
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
+        nonlocal warned
+        if params == AVERAGE and not warned:
+            warn_of_statistics(state, params)
+        warned = True
         value = float(metrics[metric])
         if not sign * (memory["value"] - value) > 0:
             return memory, state
-        return {"value": value, "epoch": int(state.epoch), **_copied(kept(state))}, state
+        return {"value": value, "epoch": int(state.epoch), **_copied(kept(state, params))}, state
 
     def put_back(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         memory = recall(state, name, init)
@@ -75,12 +98,14 @@ def keep_best(metric: str, *, mode: str | None = None, params: str | None = None
             metric,
             memory["value"],
         )
-        return state.replace(params=memory["params"], model_state=memory["model_state"])
+        found = {"params": memory["params"], "model_state": memory["model_state"]}
+        if memory["carry"]:
+            found["carry"] = {**state.carry, **memory["carry"]}
+        return state.replace(**found)
 
-    needs = () if params is None else (params,)
     return chain(
         dataclasses.replace(
-            stateful(name, init, update), event="epoch", reads=(metric,), needs=needs
+            stateful(name, init, update), event="epoch", reads=(metric,), needs=needs_of(params)
         ),
         Hook(put_back, f"{name}/end", event="end"),
     )

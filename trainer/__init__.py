@@ -18,6 +18,7 @@ from trainer.parameters import export_params, load_params
 from trainer.phases import Phase
 from trainer.population import best_member, member, population, population_of, stacked
 from trainer.predicting import predict
+from trainer.recalibrating import recalibrated, recalibration
 from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
 from trainer.summaries import summary
@@ -54,6 +55,8 @@ __all__ = [
     "population",
     "population_of",
     "predict",
+    "recalibrated",
+    "recalibration",
     "restore",
     "runs",
     "stacked",

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer import gradients
+from trainer import averages, gradients
 from trainer import precision as precisions
 from trainer.arguments import require_function, whole
+from trainer.averages import AVERAGE, require_average
 from trainer.executors import Step
 from trainer.losses.contract import Loss, attribute, entry, measured
 from trainer.networks import check_example, check_network, pair
@@ -43,6 +44,9 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     outputs: Callable[[TrainState, Batch], Any]
     """`(state, batch) -> outputs` of the network as `measure` takes them, for `trainer.predict`."""
+    statistics: Callable[[TrainState, Batch], PyTree]
+    """`(state, batch) -> model_state` after the network ran in training mode, for
+    `trainer.recalibration`."""
 
 
 def supervised(
@@ -54,6 +58,7 @@ def supervised(
     accumulate: int = 1,
     clip_norm: float | None = None,
     precision: str = "float32",
+    average: float | None = None,
 ) -> Task:
     """Make the functions of supervised training.
 
@@ -80,6 +85,10 @@ def supervised(
         precision: what the network computes in; the parameters stay as they are, and the loss is
             computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`, and
             leaves the state as it is, but for `step` and the scale, where gradients overflow.
+        average: weight of the past, in [0, 1), of an exponential moving average of the parameters,
+            bias corrected, that each step moves at `state.carry["average"]["params"]`, in float32
+            at least; training never sees it. A step that changes nothing does not count. Read it by
+            `hooks.evaluate(phase, params="average")`.
 
     Raises:
         TypeError: `network` or `optimizer` is none; from `init`, what is given is no key, or no
@@ -109,6 +118,8 @@ def supervised(
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
     precisions.require_known(precision)
+    if average is not None and not 0 <= average < 1:
+        raise ValueError(f"average must be a decay in [0, 1), such as 0.999; got {average}")
     scaling = precision == "float16"
 
     def init(key: jax.Array, example: Batch) -> TrainState:
@@ -123,8 +134,16 @@ def supervised(
             opt_state=initialized(optimizer, params, "supervised"),
             model_state=model_state,
             rng=root,
-            carry={"loss_scale": precisions.first_scale()} if scaling else {},
+            carry=begun(params),
         )
+
+    def begun(params: PyTree) -> dict[str, PyTree]:
+        carry: dict[str, PyTree] = {}
+        if scaling:
+            carry["loss_scale"] = precisions.first_scale()
+        if average is not None:
+            carry[AVERAGE] = averages.begun(params)
+        return carry
 
     def run(
         params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
@@ -182,7 +201,22 @@ def supervised(
         after, moves = after.replace(model_state=found.model_state), gradients.moving(found.means)
         after, told = gradients.unmoved(moves, state, after, told)
         metrics = gradients.metrics_of(found.means) | told
-        return _skipping(state, after, metrics, moves) if scaling else (after, metrics)
+        if scaling:
+            after, metrics = _skipping(state, after, metrics, moves)
+        if average is not None:
+            after = averaged(state, after, _counting(metrics, moves))
+        return after, metrics
+
+    def averaged(before: TrainState, after: TrainState, counts: jax.Array | None) -> TrainState:
+        require_average(before, "the step of supervised(..., average=...)")
+        moved = averages.moved(before.carry[AVERAGE], after.params, average or 0.0, counts)
+        return after.replace(carry={**after.carry, AVERAGE: moved})
+
+    def statistics(state: TrainState, batch: Batch) -> PyTree:
+        if augment is not None:
+            batch = augment(state.key("augment"), dict(batch))
+        key = state.key("network")
+        return run(state.params, state.model_state, batch["inputs"], key, train=True)[1]
 
     def given(state: TrainState, inputs: Any) -> Any:
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
@@ -195,7 +229,15 @@ def supervised(
 
     step.check = measure.check = _checking(given, loss)  # type: ignore[attr-defined]
     step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
-    return Task(init, step, measure, of, updates, optimizer, outputs)
+    return Task(init, step, measure, of, updates, optimizer, outputs, statistics)
+
+
+def _counting(metrics: Mapping[str, Any], moves: jax.Array | None) -> jax.Array | None:
+    """Say whether a step changed the parameters, () bool; None where every one does."""
+    if "skipped" not in metrics:
+        return moves
+    finite = metrics["skipped"] == 0
+    return finite if moves is None else finite & moves
 
 
 def _without_float16(params: PyTree) -> jax.Array:

@@ -93,6 +93,37 @@ def test_it_keeps_the_average_that_was_measured():
         trainer.fit(begun(), PHASE, epochs=1, hooks=chain[::-1])
 
 
+def normalising(state, data):
+    """A policy's phase: it sees what is normalised by statistics that move on with it."""
+    w = state.params["w"] + 1
+    seen = {"observations": {"mean": 10 * w}, "rewards": -w}
+    carry = {**state.carry, "normalization": seen, "environment": w}
+    after = state.replace(step=state.step + 1, params={"w": w}, carry=carry)
+    return after, None, {"return": -jnp.abs(w - 3).sum()}
+
+
+def test_what_a_policy_sees_by_goes_back_with_its_parameters(tmp_path):
+    """With the last epoch's statistics another policy would be returned than the one measured."""
+    zeros = jnp.zeros(2)
+    first = {"observations": {"mean": zeros}, "rewards": zeros}
+    state = begun().replace(carry={"normalization": first, "environment": zeros})
+    phase = trainer.Phase("train", normalising)
+    chain = [hooks.keep_best("train/return"), hooks.save_checkpoints(tmp_path, max_cost=None)]
+    best, _ = trainer.fit(state, phase, epochs=5, hooks=chain)
+    assert best.params["w"].tolist() == [3.0, 3.0]
+    assert best.carry["normalization"]["observations"]["mean"].tolist() == [30.0, 30.0]
+    assert best.carry["normalization"]["rewards"].tolist() == [-3.0, -3.0]
+    assert best.carry["environment"].tolist() == [5.0, 5.0]
+    saved = trainer.restore(tmp_path, state)
+    assert saved.carry["normalization"]["observations"]["mean"].tolist() == [50.0, 50.0]
+    own = hooks.keep_best("train/return", carry=("environment",))
+    best, _ = trainer.fit(state, phase, epochs=5, hooks=own)
+    assert best.carry["environment"].tolist() == [3.0, 3.0]
+    assert best.carry["normalization"]["rewards"].tolist() == [-5.0, -5.0]
+    with pytest.raises(ValueError, match=r"carry must be a sequence of names, such as \('env"):
+        hooks.keep_best("train/return", carry="environment")
+
+
 def test_law_8_putting_back_compiles_no_phase_again():
     state, _ = trainer.fit(begun(), PHASE, epochs=4, hooks=hooks.keep_best("train/loss"))
     trainer.fit(state, PHASE, epochs=6, hooks=hooks.keep_best("train/loss"))
