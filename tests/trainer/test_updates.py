@@ -124,7 +124,7 @@ def test_schedule_free_trains():
 def test_an_optimizer_that_is_not_called_is_refused():
     for wrong, got in [
         (optax.adam, "the function adam, which makes one: call it, adam"),
-        (optax.linear_schedule(1.0, 0.0, 3), "the function"),
+        (optax.linear_schedule(1.0, 0.0, 3), "a schedule of the step"),
         (0.001, "float 0.001"),
         ("adam", "str 'adam'"),
         (optax.GradientTransformation, "the function GradientTransformation"),
