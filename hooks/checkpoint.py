@@ -15,7 +15,11 @@ from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
 from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.locking import Held, check_all, lock
-from trainer.hook import Gate, Restored
+from trainer.checkpoints.manifest import same_software
+from trainer.checkpoints.restoring import Commit
+from trainer.checkpoints.resuming import differing, on_record, warning
+from trainer.describing import hyperparams
+from trainer.hook import Gate, Restored, Rows
 from trainer.processes import is_lead, of_lead
 
 log = logging.getLogger("entracte")
@@ -66,9 +70,33 @@ def save_checkpoints(
     began = time.monotonic()
     committed: int | None = None
     held: Held | None = None
+    asked: Rows = {}
+    recorded: Rows = {}
+    compared = False
 
     def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
+
+    def describe(rows: Rows) -> None:
+        nonlocal asked, recorded, compared
+        asked, recorded, compared = rows, rows, False
+
+    def compare(commit: Commit) -> None:
+        """Say what the script asks for that the commit was not saved with."""
+        nonlocal recorded, compared
+        saved = commit.manifest.get("settings")
+        if compared or not asked or not saved:
+            return
+        compared = True
+        differences = differing(
+            saved,
+            asked,
+            hyperparams(commit.state),
+            same_software=same_software(commit.manifest),
+        )
+        recorded = on_record(asked, differences)
+        if differences and is_lead():
+            log.warning(warning(f"commit {commit.epoch} in {checkpoints.directory}", differences))
 
     def restore(template: TrainState) -> Restored | None:
         nonlocal began, committed, held
@@ -81,6 +109,7 @@ def save_checkpoints(
         if commit is None:
             return None
         committed = commit.epoch
+        compare(commit)
         return Restored(commit.state, commit.scores)
 
     several = jax.process_count() > 1
@@ -105,7 +134,7 @@ def save_checkpoints(
         if committed != int(state.epoch):
             if held is not None:
                 check_all(held)
-            checkpoints.save(state, scores=metrics, config=config)
+            checkpoints.save(state, scores=metrics, config=config, settings=recorded or None)
             committed = int(state.epoch)
         return state
 
@@ -128,6 +157,7 @@ def save_checkpoints(
             f"{name}/restore",
             event="start",
             restore=restore,
+            describe=describe,
             check=None if several else checkpoints.check,
         ),
         Hook(
@@ -137,6 +167,7 @@ def save_checkpoints(
             gates=(Gate(affordable),),
             expects=expects,
             rehearse=rehearse,
+            options={} if best is None else {"best": best, "mode": checkpoints.mode},
         ),
         Hook(
             commit,

@@ -28,6 +28,10 @@ class Interrupt(Exception):  # noqa: N818 - a request, not an error
     """
 
 
+Rows = dict[str, dict[str, str]]
+"""By subject (`root key`, `phase train`), the name of each setting and its value as text."""
+
+
 class Memory(NamedTuple):
     """A place in `state.memory` and what is there at first."""
 
@@ -81,6 +85,11 @@ class Hook:
     rehearse: Function | None = None
     """Called in its place by `fit(..., check=True)`, where calling it leaves something behind; what
     it gives back is thrown away. Without one, a commit is left out of the check."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings, plain values, that a resumed run compares with those before and tells where they
+    differ. Those in the closures of the library's own control hooks are found without it."""
+    describe: Callable[[Rows], None] | None = None
+    """Told what the run is made of, before it restores; see `trainer.describing`."""
     restore: Callable[[TrainState], Restored | None] | None = None
     """Given a template, brings back an earlier run's state; called before all else."""
     history: Callable[[], Sequence[dict[str, float]]] | None = None

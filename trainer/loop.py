@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from trainer.arguments import in_words, whole
+from trainer.describing import described
 from trainer.events import Events
 from trainer.hook import Hooks
 from trainer.metrics import Metrics
@@ -176,7 +177,7 @@ def _begin(
     check_same(f"{epochs} epochs of {[p.name for p in phases]}, {[h.name for h in events.hooks]}")
     if events.order["error"]:
         events.first = state
-    state = owned(state)
+    given, state = state, owned(state)
     for phase in phases:
         state = phase.prepared(state)
     measured: dict[str, list[str]] = {}
@@ -187,9 +188,9 @@ def _begin(
         measured[phase.name] = list(phase.names(reported))
     events.check(state, measured)
 
+    events.describe(lambda: described(given, phases, events.hooks))
     state, metrics = events.restore(events.remember(state))
     state = events.remember(state)
-    _tell_of_other_steps(state, phases)
     if ignore_stop:
         state = state.replace(stop=False)
     if check and int(state.epoch) < epochs and not state.stop:
@@ -200,20 +201,6 @@ def _begin(
     elif state.stop:
         log.info("nothing to train: stopped at epoch %d (ignore_stop=True goes on)", state.epoch)
     return state, metrics
-
-
-def _tell_of_other_steps(state: TrainState, phases: Sequence[Phase]) -> None:
-    """Say so where a run that goes on has another batch size, or other data, than before."""
-    planned = [phase.steps_per_epoch for phase in phases if phase.changes]
-    step, epoch = steps_taken(state), int(state.epoch)
-    to_come = sum(steps or 0 for steps in planned)
-    if planned and step and epoch and None not in planned and step != epoch * to_come:
-        log.warning(
-            "epochs so far took %.6g steps each, those to come take %d: another batch size, or "
-            "other data; the bits will differ from those of a run that had it from the start",
-            step / epoch,
-            to_come,
-        )
 
 
 def _compiled(

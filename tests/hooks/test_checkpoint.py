@@ -18,7 +18,8 @@ import hooks
 import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
-from trainer.checkpoints import layout, worker
+from trainer.checkpoints import worker
+from trainer.checkpoints.commits import Storage
 from trainer.checkpoints.locking import InUse
 
 
@@ -170,7 +171,7 @@ def test_the_best_must_be_something_that_is_written(start, train, tmp_path):
 @pytest.mark.parametrize("event", ["a signal", "nothing"])
 def test_a_save_that_never_ends_ends_the_run(start, train, tmp_path, monkeypatch, event):
     gate = threading.Event()
-    monkeypatch.setattr(layout, "write", lambda *arguments: gate.wait(60))
+    monkeypatch.setattr(Storage, "write", lambda *arguments: gate.wait(60))
 
     def tell(state, metrics):
         if event == "a signal":
@@ -189,7 +190,7 @@ def test_memory_that_runs_out_in_a_save_ends_the_run(start, train, tmp_path, mon
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(layout, "write", fail)
+    monkeypatch.setattr(Storage, "write", fail)
     with pytest.raises(MemoryError) as raised:
         trainer.fit(start, train, epochs=10**6, hooks=_saving(tmp_path))
     assert any("while saving epoch 1 to" in note for note in raised.value.__notes__)

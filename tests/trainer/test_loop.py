@@ -427,18 +427,6 @@ def test_a_state_that_was_made_in_jit_trains(phase):
     assert float(state.params["w"][0]) == 0.25
 
 
-def test_other_steps_an_epoch_than_before_are_said(start, task, digits, caplog):
-    def fit(state, epochs, batch_size):
-        source = data.Arrays(digits[0].arrays, batch_size)
-        return trainer.fit(state, trainer.training(task.step, source), epochs=epochs)[0]
-
-    with caplog.at_level(logging.INFO, "entracte"):
-        state = fit(fit(start, 2, 32), 3, 32)
-        assert "another batch size" not in caplog.text
-        fit(state, 4, 64)
-    assert "epochs so far took 6 steps each, those to come take 3: another batch" in caplog.text
-
-
 def test_a_signal_of_ones_own_after_that_of_another_process_is_the_first(state, phase, monkeypatch):
     """As a scheduler sends it to all of them, at slightly different times."""
     from trainer import loop

@@ -165,6 +165,7 @@ def composed(
     *,
     scores: Mapping[str, float],
     config: Mapping[str, Any] | None,
+    settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Make the manifest of a commit, all of it JSON.
 
@@ -173,6 +174,7 @@ def composed(
         leaves: the leaves of every section, with offsets and checksums.
         scores: metrics of the committed event; what is not finite is written as a string.
         config: the run's configuration, if it is to be compared on restore.
+        settings: what the run is made of, as `trainer.describing` lays it out.
     """
     return {
         "format": FORMAT,
@@ -183,6 +185,7 @@ def composed(
         "hooks": [name.removeprefix("memory/") for name in leaves if name],
         "scores": {k: v if np.isfinite(v) else str(v) for k, v in scores.items()},
         "config": config,
+        "settings": settings,
         "leaves": {name: [vars(leaf) for leaf in group] for name, group in leaves.items()},
     }
 
@@ -215,6 +218,11 @@ def changes(manifest: Mapping[str, Any]) -> list[str]:
         for name, before in saved.items()
         if before is not None and before != now[name]
     ]
+
+
+def same_software(manifest: Mapping[str, Any]) -> bool:
+    """Say whether the libraries are those that wrote a commit."""
+    return all(manifest["versions"].get(name) == now for name, now in _VERSIONS.items())
 
 
 def saved_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:

@@ -91,6 +91,7 @@ class Checkpoints:
         commits.check_no_link(self.directory)
         self._best = best
         self._mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
+        self.mode = self._mode
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
         self._writes = not read_only and is_lead()
@@ -119,6 +120,7 @@ class Checkpoints:
         *,
         scores: Mapping[str, float] = {},
         config: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """Commit a state under the number of its epoch, replacing a commit of that number.
 
@@ -128,6 +130,7 @@ class Checkpoints:
             state: all of it is saved but `scores`.
             scores: the event's metrics, kept in the manifest; `best` chooses among them.
             config: the run's configuration, compared on restore.
+            settings: what the run is made of; see `trainer.describing`.
 
         Raises:
             TypeError: a leaf of the state, or of the configuration, cannot be saved.
@@ -144,6 +147,7 @@ class Checkpoints:
             head = {
                 "scores": {name: float(score) for name, score in scores.items()},
                 "config": None if config is None else normalised(config),
+                "settings": settings,
             }
             groups = {
                 name: manifests.flattened(name, tree)[:2]

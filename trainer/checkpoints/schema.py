@@ -15,7 +15,10 @@ from trainer.checkpoints.snapshots import aligned
 MOST_BYTES = 2**24
 """Of a manifest's file: some 75,000 leaves. Larger ones are neither written nor read."""
 
-_HEAD = ("format", "epoch", "versions", "devices", "hooks", "scores", "config", "leaves")
+_HEAD = (
+    *("format", "epoch", "versions", "devices", "hooks", "scores", "config", "settings"),
+    "leaves",
+)
 _FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
 _FEW = 64
@@ -40,6 +43,12 @@ def check(manifest: Mapping[str, Any]) -> None:
     epoch, config, scores = given["epoch"], given["config"], given["scores"]
     _require(type(epoch) is int and 0 <= epoch < 2**63, "its epoch", epoch)
     _require(config is None or isinstance(config, dict), "its config", config)
+    settings = given["settings"]
+    _require(settings is None or isinstance(settings, dict), "its settings", settings)
+    for subject, rows in (settings or {}).items():
+        _require(_is_line(subject) and isinstance(rows, dict), "its settings", rows)
+        for name, value in rows.items():
+            _require(_is_line(name) and _is_line(value), f"its setting {_short(name)}", value)
     versions, devices = given["versions"], given["devices"]
     _require(isinstance(versions, dict), "its versions", versions)
     for name, version in versions.items():
