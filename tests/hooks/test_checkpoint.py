@@ -286,7 +286,7 @@ def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, 
         trainer.fit(start, train, epochs=20, hooks=chain)
     assert seen == [0, 1, 2, 3]
     assert raised.value.__notes__[-1] == (
-        "of hook 'save_checkpoints/restore', found at 'train' of epoch 4"
+        "of hook 'save_checkpoints/restore', found at 'train' of epoch 5"
     )
 
 

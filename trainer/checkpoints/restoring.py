@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.checkpoints import commits, snapshots
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.configs import config_differences
+from trainer.checkpoints.configs import config_differences, normalised
 from trainer.checkpoints.manifest import DamagedCommit
 from trainer.processes import every_value, is_lead, together
 from trainer.state import TrainState
@@ -67,9 +67,10 @@ def restored(
         [leaf for name in shared for leaf in wanted[name][0]],
     )
     if config is not None and manifest["config"] is not None:
+        config = normalised(config)
         try:
             lines += config_differences(manifest["config"], config)
-        except RecursionError as error:
+        except (RecursionError, ValueError) as error:
             raise DamagedCommit(f"{where}: its config is nested too deeply") from error
     if lines:
         raise ValueError(
