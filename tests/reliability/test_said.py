@@ -16,10 +16,11 @@ import pytest
 import hooks
 import models
 import trainer
-from trainer import data, losses
+from trainer import contents, data, losses
 from trainer.checkpoints import manifest
 from trainer.checkpoints.resuming import Difference, differing, on_record, warning
-from trainer.describing import described, of_array
+from trainer.contents import of_array
+from trainer.describing import described
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
 SAID = "was saved by a script that said otherwise"
@@ -265,8 +266,8 @@ def test_a_schedule_is_found_within_an_optimizer():
 
 
 def test_large_arrays_are_sampled_and_small_ones_hashed_whole(monkeypatch):
-    monkeypatch.setattr(trainer.describing, "WHOLE", 2**10)
-    monkeypatch.setattr(trainer.describing, "_SAMPLE", 2**4)
+    monkeypatch.setattr(contents, "WHOLE", 2**10)
+    monkeypatch.setattr(contents, "_SAMPLE", 2**4)
     large = np.zeros((2**12, 2), np.float32)
     assert of_array(large) == of_array(jax.numpy.asarray(large))
     for place in (0, -1):
