@@ -6,7 +6,7 @@ of optimizers, losses, networks and hooks are found there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,14 @@ _MOST = 500
 
 KEY, HYPERPARAMS = "root key", "hyperparams"
 """Subjects of which a resume takes what the checkpoint has; of others, what the script says."""
+
+
+def describe(state: TrainState, phases: Iterable[Phase], hooks: Sequence[Hook]) -> None:
+    """Tell the hooks that ask for it what the run is made of; it is found out only for them."""
+    if asking := [hook.describe for hook in hooks if hook.describe]:
+        rows = described(state, phases, hooks)
+        for tell in asking:
+            tell(rows)
 
 
 def described(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook]) -> Rows:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from trainer.closing import close_all
 from trainer.contract import kept
-from trainer.hook import STAGES, Gate, Hook, Interrupt, Rows, parts_of
+from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
 from trainer.names import among, nearest
 from trainer.processes import is_lead
@@ -155,13 +155,6 @@ class Events:
         }
         read_only(memory)
         return separated(state.replace(memory=memory))
-
-    def describe(self, rows: Callable[[], Rows]) -> None:
-        """Tell the hooks that ask for it what the run is made of; it is found out only for them."""
-        if asking := [hook.describe for hook in self.hooks if hook.describe]:
-            found = rows()
-            for describe in asking:
-                describe(found)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Let hooks bring back an earlier run.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from trainer.arguments import in_words, whole
-from trainer.describing import described
+from trainer.describing import describe
 from trainer.events import Events
 from trainer.hook import Hooks
 from trainer.metrics import Metrics
@@ -188,7 +188,7 @@ def _begin(
         measured[phase.name] = list(phase.names(reported))
     events.check(state, measured)
 
-    events.describe(lambda: described(given, phases, events.hooks))
+    describe(given, phases, events.hooks)
     state, metrics = events.restore(events.remember(state))
     state = events.remember(state)
     if ignore_stop:
