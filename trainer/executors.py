@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from trainer.ahead import compiled_ahead, looked_into
 from trainer.data.feed import Feed
 from trainer.metrics import Layout, pack
 from trainer.state import PyTree, TrainState, data_key
@@ -181,21 +182,22 @@ def compiled_steps(
         before = state if changes else fixed
         after, metrics = step(before, batch_of(piece, row))
         table = table.at[place].set(pack((metrics, after.step - before.step)))
-        return after if changes else None, (table, place + 1)
+        seen = metrics if looked_into() else None  # packed, a nan would be words to JAX
+        return after if changes else None, (table, place + 1), seen
 
-    started = jax.jit(begin).lower(state, piece).compile()
+    started = compiled_ahead(begin, state, piece)
     order, table, place = jax.eval_shape(begin, state, piece)
     fixed = None if changes else state
     changing = state if changes else None
-    jitted = jax.jit(advance, donate_argnums=(0, 1) if donate else (1,))
-    one = jitted.lower(changing, (table, place), fixed, order, piece).compile()
+    arguments = changing, (table, place), fixed, order, piece
+    one = compiled_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
 
     def run(state: TrainState, piece: Any) -> tuple[TrainState, None, jax.Array]:
         order, table, place = started(state, piece)
         changing: Any = state if changes else None
         fixed, scratch = None if changes else state, (table, place)
         for _ in range(steps):
-            changing, scratch = one(changing, scratch, fixed, order, piece)
+            changing, scratch, _ = one(changing, scratch, fixed, order, piece)
         return changing if changes else state, None, scratch[0]
 
     return run

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from trainer.ahead import looked_into
 from trainer.arguments import in_words, require_function
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
@@ -21,7 +22,7 @@ from trainer.shadow import read_only
 from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.timing import span, spans
-from trainer.tracing import Run, run_settled, signature_of, trace
+from trainer.tracing import Run, looked_into_at_each_call, run_settled, signature_of, trace
 
 
 class Program(NamedTuple):
@@ -207,13 +208,14 @@ class Phase:
         """Compile for this structure of state and data, or give what was compiled already."""
         state, donate = device_part(state), donate and self.changes
         signature = signature_of(state, placed=True), signature_of(data), donate
-        if signature not in self._programs:
-            shared, key = self._shared.programs, (signature, settings_now())
+        key = signature, settings_now()
+        if key not in self._programs:
+            shared = self._shared.programs
             if key not in shared:
                 with span("compile", self.name):
                     shared[key] = self._compile(state, data, donate)
-            self._programs[signature] = shared[key]
-        return self._programs[signature]
+            self._programs[key] = shared[key]
+        return self._programs[key]
 
     def execute(
         self,
@@ -300,6 +302,8 @@ class Phase:
         platform = next(iter(state.step.devices())).platform
         if self.repetition is None:
             choice = Choice("scan", "the phase is one function")
+        elif self.stepwise and looked_into():
+            choice = Choice("step", "JAX looks into each call, which is a step then")
         else:
             choice = choose(self.repetition.executor, traced.jaxpr, platform)
         if self.stepwise:
@@ -315,10 +319,17 @@ class Phase:
                 self.repetition, state, data, measured, changes=self.changes, donate=donate
             )
         else:
-            compiled, changes = traced.lower().compile(), self.changes
+            changes = self.changes
+            if looked_into():
+                alone = self.members is None
+                compiled = looked_into_at_each_call(
+                    self.run, self.name, changes=changes, alone=alone
+                )
+            else:
+                compiled = traced.lower().compile()
 
             def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, jax.Array]:
-                after, output, packed = compiled(state, data)
+                after, output, packed, *_ = compiled(state, data)
                 return after if changes else state, output, packed
 
         return Program(run, layout, self.stepwise, choice)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.ahead import compiled_ahead
 from trainer.events import Events
 from trainer.executors import Choice
 from trainer.hook import Gate, Hook
@@ -113,7 +114,9 @@ def _single(phase: Phase, state: TrainState, piece: Any) -> Program:
         measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
         return after if phase.changes else None, None, pack(numbers)[None]
 
-    compiled = jax.jit(first).lower(state, piece).compile()
+    compiled = compiled_ahead(first, state, piece)
+    if not measured:  # nothing was traced yet
+        jax.eval_shape(first, state, piece)
 
     def run(state: TrainState, piece: Any) -> tuple[TrainState, PyTree, jax.Array]:
         after, output, packed = compiled(state, piece)

@@ -62,8 +62,23 @@ def trace(
         measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
         return after if changes else None, output, packed
 
-    traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
+    with jax.disable_jit(False):
+        traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
     return traced, measured[0]
+
+
+def looked_into_at_each_call(
+    run: Run, name: str, *, changes: bool, alone: bool
+) -> Callable[..., Any]:
+    """Jit what `trace` traces, for JAX to look into its calls and at the numbers before packing."""
+
+    def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array, PyTree]:
+        after, output, metrics = run_settled(run, name, state, data)
+        live = () if alone else (state.carry[LIVE],)
+        numbers = (metrics, after.step - state.step, *live)
+        return after if changes else None, output, pack(numbers), numbers
+
+    return jax.jit(whole)
 
 
 def run_settled(

@@ -1,0 +1,67 @@
+"""Where JAX is told to look into each call, training calls plainly jitted functions."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hooks
+import trainer
+from trainer import data
+
+SOURCE = data.Arrays({"inputs": np.ones((6, 1), np.float32)}, batch_size=2)
+
+
+def _step(state, batch):
+    low = state.params - batch["inputs"].mean()
+    return state.replace(params=low, step=state.step + 1), {"loss": jnp.log(low)}
+
+
+def _measure(state, batch):
+    return {"loss": jnp.log(batch["inputs"][:, 0] - state.params)}
+
+
+def _begun(params=10.0):
+    return trainer.TrainState.create(params=jnp.float32(params), rng=jax.random.key(0))
+
+
+@pytest.mark.parametrize("executor", ["scan", "step"])
+def test_under_debug_nans_the_operation_is_named(executor):
+    phase = trainer.training(_step, SOURCE, executor=executor)
+    trainer.fit(_begun(), phase, epochs=1)  # compiled before, and not looked into
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="encountered in log"):
+        trainer.fit(_begun(), phase, epochs=4)
+
+
+def test_under_debug_nans_a_phase_by_hand_and_an_evaluation_are_looked_into():
+    def run(state, piece):
+        return state, None, {"loss": jnp.log(state.params)}
+
+    val = trainer.evaluation(_measure, SOURCE)
+    assert np.isnan(trainer.evaluate(_begun(), val)["val/loss"])
+    with jax.debug_nans(True):
+        for measure in (
+            lambda: trainer.evaluate(_begun(), val),
+            lambda: trainer.fit(_begun(-1), trainer.Phase("train", run), epochs=1),
+        ):
+            with pytest.raises(FloatingPointError, match="encountered in log"):
+                measure()
+
+
+@pytest.mark.parametrize("looking", [jax.disable_jit, lambda: jax.debug_nans(True)])
+def test_what_is_looked_into_gives_the_same(looking, task, digits, start):
+    few = data.Arrays({k: np.asarray(v)[:64] for k, v in digits[0].arrays.items()}, 32)
+    found = []
+    for context in (contextlib.nullcontext, looking):
+        train, val = trainer.training(task.step, few), trainer.evaluation(task.measure, few)
+        with context():
+            state, history = trainer.fit(
+                start, train, epochs=1, hooks=hooks.evaluate(val), check=True
+            )
+            found.append((state.params, history[0]["val/loss"], trainer.evaluate(state, val)))
+    (params, loss, scores), (others, other, again) = found
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, params, others)) < 1e-6
+    assert [loss, *scores.values()] == pytest.approx([other, *again.values()], rel=1e-5)

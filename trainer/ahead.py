@@ -1,0 +1,34 @@
+"""Compiling ahead of the first call, and not where JAX was told to look into each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def looked_into() -> bool:
+    """Say whether JAX shall look into each call: `jax.debug_nans`, `debug_infs`, `disable_jit`.
+
+    What was compiled ahead cannot be looked into: it would name no operation, or is refused.
+    """
+    config = jax.config
+    return bool(config.jax_debug_nans or config.jax_debug_infs or config.jax_disable_jit)
+
+
+def compiled_ahead(
+    function: Callable[..., Any], *arguments: Any, donate_argnums: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """Compile a function for arguments like these; where JAX looks into calls, just jit it.
+
+    Donating is for compiled programs alone: to find the operation that gave a nan, JAX calls the
+    function again with the same arguments.
+
+    >>> import jax.numpy as jnp
+    >>> float(compiled_ahead(jnp.sum, jnp.ones(3))(jnp.ones(3)))
+    3.0
+    """
+    if looked_into():
+        return jax.jit(function)
+    return jax.jit(function, donate_argnums=donate_argnums).lower(*arguments).compile()
