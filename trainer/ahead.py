@@ -13,8 +13,8 @@ def looked_into() -> bool:
 
     What was compiled ahead cannot be looked into: it would name no operation, or is refused.
     """
-    config = jax.config
-    return bool(config.jax_debug_nans or config.jax_debug_infs or config.jax_disable_jit)
+    names = "jax_debug_nans", "jax_debug_infs", "jax_disable_jit"
+    return any(getattr(jax.config, name) for name in names)
 
 
 def compiled_ahead(
