@@ -5,6 +5,7 @@ Its rows name directories. What lies there may be links to files of whoever look
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -187,3 +188,25 @@ def test_no_folder_is_made_through_a_link(tmp_path):
     with pytest.raises(UnsafeFile, match="it leads through a link"):
         make_own_folder(tmp_path / "run" / "evaluations" / "full", tmp_path / "run")
     assert list((tmp_path / "home").iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["sqlite:////elsewhere/store.sqlite", "postgresql://me@host/runs"])
+def test_what_waits_for_another_store_is_not_taken_by_one_that_names_its_directory(
+    planted, tmp_path, capsys, to
+):
+    line = {**json.loads(LINE), "of": str(planted), "to": to}
+    (planted / "queue.jsonl").write_bytes(QUEUE[:17] + json.dumps(line).encode() + b"\n")
+    before = (planted / "queue.jsonl").read_bytes()
+    assert main(["deliver"]) == 1
+    assert f"is for the store {to}: give that one" in capsys.readouterr().out
+    assert (planted / "queue.jsonl").read_bytes() == before
+    assert main(["deliver", str(planted)]) == 0  # by the user's own word
+    with Store(tmp_path / "shared") as store:
+        assert len(store.records("one")) == 1
+
+
+def test_a_directory_that_was_moved_with_its_store_is_delivered(planted, tmp_path, capsys):
+    line = {**json.loads(LINE), "of": "/runs/one", "to": "sqlite:////runs/store.sqlite"}
+    (planted / "queue.jsonl").write_bytes(QUEUE[:17] + json.dumps(line).encode() + b"\n")
+    assert main(["deliver"]) == 0
+    assert capsys.readouterr().out == "one 1 line delivered\n"

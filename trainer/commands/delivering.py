@@ -34,10 +34,10 @@ def deliver(runs: RunNames = (), /, *, store: str | None = None, json: bool = Fa
     """Deliver to the store what runs recorded that were killed, or whose store was away.
 
     A run that goes on in its directory does so itself, and needs no command. Nothing is delivered
-    from a directory that the store names unless it and the queue belong to this user and no link
-    leads there: a store can be written to by others, who would name any file of yours. A run given
-    by the path of its directory is delivered from there. Exit status: 1 where something stays in a
-    queue, else 0.
+    from a directory that the store names unless it and the queue belong to this user, no link leads
+    there, and what waits is for this store: a store can be written to by others, who would name any
+    file of yours. A run given by the path of its directory is delivered from there. Exit status: 1
+    where something stays in a queue, else 0.
 
     Args:
         runs: names in the store, or paths of runs' directories; all of this machine that have ended

@@ -45,6 +45,9 @@ APPLY: Mapping[str, Callable[..., None]] = {
 }
 """What a line may say that is to be done, besides `records`, of which many are written at once."""
 
+ABOUT = ("of", "to")
+"""What a line says besides: of which directory it is, and for which store, without a password."""
+
 _RECORDED = operator.itemgetter("run", "epoch", "step", "values")
 
 
@@ -83,7 +86,7 @@ def _write(store: Store, journal: Journal, lines: Sequence[bytes]) -> None:
                 store.write_many(map(_RECORDED, alike))
                 continue
             for what in alike:
-                APPLY[what.pop("do")](store, **{k: v for k, v in what.items() if k != "of"})
+                APPLY[what.pop("do")](store, **{k: v for k, v in what.items() if k not in ABOUT})
         journal.check()  # else another may have it, and these be older than what that one wrote
 
 
@@ -92,6 +95,37 @@ def _copied(line: Mapping[str, str], journal: Journal) -> bool:
     here = os.fspath(journal.path.parent)
     of = line.get("of", here)
     return of != here and os.path.isdir(of) and not os.path.samefile(of, here)
+
+
+def check_destination(store: Store, journal: Journal) -> None:
+    """Check that what waits in a queue is for this store: another one may name any directory.
+
+    SQLite's file may have been moved along with the directory.
+
+    Raises:
+        ValueError: it is for another.
+    """
+    try:
+        line = json.loads(journal.waiting()[0][0])
+        of, there = str(line["of"]), str(line["to"])
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+    ):  # of an older version; what is no line is set aside
+        return
+    here = redacted(store.url)
+    if there != here and not (_beside(here, journal.path.parent) == _beside(there, of) != ""):
+        raise ValueError(
+            f"what waits in {journal.path} is for the store {there}: give that one, or the run by "
+            "the path of its directory if it shall come here"
+        )
+
+
+def _beside(url: str, directory: str | os.PathLike[str]) -> str:
+    """Give the path of SQLite's file relative to a run's directory; "" of another store."""
+    file = url.removeprefix("sqlite:///")
+    return "" if file == url else os.path.relpath(file, directory)
 
 
 def _write_or_set_aside(store: Store, journal: Journal, line: bytes) -> None:

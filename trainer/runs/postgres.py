@@ -44,12 +44,14 @@ class PostgreSQL:
 
     Raises:
         Unreachable: there is no answer in time, or it refuses.
+        ValueError: it is no URL of a database.
     """
 
     skipping = "FOR UPDATE SKIP LOCKED"
 
     def __init__(self, url: str, *, patience: float, read_only: bool = False) -> None:
         self.where = redacted(url)
+        _check(url)
         self._url, self._patience, self._read_only = url, patience, read_only
         self._lock = threading.RLock()
         self._depth = 0
@@ -160,6 +162,29 @@ class PostgreSQL:
                 error = error.__context__  # of which the last is but a consequence
             said = redacted(shown(" ".join(str(error).split()))) or type(error).__name__
             raise Unreachable(f"the store {self.where} cannot be reached: {said}") from error
+
+
+def _check(url: str) -> None:
+    """Refuse a URL that PostgreSQL's library reads otherwise than it is meant.
+
+    Its own messages repeat what they stumble over, which is mostly a piece of a password.
+
+    Raises:
+        ValueError: it is none, or a character that separates its parts stands within one.
+    """
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        parts = {}
+    given, places = redacted(url) != url, ("host", "port", "dbname")
+    hidden = not given or any(name.endswith("password") for name in parts)
+    if not parts or not hidden or any("@" in str(parts.get(name, "")) for name in places):
+        raise ValueError(
+            f"a store's URL is postgresql://USER@HOST/DATABASE; got {redacted(url)!r}, which "
+            "PostgreSQL's library cannot take apart: write special characters in its parts as "
+            "%40 (@), %2F (/), %25 (%), %20 (a space); better, leave the password to PGPASSWORD "
+            "or ~/.pgpass"
+        )
 
 
 def _placed(statement: str) -> Any:

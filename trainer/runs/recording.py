@@ -14,6 +14,7 @@ from typing import Any
 from trainer.checkpoints.choosing import Stamp, folder_of, stamp
 from trainer.checkpoints.locking import Held, InUse, lock_here
 from trainer.checkpoints.manifest import DamagedCommit
+from trainer.redacting import redacted
 from trainer.runs.commits import complete, described
 from trainer.runs.delivery import Delivery
 from trainer.runs.files import left
@@ -83,6 +84,7 @@ class Recording:
         self.before = sys.exc_info()[1]
         """What was under way already, and is no failure of this run."""
         self._name, self._directory, self._limit = name, directory, limit
+        self._to = redacted(url)
         self._refused = 0
         self._listed: dict[int, Stamp] = {}
         self._told: dict[int, Stamp] = {}
@@ -102,8 +104,8 @@ class Recording:
     def put(self, do: str, **what: Any) -> bool:
         """Put a line in the queue; False where that is full, which is told once."""
         spare = self._limit // 16 if do in FREQUENT else 0
-        line = {"do": do, "run": self._name, "of": os.fspath(self._directory), **what}
-        put = self._journal.put(line, spare=spare)
+        about = {"run": self._name, "of": os.fspath(self._directory), "to": self._to}
+        put = self._journal.put({"do": do, **about, **what}, spare=spare)
         if not put:
             if not self._refused:
                 log.error(

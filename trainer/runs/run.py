@@ -24,7 +24,7 @@ from trainer.processes import is_lead
 from trainer.redacting import redacted
 from trainer.runs.commits import complete, described
 from trainer.runs.connections import Unreachable, url_of
-from trainer.runs.delivery import deliver
+from trainer.runs.delivery import check_destination, deliver
 from trainer.runs.files import within
 from trainer.runs.journal import LIMIT, Journal
 from trainer.runs.recording import QUEUE, Recording, owned
@@ -298,6 +298,7 @@ def deliver_left(store: Store, directory: str | os.PathLike[str], *, named: bool
 
     Raises:
         UnsafeFile: the queue is no regular file of its own, or what `named` asks for does not hold.
+        ValueError: the store named the directory, and what waits there is for another store.
         Unreachable: the store does not answer.
     """
     queue = Path(directory) / QUEUE
@@ -312,5 +313,7 @@ def deliver_left(store: Store, directory: str | os.PathLike[str], *, named: bool
         owned(queue.parent),
         contextlib.closing(Journal(queue, named=named)) as journal,
     ):
+        if named:
+            check_destination(store, journal)
         return deliver(store, journal)
     return 0

@@ -107,3 +107,18 @@ def test_without_its_driver_postgresql_tells_what_to_install(monkeypatch):
 def test_a_server_that_does_not_answer_is_unreachable_in_time():
     with pytest.raises(Unreachable, match="refused"):
         connect("postgresql://me@127.0.0.1:1/a")
+
+
+@pytest.mark.parametrize("password", ["hunter/2", "p@ss", "pw%zz", "p w"])
+def test_a_url_that_is_taken_apart_wrongly_is_refused_without_its_password(password):
+    pytest.importorskip("psycopg")
+    with pytest.raises(ValueError, match=r"cannot take apart: write special characters") as raised:
+        connect(f"postgresql://me:{password}@127.0.0.1:1/runs", patience=0.1)
+    assert password not in str(raised.value)
+    assert raised.value.__context__ is None
+
+
+def test_an_odd_setting_of_a_url_is_refused():
+    pytest.importorskip("psycopg")
+    with pytest.raises(ValueError, match=r"got 'postgresql://me:\*\*\*@h/runs\?foo=1'"):
+        connect("postgresql://me:secret@h/runs?foo=1")
