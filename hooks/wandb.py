@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hooks.trackers import Journal, Kept, available, linked_artifacts
 from hooks.writers import Value
 from trainer.paths import local
-from trainer.redacting import without_secrets
+from trainer.redacting import redacted_command, without_secrets
 from trainer.runs.text import clean
 
 
@@ -106,14 +108,15 @@ class WandB:
             journal.identity = secrets.token_hex(4)
         for earlier in journal.folder.glob(f"offline-run-*-{journal.identity}"):
             shutil.rmtree(earlier)
-        run = wandb.init(
-            **self._about,
-            id=journal.identity,
-            dir=str(self.directory),
-            mode="offline",
-            reinit="create_new",  # a run of the user's own goes on
-            settings=wandb.Settings(console="off", silent=True, save_code=False),
-        )
+        with _command_redacted():
+            run = wandb.init(
+                **self._about,
+                id=journal.identity,
+                dir=str(self.directory),
+                mode="offline",
+                reinit="create_new",  # a run of the user's own goes on
+                settings=wandb.Settings(console="off", silent=True, save_code=False),
+            )
         try:
             for row in rows:
                 values = {name: _shown(wandb, kept) for name, kept in row.values.items()}
@@ -123,6 +126,17 @@ class WandB:
         finally:
             run.finish()
         journal.mark_delivered()
+
+
+@contextlib.contextmanager
+def _command_redacted() -> Iterator[None]:
+    """Have passwords left out of the command line, which `wandb` looks up and keeps."""
+    before = sys.argv
+    sys.argv = redacted_command(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _shown(wandb: Any, kept: Kept) -> Any:

@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
-    found["command"] = redacted_command(sys.argv)
+    found["command"] = " ".join(redacted_command(sys.argv))
     if revision := _revision():
         found["revision"] = revision
     return found

@@ -85,11 +85,11 @@ def without_secrets(value: Any, name: str = "") -> Any:
     return redacted(value) if isinstance(value, str) else value
 
 
-def redacted_command(words: Sequence[str]) -> str:
+def redacted_command(words: Sequence[str]) -> list[str]:
     """Give a command line without what is secret in it: URLs' passwords, and flags' named so.
 
     >>> redacted_command(["train.py", "--hub-token", "hf_1", "--db.password=pw", "--rate", "0.1"])
-    'train.py --hub-token *** --db.password=*** --rate 0.1'
+    ['train.py', '--hub-token', '***', '--db.password=***', '--rate', '0.1']
     """
     shown: list[str] = []
     hide = False
@@ -103,4 +103,4 @@ def redacted_command(words: Sequence[str]) -> str:
         else:
             shown.append(redacted(word))
         hide = option and not given and is_secret(name)
-    return " ".join(shown)
+    return shown

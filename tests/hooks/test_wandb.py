@@ -82,8 +82,11 @@ def test_it_is_a_writer_that_resumes_and_rehearses(tmp_path):
         assert isinstance(writer, protocol)
 
 
-def test_each_kind_is_recorded_at_its_step(wandb, tmp_path):
-    writer = hooks.WandB(tmp_path / "digits", config={"seed": 1, "optimizer": {"rate": 0.1}})
+def test_each_kind_is_recorded_at_its_step_and_no_password(wandb, tmp_path, monkeypatch):
+    url = "postgresql://me:hunter@host/runs"
+    monkeypatch.setattr("sys.argv", ["train.py", "--store", url])
+    config = {"seed": 1, "optimizer": {"rate": 0.1}, "store": url}
+    writer = hooks.WandB(tmp_path / "digits", config=config)
     writer.resume(0, 0)
     writer.write(3, {"epoch": Progress(1, 2), "train/loss": 0.5, "steps/loss": Trace(np.ones(3))})
     writer.write(3, {"epoch": Progress(1, 2), "said": Text("<b>\ud800 so")})
@@ -108,6 +111,9 @@ def test_each_kind_is_recorded_at_its_step(wandb, tmp_path):
     assert (run.project, run.display_name) == ("entracte", "digits")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert config["optimizer"] == {"rate": 0.1}
+    files = [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
+    assert [path for path in files if b"hunter" in path.read_bytes()] == []
+    assert sys.argv[2] == url
     assert wandb.run is None  # a run of the user's own would have stayed
 
 

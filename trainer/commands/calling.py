@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-from trainer.escaping import shown
+from trainer.escaping import shown, shown_lines
 from trainer.names import among
 from trainer.paths import local
 
@@ -207,4 +207,4 @@ def _overview(commands: Mapping[str, str]) -> None:
 
 
 def _tell(message: str) -> None:
-    print(f"python -m trainer: {message}", file=sys.stderr)
+    print(f"python -m trainer: {shown_lines(message)}", file=sys.stderr)

@@ -112,7 +112,7 @@ def check_destination(store: Store, journal: Journal) -> None:
         ValueError,
         LookupError,
         TypeError,
-    ):  # of an older version; what is no line is set aside
+    ):  # of an older version
         return
     here = redacted(store.url)
     if there != here and not (_beside(here, journal.path.parent) == _beside(there, of) != ""):
