@@ -109,6 +109,9 @@ class Phase:
     the name out: of an epoch in which nothing was measured, or for good."""
     members: int | None = None
     """How many are trained at once, where `population` made it; it reports `[members, ...]`."""
+    inspect: Callable[[TrainState], None] | None = None
+    """Raises where it would not measure what it should, such as an example by others beside it;
+    asked when its data are checked."""
     _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _programs: dict[Any, Program] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -172,6 +175,9 @@ class Phase:
         if self.feed and self.check:
             with noting(f"in checking phase {self.name!r}"):
                 self.feed.verify(state, self.check)
+        if self.inspect is not None:
+            with noting(f"in checking phase {self.name!r}"):
+                self.inspect(state)
 
     def shapes(
         self, state: TrainState, previous: PyTree = None, *, donate: bool = False

@@ -235,6 +235,7 @@ def _of_members(phase: Phase, members: int) -> Phase:
         members=members,
         repetition=repetition,
         check=phase.check and _check(phase.check),
+        inspect=phase.inspect and _inspect(phase.inspect),
     )
 
 
@@ -245,6 +246,18 @@ def _check(check: Check) -> Check:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
 
     return lambda state, batch: check(state.replace(**jax.tree.map(shape, mapped(state))), batch)
+
+
+def _inspect(inspect: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
+    """Try it once, on the first member: all compute alike."""
+    tried: list[bool] = []
+
+    def first(state: TrainState) -> None:
+        if not tried:
+            inspect(member(state, 0))
+            tried.append(True)
+
+    return first
 
 
 def _run(phase: Phase, members: int) -> Run:

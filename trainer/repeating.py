@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 
 from trainer.arguments import in_words, require_function
 from trainer.data.feed import Feed, Source, require_source
+from trainer.data.unpadded import unpadded
 from trainer.executors import EXECUTORS, Repetition, Scanned, Step
 from trainer.losses.contract import check_per_example
 from trainer.metrics import as_arrays
+from trainer.mixing import Trial, require_measure_alone
 from trainer.names import nearest
 from trainer.phases import Phase
 from trainer.shadow import Shadow
@@ -46,17 +49,23 @@ def training(
 
     Raises:
         TypeError: the source is none.
-        ValueError: an unknown executor, or a source with fewer examples than a batch.
+        ValueError: an unknown executor, or a source with fewer examples than a batch; before the
+            first use, micro-batches would change what a loss gives.
     """
     step = _function("training takes a step, which", "step", step, "-> (state, metrics)")
     require_source(source, "training", "training")
-    return _repeated(
-        _Training(step, name), source.training(), name, executor, reduce or {}, source, changes=True
-    )
+    alone = getattr(step, "alone", None)
+    feed, own = source.training(), _Training(step, name)
+    return _repeated(own, feed, name, executor, reduce or {}, source, alone, changes=True)
 
 
 def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
     """Make a phase that measures a whole split exactly, ragged tail included, at any batch size.
+
+    The last batch is filled up with copies, which do not count. What measures an example by others
+    beside it says so by the attribute `whole_batch = True`, of a loss or of a measure: its last
+    batch is computed at its own size. That nothing else does is tried before the first use, where a
+    split may have such a batch.
 
     Args:
         measure: `(state, batch) -> {name: values}`, jittable, values `[batch]` or a pair (values,
@@ -66,13 +75,26 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
 
     Raises:
         TypeError: the source is none.
+        ValueError: before the first use, an example is measured otherwise where others of its
+            batch change, and nothing says so.
     """
     measure = _function(
         "evaluation takes a measure, which", "measure", measure, "-> {name: values}"
     )
     require_source(source, "evaluation", "evaluation")
-    step = _Measuring(measure, name)
-    return _repeated(step, source.evaluation(), name, "auto", {}, source, changes=False)
+    alone: Trial | None = None
+    whole = bool(getattr(measure, "whole_batch", False))
+    if not whole and _may_be_filled_up(source):
+        alone = getattr(measure, "alone", functools.partial(require_measure_alone, measure))
+    feed = unpadded(source.evaluation()) if whole else source.evaluation()
+    own = _Measuring(measure, name)
+    return _repeated(own, feed, name, "auto", {}, source, alone, changes=False)
+
+
+def _may_be_filled_up(source: Any) -> bool:
+    """Say whether the last batch may be smaller; of a stream nobody knows."""
+    size, batch_size = getattr(source, "size", None), getattr(source, "batch_size", None)
+    return not (isinstance(size, int) and isinstance(batch_size, int) and size % batch_size == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +146,7 @@ def _repeated(
     executor: str,
     reduce: Mapping[str, str],
     source: Source,
+    alone: Trial | None,
     *,
     changes: bool,
 ) -> Phase:
@@ -140,7 +163,22 @@ def _repeated(
         getattr(step.owner, "check", None),
         changes,
         getattr(step.owner, "finalize", None),
+        inspect=_inspect(alone, source),
     )
+
+
+def _inspect(alone: Trial | None, source: Source) -> Callable[[TrainState], None] | None:
+    """Make the trial of what must take each example alone, if it must; done once."""
+    if alone is None:
+        return None
+    tried: list[bool] = []
+
+    def inspect(state: TrainState) -> None:
+        if not tried:
+            alone(state, source.example)
+            tried.append(True)
+
+    return inspect
 
 
 def _function(who: str, name: str, given: Any, returns: str) -> Any:

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer import averages, gradients
+from trainer import averages, gradients, mixing
 from trainer import precision as precisions
 from trainer.arguments import require_function, whole
 from trainer.averages import AVERAGE, require_average
 from trainer.executors import Step
-from trainer.losses.contract import Loss, attribute, entry, measured
+from trainer.losses.contract import Loss, attribute, entry, measured, name_of
 from trainer.networks import check_example, check_network, pair
 from trainer.repeating import Measure
 from trainer.state import PyTree, TrainState, check_key
@@ -117,6 +117,12 @@ def supervised(
     whole("accumulate", accumulate, 1)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
+    if accumulate > 1 and attribute(loss, "whole_batch"):
+        raise ValueError(
+            f"accumulate={accumulate} would give the loss {name_of(loss)!r} a part of a batch at a "
+            "time, and it says that it needs the whole one: leave accumulate out, or take a loss "
+            "that does not look at other examples"
+        )
     precisions.require_known(precision)
     if average is not None and not 0 <= average < 1:
         raise ValueError(f"average must be a decay in [0, 1), such as 0.999; got {average}")
@@ -227,6 +233,10 @@ def supervised(
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return measured(loss, state.step, outputs(state, batch), batch)
 
+    measure.alone = mixing.trial(loss, given, measure)  # type: ignore[attr-defined]
+    measure.whole_batch = bool(attribute(loss, "whole_batch"))  # type: ignore[attr-defined]
+    if accumulate > 1:
+        step.alone = mixing.trial_in_parts(loss, given, accumulate)  # type: ignore[attr-defined]
     step.check = measure.check = _checking(given, loss)  # type: ignore[attr-defined]
     step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
     return Task(init, step, measure, of, updates, optimizer, outputs, statistics)

@@ -24,7 +24,10 @@ on the outputs. As attributes of the function it may carry
   of one example's outputs; asked before training, and of streams for every superbatch,
 - `finalize(means) -> {name: value}`: what is no mean, such as a perplexity, of floats by name; done
   on the host, once an epoch, of training and evaluation alike,
-- `at(step) -> loss`: the loss at an optimizer step, where it depends on it; asked in its place.
+- `at(step) -> loss`: the loss at an optimizer step, where it depends on it; asked in its place,
+- `whole_batch`: True where an example's values depend on the others of its batch, as negatives of a
+  contrastive loss do: evaluation then gives it the last batch at its own size, and micro-batches
+  (`accumulate`) are refused. Before a run, one that does not say so is found out.
 """
 
 

@@ -95,6 +95,9 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
         return _joined(derived)
 
     total.check, total.finalize = check, finalize  # type: ignore[attr-defined]
+    total.whole_batch = any(  # type: ignore[attr-defined]
+        attribute(part.loss, "whole_batch") for part in parts
+    )
     if scheduled:
         total.at = at  # type: ignore[attr-defined]
     return total

@@ -1,0 +1,229 @@
+"""What looks at other examples of a batch: given it whole where it says so, or refused."""
+
+import functools
+import logging
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hooks
+import trainer
+from trainer import data, losses
+from trainer.losses import total
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+LINEAR = SimpleNamespace(
+    init=lambda key, x: ({"w": jax.random.normal(key, (x.shape[1], 4))}, {}),
+    apply=lambda params, model_state, x, *, key, train: (x @ params["w"], model_state),
+)
+
+
+def contrast(outputs, batch):
+    """Each example is told from the others of its batch."""
+    labels = jnp.arange(len(outputs))
+    return {"loss": optax.softmax_cross_entropy_with_integer_labels(outputs @ outputs.T, labels)}
+
+
+def contrastive(outputs, batch):
+    return contrast(outputs, batch)
+
+
+contrastive.whole_batch = True
+
+
+def normalised(outputs, batch):
+    """Weights that are normalised by their batch."""
+    weights = batch["inputs"][:, 0] ** 2
+    return {"loss": ((outputs**2).sum(1), weights / weights.sum())}
+
+
+def ranked(outputs, batch):
+    """A metric beside the loss that looks at others."""
+    return {"loss": (outputs**2).sum(1), "rank": outputs[:, 0] / outputs[:, 0].max()}
+
+
+def probable(outputs, batch):
+    """No number where outputs are negative, as of logits drawn at random."""
+    return {"loss": jnp.log(outputs[:, 0]) - jnp.log(outputs[:, 0].sum())}
+
+
+def examples(count, batch_size, kind=data.Arrays):
+    inputs = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    if kind is data.Arrays:
+        return data.Arrays({"inputs": inputs}, batch_size)
+    if kind is data.MemoryMap:
+        return data.MemoryMap({"inputs": inputs}, batch_size, superbatch=2)
+    return data.Stream(
+        [{"inputs": inputs[at : at + batch_size]} for at in range(0, count, batch_size)], 2
+    )
+
+
+def task_of(loss, network=LINEAR, **settings):
+    return trainer.supervised(network, loss, optax.sgd(0.1), **settings)
+
+
+STATE = task_of(contrast).init(jax.random.key(0), examples(4, 4).example)
+
+
+def exactly(state, inputs, batch_size):
+    """The mean over all examples, each among those of its own batch."""
+    outputs = np.asarray(inputs, np.float64) @ np.asarray(state.params["w"], np.float64)
+    found = []
+    for at in range(0, len(outputs), batch_size):
+        part = outputs[at : at + batch_size]
+        logits = part @ part.T
+        found.extend(np.log(np.exp(logits).sum(1)) - np.diag(logits))
+    return np.mean(found)
+
+
+@settings(max_examples=6)
+@given(st.integers(1, 11), st.integers(1, 8))
+def test_law_10_the_whole_batch_is_seen_and_nothing_beside_it(count, batch_size):
+    source = examples(count, batch_size)
+    got = trainer.evaluate(STATE, trainer.evaluation(task_of(contrastive).measure, source))
+    wanted = exactly(STATE, source.arrays["inputs"], batch_size)
+    assert got["val/loss"] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [data.MemoryMap, data.Stream])
+@pytest.mark.parametrize("count", [10, 3])
+def test_other_sources_give_their_last_batch_at_its_size_too(kind, count):
+    source = examples(count, 4, kind)
+    got = trainer.evaluate(STATE, trainer.evaluation(task_of(contrastive).measure, source))
+    wanted = exactly(STATE, examples(count, 4).arrays["inputs"], 4)
+    assert got["val/loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_other_executor_gives_the_tail_too():
+    """On CPU a convolution is dispatched step by step."""
+
+    def apply(params, model_state, x, *, key, train):
+        x = jax.lax.conv_general_dilated(x[:, None], jnp.ones((1, 1, 1)), (1,), "SAME")
+        return x[:, 0] @ params["w"], model_state
+
+    network = SimpleNamespace(init=LINEAR.init, apply=apply)
+    phase = trainer.evaluation(task_of(contrastive, network).measure, examples(10, 4))
+    _, history = trainer.fit(STATE, phase, epochs=1)
+    wanted = exactly(STATE, examples(10, 4).arrays["inputs"], 4)
+    assert history[0]["val/loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [contrast, normalised, ranked, probable])
+@pytest.mark.parametrize("kind", [data.Arrays, data.Stream])
+def test_a_loss_that_looks_at_others_and_does_not_say_so_is_found_out(loss, kind):
+    source, task = examples(10, 4, kind), task_of(loss)
+    said = rf"{loss.__name__}.* gives an example other values .*{loss.__name__}.whole_batch = True"
+    with pytest.raises(ValueError, match=said):
+        trainer.evaluate(STATE, trainer.evaluation(task.measure, source))
+    step = trainer.Phase("train", lambda state, data: (state, None, {}))
+    hook = hooks.evaluate(trainer.evaluation(task.measure, source))
+    with pytest.raises(ValueError, match=said) as caught:
+        trainer.fit(STATE, step, epochs=1, hooks=[hook])
+    assert not any("epoch 1" in note for note in getattr(caught.value, "__notes__", ()))
+
+
+def test_a_split_of_whole_batches_is_measured_as_it_is():
+    got = trainer.evaluate(STATE, trainer.evaluation(task_of(contrast).measure, examples(8, 4)))
+    wanted = exactly(STATE, examples(8, 4).arrays["inputs"], 4)
+    assert got["val/loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_micro_batches_are_refused_to_what_needs_the_whole_batch():
+    for loss in (contrastive, total(contrastive), functools.partial(contrastive)):
+        with pytest.raises(ValueError, match="accumulate=2 would give the loss .* part of a batch"):
+            task_of(loss, accumulate=2)
+    task, source = task_of(contrast, accumulate=2), examples(8, 4)
+    with pytest.raises(ValueError, match="'contrast' gives .*accumulate=2 gives it a part"):
+        trainer.fit(STATE, trainer.training(task.step, source), epochs=1)
+    whole = trainer.training(task_of(contrast).step, source)
+    _, history = trainer.fit(STATE, whole, epochs=1)  # whole batches alone are trained on
+    assert np.isfinite(history[0]["train/loss"])
+
+
+def normalising(always):
+    """A network with batch normalisation, which may forget to stop."""
+
+    def apply(params, model_state, x, *, key, train):
+        y = x @ params["w"]
+        mean = y.mean(0) if train or always else model_state["mean"]
+        return y - mean, {"mean": 0.9 * model_state["mean"] + 0.1 * y.mean(0)}
+
+    def init(key, x):
+        return LINEAR.init(key, x)[0], {"mean": jnp.zeros(4)}
+
+    return SimpleNamespace(init=init, apply=apply)
+
+
+def squared(outputs, batch):
+    return {"loss": (outputs**2).sum(1)}
+
+
+def test_a_network_that_normalises_by_the_batch_in_evaluation_is_found_out():
+    source = examples(10, 4)
+    for always in (False, True):
+        task = task_of(squared, normalising(always))
+        state = task.init(jax.random.key(0), source.example)
+        phase = trainer.evaluation(task.measure, source)
+        if always:
+            with pytest.raises(ValueError, match="an example is measured otherwise .loss."):
+                trainer.evaluate(state, phase)
+        else:
+            assert np.isfinite(trainer.evaluate(state, phase)["val/loss"])
+
+
+def test_a_measure_by_hand_is_tried_and_may_say_so():
+    def measure(state, batch):
+        return {"share": batch["inputs"][:, 0] / batch["inputs"][:, 0].sum()}
+
+    with pytest.raises(ValueError, match="an example is measured otherwise .share."):
+        trainer.evaluate(STATE, trainer.evaluation(measure, examples(10, 4)))
+    measure.whole_batch = True
+    got = trainer.evaluate(STATE, trainer.evaluation(measure, examples(10, 4)))
+    assert got["val/share"] == pytest.approx(3 / 10, rel=1e-5)  # 1 of each of three batches
+
+
+def test_statistics_of_micro_batches_are_said(caplog):
+    source, task = examples(8, 8), task_of(squared, normalising(False), accumulate=4)
+    state = task.init(jax.random.key(0), source.example)
+    with caplog.at_level(logging.INFO, logger="entracte"):
+        trainer.fit(state, trainer.training(task.step, source), epochs=1)
+    said = [r.getMessage() for r in caplog.records if "accumulate" in r.getMessage()]
+    assert said == [
+        "accumulate=4: what the network keeps of batches (mean) is that of micro-batches of 2 "
+        "examples, not of the batch of 8"
+    ]
+
+
+def test_a_population_is_tried_on_its_first_member():
+    task, source = task_of(contrast), examples(10, 4)
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = trainer.population_of(lambda key: task.init(key, source.example), keys)
+    phase = trainer.population(trainer.evaluation(task.measure, source), 2)
+    with pytest.raises(ValueError, match=r"contrast.whole_batch = True"):
+        trainer.evaluate(state, phase)
+    whole = trainer.population(trainer.evaluation(task_of(contrastive).measure, source), 2)
+    got = trainer.evaluate(state, whole)["val/loss"]
+    wanted = [exactly(trainer.member(state, n), source.arrays["inputs"], 4) for n in range(2)]
+    np.testing.assert_allclose(got.values, wanted, rtol=1e-5)
+
+
+def test_bundled_losses_are_asked_once_a_form():
+    asked = []
+
+    def counting(outputs, batch):
+        asked.append(len(outputs))
+        return losses.regression(outputs, batch)
+
+    inputs = np.ones((10, 3), np.float32)
+    source = data.Arrays({"inputs": inputs, "targets": np.ones((10, 4), np.float32)}, 4)
+    task = task_of(counting)
+    for _ in range(2):
+        trainer.evaluation(task.measure, source).verify(STATE)
+    assert len(asked) == 2  # one for each way to make outputs up
