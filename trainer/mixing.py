@@ -114,15 +114,17 @@ def require_loss_alone(loss: Loss, state: TrainState, outputs: Any, batch: Any, 
         return measured(loss, step, outputs, batch)
 
     random, step = np.random.default_rng(0), np.asarray(state.step)
+    batch = jax.tree.map(np.asarray, batch)
+    tries = []
     for draw in (random.standard_normal, random.random):  # logits; probabilities and the like
         drawn = jax.tree.map(lambda leaf, draw=draw: _drawn(leaf, draw), outputs)
-        first, second = (step, drawn, batch), (step, *_padded((drawn, batch)))
-        if names := _changed(ask, first, second, batch):
-            name = name_of(loss)
-            raise ValueError(
-                f"the loss {name!r} gives an example other values ({', '.join(names)}) where other "
-                f"examples of its batch change, and {why}: {REMEDY.format(name=name)}"
-            )
+        tries.append(((step, drawn, batch), (step, *_padded((drawn, batch)))))
+    if names := _changed(ask, tries, batch):
+        name = name_of(loss)
+        raise ValueError(
+            f"the loss {name!r} gives an example other values ({', '.join(names)}) where other "
+            f"examples of its batch change, and {why}: {REMEDY.format(name=name)}"
+        )
 
 
 def require_measure_alone(measure: Measure, state: TrainState, batch: Any) -> None:
@@ -136,8 +138,8 @@ def require_measure_alone(measure: Measure, state: TrainState, batch: Any) -> No
     Raises:
         ValueError: it does not.
     """
-    device = device_part(state)
-    if names := _changed(measure, (device, batch), (device, _padded(batch)), batch):
+    device, batch = device_part(state), jax.tree.map(np.asarray, batch)
+    if names := _changed(measure, [((device, batch), (device, _padded(batch)))], batch):
         raise ValueError(
             f"an example is measured otherwise ({', '.join(names)}) where other examples of its "
             "batch change, and evaluation fills up the last batch with copies: a network mixes "
@@ -148,9 +150,9 @@ def require_measure_alone(measure: Measure, state: TrainState, batch: Any) -> No
 
 
 def _changed(
-    function: Callable[..., Mapping[str, Any]], first: Any, second: Any, batch: Any
+    function: Callable[..., Mapping[str, Any]], tries: list[tuple[Any, Any]], batch: Any
 ) -> list[str]:
-    """Name what changes of the first half of the examples from one to the other."""
+    """Name what changes of the first half of the examples from one to the other of any pair."""
     half = len(jax.tree.leaves(batch)[0]) // 2
     if half == 0:
         return []
@@ -158,9 +160,12 @@ def _changed(
     def kept(*given: Any) -> PyTree:
         return jax.tree.map(lambda x: x[:half].astype(jnp.float32), dict(function(*given)))
 
-    compiled = jax.jit(kept).lower(*first).compile(compiler_options=QUICK)
-    ours, theirs = (jax.tree.map(np.asarray, compiled(*given)) for given in (first, second))
-    return [name for name in ours if not _alike(ours[name], theirs[name])]
+    compiled = jax.jit(kept).lower(*tries[0][0]).compile(compiler_options=QUICK)
+    changed: dict[str, None] = {}
+    for pair in tries:
+        ours, theirs = (jax.tree.map(np.asarray, compiled(*given)) for given in pair)
+        changed |= {name: None for name in ours if not _alike(ours[name], theirs[name])}
+    return list(changed)
 
 
 def _alike(ours: Any, theirs: Any) -> bool:
