@@ -15,7 +15,7 @@ import numpy as np
 from trainer.arguments import in_words, whole
 from trainer.describing import describe
 from trainer.events import Events
-from trainer.hook import Hooks
+from trainer.hook import Hooks, parts_of
 from trainer.metrics import Metrics
 from trainer.notes import noting
 from trainer.phases import Phase, Program
@@ -83,7 +83,8 @@ def fit(
     (0.125, [1.0, 0.5, 0.25])
     """
     require_state("fit", state)
-    phases, epochs = _phases(program), whole("epochs", epochs, 0)
+    phases = _phases(program, hooked=bool(parts_of(hooks)))
+    epochs = whole("epochs", epochs, 0)
     events = Events(hooks, [phase.name for phase in phases])
     history: History = []
     with listening() as signals, _closing(events, history):
@@ -120,7 +121,8 @@ def fit(
     return state, history
 
 
-def _phases(program: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
+def _phases(program: Phase | Sequence[Phase], *, hooked: bool) -> tuple[Phase, ...]:
+    """Check a program; where hooks run, they may be what changes the state, as one that follows."""
     phases = (program,) if isinstance(program, Phase) else program
     several = isinstance(phases, Sequence) and not hasattr(phases, "_fields")
     if not several or not phases or not all(isinstance(phase, Phase) for phase in phases):
@@ -130,7 +132,7 @@ def _phases(program: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
         )
     phases = tuple(phases)
     names = [phase.name for phase in phases]
-    if not any(phase.changes for phase in phases):
+    if not hooked and not any(phase.changes for phase in phases):
         raise ValueError(
             f"fit needs a phase that trains; of {names} each only measures: make one with "
             "trainer.training(task.step, source), or measure with trainer.evaluate(state, phase)"
