@@ -58,7 +58,7 @@ def compiled_for(run: Any, *settings: Hashable) -> Compiled:
     False
     """
     owner = getattr(run, "owner", None)
-    if owner is None:
+    if owner is None or any(_closes_over(getattr(run, name, None)) for name in ("rows", "batch")):
         return Compiled()
     try:
         kept: OrderedDict[Hashable, Compiled] | None = getattr(owner, ATTRIBUTE, None)
@@ -72,6 +72,15 @@ def compiled_for(run: Any, *settings: Hashable) -> Compiled:
     while len(kept) > KEPT:
         kept.popitem(last=False)
     return compiled
+
+
+def _closes_over(function: Any) -> bool:
+    """Say whether a function may hold data: a closure, a method, or one made of such."""
+    if isinstance(function, tuple):
+        return any(map(_closes_over, function))
+    if dataclasses.is_dataclass(function):
+        return any(_closes_over(getattr(function, f.name)) for f in dataclasses.fields(function))
+    return getattr(function, "__closure__", None) is not None or hasattr(function, "__self__")
 
 
 def settings_now() -> tuple[Any, ...]:

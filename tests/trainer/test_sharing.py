@@ -99,6 +99,29 @@ def test_no_data_outlives_its_phase(state, step, measure, executor):
     assert weight() is None
 
 
+class Closing:
+    """A source of a user's own, which cuts its data by closures."""
+
+    def __init__(self, seed):
+        self.source = source_of(seed)
+        self.example = self.source.example
+
+    def training(self):
+        feed = self.source.training()
+        return feed._replace(rows=lambda piece, key: feed.rows(self.source.arrays, key))
+
+
+def test_a_closure_that_holds_data_is_not_kept(state, step):
+    source = Closing(0)
+    array = weakref.ref(source.source.arrays["inputs"])
+    phase = trainer.training(step, source)
+    trainer.fit(state, phase, epochs=1)
+    assert not getattr(step, ATTRIBUTE, None)
+    del phase, source
+    gc.collect()
+    assert array() is None
+
+
 def test_what_is_shared_goes_with_the_step(state):
     def make():
         step = lambda state, batch: descend(state, batch)  # noqa: E731
