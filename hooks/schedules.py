@@ -22,6 +22,7 @@ from hooks.hyperparams import (
     with_hyperparam,
 )
 from trainer import Hook, TrainState
+from trainer.arguments import in_words
 from trainer.modes import resolve_mode
 
 log = logging.getLogger("entracte")
@@ -147,6 +148,7 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
             first epoch. Or the name of a group to such names and values.
 
     Raises:
+        TypeError: a value is no number, such as a text.
         ValueError: none is named; before training, the optimizer keeps no such number or has no
             such group, several groups keep it, or a schedule of its own sets it. Those that there
             are are listed.
@@ -168,6 +170,12 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
             "set_hyperparams needs what to set, such as learning_rate=optax.cosine_decay_schedule("
             "1e-3, epochs); got nothing"
         )
+    for (_, name), value in plan.items():
+        if not callable(value) and np.asarray(value).dtype.kind not in "fiu":
+            raise TypeError(
+                f"set_hyperparams sets numbers: {name} must be one, or a function of the epoch; "
+                f"got {in_words(value)}"
+            )
     names = (name if group is None else f"{group}/{name}" for group, name in plan)
     title = f"set_hyperparams/{','.join(names)}"
 

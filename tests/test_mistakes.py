@@ -629,6 +629,14 @@ MISTAKES = {
         lambda: fit(hooks=hooks.set_hyperparams(learning_rate=0.1)),
         (V, "set_hyperparams/learning_rate", "optax.inject_hyperparams", "there is: nothing"),
     ),
+    "a rate as text": (
+        lambda: hooks.set_hyperparams(learning_rate="1e-3"),
+        (T, "set_hyperparams sets numbers", "learning_rate must be one", "got '1e-3'"),
+    ),
+    "an unknown group": (
+        lambda: fit(hooks=hooks.set_hyperparams(trunk={"learning_rate": 0.1})),
+        (V, "set_hyperparams/trunk/learning_rate", "there is"),
+    ),
     "keep a negative number": (
         lambda: hooks.save_checkpoints("unused", keep=-1),
         (V, "keep must be a whole number of at least 1", "got -1"),

@@ -43,7 +43,8 @@ class Members(float):
         has = np.ones(len(values), bool) if present is None else np.asarray(present, bool)
         counted = values[has & live] if (has & live).any() else values[has]
         made = super().__new__(cls, counted.sum() / len(counted) if len(counted) else math.nan)
-        made.values, made.live, made.present = np.where(has, values, math.nan), live, has
+        values = np.where(has, values, math.nan)
+        made.values, made.live, made.present = map(_read_only, (values, live, has))
         return made
 
     def __reduce__(self) -> Any:
@@ -55,6 +56,13 @@ class Traces(np.ndarray):
 
     values: np.ndarray
     """`[members, steps]`."""
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view that nobody can write to: hooks are given it."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def reduced_members(

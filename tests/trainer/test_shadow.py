@@ -223,6 +223,13 @@ def test_a_background_observer_is_named_and_changes_nothing(nested, change):
         )
 
 
+def test_values_of_members_are_for_reading_only():
+    value = trainer.Members([1.0, 2.0], live=[True, True])
+    for array in (value.values, value.live, value.present):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
 def test_a_hook_of_each_member_is_named(nested):
     members = trainer.stacked([nested, nested])
     live = {**members.carry, "live": jnp.ones(2, bool)}
