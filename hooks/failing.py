@@ -15,6 +15,7 @@ import numpy as np
 from hooks.combining import PASSING, Combined, combined
 from hooks.worker import Worker
 from trainer import Hook, Interrupt, Metrics, TrainState
+from trainer.arguments import number, whole
 from trainer.hook import Function, parts_of
 from trainer.shadow import Shadow
 from trainer.state import device_part, rejoin
@@ -41,8 +42,7 @@ def guard(hook: Combined, retries: int = 0) -> Combined:
     >>> guard(fail)(state, {}) is state
     True
     """
-    if retries < 0:
-        raise ValueError(f"retries must be at least 0; got {retries}")
+    whole("retries", retries, 0)
 
     def guarded(part: Hook) -> Hook:
         if part.at in PASSING:
@@ -92,7 +92,7 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
         ValueError: a part is no observer, or keeps a memory, or writes scores; or the limit is not
             positive.
     """
-    if not 0 < time_limit <= threading.TIMEOUT_MAX:
+    if not 0 < number("time_limit", time_limit) <= threading.TIMEOUT_MAX:
         raise ValueError(f"time_limit must be a number of seconds above 0; got {time_limit}")
 
     def moved(part: Hook) -> Hook:

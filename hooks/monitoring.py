@@ -16,6 +16,7 @@ from hooks.combining import Chain, chain
 from hooks.metrics import counts
 from hooks.writers import make_folder
 from trainer import Hook, TrainState
+from trainer.arguments import whole
 from trainer.opening import created
 from trainer.paths import local
 from trainer.runs import Run
@@ -57,8 +58,8 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
     except ImportError as error:
         error.add_note('watch_system needs psutil: pip install "entracte[monitoring]"')
         raise
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}")
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1)
     process = psutil.Process()
     process.cpu_percent()  # gives 0, and starts the count
     reading: dict[str, float] = {}

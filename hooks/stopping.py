@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
-from trainer.arguments import whole
+from trainer.arguments import number, whole
 from trainer.modes import resolve_mode
 from trainer.processes import of_lead
 from trainer.state import steps_taken
@@ -110,10 +111,9 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
     >>> state.stop, state.memory["stop_at_return/rollout/return"].tolist()
     (True, [11.0, 9.0])
     """
-    if not math.isfinite(target):
+    if not math.isfinite(number("target", target)):
         raise ValueError(f"target must be a finite return; got {target}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1 value; got {window}")
+    whole("window", window, 1)
 
     def init(state: TrainState) -> np.ndarray:
         return np.full(window, np.nan)
@@ -154,7 +154,7 @@ def stop_on_nan() -> Hook:
     return Hook(run, "stop_on_nan")
 
 
-def time_limit(seconds: float) -> Chain:
+def time_limit(seconds: float | timedelta) -> Chain:
     """Interrupt the run when its time is up, or another epoch would not fit in, so that it goes on.
 
     The time runs from the `start` of this process's part. It is up as well where another epoch as
@@ -165,7 +165,7 @@ def time_limit(seconds: float) -> Chain:
     clock decides.
 
     Args:
-        seconds: of the limit; leave a margin for the last commit.
+        seconds: of the limit, or a `datetime.timedelta`; leave a margin for the last commit.
 
     Raises:
         ValueError: the limit is not positive.
@@ -179,7 +179,9 @@ def time_limit(seconds: float) -> Chain:
         ...
     trainer.hook.Interrupt: time limit: of 10 s ... have passed, and an epoch takes up to 12
     """
-    if not seconds > 0:
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if not number("seconds", seconds) > 0:
         raise ValueError(f"seconds must be positive; got {seconds}")
     began = time.monotonic()
     last: float | None = None

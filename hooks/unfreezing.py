@@ -12,6 +12,7 @@ import numpy as np
 from hooks.combining import Chain, chain
 from hooks.hyperparams import replaced
 from trainer import Hook, TrainState
+from trainer.arguments import whole
 from trainer.names import among
 from trainer.optimizers import FrozenState
 from trainer.state import PyTree
@@ -49,8 +50,7 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     >>> live(hook(state.replace(epoch=jnp.int32(2)), {}))
     True
     """
-    if epoch < 1:
-        raise ValueError(f"epoch must be at least 1, the first; got {epoch}")
+    whole("epoch", epoch, 1)
     title = f"unfreeze_at/{epoch}" + (f"/{label}" if label is not None else "")
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:

@@ -223,6 +223,22 @@ MISTAKES = {
         lambda: models.mlp(classes=2, hidden=4),
         (T, "hidden must be a sequence of sizes, such as (128,)", "got 4"),
     ),
+    "a norm as text": (
+        lambda: trainer.supervised(NET, losses.classification, ADAM, clip_norm="1"),
+        (T, "clip_norm must be a number", "got '1'"),
+    ),
+    "an augmentation without key": (
+        lambda: trainer.supervised(NET, losses.classification, ADAM, augment=lambda batch: batch),
+        (T, "supervised takes augment", "(key, batch) -> batch", "got <lambda>(batch)"),
+    ),
+    "rules that are a text": (
+        lambda: trainer.optimizers.labels("^head/", "slow"),
+        (T, "labels takes rules, a dict", "'^head/'"),
+    ),
+    "a frozen optimizer that is not called": (
+        lambda: trainer.optimizers.frozen(optax.adam),
+        (T, "frozen needs an optimizer", "call it, adam(1e-3)"),
+    ),
     # keys, states and batches
     "an old key": (
         lambda: TASK.init(jax.random.PRNGKey(0), SOURCE.example),
@@ -345,6 +361,22 @@ MISTAKES = {
     "metrics that are None": (
         lambda: fit(trainer.Phase("p", lambda state, data: (state, None, None))),
         (T, "phase 'p' must report a dict of metrics", "got None"),
+    ),
+    "a reduction for all": (
+        lambda: trainer.training(TASK.step, SOURCE, reduce="sum"),
+        (T, "reduce as a dict", '{"tokens": "sum"}', "got 'sum'"),
+    ),
+    "a fractional number of members": (
+        lambda: trainer.population(TRAIN, 2.0),
+        (T, "members must be a whole number of at least 1", "got 2.0"),
+    ),
+    "a task to make a population of": (
+        lambda: trainer.population(TASK, 2),
+        (T, "a population is made of phases", "init("),
+    ),
+    "a single state as a population": (
+        lambda: trainer.stacked(STATE),
+        (T, "stacked takes a list of states", "a single TrainState"),
     ),
     "a reduction of a metric that is not there": (
         lambda: fit(trainer.training(TASK.step, SOURCE, reduce={"los": "sum"})),
@@ -636,6 +668,18 @@ MISTAKES = {
     "an unknown group": (
         lambda: fit(hooks=hooks.set_hyperparams(trunk={"learning_rate": 0.1})),
         (V, "set_hyperparams/trunk/learning_rate", "there is"),
+    ),
+    "a time limit as text": (
+        lambda: hooks.time_limit("1h"),
+        (T, "seconds must be a number", "got '1h'"),
+    ),
+    "retries of a float": (
+        lambda: hooks.guard(nothing, retries=1.5),
+        (T, "retries must be a whole number of at least 0", "got 1.5"),
+    ),
+    "an epoch as text": (
+        lambda: hooks.unfreeze_at("2"),
+        (T, "epoch must be a whole number of at least 1", "got '2'"),
     ),
     "keep a negative number": (
         lambda: hooks.save_checkpoints("unused", keep=-1),

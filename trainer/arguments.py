@@ -84,6 +84,23 @@ def whole(what: str, value: Any, least: int) -> int:
     return number
 
 
+def number(what: str, value: Any) -> float:
+    """Return a number, whole or not, as a float.
+
+    Raises:
+        TypeError: it is none.
+
+    >>> number("seconds", "1h")
+    Traceback (most recent call last):
+    TypeError: seconds must be a number; got '1h'
+    """
+    real = hasattr(type(value), "__float__") and not isinstance(value, bool)
+    axes: Any = getattr(value, "shape", None)
+    if not real or axes:
+        raise TypeError(f"{what} must be a number; got {in_words(value)}")
+    return float(value)
+
+
 def in_words(thing: Any) -> str:
     """Describe what was given in a few words, never with its contents.
 

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from trainer.arguments import in_words
 from trainer.names import among
 from trainer.state import PyTree, path_name
+from trainer.updates import check_optimizer
 
 
 def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]:
@@ -36,6 +38,11 @@ def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]
     ...     labels({"fast": "^head/"}, default="slow"),
     ... )
     """
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            "labels takes rules, a dict of a label to an expression of paths, such as "
+            f'{{"fast": "^head/"}}; got {in_words(rules)}'
+        )
     patterns = {label: _compiled(label, rule) for label, rule in rules.items()}
 
     def label(params: PyTree) -> PyTree:
@@ -107,6 +114,7 @@ def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     >>> optimizer.update({"w": jnp.ones(2)}, state._replace(live=jnp.array(True)))[0]["w"].tolist()
     [-0.5, -0.5]
     """
+    check_optimizer(optimizer, "frozen")
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> FrozenState:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.arguments import in_words, whole
 from trainer.data import Arrays
 from trainer.data.feed import Check
 from trainer.member_metrics import LIVE, Members
@@ -63,8 +64,7 @@ def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[
     >>> after.params.shape, measured.read()[0]["shrink/size"].values == state.params
     ((3,), Array([ True,  True,  True], dtype=bool))
     """
-    if members < 1:
-        raise ValueError(f"a population needs at least 1 member; got {members}")
+    whole("members", members, 1)
     if isinstance(program, Phase):
         return _of_members(program, members)
     return tuple(_of_members(phase, members) for phase in program)
@@ -109,6 +109,8 @@ def stacked(states: Sequence[TrainState]) -> TrainState:
         ValueError: there is none, or they differ in structure, shapes, dtypes or epoch.
         TypeError: a member's carry is no dict.
     """
+    if isinstance(states, TrainState):
+        raise TypeError("stacked takes a list of states, one a member; got a single TrainState")
     if not states:
         raise ValueError("a population needs at least 1 state")
     first = device_part(states[0])
@@ -215,7 +217,7 @@ def mapped(state: TrainState) -> dict[str, PyTree]:
 
 def _of_members(phase: Phase, members: int) -> Phase:
     if not isinstance(phase, Phase):
-        raise TypeError(f"a population is made of phases; got {phase!r:.100}")
+        raise TypeError(f"a population is made of phases; got {in_words(phase)}")
     if phase.members is not None:
         raise ValueError(f"phase {phase.name!r} is of a population already")
     if phase.source is not None and not isinstance(phase.source, Arrays):

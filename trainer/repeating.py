@@ -150,6 +150,11 @@ def _repeated(
     *,
     changes: bool,
 ) -> Phase:
+    if not isinstance(reduce, Mapping):
+        raise TypeError(
+            f"phase {name!r} takes reduce as a dict, a metric to how it is reduced, such as "
+            f'{{"tokens": "sum"}}; got {in_words(reduce)}'
+        )
     if executor not in EXECUTORS:
         raise ValueError(
             f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"

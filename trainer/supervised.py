@@ -11,7 +11,7 @@ import optax
 
 from trainer import averages, gradients, mixing
 from trainer import precision as precisions
-from trainer.arguments import require_function, whole
+from trainer.arguments import number, require_function, whole
 from trainer.averages import AVERAGE, require_average
 from trainer.executors import Step
 from trainer.losses.contract import Loss, attribute, entry, measured, name_of
@@ -115,7 +115,9 @@ def supervised(
     called = ": give the function itself, without calling it" if isinstance(loss, Mapping) else ""
     require_function("supervised takes a loss, which", loss, form, called[2:])
     whole("accumulate", accumulate, 1)
-    if clip_norm is not None and not clip_norm > 0:
+    if augment is not None:
+        require_function("supervised takes augment, which", augment, "(key, batch) -> batch")
+    if clip_norm is not None and not number("clip_norm", clip_norm) > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
     if accumulate > 1 and attribute(loss, "whole_batch"):
         raise ValueError(
@@ -124,7 +126,7 @@ def supervised(
             "that does not look at other examples"
         )
     precisions.require_known(precision)
-    if average is not None and not 0 <= average < 1:
+    if average is not None and not 0 <= number("average", average) < 1:
         raise ValueError(f"average must be a decay in [0, 1), such as 0.999; got {average}")
     scaling = precision == "float16"
 

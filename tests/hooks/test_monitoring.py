@@ -106,7 +106,7 @@ def test_it_reads_once_a_second(state, clock, devices):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_has_examples(batch_size):
-    with pytest.raises(ValueError, match="at least 1 example"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         watch_system(batch_size=batch_size)
 
 

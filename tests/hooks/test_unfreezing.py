@@ -101,7 +101,7 @@ def test_a_label_that_is_not_there_is_refused_before_training(phase, optimizer, 
 
 
 def test_an_epoch_below_the_first_is_refused():
-    with pytest.raises(ValueError, match="at least 1, the first; got 0"):
+    with pytest.raises(ValueError, match="epoch must be a whole number of at least 1; got 0"):
         hooks.unfreeze_at(0)
 
 
