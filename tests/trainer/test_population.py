@@ -171,7 +171,7 @@ def test_256_members_are_made_whose_weights_are_decomposed():
 
 
 def test_what_is_no_population_is_refused(task, digits, phase, lifted, digits_states):
-    with pytest.raises(ValueError, match="at least 1 member"):
+    with pytest.raises(ValueError, match="members must be a whole number of at least 1"):
         trainer.population(phase, 0)
     with pytest.raises(ValueError, match="of a population already"):
         trainer.population(lifted, COUNT)
