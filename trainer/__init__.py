@@ -25,6 +25,7 @@ from trainer.summaries import summary
 from trainer.supervised import supervised
 
 show_notices()
+logging.getLogger("entracte").addFilter(escaping.escape)  # whatever a message holds from elsewhere
 
 __all__ = [
     "Checkpoints",
@@ -64,5 +65,3 @@ __all__ = [
     "supervised",
     "training",
 ]
-
-logging.getLogger("entracte").addFilter(escaping.escape)  # whatever a message holds from elsewhere
