@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 from hooks.writers import Progress, Text, Value
+from trainer.escaping import shown
 from trainer.timing import listen
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Console:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Show values: on a line now, or in the bar at the next of its four refreshes a second."""
+        values = {shown(name): value for name, value in values.items()}
         texts = {name: value.text for name, value in values.items() if isinstance(value, Text)}
         for name, text in texts.items():
             self._show(name, text, step, values.get("epoch"))

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from hooks.writers import Progress, Value
 from trainer.courses import TELLING, Course, number, rank
+from trainer.escaping import shown_lines
 from trainer.timing import UnderWay, under_way
 
 COLUMNS = 4
@@ -295,11 +296,7 @@ def printable(text: str) -> str:
     >>> printable("a\\tb\\x1b[2J")
     'a   b\\\\x1b[2J'
     """
-    text = text.expandtabs(4).replace("\r\n", "\n")
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    return shown_lines(text.expandtabs(4).replace("\r\n", "\n"))
 
 
 def _where(extreme: tuple[float, int]) -> tuple[str, str]:

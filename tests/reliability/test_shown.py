@@ -12,6 +12,7 @@ from forging import forge, make, read, restore
 
 import hooks
 import trainer
+from hooks.writers import Text
 from trainer.__main__ import main
 from trainer.checkpoints import DamagedCommit
 from trainer.configuration import TrainingConfig, load_config
@@ -92,6 +93,15 @@ def test_hooks_that_a_configuration_names(entry):
     with pytest.raises(ValueError, match="hooks") as raised:
         hooks.from_config([entry])
     assert plain("".join([str(raised.value), *getattr(raised.value, "__notes__", ())]))
+
+
+def test_names_and_texts_that_are_printed_as_training_goes_on(capsys):
+    console = hooks.Console()
+    console.write(1, {f"{CLEARS}/loss": 0.5, CLEARS: Text(CLEARS)})
+    console.close()
+    told = capsys.readouterr().out
+    assert plain(told)
+    assert told.count(SPELLED) >= 3
 
 
 def test_every_message_of_the_log_is_plain(caplog):
