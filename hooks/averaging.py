@@ -48,10 +48,10 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
-        warn(state)
         updates = memory["updates"] + 1
         weight = np.float32((1 - decay) / (1 - decay**updates))
         params = _toward(memory["params"], state.params, weight)
+        warn(state)
         return {"params": params, "updates": updates}, state
 
     return stateful(name, init, update)
@@ -97,9 +97,9 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
-        warn(state)
         updates = memory["updates"] + (int(np.asarray(state.epoch)) >= start)
         params = _toward(memory["params"], state.params, np.float32(1 / max(updates, 1)))
+        warn(state)
         return {"params": params, "updates": updates}, state
 
     return stateful(name, init, update)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,7 @@ def updated(
     }
     _check_made_by(optimizer, opt_state, params)
     extended = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    extended = extended or _takes_any(optimizer.update)  # as optax.MultiSteps does
     first: Exception | None = None
     for names in OFFERED if extended else ((),):
         extra = {name: known[name] for name in names}
@@ -128,6 +130,11 @@ def updated(
         "in an optax.GradientTransformationExtraArgs that makes them of these"
     )
     raise first
+
+
+def _takes_any(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _check_made_by(

@@ -367,8 +367,8 @@ def test_nan(state):
 
 
 @row("`SwapEMAWeights` / `StochasticWeightAveraging`")
-def test_averaging(state):
-    phase = VAL
+def test_averaging(state, linear, digits):
+    phase, batch = VAL, digits[0].example
     averaged = [
         hooks.average_params(0.9),
         hooks.swa(start=2),
@@ -377,6 +377,9 @@ def test_averaging(state):
     ended, history = fit(state, averaged, epochs=3)
     assert history[-1]["val/loss"] == pytest.approx((0.75 + 0.375) / 2)
     assert "average_params" in ended.memory
+    task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), average=0.999)
+    after, _ = jax.jit(task.step)(task.init(jax.random.key(0), batch), batch)
+    assert int(after.carry["average"]["updates"]) == 1
 
 
 @row("`CSVLogger`, `TensorBoard` / `Trainer(logger=...)` / `report_to`")

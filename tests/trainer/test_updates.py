@@ -111,6 +111,16 @@ def test_what_knows_no_extra_arguments_is_given_none():
         assert optax.tree.norm(state.params) > 0
 
 
+def test_steps_that_are_joined_pass_on_what_they_are_given():
+    for make in (lambda steps: steps, lambda steps: steps.gradient_transformation()):
+        fit = task(make(optax.MultiSteps(optax.polyak_sgd(), 2)))
+        first = fit.init(jax.random.key(0), BATCH)
+        second, _ = fit.step(first, BATCH)
+        third, _ = fit.step(second, BATCH)
+        assert optax.tree.norm(second.params) == optax.tree.norm(first.params)
+        assert optax.tree.norm(third.params) > optax.tree.norm(first.params)
+
+
 def test_schedule_free_trains():
     fit = task(contrib.schedule_free_sgd(0.5))
     state = fit.init(jax.random.key(0), BATCH)
