@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trainer.losses.contract import Loss, attribute, loss_at, name_of
 
@@ -35,7 +36,7 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
     An example's loss is the sum of those that the terms give it. Where terms weigh examples, as
     losses of tokens do, it weighs as the first of them says, in the sum and in each `<name>_loss`:
     so these means add up to the mean of the sum, over any batches, and a sum of one term is that
-    term. Terms that weigh examples should weigh them alike.
+    term. Terms that weigh examples must weigh them alike; real examples are tried before training.
 
     A schedule is asked for the optimizer's step, so that a run that goes on follows it: the loss
     then has the attribute `at`, `(step) -> loss`, by which `supervised` and `rl.update` ask.
@@ -47,7 +48,7 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
         TypeError: a term is no loss, or its coefficient neither a number nor a schedule.
         ValueError: there is no term, a coefficient is negative or not finite, or two terms have one
             name; when traced, a term gives no `loss`, two report or derive the same, or a schedule
-            gives no scalar.
+            gives no scalar; before training, two weigh examples differently.
 
     >>> from trainer import losses
     >>> def small(outputs, batch):
@@ -82,10 +83,15 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
             )
         return _added(parts, 0, outputs, batch)
 
+    tried: list[bool] = []
+
     def check(outputs: Any, batch: Mapping[str, Any]) -> None:
         for part in parts:
             if examine := attribute(part.loss, "check"):
                 examine(outputs, batch)
+        if not tried:
+            _check_weights(parts, outputs, batch)
+            tried.append(True)
 
     def finalize(means: Mapping[str, float]) -> dict[str, float]:
         derived: dict[str, Mapping[str, float]] = {}
@@ -141,6 +147,39 @@ def _added(parts: list[Term], step: Any, outputs: Any, batch: Mapping[str, Any])
         sums.append(coefficient * loss)
     reports = _joined({"total(...)": own, **measured})
     return {"loss": weighted(functools.reduce(jnp.add, sums)), **reports}
+
+
+def _check_weights(parts: list[Term], outputs: Any, batch: Mapping[str, Any]) -> None:
+    """Check on the first of host examples that terms which weigh examples weigh them alike.
+
+    Weights do not depend on the outputs, so zeros will do for these.
+
+    Raises:
+        ValueError: they do not.
+    """
+    some = jax.tree.map(lambda array: array[:64], dict(batch))
+    count = len(jax.tree.leaves(some)[0])
+    zeros = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), outputs)
+
+    def weights(outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        given = {part.name: loss_at(part.loss, 0)(outputs, batch)["loss"] for part in parts}
+        return {name: loss[1] for name, loss in given.items() if isinstance(loss, tuple)}
+
+    if len(jax.eval_shape(weights, zeros, some)) < 2:
+        return
+    given = jax.jit(weights)(zeros, some)
+    first, *others = (part.name for part in parts if part.name in given)
+    wanted = given[first]
+    for name in others:
+        found = given[name]
+        if not np.allclose(wanted, found, rtol=1e-4):
+            place = int(np.argmax(~np.isclose(wanted, found, rtol=1e-4)))
+            raise ValueError(
+                f"total adds losses up example by example, so that terms which weigh examples must "
+                f"weigh them alike; example {place} weighs {wanted[place]:.6g} in {first!r} and "
+                f"{found[place]:.6g} in {name!r}: give one of them without its weights (it then "
+                "weighs as the other does), or both the same ones"
+            )
 
 
 def _coefficient(part: Term, step: Any) -> Any:

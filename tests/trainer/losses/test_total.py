@@ -231,3 +231,24 @@ def test_a_loss_that_follows_the_step_keeps_its_settings():
     scaled.at = at
     set_up = functools.partial(scaled, scale=3.0)
     chex.assert_trees_all_close(loss_at(set_up, 2)(OUTPUTS, {})["loss"], jnp.full(2, 6.0))
+
+
+def test_terms_that_weigh_examples_differently_are_refused_before_training():
+    def by_example(outputs, batch):
+        return {"loss": (jnp.mean(outputs**2, axis=(1, 2)), batch["sure"])}
+
+    tokens = tokens_of(8)
+    counts = np.asarray(tokens.arrays["mask"]).sum(1).astype(np.float32)
+    network = SimpleNamespace(init=scaling, apply=scaled)
+    task = trainer.supervised(network, total(losses.language_modeling, by_example), optax.sgd(1.0))
+    for sure, fits in ((np.ones(8, np.float32), False), (counts, True)):
+        source = data.Arrays(tokens.arrays | {"sure": sure}, 8)
+        state = task.init(jax.random.key(0), source.example)
+        for phase in trainer.training(task.step, source), trainer.evaluation(task.measure, source):
+            if fits:
+                phase.verify(state)
+            else:
+                with pytest.raises(
+                    ValueError, match="in 'language_modeling' and 1 in 'by_example'"
+                ):
+                    phase.verify(state)
