@@ -254,7 +254,7 @@ def orthogonal(scale: float) -> Callable[..., jax.Array]:
         tall = max(shape), min(shape)
         drawn = jax.random.normal(key, (inputs * outputs,), dtype).reshape(tall)
         q, r = jnp.linalg.qr(drawn)
-        q = q * jnp.sign(jnp.diagonal(r))  # else the draw would not be uniform
+        q = q * jnp.sign(jnp.diagonal(r))[None]  # else the draw would not be uniform
         return scale * (q if inputs >= outputs else q.T)
 
     return initializer

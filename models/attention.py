@@ -32,7 +32,7 @@ def rotation(positions: jax.Array, size: int) -> Pair:
     ((3, 2), 0.0, 0.8415)
     """
     frequencies = BASE ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angles = positions[:, None].astype(jnp.float32) * frequencies
+    angles = positions[:, None].astype(jnp.float32) * frequencies[None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -56,7 +56,7 @@ def rotate(heads: jax.Array, turn: Pair) -> jax.Array:
     >>> rotate(one, (jnp.zeros((1, 1)), jnp.ones((1, 1)))).ravel().tolist()    # a quarter turn
     [0.0, 1.0]
     """
-    cosines, sines = (x[:, None] for x in turn)
+    cosines, sines = (x[None, :, None] for x in turn)
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
     turned = (first * cosines - second * sines, second * cosines + first * sines)
     return jnp.concatenate(turned, axis=-1).astype(heads.dtype)

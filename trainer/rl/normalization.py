@@ -69,7 +69,10 @@ def merged(statistics: Statistics, batch: PyTree) -> Statistics:
         x = x.astype(jnp.float32)
         here = jnp.mean(x, axes)
         apart = here - mean
-        spread = jnp.sum((x - here) ** 2, axes) + apart**2 * statistics.weight * new / total
+        spread = (
+            jnp.sum((x - jnp.expand_dims(here, axes)) ** 2, axes)
+            + apart**2 * statistics.weight * new / total
+        )
         return mean + apart * new / total, m2 + spread
 
     both = jax.tree.map(moments, statistics.mean, statistics.m2, batch)
@@ -86,6 +89,8 @@ def normalized(statistics: Statistics, observation: PyTree) -> PyTree:
     """
 
     def one(x: jax.Array, mean: jax.Array, m2: jax.Array) -> jax.Array:
+        leading = tuple(range(x.ndim - mean.ndim))
+        mean, m2 = jnp.expand_dims(mean, leading), jnp.expand_dims(m2, leading)
         scaled = (x - mean) * lax.rsqrt(m2 / statistics.weight + 1e-8)
         return jnp.clip(scaled, -LIMIT, LIMIT)
 

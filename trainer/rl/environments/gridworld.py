@@ -149,13 +149,15 @@ def _step(
 
 def _within_reach(agent: jax.Array, cells: jax.Array) -> jax.Array:
     """Say of cells `[..., 2]` whether they are the agent's own or one of the four around it."""
-    return jnp.abs(cells - agent).sum(axis=-1) <= 1
+    return jnp.abs(cells - jnp.expand_dims(agent, tuple(range(cells.ndim - 1)))).sum(axis=-1) <= 1
 
 
 def _observe(state: GridworldState, params: GridworldParams) -> dict[str, jax.Array]:
     row, column = state.layout.agent
     offsets = jnp.arange(VIEW) - VIEW // 2
-    kinds = kinds_of(state.layout, state.opened, params, row + offsets[:, None], column + offsets)
+    kinds = kinds_of(
+        state.layout, state.opened, params, row + offsets[:, None], column + offsets[None]
+    )
     return {
         "view": jax.nn.one_hot(kinds, KINDS, dtype=jnp.float32),
         "holding": state.holding.astype(jnp.float32)[None],
@@ -166,14 +168,15 @@ def _render(state: GridworldState, params: GridworldParams) -> jax.Array:
     """Draw the level and its border; the agent bears the key's colour where it holds it."""
     row, column = state.layout.agent
     cells = jnp.arange(-1, SIZE + 1)
-    kinds = kinds_of(state.layout, state.opened, params, cells[:, None], cells)
+    kinds = kinds_of(state.layout, state.opened, params, cells[:, None], cells[None])
     picture = jnp.array(COLOURS, jnp.uint8)[kinds]
     picture = jnp.repeat(jnp.repeat(picture, PIXELS, axis=0), PIXELS, axis=1)
 
     middle = (PIXELS - 1) / 2
     pixels = jnp.arange(PIXELS * (SIZE + 2))
     down = jnp.abs(pixels - PIXELS * (row + 1) - middle)[:, None]
-    right = jnp.abs(pixels - PIXELS * (column + 1) - middle)
+    right = jnp.abs(pixels - PIXELS * (column + 1) - middle)[None]
     distance = jnp.maximum(down, right)[:, :, None]  # from the middle of the agent's cell
-    picture = jnp.where(distance < 3, jnp.array(AGENT, jnp.uint8), picture)
-    return jnp.where((distance < 1) & state.holding, jnp.array(HOLDING, jnp.uint8), picture)
+    picture = jnp.where(distance < 3, jnp.array(AGENT, jnp.uint8)[None, None], picture)
+    held = jnp.array(HOLDING, jnp.uint8)[None, None]
+    return jnp.where((distance < 1) & state.holding, held, picture)

@@ -232,10 +232,13 @@ def kinds_of(
     along = jnp.where(layout.sideways, rows, columns)[..., None]
     across = jnp.where(layout.sideways, columns, rows)[..., None]
     closed = jnp.where(locked_doors(params), LOCKED, DOOR)
-    barriers = jnp.where(
-        across == layout.doorways, jnp.where(opened, FLOOR, closed), jnp.int32(WALL)
+    passed = jnp.where(opened, FLOOR, closed)
+    walls, doorways, passed = (
+        jnp.expand_dims(each, tuple(range(rows.ndim)))
+        for each in (layout.walls, layout.doorways, passed)
     )
-    kinds = jnp.where(along == layout.walls, barriers, FLOOR).max(axis=-1)
+    barriers = jnp.where(across == doorways, passed, jnp.int32(WALL))
+    kinds = jnp.where(along == walls, barriers, FLOOR).max(axis=-1)
     for kind, cell in ((KEY, layout.key), (GOAL, layout.goal)):
         kinds = jnp.where((rows == cell[0]) & (columns == cell[1]), kind, kinds)
     outside = (rows < 0) | (columns < 0) | (rows >= params.size) | (columns >= params.size)

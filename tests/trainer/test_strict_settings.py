@@ -1,0 +1,101 @@
+"""JAX's strict settings: no rank is promoted, no key used twice, 64 bits change no contract.
+
+Shapes alone are computed where that shows it, which takes no compilation.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import models
+import trainer
+from trainer import data, losses
+from trainer.data import augmentation
+from trainer.rl import environments, normalization, ppo
+
+IMAGES, TOKENS = jnp.ones((4, 8, 8, 1)), jnp.ones((4, 8), jnp.int32)
+RECURRENT = {
+    "observation": jnp.ones((4, 3)),
+    "recurrent": jnp.zeros((4, 5)),
+    "first": jnp.zeros(4, bool),
+}
+SMALL = {"vocabulary": 11, "context": 8, "layers": 2, "width": 16, "heads": 2}
+SETTINGS = {
+    "ranks": lambda: jax.numpy_rank_promotion("raise"),
+    "keys": lambda: jax.debug_key_reuse(True),
+    "64 bits": lambda: jax.enable_x64(True),
+}
+
+NETWORKS = {
+    "mlp": lambda: (models.mlp(classes=3, hidden=(4,)), IMAGES),
+    "cnn": lambda: (models.cnn(classes=3), IMAGES),
+    "resnet": lambda: (models.resnet(classes=3), IMAGES),
+    "transformer": lambda: (models.transformer(**SMALL), TOKENS),
+    "actor_critic": lambda: (models.actor_critic(actions=2, hidden=(4,)), IMAGES),
+    "continuous": lambda: (models.actor_critic(actions=2, continuous=True), IMAGES),
+    "memory": lambda: (models.actor_critic(actions=2, hidden=(4,), memory=5), RECURRENT),
+}
+
+
+@pytest.fixture(params=SETTINGS)
+def strict(request):
+    """Set one of JAX's strict settings."""
+    with SETTINGS[request.param]():
+        yield request.param
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(strict, name):
+    network, inputs = NETWORKS[name]()
+    made = jax.eval_shape(network.init, jax.random.key(0), inputs)
+
+    def applied(params, model_state, key):
+        return network.apply(params, model_state, inputs, key=key, train=True)
+
+    outputs, _ = jax.eval_shape(applied, *made, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"accumulate": 2, "clip_norm": 1.0}, {"precision": "float16"}]
+)
+def test_supervised_training_and_evaluation(strict, settings):
+    source = data.Arrays({"inputs": np.ones((6, 5), "float32"), "labels": np.ones(6, "int32")}, 4)
+    network = models.mlp(classes=2, hidden=(4,))
+    task = trainer.supervised(
+        network,
+        losses.classification,
+        optax.adam(0.1),
+        augment=augmentation.mixup(0.2, classes=2) if settings == {} else None,
+        **settings,
+    )
+    state = task.init(jax.random.key(0), source.example)
+    for phase in (trainer.training(task.step, source), trainer.evaluation(task.measure, source)):
+        phase.shapes(state)
+    assert (state.step.dtype, state.epoch.dtype) == (jnp.int32, jnp.int32)
+
+
+def test_reinforcement_learning(strict):
+    env = environments.gridworld()
+    agent = ppo(
+        models.actor_critic(actions=env.action_space.n, hidden=(4,)),
+        env,
+        optax.adam(0.1),
+        envs=4,
+        steps=8,
+        normalize_observations=True,
+        normalize_rewards=True,
+    )
+    state, output = jax.eval_shape(agent.init, jax.random.key(0)), None
+    for phase in agent.program:
+        output, _ = phase.shapes(phase.prepared(state), output)
+
+
+def test_losses_and_returns(strict):
+    labels = {"labels": TOKENS, "inputs": TOKENS, "targets": jnp.ones((4, 2))}
+    jax.eval_shape(lambda o: losses.language_modeling(o, labels), jnp.ones((4, 8, 11)))
+    jax.eval_shape(lambda o: losses.regression(o, labels), jnp.ones((4, 2)))
+    seen = normalization.merged(normalization.unseen(jnp.zeros(3)), jnp.ones((5, 4, 3)))
+    assert normalization.normalized(seen, jnp.ones((5, 4, 3))).shape == (5, 4, 3)
