@@ -154,7 +154,7 @@ class SelfAttention(nnx.Module):
                 for old, new in zip(cache, (key, value), strict=True)
             )
             cache = key, value
-            seen = jnp.arange(key.shape[1]) <= start + jnp.arange(time)[:, None]
+            seen = jnp.arange(key.shape[1])[None] <= start + jnp.arange(time)[:, None]
             mixed = attend(query, key, value, mask=seen)
         return self.out(mixed.reshape(batch * time, width)).reshape(x.shape), cache
 
