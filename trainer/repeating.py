@@ -20,6 +20,7 @@ from trainer.mixing import Trial, require_measure_alone
 from trainer.names import nearest
 from trainer.phases import Phase
 from trainer.shadow import Shadow
+from trainer.sharing import compiled_for
 from trainer.state import TrainState
 from trainer.structure import settled
 
@@ -168,20 +169,26 @@ def _repeated(
         getattr(step.owner, "check", None),
         changes,
         getattr(step.owner, "finalize", None),
-        inspect=_inspect(alone, source),
+        inspect=_inspect(step, alone, source),
     )
 
 
-def _inspect(alone: Trial | None, source: Source) -> Callable[[TrainState], None] | None:
-    """Make the trial of what must take each example alone, if it must; done once."""
+def _inspect(
+    step: _Training | _Measuring, alone: Trial | None, source: Source
+) -> Callable[[TrainState], None] | None:
+    """Make the trial of what must take each example alone, if it must.
+
+    It is done once for a step and a form of a batch, whatever phases repeat it.
+    """
     if alone is None:
         return None
-    tried: list[bool] = []
+    tried = compiled_for(step, "trial").programs
 
     def inspect(state: TrainState) -> None:
-        if not tried:
+        form = str(jax.tree.map(jnp.shape, source.example))
+        if form not in tried:
             alone(state, source.example)
-            tried.append(True)
+            tried[form] = True
 
     return inspect
 
