@@ -134,3 +134,22 @@ def test_no_text_is_a_formula_in_a_spreadsheet_unless_asked_for(tmp_path, raw):
     mark = "" if raw else "'"
     assert {row["text"] for row in rows.values()} == {*(mark + f for f in FORMULAS), *TEXTS}
     assert rows[f"{mark}=x"]["value"] == "-0.5"
+
+
+@pytest.mark.parametrize("odd", ["{", "[" * 900 + "]" * 900, "[" * 10**5, "7", '"text"'])
+def test_an_odd_row_of_a_store_hides_no_other(tmp_path, capsys, odd):
+    with Store(tmp_path) as store:
+        for name in ("odd", "sound"):
+            store.register(
+                name, directory=f"/{name}", host="here", pid=1, time=0.0, config={"a": 1}
+            )
+        change = "UPDATE runs SET config = ?, environment = ? WHERE name = 'odd'"
+        store.connection.execute(change, (odd, odd))
+    for words in (
+        ["runs"],
+        ["runs", "--where", "a=1"],
+        ["show", "odd"],
+        ["compare", "odd", "sound"],
+    ):
+        assert main([*words, "--store", str(tmp_path)]) == 0
+    assert "sound" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trainer.redacting import redacted, without_secrets
@@ -52,8 +53,11 @@ class RunRow(NamedTuple):
     def read(cls, row: tuple[Any, ...]) -> RunRow:
         """Make one of what a database gave, which an older version may have given passwords."""
         made = dict(zip(cls._fields, row, strict=True))
-        read = {n: without_secrets(json.loads(made.pop(n))) for n in ("config", "environment")}
-        return cls(**made | {"error": redacted(str(made["error"]))}, **read)
+        environment = _mapping(made.pop("environment"))
+        made |= {"config": _plain(made["config"], without_secrets)}
+        made |= {"error": redacted(str(made["error"]))}
+        told = {name: redacted(str(value)) for name, value in environment.items()}
+        return cls(**made, environment=told)
 
     def status(self, now: float) -> str:
         """Give the state, or `stalled` where a run that should be running gives no sign.
@@ -106,7 +110,10 @@ class CommitRow(NamedTuple):
     def read(cls, row: tuple[Any, ...]) -> CommitRow:
         """Make one of what a database gave."""
         made = dict(zip(cls._fields, row, strict=True))
-        return cls(**made | {"scores": json.loads(made["scores"])})
+        scores = _mapping(made["scores"])
+        return cls(
+            **made | {"scores": {n: s for n, s in scores.items() if isinstance(s, int | float)}}
+        )
 
 
 class Artifact(NamedTuple):
@@ -141,6 +148,19 @@ class Request(NamedTuple):
     finished: float | None
     error: str
     """Of the last try that failed."""
+
+
+def _plain(text: Any, cleaned: Callable[[Any], Any] = lambda found: found) -> Any:
+    """Read what JSON knows; None of an odd row, which hides no other."""
+    try:
+        return cleaned(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _mapping(text: Any) -> dict[str, Any]:
+    found = _plain(text)
+    return found if isinstance(found, dict) else {}
 
 
 def _lives(pid: int) -> bool:
