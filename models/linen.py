@@ -13,7 +13,7 @@ from flax import core, linen
 from flax.errors import InvalidRngError
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
-from models.train_flags import AUTO, check_call, fields, known_flags, named_flag, told
+from models.train_flags import AUTO, check_call, fields, flags_of, known_flags, told
 
 
 def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Network:
@@ -58,13 +58,10 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
             f"from_linen takes a flax.linen module, such as linen.Dense(2); got {kind}; "
             "for an nnx.Module see from_nnx"
         )
-    flags, of_fields = {}, False
-    if train_flag == AUTO:
-        flags = known_flags(inspect.signature(module.__call__).parameters)
-        of_fields = not flags and bool(known_flags(fields(module)))
-        flags = flags or known_flags(fields(module))
-    elif train_flag is not None:
-        flags = named_flag("from_linen", module.__call__, train_flag)
+    flags = flags_of("from_linen", module.__call__, train_flag)
+    of_fields = train_flag == AUTO and not flags
+    if of_fields:
+        flags = known_flags(fields(module))
     unsure = train_flag == AUTO and not flags
     check_call("from_linen", module.__call__, {} if of_fields else flags)
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
-from models.train_flags import known_flags, told
+from models.train_flags import AUTO, flags_of, told
 
 Build = Callable[[nnx.Rngs, PyTree], nnx.Module]
 Parts = tuple[Any, nnx.State, nnx.State, nnx.State]  # graphdef, params, random, kept
 Assemble = Callable[[PyTree, PyTree, PyTree, jax.Array | None], tuple[nnx.Module, nnx.State]]
 
 
-def from_nnx(build: Build) -> Network:
+def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
     """Make a network of a Flax NNX module, called as `module(inputs)`.
 
     The parameters are the module's `nnx.Param` variables. The model state is every other array it
@@ -37,13 +37,14 @@ def from_nnx(build: Build) -> Network:
         build: `(rngs, example) -> module`. `example` is the inputs as a pytree of
             `jax.ShapeDtypeStruct`, to take sizes from; a module of fixed sizes ignores it:
             `from_nnx(lambda rngs, example: MyModule(rngs=rngs))`.
+        train_flag: name of a keyword of `__call__` that says whether it trains, as in `from_linen`.
 
     Returns:
         The network; its dicts follow the module's attributes, `{"layers": {"0": {"kernel": ...}}}`.
 
     Raises:
         TypeError: `build` is a module, or does not take the two arguments; on a call, it gave no
-            `nnx.Module`.
+            `nnx.Module`, or the module's call takes no keyword of the flag's name.
         ValueError: on a call, the variables do not fit the module that `build` makes for such
             inputs, or the module needs random numbers in training and `key` is None.
 
@@ -71,7 +72,7 @@ def from_nnx(build: Build) -> Network:
         train: bool,
     ) -> tuple[PyTree, PyTree]:
         module, seeds = assemble(params, model_state, inputs, key)
-        flags = told(known_flags(inspect.signature(module.__call__).parameters), train=train)
+        flags = told(flags_of("from_nnx", module.__call__, train_flag), train=train)
         if not train:
             module.eval()
             return module(inputs, **flags), model_state

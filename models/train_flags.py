@@ -62,6 +62,22 @@ def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
     return {plain: not opposite}
 
 
+def flags_of(who: str, call: Callable[..., Any], train_flag: str | None) -> Flags:
+    """Give the flags of a call: those that are found, the one that is named, or none.
+
+    Raises:
+        TypeError: the call takes no keyword of the name.
+
+    >>> flags_of("from_nnx", lambda x, training: x, AUTO), flags_of("from_nnx", len, None)
+    ({'training': True}, {})
+    """
+    if train_flag is None:
+        return {}
+    if train_flag == AUTO:
+        return known_flags(inspect.signature(call).parameters)
+    return named_flag(who, call, train_flag)
+
+
 def check_call(who: str, call: Callable[..., Any], flags: Flags) -> None:
     """Check that a module can be called with its inputs and these flags.
 

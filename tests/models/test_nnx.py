@@ -233,7 +233,7 @@ def test_a_module_that_is_built_is_refused():
         models.from_nnx(nnx.Linear(5, 2, rngs=nnx.Rngs(0)))
 
 
-@pytest.mark.parametrize("flag", ["is_training", "deterministic"])
+@pytest.mark.parametrize("flag", ["is_training", "deterministic", "not frozen"])
 def test_a_flag_of_the_call_is_told(flag):
     class Dropping(nnx.Module):
         def __init__(self, rngs):
@@ -244,12 +244,18 @@ def test_a_flag_of_the_call_is_told(flag):
             def __call__(self, x, *, is_training=False):
                 return self.dropout(x, deterministic=not is_training)
 
-        else:
+        elif flag == "deterministic":
 
             def __call__(self, x, deterministic=True):
                 return self.dropout(x, deterministic=deterministic)
 
-    network = models.from_nnx(lambda rngs, example: Dropping(rngs))
+        else:
+
+            def __call__(self, x, frozen=True):
+                return self.dropout(x, deterministic=frozen)
+
+    named = {"train_flag": flag} if flag == "not frozen" else {}
+    network = models.from_nnx(lambda rngs, example: Dropping(rngs), **named)
     inputs = jnp.ones((8, 4))
     variables = network.init(jax.random.key(0), inputs)
     key = jax.random.key(1)

@@ -132,11 +132,13 @@ def test_members_of_a_population_have_averages_of_their_own(averaged, digits):
     task, _, phase = averaged
     states = [task.init(jax.random.key(seed), digits[0].example) for seed in (0, 1)]
     both = trainer.population(phase, 2)
-    after, _ = trainer.fit(trainer.stacked(states), both, epochs=1)
+    kept = hooks.each(hooks.keep_best("train/loss", params="average"))
+    after, _ = trainer.fit(trainer.stacked(states), both, epochs=1, hooks=kept)
     for number, state in enumerate(states):
         alone, _ = trainer.fit(state, phase, epochs=1)
         member = trainer.member(after, number)
         chex.assert_trees_all_close(member.carry["average"], alone.carry["average"], atol=1e-5)
+        chex.assert_trees_all_close(member.params, alone.carry["average"]["params"], atol=1e-5)
 
 
 def test_what_does_not_go_together_is_refused(averaged, task, start, train, digits, linear):
