@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.data.feed import Source, require_source
+from trainer.data.unpadded import unpadded
 from trainer.networks import check_network, pair
 from trainer.sharing import compiled_for, settings_now
 from trainer.state import PyTree, TrainState, data_key, device_part, path_name, rejoin
@@ -28,6 +29,8 @@ def predict(state: TrainState, network: Any, source: Source) -> PyTree:
         network: a pair (init, apply) as `models.Network` describes, which is asked with
             `train=False`; or a function `(state, batch) -> outputs`, jittable, such as
             `task.outputs` (in the precision of the task), or one that gives less than all logits.
+            One that looks at the other examples of a batch says so by the attribute
+            `whole_batch = True`: its last batch is then computed at its own size.
         source: of batches, read in order; only `inputs` are needed.
 
     Returns:
@@ -49,8 +52,10 @@ def predict(state: TrainState, network: Any, source: Source) -> PyTree:
     array([0., 2., 4., 6., 8.], dtype=float32)
     """
     require_source(source, "predict", "evaluation")
-    feed = source.evaluation()
-    run = _Predicting(_function_of(network), hasattr(network, "apply"), feed.batch)
+    function, feed = _function_of(network), source.evaluation()
+    if getattr(function, "whole_batch", False):
+        feed = unpadded(feed)
+    run = _Predicting(function, hasattr(network, "apply"), feed.batch)
     programs = compiled_for(run).programs
     jitted = programs.setdefault(settings_now(), jax.jit(run))
     state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)

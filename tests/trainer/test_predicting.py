@@ -71,6 +71,19 @@ def test_a_function_may_give_less_and_several_things(start, linear, digits, want
     assert given["right"].shape == (50,)
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_looks_at_the_whole_batch_gets_the_last_one_as_small_as_it_is(name, start, inputs):
+    def centred(state, batch):
+        rows = batch["inputs"].reshape(len(batch["inputs"]), -1)
+        return rows - rows.mean(0)
+
+    centred.whole_batch = True
+    size, rows = 64 if "one" in name else 16, inputs.reshape(50, -1)
+    wanted = [rows[at : at + size] - rows[at : at + size].mean(0) for at in range(0, 50, size)]
+    given = trainer.predict(start, centred, SOURCES[name](inputs))
+    np.testing.assert_allclose(given, np.concatenate(wanted), atol=1e-6)
+
+
 def test_the_state_is_left_as_it_is_and_may_be_of_numpy(start, linear, digits, wanted):
     before = trainer.fingerprint(start)
     on_host = start.replace(params=jax.tree.map(np.asarray, start.params))
