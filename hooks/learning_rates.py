@@ -15,6 +15,7 @@ from hooks.hyperparams import check_hyperparam, map_hyperparam
 from trainer import TrainState, training
 from trainer.data.feed import Feed, Source
 from trainer.executors import Step
+from trainer.metrics import WEIGHT
 from trainer.paths import local
 from trainer.state import PyTree
 from trainer.structure import owned
@@ -166,7 +167,8 @@ def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) ->
         after, metrics = step(state.replace(opt_state=opt_state), batch)
         if "loss" not in metrics:
             raise ValueError(f"the step must report a 'loss'; it reports {sorted(metrics)}")
-        return after, {"loss": metrics["loss"]}
+        weight = metrics.get("loss" + WEIGHT, jnp.ones(()))
+        return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
     probing.check = getattr(step, "check", None)  # type: ignore[attr-defined]
     phase = training(probing, _Head(source, len(rates)), name="range_test")
@@ -175,7 +177,11 @@ def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) ->
     traces: list[float] = []
     while len(traces) < len(rates):
         state, _, measured = phase.execute(state, None, donate=True)
-        traces.extend(measured.read()[1]["range_test/loss"])
+        _, found, _ = measured.read()
+        both = (found[f"range_test/{name}"] for name in ("loss", "counts"))
+        for loss, counts in zip(*both, strict=True):
+            # A batch in which nothing weighs has no loss, which does not mean that it diverged.
+            traces.append(loss if counts or not traces else traces[-1])
         state = state.replace(epoch=state.epoch + 1)
     return np.array(traces[: len(rates)], np.float64)
 

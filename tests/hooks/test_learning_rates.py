@@ -43,6 +43,18 @@ def test_it_trains_with_each_rate_once(found):
     assert found.losses == pytest.approx(w**2 / 2, rel=1e-3)
 
 
+def test_a_batch_in_which_nothing_weighs_has_not_diverged(found):
+    def sparse(state, batch):
+        after, metrics = bowl(state, batch)
+        weighs = state.step % 4 != 3
+        loss = jnp.where(weighs, metrics["loss"], jnp.nan)
+        return after, {"loss": loss, "loss.weight": weighs.astype(jnp.float32)}
+
+    other = hooks.find_learning_rate(sparse, begun(), ONES, low=1e-4, high=100.0, steps=60)
+    assert abs(other.counted.sum() - found.counted.sum()) <= 1
+    assert other.losses[3] == other.losses[2] == found.losses[2]
+
+
 def test_it_suggests_rates_where_the_loss_falls(found):
     assert 1e-2 < found.valley <= found.steepest < 1.0
 
