@@ -429,7 +429,7 @@ def test_beyond_its_limit_the_queue_refuses_says_so_once_and_training_goes_on(
     gone()
     with Store(tmp_path / "runs", create=False) as store:
         kept = eventually(lambda: len(store.records("one", ["loss"])))
-        assert 100 < kept < 250
+        assert 50 < kept < 250
         assert [r.epoch for r in store.records("one", ["loss"])] == list(range(kept))
         eventually(lambda: store.run("one").state == "finished")
         run.record(count, count, {"loss": 1.0})
