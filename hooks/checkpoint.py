@@ -34,6 +34,7 @@ def save_checkpoints(
     config: Mapping[str, Any] | None = None,
     max_cost: float | None = 0.05,
     time_limit: float | None = 600.0,
+    foreign: bool = False,
 ) -> Chain:
     """Resume from a run directory where there is a commit, and commit to it.
 
@@ -53,12 +54,14 @@ def save_checkpoints(
             run's time. None commits at every epoch.
         time_limit: seconds that writing a commit may take. One that takes longer has failed, and
             ends the run; None waits for good.
+        foreign: go on from a commit that another run made, and was copied among this one's.
 
     Raises:
         InUse: another process or thread trains in this directory; before a save, the file `lock`
             was removed or replaced, so that another one may.
         ValueError: the name of `best` does not tell the mode; before training, the directory holds
             another run: what differs is listed.
+        ForeignCommit: another run made the newest commit, and `foreign` is not set.
         OSError: the directory cannot be written to.
         TypeError: a value of config cannot be kept as JSON; its path is named.
     """
@@ -105,7 +108,7 @@ def save_checkpoints(
             if is_lead():
                 log.info("checkpoints are in %s", checkpoints.directory)
         began, committed = time.monotonic(), None
-        commit = checkpoints.restore(template, config=config)
+        commit = checkpoints.restore(template, config=config, foreign=foreign)
         if commit is None:
             return None
         committed = commit.epoch

@@ -170,7 +170,7 @@ class Events:
         for hook in self.hooks:
             if hook.restore and (restored := hook.restore(state)):
                 state, metrics = restored.state, Metrics(restored.scores)
-                log.info("resuming from epoch %d, restored by %s", state.epoch, hook.name)
+                log.info("resuming from epoch %d, restored by %s", int(state.epoch), hook.name)
         return state, metrics
 
     def recorded(self, state: TrainState, metrics: Metrics) -> list[dict[str, float]]:

@@ -199,9 +199,11 @@ def _begin(
         rehearse(state, phases, events, epochs=epochs, donate=donate)
     state, _ = events.run("start", state, Metrics(epochs=epochs))
     if int(state.epoch) >= epochs:
-        log.info("nothing to train: %d of %d epochs are completed", state.epoch, epochs)
+        log.info("nothing to train: %d of %d epochs are completed", int(state.epoch), epochs)
     elif state.stop:
-        log.info("nothing to train: stopped at epoch %d (ignore_stop=True goes on)", state.epoch)
+        log.info(
+            "nothing to train: stopped at epoch %d (ignore_stop=True goes on)", int(state.epoch)
+        )
     return state, metrics
 
 

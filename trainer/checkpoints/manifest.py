@@ -166,6 +166,7 @@ def composed(
     scores: Mapping[str, float],
     config: Mapping[str, Any] | None,
     settings: Mapping[str, Mapping[str, str]] | None = None,
+    run: str | None = None,
 ) -> dict[str, Any]:
     """Make the manifest of a commit, all of it JSON.
 
@@ -175,10 +176,12 @@ def composed(
         scores: metrics of the committed event; what is not finite is written as a string.
         config: the run's configuration, if it is to be compared on restore.
         settings: what the run is made of, as `trainer.describing` lays it out.
+        run: the id of the run.
     """
     return {
         "format": FORMAT,
         "epoch": epoch,
+        "run": run,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_VERSIONS},
         "devices": devices(),

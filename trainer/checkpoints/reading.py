@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.checkpoints import commits, schema, snapshots
+from trainer.checkpoints import commits, identity, schema, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.choosing import candidates, first_intact, folder_of
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
@@ -190,7 +190,9 @@ def read_params(
 
 def _leaves(folder: Path, number: int) -> list[Leaf]:
     """List all leaves of a commit, those of memories too."""
-    sections = manifests.saved_leaves(commits.read_manifest(folder, number))
+    manifest = commits.read_manifest(folder, number)
+    identity.check(folder, number, manifest)
+    sections = manifests.saved_leaves(manifest)
     return [leaf for group in sections.values() for leaf in group]
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from trainer.checkpoints import commits, snapshots
+from trainer.checkpoints import commits, identity, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import config_differences, normalised
 from trainer.checkpoints.manifest import DamagedCommit
@@ -49,16 +49,20 @@ def restored(
     storage: commits.Storage,
     target: TrainState,
     config: Mapping[str, Any] | None,
+    *,
+    foreign: bool = False,
 ) -> Commit:
     """Restore a commit into a state of the target's structure, types and places.
 
     Raises:
         DamagedCommit: it is not what was written.
+        ForeignCommit: another run made it, and `foreign` is not set.
         MemoryError: it takes more than this machine has.
         ValueError: it does not fit target or config; every path and key is listed.
     """
     where = f"commit {number} in {directory}"
     manifest = commits.read_manifest(directory, number)
+    identity.check(directory, number, manifest, foreign=foreign)
     saved = manifests.saved_leaves(manifest)
     wanted = {n: manifests.flattened(n, tree) for n, tree in manifests.sections(target).items()}
     shared = [name for name in wanted if name in saved]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from trainer.arguments import whole
-from trainer.checkpoints import commits, locking, snapshots
+from trainer.checkpoints import commits, identity, locking, snapshots
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.configs import normalised
 from trainer.checkpoints.manifest import DamagedCommit, Leaf
 from trainer.checkpoints.restoring import Commit, everywhere, restored
-from trainer.checkpoints.worker import Worker
+from trainer.checkpoints.worker import SLOW, Worker
 from trainer.durability import needing
 from trainer.modes import Mode, check_mode, resolve_mode
 from trainer.paths import local
@@ -26,11 +26,6 @@ from trainer.state import TrainState
 from trainer.timing import span
 
 log = logging.getLogger("entracte")
-
-_REMEDY = (
-    ": the disk does not answer, or is too slow for a state of this size. Commits before it stand; "
-    "where it is only slow, give save_checkpoints a longer time_limit"
-)
 
 
 class Checkpoints:
@@ -96,9 +91,10 @@ class Checkpoints:
         self._read_only = read_only
         self._writes = not read_only and is_lead()
         self._damaged: set[int] = set()
+        self._written: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
         self._storage = commits.Storage()
-        self._worker = Worker("entracte-save", time_limit=time_limit, remedy=_REMEDY)
+        self._worker = Worker("entracte-save", time_limit=time_limit, remedy=SLOW)
         self._buffer = np.empty(0, np.uint8)
         self._blocked = 0.0
         self._before = 0.0
@@ -178,7 +174,9 @@ class Checkpoints:
                 checked = {
                     name: snapshots.checksummed(group, data) for name, group in leaves.items()
                 }
-                manifest = manifests.composed(epoch, checked, **head)
+                manifest = manifests.composed(
+                    epoch, checked, run=identity.made(self.directory), **head
+                )
                 if self._worker.given_up():
                     raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
                 commits.publish(stage, manifest)
@@ -187,6 +185,7 @@ class Checkpoints:
             raise
         self._damaged.discard(epoch)
         self._scores[epoch] = head["scores"]
+        self._written.add(epoch)
         self._retain(epoch)
 
     def _retain(self, newest: int) -> None:
@@ -194,7 +193,8 @@ class Checkpoints:
         scores = {number: self._score(number) for number in self._sound()}
         kept = commits.retained(scores, mode=self._mode, **self._keep)
         for number in scores.keys() - kept - {newest}:
-            commits.remove(self.directory, number)
+            if number in self._written or identity.removable(self.directory, number):
+                commits.remove(self.directory, number)
         if later := [number for number in scores if number > newest]:
             log.warning(
                 f"epoch {newest} was saved to {self.directory}, where {later} come before it when "
@@ -222,6 +222,7 @@ class Checkpoints:
         epoch: int | None = None,
         config: Mapping[str, Any] | None = None,
         strict: bool = False,
+        foreign: bool = False,
     ) -> Commit | None:
         """Restore the newest intact commit into a state of the target's structure.
 
@@ -235,6 +236,7 @@ class Checkpoints:
             epoch: restore exactly this one.
             config: compared with the one saved, if both are given; `epochs` and `run` may differ.
             strict: raise at the first damaged commit instead of skipping it.
+            foreign: take a commit that another run made, too.
 
         Returns:
             What was restored; None if there is no commit at all.
@@ -245,14 +247,18 @@ class Checkpoints:
             MemoryError: the commit takes more than this machine has.
             ValueError: the commit does not fit target or config; every path and key is listed.
         """
+
+        def read(number: int) -> Commit:
+            return restored(self.directory, number, self._storage, target, config, foreign=foreign)
+
         return everywhere(
             self.directory,
-            lambda: self._restored(target, epoch, config, strict),
+            lambda: self._first_intact(epoch, strict, read),
             lambda commit: (-1, 0) if commit is None else commit.mark,
         )
 
-    def _restored(
-        self, target: TrainState, epoch: int | None, config: Mapping[str, Any] | None, strict: bool
+    def _first_intact(
+        self, epoch: int | None, strict: bool, read: Callable[[int], Commit]
     ) -> Commit | None:
         self._worker.join()
         self._recover()
@@ -264,7 +270,7 @@ class Checkpoints:
         reasons = []
         for number in reversed(numbers) if epoch is None else [epoch]:
             try:
-                commit = restored(self.directory, number, self._storage, target, config)
+                commit = read(number)
             except DamagedCommit as damage:
                 if strict or epoch is not None:
                     raise

@@ -16,7 +16,7 @@ MOST_BYTES = 2**24
 """Of a manifest's file: some 75,000 leaves. Larger ones are neither written nor read."""
 
 _HEAD = (
-    *("format", "epoch", "versions", "devices", "hooks", "scores", "config", "settings"),
+    *("format", "epoch", "run", "versions", "devices", "hooks", "scores", "config", "settings"),
     "leaves",
 )
 _FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
@@ -43,7 +43,8 @@ def check(manifest: Mapping[str, Any]) -> None:
     epoch, config, scores = given["epoch"], given["config"], given["scores"]
     _require(type(epoch) is int and 0 <= epoch < 2**63, "its epoch", epoch)
     _require(config is None or isinstance(config, dict), "its config", config)
-    settings = given["settings"]
+    run, settings = given["run"], given["settings"]
+    _require(run is None or _is_digest(run), "its run", run)
     _require(settings is None or isinstance(settings, dict), "its settings", settings)
     for subject, rows in (settings or {}).items():
         _require(_is_line(subject) and isinstance(rows, dict), "its settings", rows)
@@ -95,8 +96,7 @@ def _check_array(leaf: Mapping[str, Any], begins: int) -> None:
     _require(valid, f"the bytes of {path}, of shape {shape},", size)
     offset, checksum = leaf["offset"], leaf["checksum"]
     _require(_is_size(offset) and offset == begins, f"the offset of {path}", offset)
-    valid = isinstance(checksum, str) and _CHECKSUM.fullmatch(checksum) is not None
-    _require(valid, f"the checksum of {path}", checksum)
+    _require(_is_digest(checksum), f"the checksum of {path}", checksum)
     _require(leaf["value"] is None, f"the value of {path}, an array,", leaf["value"])
 
 
@@ -142,6 +142,10 @@ def plain(name: str) -> np.dtype | None:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
 
 
 def _is_line(value: Any) -> bool:

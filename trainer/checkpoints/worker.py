@@ -13,6 +13,12 @@ from collections.abc import Callable
 
 log = logging.getLogger("entracte")
 
+SLOW = (
+    ": the disk does not answer, or is too slow for a state of this size. Commits before it stand; "
+    "where it is only slow, give save_checkpoints a longer time_limit"
+)
+"""What to do about a save that takes longer than its limit."""
+
 
 @dataclasses.dataclass
 class _Task:
