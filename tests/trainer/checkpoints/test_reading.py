@@ -74,7 +74,7 @@ def test_damaged_ones_are_skipped_loudly(run, target, choice, epoch, caplog):
     spoil(run, 3)
     spoil(run, 1)
     assert int(trainer.restore(run, target, **choice).epoch) == epoch
-    arrays, where = read_params(run, **choice)
+    arrays, where, _ = read_params(run, **choice)
     assert np.array_equal(arrays["w"], np.arange(4) + epoch)
     assert where.startswith(f"commit {epoch} in ")
     if choice.get("best") is None or "mode" in choice:
@@ -121,7 +121,7 @@ def test_nothing_is_written(original, target):
 
 
 def test_parameters_come_by_path_bit_for_bit(original):
-    arrays, _ = read_params(original, best="val/loss")
+    arrays, *_ = read_params(original, best="val/loss")
     assert {name: str(array.dtype) for name, array in arrays.items()} == {
         "w": "float32",
         "half": "bfloat16",
