@@ -158,7 +158,10 @@ def _changed(
         return []
 
     def kept(*given: Any) -> PyTree:
-        return jax.tree.map(lambda x: x[:half].astype(jnp.float32), dict(function(*given)))
+        values = function(*given)
+        if not isinstance(values, Mapping):  # which the phase says, and better
+            return {}
+        return jax.tree.map(lambda x: x[:half].astype(jnp.float32), dict(values))
 
     compiled = jax.jit(kept).lower(*tries[0][0]).compile(compiler_options=QUICK)
     changed: dict[str, None] = {}
