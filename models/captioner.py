@@ -148,7 +148,7 @@ class Image(nnx.Module):
         flat = patches(images, self.patch).astype(kernel.dtype)
         x = self.embed(flat.reshape(batch * rows * columns, -1))
         x = x.reshape(batch, rows * columns, -1)
-        x = x + positions(rows, columns, x.shape[-1]).astype(x.dtype)
+        x = x + positions(rows, columns, x.shape[-1])[None].astype(x.dtype)
         return self.norm(run(self.blocks, x, remat=self.remat)[0])
 
 

@@ -33,6 +33,10 @@ NETWORKS = {
     "cnn": lambda: (models.cnn(classes=3), IMAGES),
     "resnet": lambda: (models.resnet(classes=3), IMAGES),
     "transformer": lambda: (models.transformer(**SMALL), TOKENS),
+    "captioner": lambda: (
+        models.captioner(**SMALL, channels=1, encoder_layers=1),
+        {"image": IMAGES, "tokens": TOKENS},
+    ),
     "actor_critic": lambda: (models.actor_critic(actions=2, hidden=(4,)), IMAGES),
     "continuous": lambda: (models.actor_critic(actions=2, continuous=True), IMAGES),
     "memory": lambda: (models.actor_critic(actions=2, hidden=(4,), memory=5), RECURRENT),
