@@ -28,8 +28,8 @@ class Console:
     (`time/...`) only the speed is shown, the machine's part (`system/...`) and what there is for
     every layer (`gradients/...`) only in the table. Where there is room, small curves stand beside
     losses and accuracies, and beside all in the table. From the start on the bar says what takes
-    longer than a second (`compiling train, 12 s`), and fills within an epoch by the time that those
-    before took.
+    longer than a second (`compiling train, 12 s`; `train, 120 of 480 steps, 9 s of this epoch`),
+    and fills within an epoch by the time that those before took, in the first by its steps.
 
     A `Text`, which `record` writes, is printed at once: framed above the bar, or as plain lines.
     Control characters in it, which could take the terminal over, are shown as `\\x1b`.

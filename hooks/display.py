@@ -22,7 +22,7 @@ from rich.text import Text
 from hooks.writers import Progress, Value
 from trainer.courses import TELLING, Course, number, rank
 from trainer.escaping import shown_lines
-from trainer.timing import UnderWay, under_way
+from trainer.timing import Steps, UnderWay, under_way
 
 COLUMNS = 4
 """Metrics on a plain line."""
@@ -86,10 +86,18 @@ class Run:
         self.event = {k: v for k, v in numbers.items() if not k.startswith(CLOSING)}
         self.newest = {**self.newest, **self.event}
 
-    def seconds_left(self) -> float:
-        """Estimate the time to the end from that of the epochs so far; nan if it has no end."""
-        if self.progress.total is None or math.isinf(self.began):
+    def seconds_left(self, doing: Sequence[UnderWay] = ()) -> float:
+        """Estimate the time to the end from that of the epochs so far; nan if it has no end.
+
+        In the first epoch from that of the steps so far; nan before there are some.
+        """
+        if self.progress.total is None:
             return math.nan
+        if math.isinf(self.began):
+            part = self.within(doing)
+            if not part or doing[0].seconds < LONG:
+                return math.nan
+            return doing[0].seconds / part * (self.progress.total - self.progress.done - part)
         each = self.seconds_each()
         left = each * (self.progress.total - self.progress.done)
         return max(left - (time.monotonic() - self.heard), 0.0)
@@ -101,11 +109,20 @@ class Run:
         return (self.heard - self.began) / max(self.progress.done - self.before, 1)
 
     def within(self, doing: Sequence[UnderWay]) -> float:
-        """Estimate the part of the epoch under way that is done, by what those before took."""
+        """Estimate the part of the epoch under way that is done, by what those before took.
+
+        In the first epoch by the steps of the phases that began in it, where they are known.
+        """
         number = self.progress.done + 1  # or it is over, and its hooks run
-        passed = doing[0].seconds if doing and doing[0][::3] == ("epoch", number) else 0.0
-        part = passed / self.seconds_each() if passed and self.seconds_each() > 0 else 0.0
-        return min(part, 0.99) if math.isfinite(part) else 0.0
+        if not doing or (doing[0].kind, doing[0].number) != ("epoch", number):
+            return 0.0
+        each, steps = self.seconds_each(), doing[0].steps
+        if not math.isnan(each):
+            part = doing[0].seconds / each if each > 0 else 0.0
+        else:
+            totals = [one.total or math.inf for one in steps]
+            part = sum(one.done for one in steps) / sum(totals) if totals else 0.0
+        return min(part, 0.99)
 
     def count(self) -> str:
         """Say how far it is: `7/20`."""
@@ -130,7 +147,7 @@ class Run:
         Curves are drawn where all of them fit.
         """
         doing = [] if self.thread is None else under_way(self.thread)
-        total, left = self.progress.total, self.seconds_left()
+        total, left = self.progress.total, self.seconds_left(doing)
         done = self.progress.done + self.within(doing)
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True, style="bold")
@@ -198,8 +215,9 @@ def activity(doing: Sequence[UnderWay]) -> str:
 
     >>> activity([UnderWay("compile", "train", 12.3)])
     'compiling train, 12 s'
-    >>> activity([UnderWay("epoch", "", 95.0), UnderWay("wait", "train", 5.0)])
-    'train, 95 s of this epoch'
+    >>> epoch = UnderWay("epoch", "", 95.0, steps=(Steps("train", 1200, 5000),))
+    >>> activity([epoch, UnderWay("wait", "train", 5.0)])
+    'train, 1,200 of 5,000 steps, 95 s of this epoch'
     >>> activity([UnderWay("event", "epoch", 9.0), UnderWay("hook", "evaluate", 9.0)])
     'hook evaluate, 9 s'
     >>> activity([UnderWay("epoch", "", 0.1)])
@@ -208,11 +226,24 @@ def activity(doing: Sequence[UnderWay]) -> str:
     inside = [one for one in doing if one.kind not in ("epoch", "event")]
     if not inside or doing[0].seconds < LONG:
         return ""
-    kind, name, seconds, _ = inside[0]
+    if inside[-1].kind == "compile":  # also within a hook
+        inside = inside[-1:]
+    kind, name, seconds = inside[0][:3]
     if kind in WORKING and doing[0].kind == "epoch":
-        return f"{printable(name) or kind}, {doing[0].seconds:.0f} s of this epoch"
+        at = [counted(one) for one in doing[0].steps if one.phase == name]
+        return ", ".join([printable(name) or kind, *at, f"{doing[0].seconds:.0f} s of this epoch"])
     said = printable(f"{SAID.get(kind, kind)} {name}".strip())
-    return f"{said}, {seconds:.0f} s" if seconds >= LONG else ""
+    at = [printable(f"{one.phase} ") + counted(one) for outer in inside for one in outer.steps[-1:]]
+    return ", ".join([said, *at, f"{seconds:.0f} s"]) if seconds >= LONG else ""
+
+
+def counted(steps: Steps) -> str:
+    """Say how many steps of a phase are done.
+
+    >>> counted(Steps("train", 16, None))
+    '16 steps'
+    """
+    return f"{steps.done:,} " + ("steps" if steps.total is None else f"of {steps.total:,} steps")
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:

@@ -14,9 +14,13 @@ from trainer.ahead import compiled_ahead, looked_into
 from trainer.data.feed import Feed
 from trainer.metrics import Layout, pack
 from trainer.state import PyTree, TrainState, data_key
+from trainer.timing import Advance
 
 EXECUTORS = ("auto", "scan", "step")
 """What a phase may be asked to run with: one program an epoch, or one dispatch a step."""
+
+TOLD = 64
+"""How often an epoch of single steps is told of at most, where somebody listens."""
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 """`(state, batch) -> (state, metrics)`."""
@@ -152,7 +156,7 @@ def compiled_steps(
     *,
     changes: bool,
     donate: bool,
-) -> Callable[[TrainState, Any], tuple[TrainState, None, jax.Array]]:
+) -> Callable[[TrainState, Any, Advance | None], tuple[TrainState, None, jax.Array]]:
     """Compile a step for one dispatch each, its metrics collected on the device.
 
     Args:
@@ -164,7 +168,7 @@ def compiled_steps(
         donate: whether the state's buffers may be reused.
 
     Returns:
-        `(state, piece) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
+        `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
     """
     # What is compiled may outlive the phase: it must not close over the feed, which has the data.
     step, cut, batch_of = repetition.step, repetition.feed.rows, repetition.feed.batch
@@ -192,12 +196,24 @@ def compiled_steps(
     arguments = changing, (table, place), fixed, order, piece
     one = compiled_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
 
-    def run(state: TrainState, piece: Any) -> tuple[TrainState, None, jax.Array]:
+    def run(
+        state: TrainState, piece: Any, advance: Advance | None = None
+    ) -> tuple[TrainState, None, jax.Array]:
         order, table, place = started(state, piece)
         changing: Any = state if changes else None
         fixed, scratch = None if changes else state, (table, place)
-        for _ in range(steps):
+        told = 0
+        for done in range(1, steps + 1):
             changing, scratch, _ = one(changing, scratch, fixed, order, piece)
+            if advance is not None and (done - told >= steps / TOLD or done == steps):
+                advance.add(done - told, _after(scratch[1]))
+                told = done
         return changing if changes else state, None, scratch[0]
 
     return run
+
+
+@jax.jit
+def _after(place: jax.Array) -> jax.Array:
+    """Copy what the next step uses up, as a mark of how far the device is."""
+    return place + 0

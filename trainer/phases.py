@@ -21,18 +21,21 @@ from trainer.notes import noting
 from trainer.shadow import read_only
 from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
-from trainer.timing import span, spans
+from trainer.timing import Advance, advancing, span, spans
 from trainer.tracing import Run, looked_into_at_each_call, run_settled, signature_of, trace
 
 
 class Program(NamedTuple):
     """A phase compiled for one structure of state and data."""
 
-    run: Callable[[TrainState, Any], tuple[TrainState, PyTree, jax.Array]]
-    """`(device part, data) -> (device part, output, packed metrics)`."""
+    run: Callable[..., tuple[TrainState, PyTree, jax.Array]]
+    """`(device part, data, advance) -> (device part, output, packed metrics)`; `advance` is told of
+    steps as they are dispatched, where it is given."""
     layout: Layout
     stepwise: bool
     choice: Choice
+    steps: int | None = None
+    """Of a piece of data, where what it measures is packed step by step."""
 
 
 class Measured(NamedTuple):
@@ -247,11 +250,14 @@ class Phase:
         """
         device, output = device_part(state), None
         packed: list[tuple[Program, jax.Array]] = []
+        advance = advancing(self.name, self.feed.steps if self.feed else None)
         for piece, position in spans(self.pieces(device, previous), "data", self.name):
             if program is None or (self.feed and piece is not self.feed.example):
                 program = self.program(device, piece, donate=donate)
+            if advance is not None and self.feed and piece is self.feed.example:
+                advance.total = program.steps  # all the data is on the device
             with span("dispatch", self.name):
-                device, output, numbers = program.run(device, piece)
+                device, output, numbers = program.run(device, piece, advance)
             packed.append((program, numbers))
             if position is not None:
                 device = positions.moved(device, self.name, position)
@@ -312,8 +318,10 @@ class Phase:
             choice = Choice("step", "JAX looks into each call, which is a step then")
         else:
             choice = choose(self.repetition.executor, traced.jaxpr, platform)
+        steps = None
         if self.stepwise:
             metrics, taken = measured
+            steps = next((x.shape[0] for x in jax.tree.leaves(metrics)), None)
             measured = (
                 jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics),
                 taken,
@@ -334,8 +342,12 @@ class Phase:
             else:
                 compiled = traced.lower().compile()
 
-            def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, jax.Array]:
+            def run(
+                state: TrainState, data: Any, advance: Advance | None = None
+            ) -> tuple[TrainState, PyTree, jax.Array]:
                 after, output, packed, *_ = compiled(state, data)
+                if advance is not None and steps is not None:
+                    advance.add(steps, packed)
                 return after if changes else state, output, packed
 
-        return Program(run, layout, self.stepwise, choice)
+        return Program(run, layout, self.stepwise, choice, steps)

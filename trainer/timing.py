@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -102,6 +103,74 @@ class UnderWay(NamedTuple):
     seconds: float
     """That it has taken."""
     number: int | None = None
+    steps: tuple[Steps, ...] = ()
+    """Of the phases that began within it, in order."""
+
+
+class Steps(NamedTuple):
+    """How far a phase is in its epoch."""
+
+    phase: str
+    done: int
+    """Steps that the device has computed."""
+    total: int | None
+    """Steps of its epoch; None where that is not known before it ends."""
+
+
+class Mark(Protocol):
+    """An array that is ready when the steps before it are done."""
+
+    def is_ready(self) -> bool:
+        """Say so, without waiting."""
+
+
+class Advance:
+    """The steps of a phase, counted as they are dispatched, and done once their mark is ready.
+
+    Args:
+        phase: its name.
+        total: steps of its epoch; None where that is not known.
+    """
+
+    def __init__(self, phase: str, total: int | None) -> None:
+        self.phase, self.total = phase, total
+        self._done = 0
+        self._waiting: deque[tuple[int, Mark]] = deque()
+        self._counting = threading.Lock()
+
+    def add(self, steps: int, mark: Mark) -> None:
+        """Count steps that were dispatched, and keep their mark until it is ready."""
+        self._waiting.append((steps, mark))
+        if len(self._waiting) > 64:  # where nobody asks; a device has 32 dispatches at most to do
+            self.steps()
+
+    def steps(self) -> Steps:
+        """Count those that are done; any thread may ask."""
+        with self._counting:
+            while self._waiting and self._waiting[0][1].is_ready():
+                self._done += self._waiting.popleft()[0]
+            return Steps(self.phase, self._done, self.total)
+
+
+def advancing(phase: str, total: int | None) -> Advance | None:
+    """Begin to count the steps of a phase within the span under way; None where nobody listens.
+
+    >>> class Ready:
+    ...     def is_ready(self):
+    ...         return True
+    >>> stop = listen(lambda span: None)
+    >>> with span("epoch"):
+    ...     advancing("train", 20).add(5, Ready())
+    ...     under_way(threading.get_ident())[0].steps
+    (Steps(phase='train', done=5, total=20),)
+    >>> stop()
+    """
+    around = _innermost.get(threading.get_ident())
+    if around is None:
+        return None
+    advance = Advance(phase, total)
+    around._advances = (*around._advances, advance)
+    return advance
 
 
 def under_way(thread: int) -> list[UnderWay]:
@@ -121,7 +190,8 @@ def under_way(thread: int) -> list[UnderWay]:
     found, now = [], time.perf_counter_ns()
     one = _innermost.get(thread)
     while one is not None:
-        found.append(UnderWay(*one._own, (now - one._began) / 1e9, one._number))
+        steps = tuple(advance.steps() for advance in one._advances)
+        found.append(UnderWay(*one._own, (now - one._began) / 1e9, one._number, steps))
         one = one._outer
     return found[::-1]
 
@@ -129,10 +199,11 @@ def under_way(thread: int) -> list[UnderWay]:
 class _Timed:
     """A span under way, on one thread."""
 
-    __slots__ = ("_around", "_began", "_number", "_outer", "_own")
+    __slots__ = ("_advances", "_around", "_began", "_number", "_outer", "_own")
 
     def __init__(self, kind: str, name: str, number: int | None) -> None:
         self._own, self._number = (kind, name), number
+        self._advances: tuple[Advance, ...] = ()
 
     def __enter__(self) -> None:
         self._around = _here.path

@@ -22,7 +22,7 @@ from hooks.metrics import log_metrics
 from hooks.testing import check_hook
 from hooks.writers import Image, Progress, Resumes, Text, Writer
 from trainer.courses import BLOCKS
-from trainer.timing import UnderWay, under_way
+from trainer.timing import Steps, UnderWay, under_way
 
 
 def rich(width=100, *, terminal=False):
@@ -381,6 +381,32 @@ def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
     drawn = bar(run, doing, monkeypatch)
     assert f"{percent}%" in drawn
     assert ("train, 99 s of this epoch" in drawn) == (seconds == 99.0)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "said"),
+    [
+        (0, 200, " 0% train, 0 of 200 steps, 10 s of this epoch"),
+        (50, 200, " 5% 0:03:10 left train, 50 of 200 steps, 10 s of this epoch"),
+        (50, None, " 0% train, 50 steps, 10 s of this epoch"),
+    ],
+)
+def test_in_the_first_epoch_it_fills_by_the_steps_and_tells_the_time_left(
+    monkeypatch, done, total, said
+):
+    run = Run(began=math.inf, before=0, progress=Progress(0, 5))
+    epoch = UnderWay("epoch", "", 10.0, 1, (Steps("train", done, total),))
+    drawn = bar(run, [epoch, UnderWay("wait", "train", 9.0)], monkeypatch)
+    assert " ".join(drawn.split()).replace("\u2501", "").endswith(said)
+
+
+def test_of_a_hook_it_says_what_it_computes(monkeypatch):
+    run = Run(began=0.0, before=0, heard=2.0, progress=Progress(1, 5))
+    hook = UnderWay("hook", "evaluate", 9.0, steps=(Steps("val", 30, 200),))
+    doing = [UnderWay("epoch", "", 11.0, 2), UnderWay("event", "epoch", 9.0), hook]
+    assert "hook evaluate, val 30 of 200 steps, 9 s" in bar(run, doing, monkeypatch)
+    doing.append(UnderWay("compile", "val", 8.0))
+    assert "compiling val, 8 s" in bar(run, doing, monkeypatch)
 
 
 def test_the_last_epoch_is_whole_when_it_is_over(monkeypatch):

@@ -11,7 +11,7 @@ import hooks
 import trainer
 from trainer import data, timing
 from trainer.data.ahead import Ahead
-from trainer.timing import listen, span, spans
+from trainer.timing import Steps, listen, span, spans, under_way
 
 
 @pytest.fixture
@@ -181,3 +181,73 @@ def test_a_run_that_fails_ends_its_spans(state, phase, heard):
         trainer.fit(state, phase, epochs=3, hooks=fail)
     assert labels(heard)[-3:] == ["epoch > event epoch > hook fail", "epoch > event epoch", "epoch"]
     assert timing._here.path == ()
+
+
+class Mark:
+    """What is ready when it is told so."""
+
+    ready = False
+
+    def is_ready(self):
+        return self.ready
+
+
+def test_steps_are_done_in_order_once_their_mark_is_ready(heard):
+    first, second = Mark(), Mark()
+    with span("epoch"), span("dispatch", "train"):
+        advance = timing.advancing("train", 10)
+        advance.add(4, first)
+        advance.add(2, second)
+        second.ready = True
+        assert advance.steps() == Steps("train", 0, 10)
+        first.ready = True
+        (epoch, dispatch) = under_way(threading.get_ident())
+    assert (epoch.steps, dispatch.steps) == ((), (Steps("train", 6, 10),))
+
+
+def test_steps_that_nobody_asks_for_do_not_pile_up():
+    advance, done = timing.Advance("train", None), Mark()
+    done.ready = True
+    for _ in range(1000):
+        advance.add(1, done)
+    assert len(advance._waiting) <= 64
+    assert advance.steps().done == 1000
+
+
+def test_where_nobody_listens_no_steps_are_counted():
+    with span("epoch"):
+        assert timing.advancing("train", 10) is None
+
+
+def _one(state, batch):
+    return state.replace(step=state.step + 1), {"loss": batch["inputs"].mean()}
+
+
+NUMBERS = {"inputs": np.ones((12, 2), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("source", "executor", "total"),
+    [
+        (data.Arrays(NUMBERS, 2), "scan", 6),
+        (data.Arrays(NUMBERS, 2), "step", 6),
+        (data.Arrays(NUMBERS, 2, steps_per_epoch=5), "step", 5),
+        (data.Stream([{"inputs": np.ones((2, 2), np.float32)}] * 5, superbatch=2), "scan", None),
+    ],
+)
+def test_a_phase_counts_its_steps(state, heard, source, executor, total):
+    phase = trainer.training(_one, source, executor=executor)
+    with span("epoch"):
+        for number in range(2):  # also with what a first call compiled
+            state, _, measured = phase.execute(phase.prepared(state), None, donate=number > 0)
+            _, traces, taken = measured.read()
+        (epoch,) = under_way(threading.get_ident())
+    assert epoch.steps == (Steps("train", taken, total),) * 2
+    assert taken == len(traces["train/loss"])
+
+
+def test_an_evaluation_counts_its_steps_within_the_hook_that_runs_it(state, heard):
+    val = trainer.evaluation(lambda state, b: {"x": b["inputs"][:, 0]}, data.Arrays(NUMBERS, 5))
+    with span("hook", "evaluate"):
+        trainer.evaluate(state, val)
+        assert under_way(threading.get_ident())[0].steps == (Steps("val", 3, 3),)
