@@ -18,8 +18,9 @@ from trainer.events import Events
 from trainer.hook import Hooks, parts_of
 from trainer.metrics import Metrics
 from trainer.notes import noting
-from trainer.phases import Phase, Program
+from trainer.phases import Phase
 from trainer.processes import NOTHING, Ending, agreed, check_same, of_lead
+from trainer.programs import Program
 from trainer.rehearsal import rehearse
 from trainer.signals import carrying, end_process, listening
 from trainer.state import LIMIT, TrainState, check_room, require_state, steps_taken

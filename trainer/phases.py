@@ -18,24 +18,12 @@ from trainer.executors import Choice, Repetition, Scanned, choose, compiled_step
 from trainer.member_metrics import finalized_members, reduced_members
 from trainer.metrics import Layout, reduced, reported
 from trainer.notes import noting
+from trainer.programs import Program
 from trainer.shadow import read_only
 from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
 from trainer.timing import Advance, advancing, span, spans
 from trainer.tracing import Run, looked_into_at_each_call, run_settled, signature_of, trace
-
-
-class Program(NamedTuple):
-    """A phase compiled for one structure of state and data."""
-
-    run: Callable[..., tuple[TrainState, PyTree, jax.Array]]
-    """`(device part, data, advance) -> (device part, output, packed metrics)`; `advance` is told of
-    steps as they are dispatched, where it is given."""
-    layout: Layout
-    stepwise: bool
-    choice: Choice
-    steps: int | None = None
-    """Of a piece of data, where what it measures is packed step by step."""
 
 
 class Measured(NamedTuple):

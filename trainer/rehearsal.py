@@ -17,8 +17,9 @@ from trainer.events import Events
 from trainer.executors import Choice
 from trainer.hook import Gate, Hook
 from trainer.metrics import Layout, Metrics, pack
-from trainer.phases import Measured, Phase, Program
+from trainer.phases import Measured, Phase
 from trainer.processes import of_lead
+from trainer.programs import Program
 from trainer.state import PyTree, TrainState, data_key, device_part, rejoin
 from trainer.structure import owned
 
