@@ -41,6 +41,10 @@ class Choice(NamedTuple):
     executor: str
     reason: str
 
+    def cut(self, count: int, steps: int) -> Choice:
+        """Say into how many dispatches it is cut, of so many steps each."""
+        return Choice(self.executor, f"{self.reason}, in {count} dispatches of {steps} steps")
+
 
 def choose(executor: str, jaxpr: Any, platform: str) -> Choice:
     """Choose how to run a step, by what it computes and where, never by a clock.
@@ -110,13 +114,21 @@ class Scanned:
 
     def __call__(self, state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
         """Run all steps of a piece."""
-        state, metrics = self._scan(state, piece, lambda told, taken: told)
+        rows = self.rows(piece, data_key(state))
+        state, metrics = self._scan(state, piece, rows, lambda told, taken: told)
         return state, None, metrics
 
-    def packed(self, state: TrainState, piece: Any) -> tuple[TrainState, jax.Array, PyTree]:
-        """Run all steps of a piece, while tracing, their metrics packed within the loop.
+    def packed(
+        self, state: TrainState, piece: Any, rows: Any = None
+    ) -> tuple[TrainState, jax.Array, PyTree]:
+        """Run the steps of a piece, while tracing, their metrics packed within the loop.
 
         A trace for each metric would be written by a kernel of its own, all of which XLA compiles.
+
+        Args:
+            state: to run on.
+            piece: of data.
+            rows: to run; all if None.
 
         Returns:
             (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
@@ -127,11 +139,16 @@ class Scanned:
             shapes.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
             return pack(numbers)
 
-        state, table = self._scan(state, piece, packed)
+        rows = self.rows(piece, data_key(state)) if rows is None else rows
+        state, table = self._scan(state, piece, rows, packed)
         return state, table, shapes[-1]
 
     def _scan(
-        self, state: TrainState, piece: Any, collect: Callable[[dict[str, Any], jax.Array], Any]
+        self,
+        state: TrainState,
+        piece: Any,
+        rows: Any,
+        collect: Callable[[dict[str, Any], jax.Array], Any],
     ) -> tuple[TrainState, Any]:
         """Step over rows; collect something of each step's (metrics, steps taken)."""
 
@@ -142,7 +159,6 @@ class Scanned:
         def look(_: None, row: Any) -> tuple[None, Any]:
             return None, change(state, row)[1]
 
-        rows = self.rows(piece, data_key(state))
         if self.changes:
             return lax.scan(change, state, rows)
         return state, lax.scan(look, None, rows)[1]

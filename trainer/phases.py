@@ -12,17 +12,19 @@ import numpy as np
 
 from trainer.ahead import looked_into
 from trainer.arguments import in_words, require_function
+from trainer.cutting import compiled_cut, pieces_of
 from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, Scanned, choose, compiled_steps
 from trainer.member_metrics import finalized_members, reduced_members
 from trainer.metrics import Layout, reduced, reported
 from trainer.notes import noting
-from trainer.programs import Program
+from trainer.products import products
+from trainer.programs import Packed, Program, Running, on_host, whole
 from trainer.shadow import read_only
 from trainer.sharing import Compiled, compiled_for, settings_now
 from trainer.state import PyTree, TrainState, device_part, rejoin
-from trainer.timing import Advance, advancing, span, spans
+from trainer.timing import advancing, span, spans
 from trainer.tracing import Run, looked_into_at_each_call, run_settled, signature_of, trace
 
 
@@ -30,14 +32,14 @@ class Measured(NamedTuple):
     """What a phase measured in one epoch, still on the device."""
 
     phase: Phase
-    packed: list[tuple[Program, jax.Array]]
+    packed: list[tuple[Program, Packed]]
 
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
         """Wait for the phase, and give (values, traces, optimizer steps that it took)."""
         phase, pieces, taken = self.phase, [], 0
         with span("wait", phase.name):
             jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
-            arrived = [(program, np.asarray(packed)) for program, packed in self.packed]
+            arrived = [(program, on_host(packed)) for program, packed in self.packed]
         for program, words in arrived:
             numbers = program.layout.unpack(words, rows=program.stepwise)
             pieces.append(numbers[0])
@@ -237,7 +239,7 @@ class Phase:
             ValueError: the state lacks the position that the source needs; see `prepared`.
         """
         device, output = device_part(state), None
-        packed: list[tuple[Program, jax.Array]] = []
+        packed: list[tuple[Program, Packed]] = []
         advance = advancing(self.name, self.feed.steps if self.feed else None)
         for piece, position in spans(self.pieces(device, previous), "data", self.name):
             if program is None or (self.feed and piece is not self.feed.example):
@@ -315,27 +317,24 @@ class Phase:
                 taken,
             )
         layout = Layout.of(measured)
+        run: Running
+        scan, count = self._scanned, 1
+        if scan is not None and steps is not None:
+            count = pieces_of(steps, products(traced.jaxpr), state.step.devices())
         if choice.executor == "step":
             assert self.repetition is not None
             run = compiled_steps(
                 self.repetition, state, data, measured, changes=self.changes, donate=donate
             )
+        elif scan is not None and count > 1:
+            choice = choice.cut(count, (steps or 0) // count)
+            run = compiled_cut(scan, state, data, count, donate=donate)
         else:
-            changes = self.changes
             if looked_into():
-                alone = self.members is None
                 compiled = looked_into_at_each_call(
-                    self.run, self.name, changes=changes, alone=alone
+                    self.run, self.name, changes=self.changes, alone=self.members is None
                 )
             else:
                 compiled = traced.lower().compile()
-
-            def run(
-                state: TrainState, data: Any, advance: Advance | None = None
-            ) -> tuple[TrainState, PyTree, jax.Array]:
-                after, output, packed, *_ = compiled(state, data)
-                if advance is not None and steps is not None:
-                    advance.add(steps, packed)
-                return after if changes else state, output, packed
-
+            run = whole(compiled, changes=self.changes, steps=steps)
         return Program(run, layout, self.stepwise, choice, steps)

@@ -44,8 +44,9 @@ def training(
             of `x`, as a step of `supervised` says where examples weigh differently.
         source: of batches; shuffled anew in every epoch, whole batches only.
         name: of the phase and its event.
-        executor: `scan` (one program an epoch), `step` (one dispatch a step), or `auto`: `scan`,
-            except on CPU where the step convolves, which XLA runs several times slower in a loop.
+        executor: `scan` (one program an epoch, a long one in up to 16 dispatches of equal bits),
+            `step` (one dispatch a step), or `auto`: `scan`, except on CPU where the step convolves,
+            which XLA runs several times slower in a loop.
         reduce: how a metric's trace becomes the epoch's value: mean, sum, last or max.
 
     Raises:
