@@ -12,6 +12,7 @@ import numpy as np
 from hooks.base import stateful
 from hooks.kept_params import warn_of_statistics
 from trainer import Hook, TrainState
+from trainer.arguments import number, whole
 from trainer.averages import AVERAGE
 
 
@@ -37,6 +38,7 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     >>> hook(state, {}).memory["average_params"]["params"]["w"]    # (0.5 * 1 + 1 * 0) / 1.5
     Array([0.3333333, 0.3333333], dtype=float32)
     """
+    decay = number("decay", decay)
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1); got {decay}")
 
@@ -86,8 +88,7 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     >>> state.memory["swa"]["params"]["w"]    # (1 + 2) / 2
     Array([1.5, 1.5], dtype=float32)
     """
-    if start < 1:
-        raise ValueError(f"start must be at least 1, the first epoch; got {start}")
+    whole("start, the first epoch that counts,", start, 1)
 
     warn = _warning_once(name)
 

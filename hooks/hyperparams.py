@@ -109,7 +109,14 @@ def check_hyperparam(
     """
     found = hyperparam(opt_state, name)
     if group is not None and group not in found:
-        keeping = list(found) or sorted(set(_groups(opt_state).values()))
+        groups = sorted(set(_groups(opt_state).values()))
+        if group in groups:
+            there = _numbers_of(opt_state, group)
+            raise ValueError(
+                f"{who} sets {name} of the group {group!r}, which keeps no such number"
+                f"{among(name, there)}"
+            )
+        keeping = list(found) or groups
         raise ValueError(
             f"{who} sets {name} of a group {group!r}, which the optimizer has not, or not with "
             f"{name} in it{among(group, keeping, [f'{one}/{name}' for one in found] or keeping)}"
@@ -170,6 +177,12 @@ def _groups(opt_state: PyTree) -> dict[Any, str]:
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     holders = list(dict.fromkeys(path[:-1] for path, _ in leaves if _is_kept(path)))
     return dict(zip(holders, group_names(holders), strict=True))
+
+
+def _numbers_of(opt_state: PyTree, group: str) -> list[str]:
+    """Name the numbers that a group keeps."""
+    leaves, groups = jax.tree_util.tree_leaves_with_path(opt_state), _groups(opt_state)
+    return [p[-1].key for p, _ in leaves if _is_kept(p) and groups[p[:-1]] == group]
 
 
 def _scheduled(opt_state: PyTree, group: str | None = None) -> set[str]:

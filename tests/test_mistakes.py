@@ -641,6 +641,32 @@ MISTAKES = {
         lambda: evaluated(labels=Y + 1),
         (V, "2 classes", "between 1 and 2", "in checking phase 'test'"),
     ),
+    "two evaluations of one name": (
+        lambda: fit(TRAIN, hooks=[hooks.evaluate(VAL), hooks.evaluate(VAL)]),
+        (V, "two hooks are called 'evaluate/val'", "'val/accuracy'", "name='test'"),
+    ),
+    "an evaluation named as the training": (
+        lambda: fit(
+            TRAIN, hooks=hooks.evaluate(trainer.evaluation(TASK.measure, SOURCE, name="train"))
+        ),
+        (V, "'evaluate/train' writes", "which phase 'train' measures", "another name"),
+    ),
+    "a decay as text": (
+        lambda: hooks.average_params(decay="0.9"),
+        (T, "decay must be a number", "'0.9'"),
+    ),
+    "a first epoch to average as text": (
+        lambda: hooks.swa(start="2"),
+        (T, "start", "whole number of at least 1", "'2'"),
+    ),
+    "an average over steps as text": (
+        lambda: trainer.supervised(NET, losses.classification, ADAM, average="0.9"),
+        (T, "average must be a number", "'0.9'"),
+    ),
+    "more epochs than are counted": (
+        lambda: trainer.fit(STATE, TRAIN, epochs=2**31),
+        (V, "epochs must be at most 2,147,483,647", "2,147,483,648"),
+    ),
     "a path to log to": (
         lambda: hooks.log_metrics("runs/digits"),
         (T, "log_metrics takes writers", "'runs/digits'", "TensorBoard('runs/digits')"),

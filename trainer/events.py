@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from trainer.clashes import refuse_clashes, written_by
 from trainer.closing import close_all
 from trainer.contract import kept
 from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
@@ -77,9 +78,10 @@ class Events:
             measured: phase to the names of its metrics.
 
         Raises:
-            ValueError: a hook reads a metric that nothing writes before it, or needs a memory that
-                no hook before it keeps.
+            ValueError: a hook reads or needs what nothing before it writes or keeps, or hides what
+                another part of the program writes.
         """
+        refuse_clashes(self.order, measured, state)
         known, observed = list[str](), list[str]()
         times = [*TIMES, *(f"time/hook/{name}" for name in self.seconds)]
         remembered = {memory.name for hook in self.hooks for memory in hook.memories}
@@ -92,8 +94,7 @@ class Events:
                 observing = hook.stage == "observe"
                 seen = [*known, *scores, *(observed + looked if observing else ())]
                 self._check_hook(hook, seen, later, remembered, kept_before)
-                found = hook.writes(state) if callable(hook.writes) else hook.writes
-                (looked if observing else scores).extend(found)
+                (looked if observing else scores).extend(written_by(hook, state))
                 kept_before |= {memory.name for memory in hook.memories}
             if event == "epoch":
                 known, observed = known + scores, observed + looked
@@ -107,7 +108,7 @@ class Events:
             for name in measured.get(event, ()):
                 found.setdefault(name, (event, f"phase {event!r}"))
             for hook in self.order[event]:
-                for name in hook.writes(state) if callable(hook.writes) else hook.writes:
+                for name in written_by(hook, state):
                     found.setdefault(name, (event, f"{hook.stage} hook {hook.name!r}"))
         return found
 

@@ -85,7 +85,8 @@ def fit(
     """
     require_state("fit", state)
     phases = _phases(program, hooked=bool(parts_of(hooks)))
-    epochs = whole("epochs", epochs, 0)
+    if (epochs := whole("epochs", epochs, 0)) > LIMIT:
+        raise ValueError(f"epochs must be at most {LIMIT:,}, which int32 counts; got {epochs:,}")
     events = Events(hooks, [phase.name for phase in phases])
     history: History = []
     with listening() as signals, _closing(events, history):

@@ -58,11 +58,10 @@ class Shadow:
     def changes(self) -> list[str]:
         """List what was changed in place since, by paths; empty where nothing was."""
         try:
-            if self._given == self._shadow:
-                return []
-        except Exception:
-            pass
-        return _listed(self._shadow, self._given)
+            same = self._given == self._shadow
+        except Exception:  # arrays that were exchanged compare entry by entry, which has no truth
+            same = False
+        return [] if same else _listed(self._shadow, self._given)
 
     def refuse_changes(self, who: str) -> None:
         """Raise where something was changed in place.

@@ -127,5 +127,7 @@ def test_dtypes_of_swa_stay(state, phase):
 def test_swa_keeps_the_laws_and_refuses_a_start_before_the_first_epoch(state):
     testing.check_hook(hooks.swa(start=3), state, {})
     testing.check_hook(hooks.swa(start=1, name="mean"), state.replace(epoch=jnp.int32(2)), {})
-    with pytest.raises(ValueError, match="at least 1, the first epoch; got 0"):
+    with pytest.raises(
+        ValueError, match="the first epoch that counts, must be a whole number of at least 1; got 0"
+    ):
         hooks.swa(start=0)

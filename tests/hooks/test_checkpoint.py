@@ -381,16 +381,20 @@ def test_a_second_process_is_refused_while_the_first_lives(start, train, tmp_pat
     assert (tmp_path / "lock").stat().st_size == 0
 
 
-def test_two_chains_of_one_process_share_a_directory(start, train, tmp_path):
-    inner = _saving(tmp_path)
-
+def test_a_directory_is_saved_to_by_one_hook(start, train, tmp_path):
     def train_within(state, metrics):
-        trainer.fit(start, train, epochs=1, hooks=inner)
+        with pytest.raises(InUse, match="a run that it is within, saves there.* of its own"):
+            trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path))
         assert (tmp_path / "lock").stat().st_size  # the outer run goes on
         return state
 
     trainer.fit(start, train, epochs=1, hooks=[train_within, _saving(tmp_path)])
     assert (tmp_path / "lock").stat().st_size == 0
+    with pytest.raises(InUse, match="a hook of this very run"):
+        trainer.fit(start, train, epochs=2, hooks=[_saving(tmp_path), _saving(tmp_path)])
+    assert (tmp_path / "lock").stat().st_size == 0
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
 
 
 def test_after_its_lock_was_removed_nothing_is_saved(state, phase, tmp_path):

@@ -37,6 +37,21 @@ def test_a_metric_that_is_written_too_late_is_an_error(state, phase):
         trainer.fit(state, phase, epochs=1, hooks=[hooks.observe(write), read])
 
 
+def test_what_would_hide_another_metric_is_an_error(state, phase):
+    @hooks.writes("train/loss")
+    def write(state, metrics):
+        return state.replace(scores={"train/loss": 1.0})
+
+    with pytest.raises(ValueError, match="'write' writes 'train/loss', which phase 'train' meas"):
+        trainer.fit(state, phase, epochs=1, hooks=write)
+    smooth = hooks.reads("train/loss")(write)
+    assert trainer.fit(state, phase, epochs=1, hooks=smooth)[1][0]["train/loss"] == 1.0
+    gap = hooks.writes("gap")(lambda state, metrics: state.replace(scores={"gap": 1.0}))
+    with pytest.raises(ValueError, match="two hooks are called '<lambda>' and write 'gap'"):
+        trainer.fit(state, phase, epochs=1, hooks=[gap, hooks.every(2, gap)])
+    trainer.fit(state, phase, epochs=1, hooks=[hooks.every(3, gap), hooks.every(2, gap)])
+
+
 def test_the_metric_that_was_meant_is_named(state, phase):
     hook = hooks.stop_early("train_loss", patience=1)
     with pytest.raises(ValueError, match=r"reads 'train_loss'.* Did you mean 'train/loss'\?"):

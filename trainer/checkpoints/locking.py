@@ -113,8 +113,8 @@ _guard = threading.Lock()
 def lock(directory: str | os.PathLike[str]) -> Held:
     """Take a run's directory for this process and this thread, to train in it.
 
-    A thread may take it several times, and others of this process may take it to record what it
-    does (`lock_here`); it is free again when all have let go, or when the process ends. On several
+    It is taken once; others of this process may take it to record what it does (`lock_here`), any
+    number of times; it is free again when all have let go, or when the process ends. On several
     processes all must call it, and the lead takes it. Where the file system knows no locks, a
     warning says so, once, and training goes on.
 
@@ -125,7 +125,7 @@ def lock(directory: str | os.PathLike[str]) -> Held:
         What is held: call it to let go, and `check_all` it before each save.
 
     Raises:
-        InUse: another process, or another thread of this one, trains in it.
+        InUse: another process, or another hook or thread of this one, trains in it.
         OSError: the file cannot be written.
 
     >>> import tempfile
@@ -238,11 +238,14 @@ def _taken(path: Path, thread: int | None) -> Held:
             raise
         key = status.st_dev, status.st_ino
         _held[key] = entry
-    elif thread is not None and entry.training and thread not in entry.training:
+    elif thread is not None and entry.training:
         # Locks of the kernel are the process's: to its own threads they refuse nothing.
+        whose = "another thread of this process trains there"
+        if thread in entry.training:
+            whose = "a hook of this very run, or a run that it is within, saves there"
         raise InUse(
-            f"{path} is in use: another thread of this process trains there, and two would write "
-            "over each other's commits and records; give this run another directory"
+            f"{path} is in use: {whose}, and two would write over each other's commits and "
+            "records; give each a directory of its own"
         )
     entry.count += 1
     entry.training += [] if thread is None else [thread]

@@ -84,10 +84,11 @@ def optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransfo
     >>> float(state.hyperparams["learning_rate"])
     0.0010000000474974513
     """
-    make = _MAKERS[config.optimizer.name]
+    settings = config.optimizer  # alone: a resume compares what the optimizer is made of
+    make = _MAKERS[settings.name]
 
     def with_rate(learning_rate: Any) -> optax.GradientTransformation:
-        return make(config.optimizer, learning_rate)
+        return make(settings, learning_rate)
 
     injected = optax.inject_hyperparams(with_rate, hyperparam_dtype=jnp.float32)
     return injected(learning_rate=schedule(config, total_steps))

@@ -73,7 +73,9 @@ def from_grain(
         if isinstance(given, grain.MapDataset):
             # Grain's own default reads 500 elements ahead, and here they are whole batches.
             ahead = 2 * superbatch
-            return _Mapped(given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead)))
+            by_batch = batch_size is None and shuffle and not made
+            given = given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead))
+            return _Mapped(given, by_batch)
         return given
 
     return Stream(batches, superbatch, steps_per_epoch=steps_per_epoch)
@@ -84,6 +86,8 @@ class _Mapped:
     """Batches of a `MapDataset`, which can be read from any of them on, at once."""
 
     dataset: Any
+    by_batch: bool
+    """Whether whole batches were shuffled, into an order that no other size of them has."""
 
     def __iter__(self) -> Any:
         return iter(self.dataset)

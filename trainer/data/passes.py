@@ -57,7 +57,8 @@ class Passes:
         self, batches: Factory, whole: Whole, batch_size: int, seed: int, position: Position
     ) -> None:
         self._batches, self._whole, self._seed = batches, whole, seed
-        self._batch_size, before = batch_size, int(position["batch_size"])
+        self._batch_size = batch_size
+        self._before = before = int(position["batch_size"])
         place = position["place"].tolist()
         self._number, self._read = in_batches(place, before, batch_size, NOTE)
         self._room = len(position.get("iterator", ()))
@@ -78,6 +79,7 @@ class Passes:
                     "factory, which can be run through in every pass"
                 )
             self._number, self._read = self._number + 1, 0
+            self._before = self._batch_size
             self._open(None)
         self._read += 1
         return batch
@@ -102,6 +104,13 @@ class Passes:
     def _open(self, state: Any) -> None:
         """Open a pass after the batches that were read of it; `state` is its iterator's own."""
         given: Any = self._batches(self._seed, self._number)
+        if self._read and self._before != self._batch_size and getattr(given, "by_batch", False):
+            raise ValueError(
+                f"the run had batches of {self._before} examples, shuffled as they are, and cannot "
+                f"go on within a pass with {self._batch_size}, whose order is another one: keep "
+                "the size, or begin anew and let from_grain(dataset, batch_size=...) make the "
+                "batches, of examples that are shuffled before"
+            )
         where = f"pass {self._number + 1}"
         if state is None and self._read and hasattr(given, "iterate_from"):
             self._iterator = rest = given.iterate_from(self._read)

@@ -12,15 +12,15 @@ import pytest
 
 from trainer import Checkpoints
 from trainer.checkpoints import DamagedCommit, locking
-from trainer.checkpoints.locking import InUse, held, lock
+from trainer.checkpoints.locking import InUse, held, lock, lock_here
 
 CHILD = """
 import os, signal, sys, warnings
-from trainer.checkpoints.locking import held, lock
+from trainer.checkpoints.locking import held, lock, lock_here
 
 run = sys.argv[1]
 release = lock(run)
-again = lock(os.path.join(run, "..", os.path.basename(run)))
+again = lock_here(os.path.join(run, "..", os.path.basename(run)))
 release(), release()
 print(held(run), flush=True)
 warnings.simplefilter("ignore")  # of a fork beside JAX's threads
@@ -72,10 +72,12 @@ def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state
             first.stdin.close()
 
 
-def test_one_process_may_take_it_several_times(tmp_path):
+def test_one_process_may_take_it_several_times_but_to_train_once(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "run")
-    first, second = lock(tmp_path / "run"), lock(tmp_path / "alias")
+    first, second = lock(tmp_path / "run"), lock_here(tmp_path / "alias")
+    with pytest.raises(InUse, match="a hook of this very run, .* give each a directory of its own"):
+        lock(tmp_path / "alias")
     first()
     first()
     assert held(tmp_path / "run") == held(tmp_path / "alias")

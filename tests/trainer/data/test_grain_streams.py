@@ -11,6 +11,7 @@ import pytest
 
 import trainer
 from trainer import data
+from trainer.data.passes import Passes
 
 EXAMPLES = 14
 
@@ -51,6 +52,21 @@ def test_unshuffled_it_is_read_in_order_every_example_once(epoch_of):
 def test_batches_are_taken_as_they_are(epoch_of):
     batched = data.from_grain(examples().batch(7), shuffle=False)
     assert seen(epoch_of(batched.training())[0]) == [list(range(7)), list(range(7, 14))]
+
+
+def test_an_order_of_whole_batches_is_no_order_of_batches_of_another_size():
+    def whole(batches, where, first):
+        return iter(batches)
+
+    def read(size, position, shuffle=True):
+        source = data.from_grain(examples().batch(size), shuffle=shuffle)
+        return Passes(source.batches, whole, size, 0, position)
+
+    three = {"place": np.array([0, 2], np.int32), "batch_size": np.array(3, np.int32)}
+    with pytest.raises(ValueError, match="had batches of 3 examples, shuffled as they are.*with 2"):
+        read(2, three)
+    assert next(read(2, three, shuffle=False))["labels"].tolist() == [6, 7]
+    assert next(read(2, {**three, "place": np.array([1, 0], np.int32)}))["labels"].shape == (2,)
 
 
 def test_examples_of_an_iterable_are_batched(epoch_of):
