@@ -78,8 +78,7 @@ class Events:
             measured: phase to the names of its metrics.
 
         Raises:
-            ValueError: a hook reads or needs what nothing before it writes or keeps, or hides what
-                another part of the program writes.
+            ValueError: a hook lacks what it reads or needs, or hides what something else writes.
         """
         refuse_clashes(self.order, measured, state)
         known, observed = list[str](), list[str]()
