@@ -26,7 +26,7 @@ LINEAR = SimpleNamespace(
         {},
     ),
     apply=lambda params, model_state, x, *, key, train: (
-        x.reshape(len(x), -1) @ params["w"] + params["b"],
+        x.reshape(len(x), -1) @ params["w"] + params["b"][None],
         model_state,
     ),
 )

@@ -134,7 +134,8 @@ def _phases(program: Phase | Sequence[Phase], *, hooked: bool) -> tuple[Phase, .
         )
     phases = tuple(phases)
     names = [phase.name for phase in phases]
-    if not hooked and not any(phase.changes for phase in phases):
+    # A split measures the same at each epoch; a rollout plays other episodes, and may stand alone.
+    if not hooked and all(phase.repetition and not phase.changes for phase in phases):
         raise ValueError(
             f"fit needs a phase that trains; of {names} each only measures: make one with "
             "trainer.training(task.step, source), or measure with trainer.evaluate(state, phase)"

@@ -24,8 +24,8 @@ def _applied(network, inputs):
 def _layers(params, x, names):
     for name in names:
         layer = params["torso"]["hidden"][name]
-        x = np.tanh(x @ np.array(layer["kernel"]) + layer["bias"])
-    return x @ np.array(params["head"]["kernel"]) + params["head"]["bias"]
+        x = np.tanh(x @ np.array(layer["kernel"]) + np.array(layer["bias"]))
+    return x @ np.array(params["head"]["kernel"]) + np.array(params["head"]["bias"])
 
 
 def test_policy_and_value_are_two_stacks_of_layers():
@@ -48,7 +48,7 @@ def test_shared_layers_are_trained_by_both():
     x = np.array(OBSERVATIONS)
     for name in "01":
         layer = params["torso"]["hidden"][name]
-        x = np.tanh(x @ layer["kernel"] + layer["bias"])
+        x = np.tanh(x @ np.array(layer["kernel"]) + np.array(layer["bias"]))
     np.testing.assert_allclose(
         outputs["logits"], x @ params["policy"]["head"]["kernel"], rtol=1e-4, atol=1e-6
     )
@@ -123,6 +123,7 @@ def test_memory_is_a_gated_recurrent_unit_after_the_hidden_layers(remembering):
     network, params, apply = remembering
     before = np.array(jax.random.normal(KEY, (5, 6)))
     outputs, _ = apply(_inputs(network, jnp.zeros(5, bool), before))
+    params = jax.tree.map(np.array, params)
     hidden, cell = params["torso"]["hidden"]["0"], params["memory"]
     x = np.tanh(np.array(OBSERVATIONS) @ hidden["kernel"] + hidden["bias"])
     reset_x, update_x, new_x = np.split(

@@ -39,10 +39,10 @@ def test_computes_convolutions_maxima_and_a_dense_head():
         for i in range(3)
         for j in range(3)
     )
-    x = np.maximum(x + layer["bias"], 0)
+    x = np.maximum(x + np.array(layer["bias"]), 0)
     x = np.max([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=0)
     for name in ("dense", "head"):
-        x = x.reshape(2, -1) @ params[name]["kernel"] + params[name]["bias"]
+        x = x.reshape(2, -1) @ np.array(params[name]["kernel"]) + np.array(params[name]["bias"])
         x = np.maximum(x, 0) if name == "dense" else x
     outputs, _ = network.apply(params, model_state, images, key=None, train=False)
     np.testing.assert_allclose(outputs, x, rtol=1e-4, atol=1e-5)

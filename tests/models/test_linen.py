@@ -63,7 +63,7 @@ class OwnStatistics(linen.Module):
         mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(3))
         if learning:
             mean.value = x.mean(0)
-        return x - mean.value
+        return x - mean.value[None]
 
 
 class Plain(linen.Module):

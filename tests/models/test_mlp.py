@@ -29,8 +29,8 @@ def test_computes_dense_layers_with_rectifiers_between():
     x = np.array(inputs).reshape(5, 4)
     for name in ("0", "1"):
         layer = params["hidden"][name]
-        x = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
-    expected = x @ params["head"]["kernel"] + params["head"]["bias"]
+        x = np.maximum(x @ layer["kernel"] + layer["bias"][None], 0)
+    expected = x @ params["head"]["kernel"] + params["head"]["bias"][None]
     outputs, _ = network.apply(params, model_state, inputs, key=None, train=False)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 

@@ -30,7 +30,7 @@ class Counting(nnx.Module):
         self.calls[...] += 1
         for layer in self.layers:
             inputs = layer(inputs)
-        return inputs * self.mask * self.scale
+        return inputs * (self.mask * self.scale)[None]
 
 
 class Noisy(nnx.Module):
@@ -76,9 +76,11 @@ def test_lists_have_string_keys_and_keep_their_order():
     expected = INPUTS
     for i in range(3):
         layer = params["layers"][str(i)]
-        expected = expected @ layer["kernel"] + layer["bias"]
+        expected = expected @ layer["kernel"] + layer["bias"][None]
     outputs, _ = network.apply(params, model_state, INPUTS, key=None, train=False)
-    np.testing.assert_allclose(outputs, expected * np.array([2.0, 0.0, 2.0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        outputs, expected * np.array([[2.0, 0.0, 2.0]]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_variables_of_any_kind_change_in_training_alone():

@@ -97,6 +97,18 @@ def test_reinforcement_learning(strict):
         output, _ = phase.shapes(phase.prepared(state), output)
 
 
+@pytest.mark.parametrize("make", [environments.cartpole, environments.gridworld])
+def test_pictures_of_environments(strict, make):
+    env = make()
+
+    def drawn(key):
+        state, _ = env.reset(key, env.params)
+        return env.render(state, env.params)
+
+    picture = jax.eval_shape(drawn, jax.random.key(0))
+    assert (picture.shape[-1], picture.dtype) == (3, jnp.uint8)
+
+
 def test_losses_and_returns(strict):
     labels = {"labels": TOKENS, "inputs": TOKENS, "targets": jnp.ones((4, 2))}
     jax.eval_shape(lambda o: losses.language_modeling(o, labels), jnp.ones((4, 8, 11)))

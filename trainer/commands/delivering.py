@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from trainer.commands.calling import Refused
 from trainer.commands.showing import print_json, screen, text
-from trainer.commands.stores import RunNames, is_path, located, opened, undelivered
+from trainer.commands.stores import RunNames, is_path, located, opened, store_of, undelivered
 from trainer.escaping import shown
+from trainer.opening import UnsafeFile
 from trainer.runs.connections import Unreachable
-from trainer.runs.rows import RunRow
+from trainer.runs.recording import QUEUE
 from trainer.runs.run import deliver_left
 from trainer.runs.store import Store
 
@@ -62,16 +63,20 @@ def deliver(runs: RunNames = (), /, *, store: str | None = None, json: bool = Fa
 def _all(store: str | None) -> Iterator[Outcome]:
     with opened(store, read_only=False) as there:
         for row in undelivered(there):
-            yield _delivered(there, row)
+            yield _delivered(there, row.name, row.directory)
 
 
 def _named(runs: tuple[str, ...], store: str | None) -> Iterator[Outcome]:
     for run in runs:
+        directory = os.path.realpath(os.path.expanduser(run)) if is_path(run) else ""
+        if directory and os.path.lexists(os.path.join(directory, QUEUE)):
+            # Whether or not the store knows the run: its first line may wait there.
+            with opened(store_of(run, store), read_only=False) as there:
+                yield _delivered(there, os.path.basename(directory), directory, named=False)
+            continue
         with located(run, store, read_only=False) as (there, row):
-            if is_path(run) and os.path.isdir(run):
-                yield _delivered(there, row, os.path.realpath(run))
-            elif row.host == socket.gethostname():
-                yield _delivered(there, row)
+            if row.host == socket.gethostname():
+                yield _delivered(there, row.name, row.directory)
             else:
                 raise Refused(
                     f"run '{shown(row.name)}' left its queue on the machine '{shown(row.host)}': "
@@ -79,12 +84,17 @@ def _named(runs: tuple[str, ...], store: str | None) -> Iterator[Outcome]:
                 )
 
 
-def _delivered(store: Store, row: RunRow, directory: str | None = None) -> Outcome:
-    """Deliver a run's queue, from a directory that the user named, or else the store."""
+def _delivered(store: Store, run: str, directory: str, *, named: bool = True) -> Outcome:
+    """Deliver a run's queue, from a directory that the store named, or else the user."""
     try:
-        named = directory is None
-        return Outcome(row.name, deliver_left(store, directory or row.directory, named=named), "")
+        return Outcome(run, deliver_left(store, directory, named=named), "")
     except Unreachable:
         raise
     except Exception as error:  # whatever it is, the other runs' come next
-        return Outcome(row.name, 0, f"stays in its queue: {error}")
+        told = f"stays in its queue: {error}"
+        if isinstance(error, UnsafeFile) and named:
+            told += (
+                ". The store alone names that directory: deliver as the user who trained, or name "
+                "the run by the path of its directory if you trust what lies there"
+            )
+        return Outcome(run, 0, told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 
@@ -134,6 +135,23 @@ def test_a_run_that_was_moved_is_delivered_by_its_path(left, run, tmp_path):
     status, out, _ = run("deliver", str(tmp_path / "moved"), "--json")
     assert (status, json.loads(out)[0]["run"], json.loads(out)[0]["error"]) == (0, "moved", "")
     assert losses(tmp_path) == [0.5, 0.25]
+
+
+def test_a_run_that_the_store_never_heard_of_is_delivered_by_its_path(left, run, tmp_path):
+    (tmp_path / "store.sqlite").unlink()
+    with Store(tmp_path):
+        assert run("deliver") == (0, "nothing waits to be delivered\n", "")
+    status, out, err = run("deliver", str(tmp_path / "one"))
+    assert (status, err, out.endswith("delivered\n")) == (0, "", True)
+    assert losses(tmp_path) == [0.25]
+
+
+def test_what_another_user_left_names_what_delivers_it(left, run, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    status, out, _ = run("deliver")
+    assert status == 1
+    assert "as the user who trained, or name the run by the path of its directory" in out
+    assert run("deliver", str(left.parent))[0] == 0
 
 
 def test_a_queue_that_cannot_be_delivered_stays_and_says_why(left, run, tmp_path):

@@ -48,7 +48,9 @@ def test_observations_are_seen_normalised():
     moved, _, _ = policies.unrolled(
         network, weights._replace(statistics=statistics), 3 * OBSERVATIONS + 1, (), FIRST
     )
-    centred = (OBSERVATIONS - OBSERVATIONS.mean((0, 1))) / OBSERVATIONS.std((0, 1))
+    centred = (OBSERVATIONS - OBSERVATIONS.mean((0, 1), keepdims=True)) / OBSERVATIONS.std(
+        (0, 1), keepdims=True
+    )
     expected, _, _ = policies.unrolled(network, weights, centred, (), FIRST)
     chex.assert_trees_all_close(moved, expected, atol=1e-3)
     assert not jnp.allclose(moved["value"], plain["value"], atol=1e-2)

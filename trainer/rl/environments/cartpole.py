@@ -158,7 +158,7 @@ def _render(state: CartPoleState, params: CartPoleParams) -> jax.Array:
     """Draw the track, the cart and the pole; the picture is as wide as the track."""
     scale = WIDTH / (2 * params.position_limit)  # pixels per metre
     ground = 0.75 * HEIGHT
-    across, down = jnp.arange(WIDTH) + 0.5, jnp.arange(HEIGHT)[:, None] + 0.5
+    across, down = jnp.arange(WIDTH)[None] + 0.5, jnp.arange(HEIGHT)[:, None] + 0.5
     right, up = across - (WIDTH / 2 + state.position * scale), ground - down  # from the axle
     sine, cosine = jnp.sin(state.angle), jnp.cos(state.angle)
     along, beside = right * sine + up * cosine, right * cosine - up * sine
@@ -173,5 +173,5 @@ def _render(state: CartPoleState, params: CartPoleParams) -> jax.Array:
     picture = jnp.full((HEIGHT, WIDTH, 3), 255, jnp.uint8)
     for covered, colour in layers:
         covered = jnp.broadcast_to(covered, (HEIGHT, WIDTH))[:, :, None]
-        picture = jnp.where(covered, jnp.array(colour, jnp.uint8), picture)
+        picture = jnp.where(covered, jnp.array(colour, jnp.uint8)[None, None], picture)
     return picture
