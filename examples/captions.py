@@ -6,13 +6,11 @@ together what it learnt of the words. Run it again, and it resumes where it stop
 python examples/captions.py --epochs 12
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.logging import RichHandler
 from sklearn.datasets import load_digits
 
 import hooks
@@ -170,6 +168,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

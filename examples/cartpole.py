@@ -4,12 +4,10 @@ python examples/cartpole.py --seed 1
 python -m trainer simulate runs/cartpole --with examples/cartpole.py:simulation --episodes 3
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -115,6 +113,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

@@ -4,14 +4,12 @@ python examples/digits.py --epochs 20 --network cnn
 python -m trainer evaluate --suite examples/digits.py:suite --runs digits --idle 0
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax
 import optax
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -72,6 +70,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

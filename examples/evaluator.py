@@ -4,12 +4,10 @@ python examples/cartpole.py --run runs/cartpole                 # in one process
 python examples/evaluator.py --follow runs/cartpole             # in another beside it
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -57,6 +55,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

@@ -5,14 +5,12 @@ python examples/gridworld.py --curriculum uniform --run runs/gridworld-uniform
 python examples/gridworld.py --teacher runs/gridworld --run runs/gridworld-student
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jax
 import optax
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -106,6 +104,4 @@ def adapting(config: Config, lessons: tuple[str, ...]) -> hooks.Hook | tuple[()]
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

@@ -3,7 +3,6 @@
 python examples/population.py --members 64
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -108,6 +106,4 @@ def plot(history: list[dict[str, float]], epoch: int, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

@@ -4,14 +4,12 @@ python examples/cartpole.py --run runs/cartpole                 # in one process
 python examples/rollout_worker.py --follow runs/cartpole        # in others beside it
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -80,6 +78,4 @@ def keep_experience(folder: Path) -> hooks.Hook:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))

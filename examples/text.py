@@ -7,7 +7,6 @@ python examples/text.py --epochs 20
 python -m trainer simulate runs/text --with examples/text.py:simulation --prompt "A list "
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -15,7 +14,6 @@ from pydoc_data.topics import topics
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.logging import RichHandler
 
 import hooks
 import models
@@ -182,6 +180,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)], force=True)
-    logging.getLogger("entracte").setLevel(logging.INFO)
     main(trainer.parse_config(Config, description=__doc__))
