@@ -104,7 +104,7 @@ class UnderWay(NamedTuple):
     """That it has taken."""
     number: int | None = None
     steps: tuple[Steps, ...] = ()
-    """Of the phases that began within it, in order."""
+    """Of the phases that began within it, in order; of one that ran several times the last."""
 
 
 class Steps(NamedTuple):
@@ -169,7 +169,8 @@ def advancing(phase: str, total: int | None) -> Advance | None:
     if around is None:
         return None
     advance = Advance(phase, total)
-    around._advances = (*around._advances, advance)
+    others = (one for one in around._advances if one.phase != phase)  # run again, it begins anew
+    around._advances = (*others, advance)
     return advance
 
 
