@@ -32,7 +32,7 @@ def require_known(precision: str) -> None:
     >>> require_known("half")
     Traceback (most recent call last):
         ...
-    ValueError: precision must be one of float32, bfloat16, float16; got 'half'
+    ValueError: precision must be one of float32, bfloat16, float16; got 'half'.
     """
     if precision not in PRECISIONS:
         raise ValueError(

@@ -224,7 +224,7 @@ def huge_description(commit):
 
 
 SIZES = {
-    sparse_manifest: "DamagedCommit .*its manifest has 1000000000000 bytes and none has more than",
+    sparse_manifest: "DamagedCommit .* it has more than 16,777,216 bytes",
     claimed_only: "DamagedCommit .*leaves/.zarray does not describe 1000000",
     claimed_and_described: "DamagedCommit .*leaves/0 has .* bytes instead of 1000000",
     sparse_arrays: "MemoryError the arrays in .* take 1,000,000,.* bytes and this machine has",

@@ -74,7 +74,7 @@ def test_a_count_that_does_not_divide_the_batch_is_refused_before_training(linea
     state = task.init(jax.random.key(0), digits[0].example)
     with pytest.raises(ValueError, match="32 examples do not make 5 micro-batches of one size"):
         trainer.fit(state, trainer.training(task.step, digits[0]), epochs=1)
-    with pytest.raises(ValueError, match="at least 1 micro-batch; got 0"):
+    with pytest.raises(ValueError, match="accumulate must be a whole number of at least 1; got 0"):
         trainer.supervised(linear, losses.classification, optax.sgd(0.1), accumulate=0)
 
 

@@ -4,7 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import hooks
 import trainer
 from trainer.structure import buffers, conformed, differences, owned, separated
 
@@ -55,9 +57,11 @@ def test_weak_types_and_host_arrays_are_put_right(state):
     assert right.opt_state is not None
 
 
-def test_a_hook_may_change_the_root_key(state, phase):
+def test_a_hook_that_says_so_may_change_the_root_key(state, phase):
     def reseed(state, metrics):
         return state.replace(rng=jax.random.fold_in(state.rng, 1))
 
-    after, _ = trainer.fit(state, phase, epochs=1, hooks=reseed)
+    with pytest.raises(ValueError, match=r"'reseed' replaced state.rng.* declare hooks\.rekeys"):
+        trainer.fit(state, phase, epochs=1, hooks=reseed)
+    after, _ = trainer.fit(state, phase, epochs=1, hooks=hooks.rekeys(reseed))
     assert bool(after.rng == jax.random.fold_in(state.rng, 1))

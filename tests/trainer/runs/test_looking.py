@@ -147,7 +147,7 @@ def test_a_server_that_says_nothing_does_not_hold_up_a_run_that_goes_on(
 ):
     """Whether a commit was asked for that is gone since is not known then, and the next one is."""
     monkeypatch.setattr(looking, "PATIENCE", 0.1)
-    monkeypatch.setattr(Run, "_check", lambda run: None)  # which is done before training
+    monkeypatch.setattr(Run, "_check", lambda run, **named: None)  # which is done before training
     monkeypatch.setattr(recording, "CLOSING", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/a"
