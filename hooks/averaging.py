@@ -67,7 +67,8 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
 
     Where the network keeps batch statistics, they are those of the trained parameters and do not
-    suit the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` behind it.
+    suit the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` behind it,
+    and measure and keep `params="recalibrate/swa"`.
 
     Args:
         start: the first epoch that counts, from 1; choose it where the learning rate is large and

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from hooks.collecting import collect_scores
 from hooks.combining import Chain, chain
-from hooks.kept_params import check_kept, kept_under, needs_of, warn_of_statistics
+from hooks.kept_params import check_kept, kept_under, needs_of, warn_of_reading
 from hooks.metrics import counts
 from hooks.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
 from trainer.arguments import in_words
-from trainer.averages import AVERAGE
 from trainer.phases import Measured
 from trainer.rehearsal import first_step
 from trainer.runs import Run
@@ -87,8 +86,8 @@ def evaluate(
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal warned
-        if params == AVERAGE and not warned:
-            warn_of_statistics(state, params)
+        if not warned:
+            warn_of_reading(state, params)
         warned = True
         _, _, measured = phase.execute(chosen(state), None, donate=False)
         return _scored(state, measured)

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 
 from hooks.base import recall, stateful
 from hooks.combining import Chain, chain
-from hooks.kept_params import belonging, check_kept, kept_under, needs_of, warn_of_statistics
+from hooks.kept_params import belonging, check_kept, kept_under, needs_of, warn_of_reading
 from trainer import Hook, TrainState
-from trainer.averages import AVERAGE
 from trainer.modes import resolve_mode
 from trainer.state import PyTree
 
@@ -80,8 +79,8 @@ def keep_best(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
         nonlocal warned
-        if params == AVERAGE and not warned:
-            warn_of_statistics(state, params)
+        if not warned:
+            warn_of_reading(state, params)
         warned = True
         value = float(metrics[metric])
         if not sign * (memory["value"] - value) > 0:

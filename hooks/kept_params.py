@@ -73,6 +73,23 @@ def warn_of_statistics(state: TrainState, name: str) -> None:
         )
 
 
+def warn_of_reading(state: TrainState, name: str | None) -> None:
+    """Say that parameters of a name are read with statistics that do not suit them, if it is so."""
+    if name is None:
+        return
+    suiting = recalibration_of(name)
+    if suiting in state.memory:
+        log.warning(
+            "the average %r is read with the statistics of the trained parameters, while %r keeps "
+            "those that suit it: say params=%r",
+            name,
+            suiting,
+            suiting,
+        )
+    elif name == AVERAGE:
+        warn_of_statistics(state, name)
+
+
 def belonging(carry: Any, names: tuple[str, ...]) -> dict[str, PyTree]:
     """Give what in `carry` belongs to parameters, of these names, where it is there."""
     return {name: carry[name] for name in names if isinstance(carry, dict) and name in carry}

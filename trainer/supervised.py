@@ -15,6 +15,7 @@ from trainer.arguments import number, require_function, whole
 from trainer.averages import AVERAGE, require_average
 from trainer.executors import Step
 from trainer.losses.contract import Loss, attribute, entry, measured, name_of
+from trainer.losses.unread import COUNTING, refuse_unread
 from trainer.networks import check_example, check_network, pair
 from trainer.repeating import Measure
 from trainer.state import PyTree, TrainState, check_key
@@ -94,6 +95,7 @@ def supervised(
         TypeError: `network` or `optimizer` is none; from `init`, what is given is no key, or no
             batch.
         ValueError: a setting is out of range, or the optimizer needs parameters of its own kind;
+            before training, the loss ignores `weights` or `mask` of the batch;
             from `init`, the device lacks the precision; when
             traced, `accumulate` does not divide the batch.
 
@@ -298,14 +300,14 @@ def _checking(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, 
     examine = attribute(loss, "check")
 
     def check(state: TrainState, batch: Batch) -> None:
-        if examine is None:
+        if examine is None and not set(COUNTING).intersection(batch):
             return
-        one = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch["inputs"]
-        )
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), dict(batch))
         signature = str(one)
         if signature not in known:  # tracing the network for every superbatch would cost
-            known[signature] = jax.eval_shape(outputs, state, one)
-        examine(known[signature], batch)
+            known[signature] = jax.eval_shape(outputs, state, one["inputs"])
+            refuse_unread(loss, state.step, known[signature], one)
+        if examine is not None:
+            examine(known[signature], batch)
 
     return check

@@ -116,6 +116,8 @@ def test_an_average_without_it_is_warned_of_once(normalised, hook, caplog):
             trainer.fit(state, phase, epochs=2, hooks=chain)
         told = [r for r in caplog.records if "do not suit it: place hooks.recalibrate" in r.message]
         assert len(told) == expected
+        read = [r for r in caplog.records if "say params='recalibrate/average'" in r.message]
+        assert len(read) == (bool(others) and name == "average")
 
 
 def test_a_network_without_statistics_is_warned_of_nothing(start, train, caplog):

@@ -82,3 +82,29 @@ def test_a_missing_key_of_something_else_stays_what_it_is():
     state = task.init(jax.random.key(0), SOURCE.example)
     with pytest.raises(KeyError, match="labels"):
         trainer.training(task.step, SOURCE).keys(state)
+
+
+@pytest.mark.parametrize("name", ["weights", "mask"])
+def test_a_loss_that_does_not_read_what_counts_is_refused(name):
+    source = data.Arrays(
+        {**jax.tree.map(np.asarray, SOURCE.arrays), name: np.ones(len(SOURCE.arrays["labels"]))},
+        batch_size=2,
+    )
+
+    def ignoring(outputs, batch):
+        return {"loss": outputs[:, 0] ** 2}
+
+    def reading(outputs, batch):
+        return {"loss": (outputs[:, 0] ** 2, batch[name].astype("float32"))}
+
+    for loss in (ignoring, reading):
+        task = trainer.supervised(NETWORK, loss, optax.sgd(0.1))
+        state = task.init(jax.random.key(0), source.example)
+        phase = trainer.evaluation(task.measure, source)
+        if loss is reading:
+            phase.verify(state)
+            continue
+        with pytest.raises(
+            ValueError, match=f"'ignoring' does not read batch..{name}'.*what count"
+        ):
+            phase.verify(state)
