@@ -134,7 +134,7 @@ def _require_two_arguments(build: Build) -> None:
         )
     try:
         if isinstance(build, type):  # the signature of a module class says nothing
-            inspect.signature(vars(build).get("__init__", build)).bind(None, None, None)
+            inspect.signature(build.__init__).bind(None, None, None)
         else:
             inspect.signature(build).bind(None, None)
     except TypeError as error:

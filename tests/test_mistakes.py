@@ -77,6 +77,20 @@ def training(inputs=X, labels=Y):
     return fit(trainer.training(TASK.step, arrays(inputs, labels)))
 
 
+def stream(*batches):
+    return [*data.Stream([*batches], superbatch=1).training().pieces(STATE, None, None)]
+
+
+class Made(nnx.Module):
+    """A module that is made of random numbers alone."""
+
+    def __init__(self, rngs): ...
+
+
+class Inheriting(Made):
+    """One that is made as another is."""
+
+
 def with_loss(loss):
     task = trainer.supervised(NET, loss, ADAM)
     return fit(trainer.training(task.step, SOURCE))
@@ -170,6 +184,10 @@ MISTAKES = {
     "an NNX module that is built": (
         lambda: models.from_nnx(nnx.Linear(5, 2, rngs=nnx.Rngs(0))),
         (T, "from_nnx takes a function that builds", "got a module that is built", "lambda rngs"),
+    ),
+    "an NNX class that inherits how it is made": (
+        lambda: models.from_nnx(Inheriting),
+        (T, "from_nnx calls build(rngs, example)", "from_nnx(lambda rngs, example:"),
     ),
     "an NNX class": (
         lambda: models.from_nnx(nnx.Linear),
@@ -312,6 +330,16 @@ MISTAKES = {
     "batches larger than the data": (
         lambda: trainer.training(TASK.step, arrays(size=400)),
         (V, "at least one whole batch", "90 examples", "at most 90"),
+    ),
+    "a batch of another width in a stream": (
+        lambda: stream(
+            {"inputs": X[:40], "labels": Y[:40]}, {"inputs": X[40:80, :3], "labels": Y[:40]}
+        ),
+        (V, "batch 2 of epoch 1", "inputs"),
+    ),
+    "a batch of another size in the middle of a stream": (
+        lambda: stream(*({"inputs": X[:n], "labels": Y[:n]} for n in (40, 10, 40))),
+        (V, "batch 2 of epoch 1 has 10 examples"),
     ),
     "a factory that takes no seed": (
         lambda: data.Stream(lambda: iter(())),
