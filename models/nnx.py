@@ -134,7 +134,8 @@ def _require_two_arguments(build: Build) -> None:
         )
     try:
         if isinstance(build, type):  # the signature of a module class says nothing
-            inspect.signature(build.__init__).bind(None, None, None)
+            made: Any = build
+            inspect.signature(made.__init__).bind(None, None, None)
         else:
             inspect.signature(build).bind(None, None)
     except TypeError as error:
