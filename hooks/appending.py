@@ -8,7 +8,7 @@ import os
 import weakref
 from pathlib import Path
 
-from trainer.durability import replacing
+from trainer.durability import needing, replacing
 from trainer.opening import opened
 
 CHUNK = 2**20
@@ -63,7 +63,8 @@ class Appending:
                 left = left[os.write(self._file, left) :]
         except OSError:
             os.ftruncate(self._file, begin)
-            raise
+            with needing(len(data), self.path):
+                raise
         self._lost += max(self._end - begin, 0)
         self._end = begin + len(data)
         return begin

@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from hooks.appending import Appending
-from trainer.durability import sync_folder
+from trainer.durability import needing, sync_folder
 from trainer.opening import created, opened
 
 log = logging.getLogger("entracte")
@@ -197,13 +197,18 @@ def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> Cut:
 def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]) -> None:
     """Write parts of a file to another, which appears at once."""
     beside = path.with_name(f"cutting.{os.getpid()}.tmp")  # a name that readers pass over
-    with open(created(beside), "wb") as file:
-        for begin, end in kept:
-            for place in range(begin, end, CHUNK):
-                file.write(content[place : min(place + CHUNK, end)])
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    try:
+        with needing(sum(end - begin for begin, end in kept), path):
+            with open(created(beside), "wb") as file:
+                for begin, end in kept:
+                    for place in range(begin, end, CHUNK):
+                        file.write(content[place : min(place + CHUNK, end)])
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _checksum(data: bytes) -> bytes:

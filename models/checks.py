@@ -81,9 +81,13 @@ def require_array(owner: str, form: str, inputs: PyTree, *, ranks: Sequence[int]
     >>> require_array("cnn", "[batch, height, width, channels]", jnp.ones((4, 8, 8)), ranks=(4,))
     Traceback (most recent call last):
         ...
-    ValueError: cnn takes inputs [batch, height, width, channels]; got shape (4, 8, 8)
+    ValueError: cnn takes inputs [batch, height, width, channels]; got shape (4, 8, 8): images of
+    one channel are images[..., None]
     """
     if not isinstance(inputs, jax.Array | jax.ShapeDtypeStruct):
         raise TypeError(f"{owner} takes one array {form}; got {type(inputs).__name__}")
     if not inputs.shape or (ranks and len(inputs.shape) not in ranks):
-        raise ValueError(f"{owner} takes inputs {form}; got shape {inputs.shape}")
+        remedy = ""
+        if ranks and len(inputs.shape) + 1 in ranks and "channels" in form:
+            remedy = ": images of one channel are images[..., None]"
+        raise ValueError(f"{owner} takes inputs {form}; got shape {inputs.shape}{remedy}")

@@ -66,7 +66,8 @@ def cnn(
         if min(example.shape[1:3]) < least:
             raise ValueError(
                 f"cnn: {len(channels)} blocks need images of at least {least}x{least}; "
-                f"got shape {example.shape}; give fewer channels"
+                f"got shape {example.shape}; give fewer channels, or, where the channels come "
+                "first, np.moveaxis(images, 1, -1)"
             )
         return CNN(
             example.shape[1:],

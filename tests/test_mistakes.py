@@ -168,6 +168,59 @@ MISTAKES = {
         lambda: training(labels=Y.astype("float32")),
         (V, "classification needs integer labels [batch]", "float32[40]", "phase 'train'"),
     ),
+    "labels of one column": (
+        lambda: training(labels=Y[:, None]),
+        (V, "needs integer labels [batch]", "int32[40, 1]", "labels[:, 0]"),
+    ),
+    "one-hot labels that are integers": (
+        lambda: training(labels=np.eye(2, dtype="int32")[Y]),
+        (V, "needs integer labels [batch]", "int32[40, 2]", "labels.argmax(-1)"),
+    ),
+    "images without a channel": (
+        lambda: models.cnn(classes=2).init(KEY, jnp.ones((4, 8, 8))),
+        (V, "cnn takes inputs [batch, height, width, channels]", "(4, 8, 8)", "images[..., None]"),
+    ),
+    "images whose channels come first": (
+        lambda: models.cnn(classes=2).init(KEY, jnp.ones((4, 3, 32, 32))),
+        (V, "images of at least 4x4", "(4, 3, 32, 32)", "np.moveaxis(images, 1, -1)"),
+    ),
+    "a source in the place of a batch": (
+        lambda: TASK.step(STATE, SOURCE),
+        (T, "reads batch['inputs']", "a dict of arrays", "an Arrays", "of a source"),
+    ),
+    "a state in the place of a network": (
+        lambda: trainer.predict(NET, STATE, SOURCE),
+        (T, "predict needs", "got a TrainState"),
+    ),
+    "fit within jit": (
+        lambda: jax.jit(lambda state: fit(state=state)[0])(STATE),
+        (T, "fit runs on the host", "being traced", "outside of jax.jit"),
+    ),
+    "metrics that a hook adds to": (
+        lambda: fit(hooks=lambda state, metrics: metrics.update(mine=1.0) or state),
+        (AttributeError, "metrics are frozen and have no update", "state.replace(scores="),
+    ),
+    "a metric by a short name": (
+        lambda: fit(hooks=[hooks.evaluate(VAL), hooks.stop_early("val/acc", patience=1)]),
+        (V, "reads 'val/acc'", "Did you mean 'val/accuracy'?"),
+    ),
+    "a metric that evaluation does not give": (
+        lambda: fit(hooks=[hooks.evaluate(VAL), hooks.stop_early("val/f1", patience=1)]),
+        (V, "reads 'val/f1'", "gives no other: name one of these"),
+    ),
+    "a hyperparameter by a short name": (
+        lambda: fit(
+            state=trainer.supervised(
+                NET, losses.classification, optax.inject_hyperparams(optax.adam)(0.1)
+            ).init(KEY, SOURCE.example),
+            hooks=hooks.set_hyperparams(lr=0.1),
+        ),
+        (V, "whose lr can be set", "Did you mean 'learning_rate'?"),
+    ),
+    "a network without a value as a policy": (
+        lambda: trainer.rl.ppo(NET, trainer.rl.environments.cartpole(), ADAM).init(KEY),
+        (T, "a policy must give a dict of outputs", "gave an array float32[", "actor_critic"),
+    ),
     "labels that begin at 1": (
         lambda: training(labels=Y + 1),
         (V, "between 0 and 1", "2 classes", "between 1 and 2", "phase 'train'"),

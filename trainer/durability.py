@@ -34,11 +34,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def needing(size: int, file: Path) -> Iterator[None]:
+def needing(size: int | None, file: Path) -> Iterator[None]:
     """Say which file there was no room for, the bytes that it needs and those that are free.
 
     Args:
-        size: bytes that are to be written.
+        size: bytes that are to be written; None where that is not known.
         file: to write them to; its folder must exist.
 
     Raises:
@@ -52,10 +52,12 @@ def needing(size: int, file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL or (size is None and " are free" in str(error)):
             raise
         room = os.statvfs(file.parent)
-        said = f"{size:,} bytes are needed and {room.f_bavail * room.f_frsize:,} are free"
+        said = f"{room.f_bavail * room.f_frsize:,} bytes are free"
+        if size is not None:
+            said = f"{size:,} bytes are needed and {said.replace(' bytes', '')}"
         if error.errno != errno.ENOSPC:
             said += ", but this user may not have them"
         where = error.filename or str(file)  # what knows more of it is named
@@ -122,14 +124,15 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        os.close(created(beside))
-        mode = beside.stat().st_mode
-        yield beside
-        if beside.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone
-            beside.chmod(stat.S_IMODE(mode))
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, file)
+        with needing(None, file):  # Python's own error of a write names no file
+            os.close(created(beside))
+            mode = beside.stat().st_mode
+            yield beside
+            if beside.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone
+                beside.chmod(stat.S_IMODE(mode))
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, file)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

@@ -128,8 +128,11 @@ class Events:
                     remedy = f" The {writer} writes it at {event!r}, after the {hook.stage} hook"
                     remedy += f" {hook.name!r}: place it before, in the same stage"
                 elif not remedy:
+                    prefix = key.partition("/")[0] + "/"
                     what = "evaluate(...)" if key.startswith("val") else "the hook that writes it"
                     remedy = f" Place {what} before {hook.name!r} in the chain"
+                    if any(name.startswith(prefix) for name in shown):  # it is there, and measures
+                        remedy = f" What measures {prefix}... gives no other: name one of these"
                 raise ValueError(
                     f"hook {hook.name!r} at {hook.at!r} reads {key!r}, which nothing writes before "
                     f"it (there is: {', '.join(shown) or 'nothing'}).{remedy}"

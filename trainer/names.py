@@ -18,7 +18,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """Return a question that names what was probably meant, or "" where nothing is near.
 
     Separators and capitals do not count, so `val_loss` finds `val/loss`; the last part of a path
-    finds the whole path; else names are compared by how many characters they share.
+    finds the whole path; `val/acc` finds what begins so, and `lr` two words that do; else names are
+    compared by how many characters they share.
 
     Args:
         name: that was looked up and is not known.
@@ -31,6 +32,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
     " Did you mean 'val/loss'?"
     >>> nearest("loss", ["train/loss", "val/loss", "val/accuracy"])
     " Did you mean 'train/loss' or 'val/loss'?"
+    >>> nearest("val/acc", ["val/loss", "val/accuracy"]), nearest("lr", ["rate", "learning_rate"])
+    (" Did you mean 'val/accuracy'?", " Did you mean 'learning_rate'?")
     >>> nearest("xyz", ["val/loss"])
     ''
     """
@@ -47,7 +50,8 @@ def near_names(name: object, known: Iterable[str]) -> list[str]:
     wanted, names = str(name), list(dict.fromkeys(map(str, known)))
     same = [one for one in names if _plain(one) == _plain(wanted)]
     ends = [one for one in names if _ends_in(one, wanted)]
-    return (same or ends or _close(wanted, names))[:3]
+    short = [one for one in names if _shortened(one, wanted)]
+    return (same or ends or short or _close(wanted, names))[:3]
 
 
 def among(name: object, known: Iterable[str], shown: Iterable[str] | None = None) -> str:
@@ -79,6 +83,19 @@ def _ends_in(path: str, wanted: str) -> bool:
     """Say whether the last part of a path of several is what is wanted."""
     head, _, tail = path.rpartition("/")
     return bool(head and _plain(wanted)) and _plain(tail) == _plain(wanted)
+
+
+def _shortened(path: str, wanted: str) -> bool:
+    """Say whether each part of a path begins as that of what is wanted, or its words do."""
+    parts = list(zip(path.split("/"), wanted.split("/"), strict=False))
+    return path.count("/") == wanted.count("/") and all(
+        len(_plain(said)) > 1
+        and (
+            _plain(part).startswith(_plain(said))
+            or "".join(word[:1] for word in _SEPARATORS.split(part)) == _plain(said)
+        )
+        for part, said in parts
+    )
 
 
 def _close(name: str, known: Iterable[str]) -> list[str]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.arguments import in_words
 from trainer.data.feed import Source, require_source
 from trainer.data.unpadded import unpadded
 from trainer.networks import check_network, pair
@@ -112,7 +113,7 @@ def _function_of(network: Any) -> Callable[..., Any]:
         return network
     raise TypeError(
         "predict needs a network, a pair (init, apply), or a function (state, batch) -> outputs, "
-        f"such as task.outputs; got {network!r:.100}"
+        f"such as task.outputs; got {in_words(network)}"
     )
 
 

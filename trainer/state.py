@@ -135,6 +135,11 @@ def require_state(who: str, state: Any) -> None:
         TypeError: it is not.
     """
     if isinstance(state, TrainState):
+        if isinstance(state.epoch, jax.core.Tracer):
+            raise TypeError(
+                f"{who} runs on the host, and jits its phases itself; got a state that is being "
+                f"traced: call {who} outside of jax.jit, jax.vmap and jax.grad"
+            )
         return
     remedy = "task.init(key, source.example) makes one, or TrainState.create(params=..., rng=...)"
     if isinstance(state, tuple) and state and isinstance(state[0], TrainState):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -65,6 +66,20 @@ def test_one_that_was_cut_short_is_told_also_where_more_was_appended(file, later
     file.append(later)
     with pytest.raises(OSError, match="was cut short, by 4 bytes,"):
         file.flush()
+
+
+def test_a_full_disk_is_named_with_the_file_and_leaves_no_half_line(file, monkeypatch):
+    before, write = file.path.read_bytes(), os.write
+
+    def full(descriptor, data):
+        if len(data) < 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:3])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=f"6 bytes are needed and .* are free: '{file.path}'"):
+        file.append(b"three\n")
+    assert file.path.read_bytes() == before
 
 
 def test_others_may_append(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -131,6 +132,19 @@ def logs(tmp_path_factory):
         fill(board, range(1, epochs + 1), value, extra)
         board.close()
     return logs
+
+
+def test_a_cut_for_which_there_is_no_room_leaves_all_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "events.out.tfevents.1.vm"
+    file.write_bytes(b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"2 bytes are needed and .* are free: '{file}'"):
+        event_files._replace(file, b"old", [(0, 2)])
+    assert (os.listdir(tmp_path), file.read_bytes()) == ([file.name], b"old")
 
 
 @pytest.mark.parametrize("read", [by_script, by_data_server, by_page])

@@ -64,6 +64,24 @@ def test_a_full_disk_is_one_error_that_names_file_and_room(tmp_path, number):
         raise OSError(number, "full")
 
 
+def test_a_file_that_is_replaced_is_named_where_the_disk_is_full(tmp_path):
+    file = tmp_path / "page"
+
+    def fail():
+        with replacing(file):
+            raise OSError(errno.ENOSPC, "full")  # as Python raises it of a write
+
+    with pytest.raises(OSError, match=rf"\d bytes are free: '{file}'$"):
+        fail()
+    assert os.listdir(tmp_path) == []
+    with (
+        pytest.raises(OSError, match="1,000 bytes are needed"),
+        needing(None, file),  # what is known within is kept
+        needing(1000, file),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+
+
 def test_a_new_file_is_written_whole_and_none_is_written_over(tmp_path):
     file = tmp_path / "a"
     write_whole(file, memoryview(b"abc"))

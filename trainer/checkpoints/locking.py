@@ -20,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 
+from trainer.durability import needing
 from trainer.paths import local
 from trainer.processes import is_lead, of_lead
 
@@ -231,7 +232,9 @@ def _taken(path: Path, thread: int | None) -> Held:
             holder = f"pid {os.getpid()} on {socket.gethostname()} since {now}"
             entry = _Lock(descriptor, holder, known)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{entry.holder}\n".encode(), 0)
+            said = f"{entry.holder}\n".encode()
+            with needing(len(said), path / FILE):
+                os.pwrite(descriptor, said, 0)
             status = os.fstat(descriptor)
         except BaseException:
             os.close(descriptor)

@@ -132,9 +132,14 @@ def _labels(task: str, outputs: Any, batch: Mapping[str, Any]) -> Any:
     labels = entry(task, batch, "labels")
     integers = jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1
     if not integers and not (jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2):
+        remedy = "make them integers, labels.astype('int32'), one an example"
+        if labels.ndim == 2:
+            remedy = "of one-hot rows the classes are labels.argmax(-1)"
+            if labels.shape[-1] == 1:
+                remedy = "the axis of size 1 goes with labels[:, 0], as int32"
         raise ValueError(
             f"{task} needs integer labels [batch], or probabilities [batch, classes]; got "
-            f"{labels.dtype}{list(labels.shape)}"
+            f"{labels.dtype}{list(labels.shape)}: {remedy}"
         )
     require_logits(task, outputs, "[batch, classes]", labels.shape[:1])
     if labels.ndim == 2 and labels.shape != outputs.shape:

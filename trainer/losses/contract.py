@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.arguments import in_words
 from trainer.names import among, nearest
 from trainer.notes import noting
 
@@ -153,8 +154,14 @@ def entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
     """Give an array of a batch.
 
     Raises:
+        TypeError: the batch is no dict.
         ValueError: there is none of this name.
     """
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"{task} reads batch[{name!r}], and a batch is a dict of arrays; got "
+            f"{in_words(batch)}: of a source, give its batches one by one"
+        )
     if name not in batch:
         raise ValueError(f"{task} reads batch[{name!r}]; there is none{among(name, sorted(batch))}")
     return batch[name]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from trainer.arguments import in_words
 from trainer.rl import distributions
 from trainer.rl.distributions import Outputs
 from trainer.rl.environments.contract import Box, Discrete, Environment, example
@@ -91,7 +92,7 @@ def forward(
     if not isinstance(outputs, Mapping):
         raise TypeError(
             "a policy must give a dict of outputs, a value and what says how it acts, as "
-            f"models.actor_critic does; it gave {type(outputs).__name__}"
+            f"models.actor_critic does; it gave {in_words(outputs)}"
         )
     outputs = dict(outputs)
     return outputs, outputs.pop("recurrent") if remembers(recurrent) else recurrent, model_state

@@ -149,6 +149,17 @@ def test_another_failure_is_raised(tmp_path, monkeypatch):
             ask(tmp_path)
 
 
+def test_a_full_disk_names_the_lock(tmp_path, monkeypatch):
+    def full(descriptor, data, place):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=f"bytes are needed and .* are free: '{tmp_path}/lock'"):
+        lock(tmp_path)
+    monkeypatch.undo()
+    lock(tmp_path)()
+
+
 def test_where_the_lead_is_refused_no_process_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(locking, "is_lead", lambda: False)
     lock(tmp_path)()
