@@ -198,7 +198,7 @@ MISTAKES = {
     ),
     "metrics that a hook adds to": (
         lambda: fit(hooks=lambda state, metrics: metrics.update(mine=1.0) or state),
-        (AttributeError, "metrics are frozen and have no update", "state.replace(scores="),
+        (AttributeError, "metrics are frozen", "update", "state.replace(scores="),
     ),
     "a metric by a short name": (
         lambda: fit(hooks=[hooks.evaluate(VAL), hooks.stop_early("val/acc", patience=1)]),

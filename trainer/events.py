@@ -15,12 +15,13 @@ from trainer.closing import close_all
 from trainer.contract import kept
 from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
 from trainer.metrics import Metrics
-from trainer.names import among, nearest
+from trainer.names import among
 from trainer.processes import is_lead
 from trainer.shadow import Shadow, explained, read_only
 from trainer.state import PyTree, TrainState
 from trainer.structure import owned, separated
 from trainer.timing import span
+from trainer.unwritten import unwritten
 
 log = logging.getLogger("entracte")
 
@@ -121,22 +122,7 @@ class Events:
     ) -> None:
         for key in (*hook.reads, *hook.expects):
             if key not in known:
-                shown = [name for name in known if not name.startswith("time/")]
-                remedy = nearest(key, [*known, *later])
-                if key in later:
-                    event, writer = later[key]
-                    remedy = f" The {writer} writes it at {event!r}, after the {hook.stage} hook"
-                    remedy += f" {hook.name!r}: place it before, in the same stage"
-                elif not remedy:
-                    prefix = key.partition("/")[0] + "/"
-                    what = "evaluate(...)" if key.startswith("val") else "the hook that writes it"
-                    remedy = f" Place {what} before {hook.name!r} in the chain"
-                    if any(name.startswith(prefix) for name in shown):  # it is there, and measures
-                        remedy = f" What measures {prefix}... gives no other: name one of these"
-                raise ValueError(
-                    f"hook {hook.name!r} at {hook.at!r} reads {key!r}, which nothing writes before "
-                    f"it (there is: {', '.join(shown) or 'nothing'}).{remedy}"
-                )
+                raise ValueError(unwritten(hook, key, known, later))
         for name in hook.needs:
             if name not in kept_before:
                 there = "is not before it" if name in remembered else "is not in the chain"

@@ -27,9 +27,6 @@ REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
 }
 """How traces `[..., steps]` become an epoch's values `[...]` (in float64, on the host)."""
 
-CHANGING = ("update", "pop", "popitem", "setdefault", "clear", "copy")
-"""Methods of a dict that metrics have not."""
-
 WEIGHT = ".weight"
 """What ends the name of a metric that says how much each step counts in the mean of another one:
 `loss.weight`, of the shape of `loss`, beside it. It is not itself reported."""
@@ -115,11 +112,8 @@ class Metrics(Mapping[str, float]):
         )
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name in CHANGING:
-            raise AttributeError(
-                f"metrics are frozen and have no {name}: dict(metrics) is a copy; for hooks after "
-                "this one to see more, return state.replace(scores={**state.scores, name: number})"
-            )
+        if name in ("update", "pop", "setdefault"):
+            raise AttributeError(f"metrics are frozen, {name} too; see state.replace(scores=...)")
         remedy = nearest(name, () if name == "_values" else self._values)
         raise AttributeError(f"metrics are read by name, metrics[{name!r}].{remedy}")
 
