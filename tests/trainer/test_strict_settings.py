@@ -97,6 +97,17 @@ def test_reinforcement_learning(strict):
         output, _ = phase.shapes(phase.prepared(state), output)
 
 
+def test_augmentations(strict):
+    batch = {"inputs": IMAGES, "labels": jnp.zeros(4, jnp.int32)}
+    for change in (
+        augmentation.shift(1),
+        augmentation.cut_out(2),
+        augmentation.mixup(0.2, classes=2),
+    ):
+        made = jax.eval_shape(change, jax.random.key(0), batch)
+        assert (made["inputs"].shape, made["inputs"].dtype) == (IMAGES.shape, jnp.float32)
+
+
 @pytest.mark.parametrize("make", [environments.cartpole, environments.gridworld])
 def test_pictures_of_environments(strict, make):
     env = make()

@@ -132,7 +132,7 @@ def cut_out(size: int) -> Augmentation:
     def augmentation(key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = _images("cut_out", batch)
         count, height, width, _ = images.shape
-        middles = jax.random.randint(key, (count, 2), 0, jnp.array([height, width]))
+        middles = jax.random.randint(key, (count, 2), 0, jnp.array([[height, width]]))
         rows = _within(middles[:, :1], size, height)[:, :, None, None]
         columns = _within(middles[:, 1:], size, width)[:, None, :, None]
         return {**batch, "inputs": jnp.where(rows & columns, jnp.zeros_like(images), images)}
@@ -142,7 +142,7 @@ def cut_out(size: int) -> Augmentation:
 
 def _within(middles: jax.Array, size: int, length: int) -> jax.Array:
     """Say of `length` places whether they lie in a stretch of `size` about each middle."""
-    offsets = jnp.arange(length) - (middles - size // 2)
+    offsets = jnp.arange(length)[None] - (middles - size // 2)
     return (offsets >= 0) & (offsets < size)
 
 
