@@ -169,7 +169,7 @@ def accumulated(
         return (model_state, optax.tree.add(sums, (grads, totals))), None
 
     before = model_state
-    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (parts, keys))
     grads, (given, _) = jax.eval_shape(derive, params, model_state, *first)
     nothing = {name: (jnp.zeros(()), jnp.zeros(())) for name in given}
     zeros = optax.tree.zeros_like(grads, jnp.float32), nothing

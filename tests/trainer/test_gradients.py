@@ -63,7 +63,8 @@ def test_the_model_state_passes_through_the_micro_batches(digits):
         return {"w": jnp.zeros((64, 10))}, {"seen": jnp.int32(0), "key": jnp.uint32(0)}
 
     network = SimpleNamespace(init=init, apply=apply)
-    state, _ = _after(network, losses.classification, digits[0].example, steps=1, accumulate=4)
+    with jax.debug_key_reuse(True):  # each micro-batch has a key of its own, used once
+        state, _ = _after(network, losses.classification, digits[0].example, steps=1, accumulate=4)
     assert int(state.model_state["seen"]) == 4
     other, _ = _after(network, losses.classification, digits[0].example, steps=1)
     assert int(state.model_state["key"]) != int(other.model_state["key"])
