@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.losses.contract import Loss, measured, name_of
+from trainer.rows import may_mix_rows
 from trainer.state import PyTree, TrainState, device_part, path_name
 
 log = logging.getLogger("entracte")
@@ -38,8 +39,8 @@ Trial = Callable[[TrainState, Any], None]
 def trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
     """Make the trial of a task's measure, which is done once for each form of a batch.
 
-    The network is compiled for it only where it keeps statistics of batches: others do not look at
-    what stands beside an example, and compiling them once more would take a tenth of a run's start.
+    The network is compiled for it only where its operations may mix examples: compiling every one
+    once more would take a tenth of a run's start.
 
     Args:
         loss: of the task.
@@ -55,7 +56,7 @@ def trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
         shapes = jax.eval_shape(outputs, device_part(state), batch["inputs"])
         why = "evaluation fills up the last batch with copies, which must not count"
         require_loss_alone(loss, state, shapes, batch, why)
-        if statistics_in(state.model_state) and jax.process_count() == 1:
+        if jax.process_count() == 1 and may_mix_rows(outputs, device_part(state), batch["inputs"]):
             require_measure_alone(measure, state, batch)
         passed.add(form)
 

@@ -179,6 +179,19 @@ def test_a_network_that_normalises_by_the_batch_in_evaluation_is_found_out():
             assert np.isfinite(trainer.evaluate(state, phase)["val/loss"])
 
 
+def test_a_network_without_statistics_that_looks_across_the_batch_is_found_out():
+    source = examples(10, 4)
+
+    def apply(params, model_state, x, *, key, train):
+        y = x @ params["w"]
+        return y - y.mean(0), model_state
+
+    task = task_of(squared, SimpleNamespace(init=LINEAR.init, apply=apply))
+    state = task.init(jax.random.key(0), source.example)
+    with pytest.raises(ValueError, match="an example is measured otherwise .loss."):
+        trainer.evaluate(state, trainer.evaluation(task.measure, source))
+
+
 def test_a_measure_by_hand_is_tried_and_may_say_so():
     def measure(state, batch):
         return {"share": batch["inputs"][:, 0] / batch["inputs"][:, 0].sum()}
