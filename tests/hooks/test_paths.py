@@ -127,6 +127,6 @@ def test_a_later_chdir_changes_nothing_and_a_tilde_is_the_home(
     assert not list(elsewhere.iterdir())
     assert {path.name for path in (home / "runs" / "digits").iterdir()} == {
         *("alive.json", "checkpoints", "curves.png", "lock", "metrics.jsonl", "page.html"),
-        *("profiled", "queue.jsonl", "tb", "times.json", "wandb"),
+        *("profiled", "queue.jsonl", "run_id", "tb", "times.json", "wandb"),
     }
     assert [path.name for path in home.glob("[!.]*")] == ["runs"]

@@ -23,7 +23,8 @@ def test_a_benchmarks_table_and_notes_are_shown_as_they_are(monkeypatch, tmp_pat
     assert capsys.readouterr().out.count(PLAIN) == 5
 
 
-def test_what_commands_print_is_shown_as_it_is(capsys):
+def test_what_commands_print_is_shown_as_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # so that nothing wraps
     console = screen()
     console.print(PLAIN)
     console.print(text(PLAIN), pairs([(PLAIN, PLAIN)]))

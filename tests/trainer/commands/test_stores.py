@@ -137,13 +137,15 @@ def test_a_run_that_was_moved_is_delivered_by_its_path(left, run, tmp_path):
     assert losses(tmp_path) == [0.5, 0.25]
 
 
-def test_a_run_that_the_store_never_heard_of_is_delivered_by_its_path(left, run, tmp_path):
-    (tmp_path / "store.sqlite").unlink()
-    with Store(tmp_path):
+def test_a_run_that_the_store_never_heard_of_is_delivered_by_its_path(
+    left, run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ENTRACTE_STORE", str(tmp_path / "another"))
+    with Store(tmp_path / "another"):
         assert run("deliver") == (0, "nothing waits to be delivered\n", "")
     status, out, err = run("deliver", str(tmp_path / "one"))
     assert (status, err, out.endswith("delivered\n")) == (0, "", True)
-    assert losses(tmp_path) == [0.25]
+    assert losses(tmp_path / "another") == [0.25]
 
 
 def test_what_another_user_left_names_what_delivers_it(left, run, monkeypatch):
