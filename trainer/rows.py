@@ -39,12 +39,26 @@ def may_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> 
     >>> may_mix_rows(lambda w, x: x - x.mean(0), None, x)
     True
     """
-    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROWS, *x.shape[1:]), x.dtype), batch)
     try:
-        traced = jax.make_jaxpr(function)(state, many)
+        traced = jax.make_jaxpr(function)(state, of_rows(batch, ROWS))
     except Exception:  # it may know only some sizes of a batch: the trial with a real one tells
         return True
     return _mixes(traced.jaxpr)
+
+
+def of_rows(batch: PyTree, rows: int) -> PyTree:
+    """Return the shapes of a batch of so many rows, in the dtypes that JAX gives host arrays.
+
+    >>> import numpy as np
+    >>> of_rows({"inputs": np.zeros((4, 3))}, 1)
+    {'inputs': ShapeDtypeStruct(shape=(1, 3), dtype=float32)}
+    """
+
+    def shape(array: Any) -> jax.ShapeDtypeStruct:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype, allow_extended_dtype=True)
+        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), dtype)
+
+    return jax.tree.map(shape, batch)
 
 
 def _mixes(jaxpr: Any) -> bool:

@@ -18,6 +18,7 @@ from trainer.losses.contract import Loss, attribute, entry, measured, name_of
 from trainer.losses.unread import COUNTING, refuse_unread
 from trainer.networks import check_example, check_network, pair
 from trainer.repeating import Measure
+from trainer.rows import of_rows
 from trainer.state import PyTree, TrainState, check_key
 from trainer.updates import check_optimizer, initialized
 
@@ -302,7 +303,7 @@ def _checking(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, 
     def check(state: TrainState, batch: Batch) -> None:
         if examine is None and not set(COUNTING).intersection(batch):
             return
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), dict(batch))
+        one = of_rows(dict(batch), 1)
         signature = str(one)
         if signature not in known:  # tracing the network for every superbatch would cost
             known[signature] = jax.eval_shape(outputs, state, one["inputs"])
