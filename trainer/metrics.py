@@ -187,7 +187,13 @@ def _carrier(dtype: Any) -> Any:
 
 def _to_words(leaf: jax.Array) -> jax.Array:
     leaf = jnp.asarray(leaf)
-    return lax.bitcast_convert_type(leaf.astype(_carrier(leaf.dtype)), jnp.uint32)
+    leaf = leaf.astype(_carrier(leaf.dtype))
+    if leaf.dtype.itemsize == 4:
+        return lax.bitcast_convert_type(leaf, jnp.uint32)
+    # In two by hand: XLA on CPU (jax 0.10.2) crashes where it joins a sum of float64 to its bitcast
+    # to uint32.
+    whole = lax.bitcast_convert_type(leaf, jnp.uint64)
+    return jnp.stack([whole, whole >> 32], axis=-1).astype(jnp.uint32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,3 +130,16 @@ def test_one_transfer_reads_all(state):
     assert values == {f"train/metric_{n}": float(n) for n in range(10)}
     assert step == 0
     assert all(isinstance(leaf, jax.Array) for _, leaf in measured.packed)
+
+
+def test_a_sum_of_64_bits_is_packed_and_comes_back_bit_for_bit():
+    """XLA on CPU crashes where it joins such a sum to its bitcast (jax 0.10.2)."""
+    with jax.enable_x64(True):
+        numbers = {"sum": jnp.full(12345, 1 / 3).sum(), "count": jnp.int64(-(2**40) - 1)}
+        packed = jax.jit(lambda w, n: pack({"sum": jnp.abs(w).sum(), "count": n}))(
+            jnp.full(12345, 1 / 3), numbers["count"]
+        )
+        found = Layout.of(numbers).unpack(np.asarray(packed))
+    assert found["sum"].dtype == np.float64
+    assert float(found["sum"]) == pytest.approx(4115, rel=1e-12)
+    assert int(found["count"]) == -(2**40) - 1
