@@ -12,7 +12,7 @@ from jax import lax
 
 from trainer.ahead import compiled_ahead, looked_into
 from trainer.data.feed import Feed
-from trainer.metrics import Layout, pack
+from trainer.packed import Layout, pack
 from trainer.state import PyTree, TrainState, data_key
 from trainer.timing import Advance
 

@@ -17,8 +17,9 @@ from trainer.data import positions
 from trainer.data.feed import Check, Feed, Source
 from trainer.executors import Choice, Repetition, Scanned, choose, compiled_steps
 from trainer.member_metrics import finalized_members, reduced_members
-from trainer.metrics import Layout, reduced, reported
+from trainer.metrics import reduced, reported
 from trainer.notes import noting
+from trainer.packed import Layout
 from trainer.products import products
 from trainer.programs import Packed, Program, Running, on_host, whole
 from trainer.shadow import read_only

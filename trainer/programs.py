@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from trainer.executors import Choice
-from trainer.metrics import Layout
+from trainer.packed import Layout
 from trainer.state import PyTree, TrainState
 from trainer.timing import Advance
 

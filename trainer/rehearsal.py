@@ -16,7 +16,8 @@ from trainer.ahead import compiled_ahead
 from trainer.events import Events
 from trainer.executors import Choice
 from trainer.hook import Gate, Hook
-from trainer.metrics import Layout, Metrics, pack
+from trainer.metrics import Metrics
+from trainer.packed import Layout, pack
 from trainer.phases import Measured, Phase
 from trainer.processes import of_lead
 from trainer.programs import Program

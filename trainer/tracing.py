@@ -10,7 +10,8 @@ import jax
 from trainer.arguments import in_words
 from trainer.executors import Scanned
 from trainer.member_metrics import LIVE
-from trainer.metrics import as_arrays, check_measured, pack
+from trainer.metrics import as_arrays, check_measured
+from trainer.packed import pack
 from trainer.shadow import Shadow
 from trainer.state import PyTree, TrainState
 from trainer.structure import settled

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trainer import Metrics, Phase
-from trainer.metrics import Layout, pack, reduced
+from trainer.metrics import reduced
+from trainer.packed import Layout, pack
 
 KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float16]
 

@@ -1,0 +1,118 @@
+"""Numbers of any kind as one uint32 array, so that one transfer reads them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from trainer.state import PyTree
+
+
+def pack(tree: PyTree) -> jax.Array:
+    """Pack numbers of any kind into one uint32 array, so that one transfer reads them all.
+
+    Ten scalars read one by one, or as a dict, cost up to five times one packed array.
+    """
+    words = [_to_words(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+    runs = itertools.groupby(words, key=lambda leaf: leaf.size == 1)
+    parts = [part for single, run in runs for part in (_rows(list(run)) if single else run)]
+    return jnp.concatenate(parts) if parts else jnp.zeros((0,), jnp.uint32)
+
+
+def _rows(words: list[jax.Array]) -> Iterator[jax.Array]:
+    """Join words `[1]` to rows of up to 64, by selecting: XLA makes one kernel of it.
+
+    A concatenation of scalars takes a kernel each, and the compilation of 2,000 a minute.
+    """
+    for first in range(0, len(words), 64):
+        some = words[first : first + 64]
+        places = jnp.arange(len(some), dtype=jnp.int32)
+        row = jnp.broadcast_to(some[0], places.shape)
+        for place, word in enumerate(some[1:], 1):
+            row = jnp.where(places == place, word, row)
+        yield row
+
+
+def _carrier(dtype: Any) -> Any:
+    """The 32 or 64 bit type that holds every value of this one."""
+    if jnp.dtype(dtype).itemsize >= 4:
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32)
+
+
+def _to_words(leaf: jax.Array) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    leaf = leaf.astype(_carrier(leaf.dtype))
+    if leaf.dtype.itemsize == 4:
+        return lax.bitcast_convert_type(leaf, jnp.uint32)
+    # In two by hand: XLA on CPU (jax 0.10.2) crashes where it joins a sum of float64 to its bitcast
+    # to uint32.
+    whole = lax.bitcast_convert_type(leaf, jnp.uint64)
+    return jnp.stack([whole, whole >> 32], axis=-1).astype(jnp.uint32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How to find the numbers again that `pack` packed.
+
+    >>> shapes = jax.eval_shape(lambda: {"loss": jnp.zeros(3), "hits": jnp.zeros((), jnp.int32)})
+    >>> layout = Layout.of(shapes)
+    >>> layout.unpack(np.asarray(pack({"loss": jnp.arange(3.0), "hits": jnp.int32(2**24 + 1)})))
+    {'hits': array(16777217, dtype=int32), 'loss': array([0., 1., 2.], dtype=float32)}
+    """
+
+    structure: Any
+    dtypes: tuple[Any, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, shapes: PyTree) -> Layout:
+        """Describe a tree of arrays or of their shapes and dtypes."""
+        leaves, structure = jax.tree.flatten(shapes)
+        return cls(
+            structure,
+            tuple(_carrier(leaf.dtype) for leaf in leaves),
+            tuple(leaf.shape for leaf in leaves),
+        )
+
+    @property
+    def words(self) -> int:
+        """How many uint32 words it packs to."""
+        return self._places[-1][0].stop if self._places else 0
+
+    @functools.cached_property
+    def _places(self) -> list[tuple[slice, Any, tuple[int, ...]]]:
+        """Where each leaf's words are, and what they are; found once, read in every epoch."""
+        places, start = [], 0
+        for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
+            end = start + math.prod(shape) * dtype.itemsize // 4
+            places.append((slice(start, end), dtype, shape))
+            start = end
+        return places
+
+    def unpack(self, words: np.ndarray, *, rows: bool = False) -> PyTree:
+        """Give the numbers back as numpy views.
+
+        Args:
+            words: uint32 `[words]`, or `[steps, words]` with `rows`, which is one packing a step.
+            rows: give every leaf a leading axis of steps.
+        """
+        if rows:
+            leaves = [
+                np.ascontiguousarray(words[:, place]).view(dtype).reshape(len(words), *shape)
+                for place, dtype, shape in self._places
+            ]
+        else:
+            leaves = [
+                words[place].view(dtype).reshape(shape) for place, dtype, shape in self._places
+            ]
+        return jax.tree.unflatten(self.structure, leaves)
