@@ -55,9 +55,10 @@ def needing(size: int | None, file: Path) -> Iterator[None]:
         if error.errno not in FULL or (size is None and " are free" in str(error)):
             raise
         room = os.statvfs(file.parent)
-        said = f"{room.f_bavail * room.f_frsize:,} bytes are free"
+        free = f"{room.f_bavail * room.f_frsize:,}"
+        said = f"{free} bytes are free"
         if size is not None:
-            said = f"{size:,} bytes are needed and {said.replace(' bytes', '')}"
+            said = f"{size:,} bytes are needed and {free} are free"
         if error.errno != errno.ENOSPC:
             said += ", but this user may not have them"
         where = error.filename or str(file)  # what knows more of it is named

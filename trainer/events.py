@@ -85,7 +85,6 @@ class Events:
         known, observed = list[str](), list[str]()
         times = [*TIMES, *(f"time/hook/{name}" for name in self.seconds)]
         remembered = {memory.name for hook in self.hooks for memory in hook.memories}
-        later = self._written(state, measured)
         for event in self.names:
             known += measured.get(event, ()) if event != "epoch" else times
             scores, looked = list[str](), list[str]()
@@ -93,7 +92,11 @@ class Events:
             for hook in self.order[event]:
                 observing = hook.stage == "observe"
                 seen = [*known, *scores, *(observed + looked if observing else ())]
-                self._check_hook(hook, seen, later, remembered, kept_before)
+                if missing := next(
+                    (k for k in (*hook.reads, *hook.expects) if k not in seen), None
+                ):
+                    raise ValueError(unwritten(hook, missing, seen, self._written(state, measured)))
+                self._check_needs(hook, remembered, kept_before)
                 (looked if observing else scores).extend(written_by(hook, state))
                 kept_before |= {memory.name for memory in hook.memories}
             if event == "epoch":
@@ -112,17 +115,7 @@ class Events:
                     found.setdefault(name, (event, f"{hook.stage} hook {hook.name!r}"))
         return found
 
-    def _check_hook(
-        self,
-        hook: Hook,
-        known: Sequence[str],
-        later: Mapping[str, tuple[str, str]],
-        remembered: set[str],
-        kept_before: set[str],
-    ) -> None:
-        for key in (*hook.reads, *hook.expects):
-            if key not in known:
-                raise ValueError(unwritten(hook, key, known, later))
+    def _check_needs(self, hook: Hook, remembered: set[str], kept_before: set[str]) -> None:
         for name in hook.needs:
             if name not in kept_before:
                 there = "is not before it" if name in remembered else "is not in the chain"

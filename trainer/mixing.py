@@ -37,7 +37,7 @@ Trial = Callable[[TrainState, Any], None]
 
 
 def trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
-    """Make the trial of a task's measure, which is done once for each form of a batch.
+    """Make the trial of a task's measure, which its phases do once for each form of a batch.
 
     The network is compiled for it only where its operations may mix examples: compiling every one
     once more would take a tenth of a run's start.
@@ -47,18 +47,13 @@ def trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
         outputs: `(state, inputs)` -> the network's outputs in evaluation.
         measure: of the task.
     """
-    passed: set[str] = set()
 
     def alone(state: TrainState, batch: Any) -> None:
-        form = str(jax.tree.map(jnp.shape, batch))
-        if form in passed:
-            return
         shapes = jax.eval_shape(outputs, device_part(state), batch["inputs"])
         why = "evaluation fills up the last batch with copies, which must not count"
         require_loss_alone(loss, state, shapes, batch, why)
         if jax.process_count() == 1 and may_mix_rows(outputs, device_part(state), batch["inputs"]):
             require_measure_alone(measure, state, batch)
-        passed.add(form)
 
     return alone
 

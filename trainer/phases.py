@@ -128,10 +128,7 @@ class Phase:
     @property
     def _scanned(self) -> Scanned | None:
         """What it repeats, where what it measures is packed step by step."""
-        if self.repetition is None or self.members is not None:
-            return None
-        step, feed, _ = self.repetition
-        return Scanned(step, feed.rows, feed.batch, self.changes)
+        return self.run if isinstance(self.run, Scanned) else None
 
     @functools.cached_property
     def _shared(self) -> Compiled:
@@ -279,17 +276,15 @@ class Phase:
             return self._traces[signature]
         shared, key = self._shared.traces, (signature, settings_now())
         if key not in shared:
-            computation = self._scanned or self.run
-            alone = self.members is None
             with noting(f"in checking phase {self.name!r}"):
                 shared[key] = trace(
-                    computation,
+                    self.run,
                     self.name,
                     self.reduce,
                     state,
                     data,
                     changes=self.changes,
-                    alone=alone,
+                    alone=self.members is None,
                     donate=donate,
                 )
         self._traces[signature] = shared[key]
@@ -298,7 +293,7 @@ class Phase:
     @property
     def stepwise(self) -> bool:
         """Whether what it measures is packed step by step."""
-        return self.repetition is not None and self.members is None
+        return self._scanned is not None
 
     def _compile(self, state: TrainState, data: Any, donate: bool) -> Program:
         traced, measured = self._traced(state, data, donate)

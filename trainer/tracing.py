@@ -54,9 +54,7 @@ def trace(
             after, packed, (one, taken) = run.packed(state, data)
             output, numbers = None, (_stacked(one, len(packed)), taken)
         else:
-            after, output, metrics = run_settled(run, name, state, data)
-            live = () if alone else (state.carry[LIVE],)
-            numbers = (metrics, after.step - state.step, *live)
+            after, output, numbers = _run_measured(run, name, state, data, alone=alone)
             packed = pack(numbers)
         if alone:
             check_measured(numbers[0], reduce, name)
@@ -74,12 +72,19 @@ def looked_into_at_each_call(
     """Jit what `trace` traces, for JAX to look into its calls and at the numbers before packing."""
 
     def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array, PyTree]:
-        after, output, metrics = run_settled(run, name, state, data)
-        live = () if alone else (state.carry[LIVE],)
-        numbers = (metrics, after.step - state.step, *live)
+        after, output, numbers = _run_measured(run, name, state, data, alone=alone)
         return after if changes else None, output, pack(numbers), numbers
 
     return jax.jit(whole)
+
+
+def _run_measured(
+    run: Run, name: str, state: TrainState, data: Any, *, alone: bool
+) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
+    """Run, and give beside its metrics the steps taken and, of a population, who lives."""
+    after, output, metrics = run_settled(run, name, state, data)
+    live = () if alone else (state.carry[LIVE],)
+    return after, output, (metrics, after.step - state.step, *live)
 
 
 def run_settled(

@@ -85,8 +85,7 @@ class Checkpoints:
             raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         commits.check_no_link(self.directory)
         self._best = best
-        self._mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
-        self.mode = self._mode
+        self.mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
         self._writes = not read_only and is_lead()
@@ -191,7 +190,7 @@ class Checkpoints:
     def _retain(self, newest: int) -> None:
         """Remove the commits that are no longer kept; never the one just written."""
         scores = {number: self._score(number) for number in self._sound()}
-        kept = commits.retained(scores, mode=self._mode, **self._keep)
+        kept = commits.retained(scores, mode=self.mode, **self._keep)
         for number in scores.keys() - kept - {newest}:
             if number in self._written or identity.removable(self.directory, number):
                 commits.remove(self.directory, number)
@@ -304,7 +303,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """Give the number of the commit with the best score; of equal ones, the first."""
         scores = {number: self._score(number) for number in self.steps()}
-        return next(iter(commits.ranked(scores, self._mode)), None)
+        return next(iter(commits.ranked(scores, self.mode)), None)
 
     def manifest(self, epoch: int) -> dict[str, Any]:
         """Give what a commit says of itself: types, checksums, scores, configuration, versions.
