@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from hooks.base import recall, stateful
 from hooks.combining import Chain, chain
 from hooks.kept_params import belonging, check_kept, kept_under, needs_of, warn_of_reading
 from trainer import Hook, TrainState
-from trainer.modes import resolve_mode
+from trainer.modes import improvement, resolve_mode, worst
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -60,7 +59,7 @@ def keep_best(
     >>> hook(state, {}, "end").params["w"].tolist()
     [2.0, 2.0]
     """
-    sign = 1.0 if resolve_mode("keep_best", metric, mode) == "min" else -1.0
+    mode = resolve_mode("keep_best", metric, mode)
     name = f"keep_best/{metric}"
 
     if isinstance(carry, str):
@@ -73,7 +72,7 @@ def keep_best(
 
     def init(state: TrainState) -> dict[str, Any]:
         check_kept(state, params)
-        return {"value": sign * math.inf, "epoch": -1, **kept(state, None)}
+        return {"value": worst(mode), "epoch": -1, **kept(state, None)}
 
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
@@ -83,7 +82,7 @@ def keep_best(
             warn_of_reading(state, params)
         warned = True
         value = float(metrics[metric])
-        if not sign * (memory["value"] - value) > 0:
+        if not improvement(memory["value"], value, mode) > 0:
             return memory, state
         return {"value": value, "epoch": int(state.epoch), **_copied(kept(state, params))}, state
 

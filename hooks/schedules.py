@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from hooks.hyperparams import (
 )
 from trainer import Hook, TrainState
 from trainer.arguments import in_words
-from trainer.modes import resolve_mode
+from trainer.modes import improvement, resolve_mode, worst
 
 log = logging.getLogger("entracte")
 
@@ -95,11 +94,11 @@ def reduce_on_plateau(
             f"{min_delta}, {cooldown} and {min_rate}"
         )
     name = f"reduce_on_plateau/{metric}"
-    sign = 1.0 if resolve_mode("reduce_on_plateau", metric, mode) == "min" else -1.0
+    mode = resolve_mode("reduce_on_plateau", metric, mode)
 
     def init(state: TrainState) -> Plateau:
         check_hyperparam(f"hook {name!r}", state.opt_state, "learning_rate")
-        return Plateau(best=sign * math.inf, since=0, resting=0)
+        return Plateau(best=worst(mode), since=0, resting=0)
 
     def lower(rate: Any) -> Any:
         return np.minimum(rate, np.maximum(rate * factor, min_rate))
@@ -108,7 +107,7 @@ def reduce_on_plateau(
         memory: Plateau, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[Plateau, TrainState]:
         value, resting = float(metrics[metric]), max(memory.resting - 1, 0)
-        if sign * (memory.best - value) > min_delta:
+        if improvement(memory.best, value, mode) > min_delta:
             return Plateau(value, 0, resting), state
         since = 0 if memory.resting else memory.since + 1
         if since < patience:

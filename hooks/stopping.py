@@ -16,7 +16,7 @@ from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
 from trainer.arguments import number, whole
-from trainer.modes import resolve_mode
+from trainer.modes import improvement, resolve_mode, worst
 from trainer.processes import of_lead
 from trainer.state import steps_taken
 
@@ -63,16 +63,16 @@ def stop_early(
     whole("patience", patience, 1)
     if min_delta < 0:
         raise ValueError(f"min_delta must not be negative; got {min_delta}")
-    sign = 1.0 if resolve_mode("stop_early", metric, mode) == "min" else -1.0
+    mode = resolve_mode("stop_early", metric, mode)
 
     def init(state: TrainState) -> EarlyStopping:
-        return EarlyStopping(best=sign * math.inf, since=0)
+        return EarlyStopping(best=worst(mode), since=0)
 
     def update(
         memory: EarlyStopping, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[EarlyStopping, TrainState]:
         value = float(metrics[metric])
-        if sign * (memory.best - value) > min_delta:
+        if improvement(memory.best, value, mode) > min_delta:
             return EarlyStopping(best=value, since=0), state
         memory = memory._replace(since=memory.since + 1)
         if memory.since < patience:

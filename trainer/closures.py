@@ -175,8 +175,6 @@ class Walk:
                 content = cell.cell_contents
             except ValueError:  # empty: assigned later
                 continue
-            if free == "sign" and root == "hooks":  # what they make of their mode
-                free, content = "mode", {1.0: "min", -1.0: "max"}.get(content)
             where = f"{maker}.{free}" if maker else free
             yield from self.value(where, content, (*cells, id(cell)), deep)
         if root not in _LIBRARIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -102,6 +103,24 @@ def resolve_mode(who: str, metric: str, mode: str | None) -> Mode:
             "smaller or a larger is better; give mode='min' or mode='max'"
         )
     return found  # type: ignore[return-value]
+
+
+def improvement(before: float, after: float, mode: str | None) -> float:
+    """Return by how much a second value is better than a first, by the mode that was resolved.
+
+    >>> improvement(0.5, 0.75, "min"), improvement(0.5, 0.75, "max")
+    (-0.25, 0.25)
+    """
+    return before - after if mode == "min" else after - before
+
+
+def worst(mode: str | None) -> float:
+    """Return what every value is better than, by the mode that was resolved.
+
+    >>> worst("min"), worst("max")
+    (inf, -inf)
+    """
+    return math.inf if mode == "min" else -math.inf
 
 
 def check_mode(mode: str | None) -> None:
