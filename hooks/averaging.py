@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hooks.base import stateful
-from hooks.kept_params import warn_of_statistics
+from hooks.kept_params import once, warn_of_statistics
 from trainer import Hook, TrainState
 from trainer.arguments import number, whole
 from trainer.averages import AVERAGE
@@ -114,15 +114,7 @@ def _warning_once(name: str) -> Callable[[TrainState], None]:
             f"the name {AVERAGE!r} is that of the average over steps, which supervised(..., "
             "average=0.999) keeps; give the hook another"
         )
-    warned = False
-
-    def warn(state: TrainState) -> None:
-        nonlocal warned
-        if not warned:
-            warn_of_statistics(state, name)
-        warned = True
-
-    return warn
+    return once(warn_of_statistics, name)
 
 
 @jax.jit

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from hooks.collecting import collect_scores
 from hooks.combining import Chain, chain
-from hooks.kept_params import check_kept, kept_under, needs_of, warn_of_reading
+from hooks.kept_params import check_kept, kept_under, needs_of, once, warn_of_reading
 from hooks.metrics import counts
 from hooks.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
@@ -73,7 +73,7 @@ def evaluate(
         )
     name = f"evaluate/{phase.name}"
 
-    warned = False
+    warn = once(warn_of_reading, params)
 
     def names(state: TrainState) -> tuple[str, ...]:
         check_kept(state, params)
@@ -85,10 +85,7 @@ def evaluate(
         return state if params is None else state.replace(**kept_under(state, params))
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        nonlocal warned
-        if not warned:
-            warn_of_reading(state, params)
-        warned = True
+        warn(state)
         _, _, measured = phase.execute(chosen(state), None, donate=False)
         return _scored(state, measured)
 

@@ -23,8 +23,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from hooks.appending import Appending
-from trainer.durability import needing, sync_folder
-from trainer.opening import created, opened
+from trainer.durability import needing, replacing, sync_folder
+from trainer.opening import opened
 
 log = logging.getLogger("entracte")
 
@@ -150,7 +150,6 @@ def cut(directory: Path, step: int, epoch: int) -> bool:
             "%s: dropping %d records beyond step %d of epoch %d, where this run goes on",
             *(directory, dropped, step, epoch),
         )
-    sync_folder(directory)
     return bool(files)
 
 
@@ -196,19 +195,16 @@ def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> Cut:
 
 def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]) -> None:
     """Write parts of a file to another, which appears at once."""
-    beside = path.with_name(f"cutting.{os.getpid()}.tmp")  # a name that readers pass over
-    try:
-        with needing(sum(end - begin for begin, end in kept), path):
-            with open(created(beside), "wb") as file:
-                for begin, end in kept:
-                    for place in range(begin, end, CHUNK):
-                        file.write(content[place : min(place + CHUNK, end)])
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    size = sum(end - begin for begin, end in kept)
+    # Under a name that readers pass over.
+    with (
+        needing(size, path),
+        replacing(path, beside="cutting") as target,
+        target.open("wb") as file,
+    ):
+        for begin, end in kept:
+            for place in range(begin, end, CHUNK):
+                file.write(content[place : min(place + CHUNK, end)])
 
 
 def _checksum(data: bytes) -> bytes:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hooks.base import recall, stateful
 from hooks.combining import Chain, chain
-from hooks.kept_params import belonging, check_kept, kept_under, needs_of, warn_of_reading
+from hooks.kept_params import belonging, check_kept, kept_under, needs_of, once, warn_of_reading
 from trainer import Hook, TrainState
 from trainer.modes import improvement, resolve_mode, worst
 from trainer.state import PyTree
@@ -64,7 +64,7 @@ def keep_best(
 
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
-    warned = False
+    warn = once(warn_of_reading, params)
 
     def kept(state: TrainState, params: str | None) -> dict[str, PyTree]:
         found = kept_under(state, params)
@@ -77,10 +77,7 @@ def keep_best(
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
-        nonlocal warned
-        if not warned:
-            warn_of_reading(state, params)
-        warned = True
+        warn(state)
         value = float(metrics[metric])
         if not improvement(memory["value"], value, mode) > 0:
             return memory, state

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from trainer import TrainState
 from trainer.averages import AVERAGE, average_of
+from trainer.mixing import statistics_in
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -56,12 +57,7 @@ def recalibration_of(name: str) -> str:
 
 def warn_of_statistics(state: TrainState, name: str) -> None:
     """Say that averaged parameters have the batch statistics of the trained ones, if it is so."""
-    floats = [
-        leaf
-        for leaf in jax.tree.leaves(state.model_state)
-        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
-    ]
-    if floats and recalibration_of(name) not in state.memory:
+    if statistics_in(state.model_state) and recalibration_of(name) not in state.memory:
         log.warning(
             "the average %r has the statistics in model_state (of batch normalisation, say) of the "
             "trained parameters, which do not suit it: place hooks.recalibrate("
@@ -88,6 +84,19 @@ def warn_of_reading(state: TrainState, name: str | None) -> None:
         )
     elif name == AVERAGE:
         warn_of_statistics(state, name)
+
+
+def once(warn: Callable[[TrainState, Any], None], name: Any) -> Callable[[TrainState], None]:
+    """Make of a warning about parameters of a name one that is given the first time alone."""
+    given = False
+
+    def first(state: TrainState) -> None:
+        nonlocal given
+        if not given:
+            warn(state, name)
+        given = True
+
+    return first
 
 
 def belonging(carry: Any, names: tuple[str, ...]) -> dict[str, PyTree]:

@@ -106,7 +106,7 @@ def write_whole(file: Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, *, beside: str = "") -> Iterator[Path]:
     """Give a path beside a file to write to, which then takes the file's place, durably.
 
     A reader finds the old file or the new one, whole, whatever happens; where writing fails, the
@@ -115,6 +115,8 @@ def replacing(file: Path) -> Iterator[Path]:
 
     Args:
         file: to replace or to make; its folder must exist.
+        beside: how the name of the one beside it begins, where not as the file's: what is named
+            like the file may be read already.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -123,18 +125,18 @@ def replacing(file: Path) -> Iterator[Path]:
     ...     print(Path(folder, "a.txt").read_text(), len(os.listdir(folder)))
     whole 1
     """
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    other = file.with_name(f"{beside or file.name}.{os.getpid()}.tmp")
     try:
         with needing(None, file):  # Python's own error of a write names no file
-            os.close(created(beside))
-            mode = beside.stat().st_mode
-            yield beside
-            if beside.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone
-                beside.chmod(stat.S_IMODE(mode))
-            with beside.open("rb") as written:
+            os.close(created(other))
+            mode = other.stat().st_mode
+            yield other
+            if other.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone
+                other.chmod(stat.S_IMODE(mode))
+            with other.open("rb") as written:
                 os.fsync(written.fileno())
-            os.replace(beside, file)
+            os.replace(other, file)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
         raise
     sync_folder(file.parent)

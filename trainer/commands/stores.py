@@ -144,7 +144,7 @@ def suggestion(name: str, known: list[str]) -> str:
     >>> suggestion("digit", ["text", "digits"]), suggestion("x", [])
     (". Did you mean 'digits'? (there is: text, digits)", ' (there is none yet)')
     """
-    return among(name, [*map(shown, known)]) if known else " (there is none yet)"
+    return among(name, known) if known else " (there is none yet)"
 
 
 def undelivered(store: Store) -> list[RunRow]:

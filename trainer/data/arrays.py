@@ -130,27 +130,21 @@ class Arrays:
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position]]:
-            saved = position["place"].tolist()
-            place = places.in_batches(saved, int(position["batch_size"]), self.batch_size)
-            place = places.later(place, 0, whole)
-            after = np.array(places.later(place, steps, whole), np.int32)
-            yield piece(place, stream_seed(state)), {**start, "place": after}
+            place = places.later(places.resumed(position, self.batch_size), 0, whole)
+            after = places.later(place, steps, whole)
+            yield piece(place, stream_seed(state)), places.position_at(after, self.batch_size)
 
         def piece(place: places.Place, seed: int) -> Batch:
             cut = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
             return {"arrays": self.arrays, **jax.device_put(cut)}
 
-        start = {
-            "place": np.zeros(2, np.int32),
-            "batch_size": np.array(self.batch_size, np.int32),
-        }
         return Feed(
             pieces,
             piece((0, 0), 0),
             resident.Stretch(self.batch_size, steps),
             resident.take_of_stretch,
             self._verify,
-            start,
+            places.position_at((0, 0), self.batch_size),
             steps,
         )
 

@@ -13,7 +13,7 @@ from trainer.data.ahead import Ahead
 from trainer.data.batches import Batch, require_whole
 from trainer.data.feed import POSITION, Check, Feed
 from trainer.data.permutation import shuffled
-from trainer.data.places import Place, in_batches, later
+from trainer.data.places import Place, later, position_at, resumed
 from trainer.state import TrainState, stream_seed
 
 Position = dict[str, np.ndarray]
@@ -101,30 +101,26 @@ def training(rows: Rows) -> Feed:
 
     ahead = Ahead(gathered)
 
+    def position_of(place: Place) -> Position:
+        return {**position_at(place, rows.batch_size), "content": content}
+
     def pieces(
         state: TrainState, check: Check | None, position: Position
     ) -> Iterator[tuple[Any, Position | None]]:
         _check_content(position["content"], content)
         seed, left = stream_seed(state), steps
-        saved = position["place"].tolist()
-        place = in_batches(saved, int(position["batch_size"]), rows.batch_size)
-        place = later(place, 0, whole)
+        place = later(resumed(position, rows.batch_size), 0, whole)
         while left:
             here = min(most, left)
             left -= here
             after = later(place, here, whole)
             piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
-            new = None if left else {**start, "place": np.array(after, np.int32)}
+            new = None if left else position_of(after)
             yield superbatches.transferred(piece, state, check), new
             place = after
 
-    start = {
-        "place": np.zeros(2, np.int32),
-        "batch_size": np.array(rows.batch_size, np.int32),
-        "content": content,
-    }
     feed = superbatches.feed(pieces, rows.example, most)
-    return feed._replace(start=start, steps=steps)
+    return feed._replace(start=position_of((0, 0)), steps=steps)
 
 
 def evaluation(rows: Rows) -> Feed:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainer.data.batches import Batch
-from trainer.data.places import in_batches
+from trainer.data.places import position_at, resumed
 
 Factory = Callable[[int, int], Iterable[Batch]]
 """`(seed, epoch or pass) -> batches`: the same whenever it is called with the same arguments."""
@@ -59,8 +59,7 @@ class Passes:
         self._batches, self._whole, self._seed = batches, whole, seed
         self._batch_size = batch_size
         self._before = before = int(position["batch_size"])
-        place = position["place"].tolist()
-        self._number, self._read = in_batches(place, before, batch_size, NOTE)
+        self._number, self._read = resumed(position, batch_size, NOTE)
         self._room = len(position.get("iterator", ()))
         # What an iterator's state counts in is its own affair: of another size it is of no use.
         known = self._room and before == batch_size
@@ -93,10 +92,7 @@ class Passes:
 
     def position(self) -> Position:
         """Say where it stands, in arrays of fixed shapes."""
-        place = {
-            "place": np.array([self._number, self._read], np.int32),
-            "batch_size": np.array(self._batch_size, np.int32),
-        }
+        place = position_at((self._number, self._read), self._batch_size)
         if not self._room:
             return place
         return {**place, "iterator": encoded(self._iterator.get_state(), self._room)}
@@ -133,7 +129,7 @@ def beginning(iterator: Iterator[Batch], batch_size: int) -> Position:
     >>> beginning(iter([]), 8)
     {'place': array([0, 0], dtype=int32), 'batch_size': array(8, dtype=int32)}
     """
-    start = {"place": np.zeros(2, np.int32), "batch_size": np.array(batch_size, np.int32)}
+    start = position_at((0, 0), batch_size)
     if not hasattr(iterator, "get_state"):
         return start
     room = max(ROOM, GROWTH * len(_written(iterator.get_state())))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+
+import numpy as np
 
 log = logging.getLogger("entracte")
 
@@ -40,6 +43,21 @@ def in_batches(place: Place, before: int, now: int, note: str = "") -> Place:
         note,
     )
     return number, examples // now
+
+
+def resumed(position: Mapping[str, np.ndarray], batch_size: int, note: str = "") -> Place:
+    """Read the place of a position, in batches of this size; see `in_batches`."""
+    number, read = position["place"].tolist()
+    return in_batches((number, read), int(position["batch_size"]), batch_size, note)
+
+
+def position_at(place: Place, batch_size: int) -> dict[str, np.ndarray]:
+    """Keep a place and the size of its batches in arrays, as the state holds them.
+
+    >>> resumed(position_at((2, 6), batch_size=8), batch_size=16)
+    (2, 3)
+    """
+    return {"place": np.array(place, np.int32), "batch_size": np.array(batch_size, np.int32)}
 
 
 def later(place: Place, batches: int, whole: int) -> Place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from trainer.arguments import in_words, takes
 from trainer.data import superbatches
 from trainer.data.batches import Batch, described, each, examples_in, require_whole
 from trainer.data.feed import Check, Feed
@@ -251,18 +251,11 @@ def _gives(batches: Any) -> bool:
 
 def _require_factory(factory: Factory) -> None:
     """Check that it can be called with a seed and an epoch."""
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # of a builtin, which does not tell
-        return
-    try:
-        signature.bind(0, 0)
-    except TypeError as error:
-        name = getattr(factory, "__name__", type(factory).__name__)
+    if not takes(factory, 2):
         raise TypeError(
             "the factory of a Stream must take a seed and an epoch, by which it shuffles; got "
-            f"{name}{signature} ({error}): write lambda seed, epoch: ..."
-        ) from error
+            f"{in_words(factory)}: write lambda seed, epoch: ..."
+        )
 
 
 def _piece(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:

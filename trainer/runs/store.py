@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.escaping import shown
 from trainer.names import among
 from trainer.redacting import redacted
 from trainer.runs import schema
@@ -229,7 +228,7 @@ class Store:
         for row in self.runs():
             if row.name == name:
                 return row
-        known = among(name, [shown(row.name) for row in self.runs()])
+        known = among(name, [row.name for row in self.runs()])
         raise KeyError(f"no run {name!r} in {self.connection.where}{known}")
 
     def reached(self, row: RunRow) -> RunRow:
