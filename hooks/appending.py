@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 from trainer.durability import needing, replacing
-from trainer.opening import opened
+from trainer.opening import opened, still_there
 
 CHUNK = 2**20
 """Bytes that are copied at once."""
@@ -80,15 +80,14 @@ class Appending:
         Raises:
             OSError: it was replaced or cut short, or cannot be written again.
         """
-        own = os.fstat(self._file)
-        try:
-            there = os.lstat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            self._write_again(own.st_size)
+        size = os.fstat(self._file).st_size
+        there = still_there(self.path, self._file)
+        if there is None:
+            self._write_again(size)
             return
-        if (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+        if not there:
             self._refuse("was replaced by another file")
-        if lost := self._lost + max(self._end - own.st_size, 0):
+        if lost := self._lost + max(self._end - size, 0):
             self._refuse(f"was cut short, by {lost:,} bytes,")
 
     def flush(self) -> None:

@@ -198,6 +198,30 @@ def read_bytes(
     return content
 
 
+def still_there(path: str | os.PathLike[str], file: int) -> bool | None:
+    """Say whether an open file is the one that others find at its path.
+
+    Args:
+        path: of the file; a link is another file.
+        file: descriptor.
+
+    Returns:
+        None where nothing is there any more.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(delete=False) as file:
+    ...     told = [still_there(file.name, file.fileno())]
+    ...     os.unlink(file.name)
+    ...     [*told, still_there(file.name, file.fileno())]
+    [True, None]
+    """
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return os.path.samestat(found, os.fstat(file))
+
+
 def kind(mode: int) -> str:
     """Say what a file is, by its mode.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.opening import opened, own_folder
+from trainer.opening import opened, own_folder, still_there
 
 log = logging.getLogger("entracte")
 
@@ -205,14 +205,12 @@ class Journal:
         Raises:
             OSError: something else is there.
         """
-        own, what = os.fstat(file), ""
-        try:
-            found = os.lstat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
+        there, what = still_there(self.path, file), ""
+        if there is None:
             return False
-        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+        if not there:
             what = "was replaced by another file"
-        elif own.st_size < self._end and self._begin < self._end:
+        elif os.fstat(file).st_size < self._end and self._begin < self._end:
             what = "was cut short"
         if what:
             raise OSError(
