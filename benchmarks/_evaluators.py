@@ -19,7 +19,7 @@ import trainer
 from trainer import data, losses
 from trainer.evaluators import Suite, work
 from trainer.runs import Store
-from trainer.runs.commits import described
+from trainer.runs.checkpoint_rows import described
 from trainer.runs.requests import ask, requests, results
 
 RUN = "digits"

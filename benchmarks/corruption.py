@@ -29,7 +29,7 @@ import hooks
 import models
 import trainer
 from trainer import data, losses
-from trainer.checkpoints import DamagedCommit, snapshots
+from trainer.checkpoints import DamagedCommit, host_snapshot
 
 COMMITS = 3
 OUTCOMES = ("harmless", "walked back", "refused", "passed over", "silently wrong")
@@ -226,13 +226,13 @@ def digits_run():
 
 def costs(state, rounds, directory):
     """Give the seconds of a commit, of restoring with and without checksums, and of these alone."""
-    verify, checking = snapshots.verify, []
+    verify, checking = host_snapshot.verify, []
 
     def verified(leaves, buffer):
         checking.append(_measuring.timed(lambda: verify(leaves, buffer)))
 
     def restoring(check):
-        with mock.patch.object(snapshots, "verify", check):
+        with mock.patch.object(host_snapshot, "verify", check):
             return _measuring.timed(lambda: jax.block_until_ready(checkpoints.restore(state).state))
 
     def commit():

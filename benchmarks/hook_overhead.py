@@ -29,9 +29,9 @@ import rich.console
 import hooks
 import models
 import trainer
-from hooks.timing import Stopwatch
+from hooks.monitoring.timing import Stopwatch
 from trainer import data, losses
-from trainer.events import Events
+from trainer.loop.events import Events
 
 NAMES = tuple(f"metric_{number}" for number in range(10))
 EMPTY, FIVE = "chain()", "chain of five no-op hooks"

@@ -15,7 +15,7 @@ import hooks
 import models
 import trainer
 from trainer import rl
-from trainer.durability import replacing
+from trainer.host.atomic_files import replacing
 from trainer.rl import environments
 
 

@@ -5,44 +5,44 @@ from hooks.origin import require_beside
 
 require_beside("trainer")
 
-from hooks.averaging import average_params, swa
+from hooks.backtesting.rerun import replay
 from hooks.base import observe, reads, rekeys, stateful, writes
-from hooks.checkpoint import save_checkpoints
-from hooks.collecting import collect_scores
+from hooks.checkpointing import save_checkpoints
 from hooks.combining import chain, every, every_steps, on, once, when
-from hooks.configuration import configured, configured_writers, from_config, write_config
-from hooks.console import Console
-from hooks.curriculum import adapt_curriculum
-from hooks.database import Database
-from hooks.evaluation import evaluate
+from hooks.config.hooks_by_name import configured, configured_writers, from_config, write_config
+from hooks.control.adapting_curriculum import adapt_curriculum
+from hooks.control.averaging import average_params, swa
+from hooks.control.following import follow_checkpoints
+from hooks.control.keeping_best import keep_best
+from hooks.control.lesson_weights import learning_progress, thresholds
+from hooks.control.recalibrating import recalibrate
+from hooks.control.rolling_back import roll_back_on_nan, roll_back_on_spike
+from hooks.control.schedules import reduce_on_plateau, set_hyperparams
+from hooks.control.stopping import stop_at_return, stop_early, stop_on_nan, time_limit
+from hooks.control.unfreezing import unfreeze_at
+from hooks.evaluation.collecting import collect_scores
+from hooks.evaluation.evaluating import evaluate
+from hooks.evaluation.requesting import request_evaluation
 from hooks.failing import background, guard
-from hooks.following import follow_checkpoints
-from hooks.gradients import watch_gradients
-from hooks.keeping_best import keep_best
-from hooks.learning_rates import find_learning_rate
-from hooks.metrics import log_metrics
-from hooks.mlflow import MLflow
-from hooks.monitoring import beat, watch_system
-from hooks.plotting import plot_history
-from hooks.populations import each
-from hooks.profiling import profile
-from hooks.recalibrating import recalibrate
+from hooks.members.each_member import each
+from hooks.metric_logging import log_metrics
+from hooks.monitoring.profiling import profile
+from hooks.monitoring.system import beat, watch_system
+from hooks.monitoring.timing import record_times
+from hooks.monitoring.watching_gradients import watch_gradients
 from hooks.recording import image_grid, record
-from hooks.replay_files import load_replay
-from hooks.replaying import replay
-from hooks.replays import record_replays
-from hooks.report import write_report
-from hooks.requesting import request_evaluation
-from hooks.rolling_back import roll_back_on_nan, roll_back_on_spike
-from hooks.schedules import reduce_on_plateau, set_hyperparams
-from hooks.stopping import stop_at_return, stop_early, stop_on_nan, time_limit
-from hooks.tensorboard import TensorBoard
-from hooks.timing import record_times
-from hooks.unfreezing import unfreeze_at
-from hooks.wandb import WandB
-from hooks.weighing_lessons import learning_progress, thresholds
-from hooks.writers import Histogram, Image, JsonLines, Progress, Text, Trace, Video, Writer
+from hooks.recording_replays import record_replays
+from hooks.reports.plotting import plot_history
+from hooks.reports.writing_report import write_report
+from hooks.writers.console import Console
+from hooks.writers.database import Database
+from hooks.writers.mlflow import MLflow
+from hooks.writers.tensorboard import TensorBoard
+from hooks.writers.wandb import WandB
+from hooks.writers.writer import Histogram, Image, JsonLines, Progress, Text, Trace, Video, Writer
 from trainer import Hook
+from trainer.rl.replay_files import load_replay
+from trainer.supervised.learning_rate_finder import find_learning_rate
 
 __all__ = [
     "Console",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer import TrainState
-from trainer.arguments import in_words, require_function
+from trainer.checks.arguments import in_words, require_function
 from trainer.hook import Function, Hook, Memory, parts_of
 from trainer.state import PyTree
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from hooks.base import recall, remembering
 from trainer import Metrics, TrainState
-from trainer.arguments import in_words, require_function, whole
-from trainer.events import in_order
+from trainer.checks.arguments import in_words, require_function, whole
 from trainer.hook import Function, Gate, Hook, Memory, parts_of
+from trainer.loop.events import in_order
 from trainer.state import steps_taken
 
 PASSING = ("start", "end", "error")

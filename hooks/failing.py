@@ -15,11 +15,11 @@ import numpy as np
 from hooks.combining import PASSING, Combined, combined
 from hooks.worker import Worker
 from trainer import Hook, Interrupt, Metrics, TrainState
-from trainer.arguments import number, whole
+from trainer.checks.arguments import number, whole
 from trainer.hook import Function, parts_of
-from trainer.shadow import Shadow
+from trainer.host.time_spans import span
+from trainer.phases.in_place_changes import Shadow
 from trainer.state import device_part, rejoin
-from trainer.timing import span
 
 log = logging.getLogger("entracte")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.metrics import check_writers, resume_writers, write_values
-from hooks.writers import Histogram, Image, Text, Trace, Value, Video, Writer
+from hooks.metric_logging import check_writers, resume_writers, write_values
+from hooks.writers.writer import Histogram, Image, Text, Trace, Value, Video, Writer
 from trainer import TrainState
 
 KINDS = (Text, Image, Video, Histogram, Trace)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer import Checkpoints, Hook, TrainState, fingerprint
-from trainer.contract import kept
-from trainer.events import Events
-from trainer.shadow import Shadow
-from trainer.structure import differences, owned
+from trainer.checks.pytrees import differences
+from trainer.loop.events import Events
+from trainer.loop.hook_checks import kept
+from trainer.phases.in_place_changes import Shadow
+from trainer.phases.state_buffers import owned
 
 
 def check_hook(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import require_array, require_size, require_sizes
+from models.argument_checks import require_array, require_size, require_sizes
 from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.argument_checks import require_rate, require_size
 from models.attention import CrossAttention, Pair, SelfAttention, dense, residual_scale
-from models.checks import require_rate, require_size
 
 Blocks = Any
 """An `nnx.List` of blocks, or one block whose arrays have the layers as their first axis."""

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.argument_checks import require_array, require_size
 from models.attention import dense, rotation
 from models.blocks import Shape, require_shape, run, stack
-from models.checks import require_array, require_size
 from models.decoding import Decoder, decoder_of, require_tokens
 from models.network import PyTree
 from models.transformer import Text

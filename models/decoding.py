@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checks import require_size
+from models.argument_checks import require_size
 from models.network import Apply, Init, PyTree
 from models.nnx import assembler, from_nnx
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.checks import require_array, require_rate, require_size, require_sizes
+from models.argument_checks import require_array, require_rate, require_size, require_sizes
 from models.initializers import lecun_normal
 from models.network import Network, PyTree
 from models.nnx import from_nnx

@@ -2,27 +2,29 @@
 
 import logging
 
-from trainer import configuration, data, escaping, losses, optimizers, runs
-from trainer.caching import cache_compilations
+from trainer import configuration, data, losses, runs
 from trainer.checkpoints import Checkpoints, restore
 from trainer.configuration import TrainingConfig, load_config, parse_config
-from trainer.cost import cost
-from trainer.evaluating import evaluate
 from trainer.hook import Hook, Interrupt
-from trainer.loop import fit
-from trainer.member_metrics import Members
-from trainer.metrics import Metrics
-from trainer.notices import show_notices
-from trainer.overfitting import overfit
-from trainer.parameters import export_params, load_params
-from trainer.phases import Phase
+from trainer.host import escaping
+from trainer.host.notices import show_notices
+from trainer.loop.fit import fit
+from trainer.parameters.summaries import summary
+from trainer.parameters.transfer import export_params, load_params
+from trainer.phases.compilation_cache import cache_compilations
+from trainer.phases.cost import cost
+from trainer.phases.evaluate_once import evaluate
+from trainer.phases.factories import evaluation, training
+from trainer.phases.metrics import Metrics
+from trainer.phases.phase import Phase
+from trainer.phases.population_metrics import Members
 from trainer.population import best_member, member, population, population_of, stacked
-from trainer.predicting import predict
-from trainer.recalibrating import recalibrated, recalibration
-from trainer.repeating import evaluation, training
 from trainer.state import TrainState, fingerprint
-from trainer.summaries import summary
-from trainer.supervised import supervised
+from trainer.supervised import optimizers
+from trainer.supervised.overfitting import overfit
+from trainer.supervised.predicting import predict
+from trainer.supervised.recalibration import recalibrated, recalibration
+from trainer.supervised.task import supervised
 
 show_notices()
 logging.getLogger("entracte").addFilter(escaping.escape)  # whatever a message holds from elsewhere

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import sys
 
-from trainer.commands.calling import call
+from trainer.commands.terminal.calling import call
 
 COMMANDS = {
-    "runs": "trainer.commands.runs:runs",
+    "runs": "trainer.commands.list_runs:runs",
     "show": "trainer.commands.show:show",
-    "compare": "trainer.commands.comparing:compare",
-    "watch": "trainer.commands.watching:watch",
-    "deliver": "trainer.commands.delivering:deliver",
-    "evaluate": "trainer.commands.evaluating:evaluate",
-    "simulate": "trainer.commands.simulating:simulate",
-    "report": "hooks.commands.reporting:report",
-    "export": "trainer.commands.exporting:export",
-    "replay": "hooks.commands.replaying:replay",
+    "compare": "trainer.commands.compare:compare",
+    "watch": "trainer.commands.watch:watch",
+    "deliver": "trainer.commands.deliver:deliver",
+    "evaluate": "trainer.commands.evaluate:evaluate",
+    "simulate": "trainer.commands.simulate:simulate",
+    "report": "trainer.commands.report:report",
+    "export": "trainer.commands.export:export",
+    "replay": "trainer.commands.backtest:replay",
     "doctor": "trainer.commands.doctor:doctor",
 }
 """Name to `module:function`, in the order of the overview; only what is called is imported.
 
 Such a function takes what must be given positional-only, the rest keyword-only, with defaults; its
 annotations and docstring make the command line. It returns the exit status (None is 0), and raises
-`trainer.commands.calling.Refused` for what its user must mend.
+`trainer.commands.terminal.calling.Refused` for what its user must mend.
 """
 
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from trainer.arguments import in_words, require_function, signature_of
+from trainer.checks.arguments import in_words, require_function, signature_of
 from trainer.state import PyTree, TrainState
 
 Function = Callable[[TrainState, Mapping[str, float]], TrainState]
@@ -89,7 +89,7 @@ class Hook:
     """Settings, plain values, that a resumed run compares with those before and tells where they
     differ. Those in the closures of the library's own control hooks are found without it."""
     describe: Callable[[Rows], None] | None = None
-    """Told what the run is made of, before it restores; see `trainer.describing`."""
+    """Told what the run is made of, before it restores; see `trainer.loop.run_description`."""
     restore: Callable[[TrainState], Restored | None] | None = None
     """Given a template, brings back an earlier run's state; called before all else."""
     history: Callable[[], Sequence[dict[str, float]]] | None = None

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.arguments import in_words, whole
+from trainer.checks.arguments import in_words, whole
+from trainer.checks.modes import resolve_mode
+from trainer.checks.pytrees import differences
 from trainer.data import Arrays
-from trainer.data.feed import Check
-from trainer.member_metrics import LIVE, Members
-from trainer.metrics import check_measured
-from trainer.modes import resolve_mode
-from trainer.phases import Phase, Run
+from trainer.data.source import Check
+from trainer.phases.metrics import check_measured
+from trainer.phases.phase import Phase, Run
+from trainer.phases.population_metrics import LIVE, Members
 from trainer.state import PyTree, TrainState, device_part
-from trainer.structure import differences
 
 MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")
 """Of a state, what each member has its own of; the epoch is one for all."""

@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from flax import struct
 
-from trainer.arguments import in_words
-from trainer.names import among
+from trainer.checks.arguments import in_words
+from trainer.checks.pytrees import path_name
+from trainer.checks.suggestions import among
 
 PyTree = Any
 
@@ -229,11 +230,6 @@ def rejoin(device: TrainState, host: TrainState) -> TrainState:
 
 # A getter of all at once: `replace` takes 15 us, and both are called in every epoch.
 _device_fields = operator.attrgetter(*DEVICE_FIELDS)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Name a leaf as messages and checkpoints do: `params/dense/kernel`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def fingerprint(state: TrainState) -> str:

@@ -16,9 +16,10 @@ import pytest
 import hooks
 import trainer
 from hooks.testing import check_hook
-from trainer import losses, optimizers
+from trainer import losses
 from trainer.rl.environments import Box, Discrete, Environment, Step
-from trainer.rl.evaluation import evaluation_of
+from trainer.rl.policy_evaluation import evaluation_of
+from trainer.supervised import optimizers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text()
 TESTS = {}
@@ -796,7 +797,7 @@ def test_a_coefficient_that_decays():
 
 @row("hooks that run on rank 0 alone")
 def test_on_the_lead_alone(state, monkeypatch):
-    monkeypatch.setattr("trainer.events.is_lead", lambda: False)
+    monkeypatch.setattr("trainer.loop.events.is_lead", lambda: False)
     looked, decided = Notes(), Notes()
     hook = looked
     fit(state, [hooks.observe(hook), decided])

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hooks
 import trainer
 from hooks.testing import check_hook
-from hooks.writers import Histogram, Image, JsonLines, Progress, Text
+from hooks.writers.writer import Histogram, Image, JsonLines, Progress, Text
 
 
 class Recorder:

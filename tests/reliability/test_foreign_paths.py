@@ -14,7 +14,7 @@ import time
 import pytest
 
 from trainer.__main__ import main
-from trainer.opening import UnsafeFile, make_own_folder, opened, own_folder
+from trainer.host.safe_open import UnsafeFile, make_own_folder, opened, own_folder
 from trainer.runs import Store, deliver_left
 
 ROOT = os.geteuid() == 0

@@ -17,7 +17,7 @@ from forging import forge, make, read, restore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoints import DamagedCommit, manifest, schema
+from trainer.checkpoints import DamagedCommit, manifest, manifest_schema
 
 HUGE = 10**12
 
@@ -50,7 +50,7 @@ def places(tree, path=()):
 @settings(max_examples=100)
 def test_a_manifest_of_anything_is_damage(tmp_path_factory, content):
     with pytest.raises(DamagedCommit):
-        schema.check(manifest.read(manifest.written(content)))
+        manifest_schema.check(manifest.read(manifest.written(content)))
 
 
 @given(draw=st.data())

@@ -14,7 +14,7 @@ import hooks
 import trainer
 from trainer.__main__ import main
 from trainer.configuration import Logging, TrainingConfig, load_config, parse_config
-from trainer.redacting import redacted_command
+from trainer.host.redaction import redacted_command
 from trainer.runs import Run, Store, connections
 
 PASSWORD = "hunter/2@secret"

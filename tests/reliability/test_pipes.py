@@ -14,12 +14,12 @@ from forging import make, restore, save
 
 import hooks
 import trainer
-from hooks.histories import read_curves
-from hooks.replay_files import load_replay
+from hooks.reports.histories import read_curves
 from trainer import data
 from trainer.configuration import TrainingConfig, load_config, save_config
-from trainer.durability import replacing
-from trainer.opening import UnsafeFile
+from trainer.host.atomic_files import replacing
+from trainer.host.safe_open import UnsafeFile
+from trainer.rl.replay_files import load_replay
 
 SECONDS = 20
 
@@ -117,7 +117,7 @@ def test_a_file_that_is_replaced_is_written_to_no_other(tmp_path, planted):
 
 
 def test_links_and_pipes_among_artifacts_are_not_uploaded(run, tmp_path):
-    from hooks.trackers import linked_artifacts
+    from hooks.writers.trackers import linked_artifacts
 
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "secrets").mkdir()

@@ -16,11 +16,12 @@ import pytest
 import hooks
 import models
 import trainer
-from trainer import contents, data, losses
+from trainer import data, losses
 from trainer.checkpoints import manifest
-from trainer.checkpoints.resuming import Difference, differing, on_record, warning
-from trainer.contents import of_array
-from trainer.describing import described
+from trainer.checkpoints.resume_warnings import Difference, differing, on_record, warning
+from trainer.loop import content_hash
+from trainer.loop.content_hash import of_array
+from trainer.loop.run_description import described
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
 SAID = "was saved by a script that said otherwise"
@@ -266,8 +267,8 @@ def test_a_schedule_is_found_within_an_optimizer():
 
 
 def test_large_arrays_are_sampled_and_small_ones_hashed_whole(monkeypatch):
-    monkeypatch.setattr(contents, "WHOLE", 2**10)
-    monkeypatch.setattr(contents, "_SAMPLE", 2**4)
+    monkeypatch.setattr(content_hash, "WHOLE", 2**10)
+    monkeypatch.setattr(content_hash, "_SAMPLE", 2**4)
     large = np.zeros((2**12, 2), np.float32)
     assert of_array(large) == of_array(jax.numpy.asarray(large))
     for place in (0, -1):

@@ -1,9 +1,9 @@
 """Checkpoints: commits of the whole state, written in the background, restored only if intact."""
 
+from trainer.checkpoints.load import restore
+from trainer.checkpoints.manager import Checkpoints
 from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.reading import restore
-from trainer.checkpoints.restoring import Commit
-from trainer.checkpoints.run import Checkpoints
-from trainer.checkpoints.worker import wait_for_saves
+from trainer.checkpoints.restore_one import Commit
+from trainer.checkpoints.save_worker import wait_for_saves
 
 __all__ = ["Checkpoints", "Commit", "DamagedCommit", "restore", "wait_for_saves"]

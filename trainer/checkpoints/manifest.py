@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
-from trainer.escaping import shown, shown_lines
-from trainer.state import PyTree, TrainState, path_name
+from trainer.checks.pytrees import path_name
+from trainer.host.escaping import shown, shown_lines
+from trainer.host.machine import devices
+from trainer.state import PyTree, TrainState
 
 FORMAT = 1
 """The version of what is written; a reader refuses what is newer than itself."""
@@ -175,7 +176,7 @@ def composed(
         leaves: the leaves of every section, with offsets and checksums.
         scores: metrics of the committed event; what is not finite is written as a string.
         config: the run's configuration, if it is to be compared on restore.
-        settings: what the run is made of, as `trainer.describing` lays it out.
+        settings: what the run is made of, as `trainer.loop.run_description` lays it out.
         run: the id of the run.
     """
     return {
@@ -197,12 +198,6 @@ _VERSIONS = {
     name: metadata.version(name)
     for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 }
-
-
-def devices() -> str:
-    """Count the devices by kind, those of all processes: `1 cpu`."""
-    kinds = Counter(device.device_kind for device in jax.devices())
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def changes(manifest: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich.table import Table
 
-from trainer.commands import checks
-from trainer.commands.checks import Finding
-from trainer.commands.selftest import self_test
-from trainer.commands.showing import lasting, print_json, screen, text
+from trainer.commands.diagnosis import machine_checks
+from trainer.commands.diagnosis.machine_checks import Finding
+from trainer.commands.diagnosis.self_test import self_test
+from trainer.commands.terminal.output import lasting, print_json, screen, text
 
 MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "wrong": ("WRONG", "bold red")}
 """Word and style of each verdict."""
@@ -31,13 +31,13 @@ def doctor(*, store: str | None = None, quick: bool = False, json: bool = False)
         json: print JSON.
     """
     looks: dict[str, Callable[[], Iterable[Finding]]] = {
-        "versions": checks.versions,
-        "devices": checks.devices,
-        "memory": checks.memory,
-        "compilation cache": checks.cache,
-        "SQLite": checks.sqlite,
-        "store": lambda: checks.store(store),
-        "disk": lambda: checks.disk(store),
+        "versions": machine_checks.versions,
+        "devices": machine_checks.devices,
+        "memory": machine_checks.memory,
+        "compilation cache": machine_checks.cache,
+        "SQLite": machine_checks.sqlite,
+        "store": lambda: machine_checks.store(store),
+        "disk": lambda: machine_checks.disk(store),
     }
     if not quick:
         looks["self-test"] = _tested

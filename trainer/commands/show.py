@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from trainer.commands.plots import colors_of, plot
-from trainer.commands.scores import as_json, known
-from trainer.commands.sections import artifacts, commits, evaluations, scores, times
-from trainer.commands.showing import (
+from trainer.checks.modes import ASIDE, mode_of
+from trainer.commands.lookup.scores import as_json, known
+from trainer.commands.lookup.stores import RunName, located
+from trainer.commands.terminal.braille import colors_of, plot
+from trainer.commands.terminal.output import (
     ago,
     lines,
     pairs,
@@ -21,14 +22,13 @@ from trainer.commands.showing import (
     state_text,
     text,
 )
-from trainer.commands.stores import RunName, located
-from trainer.curves import ASIDE, HOOK, Curve, finite, panels
-from trainer.modes import mode_of
-from trainer.runs.measured import measured
+from trainer.commands.terminal.sections import artifacts, commits, evaluations, scores, times
+from trainer.configuration.setting_rows import spelled
+from trainer.runs.metric_curves import measured
+from trainer.runs.panels import HOOK, Curve, finite, panels
 from trainer.runs.requests import requests, results
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
-from trainer.settings import spelled
 
 PLOTS = 6
 """Plots that are drawn where no metrics are asked for."""

@@ -1,7 +1,6 @@
 """The settings of a run: frozen dataclasses, from files and flags, and what they build."""
 
-from trainer.configuration.building import optimizer, schedule
-from trainer.configuration.files import (
+from trainer.configuration.config_files import (
     as_data,
     check_fresh,
     comparable,
@@ -9,13 +8,14 @@ from trainer.configuration.files import (
     parse_config,
     save_config,
 )
-from trainer.configuration.sections import (
+from trainer.configuration.dataclasses import (
     Checkpointing,
     Logging,
     Optimizer,
     Schedule,
     TrainingConfig,
 )
+from trainer.configuration.optimizer_building import optimizer, schedule
 
 __all__ = [
     "Checkpointing",

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.data import places, resident
 from trainer.data.batches import (
     Batch,
     each,
@@ -19,7 +18,8 @@ from trainer.data.batches import (
     require_representable,
     require_whole,
 )
-from trainer.data.feed import Check, Feed
+from trainer.data.iteration import batch_positions, device_batches
+from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
 
 Position = dict[str, np.ndarray]
@@ -82,7 +82,7 @@ class Arrays:
     @property
     def size(self) -> int:
         """How many examples there are."""
-        return resident.size_of(self.arrays)  # type: ignore[arg-type]
+        return device_batches.size_of(self.arrays)  # type: ignore[arg-type]
 
     @property
     def example(self) -> Batch:
@@ -103,8 +103,8 @@ class Arrays:
             )
         if self.steps_per_epoch is not None:
             return self._stretches(whole, self.steps_per_epoch)
-        rows = resident.Shuffled(self.batch_size)
-        return Feed(self._pieces, self.arrays, rows, resident.take, self._verify, steps=whole)
+        rows = device_batches.Shuffled(self.batch_size)
+        return Feed(self._pieces, self.arrays, rows, device_batches.take, self._verify, steps=whole)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the tail was padded.
@@ -118,8 +118,8 @@ class Arrays:
                 f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
                 "source of its own, without steps_per_epoch"
             )
-        rows = resident.InOrder(self.batch_size)
-        return Feed(self._pieces, self.arrays, rows, resident.take_masked, self._verify)
+        rows = device_batches.InOrder(self.batch_size)
+        return Feed(self._pieces, self.arrays, rows, device_batches.take_masked, self._verify)
 
     def _pieces(
         self, state: TrainState, check: Check | None, position: None
@@ -130,21 +130,26 @@ class Arrays:
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position]]:
-            place = places.later(places.resumed(position, self.batch_size), 0, whole)
-            after = places.later(place, steps, whole)
-            yield piece(place, stream_seed(state)), places.position_at(after, self.batch_size)
+            place = batch_positions.later(
+                batch_positions.resumed(position, self.batch_size), 0, whole
+            )
+            after = batch_positions.later(place, steps, whole)
+            yield (
+                piece(place, stream_seed(state)),
+                batch_positions.position_at(after, self.batch_size),
+            )
 
-        def piece(place: places.Place, seed: int) -> Batch:
+        def piece(place: batch_positions.Place, seed: int) -> Batch:
             cut = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
             return {"arrays": self.arrays, **jax.device_put(cut)}
 
         return Feed(
             pieces,
             piece((0, 0), 0),
-            resident.Stretch(self.batch_size, steps),
-            resident.take_of_stretch,
+            device_batches.Stretch(self.batch_size, steps),
+            device_batches.take_of_stretch,
             self._verify,
-            places.position_at((0, 0), self.batch_size),
+            batch_positions.position_at((0, 0), self.batch_size),
             steps,
         )
 

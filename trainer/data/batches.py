@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.arguments import in_words
+from trainer.checks.arguments import in_words
 
 Batch = dict[str, Any]
 """Named arrays `[batch, ...]`; `inputs` feeds the network. Under a name may be a dict of arrays

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from trainer.data import gathering
+from trainer.checks.paths import local
 from trainer.data.batches import Batch, described, each, examples_in, named
-from trainer.data.feed import Feed
-from trainer.opening import opened
-from trainer.paths import local
+from trainer.data.iteration import index_loader
+from trainer.data.source import Feed
+from trainer.host.safe_open import opened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,13 +71,13 @@ class MemoryMap:
         if isinstance(self.arrays, Mapping):
             object.__setattr__(self, "arrays", each(_opened, self.arrays))
         examples_in(self.arrays, "arrays")
-        gathering.check_settings(self._rows)
+        index_loader.check_settings(self._rows)
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return gathering.in_order(self._rows)
+        return index_loader.in_order(self._rows)
 
     @property
     def size(self) -> int:
@@ -95,7 +95,7 @@ class MemoryMap:
         Raises:
             ValueError: there are fewer examples than a batch.
         """
-        return gathering.training(self._rows)
+        return index_loader.training(self._rows)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the tail was padded.
@@ -103,14 +103,14 @@ class MemoryMap:
         Raises:
             ValueError: it has `steps_per_epoch`.
         """
-        return gathering.evaluation(self._rows)
+        return index_loader.evaluation(self._rows)
 
     @functools.cached_property
-    def _rows(self) -> gathering.Rows:
+    def _rows(self) -> index_loader.Rows:
         ends = xxhash.xxh3_64()
         for _, array in sorted(named(self.arrays)):
             ends.update(array[[0, -1]].tobytes())
-        return gathering.Rows(
+        return index_loader.Rows(
             size=self.size,
             read=lambda places: each(lambda array: array[places], self.arrays),
             content=f"{self.size} of {described(self.arrays)} {ends.hexdigest()}",

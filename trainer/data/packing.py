@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import xxhash
 
-from trainer import opening
-from trainer.durability import replacing
-from trainer.paths import local
+from trainer.checks.paths import local
+from trainer.host import safe_open
+from trainer.host.atomic_files import replacing
 
 FORMAT = "entracte tokens 1"
 """The version of the format: another one is refused."""
@@ -158,7 +158,7 @@ def _check(tokens: np.ndarray, number: int, vocabulary: int) -> None:
 
 
 def _header(file: Path) -> Header:
-    with open(opening.opened(file, follow=True), "rb") as content:
+    with open(safe_open.opened(file, follow=True), "rb") as content:
         start = content.read(HEADER)
     try:
         fields = json.loads(start)

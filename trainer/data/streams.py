@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.arguments import in_words, takes
-from trainer.data import superbatches
+from trainer.checks.arguments import in_words, takes
 from trainer.data.batches import Batch, described, each, examples_in, require_whole
-from trainer.data.feed import Check, Feed
-from trainer.data.passes import Factory, Passes, Position, beginning
+from trainer.data.iteration import chunks
+from trainer.data.iteration.stream_passes import Factory, Passes, Position, beginning
+from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
 
 
@@ -134,7 +134,7 @@ class Stream:
         """Read an epoch as one pass."""
         steps = min(self.superbatch, self.steps_per_epoch or self.superbatch)
         pieces = functools.partial(self._pieces, masked=masked)
-        return superbatches.feed(pieces, self.example, steps, masked=masked)
+        return chunks.feed(pieces, self.example, steps, masked=masked)
 
     @functools.cached_property
     def _first(self) -> tuple[Batch, Position | None]:
@@ -261,7 +261,7 @@ def _require_factory(factory: Factory) -> None:
 def _piece(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:
     """Stack batches, or pairs of a batch and its mask, and transfer them."""
     piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
-    return superbatches.transferred(piece, state, check)
+    return chunks.transferred(piece, state, check)
 
 
 def _padded(array: np.ndarray, padding: int) -> np.ndarray:

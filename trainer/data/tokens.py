@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from trainer.data import gathering
 from trainer.data.batches import Batch
-from trainer.data.feed import Feed
+from trainer.data.iteration import index_loader
 from trainer.data.packing import Header, opened
+from trainer.data.source import Feed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,13 +99,13 @@ class Tokens:
         object.__setattr__(self, "_header", header)
         object.__setattr__(self, "_content", f"{header.checksum} {windows}")
         object.__setattr__(self, "_windows", sliding_window_view(tokens, self.length + 1))
-        gathering.check_settings(self._rows(masked=False))
+        index_loader.check_settings(self._rows(masked=False))
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return gathering.in_order(self._rows(masked=True))
+        return index_loader.in_order(self._rows(masked=True))
 
     @property
     def size(self) -> int:
@@ -128,7 +128,7 @@ class Tokens:
         Raises:
             ValueError: there are fewer windows than a batch.
         """
-        return gathering.training(self._rows(masked=False))
+        return index_loader.training(self._rows(masked=False))
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the tail was padded.
@@ -136,14 +136,14 @@ class Tokens:
         Raises:
             ValueError: it has `steps_per_epoch`.
         """
-        return gathering.evaluation(self._rows(masked=True))
+        return index_loader.evaluation(self._rows(masked=True))
 
     @property
     def _stride(self) -> int:
         return self.length if self.stride is None else self.stride
 
-    def _rows(self, *, masked: bool) -> gathering.Rows:
-        return gathering.Rows(
+    def _rows(self, *, masked: bool) -> index_loader.Rows:
+        return index_loader.Rows(
             size=self.size,
             read=self._masked if masked else self._read,
             content=self._content,

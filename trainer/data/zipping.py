@@ -12,9 +12,9 @@ import numpy as np
 
 from trainer.data.arrays import Arrays
 from trainer.data.batches import Batch, each, require_whole
-from trainer.data.feed import Check, Feed
-from trainer.data.gathering import evenly
+from trainer.data.iteration.index_loader import evenly
 from trainer.data.memory_map import MemoryMap
+from trainer.data.source import Check, Feed
 from trainer.data.streams import Stream
 from trainer.data.tokens import Tokens
 from trainer.state import PyTree, TrainState, name_number

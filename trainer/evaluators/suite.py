@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluating import checked_phases
 from trainer.hook import parts_of
-from trainer.phases import Phase
+from trainer.phases.evaluate_once import checked_phases
+from trainer.phases.phase import Phase
 from trainer.runs.text import checked_name
 from trainer.state import PyTree, TrainState
 

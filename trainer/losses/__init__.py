@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from trainer.losses.classification import classification, sequence_classification
-from trainer.losses.contract import Loss
 from trainer.losses.language import captioning, language_modeling
+from trainer.losses.loss import Loss
 from trainer.losses.regression import regression
 from trainer.losses.total import total
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer.losses.contract import check_range, entry, require_logits
+from trainer.losses.loss import check_range, entry, require_logits
 from trainer.losses.weighing import ClassWeights, counted, counts, host_counts, of_classes
 
 

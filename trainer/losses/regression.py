@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.losses.contract import entry
+from trainer.losses.loss import entry
 from trainer.losses.weighing import counted, counts, host_counts
 
 

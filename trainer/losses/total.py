@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.losses.contract import Loss, attribute, loss_at, name_of
+from trainer.losses.loss import Loss, attribute, loss_at, name_of
 
 Coefficient = float | Callable[[Any], Any]
 """A number, or a schedule `(step) -> ()` as optax's are."""

@@ -2,10 +2,10 @@
 
 from trainer.rl import distillation, distributions, environments, policies, returns
 from trainer.rl.curriculum import lessons
-from trainer.rl.evaluation import evaluation_of
+from trainer.rl.policy_evaluation import evaluation_of
 from trainer.rl.ppo import Agent, ppo, ppo_loss
+from trainer.rl.ppo_update import minibatches_of, update
 from trainer.rl.rollouts import Experience, rollout
-from trainer.rl.updating import minibatches_of, update
 
 __all__ = [
     "Agent",

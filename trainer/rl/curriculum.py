@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.names import among
-from trainer.rl.environments.contract import Environment, Step
+from trainer.checks.pytrees import differences
+from trainer.checks.suggestions import among
+from trainer.rl.environments.environment import Environment, Step
 from trainer.state import PyTree
-from trainer.structure import differences
 
 
 class InLesson(NamedTuple):

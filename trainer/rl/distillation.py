@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.checkpoints.reading import read_part
-from trainer.losses.contract import Loss
+from trainer.checkpoints.load import read_part
+from trainer.losses.loss import Loss
 from trainer.rl import distributions
-from trainer.rl.environments.contract import Environment, example
+from trainer.rl.environments.environment import Environment, example
 from trainer.rl.normalization import unseen
 from trainer.rl.policies import Weights, check_fits, initial
 

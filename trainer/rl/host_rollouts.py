@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.data.feed import Check, Feed
-from trainer.phases import Phase
-from trainer.rl.environments.contract import example
+from trainer.data.source import Check, Feed
+from trainer.host.time_spans import span
+from trainer.phases.phase import Phase
+from trainer.rl.environments.environment import example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.host_playing import Episodes, Standing, looking, play
+from trainer.rl.host_steps import Episodes, Standing, looking, play
 from trainer.rl.policies import begin, weights_of
 from trainer.rl.rollouts import Experience, Seen, finalized, measured
 from trainer.state import PyTree, TrainState
-from trainer.timing import span
 
 log = logging.getLogger("entracte")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainer.rl.environments.contract import Environment, Step
+from trainer.rl.environments.environment import Environment, Step
 from trainer.state import PyTree
 
 STEP = 1

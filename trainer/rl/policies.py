@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainer.arguments import in_words
+from trainer.checks.arguments import in_words
 from trainer.rl import distributions
 from trainer.rl.distributions import Outputs
-from trainer.rl.environments.contract import Box, Discrete, Environment, example
+from trainer.rl.environments.environment import Box, Discrete, Environment, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import Statistics, normalized
 from trainer.state import PyTree, TrainState

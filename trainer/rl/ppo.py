@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer.losses.contract import Loss
-from trainer.networks import check_network
-from trainer.phases import Phase
+from trainer.losses.loss import Loss
+from trainer.phases.phase import Phase
 from trainer.rl import distributions
 from trainer.rl.distillation import Teacher
-from trainer.rl.environments.contract import Environment, check_contract, example
+from trainer.rl.environments.environment import Environment, check_contract, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.normalization import no_rewards, unseen
 from trainer.rl.policies import begin, check_fits, initial, remembers
+from trainer.rl.ppo_update import update
 from trainer.rl.rollouts import rollout, start
-from trainer.rl.updating import update
 from trainer.state import PyTree, TrainState
-from trainer.updates import check_optimizer, initialized
+from trainer.supervised.network_checks import check_network
+from trainer.supervised.optimizer_updates import check_optimizer, initialized
 
 
 class Agent(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from jax import lax
 
-from trainer.rl.environments.contract import Discrete, Environment
+from trainer.rl.environments.environment import Discrete, Environment
 from trainer.rl.isolated_steps import STEP, isolated
 from trainer.state import PyTree
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainer.phases import Phase
-from trainer.rl.environments.contract import Environment, Step
+from trainer.phases.phase import Phase
+from trainer.rl.environments.environment import Environment, Step
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.environments.wrappers import begun_anew, record_episodes
 from trainer.rl.policies import (

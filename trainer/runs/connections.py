@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.paths import local
-from trainer.redacting import HIDDEN, redacted
+from trainer.checks.paths import local
+from trainer.host.redaction import HIDDEN, redacted
 from trainer.runs.text import clean
 
 FILE = "store.sqlite"

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.escaping import shown
-from trainer.redacting import redacted
+from trainer.host.escaping import shown
+from trainer.host.redaction import redacted
 from trainer.runs import requests
 from trainer.runs.connections import Unreachable
-from trainer.runs.journal import Closed, Journal
+from trainer.runs.disk_queue import Closed, Journal
 from trainer.runs.rows import Artifact, CommitRow
 from trainer.runs.store import Store
 

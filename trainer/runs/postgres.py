@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 
-from trainer.escaping import shown
-from trainer.redacting import redacted
+from trainer.host.escaping import shown
+from trainer.host.redaction import redacted
 from trainer.runs.connections import Row, Unreachable, kept
 
 SCHEMA = "entracte"

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trainer.redacting import redacted, without_secrets
+from trainer.host.redaction import redacted, without_secrets
 
 QUIET = 60.0
 """Seconds without a sign of life after which a run is said to have stalled, at the least."""

@@ -13,21 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints.configs import normalised
-from trainer.checkpoints.locking import InUse, held
+from trainer.checkpoints.directory_lock import InUse, held
 from trainer.checkpoints.manifest import DamagedCommit
-from trainer.closing import close_last
-from trainer.environment import environment
-from trainer.opening import own_folder
-from trainer.paths import local
-from trainer.processes import is_lead
-from trainer.redacting import redacted
-from trainer.runs.commits import complete, described
+from trainer.checkpoints.saved_config import normalised
+from trainer.checks.paths import local
+from trainer.host.machine import environment
+from trainer.host.processes import is_lead
+from trainer.host.redaction import redacted
+from trainer.host.safe_open import own_folder
+from trainer.loop.shutdown import close_last
+from trainer.runs.artifacts import within
+from trainer.runs.checkpoint_rows import complete, described
 from trainer.runs.connections import Unreachable, url_of
 from trainer.runs.delivery import check_destination, deliver
-from trainer.runs.files import within
-from trainer.runs.journal import LIMIT, Journal
-from trainer.runs.recording import QUEUE, Recording, owned
+from trainer.runs.disk_queue import LIMIT, Journal
+from trainer.runs.recorder import QUEUE, Recording, owned
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
 from trainer.runs.text import checked_name, clean

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from trainer.opening import kind
+from trainer.host.safe_open import kind
 from trainer.runs.connections import Row, Unreachable, kept
 
 _CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)

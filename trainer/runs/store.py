@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.names import among
-from trainer.redacting import redacted
-from trainer.runs import schema
+from trainer.checks.suggestions import among
+from trainer.host.redaction import redacted
+from trainer.runs import table_versions
 from trainer.runs.connections import Connection, connect, url_of
 from trainer.runs.rows import Artifact, CommitRow, Record, RunRow
 from trainer.runs.text import short
@@ -61,10 +61,10 @@ class Store:
         )
         try:
             if read_only:
-                version = schema.version(self.connection, there=True)
-                schema.check_known(version, self.connection.where, to_read=True)
+                version = table_versions.version(self.connection, there=True)
+                table_versions.check_known(version, self.connection.where, to_read=True)
             else:
-                schema.migrate(self.connection, create=create)
+                table_versions.migrate(self.connection, create=create)
         except BaseException:
             self.connection.close()
             raise

@@ -6,7 +6,7 @@ import functools
 
 import xxhash
 
-from trainer.escaping import harmless, shown
+from trainer.host.escaping import harmless, shown
 
 LONGEST = 200
 """Characters of a name, for names are keys of tables, and PostgreSQL's may take 2.7 KB."""

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from trainer.commands import checks, selftest
+from trainer.commands.diagnosis import machine_checks, self_test
 
 
 def found(run, *words):
@@ -37,13 +37,13 @@ def test_lines_tell_the_same_and_what_to_do(run, store):
 
 
 def test_a_restored_training_that_differs_is_found(run, store, monkeypatch):
-    restore = selftest.restore
+    restore = self_test.restore
 
     def spoilt(directory, target):
         state = restore(directory, target)
         return state.replace(params={**state.params, "b": state.params["b"] + 1e-7})
 
-    monkeypatch.setattr(selftest, "restore", spoilt)
+    monkeypatch.setattr(self_test, "restore", spoilt)
     status, findings = found(run)
     assert status == 1
     assert findings["self-test"]["verdict"] == "wrong"
@@ -53,7 +53,9 @@ def test_a_restored_training_that_differs_is_found(run, store, monkeypatch):
 def test_what_is_too_old_or_missing_is_wrong(run, store, monkeypatch):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 30, 0))
     monkeypatch.setattr(
-        checks.metadata, "requires", lambda name: ["jax>=99", "nosuch>1", 'x>=9; extra == "y"']
+        machine_checks.metadata,
+        "requires",
+        lambda name: ["jax>=99", "nosuch>1", 'x>=9; extra == "y"'],
     )
     monkeypatch.setitem(sys.modules, "psutil", None)
     status, findings = found(run, "--quick", "--store", "nowhere")
@@ -69,7 +71,7 @@ def test_what_fails_to_be_looked_at_is_a_finding(run, store, monkeypatch):
     def fails():
         raise RuntimeError("no device")
 
-    monkeypatch.setattr(checks, "devices", fails)
+    monkeypatch.setattr(machine_checks, "devices", fails)
     status, out, _ = run("doctor", "--quick")
     assert status == 1
     assert "RuntimeError: no device" in out
@@ -78,12 +80,12 @@ def test_what_fails_to_be_looked_at_is_a_finding(run, store, monkeypatch):
 
 def test_a_cache_is_told_with_its_size(tmp_path):
     (tmp_path / "program").write_bytes(b"x" * 2000)
-    before = getattr(jax.config, checks.CACHE)
-    jax.config.update(checks.CACHE, str(tmp_path))
+    before = getattr(jax.config, machine_checks.CACHE)
+    jax.config.update(machine_checks.CACHE, str(tmp_path))
     try:
-        (finding,) = checks.cache()
+        (finding,) = machine_checks.cache()
     finally:
-        jax.config.update(checks.CACHE, before)
+        jax.config.update(machine_checks.CACHE, before)
     assert finding.verdict == "good"
     assert finding.found == f"{tmp_path}: 1 files, 2.0 kB"
 
@@ -93,4 +95,4 @@ def test_a_cache_is_told_with_its_size(tmp_path):
     [("1.2rc1", ">=1.2", True), ("1.2", "!=1.2.0", False), ("0.9", ">0.10", False)],
 )
 def test_versions_are_compared_as_numbers(version, bounds, expected):
-    assert checks.within(version, bounds) is expected
+    assert machine_checks.within(version, bounds) is expected

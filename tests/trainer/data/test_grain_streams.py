@@ -11,7 +11,7 @@ import pytest
 
 import trainer
 from trainer import data
-from trainer.data.passes import Passes
+from trainer.data.iteration.stream_passes import Passes
 
 EXAMPLES = 14
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.permutation import shuffled
+from trainer.data.iteration.permutation import shuffled
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.evaluators import Suite, work, workers
 from trainer.runs import Store, requests
-from trainer.runs.commits import described
+from trainer.runs.checkpoint_rows import described
 
 
 @pytest.fixture

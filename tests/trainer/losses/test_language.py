@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import losses
-from trainer.losses.contract import attribute
+from trainer.losses.loss import attribute
 
 LOGITS = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]]]))
 LABELS = jnp.array([[0, 1, 2]])

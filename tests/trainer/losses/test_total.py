@@ -13,7 +13,7 @@ import pytest
 import trainer
 from trainer import data, losses
 from trainer.losses import total
-from trainer.losses.contract import loss_at
+from trainer.losses.loss import loss_at
 from trainer.state import device_part
 
 

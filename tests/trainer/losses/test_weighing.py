@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer import losses
-from trainer.gradients import mean
+from trainer.supervised.gradients import mean
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

@@ -12,7 +12,7 @@ import pytest
 import trainer
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, Environment, Step, cartpole
-from trainer.rl.playing import playing
+from trainer.rl.episodes import playing
 from trainer.rl.replays import STRETCH
 
 

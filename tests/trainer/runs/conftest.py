@@ -8,7 +8,7 @@ import _crashing
 import _postgres
 import pytest
 
-from trainer.runs import Run, Store, delivery, recording
+from trainer.runs import Run, Store, delivery, recorder
 
 LIMIT = 30
 """Seconds after which what a test waits for will not come."""
@@ -17,7 +17,7 @@ PREFACE = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from trainer.runs import *
-from trainer.runs import delivery, journal, recording, requests, schema
+from trainer.runs import delivery, disk_queue, recorder, requests, table_versions
 say, hear = pipe.send, pipe.recv
 """
 
@@ -73,7 +73,7 @@ def run(url, tmp_path):
 def soon(monkeypatch):
     """Try stores that are away again at once, and wait for nothing at the end."""
     monkeypatch.setattr(delivery, "PAUSES", (0.02, 0.05))
-    monkeypatch.setattr(recording, "CLOSING", 0.2)
+    monkeypatch.setattr(recorder, "CLOSING", 0.2)
 
 
 @pytest.fixture

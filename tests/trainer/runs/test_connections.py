@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.redacting import redacted
+from trainer.host.redaction import redacted
 from trainer.runs.connections import Unreachable, connect, url_of
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints.locking import held
+from trainer.checkpoints.directory_lock import held
 from trainer.runs import Run, Store
-from trainer.runs.journal import Journal
+from trainer.runs.disk_queue import Journal
 
 
 def recorded(folder, name, epochs):
@@ -26,7 +26,7 @@ def epochs_of(folder, name):
 
 def test_a_copy_does_not_deliver_what_waited_in_the_original(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, journal: 0)
-    monkeypatch.setattr("trainer.runs.recording.CLOSING", 0.2)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 0.2)
     recorded(tmp_path, "first", [1]).close()  # all of it waits
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     monkeypatch.undo()
@@ -112,7 +112,7 @@ def test_what_waited_where_it_was_before_forgets_no_file_of_one_that_was_moved(
 ):
     """The line that says so is of the old place, where nothing is any more."""
     monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, journal: 0)
-    monkeypatch.setattr("trainer.runs.recording.CLOSING", 0.2)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 0.2)
     run = recorded(tmp_path, "first", [1])
     (run.directory / "evaluations").mkdir()
     (run.directory / "evaluations" / "a.png").write_text("some")

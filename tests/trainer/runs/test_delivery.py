@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from trainer.runs import Run, Store, Unreachable, delivery, recording, schema
+from trainer.runs import Run, Store, Unreachable, delivery, recorder, table_versions
 from trainer.runs.connections import connect
 from trainer.runs.delivery import Delivery, deliver
-from trainer.runs.journal import Closed, Journal
+from trainer.runs.disk_queue import Closed, Journal
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_a_newer_store_is_waited_for_too(tmp_path, begun, soon, eventually, capl
     run.record(1, 1, {"loss": 0.5})
     eventually(lambda: "version 99" in caplog.text)
     with sqlite3.connect(tmp_path / "runs" / "store.sqlite") as database:
-        database.execute(f"UPDATE meta SET value = '{schema.VERSION}'")
+        database.execute(f"UPDATE meta SET value = '{table_versions.VERSION}'")
     database.close()
     eventually(lambda: losses(tmp_path / "runs") == [1])
 
@@ -402,7 +402,7 @@ def test_a_frozen_server_keeps_no_process_from_ending(database, tmp_path, start,
             assert process.exitcode == 0
         finally:
             os.kill(frozen, signal.SIGCONT)
-    assert recording.QUEUE in os.listdir(tmp_path / "one")
+    assert recorder.QUEUE in os.listdir(tmp_path / "one")
 
 
 def test_the_store_raises_where_it_is_away_for_whoever_asks_it(silent):

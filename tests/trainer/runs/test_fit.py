@@ -81,7 +81,7 @@ class Killer:
 
 
 def test_a_server_that_is_killed_costs_training_no_record(training, server, soon, monkeypatch):
-    monkeypatch.setattr("trainer.runs.recording.CLOSING", 30.0)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 30.0)
     begin, train = training
     run = begin("killed")
     with Killer(server, alive=0.05, away=0.05) as killer:
@@ -92,7 +92,7 @@ def test_a_server_that_is_killed_costs_training_no_record(training, server, soon
 
 @pytest.mark.soak
 def test_what_a_server_that_is_killed_every_second_costs(training, server, monkeypatch):
-    monkeypatch.setattr("trainer.runs.recording.CLOSING", 60.0)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 60.0)
     monkeypatch.setattr(delivery, "PAUSES", (0.1, 1.0))
     epochs, rounds, kills = 1000, 5, 0
     times = {"no records": [], "recorded": [], "recorded, server killed every second": []}

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from trainer.__main__ import main
-from trainer.runs import Store, Unreachable, schema
+from trainer.runs import Store, Unreachable, table_versions
 
 
 @pytest.fixture
@@ -79,18 +79,18 @@ def test_a_store_that_is_looked_at_refuses_every_change(url):
 
 def test_an_older_store_is_read_as_it_is(tmp_path, monkeypatch):
     with monkeypatch.context() as older:
-        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        older.setattr(schema, "VERSION", 1)
+        older.setattr(table_versions, "MIGRATIONS", table_versions.MIGRATIONS[:1])
+        older.setattr(table_versions, "VERSION", 1)
         with Store(tmp_path) as store:
             store.register("one", directory="/runs/one", host="here", pid=1, time=0.0)
     with Store(tmp_path, read_only=True) as store:
         assert [row.name for row in store.runs()] == ["one"]
-        assert schema.version(store.connection) == 1
-    monkeypatch.setattr(schema, "READABLE", 2)
+        assert table_versions.version(store.connection) == 1
+    monkeypatch.setattr(table_versions, "READABLE", 2)
     with pytest.raises(ValueError, match="bring it up to date, python -m trainer deliver --store"):
         Store(tmp_path, read_only=True)
     with Store(tmp_path, create=False) as store:
-        assert schema.version(store.connection) == schema.VERSION
+        assert table_versions.version(store.connection) == table_versions.VERSION
 
 
 def test_a_pipe_in_the_place_of_a_store_is_refused_and_not_waited_for(tmp_path):

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import locking, manifest
-from trainer.checkpoints.locking import InUse, held, lock
-from trainer.runs import Run, Store, Unreachable, deliver_left, recording, requests
+from trainer.checkpoints import directory_lock, manifest
+from trainer.checkpoints.directory_lock import InUse, held, lock
+from trainer.runs import Run, Store, Unreachable, deliver_left, recorder, requests
 
 GONE = "postgresql://me@127.0.0.1:1/a"
 
@@ -46,7 +46,7 @@ def gone(tmp_path, monkeypatch):
     run.beat(epoch=0, step=0)
     run.close()
     os.rename(tmp_path / "runs" / "store.sqlite", tmp_path / "away.sqlite")
-    monkeypatch.setattr(recording, "CLOSING", 0.1)
+    monkeypatch.setattr(recorder, "CLOSING", 0.1)
     (tmp_path / "runs" / "store.sqlite").mkdir()
 
     def back():
@@ -219,7 +219,7 @@ def respell(commit, **changes):
 def test_an_odd_manifest_is_told_of_once_and_keeps_nothing_from_delivery(
     begun, tmp_path, state, caplog, monkeypatch, change, told
 ):
-    monkeypatch.setattr(recording, "LOOKING", 0.0)
+    monkeypatch.setattr(recorder, "LOOKING", 0.0)
     commit(tmp_path, state, 1, 2)
     respell(tmp_path / "runs" / "one" / "checkpoints" / "1", **change)
     run = begun()
@@ -261,7 +261,7 @@ def test_a_second_run_in_one_directory_is_refused_while_the_first_is_on_record(b
 
 
 def test_another_process_is_refused(begun, tmp_path, start, monkeypatch):
-    monkeypatch.setattr(locking, "PATIENCE", 0.0)
+    monkeypatch.setattr(directory_lock, "PATIENCE", 0.0)
     code = "run = Run(path); run.beat(epoch=1, step=1); say('begun'); hear()"
     process = start(code, path=tmp_path / "runs" / "one")
     assert process.hear() == "begun"
@@ -298,7 +298,7 @@ def test_only_the_lead_acts_and_asks_no_other_process(begun, monkeypatch, tmp_pa
         raise AssertionError("the others do not take part")
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("trainer.processes._gathered", gathered)
+    monkeypatch.setattr("trainer.host.processes._gathered", gathered)
     run = begun()
     run.resume(epoch=0, step=0)
     run.record(1, 14, {"loss": 0.5})

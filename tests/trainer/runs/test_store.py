@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from trainer.runs import Artifact, CommitRow, Record, Store, Unreachable, requests, schema
+from trainer.runs import Artifact, CommitRow, Record, Store, Unreachable, requests, table_versions
 from trainer.runs.connections import connect
 
 HOSTILE = [
@@ -314,15 +314,18 @@ def test_an_older_store_is_brought_up_to_date_by_whoever_comes_first(url, start)
     for migrator in migrators:
         migrator.say("go")
     assert [migrator.hear() for migrator in migrators] == [
-        ([("one", "glad")], schema.VERSION + 1)
+        ([("one", "glad")], table_versions.VERSION + 1)
     ] * 4
     with pytest.raises(
-        ValueError, match=f"has version {schema.VERSION + 1} of the tables, and this library knows"
+        ValueError,
+        match=f"has version {table_versions.VERSION + 1} of the tables, and this library knows",
     ):
         Store(url)
     connection = connect(url)
     connection.execute("ALTER TABLE runs DROP COLUMN mood")
-    connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(schema.VERSION),))
+    connection.execute(
+        "UPDATE meta SET value = ? WHERE key = 'schema'", (str(table_versions.VERSION),)
+    )
     connection.close()
     with Store(url) as store:
         assert tables(store) == before
@@ -342,7 +345,7 @@ def test_a_file_without_tables_is_a_store_of_version_0(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing has written one"):
         Store(path, create=False)
     with Store(path) as store:
-        assert schema.version(store.connection) == schema.VERSION
+        assert table_versions.version(store.connection) == table_versions.VERSION
         register(store)
     with sqlite3.connect(path) as database:
         (mode,) = database.execute("PRAGMA journal_mode").fetchone()
@@ -355,8 +358,8 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         write_all(store)
         before = tables(store)
     broken = ("ALTER TABLE runs ADD COLUMN mood TEXT", "UPDATE nothing SET at = 1")
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-    monkeypatch.setattr(schema, "VERSION", 2)
+    monkeypatch.setattr(table_versions, "MIGRATIONS", (*table_versions.MIGRATIONS, broken))
+    monkeypatch.setattr(table_versions, "VERSION", 2)
     with pytest.raises(Unreachable, match="nothing"):
         Store(url)
     monkeypatch.undo()

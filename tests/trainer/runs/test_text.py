@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.escaping import shown
+from trainer.host.escaping import shown
 from trainer.runs.text import LONGEST, checked_name, clean, short
 
 ANY = st.text(st.characters(exclude_categories=()))

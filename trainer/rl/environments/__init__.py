@@ -1,12 +1,12 @@
 """Environments: pure functions over a state, made here or adapted, and wrappers around them."""
 
 from trainer.rl.environments.cartpole import CartPoleParams, cartpole
-from trainer.rl.environments.contract import Box, Discrete, Environment, Space, Step, example
+from trainer.rl.environments.environment import Box, Discrete, Environment, Space, Step, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments, from_gymnasium
 from trainer.rl.environments.from_gymnax import from_gymnax
 from trainer.rl.environments.from_jumanji import from_jumanji
+from trainer.rl.environments.grid_layouts import GridworldParams, gridworld_levels
 from trainer.rl.environments.gridworld import gridworld
-from trainer.rl.environments.layouts import GridworldParams, gridworld_levels
 from trainer.rl.environments.wrappers import auto_reset, record_episodes, time_limit
 
 __all__ = [

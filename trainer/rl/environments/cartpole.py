@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trainer.rl.environments.contract import Box, Discrete, Environment, Step
+from trainer.rl.environments.environment import Box, Discrete, Environment, Step
 from trainer.rl.environments.ranges import Range, check_ranges
 from trainer.state import PyTree
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trainer.rl.environments import adapting
-from trainer.rl.environments.contract import Space
+from trainer.rl.environments import adapters
+from trainer.rl.environments.environment import Space
 from trainer.state import PyTree
 
 
@@ -95,7 +95,7 @@ class HostEnvironments:
         actions, observations = members[0].action_space, members[0].observation_space
         spec = getattr(members[0], "spec", None)
         self.name: str = getattr(spec, "id", None) or type(members[0].unwrapped).__name__
-        self.action_space = adapting.action_space(actions, self.name)
+        self.action_space = adapters.action_space(actions, self.name)
         self.observation_space = _observation_space(observations, self.name)
         self.seed = seed
         self.taken = 0
@@ -112,7 +112,7 @@ class HostEnvironments:
         self._first_action = int(getattr(actions, "start", 0))
         self._starts = {
             path: int(part.start)
-            for path, part in adapting.parts_of(observations)
+            for path, part in adapters.parts_of(observations)
             if getattr(part, "start", 0)
         }
 
@@ -213,7 +213,7 @@ class HostEnvironments:
         if not isinstance(observations, dict):
             observations[index] = one - self._starts[""] if self._starts else one
             return
-        for path, array in adapting.named(one).items():
+        for path, array in adapters.named(one).items():
             observations[path][index] = array - self._starts.get(path, 0)
 
 
@@ -245,7 +245,7 @@ def _made(make: str | Callable[[], Any]) -> Any:
 
 def _observation_space(declared: Any, name: str) -> Space:
     shapes = {}
-    for path, part in adapting.parts_of(declared):
+    for path, part in adapters.parts_of(declared):
         if getattr(part, "dtype", None) is None or part.shape is None:
             raise ValueError(
                 f"observations of {name!r} must be arrays of a fixed shape, or several by name; "
@@ -253,4 +253,4 @@ def _observation_space(declared: Any, name: str) -> Space:
             )
         dtype = jax.dtypes.canonicalize_dtype(part.dtype)
         shapes[path] = jax.ShapeDtypeStruct(part.shape, dtype)
-    return adapting.observation_space(declared, shapes.get("", shapes))
+    return adapters.observation_space(declared, shapes.get("", shapes))

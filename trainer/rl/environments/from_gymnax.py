@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments import adapting
-from trainer.rl.environments.contract import Environment, Space, Step
+from trainer.checks.pytrees import same_structure
+from trainer.rl.environments import adapters
+from trainer.rl.environments.environment import Environment, Space, Step
 from trainer.state import PyTree
-from trainer.structure import same_structure
 
 
 def from_gymnax(env: Any, params: PyTree = None) -> Environment:
@@ -47,21 +47,21 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
                 f"{type(env).__name__} without {method}: pass what gymnax.make(name) gives, "
                 "from_gymnax(*gymnax.make(name))"
             )
-    given = adapting.strong(env.default_params if params is None else params)
+    given = adapters.strong(env.default_params if params is None else params)
     space = _observations(env, given)
-    actions = adapting.action_space(env.action_space(given), env.name)
+    actions = adapters.action_space(env.action_space(given), env.name)
 
     def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
         observation, state = env.reset_env(key, params)
-        named = adapting.named(observation)
-        return adapting.strong(state), adapting.conformed(space, named)
+        named = adapters.named(observation)
+        return adapters.strong(state), adapters.conformed(space, named)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
         observation, after, reward, terminated, _ = env.step_env(key, state, action, params)
         terminated = jnp.asarray(terminated, bool)
         return Step(
-            adapting.strong(after),
-            adapting.conformed(space, adapting.named(observation)),
+            adapters.strong(after),
+            adapters.conformed(space, adapters.named(observation)),
             jnp.asarray(reward, jnp.float32),
             terminated,
             jnp.asarray(env.is_truncated(after, params), bool) & ~terminated,
@@ -74,7 +74,7 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
                 f"a {type(params).__name__}: make them with env.params.replace(...)"
             )
         other = _observations(env, params)
-        acted = adapting.action_space(env.action_space(params), env.name)
+        acted = adapters.action_space(env.action_space(params), env.name)
         if _shapes(other) != _shapes(space) or acted != actions:
             raise ValueError(
                 f"params of {env.name!r} must leave its spaces as they are, {space} and {actions}; "
@@ -86,7 +86,7 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
 
 def _observations(env: Any, params: PyTree) -> Space:
     observation, _ = jax.eval_shape(env.reset_env, jax.random.key(0), params)
-    return adapting.observation_space(env.observation_space(params), adapting.named(observation))
+    return adapters.observation_space(env.observation_space(params), adapters.named(observation))
 
 
 def _shapes(space: Space) -> PyTree:

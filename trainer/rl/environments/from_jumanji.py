@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments import adapting
-from trainer.rl.environments.contract import Environment, Step
+from trainer.rl.environments import adapters
+from trainer.rl.environments.environment import Environment, Step
 from trainer.state import PyTree
 
 
@@ -52,21 +52,21 @@ def from_jumanji(env: Any) -> Environment:
             f"{name!r} must give one reward a step; it gives {list(env.reward_spec.shape)}, one "
             "for each of its agents: wrap it, as jumanji.wrappers.MultiToSingleWrapper does"
         )
-    actions = adapting.action_space(env.action_spec, name)
+    actions = adapters.action_space(env.action_spec, name)
     _, begun = jax.eval_shape(env.reset, jax.random.key(0))
-    space = adapting.observation_space(env.observation_spec, adapting.named(begun.observation))
+    space = adapters.observation_space(env.observation_spec, adapters.named(begun.observation))
 
     def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, given = env.reset(key)
-        observation = adapting.named(given.observation)
-        return adapting.strong(state), adapting.conformed(space, observation)
+        observation = adapters.named(given.observation)
+        return adapters.strong(state), adapters.conformed(space, observation)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
         after, given = env.step(state, jnp.asarray(action, env.action_spec.dtype))
         over = given.discount == 0
         return Step(
-            adapting.strong(after),
-            adapting.conformed(space, adapting.named(given.observation)),
+            adapters.strong(after),
+            adapters.conformed(space, adapters.named(given.observation)),
             jnp.asarray(given.reward, jnp.float32),
             given.last() & over,
             given.last() & ~over,

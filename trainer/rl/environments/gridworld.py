@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.names import nearest
-from trainer.rl.environments.contract import Box, Discrete, Environment, Step
-from trainer.rl.environments.layouts import (
+from trainer.checks.suggestions import nearest
+from trainer.rl.environments.environment import Box, Discrete, Environment, Step
+from trainer.rl.environments.grid_layouts import (
     DOOR,
     KINDS,
     LOCKED,

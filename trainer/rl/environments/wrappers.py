@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments.contract import Environment, Step, first_step
+from trainer.rl.environments.environment import Environment, Step, first_step
 from trainer.state import PyTree
 
 

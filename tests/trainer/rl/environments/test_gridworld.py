@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from trainer.rl.environments import gridworld, gridworld_levels
+from trainer.rl.environments.grid_layouts import (
+    DOOR,
+    FLOOR,
+    GOAL,
+    KEY,
+    LOCKED,
+    NOWHERE,
+    WALL,
+    Layout,
+)
 from trainer.rl.environments.gridworld import AGENT, COLOURS, HOLDING, GridworldState
-from trainer.rl.environments.layouts import DOOR, FLOOR, GOAL, KEY, LOCKED, NOWHERE, WALL, Layout
 
 ENV = gridworld("gauntlet")
 PRNG = jax.random.key(0)

@@ -1,0 +1,1 @@
+"""Hooks run again over a recorded run."""

@@ -1,0 +1,1 @@
+"""Hooks by name, as a configuration file lists them."""

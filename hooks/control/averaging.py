@@ -1,0 +1,130 @@
+"""Averages of parameters over epochs, kept in memory beside the trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hooks.base import stateful
+from hooks.control.kept_params import once, warn_of_statistics
+from trainer import Hook, TrainState
+from trainer.checks.arguments import number, whole
+from trainer.supervised.step_averages import AVERAGE
+
+
+def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
+    """Keep an exponential moving average of the parameters, one update an epoch, bias corrected.
+
+    The average is at `state.memory[name]["params"]`, of the structure of `state.params`; training
+    never sees it. `evaluate(phase, params=name)` measures it.
+
+    Args:
+        decay: weight of the past at each update, in [0, 1).
+        name: of the hook and its memory.
+
+    Raises:
+        ValueError: a decay outside [0, 1).
+
+    Source: B. Polyak and A. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992;
+    bias correction as in D. Kingma and J. Ba, Adam, 2015, section 3.
+
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> hook = average_params(0.5)
+    >>> state = hook(state, {}).replace(params={"w": jnp.zeros(2)})
+    >>> hook(state, {}).memory["average_params"]["params"]["w"]    # (0.5 * 1 + 1 * 0) / 1.5
+    Array([0.3333333, 0.3333333], dtype=float32)
+    """
+    decay = number("decay", decay)
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1); got {decay}")
+
+    warn = _warning_once(name)
+
+    def init(state: TrainState) -> dict[str, Any]:
+        return {"params": state.params, "updates": 0}
+
+    def update(
+        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[dict[str, Any], TrainState]:
+        updates = memory["updates"] + 1
+        weight = np.float32((1 - decay) / (1 - decay**updates))
+        params = _toward(memory["params"], state.params, weight)
+        warn(state)
+        return {"params": params, "updates": updates}, state
+
+    return stateful(name, init, update)
+
+
+def swa(*, start: int, name: str = "swa") -> Hook:
+    """Keep the mean of the parameters over epochs: stochastic weight averaging.
+
+    Each epoch from `start` on counts alike, by the parameters after it. The mean is at
+    `state.memory[name]["params"]`, of the structure of `state.params`; training never sees it.
+    `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
+
+    Where the network keeps batch statistics, they are those of the trained parameters and do not
+    suit the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` behind it,
+    and measure and keep `params="recalibrate/swa"`.
+
+    Args:
+        start: the first epoch that counts, from 1; choose it where the learning rate is large and
+            constant, or ends a cycle.
+        name: of the hook and its memory.
+
+    Raises:
+        ValueError: `start` is below 1.
+
+    Source: P. Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization,
+    2018, algorithm 1.
+
+    >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
+    >>> hook = swa(start=2)
+    >>> for epoch, value in enumerate([9.0, 1.0, 2.0], 1):
+    ...     state = state.replace(epoch=jnp.int32(epoch), params={"w": jnp.full(2, value)})
+    ...     state = hook(state, {})
+    >>> state.memory["swa"]["params"]["w"]    # (1 + 2) / 2
+    Array([1.5, 1.5], dtype=float32)
+    """
+    whole("start, the first epoch that counts,", start, 1)
+
+    warn = _warning_once(name)
+
+    def init(state: TrainState) -> dict[str, Any]:
+        return {"params": state.params, "updates": 0}
+
+    def update(
+        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[dict[str, Any], TrainState]:
+        updates = memory["updates"] + (int(np.asarray(state.epoch)) >= start)
+        params = _toward(memory["params"], state.params, np.float32(1 / max(updates, 1)))
+        warn(state)
+        return {"params": params, "updates": updates}, state
+
+    return stateful(name, init, update)
+
+
+def _warning_once(name: str) -> Callable[[TrainState], None]:
+    """Check a hook's name, and make what warns of statistics that do not suit its average."""
+    if name == AVERAGE:
+        raise ValueError(
+            f"the name {AVERAGE!r} is that of the average over steps, which supervised(..., "
+            "average=0.999) keeps; give the hook another"
+        )
+    return once(warn_of_statistics, name)
+
+
+@jax.jit
+def _toward(average: Any, params: Any, weight: jax.Array) -> Any:
+    """Move an average toward parameters; a weight of 1 replaces it exactly."""
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        # In the dtype of the parameters: smaller floats round off what many updates would add.
+        return jnp.where(weight == 1, new, old + weight.astype(new.dtype) * (new - old))
+
+    return jax.tree.map(move, average, params)

@@ -1,0 +1,231 @@
+"""Hooks that decide to end a run: where it no longer learns, or where numbers went wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import NamedTuple
+
+import numpy as np
+
+from hooks.base import stateful
+from hooks.combining import Chain, chain
+from trainer import Hook, Interrupt, TrainState
+from trainer.checks.arguments import number, whole
+from trainer.checks.modes import improvement, resolve_mode, worst
+from trainer.host.processes import of_lead
+from trainer.state import steps_taken
+
+log = logging.getLogger("entracte")
+
+
+class EarlyStopping(NamedTuple):
+    """What `stop_early` remembers."""
+
+    best: float
+    """The best value so far; infinite at first."""
+    since: int
+    """Evaluations since it was reached."""
+
+
+def stop_early(
+    metric: str, *, patience: int, mode: str | None = None, min_delta: float = 0.0
+) -> Hook:
+    """Stop when a metric has not improved for `patience` evaluations in a row.
+
+    It counts evaluations, not epochs: where the metric is missing, nothing is counted. A value that
+    is not a number is no improvement.
+
+    Args:
+        metric: to watch, such as `val/loss`.
+        patience: evaluations without improvement after which to stop.
+        mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
+        min_delta: what counts as an improvement is more than this.
+
+    Raises:
+        ValueError: an unknown mode or one that the name does not tell, a patience below 1, or a
+            negative min_delta.
+
+    Source: L. Prechelt, Early Stopping - But When?, 1998.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> hook = stop_early("val/loss", patience=2)
+    >>> for loss in (0.5, 0.6, 0.7):
+    ...     state = hook(state, {"val/loss": loss})
+    >>> state.stop, state.memory["stop_early/val/loss"]
+    (True, EarlyStopping(best=0.5, since=2))
+    """
+    whole("patience", patience, 1)
+    if min_delta < 0:
+        raise ValueError(f"min_delta must not be negative; got {min_delta}")
+    mode = resolve_mode("stop_early", metric, mode)
+
+    def init(state: TrainState) -> EarlyStopping:
+        return EarlyStopping(best=worst(mode), since=0)
+
+    def update(
+        memory: EarlyStopping, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[EarlyStopping, TrainState]:
+        value = float(metrics[metric])
+        if improvement(memory.best, value, mode) > min_delta:
+            return EarlyStopping(best=value, since=0), state
+        memory = memory._replace(since=memory.since + 1)
+        if memory.since < patience:
+            return memory, state
+        log.info(
+            "stopping: %s has not been better than %.6g for %d evaluations",
+            metric,
+            memory.best,
+            memory.since,
+        )
+        return memory, state.replace(stop=True)
+
+    hook = stateful(f"stop_early/{metric}", init, update)
+    return dataclasses.replace(hook, reads=(metric,))
+
+
+def stop_at_return(target: float, *, metric: str = "rollout/return", window: int = 1) -> Hook:
+    """Stop when the mean of a metric's last values reaches a target.
+
+    Values are counted, not epochs: where the metric is missing, as a rollout's return is while no
+    episode ends, nothing is.
+
+    Args:
+        target: to reach, such as 475.0.
+        metric: to watch, such as `val/return`.
+        window: values that the mean is of; none of them may be missing yet.
+
+    Raises:
+        ValueError: the target is not finite, or the window is below 1.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> hook = stop_at_return(10.0, window=2)
+    >>> for value in (8.0, 11.0, 9.0):
+    ...     state = hook(state, {"rollout/return": value})
+    >>> state.stop, state.memory["stop_at_return/rollout/return"].tolist()
+    (True, [11.0, 9.0])
+    """
+    if not math.isfinite(number("target", target)):
+        raise ValueError(f"target must be a finite return; got {target}")
+    whole("window", window, 1)
+
+    def init(state: TrainState) -> np.ndarray:
+        return np.full(window, np.nan)
+
+    def update(
+        memory: np.ndarray, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[np.ndarray, TrainState]:
+        memory = np.append(memory[1:], float(metrics[metric]))
+        if not memory.mean() >= target:  # not a number while some are missing
+            return memory, state
+        log.info("stopping: %s reached %.6g over %d values", metric, memory.mean(), window)
+        return memory, state.replace(stop=True)
+
+    hook = stateful(f"stop_at_return/{metric}", init, update)
+    return dataclasses.replace(hook, reads=(metric,))
+
+
+def stop_on_nan() -> Hook:
+    """Stop when a metric of this event is not finite; the log names the first one and its step.
+
+    It looks at all metrics and their per-step traces.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> stop_on_nan()(state, {"train/loss": float("nan")}).stop
+    True
+    """
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if not wrong:
+            return state
+        steps = steps_taken(state)
+        step, name = first_not_finite(metrics, steps) or (steps, wrong[0])
+        log.error("stopping: %s is not finite at step %d (%s)", name, step, ", ".join(wrong))
+        return state.replace(stop=True)
+
+    return Hook(run, "stop_on_nan")
+
+
+def time_limit(seconds: float | timedelta) -> Chain:
+    """Interrupt the run when its time is up, or another epoch would not fit in, so that it goes on.
+
+    The time runs from the `start` of this process's part. It is up as well where another epoch as
+    long as the longest so far would pass it; an epoch is reckoned from hook to hook, so with what
+    other hooks take, and the first one without its compilation. The event's commit is made, neither
+    `end` hooks run nor is `stop` set, and the next run has the whole time again. After the run's
+    last epoch, or one that stops it, there is nothing to interrupt. On several processes the lead's
+    clock decides.
+
+    Args:
+        seconds: of the limit, or a `datetime.timedelta`; leave a margin for the last commit.
+
+    Raises:
+        ValueError: the limit is not positive.
+
+    >>> import jax
+    >>> state = TrainState.create(params={}, rng=jax.random.key(0))
+    >>> time_limit(3600.0)(state, {"time/epoch_seconds": 12.0}) is state
+    True
+    >>> time_limit(10.0)(state, {"time/epoch_seconds": 12.0})
+    Traceback (most recent call last):
+        ...
+    trainer.hook.Interrupt: time limit: of 10 s ... have passed, and an epoch takes up to 12
+    """
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if not number("seconds", seconds) > 0:
+        raise ValueError(f"seconds must be positive; got {seconds}")
+    began = time.monotonic()
+    last: float | None = None
+    longest = 0.0
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal began, last, longest
+        began, last, longest = time.monotonic(), None, 0.0
+        return state
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal last, longest
+        if state.stop or int(state.epoch) == getattr(metrics, "epochs", None):
+            return state
+        now = time.monotonic()
+        took = metrics["time/epoch_seconds"] if last is None else now - last
+        last, longest = now, max(longest, took)
+        times = of_lead({"passed": now - began, "longest": longest})
+        if times["passed"] + times["longest"] <= seconds:
+            return state
+        raise Interrupt(
+            f"time limit: of {seconds:.6g} s {times['passed']:.4g} have passed, and an epoch takes "
+            f"up to {times['longest']:.4g}"
+        )
+
+    return chain(
+        Hook(begin, "time_limit/start", event="start"),
+        Hook(run, "time_limit", event="epoch", reads=("time/epoch_seconds",)),
+    )
+
+
+def first_not_finite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:
+    """Find the first step whose trace is not finite, and the metric.
+
+    Args:
+        metrics: of an event.
+        step: at the event, where the traces end.
+
+    Returns:
+        (step, name), or None where all traces are finite.
+    """
+    found = []
+    for name, trace in getattr(metrics, "steps", {}).items():
+        wrong = np.flatnonzero(~np.isfinite(trace))
+        if wrong.size:
+            found.append((step - len(trace) + 1 + int(wrong[0]), name))
+    return min(found, default=None)

@@ -1,0 +1,107 @@
+"""A hook that lets train what an optimizer held still."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from hooks.combining import Chain, chain
+from trainer import Hook, TrainState
+from trainer.checks.arguments import whole
+from trainer.checks.suggestions import among
+from trainer.state import PyTree
+from trainer.supervised.hyperparams import replaced
+from trainer.supervised.optimizers import FrozenState
+
+
+def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
+    """Train what `trainer.optimizers.frozen` holds still, from an epoch on.
+
+    It sets data in the optimizer's state, so that nothing is compiled again. It looks at `start`
+    and after every epoch at how many are completed, and never freezes again.
+
+    Args:
+        epoch: the first in which it trains, counted from 1.
+        label: of `optax.multi_transform`, whose frozen optimizer to set live; None for one that is
+            under no label.
+
+    Raises:
+        ValueError: the epoch is below 1; before training, no frozen optimizer is under this label.
+            Those that there are are listed.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from trainer.supervised import optimizers
+    >>> optimizer = optax.multi_transform(
+    ...     {"backbone": optimizers.frozen(optax.adam(1e-4)), "head": optax.adam(1e-3)},
+    ...     optimizers.labels({"head": "^head"}, default="backbone"),
+    ... )
+    >>> params = {"dense": jnp.ones(2), "head": jnp.ones(2)}
+    >>> state = TrainState.create(
+    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
+    ... )
+    >>> hook = unfreeze_at(3, "backbone")
+    >>> live = lambda state: bool(state.opt_state.inner_states["backbone"].inner_state.live)
+    >>> live(hook(state.replace(epoch=jnp.int32(1)), {}))    # epoch 2 comes next
+    False
+    >>> live(hook(state.replace(epoch=jnp.int32(2)), {}))
+    True
+    """
+    whole("epoch", epoch, 1)
+    title = f"unfreeze_at/{epoch}" + (f"/{label}" if label is not None else "")
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        if int(np.asarray(state.epoch)) + 1 < epoch:
+            return state
+        opt_state = _thawed(state.opt_state, label)
+        return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        leaves, _ = _frozen_flattened(state.opt_state)
+        there = {_label(path) for path, leaf in leaves if isinstance(leaf, FrozenState)}
+        if label not in there:
+            shown = sorted("None" if one is None else repr(one) for one in there)
+            raise ValueError(
+                f"hook {title!r} needs a frozen optimizer under the label {label!r}"
+                f"{among(repr(label), shown)}: make it with trainer.optimizers.frozen(...), under "
+                "optax.multi_transform if there are others"
+            )
+        return run(state, metrics)
+
+    return chain(Hook(begin, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
+
+
+def _thawed(opt_state: PyTree, label: str | None) -> PyTree:
+    """Set what is frozen under a label live; the very same object where it is already."""
+
+    def thawed(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, FrozenState) or _label(path) != label:
+            return leaf
+        live = replaced(leaf.live, True)
+        return leaf if live is leaf.live else leaf._replace(live=live)
+
+    before, structure = _frozen_flattened(opt_state)
+    after = [thawed(path, leaf) for path, leaf in before]
+    if all(new is leaf for new, (_, leaf) in zip(after, before, strict=True)):
+        return opt_state
+    return jax.tree.unflatten(structure, after)
+
+
+def _frozen_flattened(opt_state: PyTree) -> tuple[list[tuple[Any, Any]], Any]:
+    """Flatten to (path, leaf), each `FrozenState` whole."""
+    return jax.tree_util.tree_flatten_with_path(
+        opt_state, is_leaf=lambda node: isinstance(node, FrozenState)
+    )
+
+
+def _label(path: Any) -> Any:
+    """Give the innermost label of `optax.multi_transform` on a path; None if it has none."""
+    labels = [
+        after.key
+        for before, after in itertools.pairwise(path)
+        if getattr(before, "name", None) == "inner_states"
+    ]
+    return labels[-1] if labels else None

@@ -1,0 +1,1 @@
+"""Hooks that evaluate, here or by a remote evaluator."""

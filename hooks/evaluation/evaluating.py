@@ -1,0 +1,139 @@
+"""Evaluation between epochs: exact scores of a whole split, under the phase's name."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+
+from hooks.combining import Chain, chain
+from hooks.control.kept_params import check_kept, kept_under, needs_of, once, warn_of_reading
+from hooks.evaluation.collecting import collect_scores
+from hooks.evaluation.requesting import request_evaluation
+from hooks.metric_logging import counts
+from trainer import Hook, Phase, TrainState
+from trainer.checks.arguments import in_words
+from trainer.loop.dry_run import first_step
+from trainer.phases.phase import Measured
+from trainer.runs import Run
+
+log = logging.getLogger("entracte")
+
+
+def evaluate(
+    phase: Phase | str,
+    *,
+    params: str | None = None,
+    sanity: bool = False,
+    remote: Run | None = None,
+    scores: Sequence[str] = (),
+    wait: bool = False,
+) -> Hook | Chain:
+    """Measure a split and write its scores, such as `val/loss` and `val/accuracy`.
+
+    The phase is compiled once, whatever else changes, and never takes the state's buffers. For
+    several splits there are several of these, whose phases have names of their own.
+
+    With `remote`, evaluators elsewhere run a suite over the run's commits, and what they find is
+    scored when it arrives: it is `request_evaluation` and `collect_scores` in one.
+
+    Args:
+        phase: made by `trainer.evaluation`; its name is the prefix of the scores. With `remote` the
+            name of a suite, as evaluators know it.
+        params: name of a hook that keeps parameters, such as `average_params`, to measure in the
+            place of the trained ones, with the `model_state` that it keeps, as `recalibrate` does.
+            It must stand before this one. `average` is the average over steps that
+            `supervised(..., average=0.999)` keeps.
+        sanity: measure it at the `start` of a fresh run too, before anything is trained: the scores
+            are logged, and `log_metrics` records them at step 0. A run that goes on repeats
+            nothing.
+        remote: run on record, `trainer.runs.Run(directory)`, whose commits are evaluated.
+        scores: with `remote`, names of results that hooks after this one read.
+        wait: with `remote`, wait for each result at the next event, see `collect_scores`.
+
+    Raises:
+        TypeError: these do not go together: a phase is run here, a suite is run elsewhere.
+        ValueError: the phase changes the state; before training, with `sanity`, a score is not
+            finite.
+    """
+    if remote is not None:
+        return _elsewhere(phase, remote, params is not None or sanity, scores, wait)
+    if not isinstance(phase, Phase) or scores or wait:
+        known = isinstance(phase, str | Phase)
+        remedy = "" if known else ": make one, trainer.evaluation(task.measure, source)"
+        raise TypeError(
+            "evaluate takes a phase made by trainer.evaluation, or the name of a suite and "
+            "remote=trainer.runs.Run(directory), with which scores and wait go; got "
+            f"{in_words(phase)} without remote{remedy}"
+        )
+    if phase.changes:
+        raise ValueError(
+            f"evaluate needs a phase that leaves the state as it is, made by trainer.evaluation; "
+            f"phase {phase.name!r} may change it"
+        )
+    name = f"evaluate/{phase.name}"
+
+    warn = once(warn_of_reading, params)
+
+    def names(state: TrainState) -> tuple[str, ...]:
+        check_kept(state, params)
+        keys = phase.keys(state)
+        phase.verify(state)
+        return keys
+
+    def chosen(state: TrainState) -> TrainState:
+        return state if params is None else state.replace(**kept_under(state, params))
+
+    def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        warn(state)
+        _, _, measured = phase.execute(chosen(state), None, donate=False)
+        return _scored(state, measured)
+
+    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return _scored(state, first_step(phase, chosen(state))[2])
+
+    def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state  # the start comes right after the check
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        if counts(state)[1]:
+            return state
+        after = run(state, metrics)
+        measured = (key for key in phase.keys(state) if key in after.scores)
+        _check_finite(name, {key: after.scores[key] for key in measured})
+        return after
+
+    hook = Hook(run, name, writes=names, needs=needs_of(params), rehearse=rehearse)
+    if not sanity:
+        return hook
+    return chain(Hook(begin, f"{name}/start", event="start", writes=names, rehearse=leave), hook)
+
+
+def _elsewhere(
+    suite: Phase | str, run: Run, measured_here: bool, scores: Sequence[str], wait: bool
+) -> Chain:
+    if not isinstance(suite, str) or measured_here:
+        raise TypeError(
+            "evaluate(..., remote=run) takes the name of a suite, and neither params nor sanity: "
+            "evaluators run it over commits. A phase is run here, without remote; got "
+            f"{suite if isinstance(suite, str) else type(suite).__name__!r}"
+        )
+    return chain(
+        request_evaluation(run, suite), collect_scores(run, suite, scores=scores, wait=wait)
+    )
+
+
+def _scored(state: TrainState, measured: Measured) -> TrainState:
+    scores, _, _ = measured.read()
+    return state.replace(scores={**state.scores, **scores})
+
+
+def _check_finite(name: str, scores: Mapping[str, float]) -> None:
+    """Log what was measured before training; refuse to train on what is not finite."""
+    if wrong := [f"{key} is {score}" for key, score in scores.items() if not math.isfinite(score)]:
+        raise ValueError(
+            f"hook {name!r} measures the state before training, and its scores must be finite; "
+            f"{', '.join(wrong)}: look at the parameters to begin with, and at the data"
+        )
+    shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items())
+    log.info("before training: %s", shown)

@@ -1,0 +1,1 @@
+"""Hooks that run for each member of a population."""

@@ -1,0 +1,1 @@
+"""Hooks that watch the machine, gradients and time."""

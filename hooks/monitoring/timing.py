@@ -1,0 +1,156 @@
+"""Timing: where a run's time went, as scores of each epoch, a table and a trace."""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from collections.abc import Mapping
+
+from hooks.combining import Chain, chain
+from hooks.monitoring.time_tables import Sums, print_times
+from hooks.monitoring.traces import write_trace
+from hooks.writers.writer import make_folder
+from trainer import Hook, TrainState
+from trainer.checks.paths import local
+from trainer.host.time_spans import Span, listen
+
+KEPT = 50_000
+"""Spans of a trace, at most: 15 to 20 MB of memory, 6 MB in the file."""
+
+HOLDING = ("epoch", "event", "hook")
+"""Kinds that are not scored: those that hold the others, and hooks, which `fit` itself measures."""
+
+
+def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
+    """Measure each phase, hook, writer, commit, transfer and compilation of a run.
+
+    From the `start` until hooks are closed, it listens to the spans of `trainer.host.time_spans`,
+    those of other threads too. At each `epoch` it scores the seconds since the last one, by name,
+    such as `time/wait/train`, `time/compile/train`, `time/writer/TensorBoard` and
+    `time/commit/write`; `time/hook/<name>` is there without it. List it before `log_metrics`, so
+    that the scores are recorded: what comes after it at the event is in the next epoch's.
+
+    When the run is over, however it ended, it prints a table of all, as a tree, and writes a trace
+    that https://ui.perfetto.dev and `chrome://tracing` open. The table sums up the whole run; the
+    trace has its newest 50,000 spans, in 20 MB of memory. Of hooks that are listed before it, what
+    they do at `start` and in closing is missing. Where nothing was trained, it does neither.
+
+    JAX computes behind the host's back: `dispatch train` is the time to hand the phase's program
+    over, and `wait train` that until what it measured was there. On CPU much is computed in the
+    first already. Together with `data train`, to wait for a source, and with the hooks at phases
+    they are what `time/epoch_seconds` is.
+
+    Args:
+        path: of the trace, a JSON file, which is replaced; its folder is made. None writes none.
+
+    Raises:
+        OSError: the folder cannot be written to, or the path is one itself.
+
+    >>> print(record_times())
+    event  stage    hook                reads  writes
+    start  observe  record_times/start
+    epoch  observe  record_times               ...
+    """
+    file = None if path is None else local(path, "record_times")
+    if file is not None:
+        make_folder(file.parent, "record_times")
+        if file.is_dir():
+            raise IsADirectoryError(
+                f"record_times needs the path of a file; {str(file)!r} is a folder"
+            )
+    watch: Stopwatch | None = None
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal watch
+        if watch is not None:
+            watch.stop()
+        watch = Stopwatch()
+        return state
+
+    def score(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        times = {} if watch is None else watch.take()
+        return state.replace(scores={**times, **state.scores}) if times else state  # theirs stay
+
+    def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state
+
+    def unknown(state: TrainState) -> tuple[str, ...]:
+        return ()  # what there is to score shows as it is done
+
+    def close() -> None:
+        nonlocal watch
+        ended, watch = watch, None
+        if ended is None:
+            return
+        ended.stop()
+        if ended.trained:
+            try:
+                if file is not None:
+                    write_trace(file, ended.newest, began=ended.began, dropped=ended.dropped)
+            finally:
+                print_times(ended.sums, ended.seconds)
+
+    start = Hook(
+        begin, "record_times/start", event="start", stage="observe", rehearse=leave, close=close
+    )
+    return chain(
+        start, Hook(score, "record_times", stage="observe", writes=unknown, rehearse=leave)
+    )
+
+
+class Stopwatch:
+    """Sums up the spans that end while it runs, and keeps the newest. It runs at once."""
+
+    def __init__(self) -> None:
+        self.sums: Sums = {}
+        self.newest: collections.deque[Span] = collections.deque(maxlen=KEPT)
+        self.dropped = 0
+        """Spans that were newest once."""
+        self.trained = False
+        """Whether an epoch was begun."""
+        self.seconds = 0.0
+        """That it ran, once it is stopped."""
+        self._since: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
+        self._thread = threading.get_ident()
+        self.began = time.perf_counter_ns()
+        self._stop = listen(self._hear)
+
+    def take(self) -> dict[str, float]:
+        """Give the seconds since this was last asked, `time/<kind>/<name>`, of what there ever was.
+
+        >>> from trainer.host.time_spans import span
+        >>> watch = Stopwatch()
+        >>> with span("wait", "train"):
+        ...     pass
+        >>> watch.stop()
+        >>> watch.take().keys(), watch.take()
+        (dict_keys(['time/wait/train']), {'time/wait/train': 0.0})
+        """
+        with self._lock:
+            since, self._since = self._since, dict.fromkeys(self._since, 0)
+        return {
+            f"time/{kind}/{name}" if name else f"time/{kind}": passed / 1e9
+            for (kind, name), passed in since.items()
+        }
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        self._stop()
+        self.seconds = (time.perf_counter_ns() - self.began) / 1e9
+
+    def _hear(self, span: Span) -> None:
+        path, own = span.path, span.path[-1]
+        if span.thread != self._thread:
+            path = (("thread", span.thread_name), *path)
+        passed = span.ended - span.began
+        with self._lock:
+            count, total = self.sums.get(path, (0, 0))
+            self.sums[path] = count + 1, total + passed
+            if own[0] not in HOLDING:
+                self._since[own] = self._since.get(own, 0) + passed
+            self.trained = self.trained or own[0] == "epoch"
+            self.dropped += len(self.newest) == KEPT
+            self.newest.append(span)

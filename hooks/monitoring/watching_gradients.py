@@ -1,0 +1,189 @@
+"""Watching gradients: how large they are by layer, what an update would change, what is dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hooks.combining import Chain, chain, every
+from hooks.recording import record
+from hooks.writers.writer import Histogram, Writer
+from trainer import Hook, TrainState
+from trainer.checks.pytrees import path_name
+from trainer.state import PyTree, device_part
+
+SHOWN = 2**14
+"""Numbers of a layer that a histogram is made of, at most; of more, evenly picked ones."""
+
+
+class Look(NamedTuple):
+    """What is seen of a state on one batch."""
+
+    scores: dict[str, float]
+    samples: dict[str, jax.Array]
+    """Of gradients and parameters by layer, still on the device."""
+
+
+def watch_gradients(
+    task: Any,
+    batch: Any,
+    *writers: Writer,
+    depth: int = 2,
+    histograms_every: int = 10,
+) -> Chain:
+    """Score the gradients of each layer on one fixed batch; place it before `log_metrics`.
+
+    They are computed after the epoch by a program of its own, on the state as it is then, so that
+    training is left as it is. A layer is a prefix of the parameters' paths. By layer, under
+    `gradients/`:
+
+    - `norm/<layer>` and `param_norm/<layer>`: L2 norms of the gradients and the parameters;
+    - `update_ratio/<layer>`: the norm of the update that the optimizer makes of these gradients,
+      without clipping, over that of the parameters; 0 where nothing would change. Around 1e-3 is
+      usual with Adam;
+    - `dead/<layer>`: the share of units whose gradient is exactly zero on the whole batch, as of a
+      relu that no example activates. A unit is a column of a kernel, an index of the last axis of
+      an array with two or more; a layer without such an array has no such score.
+
+    The batch is seen as it is, without `augment`. In float16 gradients may overflow to infinity, as
+    those of a step may. An event takes a backward pass: `every(5, watch_gradients(...))` a fifth.
+
+    Args:
+        task: that `trainer.supervised` made.
+        batch: dict of arrays `[batch, ...]`, or a source, whose first batch it is.
+        writers: are given histograms of gradients and parameters, `gradients/histogram/<layer>` and
+            `gradients/param_histogram/<layer>`; they may be those of `log_metrics`.
+        depth: parts of a path that make a layer, without the last, which names the array:
+            `blocks/3` for `blocks/3/attention/query/kernel`.
+        histograms_every: epochs between histograms.
+
+    Raises:
+        ValueError: `depth` is below 1; before training, the batch does not suit the task, or an
+            array of the state is spread over several processes, of which one alone would compute.
+
+    >>> from types import SimpleNamespace
+    >>> import optax, trainer
+    >>> linear = SimpleNamespace(
+    ...     init=lambda key, x: ({"head": {"kernel": jnp.ones((3, 2))}}, {}),
+    ...     apply=lambda p, model_state, x, *, key, train: (x @ p["head"]["kernel"], model_state),
+    ... )
+    >>> task = trainer.supervised(linear, trainer.losses.classification, optax.sgd(0.1))
+    >>> batch = {"inputs": jnp.ones((4, 3)), "labels": jnp.zeros(4, jnp.int32)}
+    >>> state = task.init(jax.random.key(0), batch)
+    >>> scores = watch_gradients(task, batch)(state, {}).scores
+    >>> for name, score in scores.items():
+    ...     print(f"{name} {score:.3f}")
+    gradients/norm/head 1.225
+    gradients/param_norm/head 2.449
+    gradients/update_ratio/head 0.050
+    gradients/dead/head 0.000
+    """
+    if depth < 1:
+        raise ValueError(f"watch_gradients needs a depth of at least 1 part of a path; got {depth}")
+    batch = jax.tree.map(jnp.asarray, dict(getattr(batch, "example", batch)))
+    look = looking(task, batch, depth)
+
+    def score(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state.replace(scores={**state.scores, **look(state).scores})
+
+    def names(state: TrainState) -> tuple[str, ...]:
+        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(device_part(state))):
+            raise ValueError(
+                "watch_gradients computes on the lead alone and needs all of the state there; "
+                "an array of it is spread over several processes"
+            )
+        if check := getattr(task.measure, "check", None):
+            check(state, jax.tree.map(np.asarray, batch))
+        return score_names(state.params, depth)
+
+    def histograms(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Histogram]:
+        samples = look(state).samples
+        return {name: Histogram(np.asarray(values)) for name, values in samples.items()}
+
+    watch = Hook(score, "watch_gradients", stage="observe", writes=names)
+    if not writers:
+        return chain(watch)
+    return chain(watch, every(histograms_every, record("gradients", histograms, *writers)))
+
+
+def looking(task: Any, batch: Any, depth: int) -> Callable[[TrainState], Look]:
+    """Make the function that looks at a state: one program, one transfer."""
+
+    @jax.jit
+    def program(state: TrainState, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        grads, updates = task.updates(state, batch)
+        by_grads, by_params, by_updates = (
+            by_layer(tree, depth) for tree in (grads, state.params, updates)
+        )
+        measured: dict[str, jax.Array] = {}
+        samples: dict[str, jax.Array] = {}
+        for name, found in by_grads.items():
+            size, change = norm(by_params[name]), norm(by_updates[name])
+            measured[f"gradients/norm/{name}"] = norm(found)
+            measured[f"gradients/param_norm/{name}"] = size
+            measured[f"gradients/update_ratio/{name}"] = jnp.where(change == 0, 0, change / size)
+            if kernels := [leaf for leaf in found if _is_kernel(leaf)]:
+                measured[f"gradients/dead/{name}"] = dead_share(kernels)
+            samples[f"histogram/{name}"] = sample(found)
+            samples[f"param_histogram/{name}"] = sample(by_params[name])
+        names = score_names(state.params, depth)
+        return jnp.stack([measured[name] for name in names]), samples
+
+    def look(state: TrainState) -> Look:
+        numbers, samples = program(device_part(state), batch)
+        names = score_names(state.params, depth)
+        return Look(dict(zip(names, np.asarray(numbers).tolist(), strict=True)), samples)
+
+    return look
+
+
+def score_names(params: PyTree, depth: int) -> tuple[str, ...]:
+    """Name what is scored of parameters like these."""
+    layers = by_layer(params, depth)
+    kernels = [name for name, leaves in layers.items() if any(map(_is_kernel, leaves))]
+    kinds = {"norm": layers, "param_norm": layers, "update_ratio": layers, "dead": kernels}
+    return tuple(f"gradients/{kind}/{name}" for kind, names in kinds.items() for name in names)
+
+
+def by_layer(tree: PyTree, depth: int) -> dict[str, list[Any]]:
+    """Group arrays by the first parts of their paths, the last left out.
+
+    >>> tree = {"blocks": [{"attention": {"query": 1}, "scale": 2}], "bias": 3}
+    >>> by_layer(tree, 2)
+    {'bias': [3], 'blocks/0': [1, 2]}
+    """
+    layers: dict[str, list[Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        parts = path_name(path).split("/")
+        layers.setdefault("/".join((parts[:-1] or parts)[:depth]), []).append(leaf)
+    return layers
+
+
+def norm(leaves: list[jax.Array]) -> jax.Array:
+    """Give the L2 norm over all of them, in float32."""
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+def dead_share(kernels: list[jax.Array]) -> jax.Array:
+    """Give the share of columns that are zero all over.
+
+    >>> float(dead_share([jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.ones((2, 2))]))
+    0.25
+    """
+    dead = [jnp.all(kernel == 0, axis=tuple(range(kernel.ndim - 1))) for kernel in kernels]
+    return jnp.mean(jnp.concatenate(dead))
+
+
+def sample(leaves: list[jax.Array]) -> jax.Array:
+    """Pick numbers evenly, so that a histogram of a large layer stays cheap."""
+    apart = -(-sum(leaf.size for leaf in leaves) // SHOWN)
+    return jnp.concatenate([leaf.ravel()[::apart].astype(jnp.float32) for leaf in leaves])
+
+
+def _is_kernel(leaf: Any) -> bool:
+    return len(leaf.shape) >= 2

@@ -1,0 +1,1 @@
+"""Reports, plots and charts of a run."""

@@ -1,0 +1,130 @@
+"""Histories: the curves of a whole run, read back from what `JsonLines` wrote of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from hooks.combining import Chain, chain
+from trainer import Hook, TrainState
+from trainer.checks.paths import local
+from trainer.host.safe_open import opened
+from trainer.runs.panels import Curve
+
+
+def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
+    """Read the numbers of all records, in the order in which they were first written.
+
+    A last line that a crash tore is left out; of two records of a metric at one epoch the later
+    counts.
+
+    Raises:
+        ValueError: a line is no record of `JsonLines`.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile("w") as file:
+    ...     _ = file.write('{"step": 9, "epoch": 1, "loss": 0.5, "said": "Once"}\\n{"st')
+    ...     file.flush()
+    ...     read_curves(file.name)
+    {'loss': Curve(epochs=[1], values=[0.5])}
+    """
+    curves: dict[str, Curve] = {}
+    with open(opened(local(path, "read_curves"), follow=True), encoding="utf-8") as file:
+        for line_number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
+            for name, at, value in _numbers(path, line_number, line):
+                curve = curves.setdefault(name, Curve())
+                if curve.epochs and curve.epochs[-1] == at:
+                    curve.values[-1] = value
+                else:
+                    curve.epochs.append(at)
+                    curve.values.append(value)
+    return curves
+
+
+def _numbers(
+    path: str | os.PathLike[str], line_number: int, line: str
+) -> list[tuple[str, float, float]]:
+    """Give (name, epoch, value) of each number on a line; null is one that was not finite."""
+    try:
+        record = json.loads(line)
+        at = record.get("epoch", record["step"])
+    except (ValueError, AttributeError, KeyError) as error:
+        message = (
+            f"line {line_number} of {os.fspath(path)!r} is no record of JsonLines: {line!r:.100}"
+        )
+        raise ValueError(message) from error
+    return [
+        (name, at, math.nan if value is None else float(value))
+        for name, value in record.items()
+        if name not in ("step", "epoch") and (value is None or isinstance(value, Real))
+    ]
+
+
+Follow = Callable[[str, TrainState, Mapping[str, float]], None]
+"""`(event, state, metrics)`, to see how far a run comes."""
+
+
+def when_over(
+    name: str,
+    finish: Callable[[], None],
+    *,
+    records: str | os.PathLike[str],
+    expects: tuple[str, ...] = (),
+    follow: Follow | None = None,
+) -> Chain:
+    """Make a hook that calls a function once when a run is over, also if it is cut short.
+
+    Args:
+        name: of the hook.
+        finish: called at the `end`, or when hooks are closed where that was not reached.
+        records: path of the file that it reads; that it is there is checked at the start.
+        expects: metrics that something must write.
+        follow: called at `start`, `epoch`, `end` and `error`.
+    """
+    begun, records = False, local(records, name)
+
+    def at(event: str, do: Callable[[], None], **more: Any) -> Hook:
+        def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+            if follow:
+                follow(event, state, metrics)
+            do()
+            return state
+
+        shown = name if event == "end" else f"{name}/{event}"
+        return Hook(run, shown, event=event, stage="observe", rehearse=lambda s, m: s, **more)
+
+    def begin() -> None:
+        nonlocal begun
+        require_records(records, name)
+        begun = True
+
+    def end() -> None:
+        nonlocal begun
+        if begun:  # only where it observes: on the lead
+            begun = False
+            finish()
+
+    between = [at(event, lambda: None) for event in ("epoch", "error") if follow]
+    return chain(at("start", begin), *between, at("end", end, expects=expects, close=end))
+
+
+def require_records(path: str | os.PathLike[str], who: str) -> Path:
+    """Check, before training, that something writes the records that will be read.
+
+    Raises:
+        FileNotFoundError: there is no such file, which `JsonLines` makes when it is made.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{who} reads the records in {os.fspath(path)!r}, which nothing writes: give "
+            f"log_metrics a hooks.JsonLines({os.fspath(path)!r}), or {who} the path of the one "
+            "that there is"
+        )
+    return Path(path)

@@ -1,0 +1,123 @@
+"""Plotting: the curves of a run as a picture, when it is over."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hooks.combining import Chain
+from hooks.reports.histories import read_curves, when_over
+from hooks.writers.writer import make_folder
+from trainer.checks.paths import local
+from trainer.host.atomic_files import replacing
+from trainer.runs.panels import Curve, panels
+
+log = logging.getLogger("entracte")
+
+COLORS = ("#2f6fd0", "#d9691c", "#23895b", "#b3424a", "#7b58c2", "#8a6a1f", "#4d7c8f")
+"""Of the curves in a panel, by the order in which their names are first met."""
+
+
+def plot_history(
+    records: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    metrics: Sequence[str] | None = None,
+) -> Chain:
+    """Draw the curves of the whole run as a PNG, when it ends, is interrupted or fails.
+
+    They are read from the file that a `JsonLines` of `log_metrics` writes, so that the curves of a
+    resumed run are whole. Metrics that differ in their first part alone, `train/loss` and
+    `val/loss`, share a panel; of what `watch_gradients` scores, all layers do.
+
+    Args:
+        records: path of the `JsonLines` file.
+        path: of the picture, `runs/digits/history.png`; it is replaced.
+        metrics: names of those to show, such as `("train/loss", "val/loss")`; all but times and
+            the machine's if None.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: before training, nothing writes one of the metrics.
+        FileNotFoundError: at the start, nothing writes the records.
+        OSError: the picture's folder cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(plot_history(f"{folder}/metrics.jsonl", f"{folder}/history.png"))
+    event  stage    hook                reads  writes
+    start  observe  plot_history/start
+    end    observe  plot_history
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        error.add_note('plot_history needs matplotlib: pip install "entracte[plots]"')
+        raise
+    path, records = local(path, "plot_history"), local(records, "plot_history")
+    make_folder(path.parent, "plot_history")
+
+    def draw() -> None:
+        found = panels(read_curves(records), metrics)
+        if not found:
+            log.info("plot_history: there is nothing to plot yet in %s", records)
+            return
+        draw_panels(found, path)
+
+    return when_over(
+        "plot_history", draw, records=records, expects=() if metrics is None else tuple(metrics)
+    )
+
+
+def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """Draw panels side by side and replace the file, all at once or not at all.
+
+    Args:
+        found: panel to name in it to curve.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(0.6 + 4.2 * columns, 0.2 + 2.9 * rows), dpi=150, layout="constrained")
+    colors = color_of([label for curves in found.values() for label in curves])
+    for place, (panel, curves) in enumerate(found.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        for label, curve in curves.items():
+            axes.plot(
+                curve.epochs,
+                curve.values,
+                marker="o" if len(curve.values) < 20 else None,
+                markersize=3,
+                linewidth=1.5,
+                color=colors[label],
+            )
+        axes.set_title(brief(panel), loc="left", fontsize=10, fontweight="bold", parse_math=False)
+        axes.set_xlabel("epoch", fontsize=8, loc="right")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, lw=0.6)
+        if any(curves):
+            legend = axes.legend(
+                axes.get_lines(), list(map(brief, curves)), fontsize=8, frameon=False
+            )
+            for text in legend.get_texts():
+                text.set_parse_math(False)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png")
+
+
+def brief(name: str) -> str:
+    """Shorten a name that would leave no room for the curves; its end tells more."""
+    return name if len(name) <= 40 else f"…{name[-39:]}"
+
+
+def color_of(labels: Sequence[str]) -> dict[str, str]:
+    """Give each label a color, the same in every panel."""
+    return {label: COLORS[n % len(COLORS)] for n, label in enumerate(dict.fromkeys(labels))}

@@ -1,0 +1,108 @@
+"""Charts: curves as SVG that stands in a page by itself, without scripts."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+from trainer.runs.panels import Curve, ticks
+from trainer.runs.sparklines import number
+
+WIDTH, HEIGHT = 380, 210
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
+"""Margins around the curves."""
+
+POINTS = 300
+"""Of a curve at most so many are drawn, evenly picked ones and the last."""
+
+HUES = 7
+"""Colors that the page defines, `c0` to `c6`."""
+
+
+def chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> str:
+    """Draw the curves of a panel.
+
+    Args:
+        curves: by their names in it.
+        hues: number of each name's color.
+        title: for those who hear the page.
+
+    >>> drawn = chart({"val": Curve([1, 2, 3], [1.0, 0.5, 0.25])}, {"val": 1}, "loss")
+    >>> drawn.count("<path"), drawn.count("<circle"), "val, epoch 3: 0.2500" in drawn
+    (1, 3, True)
+    """
+    curves = {name: thinned(curve) for name, curve in curves.items()}
+    across = _Scale.of([e for c in curves.values() for e in c.epochs], LEFT, WIDTH - RIGHT)
+    up = _Scale.of([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
+        *(_level(value, up) for value in ticks(up.low, up.high)),
+        f'<text x="{LEFT - 6}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>',
+        *(_mark(value, across) for value in ticks(across.low, across.high, whole=True)),
+        *(_curve(name, curve, hues[name], across, up) for name, curve in curves.items()),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def thinned(curve: Curve) -> Curve:
+    """Pick points evenly where there are many, the last among them."""
+    apart = max(-(-len(curve.values) // POINTS), 1)
+    first = (len(curve.values) - 1) % apart
+    return Curve(curve.epochs[first::apart], curve.values[first::apart])
+
+
+class _Scale:
+    """Places numbers on a line."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.high, self.start, self.end = low, high, start, end
+
+    @classmethod
+    def of(cls, numbers: Sequence[float], start: float, end: float) -> _Scale:
+        finite = [number for number in numbers if math.isfinite(number)] or [0.0]
+        return cls(min(finite), max(finite), start, end)
+
+    def __call__(self, number: float) -> float:
+        span = self.high - self.low
+        share = (number - self.low) / span if 0 < span < math.inf else 0.5
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def _level(value: float, up: _Scale) -> str:
+    y = up(value)
+    return (
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_short(value)}</text>'
+    )
+
+
+def _mark(value: float, across: _Scale) -> str:
+    return f'<text x="{across(value)}" y="{HEIGHT - 8}" text-anchor="middle">{_short(value)}</text>'
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if abs(value) < 1e5 else f"{value:.2g}"
+
+
+def _curve(name: str, curve: Curve, hue: int, across: _Scale, up: _Scale) -> str:
+    """Draw a line, broken where a value is not finite; few points tell their values."""
+    places = [
+        (across(epoch), up(value)) if math.isfinite(value) else None
+        for epoch, value in zip(curve.epochs, curve.values, strict=True)
+    ]
+    steps, pen = [], "M"
+    for place in places:
+        if place is not None:
+            steps.append(f"{pen}{place[0]} {place[1]}")
+        pen = "M" if place is None else "L"
+    drawn = [f'<path class="c{hue}" d="{" ".join(steps)}"/>']
+    if len(places) <= 40:
+        drawn += [
+            f'<circle class="c{hue}" cx="{place[0]}" cy="{place[1]}" r="2.2"><title>'
+            f"{html.escape(name)}, epoch {epoch:g}: {number(value)}</title></circle>"
+            for place, epoch, value in zip(places, curve.epochs, curve.values, strict=True)
+            if place is not None
+        ]
+    return "".join(drawn)

@@ -1,0 +1,95 @@
+"""Reporting: a page about a run, written when it is over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hooks.combining import Chain
+from hooks.metric_logging import counts
+from hooks.reports.histories import read_curves, when_over
+from hooks.reports.report_page import Report, duration, page
+from hooks.writers.writer import make_folder
+from trainer import TrainState
+from trainer.checks.paths import local
+from trainer.configuration.setting_rows import spelled
+from trainer.host.atomic_files import replacing
+from trainer.host.machine import environment
+from trainer.runs.panels import finite
+
+OUTCOMES = {
+    "start": "interrupted",
+    "epoch": "interrupted",
+    "end": "finished",
+    "error": "failed",
+}
+"""How a run ended, by the last event that was reached."""
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    records: str | os.PathLike[str],
+    config: Any = None,
+    title: str | None = None,
+) -> Chain:
+    """Write a page about the whole run when it ends, is interrupted or fails.
+
+    One HTML file that needs nothing else, neither scripts nor a network: how far the run came, its
+    curves, the best scores and their epochs, the configuration, the hooks' times, the versions and
+    devices. Numbers are read from the file that a `JsonLines` of `log_metrics` writes, so that the
+    page of a resumed run is whole.
+
+    Args:
+        path: of the page, `runs/digits/report.html`; it is replaced.
+        records: path of the `JsonLines` file.
+        config: the run's configuration: mappings, sequences and dataclasses, nested as one likes.
+            Passwords are left out.
+        title: of the page; the name of its folder if None.
+
+    Raises:
+        FileNotFoundError: at the start, nothing writes the records.
+        OSError: the page's folder cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(write_report(f"{folder}/report.html", records=f"{folder}/metrics.jsonl"))
+    event  stage    hook                reads  writes
+    start  observe  write_report/start
+    epoch  observe  write_report/epoch
+    end    observe  write_report
+    error  observe  write_report/error
+    """
+    path, records = local(path, "write_report"), local(records, "write_report")
+    make_folder(path.parent, "write_report")
+    name = path.resolve().parent.name if title is None else title
+    seen: dict[str, str] = {}
+
+    def follow(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
+        step, epoch = counts(state)
+        total = getattr(metrics, "epochs", None)
+        stopped = event == "end" and state.stop
+        seen["outcome"] = "stopped early" if stopped else OUTCOMES[event]
+        seen["epochs"] = f"{epoch:,}" if total is None else f"{epoch:,} of {total:,}"
+        seen["steps"] = f"{step:,}"
+
+    def write() -> None:
+        curves = read_curves(records)
+        seconds = sum(finite(curves["time/epoch_seconds"])) if "time/epoch_seconds" in curves else 0
+        report = Report(
+            title=name,
+            outcome={
+                **seen,
+                "training time": duration(seconds),
+                "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            },
+            curves=curves,
+            config=spelled(config),
+            environment=environment(),
+        )
+        with replacing(path) as beside:
+            beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
+
+    return when_over("write_report", write, records=records, follow=follow)

@@ -1,0 +1,136 @@
+"""Files that are appended to, and that are found at their path when a checkpoint follows."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import weakref
+from pathlib import Path
+
+from trainer.host.atomic_files import needing, replacing
+from trainer.host.safe_open import opened, still_there
+
+CHUNK = 2**20
+"""Bytes that are copied at once."""
+
+log = logging.getLogger("entracte")
+
+
+class Appending:
+    """A file that is appended to. What is appended is in the file at once.
+
+    A file may be deleted or replaced while it is open: what is written then goes where nobody finds
+    it, and nothing fails. So `check`, which looks once, comes before every checkpoint. A deleted
+    file is written again, of what is still held open, with a warning: nothing is lost, and a long
+    run need not end for it. One that was replaced or cut short is an error, for what stands there
+    now is somebody's.
+
+    Args:
+        path: of the file, which is made; its folder must exist.
+        who: writes it, for messages.
+
+    Raises:
+        OSError: the file cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Appending(Path(folder, "a.txt"), "a writer")
+    ...     place = file.append(b"first"), file.append(b", second")
+    ...     file.path.unlink()
+    ...     file.flush()
+    ...     file.close()
+    ...     print(place, file.path.read_text())
+    (0, 5) first, second
+    """
+
+    def __init__(self, path: Path, who: str) -> None:
+        self.path, self._who = path, who
+        self._end = self._lost = 0
+        self._open()
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC  # read, to write it again
+        self._file = opened(self.path, flags, follow=True)  # as the user named it
+        self._let_go = weakref.finalize(self, os.close, self._file)
+
+    def append(self, data: bytes) -> int:
+        """Append data, or nothing of it where that fails, and return where it begins."""
+        begin = os.fstat(self._file).st_size
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError:
+            os.ftruncate(self._file, begin)
+            with needing(len(data), self.path):
+                raise
+        self._lost += max(self._end - begin, 0)
+        self._end = begin + len(data)
+        return begin
+
+    def cut(self, end: int) -> None:
+        """Take away what begins there."""
+        os.ftruncate(self._file, end)
+        self._end = end
+
+    def check(self) -> None:
+        """See that the file is at its path, with all that was appended; write a deleted one again.
+
+        Raises:
+            OSError: it was replaced or cut short, or cannot be written again.
+        """
+        size = os.fstat(self._file).st_size
+        there = still_there(self.path, self._file)
+        if there is None:
+            self._write_again(size)
+            return
+        if not there:
+            self._refuse("was replaced by another file")
+        if lost := self._lost + max(self._end - size, 0):
+            self._refuse(f"was cut short, by {lost:,} bytes,")
+
+    def flush(self) -> None:
+        """Check the file, and wait until it is on the disk.
+
+        Raises:
+            OSError: as `check`, or the disk fails.
+        """
+        self.check()
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Check the file, and close it whatever is found."""
+        try:
+            self.check()
+        finally:
+            self._let_go()
+
+    def _write_again(self, size: int) -> None:
+        try:
+            with replacing(self.path) as beside, beside.open("wb") as target:
+                for place in range(0, size, CHUNK):
+                    target.write(os.pread(self._file, CHUNK, place))
+            before = self._let_go
+            self._open()
+            before()
+        except OSError as error:
+            error.add_note(
+                f"{str(self.path)!r} was deleted while {self._who} was writing it, and cannot be "
+                "written again: leave a run's directory alone while the run goes on"
+            )
+            raise
+        log.warning(
+            "%s was deleted while %s was writing it: it was written again, with all %d bytes that "
+            "it had",
+            *(self.path, self._who, size),
+        )
+
+    def _refuse(self, what: str) -> None:
+        raise OSError(
+            errno.ESTALE,
+            f"it {what} while {self._who} was writing it, so no checkpoint is made that would "
+            "claim what it held: put the file back as it was, or move what is there now away, and "
+            "start the run again, which resumes from the checkpoint before",
+            str(self.path),
+        )

@@ -1,0 +1,174 @@
+"""Weights & Biases: the run as a local folder, which `wandb sync` uploads."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hooks.writers.trackers import Journal, Kept, available, linked_artifacts
+from hooks.writers.writer import Value
+from trainer.checks.paths import local
+from trainer.host.redaction import redacted_command, without_secrets
+from trainer.runs.text import clean
+
+
+class WandB:
+    """Records a run for Weights & Biases, without a network; needs `entracte[wandb]`.
+
+    While training goes on, records are in a journal on the disk, and no other process or thread is
+    at work. When the run is over, was interrupted or failed, they are delivered: made into a folder
+    `wandb/offline-run-...` in the directory, which replaces the one of before and has every record
+    once, at its step. `wandb sync` uploads it, under the same id each time. After a kill -9, or to
+    see a run that goes on, `WandB(directory).deliver()` does the same, from any process.
+
+    Numbers, texts, images, videos and histograms are recorded, traces are not. Where the package is
+    not installed, with `WANDB_MODE=disabled` or `enabled=False`, nothing is, as one line in the log
+    says.
+
+    Args:
+        directory: of the run; `wandb` in it is made.
+        project: that the run belongs to.
+        name: of the run; that of the directory if None.
+        config: the run's configuration, plain JSON data.
+        artifacts: a run's directory, whose commits and replays are delivered too: those that it
+            holds then, by links that take no space, each commit as a version of one artifact.
+        enabled: False to record nothing.
+
+    Raises:
+        OSError: the directory cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     writer = WandB(folder, enabled=False)
+    ...     writer.write(28, {"train/loss": 0.5})
+    ...     writer.close()
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        project: str = "entracte",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        artifacts: str | os.PathLike[str] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.directory = local(directory, "WandB").resolve()
+        self._about = {
+            "project": project,
+            "name": self.directory.name if name is None else name,
+            "config": without_secrets(dict(config or {})),
+        }
+        self._artifacts = None if artifacts is None else local(artifacts, "WandB").resolve()
+        enabled = enabled and os.environ.get("WANDB_MODE") != "disabled"
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it looks for the network
+        active = available("WandB", "wandb", enabled, "wandb")
+        self._journal = Journal(self.directory / "wandb", "WandB", active=active)
+
+    def resume(self, step: int, epoch: int) -> None:
+        """Drop what lies beyond step and epoch."""
+        self._journal.resume(step, epoch)
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Put values in the journal."""
+        self._journal.write(step, values)
+
+    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+        """Put values in the journal and take them away again."""
+        self._journal.rehearse(step, values)
+
+    def flush(self) -> None:
+        """Wait until the journal is on the disk."""
+        self._journal.flush()
+
+    def close(self) -> None:
+        """Close the journal and deliver what is new; a failure to deliver is logged, not raised."""
+        self._journal.close(self.deliver)
+
+    def deliver(self) -> None:
+        """Make the folder that `wandb sync` uploads, of all that is on record.
+
+        Raises:
+            Exception: whatever `wandb` raises; the journal is as it was.
+        """
+        journal = self._journal
+        if not (rows := journal.rows()):
+            return
+        wandb = importlib.import_module("wandb")
+        if journal.identity is None:
+            journal.identity = secrets.token_hex(4)
+        for earlier in journal.folder.glob(f"offline-run-*-{journal.identity}"):
+            shutil.rmtree(earlier)
+        with _command_redacted():
+            run = wandb.init(
+                **self._about,
+                id=journal.identity,
+                dir=str(self.directory),
+                mode="offline",
+                reinit="create_new",  # a run of the user's own goes on
+                settings=wandb.Settings(console="off", silent=True, save_code=False),
+            )
+        try:
+            for row in rows:
+                values = {name: _shown(wandb, kept) for name, kept in row.values.items()}
+                run.log({**values, "_timestamp": row.unix_seconds}, step=row.step)
+            if self._artifacts:
+                _log_artifacts(wandb, run, self._artifacts, journal.folder / "artifacts")
+        finally:
+            run.finish()
+        journal.mark_delivered()
+
+
+@contextlib.contextmanager
+def _command_redacted() -> Iterator[None]:
+    """Have passwords left out of the command line, which `wandb` looks up and keeps."""
+    before = sys.argv
+    sys.argv = redacted_command(before)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _shown(wandb: Any, kept: Kept) -> Any:
+    """Give a value as `wandb` takes it."""
+    match kept.kind:
+        case "text":
+            return wandb.Html(f"<pre>{html.escape(clean(kept.value))}</pre>", inject=False)
+        case "histogram":
+            return wandb.Histogram(np_histogram=kept.value)
+        case "image":
+            return wandb.Image(str(kept.value))
+        case "video":
+            return wandb.Video(str(kept.value), format="gif")
+        case _:
+            return kept.value
+
+
+def _log_artifacts(wandb: Any, run: Any, source: Path, folder: Path) -> None:
+    """Log commits, each as a version of one artifact, and replays, as another."""
+    for epoch, scores in linked_artifacts(source, folder).items():
+        about = {"epoch": epoch, **scores}
+        commit = wandb.Artifact(f"checkpoint-{run.id}", "checkpoint", metadata=about)
+        _add_files(commit, folder / "checkpoints" / str(epoch))
+        run.log_artifact(commit, aliases=[f"epoch-{epoch}"])
+    if (folder / "replays").exists():
+        replays = wandb.Artifact(f"replays-{run.id}", "replay")
+        _add_files(replays, folder / "replays")
+        run.log_artifact(replays)
+
+
+def _add_files(artifact: Any, folder: Path) -> None:
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        # Immutable: else every byte is copied to a folder in the user's home.
+        name = str(file.relative_to(folder))
+        artifact.add_file(str(file), name=name, skip_cache=True, policy="immutable")

@@ -1,0 +1,81 @@
+"""What a file may name."""
+
+import inspect
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+
+import hooks
+from hooks.config import allowed_names
+from hooks.config.allowed_names import hints_of, named, public
+from hooks.control.stopping import stop_on_nan
+
+NO_HOOKS = {
+    "configured",
+    "configured_writers",
+    "find_learning_rate",
+    "from_config",
+    "image_grid",
+    "learning_progress",
+    "load_replay",
+    "reads",
+    "replay",
+    "thresholds",
+    "write_config",
+    "writes",
+}
+"""Functions of the public face that give no hook, or are given what no file holds."""
+
+
+def _points(monkeypatch, *points):
+    """Let other packages have these entry points: (name, value)."""
+    found = EntryPoints(EntryPoint(name, value, allowed_names.GROUP) for name, value in points)
+    select = {"entry_points": lambda **terms: found.select(**terms)}
+    monkeypatch.setattr(allowed_names, "metadata", type("metadata", (), select))
+
+
+def test_every_hook_of_the_public_face_has_its_name():
+    functions = {name for name in hooks.__all__ if inspect.isfunction(getattr(hooks, name))}
+    makers = public("hook", hooks)
+    assert functions - makers.keys() <= NO_HOOKS
+    assert not makers.keys() & NO_HOOKS
+    assert {"evaluate", "every", "log_metrics", "stop_early", "save_checkpoints"} <= makers.keys()
+
+
+def test_what_is_imported_for_type_checkers_alone_is_any_object():
+    assert hints_of(hooks.Console) == {"console": object | None, "return": type(None)}
+    assert hints_of(print) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("stop_erly", "hook", "x: there is no hook of this name. Did you mean 'stop_early'"),
+        ("Console", "hook", "no hook of this name"),
+        ("stop_on_nan", "writer", "no writer of this name .there is: Console, Database"),
+        ("Writer", "writer", "no writer of this name"),
+        ("TrainState", "hook", "no hook of this name"),
+        ("from_config", "hook", "no hook of this name"),
+        ("os.system", "hook", "no hook of this name"),
+        ("hooks.control.stopping.stop_on_nan", "hook", "no hook of this name"),
+    ],
+)
+def test_only_names_that_there_are_are_found(name, kind, said):
+    with pytest.raises(ValueError, match=said):
+        named(name, kind, "x", hooks)
+
+
+def test_other_packages_name_theirs_by_entry_points(monkeypatch):
+    point = ("stop_when_told", "hooks.control.stopping:stop_on_nan")
+    _points(monkeypatch, point, point)  # an installation may be listed twice
+    assert named("stop_when_told", "hook", "x", hooks) is stop_on_nan
+    with pytest.raises(ValueError, match="Did you mean 'stop_when_told'"):
+        named("stop_when_tol", "hook", "x", hooks)
+
+
+def test_a_name_of_two_is_refused(monkeypatch):
+    _points(monkeypatch, ("stop_on_nan", "theirs:stop"), ("two", "one:two"), ("two", "another:two"))
+    with pytest.raises(ValueError, match="several of this name: this library, theirs:stop"):
+        named("stop_on_nan", "hook", "x", hooks)
+    with pytest.raises(ValueError, match="several of this name: one:two, another:two"):
+        named("two", "hook", "x", hooks)

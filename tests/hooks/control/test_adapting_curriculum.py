@@ -1,0 +1,168 @@
+"""Drawing lessons by what their returns say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hooks
+import models
+import trainer
+from hooks import testing
+from hooks.control.adapting_curriculum import Weighing
+from trainer.rl import lessons, ppo
+from trainer.rl.environments import cartpole
+
+LESSONS = ("short", "long")
+STEPS = {"short": 3, "long": 40}
+EASY = {"rollout/return/short": 2.0}
+
+
+@pytest.fixture
+def state():
+    """A state with weights of two lessons."""
+    carry = {"lessons": jnp.array([0.5, 0.5]), "other": jnp.ones(2)}
+    return trainer.TrainState.create(params={}, rng=jax.random.key(0), carry=carry)
+
+
+@pytest.fixture(scope="module")
+def agent():
+    """An agent with two lessons of CartPole, that end after 3 and after 40 steps at most."""
+    env = cartpole()
+    params = {name: env.params.replace(max_steps=jnp.int32(n)) for name, n in STEPS.items()}
+    network = models.actor_critic(actions=2, hidden=(4,))
+    settings = {"envs": 4, "steps": 16, "epochs": 1, "minibatches": 1}
+    return ppo(network, lessons(env, params), optax.sgd(1e-2), **settings)
+
+
+def one_each(names):
+    """A strategy of one's own: the next lesson, whenever something was learnt."""
+    weights = lambda memory: np.eye(len(names))[memory["place"]]  # noqa: E731
+    update = lambda memory, returns: {"place": (memory["place"] + 1) % len(names)}  # noqa: E731
+    return Weighing("one_each", {"place": np.int64(0)}, update, weights)
+
+
+def passing(**settings):
+    return hooks.adapt_curriculum(LESSONS, hooks.thresholds({"short": 2.0}, window=2, **settings))
+
+
+def test_weights_are_set_in_the_carry_and_scored(state):
+    hook, seen = hooks.adapt_curriculum(LESSONS, one_each), []
+    for _ in range(3):
+        after = hook(state, EASY)
+        state = after.replace(scores={})
+        seen.append(after.carry["lessons"].tolist())
+        assert list(after.scores.items()) == [
+            ("curriculum/weight/short", seen[-1][0]),
+            ("curriculum/weight/long", seen[-1][1]),
+        ]
+        assert after.carry["lessons"].dtype == jnp.float32
+        assert after.carry["other"] is state.carry["other"]
+    assert seen == [[0, 1], [1, 0], [0, 1]]
+
+
+def test_nothing_is_learnt_where_no_episode_ended(state):
+    hook = passing()
+    once = hook(state, EASY)
+    again = hook(once.replace(scores={}), {"rollout/episodes": 0.0})
+    assert again.memory == once.memory
+    assert again.carry is once.carry
+    assert again.scores == once.scores  # a run that is plotted has no gaps
+    not_finite = hook(once, {"rollout/return/short": float("nan")})
+    assert not_finite.memory is once.memory
+
+
+def test_weights_are_set_before_the_first_epoch(state):
+    start = next(part for part in passing().parts if part.at == "start")
+    after = start(state, {})
+    assert after.carry["lessons"].tolist() == [1.0, 0.0]
+    assert start(after, {}) is after
+
+
+def test_other_returns_may_be_read(state):
+    strategy = hooks.thresholds({"short": 2.0}, window=1, rehearsal=1.0)
+    hook = hooks.adapt_curriculum(LESSONS, strategy, metric="val/return")
+    assert hook(state, EASY).carry["lessons"].tolist() == [1.0, 0.0]
+    assert hook(state, {"val/return/short": 2.0}).carry["lessons"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "strategy", [hooks.learning_progress(), hooks.thresholds({"short": 1.0}), one_each]
+)
+def test_it_keeps_the_laws(state, strategy):
+    hook = hooks.adapt_curriculum(LESSONS, strategy)
+    testing.check_hook(hook, state, {"rollout/return/short": 1.0, "rollout/return/long": 4.0})
+    testing.check_hook(hook, state, EASY)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "low"),
+    [
+        (hooks.learning_progress(fast=0.9, slow=0.1), 0.05),
+        (hooks.thresholds({"short": 3.0}, window=2), 1 / 11),
+    ],
+)
+def test_law_5_a_curriculum_goes_on_bit_for_bit(agent, check_resumes, strategy, low):
+    def make():
+        return hooks.adapt_curriculum(LESSONS, strategy)
+
+    start = agent.init(jax.random.key(0))
+    whole = check_resumes(make, start, agent.program, epochs=3)
+    # Returns of the short lesson are the same always: all but the floor, or the rehearsal, is long.
+    np.testing.assert_allclose(whole.carry["lessons"], [low, 1 - low], rtol=1e-6)
+
+
+def test_lessons_that_open_are_played(agent):
+    state = agent.init(jax.random.key(1))
+    _, history = trainer.fit(state, agent.rollout, epochs=6, hooks=passing(rehearsal=0.01))
+    weights = [epoch["curriculum/weight/long"] for epoch in history]
+    assert weights == [
+        0.0,
+        *[np.float32(1 / 1.01)] * 5,
+    ]  # two epochs with episodes of the short one
+    assert any("rollout/return/long" in epoch for epoch in history[3:])
+
+
+def test_what_an_unknown_lesson_reads_is_refused_before_training(agent):
+    hook = hooks.adapt_curriculum(("short", "steep"), hooks.learning_progress())
+    with pytest.raises(ValueError, match="reads 'rollout/return/steep', which nothing writes"):
+        trainer.fit(agent.init(jax.random.key(0)), agent.rollout, epochs=1, hooks=hook)
+
+
+@pytest.mark.parametrize(
+    ("carry", "got"),
+    [
+        ({}, "none"),
+        ({"lessons": jnp.ones(3)}, r"float32\[3\]"),
+        ({"lessons": jnp.ones(2, jnp.int32)}, r"int32\[2\]"),
+    ],
+)
+def test_a_state_without_weights_of_these_lessons_is_refused(state, carry, got):
+    with pytest.raises(ValueError, match=rf"weights of 2 lessons, .*float32\[2\]; got {got}"):
+        passing()(state.replace(carry=carry), EASY)
+
+
+@pytest.mark.parametrize("names", [(), ("short", "short")])
+def test_names_that_are_missing_or_twice_are_refused(names):
+    with pytest.raises(ValueError, match="lessons' names, each once"):
+        hooks.adapt_curriculum(names, hooks.learning_progress())
+
+
+def test_a_strategy_that_does_not_suit_is_refused_when_the_hook_is_made():
+    with pytest.raises(ValueError, match="'steep'"):
+        hooks.adapt_curriculum(LESSONS, hooks.thresholds({"steep": 1.0}))
+
+
+def test_weights_of_a_strategy_of_ones_own_are_checked(state):
+    broken = one_each(LESSONS)._replace(weights=lambda memory: np.zeros(2))
+    with pytest.raises(ValueError, match="short, long need a weight each"):
+        hooks.adapt_curriculum(LESSONS, lambda names: broken)(state, EASY)
+
+
+def test_every_member_of_a_population_has_a_curriculum_of_its_own(state):
+    hook = hooks.each(hooks.adapt_curriculum(LESSONS, hooks.thresholds({"short": 2.0}, window=1)))
+    both = trainer.stacked([state, state.replace(rng=jax.random.key(1))])
+    values = trainer.Members(np.array([2.0, 1.0]), np.array([True, True]))
+    after = testing.check_hook(hook, both, {"rollout/return/short": values})
+    np.testing.assert_allclose(after.carry["lessons"], [[1 / 11, 10 / 11], [1, 0]], rtol=1e-6)

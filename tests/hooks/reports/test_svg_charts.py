@@ -1,0 +1,58 @@
+"""Curves as SVG: within the picture, broken where nothing is finite, and escaped."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooks.reports.svg_charts import HEIGHT, POINTS, WIDTH, chart, thinned
+from trainer.runs.panels import Curve
+
+NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
+
+
+def drawn(*values, name="train"):
+    curve = Curve(list(range(1, len(values) + 1)), list(values))
+    return ElementTree.fromstring(chart({name: curve}, {name: 0}, name))
+
+
+@given(st.lists(NUMBERS, max_size=60))
+def test_any_numbers_make_a_picture_within_its_bounds(values):
+    picture = drawn(*values)
+    places = [picture.find("path").get("d")]
+    places += [f"{c.get('cx')} {c.get('cy')}" for c in picture.iter("circle")]
+    for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", " ".join(places)):
+        assert 0 <= float(x) <= WIDTH
+        assert 0 <= float(y) <= HEIGHT
+
+
+def test_higher_values_are_drawn_higher_and_later_ones_further_right():
+    first, second, third = drawn(1.0, 3.0, 2.0).findall("circle")
+    heights = [float(point.get("cy")) for point in (first, second, third)]
+    assert heights[1] < heights[2] < heights[0]
+    assert float(first.get("cx")) < float(second.get("cx")) < float(third.get("cx"))
+    assert second.find("title").text == "train, epoch 2: 3.000"
+
+
+def test_a_line_is_broken_where_a_value_is_not_finite():
+    assert drawn(1.0, 2.0, math.nan, 2.0, 1.0).find("path").get("d").count("M") == 2
+
+
+@pytest.mark.parametrize("name", ['"><script>', "</svg>", "a&b", "<!--"])
+def test_names_stay_text(name):
+    picture = drawn(1.0, name=name)
+    assert picture.get("aria-label") == name
+    assert picture.find("circle").find("title").text == f"{name}, epoch 1: 1.000"
+    assert "<script" not in chart({name: Curve([1], [1.0])}, {name: 0}, name)
+
+
+@given(st.integers(0, 2000))
+def test_of_many_points_few_are_drawn_the_last_among_them(length):
+    curve = thinned(Curve(list(range(length)), [float(n) for n in range(length)]))
+    assert len(curve.values) == len(curve.epochs) <= POINTS
+    assert curve.epochs[-1:] == list(range(length))[-1:]

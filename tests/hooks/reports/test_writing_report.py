@@ -1,0 +1,172 @@
+"""The report of a run: whole, by itself, and safe to open whatever is written in it."""
+
+from __future__ import annotations
+
+import re
+import threading
+from html.parser import HTMLParser
+
+import jax.numpy as jnp
+import pytest
+
+import hooks
+import trainer
+from hooks.reports.report_page import Report, page
+from hooks.testing import check_hook
+from hooks.writers.writer import JsonLines
+from trainer.host.machine import environment
+from trainer.runs.panels import Curve
+
+HOSTILE = (
+    """</style></td><script>alert(1)</script><img src=x onerror="alert('x')"> & "quoted" \udc80"""
+)
+
+
+class Reader(HTMLParser):
+    """Collects the tags, their attributes, and the text of table cells and headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.cells, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in ("td", "h1", "h2", "h3", "dt", "dd"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data.rstrip("\n")
+
+
+def reported(state, program, tmp_path, chain=(), epochs=3, **settings):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    report = hooks.write_report(tmp_path / "report.html", records=lines.path, **settings)
+    trainer.fit(state, program, epochs=epochs, hooks=[*chain, hooks.log_metrics(lines), report])
+    return Reader((tmp_path / "report.html").read_text())
+
+
+def test_a_report_tells_how_far_a_run_came_its_scores_and_what_it_ran_on(state, phase, tmp_path):
+    config = {"optimizer": {"name": "sgd", "rate": 0.1}, "hidden": (128, 64)}
+    found = reported(state, phase, tmp_path, title="Halving", config=config).cells
+    assert found[:7] == ["Halving", "outcome", "finished", "epochs", "3 of 3", "steps", "3"]
+    at = found.index("train/loss")
+    assert found[at + 1 : at + 4] == ["0.7500", "0.7500 at 3", "3.000 at 1"]
+    for name, value in (
+        ("optimizer.name", "sgd"),
+        ("optimizer.rate", "0.1"),
+        ("hidden", "[128, 64]"),
+    ):
+        assert found[found.index(name) + 1] == value
+    for name, value in environment().items():
+        assert found[found.index(name) + 1] == value
+    assert found[found.index("log_metrics") + 1].endswith(" s")
+
+
+def test_it_changes_nothing(start, train, tmp_path):
+    plain, _ = trainer.fit(start, train, epochs=2)
+    lines = JsonLines(tmp_path / "a.jsonl")
+    report = hooks.write_report(tmp_path / "report.html", records=lines.path)
+    told, _ = trainer.fit(start, train, epochs=2, hooks=[hooks.log_metrics(lines), report])
+    assert trainer.fingerprint(plain) == trainer.fingerprint(told)
+
+
+def test_a_run_that_is_cut_short_is_reported_as_what_it_is(state, phase, tmp_path):
+    def stop(state, metrics):
+        return state.replace(stop=True)
+
+    def interrupt(state, metrics):
+        raise trainer.Interrupt("time is up")
+
+    def fail(state, metrics):
+        raise OSError("full")
+
+    for hook, outcome in ((stop, "stopped early"), (interrupt, "interrupted")):
+        found = reported(state, phase, tmp_path, [hooks.every(2, hook)])
+        assert found.cells[2:5:2] == [outcome, "2 of 3"]
+    with pytest.raises(OSError, match="full"):
+        reported(state, phase, tmp_path, [hooks.every(2, fail)])
+    assert Reader((tmp_path / "report.html").read_text()).cells[2:5:2] == ["failed", "2 of 3"]
+
+
+def test_a_resumed_run_is_reported_whole(state, phase, tmp_path):
+    for epochs in (2, 4, 4):
+        saving = hooks.save_checkpoints(tmp_path / "run", max_cost=None)
+        found = reported(state, phase, tmp_path, [saving], epochs=epochs).cells
+    assert found[2:7:2] == ["finished", "4", "4"]  # nothing was left to train
+    at = found.index("train/loss")
+    assert found[at + 2 : at + 4] == ["0.3750 at 4", "3.000 at 1"]
+
+
+def test_the_page_needs_nothing_and_runs_nothing(state, phase, tmp_path):
+    found = reported(state, phase, tmp_path, config={"a": 1})
+    text = (tmp_path / "report.html").read_text()
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(found.tags)
+    assert not {"src", "href", "onload", "onerror"} & {name for name, _ in found.attributes}
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert [file.name for file in tmp_path.glob("report*")] == ["report.html"]
+
+
+def _unbroken(tags):
+    return [tag for tag in tags if tag != "wbr"]
+
+
+def test_hostile_words_stay_words():
+    curves = {
+        f"train/{HOSTILE}": Curve([1, 2], [1.0, 2.0]),
+        f"time/hook/{HOSTILE}": Curve([1], [1.0]),
+    }
+    words = {HOSTILE: HOSTILE}
+    clean = Reader(
+        page(
+            Report(
+                "a",
+                {"b": "c"},
+                {"train/d": Curve([1, 2], [1.0, 2.0]), "time/hook/e": Curve([1], [1.0])},
+                {"f": "g"},
+                {"h": "i"},
+            )
+        )
+    )
+    hostile = Reader(page(Report(HOSTILE, words, curves, words, words)))
+    assert _unbroken(hostile.tags) == _unbroken(clean.tags)
+    assert {name for name, _ in hostile.attributes} == {name for name, _ in clean.attributes}
+    assert hostile.cells.count(HOSTILE) >= 6
+
+
+def test_pages_open_in_light_and_dark_and_on_narrow_screens():
+    text = page(Report("a", {}, {}, {}, {}))
+    assert "color-scheme: light dark" in text
+    light, dark = (dict(re.findall(r"(--\w+): (#\w+)", part)) for part in text.split("dark) {")[:2])
+    assert light.keys() == dark.keys() >= {"--ink", "--page", "--c0", "--c6"}
+    assert 'name="viewport" content="width=device-width' in text
+
+
+def test_the_title_is_the_folders_name_if_none_is_given(state, phase, tmp_path):
+    assert reported(state, phase, tmp_path).cells[0] == tmp_path.name
+
+
+def test_it_holds_the_laws(state, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 1.0}\n')
+    state = state.replace(epoch=jnp.int32(1))
+    check_hook(hooks.write_report(tmp_path / "r.html", records=tmp_path / "a.jsonl"), state, {})
+    assert (tmp_path / "r.html").exists()
+
+
+def test_the_report_has_what_was_logged_in_the_background(state, phase, tmp_path):
+    class Slow(hooks.JsonLines):
+        def write(self, step, values):
+            threading.Event().wait(0.02)
+            super().write(step, values)
+
+    records, page = tmp_path / "lines.jsonl", tmp_path / "report.html"
+    chain = hooks.chain(
+        hooks.background(hooks.log_metrics(Slow(records))),
+        hooks.write_report(page, records=records),
+    )
+    trainer.fit(state, phase, epochs=5, hooks=chain)
+    assert "at 5" in page.read_text()  # where the loss is lowest

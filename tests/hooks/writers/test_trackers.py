@@ -1,0 +1,196 @@
+"""A journal has every record once, whatever stopped the run, and knows what was delivered."""
+
+import logging
+import math
+import os
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from hooks.writers import trackers
+from hooks.writers.trackers import Journal, available, linked_artifacts
+from hooks.writers.writer import Histogram, Image, Progress, Text, Trace, Video
+from trainer import Checkpoints
+
+HOSTILE = "../../step:\0\x1b[2J\ud800'; DROP TABLE runs; --"
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "journal", "a test")
+    yield journal
+    journal.close(journal.mark_delivered)
+
+
+def numbers(journal):
+    return [
+        (row.step, {name: kept.value for name, kept in row.values.items()})
+        for row in journal.rows()
+    ]
+
+
+def test_what_is_written_is_read_a_step_at_a_time(journal):
+    grays = np.linspace(0, 1, 12).reshape(3, 4, 1)
+    frames = np.stack([grays, 1 - grays])
+    journal.write(3, {"epoch": Progress(1, 2), "loss": 0.5, "nan": math.nan, "inf": -math.inf})
+    journal.write(3, {"epoch": Progress(1, 2), "said": Text("so"), "trace": Trace(np.ones(3))})
+    journal.write(6, {"image": Image(grays), "video": Video(frames, 5)})
+    journal.write(6, {"all": Histogram(np.array([1.0, 2.0, math.nan])), "none": Histogram([])})
+    first, second = journal.rows()
+    assert (first.step, second.step) == (3, 6)
+    assert 0 <= second.unix_seconds - first.unix_seconds < 60
+    values = {name: kept.value for name, kept in first.values.items()}
+    assert math.isnan(values.pop("nan"))
+    assert values == {"epoch": 1, "loss": 0.5, "inf": -math.inf, "said": "so"}
+    kinds = {name: kept.kind for name, kept in second.values.items()}
+    assert kinds == {"image": "image", "video": "video", "all": "histogram", "none": "histogram"}
+    counts, edges = second.values["all"].value
+    assert (counts.sum(), len(edges)) == (2, 65)
+    assert second.values["none"].value[0].sum() == 0
+    with PIL.Image.open(second.values["image"].value) as image:
+        np.testing.assert_array_equal(image, (grays[..., 0] * 255).round())
+    with PIL.Image.open(second.values["video"].value) as video:
+        assert video.n_frames == 2
+
+
+def test_hostile_names_stay_names(journal):
+    names = [HOSTILE, "step", "_written", "number:a", "a", "epoch:"]
+    picture = Image(np.zeros((2, 2, 3), np.uint8))
+    journal.write(1, {name: float(place) for place, name in enumerate(names)})
+    journal.write(2, dict.fromkeys(names, picture))
+    first, second = journal.rows()
+    assert {name: kept.value for name, kept in first.values.items()} == {
+        name: place for place, name in enumerate(names)
+    }
+    files = {kept.value for kept in second.values.values()}
+    assert len(files) == len(names)
+    assert {file.parent.parent for file in files} == {journal.folder / "media"}
+
+
+def test_a_run_that_goes_on_has_each_record_once(journal):
+    for step in (2, 4, 6):
+        journal.write(step, {"epoch": Progress(step // 2), "loss": 1.0})
+    journal.resume(4, 2)
+    journal.write(6, {"epoch": Progress(3), "loss": 2.0})
+    assert numbers(journal) == [
+        (2, {"epoch": 1, "loss": 1.0}),
+        (4, {"epoch": 2, "loss": 1.0}),
+        (6, {"epoch": 3, "loss": 2.0}),
+    ]
+    journal.resume(0, 0)
+    assert numbers(journal) == []
+
+
+def test_what_is_new_is_delivered_once(journal, tmp_path):
+    times = []
+
+    def deliver():
+        times.append(len(journal.rows()))
+        journal.mark_delivered()
+
+    journal.close(deliver)
+    assert times == []
+    journal.write(1, {"loss": 1.0})
+    journal.close(deliver)
+    journal.close(deliver)
+    assert times == [1]
+    journal.write(2, {"loss": 1.0})
+    again = Journal(journal.folder, "a test")  # of a process after one that was killed
+    again.close(deliver)
+    again.close(deliver)
+    assert times == [1, 2]
+    journal.rehearse(3, {"loss": 1.0, "image": Image(np.zeros((2, 2, 1)))})
+    journal.close(deliver)
+    assert times == [1, 2]
+    assert not (journal.folder / "media").exists()
+
+
+def test_what_is_written_during_a_delivery_is_delivered_next(journal):
+    journal.write(1, {"loss": 1.0})
+    beside = Journal(journal.folder, "another process")
+    beside.rows()
+    journal.write(2, {"loss": 1.0})
+    beside.mark_delivered()
+    times = []
+    journal.close(lambda: times.append(len(journal.rows())))
+    assert times == [2]
+
+
+def test_a_failure_to_deliver_is_logged_and_the_next_close_tries_again(journal, caplog):
+    def fail():
+        raise OSError("no server")
+
+    journal.write(1, {"loss": 1.0})
+    journal.close(fail)
+    assert "a test: the records were not delivered; they are in " in caplog.text
+    assert "no server" in caplog.text
+    times = []
+    journal.close(lambda: times.append(1))
+    assert times == [1]
+
+
+def test_a_line_that_is_being_written_is_left_out(journal):
+    journal.write(1, {"loss": 1.0})
+    with (journal.folder / "journal.jsonl").open("a") as file:
+        file.write('{"step": 2, "num')
+    assert [row.step for row in journal.rows()] == [1]
+
+
+def test_an_inactive_journal_keeps_and_makes_nothing(tmp_path):
+    journal = Journal(tmp_path / "journal", "a test", active=False)
+    journal.resume(0, 0)
+    journal.write(1, {"loss": 1.0})
+    journal.rehearse(1, {"loss": 1.0})
+    journal.flush()
+    journal.close(lambda: pytest.fail("there is nothing to deliver"))
+    assert journal.rows() == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_says_why_a_tracker_is_inactive(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "entracte")
+    assert available("Tracker", "extra", True, "json", "os.path")
+    assert caplog.records == []
+    assert not available("Tracker", "extra", False, "json")
+    assert "Tracker is disabled: it is inactive and records nothing" in caplog.text
+    monkeypatch.setitem(sys.modules, "tracker", None)
+    caplog.clear()
+    assert not available("Tracker", "extra", True, "json", "tracker")
+    (told,) = caplog.records
+    assert 'pip install "entracte[extra]"' in told.getMessage()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_artifacts_are_the_complete_commits_and_the_replays(state, tmp_path, monkeypatch, links):
+    def refuse(*arguments, **settings):
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr(trackers.os, "link", refuse)
+    run, folder = tmp_path / "run", tmp_path / "collected"
+    with Checkpoints(run) as checkpoints:
+        for epoch in (1, 2, 3):
+            checkpoints.save(state.replace(epoch=epoch), scores={"val/loss": 1 / epoch})
+        (run / "replays").mkdir()
+        (run / "replays" / "2-0.json").write_text("{}")
+        (run / "replays" / "notes.txt").write_text("no replay")
+        assert linked_artifacts(run, folder) == {n: {"val/loss": 1 / n} for n in (1, 2, 3)}
+    assert sorted(os.listdir(folder / "checkpoints")) == ["1", "2", "3"]
+    assert os.listdir(folder / "replays") == ["2-0.json"]
+    manifest = folder / "checkpoints" / "3" / "manifest.json"
+    assert (manifest.stat().st_nlink > 1) == links
+    (run / "checkpoints" / "1" / "manifest.json").write_text("damaged")
+    (run / "replays" / "2-0.json").unlink()
+    (run / "checkpoints" / "4.staged").mkdir()
+    (run / "checkpoints" / "5").mkdir()
+    assert list(linked_artifacts(run, folder)) == [2, 3]
+    assert sorted(os.listdir(folder / "checkpoints")) == ["2", "3"]
+    with Checkpoints(folder, read_only=True) as copies:
+        assert copies.restore(state.replace(epoch=0)).state.epoch == 3
+
+
+def test_of_an_empty_directory_nothing_is_collected(tmp_path):
+    assert linked_artifacts(tmp_path / "none", tmp_path / "collected") == {}
+    assert not list((tmp_path / "collected").iterdir())

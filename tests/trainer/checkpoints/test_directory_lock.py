@@ -1,0 +1,245 @@
+"""One process at a time trains in a run's directory, and a dead one holds nothing."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from trainer import Checkpoints
+from trainer.checkpoints import DamagedCommit, directory_lock
+from trainer.checkpoints.directory_lock import InUse, held, lock, lock_here
+
+CHILD = """
+import os, signal, sys, warnings
+from trainer.checkpoints.directory_lock import held, lock, lock_here
+
+run = sys.argv[1]
+release = lock(run)
+again = lock_here(os.path.join(run, "..", os.path.basename(run)))
+release(), release()
+print(held(run), flush=True)
+warnings.simplefilter("ignore")  # of a fork beside JAX's threads
+if not os.fork():
+    again()
+    print(os.getpid(), held(run, by_others=True), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Do not wait for another process to end."""
+    monkeypatch.setattr(directory_lock, "PATIENCE", 0.0)
+
+
+def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state, tmp_path):
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first:
+        try:
+            holder = first.stdout.readline().strip()
+            assert holder.startswith(f"pid {first.pid} on ")
+            forked, seen_there = first.stdout.readline().strip().split(" ", 1)
+            assert held(tmp_path) == held(tmp_path, by_others=True) == seen_there == holder
+            with pytest.raises(InUse, match="give this run another directory") as refused:
+                lock(tmp_path)
+            assert f"{tmp_path} is in use: {holder} trains there" in str(refused.value)
+            left = tmp_path / "checkpoints" / "3.replaced"
+            left.mkdir(parents=True)
+            checkpoints = Checkpoints(tmp_path)
+            assert checkpoints.restore(state) is None
+            assert left.exists()  # between the renames of a process that lives
+
+            first.send_signal(signal.SIGKILL)
+            first.wait(10)
+            os.kill(int(forked), 0)  # it lives
+            assert held(tmp_path) is None
+            release = lock(tmp_path)
+            assert held(tmp_path).startswith(f"pid {os.getpid()} on ")
+            with pytest.raises(DamagedCommit, match="commit 3"):
+                checkpoints.restore(state)
+            assert not left.exists()
+            release()
+        finally:
+            first.kill()
+            first.stdin.close()
+
+
+def test_one_process_may_take_it_several_times_but_to_train_once(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "run")
+    first, second = lock(tmp_path / "run"), lock_here(tmp_path / "alias")
+    with pytest.raises(InUse, match="a hook of this very run, .* give each a directory of its own"):
+        lock(tmp_path / "alias")
+    first()
+    first()
+    assert held(tmp_path / "run") == held(tmp_path / "alias")
+    assert f"pid {os.getpid()} on " in held(tmp_path / "run")
+    assert held(tmp_path / "run", by_others=True) is None
+    second()
+    assert held(tmp_path / "run") is None
+    assert (tmp_path / "run" / "lock").stat().st_size == 0
+    lock(tmp_path / "run")()
+
+
+def test_a_run_that_is_not_there_is_held_by_none(tmp_path):
+    assert held(tmp_path / "none") is None
+    (tmp_path / "file").touch()
+    assert held(tmp_path / "file") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe", "folder"])
+def test_what_is_no_file_of_its_own_is_left_as_it_is(tmp_path, kind):
+    file, other = tmp_path / "lock", tmp_path / "theirs"
+    other.write_text("theirs")
+    {
+        "link": lambda: file.symlink_to(other),
+        "second name": lambda: file.hardlink_to(other),
+        "pipe": lambda: os.mkfifo(file),
+        "folder": file.mkdir,
+    }[kind]()
+    for ask in (lock, held):
+        with pytest.raises(OSError) as raised:  # noqa: PT011 - each kind has its own
+            ask(tmp_path)
+        assert "remove what is there" in raised.value.__notes__[0]
+    assert other.read_text() == "theirs"
+
+
+def test_what_the_file_says_is_not_repeated_if_it_says_anything_else(short, tmp_path, monkeypatch):
+    def refuse(descriptor, flags):
+        raise BlockingIOError(errno.EAGAIN, "held")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    for said in (b"", b"\x1b[2Jpid 1 on host since 2000", b"pid 1 on a\xff\nb since 1"):
+        (tmp_path / "lock").write_bytes(said)
+        assert held(tmp_path) == "another process"
+    with pytest.raises(InUse, match="another process trains there"):
+        lock(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, caplog):
+    def unknown(descriptor, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(directory_lock, "_warned", False)
+    monkeypatch.setattr(fcntl, "lockf", unknown)
+    for _ in range(2):
+        lock(tmp_path)()
+    (told,) = caplog.records
+    assert "knows no locks (No locks available)" in told.getMessage()
+    assert held(tmp_path) is None
+
+
+def test_another_failure_is_raised(tmp_path, monkeypatch):
+    def fail(descriptor, flags):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    (tmp_path / "lock").touch()
+    for ask in (lock, held):
+        with pytest.raises(OSError, match="Input/output error"):
+            ask(tmp_path)
+
+
+def test_a_full_disk_names_the_lock(tmp_path, monkeypatch):
+    def full(descriptor, data, place):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match=f"bytes are needed and .* are free: '{tmp_path}/lock'"):
+        lock(tmp_path)
+    monkeypatch.undo()
+    lock(tmp_path)()
+
+
+def test_where_the_lead_is_refused_no_process_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory_lock, "is_lead", lambda: False)
+    lock(tmp_path)()
+    monkeypatch.setattr(directory_lock, "of_lead", lambda values: dict.fromkeys(values, 1.0))
+    with pytest.raises(InUse, match="the lead could not take"):
+        lock(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def in_a_thread(do):
+    """Call a function in a thread of its own, and give what it raised."""
+    raised = []
+
+    def run():
+        try:
+            do()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised
+
+
+def test_another_thread_may_record_there_and_not_train(tmp_path):
+    release = lock(tmp_path)
+    (refused,) = in_a_thread(lambda: lock(tmp_path))
+    assert isinstance(refused, InUse)
+    assert f"{tmp_path} is in use: another thread of this process" in str(refused)
+    assert not in_a_thread(lambda: directory_lock.lock_here(tmp_path)())
+    release()
+    assert not in_a_thread(lambda: lock(tmp_path)())
+    again = directory_lock.lock_here(tmp_path)  # who records keeps none from training
+    assert not in_a_thread(lambda: lock(tmp_path)())
+    again()
+    assert held(tmp_path) is None
+
+
+@pytest.mark.parametrize("holder", [False, True], ids=["removed", "taken by another"])
+def test_a_lock_that_was_removed_is_told_from_one_that_is_held(short, tmp_path, holder):
+    release = lock(tmp_path)
+    release.check()
+    (tmp_path / "lock").unlink()
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    what = "was removed while the run had it: another process may train there"
+    if holder:
+        with subprocess.Popen(command, **pipes) as other:
+            other.stdout.readline()
+            said = rf"was replaced by another file .* pid {other.pid} on \S+ .* trains there now"
+            with pytest.raises(InUse, match=said):
+                release.check()
+            other.kill()
+            other.stdin.close()
+        what = "was replaced by another file while the run had it: another process may train"
+    with pytest.raises(InUse, match=what) as raised:
+        release.check()
+    assert "nothing is saved any more" in str(raised.value)
+    release()
+    again = lock(tmp_path)
+    again.check()
+    again()
+
+
+def test_where_the_lead_lost_the_lock_no_process_saves(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory_lock, "is_lead", lambda: False)
+    taken = lock(tmp_path)
+    directory_lock.check_all(taken)
+    monkeypatch.setattr(directory_lock, "of_lead", lambda values: dict.fromkeys(values, 1.0))
+    with pytest.raises(InUse, match="the lead no longer holds"):
+        directory_lock.check_all(taken)
+
+
+def test_a_file_system_without_locks_is_not_asked(tmp_path, monkeypatch):
+    def unknown(descriptor, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", unknown)
+    taken = lock(tmp_path)
+    (tmp_path / "lock").unlink()
+    taken.check()
+    taken()

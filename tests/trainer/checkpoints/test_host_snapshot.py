@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.checkpoints import host_snapshot, manifest
+from trainer.checkpoints.manifest import DamagedCommit
+
+
+def taken(tree, buffer=None):
+    leaves, values, structure = manifest.flattened("", tree)
+    groups, buffer = host_snapshot.copied(
+        {"": (leaves, values)}, np.empty(0, np.uint8) if buffer is None else buffer
+    )
+    data = buffer[: host_snapshot.size(groups[""])]
+    return host_snapshot.checksummed(groups[""], data), data, (leaves, values, structure)
+
+
+shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+
+
+@given(st.lists(st.tuples(shapes, st.sampled_from(["bool", "int8", "float16", "complex64"]))))
+def test_arrays_lie_one_after_another_and_are_made_again(kinds):
+    tree = [
+        np.random.default_rng(n).integers(0, 2, shape).astype(dtype)
+        for n, (shape, dtype) in enumerate(kinds)
+    ]
+    leaves, data, target = taken(tree)
+    assert all(leaf.offset % host_snapshot.ALIGNMENT == 0 for leaf in leaves)
+    ends = [leaf.offset + leaf.bytes for leaf in leaves]
+    assert all(end <= leaf.offset for end, leaf in zip(ends, leaves[1:], strict=False))
+    host_snapshot.verify(leaves, data)
+    again = host_snapshot.rebuilt(leaves, data, *target)
+    assert all(map(np.array_equal, again, tree))
+
+
+def test_every_byte_is_under_a_checksum():
+    leaves, data, _ = taken({"a": jnp.ones(3), "b": np.zeros((0, 2)), "c": jax.random.key(1)})
+    for position in range(len(data)):
+        data[position] ^= 1
+        with pytest.raises(DamagedCommit, match=r"differ at [ac]$"):
+            host_snapshot.verify(leaves, data)
+        data[position] ^= 1
+    host_snapshot.verify(leaves, data)
+
+
+def test_a_used_buffer_gives_the_same_bytes_as_a_fresh_one():
+    tree = {"a": jnp.ones(3), "b": jnp.arange(5, dtype=jnp.int8)}
+    leaves, fresh, _ = taken(tree)
+    again, data, _ = taken(tree, np.full(4096, 255, np.uint8))
+    assert again == leaves
+    assert np.array_equal(data, fresh)
+
+
+def test_one_thread_and_two_copy_the_same():
+    tree = [jnp.arange(n, dtype=jnp.float32) for n in (2**21, 3, 2**21 + 5)]
+    leaves, data, target = taken(tree)
+    assert data.nbytes >= host_snapshot._TWO_THREADS
+    for array, again in zip(tree, host_snapshot.rebuilt(leaves, data, *target), strict=True):
+        assert jnp.array_equal(array, again)
+
+
+@pytest.mark.parametrize("shift", [0, 16, 32])
+def test_what_is_made_does_not_refer_to_the_buffer_and_can_be_donated(shift):
+    tree = {"jax": jnp.ones(1000), "numpy": np.ones(1000)}
+    leaves, data, target = taken(tree)
+    room = np.empty(data.nbytes + 128, np.uint8)
+    start = -room.ctypes.data % 64 + shift
+    moved = room[start : start + data.nbytes]
+    moved[:] = data
+    again = jax.block_until_ready(host_snapshot.rebuilt(leaves, moved, *target))
+    moved[:] = 255
+    assert np.array_equal(again["numpy"], tree["numpy"])
+    address = again["jax"].unsafe_buffer_pointer()
+    more = jax.jit(lambda x: x + 1, donate_argnums=0)(again["jax"])
+    assert more.unsafe_buffer_pointer() == address
+    assert jnp.array_equal(more, tree["jax"] + 1)
+
+
+def test_an_uncommitted_array_stays_so_and_a_committed_one_too():
+    device = jax.devices()[0]
+    tree = {"free": jnp.ones(2), "bound": jax.device_put(jnp.ones(2), device)}
+    leaves, data, target = taken(tree)
+    again = host_snapshot.rebuilt(leaves, data, *target)
+    assert (again["free"].committed, again["bound"].committed) == (False, True)

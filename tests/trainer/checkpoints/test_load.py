@@ -1,0 +1,228 @@
+"""Reading another run's commits: which one, what of it, and what damage does."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trainer
+from trainer import Checkpoints, TrainState, data, fingerprint
+from trainer.checkpoints import DamagedCommit, load
+from trainer.checkpoints.load import read_params, read_part
+
+
+def made(epoch):
+    params = {"w": jnp.arange(4.0) + epoch, "half": jnp.full(3, epoch, jnp.bfloat16)}
+    state = TrainState.create(params=params, rng=jax.random.key(epoch))
+    return state.replace(epoch=jnp.int32(epoch), memory={"count": epoch})
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    run = tmp_path_factory.mktemp("original")
+    with Checkpoints(run, keep=9) as checkpoints:
+        for epoch, loss in ((1, 0.5), (2, 0.25), (3, float("nan"))):
+            checkpoints.save(made(epoch), scores={"val/loss": loss})
+    return run
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    import shutil
+
+    return shutil.copytree(original, tmp_path / "run")
+
+
+@pytest.fixture
+def target():
+    return made(0).replace(memory={})
+
+
+def spoil(run, epoch):
+    file = run / "checkpoints" / str(epoch) / "arrays" / "leaves" / "0"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("choice", "epoch"),
+    [
+        ({}, 3),
+        ({"epoch": 1}, 1),
+        ({"best": "val/loss"}, 2),
+        ({"best": "val/loss", "mode": "max"}, 1),
+    ],
+)
+def test_the_newest_is_restored_or_the_one_asked_for(original, target, choice, epoch):
+    state = trainer.restore(original, target, **choice)
+    assert fingerprint(state) == fingerprint(made(epoch).replace(memory={}))
+
+
+def test_a_memory_is_restored_if_the_target_names_it(original, target):
+    assert trainer.restore(original, target.replace(memory={"count": 0})).memory == {"count": 3}
+    assert trainer.restore(original, target.replace(memory={"other": 0})).memory == {}
+
+
+@pytest.mark.parametrize(
+    ("choice", "epoch"),
+    [({}, 2), ({"best": "val/loss"}, 2), ({"best": "val/loss", "mode": "max"}, 2)],
+)
+def test_damaged_ones_are_skipped_loudly(run, target, choice, epoch, caplog):
+    spoil(run, 3)
+    spoil(run, 1)
+    assert int(trainer.restore(run, target, **choice).epoch) == epoch
+    arrays, where, _ = read_params(run, **choice)
+    assert np.array_equal(arrays["w"], np.arange(4) + epoch)
+    assert where.startswith(f"commit {epoch} in ")
+    if choice.get("best") is None or "mode" in choice:
+        assert "skipped a damaged commit: commit" in caplog.text
+
+
+def test_if_none_is_intact_all_are_named(run, target):
+    for epoch in (1, 2, 3):
+        spoil(run, epoch)
+    with pytest.raises(DamagedCommit, match="(?s)no commit is intact.*commit 3.*commit 1"):
+        trainer.restore(run, target)
+    with pytest.raises(DamagedCommit, match="commit 2.*checksums differ at step"):
+        trainer.restore(run, target, epoch=2)
+    with pytest.raises(DamagedCommit, match="no commit is intact"):
+        read_params(run)
+    with pytest.raises(DamagedCommit, match="no commit is intact"):
+        read_part(run, {})
+
+
+def test_errors_name_what_there_is(original, target, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no commit in .*: give the directory of a run"):
+        trainer.restore(tmp_path, target)
+    with pytest.raises(FileNotFoundError, match=r"of epoch 7 .*there are: \[1, 2, 3\]"):
+        trainer.restore(original, target, epoch=7)
+    with pytest.raises(ValueError, match=r"score 'val/acc' .*\(there is: val/loss\)"):
+        trainer.restore(original, target, best="val/acc")
+    with pytest.raises(ValueError, match="not both"):
+        trainer.restore(original, target, epoch=1, best="val/loss")
+    with pytest.raises(ValueError, match="mode must be"):
+        trainer.restore(original, target, best="val/loss", mode="least")
+    wrong = target.replace(params={"w": jnp.zeros(5)})
+    with pytest.raises(
+        ValueError, match=r"(?s)params/half: saved bfloat16.*wanted nothing.*params/w: saved float"
+    ):
+        trainer.restore(original, wrong)
+
+
+def test_nothing_is_written(original, target):
+    before = sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*"))
+    trainer.restore(original, target)
+    read_params(original)
+    read_part(original, {"params": target.params})
+    assert sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*")) == before
+
+
+def test_parameters_come_by_path_bit_for_bit(original):
+    arrays, *_ = read_params(original, best="val/loss")
+    assert {name: str(array.dtype) for name, array in arrays.items()} == {
+        "w": "float32",
+        "half": "bfloat16",
+    }
+    for name, array in arrays.items():
+        assert array.tobytes() == np.asarray(made(2).params[name]).tobytes()
+
+
+def test_how_far_a_stream_was_read_is_left_unless_the_target_reads_it(
+    task, start, digits, tmp_path
+):
+    import hooks
+
+    arrays = {name: np.asarray(array) for name, array in digits[0].arrays.items()}
+    batches = [
+        {name: array[i : i + 20] for name, array in arrays.items()} for i in range(0, 60, 20)
+    ]
+    phase = trainer.training(task.step, data.Stream(batches, steps_per_epoch=2))
+    saving = hooks.save_checkpoints(tmp_path)
+    final, _ = trainer.fit(start, phase, epochs=2, hooks=saving)
+    restored = trainer.restore(tmp_path, start)
+    assert restored.carry == {}
+    assert fingerprint(restored) == fingerprint(final.replace(carry={}))
+    whole = trainer.restore(tmp_path, phase.prepared(start))
+    assert fingerprint(whole) == fingerprint(final)
+
+
+def test_a_decision_to_stop_is_not_restored(state, tmp_path):
+    with trainer.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state.replace(stop=True))
+    assert trainer.restore(tmp_path, state).stop is False
+
+
+@pytest.mark.parametrize(
+    ("choice", "epoch"), [({}, 3), ({"epoch": 1}, 1), ({"best": "val/loss", "mode": "max"}, 1)]
+)
+def test_parts_come_by_path_and_the_rest_need_not_be_known(original, target, choice, epoch):
+    wanted = {"params/half": target.params["half"], "rng": target.rng, "memory/count": 0}
+    parts, number = read_part(original, wanted, **choice)
+    saved = made(epoch)
+    assert number == epoch
+    assert parts["params/half"].tobytes() == saved.params["half"].tobytes()
+    assert bool(parts["rng"] == saved.rng)
+    assert parts["memory/count"] == epoch
+
+
+def test_what_does_not_fit_is_listed(original):
+    wanted = {
+        "params": {"w": jnp.zeros(5), "new": jnp.zeros(1)},
+        "step": jnp.float32(0),
+        "carry/normalization": {"count": jnp.zeros(())},
+    }
+    with pytest.raises(ValueError, match="(?s)commit 3 in .* does not fit") as error:
+        read_part(original, wanted)
+    assert str(error.value).splitlines()[1:-1] == [
+        "  params/half: saved bfloat16[3], wanted nothing",
+        "  params/w: saved float32[4], wanted float32[5]",
+        "  params/new: saved nothing, wanted float32[1]",
+        "  step: saved int32[], wanted float32[]",
+        "  carry/normalization/count: saved nothing, wanted float32[]",
+    ]
+
+
+def test_a_part_may_be_missing_where_that_is_said(original, target):
+    wanted = {"params": target.params, "carry/x": jnp.zeros(2)}
+    parts, _ = read_part(original, wanted, optional=["carry/x"])
+    assert parts.keys() == {"params"}
+    wrong = {"params/w": jnp.zeros(5)}
+    with pytest.raises(ValueError, match="params/w: saved float32"):
+        read_part(original, wrong, optional=["params/w"])
+
+
+def test_damaged_ones_are_passed_over_for_parts_too(run, caplog):
+    spoil(run, 3)
+    parts, number = read_part(run, {"params/w": jnp.zeros(4)})
+    assert number == 2
+    assert np.array_equal(parts["params/w"], np.arange(4) + 2)
+    assert "skipped a damaged commit: commit 3" in caplog.text
+
+
+@pytest.mark.parametrize("read", ["restore", "params", "part"])
+def test_a_commit_that_the_run_removes_meanwhile_is_no_damage(
+    run, target, read, monkeypatch, caplog
+):
+    """Between the listing and the reading, the run commits another and removes those before."""
+    reads = {
+        "restore": lambda: float(trainer.restore(run, target).params["w"][0]),
+        "params": lambda: float(read_params(run)[0]["w"][0]),
+        "part": lambda: float(read_part(run, {"params": target.params})[0]["params"]["w"][0]),
+    }
+    calls = []
+    verify = load.commits.Storage.read
+
+    def overtaken(storage, path, size):
+        if not calls:
+            with Checkpoints(run, keep=1) as checkpoints:
+                checkpoints.save(made(7))
+        calls.append(path.parent.name)
+        return verify(storage, path, size)
+
+    monkeypatch.setattr(load.commits.Storage, "read", overtaken)
+    assert reads[read]() == 7.0
+    assert calls == ["3", "7"]
+    assert "damaged" not in caplog.text

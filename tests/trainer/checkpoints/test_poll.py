@@ -1,0 +1,129 @@
+"""A run's newest commit, as often as there is another one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from trainer import Checkpoints, TrainState
+from trainer.checkpoints import poll, publishing
+from trainer.checkpoints.poll import newer
+
+WANTED = {"params": jnp.float32(0)}
+
+
+def commit(run, epoch, value=None, **settings):
+    params = jnp.float32(epoch if value is None else value)
+    state = TrainState.create(params=params, rng=jax.random.key(0))
+    with Checkpoints(run, **settings) as checkpoints:
+        checkpoints.save(state.replace(epoch=jnp.int32(epoch)))
+
+
+def spoil(run, epoch):
+    file = run / "checkpoints" / str(epoch) / "arrays" / "leaves" / "0"
+    file.write_bytes(b"?" + file.read_bytes()[1:])
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def look(run):
+    """Give the epoch and the value of what is new, or None."""
+    read = newer(run)
+
+    def look(in_use):
+        part = read(WANTED, (), in_use)
+        return None if part is None else (part.epoch, float(part.trees["params"]))
+
+    return look
+
+
+def test_the_newest_is_read_once(run, look, monkeypatch):
+    reads = []
+    real = poll.part_of
+    monkeypatch.setattr(poll, "part_of", lambda *a: reads.append(a[1]) or real(*a))
+    assert look(-1) is None  # the directory is not there yet
+    commit(run, 1)
+    commit(run, 2)
+    assert look(-1) == (2, 2.0)
+    assert look(2) is None
+    commit(run, 3, keep=1)  # removes 1 and 2
+    assert look(2) == (3, 3.0)
+    assert look(3) is None
+    assert reads == [2, 3]
+
+
+def test_a_process_that_goes_on_knows_the_number_alone(run):
+    commit(run, 2)
+    assert newer(run)(WANTED, (), 2) is None
+    assert newer(run)(WANTED, (), 1).epoch == 2
+
+
+def test_a_damaged_one_is_told_of_once_and_read_when_replaced(run, look, caplog):
+    commit(run, 1)
+    commit(run, 2)
+    commit(run, 3)
+    spoil(run, 3)
+    assert look(-1) == (2, 2.0)
+    assert look(2) is None
+    assert look(2) is None
+    assert caplog.text.count("skipped a damaged commit: commit 3") == 1
+    commit(run, 3, value=33)
+    assert look(2) == (3, 33.0)
+
+
+def test_where_all_are_damaged_there_is_nothing_yet(run, look):
+    commit(run, 1)
+    spoil(run, 1)
+    assert look(-1) is None
+
+
+def test_a_run_that_went_back_is_followed(run, look):
+    for epoch in (1, 2, 3):
+        commit(run, epoch)
+    assert look(-1) == (3, 3.0)
+    publishing.remove(run / "checkpoints", 3)
+    publishing.remove(run / "checkpoints", 2)
+    assert look(3) == (1, 1.0)
+    commit(run, 2, value=22)
+    assert look(1) == (2, 22.0)
+    commit(run, 2, value=222)  # another commit of the same number
+    assert look(2) == (2, 222.0)
+
+
+def test_one_that_is_just_being_replaced_is_still_there(run, look):
+    commit(run, 1)
+    commit(run, 2)
+    assert look(-1) == (2, 2.0)
+    folder = run / "checkpoints"
+    (folder / "2").rename(folder / "2.replaced")
+    assert look(2) is None
+    (folder / "2.replaced").rename(folder / "2")
+    assert look(2) is None
+
+
+def test_a_commit_removed_while_it_is_read_is_no_damage(run, look, monkeypatch, caplog):
+    commit(run, 1)
+    real, overtaken = publishing.Storage.read, []
+
+    def read(storage, path, size):
+        if not overtaken:
+            overtaken.append(path)
+            commit(run, 2, keep=1)
+        return real(storage, path, size)
+
+    monkeypatch.setattr(publishing.Storage, "read", read)
+    assert look(-1) == (2, 2.0)
+    assert overtaken[0].parent.name == "1"
+    assert "damaged" not in caplog.text
+
+
+def test_a_link_in_the_place_of_the_commits_is_refused(tmp_path, run):
+    run.mkdir()
+    (run / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a link"):
+        newer(run)

@@ -1,0 +1,139 @@
+import logging
+import threading
+
+import pytest
+
+from trainer.checkpoints import save_worker as workers
+from trainer.checkpoints.save_worker import Worker
+
+
+def test_one_task_at_a_time_in_order():
+    worker, done, gate = Worker("test"), [], threading.Event()
+    worker.start(lambda: (gate.wait(10), done.append(1)))
+    gate.set()
+    worker.start(lambda: done.append(2))
+    worker.join()
+    assert done == [1, 2]
+
+
+def test_checking_does_not_wait():
+    worker, gate = Worker("test"), threading.Event()
+    worker.start(lambda: gate.wait(10))
+    worker.check()
+    gate.set()
+    worker.wait()
+
+
+@pytest.mark.parametrize("asking", ["start", "check", "wait"])
+def test_a_failure_is_raised_once_as_it_was_with_a_note(asking):
+    worker, failure = Worker("test"), KeyError("x")
+
+    def fail():
+        raise failure
+
+    worker.start(fail, "while failing")
+    worker.join()
+    ask = (lambda: worker.start(lambda: None)) if asking == "start" else getattr(worker, asking)
+    with pytest.raises(KeyError) as raised:
+        ask()
+    assert raised.value is failure
+    assert failure.__notes__ == ["while failing"]
+    worker.check()
+    worker.wait()
+
+
+def test_seconds_count_what_is_under_way():
+    worker, gate = Worker("test"), threading.Event()
+    assert worker.seconds == 0
+    worker.start(lambda: gate.wait(10))
+    before = worker.seconds
+    assert 0 < before < worker.seconds
+    gate.set()
+    worker.join()
+    assert worker.seconds == worker.seconds > before
+
+
+def test_at_the_end_of_the_process_tasks_are_finished_and_failures_logged(caplog):
+    caplog.set_level(logging.ERROR, "entracte")
+    done, gate = [], threading.Event()
+    slow, failing = Worker("slow"), Worker("failing")
+    slow.start(lambda: (gate.wait(10), done.append(1)))
+    failing.start(lambda: 1 / 0)
+    gate.set()
+    workers._finish()
+    assert done == [1]
+    assert "failing failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        failing.wait()
+
+
+class WordlessError(Exception):
+    """A failure for which there is no memory to say more."""
+
+    def add_note(self, note):
+        raise MemoryError
+
+
+def test_a_thread_that_dies_before_it_can_tell_is_an_error_at_once(monkeypatch):
+    monkeypatch.setattr(workers, "_run", lambda task: None)
+    worker = Worker("test")
+    worker.start(lambda: None, "while failing")
+    with pytest.raises(RuntimeError, match="the thread of test died without a word") as raised:
+        worker.wait()
+    assert raised.value.__notes__ == ["while failing"]
+    worker.wait()
+
+
+def test_a_failure_is_kept_where_nothing_can_be_noted_on_it():
+    worker, failure = Worker("test"), WordlessError()
+
+    def fail():
+        raise failure
+
+    worker.start(fail)
+    with pytest.raises(WordlessError):
+        worker.wait()
+
+
+def test_without_memory_for_a_thread_none_is_started(monkeypatch):
+    def refuse(*arguments):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(workers.mmap, "mmap", refuse)
+    worker = Worker("test")
+    with pytest.raises(MemoryError, match="no memory left for a thread") as raised:
+        worker.start(lambda: None, "while saving")
+    assert raised.value.__notes__ == ["while saving"]
+    worker.wait()
+
+
+@pytest.mark.parametrize("asking", ["start", "check", "wait"])
+def test_a_task_that_passes_its_limit_is_left_behind(asking):
+    worker, gate, told = Worker("test", time_limit=0.05, remedy=": mend it"), threading.Event(), []
+    worker.start(lambda: (gate.wait(30), told.append(worker.given_up())), "while hanging")
+    task = worker._task
+    task.thread.join(0.06)
+    ask = (lambda: worker.start(lambda: None)) if asking == "start" else getattr(worker, asking)
+    with pytest.raises(TimeoutError, match=r"limit of 0\.05 seconds: mend it") as raised:
+        ask()
+    assert raised.value.__notes__ == ["while hanging"]
+    worker.check()
+    worker.wait()
+    workers._finish()  # the end of the process waits for it no more
+    with pytest.raises(RuntimeError, match="was left behind while hanging and still runs"):
+        worker.start(lambda: None)
+    gate.set()
+    task.thread.join(10)
+    assert told == [True]
+    worker._limit = None
+    worker.start(lambda: told.append(worker.given_up()))
+    worker.wait()
+    assert told == [True, False]
+
+
+def test_a_task_within_its_limit_is_left_alone():
+    worker = Worker("test", time_limit=30)
+    worker.start(lambda: None)
+    worker.check()
+    worker.wait()

@@ -1,0 +1,42 @@
+"""Of names that do not exist, the one that was meant is found, and none that was not."""
+
+import pytest
+
+from trainer.checks.suggestions import MANY, among, near_names, nearest
+
+METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/grad_norm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("val_loss", ["val/loss"]),
+        ("Val/Loss", ["val/loss"]),
+        ("valloss", ["val/loss"]),
+        ("val/los", ["val/loss"]),
+        ("val/acuracy", ["val/accuracy"]),
+        ("loss", ["train/loss", "val/loss"]),
+        ("gradnorm", ["train/grad_norm"]),
+        ("test/loss", []),  # another split is no slip of the pen
+        ("perplexity", []),
+        ("", []),
+        (3, []),
+    ],
+)
+def test_the_metric_that_was_meant_is_found(name, near):
+    assert near_names(name, METRICS) == near
+
+
+def test_no_more_than_three_are_asked_for():
+    assert near_names("loss", [f"part{n}/loss" for n in range(9)]) == [
+        f"part{n}/loss" for n in range(3)
+    ]
+
+
+def test_each_name_is_named_once():
+    assert nearest("trian", ["train", "train"]) == " Did you mean 'train'?"
+
+
+def test_a_long_list_is_cut():
+    said = among("x", [f"metric{n}" for n in range(MANY + 5)])
+    assert said.endswith("metric19 and 5 more)")

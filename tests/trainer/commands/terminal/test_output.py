@@ -1,0 +1,52 @@
+"""What is printed is text: nothing in it is taken for markup, an emoji or a command."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import _measuring
+
+from trainer.commands.terminal.output import Column, pairs, screen, table, text
+
+ROOT = Path(__file__).parents[3]
+
+PLAIN = "pip install -e '.[peers]' [/] [bold]x[/bold] :warning:"
+
+
+def test_a_benchmarks_table_and_notes_are_shown_as_they_are(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(_measuring.CONSOLE, "width", 200)
+    options = _measuring.arguments("x").parse_args(["--results", str(tmp_path)])
+    _measuring.show(PLAIN, (PLAIN, "figure"), [(PLAIN, "1")])
+    bars = [_measuring.bar(PLAIN, 1.0, least=0.5)]
+    _measuring.finish(options, "b", bars=bars, notes=[f"for the peers: {PLAIN}"])
+    assert capsys.readouterr().out.count(PLAIN) == 5
+
+
+def test_what_commands_print_is_shown_as_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # so that nothing wraps
+    console = screen()
+    console.print(PLAIN)
+    console.print(text(PLAIN), pairs([(PLAIN, PLAIN)]))
+    console.print(table([Column(PLAIN, [text(PLAIN)])], console.width, title=PLAIN))
+    assert capsys.readouterr().out.count(PLAIN) == 7
+
+
+def test_no_console_of_ours_reads_markup():
+    found = 0
+    for folder in ("trainer", "hooks", "benchmarks", "examples"):
+        for file in (ROOT / folder).rglob("*.py"):
+            tree = ast.parse(file.read_text())
+            if not any(
+                isinstance(node, ast.ImportFrom)
+                and node.module == "rich.console"
+                and any(name.name == "Console" for name in node.names)
+                for node in ast.walk(tree)
+            ):
+                continue
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console":
+                    found += 1
+                    given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+                    assert (given["markup"], given["emoji"]) == (False, False), (file, node.lineno)
+    assert found >= 3

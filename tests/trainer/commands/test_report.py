@@ -1,0 +1,126 @@
+"""The command `report`: a page of what is on record."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from trainer.__main__ import main
+from trainer.commands.report import ROWS
+from trainer.runs import Artifact, CommitRow
+from trainer.runs.requests import ask, claim, finish, give_up
+
+
+class Reader(HTMLParser):
+    """Collects the tags, and the text of headings and cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag in ("th", "td", "h1", "h2", "h3", "dt", "dd"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data.rstrip("\n")
+
+
+def commit(epoch):
+    return CommitRow(
+        epoch, f"/c/{epoch}", 2_000_000, {"val/loss": 0.5}, str(epoch), "2025-01-02T03"
+    )
+
+
+def test_the_page_has_curves_scores_and_how_far_the_run_is(digits_store, capsys):
+    assert main(["report", "runs/digits"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == Path("runs/digits/report.html").absolute()
+    page = Reader(path.read_text())
+    assert page.cells[:3] == ["digits", "outcome", "stalled"]
+    assert page.cells[page.cells.index("epochs") + 1] == "6"  # though it gave no sign of life
+    assert page.cells[page.cells.index("steps") + 1] == "168"
+    at = page.cells.index("val/loss")
+    assert page.cells[at + 1 : at + 4] == ["0.3500", "0.3000 at 5", "0.5000 at 1"]
+    assert page.tags.count("svg") == 1
+    assert page.cells[page.cells.index("directory") + 1] == str(Path("runs/digits").absolute())
+
+
+def test_settings_are_spelled_as_show_spells_them(digits_store, capsys):
+    config = {"optimizer": {"name": "adamw", "clip": None, "betas": [0.9, 0.99]}, "on": True}
+    digits_store.register("set", directory="/s", host="here", pid=1, time=0.0, config=config)
+    assert main(["report", "set"]) == 0
+    cells = Reader(Path(capsys.readouterr().out.strip()).read_text()).cells
+    assert main(["show", "set"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    at = printed.index("Configuration")
+    shown = [line.split(maxsplit=1) for line in printed[at + 1 :] if line][:4]
+    for name, value in shown:
+        assert cells[cells.index(name) + 1] == value.strip()
+    assert [name for name, _ in shown] == [
+        "optimizer.name",
+        "optimizer.clip",
+        "optimizer.betas",
+        "on",
+    ]
+
+
+def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
+    digits_store.write_commit("digits", commit(2))
+    digits_store.write_artifact(
+        "digits", Artifact(f"{Path.cwd()}/runs/digits/a.gif", "replay", 2, 56, 9)
+    )
+    for epoch in (1, 2):
+        ask(digits_store, "digits", epoch, "full", checksum=str(epoch), time=float(epoch))
+    request = claim(digits_store, "worker", ["full"], lease=60)
+    finish(digits_store, request, {"full/loss": 0.25})
+    give_up(
+        digits_store, claim(digits_store, "worker", ["full"], lease=60), "OSError: no", final=True
+    )
+    assert main(["report", "digits", "--to", "pages/digits.html"]) == 0
+    cells = Reader(Path("pages/digits.html").read_text()).cells
+    at = cells.index("Commits")
+    assert cells[at + 5 : at + 9] == ["2025-01-02 03", "2", "2.0 MB", "val/loss 0.5000"]
+    at = cells.index("Evaluations")
+    assert cells[at + 6 : at + 11] == ["full", "1", "done", "1", "full/loss 0.2500"]
+    assert cells[at + 11 : at + 16] == ["full", "2", "failed", "1", "OSError: no"]
+    at = cells.index("Files")
+    assert cells[at + 5 : at + 9] == ["a.gif", "replay", "2", "9 B"]
+
+
+def test_of_many_commits_the_last_are_listed(digits_store, capsys):
+    for epoch in range(1, ROWS + 3):
+        digits_store.write_commit("digits", commit(epoch))
+    main(["report", "digits"])
+    assert not Path("runs/digits/report.html").exists()  # a directory that the store names
+    cells = Reader(Path("digits.html").read_text()).cells
+    at = cells.index(f"Commits: the last {ROWS} of {ROWS + 2}")
+    assert cells[at + 6] == "3"
+
+
+def test_nothing_in_it_is_taken_for_more_than_text(hostile, capsys):
+    assert main(["report", hostile]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.name == f"{hostile}.html"
+    page = Reader(path.read_text())
+    assert not {"script", "b", "img"} & set(page.tags)
+    assert page.cells[0] == hostile
+    assert page.cells[page.cells.index("error") + 1] == f"ValueError: {hostile}"
+    assert f"{hostile}/loss" in page.cells
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["digit"], "digits"),
+        (["digits", "--to", "runs/store.sqlite/page.html"], "cannot be written"),
+    ],
+)
+def test_what_it_refuses_it_says(digits_store, words, said, capsys):
+    assert main(["report", *words]) == 2
+    assert said in capsys.readouterr().err

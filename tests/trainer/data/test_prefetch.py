@@ -1,0 +1,63 @@
+"""Work ahead of its use: what was asked for, in time, and no failure lost."""
+
+import gc
+import threading
+
+import pytest
+
+from trainer.data.iteration.prefetch import Ahead
+
+
+def test_the_next_is_begun_before_it_is_asked_for():
+    begun = threading.Event()
+
+    def work(key):
+        if key == 2:
+            begun.set()
+        return -key
+
+    ahead = Ahead(work)
+    assert ahead(1, then=2) == -1
+    assert begun.wait(30)
+    assert ahead(2, then=3) == -2
+
+
+def test_each_is_worked_out_once_and_only_once_where_it_is_foreseen():
+    keys = []
+    ahead = Ahead(lambda key: keys.append(key))
+    for key in range(4):
+        ahead(key, then=key + 1)
+    ahead(4, then=0)
+    ahead(0, then=1)
+    assert sorted(keys[:6]) == [0, 0, 1, 2, 3, 4]
+
+
+def test_what_was_not_foreseen_is_worked_out_anew():
+    ahead = Ahead(lambda key: key * 10)
+    assert [ahead(1, then=2), ahead(7, then=8), ahead(7, then=8)] == [10, 70, 70]
+
+
+def test_a_failure_is_raised_where_its_result_is_asked_for():
+    def work(key):
+        if key == 1:
+            raise OSError("the disk is gone")
+        return key
+
+    ahead = Ahead(work)
+    assert ahead(0, then=1) == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead(1, then=2)
+    assert ahead(2, then=3) == 2
+    assert ahead(0, then=1) == 0
+    assert ahead(4, then=5) == 4  # the failure of 1 is nobody's, as 1 was not asked for
+
+
+def test_the_thread_ends_with_its_object():
+    threads = []
+    ahead = Ahead(lambda key: threads.append(threading.current_thread()))
+    ahead(0, then=1)
+    del ahead
+    gc.collect()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+    assert threads[0] is not threading.current_thread()

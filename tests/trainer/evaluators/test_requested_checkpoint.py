@@ -1,0 +1,94 @@
+"""A request gets the very commit that it asks for, or an error that says why not."""
+
+import shutil
+
+import chex
+import jax.numpy as jnp
+import pytest
+
+from trainer import Checkpoints
+from trainer.evaluators import Suite
+from trainer.evaluators.requested_checkpoint import Hopeless, restored
+from trainer.runs.checkpoint_rows import described
+from trainer.runs.rows import Request
+
+
+def request_of(project, epoch):
+    checksum = described(project.run, epoch).checksum
+    return Request("one", epoch, "digits", checksum, "claimed", 0.0, 1, "me", 0.0, None, "")
+
+
+def restore(project, suite, request, present=True):
+    return restored(suite, request, project.run, present=present)
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_commit_that_is_asked_for_and_nothing_touched(project, suite):
+    before = files(project.run)
+    state = restore(project, suite, request_of(project, 2))
+    want = project.states[2]
+    chex.assert_trees_all_equal(state.params, want.params)
+    assert (int(state.epoch), int(state.step)) == (2, 14)
+    assert state.key("val") == want.key("val")
+    assert files(project.run) == before
+
+
+def test_a_suite_that_does_not_fit_lists_what_differs(project, start, val):
+    params = {"w": jnp.zeros((64, 5)), "bias": jnp.zeros(10)}
+    suite = Suite("digits", start.replace(params=params, model_state={"mean": jnp.zeros(2)}), val)
+    with pytest.raises(Hopeless) as failed:
+        restore(project, suite, request_of(project, 1))
+    said = str(failed.value)
+    assert said.startswith("suite 'digits' does not fit: commit 1 in ")
+    for line in (
+        "params/w: saved float32[64, 10], wanted float32[64, 5]",
+        "params/b: saved float32[10], wanted nothing",
+        "params/bias: saved nothing, wanted float32[10]",
+        "model_state/mean: saved nothing, wanted float32[2]",
+    ):
+        assert line in said
+
+
+@pytest.mark.parametrize("where", ["commit", "template"])
+def test_statistics_that_only_one_side_has_do_not_fit(project, suite, where, start, val):
+    statistics = {"normalization": {"observations": jnp.zeros(2)}}
+    if where == "commit":
+        with Checkpoints(project.run, keep=5) as checkpoints:
+            checkpoints.save(start.replace(epoch=jnp.int32(4), carry=statistics))
+        request = request_of(project, 4)
+    else:
+        suite = Suite("digits", start.replace(carry=statistics), val)
+        request = request_of(project, 3)
+    with pytest.raises(Hopeless, match="carry/normalization/observations: saved"):
+        restore(project, suite, request)
+
+
+def test_a_damaged_commit(project, suite):
+    request = request_of(project, 1)
+    (part,) = (project.run / "checkpoints" / "1" / "arrays" / "leaves").glob("0")
+    content = bytearray(part.read_bytes())
+    content[100] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(Hopeless, match="commit 1 in .*: checksums differ at"):
+        restore(project, suite, request)
+
+
+def test_a_commit_that_was_replaced(project, suite):
+    request = request_of(project, 1)
+    shutil.rmtree(project.run / "checkpoints" / "1")
+    with Checkpoints(project.run, keep=5) as checkpoints:
+        checkpoints.save(project.states[3].replace(epoch=jnp.int32(1)))
+    with pytest.raises(Hopeless, match="another one than was asked for.* ask for it again"):
+        restore(project, suite, request)
+
+
+def test_a_commit_that_was_removed(project, suite):
+    request = request_of(project, 1)
+    shutil.rmtree(project.run / "checkpoints" / "1")
+    with pytest.raises(Hopeless, match="was removed before it was evaluated: keep more"):
+        restore(project, suite, request, present=False)
+    with pytest.raises(FileNotFoundError, match="as this machine sees it"):
+        restore(project, suite, request, present=True)

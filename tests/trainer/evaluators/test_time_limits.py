@@ -1,0 +1,90 @@
+"""What takes too long is broken off, and the process's own alarms are left as they were."""
+
+import contextlib
+import signal
+import threading
+import time
+
+import pytest
+
+from trainer.evaluators import evaluator, work
+from trainer.evaluators.suite import Suite
+from trainer.evaluators.time_limits import limited
+from trainer.runs import requests
+
+
+def suite_of(start, val, look):
+    def hook(state, metrics):
+        look(int(state.epoch))
+        return state
+
+    return Suite("digits", start, val, hooks=lambda folder: hook)
+
+
+def spin():
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.mark.parametrize("hang", [threading.Event().wait, spin, lambda: time.sleep(20)])
+def test_what_waits_in_python_is_broken_off(hang):
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"its limit of 0\.05 seconds"), limited(0.05):
+        hang()
+    assert time.monotonic() - began < 10
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_what_is_done_in_time_is_not_disturbed_later():
+    with limited(0.05):
+        pass
+    time.sleep(0.1)
+    with limited(None):
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_another_thread_is_left_alone():
+    def run():
+        with limited(0.01):
+            time.sleep(0.05)
+        done.append(True)
+
+    done = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done
+
+
+def test_a_request_that_hangs_fails_and_the_worker_goes_on(project, store, start, val, caplog):
+    suite = suite_of(start, val, lambda epoch: epoch == 2 and spin())
+    project.ask(1)
+    assert work(project.folder, suite, idle=0).done == 1  # which compiles, however long it takes
+    project.ask(2, 3)
+    assert work(project.folder, suite, idle=0, limit=2.0, tries=1) == (1, 1, 0, 0)
+    hung, after = requests.requests(store, "one")[1:]
+    assert (hung.state, after.state) == ("failed", "done")
+    assert hung.error.startswith("TimeoutError: it took longer than its limit of 2 seconds")
+
+
+def test_one_that_cannot_be_broken_off_is_left_to_others(
+    project, store, start, val, monkeypatch, caplog
+):
+    monkeypatch.setattr(evaluator, "limited", lambda seconds: contextlib.nullcontext())
+    claimed = []
+
+    def hang(epoch):
+        end = time.monotonic() + 10
+        while not claimed and time.monotonic() < end:
+            if request := requests.claim(store, "other", ["digits"], lease=60):
+                claimed.append(request)
+            time.sleep(0.01)
+
+    project.ask(1)
+    suite = suite_of(start, val, hang)
+    assert work(project.folder, suite, idle=0, lease=0.2, limit=0.1) == (0, 0, 0, 1)
+    assert requests.finish(store, claimed[0], {"val/loss": 1.0})
+    assert "or is extended no longer" in caplog.text

@@ -1,0 +1,87 @@
+"""Notices: seen without any set-up, once, and where the user's logging puts them."""
+
+import contextlib
+import logging
+import sys
+
+import jax
+import pytest
+
+import hooks
+import trainer
+from trainer.host.notices import show_notices
+
+
+@contextlib.contextmanager
+def unconfigured():
+    """Log as a script does that set nothing up; pytest has handlers at the root."""
+    log, handlers = logging.getLogger("entracte"), logging.root.handlers
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
+    show_notices()
+    show_notices()  # as another import would
+    logging.root.handlers = []
+    try:
+        yield log
+    finally:
+        logging.root.handlers = handlers
+        logging.root.setLevel("WARNING")
+
+
+def test_a_finished_script_run_again_says_so(capsys, state, phase, tmp_path):
+    def run():
+        trainer.fit(state, phase, epochs=1, hooks=hooks.save_checkpoints(tmp_path))
+        return capsys.readouterr().err.splitlines()
+
+    where = f"entracte: checkpoints are in {tmp_path.resolve() / 'checkpoints'}"
+    with unconfigured() as log:
+        assert run() == [where]
+        assert run() == [
+            where,
+            "entracte: resuming from epoch 1, restored by save_checkpoints/restore",
+            "entracte: nothing to train: 1 of 1 epochs are completed",
+        ]
+        log.setLevel("WARNING")
+        assert run() == []
+
+
+def test_warnings_say_that_they_are_and_what_is_measured_stays_away(capsys):
+    with unconfigured() as log:
+        log.warning("the bits will differ")
+        log.debug("compiled in 3 s")
+    assert capsys.readouterr().err == "entracte: warning: the bits will differ\n"
+
+
+def test_the_handler_that_a_library_left_at_the_root_does_not_repeat_it(capsys):
+    with unconfigured() as log:
+        logging.basicConfig()  # as absl does at its first record
+        log.info("resuming")
+        logging.getLogger("another").warning("theirs")
+        assert capsys.readouterr().err == "entracte: resuming\nWARNING:another:theirs\n"
+        logging.root.setLevel("INFO")  # by the user
+        log.info("resuming")
+    assert capsys.readouterr().err == "INFO:entracte:resuming\n"
+
+
+@pytest.mark.parametrize("logger", [None, "entracte"])
+def test_the_users_own_handlers_have_it_alone(capsys, logger):
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("mine: %(message)s"))
+    with unconfigured() as log:
+        logging.getLogger(logger).addHandler(handler)
+        log.info("resuming")
+    assert capsys.readouterr() == ("mine: resuming\n", "")
+
+
+def test_of_several_processes_the_main_one_gives_notices(capsys, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with unconfigured() as log:
+        for number in (0, 1):
+            monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+            log.info("resuming")
+            log.warning("SIGTERM")
+    assert capsys.readouterr().err.splitlines() == [
+        "entracte: resuming",
+        "entracte: warning: SIGTERM",
+        "entracte, process 1: warning: SIGTERM",
+    ]

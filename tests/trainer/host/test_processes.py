@@ -1,0 +1,69 @@
+"""What several processes agree on. Two real ones are in tests/reliability."""
+
+import jax
+import numpy as np
+import pytest
+
+from trainer.host import processes
+from trainer.host.processes import Ending, agreed, check_same, of_lead
+
+NOTHING = Ending(stop=False, interrupt=False, signal=0)
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """Pretend that there are two processes, and that the other one gave this."""
+
+    def pretend(gathered):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(processes, "_gathered", gathered)
+
+    return pretend
+
+
+def test_one_process_decides_alone():
+    for ending in (NOTHING, Ending(stop=True, interrupt=True, signal=2)):
+        assert agreed(ending) == ending
+    assert of_lead({"a": 0.1}) == {"a": 0.1}
+    check_same("anything")
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "together"),
+    [
+        ((0, 0, 0), (0, 0, 0), (False, False, 0)),
+        ((0, 0, 0), (0, 0, 15), (False, False, 15)),
+        ((0, 0, 2), (0, 1, 0), (False, True, 2)),
+        ((1, 0, 0), (1, 0, 15), (True, False, 15)),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_one_saw_ends_them_all(others, mine, theirs, together, place):
+    def gathered(values):
+        return np.insert(np.array([theirs]), place, values, axis=0)
+
+    others(gathered)
+    assert agreed(Ending(*mine)) == Ending(*together)
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_hooks_that_decide_differently_end_in_an_error_on_every_process(others, mine):
+    others(lambda values: np.array([values, [not mine, 0, 0]]))
+    with pytest.raises(RuntimeError, match="decided to stop and the others did not"):
+        agreed(NOTHING._replace(stop=mine))
+
+
+@pytest.mark.parametrize("value", [0.1, -0.0, 1e300, float("inf"), 5e-324])
+def test_the_leads_values_arrive_bit_for_bit(others, value):
+    others(lambda values: np.array([np.array([value, 2.0]).view(np.uint32), values]))
+    got = of_lead({"mine": 7.0, "too": 7.0})
+    assert got == {"mine": value, "too": 2.0}
+    assert np.signbit(got["mine"]) == np.signbit(value)
+
+
+def test_processes_that_run_different_things_say_so(others):
+    others(lambda values: np.array([values, values]))
+    check_same("20 epochs")
+    others(lambda values: np.array([values, values + 1]))
+    with pytest.raises(RuntimeError, match=r"something else than \[1\].*here: 20 epochs"):
+        check_same("20 epochs")

@@ -1,0 +1,254 @@
+"""Spans: named, nested by thread, heard where someone listens; and what a run tells of itself."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import hooks
+import trainer
+from trainer import data
+from trainer.data.iteration.prefetch import Ahead
+from trainer.host import time_spans
+from trainer.host.time_spans import Steps, listen, span, spans, under_way
+
+
+@pytest.fixture
+def heard():
+    """The spans that end from now on."""
+    found = []
+    stop = listen(found.append)
+    yield found
+    stop()
+    assert time_spans._listeners == ()
+
+
+def labels(spans):
+    """Give each span as `outer > inner`."""
+    return [" > ".join(" ".join(part).strip() for part in one.path) for one in spans]
+
+
+def test_where_nobody_listens_a_span_is_nothing():
+    assert time_spans._listeners == ()
+    assert span("wait", "train") is span("epoch", number=3)
+    with span("wait"):
+        assert time_spans._here.path == ()
+
+
+def test_spans_nest_and_end_in_time(heard):
+    with span("epoch", number=7):
+        with span("wait", "train"):
+            pass
+        with span("wait", "val"):
+            pass
+    assert labels(heard) == ["epoch > wait train", "epoch > wait val", "epoch"]
+    train, val, epoch = heard
+    assert epoch.began <= train.began <= train.ended <= val.began <= val.ended <= epoch.ended
+    assert [one.number for one in heard] == [None, None, 7]
+    assert {(one.thread, one.thread_name) for one in heard} == {
+        (threading.get_ident(), threading.current_thread().name)
+    }
+
+
+def test_a_span_that_fails_is_heard_and_the_failure_goes_on(heard):
+    with pytest.raises(ZeroDivisionError), span("epoch"), span("hook", "divide"):
+        1 / 0  # noqa: B018
+    with span("close"):
+        pass
+    assert labels(heard) == ["epoch > hook divide", "epoch", "close"]
+
+
+def test_threads_are_apart(heard):
+    def work():
+        with span("commit", "write"):
+            pass
+
+    with span("epoch"):
+        thread = threading.Thread(target=work, name="saver")
+        thread.start()
+        thread.join()
+    assert labels(heard) == ["commit write", "epoch"]
+    assert heard[0].thread_name == "saver"
+    assert heard[0].thread != heard[1].thread
+
+
+def test_what_had_begun_before_one_listens_is_not_heard(heard):
+    late = []
+    with span("epoch"):
+        stop = listen(late.append)
+        with span("wait"):
+            pass
+    stop()
+    stop()
+    with span("close"):
+        pass
+    assert labels(heard) == ["epoch > wait", "epoch", "close"]
+    assert labels(late) == ["epoch > wait"]
+
+
+def test_the_first_who_listens_hears_what_begins_then():
+    found = []
+    with span("epoch"):
+        stop = listen(found.append)
+        with span("wait"):
+            pass
+    stop()
+    assert labels(found) == ["wait"]
+
+
+def test_items_are_waited_for_within_spans_and_used_outside(heard):
+    def source():
+        with span("transfer"):
+            pass
+        yield 1
+        raise OSError("gone")
+
+    items = spans(source(), "data", "train")
+    next(items)
+    with span("dispatch"):
+        pass
+    with pytest.raises(OSError, match="gone"):
+        next(items)
+    assert labels(heard) == ["data train > transfer", "data train", "dispatch", "data train"]
+    assert list(spans([], "data")) == []
+
+
+def test_a_listener_that_fails_is_not_passed_over():
+    def fail(one):
+        raise OSError("no room")
+
+    stop = listen(fail)
+    try:
+        with pytest.raises(OSError, match="no room"), span("epoch"):
+            pass
+    finally:
+        stop()
+    assert time_spans._here.path == ()
+
+
+def test_a_run_tells_all_that_it_does(state, phase, heard, tmp_path):
+    val = trainer.evaluation(
+        lambda state, batch: {"error": batch["inputs"]},
+        data.Stream([{"inputs": np.ones(2, np.float32)}] * 3, superbatch=2),
+    )
+    chain = hooks.chain(
+        hooks.on("train", hooks.observe(lambda state, metrics: state)),
+        hooks.evaluate(val),
+        hooks.background(hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl"))),
+        hooks.save_checkpoints(tmp_path, max_cost=None),
+    )
+    trainer.fit(state, phase, epochs=2, hooks=chain)
+    assert {
+        "compile train",
+        "epoch",
+        "epoch > data train",
+        "epoch > dispatch train",
+        "epoch > wait train",
+        "epoch > event train > hook <lambda>",
+        "epoch > event epoch > hook evaluate/val > data val > transfer",
+        "epoch > event epoch > hook evaluate/val > compile val",
+        "epoch > event epoch > hook evaluate/val > dispatch val",
+        "epoch > event epoch > hook evaluate/val > wait val",
+        "epoch > event epoch > hook log_metrics",
+        "epoch > event epoch > flush log_metrics > writer JsonLines",
+        "epoch > event epoch > flush save_checkpoints/last > commit wait",
+        "epoch > event epoch > hook save_checkpoints > commit copy",
+        "event end",
+        "close save_checkpoints/last > commit wait",
+        "close log_metrics > writer JsonLines",
+    } <= set(labels(heard))
+    elsewhere = {one.thread_name: labels([one]) for one in heard if one.thread != heard[0].thread}
+    assert elsewhere == {"entracte-save": ["commit write"], "log_metrics": ["hook log_metrics"]}
+    found = labels(heard)
+    assert [one.number for one in heard if one.path == (("epoch", ""),)] == [1, 2]
+    assert found.count("compile train") == 1
+    assert found.count("epoch > wait train") == 2
+
+
+def test_data_that_is_read_ahead_is_on_a_thread_of_its_own(heard):
+    assert Ahead(lambda number: number + 1)(1, then=2) == 2
+    (read, *_) = heard
+    assert labels([read]) == ["read"]
+    assert read.thread_name.startswith("entracte-data")
+
+
+def test_a_run_that_fails_ends_its_spans(state, phase, heard):
+    def fail(state, metrics):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        trainer.fit(state, phase, epochs=3, hooks=fail)
+    assert labels(heard)[-3:] == ["epoch > event epoch > hook fail", "epoch > event epoch", "epoch"]
+    assert time_spans._here.path == ()
+
+
+class Mark:
+    """What is ready when it is told so."""
+
+    ready = False
+
+    def is_ready(self):
+        return self.ready
+
+
+def test_steps_are_done_in_order_once_their_mark_is_ready(heard):
+    first, second = Mark(), Mark()
+    with span("epoch"), span("dispatch", "train"):
+        advance = time_spans.advancing("train", 10)
+        advance.add(4, first)
+        advance.add(2, second)
+        second.ready = True
+        assert advance.steps() == Steps("train", 0, 10)
+        first.ready = True
+        (epoch, dispatch) = under_way(threading.get_ident())
+    assert (epoch.steps, dispatch.steps) == ((), (Steps("train", 6, 10),))
+
+
+def test_steps_that_nobody_asks_for_do_not_pile_up():
+    advance, done = time_spans.Advance("train", None), Mark()
+    done.ready = True
+    for _ in range(1000):
+        advance.add(1, done)
+    assert len(advance._waiting) <= 64
+    assert advance.steps().done == 1000
+
+
+def test_where_nobody_listens_no_steps_are_counted():
+    with span("epoch"):
+        assert time_spans.advancing("train", 10) is None
+
+
+def _one(state, batch):
+    return state.replace(step=state.step + 1), {"loss": batch["inputs"].mean()}
+
+
+NUMBERS = {"inputs": np.ones((12, 2), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("source", "executor", "total"),
+    [
+        (data.Arrays(NUMBERS, 2), "scan", 6),
+        (data.Arrays(NUMBERS, 2), "step", 6),
+        (data.Arrays(NUMBERS, 2, steps_per_epoch=5), "step", 5),
+        (data.Stream([{"inputs": np.ones((2, 2), np.float32)}] * 5, superbatch=2), "scan", None),
+    ],
+)
+def test_a_phase_counts_its_steps(state, heard, source, executor, total):
+    phase = trainer.training(_one, source, executor=executor)
+    with span("epoch"):
+        for number in range(2):  # also with what a first call compiled
+            state, _, measured = phase.execute(phase.prepared(state), None, donate=number > 0)
+            _, traces, taken = measured.read()
+        (epoch,) = under_way(threading.get_ident())
+    assert epoch.steps == (Steps("train", taken, total),)
+    assert taken == len(traces["train/loss"])
+
+
+def test_an_evaluation_counts_its_steps_within_the_hook_that_runs_it(state, heard):
+    val = trainer.evaluation(lambda state, b: {"x": b["inputs"][:, 0]}, data.Arrays(NUMBERS, 5))
+    with span("hook", "evaluate"):
+        trainer.evaluate(state, val)
+        assert under_way(threading.get_ident())[0].steps == (Steps("val", 3, 3),)

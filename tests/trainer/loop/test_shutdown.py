@@ -1,0 +1,71 @@
+"""Hooks are closed in reverse order, and what they share once all are, whatever happens."""
+
+import pytest
+
+from trainer import Hook
+from trainer.loop.shutdown import close_all, close_last
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def hook(said):
+    """Give a function that makes a hook, which says its name when it is closed."""
+
+    def make(name, also=lambda: None):
+        def close():
+            said.append(name)
+            also()
+
+        return Hook(lambda state, metrics: state, name, close=close)
+
+    return make
+
+
+def test_what_is_shared_is_closed_once_and_last(said, hook):
+    one, two = (lambda: said.append("one")), (lambda: said.append("two"))
+    chain = [
+        hook("first", lambda: close_last(one)),
+        hook("second", lambda: close_last(two)),
+        Hook(lambda state, metrics: state, "none"),
+        hook("third", lambda: close_last(one)),
+    ]
+    close_all(chain)
+    assert said == ["third", "second", "first", "one", "two"]
+
+
+def test_it_is_closed_at_once_where_no_hook_is_being_closed(said, hook):
+    close_last(lambda: said.append("before"))
+    close_all([hook("hook", lambda: close_last(lambda: close_last(lambda: said.append("shared"))))])
+    close_last(lambda: said.append("after"))
+    assert said == ["before", "hook", "shared", "after"]
+
+
+def test_chains_that_are_closed_within_another_keep_to_themselves(said, hook):
+    inner = [hook("inner", lambda: close_last(lambda: said.append("of inner")))]
+    outer = hook("outer", lambda: (close_last(lambda: said.append("of outer")), close_all(inner)))
+    close_all([hook("first"), outer])
+    assert said == ["outer", "inner", "of inner", "first", "of outer"]
+
+
+@pytest.mark.parametrize("error", [None, KeyError("under way")])
+def test_all_are_closed_and_the_first_failure_is_told(said, hook, error):
+    def fail():
+        said.append("shared")
+        raise ValueError("no")
+
+    chain = [hook("first"), hook("second", lambda: close_last(fail)), hook("third", lambda: 1 / 0)]
+    if error is None:
+        with pytest.raises(ZeroDivisionError) as raised:
+            close_all(chain)
+        first, second = raised.value.__notes__
+        assert first == "in closing hook 'third'"
+    else:
+        close_all(chain, error)
+        third, second = error.__notes__
+        assert third.startswith("and closing hook 'third' failed: ZeroDivisionError")
+    assert second == "and closing hook 'second' failed: ValueError('no')"
+    assert said == ["third", "second", "first", "shared"]

@@ -1,0 +1,117 @@
+"""Cutting: a long scan runs in a few dispatches, of equal bits, compiled once."""
+
+from __future__ import annotations
+
+import chex
+import flax.linen as nn
+import jax
+import optax
+import pytest
+
+import trainer
+from models import from_linen
+from trainer import data, fingerprint, losses
+from trainer.phases import scan_pieces
+from trainer.phases.scan_pieces import pieces_of
+
+
+class Convolving(nn.Module):
+    """The smallest network that convolves."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(2, (3, 3))(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+TASKS = {
+    "dots": lambda task: task,
+    "convolution": lambda _: trainer.supervised(
+        from_linen(Convolving()), losses.classification, optax.sgd(0.1)
+    ),
+}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Cut every scan, at any length."""
+
+    def cut(yes=True):
+        monkeypatch.setattr(scan_pieces, "LONG", {"cpu": 0 if yes else 10**11})
+
+    return cut
+
+
+def phases(task, digits, executor):
+    """Phases of a step and a measure of their own, which share with nobody."""
+    train, val = digits
+    return (
+        trainer.training(lambda state, b: task.step(state, b), train, executor=executor),
+        trainer.evaluation(lambda state, b: task.measure(state, b), data.Arrays(val.arrays, 13)),
+    )
+
+
+@pytest.mark.parametrize("network", TASKS)
+def test_cut_and_whole_give_the_same_bits(task, digits, short, network):
+    task = TASKS[network](task)
+    start = task.init(jax.random.key(0), digits[0].example)
+    found = []
+    for yes in (True, False):
+        short(yes)
+        state, read = start, []
+        for phase in phases(task, digits, "scan")[: 2 if network == "dots" else 1]:
+            state, _, measured = phase.execute(state, None, donate=False)
+            ((_, packed),) = measured.packed
+            count = {"train": 3, "val": 2}[phase.name]  # of 6 and of 4 steps
+            assert len(packed) == count if yes else not isinstance(packed, list)
+            read.append(measured.read())
+        found.append((fingerprint(state), read))
+    (cut, values), (whole, others) = found
+    assert cut == whole
+    chex.assert_trees_all_equal(values, others)
+
+
+def test_law_8_what_is_cut_compiles_once_and_uses_its_state_up(
+    task, digits, short, counting_compilations
+):
+    short()
+    train, val = phases(task, digits, "auto")
+    state = task.init(jax.random.key(0), digits[0].example)
+    trainer.fit(state, [train, val], epochs=1)
+    with counting_compilations() as counts:
+        after, _ = trainer.fit(state, [train, val], epochs=2, hooks=lambda state, metrics: state)
+    assert counts == []
+    (program,) = train._programs.values()
+    assert program.choice.reason.endswith("in 3 dispatches of 2 steps")
+    train.execute(after, None, donate=True)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(after.params))
+    assert not state.step.is_deleted()
+
+
+def test_a_cut_scan_tells_its_steps_one_dispatch_after_another(task, digits, short):
+    class Told(list):
+        def add(self, steps, mark):
+            self.append((steps, mark.shape[0]))
+
+    short()
+    train, _ = phases(task, digits, "scan")
+    state = trainer.state.device_part(task.init(jax.random.key(0), digits[0].example))
+    told = Told()
+    train.program(state, train.feed.example, donate=False).run(state, train.feed.example, told)
+    assert told == [(2, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("steps", "operations", "devices", "count"),
+    [
+        (480, 10**11, 1, 16),
+        (480, 10**11 - 1, 1, 1),
+        (480, 10**12, 2, 1),
+        (26, 10**11, 1, 13),
+        (479, 10**12, 1, 1),  # prime
+        (2, 10**12, 1, 1),
+        (1, 10**12, 1, 1),
+    ],
+)
+def test_the_choice_follows_the_work_and_the_steps(steps, operations, devices, count):
+    assert pieces_of(steps, operations, jax.devices("cpu")[:1] * devices) == count

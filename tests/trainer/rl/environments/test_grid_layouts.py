@@ -1,0 +1,248 @@
+"""Layouts: every level of every lesson can be solved, and is what its lesson says."""
+
+import collections
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer.rl.environments import GridworldParams, gridworld, gridworld_levels
+from trainer.rl.environments.grid_layouts import (
+    DOOR,
+    FLOOR,
+    GOAL,
+    KEY,
+    LOCKED,
+    NOWHERE,
+    SIZE,
+    WALL,
+    draw_layout,
+    kinds_of,
+)
+from trainer.rl.environments.gridworld import INTERACT, MOVES
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+ENV = gridworld()
+LEVELS = gridworld_levels()
+
+
+def _lesson(size, rooms, doors, locked, fetch, max_steps=1000):
+    return GridworldParams(
+        size=jnp.int32(size),
+        rooms=jnp.int32(rooms),
+        doors=jnp.bool_(doors),
+        locked=jnp.bool_(locked),
+        fetch=jnp.bool_(fetch),
+        max_steps=jnp.int32(max_steps),
+    )
+
+
+def _all_lessons():
+    """Give every lesson that there is, but for its step limit."""
+    for size, rooms in itertools.product(range(3, SIZE + 1), range(1, 5)):
+        if 3 * rooms - 1 > size:
+            continue
+        for doors in (False, True):
+            yield _lesson(size, rooms, doors, False, False)
+            if rooms > 1:
+                yield _lesson(size, rooms, doors, True, False)
+                yield _lesson(size, rooms, doors, True, True)
+
+
+def _stacked(lessons, repeats):
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lessons)
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats), stacked)
+
+
+@jax.jit
+@jax.vmap
+def _begun(key, params):
+    """Begin an episode; give the kinds of all cells with it, the border included."""
+    state, _ = ENV.reset(key, params)
+    cells = jnp.arange(-1, SIZE + 1)
+    return state, kinds_of(state.layout, state.opened, params, cells[:, None], cells)
+
+
+@jax.jit
+@jax.vmap
+def _played(state, params, plan):
+    """Act as planned (a negative action: no more); give the rewards and how each step ended."""
+
+    def act(state, action):
+        step = ENV.step(jax.random.key(0), state, jnp.maximum(action, 0), params)
+        return step.state, (step.reward, step.terminated, step.truncated)
+
+    return jax.lax.scan(act, state, plan)[1]
+
+
+drawn = jax.jit(jax.vmap(draw_layout, in_axes=(0, None)))
+
+
+def _plan(kinds, start, holding):
+    """Search breadth-first for the fewest actions from `start` to the goal; None: it has none.
+
+    It knows the rules, and of the level only what is in its cells: `kinds`, with a border.
+    """
+    begin = (start, holding, frozenset())
+    before = {begin: None}
+    queue = collections.deque([begin])
+    while queue:
+        state = queue.popleft()
+        (row, column), holding, changed = state
+        if kinds[row, column] == GOAL:
+            actions = []
+            while before[state] is not None:
+                state, action = before[state]
+                actions.append(action)
+            return actions[::-1]
+        takes, opened = holding, changed
+        for number, (down, right) in enumerate(MOVES):
+            cell = (row + down, column + right)
+            kind = FLOOR if cell in changed else kinds[cell]
+            takes |= kind == KEY
+            if kind == DOOR or (kind == LOCKED and holding):
+                opened |= {cell}
+            if number != INTERACT and kind not in (WALL, DOOR, LOCKED):
+                after = (cell, holding, changed)
+                if after not in before:
+                    before[after] = (state, number)
+                    queue.append(after)
+        after = ((row, column), takes, opened)
+        if after not in before:
+            before[after] = (state, INTERACT)
+            queue.append(after)
+    return None
+
+
+def _solved(lessons, repeats):
+    """Solve levels of each lesson and play the solutions; give what each was worth."""
+    params = _stacked(lessons, repeats)
+    count = len(lessons) * repeats
+    states, kinds = _begun(jax.random.split(jax.random.key(7), count), params)
+    agents, holding = np.asarray(states.layout.agent) + 1, np.asarray(states.holding)
+    plans = [
+        _plan(grid, tuple(agent.tolist()), bool(holds))
+        for grid, agent, holds in zip(np.asarray(kinds), agents, holding, strict=True)
+    ]
+    assert None not in plans
+    lengths = np.array([len(plan) for plan in plans])
+    padded = np.full((count, lengths.max()), -1, np.int32)
+    for row, plan in zip(padded, plans, strict=True):
+        row[: len(plan)] = plan
+    last = (np.arange(count), lengths - 1)
+    rewards, terminated, truncated = map(np.asarray, _played(states, params, padded))
+    assert terminated[last].all()
+    assert not truncated[last].any()
+    for index, length in enumerate(lengths):
+        assert not terminated[index, : length - 1].any()
+        assert not rewards[index, : length - 1].any()
+    expected = 1 - 0.9 * lengths / np.asarray(params.max_steps)
+    np.testing.assert_allclose(rewards[last], expected, rtol=1e-5)
+    return lengths.reshape(len(lessons), repeats)
+
+
+def test_every_lesson_can_be_solved_on_many_levels():
+    lessons = list(_all_lessons())
+    assert len(lessons) == 90
+    _solved(lessons, 12)
+
+
+def test_the_named_levels_leave_three_times_what_is_needed():
+    lengths = _solved(list(LEVELS.values()), 60)
+    for name, needed in zip(LEVELS, lengths, strict=True):
+        assert needed.max() <= int(LEVELS[name].max_steps) / 3, name
+    # They are listed from easy to hard: the last takes the longest way by far.
+    assert lengths[-1].mean() > 6 * lengths[0].mean()
+
+
+def test_without_the_key_a_locked_goal_is_out_of_reach():
+    params = _stacked([LEVELS["gauntlet"], LEVELS["key"]], 20)
+    states, kinds = _begun(jax.random.split(jax.random.key(3), 40), params)
+    agents = np.asarray(states.layout.agent) + 1
+    for grid, agent in zip(np.asarray(kinds), agents, strict=True):
+        assert _plan(np.where(grid == KEY, FLOOR, grid), tuple(agent.tolist()), False) is None
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Give 500 levels of `gauntlet`, and the kinds of their cells."""
+    states, kinds = _begun(
+        jax.random.split(jax.random.key(1), 500), _stacked([LEVELS["gauntlet"]], 500)
+    )
+    return states, np.asarray(kinds)
+
+
+def test_a_level_holds_what_its_lesson_says(many):
+    states, kinds = many
+    assert (kinds[:, [0, -1]] == WALL).all()
+    assert (kinds[:, :, [0, -1]] == WALL).all()
+    for kind, count in ((KEY, 1), (GOAL, 1), (LOCKED, 1), (DOOR, 2)):
+        assert ((kinds == kind).sum(axis=(1, 2)) == count).all()
+    assert ((kinds[:, 1:-1, 1:-1] == WALL).sum(axis=(1, 2)) == 3 * (SIZE - 1)).all()
+    begun = kinds[np.arange(500), *(np.asarray(states.layout.agent) + 1).T]
+    assert (begun == FLOOR).all()
+
+
+def test_levels_differ_and_lie_every_way(many):
+    states, _ = many
+    layout = states.layout
+    first, last = layout.walls[:, 0], layout.walls[:, 2]
+    for sideways, mirrored in itertools.product((False, True), repeat=2):
+        share = ((layout.sideways == sideways) & ((first > last) == mirrored)).mean()
+        assert 0.17 < share < 0.33
+    codes = jnp.concatenate([layout.doorways, layout.agent, layout.goal, layout.key], axis=1)
+    assert len({tuple(code) for code in codes.tolist()}) == 500
+    assert set(np.unique(layout.doorways)) == set(range(SIZE))
+
+
+def test_walls_leave_each_room_two_cells_in_every_way_they_can():
+    draws = drawn(jax.random.split(jax.random.key(2), 2000), _lesson(10, 3, False, False, False))
+    walls = np.sort(np.asarray(draws.walls), axis=1)
+    assert (walls[:, 0] == NOWHERE).all()
+    # Two gaps of at most two cells, in order: the six pairs of walls that leave room for all.
+    found = collections.Counter(map(tuple, walls[:, 1:].tolist()))
+    assert set(found) == {(2, 5), (2, 6), (2, 7), (3, 6), (3, 7), (4, 7)}
+
+
+def test_the_agent_begins_in_the_room_that_the_lesson_wants():
+    for name, room in (("doors", 0), ("key", 0), ("key_behind_door", 1), ("gauntlet", 1)):
+        draws = drawn(jax.random.split(jax.random.key(4), 100), LEVELS[name])
+        axis = np.where(draws.sideways, 0, 1)[:, None]
+        along = np.take_along_axis(np.asarray(draws.agent), axis, axis=1)
+        goal = np.take_along_axis(np.asarray(draws.goal), axis, axis=1)
+        walls = np.asarray(draws.walls)
+        # Walls between the agent and the goal: all but those behind its back.
+        between = (walls - along) * (walls - goal) < 0
+        assert (between[walls != NOWHERE].reshape(100, -1).sum(axis=1)).tolist() == [
+            int(LEVELS[name].rooms) - 1 - room
+        ] * 100
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_named_levels_are_lessons(name):
+    ENV.check(LEVELS[name])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (_lesson(12, 1, False, False, False), "`size` must be a whole number from 3 to 11; got 12"),
+        (_lesson(5, 0, False, False, False), "`rooms` must be a whole number from 1 to 4; got 0"),
+        (_lesson(5, 1, 2, False, False).replace(doors=2), "`doors` must be a truth value; got 2"),
+        (_lesson(5, 1, False, False, False, 0), "`max_steps` must be a whole number from 1 to"),
+        (_lesson(7, 3, False, False, False), "3 rooms need a `size` of at least 8; got 7"),
+        (_lesson(7, 1, False, True, False), "`locked` needs a door, so at least 2 `rooms`; got 1"),
+        (_lesson(7, 2, False, False, True), "`fetch` needs a door that the key opens"),
+    ],
+)
+def test_a_lesson_outside_the_range_is_refused_by_name(params, message):
+    with pytest.raises(ValueError, match=f"gridworld: {message}.*outside the environment's range"):
+        ENV.check(params)
+
+
+def test_other_params_are_refused():
+    with pytest.raises(TypeError, match="gridworld: params must be GridworldParams.*got dict"):
+        ENV.check({"size": 5})

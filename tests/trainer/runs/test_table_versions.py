@@ -1,0 +1,50 @@
+"""What makes a store of today of an older one."""
+
+import pytest
+
+from trainer.runs import Store, table_versions
+from trainer.runs.rows import Artifact
+from trainer.runs.table_versions import MIGRATIONS, VERSION, migrations
+
+
+def test_each_version_comes_after_the_one_before():
+    for found in range(VERSION + 1):
+        wanted = [(n + 1, s) for n in range(found, VERSION) for s in MIGRATIONS[n]]
+        assert migrations(found, "here") == wanted
+
+
+def test_a_newer_store_is_refused():
+    with pytest.raises(ValueError, match=f"the store here has version {VERSION + 1} .* newer"):
+        migrations(VERSION + 1, "here")
+
+
+def test_files_of_an_older_store_are_found_where_the_directory_now_is(url, monkeypatch):
+    """Version 1 kept absolute paths: of a run that was moved once, each file is there twice."""
+    monkeypatch.setattr(table_versions, "MIGRATIONS", MIGRATIONS[:1])
+    monkeypatch.setattr(table_versions, "VERSION", 1)
+    paths = ["/new/one/a.gif", "/new/one/replays/2-0.gif"]
+    with Store(url) as store:
+        about = {"host": "here", "pid": 1, "time": 1.0}
+        store.register("one", directory="/new/one", **about)
+        store.register("two", directory="/new/one/two", **about)
+        for path in (*paths, "/old/one/a.gif", "/old/one/replays/2-0.gif", "/elsewhere/b.gif"):
+            store.write_artifact("one", Artifact(path, "replay", 2, 28, 9))
+        for path in ("/new/one/a.gif", "/new/one/two/a.gif", "/new/one/twofold.gif"):
+            store.write_artifact("two", Artifact(path, "replay", 1 + len(path), 28, 9))
+    monkeypatch.undo()
+    with Store(url) as store:
+        assert [file.path for file in store.artifacts("one")] == sorted(
+            [*paths, "/elsewhere/b.gif"]
+        )
+        store.register("one", directory="/newer", **about)
+        store.register("two", directory="/newer/two", **about)
+        assert {file.path for file in store.artifacts("one")} == {
+            "/newer/a.gif",
+            "/newer/replays/2-0.gif",
+            "/elsewhere/b.gif",
+        }
+        assert {file.path for file in store.artifacts("two")} == {
+            "/new/one/a.gif",
+            "/newer/two/a.gif",
+            "/new/one/twofold.gif",
+        }

@@ -1,0 +1,109 @@
+"""What a step computes in, and the loss scale."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import trainer
+from trainer import losses
+from trainer.supervised import precision
+
+
+def test_the_scale_halves_after_an_overflow_and_doubles_after_many_finite_steps():
+    scale = precision.next_scale(precision.first_scale(), jnp.array(False))
+    assert float(scale["scale"]) == precision.SCALE / 2
+    scale["finite_steps"] = jnp.int32(precision.PERIOD - 1)
+    scale = precision.next_scale(scale, jnp.array(True))
+    assert (float(scale["scale"]), int(scale["finite_steps"])) == (precision.SCALE, 0)
+    scale = precision.next_scale(scale, jnp.array(True))
+    assert (float(scale["scale"]), int(scale["finite_steps"])) == (precision.SCALE, 1)
+
+
+def test_the_scale_stays_in_its_range():
+    for finite, at in ((False, 1.0), (True, 2.0**24)):
+        scale = {"scale": jnp.float32(at), "finite_steps": jnp.int32(precision.PERIOD - 1)}
+        assert float(precision.next_scale(scale, jnp.array(finite))["scale"]) == at
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "said"),
+    [
+        ("bfloat16", {"platform": "gpu", "compute_capability": "7.5"}, "7.5: use float16"),
+        ("float16", {"platform": "tpu"}, "float16 is not to be had on a thing; use bfloat16"),
+    ],
+)
+def test_what_a_device_lacks_is_refused(name, device, said):
+    with pytest.raises(ValueError, match=said):
+        precision.require_available(name, SimpleNamespace(device_kind="a thing", **device))
+
+
+@pytest.mark.parametrize("capability", ["8.0", "9.0", "12.0", "gfx90a"])
+def test_a_newer_gpu_has_all(capability):
+    device = SimpleNamespace(platform="gpu", compute_capability=capability, device_kind="a thing")
+    for name in precision.PRECISIONS:
+        precision.require_available(name, device)
+
+
+def test_an_unknown_precision_is_refused(linear):
+    with pytest.raises(ValueError, match="one of float32, bfloat16, float16; got 'fp8'"):
+        trainer.supervised(linear, losses.classification, optax.sgd(1.0), precision="fp8")
+
+
+@pytest.mark.parametrize("name", precision.PRECISIONS)
+def test_the_network_computes_in_it_and_the_rest_stays_float32(name, digits):
+    seen = set()
+
+    def apply(params, model_state, x, *, key, train):
+        outputs = x.reshape(len(x), -1) @ params["w"]
+        seen.update((params["w"].dtype.name, x.dtype.name, outputs.dtype.name))
+        mean = 0.9 * model_state["mean"] + 0.1 * outputs.mean(0)
+        return outputs, {"mean": mean if train else model_state["mean"]}
+
+    network = SimpleNamespace(
+        init=lambda key, x: ({"w": jnp.zeros((64, 10))}, {"mean": jnp.zeros(10)}), apply=apply
+    )
+    task = trainer.supervised(network, losses.classification, optax.adam(1e-2), precision=name)
+    start = task.init(jax.random.key(0), digits[0].example)
+    state, history = trainer.fit(start, trainer.training(task.step, digits[0]), epochs=3)
+    assert seen == {name}
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.model_state))} == {
+        "float32"
+    }
+    assert {v.dtype.name for v in task.measure(state, digits[1].example).values()} == {"float32"}
+
+
+def test_float16_agrees_with_float32_to_its_precision(linear, digits):
+    ends = []
+    for name in ("float32", "float16"):
+        task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), precision=name)
+        start = task.init(jax.random.key(0), digits[0].example)
+        ends.append(trainer.fit(start, trainer.training(task.step, digits[0]), epochs=2)[0].params)
+    np.testing.assert_allclose(ends[1]["w"], ends[0]["w"], atol=2e-3)
+
+
+def test_an_overflow_skips_the_update_and_halves_the_scale(linear, digits):
+    def huge(outputs, batch):
+        values = losses.classification(outputs, batch)
+        return {"loss": values["loss"] * batch["factor"]}
+
+    optimizer = optax.adam(0.1)
+    task = trainer.supervised(linear, huge, optimizer, precision="float16", clip_norm=1.0)
+    batch = digits[0].example | {"factor": jnp.full(32, 1e6)}
+    start = task.init(jax.random.key(0), batch)
+    state, metrics = jax.jit(task.step)(start, batch)
+    assert (float(metrics["skipped"]), float(metrics["grad_norm"])) == (1.0, 0.0)
+    assert float(metrics["clipped"]) == 0.0
+    assert int(state.step) == 1
+    np.testing.assert_array_equal(state.params["w"], start.params["w"])
+    assert int(optax.tree.get(state.opt_state, "count")) == 0
+    assert float(state.carry["loss_scale"]["scale"]) == precision.SCALE / 2
+    batch["factor"] = jnp.ones(32)
+    after, metrics = jax.jit(task.step)(state, batch)
+    assert float(metrics["skipped"]) == 0.0
+    assert float(metrics["loss_scale"]) == precision.SCALE / 2
+    assert np.abs(np.asarray(after.params["w"]) - np.asarray(state.params["w"])).max() > 0

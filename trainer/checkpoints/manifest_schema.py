@@ -1,0 +1,169 @@
+"""What a manifest must be: every field, its type and its bounds, checked before any is used."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trainer.checkpoints.host_snapshot import aligned
+from trainer.checkpoints.manifest import FORMAT, DamagedCommit
+
+MOST_BYTES = 2**24
+"""Of a manifest's file: some 75,000 leaves. Larger ones are neither written nor read."""
+
+_HEAD = (
+    *("format", "epoch", "run", "versions", "devices", "hooks", "scores", "config", "settings"),
+    "leaves",
+)
+_FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
+_CHECKSUM = re.compile(r"[0-9a-f]{16}")
+_FEW = 64
+"""Dimensions that an array of numpy can have."""
+
+
+def check(manifest: Mapping[str, Any]) -> None:
+    """Check the fields of a manifest; of one of a newer format, the format alone.
+
+    A checksum tells damage and no intent, since whoever changes a file can compute it again. After
+    this, nothing in a manifest can fail or mislead what uses it. Fields that are not known are
+    left alone, but for those of leaves.
+
+    Raises:
+        DamagedCommit: the first field that is not what this library writes, and why.
+    """
+    given: Any = {**dict.fromkeys(_HEAD), **manifest}
+    number = given["format"]
+    _require(type(number) is int and number >= 1, "its format", number)
+    if number > FORMAT:
+        return
+    epoch, config, scores = given["epoch"], given["config"], given["scores"]
+    _require(type(epoch) is int and 0 <= epoch < 2**63, "its epoch", epoch)
+    _require(config is None or isinstance(config, dict), "its config", config)
+    run, settings = given["run"], given["settings"]
+    _require(run is None or _is_digest(run), "its run", run)
+    _require(settings is None or isinstance(settings, dict), "its settings", settings)
+    for subject, rows in (settings or {}).items():
+        _require(_is_line(subject) and isinstance(rows, dict), "its settings", rows)
+        for name, value in rows.items():
+            _require(_is_line(name) and _is_line(value), f"its setting {_short(name)}", value)
+    versions, devices = given["versions"], given["devices"]
+    _require(isinstance(versions, dict), "its versions", versions)
+    for name, version in versions.items():
+        _require(_is_line(version), f"its version of {_short(name)}", version)
+    _require(devices is None or _is_line(devices), "its devices", devices)
+    _require(isinstance(scores, dict), "its scores", scores)
+    for name, score in scores.items():
+        finite = type(score) is float and math.isfinite(score)
+        _require(finite or score in ("nan", "inf", "-inf"), f"its score {_short(name)}", score)
+    _check_leaves(given["leaves"])
+    sections = [name.removeprefix("memory/") for name in given["leaves"] if name]
+    _require(given["hooks"] == sections, "its hooks", given["hooks"])
+
+
+def _check_leaves(sections: Any) -> None:
+    """Check that leaves are well formed, and that arrays follow one another without overlap."""
+    _require(isinstance(sections, dict) and "" in sections, "its leaves", sections)
+    end = 0
+    for name, leaves in sections.items():
+        _require(name == "" or name.startswith("memory/"), "its section", name)
+        _require(isinstance(leaves, list), f"its section {_short(name)}", leaves)
+        paths = set()
+        for leaf in leaves:
+            _require(isinstance(leaf, dict) and leaf.keys() == _FIELDS, "its leaf", leaf)
+            path = leaf["path"]
+            _require(isinstance(path, str) and path not in paths, "its path", path)
+            paths.add(path)
+            _require(isinstance(leaf["type"], str), f"the type of {_short(path)}", leaf["type"])
+            if leaf["shape"] is None:
+                _check_scalar(leaf)
+            else:
+                _check_array(leaf, end)
+                end = aligned(end + leaf["bytes"])
+
+
+def _check_array(leaf: Mapping[str, Any], begins: int) -> None:
+    """Check an array's leaf; that its bytes fit its dtype is seen when its target is known."""
+    path, shape, size = _short(leaf["path"]), leaf["shape"], leaf["bytes"]
+    whole = isinstance(shape, list) and len(shape) <= _FEW and all(map(_is_size, shape))
+    _require(whole, f"the shape of {path}", shape)
+    _require(_is_size(size), f"the bytes of {path}", size)
+    count = math.prod(shape)
+    valid = size == 0 if count == 0 else size % count == 0
+    _require(valid, f"the bytes of {path}, of shape {shape},", size)
+    offset, checksum = leaf["offset"], leaf["checksum"]
+    _require(_is_size(offset) and offset == begins, f"the offset of {path}", offset)
+    _require(_is_digest(checksum), f"the checksum of {path}", checksum)
+    _require(leaf["value"] is None, f"the value of {path}, an array,", leaf["value"])
+
+
+def _check_scalar(leaf: Mapping[str, Any]) -> None:
+    path, kind, value = _short(leaf["path"]), leaf["type"], leaf["value"]
+    place = leaf["offset"], leaf["bytes"], leaf["checksum"]
+    _require(place == (0, 0, ""), f"the place of {path}, a scalar,", place)
+    try:
+        valid = _is_scalar(kind, value)
+    except (TypeError, ValueError, OverflowError):
+        valid = False
+    _require(valid, f"the value of {path}, of type {_short(kind)},", value)
+
+
+def _is_scalar(kind: str, value: Any) -> bool:
+    """Say whether a value is one that `manifest.encoded` gives for this type."""
+    if kind in ("bool", "str"):
+        return type(value).__name__ == kind
+    if kind == "None":
+        return value is None
+    if kind == "int":
+        return hex(int(value, 16)) == value
+    if kind == "float":
+        return float.fromhex(value).hex() == value
+    dtype = plain(kind.removeprefix("numpy.")) if kind.startswith("numpy.") else None
+    if dtype is None or len(value) != 2 * dtype.itemsize:
+        return False
+    return bytes.fromhex(value).hex() == value
+
+
+def plain(name: str) -> np.dtype | None:
+    """Give numpy's dtype of this name, if its values are numbers, truths or times.
+
+    >>> plain("bfloat16"), plain("object"), plain("O"), plain("i4, f8"), plain("float")
+    (dtype(bfloat16), None, None, None, None)
+    """
+    kind = np.sctypeDict.get(name.partition("[")[0])
+    if kind is None or issubclass(kind, np.flexible | np.object_):
+        return None
+    dtype = np.dtype(name)
+    return dtype if str(dtype) == name else None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
+
+
+def _is_line(value: Any) -> bool:
+    """Say whether a value is text that can be shown as it is."""
+    return isinstance(value, str) and value.isprintable() and len(value) < 1000
+
+
+def _require(valid: bool, what: str, got: Any) -> None:
+    if not valid:
+        raise DamagedCommit(f"{what} cannot be {_short(got)}")
+
+
+def _short(value: Any) -> str:
+    """Show a value of any size in a line."""
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, str):
+        return repr(value[:_FEW])
+    if isinstance(value, int) and value.bit_length() > _FEW:
+        return "an int of that size"
+    return repr(value)

@@ -1,0 +1,1 @@
+"""Checks of arguments, names and pytrees, and how their errors are worded."""

@@ -1,0 +1,149 @@
+"""Modes: which of two values of a metric is better, the smaller or the larger."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal
+
+from trainer.checks.arguments import in_words
+
+ASIDE = ("time/", "system/", "steps/")
+"""Prefixes of metrics that are not shown as curves unless asked for."""
+
+Mode = Literal["min", "max"]
+
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+SMALLER = _listed(
+    """
+    loss losses error errors err mse rmse mae mape nll ppl perplexity divergence kl
+    xent bce ece brier bpc bpb bpd bits wer cer fid rmsd
+    regret cost costs penalty failures mistakes violations
+    """
+)
+LARGER = _listed(
+    """
+    accuracy acc top return returns reward rewards score scores success successes solved wins
+    winrate f1 f2 fbeta precision recall specificity sensitivity auc auroc roc auprc ap map
+    iou miou dice jaccard mcc kappa r2 correlation pearson spearman likelihood elbo
+    bleu rouge meteor cider chrf ndcg mrr hits match matches psnr ssim elo
+    """
+)
+"""Words of a metric's name that say which of two values is better."""
+
+QUALIFYING = _listed(
+    """
+    std stddev deviation variance var norm scale weight weights count counts number steps
+    time seconds gap difference delta change ratio negative neg negated
+    """
+)
+"""Words that make of a loss or a score something else, of which the name does not tell."""
+
+
+def mode_of(name: str) -> Mode | None:
+    """Say which of two values of a metric is better, by its name; None where that does not tell.
+
+    The last part of the path decides that holds a telling word, but never the first of several,
+    which names a phase: `rollout/return/maze` is a return.
+
+    >>> mode_of("val/loss"), mode_of("val/top5_accuracy"), mode_of("gradients/norm")
+    ('min', 'max', None)
+    >>> mode_of("rollout/return/maze"), mode_of("val/bits_per_character"), mode_of("val/valAUC")
+    ('max', 'min', 'max')
+    >>> mode_of("train/loss_scale"), mode_of("time/hook/stop_at_return/val/return")
+    (None, None)
+    """
+    first, *rest = name.split("/")
+    if name.startswith(ASIDE):
+        return None
+    for part in reversed(rest or [first]):
+        words = _words(part)
+        if words & QUALIFYING:
+            return "min" if words & {"negative", "neg"} and "likelihood" in words else None
+        if words & SMALLER or {"cross", "entropy"} <= words:
+            return "min"
+        if words & LARGER:
+            return "max"
+    return None
+
+
+def resolve_mode(who: str, metric: str, mode: str | None) -> Mode:
+    """Give the mode to compare a metric by: the one that is said, or else by the metric's name.
+
+    Whatever has a `mode` asks here, so that nothing silently keeps the worst: `val/accuracy` needs
+    no `mode="max"`, and a name that does not tell needs one.
+
+    Args:
+        who: takes the mode, for the message.
+        metric: its name.
+        mode: `min` if a smaller value is better, `max` if a larger is, None to go by the name.
+
+    Raises:
+        ValueError: an unknown mode, or the name does not tell.
+
+    >>> resolve_mode("keep_best", "val/accuracy", None), resolve_mode("keep_best", "a/b", "min")
+    ('max', 'min')
+    >>> resolve_mode("keep_best", "val/length", None)
+    Traceback (most recent call last):
+        ...
+    ValueError: keep_best compares values of 'val/length', of which the name does not tell whether
+    a smaller or a larger is better; give mode='min' or mode='max'
+    """
+    if not isinstance(metric, str):
+        raise TypeError(
+            f"{who} needs the name of a metric, such as 'val/loss'; got {in_words(metric)}"
+        )
+    check_mode(mode)
+    found = mode or mode_of(metric)
+    if found is None:
+        raise ValueError(
+            f"{who} compares values of {metric!r}, of which the name does not tell whether a "
+            "smaller or a larger is better; give mode='min' or mode='max'"
+        )
+    return found  # type: ignore[return-value]
+
+
+def improvement(before: float, after: float, mode: str | None) -> float:
+    """Return by how much a second value is better than a first, by the mode that was resolved.
+
+    >>> improvement(0.5, 0.75, "min"), improvement(0.5, 0.75, "max")
+    (-0.25, 0.25)
+    """
+    return before - after if mode == "min" else after - before
+
+
+def worst(mode: str | None) -> float:
+    """Return what every value is better than, by the mode that was resolved.
+
+    >>> worst("min"), worst("max")
+    (inf, -inf)
+    """
+    return math.inf if mode == "min" else -math.inf
+
+
+def check_mode(mode: str | None) -> None:
+    """Check that a mode is one, or None.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if mode not in ("min", "max", None):
+        raise ValueError(
+            f"mode must be 'min' or 'max', or None to go by the metric's name; got {mode!r}"
+        )
+
+
+def _words(part: str) -> set[str]:
+    """Cut a part of a name into its words: `val_loss`, `rougeL`, `hits@10`, `top5_accuracy`.
+
+    >>> sorted(_words("bleu4")), sorted(_words("valAUC"))
+    (['bleu', 'bleu4'], ['auc', 'val', 'valauc'])
+    """
+    plain = re.split(r"[^A-Za-z0-9]+", part)
+    humps = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+|[0-9]+", part)
+    words = {word.lower() for word in (*plain, *humps) if word}
+    return words | {word.rstrip("0123456789") for word in words} - {""}

@@ -1,0 +1,187 @@
+"""The command `export`: what is on record of a run, in files for other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.checkpoints.load import read_params
+from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checks.modes import Mode
+from trainer.commands.lookup.checkpoint_choice import Checkpoint, chosen
+from trainer.commands.lookup.stores import RunName, located
+from trainer.commands.terminal.calling import Refused, placed
+from trainer.commands.terminal.output import print_json, screen, size, text
+from trainer.host.atomic_files import replacing
+from trainer.host.escaping import shown, shown_lines
+from trainer.parameters.transfer import export_params
+from trainer.runs.requests import requests, results
+from trainer.runs.rows import Record, RunRow
+from trainer.runs.store import Store
+from trainer.runs.text import file_name
+
+Format = Literal["csv", "parquet", "json", "params"]
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a cell begins that spreadsheets run, the wide characters in some languages too."""
+
+COLUMNS = ("name", "epoch", "step", "value", "text")
+"""Of the records; one of the last two is empty."""
+
+
+def export(
+    run: RunName,
+    /,
+    *,
+    to: str | None = None,
+    formats: tuple[Format, ...] = ("csv", "json"),
+    epoch: int | None = None,
+    best: str | None = None,
+    mode: Mode | None = None,
+    store: str | None = None,
+    raw: bool = False,
+    json: bool = False,
+) -> int:
+    """Write what is on record of a run to files: CSV, Parquet, JSON, safetensors.
+
+    Args:
+        run: its name, or the path of its directory.
+        to: folder for the files, which are replaced; else NAME-export in this one.
+        formats: csv and parquet are the records, a row each; json is all that is known; params the
+            parameters of a checkpoint, as safetensors.
+        epoch: of the checkpoint; the newest where neither this nor --best is given.
+        best: take the checkpoint with the best score of this name, such as val/loss.
+        mode: which of two scores is better, min or max, where the name does not tell.
+        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
+            $ENTRACTE_STORE, else runs/.
+        raw: write names and texts into CSV as they are; else those that a spreadsheet would run as
+            formulas (=HYPERLINK...) get a ' before them.
+        json: print JSON.
+    """
+    if "params" not in formats and (epoch, best, mode) != (None, None, None):
+        raise Refused("--epoch, --best and --mode choose a checkpoint: add --formats params")
+    if "parquet" in formats:
+        _pyarrow()
+    folder = None if to is None else placed(to, "--to")
+    with located(run, store) as (there, row):
+        records = there.records(row.name)
+        everything = _everything(there, row, records)
+    folder = folder or Path(f"{file_name(row.name)}-export")
+    files: dict[str, tuple[str, Callable[[Path], None]]] = {
+        "csv": ("records.csv", lambda path: _write_csv(path, records, raw=raw)),
+        "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),
+        "json": ("run.json", lambda path: _write_json(path, everything)),
+    }
+    written: dict[str, Path] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in dict.fromkeys(formats):
+            if kind == "params":
+                continue
+            name, write = files[kind]
+            written[kind] = folder / name
+            with replacing(written[kind].absolute()) as beside:
+                write(beside)
+        if "params" in formats:
+            checkpoint = chosen(run, store, epoch=epoch, best=best, mode=mode)
+            written["params"] = folder / "params.safetensors"
+            _write_params(written["params"], checkpoint)
+    except OSError as error:
+        raise Refused(f"{shown(folder)} cannot be written to: {shown(error)}") from error
+    if json:
+        print_json({kind: str(path.absolute()) for kind, path in written.items()})
+        return 0
+    console = screen()
+    for path in written.values():
+        console.print(text(path), text(size(path.stat().st_size), "dim"), soft_wrap=True)
+    return 0
+
+
+def _everything(store: Store, row: RunRow, records: Sequence[Record]) -> dict[str, Any]:
+    """Give all that a store has of a run."""
+    there = {commit.epoch for commit in store.commits(row.name, present=True)}
+    found = results(store, row.name)
+    return {
+        "run": row._asdict() | {"status": row.status(store.connection.now())},
+        "records": [record._asdict() for record in records],
+        "commits": [
+            commit._asdict() | {"present": commit.epoch in there}
+            for commit in store.commits(row.name)
+        ],
+        "evaluations": [
+            request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
+            for request in requests(store, row.name)
+        ],
+        "artifacts": [artifact._asdict() for artifact in store.artifacts(row.name)],
+        "exported": time.time(),
+    }
+
+
+def _columns(records: Sequence[Record]) -> list[tuple[str, int, int, float | None, str | None]]:
+    return [
+        (*record[:3], None, record.value)
+        if isinstance(record.value, str)
+        else (*record[:3], float(record.value), None)
+        for record in records
+    ]
+
+
+def _write_csv(path: Path, records: Sequence[Record], *, raw: bool) -> None:
+    keep = (lambda text: text) if raw else _no_formula
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(
+            (keep(name), epoch, step, value, text and keep(text))
+            for name, epoch, step, value, text in _columns(records)
+        )
+
+
+def _no_formula(text: str) -> str:
+    """Give a text that a spreadsheet takes for one.
+
+    >>> _no_formula("=HYPERLINK(1)"), _no_formula("val/loss")
+    ("'=HYPERLINK(1)", 'val/loss')
+    """
+    return f"'{text}" if text.startswith(FORMULAS) else text
+
+
+def _write_parquet(path: Path, records: Sequence[Record]) -> None:
+    arrow, parquet = _pyarrow()
+    kinds = (arrow.string(), arrow.int64(), arrow.int64(), arrow.float64(), arrow.string())
+    schema = arrow.schema(list(zip(COLUMNS, kinds, strict=True)))
+    rows = _columns(records)
+    columns = [[row[place] for row in rows] for place in range(len(COLUMNS))]
+    parquet.write_table(arrow.table(columns, schema=schema), path)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise Refused('Parquet needs pyarrow: pip install "entracte[parquet]"') from error
+
+
+def _write_json(path: Path, everything: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        print_json(everything)
+
+
+def _write_params(path: Path, checkpoint: Checkpoint) -> None:
+    try:
+        arrays, *_ = read_params(
+            checkpoint.directory,
+            epoch=checkpoint.epoch,
+            best=checkpoint.best,
+            mode=checkpoint.mode,
+        )
+        export_params(arrays, path)
+    except (FileNotFoundError, ValueError, DamagedCommit, TypeError) as error:
+        raise Refused(shown_lines(error)) from error
+    except ImportError as error:
+        raise Refused('parameters need safetensors: pip install "entracte[safetensors]"') from error

@@ -1,0 +1,189 @@
+"""The command `runs`: a table of the runs on record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from trainer.checks.modes import Mode, mode_of
+from trainer.commands.lookup.conditions import selected
+from trainer.commands.lookup.scores import as_json, known, reached, telling
+from trainer.commands.lookup.stores import opened
+from trainer.commands.terminal.calling import Refused
+from trainer.commands.terminal.output import (
+    Column,
+    lasting,
+    print_json,
+    progress,
+    screen,
+    state_text,
+    table,
+    text,
+)
+from trainer.host.escaping import shown
+from trainer.runs.metric_curves import measured, metric_names
+from trainer.runs.panels import Curve
+from trainer.runs.rows import RunRow
+from trainer.runs.sparklines import number
+from trainer.runs.store import Store
+
+FIELDS = ("created", "name", "epoch")
+"""What else runs may be sorted by than scores."""
+
+SCORES = 2
+"""Columns of scores where none are asked for."""
+
+LOOKED_AT = 50
+"""Runs, the newest, whose metrics are looked at to choose these."""
+
+
+def runs(
+    *,
+    store: str | None = None,
+    state: tuple[Literal["running", "stalled", "finished", "interrupted", "failed"], ...] = (),
+    where: tuple[str, ...] = (),
+    sort: str = "created",
+    mode: Mode | None = None,
+    metrics: tuple[str, ...] = (),
+    json: bool = False,
+) -> int:
+    """List the runs on record, with their states and best scores.
+
+    Args:
+        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
+            $ENTRACTE_STORE, else runs/.
+        state: those alone that are in one of these states.
+        where: those alone whose configuration fulfils these conditions, such as
+            optimizer.name=adamw or 'seed<3'; = != < <= > >=, of two numbers or of two texts.
+        sort: by a score, the best first, such as val/accuracy; or by created (the newest first),
+            name, epoch.
+        mode: which of two values of the score to sort by is better, min or max, where its name
+            does not tell.
+        metrics: whose best values and their epochs are shown; losses and accuracies if none are
+            given.
+        json: print JSON.
+    """
+    with opened(store) as there:
+        now = there.connection.now()
+        everything = there.runs()
+        rows = [row for row in everything if not state or row.status(now) in state]
+        rows = [there.reached(row) for row in (selected(rows, where) if rows else rows)]
+        curves, modes = _scores(there, rows, everything, sort, mode, metrics)
+        place = there.connection.where
+    rows = _sorted(rows, curves, sort, modes)
+    if json:
+        print_json(
+            [
+                row._asdict()
+                | {"state": row.status(now), "scores": as_json(curves[row.name], modes)}
+                for row in rows
+            ]
+        )
+        return 0
+    console = screen()
+    if rows:
+        columns = [*_facts(rows, now), *_score_columns(rows, curves, modes), *_rest(rows, now)]
+        console.print(table(columns, console.width))
+        console.print()
+    counts = {one: [row.status(now) for row in rows].count(one) for one in STATES_TOLD}
+    told = "".join(f", {count} {one}" for one, count in counts.items() if count)
+    of = f" of {len(everything)}" if len(rows) < len(everything) else ""
+    console.print(
+        text(f"{len(rows)}{of} {'run' if len(everything) == 1 else 'runs'} in {place}{told}", "dim")
+    )
+    return 0
+
+
+STATES_TOLD = ("running", "stalled", "failed")
+"""How many runs are in these, the last line says."""
+
+
+def _scores(
+    store: Store,
+    rows: Sequence[RunRow],
+    everything: Sequence[RunRow],
+    sort: str,
+    mode: Mode | None,
+    metrics: Sequence[str],
+) -> tuple[dict[str, dict[str, Curve]], dict[str, Mode | None]]:
+    """Read the curves of the scores to show, by run, and say which of their values are better."""
+    looked_at = everything if metrics or sort not in FIELDS else rows[:LOOKED_AT]
+    names = Counter(name for row in looked_at for name in metric_names(store, row.name))
+    chosen = known(metrics, names) if metrics else _common(names)
+    modes = {name: mode_of(name) for name in chosen}
+    if sort not in FIELDS:
+        known([sort], names, FIELDS)
+        modes = {sort: mode_of(sort)} | modes | ({sort: mode} if mode else {})
+        if modes[sort] is None:
+            raise Refused(
+                f"whether a smaller or a larger {shown(sort)} is better, its name does not tell: "
+                "give --mode min or --mode max"
+            )
+    return {row.name: measured(store, row.name, list(modes)) for row in rows}, modes
+
+
+def _common(names: Counter[str]) -> list[str]:
+    """Choose the metrics that tell most of those that most runs have, where they have any alike.
+
+    >>> _common(Counter({"time/epoch_seconds": 9, "val/loss": 6, "update/loss": 3}))
+    ['val/loss']
+    """
+    plain = {name: names[name] for name in telling(names, len(names))}
+    most = max(plain.values(), default=0)
+    return telling([name for name, count in plain.items() if 4 * count >= 3 * most], SCORES)
+
+
+def _sorted(
+    rows: Sequence[RunRow],
+    curves: Mapping[str, Mapping[str, Curve]],
+    sort: str,
+    modes: Mapping[str, Mode | None],
+) -> list[RunRow]:
+    if sort == "created":
+        return list(rows)  # as the store gives them
+    if sort == "name":
+        return sorted(rows, key=lambda row: row.name)
+    if sort == "epoch":
+        return sorted(rows, key=lambda row: -row.epoch)
+
+    def key(row: RunRow) -> tuple[bool, float]:
+        curve = curves[row.name].get(sort)
+        best = None if curve is None else reached(curve, modes[sort]).best
+        return best is None, 0.0 if best is None else -best if modes[sort] == "max" else best
+
+    return sorted(rows, key=key)
+
+
+def _facts(rows: Sequence[RunRow], now: float) -> list[Column]:
+    return [
+        Column("run", [text(row.name, "bold") for row in rows], matters=9, folds=24),
+        Column("state", [state_text(row.status(now)) for row in rows], matters=8),
+        Column("epoch", [text(progress(row.epoch, row.epochs)) for row in rows], "right", 7),
+    ]
+
+
+def _score_columns(
+    rows: Sequence[RunRow],
+    curves: Mapping[str, Mapping[str, Curve]],
+    modes: Mapping[str, Mode | None],
+) -> list[Column]:
+    columns = []
+    for place, (name, mode) in enumerate(modes.items()):
+        values, epochs = [], []
+        for row in rows:
+            curve = curves[row.name].get(name)
+            found = None if curve is None else reached(curve, mode)
+            best = found and (found.last if found.best is None else found.best)
+            values.append(text("" if best is None else number(best)))
+            epochs.append(text(f"at {found.epoch:,}" if found and found.epoch else "", "dim"))
+        columns.append(Column(name, values, "right", 6 - min(place, 3)))
+        columns.append(Column("", epochs, "left", 6 - min(place, 3)))
+    return columns
+
+
+def _rest(rows: Sequence[RunRow], now: float) -> list[Column]:
+    return [
+        Column("age", [text(lasting(max(now - row.created, 1))) for row in rows], "right", 2),
+        Column("host", [text(row.host, "dim") for row in rows], matters=1),
+    ]

@@ -1,0 +1,1 @@
+"""How commands find stores, runs and checkpoints."""

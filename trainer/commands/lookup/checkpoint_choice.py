@@ -1,0 +1,96 @@
+"""Which checkpoint of a run is meant, on a command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from trainer.checkpoints.load import restore
+from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checks.modes import Mode, mode_of
+from trainer.commands.lookup.scores import known
+from trainer.commands.lookup.stores import VARIABLE, located
+from trainer.commands.terminal.calling import Refused, placed
+from trainer.evaluators.best_checkpoint import best_commit
+from trainer.host.escaping import shown, shown_lines
+from trainer.runs.metric_curves import metric_names
+from trainer.state import TrainState
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint of a run, still to be restored."""
+
+    run: str
+    """The run's name."""
+    directory: Path
+    """Of the run."""
+    epoch: int | None
+    """None is the newest that is intact."""
+    best: str | None = None
+    """The score by which it is the best, where training knew it; the epoch is None then."""
+    mode: Mode | None = None
+
+    def restore(self, template: TrainState) -> TrainState:
+        """Restore it.
+
+        Args:
+            template: gives structure, types and places: `task.init(key, example)`.
+
+        Raises:
+            Refused: there is none, it is damaged, or does not fit the template.
+        """
+        try:
+            return restore(
+                self.directory, template, epoch=self.epoch, best=self.best, mode=self.mode
+            )
+        except (OSError, ValueError, DamagedCommit) as error:
+            raise Refused(shown_lines(error)) from error
+
+
+def chosen(
+    run: str, store: str | None, *, epoch: int | None, best: str | None, mode: Mode | None
+) -> Checkpoint:
+    """Choose a checkpoint of a run, which need not be on record if its directory is given.
+
+    Args:
+        run: its name in the store that is meant, or its directory.
+        store: as it was named.
+        epoch: of the checkpoint.
+        best: the score by which it is the best, of those that evaluators found too; where neither
+            is given, the newest is chosen.
+        mode: `min` or `max`; by the score's name where None.
+
+    Raises:
+        Refused: there is no such run or score, or too much is asked for.
+    """
+    if epoch is not None and best is not None:
+        raise Refused("give --epoch or --best, not both")
+    with contextlib.ExitStack() as stack:
+        try:
+            there, row = stack.enter_context(located(run, store))
+        except Refused:
+            directory = placed(run, "a run")
+            if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
+                raise
+            mode = _mode(best, mode) if best is not None else None
+            return Checkpoint(directory.name, directory, epoch, best, mode)
+        if best is not None:
+            commits = there.commits(row.name, present=True)
+            known([best], {*metric_names(there, row.name), *(s for c in commits for s in c.scores)})
+            try:
+                found = best_commit(there, row.name, best, mode=_mode(best, mode))
+            except ValueError as error:
+                raise Refused(shown(error)) from error
+            epoch = found.commit.epoch
+        return Checkpoint(row.name, Path(row.directory), epoch)
+
+
+def _mode(best: str, mode: Mode | None) -> Mode:
+    if (found := mode or mode_of(best)) is None:
+        raise Refused(
+            f"whether a smaller or a larger {shown(best)} is better, its name does not tell: give "
+            "--mode min or --mode max"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""How commands are called, and how they print."""

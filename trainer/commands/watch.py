@@ -1,0 +1,286 @@
+"""The command `watch`: how runs and evaluators are, now and as it changes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from trainer.commands.lookup.scores import telling
+from trainer.commands.lookup.stores import RunNames, find_all, named, opened, store_of
+from trainer.commands.terminal.calling import Refused
+from trainer.commands.terminal.output import (
+    Column,
+    ago,
+    lasting,
+    print_json,
+    progress,
+    screen,
+    state_text,
+    table,
+    text,
+)
+from trainer.evaluators.liveness import INTERVAL, WorkerRow, workers
+from trainer.host.escaping import shown
+from trainer.runs.panels import HOOK
+from trainer.runs.requests import requests
+from trainer.runs.rows import RunRow
+from trainer.runs.sparklines import number
+from trainer.runs.store import Store
+
+SECONDS = 1.0
+"""Between two looks."""
+
+RECENT = 10
+"""Epochs, the last, whose newest values are shown."""
+
+METRICS = 3
+"""Columns of metrics."""
+
+BAR = 12
+"""Characters of a bar."""
+
+FAILED, STALLED = 1, 3
+"""Exit statuses, see `watch`."""
+
+MISSED = 3
+"""Signs of life in a row after which an evaluator is taken to be gone."""
+
+
+class Watched(NamedTuple):
+    """A run as it is now."""
+
+    row: RunRow
+    state: str
+    newest: dict[str, float]
+
+
+class View(NamedTuple):
+    """What is seen at a look."""
+
+    now: float
+    """Unix seconds, by the store's clock."""
+    runs: list[Watched]
+    workers: list[WorkerRow]
+    requests: Counter[str]
+    """How many are in which state."""
+
+
+def watch(
+    runs: RunNames = (),
+    /,
+    *,
+    store: str | None = None,
+    once: bool = False,
+    until: Literal["finished"] | None = None,
+    json: bool = False,
+) -> int:
+    """Watch runs and evaluators live; a run that gives no sign of life is said to have stalled.
+
+    It goes on until Ctrl-C, or as --once and --until say. Exit status, for scripts: 0, all that was
+    watched has finished, or goes on; 1, a run has failed or was interrupted; 3, none of these, but
+    a run has stalled.
+
+    Args:
+        runs: names in the store, or paths of runs' directories; all that are going on, and those
+            that begin, if none are given.
+        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
+            $ENTRACTE_STORE, else runs/.
+        once: look once.
+        until: go on until none of the runs is running any more.
+        json: print JSON once, with --until at the end.
+    """
+    stores = {os.path.realpath(named(one)): one for one in (store_of(run, store) for run in runs)}
+    if len(stores) > 1:
+        raise Refused(f"these runs are in several stores, watch one: {shown(', '.join(stores))}")
+    console = screen()
+    seen = views(next(iter(stores.values()), store), runs, until)
+    view, away = next(seen)
+    if json:
+        for later, _ in seen if until else ():
+            view = later
+        print_json(_data(view))
+    elif once:
+        console.print(rendered(view, console.width))
+    else:
+        with Live(rendered(view, console.width), console=console, auto_refresh=False) as live:
+            for view, away in seen:
+                live.update(rendered(view, console.width, away), refresh=True)
+        if not console.is_terminal:  # where Live leaves its last line open
+            console.print()
+    return status([one.state for one in view.runs])
+
+
+def views(store: str | None, names: Sequence[str], until: str | None) -> Iterator[tuple[View, str]]:
+    """Look again and again, as `watch` does.
+
+    Yields:
+        What is seen, and, where that is of an earlier look, why.
+
+    Raises:
+        Refused: at the first look, there is no such run, or the store cannot be reached.
+    """
+    view, away = look(store, names, ()), ""
+    while True:
+        yield view, away
+        if until is not None and not any(one.state == "running" for one in view.runs):
+            return
+        time.sleep(SECONDS)
+        try:
+            view, away = look(store, names, {one.row.name for one in view.runs}), ""
+        except Refused as refusal:  # a server restarts
+            away = str(refusal)
+
+
+def status(states: Collection[str]) -> int:
+    """Give the exit status.
+
+    >>> status([]), status(["finished", "stalled"]), status(["failed", "stalled"])
+    (0, 3, 1)
+    """
+    if {"failed", "interrupted"} & set(states):
+        return FAILED
+    return STALLED if "stalled" in states else 0
+
+
+def look(store: str | None, names: Sequence[str], watched: Collection[str]) -> View:
+    """See how runs and evaluators are.
+
+    Args:
+        store: as it was named.
+        names: of the runs; all that are on record as running, and those watched before, where
+            there is none.
+        watched: names of those watched before.
+
+    Raises:
+        Refused: there is no such run, or the store cannot be reached.
+    """
+    with opened(store) as there:
+        now = there.connection.now()
+        going = (row for row in there.runs() if row.state == "running" or row.name in watched)
+        rows = find_all(there, names) if names else [there.reached(row) for row in going]
+        return View(
+            now,
+            [Watched(row, row.status(now), _newest(there, row)) for row in rows],
+            workers(there),
+            Counter(request.state for request in requests(there)),
+        )
+
+
+def _newest(store: Store, row: RunRow) -> dict[str, float]:
+    records = store.records(row.name, since=max(row.epoch - RECENT + 1, 0))
+    return {name: value for name, _, _, value in records if not isinstance(value, str)}
+
+
+def rendered(view: View, width: int, away: str = "") -> Group:
+    """Draw a view.
+
+    Args:
+        view: to draw.
+        width: of the console, in characters.
+        away: why it is not of now, if it is not.
+    """
+    parts: list[RenderableType] = []
+    if view.runs:
+        parts.append(_runs(view, width))
+    else:
+        parts.append(text("no run is going on", "dim"))
+    if view.workers:
+        parts += [Text(), _workers(view, width)]
+    if view.requests:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(view.requests.items()))
+        parts += [Text(), text(f"evaluations asked for: {counts}", "dim")]
+    if away:
+        parts += [Text(), text(f"seen {ago(max(time.time() - view.now, 1))}: {away}", "yellow")]
+    return Group(*parts)
+
+
+def _runs(view: View, width: int) -> RenderableType:
+    runs = view.runs
+    names = telling({name for one in runs for name in one.newest}, METRICS)
+    left = [_left(one) for one in runs]
+    columns = [
+        Column("run", [text(one.row.name, "bold") for one in runs], matters=9, folds=24),
+        Column("state", [state_text(one.state) for one in runs], matters=9),
+        Column(
+            "epoch", [text(progress(one.row.epoch, one.row.epochs)) for one in runs], "right", 8
+        ),
+        Column("", [_bar(one.row) for one in runs], matters=3),
+        Column("left", [text("" if s is None else lasting(s)) for s in left], "right", 5),
+        *(
+            Column(name, [text(_number(one.newest.get(name))) for one in runs], "right", 6 - place)
+            for place, name in enumerate(names)
+        ),
+        Column("last sign", [_sign(one, view.now) for one in runs], "right", 7),
+        Column("host", [text(one.row.host, "dim") for one in runs], matters=1),
+    ]
+    return table(columns, width)
+
+
+def _workers(view: View, width: int) -> RenderableType:
+    rows = view.workers
+    silent = [view.now - row.beat > MISSED * INTERVAL for row in rows]
+    signs = [
+        text(ago(view.now - row.beat), "bold yellow" if gone else "")
+        for row, gone in zip(rows, silent, strict=True)
+    ]
+    columns = [
+        Column("evaluator", [text(row.name, "bold") for row in rows], matters=9, folds=24),
+        Column("doing", [text(row.doing) for row in rows], matters=8, folds=24),
+        Column("done", [text(f"{row.done:,}") for row in rows], "right", 6),
+        Column("last sign", signs, "right", 7),
+        Column("host", [text(row.host, "dim") for row in rows], matters=1),
+    ]
+    return table(columns, width)
+
+
+def _bar(row: RunRow) -> Text:
+    if not row.epochs:
+        return Text()
+    full = min(BAR * row.epoch // row.epochs, BAR)
+    return Text("━" * full, "cyan").append("─" * (BAR - full), "dim")
+
+
+def _left(one: Watched) -> float | None:
+    """Estimate the seconds that are left from the last epoch's time, and that of its hooks."""
+    training = one.newest.get("time/epoch_seconds")
+    if one.state != "running" or one.row.epochs is None or training is None:
+        return None
+    hooks = sum(value for name, value in one.newest.items() if name.startswith(HOOK))
+    return (training + hooks) * max(one.row.epochs - one.row.epoch, 0)
+
+
+def _sign(one: Watched, now: float) -> Text:
+    return text(ago(now - one.row.beat), "bold yellow" if one.state == "stalled" else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def _data(view: View) -> dict[str, Any]:
+    return {
+        "runs": [
+            {
+                "name": one.row.name,
+                "state": one.state,
+                "error": one.row.error,
+                "epoch": one.row.epoch,
+                "epochs": one.row.epochs,
+                "step": one.row.step,
+                "seconds_since_sign": view.now - one.row.beat,
+                "metrics": one.newest,
+            }
+            for one in view.runs
+        ],
+        "evaluators": [
+            row._asdict() | {"seconds_since_sign": view.now - row.beat} for row in view.workers
+        ],
+        "evaluations": dict(view.requests),
+    }

@@ -1,0 +1,67 @@
+"""Settings: a configuration as rows, and how one is spelled wherever it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.host.redaction import without_secrets
+
+PLAIN = (bool, int, float, list, tuple, dict, type(None))
+"""What is spelled as JSON has it."""
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Lay a nested configuration out as rows: its path, with dots, to the value, without passwords.
+
+    Args:
+        config: mappings, sequences and dataclasses, nested as one likes; None where there is none.
+
+    >>> settings({"optimizer": {"name": "adamw", "betas": [0.9, 0.99]}, "hooks": [{"n": 5}, "x"]})
+    {'optimizer.name': 'adamw', 'optimizer.betas': [0.9, 0.99], 'hooks.0.n': 5, 'hooks.1': 'x'}
+    """
+    rows: dict[str, Any] = {}
+
+    def add(path: str, value: Any) -> None:
+        if isinstance(value, list | tuple) and any(_nests(part) for part in value):
+            value = dict(enumerate(value))
+        if _is_dataclass(value):
+            value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{path}.{key}" if path else str(key), inner)
+        elif path:
+            rows[path] = without_secrets(value, path)
+
+    add("", config)
+    return rows
+
+
+def written(value: Any) -> str:
+    """Write a setting as one says it: texts bare, the rest as JSON.
+
+    >>> written("adamw"), written([0.9, 0.99]), written(None)
+    ('adamw', '[0.9, 0.99]', 'null')
+    """
+    if not isinstance(value, PLAIN):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def spelled(config: Any) -> dict[str, str]:
+    """Give each setting of a configuration as it is shown, path to text.
+
+    >>> spelled({"optimizer": {"name": "adamw", "clip": None}, "shape": (8, 8)})
+    {'optimizer.name': 'adamw', 'optimizer.clip': 'null', 'shape': '[8, 8]'}
+    """
+    return {path: written(value) for path, value in settings(config).items()}
+
+
+def _nests(part: Any) -> bool:
+    return isinstance(part, Mapping | list | tuple) or _is_dataclass(part)
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)

@@ -1,0 +1,111 @@
+"""What a file says, held to a type: nothing is coerced but integers to floats and text to paths."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from trainer.host.redaction import without_secrets
+
+_SCALARS = (bool, int, float, str, NoneType)
+_PATHS = (Path, os.PathLike)
+_LISTS = (tuple, list, Sequence, Iterable)
+_MAPPINGS = (dict, Mapping)
+_UNIONS = (Union, UnionType)
+
+
+def readable(hint: Any) -> bool:
+    """Say whether a file can hold all values of a type.
+
+    >>> readable(tuple[int, ...] | None), readable(Mapping[str, float]), readable(type)
+    (True, True, False)
+    """
+    origin = get_origin(hint) or hint
+    if origin in (Any, Literal, *_SCALARS, *_PATHS):
+        return True
+    arguments = [argument for argument in get_args(hint) if argument is not Ellipsis]
+    if origin is Annotated:
+        return readable(arguments[0])
+    return origin in (*_UNIONS, *_LISTS, *_MAPPINGS) and all(map(readable, arguments))
+
+
+def read_as(value: Any, hint: Any, where: str) -> Any:
+    """Give a file's value as one of a type.
+
+    Args:
+        value: as YAML or JSON gives it.
+        hint: the type: a scalar, a path, Literal, a union, list, tuple or mapping of these.
+        where: names the value in messages.
+
+    Raises:
+        ValueError: it is of another type.
+
+    >>> read_as([0.9, 1], tuple[float, float] | None, "betas")
+    (0.9, 1.0)
+    >>> read_as("3", int, "patience")
+    Traceback (most recent call last):
+    ValueError: patience: wanted a whole number; got '3'
+    """
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin is Any:
+        return value
+    if origin is Annotated:
+        return read_as(value, arguments[0], where)
+    if origin in _UNIONS:
+        for member in arguments:
+            with contextlib.suppress(ValueError):
+                return read_as(value, member, where)
+    elif origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in arguments):
+            return value
+    elif origin is float and type(value) in (int, float):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    elif origin in _SCALARS and type(value) is origin:
+        return value
+    elif origin in _PATHS and type(value) is str:
+        return Path(value)
+    elif origin in _MAPPINGS and isinstance(value, Mapping):
+        of = arguments[1] if arguments else Any
+        return {key: read_as(inner, of, f"{where}.{key}") for key, inner in value.items()}
+    elif origin in _LISTS and isinstance(value, list | tuple):
+        fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
+        kinds = arguments if fixed else (arguments[:1] or (Any,)) * len(value)
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(value, kinds, strict=True))
+            read = [read_as(inner, kind, f"{where}[{n}]") for n, (inner, kind) in pairs]
+            return read if origin is list else tuple(read)
+    raise ValueError(
+        f"{where}: wanted {described(hint)}; got {without_secrets(value, where)!r:.100}"
+    )
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def described(hint: Any) -> str:
+    """Name a type in words.
+
+    >>> described(float | None), described(Literal["min", "max"]), described(tuple[int, ...])
+    ('a number or null', "'min' or 'max'", 'a list')
+    """
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin in _UNIONS:
+        return " or ".join(dict.fromkeys(map(described, arguments)))
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}"
+    if origin in _LISTS:
+        return "a list"
+    if origin in _MAPPINGS:
+        return "a mapping"
+    if origin in _PATHS:
+        return "a path"
+    return (
+        "null" if origin is NoneType else _NAMES.get(origin, getattr(hint, "__name__", str(hint)))
+    )

@@ -1,0 +1,126 @@
+"""YAML as a configuration needs it: plain data, no key twice, and no surprises in what is read."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import Any, ClassVar, NamedTuple
+
+from trainer.host.escaping import shown_lines
+
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+"""What is no text although it stands without quotes, and its first characters: the core schema of
+YAML 1.2, but for hexadecimal and octal numbers. PyYAML's own is that of 1.1, where `1e-3` is text,
+`on` true, `010` eight, `1:30` 90."""
+
+
+MOST_NODES = 10_000
+"""Values and keys of a document that has aliases, each counted as often as it stands for something:
+ten lines of ten aliases each, of the line before, are ten thousand million."""
+
+
+class _Yaml(NamedTuple):
+    module: Any
+    loader: Any
+    dumper: Any
+
+
+@functools.cache
+def _yaml() -> _Yaml:
+    try:
+        import yaml
+    except ImportError as error:
+        error.add_note('configuration files need PyYAML: pip install "entracte[config]"')
+        raise
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def get_single_node(self) -> Any:
+            node = super().get_single_node()
+            counts: dict[int, float] = {}
+            size = 0 if node is None else _size(node, counts)
+            if size > max(MOST_NODES, len(counts)):
+                raise yaml.composer.ComposerError(
+                    None,
+                    None,
+                    f"with its aliases (*) spelled out it has {size:.0f} values, and may have "
+                    f"{MOST_NODES}: write out what is meant",
+                    node.start_mark,
+                )
+            return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names: set[str] = set()
+            for key, _ in node.value:
+                name = str(key.value)
+                if name in names:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands here twice", key.start_mark
+                    )
+                names.add(name)
+            return dict(super().construct_mapping(node, deep=deep))
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    for name, (pattern, first) in _PLAIN.items():
+        expression = re.compile(f"^(?:{pattern})$")
+        for kind in (Loader, Dumper):  # the latter quotes text that either schema takes for more
+            kind.add_implicit_resolver(f"tag:yaml.org,2002:{name}", expression, first)
+    return _Yaml(yaml, Loader, Dumper)
+
+
+def _size(node: Any, counts: dict[int, float]) -> float:
+    """Count the nodes that a node stands for, aliases spelled out; infinite where it holds itself.
+
+    Args:
+        node: of a document.
+        counts: by identity of nodes, filled in; each is looked at once.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until it is counted: what meets it within holds itself
+        inner = [node.value] if isinstance(node.value, str) else node.value
+        pairs = (part for one in inner for part in (one if isinstance(one, tuple) else (one,)))
+        counts[id(node)] = 1 + sum(_size(n, counts) for n in pairs if not isinstance(n, str))
+    return counts[id(node)]
+
+
+def parsed(text: str) -> Any:
+    """Give what a YAML document holds: mappings, lists, text, numbers, true, false, null.
+
+    Raises:
+        ValueError: it is no YAML, a key stands in a mapping twice, a tag asks for more, or aliases
+            make more than 10,000 values of it.
+
+    >>> parsed("{optimizer: {learning_rate: 1e-3}, on: 'yes'}")
+    {'optimizer': {'learning_rate': 0.001}, 'on': 'yes'}
+    """
+    yaml, loader, _ = _yaml()
+    try:
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is no YAML of plain data: {shown_lines(error)}") from error
+
+
+def printed(data: Any) -> str:
+    """Give plain data as a YAML document that `parsed` reads back as it is.
+
+    >>> print(printed({"epochs": 2, "optimizer": {"betas": [0.9, 0.999]}}), end="")
+    epochs: 2
+    optimizer:
+      betas: [0.9, 0.999]
+    """
+    yaml, _, dumper = _yaml()
+    return str(yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=None, width=100))

@@ -1,0 +1,1 @@
+"""How sources are iterated: order, position, prefetch and batches."""

@@ -1,0 +1,66 @@
+"""Superbatches: pieces `[steps, batch, ...]` that the host makes and a phase cuts into steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.data.batches import Batch, each, require_representable
+from trainer.data.source import Check, Feed
+from trainer.host.time_spans import span
+from trainer.state import PyTree, TrainState
+
+Pieces = Callable[[TrainState, Check | None, Any], Iterator[tuple[Any, PyTree]]]
+"""See `Feed.pieces`."""
+
+
+def feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) -> Feed:
+    """Make the feed of a source that gives superbatches, in their own order.
+
+    Args:
+        pieces: gives superbatches of arrays `[steps, batch, ...]`, or pairs of one and its masks
+            `[steps, batch]`.
+        example: the first batch, whole, of numpy arrays; it is what `verify` checks.
+        steps: of a superbatch, to compile for.
+        masked: whether they are pairs.
+    """
+    batch = jax.tree.leaves(example)[0].shape[:1]
+    one = (example, np.ones(batch, bool)) if masked else example
+    return Feed(
+        pieces=pieces,
+        example=jax.tree.map(lambda array: _stacked(array, steps), one),
+        rows=_in_turn,
+        batch=_at,
+        verify=lambda state, check: check(state, example),
+    )
+
+
+def transferred(piece: Any, state: TrainState, check: Check | None) -> Any:
+    """Check a superbatch, or a pair of one and its masks, and begin to transfer it.
+
+    Raises:
+        ValueError: it does not suit the task, or a whole number does not fit 32 bits.
+    """
+    batch = piece[0] if isinstance(piece, tuple) else piece
+    require_representable("batch", batch)
+    if check is not None:
+        check(state, each(lambda array: array.reshape(-1, *array.shape[2:]), batch))
+    with span("transfer"):
+        return jax.device_put(piece)
+
+
+def _in_turn(piece: Any, key: jax.Array) -> jax.Array:
+    return jnp.arange(jax.tree.leaves(piece)[0].shape[0])
+
+
+def _at(piece: Any, row: jax.Array) -> Any:
+    return jax.tree.map(lambda array: array[row], piece)
+
+
+def _stacked(array: np.ndarray, steps: int) -> jax.ShapeDtypeStruct:
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return jax.ShapeDtypeStruct((steps, *array.shape), dtype)

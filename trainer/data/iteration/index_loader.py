@@ -1,0 +1,186 @@
+"""Reading examples by their number, in any order: superbatches gathered a step ahead of use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from trainer.data.batches import Batch, require_whole
+from trainer.data.iteration import chunks
+from trainer.data.iteration.batch_positions import Place, later, position_at, resumed
+from trainer.data.iteration.permutation import shuffled
+from trainer.data.iteration.prefetch import Ahead
+from trainer.data.source import POSITION, Check, Feed
+from trainer.state import TrainState, stream_seed
+
+Position = dict[str, np.ndarray]
+"""`place`, int32 `[2]`: see `Place`. `batch_size`, int32 `()`, of these batches. `content`, uint32
+`[2]`: the hash of what the data are."""
+
+
+class Rows(NamedTuple):
+    """Examples on the host that can be read by number, and how they are read."""
+
+    size: int
+    """How many there are."""
+    read: Callable[[np.ndarray], Batch]
+    """`places -> batch`: integer places of any shape to arrays `[*places, ...]`."""
+    content: str
+    """What tells these data from others."""
+    batch_size: int
+    """Examples a step, of all processes together."""
+    superbatch: int
+    """Steps a transfer."""
+    steps_per_epoch: int | None
+    """Optimizer steps of an epoch of training; a pass if None."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of each batch is read here, of how many."""
+
+    @property
+    def own(self) -> np.ndarray:
+        """The places in a batch of the examples that are read here."""
+        index, parts = self.shard
+        share = self.batch_size // parts
+        return np.arange(index * share, (index + 1) * share)
+
+    @property
+    def example(self) -> Batch:
+        """The first batch, filled up with the last example where there are too few."""
+        return self.read(np.minimum(self.own, self.size - 1))
+
+
+def check_settings(rows: Rows) -> None:
+    """Check how rows are to be read.
+
+    Raises:
+        TypeError: a size is no whole number.
+        ValueError: a size is below 1, or a batch cannot be split as it should.
+    """
+    for name in ("batch_size", "superbatch", "steps_per_epoch"):
+        if (size := getattr(rows, name)) is not None:
+            require_whole(name, size)
+    index, parts = rows.shard
+    if not 0 <= index < parts:
+        raise ValueError(
+            f"shard must be (index, count) with an index from 0 to count - 1; got {rows.shard}"
+        )
+    if rows.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of the {parts} shards of a batch; got {rows.batch_size}"
+        )
+
+
+def training(rows: Rows) -> Feed:
+    """Read shuffled, whole batches only, pass after pass, each in an order of its own.
+
+    Raises:
+        ValueError: there are fewer examples than a batch.
+    """
+    whole = rows.size // rows.batch_size
+    if whole == 0:
+        raise ValueError(
+            f"training needs at least one whole batch: there are {rows.size} examples and "
+            f"batch_size is {rows.batch_size}; choose a batch_size of at most {rows.size}"
+        )
+    steps = rows.steps_per_epoch or whole
+    most = evenly(steps, rows.superbatch)
+    content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
+
+    def gathered(key: tuple[int, Place, int]) -> Batch:
+        seed, (number, read), left = key
+        places = []
+        while left:
+            batches = np.arange(read, min(whole, read + left))[:, None]
+            order = batches * rows.batch_size + rows.own
+            places.append(shuffled(order, rows.size, seed, number))
+            number, read, left = number + 1, 0, left - len(batches)
+        return rows.read(np.concatenate(places))
+
+    ahead = Ahead(gathered)
+
+    def position_of(place: Place) -> Position:
+        return {**position_at(place, rows.batch_size), "content": content}
+
+    def pieces(
+        state: TrainState, check: Check | None, position: Position
+    ) -> Iterator[tuple[Any, Position | None]]:
+        _check_content(position["content"], content)
+        seed, left = stream_seed(state), steps
+        place = later(resumed(position, rows.batch_size), 0, whole)
+        while left:
+            here = min(most, left)
+            left -= here
+            after = later(place, here, whole)
+            piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
+            new = None if left else position_of(after)
+            yield chunks.transferred(piece, state, check), new
+            place = after
+
+    feed = chunks.feed(pieces, rows.example, most)
+    return feed._replace(start=position_of((0, 0)), steps=steps)
+
+
+def evaluation(rows: Rows) -> Feed:
+    """Read in order, every example once, the end filled up under a mask `[batch]`.
+
+    Raises:
+        ValueError: an epoch is not a pass.
+    """
+    if rows.steps_per_epoch is not None:
+        raise ValueError(
+            "an evaluation must visit every example exactly once, so its source cannot end after a "
+            f"number of steps; got steps_per_epoch={rows.steps_per_epoch}: give it a source of its "
+            "own, without steps_per_epoch"
+        )
+    steps = -(-rows.size // rows.batch_size)
+    most = evenly(steps, rows.superbatch)
+
+    def gathered(first: int) -> tuple[Batch, np.ndarray]:
+        batches = np.arange(first, first + most)[:, None]  # those past the end hidden
+        places = batches * rows.batch_size + rows.own
+        return rows.read(np.minimum(places, rows.size - 1)), places < rows.size
+
+    ahead = Ahead(gathered)
+
+    def pieces(
+        state: TrainState, check: Check | None, position: None
+    ) -> Iterator[tuple[Any, None]]:
+        for first in range(0, steps, most):
+            after = first + most if first + most < steps else 0
+            yield chunks.transferred(ahead(first, then=after), state, check), None
+
+    return chunks.feed(pieces, rows.example, most, masked=True)
+
+
+def in_order(rows: Rows) -> Iterator[Batch]:
+    """Give the batches of a pass in order, the last one smaller where need be."""
+    for first in range(0, rows.size, rows.batch_size):
+        yield rows.read((places := first + rows.own)[places < rows.size])
+
+
+def evenly(steps: int, most: int) -> int:
+    """Give the steps of a superbatch: as many superbatches as are needed, of one size if may be.
+
+    One of another size is a program of its own, compiled in the middle of an epoch.
+
+    >>> evenly(100, 32), evenly(97, 32)    # 25 four times; 25 three times, and 22
+    (25, 25)
+    """
+    return -(-steps // -(-steps // most))
+
+
+def _check_content(saved: np.ndarray, content: np.ndarray) -> None:
+    if not np.array_equal(saved, content):
+        raise ValueError(
+            f"the run began with other data: their hash is {_written(saved)} at 'content' of the "
+            f"entry {POSITION + '<phase>'!r} in state.carry, and that of the data given is "
+            f"{_written(content)}; go on with the data that it began with, or take the entry out "
+            "of the carry, to read these from the beginning"
+        )
+
+
+def _written(content: np.ndarray) -> str:
+    return f"{int(content.view(np.uint64)[0]):016x}"

@@ -1,0 +1,206 @@
+"""Reading a long stream from a position on: pass after pass, and to the same place again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from trainer.data.batches import Batch
+from trainer.data.iteration.batch_positions import position_at, resumed
+
+Factory = Callable[[int, int], Iterable[Batch]]
+"""`(seed, epoch or pass) -> batches`: the same whenever it is called with the same arguments."""
+
+Position = dict[str, np.ndarray]
+"""`place`, int32 `[2]`: the number of the pass, and how many whole batches of it were read.
+`batch_size`, int32 `()`, of these batches. Where iterators put themselves back also `iterator`,
+uint8 `[room]`: the state of this pass's iterator."""
+
+ROOM = 4096
+"""Bytes that are kept at least for an iterator's state; Grain's take 20 to a few hundred."""
+
+GROWTH = 8
+"""How many times as long as after the first batch an iterator's state may become."""
+
+
+NOTE = "; this is right if the order of the examples does not depend on the size of a batch"
+
+
+class Whole(Protocol):
+    """Gives the whole batches of an iterable, checked; `first` is the number of the first."""
+
+    def __call__(self, batches: Iterable[Batch], where: str, first: int) -> Iterator[Batch]:
+        """`where` names the pass in messages."""
+
+
+class Passes:
+    """Whole batches of pass after pass, from a position on, without an end.
+
+    After an exception it is of no more use.
+
+    Args:
+        batches: `(seed, pass) -> batches`.
+        whole: gives the whole batches of what is left of a pass.
+        batch_size: examples of a whole batch.
+        seed: of the run.
+        position: to begin at, which may have been reached with batches of another size.
+
+    Raises:
+        ValueError: a pass gives no whole batch, or ends before the position.
+    """
+
+    def __init__(
+        self, batches: Factory, whole: Whole, batch_size: int, seed: int, position: Position
+    ) -> None:
+        self._batches, self._whole, self._seed = batches, whole, seed
+        self._batch_size = batch_size
+        self._before = before = int(position["batch_size"])
+        self._number, self._read = resumed(position, batch_size, NOTE)
+        self._room = len(position.get("iterator", ()))
+        # What an iterator's state counts in is its own affair: of another size it is of no use.
+        known = self._room and before == batch_size
+        self._open(decoded(position["iterator"]) if known else None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Give the next whole batch, of the next pass where this one ends."""
+        while (batch := next(self._rest, None)) is None:
+            if self._read == 0:
+                raise ValueError(
+                    f"the stream gave no whole batch in pass {self._number + 1}; pass a list or a "
+                    "factory, which can be run through in every pass"
+                )
+            self._number, self._read = self._number + 1, 0
+            self._before = self._batch_size
+            self._open(None)
+        self._read += 1
+        return batch
+
+    def at(self, seed: int, position: Position) -> bool:
+        """Say whether it stands at a position of the run of this seed."""
+        here = self.position()
+        return seed == self._seed and all(
+            np.array_equal(here[name], position[name]) for name in here.keys() | position.keys()
+        )
+
+    def position(self) -> Position:
+        """Say where it stands, in arrays of fixed shapes."""
+        place = position_at((self._number, self._read), self._batch_size)
+        if not self._room:
+            return place
+        return {**place, "iterator": encoded(self._iterator.get_state(), self._room)}
+
+    def _open(self, state: Any) -> None:
+        """Open a pass after the batches that were read of it; `state` is its iterator's own."""
+        given: Any = self._batches(self._seed, self._number)
+        if self._read and self._before != self._batch_size and getattr(given, "by_batch", False):
+            raise ValueError(
+                f"the run had batches of {self._before} examples, shuffled as they are, and cannot "
+                f"go on within a pass with {self._batch_size}, whose order is another one: keep "
+                "the size, or begin anew and let from_grain(dataset, batch_size=...) make the "
+                "batches, of examples that are shuffled before"
+            )
+        where = f"pass {self._number + 1}"
+        if state is None and self._read and hasattr(given, "iterate_from"):
+            self._iterator = rest = given.iterate_from(self._read)
+        else:
+            self._iterator = rest = iter(given)
+            if state is not None:
+                self._iterator.set_state(state)
+            else:
+                rest = _after(given, rest, self._read, where)
+        self._rest = self._whole(rest, where, self._read)
+
+
+def beginning(iterator: Iterator[Batch], batch_size: int) -> Position:
+    """Give the position before all, with room for the state of iterators like this one.
+
+    Args:
+        iterator: that gave a batch already.
+        batch_size: examples of a whole batch.
+
+    >>> beginning(iter([]), 8)
+    {'place': array([0, 0], dtype=int32), 'batch_size': array(8, dtype=int32)}
+    """
+    start = position_at((0, 0), batch_size)
+    if not hasattr(iterator, "get_state"):
+        return start
+    room = max(ROOM, GROWTH * len(_written(iterator.get_state())))
+    # A power of two, so that a state which is a little longer in another run keeps the shape.
+    return {**start, "iterator": np.zeros(1 << (room - 1).bit_length(), np.uint8)}
+
+
+def encoded(state: Any, room: int) -> np.ndarray:
+    """Write an iterator's state into a buffer of fixed size.
+
+    Args:
+        state: JSON data, or bytes.
+        room: bytes of the buffer.
+
+    Returns:
+        uint8 `[room]`: the length of what follows in 4 bytes, what was written, zeros.
+
+    Raises:
+        TypeError: the state is neither JSON data nor bytes.
+        ValueError: it is longer than the room for it.
+
+    >>> decoded(encoded({"next_index": 3}, room=64))
+    {'next_index': 3}
+    """
+    written = _written(state)
+    if len(written) + 4 > room:
+        raise ValueError(
+            f"the state of a stream's iterator must fit the {room - 4} bytes that were set aside "
+            f"at the beginning, {GROWTH} times its first length or more; got {len(written)} bytes: "
+            "pass an iterator whose state does not grow, or one without get_state, which is read "
+            "from the start of the pass and skipped forward"
+        )
+    buffer = np.zeros(room, np.uint8)
+    buffer[:4] = np.frombuffer(len(written).to_bytes(4, "little"), np.uint8)
+    buffer[4 : 4 + len(written)] = np.frombuffer(written, np.uint8)
+    return buffer
+
+
+def decoded(buffer: np.ndarray) -> Any:
+    """Read what `encoded` wrote; None from a buffer of zeros."""
+    content = np.asarray(buffer).tobytes()
+    written = content[4 : 4 + int.from_bytes(content[:4], "little")]
+    if not written:
+        return None
+    return written[1:] if written[:1] == b"b" else json.loads(written[1:])
+
+
+def _written(state: Any) -> bytes:
+    """Write as bytes, the first of which tells JSON from bytes."""
+    if isinstance(state, bytes):
+        return b"b" + state
+    try:
+        return b"j" + json.dumps(state).encode()
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "get_state of a stream's iterator must give JSON data or bytes, as Grain's do; got "
+            f"{state!r:.200} ({error}): give one of these, or an iterator without get_state"
+        ) from error
+
+
+def _after(given: Any, iterator: Iterator[Batch], read: int, where: str) -> Iterator[Batch]:
+    """Give what follows the batches read: of a sequence at once, of all else by reading past."""
+    rest = iterator
+    if read and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        there = min(read, len(given))
+        rest = (given[place] for place in range(read, len(given)))
+    else:
+        there = sum(1 for _ in itertools.islice(iterator, read))
+    if there < read:
+        raise ValueError(
+            f"{where} must have the {read} batches that were read of it; got {there}: go on with "
+            "the data that the run began with"
+        )
+    return rest

@@ -1,0 +1,78 @@
+"""Reading a split in order, its last batch as small as it is: for what looks at the whole batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.data.source import Check, Feed
+from trainer.state import PyTree, TrainState
+
+PIECE, ROWS, TAIL = "piece", "rows", "tail"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """`(part, key) -> rows`: those of a piece that are whole, or the one of a tail."""
+
+    def __call__(self, part: Any, key: jax.Array) -> Any:
+        """Give them."""
+        return part[ROWS] if ROWS in part else jnp.arange(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """`(part, row) -> (batch, mask)`, of which nothing is hidden."""
+
+    whole: Callable[[Any, Any], Any]
+    """Of the source."""
+
+    def __call__(self, part: Any, row: Any) -> Any:
+        """Cut a batch."""
+        if TAIL in part:
+            batch = jax.tree.map(lambda array: array[row], part[TAIL])
+            return batch, jnp.ones(len(jax.tree.leaves(batch)[0]), bool)
+        batch, mask = self.whole(part[PIECE], row)
+        return batch, jnp.ones_like(mask)
+
+
+def unpadded(feed: Feed) -> Feed:
+    """Give the same batches as a feed for evaluation does, but none of them filled up.
+
+    A piece becomes one or two: its whole batches, and the rest of one, whose program is compiled
+    for its own size.
+    """
+
+    def pieces(
+        state: TrainState, check: Check | None, position: PyTree
+    ) -> Iterator[tuple[Any, PyTree]]:
+        for piece, after in feed.pieces(state, check, position):
+            for part in _parts(feed, piece):
+                yield part, after
+
+    return feed._replace(pieces=pieces, example=_example(feed), rows=Rows(), batch=Take(feed.batch))
+
+
+def _example(feed: Feed) -> Any:
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(feed.example)):
+        rows = jax.eval_shape(feed.rows, feed.example, jax.random.key(0))
+        return {PIECE: feed.example, ROWS: rows}
+    return next(_parts(feed, feed.example))
+
+
+def _parts(feed: Feed, piece: Any) -> Iterator[dict[str, Any]]:
+    unread = jax.random.key(0)  # what is read in order needs none
+    rows = jax.tree.map(jnp.asarray, feed.rows(piece, unread))
+    masks = np.asarray(jax.jit(jax.vmap(lambda row: feed.batch(piece, row)[1]))(rows))
+    whole = np.flatnonzero(masks.all(axis=1))
+    if len(whole):
+        yield {PIECE: piece, ROWS: jax.tree.map(lambda x: x[whole], rows)}
+    for step in np.flatnonzero(masks.any(axis=1) & ~masks.all(axis=1)):
+        batch, mask = feed.batch(piece, jax.tree.map(lambda x, step=step: x[step], rows))
+        there = np.flatnonzero(np.asarray(mask))
+        yield {TAIL: jax.tree.map(lambda x, there=there: x[there][None], batch)}

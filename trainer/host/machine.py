@@ -1,0 +1,81 @@
+"""What a run runs on: devices, versions, the machine, and the revision of its code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from trainer.host.redaction import redacted_command
+
+LIBRARIES = ("entracte", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+"""Distributions whose versions are told, where they are installed."""
+
+GIT_SECONDS = 5
+"""What git may take to tell the revision."""
+
+
+def environment() -> dict[str, str]:
+    """Tell what a run runs on.
+
+    Returns:
+        `devices`, `processes`, `host`, `system`, `python`, the libraries' versions, `command`, and
+        `revision`: of the git repository that holds the running script, with `changed` where files
+        differ from it; without git it is missing. Of the command passwords are left out.
+
+    >>> environment()["python"]
+    '3...'
+    """
+    found = {
+        "devices": f"{devices()} ({jax.default_backend()})",
+        "processes": str(jax.process_count()),
+        "host": f"{socket.gethostname()}, {os.cpu_count()} CPUs",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    for library in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[library] = metadata.version(library)
+    found["command"] = " ".join(redacted_command(sys.argv))
+    if revision := _revision():
+        found["revision"] = revision
+    return found
+
+
+def devices() -> str:
+    """Count the devices by kind, those of all processes: `1 cpu`."""
+    kinds = Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def _revision() -> str | None:
+    folder, script = Path("."), Path(sys.argv[0])
+    if script.is_file():
+        script = script.resolve()
+        # A notebook's launcher, or an installed command: its repository would not be the run's.
+        installed = script.is_relative_to(Path(sys.prefix).resolve())
+        folder = folder if installed or "site-packages" in script.parts else script.parent
+
+    def git(*arguments: str) -> str:
+        ran = subprocess.run(
+            ["git", "-C", os.fspath(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=True,
+        )
+        return ran.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (" and changed files" if changed else "")
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+        return None

@@ -1,0 +1,262 @@
+"""Opening files by paths that others may have prepared: no link, pipe or device in their place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+MOST_TEXT = 2**24
+"""Bytes of a text that is read as a whole: a file that is larger is no configuration."""
+
+_WRITES = os.O_WRONLY | os.O_RDWR
+_SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class UnsafeFile(OSError):  # noqa: N818 (what is the case, as its message says)
+    """What lies at a path is not the regular file or directory of this user that it must be."""
+
+
+def opened(
+    path: str | os.PathLike[str],
+    flags: int = os.O_RDONLY,
+    mode: int = 0o666,
+    *,
+    follow: bool = False,
+    folder: int | None = None,
+    mine: bool = False,
+) -> int:
+    """Open a regular file, and nothing else: a pipe would hang, a link would lead elsewhere.
+
+    Its kind is checked before it is opened, since to open a device may do something already, and
+    again on what was opened. `os.O_TRUNC` must not be among the flags: truncate what this gives.
+
+    Args:
+        path: of the file; relative to `folder` where that is given.
+        flags: as of `os.open`.
+        mode: of a file that is made.
+        follow: follow links, where the path is the user's own word.
+        folder: descriptor of the directory, see `own_folder`.
+        mine: require that the file belongs to this user, as a path from elsewhere needs it.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        UnsafeFile: it is a link, a pipe, a device; it is to be written and has several names (hard
+            links); or it belongs to another user.
+        OSError: it is a directory, or cannot be opened.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as made:
+    ...     os.mkfifo(f"{made}/metrics.jsonl")
+    ...     opened(f"{made}/metrics.jsonl")
+    Traceback (most recent call last):
+        ...
+    trainer.host.safe_open.UnsafeFile: [Errno 22] it is a named pipe, and must be a regular file...
+    """
+    try:
+        _check(path, os.stat(path, dir_fd=folder, follow_symlinks=follow), flags, follow, mine)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+    flags |= os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags, mode, dir_fd=folder)
+    try:
+        _check(path, os.fstat(descriptor), flags, follow, mine)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def created(path: str | os.PathLike[str], mode: int = 0o666) -> int:
+    """Make a file anew to write to, in the place of what a dead process left or another put there.
+
+    Args:
+        path: of the file, a name beside the one that it shall replace.
+        mode: of the file.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        OSError: it cannot be made; a directory is in its place.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as made:
+    ...     os.symlink(f"{made}/elsewhere", f"{made}/a.tmp")
+    ...     os.close(created(f"{made}/a.tmp"))
+    ...     os.listdir(made)
+    ['a.tmp']
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def own_folder(path: str | os.PathLike[str]) -> int:
+    """Open a directory of this user that somebody else named, for files in it to be written.
+
+    No component of the path may be a link, so that the path leads where it says; each is opened in
+    the one before, so that none can be exchanged meanwhile.
+
+    Args:
+        path: absolute.
+
+    Returns:
+        The descriptor, for `folder` of `opened`; the caller closes it.
+
+    Raises:
+        UnsafeFile: the path is relative or goes up, a component is no directory or a link, or the
+            directory belongs to another user.
+        OSError: it is not there, or may not be entered.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as made:
+    ...     os.symlink(made, f"{made}/link")
+    ...     own_folder(f"{os.path.realpath(made)}/link")
+    Traceback (most recent call last):
+        ...
+    trainer.host.safe_open.UnsafeFile: [Errno 20] it leads through a link, or is no directory...
+    """
+    path = os.fspath(path)
+    root, *names = Path(path).parts or ("",)
+    if not os.path.isabs(path) or ".." in names:
+        raise UnsafeFile(errno.EINVAL, "it must be an absolute path without '..'", path)
+    here = os.open(root, _SEARCH)
+    try:
+        for name in names:
+            try:
+                inner = os.open(name, _SEARCH, dir_fd=here)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                problem = "it leads through a link, or is no directory"
+                raise UnsafeFile(errno.ENOTDIR, problem, path) from error
+            os.close(here)
+            here = inner
+        if (owner := os.fstat(here).st_uid) != os.geteuid():
+            raise UnsafeFile(errno.EPERM, _foreign(owner), path)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str]) -> None:
+    """Make a directory below one of this user that somebody else named, see `own_folder`.
+
+    Args:
+        path: of the directory, which may be there.
+        below: absolute; it must be there.
+
+    Raises:
+        UnsafeFile: it leads elsewhere, or another user owns the one or the other.
+        OSError: it cannot be made.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as made:
+    ...     run = os.path.realpath(made)
+    ...     make_own_folder(f"{run}/evaluations/full", run)
+    ...     os.listdir(f"{run}/evaluations")
+    ['full']
+    """
+    here = os.fspath(below)
+    for name in Path(path).relative_to(here).parts:
+        folder = own_folder(here)
+        try:
+            os.mkdir(name, dir_fd=folder)
+        except FileExistsError:
+            pass
+        finally:
+            os.close(folder)
+        here = os.path.join(here, name)
+    os.close(own_folder(here))
+
+
+def read_bytes(
+    path: str | os.PathLike[str], *, follow: bool = False, most: int = MOST_TEXT
+) -> bytes:
+    """Read a regular file as a whole, see `opened`.
+
+    Args:
+        path: of the file.
+        follow: follow links, where the path is the user's own word.
+        most: bytes that it may have.
+
+    Raises:
+        UnsafeFile: it is no regular file, or larger.
+        OSError: it cannot be read.
+    """
+    with open(opened(path, follow=follow), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        problem = f"it has more than {most:,} bytes, the most that is read here"
+        raise UnsafeFile(errno.EFBIG, problem, os.fspath(path))
+    return content
+
+
+def still_there(path: str | os.PathLike[str], file: int) -> bool | None:
+    """Say whether an open file is the one that others find at its path.
+
+    Args:
+        path: of the file; a link is another file.
+        file: descriptor.
+
+    Returns:
+        None where nothing is there any more.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(delete=False) as file:
+    ...     told = [still_there(file.name, file.fileno())]
+    ...     os.unlink(file.name)
+    ...     [*told, still_there(file.name, file.fileno())]
+    [True, None]
+    """
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return os.path.samestat(found, os.fstat(file))
+
+
+def kind(mode: int) -> str:
+    """Say what a file is, by its mode.
+
+    >>> kind(stat.S_IFLNK), kind(stat.S_IFIFO), kind(stat.S_IFREG)
+    ('a link', 'a named pipe', 'a file')
+    """
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _check(
+    path: str | os.PathLike[str], status: os.stat_result, flags: int, follow: bool, mine: bool
+) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        number, problem = errno.EINVAL, f"it is {kind(status.st_mode)}, and must be a regular file"
+    elif not follow and flags & _WRITES and status.st_nlink > 1:
+        number, problem = errno.EMLINK, "it has other names (hard links), which would change too"
+    elif mine and status.st_uid != os.geteuid():
+        number, problem = errno.EPERM, _foreign(status.st_uid)
+    else:
+        return
+    raise UnsafeFile(number, problem, os.fspath(path))
+
+
+def _foreign(owner: int) -> str:
+    return f"it belongs to user {owner}, and this is user {os.geteuid()}"

@@ -1,0 +1,1 @@
+"""The loop: epochs of phases, and hooks between them."""

@@ -1,0 +1,232 @@
+"""Settings that functions keep in their closures, found without running them."""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import enum
+import functools
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.loop.content_hash import hashed, of_array
+from trainer.phases.phase import Phase
+
+_LONG = 32
+"""Entries from which a sequence is one row; of its entries so many are looked at."""
+_DEEP, _MANY = 40, 20_000
+"""Bounds of the search: how deep, and how many values."""
+_LIBRARIES = ("trainer", "hooks", "models", "optax", "jax", "flax", "numpy")
+_OWN = ("trainer", "hooks", "models")
+_SETS_CELLS = ("STORE_DEREF", "DELETE_DEREF")
+
+
+class Found(NamedTuple):
+    """A setting, where it was found, and by which of a function's variables it was reached."""
+
+    name: str
+    value: str
+    cells: tuple[int, ...]
+    changing: frozenset[int]
+
+
+class Walk:
+    """Walks over values and the closures of functions, each once.
+
+    Args:
+        strict: leave out what may change while a run goes on, as hooks' lists and arrays do, and
+            what users' own functions close over, such as the time at which they were made.
+    """
+
+    def __init__(self, *, strict: bool) -> None:
+        self._strict = strict
+        self._seen: set[int] = set()
+        self._kept: list[Any] = []  # so that no id is given twice
+        self._count = 0
+
+    def phase(self, phase: Phase) -> Iterator[Found]:
+        """Describe a phase: its data, how it is run, and what its step closes over."""
+        yield from self.source(phase.source)
+        yield from self.value("steps an epoch", phase.steps_per_epoch)
+        yield from self.value("members", phase.members)
+        yield from self.value("reduce", dict(phase.reduce))
+        if phase.repetition is None:
+            yield from self.value("run", phase.run)
+        else:
+            yield from self.value("executor", phase.repetition.executor)
+            yield from self.value("step", phase.repetition.step)
+
+    def source(self, source: Any, cells: tuple[int, ...] = (), deep: int = 0) -> Iterator[Found]:
+        """Describe where data comes from: arrays by their contents, factories by their settings."""
+        if dataclasses.is_dataclass(source):
+            lenient = self if not self._strict else Walk(strict=False)
+            for field in dataclasses.fields(source):
+                value = getattr(source, field.name, None)
+                if field.name == "arrays" and isinstance(value, Mapping):
+                    for name, array in value.items():
+                        yield from lenient.value(f"data {name}", array, cells, deep + 1)
+                elif field.init:
+                    yield from lenient.value(f"data {field.name}", value, cells, deep + 1)
+
+    def value(
+        self, name: str, value: Any, cells: tuple[int, ...] = (), deep: int = 0
+    ) -> Iterator[Found]:
+        """Describe a value; nothing where it is none that can be compared."""
+        self._count += 1
+        if deep > _DEEP or self._count > _MANY:
+            return
+        if (text := _text(value)) is not None:
+            yield Found(name, text, cells, frozenset())
+        elif isinstance(value, ModuleType | type):
+            yield Found(name, value.__name__, cells, frozenset())
+        elif isinstance(value, jax.Array | np.ndarray):
+            if not self._strict:
+                yield Found(name, of_array(value), cells, frozenset())
+        elif isinstance(value, Phase):
+            for found in Walk(strict=False).phase(value):
+                yield found._replace(cells=(*cells, *found.cells))
+        elif _is_source(value):
+            yield from self.source(value, cells, deep)
+        elif id(value) not in self._seen:
+            self._seen.add(id(value))
+            self._kept.append(value)
+            yield from self._inside(name, value, cells, deep + 1)
+
+    def _inside(self, name: str, value: Any, cells: tuple[int, ...], deep: int) -> Iterator[Found]:
+        pairs: Iterable[tuple[Any, Any]]
+        if isinstance(value, functools.partial):
+            yield from self.value(name, value.func, cells, deep)
+            pairs = [*enumerate(value.args), *value.keywords.items()]
+            yield from self._parts(name, dict(pairs), cells, deep)
+        elif inspect.isfunction(value):
+            yield from self._function(name, value, cells, deep)
+        elif inspect.ismethod(value):
+            yield from self.value(name, value.__func__, cells, deep)
+            yield from self.value(name, value.__self__, cells, deep)
+        elif callable(value) and inspect.isfunction(wrapped := getattr(value, "__wrapped__", None)):
+            yield from self._function(name, wrapped, cells, deep)
+        elif isinstance(value, tuple):
+            pairs = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+            yield from self._parts(name, dict(pairs), cells, deep)
+        elif dataclasses.is_dataclass(value):
+            if self._strict and not value.__dataclass_params__.frozen:  # type: ignore[union-attr]
+                return
+            parts = {
+                field.name: getattr(value, field.name, None)
+                for field in dataclasses.fields(value)
+                if field.init and not field.name.startswith("_")
+            }
+            yield Found(name, type(value).__name__, cells, frozenset())
+            yield from self._parts(name, parts, cells, deep)
+        elif isinstance(value, list | dict | set | frozenset) and not self._strict:
+            if isinstance(value, set | frozenset):
+                value = sorted(value, key=repr)
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            yield from self._parts(name, dict(pairs), cells, deep)
+        elif _root(type(value)) == "optax" and hasattr(value, "__dict__"):
+            yield from self._parts(name, vars(value), cells, deep)
+        elif isinstance(value, re.Pattern):
+            yield Found(name, repr(value.pattern), cells, frozenset())
+
+    def _parts(
+        self, name: str, parts: Mapping[Any, Any], cells: tuple[int, ...], deep: int
+    ) -> Iterator[Found]:
+        if len(parts) <= _LONG:
+            for part, value in parts.items():
+                where = f"{name}[{part}]" if isinstance(part, int) else f"{name}.{part}"
+                yield from self.value(where, value, cells, deep)
+            return
+        keys = list(parts)
+        chosen = [keys[place * len(keys) // _LONG] for place in range(_LONG)]
+        inner = [found for key in chosen for found in self.value(str(key), parts[key], cells, deep)]
+        if inner:
+            digest = hashed(f"{found.name}={found.value}".encode() for found in inner)
+            yield Found(name, f"{len(keys)} entries {digest}", cells, frozenset())
+
+    def _function(
+        self, name: str, function: Any, cells: tuple[int, ...], deep: int
+    ) -> Iterator[Found]:
+        code = function.__code__
+        names, closure = code.co_freevars, function.__closure__ or ()
+        root = _root(function)
+        sets = _set_by(code) if root != "optax" else ()  # whose schedules make an int a float
+        changing = frozenset(
+            id(cell) for free, cell in zip(names, closure, strict=True) if free in sets
+        )
+        qualified = function.__qualname__.split(".<locals>.")
+        own = ".".join(qualified[-2:]) if root in _LIBRARIES else qualified[-1]
+        inner = root in _LIBRARIES and own == name  # one that its maker made, and no setting
+        yield Found("" if inner else name, own, cells, changing)
+        if self._strict and root not in _OWN:
+            return
+        maker = qualified[-2] if len(qualified) > 1 else ""
+        for free, cell in zip(names, closure, strict=True):
+            if id(cell) in self._seen or free == "numeric_hps":  # optax's, which are hyperparams
+                continue
+            self._seen.add(id(cell))
+            try:
+                content = cell.cell_contents
+            except ValueError:  # empty: assigned later
+                continue
+            where = f"{maker}.{free}" if maker else free
+            yield from self.value(where, content, (*cells, id(cell)), deep)
+        if root not in _LIBRARIES:
+            given = function.__defaults__ or ()
+            last = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
+            defaults = {**dict(zip(last, given, strict=True)), **(function.__kwdefaults__ or {})}
+            for argument, value in defaults.items():
+                yield from self.value(f"{own}.{argument}", value, cells, deep)
+
+
+def _root(thing: Any) -> str:
+    return (thing.__module__ or "").partition(".")[0]
+
+
+def _is_source(value: Any) -> bool:
+    return (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and callable(getattr(value, "training", None))
+        and callable(getattr(value, "evaluation", None))
+    )
+
+
+@functools.lru_cache(4096)
+def _set_by(code: CodeType) -> frozenset[str]:
+    """Name the variables of its surroundings that a function sets, as `nonlocal` lets it."""
+    free = set(code.co_freevars)
+    if not free:
+        return frozenset()
+    own = {
+        step.argval
+        for step in dis.get_instructions(code)
+        if step.opname in _SETS_CELLS and step.argval in free
+    }
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(own.union(*(_set_by(one) & free for one in inner)))
+
+
+def _text(value: Any) -> str | None:
+    """Write a plain value; None where it is none, or differs from place to place as paths do."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, np.generic) and not isinstance(value, np.void):
+        value = value.item()
+    if isinstance(value, str):
+        if value.startswith(("/", "~")) or not value.isprintable():
+            return None
+        return repr(value) if len(value) < 100 else f"a text {hashed([value.encode()])}"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or isinstance(value, bool | int | float | complex):
+        return repr(value)
+    if isinstance(value, np.dtype | jnp.dtype):
+        return str(value)
+    return None

@@ -1,0 +1,172 @@
+"""A rehearsal: one step of each phase and one call of each hook, before a long run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.hook import Gate, Hook
+from trainer.host.processes import of_lead
+from trainer.loop.events import Events
+from trainer.phases.ahead_of_time import compiled_ahead
+from trainer.phases.compiled_phase import Program
+from trainer.phases.executors import Choice
+from trainer.phases.metrics import Metrics
+from trainer.phases.packed import Layout, pack
+from trainer.phases.phase import Measured, Phase
+from trainer.phases.state_buffers import owned
+from trainer.state import PyTree, TrainState, data_key, device_part, rejoin
+
+log = logging.getLogger("entracte")
+
+
+def rehearse(
+    state: TrainState, phases: Sequence[Phase], events: Events, *, epochs: int, donate: bool
+) -> None:
+    """Go through a whole epoch in small, on real data, and throw away what comes of it.
+
+    One step of each phase is compiled and run (a phase that was written by hand is run on its first
+    piece of data), then every hook of `start`, the phases, `epoch` and `end` is called, whether or
+    not it would be due, with what was measured. What hooks give back is checked as in the run, and
+    goes to those after them. `Interrupt` and `stop` end nothing. A hook that declares `rehearse`
+    has that called in its place; one that commits and does not is left out.
+
+    Args:
+        state: to begin the run with; left as it is.
+        phases: of the program.
+        events: the run's hooks.
+        epochs: the total that the run goes to.
+        donate: as the run will; what it donates here are copies.
+    """
+    began, where = time.perf_counter(), "at the start"
+    called: set[str] = set()
+    trial = Events(_rehearsing(events.hooks, called), [phase.name for phase in phases])
+    values: dict[str, float] = {}
+    traces: dict[str, np.ndarray] = {}
+    output, taken = None, 0
+    try:
+        state, _ = trial.run("start", state, Metrics(epochs=epochs))
+        for phase in phases:
+            where = f"phase {phase.name!r}"
+            state, output, measured = first_step(phase, state, output, donate=donate)
+            numbers, steps, count = measured.read()
+            values, traces, taken = values | numbers, traces | steps, taken + count
+            metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
+            where = f"hooks at {phase.name!r}"
+            state, _ = trial.run(phase.name, state, metrics)
+        where = "hooks at the end of the epoch"
+        seconds = time.perf_counter() - began
+        times = {"time/epoch_seconds": seconds, "time/steps_per_second": taken / seconds}
+        values |= of_lead(times | trial.take_times())
+        metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
+        state, metrics = trial.run("epoch", state.replace(epoch=state.epoch + 1), metrics)
+        trial.flush()  # what runs in the background ends, and fails, within the check
+        where = "hooks at the end of the run"
+        trial.run("end", state, metrics)
+    except Exception as error:
+        error.add_note(f"in the check before the run ({where}); nothing was trained or recorded")
+        raise
+    _tell(phases, trial.hooks, called, time.perf_counter() - began)
+
+
+def first_step(
+    phase: Phase, state: TrainState, previous: PyTree = None, *, donate: bool = False
+) -> tuple[TrainState, PyTree, Measured]:
+    """Run a phase's first step alone; the first piece of one by hand, or of a population.
+
+    Args:
+        phase: of `training` or `evaluation`, or written by hand.
+        state: to run on; left as it is, how far its streams were read included.
+        previous: output of the phase before.
+        donate: as the phase's program is compiled; what it donates is a copy.
+
+    Returns:
+        (state, output, what was measured).
+    """
+    device = device_part(state)
+    piece, _ = next(phase.pieces(device, previous))
+    if phase.repetition is None or phase.members is not None:
+        if donate and phase.changes:
+            device = device_part(owned(state))
+        program = phase.program(device, piece, donate=donate)
+    else:
+        program = _single(phase, device, piece)
+    after, output, packed = program.run(device, piece)
+    return rejoin(after, state), output, Measured(phase, [(program, packed)])
+
+
+def _single(phase: Phase, state: TrainState, piece: Any) -> Program:
+    """Compile one step alone, which reports as the executor `step` does."""
+    assert phase.repetition is not None
+    step, feed, _ = phase.repetition
+    measured: list[PyTree] = []
+
+    def first(state: TrainState, piece: Any) -> tuple[TrainState | None, None, jax.Array]:
+        rows = feed.rows(piece, data_key(state))
+        row = jax.tree.map(lambda rows: jnp.asarray(rows)[0], rows)
+        after, metrics = step(state, feed.batch(piece, row))
+        numbers = metrics, after.step - state.step
+        measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
+        return after if phase.changes else None, None, pack(numbers)[None]
+
+    compiled = compiled_ahead(first, state, piece)
+    if not measured:  # nothing was traced yet
+        jax.eval_shape(first, state, piece)
+
+    def run(state: TrainState, piece: Any) -> tuple[TrainState, PyTree, jax.Array]:
+        after, output, packed = compiled(state, piece)
+        return after if phase.changes else state, output, packed
+
+    return Program(run, Layout.of(measured[0]), True, Choice("step", "it is one step"))
+
+
+def _rehearsing(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
+    """Give hooks that are always due, call what leaves nothing behind, and note that they were."""
+    opened: dict[Gate, Gate] = {}
+
+    def rehearsing(hook: Hook) -> Hook:
+        for gate in hook.gates:
+            opened.setdefault(gate, _opened(gate))
+        function = hook.rehearse or (None if hook.stage == "commit" else hook.function)
+
+        def call(state: TrainState, metrics: Any) -> TrainState:
+            if function is None:
+                return state
+            called.add(hook.name)
+            return function(state, metrics)
+
+        gates = tuple(opened[gate] for gate in hook.gates)
+        return dataclasses.replace(hook, function=call, gates=gates, restore=None)
+
+    return [rehearsing(hook) for hook in hooks]
+
+
+def _opened(gate: Gate) -> Gate:
+    """Ask what a gate asks, which may fail as well, and open it whatever the answer."""
+
+    def ask(state: TrainState, metrics: Any, event: str) -> bool:
+        gate.ask(state, metrics, event)
+        return True
+
+    return Gate(ask, gate.fired)
+
+
+def _tell(phases: Sequence[Phase], hooks: Sequence[Hook], called: set[str], seconds: float) -> None:
+    names = dict.fromkeys(hook.name for hook in hooks if hook.at != "error")
+    missed = [name for name in names if name not in called]
+    log.info(
+        "check: one step of %s and %d hooks, on this run's data, in %.2f s, compiling included%s",
+        ", ".join(phase.name for phase in phases),
+        len(called),
+        seconds,
+        f"; not called, for what they read was not written or they commit: {', '.join(missed)}"
+        if missed
+        else "",
+    )

@@ -1,0 +1,155 @@
+"""What a hook may do to a state, by its stage: checked before its result is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainer.checks.arguments import in_words
+from trainer.checks.pytrees import described, differences, same_structure
+from trainer.hook import Hook
+from trainer.phases.in_place_changes import read_only
+from trainer.phases.population_metrics import Members
+from trainer.phases.state_buffers import buffers, conformed, separated
+from trainer.state import DEVICE_FIELDS, PyTree, TrainState
+
+
+def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
+    """Check what a hook gave back, and make it fit to train on.
+
+    Leaves that a control hook changed get the weak type and sharding that the compiled phases
+    expect; those that share a buffer, with one another or with a memory, are copied, since
+    training donates.
+
+    Raises:
+        ValueError: a control hook changed structure, shape or dtype, or the count of epochs; an
+            observer or a commit changed what is not its own; a memory changed its structure or
+            types.
+    """
+    changed = [f for f in DEVICE_FIELDS if getattr(after, f) is not getattr(before, f)]
+    if hook.stage != "control":
+        changed = [
+            field for field in changed if not _same(getattr(before, field), getattr(after, field))
+        ]
+        _refuse_changes(hook, before, after, changed)
+    elif "rng" in changed and not hook.rekeys:
+        raise ValueError(
+            f"hook {hook.name!r} replaced state.rng, the root of all randomness, with "
+            f"{described(after.rng)}; it is never consumed, only folded: draw with state.key("
+            f"'hook/{hook.name}'), or declare hooks.rekeys(hook) if the run shall have another root"
+        )
+    elif "epoch" in changed:
+        raise ValueError(f"hook {hook.name!r} changed epoch, which fit alone counts")
+    elif lines := [
+        line
+        for field in changed
+        for line in _differences(getattr(before, field), getattr(after, field), field)
+    ]:
+        raise ValueError(
+            f"hook {hook.name!r} must keep the structure, shapes and dtypes of the state:\n  "
+            + "\n  ".join(lines)
+        )
+    remembered = _changed_memories(hook, before, after)
+    if changed:
+        after = conformed(before, after)
+    if remembered:
+        read_only(remembered)
+    if changed or any(map(buffers, jax.tree.leaves(remembered))):
+        after = separated(after)
+    if after.scores is not before.scores:
+        after = after.replace(scores={k: _number(hook, k, v) for k, v in after.scores.items()})
+    if type(after.stop) is not bool:
+        after = after.replace(stop=_truth(hook, after.stop))
+    return after
+
+
+def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: list[str]) -> None:
+    if hook.stage == "commit" and after.scores is not before.scores:
+        changed = [*changed, "scores"]
+    if hook.stage == "observe" and after.scores is not before.scores:
+        others = [k for k, v in before.scores.items() if after.scores.get(k, None) is not v]
+        changed = [*changed, *(f"the score {name!r} of another hook" for name in others)]
+    if _truth(hook, after.stop) != before.stop:
+        changed = [*changed, "stop"]
+    if changed:
+        raise ValueError(
+            f"hook {hook.name!r} is of stage {hook.stage!r} and may change its own memory"
+            f"{' and scores' if hook.stage == 'observe' else ''}, nothing else; it changed "
+            f"{', '.join(changed)}: make it a control hook if that is meant"
+        )
+
+
+def _changed_memories(hook: Hook, before: TrainState, after: TrainState) -> dict[str, PyTree]:
+    """Give the entries that changed, after checking that they are the hook's own and alike."""
+    if after.memory is before.memory:
+        return {}
+    own = {memory.name for memory in hook.memories}
+    changed: dict[str, PyTree] = {}
+    for name in before.memory.keys() | after.memory.keys():
+        if name not in after.memory or name not in before.memory:
+            raise ValueError(
+                f"hook {hook.name!r} must keep the names of state.memory; it "
+                f"{'added' if name in after.memory else 'removed'} {name!r}: "
+                "make it with hooks.stateful"
+            )
+        old, new = before.memory[name], after.memory[name]
+        if new is old:
+            continue
+        if name not in own and hook.stage != "control":
+            raise ValueError(
+                f"hook {hook.name!r} of stage {hook.stage!r} may change its own memory; "
+                f"it changed {name!r}"
+            )
+        if lines := _differences(old, new, name):
+            raise ValueError(
+                f"hook {hook.name!r} must return memory of the structure and types that init "
+                "gave:\n  " + "\n  ".join(lines)
+            )
+        changed[name] = new
+    return changed
+
+
+def _differences(old: PyTree, new: PyTree, where: str) -> list[str]:
+    """List how the structure changed; quick where it did not."""
+    before, after = jax.tree.leaves(old), jax.tree.leaves(new)
+    if same_structure(old, new) and all(map(_alike, before, after)):
+        return []
+    return [f"{where}/{line}".replace("/:", ":") for line in differences(old, new)]
+
+
+def _alike(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    return not hasattr(old, "dtype") or (old.dtype == new.dtype and old.shape == new.shape)
+
+
+def _same(old: PyTree, new: PyTree) -> bool:
+    """Say whether two trees hold the very same leaves."""
+    leaves = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False)
+    return same_structure(old, new) and all(a is b for a, b in leaves)
+
+
+def _truth(hook: Hook, stop: Any) -> bool:
+    if np.ndim(stop):
+        raise TypeError(
+            f"hook {hook.name!r} must set stop to True or False; got {in_words(stop)}: reduce it, "
+            "such as by bool(array.all())"
+        )
+    return bool(stop)
+
+
+def _number(hook: Hook, name: str, score: Any) -> float:
+    if isinstance(score, Members):
+        return score
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        remedy = ": reduce it, such as by float(array.mean())" if np.ndim(score) else ""
+        raise TypeError(
+            f"hook {hook.name!r} wrote the score {name!r}, which must be a number; got "
+            f"{in_words(score)}{remedy}"
+        ) from None

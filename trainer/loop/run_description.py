@@ -1,0 +1,137 @@
+"""What a run is made of, as rows: its key, data, phases and hooks.
+
+A resume compares these with the checkpoint's. Functions keep their settings in closures, and those
+of optimizers, losses, networks and hooks are found there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainer.checks.pytrees import path_name
+from trainer.hook import Hook, Rows
+from trainer.loop.closure_settings import Found, Walk
+from trainer.loop.content_hash import hashed, local, of_array
+from trainer.phases.phase import Phase
+from trainer.state import TrainState
+
+_MOST = 500
+"""Settings of one subject."""
+
+KEY, HYPERPARAMS = "root key", "hyperparams"
+"""Subjects of which a resume takes what the checkpoint has; of others, what the script says."""
+
+
+def describe(state: TrainState, phases: Iterable[Phase], hooks: Sequence[Hook]) -> None:
+    """Tell the hooks that ask for it what the run is made of; it is found out only for them."""
+    if asking := [hook.describe for hook in hooks if hook.describe]:
+        rows = described(state, phases, hooks)
+        for tell in asking:
+            tell(rows)
+
+
+def described(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook]) -> Rows:
+    """Lay out what a run is made of.
+
+    Of hooks those that decide are looked at, not those that observe: what is logged, and where, may
+    change freely. A user's own function is known by its name; what it does is not compared.
+
+    Args:
+        state: that `fit` was called with.
+        phases: of the program.
+        hooks: all of them.
+
+    >>> phase = Phase("train", lambda state, data: (state, None, {}))
+    >>> state = TrainState.create(params={}, rng=jax.random.key(3))
+    >>> described(state, [phase], [])["root key"]
+    {'': 'threefry2x32 0000000000000003'}
+    """
+    key = jax.random.key_data(state.rng)
+    if key.size <= 8 and (here := local(key)) is not None:
+        words = "".join(f"{word:08x}" for word in np.asarray(here).ravel())
+    else:  # of a population
+        words = of_array(key)
+    rows: Rows = {KEY: {"": f"{jax.random.key_impl(state.rng)} {words}"}}
+    rows[HYPERPARAMS] = hyperparams(state)
+    found: dict[str, list[Found]] = {}
+    for phase in phases:
+        found[f"phase {phase.name}"] = [*Walk(strict=False).phase(phase)]
+    for hook in hooks:
+        found.setdefault(f"hook {hook.name}", []).extend(_of_hook(hook))
+    changing = frozenset().union(*(one.changing for group in found.values() for one in group))
+    rows |= {subject: _rows(group, changing) for subject, group in found.items()}
+    return {subject: settings for subject, settings in rows.items() if settings and _short(subject)}
+
+
+def hyperparams(state: TrainState) -> dict[str, str]:
+    """Give the numbers that `optax.inject_hyperparams` keeps in a state and no schedule sets.
+
+    >>> import optax
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> opt_state = optimizer.init({})
+    >>> hyperparams(TrainState.create(params={}, rng=jax.random.key(0), opt_state=opt_state))
+    {'learning_rate': '0.5'}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    kept: dict[tuple[str, ...], Any] = {}
+    scheduled: set[tuple[str, ...]] = set()
+    for path, leaf in leaves:
+        names = [str(getattr(part, "name", getattr(part, "key", ""))) for part in path]
+        if "hyperparams_states" in names[:-1]:
+            place = names.index("hyperparams_states")
+            scheduled.add((path_name(path[:place]), names[place + 1]))
+        elif "hyperparams" in names[:-1]:
+            place = names.index("hyperparams")
+            kept[path_name(path[:place]), names[place + 1]] = leaf
+    found = {at: leaf for at, leaf in kept.items() if at not in scheduled}
+    once = len({name for _, name in found}) == len(found)
+    return {
+        name if once or not group else f"{group}/{name}": _number(leaf)
+        for (group, name), leaf in found.items()
+    }
+
+
+def _number(leaf: Any) -> str:
+    return of_array(leaf) if np.shape(leaf) else str(np.asarray(local(leaf)))
+
+
+def _rows(found: Iterable[Found], changing: frozenset[int]) -> dict[str, str]:
+    """Number names that come twice, and leave out what some function changes while it runs."""
+    rows: dict[str, str] = {}
+    for name, value, cells, _ in found:
+        if not _short(name) or changing.intersection(cells):
+            continue
+        if len(rows) >= _MOST:
+            break
+        number, numbered = 1, name
+        while numbered in rows:
+            number += 1
+            numbered = f"{name} ({number})"
+        rows[numbered] = value if _short(value) else f"a text {hashed([value.encode()])}"
+    return rows
+
+
+def _short(text: str) -> bool:
+    """Say whether a text can be kept and shown as it is."""
+    return 0 < len(text) < 300 and text.isprintable()
+
+
+def _of_hook(hook: Hook) -> Iterator[Found]:
+    walk = Walk(strict=True)
+    for name, value in hook.options.items():
+        yield from walk.value(name, value)
+    others = [hook.check, hook.flush, hook.close, hook.rehearse, hook.restore]
+    if hook.stage == "control":
+        yield from walk.value("reads", hook.reads)
+        yield from walk.value("runs", hook.function)
+        for gate in hook.gates:
+            yield from walk.value("gate", gate.ask)
+    else:
+        others.append(hook.function)
+    for function in filter(None, others):  # for what they change, alone
+        changing = frozenset().union(*(found.changing for found in walk.value("", function)))
+        yield Found("", "", (), changing)

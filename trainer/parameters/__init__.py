@@ -1,0 +1,1 @@
+"""Parameters in files and tables: load, export, summarize."""

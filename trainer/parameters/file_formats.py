@@ -1,0 +1,114 @@
+"""Files of named arrays: safetensors, and numpy's `.npz`."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.checks.pytrees import described
+from trainer.host.atomic_files import replacing
+from trainer.host.escaping import shown
+
+NUMPY = (
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float16", "float32", "float64", "complex64"),
+)
+
+DTYPES = {".npz": (*NUMPY, "complex128"), ".safetensors": (*NUMPY, "bfloat16")}
+"""What each kind of file, by its suffix, holds and numpy reads back bit for bit."""
+
+
+def check_path(path: Path) -> None:
+    """Check that a path tells which kind of file it is of, and that it can be written.
+
+    Raises:
+        ImportError: safetensors is needed, and not installed.
+        ValueError: the suffix is of neither kind.
+    """
+    if path.suffix not in DTYPES:
+        raise ValueError(
+            f"a file of parameters is a .safetensors or a .npz file, by its suffix; got {path.name}"
+            f"{_of_torch(path)}"
+        )
+    if path.suffix == ".safetensors":
+        _safetensors()
+
+
+def check_types(leaves: Mapping[str, Any], path: Path) -> None:
+    """Check that a file of this kind holds all leaves.
+
+    Raises:
+        TypeError: it does not hold the type of one; all are listed.
+    """
+    known = DTYPES[path.suffix]
+    odd = [
+        f"{name}: {described(leaf)}"
+        for name, leaf in leaves.items()
+        if str(getattr(leaf, "dtype", "")) not in known
+    ]
+    if odd:
+        instead = "" if path.suffix == ".safetensors" else "; a .safetensors file holds bfloat16"
+        raise TypeError(
+            f"a {path.suffix} file holds arrays of numbers and truths; got\n  "
+            + "\n  ".join(odd)
+            + f"\ncast them first, to one of: {', '.join(known)}{instead}"
+        )
+
+
+def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write arrays under their names, at once or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as beside:
+        if path.suffix == ".safetensors":
+            metadata = {"format": "np", "writer": "entracte"}
+            _safetensors().save_file(arrays, beside, metadata=metadata)
+            return
+        # Not np.savez, which takes names as arguments of its own: `file` would be none.
+        with zipfile.ZipFile(beside, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a file, by its suffix.
+
+    Raises:
+        ImportError: safetensors is needed, and not installed.
+        ValueError: the file is of neither kind, or damaged.
+    """
+    check_path(path)
+    library = _safetensors() if path.suffix == ".safetensors" else None
+    try:
+        if library is not None:
+            return library.load_file(path)
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:
+        kind = path.suffix.removeprefix(".")
+        raise ValueError(f"{path} cannot be read as a {kind} file: {shown(error)}") from error
+
+
+def _of_torch(path: Path) -> str:
+    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
+        return ""
+    return (
+        ": write torch's as safetensors.torch.save_file(model.state_dict(), "
+        f'"{path.stem}.safetensors")'
+    )
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        error.add_note('safetensors files need: pip install "entracte[safetensors]"')
+        raise
+    return safetensors.numpy

@@ -1,0 +1,110 @@
+"""Summaries: the leaves of parameters or of a state as a table, with what they add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from trainer.checks.pytrees import path_name
+from trainer.state import PyTree, TrainState
+
+OTHERS = ("model_state", "opt_state", "carry")
+"""Parts of a state besides its parameters that hold many leaves; each is summed in a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A leaf, or a part of a state."""
+
+    path: str
+    shape: tuple[int, ...] | None
+    """None for a part with several leaves."""
+    dtype: str
+    count: int
+    """Numbers in it."""
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What `trainer.summary` gives; its `str` is a table."""
+
+    rows: tuple[Row, ...]
+    """One for each leaf of the parameters."""
+    others: tuple[Row, ...] = ()
+    """Of a state, one for each other part that holds anything."""
+
+    @property
+    def count(self) -> int:
+        """How many parameters there are."""
+        return sum(row.count for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """What the parameters take, and with them the rest of a state."""
+        return sum(row.bytes for row in (*self.rows, *self.others))
+
+    def __str__(self) -> str:
+        params = sum(row.bytes for row in self.rows)
+        total = ("parameters", "", "", f"{self.count:,}", f"{params:,}")
+        cells = [("path", "shape", "dtype", "count", "bytes"), *map(_cells, self.rows), total]
+        if self.others:
+            cells += [*map(_cells, self.others), ("state", "", "", "", f"{self.bytes:,}")]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if number > 2 else cell.ljust(width)
+                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in cells
+        )
+
+
+def summary(params: PyTree) -> Summary:
+    """Summarise parameters leaf by leaf, and of a state the other parts in a line each.
+
+    Shapes will do, of `jax.eval_shape(task.init, key, batch)`: the model need not fit in memory.
+
+    Args:
+        params: pytree of arrays or of their shapes, or a `TrainState` of them.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"layers": [{"kernel": jnp.ones((64, 10)), "bias": jnp.ones(10, jnp.bfloat16)}]}
+    >>> print(summary(params))
+    path             shape     dtype     count  bytes
+    layers/0/bias    [10]      bfloat16     10     20
+    layers/0/kernel  [64, 10]  float32     640  2,560
+    parameters                             650  2,580
+    """
+    if not isinstance(params, TrainState):
+        return Summary(tuple(_rows(params)))
+    parts = {name: _rows(getattr(params, name)) for name in OTHERS}
+    parts["memory"] = _rows(params.memory)
+    others = tuple(_sum(name, rows) for name, rows in parts.items() if rows)
+    return Summary(tuple(_rows(params.params)), others)
+
+
+def _rows(tree: PyTree) -> list[Row]:
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return [_row(path_name(path), leaf) for path, leaf in pairs]
+
+
+def _row(path: str, leaf: Any) -> Row:
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        return Row(path, (), type(leaf).__name__, 1, 0)
+    count = math.prod(leaf.shape)
+    return Row(path, tuple(leaf.shape), str(leaf.dtype), count, count * leaf.dtype.itemsize)
+
+
+def _sum(name: str, rows: list[Row]) -> Row:
+    types = ", ".join(sorted({row.dtype for row in rows}))
+    count, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
+    return Row(name, None, types, count, size)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    shape = "" if row.shape is None else str(list(row.shape))
+    return row.path, shape, row.dtype, f"{row.count:,}", f"{row.bytes:,}"

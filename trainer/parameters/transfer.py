@@ -1,0 +1,303 @@
+"""Parameters from elsewhere and to elsewhere: another run's, by path, and files of arrays."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from trainer.checkpoints.host_snapshot import on_device
+from trainer.checkpoints.load import read_params
+from trainer.checks.arguments import in_words
+from trainer.checks.paths import local
+from trainer.checks.pytrees import described, path_name
+from trainer.checks.suggestions import nearest
+from trainer.host.escaping import shown
+from trainer.host.processes import is_lead
+from trainer.parameters import file_formats
+from trainer.state import PyTree, TrainState
+
+log = logging.getLogger("entracte")
+
+PARTS = ("model_state", "params")
+"""What of a run's state can be loaded."""
+
+Transform = Callable[[np.ndarray], np.ndarray]
+"""Of an array as it was saved: the same as it is to be taken."""
+
+_ITSELF = "params"
+"""What parameters that are one array are called in messages: their path is empty."""
+
+
+def load_params(
+    source: str | os.PathLike[str],
+    params: PyTree,
+    *,
+    only: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    transform: Mapping[str, Transform] | None = None,
+    part: str = "params",
+    best: str | None = None,
+    mode: str | None = None,
+) -> PyTree:
+    """Take parameters by path from another run or a file of arrays, all of them or some.
+
+    A floating leaf is cast where the source has another floating type, with a warning; nothing else
+    is converted that `transform` does not name. What the source has besides is left there, with a
+    notice.
+
+    The batch statistics of a network are no parameters but its `model_state`, and are loaded as
+    well by a call of their own, or the network works with those that it began with:
+
+        params = trainer.load_params(run, state.params)
+        model_state = trainer.load_params(run, state.model_state, part="model_state")
+
+    Args:
+        source: a run directory, whose newest intact commit is read, or a `.safetensors` or `.npz`
+            file.
+        params: gives structure, shapes, types and places; what is not taken stays.
+        only: regular expression, searched in the paths of `params`: take these alone.
+        rename: regular expression to replacement, applied in order to the paths of the source:
+            `{r"\\.": "/"}` for names with dots, `{"^encoder/": "backbone/"}` for another module.
+        transform: regular expression, searched in the paths of `params`, to a function of the array
+            as it was saved: `{"kernel$": np.transpose}` for matrices of torch, which are
+            `[out, in]`; a square one fits either way. Those that match are applied in order.
+        part: of a run, `params` or `model_state`.
+        best: of a run, take the commit with the best score of this name instead.
+        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
+
+    Returns:
+        Parameters like `params`.
+
+    Raises:
+        FileNotFoundError: there is no such run, commit or file.
+        DamagedCommit: no commit is intact.
+        ImportError: safetensors is not installed.
+        TypeError: a whole state was given.
+        ValueError: leaves are missing in the source, or have another shape or type: all are listed;
+            or a value is too large for the type that it is to be cast to; or `only` or a pattern of
+            `transform` is found in no path.
+
+    >>> import tempfile
+    >>> old = {"body": {"w": jnp.arange(3.0)}, "head": jnp.ones(10)}
+    >>> new = {"body": {"w": jnp.zeros(3)}, "head": jnp.zeros(5)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_params(old, f"{folder}/old.safetensors")
+    ...     load_params(f"{folder}/old.safetensors", new, only="^body/")["body"]
+    {'w': Array([0., 1., 2.], dtype=float32)}
+    """
+    if isinstance(params, TrainState):
+        raise TypeError(
+            "load_params fills parameters; got a TrainState: give its params, "
+            "state.replace(params=load_params(source, state.params))"
+        )
+    arrays, where, besides = _read(local(source, "load_params"), part, best, mode)
+    arrays, names = _renamed(arrays, rename or {}, where)
+    pairs = jax.tree_util.tree_leaves_with_path(params)
+    leaves = {path_name(path): leaf for path, leaf in pairs}
+    if not leaves:
+        raise ValueError(f"there is nothing to load into: {part} has no arrays")
+    wanted = {path: x for path, x in leaves.items() if only is None or re.search(only, path)}
+    if not wanted:
+        raise ValueError(
+            f"only={only!r} is found in no path of params; there is: {_few(leaves)}."
+            f"{nearest(only, leaves)}"
+        )
+    arrays, transformed = _transformed(arrays, transform or {}, wanted)
+    lines = [
+        f"{shown(path) or _ITSELF}: saved "
+        f"{described(arrays[path]) if path in arrays else 'nothing'}, wanted {described(leaf)}"
+        f"{_turned(path, arrays, leaf)}"
+        for path, leaf in wanted.items()
+        if path not in arrays or not _fits(arrays[path], leaf)
+    ]
+    if lines:
+        unused = arrays.keys() - wanted.keys()
+        raise ValueError(
+            f"{where} does not fit the parameters:\n  "
+            + "\n  ".join(lines)
+            + f"\nname with only= what to take, or with rename= how paths change; it has besides: "
+            f"{_few(unused)}"
+        )
+    taken = {path: _placed(path, arrays[path], leaf) for path, leaf in wanted.items()}
+    if cast := [path for path in taken if arrays[path].dtype != leaves[path].dtype]:
+        kinds = {f"{arrays[path].dtype} to {leaves[path].dtype}" for path in cast}
+        log.warning("cast %s: %s", " and ".join(sorted(kinds)), _few(cast))
+    _tell_of_squares(taken, names, transformed)
+    log.info(
+        "took %d of %d parameters from %s; as they were: %s; not used: %s%s",
+        *(len(taken), len(leaves), where),
+        *(_few(leaves.keys() - taken.keys()), _few(arrays.keys() - taken.keys())),
+        besides,
+    )
+    return jax.tree.unflatten(
+        jax.tree.structure(params), [taken.get(path, leaf) for path, leaf in leaves.items()]
+    )
+
+
+def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
+    """Write parameters to a file, under their paths: `layers/0/kernel`.
+
+    The file appears at once or not at all, in the place of an earlier one. `load_params` reads the
+    same bits back. On several processes each calls it, and the first one writes.
+
+    Args:
+        params: pytree of arrays; of a network with batch statistics
+            `{"params": state.params, "model_state": state.model_state}`.
+        path: of the file, `.safetensors` or `.npz`; its folder must be there.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: the file cannot be written.
+        TypeError: a leaf is of a type that such a file does not hold.
+        ValueError: two leaves share a path, or the suffix is another one.
+    """
+    if isinstance(params, str | os.PathLike):
+        raise TypeError(
+            f"export_params(params, path) takes the parameters first; got {in_words(params)}"
+        )
+    file = local(path, "export_params")
+    file_formats.check_path(file)
+    pairs = [(path_name(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"leaves share a path, so that none could be read: {', '.join(twice)}")
+    file_formats.check_types(dict(pairs), file)
+    arrays = {name: _on_host(leaf) for name, leaf in pairs}
+    if is_lead():
+        file_formats.write(arrays, file)
+
+
+def _read(
+    source: Path, part: str, best: str | None, mode: str | None
+) -> tuple[dict[str, np.ndarray], str, str]:
+    """Give the arrays by path, where they are from, and what else there is to load."""
+    if part not in PARTS:
+        raise ValueError(f"part must be params or model_state; got {part!r}.{nearest(part, PARTS)}")
+    if source.is_dir():
+        arrays, where, parts = read_params(source, part=part, best=best, mode=mode)
+        more = part == "params" and "model_state" in parts
+        return arrays, where, "; its model_state is loaded with part='model_state'" if more else ""
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"there is neither a run directory nor a file of parameters at {source}"
+        )
+    for name, value, otherwise in (("best", best, None), ("part", part, "params")):
+        if value != otherwise:
+            raise ValueError(f"{name}={value!r} chooses within a run; {source} is a file")
+    return file_formats.read(source), str(source), ""
+
+
+def _renamed(
+    arrays: Mapping[str, np.ndarray], rename: Mapping[str, str], where: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Give the arrays by their new paths, and the old path of each new one."""
+    renamed: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}
+    for path, array in arrays.items():
+        new = path
+        for pattern, replacement in rename.items():
+            new = re.sub(pattern, replacement, new)
+        if new in renamed:
+            raise ValueError(f"rename gives two leaves of {where} the path {new!r}, {path!r} one")
+        renamed[new], names[new] = array, path
+    return renamed, names
+
+
+def _transformed(
+    arrays: Mapping[str, np.ndarray], transform: Mapping[str, Transform], wanted: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Give the arrays as they shall be taken, and the paths of those that were changed."""
+    changed = dict(arrays)
+    touched: set[str] = set()
+    for pattern, function in transform.items():
+        found = [path for path in wanted if path in arrays and re.search(pattern, path)]
+        if not found:
+            raise ValueError(
+                f"transform names {pattern!r}, which is found in no path that is taken; there is: "
+                f"{_few(wanted)}.{nearest(pattern, wanted)}"
+            )
+        for path in found:
+            try:
+                changed[path] = np.asarray(function(changed[path]))
+            except Exception as error:
+                error.add_note(f"in transform[{pattern!r}] of {path}, {described(arrays[path])}")
+                raise
+        touched.update(found)
+    return changed, touched
+
+
+def _turned(path: str, arrays: Mapping[str, np.ndarray], leaf: Any) -> str:
+    """Say of a matrix that does not fit whether its transpose does."""
+    array = arrays.get(path)
+    if array is None or array.ndim != 2 or array.T.shape != getattr(leaf, "shape", None):
+        return ""
+    return f"; its transpose fits: transform={{{path!r}: np.transpose}}"
+
+
+def _tell_of_squares(
+    taken: Mapping[str, Any], names: Mapping[str, str], transformed: set[str]
+) -> None:
+    """Warn of square matrices that look like torch's, which fit either way."""
+    square = [
+        path
+        for path, leaf in taken.items()
+        if path not in transformed
+        and names[path].endswith("weight")
+        and path.endswith("kernel")
+        and leaf.ndim == 2
+        and leaf.shape[0] == leaf.shape[1]
+    ]
+    if square:
+        log.warning(
+            "%s: square, and named weight in the source, as the matrices [out, in] of torch are; "
+            'taken as they are. transform={"kernel$": np.transpose} turns them',
+            _few(square),
+        )
+
+
+def _fits(array: np.ndarray, leaf: Any) -> bool:
+    if array.shape != getattr(leaf, "shape", None):
+        return False
+    return array.dtype == leaf.dtype or (_floating(array) and _floating(leaf))
+
+
+def _floating(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
+    """Cast an array if need be, and put it where the leaf is."""
+    if array.dtype != leaf.dtype:
+        with np.errstate(over="ignore"):
+            cast = array.astype(leaf.dtype)
+        if lost := int((np.isfinite(array) & ~np.isfinite(cast)).sum()):
+            raise ValueError(
+                f"{shown(path) or _ITSELF}: {lost} of its {array.size} values, saved as "
+                f"{array.dtype}, are too large for {leaf.dtype}: load into parameters of "
+                f"{array.dtype}"
+            )
+        array = cast
+    return on_device(array, leaf) if isinstance(leaf, jax.Array) else array.copy()
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    """Give an array in row-major order, which safetensors takes for granted."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.array(leaf, order="C")
+
+
+def _few(paths: Any) -> str:
+    """Name paths in a line, the first of many."""
+    names = sorted(shown(path) or _ITSELF for path in paths)
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return (", ".join(names[:12]) or "nothing") + more

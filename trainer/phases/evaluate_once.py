@@ -1,0 +1,76 @@
+"""Evaluation alone: exact scores of a state, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.checks.arguments import in_words
+from trainer.phases.phase import Phase
+from trainer.state import TrainState, device_part, rejoin, require_state
+
+
+def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, float]:
+    """Measure a state on one split or several, each exactly.
+
+    With `restore` it takes two lines to evaluate what another run saved:
+
+        state = trainer.restore("runs/digits", task.init(key, train.example), best="val/loss")
+        scores = trainer.evaluate(state, trainer.evaluation(task.measure, test, name="test"))
+
+    Args:
+        state: to measure; left as it is.
+        phases: made by `trainer.evaluation`; their names are the prefixes of the scores.
+
+    Returns:
+        Name to score, such as `test/loss` and `test/accuracy`.
+
+    Raises:
+        TypeError: something is no phase.
+        ValueError: a phase changes the state, two have one name, or there is none.
+
+    >>> import numpy as np
+    >>> from trainer import data, evaluation
+    >>> source = data.Arrays({"inputs": np.arange(5.0)}, batch_size=2)
+    >>> phase = evaluation(lambda state, batch: {"error": batch["inputs"] - state.params}, source)
+    >>> evaluate(TrainState.create(params=jnp.float32(1), rng=jax.random.key(0)), phase)
+    {'val/error': 1.0}
+    """
+    require_state("evaluate", state)
+    chosen = checked_phases(phases)
+    state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)
+    for phase in chosen:
+        phase.verify(state)
+    measured = [phase.execute(state, None, donate=False)[2] for phase in chosen]
+    return {name: score for one in measured for name, score in one.read()[0].items()}
+
+
+def checked_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
+    """Give the phases of an evaluation, in order.
+
+    Raises:
+        TypeError, ValueError: as `evaluate`.
+    """
+    several = isinstance(phases, Sequence) and not hasattr(phases, "_fields")
+    chosen: tuple[Any, ...] = tuple(phases) if several else (phases,)  # type: ignore[arg-type]
+    for phase in chosen:
+        if not isinstance(phase, Phase):
+            raise TypeError(
+                f"evaluate takes phases made by trainer.evaluation; got {in_words(phase)}: make "
+                "one, trainer.evaluation(task.measure, source)"
+            )
+        if phase.changes:
+            raise ValueError(
+                f"evaluate needs phases that leave the state as it is, made by trainer.evaluation; "
+                f"phase {phase.name!r} may change it"
+            )
+    names = [phase.name for phase in chosen]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"evaluate needs phases with names of their own; got {names}: "
+            'trainer.evaluation(task.measure, test, name="test")'
+        )
+    return chosen

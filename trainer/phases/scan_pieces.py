@@ -1,0 +1,95 @@
+"""Cutting a long scan into a few dispatches, between which a run can tell how far it is."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.host.time_spans import Advance
+from trainer.phases.ahead_of_time import compiled_ahead
+from trainer.phases.executors import Scanned
+from trainer.state import PyTree, TrainState, data_key
+
+AT_MOST = 16
+"""Dispatches of a scan: a device takes twice as many before the host has to wait."""
+
+LONG = {"cpu": 10**11}
+"""Operations from which on a scan is cut, by platform: about a second of matrix products, so that
+what a dispatch takes, some 0.1 ms, is less than a hundredth of a piece."""
+
+LONG_ELSEWHERE = 10**14
+"""The same for GPUs and TPUs."""
+
+
+def pieces_of(steps: int, operations: int, devices: Collection[Any]) -> int:
+    """Choose into how many dispatches of equal length a scan is cut, never by a clock.
+
+    Args:
+        steps: of the scan.
+        operations: of its matrix products and convolutions, as `products` counts them.
+        devices: that it runs on. On several it stays whole.
+
+    Returns:
+        The largest divisor of `steps` up to 16 that leaves two steps each, for a long scan; else 1.
+
+    >>> cpu = jax.devices("cpu")[:1]
+    >>> pieces_of(480, 10**12, cpu), pieces_of(481, 10**12, cpu), pieces_of(480, 10**9, cpu)
+    (16, 13, 1)
+    """
+    platform = next(iter(devices)).platform
+    if len(devices) > 1 or operations < LONG.get(platform, LONG_ELSEWHERE):
+        return 1
+    divisors = (count for count in range(2, AT_MOST + 1) if steps % count == 0)
+    return max((count for count in divisors if 2 * count <= steps), default=1)
+
+
+def compiled_cut(
+    scanned: Scanned, state: TrainState, piece: Any, count: int, *, donate: bool
+) -> Callable[..., tuple[TrainState, None, list[jax.Array]]]:
+    """Compile a scan that is run in several dispatches, of equal bits as in one.
+
+    Two programs: the order of an epoch's data, and the steps of one dispatch.
+
+    Args:
+        scanned: what to repeat.
+        state: the device part, to compile for.
+        piece: of data, to compile for.
+        count: of dispatches, a divisor of the steps.
+        donate: whether the state's buffers may be reused.
+
+    Returns:
+        `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps / count, words]`
+        of each dispatch.
+    """
+
+    def begin(state: TrainState, piece: Any) -> list[PyTree]:
+        rows = jax.tree.map(jnp.asarray, scanned.rows(piece, data_key(state)))
+        each = len(jax.tree.leaves(rows)[0]) // count
+        places = [slice(first * each, (first + 1) * each) for first in range(count)]
+        return [jax.tree.map(operator.itemgetter(place), rows) for place in places]
+
+    def go_on(state: TrainState, piece: Any, rows: PyTree) -> tuple[TrainState | None, jax.Array]:
+        after, packed, _ = scanned.packed(state, piece, rows)
+        return after if scanned.changes else None, packed
+
+    started = compiled_ahead(begin, state, piece)
+    rows = jax.eval_shape(begin, state, piece)[0]
+    few = compiled_ahead(go_on, state, piece, rows, donate_argnums=(0,) if donate else ())
+
+    def run(
+        state: TrainState, piece: Any, advance: Advance | None = None
+    ) -> tuple[TrainState, None, list[jax.Array]]:
+        tables = []
+        for rows in started(state, piece):
+            after, packed = few(state, piece, rows)
+            state = after if scanned.changes else state
+            tables.append(packed)
+            if advance is not None:
+                advance.add(len(packed), packed)
+        return state, None, tables
+
+    return run

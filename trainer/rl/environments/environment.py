@@ -1,0 +1,158 @@
+"""What an environment is: pure functions over its state, and spaces of what goes in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from trainer.checks.pytrees import path_name
+from trainer.state import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Whole numbers from 0 to `n - 1`, int32 `()`."""
+
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one element: ()."""
+        return ()
+
+    @property
+    def dtype(self) -> Any:
+        """Of one element: int32."""
+        return jnp.dtype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Arrays of a shape, between two bounds that are the same for all entries."""
+
+    shape: tuple[int, ...]
+    low: float = -float("inf")
+    high: float = float("inf")
+    dtype: Any = dataclasses.field(default_factory=lambda: jnp.dtype(jnp.float32))
+
+
+Space = Discrete | Box | Mapping[str, "Discrete | Box"]
+"""Of observations: one array, or several by name. Of actions: a `Discrete` or a `Box`."""
+
+
+class Step(NamedTuple):
+    """What became of an action."""
+
+    state: PyTree
+    """Of the environment."""
+    observation: PyTree
+    """Of the observation space."""
+    reward: jax.Array
+    """() float32."""
+    terminated: jax.Array
+    """() bool: the episode ended by what happened in it; there is nothing to come."""
+    truncated: jax.Array
+    """() bool: the episode was cut off, by a time limit say; there would have been more to come."""
+    info: Mapping[str, jax.Array] = {}
+    """What wrappers add: `episode_return`, `episode_length`, `lesson`, `final_observation`."""
+
+
+def _anything(params: PyTree) -> None:
+    """Accept any parameters."""
+
+
+class Environment(NamedTuple):
+    """An environment as pure functions: one of it, without a batch axis; `vmap` makes many.
+
+    What a lesson changes is data: `params`, a pytree of arrays, goes into every call, so that
+    another lesson compiles nothing anew.
+    """
+
+    name: str
+    reset: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
+    """`(key, params) -> (state, observation)`: begin an episode; jittable."""
+    step: Callable[[jax.Array, PyTree, jax.Array, PyTree], Step]
+    """`(key, state, action, params) -> Step`; jittable. Does not reset by itself."""
+    observation_space: Space
+    action_space: Discrete | Box
+    params: PyTree
+    """The lesson to run where none is named."""
+    check: Callable[[PyTree], None] = _anything
+    """`(params)`: raises ValueError where they are outside the environment's range; on the host."""
+    render: Callable[[PyTree, PyTree], jax.Array] | None = None
+    """`(state, params) -> uint8 [height, width, 3]`, jittable; None where it cannot be drawn."""
+    lessons: tuple[str, ...] = ()
+    """Names of the lessons that it draws from, see `trainer.rl.curriculum`."""
+
+
+def check_contract(env: Environment) -> None:
+    """Check, without computing anything, that an environment gives what it declares.
+
+    Of dtypes only those of the flags are checked: a whole number does for a float.
+
+    Raises:
+        TypeError: its `step` gives no `Step`, or a flag is no bool.
+        ValueError: an observation is not of its space, the state changes in a step, or a reward or
+            a flag is no scalar.
+
+    >>> from trainer.rl.environments import cartpole
+    >>> check_contract(cartpole()._replace(observation_space=Box((3,))))
+    Traceback (most recent call last):
+        ...
+    ValueError: environment 'cartpole': the observation of its reset must be of shape [3]; got [4]
+    """
+    state, observation, step = first_step(env, env.params)
+    if not isinstance(step, Step):
+        raise TypeError(
+            f"environment {env.name!r}: its step must give a trainer.rl.environments.Step; got a "
+            f"{type(step).__name__}"
+        )
+    declared, scalar = example(env.observation_space), jnp.zeros(())
+    for what, wanted, got in (
+        ("observation of its reset", declared, observation),
+        ("observation of its step", declared, step.observation),
+        ("state after its step", state, step.state),
+        ("reward", scalar, step.reward),
+        ("terminated", scalar, step.terminated),
+        ("truncated", scalar, step.truncated),
+    ):
+        if (needed := _shapes(wanted)) != (given := _shapes(got)):
+            raise ValueError(
+                f"environment {env.name!r}: the {what} must be of shape {needed}; got {given}"
+            )
+    for what, flag in (("terminated", step.terminated), ("truncated", step.truncated)):
+        if flag.dtype != bool:
+            raise TypeError(f"environment {env.name!r}: {what} must be a bool; got {flag.dtype}")
+
+
+def first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
+    """Give the shapes and dtypes of (state, observation, the first step), computing nothing."""
+    key, action = jax.random.key(0), example(env.action_space)
+    state, observation = jax.eval_shape(lambda key: env.reset(key, params), key)
+
+    def step(key: jax.Array, state: PyTree, action: jax.Array) -> Step:
+        return env.step(key, state, action, params)
+
+    return state, observation, jax.eval_shape(step, key, state, action)
+
+
+def _shapes(tree: PyTree) -> Any:
+    """Give the shape of an array, or those of several by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    shapes = {path_name(path): list(jnp.shape(leaf)) for path, leaf in leaves}
+    return shapes[""] if list(shapes) == [""] else shapes
+
+
+def example(space: Space, *batch: int) -> PyTree:
+    """Give zeros of a space, `[*batch, ...]`, such as a network is initialised with.
+
+    >>> example(Box((3,)), 2).shape, example({"mission": Discrete(4)}, 2)["mission"].dtype
+    ((2, 3), dtype('int32'))
+    """
+    if isinstance(space, Mapping):
+        return {name: example(part, *batch) for name, part in space.items()}
+    return jnp.zeros((*batch, *space.shape), space.dtype)

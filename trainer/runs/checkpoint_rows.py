@@ -1,0 +1,55 @@
+"""The commits of a run's directory, as a store keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from typing import Any
+
+import xxhash
+
+from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints import publishing
+from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.select import folder_of
+from trainer.runs.rows import CommitRow
+
+
+def complete(directory: str | os.PathLike[str]) -> list[int]:
+    """List the epochs of a run's complete commits, ascending."""
+    return publishing.complete(folder_of(directory))
+
+
+def described(directory: str | os.PathLike[str], epoch: int) -> CommitRow:
+    """Describe a commit by its manifest; its arrays are not read.
+
+    Raises:
+        DamagedCommit: it is missing, not as it was written, or of a newer version: it cannot be
+            described, and others can.
+    """
+    folder = folder_of(directory)
+    try:
+        manifest = publishing.read_manifest(folder, epoch)
+    except ValueError as error:
+        raise DamagedCommit(str(error)) from error
+    path = folder / str(epoch)
+    leaves = json.dumps(manifest["leaves"], sort_keys=True).encode()
+    written: Any = manifest.get("written")
+    try:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        when = datetime.fromisoformat(written)
+    except FileNotFoundError as error:
+        raise DamagedCommit(f"commit {epoch} in {folder} was removed just now") from error
+    except (TypeError, ValueError) as error:
+        raise DamagedCommit(
+            f"commit {epoch} in {folder}: its time cannot be {written!r:.60}"
+        ) from error
+    return CommitRow(
+        epoch=epoch,
+        path=os.fspath(path),
+        bytes=size,
+        scores=manifests.saved_scores(manifest),
+        checksum=xxhash.xxh3_64_hexdigest(leaves),  # of the state alone: equal bits, equal commit
+        written=when.isoformat(),
+    )

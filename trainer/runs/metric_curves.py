@@ -1,0 +1,69 @@
+"""What was measured of a run, as curves: by training itself, and by evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.runs.panels import Curve
+from trainer.runs.requests import results
+from trainer.runs.store import Store
+
+
+def metric_names(store: Store, run: str) -> list[str]:
+    """List the names of what was recorded of a run or found by evaluators, sorted.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+    ...     store.write_records("digits", 1, 28, {"val/loss": 0.5, "sample": "Once"})
+    ...     metric_names(store, "digits")
+    ['val/loss']
+    """
+    rows = store.connection.execute(
+        "SELECT name FROM records WHERE run = ? AND text IS NULL UNION "
+        "SELECT name FROM results WHERE run = ?",
+        (run, run),
+    )
+    return sorted(name for (name,) in rows)
+
+
+def measured(store: Store, run: str, names: Sequence[str] | None = None) -> dict[str, Curve]:
+    """Give the curves of a run: numbers by epoch, the last of each.
+
+    What evaluators found of its checkpoints belongs to it where training recorded nothing of that
+    name; found by several suites, it is named `SUITE/NAME`.
+
+    Args:
+        store: to look in.
+        run: its name.
+        names: of the metrics; all where None.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+    ...     store.write_records("digits", 1, 28, {"val/loss": 0.5})
+    ...     store.write_records("digits", 2, 56, {"val/loss": 0.25, "sample": "Once"})
+    ...     measured(store, "digits")
+    {'val/loss': Curve(epochs=[1, 2], values=[0.5, 0.25])}
+    """
+    curves: dict[str, Curve] = {}
+    for name, epoch, _, value in store.records(run, names):
+        if not isinstance(value, str):
+            _add(curves.setdefault(name, Curve()), epoch, value)
+    found: dict[str, dict[str, Curve]] = {}
+    for (suite, epoch), scores in results(store, run).items():
+        for name, value in scores.items():
+            if name not in curves and (names is None or name in names):
+                _add(found.setdefault(name, {}).setdefault(suite, Curve()), epoch, value)
+    for name, suites in found.items():
+        if len(suites) == 1:
+            curves[name] = next(iter(suites.values()))
+        else:
+            curves |= {f"{suite}/{name}": curve for suite, curve in suites.items()}
+    return curves
+
+
+def _add(curve: Curve, epoch: int, value: float) -> None:
+    if curve.epochs and curve.epochs[-1] == epoch:
+        curve.values[-1] = value
+    else:
+        curve.epochs.append(epoch)
+        curve.values.append(value)

@@ -1,0 +1,131 @@
+"""Curves: metrics over a run, which of them belong together, and the numbers beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from trainer.checks.modes import ASIDE
+from trainer.runs.sparklines import Course, rank
+
+HOOK = "time/hook/"
+"""How the names of hooks' times begin."""
+
+
+@dataclasses.dataclass
+class Curve:
+    """A metric over a run."""
+
+    epochs: list[float] = dataclasses.field(default_factory=list)
+    """Of its values; steps where the records name no epochs."""
+    values: list[float] = dataclasses.field(default_factory=list)
+    """Nan where it was not finite."""
+
+    @property
+    def course(self) -> Course:
+        """The last value, the lowest and the highest, and their epochs."""
+        course = Course()
+        for epoch, value in zip(self.epochs, self.values, strict=True):
+            course.add(value, int(epoch))
+        return course
+
+
+def finite(curve: Curve) -> list[float]:
+    """Leave out of its values what is not finite."""
+    return [value for value in curve.values if math.isfinite(value)]
+
+
+class HookTime(NamedTuple):
+    """What a hook took."""
+
+    name: str
+    seconds: float
+    """In all."""
+    each: float
+    """Seconds, in the mean of the epochs."""
+    share: float
+    """Of what phases and hooks took together."""
+
+
+def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
+    """Sum up each hook's times, the costliest first; those that took none are left out.
+
+    Times of an event are written by the next epoch's record, those of the last by none.
+
+    >>> hook_times({"time/epoch_seconds": Curve([1], [3.0]), "time/hook/save": Curve([1], [1.0])})
+    [HookTime(name='save', seconds=1.0, each=1.0, share=0.25)]
+    """
+    totals = {
+        name.removeprefix(HOOK): finite(curve)
+        for name, curve in curves.items()
+        if name.startswith(HOOK) and any(finite(curve))
+    }
+    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
+    return [
+        HookTime(name, sum(times), sum(times) / len(times), sum(times) / whole)
+        for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
+    ]
+
+
+def panels(
+    curves: Mapping[str, Curve], metrics: Sequence[str] | None = None
+) -> dict[str, dict[str, Curve]]:
+    """Sort curves into panels: those of one name, of training and validation, into one.
+
+    Args:
+        curves: of all metrics.
+        metrics: those to show; all but times and the machine's where None.
+
+    Returns:
+        Panel to name in it to curve, the most telling first.
+
+    >>> curves = dict.fromkeys(["train/norm", "train/loss", "val/loss", "time/s"], Curve())
+    >>> {panel: list(found) for panel, found in panels(curves).items()}
+    {'loss': ['train', 'val'], 'norm': ['train']}
+    """
+    if metrics is None:
+        metrics = [name for name in curves if not name.startswith(ASIDE)]
+    found: dict[str, dict[str, Curve]] = {}
+    for name in sorted((name for name in metrics if name in curves), key=_panel_rank):
+        panel, label = placed(name)
+        found.setdefault(panel, {})[label] = curves[name]
+    return found
+
+
+def placed(name: str) -> tuple[str, str]:
+    """Give (panel, name in it) of a metric.
+
+    >>> placed("val/loss"), placed("gradients/norm/hidden/0"), placed("size")
+    (('loss', 'val'), ('gradients/norm', 'hidden/0'), ('size', ''))
+    """
+    first, _, rest = name.partition("/")
+    if first == "gradients" and "/" in rest:
+        kind, _, layer = rest.partition("/")
+        return f"{first}/{kind}", layer
+    return (rest, first) if rest else (name, "")
+
+
+def _panel_rank(name: str) -> tuple[bool, int]:
+    return name.startswith("gradients/"), rank(name)
+
+
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Choose round numbers from low to high, three to six of them where they differ.
+
+    >>> ticks(0.0, 1.0), ticks(1, 20, whole=True), ticks(3, 3)
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [5, 10, 15, 20], [3])
+    """
+    if not high > low:
+        return [low]
+    rough = (high - low) / 5
+    if not 1e-300 < rough < math.inf:  # closer, or further apart, than numbers can tell
+        return [low, high]
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)
+    if whole:
+        step = max(round(step), 1)
+    places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    digits = max(-math.floor(math.log10(step)), 0)
+    return [round(place * step, digits) for place in places]

@@ -1,0 +1,1 @@
+"""Supervised learning: the task, its gradients, its optimizer, and tools that look at them."""

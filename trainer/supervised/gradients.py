@@ -1,0 +1,268 @@
+"""Gradients of a batch: whole, or by micro-batches that are joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from trainer.losses.loss import Loss, measured
+from trainer.phases.executors import has_convolution
+from trainer.phases.metrics import WEIGHT
+from trainer.state import PyTree, TrainState
+from trainer.supervised.optimizer_groups import learning_rates
+from trainer.supervised.optimizer_updates import ValueFn, updated
+from trainer.supervised.precision import cast, cast_like
+
+Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
+"""`(params, model_state, batch, key) -> (loss (), ({name: Mean}, model_state))`."""
+
+
+class Mean(NamedTuple):
+    """The mean over a batch of what a loss measured, () each."""
+
+    value: jax.Array
+    """0 where nothing weighs."""
+    weight: jax.Array | None
+    """The sum of the examples' weights; None where all weigh the same."""
+
+
+class Gradients(NamedTuple):
+    """What a batch gives."""
+
+    params: PyTree
+    """Gradients, of the structure of the parameters."""
+    means: dict[str, Mean]
+    """What the loss measured."""
+    model_state: PyTree
+    value_fn: ValueFn
+    """`(params) -> ()`, the same batch's mean loss at other parameters, by the same key."""
+
+
+def mean(values: Any) -> Mean:
+    """Give the mean of a loss's values and its weight.
+
+    Args:
+        values: `[batch]`, or a pair (values, weights) of `[batch]` each.
+    """
+    if isinstance(values, tuple):
+        values, weights = values
+        total = jnp.sum(weights, dtype=jnp.float32)
+        summed = jnp.sum(jnp.where(weights == 0, 0, values * weights))  # 0 * nan leaks
+        return Mean(summed / jnp.where(total == 0, 1, total), total)
+    return Mean(jnp.mean(values), None)
+
+
+def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, Mean]:
+    """Give the means of what a loss measures at an optimizer step.
+
+    Raises:
+        TypeError, ValueError: see `losses.contract.measured`.
+    """
+    return {name: mean(v) for name, v in measured(loss, step, outputs, batch).items()}
+
+
+def moving(means: Mapping[str, Mean]) -> jax.Array | None:
+    """Say whether a batch has something to learn from, () bool; None where every one has."""
+    weight = means["loss"].weight
+    return None if weight is None else weight > 0
+
+
+def metrics_of(means: Mapping[str, Mean]) -> dict[str, jax.Array]:
+    """Give what a step reports: means, nan where nothing weighs, and the weights beside them."""
+    metrics: dict[str, jax.Array] = {}
+    for name, (value, weight) in means.items():
+        if weight is None:
+            metrics[name] = value
+        else:
+            metrics[name] = jnp.where(weight > 0, value, jnp.nan)
+            metrics[name + WEIGHT] = weight
+    return metrics
+
+
+def unmoved(
+    moves: jax.Array | None, before: TrainState, after: TrainState, told: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Keep the state where a batch had nothing to learn from, but for the count of steps.
+
+    The step is counted all the same: it has had its data and its random numbers.
+
+    Args:
+        moves: () bool, as `moving` gives it.
+        before: the state before the step.
+        after: the state after it.
+        told: what `applied` reports, which then counts in no mean.
+    """
+    if moves is None:
+        return after, told
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(moves, new, old),
+        (after.params, after.opt_state, after.model_state),
+        (before.params, before.opt_state, before.model_state),
+    )
+    weight = moves.astype(jnp.float32)
+    weights = {name + WEIGHT: weight for name in ("grad_norm", "clipped") if name in told}
+    after = after.replace(params=kept[0], opt_state=kept[1], model_state=kept[2])
+    return after, told | weights
+
+
+def of_batch(
+    objective: Objective, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array
+) -> Gradients:
+    """Give the gradients of a whole batch."""
+    before = model_state
+    grads, (means, model_state) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
+
+    def value_fn(params: PyTree) -> jax.Array:
+        return objective(params, before, batch, key)[0]
+
+    return Gradients(grads, means, model_state, value_fn)
+
+
+def accumulated(
+    objective: Objective,
+    params: PyTree,
+    model_state: PyTree,
+    batch: PyTree,
+    key: jax.Array,
+    *,
+    count: int,
+) -> Gradients:
+    """Give the gradients of a batch, computed by micro-batches one after another.
+
+    They are those of the whole batch to rounding, also where examples weigh differently. The model
+    state passes from one micro-batch to the next, so that batch normalisation sees micro-batches:
+    it normalises by their statistics, and takes `count` steps of its running averages.
+
+    Args:
+        objective: see `Objective`.
+        params: of the network.
+        model_state: of the network.
+        batch: pytree of arrays `[batch, ...]`; `count` divides `batch`.
+        key: () typed key; each micro-batch has one of its own.
+        count: micro-batches.
+
+    Raises:
+        ValueError: `count` does not divide the batch.
+    """
+    size = len(jax.tree.leaves(batch)[0])
+    if size % count:
+        raise ValueError(
+            f"accumulate must divide the batch: {size} examples do not make {count} micro-batches "
+            f"of one size; use a batch_size that is a multiple of {count}"
+        )
+    parts = jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), batch)
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(count))
+    derive = jax.grad(objective, has_aux=True)
+
+    def add(carried: Any, part: Any) -> tuple[Any, None]:
+        model_state, sums = carried
+        grads, (means, model_state) = derive(params, model_state, *part)
+        weights = {n: jnp.float32(size // count if w is None else w) for n, (_, w) in means.items()}
+        weight = weights["loss"]
+        totals = {name: (means[name].value * w, w) for name, w in weights.items()}
+        grads = optax.tree.scale(weight, cast(grads, jnp.float32))
+        return (model_state, optax.tree.add(sums, (grads, totals))), None
+
+    before = model_state
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (parts, keys))
+    grads, (given, _) = jax.eval_shape(derive, params, model_state, *first)
+    nothing = {name: (jnp.zeros(()), jnp.zeros(())) for name in given}
+    zeros = optax.tree.zeros_like(grads, jnp.float32), nothing
+    # In a loop XLA on CPU runs a convolution several times slower.
+    looping = jax.default_backend() != "cpu" or not has_convolution(
+        jax.make_jaxpr(derive)(params, model_state, *first)
+    )
+    (model_state, (grads, totals)), _ = lax.scan(
+        add, (model_state, zeros), (parts, keys), unroll=1 if looping else count
+    )
+    means = {
+        name: Mean(
+            total / jnp.where(weight == 0, 1, weight),
+            None if given[name].weight is None else weight,
+        )
+        for name, (total, weight) in totals.items()
+    }
+    weight = totals["loss"][1]
+    grads = optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)
+
+    def value_fn(params: PyTree) -> jax.Array:
+        def add(carried: Any, part: Any) -> tuple[Any, None]:
+            model_state, total = carried
+            value, (means, model_state) = objective(params, model_state, *part)
+            share = means["loss"].weight
+            share = size // count if share is None else share
+            return (model_state, total + value * share), None
+
+        start = before, jnp.zeros((), jnp.float32)
+        unroll = 1 if looping else count
+        (_, total), _ = lax.scan(add, start, (parts, keys), unroll=unroll)
+        return total / jnp.where(weight == 0, 1, weight)
+
+    return Gradients(cast_like(grads, params), means, model_state, value_fn)
+
+
+def updates(
+    state: TrainState, found: Gradients, grads: PyTree, optimizer: optax.GradientTransformation
+) -> tuple[PyTree, PyTree]:
+    """Give (updates, opt_state) that an optimizer makes of gradients, which may be clipped."""
+    return updated(
+        *(optimizer, grads, state.opt_state, state.params),
+        value=found.means["loss"].value,
+        grad=found.params,
+        value_fn=found.value_fn,
+    )
+
+
+def applied(
+    state: TrainState,
+    found: Gradients,
+    optimizer: optax.GradientTransformation,
+    *,
+    length: jax.Array,
+    clip_norm: float | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step.
+
+    Args:
+        state: to step from.
+        found: the gradients of its parameters, and what else the batch gave; the optimizer gets
+            of it what it asks for: `value`, `grad`, which is not clipped, `value_fn`.
+        optimizer: of optax.
+        length: () L2 norm of the gradients.
+        clip_norm: norm to which larger gradients are scaled; None: not clipped.
+
+    Returns:
+        The state, and `grad_norm`, which is the length, with `clip_norm` also `clipped`, 1 where
+        they were, and `learning_rate` where the optimizer keeps one; where several do,
+        `learning_rate/<group>`.
+    """
+    grads = found.params
+    metrics = {"grad_norm": length}
+    if clip_norm is not None:
+        metrics["clipped"] = (length > clip_norm).astype(jnp.float32)
+        grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / length), grads)
+    changes, opt_state = updates(state, found, grads, optimizer)
+    metrics |= learning_rates(opt_state)
+    params = optax.apply_updates(state.params, changes)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+SMALL = 2**15
+"""Elements below which a leaf's norm costs more to start than to compute."""
+
+
+def norm(tree: PyTree) -> jax.Array:
+    """Give the L2 norm over all leaves, the small ones joined.
+
+    One by one they take 5% of an MLP's step on CPU; joining large ones would copy them. In
+    smaller floats it is `optax.tree.norm` that is faster, by 5%.
+    """
+    leaves = jax.tree.leaves(tree)
+    small = [leaf.ravel() for leaf in leaves if leaf.size < SMALL]
+    large = [leaf for leaf in leaves if leaf.size >= SMALL]
+    return optax.tree.norm([*large, jnp.concatenate(small)] if small else large)

@@ -1,0 +1,201 @@
+"""The numbers that `optax.inject_hyperparams` keeps in the optimizer's state: read and set."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer.checks.suggestions import among
+from trainer.state import PyTree
+from trainer.supervised.optimizer_groups import group_names
+
+
+def hyperparam_names(opt_state: PyTree) -> list[str]:
+    """Name the numbers that can be set: kept, of a floating type, and under no schedule.
+
+    >>> import optax
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+    >>> hyperparam_names(optimizer.init({"w": jnp.ones(2)}))
+    ['learning_rate', 'momentum']
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    kept = {path[-1].key for path, leaf in leaves if _is_kept(path) and _is_float(leaf)}
+    return sorted(kept - _scheduled(opt_state))
+
+
+def hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
+    """Give the values of a name by the groups that keep it, see `optimizer_groups`.
+
+    >>> import optax
+    >>> optimizer = optax.named_chain(
+    ...     ("momentum", optax.inject_hyperparams(optax.trace)(decay=0.9)),
+    ...     ("descent", optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)),
+    ... )
+    >>> hyperparam(optimizer.init({"w": jnp.ones(2)}), "learning_rate")
+    {'descent': Array(0.5, dtype=float32)}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    groups = _groups(opt_state)
+    return {groups[path[:-1]]: leaf for path, leaf in leaves if _is_kept(path, name)}
+
+
+def with_hyperparam(
+    opt_state: PyTree, name: str, change: Callable[[Any], Any], *, group: str | None = None
+) -> PyTree:
+    """Change the values of a name, in each group that keeps it or in one; dtypes and shapes stay.
+
+    Args:
+        opt_state: of an optimizer, or of several in one.
+        name: of the number, such as `learning_rate`.
+        change: `(numpy array) -> value`.
+        group: the only one to change it in.
+
+    Returns:
+        The very same object where no value became another.
+
+    >>> import optax
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> state = optimizer.init({"w": jnp.ones(2)})
+    >>> with_hyperparam(state, "learning_rate", lambda rate: rate / 2).hyperparams
+    {'learning_rate': Array(0.25, dtype=float32)}
+    """
+
+    def changed(leaf: Any) -> Any:
+        return replaced(leaf, change(np.asarray(leaf)))
+
+    return map_hyperparam(opt_state, name, changed, group=group)
+
+
+def map_hyperparam(
+    opt_state: PyTree,
+    name: str,
+    change: Callable[[jax.Array], jax.Array],
+    *,
+    group: str | None = None,
+) -> PyTree:
+    """Change the leaves of a name, as `with_hyperparam` does, within a jitted function too."""
+    groups = {} if group is None else _groups(opt_state)
+    before, structure = jax.tree_util.tree_flatten_with_path(opt_state)
+    after = [
+        change(leaf)
+        if _is_kept(path, name) and (group is None or groups[path[:-1]] == group)
+        else leaf
+        for path, leaf in before
+    ]
+    if all(new is leaf for new, (_, leaf) in zip(after, before, strict=True)):
+        return opt_state
+    return jax.tree.unflatten(structure, after)
+
+
+def check_hyperparam(
+    who: str, opt_state: PyTree, name: str, *, group: str | None = None, instead: str = ""
+) -> None:
+    """Check that the number of this name can be set.
+
+    Args:
+        who: that sets it, for the message.
+        opt_state: of the optimizer.
+        name: of the number.
+        group: in which it is to be set; None: in each that keeps it.
+        instead: what the user may do otherwise, for the message.
+
+    Raises:
+        ValueError: there is none, a schedule sets it, or it is an integer; there is no such group.
+    """
+    found = hyperparam(opt_state, name)
+    if group is not None and group not in found:
+        groups = sorted(set(_groups(opt_state).values()))
+        if group in groups:
+            there = _numbers_of(opt_state, group)
+            raise ValueError(
+                f"{who} sets {name} of the group {group!r}, which keeps no such number"
+                f"{among(name, there)}"
+            )
+        keeping = list(found) or groups
+        raise ValueError(
+            f"{who} sets {name} of a group {group!r}, which the optimizer has not, or not with "
+            f"{name} in it{among(group, keeping, [f'{one}/{name}' for one in found] or keeping)}"
+        )
+    leaves = list(found.values()) if group is None else [found[group]]
+    if name in _scheduled(opt_state, group):
+        got = "with a schedule, which sets it at every step"
+    elif not leaves:
+        got = f"without it{among(name, hyperparam_names(opt_state))}"
+    elif not all(map(_is_float, leaves)):
+        got = f"with an integer, {leaves[0]}, which no fraction fits"
+    else:
+        return
+    raise ValueError(
+        f"{who} needs an optimizer whose {name} can be set, a float under "
+        f"optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3); got one {got}: make it so"
+        + (f", or {instead}" if instead else "")
+    )
+
+
+def check_one_group(who: str, opt_state: PyTree, name: str) -> None:
+    """Check that one group alone keeps a name, so that it says which number is meant.
+
+    Raises:
+        ValueError: several do.
+    """
+    found = hyperparam(opt_state, name)
+    if len(found) > 1:
+        groups = ", ".join(f"{group!r} ({np.ravel(leaf)[0]:.6g})" for group, leaf in found.items())
+        first = next(iter(found))
+        raise ValueError(
+            f"{who} sets {name}, which several groups of the optimizer keep, and would make them "
+            f"alike: {groups}; name the group, such as {{{first!r}: {{{name!r}: ...}}}}"
+        )
+
+
+def replaced(leaf: Any, value: Any) -> Any:
+    """Give a value the dtype, shape and devices of a leaf; the leaf itself where it equals it.
+
+    A member of a population has leaves of numpy, and keeps them.
+    """
+    old = np.asarray(leaf)
+    new = np.broadcast_to(np.asarray(value).astype(old.dtype), old.shape)
+    if np.array_equal(old, new):
+        return leaf
+    return jax.device_put(new, leaf.sharding) if isinstance(leaf, jax.Array) else new
+
+
+def _is_kept(path: Any, name: str | None = None) -> bool:
+    """Say whether a path is that of a number (of this name) that `inject_hyperparams` keeps."""
+    if len(path) < 2 or getattr(path[-2], "name", None) != "hyperparams":
+        return False
+    return name is None or path[-1].key == name
+
+
+def _groups(opt_state: PyTree) -> dict[Any, str]:
+    """Give the groups that keep numbers: the path of the numbers to the group's name."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    holders = list(dict.fromkeys(path[:-1] for path, _ in leaves if _is_kept(path)))
+    return dict(zip(holders, group_names(holders), strict=True))
+
+
+def _numbers_of(opt_state: PyTree, group: str) -> list[str]:
+    """Name the numbers that a group keeps."""
+    leaves, groups = jax.tree_util.tree_leaves_with_path(opt_state), _groups(opt_state)
+    return [p[-1].key for p, _ in leaves if _is_kept(p) and groups[p[:-1]] == group]
+
+
+def _scheduled(opt_state: PyTree, group: str | None = None) -> set[str]:
+    """Name the numbers that a schedule sets (in this group)."""
+    groups = {path[:-1]: name for path, name in _groups(opt_state).items()}
+    return {
+        after.key
+        for path, _ in jax.tree_util.tree_leaves_with_path(opt_state)
+        for place, (before, after) in enumerate(itertools.pairwise(path))
+        if getattr(before, "name", None) == "hyperparams_states"
+        if group is None or groups.get(path[:place]) == group
+    }
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -1,0 +1,252 @@
+"""The range test: how the loss goes as the learning rate grows, and what rate that suggests."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer import TrainState, training
+from trainer.checks.paths import local
+from trainer.data.source import Feed, Source
+from trainer.phases.executors import Step
+from trainer.phases.metrics import WEIGHT
+from trainer.phases.state_buffers import owned
+from trainer.state import PyTree
+from trainer.supervised.hyperparams import check_hyperparam, map_hyperparam
+
+MEMORY = 0.9
+"""Weight of the past in the running mean by which divergence is told."""
+
+DIVERGED = 4.0
+"""Times the best running mean, above which the loss has diverged."""
+
+WIDTH = 0.03
+"""Standard deviation of the window that smooths the losses, as a share of the steps."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RangeTest:
+    """What `find_learning_rate` found."""
+
+    rates: np.ndarray
+    """float64 `[steps]`, the learning rate of each step."""
+    losses: np.ndarray
+    """float64 `[steps]`, the loss before each update."""
+    counted: np.ndarray
+    """bool `[steps]`, true until the loss diverged."""
+    smoothed: np.ndarray
+    """float64 `[steps]`, the losses smoothed without a lag; nan where they are not counted."""
+    steepest: float
+    """The rate at which the loss falls fastest over the logarithm of the rate."""
+    valley: float
+    """The rate at which half of the longest fall of the loss is done."""
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw loss over rate, with the two suggestions, into a PNG file.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            error.add_note('plot needs matplotlib: pip install "entracte[plots]"')
+            raise
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        counted = self.counted
+        axes.plot(self.rates[counted], self.losses[counted], ".", color="0.7", label="loss")
+        axes.plot(self.rates[counted], self.smoothed[counted], color="tab:blue", label="smoothed")
+        for name, color in (("steepest", "tab:red"), ("valley", "tab:green")):
+            rate = getattr(self, name)
+            loss = self.smoothed[np.searchsorted(self.rates, rate)]
+            axes.plot([rate], [loss], "o", color=color, label=f"{name}: {rate:.2g}")
+        fallen = int(np.nanargmin(self.smoothed))
+        bottom, top = self.losses[counted].min(), np.nanmax(self.smoothed[: fallen + 1])
+        limits = bottom - 0.1 * (top - bottom), top + 0.5 * (top - bottom)  # what diverges goes out
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=limits)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(local(path, "plot"), format="png", dpi=120)
+
+
+def find_learning_rate(
+    step: Step,
+    state: TrainState,
+    source: Source,
+    *,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 100,
+) -> RangeTest:
+    """Train for a few steps with a learning rate that grows from one to the next, and look.
+
+    It is no hook: call it before `fit`. The state is left as it is; what the steps changed is
+    dropped. All steps run, and those after the loss diverged do not count: where it is not finite,
+    or its running mean is over 4 times the best. Both suggestions are of the losses smoothed by a
+    window that looks both ways, so without a lag. They depend on the batch size and are a place to
+    begin: look at the plot.
+
+    Args:
+        step: `(state, batch) -> (state, metrics)` with a `loss`, such as `task.step`.
+        state: to begin with; its optimizer keeps a learning rate that can be set,
+            `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`. Where several optimizers
+            keep one, all are set.
+        source: of batches, read as in training, from the state's epoch on, over and over if it
+            has fewer batches.
+        low: rate of the first step.
+        high: rate of the last one.
+        steps: how many.
+
+    Raises:
+        ValueError: a setting is out of range; the optimizer has no learning rate that can be set;
+            the step reports no `loss`; the loss never fell.
+
+    Source: L. Smith, Cyclical Learning Rates for Training Neural Networks, 2017, section 3.3, for
+    the test. The fall of the valley is that of fastai, the longest decreasing subsequence; its
+    middle is taken by loss and not by steps, which differed up to tenfold between two seeds.
+
+    >>> import optax
+    >>> from trainer import data
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
+    >>> def step(state, batch):
+    ...     error = state.params - batch["inputs"]
+    ...     grads = 2 * error.mean()
+    ...     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    ...     params = optax.apply_updates(state.params, updates)
+    ...     after = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    ...     return after, {"loss": (error**2).mean()}
+    >>> params = jnp.zeros(())
+    >>> state = TrainState.create(
+    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
+    ... )
+    >>> found = find_learning_rate(step, state, data.Arrays({"inputs": np.full(64, 3.0)}, 16))
+    >>> 0.01 < found.steepest < 0.5
+    True
+    """
+    if not 0 < low < high < np.inf:
+        raise ValueError(f"low and high must be rates with 0 < low < high; got {low} and {high}")
+    if steps < 10:
+        raise ValueError(f"steps must be at least 10, to see a slope; got {steps}")
+    check_hyperparam("find_learning_rate", state.opt_state, "learning_rate")
+    rates = np.geomspace(low, high, steps)
+    losses = _losses(step, state, source, rates)
+    counted = _counted(losses)
+    smoothed = _smoothed(losses, counted)
+    falling = _longest_fall(smoothed[counted])
+    if len(falling) < 3:
+        until = f", and diverged at {rates[counted.sum()]:.3g}" if not counted.all() else ""
+        raise ValueError(
+            f"the loss never fell while the learning rate grew from {low:.3g} to {high:.3g}: it "
+            f"was {losses[0]:.6g} at first{until}; try a smaller low, more steps or a larger batch"
+        )
+    slopes = np.gradient(smoothed[counted], np.log(rates[counted]))
+    steepest = falling[np.argmin(slopes[falling])]
+    fall = smoothed[falling]
+    valley = falling[np.argmin(np.abs(fall - (fall[0] + fall[-1]) / 2))]
+    return RangeTest(rates, losses, counted, smoothed, float(rates[steepest]), float(rates[valley]))
+
+
+def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) -> np.ndarray:
+    """Train with these rates, one a step, and give the loss of each: float64 `[steps]`."""
+    first, table = int(state.step), np.asarray(rates, np.float32)
+
+    def probing(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        rate = jnp.asarray(table)[jnp.clip(state.step - first, 0, len(table) - 1)]
+        opt_state = map_hyperparam(
+            state.opt_state, "learning_rate", lambda old: jnp.full(old.shape, rate, old.dtype)
+        )
+        after, metrics = step(state.replace(opt_state=opt_state), batch)
+        if "loss" not in metrics:
+            raise ValueError(f"the step must report a 'loss'; it reports {sorted(metrics)}")
+        weight = metrics.get("loss" + WEIGHT, jnp.ones(()))
+        return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
+
+    probing.check = getattr(step, "check", None)  # type: ignore[attr-defined]
+    phase = training(probing, _Head(source, len(rates)), name="range_test")
+    state = phase.prepared(owned(state.replace(memory={}, scores={})))
+    phase.verify(state)
+    traces: list[float] = []
+    while len(traces) < len(rates):
+        state, _, measured = phase.execute(state, None, donate=True)
+        _, found, _ = measured.read()
+        both = (found[f"range_test/{name}"] for name in ("loss", "counts"))
+        for loss, counts in zip(*both, strict=True):
+            # A batch in which nothing weighs has no loss, which does not mean that it diverged.
+            traces.append(loss if counts or not traces else traces[-1])
+        state = state.replace(epoch=state.epoch + 1)
+    return np.array(traces[: len(rates)], np.float64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Head:
+    """The first steps of each epoch of a source, so that a long one is not read to its end."""
+
+    source: Source
+    steps: int
+
+    @property
+    def example(self) -> Any:
+        return self.source.example
+
+    def training(self) -> Feed:
+        feed, steps = self.source.training(), self.steps
+
+        def rows(piece: Any, key: jax.Array) -> Any:
+            return jax.tree.map(lambda rows: rows[:steps], feed.rows(piece, key))
+
+        def pieces(*arguments: Any) -> Iterator[tuple[Any, PyTree]]:
+            key, left = jax.random.key(0), steps
+            for piece, position in feed.pieces(*arguments):
+                yield piece, position
+                left -= jax.tree.leaves(jax.eval_shape(feed.rows, piece, key))[0].shape[0]
+                if left <= 0:
+                    return
+
+        return feed._replace(rows=rows, pieces=pieces)
+
+    def evaluation(self) -> Feed:
+        return self.source.evaluation()
+
+
+def _counted(losses: np.ndarray) -> np.ndarray:
+    """Say of each step whether it is before the loss diverged: bool `[steps]`."""
+    finite = np.isfinite(losses)
+    gaps = np.subtract.outer(np.arange(len(losses)), np.arange(len(losses)))
+    weights = np.where(gaps >= 0, MEMORY ** np.maximum(gaps, 0), 0.0)
+    running = weights @ np.where(finite, losses, 0.0) / weights.sum(axis=1)
+    best = np.minimum.accumulate(running)
+    diverged = ~finite | (running - best > (DIVERGED - 1) * np.abs(best))
+    return ~np.logical_or.accumulate(diverged)
+
+
+def _smoothed(losses: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Average each counted loss with its counted neighbours on both sides: float64 `[steps]`."""
+    places = np.flatnonzero(counted)
+    width = max(WIDTH * len(losses), 1.0)
+    weights = np.exp(-0.5 * (np.subtract.outer(places, places) / width) ** 2)
+    smoothed = np.full(len(losses), np.nan)
+    smoothed[counted] = weights @ losses[counted] / weights.sum(axis=1)
+    return smoothed
+
+
+def _longest_fall(values: np.ndarray) -> np.ndarray:
+    """Give the places of the longest decreasing subsequence: int64 `[places]`."""
+    lengths, before = np.ones(len(values), int), np.full(len(values), -1)
+    for place in range(1, len(values)):
+        higher = np.flatnonzero(values[:place] > values[place])
+        if higher.size:
+            longest = higher[np.argmax(lengths[higher])]
+            lengths[place], before[place] = lengths[longest] + 1, longest
+    places = [int(np.argmax(lengths))] if len(values) else []
+    while places and before[places[-1]] >= 0:
+        places.append(int(before[places[-1]]))
+    return np.array(places[::-1], int)

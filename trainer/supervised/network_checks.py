@@ -1,0 +1,100 @@
+"""Networks: what `supervised` and `ppo` take for one, and what they are given by mistake."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.checks.pytrees import described
+
+_REMEDIES = {
+    "flax.linen.": "models.from_linen(module)",
+    "flax.nnx.": "models.from_nnx(lambda rngs, example: {name}(..., rngs=rngs))",
+    "equinox.": "two functions around it, as docs/concepts.md shows",
+    "torch.": "the same network of models, or of Flax",
+}
+"""Library to what makes a network of its modules."""
+
+
+def check_network(network: Any, who: str) -> None:
+    """Check that a network is a pair of functions, as soon as it is given.
+
+    Raises:
+        TypeError: it is a module of a library, a bare function, or something else.
+
+    >>> check_network(lambda params, inputs: inputs @ params, "supervised")
+    Traceback (most recent call last):
+        ...
+    TypeError: supervised needs a network, a pair of functions (init, apply) as models.Network
+    describes; got a function, <lambda>: give models.Network(init, apply), where init makes the
+    parameters
+    """
+    kind = network if isinstance(network, type) else type(network)
+    modules = [f"{base.__module__}." for base in kind.__mro__]
+    for library, remedy in _REMEDIES.items():
+        if any(module.startswith(library) for module in modules):
+            remedy = remedy.format(name=kind.__name__)
+            break
+    else:
+        if all(callable(getattr(network, name, None)) for name in ("init", "apply")):
+            return
+        remedy = "models.Network(init, apply), where init makes the parameters"
+        if _makes_networks(network):
+            remedy = f"what it makes: call it, {network.__name__}(...)"
+    raise TypeError(
+        f"{who} needs a network, a pair of functions (init, apply) as models.Network describes; "
+        f"got {_named(network)}: give {remedy}"
+    )
+
+
+def _makes_networks(function: Any) -> bool:
+    """Say whether a function returns a network, by its annotation: `models.mlp`."""
+    hint = getattr(function, "__annotations__", {}).get("return")
+    name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    return name.rpartition(".")[2] == "Network" and hasattr(function, "__name__")
+
+
+def pair(network: Any, name: str, made: Any) -> tuple[Any, Any]:
+    """Check that one of a network's functions gave two things; unpacking would take an array apart.
+
+    Raises:
+        TypeError: it gave something else.
+
+    >>> pair(None, "apply", (1.0, {}))
+    (1.0, {})
+    """
+    if isinstance(made, tuple) and len(made) == 2:
+        return made
+    wanted = "(params, model_state)" if name == "init" else "(outputs, model_state)"
+    raise TypeError(
+        f"the network's {name} must return {wanted}, with {{}} for a model_state where there is "
+        f"none, as models.Network describes; {_named(network)} returned {described(made)}"
+    )
+
+
+def check_example(example: Any) -> None:
+    """Check that what a state is made for is a batch.
+
+    Raises:
+        TypeError: it is no dict.
+        ValueError: it has no `inputs`.
+    """
+    if not isinstance(example, Mapping):
+        got, remedy = described(example), "{'inputs': x}"
+        if isinstance(getattr(example, "example", None), Mapping):
+            got, remedy = f"a source, {got}", "source.example"
+        raise TypeError(
+            "task.init takes a key and an example batch, a dict of arrays with 'inputs' for the "
+            f"network; got {got}: give task.init(key, {remedy})"
+        )
+    if "inputs" not in example:
+        raise ValueError(f"a batch needs 'inputs' for the network; got {sorted(example)}")
+
+
+def _named(network: Any) -> str:
+    if inspect.isfunction(network) or inspect.ismethod(network):
+        return f"a function, {network.__name__}"
+    if isinstance(network, type):
+        return f"the class {network.__module__}.{network.__qualname__}"
+    return f"{type(network).__module__}.{type(network).__qualname__}"

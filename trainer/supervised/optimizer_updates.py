@@ -1,0 +1,170 @@
+"""Updates: what an optimizer is given at a step, and what it cannot do without."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trainer.checks.arguments import signature_of
+from trainer.checks.pytrees import differences, same_structure
+from trainer.state import PyTree
+
+ValueFn = Callable[[PyTree], jax.Array]
+"""`(params) -> ()`, the loss of one batch."""
+
+OFFERED = (("value", "grad", "value_fn"), ("value", "grad", "value_fn", "obj_fn"), ("grad_fn",), ())
+"""Sets of arguments that optax's optimizers take, each tried where the one before is refused.
+
+The first is what optax's own loops pass. `obj_fn` is what `optax.contrib.sophia` calls `value_fn`,
+and a line search refuses what it does not know. `optax.contrib.sam` knows `grad_fn` alone.
+"""
+
+
+def check_optimizer(optimizer: Any, who: str) -> None:
+    """Check that an optimizer is one, as soon as it is given.
+
+    Raises:
+        TypeError: it is not.
+        ValueError: it needs parameters of a kind of its own, as `optax.lookahead` does.
+
+    >>> check_optimizer(optax.adam, "supervised")
+    Traceback (most recent call last):
+        ...
+    TypeError: supervised needs an optimizer, such as optax.adam(1e-3); got the function adam, which
+    makes one: call it, adam(1e-3)
+    """
+    methods = (getattr(optimizer, name, None) for name in ("init", "update"))
+    if isinstance(optimizer, type) or not all(map(callable, methods)):
+        got = f"{type(optimizer).__name__} {optimizer!r:.100}"
+        if callable(optimizer):
+            name = getattr(optimizer, "__name__", type(optimizer).__name__)
+            got = f"the function {name}, which makes one: call it, {name}(1e-3)"
+            if _is_schedule(optimizer):
+                got = "a schedule of the step, which goes into one: optax.adam(schedule)"
+        raise TypeError(f"{who} needs an optimizer, such as optax.adam(1e-3); got {got}")
+    try:
+        state = jax.eval_shape(lambda: optimizer.init({"kernel": jnp.zeros((2, 2))}))
+    except Exception:
+        return  # its rules name the real parameters: `initialized` tells
+    _check_state(state, who)
+
+
+def _is_schedule(function: Any) -> bool:
+    """Say whether a function is one of the step alone; what makes an optimizer takes a rate."""
+    signature = signature_of(function)
+    names = [] if signature is None else list(signature.parameters)
+    return names in (["count"], ["step"], ["_"])
+
+
+def initialized(optimizer: optax.GradientTransformation, params: PyTree, who: str) -> PyTree:
+    """Make the state of an optimizer.
+
+    Raises:
+        ValueError: it needs parameters of a kind of its own.
+    """
+    _check_state(jax.eval_shape(optimizer.init, params), who)
+    return jax.jit(optimizer.init)(params)
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    updates: PyTree,
+    opt_state: PyTree,
+    params: PyTree,
+    *,
+    value: jax.Array,
+    grad: PyTree,
+    value_fn: ValueFn,
+) -> tuple[PyTree, PyTree]:
+    """Let an optimizer make updates of gradients, giving it what it asks for besides.
+
+    Args:
+        optimizer: of optax.
+        updates: gradients, clipped if they are to be.
+        opt_state: of the optimizer.
+        params: of the network.
+        value: () the loss at the parameters.
+        grad: its gradients, not clipped.
+        value_fn: gives the loss of the same batch at other parameters.
+
+    Returns:
+        (updates, opt_state).
+
+    Raises:
+        ValueError: the state is that of another optimizer, or of other parameters.
+
+    >>> optimizer, params = optax.polyak_sgd(), jnp.array([2.0])
+    >>> def half_square(params):
+    ...     return (params**2).sum() / 2
+    >>> updates, _ = updated(optimizer, params, optimizer.init(params), params,
+    ...                      value=half_square(params), grad=params, value_fn=half_square)
+    >>> float(updates[0])    # value / norm**2 = 2 / 4 of the gradient
+    -1.0
+    """
+    known = {
+        "value": value,
+        "grad": grad,
+        "value_fn": value_fn,
+        "obj_fn": value_fn,
+        "grad_fn": lambda params, _: jax.grad(value_fn)(params),
+    }
+    _check_made_by(optimizer, opt_state, params)
+    extended = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    extended = extended or _takes_any(optimizer.update)  # as optax.MultiSteps does
+    first: Exception | None = None
+    for names in OFFERED if extended else ((),):
+        extra = {name: known[name] for name in names}
+        try:
+            return optimizer.update(updates, opt_state, params, **extra)
+        except Exception as error:  # raised below, if nothing else is taken
+            first = first or error
+    assert first is not None
+    first.add_note(
+        "in the update of the optimizer, which was given the gradients of a batch's mean loss and, "
+        f"where it takes them, {', '.join(OFFERED[0])}; one that needs other things can be wrapped "
+        "in an optax.GradientTransformationExtraArgs that makes them of these"
+    )
+    raise first
+
+
+def _takes_any(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _check_made_by(
+    optimizer: optax.GradientTransformation, opt_state: PyTree, params: PyTree
+) -> None:
+    """Check the structure and the shapes; dtypes are the user's, who may have cast parameters."""
+    wanted = jax.eval_shape(optimizer.init, params)
+    if same_structure(wanted, opt_state) and all(
+        jnp.shape(one) == jnp.shape(other)
+        for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(opt_state), strict=True)
+    ):
+        return
+    lines = differences(wanted, opt_state)
+    shown = lines[:6] + [f"and {len(lines) - 6} more"] * (len(lines) > 6)
+    raise ValueError(
+        "state.opt_state must be one that this optimizer made for these parameters; got another's. "
+        "Make the state with the same task, task.init(key, example), or replace it: "
+        "state.replace(opt_state=task.optimizer.init(state.params)). What the optimizer makes, and "
+        "what the state has:\n  " + "\n  ".join(shown)
+    )
+
+
+def _check_state(opt_state: PyTree, who: str) -> None:
+    def is_lookahead(node: Any) -> bool:
+        return isinstance(node, optax.LookaheadState)
+
+    if any(map(is_lookahead, jax.tree.leaves(opt_state, is_leaf=is_lookahead))):
+        raise ValueError(
+            f"{who} cannot train with optax.lookahead: it keeps fast and slow parameters in the "
+            "place of the network's (optax.LookaheadParams), which no network takes. Instead give "
+            "its inner optimizer, and average: supervised(..., average=0.999), or "
+            "optax.contrib.schedule_free"
+        )

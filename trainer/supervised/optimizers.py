@@ -1,0 +1,136 @@
+"""What optax leaves to its user: which leaves a setting is for, and groups that wait."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trainer.checks.arguments import in_words
+from trainer.checks.pytrees import path_name
+from trainer.checks.suggestions import among
+from trainer.state import PyTree
+from trainer.supervised.optimizer_updates import check_optimizer
+
+
+def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]:
+    """Make the labels that `optax.multi_transform` takes, by the paths of parameters.
+
+    Args:
+        rules: label to a regular expression, searched in a leaf's path (`layers/0/kernel`); of
+            several that match, the first counts.
+        default: label of the leaves that none matches.
+
+    Returns:
+        `(params) -> labels`, a pytree of the structure of params with a string at each leaf.
+
+    Raises:
+        ValueError: a rule is no regular expression, or, on a call, matches no leaf.
+
+    >>> params = {"head": {"kernel": jnp.ones((2, 3))}, "dense": {"kernel": jnp.ones((2, 2))}}
+    >>> labels({"fast": "^head/"}, default="slow")(params)
+    {'dense': {'kernel': 'slow'}, 'head': {'kernel': 'fast'}}
+    >>> optimizer = optax.multi_transform(
+    ...     {"fast": optax.adamw(1e-2), "slow": optax.sgd(1e-4)},
+    ...     labels({"fast": "^head/"}, default="slow"),
+    ... )
+    """
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            "labels takes rules, a dict of a label to an expression of paths, such as "
+            f'{{"fast": "^head/"}}; got {in_words(rules)}'
+        )
+    patterns = {label: _compiled(label, rule) for label, rule in rules.items()}
+
+    def label(params: PyTree) -> PyTree:
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for name, pattern in patterns.items():
+            if not any(map(pattern.search, paths)):
+                raise ValueError(
+                    f"the rule {pattern.pattern!r} of label {name!r} matches no parameter"
+                    f"{among(pattern.pattern, paths)}"
+                )
+        found = [
+            next((name for name, pattern in patterns.items() if pattern.search(path)), default)
+            for path in paths
+        ]
+        return jax.tree.unflatten(jax.tree.structure(params), found)
+
+    return label
+
+
+def _compiled(label: str, rule: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rule)
+    except re.error as error:
+        raise ValueError(
+            f"the rule {rule!r} of label {label!r} is no expression: {error}"
+        ) from error
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """Say which parameters weight decay is for: those of two axes or more.
+
+    Biases and the scales of normalisations, which have one, are left alone, also where those of
+    many layers are stacked: by their names, `bias` and `scale`. For `mask=` of `optax.adamw`,
+    `optax.lion` and `optax.add_decayed_weights`.
+
+    >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': False, 'kernel': True}
+    >>> optimizer = optax.adamw(1e-3, weight_decay=0.1, mask=decay_mask)
+    """
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        return jnp.ndim(leaf) >= 2 and path_name(path[-1:]) not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+class FrozenState(NamedTuple):
+    """The state of `frozen`."""
+
+    live: jax.Array
+    """() bool, whether it updates; `hooks.unfreeze_at` sets it."""
+    inner_state: optax.OptState
+    """The inner optimizer's, as at its first step until then."""
+
+
+def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Hold an optimizer still until it is set live: neither parameters nor its own state change.
+
+    Whether it is live is data in the optimizer's state, so that unfreezing compiles nothing anew,
+    and the first live step is the optimizer's first, its bias correction included. The gradients
+    are computed all the same, and count in the norm that `clip_norm` of `supervised` limits. To
+    leave parameters as they are for good, use `optax.freeze`, or `optax.set_to_zero` under a label.
+
+    >>> params = {"w": jnp.ones(2)}
+    >>> optimizer = frozen(optax.sgd(0.5))
+    >>> state = optimizer.init(params)
+    >>> optimizer.update({"w": jnp.ones(2)}, state, params)[0]["w"].tolist()
+    [0.0, 0.0]
+    >>> optimizer.update({"w": jnp.ones(2)}, state._replace(live=jnp.array(True)))[0]["w"].tolist()
+    [-0.5, -0.5]
+    """
+    check_optimizer(optimizer, "frozen")
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> FrozenState:
+        return FrozenState(jnp.zeros((), bool), optimizer.init(params))
+
+    def update(
+        updates: PyTree, state: FrozenState, params: PyTree | None = None, **extra: object
+    ) -> tuple[PyTree, FrozenState]:
+        live, before = state
+        updates, after = optimizer.update(updates, before, params, **extra)
+        return (
+            jax.tree.map(lambda update: jnp.where(live, update, 0), updates),
+            FrozenState(
+                live, jax.tree.map(lambda new, old: jnp.where(live, new, old), after, before)
+            ),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)

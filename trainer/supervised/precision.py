@@ -1,0 +1,102 @@
+"""What a step computes in, and the loss scale that small floats need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.checks.suggestions import nearest
+from trainer.state import PyTree
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""Dtypes that a step may compute in; parameters and the optimizer's state stay as they are."""
+
+SCALE = 2.0**15
+"""The loss scale at first."""
+
+PERIOD = 2000
+"""Finite steps after which the loss scale doubles."""
+
+LossScale = dict[str, jax.Array]
+"""`scale`, () float32, and `finite_steps`, () int32, since it last changed."""
+
+
+def require_known(precision: str) -> None:
+    """Check that a precision is one of `PRECISIONS`.
+
+    Raises:
+        ValueError: it is not.
+
+    >>> require_known("half")
+    Traceback (most recent call last):
+        ...
+    ValueError: precision must be one of float32, bfloat16, float16; got 'half'.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}."
+            f"{nearest(precision, PRECISIONS)}"
+        )
+
+
+def require_available(precision: str, device: jax.Device) -> None:
+    """Check that a device has a precision; CPUs have all, at no gain in speed.
+
+    Raises:
+        ValueError: it lacks it: bfloat16 GPUs before compute capability 8.0, float16 TPUs.
+    """
+    capability = str(getattr(device, "compute_capability", ""))
+    # Other makers' capabilities are names.
+    old = capability.replace(".", "").isdigit() and float(capability) < 8.0
+    if precision == "bfloat16" and old:
+        raise ValueError(
+            f"bfloat16 needs a GPU of compute capability 8.0 or more; {device.device_kind} has "
+            f"{capability}: use float16 or float32"
+        )
+    if precision == "float16" and device.platform == "tpu":
+        raise ValueError(f"float16 is not to be had on {device.device_kind}; use bfloat16")
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Give floating leaves another dtype; all others stay.
+
+    >>> cast({"w": jnp.ones(2), "n": jnp.int32(1)}, jnp.bfloat16)
+    {'n': Array(1, dtype=int32...), 'w': Array([1, 1], dtype=bfloat16)}
+    """
+
+    def lower(leaf: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf, dtype) if floating else leaf
+
+    return jax.tree.map(lower, tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Give every leaf the dtype that its counterpart has."""
+    return jax.tree.map(lambda leaf, model: jnp.asarray(leaf, model.dtype), tree, like)
+
+
+def first_scale() -> LossScale:
+    """Give the loss scale at step 0."""
+    return {"scale": jnp.float32(SCALE), "finite_steps": jnp.zeros((), jnp.int32)}
+
+
+def next_scale(current: LossScale, finite: jax.Array) -> LossScale:
+    """Halve the scale after gradients that are not finite, double it after many that are.
+
+    Args:
+        current: the scale that the gradients were computed with.
+        finite: () bool, whether all of them are.
+
+    Source: P. Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
+
+    >>> next_scale(first_scale(), jnp.array(False))["scale"].item()
+    16384.0
+    """
+    steps = jnp.where(finite, current["finite_steps"] + 1, 0)
+    grown = steps >= PERIOD
+    factor = jnp.where(finite, jnp.where(grown, 2.0, 1.0), 0.5)
+    scale = jnp.clip(current["scale"] * factor, 1.0, 2.0**24)
+    return {"scale": scale, "finite_steps": jnp.where(grown, 0, steps)}

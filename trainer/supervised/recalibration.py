@@ -1,0 +1,100 @@
+"""Recalibration: batch statistics measured anew, for parameters that training never had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.data.source import Source
+from trainer.phases.factories import training
+from trainer.phases.phase import Phase
+from trainer.phases.state_buffers import owned
+from trainer.state import PyTree, TrainState
+
+
+def recalibration(task: Any, source: Source, *, name: str = "recalibration") -> Phase:
+    """Make a phase that measures batch statistics anew, for `recalibrated` and `hooks.recalibrate`.
+
+    An average of parameters is a network that never saw data: the batch statistics in
+    `state.model_state` are those of the trained parameters and do not suit it. The phase runs the
+    network in training mode over the source and leaves the parameters alone. The statistics become
+    the mean over all batches of those to which each batch alone would lead, whatever share of them
+    a step keeps.
+
+    Args:
+        task: of `trainer.supervised`.
+        source: of the training data; batches are augmented as in training.
+        name: of the phase.
+    """
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        found = _fixed_point(lambda s: task.statistics(state.replace(model_state=s), batch), state)
+        share = 1 / (state.step + 1)
+
+        def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+            if not jnp.issubdtype(old.dtype, jnp.inexact):
+                return new
+            return jnp.where(state.step == 0, new, old + share.astype(old.dtype) * (new - old))
+
+        after = jax.tree.map(mean, state.model_state, found)
+        return state.replace(model_state=after, step=state.step + 1), {"batches": jnp.float32(1)}
+
+    return training(step, source, name=name, reduce={"batches": "sum"})
+
+
+def recalibrated(state: TrainState, phase: Phase) -> TrainState:
+    """Give a state with batch statistics that suit its parameters; the state is left as it is.
+
+    Args:
+        state: with parameters of an average, for instance `state.memory["swa"]["params"]`.
+        phase: made by `recalibration`.
+
+    >>> from types import SimpleNamespace
+    >>> import numpy as np
+    >>> import optax
+    >>> from trainer import data, losses, supervised
+    >>> def apply(params, model_state, x, *, key, train):
+    ...     mean = x.mean(0) if train else model_state["mean"]
+    ...     return x - mean, {"mean": 0.99 * model_state["mean"] + 0.01 * mean}
+    >>> centred = SimpleNamespace(init=lambda key, x: ({}, {"mean": jnp.zeros(2)}), apply=apply)
+    >>> rows = np.array([[1.0, 2.0], [3.0, 6.0]] * 4, "float32")
+    >>> source = data.Arrays({"inputs": rows, "labels": np.zeros(8, int)}, batch_size=8)
+    >>> task = supervised(centred, losses.classification, optax.sgd(0.1))
+    >>> state = task.init(jax.random.key(0), source.example)
+    >>> recalibrated(state, recalibration(task, source)).model_state["mean"].round(3)
+    Array([2., 4.], dtype=float32)
+    """
+    apart = state.replace(step=jnp.zeros((), jnp.int32), opt_state=(), memory={}, scores={})
+    begun = phase.prepared(owned(apart))
+    after, _, measured = phase.execute(begun, None, donate=True)
+    measured.read()
+    return state.replace(model_state=after.model_state)
+
+
+def _fixed_point(update: Any, state: TrainState) -> PyTree:
+    """Give the statistics that a batch alone would lead to, if it came again and again.
+
+    A running average is `kept * old + (1 - kept) * new`: `kept` is its derivative by `old`, and
+    `new` follows. What is no average stays as the update gives it.
+    """
+    leaves, structure = jax.tree.flatten(state.model_state)
+    places = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    def moved(floats: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        filled = list(leaves)
+        for place, leaf in zip(places, floats, strict=True):
+            filled[place] = leaf
+        after = jax.tree.leaves(update(jax.tree.unflatten(structure, filled)))
+        return [after[place] for place in places], after
+
+    old = [leaves[place] for place in places]
+    ones = [jnp.ones_like(leaf) for leaf in old]
+    after, kept, full = jax.jvp(moved, (old,), (ones,), has_aux=True)
+    found = list(full)
+    for place, before, now, share in zip(places, old, after, kept, strict=True):
+        averaged = (share >= 0) & (share < 1)
+        fixed = (now - share * before) / jnp.where(averaged, 1 - share, 1)
+        found[place] = jnp.where(averaged, fixed, now).astype(now.dtype)
+    return jax.tree.unflatten(structure, found)

@@ -1,0 +1,87 @@
+"""Averages of the parameters over optimizer steps, kept within the jitted step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from trainer.state import PyTree, TrainState
+from trainer.supervised.precision import cast_like
+
+AVERAGE = "average"
+"""Where `state.carry` keeps it, and the name by which hooks are asked for it."""
+
+
+def begun(params: PyTree) -> dict[str, Any]:
+    """Begin an average at parameters, in float32 at least and in buffers of its own."""
+    return {"params": jax.tree.map(_wide, params), "updates": jnp.zeros((), jnp.int32)}
+
+
+def moved(
+    average: dict[str, Any], params: PyTree, decay: float, counts: jax.Array | None
+) -> dict[str, Any]:
+    """Take the parameters after a step into an average, bias corrected as Adam's moments are.
+
+    Args:
+        average: as `begun` made it.
+        params: after the step.
+        decay: weight of the past, in [0, 1).
+        counts: () bool, whether the step changed the parameters; None: it did. A step that had
+            nothing to learn from, or whose gradients overflowed, does not count.
+
+    >>> average = begun({"w": jnp.ones(2)})
+    >>> for value in (1.0, 0.0):
+    ...     average = moved(average, {"w": jnp.full(2, value)}, 0.5, None)
+    >>> average["params"]["w"]    # (0.5 * 1 + 1 * 0) / 1.5
+    Array([0.3333333, 0.3333333], dtype=float32)
+    """
+    updates = average["updates"] + 1
+    past = jnp.float32(math.log(decay) if decay else -math.inf)
+    weight = (1 - decay) / -jnp.expm1(updates * past)  # 1 - decay**updates, to float32's precision
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = _wide(new)
+        if jnp.issubdtype(new.dtype, jnp.inexact):
+            toward = old + weight.astype(new.dtype) * (new - old)
+            new = jnp.where(updates == 1, new, toward)
+        return new if counts is None else jnp.where(counts, new, old)
+
+    if counts is not None:
+        updates = jnp.where(counts, updates, average["updates"])
+    params = jax.tree.map(move, average["params"], params)
+    return {"params": params, "updates": updates}
+
+
+def average_of(state: TrainState) -> PyTree:
+    """Give the average that `supervised(..., average=...)` keeps, in the parameters' dtypes.
+
+    Raises:
+        ValueError: it keeps none.
+    """
+    require_average(state, f"params={AVERAGE!r}")
+    return cast_like(state.carry[AVERAGE]["params"], state.params)
+
+
+def require_average(state: TrainState, who: str) -> None:
+    """Check that a state keeps an average over steps.
+
+    Raises:
+        ValueError: it keeps none.
+    """
+    if not isinstance(state.carry, Mapping) or AVERAGE not in state.carry:
+        raise ValueError(
+            f"{who} needs the average of the parameters over steps, which the state does not keep "
+            f"at state.carry[{AVERAGE!r}]: make task and state with supervised(..., average=0.999)"
+        )
+
+
+def _wide(leaf: jax.Array) -> jax.Array:
+    """Copy a leaf into float32 at least: smaller floats round off what many steps would add."""
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.copy(leaf)
+    return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True)

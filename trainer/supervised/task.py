@@ -1,0 +1,315 @@
+"""Supervised learning: a network, a loss and an optimizer become pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from trainer.checks.arguments import number, require_function, whole
+from trainer.losses.loss import Loss, attribute, entry, measured, name_of
+from trainer.losses.unread_weights import COUNTING, refuse_unread
+from trainer.phases import mixing_trial
+from trainer.phases.executors import Step
+from trainer.phases.factories import Measure
+from trainer.phases.row_mixing import of_rows
+from trainer.state import PyTree, TrainState, check_key
+from trainer.supervised import gradients, step_averages
+from trainer.supervised import precision as precisions
+from trainer.supervised.network_checks import check_example, check_network, pair
+from trainer.supervised.optimizer_updates import check_optimizer, initialized
+from trainer.supervised.step_averages import AVERAGE, require_average
+
+Batch = Mapping[str, Any]
+
+Augment = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
+"""`(key, batch) -> batch` of the same structure but for labels, jittable."""
+
+
+class Task(NamedTuple):
+    """What `trainer.supervised` gives."""
+
+    init: Callable[[jax.Array, Batch], TrainState]
+    """`(key, example batch) -> state` at step 0."""
+    step: Step
+    """`(state, batch) -> (state, metrics)`: one update; jittable."""
+    measure: Measure
+    """`(state, batch) -> {name: values}` without training; jittable."""
+    gradients: Callable[[TrainState, Batch], tuple[PyTree, dict[str, jax.Array]]]
+    """`(state, batch) -> (gradients, metrics)` as the step computes them, neither augmented nor
+    clipped; jittable."""
+    updates: Callable[[TrainState, Batch], tuple[PyTree, PyTree]]
+    """`(state, batch) -> (gradients, updates)`: the same, and what the optimizer makes of them, to
+    be added to the parameters; jittable."""
+    optimizer: optax.GradientTransformation
+    outputs: Callable[[TrainState, Batch], Any]
+    """`(state, batch) -> outputs` of the network as `measure` takes them, for `trainer.predict`."""
+    statistics: Callable[[TrainState, Batch], PyTree]
+    """`(state, batch) -> model_state` after the network ran in training mode, for
+    `trainer.recalibration`."""
+
+
+def supervised(
+    network: Any,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    augment: Augment | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    precision: str = "float32",
+    average: float | None = None,
+) -> Task:
+    """Make the functions of supervised training.
+
+    The step reports the loss's means, `grad_norm` (global L2 norm, before clipping), and
+    `learning_rate` where the optimizer keeps one (`optax.inject_hyperparams`; where several parts
+    of it do, `learning_rate/<group>`); with `clip_norm` also `clipped`, the share of steps that
+    were; in float16 also `loss_scale`, and `skipped`, the share of steps whose gradients
+    overflowed.
+
+    Args:
+        network: a pair (init, apply) as `models.Network` describes.
+        loss: `(outputs, batch) -> {name: values}` with a `loss` to minimise.
+        optimizer: of optax. One that takes them gets the batch's mean loss as `value`, its
+            gradients before clipping as `grad`, and as `value_fn` the mean loss of the same batch
+            at other parameters, computed as the step computes it: `optax.lbfgs`,
+            `optax.contrib.reduce_on_plateau`.
+        augment: changes each batch before a step, by `state.key("augment")`; evaluation sees
+            batches as they are.
+        accumulate: micro-batches that a batch is computed in, one after another, to save memory;
+            the gradients are those of the whole batch, but where a network mixes examples, as
+            batch normalisation does.
+        clip_norm: norm to which larger gradients are scaled; it is that of all parameters, frozen
+            ones included.
+        precision: what the network computes in; the parameters stay as they are, and the loss is
+            computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`, and
+            leaves the state as it is, but for `step` and the scale, where gradients overflow.
+        average: weight of the past, in [0, 1), of an exponential moving average of the parameters,
+            bias corrected, that each step moves at `state.carry["average"]["params"]`, in float32
+            at least; training never sees it. A step that changes nothing does not count. Read it by
+            `hooks.evaluate(phase, params="average")`.
+
+    Raises:
+        TypeError: `network` or `optimizer` is none; from `init`, what is given is no key, or no
+            batch.
+        ValueError: a setting is out of range, or the optimizer needs parameters of its own kind;
+            before training, the loss ignores `weights` or `mask` of the batch;
+            from `init`, the device lacks the precision; when
+            traced, `accumulate` does not divide the batch.
+
+    >>> from types import SimpleNamespace
+    >>> from trainer import losses
+    >>> linear = SimpleNamespace(
+    ...     init=lambda key, x: ({"w": jnp.zeros((x.shape[-1], 2))}, {}),
+    ...     apply=lambda params, model_state, x, *, key, train: (x @ params["w"], model_state),
+    ... )
+    >>> task = supervised(linear, losses.classification, optax.sgd(0.1), clip_norm=1.0)
+    >>> batch = {"inputs": jnp.ones((4, 3)), "labels": jnp.zeros(4, jnp.int32)}
+    >>> state, metrics = task.step(task.init(jax.random.key(0), batch), batch)
+    >>> int(state.step), sorted(metrics)
+    (1, ['accuracy', 'clipped', 'grad_norm', 'loss'])
+    """
+    check_network(network, "supervised")
+    check_optimizer(optimizer, "supervised")
+    form = "(outputs, batch) -> {name: values}"
+    called = ": give the function itself, without calling it" if isinstance(loss, Mapping) else ""
+    require_function("supervised takes a loss, which", loss, form, called[2:])
+    whole("accumulate", accumulate, 1)
+    if augment is not None:
+        require_function("supervised takes augment, which", augment, "(key, batch) -> batch")
+    if clip_norm is not None and not number("clip_norm", clip_norm) > 0:
+        raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
+    if accumulate > 1 and attribute(loss, "whole_batch"):
+        raise ValueError(
+            f"accumulate={accumulate} would give the loss {name_of(loss)!r} a part of a batch at a "
+            "time, and it says that it needs the whole one: leave accumulate out, or take a loss "
+            "that does not look at other examples"
+        )
+    precisions.require_known(precision)
+    if average is not None and not 0 <= number("average", average) < 1:
+        raise ValueError(f"average must be a decay in [0, 1), such as 0.999; got {average}")
+    scaling = precision == "float16"
+
+    def init(key: jax.Array, example: Batch) -> TrainState:
+        check_key(key)
+        check_example(example)
+        precisions.require_available(precision, jax.devices()[0])
+        root, network_key = jax.random.split(key)
+        made = jax.jit(network.init)(network_key, example["inputs"])
+        params, model_state = pair(network, "init", made)
+        return TrainState.create(
+            params=params,
+            opt_state=initialized(optimizer, params, "supervised"),
+            model_state=model_state,
+            rng=root,
+            carry=begun(params),
+        )
+
+    def begun(params: PyTree) -> dict[str, PyTree]:
+        carry: dict[str, PyTree] = {}
+        if scaling:
+            carry["loss_scale"] = precisions.first_scale()
+        if average is not None:
+            carry[AVERAGE] = step_averages.begun(params)
+        return carry
+
+    def run(
+        params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
+    ) -> tuple[Any, PyTree]:
+        if precision == "float32":
+            made = network.apply(params, model_state, inputs, key=key, train=train)
+            return pair(network, "apply", made)
+        lower = precisions.cast((params, inputs), precision)
+        made = network.apply(lower[0], model_state, lower[1], key=key, train=train)
+        outputs, after = pair(network, "apply", made)
+        return precisions.cast(outputs, jnp.float32), precisions.cast_like(after, model_state)
+
+    def derived(state: TrainState, batch: Batch) -> gradients.Gradients:
+        """Give the gradients, those of float16 still scaled."""
+
+        def objective(
+            params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            inputs = entry("the network", batch, "inputs")
+            outputs, model_state = run(params, model_state, inputs, key, train=True)
+            means = gradients.means_of(loss, state.step, outputs, batch)
+            value = means["loss"].value
+            if scaling:
+                value = value * state.carry["loss_scale"]["scale"]
+            return value, (means, model_state)
+
+        arguments = objective, state.params, state.model_state, batch, state.key("network")
+        if accumulate == 1:
+            return gradients.of_batch(*arguments)
+        return gradients.accumulated(*arguments, count=accumulate)
+
+    def unscaled(state: TrainState, found: gradients.Gradients) -> gradients.Gradients:
+        if not scaling:
+            return found
+        grads = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], found.params)
+        grads = precisions.cast_like(grads, found.params)
+        return found._replace(params=grads, value_fn=_without_float16)
+
+    def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        found = unscaled(state, derived(state, batch))
+        return found.params, gradients.metrics_of(found.means)
+
+    def updates(state: TrainState, batch: Batch) -> tuple[PyTree, PyTree]:
+        found = unscaled(state, derived(state, batch))
+        return found.params, gradients.updates(state, found, found.params, optimizer)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        if augment is not None:
+            batch = augment(state.key("augment"), dict(batch))
+        found = unscaled(state, derived(state, batch))
+        norm = gradients.norm if precision == "float32" else optax.tree.norm
+        after, told = gradients.applied(
+            state, found, optimizer, length=norm(found.params), clip_norm=clip_norm
+        )
+        after, moves = after.replace(model_state=found.model_state), gradients.moving(found.means)
+        after, told = gradients.unmoved(moves, state, after, told)
+        metrics = gradients.metrics_of(found.means) | told
+        if scaling:
+            after, metrics = _skipping(state, after, metrics, moves)
+        if average is not None:
+            after = averaged(state, after, _counting(metrics, moves))
+        return after, metrics
+
+    def averaged(before: TrainState, after: TrainState, counts: jax.Array | None) -> TrainState:
+        require_average(before, "the step of supervised(..., average=...)")
+        moved = step_averages.moved(before.carry[AVERAGE], after.params, average or 0.0, counts)
+        return after.replace(carry={**after.carry, AVERAGE: moved})
+
+    def statistics(state: TrainState, batch: Batch) -> PyTree:
+        if augment is not None:
+            batch = augment(state.key("augment"), dict(batch))
+        key = state.key("network")
+        return run(state.params, state.model_state, batch["inputs"], key, train=True)[1]
+
+    def given(state: TrainState, inputs: Any) -> Any:
+        return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
+
+    def outputs(state: TrainState, batch: Batch) -> Any:
+        return given(state, entry("the network", batch, "inputs"))
+
+    def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
+        return measured(loss, state.step, outputs(state, batch), batch)
+
+    measure.alone = mixing_trial.trial(loss, given, measure)  # type: ignore[attr-defined]
+    measure.whole_batch = bool(attribute(loss, "whole_batch"))  # type: ignore[attr-defined]
+    if accumulate > 1:
+        step.alone = mixing_trial.trial_in_parts(loss, given, accumulate)  # type: ignore[attr-defined]
+    step.check = measure.check = _checking(given, loss)  # type: ignore[attr-defined]
+    step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
+    return Task(init, step, measure, of, updates, optimizer, outputs, statistics)
+
+
+def _counting(metrics: Mapping[str, Any], moves: jax.Array | None) -> jax.Array | None:
+    """Say whether a step changed the parameters, () bool; None where every one does."""
+    if "skipped" not in metrics:
+        return moves
+    finite = metrics["skipped"] == 0
+    return finite if moves is None else finite & moves
+
+
+def _without_float16(params: PyTree) -> jax.Array:
+    raise ValueError(
+        "the optimizer searches along values of the loss (value_fn), as optax.lbfgs does, whose "
+        "gradients float16 rounds to zero; use precision='float32' or 'bfloat16'"
+    )
+
+
+def _skipping(
+    before: TrainState, after: TrainState, metrics: dict[str, Any], moves: jax.Array | None
+) -> tuple[TrainState, dict[str, Any]]:
+    """Keep the state where gradients overflowed, and move the loss scale where they could have.
+
+    The step is counted all the same: it has had its data and its random numbers. The norm tells of
+    an overflow: gradients of float16 are too small for the sum of their squares to be one.
+    """
+    finite = jnp.isfinite(metrics["grad_norm"])
+    scale = before.carry["loss_scale"]
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (after.params, after.opt_state, after.model_state),
+        (before.params, before.opt_state, before.model_state),
+    )
+    metrics |= {
+        "grad_norm": jnp.where(finite, metrics["grad_norm"], 0),
+        "loss_scale": scale["scale"],
+        "skipped": 1 - finite.astype(jnp.float32),
+    }
+    if "clipped" in metrics:
+        metrics["clipped"] = jnp.where(finite, metrics["clipped"], 0)
+    moved = precisions.next_scale(scale, finite)
+    if moves is not None:
+        moved = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, scale)
+    return after.replace(
+        params=kept[0],
+        opt_state=kept[1],
+        model_state=kept[2],
+        carry={**before.carry, "loss_scale": moved},
+    ), metrics
+
+
+def _checking(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:
+    """Make the check of host data, which knows what the network gives for one example."""
+    known: dict[str, Any] = {}
+    examine = attribute(loss, "check")
+
+    def check(state: TrainState, batch: Batch) -> None:
+        if examine is None and not set(COUNTING).intersection(batch):
+            return
+        one = of_rows(dict(batch), 1)
+        signature = str(one)
+        if signature not in known:  # tracing the network for every superbatch would cost
+            known[signature] = jax.eval_shape(outputs, state, one["inputs"])
+            refuse_unread(loss, state.step, known[signature], one)
+        if examine is not None:
+            examine(known[signature], batch)
+
+    return check
