@@ -19,8 +19,8 @@ import trainer
 from trainer import data, losses
 from trainer.evaluators import Suite, work
 from trainer.runs import Store
-from trainer.runs.checkpoint_rows import described
-from trainer.runs.requests import ask, requests, results
+from trainer.runs.checkpoint_rows import describe_checkpoint
+from trainer.runs.requests import create_request, list_requests, list_results
 
 RUN = "digits"
 
@@ -53,7 +53,7 @@ def saved(folder: Path, commits: int) -> None:
         now = time.time()
         store.register(RUN, directory=str(run), host="", pid=os.getpid(), time=now)
         for epoch in range(1, commits + 1):
-            store.write_commit(RUN, described(run, epoch))
+            store.write_commit(RUN, describe_checkpoint(run, epoch))
 
 
 def ask_for(folder: Path, suite: str = SUITE) -> float:
@@ -61,7 +61,9 @@ def ask_for(folder: Path, suite: str = SUITE) -> float:
     with Store(folder) as store:
         with store.connection.transaction():
             for commit in store.commits(RUN):
-                ask(store, RUN, commit.epoch, suite, checksum=commit.checksum, time=time.time())
+                create_request(
+                    store, RUN, commit.epoch, suite, checksum=commit.checksum, time=time.time()
+                )
         return store.connection.now()
 
 
@@ -190,14 +192,14 @@ def killing(
         ask_for(folder)
         began = time.monotonic()
         following = began + every
-        while any(r.state in ("open", "claimed") for r in requests(store)):
+        while any(r.state in ("open", "claimed") for r in list_requests(store)):
             assert time.monotonic() - began < LIMIT
             if time.monotonic() >= following and pool.kill(chosen):
                 kills += 1
                 following = time.monotonic() + every
             time.sleep(0.02)
         seconds = time.monotonic() - began
-        asked, found = requests(store), results(store, RUN)
+        asked, found = list_requests(store), list_results(store, RUN)
     _, start, val = made()
     right = sum(
         scores == trainer.evaluate(trainer.restore(folder / RUN, start, epoch=epoch), val)

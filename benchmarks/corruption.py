@@ -29,7 +29,7 @@ import hooks
 import models
 import trainer
 from trainer import data, losses
-from trainer.checkpoints import DamagedCommit, host_snapshot
+from trainer.checkpoints import DamagedCheckpoint, host_snapshot
 
 COMMITS = 3
 OUTCOMES = ("harmless", "walked back", "refused", "passed over", "silently wrong")
@@ -148,7 +148,7 @@ def real_run(directory):
     start = task.init(jax.random.key(0), train.example)
     trained, _ = trainer.fit(start, phase, epochs=COMMITS, hooks=chain)
     other = task.init(jax.random.key(1), train.example)
-    return other.replace(memory=trained.memory)
+    return other.replace(hook_state=trained.hook_state)
 
 
 def told(commit):
@@ -179,7 +179,7 @@ def outcome(directory, whole, target, wanted):
     intact = newest_intact(directory, whole)
     try:
         commit = restored(directory, target)
-    except DamagedCommit:
+    except DamagedCheckpoint:
         return "passed over" if intact else "refused"
     if commit is None or told(commit) != wanted.get(commit.epoch):
         return "silently wrong"
@@ -226,7 +226,7 @@ def digits_run():
 
 def costs(state, rounds, directory):
     """Give the seconds of a commit, of restoring with and without checksums, and of these alone."""
-    verify, checking = host_snapshot.verify, []
+    verify, checking = host_snapshot.verify_checksums, []
 
     def verified(leaves, buffer):
         checking.append(_measuring.timed(lambda: verify(leaves, buffer)))

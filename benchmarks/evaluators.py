@@ -23,7 +23,7 @@ import _measuring
 import hooks
 import trainer
 from trainer.runs import Run, Store
-from trainer.runs.requests import requests
+from trainer.runs.requests import list_requests
 
 LOOP = "one loop, one process"
 
@@ -69,7 +69,7 @@ def answered(folder, suite):
     """Wait until all requests for a suite are answered, and give them."""
     with Store(folder) as store:
         while True:
-            asked = [request for request in requests(store) if request.suite == suite]
+            asked = [request for request in list_requests(store) if request.suite == suite]
             assert all(request.state != "failed" for request in asked)
             if all(request.state == "done" for request in asked):
                 return asked

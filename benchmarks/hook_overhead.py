@@ -31,7 +31,7 @@ import models
 import trainer
 from hooks.monitoring.timing import Stopwatch
 from trainer import data, losses
-from trainer.loop.events import Events
+from trainer.loop.events import HookRunner
 
 NAMES = tuple(f"metric_{number}" for number in range(10))
 EMPTY, FIVE = "chain()", "chain of five no-op hooks"
@@ -153,8 +153,8 @@ def contenders(directory):
         "log_metrics(JsonLines)": hooks.log_metrics(hooks.JsonLines(directory / "log.jsonl")),
         "log_metrics(Console), no terminal": hooks.log_metrics(hooks.Console(console=plain)),
         "watch_system": hooks.watch_system(batch_size=64),
-        "beat": hooks.beat(directory / "alive.json"),
-        "beat, of a run on record": hooks.beat(run),
+        "beat": hooks.heartbeat(directory / "alive.json"),
+        "beat, of a run on record": hooks.heartbeat(run),
         "request_evaluation, no commit complete": hooks.request_evaluation(run, "full"),
         "collect_scores, nothing new": hooks.collect_scores(run, "full"),
         "save_checkpoints, not due": hooks.save_checkpoints(directory / "run", max_cost=1e-9),
@@ -174,9 +174,9 @@ def contenders(directory):
 
 def events(hook, state, burst):
     """Make a measurement of microseconds an event, and what ends it."""
-    running = Events(hook, ["train"])
+    running = HookRunner(hook, ["train"])
     metrics = ten_metrics()
-    state, _ = running.run("start", running.remember(state), trainer.Metrics())
+    state, _ = running.run("start", running.init_hook_states(state), trainer.Metrics())
     state, _ = running.run("epoch", state, metrics)  # compiles, and makes the first commit
 
     def measure():
@@ -185,7 +185,7 @@ def events(hook, state, burst):
         began = time.perf_counter()
         for _ in range(burst):
             state, _ = running.run("epoch", state, metrics)
-        jax.block_until_ready((state.params, state.memory))
+        jax.block_until_ready((state.params, state.hook_state))
         return (time.perf_counter() - began) / burst * 1e6
 
     return measure, running.close
@@ -230,7 +230,7 @@ def readings(repeats):
     compute = jax.jit(lambda state: run(state, None)[2])
 
     def packed():
-        return program.run(trainer.state.device_part(state), None)[2]
+        return program.run(trainer.state.strip_host_fields(state), None)[2]
 
     def read(numbers):
         trainer.phases.Measured(phase, [(program, numbers)]).read()

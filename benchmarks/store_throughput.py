@@ -69,7 +69,7 @@ def write(place, url, number, epochs, barrier):
     """Record epochs in a run of its own, as fast as it goes, and deliver them."""
     recorder.CLOSING = 600
     run = Run(place / f"run {number}", store=url)
-    run.beat(epoch=0, step=0)
+    run.heartbeat(epoch=0, step=0)
     barrier.wait(120)
     for epoch in range(1, epochs + 1):
         run.record(epoch, 22 * epoch, values(epoch))

@@ -130,7 +130,7 @@ def main(config: Config) -> None:
         name: trainer.evaluation(task.measure, source, name=name)
         for name, source in measured.items()
     }
-    writers = hooks.configured_writers(config)
+    writers = hooks.build_writers(config)
     shown = measured["held_out"].arrays
 
     def describe(state, metrics):
@@ -161,7 +161,7 @@ def main(config: Config) -> None:
             *map(hooks.evaluate, phases.values()),
             hooks.stop_on_nan(),
             hooks.every(4, hooks.record("held_out", describe, *writers)),
-            hooks.configured(config, writers=writers, given=phases),
+            hooks.build_hooks(config, writers=writers, given=phases),
         ),
     )
     print("fingerprint", trainer.fingerprint(state))

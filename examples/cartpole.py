@@ -81,7 +81,7 @@ def simulation(
     record(state, {})
     for number in range(episodes):
         file = to / "replays" / f"{int(state.epoch)}-{number}.json"
-        replay = hooks.load_replay(file)
+        replay = rl.load_replay(file)
         shown = file.with_suffix(".gif")
         print(f"{shown}: {replay.length} steps, return {replay.episode_return:g}")
 
@@ -89,7 +89,7 @@ def simulation(
 def main(config: Config) -> None:
     env, network, agent = built(config)
     exam = rl.evaluation_of(network, env, episodes=100)
-    writers = hooks.configured_writers(config)
+    writers = hooks.build_writers(config)
 
     def last(state, metrics):
         """Say whether this epoch is the last one."""
@@ -104,7 +104,7 @@ def main(config: Config) -> None:
             hooks.stop_at_return(config.target, metric="val/return"),
             hooks.stop_on_nan(),
             hooks.when(last, hooks.record_replays(network, env, config.run, *writers)),
-            hooks.configured(config, writers=writers, given={"val": exam}),
+            hooks.build_hooks(config, writers=writers, given={"val": exam}),
         ),
     )
     played = int(state.epoch) * config.envs * config.steps

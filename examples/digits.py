@@ -63,7 +63,7 @@ def main(config: Config) -> None:
             hooks.evaluate(validation),
             hooks.stop_on_nan(),
             hooks.watch_system(batch_size=config.batch_size),
-            hooks.configured(config, given={"val": validation}),
+            hooks.build_hooks(config, given={"val": validation}),
         ),
     )
     print("fingerprint", trainer.fingerprint(state))

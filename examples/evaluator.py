@@ -36,7 +36,7 @@ def main(config: Config) -> None:
     network = models.actor_critic(actions=env.action_space.n)
     exam = rl.evaluation_of(network, env, episodes=config.episodes, greedy=not config.sampled)
     key = jax.random.key(config.seed)
-    weights = policies.initial(network, env, key)
+    weights = policies.init_weights(network, env, key)
     start = trainer.TrainState.create(
         params=weights.params, model_state=weights.model_state, rng=key
     )
@@ -46,10 +46,10 @@ def main(config: Config) -> None:
         epochs=config.epochs,
         hooks=hooks.chain(
             hooks.follow_checkpoints(config.follow, wait=True, timeout=config.timeout),
-            hooks.configured(config, given={"val": exam}),
+            hooks.build_hooks(config, given={"val": exam}),
         ),
     )
-    followed = state.memory["follow_checkpoints"]["epoch"]
+    followed = state.hook_state["follow_checkpoints"]["epoch"]
     print(f"{int(state.epoch)} commits measured, the last one epoch {followed} of {config.follow}")
     print("fingerprint", trainer.fingerprint(state))
 

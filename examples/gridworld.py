@@ -33,13 +33,13 @@ class Config(trainer.TrainingConfig):
     """Environments that play at once."""
     steps: int = 64
     """Steps of each in an epoch."""
-    memory: int = 64
+    recurrent_size: int = 64
     """Size of what the policy remembers."""
     curriculum: Literal["thresholds", "progress", "uniform"] = "thresholds"
     """Open lessons one by one; draw them by progress; or draw them alike."""
     teacher: Path | None = None
     """Directory of a run to learn from."""
-    teacher_memory: int = 64
+    teacher_recurrent_size: int = 64
     """Size of what that run's policy remembers."""
     teacher_steps: int = 1000
     """Optimizer steps until the teacher has nothing more to say."""
@@ -54,9 +54,11 @@ def main(config: Config) -> None:
     weights = {LESSONS[0]: 1.0} if config.curriculum == "thresholds" else None
     params = {name: levels[name] for name in LESSONS}
     env = rl.lessons(environments.gridworld(), params, weights=weights)
-    network, loss, teacher = policy(env, config.memory), rl.ppo_loss(), None
+    network, loss, teacher = policy(env, config.recurrent_size), rl.ppo_loss(), None
     if config.teacher:
-        teacher = distillation.teacher(policy(env, config.teacher_memory), config.teacher, env)
+        teacher = distillation.restore_teacher(
+            policy(env, config.teacher_recurrent_size), config.teacher, env
+        )
         fading = optax.linear_schedule(1.0, 0.0, config.teacher_steps)
         loss = losses.total(loss, (distillation.kickstart(), fading))
     minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
@@ -82,7 +84,7 @@ def main(config: Config) -> None:
             hooks.every(5, hooks.evaluate(exam)),
             hooks.stop_at_return(config.target, metric=GOAL),
             hooks.stop_on_nan(),
-            hooks.configured(config, given={"val": exam}),
+            hooks.build_hooks(config, given={"val": exam}),
         ),
     )
     played = int(state.epoch) * config.envs * config.steps
@@ -90,8 +92,10 @@ def main(config: Config) -> None:
     print("fingerprint", trainer.fingerprint(state))
 
 
-def policy(env: environments.Environment, memory: int) -> models.ActorCritic:
-    return models.actor_critic(actions=env.action_space.n, hidden=(64,), memory=memory)
+def policy(env: environments.Environment, recurrent_size: int) -> models.ActorCritic:
+    return models.actor_critic(
+        actions=env.action_space.n, hidden=(64,), recurrent_size=recurrent_size
+    )
 
 
 def adapting(config: Config, lessons: tuple[str, ...]) -> hooks.Hook | tuple[()]:

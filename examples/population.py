@@ -69,7 +69,7 @@ def main(config: Config) -> None:
             hooks.each(hooks.stop_at_return(config.target, metric="val/return")),
             hooks.each(hooks.stop_on_nan()),
             count_the_living,
-            hooks.configured(config, given={"val": exam}),
+            hooks.build_hooks(config, given={"val": exam}),
         ),
     )
     learnt = config.members - int(np.sum(state.carry["live"]))

@@ -15,7 +15,7 @@ import hooks
 import models
 import trainer
 from trainer import rl
-from trainer.host.atomic_files import replacing
+from trainer.host.atomic_files import atomic_replace
 from trainer.rl import environments
 
 
@@ -49,10 +49,10 @@ def main(config: Config) -> None:
         hooks=hooks.chain(
             hooks.follow_checkpoints(config.follow, wait=config.wait, timeout=config.timeout),
             keep_experience(config.run / "experience"),
-            hooks.configured(config),
+            hooks.build_hooks(config),
         ),
     )
-    followed = state.memory["follow_checkpoints"]["epoch"]
+    followed = state.hook_state["follow_checkpoints"]["epoch"]
     print(f"{int(state.epoch)} rollouts, the last one with epoch {followed} of {config.follow}")
     print("fingerprint", trainer.fingerprint(state))
 
@@ -67,10 +67,10 @@ def keep_experience(folder: Path) -> hooks.Hook:
     def keep(state: trainer.TrainState, metrics: trainer.Metrics) -> trainer.TrainState:
         leaves = jax.tree_util.tree_leaves_with_path(metrics.output)
         arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
-        arrays["followed"] = state.memory["follow_checkpoints"]["epoch"]
+        arrays["followed"] = state.hook_state["follow_checkpoints"]["epoch"]
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{int(state.epoch) + 1:06}.npz"
-        with replacing(file) as beside, beside.open("wb") as opened:
+        with atomic_replace(file) as beside, beside.open("wb") as opened:
             np.savez_compressed(opened, **arrays)
         return state
 

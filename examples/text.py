@@ -133,7 +133,7 @@ def simulation(
 def main(config: Config) -> None:
     if config.context <= len(PROMPT):
         raise SystemExit(f"context must be longer than {PROMPT!r}, to go on; got {config.context}")
-    writers = hooks.configured_writers(config)
+    writers = hooks.build_writers(config)
     text = prose()
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}
@@ -171,7 +171,7 @@ def main(config: Config) -> None:
             hooks.evaluate(validation),
             hooks.stop_on_nan(),
             hooks.every(5, hooks.record("sample", sample, *writers)),
-            hooks.configured(config, writers=writers, given={"val": validation}),
+            hooks.build_hooks(config, writers=writers, given={"val": validation}),
         ),
     )
     bits = trainer.evaluate(state, validation)["val/bits_per_character"]

@@ -1,15 +1,15 @@
 """Everything that is not training, as functions `(state, metrics) -> state` between epochs."""
 
 # ruff: noqa: E402 - before anything of `trainer` is imported, that it is the one that is meant
-from hooks.origin import require_beside
+from hooks.origin import check_package_origin
 
-require_beside("trainer")
+check_package_origin("trainer")
 
-from hooks.backtesting.rerun import replay
+from hooks.backtesting.rerun import backtest
 from hooks.base import observe, reads, rekeys, stateful, writes
 from hooks.checkpointing import save_checkpoints
 from hooks.combining import chain, every, every_steps, on, once, when
-from hooks.config.hooks_by_name import configured, configured_writers, from_config, write_config
+from hooks.config.hooks_by_name import build_hooks, build_writers, from_config, write_config
 from hooks.control.adapting_curriculum import adapt_curriculum
 from hooks.control.averaging import average_params, swa
 from hooks.control.following import follow_checkpoints
@@ -27,7 +27,7 @@ from hooks.failing import background, guard
 from hooks.members.each_member import each
 from hooks.metric_logging import log_metrics
 from hooks.monitoring.profiling import profile
-from hooks.monitoring.system import beat, watch_system
+from hooks.monitoring.system import heartbeat, watch_system
 from hooks.monitoring.timing import record_times
 from hooks.monitoring.watching_gradients import watch_gradients
 from hooks.recording import image_grid, record
@@ -41,8 +41,6 @@ from hooks.writers.tensorboard import TensorBoard
 from hooks.writers.wandb import WandB
 from hooks.writers.writer import Histogram, Image, JsonLines, Progress, Text, Trace, Video, Writer
 from trainer import Hook
-from trainer.rl.replay_files import load_replay
-from trainer.supervised.learning_rate_finder import find_learning_rate
 
 __all__ = [
     "Console",
@@ -62,23 +60,22 @@ __all__ = [
     "adapt_curriculum",
     "average_params",
     "background",
-    "beat",
+    "backtest",
+    "build_hooks",
+    "build_writers",
     "chain",
     "collect_scores",
-    "configured",
-    "configured_writers",
     "each",
     "evaluate",
     "every",
     "every_steps",
-    "find_learning_rate",
     "follow_checkpoints",
     "from_config",
     "guard",
+    "heartbeat",
     "image_grid",
     "keep_best",
     "learning_progress",
-    "load_replay",
     "log_metrics",
     "observe",
     "on",
@@ -92,7 +89,6 @@ __all__ = [
     "record_times",
     "reduce_on_plateau",
     "rekeys",
-    "replay",
     "request_evaluation",
     "roll_back_on_nan",
     "roll_back_on_spike",

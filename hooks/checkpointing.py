@@ -13,13 +13,13 @@ import jax
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
-from trainer.checkpoints.directory_lock import Held, check_all, lock
+from trainer.checkpoints.directory_lock import DirectoryLock, check_held_everywhere, lock_directory
 from trainer.checkpoints.manifest import same_software
-from trainer.checkpoints.restore_one import Commit
-from trainer.checkpoints.resume_warnings import differing, on_record, warning
-from trainer.checkpoints.saved_config import normalised
-from trainer.hook import Gate, Restored, Rows
-from trainer.host.processes import is_lead, of_lead
+from trainer.checkpoints.restore_one import SavedCheckpoint
+from trainer.checkpoints.resume_warnings import compare_settings, merge_saved_settings, warning
+from trainer.checkpoints.saved_config import normalize_config
+from trainer.hook import Gate, RestoredState, RunSettings
+from trainer.host.processes import from_main_process, is_main_process
 from trainer.loop.run_description import hyperparams
 
 log = logging.getLogger("entracte")
@@ -57,8 +57,8 @@ def save_checkpoints(
         foreign: go on from a commit that another run made, and was copied among this one's.
 
     Raises:
-        InUse: another process or thread trains in this directory; before a save, the file `lock`
-            was removed or replaced, so that another one may.
+        InUse: another process or thread trains in this directory; before a save, the file
+            `lock_directory` was removed or replaced, so that another one may.
         ValueError: the name of `best` does not tell the mode; before training, the directory holds
             another run: what differs is listed.
         ForeignCommit: another run made the newest commit, and `foreign` is not set.
@@ -68,44 +68,44 @@ def save_checkpoints(
     if max_cost is not None and not 0 < max_cost <= 1:
         raise ValueError(f"max_cost must be a share in (0, 1], or None; got {max_cost}")
     if config is not None:
-        config = normalised(config)
+        config = normalize_config(config)
     checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode, time_limit=time_limit)
     began = time.monotonic()
     committed: int | None = None
-    held: Held | None = None
-    asked: Rows = {}
-    recorded: Rows = {}
+    held: DirectoryLock | None = None
+    asked: RunSettings = {}
+    recorded: RunSettings = {}
     compared = False
 
     def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
 
-    def describe(rows: Rows) -> None:
+    def describe(rows: RunSettings) -> None:
         nonlocal asked, recorded, compared
         asked, recorded, compared = rows, rows, False
 
-    def compare(commit: Commit) -> None:
+    def compare(commit: SavedCheckpoint) -> None:
         """Say what the script asks for that the commit was not saved with."""
         nonlocal recorded, compared
         saved = commit.manifest.get("settings")
         if compared or not asked or not saved:
             return
         compared = True
-        differences = differing(
+        differences = compare_settings(
             saved,
             asked,
             hyperparams(commit.state),
             same_software=same_software(commit.manifest),
         )
-        recorded = on_record(asked, differences)
-        if differences and is_lead():
+        recorded = merge_saved_settings(asked, differences)
+        if differences and is_main_process():
             log.warning(warning(f"commit {commit.epoch} in {checkpoints.directory}", differences))
 
-    def restore(template: TrainState) -> Restored | None:
+    def restore(template: TrainState) -> RestoredState | None:
         nonlocal began, committed, held
         if held is None or not held.by_this_thread():  # else error hooks ask once more
-            held = lock(checkpoints.directory.parent)
-            if is_lead():
+            held = lock_directory(checkpoints.directory.parent)
+            if is_main_process():
                 log.info("checkpoints are in %s", checkpoints.directory)
         began, committed = time.monotonic(), None
         commit = checkpoints.restore(template, config=config, foreign=foreign)
@@ -113,20 +113,20 @@ def save_checkpoints(
             return None
         committed = commit.epoch
         compare(commit)
-        return Restored(commit.state, commit.scores)
+        return RestoredState(commit.state, commit.scores)
 
     several = jax.process_count() > 1
 
     def affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
         if several:  # all come here at once, which they do not where each event begins
-            checkpoints.check()
+            checkpoints.check_for_errors()
         if max_cost is None:
             return True
         taken = checkpoints.seconds + checkpoints.last_seconds
-        share = of_lead({"share": taken / (time.monotonic() - began)})["share"]
+        share = from_main_process({"share": taken / (time.monotonic() - began)})["share"]
         return share <= max_cost
 
-    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         beside = tempfile.TemporaryDirectory(prefix="check-", dir=checkpoints.directory.parent)
         with beside as folder, Checkpoints(folder) as trial:
             trial.save(state, scores=metrics, config=config)
@@ -136,7 +136,7 @@ def save_checkpoints(
         nonlocal committed
         if committed != int(state.epoch):
             if held is not None:
-                check_all(held)
+                check_held_everywhere(held)
             checkpoints.save(state, scores=metrics, config=config, settings=recorded or None)
             committed = int(state.epoch)
         return state
@@ -161,7 +161,7 @@ def save_checkpoints(
             event="start",
             restore=restore,
             describe=describe,
-            check=None if several else checkpoints.check,
+            check_background=None if several else checkpoints.check_for_errors,
         ),
         Hook(
             commit,
@@ -169,7 +169,7 @@ def save_checkpoints(
             stage="commit",
             gates=(Gate(affordable),),
             expects=expects,
-            rehearse=rehearse,
+            dry_run=dry_run,
             options={} if best is None else {"best": best, "mode": checkpoints.mode},
         ),
         Hook(
@@ -177,7 +177,7 @@ def save_checkpoints(
             f"{name}/last",
             event="end",
             stage="commit",
-            rehearse=nothing,
+            dry_run=nothing,
             flush=checkpoints.wait,
             close=close,
         ),

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from hooks.base import recall, remembering
+from hooks.base import get_hook_state, set_hook_state
 from trainer import Metrics, TrainState
-from trainer.checks.arguments import in_words, require_function, whole
-from trainer.hook import Function, Gate, Hook, Memory, parts_of
-from trainer.loop.events import in_order
-from trainer.state import steps_taken
+from trainer.checks.arguments import describe_value, require_function, require_integer
+from trainer.hook import Gate, Hook, HookFunction, HookState, flatten_hooks
+from trainer.loop.events import sort_hooks
+from trainer.state import read_step_count
 
 PASSING = ("start", "end", "error")
 """Events whose parts of a composite no trigger governs."""
@@ -33,8 +33,8 @@ class Chain:
         Scores stay on the state, for a test to look at.
         """
         answers: dict[Gate, bool] = {}
-        for hook in in_order(self.parts, event):
-            if hook.due(state, metrics, answers):
+        for hook in sort_hooks(self.parts, event):
+            if hook.is_due(state, metrics, answers):
                 after = hook.apply(state, metrics)
                 if after.scores is not state.scores:
                     metrics = _with_scores(metrics, after.scores)
@@ -42,12 +42,12 @@ class Chain:
         return state
 
     def __str__(self) -> str:
-        return table(self.parts)
+        return format_table(self.parts)
 
     __repr__ = __str__
 
 
-Combined = Chain | Hook | Function
+HookLike = Chain | Hook | HookFunction
 """What combinators take and give."""
 
 
@@ -65,10 +65,10 @@ def chain(*hooks: Any) -> Chain:
     >>> chain(scale(0.5), chain(scale(4.0)))(state, {}).params
     2.0
     """
-    return Chain(parts_of(hooks))
+    return Chain(flatten_hooks(hooks))
 
 
-def every(n: int, hook: Combined, *, start: int = 0) -> Combined:
+def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
     """Run a hook in every n-th epoch, counted from 1, from epoch `start` on.
 
     Raises:
@@ -86,10 +86,10 @@ def every(n: int, hook: Combined, *, start: int = 0) -> Combined:
         number = _int(state.epoch) + (event != "epoch")  # a phase's event is within the epoch
         return number >= max(start, 1) and number % n == 0
 
-    return _gated(hook, lambda part: (Gate(due), ()))
+    return _add_gate(hook, lambda part: (Gate(due), ()))
 
 
-def every_steps(n: int, hook: Combined) -> Combined:
+def every_steps(n: int, hook: HookLike) -> HookLike:
     """Run a hook where `step // n` grew since it last ran.
 
     Raises:
@@ -98,21 +98,23 @@ def every_steps(n: int, hook: Combined) -> Combined:
     """
     _positive("every_steps", n)
 
-    def gate(part: Hook) -> tuple[Gate, tuple[Memory, ...]]:
+    def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:
         name = f"every_steps/{n}/{part.name}"
 
         def count(state: TrainState) -> int:
-            return steps_taken(state) // n
+            return read_step_count(state) // n
 
         return Gate(
-            lambda state, metrics, event: count(state) > recall(state, name, lambda state: 0),
-            lambda state: remembering(state, name, count(state)),
-        ), (Memory(name, count),)
+            lambda state, metrics, event: (
+                count(state) > get_hook_state(state, name, lambda state: 0)
+            ),
+            lambda state: set_hook_state(state, name, count(state)),
+        ), (HookState(name, count),)
 
-    return _gated(hook, gate)
+    return _add_gate(hook, gate)
 
 
-def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: Combined) -> Combined:
+def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: HookLike) -> HookLike:
     """Run a hook where `(state, metrics) -> bool` says so.
 
     It is asked once an event, when the hook's first part is due, on what that part sees.
@@ -137,23 +139,23 @@ def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: Com
         return answer
 
     shared = Gate(ask)
-    return _gated(hook, lambda part: (shared, ()))
+    return _add_gate(hook, lambda part: (shared, ()))
 
 
-def once(hook: Combined) -> Combined:
+def once(hook: HookLike) -> HookLike:
     """Run a hook the first time only, across resumes."""
 
-    def gate(part: Hook) -> tuple[Gate, tuple[Memory, ...]]:
+    def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:
         name = f"once/{part.name}"
         return Gate(
-            lambda state, metrics, event: not recall(state, name, lambda state: False),
-            lambda state: remembering(state, name, True),
-        ), (Memory(name, lambda state: False),)
+            lambda state, metrics, event: not get_hook_state(state, name, lambda state: False),
+            lambda state: set_hook_state(state, name, True),
+        ), (HookState(name, lambda state: False),)
 
-    return _gated(hook, gate)
+    return _add_gate(hook, gate)
 
 
-def on(event: str, hook: Combined) -> Combined:
+def on(event: str, hook: HookLike) -> HookLike:
     """Run a hook at `start`, after a phase (its name), at `epoch`, `end` or on `error`.
 
     Raises:
@@ -167,24 +169,24 @@ def on(event: str, hook: Combined) -> Combined:
     if not isinstance(event, str):
         raise TypeError(
             "on(event, hook) needs the name of an event first, such as 'end'; got "
-            f"{in_words(event)}"
+            f"{describe_value(event)}"
         )
-    parts = parts_of(hook)
+    parts = flatten_hooks(hook)
     for part in parts:
         if part.event is not None:
             raise ValueError(
                 f"hook {part.name!r} runs at {part.event!r} already and cannot move to {event!r}"
             )
-    return combined([dataclasses.replace(part, event=event) for part in parts])
+    return join_parts([dataclasses.replace(part, event=event) for part in parts])
 
 
-def table(parts: tuple[Hook, ...]) -> str:
+def format_table(parts: tuple[Hook, ...]) -> str:
     """Lay hooks out as text, in the order of execution."""
     named = [part.at for part in parts]
     phases = [at for at in dict.fromkeys(named) if at not in ("start", "epoch", "end", "error")]
     rows = [("event", "stage", "hook", "reads", "writes")]
     for event in ("start", *phases, "epoch", "end", "error"):
-        for part in in_order(parts, event):
+        for part in sort_hooks(parts, event):
             found = "at start" if callable(part.writes) else ", ".join(part.writes)
             rows.append((part.at, part.stage, part.name, ", ".join(part.reads), found))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -194,7 +196,9 @@ def table(parts: tuple[Hook, ...]) -> str:
     )
 
 
-def _gated(hook: Combined, gate: Callable[[Hook], tuple[Gate, tuple[Memory, ...]]]) -> Combined:
+def _add_gate(
+    hook: HookLike, gate: Callable[[Hook], tuple[Gate, tuple[HookState, ...]]]
+) -> HookLike:
     """Put a gate before the parts that run at phases and at `epoch`."""
 
     def govern(part: Hook) -> Hook:
@@ -202,13 +206,13 @@ def _gated(hook: Combined, gate: Callable[[Hook], tuple[Gate, tuple[Memory, ...]
             return part
         opened, memories = gate(part)
         return dataclasses.replace(
-            part, gates=(opened, *part.gates), memories=(*part.memories, *memories)
+            part, gates=(opened, *part.gates), hook_states=(*part.hook_states, *memories)
         )
 
-    return combined([govern(part) for part in parts_of(hook)])
+    return join_parts([govern(part) for part in flatten_hooks(hook)])
 
 
-def combined(parts: list[Hook]) -> Combined:
+def join_parts(parts: list[Hook]) -> HookLike:
     """Give a single hook as it is, several as a chain."""
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
@@ -219,7 +223,7 @@ def _int(scalar: Any) -> int:
 
 
 def _positive(name: str, n: int) -> None:
-    whole(f"{name}(n, hook): n", n, 1)
+    require_integer(f"{name}(n, hook): n", n, 1)
 
 
 def _with_scores(metrics: Mapping[str, float], scores: Mapping[str, float]) -> Mapping[str, float]:

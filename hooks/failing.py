@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hooks.combining import PASSING, Combined, combined
-from hooks.worker import Worker
+from hooks.combining import PASSING, HookLike, join_parts
+from hooks.worker import BackgroundWorker
 from trainer import Hook, Interrupt, Metrics, TrainState
-from trainer.checks.arguments import number, whole
-from trainer.hook import Function, parts_of
+from trainer.checks.arguments import require_integer, require_number
+from trainer.hook import HookFunction, flatten_hooks
 from trainer.host.time_spans import span
-from trainer.phases.in_place_changes import Shadow
-from trainer.state import device_part, rejoin
+from trainer.phases.in_place_changes import MutationGuard
+from trainer.state import attach_host_fields, strip_host_fields
 
 log = logging.getLogger("entracte")
 
 
-def guard(hook: Combined, retries: int = 0) -> Combined:
+def guard(hook: HookLike, retries: int = 0) -> HookLike:
     """Retry a failing hook, then log the failure and go on without it.
 
     Args:
@@ -42,7 +42,7 @@ def guard(hook: Combined, retries: int = 0) -> Combined:
     >>> guard(fail)(state, {}) is state
     True
     """
-    whole("retries", retries, 0)
+    require_integer("retries", retries, 0)
 
     def guarded(part: Hook) -> Hook:
         if part.at in PASSING:
@@ -55,7 +55,7 @@ def guard(hook: Combined, retries: int = 0) -> Combined:
                 "on one of them, and their states would differ"
             )
 
-        def tried(function: Function) -> Function:
+        def tried(function: HookFunction) -> HookFunction:
             def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
                 for attempt in range(1, retries + 2):
                     try:
@@ -69,13 +69,13 @@ def guard(hook: Combined, retries: int = 0) -> Combined:
 
             return run
 
-        rehearse = part.rehearse and tried(part.rehearse)
-        return dataclasses.replace(part, function=tried(part.function), rehearse=rehearse)
+        rehearse = part.dry_run and tried(part.dry_run)
+        return dataclasses.replace(part, function=tried(part.function), dry_run=rehearse)
 
-    return combined([guarded(part) for part in parts_of(hook)])
+    return join_parts([guarded(part) for part in flatten_hooks(hook)])
 
 
-def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
+def background(hook: HookLike, *, time_limit: float = 600.0) -> HookLike:
     """Run observers on a worker thread, in order, on a host copy of the state.
 
     The event waits for the copy alone. A failure is raised at the next event, before a commit, or
@@ -92,20 +92,20 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
         ValueError: a part is no observer, or keeps a memory, or writes scores; or the limit is not
             positive.
     """
-    if not 0 < number("time_limit", time_limit) <= threading.TIMEOUT_MAX:
+    if not 0 < require_number("time_limit", time_limit) <= threading.TIMEOUT_MAX:
         raise ValueError(f"time_limit must be a number of seconds above 0; got {time_limit}")
 
     def moved(part: Hook) -> Hook:
         if part.at in PASSING:
             return part
-        if part.stage != "observe" or part.memories or part.writes:
+        if part.stage != "observe" or part.hook_states or part.writes:
             raise ValueError(
                 f"background takes observers without memory and scores; {part.name!r} is "
                 f"{'one with memory or scores' if part.stage == 'observe' else 'a ' + part.stage}"
                 f"{': declare it, hooks.observe(...)' if part.stage == 'control' else ''}"
             )
-        worker = Worker(
-            part.name, lambda item: _observe(part, *item), waiting=2, time_limit=time_limit
+        worker = BackgroundWorker(
+            part.name, lambda item: _observe(part, *item), max_queued=2, time_limit=time_limit
         )
 
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -124,25 +124,27 @@ def background(hook: Combined, *, time_limit: float = 600.0) -> Combined:
                 if part.close:
                     part.close()
 
-        return dataclasses.replace(part, function=run, check=worker.check, flush=flush, close=close)
+        return dataclasses.replace(
+            part, function=run, check_background=worker.check, flush=flush, close=close
+        )
 
-    return combined([moved(part) for part in parts_of(hook)])
+    return join_parts([moved(part) for part in flatten_hooks(hook)])
 
 
 def _observe(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> None:
-    shadow = Shadow(state, getattr(metrics, "output", None))
+    shadow = MutationGuard(state, getattr(metrics, "output", None))
     with span("hook", part.name):
         after = part.function(state, metrics)
-    shadow.refuse_changes(f"background observer {part.name!r}")
+    shadow.check_unchanged(f"background observer {part.name!r}")
     if after is not state:
         raise ValueError(f"background observer {part.name!r} must return the state it was given")
 
 
 def _on_host(state: TrainState) -> TrainState:
     """Copy a state; of the host part the containers, for training goes on with those of the run."""
-    host = jax.tree.map(lambda leaf: leaf, (state.memory, state.scores))
-    copied = rejoin(_copied(device_part(state)), state)
-    return copied.replace(memory=host[0], scores=host[1])
+    host = jax.tree.map(lambda leaf: leaf, (state.hook_state, state.scores))
+    copied = attach_host_fields(_copied(strip_host_fields(state)), state)
+    return copied.replace(hook_state=host[0], scores=host[1])
 
 
 def _with_host_output(metrics: Mapping[str, float]) -> Mapping[str, float]:

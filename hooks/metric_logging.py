@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.writers.writer import Begins, Progress, Rehearses, Resumes, Trace, Value, Writer
+from hooks.writers.writer import (
+    DryRunWriter,
+    Progress,
+    ResumableWriter,
+    StartableWriter,
+    Trace,
+    Value,
+    Writer,
+)
 from trainer import Hook, TrainState
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import span
-from trainer.state import steps_taken
+from trainer.state import read_step_count
 
 Values = Callable[[TrainState, Mapping[str, float]], Mapping[str, Value]]
 """`(state, metrics) -> {name: what a writer may be given}`."""
@@ -45,12 +53,12 @@ def log_metrics(*writers: Writer) -> Chain:
         raise ValueError("log_metrics needs a writer: log_metrics(hooks.Console())")
     check_writers("log_metrics", writers)
     return chain(
-        resume_writers("log_metrics", writers, scores_of=_measured),
-        write_values("log_metrics", writers, _measured),
+        resume_writers("log_metrics", writers, scores_of=_collect_values),
+        write_values("log_metrics", writers, _collect_values),
     )
 
 
-def _measured(state: TrainState, metrics: Mapping[str, float]) -> Mapping[str, Value]:
+def _collect_values(state: TrainState, metrics: Mapping[str, float]) -> Mapping[str, Value]:
     traces = getattr(metrics, "steps", {})
     return {**metrics, **{f"steps/{name}": Trace(trace) for name, trace in traces.items()}}
 
@@ -71,7 +79,8 @@ def check_writers(who: str, writers: Sequence[Any]) -> None:
             elif isinstance(writer, list | tuple):
                 remedy = f": give them one by one, {who}(*writers)"
             raise TypeError(
-                f"{who} takes writers, objects with write, flush and close; got {in_words(writer)}"
+                f"{who} takes writers, objects with write, flush and close; got "
+                f"{describe_value(writer)}"
                 f"{remedy}"
             )
 
@@ -91,26 +100,28 @@ def resume_writers(
 
     def resume(state: TrainState, chosen: Sequence[Writer]) -> TrainState:
         for writer in chosen:
-            if isinstance(writer, Resumes):
-                writer.resume(*counts(state))
+            if isinstance(writer, ResumableWriter):
+                writer.resume(*read_step_epoch(state))
         return state
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         resume(state, writers)
-        progress = Progress(counts(state)[1], getattr(metrics, "epochs", None))
+        progress = Progress(read_step_epoch(state)[1], getattr(metrics, "epochs", None))
         if not state.stop and progress.done != progress.total:
             for writer in writers:
-                if isinstance(writer, Begins):
+                if isinstance(writer, StartableWriter):
                     writer.begin(progress)
-        if scores_of and metrics and not counts(state)[1]:  # or a run that goes on repeats it
+        if (
+            scores_of and metrics and not read_step_epoch(state)[1]
+        ):  # or a run that goes on repeats it
             for writer in writers:
-                writer.write(counts(state)[0], _with_progress(state, metrics, scores_of))
+                writer.write(read_step_epoch(state)[0], _with_progress(state, metrics, scores_of))
         return state
 
-    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return resume(state, [w for w in writers if not isinstance(w, Rehearses)])
+    def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return resume(state, [w for w in writers if not isinstance(w, DryRunWriter)])
 
-    return Hook(run, f"{name}/start", event="start", stage="observe", rehearse=rehearse)
+    return Hook(run, f"{name}/start", event="start", stage="observe", dry_run=dry_run)
 
 
 def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hook:
@@ -123,7 +134,7 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal broken_off
-        step, _ = place = counts(state)
+        step, _ = place = read_step_epoch(state)
         begin = broken_off[1] if broken_off and broken_off[0] == place else 0
         values = _with_progress(state, metrics, values_of)
         for number, writer in enumerate(writers[begin:], begin):
@@ -133,12 +144,12 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
         broken_off = None
         return state
 
-    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        step, values = counts(state)[0], _with_progress(state, metrics, values_of)
+    def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        step, values = read_step_epoch(state)[0], _with_progress(state, metrics, values_of)
         for writer in writers:
-            if isinstance(writer, Rehearses):
-                writer.rehearse(step, values)
-            elif isinstance(writer, Resumes):  # it resumes again when the run starts
+            if isinstance(writer, DryRunWriter):
+                writer.dry_run(step, values)
+            elif isinstance(writer, ResumableWriter):  # it resumes again when the run starts
                 writer.write(step, values)
         return state
 
@@ -172,8 +183,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
         run,
         name,
         stage="observe",
-        rehearse=rehearse,
-        history=history,
+        dry_run=dry_run,
+        read_history=history,
         flush=flush,
         close=close,
     )
@@ -182,10 +193,10 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
 def _with_progress(
     state: TrainState, metrics: Mapping[str, float], values_of: Values
 ) -> dict[str, Value]:
-    progress = Progress(counts(state)[1], getattr(metrics, "epochs", None))
+    progress = Progress(read_step_epoch(state)[1], getattr(metrics, "epochs", None))
     return {"epoch": progress, **values_of(state, metrics)}
 
 
-def counts(state: TrainState) -> tuple[int, int]:
+def read_step_epoch(state: TrainState) -> tuple[int, int]:
     """Read (step, epoch). Through numpy it takes 3 us each, by `int` of the array 10 to 20."""
-    return steps_taken(state), int(np.asarray(state.epoch))
+    return read_step_count(state), int(np.asarray(state.epoch))

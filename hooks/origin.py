@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def require_beside(name: str) -> None:
+def check_package_origin(name: str) -> None:
     """Check, without importing it, that a package is the one that was installed with this one.
 
     Python looks first in the folder of the script, so that a `trainer.py` there, or a folder

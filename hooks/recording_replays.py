@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import check_writers, counts, resume_writers, write_values
-from hooks.writers.images import as_gif, check_pillow
+from hooks.metric_logging import check_writers, read_step_epoch, resume_writers, write_values
+from hooks.writers.images import check_pillow, encode_gif
 from hooks.writers.writer import Value, Video, Writer, make_folder
 from trainer import TrainState
-from trainer.checks.paths import local
-from trainer.host.atomic_files import replacing
+from trainer.checks.paths import to_absolute_path
+from trainer.host.atomic_files import atomic_replace
 from trainer.rl.environments.environment import Environment
-from trainer.rl.episodes import playing
-from trainer.rl.replay_files import files, written
-from trainer.rl.replays import looking
+from trainer.rl.episodes import make_episode_player
+from trainer.rl.replay_files import encode_replay, list_replay_files
+from trainer.rl.replays import make_replayer
 
 log = logging.getLogger("entracte")
 
@@ -82,7 +82,7 @@ def record_replays(
     """
     _check_settings(episodes=episodes, seed=seed, keep=keep)
     check_writers("record_replays", writers)
-    play = playing(network, env, lesson=lesson, greedy=greedy, max_steps=max_steps)
+    play = make_episode_player(network, env, lesson=lesson, greedy=greedy, max_steps=max_steps)
     draw = None
     if env.render is None:
         log.warning("environment %r has no render: its replays are JSON alone", env.name)
@@ -90,8 +90,8 @@ def record_replays(
     else:
         check_pillow("record_replays")
         Video(np.zeros((1, 1, 1, 3), np.uint8), fps)
-        draw = looking(env, env.render)
-    folder = local(directory, "record_replays") / "replays"
+        draw = make_replayer(env, env.render)
+    folder = to_absolute_path(directory, "record_replays") / "replays"
     make_folder(folder, "record_replays")
     tag = "replays" if lesson is None else f"replays/{lesson}"
     name = "record_replays" if lesson is None else f"record_replays/{lesson}"
@@ -103,28 +103,28 @@ def record_replays(
                 replay = play(state, seed, number)
                 if draw:
                     video = Video(draw(replay), fps)
-                    keeping(f"{replay.epoch}-{number}.gif", as_gif(video))
+                    keeping(f"{replay.epoch}-{number}.gif", encode_gif(video))
                     shown[f"{tag}/{number}"] = video
-                keeping(f"{replay.epoch}-{number}.json", written(replay))
+                keeping(f"{replay.epoch}-{number}.json", encode_replay(replay))
             return shown
 
         return values
 
     def store(file: str, content: bytes) -> None:
-        with replacing(folder / file) as beside:
+        with atomic_replace(folder / file) as beside:
             beside.write_bytes(content)
 
     def record(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Value]:
         shown = played(store)(state, metrics)
         if keep is not None:
-            newest = sorted({epoch for epoch, _ in files(folder)})[-keep:]
+            newest = sorted({epoch for epoch, _ in list_replay_files(folder)})[-keep:]
             _remove(folder, lambda epoch: epoch < newest[0])
         return shown
 
     resume = resume_writers(name, writers)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        since = counts(state)[1]
+        since = read_step_epoch(state)[1]
         if gone := _remove(folder, lambda epoch: epoch > since or not since):
             log.warning("%s: removing %d files beyond epoch %d", folder, gone, since)
         return resume.function(state, metrics)
@@ -132,12 +132,12 @@ def record_replays(
     rehearsed = write_values(name, writers, played(lambda file, content: None))
     return chain(
         dataclasses.replace(resume, function=begin),
-        dataclasses.replace(write_values(name, writers, record), rehearse=rehearsed.rehearse),
+        dataclasses.replace(write_values(name, writers, record), dry_run=rehearsed.dry_run),
     )
 
 
 def _remove(folder: Path, superseded: Callable[[int], bool]) -> int:
-    gone = [path for epoch, path in files(folder) if superseded(epoch)]
+    gone = [path for epoch, path in list_replay_files(folder) if superseded(epoch)]
     for path in gone:
         path.unlink(missing_ok=True)
     return len(gone)

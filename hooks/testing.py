@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer import Checkpoints, Hook, TrainState, fingerprint
-from trainer.checks.pytrees import differences
-from trainer.loop.events import Events
-from trainer.loop.hook_checks import kept
-from trainer.phases.in_place_changes import Shadow
-from trainer.phases.state_buffers import owned
+from trainer.checks.pytrees import list_differences
+from trainer.loop.events import HookRunner
+from trainer.loop.hook_checks import check_hook_result
+from trainer.phases.in_place_changes import MutationGuard
+from trainer.phases.state_buffers import copy_state
 
 
 def check_hook(
@@ -43,9 +43,9 @@ def check_hook(
     >>> check_hook(nothing, state, {}).stop
     False
     """
-    events = Events(hook, phases)
+    events = HookRunner(hook, phases)
     before = fingerprint(state)
-    current = events.remember(owned(state))
+    current = events.init_hook_states(copy_state(state))
     try:
         for event in ("start", *phases, "epoch", "end", "error"):
             for part in events.order[event]:
@@ -59,10 +59,10 @@ def check_hook(
 def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
     missing = [key for key in part.reads if key not in metrics]
     assert not missing, f"hook {part.name!r} does not fire: {missing} is not among the metrics"
-    assert part.due(state, metrics, {}), f"hook {part.name!r} does not fire: its trigger says no"
+    assert part.is_due(state, metrics, {}), f"hook {part.name!r} does not fire: its trigger says no"
     before, seen = fingerprint(state), dict(metrics)
-    after = kept(part, state, _untouched(part, state, metrics))
-    again = kept(part, state, _untouched(part, state, metrics))
+    after = check_hook_result(part, state, _untouched(part, state, metrics))
+    again = check_hook_result(part, state, _untouched(part, state, metrics))
     assert fingerprint(state) == before, f"hook {part.name!r} changed its argument, the state"
     assert dict(metrics) == seen, f"hook {part.name!r} changed its argument, the metrics"
     assert fingerprint(after) == fingerprint(again), (
@@ -72,17 +72,17 @@ def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> 
         assert after.scores.keys() == again.scores.keys(), f"hook {part.name!r} scores by chance"
     else:
         assert after.scores == again.scores, f"hook {part.name!r} is not pure: its scores differ"
-    if part.memories:
+    if part.hook_states:
         _check_round_trip(part, after, metrics)
     return after
 
 
 def _untouched(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
     """Run a part, and hold it to leave what it was given as it is, scores and output included."""
-    shadow = Shadow(state, getattr(metrics, "output", None))
+    shadow = MutationGuard(state, getattr(metrics, "output", None))
     after = part.apply(state, metrics)
     try:
-        shadow.refuse_changes(f"hook {part.name!r}")
+        shadow.check_unchanged(f"hook {part.name!r}")
     except ValueError as error:
         raise AssertionError(str(error)) from None
     return after
@@ -96,9 +96,9 @@ def _check_round_trip(part: Hook, state: TrainState, metrics: Mapping[str, float
             commit = checkpoints.restore(state)
     assert commit is not None
     restored = commit.state
-    names = [memory.name for memory in part.memories]
+    names = [memory.name for memory in part.hook_states]
     for name in names:
-        lines = differences(state.memory[name], restored.memory[name])
+        lines = list_differences(state.hook_state[name], restored.hook_state[name])
         assert not lines, f"memory {name!r} changes in a checkpoint: {lines}"
     goes_on, resumed = part(state, metrics), part(restored, metrics)
     assert fingerprint(goes_on) == fingerprint(resumed), (

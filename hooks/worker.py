@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Worker:
+class BackgroundWorker:
     """Calls a function on a thread of its own, in order.
 
     The thread starts with the first item. Where items come faster than they are worked off, `put`
@@ -21,22 +21,22 @@ class Worker:
     Args:
         name: of the thread, and in messages.
         function: called with each item.
-        waiting: items that may wait.
+        max_queued: items that may wait.
         time_limit: seconds that one item may take.
 
     >>> seen = []
-    >>> worker = Worker("append", seen.append, waiting=4, time_limit=60)
+    >>> worker = BackgroundWorker("append", seen.append, max_queued=4, time_limit=60)
     >>> worker.put(1); worker.put(2); worker.close()
     >>> seen
     [1, 2]
     """
 
     def __init__(
-        self, name: str, function: Callable[[Any], None], *, waiting: int, time_limit: float
+        self, name: str, function: Callable[[Any], None], *, max_queued: int, time_limit: float
     ) -> None:
         self._name, self._function = name, function
-        self._waiting, self._limit = waiting, time_limit
-        self._line: _Line | None = None
+        self._waiting, self._limit = max_queued, time_limit
+        self._line: _WorkerThread | None = None
 
     def check(self) -> None:
         """Raise what failed, or TimeoutError if an item takes too long; do not wait."""
@@ -53,7 +53,7 @@ class Worker:
         """Queue an item."""
         self.check()
         if self._line is None:
-            self._line = _Line(self._name, self._function, self._waiting)
+            self._line = _WorkerThread(self._name, self._function, self._waiting)
         self._enqueue(self._line, (item,))
 
     def flush(self) -> None:
@@ -77,25 +77,25 @@ class Worker:
                 line.items.put(None)
                 line.thread.join()
 
-    def _enqueue(self, line: _Line, item: Any) -> None:
+    def _enqueue(self, line: _WorkerThread, item: Any) -> None:
         while True:
             try:
                 return line.items.put(item, timeout=self._left(line))
             except queue.Full:
                 self._raise_if_late(line)
 
-    def _wait(self, line: _Line) -> None:
+    def _wait(self, line: _WorkerThread) -> None:
         with line.items.all_tasks_done:
             while line.items.unfinished_tasks:
                 line.items.all_tasks_done.wait(self._left(line))
                 self._raise_if_late(line)
 
-    def _left(self, line: _Line) -> float:
+    def _left(self, line: _WorkerThread) -> float:
         """Give the seconds until the item under way is late."""
         began = line.began
         return self._limit if began is None else max(began + self._limit - time.monotonic(), 0.01)
 
-    def _raise_if_late(self, line: _Line) -> None:
+    def _raise_if_late(self, line: _WorkerThread) -> None:
         began = line.began
         if began is not None and time.monotonic() - began > self._limit:
             self._line, line.left_behind = None, True
@@ -105,7 +105,7 @@ class Worker:
             )
 
 
-class _Line:
+class _WorkerThread:
     """A thread and the queue that it works off, until it is left behind."""
 
     def __init__(self, name: str, function: Callable[[Any], None], waiting: int) -> None:

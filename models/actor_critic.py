@@ -23,7 +23,7 @@ _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-class BeginEpisodes(Protocol):
+class InitRecurrentState(Protocol):
     """Give the recurrent state that episodes begin with: `(batch) -> recurrent`."""
 
     def __call__(self, batch: int, /) -> PyTree:
@@ -35,10 +35,10 @@ class ActorCritic(NamedTuple):
 
     The first two fields are those of a `Network`, and it serves wherever one does.
 
-    >>> network = actor_critic(actions=2, memory=8)
+    >>> network = actor_critic(actions=2, recurrent_size=8)
     >>> inputs = {
     ...     "observation": jnp.ones((3, 4)),
-    ...     "recurrent": network.begin(3),
+    ...     "recurrent": network.init_recurrent_state(3),
     ...     "first": jnp.ones(3, bool),
     ... }
     >>> params, model_state = jax.jit(network.init)(jax.random.key(0), inputs)
@@ -53,8 +53,8 @@ class ActorCritic(NamedTuple):
     apply: Apply
     """As `Network.apply`; `models.actor_critic` says what goes in and comes out."""
 
-    begin: BeginEpisodes
-    """`(batch) -> recurrent`: zeros float32 `[batch, memory]`, or `()` without memory."""
+    init_recurrent_state: InitRecurrentState
+    """`(batch) -> recurrent`: zeros float32 `[batch, recurrent_size]`; `()` where there is none."""
 
 
 def actor_critic(
@@ -62,7 +62,7 @@ def actor_critic(
     actions: int,
     continuous: bool = False,
     hidden: Sequence[int] = (64, 64),
-    memory: int | None = None,
+    recurrent_size: int | None = None,
     activation: str = "tanh",
     shared: bool = False,
 ) -> ActorCritic:
@@ -71,10 +71,11 @@ def actor_critic(
     Observations are one array `[batch, ...]` or a dict of them, whole numbers among them: each is
     flattened and cast to float, and those of a dict are joined in the order of their names.
 
-    Policy and value have hidden layers of their own, unless they are `shared`. With `memory` one
-    recurrent layer (GRU) follows the hidden layers, and both are shared. The inputs are then a
-    dict of `observation`, `recurrent`, float32 `[batch, memory]`, the state after the step before,
-    and `first`, bool `[batch]`: where an episode begins, the state is taken to be zero.
+    Policy and value have hidden layers of their own, unless they are `shared`. With
+    `recurrent_size` one recurrent layer (GRU) follows the hidden layers, and both are shared. The
+    inputs are then a dict of `observation`, `recurrent`, float32 `[batch, recurrent_size]`, the
+    state after the step before, and `first`, bool `[batch]`: where an episode begins, the state is
+    taken to be zero.
 
     Kernels start orthogonal, scaled by sqrt(2) in hidden layers, by 0.01 for the policy, so that
     all actions are about equally likely at first, and by 1 for the value; the rest starts at 0.
@@ -84,15 +85,16 @@ def actor_critic(
         continuous: the policy is a normal distribution of independent entries, whose mean depends
             on the observation and whose deviation does not.
         hidden: sizes of the hidden layers.
-        memory: size of the recurrent state; None for a network that sees one observation alone.
+        recurrent_size: size of the recurrent state; None for a network that sees one observation
+            alone.
         activation: after each hidden layer: `relu`, `silu` or `tanh`.
         shared: one stack of hidden layers for policy and value, as suits large observations.
 
     Returns:
         A network without model state that gives a dict of float32 arrays: `value` `[batch]`,
         `logits` `[batch, actions]`, or where `continuous` `mean` and `log_std` `[batch, actions]`
-        (of the deviation in natural logarithms), and with `memory` `recurrent` `[batch, memory]`,
-        the state after these observations.
+        (of the deviation in natural logarithms), and with `recurrent_size` the state after these
+        observations, `recurrent`, `[batch, recurrent_size]`.
 
     Raises:
         TypeError: a size is no whole number; on a call, the inputs are not as above.
@@ -107,43 +109,43 @@ def actor_critic(
     >>> observations = {"where": jnp.ones((5, 2)), "what": jnp.ones(5, jnp.int32)}
     >>> params, model_state = jax.jit(network.init)(jax.random.key(0), observations)
     >>> outputs, _ = network.apply(params, model_state, observations, key=None, train=False)
-    >>> outputs["logits"].shape, outputs["value"].shape, network.begin(5)
+    >>> outputs["logits"].shape, outputs["value"].shape, network.init_recurrent_state(5)
     ((5, 3), (5,), ())
     """
     require_size("actor_critic", "actions", actions)
     require_sizes("actor_critic", "hidden", hidden)
-    if memory is not None:
-        require_size("actor_critic", "memory", memory)
+    if recurrent_size is not None:
+        require_size("actor_critic", "recurrent_size", recurrent_size)
     if activation not in _ACTIVATIONS:
         raise ValueError(
             f"actor_critic: activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}"
         )
 
     def build(rngs: nnx.Rngs, example: PyTree) -> nnx.Module:
-        if memory is not None:
-            _require_memory_inputs(example, memory)
-        observation = example if memory is None else example["observation"]
+        if recurrent_size is not None:
+            _require_recurrent_inputs(example, recurrent_size)
+        observation = example if recurrent_size is None else example["observation"]
         features = sum(math.prod(part.shape[1:]) for part in _parts(observation))
         return PolicyAndValue(
             features,
             actions,
             continuous=continuous,
             hidden=hidden,
-            memory=memory,
+            recurrent_size=recurrent_size,
             activation=_ACTIVATIONS[activation],
             shared=shared,
             rngs=rngs,
         )
 
     def begin(batch: int, /) -> PyTree:
-        return () if memory is None else jnp.zeros((batch, memory), jnp.float32)
+        return () if recurrent_size is None else jnp.zeros((batch, recurrent_size), jnp.float32)
 
     network = from_nnx(build)
     return ActorCritic(network.init, network.apply, begin)
 
 
 class PolicyAndValue(nnx.Module):
-    """What policy and value share, the recurrent layer where there is memory, and the two."""
+    """What policy and value share, the recurrent layer where it is recurrent, and the two."""
 
     def __init__(
         self,
@@ -152,25 +154,25 @@ class PolicyAndValue(nnx.Module):
         *,
         continuous: bool,
         hidden: Sequence[int],
-        memory: int | None,
+        recurrent_size: int | None,
         activation: Callable[[jax.Array], jax.Array],
         shared: bool,
         rngs: nnx.Rngs,
     ) -> None:
-        together, own = (hidden, ()) if shared or memory is not None else ((), hidden)
+        together, own = (hidden, ()) if shared or recurrent_size is not None else ((), hidden)
         self.torso = Torso((features, *together), activation=activation, rngs=rngs)
         width = together[-1] if together else features
-        if memory is None:
-            self.memory = None
+        if recurrent_size is None:
+            self.cell = None
         else:
-            self.memory = nnx.GRUCell(
+            self.cell = nnx.GRUCell(
                 width,
-                memory,
+                recurrent_size,
                 kernel_init=orthogonal(1.0),
                 recurrent_kernel_init=orthogonal(1.0),
                 rngs=rngs,
             )
-            width = memory
+            width = recurrent_size
         branch = functools.partial(Branch, (width, *own), activation=activation, rngs=rngs)
         self.policy = branch(actions, scale=0.01)
         self.value = branch(1, scale=1.0)
@@ -179,11 +181,11 @@ class PolicyAndValue(nnx.Module):
     def __call__(self, inputs: PyTree) -> dict[str, jax.Array]:
         """Give what the policy and the value say of observations `[batch, ...]`."""
         outputs = {}
-        if self.memory is None:
-            x = self.torso(_joined(inputs))
+        if self.cell is None:
+            x = self.torso(_concat_observation(inputs))
         else:
             before = jnp.where(inputs["first"][:, None], 0, inputs["recurrent"])
-            x, _ = self.memory(before, self.torso(_joined(inputs["observation"])))
+            x, _ = self.cell(before, self.torso(_concat_observation(inputs["observation"])))
             outputs["recurrent"] = x
         outputs["value"] = self.value(x)[:, 0]
         if self.log_std is None:
@@ -271,7 +273,7 @@ def _parts(observation: PyTree) -> list[Any]:
     return parts
 
 
-def _joined(observation: PyTree) -> jax.Array:
+def _concat_observation(observation: PyTree) -> jax.Array:
     flat = [
         part.reshape(part.shape[0], -1)
         if jnp.issubdtype(part.dtype, jnp.floating)
@@ -281,13 +283,15 @@ def _joined(observation: PyTree) -> jax.Array:
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
 
 
-def _require_memory_inputs(inputs: PyTree, memory: int) -> None:
+def _require_recurrent_inputs(inputs: PyTree, recurrent_size: int) -> None:
     wanted = ["first", "observation", "recurrent"]
     if not isinstance(inputs, Mapping) or sorted(inputs) != wanted:
         got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
-        raise TypeError(f"actor_critic with memory takes a dict of {', '.join(wanted)}; got {got}")
+        raise TypeError(
+            f"actor_critic with recurrent_size takes a dict of {', '.join(wanted)}; got {got}"
+        )
     batch = _parts(inputs["observation"])[0].shape[0]
-    for name, shape in (("recurrent", (batch, memory)), ("first", (batch,))):
+    for name, shape in (("recurrent", (batch, recurrent_size)), ("first", (batch,))):
         if jnp.shape(inputs[name]) != shape:
             raise ValueError(
                 f"actor_critic takes {name!r} of shape {shape}; got {jnp.shape(inputs[name])}"

@@ -17,7 +17,7 @@ BASE = 10_000.0
 Pair = tuple[jax.Array, jax.Array]
 
 
-def rotation(positions: jax.Array, size: int) -> Pair:
+def compute_rotary(positions: jax.Array, size: int) -> Pair:
     """Give the cosines and sines that turn heads at these positions.
 
     Args:
@@ -27,7 +27,7 @@ def rotation(positions: jax.Array, size: int) -> Pair:
     Returns:
         Two float32 arrays `[time, size / 2]`.
 
-    >>> cosines, sines = rotation(jnp.arange(3), 4)
+    >>> cosines, sines = compute_rotary(jnp.arange(3), 4)
     >>> cosines.shape, float(sines[0, 0]), round(float(sines[1, 0]), 4)
     ((3, 2), 0.0, 0.8415)
     """
@@ -36,7 +36,7 @@ def rotation(positions: jax.Array, size: int) -> Pair:
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(heads: jax.Array, turn: Pair) -> jax.Array:
+def apply_rotary(heads: jax.Array, turn: Pair) -> jax.Array:
     """Turn each pair of features by an angle that grows with the position.
 
     The product of a query and a key then depends on their positions by the distance alone. The
@@ -44,7 +44,7 @@ def rotate(heads: jax.Array, turn: Pair) -> jax.Array:
 
     Args:
         heads: `[batch, time, heads, size]`, queries or keys.
-        turn: of `rotation`.
+        turn: of `compute_rotary`.
 
     Returns:
         The heads turned, in the shape and dtype that they had.
@@ -53,7 +53,7 @@ def rotate(heads: jax.Array, turn: Pair) -> jax.Array:
     (2021).
 
     >>> one = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
-    >>> rotate(one, (jnp.zeros((1, 1)), jnp.ones((1, 1)))).ravel().tolist()    # a quarter turn
+    >>> apply_rotary(one, (jnp.zeros((1, 1)), jnp.ones((1, 1)))).ravel().tolist()
     [0.0, 1.0]
     """
     cosines, sines = (x[None, :, None] for x in turn)
@@ -144,7 +144,7 @@ class SelfAttention(nnx.Module):
         qkv = self.qkv(x.reshape(batch * time, width))
         query, key, value = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
         if turn is not None:
-            query, key = rotate(query, turn), rotate(key, turn)
+            query, key = apply_rotary(query, turn), apply_rotary(key, turn)
         if cache is None:
             mixed = attend(query, key, value, causal=self.causal)
         else:

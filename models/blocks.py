@@ -18,7 +18,7 @@ Blocks = Any
 
 
 @dataclass(frozen=True)
-class Shape:
+class TransformerConfig:
     """The settings of a stack of blocks, as `models.transformer` describes them."""
 
     layers: int
@@ -30,19 +30,20 @@ class Shape:
     scan: bool = False
 
     @property
-    def size(self) -> int:
+    def head_size(self) -> int:
         """Features of a head."""
         return self.width // self.heads
 
 
-def require_shape(owner: str, shape: Shape) -> None:
+def check_transformer_config(owner: str, shape: TransformerConfig) -> None:
     """Check the settings of a stack.
 
     Raises:
         TypeError: a size is no whole number.
         ValueError: one is out of range, or `heads` does not divide `width` into even sizes.
 
-    >>> require_shape("transformer", Shape(layers=4, heads=3, width=128, hidden=512))
+    >>> check_transformer_config("transformer", TransformerConfig(layers=4, heads=3, width=128,
+    ...     hidden=512))
     Traceback (most recent call last):
         ...
     ValueError: transformer: heads must divide width into even sizes; got width 128 / heads 3
@@ -57,7 +58,7 @@ def require_shape(owner: str, shape: Shape) -> None:
         )
 
 
-class Block(nnx.Module):
+class TransformerBlock(nnx.Module):
     """Self-attention, cross-attention if asked for, and a dense branch, each added to its input.
 
     Each branch normalises what it reads (a root mean square of 1, in float32).
@@ -66,7 +67,9 @@ class Block(nnx.Module):
     (2020); Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
     """
 
-    def __init__(self, shape: Shape, *, causal: bool, cross: bool, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, shape: TransformerConfig, *, causal: bool, cross: bool, rngs: nnx.Rngs
+    ) -> None:
         width, heads, hidden, dropout = shape.width, shape.heads, shape.hidden, shape.dropout
         scale = residual_scale(shape.layers, 3 if cross else 2)
         self.attention_norm = nnx.RMSNorm(width, rngs=rngs)
@@ -103,7 +106,9 @@ class Block(nnx.Module):
         return x if self.dropout is None else self.dropout(x)
 
 
-def stack(shape: Shape, *, causal: bool, cross: bool = False, rngs: nnx.Rngs) -> Blocks:
+def make_blocks(
+    shape: TransformerConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs
+) -> Blocks:
     """Make blocks that start at the same values for a loop and for a scan.
 
     They are drawn all at once: how long the initialisation compiles does not depend on the depth.
@@ -111,8 +116,8 @@ def stack(shape: Shape, *, causal: bool, cross: bool = False, rngs: nnx.Rngs) ->
 
     @nnx.split_rngs(splits=shape.layers)
     @nnx.vmap(axis_size=shape.layers)
-    def make(rngs: nnx.Rngs) -> Block:
-        return Block(shape, causal=causal, cross=cross, rngs=rngs)
+    def make(rngs: nnx.Rngs) -> TransformerBlock:
+        return TransformerBlock(shape, causal=causal, cross=cross, rngs=rngs)
 
     stacked = make(rngs)
     if shape.scan:
@@ -122,7 +127,7 @@ def stack(shape: Shape, *, causal: bool, cross: bool = False, rngs: nnx.Rngs) ->
     return nnx.List([nnx.merge(graphdef, layer) for layer in layers])
 
 
-def run(
+def run_blocks(
     blocks: Blocks,
     x: jax.Array,
     *,
@@ -135,7 +140,7 @@ def run(
     """Run blocks one after another.
 
     Args:
-        blocks: of `stack`.
+        blocks: of `make_blocks`.
         x: `[batch, time, width]`.
         caches: a cache a block: `{"0": ..., "1": ...}` for a list, arrays with a first axis of
             layers for a stack; None for none.
@@ -149,7 +154,7 @@ def run(
     """
 
     def one(
-        block: Block, x: jax.Array, cache: Any, memory: Any, turn: Any, start: Any
+        block: TransformerBlock, x: jax.Array, cache: Any, memory: Any, turn: Any, start: Any
     ) -> tuple[jax.Array, Any]:
         return block(x, cache, memory, turn, start)
 
@@ -168,7 +173,7 @@ def run(
 
 
 def project(blocks: Blocks, other: jax.Array) -> Any:
-    """Give the `memories` of `run`: each block's keys and values of `[batch, places, width]`."""
+    """Compute each block's keys and values of `[batch, places, width]`, for `run_blocks`."""
 
     def one(block: Any) -> Pair:
         return block.cross.project(other)
@@ -178,11 +183,11 @@ def project(blocks: Blocks, other: jax.Array) -> Any:
     return nnx.vmap(one)(blocks)
 
 
-def empty(blocks: Blocks, shape: Shape, batch: int, length: int) -> Any:
-    """Give the `caches` of `run` for `length` tokens, in the dtype of the blocks."""
+def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: int) -> Any:
+    """Give the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
-    size: tuple[int, ...] = (batch, length, shape.heads, shape.size)
+    size: tuple[int, ...] = (batch, length, shape.heads, shape.head_size)
     if shape.scan:
         size = (shape.layers, *size)
         return jnp.zeros(size, dtype), jnp.zeros(size, dtype)

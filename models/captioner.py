@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_array, require_size
-from models.attention import dense, rotation
-from models.blocks import Shape, require_shape, run, stack
-from models.decoding import Decoder, decoder_of, require_tokens
+from models.attention import compute_rotary, dense
+from models.blocks import TransformerConfig, check_transformer_config, make_blocks, run_blocks
+from models.decoding import Decoder, make_decoder, require_tokens
 from models.network import PyTree
-from models.transformer import Text
+from models.transformer import TextDecoder
 
 
 def captioner(
@@ -57,8 +57,8 @@ def captioner(
 
     Returns:
         A decoder from `{"image": [batch, height, width, channels], "tokens": [batch, time]}` to
-        logits `[batch, time, vocabulary]`, float32, without model state. Its `begin` encodes the
-        image, once, and needs no tokens. Its parameters are under `image` and `text`.
+        logits `[batch, time, vocabulary]`, float32, without model state. Its `init_cache` encodes
+        the image, once, and needs no tokens. Its parameters are under `image` and `text`.
 
     Raises:
         TypeError: a size is no whole number; on a call, the inputs are no such dict.
@@ -79,7 +79,7 @@ def captioner(
     sizes = {"vocabulary": vocabulary, "context": context, "channels": channels, "patch": patch}
     for name, value in (sizes | {"encoder_layers": encoder_layers}).items():
         require_size("captioner", name, value)
-    shape = Shape(
+    shape = TransformerConfig(
         layers=layers,
         heads=heads,
         width=width,
@@ -88,7 +88,7 @@ def captioner(
         remat=remat,
         scan=scan,
     )
-    require_shape("captioner", shape)
+    check_transformer_config("captioner", shape)
     if width % 4:
         raise ValueError(f"captioner: width must be a multiple of 4; got {width}")
 
@@ -102,17 +102,17 @@ def captioner(
     def make(rngs: nnx.Rngs) -> Captioner:
         seeing = dataclasses.replace(shape, layers=encoder_layers)
         return Captioner(
-            Image(channels, patch, seeing, rngs=rngs),
-            Text("captioner", vocabulary, context, shape, tied=tied, cross=True, rngs=rngs),
+            ImageEncoder(channels, patch, seeing, rngs=rngs),
+            TextDecoder("captioner", vocabulary, context, shape, tied=tied, cross=True, rngs=rngs),
         )
 
-    return decoder_of(make, check)
+    return make_decoder(make, check)
 
 
 class Captioner(nnx.Module):
     """An encoder of images and a text that attends to what it gives."""
 
-    def __init__(self, image: Image, text: Text) -> None:
+    def __init__(self, image: ImageEncoder, text: TextDecoder) -> None:
         self.image = image
         self.text = text
 
@@ -120,24 +120,26 @@ class Captioner(nnx.Module):
         """Give logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
         return self.text(inputs["tokens"], self.image(inputs["image"]))
 
-    def begin(self, inputs: Any, length: int) -> PyTree:
+    def init_cache(self, inputs: Any, length: int) -> PyTree:
         """Give a cache for `length` tokens about `inputs["image"]`."""
         image = jnp.asarray(inputs["image"])
         require_image(image, self.image.channels, self.image.patch)
-        return self.text.begin(None, length, self.image(image))
+        return self.text.init_cache(None, length, self.image(image))
 
-    def advance(self, cache: PyTree, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
+    def decode_step(self, cache: PyTree, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
         """Give logits `[batch, n, vocabulary]` for the next tokens `[batch, n]`, and the cache."""
-        return self.text.advance(cache, tokens)
+        return self.text.decode_step(cache, tokens)
 
 
-class Image(nnx.Module):
+class ImageEncoder(nnx.Module):
     """Images `[batch, height, width, channels]` to features `[batch, patches, width]`."""
 
-    def __init__(self, channels: int, patch: int, shape: Shape, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, channels: int, patch: int, shape: TransformerConfig, *, rngs: nnx.Rngs
+    ) -> None:
         self.channels, self.patch, self.remat = channels, patch, shape.remat
         self.embed = dense(patch * patch * channels, shape.width, rngs=rngs)
-        self.blocks = stack(shape, causal=False, rngs=rngs)
+        self.blocks = make_blocks(shape, causal=False, rngs=rngs)
         self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -149,7 +151,7 @@ class Image(nnx.Module):
         x = self.embed(flat.reshape(batch * rows * columns, -1))
         x = x.reshape(batch, rows * columns, -1)
         x = x + positions(rows, columns, x.shape[-1])[None].astype(x.dtype)
-        return self.norm(run(self.blocks, x, remat=self.remat)[0])
+        return self.norm(run_blocks(self.blocks, x, remat=self.remat)[0])
 
 
 def patches(images: jax.Array, patch: int) -> jax.Array:
@@ -181,7 +183,8 @@ def positions(rows: int, columns: int, width: int) -> jax.Array:
     (6, 8)
     """
     down, along = (
-        jnp.concatenate(rotation(jnp.arange(size), width // 2), axis=-1) for size in (rows, columns)
+        jnp.concatenate(compute_rotary(jnp.arange(size), width // 2), axis=-1)
+        for size in (rows, columns)
     )
     shape = (rows, columns, width // 2)
     both = (jnp.broadcast_to(down[:, None], shape), jnp.broadcast_to(along, shape))

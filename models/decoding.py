@@ -13,17 +13,17 @@ from flax import nnx
 
 from models.argument_checks import require_size
 from models.network import Apply, Init, PyTree
-from models.nnx import assembler, from_nnx
+from models.nnx import from_nnx, make_assembler
 
 
-class Begin(Protocol):
+class InitCache(Protocol):
     """Make an empty cache: `(params, inputs, length) -> cache`."""
 
     def __call__(self, params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
         """Make a cache for `length` tokens; `Decoder.begin` says more."""
 
 
-class Advance(Protocol):
+class DecodeStep(Protocol):
     """Read tokens: `(params, cache, tokens) -> (logits, cache)`."""
 
     def __call__(
@@ -45,8 +45,8 @@ class Decoder(NamedTuple):
     >>> params, _ = jax.jit(decoder.init)(jax.random.key(0), tokens)
     >>> whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
     >>> advance = jax.jit(decoder.advance)
-    >>> first, cache = advance(params, decoder.begin(params, tokens, 4), tokens[:, :3])
-    >>> second, cache = advance(params, cache, tokens[:, 3:])
+    >>> first, cache = decode_step(params, decoder.init_cache(params, tokens, 4), tokens[:, :3])
+    >>> second, cache = decode_step(params, cache, tokens[:, 3:])
     >>> bool(jnp.allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-5))
     True
     """
@@ -57,14 +57,14 @@ class Decoder(NamedTuple):
     apply: Apply
     """As `Network.apply`; the outputs are logits `[batch, time, vocabulary]`, float32."""
 
-    begin: Begin
+    init_cache: InitCache
     """`(params, inputs, length) -> cache`, for `length` tokens in all; a Python whole number.
 
     `inputs` are the network's, or a part of them: of tokens only the batch size is read, what else
     there is (an image) is encoded once. The cache is a pytree of arrays of fixed shapes.
     """
 
-    advance: Advance
+    decode_step: DecodeStep
     """`(params, cache, tokens) -> (logits, cache)` for the next tokens, integer `[batch, n]`.
 
     The logits are `[batch, n, vocabulary]`, float32; of tokens that go past the cache's length, all
@@ -72,12 +72,12 @@ class Decoder(NamedTuple):
     """
 
 
-def decoder_of(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None]) -> Decoder:
-    """Make a decoder of an NNX module of fixed sizes with methods `begin` and `advance`.
+def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None]) -> Decoder:
+    """Make a decoder of an NNX module of fixed sizes with methods `init_cache` and `decode_step`.
 
     Args:
-        make: `rngs -> module`; its `begin(inputs, length)` and `advance(cache, tokens)` are those
-            of `Decoder`.
+        make: `rngs -> module`; its `init_cache(inputs, length)` and `decode_step(cache, tokens)`
+            are those of `Decoder`.
         check: raises where the inputs, given as shapes, are not what the module takes.
     """
 
@@ -86,7 +86,7 @@ def decoder_of(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None])
         return make(rngs)
 
     network = from_nnx(build)
-    assemble = assembler(lambda rngs, example: make(rngs))
+    assemble = make_assembler(lambda rngs, example: make(rngs))
 
     def bound(params: PyTree) -> Any:
         module, _ = assemble(params, {}, None, None)
@@ -97,7 +97,7 @@ def decoder_of(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None])
         return bound(params).begin(inputs, length)
 
     def advance(params: PyTree, cache: PyTree, tokens: jax.Array, /) -> tuple[jax.Array, PyTree]:
-        return bound(params).advance(cache, tokens)
+        return bound(params).decode_step(cache, tokens)
 
     return Decoder(network.init, network.apply, begin, advance)
 
@@ -154,7 +154,7 @@ def generate(
             "generate needs a prompt [batch, time] of at least one token, such as that which "
             f"starts every text; got shape {jnp.shape(tokens)}"
         )
-    return _program(decoder)(
+    return _compile_generate(decoder)(
         params,
         jax.tree.map(jnp.asarray, prompt),
         key,
@@ -166,7 +166,7 @@ def generate(
 
 
 @functools.lru_cache(maxsize=8)  # else decoders that are done with would never be freed
-def _program(decoder: Decoder) -> Any:
+def _compile_generate(decoder: Decoder) -> Any:
     @functools.partial(jax.jit, static_argnames=("length", "top_k", "greedy"))
     def write(
         params: PyTree,
@@ -191,12 +191,12 @@ def _program(decoder: Decoder) -> Any:
 
         def step(carry: tuple[PyTree, jax.Array], key: jax.Array) -> Any:
             cache, token = carry
-            logits, cache = decoder.advance(params, cache, token[:, None])
+            logits, cache = decoder.decode_step(params, cache, token[:, None])
             token = pick(logits[:, -1], key)
             return (cache, token), token
 
-        cache = decoder.begin(params, prompt, tokens.shape[1] + length)
-        logits, cache = decoder.advance(params, cache, tokens)
+        cache = decoder.init_cache(params, prompt, tokens.shape[1] + length)
+        logits, cache = decoder.decode_step(params, cache, tokens)
         keys = jax.random.split(key, length)
         first = pick(logits[:, -1], keys[0])
         _, rest = jax.lax.scan(step, (cache, first), keys[1:])

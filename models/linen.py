@@ -13,7 +13,7 @@ from flax import core, linen
 from flax.errors import InvalidRngError
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
-from models.train_flags import AUTO, check_call, fields, flags_of, known_flags, told
+from models.train_flags import AUTO, check_call, fields, find_flags, known_flags, make_flag_kwargs
 
 
 def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Network:
@@ -58,7 +58,7 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
             f"from_linen takes a flax.linen module, such as linen.Dense(2); got {kind}; "
             "for an nnx.Module see from_nnx"
         )
-    flags = flags_of("from_linen", module.__call__, train_flag)
+    flags = find_flags("from_linen", module.__call__, train_flag)
     of_fields = train_flag == AUTO and not flags
     if of_fields:
         flags = known_flags(fields(module))
@@ -66,7 +66,7 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
     check_call("from_linen", module.__call__, {} if of_fields else flags)
 
     def called(train: bool) -> tuple[linen.Module, dict[str, Any]]:
-        given: dict[str, Any] = told(flags, train=train)
+        given: dict[str, Any] = make_flag_kwargs(flags, train=train)
         return (module.clone(**given), {}) if of_fields else (module, given)
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:

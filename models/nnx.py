@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
-from models.train_flags import AUTO, flags_of, told
+from models.train_flags import AUTO, find_flags, make_flag_kwargs
 
 Build = Callable[[nnx.Rngs, PyTree], nnx.Module]
 Parts = tuple[Any, nnx.State, nnx.State, nnx.State]  # graphdef, params, random, kept
@@ -56,7 +56,7 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
     (4, 2)
     """
     _require_two_arguments(build)
-    assemble = assembler(build)
+    assemble = make_assembler(build)
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
         rngs = nnx.Rngs(named_key(key, "default"), params=named_key(key, "params"))
@@ -72,7 +72,7 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
         train: bool,
     ) -> tuple[PyTree, PyTree]:
         module, seeds = assemble(params, model_state, inputs, key)
-        flags = told(flags_of("from_nnx", module.__call__, train_flag), train=train)
+        flags = make_flag_kwargs(find_flags("from_nnx", module.__call__, train_flag), train=train)
         if not train:
             module.eval()
             return module(inputs, **flags), model_state
@@ -89,7 +89,7 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
     return Network(init, apply)
 
 
-def assembler(build: Build) -> Assemble:
+def make_assembler(build: Build) -> Assemble:
     """Make a function that puts variables back into the module that `build` makes.
 
     Args:
@@ -111,7 +111,7 @@ def assembler(build: Build) -> Assemble:
     ) -> tuple[nnx.Module, nnx.State]:
         leaves, treedef = jax.tree.flatten(shapes_of(inputs))
         graphdef, param_shapes, random, kept_shapes = structure(tuple(leaves), treedef)
-        seeds = _seeded(random, key)
+        seeds = _reseed_streams(random, key)
         module = nnx.merge(
             graphdef,
             _filled("params", param_shapes, params),
@@ -198,7 +198,7 @@ def _filled(name: str, abstract: nnx.State, plain: PyTree) -> nnx.State:
     return nnx.from_flat_state(filled)
 
 
-def _seeded(random: nnx.State, key: jax.Array | None) -> nnx.State:
+def _reseed_streams(random: nnx.State, key: jax.Array | None) -> nnx.State:
     """Start each random stream anew, from the key and the stream's path."""
     seeded = []
     for path, variable in nnx.to_flat_state(random):

@@ -113,8 +113,10 @@ class ResNet(nnx.Module):
         for stage, (count, sizes) in enumerate(
             zip(blocks, itertools.pairwise((channels[0], *channels)), strict=True)
         ):
-            first = Block(*sizes, stride=2 if stage else 1, rngs=rngs)
-            rest = [Block(sizes[1], sizes[1], stride=1, rngs=rngs) for _ in range(count - 1)]
+            first = ResidualBlock(*sizes, stride=2 if stage else 1, rngs=rngs)
+            rest = [
+                ResidualBlock(sizes[1], sizes[1], stride=1, rngs=rngs) for _ in range(count - 1)
+            ]
             self.stages.append(nnx.List([first, *rest]))
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
         self.head = nnx.Linear(channels[-1], classes, kernel_init=lecun_normal, rngs=rngs)
@@ -130,7 +132,7 @@ class ResNet(nnx.Module):
         return self.head(x)
 
 
-class Block(nnx.Module):
+class ResidualBlock(nnx.Module):
     """Two convolutions beside a shortcut, which has parameters only where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, rngs: nnx.Rngs) -> None:
@@ -147,7 +149,7 @@ class Block(nnx.Module):
         return jax.nn.relu(kept + change)
 
 
-def _run(block: Block, x: jax.Array) -> jax.Array:
+def _run(block: ResidualBlock, x: jax.Array) -> jax.Array:
     return block(x)
 
 

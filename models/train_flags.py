@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-TRAINING = ("train", "training", "is_train", "is_training", "in_training")
+TRAIN_FLAG_NAMES = ("train", "training", "is_train", "is_training", "in_training")
 """Names of flags that are true in training."""
 
-EVALUATING = (
+EVAL_FLAG_NAMES = (
     *("deterministic", "eval", "is_eval", "evaluating", "test", "testing", "is_test"),
     *("inference", "is_inference", "use_running_average"),
 )
@@ -29,13 +29,17 @@ def known_flags(names: Iterable[str]) -> Flags:
     >>> known_flags(["x", "is_training", "deterministic", "mask"])
     {'is_training': True, 'deterministic': False}
     """
-    return {name: name in TRAINING for name in names if name in TRAINING + EVALUATING}
+    return {
+        name: name in TRAIN_FLAG_NAMES
+        for name in names
+        if name in TRAIN_FLAG_NAMES + EVAL_FLAG_NAMES
+    }
 
 
-def told(flags: Flags, *, train: bool) -> Flags:
+def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
     """Give the flags as keywords of a call.
 
-    >>> told({"is_training": True, "deterministic": False}, train=False)
+    >>> make_flag_kwargs({"is_training": True, "deterministic": False}, train=False)
     {'is_training': False, 'deterministic': True}
     """
     return {name: value is train for name, value in flags.items()}
@@ -62,13 +66,13 @@ def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
     return {plain: not opposite}
 
 
-def flags_of(who: str, call: Callable[..., Any], train_flag: str | None) -> Flags:
+def find_flags(who: str, call: Callable[..., Any], train_flag: str | None) -> Flags:
     """Give the flags of a call: those that are found, the one that is named, or none.
 
     Raises:
         TypeError: the call takes no keyword of the name.
 
-    >>> flags_of("from_nnx", lambda x, training: x, AUTO), flags_of("from_nnx", len, None)
+    >>> find_flags("from_nnx", lambda x, training: x, AUTO), find_flags("from_nnx", len, None)
     ({'training': True}, {})
     """
     if train_flag is None:

@@ -10,9 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_size
-from models.attention import dense, rotation
-from models.blocks import Shape, empty, project, require_shape, run, stack
-from models.decoding import Decoder, decoder_of, require_tokens
+from models.attention import compute_rotary, dense
+from models.blocks import (
+    TransformerConfig,
+    check_transformer_config,
+    init_caches,
+    make_blocks,
+    project,
+    run_blocks,
+)
+from models.decoding import Decoder, make_decoder, require_tokens
 from models.initializers import lecun_normal
 from models.network import PyTree
 
@@ -75,7 +82,7 @@ def transformer(
     """
     require_size("transformer", "vocabulary", vocabulary)
     require_size("transformer", "context", context)
-    shape = Shape(
+    shape = TransformerConfig(
         layers=layers,
         heads=heads,
         width=width,
@@ -84,15 +91,15 @@ def transformer(
         remat=remat,
         scan=scan,
     )
-    require_shape("transformer", shape)
+    check_transformer_config("transformer", shape)
 
-    def make(rngs: nnx.Rngs) -> Text:
-        return Text("transformer", vocabulary, context, shape, tied=tied, rngs=rngs)
+    def make(rngs: nnx.Rngs) -> TextDecoder:
+        return TextDecoder("transformer", vocabulary, context, shape, tied=tied, rngs=rngs)
 
-    return decoder_of(make, lambda tokens: require_tokens("transformer", tokens, context))
+    return make_decoder(make, lambda tokens: require_tokens("transformer", tokens, context))
 
 
-class Text(nnx.Module):
+class TextDecoder(nnx.Module):
     """Tokens to logits, alone or attending to what an encoder gave (`cross`)."""
 
     def __init__(
@@ -100,7 +107,7 @@ class Text(nnx.Module):
         owner: str,
         vocabulary: int,
         context: int,
-        shape: Shape,
+        shape: TransformerConfig,
         *,
         tied: bool,
         cross: bool = False,
@@ -109,7 +116,7 @@ class Text(nnx.Module):
         self.owner, self.context, self.shape = owner, context, shape
         self.embed = nnx.Embed(vocabulary, shape.width, embedding_init=_embeddings, rngs=rngs)
         self.dropout = nnx.Dropout(shape.dropout, rngs=rngs) if shape.dropout else None
-        self.blocks = stack(shape, causal=True, cross=cross, rngs=rngs)
+        self.blocks = make_blocks(shape, causal=True, cross=cross, rngs=rngs)
         self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
         self.head = None if tied else dense(shape.width, vocabulary, rngs=rngs)
 
@@ -118,16 +125,16 @@ class Text(nnx.Module):
 
         `encoded` is what the blocks attend to besides, `[batch, places, width]`.
         """
-        x, _ = run(
+        x, _ = run_blocks(
             self.blocks,
             self._embedded(tokens),
             memories=None if encoded is None else project(self.blocks, encoded),
-            turn=rotation(jnp.arange(tokens.shape[1]), self.shape.size),
+            turn=compute_rotary(jnp.arange(tokens.shape[1]), self.shape.head_size),
             remat=self.shape.remat,
         )
         return self._logits(x)
 
-    def begin(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
+    def init_cache(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
         """Give an empty cache for `length` tokens in all; of `tokens` the batch size is read."""
         require_size(self.owner, "length", length)
         if length > self.context:
@@ -137,22 +144,22 @@ class Text(nnx.Module):
             )
         batch = tokens.shape[0] if encoded is None else encoded.shape[0]
         cache = {
-            "texts": empty(self.blocks, self.shape, batch, length),
+            "texts": init_caches(self.blocks, self.shape, batch, length),
             "read": jnp.zeros((), jnp.int32),
         }
         return cache if encoded is None else cache | {"memories": project(self.blocks, encoded)}
 
-    def advance(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
+    def decode_step(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
         """Give logits `[batch, n, vocabulary]` for the next tokens `[batch, n]`, and the cache."""
         length = jax.tree.leaves(cache["texts"])[0].shape[-3]
         require_tokens(self.owner, tokens, length)
         positions = cache["read"] + jnp.arange(tokens.shape[1])
-        x, texts = run(
+        x, texts = run_blocks(
             self.blocks,
             self._embedded(tokens),
             caches=cache["texts"],
             memories=cache.get("memories"),
-            turn=rotation(positions, self.shape.size),
+            turn=compute_rotary(positions, self.shape.head_size),
             start=cache["read"],
         )
         logits = jnp.where(positions[-1] < length, self._logits(x), jnp.nan)

@@ -456,7 +456,7 @@ MISTAKES = {
         (T, "a population is made of phases", "init("),
     ),
     "a single state as a population": (
-        lambda: trainer.stacked(STATE),
+        lambda: trainer.stack_states(STATE),
         (T, "stacked takes a list of states", "a single TrainState"),
     ),
     "a reduction of a metric that is not there": (
@@ -656,8 +656,8 @@ MISTAKES = {
         (T, "'change' wrote the score 'x'", "a number", "float64[3]", "float(array.mean())"),
     ),
     "a memory of nobody": (
-        lambda: with_state(memory=lambda state: {"x": 1}),
-        (V, "'change' must keep the names of state.memory", "'x'", "hooks.stateful"),
+        lambda: with_state(hook_state=lambda state: {"x": 1}),
+        (V, "'change' must keep the names of state.hook_state", "'x'", "hooks.stateful"),
     ),
     "a hook that counts epochs": (
         lambda: with_state(epoch=lambda state: state.epoch + 1),

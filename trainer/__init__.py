@@ -18,12 +18,13 @@ from trainer.phases.factories import evaluation, training
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
 from trainer.phases.population_metrics import Members
-from trainer.population import best_member, member, population, population_of, stacked
+from trainer.population import best_member, member, population, population_of, stack_states
 from trainer.state import TrainState, fingerprint
 from trainer.supervised import optimizers
+from trainer.supervised.learning_rate_finder import find_learning_rate
 from trainer.supervised.overfitting import overfit
 from trainer.supervised.predicting import predict
-from trainer.supervised.recalibration import recalibrated, recalibration
+from trainer.supervised.recalibration import recalibrate_batch_stats, recalibration
 from trainer.supervised.task import supervised
 
 show_notices()
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "export_params",
+    "find_learning_rate",
     "fingerprint",
     "fit",
     "load_config",
@@ -58,11 +60,11 @@ __all__ = [
     "population",
     "population_of",
     "predict",
-    "recalibrated",
+    "recalibrate_batch_stats",
     "recalibration",
     "restore",
     "runs",
-    "stacked",
+    "stack_states",
     "summary",
     "supervised",
     "training",

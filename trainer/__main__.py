@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from trainer.commands.terminal.calling import call
+from trainer.commands.terminal.calling import run_command
 
 COMMANDS = {
     "runs": "trainer.commands.list_runs:runs",
@@ -16,14 +16,14 @@ COMMANDS = {
     "simulate": "trainer.commands.simulate:simulate",
     "report": "trainer.commands.report:report",
     "export": "trainer.commands.export:export",
-    "replay": "trainer.commands.backtest:replay",
+    "backtest": "trainer.commands.backtest:backtest",
     "doctor": "trainer.commands.doctor:doctor",
 }
 """Name to `module:function`, in the order of the overview; only what is called is imported.
 
 Such a function takes what must be given positional-only, the rest keyword-only, with defaults; its
 annotations and docstring make the command line. It returns the exit status (None is 0), and raises
-`trainer.commands.terminal.calling.Refused` for what its user must mend.
+`trainer.commands.terminal.calling.CommandError` for what its user must mend.
 """
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: that of the command, or 2 where it was called wrongly.
     """
-    return call(COMMANDS, sys.argv[1:] if arguments is None else arguments)
+    return run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from trainer.checks.arguments import in_words, require_function, signature_of
+from trainer.checks.arguments import describe_value, get_signature, require_function
 from trainer.state import PyTree, TrainState
 
-Function = Callable[[TrainState, Mapping[str, float]], TrainState]
+HookFunction = Callable[[TrainState, Mapping[str, float]], TrainState]
 """What a hook is. A plain one runs at `epoch`, in the `control` stage."""
 
 FORM = "(state, metrics) -> state"
@@ -28,12 +28,12 @@ class Interrupt(Exception):  # noqa: N818 - a request, not an error
     """
 
 
-Rows = dict[str, dict[str, str]]
+RunSettings = dict[str, dict[str, str]]
 """By subject (`root key`, `phase train`), the name of each setting and its value as text."""
 
 
-class Memory(NamedTuple):
-    """A place in `state.memory` and what is there at first."""
+class HookState(NamedTuple):
+    """A place in `state.hook_state` and what is there at first."""
 
     name: str
     init: Callable[[TrainState], PyTree]
@@ -43,13 +43,13 @@ class Memory(NamedTuple):
 class Gate:
     """A condition under which a hook fires. It owns nothing: what it remembers is memory."""
 
-    ask: Callable[[TrainState, Mapping[str, float], str], bool]
+    is_open: Callable[[TrainState, Mapping[str, float], str], bool]
     """`(state, metrics, event) -> bool`; asked once an event, however many hooks share it."""
-    fired: Callable[[TrainState], TrainState] | None = None
+    after_fire: Callable[[TrainState], TrainState] | None = None
     """Changes the gate's memory after the hook fired."""
 
 
-class Restored(NamedTuple):
+class RestoredState(NamedTuple):
     """What a hook that restores found."""
 
     state: TrainState
@@ -65,7 +65,7 @@ class Hook:
     the very same state.
     """
 
-    function: Function
+    function: HookFunction
     name: str
     """Includes its subject, `stop_early/val/loss`; unique among hooks with memory."""
     event: str | None = None
@@ -78,26 +78,26 @@ class Hook:
     """Metrics that something must write, checked before training, but not at every event."""
     writes: tuple[str, ...] | Callable[[TrainState], tuple[str, ...]] = ()
     """Scores that it writes, or a function that names them once the state is known."""
-    needs: tuple[str, ...] = ()
+    required_hook_states: tuple[str, ...] = ()
     """Memories, by name, that hooks before it must keep."""
-    memories: tuple[Memory, ...] = ()
+    hook_states: tuple[HookState, ...] = ()
     gates: tuple[Gate, ...] = ()
-    rehearse: Function | None = None
+    dry_run: HookFunction | None = None
     """Called in its place by `fit(..., check=True)`, where calling it leaves something behind; what
     it gives back is thrown away. Without one, a commit is left out of the check."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings, plain values, that a resumed run compares with those before and tells where they
     differ. Those in the closures of the library's own control hooks are found without it."""
-    describe: Callable[[Rows], None] | None = None
+    describe: Callable[[RunSettings], None] | None = None
     """Told what the run is made of, before it restores; see `trainer.loop.run_description`."""
-    restore: Callable[[TrainState], Restored | None] | None = None
+    restore: Callable[[TrainState], RestoredState | None] | None = None
     """Given a template, brings back an earlier run's state; called before all else."""
-    history: Callable[[], Sequence[dict[str, float]]] | None = None
+    read_history: Callable[[], Sequence[dict[str, float]]] | None = None
     """Gives what is on record of the epochs so far, one dict each with its number at `epoch`; asked
     where there is nothing left to train."""
     rekeys: bool = False
     """Whether it may replace `state.rng`, the root of all randomness; see `hooks.rekeys`."""
-    check: Callable[[], None] | None = None
+    check_background: Callable[[], None] | None = None
     """Raises what failed in the background since; asked at the beginning of every event."""
     flush: Callable[[], None] | None = None
     """Makes what was recorded durable; called before a commit."""
@@ -108,7 +108,8 @@ class Hook:
         if _makes_hooks(self.function):
             name = getattr(self.function, "__name__", "it")
             raise TypeError(
-                f"hook {self.name!r} must be a function {FORM}; got {in_words(self.function)}, "
+                f"hook {self.name!r} must be a function {FORM}; got "
+                f"{describe_value(self.function)}, "
                 f"which makes a hook: call it, {name}(...)"
             )
         require_function(f"hook {self.name!r}", self.function, FORM)
@@ -116,7 +117,7 @@ class Hook:
             if not isinstance(key, str):
                 raise TypeError(
                     f"hook {self.name!r} reads metrics by their names, such as 'val/loss'; got "
-                    f"{in_words(key)}"
+                    f"{describe_value(key)}"
                 )
 
     @property
@@ -131,9 +132,9 @@ class Hook:
 
     def __call__(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Run it alone, as a test does."""
-        return self.apply(state, metrics) if self.due(state, metrics, {}) else state
+        return self.apply(state, metrics) if self.is_due(state, metrics, {}) else state
 
-    def due(
+    def is_due(
         self, state: TrainState, metrics: Mapping[str, float], answers: MutableMapping[Gate, bool]
     ) -> bool:
         """Say whether it fires: its reads are there and all its gates are open.
@@ -148,7 +149,7 @@ class Hook:
                 return False
         for gate in self.gates:
             if gate not in answers:
-                answers[gate] = bool(gate.ask(state, metrics, self.at))
+                answers[gate] = bool(gate.is_open(state, metrics, self.at))
             if not answers[gate]:
                 return False
         return True
@@ -163,26 +164,26 @@ class Hook:
         if not isinstance(after, TrainState):
             raise TypeError(
                 f"hook {self.name!r} must return a TrainState, the one it was given if nothing "
-                f"changes; got {in_words(after)}{_forgotten(after)}"
+                f"changes; got {describe_value(after)}{_forgotten(after)}"
             )
         for gate in self.gates:
-            if gate.fired:
-                after = gate.fired(after)
+            if gate.after_fire:
+                after = gate.after_fire(after)
         return after
 
 
-Hooks = Hook | Function | Iterable[Any]
+Hooks = Hook | HookFunction | Iterable[Any]
 """What is taken as hooks: one, a plain function, a chain, or several of these."""
 
 
-def parts_of(hooks: Any) -> tuple[Hook, ...]:
+def flatten_hooks(hooks: Any) -> tuple[Hook, ...]:
     """Flatten hooks, plain functions, chains and sequences of them to hooks.
 
     Raises:
         TypeError: something is neither.
 
     >>> def halve(state, metrics): return state
-    >>> [part.name for part in parts_of([halve, (halve,)])]
+    >>> [part.name for part in flatten_hooks([halve, (halve,)])]
     ['halve', 'halve']
     """
     if hasattr(hooks, "parts") and not isinstance(hooks, type):
@@ -190,8 +191,8 @@ def parts_of(hooks: Any) -> tuple[Hook, ...]:
     if callable(hooks) and not isinstance(hooks, type):
         return (Hook(hooks, _name(hooks)),)
     if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping | type):
-        return tuple(part for hook in hooks for part in parts_of(hook))
-    raise TypeError(f"a hook is a function {FORM}; got {in_words(hooks)}{_remedy(hooks)}")
+        return tuple(part for hook in hooks for part in flatten_hooks(hook))
+    raise TypeError(f"a hook is a function {FORM}; got {describe_value(hooks)}{_remedy(hooks)}")
 
 
 def _remedy(thing: Any) -> str:
@@ -224,7 +225,7 @@ def _forgotten(after: Any) -> str:
 
 def _makes_hooks(function: Any) -> bool:
     """Say whether a function is one that gives hooks, by what it is annotated to return."""
-    signature = None if isinstance(function, Hook) else signature_of(function)
+    signature = None if isinstance(function, Hook) else get_signature(function)
     hint = None if signature is None else signature.return_annotation
     name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
     return name.rpartition(".")[2] in ("Hook", "Chain", "Combined")

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.arguments import in_words, whole
+from trainer.checks.arguments import describe_value, require_integer
 from trainer.checks.modes import resolve_mode
-from trainer.checks.pytrees import differences
+from trainer.checks.pytrees import list_differences
 from trainer.data import Arrays
 from trainer.data.source import Check
-from trainer.phases.metrics import check_measured
-from trainer.phases.phase import Phase, Run
+from trainer.phases.metrics import check_metrics
+from trainer.phases.phase import Phase, PhaseFunction
 from trainer.phases.population_metrics import LIVE, Members
-from trainer.state import PyTree, TrainState, device_part
+from trainer.state import PyTree, TrainState, strip_host_fields
 
 MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")
 """Of a state, what each member has its own of; the epoch is one for all."""
@@ -64,10 +64,10 @@ def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[
     >>> after.params.shape, measured.read()[0]["shrink/size"].values == state.params
     ((3,), Array([ True,  True,  True], dtype=bool))
     """
-    whole("members", members, 1)
+    require_integer("members", members, 1)
     if isinstance(program, Phase):
-        return _of_members(program, members)
-    return tuple(_of_members(phase, members) for phase in program)
+        return _vectorize_phase(program, members)
+    return tuple(_vectorize_phase(phase, members) for phase in program)
 
 
 def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> TrainState:
@@ -95,11 +95,11 @@ def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> Trai
         )
     # One program, called for each: where init compiles something anew, each call of it would take
     # long, and under vmap XLA on CPU never comes back from the decompositions of 256 members.
-    one = jax.jit(lambda key: device_part(init(key)))
-    return stacked([one(key).replace(stop=False) for key in keys])
+    one = jax.jit(lambda key: strip_host_fields(init(key)))
+    return stack_states([one(key).replace(stop=False) for key in keys])
 
 
-def stacked(states: Sequence[TrainState]) -> TrainState:
+def stack_states(states: Sequence[TrainState]) -> TrainState:
     """Stack the states of separate runs to that of a population, all of whose members live.
 
     Args:
@@ -113,9 +113,9 @@ def stacked(states: Sequence[TrainState]) -> TrainState:
         raise TypeError("stacked takes a list of states, one a member; got a single TrainState")
     if not states:
         raise ValueError("a population needs at least 1 state")
-    first = device_part(states[0])
+    first = strip_host_fields(states[0])
     for number, state in enumerate(states):
-        if lines := differences(first, device_part(state)):
+        if lines := list_differences(first, strip_host_fields(state)):
             raise ValueError(
                 f"members need states alike; number {number} is not as the first:\n  "
                 + "\n  ".join(lines)
@@ -147,11 +147,11 @@ def member(state: TrainState, number: int) -> TrainState:
         IndexError: there is no such member.
         ValueError: the state is not that of a population.
     """
-    count = len(live_in(state, "member"))
+    count = len(get_live_members(state, "member"))
     if not 0 <= number < count:
         raise IndexError(f"members are numbered from 0 to {count - 1}; got {number}")
-    one = _picked(mapped(state), number)
-    return state.replace(**one, stop=False, scores={}, memory={})
+    one = _picked(get_member_fields(state), number)
+    return state.replace(**one, stop=False, scores={}, hook_state={})
 
 
 @jax.jit
@@ -178,7 +178,7 @@ def best_member(
 
     >>> states = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (3, 4)]
     >>> scores = {"val/loss": Members([0.5, 0.2], live=[True, True])}
-    >>> float(best_member(stacked(states), scores, "val/loss").params)
+    >>> float(best_member(stack_states(states), scores, "val/loss").params)
     4.0
     """
     way = resolve_mode("best_member", metric, mode)
@@ -194,7 +194,7 @@ def best_member(
     return member(state, int(best(found.values)))
 
 
-def live_in(state: TrainState, who: str) -> jax.Array:
+def get_live_members(state: TrainState, who: str) -> jax.Array:
     """Give which members live, bool `[members]`.
 
     Raises:
@@ -208,16 +208,16 @@ def live_in(state: TrainState, who: str) -> jax.Array:
     return state.carry[LIVE]
 
 
-def mapped(state: TrainState) -> dict[str, PyTree]:
+def get_member_fields(state: TrainState) -> dict[str, PyTree]:
     """Give what each member has its own of, `[members, ...]`, with the carry as members know it."""
     fields = {field: getattr(state, field) for field in MAPPED}
     fields["carry"] = {name: value for name, value in state.carry.items() if name != LIVE}
     return fields
 
 
-def _of_members(phase: Phase, members: int) -> Phase:
+def _vectorize_phase(phase: Phase, members: int) -> Phase:
     if not isinstance(phase, Phase):
-        raise TypeError(f"a population is made of phases; got {in_words(phase)}")
+        raise TypeError(f"a population is made of phases; got {describe_value(phase)}")
     if phase.members is not None:
         raise ValueError(f"phase {phase.name!r} is of a population already")
     if phase.source is not None and not isinstance(phase.source, Arrays):
@@ -230,14 +230,14 @@ def _of_members(phase: Phase, members: int) -> Phase:
             f"phase {phase.name!r} keeps how far it has read in the state, of which each member "
             "would need its own; leave steps_per_epoch out: an epoch is then one pass"
         )
-    repetition = phase.repetition and phase.repetition._replace(executor="scan")
+    repetition = phase.repeated_step and phase.repeated_step._replace(executor="scan")
     return dataclasses.replace(
         phase,
         run=_run(phase, members),
         members=members,
-        repetition=repetition,
-        check=phase.check and _check(phase.check),
-        inspect=phase.inspect and _inspect(phase.inspect),
+        repeated_step=repetition,
+        check_data=phase.check_data and _check(phase.check_data),
+        check_independence=phase.check_independence and _inspect(phase.check_independence),
     )
 
 
@@ -247,7 +247,9 @@ def _check(check: Check) -> Check:
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
 
-    return lambda state, batch: check(state.replace(**jax.tree.map(shape, mapped(state))), batch)
+    return lambda state, batch: check(
+        state.replace(**jax.tree.map(shape, get_member_fields(state))), batch
+    )
 
 
 def _inspect(inspect: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
@@ -262,24 +264,24 @@ def _inspect(inspect: Callable[[TrainState], None]) -> Callable[[TrainState], No
     return first
 
 
-def _run(phase: Phase, members: int) -> Run:
+def _run(phase: Phase, members: int) -> PhaseFunction:
     def one(
         own: dict[str, PyTree], epoch: jax.Array, data: Any
     ) -> tuple[dict[str, PyTree], PyTree, dict[str, Any]]:
         alone = TrainState(**own, epoch=epoch, stop=None)  # type: ignore[arg-type]
-        after, output, metrics = phase.settled(alone, data)
-        check_measured(metrics, phase.reduce, phase.name)
+        after, output, metrics = phase.run_checked(alone, data)
+        check_metrics(metrics, phase.reduce, phase.name)
         return {field: getattr(after, field) for field in MAPPED}, output, metrics
 
     axes = 0, None, None if phase.source is not None else 0
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, PyTree, dict[str, Any]]:
-        live = live_in(state, f"phase {phase.name!r}")
+        live = get_live_members(state, f"phase {phase.name!r}")
         if live.shape != (members,):
             raise ValueError(
                 f"phase {phase.name!r} is made for {members} members; the state has {len(live)}"
             )
-        before = mapped(state)
+        before = get_member_fields(state)
         after, output, metrics = jax.vmap(one, axes)(before, state.epoch, data)
         after = jax.tree.map(lambda new, old: _where(live, new, old), after, before)
         after["carry"][LIVE] = live

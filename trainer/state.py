@@ -13,22 +13,23 @@ import numpy as np
 import optax
 from flax import struct
 
-from trainer.checks.arguments import in_words
-from trainer.checks.pytrees import path_name
-from trainer.checks.suggestions import among
+from trainer.checks.arguments import describe_value
+from trainer.checks.pytrees import format_path
+from trainer.checks.suggestions import suggest_and_list
 
 PyTree = Any
 
 DEVICE_FIELDS = ("step", "epoch", "params", "opt_state", "model_state", "rng", "carry")
-"""Of a state, what may enter a jitted function; `stop`, `scores` and `memory` are the host part."""
+"""Fields that may enter a jitted function; `stop`, `scores` and `hook_state` are the host part."""
 
 
 @struct.dataclass
 class TrainState:
     """All that training knows, as one frozen pytree.
 
-    `stop`, `scores` and `memory` are the host part: they never enter a jitted function. The rest is
-    the device part. A state is never changed in place: `state.replace(params=...)` gives another.
+    `stop`, `scores` and `hook_state` are the host part: they never enter a jitted function. The
+    rest is the device part. A state is never changed in place: `state.replace(params=...)` gives
+    another.
 
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
     >>> int(state.replace(step=state.step + 1).step), int(state.step)
@@ -53,7 +54,7 @@ class TrainState:
     """A decision to end. Hooks set it, it is saved, and `fit` returns on it."""
     scores: dict[str, float] = struct.field(default_factory=dict)
     """What hooks found out at this event; merged into the metrics of the hooks after them."""
-    memory: dict[str, PyTree] = struct.field(default_factory=dict)
+    hook_state: dict[str, PyTree] = struct.field(default_factory=dict)
     """What each stateful hook remembers, by the hook's name."""
 
     @classmethod
@@ -121,7 +122,9 @@ def _replace(self: TrainState, **changes: Any) -> TrainState:
         fields = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in fields:
-                raise TypeError(f"a state has no field {name!r}{among(name, fields)}") from None
+                raise TypeError(
+                    f"a state has no field {name!r}{suggest_and_list(name, fields)}"
+                ) from None
         raise
 
 
@@ -145,7 +148,7 @@ def require_state(who: str, state: Any) -> None:
     remedy = "task.init(key, source.example) makes one, or TrainState.create(params=..., rng=...)"
     if isinstance(state, tuple) and state and isinstance(state[0], TrainState):
         remedy = "fit returns (state, history): give the first of the two"
-    raise TypeError(f"{who} needs a TrainState first; got {in_words(state)}: {remedy}")
+    raise TypeError(f"{who} needs a TrainState first; got {describe_value(state)}: {remedy}")
 
 
 def check_key(key: Any, name: str = "key") -> None:
@@ -155,7 +158,9 @@ def check_key(key: Any, name: str = "key") -> None:
         TypeError: it is not.
     """
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"{name} must be a typed key, jax.random.key(seed); got {in_words(key)}")
+        raise TypeError(
+            f"{name} must be a typed key, jax.random.key(seed); got {describe_value(key)}"
+        )
     if key.shape:
         raise TypeError(f"{name} must be a single key of shape (); got shape {key.shape}")
 
@@ -178,16 +183,16 @@ def data_key(state: TrainState) -> jax.Array:
     return _fold(state.rng, state.epoch, np.int32(0), name_number("data"))
 
 
-def steps_taken(state: TrainState) -> int:
+def read_step_count(state: TrainState) -> int:
     """Read how many updates were applied; of a population, those of its furthest member."""
     return int(np.asarray(state.step).max())
 
 
-LIMIT = 2**31 - 1
+MAX_STEP = 2**31 - 1
 """The largest step that int32 counts."""
 
 
-def check_room(steps: int, more: int) -> None:
+def check_step_limit(steps: int, more: int) -> None:
     """Check that a state can count so many more steps.
 
     Past the limit the step would turn negative: records would be taken for later ones and dropped,
@@ -196,11 +201,11 @@ def check_room(steps: int, more: int) -> None:
     Raises:
         OverflowError: it cannot.
 
-    >>> check_room(2**31 - 2, 1)
+    >>> check_step_limit(2**31 - 2, 1)
     """
-    if steps + more > LIMIT:
+    if steps + more > MAX_STEP:
         raise OverflowError(
-            f"state.step is an int32, which counts to {LIMIT:,}; this run has taken {steps:,} "
+            f"state.step is an int32, which counts to {MAX_STEP:,}; this run has taken {steps:,} "
             f"steps and {more:,} more do not fit: begin another run from its parameters "
             "(trainer.load_params), or take larger batches"
         )
@@ -217,14 +222,14 @@ def _bits(rng: jax.Array) -> jax.Array:
     return jax.random.bits(_fold(rng, np.int32(0), np.int32(0), name_number("data")))
 
 
-def device_part(state: TrainState) -> TrainState:
+def strip_host_fields(state: TrainState) -> TrainState:
     """Strip the host part, leaving what may enter a jitted function."""
     return TrainState(*_device_fields(state), None, {}, {})  # type: ignore[call-arg]
 
 
-def rejoin(device: TrainState, host: TrainState) -> TrainState:
+def attach_host_fields(device: TrainState, host: TrainState) -> TrainState:
     """Put the host part of `host` back on a device part."""
-    fields = (*_device_fields(device), host.stop, host.scores, host.memory)
+    fields = (*_device_fields(device), host.stop, host.scores, host.hook_state)
     return TrainState(*fields)
 
 
@@ -233,7 +238,7 @@ _device_fields = operator.attrgetter(*DEVICE_FIELDS)
 
 
 def fingerprint(state: TrainState) -> str:
-    """Hash all that training depends on: the device part, `stop` and `memory`, not `scores`.
+    """Hash all that training depends on: the device part, `stop` and `hook_state`, not `scores`.
 
     Two states with equal fingerprints are equal in every path, dtype, shape and bit.
 
@@ -254,5 +259,5 @@ def fingerprint(state: TrainState) -> str:
             described, content = f"{leaf.dtype}{leaf.shape}", np.asarray(leaf).tobytes()
         else:
             described, content = type(leaf).__name__, repr(leaf).encode()
-        digest.update(f"{path_name(path)}|{described}|{len(content)}|".encode() + content)
+        digest.update(f"{format_path(path)}|{described}|{len(content)}|".encode() + content)
     return digest.hexdigest()

@@ -8,20 +8,20 @@ from typing import Any, NoReturn
 import jax
 
 
-class NotOnRecord(LookupError):  # noqa: N818 (what is the case, as its message says)
+class NotRecorded(LookupError):  # noqa: N818 (what is the case, as its message says)
     """A hook that is replayed needs what was not recorded, such as the parameters of an epoch."""
 
 
 Refuse = Callable[[str], NoReturn]
-"""Given what was looked at, raises `NotOnRecord`."""
+"""Given what was looked at, raises `NotRecorded`."""
 
 
-class Absent:
+class MissingArray:
     """Stands for an array, which may be passed on, and asked for shape and type where known.
 
     >>> def refuse(what):
-    ...     raise NotOnRecord(f"{what} is not on record")
-    >>> params = {"w": Absent("params/w", refuse)}
+    ...     raise NotRecorded(f"{what} is not on record")
+    >>> params = {"w": MissingArray("params/w", refuse)}
     >>> len(jax.tree.leaves(params))
     1
     >>> params["w"] + 1
@@ -47,7 +47,7 @@ class Absent:
     __hash__ = object.__hash__
 
 
-class AbsentTree(Absent):
+class MissingTree(MissingArray):
     """Stands for a tree whose structure is not known: a hook cannot even list its leaves.
 
     Where no hook is under way, it has none.
@@ -62,20 +62,22 @@ class AbsentTree(Absent):
 class _Structure:
     """Tells such trees apart, which cannot be compared themselves."""
 
-    def __init__(self, tree: AbsentTree) -> None:
+    def __init__(self, tree: MissingTree) -> None:
         self.tree = tree
 
 
-def _flattened(tree: AbsentTree) -> tuple[tuple[()], _Structure]:
+def _flattened(tree: MissingTree) -> tuple[tuple[()], _Structure]:
     if tree._under_way():
         tree._refuse(tree._what)
     return (), tree._structure
 
 
-jax.tree_util.register_pytree_node(AbsentTree, _flattened, lambda structure, leaves: structure.tree)
+jax.tree_util.register_pytree_node(
+    MissingTree, _flattened, lambda structure, leaves: structure.tree
+)
 
 
-def _refused(self: Absent, *operands: Any) -> NoReturn:
+def _refused(self: MissingArray, *operands: Any) -> NoReturn:
     self._refuse(self._what)
 
 
@@ -91,4 +93,4 @@ for _names, _form in (
     (_COMPARED, "__{}__"),
 ):
     for _name in _names.split():
-        setattr(Absent, _form.format(_name), _refused)
+        setattr(MissingArray, _form.format(_name), _refused)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.checks.paths import local
-from trainer.checks.suggestions import among
-from trainer.host.escaping import shown
-from trainer.runs import CommitRow, Record, RunRow, Store
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.suggestions import suggest_and_list
+from trainer.host.escaping import escape_text
+from trainer.runs import CheckpointRow, Record, RunRow, Store
 
 
 class PastEpoch(NamedTuple):
@@ -29,11 +29,11 @@ class PastRun(NamedTuple):
     row: RunRow
     epochs: list[PastEpoch]
     """Ascending."""
-    commits: list[CommitRow]
+    commits: list[CheckpointRow]
     """By epoch, those that are still there."""
 
 
-def past_run(
+def load_past_run(
     run: str | os.PathLike[str], *, store: str | os.PathLike[str] | Store | None = None
 ) -> PastRun:
     """Read what a store has of a run.
@@ -49,23 +49,23 @@ def past_run(
         Unreachable: it does not answer.
     """
     if isinstance(store, Store):
-        return read_run(store, run_in(store, run))
-    where = local(run, "past_run").parent if store is None else store
+        return read_past_run(store, find_run(store, run))
+    where = to_absolute_path(run, "past_run").parent if store is None else store
     with Store(where, read_only=True) as opened:
-        return past_run(run, store=opened)
+        return load_past_run(run, store=opened)
 
 
-def read_run(store: Store, row: RunRow) -> PastRun:
+def read_past_run(store: Store, row: RunRow) -> PastRun:
     """Read what is on record of a run that was found.
 
     Raises:
         Unreachable: the store does not answer.
     """
     records, commits = store.records(row.name), store.commits(row.name, present=True)
-    return PastRun(row, by_epoch(records), commits)
+    return PastRun(row, group_by_epoch(records), commits)
 
 
-def run_in(store: Store, run: str | os.PathLike[str]) -> RunRow:
+def find_run(store: Store, run: str | os.PathLike[str]) -> RunRow:
     """Find a run by its directory, or else by its name, which is that of the directory unless told.
 
     Raises:
@@ -80,11 +80,11 @@ def run_in(store: Store, run: str | os.PathLike[str]) -> RunRow:
     for row in rows:
         if row.name == name:
             return row
-    known = among(run, [shown(row.name) for row in rows])
-    raise KeyError(f"no run {shown(run)!r} in {store.connection.where}{known}")
+    known = suggest_and_list(run, [escape_text(row.name) for row in rows])
+    raise KeyError(f"no run {escape_text(run)!r} in {store.connection.where}{known}")
 
 
-def by_epoch(records: Iterable[Record]) -> list[PastEpoch]:
+def group_by_epoch(records: Iterable[Record]) -> list[PastEpoch]:
     """Put together what was recorded when each epoch was completed.
 
     What was recorded in the midst of an epoch has the number of the one before and a later step,
@@ -93,7 +93,8 @@ def by_epoch(records: Iterable[Record]) -> list[PastEpoch]:
     Args:
         records: in the order of epochs and steps.
 
-    >>> by_epoch([Record("loss", 1, 28, 0.5), Record("said", 1, 28, "Hi"), Record("gap", 1, 40, 1)])
+    >>> group_by_epoch([Record("loss", 1, 28, 0.5), Record("said", 1, 28, "Hi"), Record("gap", 1,
+    ...     40, 1)])
     [PastEpoch(epoch=1, step=28, metrics={'loss': 0.5})]
     """
     found: dict[int, PastEpoch] = {}

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hooks.backtesting.not_recorded import Absent, AbsentTree, NotOnRecord
+from hooks.backtesting.not_recorded import MissingArray, MissingTree, NotRecorded
 from hooks.backtesting.past_runs import PastEpoch, PastRun
 from trainer import TrainState, restore
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checks.pytrees import path_name
-from trainer.state import PyTree, device_part
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checks.pytrees import format_path
+from trainer.state import PyTree, strip_host_fields
 from trainer.supervised.hyperparams import hyperparam, hyperparam_names
 from trainer.supervised.optimizers import FrozenState
 
@@ -47,7 +47,7 @@ class PastStates:
         self._unread: dict[int, str] = {}
         self._hook: str | None = None
         self._where = "start"
-        self.output = Absent("what a phase handed on", self._refuse)
+        self.output = MissingArray("what a phase handed on", self._refuse)
         if template is None:
             self._blank, self._known = self._without_template(), list[int]()
             self._names: list[str] = []
@@ -63,7 +63,7 @@ class PastStates:
         start = self._blank if template is None or before else template
         self.first = self._at(PastEpoch(before, 0, {}), start)
 
-    def at(self, past: PastEpoch, before: TrainState) -> TrainState:
+    def after_epoch(self, past: PastEpoch, before: TrainState) -> TrainState:
         """Give the state after an epoch, with what hooks set and remember.
 
         Args:
@@ -74,7 +74,7 @@ class PastStates:
         device = self._restored(past.epoch) or self._blank
         return self._at(past, self._with_known(device, before), before)
 
-    def within(self, phase: str, past: PastEpoch, before: TrainState) -> TrainState:
+    def after_phase(self, phase: str, past: PastEpoch, before: TrainState) -> TrainState:
         """Give the state after a phase of an epoch, of which there is no commit."""
         self._where = f"{phase!r} of epoch {past.epoch}"
         past = past._replace(epoch=past.epoch - 1)
@@ -90,7 +90,7 @@ class PastStates:
         }
 
     @contextlib.contextmanager
-    def shown_to(self, hook: str) -> Iterator[None]:
+    def track_hook(self, hook: str) -> Iterator[None]:
         """Note which hook is under way."""
         self._hook = hook
         try:
@@ -100,10 +100,10 @@ class PastStates:
 
     def _without_template(self) -> TrainState:
         def tree(field: str) -> PyTree:
-            return AbsentTree(field, self._refuse, lambda: self._hook is not None)
+            return MissingTree(field, self._refuse, lambda: self._hook is not None)
 
         device = ("params", "opt_state", "model_state")
-        rng: PyTree = Absent("rng", self._refuse)
+        rng: PyTree = MissingArray("rng", self._refuse)
         count: Any = np.int32(0)
         fields: tuple[PyTree, ...] = *map(tree, device), rng, tree("carry")
         return TrainState(count, count, *fields)
@@ -116,23 +116,23 @@ class PastStates:
         }
         nodes = jax.tree.leaves(optimizer, is_leaf=lambda node: isinstance(node, FrozenState))
         of_hooks |= {id(node.live) for node in nodes if isinstance(node, FrozenState)}
-        pairs, structure = jax.tree_util.tree_flatten_with_path(device_part(template))
+        pairs, structure = jax.tree_util.tree_flatten_with_path(strip_host_fields(template))
         leaves, known = [], []
         for place, (path, leaf) in enumerate(pairs):
-            name = path_name(path)
+            name = format_path(path)
             if id(leaf) in of_hooks or name in OF_HOOKS:
                 known.append(place)
                 leaves.append(leaf)
             else:
-                leaves.append(Absent(name, self._refuse, like=leaf))
+                leaves.append(MissingArray(name, self._refuse, like=leaf))
         return jax.tree.unflatten(structure, leaves), known
 
     def _with_known(self, state: TrainState, before: TrainState) -> TrainState:
         """Put what hooks set, and training leaves as it is, into a state."""
         if not self._known:
             return state
-        leaves, structure = jax.tree.flatten(device_part(state))
-        others = jax.tree.leaves(device_part(before))
+        leaves, structure = jax.tree.flatten(strip_host_fields(state))
+        others = jax.tree.leaves(strip_host_fields(before))
         for place in self._known:
             leaves[place] = others[place]
         return jax.tree.unflatten(structure, leaves)
@@ -146,7 +146,7 @@ class PastStates:
             steps = np.full(self._template.step.shape, past.step, np.int32)
             counts = jnp.asarray(steps), jnp.asarray(counts[1])
         host: tuple[Any, ...] = (
-            (False, {}, {}) if before is None else (before.stop, {}, before.memory)
+            (False, {}, {}) if before is None else (before.stop, {}, before.hook_state)
         )
         fields = (device.params, device.opt_state, device.model_state, device.rng, device.carry)
         return TrainState(*counts, *fields, *host)  # type: ignore[call-arg]
@@ -155,13 +155,13 @@ class PastStates:
         """Restore the commit of an epoch, where there is one that fits."""
         if self._template is None or epoch not in self._commits:
             return None
-        target = self._template.replace(memory={}, scores={})
+        target = self._template.replace(hook_state={}, scores={})
         try:
             return restore(self._past.row.directory, target, epoch=epoch)
         except ValueError as error:  # and matters if a hook looks at it
             lines = str(error).split("\n")  # the first and the last are for those who train
             self._misfits[epoch] = "\n".join(lines[1:-1] or lines)
-        except (DamagedCommit, OSError) as error:
+        except (DamagedCheckpoint, OSError) as error:
             self._unread[epoch] = str(error)
         return None
 
@@ -171,7 +171,7 @@ class PastStates:
             self._restored(max(self._commits))  # a state that fits none is what is wrong
         if self._misfits:
             epoch, listed = next(iter(self._misfits.items()))
-            raise NotOnRecord(
+            raise NotRecorded(
                 f"{hook} looks at {what} at {self._where}, and the state that was given does not "
                 f"fit commit {epoch} of run {self._past.row.name!r}:\n{listed}\n"
                 "give the one that the run began with, of its network, optimizer and settings"
@@ -187,4 +187,4 @@ class PastStates:
                 "hooks see what commits hold, and the optimizer's numbers"
             )
         lines += [f"epoch {epoch}: {reason}" for epoch, reason in self._unread.items()]
-        raise NotOnRecord("\n  ".join(lines))
+        raise NotRecorded("\n  ".join(lines))

@@ -9,53 +9,53 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hooks.backtesting.past_runs import PastEpoch, PastRun, past_run
+from hooks.backtesting.past_runs import PastEpoch, PastRun, load_past_run
 from hooks.backtesting.past_states import PastStates
 from trainer import Hook, Interrupt, Metrics, TrainState
-from trainer.checkpoints.directory_lock import InUse, held
-from trainer.checks.suggestions import among
-from trainer.hook import Gate, Hooks, Memory, parts_of
-from trainer.loop.events import Events
+from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
+from trainer.checks.suggestions import suggest_and_list
+from trainer.hook import Gate, Hooks, HookState, flatten_hooks
+from trainer.loop.events import HookRunner
 from trainer.runs import Store
-from trainer.runs.recorder import owned
+from trainer.runs.recorder import claim_directory
 from trainer.state import PyTree
 
 
-class ReplayedEpoch(NamedTuple):
+class BacktestEpoch(NamedTuple):
     """What hooks did at an epoch."""
 
     epoch: int
     step: int
     scores: dict[str, float]
     """What they wrote."""
-    memory: dict[str, PyTree]
+    hook_state: dict[str, PyTree]
     """What each remembers after it."""
     hyperparams: dict[str, float]
     """The optimizer's numbers after it, for the next one; empty where no state was given."""
 
 
-class Replay(NamedTuple):
+class Backtest(NamedTuple):
     """What hooks would have done."""
 
     run: str
     """Its name."""
-    epochs: list[ReplayedEpoch]
+    epochs: list[BacktestEpoch]
     """All that are on record, or those until hooks ended the run."""
-    ended: int | None
+    stop_epoch: int | None
     """The epoch at which they did; None where they let it go on."""
-    by: str
+    stopped_by: str
     """The hook that did, or empty."""
-    why: str
+    stop_reason: str
     """`stop`, the reason of an interrupt, or empty."""
 
 
-def replay(
+def backtest(
     hooks: Hooks,
     run: str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] | Store | None = None,
     state: TrainState | None = None,
-) -> Replay:
+) -> Backtest:
     """Run hooks again over a run on record, without training: what would they have done?
 
     At each epoch they see the metrics that were recorded and their own memory, in the order of
@@ -88,15 +88,15 @@ def replay(
     ...     store.register("digits", directory="/runs/digits", host="here", pid=1, time=0.0)
     ...     for epoch, loss in enumerate([0.5, 0.4, 0.45, 0.41, 0.3], 1):
     ...         store.write_records("digits", epoch, 28 * epoch, {"val/loss": loss})
-    ...     found = replay(stop_early("val/loss", patience=2), "digits", store=store)
-    >>> found.ended, found.by, found.epochs[-1].memory["stop_early/val/loss"]
+    ...     found = backtest(stop_early("val/loss", patience=2), "digits", store=store)
+    >>> found.ended, found.by, found.epochs[-1].hook_state["stop_early/val/loss"]
     (4, 'stop_early/val/loss', EarlyStopping(best=0.4, since=2))
     """
-    return replayed(hooks, past_run(run, store=store), state)
+    return run_backtest(hooks, load_past_run(run, store=store), state)
 
 
-def replayed(hooks: Hooks, past: PastRun, state: TrainState | None) -> Replay:
-    """Replay hooks over a run that was read, as `replay` does."""
+def run_backtest(hooks: Hooks, past: PastRun, state: TrainState | None) -> Backtest:
+    """Replay hooks over a run that was read, as `backtest` does."""
     trained = [epoch for epoch in past.epochs if epoch.epoch > 0]
     if not trained:
         raise ValueError(
@@ -104,14 +104,14 @@ def replayed(hooks: Hooks, past: PastRun, state: TrainState | None) -> Replay:
             "hooks.Database(run), or replay another"
         )
     states = PastStates(past, state)
-    watch = _Watch(states)
-    parts = [watch.watched(part) for part in parts_of(hooks)]
+    watch = _HookObserver(states)
+    parts = [watch.watched(part) for part in flatten_hooks(hooks)]
     phases = dict.fromkeys(p.at for p in parts if p.at not in ("start", "epoch", "end", "error"))
-    events = Events(parts, list(phases))
-    done: list[ReplayedEpoch] = []
-    with _guarded(past.row.directory, parts), _closing(events):
+    events = HookRunner(parts, list(phases))
+    done: list[BacktestEpoch] = []
+    with _lock_run(past.row.directory, parts), _closing(events):
         _check(events, past, phases, states.first)
-        now = events.remember(states.first)
+        now = events.init_hook_states(states.first)
         before = next((epoch for epoch in past.epochs if epoch.epoch == 0), PastEpoch(0, 0, {}))
         now, metrics = events.run("start", now, _measured(past, before))
         for epoch in trained:
@@ -119,25 +119,27 @@ def replayed(hooks: Hooks, past: PastRun, state: TrainState | None) -> Replay:
                 break
             watch.scores = {}
             for phase in phases:
-                now = states.within(phase, epoch, now)
+                now = states.after_phase(phase, epoch, now)
                 now, _ = events.run(phase, now, _measured(past, epoch, phase, states.output))
-            now, metrics = events.run("epoch", states.at(epoch, now), _measured(past, epoch))
+            now, metrics = events.run(
+                "epoch", states.after_epoch(epoch, now), _measured(past, epoch)
+            )
             numbers = states.hyperparams(now)
-            done.append(ReplayedEpoch(*epoch[:2], watch.scores, now.memory, numbers))
+            done.append(BacktestEpoch(*epoch[:2], watch.scores, now.hook_state, numbers))
         if now.stop or events.interrupt is None:
             events.run("end", now, metrics)
         events.flush()
     interrupted = not now.stop and events.interrupt is not None
-    return Replay(
+    return Backtest(
         run=past.row.name,
         epochs=done,
-        ended=int(now.epoch) if now.stop or interrupted else None,
-        by=watch.interrupted_by if interrupted else watch.stopped_by,
-        why="stop" if now.stop else events.interrupt or "",
+        stop_epoch=int(now.epoch) if now.stop or interrupted else None,
+        stopped_by=watch.interrupted_by if interrupted else watch.stopped_by,
+        stop_reason="stop" if now.stop else events.interrupt or "",
     )
 
 
-class _Watch:
+class _HookObserver:
     """Sees what each hook does, and has the states know which one is under way."""
 
     def __init__(self, states: PastStates) -> None:
@@ -154,7 +156,7 @@ class _Watch:
 
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
             try:
-                with self._states.shown_to(name):
+                with self._states.track_hook(name):
                     after = hook.function(state, metrics)
             except Interrupt:
                 self.interrupted_by = self.interrupted_by or name
@@ -167,33 +169,33 @@ class _Watch:
             return after
 
         def names(state: TrainState) -> tuple[str, ...]:
-            with self._states.shown_to(name):
+            with self._states.track_hook(name):
                 return writes(state) if callable(writes) else writes
 
         return dataclasses.replace(
             hook,
             function=run,
             writes=names,
-            memories=tuple(self._memory(name, memory) for memory in hook.memories),
+            hook_states=tuple(self._memory(name, memory) for memory in hook.hook_states),
             gates=tuple(self._gate(name, gate) for gate in hook.gates),
             restore=None,
         )
 
-    def _memory(self, hook: str, memory: Memory) -> Memory:
+    def _memory(self, hook: str, memory: HookState) -> HookState:
         def init(state: TrainState) -> PyTree:
-            with self._states.shown_to(hook):
+            with self._states.track_hook(hook):
                 return memory.init(state)
 
-        return Memory(memory.name, init)
+        return HookState(memory.name, init)
 
     def _gate(self, hook: str, gate: Gate) -> Gate:
         """Watch a gate; the hooks that share it share this one."""
 
         def ask(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-            with self._states.shown_to(hook):
-                return gate.ask(state, metrics, event)
+            with self._states.track_hook(hook):
+                return gate.is_open(state, metrics, event)
 
-        return self._gates.setdefault(gate, Gate(ask, gate.fired))
+        return self._gates.setdefault(gate, Gate(ask, gate.after_fire))
 
 
 def _nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -201,25 +203,25 @@ def _nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
 
 
 @contextlib.contextmanager
-def _guarded(directory: str, parts: Sequence[Hook]) -> Iterator[None]:
+def _lock_run(directory: str, parts: Sequence[Hook]) -> Iterator[None]:
     """Keep observers from recording in the run itself, whose records would be superseded.
 
     Where another process trains there, the run's own lock does.
     """
     observing = any(part.stage == "observe" for part in parts)
-    if not observing or not os.access(directory, os.W_OK) or held(directory, by_others=True):
+    if not observing or not os.access(directory, os.W_OK) or find_holder(directory, by_others=True):
         yield
         return
     try:
-        with owned(Path(directory)):
+        with claim_directory(Path(directory)):
             yield
-    except InUse as error:
+    except DirectoryInUse as error:
         error.add_note("the run is being replayed: give its observers writers of their own")
         raise
 
 
 @contextlib.contextmanager
-def _closing(events: Events) -> Iterator[None]:
+def _closing(events: HookRunner) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
@@ -242,7 +244,7 @@ def _is_of(phase: str, metric: str) -> bool:
     return metric.startswith(f"{phase}/")
 
 
-def _check(events: Events, past: PastRun, phases: Iterable[str], state: TrainState) -> None:
+def _check(events: HookRunner, past: PastRun, phases: Iterable[str], state: TrainState) -> None:
     """Refuse hooks that would never fire, since what they read is not on record."""
     recorded = dict.fromkeys(name for epoch in past.epochs for name in epoch.metrics)
     shown = [name for name in recorded if not name.startswith("time/")]
@@ -253,12 +255,12 @@ def _check(events: Events, past: PastRun, phases: Iterable[str], state: TrainSta
             if not known:
                 raise ValueError(
                     f"hook {hook.name!r} runs at phase {event!r}, which {absent}"
-                    f"{among(event, shown)}"
+                    f"{suggest_and_list(event, shown)}"
                 )
             for key in (*hook.reads, *hook.expects):
                 if key not in known:
                     raise ValueError(
                         f"hook {hook.name!r} at {event!r} reads {key!r}, which {absent}"
-                        f"{among(key, shown)}"
+                        f"{suggest_and_list(key, shown)}"
                     )
             known += hook.writes(state) if callable(hook.writes) else hook.writes

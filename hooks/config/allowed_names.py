@@ -10,18 +10,18 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-from hooks.combining import Combined
+from hooks.combining import HookLike
 from hooks.writers.writer import Writer
-from trainer.checks.suggestions import among
+from trainer.checks.suggestions import suggest_and_list
 
 GROUP = "entracte.hooks"
 """The group of entry points by which other packages name their hooks and writers."""
 
-Make = Callable[..., Any]
+Factory = Callable[..., Any]
 """A function that gives a hook, or a writer's class."""
 
 
-def named(name: str, kind: str, where: str, face: types.ModuleType) -> Make:
+def find_factory(name: str, kind: str, where: str, face: types.ModuleType) -> Factory:
     """Find the function of a hook or the class of a writer by its name.
 
     Args:
@@ -33,7 +33,7 @@ def named(name: str, kind: str, where: str, face: types.ModuleType) -> Make:
     Raises:
         ValueError: there is none of this name, or there are several.
     """
-    bundled = public(kind, face)
+    bundled = list_factories(kind, face)
     points = {point.value: point for point in metadata.entry_points(group=GROUP, name=name)}
     if len(points) + (name in bundled) > 1:
         origins = [*(["this library"] if name in bundled else []), *points]
@@ -41,16 +41,16 @@ def named(name: str, kind: str, where: str, face: types.ModuleType) -> Make:
     if name in bundled:
         return bundled[name]
     if points:
-        return typing.cast(Make, points.popitem()[1].load())
+        return typing.cast(Factory, points.popitem()[1].load())
     names = [*bundled, *sorted({point.name for point in metadata.entry_points(group=GROUP)})]
-    raise ValueError(f"{where}: there is no {kind} of this name{among(name, names)}")
+    raise ValueError(f"{where}: there is no {kind} of this name{suggest_and_list(name, names)}")
 
 
-def public(kind: str, face: types.ModuleType) -> dict[str, Make]:
+def list_factories(kind: str, face: types.ModuleType) -> dict[str, Factory]:
     """List what the public face has of a kind, by name: functions that give hooks, or writers.
 
     >>> import hooks
-    >>> list(public("writer", hooks))
+    >>> list(list_factories("writer", hooks))
     ['Console', 'Database', 'JsonLines', 'MLflow', 'TensorBoard', 'WandB']
     """
     things = {name: getattr(face, name) for name in face.__all__}
@@ -65,17 +65,17 @@ def public(kind: str, face: types.ModuleType) -> dict[str, Make]:
         for name, thing in things.items()
         if inspect.isfunction(thing)
         and thing.__module__ != "hooks.config.hooks_by_name"
-        and _makes_hooks(hints_of(thing).get("return"))
+        and _makes_hooks(read_type_hints(thing).get("return"))
     }
 
 
 def _makes_hooks(hint: Any) -> bool:
-    """Say whether all that a function may give are hooks: `Hook`, `Chain`, `Combined`."""
+    """Say whether all that a function may give are hooks: `Hook`, `Chain`, `HookLike`."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return all(kind in typing.get_args(Combined) for kind in kinds)
+    return all(kind in typing.get_args(HookLike) for kind in kinds)
 
 
-def hints_of(make: Make) -> dict[str, Any]:
+def read_type_hints(make: Factory) -> dict[str, Any]:
     """Give the types of a function's or a class's arguments; `object` where one is not known."""
     function: Any = inspect.unwrap(make.__init__ if inspect.isclass(make) else make)
     if not inspect.isfunction(function):

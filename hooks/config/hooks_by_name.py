@@ -10,9 +10,9 @@ from typing import Any
 import hooks
 from hooks.checkpointing import save_checkpoints
 from hooks.combining import Chain, chain
-from hooks.config.allowed_names import Make, hints_of, named, public
+from hooks.config.allowed_names import Factory, find_factory, list_factories, read_type_hints
 from hooks.metric_logging import log_metrics
-from hooks.monitoring.system import beat
+from hooks.monitoring.system import heartbeat
 from hooks.reports.writing_report import write_report
 from hooks.writers.console import Console
 from hooks.writers.database import Database
@@ -21,12 +21,12 @@ from hooks.writers.tensorboard import TensorBoard
 from hooks.writers.wandb import WandB
 from hooks.writers.writer import JsonLines, Writer
 from trainer import Hook, TrainState
-from trainer.checks.paths import local
-from trainer.checks.suggestions import among
-from trainer.configuration import TrainingConfig, check_fresh, comparable, save_config
-from trainer.configuration.typed_values import read_as, readable
-from trainer.host.escaping import shown
-from trainer.host.redaction import without_secrets
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.suggestions import suggest_and_list
+from trainer.configuration import TrainingConfig, check_fresh, save_config, to_comparable
+from trainer.configuration.typed_values import convert_value, is_supported_type
+from trainer.host.escaping import escape_text
+from trainer.host.redaction import redact_settings
 from trainer.runs import Run
 
 NESTED = {"hook": "hook", "hooks": "hook", "writer": "writer", "writers": "writer"}
@@ -58,12 +58,12 @@ def from_config(spec: Iterable[Any], *, given: Mapping[str, Any] = {}) -> Chain:
     epoch  control  stop_early/train/loss  train/loss
     epoch  control  stop_on_nan
     """
-    if taken := next((name for name in given if name in public("hook", hooks)), None):
+    if taken := next((name for name in given if name in list_factories("hook", hooks)), None):
         raise ValueError(f"given has {taken!r}, which names a hook already; give it another name")
-    return chain(*_all_built(spec, "hook", "hooks", given))
+    return chain(*_build_entries(spec, "hook", "hooks", given))
 
 
-def configured(
+def build_hooks(
     config: TrainingConfig,
     *,
     writers: Sequence[Writer] | None = None,
@@ -77,7 +77,7 @@ def configured(
     Args:
         config: of the run.
         writers: for its metrics, where other hooks write to them too: those that
-            `configured_writers(config)` made. Made here if absent.
+            `build_writers(config)` made. Made here if absent.
         given: for `from_config`.
 
     Raises:
@@ -85,14 +85,14 @@ def configured(
         ValueError: a hook of its list does not fit.
     """
     listed = from_config(config.hooks, given=given)
-    writers = configured_writers(config) if writers is None else writers
-    run = local(config.run, "configured")
+    writers = build_writers(config) if writers is None else writers
+    run = to_absolute_path(config.run, "configured")
     records, page = run / RECORDS, run / "report.html"
     saving = config.checkpointing
     return chain(
         listed,
         log_metrics(*writers) if writers else (),
-        [beat(writer.run) for writer in writers if isinstance(writer, Database)],
+        [heartbeat(writer.run) for writer in writers if isinstance(writer, Database)],
         write_report(page, records=records, config=config) if config.logging.report else (),
         write_config(config),
         save_checkpoints(
@@ -101,13 +101,13 @@ def configured(
             best=saving.best,
             mode=saving.mode,
             max_cost=saving.max_cost,
-            config=comparable(config),
+            config=to_comparable(config),
         ),
     )
 
 
-def configured_writers(config: TrainingConfig) -> list[Writer]:
-    """Make the writers that a configuration names, for `configured`, `record` and others to share.
+def build_writers(config: TrainingConfig) -> list[Writer]:
+    """Make the writers that a configuration names, for `build_hooks`, `record` and others to share.
 
     Raises:
         FileExistsError: it is to be a fresh run, and the directory holds one.
@@ -122,10 +122,10 @@ def configured_writers(config: TrainingConfig) -> list[Writer]:
         made.append(JsonLines(config.run / RECORDS))
     if plan.store != "off":
         store = None if plan.store == "beside" else plan.store
-        made.append(Database(Run(config.run, store=store, config=comparable(config))))
+        made.append(Database(Run(config.run, store=store, config=to_comparable(config))))
     for tracker, wanted in ((WandB, plan.wandb), (MLflow, plan.mlflow)):
         if wanted:
-            made.append(tracker(config.run, config=comparable(config), artifacts=config.run))
+            made.append(tracker(config.run, config=to_comparable(config), artifacts=config.run))
     return made
 
 
@@ -136,7 +136,7 @@ def write_config(config: TrainingConfig) -> Hook:
     was. `fresh` is of the call and not of the run, and is not written.
     """
 
-    path = local(config.run, "write_config") / "config.yaml"
+    path = to_absolute_path(config.run, "write_config") / "config.yaml"
 
     def write(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         save_config(dataclasses.replace(config, fresh=False), path)
@@ -145,30 +145,30 @@ def write_config(config: TrainingConfig) -> Hook:
     def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
 
-    return Hook(write, "write_config", event="start", stage="observe", rehearse=nothing)
+    return Hook(write, "write_config", event="start", stage="observe", dry_run=nothing)
 
 
-def _all_built(entries: Any, kind: str, where: str, given: Mapping[str, Any]) -> list[Any]:
+def _build_entries(entries: Any, kind: str, where: str, given: Mapping[str, Any]) -> list[Any]:
     if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
-        return [_built(entries, kind, where, given)]
-    return [_built(entry, kind, f"{where}[{n}]", given) for n, entry in enumerate(entries)]
+        return [_build_entry(entries, kind, where, given)]
+    return [_build_entry(entry, kind, f"{where}[{n}]", given) for n, entry in enumerate(entries)]
 
 
-def _built(entry: Any, kind: str, where: str, given: Mapping[str, Any]) -> Any:
+def _build_entry(entry: Any, kind: str, where: str, given: Mapping[str, Any]) -> Any:
     """Build a hook or a writer of an entry."""
     pairs = list(entry.items()) if isinstance(entry, Mapping) else [(entry, None)]
     if len(pairs) != 1 or not isinstance(pairs[0][0], str):
         raise ValueError(
             f"{where}: wanted the name of a {kind}, or one name with its arguments; "
-            f"got {without_secrets(entry)!r:.100}"
+            f"got {redact_settings(entry)!r:.100}"
         )
     ((name, content),) = pairs
-    where = f"{where}.{shown(name)}"
+    where = f"{where}.{escape_text(name)}"
     if name in given:
         if content is not None:
             raise ValueError(f"{where}: it is given as it is, and takes no arguments")
         return given[name]
-    make = named(name, kind, where, hooks)
+    make = find_factory(name, kind, where, hooks)
     bound = _bound(make, content, where, given)
     try:
         return make(*bound.args, **bound.kwargs)
@@ -179,14 +179,14 @@ def _built(entry: Any, kind: str, where: str, given: Mapping[str, Any]) -> Any:
 
 
 def _bound(
-    make: Make, content: Any, where: str, given: Mapping[str, Any]
+    make: Factory, content: Any, where: str, given: Mapping[str, Any]
 ) -> inspect.BoundArguments:
     """Build an entry's arguments, each as the signature of what it names has it."""
-    signature, hints = inspect.signature(make), hints_of(make)
+    signature, hints = inspect.signature(make), read_type_hints(make)
     bound = signature.bind_partial()
     bound.apply_defaults()
     for name, value in _matched(signature, content, where).items():
-        path = f"{where}.{shown(name)}"
+        path = f"{where}.{escape_text(name)}"
         parameter = signature.parameters.get(name) or _open_ended(signature)
         assert parameter is not None
         hint = hints.get(parameter.name, Any)
@@ -213,10 +213,10 @@ def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[
         content = {}
     elif not isinstance(content, Mapping):
         if not parameters:
-            raise ValueError(f"{where}: takes no arguments; got {without_secrets(content)!r:.100}")
+            raise ValueError(f"{where}: takes no arguments; got {redact_settings(content)!r:.100}")
         if next(iter(parameters.values())).kind is inspect.Parameter.VAR_KEYWORD:
             raise ValueError(
-                f"{where}: needs names for its arguments; got {without_secrets(content)!r:.100}"
+                f"{where}: needs names for its arguments; got {redact_settings(content)!r:.100}"
             )
         content = {next(iter(parameters)): content}
     known = [
@@ -224,7 +224,9 @@ def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[
     ]
     unknown = next((name for name in content if name not in parameters), None)
     if unknown is not None and _open_ended(signature) is None:
-        raise ValueError(f"{where}: has no argument {unknown!r}{among(unknown, parameters, known)}")
+        raise ValueError(
+            f"{where}: has no argument {unknown!r}{suggest_and_list(unknown, parameters, known)}"
+        )
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     missing = [
         p.name
@@ -245,14 +247,14 @@ def _open_ended(signature: inspect.Signature) -> inspect.Parameter | None:
 def _value(value: Any, name: str, hint: Any, where: str, given: Mapping[str, Any]) -> Any:
     """Give one argument: nested entries built, names of what a file cannot hold looked up."""
     if name in NESTED:
-        built = _all_built(value, NESTED[name], where, given)
+        built = _build_entries(value, NESTED[name], where, given)
         return built[0] if len(built) == 1 else chain(*built)
-    if (hint is Any or not readable(hint)) and isinstance(value, str) and value in given:
+    if (hint is Any or not is_supported_type(hint)) and isinstance(value, str) and value in given:
         return given[value]
-    if readable(hint):
-        return read_as(value, hint, where)
+    if is_supported_type(hint):
+        return convert_value(value, hint, where)
     try:
-        return read_as(value, hint, where)
+        return convert_value(value, hint, where)
     except ValueError as error:
         raise ValueError(
             f"{error}; what a file cannot hold it names, and the script gives it under that name: "

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hooks.base import recall, stateful
+from hooks.base import get_hook_state, stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.rl.curriculum import check_weights
 from trainer.state import PyTree
-from trainer.supervised.hyperparams import replaced
+from trainer.supervised.hyperparams import fill_leaf
 
 
-class Weighing(NamedTuple):
+class LessonWeighting(NamedTuple):
     """How some lessons are weighed: pure functions on the host, over numpy arrays."""
 
     name: str
@@ -29,12 +29,12 @@ class Weighing(NamedTuple):
     """`(memory) -> [lessons]`: by which they are drawn; not negative, not all 0."""
 
 
-Strategy = Callable[[tuple[str, ...]], Weighing]
+CurriculumStrategy = Callable[[tuple[str, ...]], LessonWeighting]
 """`(names of the lessons) -> Weighing`: raises where they do not suit it."""
 
 
 def adapt_curriculum(
-    lessons: Sequence[str], strategy: Strategy, *, metric: str = "rollout/return"
+    lessons: Sequence[str], strategy: CurriculumStrategy, *, metric: str = "rollout/return"
 ) -> Chain:
     """Draw the lessons of the next epoch by what their returns say of them.
 
@@ -84,12 +84,12 @@ def adapt_curriculum(
         weights = np.asarray(weighing.weights(memory), np.float64)
         check_weights(names, weights)
         before = state.carry["lessons"]
-        after = replaced(before, weights / weights.sum())
+        after = fill_leaf(before, weights / weights.sum())
         carry = state.carry if after is before else {**state.carry, "lessons": after}
         return state if carry is state.carry else state.replace(carry=carry)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return weighed(state, recall(state, title, init))
+        return weighed(state, get_hook_state(state, title, init))
 
     def update(
         memory: PyTree, state: TrainState, metrics: Mapping[str, float]
@@ -111,7 +111,7 @@ def adapt_curriculum(
             event="epoch",
             expects=tuple(f"{metric}/{name}" for name in names),
             writes=tuple(f"curriculum/weight/{name}" for name in names),
-            memories=hook.memories,
+            hook_states=hook.hook_states,
         ),
     )
 

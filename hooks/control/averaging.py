@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from hooks.base import stateful
-from hooks.control.kept_params import once, warn_of_statistics
+from hooks.control.kept_params import warn_once, warn_stale_statistics
 from trainer import Hook, TrainState
-from trainer.checks.arguments import number, whole
+from trainer.checks.arguments import require_integer, require_number
 from trainer.supervised.step_averages import AVERAGE
 
 
 def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     """Keep an exponential moving average of the parameters, one update an epoch, bias corrected.
 
-    The average is at `state.memory[name]["params"]`, of the structure of `state.params`; training
-    never sees it. `evaluate(phase, params=name)` measures it.
+    The average is at `state.hook_state[name]["params"]`, of the structure of `state.params`;
+    training never sees it. `evaluate(phase, params=name)` measures it.
 
     Args:
         decay: weight of the past at each update, in [0, 1).
@@ -35,10 +35,10 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
     >>> hook = average_params(0.5)
     >>> state = hook(state, {}).replace(params={"w": jnp.zeros(2)})
-    >>> hook(state, {}).memory["average_params"]["params"]["w"]    # (0.5 * 1 + 1 * 0) / 1.5
+    >>> hook(state, {}).hook_state["average_params"]["params"]["w"]    # (0.5 * 1 + 1 * 0) / 1.5
     Array([0.3333333, 0.3333333], dtype=float32)
     """
-    decay = number("decay", decay)
+    decay = require_number("decay", decay)
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1); got {decay}")
 
@@ -63,7 +63,7 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     """Keep the mean of the parameters over epochs: stochastic weight averaging.
 
     Each epoch from `start` on counts alike, by the parameters after it. The mean is at
-    `state.memory[name]["params"]`, of the structure of `state.params`; training never sees it.
+    `state.hook_state[name]["params"]`, of the structure of `state.params`; training never sees it.
     `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
 
     Where the network keeps batch statistics, they are those of the trained parameters and do not
@@ -86,10 +86,10 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     >>> for epoch, value in enumerate([9.0, 1.0, 2.0], 1):
     ...     state = state.replace(epoch=jnp.int32(epoch), params={"w": jnp.full(2, value)})
     ...     state = hook(state, {})
-    >>> state.memory["swa"]["params"]["w"]    # (1 + 2) / 2
+    >>> state.hook_state["swa"]["params"]["w"]    # (1 + 2) / 2
     Array([1.5, 1.5], dtype=float32)
     """
-    whole("start, the first epoch that counts,", start, 1)
+    require_integer("start, the first epoch that counts,", start, 1)
 
     warn = _warning_once(name)
 
@@ -114,7 +114,7 @@ def _warning_once(name: str) -> Callable[[TrainState], None]:
             f"the name {AVERAGE!r} is that of the average over steps, which supervised(..., "
             "average=0.999) keeps; give the hook another"
         )
-    return once(warn_of_statistics, name)
+    return warn_once(warn_stale_statistics, name)
 
 
 @jax.jit

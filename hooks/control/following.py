@@ -11,17 +11,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hooks.base import recall, remembering
+from hooks.base import get_hook_state, set_hook_state
 from hooks.combining import Chain, chain
-from hooks.metric_logging import counts
+from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Interrupt, TrainState
-from trainer.checkpoints.load import Part, read_part
-from trainer.checkpoints.poll import newer
-from trainer.checkpoints.restore_one import everywhere
-from trainer.checks.paths import local
-from trainer.hook import Memory
-from trainer.host.escaping import shown
-from trainer.host.processes import is_lead, of_lead, together
+from trainer.checkpoints.load import CheckpointPart, read_part
+from trainer.checkpoints.poll import make_poller
+from trainer.checkpoints.restore_one import read_on_all_processes
+from trainer.checks.paths import to_absolute_path
+from trainer.hook import HookState
+from trainer.host.escaping import escape_text
+from trainer.host.processes import fail_together, from_main_process, is_main_process
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -86,42 +86,44 @@ def follow_checkpoints(
         raise ValueError(f"timeout must be positive seconds; got {timeout}")
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
-    where = local(directory, NAME)
-    read = newer(where)
+    where = to_absolute_path(directory, NAME)
+    read = make_poller(where)
 
-    def look(state: TrainState) -> Part | None:
+    def look(state: TrainState) -> CheckpointPart | None:
         """Read what is new, if anything is; on several processes what the first one found."""
         wanted = _wanted(state, carry)
         optional = [path for path in wanted if path.startswith("carry/")]
-        part: Part | None = None
-        with together(f"{NAME} in reading {where}"):
-            if is_lead():
-                part = read(wanted, optional, _remembered(state)["epoch"])
-        number = int(of_lead({"epoch": -1 if part is None else part.epoch})["epoch"])
+        part: CheckpointPart | None = None
+        with fail_together(f"{NAME} in reading {where}"):
+            if is_main_process():
+                part = read(wanted, optional, _read_hook_state(state)["epoch"])
+        number = int(from_main_process({"epoch": -1 if part is None else part.epoch})["epoch"])
         if number < 0:
             return None
         if part is not None:  # as `read_part` does on the others
             found = part
-            return everywhere(where, lambda: found, lambda part: (part.epoch, part.digest))
-        return Part(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
+            return read_on_all_processes(
+                where, lambda: found, lambda part: (part.epoch, part.digest)
+            )
+        return CheckpointPart(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
 
     def advance(state: TrainState, *, waiting: bool) -> TrainState | None:
         """Take what is new; None where nothing came in time."""
         began, said = time.monotonic(), False
         while (part := look(state)) is None:
-            waited = of_lead({"seconds": time.monotonic() - began})["seconds"]
+            waited = from_main_process({"seconds": time.monotonic() - began})["seconds"]
             if not waiting or waited >= timeout:
                 return None
             if not said:
                 log.info("%s: waiting for %s, up to %g s", NAME, _awaited(state, where), timeout)
                 said = True
             time.sleep(PAUSE)
-        if _remembered(state)["epoch"] < 0:
-            _begin_with(part, where, carry)
-        return _taken(state, part)
+        if _read_hook_state(state)["epoch"] < 0:
+            _check_first_checkpoint(part, where, carry)
+        return _apply_part(state, part)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        memory = _remembered(state)
+        memory = _read_hook_state(state)
         if memory["epoch"] >= 0 and not memory["measured"]:
             return state
         after = advance(state, waiting=wait or memory["epoch"] < 0)
@@ -137,10 +139,10 @@ def follow_checkpoints(
         return state if after is None else after
 
     def measured(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        memory = _remembered(state)
+        memory = _read_hook_state(state)
         if memory["epoch"] < 0:
             return state
-        if taken := counts(state)[0] - memory["began"]:
+        if taken := read_step_epoch(state)[0] - memory["began"]:
             raise ValueError(
                 f"{NAME}: the program took {taken} optimizer steps in this epoch, and what they "
                 f"learn is lost wherever parameters of {where} take its place: follow with phases "
@@ -150,10 +152,10 @@ def follow_checkpoints(
             step=jnp.asarray(memory["step"], jnp.int32),
             scores={**state.scores, "follow/epoch": float(memory["epoch"])},
         )
-        return remembering(state, NAME, {**memory, "measured": True, "began": memory["step"]})
+        return set_hook_state(state, NAME, {**memory, "measured": True, "began": memory["step"]})
 
     def proceed(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        if state.stop or counts(state)[1] == getattr(metrics, "epochs", None):
+        if state.stop or read_step_epoch(state)[1] == getattr(metrics, "epochs", None):
             return state
         after = advance(state, waiting=wait)
         if after is None and wait:
@@ -170,9 +172,9 @@ def follow_checkpoints(
             NAME,
             event="epoch",
             writes=("follow/epoch",),
-            memories=(Memory(NAME, _nothing),),
+            hook_states=(HookState(NAME, _nothing),),
         ),
-        Hook(proceed, f"{NAME}/next", event="epoch", rehearse=stay),
+        Hook(proceed, f"{NAME}/next", event="epoch", dry_run=stay),
     )
 
 
@@ -185,13 +187,13 @@ def _nothing(state: TrainState) -> dict[str, Any]:
     return {"epoch": -1, "step": 0, "measured": False, "began": 0}
 
 
-def _remembered(state: TrainState) -> dict[str, Any]:
-    memory: dict[str, Any] = recall(state, NAME, _nothing)
+def _read_hook_state(state: TrainState) -> dict[str, Any]:
+    memory: dict[str, Any] = get_hook_state(state, NAME, _nothing)
     return memory
 
 
 def _awaited(state: TrainState, where: Path) -> str:
-    epoch = _remembered(state)["epoch"]
+    epoch = _read_hook_state(state)["epoch"]
     kind = "first commit" if epoch < 0 else f"commit newer than that of epoch {epoch}"
     return f"{kind} in {where}"
 
@@ -208,17 +210,17 @@ def _wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
     return wanted
 
 
-def _taken(state: TrainState, part: Part) -> TrainState:
+def _apply_part(state: TrainState, part: CheckpointPart) -> TrainState:
     """Put what was read in its place, and remember of which commit it is."""
     trees = dict(part.trees)
     memory = {
         "epoch": part.epoch,
         "step": int(trees.pop("step")),
         "measured": False,
-        "began": counts(state)[0],
+        "began": read_step_epoch(state)[0],
     }
     fields = {name: trees.pop(name) for name in ("params", "model_state")}
-    after = remembering(state.replace(**fields), NAME, memory)
+    after = set_hook_state(state.replace(**fields), NAME, memory)
     for path, tree in trees.items():
         after = after.replace(carry=_put(after.carry, path.split("/")[1:], tree))
     return after
@@ -228,12 +230,13 @@ def _put(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:
     return {**carry, path[0]: _put(carry[path[0]], path[1:], tree)} if path else tree
 
 
-def _begin_with(part: Part, where: Path, carry: Sequence[str]) -> None:
+def _check_first_checkpoint(part: CheckpointPart, where: Path, carry: Sequence[str]) -> None:
     """Say from which commit the run begins; refuse where it has no place for what was asked for."""
     asked = tuple(f"carry/{name}/" for name in carry)
     if left := [path for path in part.others if f"{path}/".startswith(asked)]:
         raise ValueError(
-            f"{NAME}: the run in {where} keeps {', '.join(map(shown, left))}, for which this run's "
+            f"{NAME}: the run in {where} keeps {', '.join(map(escape_text, left))}, for which this "
+            "run's "
             "state has no place, so that its policy would see other numbers than it learnt from: "
             "make the state with the same settings (normalize_observations=True), or do without: "
             "carry=()"

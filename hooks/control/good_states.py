@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import Checkpoints, TrainState
-from trainer.checkpoints import DamagedCommit, wait_for_saves
-from trainer.checks.pytrees import path_name
+from trainer.checkpoints import DamagedCheckpoint, wait_for_saves
+from trainer.checks.pytrees import format_path
 from trainer.data.source import POSITION
-from trainer.host.processes import of_lead
+from trainer.host.processes import from_main_process
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -27,7 +27,7 @@ Good = dict[str, PyTree]
 _FIELDS = ("epoch", "params", "opt_state", "model_state", "carry")
 
 
-def taken(state: TrainState) -> Good:
+def take_snapshot(state: TrainState) -> Good:
     """Take from a state what would be returned to: not how far streams were read."""
     good = {name: getattr(state, name) for name in _FIELDS}
     if isinstance(state.carry, dict):
@@ -35,7 +35,7 @@ def taken(state: TrainState) -> Good:
     return good
 
 
-def returned(good: Good, state: TrainState) -> TrainState:
+def restore_snapshot(good: Good, state: TrainState) -> TrainState:
     """Give the good state with the epoch, step and stream positions of the present one."""
     carry = {**state.carry, **good["carry"]} if isinstance(state.carry, dict) else good["carry"]
     return state.replace(**{**good, "epoch": state.epoch, "carry": carry})
@@ -45,11 +45,11 @@ def _numbers(good: Good) -> Iterator[tuple[str, Any]]:
     for part in ("params", "model_state", "opt_state"):
         for path, leaf in jax.tree_util.tree_leaves_with_path({part: good[part]}):
             if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
-                yield path_name(path), leaf
+                yield format_path(path), leaf
 
 
 @functools.partial(jax.jit, static_argnames="copying")
-def _sound(good: Good, *, copying: bool) -> tuple[jax.Array, Good | None]:
+def _test_finite(good: Good, *, copying: bool) -> tuple[jax.Array, Good | None]:
     """Say of each leaf of numbers whether it is sound `[leaves]`, and copy all in the same call.
 
     Infinity is legitimate in the optimizer's state: optax keeps the best loss so far.
@@ -62,13 +62,13 @@ def _sound(good: Good, *, copying: bool) -> tuple[jax.Array, Good | None]:
     return jnp.stack(sound) if sound else jnp.ones(0, bool), copies
 
 
-def inspected(state: TrainState, *, copying: bool) -> tuple[list[str], dict[str, Good]]:
+def inspect_state(state: TrainState, *, copying: bool) -> tuple[list[str], dict[str, Good]]:
     """List what is wrong in a state, and give a copy of what would be returned to, as `good`.
 
     A state is good if parameters and `model_state` are finite and no nan is in the optimizer's.
     """
-    good = taken(state)
-    sound, copies = _sound(good, copying=copying)
+    good = take_snapshot(state)
+    sound, copies = _test_finite(good, copying=copying)
     kept = {} if copies is None else {"good": copies}
     if (flags := np.asarray(sound)).all():
         return [], kept
@@ -76,7 +76,7 @@ def inspected(state: TrainState, *, copying: bool) -> tuple[list[str], dict[str,
     return [f"{names[n]} is not finite" for n in np.flatnonzero(~flags)], kept
 
 
-def newest_good(
+def find_newest_good(
     name: str, directory: str | os.PathLike[str], state: TrainState
 ) -> tuple[Good, int] | None:
     """Give the newest good commit before this epoch, and how often its hook had returned by then.
@@ -86,17 +86,19 @@ def newest_good(
     wait_for_saves()
     commits, below = Checkpoints(directory, read_only=True), int(state.epoch)
     while True:
-        newest = max((n for n in commits.steps() if n < below), default=-1)
-        below = int(of_lead({"epoch": newest})["epoch"])
+        newest = max((n for n in commits.epochs() if n < below), default=-1)
+        below = int(from_main_process({"epoch": newest})["epoch"])
         if below < 0:
             return None
         try:
             commit = commits.restore(state, epoch=below)
-        except DamagedCommit as damage:
+        except DamagedCheckpoint as damage:
             log.warning(f"skipped a damaged commit: {damage}")
             continue
         assert commit is not None
-        faults, _ = inspected(commit.state, copying=False)
+        faults, _ = inspect_state(commit.state, copying=False)
         if not faults:
-            return taken(commit.state), commit.state.memory.get(name, {"count": 0})["count"]
+            return take_snapshot(commit.state), commit.state.hook_state.get(name, {"count": 0})[
+                "count"
+            ]
         log.warning(f"skipped the commit of epoch {below}, in which {faults[0]}")

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hooks.base import recall, stateful
+from hooks.base import get_hook_state, stateful
 from hooks.combining import Chain, chain
 from hooks.control.kept_params import (
-    belonging,
-    check_kept,
-    kept_under,
-    needs_of,
-    once,
-    warn_of_reading,
+    check_step_average,
+    list_required_states,
+    select_carry,
+    select_params,
+    warn_once,
+    warn_uncalibrated_params,
 )
 from trainer import Hook, TrainState
 from trainer.checks.modes import improvement, resolve_mode, worst
@@ -41,10 +41,10 @@ def keep_best(
 
     That is `model_state` and, of `carry`, what is named: the statistics by which a policy's
     observations and rewards are normalised, where it has them. All is at
-    `state.memory["keep_best/<metric>"]`, on the device, and saved with the state, so that a resumed
-    run knows it. What is put back is returned by `fit` and not committed: a longer run goes on from
-    where training was. The optimizer's state is not put back. On an interrupt nothing is. A value
-    that is not a number is never the best; where the metric is missing, nothing is compared.
+    `state.hook_state["keep_best/<metric>"]`, on the device, and saved with the state, so that a
+    resumed run knows it. What is put back is returned by `fit` and not committed: a longer run goes
+    on from where training was. The optimizer's state is not put back. On an interrupt nothing is. A
+    value that is not a number is never the best; where the metric is missing, nothing is compared.
 
     Args:
         metric: to compare by, such as `val/loss`.
@@ -71,14 +71,14 @@ def keep_best(
 
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
-    warn = once(warn_of_reading, params)
+    warn = warn_once(warn_uncalibrated_params, params)
 
     def kept(state: TrainState, params: str | None) -> dict[str, PyTree]:
-        found = kept_under(state, params)
-        return {**found, "carry": belonging(state.carry, tuple(carry))}
+        found = select_params(state, params)
+        return {**found, "carry": select_carry(state.carry, tuple(carry))}
 
     def init(state: TrainState) -> dict[str, Any]:
-        check_kept(state, params)
+        check_step_average(state, params)
         return {"value": worst(mode), "epoch": -1, **kept(state, None)}
 
     def update(
@@ -91,7 +91,7 @@ def keep_best(
         return {"value": value, "epoch": int(state.epoch), **_copied(kept(state, params))}, state
 
     def put_back(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        memory = recall(state, name, init)
+        memory = get_hook_state(state, name, init)
         if memory["epoch"] < 0:
             return state
         log.info(
@@ -107,7 +107,10 @@ def keep_best(
 
     return chain(
         dataclasses.replace(
-            stateful(name, init, update), event="epoch", reads=(metric,), needs=needs_of(params)
+            stateful(name, init, update),
+            event="epoch",
+            reads=(metric,),
+            required_hook_states=list_required_states(params),
         ),
         Hook(put_back, f"{name}/end", event="end"),
     )

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from trainer import TrainState
-from trainer.phases.mixing_trial import statistics_in
+from trainer.phases.mixing_trial import find_batch_statistics
 from trainer.state import PyTree
-from trainer.supervised.step_averages import AVERAGE, average_of
+from trainer.supervised.step_averages import AVERAGE, get_average
 
 log = logging.getLogger("entracte")
 
 
-def kept_under(state: TrainState, name: str | None) -> dict[str, PyTree]:
+def select_params(state: TrainState, name: str | None) -> dict[str, PyTree]:
     """Give the parameters of a name, and the `model_state` that belongs to them.
 
     Args:
@@ -31,33 +31,39 @@ def kept_under(state: TrainState, name: str | None) -> dict[str, PyTree]:
     if name is None:
         return own
     if name == AVERAGE:
-        return {**own, "params": average_of(state)}
-    return {**own, **{part: state.memory[name][part] for part in own if part in state.memory[name]}}
+        return {**own, "params": get_average(state)}
+    return {
+        **own,
+        **{part: state.hook_state[name][part] for part in own if part in state.hook_state[name]},
+    }
 
 
-def needs_of(name: str | None) -> tuple[str, ...]:
+def list_required_states(name: str | None) -> tuple[str, ...]:
     """Name the memories that must be there for parameters of a name."""
     return () if name in (None, AVERAGE) else (name,)
 
 
-def check_kept(state: TrainState, name: str | None) -> None:
+def check_step_average(state: TrainState, name: str | None) -> None:
     """Check, before training, that a state keeps the average over steps where that is the name.
 
     Raises:
         ValueError: the state keeps no average over steps.
     """
     if name == AVERAGE:
-        jax.eval_shape(average_of, state.replace(memory={}, scores={}))
+        jax.eval_shape(get_average, state.replace(hook_state={}, scores={}))
 
 
-def recalibration_of(name: str) -> str:
+def recalibration_name(name: str) -> str:
     """Name the hook that keeps parameters of a name with statistics that suit them."""
     return f"recalibrate/{name}"
 
 
-def warn_of_statistics(state: TrainState, name: str) -> None:
+def warn_stale_statistics(state: TrainState, name: str) -> None:
     """Say that averaged parameters have the batch statistics of the trained ones, if it is so."""
-    if statistics_in(state.model_state) and recalibration_of(name) not in state.memory:
+    if (
+        find_batch_statistics(state.model_state)
+        and recalibration_name(name) not in state.hook_state
+    ):
         log.warning(
             "the average %r has the statistics in model_state (of batch normalisation, say) of the "
             "trained parameters, which do not suit it: place hooks.recalibrate("
@@ -65,16 +71,16 @@ def warn_of_statistics(state: TrainState, name: str) -> None:
             "params=%r",
             name,
             name,
-            recalibration_of(name),
+            recalibration_name(name),
         )
 
 
-def warn_of_reading(state: TrainState, name: str | None) -> None:
+def warn_uncalibrated_params(state: TrainState, name: str | None) -> None:
     """Say that parameters of a name are read with statistics that do not suit them, if it is so."""
     if name is None:
         return
-    suiting = recalibration_of(name)
-    if suiting in state.memory:
+    suiting = recalibration_name(name)
+    if suiting in state.hook_state:
         log.warning(
             "the average %r is read with the statistics of the trained parameters, while %r keeps "
             "those that suit it: say params=%r",
@@ -83,10 +89,10 @@ def warn_of_reading(state: TrainState, name: str | None) -> None:
             suiting,
         )
     elif name == AVERAGE:
-        warn_of_statistics(state, name)
+        warn_stale_statistics(state, name)
 
 
-def once(warn: Callable[[TrainState, Any], None], name: Any) -> Callable[[TrainState], None]:
+def warn_once(warn: Callable[[TrainState, Any], None], name: Any) -> Callable[[TrainState], None]:
     """Make of a warning about parameters of a name one that is given the first time alone."""
     given = False
 
@@ -99,6 +105,6 @@ def once(warn: Callable[[TrainState, Any], None], name: Any) -> Callable[[TrainS
     return first
 
 
-def belonging(carry: Any, names: tuple[str, ...]) -> dict[str, PyTree]:
+def select_carry(carry: Any, names: tuple[str, ...]) -> dict[str, PyTree]:
     """Give what in `carry` belongs to parameters, of these names, where it is there."""
     return {name: carry[name] for name in names if isinstance(carry, dict) and name in carry}

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hooks.control.adapting_curriculum import Strategy, Weighing
-from trainer.checks.suggestions import among
+from hooks.control.adapting_curriculum import CurriculumStrategy, LessonWeighting
+from trainer.checks.suggestions import suggest_and_list
 
 log = logging.getLogger("entracte")
 
 
-def learning_progress(*, fast: float = 0.3, slow: float = 0.05, floor: float = 0.1) -> Strategy:
+def learning_progress(
+    *, fast: float = 0.3, slow: float = 0.05, floor: float = 0.1
+) -> CurriculumStrategy:
     """Weigh lessons by how much their returns change, for better or for worse.
 
     The change is the difference between a fast and a slow average of a lesson's returns, without
@@ -60,9 +62,9 @@ def learning_progress(*, fast: float = 0.3, slow: float = 0.05, floor: float = 0
         alike, total = np.full(len(progress), 1 / len(progress)), progress.sum()
         return floor * alike + (1 - floor) * (progress / total if total > 0 else alike)
 
-    def strategy(names: tuple[str, ...]) -> Weighing:
+    def strategy(names: tuple[str, ...]) -> LessonWeighting:
         unknown = {name: np.full(len(names), np.nan) for name in ("fast", "slow")}
-        return Weighing("learning_progress", unknown, update, weights)
+        return LessonWeighting("learning_progress", unknown, update, weights)
 
     return strategy
 
@@ -70,10 +72,10 @@ def learning_progress(*, fast: float = 0.3, slow: float = 0.05, floor: float = 0
 def thresholds(
     reached: Mapping[str, float],
     *,
-    after: Mapping[str, str | Sequence[str]] | None = None,
+    prerequisites: Mapping[str, str | Sequence[str]] | None = None,
     window: int = 5,
-    rehearsal: float = 0.1,
-) -> Strategy:
+    graduated_weight: float = 0.1,
+) -> CurriculumStrategy:
     """Open a lesson when those it depends on have reached their thresholds.
 
     A lesson that has reached its own has graduated, for good: it keeps a small weight, so that it
@@ -84,10 +86,11 @@ def thresholds(
     Args:
         reached: lesson to the return at which it graduates, on an average of `window` epochs; one
             that is not named never does.
-        after: lesson to those that it depends on; those that are not named are open from the start.
-            None: each depends on the one before it, in the order of the lessons.
+        prerequisites: lesson to those that it depends on; those that are not named are open from
+            the start. None: each depends on the one before it, in the order of the lessons.
         window: epochs with episodes of the lesson over which its return is averaged.
-        rehearsal: weight of a graduated lesson, in (0, 1], where one that is practised has 1.
+        graduated_weight: weight of a graduated lesson, in (0, 1], where one that is practised has
+            1.
 
     Raises:
         ValueError: a setting is out of range; `adapt_curriculum` finds an unknown lesson,
@@ -106,11 +109,11 @@ def thresholds(
         raise ValueError(f"a threshold is a finite return; got {wrong}")
     if window < 1:
         raise ValueError(f"window must be at least 1 epoch; got {window}")
-    if not 0 < rehearsal <= 1:
-        raise ValueError(f"rehearsal must be in (0, 1]; got {rehearsal}")
+    if not 0 < graduated_weight <= 1:
+        raise ValueError(f"rehearsal must be in (0, 1]; got {graduated_weight}")
 
-    def strategy(names: tuple[str, ...]) -> Weighing:
-        needs = _needs(names, reached, after)
+    def strategy(names: tuple[str, ...]) -> LessonWeighting:
+        needs = _needs(names, reached, prerequisites)
         wanted = np.array([reached.get(name, math.inf) for name in names])
 
         def opened(graduated: np.ndarray) -> np.ndarray:
@@ -135,13 +138,13 @@ def thresholds(
 
         def weights(memory: dict[str, np.ndarray]) -> np.ndarray:
             graduated = memory["graduated"]
-            return np.where(graduated, rehearsal, opened(graduated).astype(np.float64))
+            return np.where(graduated, graduated_weight, opened(graduated).astype(np.float64))
 
         first = {
             "returns": np.full((window, len(names)), np.nan),
             "graduated": np.zeros(len(names), bool),
         }
-        return Weighing("thresholds", first, update, weights)
+        return LessonWeighting("thresholds", first, update, weights)
 
     return strategy
 
@@ -159,7 +162,7 @@ def _needs(
     named = {*reached, *needed, *itertools.chain.from_iterable(needed.values())}
     if unknown := sorted(named - set(names)):
         raise ValueError(
-            f"thresholds name {unknown}, which are no lessons{among(unknown[0], names)}"
+            f"thresholds name {unknown}, which are no lessons{suggest_and_list(unknown[0], names)}"
         )
     for name, others in needed.items():
         if endless := [other for other in others if other not in reached]:

@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooks.base import stateful
-from hooks.control.kept_params import check_kept, kept_under, needs_of, recalibration_of
-from trainer import Hook, Phase, TrainState, recalibrated
+from hooks.control.kept_params import (
+    check_step_average,
+    list_required_states,
+    recalibration_name,
+    select_params,
+)
+from trainer import Hook, Phase, TrainState, recalibrate_batch_stats
 
 
 def recalibrate(phase: Phase, *, params: str) -> Hook:
     """Measure batch statistics anew for averaged parameters, and keep both.
 
-    They are at `state.memory["recalibrate/<params>"]`, as `params` and `model_state`; training
+    They are at `state.hook_state["recalibrate/<params>"]`, as `params` and `model_state`; training
     never sees them. `evaluate(val, params="recalibrate/swa")` measures them and
     `keep_best("val/loss", params="recalibrate/swa")` puts the best of them back. It costs a pass
     over the data, forwards alone: `every(5, chain(recalibrate(...), evaluate(...)))` makes fewer.
@@ -31,25 +36,27 @@ def recalibrate(phase: Phase, *, params: str) -> Hook:
     Source: P. Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization,
     2018, section 3.2.
     """
-    if not isinstance(phase, Phase) or not phase.changes:
+    if not isinstance(phase, Phase) or not phase.updates_state:
         raise TypeError(
             "recalibrate takes a phase made by trainer.recalibration(task, source); got "
             f"{phase!r:.100}"
         )
-    name = recalibration_of(params)
+    name = recalibration_name(params)
 
     def chosen(state: TrainState) -> TrainState:
-        return state.replace(**kept_under(state, params))
+        return state.replace(**select_params(state, params))
 
     def init(state: TrainState) -> dict[str, Any]:
-        check_kept(state, params)
+        check_step_average(state, params)
         phase.verify(state)
         return {"params": state.params, "model_state": state.model_state}
 
     def update(
         memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
-        found = recalibrated(chosen(state), phase)
+        found = recalibrate_batch_stats(chosen(state), phase)
         return {"params": found.params, "model_state": found.model_state}, state
 
-    return dataclasses.replace(stateful(name, init, update), needs=needs_of(params))
+    return dataclasses.replace(
+        stateful(name, init, update), required_hook_states=list_required_states(params)
+    )

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hooks.base import stateful
-from hooks.control.good_states import inspected, newest_good, returned
-from hooks.control.stopping import first_not_finite
+from hooks.control.good_states import find_newest_good, inspect_state, restore_snapshot
+from hooks.control.stopping import find_first_nonfinite
 from trainer import Hook, TrainState
 from trainer.checks.modes import Mode, resolve_mode
-from trainer.checks.paths import local
-from trainer.state import steps_taken
-from trainer.supervised.hyperparams import check_hyperparam, hyperparam, with_hyperparam
+from trainer.checks.paths import to_absolute_path
+from trainer.state import read_step_count
+from trainer.supervised.hyperparams import check_hyperparam, hyperparam, set_hyperparam
 
 log = logging.getLogger("entracte")
 
@@ -29,15 +29,15 @@ EPOCHS = 16
 FLOOR = 0.01
 """The least standard deviation that is reckoned with, as a share of the mean's size."""
 
-Memory = dict[str, Any]
+RollbackState = dict[str, Any]
 
-Judge = Callable[[Memory, Mapping[str, float]], tuple[Memory, list[str]]]
+FaultDetector = Callable[[RollbackState, Mapping[str, float]], tuple[RollbackState, list[str]]]
 """`(memory, metrics) -> (what to remember if all is well, what is wrong)`."""
 
 
 def roll_back_on_nan(
     *metrics: str,
-    times: int = 3,
+    max_rollbacks: int = 3,
     learning_rate_scale: float | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Hook:
@@ -51,11 +51,11 @@ def roll_back_on_nan(
     Args:
         metrics: to look at, such as `train/loss`; where one is missing, the hook does not fire.
             None named: all of the event.
-        times: how often in the whole run; the time after, the good state is put back and the run
-            stops with a report.
+        max_rollbacks: how often in the whole run; the time after, the good state is put back and
+            the run stops with a report.
         learning_rate_scale: factor of the learning rate at each return, in (0, 1).
         directory: of the run, whose newest good commit is returned to. None keeps the good state in
-            `state.memory`, which doubles the bytes of a commit.
+            `state.hook_state`, which doubles the bytes of a commit.
 
     Raises:
         ValueError: a setting is out of range; before training, the state to begin with is not
@@ -72,12 +72,14 @@ def roll_back_on_nan(
     Array([1., 1.], dtype=float32)
     """
 
-    def judge(memory: Memory, values: Mapping[str, float]) -> tuple[Memory, list[str]]:
+    def judge(
+        memory: RollbackState, values: Mapping[str, float]
+    ) -> tuple[RollbackState, list[str]]:
         looked_at = {name: float(values[name]) for name in sorted(metrics or values)}
         return {}, [f"{n} is {v}" for n, v in looked_at.items() if not math.isfinite(v)]
 
-    plan = _plan(times, learning_rate_scale, directory)
-    return _rolling_back(plan.named("roll_back_on_nan"), metrics, plan, {}, judge)
+    plan = _plan(max_rollbacks, learning_rate_scale, directory)
+    return _make_rollback_hook(plan.named("roll_back_on_nan"), metrics, plan, {}, judge)
 
 
 def roll_back_on_spike(
@@ -86,7 +88,7 @@ def roll_back_on_spike(
     window: int = 10,
     threshold: float = 6.0,
     mode: str | None = None,
-    times: int = 3,
+    max_rollbacks: int = 3,
     learning_rate_scale: float | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Hook:
@@ -123,22 +125,24 @@ def roll_back_on_spike(
     if not 0 < threshold < math.inf:
         raise ValueError(f"threshold must be a positive number of deviations; got {threshold}")
 
-    def judge(memory: Memory, values: Mapping[str, float]) -> tuple[Memory, list[str]]:
+    def judge(
+        memory: RollbackState, values: Mapping[str, float]
+    ) -> tuple[RollbackState, list[str]]:
         value, before = float(values[metric]), memory["values"]
         if not math.isfinite(value):
             return {}, [f"{metric} is {value}"]
-        worse = deviations_worse(value, before, way)
+        worse = compute_z_score(value, before, way)
         if worse > threshold:
             mean = f"{before.mean():.4g}, the mean of the last {window}"
             return {}, [f"{metric} is {value:.4g}, {worse:.1f} deviations worse than {mean}"]
         return {"values": np.append(before[1:], value)}, []
 
-    plan = _plan(times, learning_rate_scale, directory)
+    plan = _plan(max_rollbacks, learning_rate_scale, directory)
     name = plan.named(f"roll_back_on_spike/{metric}/{window}")
-    return _rolling_back(name, (metric,), plan, {"values": np.full(window, np.nan)}, judge)
+    return _make_rollback_hook(name, (metric,), plan, {"values": np.full(window, np.nan)}, judge)
 
 
-def deviations_worse(value: float, window: np.ndarray, mode: Mode = "min") -> float:
+def compute_z_score(value: float, window: np.ndarray, mode: Mode = "min") -> float:
     """Give by how many standard deviations a value is worse than the mean of a window.
 
     Args:
@@ -149,7 +153,7 @@ def deviations_worse(value: float, window: np.ndarray, mode: Mode = "min") -> fl
     Returns:
         Negative if it is better; 0.0 where the window is not full, or all zeros: without a scale.
 
-    >>> deviations_worse(7.0, np.array([1.0, 3.0]))     # mean 2, deviation 1
+    >>> compute_z_score(7.0, np.array([1.0, 3.0]))     # mean 2, deviation 1
     5.0
     """
     if np.isnan(window).any():
@@ -176,17 +180,19 @@ def _plan(times: int, scale: float | None, directory: str | os.PathLike[str] | N
         raise ValueError(f"times must be at least 1; got {times}")
     if scale is not None and not 0 < scale < 1:
         raise ValueError(f"learning_rate_scale must be in (0, 1), or None; got {scale}")
-    return _Plan(times, scale, None if directory is None else local(directory, "roll_back"))
+    return _Plan(
+        times, scale, None if directory is None else to_absolute_path(directory, "roll_back")
+    )
 
 
-def _rolling_back(
-    name: str, reads: tuple[str, ...], plan: _Plan, first: Memory, judge: Judge
+def _make_rollback_hook(
+    name: str, reads: tuple[str, ...], plan: _Plan, first: RollbackState, judge: FaultDetector
 ) -> Hook:
     """Make the hook: it remembers what `judge` does, when it went back, and the good state."""
     copying = plan.directory is None
 
-    def init(state: TrainState) -> Memory:
-        faults, good = inspected(state, copying=copying)
+    def init(state: TrainState) -> RollbackState:
+        faults, good = inspect_state(state, copying=copying)
         if faults:
             raise ValueError(
                 f"hook {name!r} needs a good state to begin with; got one in which {faults[0]}: "
@@ -202,27 +208,27 @@ def _rolling_back(
         return {**first, **good, "epochs": np.full(EPOCHS, -1, np.int32), "count": 0}
 
     def update(
-        memory: Memory, state: TrainState, metrics: Mapping[str, float]
-    ) -> tuple[Memory, TrainState]:
-        faults, good = inspected(state, copying=copying)
+        memory: RollbackState, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[RollbackState, TrainState]:
+        faults, good = inspect_state(state, copying=copying)
         news, wrong = judge(memory, metrics)
         if wrong + faults:
-            return _back(name, plan, memory, state, _cause(wrong + faults, metrics, state))
+            return _roll_back(name, plan, memory, state, _cause(wrong + faults, metrics, state))
         news |= good
         return {**memory, **news} if news else memory, state
 
     return dataclasses.replace(stateful(name, init, update), event="epoch", reads=reads)
 
 
-def _back(
-    name: str, plan: _Plan, memory: Memory, state: TrainState, cause: str
-) -> tuple[Memory, TrainState]:
+def _roll_back(
+    name: str, plan: _Plan, memory: RollbackState, state: TrainState, cause: str
+) -> tuple[RollbackState, TrainState]:
     """Return to the good state, and stop if that was done often enough; say so in any case."""
     epoch, count = int(state.epoch), memory["count"]
     latest = memory["epochs"][memory["epochs"] >= 0]
     before = f"{name} had returned {count} times before, last at epochs {latest}"
     where = plan.directory
-    found = (memory["good"], count) if where is None else newest_good(name, where, state)
+    found = (memory["good"], count) if where is None else find_newest_good(name, where, state)
     if found is None:
         log.error(
             f"stopping at epoch {epoch}, the state as it is: {cause}; {before}, and {where} holds "
@@ -234,7 +240,7 @@ def _back(
     last = count >= plan.times
     if plan.scale is not None:
         scale = plan.scale ** (count + (not last) - scaled)
-        scaled_state = with_hyperparam(good["opt_state"], "learning_rate", lambda r: r * scale)
+        scaled_state = set_hyperparam(good["opt_state"], "learning_rate", lambda r: r * scale)
         good = {**good, "opt_state": scaled_state}
     went = f"to the state of epoch {int(good['epoch'])}"
     if rates := hyperparam(good["opt_state"], "learning_rate"):
@@ -245,16 +251,16 @@ def _back(
             f"stopping at epoch {epoch}, back {went}: {cause}; {before}. Try a smaller learning "
             "rate, a longer warm-up or optax.clip_by_global_norm, or look at these epochs' data"
         )
-        return memory, returned(good, state).replace(stop=True)
+        return memory, restore_snapshot(good, state).replace(stop=True)
     log.warning(f"rolled back at epoch {epoch} ({count + 1} of {plan.times}) {went}: {cause}")
     epochs = np.append(memory["epochs"][1:], np.int32(epoch))
     memory = {**memory, "epochs": epochs, "count": count + 1}
-    return memory | ({"good": good} if "good" in memory else {}), returned(good, state)
+    return memory | ({"good": good} if "good" in memory else {}), restore_snapshot(good, state)
 
 
 def _cause(faults: list[str], metrics: Mapping[str, float], state: TrainState) -> str:
     """Name the first three, and the step at which it began, where a trace tells."""
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-    first = first_not_finite(metrics, steps_taken(state))
+    first = find_first_nonfinite(metrics, read_step_count(state))
     began = f" (first not finite: {first[1]} at step {first[0]})" if first else ""
     return ", ".join(faults[:3]) + more + began

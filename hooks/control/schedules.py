@@ -13,15 +13,15 @@ import numpy as np
 from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 from trainer.checks.modes import improvement, resolve_mode, worst
 from trainer.supervised.hyperparams import (
     check_hyperparam,
     check_one_group,
+    fill_leaf,
     hyperparam,
     map_hyperparam,
-    replaced,
-    with_hyperparam,
+    set_hyperparam,
 )
 
 log = logging.getLogger("entracte")
@@ -112,7 +112,7 @@ def reduce_on_plateau(
         since = 0 if memory.resting else memory.since + 1
         if since < patience:
             return Plateau(memory.best, since, resting), state
-        opt_state = with_hyperparam(state.opt_state, "learning_rate", lower)
+        opt_state = set_hyperparam(state.opt_state, "learning_rate", lower)
         memory = Plateau(memory.best, 0, cooldown)
         if opt_state is state.opt_state:
             return memory, state
@@ -173,7 +173,7 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
         if not callable(value) and np.asarray(value).dtype.kind not in "fiu":
             raise TypeError(
                 f"set_hyperparams sets numbers: {name} must be one, or a function of the epoch; "
-                f"got {in_words(value)}"
+                f"got {describe_value(value)}"
             )
     names = (name if group is None else f"{group}/{name}" for group, name in plan)
     title = f"set_hyperparams/{','.join(names)}"
@@ -182,7 +182,7 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
         epoch, opt_state = int(np.asarray(state.epoch)), state.opt_state
         for (group, name), schedule in plan.items():
             value = schedule(epoch) if callable(schedule) else schedule
-            change = functools.partial(replaced, value=value)
+            change = functools.partial(fill_leaf, value=value)
             opt_state = map_hyperparam(opt_state, name, change, group=group)
         return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
 

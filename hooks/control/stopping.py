@@ -15,10 +15,10 @@ import numpy as np
 from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
-from trainer.checks.arguments import number, whole
+from trainer.checks.arguments import require_integer, require_number
 from trainer.checks.modes import improvement, resolve_mode, worst
-from trainer.host.processes import of_lead
-from trainer.state import steps_taken
+from trainer.host.processes import from_main_process
+from trainer.state import read_step_count
 
 log = logging.getLogger("entracte")
 
@@ -57,10 +57,10 @@ def stop_early(
     >>> hook = stop_early("val/loss", patience=2)
     >>> for loss in (0.5, 0.6, 0.7):
     ...     state = hook(state, {"val/loss": loss})
-    >>> state.stop, state.memory["stop_early/val/loss"]
+    >>> state.stop, state.hook_state["stop_early/val/loss"]
     (True, EarlyStopping(best=0.5, since=2))
     """
-    whole("patience", patience, 1)
+    require_integer("patience", patience, 1)
     if min_delta < 0:
         raise ValueError(f"min_delta must not be negative; got {min_delta}")
     mode = resolve_mode("stop_early", metric, mode)
@@ -108,12 +108,12 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
     >>> hook = stop_at_return(10.0, window=2)
     >>> for value in (8.0, 11.0, 9.0):
     ...     state = hook(state, {"rollout/return": value})
-    >>> state.stop, state.memory["stop_at_return/rollout/return"].tolist()
+    >>> state.stop, state.hook_state["stop_at_return/rollout/return"].tolist()
     (True, [11.0, 9.0])
     """
-    if not math.isfinite(number("target", target)):
+    if not math.isfinite(require_number("target", target)):
         raise ValueError(f"target must be a finite return; got {target}")
-    whole("window", window, 1)
+    require_integer("window", window, 1)
 
     def init(state: TrainState) -> np.ndarray:
         return np.full(window, np.nan)
@@ -146,8 +146,8 @@ def stop_on_nan() -> Hook:
         wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if not wrong:
             return state
-        steps = steps_taken(state)
-        step, name = first_not_finite(metrics, steps) or (steps, wrong[0])
+        steps = read_step_count(state)
+        step, name = find_first_nonfinite(metrics, steps) or (steps, wrong[0])
         log.error("stopping: %s is not finite at step %d (%s)", name, step, ", ".join(wrong))
         return state.replace(stop=True)
 
@@ -181,7 +181,7 @@ def time_limit(seconds: float | timedelta) -> Chain:
     """
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
-    if not number("seconds", seconds) > 0:
+    if not require_number("seconds", seconds) > 0:
         raise ValueError(f"seconds must be positive; got {seconds}")
     began = time.monotonic()
     last: float | None = None
@@ -199,7 +199,7 @@ def time_limit(seconds: float | timedelta) -> Chain:
         now = time.monotonic()
         took = metrics["time/epoch_seconds"] if last is None else now - last
         last, longest = now, max(longest, took)
-        times = of_lead({"passed": now - began, "longest": longest})
+        times = from_main_process({"passed": now - began, "longest": longest})
         if times["passed"] + times["longest"] <= seconds:
             return state
         raise Interrupt(
@@ -213,7 +213,7 @@ def time_limit(seconds: float | timedelta) -> Chain:
     )
 
 
-def first_not_finite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:
+def find_first_nonfinite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:
     """Find the first step whose trace is not finite, and the metric.
 
     Args:

@@ -11,10 +11,10 @@ import numpy as np
 
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
-from trainer.checks.arguments import whole
-from trainer.checks.suggestions import among
+from trainer.checks.arguments import require_integer
+from trainer.checks.suggestions import suggest_and_list
 from trainer.state import PyTree
-from trainer.supervised.hyperparams import replaced
+from trainer.supervised.hyperparams import fill_leaf
 from trainer.supervised.optimizers import FrozenState
 
 
@@ -50,7 +50,7 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     >>> live(hook(state.replace(epoch=jnp.int32(2)), {}))
     True
     """
-    whole("epoch", epoch, 1)
+    require_integer("epoch", epoch, 1)
     title = f"unfreeze_at/{epoch}" + (f"/{label}" if label is not None else "")
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -66,7 +66,8 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
             shown = sorted("None" if one is None else repr(one) for one in there)
             raise ValueError(
                 f"hook {title!r} needs a frozen optimizer under the label {label!r}"
-                f"{among(repr(label), shown)}: make it with trainer.optimizers.frozen(...), under "
+                f"{suggest_and_list(repr(label), shown)}: make it with "
+                "trainer.optimizers.frozen(...), under "
                 "optax.multi_transform if there are others"
             )
         return run(state, metrics)
@@ -80,7 +81,7 @@ def _thawed(opt_state: PyTree, label: str | None) -> PyTree:
     def thawed(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, FrozenState) or _label(path) != label:
             return leaf
-        live = replaced(leaf.live, True)
+        live = fill_leaf(leaf.live, True)
         return leaf if live is leaf.live else leaf._replace(live=live)
 
     before, structure = _frozen_flattened(opt_state)

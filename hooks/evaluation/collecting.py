@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 import jax
 
-from hooks.base import recall, remembering
+from hooks.base import get_hook_state, set_hook_state
 from hooks.combining import Chain, chain
-from hooks.evaluation.requesting import memory_of
-from hooks.metric_logging import counts
-from hooks.writers.database import run_of
+from hooks.evaluation.requesting import request_state_name
+from hooks.metric_logging import read_step_epoch
+from hooks.writers.database import require_run
 from trainer import Hook, TrainState
-from trainer.checkpoints import DamagedCommit, wait_for_saves
-from trainer.hook import Memory
-from trainer.host.escaping import shown
-from trainer.host.processes import is_lead, of_lead
-from trainer.host.redaction import redacted
+from trainer.checkpoints import DamagedCheckpoint, wait_for_saves
+from trainer.hook import HookState
+from trainer.host.escaping import escape_text
+from trainer.host.processes import from_main_process, is_main_process
+from trainer.host.redaction import redact_text
 from trainer.runs import Run, Unreachable
-from trainer.runs.answers import Answer, answers
-from trainer.runs.checkpoint_rows import complete, described
-from trainer.runs.store_polling import Onlooker
+from trainer.runs.answers import Answer, list_answers
+from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
+from trainer.runs.store_polling import StorePoller
 
 log = logging.getLogger("entracte")
 
@@ -93,8 +93,8 @@ def collect_scores(
     event  stage    hook                 reads  writes
     epoch  control  collect_scores/full         full/epoch, full/loss
     """
-    run_of("collect_scores", run)
-    requested, name = memory_of(suite), f"collect_scores/{suite}"
+    require_run("collect_scores", run)
+    requested, name = request_state_name(suite), f"collect_scores/{suite}"
     if isinstance(scores, str):
         raise ValueError(f"scores must be a sequence of names, such as ({scores!r},)")
     if not timeout > 0:
@@ -118,7 +118,7 @@ def collect_scores(
         if wanted <= taken:
             return _Found()
         wait_for_saves()
-        number = next((n for n in complete(run.directory) if n >= wanted), 0)
+        number = next((n for n in list_complete_epochs(run.directory) if n >= wanted), 0)
         if number <= taken:
             return _Found()  # none is committed
         if number not in asked:
@@ -134,22 +134,22 @@ def collect_scores(
     def tell(answer: Answer) -> None:
         if answer.error is not None:
             told.add((answer.epoch, answer.error))
-            said = shown(answer.error)
+            said = escape_text(answer.error)
             log.warning("%s: the evaluation of epoch %d failed: %s", name, answer.epoch, said)
 
     def look(state: TrainState) -> _Found:
-        if not is_lead():
+        if not is_main_process():
             return _Found()
-        taken = recall(state, name, _nothing)["taken"]
+        taken = get_hook_state(state, name, _nothing)["taken"]
         if not wait:
-            return arrived(taken, counts(state)[1])
-        return awaited(taken, state.memory[requested]["wanted"])
+            return arrived(taken, read_step_epoch(state)[1])
+        return awaited(taken, state.hook_state[requested]["wanted"])
 
     def collect(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         began = time.monotonic()
         while True:
             found, late = look(state), time.monotonic() - began > timeout
-            values = of_lead(_numbers(found, late, scores))
+            values = from_main_process(_numbers(found, late, scores))
             if not values["waiting"]:
                 break
             if values["late"]:
@@ -158,7 +158,7 @@ def collect_scores(
         epoch = int(values["epoch"])
         if not epoch:
             return state
-        state = remembering(state, name, {"taken": epoch})
+        state = set_hook_state(state, name, {"taken": epoch})
         brought = found.scores
         if jax.process_count() > 1:
             brought = {one: values[one] for one in scores if values[f"has {one}"]}
@@ -169,12 +169,14 @@ def collect_scores(
                 "%s: the suite gave no %s; it gave %s",
                 name,
                 " and no ".join(missing),
-                ", ".join(map(shown, brought)),
+                ", ".join(map(escape_text, brought)),
             )
         return state.replace(scores={**state.scores, **brought, f"{suite}/epoch": float(epoch)})
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        if of_lead({"missing": is_lead() and requested not in state.memory})["missing"]:
+        if from_main_process({"missing": is_main_process() and requested not in state.hook_state})[
+            "missing"
+        ]:
             raise ValueError(
                 f"{name} waits for what request_evaluation(run, {suite!r}) asks for, which is not "
                 "in the chain: add it, or take what arrives, wait=False"
@@ -190,8 +192,8 @@ def collect_scores(
         collect,
         name,
         writes=(f"{suite}/epoch", *scores),
-        memories=(Memory(name, _nothing),),
-        rehearse=lambda state, metrics: state,
+        hook_states=(HookState(name, _nothing),),
+        dry_run=lambda state, metrics: state,
         close=close,
     )
     return chain(Hook(begin, f"{name}/start", event="start"), hook) if wait else hook
@@ -202,7 +204,7 @@ class _Reader:
 
     def __init__(self, run: Run, suite: str, *, retry: float) -> None:
         self._run, self._suite, self._retry = run, suite, retry
-        self._onlooker = Onlooker(run.url)
+        self._onlooker = StorePoller(run.url)
         self._failed_at = -math.inf
         self._away = False
 
@@ -211,7 +213,7 @@ class _Reader:
         if time.monotonic() - self._failed_at < self._retry:
             return []
         try:
-            found = self._onlooker.ask(answers, self._run.name, self._suite, after=after)
+            found = self._onlooker.ask(list_answers, self._run.name, self._suite, after=after)
         except Exception as error:  # whatever it is, training goes on
             self._fail(error)
             return []
@@ -256,15 +258,15 @@ def _current(run: Run, answer: Answer) -> bool:
     The store may not know yet that the run began afresh. A commit that is gone has a newer one.
     """
     try:
-        return described(run.directory, answer.epoch).checksum == answer.checksum
-    except DamagedCommit:
-        return max(complete(run.directory), default=0) > answer.epoch
+        return describe_checkpoint(run.directory, answer.epoch).checksum == answer.checksum
+    except DamagedCheckpoint:
+        return max(list_complete_epochs(run.directory), default=0) > answer.epoch
 
 
 def _missing(name: str, suite: str, run: Run, epoch: int, timeout: float) -> str:
     return (
         f"{name} waited {timeout:g} s for the evaluation of epoch {epoch} of run {run.name!r} by "
-        f"{suite!r}, and it is not in the store {redacted(run.url)}: an evaluator of this suite "
+        f"{suite!r}, and it is not in the store {redact_text(run.url)}: an evaluator of this suite "
         "must be running, python -m trainer evaluate; or give it longer, timeout=..., or take "
         "what arrives, wait=False"
     )

@@ -7,14 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 
 from hooks.combining import Chain, chain
-from hooks.control.kept_params import check_kept, kept_under, needs_of, once, warn_of_reading
+from hooks.control.kept_params import (
+    check_step_average,
+    list_required_states,
+    select_params,
+    warn_once,
+    warn_uncalibrated_params,
+)
 from hooks.evaluation.collecting import collect_scores
 from hooks.evaluation.requesting import request_evaluation
-from hooks.metric_logging import counts
+from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Phase, TrainState
-from trainer.checks.arguments import in_words
-from trainer.loop.dry_run import first_step
-from trainer.phases.phase import Measured
+from trainer.checks.arguments import describe_value
+from trainer.loop.dry_run import run_first_step
+from trainer.phases.phase import PendingMetrics
 from trainer.runs import Run
 
 log = logging.getLogger("entracte")
@@ -57,59 +63,61 @@ def evaluate(
             finite.
     """
     if remote is not None:
-        return _elsewhere(phase, remote, params is not None or sanity, scores, wait)
+        return _evaluate_remotely(phase, remote, params is not None or sanity, scores, wait)
     if not isinstance(phase, Phase) or scores or wait:
         known = isinstance(phase, str | Phase)
         remedy = "" if known else ": make one, trainer.evaluation(task.measure, source)"
         raise TypeError(
             "evaluate takes a phase made by trainer.evaluation, or the name of a suite and "
             "remote=trainer.runs.Run(directory), with which scores and wait go; got "
-            f"{in_words(phase)} without remote{remedy}"
+            f"{describe_value(phase)} without remote{remedy}"
         )
-    if phase.changes:
+    if phase.updates_state:
         raise ValueError(
             f"evaluate needs a phase that leaves the state as it is, made by trainer.evaluation; "
             f"phase {phase.name!r} may change it"
         )
     name = f"evaluate/{phase.name}"
 
-    warn = once(warn_of_reading, params)
+    warn = warn_once(warn_uncalibrated_params, params)
 
     def names(state: TrainState) -> tuple[str, ...]:
-        check_kept(state, params)
-        keys = phase.keys(state)
+        check_step_average(state, params)
+        keys = phase.list_metric_names(state)
         phase.verify(state)
         return keys
 
     def chosen(state: TrainState) -> TrainState:
-        return state if params is None else state.replace(**kept_under(state, params))
+        return state if params is None else state.replace(**select_params(state, params))
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         warn(state)
         _, _, measured = phase.execute(chosen(state), None, donate=False)
         return _scored(state, measured)
 
-    def rehearse(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return _scored(state, first_step(phase, chosen(state))[2])
+    def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return _scored(state, run_first_step(phase, chosen(state))[2])
 
     def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state  # the start comes right after the check
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        if counts(state)[1]:
+        if read_step_epoch(state)[1]:
             return state
         after = run(state, metrics)
-        measured = (key for key in phase.keys(state) if key in after.scores)
+        measured = (key for key in phase.list_metric_names(state) if key in after.scores)
         _check_finite(name, {key: after.scores[key] for key in measured})
         return after
 
-    hook = Hook(run, name, writes=names, needs=needs_of(params), rehearse=rehearse)
+    hook = Hook(
+        run, name, writes=names, required_hook_states=list_required_states(params), dry_run=dry_run
+    )
     if not sanity:
         return hook
-    return chain(Hook(begin, f"{name}/start", event="start", writes=names, rehearse=leave), hook)
+    return chain(Hook(begin, f"{name}/start", event="start", writes=names, dry_run=leave), hook)
 
 
-def _elsewhere(
+def _evaluate_remotely(
     suite: Phase | str, run: Run, measured_here: bool, scores: Sequence[str], wait: bool
 ) -> Chain:
     if not isinstance(suite, str) or measured_here:
@@ -123,7 +131,7 @@ def _elsewhere(
     )
 
 
-def _scored(state: TrainState, measured: Measured) -> TrainState:
+def _scored(state: TrainState, measured: PendingMetrics) -> TrainState:
     scores, _, _ = measured.read()
     return state.replace(scores={**state.scores, **scores})
 

@@ -7,19 +7,19 @@ import logging
 import sys
 from collections.abc import Mapping
 
-from hooks.base import recall, remembering
+from hooks.base import get_hook_state, set_hook_state
 from hooks.combining import Chain, chain
-from hooks.metric_logging import counts
-from hooks.writers.database import run_of
+from hooks.metric_logging import read_step_epoch
+from hooks.writers.database import require_run
 from trainer import Hook, TrainState
 from trainer.checkpoints import wait_for_saves
-from trainer.checkpoints.select import Stamp, folder_of, stamp
-from trainer.hook import Memory
+from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
+from trainer.hook import HookState
 from trainer.runs import Run
-from trainer.runs.checkpoint_rows import complete
-from trainer.runs.requests import requests
-from trainer.runs.store_polling import Onlooker
-from trainer.runs.text import checked_name
+from trainer.runs.checkpoint_rows import list_complete_epochs
+from trainer.runs.requests import list_requests
+from trainer.runs.store_polling import StorePoller
+from trainer.runs.text import check_name
 
 log = logging.getLogger("entracte")
 
@@ -51,15 +51,15 @@ def request_evaluation(run: Run, suite: str) -> Chain:
     start  observe  request_evaluation/full/start
     epoch  observe  request_evaluation/full
     """
-    run_of("request_evaluation", run)
-    name = memory_of(suite)
-    folder = folder_of(run.directory)
+    require_run("request_evaluation", run)
+    name = request_state_name(suite)
+    folder = get_checkpoint_folder(run.directory)
     wanted: list[int] = []  # epochs whose commit, or the next one, is not complete yet
     abandoned: dict[int, Stamp | None] = {}  # commits beyond the one that the run goes on from
 
     def ready() -> list[int]:
-        numbers = complete(run.directory)
-        return [n for n in numbers if n not in abandoned or abandoned[n] != stamp(folder, n)]
+        numbers = list_complete_epochs(run.directory)
+        return [n for n in numbers if n not in abandoned or abandoned[n] != read_stamp(folder, n)]
 
     def ask() -> None:
         """Ask for the commits that have become complete."""
@@ -73,22 +73,24 @@ def request_evaluation(run: Run, suite: str) -> Chain:
             del wanted[0]
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        step, epoch = counts(state)
+        step, epoch = read_step_epoch(state)
         run.resume(epoch=epoch, step=step)
         wanted.clear()
         abandoned.clear()
-        abandoned.update({n: stamp(folder, n) for n in complete(run.directory) if n > epoch})
-        number = recall(state, name, _nothing)["wanted"]
+        abandoned.update(
+            {n: read_stamp(folder, n) for n in list_complete_epochs(run.directory) if n > epoch}
+        )
+        number = get_hook_state(state, name, _nothing)["wanted"]
         if number and not _asked_before(run, suite, number, epoch, ready()):
             wanted.append(number)
             ask()
         return state
 
     def want(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        epoch = counts(state)[1]
+        epoch = read_step_epoch(state)[1]
         if wanted[-1:] != [epoch]:
             wanted.append(epoch)
-        return remembering(state, name, {"wanted": epoch})
+        return set_hook_state(state, name, {"wanted": epoch})
 
     def flush() -> None:
         """Ask before a commit, which would remember no more what was wanted before it."""
@@ -115,30 +117,30 @@ def request_evaluation(run: Run, suite: str) -> Chain:
             run.close()
 
     return chain(
-        Hook(begin, f"{name}/start", event="start", stage="observe", rehearse=_leave),
+        Hook(begin, f"{name}/start", event="start", stage="observe", dry_run=_leave),
         Hook(
             want,
             name,
             stage="observe",
-            memories=(Memory(name, _nothing),),
-            rehearse=_leave,
-            check=ask,
+            hook_states=(HookState(name, _nothing),),
+            dry_run=_leave,
+            check_background=ask,
             flush=flush,
             close=close,
         ),
     )
 
 
-def memory_of(suite: str) -> str:
+def request_state_name(suite: str) -> str:
     """Name the memory of what is wanted of a suite: `{"wanted": epoch}`, 0 before the first.
 
     Raises:
         ValueError: the suite has no name that can be one.
 
-    >>> memory_of("full")
+    >>> request_state_name("full")
     'request_evaluation/full'
     """
-    return f"request_evaluation/{checked_name(suite, 'a suite')}"
+    return f"request_evaluation/{check_name(suite, 'a suite')}"
 
 
 def _nothing(state: TrainState) -> dict[str, int]:
@@ -162,8 +164,8 @@ def _asked_before(run: Run, suite: str, wanted: int, epoch: int, numbers: list[i
     if wanted == epoch or any(wanted <= number < epoch for number in numbers):
         return False
     try:
-        with contextlib.closing(Onlooker(run.url)) as onlooker:
-            known = onlooker.ask(requests, run.name)
+        with contextlib.closing(StorePoller(run.url)) as onlooker:
+            known = onlooker.ask(list_requests, run.name)
     except OSError as error:  # to ask for one too many is better than for one too few
         log.debug("%s: whether %r was asked for is not known", error, suite)
         return False

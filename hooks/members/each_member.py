@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hooks.combining import Combined, combined
-from hooks.members.population_views import apart, on_host, put_back
+from hooks.combining import HookLike, join_parts
+from hooks.members.population_views import copy_to_host, merge_members, split_members
 from trainer import Hook, Members, Metrics, TrainState
-from trainer.hook import Gate, Hooks, Memory, parts_of
-from trainer.phases.in_place_changes import Shadow
+from trainer.hook import Gate, Hooks, HookState, flatten_hooks
+from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.population_metrics import LIVE, Traces
-from trainer.population import live_in
+from trainer.population import get_live_members
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -25,7 +25,7 @@ PREFIX = "each/"
 """Of the names of lifted hooks, and of what they remember."""
 
 
-def each(hook: Hooks) -> Combined:
+def each(hook: Hooks) -> HookLike:
     """Run a hook for every live member of a population, which sees a state as if it trained alone.
 
     A member's state has its own parameters, carry and step, as numpy views on the host; its metrics
@@ -55,7 +55,7 @@ def each(hook: Hooks) -> Combined:
     ([False, True], False)
     """
     groups: dict[tuple[str, str], list[Hook]] = {}
-    for part in parts_of(hook):
+    for part in flatten_hooks(hook):
         if part.stage == "commit" or part.restore:
             raise ValueError(
                 f"hook {part.name!r} saves or restores the whole population: leave each(...) away"
@@ -66,26 +66,28 @@ def each(hook: Hooks) -> Combined:
                 "hooks.evaluate(trainer.population(phase, members)), without each(...)"
             )
         groups.setdefault((part.at, part.stage), []).append(part)
-    return combined([_lifted(group) for group in groups.values()])
+    return join_parts([_lift_parts(group) for group in groups.values()])
 
 
-def _lifted(parts: Sequence[Hook]) -> Hook:
+def _lift_parts(parts: Sequence[Hook]) -> Hook:
     """Lift parts of one event and stage, so that they share views, and the answers of gates."""
     first = parts[0]
     who = PREFIX + "+".join(part.name for part in parts)
-    memories = [memory for part in parts for memory in part.memories]
+    memories = [memory for part in parts for memory in part.hook_states]
     names = [memory.name for memory in memories]
     written: list[str] = []
     expects: list[str] = []
     for part in parts:
         expects += [key for key in (*part.reads, *part.expects) if key not in written]
         written += () if callable(part.writes) else part.writes
-    needs = [PREFIX + name for part in parts for name in part.needs if name not in names]
+    needs = [
+        PREFIX + name for part in parts for name in part.required_hook_states if name not in names
+    ]
 
     def lift(chosen: Sequence[Hook]) -> Callable[[TrainState, Mapping[str, float]], TrainState]:
         return lambda state, metrics: _run(who, chosen, memories, state, metrics)
 
-    rehearsing = [dataclasses.replace(p, function=p.rehearse or p.function) for p in parts]
+    rehearsing = [dataclasses.replace(p, function=p.dry_run or p.function) for p in parts]
     return Hook(
         lift(parts),
         who,
@@ -94,11 +96,11 @@ def _lifted(parts: Sequence[Hook]) -> Hook:
         reads=tuple(key for key in first.reads if all(key in part.reads for part in parts)),
         expects=tuple(dict.fromkeys(expects)),
         writes=tuple(dict.fromkeys(written)),
-        needs=tuple(dict.fromkeys(needs)),
-        memories=tuple(Memory(PREFIX + name, _first(init)) for name, init in memories),
-        rehearse=lift(rehearsing) if any(part.rehearse for part in parts) else None,
+        required_hook_states=tuple(dict.fromkeys(needs)),
+        hook_states=tuple(HookState(PREFIX + name, _first(init)) for name, init in memories),
+        dry_run=lift(rehearsing) if any(part.dry_run for part in parts) else None,
         rekeys=any(part.rekeys for part in parts),
-        check=_all([part.check for part in parts if part.check]),
+        check_background=_all([part.check_background for part in parts if part.check_background]),
         flush=_all([part.flush for part in parts if part.flush]),
         close=_all([part.close for part in reversed(parts) if part.close]),
     )
@@ -114,8 +116,8 @@ def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
 
 def _first(init: Callable[[TrainState], PyTree]) -> Callable[[TrainState], list[PyTree]]:
     def first(state: TrainState) -> list[PyTree]:
-        live_in(state, "each")
-        return [on_host(init(one)) for one in apart(state)]
+        get_live_members(state, "each")
+        return [copy_to_host(init(one)) for one in split_members(state)]
 
     return first
 
@@ -123,32 +125,32 @@ def _first(init: Callable[[TrainState], PyTree]) -> Callable[[TrainState], list[
 def _run(
     who: str,
     parts: Sequence[Hook],
-    memories: Sequence[Memory],
+    memories: Sequence[HookState],
     state: TrainState,
     metrics: Mapping[str, float],
 ) -> TrainState:
-    live = np.array(live_in(state, f"hook {who!r}"))
-    seeing = _seeing(parts[0].at, live, metrics)
+    live = np.array(get_live_members(state, f"hook {who!r}"))
+    seeing = _select_members(parts[0].at, live, metrics)
     remembered = {
         name.removeprefix(PREFIX): rows
-        for name, rows in state.memory.items()
+        for name, rows in state.hook_state.items()
         if name.startswith(PREFIX)
     }
     for name, init in memories:
         if name not in remembered:
             remembered[name] = _first(init)(state)
-    before = apart(state)
+    before = split_members(state)
     for number, one in enumerate(before):
         memory = {name: rows[number] for name, rows in remembered.items()}
-        before[number] = one.replace(stop=state.stop, memory=memory)
-    seen, after = _Seen(metrics), list(before)
+        before[number] = one.replace(stop=state.stop, hook_state=memory)
+    seen, after = _MemberMetrics(metrics), list(before)
     for number in np.flatnonzero(seeing).tolist():
         try:
-            after[number] = _alone(parts, before[number], seen.by(number))
+            after[number] = _run_member(parts, before[number], seen.by(number))
         except Exception as error:
             error.add_note(f"for member {number} of the population")
             raise
-    joined = put_back(who, state, before, after)
+    joined = merge_members(who, state, before, after)
     joined = _with_memories(who, joined, before, after)
     joined = _with_scores(joined, after, seeing)
     stopped = live & np.array([bool(one.stop) and not state.stop for one in after])
@@ -160,7 +162,7 @@ def _run(
     return joined.replace(carry=carry, stop=joined.stop or not live.any())
 
 
-def _seeing(event: str, live: np.ndarray, metrics: Mapping[str, float]) -> np.ndarray:
+def _select_members(event: str, live: np.ndarray, metrics: Mapping[str, float]) -> np.ndarray:
     """Say for which members hooks run: those that lived in this epoch, bool `[members]`.
 
     Hooks after one that stopped a member see it at this event all the same, as in a run of its own,
@@ -172,14 +174,14 @@ def _seeing(event: str, live: np.ndarray, metrics: Mapping[str, float]) -> np.nd
     return np.logical_or.reduce([live, *measured])
 
 
-def _alone(parts: Sequence[Hook], state: TrainState, metrics: Metrics) -> TrainState:
+def _run_member(parts: Sequence[Hook], state: TrainState, metrics: Metrics) -> TrainState:
     """Run the parts for one member, as a chain does."""
     answers: dict[Gate, bool] = {}
-    shadow = Shadow(state, metrics.output)
+    shadow = MutationGuard(state, metrics.output)
     for part in parts:
-        if part.due(state, metrics, answers):
+        if part.is_due(state, metrics, answers):
             after = part.apply(state, metrics)
-            shadow.refuse_changes(f"hook {part.name!r}")
+            shadow.check_unchanged(f"hook {part.name!r}")
             shadow.follow(after)
             if after.scores is not state.scores:
                 metrics = metrics.with_scores(after.scores)
@@ -187,7 +189,7 @@ def _alone(parts: Sequence[Hook], state: TrainState, metrics: Metrics) -> TrainS
     return state
 
 
-class _Seen:
+class _MemberMetrics:
     """The metrics of an event, taken apart by member."""
 
     def __init__(self, metrics: Mapping[str, float]) -> None:
@@ -218,22 +220,23 @@ def _with_memories(
 ) -> TrainState:
     changed: dict[str, list[PyTree]] = {}
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
-        if new.memory is old.memory:
+        if new.hook_state is old.hook_state:
             continue
-        if new.memory.keys() != old.memory.keys():
+        if new.hook_state.keys() != old.hook_state.keys():
             raise ValueError(
-                f"hook {who!r} must keep the names of state.memory; they were "
-                f"{sorted(old.memory)} of member {number} and became {sorted(new.memory)}: make it "
+                f"hook {who!r} must keep the names of state.hook_state; they were "
+                f"{sorted(old.hook_state)} of member {number} and became {sorted(new.hook_state)}: "
+                "make it "
                 "with hooks.stateful"
             )
-        for name, memory in new.memory.items():
-            if memory is not old.memory[name]:
-                rows = changed.setdefault(name, [one.memory[name] for one in before])
-                rows[number] = on_host(memory)
+        for name, memory in new.hook_state.items():
+            if memory is not old.hook_state[name]:
+                rows = changed.setdefault(name, [one.hook_state[name] for one in before])
+                rows[number] = copy_to_host(memory)
     if not changed:
         return state
     named = {PREFIX + name: rows for name, rows in changed.items()}
-    return state.replace(memory={**state.memory, **named})
+    return state.replace(hook_state={**state.hook_state, **named})
 
 
 def _with_scores(state: TrainState, after: Sequence[TrainState], seeing: np.ndarray) -> TrainState:

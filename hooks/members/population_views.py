@@ -11,12 +11,12 @@ import numpy as np
 
 from trainer import TrainState
 from trainer.checkpoints.manifest import is_key
-from trainer.checks.pytrees import differences, same_structure
-from trainer.population import MAPPED, mapped
+from trainer.checks.pytrees import has_same_structure, list_differences
+from trainer.population import MAPPED, get_member_fields
 from trainer.state import DEVICE_FIELDS, PyTree
 
 
-def apart(state: TrainState) -> list[TrainState]:
+def split_members(state: TrainState) -> list[TrainState]:
     """Give each member's state, of numpy views that nobody can write to; keys stay jax's.
 
     256 members by slicing on the device take 50 times as long. The host part is left out.
@@ -26,10 +26,10 @@ def apart(state: TrainState) -> list[TrainState]:
 
     >>> from trainer import stacked
     >>> alone = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (1, 3)]
-    >>> [float(one.params) for one in apart(stacked(alone))]
+    >>> [float(one.params) for one in split_members(stacked(alone))]
     [1.0, 3.0]
     """
-    leaves, structure = jax.tree.flatten(mapped(state))
+    leaves, structure = jax.tree.flatten(get_member_fields(state))
     host = iter(jax.device_get([_local(leaf) for leaf in leaves if not is_key(leaf)]))
     columns = [list(leaf) if is_key(leaf) else _views(next(host)) for leaf in leaves]
     epoch: Any = np.asarray(state.epoch)
@@ -39,7 +39,7 @@ def apart(state: TrainState) -> list[TrainState]:
     ]
 
 
-def put_back(
+def merge_members(
     who: str, state: TrainState, before: Sequence[TrainState], after: Sequence[TrainState]
 ) -> TrainState:
     """Put the leaves that changed of some members' states into the population's.
@@ -47,7 +47,7 @@ def put_back(
     Args:
         who: changed them, for messages.
         state: of the population.
-        before: `apart(state)`.
+        before: `split_members(state)`.
         after: the same, with changes.
 
     Raises:
@@ -63,7 +63,7 @@ def put_back(
             changed.setdefault(place, {})[number] = leaf
     if not changed:
         return state
-    leaves, structure = jax.tree.flatten(mapped(state))
+    leaves, structure = jax.tree.flatten(get_member_fields(state))
     for place, rows in changed.items():
         leaves[place] = _with_rows(leaves[place], rows)
     fields = jax.tree.unflatten(structure, leaves)
@@ -90,12 +90,12 @@ def _changes(who: str, number: int, before: TrainState, after: TrainState) -> li
     old, new = ({field: getattr(state, field) for field in MAPPED} for state in (before, after))
     pairs = list(zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False))
     found = [(place, leaf) for place, (was, leaf) in enumerate(pairs) if leaf is not was]
-    if not same_structure(old, new) or not all(
+    if not has_same_structure(old, new) or not all(
         _alike(pairs[place][0], leaf) for place, leaf in found
     ):
         raise ValueError(
             f"hook {who!r} must keep the structure, shapes and dtypes of the state, here of "
-            f"member {number}:\n  " + "\n  ".join(differences(old, new))
+            f"member {number}:\n  " + "\n  ".join(list_differences(old, new))
         )
     return found
 
@@ -113,7 +113,7 @@ def _with_rows(leaf: jax.Array, rows: dict[int, Any]) -> jax.Array:
     return jax.device_put(host, leaf.sharding, may_alias=False)  # in a buffer to be donated
 
 
-def on_host(memory: PyTree) -> PyTree:
+def copy_to_host(memory: PyTree) -> PyTree:
     """Copy the arrays of a memory: what a view shows may be another step's tomorrow."""
 
     def copied(leaf: Any) -> Any:

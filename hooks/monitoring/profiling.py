@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import counts
+from hooks.metric_logging import read_step_epoch
 from hooks.writers.writer import make_folder
 from trainer import Hook, TrainState
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 
 _planned: dict[object, tuple[int, int, str]] = {}
 """First and last epoch, and directory, of the profiles of runs under way: JAX has one profiler."""
@@ -52,7 +52,7 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
             f"got {wanted}: give others a profile of their own"
         )
     first, last = wanted[0], wanted[-1]
-    directory = local(directory, "profile")
+    directory = to_absolute_path(directory, "profile")
     make_folder(directory, "profile")
     me, tracing = object(), False
 
@@ -68,7 +68,7 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
 
     def trace(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal tracing
-        epoch, total = counts(state)[1], getattr(metrics, "epochs", None)
+        epoch, total = read_step_epoch(state)[1], getattr(metrics, "epochs", None)
         if tracing and epoch >= last:
             close()
         elif not tracing and first <= epoch + 1 <= last and not state.stop and epoch != total:
@@ -94,6 +94,6 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
         close()
 
     return chain(
-        Hook(begin, "profile/start", event="start", stage="observe", rehearse=leave),
-        Hook(trace, "profile", stage="observe", rehearse=leave, close=end),
+        Hook(begin, "profile/start", event="start", stage="observe", dry_run=leave),
+        Hook(trace, "profile", stage="observe", dry_run=leave, close=end),
     )

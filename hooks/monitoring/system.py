@@ -13,12 +13,12 @@ from pathlib import Path
 import jax
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import counts
+from hooks.metric_logging import read_step_epoch
 from hooks.writers.writer import make_folder
 from trainer import Hook, TrainState
-from trainer.checks.arguments import whole
-from trainer.checks.paths import local
-from trainer.host.safe_open import created
+from trainer.checks.arguments import require_integer
+from trainer.checks.paths import to_absolute_path
+from trainer.host.safe_open import create_new
 from trainer.runs import Run
 
 GB = 1e9
@@ -59,7 +59,7 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
         error.add_note('watch_system needs psutil: pip install "entracte[monitoring]"')
         raise
     if batch_size is not None:
-        whole("batch_size", batch_size, 1)
+        require_integer("batch_size", batch_size, 1)
     process = psutil.Process()
     process.cpu_percent()  # gives 0, and starts the count
     reading: dict[str, float] = {}
@@ -99,7 +99,7 @@ def device_memory() -> dict[str, float]:
     }
 
 
-def beat(path: str | os.PathLike[str] | Run) -> Chain:
+def heartbeat(path: str | os.PathLike[str] | Run) -> Chain:
     """Leave a sign of life, in a JSON file or in the store, for whoever watches over the run.
 
     At `start`, `epoch` and `end`; of epochs shorter than a second not all are told.
@@ -121,11 +121,11 @@ def beat(path: str | os.PathLike[str] | Run) -> Chain:
     >>> import tempfile, jax
     >>> state = TrainState.create(params={}, rng=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = beat(f"{folder}/alive.json")(state, {})
+    ...     _ = heartbeat(f"{folder}/alive.json")(state, {})
     ...     print(Path(folder, "alive.json").read_text())
     {"time": ..., "event": "epoch", "epoch": 0, "step": 0, "pid": ..., "host": "..."}
     """
-    return _beat_of(path) if isinstance(path, Run) else _beat_in(local(path, "beat"))
+    return _beat_of(path) if isinstance(path, Run) else _beat_in(to_absolute_path(path, "beat"))
 
 
 def _beat_in(path: Path) -> Chain:
@@ -136,7 +136,7 @@ def _beat_in(path: Path) -> Chain:
     host = socket.gethostname()
 
     def tell(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
-        step, epoch = counts(state)
+        step, epoch = read_step_epoch(state)
         sign = {
             "time": time.time(),
             "event": event,
@@ -145,11 +145,11 @@ def _beat_in(path: Path) -> Chain:
             "pid": os.getpid(),
             "host": host,
         }
-        with open(created(beside), "w", encoding="utf-8") as file:
+        with open(create_new(beside), "w", encoding="utf-8") as file:
             file.write(json.dumps(sign))
         os.replace(beside, path)
 
-    return chain(_telling(tell))
+    return chain(_make_heartbeat_hooks(tell))
 
 
 def _beat_of(run: Run) -> Chain:
@@ -158,24 +158,26 @@ def _beat_of(run: Run) -> Chain:
     def tell(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
         nonlocal total
         total = getattr(metrics, "epochs", None) or total  # unknown at the end of no epochs
-        step, epoch = counts(state)
+        step, epoch = read_step_epoch(state)
         if event == "start":
             run.resume(epoch=epoch, step=step)
-        run.beat(epoch=epoch, step=step, epochs=total)
+        run.heartbeat(epoch=epoch, step=step, epochs=total)
         if event == "end":
             run.end("finished")
 
     def fail(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         error = sys.exc_info()[1]
-        if error is not None and run.going:
+        if error is not None and run.is_recording:
             run.end("failed", f"{type(error).__name__}: {error}")
         return state
 
     told = Hook(fail, "beat/error", event="error", stage="observe", close=run.close)
-    return chain(_telling(tell), told)
+    return chain(_make_heartbeat_hooks(tell), told)
 
 
-def _telling(tell: Callable[[str, TrainState, Mapping[str, float]], None]) -> list[Hook]:
+def _make_heartbeat_hooks(
+    tell: Callable[[str, TrainState, Mapping[str, float]], None],
+) -> list[Hook]:
     """Make observers that tell at the start, at epochs, at most once a second, and at the end."""
     told = float("-inf")
 
@@ -189,6 +191,6 @@ def _telling(tell: Callable[[str, TrainState, Mapping[str, float]], None]) -> li
             return state
 
         name = f"beat/{event}"
-        return Hook(run, name, event=event, stage="observe", rehearse=lambda state, metrics: state)
+        return Hook(run, name, event=event, stage="observe", dry_run=lambda state, metrics: state)
 
     return [at("start"), at("epoch"), at("end")]

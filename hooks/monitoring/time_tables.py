@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainer.host.escaping import shown
+from trainer.host.escaping import escape_text
 from trainer.host.time_spans import Place
 
 Sums = dict[Place, tuple[int, int]]
@@ -19,7 +19,7 @@ SHOWN = 0.001
 COLUMNS = ("share", "total", "own", "count", "mean")
 
 
-class Row(NamedTuple):
+class TimeRow(NamedTuple):
     """Something that was done, a number of times."""
 
     path: Place
@@ -32,12 +32,12 @@ class Row(NamedTuple):
     @property
     def label(self) -> str:
         """What it was, as a terminal may show it, indented by what it was within."""
-        return "  " * len(self.path) + shown(
+        return "  " * len(self.path) + escape_text(
             " ".join(self.path[-1]).strip() if self.path else "run"
         )
 
 
-def rows(sums: Sums, seconds: float) -> list[Row]:
+def build_rows(sums: Sums, seconds: float) -> list[TimeRow]:
     """Arrange what was done as a tree, the longest first, other threads last.
 
     Args:
@@ -45,7 +45,7 @@ def rows(sums: Sums, seconds: float) -> list[Row]:
         seconds: that the run took: the first row's.
 
     >>> wait, epoch = ("wait", "train"), ("epoch", "")
-    >>> for row in rows({(epoch,): (2, 8 * 10**9), (epoch, wait): (2, 6 * 10**9)}, 10.0):
+    >>> for row in build_rows({(epoch,): (2, 8 * 10**9), (epoch, wait): (2, 6 * 10**9)}, 10.0):
     ...     print(f"{row.label:<14}{row.seconds} {row.own}")
     run           10.0 2.0
       epoch       8.0 2.0
@@ -67,12 +67,12 @@ def rows(sums: Sums, seconds: float) -> list[Row]:
     def place(path: Place) -> tuple[bool, float]:
         return path[0][0] == "thread", -total(path)
 
-    def tree(path: Place) -> Iterator[Row]:
+    def tree(path: Place) -> Iterator[TimeRow]:
         inner = sorted(within.get(path, ()), key=place)
         taken = sum(total(one) for one in inner if one[0][0] != "thread" or path)
         times = sums.get(path, (0, 0))[0] if path else 1
         bare = not inner or not times
-        yield Row(path, times, total(path), None if bare else max(total(path) - taken, 0.0))
+        yield TimeRow(path, times, total(path), None if bare else max(total(path) - taken, 0.0))
         for one in inner:
             yield from tree(one)
 
@@ -81,14 +81,14 @@ def rows(sums: Sums, seconds: float) -> list[Row]:
 
 def print_times(sums: Sums, seconds: float) -> None:
     """Print the rows that take a thousandth of the run: by rich on a terminal, if it is there."""
-    found = rows(sums, seconds)
+    found = build_rows(sums, seconds)
     chosen = [row for row in found if row.seconds >= SHOWN * seconds]
-    title = f"time of {amount(seconds)}"
+    title = f"time of {format_seconds(seconds)}"
     if len(chosen) < len(found):
         title += f"; what took less than {SHOWN:.1%} is left out"
     cells = [_cells(row, seconds) for row in chosen]
     if not _styled(title, cells):
-        print(plain(title, cells), flush=True)
+        print(format_plain_table(title, cells), flush=True)
 
 
 def _styled(title: str, cells: list[tuple[str, ...]]) -> bool:
@@ -110,15 +110,15 @@ def _styled(title: str, cells: list[tuple[str, ...]]) -> bool:
         dim = "" if name in ("share", "total") else "dim"
         table.add_column(name, justify="right", no_wrap=True, style=dim)
     for label, *figures in cells:
-        table.add_row(Text(encodable(label, console.encoding)), *figures)
+        table.add_row(Text(escape_unencodable(label, console.encoding)), *figures)
     console.print(table)
     return True
 
 
-def plain(title: str, cells: list[tuple[str, ...]]) -> str:
+def format_plain_table(title: str, cells: list[tuple[str, ...]]) -> str:
     """Lay a table out without rich.
 
-    >>> print(plain("time of 2 s", [("run", "100.0%", "2.00 s", "", "1", "2.00 s")]))
+    >>> print(format_plain_table("time of 2 s", [("run", "100.0%", "2.00 s", "", "1", "2.00 s")]))
     time of 2 s
     what   share   total  own  count    mean
     run   100.0%  2.00 s           1  2.00 s
@@ -132,13 +132,13 @@ def plain(title: str, cells: list[tuple[str, ...]]) -> str:
         ).rstrip()
         for line in lines
     )
-    return encodable(f"{title}\n{text}", sys.stdout.encoding)
+    return escape_unencodable(f"{title}\n{text}", sys.stdout.encoding)
 
 
-def amount(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Write a time with three digits.
 
-    >>> [amount(seconds) for seconds in (7265.2, 12.34, 0.99999, 0.00456, 7.8e-6, 0.0)]
+    >>> [format_seconds(seconds) for seconds in (7265.2, 12.34, 0.99999, 0.00456, 7.8e-6, 0.0)]
     ['7,265 s', '12.3 s', '1.00 s', '4.56 ms', '7.80 us', '0.00 us']
     """
     units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
@@ -148,18 +148,18 @@ def amount(seconds: float) -> str:
     return f"{value:,.{digits}f} {unit}"
 
 
-def encodable(text: str, encoding: str | None) -> str:
+def escape_unencodable(text: str, encoding: str | None) -> str:
     """Escape what the file behind a console cannot hold."""
     encoding = encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _cells(row: Row, seconds: float) -> tuple[str, ...]:
+def _cells(row: TimeRow, seconds: float) -> tuple[str, ...]:
     return (
         row.label,
         f"{row.seconds / seconds:.1%}",
-        amount(row.seconds),
-        "" if row.own is None else amount(row.own),
+        format_seconds(row.seconds),
+        "" if row.own is None else format_seconds(row.own),
         f"{row.times:,}" if row.times else "",
-        amount(row.seconds / row.times) if row.times else "",
+        format_seconds(row.seconds / row.times) if row.times else "",
     )

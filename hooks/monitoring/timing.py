@@ -13,8 +13,8 @@ from hooks.monitoring.time_tables import Sums, print_times
 from hooks.monitoring.traces import write_trace
 from hooks.writers.writer import make_folder
 from trainer import Hook, TrainState
-from trainer.checks.paths import local
-from trainer.host.time_spans import Span, listen
+from trainer.checks.paths import to_absolute_path
+from trainer.host.time_spans import Span, add_listener
 
 KEPT = 50_000
 """Spans of a trace, at most: 15 to 20 MB of memory, 6 MB in the file."""
@@ -53,7 +53,7 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
     start  observe  record_times/start
     epoch  observe  record_times               ...
     """
-    file = None if path is None else local(path, "record_times")
+    file = None if path is None else to_absolute_path(path, "record_times")
     if file is not None:
         make_folder(file.parent, "record_times")
         if file.is_dir():
@@ -93,11 +93,9 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
                 print_times(ended.sums, ended.seconds)
 
     start = Hook(
-        begin, "record_times/start", event="start", stage="observe", rehearse=leave, close=close
+        begin, "record_times/start", event="start", stage="observe", dry_run=leave, close=close
     )
-    return chain(
-        start, Hook(score, "record_times", stage="observe", writes=unknown, rehearse=leave)
-    )
+    return chain(start, Hook(score, "record_times", stage="observe", writes=unknown, dry_run=leave))
 
 
 class Stopwatch:
@@ -116,7 +114,7 @@ class Stopwatch:
         self._lock = threading.Lock()
         self._thread = threading.get_ident()
         self.began = time.perf_counter_ns()
-        self._stop = listen(self._hear)
+        self._stop = add_listener(self._hear)
 
     def take(self) -> dict[str, float]:
         """Give the seconds since this was last asked, `time/<kind>/<name>`, of what there ever was.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.host.atomic_files import replacing
+from trainer.host.atomic_files import atomic_replace
 from trainer.host.time_spans import Span
 from trainer.runs.text import clean
 
@@ -23,7 +23,7 @@ def write_trace(file: Path, spans: Iterable[Span], *, began: int, dropped: int =
         dropped: spans before these that are not there, which the file tells.
     """
     process = os.getpid()
-    with replacing(file) as beside, beside.open("w", encoding="ascii") as written:
+    with atomic_replace(file) as beside, beside.open("w", encoding="ascii") as written:
         head = {"displayTimeUnit": "ms", "otherData": {"spans left out": dropped}}
         written.write(json.dumps(head)[:-1] + ', "traceEvents": [')
         for number, event in enumerate(_events(spans, began)):

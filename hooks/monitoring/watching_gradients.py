@@ -13,14 +13,14 @@ from hooks.combining import Chain, chain, every
 from hooks.recording import record
 from hooks.writers.writer import Histogram, Writer
 from trainer import Hook, TrainState
-from trainer.checks.pytrees import path_name
-from trainer.state import PyTree, device_part
+from trainer.checks.pytrees import format_path
+from trainer.state import PyTree, strip_host_fields
 
 SHOWN = 2**14
 """Numbers of a layer that a histogram is made of, at most; of more, evenly picked ones."""
 
 
-class Look(NamedTuple):
+class GradientStats(NamedTuple):
     """What is seen of a state on one batch."""
 
     scores: dict[str, float]
@@ -85,13 +85,13 @@ def watch_gradients(
     if depth < 1:
         raise ValueError(f"watch_gradients needs a depth of at least 1 part of a path; got {depth}")
     batch = jax.tree.map(jnp.asarray, dict(getattr(batch, "example", batch)))
-    look = looking(task, batch, depth)
+    look = make_stats_function(task, batch, depth)
 
     def score(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state.replace(scores={**state.scores, **look(state).scores})
 
     def names(state: TrainState) -> tuple[str, ...]:
-        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(device_part(state))):
+        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(strip_host_fields(state))):
             raise ValueError(
                 "watch_gradients computes on the lead alone and needs all of the state there; "
                 "an array of it is spread over several processes"
@@ -110,20 +110,20 @@ def watch_gradients(
     return chain(watch, every(histograms_every, record("gradients", histograms, *writers)))
 
 
-def looking(task: Any, batch: Any, depth: int) -> Callable[[TrainState], Look]:
+def make_stats_function(task: Any, batch: Any, depth: int) -> Callable[[TrainState], GradientStats]:
     """Make the function that looks at a state: one program, one transfer."""
 
     @jax.jit
     def program(state: TrainState, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         grads, updates = task.updates(state, batch)
         by_grads, by_params, by_updates = (
-            by_layer(tree, depth) for tree in (grads, state.params, updates)
+            group_by_layer(tree, depth) for tree in (grads, state.params, updates)
         )
         measured: dict[str, jax.Array] = {}
         samples: dict[str, jax.Array] = {}
         for name, found in by_grads.items():
-            size, change = norm(by_params[name]), norm(by_updates[name])
-            measured[f"gradients/norm/{name}"] = norm(found)
+            size, change = global_norm(by_params[name]), global_norm(by_updates[name])
+            measured[f"gradients/norm/{name}"] = global_norm(found)
             measured[f"gradients/param_norm/{name}"] = size
             measured[f"gradients/update_ratio/{name}"] = jnp.where(change == 0, 0, change / size)
             if kernels := [leaf for leaf in found if _is_kernel(leaf)]:
@@ -133,37 +133,37 @@ def looking(task: Any, batch: Any, depth: int) -> Callable[[TrainState], Look]:
         names = score_names(state.params, depth)
         return jnp.stack([measured[name] for name in names]), samples
 
-    def look(state: TrainState) -> Look:
-        numbers, samples = program(device_part(state), batch)
+    def look(state: TrainState) -> GradientStats:
+        numbers, samples = program(strip_host_fields(state), batch)
         names = score_names(state.params, depth)
-        return Look(dict(zip(names, np.asarray(numbers).tolist(), strict=True)), samples)
+        return GradientStats(dict(zip(names, np.asarray(numbers).tolist(), strict=True)), samples)
 
     return look
 
 
 def score_names(params: PyTree, depth: int) -> tuple[str, ...]:
     """Name what is scored of parameters like these."""
-    layers = by_layer(params, depth)
+    layers = group_by_layer(params, depth)
     kernels = [name for name, leaves in layers.items() if any(map(_is_kernel, leaves))]
     kinds = {"norm": layers, "param_norm": layers, "update_ratio": layers, "dead": kernels}
     return tuple(f"gradients/{kind}/{name}" for kind, names in kinds.items() for name in names)
 
 
-def by_layer(tree: PyTree, depth: int) -> dict[str, list[Any]]:
+def group_by_layer(tree: PyTree, depth: int) -> dict[str, list[Any]]:
     """Group arrays by the first parts of their paths, the last left out.
 
     >>> tree = {"blocks": [{"attention": {"query": 1}, "scale": 2}], "bias": 3}
-    >>> by_layer(tree, 2)
+    >>> group_by_layer(tree, 2)
     {'bias': [3], 'blocks/0': [1, 2]}
     """
     layers: dict[str, list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        parts = path_name(path).split("/")
+        parts = format_path(path).split("/")
         layers.setdefault("/".join((parts[:-1] or parts)[:depth]), []).append(leaf)
     return layers
 
 
-def norm(leaves: list[jax.Array]) -> jax.Array:
+def global_norm(leaves: list[jax.Array]) -> jax.Array:
     """Give the L2 norm over all of them, in float32."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))

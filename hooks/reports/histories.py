@@ -12,8 +12,8 @@ from typing import Any
 
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
-from trainer.checks.paths import local
-from trainer.host.safe_open import opened
+from trainer.checks.paths import to_absolute_path
+from trainer.host.safe_open import open_regular
 from trainer.runs.panels import Curve
 
 
@@ -34,7 +34,9 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
     {'loss': Curve(epochs=[1], values=[0.5])}
     """
     curves: dict[str, Curve] = {}
-    with open(opened(local(path, "read_curves"), follow=True), encoding="utf-8") as file:
+    with open(
+        open_regular(to_absolute_path(path, "read_curves"), follow=True), encoding="utf-8"
+    ) as file:
         for line_number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 break
@@ -71,7 +73,7 @@ Follow = Callable[[str, TrainState, Mapping[str, float]], None]
 """`(event, state, metrics)`, to see how far a run comes."""
 
 
-def when_over(
+def call_on_finish(
     name: str,
     finish: Callable[[], None],
     *,
@@ -88,7 +90,7 @@ def when_over(
         expects: metrics that something must write.
         follow: called at `start`, `epoch`, `end` and `error`.
     """
-    begun, records = False, local(records, name)
+    begun, records = False, to_absolute_path(records, name)
 
     def at(event: str, do: Callable[[], None], **more: Any) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -98,7 +100,7 @@ def when_over(
             return state
 
         shown = name if event == "end" else f"{name}/{event}"
-        return Hook(run, shown, event=event, stage="observe", rehearse=lambda s, m: s, **more)
+        return Hook(run, shown, event=event, stage="observe", dry_run=lambda s, m: s, **more)
 
     def begin() -> None:
         nonlocal begun

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hooks.combining import Chain
-from hooks.reports.histories import read_curves, when_over
+from hooks.reports.histories import call_on_finish, read_curves
 from hooks.writers.writer import make_folder
-from trainer.checks.paths import local
-from trainer.host.atomic_files import replacing
-from trainer.runs.panels import Curve, panels
+from trainer.checks.paths import to_absolute_path
+from trainer.host.atomic_files import atomic_replace
+from trainer.runs.panels import Curve, group_panels
 
 log = logging.getLogger("entracte")
 
@@ -57,17 +57,20 @@ def plot_history(
     except ImportError as error:
         error.add_note('plot_history needs matplotlib: pip install "entracte[plots]"')
         raise
-    path, records = local(path, "plot_history"), local(records, "plot_history")
+    path, records = (
+        to_absolute_path(path, "plot_history"),
+        to_absolute_path(records, "plot_history"),
+    )
     make_folder(path.parent, "plot_history")
 
     def draw() -> None:
-        found = panels(read_curves(records), metrics)
+        found = group_panels(read_curves(records), metrics)
         if not found:
             log.info("plot_history: there is nothing to plot yet in %s", records)
             return
         draw_panels(found, path)
 
-    return when_over(
+    return call_on_finish(
         "plot_history", draw, records=records, expects=() if metrics is None else tuple(metrics)
     )
 
@@ -109,7 +112,7 @@ def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             )
             for text in legend.get_texts():
                 text.set_parse_math(False)
-    with replacing(path) as beside:
+    with atomic_replace(path) as beside:
         figure.savefig(beside, format="png")
 
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hooks.reports.svg_charts import HUES, chart
-from trainer.runs.panels import Curve, hook_times, panels
-from trainer.runs.sparklines import number, rank
+from hooks.reports.svg_charts import HUES, render_chart
+from trainer.runs.panels import Curve, group_panels, hook_times
+from trainer.runs.sparklines import format_number, rank
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;
@@ -63,7 +63,7 @@ td:first-child { min-width: 9em; }
 )
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """Rows whose first cell is a name, and the others numbers unless said otherwise."""
 
     heads: Sequence[str]
@@ -82,14 +82,14 @@ class Report:
     curves: Mapping[str, Curve]
     config: Mapping[str, str]
     environment: Mapping[str, str]
-    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, ReportTable] = dataclasses.field(default_factory=dict)
     """What else there is to tell, by title; an empty one is left out."""
 
 
-def page(report: Report) -> str:
+def render_page(report: Report) -> str:
     """Write a page.
 
-    >>> shown = page(Report("<run> & co", {"epochs": "1 of 2"}, {}, {}, {}))
+    >>> shown = render_page(Report("<run> & co", {"epochs": "1 of 2"}, {}, {}, {}))
     >>> "<h1>&lt;run&gt; &amp; co</h1>" in shown, "<dd>1 of 2</dd>" in shown, "<script" in shown
     (True, True, False)
     """
@@ -125,10 +125,10 @@ def page(report: Report) -> str:
 """
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a time as hours, minutes and seconds, a short one in seconds.
 
-    >>> duration(0.0421), duration(42.06), duration(7265.2)
+    >>> format_duration(0.0421), format_duration(42.06), format_duration(7265.2)
     ('0.042 s', '42.1 s', '2:01:05')
     """
     if seconds < 60:
@@ -141,7 +141,7 @@ def _section(title: str, body: str) -> str:
 
 
 def _charts(curves: Mapping[str, Curve]) -> str:
-    found = panels(curves)
+    found = group_panels(curves)
     labels = dict.fromkeys(label for within in found.values() for label in within)
     hues = {label: number % HUES for number, label in enumerate(labels)}
     cards = []
@@ -153,34 +153,39 @@ def _charts(curves: Mapping[str, Curve]) -> str:
         )
         cards.append(
             f'<div class="card"><h3>{html.escape(panel)}</h3><div class="names">{names}</div>\n'
-            f"{chart(within, hues, f'{panel} by epoch')}</div>"
+            f"{render_chart(within, hues, f'{panel} by epoch')}</div>"
         )
     return f'<div class="charts">{"".join(cards)}</div>' if cards else ""
 
 
 def _scores(curves: Mapping[str, Curve]) -> str:
     rows = []
-    for panel in panels(curves).values():
+    for panel in group_panels(curves).values():
         for curve in panel.values():
             (name,) = (name for name, found in curves.items() if found is curve)
-            course = curve.course
-            rows.append((name, number(course.last), _at(course.lowest), _at(course.highest)))
+            course = curve.summary
+            rows.append((name, format_number(course.last), _at(course.lowest), _at(course.highest)))
     rows.sort(key=lambda row: rank(row[0]))
-    return _table(Table(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
+    return _table(ReportTable(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
 
 
 def _at(extreme: tuple[float, int]) -> str:
     value, epoch = extreme
-    return f"{number(value)} at {epoch:,}" if math.isfinite(value) else ""
+    return f"{format_number(value)} at {epoch:,}" if math.isfinite(value) else ""
 
 
 def _times(curves: Mapping[str, Curve]) -> str:
     """Show each hook's times, the costliest first, and what they are of phases and hooks."""
     rows = [
-        (hook.name, duration(hook.seconds), f"{1000 * hook.each:,.3f} ms", f"{hook.share:.1%}")
+        (
+            hook.name,
+            format_duration(hook.seconds),
+            f"{1000 * hook.each:,.3f} ms",
+            f"{hook.share:.1%}",
+        )
         for hook in hook_times(curves)
     ]
-    return _table(Table(("hook", "in all", "an epoch", "of the run"), rows))
+    return _table(ReportTable(("hook", "in all", "an epoch", "of the run"), rows))
 
 
 def _pairs(rows: Mapping[str, str]) -> str:
@@ -198,7 +203,7 @@ def _breaking(name: str) -> str:
     return html.escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
-def _table(table: Table) -> str:
+def _table(table: ReportTable) -> str:
     """Lay out a table; nothing where it has no rows."""
     kinds = ["" if head in (table.heads[0], *table.words) else "num" for head in table.heads]
     body = "".join(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from trainer.runs.panels import Curve, ticks
-from trainer.runs.sparklines import number
+from trainer.runs.sparklines import format_number
 
 WIDTH, HEIGHT = 380, 210
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
@@ -20,7 +20,7 @@ HUES = 7
 """Colors that the page defines, `c0` to `c6`."""
 
 
-def chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> str:
+def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> str:
     """Draw the curves of a panel.
 
     Args:
@@ -28,11 +28,11 @@ def chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> s
         hues: number of each name's color.
         title: for those who hear the page.
 
-    >>> drawn = chart({"val": Curve([1, 2, 3], [1.0, 0.5, 0.25])}, {"val": 1}, "loss")
+    >>> drawn = render_chart({"val": Curve([1, 2, 3], [1.0, 0.5, 0.25])}, {"val": 1}, "loss")
     >>> drawn.count("<path"), drawn.count("<circle"), "val, epoch 3: 0.2500" in drawn
     (1, 3, True)
     """
-    curves = {name: thinned(curve) for name, curve in curves.items()}
+    curves = {name: downsample(curve) for name, curve in curves.items()}
     across = _Scale.of([e for c in curves.values() for e in c.epochs], LEFT, WIDTH - RIGHT)
     up = _Scale.of([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
     parts = [
@@ -46,7 +46,7 @@ def chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> s
     return "\n".join(parts)
 
 
-def thinned(curve: Curve) -> Curve:
+def downsample(curve: Curve) -> Curve:
     """Pick points evenly where there are many, the last among them."""
     apart = max(-(-len(curve.values) // POINTS), 1)
     first = (len(curve.values) - 1) % apart
@@ -101,7 +101,7 @@ def _curve(name: str, curve: Curve, hue: int, across: _Scale, up: _Scale) -> str
     if len(places) <= 40:
         drawn += [
             f'<circle class="c{hue}" cx="{place[0]}" cy="{place[1]}" r="2.2"><title>'
-            f"{html.escape(name)}, epoch {epoch:g}: {number(value)}</title></circle>"
+            f"{html.escape(name)}, epoch {epoch:g}: {format_number(value)}</title></circle>"
             for place, epoch, value in zip(places, curve.epochs, curve.values, strict=True)
             if place is not None
         ]

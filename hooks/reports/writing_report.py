@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain
-from hooks.metric_logging import counts
-from hooks.reports.histories import read_curves, when_over
-from hooks.reports.report_page import Report, duration, page
+from hooks.metric_logging import read_step_epoch
+from hooks.reports.histories import call_on_finish, read_curves
+from hooks.reports.report_page import Report, format_duration, render_page
 from hooks.writers.writer import make_folder
 from trainer import TrainState
-from trainer.checks.paths import local
-from trainer.configuration.setting_rows import spelled
-from trainer.host.atomic_files import replacing
-from trainer.host.machine import environment
+from trainer.checks.paths import to_absolute_path
+from trainer.configuration.setting_rows import format_settings
+from trainer.host.atomic_files import atomic_replace
+from trainer.host.machine import describe_environment
 from trainer.runs.panels import finite
 
 OUTCOMES = {
@@ -62,13 +62,16 @@ def write_report(
     end    observe  write_report
     error  observe  write_report/error
     """
-    path, records = local(path, "write_report"), local(records, "write_report")
+    path, records = (
+        to_absolute_path(path, "write_report"),
+        to_absolute_path(records, "write_report"),
+    )
     make_folder(path.parent, "write_report")
     name = path.resolve().parent.name if title is None else title
     seen: dict[str, str] = {}
 
     def follow(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
-        step, epoch = counts(state)
+        step, epoch = read_step_epoch(state)
         total = getattr(metrics, "epochs", None)
         stopped = event == "end" and state.stop
         seen["outcome"] = "stopped early" if stopped else OUTCOMES[event]
@@ -82,14 +85,14 @@ def write_report(
             title=name,
             outcome={
                 **seen,
-                "training time": duration(seconds),
+                "training time": format_duration(seconds),
                 "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             },
             curves=curves,
-            config=spelled(config),
-            environment=environment(),
+            config=format_settings(config),
+            environment=describe_environment(),
         )
-        with replacing(path) as beside:
-            beside.write_text(page(report), encoding="utf-8", errors="xmlcharrefreplace")
+        with atomic_replace(path) as beside:
+            beside.write_text(render_page(report), encoding="utf-8", errors="xmlcharrefreplace")
 
-    return when_over("write_report", write, records=records, follow=follow)
+    return call_on_finish("write_report", write, records=records, follow=follow)

@@ -8,8 +8,8 @@ import os
 import weakref
 from pathlib import Path
 
-from trainer.host.atomic_files import needing, replacing
-from trainer.host.safe_open import opened, still_there
+from trainer.host.atomic_files import atomic_replace, explain_disk_full
+from trainer.host.safe_open import open_regular, still_there
 
 CHUNK = 2**20
 """Bytes that are copied at once."""
@@ -17,7 +17,7 @@ CHUNK = 2**20
 log = logging.getLogger("entracte")
 
 
-class Appending:
+class AppendFile:
     """A file that is appended to. What is appended is in the file at once.
 
     A file may be deleted or replaced while it is open: what is written then goes where nobody finds
@@ -35,7 +35,7 @@ class Appending:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Appending(Path(folder, "a.txt"), "a writer")
+    ...     file = AppendFile(Path(folder, "a.txt"), "a writer")
     ...     place = file.append(b"first"), file.append(b", second")
     ...     file.path.unlink()
     ...     file.flush()
@@ -51,7 +51,7 @@ class Appending:
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC  # read, to write it again
-        self._file = opened(self.path, flags, follow=True)  # as the user named it
+        self._file = open_regular(self.path, flags, follow=True)  # as the user named it
         self._let_go = weakref.finalize(self, os.close, self._file)
 
     def append(self, data: bytes) -> int:
@@ -63,13 +63,13 @@ class Appending:
                 left = left[os.write(self._file, left) :]
         except OSError:
             os.ftruncate(self._file, begin)
-            with needing(len(data), self.path):
+            with explain_disk_full(len(data), self.path):
                 raise
         self._lost += max(self._end - begin, 0)
         self._end = begin + len(data)
         return begin
 
-    def cut(self, end: int) -> None:
+    def truncate(self, end: int) -> None:
         """Take away what begins there."""
         os.ftruncate(self._file, end)
         self._end = end
@@ -108,7 +108,7 @@ class Appending:
 
     def _write_again(self, size: int) -> None:
         try:
-            with replacing(self.path) as beside, beside.open("wb") as target:
+            with atomic_replace(self.path) as beside, beside.open("wb") as target:
                 for place in range(0, size, CHUNK):
                     target.write(os.pread(self._file, CHUNK, place))
             before = self._let_go

@@ -9,14 +9,14 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 from hooks.writers.writer import Progress, Text, Value
-from trainer.host.escaping import shown
-from trainer.host.time_spans import listen
+from trainer.host.escaping import escape_text
+from trainer.host.time_spans import add_listener
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.live import Live
 
-    from hooks.writers.console_display import Run
+    from hooks.writers.console_display import RunDisplay
 
 
 class Console:
@@ -57,21 +57,21 @@ class Console:
             raise
         self._console = console or rich.get_console()
         self._live: Live | None = None
-        self._run: Run | None = None
+        self._run: RunDisplay | None = None
         self._unheard: Callable[[], None] | None = None
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Show values: on a line now, or in the bar at the next of its four refreshes a second."""
-        values = {shown(name): value for name, value in values.items()}
+        values = {escape_text(name): value for name, value in values.items()}
         texts = {name: value.text for name, value in values.items() if isinstance(value, Text)}
         for name, text in texts.items():
             self._show(name, text, step, values.get("epoch"))
         if texts and not any(isinstance(value, Real) for value in values.values()):
             return
         if self._run is None:
-            from hooks.writers.console_display import Run
+            from hooks.writers.console_display import RunDisplay
 
-            self._run = Run.begun(values)
+            self._run = RunDisplay.begun(values)
         self._run.add(step, values)
         if not self._console.is_interactive:
             self._print(self._run.line())
@@ -82,14 +82,14 @@ class Console:
         """Show on a terminal what the run is at: phases compile first, which may take long."""
         if self._run is not None or not self._console.is_interactive:
             return
-        from hooks.writers.console_display import Run
+        from hooks.writers.console_display import RunDisplay
 
-        self._run = Run(began=math.inf, before=progress.done, progress=progress)
+        self._run = RunDisplay(began=math.inf, before=progress.done, progress=progress)
         self._run.thread = threading.get_ident()
-        self._unheard = listen(lambda span: None)  # or what is under way is not known
+        self._unheard = add_listener(lambda span: None)  # or what is under way is not known
         self._draw(self._run)
 
-    def _draw(self, run: Run) -> None:
+    def _draw(self, run: RunDisplay) -> None:
         self._live = run.live(self._console)
         self._live.start(refresh=True)
 
@@ -106,15 +106,15 @@ class Console:
         if live is not None:
             live.stop()
         if run is not None and run.courses:
-            self._console.print(run.closing(self._console))
+            self._console.print(run.render_summary(self._console))
 
     def _show(self, name: str, text: str, step: int, progress: Value | None) -> None:
         """Print a text, framed on a terminal."""
-        from hooks.writers.console_display import framed, indented
+        from hooks.writers.console_display import indented, make_panel
 
         when = f"epoch {progress.done}" if isinstance(progress, Progress) else f"step {step}"
         if self._console.is_interactive:
-            self._console.print(framed(name, self._encodable(text), when))
+            self._console.print(make_panel(name, self._encodable(text), when))
         else:
             self._print(indented(name, self._encodable(text), when))
 

@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hooks.writers.writer import Progress, Value
-from trainer.host.escaping import shown_lines
-from trainer.host.time_spans import Steps, UnderWay, under_way
-from trainer.runs.sparklines import TELLING, Course, number, rank
+from trainer.host.escaping import escape_lines
+from trainer.host.time_spans import OpenSpan, StepProgress, list_open_spans
+from trainer.runs.sparklines import MAIN_METRICS, MetricSummary, format_number, rank
 
 COLUMNS = 4
 """Metrics on a plain line."""
@@ -43,7 +43,7 @@ CURVE = 10
 
 
 @dataclasses.dataclass
-class Run:
+class RunDisplay:
     """What is known of a run, and how it looks."""
 
     began: float
@@ -60,13 +60,13 @@ class Run:
     """The newest event's metrics, without those that the table alone shows."""
     newest: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The newest value of each of these; replaced, never changed, since a thread shows it."""
-    courses: dict[str, Course] = dataclasses.field(default_factory=dict)
+    courses: dict[str, MetricSummary] = dataclasses.field(default_factory=dict)
     """Of every metric but times."""
     thread: int | None = None
     """That the run is on, where what it is at is known."""
 
     @classmethod
-    def begun(cls, values: Mapping[str, Value]) -> Run:
+    def begun(cls, values: Mapping[str, Value]) -> RunDisplay:
         """Start with the values of a first epoch, which is over, or of none yet."""
         progress = values.get("epoch")
         before = max(progress.done - 1, 0) if isinstance(progress, Progress) else 0
@@ -82,11 +82,11 @@ class Run:
         self.began = min(self.began, self.heard - numbers.get("time/epoch_seconds", 0.0))
         numbers = {name: value for name, value in numbers.items() if not name.startswith("time/")}
         for name, value in numbers.items():
-            self.courses.setdefault(name, Course()).add(value, self.progress.done)
+            self.courses.setdefault(name, MetricSummary()).add(value, self.progress.done)
         self.event = {k: v for k, v in numbers.items() if not k.startswith(CLOSING)}
         self.newest = {**self.newest, **self.event}
 
-    def seconds_left(self, doing: Sequence[UnderWay] = ()) -> float:
+    def seconds_left(self, doing: Sequence[OpenSpan] = ()) -> float:
         """Estimate the time to the end from that of the epochs so far; nan if it has no end.
 
         In the first epoch from that of the steps so far; nan before there are some.
@@ -94,7 +94,7 @@ class Run:
         if self.progress.total is None:
             return math.nan
         if math.isinf(self.began):
-            part = self.within(doing)
+            part = self.epoch_fraction(doing)
             if not part or doing[0].seconds < LONG:
                 return math.nan
             return doing[0].seconds / part * (self.progress.total - self.progress.done - part)
@@ -108,7 +108,7 @@ class Run:
             return math.nan
         return (self.heard - self.began) / max(self.progress.done - self.before, 1)
 
-    def within(self, doing: Sequence[UnderWay]) -> float:
+    def epoch_fraction(self, doing: Sequence[OpenSpan]) -> float:
         """Estimate the part of the epoch under way that is done, by what those before took.
 
         In the first epoch by the steps of the phases that began in it, where they are known.
@@ -131,13 +131,13 @@ class Run:
 
     def line(self) -> str:
         """Give this event as one line, aligned with those of other events."""
-        names = [name for names in grouped(self.newest).values() for name in names]
+        names = [name for names in group_by_prefix(self.newest).values() for name in names]
         chosen = sorted(names, key=rank)[:COLUMNS]
         cells = [f"epoch {self.count()}"]
         if self.speed is not None:
-            cells.append(f"{number(self.speed):>7} steps/s")
+            cells.append(f"{format_number(self.speed):>7} steps/s")
         for name in (name for name in names if name in chosen):
-            cell = f"{name} {number(self.event[name])}" if name in self.event else ""
+            cell = f"{name} {format_number(self.event[name])}" if name in self.event else ""
             cells.append(f"{cell:<{len(name) + 10}}")
         return "  ".join(cells).rstrip()
 
@@ -146,9 +146,9 @@ class Run:
 
         Curves are drawn where all of them fit.
         """
-        doing = [] if self.thread is None else under_way(self.thread)
+        doing = [] if self.thread is None else list_open_spans(self.thread)
         total, left = self.progress.total, self.seconds_left(doing)
-        done = self.progress.done + self.within(doing)
+        done = self.progress.done + self.epoch_fraction(doing)
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(no_wrap=True, style="bold")
         bar.add_column(ratio=1)
@@ -158,18 +158,18 @@ class Run:
             f"epoch {self.count()}",
             ProgressBar(total=total, completed=done),
             f"{min(done / total, 1 if self.progress.done == total else 0.99):.0%}" if total else "",
-            "" if self.speed is None else f"{number(self.speed)} steps/s",
+            "" if self.speed is None else f"{format_number(self.speed)} steps/s",
             "" if math.isnan(left) else f"{datetime.timedelta(seconds=round(left))} left",
         )
         newest = self.newest
         drawn = {
             name: self.courses[name].curve(CURVE)
             for name in newest
-            if curves and rank(name) < len(TELLING)
+            if curves and rank(name) < len(MAIN_METRICS)
         }
-        said = activity(doing)
+        said = describe_activity(doing)
         told = [Text(said, "dim", no_wrap=True, overflow="ellipsis")] if said else []
-        return Group(bar, *told, *rows(newest, width, drawn))
+        return Group(bar, *told, *layout_rows(newest, width, drawn))
 
     def live(self, console: Console) -> Live:
         """Make a display of the bar that follows the run, above which others may print."""
@@ -180,7 +180,7 @@ class Run:
             transient=True,
         )
 
-    def closing(self, console: Console) -> Table:
+    def render_summary(self, console: Console) -> Table:
         """Give the table, with curves as wide as there is room for."""
         room = console.width - console.measure(self.table()).maximum - 3
         return self.table(
@@ -202,25 +202,25 @@ class Run:
             table.add_column("epoch", justify="right", style="dim")
         if curve:
             table.add_column("course", no_wrap=True, style="cyan")
-        for name in (name for names in grouped(self.courses).values() for name in names):
+        for name in (name for names in group_by_prefix(self.courses).values() for name in names):
             course = self.courses[name]
             extremes = *_where(course.lowest), *_where(course.highest)
             drawn = [course.curve(curve)] if curve else []
-            table.add_row(Text(name), number(course.last), *extremes, *drawn)
+            table.add_row(Text(name), format_number(course.last), *extremes, *drawn)
         return table
 
 
-def activity(doing: Sequence[UnderWay]) -> str:
+def describe_activity(doing: Sequence[OpenSpan]) -> str:
     """Say what a run is at, where that takes long.
 
-    >>> activity([UnderWay("compile", "train", 12.3)])
+    >>> describe_activity([OpenSpan("compile", "train", 12.3)])
     'compiling train, 12 s'
-    >>> epoch = UnderWay("epoch", "", 95.0, steps=(Steps("train", 1200, 5000),))
-    >>> activity([epoch, UnderWay("wait", "train", 5.0)])
+    >>> epoch = OpenSpan("epoch", "", 95.0, steps=(StepProgress("train", 1200, 5000),))
+    >>> describe_activity([epoch, OpenSpan("wait", "train", 5.0)])
     'train, 1,200 of 5,000 steps, 95 s of this epoch'
-    >>> activity([UnderWay("event", "epoch", 9.0), UnderWay("hook", "evaluate", 9.0)])
+    >>> describe_activity([OpenSpan("event", "epoch", 9.0), OpenSpan("hook", "evaluate", 9.0)])
     'hook evaluate, 9 s'
-    >>> activity([UnderWay("epoch", "", 0.1)])
+    >>> describe_activity([OpenSpan("epoch", "", 0.1)])
     ''
     """
     inside = [one for one in doing if one.kind not in ("epoch", "event")]
@@ -230,26 +230,32 @@ def activity(doing: Sequence[UnderWay]) -> str:
         inside = inside[-1:]
     kind, name, seconds = inside[0][:3]
     if kind in WORKING and doing[0].kind == "epoch":
-        at = [counted(one) for one in doing[0].steps if one.phase == name]
-        return ", ".join([printable(name) or kind, *at, f"{doing[0].seconds:.0f} s of this epoch"])
-    said = printable(f"{SAID.get(kind, kind)} {name}".strip())
-    at = [printable(f"{one.phase} ") + counted(one) for outer in inside for one in outer.steps[-1:]]
+        at = [format_steps(one) for one in doing[0].steps if one.phase == name]
+        return ", ".join(
+            [escape_control(name) or kind, *at, f"{doing[0].seconds:.0f} s of this epoch"]
+        )
+    said = escape_control(f"{SAID.get(kind, kind)} {name}".strip())
+    at = [
+        escape_control(f"{one.phase} ") + format_steps(one)
+        for outer in inside
+        for one in outer.steps[-1:]
+    ]
     return ", ".join([said, *at, f"{seconds:.0f} s"]) if seconds >= LONG else ""
 
 
-def counted(steps: Steps) -> str:
+def format_steps(steps: StepProgress) -> str:
     """Say how many steps of a phase are done.
 
-    >>> counted(Steps("train", 16, None))
+    >>> format_steps(StepProgress("train", 16, None))
     '16 steps'
     """
     return f"{steps.done:,} " + ("steps" if steps.total is None else f"of {steps.total:,} steps")
 
 
-def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+def group_by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
     """Group names by what stands before their last part, the most telling first.
 
-    >>> grouped(["train/norm", "train/loss", "val/accuracy", "val/loss"])
+    >>> group_by_prefix(["train/norm", "train/loss", "val/accuracy", "val/loss"])
     {'train': ['train/loss', 'train/norm'], 'val': ['val/loss', 'val/accuracy']}
     """
     groups: dict[str, list[str]] = {}
@@ -258,7 +264,7 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
     return {prefix: sorted(group, key=rank) for prefix, group in groups.items()}
 
 
-def rows(
+def layout_rows(
     metrics: Mapping[str, float], width: int, curves: Mapping[str, str] | None = None
 ) -> list[Text]:
     """Lay out metrics, a row for each prefix, in as many columns as fit.
@@ -269,7 +275,7 @@ def rows(
         curves: of some metrics, shown behind their values; none where not all of them fit.
     """
     curves = curves or {}
-    groups = grouped(metrics)
+    groups = group_by_prefix(metrics)
     leaves = {name: name.rpartition("/")[2] for name in metrics}
     first = max(map(len, groups), default=0) + 2
     columns = list(itertools.zip_longest(*groups.values()))
@@ -279,13 +285,13 @@ def rows(
     for prefix, names in groups.items():
         line = Text(no_wrap=True, overflow="crop").append(f"{prefix:<{first}}", "bold cyan")
         for name, column, curve in zip(names, leading, drawn, strict=False):
-            cell = f"{leaves[name]:<{column}} {number(metrics[name]):<9} "
+            cell = f"{leaves[name]:<{column}} {format_number(metrics[name]):<9} "
             if curve:
                 cell += f"{curves.get(name, ''):<{curve}} "
             cell += " "
             if len(line) + len(cell.rstrip()) > width:
                 if curves:
-                    return rows(metrics, width)
+                    return layout_rows(metrics, width)
                 break
             start = len(cell) - (curve + 2 if curve else 0)
             line.append(cell[:column], "dim").append(cell[column:start])
@@ -299,10 +305,10 @@ def has_blocks(console: Console) -> bool:
     return console.encoding.lower().startswith("utf")
 
 
-def framed(name: str, text: str, when: str) -> Panel:
+def make_panel(name: str, text: str, when: str) -> Panel:
     """Frame a text, with its name above and its time below."""
     return Panel(
-        Text(printable(text)),
+        Text(escape_control(text)),
         title=Text(f"{name}, {when}", "bold cyan"),
         title_align="left",
         border_style="dim",
@@ -318,18 +324,18 @@ def indented(name: str, text: str, when: str) -> str:
         Once
         upon a time
     """
-    return f"{name}, {when}\n{textwrap.indent(printable(text), ' ' * 4)}"
+    return f"{name}, {when}\n{textwrap.indent(escape_control(text), ' ' * 4)}"
 
 
-def printable(text: str) -> str:
+def escape_control(text: str) -> str:
     """Escape what would command a terminal and not be seen.
 
-    >>> printable("a\\tb\\x1b[2J")
+    >>> escape_control("a\\tb\\x1b[2J")
     'a   b\\\\x1b[2J'
     """
-    return shown_lines(text.expandtabs(4).replace("\r\n", "\n"))
+    return escape_lines(text.expandtabs(4).replace("\r\n", "\n"))
 
 
 def _where(extreme: tuple[float, int]) -> tuple[str, str]:
     value, epoch = extreme
-    return (number(value), str(epoch)) if math.isfinite(value) else ("", "")
+    return (format_number(value), str(epoch)) if math.isfinite(value) else ("", "")

@@ -37,7 +37,7 @@ class Database:
     """
 
     def __init__(self, run: Run) -> None:
-        self.run = run_of("Database", run)
+        self.run = require_run("Database", run)
         self._completed = False
         self._before: BaseException | None = None  # that is handled where the run takes place
 
@@ -56,7 +56,7 @@ class Database:
             self._before = sys.exc_info()[1]
         self.run.record(epoch, step, _kept(values))
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Choose what would be recorded, and record nothing."""
         _kept(values)
 
@@ -68,12 +68,12 @@ class Database:
         """Deliver what waits, in some seconds, and say how the run ended if nothing else did."""
         finished = self._completed and sys.exc_info()[1] is self._before
         self._completed, self._before = False, None
-        if finished and self.run.going:
+        if finished and self.run.is_recording:
             self.run.end("finished")
         self.run.close()
 
 
-def run_of(who: str, run: Run) -> Run:
+def require_run(who: str, run: Run) -> Run:
     """Refuse what is no run.
 
     Raises:

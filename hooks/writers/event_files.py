@@ -22,14 +22,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from hooks.writers.appending import Appending
-from trainer.host.atomic_files import needing, replacing, sync_folder
-from trainer.host.safe_open import opened
+from hooks.writers.appending import AppendFile
+from trainer.host.atomic_files import atomic_replace, explain_disk_full, sync_folder
+from trainer.host.safe_open import open_regular
 
 log = logging.getLogger("entracte")
 
 OWN = re.compile(r"(?:events\.out\.tfevents|superseded\.events)\.(\d{10,})\..*\.(\d{6})")
-"""Files that `begun` made: their seconds and number. Those of other programs stay as they are."""
+"""File names that `open_event_file` gives: seconds and number. Other files are left alone."""
 
 EPOCH = "epoch"
 """The tag whose value is the number of epochs that are done."""
@@ -41,7 +41,7 @@ _open: set[Path] = set()
 """Files that writers of this process have open; other writers leave them alone."""
 
 
-class Cut(NamedTuple):
+class RecordScan(NamedTuple):
     """What stays of a file."""
 
     kept: list[tuple[int, int]]
@@ -52,7 +52,7 @@ class Cut(NamedTuple):
     """The byte from which on it cannot be read; None if all of it can."""
 
 
-def framed(events: Iterable[Event]) -> bytes:
+def encode_records(events: Iterable[Event]) -> bytes:
     """Return messages as records, one after another."""
     parts = []
     for event in events:
@@ -62,7 +62,7 @@ def framed(events: Iterable[Event]) -> bytes:
     return b"".join(parts)
 
 
-def begun(directory: Path, hidden_from: int | None) -> Appending:
+def open_event_file(directory: Path, hidden_from: int | None) -> AppendFile:
     """Begin a file that readers take for later than those that are there.
 
     Args:
@@ -81,9 +81,9 @@ def begun(directory: Path, hidden_from: int | None) -> Appending:
         hidden = Event(wall_time=time.time(), step=hidden_from)
         hidden.session_log.status = 1  # START
         head.append(hidden)
-    file = Appending(directory / name, "TensorBoard")
+    file = AppendFile(directory / name, "TensorBoard")
     try:
-        file.append(framed(head))
+        file.append(encode_records(head))
         sync_folder(directory)
     except BaseException:
         file.close()
@@ -92,13 +92,13 @@ def begun(directory: Path, hidden_from: int | None) -> Appending:
     return file
 
 
-def closed(file: Appending) -> None:
-    """Close a file that `begun` made."""
+def close_event_file(file: AppendFile) -> None:
+    """Close a file that `open_event_file` made."""
     _open.discard(file.path)
     file.close()
 
 
-def set_aside(directory: Path) -> None:
+def archive_files(directory: Path) -> None:
     """Rename the files of an earlier run, so that readers pass them over.
 
     Killed in between, some are set aside and the rest are the next time.
@@ -116,7 +116,7 @@ def set_aside(directory: Path) -> None:
         )
 
 
-def cut(directory: Path, step: int, epoch: int) -> bool:
+def truncate_files(directory: Path, step: int, epoch: int) -> bool:
     """Drop the records beyond a step or an epoch, and one torn by a crash.
 
     Each file is replaced at once, so that one killed in between is cut the next time.
@@ -131,7 +131,7 @@ def cut(directory: Path, step: int, epoch: int) -> bool:
     """
     dropped, files = 0, _own(directory)
     for path in files:
-        with open(opened(path, follow=True), "rb") as file, _mapped(file) as content:
+        with open(open_regular(path, follow=True), "rb") as file, _mapped(file) as content:
             found = _cut(content, step, epoch)
             if found.kept == [(0, len(content))]:
                 continue
@@ -168,7 +168,7 @@ def _mapped(file: BinaryIO) -> contextlib.AbstractContextManager[bytes | mmap.mm
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> Cut:
+def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> RecordScan:
     kept, dropped, done, place = [(0, 0)], 0, 0.0, 0
     while place + 12 <= len(content):
         length = content[place : place + 8]
@@ -181,7 +181,7 @@ def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> Cut:
         except DecodeError:
             event = None
         if event is None:
-            return Cut(kept, dropped, place)
+            return RecordScan(kept, dropped, place)
         done = next((v.simple_value for v in event.summary.value if v.tag == EPOCH), done)
         if event.HasField("summary") and (event.step > step or done > epoch):
             dropped += 1
@@ -190,7 +190,7 @@ def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> Cut:
         else:
             kept.append((place, end))
         place = end
-    return Cut(kept, dropped, None)
+    return RecordScan(kept, dropped, None)
 
 
 def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]) -> None:
@@ -198,8 +198,8 @@ def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]
     size = sum(end - begin for begin, end in kept)
     # Under a name that readers pass over.
     with (
-        needing(size, path),
-        replacing(path, beside="cutting") as target,
+        explain_disk_full(size, path),
+        atomic_replace(path, beside="cutting") as target,
         target.open("wb") as file,
     ):
         for begin, end in kept:

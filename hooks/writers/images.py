@@ -26,25 +26,25 @@ def check_pillow(who: str) -> None:
         raise
 
 
-def as_png(image: Image) -> bytes:
+def encode_png(image: Image) -> bytes:
     """Make a PNG.
 
     Raises:
         ImportError: Pillow is not installed.
 
-    >>> as_png(Image(np.zeros((3, 4, 1), np.uint8)))[1:4]
+    >>> encode_png(Image(np.zeros((3, 4, 1), np.uint8)))[1:4]
     b'PNG'
     """
     check_pillow("as_png")
     import PIL.Image
 
-    pixels = as_pixels(image.pixels)
+    pixels = to_uint8(image.pixels)
     written = io.BytesIO()
     PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
     return written.getvalue()
 
 
-def as_gif(video: Video) -> bytes:
+def encode_gif(video: Video) -> bytes:
     """Make a GIF that plays for ever; up to 256 colors a frame are kept as they are.
 
     Frames that do not differ are joined to one that stays longer.
@@ -52,13 +52,13 @@ def as_gif(video: Video) -> bytes:
     Raises:
         ImportError: Pillow is not installed.
 
-    >>> as_gif(Video(np.zeros((3, 4, 4, 1), np.uint8), fps=10))[:6]
+    >>> encode_gif(Video(np.zeros((3, 4, 4, 1), np.uint8), fps=10))[:6]
     b'GIF89a'
     """
     check_pillow("as_gif")
     import PIL.Image
 
-    pixels = as_pixels(video.frames)
+    pixels = to_uint8(video.frames)
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
     frames = [PIL.Image.fromarray(picture) for picture in pixels]
     ends = np.round(np.arange(len(frames) + 1) * 100 / video.fps).astype(int)
@@ -76,10 +76,10 @@ def as_gif(video: Video) -> bytes:
     return written.getvalue()
 
 
-def as_pixels(shades: np.ndarray) -> np.ndarray:
+def to_uint8(shades: np.ndarray) -> np.ndarray:
     """Give uint8 of what may be floats from 0 to 1.
 
-    >>> as_pixels(np.array([0.0, 0.5, 2.0]))
+    >>> to_uint8(np.array([0.0, 0.5, 2.0]))
     array([  0, 128, 255], dtype=uint8)
     """
     shades = np.asarray(shades)

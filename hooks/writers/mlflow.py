@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.trackers import Journal, Row, available, linked_artifacts
+from hooks.writers.trackers import JournalRow, TrackerJournal, is_available, link_artifacts
 from hooks.writers.writer import Value
-from trainer.checks.paths import local
-from trainer.host.redaction import without_secrets
+from trainer.checks.paths import to_absolute_path
+from trainer.host.redaction import redact_settings
 from trainer.runs.text import clean
 
 log = logging.getLogger("entracte")
@@ -83,19 +83,21 @@ class MLflow:
         artifacts: str | os.PathLike[str] | None = None,
         enabled: bool = True,
     ) -> None:
-        self.directory = local(directory, "MLflow").resolve()
+        self.directory = to_absolute_path(directory, "MLflow").resolve()
         self._experiment = experiment
         self._name = self.directory.name if name is None else name
         self._local = uri is None
         self._uri = f"{_LOCAL}{self.directory / 'mlflow' / 'mlflow.db'}" if uri is None else uri
         if uri is not None and uri.startswith(_LOCAL):  # it is opened when the run is over
-            self._uri = f"{_LOCAL}{local(uri.removeprefix(_LOCAL), 'MLflow')}"
-        self._config = without_secrets(dict(config or {}))
-        self._artifacts = None if artifacts is None else local(artifacts, "MLflow").resolve()
+            self._uri = f"{_LOCAL}{to_absolute_path(uri.removeprefix(_LOCAL), 'MLflow')}"
+        self._config = redact_settings(dict(config or {}))
+        self._artifacts = (
+            None if artifacts is None else to_absolute_path(artifacts, "MLflow").resolve()
+        )
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
         database = ("sqlalchemy", "alembic") if self._uri.startswith("sqlite:") else ()
-        active = available("MLflow", "mlflow", enabled, "mlflow.tracking", *database)
-        self._journal = Journal(self.directory / "mlflow", "MLflow", active=active)
+        active = is_available("MLflow", "mlflow", enabled, "mlflow.tracking", *database)
+        self._journal = TrackerJournal(self.directory / "mlflow", "MLflow", active=active)
 
     def resume(self, step: int, epoch: int) -> None:
         """Drop what lies beyond step and epoch."""
@@ -105,9 +107,9 @@ class MLflow:
         """Put values in the journal."""
         self._journal.write(step, values)
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Put values in the journal and take them away again."""
-        self._journal.rehearse(step, values)
+        self._journal.dry_run(step, values)
 
     def flush(self) -> None:
         """Wait until the journal is on the disk."""
@@ -128,7 +130,7 @@ class MLflow:
         with _without_stray_folder():
             self._deliver(rows)
 
-    def _deliver(self, rows: list[Row]) -> None:
+    def _deliver(self, rows: list[JournalRow]) -> None:
         journal = self._journal
         tracking = importlib.import_module("mlflow.tracking")
         client = tracking.MlflowClient(tracking_uri=self._uri)
@@ -174,7 +176,7 @@ class MLflow:
             if name not in run.data.params:  # which cannot be changed
                 client.log_param(run.info.run_id, name, value)
 
-    def _log_files(self, client: Any, identity: str, rows: Sequence[Row]) -> None:
+    def _log_files(self, client: Any, identity: str, rows: Sequence[JournalRow]) -> None:
         """Log texts and pictures by name and step, the configuration, commits and replays."""
         if self._config:
             client.log_dict(identity, self._config, "config.json")
@@ -187,7 +189,7 @@ class MLflow:
                     client.log_artifact(identity, str(kept.value), place)
         if self._artifacts:
             folder = self._journal.folder / "collected"
-            linked_artifacts(self._artifacts, folder)
+            link_artifacts(self._artifacts, folder)
             client.log_artifacts(identity, str(folder))
             shutil.rmtree(folder)
 
@@ -205,7 +207,7 @@ def _without_stray_folder() -> Iterator[None]:
                 stray.rmdir()
 
 
-def _points(rows: Sequence[Row]) -> dict[Place, Point]:
+def _points(rows: Sequence[JournalRow]) -> dict[Place, Point]:
     """Give the numbers of a journal as MLflow keeps them: the largest it knows for infinity."""
     most = sys.float_info.max
     return {

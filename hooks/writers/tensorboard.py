@@ -13,10 +13,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, make_histogram, text
 
-from hooks.worker import Worker
+from hooks.worker import BackgroundWorker
 from hooks.writers import event_files
-from hooks.writers.appending import Appending
-from hooks.writers.images import as_gif, as_pixels
+from hooks.writers.appending import AppendFile
+from hooks.writers.images import encode_gif, to_uint8
 from hooks.writers.writer import (
     Histogram,
     Image,
@@ -25,10 +25,10 @@ from hooks.writers.writer import (
     Trace,
     Value,
     Video,
+    log_missing_history,
     make_folder,
-    tell_nothing_before,
 )
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 
 POINTS = 1000
 """Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
@@ -63,13 +63,15 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = local(directory, "TensorBoard")
+        self.directory = to_absolute_path(directory, "TensorBoard")
         make_folder(self.directory, "TensorBoard")
-        self._file: Appending | None = None
+        self._file: AppendFile | None = None
         self._since, self._written = 0, dict[str, int]()
         self._resumed: tuple[int, int] | None = None
         self._progress: tuple[int, int] | None = None
-        self._worker = Worker("TensorBoard", self._record, waiting=64, time_limit=WRITTEN_WITHIN)
+        self._worker = BackgroundWorker(
+            "TensorBoard", self._record, max_queued=64, time_limit=WRITTEN_WITHIN
+        )
 
     def resume(self, step: int, epoch: int) -> None:
         """Cut earlier files at this step, or set them aside, and begin one."""
@@ -78,12 +80,12 @@ class TensorBoard:
         self.close()
         self._since = step
         if epoch:
-            if not event_files.cut(self.directory, step, epoch):
-                tell_nothing_before(self.directory, epoch)
+            if not event_files.truncate_files(self.directory, step, epoch):
+                log_missing_history(self.directory, epoch)
         else:
-            event_files.set_aside(self.directory)
+            event_files.archive_files(self.directory)
         # Who reads along has read more: afresh, what was measured before training comes again.
-        self._file = event_files.begun(self.directory, step + 1 if epoch else 0)
+        self._file = event_files.open_event_file(self.directory, step + 1 if epoch else 0)
         self._resumed = step, epoch
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
@@ -93,7 +95,7 @@ class TensorBoard:
         held = {tag: _held(value) for tag, value in values.items()}
         self._worker.put((time.time(), step, held))
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Write values to a file beside the others, and take it away again."""
         with tempfile.TemporaryDirectory(prefix="check-", dir=self.directory) as folder:
             trial = TensorBoard(folder)
@@ -122,12 +124,12 @@ class TensorBoard:
             self._since, self._written = 0, {}
             self._resumed = self._progress = None
             if file is not None:
-                event_files.closed(file)
+                event_files.close_event_file(file)
 
     def _record(self, item: tuple[float, int, dict[str, Value]]) -> None:
         """Write what was queued by one `write`: one event a step, with all that stands there."""
         wall_time, step, values = item
-        file = self._file = self._file or event_files.begun(self.directory, None)
+        file = self._file = self._file or event_files.open_event_file(self.directory, None)
         events: dict[int, Any] = {}
 
         def at(place: int) -> Any:
@@ -140,7 +142,7 @@ class TensorBoard:
                 case Trace():
                     since = self._written.get(tag, self._since)
                     self._written[tag] = step
-                    steps, picked = places(len(value.values), step, since=since)
+                    steps, picked = select_trace_points(len(value.values), step, since=since)
                     numbers = np.asarray(value.values, np.float64)[picked]
                     for place, number in zip(steps.tolist(), numbers.tolist(), strict=True):
                         at(place).add(tag=tag, simple_value=number)
@@ -152,10 +154,10 @@ class TensorBoard:
                     self._progress = step, value.done
                 case _:
                     at(step).add(tag=tag, simple_value=value)  # beyond float32 it is inf
-        file.append(event_files.framed(event for _, event in sorted(events.items())))
+        file.append(event_files.encode_records(event for _, event in sorted(events.items())))
 
 
-def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:
+def select_trace_points(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:
     """Say which values of a trace to write, and at which steps.
 
     A trace that is finer than the steps since it was last written, as a rollout's may be, is spread
@@ -169,9 +171,9 @@ def places(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarra
     Returns:
         (steps, indices into the trace), both `[points]` and increasing.
 
-    >>> places(3, 12, since=9)
+    >>> select_trace_points(3, 12, since=9)
     (array([10, 11, 12]), array([0, 1, 2]))
-    >>> places(8, 12, since=8)
+    >>> select_trace_points(8, 12, since=8)
     (array([ 9, 10, 11, 12]), array([1, 3, 5, 7]))
     """
     span = min(length, step - since)
@@ -197,11 +199,11 @@ def _summary(tag: str, value: Histogram | Image | Video | Text) -> Any:
             encodable = value.text.encode(errors="backslashreplace").decode()
             return text(tag, encodable).value[0]
         case Image():
-            return image(tag, as_pixels(value.pixels), dataformats="HWC").value[0]
+            return image(tag, to_uint8(value.pixels), dataformats="HWC").value[0]
         case Video():
             _, height, width, _ = value.frames.shape
             moving = Summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=as_gif(value)
+                height=height, width=width, colorspace=3, encoded_image_string=encode_gif(value)
             )
             return Summary.Value(tag=tag, image=moving)
         case Histogram():

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hooks.writers.images import as_gif, as_png
+from hooks.writers.images import encode_gif, encode_png
 from hooks.writers.writer import (
     Histogram,
     Image,
@@ -30,11 +30,11 @@ from hooks.writers.writer import (
     Video,
     make_folder,
 )
-from trainer.checkpoints import Checkpoints, DamagedCommit, wait_for_saves
-from trainer.checkpoints.manifest import saved_scores
-from trainer.host.atomic_files import replacing
-from trainer.host.safe_open import opened, read_bytes
-from trainer.rl.replay_files import files
+from trainer.checkpoints import Checkpoints, DamagedCheckpoint, wait_for_saves
+from trainer.checkpoints.manifest import parse_scores
+from trainer.host.atomic_files import atomic_replace
+from trainer.host.safe_open import open_regular, read_bytes
+from trainer.rl.replay_files import list_replay_files
 
 log = logging.getLogger("entracte")
 
@@ -45,7 +45,7 @@ WRITTEN = "_written"
 """Under which a line of the journal says when it was written."""
 
 
-class Kept(NamedTuple):
+class JournalValue(NamedTuple):
     """A value as a journal keeps it."""
 
     kind: str
@@ -54,15 +54,15 @@ class Kept(NamedTuple):
     """A float; a str; numpy arrays (counts, edges); a Path of a PNG or a GIF."""
 
 
-class Row(NamedTuple):
+class JournalRow(NamedTuple):
     """All that was recorded at one step."""
 
     step: int
     unix_seconds: float
-    values: dict[str, Kept]
+    values: dict[str, JournalValue]
 
 
-class Journal:
+class TrackerJournal:
     """Records that wait for a tracker: lines of JSON, and pictures as files beside them.
 
     It is durable and goes back with the run as `JsonLines` does, so that a tracker is given each
@@ -70,7 +70,7 @@ class Journal:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     journal = Journal(Path(folder), "a tracker")
+    ...     journal = TrackerJournal(Path(folder), "a tracker")
     ...     journal.write(28, {"val/loss": 0.5, "sample": Text("Once upon a time")})
     ...     [row] = journal.rows()
     ...     journal.close(deliver=journal.mark_delivered)
@@ -108,10 +108,10 @@ class Journal:
             self._mark.unlink(missing_ok=True)
             self._lines.write(step, self._lined(step, values))
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Append values and take them away again; of pictures nothing is left either."""
         if self._lines:
-            self._lines.rehearse(step, self._lined(step, values, keeping=False))
+            self._lines.dry_run(step, self._lined(step, values, keeping=False))
 
     def flush(self) -> None:
         """Wait until all is on the disk."""
@@ -137,18 +137,18 @@ class Journal:
                 self._lines.path,
             )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[JournalRow]:
         """Read what is on record, a step at a time. A line that is being written is left out."""
-        found: dict[int, Row] = {}
+        found: dict[int, JournalRow] = {}
         if not self._lines:
             return []
-        with open(opened(self._lines.path, follow=True), "rb") as file:
+        with open(open_regular(self._lines.path, follow=True), "rb") as file:
             content = file.read()
         self._seen = len(content)
         for line in content.split(b"\n")[:-1]:
             record = json.loads(line)
             step, written = int(record.pop("step")), float(record.pop(WRITTEN, 0.0))
-            row = found.setdefault(step, Row(step, written, {}))
+            row = found.setdefault(step, JournalRow(step, written, {}))
             row.values.update(self._read(name, value) for name, value in record.items())
         return [found[step] for step in sorted(found)]
 
@@ -160,7 +160,7 @@ class Journal:
 
     def mark_delivered(self) -> None:
         """Take note that the tracker has all that `rows` gave."""
-        with replacing(self._mark) as beside:
+        with atomic_replace(self._mark) as beside:
             beside.write_text(str(self._seen))
 
     @property
@@ -171,7 +171,7 @@ class Journal:
 
     @identity.setter
     def identity(self, new: str) -> None:
-        with replacing(self.folder / "id") as beside:
+        with atomic_replace(self.folder / "id") as beside:
             beside.write_text(new)
 
     def _lined(
@@ -186,10 +186,10 @@ class Journal:
                 case Histogram():
                     lined[f"histogram:{name}"] = Text(json.dumps(_counted(value)))
                 case Image():
-                    file, content = self._media(step, name, "png"), as_png(value)
+                    file, content = self._media(step, name, "png"), encode_png(value)
                     lined[f"image:{name}"] = self._stored(file, content, keeping)
                 case Video():
-                    file, content = self._media(step, name, "gif"), as_gif(value)
+                    file, content = self._media(step, name, "gif"), encode_gif(value)
                     lined[f"video:{name}"] = self._stored(file, content, keeping)
                 case Progress():
                     lined[name] = value
@@ -207,30 +207,30 @@ class Journal:
     def _stored(self, file: Path, content: bytes, keeping: bool) -> Text:
         if keeping:
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.folder / file) as beside:
+            with atomic_replace(self.folder / file) as beside:
                 beside.write_bytes(content)
         return Text(str(file))
 
-    def _read(self, name: str, value: Any) -> tuple[str, Kept]:
+    def _read(self, name: str, value: Any) -> tuple[str, JournalValue]:
         kind, colon, plain = name.partition(":")
         if not colon:
-            return name, Kept("number", float(value))  # how many epochs are done
+            return name, JournalValue("number", float(value))  # how many epochs are done
         name = plain
         match kind:
             case "number":
-                return name, Kept(kind, float(value))
+                return name, JournalValue(kind, float(value))
             case "histogram":
                 counts, edges = json.loads(value)
-                return name, Kept(kind, (np.asarray(counts), np.asarray(edges)))
+                return name, JournalValue(kind, (np.asarray(counts), np.asarray(edges)))
             case "image" | "video":
                 if not MEDIA.fullmatch(value):  # what else is uploaded, the line would choose
                     raise ValueError(f"{value!r:.100} is no picture in {self.folder}")
-                return name, Kept(kind, self.folder / value)
+                return name, JournalValue(kind, self.folder / value)
             case _:
-                return name, Kept(kind, value)
+                return name, JournalValue(kind, value)
 
 
-def available(who: str, extra: str, enabled: bool, *packages: str) -> bool:
+def is_available(who: str, extra: str, enabled: bool, *packages: str) -> bool:
     """Say whether a tracker is to be used and can be; where it is inactive, say so in the log."""
     if not enabled:
         log.info("%s is disabled: it is inactive and records nothing", who)
@@ -249,7 +249,7 @@ def available(who: str, extra: str, enabled: bool, *packages: str) -> bool:
     return True
 
 
-def linked_artifacts(run: Path, folder: Path) -> dict[int, dict[str, float]]:
+def link_artifacts(run: Path, folder: Path) -> dict[int, dict[str, float]]:
     """Collect a run's complete commits and replays, as they are now, without copying their bytes.
 
     They are hard links, where the file system has them: the run may remove its own. A save of this
@@ -267,19 +267,19 @@ def linked_artifacts(run: Path, folder: Path) -> dict[int, dict[str, float]]:
     wait_for_saves()
     scores: dict[int, dict[str, float]] = {}
     with Checkpoints(run, read_only=True) as checkpoints:
-        for epoch in checkpoints.steps():
+        for epoch in checkpoints.epochs():
             copy = folder / "checkpoints" / str(epoch)
             try:
                 manifest = checkpoints.manifest(epoch)
                 source = checkpoints.directory / str(epoch)
                 shutil.copytree(source, copy, copy_function=_link, ignore=_neither)
-                scores[epoch] = saved_scores(manifest)
-            except (DamagedCommit, OSError, shutil.Error) as error:  # or removed meanwhile
+                scores[epoch] = parse_scores(manifest)
+            except (DamagedCheckpoint, OSError, shutil.Error) as error:  # or removed meanwhile
                 log.warning("commit %d of %s is no artifact: %s", epoch, run, error)
                 shutil.rmtree(copy, ignore_errors=True)
     if (run / "replays").is_dir():
         (folder / "replays").mkdir()
-        replays = [file for _, file in files(run / "replays")]
+        replays = [file for _, file in list_replay_files(run / "replays")]
         for file in (file for file in replays if stat.S_ISREG(file.lstat().st_mode)):
             _link(str(file), str(folder / "replays" / file.name))
     return scores

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.trackers import Journal, Kept, available, linked_artifacts
+from hooks.writers.trackers import JournalValue, TrackerJournal, is_available, link_artifacts
 from hooks.writers.writer import Value
-from trainer.checks.paths import local
-from trainer.host.redaction import redacted_command, without_secrets
+from trainer.checks.paths import to_absolute_path
+from trainer.host.redaction import redact_settings, redacted_command
 from trainer.runs.text import clean
 
 
@@ -62,17 +62,19 @@ class WandB:
         artifacts: str | os.PathLike[str] | None = None,
         enabled: bool = True,
     ) -> None:
-        self.directory = local(directory, "WandB").resolve()
+        self.directory = to_absolute_path(directory, "WandB").resolve()
         self._about = {
             "project": project,
             "name": self.directory.name if name is None else name,
-            "config": without_secrets(dict(config or {})),
+            "config": redact_settings(dict(config or {})),
         }
-        self._artifacts = None if artifacts is None else local(artifacts, "WandB").resolve()
+        self._artifacts = (
+            None if artifacts is None else to_absolute_path(artifacts, "WandB").resolve()
+        )
         enabled = enabled and os.environ.get("WANDB_MODE") != "disabled"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it looks for the network
-        active = available("WandB", "wandb", enabled, "wandb")
-        self._journal = Journal(self.directory / "wandb", "WandB", active=active)
+        active = is_available("WandB", "wandb", enabled, "wandb")
+        self._journal = TrackerJournal(self.directory / "wandb", "WandB", active=active)
 
     def resume(self, step: int, epoch: int) -> None:
         """Drop what lies beyond step and epoch."""
@@ -82,9 +84,9 @@ class WandB:
         """Put values in the journal."""
         self._journal.write(step, values)
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Put values in the journal and take them away again."""
-        self._journal.rehearse(step, values)
+        self._journal.dry_run(step, values)
 
     def flush(self) -> None:
         """Wait until the journal is on the disk."""
@@ -139,7 +141,7 @@ def _command_redacted() -> Iterator[None]:
         sys.argv = before
 
 
-def _shown(wandb: Any, kept: Kept) -> Any:
+def _shown(wandb: Any, kept: JournalValue) -> Any:
     """Give a value as `wandb` takes it."""
     match kept.kind:
         case "text":
@@ -156,7 +158,7 @@ def _shown(wandb: Any, kept: Kept) -> Any:
 
 def _log_artifacts(wandb: Any, run: Any, source: Path, folder: Path) -> None:
     """Log commits, each as a version of one artifact, and replays, as another."""
-    for epoch, scores in linked_artifacts(source, folder).items():
+    for epoch, scores in link_artifacts(source, folder).items():
         about = {"epoch": epoch, **scores}
         commit = wandb.Artifact(f"checkpoint-{run.id}", "checkpoint", metadata=about)
         _add_files(commit, folder / "checkpoints" / str(epoch))

@@ -15,10 +15,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hooks.writers.appending import Appending
-from trainer.checks.paths import local
-from trainer.host.atomic_files import replacing, sync_folder
-from trainer.host.safe_open import opened
+from hooks.writers.appending import AppendFile
+from trainer.checks.paths import to_absolute_path
+from trainer.host.atomic_files import atomic_replace, sync_folder
+from trainer.host.safe_open import open_regular
 
 log = logging.getLogger("entracte")
 
@@ -108,9 +108,9 @@ Value = float | Progress | Trace | Histogram | Image | Video | Text
 class Writer(Protocol):
     """What `log_metrics` writes to. One that shows scalars takes ten lines.
 
-    A writer that keeps records also has `resume`, see `Resumes`; one that can read them back also
-    has `history`, as `JsonLines` does, for a `fit` that finds its run complete. After `close` it
-    may be written to again: one writer serves several calls of `fit`.
+    A writer that keeps records also has `resume`, see `ResumableWriter`; one that can read them
+    back also has `history`, as `JsonLines` does, for a `fit` that finds its run complete. After
+    `close` it may be written to again: one writer serves several calls of `fit`.
 
     >>> class Printer:
     ...     def write(self, step, values):
@@ -135,7 +135,7 @@ class Writer(Protocol):
 
 
 @runtime_checkable
-class Resumes(Protocol):
+class ResumableWriter(Protocol):
     """A writer that keeps records: a run that goes on shall neither double nor lose one."""
 
     def resume(self, step: int, epoch: int) -> None:
@@ -147,7 +147,7 @@ class Resumes(Protocol):
 
 
 @runtime_checkable
-class Begins(Protocol):
+class StartableWriter(Protocol):
     """A writer that shows how a run goes, before its first record too."""
 
     def begin(self, progress: Progress) -> None:
@@ -159,14 +159,14 @@ class Begins(Protocol):
 
 
 @runtime_checkable
-class Rehearses(Protocol):
+class DryRunWriter(Protocol):
     """A writer that can try a record, for `fit(..., check=True)`.
 
     One that has only `resume` is told to resume and written to instead, since the run's own start
     supersedes the record; one without both is left alone.
     """
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Do all that `write` does, and leave nothing of it behind."""
 
 
@@ -194,12 +194,14 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = local(path, "JsonLines").resolve()  # a link stays one when the file is replaced
-        self._file: Appending | None = None
+        self.path = to_absolute_path(
+            path, "JsonLines"
+        ).resolve()  # a link stays one when the file is replaced
+        self._file: AppendFile | None = None
         self._resumed: tuple[int, int] | None = None
         make_folder(self.path.parent, "JsonLines")
         try:
-            os.close(opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=True))
+            os.close(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=True))
             sync_folder(self.path.parent)
         except OSError as error:
             error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
@@ -217,7 +219,7 @@ class JsonLines:
             return
         self.close()
         self._resumed = step, epoch
-        with open(opened(self.path, follow=True), encoding="utf-8", errors="replace") as file:
+        with open(open_regular(self.path, follow=True), encoding="utf-8", errors="replace") as file:
             lines = list(file)
         places = [_place(self.path, number, line) for number, line in enumerate(lines, 1)]
         kept = [
@@ -233,11 +235,11 @@ class JsonLines:
                 step,
                 epoch,
             )
-            with replacing(self.path) as beside, beside.open("w", encoding="utf-8") as file:
+            with atomic_replace(self.path) as beside, beside.open("w", encoding="utf-8") as file:
                 file.writelines(kept)
         if epoch and not kept:
-            tell_nothing_before(self.path, epoch)
-        self._file = Appending(self.path, "JsonLines")  # held from here on, lest it vanish unseen
+            log_missing_history(self.path, epoch)
+        self._file = AppendFile(self.path, "JsonLines")  # held from here on, lest it vanish unseen
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line, or nothing of it where that fails."""
@@ -245,13 +247,13 @@ class JsonLines:
             self._resumed = None
         self._append(step, values)
 
-    def rehearse(self, step: int, values: Mapping[str, Value]) -> None:
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line and take it away again."""
         file, end = self._append(step, values)
-        file.cut(end)
+        file.truncate(end)
         self.close()
 
-    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[Appending, int]:
+    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[AppendFile, int]:
         """Append a line, and return the file and where the line begins."""
         record: dict[str, float | str | None] = {"step": step}
         for name, value in values.items():
@@ -262,7 +264,7 @@ class JsonLines:
             elif isinstance(value, Text):
                 record[name] = value.text
         if self._file is None:
-            self._file = Appending(self.path, "JsonLines")
+            self._file = AppendFile(self.path, "JsonLines")
         return self._file, self._file.append(json.dumps(record).encode() + b"\n")
 
     def history(self) -> list[dict[str, float]]:
@@ -310,7 +312,7 @@ def _place(path: Path, number: int, line: str) -> tuple[float, float]:
         raise
 
 
-def tell_nothing_before(place: Path, epoch: int) -> None:
+def log_missing_history(place: Path, epoch: int) -> None:
     """Say that a run goes on whose records are not where a writer keeps them."""
     log.info(
         "%s: there is nothing in it of the %d epochs that this run has done: they were written "

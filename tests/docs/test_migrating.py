@@ -16,7 +16,7 @@ import pytest
 import hooks
 import trainer
 from hooks.testing import check_hook
-from trainer import losses
+from trainer import losses, rl
 from trainer.rl.environments import Box, Discrete, Environment, Step
 from trainer.rl.policy_evaluation import evaluation_of
 from trainer.supervised import optimizers
@@ -92,7 +92,7 @@ def learn(state, experience):
     return state.replace(params=params, step=state.step + 2), None, {"loss": trace}
 
 
-TRAIN, VAL = trainer.Phase("train", shrink), trainer.Phase("val", measure, changes=False)
+TRAIN, VAL = trainer.Phase("train", shrink), trainer.Phase("val", measure, updates_state=False)
 ROLLOUT, UPDATE = trainer.Phase("rollout", play), trainer.Phase("update", learn)
 """Compiled once for all rows."""
 
@@ -270,7 +270,7 @@ def test_remembering(state, tmp_path):
 
     fit(state, [hooks.stateful("count", lambda state: 0, count), saving()], epochs=2)
     ended, _ = fit(state, [hooks.stateful("count", lambda state: 0, count), saving()], epochs=3)
-    assert ended.memory["count"] == 3
+    assert ended.hook_state["count"] == 3
 
 
 @row(
@@ -377,7 +377,7 @@ def test_averaging(state, linear, digits):
     ]
     ended, history = fit(state, averaged, epochs=3)
     assert history[-1]["val/loss"] == pytest.approx((0.75 + 0.375) / 2)
-    assert "average_params" in ended.memory
+    assert "average_params" in ended.hook_state
     task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), average=0.999)
     after, _ = jax.jit(task.step)(task.init(jax.random.key(0), batch), batch)
     assert int(after.carry["average"]["updates"]) == 1
@@ -424,7 +424,7 @@ def test_finding_a_rate(linear, digits):
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3)
     task, source = trainer.supervised(linear, losses.classification, optimizer), digits[0]
     state = task.init(jax.random.key(0), source.example)
-    found = hooks.find_learning_rate(task.step, state, source, steps=30)
+    found = trainer.find_learning_rate(task.step, state, source, steps=30)
     assert 1e-7 < found.valley < 10
 
 
@@ -550,13 +550,13 @@ def test_keys(state):
 def test_counting(state):
     hook = hooks.stateful("count", lambda state: 0, lambda n, state, metrics: (n + 1, state))
     ended, _ = fit(state, hook, epochs=3)
-    assert ended.memory == {"count": 3}
+    assert ended.hook_state == {"count": 3}
 
 
 @row("`EvaluationHook(n_examples)`: a quick one often, a full one rarely")
 def test_quick_and_full(state):
-    quick = trainer.Phase("quick", measure, changes=False)
-    full = trainer.Phase("full", measure, changes=False)
+    quick = trainer.Phase("quick", measure, updates_state=False)
+    full = trainer.Phase("full", measure, updates_state=False)
     often = hooks.every(2, hooks.evaluate(quick)), hooks.every(4, hooks.evaluate(full))
     _, history = fit(state, often, epochs=4)
     assert ["quick/loss" in epoch for epoch in history] == [False, True, False, True]
@@ -745,15 +745,15 @@ def test_training_ends(agent):
 @row("an attribute of the trainer that each hook reads and writes")
 def test_the_state_is_what_is_shared(agent):
     state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
-    assert (state.params, state.carry, state.scores, state.memory) == ({}, {}, {}, {})
+    assert (state.params, state.carry, state.scores, state.hook_state) == ({}, {}, {}, {})
     ended, _ = fit(agent, counting(), program=(ROLLOUT, UPDATE))
-    assert (ended.memory, ended.scores) == ({"count": 2}, {})
+    assert (ended.hook_state, ended.scores) == ({"count": 2}, {})
 
 
 @row("a curriculum's callback")
 def test_a_curriculum(state):
     lessons = ["easy", "hard"]
-    strategy = hooks.thresholds({"easy": 0.8}, window=1, rehearsal=1.0)
+    strategy = hooks.thresholds({"easy": 0.8}, window=1, graduated_weight=1.0)
     state = state.replace(carry={"lessons": jnp.array([1.0, 0.0])})
     hook = hooks.adapt_curriculum(lessons, strategy)
     state = hook(state, {"rollout/return/easy": 0.9})
@@ -778,7 +778,7 @@ def test_stopping_at_a_return(agent):
 def test_recording(state, tmp_path):
     env, network = ENV, NETWORK
     hooks.record_replays(network, env, tmp_path)(state, {})
-    assert hooks.load_replay(tmp_path / "replays" / "0-0.json").episode_return == 6
+    assert rl.load_replay(tmp_path / "replays" / "0-0.json").episode_return == 6
 
 
 @row("a loss with a coefficient that decays, set by a hook")
@@ -797,7 +797,7 @@ def test_a_coefficient_that_decays():
 
 @row("hooks that run on rank 0 alone")
 def test_on_the_lead_alone(state, monkeypatch):
-    monkeypatch.setattr("trainer.loop.events.is_lead", lambda: False)
+    monkeypatch.setattr("trainer.loop.events.is_main_process", lambda: False)
     looked, decided = Notes(), Notes()
     hook = looked
     fit(state, [hooks.observe(hook), decided])

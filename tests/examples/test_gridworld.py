@@ -8,7 +8,7 @@ from running import fingerprint, finished, killed_after, started
 
 EPOCHS = 40
 SMALL = (
-    *("--envs", "2", "--steps", "8", "--batch-size", "8", "--memory", "4"),
+    *("--envs", "2", "--steps", "8", "--batch-size", "8", "--recurrent-size", "4"),
     *("--epochs", str(EPOCHS), "--checkpointing.max-cost", "None"),
     *("--logging.no-tensorboard", "--logging.no-report"),
 )
@@ -25,11 +25,18 @@ def straight(tmp_path_factory):
     return run, finished(_run(run))
 
 
-def _student(straight, run, *, teacher_memory):
+def _student(straight, run, *, teacher_recurrent_size):
     """Start a student of that run."""
     return started(
         *("gridworld", run, "--epochs", "4", "--envs", "8", "--steps", "8", "--batch-size", "8"),
-        *("--memory", "6", "--teacher", straight[0], "--teacher-memory", teacher_memory),
+        *(
+            "--recurrent-size",
+            "6",
+            "--teacher",
+            straight[0],
+            "--teacher-recurrent-size",
+            teacher_recurrent_size,
+        ),
         *("--optimizer.learning-rate", "1e-2"),
         *("--logging.no-console", "--logging.no-tensorboard", "--logging.no-report"),
     )
@@ -47,17 +54,17 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_bits(straight, tmp_path):
 
 
 def test_a_student_comes_to_act_as_its_teacher(straight, tmp_path):
-    fingerprint(finished(_student(straight, tmp_path, teacher_memory=4)))
+    fingerprint(finished(_student(straight, tmp_path, teacher_recurrent_size=4)))
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     apart = [record["update/kl_to_teacher"] for record in records]
     assert apart[-1] < apart[0]  # left to the rewards alone it goes away from it
 
 
 def test_a_teacher_of_another_size_is_told_before_anything_is_trained(straight, tmp_path):
-    process = _student(straight, tmp_path, teacher_memory=8)
+    process = _student(straight, tmp_path, teacher_recurrent_size=8)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "ValueError: the teacher cannot be restored" in said
-    wanted = r"memory/dense_h/kernel: saved float32\[4, 12\], wanted float32\[8, 24\]"
+    wanted = r"hook_state/dense_h/kernel: saved float32\[4, 12\], wanted float32\[8, 24\]"
     assert re.search(wanted, said)
     assert not any(tmp_path.iterdir())

@@ -52,13 +52,13 @@ def test_a_memory_is_where_it_says_and_is_saved_with_the_state(state, phase):
 
     total = hooks.stateful("total", lambda state: {"sum": 0.0}, update)
     state, history = trainer.fit(state, phase, epochs=3, hooks=total)
-    assert state.memory["total"]["sum"] == sum(epoch["train/loss"] for epoch in history)
+    assert state.hook_state["total"]["sum"] == sum(epoch["train/loss"] for epoch in history)
 
 
 def test_a_memory_that_stays_gives_back_the_very_same_state(state):
     same = hooks.stateful("same", lambda state: 0, lambda memory, state, metrics: (memory, state))
     state = same(state, {})
-    assert state.memory == {"same": 0}
+    assert state.hook_state == {"same": 0}
     assert same(state, {}) is state
 
 

@@ -19,8 +19,8 @@ import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
 from trainer.checkpoints import save_worker
-from trainer.checkpoints.directory_lock import InUse
-from trainer.checkpoints.publishing import Storage
+from trainer.checkpoints.directory_lock import DirectoryInUse
+from trainer.checkpoints.publishing import ArrayStorage
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_the_best_must_be_something_that_is_written(start, train, tmp_path):
 @pytest.mark.parametrize("event", ["a signal", "nothing"])
 def test_a_save_that_never_ends_ends_the_run(start, train, tmp_path, monkeypatch, event):
     gate = threading.Event()
-    monkeypatch.setattr(Storage, "write", lambda *arguments: gate.wait(60))
+    monkeypatch.setattr(ArrayStorage, "write", lambda *arguments: gate.wait(60))
 
     def tell(state, metrics):
         if event == "a signal":
@@ -190,7 +190,7 @@ def test_memory_that_runs_out_in_a_save_ends_the_run(start, train, tmp_path, mon
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(Storage, "write", fail)
+    monkeypatch.setattr(ArrayStorage, "write", fail)
     with pytest.raises(MemoryError) as raised:
         trainer.fit(start, train, epochs=10**6, hooks=_saving(tmp_path))
     assert any("while saving epoch 1 to" in note for note in raised.value.__notes__)
@@ -230,12 +230,12 @@ def test_hooks_come_and_go_between_runs(start, train, stages, tmp_path, caplog):
     count = hooks.stateful("count", lambda s: int(s.epoch), lambda m, s, _: (m + 1, s))
     trainer.fit(start, train, epochs=2, hooks=[count, _saving(tmp_path)])
     state, _ = trainer.fit(start, train, epochs=3, hooks=[*stages, _saving(tmp_path)])
-    assert "count" not in state.memory
-    assert state.memory["average_params"]["updates"] == 1
+    assert "count" not in state.hook_state
+    assert state.hook_state["average_params"]["updates"] == 1
     assert "count" in caplog.text
     assert "average_params" in caplog.text
     state, _ = trainer.fit(start, train, epochs=4, hooks=[count, _saving(tmp_path)])
-    assert state.memory == {"count": 4}
+    assert state.hook_state == {"count": 4}
 
 
 def test_a_decision_to_stop_is_saved(start, train, tmp_path):
@@ -383,14 +383,16 @@ def test_a_second_process_is_refused_while_the_first_lives(start, train, tmp_pat
 
 def test_a_directory_is_saved_to_by_one_hook(start, train, tmp_path):
     def train_within(state, metrics):
-        with pytest.raises(InUse, match="a run that it is within, saves there.* of its own"):
+        with pytest.raises(
+            DirectoryInUse, match="a run that it is within, saves there.* of its own"
+        ):
             trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path))
         assert (tmp_path / "lock").stat().st_size  # the outer run goes on
         return state
 
     trainer.fit(start, train, epochs=1, hooks=[train_within, _saving(tmp_path)])
     assert (tmp_path / "lock").stat().st_size == 0
-    with pytest.raises(InUse, match="a hook of this very run"):
+    with pytest.raises(DirectoryInUse, match="a hook of this very run"):
         trainer.fit(start, train, epochs=2, hooks=[_saving(tmp_path), _saving(tmp_path)])
     assert (tmp_path / "lock").stat().st_size == 0
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
@@ -403,7 +405,9 @@ def test_after_its_lock_was_removed_nothing_is_saved(state, phase, tmp_path):
             (tmp_path / "lock").unlink()
         return state
 
-    with pytest.raises(InUse, match="'.*lock', was removed .* another process may train there"):
+    with pytest.raises(
+        DirectoryInUse, match="'.*lock', was removed .* another process may train there"
+    ):
         trainer.fit(state, phase, epochs=5, hooks=[tidy_up, _saving(tmp_path)])
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [1, 2]
@@ -419,7 +423,7 @@ def test_a_second_fit_in_another_thread_is_refused(state, phase, tmp_path, share
         try:
             beside = saving if shared else _saving(tmp_path)
             trainer.fit(state, phase, epochs=5, hooks=beside)
-        except InUse as error:
+        except DirectoryInUse as error:
             refused.append(str(error))
 
     def start_another(state, metrics):

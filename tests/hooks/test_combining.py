@@ -104,7 +104,7 @@ def test_every_steps_fires_where_the_quotient_grew(state):
     hook, seen = hooks.every_steps(10, count()), []
     for step in (4, 9, 10, 15, 31, 39, 40):
         before, state = state, hook(at(state, step=step), {})
-        seen.append(state.memory.get("count") != before.memory.get("count"))
+        seen.append(state.hook_state.get("count") != before.hook_state.get("count"))
     assert seen == [False, False, True, False, True, False, True]
 
 
@@ -112,9 +112,9 @@ def test_every_steps_starts_from_the_step_it_is_added_at(state, phase):
     state, _ = trainer.fit(state, phase, epochs=7)
     hook = hooks.every_steps(5, count())
     state, _ = trainer.fit(state, phase, epochs=9, hooks=hook)
-    assert state.memory == {"count": 0, "every_steps/5/count": 1}
+    assert state.hook_state == {"count": 0, "every_steps/5/count": 1}
     state, _ = trainer.fit(state, phase, epochs=10, hooks=hook)
-    assert state.memory == {"count": 1, "every_steps/5/count": 2}
+    assert state.hook_state == {"count": 1, "every_steps/5/count": 2}
 
 
 def test_when_asks_the_state_and_the_metrics(state):
@@ -135,7 +135,7 @@ def test_when_is_asked_once_an_event_for_all_parts(state):
     )
     hook = hooks.when(ask, hooks.chain(bump, count()))
     after = hook(state, {})
-    assert after.memory == {"bump": 1, "count": 1}
+    assert after.hook_state == {"bump": 1, "count": 1}
     assert len(asked) == 1
     assert hook(after, {}) is after
     assert len(asked) == 2
@@ -162,19 +162,19 @@ def test_once_fires_the_first_time_only_across_resumes(state, phase):
     hook = hooks.once(count())
     state, _ = trainer.fit(state, phase, epochs=2, hooks=hook)
     state, _ = trainer.fit(state, phase, epochs=4, hooks=hook)
-    assert state.memory == {"count": 1, "once/count": True}
+    assert state.hook_state == {"count": 1, "once/count": True}
 
 
 def test_once_waits_for_the_trigger_within(state, phase):
     state, _ = trainer.fit(state, phase, epochs=6, hooks=hooks.once(hooks.every(3, count())))
-    assert state.memory["count"] == 1
+    assert state.hook_state["count"] == 1
     other, _ = trainer.fit(
-        state.replace(memory={}, epoch=jnp.int32(0)),
+        state.replace(hook_state={}, epoch=jnp.int32(0)),
         phase,
         epochs=2,
         hooks=hooks.once(hooks.every(3, count())),
     )
-    assert other.memory == {"count": 0, "once/count": False}
+    assert other.hook_state == {"count": 0, "once/count": False}
 
 
 def test_triggers_nest(state):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hooks.origin import require_beside
+from hooks.origin import check_package_origin
 
 
 @pytest.mark.parametrize("own", ["trainer.py", "trainer/__init__.py"])
@@ -15,7 +15,7 @@ def test_what_hides_the_package_is_named(tmp_path, monkeypatch, own):
     monkeypatch.syspath_prepend(tmp_path)
     place = (tmp_path / own) if own == "trainer.py" else tmp_path / "trainer"
     with pytest.raises(ImportError) as raised:
-        require_beside("trainer")
+        check_package_origin("trainer")
     assert f"Python finds {place}, which hides it: rename that" in str(raised.value)
 
 
@@ -25,9 +25,9 @@ def test_one_that_was_imported_before_is_named_too(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "trainer", Theirs)
     with pytest.raises(ImportError, match=r"trainer\.py, which hides it"):
-        require_beside("trainer")
+        check_package_origin("trainer")
 
 
 def test_ours_passes():
-    require_beside("trainer")
-    require_beside("no_such_package")
+    check_package_origin("trainer")
+    check_package_origin("no_such_package")

@@ -17,6 +17,7 @@ import trainer
 from hooks import recording_replays
 from hooks.recording_replays import record_replays
 from hooks.testing import check_hook
+from trainer import rl
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, Environment, Step
 
@@ -91,7 +92,7 @@ def test_files_and_videos_are_of_the_same_episode(recorded, state):
     (at, values), *_ = recorder.written
     assert (at, list(values)) == (70, ["epoch", "replays/0", "replays/1"])
     for number in (0, 1):
-        replay = hooks.load_replay(folder / "replays" / f"7-{number}.json")
+        replay = rl.load_replay(folder / "replays" / f"7-{number}.json")
         assert (replay.epoch, replay.step, replay.seed, replay.number) == (7, 70, 4, number)
         video = values[f"replays/{number}"]
         np.testing.assert_array_equal(video.frames, replay.frames(DICE))
@@ -188,7 +189,7 @@ def test_names_from_outside_reach_no_file_name(state, tmp_path):
     hook = record_replays(NETWORK, env, tmp_path, hooks.TensorBoard(tmp_path), lesson=hostile)
     trainer.fit(state, trainer.Phase("train", lambda s, d: (s, None, {})), epochs=1, hooks=hook)
     assert names(tmp_path) == ["1-0.gif", "1-0.json"]
-    loaded = hooks.load_replay(tmp_path / "replays" / "1-0.json")
+    loaded = rl.load_replay(tmp_path / "replays" / "1-0.json")
     assert (loaded.environment, loaded.lesson) == ("../../etc/x", hostile)
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hooks.worker import Worker
+from hooks.worker import BackgroundWorker
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def gate():
 
 def test_items_are_worked_off_in_order_on_another_thread():
     seen = []
-    worker = Worker(
-        "seen", lambda item: seen.append((item, threading.get_ident())), waiting=3, time_limit=60
+    worker = BackgroundWorker(
+        "seen", lambda item: seen.append((item, threading.get_ident())), max_queued=3, time_limit=60
     )
     for item in range(50):
         worker.put(item)
@@ -31,7 +31,7 @@ def test_items_are_worked_off_in_order_on_another_thread():
 
 def test_flush_waits_for_all_that_is_queued():
     seen = []
-    worker = Worker("seen", seen.append, waiting=100, time_limit=60)
+    worker = BackgroundWorker("seen", seen.append, max_queued=100, time_limit=60)
     for item in range(100):
         worker.put(item)
     worker.flush()
@@ -41,7 +41,7 @@ def test_flush_waits_for_all_that_is_queued():
 
 def test_flush_and_close_without_items_start_no_thread():
     before = threading.active_count()
-    worker = Worker("idle", print, waiting=1, time_limit=60)
+    worker = BackgroundWorker("idle", print, max_queued=1, time_limit=60)
     worker.flush()
     worker.close()
     assert threading.active_count() == before
@@ -49,7 +49,7 @@ def test_flush_and_close_without_items_start_no_thread():
 
 def test_close_ends_the_thread_and_put_starts_another():
     seen = []
-    worker = Worker("again", seen.append, waiting=1, time_limit=60)
+    worker = BackgroundWorker("again", seen.append, max_queued=1, time_limit=60)
     before = threading.active_count()
     for item in range(3):
         worker.put(item)
@@ -60,7 +60,7 @@ def test_close_ends_the_thread_and_put_starts_another():
 
 def test_none_is_an_item_too():
     seen = []
-    worker = Worker("none", seen.append, waiting=1, time_limit=60)
+    worker = BackgroundWorker("none", seen.append, max_queued=1, time_limit=60)
     worker.put(None)
     worker.close()
     assert seen == [None]
@@ -74,7 +74,7 @@ def test_a_failure_is_raised_once_by_what_comes_next(surface):
         failed.set()
         raise OSError("disk full")
 
-    worker = Worker("fail", fail, waiting=2, time_limit=60)
+    worker = BackgroundWorker("fail", fail, max_queued=2, time_limit=60)
     worker.put(1)
     failed.wait()
     worker._line.items.join()
@@ -93,7 +93,7 @@ def test_what_waits_behind_a_failure_is_skipped_and_what_comes_later_is_not(gate
             raise ValueError(item)
         seen.append(item)
 
-    worker = Worker("work", work, waiting=4, time_limit=60)
+    worker = BackgroundWorker("work", work, max_queued=4, time_limit=60)
     for item in ("first", "bad", "behind"):
         worker.put(item)
     gate.set()
@@ -111,7 +111,7 @@ def test_put_waits_where_items_come_too_fast(gate):
         started.set()
         gate.wait()
 
-    worker = Worker("slow", work, waiting=1, time_limit=60)
+    worker = BackgroundWorker("slow", work, max_queued=1, time_limit=60)
     worker.put(1)
     started.wait()
     worker.put(2)
@@ -129,7 +129,7 @@ def test_an_item_that_hangs_is_given_up_and_said_once(gate, surface):
         started.set()
         gate.wait()
 
-    worker = Worker("hang", hang, waiting=1, time_limit=0.1)
+    worker = BackgroundWorker("hang", hang, max_queued=1, time_limit=0.1)
 
     def ask():
         while surface == "check":
@@ -147,7 +147,9 @@ def test_an_item_that_hangs_is_given_up_and_said_once(gate, surface):
 
 def test_after_one_that_hung_another_thread_takes_over(gate):
     seen = []
-    worker = Worker("once", lambda item: item() or seen.append(item), waiting=1, time_limit=0.1)
+    worker = BackgroundWorker(
+        "once", lambda item: item() or seen.append(item), max_queued=1, time_limit=0.1
+    )
     worker.put(gate.wait)
     with pytest.raises(TimeoutError):
         worker.flush()
@@ -158,7 +160,7 @@ def test_after_one_that_hung_another_thread_takes_over(gate):
 
 
 def test_many_items_within_the_limit_may_take_longer_together():
-    worker = Worker("steady", lambda item: time.sleep(0.1), waiting=20, time_limit=1.0)
+    worker = BackgroundWorker("steady", lambda item: time.sleep(0.1), max_queued=20, time_limit=1.0)
     for item in range(12):
         worker.put(item)
     worker.close()
@@ -168,7 +170,7 @@ def test_checking_raises_a_failure_and_does_not_wait():
     def fail(item):
         raise OSError("disk full")
 
-    worker = Worker("fail", fail, waiting=1, time_limit=60)
+    worker = BackgroundWorker("fail", fail, max_queued=1, time_limit=60)
     worker.check()
     worker.put(1)
     worker._line.items.join()
@@ -187,7 +189,7 @@ def test_whatever_is_raised_the_thread_goes_on():
             raise asyncio.CancelledError
         seen.append(item)
 
-    worker = Worker("work", work, waiting=4, time_limit=60)
+    worker = BackgroundWorker("work", work, max_queued=4, time_limit=60)
     worker.put("bad")
     with pytest.raises(asyncio.CancelledError):
         worker.flush()
@@ -205,7 +207,7 @@ def test_a_thread_that_was_left_behind_works_off_nothing_more(gate):
             gate.wait()
             ended.set()
 
-    worker = Worker("work", work, waiting=4, time_limit=0.1)
+    worker = BackgroundWorker("work", work, max_queued=4, time_limit=0.1)
     worker.put("hangs")
     worker.put("lost")
     behind = worker._line.thread

@@ -113,7 +113,7 @@ def _inputs(network, first, recurrent=None, observation=OBSERVATIONS):
 
 @pytest.fixture(scope="module")
 def remembering():
-    network = models.actor_critic(actions=3, hidden=(8,), memory=6)
+    network = models.actor_critic(actions=3, hidden=(8,), recurrent_size=6)
     inputs = _inputs(network, jnp.zeros(5, bool))
     params, _ = jax.jit(network.init)(KEY, inputs)
     return network, params, jax.jit(lambda i: network.apply(params, {}, i, key=None, train=False))
@@ -124,7 +124,7 @@ def test_memory_is_a_gated_recurrent_unit_after_the_hidden_layers(remembering):
     before = np.array(jax.random.normal(KEY, (5, 6)))
     outputs, _ = apply(_inputs(network, jnp.zeros(5, bool), before))
     params = jax.tree.map(np.array, params)
-    hidden, cell = params["torso"]["hidden"]["0"], params["memory"]
+    hidden, cell = params["torso"]["hidden"]["0"], params["cell"]
     x = np.tanh(np.array(OBSERVATIONS) @ hidden["kernel"] + hidden["bias"])
     reset_x, update_x, new_x = np.split(
         x @ cell["dense_i"]["kernel"] + cell["dense_i"]["bias"], 3, 1
@@ -179,7 +179,7 @@ def test_in_lower_precision_outputs_and_memory_stay_float32(remembering):
         ({"actions": 0}, ValueError, "actions must be at least 1; got 0"),
         ({"actions": 2.0}, TypeError, "actions must be a whole number; got 2.0"),
         ({"hidden": 64}, TypeError, "hidden must be a sequence of sizes"),
-        ({"memory": 0}, ValueError, "memory must be at least 1; got 0"),
+        ({"recurrent_size": 0}, ValueError, "recurrent_size must be at least 1; got 0"),
         ({"activation": "tan"}, ValueError, "activation must be one of relu, silu, tanh; got 'tan"),
     ],
 )
@@ -189,12 +189,17 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
 
 
 @pytest.mark.parametrize(
-    ("memory", "inputs", "error", "message"),
+    ("recurrent_size", "inputs", "error", "message"),
     [
         (None, jnp.ones(()), ValueError, r"observations \[batch, ...\] .* got shape \(\)"),
         (None, {}, ValueError, "got a dict without one"),
         (None, {"a": {"b": OBSERVATIONS}}, TypeError, "a dict of them; got dict"),
-        (4, OBSERVATIONS, TypeError, "with memory takes a dict of first, .*; got ShapeDtypeStruct"),
+        (
+            4,
+            OBSERVATIONS,
+            TypeError,
+            "with recurrent_size takes a dict of first, .*; got ShapeDtypeStruct",
+        ),
         (4, {"observation": OBSERVATIONS}, TypeError, r"recurrent; got \['observation'\]"),
         (
             4,
@@ -210,6 +215,6 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
         ),
     ],
 )
-def test_wrong_inputs_are_refused(memory, inputs, error, message):
+def test_wrong_inputs_are_refused(recurrent_size, inputs, error, message):
     with pytest.raises(error, match=message):
-        models.actor_critic(actions=2, memory=memory).init(KEY, inputs)
+        models.actor_critic(actions=2, recurrent_size=recurrent_size).init(KEY, inputs)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.attention import CrossAttention, SelfAttention, has_kernel, rotate, rotation
+from models.attention import CrossAttention, SelfAttention, apply_rotary, compute_rotary, has_kernel
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -17,8 +17,8 @@ KEY = jax.random.key(1)
 
 def at(heads, position):
     """Turn heads `[size]` as if they stood at this position."""
-    turn = rotation(jnp.array([position]), heads.size)
-    return rotate(heads.reshape(1, 1, 1, -1), turn).ravel()
+    turn = compute_rotary(jnp.array([position]), heads.size)
+    return apply_rotary(heads.reshape(1, 1, 1, -1), turn).ravel()
 
 
 def test_products_of_turned_heads_depend_on_the_distance_alone():

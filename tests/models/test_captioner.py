@@ -80,7 +80,7 @@ def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan):
         cache = decoder.begin(params, {"image": INPUTS["image"]}, 5)
         pieces = []
         for piece in jnp.split(INPUTS["tokens"], [3, 4], axis=1):
-            outputs, cache = decoder.advance(params, cache, piece)
+            outputs, cache = decoder.decode_step(params, cache, piece)
             pieces.append(outputs)
         return whole, jnp.concatenate(pieces, axis=1)
 

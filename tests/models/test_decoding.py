@@ -32,7 +32,7 @@ def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan, cuts):
         cache = decoder.begin(params, TOKENS, 9)  # more room than there are tokens
         pieces = []
         for piece in jnp.split(TOKENS, cuts, axis=1):
-            outputs, cache = decoder.advance(params, cache, piece)
+            outputs, cache = decoder.decode_step(params, cache, piece)
             pieces.append(outputs)
         return whole, jnp.concatenate(pieces, axis=1)
 
@@ -48,7 +48,7 @@ def test_the_cache_is_arrays_of_fixed_shapes_in_the_dtype_of_the_parameters():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     for params, dtype in ((PARAMS, "float32"), (low, "bfloat16")):
         before = jax.eval_shape(lambda p: DECODER.begin(p, TOKENS, 9), params)
-        _, after = jax.eval_shape(DECODER.advance, params, before, TOKENS)
+        _, after = jax.eval_shape(DECODER.decode_step, params, before, TOKENS)
         assert before == after
         assert {leaf.dtype.name for leaf in jax.tree.leaves(before)} == {dtype, "int32"}
 
@@ -56,8 +56,8 @@ def test_the_cache_is_arrays_of_fixed_shapes_in_the_dtype_of_the_parameters():
 def test_past_the_length_of_the_cache_logits_are_nan():
     def read(params):
         cache = DECODER.begin(params, TOKENS, 8)
-        _, cache = DECODER.advance(params, cache, TOKENS)
-        return DECODER.advance(params, cache, TOKENS[:, :3])[0]
+        _, cache = DECODER.decode_step(params, cache, TOKENS)
+        return DECODER.decode_step(params, cache, TOKENS[:, :3])[0]
 
     outputs = jax.jit(read)(PARAMS)
     np.testing.assert_array_equal(jnp.isnan(outputs).all((0, 2)), [True, True, True])
@@ -106,9 +106,9 @@ def test_it_compiles_once_for_each_shape():
     def advance(params, cache, tokens):
         nonlocal count
         count += 1
-        return DECODER.advance(params, cache, tokens)
+        return DECODER.decode_step(params, cache, tokens)
 
-    decoder = DECODER._replace(advance=advance)
+    decoder = DECODER._replace(decode_step=advance)
 
     def write(seed=0, length=2, prompt=PROMPT, **settings):
         nonlocal count
@@ -128,11 +128,11 @@ def test_it_compiles_once_for_each_shape():
 def test_a_decoder_that_is_done_with_is_freed():
     decoder = models.transformer(**SETTINGS)
     models.generate(decoder, PARAMS, PROMPT, length=2, key=KEY)
-    alive = weakref.ref(decoder.advance)
-    kept = decoding._program.cache_info().maxsize
+    alive = weakref.ref(decoder.decode_step)
+    kept = decoding._compile_generate.cache_info().maxsize
     assert kept <= 8
     for _ in range(kept):
-        decoding._program(DECODER._replace(init=lambda key, example: ({}, {})))
+        decoding._compile_generate(DECODER._replace(init=lambda key, example: ({}, {})))
     del decoder
     gc.collect()
     assert alive() is None

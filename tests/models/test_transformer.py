@@ -231,4 +231,4 @@ def test_it_computes_in_float16_on_cpu_and_writes_in_it():
     lower, _ = decoder.apply(half, {}, tokens, key=None, train=False)
     np.testing.assert_allclose(lower, whole, atol=2e-2)
     cache = decoder.begin(half, tokens, 4)
-    np.testing.assert_allclose(decoder.advance(half, cache, tokens)[0], lower, atol=2e-2)
+    np.testing.assert_allclose(decoder.decode_step(half, cache, tokens)[0], lower, atol=2e-2)

@@ -14,7 +14,7 @@ def make(epoch=1):
     """A state to save, with a memory of every kind of scalar."""
     state = TrainState.create(params={"w": jnp.arange(100.0) + epoch}, rng=jax.random.key(epoch))
     memory = {"h": {"best": 0.5, "n": 3, "name": "a", "rate": np.float32(1), "none": None}}
-    return state.replace(epoch=jnp.int32(epoch), memory=memory)
+    return state.replace(epoch=jnp.int32(epoch), hook_state=memory)
 
 
 def save(run, *epochs):
@@ -33,9 +33,9 @@ def restore(run, **options):
 
 def read(commit):
     """What a commit says of itself."""
-    return manifest.read((commit / "manifest.json").read_bytes())
+    return manifest.decode_manifest((commit / "manifest.json").read_bytes())
 
 
 def forge(commit, content):
     """Make a commit say something else, with the right checksum."""
-    (commit / "manifest.json").write_bytes(manifest.written(content))
+    (commit / "manifest.json").write_bytes(manifest.encode_manifest(content))

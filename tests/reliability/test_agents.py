@@ -24,7 +24,7 @@ import models
 import trainer
 from trainer import losses, rl
 from trainer.rl import distillation, environments
-from trainer.rl.policies import initial
+from trainer.rl.policies import init_weights
 
 LIMIT = 120
 """Seconds after which a process is taken to hang."""
@@ -40,7 +40,7 @@ FADED = 60
 """Optimizer steps, of the 80 until the run stops, until the teacher has nothing more to say."""
 LESSONS = ("empty", "two_rooms", "key")
 
-TAUGHT = models.actor_critic(actions=5, hidden=(4,), memory=4)
+TAUGHT = models.actor_critic(actions=5, hidden=(4,), recurrent_size=4)
 """The teacher's network, which is not the student's."""
 
 
@@ -53,7 +53,7 @@ def _env() -> environments.Environment:
 def run(directory: Path, teacher: Path) -> None:
     """Train until the run stops, or on from where one was; leave what `crashing.left` reads."""
     logging.getLogger("entracte").setLevel(logging.ERROR)
-    network = models.actor_critic(actions=5, hidden=(8,), memory=8)
+    network = models.actor_critic(actions=5, hidden=(8,), recurrent_size=8)
     fading = optax.linear_schedule(1.0, 0.0, FADED)
     agent = rl.ppo(
         network,
@@ -66,7 +66,7 @@ def run(directory: Path, teacher: Path) -> None:
         loss=losses.total(rl.ppo_loss(), (distillation.kickstart(), fading)),
         normalize_observations=True,
         normalize_rewards=True,
-        teacher=distillation.teacher(TAUGHT, teacher, _env()),
+        teacher=distillation.restore_teacher(TAUGHT, teacher, _env()),
     )
     exam = rl.evaluation_of(network, _env(), episodes=4, greedy=False)
     opening = hooks.thresholds(dict.fromkeys(LESSONS[:-1], 0.0), window=4)
@@ -94,7 +94,7 @@ def agents(tmp_path_factory):
     """Make a function that starts a run in a directory; and what an uninterrupted one leaves."""
     teacher = tmp_path_factory.mktemp("teacher")
     key, env = jax.random.key(1), _env()
-    weights = jax.jit(lambda key: initial(TAUGHT, env, key))(key)
+    weights = jax.jit(lambda key: init_weights(TAUGHT, env, key))(key)
     with trainer.Checkpoints(teacher) as checkpoints:
         checkpoints.save(trainer.TrainState.create(params=weights.params, rng=key))
     target = importlib.import_module("test_agents").run  # by a name that a process can import

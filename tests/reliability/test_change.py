@@ -42,9 +42,9 @@ def fit(start, phase, directory, *others, epochs=EPOCHS, **settings):
 def rewrite(directory, epoch, **changes):
     """Change what a manifest says, and its checksum with it; None leaves a field out."""
     file = directory / "checkpoints" / str(epoch) / "manifest.json"
-    content = manifest.read(file.read_bytes()) | changes
+    content = manifest.decode_manifest(file.read_bytes()) | changes
     kept = {name: value for name, value in content.items() if value is not None or name == "config"}
-    file.write_bytes(manifest.written(kept))
+    file.write_bytes(manifest.encode_manifest(kept))
 
 
 # Hooks
@@ -58,13 +58,13 @@ def test_a_hook_that_was_added_begins_anew_and_one_that_was_removed_is_dropped(
     fit(start, train, tmp_path, average, patience, epochs=2)
     state, history = fit(start, train, tmp_path, patience, count)
     assert len(history) == EPOCHS - 2
-    assert sorted(state.memory) == ["count", "stop_early/train/loss"]
-    assert state.memory["count"] == EPOCHS - 2
+    assert sorted(state.hook_state) == ["count", "stop_early/train/loss"]
+    assert state.hook_state["count"] == EPOCHS - 2
     assert "commit 2 in " in caplog.text
-    assert "memory/count begins anew" in caplog.text
-    assert "memory/average_params is dropped, since no hook keeps it" in caplog.text
+    assert "hook_state/count begins anew" in caplog.text
+    assert "hook_state/average_params is dropped, since no hook keeps it" in caplog.text
     assert "stop_early/train/loss begins" not in caplog.text
-    assert fingerprint(state.replace(memory={})) == fingerprint(straight)
+    assert fingerprint(state.replace(hook_state={})) == fingerprint(straight)
 
 
 @pytest.mark.parametrize("order", [(2, 0, 1), (2, 1, 0)])

@@ -118,7 +118,9 @@ def test_where_a_phase_failed_error_hooks_see_the_last_commit(
 ):
     count = hooks.stateful("count", lambda state: 0, lambda memory, s, m: (memory + 1, s))
     told = []
-    tell = hooks.on("error", lambda s, m: told.append((s.memory["count"], m["train/loss"])) or s)
+    tell = hooks.on(
+        "error", lambda s, m: told.append((s.hook_state["count"], m["train/loss"])) or s
+    )
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     with pytest.raises(OSError, match="the disk is gone"):
         trainer.fit(begin, breaking, epochs=6, hooks=[count, saving, look, tell])

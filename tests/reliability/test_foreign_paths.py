@@ -14,8 +14,8 @@ import time
 import pytest
 
 from trainer.__main__ import main
-from trainer.host.safe_open import UnsafeFile, make_own_folder, opened, own_folder
-from trainer.runs import Store, deliver_left
+from trainer.host.safe_open import UnsafeFile, make_own_folder, open_regular, own_folder
+from trainer.runs import Store, deliver_queue
 
 ROOT = os.geteuid() == 0
 LINE = b'{"do": "records", "run": "one", "epoch": 1, "step": 1, "values": {"loss": 0.5}}\n'
@@ -128,7 +128,7 @@ def test_what_a_store_names_is_neither_written_nor_waited_for(planted, tmp_path,
     with Store(tmp_path / "shared") as store:
         assert store.records("one") == []
         with pytest.raises((UnsafeFile, IsADirectoryError)):
-            deliver_left(store, store.run("one").directory)
+            deliver_queue(store, store.run("one").directory)
 
 
 def test_what_is_the_users_own_is_delivered(planted, capsys):
@@ -155,15 +155,15 @@ def test_a_file_exchanged_after_it_was_looked_at_is_not_opened(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "stat", exchange)
     with pytest.raises(OSError, match="symbolic links"):
-        opened(file)
+        open_regular(file)
 
 
 def test_links_are_followed_where_the_user_says_so(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "file").write_text("own")
-    os.close(opened(tmp_path / "link", follow=True))
+    os.close(open_regular(tmp_path / "link", follow=True))
     with pytest.raises(UnsafeFile, match="it is a link, and must be a regular file"):
-        opened(tmp_path / "link")
+        open_regular(tmp_path / "link")
 
 
 @pytest.mark.parametrize("path", ["relative", "/tmp/../tmp"])

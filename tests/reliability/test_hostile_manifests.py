@@ -17,7 +17,7 @@ from forging import forge, make, read, restore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoints import DamagedCommit, manifest, manifest_schema
+from trainer.checkpoints import DamagedCheckpoint, manifest, manifest_schema
 
 HUGE = 10**12
 
@@ -49,8 +49,8 @@ def places(tree, path=()):
 @given(content=junk)
 @settings(max_examples=100)
 def test_a_manifest_of_anything_is_damage(tmp_path_factory, content):
-    with pytest.raises(DamagedCommit):
-        manifest_schema.check(manifest.read(manifest.written(content)))
+    with pytest.raises(DamagedCheckpoint):
+        manifest_schema.check_manifest(manifest.decode_manifest(manifest.encode_manifest(content)))
 
 
 @given(draw=st.data())
@@ -67,7 +67,7 @@ def test_a_manifest_with_anything_anywhere_is_restored_or_refused(original, draw
         inner = inner[key]
     inner[path[-1]] = draw.draw(junk)
     forge(run / "checkpoints/2", spoiled)
-    with contextlib.suppress(DamagedCommit, ValueError):
+    with contextlib.suppress(DamagedCheckpoint, ValueError):
         commit = restore(run, epoch=2, config={"seed": 0})
         assert bool((commit.state.params["w"] == make(2).params["w"]).all())
 
@@ -85,18 +85,18 @@ LIES = {
     "a negative shape": ("params/w", {"shape": [-100]}),
     "a truth for a size": ("params/w", {"shape": [True, 100]}),
     "no shape": ("params/w", {"shape": None}),
-    "a shape for a scalar": ("memory/h/n", {"shape": []}),
-    "an object": ("memory/h/rate", {"type": "numpy.object"}),
-    "a record": ("memory/h/rate", {"type": "numpy.i4, f8"}),
-    "too many bytes": ("memory/h/rate", {"value": "00" * 5}),
-    "no hexadecimals": ("memory/h/rate", {"value": "0000 000"}),
-    "an int that is none": ("memory/h/n", {"value": "__import__('os')"}),
-    "a float too large": ("memory/h/best", {"value": "0x1p999999"}),
-    "a text that is none": ("memory/h/name", {"value": 3}),
-    "something for None": ("memory/h/none", {"value": False}),
+    "a shape for a scalar": ("hook_state/h/n", {"shape": []}),
+    "an object": ("hook_state/h/rate", {"type": "numpy.object"}),
+    "a record": ("hook_state/h/rate", {"type": "numpy.i4, f8"}),
+    "too many bytes": ("hook_state/h/rate", {"value": "00" * 5}),
+    "no hexadecimals": ("hook_state/h/rate", {"value": "0000 000"}),
+    "an int that is none": ("hook_state/h/n", {"value": "__import__('os')"}),
+    "a float too large": ("hook_state/h/best", {"value": "0x1p999999"}),
+    "a text that is none": ("hook_state/h/name", {"value": 3}),
+    "something for None": ("hook_state/h/none", {"value": False}),
     "no checksum": ("params/w", {"checksum": ""}),
     "a field more": ("params/w", {"driver": "http"}),
-    "another's path": ("memory/h/n", {"path": "memory/h/best"}),
+    "another's path": ("hook_state/h/n", {"path": "hook_state/h/best"}),
 }
 
 
@@ -106,7 +106,7 @@ def test_a_lie_about_a_leaf_is_damage(run, lie):
     path, fields = LIES[lie]
     leaf_of(content, path).update(fields)
     forge(run / "checkpoints/2", content)
-    with pytest.raises(DamagedCommit, match="commit 2 in .*: .* cannot be"):
+    with pytest.raises(DamagedCheckpoint, match="commit 2 in .*: .* cannot be"):
         restore(run, strict=True)
     assert restore(run).epoch == 1
 
@@ -115,7 +115,7 @@ def test_a_leaf_whose_bytes_are_not_its_dtypes_is_damage(run):
     content = read(run / "checkpoints/2")
     leaf_of(content, "rng")["bytes"] = 16
     forge(run / "checkpoints/2", content)
-    with pytest.raises(DamagedCommit, match="gives a wrong size to rng"):
+    with pytest.raises(DamagedCheckpoint, match="gives a wrong size to rng"):
         restore(run, strict=True)
 
 
@@ -127,7 +127,7 @@ def test_nesting_without_end_is_damage(run, depth):
     digest = xxhash.xxh3_64_hexdigest(body.encode())
     whole = f'{{"checksum": "{digest}", "manifest": {body}'
     (run / "checkpoints/2/manifest.json").write_text(whole)
-    with pytest.raises(DamagedCommit, match="commit 2 in .*nested too deeply|no JSON"):
+    with pytest.raises(DamagedCheckpoint, match="commit 2 in .*nested too deeply|no JSON"):
         restore(run, strict=True, config={"seed": 0})
 
 
@@ -143,7 +143,7 @@ def read(run):
     state = TrainState.create(params={"w": jnp.zeros(100)}, rng=jax.random.key(0))
     memory = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
     with Checkpoints(run, read_only=True) as checkpoints:
-        checkpoints.restore(state.replace(memory=memory), strict=True)
+        checkpoints.restore(state.replace(hook_state=memory), strict=True)
 
 read(sys.argv[1])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -170,8 +170,8 @@ def claim(commit, size):
     """Add a leaf of so many bytes to a manifest, and describe them as written."""
     content = read(commit)
     before = (commit / "arrays/leaves/0").stat().st_size
-    leaf = {**leaf_of(content, "params/w"), "path": "memory/big/x", "type": "uint8"}
-    content["leaves"]["memory/big"] = [
+    leaf = {**leaf_of(content, "params/w"), "path": "hook_state/big/x", "type": "uint8"}
+    content["leaves"]["hook_state/big"] = [
         {**leaf, "shape": [size], "bytes": size, "offset": before, "value": None}
     ]
     content["hooks"].append("big")

@@ -239,7 +239,7 @@ def test_an_error_in_the_middle_of_an_epoch_loses_nothing(batches, tmp_path):
 @pytest.mark.parametrize("batches", [generated, mapped, SOURCES["a memory map"]])
 def test_rolled_back_it_reads_the_same_again(batches):
     phase = phase_over(batches)
-    state = phase.prepared(start())
+    state = phase.add_position(start())
     once, _, _ = phase.execute(state, None, donate=False)
     twice, _, _ = phase.execute(once, None, donate=False)
     again, _, _ = phase.execute(once, None, donate=False)

@@ -51,7 +51,7 @@ def trained(tmp_path, monkeypatch, phase, state, caplog):
     monkeypatch.setattr("trainer.runs.store.connect", local)
     config = parse_config(Config, [*ARGUMENTS, "--run", str(tmp_path / "run")])
     assert config.logging.store == URL
-    trainer.fit(state, phase, epochs=1, hooks=hooks.configured(config))
+    trainer.fit(state, phase, epochs=1, hooks=hooks.build_hooks(config))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     return config
@@ -90,12 +90,12 @@ def test_a_run_goes_on_whatever_password_it_is_given(trained, phase, state, tmp_
     assert kept.logging.store == "postgresql://me:***@db.example/runs"
     for config in (kept, dataclasses.replace(trained, api_key="another")):
         config = dataclasses.replace(config, epochs=2, logging=Logging(store="off", console=False))
-        chain = hooks.configured(config)
+        chain = hooks.build_hooks(config)
         resumed, _ = trainer.fit(state, phase, epochs=2, hooks=chain)
         assert int(resumed.epoch) == 2
     other = dataclasses.replace(trained, data="https://example.org/other", logging=config.logging)
     with pytest.raises(ValueError, match=r"data: saved \"https://\*\*\*@example.org/set\", now"):
-        trainer.fit(state, phase, epochs=3, hooks=hooks.configured(other))
+        trainer.fit(state, phase, epochs=3, hooks=hooks.build_hooks(other))
 
 
 def test_what_an_older_version_kept_is_left_out_where_it_is_shown(tmp_path, capsys):
@@ -153,8 +153,8 @@ def test_a_command_line_is_kept_without_them(words, shown):
 
 def test_what_is_no_secret_is_kept_bit_for_bit(tmp_path):
     config = Config(run=Path("runs/a"), data="file:///a:b@c", seed=3)
-    from trainer.configuration import as_data, save_config
+    from trainer.configuration import save_config, to_dict
 
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", Config) == config
-    assert json.loads(json.dumps(as_data(config)))["data"] == "file:///a:b@c"
+    assert json.loads(json.dumps(to_dict(config)))["data"] == "file:///a:b@c"

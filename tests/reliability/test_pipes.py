@@ -17,7 +17,7 @@ import trainer
 from hooks.reports.histories import read_curves
 from trainer import data
 from trainer.configuration import TrainingConfig, load_config, save_config
-from trainer.host.atomic_files import replacing
+from trainer.host.atomic_files import atomic_replace
 from trainer.host.safe_open import UnsafeFile
 from trainer.rl.replay_files import load_replay
 
@@ -107,8 +107,8 @@ def test_a_file_that_is_replaced_is_written_to_no_other(tmp_path, planted):
             (run / name).unlink()
             (run / name).symlink_to(aside)
     save_config(TrainingConfig(seed=3), run / "config.yaml")
-    hooks.beat(run / "alive.json")(make(), {})
-    with replacing(run / "other") as beside:
+    hooks.heartbeat(run / "alive.json")(make(), {})
+    with atomic_replace(run / "other") as beside:
         beside.write_text("new")
     assert load_config(run / "config.yaml", TrainingConfig).seed == 3
     assert '"epoch": 1' in (run / "alive.json").read_text()
@@ -117,7 +117,7 @@ def test_a_file_that_is_replaced_is_written_to_no_other(tmp_path, planted):
 
 
 def test_links_and_pipes_among_artifacts_are_not_uploaded(run, tmp_path):
-    from hooks.writers.trackers import linked_artifacts
+    from hooks.writers.trackers import link_artifacts
 
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "secrets").mkdir()
@@ -128,7 +128,7 @@ def test_links_and_pipes_among_artifacts_are_not_uploaded(run, tmp_path):
         (folder / names[0]).symlink_to(tmp_path / "secret")
         pipe(folder / names[1])
     (run / "checkpoints" / "2" / "c").symlink_to(tmp_path / "secrets")
-    linked_artifacts(run, tmp_path / "collected")
+    link_artifacts(run, tmp_path / "collected")
     found = {path.name: path for path in (tmp_path / "collected").rglob("*") if not path.is_dir()}
     assert {"2-0.gif", "manifest.json"} <= found.keys()
     assert not {"3-0.gif", "4-0.gif", "a", "b", "c", "key"} & found.keys()

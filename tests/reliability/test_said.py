@@ -18,10 +18,15 @@ import models
 import trainer
 from trainer import data, losses
 from trainer.checkpoints import manifest
-from trainer.checkpoints.resume_warnings import Difference, differing, on_record, warning
+from trainer.checkpoints.resume_warnings import (
+    Difference,
+    compare_settings,
+    merge_saved_settings,
+    warning,
+)
 from trainer.loop import content_hash
-from trainer.loop.content_hash import of_array
-from trainer.loop.run_description import described
+from trainer.loop.content_hash import hash_array
+from trainer.loop.run_description import describe_run
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
 SAID = "was saved by a script that said otherwise"
@@ -191,9 +196,9 @@ def test_hooks_and_phases_that_come_and_go_are_no_differences(runs, tmp_path, ca
 def test_other_software_may_keep_settings_elsewhere(runs, tmp_path, caplog):
     run = shutil.copytree(runs["plain"], tmp_path / "run")
     file = run / "checkpoints/1/manifest.json"
-    content = manifest.read(file.read_bytes())
+    content = manifest.decode_manifest(file.read_bytes())
     content["versions"]["optax"] = "0.0.1"
-    file.write_bytes(manifest.written(content))
+    file.write_bytes(manifest.encode_manifest(content))
     fit(run, 1, plain=0.02, column=1)
     (line,) = told(caplog)
     assert "data labels" in line
@@ -205,7 +210,7 @@ def test_other_software_may_keep_settings_elsewhere(runs, tmp_path, caplog):
 
 def rows(**changes):
     state, phase, chain = script(**changes)
-    return described(state, [phase], trainer.hook.parts_of(chain))
+    return describe_run(state, [phase], trainer.hook.flatten_hooks(chain))
 
 
 def test_a_run_changes_nothing_of_what_it_is_made_of(tmp_path):
@@ -239,11 +244,11 @@ def test_a_run_changes_nothing_of_what_it_is_made_of(tmp_path):
         hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl")),
     ]
     state, phase, chain = script(extra=extra)
-    chain = trainer.hook.parts_of([*chain, hooks.save_checkpoints(tmp_path)])
-    before = described(state, [phase], chain)
+    chain = trainer.hook.flatten_hooks([*chain, hooks.save_checkpoints(tmp_path)])
+    before = describe_run(state, [phase], chain)
     assert "1.7" not in str(before.get("hook clock"))
     trainer.fit(state, phase, epochs=2, hooks=chain)
-    assert described(state, [phase], chain) == before
+    assert describe_run(state, [phase], chain) == before
     assert rows(extra=extra) == {k: v for k, v in before.items() if "save_checkpoints" not in k}
 
 
@@ -259,10 +264,10 @@ def test_a_schedule_is_found_within_an_optimizer():
         state = trainer.TrainState.create(
             params={}, opt_state=optimizer.init({}), rng=jax.random.key(0)
         )
-        found = described(state, [phase], [])
+        found = describe_run(state, [phase], [])
         assert found["phase train"]["cosine_decay_schedule.decay_steps"] == "9"
         schedule(3)  # which makes a float of it
-        assert described(state, [phase], []) == found
+        assert describe_run(state, [phase], []) == found
         assert "learning_rate" not in found.get("hyperparams", {})
 
 
@@ -270,21 +275,21 @@ def test_large_arrays_are_sampled_and_small_ones_hashed_whole(monkeypatch):
     monkeypatch.setattr(content_hash, "WHOLE", 2**10)
     monkeypatch.setattr(content_hash, "_SAMPLE", 2**4)
     large = np.zeros((2**12, 2), np.float32)
-    assert of_array(large) == of_array(jax.numpy.asarray(large))
+    assert hash_array(large) == hash_array(jax.numpy.asarray(large))
     for place in (0, -1):
         changed = large.copy()
         changed[place] = 1
-        assert of_array(changed) != of_array(large)
+        assert hash_array(changed) != hash_array(large)
     small = np.zeros(2**7, np.float32)
     changed = small.copy()
     changed[77] = 1
-    assert of_array(changed) != of_array(small)
-    assert of_array(small.reshape(2, -1)) != of_array(small)
+    assert hash_array(changed) != hash_array(small)
+    assert hash_array(small.reshape(2, -1)) != hash_array(small)
 
 
 def test_the_list_of_differences_is_bounded():
     many = {f"data {n}": "1" for n in range(99)}
-    found = differing(
+    found = compare_settings(
         {"phase train": many},
         {"phase train": dict.fromkeys(many, "2")},
         {},
@@ -298,7 +303,7 @@ def test_on_record_is_what_is_in_force():
     kept = Difference("hyperparams", "learning_rate", "0.1", "0.2")
     taken = Difference("phase train", "data size", "1", "2")
     now = {"hyperparams": {"learning_rate": "0.2"}, "phase train": {"data size": "2"}}
-    assert on_record(now, [kept, taken]) == {
+    assert merge_saved_settings(now, [kept, taken]) == {
         "hyperparams": {"learning_rate": "0.1"},
         "phase train": {"data size": "2"},
     }

@@ -16,7 +16,7 @@ import pytest
 from forging import forge, make, read, restore, save
 
 from trainer import Checkpoints
-from trainer.checkpoints import DamagedCommit
+from trainer.checkpoints import DamagedCheckpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +68,7 @@ def read():
     state = TrainState.create(params={"w": jnp.zeros(100)}, rng=jax.random.key(0))
     memory = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
     with Checkpoints(sys.argv[1], best="val/loss", read_only=True) as checkpoints:
-        commit = checkpoints.restore(state.replace(memory=memory), config={"seed": 0})
+        commit = checkpoints.restore(state.replace(hook_state=memory), config={"seed": 0})
         for epoch in checkpoints.steps():
             try:
                 checkpoints.manifest(epoch)
@@ -98,9 +98,9 @@ print([warm == again, again, ran, opened])
 
 def spoil_paths(content):
     """Name leaves so that, taken as files, they would lie outside."""
-    wanted = content["leaves"]["memory/h"]
-    content["leaves"]["memory/../../outside"] = [{**wanted[0], "path": "/outside/secret"}]
-    content["leaves"]["memory//outside/secret"] = [{**wanted[0], "path": "../../../outside"}]
+    wanted = content["leaves"]["hook_state/h"]
+    content["leaves"]["hook_state/../../outside"] = [{**wanted[0], "path": "/outside/secret"}]
+    content["leaves"]["hook_state//outside/secret"] = [{**wanted[0], "path": "../../../outside"}]
     content["hooks"] += ["../../outside", "/outside/secret"]
 
 
@@ -138,7 +138,7 @@ def test_names_with_dots_and_slashes_open_nothing_and_are_dropped(run, caplog):
     content = read(run / "checkpoints/2")
     spoil_paths(content)
     forge(run / "checkpoints/2", content)
-    assert list(restore(run).state.memory) == ["h"]
+    assert list(restore(run).state.hook_state) == ["h"]
 
 
 # Files that are not what they should be
@@ -194,7 +194,7 @@ METADATA += [("np.ndarray", "string"), ("use_ocdbt", "use_other")]
 @pytest.mark.parametrize(("old", "new"), METADATA)
 def test_metadata_that_names_anything_else_is_damage(run, old, new):
     spoil_metadata(run / "checkpoints/2", old, new)
-    with pytest.raises(DamagedCommit, match="_METADATA"):
+    with pytest.raises(DamagedCheckpoint, match="_METADATA"):
         restore(run, strict=True)
 
 
@@ -207,7 +207,7 @@ ZARR += [('"."', '"/"'), ('"zarr_format":2', '"zarr_format":3'), ("{", '{"compre
 def test_any_other_description_of_the_array_is_damage(run, old, new):
     file = run / "checkpoints/2/arrays/leaves/.zarray"
     file.write_text(file.read_text().replace(old, new, 1))
-    with pytest.raises(DamagedCommit, match="leaves/.zarray does not describe"):
+    with pytest.raises(DamagedCheckpoint, match="leaves/.zarray does not describe"):
         restore(run, strict=True)
 
 

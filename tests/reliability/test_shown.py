@@ -14,7 +14,7 @@ import hooks
 import trainer
 from hooks.writers.writer import Text
 from trainer.__main__ import main
-from trainer.checkpoints import DamagedCommit
+from trainer.checkpoints import DamagedCheckpoint
 from trainer.configuration import TrainingConfig, load_config
 from trainer.runs import Store
 
@@ -50,7 +50,7 @@ def test_names_of_scores_and_of_memories(run, caplog):
     commit = run / "checkpoints" / "2"
     content = read(commit)
     content["scores"] = {CLEARS: 0.5}
-    content["leaves"][f"memory/{CLEARS}"] = []
+    content["leaves"][f"hook_state/{CLEARS}"] = []
     content["hooks"].append(CLEARS)
     forge(commit, content)
     restore(run)
@@ -66,7 +66,7 @@ def test_a_damage_is_told_with_what_is_damaged(run):
     with pytest.raises(ValueError, match="is of format 99") as raised:
         restore(run)
     assert plain(str(raised.value))
-    assert str(DamagedCommit(f"a {CLEARS}\n  b")) == f"a {SPELLED}\n  b"
+    assert str(DamagedCheckpoint(f"a {CLEARS}\n  b")) == f"a {SPELLED}\n  b"
 
 
 @pytest.mark.parametrize(

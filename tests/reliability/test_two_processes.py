@@ -86,7 +86,7 @@ correct = np.mean(np.argmax(network.apply(
     jax.device_get(state.params), {}, np.asarray(val.arrays["inputs"]), key=None, train=False
 )[0], axis=-1) == np.asarray(val.arrays["labels"]))
 assert on_sigterm() == before and (count == 1 or before != bytes(8))  # JAX's notice is back
-print("final", trainer.fingerprint(state), sorted(state.memory), correct, flush=True)
+print("final", trainer.fingerprint(state), sorted(state.hook_state), correct, flush=True)
 """.replace("EPOCHS", str(EPOCHS))
 
 

@@ -39,7 +39,7 @@ def val(task, digits):
 
 
 def test_members_train_as_they_would_alone(digits_states, phase, lifted):
-    whole, history = trainer.fit(trainer.stacked(digits_states), lifted, epochs=3)
+    whole, history = trainer.fit(trainer.stack_states(digits_states), lifted, epochs=3)
     for number, state in enumerate(digits_states):
         alone, before = trainer.fit(state, phase, epochs=3)
         one = trainer.member(whole, number)
@@ -52,14 +52,14 @@ def test_members_train_as_they_would_alone(digits_states, phase, lifted):
 
 
 def test_a_member_goes_on_alone_from_where_it_was(digits_states, phase, lifted):
-    whole, _ = trainer.fit(trainer.stacked(digits_states), lifted, epochs=1)
+    whole, _ = trainer.fit(trainer.stack_states(digits_states), lifted, epochs=1)
     alone, _ = trainer.fit(trainer.member(whole, 1), phase, epochs=2)
     together, _ = trainer.fit(whole, lifted, epochs=2)
     chex.assert_trees_all_close(trainer.member(together, 1).params, alone.params, atol=1e-5)
 
 
 def test_a_stopped_member_does_not_move(digits_states, lifted):
-    state = trainer.stacked(digits_states)
+    state = trainer.stack_states(digits_states)
     live = jnp.array([True, False, True])
     state = state.replace(carry={**state.carry, "live": live})
     after, history = trainer.fit(state, lifted, epochs=2)
@@ -76,7 +76,7 @@ def test_hooks_for_each_decide_as_they_would_alone(task, digits, digits_states, 
         return hooks.chain(hooks.evaluate(measured), wrap(stop))
 
     whole, history = trainer.fit(
-        trainer.stacked(digits_states), lifted, epochs=10, hooks=chain(val, hooks.each)
+        trainer.stack_states(digits_states), lifted, epochs=10, hooks=chain(val, hooks.each)
     )
     alone_val = trainer.evaluation(task.measure, digits[1])
     epochs = []
@@ -87,7 +87,7 @@ def test_hooks_for_each_decide_as_they_would_alone(task, digits, digits_states, 
     assert whole.stop
     assert len(history) == max(epochs) < 10
     assert min(epochs) < max(epochs)  # or nothing would have been stopped by itself
-    memory = whole.memory["each/stop_early/val/loss"]
+    memory = whole.hook_state["each/stop_early/val/loss"]
     assert [entry.since for entry in memory] == [1] * COUNT
 
 
@@ -99,7 +99,7 @@ def test_a_population_resumes_bit_for_bit(digits_states, lifted, val, tmp_path):
             hooks.save_checkpoints(directory, max_cost=None),
         )
 
-    start = trainer.stacked(digits_states)
+    start = trainer.stack_states(digits_states)
     whole, _ = trainer.fit(start, lifted, epochs=8, hooks=chain(tmp_path / "whole"))
     for epochs in (1, 3, 8):
         parts, _ = trainer.fit(start, lifted, epochs=epochs, hooks=chain(tmp_path / "parts"))
@@ -107,7 +107,7 @@ def test_a_population_resumes_bit_for_bit(digits_states, lifted, val, tmp_path):
 
 
 def test_the_best_member_is_taken_out(digits_states):
-    state = trainer.stacked(digits_states)
+    state = trainer.stack_states(digits_states)
     scores = {"val/loss": Members([2.0, math.nan, 1.0], [True] * 3), "plain": 1.0}
     best = trainer.best_member(state, scores, "val/loss")
     chex.assert_trees_all_equal(best.params, digits_states[2].params)
@@ -122,7 +122,7 @@ def test_the_best_member_is_taken_out(digits_states):
 
 
 def test_one_program_serves_whatever_is_attached(digits_states, lifted):
-    start = trainer.stacked(digits_states)
+    start = trainer.stack_states(digits_states)
     trainer.fit(start, lifted, epochs=1)
     compiled = len(lifted._programs)
     trainer.fit(start, lifted, epochs=2, hooks=hooks.each(hooks.stop_on_nan()), check=True)
@@ -142,7 +142,7 @@ def test_members_are_floats():
 def test_a_population_is_made_by_one_program(task, digits, digits_states):
     keys = jax.random.split(jax.random.key(7), COUNT)
     made = trainer.population_of(lambda key: task.init(key, digits[0].example), keys)
-    chex.assert_trees_all_close(made.params, trainer.stacked(digits_states).params, atol=1e-6)
+    chex.assert_trees_all_close(made.params, trainer.stack_states(digits_states).params, atol=1e-6)
     assert (made.epoch.shape, made.step.shape, made.stop) == ((), (COUNT,), False)
     with pytest.raises(TypeError, match="needs a typed key for each member"):
         trainer.population_of(lambda key: task.init(key, digits[0].example), jax.random.key(0))
@@ -178,22 +178,22 @@ def test_what_is_no_population_is_refused(task, digits, phase, lifted, digits_st
     with pytest.raises(ValueError, match="needs the state of a population"):
         trainer.fit(digits_states[0], lifted, epochs=1)
     with pytest.raises(ValueError, match="made for 3 members; the state has 2"):
-        trainer.fit(trainer.stacked(digits_states[:2]), lifted, epochs=1)
+        trainer.fit(trainer.stack_states(digits_states[:2]), lifted, epochs=1)
     stream = data.Stream([digits[0].example])
     with pytest.raises(ValueError, match="reads a Stream, of which each member would need its own"):
         trainer.population(trainer.training(task.step, stream), 2)
     with pytest.raises(IndexError, match="numbered from 0 to 2"):
-        trainer.member(trainer.stacked(digits_states), 3)
+        trainer.member(trainer.stack_states(digits_states), 3)
 
 
 def test_states_that_differ_are_named(digits_states):
     other = digits_states[0].replace(params={"w": jnp.zeros(3)})
     with pytest.raises(ValueError, match="number 1 is not as the first:\n  params/b"):
-        trainer.stacked([digits_states[0], other])
+        trainer.stack_states([digits_states[0], other])
     with pytest.raises(ValueError, match="share the epoch"):
-        trainer.stacked([digits_states[0], digits_states[0].replace(epoch=jnp.int32(4))])
+        trainer.stack_states([digits_states[0], digits_states[0].replace(epoch=jnp.int32(4))])
     with pytest.raises(ValueError, match="at least 1 state"):
-        trainer.stacked([])
+        trainer.stack_states([])
 
 
 def test_a_phase_by_hand_reports_what_it_likes():
@@ -204,5 +204,5 @@ def test_a_phase_by_hand_reports_what_it_likes():
         trainer.TrainState.create(params=jnp.float32(p), rng=jax.random.key(0)) for p in (1, 2)
     ]
     program = trainer.population(Phase("shrink", halve, reduce={"trace": "last"}), 2)
-    _, history = trainer.fit(trainer.stacked(alone), program, epochs=1)
+    _, history = trainer.fit(trainer.stack_states(alone), program, epochs=1)
     assert history[0]["shrink/trace"].values.tolist() == [2.0, 4.0]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import TrainState, fingerprint
-from trainer.state import data_key, device_part, rejoin, stream_seed
+from trainer.state import attach_host_fields, data_key, stream_seed, strip_host_fields
 
 
 def test_it_starts_at_step_and_epoch_zero(state):
@@ -43,7 +43,7 @@ def _bits(key):
 
 
 def test_a_key_is_the_same_inside_and_outside_jit(state):
-    inside = jax.jit(lambda state: state.key("dropout"))(device_part(state))
+    inside = jax.jit(lambda state: state.key("dropout"))(strip_host_fields(state))
     assert _bits(inside) == _bits(state.key("dropout"))
 
 
@@ -55,7 +55,7 @@ def test_keys_differ_by_name_step_and_epoch_and_not_by_anything_else(state):
         state.replace(epoch=state.epoch + 1).key("dropout"),
     ]
     assert len({tuple(_bits(key)) for key in keys}) == 4
-    assert _bits(state.replace(params={}, memory={"x": 1}).key("dropout")) == _bits(keys[0])
+    assert _bits(state.replace(params={}, hook_state={"x": 1}).key("dropout")) == _bits(keys[0])
 
 
 def test_a_key_is_the_same_in_every_process(state):
@@ -77,9 +77,9 @@ def test_the_order_of_the_data_depends_on_the_epoch_and_not_on_the_step(state):
 
 
 def test_parts_come_apart_and_together(state):
-    state = state.replace(stop=True, scores={"a": 1.0}, memory={"b": 2})
-    assert len(jax.tree.leaves(device_part(state))) < len(jax.tree.leaves(state))
-    chex.assert_trees_all_equal(rejoin(device_part(state), state), state)
+    state = state.replace(stop=True, scores={"a": 1.0}, hook_state={"b": 2})
+    assert len(jax.tree.leaves(strip_host_fields(state))) < len(jax.tree.leaves(state))
+    chex.assert_trees_all_equal(attach_host_fields(strip_host_fields(state), state), state)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_parts_come_apart_and_together(state):
     [
         lambda s: s.replace(step=s.step + 1),
         lambda s: s.replace(stop=True),
-        lambda s: s.replace(memory={"patience": 0}),
+        lambda s: s.replace(hook_state={"patience": 0}),
         lambda s: s.replace(params={**s.params, "w": s.params["w"].at[0].add(1e-7)}),
         lambda s: s.replace(params={"v": s.params["w"], "b": s.params["b"]}),
         lambda s: s.replace(params={**s.params, "w": s.params["w"].astype(jnp.bfloat16)}),
@@ -103,14 +103,14 @@ def test_a_fingerprint_sees_every_change(state, change):
 @given(st.dictionaries(st.text(min_size=1), st.one_of(st.floats(), st.integers(), st.booleans())))
 def test_a_fingerprint_is_of_the_content(memory):
     state = TrainState.create(params={}, rng=jax.random.key(0))
-    one, other = state.replace(memory=memory), state.replace(memory=dict(memory))
+    one, other = state.replace(hook_state=memory), state.replace(hook_state=dict(memory))
     assert fingerprint(one) == fingerprint(other)
     assert len(fingerprint(one)) == 64
 
 
 def test_a_fingerprint_tells_a_number_from_its_like(state):
     kinds = [1, 1.0, True, np.float32(1), np.float64(1), "1"]
-    assert len({fingerprint(state.replace(memory={"x": kind})) for kind in kinds}) == len(kinds)
+    assert len({fingerprint(state.replace(hook_state={"x": kind})) for kind in kinds}) == len(kinds)
 
 
 def test_a_fingerprint_leaves_scores_out(state):

@@ -39,7 +39,7 @@ NETWORKS = {
     ),
     "actor_critic": lambda: (models.actor_critic(actions=2, hidden=(4,)), IMAGES),
     "continuous": lambda: (models.actor_critic(actions=2, continuous=True), IMAGES),
-    "memory": lambda: (models.actor_critic(actions=2, hidden=(4,), memory=5), RECURRENT),
+    "memory": lambda: (models.actor_critic(actions=2, hidden=(4,), recurrent_size=5), RECURRENT),
 }
 
 
@@ -94,7 +94,7 @@ def test_reinforcement_learning(strict):
     )
     state, output = jax.eval_shape(agent.init, jax.random.key(0)), None
     for phase in agent.program:
-        output, _ = phase.shapes(phase.prepared(state), output)
+        output, _ = phase.shapes(phase.add_position(state), output)
 
 
 def test_augmentations(strict):
@@ -124,5 +124,7 @@ def test_losses_and_returns(strict):
     labels = {"labels": TOKENS, "inputs": TOKENS, "targets": jnp.ones((4, 2))}
     jax.eval_shape(lambda o: losses.language_modeling(o, labels), jnp.ones((4, 8, 11)))
     jax.eval_shape(lambda o: losses.regression(o, labels), jnp.ones((4, 2)))
-    seen = normalization.merged(normalization.unseen(jnp.zeros(3)), jnp.ones((5, 4, 3)))
-    assert normalization.normalized(seen, jnp.ones((5, 4, 3))).shape == (5, 4, 3)
+    seen = normalization.update_statistics(
+        normalization.init_statistics(jnp.zeros(3)), jnp.ones((5, 4, 3))
+    )
+    assert normalization.normalize(seen, jnp.ones((5, 4, 3))).shape == (5, 4, 3)

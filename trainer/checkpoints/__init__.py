@@ -2,8 +2,8 @@
 
 from trainer.checkpoints.load import restore
 from trainer.checkpoints.manager import Checkpoints
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.restore_one import Commit
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.save_worker import wait_for_saves
 
-__all__ = ["Checkpoints", "Commit", "DamagedCommit", "restore", "wait_for_saves"]
+__all__ = ["Checkpoints", "DamagedCheckpoint", "SavedCheckpoint", "restore", "wait_for_saves"]

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.host.safe_open import MOST_TEXT, kind, read_bytes
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.host.safe_open import MOST_TEXT, describe_file_type, read_bytes
 
 LEAVES = "leaves"
 """The one array that a commit holds: its name in Orbax, and its folder."""
@@ -37,7 +37,7 @@ _METADATA = json.dumps(
 ).encode()
 
 
-def check(path: Path, size: int) -> None:
+def check_array_files(path: Path, size: int) -> None:
     """Check that a folder of arrays is, file by file, what a commit of this size is written as.
 
     Compared as bytes, and not as JSON, so that there is no second way to read them: what Orbax and
@@ -54,7 +54,7 @@ def check(path: Path, size: int) -> None:
     _check_kinds(path, {"_METADATA": stat.S_IFREG, LEAVES: stat.S_IFDIR})
     _check_size(path / "_METADATA", len(_METADATA))
     if _content(path / "_METADATA") != _METADATA:
-        raise DamagedCommit(f"{_named(path / '_METADATA')} is not what Orbax writes")
+        raise DamagedCheckpoint(f"{_named(path / '_METADATA')} is not what Orbax writes")
     files = _parts(path / LEAVES, size)
     names = [str(number) for number in range(files)]
     _check_kinds(path / LEAVES, dict.fromkeys([".zarray", *names], stat.S_IFREG))
@@ -82,12 +82,14 @@ def _parts(folder: Path, size: int) -> int:
     """Give the number of files that the array's bytes are in."""
     file = folder / ".zarray"
     if not stat.S_ISREG(_status(file).st_mode):
-        raise DamagedCommit(f"{_named(file)} is {kind(_status(file).st_mode)} and no file")
+        raise DamagedCheckpoint(
+            f"{_named(file)} is {describe_file_type(_status(file).st_mode)} and no file"
+        )
     for files in range(1, MOST_FILES + 1):
         described = _described(size, size // files)
         if _content(file, len(described)) == described:
             return files
-    raise DamagedCommit(
+    raise DamagedCheckpoint(
         f"{_named(file)} does not describe {size} plain bytes in {MOST_FILES} files at most"
     )
 
@@ -120,34 +122,36 @@ def _check_kinds(folder: Path, wanted: Mapping[str, int]) -> None:
     """Check that a folder is one, and holds these names alone, each of its kind and no link."""
     mode = _status(folder).st_mode
     if not stat.S_ISDIR(mode):
-        raise DamagedCommit(f"{_named(folder)} is {kind(mode)} and no folder")
+        raise DamagedCheckpoint(f"{_named(folder)} is {describe_file_type(mode)} and no folder")
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name not in wanted:
                 if entry.name.startswith(STRAY) and entry.is_file(follow_symlinks=False):
                     continue
-                raise DamagedCommit(
+                raise DamagedCheckpoint(
                     f"{_named(folder)} holds {entry.name!r}, which is no part of it"
                 )
             found[entry.name] = entry.stat(follow_symlinks=False).st_mode
     for name, needed in wanted.items():
         if name not in found:
-            raise DamagedCommit(f"{_named(folder / name)} is missing")
+            raise DamagedCheckpoint(f"{_named(folder / name)} is missing")
         if stat.S_IFMT(found[name]) != needed:
-            raise DamagedCommit(f"{_named(folder / name)} is of another kind: {kind(found[name])}")
+            raise DamagedCheckpoint(
+                f"{_named(folder / name)} is of another kind: {describe_file_type(found[name])}"
+            )
 
 
 def _check_size(file: Path, size: int) -> None:
     if (found := _status(file).st_size) != size:
-        raise DamagedCommit(f"{_named(file)} has {found} bytes instead of {size}")
+        raise DamagedCheckpoint(f"{_named(file)} has {found} bytes instead of {size}")
 
 
 def _status(path: Path) -> os.stat_result:
     try:
         return path.lstat()
     except OSError as error:
-        raise DamagedCommit(f"{_named(path)} is missing ({error.strerror})") from error
+        raise DamagedCheckpoint(f"{_named(path)} is missing ({error.strerror})") from error
 
 
 def _named(path: Path) -> str:

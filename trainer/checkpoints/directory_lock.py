@@ -20,9 +20,9 @@ import threading
 import time
 from pathlib import Path
 
-from trainer.checks.paths import local
-from trainer.host.atomic_files import needing
-from trainer.host.processes import is_lead, of_lead
+from trainer.checks.paths import to_absolute_path
+from trainer.host.atomic_files import explain_disk_full
+from trainer.host.processes import from_main_process, is_main_process
 
 log = logging.getLogger("entracte")
 
@@ -40,7 +40,7 @@ _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 """What a file system answers that knows no locks."""
 
 
-class InUse(RuntimeError):  # noqa: N818 - what is the case, as its message says
+class DirectoryInUse(RuntimeError):  # noqa: N818 - what is the case, as its message says
     """Another process, or another thread of this one, trains in this run's directory."""
 
 
@@ -57,7 +57,7 @@ class _Lock:
     """The thread that trains there, once for each of its hooks that took it to train."""
 
 
-class Held:
+class DirectoryLock:
     """A run's directory that this process has. Called, it lets go; called again, it does nothing.
 
     The file may be deleted, by a script that tidies up say, and a second process then takes another
@@ -95,9 +95,9 @@ class Held:
         if not self._lock.known or (there := _key(self._path)) == self._key:
             return
         what = "removed" if there is None else "replaced by another file"
-        holder = held(self._path, by_others=True)
+        holder = find_holder(self._path, by_others=True)
         may = f"{holder} trains there now" if holder else "another process may train there"
-        raise InUse(
+        raise DirectoryInUse(
             f"the lock of this run, {str(self._path / FILE)!r}, was {what} while the run had it: "
             f"{may}, so nothing is saved any more; the checkpoints before stand. See that no other "
             "process is at work in this directory, and start the run again: it resumes. Leave the "
@@ -111,19 +111,19 @@ _held: dict[tuple[int, int], _Lock] = {}
 _guard = threading.Lock()
 
 
-def lock(directory: str | os.PathLike[str]) -> Held:
+def lock_directory(directory: str | os.PathLike[str]) -> DirectoryLock:
     """Take a run's directory for this process and this thread, to train in it.
 
-    It is taken once; others of this process may take it to record what it does (`lock_here`), any
-    number of times; it is free again when all have let go, or when the process ends. On several
-    processes all must call it, and the lead takes it. Where the file system knows no locks, a
-    warning says so, once, and training goes on.
+    It is taken once; others of this process may take it to record what it does
+    (`lock_for_recording`), any number of times; it is free again when all have let go, or when the
+    process ends. On several processes all must call it, and the lead takes it. Where the file
+    system knows no locks, a warning says so, once, and training goes on.
 
     Args:
         directory: of the run.
 
     Returns:
-        What is held: call it to let go, and `check_all` it before each save.
+        What is held: call it to let go, and `check_held_everywhere` it before each save.
 
     Raises:
         InUse: another process, or another hook or thread of this one, trains in it.
@@ -131,38 +131,40 @@ def lock(directory: str | os.PathLike[str]) -> Held:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as run:
-    ...     release = lock(run)
-    ...     print(held(run))
+    ...     release = lock_directory(run)
+    ...     print(find_holder(run))
     ...     release()
-    ...     print(held(run))
+    ...     print(find_holder(run))
     pid ... on ... since ...
     None
     """
-    path, refusal, taken = local(directory, "lock"), None, None
-    if is_lead():
+    path, refusal, taken = to_absolute_path(directory, "lock"), None, None
+    if is_main_process():
         try:
             with _guard:
-                taken = _taken(path, threading.get_ident())
-        except (InUse, OSError) as error:
+                taken = _acquire(path, threading.get_ident())
+        except (DirectoryInUse, OSError) as error:
             refusal = error
-    if of_lead({"refused": refusal is not None})["refused"]:  # or the others wait for the lead
-        raise refusal or InUse(f"the lead could not take {path}: its own error says why")
+    if from_main_process({"refused": refusal is not None})[
+        "refused"
+    ]:  # or the others wait for the lead
+        raise refusal or DirectoryInUse(f"the lead could not take {path}: its own error says why")
     return taken or _elsewhere(path)
 
 
-def lock_here(directory: str | os.PathLike[str]) -> Held:
+def lock_for_recording(directory: str | os.PathLike[str]) -> DirectoryLock:
     """Take a run's directory to record in it, for one process that asks no other.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as run:
-    ...     lock_here(run)()
+    ...     lock_for_recording(run)()
     """
     with _guard:
-        return _taken(local(directory, "lock"), None)
+        return _acquire(to_absolute_path(directory, "lock"), None)
 
 
-def check_all(taken: Held) -> None:
-    """See that what `lock` took is still held, on all processes alike.
+def check_held_everywhere(taken: DirectoryLock) -> None:
+    """See that what `lock_directory` took is still held, on all processes alike.
 
     Raises:
         InUse: the lock was removed or replaced.
@@ -170,13 +172,15 @@ def check_all(taken: Held) -> None:
     refusal = None
     try:
         taken.check()
-    except (InUse, OSError) as error:
+    except (DirectoryInUse, OSError) as error:
         refusal = error
-    if of_lead({"lost": refusal is not None})["lost"]:
-        raise refusal or InUse("the lead no longer holds the run's lock: its own error says why")
+    if from_main_process({"lost": refusal is not None})["lost"]:
+        raise refusal or DirectoryInUse(
+            "the lead no longer holds the run's lock: its own error says why"
+        )
 
 
-def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str | None:
+def find_holder(directory: str | os.PathLike[str], *, by_others: bool = False) -> str | None:
     """Say which process trains in a run's directory: `pid 123 on host since ...`.
 
     Args:
@@ -189,7 +193,7 @@ def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str |
     Raises:
         OSError: the file is no file of its own, or cannot be read.
     """
-    path = local(directory, "lock")
+    path = to_absolute_path(directory, "lock")
     with _guard:
         if own := _held.get(_key(path) or (0, 0)):
             return None if by_others else own.holder
@@ -210,12 +214,12 @@ def held(directory: str | os.PathLike[str], *, by_others: bool = False) -> str |
     return None
 
 
-def _elsewhere(path: Path) -> Held:
+def _elsewhere(path: Path) -> DirectoryLock:
     """Give what processes hold that are not the lead: nothing."""
-    return Held(path, (0, 0), _Lock(-1, "", known=False), None)
+    return DirectoryLock(path, (0, 0), _Lock(-1, "", known=False), None)
 
 
-def _taken(path: Path, thread: int | None) -> Held:
+def _acquire(path: Path, thread: int | None) -> DirectoryLock:
     """Take the lock, or count once more where this process has it.
 
     Args:
@@ -233,7 +237,7 @@ def _taken(path: Path, thread: int | None) -> Held:
             entry = _Lock(descriptor, holder, known)
             os.ftruncate(descriptor, 0)
             said = f"{entry.holder}\n".encode()
-            with needing(len(said), path / FILE):
+            with explain_disk_full(len(said), path / FILE):
                 os.pwrite(descriptor, said, 0)
             status = os.fstat(descriptor)
         except BaseException:
@@ -246,13 +250,13 @@ def _taken(path: Path, thread: int | None) -> Held:
         whose = "another thread of this process trains there"
         if thread in entry.training:
             whose = "a hook of this very run, or a run that it is within, saves there"
-        raise InUse(
+        raise DirectoryInUse(
             f"{path} is in use: {whose}, and two would write over each other's commits and "
             "records; give each a directory of its own"
         )
     entry.count += 1
     entry.training += [] if thread is None else [thread]
-    return Held(path, key, entry, thread)
+    return DirectoryLock(path, key, entry, thread)
 
 
 def _wait(path: Path, descriptor: int) -> bool:
@@ -273,7 +277,7 @@ def _wait(path: Path, descriptor: int) -> bool:
             if error.errno not in _REFUSED:
                 raise
         if time.monotonic() > until:
-            raise InUse(
+            raise DirectoryInUse(
                 f"{path} is in use: {_holder(descriptor)} trains there, and two would write over "
                 "each other's commits and records; give this run another directory, or end that "
                 "process first"

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from jax.experimental import multihost_utils
 
-from trainer.checkpoints.manifest import DamagedCommit, Leaf, decoded, is_key
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, decode_scalar, is_key
 from trainer.checkpoints.save_worker import room_for_thread
 
 ALIGNMENT = 64
@@ -26,7 +26,7 @@ _TWO_THREADS = 2**24
 """Bytes from which a second thread pays: one copies that many in about 3 ms."""
 
 
-def copied(
+def copy_to_host(
     groups: Mapping[str, tuple[Sequence[Leaf], Sequence[Any]]], buffer: np.ndarray
 ) -> tuple[dict[str, list[Leaf]], np.ndarray]:
     """Copy the arrays of a state into a buffer on the host, one after another.
@@ -133,7 +133,7 @@ def _in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
 _MISSING = object()
 
 
-def size(leaves: Iterable[Leaf]) -> int:
+def count_bytes(leaves: Iterable[Leaf]) -> int:
     """Count the bytes of the buffer: those of arrays and the gaps after them."""
     return max((aligned(leaf.offset + leaf.bytes) for leaf in leaves), default=0)
 
@@ -143,10 +143,10 @@ def aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def checksummed(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
+def add_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
     """Give the leaves with the xxh3_64 of their arrays' bytes and the gaps after them.
 
-    >>> checksummed([Leaf("w", "uint8", (2,), bytes=2)], np.zeros(64, np.uint8))[0].checksum
+    >>> add_checksums([Leaf("w", "uint8", (2,), bytes=2)], np.zeros(64, np.uint8))[0].checksum
     '2ffb6918c12c256e'
     """
 
@@ -156,18 +156,18 @@ def checksummed(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
         content = buffer[leaf.offset : aligned(leaf.offset + leaf.bytes)].data
         return replace(leaf, checksum=xxhash.xxh3_64_hexdigest(content))
 
-    return _in_threads(checksum, leaves, size(leaves))
+    return _in_threads(checksum, leaves, count_bytes(leaves))
 
 
-def verify(leaves: Sequence[Leaf], buffer: np.ndarray) -> None:
+def verify_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> None:
     """Check that arrays are, bit for bit, what was saved.
 
     Raises:
         DamagedCommit: some are not; all are listed.
     """
-    found = checksummed(leaves, buffer)
+    found = add_checksums(leaves, buffer)
     if wrong := [leaf.path for leaf, now in zip(leaves, found, strict=True) if leaf != now]:
-        raise DamagedCommit(f"checksums differ at {', '.join(wrong)}")
+        raise DamagedCheckpoint(f"checksums differ at {', '.join(wrong)}")
 
 
 def array(leaf: Leaf, buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -178,11 +178,11 @@ def array(leaf: Leaf, buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """
     assert leaf.shape is not None
     if leaf.bytes != math.prod(leaf.shape) * dtype.itemsize:
-        raise DamagedCommit(f"{leaf.path} cannot be a {leaf} of {leaf.bytes} bytes")
+        raise DamagedCheckpoint(f"{leaf.path} cannot be a {leaf} of {leaf.bytes} bytes")
     return _view(buffer, leaf, dtype, leaf.shape)
 
 
-def rebuilt(
+def rebuild_section(
     saved: Sequence[Leaf],
     buffer: np.ndarray,
     wanted: Sequence[Leaf],
@@ -207,17 +207,17 @@ def rebuilt(
 
 def _placed(leaf: Leaf, buffer: np.ndarray, target: Any) -> Any:
     if leaf.shape is None:
-        return decoded(leaf)
+        return decode_scalar(leaf)
     if is_key(target):
         data = jax.eval_shape(jax.random.key_data, target)
         host = _view(buffer, leaf, data.dtype, data.shape)
         impl = jax.random.key_impl(target)
-        return jax.random.wrap_key_data(on_device(host, target), impl=impl)
+        return jax.random.wrap_key_data(put_like(host, target), impl=impl)
     host = _view(buffer, leaf, target.dtype, leaf.shape)
-    return host.copy() if isinstance(target, np.ndarray) else on_device(host, target)
+    return host.copy() if isinstance(target, np.ndarray) else put_like(host, target)
 
 
-def on_device(host: np.ndarray, target: jax.Array) -> jax.Array:
+def put_like(host: np.ndarray, target: jax.Array) -> jax.Array:
     """Put an array where the target is, and leave it uncommitted if the target is.
 
     What is made does not refer to the host's array.

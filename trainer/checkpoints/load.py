@@ -12,9 +12,14 @@ import numpy as np
 
 from trainer.checkpoints import host_snapshot, manifest_schema, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCommit, Leaf
-from trainer.checkpoints.restore_one import Commit, everywhere, restored, verified
-from trainer.checkpoints.select import candidates, first_intact, folder_of
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
+from trainer.checkpoints.restore_one import (
+    SavedCheckpoint,
+    read_on_all_processes,
+    read_verified_arrays,
+    restore_checkpoint,
+)
+from trainer.checkpoints.select import get_checkpoint_folder, list_candidates, read_first_intact
 from trainer.data.source import POSITION
 from trainer.state import PyTree, TrainState
 
@@ -22,7 +27,7 @@ PARAMS = "params"
 """Where parameters are in a commit; those that are one array have the path itself."""
 
 
-class Part(NamedTuple):
+class CheckpointPart(NamedTuple):
     """What was read of a commit."""
 
     trees: dict[str, PyTree]
@@ -70,20 +75,20 @@ def restore(
     ...     restore(run, state.replace(params={"w": jnp.zeros(2)}), best="val/loss").params
     {'w': Array([1., 1.], dtype=float32)}
     """
-    folder, storage = folder_of(directory), publishing.Storage()
+    folder, storage = get_checkpoint_folder(directory), publishing.ArrayStorage()
 
-    def read(number: int) -> Commit:
+    def read(number: int) -> SavedCheckpoint:
         wanted = _with_positions(folder, number, target)
-        commit = restored(folder, number, storage, wanted, None)
+        commit = restore_checkpoint(folder, number, storage, wanted, None)
         state = commit.state.replace(stop=target.stop)
         if wanted is not target:
             state = state.replace(carry={name: state.carry[name] for name in target.carry})
         return dataclasses.replace(commit, state=state)
 
-    return everywhere(
+    return read_on_all_processes(
         folder,
-        lambda: first_intact(folder, lambda: candidates(folder, epoch, best, mode), read),
-        lambda commit: commit.mark,
+        lambda: read_first_intact(folder, lambda: list_candidates(folder, epoch, best, mode), read),
+        lambda commit: commit.identity,
     ).state
 
 
@@ -103,7 +108,8 @@ def read_part(
     Args:
         directory: of the run; nothing in it is changed.
         wanted: path of a part of the saved state, such as `params`, `carry/normalization` or
-            `memory/average_params`, to a tree of arrays that gives its structure, types and places.
+            `hook_state/average_params`, to a tree of arrays that gives its structure, types and
+            places.
         optional: those of the paths that are left out where the commit has nothing there.
         epoch: read exactly this commit.
         best: read the commit with the best score of this name.
@@ -125,14 +131,14 @@ def read_part(
     ...     read_part(run, {"params": {"w": jnp.zeros(2)}})
     ({'params': {'w': Array([1., 1.], dtype=float32)}}, 0)
     """
-    folder, storage = folder_of(directory), publishing.Storage()
+    folder, storage = get_checkpoint_folder(directory), publishing.ArrayStorage()
 
-    part = everywhere(
+    part = read_on_all_processes(
         folder,
-        lambda: first_intact(
+        lambda: read_first_intact(
             folder,
-            lambda: candidates(folder, epoch, best, mode),
-            lambda number: part_of(folder, number, storage, wanted, optional),
+            lambda: list_candidates(folder, epoch, best, mode),
+            lambda number: read_part_at(folder, number, storage, wanted, optional),
         ),
         lambda part: (part.epoch, part.digest),
     )
@@ -163,26 +169,26 @@ def read_params(
     Raises:
         FileNotFoundError, DamagedCommit, ValueError: as `restore`.
     """
-    folder, storage = folder_of(directory), publishing.Storage()
+    folder, storage = get_checkpoint_folder(directory), publishing.ArrayStorage()
 
     parts: set[str] = set()
 
     def read(number: int) -> tuple[dict[str, np.ndarray], int, int]:
         leaves = _leaves(folder, number)
-        data = verified(folder, number, storage, leaves)
+        data = read_verified_arrays(folder, number, storage, leaves)
         parts.clear()
         parts.update(leaf.path.partition("/")[0] for leaf in leaves)
         arrays = {
             leaf.path.removeprefix(part).removeprefix("/"): host_snapshot.array(leaf, data, dtype)
             for leaf in leaves
             if _below(leaf, part) and leaf.shape is not None
-            if (dtype := manifest_schema.plain(leaf.type)) is not None
+            if (dtype := manifest_schema.parse_dtype(leaf.type)) is not None
         }
         return arrays, number, manifests.digest(leaves)
 
-    arrays, number, _ = everywhere(
+    arrays, number, _ = read_on_all_processes(
         folder,
-        lambda: first_intact(folder, lambda: candidates(folder, epoch, best, mode), read),
+        lambda: read_first_intact(folder, lambda: list_candidates(folder, epoch, best, mode), read),
         lambda found: found[1:],
     )
     return arrays, f"commit {number} in {folder}", frozenset(parts)
@@ -191,18 +197,18 @@ def read_params(
 def _leaves(folder: Path, number: int) -> list[Leaf]:
     """List all leaves of a commit, those of memories too."""
     manifest = publishing.read_manifest(folder, number)
-    run_id.check(folder, number, manifest)
-    sections = manifests.saved_leaves(manifest)
+    run_id.check_run_id(folder, number, manifest)
+    sections = manifests.parse_leaves(manifest)
     return [leaf for group in sections.values() for leaf in group]
 
 
-def part_of(
+def read_part_at(
     folder: Path,
     number: int,
-    storage: publishing.Storage,
+    storage: publishing.ArrayStorage,
     wanted: Mapping[str, PyTree],
     optional: Collection[str],
-) -> Part:
+) -> CheckpointPart:
     """Read parts of one commit, as `read_part` does.
 
     Args:
@@ -219,14 +225,14 @@ def part_of(
     leaves = _leaves(folder, number)
     saved = {path: [leaf for leaf in leaves if _below(leaf, path)] for path in wanted}
     targets = {
-        path: manifests.flattened(path, tree)
+        path: manifests.flatten_section(path, tree)
         for path, tree in wanted.items()
         if saved[path] or path not in optional
     }
     lines = [
         line
         for path, (those, _, _) in targets.items()
-        for line in manifests.differences(saved[path], those)
+        for line in manifests.compare_leaves(saved[path], those)
     ]
     if lines:
         raise ValueError(
@@ -236,14 +242,15 @@ def part_of(
         )
     sizes = {leaf.path: leaf.bytes for those, _, _ in targets.values() for leaf in those}
     if wrong := [x.path for x in leaves if x.bytes != sizes.get(x.path, x.bytes)]:
-        raise DamagedCommit(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
-    data = verified(folder, number, storage, leaves)
+        raise DamagedCheckpoint(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
+    data = read_verified_arrays(folder, number, storage, leaves)
     trees = {
-        path: host_snapshot.rebuilt(saved[path], data, *made) for path, made in targets.items()
+        path: host_snapshot.rebuild_section(saved[path], data, *made)
+        for path, made in targets.items()
     }
     asked = {leaf.path for group in saved.values() for leaf in group}
     others = [leaf.path for leaf in leaves if leaf.path not in asked]
-    return Part(trees, number, others, manifests.digest(leaves))
+    return CheckpointPart(trees, number, others, manifests.digest(leaves))
 
 
 def _below(leaf: Leaf, path: str) -> bool:
@@ -256,7 +263,7 @@ def _with_positions(folder: Path, number: int, target: TrainState) -> TrainState
         return target
     positions: dict[str, Any] = {}
     prefix = f"carry/{POSITION}"
-    for leaf in manifests.saved_leaves(publishing.read_manifest(folder, number))[""]:
+    for leaf in manifests.parse_leaves(publishing.read_manifest(folder, number))[""]:
         if leaf.path.startswith(prefix) and leaf.shape is not None:
             phase, _, part = leaf.path.removeprefix(prefix).partition("/")
             if (name := POSITION + phase) not in target.carry:
@@ -264,5 +271,5 @@ def _with_positions(folder: Path, number: int, target: TrainState) -> TrainState
                 inner = positions.setdefault(name, {})
                 for parent in parents:
                     inner = inner.setdefault(parent, {})
-                inner[last] = np.zeros(leaf.shape, manifest_schema.plain(leaf.type))
+                inner[last] = np.zeros(leaf.shape, manifest_schema.parse_dtype(leaf.type))
     return target.replace(carry={**target.carry, **positions}) if positions else target

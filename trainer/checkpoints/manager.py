@@ -13,15 +13,19 @@ import numpy as np
 
 from trainer.checkpoints import directory_lock, host_snapshot, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCommit, Leaf
-from trainer.checkpoints.restore_one import Commit, everywhere, restored
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
+from trainer.checkpoints.restore_one import (
+    SavedCheckpoint,
+    read_on_all_processes,
+    restore_checkpoint,
+)
 from trainer.checkpoints.save_worker import SLOW, Worker
-from trainer.checkpoints.saved_config import normalised
-from trainer.checks.arguments import whole
+from trainer.checkpoints.saved_config import normalize_config
+from trainer.checks.arguments import require_integer
 from trainer.checks.modes import Mode, check_mode, resolve_mode
-from trainer.checks.paths import local
-from trainer.host.atomic_files import needing
-from trainer.host.processes import is_lead, together
+from trainer.checks.paths import to_absolute_path
+from trainer.host.atomic_files import explain_disk_full
+from trainer.host.processes import fail_together, is_main_process
 from trainer.host.time_spans import span
 from trainer.state import TrainState
 
@@ -33,11 +37,11 @@ class Checkpoints:
 
     A commit appears at once or not at all, whenever the process is killed, and is restored only if
     every checksum agrees. One is written at a time, in the background; what reads waits for it.
-    The failure of a save is raised once: by the next `save`, `check`, `wait` or `close`. Close it,
-    as `with` and `fit` do: from Python 3.12 on a process that just ends can start no threads, and
-    so may fail, with a message, to finish the save under way; the commits before stand. On several
-    processes each makes the same calls: the first one writes and all read, so the directory must be
-    one that they share.
+    The failure of a save is raised once: by the next `save`, `check_for_errors`, `wait` or `close`.
+    Close it, as `with` and `fit` do: from Python 3.12 on a process that just ends can start no
+    threads, and so may fail, with a message, to finish the save under way; the commits before
+    stand. On several processes each makes the same calls: the first one writes and all read, so the
+    directory must be one that they share.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
@@ -79,8 +83,8 @@ class Checkpoints:
         check_mode(mode)
         for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
             if value is not None:
-                whole(name, value, 1)
-        self.directory = local(directory, "Checkpoints") / "checkpoints"
+                require_integer(name, value, 1)
+        self.directory = to_absolute_path(directory, "Checkpoints") / "checkpoints"
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         publishing.check_no_link(self.directory)
@@ -88,24 +92,27 @@ class Checkpoints:
         self.mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
-        self._writes = not read_only and is_lead()
+        self._writes = not read_only and is_main_process()
         self._damaged: set[int] = set()
         self._written: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
-        self._storage = publishing.Storage()
+        self._storage = publishing.ArrayStorage()
         self._worker = Worker("entracte-save", time_limit=time_limit, remedy=SLOW)
         self._buffer = np.empty(0, np.uint8)
         self._blocked = 0.0
         self._before = 0.0
-        with together(f"opening {self.directory}") if not read_only else nullcontext():
+        with fail_together(f"opening {self.directory}") if not read_only else nullcontext():
             if self._writes:
-                publishing.made_writable(self.directory)
+                publishing.ensure_writable(self.directory)
         self._leftovers = self._writes
         self._recover()
 
     def _recover(self) -> None:
         """Put back what a run that was killed left half-way; what a living one is about, is not."""
-        if self._leftovers and directory_lock.held(self.directory.parent, by_others=True) is None:
+        if (
+            self._leftovers
+            and directory_lock.find_holder(self.directory.parent, by_others=True) is None
+        ):
             publishing.recover(self.directory)
             self._leftovers = False
 
@@ -133,7 +140,7 @@ class Checkpoints:
         """
         if self._read_only:
             raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
-        with span("commit", "wait"), together("the save before this one"):
+        with span("commit", "wait"), fail_together("the save before this one"):
             self._worker.ready()
         self._before = self.seconds
         began = time.perf_counter()
@@ -141,14 +148,14 @@ class Checkpoints:
         with span("commit", "copy", epoch):
             head = {
                 "scores": {name: float(score) for name, score in scores.items()},
-                "config": None if config is None else normalised(config),
+                "config": None if config is None else normalize_config(config),
                 "settings": settings,
             }
             groups = {
-                name: manifests.flattened(name, tree)[:2]
+                name: manifests.flatten_section(name, tree)[:2]
                 for name, tree in manifests.sections(state).items()
             }
-            leaves, self._buffer = host_snapshot.copied(groups, self._buffer)
+            leaves, self._buffer = host_snapshot.copy_to_host(groups, self._buffer)
         self._blocked += time.perf_counter() - began
         if self._writes:
             self._worker.start(
@@ -163,22 +170,22 @@ class Checkpoints:
     def _commit(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
         """Write a commit, then remove those that are no longer kept; runs in the worker."""
         publishing.recover(self.directory)
-        publishing.sweep(self.directory)
+        publishing.remove_leftovers(self.directory)
         data = self._buffer[
-            : host_snapshot.size(leaf for group in leaves.values() for leaf in group)
+            : host_snapshot.count_bytes(leaf for group in leaves.values() for leaf in group)
         ]
         stage = self.directory / f"{epoch}.staged"
         try:
-            with needing(data.nbytes, stage):
-                publishing.staged(self.directory, epoch)
+            with explain_disk_full(data.nbytes, stage):
+                publishing.make_staging_folder(self.directory, epoch)
                 self._storage.write(stage / publishing.ARRAYS, data)
                 checked = {
-                    name: host_snapshot.checksummed(group, data) for name, group in leaves.items()
+                    name: host_snapshot.add_checksums(group, data) for name, group in leaves.items()
                 }
-                manifest = manifests.composed(
-                    epoch, checked, run=run_id.made(self.directory), **head
+                manifest = manifests.build_manifest(
+                    epoch, checked, run=run_id.ensure_run_id(self.directory), **head
                 )
-                if self._worker.given_up():
+                if self._worker.is_abandoned():
                     raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
                 publishing.publish(stage, manifest)
         except BaseException:
@@ -187,12 +194,12 @@ class Checkpoints:
         self._damaged.discard(epoch)
         self._scores[epoch] = head["scores"]
         self._written.add(epoch)
-        self._retain(epoch)
+        self._prune(epoch)
 
-    def _retain(self, newest: int) -> None:
+    def _prune(self, newest: int) -> None:
         """Remove the commits that are no longer kept; never the one just written."""
         scores = {number: self._score(number) for number in self._sound()}
-        kept = publishing.retained(scores, mode=self.mode, **self._keep)
+        kept = publishing.select_retained(scores, mode=self.mode, **self._keep)
         for number in scores.keys() - kept - {newest}:
             if number in self._written or run_id.removable(self.directory, number):
                 publishing.remove(self.directory, number)
@@ -208,10 +215,10 @@ class Checkpoints:
             return None
         if number not in self._scores:
             try:
-                self._scores[number] = manifests.saved_scores(
+                self._scores[number] = manifests.parse_scores(
                     publishing.read_manifest(self.directory, number)
                 )
-            except DamagedCommit as damage:
+            except DamagedCheckpoint as damage:
                 self._skip(number, damage)
                 return None
         return self._scores[number].get(self._best)
@@ -224,7 +231,7 @@ class Checkpoints:
         config: Mapping[str, Any] | None = None,
         strict: bool = False,
         foreign: bool = False,
-    ) -> Commit | None:
+    ) -> SavedCheckpoint | None:
         """Restore the newest intact commit into a state of the target's structure.
 
         Damaged commits are skipped, newest first, with a warning that says which and why; they stay
@@ -249,21 +256,23 @@ class Checkpoints:
             ValueError: the commit does not fit target or config; every path and key is listed.
         """
 
-        def read(number: int) -> Commit:
-            return restored(self.directory, number, self._storage, target, config, foreign=foreign)
+        def read(number: int) -> SavedCheckpoint:
+            return restore_checkpoint(
+                self.directory, number, self._storage, target, config, foreign=foreign
+            )
 
-        return everywhere(
+        return read_on_all_processes(
             self.directory,
             lambda: self._first_intact(epoch, strict, read),
-            lambda commit: (-1, 0) if commit is None else commit.mark,
+            lambda commit: (-1, 0) if commit is None else commit.identity,
         )
 
     def _first_intact(
-        self, epoch: int | None, strict: bool, read: Callable[[int], Commit]
-    ) -> Commit | None:
+        self, epoch: int | None, strict: bool, read: Callable[[int], SavedCheckpoint]
+    ) -> SavedCheckpoint | None:
         self._worker.join()
         self._recover()
-        numbers = publishing.numbers(self.directory)
+        numbers = publishing.list_epochs(self.directory)
         if epoch is not None and epoch not in numbers:
             raise FileNotFoundError(
                 f"there is no commit of epoch {epoch} in {self.directory}; there are: {numbers}"
@@ -272,7 +281,7 @@ class Checkpoints:
         for number in reversed(numbers) if epoch is None else [epoch]:
             try:
                 commit = read(number)
-            except DamagedCommit as damage:
+            except DamagedCheckpoint as damage:
                 if strict or epoch is not None:
                     raise
                 self._skip(number, damage)
@@ -281,31 +290,31 @@ class Checkpoints:
                 self._damaged.discard(number)
                 return commit
         if reasons:
-            raise DamagedCommit("no commit is intact:\n  " + "\n  ".join(reasons))
+            raise DamagedCheckpoint("no commit is intact:\n  " + "\n  ".join(reasons))
         return None
 
-    def _skip(self, number: int, damage: DamagedCommit) -> None:
+    def _skip(self, number: int, damage: DamagedCheckpoint) -> None:
         """Leave a commit out from now on; a reader asks again, since its writer may replace it."""
         log.warning(f"skipped a damaged commit: {damage}")
         if not self._read_only:
             self._damaged.add(number)
 
-    def steps(self) -> list[int]:
+    def epochs(self) -> list[int]:
         """List the numbers (epochs) of the complete commits, ascending, but for damaged ones."""
         self._worker.join()
         return self._sound()
 
     def _sound(self) -> list[int]:
-        return [n for n in publishing.complete(self.directory) if n not in self._damaged]
+        return [n for n in publishing.list_complete(self.directory) if n not in self._damaged]
 
     def latest(self) -> int | None:
         """Give the number of the newest commit."""
-        return max(self.steps(), default=None)
+        return max(self.epochs(), default=None)
 
     def best(self) -> int | None:
         """Give the number of the commit with the best score; of equal ones, the first."""
-        scores = {number: self._score(number) for number in self.steps()}
-        return next(iter(publishing.ranked(scores, self.mode)), None)
+        scores = {number: self._score(number) for number in self.epochs()}
+        return next(iter(publishing.rank_by_score(scores, self.mode)), None)
 
     def manifest(self, epoch: int) -> dict[str, Any]:
         """Give what a commit says of itself: types, checksums, scores, configuration, versions.
@@ -326,14 +335,14 @@ class Checkpoints:
         """What of it the last save has taken, 0.0 before the first."""
         return self.seconds - self._before
 
-    def check(self) -> None:
+    def check_for_errors(self) -> None:
         """Raise the failure of a save that ended in the background; on all processes if on one."""
-        with together("a save"):
+        with fail_together("a save"):
             self._worker.check()
 
     def wait(self) -> None:
         """Wait until the save under way is durable; raise its failure, on all processes."""
-        with span("commit", "wait"), together("a save"):
+        with span("commit", "wait"), fail_together("a save"):
             self._worker.wait()
 
     def close(self) -> None:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
-from trainer.checks.pytrees import path_name
-from trainer.host.escaping import shown, shown_lines
+from trainer.checks.pytrees import format_path
+from trainer.host.escaping import escape_lines, escape_text
 from trainer.host.machine import devices
 from trainer.state import PyTree, TrainState
 
@@ -24,11 +24,11 @@ FORMAT = 1
 """The version of what is written; a reader refuses what is newer than itself."""
 
 
-class DamagedCommit(RuntimeError):  # noqa: N818 (damage is what it is, and no error of the program)
+class DamagedCheckpoint(RuntimeError):  # noqa: N818 (damage is what it is, and no error of the program)
     """The files of a commit are not what was written; what they say is shown and not obeyed."""
 
     def __init__(self, told: object) -> None:
-        super().__init__(shown_lines(told))
+        super().__init__(escape_lines(told))
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Leaf:
     checksum: str = ""
     """xxh3_64 of an array's bytes and the gap after them, 16 hexadecimal digits."""
     value: Any = None
-    """A scalar as JSON that gives back every bit (see `encoded`)."""
+    """A scalar as JSON that gives back every bit (see `encode_scalar`)."""
 
     def __str__(self) -> str:
-        kind = shown(self.type)
+        kind = escape_text(self.type)
         return kind if self.shape is None else f"{kind}{list(self.shape)}"
 
 
@@ -62,11 +62,11 @@ def is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def described(path: str, value: Any) -> Leaf:
+def describe_leaf(path: str, value: Any) -> Leaf:
     """Describe a leaf without reading an array's contents.
 
-    >>> described("memory/best", 0.5)
-    Leaf(path='memory/best', type='float', shape=None, offset=0, bytes=0, checksum='',
+    >>> describe_leaf("hook_state/best", 0.5)
+    Leaf(path='hook_state/best', type='float', shape=None, offset=0, bytes=0, checksum='',
          value='0x1.0000000000000p-1')
 
     Raises:
@@ -79,14 +79,14 @@ def described(path: str, value: Any) -> Leaf:
         return Leaf(path, f"numpy.{value.dtype}", value=value.tobytes().hex())
     if value is None or type(value) in (bool, int, float, str):
         name = "None" if value is None else type(value).__name__
-        return Leaf(path, name, value=encoded(value))
+        return Leaf(path, name, value=encode_scalar(value))
     raise TypeError(
         f"a state holds arrays, numbers, strings and None, all else cannot be saved; {path} is "
         f"{type(value).__module__}.{type(value).__qualname__}: keep it in a closure"
     )
 
 
-def encoded(value: bool | int | float | str | None) -> bool | str | None:
+def encode_scalar(value: bool | int | float | str | None) -> bool | str | None:
     """Give a Python scalar as JSON that keeps every bit: numbers in hexadecimal."""
     if isinstance(value, bool):
         return value
@@ -95,10 +95,11 @@ def encoded(value: bool | int | float | str | None) -> bool | str | None:
     return value.hex() if isinstance(value, float) else value
 
 
-def decoded(leaf: Leaf) -> Any:
-    """Give back the scalar that `described` wrote, type and bits unchanged.
+def decode_scalar(leaf: Leaf) -> Any:
+    """Give back the scalar that `describe_leaf` wrote, type and bits unchanged.
 
-    >>> decoded(described("x", float("-inf"))), decoded(described("x", np.int8(-3)))
+    >>> decode_scalar(describe_leaf("x", float("-inf"))), decode_scalar(describe_leaf("x",
+    ...     np.int8(-3)))
     (-inf, np.int8(-3))
     """
     if leaf.type.startswith("numpy."):
@@ -109,7 +110,7 @@ def decoded(leaf: Leaf) -> Any:
     return float.fromhex(leaf.value) if leaf.type == "float" else leaf.value
 
 
-def flattened(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any]:
+def flatten_section(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any]:
     """Flatten one section of a state; None is a leaf, since a type must not change to or from it.
 
     Returns:
@@ -121,7 +122,7 @@ def flattened(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any]:
     """
     prefix = tuple(jax.tree_util.DictKey(part) for part in name.split("/", 1)) if name else ()
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    leaves = [described(path_name((*prefix, *path)), value) for path, value in pairs]
+    leaves = [describe_leaf(format_path((*prefix, *path)), value) for path, value in pairs]
     if len({leaf.path for leaf in leaves}) < len(leaves):
         paths = [leaf.path for leaf in leaves]
         twice = sorted({path for path in paths if paths.count(path) > 1})
@@ -137,30 +138,31 @@ def sections(state: TrainState) -> dict[str, PyTree]:
     Scores belong to an event and are not part of what is saved.
 
     Returns:
-        The state without host dictionaries at "", and every memory at `memory/<its name>`.
+        The state without host dictionaries at "", and every memory at `hook_state/<its name>`.
     """
     return {
-        "": state.replace(scores={}, memory={}),
-        **{f"memory/{name}": memory for name, memory in state.memory.items()},
+        "": state.replace(scores={}, hook_state={}),
+        **{f"hook_state/{name}": memory for name, memory in state.hook_state.items()},
     }
 
 
-def differences(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
+def compare_leaves(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
     """List each path whose leaf is missing on one side, or of another type or shape.
 
-    >>> differences([Leaf("w", "float32", (2,))], [Leaf("w", "float32", (3,)), Leaf("n", "int")])
+    >>> compare_leaves([Leaf("w", "float32", (2,))], [Leaf("w", "float32", (3,)), Leaf("n", "int")])
     ['w: saved float32[2], wanted float32[3]', 'n: saved nothing, wanted int']
     """
     before = {leaf.path: str(leaf) for leaf in saved}
     after = {leaf.path: str(leaf) for leaf in wanted}
     return [
-        f"{shown(path)}: saved {before.get(path, 'nothing')}, wanted {after.get(path, 'nothing')}"
+        f"{escape_text(path)}: saved {before.get(path, 'nothing')}, wanted "
+        f"{after.get(path, 'nothing')}"
         for path in [*before, *(path for path in after if path not in before)]
         if before.get(path) != after.get(path)
     ]
 
 
-def composed(
+def build_manifest(
     epoch: int,
     leaves: Mapping[str, Sequence[Leaf]],
     *,
@@ -186,7 +188,7 @@ def composed(
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_VERSIONS},
         "devices": devices(),
-        "hooks": [name.removeprefix("memory/") for name in leaves if name],
+        "hooks": [name.removeprefix("hook_state/") for name in leaves if name],
         "scores": {k: v if np.isfinite(v) else str(v) for k, v in scores.items()},
         "config": config,
         "settings": settings,
@@ -200,12 +202,13 @@ _VERSIONS = {
 }
 
 
-def changes(manifest: Mapping[str, Any]) -> list[str]:
+def list_environment_changes(manifest: Mapping[str, Any]) -> list[str]:
     """List what bits depend on that is not as it was when the commit was written.
 
     What the commit does not tell, since an older version of this library wrote it, is left out.
 
-    >>> changes({"versions": {"jax": "0.4.1", "numpy": "1.0"}, "devices": "1024 abacus"})
+    >>> list_environment_changes({"versions": {"jax": "0.4.1", "numpy": "1.0"},
+    ...     "devices": "1024 abacus"})
     ['jax: saved with 0.4.1, now ...', 'devices: saved with 1024 abacus, now ...']
     """
     saved = {name: manifest["versions"].get(name) for name in ("jax", "jaxlib")}
@@ -223,7 +226,7 @@ def same_software(manifest: Mapping[str, Any]) -> bool:
     return all(manifest["versions"].get(name) == now for name, now in _VERSIONS.items())
 
 
-def saved_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:
+def parse_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:
     """Give the leaves of every section, as they were saved."""
     return {
         name: [
@@ -244,7 +247,7 @@ def digest(leaves: Iterable[Leaf]) -> int:
     return xxhash.xxh3_64_intdigest("\n".join(lines).encode()) >> 2
 
 
-def saved_scores(manifest: Mapping[str, Any]) -> dict[str, float]:
+def parse_scores(manifest: Mapping[str, Any]) -> dict[str, float]:
     """Give the scores of a commit, those that are not finite included."""
     return {key: float(value) for key, value in manifest["scores"].items()}
 
@@ -252,16 +255,16 @@ def saved_scores(manifest: Mapping[str, Any]) -> dict[str, float]:
 _OPENING, _JOINT = b'{"checksum": "', b'", "manifest": '
 
 
-def written(manifest: Mapping[str, Any]) -> bytes:
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
     """Give the manifest as the bytes of a JSON file that carries its own checksum."""
     body = json.dumps(manifest, allow_nan=False).encode() + b"}\n"
     return _OPENING + xxhash.xxh3_64_hexdigest(body).encode() + _JOINT + body
 
 
-def read(content: bytes) -> dict[str, Any]:
-    """Give the manifest that `written` wrote.
+def decode_manifest(content: bytes) -> dict[str, Any]:
+    """Give the manifest that `encode_manifest` wrote.
 
-    >>> read(written({"format": 1, "epoch": 3}))
+    >>> decode_manifest(encode_manifest({"format": 1, "epoch": 3}))
     {'format': 1, 'epoch': 3}
 
     Raises:
@@ -269,11 +272,11 @@ def read(content: bytes) -> dict[str, Any]:
     """
     head, joint, body = content.partition(_JOINT)
     if not joint or head != _OPENING + xxhash.xxh3_64_hexdigest(body).encode():
-        raise DamagedCommit("its manifest does not have its checksum")
+        raise DamagedCheckpoint("its manifest does not have its checksum")
     try:
         manifest = json.loads(body[:-2])
     except (ValueError, RecursionError) as error:
-        raise DamagedCommit(f"its manifest is no JSON ({type(error).__name__})") from error
+        raise DamagedCheckpoint(f"its manifest is no JSON ({type(error).__name__})") from error
     if not isinstance(manifest, dict):
-        raise DamagedCommit("its manifest is no JSON object")
+        raise DamagedCheckpoint("its manifest is no JSON object")
     return manifest

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoints.host_snapshot import aligned
-from trainer.checkpoints.manifest import FORMAT, DamagedCommit
+from trainer.checkpoints.manifest import FORMAT, DamagedCheckpoint
 
 MOST_BYTES = 2**24
 """Of a manifest's file: some 75,000 leaves. Larger ones are neither written nor read."""
@@ -25,7 +25,7 @@ _FEW = 64
 """Dimensions that an array of numpy can have."""
 
 
-def check(manifest: Mapping[str, Any]) -> None:
+def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Check the fields of a manifest; of one of a newer format, the format alone.
 
     A checksum tells damage and no intent, since whoever changes a file can compute it again. After
@@ -60,7 +60,7 @@ def check(manifest: Mapping[str, Any]) -> None:
         finite = type(score) is float and math.isfinite(score)
         _require(finite or score in ("nan", "inf", "-inf"), f"its score {_short(name)}", score)
     _check_leaves(given["leaves"])
-    sections = [name.removeprefix("memory/") for name in given["leaves"] if name]
+    sections = [name.removeprefix("hook_state/") for name in given["leaves"] if name]
     _require(given["hooks"] == sections, "its hooks", given["hooks"])
 
 
@@ -69,7 +69,7 @@ def _check_leaves(sections: Any) -> None:
     _require(isinstance(sections, dict) and "" in sections, "its leaves", sections)
     end = 0
     for name, leaves in sections.items():
-        _require(name == "" or name.startswith("memory/"), "its section", name)
+        _require(name == "" or name.startswith("hook_state/"), "its section", name)
         _require(isinstance(leaves, list), f"its section {_short(name)}", leaves)
         paths = set()
         for leaf in leaves:
@@ -121,16 +121,17 @@ def _is_scalar(kind: str, value: Any) -> bool:
         return hex(int(value, 16)) == value
     if kind == "float":
         return float.fromhex(value).hex() == value
-    dtype = plain(kind.removeprefix("numpy.")) if kind.startswith("numpy.") else None
+    dtype = parse_dtype(kind.removeprefix("numpy.")) if kind.startswith("numpy.") else None
     if dtype is None or len(value) != 2 * dtype.itemsize:
         return False
     return bytes.fromhex(value).hex() == value
 
 
-def plain(name: str) -> np.dtype | None:
+def parse_dtype(name: str) -> np.dtype | None:
     """Give numpy's dtype of this name, if its values are numbers, truths or times.
 
-    >>> plain("bfloat16"), plain("object"), plain("O"), plain("i4, f8"), plain("float")
+    >>> (parse_dtype("bfloat16"), parse_dtype("object"), parse_dtype("O"), parse_dtype("i4, f8"),
+    ...  parse_dtype("float"))
     (dtype(bfloat16), None, None, None, None)
     """
     kind = np.sctypeDict.get(name.partition("[")[0])
@@ -155,7 +156,7 @@ def _is_line(value: Any) -> bool:
 
 def _require(valid: bool, what: str, got: Any) -> None:
     if not valid:
-        raise DamagedCommit(f"{what} cannot be {_short(got)}")
+        raise DamagedCheckpoint(f"{what} cannot be {_short(got)}")
 
 
 def _short(value: Any) -> str:

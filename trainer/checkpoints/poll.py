@@ -7,18 +7,18 @@ import os
 from collections.abc import Callable, Collection, Mapping
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.load import Part, part_of
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.select import Stamp, folder_of, stamp
+from trainer.checkpoints.load import CheckpointPart, read_part_at
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
 
-Newer = Callable[[Mapping[str, PyTree], Collection[str], int], Part | None]
+Newer = Callable[[Mapping[str, PyTree], Collection[str], int], CheckpointPart | None]
 """`(wanted, optional, epoch of the commit in use or -1) -> what is new, if anything is`."""
 
 
-def newer(directory: str | os.PathLike[str]) -> Newer:
+def make_poller(directory: str | os.PathLike[str]) -> Newer:
     """Make a function that reads a run's newest intact commit if that is not the one in use.
 
     It gives None, after a mere listing, where nothing else is there: no commit yet, no newer one,
@@ -37,7 +37,7 @@ def newer(directory: str | os.PathLike[str]) -> Newer:
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
     >>> wanted = {"params/w": jnp.zeros(2)}
     >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
-    ...     read = newer(run)
+    ...     read = make_poller(run)
     ...     print(read(wanted, (), -1))
     ...     checkpoints.save(state)
     ...     checkpoints.wait()
@@ -45,17 +45,17 @@ def newer(directory: str | os.PathLike[str]) -> Newer:
     None
     0 None
     """
-    folder, storage = folder_of(directory), publishing.Storage()
+    folder, storage = get_checkpoint_folder(directory), publishing.ArrayStorage()
     damaged: dict[int, Stamp] = {}
     used: dict[int, Stamp] = {}
 
     def candidates(in_use: int) -> list[int]:
         found: list[int] = []
-        numbers = publishing.numbers(folder)
+        numbers = publishing.list_epochs(folder)
         if in_use not in numbers and os.path.lexists(folder / f"{in_use}.replaced"):
             return found
         for number in reversed(numbers):
-            now = stamp(folder, number)
+            now = read_stamp(folder, number)
             unchanged = number == in_use and used.get(number, now) == now
             if now is not None and not unchanged and damaged.get(number) != now:
                 found.append(number)
@@ -63,15 +63,17 @@ def newer(directory: str | os.PathLike[str]) -> Newer:
                 break
         return found
 
-    def read(wanted: Mapping[str, PyTree], optional: Collection[str], in_use: int) -> Part | None:
+    def read(
+        wanted: Mapping[str, PyTree], optional: Collection[str], in_use: int
+    ) -> CheckpointPart | None:
         found = candidates(in_use)
         while found:
             number = found.pop(0)
-            before = stamp(folder, number)
+            before = read_stamp(folder, number)
             try:
-                part = part_of(folder, number, storage, wanted, optional)
-            except DamagedCommit as damage:
-                if before is None or stamp(folder, number) != before:
+                part = read_part_at(folder, number, storage, wanted, optional)
+            except DamagedCheckpoint as damage:
+                if before is None or read_stamp(folder, number) != before:
                     found = candidates(in_use)  # the run removed or replaced it meanwhile
                     continue
                 damaged[number] = before

@@ -19,9 +19,9 @@ from etils import epath  # type: ignore[import-untyped]
 
 from trainer.checkpoints import array_files, manifest_schema
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checks.modes import Mode
-from trainer.host.atomic_files import require_room, sync_folder, write_whole
+from trainer.host.atomic_files import check_free_space, sync_folder, write_whole
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
 ARRAYS = "arrays"
@@ -41,7 +41,7 @@ speed.
 """
 
 
-class Storage:
+class ArrayStorage:
     """Writes and reads the bytes of a commit's arrays, as one array whose parts the manifest names.
 
     With an array a leaf, 10 MB in 16 leaves take Orbax 60 CPU-ms, 2 to 3 for each leaf; as one they
@@ -75,7 +75,7 @@ class Storage:
         half = data.nbytes // 2 if data.nbytes > _TWO_FILES else None
         file = path / array_files.LEAVES / "0"
         # Asked first, since Orbax tells of a full disk by a hundred lines of tracebacks.
-        require_room(file, data.nbytes, largest=half)
+        check_free_space(file, data.nbytes, largest=half)
         options = {array_files.LEAVES: ocp.SaveArgs(chunk_byte_size=half)}
         try:
             self._orbax.save(
@@ -83,11 +83,11 @@ class Storage:
                 args=ocp.args.PyTreeSave({array_files.LEAVES: data}, save_args=options),
             )
         except Exception:
-            require_room(file, data.nbytes, largest=half)  # it ran out while this was written
+            check_free_space(file, data.nbytes, largest=half)  # it ran out while this was written
             raise
         try:
-            array_files.check(path, data.nbytes)
-        except DamagedCommit as damage:
+            array_files.check_array_files(path, data.nbytes)
+        except DamagedCheckpoint as damage:
             raise RuntimeError(
                 f"orbax-checkpoint {ocp.__version__} wrote files that could not be read back "
                 f"({damage}): install 0.12.8, and report it"
@@ -105,7 +105,7 @@ class Storage:
         """
         options = {array_files.LEAVES: ocp.RestoreArgs(restore_type=np.ndarray)}
         try:
-            array_files.check(path, size)
+            array_files.check_array_files(path, size)
             if size > (memory := array_files.free_memory()):
                 raise MemoryError(
                     f"the arrays in {path} take {size:,} bytes and this machine has {memory:,} "
@@ -115,11 +115,11 @@ class Storage:
                 epath.Path(path), args=ocp.args.PyTreeRestore(restore_args=options)
             )
             return tree[array_files.LEAVES].view(np.uint8)
-        except (DamagedCommit, MemoryError):
+        except (DamagedCheckpoint, MemoryError):
             raise
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            raise DamagedCommit(
+            raise DamagedCheckpoint(
                 f"its arrays cannot be read ({type(error).__name__}: {reason})"
             ) from error
 
@@ -138,7 +138,7 @@ def check_no_link(path: Path) -> None:
         )
 
 
-def made_writable(directory: Path) -> None:
+def ensure_writable(directory: Path) -> None:
     """Make a directory and write to it, to fail now rather than at the first save.
 
     Raises:
@@ -158,7 +158,7 @@ def made_writable(directory: Path) -> None:
         ) from error
 
 
-def numbers(directory: Path) -> list[int]:
+def list_epochs(directory: Path) -> list[int]:
     """List the numbers of the commits in a directory, ascending, damaged ones and links too."""
     if not directory.is_dir():
         return []
@@ -167,9 +167,9 @@ def numbers(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in named if entry.is_symlink() or entry.is_dir())
 
 
-def complete(directory: Path) -> list[int]:
+def list_complete(directory: Path) -> list[int]:
     """List the numbers of the commits that have a manifest and are no links, ascending."""
-    paths = {n: directory / str(n) for n in numbers(directory)}
+    paths = {n: directory / str(n) for n in list_epochs(directory)}
     return [n for n, p in paths.items() if not p.is_symlink() and (p / _MANIFEST).is_file()]
 
 
@@ -180,7 +180,7 @@ def recover(directory: Path) -> None:
             path.rename(path.with_suffix(""))
 
 
-def sweep(directory: Path) -> None:
+def remove_leftovers(directory: Path) -> None:
     """Remove what interrupted saves and removals left.
 
     Raises:
@@ -200,7 +200,7 @@ def _removed(path: Path) -> None:
         path.unlink()
 
 
-def staged(directory: Path, number: int) -> Path:
+def make_staging_folder(directory: Path, number: int) -> Path:
     """Make the empty directory in which a commit is written; it is no commit yet.
 
     Raises:
@@ -225,7 +225,7 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the manifest is larger than what is read.
     """
-    content = manifests.written(manifest)
+    content = manifests.encode_manifest(manifest)
     if len(content) > manifest_schema.MOST_BYTES:
         raise ValueError(
             f"the manifest of {stage.stem} takes {len(content)} bytes and may take "
@@ -265,19 +265,19 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
     where = f"commit {number} in {directory}"
     try:
         check_no_link(directory / str(number))
-        manifest = manifests.read(_content(directory / str(number) / _MANIFEST))
-        manifest_schema.check(manifest)
+        manifest = manifests.decode_manifest(_content(directory / str(number) / _MANIFEST))
+        manifest_schema.check_manifest(manifest)
     except OSError as error:
-        raise DamagedCommit(f"{where}: its manifest cannot be read ({error})") from error
-    except DamagedCommit as damage:
-        raise DamagedCommit(f"{where}: {damage}") from damage
+        raise DamagedCheckpoint(f"{where}: its manifest cannot be read ({error})") from error
+    except DamagedCheckpoint as damage:
+        raise DamagedCheckpoint(f"{where}: {damage}") from damage
     if manifest["format"] > manifests.FORMAT:
         raise ValueError(
             f"{where} is of format {manifest['format']}, and this version reads up to "
             f"{manifests.FORMAT}: restore it with what wrote it, {manifest.get('versions')!r:.200}"
         )
     if manifest["epoch"] != number:
-        raise DamagedCommit(f"{where}: it says that it is commit {manifest['epoch']}")
+        raise DamagedCheckpoint(f"{where}: it says that it is commit {manifest['epoch']}")
     return manifest
 
 
@@ -286,28 +286,28 @@ def _content(file: Path) -> bytes:
     try:
         return read_bytes(file, most=manifest_schema.MOST_BYTES)
     except UnsafeFile as error:
-        raise DamagedCommit(f"its manifest is none of this library's: {error}") from error
+        raise DamagedCheckpoint(f"its manifest is none of this library's: {error}") from error
 
 
-def ranked(scores: Mapping[int, float | None], mode: Mode) -> list[int]:
+def rank_by_score(scores: Mapping[int, float | None], mode: Mode) -> list[int]:
     """Order commits from the best score to the worst; without a score, or nan, none is best.
 
-    >>> ranked({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
+    >>> rank_by_score({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
     [3, 1]
     """
     known = {n: score for n, score in scores.items() if score is not None and not math.isnan(score)}
     return sorted(known, key=lambda n: (known[n] if mode == "min" else -known[n], n))
 
 
-def retained(
+def select_retained(
     scores: Mapping[int, float | None], *, keep: int, keep_best: int, mode: Mode, every: int | None
 ) -> Collection[int]:
     """Choose the commits to keep: the newest, the best, and every n-th.
 
-    >>> sorted(retained({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.9, 5: 0.8}, keep=1, keep_best=1,
+    >>> sorted(select_retained({1: 0.1, 2: 0.3, 3: 0.2, 4: 0.9, 5: 0.8}, keep=1, keep_best=1,
     ...                 mode="min", every=4))
     [1, 4, 5]
     """
     newest = sorted(scores)[-keep:]
-    best = ranked(scores, mode)[:keep_best]
+    best = rank_by_score(scores, mode)[:keep_best]
     return {*newest, *best, *(n for n in scores if every and n % every == 0)}

@@ -13,9 +13,9 @@ import numpy as np
 
 from trainer.checkpoints import host_snapshot, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.saved_config import config_differences, normalised
-from trainer.host.processes import every_value, is_lead, together
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.saved_config import config_differences, normalize_config
+from trainer.host.processes import fail_together, gather_values, is_main_process
 from trainer.state import TrainState
 
 log = logging.getLogger("entracte")
@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Commit:
+class SavedCheckpoint:
     """What was restored."""
 
     epoch: int
@@ -37,21 +37,21 @@ class Commit:
     """What the commit says of itself."""
 
     @property
-    def mark(self) -> tuple[int, int]:
+    def identity(self) -> tuple[int, int]:
         """Its number, and the digest of its contents."""
-        leaves = manifests.saved_leaves(self.manifest).values()
+        leaves = manifests.parse_leaves(self.manifest).values()
         return self.epoch, manifests.digest(leaf for group in leaves for leaf in group)
 
 
-def restored(
+def restore_checkpoint(
     directory: Path,
     number: int,
-    storage: publishing.Storage,
+    storage: publishing.ArrayStorage,
     target: TrainState,
     config: Mapping[str, Any] | None,
     *,
     foreign: bool = False,
-) -> Commit:
+) -> SavedCheckpoint:
     """Restore a commit into a state of the target's structure, types and places.
 
     Raises:
@@ -62,20 +62,22 @@ def restored(
     """
     where = f"commit {number} in {directory}"
     manifest = publishing.read_manifest(directory, number)
-    run_id.check(directory, number, manifest, foreign=foreign)
-    saved = manifests.saved_leaves(manifest)
-    wanted = {n: manifests.flattened(n, tree) for n, tree in manifests.sections(target).items()}
+    run_id.check_run_id(directory, number, manifest, foreign=foreign)
+    saved = manifests.parse_leaves(manifest)
+    wanted = {
+        n: manifests.flatten_section(n, tree) for n, tree in manifests.sections(target).items()
+    }
     shared = [name for name in wanted if name in saved]
-    lines = manifests.differences(
+    lines = manifests.compare_leaves(
         [leaf for name in shared for leaf in saved[name]],
         [leaf for name in shared for leaf in wanted[name][0]],
     )
     if config is not None and manifest["config"] is not None:
-        config = normalised(config)
+        config = normalize_config(config)
         try:
             lines += config_differences(manifest["config"], config)
         except (RecursionError, ValueError) as error:
-            raise DamagedCommit(f"{where}: its config is nested too deeply") from error
+            raise DamagedCheckpoint(f"{where}: its config is nested too deeply") from error
     if lines:
         raise ValueError(
             f"{where} does not fit this run:\n  "
@@ -85,25 +87,29 @@ def restored(
     leaves = [leaf for group in saved.values() for leaf in group]
     sizes = {leaf.path: leaf.bytes for name in shared for leaf in wanted[name][0]}
     if wrong := [x.path for name in shared for x in saved[name] if x.bytes != sizes[x.path]]:
-        raise DamagedCommit(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
-    data = verified(directory, number, storage, leaves)
-    trees = {name: host_snapshot.rebuilt(saved[name], data, *wanted[name]) for name in shared}
+        raise DamagedCheckpoint(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
+    data = read_verified_arrays(directory, number, storage, leaves)
+    trees = {
+        name: host_snapshot.rebuild_section(saved[name], data, *wanted[name]) for name in shared
+    }
     # What observers remember is known to process 0 alone, which is the one to speak of it.
-    for name in sorted(wanted.keys() ^ saved.keys()) if is_lead() else ():
+    for name in sorted(wanted.keys() ^ saved.keys()) if is_main_process() else ():
         happens = "begins anew" if name in wanted else "is dropped, since no hook keeps it"
         log.info(f"{where}: {name} {happens}")
-    if changes := manifests.changes(manifest):
+    if changes := manifests.list_environment_changes(manifest):
         log.warning(
             f"{where}: the same bits as without a stop are not to be expected, since other "
             f"software or devices round otherwise: {'; '.join(changes)}"
         )
     state = trees.pop("")
-    memory = {name.removeprefix("memory/"): tree for name, tree in trees.items()}
-    return Commit(number, state.replace(memory=memory), manifests.saved_scores(manifest), manifest)
+    memory = {name.removeprefix("hook_state/"): tree for name, tree in trees.items()}
+    return SavedCheckpoint(
+        number, state.replace(hook_state=memory), manifests.parse_scores(manifest), manifest
+    )
 
 
-def verified(
-    directory: Path, number: int, storage: publishing.Storage, leaves: Sequence[manifests.Leaf]
+def read_verified_arrays(
+    directory: Path, number: int, storage: publishing.ArrayStorage, leaves: Sequence[manifests.Leaf]
 ) -> np.ndarray:
     """Read the bytes of a commit's arrays, uint8 [bytes].
 
@@ -112,14 +118,16 @@ def verified(
         MemoryError: they take more than this machine has.
     """
     try:
-        data = storage.read(directory / str(number) / publishing.ARRAYS, host_snapshot.size(leaves))
-        host_snapshot.verify(leaves, data)
-    except DamagedCommit as damage:
-        raise DamagedCommit(f"commit {number} in {directory}: {damage}") from damage
+        data = storage.read(
+            directory / str(number) / publishing.ARRAYS, host_snapshot.count_bytes(leaves)
+        )
+        host_snapshot.verify_checksums(leaves, data)
+    except DamagedCheckpoint as damage:
+        raise DamagedCheckpoint(f"commit {number} in {directory}: {damage}") from damage
     return data
 
 
-def everywhere(
+def read_on_all_processes(
     where: Path, read: Callable[[], Found], mark: Callable[[Found], tuple[int, int]]
 ) -> Found:
     """Read a checkpoint on every process, and check that all read the same one; all must call it.
@@ -135,9 +143,9 @@ def everywhere(
     """
     if jax.process_count() == 1:
         return read()
-    with together(f"reading a checkpoint in {where}"):
+    with fail_together(f"reading a checkpoint in {where}"):
         found = read()
-    marks = every_value(mark(found))
+    marks = gather_values(mark(found))
     if len(set(marks)) > 1:
         numbers = [number for number, _ in marks]
         told = ", ".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from trainer.hook import Rows
+from trainer.hook import RunSettings
 from trainer.loop.run_description import HYPERPARAMS, KEY
 
 _MOST = 30
@@ -46,8 +46,8 @@ class Difference(NamedTuple):
         return f"{line}; the new one is in force"
 
 
-def differing(
-    saved: Rows, now: Rows, in_force: Mapping[str, str], *, same_software: bool
+def compare_settings(
+    saved: RunSettings, now: RunSettings, in_force: Mapping[str, str], *, same_software: bool
 ) -> list[Difference]:
     """List the settings that differ between a checkpoint and the script that goes on from it.
 
@@ -62,7 +62,7 @@ def differing(
             other names, so that only those are compared that do not depend on it.
 
     >>> saved, now = ({"phase train": {"data size": size}} for size in ("10", "20"))
-    >>> [str(found) for found in differing(saved, now, {}, same_software=True)]
+    >>> [str(found) for found in compare_settings(saved, now, {}, same_software=True)]
     ['phase train, data size: saved 10, now 20; the new one is in force']
     """
     found = []
@@ -73,7 +73,7 @@ def differing(
             firm = not ("." in name or "[" in name or name in _READ_OFF)
             if old == new or not (same_software or firm):
                 continue
-            if subject == HYPERPARAMS and _settled(name, new, in_force, now):
+            if subject == HYPERPARAMS and _is_in_force(name, new, in_force, now):
                 continue
             found.append(Difference(subject, name, old, new))
     order = [*now]
@@ -81,7 +81,7 @@ def differing(
     return [one for place, one in enumerate(found) if not _told(one, found[:place])]
 
 
-def _settled(name: str, new: str, in_force: Mapping[str, str], hooks: Collection[str]) -> bool:
+def _is_in_force(name: str, new: str, in_force: Mapping[str, str], hooks: Collection[str]) -> bool:
     """Say whether a hyperparameter is what the script says, or is set by a hook in any case."""
     if in_force.get(name) == new:
         return True
@@ -104,7 +104,7 @@ def warning(where: str, differences: list[Difference]) -> str:
     return f"{where} was saved by a script that said otherwise:\n  " + "\n  ".join(lines)
 
 
-def on_record(now: Rows, differences: list[Difference]) -> Rows:
+def merge_saved_settings(now: RunSettings, differences: list[Difference]) -> RunSettings:
     """Give what checkpoints have on record from now on: what is in force.
 
     What the script says is said once, where it changed; what it says in vain, at every resume.

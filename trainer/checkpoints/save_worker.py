@@ -101,7 +101,7 @@ class Worker:
                 )
             self._stuck = None
 
-    def given_up(self) -> bool:
+    def is_abandoned(self) -> bool:
         """Say, to a task, whether its thread was left behind: it must leave no result."""
         stuck = self._stuck
         return stuck is not None and stuck.thread is threading.current_thread()

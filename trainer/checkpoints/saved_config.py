@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.host.escaping import shown
-from trainer.host.redaction import without_secrets
+from trainer.host.escaping import escape_text
+from trainer.host.redaction import redact_settings
 
 FREE_KEYS = ("epochs", "run")
 """Keys of a configuration that may differ between a checkpoint and the run that restores it."""
@@ -20,13 +20,13 @@ _DEEPEST = 100
 """Levels of nesting; more are a value that contains itself, or a mistake."""
 
 
-def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
+def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Give a configuration as JSON would give it back.
 
     Tuples become lists, paths strings, numpy's scalars Python's, and numbers that are not finite
     the words `NaN`, `Infinity` and `-Infinity`. Passwords become `***` (`trainer.host.redaction`).
 
-    >>> normalised({"widths": (8, 8), "clip": float("inf"), "rate": np.float32(0.5)})
+    >>> normalize_config({"widths": (8, 8), "clip": float("inf"), "rate": np.float32(0.5)})
     {'widths': [8, 8], 'clip': 'Infinity', 'rate': 0.5}
 
     Raises:
@@ -35,7 +35,7 @@ def normalised(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping of settings; got {type(config).__name__}")
-    plain: dict[str, Any] = without_secrets(_mapping(config, ()))
+    plain: dict[str, Any] = redact_settings(_mapping(config, ()))
     return plain
 
 
@@ -100,11 +100,13 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
         return {path: json.dumps(value)}
 
     before, after = (
-        flat({key: value for key, value in normalised(config).items() if key not in FREE_KEYS})
+        flat(
+            {key: value for key, value in normalize_config(config).items() if key not in FREE_KEYS}
+        )
         for config in (saved, now)
     )
     return [
-        f"{shown(key) or 'config'}: saved {before.get(key, 'nothing')}, "
+        f"{escape_text(key) or 'config'}: saved {before.get(key, 'nothing')}, "
         f"now {after.get(key, 'nothing')}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.save_worker import wait_for_saves
 from trainer.checks.modes import check_mode, resolve_mode
-from trainer.checks.paths import local
-from trainer.checks.suggestions import among
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.suggestions import suggest_and_list
 
 log = logging.getLogger("entracte")
 
@@ -24,7 +24,7 @@ Stamp = tuple[int, int]
 """Of a commit's folder, which is renamed into place when it is whole: another one has another."""
 
 
-def stamp(folder: Path, number: int) -> Stamp | None:
+def read_stamp(folder: Path, number: int) -> Stamp | None:
     """Tell a commit from another of its number; None if it is gone."""
     try:
         status = (folder / str(number)).lstat()
@@ -33,18 +33,18 @@ def stamp(folder: Path, number: int) -> Stamp | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def folder_of(directory: str | os.PathLike[str]) -> Path:
+def get_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
     """Give the folder of a run's commits.
 
     Raises:
         NotADirectoryError: it is a link.
     """
-    folder = local(directory, "a run") / "checkpoints"
+    folder = to_absolute_path(directory, "a run") / "checkpoints"
     publishing.check_no_link(folder)
     return folder
 
 
-def candidates(
+def list_candidates(
     folder: Path, epoch: int | None, best: str | None, mode: str | None
 ) -> Sequence[int]:
     """Order the commits that would do, the one to take if it is intact first.
@@ -63,7 +63,7 @@ def candidates(
     if epoch is not None and best is not None:
         raise ValueError(f"give an epoch or best, not both; got {epoch} and {best!r}")
     wait_for_saves()
-    numbers = publishing.numbers(folder)
+    numbers = publishing.list_epochs(folder)
     if not numbers:
         raise FileNotFoundError(
             f"there is no commit in {folder}: give the directory of a run that was saved, as "
@@ -81,20 +81,23 @@ def candidates(
     scores: dict[int, Mapping[str, float]] = {}
     for number in numbers:
         try:
-            scores[number] = manifests.saved_scores(publishing.read_manifest(folder, number))
-        except DamagedCommit as damage:
-            if stamp(folder, number):  # or the run removed it meanwhile
+            scores[number] = manifests.parse_scores(publishing.read_manifest(folder, number))
+        except DamagedCheckpoint as damage:
+            if read_stamp(folder, number):  # or the run removed it meanwhile
                 log.warning(f"skipped a damaged commit: {damage}")
-    ranked = publishing.ranked({number: found.get(best) for number, found in scores.items()}, way)
+    ranked = publishing.rank_by_score(
+        {number: found.get(best) for number, found in scores.items()}, way
+    )
     if not ranked:
         known = sorted({name for found in scores.values() for name in found})
         raise ValueError(
-            f"no commit in {folder} has a score {best!r} that is a number{among(best, known)}"
+            f"no commit in {folder} has a score {best!r} that is a "
+            f"number{suggest_and_list(best, known)}"
         )
     return ranked
 
 
-def first_intact(
+def read_first_intact(
     folder: Path, candidates: Callable[[], Sequence[int]], read: Callable[[int], Found]
 ) -> Found:
     """Read the first commit that is intact; damaged ones are skipped with a warning.
@@ -112,15 +115,15 @@ def first_intact(
     numbers, reasons = [*candidates()], list[str]()
     while numbers:
         number = numbers.pop(0)
-        before = stamp(folder, number)
+        before = read_stamp(folder, number)
         try:
             return read(number)
-        except DamagedCommit as damage:
-            if before is None or stamp(folder, number) != before:
+        except DamagedCheckpoint as damage:
+            if before is None or read_stamp(folder, number) != before:
                 numbers, reasons = [*candidates()], []
                 continue
             if not numbers and not reasons:
                 raise
             log.warning(f"skipped a damaged commit: {damage}")
             reasons.append(str(damage))
-    raise DamagedCommit("no commit is intact:\n  " + "\n  ".join(reasons))
+    raise DamagedCheckpoint("no commit is intact:\n  " + "\n  ".join(reasons))

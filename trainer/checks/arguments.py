@@ -27,18 +27,18 @@ def require_function(who: str, thing: Any, form: str, remedy: str = "") -> None:
     Traceback (most recent call last):
     TypeError: a step must be a function (state, batch) -> (state, metrics); got <lambda>(state)
     """
-    if callable(thing) and not isinstance(thing, type) and takes(thing, _count(form)):
+    if callable(thing) and not isinstance(thing, type) and can_call_with(thing, _count(form)):
         return
     if isinstance(thing, type) and not remedy:
         remedy = f"make one of it, {thing.__name__}(...), and give what that has"
     raise TypeError(
-        f"{who} must be a function {form}; got {in_words(thing)}{remedy and f': {remedy}'}"
+        f"{who} must be a function {form}; got {describe_value(thing)}{remedy and f': {remedy}'}"
     )
 
 
-def takes(function: Any, count: int) -> bool:
+def can_call_with(function: Any, count: int) -> bool:
     """Say whether a function can be called with so many arguments."""
-    signature = signature_of(function)
+    signature = get_signature(function)
     if signature is None:
         return True
     try:
@@ -48,7 +48,7 @@ def takes(function: Any, count: int) -> bool:
     return True
 
 
-def signature_of(function: Any) -> inspect.Signature | None:
+def get_signature(function: Any) -> inspect.Signature | None:
     """Return how a function is called, or None where it does not tell."""
     try:
         return inspect.signature(function)
@@ -56,7 +56,7 @@ def signature_of(function: Any) -> inspect.Signature | None:
         return None
 
 
-def whole(what: str, value: Any, least: int) -> int:
+def require_integer(what: str, value: Any, least: int) -> int:
     """Return a whole number that is not below another.
 
     Args:
@@ -68,7 +68,7 @@ def whole(what: str, value: Any, least: int) -> int:
         TypeError: it is no whole number.
         ValueError: it is below the least.
 
-    >>> whole("epochs", 2.0, 0)
+    >>> require_integer("epochs", 2.0, 0)
     Traceback (most recent call last):
     TypeError: epochs must be a whole number of at least 0; got 2.0
     """
@@ -78,34 +78,35 @@ def whole(what: str, value: Any, least: int) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise TypeError(f"{required}; got {in_words(value)}")
+        raise TypeError(f"{required}; got {describe_value(value)}")
     if number < least:
         raise ValueError(f"{required}; got {number}")
     return number
 
 
-def number(what: str, value: Any) -> float:
+def require_number(what: str, value: Any) -> float:
     """Return a number, whole or not, as a float.
 
     Raises:
         TypeError: it is none.
 
-    >>> number("seconds", "1h")
+    >>> require_number("seconds", "1h")
     Traceback (most recent call last):
     TypeError: seconds must be a number; got '1h'
     """
     real = hasattr(type(value), "__float__") and not isinstance(value, bool)
     axes: Any = getattr(value, "shape", None)
     if not real or axes:
-        raise TypeError(f"{what} must be a number; got {in_words(value)}")
+        raise TypeError(f"{what} must be a number; got {describe_value(value)}")
     return float(value)
 
 
-def in_words(thing: Any) -> str:
+def describe_value(thing: Any) -> str:
     """Describe what was given in a few words, never with its contents.
 
     >>> import numpy as np
-    >>> in_words(np.ones((2, 3))), in_words({"inputs": 1}), in_words(dict), in_words("adam")
+    >>> (describe_value(np.ones((2, 3))), describe_value({"inputs": 1}), describe_value(dict),
+    ...  describe_value("adam"))
     ('an array float64[2, 3]', 'a dict of inputs', 'the class dict', "'adam'")
     """
     if isinstance(thing, type):
@@ -124,7 +125,7 @@ def in_words(thing: Any) -> str:
 
 def _called(function: Any) -> str:
     """Return the arguments of a function as it is defined, without their types."""
-    signature = signature_of(function)
+    signature = get_signature(function)
     if signature is None:
         return "(...)"
     bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Literal
 
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 
 ASIDE = ("time/", "system/", "steps/")
 """Prefixes of metrics that are not shown as curves unless asked for."""
@@ -18,14 +18,14 @@ def _listed(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-SMALLER = _listed(
+LOWER_IS_BETTER = _listed(
     """
     loss losses error errors err mse rmse mae mape nll ppl perplexity divergence kl
     xent bce ece brier bpc bpb bpd bits wer cer fid rmsd
     regret cost costs penalty failures mistakes violations
     """
 )
-LARGER = _listed(
+HIGHER_IS_BETTER = _listed(
     """
     accuracy acc top return returns reward rewards score scores success successes solved wins
     winrate f1 f2 fbeta precision recall specificity sensitivity auc auroc roc auprc ap map
@@ -44,17 +44,18 @@ QUALIFYING = _listed(
 """Words that make of a loss or a score something else, of which the name does not tell."""
 
 
-def mode_of(name: str) -> Mode | None:
+def infer_mode(name: str) -> Mode | None:
     """Say which of two values of a metric is better, by its name; None where that does not tell.
 
     The last part of the path decides that holds a telling word, but never the first of several,
     which names a phase: `rollout/return/maze` is a return.
 
-    >>> mode_of("val/loss"), mode_of("val/top5_accuracy"), mode_of("gradients/norm")
+    >>> infer_mode("val/loss"), infer_mode("val/top5_accuracy"), infer_mode("gradients/norm")
     ('min', 'max', None)
-    >>> mode_of("rollout/return/maze"), mode_of("val/bits_per_character"), mode_of("val/valAUC")
+    >>> (infer_mode("rollout/return/maze"), infer_mode("val/bits_per_character"),
+    ...  infer_mode("val/valAUC"))
     ('max', 'min', 'max')
-    >>> mode_of("train/loss_scale"), mode_of("time/hook/stop_at_return/val/return")
+    >>> infer_mode("train/loss_scale"), infer_mode("time/hook/stop_at_return/val/return")
     (None, None)
     """
     first, *rest = name.split("/")
@@ -64,9 +65,9 @@ def mode_of(name: str) -> Mode | None:
         words = _words(part)
         if words & QUALIFYING:
             return "min" if words & {"negative", "neg"} and "likelihood" in words else None
-        if words & SMALLER or {"cross", "entropy"} <= words:
+        if words & LOWER_IS_BETTER or {"cross", "entropy"} <= words:
             return "min"
-        if words & LARGER:
+        if words & HIGHER_IS_BETTER:
             return "max"
     return None
 
@@ -95,10 +96,10 @@ def resolve_mode(who: str, metric: str, mode: str | None) -> Mode:
     """
     if not isinstance(metric, str):
         raise TypeError(
-            f"{who} needs the name of a metric, such as 'val/loss'; got {in_words(metric)}"
+            f"{who} needs the name of a metric, such as 'val/loss'; got {describe_value(metric)}"
         )
     check_mode(mode)
-    found = mode or mode_of(metric)
+    found = mode or infer_mode(metric)
     if found is None:
         raise ValueError(
             f"{who} compares values of {metric!r}, of which the name does not tell whether a "

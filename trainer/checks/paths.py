@@ -6,13 +6,13 @@ import os
 import re
 from pathlib import Path
 
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 """A scheme has two letters or more, and `Path` has made one slash of the two."""
 
 
-def local(path: str | os.PathLike[str], who: str = "") -> Path:
+def to_absolute_path(path: str | os.PathLike[str], who: str = "") -> Path:
     """Give the absolute path of a file or folder that a user named.
 
     Everything that takes a path passes it through here as soon as it is given, so that a later
@@ -27,17 +27,18 @@ def local(path: str | os.PathLike[str], who: str = "") -> Path:
         TypeError: it is no path of text.
         ValueError: it is a URL, is empty, or names the home of a user who is not known.
 
-    >>> local("/runs/digits")
+    >>> to_absolute_path("/runs/digits")
     PosixPath('/runs/digits')
-    >>> local("runs") == Path.cwd() / "runs", local("~/runs") == Path.home() / "runs"
+    >>> (to_absolute_path("runs") == Path.cwd() / "runs",
+    ...  to_absolute_path("~/runs") == Path.home() / "runs")
     (True, True)
-    >>> local("s3://bucket/run", "save_checkpoints")
+    >>> to_absolute_path("s3://bucket/run", "save_checkpoints")
     Traceback (most recent call last):
     ValueError: save_checkpoints needs a path on a local file system; got the URL 's3://bucket/run'...
     """
     needs = f"{who or 'this'} needs a path on a local file system"
     if not isinstance(path, str | bytes | os.PathLike):
-        raise TypeError(f"{needs}, a text or pathlib.Path; got {in_words(path)}")
+        raise TypeError(f"{needs}, a text or pathlib.Path; got {describe_value(path)}")
     text = os.fspath(path)
     if not isinstance(text, str):
         raise TypeError(f"{needs}, as text; got {text!r:.100}: os.fsdecode(path) makes text of it")

@@ -9,26 +9,29 @@ import jax
 PyTree = Any
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def format_path(path: tuple[Any, ...]) -> str:
     """Name a leaf as messages and checkpoints do: `params/dense/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def described(leaf: Any) -> str:
+def describe_leaf(leaf: Any) -> str:
     """Describe a leaf as messages do: `float32[2, 3]`, `int`."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return type(leaf).__name__
 
 
-def differences(wanted: PyTree, got: PyTree) -> list[str]:
+def list_differences(wanted: PyTree, got: PyTree) -> list[str]:
     """List the leaves that are missing, new, or of another shape or dtype.
 
-    >>> differences({"w": jnp.ones(2), "b": 1}, {"w": jnp.ones(3), "b": 1})
+    >>> list_differences({"w": jnp.ones(2), "b": 1}, {"w": jnp.ones(3), "b": 1})
     ['w: float32[2] became float32[3]']
     """
     before, after = (
-        {path_name(path): described(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(t)}
+        {
+            format_path(path): describe_leaf(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(t)
+        }
         for t in (wanted, got)
     )
     lines = [f"{path}: {before[path]} is missing" for path in before if path not in after]
@@ -38,11 +41,11 @@ def differences(wanted: PyTree, got: PyTree) -> list[str]:
         for path in before
         if path in after and before[path] != after[path]
     ]
-    if not lines and not same_structure(wanted, got):
+    if not lines and not has_same_structure(wanted, got):
         lines = [f"structure {jax.tree.structure(wanted)} became {jax.tree.structure(got)}"]
     return lines
 
 
-def same_structure(one: PyTree, other: PyTree) -> bool:
+def has_same_structure(one: PyTree, other: PyTree) -> bool:
     """Say whether two trees differ in their leaves at most."""
     return bool(jax.tree.structure(one) == jax.tree.structure(other))  # type: ignore[operator]

@@ -14,7 +14,7 @@ MANY = 20
 _SEPARATORS = re.compile(r"[\W_]+")
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
+def suggest_name(name: object, known: Iterable[str]) -> str:
     """Return a question that names what was probably meant, or "" where nothing is near.
 
     Separators and capitals do not count, so `val_loss` finds `val/loss`; the last part of a path
@@ -28,16 +28,17 @@ def nearest(name: object, known: Iterable[str]) -> str:
     Returns:
         A sentence to append to a message, with a leading space, or "".
 
-    >>> nearest("val_loss", ["train/loss", "val/loss", "val/accuracy"])
+    >>> suggest_name("val_loss", ["train/loss", "val/loss", "val/accuracy"])
     " Did you mean 'val/loss'?"
-    >>> nearest("loss", ["train/loss", "val/loss", "val/accuracy"])
+    >>> suggest_name("loss", ["train/loss", "val/loss", "val/accuracy"])
     " Did you mean 'train/loss' or 'val/loss'?"
-    >>> nearest("val/acc", ["val/loss", "val/accuracy"]), nearest("lr", ["rate", "learning_rate"])
+    >>> suggest_name("val/acc", ["val/loss", "val/accuracy"]), suggest_name("lr", ["rate",
+    ...     "learning_rate"])
     (" Did you mean 'val/accuracy'?", " Did you mean 'learning_rate'?")
-    >>> nearest("xyz", ["val/loss"])
+    >>> suggest_name("xyz", ["val/loss"])
     ''
     """
-    found = [f"'{escaping.shown(near)}'" for near in near_names(name, known)]
+    found = [f"'{escaping.escape_text(near)}'" for near in near_names(name, known)]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -54,7 +55,7 @@ def near_names(name: object, known: Iterable[str]) -> list[str]:
     return (same or ends or short or _close(wanted, names))[:3]
 
 
-def among(name: object, known: Iterable[str], shown: Iterable[str] | None = None) -> str:
+def suggest_and_list(name: object, known: Iterable[str], shown: Iterable[str] | None = None) -> str:
     """Return how a message goes on that says that a name is not known: the nearest, and all.
 
     Args:
@@ -62,15 +63,15 @@ def among(name: object, known: Iterable[str], shown: Iterable[str] | None = None
         known: the names that exist.
         shown: how they are listed, where not as they are.
 
-    >>> "no hook 'stop_erly'" + among("stop_erly", ["stop_early", "beat"])
+    >>> "no hook 'stop_erly'" + suggest_and_list("stop_erly", ["stop_early", "beat"])
     "no hook 'stop_erly'. Did you mean 'stop_early'? (there is: stop_early, beat)"
-    >>> among("x", [])
+    >>> suggest_and_list("x", [])
     ' (there is: nothing)'
     """
     known = list(known)
-    listed = [escaping.shown(one) for one in (known if shown is None else shown)]
+    listed = [escaping.escape_text(one) for one in (known if shown is None else shown)]
     more = f" and {len(listed) - MANY} more" if len(listed) > MANY else ""
-    question = nearest(name, known)
+    question = suggest_name(name, known)
     listing = f" (there is: {', '.join(listed[:MANY]) or 'nothing'}{more})"
     return f".{question}{listing}" if question else listing
 

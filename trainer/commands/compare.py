@@ -7,27 +7,32 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from trainer.checks.modes import Mode, mode_of
-from trainer.commands.lookup.scores import better, known, reached, telling
-from trainer.commands.lookup.stores import RunNames, located
-from trainer.commands.terminal.calling import Refused
+from trainer.checks.modes import Mode, infer_mode
+from trainer.commands.lookup.scores import (
+    check_metric_names,
+    choose_key_metrics,
+    find_best,
+    summarize_curve,
+)
+from trainer.commands.lookup.stores import RunNames, open_run
+from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import (
     Column,
-    lasting,
+    format_duration,
+    format_progress,
+    make_console,
+    make_table,
     print_json,
-    progress,
-    screen,
+    safe_text,
     state_text,
-    table,
-    text,
 )
 from trainer.commands.terminal.sections import BEST
-from trainer.configuration.setting_rows import settings, written
-from trainer.host.escaping import shown
-from trainer.runs.metric_curves import measured
+from trainer.configuration.setting_rows import flatten_settings, format_setting
+from trainer.host.escaping import escape_text
+from trainer.runs.metric_curves import read_curves
 from trainer.runs.panels import Curve, finite
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import number
+from trainer.runs.sparklines import format_number
 
 MARK = " *"
 """Behind what is the best of all runs."""
@@ -73,24 +78,29 @@ def compare(
     read = [_read(run, store) for run in runs]
     compared = [*{(one.row.directory, one.row.name): one for one in read}.values()]
     if len(compared) < 2:
-        these = f"; these are all {shown(compared[0].row.name)}" if len(read) > 1 else ""
-        raise Refused(
+        these = f"; these are all {escape_text(compared[0].row.name)}" if len(read) > 1 else ""
+        raise CommandError(
             f"give two runs or more, before --metrics: python -m trainer compare RUN RUN{these}"
         )
     named = [one.row.name for one in compared]
     if twice := next((name for name in named if named.count(name) > 1), None):
-        raise Refused(
-            f"two of these runs are named {shown(twice)}, so that no table could tell them apart"
+        raise CommandError(
+            f"two of these runs are named {escape_text(twice)}, so that no table could tell them "
+            "apart"
         )
     recorded = {name for one in compared for name in one.curves}
-    names = known(metrics, recorded) if metrics else telling(recorded, len(recorded))
-    modes = {name: mode_of(name) or mode for name in names}
-    config = _differing([settings(one.row.config) for one in compared])
+    names = (
+        check_metric_names(metrics, recorded)
+        if metrics
+        else choose_key_metrics(recorded, len(recorded))
+    )
+    modes = {name: infer_mode(name) or mode for name in names}
+    config = _differing([flatten_settings(one.row.config) for one in compared])
     environment = _differing([one.row.environment for one in compared])
     if json:
         print_json(_data(compared, config, environment, modes))
         return 0
-    console = screen()
+    console = make_console()
     tables = {
         "Runs": _facts(compared),
         "Configuration": {name: [_cell(v) for v in row] for name, row in config.items()},
@@ -98,21 +108,23 @@ def compare(
         "Results": _results(compared, modes),
     }
     for title, rows in tables.items():
-        console.print(text(title, "bold underline"))
-        columns = [Column("", [text(name) for name in rows], matters=9, folds=20)]
+        console.print(safe_text(title, "bold underline"))
+        columns = [Column("", [safe_text(name) for name in rows], priority=9, fold_width=20)]
         for place, one in enumerate(compared):
             cells = [row[place] for row in rows.values()]
             columns.append(Column(one.row.name, cells, "left", 9, 14))
-        console.print(table(columns, console.width) if rows else text("no difference", "dim"))
+        console.print(
+            make_table(columns, console.width) if rows else safe_text("no difference", "dim")
+        )
         console.print()
     if any(cell.plain.endswith(MARK) for row in tables["Results"].values() for cell in row):
-        console.print(text(f"{MARK.strip()} the best of these runs", "dim"))
+        console.print(safe_text(f"{MARK.strip()} the best of these runs", "dim"))
     return 0
 
 
 def _read(run: str, store: str | None) -> Compared:
-    with located(run, store) as (there, row):
-        return Compared(row, row.status(there.connection.now()), measured(there, row.name))
+    with open_run(run, store) as (there, row):
+        return Compared(row, row.status(there.connection.now()), read_curves(there, row.name))
 
 
 def _differing(all_of_them: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -129,12 +141,14 @@ def _differing(all_of_them: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]
 def _facts(compared: Sequence[Compared]) -> dict[str, list[Text]]:
     rows: dict[str, list[Text]] = {
         "state": [state_text(one.state) for one in compared],
-        "epoch": [text(progress(one.row.epoch, one.row.epochs)) for one in compared],
-        "step": [text(f"{one.row.step:,}") for one in compared],
+        "epoch": [safe_text(format_progress(one.row.epoch, one.row.epochs)) for one in compared],
+        "step": [safe_text(f"{one.row.step:,}") for one in compared],
     }
     spent = [_seconds(one) for one in compared]
     if any(spent):
-        rows["training"] = [text(lasting(seconds) if seconds else "") for seconds in spent]
+        rows["training"] = [
+            safe_text(format_duration(seconds) if seconds else "") for seconds in spent
+        ]
     return rows
 
 
@@ -149,13 +163,14 @@ def _results(
     rows: dict[str, list[Text]] = {}
     for name, mode in modes.items():
         found = [
-            reached(one.curves[name], mode) if name in one.curves else None for one in compared
+            summarize_curve(one.curves[name], mode) if name in one.curves else None
+            for one in compared
         ]
         if mode is not None:
-            winners = better([one and one.best for one in found], mode)
+            winners = find_best([one and one.best for one in found], mode)
             rows[name] = [
-                text(
-                    f"{number(one.best)} at {one.epoch:,}{MARK if place in winners else ''}",
+                safe_text(
+                    f"{format_number(one.best)} at {one.epoch:,}{MARK if place in winners else ''}",
                     BEST if place in winners else "",
                 )
                 if one and one.best is not None
@@ -164,13 +179,14 @@ def _results(
             ]
         label = name if mode is None else f"{name}, last"
         rows[label] = [
-            text(number(one.last) if one else "", "dim" if mode else "") for one in found
+            safe_text(format_number(one.last) if one else "", "dim" if mode else "")
+            for one in found
         ]
     return rows
 
 
 def _cell(value: Any) -> Text:
-    return text("none", "dim italic") if value is ABSENT else text(written(value))
+    return safe_text("none", "dim italic") if value is ABSENT else safe_text(format_setting(value))
 
 
 def _data(
@@ -189,8 +205,8 @@ def _data(
     scores = {}
     for name, mode in modes.items():
         has = {one.row.name: one.curves[name] for one in compared if name in one.curves}
-        found = {run: reached(curve, mode) for run, curve in has.items()}
-        winners = better([one.best for one in found.values()], mode)
+        found = {run: summarize_curve(curve, mode) for run, curve in has.items()}
+        winners = find_best([one.best for one in found.values()], mode)
         scores[name] = {
             "mode": mode,
             "best": [list(found)[place] for place in winners],

@@ -7,14 +7,21 @@ import socket
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainer.commands.lookup.stores import RunNames, is_path, located, opened, store_of, undelivered
-from trainer.commands.terminal.calling import Refused
-from trainer.commands.terminal.output import print_json, screen, text
-from trainer.host.escaping import shown
+from trainer.commands.lookup.stores import (
+    RunNames,
+    find_undelivered,
+    infer_store,
+    is_path,
+    open_run,
+    open_store,
+)
+from trainer.commands.terminal.calling import CommandError
+from trainer.commands.terminal.output import make_console, print_json, safe_text
+from trainer.host.escaping import escape_text
 from trainer.host.safe_open import UnsafeFile
 from trainer.runs.connections import Unreachable
 from trainer.runs.recorder import QUEUE
-from trainer.runs.run import deliver_left
+from trainer.runs.run import deliver_queue
 from trainer.runs.store import Store
 
 FAILED = 1
@@ -51,18 +58,20 @@ def deliver(runs: RunNames = (), /, *, store: str | None = None, json: bool = Fa
     if json:
         print_json([outcome._asdict() for outcome in outcomes])
     else:
-        console = screen()
+        console = make_console()
         for run, lines, error in outcomes:
             told = error or f"{lines:,} {'line' if lines == 1 else 'lines'} delivered"
-            console.print(text(run, "bold"), text(told, "red" if error else ""), soft_wrap=True)
+            console.print(
+                safe_text(run, "bold"), safe_text(told, "red" if error else ""), soft_wrap=True
+            )
         if not outcomes:
-            console.print(text("nothing waits to be delivered", "dim"))
+            console.print(safe_text("nothing waits to be delivered", "dim"))
     return FAILED if any(outcome.error for outcome in outcomes) else 0
 
 
 def _all(store: str | None) -> Iterator[Outcome]:
-    with opened(store, read_only=False) as there:
-        for row in undelivered(there):
+    with open_store(store, read_only=False) as there:
+        for row in find_undelivered(there):
             yield _delivered(there, row.name, row.directory)
 
 
@@ -71,15 +80,16 @@ def _named(runs: tuple[str, ...], store: str | None) -> Iterator[Outcome]:
         directory = os.path.realpath(os.path.expanduser(run)) if is_path(run) else ""
         if directory and os.path.lexists(os.path.join(directory, QUEUE)):
             # Whether or not the store knows the run: its first line may wait there.
-            with opened(store_of(run, store), read_only=False) as there:
+            with open_store(infer_store(run, store), read_only=False) as there:
                 yield _delivered(there, os.path.basename(directory), directory, named=False)
             continue
-        with located(run, store, read_only=False) as (there, row):
+        with open_run(run, store, read_only=False) as (there, row):
             if row.host == socket.gethostname():
                 yield _delivered(there, row.name, row.directory)
             else:
-                raise Refused(
-                    f"run '{shown(row.name)}' left its queue on the machine '{shown(row.host)}': "
+                raise CommandError(
+                    f"run '{escape_text(row.name)}' left its queue on the machine "
+                    f"'{escape_text(row.host)}': "
                     "deliver it there"
                 )
 
@@ -87,7 +97,7 @@ def _named(runs: tuple[str, ...], store: str | None) -> Iterator[Outcome]:
 def _delivered(store: Store, run: str, directory: str, *, named: bool = True) -> Outcome:
     """Deliver a run's queue, from a directory that the store named, or else the user."""
     try:
-        return Outcome(run, deliver_left(store, directory, named=named), "")
+        return Outcome(run, deliver_queue(store, directory, named=named), "")
     except Unreachable:
         raise
     except Exception as error:  # whatever it is, the other runs' come next

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from trainer.commands.diagnosis import machine_checks
 from trainer.commands.diagnosis.machine_checks import Finding
-from trainer.commands.diagnosis.self_test import self_test
-from trainer.commands.terminal.output import lasting, print_json, screen, text
+from trainer.commands.diagnosis.self_test import run_self_test
+from trainer.commands.terminal.output import format_duration, make_console, print_json, safe_text
 
 MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "wrong": ("WRONG", "bold red")}
 """Word and style of each verdict."""
@@ -41,7 +41,7 @@ def doctor(*, store: str | None = None, quick: bool = False, json: bool = False)
     }
     if not quick:
         looks["self-test"] = _tested
-    console = screen()
+    console = make_console()
     findings: list[Finding] = []
     for subject, look in looks.items():
         for finding in _found(subject, look):
@@ -54,9 +54,9 @@ def doctor(*, store: str | None = None, quick: bool = False, json: bool = False)
     else:
         console.print()
         console.print(
-            text(f"wrong: {', '.join(wrong)}", "bold red")
+            safe_text(f"wrong: {', '.join(wrong)}", "bold red")
             if wrong
-            else text("all is well", "green")
+            else safe_text("all is well", "green")
         )
     return 1 if wrong else 0
 
@@ -77,10 +77,10 @@ def _tested() -> Iterator[Finding]:
     log.setLevel(logging.ERROR)
     began = time.monotonic()
     try:
-        told = self_test()
+        told = run_self_test()
     finally:
         log.setLevel(level)
-    yield Finding("self-test", "good", f"{told}; {lasting(time.monotonic() - began)}")
+    yield Finding("self-test", "good", f"{told}; {format_duration(time.monotonic() - began)}")
 
 
 def _line(finding: Finding) -> Table:
@@ -89,7 +89,7 @@ def _line(finding: Finding) -> Table:
     line.add_column(width=5, style=style)
     line.add_column(width=17)
     line.add_column(overflow="fold")
-    line.add_row(word, text(finding.subject, "bold"), text(finding.found))
+    line.add_row(word, safe_text(finding.subject, "bold"), safe_text(finding.found))
     if finding.remedy:
-        line.add_row("", "", text(f"→ {finding.remedy}", style))
+        line.add_row("", "", safe_text(f"→ {finding.remedy}", style))
     return line

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.commands.lookup.stores import RunNames, find_all, opened
-from trainer.commands.terminal.calling import Refused, loading
+from trainer.commands.lookup.stores import RunNames, find_runs, open_store
+from trainer.commands.terminal.calling import CommandError, convert_load_errors
 from trainer.evaluators.evaluator import work
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.suite_loading import load_suites
-from trainer.host.escaping import shown
+from trainer.host.escaping import escape_text
 from trainer.runs.requests import TRIES
 
 FAILED = 1
@@ -52,8 +52,8 @@ def evaluate(
         limit: seconds that a request may take; longer ones are broken off, as tries that failed.
     """
     suites = _loaded(suite)
-    with opened(store) as there:
-        url, names = there.url, [row.name for row in find_all(there, runs)]
+    with open_store(store) as there:
+        url, names = there.url, [row.name for row in find_runs(there, runs)]
     settings: dict[str, Any] = {
         "lease": lease,
         "pause": pause,
@@ -68,7 +68,7 @@ def evaluate(
     except ValueError as error:
         if hasattr(error, "__notes__"):
             raise  # of a suite's own phases
-        raise Refused(shown(error)) from error
+        raise CommandError(escape_text(error)) from error
     return FAILED if worked.failed else 0
 
 
@@ -90,5 +90,5 @@ def _telling() -> Iterator[None]:
 
 
 def _loaded(named: tuple[str, ...]) -> tuple[Suite, ...]:
-    with loading():
+    with convert_load_errors():
         return load_suites(*named)

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checkpoints.load import read_params
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checks.modes import Mode
-from trainer.commands.lookup.checkpoint_choice import Checkpoint, chosen
-from trainer.commands.lookup.stores import RunName, located
-from trainer.commands.terminal.calling import Refused, placed
-from trainer.commands.terminal.output import print_json, screen, size, text
-from trainer.host.atomic_files import replacing
-from trainer.host.escaping import shown, shown_lines
+from trainer.commands.lookup.checkpoint_choice import CheckpointChoice, choose_checkpoint
+from trainer.commands.lookup.stores import RunName, open_run
+from trainer.commands.terminal.calling import CommandError, parse_local_path
+from trainer.commands.terminal.output import format_bytes, make_console, print_json, safe_text
+from trainer.host.atomic_files import atomic_replace
+from trainer.host.escaping import escape_lines, escape_text
 from trainer.parameters.transfer import export_params
-from trainer.runs.requests import requests, results
+from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import Record, RunRow
 from trainer.runs.store import Store
 from trainer.runs.text import file_name
@@ -64,11 +64,11 @@ def export(
         json: print JSON.
     """
     if "params" not in formats and (epoch, best, mode) != (None, None, None):
-        raise Refused("--epoch, --best and --mode choose a checkpoint: add --formats params")
+        raise CommandError("--epoch, --best and --mode choose a checkpoint: add --formats params")
     if "parquet" in formats:
         _pyarrow()
-    folder = None if to is None else placed(to, "--to")
-    with located(run, store) as (there, row):
+    folder = None if to is None else parse_local_path(to, "--to")
+    with open_run(run, store) as (there, row):
         records = there.records(row.name)
         everything = _everything(there, row, records)
     folder = folder or Path(f"{file_name(row.name)}-export")
@@ -85,27 +85,31 @@ def export(
                 continue
             name, write = files[kind]
             written[kind] = folder / name
-            with replacing(written[kind].absolute()) as beside:
+            with atomic_replace(written[kind].absolute()) as beside:
                 write(beside)
         if "params" in formats:
-            checkpoint = chosen(run, store, epoch=epoch, best=best, mode=mode)
+            checkpoint = choose_checkpoint(run, store, epoch=epoch, best=best, mode=mode)
             written["params"] = folder / "params.safetensors"
             _write_params(written["params"], checkpoint)
     except OSError as error:
-        raise Refused(f"{shown(folder)} cannot be written to: {shown(error)}") from error
+        raise CommandError(
+            f"{escape_text(folder)} cannot be written to: {escape_text(error)}"
+        ) from error
     if json:
         print_json({kind: str(path.absolute()) for kind, path in written.items()})
         return 0
-    console = screen()
+    console = make_console()
     for path in written.values():
-        console.print(text(path), text(size(path.stat().st_size), "dim"), soft_wrap=True)
+        console.print(
+            safe_text(path), safe_text(format_bytes(path.stat().st_size), "dim"), soft_wrap=True
+        )
     return 0
 
 
 def _everything(store: Store, row: RunRow, records: Sequence[Record]) -> dict[str, Any]:
     """Give all that a store has of a run."""
     there = {commit.epoch for commit in store.commits(row.name, present=True)}
-    found = results(store, row.name)
+    found = list_results(store, row.name)
     return {
         "run": row._asdict() | {"status": row.status(store.connection.now())},
         "records": [record._asdict() for record in records],
@@ -115,7 +119,7 @@ def _everything(store: Store, row: RunRow, records: Sequence[Record]) -> dict[st
         ],
         "evaluations": [
             request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
-            for request in requests(store, row.name)
+            for request in list_requests(store, row.name)
         ],
         "artifacts": [artifact._asdict() for artifact in store.artifacts(row.name)],
         "exported": time.time(),
@@ -164,7 +168,7 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise Refused('Parquet needs pyarrow: pip install "entracte[parquet]"') from error
+        raise CommandError('Parquet needs pyarrow: pip install "entracte[parquet]"') from error
 
 
 def _write_json(path: Path, everything: dict[str, Any]) -> None:
@@ -172,7 +176,7 @@ def _write_json(path: Path, everything: dict[str, Any]) -> None:
         print_json(everything)
 
 
-def _write_params(path: Path, checkpoint: Checkpoint) -> None:
+def _write_params(path: Path, checkpoint: CheckpointChoice) -> None:
     try:
         arrays, *_ = read_params(
             checkpoint.directory,
@@ -181,7 +185,9 @@ def _write_params(path: Path, checkpoint: Checkpoint) -> None:
             mode=checkpoint.mode,
         )
         export_params(arrays, path)
-    except (FileNotFoundError, ValueError, DamagedCommit, TypeError) as error:
-        raise Refused(shown_lines(error)) from error
+    except (FileNotFoundError, ValueError, DamagedCheckpoint, TypeError) as error:
+        raise CommandError(escape_lines(error)) from error
     except ImportError as error:
-        raise Refused('parameters need safetensors: pip install "entracte[safetensors]"') from error
+        raise CommandError(
+            'parameters need safetensors: pip install "entracte[safetensors]"'
+        ) from error

@@ -6,26 +6,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from trainer.checks.modes import Mode, mode_of
-from trainer.commands.lookup.conditions import selected
-from trainer.commands.lookup.scores import as_json, known, reached, telling
-from trainer.commands.lookup.stores import opened
-from trainer.commands.terminal.calling import Refused
+from trainer.checks.modes import Mode, infer_mode
+from trainer.commands.lookup.conditions import filter_runs
+from trainer.commands.lookup.scores import (
+    as_json,
+    check_metric_names,
+    choose_key_metrics,
+    summarize_curve,
+)
+from trainer.commands.lookup.stores import open_store
+from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import (
     Column,
-    lasting,
+    format_duration,
+    format_progress,
+    make_console,
+    make_table,
     print_json,
-    progress,
-    screen,
+    safe_text,
     state_text,
-    table,
-    text,
 )
-from trainer.host.escaping import shown
-from trainer.runs.metric_curves import measured, metric_names
+from trainer.host.escaping import escape_text
+from trainer.runs.metric_curves import metric_names, read_curves
 from trainer.runs.panels import Curve
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import number
+from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store
 
 FIELDS = ("created", "name", "epoch")
@@ -64,11 +69,11 @@ def runs(
             given.
         json: print JSON.
     """
-    with opened(store) as there:
+    with open_store(store) as there:
         now = there.connection.now()
         everything = there.runs()
         rows = [row for row in everything if not state or row.status(now) in state]
-        rows = [there.reached(row) for row in (selected(rows, where) if rows else rows)]
+        rows = [there.read_progress(row) for row in (filter_runs(rows, where) if rows else rows)]
         curves, modes = _scores(there, rows, everything, sort, mode, metrics)
         place = there.connection.where
     rows = _sorted(rows, curves, sort, modes)
@@ -81,16 +86,18 @@ def runs(
             ]
         )
         return 0
-    console = screen()
+    console = make_console()
     if rows:
         columns = [*_facts(rows, now), *_score_columns(rows, curves, modes), *_rest(rows, now)]
-        console.print(table(columns, console.width))
+        console.print(make_table(columns, console.width))
         console.print()
     counts = {one: [row.status(now) for row in rows].count(one) for one in STATES_TOLD}
     told = "".join(f", {count} {one}" for one, count in counts.items() if count)
     of = f" of {len(everything)}" if len(rows) < len(everything) else ""
     console.print(
-        text(f"{len(rows)}{of} {'run' if len(everything) == 1 else 'runs'} in {place}{told}", "dim")
+        safe_text(
+            f"{len(rows)}{of} {'run' if len(everything) == 1 else 'runs'} in {place}{told}", "dim"
+        )
     )
     return 0
 
@@ -110,17 +117,18 @@ def _scores(
     """Read the curves of the scores to show, by run, and say which of their values are better."""
     looked_at = everything if metrics or sort not in FIELDS else rows[:LOOKED_AT]
     names = Counter(name for row in looked_at for name in metric_names(store, row.name))
-    chosen = known(metrics, names) if metrics else _common(names)
-    modes = {name: mode_of(name) for name in chosen}
+    chosen = check_metric_names(metrics, names) if metrics else _common(names)
+    modes = {name: infer_mode(name) for name in chosen}
     if sort not in FIELDS:
-        known([sort], names, FIELDS)
-        modes = {sort: mode_of(sort)} | modes | ({sort: mode} if mode else {})
+        check_metric_names([sort], names, FIELDS)
+        modes = {sort: infer_mode(sort)} | modes | ({sort: mode} if mode else {})
         if modes[sort] is None:
-            raise Refused(
-                f"whether a smaller or a larger {shown(sort)} is better, its name does not tell: "
+            raise CommandError(
+                f"whether a smaller or a larger {escape_text(sort)} is better, its name does not "
+                "tell: "
                 "give --mode min or --mode max"
             )
-    return {row.name: measured(store, row.name, list(modes)) for row in rows}, modes
+    return {row.name: read_curves(store, row.name, list(modes)) for row in rows}, modes
 
 
 def _common(names: Counter[str]) -> list[str]:
@@ -129,9 +137,11 @@ def _common(names: Counter[str]) -> list[str]:
     >>> _common(Counter({"time/epoch_seconds": 9, "val/loss": 6, "update/loss": 3}))
     ['val/loss']
     """
-    plain = {name: names[name] for name in telling(names, len(names))}
+    plain = {name: names[name] for name in choose_key_metrics(names, len(names))}
     most = max(plain.values(), default=0)
-    return telling([name for name, count in plain.items() if 4 * count >= 3 * most], SCORES)
+    return choose_key_metrics(
+        [name for name, count in plain.items() if 4 * count >= 3 * most], SCORES
+    )
 
 
 def _sorted(
@@ -149,7 +159,7 @@ def _sorted(
 
     def key(row: RunRow) -> tuple[bool, float]:
         curve = curves[row.name].get(sort)
-        best = None if curve is None else reached(curve, modes[sort]).best
+        best = None if curve is None else summarize_curve(curve, modes[sort]).best
         return best is None, 0.0 if best is None else -best if modes[sort] == "max" else best
 
     return sorted(rows, key=key)
@@ -157,9 +167,11 @@ def _sorted(
 
 def _facts(rows: Sequence[RunRow], now: float) -> list[Column]:
     return [
-        Column("run", [text(row.name, "bold") for row in rows], matters=9, folds=24),
-        Column("state", [state_text(row.status(now)) for row in rows], matters=8),
-        Column("epoch", [text(progress(row.epoch, row.epochs)) for row in rows], "right", 7),
+        Column("run", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24),
+        Column("state", [state_text(row.status(now)) for row in rows], priority=8),
+        Column(
+            "epoch", [safe_text(format_progress(row.epoch, row.epochs)) for row in rows], "right", 7
+        ),
     ]
 
 
@@ -173,10 +185,10 @@ def _score_columns(
         values, epochs = [], []
         for row in rows:
             curve = curves[row.name].get(name)
-            found = None if curve is None else reached(curve, mode)
+            found = None if curve is None else summarize_curve(curve, mode)
             best = found and (found.last if found.best is None else found.best)
-            values.append(text("" if best is None else number(best)))
-            epochs.append(text(f"at {found.epoch:,}" if found and found.epoch else "", "dim"))
+            values.append(safe_text("" if best is None else format_number(best)))
+            epochs.append(safe_text(f"at {found.epoch:,}" if found and found.epoch else "", "dim"))
         columns.append(Column(name, values, "right", 6 - min(place, 3)))
         columns.append(Column("", epochs, "left", 6 - min(place, 3)))
     return columns
@@ -184,6 +196,11 @@ def _score_columns(
 
 def _rest(rows: Sequence[RunRow], now: float) -> list[Column]:
     return [
-        Column("age", [text(lasting(max(now - row.created, 1))) for row in rows], "right", 2),
-        Column("host", [text(row.host, "dim") for row in rows], matters=1),
+        Column(
+            "age",
+            [safe_text(format_duration(max(now - row.created, 1))) for row in rows],
+            "right",
+            2,
+        ),
+        Column("host", [safe_text(row.host, "dim") for row in rows], priority=1),
     ]

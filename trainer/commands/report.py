@@ -7,21 +7,21 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from hooks.reports.report_page import Report, Table, duration, page
-from trainer.commands.lookup.scores import telling
-from trainer.commands.lookup.stores import RunName, is_path, located
-from trainer.commands.terminal.calling import Refused, placed
-from trainer.commands.terminal.output import size
+from hooks.reports.report_page import Report, ReportTable, format_duration, render_page
+from trainer.commands.lookup.scores import choose_key_metrics
+from trainer.commands.lookup.stores import RunName, is_path, open_run
+from trainer.commands.terminal.calling import CommandError, parse_local_path
+from trainer.commands.terminal.output import format_bytes
 from trainer.commands.terminal.sections import SCORES
-from trainer.configuration.setting_rows import spelled
-from trainer.host.atomic_files import replacing
-from trainer.host.escaping import shown
+from trainer.configuration.setting_rows import format_settings
+from trainer.host.atomic_files import atomic_replace
+from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
 from trainer.runs.artifacts import within
-from trainer.runs.metric_curves import measured
+from trainer.runs.metric_curves import read_curves
 from trainer.runs.panels import finite
-from trainer.runs.requests import requests, results
-from trainer.runs.sparklines import number
+from trainer.runs.requests import list_requests, list_results
+from trainer.runs.sparklines import format_number
 from trainer.runs.text import file_name
 
 ROWS = 50
@@ -40,33 +40,39 @@ def report(run: RunName, /, *, to: str | None = None, store: str | None = None) 
         store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
             $ENTRACTE_STORE, else runs/.
     """
-    page_file = None if to is None else placed(to, "--to")
-    with located(run, store) as (there, row):
-        written = page(reported(there, row))
+    page_file = None if to is None else parse_local_path(to, "--to")
+    with open_run(run, store) as (there, row):
+        written = render_page(build_report(there, row))
     # A directory that the store names is not written to: whoever wrote the store would choose it.
     given = is_path(run) and os.path.isdir(run)
-    here = placed(run, "a run") / "report.html" if given else Path(f"{file_name(row.name)}.html")
+    here = (
+        parse_local_path(run, "a run") / "report.html"
+        if given
+        else Path(f"{file_name(row.name)}.html")
+    )
     path = page_file or here
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path.absolute()) as beside:
+        with atomic_replace(path.absolute()) as beside:
             beside.write_text(written, encoding="utf-8", errors="xmlcharrefreplace")
     except OSError as error:
-        raise Refused(f"the page cannot be written to {shown(path)}: {shown(error)}") from error
-    print(shown(path))
+        raise CommandError(
+            f"the page cannot be written to {escape_text(path)}: {escape_text(error)}"
+        ) from error
+    print(escape_text(path))
     return 0
 
 
-def reported(store: Store, row: RunRow) -> Report:
+def build_report(store: Store, row: RunRow) -> Report:
     """Put together what a page tells of a run."""
-    curves = measured(store, row.name)
+    curves = read_curves(store, row.name)
     times = finite(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
     outcome = {
         "outcome": row.status(store.connection.now()),
         **({"error": row.error} if row.error else {}),
         "epochs": f"{row.epoch:,}" if row.epochs is None else f"{row.epoch:,} of {row.epochs:,}",
         "steps": f"{row.step:,}",
-        "training time": duration(sum(times)),
+        "training time": format_duration(sum(times)),
         "began": _when(row.created),
         "written": _when(time.time()),
     }
@@ -74,7 +80,7 @@ def reported(store: Store, row: RunRow) -> Report:
         title=row.name,
         outcome=outcome,
         curves=curves,
-        config=spelled(row.config),
+        config=format_settings(row.config),
         environment={"directory": row.directory, **row.environment},
         tables=dict(
             [
@@ -90,16 +96,16 @@ def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
-def _commits(store: Store, run: str) -> Table:
+def _commits(store: Store, run: str) -> ReportTable:
     """List the checkpoints that are still there."""
-    return Table(
+    return ReportTable(
         words=("scores",),
         heads=("written", "epoch", "size", "scores"),
         rows=[
             (
                 commit.written.replace("T", " ")[:19],
                 f"{commit.epoch:,}",
-                size(commit.bytes),
+                format_bytes(commit.bytes),
                 _told(commit.scores),
             )
             for commit in store.commits(run, present=True)
@@ -107,9 +113,9 @@ def _commits(store: Store, run: str) -> Table:
     )
 
 
-def _evaluations(store: Store, run: str) -> Table:
-    found = results(store, run)
-    return Table(
+def _evaluations(store: Store, run: str) -> ReportTable:
+    found = list_results(store, run)
+    return ReportTable(
         words=("found",),
         heads=("suite", "epoch", "state", "tries", "found"),
         rows=[
@@ -120,33 +126,33 @@ def _evaluations(store: Store, run: str) -> Table:
                 f"{request.tries}",
                 _told(found.get((request.suite, request.epoch), {})) or request.error,
             )
-            for request in requests(store, run)
+            for request in list_requests(store, run)
         ],
     )
 
 
 def _told(scores: Mapping[str, float]) -> str:
     """Write the scores that tell the most."""
-    names = telling(scores, SCORES)
-    return ", ".join(f"{name} {number(scores[name])}" for name in names)
+    names = choose_key_metrics(scores, SCORES)
+    return ", ".join(f"{name} {format_number(scores[name])}" for name in names)
 
 
-def _files(store: Store, row: RunRow) -> Table:
-    return Table(
+def _files(store: Store, row: RunRow) -> ReportTable:
+    return ReportTable(
         heads=("file", "kind", "epoch", "size"),
         rows=[
             (
                 within(row.directory, file.path),
                 file.kind,
                 f"{file.epoch:,}",
-                size(file.bytes),
+                format_bytes(file.bytes),
             )
             for file in store.artifacts(row.name)
         ],
     )
 
 
-def _last(title: str, table: Table) -> tuple[str, Table]:
+def _last(title: str, table: ReportTable) -> tuple[str, ReportTable]:
     """Keep of many rows the last ones, and say so."""
     count = len(table.rows)
     if count <= ROWS:

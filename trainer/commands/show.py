@@ -8,25 +8,31 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from trainer.checks.modes import ASIDE, mode_of
-from trainer.commands.lookup.scores import as_json, known
-from trainer.commands.lookup.stores import RunName, located
+from trainer.checks.modes import ASIDE, infer_mode
+from trainer.commands.lookup.scores import as_json, check_metric_names
+from trainer.commands.lookup.stores import RunName, open_run
 from trainer.commands.terminal.braille import colors_of, plot
 from trainer.commands.terminal.output import (
-    ago,
-    lines,
-    pairs,
+    format_age,
+    format_progress,
+    make_console,
+    make_key_value_table,
     print_json,
-    progress,
-    screen,
+    safe_lines,
+    safe_text,
     state_text,
-    text,
 )
-from trainer.commands.terminal.sections import artifacts, commits, evaluations, scores, times
-from trainer.configuration.setting_rows import spelled
-from trainer.runs.metric_curves import measured
-from trainer.runs.panels import HOOK, Curve, finite, panels
-from trainer.runs.requests import requests, results
+from trainer.commands.terminal.sections import (
+    make_artifact_table,
+    make_checkpoint_table,
+    make_evaluation_table,
+    make_hook_time_table,
+    make_score_table,
+)
+from trainer.configuration.setting_rows import format_settings
+from trainer.runs.metric_curves import read_curves
+from trainer.runs.panels import HOOK, Curve, finite, group_panels
+from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
 
@@ -56,30 +62,30 @@ def show(
         json: print JSON: the run's row, scores, hook_seconds, commits, evaluations, artifacts, and
             the curves of the metrics that were asked for.
     """
-    with located(run, store) as (there, row):
-        curves = measured(there, row.name)
-        chosen = known(metrics, curves) if metrics else []
+    with open_run(run, store) as (there, row):
+        curves = read_curves(there, row.name)
+        chosen = check_metric_names(metrics, curves) if metrics else []
         if json:
             print_json(_data(there, row, curves, chosen))
             return 0
-        console = screen()
-        drawn = panels(curves, chosen or None)
+        console = make_console()
+        drawn = group_panels(curves, chosen or None)
         sections: list[tuple[str, RenderableType | None]] = [
             ("", _head(there, row)),
             ("Curves", _plots(console, drawn, bool(chosen))),
-            ("Scores", scores(curves, chosen, console.width)),
-            ("Time in hooks", times(curves, console.width)),
-            ("Commits", commits(there, row.name, console.width)),
-            ("Evaluations", evaluations(there, row.name, console.width)),
-            ("Artifacts", artifacts(there, row.name, console.width)),
-            ("Configuration", _rows(spelled(row.config))),
+            ("Scores", make_score_table(curves, chosen, console.width)),
+            ("Time in hooks", make_hook_time_table(curves, console.width)),
+            ("Commits", make_checkpoint_table(there, row.name, console.width)),
+            ("Evaluations", make_evaluation_table(there, row.name, console.width)),
+            ("Artifacts", make_artifact_table(there, row.name, console.width)),
+            ("Configuration", _rows(format_settings(row.config))),
             ("Environment", _rows(row.environment)),
         ]
     for title, body in sections:
         if body is not None:
             if title:
                 console.print()
-                console.print(text(title, "bold underline"))
+                console.print(safe_text(title, "bold underline"))
             console.print(body)
     return 0
 
@@ -87,11 +93,11 @@ def show(
 def _data(
     store: Store, row: RunRow, curves: Mapping[str, Curve], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    found = results(store, row.name)
+    found = list_results(store, row.name)
     plain = {name: curve for name, curve in curves.items() if not name.startswith(ASIDE)}
     return row._asdict() | {
         "state": row.status(store.connection.now()),
-        "scores": as_json(plain, {name: mode_of(name) for name in plain}),
+        "scores": as_json(plain, {name: infer_mode(name) for name in plain}),
         "hook_seconds": {
             name.removeprefix(HOOK): sum(finite(curve))
             for name, curve in curves.items()
@@ -100,7 +106,7 @@ def _data(
         "commits": [commit._asdict() for commit in store.commits(row.name, present=True)],
         "evaluations": [
             request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
-            for request in requests(store, row.name)
+            for request in list_requests(store, row.name)
         ],
         "artifacts": [artifact._asdict() for artifact in store.artifacts(row.name)],
         "curves": {
@@ -112,17 +118,17 @@ def _data(
 def _head(store: Store, row: RunRow) -> Table:
     now = store.connection.now()
     facts: list[tuple[str, object]] = [
-        ("run", text(row.name, "bold")),
+        ("run", safe_text(row.name, "bold")),
         ("state", state_text(row.status(now))),
-        ("error", lines(row.error, "red")),
-        ("epoch", f"{progress(row.epoch, row.epochs).strip()}, step {row.step:,}"),
-        ("begun", ago(now - row.created)),
-        ("last sign", ago(now - row.beat)),
+        ("error", safe_lines(row.error, "red")),
+        ("epoch", f"{format_progress(row.epoch, row.epochs).strip()}, step {row.step:,}"),
+        ("begun", format_age(now - row.created)),
+        ("last sign", format_age(now - row.beat)),
         ("process", f"{row.pid} on {row.host}"),
         ("directory", row.directory),
         ("store", store.connection.where),
     ]
-    return pairs([fact for fact in facts if str(fact[1])])
+    return make_key_value_table([fact for fact in facts if str(fact[1])])
 
 
 def _plots(
@@ -147,9 +153,9 @@ def _plots(
             grid.add_row()
         grid.add_row(*plots[first : first + columns])
     if left := [title for title in found if title not in titles]:
-        grid.add_row(text(f"and {len(left)} more: --metrics", "dim"))
+        grid.add_row(safe_text(f"and {len(left)} more: --metrics", "dim"))
     return grid
 
 
 def _rows(rows: Mapping[str, str]) -> Table | None:
-    return pairs([*rows.items()]) if rows else None
+    return make_key_value_table([*rows.items()]) if rows else None

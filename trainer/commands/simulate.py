@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import tyro
 
 from trainer.checks.modes import Mode
-from trainer.commands.lookup.checkpoint_choice import Checkpoint, chosen
+from trainer.commands.lookup.checkpoint_choice import CheckpointChoice, choose_checkpoint
 from trainer.commands.lookup.stores import RunName
-from trainer.commands.terminal.calling import Command, Refused, loading
+from trainer.commands.terminal.calling import Command, CommandError, convert_load_errors
 from trainer.evaluators.suite_loading import load_named
-from trainer.host.escaping import shown
+from trainer.host.escaping import escape_text
 
 Simulation = Callable[..., int | None]
-"""`(checkpoint, *, ...)`: restores a `Checkpoint` into its template, and plays, prints or writes.
+"""`(checkpoint, *, ...)`: restores a `CheckpointChoice`, and plays, prints or writes.
 
 What it takes besides are flags, by their annotations and defaults."""
 
@@ -47,7 +47,9 @@ def simulate(
         store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
             $ENTRACTE_STORE, else runs/.
     """
-    return _run(_loaded(with_), chosen(run, store, epoch=epoch, best=best, mode=mode), {})
+    return _run(
+        _loaded(with_), choose_checkpoint(run, store, epoch=epoch, best=best, mode=mode), {}
+    )
 
 
 def _shaped(words: Sequence[str]) -> Command:
@@ -69,10 +71,12 @@ def _named(words: Sequence[str]) -> str | None:
 
 
 def _loaded(named: str) -> Simulation:
-    with loading():
+    with convert_load_errors():
         found = load_named(named)
     if not inspect.isfunction(found):
-        raise Refused(f"{shown(named)} must be a function (checkpoint, *, ...); got {found!r:.80}")
+        raise CommandError(
+            f"{escape_text(named)} must be a function (checkpoint, *, ...); got {found!r:.80}"
+        )
     return found
 
 
@@ -81,12 +85,12 @@ def _with_flags(simulation: Simulation) -> Command:
     own = inspect.signature(simulate, eval_str=True).parameters
     parameters = [*inspect.signature(simulation).parameters.values()]
     if not parameters:
-        raise Refused(f"{simulation.__name__} must take the checkpoint: (checkpoint, *, ...)")
+        raise CommandError(f"{simulation.__name__} must take the checkpoint: (checkpoint, *, ...)")
     first, *others = parameters
     hints = typing.get_type_hints(simulation, include_extras=True)
     for one in others:
         if one.kind is not inspect.Parameter.KEYWORD_ONLY or one.name in own or one.name == "with":
-            raise Refused(
+            raise CommandError(
                 f"{simulation.__name__}: what it takes besides {first.name!r} must be keyword-only "
                 f"and none of {', '.join(own)}; got {one.name!r}"
             )
@@ -96,7 +100,7 @@ def _with_flags(simulation: Simulation) -> Command:
         overrides = {one.name: given.pop(one.name) for one in flags}
         with_ = given.pop("with_")
         del with_  # it is loaded
-        return _run(simulation, chosen(name, **given), overrides)
+        return _run(simulation, choose_checkpoint(name, **given), overrides)
 
     signature = inspect.Signature([*own.values(), *flags], return_annotation=int)
     run.__signature__ = signature  # type: ignore[attr-defined]
@@ -114,5 +118,5 @@ def _documented(simulation: Simulation) -> str:
     return f"{summary or head}\n\nArgs:\n{rest}\n{described}"
 
 
-def _run(simulation: Simulation, checkpoint: Checkpoint, overrides: dict[str, Any]) -> int:
+def _run(simulation: Simulation, checkpoint: CheckpointChoice, overrides: dict[str, Any]) -> int:
     return simulation(checkpoint, **overrides) or 0

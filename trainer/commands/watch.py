@@ -12,26 +12,32 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from trainer.commands.lookup.scores import telling
-from trainer.commands.lookup.stores import RunNames, find_all, named, opened, store_of
-from trainer.commands.terminal.calling import Refused
+from trainer.commands.lookup.scores import choose_key_metrics
+from trainer.commands.lookup.stores import (
+    RunNames,
+    find_runs,
+    infer_store,
+    open_store,
+    resolve_store,
+)
+from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import (
     Column,
-    ago,
-    lasting,
+    format_age,
+    format_duration,
+    format_progress,
+    make_console,
+    make_table,
     print_json,
-    progress,
-    screen,
+    safe_text,
     state_text,
-    table,
-    text,
 )
-from trainer.evaluators.liveness import INTERVAL, WorkerRow, workers
-from trainer.host.escaping import shown
+from trainer.evaluators.liveness import HEARTBEAT_SECONDS, WorkerRow, workers
+from trainer.host.escaping import escape_text
 from trainer.runs.panels import HOOK
-from trainer.runs.requests import requests
+from trainer.runs.requests import list_requests
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import number
+from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store
 
 SECONDS = 1.0
@@ -53,7 +59,7 @@ MISSED = 3
 """Signs of life in a row after which an evaluator is taken to be gone."""
 
 
-class Watched(NamedTuple):
+class WatchedRun(NamedTuple):
     """A run as it is now."""
 
     row: RunRow
@@ -61,12 +67,12 @@ class Watched(NamedTuple):
     newest: dict[str, float]
 
 
-class View(NamedTuple):
+class WatchSnapshot(NamedTuple):
     """What is seen at a look."""
 
     now: float
     """Unix seconds, by the store's clock."""
-    runs: list[Watched]
+    runs: list[WatchedRun]
     workers: list[WorkerRow]
     requests: Counter[str]
     """How many are in which state."""
@@ -96,28 +102,37 @@ def watch(
         until: go on until none of the runs is running any more.
         json: print JSON once, with --until at the end.
     """
-    stores = {os.path.realpath(named(one)): one for one in (store_of(run, store) for run in runs)}
+    stores = {
+        os.path.realpath(resolve_store(one)): one
+        for one in (infer_store(run, store) for run in runs)
+    }
     if len(stores) > 1:
-        raise Refused(f"these runs are in several stores, watch one: {shown(', '.join(stores))}")
-    console = screen()
-    seen = views(next(iter(stores.values()), store), runs, until)
+        raise CommandError(
+            f"these runs are in several stores, watch one: {escape_text(', '.join(stores))}"
+        )
+    console = make_console()
+    seen = poll_snapshots(next(iter(stores.values()), store), runs, until)
     view, away = next(seen)
     if json:
         for later, _ in seen if until else ():
             view = later
         print_json(_data(view))
     elif once:
-        console.print(rendered(view, console.width))
+        console.print(render_snapshot(view, console.width))
     else:
-        with Live(rendered(view, console.width), console=console, auto_refresh=False) as live:
+        with Live(
+            render_snapshot(view, console.width), console=console, auto_refresh=False
+        ) as live:
             for view, away in seen:
-                live.update(rendered(view, console.width, away), refresh=True)
+                live.update(render_snapshot(view, console.width, away), refresh=True)
         if not console.is_terminal:  # where Live leaves its last line open
             console.print()
     return status([one.state for one in view.runs])
 
 
-def views(store: str | None, names: Sequence[str], until: str | None) -> Iterator[tuple[View, str]]:
+def poll_snapshots(
+    store: str | None, names: Sequence[str], until: str | None
+) -> Iterator[tuple[WatchSnapshot, str]]:
     """Look again and again, as `watch` does.
 
     Yields:
@@ -126,15 +141,15 @@ def views(store: str | None, names: Sequence[str], until: str | None) -> Iterato
     Raises:
         Refused: at the first look, there is no such run, or the store cannot be reached.
     """
-    view, away = look(store, names, ()), ""
+    view, away = take_snapshot(store, names, ()), ""
     while True:
         yield view, away
         if until is not None and not any(one.state == "running" for one in view.runs):
             return
         time.sleep(SECONDS)
         try:
-            view, away = look(store, names, {one.row.name for one in view.runs}), ""
-        except Refused as refusal:  # a server restarts
+            view, away = take_snapshot(store, names, {one.row.name for one in view.runs}), ""
+        except CommandError as refusal:  # a server restarts
             away = str(refusal)
 
 
@@ -149,7 +164,9 @@ def status(states: Collection[str]) -> int:
     return STALLED if "stalled" in states else 0
 
 
-def look(store: str | None, names: Sequence[str], watched: Collection[str]) -> View:
+def take_snapshot(
+    store: str | None, names: Sequence[str], watched: Collection[str]
+) -> WatchSnapshot:
     """See how runs and evaluators are.
 
     Args:
@@ -161,15 +178,15 @@ def look(store: str | None, names: Sequence[str], watched: Collection[str]) -> V
     Raises:
         Refused: there is no such run, or the store cannot be reached.
     """
-    with opened(store) as there:
+    with open_store(store) as there:
         now = there.connection.now()
         going = (row for row in there.runs() if row.state == "running" or row.name in watched)
-        rows = find_all(there, names) if names else [there.reached(row) for row in going]
-        return View(
+        rows = find_runs(there, names) if names else [there.read_progress(row) for row in going]
+        return WatchSnapshot(
             now,
-            [Watched(row, row.status(now), _newest(there, row)) for row in rows],
+            [WatchedRun(row, row.status(now), _newest(there, row)) for row in rows],
             workers(there),
-            Counter(request.state for request in requests(there)),
+            Counter(request.state for request in list_requests(there)),
         )
 
 
@@ -178,7 +195,7 @@ def _newest(store: Store, row: RunRow) -> dict[str, float]:
     return {name: value for name, _, _, value in records if not isinstance(value, str)}
 
 
-def rendered(view: View, width: int, away: str = "") -> Group:
+def render_snapshot(view: WatchSnapshot, width: int, away: str = "") -> Group:
     """Draw a view.
 
     Args:
@@ -190,54 +207,66 @@ def rendered(view: View, width: int, away: str = "") -> Group:
     if view.runs:
         parts.append(_runs(view, width))
     else:
-        parts.append(text("no run is going on", "dim"))
+        parts.append(safe_text("no run is going on", "dim"))
     if view.workers:
         parts += [Text(), _workers(view, width)]
     if view.requests:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(view.requests.items()))
-        parts += [Text(), text(f"evaluations asked for: {counts}", "dim")]
+        parts += [Text(), safe_text(f"evaluations asked for: {counts}", "dim")]
     if away:
-        parts += [Text(), text(f"seen {ago(max(time.time() - view.now, 1))}: {away}", "yellow")]
+        parts += [
+            Text(),
+            safe_text(f"seen {format_age(max(time.time() - view.now, 1))}: {away}", "yellow"),
+        ]
     return Group(*parts)
 
 
-def _runs(view: View, width: int) -> RenderableType:
+def _runs(view: WatchSnapshot, width: int) -> RenderableType:
     runs = view.runs
-    names = telling({name for one in runs for name in one.newest}, METRICS)
+    names = choose_key_metrics({name for one in runs for name in one.newest}, METRICS)
     left = [_left(one) for one in runs]
     columns = [
-        Column("run", [text(one.row.name, "bold") for one in runs], matters=9, folds=24),
-        Column("state", [state_text(one.state) for one in runs], matters=9),
+        Column("run", [safe_text(one.row.name, "bold") for one in runs], priority=9, fold_width=24),
+        Column("state", [state_text(one.state) for one in runs], priority=9),
         Column(
-            "epoch", [text(progress(one.row.epoch, one.row.epochs)) for one in runs], "right", 8
+            "epoch",
+            [safe_text(format_progress(one.row.epoch, one.row.epochs)) for one in runs],
+            "right",
+            8,
         ),
-        Column("", [_bar(one.row) for one in runs], matters=3),
-        Column("left", [text("" if s is None else lasting(s)) for s in left], "right", 5),
+        Column("", [_bar(one.row) for one in runs], priority=3),
+        Column(
+            "left", [safe_text("" if s is None else format_duration(s)) for s in left], "right", 5
+        ),
         *(
-            Column(name, [text(_number(one.newest.get(name))) for one in runs], "right", 6 - place)
+            Column(
+                name, [safe_text(_number(one.newest.get(name))) for one in runs], "right", 6 - place
+            )
             for place, name in enumerate(names)
         ),
         Column("last sign", [_sign(one, view.now) for one in runs], "right", 7),
-        Column("host", [text(one.row.host, "dim") for one in runs], matters=1),
+        Column("host", [safe_text(one.row.host, "dim") for one in runs], priority=1),
     ]
-    return table(columns, width)
+    return make_table(columns, width)
 
 
-def _workers(view: View, width: int) -> RenderableType:
+def _workers(view: WatchSnapshot, width: int) -> RenderableType:
     rows = view.workers
-    silent = [view.now - row.beat > MISSED * INTERVAL for row in rows]
+    silent = [view.now - row.beat > MISSED * HEARTBEAT_SECONDS for row in rows]
     signs = [
-        text(ago(view.now - row.beat), "bold yellow" if gone else "")
+        safe_text(format_age(view.now - row.beat), "bold yellow" if gone else "")
         for row, gone in zip(rows, silent, strict=True)
     ]
     columns = [
-        Column("evaluator", [text(row.name, "bold") for row in rows], matters=9, folds=24),
-        Column("doing", [text(row.doing) for row in rows], matters=8, folds=24),
-        Column("done", [text(f"{row.done:,}") for row in rows], "right", 6),
+        Column(
+            "evaluator", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24
+        ),
+        Column("doing", [safe_text(row.doing) for row in rows], priority=8, fold_width=24),
+        Column("done", [safe_text(f"{row.done:,}") for row in rows], "right", 6),
         Column("last sign", signs, "right", 7),
-        Column("host", [text(row.host, "dim") for row in rows], matters=1),
+        Column("host", [safe_text(row.host, "dim") for row in rows], priority=1),
     ]
-    return table(columns, width)
+    return make_table(columns, width)
 
 
 def _bar(row: RunRow) -> Text:
@@ -247,7 +276,7 @@ def _bar(row: RunRow) -> Text:
     return Text("━" * full, "cyan").append("─" * (BAR - full), "dim")
 
 
-def _left(one: Watched) -> float | None:
+def _left(one: WatchedRun) -> float | None:
     """Estimate the seconds that are left from the last epoch's time, and that of its hooks."""
     training = one.newest.get("time/epoch_seconds")
     if one.state != "running" or one.row.epochs is None or training is None:
@@ -256,15 +285,17 @@ def _left(one: Watched) -> float | None:
     return (training + hooks) * max(one.row.epochs - one.row.epoch, 0)
 
 
-def _sign(one: Watched, now: float) -> Text:
-    return text(ago(now - one.row.beat), "bold yellow" if one.state == "stalled" else "")
+def _sign(one: WatchedRun, now: float) -> Text:
+    return safe_text(
+        format_age(now - one.row.beat), "bold yellow" if one.state == "stalled" else ""
+    )
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else number(value)
+    return "" if value is None else format_number(value)
 
 
-def _data(view: View) -> dict[str, Any]:
+def _data(view: WatchSnapshot) -> dict[str, Any]:
     return {
         "runs": [
             {

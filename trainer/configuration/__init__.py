@@ -1,12 +1,12 @@
 """The settings of a run: frozen dataclasses, from files and flags, and what they build."""
 
 from trainer.configuration.config_files import (
-    as_data,
     check_fresh,
-    comparable,
     load_config,
     parse_config,
     save_config,
+    to_comparable,
+    to_dict,
 )
 from trainer.configuration.dataclasses import (
     Checkpointing,
@@ -23,12 +23,12 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "TrainingConfig",
-    "as_data",
     "check_fresh",
-    "comparable",
     "load_config",
     "optimizer",
     "parse_config",
     "save_config",
     "schedule",
+    "to_comparable",
+    "to_dict",
 ]

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.checks.arguments import in_words
-from trainer.checks.paths import local
-from trainer.checks.suggestions import among
+from trainer.checks.arguments import describe_value
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.suggestions import suggest_and_list
 from trainer.configuration.dataclasses import TrainingConfig
-from trainer.configuration.typed_values import read_as
-from trainer.configuration.yaml import parsed, printed
-from trainer.host.atomic_files import replacing
-from trainer.host.escaping import shown_lines
-from trainer.host.redaction import redacted, without_secrets
+from trainer.configuration.typed_values import convert_value
+from trainer.configuration.yaml import dump_yaml, parse_yaml
+from trainer.host.atomic_files import atomic_replace
+from trainer.host.escaping import escape_lines
+from trainer.host.redaction import redact_settings, redact_text
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -50,19 +50,20 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     """
     if not isinstance(cls, type):
         raise TypeError(
-            f"load_config takes the class of a configuration; got {in_words(cls)}: give its class, "
+            f"load_config takes the class of a configuration; got {describe_value(cls)}: give its "
+            "class, "
             f"{type(cls).__name__}"
         )
-    problems, file = list[str](), local(path, "load_config")
+    problems, file = list[str](), to_absolute_path(path, "load_config")
     try:
-        content = parsed(read_bytes(file, follow=True).decode())
+        content = parse_yaml(read_bytes(file, follow=True).decode())
     except (ValueError, UnsafeFile) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     config = cls()
     config = _with(config, {} if content is None else content, "", list(_paths(config)), problems)
     if problems:
         listed = "\n  ".join(problems)
-        told = redacted(shown_lines(listed))
+        told = redact_text(escape_lines(listed))
         raise ValueError(f"{os.fspath(path)} does not fit {cls.__name__}:\n  {told}")
     return config
 
@@ -70,7 +71,7 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
 def _with(default: Any, content: Any, where: str, known: list[str], problems: list[str]) -> Any:
     """Give a dataclass with a mapping's values in the place of its own; note what is wrong."""
     if not isinstance(content, Mapping):
-        got = without_secrets(content, where)
+        got = redact_settings(content, where)
         problems.append(f"{where or 'it'}: wanted settings by name; got {got!r:.100}")
         return default
     hints = typing.get_type_hints(type(default), include_extras=True)
@@ -80,13 +81,15 @@ def _with(default: Any, content: Any, where: str, known: list[str], problems: li
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
             elsewhere = [name for name in known if name.rpartition(".")[2] == key]
-            hint = f". Did you mean '{elsewhere[0]}'?" if elsewhere else among(key, names)
+            hint = (
+                f". Did you mean '{elsewhere[0]}'?" if elsewhere else suggest_and_list(key, names)
+            )
             problems.append(f"{path}: there is no such setting{hint}")
         elif dataclasses.is_dataclass(section := getattr(default, key)):
             values[key] = _with(section, value, path, known, problems)
         else:
             try:
-                values[key] = read_as(value, hints[key], path)
+                values[key] = convert_value(value, hints[key], path)
             except ValueError as error:
                 problems.append(str(error))
     if len(problems) > before:
@@ -165,17 +168,19 @@ def check_fresh(config: TrainingConfig) -> None:
         FileExistsError: there is something in it.
     """
     if config.fresh and any(
-        file.stat().st_size for file in local(config.run, "run").rglob("*") if file.is_file()
+        file.stat().st_size
+        for file in to_absolute_path(config.run, "run").rglob("*")
+        if file.is_file()
     ):
         raise FileExistsError(
             f"a fresh run needs an empty or absent directory; {config.run} holds a run"
         )
 
 
-def as_data(config: TrainingConfig) -> dict[str, Any]:
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
     """Give a configuration as plain data: sections as mappings, tuples as lists, paths as text.
 
-    >>> as_data(TrainingConfig())["run"]
+    >>> to_dict(TrainingConfig())["run"]
     'runs/default'
     """
 
@@ -203,24 +208,27 @@ def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     ...     load_config(f"{folder}/config.yaml", TrainingConfig).seed
     3
     """
-    path, content = local(path, "save_config"), printed(without_secrets(as_data(config)))
+    path, content = (
+        to_absolute_path(path, "save_config"),
+        dump_yaml(redact_settings(to_dict(config))),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
+    with atomic_replace(path) as beside:
         beside.write_text(content, encoding="utf-8")
 
 
-def comparable(config: TrainingConfig) -> dict[str, Any]:
+def to_comparable(config: TrainingConfig) -> dict[str, Any]:
     """Give what a commit keeps of a configuration, to be compared where the run goes on.
 
     Left out is what says nothing of the run (`FREE`). A schedule that is as long as the run depends
     on `epochs`, so they stand beside it.
 
     >>> from trainer.configuration.dataclasses import Schedule
-    >>> kept = comparable(TrainingConfig(epochs=5, schedule=Schedule("cosine")))
+    >>> kept = to_comparable(TrainingConfig(epochs=5, schedule=Schedule("cosine")))
     >>> "run" in kept, kept["schedule"]["epochs"]
     (False, 5)
     """
-    kept: dict[str, Any] = without_secrets(as_data(config))
+    kept: dict[str, Any] = redact_settings(to_dict(config))
     data = {name: value for name, value in kept.items() if name not in FREE}
     plan = config.schedule
     if plan.steps is None and (plan.name != "constant" or plan.warmup_share):

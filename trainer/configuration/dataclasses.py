@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.checks.modes import resolve_mode
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 
 
 def _require(holds: bool, what: str, got: Any) -> None:
@@ -165,7 +165,9 @@ class TrainingConfig:
     """Hooks by name, as `hooks.from_config` takes them; from a file alone."""
 
     def __post_init__(self) -> None:
-        local(self.run, "run")  # a URL is refused at once; what is relative stays so in the file
+        to_absolute_path(
+            self.run, "run"
+        )  # a URL is refused at once; what is relative stays so in the file
         object.__setattr__(self, "run", Path(os.path.expanduser(self.run)))
         _require(self.epochs >= 0, "epochs must not be negative", self.epochs)
         _require(self.batch_size >= 1, "batch_size must be at least 1 example", self.batch_size)

@@ -7,19 +7,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.host.redaction import without_secrets
+from trainer.host.redaction import redact_settings
 
 PLAIN = (bool, int, float, list, tuple, dict, type(None))
 """What is spelled as JSON has it."""
 
 
-def settings(config: Any) -> dict[str, Any]:
+def flatten_settings(config: Any) -> dict[str, Any]:
     """Lay a nested configuration out as rows: its path, with dots, to the value, without passwords.
 
     Args:
         config: mappings, sequences and dataclasses, nested as one likes; None where there is none.
 
-    >>> settings({"optimizer": {"name": "adamw", "betas": [0.9, 0.99]}, "hooks": [{"n": 5}, "x"]})
+    >>> flatten_settings({"optimizer": {"name": "adamw", "betas": [0.9, 0.99]},
+    ...     "hooks": [{"n": 5}, "x"]})
     {'optimizer.name': 'adamw', 'optimizer.betas': [0.9, 0.99], 'hooks.0.n': 5, 'hooks.1': 'x'}
     """
     rows: dict[str, Any] = {}
@@ -33,16 +34,16 @@ def settings(config: Any) -> dict[str, Any]:
             for key, inner in value.items():
                 add(f"{path}.{key}" if path else str(key), inner)
         elif path:
-            rows[path] = without_secrets(value, path)
+            rows[path] = redact_settings(value, path)
 
     add("", config)
     return rows
 
 
-def written(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Write a setting as one says it: texts bare, the rest as JSON.
 
-    >>> written("adamw"), written([0.9, 0.99]), written(None)
+    >>> format_setting("adamw"), format_setting([0.9, 0.99]), format_setting(None)
     ('adamw', '[0.9, 0.99]', 'null')
     """
     if not isinstance(value, PLAIN):
@@ -50,13 +51,13 @@ def written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def spelled(config: Any) -> dict[str, str]:
+def format_settings(config: Any) -> dict[str, str]:
     """Give each setting of a configuration as it is shown, path to text.
 
-    >>> spelled({"optimizer": {"name": "adamw", "clip": None}, "shape": (8, 8)})
+    >>> format_settings({"optimizer": {"name": "adamw", "clip": None}, "shape": (8, 8)})
     {'optimizer.name': 'adamw', 'optimizer.clip': 'null', 'shape': '[8, 8]'}
     """
-    return {path: written(value) for path, value in settings(config).items()}
+    return {path: format_setting(value) for path, value in flatten_settings(config).items()}
 
 
 def _nests(part: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from trainer.host.redaction import without_secrets
+from trainer.host.redaction import redact_settings
 
 _SCALARS = (bool, int, float, str, NoneType)
 _PATHS = (Path, os.PathLike)
@@ -18,10 +18,11 @@ _MAPPINGS = (dict, Mapping)
 _UNIONS = (Union, UnionType)
 
 
-def readable(hint: Any) -> bool:
+def is_supported_type(hint: Any) -> bool:
     """Say whether a file can hold all values of a type.
 
-    >>> readable(tuple[int, ...] | None), readable(Mapping[str, float]), readable(type)
+    >>> (is_supported_type(tuple[int, ...] | None), is_supported_type(Mapping[str, float]),
+    ...  is_supported_type(type))
     (True, True, False)
     """
     origin = get_origin(hint) or hint
@@ -29,11 +30,11 @@ def readable(hint: Any) -> bool:
         return True
     arguments = [argument for argument in get_args(hint) if argument is not Ellipsis]
     if origin is Annotated:
-        return readable(arguments[0])
-    return origin in (*_UNIONS, *_LISTS, *_MAPPINGS) and all(map(readable, arguments))
+        return is_supported_type(arguments[0])
+    return origin in (*_UNIONS, *_LISTS, *_MAPPINGS) and all(map(is_supported_type, arguments))
 
 
-def read_as(value: Any, hint: Any, where: str) -> Any:
+def convert_value(value: Any, hint: Any, where: str) -> Any:
     """Give a file's value as one of a type.
 
     Args:
@@ -44,9 +45,9 @@ def read_as(value: Any, hint: Any, where: str) -> Any:
     Raises:
         ValueError: it is of another type.
 
-    >>> read_as([0.9, 1], tuple[float, float] | None, "betas")
+    >>> convert_value([0.9, 1], tuple[float, float] | None, "betas")
     (0.9, 1.0)
-    >>> read_as("3", int, "patience")
+    >>> convert_value("3", int, "patience")
     Traceback (most recent call last):
     ValueError: patience: wanted a whole number; got '3'
     """
@@ -54,11 +55,11 @@ def read_as(value: Any, hint: Any, where: str) -> Any:
     if origin is Any:
         return value
     if origin is Annotated:
-        return read_as(value, arguments[0], where)
+        return convert_value(value, arguments[0], where)
     if origin in _UNIONS:
         for member in arguments:
             with contextlib.suppress(ValueError):
-                return read_as(value, member, where)
+                return convert_value(value, member, where)
     elif origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in arguments):
             return value
@@ -71,16 +72,16 @@ def read_as(value: Any, hint: Any, where: str) -> Any:
         return Path(value)
     elif origin in _MAPPINGS and isinstance(value, Mapping):
         of = arguments[1] if arguments else Any
-        return {key: read_as(inner, of, f"{where}.{key}") for key, inner in value.items()}
+        return {key: convert_value(inner, of, f"{where}.{key}") for key, inner in value.items()}
     elif origin in _LISTS and isinstance(value, list | tuple):
         fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
         kinds = arguments if fixed else (arguments[:1] or (Any,)) * len(value)
         if len(kinds) == len(value):
             pairs = enumerate(zip(value, kinds, strict=True))
-            read = [read_as(inner, kind, f"{where}[{n}]") for n, (inner, kind) in pairs]
+            read = [convert_value(inner, kind, f"{where}[{n}]") for n, (inner, kind) in pairs]
             return read if origin is list else tuple(read)
     raise ValueError(
-        f"{where}: wanted {described(hint)}; got {without_secrets(value, where)!r:.100}"
+        f"{where}: wanted {described(hint)}; got {redact_settings(value, where)!r:.100}"
     )
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any, ClassVar, NamedTuple
 
-from trainer.host.escaping import shown_lines
+from trainer.host.escaping import escape_lines
 
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -97,27 +97,27 @@ def _size(node: Any, counts: dict[int, float]) -> float:
     return counts[id(node)]
 
 
-def parsed(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """Give what a YAML document holds: mappings, lists, text, numbers, true, false, null.
 
     Raises:
         ValueError: it is no YAML, a key stands in a mapping twice, a tag asks for more, or aliases
             make more than 10,000 values of it.
 
-    >>> parsed("{optimizer: {learning_rate: 1e-3}, on: 'yes'}")
+    >>> parse_yaml("{optimizer: {learning_rate: 1e-3}, on: 'yes'}")
     {'optimizer': {'learning_rate': 0.001}, 'on': 'yes'}
     """
     yaml, loader, _ = _yaml()
     try:
         return yaml.load(text, loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"it is no YAML of plain data: {shown_lines(error)}") from error
+        raise ValueError(f"it is no YAML of plain data: {escape_lines(error)}") from error
 
 
-def printed(data: Any) -> str:
-    """Give plain data as a YAML document that `parsed` reads back as it is.
+def dump_yaml(data: Any) -> str:
+    """Give plain data as a YAML document that `parse_yaml` reads back as it is.
 
-    >>> print(printed({"epochs": 2, "optimizer": {"betas": [0.9, 0.999]}}), end="")
+    >>> print(dump_yaml({"epochs": 2, "optimizer": {"betas": [0.9, 0.999]}}), end="")
     epochs: 2
     optimizer:
       betas: [0.9, 0.999]

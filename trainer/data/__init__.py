@@ -9,7 +9,7 @@ from trainer.data.packing import pack_tokens
 from trainer.data.source import Feed, Source
 from trainer.data.streams import Stream
 from trainer.data.tokens import Tokens
-from trainer.data.zipping import zip
+from trainer.data.zipping import zip_sources
 
 __all__ = [
     "Arrays",
@@ -22,5 +22,5 @@ __all__ = [
     "digits",
     "from_grain",
     "pack_tokens",
-    "zip",
+    "zip_sources",
 ]

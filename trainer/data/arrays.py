@@ -13,10 +13,10 @@ import numpy as np
 
 from trainer.data.batches import (
     Batch,
-    each,
-    examples_in,
+    count_examples,
+    map_arrays,
+    require_positive_int,
     require_representable,
-    require_whole,
 )
 from trainer.data.iteration import batch_positions, device_batches
 from trainer.data.source import Check, Feed
@@ -64,12 +64,12 @@ class Arrays:
     steps_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
-        examples_in(self.arrays, "arrays")
-        require_whole("batch_size", self.batch_size)
+        count_examples(self.arrays, "arrays")
+        require_positive_int("batch_size", self.batch_size)
         if self.steps_per_epoch is not None:
-            require_whole("steps_per_epoch", self.steps_per_epoch)
-        require_representable("arrays", each(_as_given, self.arrays))
-        object.__setattr__(self, "arrays", each(jnp.asarray, self.arrays))
+            require_positive_int("steps_per_epoch", self.steps_per_epoch)
+        require_representable("arrays", map_arrays(_as_given, self.arrays))
+        object.__setattr__(self, "arrays", map_arrays(jnp.asarray, self.arrays))
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
@@ -77,17 +77,17 @@ class Arrays:
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, self.size, self.batch_size):
             cut = operator.itemgetter(slice(first, first + self.batch_size))
-            yield each(cut, self.arrays)
+            yield map_arrays(cut, self.arrays)
 
     @property
     def size(self) -> int:
         """How many examples there are."""
-        return device_batches.size_of(self.arrays)  # type: ignore[arg-type]
+        return device_batches.count_rows(self.arrays)  # type: ignore[arg-type]
 
     @property
     def example(self) -> Batch:
         """The first batch."""
-        return each(lambda array: array[: self.batch_size], self.arrays)
+        return map_arrays(lambda array: array[: self.batch_size], self.arrays)
 
     def training(self) -> Feed:
         """Read shuffled, whole batches only.
@@ -103,7 +103,7 @@ class Arrays:
             )
         if self.steps_per_epoch is not None:
             return self._stretches(whole, self.steps_per_epoch)
-        rows = device_batches.Shuffled(self.batch_size)
+        rows = device_batches.ShuffledRows(self.batch_size)
         return Feed(self._pieces, self.arrays, rows, device_batches.take, self._verify, steps=whole)
 
     def evaluation(self) -> Feed:
@@ -118,7 +118,7 @@ class Arrays:
                 f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
                 "source of its own, without steps_per_epoch"
             )
-        rows = device_batches.InOrder(self.batch_size)
+        rows = device_batches.SequentialRows(self.batch_size)
         return Feed(self._pieces, self.arrays, rows, device_batches.take_masked, self._verify)
 
     def _pieces(
@@ -130,13 +130,13 @@ class Arrays:
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position]]:
-            place = batch_positions.later(
-                batch_positions.resumed(position, self.batch_size), 0, whole
+            place = batch_positions.advance_place(
+                batch_positions.read_place(position, self.batch_size), 0, whole
             )
-            after = batch_positions.later(place, steps, whole)
+            after = batch_positions.advance_place(place, steps, whole)
             yield (
                 piece(place, stream_seed(state)),
-                batch_positions.position_at(after, self.batch_size),
+                batch_positions.make_position(after, self.batch_size),
             )
 
         def piece(place: batch_positions.Place, seed: int) -> Batch:
@@ -146,15 +146,15 @@ class Arrays:
         return Feed(
             pieces,
             piece((0, 0), 0),
-            device_batches.Stretch(self.batch_size, steps),
+            device_batches.EpochWindow(self.batch_size, steps),
             device_batches.take_of_stretch,
             self._verify,
-            batch_positions.position_at((0, 0), self.batch_size),
+            batch_positions.make_position((0, 0), self.batch_size),
             steps,
         )
 
     def _verify(self, state: TrainState, check: Check) -> None:
-        check(state, each(np.asarray, self.arrays))
+        check(state, map_arrays(np.asarray, self.arrays))
 
 
 def _as_given(array: Any) -> Any:

@@ -10,51 +10,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 
 Batch = dict[str, Any]
 """Named arrays `[batch, ...]`; `inputs` feeds the network. Under a name may be a dict of arrays
 again, such as an image and its tokens, to any depth."""
 
 
-def each(function: Callable[[Any], Any], batch: Mapping[str, Any]) -> Batch:
+def map_arrays(function: Callable[[Any], Any], batch: Mapping[str, Any]) -> Batch:
     """Apply a function to every array of a batch.
 
-    >>> each(len, {"inputs": {"image": [0, 1], "tokens": [2, 3]}, "labels": [4, 5]})
+    >>> map_arrays(len, {"inputs": {"image": [0, 1], "tokens": [2, 3]}, "labels": [4, 5]})
     {'inputs': {'image': 2, 'tokens': 2}, 'labels': 2}
     """
     return {
-        name: each(function, part) if isinstance(part, Mapping) else function(part)
+        name: map_arrays(function, part) if isinstance(part, Mapping) else function(part)
         for name, part in batch.items()
     }
 
 
-def named(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_arrays(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Give every array of a batch with the name that messages call it by.
 
-    >>> list(named({"inputs": {"image": [0, 1], "tokens": [2, 3]}, "labels": [4, 5]}))
+    >>> list(iter_arrays({"inputs": {"image": [0, 1], "tokens": [2, 3]}, "labels": [4, 5]}))
     [('inputs/image', [0, 1]), ('inputs/tokens', [2, 3]), ('labels', [4, 5])]
     """
     for name, part in batch.items():
         if isinstance(part, Mapping):
-            yield from named(part, f"{prefix}{name}/")
+            yield from iter_arrays(part, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", part
 
 
-def described(batch: Mapping[str, Any]) -> dict[str, str]:
+def describe_arrays(batch: Mapping[str, Any]) -> dict[str, str]:
     """Give dtype and shape of one example of each array.
 
-    >>> described({"inputs": np.zeros((8, 28, 28), np.uint8)})
+    >>> describe_arrays({"inputs": np.zeros((8, 28, 28), np.uint8)})
     {'inputs': 'uint8[28, 28]'}
     """
     return {
         name: f"{np.asarray(array).dtype}{list(np.shape(array)[1:])}"
-        for name, array in sorted(named(batch))
+        for name, array in sorted(iter_arrays(batch))
     }
 
 
-def examples_in(batch: Mapping[str, Any], what: str) -> int:
+def count_examples(batch: Mapping[str, Any], what: str) -> int:
     """Count the examples of named arrays of equal length.
 
     Raises:
@@ -64,9 +64,9 @@ def examples_in(batch: Mapping[str, Any], what: str) -> int:
     if not _holds_arrays(batch):
         raise ValueError(
             f"{what} must be a dict of named arrays, such as inputs and labels, or of dicts of "
-            f"them; got {in_words(batch)}"
+            f"them; got {describe_value(batch)}"
         )
-    arrays = dict(named(batch))
+    arrays = dict(iter_arrays(batch))
     for name, array in arrays.items():
         _require_numbers(what, name, array)
         if np.ndim(array) == 0:
@@ -87,7 +87,7 @@ def _holds_arrays(batch: Any) -> bool:
     return all(_holds_arrays(part) for part in batch.values() if isinstance(part, Mapping))
 
 
-def require_whole(name: str, value: Any) -> None:
+def require_positive_int(name: str, value: Any) -> None:
     """Check a size: a whole number of at least 1.
 
     Raises:
@@ -108,7 +108,7 @@ def require_representable(what: str, batch: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one does not.
     """
-    for name, array in named(batch):
+    for name, array in iter_arrays(batch):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
             continue
         kept = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from trainer.checks.paths import local
-from trainer.data.batches import Batch, described, each, examples_in, named
+from trainer.checks.paths import to_absolute_path
+from trainer.data.batches import Batch, count_examples, describe_arrays, iter_arrays, map_arrays
 from trainer.data.iteration import index_loader
 from trainer.data.source import Feed
-from trainer.host.safe_open import opened
+from trainer.host.safe_open import open_regular
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class MemoryMap:
     >>> source = MemoryMap({"inputs": np.ones((10, 3)), "labels": np.zeros(10, int)}, batch_size=4)
     >>> source.size, source.example["inputs"].shape
     (10, (4, 3))
-    >>> source.training().start["place"]
+    >>> source.make_training_feed().start["place"]
     array([0, 0], dtype=int32)
     """
 
@@ -69,8 +69,8 @@ class MemoryMap:
 
     def __post_init__(self) -> None:
         if isinstance(self.arrays, Mapping):
-            object.__setattr__(self, "arrays", each(_opened, self.arrays))
-        examples_in(self.arrays, "arrays")
+            object.__setattr__(self, "arrays", map_arrays(_opened, self.arrays))
+        count_examples(self.arrays, "arrays")
         index_loader.check_settings(self._rows)
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class MemoryMap:
     @property
     def size(self) -> int:
         """How many examples there are."""
-        return examples_in(self.arrays, "arrays")
+        return count_examples(self.arrays, "arrays")
 
     @property
     def example(self) -> Batch:
@@ -95,7 +95,7 @@ class MemoryMap:
         Raises:
             ValueError: there are fewer examples than a batch.
         """
-        return index_loader.training(self._rows)
+        return index_loader.make_training_feed(self._rows)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the tail was padded.
@@ -103,17 +103,17 @@ class MemoryMap:
         Raises:
             ValueError: it has `steps_per_epoch`.
         """
-        return index_loader.evaluation(self._rows)
+        return index_loader.make_evaluation_feed(self._rows)
 
     @functools.cached_property
-    def _rows(self) -> index_loader.Rows:
+    def _rows(self) -> index_loader.IndexedRows:
         ends = xxhash.xxh3_64()
-        for _, array in sorted(named(self.arrays)):
+        for _, array in sorted(iter_arrays(self.arrays)):
             ends.update(array[[0, -1]].tobytes())
-        return index_loader.Rows(
+        return index_loader.IndexedRows(
             size=self.size,
-            read=lambda places: each(lambda array: array[places], self.arrays),
-            content=f"{self.size} of {described(self.arrays)} {ends.hexdigest()}",
+            read=lambda places: map_arrays(lambda array: array[places], self.arrays),
+            content=f"{self.size} of {describe_arrays(self.arrays)} {ends.hexdigest()}",
             batch_size=self.batch_size,
             superbatch=self.superbatch,
             steps_per_epoch=self.steps_per_epoch,
@@ -126,8 +126,8 @@ def _opened(array: Any) -> np.ndarray:
     if not isinstance(array, str | os.PathLike):
         return np.asarray(array)
     try:
-        file = local(array, "MemoryMap")
-        os.close(opened(file, follow=True))  # a pipe would wait for its other end
+        file = to_absolute_path(array, "MemoryMap")
+        os.close(open_regular(file, follow=True))  # a pipe would wait for its other end
         mapped = np.load(file, mmap_mode="r")
     except (OSError, ValueError) as error:
         error.add_note(f"MemoryMap needs {array} to be a whole .npy file, as np.save writes")

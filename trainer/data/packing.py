@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import xxhash
 
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 from trainer.host import safe_open
-from trainer.host.atomic_files import replacing
+from trainer.host.atomic_files import atomic_replace
 
 FORMAT = "entracte tokens 1"
 """The version of the format: another one is refused."""
@@ -28,7 +28,7 @@ LARGEST = 2**31
 """The largest vocabulary: a token is an int32 on the device."""
 
 
-class Header(NamedTuple):
+class TokenFileHeader(NamedTuple):
     """What a file of tokens says of itself."""
 
     dtype: str
@@ -73,7 +73,7 @@ def pack_tokens(
     >>> file = Path(folder.name, "text.tokens")
     >>> pack_tokens(["to be ", "or not"], file, vocabulary=128, encode=lambda t: list(t.encode()))
     12
-    >>> opened(file)[0][:5].tobytes()
+    >>> open_token_file(file)[0][:5].tobytes()
     b'to be'
     >>> folder.cleanup()
     """
@@ -81,13 +81,13 @@ def pack_tokens(
         raise TypeError("texts must be an iterable of texts; got a single text: pass [text]")
     if not 1 <= vocabulary <= LARGEST:
         raise ValueError(f"vocabulary must be from 1 to {LARGEST}; got {vocabulary}")
-    file = local(file, "pack_tokens")
-    with replacing(file) as beside, beside.open("wb") as out:
+    file = to_absolute_path(file, "pack_tokens")
+    with atomic_replace(file) as beside, beside.open("wb") as out:
         header = _write(texts, out, vocabulary, encode)
     return header.tokens
 
 
-def opened(file: str | os.PathLike[str]) -> tuple[np.ndarray, Header]:
+def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFileHeader]:
     """Map a file of tokens into memory, and verify it: all of it is read once.
 
     Returns:
@@ -97,7 +97,7 @@ def opened(file: str | os.PathLike[str]) -> tuple[np.ndarray, Header]:
         OSError: the file is missing or cannot be read.
         ValueError: it is no file of tokens, or damaged.
     """
-    file = local(file, "Tokens")
+    file = to_absolute_path(file, "Tokens")
     header = _header(file)
     dtype = np.dtype(header.dtype).newbyteorder("<")
     wanted, size = HEADER + header.tokens * dtype.itemsize, file.stat().st_size
@@ -120,7 +120,7 @@ def opened(file: str | os.PathLike[str]) -> tuple[np.ndarray, Header]:
 
 def _write(
     texts: Iterable[Any], out: BinaryIO, vocabulary: int, encode: Callable[[Any], Any] | None
-) -> Header:
+) -> TokenFileHeader:
     """Write the tokens after a space for the header, then the header."""
     dtype = np.min_scalar_type(vocabulary - 1).newbyteorder("<")
     hashed, count = xxhash.xxh3_64(), 0
@@ -135,7 +135,7 @@ def _write(
             count += len(tokens)
     if not count:
         raise ValueError("texts must have at least one token; got none")
-    header = Header(dtype.name, count, vocabulary, "")
+    header = TokenFileHeader(dtype.name, count, vocabulary, "")
     header = header._replace(checksum=_finished(hashed, header))
     out.seek(0)
     line = json.dumps({"format": FORMAT, **header._asdict()}).encode()
@@ -157,13 +157,13 @@ def _check(tokens: np.ndarray, number: int, vocabulary: int) -> None:
         )
 
 
-def _header(file: Path) -> Header:
-    with open(safe_open.opened(file, follow=True), "rb") as content:
+def _header(file: Path) -> TokenFileHeader:
+    with open(safe_open.open_regular(file, follow=True), "rb") as content:
         start = content.read(HEADER)
     try:
         fields = json.loads(start)
         version = fields.pop("format")
-        header = Header(**fields)
+        header = TokenFileHeader(**fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{file} must be a file of tokens, as data.pack_tokens writes; it begins with "
@@ -177,7 +177,7 @@ def _header(file: Path) -> Header:
     return header
 
 
-def _finished(hashed: xxhash.xxh3_64, header: Header) -> str:
+def _finished(hashed: xxhash.xxh3_64, header: TokenFileHeader) -> str:
     """Add what the header says to the hash of the tokens, and give it in digits."""
     hashed.update(f"{header.dtype} {header.tokens} {header.vocabulary}".encode())
     return hashed.hexdigest()

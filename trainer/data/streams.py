@@ -11,10 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.arguments import in_words, takes
-from trainer.data.batches import Batch, described, each, examples_in, require_whole
+from trainer.checks.arguments import can_call_with, describe_value
+from trainer.data.batches import (
+    Batch,
+    count_examples,
+    describe_arrays,
+    map_arrays,
+    require_positive_int,
+)
 from trainer.data.iteration import chunks
-from trainer.data.iteration.stream_passes import Factory, Passes, Position, beginning
+from trainer.data.iteration.stream_passes import Factory, PassIterator, Position, initial_position
 from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
 
@@ -82,9 +88,9 @@ class Stream:
                 "batches must be a list of batches, or a factory (seed, epoch) -> batches; got "
                 f"{self.batches!r:.100}: data.Arrays takes a dict of whole arrays"
             )
-        require_whole("superbatch", self.superbatch)
+        require_positive_int("superbatch", self.superbatch)
         if self.steps_per_epoch is not None:
-            require_whole("steps_per_epoch", self.steps_per_epoch)
+            require_positive_int("steps_per_epoch", self.steps_per_epoch)
 
     def __len__(self) -> int:
         if isinstance(given := self._pass(0, 0), Sized):
@@ -100,8 +106,8 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self._pass(0, 0), 1):
             what = f"batch {number} of epoch 1"
-            self._check_like_first(batch, examples_in(batch, what), what)
-            yield each(np.asarray, batch)
+            self._check_like_first(batch, count_examples(batch, what), what)
+            yield map_arrays(np.asarray, batch)
 
     @property
     def example(self) -> Batch:
@@ -134,21 +140,21 @@ class Stream:
         """Read an epoch as one pass."""
         steps = min(self.superbatch, self.steps_per_epoch or self.superbatch)
         pieces = functools.partial(self._pieces, masked=masked)
-        return chunks.feed(pieces, self.example, steps, masked=masked)
+        return chunks.make_chunk_feed(pieces, self.example, steps, masked=masked)
 
     @functools.cached_property
     def _first(self) -> tuple[Batch, Position | None]:
         """The first batch of epoch 0, for seed 0, and the position before it if one is needed."""
         iterator = iter(self._pass(0, 0))
         for batch in iterator:
-            size = examples_in(batch, "the stream's first batch")
-            start = beginning(iterator, size) if self.steps_per_epoch else None
-            return each(np.asarray, batch), start
+            size = count_examples(batch, "the stream's first batch")
+            start = initial_position(iterator, size) if self.steps_per_epoch else None
+            return map_arrays(np.asarray, batch), start
         raise ValueError("the stream must give at least one batch; got none")
 
     @property
     def _size(self) -> int:
-        return examples_in(self.example, "the stream's first batch")
+        return count_examples(self.example, "the stream's first batch")
 
     def _pass(self, seed: int, number: int) -> Iterable[Batch]:
         if not callable(self.batches):
@@ -170,7 +176,7 @@ class Stream:
         empty = True
         while group := list(itertools.islice(batches, self.superbatch)):
             empty = False
-            yield _piece(group, state, check), None
+            yield _stack_chunk(group, state, check), None
         if empty:
             raise ValueError(
                 f"the stream gave no whole batch in epoch {epoch + 1}; pass a list or a factory, "
@@ -182,20 +188,20 @@ class Stream:
 
         What is kept open only saves time: it is read from if it stands at the state's position.
         """
-        kept: list[Passes] = []
+        kept: list[PassIterator] = []
 
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position | None]]:
             seed = stream_seed(state)
             passes = kept.pop() if kept else None
-            if passes is None or not passes.at(seed, position):
-                passes = Passes(self._pass, self._whole, self._size, seed, position)
+            if passes is None or not passes.is_at(seed, position):
+                passes = PassIterator(self._pass, self._whole, self._size, seed, position)
             left = self.steps_per_epoch or 0
             while left:
                 group = list(itertools.islice(passes, min(self.superbatch, left)))
                 left -= len(group)
-                yield _piece(group, state, check), None if left else passes.position()
+                yield _stack_chunk(group, state, check), None if left else passes.position()
             kept[:] = [passes]
 
         return pieces
@@ -219,24 +225,24 @@ class Stream:
                     f"last; all others must have {self._size}"
                 )
             what = f"batch {number + 1} of {where}"
-            size = examples_in(batch, what)
+            size = count_examples(batch, what)
             self._check_like_first(batch, size, what)
             if size < self._size:
                 short = size
                 if not masked:
                     continue
-            arrays = each(np.asarray, batch)
+            arrays = map_arrays(np.asarray, batch)
             if not masked:
                 yield arrays
                 continue
             padding = self._size - size
             yield (
-                each(functools.partial(_padded, padding=padding), arrays),
+                map_arrays(functools.partial(_padded, padding=padding), arrays),
                 np.arange(self._size) < size,
             )
 
     def _check_like_first(self, batch: Batch, size: int, what: str) -> None:
-        wanted, got = described(self.example), described(batch)
+        wanted, got = describe_arrays(self.example), describe_arrays(batch)
         if wanted != got or size > self._size:
             raise ValueError(
                 f"{what} must be like the first, {wanted} with at most {self._size} examples; got "
@@ -251,17 +257,17 @@ def _gives(batches: Any) -> bool:
 
 def _require_factory(factory: Factory) -> None:
     """Check that it can be called with a seed and an epoch."""
-    if not takes(factory, 2):
+    if not can_call_with(factory, 2):
         raise TypeError(
             "the factory of a Stream must take a seed and an epoch, by which it shuffles; got "
-            f"{in_words(factory)}: write lambda seed, epoch: ..."
+            f"{describe_value(factory)}: write lambda seed, epoch: ..."
         )
 
 
-def _piece(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:
+def _stack_chunk(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:
     """Stack batches, or pairs of a batch and its mask, and transfer them."""
     piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
-    return chunks.transferred(piece, state, check)
+    return chunks.transfer_chunk(piece, state, check)
 
 
 def _padded(array: np.ndarray, padding: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from trainer.data.batches import Batch
 from trainer.data.iteration import index_loader
-from trainer.data.packing import Header, opened
+from trainer.data.packing import TokenFileHeader, open_token_file
 from trainer.data.source import Feed
 
 
@@ -73,7 +73,7 @@ class Tokens:
     steps_per_epoch: int | None = None
     shard: tuple[int, int] = (0, 1)
     _windows: np.ndarray = dataclasses.field(init=False, repr=False)
-    _header: Header = dataclasses.field(init=False, repr=False)
+    _header: TokenFileHeader = dataclasses.field(init=False, repr=False)
     _content: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Tokens:
                 f"length must be at least 1, and stride from 1 to length, or tokens would be left "
                 f"out; got length {self.length} and stride {self.stride}"
             )
-        tokens, header = opened(self.file)
+        tokens, header = open_token_file(self.file)
         first, last = int(start * len(tokens)), int(end * len(tokens))
         tokens = tokens[first:last]
         if len(tokens) <= self.length:
@@ -128,7 +128,7 @@ class Tokens:
         Raises:
             ValueError: there are fewer windows than a batch.
         """
-        return index_loader.training(self._rows(masked=False))
+        return index_loader.make_training_feed(self._rows(masked=False))
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the tail was padded.
@@ -136,14 +136,14 @@ class Tokens:
         Raises:
             ValueError: it has `steps_per_epoch`.
         """
-        return index_loader.evaluation(self._rows(masked=True))
+        return index_loader.make_evaluation_feed(self._rows(masked=True))
 
     @property
     def _stride(self) -> int:
         return self.length if self.stride is None else self.stride
 
-    def _rows(self, *, masked: bool) -> index_loader.Rows:
-        return index_loader.Rows(
+    def _rows(self, *, masked: bool) -> index_loader.IndexedRows:
+        return index_loader.IndexedRows(
             size=self.size,
             read=self._masked if masked else self._read,
             content=self._content,

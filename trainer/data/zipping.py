@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from trainer.data.arrays import Arrays
-from trainer.data.batches import Batch, each, require_whole
-from trainer.data.iteration.index_loader import evenly
+from trainer.data.batches import Batch, map_arrays, require_positive_int
+from trainer.data.iteration.index_loader import balance_chunk_steps
 from trainer.data.memory_map import MemoryMap
 from trainer.data.source import Check, Feed
 from trainer.data.streams import Stream
@@ -25,7 +25,7 @@ SUPERBATCH = 16
 """Steps a transfer, where one of the sources comes from the host."""
 
 
-def zip(sources: Mapping[str, Part], *, steps_per_epoch: int | None = None) -> Zipped:
+def zip_sources(sources: Mapping[str, Part], *, steps_per_epoch: int | None = None) -> ZippedSource:
     """Read several sources in one step, whatever their sizes and batch sizes.
 
     A batch holds a batch of each, by name: `batch["labelled"]["inputs"]`. An epoch is one of the
@@ -50,7 +50,7 @@ def zip(sources: Mapping[str, Part], *, steps_per_epoch: int | None = None) -> Z
 
     >>> labelled = Arrays({"inputs": np.arange(4.0), "labels": np.arange(4)}, batch_size=2)
     >>> more = Arrays({"inputs": np.arange(30.0)}, batch_size=3)
-    >>> both = zip({"labelled": labelled, "more": more})
+    >>> both = zip_sources({"labelled": labelled, "more": more})
     >>> len(both), jax.tree.map(np.shape, both.example)
     (2, {'labelled': {'inputs': (2,), 'labels': (2,)}, 'more': {'inputs': (3,)}})
     """
@@ -73,13 +73,13 @@ def zip(sources: Mapping[str, Part], *, steps_per_epoch: int | None = None) -> Z
             f"the first source of a zip, {first!r}, says how many steps an epoch has, and a Stream "
             "does not know; pass steps_per_epoch"
         )
-    require_whole("steps_per_epoch", steps_per_epoch)
-    return Zipped(dict(sources), steps_per_epoch)
+    require_positive_int("steps_per_epoch", steps_per_epoch)
+    return ZippedSource(dict(sources), steps_per_epoch)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Zipped:
-    """Several sources that are read in one step; made by `zip`."""
+class ZippedSource:
+    """Several sources that are read in one step; made by `zip_sources`."""
 
     sources: Mapping[str, Part]
     steps_per_epoch: int
@@ -107,7 +107,7 @@ class Zipped:
         feeds: dict[str, Feed] = {}
         for name, source in self.sources.items():
             try:
-                feeds[name] = _stretched(source, self.steps_per_epoch, resident).training()
+                feeds[name] = _with_epoch_steps(source, self.steps_per_epoch, resident).training()
             except (ValueError, TypeError) as error:
                 error.add_note(f"in the source {name!r} of a zip")
                 raise
@@ -128,7 +128,7 @@ class Zipped:
             {name: feed.example for name, feed in feeds.items()},
             _Rows(tuple((name, feed.rows) for name, feed in feeds.items())),
             _Batch(tuple((name, feed.batch) for name, feed in feeds.items())),
-            lambda state, check: check(state, each(np.asarray, self.example)),
+            lambda state, check: check(state, map_arrays(np.asarray, self.example)),
             {name: feed.start for name, feed in feeds.items()},
             self.steps_per_epoch,
         )
@@ -165,13 +165,13 @@ class _Batch:
         return {name: batch(piece[name], row[name]) for name, batch in self.parts}
 
 
-def _stretched(source: Part, steps: int, resident: bool) -> Part:
+def _with_epoch_steps(source: Part, steps: int, resident: bool) -> Part:
     """Give a source that is read in stretches of so many steps, in superbatches like the others."""
     if resident:
         return dataclasses.replace(source, steps_per_epoch=steps)
-    superbatch = evenly(steps, SUPERBATCH)
+    superbatch = balance_chunk_steps(steps, SUPERBATCH)
     if isinstance(source, Arrays):
-        arrays = each(np.asarray, source.arrays)
+        arrays = map_arrays(np.asarray, source.arrays)
         return MemoryMap(arrays, source.batch_size, superbatch=superbatch, steps_per_epoch=steps)
     return dataclasses.replace(source, superbatch=superbatch, steps_per_epoch=steps)
 

@@ -1,7 +1,7 @@
 """Evaluators: workers beside training that measure its checkpoints, on this machine or others."""
 
-from trainer.evaluators.best_checkpoint import Best, best_commit
-from trainer.evaluators.evaluator import Worked, work
+from trainer.evaluators.checkpoint_ranking import Best, best_commit
+from trainer.evaluators.evaluator import WorkSummary, work
 from trainer.evaluators.liveness import WorkerRow, workers
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.suite_loading import load_suites
@@ -9,7 +9,7 @@ from trainer.evaluators.suite_loading import load_suites
 __all__ = [
     "Best",
     "Suite",
-    "Worked",
+    "WorkSummary",
     "WorkerRow",
     "best_commit",
     "load_suites",

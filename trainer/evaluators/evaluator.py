@@ -12,23 +12,23 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from trainer.evaluators.lease import Pulse
-from trainer.evaluators.request_handler import Answering, settle
-from trainer.evaluators.requested_checkpoint import Hopeless
-from trainer.evaluators.store_client import LONGEST, Given, Link, wait
+from trainer.evaluators.lease import LeaseKeeper
+from trainer.evaluators.request_handler import RequestHandler, write_result
+from trainer.evaluators.requested_checkpoint import UnanswerableRequest
+from trainer.evaluators.store_client import LONGEST, Given, StoreClient, sleep_unless_stopped
 from trainer.evaluators.suite import Suite
-from trainer.evaluators.time_limits import limited
-from trainer.host.escaping import shown
-from trainer.host.signals import Received, end_process, listening
+from trainer.evaluators.time_limits import limit_time
+from trainer.host.escaping import escape_text
+from trainer.host.signals import Received, catch_signals, end_process
 from trainer.runs.connections import Unreachable
-from trainer.runs.requests import TRIES, ask, claim, give_up
+from trainer.runs.requests import TRIES, claim, create_request, fail_request
 from trainer.runs.rows import Request, RunRow
 from trainer.runs.store import Store
 
 log = logging.getLogger("entracte")
 
 
-class Worked(NamedTuple):
+class WorkSummary(NamedTuple):
     """What became of the requests that a worker took."""
 
     done: int
@@ -42,7 +42,7 @@ class Worked(NamedTuple):
     and asked anew."""
 
 
-class Task(NamedTuple):
+class ClaimedRequest(NamedTuple):
     """A request that was claimed, and what there is on record for it."""
 
     request: Request
@@ -63,7 +63,7 @@ def work(
     limit: float | None = None,
     again: bool = False,
     runs: Sequence[str] = (),
-) -> Worked:
+) -> WorkSummary:
     """Answer evaluation requests: restore the commit, measure it, and write the scores.
 
     Any number of workers may do so at once, on all machines that reach the store and see the runs'
@@ -110,7 +110,7 @@ def work(
     ...     with Checkpoints(f"{folder}/one") as checkpoints:
     ...         checkpoints.save(state)
     ...     run = Run(f"{folder}/one")
-    ...     asked = run.ask("errors", 0)
+    ...     asked = run.create_request("errors", 0)
     ...     run.close()
     ...     print(work(folder, Suite("errors", state, phase), idle=0))
     ...     with Store(folder) as store:
@@ -123,19 +123,19 @@ def work(
             raise ValueError(f"{what} must be positive seconds; got {value}")
     if tries < 1:
         raise ValueError(f"tries must be at least 1; got {tries}")
-    answering = Answering((suites,) if isinstance(suites, Suite) else tuple(suites))
-    link = Link(store)
+    answering = RequestHandler((suites,) if isinstance(suites, Suite) else tuple(suites))
+    link = StoreClient(store)
     with contextlib.closing(link), contextlib.closing(answering):
         for suite in answering.suites.values():
             suite.check()
         if again:
-            log.info("opened again: %d", link.ask(_reopened, tuple(answering.suites)))
+            log.info("opened again: %d", link.call(_reopened, tuple(answering.suites)))
         for run in runs:
-            link.ask(_ask_for_all, run, tuple(answering.suites))
+            link.call(_ask_for_all, run, tuple(answering.suites))
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         with (
-            listening("this evaluation") as received,
-            Pulse(link.url, name, lease=lease, limit=limit) as pulse,
+            catch_signals("this evaluation") as received,
+            LeaseKeeper(link.url, name, lease=lease, limit=limit) as pulse,
         ):
             worker = _Worker(name, answering, link, pulse, received, lease, pause, tries, limit)
             worked = worker.run(idle)
@@ -148,28 +148,28 @@ class _Worker(NamedTuple):
     """What a worker has at hand while it works."""
 
     name: str
-    answering: Answering
-    link: Link
-    pulse: Pulse
+    answering: RequestHandler
+    link: StoreClient
+    pulse: LeaseKeeper
     received: Received
     lease: float
     pause: float
     tries: int
     limit: float | None
 
-    def run(self, idle: float | None) -> Worked:
+    def run(self, idle: float | None) -> WorkSummary:
         """Answer requests until nothing waited for `idle` seconds, or a signal came."""
         log.info("worker %s waits for: %s", self.name, ", ".join(self.answering.suites))
-        counts = dict.fromkeys(Worked._fields, 0)
+        counts = dict.fromkeys(WorkSummary._fields, 0)
         failures, since = 0, time.monotonic()
         while not self.stopped():
             settings = {"lease": self.lease, "tries": self.tries}
             suites = tuple(self.answering.suites)
-            task = self.insist(_taken, self.name, suites, **settings)
+            task = self.call_with_retry(_claim_request, self.name, suites, **settings)
             if task is None:
                 if idle is not None and time.monotonic() - since >= idle:
                     break
-                wait(self.pause, self.stopped)
+                sleep_unless_stopped(self.pause, self.stopped)
                 continue
             outcome = self.attempt(task)
             if outcome is None:
@@ -178,37 +178,39 @@ class _Worker(NamedTuple):
             # One that fails, for a reason of its own perhaps, leaves the request to the others.
             failures = 0 if outcome == "done" else failures + (outcome == "opened")
             if outcome == "opened":
-                wait(min(self.pause * 2 ** (failures - 1), LONGEST), self.stopped)
+                sleep_unless_stopped(min(self.pause * 2 ** (failures - 1), LONGEST), self.stopped)
             since = time.monotonic()
-        return Worked(**counts)
+        return WorkSummary(**counts)
 
-    def attempt(self, task: Task) -> str | None:
+    def attempt(self, task: ClaimedRequest) -> str | None:
         """Try a request, and settle what came of it; None where a signal kept it from that."""
         request = task.request
-        what = f"epoch {request.epoch} of {shown(request.run)} by {shown(request.suite)}"
+        what = (
+            f"epoch {request.epoch} of {escape_text(request.run)} by {escape_text(request.suite)}"
+        )
         log.info("evaluating %s", what)
         try:
             if task.run is None:
-                raise Hopeless(f"run {request.run!r} is not on record any more")
-            with self.pulse.holding(request, f"evaluating {what}"), limited(self.limit):
+                raise UnanswerableRequest(f"run {request.run!r} is not on record any more")
+            with self.pulse.holding(request, f"evaluating {what}"), limit_time(self.limit):
                 answer = self.answering.answer(request, task.run, present=task.present)
         except Exception as error:
-            final = isinstance(error, Hopeless) or request.tries >= self.tries
+            final = isinstance(error, UnanswerableRequest) or request.tries >= self.tries
             log.warning(
                 "evaluating %s failed, at try %d, %s: %s",
                 *(what, request.tries, "for good" if final else "and is open again"),
                 error,
-                exc_info=None if isinstance(error, Hopeless) else error,
+                exc_info=None if isinstance(error, UnanswerableRequest) else error,
             )
-            told = self.insist(give_up, request, _told(error), final=final)
+            told = self.call_with_retry(fail_request, request, _told(error), final=final)
             if not told:
                 return None if told is None else "dropped"
             return "failed" if final else "opened"
         except BaseException:
             with contextlib.suppress(Unreachable):  # or the lease runs out
-                self.link.ask(give_up, request, "its worker was interrupted", final=False)
+                self.link.call(fail_request, request, "its worker was interrupted", final=False)
             raise
-        settled = self.insist(settle, request, answer)
+        settled = self.call_with_retry(write_result, request, answer)
         if settled is None:
             return None
         if not settled:
@@ -218,25 +220,29 @@ class _Worker(NamedTuple):
         self.pulse.answered()
         return "done"
 
-    def insist(self, do: Callable[..., Given], *arguments: Any, **settings: Any) -> Given | None:
+    def call_with_retry(
+        self, do: Callable[..., Given], *arguments: Any, **settings: Any
+    ) -> Given | None:
         """Ask the store, for as long as it takes; None where a signal came first."""
-        return self.link.insist(do, *arguments, pause=self.pause, stop=self.stopped, **settings)
+        return self.link.call_with_retry(
+            do, *arguments, pause=self.pause, stop=self.stopped, **settings
+        )
 
     def stopped(self) -> bool:
         """Say whether a signal came."""
         return bool(self.received.number)
 
 
-def _taken(
+def _claim_request(
     store: Store, worker: str, suites: Sequence[str], *, lease: float, tries: int
-) -> Task | None:
+) -> ClaimedRequest | None:
     """Claim a request, with what is on record for it."""
     request = claim(store, worker, suites, lease=lease, tries=tries)
     if request is None:
         return None
     run = next((row for row in store.runs() if row.name == request.run), None)
     present = {commit.epoch for commit in store.commits(request.run, present=True)}
-    return Task(request, run, request.epoch in present)
+    return ClaimedRequest(request, run, request.epoch in present)
 
 
 def _reopened(store: Store, suites: Sequence[str]) -> int:
@@ -256,10 +262,10 @@ def _ask_for_all(store: Store, run: str, suites: Sequence[str]) -> None:
     with store.connection.transaction():
         for commit in store.commits(run, present=True):
             for suite in suites:
-                ask(store, run, commit.epoch, suite, checksum=commit.checksum, time=now)
+                create_request(store, run, commit.epoch, suite, checksum=commit.checksum, time=now)
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, Hopeless):
+    if isinstance(error, UnanswerableRequest):
         return str(error)
     return "".join(traceback.format_exception_only(error)).strip()

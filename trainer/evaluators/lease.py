@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from trainer.evaluators import liveness
-from trainer.evaluators.store_client import Link
+from trainer.evaluators.store_client import StoreClient
 from trainer.runs.connections import Unreachable
 from trainer.runs.requests import extend
 from trainer.runs.rows import Request
@@ -19,7 +19,7 @@ from trainer.runs.rows import Request
 log = logging.getLogger("entracte")
 
 
-class Pulse:
+class LeaseKeeper:
     """Keeps a worker's lease and its place in the store, whatever the worker itself is busy with.
 
     Args:
@@ -30,7 +30,7 @@ class Pulse:
     """
 
     def __init__(self, url: str, worker: str, *, lease: float, limit: float | None = None) -> None:
-        self._link, self._worker, self._lease = Link(url), worker, lease
+        self._link, self._worker, self._lease = StoreClient(url), worker, lease
         self._limit = float("inf") if limit is None else limit
         self._request: Request | None = None
         self._since = 0.0
@@ -38,7 +38,7 @@ class Pulse:
         self._guard, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="entracte-pulse", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> LeaseKeeper:
         self._thread.start()
         return self
 
@@ -47,7 +47,7 @@ class Pulse:
         self._thread.join()
         self._link.close()  # it may be broken, if the store was away since the last sign
         with contextlib.suppress(Unreachable):
-            self._link.ask(liveness.sign_off, self._worker)
+            self._link.call(liveness.sign_off, self._worker)
         self._link.close()
 
     @contextlib.contextmanager
@@ -75,16 +75,18 @@ class Pulse:
                 pass  # the worker itself tells of it; the lease may still be long enough
             except Exception:
                 log.exception("the lease of worker %r could not be extended", self._worker)
-            self._ended.wait(min(self._lease / 3, liveness.INTERVAL))
+            self._ended.wait(min(self._lease / 3, liveness.HEARTBEAT_SECONDS))
 
     def _beat(self) -> None:
         with self._guard:
             request, doing, done = self._request, self._doing, self._done
             hangs = time.monotonic() - self._since > self._limit
-        if request and (hangs or not self._link.ask(extend, request, lease=self._lease)):
+        if request and (hangs or not self._link.call(extend, request, lease=self._lease)):
             self._tell_of_loss(request)
         host, pid = socket.gethostname(), os.getpid()
-        self._link.ask(liveness.sign, self._worker, host=host, pid=pid, doing=doing, done=done)
+        self._link.call(
+            liveness.record_heartbeat, self._worker, host=host, pid=pid, doing=doing, done=done
+        )
 
     def _tell_of_loss(self, request: Request) -> None:
         with self._guard:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from trainer.runs.store import Store
 from trainer.runs.text import clean
 
-INTERVAL = 10.0
+HEARTBEAT_SECONDS = 10.0
 """Seconds between two signs at most."""
 
 FORGOTTEN = 86400.0
@@ -31,7 +31,9 @@ class WorkerRow(NamedTuple):
 _COLUMNS = ", ".join(WorkerRow._fields)
 
 
-def sign(store: Store, name: str, *, host: str, pid: int, doing: str, done: int) -> None:
+def record_heartbeat(
+    store: Store, name: str, *, host: str, pid: int, doing: str, done: int
+) -> None:
     """Note a worker's sign of life."""
     values = (name, clean(host), pid, store.connection.now(), clean(doing), done)
     store.connection.execute(
@@ -53,11 +55,12 @@ def sign_off(store: Store, name: str) -> None:
 def workers(store: Store) -> list[WorkerRow]:
     """Give the evaluators that are on record, by name.
 
-    One that was killed stays there for a while: its `beat` is more than some `INTERVAL` old.
+    One that was killed stays there for a while: its `beat` is more than some `HEARTBEAT_SECONDS`
+    old.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
-    ...     sign(store, "ann", host="here", pid=7, doing="waiting", done=3)
+    ...     record_heartbeat(store, "ann", host="here", pid=7, doing="waiting", done=3)
     ...     [(row.name, row.doing, row.done) for row in workers(store)]
     [('ann', 'waiting', 3)]
     """

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.evaluators.requested_checkpoint import Hopeless, restored
+from trainer.evaluators.requested_checkpoint import UnanswerableRequest, restore_requested
 from trainer.evaluators.suite import Suite
-from trainer.host.escaping import shown
+from trainer.host.escaping import escape_text
 from trainer.host.safe_open import UnsafeFile, make_own_folder
-from trainer.loop.events import Events
+from trainer.loop.events import HookRunner
 from trainer.phases.evaluate_once import evaluate
 from trainer.phases.metrics import Metrics
 from trainer.runs.artifacts import OF_EPOCH, within
 from trainer.runs.requests import finish
 from trainer.runs.rows import Artifact, Request, RunRow
 from trainer.runs.store import Store
-from trainer.state import steps_taken
+from trainer.state import read_step_count
 
 FOLDER = "evaluations"
 """In a run's directory: what the hooks of suites write, a folder a suite."""
@@ -31,14 +31,14 @@ OPEN = 16
 STAGES = ("control", "observe")
 
 
-class Found(NamedTuple):
+class EvaluationResult(NamedTuple):
     """What came of a request."""
 
     scores: Mapping[str, float]
     artifacts: Sequence[Artifact]
 
 
-class Answering:
+class RequestHandler:
     """Suites by name, and the hooks that they made so far; close it.
 
     Args:
@@ -56,9 +56,9 @@ class Answering:
                 f"an evaluator needs suites with names of their own; got {names}: "
                 'trainer.evaluators.Suite("digits", ...)'
             )
-        self._events: dict[Path, Events] = {}
+        self._events: dict[Path, HookRunner] = {}
 
-    def answer(self, request: Request, run: RunRow, *, present: bool) -> Found:
+    def answer(self, request: Request, run: RunRow, *, present: bool) -> EvaluationResult:
         """Evaluate what a request asks for.
 
         Args:
@@ -71,38 +71,43 @@ class Answering:
             Exception: what restoring, a phase or a hook raised.
         """
         suite = self.suites[request.suite]
-        state = restored(suite, request, Path(run.directory), present=present)
+        state = restore_requested(suite, request, Path(run.directory), present=present)
         scores = evaluate(state, suite.program)
         if suite.hooks is None:
-            return Found(scores, ())
+            return EvaluationResult(scores, ())
         folder = Path(run.directory, FOLDER, suite.name)
         try:
             make_own_folder(folder, run.directory)
         except UnsafeFile as error:
-            raise Hopeless(
-                f"suite {suite.name!r} has hooks, whose files go to {shown(folder)}, and the store "
+            raise UnanswerableRequest(
+                f"suite {suite.name!r} has hooks, whose files go to {escape_text(folder)}, and the "
+                "store "
                 f"alone names that directory: {error}. Evaluate as the user who trains, or without "
                 "hooks"
             ) from error
         events, before = self._events_of(suite, folder), _files(folder)
-        state = events.remember(state)
+        state = events.init_hook_states(state)
         _, metrics = events.run("epoch", state, Metrics(scores), stages=STAGES)
         events.flush()
         artifacts = [
             Artifact(
-                within(run.directory, path), _kind(path), request.epoch, steps_taken(state), size
+                within(run.directory, path),
+                _kind(path),
+                request.epoch,
+                read_step_count(state),
+                size,
             )
             for path, (changed, size) in _files(folder).items()
             if before.get(path) != (changed, size) and _is_of(path, request.epoch)
         ]
-        return Found(dict(metrics), artifacts)
+        return EvaluationResult(dict(metrics), artifacts)
 
-    def _events_of(self, suite: Suite, folder: Path) -> Events:
+    def _events_of(self, suite: Suite, folder: Path) -> HookRunner:
         if folder not in self._events:
             if len(self._events) == OPEN:
                 self._events.pop(next(iter(self._events))).close()
             names = [phase.name for phase in suite.program]
-            self._events[folder] = Events(suite.observers(folder), names)
+            self._events[folder] = HookRunner(suite.make_hooks(folder), names)
         return self._events[folder]
 
     def close(self) -> None:
@@ -117,17 +122,17 @@ def _is_of(path: Path, epoch: int) -> bool:
     return named is None or int(named[1]) == epoch
 
 
-def settle(store: Store, request: Request, answer: Found) -> bool:
+def write_result(store: Store, request: Request, answer: EvaluationResult) -> bool:
     """Write an answer, all of it at once; False, and nothing is written, where another has it."""
     with store.connection.transaction():
         if not finish(store, request, answer.scores):
-            return _settled_before(store, request)
+            return _is_already_written(store, request)
         for artifact in answer.artifacts:
             store.write_artifact(request.run, artifact)
     return True
 
 
-def _settled_before(store: Store, request: Request) -> bool:
+def _is_already_written(store: Store, request: Request) -> bool:
     """Say whether this very try was settled, by a call of which no confirmation came."""
     mine = ("run", "epoch", "suite", "worker", "tries", "checksum")
     conditions = " AND ".join(f"{column} = ?" for column in mine)

@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.load import part_of
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.select import folder_of, stamp
+from trainer.checkpoints.load import read_part_at
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import get_checkpoint_folder, read_stamp
 from trainer.evaluators.suite import Suite
-from trainer.runs.checkpoint_rows import described
+from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.rows import Request
 from trainer.state import TrainState
 
 
-class Hopeless(ValueError):  # noqa: N818 (of a request, whose suite may be in order)
+class UnanswerableRequest(ValueError):  # noqa: N818 (of a request, whose suite may be in order)
     """A request that cannot be answered, however often it is tried."""
 
 
-def restored(suite: Suite, request: Request, directory: Path, *, present: bool) -> TrainState:
+def restore_requested(
+    suite: Suite, request: Request, directory: Path, *, present: bool
+) -> TrainState:
     """Restore the commit of a request into the suite's template.
 
     Args:
@@ -32,29 +34,31 @@ def restored(suite: Suite, request: Request, directory: Path, *, present: bool) 
         FileNotFoundError: it should be there, and this machine does not see it.
         MemoryError: it takes more than this machine has.
     """
-    folder, number = folder_of(directory), request.epoch
+    folder, number = get_checkpoint_folder(directory), request.epoch
     while True:
-        before = stamp(folder, number)
+        before = read_stamp(folder, number)
         if before is None:
             raise _missing(folder, number, present=present)
         try:
-            checksum = described(directory, number).checksum
+            checksum = describe_checkpoint(directory, number).checksum
             if checksum != request.checksum:
-                raise Hopeless(
+                raise UnanswerableRequest(
                     f"commit {number} in {folder} is another one than was asked for: its epoch was "
                     "trained anew; ask for it again"
                 )
-            trees = part_of(folder, number, publishing.Storage(), suite.wanted(), ()).trees
-        except DamagedCommit as damage:
-            if stamp(folder, number) != before:
+            trees = read_part_at(
+                folder, number, publishing.ArrayStorage(), suite.required_trees(), ()
+            ).trees
+        except DamagedCheckpoint as damage:
+            if read_stamp(folder, number) != before:
                 continue  # the run removed or replaced it meanwhile
-            raise Hopeless(str(damage)) from damage
-        except Hopeless:
+            raise UnanswerableRequest(str(damage)) from damage
+        except UnanswerableRequest:
             raise
         except ValueError as error:
-            raise Hopeless(f"suite {suite.name!r} does not fit: {error}") from error
-        if stamp(folder, number) in (before, None):  # it may be removed once it was read
-            return suite.filled(trees)
+            raise UnanswerableRequest(f"suite {suite.name!r} does not fit: {error}") from error
+        if read_stamp(folder, number) in (before, None):  # it may be removed once it was read
+            return suite.fill_template(trees)
 
 
 def _missing(folder: Path, number: int, *, present: bool) -> Exception:
@@ -63,7 +67,7 @@ def _missing(folder: Path, number: int, *, present: bool) -> Exception:
             f"there is no commit {number} in {folder} as this machine sees it, and it is on record "
             "as one that is there: let evaluators see the runs' directories at the same paths"
         )
-    return Hopeless(
+    return UnanswerableRequest(
         f"commit {number} in {folder} was removed before it was evaluated: keep more of them, "
         "save_checkpoints(..., keep=...), or run more evaluators"
     )

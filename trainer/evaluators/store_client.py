@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from trainer.host.redaction import redacted
-from trainer.runs.connections import Unreachable, url_of
+from trainer.host.redaction import redact_text
+from trainer.runs.connections import Unreachable, resolve_store_url
 from trainer.runs.store import Store
 
 log = logging.getLogger("entracte")
@@ -24,7 +24,7 @@ LONGEST = 30.0
 """Seconds until a store that stays away is tried again, at most."""
 
 
-class Link:
+class StoreClient:
     """A store, for as long as a worker lives. Threads have one each.
 
     Args:
@@ -35,11 +35,11 @@ class Link:
     """
 
     def __init__(self, store: str | os.PathLike[str]) -> None:
-        self.url = url_of(store)
+        self.url = resolve_store_url(store)
         self._lock = threading.Lock()
         self._store: Store | None = Store(self.url, create=False)
 
-    def ask(self, do: Callable[..., Given], *arguments: Any, **settings: Any) -> Given:
+    def call(self, do: Callable[..., Given], *arguments: Any, **settings: Any) -> Given:
         """Call `do(store, ...)`.
 
         Raises:
@@ -56,7 +56,7 @@ class Link:
                 self._close()
                 raise
 
-    def insist(
+    def call_with_retry(
         self,
         do: Callable[..., Given],
         *arguments: Any,
@@ -77,19 +77,19 @@ class Link:
         away_since: float | None = None
         while True:
             try:
-                answer = self.ask(do, *arguments, **settings)
+                answer = self.call(do, *arguments, **settings)
             except Unreachable as error:
                 if away_since is None:
                     away_since = time.monotonic()
                     log.warning("%s: waiting until it is back", error)
-                wait(pause, stop)
+                sleep_unless_stopped(pause, stop)
                 pause = min(2 * pause, LONGEST)
                 if stop():
                     return None
             else:
                 if away_since is not None:
                     away = time.monotonic() - away_since
-                    log.warning("the store %s is back after %.0f s", redacted(self.url), away)
+                    log.warning("the store %s is back after %.0f s", redact_text(self.url), away)
                 return answer
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Link:
             self._store = None
 
 
-def wait(seconds: float, stop: Callable[[], bool]) -> None:
+def sleep_unless_stopped(seconds: float, stop: Callable[[], bool]) -> None:
     """Wait, until `stop` says that there is no reason to any more."""
     until = time.monotonic() + seconds
     while not stop() and (left := until - time.monotonic()) > 0:

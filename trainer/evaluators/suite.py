@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.hook import parts_of
-from trainer.phases.evaluate_once import checked_phases
+from trainer.hook import flatten_hooks
+from trainer.phases.evaluate_once import check_evaluation_phases
 from trainer.phases.phase import Phase
-from trainer.runs.text import checked_name
+from trainer.runs.text import check_name
 from trainer.state import PyTree, TrainState
 
 
@@ -55,8 +55,8 @@ class Suite:
     hooks: Callable[[Path], Any] | None = None
 
     def __post_init__(self) -> None:
-        checked_name(self.name, "a suite")
-        object.__setattr__(self, "phases", checked_phases(self.phases))
+        check_name(self.name, "a suite")
+        object.__setattr__(self, "phases", check_evaluation_phases(self.phases))
         if isinstance(self.carry, str):
             raise ValueError(f"carry must be a sequence of names, such as ({self.carry!r},)")
 
@@ -66,7 +66,7 @@ class Suite:
     @property
     def program(self) -> tuple[Phase, ...]:
         """The phases, in order."""
-        return checked_phases(self.phases)
+        return check_evaluation_phases(self.phases)
 
     @functools.cached_property
     def state(self) -> TrainState:
@@ -81,7 +81,7 @@ class Suite:
                 f"suite {self.name!r} needs a TrainState as template, or a function that makes "
                 f"one; got {made!r:.100}"
             )
-        return made.replace(opt_state=(), stop=False, scores={}, memory={})
+        return made.replace(opt_state=(), stop=False, scores={}, hook_state={})
 
     def check(self) -> None:
         """Check before anything is asked of it that its phases take its template.
@@ -92,18 +92,18 @@ class Suite:
         try:
             for phase in self.program:
                 phase.verify(self.state)
-                phase.shapes(self.state)
+                phase.infer_shapes(self.state)
         except Exception as error:
             error.add_note(f"in suite {self.name!r}, on its own template")
             raise
 
-    def wanted(self) -> dict[str, PyTree]:
+    def required_trees(self) -> dict[str, PyTree]:
         """Give what is read of a checkpoint: path to the tree that it must fit."""
         fields = ("params", "model_state", "step", "epoch", "rng")
         wanted = {name: getattr(self.state, name) for name in fields}
         return wanted | {f"carry/{path}": _at(self.state.carry, path) for path in self.carry}
 
-    def filled(self, trees: Mapping[str, PyTree]) -> TrainState:
+    def fill_template(self, trees: Mapping[str, PyTree]) -> TrainState:
         """Give the template with what was read in its place."""
         parts = dict(trees)
         carry = self.state.carry
@@ -113,7 +113,7 @@ class Suite:
                 carry = _put(carry, path.split("/"), tree)
         return self.state.replace(carry=carry, **parts)
 
-    def observers(self, folder: Path) -> tuple[Any, ...]:
+    def make_hooks(self, folder: Path) -> tuple[Any, ...]:
         """Make the hooks for a run.
 
         Args:
@@ -125,7 +125,7 @@ class Suite:
         if self.hooks is None:
             return ()
         folder.mkdir(parents=True, exist_ok=True)
-        found = parts_of(self.hooks(folder))
+        found = flatten_hooks(self.hooks(folder))
         if commits := [hook.name for hook in found if hook.stage == "commit"]:
             raise ValueError(
                 f"suite {self.name!r} takes hooks that look at what was restored, and "

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer.checks.paths import local
-from trainer.checks.suggestions import among
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.suggestions import suggest_and_list
 from trainer.evaluators.suite import Suite
 
 
@@ -33,7 +33,7 @@ def load_named(named: str) -> Any:
     file, colon, name = named.rpartition(":")
     if not (colon and name.isidentifier() and file.endswith(".py")):
         raise ValueError(f"give FILE:NAME, such as examples/digits.py:suite; got {named!r}")
-    path = local(file, "FILE:NAME")
+    path = to_absolute_path(file, "FILE:NAME")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}, in which {name!r} should be")
     module = f"entracte_loaded_{path.stem}_{abs(hash(path)):x}"
@@ -42,7 +42,7 @@ def load_named(named: str) -> Any:
     try:
         return getattr(sys.modules[module], name)
     except AttributeError as error:
-        known = among(name, _own_names(module))
+        known = suggest_and_list(name, _own_names(module))
         raise AttributeError(f"{path} defines no {name!r}{known}") from error
 
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
+def limit_time(seconds: float | None) -> Iterator[None]:
     """Break a block off, in the main thread, where it takes too long.
 
     What waits in Python is broken off: a lock, a socket, a sleep, a loop. What hangs in foreign
@@ -23,7 +23,7 @@ def limited(seconds: float | None) -> Iterator[None]:
         TimeoutError: within the block, where it took longer.
 
     >>> import time
-    >>> with limited(0.01):
+    >>> with limit_time(0.01):
     ...     time.sleep(60)
     Traceback (most recent call last):
     TimeoutError: it took longer than its limit of 0.01 seconds

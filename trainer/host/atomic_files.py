@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.host.safe_open import created
+from trainer.host.safe_open import create_new
 
 
 def sync_folder(folder: Path) -> None:
@@ -34,7 +34,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def needing(size: int | None, file: Path) -> Iterator[None]:
+def explain_disk_full(size: int | None, file: Path) -> Iterator[None]:
     """Say which file there was no room for, the bytes that it needs and those that are free.
 
     Args:
@@ -44,7 +44,7 @@ def needing(size: int | None, file: Path) -> Iterator[None]:
     Raises:
         OSError: of the kind, and with the number, that the system gave.
 
-    >>> with needing(5, Path("a.txt").absolute()):
+    >>> with explain_disk_full(5, Path("a.txt").absolute()):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
     Traceback (most recent call last):
     OSError: [Errno 28] No space left on device: 5 bytes are needed and ... are free: '...a.txt'
@@ -65,7 +65,7 @@ def needing(size: int | None, file: Path) -> Iterator[None]:
         raise OSError(error.errno, f"{os.strerror(error.errno)}: {said}", where) from None
 
 
-def require_room(file: Path, size: int, *, largest: int | None = None) -> None:
+def check_free_space(file: Path, size: int, *, largest: int | None = None) -> None:
     """Check that a disk, and a limit of files' sizes, leave room for a file that is not there yet.
 
     Args:
@@ -76,10 +76,10 @@ def require_room(file: Path, size: int, *, largest: int | None = None) -> None:
     Raises:
         OSError: there is less; the message has the bytes needed and those free.
 
-    >>> require_room(Path.cwd() / "new" / "file", 1)
+    >>> check_free_space(Path.cwd() / "new" / "file", 1)
     """
     folder = next(parent for parent in file.parents if parent.exists())
-    with needing(size, folder / file.name):
+    with explain_disk_full(size, folder / file.name):
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if limit != resource.RLIM_INFINITY and (largest or size) > limit:
             raise OSError(errno.EFBIG, "", str(file))
@@ -99,14 +99,14 @@ def write_whole(file: Path, content: Any) -> None:
         OSError: the file cannot be written.
     """
     left = memoryview(content).cast("B")
-    with needing(len(left), file), open(file, "xb", buffering=0) as opened:
+    with explain_disk_full(len(left), file), open(file, "xb", buffering=0) as opened:
         while left:
             left = left[opened.write(left) :]
         os.fsync(opened.fileno())
 
 
 @contextlib.contextmanager
-def replacing(file: Path, *, beside: str = "") -> Iterator[Path]:
+def atomic_replace(file: Path, *, beside: str = "") -> Iterator[Path]:
     """Give a path beside a file to write to, which then takes the file's place, durably.
 
     A reader finds the old file or the new one, whole, whatever happens; where writing fails, the
@@ -120,15 +120,15 @@ def replacing(file: Path, *, beside: str = "") -> Iterator[Path]:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(Path(folder, "a.txt")) as beside:
+    ...     with atomic_replace(Path(folder, "a.txt")) as beside:
     ...         _ = beside.write_text("whole")
     ...     print(Path(folder, "a.txt").read_text(), len(os.listdir(folder)))
     whole 1
     """
     other = file.with_name(f"{beside or file.name}.{os.getpid()}.tmp")
     try:
-        with needing(None, file):  # Python's own error of a write names no file
-            os.close(created(other))
+        with explain_disk_full(None, file):  # Python's own error of a write names no file
+            os.close(create_new(other))
             mode = other.stat().st_mode
             yield other
             if other.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone

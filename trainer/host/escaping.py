@@ -6,10 +6,10 @@ import logging
 import unicodedata
 
 
-def shown(text: object) -> str:
+def escape_text(text: object) -> str:
     """Give a text that a terminal shows and does not obey: control characters are spelled out.
 
-    >>> shown("loss"), shown("\\x1b[2Jgone\\n")
+    >>> escape_text("loss"), escape_text("\\x1b[2Jgone\\n")
     ('loss', '\\\\x1b[2Jgone\\\\n')
     """
     text = str(text)
@@ -20,16 +20,16 @@ def shown(text: object) -> str:
     )
 
 
-def shown_lines(text: object) -> str:
-    """Give a text of several lines, such as an error, of which each is `shown`.
+def escape_lines(text: object) -> str:
+    """Give a text of several lines, such as an error, of which each is `escape_text`.
 
-    >>> shown_lines("it does not fit:\\n\\tw\\x1b[2J")
+    >>> escape_lines("it does not fit:\\n\\tw\\x1b[2J")
     'it does not fit:\\n\\tw\\\\x1b[2J'
     """
     text = str(text)
     if text.isprintable():
         return text
-    return "\n".join("\t".join(map(shown, line.split("\t"))) for line in text.split("\n"))
+    return "\n".join("\t".join(map(escape_text, line.split("\t"))) for line in text.split("\n"))
 
 
 def harmless(character: str) -> bool:
@@ -38,7 +38,7 @@ def harmless(character: str) -> bool:
 
 
 def escape(record: logging.LogRecord) -> bool:
-    """Be a filter of a logger that has each message `shown_lines`, whatever text is part of it.
+    """Be a filter of a logger that has each message `escape_lines`, whatever text is part of it.
 
     >>> record = logging.makeLogRecord({"msg": "skipped %s", "args": ("\\x1b[2J",)})
     >>> escape(record), record.getMessage()
@@ -48,6 +48,6 @@ def escape(record: logging.LogRecord) -> bool:
         message = record.getMessage()
     except Exception:  # whoever prints it says what is wrong with it
         return True
-    if (safe := shown_lines(message)) != message:
+    if (safe := escape_lines(message)) != message:
         record.msg, record.args = safe, ()
     return True

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def noting(where: str) -> Iterator[None]:
+def annotate_errors(where: str) -> Iterator[None]:
     """Note on an exception where it came from.
 
     >>> try:
-    ...     with noting("in checking phase 'val'"):
+    ...     with annotate_errors("in checking phase 'val'"):
     ...         raise ValueError("no labels")
     ... except ValueError as error:
     ...     error.__notes__

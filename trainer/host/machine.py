@@ -23,7 +23,7 @@ GIT_SECONDS = 5
 """What git may take to tell the revision."""
 
 
-def environment() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     """Tell what a run runs on.
 
     Returns:
@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
         `revision`: of the git repository that holds the running script, with `changed` where files
         differ from it; without git it is missing. Of the command passwords are left out.
 
-    >>> environment()["python"]
+    >>> describe_environment()["python"]
     '3...'
     """
     found = {

@@ -12,7 +12,7 @@ import xxhash
 from jax.experimental import multihost_utils
 
 
-class Ending(NamedTuple):
+class StopReasons(NamedTuple):
     """Why a run may end at this event, as one process sees it and as all do together."""
 
     stop: bool
@@ -23,18 +23,18 @@ class Ending(NamedTuple):
     """Number of the signal received; 0 if there was none."""
 
 
-NOTHING = Ending(stop=False, interrupt=False, signal=0)
+NOTHING = StopReasons(stop=False, interrupt=False, signal=0)
 
 
-def is_lead() -> bool:
+def is_main_process() -> bool:
     """Say whether this is the process that observes and writes: the first."""
     return jax.process_index() == 0
 
 
-def of_lead(values: Mapping[str, float]) -> dict[str, float]:
+def from_main_process(values: Mapping[str, float]) -> dict[str, float]:
     """Give the lead's values on every process, bit for bit; all must call it, with equal names.
 
-    >>> of_lead({"time/epoch_seconds": 0.5})
+    >>> from_main_process({"time/epoch_seconds": 0.5})
     {'time/epoch_seconds': 0.5}
     """
     if jax.process_count() == 1:
@@ -44,7 +44,7 @@ def of_lead(values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(values, shared.tolist(), strict=True))
 
 
-def agreed(ending: Ending) -> Ending:
+def agree_on_stop(ending: StopReasons) -> StopReasons:
     """Give what all processes do next, the same on each of them; all must call it.
 
     Every process decides by what was gathered from all, never by what it saw alone: a signal or an
@@ -53,7 +53,7 @@ def agreed(ending: Ending) -> Ending:
     Raises:
         RuntimeError: some state says stop and some does not: their hooks saw different metrics.
 
-    >>> agreed(Ending(stop=False, interrupt=False, signal=15))
+    >>> agree_on_stop(StopReasons(stop=False, interrupt=False, signal=15))
     Ending(stop=False, interrupt=False, signal=15)
     """
     if jax.process_count() == 1:
@@ -66,7 +66,7 @@ def agreed(ending: Ending) -> Ending:
             "a control hook must be a function of state and metrics alone, which are the same "
             "everywhere"
         )
-    return Ending(bool(stops[0]), bool(seen[:, 1].any()), int(seen[:, 2].max()))
+    return StopReasons(bool(stops[0]), bool(seen[:, 1].any()), int(seen[:, 2].max()))
 
 
 def check_same(what: str) -> None:
@@ -91,7 +91,7 @@ def check_same(what: str) -> None:
 
 
 @contextlib.contextmanager
-def together(what: str) -> Iterator[None]:
+def fail_together(what: str) -> Iterator[None]:
     """Do something that may fail on one process alone, and then fail on all of them at once.
 
     All must call it, and what is done within must wait for no other process.
@@ -102,7 +102,7 @@ def together(what: str) -> Iterator[None]:
     Raises:
         RuntimeError: it failed on another process.
 
-    >>> with together("dividing"):
+    >>> with fail_together("dividing"):
     ...     1 / 0
     Traceback (most recent call last):
     ZeroDivisionError: division by zero
@@ -125,13 +125,13 @@ def together(what: str) -> Iterator[None]:
         )
 
 
-def every_value(values: Sequence[int]) -> list[tuple[int, ...]]:
+def gather_values(values: Sequence[int]) -> list[tuple[int, ...]]:
     """Give what each process has, on all of them; all must call it.
 
     Args:
         values: as many on each, between -2**63 and 2**63.
 
-    >>> every_value([3, -1])
+    >>> gather_values([3, -1])
     [(3, -1)]
     """
     if jax.process_count() == 1:

@@ -24,12 +24,12 @@ _BARE = re.compile(r"(https?://)[^:/@\s]+@")
 _PARAMETER = re.compile(r"(password=|[?&](?:\w*(?:secret|token|key|signature|passwd))=)[^&\s]*")
 
 
-def redacted(text: str) -> str:
+def redact_text(text: str) -> str:
     """Give a URL, or a text that holds some, without passwords, and without tokens of the web's.
 
-    >>> redacted("postgresql://me:secret@host:5432/runs?sslmode=require&password=too")
+    >>> redact_text("postgresql://me:secret@host:5432/runs?sslmode=require&password=too")
     'postgresql://me:***@host:5432/runs?sslmode=require&password=***'
-    >>> redacted("cloned from https://ghp_0123@github.com/me/it")
+    >>> redact_text("cloned from https://ghp_0123@github.com/me/it")
     'cloned from https://***@github.com/me/it'
     """
     if "://" not in text and "password=" not in text:  # nearly all
@@ -57,7 +57,7 @@ def is_secret(name: str) -> bool:
     )
 
 
-def without_secrets(value: Any, name: str = "") -> Any:
+def redact_settings(value: Any, name: str = "") -> Any:
     """Give settings without what is secret, of the same structure: texts and numbers are replaced.
 
     A text without a password stays the very same, so that settings can still be compared, and two
@@ -67,22 +67,22 @@ def without_secrets(value: Any, name: str = "") -> Any:
         value: mappings and sequences of plain data, nested as one likes.
         name: of the setting that it is the value of.
 
-    >>> without_secrets({"store": "postgresql://me:pw@host/runs", "hub": {"token": "hf_1"}, "n": 3})
+    >>> redact_settings({"store": "postgresql://me:pw@host/runs", "hub": {"token": "hf_1"}, "n": 3})
     {'store': 'postgresql://me:***@host/runs', 'hub': {'token': '***'}, 'n': 3}
     """
     if isinstance(value, Mapping):
         return {
-            key: without_secrets(inner, f"{name}.{key}" if is_secret(name) else str(key))
+            key: redact_settings(inner, f"{name}.{key}" if is_secret(name) else str(key))
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        parts = [without_secrets(part, name) for part in value]
+        parts = [redact_settings(part, name) for part in value]
         return parts if isinstance(value, list) else tuple(parts)
     if value is None or isinstance(value, bool) or value == "":
         return value
     if isinstance(value, str | bytes | int | float) and is_secret(name):
         return HIDDEN
-    return redacted(value) if isinstance(value, str) else value
+    return redact_text(value) if isinstance(value, str) else value
 
 
 def redacted_command(words: Sequence[str]) -> list[str]:
@@ -101,6 +101,6 @@ def redacted_command(words: Sequence[str]) -> list[str]:
         elif given and value and re.fullmatch(r"-*[\w.-]+", name) and is_secret(name):
             shown.append(f"{name}={HIDDEN}")
         else:
-            shown.append(redacted(word))
+            shown.append(redact_text(word))
         hide = option and not given and is_secret(name)
     return shown

@@ -19,7 +19,7 @@ class UnsafeFile(OSError):  # noqa: N818 (what is the case, as its message says)
     """What lies at a path is not the regular file or directory of this user that it must be."""
 
 
-def opened(
+def open_regular(
     path: str | os.PathLike[str],
     flags: int = os.O_RDONLY,
     mode: int = 0o666,
@@ -52,7 +52,7 @@ def opened(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as made:
     ...     os.mkfifo(f"{made}/metrics.jsonl")
-    ...     opened(f"{made}/metrics.jsonl")
+    ...     open_regular(f"{made}/metrics.jsonl")
     Traceback (most recent call last):
         ...
     trainer.host.safe_open.UnsafeFile: [Errno 22] it is a named pipe, and must be a regular file...
@@ -72,7 +72,7 @@ def opened(
     return descriptor
 
 
-def created(path: str | os.PathLike[str], mode: int = 0o666) -> int:
+def create_new(path: str | os.PathLike[str], mode: int = 0o666) -> int:
     """Make a file anew to write to, in the place of what a dead process left or another put there.
 
     Args:
@@ -88,7 +88,7 @@ def created(path: str | os.PathLike[str], mode: int = 0o666) -> int:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as made:
     ...     os.symlink(f"{made}/elsewhere", f"{made}/a.tmp")
-    ...     os.close(created(f"{made}/a.tmp"))
+    ...     os.close(create_new(f"{made}/a.tmp"))
     ...     os.listdir(made)
     ['a.tmp']
     """
@@ -107,7 +107,7 @@ def own_folder(path: str | os.PathLike[str]) -> int:
         path: absolute.
 
     Returns:
-        The descriptor, for `folder` of `opened`; the caller closes it.
+        The descriptor, for `folder` of `open_regular`; the caller closes it.
 
     Raises:
         UnsafeFile: the path is relative or goes up, a component is no directory or a link, or the
@@ -179,7 +179,7 @@ def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str])
 def read_bytes(
     path: str | os.PathLike[str], *, follow: bool = False, most: int = MOST_TEXT
 ) -> bytes:
-    """Read a regular file as a whole, see `opened`.
+    """Read a regular file as a whole, see `open_regular`.
 
     Args:
         path: of the file.
@@ -190,7 +190,7 @@ def read_bytes(
         UnsafeFile: it is no regular file, or larger.
         OSError: it cannot be read.
     """
-    with open(opened(path, follow=follow), "rb") as file:
+    with open(open_regular(path, follow=follow), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         problem = f"it has more than {most:,} bytes, the most that is read here"
@@ -222,10 +222,11 @@ def still_there(path: str | os.PathLike[str], file: int) -> bool | None:
     return os.path.samestat(found, os.fstat(file))
 
 
-def kind(mode: int) -> str:
+def describe_file_type(mode: int) -> str:
     """Say what a file is, by its mode.
 
-    >>> kind(stat.S_IFLNK), kind(stat.S_IFIFO), kind(stat.S_IFREG)
+    >>> (describe_file_type(stat.S_IFLNK), describe_file_type(stat.S_IFIFO),
+    ...  describe_file_type(stat.S_IFREG))
     ('a link', 'a named pipe', 'a file')
     """
     return _KINDS.get(stat.S_IFMT(mode), "a special file")
@@ -248,7 +249,10 @@ def _check(
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        number, problem = errno.EINVAL, f"it is {kind(status.st_mode)}, and must be a regular file"
+        number, problem = (
+            errno.EINVAL,
+            f"it is {describe_file_type(status.st_mode)}, and must be a regular file",
+        )
     elif not follow and flags & _WRITES and status.st_nlink > 1:
         number, problem = errno.EMLINK, "it has other names (hard links), which would change too"
     elif mine and status.st_uid != os.geteuid():

@@ -35,10 +35,10 @@ def end_process(number: int, state: Any = None, history: Any = None) -> None:
     if number == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     if number == signal.SIGINT:
-        raise carrying(KeyboardInterrupt(), state, history)
+        raise attach_progress(KeyboardInterrupt(), state, history)
 
 
-def carrying(error: KeyboardInterrupt, state: Any, history: Any) -> KeyboardInterrupt:
+def attach_progress(error: KeyboardInterrupt, state: Any, history: Any) -> KeyboardInterrupt:
     """Put what was reached on the exception, for who catches it.
 
     No class of its own: Python ends with a signal's status on KeyboardInterrupt itself alone.
@@ -53,7 +53,7 @@ def carrying(error: KeyboardInterrupt, state: Any, history: Any) -> KeyboardInte
 
 
 @contextlib.contextmanager
-def listening(after: str = "this epoch") -> Iterator[Received]:
+def catch_signals(after: str = "this epoch") -> Iterator[Received]:
     """Note SIGTERM and SIGINT instead of ending; a second one ends at once.
 
     Handlers can be installed in the main thread only; elsewhere it says so and goes on. Afterwards

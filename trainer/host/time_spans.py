@@ -43,7 +43,7 @@ def span(kind: str, name: str = "", number: int | None = None) -> _Timed | _Noth
         number: which of many it is, told in a trace alone.
 
     >>> heard = []
-    >>> stop = listen(heard.append)
+    >>> stop = add_listener(heard.append)
     >>> with span("epoch", number=1), span("wait", "train"):
     ...     pass
     >>> stop()
@@ -69,7 +69,7 @@ def spans(items: Iterable[Item], kind: str, name: str = "") -> Iterator[Item]:
         yield item
 
 
-def listen(hear: Listener) -> Callable[[], None]:
+def add_listener(hear: Listener) -> Callable[[], None]:
     """Have a function called with every span, of every thread, that begins from now on.
 
     Args:
@@ -95,7 +95,7 @@ def listen(hear: Listener) -> Callable[[], None]:
     return stop
 
 
-class UnderWay(NamedTuple):
+class OpenSpan(NamedTuple):
     """A span that is not over."""
 
     kind: str
@@ -103,11 +103,11 @@ class UnderWay(NamedTuple):
     seconds: float
     """That it has taken."""
     number: int | None = None
-    steps: tuple[Steps, ...] = ()
+    steps: tuple[StepProgress, ...] = ()
     """Of the phases that began within it, in order; of one that ran several times the last."""
 
 
-class Steps(NamedTuple):
+class StepProgress(NamedTuple):
     """How far a phase is in its epoch."""
 
     phase: str
@@ -124,7 +124,7 @@ class Mark(Protocol):
         """Say so, without waiting."""
 
 
-class Advance:
+class StepCounter:
     """The steps of a phase, counted as they are dispatched, and done once their mark is ready.
 
     Args:
@@ -144,37 +144,37 @@ class Advance:
         if len(self._waiting) > 64:  # where nobody asks; a device has 32 dispatches at most to do
             self.steps()
 
-    def steps(self) -> Steps:
+    def steps(self) -> StepProgress:
         """Count those that are done; any thread may ask."""
         with self._counting:
             while self._waiting and self._waiting[0][1].is_ready():
                 self._done += self._waiting.popleft()[0]
-            return Steps(self.phase, self._done, self.total)
+            return StepProgress(self.phase, self._done, self.total)
 
 
-def advancing(phase: str, total: int | None) -> Advance | None:
+def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
     """Begin to count the steps of a phase within the span under way; None where nobody listens.
 
     >>> class Ready:
     ...     def is_ready(self):
     ...         return True
-    >>> stop = listen(lambda span: None)
+    >>> stop = add_listener(lambda span: None)
     >>> with span("epoch"):
-    ...     advancing("train", 20).add(5, Ready())
-    ...     under_way(threading.get_ident())[0].steps
+    ...     start_step_counter("train", 20).add(5, Ready())
+    ...     list_open_spans(threading.get_ident())[0].steps
     (Steps(phase='train', done=5, total=20),)
     >>> stop()
     """
     around = _innermost.get(threading.get_ident())
     if around is None:
         return None
-    advance = Advance(phase, total)
+    advance = StepCounter(phase, total)
     others = (one for one in around._advances if one.phase != phase)  # run again, it begins anew
     around._advances = (*others, advance)
     return advance
 
 
-def under_way(thread: int) -> list[UnderWay]:
+def list_open_spans(thread: int) -> list[OpenSpan]:
     """Return what a thread is at, the outermost span first; any thread may ask.
 
     Spans that began while nobody listened are not known.
@@ -182,9 +182,9 @@ def under_way(thread: int) -> list[UnderWay]:
     Args:
         thread: as `threading.get_ident` gives it.
 
-    >>> stop = listen(lambda span: None)
+    >>> stop = add_listener(lambda span: None)
     >>> with span("epoch"), span("wait", "train"):
-    ...     [(one.kind, one.name) for one in under_way(threading.get_ident())]
+    ...     [(one.kind, one.name) for one in list_open_spans(threading.get_ident())]
     [('epoch', ''), ('wait', 'train')]
     >>> stop()
     """
@@ -192,7 +192,7 @@ def under_way(thread: int) -> list[UnderWay]:
     one = _innermost.get(thread)
     while one is not None:
         steps = tuple(advance.steps() for advance in one._advances)
-        found.append(UnderWay(*one._own, (now - one._began) / 1e9, one._number, steps))
+        found.append(OpenSpan(*one._own, (now - one._began) / 1e9, one._number, steps))
         one = one._outer
     return found[::-1]
 
@@ -204,7 +204,7 @@ class _Timed:
 
     def __init__(self, kind: str, name: str, number: int | None) -> None:
         self._own, self._number = (kind, name), number
-        self._advances: tuple[Advance, ...] = ()
+        self._advances: tuple[StepCounter, ...] = ()
 
     def __enter__(self) -> None:
         self._around = _here.path

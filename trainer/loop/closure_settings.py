@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.loop.content_hash import hashed, of_array
+from trainer.loop.content_hash import hash_array, hash_bytes
 from trainer.phases.phase import Phase
 
 _LONG = 32
@@ -28,7 +28,7 @@ _OWN = ("trainer", "hooks", "models")
 _SETS_CELLS = ("STORE_DEREF", "DELETE_DEREF")
 
 
-class Found(NamedTuple):
+class ClosureSetting(NamedTuple):
     """A setting, where it was found, and by which of a function's variables it was reached."""
 
     name: str
@@ -37,7 +37,7 @@ class Found(NamedTuple):
     changing: frozenset[int]
 
 
-class Walk:
+class ClosureWalker:
     """Walks over values and the closures of functions, each once.
 
     Args:
@@ -51,22 +51,24 @@ class Walk:
         self._kept: list[Any] = []  # so that no id is given twice
         self._count = 0
 
-    def phase(self, phase: Phase) -> Iterator[Found]:
+    def phase(self, phase: Phase) -> Iterator[ClosureSetting]:
         """Describe a phase: its data, how it is run, and what its step closes over."""
         yield from self.source(phase.source)
         yield from self.value("steps an epoch", phase.steps_per_epoch)
         yield from self.value("members", phase.members)
         yield from self.value("reduce", dict(phase.reduce))
-        if phase.repetition is None:
+        if phase.repeated_step is None:
             yield from self.value("run", phase.run)
         else:
-            yield from self.value("executor", phase.repetition.executor)
-            yield from self.value("step", phase.repetition.step)
+            yield from self.value("executor", phase.repeated_step.executor)
+            yield from self.value("step", phase.repeated_step.step)
 
-    def source(self, source: Any, cells: tuple[int, ...] = (), deep: int = 0) -> Iterator[Found]:
+    def source(
+        self, source: Any, cells: tuple[int, ...] = (), deep: int = 0
+    ) -> Iterator[ClosureSetting]:
         """Describe where data comes from: arrays by their contents, factories by their settings."""
         if dataclasses.is_dataclass(source):
-            lenient = self if not self._strict else Walk(strict=False)
+            lenient = self if not self._strict else ClosureWalker(strict=False)
             for field in dataclasses.fields(source):
                 value = getattr(source, field.name, None)
                 if field.name == "arrays" and isinstance(value, Mapping):
@@ -77,20 +79,20 @@ class Walk:
 
     def value(
         self, name: str, value: Any, cells: tuple[int, ...] = (), deep: int = 0
-    ) -> Iterator[Found]:
+    ) -> Iterator[ClosureSetting]:
         """Describe a value; nothing where it is none that can be compared."""
         self._count += 1
         if deep > _DEEP or self._count > _MANY:
             return
         if (text := _text(value)) is not None:
-            yield Found(name, text, cells, frozenset())
+            yield ClosureSetting(name, text, cells, frozenset())
         elif isinstance(value, ModuleType | type):
-            yield Found(name, value.__name__, cells, frozenset())
+            yield ClosureSetting(name, value.__name__, cells, frozenset())
         elif isinstance(value, jax.Array | np.ndarray):
             if not self._strict:
-                yield Found(name, of_array(value), cells, frozenset())
+                yield ClosureSetting(name, hash_array(value), cells, frozenset())
         elif isinstance(value, Phase):
-            for found in Walk(strict=False).phase(value):
+            for found in ClosureWalker(strict=False).phase(value):
                 yield found._replace(cells=(*cells, *found.cells))
         elif _is_source(value):
             yield from self.source(value, cells, deep)
@@ -99,7 +101,9 @@ class Walk:
             self._kept.append(value)
             yield from self._inside(name, value, cells, deep + 1)
 
-    def _inside(self, name: str, value: Any, cells: tuple[int, ...], deep: int) -> Iterator[Found]:
+    def _inside(
+        self, name: str, value: Any, cells: tuple[int, ...], deep: int
+    ) -> Iterator[ClosureSetting]:
         pairs: Iterable[tuple[Any, Any]]
         if isinstance(value, functools.partial):
             yield from self.value(name, value.func, cells, deep)
@@ -123,7 +127,7 @@ class Walk:
                 for field in dataclasses.fields(value)
                 if field.init and not field.name.startswith("_")
             }
-            yield Found(name, type(value).__name__, cells, frozenset())
+            yield ClosureSetting(name, type(value).__name__, cells, frozenset())
             yield from self._parts(name, parts, cells, deep)
         elif isinstance(value, list | dict | set | frozenset) and not self._strict:
             if isinstance(value, set | frozenset):
@@ -133,11 +137,11 @@ class Walk:
         elif _root(type(value)) == "optax" and hasattr(value, "__dict__"):
             yield from self._parts(name, vars(value), cells, deep)
         elif isinstance(value, re.Pattern):
-            yield Found(name, repr(value.pattern), cells, frozenset())
+            yield ClosureSetting(name, repr(value.pattern), cells, frozenset())
 
     def _parts(
         self, name: str, parts: Mapping[Any, Any], cells: tuple[int, ...], deep: int
-    ) -> Iterator[Found]:
+    ) -> Iterator[ClosureSetting]:
         if len(parts) <= _LONG:
             for part, value in parts.items():
                 where = f"{name}[{part}]" if isinstance(part, int) else f"{name}.{part}"
@@ -147,12 +151,12 @@ class Walk:
         chosen = [keys[place * len(keys) // _LONG] for place in range(_LONG)]
         inner = [found for key in chosen for found in self.value(str(key), parts[key], cells, deep)]
         if inner:
-            digest = hashed(f"{found.name}={found.value}".encode() for found in inner)
-            yield Found(name, f"{len(keys)} entries {digest}", cells, frozenset())
+            digest = hash_bytes(f"{found.name}={found.value}".encode() for found in inner)
+            yield ClosureSetting(name, f"{len(keys)} entries {digest}", cells, frozenset())
 
     def _function(
         self, name: str, function: Any, cells: tuple[int, ...], deep: int
-    ) -> Iterator[Found]:
+    ) -> Iterator[ClosureSetting]:
         code = function.__code__
         names, closure = code.co_freevars, function.__closure__ or ()
         root = _root(function)
@@ -163,7 +167,7 @@ class Walk:
         qualified = function.__qualname__.split(".<locals>.")
         own = ".".join(qualified[-2:]) if root in _LIBRARIES else qualified[-1]
         inner = root in _LIBRARIES and own == name  # one that its maker made, and no setting
-        yield Found("" if inner else name, own, cells, changing)
+        yield ClosureSetting("" if inner else name, own, cells, changing)
         if self._strict and root not in _OWN:
             return
         maker = qualified[-2] if len(qualified) > 1 else ""
@@ -222,7 +226,7 @@ def _text(value: Any) -> str | None:
     if isinstance(value, str):
         if value.startswith(("/", "~")) or not value.isprintable():
             return None
-        return repr(value) if len(value) < 100 else f"a text {hashed([value.encode()])}"
+        return repr(value) if len(value) < 100 else f"a text {hash_bytes([value.encode()])}"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or isinstance(value, bool | int | float | complex):

@@ -16,24 +16,24 @@ WHOLE = 2**26
 _SAMPLES, _SAMPLE = 64, 2**20
 
 
-def of_array(array: Any) -> str:
+def hash_array(array: Any) -> str:
     """Describe an array by shape, dtype and a hash of its contents, or of samples of them.
 
-    >>> of_array(np.zeros(3)), of_array(jnp.zeros(3, jnp.int32))
+    >>> hash_array(np.zeros(3)), hash_array(jnp.zeros(3, jnp.int32))
     ('float64[3] 743df94ee4c78a2a', 'int32[3] c4998f9169c2a4f0')
     """
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     described = f"{array.dtype}{list(array.shape)}"
-    whole = local(array)
+    whole = get_local_data(array)
     if whole is None or array.dtype.hasobject:
         return described
     if whole.nbytes <= WHOLE or not whole.shape:
-        return f"{described} {hashed([_bytes(whole)])}"
+        return f"{described} {hash_bytes([_bytes(whole)])}"
     rows = len(whole)
     many = min(max(1, _SAMPLE * rows // whole.nbytes), rows)
     starts = [place * (rows - many) // (_SAMPLES - 1) for place in range(_SAMPLES)]
-    return f"{described} {hashed(_bytes(_sample(whole, start, many)) for start in starts)}"
+    return f"{described} {hash_bytes(_bytes(_sample(whole, start, many)) for start in starts)}"
 
 
 def _sample(array: Any, start: int, many: int) -> Any:
@@ -42,7 +42,7 @@ def _sample(array: Any, start: int, many: int) -> Any:
     return jax.lax.dynamic_slice_in_dim(array, jnp.int32(start), many)
 
 
-def local(array: Any) -> Any:
+def get_local_data(array: Any) -> Any:
     """Give the part of an array that this process has, where that is all of it; None else."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return array
@@ -53,7 +53,7 @@ def _bytes(array: Any) -> memoryview:
     return np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8).data
 
 
-def hashed(pieces: Iterable[Any]) -> str:
+def hash_bytes(pieces: Iterable[Any]) -> str:
     """Hash bytes, given in pieces: 16 hexadecimal digits."""
     digest = xxhash.xxh3_64()
     for piece in pieces:

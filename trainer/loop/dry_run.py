@@ -13,29 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.hook import Gate, Hook
-from trainer.host.processes import of_lead
-from trainer.loop.events import Events
-from trainer.phases.ahead_of_time import compiled_ahead
-from trainer.phases.compiled_phase import Program
-from trainer.phases.executors import Choice
+from trainer.host.processes import from_main_process
+from trainer.loop.events import HookRunner
+from trainer.phases.ahead_of_time import compile_ahead
+from trainer.phases.compiled_phase import CompiledPhase
+from trainer.phases.executors import ExecutorChoice
 from trainer.phases.metrics import Metrics
-from trainer.phases.packed import Layout, pack
-from trainer.phases.phase import Measured, Phase
-from trainer.phases.state_buffers import owned
-from trainer.state import PyTree, TrainState, data_key, device_part, rejoin
+from trainer.phases.packed import PackedLayout, pack
+from trainer.phases.phase import PendingMetrics, Phase
+from trainer.phases.state_buffers import copy_state
+from trainer.state import PyTree, TrainState, attach_host_fields, data_key, strip_host_fields
 
 log = logging.getLogger("entracte")
 
 
-def rehearse(
-    state: TrainState, phases: Sequence[Phase], events: Events, *, epochs: int, donate: bool
+def run_dry(
+    state: TrainState, phases: Sequence[Phase], events: HookRunner, *, epochs: int, donate: bool
 ) -> None:
     """Go through a whole epoch in small, on real data, and throw away what comes of it.
 
     One step of each phase is compiled and run (a phase that was written by hand is run on its first
     piece of data), then every hook of `start`, the phases, `epoch` and `end` is called, whether or
     not it would be due, with what was measured. What hooks give back is checked as in the run, and
-    goes to those after them. `Interrupt` and `stop` end nothing. A hook that declares `rehearse`
+    goes to those after them. `Interrupt` and `stop` end nothing. A hook that declares `run_dry`
     has that called in its place; one that commits and does not is left out.
 
     Args:
@@ -47,7 +47,7 @@ def rehearse(
     """
     began, where = time.perf_counter(), "at the start"
     called: set[str] = set()
-    trial = Events(_rehearsing(events.hooks, called), [phase.name for phase in phases])
+    trial = HookRunner(_make_trial_hooks(events.hooks, called), [phase.name for phase in phases])
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
     output, taken = None, 0
@@ -55,7 +55,7 @@ def rehearse(
         state, _ = trial.run("start", state, Metrics(epochs=epochs))
         for phase in phases:
             where = f"phase {phase.name!r}"
-            state, output, measured = first_step(phase, state, output, donate=donate)
+            state, output, measured = run_first_step(phase, state, output, donate=donate)
             numbers, steps, count = measured.read()
             values, traces, taken = values | numbers, traces | steps, taken + count
             metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
@@ -64,7 +64,7 @@ def rehearse(
         where = "hooks at the end of the epoch"
         seconds = time.perf_counter() - began
         times = {"time/epoch_seconds": seconds, "time/steps_per_second": taken / seconds}
-        values |= of_lead(times | trial.take_times())
+        values |= from_main_process(times | trial.pop_hook_times())
         metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
         state, metrics = trial.run("epoch", state.replace(epoch=state.epoch + 1), metrics)
         trial.flush()  # what runs in the background ends, and fails, within the check
@@ -76,9 +76,9 @@ def rehearse(
     _tell(phases, trial.hooks, called, time.perf_counter() - began)
 
 
-def first_step(
+def run_first_step(
     phase: Phase, state: TrainState, previous: PyTree = None, *, donate: bool = False
-) -> tuple[TrainState, PyTree, Measured]:
+) -> tuple[TrainState, PyTree, PendingMetrics]:
     """Run a phase's first step alone; the first piece of one by hand, or of a population.
 
     Args:
@@ -90,22 +90,22 @@ def first_step(
     Returns:
         (state, output, what was measured).
     """
-    device = device_part(state)
+    device = strip_host_fields(state)
     piece, _ = next(phase.pieces(device, previous))
-    if phase.repetition is None or phase.members is not None:
-        if donate and phase.changes:
-            device = device_part(owned(state))
-        program = phase.program(device, piece, donate=donate)
+    if phase.repeated_step is None or phase.members is not None:
+        if donate and phase.updates_state:
+            device = strip_host_fields(copy_state(state))
+        program = phase.get_compiled(device, piece, donate=donate)
     else:
         program = _single(phase, device, piece)
     after, output, packed = program.run(device, piece)
-    return rejoin(after, state), output, Measured(phase, [(program, packed)])
+    return attach_host_fields(after, state), output, PendingMetrics(phase, [(program, packed)])
 
 
-def _single(phase: Phase, state: TrainState, piece: Any) -> Program:
+def _single(phase: Phase, state: TrainState, piece: Any) -> CompiledPhase:
     """Compile one step alone, which reports as the executor `step` does."""
-    assert phase.repetition is not None
-    step, feed, _ = phase.repetition
+    assert phase.repeated_step is not None
+    step, feed, _ = phase.repeated_step
     measured: list[PyTree] = []
 
     def first(state: TrainState, piece: Any) -> tuple[TrainState | None, None, jax.Array]:
@@ -114,27 +114,29 @@ def _single(phase: Phase, state: TrainState, piece: Any) -> Program:
         after, metrics = step(state, feed.batch(piece, row))
         numbers = metrics, after.step - state.step
         measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-        return after if phase.changes else None, None, pack(numbers)[None]
+        return after if phase.updates_state else None, None, pack(numbers)[None]
 
-    compiled = compiled_ahead(first, state, piece)
+    compiled = compile_ahead(first, state, piece)
     if not measured:  # nothing was traced yet
         jax.eval_shape(first, state, piece)
 
     def run(state: TrainState, piece: Any) -> tuple[TrainState, PyTree, jax.Array]:
         after, output, packed = compiled(state, piece)
-        return after if phase.changes else state, output, packed
+        return after if phase.updates_state else state, output, packed
 
-    return Program(run, Layout.of(measured[0]), True, Choice("step", "it is one step"))
+    return CompiledPhase(
+        run, PackedLayout.from_shapes(measured[0]), True, ExecutorChoice("step", "it is one step")
+    )
 
 
-def _rehearsing(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
+def _make_trial_hooks(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
     """Give hooks that are always due, call what leaves nothing behind, and note that they were."""
     opened: dict[Gate, Gate] = {}
 
     def rehearsing(hook: Hook) -> Hook:
         for gate in hook.gates:
             opened.setdefault(gate, _opened(gate))
-        function = hook.rehearse or (None if hook.stage == "commit" else hook.function)
+        function = hook.dry_run or (None if hook.stage == "commit" else hook.function)
 
         def call(state: TrainState, metrics: Any) -> TrainState:
             if function is None:
@@ -152,10 +154,10 @@ def _opened(gate: Gate) -> Gate:
     """Ask what a gate asks, which may fail as well, and open it whatever the answer."""
 
     def ask(state: TrainState, metrics: Any, event: str) -> bool:
-        gate.ask(state, metrics, event)
+        gate.is_open(state, metrics, event)
         return True
 
-    return Gate(ask, gate.fired)
+    return Gate(ask, gate.after_fire)
 
 
 def _tell(phases: Sequence[Phase], hooks: Sequence[Hook], called: set[str], seconds: float) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 
-from trainer.checks.suggestions import among
-from trainer.hook import STAGES, Gate, Hook, Interrupt, parts_of
-from trainer.host.processes import is_lead
+from trainer.checks.suggestions import suggest_and_list
+from trainer.hook import STAGES, Gate, Hook, Interrupt, flatten_hooks
+from trainer.host.processes import is_main_process
 from trainer.host.time_spans import span
-from trainer.loop.hook_checks import kept
-from trainer.loop.metric_clashes import refuse_clashes, written_by
-from trainer.loop.missing_metrics import unwritten
+from trainer.loop.hook_checks import check_hook_result
+from trainer.loop.metric_clashes import check_metric_clashes, get_written_scores
+from trainer.loop.missing_metrics import format_missing_metric
 from trainer.loop.shutdown import close_all
-from trainer.phases.in_place_changes import Shadow, explained, read_only
+from trainer.phases.in_place_changes import MutationGuard, explained, read_only
 from trainer.phases.metrics import Metrics
-from trainer.phases.state_buffers import owned, separated
+from trainer.phases.state_buffers import copy_state, unshare_buffers
 from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")
@@ -29,11 +29,11 @@ TIMES = ("time/epoch_seconds", "time/steps_per_second")
 """Metrics that the loop itself measures."""
 
 
-class Events:
+class HookRunner:
     """The hooks of one run, in the order of execution.
 
     Args:
-        hooks: anything that `parts_of` takes.
+        hooks: anything that `flatten_hooks` takes.
         phases: names of the program's phases, each an event.
 
     Raises:
@@ -41,29 +41,29 @@ class Events:
     """
 
     def __init__(self, hooks: Any, phases: Sequence[str]) -> None:
-        self.hooks = parts_of(hooks)
+        self.hooks = flatten_hooks(hooks)
         self.names = ("start", *phases, "epoch", "end", "error")
         self.interrupt: str | None = None
         self.first: TrainState | None = None
         self.latest: tuple[TrainState, Metrics] | None = None
         self.seconds: dict[str, float] = {hook.name: 0.0 for hook in self.hooks}
-        self._lead = is_lead()
+        self._lead = is_main_process()
         self._observed: set[str] = set()
         for hook in self.hooks:
             if hook.at not in self.names:
                 raise ValueError(
                     f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program"
-                    f"{among(hook.at, self.names)}"
+                    f"{suggest_and_list(hook.at, self.names)}"
                 )
             if hook.stage not in STAGES:
                 raise ValueError(f"hook {hook.name!r} is of stage {hook.stage!r}; one of {STAGES}")
         self._refuse_shared_names()
-        self.order = {event: in_order(self.hooks, event) for event in self.names}
+        self.order = {event: sort_hooks(self.hooks, event) for event in self.names}
 
     def _refuse_shared_names(self) -> None:
         seen: set[str] = set()
         for hook in self.hooks:
-            for memory in hook.memories:
+            for memory in hook.hook_states:
                 if memory.name in seen:
                     raise ValueError(
                         f"two hooks keep a memory named {memory.name!r}; a name belongs to one: "
@@ -71,7 +71,7 @@ class Events:
                     )
                 seen.add(memory.name)
 
-    def check(self, state: TrainState, measured: Mapping[str, Sequence[str]]) -> None:
+    def check_requirements(self, state: TrainState, measured: Mapping[str, Sequence[str]]) -> None:
         """Check that all that hooks read or need is there before them.
 
         Args:
@@ -81,10 +81,10 @@ class Events:
         Raises:
             ValueError: a hook lacks what it reads or needs, or hides what something else writes.
         """
-        refuse_clashes(self.order, measured, state)
+        check_metric_clashes(self.order, measured, state)
         known, observed = list[str](), list[str]()
         times = [*TIMES, *(f"time/hook/{name}" for name in self.seconds)]
-        remembered = {memory.name for hook in self.hooks for memory in hook.memories}
+        remembered = {memory.name for hook in self.hooks for memory in hook.hook_states}
         for event in self.names:
             known += measured.get(event, ()) if event != "epoch" else times
             scores, looked = list[str](), list[str]()
@@ -95,10 +95,12 @@ class Events:
                 if missing := next(
                     (k for k in (*hook.reads, *hook.expects) if k not in seen), None
                 ):
-                    raise ValueError(unwritten(hook, missing, seen, self._written(state, measured)))
+                    raise ValueError(
+                        format_missing_metric(hook, missing, seen, self._written(state, measured))
+                    )
                 self._check_needs(hook, remembered, kept_before)
-                (looked if observing else scores).extend(written_by(hook, state))
-                kept_before |= {memory.name for memory in hook.memories}
+                (looked if observing else scores).extend(get_written_scores(hook, state))
+                kept_before |= {memory.name for memory in hook.hook_states}
             if event == "epoch":
                 known, observed = known + scores, observed + looked
 
@@ -111,12 +113,12 @@ class Events:
             for name in measured.get(event, ()):
                 found.setdefault(name, (event, f"phase {event!r}"))
             for hook in self.order[event]:
-                for name in written_by(hook, state):
+                for name in get_written_scores(hook, state):
                     found.setdefault(name, (event, f"{hook.stage} hook {hook.name!r}"))
         return found
 
     def _check_needs(self, hook: Hook, remembered: set[str], kept_before: set[str]) -> None:
-        for name in hook.needs:
+        for name in hook.required_hook_states:
             if name not in kept_before:
                 there = "is not before it" if name in remembered else "is not in the chain"
                 raise ValueError(
@@ -124,19 +126,19 @@ class Events:
                     f"before {hook.name!r} at {hook.at!r}"
                 )
 
-    def remember(self, state: TrainState) -> TrainState:
+    def init_hook_states(self, state: TrainState) -> TrainState:
         """Add the first memory of hooks that have none yet, and leave out what nobody keeps.
 
         What observers remember lives on the lead, which alone runs them.
         """
         memory = {
-            name: state.memory[name] if name in state.memory else init(state)
+            name: state.hook_state[name] if name in state.hook_state else init(state)
             for hook in self.hooks
             if self._lead or hook.stage != "observe"
-            for name, init in hook.memories
+            for name, init in hook.hook_states
         }
         read_only(memory)
-        return separated(state.replace(memory=memory))
+        return unshare_buffers(state.replace(hook_state=memory))
 
     def restore(self, state: TrainState) -> tuple[TrainState, Metrics]:
         """Let hooks bring back an earlier run.
@@ -155,7 +157,7 @@ class Events:
                 log.info("resuming from epoch %d, restored by %s", int(state.epoch), hook.name)
         return state, metrics
 
-    def recorded(self, state: TrainState, metrics: Metrics) -> list[dict[str, float]]:
+    def read_history(self, state: TrainState, metrics: Metrics) -> list[dict[str, float]]:
         """Give what is on record of the epochs of a run that is complete.
 
         The last is what was restored with the state; those before it are what a hook kept, where
@@ -165,8 +167,8 @@ class Events:
             return []
         epoch, before = int(state.epoch), list[dict[str, float]]()
         for hook in self.hooks if jax.process_count() == 1 else ():
-            if hook.history and not before:
-                before = [dict(one) for one in hook.history()]
+            if hook.read_history and not before:
+                before = [dict(one) for one in hook.read_history()]
         kept = [one for one in before if one.pop("epoch") < epoch]
         return [*kept, metrics.as_dict()]
 
@@ -174,7 +176,7 @@ class Events:
     def readable(self) -> TrainState | None:
         """The newest state, where no phase used it up."""
         state = self.latest[0] if self.latest else None
-        return None if state is None or _used_up(state) else state
+        return None if state is None or _has_deleted_arrays(state) else state
 
     def run(
         self, event: str, state: TrainState, metrics: Metrics, *, stages: Sequence[str] = STAGES
@@ -198,7 +200,7 @@ class Events:
         answers: dict[Gate, bool] = {}
         observers: ChainMap[Gate, bool] = ChainMap({}, answers)
         flushed = False
-        shadow: Shadow | None = None
+        shadow: MutationGuard | None = None
         self.latest = state, metrics
         if event != "error":
             self._check_background(event, state)
@@ -212,11 +214,11 @@ class Events:
             observing = hook.stage == "observe"
             seen = metrics if observing else metrics.without(self._observed)
             if shadow is None:
-                shadow = Shadow(state, metrics.output)
+                shadow = MutationGuard(state, metrics.output)
             try:
-                if not hook.due(state, seen, observers if observing else answers):
+                if not hook.is_due(state, seen, observers if observing else answers):
                     if hook.gates:
-                        shadow.refuse_changes(f"a condition of hook {hook.name!r}")
+                        shadow.check_unchanged(f"a condition of hook {hook.name!r}")
                     continue
                 if hook.stage == "commit" and not flushed:
                     flushed = True
@@ -226,9 +228,9 @@ class Events:
                         after = hook.apply(state, seen)
                     except Interrupt as interrupt:
                         self.interrupt, after = str(interrupt) or hook.name, state
-                    shadow.refuse_changes(f"hook {hook.name!r}")
+                    shadow.check_unchanged(f"hook {hook.name!r}")
                     if after is not state:
-                        after = kept(hook, state, after)
+                        after = check_hook_result(hook, state, after)
                         shadow.follow(after)
             except Exception as error:
                 explained(error)
@@ -247,16 +249,16 @@ class Events:
     def _check_background(self, event: str, state: TrainState) -> None:
         """Raise what failed behind the loop's back since the last event."""
         for hook in self.hooks:
-            if hook.check:
+            if hook.check_background:
                 try:
-                    hook.check()
+                    hook.check_background()
                 except Exception as error:
                     error.add_note(
                         f"of hook {hook.name!r}, found at {event!r} of {_epoch(state, event)}"
                     )
                     raise
 
-    def take_times(self) -> dict[str, float]:
+    def pop_hook_times(self) -> dict[str, float]:
         """Give the seconds that each hook took since this was last asked."""
         times = {f"time/hook/{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds = dict.fromkeys(self.seconds, 0.0)
@@ -269,7 +271,7 @@ class Events:
                 with span("flush", hook.name):
                     hook.flush()
 
-    def fail(self, error: BaseException) -> None:
+    def run_error_hooks(self, error: BaseException) -> None:
         """Run the `error` hooks on the newest readable state; they cannot hide the error."""
         if not self.order["error"] or self.latest is None or not isinstance(error, Exception):
             return  # before the run has begun there is nothing to see
@@ -287,7 +289,7 @@ class Events:
         assert self.latest is not None
         assert self.first is not None
         state, metrics = self.latest
-        if not _used_up(state):
+        if not _has_deleted_arrays(state):
             return self.latest
         used_up, restoring = state, jax.process_count() == 1
         try:
@@ -295,9 +297,9 @@ class Events:
         except Exception:
             log.exception("the last commit cannot be shown to error hooks")
         if state is used_up:
-            state, metrics = owned(self.first), Metrics()
+            state, metrics = copy_state(self.first), Metrics()
         log.warning("the failed phase had used up the state: error hooks see %s", _epoch(state))
-        return self.remember(state), metrics
+        return self.init_hook_states(state), metrics
 
     def close(self, error: BaseException | None = None) -> None:
         """Close all hooks in reverse order, then what they share, whatever happened.
@@ -309,20 +311,20 @@ class Events:
         close_all(self.hooks, error)
 
 
-def _used_up(state: PyTree) -> bool:
+def _has_deleted_arrays(state: PyTree) -> bool:
     leaves = jax.tree.leaves(state)
     return any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
 
 
 def _epoch(state: TrainState, event: str = "epoch") -> str:
     """Name the epoch, even of a state that was used up; at a phase it is the one under way."""
-    if _used_up(state.epoch):
+    if _has_deleted_arrays(state.epoch):
         return "an epoch"
     under_way = event not in ("start", "epoch", "end", "error")
     return f"epoch {int(state.epoch) + under_way}"
 
 
-def in_order(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:
+def sort_hooks(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:
     """Give the hooks of an event in the order of execution: by stage, then as listed.
 
     At `end`, commits come first: what hooks change there is returned and not committed.

@@ -12,20 +12,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.arguments import in_words, whole
-from trainer.hook import Hooks, parts_of
-from trainer.host.exception_notes import noting
-from trainer.host.processes import NOTHING, Ending, agreed, check_same, of_lead
-from trainer.host.signals import carrying, end_process, listening
+from trainer.checks.arguments import describe_value, require_integer
+from trainer.hook import Hooks, flatten_hooks
+from trainer.host.exception_notes import annotate_errors
+from trainer.host.processes import (
+    NOTHING,
+    StopReasons,
+    agree_on_stop,
+    check_same,
+    from_main_process,
+)
+from trainer.host.signals import attach_progress, catch_signals, end_process
 from trainer.host.time_spans import span
-from trainer.loop.dry_run import rehearse
-from trainer.loop.events import Events
-from trainer.loop.run_description import describe
-from trainer.phases.compiled_phase import Program
+from trainer.loop.dry_run import run_dry
+from trainer.loop.events import HookRunner
+from trainer.loop.run_description import send_description
+from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import owned
-from trainer.state import LIMIT, TrainState, check_room, require_state, steps_taken
+from trainer.phases.state_buffers import copy_state
+from trainer.state import MAX_STEP, TrainState, check_step_limit, read_step_count, require_state
 
 log = logging.getLogger("entracte")
 
@@ -57,7 +63,7 @@ def fit(
         check: first try one step of each phase and one call of each hook on real data, and throw
             the results away: what would fail after hours fails now, and the run is the same bit for
             bit. Single steps are compiled for it, and it takes the memory of a second state. A hook
-            that leaves something behind says what to call instead, see `Hook.rehearse`.
+            that leaves something behind says what to call instead, see `Hook.dry_run`.
         return_on_interrupt: return after SIGINT (Ctrl-C, the stop button of a notebook) and this
             epoch's commit, instead of raising; the state says how far it came.
 
@@ -84,32 +90,34 @@ def fit(
     (0.125, [1.0, 0.5, 0.25])
     """
     require_state("fit", state)
-    phases = _phases(program, hooked=bool(parts_of(hooks)))
-    if (epochs := whole("epochs", epochs, 0)) > LIMIT:
-        raise ValueError(f"epochs must be at most {LIMIT:,}, which int32 counts; got {epochs:,}")
-    events = Events(hooks, [phase.name for phase in phases])
+    phases = _validate_program(program, hooked=bool(flatten_hooks(hooks)))
+    if (epochs := require_integer("epochs", epochs, 0)) > MAX_STEP:
+        raise ValueError(f"epochs must be at most {MAX_STEP:,}, which int32 counts; got {epochs:,}")
+    events = HookRunner(hooks, [phase.name for phase in phases])
     history: History = []
-    with listening() as signals, _closing(events, history):
+    with catch_signals() as signals, _close_on_exit(events, history):
         ending = NOTHING
-        state, metrics = _begin(state, phases, events, epochs, donate, ignore_stop, check)
+        state, metrics = _start_run(state, phases, events, epochs, donate, ignore_stop, check)
         number = int(state.epoch)
         going = number < epochs and not state.stop
-        programs = _compiled(state, phases, donate=donate) if going else []
+        programs = _compile_phases(state, phases, donate=donate) if going else []
         if not going:
-            history += events.recorded(state, metrics)
-        steps, taken = steps_taken(state), sum(phase.steps_per_epoch or 0 for phase in phases)
+            history += events.read_history(state, metrics)
+        steps, taken = read_step_count(state), sum(phase.steps_per_epoch or 0 for phase in phases)
         while number < epochs and not state.stop:
             number += 1
-            if steps > LIMIT // 2:  # a hook may have put an earlier state in its place
-                steps = steps_taken(state)
-            check_room(steps, taken)
+            if steps > MAX_STEP // 2:  # a hook may have put an earlier state in its place
+                steps = read_step_count(state)
+            check_step_limit(steps, taken)
             with span("epoch", number=number):
-                state, metrics, taken = _epoch(
+                state, metrics, taken = _run_epoch(
                     state, programs, events, number, epochs, donate, steps
                 )
             steps += taken
             history.append(metrics.as_dict())
-            ending = agreed(Ending(state.stop, events.interrupt is not None, signals.number))
+            ending = agree_on_stop(
+                StopReasons(state.stop, events.interrupt is not None, signals.number)
+            )
             if ending.signal or (ending.interrupt and not ending.stop):
                 log.warning("interrupted at epoch %d: %s", number, events.interrupt or "signal")
                 events.run("end", state, metrics, stages=["commit"])
@@ -123,7 +131,7 @@ def fit(
     return state, history
 
 
-def _phases(program: Phase | Sequence[Phase], *, hooked: bool) -> tuple[Phase, ...]:
+def _validate_program(program: Phase | Sequence[Phase], *, hooked: bool) -> tuple[Phase, ...]:
     """Check a program; where hooks run, they may be what changes the state, as one that follows."""
     phases = (program,) if isinstance(program, Phase) else program
     several = isinstance(phases, Sequence) and not hasattr(phases, "_fields")
@@ -135,7 +143,7 @@ def _phases(program: Phase | Sequence[Phase], *, hooked: bool) -> tuple[Phase, .
     phases = tuple(phases)
     names = [phase.name for phase in phases]
     # A split measures the same at each epoch; a rollout plays other episodes, and may stand alone.
-    if not hooked and all(phase.repetition and not phase.changes for phase in phases):
+    if not hooked and all(phase.repeated_step and not phase.updates_state for phase in phases):
         raise ValueError(
             f"fit needs a phase that trains; of {names} each only measures: make one with "
             "trainer.training(task.step, source), or measure with trainer.evaluate(state, phase)"
@@ -150,29 +158,29 @@ def _phases(program: Phase | Sequence[Phase], *, hooked: bool) -> tuple[Phase, .
 
 def _got(program: Any) -> str:
     if isinstance(program, list | tuple) and not hasattr(program, "_fields"):
-        return f"[{', '.join(map(in_words, program))}]"
-    return in_words(program)
+        return f"[{', '.join(map(describe_value, program))}]"
+    return describe_value(program)
 
 
 @contextlib.contextmanager
-def _closing(events: Events, history: History) -> Iterator[None]:
+def _close_on_exit(events: HookRunner, history: History) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            carrying(error, events.readable, history)
+            attach_progress(error, events.readable, history)
         try:
-            events.fail(error)
+            events.run_error_hooks(error)
         finally:
             events.close(error)
         raise
     events.close()
 
 
-def _begin(
+def _start_run(
     state: TrainState,
     phases: Sequence[Phase],
-    events: Events,
+    events: HookRunner,
     epochs: int,
     donate: bool,
     ignore_stop: bool,
@@ -182,24 +190,24 @@ def _begin(
     check_same(f"{epochs} epochs of {[p.name for p in phases]}, {[h.name for h in events.hooks]}")
     if events.order["error"]:
         events.first = state
-    given, state = state, owned(state)
+    given, state = state, copy_state(state)
     for phase in phases:
-        state = phase.prepared(state)
+        state = phase.add_position(state)
     measured: dict[str, list[str]] = {}
     output = None
     for phase in phases:
-        output, reported = phase.shapes(state, output, donate=donate)
+        output, reported = phase.infer_shapes(state, output, donate=donate)
         phase.verify(state)
-        measured[phase.name] = list(phase.names(reported))
-    events.check(state, measured)
+        measured[phase.name] = list(phase.expand_metric_names(reported))
+    events.check_requirements(state, measured)
 
-    describe(given, phases, events.hooks)
-    state, metrics = events.restore(events.remember(state))
-    state = events.remember(state)
+    send_description(given, phases, events.hooks)
+    state, metrics = events.restore(events.init_hook_states(state))
+    state = events.init_hook_states(state)
     if ignore_stop:
         state = state.replace(stop=False)
     if check and int(state.epoch) < epochs and not state.stop:
-        rehearse(state, phases, events, epochs=epochs, donate=donate)
+        run_dry(state, phases, events, epochs=epochs, donate=donate)
     state, _ = events.run("start", state, Metrics(epochs=epochs))
     if int(state.epoch) >= epochs:
         log.info("nothing to train: %d of %d epochs are completed", int(state.epoch), epochs)
@@ -210,25 +218,27 @@ def _begin(
     return state, metrics
 
 
-def _compiled(
+def _compile_phases(
     state: TrainState, phases: Sequence[Phase], *, donate: bool
-) -> list[tuple[Phase, Program]]:
+) -> list[tuple[Phase, CompiledPhase]]:
     """Compile ahead of the first epoch, and say how long it took, to who wants to know."""
     programs, output = [], None
     for phase in phases:
         started = time.perf_counter()
-        program = phase.program(state, phase.feed.example if phase.feed else output, donate=donate)
+        program = phase.get_compiled(
+            state, phase.feed.example if phase.feed else output, donate=donate
+        )
         seconds = time.perf_counter() - started
         log.debug("%s: compiled in %.2f s; executor %s, %s", phase.name, seconds, *program.choice)
-        output, _ = phase.shapes(state, output, donate=donate)
+        output, _ = phase.infer_shapes(state, output, donate=donate)
         programs.append((phase, program))
     return programs
 
 
-def _epoch(
+def _run_epoch(
     state: TrainState,
-    programs: Sequence[tuple[Phase, Program]],
-    events: Events,
+    programs: Sequence[tuple[Phase, CompiledPhase]],
+    events: HookRunner,
     number: int,
     epochs: int,
     donate: bool,
@@ -240,26 +250,26 @@ def _epoch(
     traces: dict[str, np.ndarray] = {}
     waiting, output, taken = [], None, 0
     for phase, program in programs:
-        with noting(f"in phase {phase.name!r} of epoch {number}"):
+        with annotate_errors(f"in phase {phase.name!r} of epoch {number}"):
             state, output, measured = phase.execute(state, output, program, donate=donate)
         waiting.append(measured)
         if phase is programs[-1][0]:
             epoch = _next(state.epoch)  # before waiting: the device counts while it computes
         if events.order[phase.name] or phase is programs[-1][0]:
             for measured in waiting:  # of phases before this one, too
-                with noting(f"in phase {measured.phase.name!r} of epoch {number}"):
+                with annotate_errors(f"in phase {measured.phase.name!r} of epoch {number}"):
                     numbers, steps, count = measured.read()
                 values |= numbers
                 traces |= steps
                 taken += count
             waiting = []
-            check_room(begun_at, taken)
+            check_step_limit(begun_at, taken)
         if events.order[phase.name]:
             metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
             state, _ = events.run(phase.name, state, metrics)
     seconds = time.perf_counter() - started
     times = {"time/epoch_seconds": seconds, "time/steps_per_second": taken / seconds}
-    values |= of_lead(times | events.take_times())
+    values |= from_main_process(times | events.pop_hook_times())
     metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
     return (*events.run("epoch", state.replace(epoch=epoch), metrics), taken)
 

@@ -7,16 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.arguments import in_words
-from trainer.checks.pytrees import described, differences, same_structure
+from trainer.checks.arguments import describe_value
+from trainer.checks.pytrees import describe_leaf, has_same_structure, list_differences
 from trainer.hook import Hook
 from trainer.phases.in_place_changes import read_only
 from trainer.phases.population_metrics import Members
-from trainer.phases.state_buffers import buffers, conformed, separated
+from trainer.phases.state_buffers import conform_state, get_buffer_addresses, unshare_buffers
 from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 
 
-def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
+def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
     """Check what a hook gave back, and make it fit to train on.
 
     Leaves that a control hook changed get the weak type and sharding that the compiled phases
@@ -37,7 +37,7 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
     elif "rng" in changed and not hook.rekeys:
         raise ValueError(
             f"hook {hook.name!r} replaced state.rng, the root of all randomness, with "
-            f"{described(after.rng)}; it is never consumed, only folded: draw with state.key("
+            f"{describe_leaf(after.rng)}; it is never consumed, only folded: draw with state.key("
             f"'hook/{hook.name}'), or declare hooks.rekeys(hook) if the run shall have another root"
         )
     elif "epoch" in changed:
@@ -53,11 +53,11 @@ def kept(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
         )
     remembered = _changed_memories(hook, before, after)
     if changed:
-        after = conformed(before, after)
+        after = conform_state(before, after)
     if remembered:
         read_only(remembered)
-    if changed or any(map(buffers, jax.tree.leaves(remembered))):
-        after = separated(after)
+    if changed or any(map(get_buffer_addresses, jax.tree.leaves(remembered))):
+        after = unshare_buffers(after)
     if after.scores is not before.scores:
         after = after.replace(scores={k: _number(hook, k, v) for k, v in after.scores.items()})
     if type(after.stop) is not bool:
@@ -83,18 +83,18 @@ def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: 
 
 def _changed_memories(hook: Hook, before: TrainState, after: TrainState) -> dict[str, PyTree]:
     """Give the entries that changed, after checking that they are the hook's own and alike."""
-    if after.memory is before.memory:
+    if after.hook_state is before.hook_state:
         return {}
-    own = {memory.name for memory in hook.memories}
+    own = {memory.name for memory in hook.hook_states}
     changed: dict[str, PyTree] = {}
-    for name in before.memory.keys() | after.memory.keys():
-        if name not in after.memory or name not in before.memory:
+    for name in before.hook_state.keys() | after.hook_state.keys():
+        if name not in after.hook_state or name not in before.hook_state:
             raise ValueError(
-                f"hook {hook.name!r} must keep the names of state.memory; it "
-                f"{'added' if name in after.memory else 'removed'} {name!r}: "
+                f"hook {hook.name!r} must keep the names of state.hook_state; it "
+                f"{'added' if name in after.hook_state else 'removed'} {name!r}: "
                 "make it with hooks.stateful"
             )
-        old, new = before.memory[name], after.memory[name]
+        old, new = before.hook_state[name], after.hook_state[name]
         if new is old:
             continue
         if name not in own and hook.stage != "control":
@@ -114,9 +114,9 @@ def _changed_memories(hook: Hook, before: TrainState, after: TrainState) -> dict
 def _differences(old: PyTree, new: PyTree, where: str) -> list[str]:
     """List how the structure changed; quick where it did not."""
     before, after = jax.tree.leaves(old), jax.tree.leaves(new)
-    if same_structure(old, new) and all(map(_alike, before, after)):
+    if has_same_structure(old, new) and all(map(_alike, before, after)):
         return []
-    return [f"{where}/{line}".replace("/:", ":") for line in differences(old, new)]
+    return [f"{where}/{line}".replace("/:", ":") for line in list_differences(old, new)]
 
 
 def _alike(old: Any, new: Any) -> bool:
@@ -130,13 +130,14 @@ def _alike(old: Any, new: Any) -> bool:
 def _same(old: PyTree, new: PyTree) -> bool:
     """Say whether two trees hold the very same leaves."""
     leaves = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False)
-    return same_structure(old, new) and all(a is b for a, b in leaves)
+    return has_same_structure(old, new) and all(a is b for a, b in leaves)
 
 
 def _truth(hook: Hook, stop: Any) -> bool:
     if np.ndim(stop):
         raise TypeError(
-            f"hook {hook.name!r} must set stop to True or False; got {in_words(stop)}: reduce it, "
+            f"hook {hook.name!r} must set stop to True or False; got {describe_value(stop)}: "
+            "reduce it, "
             "such as by bool(array.all())"
         )
     return bool(stop)
@@ -151,5 +152,5 @@ def _number(hook: Hook, name: str, score: Any) -> float:
         remedy = ": reduce it, such as by float(array.mean())" if np.ndim(score) else ""
         raise TypeError(
             f"hook {hook.name!r} wrote the score {name!r}, which must be a number; got "
-            f"{in_words(score)}{remedy}"
+            f"{describe_value(score)}{remedy}"
         ) from None

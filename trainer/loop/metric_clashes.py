@@ -8,7 +8,7 @@ from trainer.hook import Hook
 from trainer.state import TrainState
 
 
-def refuse_clashes(
+def check_metric_clashes(
     order: Mapping[str, Sequence[Hook]],
     measured: Mapping[str, Sequence[str]],
     state: TrainState,
@@ -30,7 +30,7 @@ def refuse_clashes(
     for hooks in order.values():
         before: dict[str, Hook] = {}
         for hook in hooks:
-            names = [name for name in written_by(hook, state) if name not in hook.reads]
+            names = [name for name in get_written_scores(hook, state) if name not in hook.reads]
             if hidden := [name for name in names if name in phases]:
                 raise ValueError(
                     f"hook {hook.name!r} writes {hidden[0]!r}, which phase {phases[hidden[0]]!r} "
@@ -40,7 +40,7 @@ def refuse_clashes(
             other = before.setdefault(hook.name, hook)
             if other is hook or (other.gates and hook.gates):
                 continue
-            if both := [name for name in written_by(other, state) if name in names]:
+            if both := [name for name in get_written_scores(other, state) if name in names]:
                 raise ValueError(
                     f"two hooks are called {hook.name!r} and write {both[0]!r}, so that the first "
                     "one's would be lost: leave one out, or give what they measure names of their "
@@ -48,6 +48,6 @@ def refuse_clashes(
                 )
 
 
-def written_by(hook: Hook, state: TrainState) -> Sequence[str]:
+def get_written_scores(hook: Hook, state: TrainState) -> Sequence[str]:
     """Name the scores that a hook writes."""
     return hook.writes(state) if callable(hook.writes) else hook.writes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trainer.checks.suggestions import nearest
+from trainer.checks.suggestions import suggest_name
 from trainer.hook import Hook
 
 
-def unwritten(
+def format_missing_metric(
     hook: Hook, key: str, known: Sequence[str], later: Mapping[str, tuple[str, str]]
 ) -> str:
     """Return the message of an error: who reads what, what there is, and the remedy.
@@ -19,12 +19,12 @@ def unwritten(
         known: metrics that are there when it runs.
         later: event and writer of those that are written after it.
 
-    >>> unwritten(Hook(lambda s, m: s, "mine"), "val/f1", ["val/loss"], {})
+    >>> format_missing_metric(Hook(lambda s, m: s, "mine"), "val/f1", ["val/loss"], {})
     "hook 'mine' at 'epoch' reads 'val/f1', which nothing writes before it (there is: val/loss).
     What measures val/... gives no other: name one of these"
     """
     shown = [name for name in known if not name.startswith("time/")]
-    remedy = nearest(key, [*known, *later])
+    remedy = suggest_name(key, [*known, *later])
     prefix = key.partition("/")[0] + "/"
     if key in later:
         event, writer = later[key]

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.pytrees import path_name
-from trainer.hook import Hook, Rows
-from trainer.loop.closure_settings import Found, Walk
-from trainer.loop.content_hash import hashed, local, of_array
+from trainer.checks.pytrees import format_path
+from trainer.hook import Hook, RunSettings
+from trainer.loop.closure_settings import ClosureSetting, ClosureWalker
+from trainer.loop.content_hash import get_local_data, hash_array, hash_bytes
 from trainer.phases.phase import Phase
 from trainer.state import TrainState
 
@@ -26,15 +26,15 @@ KEY, HYPERPARAMS = "root key", "hyperparams"
 """Subjects of which a resume takes what the checkpoint has; of others, what the script says."""
 
 
-def describe(state: TrainState, phases: Iterable[Phase], hooks: Sequence[Hook]) -> None:
+def send_description(state: TrainState, phases: Iterable[Phase], hooks: Sequence[Hook]) -> None:
     """Tell the hooks that ask for it what the run is made of; it is found out only for them."""
     if asking := [hook.describe for hook in hooks if hook.describe]:
-        rows = described(state, phases, hooks)
+        rows = describe_run(state, phases, hooks)
         for tell in asking:
             tell(rows)
 
 
-def described(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook]) -> Rows:
+def describe_run(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook]) -> RunSettings:
     """Lay out what a run is made of.
 
     Of hooks those that decide are looked at, not those that observe: what is logged, and where, may
@@ -47,19 +47,19 @@ def described(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook])
 
     >>> phase = Phase("train", lambda state, data: (state, None, {}))
     >>> state = TrainState.create(params={}, rng=jax.random.key(3))
-    >>> described(state, [phase], [])["root key"]
+    >>> describe_run(state, [phase], [])["root key"]
     {'': 'threefry2x32 0000000000000003'}
     """
     key = jax.random.key_data(state.rng)
-    if key.size <= 8 and (here := local(key)) is not None:
+    if key.size <= 8 and (here := get_local_data(key)) is not None:
         words = "".join(f"{word:08x}" for word in np.asarray(here).ravel())
     else:  # of a population
-        words = of_array(key)
-    rows: Rows = {KEY: {"": f"{jax.random.key_impl(state.rng)} {words}"}}
+        words = hash_array(key)
+    rows: RunSettings = {KEY: {"": f"{jax.random.key_impl(state.rng)} {words}"}}
     rows[HYPERPARAMS] = hyperparams(state)
-    found: dict[str, list[Found]] = {}
+    found: dict[str, list[ClosureSetting]] = {}
     for phase in phases:
-        found[f"phase {phase.name}"] = [*Walk(strict=False).phase(phase)]
+        found[f"phase {phase.name}"] = [*ClosureWalker(strict=False).phase(phase)]
     for hook in hooks:
         found.setdefault(f"hook {hook.name}", []).extend(_of_hook(hook))
     changing = frozenset().union(*(one.changing for group in found.values() for one in group))
@@ -83,10 +83,10 @@ def hyperparams(state: TrainState) -> dict[str, str]:
         names = [str(getattr(part, "name", getattr(part, "key", ""))) for part in path]
         if "hyperparams_states" in names[:-1]:
             place = names.index("hyperparams_states")
-            scheduled.add((path_name(path[:place]), names[place + 1]))
+            scheduled.add((format_path(path[:place]), names[place + 1]))
         elif "hyperparams" in names[:-1]:
             place = names.index("hyperparams")
-            kept[path_name(path[:place]), names[place + 1]] = leaf
+            kept[format_path(path[:place]), names[place + 1]] = leaf
     found = {at: leaf for at, leaf in kept.items() if at not in scheduled}
     once = len({name for _, name in found}) == len(found)
     return {
@@ -96,10 +96,10 @@ def hyperparams(state: TrainState) -> dict[str, str]:
 
 
 def _number(leaf: Any) -> str:
-    return of_array(leaf) if np.shape(leaf) else str(np.asarray(local(leaf)))
+    return hash_array(leaf) if np.shape(leaf) else str(np.asarray(get_local_data(leaf)))
 
 
-def _rows(found: Iterable[Found], changing: frozenset[int]) -> dict[str, str]:
+def _rows(found: Iterable[ClosureSetting], changing: frozenset[int]) -> dict[str, str]:
     """Number names that come twice, and leave out what some function changes while it runs."""
     rows: dict[str, str] = {}
     for name, value, cells, _ in found:
@@ -111,7 +111,7 @@ def _rows(found: Iterable[Found], changing: frozenset[int]) -> dict[str, str]:
         while numbered in rows:
             number += 1
             numbered = f"{name} ({number})"
-        rows[numbered] = value if _short(value) else f"a text {hashed([value.encode()])}"
+        rows[numbered] = value if _short(value) else f"a text {hash_bytes([value.encode()])}"
     return rows
 
 
@@ -120,18 +120,18 @@ def _short(text: str) -> bool:
     return 0 < len(text) < 300 and text.isprintable()
 
 
-def _of_hook(hook: Hook) -> Iterator[Found]:
-    walk = Walk(strict=True)
+def _of_hook(hook: Hook) -> Iterator[ClosureSetting]:
+    walk = ClosureWalker(strict=True)
     for name, value in hook.options.items():
         yield from walk.value(name, value)
-    others = [hook.check, hook.flush, hook.close, hook.rehearse, hook.restore]
+    others = [hook.check_background, hook.flush, hook.close, hook.dry_run, hook.restore]
     if hook.stage == "control":
         yield from walk.value("reads", hook.reads)
         yield from walk.value("runs", hook.function)
         for gate in hook.gates:
-            yield from walk.value("gate", gate.ask)
+            yield from walk.value("gate", gate.is_open)
     else:
         others.append(hook.function)
     for function in filter(None, others):  # for what they change, alone
         changing = frozenset().union(*(found.changing for found in walk.value("", function)))
-        yield Found("", "", (), changing)
+        yield ClosureSetting("", "", (), changing)

@@ -14,7 +14,7 @@ _under_way: ContextVar[tuple[str, dict[Close, str]] | None] = ContextVar("_under
 """The hook that is being closed, and what is to come once all are, with who asked for it first."""
 
 
-def close_last(close: Close) -> None:
+def defer_close(close: Close) -> None:
     """Call something once all hooks of a chain are closed; at once where none is being closed.
 
     What hooks share is closed so: those that come later may still use it, and it sees the files
@@ -26,7 +26,7 @@ def close_last(close: Close) -> None:
     >>> def hook(name):
     ...     def close():
     ...         print(name)
-    ...         close_last(shared)
+    ...         defer_close(shared)
     ...     return Hook(lambda state, metrics: state, name, close=close)
     >>> def shared():
     ...     print("what they share")

@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer.losses.loss import check_range, entry, require_logits
-from trainer.losses.weighing import ClassWeights, counted, counts, host_counts, of_classes
+from trainer.losses.loss import check_range, require_entry, require_logits
+from trainer.losses.weighing import (
+    ClassWeights,
+    attach_weights,
+    combine_weights,
+    compute_count_mask,
+    lookup_class_weights,
+)
 
 
 def classification(
@@ -48,7 +54,7 @@ def classification(
     >>> [round(float(value), 4) for value in values["loss"]]    # log 2, log 4/3
     [0.6931, 0.2877]
     """
-    return _classified("classification", outputs, batch, label_smoothing, class_weights)
+    return _compute_cross_entropy("classification", outputs, batch, label_smoothing, class_weights)
 
 
 def sequence_classification(
@@ -95,10 +101,12 @@ def sequence_classification(
             last = time - 1 - jnp.argmax(mask[:, ::-1] != 0, axis=1)
             batch = {name: part for name, part in batch.items() if name != "mask"}  # it was read
         outputs = outputs[jnp.arange(batch_size), last]
-    return _classified("sequence_classification", outputs, batch, label_smoothing, class_weights)
+    return _compute_cross_entropy(
+        "sequence_classification", outputs, batch, label_smoothing, class_weights
+    )
 
 
-def _classified(
+def _compute_cross_entropy(
     task: str,
     outputs: Any,
     batch: Mapping[str, Any],
@@ -108,7 +116,7 @@ def _classified(
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
     labels = _labels(task, outputs, batch)
-    weights = counts(task, batch, labels.shape[:1], "[batch]")
+    weights = combine_weights(task, batch, labels.shape[:1], "[batch]")
     if weights is not None:  # what does not count need not be a class
         there = weights > 0
         labels = jnp.where(there if labels.ndim == 1 else there[:, None], labels, 0)
@@ -123,13 +131,13 @@ def _classified(
     right = (logits.argmax(-1) == classes).astype(jnp.float32)
     in_loss = weights
     if class_weights is not None:
-        in_loss = of_classes(task, class_weights, labels, logits.shape[-1], "classes")
+        in_loss = lookup_class_weights(task, class_weights, labels, logits.shape[-1], "classes")
         in_loss = in_loss if weights is None else in_loss * weights
-    return {"loss": counted(loss, in_loss), "accuracy": counted(right, weights)}
+    return {"loss": attach_weights(loss, in_loss), "accuracy": attach_weights(right, weights)}
 
 
 def _labels(task: str, outputs: Any, batch: Mapping[str, Any]) -> Any:
-    labels = entry(task, batch, "labels")
+    labels = require_entry(task, batch, "labels")
     integers = jnp.issubdtype(labels.dtype, jnp.integer) and labels.ndim == 1
     if not integers and not (jnp.issubdtype(labels.dtype, jnp.floating) and labels.ndim == 2):
         remedy = "make them integers, labels.astype('int32'), one an example"
@@ -157,7 +165,7 @@ def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> No
         ValueError: a label outside the classes, where it counts, or a weight below 0.
     """
     labels = batch["labels"]
-    count = host_counts(batch, labels)
+    count = compute_count_mask(batch, labels)
     if np.issubdtype(labels.dtype, np.integer):
         check_range("labels", labels[count], outputs.shape[-1], "classes")
 

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer.losses.loss import check_range, entry, require_logits
-from trainer.losses.weighing import ClassWeights, counted, counts, host_counts, of_classes
+from trainer.losses.loss import check_range, require_entry, require_logits
+from trainer.losses.weighing import (
+    ClassWeights,
+    attach_weights,
+    combine_weights,
+    compute_count_mask,
+    lookup_class_weights,
+)
 
 
 def language_modeling(
@@ -56,8 +62,8 @@ def language_modeling(
     """
     if z_loss < 0:
         raise ValueError(f"z_loss must not be negative; got {z_loss}")
-    tokens = _tokens("language_modeling", outputs, batch, class_weights)
-    measured: dict[str, Any] = _measured(tokens)
+    tokens = _compute_token_stats("language_modeling", outputs, batch, class_weights)
+    measured: dict[str, Any] = _summarize_tokens(tokens)
     if z_loss:
         normaliser = jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1)
         measured["cross_entropy"] = measured["loss"]
@@ -93,13 +99,13 @@ def captioning(
     >>> captioning(logits, {"labels": jnp.array([[0, 1], [0, 1]])})["exact_match"].tolist()
     [1.0, 0.0]
     """
-    tokens = _tokens("captioning", outputs, batch, class_weights)
+    tokens = _compute_token_stats("captioning", outputs, batch, class_weights)
     exact = (tokens.right | ~tokens.mask).all(-1).astype(jnp.float32)
     weights = None if tokens.weights is None else tokens.weights.max(-1)
-    return {**_measured(tokens), "exact_match": counted(exact, weights)}
+    return {**_summarize_tokens(tokens), "exact_match": attach_weights(exact, weights)}
 
 
-class _Tokens(NamedTuple):
+class _TokenStats(NamedTuple):
     """What is measured of tokens, `[batch, time]` each."""
 
     entropy: jax.Array
@@ -114,27 +120,27 @@ class _Tokens(NamedTuple):
     """How much in the loss."""
 
 
-def _tokens(
+def _compute_token_stats(
     task: str, outputs: Any, batch: Mapping[str, Any], class_weights: ClassWeights | None
-) -> _Tokens:
-    labels = entry(task, batch, "labels")
+) -> _TokenStats:
+    labels = require_entry(task, batch, "labels")
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 2:
         raise ValueError(
             f"{task} needs integer labels [batch, time]; got {labels.dtype}{list(labels.shape)}"
         )
     require_logits(task, outputs, "[batch, time, vocabulary]", labels.shape)
-    weights = counts(task, batch, labels.shape, "[batch, time]")
+    weights = combine_weights(task, batch, labels.shape, "[batch, time]")
     mask = jnp.ones(labels.shape, bool) if weights is None else weights > 0
     labels = jnp.where(mask, labels, 0)  # what does not count need not be in the vocabulary
     logits = outputs.astype(jnp.float32)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     in_loss = jnp.ones(labels.shape) if weights is None else weights
     if class_weights is not None:
-        in_loss *= of_classes(task, class_weights, labels, logits.shape[-1], "tokens")
-    return _Tokens(entropy, logits.argmax(-1) == labels, mask, weights, in_loss)
+        in_loss *= lookup_class_weights(task, class_weights, labels, logits.shape[-1], "tokens")
+    return _TokenStats(entropy, logits.argmax(-1) == labels, mask, weights, in_loss)
 
 
-def _measured(tokens: _Tokens) -> dict[str, Any]:
+def _summarize_tokens(tokens: _TokenStats) -> dict[str, Any]:
     weights = jnp.ones(tokens.mask.shape) if tokens.weights is None else tokens.weights
     accuracy = _means(tokens.right.astype(jnp.float32), weights)
     return {"loss": _means(tokens.entropy, tokens.in_loss), "accuracy": accuracy}
@@ -154,7 +160,7 @@ def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
         ValueError: a token outside the vocabulary, where it counts, or a weight below 0.
     """
     vocabulary, labels = outputs.shape[-1], batch["labels"]
-    check_range("labels", labels[host_counts(batch, labels)], vocabulary, "tokens")
+    check_range("labels", labels[compute_count_mask(batch, labels)], vocabulary, "tokens")
     inputs = batch["inputs"]
     tokens = inputs.get("tokens") if isinstance(inputs, Mapping) else inputs
     if tokens is not None and np.issubdtype(tokens.dtype, np.integer):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.arguments import in_words
-from trainer.checks.suggestions import among, nearest
-from trainer.host.exception_notes import noting
+from trainer.checks.arguments import describe_value
+from trainer.checks.suggestions import suggest_and_list, suggest_name
+from trainer.host.exception_notes import annotate_errors
 
 Loss = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
 """`(outputs, batch) -> {name: values}`, jittable; `loss` is what the optimizer minimises.
@@ -32,12 +32,12 @@ on the outputs. As attributes of the function it may carry
 """
 
 
-def attribute(loss: Loss, name: str) -> Any:
+def get_loss_attribute(loss: Loss, name: str) -> Any:
     """Give what a loss carries, also one with settings (`functools.partial`); None if nothing.
 
     >>> from trainer import losses
     >>> smoothed = functools.partial(losses.language_modeling, z_loss=1e-4)
-    >>> attribute(smoothed, "finalize")({"loss": 0.0})
+    >>> get_loss_attribute(smoothed, "finalize")({"loss": 0.0})
     {'perplexity': 1.0, 'bits_per_character': 0.0}
     """
     return getattr(loss.func if isinstance(loss, functools.partial) else loss, name, None)
@@ -45,24 +45,24 @@ def attribute(loss: Loss, name: str) -> Any:
 
 def loss_at(loss: Loss, step: Any) -> Loss:
     """Give the loss at an optimizer step, () int32: itself where it depends on none."""
-    at = attribute(loss, "at")
+    at = get_loss_attribute(loss, "at")
     if at and isinstance(loss, functools.partial):
         return functools.partial(at(step), *loss.args, **loss.keywords)
     return at(step) if at else loss
 
 
-def name_of(loss: Loss) -> str:
+def get_loss_name(loss: Loss) -> str:
     """Give the name that messages call a loss by.
 
     >>> from trainer import losses
-    >>> name_of(functools.partial(losses.language_modeling, z_loss=1e-4))
+    >>> get_loss_name(functools.partial(losses.language_modeling, z_loss=1e-4))
     'language_modeling'
     """
     plain = loss.func if isinstance(loss, functools.partial) else loss
     return getattr(plain, "__name__", type(plain).__name__)
 
 
-def measured(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate_loss(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a loss at an optimizer step, and check what it gives: in training as in evaluation.
 
     Args:
@@ -76,9 +76,9 @@ def measured(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> d
         ValueError: it reads what is not there, gives no `loss`, or gives values or weights that are
             not one number an example.
     """
-    name = name_of(loss)
+    name = get_loss_name(loss)
     try:
-        with noting(f"in the loss {name!r}, which is called with (outputs, batch)"):
+        with annotate_errors(f"in the loss {name!r}, which is called with (outputs, batch)"):
             values = loss_at(loss, step)(outputs, batch)
     except KeyError as error:
         missing = error.args[0] if error.args else None
@@ -90,7 +90,7 @@ def measured(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> d
             known += f", and the network's outputs {', '.join(sorted(outputs))}"
         raise ValueError(
             f"the loss {name!r} reads {missing!r}, which is not there: {known}."
-            f"{nearest(missing, known_names)}"
+            f"{suggest_name(missing, known_names)}"
         ) from error
     if not isinstance(values, Mapping):
         raise TypeError(
@@ -150,7 +150,7 @@ def _form(values: Any) -> str:
     return type(values).__name__ if shape is None else str(list(shape))
 
 
-def entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
+def require_entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
     """Give an array of a batch.
 
     Raises:
@@ -160,10 +160,12 @@ def entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"{task} reads batch[{name!r}], and a batch is a dict of arrays; got "
-            f"{in_words(batch)}: of a source, give its batches one by one"
+            f"{describe_value(batch)}: of a source, give its batches one by one"
         )
     if name not in batch:
-        raise ValueError(f"{task} reads batch[{name!r}]; there is none{among(name, sorted(batch))}")
+        raise ValueError(
+            f"{task} reads batch[{name!r}]; there is none{suggest_and_list(name, sorted(batch))}"
+        )
     return batch[name]
 
 

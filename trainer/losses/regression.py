@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.losses.loss import entry
-from trainer.losses.weighing import counted, counts, host_counts
+from trainer.losses.loss import require_entry
+from trainer.losses.weighing import attach_weights, combine_weights, compute_count_mask
 
 
 def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
     >>> values["loss"].tolist(), values["absolute_error"].tolist()
     ([0.0, 4.0], [0.0, 2.0])
     """
-    targets = entry("regression", batch, "targets")
+    targets = require_entry("regression", batch, "targets")
     shape = getattr(outputs, "shape", None)
     if shape not in (targets.shape, (*targets.shape, 1)) or not jnp.issubdtype(
         outputs.dtype, jnp.floating
@@ -46,7 +46,7 @@ def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
             f"the network; got {got}"
         )
     error = outputs.reshape(targets.shape).astype(jnp.float32) - targets
-    weights = counts("regression", batch, targets.shape, "the targets' shape")
+    weights = combine_weights("regression", batch, targets.shape, "the targets' shape")
     squared, absolute = error**2, jnp.abs(error)
     return {"loss": _over(squared, weights), "absolute_error": _over(absolute, weights)}
 
@@ -59,7 +59,7 @@ def _over(errors: jax.Array, weights: jax.Array | None) -> Any:
     weights = weights.reshape(errors.shape)
     total = jnp.sum(weights, axis=1)
     there = jnp.sum(jnp.where(weights > 0, errors, 0) * weights, axis=1)
-    return counted(there / jnp.where(total == 0, 1, total), jnp.mean(weights, axis=1))
+    return attach_weights(there / jnp.where(total == 0, 1, total), jnp.mean(weights, axis=1))
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one is negative or not finite.
     """
-    host_counts(batch, batch["targets"])
+    compute_count_mask(batch, batch["targets"])
 
 
 def _finalize(means: Mapping[str, float]) -> dict[str, float]:

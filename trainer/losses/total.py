@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.losses.loss import Loss, attribute, loss_at, name_of
+from trainer.losses.loss import Loss, get_loss_attribute, get_loss_name, loss_at
 
 Coefficient = float | Callable[[Any], Any]
 """A number, or a schedule `(step) -> ()` as optax's are."""
@@ -74,7 +74,9 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
 
         return total_of
 
-    scheduled = [p.name for p in parts if callable(p.coefficient) or attribute(p.loss, "at")]
+    scheduled = [
+        p.name for p in parts if callable(p.coefficient) or get_loss_attribute(p.loss, "at")
+    ]
 
     def total(outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         if scheduled:
@@ -87,7 +89,7 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
 
     def check(outputs: Any, batch: Mapping[str, Any]) -> None:
         for part in parts:
-            if examine := attribute(part.loss, "check"):
+            if examine := get_loss_attribute(part.loss, "check"):
                 examine(outputs, batch)
         if not tried:
             _check_weights(parts, outputs, batch)
@@ -96,13 +98,13 @@ def total(*terms: Loss | tuple[Loss, Coefficient]) -> Loss:
     def finalize(means: Mapping[str, float]) -> dict[str, float]:
         derived: dict[str, Mapping[str, float]] = {}
         for part in parts:
-            if derive := attribute(part.loss, "finalize"):
+            if derive := get_loss_attribute(part.loss, "finalize"):
                 derived[part.name] = derive({**means, "loss": means[f"{part.name}_loss"]})
         return _joined(derived)
 
     total.check, total.finalize = check, finalize  # type: ignore[attr-defined]
     total.whole_batch = any(  # type: ignore[attr-defined]
-        attribute(part.loss, "whole_batch") for part in parts
+        get_loss_attribute(part.loss, "whole_batch") for part in parts
     )
     if scheduled:
         total.at = at  # type: ignore[attr-defined]
@@ -117,7 +119,7 @@ def _term(term: Loss | tuple[Loss, Coefficient]) -> Term:
         callable(coefficient) or isinstance(coefficient, int | float)
     ):
         raise TypeError(f"a coefficient is a number or a schedule of the step; got {coefficient!r}")
-    name = name_of(loss)
+    name = get_loss_name(loss)
     if not callable(coefficient) and not 0 <= coefficient < math.inf:
         raise ValueError(
             f"the coefficient of {name!r} must be finite and not negative; got {coefficient}"

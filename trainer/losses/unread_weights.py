@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from trainer.losses.loss import Loss, loss_at, name_of
+from trainer.losses.loss import Loss, get_loss_name, loss_at
 
-COUNTING = ("weights", "mask")
+WEIGHT_KEYS = ("weights", "mask")
 """Names that say how much examples, tokens or targets count."""
 
 
-def refuse_unread(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> None:
+def check_weights_read(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> None:
     """Check that a loss reads `weights` and `mask` where a batch has them.
 
     It is traced, and neither compiled nor run. One that cannot be traced passes: what asks it next
@@ -29,12 +29,12 @@ def refuse_unread(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any])
         ValueError: it ignores one of them, so that all would count the same.
 
     >>> one = jax.ShapeDtypeStruct((1,), "float32")
-    >>> refuse_unread(lambda o, b: {"loss": (o, b["mask"])}, 0, one, {"mask": one})
-    >>> refuse_unread(lambda o, b: {"loss": o}, 0, one, {"mask": one})
+    >>> check_weights_read(lambda o, b: {"loss": (o, b["mask"])}, 0, one, {"mask": one})
+    >>> check_weights_read(lambda o, b: {"loss": o}, 0, one, {"mask": one})
     Traceback (most recent call last):
     ValueError: the loss '<lambda>' does not read batch['mask'], which says what counts: ...
     """
-    there = {name: batch[name] for name in COUNTING if name in batch}
+    there = {name: batch[name] for name in WEIGHT_KEYS if name in batch}
 
     def asked(there: dict[str, Any], outputs: Any, others: dict[str, Any]) -> Any:
         return loss_at(loss, step)(outputs, {**others, **there})
@@ -53,7 +53,7 @@ def refuse_unread(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any])
         if id(one) not in read
     ]
     if unread:
-        name = name_of(loss)
+        name = get_loss_name(loss)
         raise ValueError(
             f"the loss {name!r} does not read batch[{unread[0]!r}], which says what counts: give "
             "its values as pairs (values, weights), or give what it is not to read another name"

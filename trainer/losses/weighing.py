@@ -13,7 +13,7 @@ ClassWeights = Sequence[float] | jax.Array | np.ndarray
 """How much each class counts in the loss, `[classes]`, none below 0."""
 
 
-def counts(task: str, batch: Mapping[str, Any], units: tuple[int, ...], form: str) -> Any:
+def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...], form: str) -> Any:
     """Give how much each unit counts: its weight where its mask is true, 0 where it is not.
 
     A batch may have `weights`, numbers not below 0, and `mask`, true or not 0 where a unit counts;
@@ -31,7 +31,7 @@ def counts(task: str, batch: Mapping[str, Any], units: tuple[int, ...], form: st
     Raises:
         ValueError: one is of another shape, or holds no numbers.
 
-    >>> counts("a loss", {"weights": jnp.array([2.0, 3.0])}, (2,), "[batch]").tolist()
+    >>> combine_weights("a loss", {"weights": jnp.array([2.0, 3.0])}, (2,), "[batch]").tolist()
     [2.0, 3.0]
     """
     found = None
@@ -58,12 +58,12 @@ def counts(task: str, batch: Mapping[str, Any], units: tuple[int, ...], form: st
     return None if found is None else jnp.broadcast_to(found, units)
 
 
-def counted(values: jax.Array, weights: jax.Array | None) -> Any:
+def attach_weights(values: jax.Array, weights: jax.Array | None) -> Any:
     """Give values, or a pair with their weights where not all count the same."""
     return values if weights is None else (values, weights)
 
 
-def of_classes(
+def lookup_class_weights(
     task: str, class_weights: ClassWeights, labels: jax.Array, classes: int, things: str
 ) -> jax.Array:
     """Give how much the class of each label counts, float32 of the labels' shape.
@@ -105,7 +105,7 @@ def check_weights(what: str, weights: np.ndarray) -> None:
         )
 
 
-def host_counts(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray:
+def compute_count_mask(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray:
     """Say which of host labels count, bool of their shape, after a check of the weights.
 
     Args:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checks.pytrees import described
-from trainer.host.atomic_files import replacing
-from trainer.host.escaping import shown
+from trainer.checks.pytrees import describe_leaf
+from trainer.host.atomic_files import atomic_replace
+from trainer.host.escaping import escape_text
 
 NUMPY = (
     *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
@@ -46,7 +46,7 @@ def check_types(leaves: Mapping[str, Any], path: Path) -> None:
     """
     known = DTYPES[path.suffix]
     odd = [
-        f"{name}: {described(leaf)}"
+        f"{name}: {describe_leaf(leaf)}"
         for name, leaf in leaves.items()
         if str(getattr(leaf, "dtype", "")) not in known
     ]
@@ -59,13 +59,13 @@ def check_types(leaves: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Write arrays under their names, at once or not at all.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with replacing(path) as beside:
+    with atomic_replace(path) as beside:
         if path.suffix == ".safetensors":
             metadata = {"format": "np", "writer": "entracte"}
             _safetensors().save_file(arrays, beside, metadata=metadata)
@@ -77,7 +77,7 @@ def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
                     np.lib.format.write_array(entry, array)
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of a file, by its suffix.
 
     Raises:
@@ -93,7 +93,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except Exception as error:
         kind = path.suffix.removeprefix(".")
-        raise ValueError(f"{path} cannot be read as a {kind} file: {shown(error)}") from error
+        raise ValueError(f"{path} cannot be read as a {kind} file: {escape_text(error)}") from error
 
 
 def _of_torch(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from trainer.checks.pytrees import path_name
+from trainer.checks.pytrees import format_path
 from trainer.state import PyTree, TrainState
 
 OTHERS = ("model_state", "opt_state", "carry")
@@ -16,7 +16,7 @@ OTHERS = ("model_state", "opt_state", "carry")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """A leaf, or a part of a state."""
 
     path: str
@@ -32,9 +32,9 @@ class Row:
 class Summary:
     """What `trainer.summary` gives; its `str` is a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     """One for each leaf of the parameters."""
-    others: tuple[Row, ...] = ()
+    others: tuple[SummaryRow, ...] = ()
     """Of a state, one for each other part that holds anything."""
 
     @property
@@ -82,29 +82,29 @@ def summary(params: PyTree) -> Summary:
     if not isinstance(params, TrainState):
         return Summary(tuple(_rows(params)))
     parts = {name: _rows(getattr(params, name)) for name in OTHERS}
-    parts["memory"] = _rows(params.memory)
+    parts["hook_state"] = _rows(params.hook_state)
     others = tuple(_sum(name, rows) for name, rows in parts.items() if rows)
     return Summary(tuple(_rows(params.params)), others)
 
 
-def _rows(tree: PyTree) -> list[Row]:
+def _rows(tree: PyTree) -> list[SummaryRow]:
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return [_row(path_name(path), leaf) for path, leaf in pairs]
+    return [_row(format_path(path), leaf) for path, leaf in pairs]
 
 
-def _row(path: str, leaf: Any) -> Row:
+def _row(path: str, leaf: Any) -> SummaryRow:
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        return Row(path, (), type(leaf).__name__, 1, 0)
+        return SummaryRow(path, (), type(leaf).__name__, 1, 0)
     count = math.prod(leaf.shape)
-    return Row(path, tuple(leaf.shape), str(leaf.dtype), count, count * leaf.dtype.itemsize)
+    return SummaryRow(path, tuple(leaf.shape), str(leaf.dtype), count, count * leaf.dtype.itemsize)
 
 
-def _sum(name: str, rows: list[Row]) -> Row:
+def _sum(name: str, rows: list[SummaryRow]) -> SummaryRow:
     types = ", ".join(sorted({row.dtype for row in rows}))
     count, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
-    return Row(name, None, types, count, size)
+    return SummaryRow(name, None, types, count, size)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: SummaryRow) -> tuple[str, ...]:
     shape = "" if row.shape is None else str(list(row.shape))
     return row.path, shape, row.dtype, f"{row.count:,}", f"{row.bytes:,}"

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from trainer.checkpoints.host_snapshot import on_device
+from trainer.checkpoints.host_snapshot import put_like
 from trainer.checkpoints.load import read_params
-from trainer.checks.arguments import in_words
-from trainer.checks.paths import local
-from trainer.checks.pytrees import described, path_name
-from trainer.checks.suggestions import nearest
-from trainer.host.escaping import shown
-from trainer.host.processes import is_lead
+from trainer.checks.arguments import describe_value
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.pytrees import describe_leaf, format_path
+from trainer.checks.suggestions import suggest_name
+from trainer.host.escaping import escape_text
+from trainer.host.processes import is_main_process
 from trainer.parameters import file_formats
 from trainer.state import PyTree, TrainState
 
@@ -99,22 +99,23 @@ def load_params(
             "load_params fills parameters; got a TrainState: give its params, "
             "state.replace(params=load_params(source, state.params))"
         )
-    arrays, where, besides = _read(local(source, "load_params"), part, best, mode)
-    arrays, names = _renamed(arrays, rename or {}, where)
+    arrays, where, besides = _read(to_absolute_path(source, "load_params"), part, best, mode)
+    arrays, names = _rename_paths(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
-    leaves = {path_name(path): leaf for path, leaf in pairs}
+    leaves = {format_path(path): leaf for path, leaf in pairs}
     if not leaves:
         raise ValueError(f"there is nothing to load into: {part} has no arrays")
     wanted = {path: x for path, x in leaves.items() if only is None or re.search(only, path)}
     if not wanted:
         raise ValueError(
-            f"only={only!r} is found in no path of params; there is: {_few(leaves)}."
-            f"{nearest(only, leaves)}"
+            f"only={only!r} is found in no path of params; there is: {_format_paths(leaves)}."
+            f"{suggest_name(only, leaves)}"
         )
-    arrays, transformed = _transformed(arrays, transform or {}, wanted)
+    arrays, transformed = _apply_transforms(arrays, transform or {}, wanted)
     lines = [
-        f"{shown(path) or _ITSELF}: saved "
-        f"{described(arrays[path]) if path in arrays else 'nothing'}, wanted {described(leaf)}"
+        f"{escape_text(path) or _ITSELF}: saved "
+        f"{describe_leaf(arrays[path]) if path in arrays else 'nothing'}, wanted "
+        f"{describe_leaf(leaf)}"
         f"{_turned(path, arrays, leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
@@ -125,17 +126,17 @@ def load_params(
             f"{where} does not fit the parameters:\n  "
             + "\n  ".join(lines)
             + f"\nname with only= what to take, or with rename= how paths change; it has besides: "
-            f"{_few(unused)}"
+            f"{_format_paths(unused)}"
         )
     taken = {path: _placed(path, arrays[path], leaf) for path, leaf in wanted.items()}
     if cast := [path for path in taken if arrays[path].dtype != leaves[path].dtype]:
         kinds = {f"{arrays[path].dtype} to {leaves[path].dtype}" for path in cast}
-        log.warning("cast %s: %s", " and ".join(sorted(kinds)), _few(cast))
+        log.warning("cast %s: %s", " and ".join(sorted(kinds)), _format_paths(cast))
     _tell_of_squares(taken, names, transformed)
     log.info(
         "took %d of %d parameters from %s; as they were: %s; not used: %s%s",
         *(len(taken), len(leaves), where),
-        *(_few(leaves.keys() - taken.keys()), _few(arrays.keys() - taken.keys())),
+        *(_format_paths(leaves.keys() - taken.keys()), _format_paths(arrays.keys() - taken.keys())),
         besides,
     )
     return jax.tree.unflatten(
@@ -162,18 +163,18 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
     """
     if isinstance(params, str | os.PathLike):
         raise TypeError(
-            f"export_params(params, path) takes the parameters first; got {in_words(params)}"
+            f"export_params(params, path) takes the parameters first; got {describe_value(params)}"
         )
-    file = local(path, "export_params")
+    file = to_absolute_path(path, "export_params")
     file_formats.check_path(file)
-    pairs = [(path_name(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]
+    pairs = [(format_path(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]
     names = [name for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"leaves share a path, so that none could be read: {', '.join(twice)}")
     file_formats.check_types(dict(pairs), file)
     arrays = {name: _on_host(leaf) for name, leaf in pairs}
-    if is_lead():
-        file_formats.write(arrays, file)
+    if is_main_process():
+        file_formats.write_arrays(arrays, file)
 
 
 def _read(
@@ -181,7 +182,9 @@ def _read(
 ) -> tuple[dict[str, np.ndarray], str, str]:
     """Give the arrays by path, where they are from, and what else there is to load."""
     if part not in PARTS:
-        raise ValueError(f"part must be params or model_state; got {part!r}.{nearest(part, PARTS)}")
+        raise ValueError(
+            f"part must be params or model_state; got {part!r}.{suggest_name(part, PARTS)}"
+        )
     if source.is_dir():
         arrays, where, parts = read_params(source, part=part, best=best, mode=mode)
         more = part == "params" and "model_state" in parts
@@ -193,10 +196,10 @@ def _read(
     for name, value, otherwise in (("best", best, None), ("part", part, "params")):
         if value != otherwise:
             raise ValueError(f"{name}={value!r} chooses within a run; {source} is a file")
-    return file_formats.read(source), str(source), ""
+    return file_formats.read_arrays(source), str(source), ""
 
 
-def _renamed(
+def _rename_paths(
     arrays: Mapping[str, np.ndarray], rename: Mapping[str, str], where: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Give the arrays by their new paths, and the old path of each new one."""
@@ -212,7 +215,7 @@ def _renamed(
     return renamed, names
 
 
-def _transformed(
+def _apply_transforms(
     arrays: Mapping[str, np.ndarray], transform: Mapping[str, Transform], wanted: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], set[str]]:
     """Give the arrays as they shall be taken, and the paths of those that were changed."""
@@ -223,13 +226,15 @@ def _transformed(
         if not found:
             raise ValueError(
                 f"transform names {pattern!r}, which is found in no path that is taken; there is: "
-                f"{_few(wanted)}.{nearest(pattern, wanted)}"
+                f"{_format_paths(wanted)}.{suggest_name(pattern, wanted)}"
             )
         for path in found:
             try:
                 changed[path] = np.asarray(function(changed[path]))
             except Exception as error:
-                error.add_note(f"in transform[{pattern!r}] of {path}, {described(arrays[path])}")
+                error.add_note(
+                    f"in transform[{pattern!r}] of {path}, {describe_leaf(arrays[path])}"
+                )
                 raise
         touched.update(found)
     return changed, touched
@@ -260,7 +265,7 @@ def _tell_of_squares(
         log.warning(
             "%s: square, and named weight in the source, as the matrices [out, in] of torch are; "
             'taken as they are. transform={"kernel$": np.transpose} turns them',
-            _few(square),
+            _format_paths(square),
         )
 
 
@@ -281,12 +286,12 @@ def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
             cast = array.astype(leaf.dtype)
         if lost := int((np.isfinite(array) & ~np.isfinite(cast)).sum()):
             raise ValueError(
-                f"{shown(path) or _ITSELF}: {lost} of its {array.size} values, saved as "
+                f"{escape_text(path) or _ITSELF}: {lost} of its {array.size} values, saved as "
                 f"{array.dtype}, are too large for {leaf.dtype}: load into parameters of "
                 f"{array.dtype}"
             )
         array = cast
-    return on_device(array, leaf) if isinstance(leaf, jax.Array) else array.copy()
+    return put_like(array, leaf) if isinstance(leaf, jax.Array) else array.copy()
 
 
 def _on_host(leaf: Any) -> np.ndarray:
@@ -296,8 +301,8 @@ def _on_host(leaf: Any) -> np.ndarray:
     return np.array(leaf, order="C")
 
 
-def _few(paths: Any) -> str:
+def _format_paths(paths: Any) -> str:
     """Name paths in a line, the first of many."""
-    names = sorted(shown(path) or _ITSELF for path in paths)
+    names = sorted(escape_text(path) or _ITSELF for path in paths)
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return (", ".join(names[:12]) or "nothing") + more

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 
-def looked_into() -> bool:
+def is_debug_mode() -> bool:
     """Say whether JAX shall look into each call: `jax.debug_nans`, `debug_infs`, `disable_jit`.
 
     What was compiled ahead cannot be looked into: it would name no operation, or is refused.
@@ -17,7 +17,7 @@ def looked_into() -> bool:
     return any(getattr(jax.config, name) for name in names)
 
 
-def compiled_ahead(
+def compile_ahead(
     function: Callable[..., Any], *arguments: Any, donate_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
     """Compile a function for arguments like these; where JAX looks into calls, just jit it.
@@ -26,9 +26,9 @@ def compiled_ahead(
     function again with the same arguments.
 
     >>> import jax.numpy as jnp
-    >>> float(compiled_ahead(jnp.sum, jnp.ones(3))(jnp.ones(3)))
+    >>> float(compile_ahead(jnp.sum, jnp.ones(3))(jnp.ones(3)))
     3.0
     """
-    if looked_into():
+    if is_debug_mode():
         return jax.jit(function)
     return jax.jit(function, donate_argnums=donate_argnums).lower(*arguments).compile()

@@ -7,7 +7,7 @@ import os
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:
@@ -18,7 +18,7 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
     Args:
         directory: made if absent; may be shared by runs.
     """
-    path = local(directory, "cache_compilations")
+    path = to_absolute_path(directory, "cache_compilations")
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -8,31 +8,33 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trainer.host.time_spans import Advance
-from trainer.phases.executors import Choice
-from trainer.phases.packed import Layout
+from trainer.host.time_spans import StepCounter
+from trainer.phases.executors import ExecutorChoice
+from trainer.phases.packed import PackedLayout
 from trainer.state import PyTree, TrainState
 
 Packed = jax.Array | list[jax.Array]
 """What a program measured, packed; of each dispatch where there are several."""
 
-Running = Callable[..., tuple[TrainState, PyTree, Packed]]
+PhaseRunner = Callable[..., tuple[TrainState, PyTree, Packed]]
 """`(device part, data, advance) -> (device part, output, packed)`; `advance` is told of steps as
 they are dispatched, where it is given."""
 
 
-class Program(NamedTuple):
+class CompiledPhase(NamedTuple):
     """A phase compiled for one structure of state and data."""
 
-    run: Running
-    layout: Layout
+    run: PhaseRunner
+    layout: PackedLayout
     stepwise: bool
-    choice: Choice
+    choice: ExecutorChoice
     steps: int | None = None
     """Of a piece of data, where what it measures is packed step by step."""
 
 
-def whole(compiled: Callable[..., Any], *, changes: bool, steps: int | None) -> Running:
+def wrap_single_dispatch(
+    compiled: Callable[..., Any], *, changes: bool, steps: int | None
+) -> PhaseRunner:
     """Run a program of one dispatch.
 
     Args:
@@ -42,7 +44,7 @@ def whole(compiled: Callable[..., Any], *, changes: bool, steps: int | None) -> 
     """
 
     def run(
-        state: TrainState, data: Any, advance: Advance | None = None
+        state: TrainState, data: Any, advance: StepCounter | None = None
     ) -> tuple[TrainState, PyTree, jax.Array]:
         after, output, packed, *_ = compiled(state, data)
         if advance is not None and steps is not None:
@@ -52,7 +54,7 @@ def whole(compiled: Callable[..., Any], *, changes: bool, steps: int | None) -> 
     return run
 
 
-def on_host(packed: Packed) -> np.ndarray:
+def fetch_packed(packed: Packed) -> np.ndarray:
     """Fetch what was measured: of several dispatches joined, as one would have given it."""
     if isinstance(packed, list):
         return np.concatenate([np.asarray(part) for part in packed])

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from trainer.phases.executors import inner_jaxprs
-from trainer.phases.flops import products
+from trainer.phases.executors import find_inner_jaxprs
+from trainer.phases.flops import count_flops
 from trainer.phases.phase import Phase
-from trainer.state import PyTree, TrainState, data_key, device_part
+from trainer.state import PyTree, TrainState, data_key, strip_host_fields
 
 PEAKS = {
     r"A100": 312e12,
@@ -102,29 +102,30 @@ def cost(program: Phase | Sequence[Phase], state: TrainState) -> dict[str, Cost]
     """
     phases = (program,) if isinstance(program, Phase) else tuple(program)
     for phase in phases:
-        state = phase.prepared(state)
+        state = phase.add_position(state)
     devices = sorted(state.step.devices(), key=lambda device: device.id)
-    peak = peak_of(devices[0].device_kind)
-    shapes = _shapes(device_part(state))
+    peak = get_peak_flops(devices[0].device_kind)
+    shapes = _shapes(strip_host_fields(state))
     costs: dict[str, Cost] = {}
     output: PyTree = None
     for phase in phases:
         function, data, steps = _step_of(phase, shapes, output)
         traced = jax.jit(function).trace(shapes, data)
         costs[phase.name] = Cost(
-            flops_per_step=products(traced.jaxpr),
+            flops_per_step=count_flops(traced.jaxpr),
             bytes_per_step=_moved(traced.jaxpr, traced),
             steps=steps,
             peak=None if peak is None else peak * len(devices),
         )
-        output, _ = phase.shapes(state, output)
+        output, _ = phase.infer_shapes(state, output)
     return costs
 
 
-def peak_of(kind: str) -> float | None:
+def get_peak_flops(kind: str) -> float | None:
     """Give the peak of a device by its kind, FLOP/s of matrix products in bfloat16.
 
-    >>> peak_of("NVIDIA H100 80GB HBM3"), peak_of("TPU v5 lite"), peak_of("cpu")
+    >>> (get_peak_flops("NVIDIA H100 80GB HBM3"), get_peak_flops("TPU v5 lite"),
+    ...  get_peak_flops("cpu"))
     (989000000000000.0, 197000000000000.0, None)
     """
     return next((peak for name, peak in PEAKS.items() if re.search(name, kind)), None)
@@ -132,9 +133,9 @@ def peak_of(kind: str) -> float | None:
 
 def _step_of(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[..., Any], Any, Any]:
     """Give (function, shapes of its data, how often an epoch calls it)."""
-    if phase.repetition is None or phase.members is not None:
+    if phase.repeated_step is None or phase.members is not None:
         return phase.run, _shapes(phase.feed.example if phase.feed else previous), 1
-    feed = phase.repetition.feed
+    feed = phase.repeated_step.feed
     piece = _shapes(feed.example)
 
     def first(state: TrainState, piece: Any) -> tuple[Any, Any]:
@@ -145,7 +146,7 @@ def _step_of(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[..
     steps = feed.steps
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(feed.example)):
         steps = jax.tree.leaves(rows)[0].shape[0]  # all the data is on the device
-    return phase.repetition.step, batch, steps
+    return phase.repeated_step.step, batch, steps
 
 
 def _moved(jaxpr: Any, traced: Any = None) -> float | None:
@@ -171,7 +172,9 @@ def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
             found.append((equation.params["length"], equation.params["jaxpr"]))
         else:
             found += [
-                loop for inner in inner_jaxprs(equation.params.values()) for loop in _loops(inner)
+                loop
+                for inner in find_inner_jaxprs(equation.params.values())
+                for loop in _loops(inner)
             ]
     return found
 

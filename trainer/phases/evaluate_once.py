@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 from trainer.phases.phase import Phase
-from trainer.state import TrainState, device_part, rejoin, require_state
+from trainer.state import TrainState, attach_host_fields, require_state, strip_host_fields
 
 
 def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, float]:
@@ -40,15 +40,15 @@ def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, fl
     {'val/error': 1.0}
     """
     require_state("evaluate", state)
-    chosen = checked_phases(phases)
-    state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)
+    chosen = check_evaluation_phases(phases)
+    state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
     for phase in chosen:
         phase.verify(state)
     measured = [phase.execute(state, None, donate=False)[2] for phase in chosen]
     return {name: score for one in measured for name, score in one.read()[0].items()}
 
 
-def checked_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
+def check_evaluation_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
     """Give the phases of an evaluation, in order.
 
     Raises:
@@ -59,10 +59,11 @@ def checked_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
     for phase in chosen:
         if not isinstance(phase, Phase):
             raise TypeError(
-                f"evaluate takes phases made by trainer.evaluation; got {in_words(phase)}: make "
+                f"evaluate takes phases made by trainer.evaluation; got {describe_value(phase)}: "
+                "make "
                 "one, trainer.evaluation(task.measure, source)"
             )
-        if phase.changes:
+        if phase.updates_state:
             raise ValueError(
                 f"evaluate needs phases that leave the state as it is, made by trainer.evaluation; "
                 f"phase {phase.name!r} may change it"

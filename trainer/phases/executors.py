@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from trainer.data.source import Feed
-from trainer.host.time_spans import Advance
-from trainer.phases.ahead_of_time import compiled_ahead, looked_into
-from trainer.phases.packed import Layout, pack
+from trainer.host.time_spans import StepCounter
+from trainer.phases.ahead_of_time import compile_ahead, is_debug_mode
+from trainer.phases.packed import PackedLayout, pack
 from trainer.state import PyTree, TrainState, data_key
 
 EXECUTORS = ("auto", "scan", "step")
@@ -26,7 +26,7 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 """`(state, batch) -> (state, metrics)`."""
 
 
-class Repetition(NamedTuple):
+class RepeatedStep(NamedTuple):
     """A phase taken apart: a step, repeated over what a feed gives."""
 
     step: Step
@@ -35,18 +35,20 @@ class Repetition(NamedTuple):
     """`scan`, `step` or `auto`."""
 
 
-class Choice(NamedTuple):
+class ExecutorChoice(NamedTuple):
     """An executor and why."""
 
     executor: str
     reason: str
 
-    def cut(self, count: int, steps: int) -> Choice:
+    def cut(self, count: int, steps: int) -> ExecutorChoice:
         """Say into how many dispatches it is cut, of so many steps each."""
-        return Choice(self.executor, f"{self.reason}, in {count} dispatches of {steps} steps")
+        return ExecutorChoice(
+            self.executor, f"{self.reason}, in {count} dispatches of {steps} steps"
+        )
 
 
-def choose(executor: str, jaxpr: Any, platform: str) -> Choice:
+def choose_executor(executor: str, jaxpr: Any, platform: str) -> ExecutorChoice:
     """Choose how to run a step, by what it computes and where, never by a clock.
 
     Inside a loop or a `cond`, XLA on CPU runs a convolution 3 to 24 times slower than outside.
@@ -57,12 +59,16 @@ def choose(executor: str, jaxpr: Any, platform: str) -> Choice:
         platform: of the device: `cpu`, `gpu`, `tpu`.
     """
     if executor != "auto":
-        return Choice(executor, "as asked")
+        return ExecutorChoice(executor, "as asked")
     if platform != "cpu":
-        return Choice("scan", f"one program an epoch is fastest on {platform}")
+        return ExecutorChoice("scan", f"one program an epoch is fastest on {platform}")
     if has_convolution(jaxpr):
-        return Choice("step", "on cpu a convolution runs several times slower inside a loop")
-    return Choice("scan", "one program an epoch is fastest, and nothing in the step prevents it")
+        return ExecutorChoice(
+            "step", "on cpu a convolution runs several times slower inside a loop"
+        )
+    return ExecutorChoice(
+        "scan", "one program an epoch is fastest, and nothing in the step prevents it"
+    )
 
 
 def has_convolution(jaxpr: Any) -> bool:
@@ -77,22 +83,22 @@ def has_convolution(jaxpr: Any) -> bool:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(has_convolution(inner) for inner in inner_jaxprs(equation.params.values()))
+        or any(has_convolution(inner) for inner in find_inner_jaxprs(equation.params.values()))
         for equation in jaxpr.eqns
     )
 
 
-def inner_jaxprs(params: Any) -> Iterator[Any]:
+def find_inner_jaxprs(params: Any) -> Iterator[Any]:
     """Find the jaxprs among the parameters of an equation."""
     for value in params:
         if hasattr(getattr(value, "jaxpr", value), "eqns"):
             yield value
         elif isinstance(value, tuple | list):
-            yield from inner_jaxprs(value)
+            yield from find_inner_jaxprs(value)
 
 
 @dataclasses.dataclass(frozen=True)
-class Scanned:
+class ScannedStep:
     """A step repeated over a piece of data in one `lax.scan`: what a phase's `run` is.
 
     Two that are equal compute the same, so that phases share what was compiled; and it holds no
@@ -104,7 +110,7 @@ class Scanned:
     rows: Callable[[Any, jax.Array], Any]
     batch: Callable[[Any, Any], Any]
     """How a piece is cut into steps, see `Feed`."""
-    changes: bool
+    updates_state: bool
     """Whether the step changes the state; else the loop carries none."""
 
     @property
@@ -159,20 +165,20 @@ class Scanned:
         def look(_: None, row: Any) -> tuple[None, Any]:
             return None, change(state, row)[1]
 
-        if self.changes:
+        if self.updates_state:
             return lax.scan(change, state, rows)
         return state, lax.scan(look, None, rows)[1]
 
 
-def compiled_steps(
-    repetition: Repetition,
+def compile_steps(
+    repetition: RepeatedStep,
     state: TrainState,
     piece: Any,
     measured: PyTree,
     *,
     changes: bool,
     donate: bool,
-) -> Callable[[TrainState, Any, Advance | None], tuple[TrainState, None, jax.Array]]:
+) -> Callable[[TrainState, Any, StepCounter | None], tuple[TrainState, None, jax.Array]]:
     """Compile a step for one dispatch each, its metrics collected on the device.
 
     Args:
@@ -190,7 +196,7 @@ def compiled_steps(
     step, cut, batch_of = repetition.step, repetition.feed.rows, repetition.feed.batch
     rows = jax.eval_shape(lambda: cut(piece, data_key(state)))
     steps = jax.tree.leaves(rows)[0].shape[0]
-    words = Layout.of(measured).words
+    words = PackedLayout.from_shapes(measured).words
 
     def begin(state: TrainState, piece: Any) -> tuple[Any, jax.Array, jax.Array]:
         order = jax.tree.map(jnp.asarray, cut(piece, data_key(state)))
@@ -202,18 +208,18 @@ def compiled_steps(
         before = state if changes else fixed
         after, metrics = step(before, batch_of(piece, row))
         table = table.at[place].set(pack((metrics, after.step - before.step)))
-        seen = metrics if looked_into() else None  # packed, a nan would be words to JAX
+        seen = metrics if is_debug_mode() else None  # packed, a nan would be words to JAX
         return after if changes else None, (table, place + 1), seen
 
-    started = compiled_ahead(begin, state, piece)
+    started = compile_ahead(begin, state, piece)
     order, table, place = jax.eval_shape(begin, state, piece)
     fixed = None if changes else state
     changing = state if changes else None
     arguments = changing, (table, place), fixed, order, piece
-    one = compiled_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
+    one = compile_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
 
     def run(
-        state: TrainState, piece: Any, advance: Advance | None = None
+        state: TrainState, piece: Any, advance: StepCounter | None = None
     ) -> tuple[TrainState, None, jax.Array]:
         order, table, place = started(state, piece)
         changing: Any = state if changes else None

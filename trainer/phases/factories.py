@@ -10,18 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.checks.arguments import in_words, require_function
-from trainer.checks.suggestions import nearest
-from trainer.data.iteration.unpadded import unpadded
+from trainer.checks.arguments import describe_value, require_function
+from trainer.checks.suggestions import suggest_name
+from trainer.data.iteration.unpadded import unpad_feed
 from trainer.data.source import Feed, Source, require_source
 from trainer.losses.loss import check_per_example
-from trainer.phases.executors import EXECUTORS, Repetition, Scanned, Step
-from trainer.phases.in_place_changes import Shadow
-from trainer.phases.metrics import as_arrays
-from trainer.phases.mixing_trial import Trial, require_measure_alone
+from trainer.phases.executors import EXECUTORS, RepeatedStep, ScannedStep, Step
+from trainer.phases.in_place_changes import MutationGuard
+from trainer.phases.metrics import to_arrays
+from trainer.phases.mixing_trial import Trial, require_independent_measure
 from trainer.phases.phase import Phase
-from trainer.phases.shared_compilation import compiled_for
-from trainer.phases.state_buffers import settled
+from trainer.phases.shared_compilation import get_shared_cache
+from trainer.phases.state_buffers import check_structure
 from trainer.state import TrainState
 
 Measure = Callable[[TrainState, Any], Mapping[str, Any]]
@@ -87,8 +87,8 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
     alone: Trial | None = None
     whole = bool(getattr(measure, "whole_batch", False))
     if not whole and _may_be_filled_up(source):
-        alone = getattr(measure, "alone", functools.partial(require_measure_alone, measure))
-    feed = unpadded(source.evaluation()) if whole else source.evaluation()
+        alone = getattr(measure, "alone", functools.partial(require_independent_measure, measure))
+    feed = unpad_feed(source.evaluation()) if whole else source.evaluation()
     own = _Measuring(measure, name)
     return _repeated(own, feed, name, "auto", {}, source, alone, changes=False)
 
@@ -107,17 +107,17 @@ class _Training:
     phase: str = dataclasses.field(compare=False)
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        shadow = Shadow(state)
+        shadow = MutationGuard(state)
         result = self.owner(state, batch)
-        shadow.refuse_changes(f"the step of phase {self.phase!r}")
+        shadow.check_unchanged(f"the step of phase {self.phase!r}")
         if not isinstance(result, tuple) or len(result) != 2:
             remedy = ": training takes task.step" if isinstance(result, Mapping) else ""
             raise TypeError(
                 f"the step of phase {self.phase!r} must return (state, metrics); got "
-                f"{in_words(result)}{remedy}"
+                f"{describe_value(result)}{remedy}"
             )
-        after, metrics = result[0], as_arrays(result[1], self.phase)
-        return settled(state, after, f"the step of phase {self.phase!r}"), metrics
+        after, metrics = result[0], to_arrays(result[1], self.phase)
+        return check_structure(state, after, f"the step of phase {self.phase!r}"), metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +129,14 @@ class _Measuring:
 
     def __call__(self, state: TrainState, row: Any) -> tuple[TrainState, dict[str, Any]]:
         batch, mask = row
-        shadow = Shadow(state)
+        shadow = MutationGuard(state)
         measured = self.owner(state, batch)
-        shadow.refuse_changes(f"the measure of phase {self.phase!r}")
+        shadow.check_unchanged(f"the measure of phase {self.phase!r}")
         if not isinstance(measured, Mapping):
             remedy = ": evaluation takes task.measure" if isinstance(measured, tuple) else ""
             raise TypeError(
                 f"the measure of phase {self.phase!r} must return {{name: values}}; got "
-                f"{in_words(measured)}{remedy}"
+                f"{describe_value(measured)}{remedy}"
             )
         return state, {name: _totals(name, values, mask) for name, values in measured.items()}
 
@@ -155,22 +155,23 @@ def _repeated(
     if not isinstance(reduce, Mapping):
         raise TypeError(
             f"phase {name!r} takes reduce as a dict, a metric to how it is reduced, such as "
-            f'{{"tokens": "sum"}}; got {in_words(reduce)}'
+            f'{{"tokens": "sum"}}; got {describe_value(reduce)}'
         )
     if executor not in EXECUTORS:
         raise ValueError(
-            f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"
+            "executor must be auto, scan or step; got "
+            f"{executor!r}.{suggest_name(executor, EXECUTORS)}"
         )
     return Phase(
         name,
-        Scanned(step, feed.rows, feed.batch, changes),
+        ScannedStep(step, feed.rows, feed.batch, changes),
         source,
         reduce,
-        Repetition(step, feed, executor),
+        RepeatedStep(step, feed, executor),
         getattr(step.owner, "check", None),
         changes,
         getattr(step.owner, "finalize", None),
-        inspect=_inspect(step, alone, source),
+        check_independence=_inspect(step, alone, source),
     )
 
 
@@ -183,7 +184,7 @@ def _inspect(
     """
     if alone is None:
         return None
-    tried = compiled_for(step, "trial").programs
+    tried = get_shared_cache(step, "trial").programs
 
     def inspect(state: TrainState) -> None:
         form = str(jax.tree.map(jnp.shape, source.example))

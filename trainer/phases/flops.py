@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trainer.phases.executors import inner_jaxprs
+from trainer.phases.executors import find_inner_jaxprs
 
 
-def products(jaxpr: Any) -> int:
+def count_flops(jaxpr: Any) -> int:
     """Count the operations of matrix products and convolutions, loops as often as they run.
 
     >>> import jax, jax.numpy as jnp
     >>> def layers(x, weights):
     ...     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
-    >>> products(jax.make_jaxpr(layers)(jnp.ones((8, 16)), jnp.ones((4, 16, 16))))
+    >>> count_flops(jax.make_jaxpr(layers)(jnp.ones((8, 16)), jnp.ones((4, 16, 16))))
     16384
     """
     total = 0
@@ -31,8 +31,8 @@ def products(jaxpr: Any) -> int:
             holes = math.prod(params["lhs_dilation"])  # zeros between, which nobody multiplies
             total += 2 * math.prod(equation.outvars[0].aval.shape) * pairs // holes
         elif name == "cond":
-            total += max(map(products, params["branches"]))
+            total += max(map(count_flops, params["branches"]))
         else:
             times = params["length"] if name == "scan" else 1
-            total += times * sum(map(products, inner_jaxprs(params.values())))
+            total += times * sum(map(count_flops, find_inner_jaxprs(params.values())))
     return total

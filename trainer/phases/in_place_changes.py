@@ -13,17 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.pytrees import described, path_name
+from trainer.checks.pytrees import describe_leaf, format_path
 from trainer.state import PyTree, TrainState
 
-FIELDS = ("params", "opt_state", "model_state", "carry", "memory", "scores")
+FIELDS = ("params", "opt_state", "model_state", "carry", "hook_state", "scores")
 """Of a state, what may hold containers; the other fields are arrays and a bool."""
 
 _fields = operator.attrgetter(*FIELDS)
 _flatten = jax.tree_util.default_registry.flatten
 
 
-class Shadow:
+class MutationGuard:
     """Copies of the containers that a state holds, over the very same leaves.
 
     Python compares dicts, lists and tuples in C, and takes items that are the same object as equal:
@@ -36,9 +36,9 @@ class Shadow:
 
     >>> import jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
-    >>> shadow = Shadow(state)
+    >>> shadow = MutationGuard(state)
     >>> state.scores["x"] = 1.0
-    >>> shadow.changes()
+    >>> shadow.list_changes()
     ['scores/x: float is new']
     """
 
@@ -55,7 +55,7 @@ class Shadow:
                 self._given[place] = field
                 self._shadow[place] = _copied(field)
 
-    def changes(self) -> list[str]:
+    def list_changes(self) -> list[str]:
         """List what was changed in place since, by paths; empty where nothing was."""
         try:
             same = self._given == self._shadow
@@ -63,7 +63,7 @@ class Shadow:
             same = False
         return [] if same else _listed(self._shadow, self._given)
 
-    def refuse_changes(self, who: str) -> None:
+    def check_unchanged(self, who: str) -> None:
         """Raise where something was changed in place.
 
         Args:
@@ -72,7 +72,7 @@ class Shadow:
         Raises:
             ValueError: something was; all paths are listed.
         """
-        if lines := self.changes():
+        if lines := self.list_changes():
             raise ValueError(
                 f"{who} changed in place what it was given, which is for reading only:\n  "
                 + "\n  ".join(lines)
@@ -107,10 +107,12 @@ def _listed(before: list[Any], after: list[Any]) -> list[str]:
     lines = []
     for field, was, now in zip((*FIELDS, "metrics.output"), before, after, strict=True):
         old, new = _by_path(field, was), _by_path(field, now)
-        lines += [f"{path}: {described(old[path])} is missing" for path in old if path not in new]
-        lines += [f"{path}: {described(new[path])} is new" for path in new if path not in old]
         lines += [
-            f"{path}: {described(old[path])} was replaced"
+            f"{path}: {describe_leaf(old[path])} is missing" for path in old if path not in new
+        ]
+        lines += [f"{path}: {describe_leaf(new[path])} is new" for path in new if path not in old]
+        lines += [
+            f"{path}: {describe_leaf(old[path])} was replaced"
             for path in old
             if path in new and old[path] is not new[path]
         ]
@@ -119,4 +121,4 @@ def _listed(before: list[Any], after: list[Any]) -> list[str]:
 
 def _by_path(field: str, tree: PyTree) -> dict[str, Any]:
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return {f"{field}/{path_name(path)}".rstrip("/"): leaf for path, leaf in pairs}
+    return {f"{field}/{format_path(path)}".rstrip("/"): leaf for path, leaf in pairs}

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.arguments import in_words
-from trainer.checks.pytrees import path_name
-from trainer.checks.suggestions import among, nearest
+from trainer.checks.arguments import describe_value
+from trainer.checks.pytrees import format_path
+from trainer.checks.suggestions import suggest_and_list, suggest_name
 from trainer.state import PyTree
 
 REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -29,17 +29,17 @@ WEIGHT = ".weight"
 `loss.weight`, of the shape of `loss`, beside it. It is not itself reported."""
 
 
-def reported(names: Iterable[str]) -> list[str]:
+def exclude_weights(names: Iterable[str]) -> list[str]:
     """Leave out of names those that are the weights of others.
 
-    >>> reported(["loss", "loss.weight", "body.weight"])
+    >>> exclude_weights(["loss", "loss.weight", "body.weight"])
     ['loss', 'body.weight']
     """
     known = dict.fromkeys(names)
     return [n for n in known if not n.endswith(WEIGHT) or n.removesuffix(WEIGHT) not in known]
 
 
-def reduced_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str) -> float:
+def reduce_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str) -> float:
     """Reduce a trace `[steps]` to the epoch's value; steps of no weight are left out.
 
     Args:
@@ -47,7 +47,7 @@ def reduced_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str)
         weights: how much each counts in the mean, none below 0; None where all count the same.
         reduction: a key of `REDUCTIONS`.
 
-    >>> reduced_trace(np.array([1.0, 2.0, math.nan]), np.array([1.0, 3.0, 0.0]), "mean")
+    >>> reduce_trace(np.array([1.0, 2.0, math.nan]), np.array([1.0, 3.0, 0.0]), "mean")
     1.75
     """
     if weights is None:
@@ -111,7 +111,7 @@ class Metrics(Mapping[str, float]):
     def __getattr__(self, name: str) -> NoReturn:
         if name in ("update", "pop", "setdefault"):
             raise AttributeError(f"metrics are frozen, {name} too; see state.replace(scores=...)")
-        remedy = nearest(name, () if name == "_values" else self._values)
+        remedy = suggest_name(name, () if name == "_values" else self._values)
         raise AttributeError(f"metrics are read by name, metrics[{name!r}].{remedy}")
 
     def __getitem__(self, key: str) -> float:
@@ -119,7 +119,7 @@ class Metrics(Mapping[str, float]):
             return self._values[key]
         except KeyError:
             known = sorted(self._values, key=lambda name: (name.startswith("time/"), name))
-            raise KeyError(f"no metric {key!r}{among(key, known)}") from None
+            raise KeyError(f"no metric {key!r}{suggest_and_list(key, known)}") from None
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -150,29 +150,31 @@ class Metrics(Mapping[str, float]):
         return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
 
 
-def as_arrays(metrics: Any, phase: str) -> Any:
+def to_arrays(metrics: Any, phase: str) -> Any:
     """Return what a phase reports with Python's numbers as arrays.
 
     Raises:
         TypeError: a metric is no number, such as a text or None.
     """
     if not isinstance(metrics, Mapping):
-        raise TypeError(f"phase {phase!r} must report a dict of metrics; got {in_words(metrics)}")
+        raise TypeError(
+            f"phase {phase!r} must report a dict of metrics; got {describe_value(metrics)}"
+        )
 
     def number(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, bool | int | float):
             return jnp.asarray(leaf)
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(
-                f"metric {path_name(path)!r} of phase {phase!r} must be a number or an array of "
-                f"them; got {in_words(leaf)}"
+                f"metric {format_path(path)!r} of phase {phase!r} must be a number or an array of "
+                f"them; got {describe_value(leaf)}"
             )
         return leaf
 
     return jax.tree_util.tree_map_with_path(number, metrics, is_leaf=lambda leaf: leaf is None)
 
 
-def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> None:
+def check_metrics(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> None:
     """Check what a phase reports, before anything is compiled.
 
     Raises:
@@ -183,10 +185,10 @@ def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> Non
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if len(leaf.shape) > 1:
             raise ValueError(
-                f"metric {path_name(path)!r} of phase {phase!r} must be a scalar () or a trace "
+                f"metric {format_path(path)!r} of phase {phase!r} must be a scalar () or a trace "
                 f"[steps]; got shape {list(leaf.shape)}"
             )
-    names = reported(shapes)
+    names = exclude_weights(shapes)
     for name in shapes.keys() - set(names):
         shape, weighed = (getattr(shapes[n], "shape", None) for n in (name, name[: -len(WEIGHT)]))
         if shape is None or shape != weighed:
@@ -199,12 +201,12 @@ def check_measured(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> Non
         if name not in names:
             raise ValueError(
                 f"phase {phase!r} reduces {name!r}, which it does not report"
-                f"{among(name, sorted(names))}"
+                f"{suggest_and_list(name, sorted(names))}"
             )
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"phase {phase!r} reduces {name!r} by {reduction!r}, which is no reduction"
-                f"{among(reduction, REDUCTIONS)}"
+                f"{suggest_and_list(reduction, REDUCTIONS)}"
             )
 
 
@@ -212,7 +214,7 @@ def _form(shape: tuple[int, ...] | None) -> str:
     return "a pair" if shape is None else str(list(shape))
 
 
-def reduced(
+def reduce_pieces(
     pieces: list[dict[str, Any]], reduce: Mapping[str, str], phase: str
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Reduce an epoch's measurements to one float each.
@@ -229,7 +231,7 @@ def reduced(
     """
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
-    for name in reported(pieces[0]):
+    for name in exclude_weights(pieces[0]):
         path = f"{phase}/{name}"
         if isinstance(pieces[0][name], tuple):
             total = sum(np.sum(piece[name][0], dtype=np.float64) for piece in pieces)
@@ -244,7 +246,7 @@ def reduced(
         else:
             trace = trace[None]
         weights = _joined(pieces, name + WEIGHT) if name + WEIGHT in pieces[0] else None
-        values[path] = reduced_trace(trace, weights, reduce.get(name, "mean"))
+        values[path] = reduce_trace(trace, weights, reduce.get(name, "mean"))
     return values, traces
 
 

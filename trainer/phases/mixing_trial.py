@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.pytrees import path_name
-from trainer.losses.loss import Loss, measured, name_of
-from trainer.phases.row_mixing import may_mix_rows
-from trainer.state import PyTree, TrainState, device_part
+from trainer.checks.pytrees import format_path
+from trainer.losses.loss import Loss, evaluate_loss, get_loss_name
+from trainer.phases.row_mixing import can_mix_rows
+from trainer.state import PyTree, TrainState, strip_host_fields
 
 log = logging.getLogger("entracte")
 
@@ -37,7 +37,7 @@ Trial = Callable[[TrainState, Any], None]
 """`(state, batch of real examples)`: raises where an example is not measured alone."""
 
 
-def trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
+def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
     """Make the trial of a task's measure, which its phases do once for each form of a batch.
 
     The network is compiled for it only where its operations may mix examples: compiling every one
@@ -50,26 +50,28 @@ def trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
     """
 
     def alone(state: TrainState, batch: Any) -> None:
-        shapes = jax.eval_shape(outputs, device_part(state), batch["inputs"])
+        shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
         why = "evaluation fills up the last batch with copies, which must not count"
-        require_loss_alone(loss, state, shapes, batch, why)
-        if jax.process_count() == 1 and may_mix_rows(outputs, device_part(state), batch["inputs"]):
-            require_measure_alone(measure, state, batch)
+        require_independent_loss(loss, state, shapes, batch, why)
+        if jax.process_count() == 1 and can_mix_rows(
+            outputs, strip_host_fields(state), batch["inputs"]
+        ):
+            require_independent_measure(measure, state, batch)
 
     return alone
 
 
-def trial_in_parts(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Trial:
+def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Trial:
     """Make the trial of a step that gives the loss a part of a batch at a time.
 
     It says so where the network makes statistics of batches, which are then those of the parts.
     """
 
     def alone(state: TrainState, batch: Any) -> None:
-        shapes = jax.eval_shape(outputs, device_part(state), batch["inputs"])
+        shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
         why = f"accumulate={accumulate} gives it a part of a batch at a time"
-        require_loss_alone(loss, state, shapes, batch, why)
-        if statistics := statistics_in(state.model_state):
+        require_independent_loss(loss, state, shapes, batch, why)
+        if statistics := find_batch_statistics(state.model_state):
             size = len(jax.tree.leaves(batch)[0])
             log.info(
                 "accumulate=%d: what the network keeps of batches (%s) is that of micro-batches of "
@@ -80,17 +82,19 @@ def trial_in_parts(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> 
     return alone
 
 
-def statistics_in(model_state: PyTree) -> list[str]:
+def find_batch_statistics(model_state: PyTree) -> list[str]:
     """Name what floating numbers a network keeps, as batch normalisation does.
 
-    >>> statistics_in({"norm": {"mean": jnp.zeros(3)}, "count": jnp.int32(0)})
+    >>> find_batch_statistics({"norm": {"mean": jnp.zeros(3)}, "count": jnp.int32(0)})
     ['norm/mean']
     """
     leaves = jax.tree_util.tree_leaves_with_path(model_state)
-    return [path_name(p) for p, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return [format_path(p) for p, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
-def require_loss_alone(loss: Loss, state: TrainState, outputs: Any, batch: Any, why: str) -> None:
+def require_independent_loss(
+    loss: Loss, state: TrainState, outputs: Any, batch: Any, why: str
+) -> None:
     """Check that a loss gives an example the same values whatever stands beside it.
 
     It is asked twice for real examples and outputs made up, of which half are changed. That costs
@@ -108,7 +112,7 @@ def require_loss_alone(loss: Loss, state: TrainState, outputs: Any, batch: Any, 
     """
 
     def ask(step: Any, outputs: Any, batch: Any) -> dict[str, Any]:
-        return measured(loss, step, outputs, batch)
+        return evaluate_loss(loss, step, outputs, batch)
 
     random, step = np.random.default_rng(0), np.asarray(state.step)
     batch = jax.tree.map(np.asarray, batch)
@@ -117,14 +121,14 @@ def require_loss_alone(loss: Loss, state: TrainState, outputs: Any, batch: Any, 
         drawn = jax.tree.map(lambda leaf, draw=draw: _drawn(leaf, draw), outputs)
         tries.append(((step, drawn, batch), (step, *_padded((drawn, batch)))))
     if names := _changed(ask, tries, batch):
-        name = name_of(loss)
+        name = get_loss_name(loss)
         raise ValueError(
             f"the loss {name!r} gives an example other values ({', '.join(names)}) where other "
             f"examples of its batch change, and {why}: {REMEDY.format(name=name)}"
         )
 
 
-def require_measure_alone(measure: Measure, state: TrainState, batch: Any) -> None:
+def require_independent_measure(measure: Measure, state: TrainState, batch: Any) -> None:
     """Check that a measure gives an example the same values whatever stands beside it.
 
     Args:
@@ -135,7 +139,7 @@ def require_measure_alone(measure: Measure, state: TrainState, batch: Any) -> No
     Raises:
         ValueError: it does not.
     """
-    device, batch = device_part(state), jax.tree.map(np.asarray, batch)
+    device, batch = strip_host_fields(state), jax.tree.map(np.asarray, batch)
     if names := _changed(measure, [((device, batch), (device, _padded(batch)))], batch):
         raise ValueError(
             f"an example is measured otherwise ({', '.join(names)}) where other examples of its "

@@ -61,11 +61,11 @@ def _to_words(leaf: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """How to find the numbers again that `pack` packed.
 
     >>> shapes = jax.eval_shape(lambda: {"loss": jnp.zeros(3), "hits": jnp.zeros((), jnp.int32)})
-    >>> layout = Layout.of(shapes)
+    >>> layout = Layout.from_shapes(shapes)
     >>> layout.unpack(np.asarray(pack({"loss": jnp.arange(3.0), "hits": jnp.int32(2**24 + 1)})))
     {'hits': array(16777217, dtype=int32), 'loss': array([0., 1., 2.], dtype=float32)}
     """
@@ -75,7 +75,7 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, shapes: PyTree) -> Layout:
+    def from_shapes(cls, shapes: PyTree) -> PackedLayout:
         """Describe a tree of arrays or of their shapes and dtypes."""
         leaves, structure = jax.tree.flatten(shapes)
         return cls(

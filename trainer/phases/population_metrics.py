@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.phases.metrics import REDUCTIONS, WEIGHT, reduced_trace, reported
+from trainer.phases.metrics import REDUCTIONS, WEIGHT, exclude_weights, reduce_trace
 
 LIVE = "live"
 """In the carry of a population: bool `[members]`; one that does not live does not move."""
@@ -65,7 +65,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def reduced_members(
+def reduce_members(
     pieces: Sequence[Mapping[str, Any]], live: np.ndarray, reduce: Mapping[str, str], phase: str
 ) -> tuple[dict[str, Members], dict[str, np.ndarray]]:
     """Reduce an epoch's measurements to one float a member, as `reduced` does of one run.
@@ -83,7 +83,7 @@ def reduced_members(
     values: dict[str, Members] = {}
     traces: dict[str, np.ndarray] = {}
     count = len(live)
-    for name in reported(pieces[0]):
+    for name in exclude_weights(pieces[0]):
         path = f"{phase}/{name}"
         if isinstance(pieces[0][name], tuple):
             total, weight = (
@@ -103,7 +103,7 @@ def reduced_members(
         reduction = reduce.get(name, "mean")
         if name + WEIGHT in pieces[0]:
             rows = zip(trace, _joined(pieces, name + WEIGHT, count), strict=True)
-            each = np.array([reduced_trace(one, weights, reduction) for one, weights in rows])
+            each = np.array([reduce_trace(one, weights, reduction) for one, weights in rows])
         else:
             each = REDUCTIONS[reduction](trace)
         values[path] = Members(each, live)
@@ -123,7 +123,7 @@ def _traces(values: np.ndarray, live: np.ndarray) -> Traces:
     return mean
 
 
-def finalized_members(
+def finalize_members(
     finalize: Callable[[Mapping[str, float]], Mapping[str, float | None]],
     values: Mapping[str, Members],
     live: np.ndarray,

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from trainer.phases.executors import inner_jaxprs
+from trainer.phases.executors import find_inner_jaxprs
 from trainer.state import PyTree
 
 ROWS = 1009
@@ -21,7 +21,7 @@ ELSEWHERE = ("pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_
 """Primitives that compute what cannot be read."""
 
 
-def may_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> bool:
+def can_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> bool:
     """Say whether rows of what a function gives may depend on other rows of its batch.
 
     It errs on one side alone: "no" is sure but for reshapes that scatter a row over an axis which
@@ -34,9 +34,9 @@ def may_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> 
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((4, 3))
-    >>> may_mix_rows(lambda w, x: jax.nn.softmax(x @ w), jnp.ones((3, 2)), x)
+    >>> can_mix_rows(lambda w, x: jax.nn.softmax(x @ w), jnp.ones((3, 2)), x)
     False
-    >>> may_mix_rows(lambda w, x: x - x.mean(0), None, x)
+    >>> can_mix_rows(lambda w, x: x - x.mean(0), None, x)
     True
     """
     try:
@@ -70,7 +70,7 @@ def _joins_rows(equation: Any) -> bool:
     name, params = equation.primitive.name, equation.params
     if name in ELSEWHERE or (name == "scan" and _is_rows(params["length"])):
         return True
-    inner = list(inner_jaxprs(params.values()))
+    inner = list(find_inner_jaxprs(params.values()))
     if inner and not name.startswith(("scatter", "reduce", "select_and")):
         return any(_mixes(getattr(one, "jaxpr", one)) for one in inner)
     given = [_shape(variable) for variable in equation.invars]

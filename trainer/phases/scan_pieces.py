@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.host.time_spans import Advance
-from trainer.phases.ahead_of_time import compiled_ahead
-from trainer.phases.executors import Scanned
+from trainer.host.time_spans import StepCounter
+from trainer.phases.ahead_of_time import compile_ahead
+from trainer.phases.executors import ScannedStep
 from trainer.state import PyTree, TrainState, data_key
 
 AT_MOST = 16
@@ -25,7 +25,7 @@ LONG_ELSEWHERE = 10**14
 """The same for GPUs and TPUs."""
 
 
-def pieces_of(steps: int, operations: int, devices: Collection[Any]) -> int:
+def choose_dispatch_count(steps: int, operations: int, devices: Collection[Any]) -> int:
     """Choose into how many dispatches of equal length a scan is cut, never by a clock.
 
     Args:
@@ -37,7 +37,8 @@ def pieces_of(steps: int, operations: int, devices: Collection[Any]) -> int:
         The largest divisor of `steps` up to 16 that leaves two steps each, for a long scan; else 1.
 
     >>> cpu = jax.devices("cpu")[:1]
-    >>> pieces_of(480, 10**12, cpu), pieces_of(481, 10**12, cpu), pieces_of(480, 10**9, cpu)
+    >>> (choose_dispatch_count(480, 10**12, cpu), choose_dispatch_count(481, 10**12, cpu),
+    ...  choose_dispatch_count(480, 10**9, cpu))
     (16, 13, 1)
     """
     platform = next(iter(devices)).platform
@@ -47,8 +48,8 @@ def pieces_of(steps: int, operations: int, devices: Collection[Any]) -> int:
     return max((count for count in divisors if 2 * count <= steps), default=1)
 
 
-def compiled_cut(
-    scanned: Scanned, state: TrainState, piece: Any, count: int, *, donate: bool
+def compile_dispatches(
+    scanned: ScannedStep, state: TrainState, piece: Any, count: int, *, donate: bool
 ) -> Callable[..., tuple[TrainState, None, list[jax.Array]]]:
     """Compile a scan that is run in several dispatches, of equal bits as in one.
 
@@ -74,19 +75,19 @@ def compiled_cut(
 
     def go_on(state: TrainState, piece: Any, rows: PyTree) -> tuple[TrainState | None, jax.Array]:
         after, packed, _ = scanned.packed(state, piece, rows)
-        return after if scanned.changes else None, packed
+        return after if scanned.updates_state else None, packed
 
-    started = compiled_ahead(begin, state, piece)
+    started = compile_ahead(begin, state, piece)
     rows = jax.eval_shape(begin, state, piece)[0]
-    few = compiled_ahead(go_on, state, piece, rows, donate_argnums=(0,) if donate else ())
+    few = compile_ahead(go_on, state, piece, rows, donate_argnums=(0,) if donate else ())
 
     def run(
-        state: TrainState, piece: Any, advance: Advance | None = None
+        state: TrainState, piece: Any, advance: StepCounter | None = None
     ) -> tuple[TrainState, None, list[jax.Array]]:
         tables = []
         for rows in started(state, piece):
             after, packed = few(state, piece, rows)
-            state = after if scanned.changes else state
+            state = after if scanned.updates_state else state
             tables.append(packed)
             if advance is not None:
                 advance.add(len(packed), packed)

@@ -29,14 +29,14 @@ SETTINGS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class SharedCache:
     """The traces and the programs of one computation, by the signature of state and data."""
 
     traces: dict[Any, Any] = dataclasses.field(default_factory=dict)
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
-def compiled_for(run: Any, *settings: Hashable) -> Compiled:
+def get_shared_cache(run: Any, *settings: Hashable) -> SharedCache:
     """Give what was compiled of a computation, which is empty at first.
 
     It is kept on the function that `run.owner` names, as an attribute, and so for as long as that
@@ -52,22 +52,23 @@ def compiled_for(run: Any, *settings: Hashable) -> Compiled:
     ...     owner = property(lambda self: self.func)
     >>> def step(): ...
     >>> run = Twice(step)
-    >>> compiled_for(run) is compiled_for(run), compiled_for(run) is compiled_for(run, "scan")
+    >>> (get_shared_cache(run) is get_shared_cache(run),
+    ...  get_shared_cache(run) is get_shared_cache(run, "scan"))
     (True, False)
-    >>> compiled_for(step) is compiled_for(step)
+    >>> get_shared_cache(step) is get_shared_cache(step)
     False
     """
     owner = getattr(run, "owner", None)
     if owner is None or any(_closes_over(getattr(run, name, None)) for name in ("rows", "batch")):
-        return Compiled()
+        return SharedCache()
     try:
-        kept: OrderedDict[Hashable, Compiled] | None = getattr(owner, ATTRIBUTE, None)
+        kept: OrderedDict[Hashable, SharedCache] | None = getattr(owner, ATTRIBUTE, None)
         if kept is None:
             kept = OrderedDict()
             setattr(owner, ATTRIBUTE, kept)
-        compiled = kept.setdefault((run, settings), Compiled())
+        compiled = kept.setdefault((run, settings), SharedCache())
     except (AttributeError, TypeError):  # a bound method, say; or what has no hash
-        return Compiled()
+        return SharedCache()
     kept.move_to_end((run, settings))
     while len(kept) > KEPT:
         kept.popitem(last=False)
@@ -83,6 +84,6 @@ def _closes_over(function: Any) -> bool:
     return getattr(function, "__closure__", None) is not None or hasattr(function, "__self__")
 
 
-def settings_now() -> tuple[Any, ...]:
+def read_jax_settings() -> tuple[Any, ...]:
     """Give what JAX compiles by, in this thread and at this moment."""
     return tuple(getattr(jax.config, name, None) for name in SETTINGS)

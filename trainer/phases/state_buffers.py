@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.pytrees import differences
-from trainer.state import TrainState, device_part, rejoin
+from trainer.checks.pytrees import list_differences
+from trainer.state import TrainState, attach_host_fields, strip_host_fields
 
 
-def settled(before: TrainState, after: Any, who: str) -> TrainState:
+def check_structure(before: TrainState, after: Any, who: str) -> TrainState:
     """Check, while tracing, that a phase kept the state's structure; strip weak types.
 
     Raises:
@@ -22,8 +22,8 @@ def settled(before: TrainState, after: Any, who: str) -> TrainState:
     """
     if not isinstance(after, TrainState):
         raise TypeError(f"{who} must give back a TrainState first; got {type(after).__name__}")
-    after = device_part(after)
-    if lines := differences(before, after):
+    after = strip_host_fields(after)
+    if lines := list_differences(before, after):
         raise ValueError(
             f"{who} must keep the structure, shapes and dtypes of the state:\n  "
             + "\n  ".join(lines)
@@ -39,14 +39,14 @@ def _strong(leaf: jax.Array) -> jax.Array:
     )
 
 
-def owned(state: TrainState) -> TrainState:
+def copy_state(state: TrainState) -> TrainState:
     """Copy every leaf of the device part, so that donating it touches nobody else's arrays.
 
     Python numbers and numpy arrays become strongly typed jax arrays, and `stop`, of which jit and
     vmap make an array, a bool again.
     """
     host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
-    return rejoin(jax.tree.map(_copy, device_part(state)), host)
+    return attach_host_fields(jax.tree.map(_copy, strip_host_fields(state)), host)
 
 
 def _copy(leaf: Any) -> jax.Array:
@@ -55,7 +55,7 @@ def _copy(leaf: Any) -> jax.Array:
     return _strong(jnp.asarray(leaf))
 
 
-def conformed(template: TrainState, state: TrainState) -> TrainState:
+def conform_state(template: TrainState, state: TrainState) -> TrainState:
     """Give changed leaves of the device part the weak type and sharding that programs expect.
 
     Structure, shapes and dtypes must agree already.
@@ -72,10 +72,12 @@ def conformed(template: TrainState, state: TrainState) -> TrainState:
             leaf = jax.device_put(leaf, wanted.sharding)
         return leaf
 
-    return rejoin(jax.tree.map(conform, device_part(template), device_part(state)), state)
+    return attach_host_fields(
+        jax.tree.map(conform, strip_host_fields(template), strip_host_fields(state)), state
+    )
 
 
-def buffers(leaf: Any) -> tuple[int, ...]:
+def get_buffer_addresses(leaf: Any) -> tuple[int, ...]:
     """Give the addresses of a jax array's buffers; none for anything else.
 
     Two array objects may be views of one buffer, so identity of objects says nothing.
@@ -87,17 +89,17 @@ def buffers(leaf: Any) -> tuple[int, ...]:
     return tuple(shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards)
 
 
-def separated(state: TrainState) -> TrainState:
+def unshare_buffers(state: TrainState) -> TrainState:
     """Copy leaves so that no two of the device part share a buffer, nor one with a memory.
 
     Donating one buffer twice crashes, and a memory must outlive the arrays that training donates.
     The very same state comes back where nothing is shared.
     """
-    leaves, structure = jax.tree.flatten((device_part(state), state.memory))
+    leaves, structure = jax.tree.flatten((strip_host_fields(state), state.hook_state))
     seen: set[int] = set()
     shared = []
     for place, leaf in enumerate(leaves):
-        addresses = buffers(leaf)
+        addresses = get_buffer_addresses(leaf)
         if seen.isdisjoint(addresses):
             seen.update(addresses)
         else:
@@ -107,4 +109,4 @@ def separated(state: TrainState) -> TrainState:
     for place in shared:
         leaves[place] = jnp.copy(leaves[place])
     device, memory = jax.tree.unflatten(structure, leaves)
-    return rejoin(device, state.replace(memory=memory))
+    return attach_host_fields(device, state.replace(hook_state=memory))

@@ -7,21 +7,21 @@ from typing import Any
 
 import jax
 
-from trainer.checks.arguments import in_words
-from trainer.phases.executors import Scanned
-from trainer.phases.in_place_changes import Shadow
-from trainer.phases.metrics import as_arrays, check_measured
+from trainer.checks.arguments import describe_value
+from trainer.phases.executors import ScannedStep
+from trainer.phases.in_place_changes import MutationGuard
+from trainer.phases.metrics import check_metrics, to_arrays
 from trainer.phases.packed import pack
 from trainer.phases.population_metrics import LIVE
-from trainer.phases.state_buffers import settled
+from trainer.phases.state_buffers import check_structure
 from trainer.state import PyTree, TrainState
 
-Run = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
+PhaseFunction = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
 """`(state, data) -> (state, output, metrics)`, jittable."""
 
 
 def trace(
-    run: Run | Scanned,
+    run: PhaseFunction | ScannedStep,
     name: str,
     reduce: Mapping[str, str],
     state: TrainState,
@@ -50,14 +50,14 @@ def trace(
     measured: list[PyTree] = []
 
     def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
-        if isinstance(run, Scanned):
+        if isinstance(run, ScannedStep):
             after, packed, (one, taken) = run.packed(state, data)
             output, numbers = None, (_stacked(one, len(packed)), taken)
         else:
             after, output, numbers = _run_measured(run, name, state, data, alone=alone)
             packed = pack(numbers)
         if alone:
-            check_measured(numbers[0], reduce, name)
+            check_metrics(numbers[0], reduce, name)
         measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
         return after if changes else None, output, packed
 
@@ -66,8 +66,8 @@ def trace(
     return traced, measured[0]
 
 
-def looked_into_at_each_call(
-    run: Run, name: str, *, changes: bool, alone: bool
+def jit_for_debugging(
+    run: PhaseFunction, name: str, *, changes: bool, alone: bool
 ) -> Callable[..., Any]:
     """Jit what `trace` traces, for JAX to look into its calls and at the numbers before packing."""
 
@@ -79,35 +79,35 @@ def looked_into_at_each_call(
 
 
 def _run_measured(
-    run: Run, name: str, state: TrainState, data: Any, *, alone: bool
+    run: PhaseFunction, name: str, state: TrainState, data: Any, *, alone: bool
 ) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
     """Run, and give beside its metrics the steps taken and, of a population, who lives."""
-    after, output, metrics = run_settled(run, name, state, data)
+    after, output, metrics = run_checked(run, name, state, data)
     live = () if alone else (state.carry[LIVE],)
     return after, output, (metrics, after.step - state.step, *live)
 
 
-def run_settled(
-    run: Run, name: str, state: TrainState, data: Any
+def run_checked(
+    run: PhaseFunction, name: str, state: TrainState, data: Any
 ) -> tuple[TrainState, PyTree, dict[str, Any]]:
     """Run, while tracing, and check that what comes back is a state as it was given.
 
     Raises:
         TypeError, ValueError: it is not, or the one that was given was changed in place.
     """
-    shadow = Shadow(state)
+    shadow = MutationGuard(state)
     result = run(state, data)
-    shadow.refuse_changes(f"phase {name!r}")
+    shadow.check_unchanged(f"phase {name!r}")
     if not isinstance(result, tuple) or len(result) != 3:
         raise TypeError(
-            f"phase {name!r} must return (state, output, metrics); got {in_words(result)}"
+            f"phase {name!r} must return (state, output, metrics); got {describe_value(result)}"
         )
     after, output, metrics = result
-    metrics = as_arrays(metrics, name)
-    return settled(state, after, f"phase {name!r}"), output, metrics
+    metrics = to_arrays(metrics, name)
+    return check_structure(state, after, f"phase {name!r}"), output, metrics
 
 
-def signature_of(tree: PyTree, *, placed: bool = False) -> Any:
+def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
     """Tell structures, shapes and types apart, and where leaves lie if that matters."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(

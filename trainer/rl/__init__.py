@@ -5,6 +5,7 @@ from trainer.rl.curriculum import lessons
 from trainer.rl.policy_evaluation import evaluation_of
 from trainer.rl.ppo import Agent, ppo, ppo_loss
 from trainer.rl.ppo_update import minibatches_of, update
+from trainer.rl.replay_files import load_replay
 from trainer.rl.rollouts import Experience, rollout
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "environments",
     "evaluation_of",
     "lessons",
+    "load_replay",
     "minibatches_of",
     "policies",
     "ppo",

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.pytrees import differences
-from trainer.checks.suggestions import among
+from trainer.checks.pytrees import list_differences
+from trainer.checks.suggestions import suggest_and_list
 from trainer.rl.environments.environment import Environment, Step
 from trainer.state import PyTree
 
 
-class InLesson(NamedTuple):
+class LessonState(NamedTuple):
     """The state of an environment with lessons."""
 
     lesson: jax.Array
@@ -64,27 +64,29 @@ def lessons(
     check = functools.partial(check_weights, names)
     given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     if unknown := [name for name in given if name not in names]:
-        raise ValueError(f"weights name {unknown}, which are no lessons{among(unknown[0], names)}")
+        raise ValueError(
+            f"weights name {unknown}, which are no lessons{suggest_and_list(unknown[0], names)}"
+        )
     first = np.array([given.get(name, 0.0) for name in names], np.float32)
     check(first)
 
     def of(lesson: jax.Array) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[lesson], stacked)
 
-    def reset(key: jax.Array, weights: PyTree) -> tuple[InLesson, PyTree]:
+    def reset(key: jax.Array, weights: PyTree) -> tuple[LessonState, PyTree]:
         draw, begin = jax.random.split(key)
         lesson = jax.random.categorical(draw, jnp.log(weights)).astype(jnp.int32)
         state, observation = env.reset(begin, of(lesson))
-        return InLesson(lesson, state), observation
+        return LessonState(lesson, state), observation
 
-    def step(key: jax.Array, state: InLesson, action: jax.Array, weights: PyTree) -> Step:
+    def step(key: jax.Array, state: LessonState, action: jax.Array, weights: PyTree) -> Step:
         after = env.step(key, state.state, action, of(state.lesson))
         info = {**after.info, "lesson": state.lesson}
-        return after._replace(state=InLesson(state.lesson, after.state), info=info)
+        return after._replace(state=LessonState(state.lesson, after.state), info=info)
 
     draw = env.render
 
-    def render(state: InLesson, weights: PyTree) -> jax.Array:
+    def render(state: LessonState, weights: PyTree) -> jax.Array:
         assert draw is not None
         return draw(state.state, of(state.lesson))
 
@@ -140,7 +142,7 @@ def _stacked(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
     every = []
     for name, lesson in params.items():
         arrays = jax.tree.map(np.asarray, jax.tree.map(jnp.asarray, lesson))
-        if lines := differences(wanted, arrays):
+        if lines := list_differences(wanted, arrays):
             raise ValueError(
                 f"lesson {name!r} must have the structure, shapes and dtypes of the params of "
                 f"{env.name!r}:\n  " + "\n  ".join(lines)

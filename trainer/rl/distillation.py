@@ -13,8 +13,8 @@ from trainer.checkpoints.load import read_part
 from trainer.losses.loss import Loss
 from trainer.rl import distributions
 from trainer.rl.environments.environment import Environment, example
-from trainer.rl.normalization import unseen
-from trainer.rl.policies import Weights, check_fits, initial
+from trainer.rl.normalization import init_statistics
+from trainer.rl.policies import PolicyWeights, check_policy, init_weights
 
 STATISTICS = "carry/normalization/observations"
 """Where a run that normalises its observations keeps their statistics."""
@@ -25,11 +25,11 @@ class Teacher(NamedTuple):
 
     network: Any
     """As of `policies.forward`; of any architecture."""
-    weights: Weights
+    weights: PolicyWeights
     """With the statistics by which it saw its observations, if its run had them."""
 
 
-def teacher(
+def restore_teacher(
     network: Any,
     directory: str | os.PathLike[str],
     env: Environment,
@@ -67,16 +67,16 @@ def teacher(
     >>> state = TrainState.create(params={"w": jnp.ones((4, 2))}, rng=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
     ...     checkpoints.save(state)
-    ...     teacher(network, run, cartpole()).weights.params["w"][0]
+    ...     restore_teacher(network, run, cartpole()).weights.params["w"][0]
     Array([1., 1.], dtype=float32)
     """
-    check_fits(network, env, who="the teacher")
-    shapes = jax.eval_shape(lambda key: initial(network, env, key), jax.random.key(0))
+    check_policy(network, env, who="the teacher")
+    shapes = jax.eval_shape(lambda key: init_weights(network, env, key), jax.random.key(0))
     params, model_state, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     wanted = {
         "params": params,
         "model_state": model_state,
-        STATISTICS: unseen(example(env.observation_space)),
+        STATISTICS: init_statistics(example(env.observation_space)),
     }
     try:
         found, _ = read_part(directory, wanted, optional=[STATISTICS], best=best, mode=mode)
@@ -85,7 +85,7 @@ def teacher(
             f"the teacher cannot be restored for {env.name!r}, whose observations are "
             f"{env.observation_space}: {error}"
         ) from error
-    weights = Weights(found["params"], found["model_state"], found.get(STATISTICS))
+    weights = PolicyWeights(found["params"], found["model_state"], found.get(STATISTICS))
     return Teacher(network, weights)
 
 
@@ -102,11 +102,12 @@ def kickstart(*, value_coefficient: float = 0.0) -> Loss:
         value_coefficient: of the distance of the values.
 
     Returns:
-        A loss of a policy's outputs `[batch, ...]` and a batch whose `teacher` is what the teacher
-        gives for the same observations. It reports `loss` and `kl_to_teacher`, in nats, `[batch]`.
+        A loss of a policy's outputs `[batch, ...]` and a batch whose `restore_teacher` is what the
+        teacher gives for the same observations. It reports `loss` and `kl_to_teacher`, in nats,
+        `[batch]`.
 
     Raises:
-        ValueError: the coefficient is negative; in training, the batch has no `teacher`.
+        ValueError: the coefficient is negative; in training, the batch has no `restore_teacher`.
 
     Source: S. Schmitt et al., Kickstarting Deep Reinforcement Learning, 2018, section 3.1 (the
     cross entropy there has the same gradient).

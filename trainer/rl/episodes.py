@@ -10,19 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.suggestions import among
+from trainer.checks.suggestions import suggest_and_list
 from trainer.rl.environments.environment import Environment
-from trainer.rl.environments.wrappers import require_ends
-from trainer.rl.isolated_steps import STEP, isolated, unmoved
-from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
-from trainer.rl.replays import RESET, Replay, checksum_of, plain, root_of
+from trainer.rl.environments.wrappers import check_no_auto_reset
+from trainer.rl.isolated_steps import STEP, isolate_step, make_initial_step
+from trainer.rl.policies import (
+    act,
+    check_policy,
+    clip_action,
+    forward,
+    init_recurrent_state,
+    weights_of,
+)
+from trainer.rl.replays import RESET, Replay, checksum_of, derive_episode_key, keys_to_data
 from trainer.state import PyTree, TrainState
 
 ACT = STEP + 1
 """Folded into an episode's key, with the number of the step, for the key of an action."""
 
 
-def playing(
+def make_episode_player(
     network: Any,
     env: Environment,
     *,
@@ -49,12 +56,12 @@ def playing(
     """
     if not isinstance(env, Environment):
         raise TypeError(f"a replay needs an Environment of pure functions; got {env!r:.100}")
-    check_fits(network, env)
+    check_policy(network, env)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1; got {max_steps!r}")
     params = params_of(env, lesson)
-    require_ends(env, params, "a replay")
-    begun, step = jax.jit(env.reset), isolated(env)
+    check_no_auto_reset(env, params, "a replay")
+    begun, step = jax.jit(env.reset), isolate_step(env)
 
     @jax.jit
     def play(weights: Any, params: PyTree, root: jax.Array, t: int, state: Any, seen: Any) -> Any:
@@ -63,7 +70,7 @@ def playing(
             key = None if greedy else jax.random.fold_in(jax.random.fold_in(root, ACT), t)
             seen = jax.tree.map(lambda x: x[None], before.observation)
             outputs, recurrent, _ = forward(network, weights, seen, recurrent, (t == 0)[None])
-            action = bounded(act(outputs, key)[0][0], env.action_space)
+            action = clip_action(act(outputs, key)[0][0], env.action_space)
             after = step(root, t, before.state, action, params)
             actions, rewards = actions.at[t].set(action), rewards.at[t].set(after.reward)
             return t + 1, after, recurrent, actions, rewards
@@ -73,17 +80,17 @@ def playing(
             return (t < max_steps) & ~(before.terminated | before.truncated)
 
         action = jnp.zeros(env.action_space.shape, env.action_space.dtype)
-        first = unmoved(env, root, state, seen, action, params)
+        first = make_initial_step(env, root, state, seen, action, params)
         actions = jnp.zeros((max_steps, *action.shape), action.dtype)
         rewards = jnp.zeros(max_steps, jnp.float32)
-        start = t, first, begin(network, 1), actions, rewards
+        start = t, first, init_recurrent_state(network, 1), actions, rewards
         length, last, _, actions, rewards = lax.while_loop(goes_on, body, start)
         ended = last.terminated, last.truncated, last.info.get("lesson", jnp.int32(0))
-        return length, actions, rewards, ended, plain(last.state)
+        return length, actions, rewards, ended, keys_to_data(last.state)
 
     def played(state: TrainState, seed: int, number: int) -> Replay:
         weights = jax.tree.map(_local, weights_of(state))
-        root = root_of(seed, number)
+        root = derive_episode_key(seed, number)
         found = play(weights, params, root, 0, *begun(jax.random.fold_in(root, RESET), params))
         length, actions, rewards, (terminated, truncated, drawn), last = jax.device_get(found)
         replay = Replay(
@@ -118,7 +125,9 @@ def params_of(env: Environment, lesson: str | None) -> PyTree:
     elif lesson in env.lessons:
         params = jnp.zeros(len(env.lessons)).at[env.lessons.index(lesson)].set(1.0)
     else:
-        there = among(lesson, env.lessons or ["none, so leave it out; other params: env._replace"])
+        there = suggest_and_list(
+            lesson, env.lessons or ["none, so leave it out; other params: env._replace"]
+        )
         raise ValueError(f"environment {env.name!r} has no lesson {lesson!r}{there}")
     env.check(params)
     return params

@@ -16,9 +16,14 @@ from trainer.host.time_spans import span
 from trainer.phases.phase import Phase
 from trainer.rl.environments.environment import example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.host_steps import Episodes, Standing, looking, play
-from trainer.rl.policies import begin, weights_of
-from trainer.rl.rollouts import Experience, Seen, finalized, measured
+from trainer.rl.host_steps import EpisodeTotals, HostRolloutState, collect_on_host, make_policy_step
+from trainer.rl.policies import init_recurrent_state, weights_of
+from trainer.rl.rollouts import (
+    Experience,
+    StepStatistics,
+    compute_rollout_metrics,
+    finalize_rollout_metrics,
+)
 from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")
@@ -51,18 +56,18 @@ def host_rollout(
     def run(state: TrainState, data: Any) -> tuple[TrainState, Experience, dict[str, Any]]:
         experience, episodes = data
         nothing = jnp.zeros_like(experience.terminated)
-        seen = Seen._make((*episodes, nothing, nothing.astype(jnp.int32)))
-        return state, experience, measured(played, experience, seen)
+        seen = StepStatistics._make((*episodes, nothing, nothing.astype(jnp.int32)))
+        return state, experience, compute_rollout_metrics(played, experience, seen)
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
-        return finalized(means, envs.name, len(envs))
+        return finalize_rollout_metrics(means, envs.name, len(envs))
 
-    source = Played(network, envs, steps, name)
-    return Phase(name, run, source, changes=False, finalize=finalize)
+    source = HostRolloutSource(network, envs, steps, name)
+    return Phase(name, run, source, updates_state=False, finalize=finalize)
 
 
 @dataclasses.dataclass(frozen=True)
-class Played:
+class HostRolloutSource:
     """The source of a rollout on the host: it plays when its phase asks for data."""
 
     network: Any
@@ -79,7 +84,9 @@ class Played:
         """Play the steps of a rollout, once an epoch."""
         return Feed(
             pieces=self._pieces(),
-            example=_shapes(self.envs, begin(self.network, len(self.envs)), self.steps),
+            example=_shapes(
+                self.envs, init_recurrent_state(self.network, len(self.envs)), self.steps
+            ),
             rows=lambda piece, key: jnp.zeros(1, jnp.int32),
             batch=lambda piece, row: piece,
             verify=lambda state, check: None,
@@ -97,8 +104,8 @@ class Played:
 
     def _pieces(self) -> Callable[..., Iterator[tuple[Any, None]]]:
         """Make the function that plays, and keeps where the environments are for the next epoch."""
-        look = looking(self.network, self.envs.action_space)
-        kept: list[Standing] = []
+        look = make_policy_step(self.network, self.envs.action_space)
+        kept: list[HostRolloutState] = []
 
         def pieces(
             state: TrainState, check: Check | None, position: None
@@ -108,7 +115,9 @@ class Played:
             if standing is None or (standing.epoch, standing.taken) != (epoch, self.envs.taken):
                 standing = self._begun(epoch)
             weights, key = weights_of(state), state.key(self.name)
-            after, *piece = play(look, weights, self.envs, standing, key, steps=self.steps)
+            after, *piece = collect_on_host(
+                look, weights, self.envs, standing, key, steps=self.steps
+            )
             kept[:] = [after]
             with span("transfer"):
                 moved = jax.device_put(tuple(piece))
@@ -116,7 +125,7 @@ class Played:
 
         return pieces
 
-    def _begun(self, epoch: int) -> Standing:
+    def _begun(self, epoch: int) -> HostRolloutState:
         """Begin an episode in each environment."""
         if epoch:
             log.warning(
@@ -128,13 +137,15 @@ class Played:
                 epoch,
             )
         count = len(self.envs)
-        observation, recurrent = self.envs.reset(epoch), begin(self.network, count)
+        observation, recurrent = self.envs.reset(epoch), init_recurrent_state(self.network, count)
         sums = np.zeros(count, np.float32), np.zeros(count, np.int32)
-        return Standing(epoch, self.envs.taken, observation, np.ones(count, bool), recurrent, *sums)
+        return HostRolloutState(
+            epoch, self.envs.taken, observation, np.ones(count, bool), recurrent, *sums
+        )
 
 
 def _shapes(envs: HostEnvironments, recurrent: PyTree, steps: int) -> PyTree:
-    """Give the shapes and dtypes of what `play` gives, to compile for."""
+    """Give the shapes and dtypes of what `collect_on_host` gives, to compile for."""
     shape = steps, len(envs)
     number = jax.ShapeDtypeStruct(shape, jnp.float32)
     flag = jax.ShapeDtypeStruct(shape, bool)
@@ -147,4 +158,6 @@ def _shapes(envs: HostEnvironments, recurrent: PyTree, steps: int) -> PyTree:
         *(observation, action, number, number, number, flag, flag, flag, number),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), recurrent),
     )
-    return Experience._make(experience), Episodes(number, jax.ShapeDtypeStruct(shape, jnp.int32))
+    return Experience._make(experience), EpisodeTotals(
+        number, jax.ShapeDtypeStruct(shape, jnp.int32)
+    )

@@ -10,14 +10,14 @@ import numpy as np
 
 from trainer.rl.environments.environment import Box, Discrete
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.policies import Weights, act, bounded, forward
+from trainer.rl.policies import PolicyWeights, act, clip_action, forward
 from trainer.rl.rollouts import Experience
 from trainer.state import PyTree
 
-Look = Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array, PyTree]]
+PolicyStep = Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array, PyTree]]
 
 
-class Standing(NamedTuple):
+class HostRolloutState(NamedTuple):
     """Where the environments are between two rollouts; it is kept on the host, and not saved."""
 
     epoch: int
@@ -36,26 +36,26 @@ class Standing(NamedTuple):
     """int32 `[env]`: their steps so far."""
 
 
-class Episodes(NamedTuple):
+class EpisodeTotals(NamedTuple):
     """What the running episodes came to with each step, `[time, env]`."""
 
     episode_return: Any
     episode_length: Any
 
 
-def play(
-    look: Look,
-    weights: Weights,
+def collect_on_host(
+    look: PolicyStep,
+    weights: PolicyWeights,
     envs: HostEnvironments,
-    standing: Standing,
+    standing: HostRolloutState,
     key: jax.Array,
     *,
     steps: int,
-) -> tuple[Standing, Experience, Episodes]:
+) -> tuple[HostRolloutState, Experience, EpisodeTotals]:
     """Play some steps in all environments, as `rollouts.play` does on the device.
 
     Args:
-        look: what the policy does, as `looking` makes it.
+        look: what the policy does, as `make_policy_step` makes it.
         weights: of its network.
         envs: to play in.
         standing: where they are.
@@ -97,10 +97,10 @@ def play(
     next_value = np.where(truncated, final_value, following)
     experience = Experience._make((*whole, next_value, standing.recurrent))
     after = standing.epoch + 1, envs.taken, observation, first, recurrent, sums, lengths
-    return Standing(*after), experience, Episodes(*_stacked(totals))
+    return HostRolloutState(*after), experience, EpisodeTotals(*_stacked(totals))
 
 
-def looking(network: Any, action_space: Discrete | Box) -> Look:
+def make_policy_step(network: Any, action_space: Discrete | Box) -> PolicyStep:
     """Make the function that a step dispatches: what a policy does, and what it makes of it.
 
     It is `(weights, observation, recurrent, first, key, step) -> (action as drawn, action within
@@ -109,7 +109,7 @@ def looking(network: Any, action_space: Discrete | Box) -> Look:
 
     @jax.jit
     def look(
-        weights: Weights,
+        weights: PolicyWeights,
         observation: PyTree,
         recurrent: PyTree,
         first: jax.Array,
@@ -118,7 +118,7 @@ def looking(network: Any, action_space: Discrete | Box) -> Look:
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, PyTree]:
         outputs, recurrent, _ = forward(network, weights, observation, recurrent, first)
         action, log_prob = act(outputs, jax.random.fold_in(key, step))
-        return action, bounded(action, action_space), log_prob, outputs["value"], recurrent
+        return action, clip_action(action, action_space), log_prob, outputs["value"], recurrent
 
     return look
 

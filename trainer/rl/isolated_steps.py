@@ -16,7 +16,7 @@ STEP = 1
 """Folded into an episode's key, with the number of the step, for the key of the step."""
 
 
-def isolated(env: Environment) -> Callable[..., Step]:
+def isolate_step(env: Environment) -> Callable[..., Step]:
     """Make a step `(root, t, state, action, params) -> Step` that rounds alike in any program.
 
     XLA fuses a step with what surrounds it, and rounds by what it fused: 500 steps later that may
@@ -34,14 +34,14 @@ def isolated(env: Environment) -> Callable[..., Step]:
             key = jax.random.fold_in(jax.random.fold_in(root, STEP), t)
             return turn + 1, _typed(env.step(key, state, action, params))
 
-        first = unmoved(env, root, state, None, action, params)
+        first = make_initial_step(env, root, state, None, action, params)
         once = jnp.where(t < 0, 0, 1)
         return lax.while_loop(lambda carried: carried[0] < once, body, (jnp.int32(0), first))[1]
 
     return step
 
 
-def unmoved(
+def make_initial_step(
     env: Environment, root: jax.Array, state: PyTree, seen: PyTree, action: Any, params: PyTree
 ) -> Step:
     """Give a step of the right shapes before any was taken."""

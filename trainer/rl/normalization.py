@@ -14,7 +14,7 @@ LIMIT = 10.0
 """Standard deviations beyond which a normalised number is cut off."""
 
 
-class Statistics(NamedTuple):
+class RunningStatistics(NamedTuple):
     """How numbers were distributed so far."""
 
     weight: jax.Array
@@ -25,16 +25,16 @@ class Statistics(NamedTuple):
     """Sums of the squared differences from the mean, alike."""
 
 
-class Rewards(NamedTuple):
+class RewardStatistics(NamedTuple):
     """What the scale of rewards is taken from."""
 
     discounted: jax.Array
     """float32 `[env]`: each environment's discounted sum of rewards, of the running episode."""
-    statistics: Statistics
+    statistics: RunningStatistics
     """Of these sums."""
 
 
-def unseen(example: PyTree) -> Statistics:
+def init_statistics(example: PyTree) -> RunningStatistics:
     """Begin with the mean 0 and the variance 1, which the first numbers outweigh.
 
     Args:
@@ -43,10 +43,10 @@ def unseen(example: PyTree) -> Statistics:
     weight = 1e-4
     zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), example)
     spread = jax.tree.map(lambda x: jnp.full_like(x, weight), zeros)
-    return Statistics(jnp.float32(weight), zeros, spread)
+    return RunningStatistics(jnp.float32(weight), zeros, spread)
 
 
-def merged(statistics: Statistics, batch: PyTree) -> Statistics:
+def update_statistics(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
     """Take in a batch of numbers at once.
 
     Args:
@@ -56,7 +56,7 @@ def merged(statistics: Statistics, batch: PyTree) -> Statistics:
     Source: T. F. Chan, G. H. Golub, R. J. LeVeque, Updating Formulae and a Pairwise Algorithm for
     Computing Sample Variances, 1979.
 
-    >>> seen = merged(unseen(jnp.float32(0)), jnp.array([1.0, 3.0]))
+    >>> seen = update_statistics(init_statistics(jnp.float32(0)), jnp.array([1.0, 3.0]))
     >>> round(float(seen.mean), 2), round(float(seen.m2 / seen.weight), 2)
     (2.0, 1.0)
     """
@@ -77,14 +77,14 @@ def merged(statistics: Statistics, batch: PyTree) -> Statistics:
 
     both = jax.tree.map(moments, statistics.mean, statistics.m2, batch)
     mean, m2 = jax.tree.transpose(jax.tree.structure(batch), jax.tree.structure((0, 0)), both)
-    return Statistics(total, mean, m2)
+    return RunningStatistics(total, mean, m2)
 
 
-def normalized(statistics: Statistics, observation: PyTree) -> PyTree:
+def normalize(statistics: RunningStatistics, observation: PyTree) -> PyTree:
     """Bring observations to mean 0 and variance 1, within 10 standard deviations.
 
-    >>> seen = merged(unseen(jnp.zeros(1)), jnp.array([[1.0], [3.0]]))
-    >>> normalized(seen, jnp.array([[3.0], [99.0]])).round(2).tolist()
+    >>> seen = update_statistics(init_statistics(jnp.zeros(1)), jnp.array([[1.0], [3.0]]))
+    >>> normalize(seen, jnp.array([[3.0], [99.0]])).round(2).tolist()
     [[1.0], [10.0]]
     """
 
@@ -97,14 +97,14 @@ def normalized(statistics: Statistics, observation: PyTree) -> PyTree:
     return jax.tree.map(one, observation, statistics.mean, statistics.m2)
 
 
-def no_rewards(envs: int) -> Rewards:
+def init_reward_statistics(envs: int) -> RewardStatistics:
     """Begin with rewards as they are."""
-    return Rewards(jnp.zeros(envs), unseen(jnp.float32(0)))
+    return RewardStatistics(jnp.zeros(envs), init_statistics(jnp.float32(0)))
 
 
-def scaled_rewards(
-    rewards: Rewards, given: jax.Array, ended: jax.Array, *, discount: float
-) -> tuple[Rewards, jax.Array]:
+def scale_rewards(
+    rewards: RewardStatistics, given: jax.Array, ended: jax.Array, *, discount: float
+) -> tuple[RewardStatistics, jax.Array]:
     """Divide rewards by the standard deviation of the discounted sums, these ones included.
 
     Args:
@@ -123,6 +123,6 @@ def scaled_rewards(
         return jnp.where(over, 0.0, total), total
 
     discounted, totals = lax.scan(add, rewards.discounted, (given, ended))
-    statistics = merged(rewards.statistics, totals)
+    statistics = update_statistics(rewards.statistics, totals)
     scale = lax.rsqrt(statistics.m2 / statistics.weight + 1e-8)
-    return Rewards(discounted, statistics), jnp.clip(given * scale, -LIMIT, LIMIT)
+    return RewardStatistics(discounted, statistics), jnp.clip(given * scale, -LIMIT, LIMIT)

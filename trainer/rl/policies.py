@@ -10,57 +10,59 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainer.checks.arguments import in_words
+from trainer.checks.arguments import describe_value
 from trainer.rl import distributions
 from trainer.rl.distributions import Outputs
 from trainer.rl.environments.environment import Box, Discrete, Environment, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.normalization import Statistics, normalized
+from trainer.rl.normalization import RunningStatistics, normalize
 from trainer.state import PyTree, TrainState
 
 
-class Weights(NamedTuple):
+class PolicyWeights(NamedTuple):
     """All that a network needs to act: of a state in training, or of a teacher."""
 
     params: PyTree
     model_state: PyTree
-    statistics: Statistics | None = None
+    statistics: RunningStatistics | None = None
     """By which observations are normalised; None where they are taken as they are."""
 
 
-def weights_of(state: TrainState) -> Weights:
+def weights_of(state: TrainState) -> PolicyWeights:
     """Take from a state what its network needs to act."""
     known = state.carry.get("normalization", {})
-    return Weights(state.params, state.model_state, known.get("observations"))
+    return PolicyWeights(state.params, state.model_state, known.get("observations"))
 
 
-def begin(network: Any, batch: int) -> PyTree:
+def init_recurrent_state(network: Any, batch: int) -> PyTree:
     """Give the memory of a policy that has seen nothing, `[batch, ...]`; () where it has none."""
     return network.begin(batch) if hasattr(network, "begin") else ()
 
 
-def initial(network: Any, env: Environment | HostEnvironments, key: jax.Array) -> Weights:
+def init_weights(
+    network: Any, env: Environment | HostEnvironments, key: jax.Array
+) -> PolicyWeights:
     """Initialise a network for an environment's observations."""
     observation = example(env.observation_space, 1)
-    inputs = _inputs(observation, begin(network, 1), jnp.zeros(1, bool))
-    return Weights(*network.init(key, inputs))
+    inputs = _inputs(observation, init_recurrent_state(network, 1), jnp.zeros(1, bool))
+    return PolicyWeights(*network.init(key, inputs))
 
 
 def _inputs(observation: PyTree, recurrent: PyTree, first: jax.Array) -> PyTree:
     """Give what a network is called with: observations alone where it has no memory."""
-    if not remembers(recurrent):
+    if not is_recurrent(recurrent):
         return observation
     return {"observation": observation, "recurrent": recurrent, "first": first}
 
 
-def remembers(recurrent: PyTree) -> bool:
+def is_recurrent(recurrent: PyTree) -> bool:
     """Say whether a policy with this memory, or its shapes, has any."""
     return bool(jax.tree.leaves(recurrent))
 
 
 def forward(
     network: Any,
-    weights: Weights,
+    weights: PolicyWeights,
     observation: PyTree,
     recurrent: PyTree,
     first: jax.Array,
@@ -71,11 +73,11 @@ def forward(
     """Look at one observation of each environment.
 
     Args:
-        network: a pair (init, apply), and `begin` where it has a memory; see
+        network: a pair (init, apply), and `init_recurrent_state` where it has a memory; see
             `models.actor_critic`.
         weights: of the network.
         observation: `[env, ...]`, as the environments gave it.
-        recurrent: the memory so far `[env, ...]`, as `begin` gives it.
+        recurrent: the memory so far `[env, ...]`, as `init_recurrent_state` gives it.
         first: bool `[env]`: a new episode begins, and the memory is to be forgotten.
         key: of what the network draws at random.
         train: whether it trains.
@@ -84,7 +86,7 @@ def forward(
         (outputs `[env, ...]` with a `value` and what a distribution needs, memory, model state).
     """
     if weights.statistics is not None:
-        observation = normalized(weights.statistics, observation)
+        observation = normalize(weights.statistics, observation)
     inputs = _inputs(observation, recurrent, first)
     outputs, model_state = network.apply(
         weights.params, weights.model_state, inputs, key=key, train=train
@@ -92,15 +94,15 @@ def forward(
     if not isinstance(outputs, Mapping):
         raise TypeError(
             "a policy must give a dict of outputs, a value and what says how it acts, as "
-            f"models.actor_critic does; it gave {in_words(outputs)}"
+            f"models.actor_critic does; it gave {describe_value(outputs)}"
         )
     outputs = dict(outputs)
-    return outputs, outputs.pop("recurrent") if remembers(recurrent) else recurrent, model_state
+    return outputs, outputs.pop("recurrent") if is_recurrent(recurrent) else recurrent, model_state
 
 
-def unrolled(
+def unroll_policy(
     network: Any,
-    weights: Weights,
+    weights: PolicyWeights,
     observation: PyTree,
     recurrent: PyTree,
     first: jax.Array,
@@ -119,7 +121,7 @@ def unrolled(
     Returns:
         (outputs `[time, env, ...]`, memory after the last, model state).
     """
-    if not remembers(recurrent):
+    if not is_recurrent(recurrent):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, first))
         outputs, _, model_state = forward(
             network, weights, flat[0], (), flat[1], key=key, train=train
@@ -155,7 +157,7 @@ def act(outputs: Outputs, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     return action, distributions.log_prob(outputs, action)
 
 
-def bounded(action: jax.Array, space: Discrete | Box) -> jax.Array:
+def clip_action(action: jax.Array, space: Discrete | Box) -> jax.Array:
     """Cut an action to what the environment takes; what is learnt from is the action as drawn.
 
     Where it takes whole numbers, it is given the nearest.
@@ -167,11 +169,11 @@ def bounded(action: jax.Array, space: Discrete | Box) -> jax.Array:
     return (jnp.round(within) if whole else within).astype(space.dtype)
 
 
-def check_fits(
+def check_policy(
     network: Any,
     env: Environment | HostEnvironments,
     *,
-    weights: Weights | None = None,
+    weights: PolicyWeights | None = None,
     who: str = "the policy",
 ) -> None:
     """Check, without computing anything, that a network can act in an environment.
@@ -183,13 +185,14 @@ def check_fits(
         who: it is, for the message.
 
     Raises:
-        TypeError: the network gives no dict of outputs, or its memory is not what `begin` gives.
+        TypeError: the network gives no dict of outputs, or its memory is not what
+            `init_recurrent_state` gives.
         ValueError: its outputs do not fit the action space.
     """
 
     def look(key: jax.Array) -> tuple[dict[str, jax.Array], PyTree]:
-        observation, recurrent = example(env.observation_space, 1), begin(network, 1)
-        own = initial(network, env, key) if weights is None else weights
+        observation, recurrent = example(env.observation_space, 1), init_recurrent_state(network, 1)
+        own = init_weights(network, env, key) if weights is None else weights
         outputs, after, _ = forward(network, own, observation, recurrent, jnp.zeros(1, bool))
         return outputs, (recurrent, after)
 

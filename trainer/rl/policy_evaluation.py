@@ -10,19 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.suggestions import among
+from trainer.checks.suggestions import suggest_and_list
 from trainer.phases.phase import Phase
 from trainer.rl.environments.environment import Box, Environment
-from trainer.rl.environments.wrappers import require_ends
-from trainer.rl.policies import act, begin, bounded, check_fits, forward, weights_of
-from trainer.rl.rollouts import finalized, finite, means_of
+from trainer.rl.environments.wrappers import check_no_auto_reset
+from trainer.rl.policies import (
+    act,
+    check_policy,
+    clip_action,
+    forward,
+    init_recurrent_state,
+    weights_of,
+)
+from trainer.rl.rollouts import finalize_rollout_metrics, is_finite, sum_and_count
 from trainer.state import PyTree, TrainState
 
 CURRENT = "current"
 """Lessons drawn as training draws them."""
 
 
-class Course(NamedTuple):
+class EpisodeBatch(NamedTuple):
     """Episodes that are being played, `[episode]` each."""
 
     state: PyTree
@@ -84,9 +91,9 @@ def evaluation_of(
             "evaluation_of plays on the device, in a trainer.rl.environments.Environment; got "
             f"{type(env).__name__}, whose episodes `rollout` measures where they step on the host"
         )
-    check_fits(network, env)
+    check_policy(network, env)
     env.check(env.params)
-    require_ends(env, env.params, "an evaluation")
+    check_no_auto_reset(env, env.params, "an evaluation")
     current, chosen = _chosen(env, lessons)
     count = episodes if current or not chosen else episodes * len(chosen)
     played = np.repeat([env.lessons.index(lesson) for lesson in chosen], episodes)
@@ -103,7 +110,7 @@ def evaluation_of(
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), params)
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, None, dict[str, Any]]:
-        course = play(
+        course = play_episodes(
             *(network, env, state, params_of(state), state.key(name)),
             count=count,
             greedy=greedy,
@@ -112,10 +119,10 @@ def evaluation_of(
         every = jnp.ones(count, bool)
         unfinished = (~course.over).astype(jnp.float32)
         told = {"return": course.total, "length": course.length, "unfinished": unfinished}
-        metrics = {**means_of(every, told, ""), **_soundness(course.broken)}
+        metrics = {**sum_and_count(every, told, ""), **_soundness(course.broken)}
         for lesson in chosen:
             here = course.lesson == env.lessons.index(lesson)
-            metrics |= means_of(here, {"return": course.total}, f"/{lesson}")
+            metrics |= sum_and_count(here, {"return": course.total}, f"/{lesson}")
             metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
         return state, None, metrics
 
@@ -128,13 +135,13 @@ def evaluation_of(
                 "look at its step function and at its params"
                 + (", and at whether the policy's actions are finite" if acted else "")
             )
-        found = finalized(means, env.name, count)
+        found = finalize_rollout_metrics(means, env.name, count)
         return {**found, "_step": None, **{f"episodes/{lesson}": None for lesson in chosen}}
 
-    return Phase(name, run, changes=False, finalize=finalize)
+    return Phase(name, run, updates_state=False, finalize=finalize)
 
 
-def play(
+def play_episodes(
     network: Any,
     env: Environment,
     state: TrainState,
@@ -144,7 +151,7 @@ def play(
     count: int,
     greedy: bool,
     max_steps: int,
-) -> Course:
+) -> EpisodeBatch:
     """Play episodes side by side until all are over, or `max_steps` are taken.
 
     Args:
@@ -153,18 +160,18 @@ def play(
     weights = weights_of(state)
     reset_key, play_key = jax.random.split(key)
     begun, observation = jax.vmap(env.reset)(jax.random.split(reset_key, count), params)
-    first = Course(
+    first = EpisodeBatch(
         state=begun,
         observation=observation,
-        recurrent=begin(network, count),
+        recurrent=init_recurrent_state(network, count),
         total=jnp.zeros(count),
         length=jnp.zeros(count, jnp.int32),
         over=jnp.zeros(count, bool),
         lesson=jnp.zeros(count, jnp.int32),
-        broken=jnp.where(finite(jnp.zeros(count), observation), -1, 0).astype(jnp.int32),
+        broken=jnp.where(is_finite(jnp.zeros(count), observation), -1, 0).astype(jnp.int32),
     )
 
-    def body(carried: tuple[jax.Array, Course]) -> tuple[jax.Array, Course]:
+    def body(carried: tuple[jax.Array, EpisodeBatch]) -> tuple[jax.Array, EpisodeBatch]:
         t, course = carried
         act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
         beginning = jnp.broadcast_to(t == 0, (count,))
@@ -172,11 +179,11 @@ def play(
             network, weights, course.observation, course.recurrent, beginning
         )
         action, _ = act(outputs, None if greedy else act_key)
-        action = bounded(action, env.action_space)
+        action = clip_action(action, env.action_space)
         keys = jax.random.split(env_key, count)
         step = jax.vmap(env.step)(keys, course.state, action, params)
-        wrong = ~course.over & ~finite(step.reward, step.observation)
-        return t + 1, Course(
+        wrong = ~course.over & ~is_finite(step.reward, step.observation)
+        return t + 1, EpisodeBatch(
             state=step.state,
             observation=step.observation,
             recurrent=recurrent,
@@ -187,7 +194,7 @@ def play(
             broken=jnp.where(wrong & (course.broken < 0), t, course.broken),
         )
 
-    def going(carried: tuple[jax.Array, Course]) -> jax.Array:
+    def going(carried: tuple[jax.Array, EpisodeBatch]) -> jax.Array:
         t, course = carried
         return (t < max_steps) & ~jnp.all(course.over)
 
@@ -210,6 +217,6 @@ def _chosen(env: Environment, lessons: Sequence[str] | str | None) -> tuple[bool
         there = env.lessons or ["none: trainer.rl.lessons makes some"]
         raise ValueError(
             f"evaluation_of: environment {env.name!r} has no lessons {unknown if named else named}"
-            f"{among(next(iter(named), ''), there)}"
+            f"{suggest_and_list(next(iter(named), ''), there)}"
         )
     return False, named

@@ -15,13 +15,13 @@ from trainer.rl import distributions
 from trainer.rl.distillation import Teacher
 from trainer.rl.environments.environment import Environment, check_contract, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.normalization import no_rewards, unseen
-from trainer.rl.policies import begin, check_fits, initial, remembers
+from trainer.rl.normalization import init_reward_statistics, init_statistics
+from trainer.rl.policies import check_policy, init_recurrent_state, init_weights, is_recurrent
 from trainer.rl.ppo_update import update
-from trainer.rl.rollouts import rollout, start
+from trainer.rl.rollouts import init_rollout_state, rollout
 from trainer.state import PyTree, TrainState
 from trainer.supervised.network_checks import check_network
-from trainer.supervised.optimizer_updates import check_optimizer, initialized
+from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer
 
 
 class Agent(NamedTuple):
@@ -183,7 +183,7 @@ def ppo(
         env.check_count(envs)
     else:
         check_contract(env)
-    check_fits(network, env)
+    check_policy(network, env)
     env.check(env.params)
     if teacher is not None:
         if not isinstance(teacher, Teacher):
@@ -191,22 +191,22 @@ def ppo(
                 "ppo needs a teacher that trainer.rl.distillation.teacher(network, directory, env) "
                 f"restored; got {teacher!r:.100}"
             )
-        check_fits(teacher.network, env, weights=teacher.weights, who="the teacher")
+        check_policy(teacher.network, env, weights=teacher.weights, who="the teacher")
         if loss is None:
             raise ValueError(
                 "ppo: a teacher is given, and no loss that reads what it says: "
                 "loss=losses.total(ppo_loss(), distillation.kickstart())"
             )
 
-    weighed = jax.jit(lambda key: initial(network, env, key))
-    playing = jax.jit(lambda key, params: start(network, env, envs, key, params))
+    weighed = jax.jit(lambda key: init_weights(network, env, key))
+    playing = jax.jit(lambda key, params: init_rollout_state(network, env, envs, key, params))
 
     def init(key: jax.Array) -> TrainState:
         root, network_key, env_key = jax.random.split(key, 3)
         weights = weighed(network_key)
         return TrainState.create(
             params=weights.params,
-            opt_state=initialized(optimizer, weights.params, "ppo"),
+            opt_state=init_optimizer(optimizer, weights.params, "ppo"),
             model_state=weights.model_state,
             rng=root,
             carry=begun(env_key),
@@ -218,13 +218,13 @@ def ppo(
             carry["lessons"] = jnp.asarray(env.params)
         statistics: dict[str, PyTree] = {}
         if normalize_observations:
-            statistics["observations"] = unseen(example(env.observation_space))
+            statistics["observations"] = init_statistics(example(env.observation_space))
         if normalize_rewards:
-            statistics["rewards"] = no_rewards(envs)
+            statistics["rewards"] = init_reward_statistics(envs)
         if statistics:
             carry["normalization"] = statistics
         if teacher is not None:
-            recurrent = begin(teacher.network, envs)
+            recurrent = init_recurrent_state(teacher.network, envs)
             carry["teacher"] = {"weights": teacher.weights, "recurrent": recurrent}
         return carry
 
@@ -264,7 +264,7 @@ def _check(
     for name, bound in (("target_kl", target_kl), ("clip_norm", clip_norm)):
         if bound is not None and not bound > 0:
             raise ValueError(f"ppo: {name} must be above 0, or None; got {bound}")
-    whole = remembers(jax.eval_shape(lambda: begin(network, envs)))
+    whole = is_recurrent(jax.eval_shape(lambda: init_recurrent_state(network, envs)))
     units = envs if whole else envs * steps
     if units % minibatches:
         what = (

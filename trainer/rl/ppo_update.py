@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from trainer.losses.loss import Loss, attribute
+from trainer.losses.loss import Loss, get_loss_attribute
 from trainer.phases.phase import Phase
-from trainer.rl.normalization import merged, scaled_rewards
-from trainer.rl.policies import remembers, unrolled, weights_of
-from trainer.rl.returns import gae
+from trainer.rl.normalization import scale_rewards, update_statistics
+from trainer.rl.policies import is_recurrent, unroll_policy, weights_of
+from trainer.rl.returns import compute_gae
 from trainer.rl.rollouts import Experience
 from trainer.state import PyTree, TrainState
 from trainer.supervised import gradients
 
 
-class Minibatches(NamedTuple):
+class ExperienceUnits(NamedTuple):
     """Experience `[time, unit, ...]`, of which minibatches take units.
 
     A unit is a transition (and the time 1) for a policy without memory; with one, it is all that an
@@ -76,8 +76,8 @@ def update(
     It reports the loss's means, `grad_norm` (global L2 norm, before clipping), `clipped` and
     `learning_rate` as `supervised` does, each with a trace of one value a minibatch, and
     `explained_variance`: the share of the returns' variance that the values foresaw, which is
-    missing where the returns do not vary. With `target_kl` also `applied`, the share of minibatches
-    that were learnt from.
+    missing where the returns do not vary. With `target_kl` also `apply_gradients`, the share of
+    minibatches that were learnt from.
 
     Args:
         network, optimizer, and the rest: as of `ppo`.
@@ -86,7 +86,7 @@ def update(
     Raises:
         TypeError: before training, the phase before it does not hand on an `Experience`.
     """
-    finalize = attribute(loss, "finalize")
+    finalize = get_loss_attribute(loss, "finalize")
 
     def run(state: TrainState, experience: Experience) -> tuple[TrainState, None, dict[str, Any]]:
         if not isinstance(experience, Experience):
@@ -94,12 +94,12 @@ def update(
                 f"phase {name!r} learns from the Experience of the phase before it, which must be "
                 f"a rollout; got {type(experience).__name__}: a program is (rollout, update)"
             )
-        state, experience = with_scaled_rewards(state, experience, discount)
-        batch = with_advantages(experience, discount=discount, gae_lambda=gae_lambda)
+        state, experience = apply_reward_scaling(state, experience, discount)
+        batch = build_loss_batch(experience, discount=discount, gae_lambda=gae_lambda)
         if teacher is not None:
-            state, batch["teacher"] = taught(teacher.network, state, experience)
-        parts = divided(batch, experience.recurrent)
-        after, traces = learnt(
+            state, batch["teacher"] = run_teacher(teacher.network, state, experience)
+        parts = group_units(batch, experience.recurrent)
+        after, traces = update_on_minibatches(
             *(state, parts, network, optimizer, loss),
             epochs=epochs,
             minibatches=minibatches,
@@ -108,7 +108,7 @@ def update(
             key=state.key(name),
         )
         explained = explained_variance(batch["target"], batch["value"])
-        after = with_observed(after, experience.observation)
+        after = update_observation_statistics(after, experience.observation)
         return after, None, {**traces, "explained_variance": explained}
 
     def finalized(means: Mapping[str, float]) -> dict[str, float | None]:
@@ -134,7 +134,7 @@ def explained_variance(target: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.where(jnp.sqrt(variance) > rounding, share, jnp.nan)
 
 
-def with_scaled_rewards(
+def apply_reward_scaling(
     state: TrainState, experience: Experience, discount: float
 ) -> tuple[TrainState, Experience]:
     """Scale the rewards where the state keeps statistics of them."""
@@ -142,12 +142,12 @@ def with_scaled_rewards(
     if "rewards" not in known:
         return state, experience
     ended = experience.terminated | experience.truncated
-    rewards, scaled = scaled_rewards(known["rewards"], experience.reward, ended, discount=discount)
+    rewards, scaled = scale_rewards(known["rewards"], experience.reward, ended, discount=discount)
     carry = {**state.carry, "normalization": {**known, "rewards": rewards}}
     return state.replace(carry=carry), experience._replace(reward=scaled)
 
 
-def with_observed(state: TrainState, observation: PyTree) -> TrainState:
+def update_observation_statistics(state: TrainState, observation: PyTree) -> TrainState:
     """Take a rollout's observations into the statistics, where the state keeps them.
 
     It is done when all was learnt: rollout and update see them normalised alike.
@@ -155,17 +155,17 @@ def with_observed(state: TrainState, observation: PyTree) -> TrainState:
     known = state.carry.get("normalization", {})
     if "observations" not in known:
         return state
-    observations = merged(known["observations"], observation)
+    observations = update_statistics(known["observations"], observation)
     return state.replace(
         carry={**state.carry, "normalization": {**known, "observations": observations}}
     )
 
 
-def with_advantages(
+def build_loss_batch(
     experience: Experience, *, discount: float, gae_lambda: float
 ) -> dict[str, PyTree]:
     """Give what losses read, `[time, env, ...]`: advantages, and targets of the values."""
-    advantage = gae(
+    advantage = compute_gae(
         *(experience.reward, experience.value, experience.next_value),
         *(experience.terminated, experience.truncated),
         discount=discount,
@@ -182,7 +182,7 @@ def with_advantages(
     }
 
 
-def taught(
+def run_teacher(
     network: Any, state: TrainState, experience: Experience
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Ask the teacher at `state.carry["teacher"]` once what it would have done, `[time, env, ...]`.
@@ -190,7 +190,7 @@ def taught(
     What it remembers goes on in the carry, as the environments do.
     """
     known = state.carry["teacher"]
-    outputs, recurrent, _ = unrolled(
+    outputs, recurrent, _ = unroll_policy(
         *(network, known["weights"], experience.observation),
         *(known["recurrent"], experience.first),
     )
@@ -198,17 +198,17 @@ def taught(
     return state.replace(carry=carry), outputs
 
 
-def divided(batch: dict[str, PyTree], recurrent: PyTree) -> Minibatches:
+def group_units(batch: dict[str, PyTree], recurrent: PyTree) -> ExperienceUnits:
     """Lay experience `[time, env, ...]` out in units."""
-    if remembers(recurrent):
-        return Minibatches(batch, recurrent)
+    if is_recurrent(recurrent):
+        return ExperienceUnits(batch, recurrent)
     flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
-    return Minibatches(flat, recurrent)
+    return ExperienceUnits(flat, recurrent)
 
 
-def learnt(
+def update_on_minibatches(
     state: TrainState,
-    parts: Minibatches,
+    parts: ExperienceUnits,
     network: Any,
     optimizer: optax.GradientTransformation,
     loss: Loss,
@@ -235,12 +235,19 @@ def learnt(
         state, going = carried
         batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), parts.batch)
         recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), parts.recurrent)
-        found = derived(state, batch, recurrent, network, loss)
-        after, told = gradients.applied(
-            state, found, optimizer, length=gradients.norm(found.params), clip_norm=clip_norm
+        found = compute_minibatch_gradients(state, batch, recurrent, network, loss)
+        after, told = gradients.apply_gradients(
+            state,
+            found,
+            optimizer,
+            grad_norm=gradients.global_norm(found.grads),
+            clip_norm=clip_norm,
         )
-        after, moves = after.replace(model_state=found.model_state), gradients.moving(found.means)
-        after, told = gradients.unmoved(moves, state, after, told)
+        after, moves = (
+            after.replace(model_state=found.model_state),
+            gradients.has_weight(found.means),
+        )
+        after, told = gradients.skip_empty_batch(moves, state, after, told)
         metrics = gradients.metrics_of(found.means) | told
         if target_kl is None:
             return (after, going), metrics
@@ -258,7 +265,7 @@ def learnt(
     return state, traces
 
 
-def derived(
+def compute_minibatch_gradients(
     state: TrainState, batch: dict[str, PyTree], recurrent: PyTree, network: Any, loss: Loss
 ) -> gradients.Gradients:
     """Give what a minibatch `[time, unit, ...]` gives: gradients, the loss's means, model state."""
@@ -268,7 +275,7 @@ def derived(
         params: PyTree, model_state: PyTree, batch: Mapping[str, PyTree], key: jax.Array
     ) -> tuple[jax.Array, Any]:
         weights = weights_of(state)._replace(params=params, model_state=model_state)
-        outputs, _, model_state = unrolled(
+        outputs, _, model_state = unroll_policy(
             *(network, weights, batch["observation"], recurrent, batch["first"]),
             key=key,
             train=True,
@@ -277,6 +284,6 @@ def derived(
         means = gradients.means_of(loss, state.step, outputs, flat)
         return means["loss"].value, (means, model_state)
 
-    return gradients.of_batch(
+    return gradients.compute_gradients(
         objective, state.params, state.model_state, batch, state.key("network")
     )

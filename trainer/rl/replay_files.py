@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 from trainer.host.safe_open import read_bytes
 from trainer.rl.replays import Replay
 
@@ -41,7 +41,7 @@ def load_replay(path: str | os.PathLike[str]) -> Replay:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, is no replay, or is one of a later format.
     """
-    file = local(path, "load_replay")
+    file = to_absolute_path(path, "load_replay")
     try:
         text = read_bytes(file, follow=True, most=MOST_BYTES).decode()
         found = json.loads(text, parse_constant=_refuse_constant)
@@ -54,7 +54,7 @@ def load_replay(path: str | os.PathLike[str]) -> Replay:
         raise ValueError(f"{str(path)!r} is no replay, or a damaged one: {error}") from error
 
 
-def written(replay: Replay) -> bytes:
+def encode_replay(replay: Replay) -> bytes:
     """Give the JSON of a replay, the same bytes for the same replay."""
     content = {
         "format": FORMAT,
@@ -153,7 +153,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"JSON has no number {name}")
 
 
-def files(folder: Path) -> list[tuple[int, Path]]:
+def list_replay_files(folder: Path) -> list[tuple[int, Path]]:
     """List the files of replays in a folder, with their epochs."""
     names = ((FILE.fullmatch(path.name), path) for path in folder.iterdir())
     return [(int(name[1]), path) for name, path in names if name]

@@ -15,7 +15,7 @@ import xxhash
 from jax import lax
 
 from trainer.rl.environments.environment import Discrete, Environment
-from trainer.rl.isolated_steps import STEP, isolated
+from trainer.rl.isolated_steps import STEP, isolate_step
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")
@@ -86,7 +86,7 @@ class Replay:
         Raises:
             ValueError: the episode goes otherwise in this environment, which is another one then.
         """
-        return looking(env, lambda state, params: plain(state))(self)
+        return make_replayer(env, lambda state, params: keys_to_data(state))(self)
 
     def frames(self, env: Environment) -> np.ndarray:
         """Draw the states, as `states` makes them again.
@@ -99,10 +99,10 @@ class Replay:
         """
         if env.render is None:
             raise ValueError(f"environment {env.name!r} has no render, so a replay has no frames")
-        return looking(env, env.render)(self)
+        return make_replayer(env, env.render)(self)
 
 
-def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
+def make_replayer(env: Environment, look: Look) -> Callable[[Replay], Any]:
     """Make a function that plays a replay's actions again and looks at every state.
 
     Args:
@@ -113,7 +113,7 @@ def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
         `(replay) -> pytree of numpy arrays [length + 1, ...]`. It raises ValueError where the
         actions do not suit the environment, or the episode goes otherwise in it.
     """
-    begun, seen_first, step = jax.jit(env.reset), jax.jit(look), isolated(env)
+    begun, seen_first, step = jax.jit(env.reset), jax.jit(look), isolate_step(env)
     unflatten = jax.tree.structure(env.params).unflatten  # type: ignore[attr-defined]
     shapes = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(env.params)]
 
@@ -132,11 +132,11 @@ def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
         row = shape, jax.ShapeDtypeStruct((), jnp.float32), flags, flags
         kept = jax.tree.map(lambda one: jnp.zeros((STRETCH, *one.shape), one.dtype), row)
         state, kept = lax.fori_loop(0, count, body, (state, kept))
-        return state, kept, plain(state)
+        return state, kept, keys_to_data(state)
 
     def look_at(replay: Replay) -> Any:
         leaves = _fitting(replay, env, shapes)
-        params, root = unflatten(leaves), root_of(replay.seed, replay.number)
+        params, root = unflatten(leaves), derive_episode_key(replay.seed, replay.number)
         state, _ = begun(jax.random.fold_in(root, RESET), params)
         rows = [jax.tree.map(lambda x: np.asarray(x)[None], seen_first(state, params))]
         measured, last = [], None
@@ -162,12 +162,12 @@ def looking(env: Environment, look: Look) -> Callable[[Replay], Any]:
     return look_at
 
 
-def root_of(seed: int, number: int) -> jax.Array:
+def derive_episode_key(seed: int, number: int) -> jax.Array:
     """Give the key of an episode, whatever kind of key is jax's default."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
 
 
-def plain(tree: PyTree) -> PyTree:
+def keys_to_data(tree: PyTree) -> PyTree:
     """Give a pytree with its keys as their numbers."""
 
     def one(leaf: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from jax import lax
 
 
 class VTrace(NamedTuple):
-    """What `vtrace` gives, `[time, ...]` each."""
+    """What `compute_vtrace` gives, `[time, ...]` each."""
 
     targets: jax.Array
     """For the values."""
@@ -28,7 +28,7 @@ class VTrace(NamedTuple):
     """For the policy gradient, by the importance of each action already."""
 
 
-def gae(
+def compute_gae(
     rewards: jax.Array,
     values: jax.Array,
     next_values: jax.Array,
@@ -62,7 +62,8 @@ def gae(
     Estimation, 2016, equation 16.
 
     >>> rewards, ended, never = jnp.ones(3), jnp.array([False, True, False]), jnp.zeros(3, bool)
-    >>> gae(rewards, 0 * rewards, jnp.full(3, 4.0), ended, never, discount=0.5, gae_lambda=0.5)
+    >>> compute_gae(rewards, 0 * rewards, jnp.full(3, 4.0), ended, never, discount=0.5,
+    ...     gae_lambda=0.5)
     Array([3.25, 1.  , 3.  ], dtype=float32)
     """
     _require_alike("gae", rewards, values, next_values, terminated, truncated)
@@ -71,7 +72,7 @@ def gae(
     return _accumulated(errors, jnp.where(ended, 0, discount * gae_lambda))
 
 
-def n_step(
+def compute_n_step_returns(
     rewards: jax.Array,
     next_values: jax.Array,
     terminated: jax.Array,
@@ -101,7 +102,7 @@ def n_step(
     Source: R. Sutton and A. Barto, Reinforcement Learning: An Introduction, 2018, equation 7.1.
 
     >>> rewards, ended, never = jnp.ones(3), jnp.array([False, False, True]), jnp.zeros(3, bool)
-    >>> n_step(rewards, jnp.full(3, 4.0), ended, never, n=2, discount=0.5)
+    >>> compute_n_step_returns(rewards, jnp.full(3, 4.0), ended, never, n=2, discount=0.5)
     Array([2.5, 1.5, 1. ], dtype=float32)
     """
     _require_alike("n_step", rewards, next_values, terminated, truncated)
@@ -118,7 +119,7 @@ def n_step(
     return lax.fori_loop(1, min(n, len(rewards)), lengthen, one)
 
 
-def vtrace(
+def compute_vtrace(
     rewards: jax.Array,
     values: jax.Array,
     next_values: jax.Array,
@@ -133,8 +134,8 @@ def vtrace(
 ) -> VTrace:
     """Estimate returns and advantages of a policy from what another one did.
 
-    Where the two policies are the same, the advantages are those of `gae`, and the targets are the
-    values and the advantages.
+    Where the two policies are the same, the advantages are those of `compute_gae`, and the targets
+    are the values and the advantages.
 
     Args:
         rewards: `[time, ...]`.
@@ -146,7 +147,7 @@ def vtrace(
         log_ratios: of each action, its log-probability under the policy in question less that
             under the policy that acted, `[time, ...]`.
         discount: of a reward one step later, in [0, 1].
-        gae_lambda: as in `gae`; it shortens the traces.
+        gae_lambda: as in `compute_gae`; it shortens the traces.
         clip_rho: largest importance of an action, above 0; it decides which policy's values the
             targets tend to: at infinity those of the policy in question, near 0 of the other.
         clip_c: largest importance of an action in the trace of later ones, above 0; it lowers the
@@ -163,7 +164,8 @@ def vtrace(
 
     >>> rewards, never = jnp.ones(2), jnp.zeros(2, bool)
     >>> ratios = jnp.log(jnp.array([0.5, 4.0]))
-    >>> vtrace(rewards, 0 * rewards, 0 * rewards, never, never, ratios, discount=0.5).targets
+    >>> compute_vtrace(rewards, 0 * rewards, 0 * rewards, never, never, ratios,
+    ...     discount=0.5).targets
     Array([0.75, 1.  ], dtype=float32)
     """
     _require_alike("vtrace", rewards, values, next_values, terminated, truncated, log_ratios)

@@ -13,21 +13,21 @@ from jax import lax
 from trainer.phases.phase import Phase
 from trainer.rl.environments.environment import Environment, Step
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.environments.wrappers import begun_anew, record_episodes
+from trainer.rl.environments.wrappers import record_episodes, reset_if_ended
 from trainer.rl.policies import (
-    Weights,
+    PolicyWeights,
     act,
-    begin,
-    bounded,
+    clip_action,
     forward,
-    remembers,
-    unrolled,
+    init_recurrent_state,
+    is_recurrent,
+    unroll_policy,
     weights_of,
 )
 from trainer.state import PyTree, TrainState
 
 
-class Playing(NamedTuple):
+class RolloutState(NamedTuple):
     """Where the environments are between two rollouts, at `state.carry["environment"]`."""
 
     state: PyTree
@@ -65,7 +65,7 @@ class Experience(NamedTuple):
     """The policy's memory before the first step, `[env, ...]`; () where it has none."""
 
 
-class Seen(NamedTuple):
+class StepStatistics(NamedTuple):
     """What is measured of a step besides, `[time, env]` each."""
 
     episode_return: jax.Array
@@ -114,40 +114,46 @@ def rollout(
             )
         weights, playing = weights_of(state), state.carry["environment"]
         params = state.carry["lessons"] if env.lessons else env.params
-        after, experience, seen = play(
+        after, experience, seen = collect_experience(
             network, weights, env, params, playing, state.key(name), steps=steps
         )
         carry = {**state.carry, "environment": after}
-        return state.replace(carry=carry), experience, measured(env, experience, seen)
+        return (
+            state.replace(carry=carry),
+            experience,
+            compute_rollout_metrics(env, experience, seen),
+        )
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
         envs = round(means["steps"]) // steps
-        return finalized(means, env.name, envs)
+        return finalize_rollout_metrics(means, env.name, envs)
 
     return Phase(name, run, finalize=finalize)
 
 
-def start(
+def init_rollout_state(
     network: Any, env: Environment | HostEnvironments, envs: int, key: jax.Array, params: PyTree
-) -> Playing:
+) -> RolloutState:
     """Begin an episode in each environment; those on the host keep their state themselves."""
     if isinstance(env, HostEnvironments):
-        return Playing._make([()] * 4)
+        return RolloutState._make([()] * 4)
     keys = jax.random.split(key, envs)
     state, observation = jax.vmap(record_episodes(env).reset, (0, None))(keys, params)
-    return Playing(state, observation, jnp.ones(envs, bool), begin(network, envs))
+    return RolloutState(
+        state, observation, jnp.ones(envs, bool), init_recurrent_state(network, envs)
+    )
 
 
-def play(
+def collect_experience(
     network: Any,
-    weights: Weights,
+    weights: PolicyWeights,
     env: Environment,
     params: PyTree,
-    playing: Playing,
+    playing: RolloutState,
     key: jax.Array,
     *,
     steps: int,
-) -> tuple[Playing, Experience, Seen]:
+) -> tuple[RolloutState, Experience, StepStatistics]:
     """Play some steps in all environments.
 
     Args:
@@ -159,23 +165,23 @@ def play(
         key: of all that is drawn at random.
         steps: of each environment.
     """
-    envs, remembering = playing.first.shape[0], remembers(playing.recurrent)
+    envs, remembering = playing.first.shape[0], is_recurrent(playing.recurrent)
     recorded = record_episodes(env)
 
     @functools.partial(jax.vmap, in_axes=(0, 0, 0))
     def step_of(keys: jax.Array, state: PyTree, action: jax.Array) -> Step:
         taken = recorded.step(keys[0], state, action, params)
-        return begun_anew(recorded, keys[1], taken, params)
+        return reset_if_ended(recorded, keys[1], taken, params)
 
     def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
         return forward(network, weights, observation, recurrent, first)[0]["value"]
 
-    def one(playing: Playing, keys: Any) -> tuple[Playing, Any]:
+    def one(playing: RolloutState, keys: Any) -> tuple[RolloutState, Any]:
         outputs, recurrent, _ = forward(
             network, weights, playing.observation, playing.recurrent, playing.first
         )
         action, log_prob = act(outputs, keys[0])
-        step = step_of(keys[1], playing.state, bounded(action, env.action_space))
+        step = step_of(keys[1], playing.state, clip_action(action, env.action_space))
         final = step.info["final_observation"]
         # Seldom are there any: a look at all observations twice would cost as much as the first.
         final_value = lax.cond(
@@ -196,7 +202,7 @@ def play(
             next_value=final_value,
             recurrent=(),
         )
-        return Playing(step.state, step.observation, ended, recurrent), (row, _seen(step))
+        return RolloutState(step.state, step.observation, ended, recurrent), (row, _seen(step))
 
     act_key, env_key = jax.random.split(key)
     env_keys = jax.random.split(env_key, (steps, envs))  # split here: in the loop each split counts
@@ -206,39 +212,43 @@ def play(
     if (
         not remembering
     ):  # all values in one product; in the loop they would take a third of its time
-        outputs, _, _ = unrolled(network, weights, rows.observation, (), rows.first)
+        outputs, _, _ = unroll_policy(network, weights, rows.observation, (), rows.first)
         rows = rows._replace(value=outputs["value"])
     last = value_of(after.observation, after.recurrent, after.first)
     following = jnp.concatenate([rows.value[1:], last[None]])
     next_value = jnp.where(rows.truncated, rows.next_value, following)
     # What a reset gave is no step's own observation: it is found where it is looked at.
-    seen = seen._replace(broken=seen.broken | ~finite(rows.reward, rows.observation))
+    seen = seen._replace(broken=seen.broken | ~is_finite(rows.reward, rows.observation))
     return after, rows._replace(next_value=next_value, recurrent=playing.recurrent), seen
 
 
-def measured(env: Environment, experience: Experience, seen: Seen) -> dict[str, Any]:
+def compute_rollout_metrics(
+    env: Environment, experience: Experience, seen: StepStatistics
+) -> dict[str, Any]:
     """Give the metrics of a rollout.
 
-    Two are for `finalized` alone: `_sound` is 1, or minus the place of the first step that was not
-    finite; `_misled` says whether that was for an action that was not.
+    Two are for `finalize_rollout_metrics` alone: `_sound` is 1, or minus the place of the first
+    step that was not finite; `_misled` says whether that was for an action that was not.
     """
     ended = experience.terminated | experience.truncated
-    sound = first_broken(seen.broken)
+    sound = find_first_nonfinite(seen.broken)
     metrics = {
         "episodes": jnp.sum(ended, dtype=jnp.int32),
         "steps": jnp.int32(ended.size),
         "_sound": sound,
         "_misled": misled(experience, jnp.maximum(-sound, 0)),
-        **means_of(ended, {"return": seen.episode_return, "length": seen.episode_length}, ""),
+        **sum_and_count(ended, {"return": seen.episode_return, "length": seen.episode_length}, ""),
     }
     for number, lesson in enumerate(env.lessons):
         here = ended & (seen.lesson == number)
-        metrics |= means_of(here, {"return": seen.episode_return}, f"/{lesson}")
+        metrics |= sum_and_count(here, {"return": seen.episode_return}, f"/{lesson}")
         metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
     return metrics
 
 
-def finalized(means: Mapping[str, float], env: str, envs: int) -> dict[str, float | None]:
+def finalize_rollout_metrics(
+    means: Mapping[str, float], env: str, envs: int
+) -> dict[str, float | None]:
     """Leave out means over no episode.
 
     Raises:
@@ -265,16 +275,16 @@ def finalized(means: Mapping[str, float], env: str, envs: int) -> dict[str, floa
     return found
 
 
-def _seen(step: Step) -> Seen:
-    return Seen(
+def _seen(step: Step) -> StepStatistics:
+    return StepStatistics(
         step.info["episode_return"],
         step.info["episode_length"],
-        ~finite(step.reward, step.info["final_observation"]),
+        ~is_finite(step.reward, step.info["final_observation"]),
         step.info.get("lesson", jnp.zeros(step.reward.shape, jnp.int32)),
     )
 
 
-def finite(reward: jax.Array, observation: PyTree) -> jax.Array:
+def is_finite(reward: jax.Array, observation: PyTree) -> jax.Array:
     """Say of each reward `[..., env]` whether it and the observation beside it are finite."""
     given = reward, *jax.tree.leaves(observation)
     sound = [jnp.isfinite(x).reshape(*reward.shape, -1).all(axis=-1) for x in given]
@@ -288,15 +298,15 @@ def misled(experience: Experience, place: jax.Array) -> jax.Array:
         (experience.action, experience.observation),
     )
     none = jnp.zeros(())
-    return (finite(none, saw) & ~finite(none, acted)).astype(jnp.int32)
+    return (is_finite(none, saw) & ~is_finite(none, acted)).astype(jnp.int32)
 
 
-def first_broken(broken: jax.Array) -> jax.Array:
+def find_first_nonfinite(broken: jax.Array) -> jax.Array:
     """Give 1, or minus the place of the first that is broken, () int32."""
     return jnp.where(jnp.any(broken), -jnp.argmax(broken), 1).astype(jnp.int32)
 
 
-def means_of(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> dict[str, Any]:
+def sum_and_count(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> dict[str, Any]:
     """Give sums and how many they are of, to be divided once, for the names with a suffix."""
     count = jnp.sum(where, dtype=jnp.int32)
     return {f"{k}{suffix}": (jnp.sum(x, where=where), count) for k, x in values.items()}

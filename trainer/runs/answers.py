@@ -19,7 +19,7 @@ class Answer(NamedTuple):
     scores: dict[str, float]
 
 
-def answers(store: Store, run: str, suite: str, *, after: int) -> list[Answer]:
+def list_answers(store: Store, run: str, suite: str, *, after: int) -> list[Answer]:
     """Give what evaluations by a suite came to, by epoch; those that go on are left out.
 
     Args:

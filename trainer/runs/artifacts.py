@@ -19,7 +19,7 @@ OF_EPOCH = re.compile(r"(\d{1,18})-")
 _TRACE = re.compile(r"(.*[._-])?trace[._-].*|trace\.json")
 
 
-def left(directory: Path) -> dict[Artifact, int]:
+def list_artifacts(directory: Path) -> dict[Artifact, int]:
     """List what is there, each with the time at which it was last changed, in nanoseconds.
 
     Paths are relative to the directory, which may be moved. Checkpoints are no such files, nor is
@@ -34,7 +34,8 @@ def left(directory: Path) -> dict[Artifact, int]:
     ...     Path(folder, "replays").mkdir()
     ...     for name in ("replays/12-0.gif", "history.png", "metrics.jsonl", "config.json"):
     ...         _ = Path(folder, name).write_text("some")
-    ...     [(file.path, file.kind, file.epoch, file.bytes) for file in left(Path(folder))]
+    ...     [(file.path, file.kind, file.epoch,
+    ...     file.bytes) for file in list_artifacts(Path(folder))]
     [('history.png', 'plot', 0, 4), ('replays/12-0.gif', 'replay', 12, 4)]
     """
     found = {}

@@ -11,28 +11,28 @@ import xxhash
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.select import folder_of
-from trainer.runs.rows import CommitRow
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import get_checkpoint_folder
+from trainer.runs.rows import CheckpointRow
 
 
-def complete(directory: str | os.PathLike[str]) -> list[int]:
+def list_complete_epochs(directory: str | os.PathLike[str]) -> list[int]:
     """List the epochs of a run's complete commits, ascending."""
-    return publishing.complete(folder_of(directory))
+    return publishing.list_complete(get_checkpoint_folder(directory))
 
 
-def described(directory: str | os.PathLike[str], epoch: int) -> CommitRow:
+def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> CheckpointRow:
     """Describe a commit by its manifest; its arrays are not read.
 
     Raises:
         DamagedCommit: it is missing, not as it was written, or of a newer version: it cannot be
             described, and others can.
     """
-    folder = folder_of(directory)
+    folder = get_checkpoint_folder(directory)
     try:
         manifest = publishing.read_manifest(folder, epoch)
     except ValueError as error:
-        raise DamagedCommit(str(error)) from error
+        raise DamagedCheckpoint(str(error)) from error
     path = folder / str(epoch)
     leaves = json.dumps(manifest["leaves"], sort_keys=True).encode()
     written: Any = manifest.get("written")
@@ -40,16 +40,16 @@ def described(directory: str | os.PathLike[str], epoch: int) -> CommitRow:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         when = datetime.fromisoformat(written)
     except FileNotFoundError as error:
-        raise DamagedCommit(f"commit {epoch} in {folder} was removed just now") from error
+        raise DamagedCheckpoint(f"commit {epoch} in {folder} was removed just now") from error
     except (TypeError, ValueError) as error:
-        raise DamagedCommit(
+        raise DamagedCheckpoint(
             f"commit {epoch} in {folder}: its time cannot be {written!r:.60}"
         ) from error
-    return CommitRow(
+    return CheckpointRow(
         epoch=epoch,
         path=os.fspath(path),
         bytes=size,
-        scores=manifests.saved_scores(manifest),
+        scores=manifests.parse_scores(manifest),
         checksum=xxhash.xxh3_64_hexdigest(leaves),  # of the state alone: equal bits, equal commit
         written=when.isoformat(),
     )

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.checks.paths import local
-from trainer.host.redaction import HIDDEN, redacted
+from trainer.checks.paths import to_absolute_path
+from trainer.host.redaction import HIDDEN, redact_text
 from trainer.runs.text import clean
 
 FILE = "store.sqlite"
@@ -60,20 +60,20 @@ class Connection(Protocol):
         """End the connection; it cannot be used again."""
 
 
-def kept(parameters: Sequence[Any]) -> tuple[Any, ...]:
+def clean_parameters(parameters: Sequence[Any]) -> tuple[Any, ...]:
     """Give parameters that every database takes, their texts cleaned."""
     return tuple(clean(p) if isinstance(p, str) else p for p in parameters)
 
 
-def url_of(store: str | os.PathLike[str]) -> str:
+def resolve_store_url(store: str | os.PathLike[str]) -> str:
     """Give the URL of a store that was named by a URL, a file, or the directory of runs.
 
     A password that was left out where the URL was kept, `***`, is none: PostgreSQL's library takes
     it from the environment, `.pgpass` or a service file.
 
-    >>> url_of("postgresql://host/runs"), url_of("sqlite:////runs/store.sqlite")
+    >>> resolve_store_url("postgresql://host/runs"), resolve_store_url("sqlite:////runs/store.sqlite")
     ('postgresql://host/runs', 'sqlite:////runs/store.sqlite')
-    >>> url_of("/runs"), url_of("/runs/all.db")
+    >>> resolve_store_url("/runs"), resolve_store_url("/runs/all.db")
     ('sqlite:////runs/store.sqlite', 'sqlite:////runs/all.db')
 
     Raises:
@@ -82,17 +82,17 @@ def url_of(store: str | os.PathLike[str]) -> str:
     text = os.fspath(store)
     kind, colon, rest = text.partition("://")
     if not colon:
-        path = local(text, "a store")
+        path = to_absolute_path(text, "a store")
         return f"{_LOCAL}{path if path.suffix in ENDINGS else path / FILE}"
     if kind in ("postgresql", "postgres"):
         place, _, query = rest.replace(f":{HIDDEN}@", "@", 1).partition("?")
         given = [one for one in query.split("&") if one and not one.endswith(f"password={HIDDEN}")]
         return f"postgresql://{'?'.join([place, '&'.join(given)] if given else [place])}"
     if text.startswith(_LOCAL) and len(text) > len(_LOCAL):
-        return f"{_LOCAL}{local(text.removeprefix(_LOCAL), 'a store')}"
+        return f"{_LOCAL}{to_absolute_path(text.removeprefix(_LOCAL), 'a store')}"
     raise ValueError(
         "a store is a directory of runs, a file *.sqlite, sqlite:///PATH or "
-        f"postgresql://USER@HOST/DATABASE; got {redacted(text)!r}"
+        f"postgresql://USER@HOST/DATABASE; got {redact_text(text)!r}"
     )
 
 
@@ -102,7 +102,7 @@ def connect(
     """Open a connection.
 
     Args:
-        url: of the store, see `url_of`.
+        url: of the store, see `resolve_store_url`.
         create: make an SQLite file where there is none.
         patience: seconds to wait for a server, or for a lock.
         read_only: have the database refuse every change.

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.host.escaping import shown
-from trainer.host.redaction import redacted
+from trainer.host.escaping import escape_text
+from trainer.host.redaction import redact_text
 from trainer.runs import requests
 from trainer.runs.connections import Unreachable
-from trainer.runs.disk_queue import Closed, Journal
-from trainer.runs.rows import Artifact, CommitRow
+from trainer.runs.disk_queue import DiskQueue, QueueClosed
+from trainer.runs.rows import Artifact, CheckpointRow
 from trainer.runs.store import Store
 
 log = logging.getLogger("entracte")
@@ -32,16 +32,16 @@ GATHERING = 0.05
 
 APPLY: Mapping[str, Callable[..., None]] = {
     "register": Store.register,
-    "beat": Store.beat,
+    "beat": Store.heartbeat,
     "end": Store.end,
     "rewind": Store.rewind,
-    "commit": lambda store, run, **row: store.write_commit(run, CommitRow(**row)),
+    "commit": lambda store, run, **row: store.write_commit(run, CheckpointRow(**row)),
     "commits": lambda store, run, epochs: store.remove_commits(
         run, {row.epoch for row in store.commits(run, present=True)}.difference(epochs)
     ),
     "artifact": lambda store, run, **row: store.write_artifact(run, Artifact(**row)),
     "gone": Store.forget_artifacts,
-    "ask": requests.ask,
+    "ask": requests.create_request,
 }
 """What a line may say that is to be done, besides `records`, of which many are written at once."""
 
@@ -51,7 +51,7 @@ ABOUT = ("of", "to")
 _RECORDED = operator.itemgetter("run", "epoch", "step", "values")
 
 
-def deliver(store: Store, journal: Journal) -> int:
+def deliver(store: Store, journal: DiskQueue) -> int:
     """Deliver all that waits, and give how many lines that was.
 
     A batch is written at once, and only then taken out of the queue: where a process is killed
@@ -64,21 +64,21 @@ def deliver(store: Store, journal: Journal) -> int:
     """
     count = 0
     while True:
-        lines, place = journal.waiting()
+        lines, place = journal.peek_batch()
         if not lines:
             return count
         try:
             _write(store, journal, lines)
-        except (Unreachable, Closed):
+        except (Unreachable, QueueClosed):
             raise
         except Exception:  # one of them is at fault
             for line in lines:
                 _write_or_set_aside(store, journal, line)
-        journal.delivered(place)
+        journal.acknowledge(place)
         count += len(lines)
 
 
-def _write(store: Store, journal: Journal, lines: Sequence[bytes]) -> None:
+def _write(store: Store, journal: DiskQueue, lines: Sequence[bytes]) -> None:
     own = [line for line in map(json.loads, lines) if not _copied(line, journal)]
     with store.connection.transaction():
         for do, alike in itertools.groupby(own, operator.itemgetter("do")):
@@ -90,14 +90,14 @@ def _write(store: Store, journal: Journal, lines: Sequence[bytes]) -> None:
         journal.check()  # else another may have it, and these be older than what that one wrote
 
 
-def _copied(line: Mapping[str, str], journal: Journal) -> bool:
+def _copied(line: Mapping[str, str], journal: DiskQueue) -> bool:
     """Say whether a line is of another run, whose directory was copied: that delivers its own."""
     here = os.fspath(journal.path.parent)
     of = line.get("of", here)
     return of != here and os.path.isdir(of) and not os.path.samefile(of, here)
 
 
-def check_destination(store: Store, journal: Journal) -> None:
+def check_destination(store: Store, journal: DiskQueue) -> None:
     """Check that what waits in a queue is for this store: another one may name any directory.
 
     SQLite's file may have been moved along with the directory.
@@ -106,7 +106,7 @@ def check_destination(store: Store, journal: Journal) -> None:
         ValueError: it is for another.
     """
     try:
-        line = json.loads(journal.waiting()[0][0])
+        line = json.loads(journal.peek_batch()[0][0])
         of, there = str(line["of"]), str(line["to"])
     except (
         ValueError,
@@ -114,7 +114,7 @@ def check_destination(store: Store, journal: Journal) -> None:
         TypeError,
     ):  # of an older version
         return
-    here = redacted(store.url)
+    here = redact_text(store.url)
     if there != here and not (_beside(here, journal.path.parent) == _beside(there, of) != ""):
         raise ValueError(
             f"what waits in {journal.path} is for the store {there}: give that one, or the run by "
@@ -128,16 +128,16 @@ def _beside(url: str, directory: str | os.PathLike[str]) -> str:
     return "" if file == url else os.path.relpath(file, directory)
 
 
-def _write_or_set_aside(store: Store, journal: Journal, line: bytes) -> None:
+def _write_or_set_aside(store: Store, journal: DiskQueue, line: bytes) -> None:
     try:
         _write(store, journal, [line])
-    except (Unreachable, Closed):
+    except (Unreachable, QueueClosed):
         raise
     except Exception as error:
         log.error(
             "the store %s takes no %s: it is kept in %s",
             store.connection.where,
-            shown(line[:200].decode("utf-8", "replace")),
+            escape_text(line[:200].decode("utf-8", "replace")),
             journal.set_aside(line),
             exc_info=error,
         )
@@ -152,7 +152,7 @@ class Delivery:
         prepare: called before each delivery, to put in what has come about meanwhile.
     """
 
-    def __init__(self, url: str, journal: Journal, prepare: Callable[[], None]) -> None:
+    def __init__(self, url: str, journal: DiskQueue, prepare: Callable[[], None]) -> None:
         self._url, self._journal, self._prepare = url, journal, prepare
         self._woken, self._closing = threading.Event(), threading.Event()
         self._until = 0.0
@@ -191,7 +191,7 @@ class Delivery:
                     deliver(store, self._journal)
                     self._tell_of_return()
                 pause = PAUSES[0]
-            except Closed:  # while this one waited for the store, nobody waited for this one
+            except QueueClosed:  # while this one waited for the store, nobody waited for this one
                 if store is not None:
                     store.close()
                 return
@@ -222,12 +222,12 @@ class Delivery:
                 "%s: what is recorded is queued in %s, and delivered when the store %s is back",
                 error,
                 self._journal.path,
-                redacted(self._url),
+                redact_text(self._url),
                 exc_info=None if isinstance(error, Unreachable | FileNotFoundError) else error,
             )
 
     def _tell_of_return(self) -> None:
         if self._failing_since is not None:
             away = time.monotonic() - self._failing_since
-            log.info("the store %s is back after %.0f s", redacted(self._url), away)
+            log.info("the store %s is back after %.0f s", redact_text(self._url), away)
             self._failing_since = None

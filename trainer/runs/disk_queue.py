@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.host.safe_open import opened, own_folder, still_there
+from trainer.host.safe_open import open_regular, own_folder, still_there
 
 log = logging.getLogger("entracte")
 
@@ -29,11 +29,11 @@ _CHUNK = 2**20
 """Bytes that are copied at once."""
 
 
-class Closed(RuntimeError):  # noqa: N818 (a state of affairs)
+class QueueClosed(RuntimeError):  # noqa: N818 (a state of affairs)
     """The queue was closed: its file is no longer this process's to touch."""
 
 
-class Journal:
+class DiskQueue:
     """Lines of JSON in a file, put in at its end and taken out at its beginning.
 
     A line is on record when `put` returns, also where the process is killed right after, and `sync`
@@ -53,11 +53,11 @@ class Journal:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     journal = Journal(Path(folder, "queue.jsonl"))
+    ...     journal = DiskQueue(Path(folder, "queue.jsonl"))
     ...     journal.put({"do": "beat"})
-    ...     lines, end = journal.waiting()
-    ...     journal.delivered(end)
-    ...     lines, journal.waiting()[0]
+    ...     lines, end = journal.peek_batch()
+    ...     journal.acknowledge(end)
+    ...     lines, journal.peek_batch()[0]
     ...     journal.close()
     True
     ([b'{"do": "beat"}\\n'], [])
@@ -92,7 +92,7 @@ class Journal:
 
     def _opened(self, name: str, flags: int) -> int:
         try:
-            return opened(name, flags, 0o644, folder=self._folder, mine=self._named)
+            return open_regular(name, flags, 0o644, folder=self._folder, mine=self._named)
         except OSError as error:
             error.filename = os.fspath(self.path.with_name(name))
             raise
@@ -121,7 +121,7 @@ class Journal:
             self._end += len(data)
         return True
 
-    def waiting(self) -> tuple[list[bytes], int]:
+    def peek_batch(self) -> tuple[list[bytes], int]:
         """Give the first lines that are not delivered, and the place where they end.
 
         Raises:
@@ -137,7 +137,7 @@ class Journal:
             place = self._moved + begin + len(data)
         return data.splitlines(keepends=True), place
 
-    def delivered(self, place: int) -> None:
+    def acknowledge(self, place: int) -> None:
         """Take out the lines up to a place.
 
         Raises:
@@ -233,7 +233,7 @@ class Journal:
         """Use the file alone, while it is one: its number may by now be another file's."""
         with self._lock:
             if self._file < 0:
-                raise Closed(f"the queue {self.path} was closed")
+                raise QueueClosed(f"the queue {self.path} was closed")
             yield self._file
 
     def _after_last_line(self, size: int) -> int:

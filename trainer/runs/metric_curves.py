@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.runs.panels import Curve
-from trainer.runs.requests import results
+from trainer.runs.requests import list_results
 from trainer.runs.store import Store
 
 
@@ -26,7 +26,7 @@ def metric_names(store: Store, run: str) -> list[str]:
     return sorted(name for (name,) in rows)
 
 
-def measured(store: Store, run: str, names: Sequence[str] | None = None) -> dict[str, Curve]:
+def read_curves(store: Store, run: str, names: Sequence[str] | None = None) -> dict[str, Curve]:
     """Give the curves of a run: numbers by epoch, the last of each.
 
     What evaluators found of its checkpoints belongs to it where training recorded nothing of that
@@ -41,7 +41,7 @@ def measured(store: Store, run: str, names: Sequence[str] | None = None) -> dict
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
     ...     store.write_records("digits", 1, 28, {"val/loss": 0.5})
     ...     store.write_records("digits", 2, 56, {"val/loss": 0.25, "sample": "Once"})
-    ...     measured(store, "digits")
+    ...     read_curves(store, "digits")
     {'val/loss': Curve(epochs=[1, 2], values=[0.5, 0.25])}
     """
     curves: dict[str, Curve] = {}
@@ -49,7 +49,7 @@ def measured(store: Store, run: str, names: Sequence[str] | None = None) -> dict
         if not isinstance(value, str):
             _add(curves.setdefault(name, Curve()), epoch, value)
     found: dict[str, dict[str, Curve]] = {}
-    for (suite, epoch), scores in results(store, run).items():
+    for (suite, epoch), scores in list_results(store, run).items():
         for name, value in scores.items():
             if name not in curves and (names is None or name in names):
                 _add(found.setdefault(name, {}).setdefault(suite, Curve()), epoch, value)

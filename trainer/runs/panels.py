@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trainer.checks.modes import ASIDE
-from trainer.runs.sparklines import Course, rank
+from trainer.runs.sparklines import MetricSummary, rank
 
 HOOK = "time/hook/"
 """How the names of hooks' times begin."""
@@ -24,9 +24,9 @@ class Curve:
     """Nan where it was not finite."""
 
     @property
-    def course(self) -> Course:
+    def summary(self) -> MetricSummary:
         """The last value, the lowest and the highest, and their epochs."""
-        course = Course()
+        course = MetricSummary()
         for epoch, value in zip(self.epochs, self.values, strict=True):
             course.add(value, int(epoch))
         return course
@@ -69,7 +69,7 @@ def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
     ]
 
 
-def panels(
+def group_panels(
     curves: Mapping[str, Curve], metrics: Sequence[str] | None = None
 ) -> dict[str, dict[str, Curve]]:
     """Sort curves into panels: those of one name, of training and validation, into one.
@@ -82,22 +82,23 @@ def panels(
         Panel to name in it to curve, the most telling first.
 
     >>> curves = dict.fromkeys(["train/norm", "train/loss", "val/loss", "time/s"], Curve())
-    >>> {panel: list(found) for panel, found in panels(curves).items()}
+    >>> {panel: list(found) for panel, found in group_panels(curves).items()}
     {'loss': ['train', 'val'], 'norm': ['train']}
     """
     if metrics is None:
         metrics = [name for name in curves if not name.startswith(ASIDE)]
     found: dict[str, dict[str, Curve]] = {}
     for name in sorted((name for name in metrics if name in curves), key=_panel_rank):
-        panel, label = placed(name)
+        panel, label = split_metric_name(name)
         found.setdefault(panel, {})[label] = curves[name]
     return found
 
 
-def placed(name: str) -> tuple[str, str]:
+def split_metric_name(name: str) -> tuple[str, str]:
     """Give (panel, name in it) of a metric.
 
-    >>> placed("val/loss"), placed("gradients/norm/hidden/0"), placed("size")
+    >>> (split_metric_name("val/loss"), split_metric_name("gradients/norm/hidden/0"),
+    ...  split_metric_name("size"))
     (('loss', 'val'), ('gradients/norm', 'hidden/0'), ('size', ''))
     """
     first, _, rest = name.partition("/")

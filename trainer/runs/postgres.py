@@ -9,9 +9,9 @@ from typing import Any
 
 import psycopg
 
-from trainer.host.escaping import shown
-from trainer.host.redaction import redacted
-from trainer.runs.connections import Row, Unreachable, kept
+from trainer.host.escaping import escape_text
+from trainer.host.redaction import redact_text
+from trainer.runs.connections import Row, Unreachable, clean_parameters
 
 SCHEMA = "entracte"
 """The schema of the tables, so that a database may hold others besides."""
@@ -50,7 +50,7 @@ class PostgreSQL:
     skipping = "FOR UPDATE SKIP LOCKED"
 
     def __init__(self, url: str, *, patience: float, read_only: bool = False) -> None:
-        self.where = redacted(url)
+        self.where = redact_text(url)
         _check(url)
         self._url, self._patience, self._read_only = url, patience, read_only
         self._lock = threading.RLock()
@@ -100,13 +100,13 @@ class PostgreSQL:
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run a statement and give the rows that it returns."""
         with self._used() as database:
-            cursor = database.execute(_placed(statement), kept(parameters))
+            cursor = database.execute(_placed(statement), clean_parameters(parameters))
             return cursor.fetchall() if cursor.description else []
 
     def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once for each row of parameters, all of them at once or none."""
         with self.transaction(), self._translated(), self._database.cursor() as cursor:
-            cursor.executemany(_placed(statement), map(kept, rows))
+            cursor.executemany(_placed(statement), map(clean_parameters, rows))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -160,7 +160,7 @@ class PostgreSQL:
                 raise
             while isinstance(error.__context__, psycopg.Error):
                 error = error.__context__  # of which the last is but a consequence
-            said = redacted(shown(" ".join(str(error).split()))) or type(error).__name__
+            said = redact_text(escape_text(" ".join(str(error).split()))) or type(error).__name__
             raise Unreachable(f"the store {self.where} cannot be reached: {said}") from error
 
 
@@ -176,11 +176,11 @@ def _check(url: str) -> None:
         parts = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
         parts = {}
-    given, places = redacted(url) != url, ("host", "port", "dbname")
+    given, places = redact_text(url) != url, ("host", "port", "dbname")
     hidden = not given or any(name.endswith("password") for name in parts)
     if not parts or not hidden or any("@" in str(parts.get(name, "")) for name in places):
         raise ValueError(
-            f"a store's URL is postgresql://USER@HOST/DATABASE; got {redacted(url)!r}, which "
+            f"a store's URL is postgresql://USER@HOST/DATABASE; got {redact_text(url)!r}, which "
             "PostgreSQL's library cannot take apart: write special characters in its parts as "
             "%40 (@), %2F (/), %25 (%), %20 (a space); better, leave the password to PGPASSWORD "
             "or ~/.pgpass"

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints.directory_lock import Held, InUse, lock_here
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.select import Stamp, folder_of, stamp
-from trainer.host.redaction import redacted
-from trainer.runs.artifacts import left
-from trainer.runs.checkpoint_rows import complete, described
+from trainer.checkpoints.directory_lock import DirectoryInUse, DirectoryLock, lock_for_recording
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
+from trainer.host.redaction import redact_text
+from trainer.runs.artifacts import list_artifacts
+from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
 from trainer.runs.delivery import Delivery
-from trainer.runs.disk_queue import Journal
+from trainer.runs.disk_queue import DiskQueue
 from trainer.runs.rows import Artifact
 
 log = logging.getLogger("entracte")
@@ -40,7 +40,7 @@ _owned: set[tuple[int, str]] = set()
 
 
 @contextlib.contextmanager
-def owned(directory: Path) -> Iterator[Held]:
+def claim_directory(directory: Path) -> Iterator[DirectoryLock]:
     """Have a run's directory to oneself, among processes and in this one.
 
     Raises:
@@ -48,13 +48,13 @@ def owned(directory: Path) -> Iterator[Held]:
     """
     key = os.getpid(), os.path.realpath(directory)
     if key in _owned:
-        raise InUse(
+        raise DirectoryInUse(
             f"{directory} is on record by another Run in this process, and its queue has one "
             "owner: give all hooks the same Run, or close that one first"
         )
     _owned.add(key)
     try:
-        held = lock_here(directory)
+        held = lock_for_recording(directory)
         try:
             yield held
         finally:
@@ -63,7 +63,7 @@ def owned(directory: Path) -> Iterator[Held]:
         _owned.discard(key)
 
 
-class Recording:
+class RunRecorder:
     """Puts lines in the queue of a run's directory, which a thread delivers to a store.
 
     Args:
@@ -84,7 +84,7 @@ class Recording:
         self.before = sys.exc_info()[1]
         """What was under way already, and is no failure of this run."""
         self._name, self._directory, self._limit = name, directory, limit
-        self._to = redacted(url)
+        self._to = redact_text(url)
         self._refused = 0
         self._listed: dict[int, Stamp] = {}
         self._told: dict[int, Stamp] = {}
@@ -94,8 +94,8 @@ class Recording:
         self._blind = False
         with contextlib.ExitStack() as undo:
             directory.mkdir(parents=True, exist_ok=True)
-            self._held = undo.enter_context(owned(directory))
-            self._journal = Journal(directory / QUEUE, limit=limit)
+            self._held = undo.enter_context(claim_directory(directory))
+            self._journal = DiskQueue(directory / QUEUE, limit=limit)
             undo.callback(self._journal.close)
             self._delivery = Delivery(url, self._journal, self._look_around)
             self._delivery.start()
@@ -162,16 +162,18 @@ class Recording:
     def _list_commits(self) -> None:
         before = {} if self._anew else self._listed
         anew, self._anew = self._anew, False
-        folder = folder_of(self._directory)
-        found = {epoch: stamp(folder, epoch) for epoch in complete(self._directory)}
+        folder = get_checkpoint_folder(self._directory)
+        found = {
+            epoch: read_stamp(folder, epoch) for epoch in list_complete_epochs(self._directory)
+        }
         there = {epoch: seen for epoch, seen in found.items() if seen}
         self._listed = {epoch: seen for epoch, seen in there.items() if before.get(epoch) == seen}
         for epoch in sorted(there.keys() - self._listed.keys()):
             try:
-                row = described(self._directory, epoch)
-            except DamagedCommit as damage:  # until it is replaced, which is said once
+                row = describe_checkpoint(self._directory, epoch)
+            except DamagedCheckpoint as damage:  # until it is replaced, which is said once
                 self._listed[epoch] = there[epoch]
-                if self._told.get(epoch) != there[epoch] == stamp(folder, epoch):
+                if self._told.get(epoch) != there[epoch] == read_stamp(folder, epoch):
                     self._told[epoch] = there[epoch]
                     log.warning("not on record of run %r: %s", self._name, damage)
             else:
@@ -181,7 +183,7 @@ class Recording:
             self._anew = True
 
     def _list_files(self, before: Mapping[Artifact, int] | None) -> None:
-        there, known = left(self._directory), before or {}
+        there, known = list_artifacts(self._directory), before or {}
         self._files = {
             file: changed
             for file, changed in there.items()

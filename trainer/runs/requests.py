@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trainer.runs.rows import Request
 from trainer.runs.store import Store
-from trainer.runs.text import short
+from trainer.runs.text import shorten_name
 
 TRIES = 5
 """How often a request is tried at most."""
@@ -14,7 +14,9 @@ TRIES = 5
 _COLUMNS = ", ".join(Request._fields)
 
 
-def ask(store: Store, run: str, epoch: int, suite: str, *, checksum: str, time: float) -> None:
+def create_request(
+    store: Store, run: str, epoch: int, suite: str, *, checksum: str, time: float
+) -> None:
     """Ask for a checkpoint to be evaluated; to ask again for the same one changes nothing.
 
     Args:
@@ -26,7 +28,7 @@ def ask(store: Store, run: str, epoch: int, suite: str, *, checksum: str, time: 
             anew, asks anew.
         time: when, unix seconds.
     """
-    key = (run, epoch, short(suite))
+    key = (run, epoch, shorten_name(suite))
     values = (*key, checksum, "open", time, 0, "", 0.0, None, "")
     with store.connection.transaction():
         if store.connection.execute(
@@ -100,21 +102,21 @@ def finish(store: Store, request: Request, scores: Mapping[str, float]) -> bool:
             "INSERT INTO results (run, epoch, suite, name, value) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (run, epoch, suite, name) DO UPDATE SET value = excluded.value",
             [
-                (*request[:3], short(name), None if value != value else float(value))
+                (*request[:3], shorten_name(name), None if value != value else float(value))
                 for name, value in scores.items()
             ],
         )
     return True
 
 
-def give_up(store: Store, request: Request, error: str, *, final: bool) -> bool:
+def fail_request(store: Store, request: Request, error: str, *, final: bool) -> bool:
     """Note that a try failed; unless it is `final`, the request is open again."""
     changes = "state = ?, finished = ?, error = ?, lease = 0"
     state, ended = ("failed", store.connection.now()) if final else ("open", None)
     return _change(store, request, changes, (state, ended, error))
 
 
-def requests(store: Store, run: str | None = None) -> list[Request]:
+def list_requests(store: Store, run: str | None = None) -> list[Request]:
     """Give the requests of a run, or all, the oldest first."""
     rows = store.connection.execute(
         f"SELECT {_COLUMNS} FROM requests WHERE ? = '' OR run = ? "
@@ -124,7 +126,7 @@ def requests(store: Store, run: str | None = None) -> list[Request]:
     return [Request._make(row) for row in rows]
 
 
-def results(store: Store, run: str) -> dict[tuple[str, int], dict[str, float]]:
+def list_results(store: Store, run: str) -> dict[tuple[str, int], dict[str, float]]:
     """Give what evaluators found of a run: (suite, epoch) to scores by name."""
     found: dict[tuple[str, int], dict[str, float]] = {}
     for suite, epoch, name, value in store.connection.execute(

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trainer.host.redaction import redacted, without_secrets
+from trainer.host.redaction import redact_settings, redact_text
 
 QUIET = 60.0
 """Seconds without a sign of life after which a run is said to have stalled, at the least."""
@@ -54,9 +54,9 @@ class RunRow(NamedTuple):
         """Make one of what a database gave, which an older version may have given passwords."""
         made = dict(zip(cls._fields, row, strict=True))
         environment = _mapping(made.pop("environment"))
-        made |= {"config": _plain(made["config"], without_secrets)}
-        made |= {"error": redacted(str(made["error"]))}
-        told = {name: redacted(str(value)) for name, value in environment.items()}
+        made |= {"config": _plain(made["config"], redact_settings)}
+        made |= {"error": redact_text(str(made["error"]))}
+        told = {name: redact_text(str(value)) for name, value in environment.items()}
         return cls(**made, environment=told)
 
     def status(self, now: float) -> str:
@@ -93,7 +93,7 @@ class Record(NamedTuple):
         return cls(name, epoch, step, text)
 
 
-class CommitRow(NamedTuple):
+class CheckpointRow(NamedTuple):
     """A checkpoint."""
 
     epoch: int
@@ -107,7 +107,7 @@ class CommitRow(NamedTuple):
     """When, ISO 8601 in UTC."""
 
     @classmethod
-    def read(cls, row: tuple[Any, ...]) -> CommitRow:
+    def read(cls, row: tuple[Any, ...]) -> CheckpointRow:
         """Make one of what a database gave."""
         made = dict(zip(cls._fields, row, strict=True))
         scores = _mapping(made["scores"])

@@ -13,30 +13,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints.directory_lock import InUse, held
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.saved_config import normalised
-from trainer.checks.paths import local
-from trainer.host.machine import environment
-from trainer.host.processes import is_lead
-from trainer.host.redaction import redacted
+from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.saved_config import normalize_config
+from trainer.checks.paths import to_absolute_path
+from trainer.host.machine import describe_environment
+from trainer.host.processes import is_main_process
+from trainer.host.redaction import redact_text
 from trainer.host.safe_open import own_folder
-from trainer.loop.shutdown import close_last
+from trainer.loop.shutdown import defer_close
 from trainer.runs.artifacts import within
-from trainer.runs.checkpoint_rows import complete, described
-from trainer.runs.connections import Unreachable, url_of
+from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
+from trainer.runs.connections import Unreachable, resolve_store_url
 from trainer.runs.delivery import check_destination, deliver
-from trainer.runs.disk_queue import LIMIT, Journal
-from trainer.runs.recorder import QUEUE, Recording, owned
+from trainer.runs.disk_queue import LIMIT, DiskQueue
+from trainer.runs.recorder import QUEUE, RunRecorder, claim_directory
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import checked_name, clean
+from trainer.runs.text import check_name, clean
 
 log = logging.getLogger("entracte")
 
 
 class Run:
-    """One training run, for the hooks that put it on record: `Database`, `beat` and others.
+    """One training run, for the hooks that put it on record: `Database`, `heartbeat` and others.
 
     What they record is in a queue on the disk, `queue.jsonl` in the run's directory, when the call
     returns; a thread delivers it. A store that is locked or away is no matter: the queue waits, and
@@ -59,7 +59,7 @@ class Run:
             one; the store is of a newer version.
         Unreachable: the store does not answer, and this directory has never been on record.
 
-    What records raises `InUse` where another process or another `Run` has the directory.
+    What records raises `DirectoryInUse` where another process or another `Run` has the directory.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -81,22 +81,22 @@ class Run:
         config: Mapping[str, Any] | None = None,
         limit: int = LIMIT,
     ) -> None:
-        given = local(directory, "Run")
+        given = to_absolute_path(directory, "Run")
         self.directory = Path(os.path.realpath(given))
-        self.name = checked_name(given.name if name is None else name, "a run")
-        self.url = url_of(given.parent if store is None else store)
-        self._config = None if config is None else normalised(config)
+        self.name = check_name(given.name if name is None else name, "a run")
+        self.url = resolve_store_url(given.parent if store is None else store)
+        self._config = None if config is None else normalize_config(config)
         self._limit = limit
         self._lock = threading.RLock()
-        self._open: Recording | None = None
-        if is_lead():
+        self._open: RunRecorder | None = None
+        if is_main_process():
             self._check(named=name is not None)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r})"
 
     @property
-    def going(self) -> bool:
+    def is_recording(self) -> bool:
         """Whether something was recorded since it was made, or closed."""
         return self._open is not None
 
@@ -152,8 +152,11 @@ class Run:
 
     def _moved(self, store: Store, here: Sequence[RunRow]) -> RunRow | None:
         """Give the run whose newest commit lies in this directory, and whose own one is gone."""
-        with contextlib.suppress(DamagedCommit):
-            commits = [described(self.directory, epoch) for epoch in complete(self.directory)[-1:]]
+        with contextlib.suppress(DamagedCheckpoint):
+            commits = [
+                describe_checkpoint(self.directory, epoch)
+                for epoch in list_complete_epochs(self.directory)[-1:]
+            ]
             same = {
                 name
                 for commit in commits
@@ -201,7 +204,7 @@ class Run:
             values={name: v if isinstance(v, str) else float(v) for name, v in values.items()},
         )
 
-    def beat(self, *, epoch: int, step: int, epochs: int | None = None) -> None:
+    def heartbeat(self, *, epoch: int, step: int, epochs: int | None = None) -> None:
         """Give a sign of life."""
         total = None if epochs is None else int(epochs)
         self._opened().put("beat", epoch=int(epoch), step=int(step), epochs=total, time=time.time())
@@ -210,11 +213,11 @@ class Run:
         """Record how the run ended: `finished`, `interrupted` or `failed`, and of what."""
         opened = self._opened()
         opened.ended = True
-        opened.put("end", state=state, error=redacted(error), time=time.time())
+        opened.put("end", state=state, error=redact_text(error), time=time.time())
 
     def artifact(self, path: str | os.PathLike[str], kind: str, *, epoch: int, step: int) -> None:
         """Record a file that the run left."""
-        file = local(path, "Run.artifact")
+        file = to_absolute_path(path, "Run.artifact")
         self._opened().put(
             "artifact",
             path=within(self.directory, file),
@@ -227,8 +230,8 @@ class Run:
     def ask(self, suite: str, epoch: int) -> bool:
         """Ask for a commit that is complete to be evaluated; False where it is damaged or gone."""
         try:
-            commit = described(self.directory, epoch)
-        except DamagedCommit as damage:
+            commit = describe_checkpoint(self.directory, epoch)
+        except DamagedCheckpoint as damage:
             log.warning("no evaluation by %r is asked for: %s", suite, damage)
             return False
         with self._lock:
@@ -250,7 +253,7 @@ class Run:
         on record. Where nothing told how the run ended, it failed if an exception is under way, and
         was interrupted otherwise. It may be recorded in again.
         """
-        close_last(self._close)
+        defer_close(self._close)
 
     def _close(self) -> None:
         with self._lock:
@@ -267,10 +270,10 @@ class Run:
                 self._open = None
                 opened.close()
 
-    def _opened(self) -> Recording:
+    def _opened(self) -> RunRecorder:
         with self._lock:
             if self._open is None:
-                opened = Recording(self.name, self.directory, self.url, limit=self._limit)
+                opened = RunRecorder(self.name, self.directory, self.url, limit=self._limit)
                 self._open = opened
                 opened.put(
                     "register",
@@ -279,12 +282,12 @@ class Run:
                     pid=os.getpid(),
                     time=time.time(),
                     config=self._config,
-                    environment=environment(),
+                    environment=describe_environment(),
                 )
             return self._open
 
 
-def deliver_left(store: Store, directory: str | os.PathLike[str], *, named: bool = True) -> int:
+def deliver_queue(store: Store, directory: str | os.PathLike[str], *, named: bool = True) -> int:
     """Deliver what a run that has ended left in its queue.
 
     Args:
@@ -306,12 +309,12 @@ def deliver_left(store: Store, directory: str | os.PathLike[str], *, named: bool
         return 0
     if named:  # before the lock is looked for, which may lie elsewhere
         os.close(own_folder(directory))
-    if held(queue.parent):
+    if find_holder(queue.parent):
         return 0
     with (
-        contextlib.suppress(InUse),  # taken since
-        owned(queue.parent),
-        contextlib.closing(Journal(queue, named=named)) as journal,
+        contextlib.suppress(DirectoryInUse),  # taken since
+        claim_directory(queue.parent),
+        contextlib.closing(DiskQueue(queue, named=named)) as journal,
     ):
         if named:
             check_destination(store, journal)

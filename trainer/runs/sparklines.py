@@ -13,15 +13,15 @@ KEPT = 64
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
-TELLING = ("loss", "accuracy", "return", "reward", "perplexity")
+MAIN_METRICS = ("loss", "accuracy", "return", "reward", "perplexity")
 """Metrics that come first, by the last part of their names, and have curves in the bar."""
 
 
 @dataclasses.dataclass
-class Course:
+class MetricSummary:
     """How a metric went: its values, and the epochs of the lowest and the highest.
 
-    >>> course = Course()
+    >>> course = MetricSummary()
     >>> for epoch, loss in enumerate([4.0, 2.0, 1.0, 3.0], 1):
     ...     course.add(loss, epoch)
     >>> course.last, course.lowest, course.highest, course.curve(4)
@@ -84,13 +84,13 @@ def mean(values: Sequence[float]) -> float:
 def rank(name: str) -> int:
     """Order metrics: first what is optimised and reached."""
     leaf = name.rpartition("/")[2]
-    return TELLING.index(leaf) if leaf in TELLING else len(TELLING)
+    return MAIN_METRICS.index(leaf) if leaf in MAIN_METRICS else len(MAIN_METRICS)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Write a number with four digits, a large one in full.
 
-    >>> [number(value) for value in (0.25, 12.3456, 1234567.8, 1e-7, math.nan)]
+    >>> [format_number(value) for value in (0.25, 12.3456, 1234567.8, 1e-7, math.nan)]
     ['0.2500', '12.35', '1,234,568', '1.000e-07', 'nan']
     """
     if 1e3 <= abs(value) < 1e7:

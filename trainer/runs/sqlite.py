@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from trainer.host.safe_open import kind
-from trainer.runs.connections import Row, Unreachable, kept
+from trainer.host.safe_open import describe_file_type
+from trainer.runs.connections import Row, Unreachable, clean_parameters
 
 _CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 """What SQLite answers where it cannot make or change the files beside a database."""
@@ -51,7 +51,9 @@ class SQLite:
         with self._translated():
             there = path.exists()
             if there and not path.is_file():  # to open a pipe would wait for its other end
-                raise OSError(f"it is {kind(path.stat().st_mode)}, and must be a file")
+                raise OSError(
+                    f"it is {describe_file_type(path.stat().st_mode)}, and must be a file"
+                )
         if not there and not create:
             raise FileNotFoundError(
                 f"there is no store at {self.where}: give the directory that holds the runs, or "
@@ -129,12 +131,12 @@ class SQLite:
         """Run a statement and give the rows that it returns."""
         with self._lock, self._translated():
             self._check()
-            return self._database.execute(statement, kept(parameters)).fetchall()
+            return self._database.execute(statement, clean_parameters(parameters)).fetchall()
 
     def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement once for each row of parameters, all of them at once or none."""
         with self.transaction(), self._translated():
-            self._database.executemany(statement, map(kept, rows))
+            self._database.executemany(statement, map(clean_parameters, rows))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.checks.suggestions import among
-from trainer.host.redaction import redacted
+from trainer.checks.suggestions import suggest_and_list
+from trainer.host.redaction import redact_text
 from trainer.runs import table_versions
-from trainer.runs.connections import Connection, connect, url_of
-from trainer.runs.rows import Artifact, CommitRow, Record, RunRow
-from trainer.runs.text import short
+from trainer.runs.connections import Connection, connect, resolve_store_url
+from trainer.runs.rows import Artifact, CheckpointRow, Record, RunRow
+from trainer.runs.text import shorten_name
 
 Values = Mapping[str, float | str | None]
 """Of metrics by name; None is a number that is none."""
@@ -54,7 +54,7 @@ class Store:
         patience: float = 5.0,
         read_only: bool = False,
     ) -> None:
-        self.url = url_of(store)
+        self.url = resolve_store_url(store)
         create = create and not read_only
         self.connection: Connection = connect(
             self.url, create=create, patience=patience, read_only=read_only
@@ -103,7 +103,7 @@ class Store:
             values,
         )
 
-    def beat(
+    def heartbeat(
         self, run: str, *, time: float, epoch: int, step: int, epochs: int | None = None
     ) -> None:
         """Note a sign of life, and how far the run is."""
@@ -138,9 +138,9 @@ class Store:
             "ON CONFLICT (run, name, epoch, step) DO UPDATE SET "
             "value = excluded.value, text = excluded.text",
             (
-                (run, short(name), epoch, step, None, value)
+                (run, shorten_name(name), epoch, step, None, value)
                 if isinstance(value, str)
-                else (run, short(name), epoch, step, _kept(value), None)
+                else (run, shorten_name(name), epoch, step, _kept(value), None)
                 for run, epoch, step, values in records
                 for name, value in values.items()
             ),
@@ -165,14 +165,14 @@ class Store:
                 "UPDATE runs SET epoch = ?, step = ? WHERE name = ?", (epoch, step, run)
             )
 
-    def write_commit(self, run: str, commit: CommitRow) -> None:
+    def write_commit(self, run: str, commit: CheckpointRow) -> None:
         """Note a checkpoint that is complete."""
         columns = commit._asdict() | {"scores": _json(commit.scores)}
         values = (run, *columns.values())
         self.connection.execute(
-            f"INSERT INTO commits (run, {', '.join(CommitRow._fields)}, present) "
+            f"INSERT INTO commits (run, {', '.join(CheckpointRow._fields)}, present) "
             f"VALUES ({_marks(values)}, 1) ON CONFLICT (run, epoch) DO UPDATE SET present = 1, "
-            + ", ".join(f"{column} = excluded.{column}" for column in CommitRow._fields[1:]),
+            + ", ".join(f"{column} = excluded.{column}" for column in CheckpointRow._fields[1:]),
             values,
         )
 
@@ -228,10 +228,10 @@ class Store:
         for row in self.runs():
             if row.name == name:
                 return row
-        known = among(name, [row.name for row in self.runs()])
+        known = suggest_and_list(name, [row.name for row in self.runs()])
         raise KeyError(f"no run {name!r} in {self.connection.where}{known}")
 
-    def reached(self, row: RunRow) -> RunRow:
+    def read_progress(self, row: RunRow) -> RunRow:
         """Give a run's row with the newest epoch and step that are known of it.
 
         Signs of life tell of them, and records; a run may give either alone.
@@ -260,7 +260,7 @@ class Store:
         rows = self.connection.execute(
             "SELECT name, epoch, step, value, text FROM records WHERE run = ? AND epoch >= ?"
             f"{chosen} ORDER BY epoch, step, name",
-            (run, since, *(short(name) for name in names or ())),
+            (run, since, *(shorten_name(name) for name in names or ())),
         )
         return [Record.read(row) for row in rows]
 
@@ -274,14 +274,15 @@ class Store:
         )
         return {record.name: record for record in map(Record.read, rows)}
 
-    def commits(self, run: str, *, present: bool = False) -> list[CommitRow]:
+    def commits(self, run: str, *, present: bool = False) -> list[CheckpointRow]:
         """Give the checkpoints by epoch; with `present` those alone that are still there."""
         rows = self.connection.execute(
-            f"SELECT {', '.join(CommitRow._fields)} FROM commits WHERE run = ? AND present >= ? "
+            f"SELECT {', '.join(CheckpointRow._fields)} FROM commits WHERE run = ? AND present >= "
+            "? "
             "ORDER BY epoch",
             (run, int(present)),
         )
-        return [CommitRow.read(row) for row in rows]
+        return [CheckpointRow.read(row) for row in rows]
 
     def artifacts(self, run: str) -> list[Artifact]:
         """Give the files that a run left, by epoch and path, where its directory now is."""
@@ -306,7 +307,7 @@ class Store:
         self.connection.close()
 
     def __repr__(self) -> str:
-        return f"Store({redacted(self.url)!r})"
+        return f"Store({redact_text(self.url)!r})"
 
     def __enter__(self) -> Store:
         return self

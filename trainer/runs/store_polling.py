@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from trainer.host.redaction import redacted
+from trainer.host.redaction import redact_text
 from trainer.runs.connections import Unreachable
 from trainer.runs.store import Store
 
@@ -17,7 +17,7 @@ PATIENCE = 1.0
 """Seconds to wait for an answer."""
 
 
-class Onlooker:
+class StorePoller:
     """Asks a store, and waits a second for an answer, whatever the store is doing.
 
     A server that hangs with its connection open says nothing for as long as it likes: it is asked
@@ -30,7 +30,7 @@ class Onlooker:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Store(folder).close()
-    ...     onlooker = Onlooker(f"sqlite:///{folder}/store.sqlite")
+    ...     onlooker = StorePoller(f"sqlite:///{folder}/store.sqlite")
     ...     onlooker.ask(Store.runs)
     ...     onlooker.close()
     []
@@ -50,7 +50,7 @@ class Onlooker:
             Exception: what else `Store` or `do` raises.
         """
         if self._answer is not None and not self._answer.done():
-            raise Unreachable(f"the store {redacted(self._url)} has not answered yet")
+            raise Unreachable(f"the store {redact_text(self._url)} has not answered yet")
         answer: Future[Given] = Future()
         opened = self._opened
 
@@ -73,7 +73,9 @@ class Onlooker:
             thread.start()
             thread.join(PATIENCE)
         if not answer.done():
-            raise Unreachable(f"the store {redacted(self._url)} gives no answer in {PATIENCE:g} s")
+            raise Unreachable(
+                f"the store {redact_text(self._url)} gives no answer in {PATIENCE:g} s"
+            )
         return answer.result()
 
     def close(self) -> None:

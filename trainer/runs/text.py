@@ -6,7 +6,7 @@ import functools
 
 import xxhash
 
-from trainer.host.escaping import harmless, shown
+from trainer.host.escaping import escape_text, harmless
 
 LONGEST = 200
 """Characters of a name, for names are keys of tables, and PostgreSQL's may take 2.7 KB."""
@@ -24,10 +24,10 @@ def clean(text: str) -> str:
 
 
 @functools.lru_cache(4096)
-def short(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Give a name that can be a key: of a longer one its beginning, and a checksum of the whole.
 
-    >>> short("val/loss"), len(short("x" * 5000))
+    >>> shorten_name("val/loss"), len(shorten_name("x" * 5000))
     ('val/loss', 200)
     """
     name = clean(name)
@@ -43,23 +43,23 @@ def file_name(name: str) -> str:
     >>> file_name("digits"), file_name("../../etc/passwd")
     ('digits', 'etc_passwd')
     """
-    return shown(name).replace("/", "_").replace("\\", "_").lstrip("._-") or "run"
+    return escape_text(name).replace("/", "_").replace("\\", "_").lstrip("._-") or "run"
 
 
-def checked_name(name: str, what: str) -> str:
+def check_name(name: str, what: str) -> str:
     """Give a name that is one, for a run or a suite.
 
     Raises:
         ValueError: it is empty, too long, begins with a dash, or holds a slash or what cannot be
             printed.
 
-    >>> checked_name("digits-3", "a run")
+    >>> check_name("digits-3", "a run")
     'digits-3'
     """
     sound = name == name.strip() and all(harmless(c) and c not in "/\\" for c in name)
     if not sound or not 0 < len(name) <= LONGEST or name.startswith("-") or name in (".", ".."):
         raise ValueError(
             f"{what} needs a name of 1 to {LONGEST} characters that can be printed, without "
-            f"slashes, and that does not begin with a dash; got {shown(name)[:LONGEST]!r}"
+            f"slashes, and that does not begin with a dash; got {escape_text(name)[:LONGEST]!r}"
         )
     return name

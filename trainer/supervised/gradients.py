@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from trainer.losses.loss import Loss, measured
+from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.executors import has_convolution
 from trainer.phases.metrics import WEIGHT
 from trainer.state import PyTree, TrainState
 from trainer.supervised.optimizer_groups import learning_rates
-from trainer.supervised.optimizer_updates import ValueFn, updated
-from trainer.supervised.precision import cast, cast_like
+from trainer.supervised.optimizer_updates import ValueFn, update_optimizer
+from trainer.supervised.precision import cast_floating, cast_like
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
 """`(params, model_state, batch, key) -> (loss (), ({name: Mean}, model_state))`."""
 
 
-class Mean(NamedTuple):
+class WeightedMean(NamedTuple):
     """The mean over a batch of what a loss measured, () each."""
 
     value: jax.Array
@@ -34,16 +34,16 @@ class Mean(NamedTuple):
 class Gradients(NamedTuple):
     """What a batch gives."""
 
-    params: PyTree
+    grads: PyTree
     """Gradients, of the structure of the parameters."""
-    means: dict[str, Mean]
+    means: dict[str, WeightedMean]
     """What the loss measured."""
     model_state: PyTree
     value_fn: ValueFn
     """`(params) -> ()`, the same batch's mean loss at other parameters, by the same key."""
 
 
-def mean(values: Any) -> Mean:
+def compute_mean(values: Any) -> WeightedMean:
     """Give the mean of a loss's values and its weight.
 
     Args:
@@ -53,26 +53,26 @@ def mean(values: Any) -> Mean:
         values, weights = values
         total = jnp.sum(weights, dtype=jnp.float32)
         summed = jnp.sum(jnp.where(weights == 0, 0, values * weights))  # 0 * nan leaks
-        return Mean(summed / jnp.where(total == 0, 1, total), total)
-    return Mean(jnp.mean(values), None)
+        return WeightedMean(summed / jnp.where(total == 0, 1, total), total)
+    return WeightedMean(jnp.mean(values), None)
 
 
-def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, Mean]:
+def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, WeightedMean]:
     """Give the means of what a loss measures at an optimizer step.
 
     Raises:
         TypeError, ValueError: see `losses.contract.measured`.
     """
-    return {name: mean(v) for name, v in measured(loss, step, outputs, batch).items()}
+    return {name: compute_mean(v) for name, v in evaluate_loss(loss, step, outputs, batch).items()}
 
 
-def moving(means: Mapping[str, Mean]) -> jax.Array | None:
+def has_weight(means: Mapping[str, WeightedMean]) -> jax.Array | None:
     """Say whether a batch has something to learn from, () bool; None where every one has."""
     weight = means["loss"].weight
     return None if weight is None else weight > 0
 
 
-def metrics_of(means: Mapping[str, Mean]) -> dict[str, jax.Array]:
+def metrics_of(means: Mapping[str, WeightedMean]) -> dict[str, jax.Array]:
     """Give what a step reports: means, nan where nothing weighs, and the weights beside them."""
     metrics: dict[str, jax.Array] = {}
     for name, (value, weight) in means.items():
@@ -84,7 +84,7 @@ def metrics_of(means: Mapping[str, Mean]) -> dict[str, jax.Array]:
     return metrics
 
 
-def unmoved(
+def skip_empty_batch(
     moves: jax.Array | None, before: TrainState, after: TrainState, told: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Keep the state where a batch had nothing to learn from, but for the count of steps.
@@ -92,10 +92,10 @@ def unmoved(
     The step is counted all the same: it has had its data and its random numbers.
 
     Args:
-        moves: () bool, as `moving` gives it.
+        moves: () bool, as `has_weight` gives it.
         before: the state before the step.
         after: the state after it.
-        told: what `applied` reports, which then counts in no mean.
+        told: what `apply_gradients` reports, which then counts in no mean.
     """
     if moves is None:
         return after, told
@@ -110,7 +110,7 @@ def unmoved(
     return after, told | weights
 
 
-def of_batch(
+def compute_gradients(
     objective: Objective, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array
 ) -> Gradients:
     """Give the gradients of a whole batch."""
@@ -123,7 +123,7 @@ def of_batch(
     return Gradients(grads, means, model_state, value_fn)
 
 
-def accumulated(
+def accumulate_gradients(
     objective: Objective,
     params: PyTree,
     model_state: PyTree,
@@ -165,7 +165,7 @@ def accumulated(
         weights = {n: jnp.float32(size // count if w is None else w) for n, (_, w) in means.items()}
         weight = weights["loss"]
         totals = {name: (means[name].value * w, w) for name, w in weights.items()}
-        grads = optax.tree.scale(weight, cast(grads, jnp.float32))
+        grads = optax.tree.scale(weight, cast_floating(grads, jnp.float32))
         return (model_state, optax.tree.add(sums, (grads, totals))), None
 
     before = model_state
@@ -181,7 +181,7 @@ def accumulated(
         add, (model_state, zeros), (parts, keys), unroll=1 if looping else count
     )
     means = {
-        name: Mean(
+        name: WeightedMean(
             total / jnp.where(weight == 0, 1, weight),
             None if given[name].weight is None else weight,
         )
@@ -206,24 +206,24 @@ def accumulated(
     return Gradients(cast_like(grads, params), means, model_state, value_fn)
 
 
-def updates(
+def compute_updates(
     state: TrainState, found: Gradients, grads: PyTree, optimizer: optax.GradientTransformation
 ) -> tuple[PyTree, PyTree]:
     """Give (updates, opt_state) that an optimizer makes of gradients, which may be clipped."""
-    return updated(
+    return update_optimizer(
         *(optimizer, grads, state.opt_state, state.params),
         value=found.means["loss"].value,
-        grad=found.params,
+        grad=found.grads,
         value_fn=found.value_fn,
     )
 
 
-def applied(
+def apply_gradients(
     state: TrainState,
     found: Gradients,
     optimizer: optax.GradientTransformation,
     *,
-    length: jax.Array,
+    grad_norm: jax.Array,
     clip_norm: float | None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step.
@@ -233,7 +233,7 @@ def applied(
         found: the gradients of its parameters, and what else the batch gave; the optimizer gets
             of it what it asks for: `value`, `grad`, which is not clipped, `value_fn`.
         optimizer: of optax.
-        length: () L2 norm of the gradients.
+        grad_norm: () L2 norm of the gradients.
         clip_norm: norm to which larger gradients are scaled; None: not clipped.
 
     Returns:
@@ -241,12 +241,12 @@ def applied(
         they were, and `learning_rate` where the optimizer keeps one; where several do,
         `learning_rate/<group>`.
     """
-    grads = found.params
-    metrics = {"grad_norm": length}
+    grads = found.grads
+    metrics = {"grad_norm": grad_norm}
     if clip_norm is not None:
-        metrics["clipped"] = (length > clip_norm).astype(jnp.float32)
-        grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / length), grads)
-    changes, opt_state = updates(state, found, grads, optimizer)
+        metrics["clipped"] = (grad_norm > clip_norm).astype(jnp.float32)
+        grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / grad_norm), grads)
+    changes, opt_state = compute_updates(state, found, grads, optimizer)
     metrics |= learning_rates(opt_state)
     params = optax.apply_updates(state.params, changes)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -256,7 +256,7 @@ SMALL = 2**15
 """Elements below which a leaf's norm costs more to start than to compute."""
 
 
-def norm(tree: PyTree) -> jax.Array:
+def global_norm(tree: PyTree) -> jax.Array:
     """Give the L2 norm over all leaves, the small ones joined.
 
     One by one they take 5% of an MLP's step on CPU; joining large ones would copy them. In

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.suggestions import among
+from trainer.checks.suggestions import suggest_and_list
 from trainer.state import PyTree
 from trainer.supervised.optimizer_groups import group_names
 
@@ -44,7 +44,7 @@ def hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
     return {groups[path[:-1]]: leaf for path, leaf in leaves if _is_kept(path, name)}
 
 
-def with_hyperparam(
+def set_hyperparam(
     opt_state: PyTree, name: str, change: Callable[[Any], Any], *, group: str | None = None
 ) -> PyTree:
     """Change the values of a name, in each group that keeps it or in one; dtypes and shapes stay.
@@ -61,12 +61,12 @@ def with_hyperparam(
     >>> import optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
     >>> state = optimizer.init({"w": jnp.ones(2)})
-    >>> with_hyperparam(state, "learning_rate", lambda rate: rate / 2).hyperparams
+    >>> set_hyperparam(state, "learning_rate", lambda rate: rate / 2).hyperparams
     {'learning_rate': Array(0.25, dtype=float32)}
     """
 
     def changed(leaf: Any) -> Any:
-        return replaced(leaf, change(np.asarray(leaf)))
+        return fill_leaf(leaf, change(np.asarray(leaf)))
 
     return map_hyperparam(opt_state, name, changed, group=group)
 
@@ -78,7 +78,7 @@ def map_hyperparam(
     *,
     group: str | None = None,
 ) -> PyTree:
-    """Change the leaves of a name, as `with_hyperparam` does, within a jitted function too."""
+    """Change the leaves of a name, as `set_hyperparam` does, within a jitted function too."""
     groups = {} if group is None else _groups(opt_state)
     before, structure = jax.tree_util.tree_flatten_with_path(opt_state)
     after = [
@@ -114,18 +114,19 @@ def check_hyperparam(
             there = _numbers_of(opt_state, group)
             raise ValueError(
                 f"{who} sets {name} of the group {group!r}, which keeps no such number"
-                f"{among(name, there)}"
+                f"{suggest_and_list(name, there)}"
             )
         keeping = list(found) or groups
         raise ValueError(
             f"{who} sets {name} of a group {group!r}, which the optimizer has not, or not with "
-            f"{name} in it{among(group, keeping, [f'{one}/{name}' for one in found] or keeping)}"
+            f"{name} in "
+            f"it{suggest_and_list(group, keeping, [f'{one}/{name}' for one in found] or keeping)}"
         )
     leaves = list(found.values()) if group is None else [found[group]]
     if name in _scheduled(opt_state, group):
         got = "with a schedule, which sets it at every step"
     elif not leaves:
-        got = f"without it{among(name, hyperparam_names(opt_state))}"
+        got = f"without it{suggest_and_list(name, hyperparam_names(opt_state))}"
     elif not all(map(_is_float, leaves)):
         got = f"with an integer, {leaves[0]}, which no fraction fits"
     else:
@@ -153,7 +154,7 @@ def check_one_group(who: str, opt_state: PyTree, name: str) -> None:
         )
 
 
-def replaced(leaf: Any, value: Any) -> Any:
+def fill_leaf(leaf: Any, value: Any) -> Any:
     """Give a value the dtype, shape and devices of a leaf; the leaf itself where it equals it.
 
     A member of a population has leaves of numpy, and keeps them.

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import TrainState, training
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 from trainer.data.source import Feed, Source
 from trainer.phases.executors import Step
 from trainer.phases.metrics import WEIGHT
-from trainer.phases.state_buffers import owned
+from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree
 from trainer.supervised.hyperparams import check_hyperparam, map_hyperparam
 
-MEMORY = 0.9
+SMOOTHING_DECAY = 0.9
 """Weight of the past in the running mean by which divergence is told."""
 
 DIVERGED = 4.0
@@ -38,7 +38,7 @@ class RangeTest:
     """float64 `[steps]`, the learning rate of each step."""
     losses: np.ndarray
     """float64 `[steps]`, the loss before each update."""
-    counted: np.ndarray
+    before_divergence: np.ndarray
     """bool `[steps]`, true until the loss diverged."""
     smoothed: np.ndarray
     """float64 `[steps]`, the losses smoothed without a lag; nan where they are not counted."""
@@ -62,7 +62,7 @@ class RangeTest:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        counted = self.counted
+        counted = self.before_divergence
         axes.plot(self.rates[counted], self.losses[counted], ".", color="0.7", label="loss")
         axes.plot(self.rates[counted], self.smoothed[counted], color="tab:blue", label="smoothed")
         for name, color in (("steepest", "tab:red"), ("valley", "tab:green")):
@@ -75,7 +75,7 @@ class RangeTest:
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=limits)
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(local(path, "plot"), format="png", dpi=120)
+        figure.savefig(to_absolute_path(path, "plot"), format="png", dpi=120)
 
 
 def find_learning_rate(
@@ -139,7 +139,7 @@ def find_learning_rate(
     check_hyperparam("find_learning_rate", state.opt_state, "learning_rate")
     rates = np.geomspace(low, high, steps)
     losses = _losses(step, state, source, rates)
-    counted = _counted(losses)
+    counted = _mask_before_divergence(losses)
     smoothed = _smoothed(losses, counted)
     falling = _longest_fall(smoothed[counted])
     if len(falling) < 3:
@@ -171,8 +171,8 @@ def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) ->
         return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
     probing.check = getattr(step, "check", None)  # type: ignore[attr-defined]
-    phase = training(probing, _Head(source, len(rates)), name="range_test")
-    state = phase.prepared(owned(state.replace(memory={}, scores={})))
+    phase = training(probing, _TruncatedSource(source, len(rates)), name="range_test")
+    state = phase.add_position(copy_state(state.replace(hook_state={}, scores={})))
     phase.verify(state)
     traces: list[float] = []
     while len(traces) < len(rates):
@@ -187,7 +187,7 @@ def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) ->
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Head:
+class _TruncatedSource:
     """The first steps of each epoch of a source, so that a long one is not read to its end."""
 
     source: Source
@@ -217,11 +217,11 @@ class _Head:
         return self.source.evaluation()
 
 
-def _counted(losses: np.ndarray) -> np.ndarray:
+def _mask_before_divergence(losses: np.ndarray) -> np.ndarray:
     """Say of each step whether it is before the loss diverged: bool `[steps]`."""
     finite = np.isfinite(losses)
     gaps = np.subtract.outer(np.arange(len(losses)), np.arange(len(losses)))
-    weights = np.where(gaps >= 0, MEMORY ** np.maximum(gaps, 0), 0.0)
+    weights = np.where(gaps >= 0, SMOOTHING_DECAY ** np.maximum(gaps, 0), 0.0)
     running = weights @ np.where(finite, losses, 0.0) / weights.sum(axis=1)
     best = np.minimum.accumulate(running)
     diverged = ~finite | (running - best > (DIVERGED - 1) * np.abs(best))

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.checks.pytrees import described
+from trainer.checks.pytrees import describe_leaf
 
 _REMEDIES = {
     "flax.linen.": "models.from_linen(module)",
@@ -55,13 +55,13 @@ def _makes_networks(function: Any) -> bool:
     return name.rpartition(".")[2] == "Network" and hasattr(function, "__name__")
 
 
-def pair(network: Any, name: str, made: Any) -> tuple[Any, Any]:
+def check_pair(network: Any, name: str, made: Any) -> tuple[Any, Any]:
     """Check that one of a network's functions gave two things; unpacking would take an array apart.
 
     Raises:
         TypeError: it gave something else.
 
-    >>> pair(None, "apply", (1.0, {}))
+    >>> check_pair(None, "apply", (1.0, {}))
     (1.0, {})
     """
     if isinstance(made, tuple) and len(made) == 2:
@@ -69,7 +69,7 @@ def pair(network: Any, name: str, made: Any) -> tuple[Any, Any]:
     wanted = "(params, model_state)" if name == "init" else "(outputs, model_state)"
     raise TypeError(
         f"the network's {name} must return {wanted}, with {{}} for a model_state where there is "
-        f"none, as models.Network describes; {_named(network)} returned {described(made)}"
+        f"none, as models.Network describes; {_named(network)} returned {describe_leaf(made)}"
     )
 
 
@@ -81,7 +81,7 @@ def check_example(example: Any) -> None:
         ValueError: it has no `inputs`.
     """
     if not isinstance(example, Mapping):
-        got, remedy = described(example), "{'inputs': x}"
+        got, remedy = describe_leaf(example), "{'inputs': x}"
         if isinstance(getattr(example, "example", None), Mapping):
             got, remedy = f"a source, {got}", "source.example"
         raise TypeError(

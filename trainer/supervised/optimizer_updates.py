@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer.checks.arguments import signature_of
-from trainer.checks.pytrees import differences, same_structure
+from trainer.checks.arguments import get_signature
+from trainer.checks.pytrees import has_same_structure, list_differences
 from trainer.state import PyTree
 
 ValueFn = Callable[[PyTree], jax.Array]
 """`(params) -> ()`, the loss of one batch."""
 
-OFFERED = (("value", "grad", "value_fn"), ("value", "grad", "value_fn", "obj_fn"), ("grad_fn",), ())
+EXTRA_ARG_SETS = (
+    ("value", "grad", "value_fn"),
+    ("value", "grad", "value_fn", "obj_fn"),
+    ("grad_fn",),
+    (),
+)
 """Sets of arguments that optax's optimizers take, each tried where the one before is refused.
 
 The first is what optax's own loops pass. `obj_fn` is what `optax.contrib.sophia` calls `value_fn`,
@@ -50,18 +55,18 @@ def check_optimizer(optimizer: Any, who: str) -> None:
     try:
         state = jax.eval_shape(lambda: optimizer.init({"kernel": jnp.zeros((2, 2))}))
     except Exception:
-        return  # its rules name the real parameters: `initialized` tells
+        return  # its rules name the real parameters: `init_optimizer` tells
     _check_state(state, who)
 
 
 def _is_schedule(function: Any) -> bool:
     """Say whether a function is one of the step alone; what makes an optimizer takes a rate."""
-    signature = signature_of(function)
+    signature = get_signature(function)
     names = [] if signature is None else list(signature.parameters)
     return names in (["count"], ["step"], ["_"])
 
 
-def initialized(optimizer: optax.GradientTransformation, params: PyTree, who: str) -> PyTree:
+def init_optimizer(optimizer: optax.GradientTransformation, params: PyTree, who: str) -> PyTree:
     """Make the state of an optimizer.
 
     Raises:
@@ -71,7 +76,7 @@ def initialized(optimizer: optax.GradientTransformation, params: PyTree, who: st
     return jax.jit(optimizer.init)(params)
 
 
-def updated(
+def update_optimizer(
     optimizer: optax.GradientTransformation,
     updates: PyTree,
     opt_state: PyTree,
@@ -101,7 +106,7 @@ def updated(
     >>> optimizer, params = optax.polyak_sgd(), jnp.array([2.0])
     >>> def half_square(params):
     ...     return (params**2).sum() / 2
-    >>> updates, _ = updated(optimizer, params, optimizer.init(params), params,
+    >>> updates, _ = update_optimizer(optimizer, params, optimizer.init(params), params,
     ...                      value=half_square(params), grad=params, value_fn=half_square)
     >>> float(updates[0])    # value / norm**2 = 2 / 4 of the gradient
     -1.0
@@ -117,7 +122,7 @@ def updated(
     extended = isinstance(optimizer, optax.GradientTransformationExtraArgs)
     extended = extended or _takes_any(optimizer.update)  # as optax.MultiSteps does
     first: Exception | None = None
-    for names in OFFERED if extended else ((),):
+    for names in EXTRA_ARG_SETS if extended else ((),):
         extra = {name: known[name] for name in names}
         try:
             return optimizer.update(updates, opt_state, params, **extra)
@@ -126,7 +131,8 @@ def updated(
     assert first is not None
     first.add_note(
         "in the update of the optimizer, which was given the gradients of a batch's mean loss and, "
-        f"where it takes them, {', '.join(OFFERED[0])}; one that needs other things can be wrapped "
+        f"where it takes them, {', '.join(EXTRA_ARG_SETS[0])}; one that needs other things can be "
+        "wrapped "
         "in an optax.GradientTransformationExtraArgs that makes them of these"
     )
     raise first
@@ -142,12 +148,12 @@ def _check_made_by(
 ) -> None:
     """Check the structure and the shapes; dtypes are the user's, who may have cast parameters."""
     wanted = jax.eval_shape(optimizer.init, params)
-    if same_structure(wanted, opt_state) and all(
+    if has_same_structure(wanted, opt_state) and all(
         jnp.shape(one) == jnp.shape(other)
         for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(opt_state), strict=True)
     ):
         return
-    lines = differences(wanted, opt_state)
+    lines = list_differences(wanted, opt_state)
     shown = lines[:6] + [f"and {len(lines) - 6} more"] * (len(lines) > 6)
     raise ValueError(
         "state.opt_state must be one that this optimizer made for these parameters; got another's. "

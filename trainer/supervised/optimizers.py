@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer.checks.arguments import in_words
-from trainer.checks.pytrees import path_name
-from trainer.checks.suggestions import among
+from trainer.checks.arguments import describe_value
+from trainer.checks.pytrees import format_path
+from trainer.checks.suggestions import suggest_and_list
 from trainer.state import PyTree
 from trainer.supervised.optimizer_updates import check_optimizer
 
@@ -42,17 +42,17 @@ def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]
     if not isinstance(rules, Mapping):
         raise TypeError(
             "labels takes rules, a dict of a label to an expression of paths, such as "
-            f'{{"fast": "^head/"}}; got {in_words(rules)}'
+            f'{{"fast": "^head/"}}; got {describe_value(rules)}'
         )
     patterns = {label: _compiled(label, rule) for label, rule in rules.items()}
 
     def label(params: PyTree) -> PyTree:
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        paths = [format_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for name, pattern in patterns.items():
             if not any(map(pattern.search, paths)):
                 raise ValueError(
                     f"the rule {pattern.pattern!r} of label {name!r} matches no parameter"
-                    f"{among(pattern.pattern, paths)}"
+                    f"{suggest_and_list(pattern.pattern, paths)}"
                 )
         found = [
             next((name for name, pattern in patterns.items() if pattern.search(path)), default)
@@ -85,7 +85,7 @@ def decay_mask(params: PyTree) -> PyTree:
     """
 
     def decays(path: tuple[Any, ...], leaf: Any) -> bool:
-        return jnp.ndim(leaf) >= 2 and path_name(path[-1:]) not in ("bias", "scale")
+        return jnp.ndim(leaf) >= 2 and format_path(path[-1:]) not in ("bias", "scale")
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

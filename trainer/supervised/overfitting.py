@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.arguments import in_words, whole
-from trainer.checks.suggestions import nearest
-from trainer.phases.executors import EXECUTORS, choose
-from trainer.phases.state_buffers import owned, settled
-from trainer.state import TrainState, device_part, rejoin
+from trainer.checks.arguments import describe_value, require_integer
+from trainer.checks.suggestions import suggest_name
+from trainer.phases.executors import EXECUTORS, choose_executor
+from trainer.phases.state_buffers import check_structure, copy_state
+from trainer.state import TrainState, attach_host_fields, strip_host_fields
 from trainer.supervised.task import Task
 
 One = Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
@@ -23,7 +23,7 @@ One = Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Overfitting:
+class OverfitResult:
     """What `trainer.overfit` found."""
 
     reached: bool
@@ -51,7 +51,7 @@ def overfit(
     steps: int = 500,
     target: float = 0.01,
     executor: str = "auto",
-) -> Overfitting:
+) -> OverfitResult:
     """Train on one small batch until its loss is near zero: the first test of a model.
 
     If it does not get there, model, loss, optimizer or data are wrong, or the learning rate is
@@ -82,32 +82,37 @@ def overfit(
     >>> overfit(supervised(linear, losses.classification, optax.adam(0.1)), batch)
     Overfitting(reached=True, steps=..., loss 0.6931 at first, 0.00... at best, 0.00... at last)
     """
-    whole("steps", steps, 1)
+    require_integer("steps", steps, 1)
     if not isinstance(batch, Mapping):
         remedy = ": its first batch is source.example" if hasattr(batch, "example") else ""
-        raise TypeError(f"overfit needs a batch, a dict of arrays; got {in_words(batch)}{remedy}")
+        raise TypeError(
+            f"overfit needs a batch, a dict of arrays; got {describe_value(batch)}{remedy}"
+        )
     if executor not in EXECUTORS:
         raise ValueError(
-            f"executor must be auto, scan or step; got {executor!r}.{nearest(executor, EXECUTORS)}"
+            "executor must be auto, scan or step; got "
+            f"{executor!r}.{suggest_name(executor, EXECUTORS)}"
         )
     batch = jax.tree.map(jnp.asarray, dict(batch))
-    start = owned(task.init(jax.random.key(0) if key is None else key, batch))
+    start = copy_state(task.init(jax.random.key(0) if key is None else key, batch))
     if (check := getattr(task.step, "check", None)) is not None:
         check(start, jax.tree.map(np.asarray, batch))
 
     def one(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
         after, metrics = task.step(state, batch)
-        return settled(state, after, "the step of the task"), metrics["loss"].astype(jnp.float32)
+        return check_structure(state, after, "the step of the task"), metrics["loss"].astype(
+            jnp.float32
+        )
 
-    state = device_part(start)
+    state = strip_host_fields(start)
     traced = jax.jit(one, donate_argnums=0).trace(state, batch)
     platform = next(iter(state.step.devices())).platform
-    if choose(executor, traced.jaxpr, platform).executor == "scan":
+    if choose_executor(executor, traced.jaxpr, platform).executor == "scan":
         after, losses = _in_one(one, state, batch, steps, target)
     else:
         after, losses = _step_by_step(traced.lower().compile(), state, batch, steps, target)
     reached = bool(np.isfinite(losses[-1]) and losses[-1] <= target)
-    return Overfitting(reached, len(losses), losses, rejoin(after, start))
+    return OverfitResult(reached, len(losses), losses, attach_host_fields(after, start))
 
 
 def _in_one(

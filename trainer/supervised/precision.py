@@ -7,16 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.checks.suggestions import nearest
+from trainer.checks.suggestions import suggest_name
 from trainer.state import PyTree
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """Dtypes that a step may compute in; parameters and the optimizer's state stay as they are."""
 
-SCALE = 2.0**15
+INITIAL_LOSS_SCALE = 2.0**15
 """The loss scale at first."""
 
-PERIOD = 2000
+GROWTH_INTERVAL = 2000
 """Finite steps after which the loss scale doubles."""
 
 LossScale = dict[str, jax.Array]
@@ -37,7 +37,7 @@ def require_known(precision: str) -> None:
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}."
-            f"{nearest(precision, PRECISIONS)}"
+            f"{suggest_name(precision, PRECISIONS)}"
         )
 
 
@@ -59,10 +59,10 @@ def require_available(precision: str, device: jax.Device) -> None:
         raise ValueError(f"float16 is not to be had on {device.device_kind}; use bfloat16")
 
 
-def cast(tree: PyTree, dtype: Any) -> PyTree:
+def cast_floating(tree: PyTree, dtype: Any) -> PyTree:
     """Give floating leaves another dtype; all others stay.
 
-    >>> cast({"w": jnp.ones(2), "n": jnp.int32(1)}, jnp.bfloat16)
+    >>> cast_floating({"w": jnp.ones(2), "n": jnp.int32(1)}, jnp.bfloat16)
     {'n': Array(1, dtype=int32...), 'w': Array([1, 1], dtype=bfloat16)}
     """
 
@@ -78,12 +78,12 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, model: jnp.asarray(leaf, model.dtype), tree, like)
 
 
-def first_scale() -> LossScale:
+def init_loss_scale() -> LossScale:
     """Give the loss scale at step 0."""
-    return {"scale": jnp.float32(SCALE), "finite_steps": jnp.zeros((), jnp.int32)}
+    return {"scale": jnp.float32(INITIAL_LOSS_SCALE), "finite_steps": jnp.zeros((), jnp.int32)}
 
 
-def next_scale(current: LossScale, finite: jax.Array) -> LossScale:
+def update_loss_scale(current: LossScale, finite: jax.Array) -> LossScale:
     """Halve the scale after gradients that are not finite, double it after many that are.
 
     Args:
@@ -92,11 +92,11 @@ def next_scale(current: LossScale, finite: jax.Array) -> LossScale:
 
     Source: P. Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
 
-    >>> next_scale(first_scale(), jnp.array(False))["scale"].item()
+    >>> update_loss_scale(init_loss_scale(), jnp.array(False))["scale"].item()
     16384.0
     """
     steps = jnp.where(finite, current["finite_steps"] + 1, 0)
-    grown = steps >= PERIOD
+    grown = steps >= GROWTH_INTERVAL
     factor = jnp.where(finite, jnp.where(grown, 2.0, 1.0), 0.5)
     scale = jnp.clip(current["scale"] * factor, 1.0, 2.0**24)
     return {"scale": scale, "finite_steps": jnp.where(grown, 0, steps)}

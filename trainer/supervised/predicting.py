@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.checks.arguments import in_words
-from trainer.checks.pytrees import path_name
-from trainer.data.iteration.unpadded import unpadded
+from trainer.checks.arguments import describe_value
+from trainer.checks.pytrees import format_path
+from trainer.data.iteration.unpadded import unpad_feed
 from trainer.data.source import Source, require_source
-from trainer.phases.shared_compilation import compiled_for, settings_now
-from trainer.state import PyTree, TrainState, data_key, device_part, rejoin
-from trainer.supervised.network_checks import check_network, pair
+from trainer.phases.shared_compilation import get_shared_cache, read_jax_settings
+from trainer.state import PyTree, TrainState, attach_host_fields, data_key, strip_host_fields
+from trainer.supervised.network_checks import check_network, check_pair
 
 
 def predict(state: TrainState, network: Any, source: Source) -> PyTree:
@@ -56,12 +56,12 @@ def predict(state: TrainState, network: Any, source: Source) -> PyTree:
     require_source(source, "predict", "evaluation")
     function, feed = _function_of(network), source.evaluation()
     if getattr(function, "whole_batch", False):
-        feed = unpadded(feed)
+        feed = unpad_feed(feed)
     run = _Predicting(function, hasattr(network, "apply"), feed.batch)
-    programs = compiled_for(run).programs
-    jitted = programs.setdefault(settings_now(), jax.jit(run))
-    state = rejoin(jax.tree.map(jnp.asarray, device_part(state)), state)
-    device = device_part(state)
+    programs = get_shared_cache(run).programs
+    jitted = programs.setdefault(read_jax_settings(), jax.jit(run))
+    state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
+    device = strip_host_fields(state)
 
     def batches() -> Iterator[tuple[PyTree, jax.Array]]:
         for piece, _ in feed.pieces(device, None, None):
@@ -93,14 +93,15 @@ class _Predicting:
             made = self.owner(
                 state.params, state.model_state, batch["inputs"], key=key, train=False
             )
-            outputs, _ = pair(self.owner, "apply", made)
+            outputs, _ = check_pair(self.owner, "apply", made)
         else:
             outputs = self.owner(state, batch)
         for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
             if jnp.shape(leaf)[:1] != mask.shape:
                 raise ValueError(
                     f"predict needs outputs with an axis of the {len(mask)} examples of a batch "
-                    f"first; got {path_name(path) or 'outputs'} of shape {list(jnp.shape(leaf))}: "
+                    f"first; got {format_path(path) or 'outputs'} of shape "
+                    f"{list(jnp.shape(leaf))}: "
                     "give a function (state, batch) -> outputs that returns one for each example"
                 )
         return outputs, mask
@@ -114,7 +115,7 @@ def _function_of(network: Any) -> Callable[..., Any]:
         return network
     raise TypeError(
         "predict needs a network, a pair (init, apply), or a function (state, batch) -> outputs, "
-        f"such as task.outputs; got {in_words(network)}"
+        f"such as task.outputs; got {describe_value(network)}"
     )
 
 

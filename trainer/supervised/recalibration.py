@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from trainer.data.source import Source
 from trainer.phases.factories import training
 from trainer.phases.phase import Phase
-from trainer.phases.state_buffers import owned
+from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree, TrainState
 
 
 def recalibration(task: Any, source: Source, *, name: str = "recalibration") -> Phase:
-    """Make a phase that measures batch statistics anew, for `recalibrated` and `hooks.recalibrate`.
+    """Make a phase that measures batch statistics again, for `recalibrate_batch_stats`.
 
     An average of parameters is a network that never saw data: the batch statistics in
     `state.model_state` are those of the trained parameters and do not suit it. The phase runs the
@@ -44,11 +44,11 @@ def recalibration(task: Any, source: Source, *, name: str = "recalibration") -> 
     return training(step, source, name=name, reduce={"batches": "sum"})
 
 
-def recalibrated(state: TrainState, phase: Phase) -> TrainState:
+def recalibrate_batch_stats(state: TrainState, phase: Phase) -> TrainState:
     """Give a state with batch statistics that suit its parameters; the state is left as it is.
 
     Args:
-        state: with parameters of an average, for instance `state.memory["swa"]["params"]`.
+        state: with parameters of an average, for instance `state.hook_state["swa"]["params"]`.
         phase: made by `recalibration`.
 
     >>> from types import SimpleNamespace
@@ -63,11 +63,11 @@ def recalibrated(state: TrainState, phase: Phase) -> TrainState:
     >>> source = data.Arrays({"inputs": rows, "labels": np.zeros(8, int)}, batch_size=8)
     >>> task = supervised(centred, losses.classification, optax.sgd(0.1))
     >>> state = task.init(jax.random.key(0), source.example)
-    >>> recalibrated(state, recalibration(task, source)).model_state["mean"].round(3)
+    >>> recalibrate_batch_stats(state, recalibration(task, source)).model_state["mean"].round(3)
     Array([2., 4.], dtype=float32)
     """
-    apart = state.replace(step=jnp.zeros((), jnp.int32), opt_state=(), memory={}, scores={})
-    begun = phase.prepared(owned(apart))
+    apart = state.replace(step=jnp.zeros((), jnp.int32), opt_state=(), hook_state={}, scores={})
+    begun = phase.add_position(copy_state(apart))
     after, _, measured = phase.execute(begun, None, donate=True)
     measured.read()
     return state.replace(model_state=after.model_state)

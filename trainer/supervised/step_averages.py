@@ -16,26 +16,26 @@ AVERAGE = "average"
 """Where `state.carry` keeps it, and the name by which hooks are asked for it."""
 
 
-def begun(params: PyTree) -> dict[str, Any]:
+def init_average(params: PyTree) -> dict[str, Any]:
     """Begin an average at parameters, in float32 at least and in buffers of its own."""
     return {"params": jax.tree.map(_wide, params), "updates": jnp.zeros((), jnp.int32)}
 
 
-def moved(
+def update_average(
     average: dict[str, Any], params: PyTree, decay: float, counts: jax.Array | None
 ) -> dict[str, Any]:
     """Take the parameters after a step into an average, bias corrected as Adam's moments are.
 
     Args:
-        average: as `begun` made it.
+        average: as `init_average` made it.
         params: after the step.
         decay: weight of the past, in [0, 1).
         counts: () bool, whether the step changed the parameters; None: it did. A step that had
             nothing to learn from, or whose gradients overflowed, does not count.
 
-    >>> average = begun({"w": jnp.ones(2)})
+    >>> average = init_average({"w": jnp.ones(2)})
     >>> for value in (1.0, 0.0):
-    ...     average = moved(average, {"w": jnp.full(2, value)}, 0.5, None)
+    ...     average = update_average(average, {"w": jnp.full(2, value)}, 0.5, None)
     >>> average["params"]["w"]    # (0.5 * 1 + 1 * 0) / 1.5
     Array([0.3333333, 0.3333333], dtype=float32)
     """
@@ -56,7 +56,7 @@ def moved(
     return {"params": params, "updates": updates}
 
 
-def average_of(state: TrainState) -> PyTree:
+def get_average(state: TrainState) -> PyTree:
     """Give the average that `supervised(..., average=...)` keeps, in the parameters' dtypes.
 
     Raises:

@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer.checks.arguments import number, require_function, whole
-from trainer.losses.loss import Loss, attribute, entry, measured, name_of
-from trainer.losses.unread_weights import COUNTING, refuse_unread
+from trainer.checks.arguments import require_function, require_integer, require_number
+from trainer.losses.loss import (
+    Loss,
+    evaluate_loss,
+    get_loss_attribute,
+    get_loss_name,
+    require_entry,
+)
+from trainer.losses.unread_weights import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.executors import Step
 from trainer.phases.factories import Measure
@@ -19,8 +25,8 @@ from trainer.phases.row_mixing import of_rows
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import gradients, step_averages
 from trainer.supervised import precision as precisions
-from trainer.supervised.network_checks import check_example, check_network, pair
-from trainer.supervised.optimizer_updates import check_optimizer, initialized
+from trainer.supervised.network_checks import check_example, check_network, check_pair
+from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer
 from trainer.supervised.step_averages import AVERAGE, require_average
 
 Batch = Mapping[str, Any]
@@ -118,19 +124,20 @@ def supervised(
     form = "(outputs, batch) -> {name: values}"
     called = ": give the function itself, without calling it" if isinstance(loss, Mapping) else ""
     require_function("supervised takes a loss, which", loss, form, called[2:])
-    whole("accumulate", accumulate, 1)
+    require_integer("accumulate", accumulate, 1)
     if augment is not None:
         require_function("supervised takes augment, which", augment, "(key, batch) -> batch")
-    if clip_norm is not None and not number("clip_norm", clip_norm) > 0:
+    if clip_norm is not None and not require_number("clip_norm", clip_norm) > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
-    if accumulate > 1 and attribute(loss, "whole_batch"):
+    if accumulate > 1 and get_loss_attribute(loss, "whole_batch"):
         raise ValueError(
-            f"accumulate={accumulate} would give the loss {name_of(loss)!r} a part of a batch at a "
+            f"accumulate={accumulate} would give the loss {get_loss_name(loss)!r} a part of a "
+            "batch at a "
             "time, and it says that it needs the whole one: leave accumulate out, or take a loss "
             "that does not look at other examples"
         )
     precisions.require_known(precision)
-    if average is not None and not 0 <= number("average", average) < 1:
+    if average is not None and not 0 <= require_number("average", average) < 1:
         raise ValueError(f"average must be a decay in [0, 1), such as 0.999; got {average}")
     scaling = precision == "float16"
 
@@ -140,10 +147,10 @@ def supervised(
         precisions.require_available(precision, jax.devices()[0])
         root, network_key = jax.random.split(key)
         made = jax.jit(network.init)(network_key, example["inputs"])
-        params, model_state = pair(network, "init", made)
+        params, model_state = check_pair(network, "init", made)
         return TrainState.create(
             params=params,
-            opt_state=initialized(optimizer, params, "supervised"),
+            opt_state=init_optimizer(optimizer, params, "supervised"),
             model_state=model_state,
             rng=root,
             carry=begun(params),
@@ -152,9 +159,9 @@ def supervised(
     def begun(params: PyTree) -> dict[str, PyTree]:
         carry: dict[str, PyTree] = {}
         if scaling:
-            carry["loss_scale"] = precisions.first_scale()
+            carry["loss_scale"] = precisions.init_loss_scale()
         if average is not None:
-            carry[AVERAGE] = step_averages.begun(params)
+            carry[AVERAGE] = step_averages.init_average(params)
         return carry
 
     def run(
@@ -162,11 +169,13 @@ def supervised(
     ) -> tuple[Any, PyTree]:
         if precision == "float32":
             made = network.apply(params, model_state, inputs, key=key, train=train)
-            return pair(network, "apply", made)
-        lower = precisions.cast((params, inputs), precision)
+            return check_pair(network, "apply", made)
+        lower = precisions.cast_floating((params, inputs), precision)
         made = network.apply(lower[0], model_state, lower[1], key=key, train=train)
-        outputs, after = pair(network, "apply", made)
-        return precisions.cast(outputs, jnp.float32), precisions.cast_like(after, model_state)
+        outputs, after = check_pair(network, "apply", made)
+        return precisions.cast_floating(outputs, jnp.float32), precisions.cast_like(
+            after, model_state
+        )
 
     def derived(state: TrainState, batch: Batch) -> gradients.Gradients:
         """Give the gradients, those of float16 still scaled."""
@@ -174,7 +183,7 @@ def supervised(
         def objective(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, Any]:
-            inputs = entry("the network", batch, "inputs")
+            inputs = require_entry("the network", batch, "inputs")
             outputs, model_state = run(params, model_state, inputs, key, train=True)
             means = gradients.means_of(loss, state.step, outputs, batch)
             value = means["loss"].value
@@ -184,44 +193,49 @@ def supervised(
 
         arguments = objective, state.params, state.model_state, batch, state.key("network")
         if accumulate == 1:
-            return gradients.of_batch(*arguments)
-        return gradients.accumulated(*arguments, count=accumulate)
+            return gradients.compute_gradients(*arguments)
+        return gradients.accumulate_gradients(*arguments, count=accumulate)
 
     def unscaled(state: TrainState, found: gradients.Gradients) -> gradients.Gradients:
         if not scaling:
             return found
-        grads = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], found.params)
-        grads = precisions.cast_like(grads, found.params)
-        return found._replace(params=grads, value_fn=_without_float16)
+        grads = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], found.grads)
+        grads = precisions.cast_like(grads, found.grads)
+        return found._replace(grads=grads, value_fn=_without_float16)
 
     def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         found = unscaled(state, derived(state, batch))
-        return found.params, gradients.metrics_of(found.means)
+        return found.grads, gradients.metrics_of(found.means)
 
     def updates(state: TrainState, batch: Batch) -> tuple[PyTree, PyTree]:
         found = unscaled(state, derived(state, batch))
-        return found.params, gradients.updates(state, found, found.params, optimizer)[0]
+        return found.grads, gradients.compute_updates(state, found, found.grads, optimizer)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         if augment is not None:
             batch = augment(state.key("augment"), dict(batch))
         found = unscaled(state, derived(state, batch))
-        norm = gradients.norm if precision == "float32" else optax.tree.norm
-        after, told = gradients.applied(
-            state, found, optimizer, length=norm(found.params), clip_norm=clip_norm
+        norm = gradients.global_norm if precision == "float32" else optax.tree.norm
+        after, told = gradients.apply_gradients(
+            state, found, optimizer, grad_norm=norm(found.grads), clip_norm=clip_norm
         )
-        after, moves = after.replace(model_state=found.model_state), gradients.moving(found.means)
-        after, told = gradients.unmoved(moves, state, after, told)
+        after, moves = (
+            after.replace(model_state=found.model_state),
+            gradients.has_weight(found.means),
+        )
+        after, told = gradients.skip_empty_batch(moves, state, after, told)
         metrics = gradients.metrics_of(found.means) | told
         if scaling:
-            after, metrics = _skipping(state, after, metrics, moves)
+            after, metrics = _skip_nonfinite(state, after, metrics, moves)
         if average is not None:
-            after = averaged(state, after, _counting(metrics, moves))
+            after = averaged(state, after, _has_updated(metrics, moves))
         return after, metrics
 
     def averaged(before: TrainState, after: TrainState, counts: jax.Array | None) -> TrainState:
         require_average(before, "the step of supervised(..., average=...)")
-        moved = step_averages.moved(before.carry[AVERAGE], after.params, average or 0.0, counts)
+        moved = step_averages.update_average(
+            before.carry[AVERAGE], after.params, average or 0.0, counts
+        )
         return after.replace(carry={**after.carry, AVERAGE: moved})
 
     def statistics(state: TrainState, batch: Batch) -> PyTree:
@@ -234,21 +248,21 @@ def supervised(
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
     def outputs(state: TrainState, batch: Batch) -> Any:
-        return given(state, entry("the network", batch, "inputs"))
+        return given(state, require_entry("the network", batch, "inputs"))
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
-        return measured(loss, state.step, outputs(state, batch), batch)
+        return evaluate_loss(loss, state.step, outputs(state, batch), batch)
 
-    measure.alone = mixing_trial.trial(loss, given, measure)  # type: ignore[attr-defined]
-    measure.whole_batch = bool(attribute(loss, "whole_batch"))  # type: ignore[attr-defined]
+    measure.alone = mixing_trial.make_measure_trial(loss, given, measure)  # type: ignore[attr-defined]
+    measure.whole_batch = bool(get_loss_attribute(loss, "whole_batch"))  # type: ignore[attr-defined]
     if accumulate > 1:
-        step.alone = mixing_trial.trial_in_parts(loss, given, accumulate)  # type: ignore[attr-defined]
-    step.check = measure.check = _checking(given, loss)  # type: ignore[attr-defined]
-    step.finalize = measure.finalize = attribute(loss, "finalize")  # type: ignore[attr-defined]
+        step.alone = mixing_trial.make_accumulation_trial(loss, given, accumulate)  # type: ignore[attr-defined]
+    step.check = measure.check = _make_check(given, loss)  # type: ignore[attr-defined]
+    step.finalize = measure.finalize = get_loss_attribute(loss, "finalize")  # type: ignore[attr-defined]
     return Task(init, step, measure, of, updates, optimizer, outputs, statistics)
 
 
-def _counting(metrics: Mapping[str, Any], moves: jax.Array | None) -> jax.Array | None:
+def _has_updated(metrics: Mapping[str, Any], moves: jax.Array | None) -> jax.Array | None:
     """Say whether a step changed the parameters, () bool; None where every one does."""
     if "skipped" not in metrics:
         return moves
@@ -263,7 +277,7 @@ def _without_float16(params: PyTree) -> jax.Array:
     )
 
 
-def _skipping(
+def _skip_nonfinite(
     before: TrainState, after: TrainState, metrics: dict[str, Any], moves: jax.Array | None
 ) -> tuple[TrainState, dict[str, Any]]:
     """Keep the state where gradients overflowed, and move the loss scale where they could have.
@@ -285,7 +299,7 @@ def _skipping(
     }
     if "clipped" in metrics:
         metrics["clipped"] = jnp.where(finite, metrics["clipped"], 0)
-    moved = precisions.next_scale(scale, finite)
+    moved = precisions.update_loss_scale(scale, finite)
     if moves is not None:
         moved = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, scale)
     return after.replace(
@@ -296,19 +310,19 @@ def _skipping(
     ), metrics
 
 
-def _checking(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:
+def _make_check(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:
     """Make the check of host data, which knows what the network gives for one example."""
     known: dict[str, Any] = {}
-    examine = attribute(loss, "check")
+    examine = get_loss_attribute(loss, "check")
 
     def check(state: TrainState, batch: Batch) -> None:
-        if examine is None and not set(COUNTING).intersection(batch):
+        if examine is None and not set(WEIGHT_KEYS).intersection(batch):
             return
         one = of_rows(dict(batch), 1)
         signature = str(one)
         if signature not in known:  # tracing the network for every superbatch would cost
             known[signature] = jax.eval_shape(outputs, state, one["inputs"])
-            refuse_unread(loss, state.step, known[signature], one)
+            check_weights_read(loss, state.step, known[signature], one)
         if examine is not None:
             examine(known[signature], batch)
 

@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import hooks
 import trainer
-from hooks.backtesting.not_recorded import Absent, NotOnRecord
-from hooks.backtesting.past_runs import past_run
+from hooks.backtesting.not_recorded import MissingArray, NotRecorded
+from hooks.backtesting.past_runs import load_past_run
 from trainer import data
-from trainer.checkpoints.directory_lock import InUse
+from trainer.checkpoints.directory_lock import DirectoryInUse
 from trainer.runs import Run, Store
 
 LOSSES = [0.5, 0.4, 0.45, 0.41, 0.3, 0.35, 0.36, 0.37]
@@ -47,14 +47,14 @@ def noted(seen):
 
 @pytest.mark.parametrize(("patience", "ended"), [(1, 3), (2, 4), (3, 8), (4, None)])
 def test_it_tells_when_a_patience_would_have_stopped_the_run(store, patience, ended):
-    found = hooks.replay(hooks.stop_early("val/loss", patience=patience), "digits", store=store)
+    found = hooks.backtest(hooks.stop_early("val/loss", patience=patience), "digits", store=store)
     assert (found.run, found.ended) == ("digits", ended)
     assert [epoch.epoch for epoch in found.epochs] == list(range(1, (ended or 8) + 1))
     if ended:
-        assert (found.by, found.why) == ("stop_early/val/loss", "stop")
-        assert found.epochs[-1].memory["stop_early/val/loss"].since == patience
+        assert (found.by, found.stop_reason) == ("stop_early/val/loss", "stop")
+        assert found.epochs[-1].hook_state["stop_early/val/loss"].since == patience
     else:
-        assert (found.by, found.why) == ("", "")
+        assert (found.by, found.stop_reason) == ("", "")
 
 
 def test_hooks_do_what_they_did_in_the_run_itself(state, phase, tmp_path):
@@ -77,9 +77,9 @@ def test_hooks_do_what_they_did_in_the_run_itself(state, phase, tmp_path):
     trained, history = trainer.fit(
         state, phase, epochs=9, hooks=[score_first(chain()), hooks.log_metrics(hooks.Database(run))]
     )
-    found = hooks.replay(score_first(chain()), tmp_path / "halving", state=state)
+    found = hooks.backtest(score_first(chain()), tmp_path / "halving", state=state)
     assert found.ended == int(trained.epoch) == len(history)
-    assert found.epochs[-1].memory == trained.memory
+    assert found.epochs[-1].hook_state == trained.hook_state
     assert found.epochs[-1].scores == {"halved": history[-1]["halved"]}
     rates = optax.tree.get(trained.opt_state, "learning_rate")
     assert found.epochs[-1].hyperparams == {"learning_rate": float(rates)}
@@ -96,7 +96,7 @@ def test_hooks_see_numbers_in_order_and_are_started_and_ended(store):
     chain = hooks.chain(
         hooks.on("end", noted(ended)), noted(seen), hooks.on("start", noted(started))
     )
-    found = hooks.replay(chain, "digits", store=store)
+    found = hooks.backtest(chain, "digits", store=store)
     assert found.ended is None
     assert started == [(0, 0, {})]
     assert seen == [
@@ -109,26 +109,26 @@ def test_hooks_see_numbers_in_order_and_are_started_and_ended(store):
 def test_what_was_measured_before_training_is_there_at_the_start(store):
     store.write_records("digits", 0, 0, {"val/loss": 2.0})
     seen = []
-    hooks.replay(hooks.on("start", noted(seen)), "digits", store=store)
+    hooks.backtest(hooks.on("start", noted(seen)), "digits", store=store)
     assert seen == [(0, 0, {"val/loss": 2.0})]
 
 
 def test_a_phase_gives_hooks_what_it_measured(store):
     seen = []
-    hooks.replay(hooks.on("train", noted(seen)), "digits", store=store)
+    hooks.backtest(hooks.on("train", noted(seen)), "digits", store=store)
     assert seen[1] == (1, 56, {"train/loss": 0.2})  # within the second epoch, one is completed
 
     def read_output(state, metrics):
         metrics.output["reward"]
         return state
 
-    with pytest.raises(NotOnRecord, match="'read_output' looks at what a phase handed on"):
-        hooks.replay(hooks.on("train", read_output), "digits", store=store)
+    with pytest.raises(NotRecorded, match="'read_output' looks at what a phase handed on"):
+        hooks.backtest(hooks.on("train", read_output), "digits", store=store)
 
 
 def test_a_value_that_is_no_number_is_seen_as_such(store):
     store.write_records("digits", 3, 84, {"train/loss": math.nan})
-    found = hooks.replay(hooks.stop_on_nan(), "digits", store=store)
+    found = hooks.backtest(hooks.stop_on_nan(), "digits", store=store)
     assert (found.ended, found.by) == (3, "stop_on_nan")
 
 
@@ -140,13 +140,13 @@ def test_an_interrupt_ends_it_without_its_end(store):
             raise trainer.Interrupt("enough")
         return state
 
-    found = hooks.replay([give_up, hooks.on("end", noted(ended))], "digits", store=store)
-    assert (found.ended, found.by, found.why) == (2, "give_up", "enough")
+    found = hooks.backtest([give_up, hooks.on("end", noted(ended))], "digits", store=store)
+    assert (found.ended, found.by, found.stop_reason) == (2, "give_up", "enough")
     assert not ended
 
 
 def test_it_fills_tensorboard_after_the_fact(store, tmp_path):
-    hooks.replay(hooks.log_metrics(hooks.TensorBoard(tmp_path / "tb")), "digits", store=store)
+    hooks.backtest(hooks.log_metrics(hooks.TensorBoard(tmp_path / "tb")), "digits", store=store)
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
     points = [(point.step, point.value) for point in events.Scalars("val/loss")]
@@ -157,12 +157,12 @@ def test_it_fills_tensorboard_after_the_fact(store, tmp_path):
 def test_a_schedule_shows_where_a_state_is_given(store, state):
     schedule = optax.exponential_decay(1.0, 1, 0.5)
     chain = hooks.set_hyperparams(learning_rate=schedule)
-    found = hooks.replay(chain, "digits", store=store, state=state)
+    found = hooks.backtest(chain, "digits", store=store, state=state)
     rates = [epoch.hyperparams["learning_rate"] for epoch in found.epochs]
     assert rates == [0.5**n for n in range(1, 9)]
     assert float(state.opt_state.hyperparams["learning_rate"]) == np.float32(0.1)
-    with pytest.raises(NotOnRecord, match="give replay the state that the run began with"):
-        hooks.replay(chain, "digits", store=store)
+    with pytest.raises(NotRecorded, match="give replay the state that the run began with"):
+        hooks.backtest(chain, "digits", store=store)
 
 
 def test_what_is_frozen_is_kept_from_epoch_to_epoch(store):
@@ -177,7 +177,7 @@ def test_what_is_frozen_is_kept_from_epoch_to_epoch(store):
         live.append(bool(state.opt_state.live))
         return state
 
-    hooks.replay([hooks.unfreeze_at(4), look], "digits", store=store, state=start)
+    hooks.backtest([hooks.unfreeze_at(4), look], "digits", store=store, state=start)
     assert live == [False, False, True, True, True, True, True, True]
 
 
@@ -185,15 +185,15 @@ def test_a_hook_that_reads_parameters_is_refused_and_told_of_commits(state, phas
     saving = hooks.save_checkpoints(tmp_path / "run", keep=2, max_cost=None)
     run = Run(tmp_path / "run")
     trainer.fit(state, phase, epochs=5, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
-    with pytest.raises(NotOnRecord) as caught:
-        hooks.replay(hooks.average_params(), tmp_path / "run", state=state)
+    with pytest.raises(NotRecorded) as caught:
+        hooks.backtest(hooks.average_params(), tmp_path / "run", state=state)
     assert str(caught.value) == (
         "hook 'average_params' looks at params/b at epoch 1, and records hold metrics alone: of "
         "run 'run' there are commits of epochs 4, 5"
     )
     assert "in hook 'average_params' at 'epoch' of epoch 1" in caught.value.__notes__
-    with pytest.raises(NotOnRecord, match="looks at params at epoch 1.*\n.*state=task.init"):
-        hooks.replay(hooks.average_params(), tmp_path / "run")
+    with pytest.raises(NotRecorded, match="looks at params at epoch 1.*\n.*state=task.init"):
+        hooks.backtest(hooks.average_params(), tmp_path / "run")
 
 
 def test_at_epochs_with_a_commit_the_state_is_what_it_was(state, phase, tmp_path):
@@ -214,12 +214,12 @@ def test_at_epochs_with_a_commit_the_state_is_what_it_was(state, phase, tmp_path
         hooks.on("start", look),
         hooks.on("end", look),
     )
-    found = hooks.replay(chain, tmp_path / "run", state=state)
+    found = hooks.backtest(chain, tmp_path / "run", state=state)
     last = np.asarray(trained.params["w"]).tolist()
     assert sizes == [[1.0, -2.0], [last[0] * 2, last[1] * 2], last, last]
     assert [e.hyperparams["learning_rate"] for e in found.epochs] == [1, 2, 3, 4, 5]
-    with pytest.raises(NotOnRecord, match=r"looks at params/w at epoch 3, .* epochs 4, 5"):
-        hooks.replay(hooks.every(1, look, start=3), tmp_path / "run", state=state)
+    with pytest.raises(NotRecorded, match=r"looks at params/w at epoch 3, .* epochs 4, 5"):
+        hooks.backtest(hooks.every(1, look, start=3), tmp_path / "run", state=state)
 
 
 def test_the_best_is_kept_where_all_better_epochs_are_committed(state, phase, tmp_path):
@@ -228,8 +228,8 @@ def test_the_best_is_kept_where_all_better_epochs_are_committed(state, phase, tm
     trained, _ = trainer.fit(
         state, phase, epochs=3, hooks=[hooks.log_metrics(hooks.Database(run)), saving]
     )
-    found = hooks.replay(hooks.keep_best("train/loss"), tmp_path / "run", state=state)
-    best = found.epochs[-1].memory["keep_best/train/loss"]
+    found = hooks.backtest(hooks.keep_best("train/loss"), tmp_path / "run", state=state)
+    best = found.epochs[-1].hook_state["keep_best/train/loss"]
     assert best["epoch"] == 3
     assert np.array_equal(best["params"]["w"], trained.params["w"])
 
@@ -240,10 +240,10 @@ def test_a_commit_that_does_not_fit_is_told_of_where_it_matters(state, phase, tm
     trainer.fit(state, phase, epochs=2, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
     params = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     other = state.replace(params=params)
-    assert hooks.replay(hooks.stop_on_nan(), tmp_path / "run", state=other).ended is None
+    assert hooks.backtest(hooks.stop_on_nan(), tmp_path / "run", state=other).ended is None
     for hook in (hooks.average_params(), hooks.every(1, hooks.average_params(), start=2)):
-        with pytest.raises(NotOnRecord) as caught:
-            hooks.replay(hook, tmp_path / "run", state=other)
+        with pytest.raises(NotRecorded) as caught:
+            hooks.backtest(hook, tmp_path / "run", state=other)
         told = str(caught.value).split("\n")
         assert told[0].endswith("the state that was given does not fit commit 2 of run 'run':")
         assert "  params/w: saved float32[2], wanted float32[3]" in told
@@ -256,12 +256,12 @@ def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_pa
     trainer.fit(state, phase, epochs=2, hooks=chain)
     with Store(tmp_path) as store:
         before = store.records("run")
-        with pytest.raises(InUse, match="on record by another Run") as caught:
-            hooks.replay(chain, "run", store=store)
+        with pytest.raises(DirectoryInUse, match="on record by another Run") as caught:
+            hooks.backtest(chain, "run", store=store)
         assert "writers of their own" in caught.value.__notes__[-1]
         assert store.records("run") == before
     other = Run(tmp_path / "copy")
-    hooks.replay(hooks.log_metrics(hooks.Database(other)), tmp_path / "run")
+    hooks.backtest(hooks.log_metrics(hooks.Database(other)), tmp_path / "run")
     with Store(tmp_path) as store:
         assert [record[1:] for record in store.records("copy")] == [r[1:] for r in before]
 
@@ -270,7 +270,7 @@ def test_commits_do_nothing_and_are_closed(state, phase, tmp_path, store):
     with pytest.raises(ValueError, match="'never'"):
         trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("never", patience=1, mode="min"))
     chain = hooks.save_checkpoints(tmp_path / "digits", best="never", mode="min")
-    assert hooks.replay([chain, hooks.stop_on_nan()], "digits", store=store).ended is None
+    assert hooks.backtest([chain, hooks.stop_on_nan()], "digits", store=store).ended is None
     assert not list((tmp_path / "digits" / "checkpoints").iterdir())
 
 
@@ -281,9 +281,9 @@ def test_hooks_are_closed_also_where_one_fails(store):
     def fail(state, metrics):
         raise OSError("no answer")
 
-    hooks.replay(keeper, "digits", store=store)
+    hooks.backtest(keeper, "digits", store=store)
     with pytest.raises(OSError, match="no answer"):
-        hooks.replay([keeper, fail], "digits", store=store)
+        hooks.backtest([keeper, fail], "digits", store=store)
     assert closed == [1, 1]
 
 
@@ -299,7 +299,7 @@ def test_hooks_are_closed_also_where_one_fails(store):
 )
 def test_what_would_never_fire_is_refused(store, make, message):
     with pytest.raises(ValueError, match=message):
-        hooks.replay(make(), "digits", store=store)
+        hooks.backtest(make(), "digits", store=store)
 
 
 def test_what_another_hook_writes_may_be_read(store):
@@ -310,29 +310,29 @@ def test_what_another_hook_writes_may_be_read(store):
         return state.replace(scores={**state.scores, "gap": gap})
 
     stop = hooks.stop_early("gap", patience=1, mode="min")
-    assert hooks.replay([measure, stop], "digits", store=store).ended == 3
+    assert hooks.backtest([measure, stop], "digits", store=store).ended == 3
     with pytest.raises(ValueError, match="reads 'gap'"):
-        hooks.replay([stop, measure], "digits", store=store)
+        hooks.backtest([stop, measure], "digits", store=store)
 
 
 def test_a_run_that_is_not_there_or_has_no_epochs(store, state, tmp_path):
     with pytest.raises(KeyError, match=r"no run 'digit' .*there is: digits"):
-        hooks.replay(hooks.stop_on_nan(), "digit", store=store)
+        hooks.backtest(hooks.stop_on_nan(), "digit", store=store)
     with pytest.raises(FileNotFoundError):
-        hooks.replay(hooks.stop_on_nan(), tmp_path / "elsewhere" / "digits")
+        hooks.backtest(hooks.stop_on_nan(), tmp_path / "elsewhere" / "digits")
     store.register("new", directory="/new", host="here", pid=1, time=0.0)
     with pytest.raises(ValueError, match="no epoch of run 'new' is on record"):
-        hooks.replay(hooks.stop_on_nan(), "new", store=store)
+        hooks.backtest(hooks.stop_on_nan(), "new", store=store)
     later = state.replace(epoch=jnp.int32(3))
     with pytest.raises(ValueError, match="got one of epoch 3"):
-        hooks.replay(hooks.stop_on_nan(), "digits", store=store, state=later)
+        hooks.backtest(hooks.stop_on_nan(), "digits", store=store, state=later)
 
 
 def test_a_run_is_found_by_its_directory_or_its_name(store, tmp_path):
     other = tmp_path / "elsewhere" / "digits"
     store.register("renamed", directory=str(other), host="here", pid=1, time=1.0)
-    assert past_run(other, store=store).row.name == "renamed"
-    assert past_run(tmp_path / "digits").row.name == "digits"
+    assert load_past_run(other, store=store).row.name == "renamed"
+    assert load_past_run(tmp_path / "digits").row.name == "digits"
 
 
 def test_a_run_whose_beginning_is_not_on_record_is_replayed_from_there(store, state):
@@ -345,7 +345,7 @@ def test_a_run_whose_beginning_is_not_on_record_is_replayed_from_there(store, st
         started.append(int(state.epoch))
         return state
 
-    found = hooks.replay(hooks.on("start", look), "late", store=store, state=state)
+    found = hooks.backtest(hooks.on("start", look), "late", store=store, state=state)
     assert started == [4]
     assert [epoch.epoch for epoch in found.epochs] == [5, 6]
 
@@ -369,10 +369,10 @@ USES = {
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_whatever_looks_at_what_is_absent_says_so(use):
     def refuse(what):
-        raise NotOnRecord(f"{what} is not on record")
+        raise NotRecorded(f"{what} is not on record")
 
-    with pytest.raises(NotOnRecord, match="params/w is not on record"):
-        use(Absent("params/w", refuse))
+    with pytest.raises(NotRecorded, match="params/w is not on record"):
+        use(MissingArray("params/w", refuse))
 
 
 def test_a_thousand_epochs_take_a_moment(tmp_path):
@@ -382,7 +382,7 @@ def test_a_thousand_epochs_take_a_moment(tmp_path):
             for epoch in range(1, 1001):
                 store.write_records("long", epoch, epoch, {"val/loss": 1 / epoch})
         began = time.process_time()
-        found = hooks.replay(hooks.stop_early("val/loss", patience=3), "long", store=store)
+        found = hooks.backtest(hooks.stop_early("val/loss", patience=3), "long", store=store)
         assert len(found.epochs) == 1000
         assert time.process_time() - began < 0.5  # takes 0.03
 
@@ -401,7 +401,7 @@ def test_weights_of_lessons_are_kept_from_epoch_to_epoch(store):
 
     strategy = hooks.thresholds({"easy": 2.0})
     chain = [hooks.adapt_curriculum(("easy", "hard"), strategy), look]
-    hooks.replay(chain, "digits", store=store, state=start)
+    hooks.backtest(chain, "digits", store=store, state=start)
     assert len(weights) == 8
     assert weights[0][0] > weights[0][1] == 0
     assert weights[-1][1] > 0
@@ -417,10 +417,10 @@ def test_an_evaluation_is_made_again_where_there_are_commits(state, phase, tmp_p
     logging = hooks.log_metrics(hooks.Database(Run(tmp_path / "run")))
     chain = [hooks.evaluate(val), logging, saving]
     _, history = trainer.fit(state, phase, epochs=3, hooks=chain)
-    with pytest.raises(NotOnRecord, match=r"'evaluate/val' looks at .* at epoch 1"):
-        hooks.replay(hooks.evaluate(val), tmp_path / "run", state=state)
+    with pytest.raises(NotRecorded, match=r"'evaluate/val' looks at .* at epoch 1"):
+        hooks.backtest(hooks.evaluate(val), tmp_path / "run", state=state)
     again = hooks.every(1, hooks.evaluate(val), start=2)
-    found = hooks.replay(again, tmp_path / "run", state=state)
+    found = hooks.backtest(again, tmp_path / "run", state=state)
     assert [epoch.scores for epoch in found.epochs[1:]] == [
         {"val/size": epoch["val/size"]} for epoch in history[1:]
     ]

@@ -7,7 +7,7 @@ import pytest
 
 import hooks
 from hooks.config import allowed_names
-from hooks.config.allowed_names import hints_of, named, public
+from hooks.config.allowed_names import find_factory, list_factories, read_type_hints
 from hooks.control.stopping import stop_on_nan
 
 NO_HOOKS = {
@@ -36,15 +36,15 @@ def _points(monkeypatch, *points):
 
 def test_every_hook_of_the_public_face_has_its_name():
     functions = {name for name in hooks.__all__ if inspect.isfunction(getattr(hooks, name))}
-    makers = public("hook", hooks)
+    makers = list_factories("hook", hooks)
     assert functions - makers.keys() <= NO_HOOKS
     assert not makers.keys() & NO_HOOKS
     assert {"evaluate", "every", "log_metrics", "stop_early", "save_checkpoints"} <= makers.keys()
 
 
 def test_what_is_imported_for_type_checkers_alone_is_any_object():
-    assert hints_of(hooks.Console) == {"console": object | None, "return": type(None)}
-    assert hints_of(print) == {}
+    assert read_type_hints(hooks.Console) == {"console": object | None, "return": type(None)}
+    assert read_type_hints(print) == {}
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def test_what_is_imported_for_type_checkers_alone_is_any_object():
 )
 def test_only_names_that_there_are_are_found(name, kind, said):
     with pytest.raises(ValueError, match=said):
-        named(name, kind, "x", hooks)
+        find_factory(name, kind, "x", hooks)
 
 
 def test_other_packages_name_theirs_by_entry_points(monkeypatch):
     point = ("stop_when_told", "hooks.control.stopping:stop_on_nan")
     _points(monkeypatch, point, point)  # an installation may be listed twice
-    assert named("stop_when_told", "hook", "x", hooks) is stop_on_nan
+    assert find_factory("stop_when_told", "hook", "x", hooks) is stop_on_nan
     with pytest.raises(ValueError, match="Did you mean 'stop_when_told'"):
-        named("stop_when_tol", "hook", "x", hooks)
+        find_factory("stop_when_tol", "hook", "x", hooks)
 
 
 def test_a_name_of_two_is_refused(monkeypatch):
     _points(monkeypatch, ("stop_on_nan", "theirs:stop"), ("two", "one:two"), ("two", "another:two"))
     with pytest.raises(ValueError, match="several of this name: this library, theirs:stop"):
-        named("stop_on_nan", "hook", "x", hooks)
+        find_factory("stop_on_nan", "hook", "x", hooks)
     with pytest.raises(ValueError, match="several of this name: one:two, another:two"):
-        named("two", "hook", "x", hooks)
+        find_factory("two", "hook", "x", hooks)

@@ -8,7 +8,7 @@ import pytest
 
 import hooks
 import trainer
-from hooks.config.hooks_by_name import configured, configured_writers, from_config, write_config
+from hooks.config.hooks_by_name import build_hooks, build_writers, from_config, write_config
 from hooks.testing import check_hook
 from trainer.configuration import (
     Checkpointing,
@@ -44,7 +44,7 @@ GIVEN = {"mine": halve_when_fitted, "fitted": lambda state, metrics: True}
         ),
         (
             {"roll_back_on_nan": {"metrics": "train/loss", "times": 2}},
-            hooks.roll_back_on_nan("train/loss", times=2),
+            hooks.roll_back_on_nan("train/loss", max_rollbacks=2),
         ),
         ({"every": {"n": 5, "hook": "stop_on_nan"}}, hooks.every(5, hooks.stop_on_nan())),
         (
@@ -63,14 +63,14 @@ def test_an_entry_is_the_hook_that_a_script_makes(entry, made):
     built = from_config([entry], given=GIVEN)
     assert str(built) == str(hooks.chain(made))
     for part, other in zip(built.parts, hooks.chain(made).parts, strict=True):
-        assert [memory.name for memory in part.memories] == [m.name for m in other.memories]
+        assert [memory.name for memory in part.hook_states] == [m.name for m in other.hook_states]
 
 
 def test_its_arguments_arrive(state):
     hook = from_config([{"stop_early": {"metric": "loss", "patience": 1, "mode": "max"}}])
     after = hook(hook(state, {"loss": 1.0}), {"loss": 0.5})
     assert after.stop
-    assert check_hook(hook, state, {"loss": 1.0}).memory.keys() == {"stop_early/loss"}
+    assert check_hook(hook, state, {"loss": 1.0}).hook_state.keys() == {"stop_early/loss"}
 
 
 def test_triggers_govern_what_nests(state):
@@ -165,7 +165,7 @@ def config(tmp_path):
 
 def test_a_configuration_is_a_whole_run_that_goes_on(config, start, train, val):
     def fit(config, epochs):
-        chain = configured(dataclasses.replace(config, epochs=epochs), given={"val": val})
+        chain = build_hooks(dataclasses.replace(config, epochs=epochs), given={"val": val})
         return trainer.fit(start, train, epochs=epochs, hooks=chain)
 
     straight, _ = trainer.fit(
@@ -199,7 +199,7 @@ def test_a_configuration_is_a_whole_run_that_goes_on(config, start, train, val):
 
 def test_without_writers_nothing_is_logged(config):
     quiet = Logging(False, False, json_lines=False, report=False, store="off")
-    chain = configured(dataclasses.replace(config, logging=quiet, hooks=()))
+    chain = build_hooks(dataclasses.replace(config, logging=quiet, hooks=()))
     names = [part.name for part in chain.parts]
     assert not [name for name in names if name.startswith(("log_metrics", "write_report"))]
     assert "write_config" in names
@@ -211,20 +211,20 @@ def test_trackers_are_made_where_the_configuration_says_so(config, monkeypatch):
     plan = Logging(
         False, False, json_lines=False, report=False, store="off", wandb=True, mlflow=True
     )
-    made = configured_writers(dataclasses.replace(config, logging=plan))
+    made = build_writers(dataclasses.replace(config, logging=plan))
     assert [type(writer) for writer in made] == [hooks.WandB, hooks.MLflow]
 
 
 def test_writers_may_be_shared_with_other_hooks(config, start, train):
     config = dataclasses.replace(config, hooks=(), logging=Logging(console=False))
-    writers = configured_writers(config)
+    writers = build_writers(config)
     assert [type(writer) for writer in writers] == [
         hooks.TensorBoard,
         hooks.JsonLines,
         hooks.Database,
     ]
     said = hooks.record("said", lambda state, metrics: hooks.Text("well"), *writers)
-    chain = [said, configured(config, writers=writers)]
+    chain = [said, build_hooks(config, writers=writers)]
     trainer.fit(start, train, epochs=2, hooks=chain)
     assert len(list(config.run.glob("events.out.tfevents.*"))) == 1
     lines = map(json.loads, (config.run / "metrics.jsonl").read_text().splitlines())
@@ -234,11 +234,11 @@ def test_writers_may_be_shared_with_other_hooks(config, start, train):
 def test_a_fresh_run_refuses_a_directory_in_use(config):
     config.run.mkdir()
     fresh = dataclasses.replace(config, fresh=True, hooks=())
-    configured(fresh)
-    configured(fresh)  # an empty file of records is no run: one was refused before it began
+    build_hooks(fresh)
+    build_hooks(fresh)  # an empty file of records is no run: one was refused before it began
     (config.run / "something").write_text("a run")
     with pytest.raises(FileExistsError, match="holds a run"):
-        configured(fresh)
+        build_hooks(fresh)
 
 
 def test_the_file_does_not_say_fresh_and_a_check_writes_none(config, state, phase):
@@ -246,7 +246,7 @@ def test_the_file_does_not_say_fresh_and_a_check_writes_none(config, state, phas
     check_hook(hook, state, {})
     assert load_config(config.run / "config.yaml", TrainingConfig) == config
     (config.run / "config.yaml").unlink()
-    assert hook.rehearse(state, {}) is state
+    assert hook.dry_run(state, {}) is state
     assert not list(config.run.iterdir())
 
 

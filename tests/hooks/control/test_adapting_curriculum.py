@@ -10,7 +10,7 @@ import hooks
 import models
 import trainer
 from hooks import testing
-from hooks.control.adapting_curriculum import Weighing
+from hooks.control.adapting_curriculum import LessonWeighting
 from trainer.rl import lessons, ppo
 from trainer.rl.environments import cartpole
 
@@ -40,7 +40,7 @@ def one_each(names):
     """A strategy of one's own: the next lesson, whenever something was learnt."""
     weights = lambda memory: np.eye(len(names))[memory["place"]]  # noqa: E731
     update = lambda memory, returns: {"place": (memory["place"] + 1) % len(names)}  # noqa: E731
-    return Weighing("one_each", {"place": np.int64(0)}, update, weights)
+    return LessonWeighting("one_each", {"place": np.int64(0)}, update, weights)
 
 
 def passing(**settings):
@@ -66,11 +66,11 @@ def test_nothing_is_learnt_where_no_episode_ended(state):
     hook = passing()
     once = hook(state, EASY)
     again = hook(once.replace(scores={}), {"rollout/episodes": 0.0})
-    assert again.memory == once.memory
+    assert again.hook_state == once.hook_state
     assert again.carry is once.carry
     assert again.scores == once.scores  # a run that is plotted has no gaps
     not_finite = hook(once, {"rollout/return/short": float("nan")})
-    assert not_finite.memory is once.memory
+    assert not_finite.hook_state is once.hook_state
 
 
 def test_weights_are_set_before_the_first_epoch(state):
@@ -81,7 +81,7 @@ def test_weights_are_set_before_the_first_epoch(state):
 
 
 def test_other_returns_may_be_read(state):
-    strategy = hooks.thresholds({"short": 2.0}, window=1, rehearsal=1.0)
+    strategy = hooks.thresholds({"short": 2.0}, window=1, graduated_weight=1.0)
     hook = hooks.adapt_curriculum(LESSONS, strategy, metric="val/return")
     assert hook(state, EASY).carry["lessons"].tolist() == [1.0, 0.0]
     assert hook(state, {"val/return/short": 2.0}).carry["lessons"].tolist() == [0.5, 0.5]
@@ -162,7 +162,7 @@ def test_weights_of_a_strategy_of_ones_own_are_checked(state):
 
 def test_every_member_of_a_population_has_a_curriculum_of_its_own(state):
     hook = hooks.each(hooks.adapt_curriculum(LESSONS, hooks.thresholds({"short": 2.0}, window=1)))
-    both = trainer.stacked([state, state.replace(rng=jax.random.key(1))])
+    both = trainer.stack_states([state, state.replace(rng=jax.random.key(1))])
     values = trainer.Members(np.array([2.0, 1.0]), np.array([True, True]))
     after = testing.check_hook(hook, both, {"rollout/return/short": values})
     np.testing.assert_allclose(after.carry["lessons"], [[1 / 11, 10 / 11], [1, 0]], rtol=1e-6)

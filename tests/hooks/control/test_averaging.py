@@ -24,12 +24,12 @@ def test_it_is_the_bias_corrected_moving_average(values, decay):
         state = hook(state.replace(params={"w": jnp.float32(value)}), {})
     weights = decay ** np.arange(len(values))[::-1]
     wanted = np.sum(weights * np.array(values)) / weights.sum()
-    average = state.memory["average_params"]["params"]["w"]
+    average = state.hook_state["average_params"]["params"]["w"]
     assert float(average) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_after_one_update_it_is_the_parameters_to_the_bit(state):
-    average = hooks.average_params(0.999)(state, {}).memory["average_params"]["params"]
+    average = hooks.average_params(0.999)(state, {}).hook_state["average_params"]["params"]
     chex.assert_trees_all_equal(average, state.params)
 
 
@@ -38,7 +38,7 @@ def test_it_survives_donation_and_training_never_sees_it(start, train):
     alone, _ = trainer.fit(state, phase, epochs=3)
     averaged, _ = trainer.fit(state, phase, epochs=3, hooks=hooks.average_params(0.5))
     chex.assert_trees_all_equal(alone.params, averaged.params)
-    average = averaged.memory["average_params"]
+    average = averaged.hook_state["average_params"]
     chex.assert_tree_all_finite(average["params"])
     assert average["updates"] == 3
     assert not np.array_equal(average["params"]["w"], alone.params["w"])
@@ -54,7 +54,7 @@ def test_dtypes_stay(state, phase):
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros(())}
     state = state.replace(params=params, opt_state=())
     state, _ = trainer.fit(state, phase, epochs=2, hooks=hooks.average_params(0.5))
-    average = state.memory["average_params"]["params"]
+    average = state.hook_state["average_params"]["params"]
     chex.assert_trees_all_equal_shapes_and_dtypes(average, state.params)
 
 
@@ -73,7 +73,7 @@ def test_swa_is_the_mean_from_its_start_on_and_the_parameters_before(values, sta
         params = {"w": jnp.float32(value)}
         state = hook(state.replace(params=params, epoch=jnp.int32(epoch)), {})
     wanted = np.mean(values[start - 1 :] or values[-1])
-    memory = state.memory["swa"]
+    memory = state.hook_state["swa"]
     assert float(memory["params"]["w"]) == pytest.approx(wanted, abs=1e-4)
     assert memory["updates"] == max(len(values) - start + 1, 0)
 
@@ -83,8 +83,8 @@ def test_swa_is_measured_and_resumes(start, train, val, check_resumes):
     averaged = check_resumes(make, start, train, epochs=4)
     alone, _ = trainer.fit(start, train, epochs=4)
     chex.assert_trees_all_equal(alone.params, averaged.params)
-    assert averaged.memory["swa"]["updates"] == 3
-    assert not np.array_equal(averaged.memory["swa"]["params"]["w"], alone.params["w"])
+    assert averaged.hook_state["swa"]["updates"] == 3
+    assert not np.array_equal(averaged.hook_state["swa"]["params"]["w"], alone.params["w"])
 
 
 def test_the_batch_statistics_of_an_average_follow_from_a_pass_that_trains_nothing(digits):
@@ -105,7 +105,7 @@ def test_the_batch_statistics_of_an_average_follow_from_a_pass_that_trains_nothi
 
     still = trainer.supervised(network, loss, optax.set_to_zero())
     average = still.init(key, example).replace(
-        params=state.memory["swa"]["params"], model_state=state.model_state
+        params=state.hook_state["swa"]["params"], model_state=state.model_state
     )
     refreshed, _ = trainer.fit(average, trainer.training(still.step, digits[0]), epochs=1)
     chex.assert_trees_all_equal(refreshed.params, average.params)
@@ -121,7 +121,7 @@ def test_dtypes_of_swa_stay(state, phase):
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros((), jnp.int32)}
     first = state.replace(params=params, opt_state=())
     state = hooks.swa(start=1)(first, {})
-    chex.assert_trees_all_equal_shapes_and_dtypes(state.memory["swa"]["params"], params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state.hook_state["swa"]["params"], params)
 
 
 def test_swa_keeps_the_laws_and_refuses_a_start_before_the_first_epoch(state):

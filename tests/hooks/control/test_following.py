@@ -14,7 +14,7 @@ import trainer
 from hooks.control import following
 from hooks.testing import check_hook
 from trainer import Checkpoints, TrainState
-from trainer.checkpoints.load import Part
+from trainer.checkpoints.load import CheckpointPart
 
 
 def made(value, epoch=0, **carry):
@@ -41,7 +41,7 @@ def measure(state, data):
     return state, None, {"w": state.params["w"][0], "mean": state.model_state["mean"][0]}
 
 
-MEASURE = trainer.Phase("val", measure, changes=False)
+MEASURE = trainer.Phase("val", measure, updates_state=False)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_metrics_belong_to_the_commit_that_the_epoch_ran_with(run, tmp_path):
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [(r["step"], r["val/w"]) for r in records] == [(10, 1), (50, 5), (50, 5), (60, 6)]
     memory = {"epoch": 6, "step": 60, "measured": True, "began": 60}
-    assert state.memory["follow_checkpoints"] == memory
+    assert state.hook_state["follow_checkpoints"] == memory
 
 
 def test_the_state_that_comes_back_is_the_one_measured_last(run):
@@ -198,7 +198,7 @@ def test_statistics_without_a_place_are_refused(run):
     ):
         hooks.follow_checkpoints(run)(made(0.0), {}, event="start")
     after = hooks.follow_checkpoints(run, carry=())(made(0.0), {}, event="start")
-    assert after.memory["follow_checkpoints"]["epoch"] == 3
+    assert after.hook_state["follow_checkpoints"]["epoch"] == 3
 
 
 def test_a_part_of_carry_can_be_named_by_its_path(run):
@@ -285,11 +285,11 @@ def test_a_check_before_the_run_waits_for_no_newer_one(run, clock):
 def test_on_several_processes_all_take_what_the_first_one_found(run, monkeypatch):
     commit(run, 1)
     commit(run, 2)
-    monkeypatch.setattr(following, "is_lead", lambda: False)
-    monkeypatch.setattr(following, "of_lead", lambda values: {"epoch": 1.0})
+    monkeypatch.setattr(following, "is_main_process", lambda: False)
+    monkeypatch.setattr(following, "from_main_process", lambda values: {"epoch": 1.0})
     after = hooks.follow_checkpoints(run)(made(0.0), {}, event="start")
     assert float(after.params["w"][0]) == 1.0
-    assert isinstance(following.newer(run)({}, (), 1), Part)
+    assert isinstance(following.make_poller(run)({}, (), 1), CheckpointPart)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_it_keeps_the_average_that_was_measured():
     chain = [hooks.average_params(0.5), hooks.keep_best("train/loss", params="average_params")]
     state, _ = trainer.fit(begun(), PHASE, epochs=3, hooks=chain)
     averaged, _ = trainer.fit(begun(), PHASE, epochs=3, hooks=hooks.average_params(0.5))
-    average = averaged.memory["average_params"]["params"]
+    average = averaged.hook_state["average_params"]["params"]
     chex.assert_trees_all_equal(state.params, average)
     assert average["w"][0] < 3
     with pytest.raises(ValueError, match="needs the memory of 'average_params', which is not bef"):

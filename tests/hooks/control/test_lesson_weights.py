@@ -63,7 +63,7 @@ def test_averages_out_of_order_are_refused(settings, said):
 
 
 def test_lessons_open_one_after_the_other():
-    strategy = hooks.thresholds({"a": 1, "b": 2}, window=1, rehearsal=0.25)
+    strategy = hooks.thresholds({"a": 1, "b": 2}, window=1, graduated_weight=0.25)
     rows = [[0.9, NO, NO], [1, NO, NO], [0, 1.9, NO], [0, 2, NO], [0, 0, 9]]
     open_b, open_c = [0.25, 1, 0], [0.25, 0.25, 1]
     assert _weighed(strategy, "abc", rows) == [[1, 0, 0]] * 2 + [open_b] * 2 + [open_c] * 2
@@ -78,7 +78,9 @@ def test_a_threshold_is_reached_on_the_mean_of_a_full_window():
 
 
 def test_several_dependencies_are_all_needed():
-    strategy = hooks.thresholds({"a": 1, "b": 1}, after={"c": ["a", "b"]}, window=1, rehearsal=0.5)
+    strategy = hooks.thresholds(
+        {"a": 1, "b": 1}, prerequisites={"c": ["a", "b"]}, window=1, graduated_weight=0.5
+    )
     assert _weighed(strategy, "cab", [[NO, 1, 0], [NO, 0, 1]]) == [
         [0, 1, 1],
         [0, 0.5, 1],
@@ -87,19 +89,19 @@ def test_several_dependencies_are_all_needed():
 
 
 def test_what_a_lesson_gives_before_it_opens_is_not_counted():
-    strategy = hooks.thresholds({"a": 1, "b": 1}, window=1, rehearsal=0.5)
+    strategy = hooks.thresholds({"a": 1, "b": 1}, window=1, graduated_weight=0.5)
     weights = _weighed(strategy, "ab", [[0, 9], [1, 9], [0, 0], [0, 1]])
     assert weights[1:] == [[1, 0], [0.5, 1], [0.5, 1], [0.5, 0.5]]
 
 
 def test_all_are_drawn_alike_when_all_have_graduated():
-    strategy = hooks.thresholds({"a": 1, "b": 1}, after={}, window=1)
+    strategy = hooks.thresholds({"a": 1, "b": 1}, prerequisites={}, window=1)
     assert _weighed(strategy, "ab", [[1, 1]]) == [[1, 1], [0.1, 0.1]]
 
 
 def test_one_dependency_may_be_a_name_alone(caplog):
     caplog.set_level("INFO", "entracte")
-    strategy = hooks.thresholds({"easy": 0.5}, after={"hard": "easy"}, window=2)
+    strategy = hooks.thresholds({"easy": 0.5}, prerequisites={"hard": "easy"}, window=2)
     assert _weighed(strategy, ["easy", "hard"], [[0.5, NO]] * 2)[-1] == [0.1, 1]
     assert caplog.messages == [
         "lesson easy has graduated, at a return of 0.5 over 2 epochs; hard opens"

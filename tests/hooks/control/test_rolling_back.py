@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import hooks
 import trainer
 from hooks import testing
-from hooks.control.rolling_back import deviations_worse
+from hooks.control.rolling_back import compute_z_score
 from trainer import Checkpoints, Metrics, TrainState, data, fingerprint
-from trainer.loop.events import Events
+from trainer.loop.events import HookRunner
 from trainer.state import DEVICE_FIELDS
 
 NAN, SPIKE = "roll_back_on_nan", "roll_back_on_spike/train/loss/2"
@@ -32,7 +32,7 @@ def _listening(caplog):
 
 def ready(hook, state):
     """Give the state as a run begins with it: with the hook's memory."""
-    return Events(hook, []).remember(state)
+    return HookRunner(hook, []).init_hook_states(state)
 
 
 def rate(state):
@@ -65,7 +65,7 @@ def best_so_far(value):
     ],
 )
 def test_deviations_are_those_worked_by_hand(value, window, mode, deviations):
-    assert deviations_worse(value, np.array(window), mode) == pytest.approx(deviations)
+    assert compute_z_score(value, np.array(window), mode) == pytest.approx(deviations)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_deviations_are_those_worked_by_hand(value, window, mode, deviations):
     ],
 )
 def test_a_spike_is_beyond_the_threshold_of_a_full_window(state, losses, goes_back):
-    hook = hooks.roll_back_on_spike("train/loss", window=2, threshold=5.0, times=9)
+    hook = hooks.roll_back_on_spike("train/loss", window=2, threshold=5.0, max_rollbacks=9)
     state = ready(hook, state)
     for number, loss in enumerate(losses, 1):
         state = hook(state.replace(epoch=jnp.int32(number)), {"train/loss": loss})
-    memory = state.memory[SPIKE]
+    memory = state.hook_state[SPIKE]
     assert memory["epochs"][16 - memory["count"] :].tolist() == goes_back
 
 
@@ -101,11 +101,11 @@ def test_within_the_threshold_it_never_goes_back(losses, window):
         state = hook(state, {"train/loss": loss})
         limit = 3.0 * max(last.std(), 0.01 * abs(last.mean())) if len(good) >= window else 0.0
         if limit == 0.0 or loss - last.mean() <= limit * (1 + 1e-9):
-            assert state.memory[name]["count"] == before.memory[name]["count"] == 0
+            assert state.hook_state[name]["count"] == before.hook_state[name]["count"] == 0
             assert all(getattr(state, f) is getattr(before, f) for f in DEVICE_FIELDS)
             good.append(loss)
         elif loss - last.mean() > limit * (1 - 1e-9):
-            assert state.memory[name]["count"] == 1
+            assert state.hook_state[name]["count"] == 1
             return
 
 
@@ -172,7 +172,7 @@ def test_what_is_good_is_the_state_of_the_last_good_event(state, caplog):
     after = hook(spoil(state).replace(epoch=jnp.int32(3), step=jnp.int32(30)), FINE)
     assert after.params["w"].tolist() == [2.0, 2.0]
     assert (int(after.epoch), int(after.step)) == (3, 30)
-    assert after.memory[NAN]["epochs"].tolist() == [*[-1] * 15, 3]
+    assert after.hook_state[NAN]["epochs"].tolist() == [*[-1] * 15, 3]
     assert "rolled back at epoch 3 (1 of 3) to the state of epoch 2, learning rate 0.1" in (
         caplog.text
     )
@@ -181,7 +181,7 @@ def test_what_is_good_is_the_state_of_the_last_good_event(state, caplog):
 def test_how_far_a_stream_was_read_stays_and_the_rest_of_the_carry_goes_back(state):
     hook = hooks.roll_back_on_nan()
     state = ready(hook, state.replace(carry={"position/train": jnp.int32(1), "env": jnp.int32(1)}))
-    assert state.memory[NAN]["good"]["carry"].keys() == {"env"}
+    assert state.hook_state[NAN]["good"]["carry"].keys() == {"env"}
     later = spoil(state).replace(carry={"position/train": jnp.int32(2), "env": jnp.int32(2)})
     assert hook(later, FINE).carry == {"position/train": 2, "env": 1}
 
@@ -234,7 +234,7 @@ def test_a_run_that_begins_with_nan_is_refused(state, phase):
 
 
 def test_after_the_last_time_it_stops_with_the_good_state_and_a_report(state, caplog):
-    hook = hooks.roll_back_on_nan("train/loss", times=2)
+    hook = hooks.roll_back_on_nan("train/loss", max_rollbacks=2)
     state = ready(hook, state)
     steps = {"train/loss": np.array([1.0, math.nan]), "train/grad_norm": np.array([math.inf, 1.0])}
     for epoch in (4, 6, 7):
@@ -243,7 +243,7 @@ def test_after_the_last_time_it_stops_with_the_good_state_and_a_report(state, ca
         state = hook(bad, Metrics({"train/loss": math.nan}, steps=steps))
     assert state.stop
     chex.assert_tree_all_finite(state.params)
-    assert state.memory[NAN]["count"] == 2
+    assert state.hook_state[NAN]["count"] == 2
     (report,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     for part in (
         "stopping at epoch 7, back to the state of epoch 0, learning rate 0.1",
@@ -365,7 +365,7 @@ def test_law_8_the_phase_is_not_traced_again(state):
     before = len(traced)
     chain = hooks.roll_back_on_nan(learning_rate_scale=0.5)
     state, _ = trainer.fit(state, phase, epochs=4, hooks=chain)
-    assert state.memory[NAN]["count"] == 1
+    assert state.hook_state[NAN]["count"] == 1
     assert len(traced) == before
 
 
@@ -378,7 +378,7 @@ def test_a_run_that_stays_wrong_ends_finite(state, caplog):
             {"loss": jnp.float32(jnp.nan)},
         )
 
-    chain = hooks.roll_back_on_nan("train/loss", times=2, learning_rate_scale=0.1)
+    chain = hooks.roll_back_on_nan("train/loss", max_rollbacks=2, learning_rate_scale=0.1)
     state, history = trainer.fit(state, trainer.Phase("train", nan), epochs=9, hooks=chain)
     assert state.stop
     assert len(history) == 3
@@ -421,7 +421,7 @@ def saved_run(kind, directory, *, held, interrupt=None):
 def test_law_5_interrupted_at_any_epoch_it_ends_as_if_it_had_not_been(kind, held, tmp_path):
     straight = saved_run(kind, tmp_path / "straight", held=held)
     name = (NAN if kind == "nan" else SPIKE) + ("" if held else "/directory")
-    assert straight.memory[name]["epochs"].tolist() == [*[-1] * 14, 3, 5]
+    assert straight.hook_state[name]["epochs"].tolist() == [*[-1] * 14, 3, 5]
     assert rate(straight) == pytest.approx(0.125)
     assert abs(float(straight.params["w"])) < 40
     for epoch in range(1, 6):
@@ -434,7 +434,7 @@ def test_a_run_goes_on_with_other_settings(tmp_path, caplog):
 
     def run(times, epochs, window=2):
         chain = [
-            hooks.roll_back_on_nan(times=times),
+            hooks.roll_back_on_nan(max_rollbacks=times),
             hooks.roll_back_on_spike("train/loss", window=window, threshold=1e9),
             hooks.save_checkpoints(tmp_path, max_cost=None),
         ]
@@ -443,7 +443,7 @@ def test_a_run_goes_on_with_other_settings(tmp_path, caplog):
     assert run(1, 6).stop
     with caplog.at_level(logging.INFO, "entracte"):
         state = run(5, 8, window=3)
-    assert state.memory[NAN]["count"] >= 1
+    assert state.hook_state[NAN]["count"] >= 1
     assert f"{SPIKE} is dropped" in caplog.text
     assert int(state.epoch) == 8
 
@@ -456,8 +456,8 @@ def test_it_runs_at_epochs_alone():
 def test_both_ways_train_the_same(tmp_path):
     held = saved_run("nan", tmp_path / "held", held=True)
     read = saved_run("nan", tmp_path / "read", held=False)
-    assert "good" not in read.memory[f"{NAN}/directory"]
-    assert fingerprint(held.replace(memory={})) == fingerprint(read.replace(memory={}))
+    assert "good" not in read.hook_state[f"{NAN}/directory"]
+    assert fingerprint(held.replace(hook_state={})) == fingerprint(read.replace(hook_state={}))
 
 
 # From a directory.
@@ -495,7 +495,7 @@ def test_it_returns_to_the_newest_good_commit_of_an_earlier_epoch(state, tmp_pat
 
 
 def test_the_learning_rate_of_an_old_commit_is_scaled_as_often_as_the_run_was(state, tmp_path):
-    hook = hooks.roll_back_on_nan(learning_rate_scale=0.5, directory=tmp_path, times=2)
+    hook = hooks.roll_back_on_nan(learning_rate_scale=0.5, directory=tmp_path, max_rollbacks=2)
     state = ready(hook, state)
     commit(tmp_path, state)
     rates = []

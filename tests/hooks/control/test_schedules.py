@@ -73,8 +73,10 @@ def test_it_reduces_where_stop_early_would_stop_again_and_again(values, patience
         state = stopping(reducing(state, {"loss": value}), {"loss": value})
         if state.stop:
             expected /= 2
-            early = state.memory["stop_early/loss"]._replace(since=0)
-            state = state.replace(stop=False, memory={**state.memory, "stop_early/loss": early})
+            early = state.hook_state["stop_early/loss"]._replace(since=0)
+            state = state.replace(
+                stop=False, hook_state={**state.hook_state, "stop_early/loss": early}
+            )
         assert rate(state) == pytest.approx(expected)
 
 

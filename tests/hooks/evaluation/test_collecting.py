@@ -19,8 +19,8 @@ from hooks.evaluation import collecting
 from hooks.testing import check_hook
 from trainer import Checkpoints
 from trainer.runs import Run, Store, Unreachable, store_polling
-from trainer.runs.checkpoint_rows import described
-from trainer.runs.requests import ask, claim, finish, give_up
+from trainer.runs.checkpoint_rows import describe_checkpoint
+from trainer.runs.requests import claim, create_request, fail_request, finish
 
 LIMIT = 10
 """Seconds after which what should have come has not."""
@@ -61,7 +61,7 @@ class Evaluator:
             found = {f"full/{name}": value for name, value in scores.items()}
             assert finish(self.store, request, found)
         else:
-            assert give_up(self.store, request, "no such\x1b file", final=True)
+            assert fail_request(self.store, request, "no such\x1b file", final=True)
 
     def arriving(self, when):
         """A hook, listed first: at an epoch, the results of others arrive."""
@@ -97,7 +97,7 @@ def working(run, measure, delay=0.0):
                 try:
                     finish(store, request, measure(request.epoch))
                 except ValueError as error:
-                    give_up(store, request, str(error), final=True)
+                    fail_request(store, request, str(error), final=True)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -127,7 +127,7 @@ def test_what_has_arrived_is_scored_once_with_its_epoch(state, phase, run, evalu
     after, history = trainer.fit(state, phase, epochs=7, hooks=chain)
     nothing = (None, None)
     assert collected(history) == [nothing, nothing, (1, 1), nothing, nothing, (4, 4), nothing]
-    assert after.memory["collect_scores/full"] == {"taken": 4}
+    assert after.hook_state["collect_scores/full"] == {"taken": 4}
 
 
 def test_one_that_was_overtaken_is_not_taken_later(state, phase, run, evaluator):
@@ -216,7 +216,7 @@ def test_waiting_brings_each_result_at_the_next_epoch(state, phase, run, delay):
     with working(run, measured, delay):
         end, history = trainer.fit(state, phase, epochs=4, hooks=[collect, follow, *asking(run)])
     assert [epoch for epoch, _ in collected(history)] == [None, 1, 2, 3]
-    assert end.memory["collect_scores/full"] == {"taken": 3}
+    assert end.hook_state["collect_scores/full"] == {"taken": 3}
 
 
 def test_law_5_a_run_that_waits_is_the_same_wherever_it_is_interrupted(state, phase, tmp_path):
@@ -322,9 +322,9 @@ def test_results_of_an_earlier_run_of_this_name_are_not_taken(
         evaluator.answer(epoch, accuracy=7.0)
     shutil.rmtree(run.directory / "checkpoints")
     with Store(run.url) as store:
-        stale = collecting.answers(store, run.name, "full", after=0)
+        stale = collecting.list_answers(store, run.name, "full", after=0)
     assert len(stale) == 3
-    monkeypatch.setattr(collecting, "answers", lambda *arguments, **settings: stale)
+    monkeypatch.setattr(collecting, "list_answers", lambda *arguments, **settings: stale)
     other = state.replace(params={**state.params, "w": jnp.array([5.0, 5.0])})
     chain = [collect_scores(run, "full"), *asking(run)]
     _, history = trainer.fit(other, phase, epochs=4, hooks=chain)
@@ -337,8 +337,8 @@ def evaluated(state, run):
     with Checkpoints(run.directory) as checkpoints:
         checkpoints.save(state.replace(epoch=jnp.int32(2)))
     with Store(run.url) as store:
-        checksum = described(run.directory, 2).checksum
-        ask(store, run.name, 2, "full", checksum=checksum, time=0.0)
+        checksum = describe_checkpoint(run.directory, 2).checksum
+        create_request(store, run.name, 2, "full", checksum=checksum, time=0.0)
         finish(store, claim(store, "tester", ["full"], lease=60), {"full/a": 1.0, "full/b": 2.0})
     return state.replace(epoch=jnp.int32(3))
 
@@ -348,17 +348,21 @@ def test_all_processes_take_what_the_lead_found(evaluated, run, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     scores = ("full/a", "full/absent")
     said = []
-    monkeypatch.setattr(collecting, "of_lead", lambda values: said.append(values) or values)
+    monkeypatch.setattr(
+        collecting, "from_main_process", lambda values: said.append(values) or values
+    )
     hook = collect_scores(run, "full", scores=scores)
     lead = hook(evaluated, {})
     hook.close()
-    monkeypatch.setattr(collecting, "is_lead", lambda: False)
+    monkeypatch.setattr(collecting, "is_main_process", lambda: False)
     monkeypatch.setattr(
-        collecting, "of_lead", lambda values: dict(zip(values, said[0].values(), strict=True))
+        collecting,
+        "from_main_process",
+        lambda values: dict(zip(values, said[0].values(), strict=True)),
     )
     other = collect_scores(run, "full", scores=scores)(evaluated, {})
     assert lead.scores == other.scores == {"full/a": 1.0, "full/epoch": 2.0}
-    assert lead.memory == other.memory == {"collect_scores/full": {"taken": 2}}
+    assert lead.hook_state == other.hook_state == {"collect_scores/full": {"taken": 2}}
 
 
 def test_it_keeps_the_laws(evaluated, run):

@@ -45,7 +45,7 @@ def test_it_compiles_once(start, train, task, digits):
 def test_it_measures_the_average_of_the_hook_of_that_name(start, train, val):
     chain = hooks.chain(hooks.average_params(0.5), hooks.evaluate(val, params="average_params"))
     state, history = trainer.fit(start, train, epochs=3, hooks=chain)
-    average = state.replace(params=state.memory["average_params"]["params"])
+    average = state.replace(params=state.hook_state["average_params"]["params"])
     assert hooks.evaluate(val)(average, {}).scores["val/loss"] == history[-1]["val/loss"]
     assert hooks.evaluate(val)(state, {}).scores["val/loss"] != history[-1]["val/loss"]
 

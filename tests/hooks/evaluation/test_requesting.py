@@ -14,7 +14,7 @@ from hooks import request_evaluation
 from hooks.testing import check_hook
 from trainer import Checkpoints
 from trainer.runs import Run, Store
-from trainer.runs.requests import requests
+from trainer.runs.requests import list_requests
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def saving(run, **settings):
 def asked(run, suite="full"):
     """The epochs of the commits that were asked for."""
     with Store(run.url) as store:
-        return sorted(one.epoch for one in requests(store, run.name) if one.suite == suite)
+        return sorted(one.epoch for one in list_requests(store, run.name) if one.suite == suite)
 
 
 def interrupt_at(number, error=trainer.Interrupt):
@@ -48,7 +48,7 @@ def test_each_commit_is_asked_for_once_wherever_it_stands(state, phase, run, fir
     trainer.fit(state, phase, epochs=4, hooks=chain)
     assert asked(run) == [1, 2, 3, 4]
     with Store(run.url) as store:
-        checksums = {one.epoch: one.checksum for one in requests(store, run.name)}
+        checksums = {one.epoch: one.checksum for one in list_requests(store, run.name)}
         commits = {one.epoch: one.checksum for one in store.commits(run.name)}
     assert checksums[4] == commits[4]
     assert len(set(checksums.values())) == 4
@@ -136,7 +136,7 @@ def test_before_a_commit_all_that_is_wanted_of_earlier_ones_is_asked_for(
     assert seen == [(1, []), (2, [1]), (3, [1, 2]), (4, [1, 2, 3])]
 
 
-@pytest.mark.parametrize("others", [[], [hooks.beat], [hooks.Database, hooks.beat]])
+@pytest.mark.parametrize("others", [[], [hooks.heartbeat], [hooks.Database, hooks.heartbeat]])
 def test_a_run_that_fails_asks_for_what_it_committed(state, phase, run, others):
     def fail(state, metrics):
         if int(state.epoch) == 3:
@@ -182,7 +182,9 @@ def test_what_was_wanted_when_the_process_was_killed_is_asked_for(state, phase, 
     wanted = 3 if lost == "before the asking" else 2
     memory = {"request_evaluation/full": {"wanted": wanted}}
     with Checkpoints(run.directory) as checkpoints:
-        checkpoints.save(state.replace(epoch=state.epoch + 3, step=state.step + 3, memory=memory))
+        checkpoints.save(
+            state.replace(epoch=state.epoch + 3, step=state.step + 3, hook_state=memory)
+        )
     trainer.fit(state, phase, epochs=3, hooks=[request_evaluation(run, "full"), saving(run)])
     assert asked(run) == [3]
 
@@ -198,7 +200,7 @@ def test_a_damaged_commit_that_is_made_anew_is_asked_for_anew(state, phase, run)
     )
     trainer.fit(state, other, epochs=3, hooks=[request_evaluation(run, "full"), saving(run)])
     with Store(run.url) as store:
-        checksums = {one.epoch: one.checksum for one in requests(store, run.name)}
+        checksums = {one.epoch: one.checksum for one in list_requests(store, run.name)}
         assert checksums == {one.epoch: one.checksum for one in store.commits(run.name)}
 
 
@@ -223,7 +225,7 @@ def test_law_3_it_changes_nothing_and_keeps_the_laws(state, phase, run, caplog):
     alone, _ = trainer.fit(state, phase, epochs=3, hooks=saving(Run(run.directory / "alone")))
     chain = [request_evaluation(run, "full"), saving(run)]
     asking, _ = trainer.fit(state, phase, epochs=3, hooks=chain)
-    assert trainer.fingerprint(asking.replace(memory={})) == trainer.fingerprint(alone)
+    assert trainer.fingerprint(asking.replace(hook_state={})) == trainer.fingerprint(alone)
     check_hook(request_evaluation(run, "full"), state, {})
 
 

@@ -10,7 +10,7 @@ import pytest
 import hooks
 import trainer
 from trainer import Members, Metrics, TrainState
-from trainer.state import device_part
+from trainer.state import strip_host_fields
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def test_what_it_changes_is_put_back_and_nothing_else(three):
     rates = optax.tree.get(after.opt_state, "learning_rate")
     chex.assert_trees_all_close(rates, jnp.array([0.1, 0.05, 0.05]))
     chex.assert_trees_all_equal(after.params, three.params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(device_part(after), device_part(three))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        strip_host_fields(after), strip_host_fields(three)
+    )
 
 
 def test_a_stop_ends_the_member_and_the_last_one_the_run(three):
@@ -68,7 +70,7 @@ def test_a_stop_ends_the_member_and_the_last_one_the_run(three):
 def test_memories_are_kept_by_member(three):
     hook = hooks.each(hooks.stop_early("train/loss", patience=3))
     state = hook(hook(three, _loss(1.0, 2.0, 3.0)), _loss(0.5, 4.0, 2.5))
-    memory = state.memory["each/stop_early/train/loss"]
+    memory = state.hook_state["each/stop_early/train/loss"]
     assert [(m.best, m.since) for m in memory] == [(0.5, 0), (2.0, 1), (2.5, 0)]
 
 
@@ -132,7 +134,7 @@ def test_the_best_parameters_of_each_are_put_back(three):
 def test_what_is_of_the_whole_population_is_refused(three, tmp_path, phase):
     with pytest.raises(ValueError, match=r"leave each\(...\) away"):
         hooks.each(hooks.save_checkpoints(tmp_path))
-    fixed = trainer.Phase("val", lambda state, data: (state, None, {}), changes=False)
+    fixed = trainer.Phase("val", lambda state, data: (state, None, {}), updates_state=False)
     with pytest.raises(ValueError, match="measures something itself"):
         hooks.each(hooks.evaluate(fixed))
 

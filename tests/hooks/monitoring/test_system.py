@@ -18,7 +18,7 @@ import hooks
 import trainer
 from hooks.base import observe
 from hooks.monitoring import system
-from hooks.monitoring.system import beat, watch_system
+from hooks.monitoring.system import heartbeat, watch_system
 from hooks.testing import check_hook
 from trainer.runs import Run, Store
 
@@ -138,7 +138,7 @@ def test_a_beat_tells_when_where_and_who(state, tmp_path):
     path = tmp_path / "run" / "alive.json"
     before = time.time()
     now = state.replace(step=jnp.int32(84), epoch=jnp.int32(3))
-    assert beat(path)(now, {}) is now
+    assert heartbeat(path)(now, {}) is now
     sign = json.loads(path.read_text())
     assert before <= sign.pop("time") <= time.time()
     assert sign == {
@@ -164,14 +164,14 @@ def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path, clock
         trainer.Hook(look, f"look/{event}", event=event, stage="observe")
         for event in ("start", "epoch", "end")
     ]
-    trainer.fit(state, phase, epochs=2, hooks=[beat(path), *looks])
+    trainer.fit(state, phase, epochs=2, hooks=[heartbeat(path), *looks])
     assert signs == [("start", 0, 0), ("epoch", 1, 1), ("epoch", 2, 2), ("end", 2, 2)]
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_of_short_epochs_it_tells_once_a_second(state, tmp_path, clock):
     path = tmp_path / "alive.json"
-    hook = beat(path)
+    hook = heartbeat(path)
     told = []
     for epoch, seconds in enumerate((0, 0.5, 1.0, 1.9, 2.0)):
         clock(seconds)
@@ -182,7 +182,7 @@ def test_of_short_epochs_it_tells_once_a_second(state, tmp_path, clock):
 
 def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path, clock):
     path = tmp_path / "alive.json"
-    hook = beat(path)
+    hook = heartbeat(path)
     hook(state, {})
     clock(1)
     with path.open() as reader:
@@ -193,22 +193,22 @@ def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path, clock):
 
 def test_a_beat_to_nowhere_is_an_error_at_once(tmp_path):
     with pytest.raises(IsADirectoryError, match="needs the path of a file"):
-        beat(tmp_path)
+        heartbeat(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file") as raised:
-        beat(tmp_path / "file" / "alive.json")
+        heartbeat(tmp_path / "file" / "alive.json")
     assert "beat cannot write to the folder" in raised.value.__notes__[0]
 
 
 def test_beating_holds_the_laws(state, tmp_path):
-    check_hook(beat(tmp_path / "alive.json"), state, {})
+    check_hook(heartbeat(tmp_path / "alive.json"), state, {})
 
 
 def test_a_check_before_the_run_gives_no_sign_of_life(state, phase, tmp_path):
     def fail(state, metrics):
         raise RuntimeError("no")
 
-    chain = hooks.chain(beat(tmp_path / "alive.json"), hooks.on("end", fail))
+    chain = hooks.chain(heartbeat(tmp_path / "alive.json"), hooks.on("end", fail))
     with pytest.raises(RuntimeError):
         trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
     assert not (tmp_path / "alive.json").exists()
@@ -226,7 +226,7 @@ class TestOnRecord:
             return store.run(run.name)
 
     def test_it_tells_how_far_the_run_is_and_that_it_finished(self, state, phase, run):
-        trainer.fit(state, phase, epochs=3, hooks=beat(run))
+        trainer.fit(state, phase, epochs=3, hooks=heartbeat(run))
         row = self.row(run)
         assert (row.epoch, row.step, row.epochs, row.pid) == (3, 3, 3, os.getpid())
         assert (row.state, row.error) == ("finished", "")
@@ -236,14 +236,14 @@ class TestOnRecord:
         def stop(state, metrics):
             return state.replace(stop=True)
 
-        trainer.fit(state, phase, epochs=9, hooks=[stop, beat(run)])
+        trainer.fit(state, phase, epochs=9, hooks=[stop, heartbeat(run)])
         row = self.row(run)
         assert (row.state, row.epoch, row.epochs) == ("finished", 1, 9)
 
     def test_one_with_nothing_to_train_keeps_its_total(self, state, phase, run):
-        trainer.fit(state, phase, epochs=2, hooks=beat(run))
+        trainer.fit(state, phase, epochs=2, hooks=heartbeat(run))
         done = state.replace(epoch=jnp.int32(2), step=jnp.int32(2))
-        trainer.fit(done, phase, epochs=2, hooks=beat(run))
+        trainer.fit(done, phase, epochs=2, hooks=heartbeat(run))
         row = self.row(run)
         assert (row.state, row.epoch, row.epochs) == ("finished", 2, 2)
 
@@ -260,7 +260,7 @@ class TestOnRecord:
             raise error
 
         with contextlib.suppress(ValueError, KeyboardInterrupt):
-            trainer.fit(state, phase, epochs=3, hooks=[beat(run), fail])
+            trainer.fit(state, phase, epochs=3, hooks=[heartbeat(run), fail])
         row = self.row(run)
         assert (row.state, row.error) == ended
 
@@ -269,26 +269,31 @@ class TestOnRecord:
             raise ValueError("late")
 
         with pytest.raises(ValueError, match="late"):
-            trainer.fit(state, phase, epochs=1, hooks=[beat(run), hooks.on("end", observe(fail))])
+            trainer.fit(
+                state, phase, epochs=1, hooks=[heartbeat(run), hooks.on("end", observe(fail))]
+            )
         assert (self.row(run).state, self.row(run).error) == ("failed", "ValueError: late")
 
     def test_one_that_was_refused_is_not_on_record(self, state, phase, run):
         with pytest.raises(ValueError, match="which nothing writes"):
             trainer.fit(
-                state, phase, epochs=1, hooks=[beat(run), hooks.stop_early("val/loss", patience=1)]
+                state,
+                phase,
+                epochs=1,
+                hooks=[heartbeat(run), hooks.stop_early("val/loss", patience=1)],
             )
         with Store(run.url) as store:
             assert store.runs() == []
 
     def test_of_short_epochs_it_tells_once_a_second(self, state, run, clock, monkeypatch):
         told = []
-        monkeypatch.setattr(Run, "beat", lambda self, **sign: told.append(sign["epoch"]))
-        hook = beat(run)
+        monkeypatch.setattr(Run, "heartbeat", lambda self, **sign: told.append(sign["epoch"]))
+        hook = heartbeat(run)
         for epoch, seconds in enumerate((0, 0.5, 1.0, 1.9, 2.0)):
             clock(seconds)
             hook(state.replace(epoch=jnp.int32(epoch)), {})
         assert told == [0, 2, 4]
 
     def test_it_holds_the_laws(self, state, run):
-        check_hook(beat(run), state, {})
+        check_hook(heartbeat(run), state, {})
         assert self.row(run).state == "finished"

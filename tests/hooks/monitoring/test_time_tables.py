@@ -9,7 +9,7 @@ import pytest
 import rich
 from rich.console import Console
 
-from hooks.monitoring.time_tables import encodable, print_times, rows
+from hooks.monitoring.time_tables import build_rows, escape_unencodable, print_times
 
 SECOND = 10**9
 EPOCH, WAIT, HOOK = ("epoch", ""), ("wait", "train"), ("hook", "look")
@@ -25,7 +25,7 @@ HOSTILE = "[red]x[/red]\n\x1b[2J'\"é\u202e"
 
 
 def told(sums, seconds=10.0):
-    return [(row.label, row.times, row.seconds, row.own) for row in rows(sums, seconds)]
+    return [(row.label, row.times, row.seconds, row.own) for row in build_rows(sums, seconds)]
 
 
 def test_the_longest_comes_first_other_threads_last_and_numbers_add_up():
@@ -95,5 +95,5 @@ def test_without_rich_it_is_plain(monkeypatch, capsys):
 
 
 def test_what_a_file_cannot_hold_is_escaped():
-    assert encodable("é", "ascii") == "\\xe9"
-    assert encodable("é", None) == "é"
+    assert escape_unencodable("é", "ascii") == "\\xe9"
+    assert escape_unencodable("é", None) == "é"

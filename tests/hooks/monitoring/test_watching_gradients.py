@@ -10,7 +10,7 @@ import pytest
 
 import hooks
 import trainer
-from hooks.monitoring.watching_gradients import SHOWN, by_layer, sample
+from hooks.monitoring.watching_gradients import SHOWN, group_by_layer, sample
 from hooks.testing import check_hook
 from hooks.writers.writer import Histogram
 
@@ -90,9 +90,9 @@ def test_a_layer_that_nothing_moves_has_ratio_0(product):
 
 def test_layers_are_prefixes_of_paths():
     tree = {"blocks": [{"mlp": {"in": 1, "out": 2}, "scale": 3}, {"mlp": {"in": 4}}], "head": 5}
-    assert by_layer(tree, 1) == {"blocks": [1, 2, 3, 4], "head": [5]}
-    assert by_layer(tree, 2) == {"blocks/0": [1, 2, 3], "blocks/1": [4], "head": [5]}
-    assert by_layer(tree, 3) == {
+    assert group_by_layer(tree, 1) == {"blocks": [1, 2, 3, 4], "head": [5]}
+    assert group_by_layer(tree, 2) == {"blocks/0": [1, 2, 3], "blocks/1": [4], "head": [5]}
+    assert group_by_layer(tree, 3) == {
         "blocks/0/mlp": [1, 2],
         "blocks/0": [3],
         "blocks/1/mlp": [4],

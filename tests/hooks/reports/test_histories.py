@@ -7,7 +7,7 @@ import math
 import pytest
 
 import trainer
-from hooks.reports.histories import read_curves, when_over
+from hooks.reports.histories import call_on_finish, read_curves
 from hooks.writers.writer import JsonLines, Progress, Text
 
 
@@ -30,7 +30,7 @@ def test_numbers_become_curves_and_what_was_not_finite_is_nan(records):
     assert curves["train/loss"].epochs == [1, 2, 3]
     assert curves["train/loss"].values == pytest.approx([2.0, math.nan, 1.0], nan_ok=True)
     assert (curves["length"].epochs, curves["length"].values) == ([2], [4.0])
-    course = curves["train/loss"].course
+    course = curves["train/loss"].summary
     assert (course.last, course.lowest, course.highest) == (1.0, (1.0, 3), (2.0, 1))
 
 
@@ -56,7 +56,7 @@ def test_what_is_no_record_is_an_error_that_names_the_line(records, line):
 
 def _over(records, **more):
     calls = []
-    return calls, when_over("tell", lambda: calls.append("over"), records=records, **more)
+    return calls, call_on_finish("tell", lambda: calls.append("over"), records=records, **more)
 
 
 def test_it_is_called_once_at_the_end(state, phase, records):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.reports.svg_charts import HEIGHT, POINTS, WIDTH, chart, thinned
+from hooks.reports.svg_charts import HEIGHT, POINTS, WIDTH, downsample, render_chart
 from trainer.runs.panels import Curve
 
 NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
@@ -18,7 +18,7 @@ NUMBERS = st.floats() | st.floats(-1, 1) | st.just(1e308) | st.just(-1e308)
 
 def drawn(*values, name="train"):
     curve = Curve(list(range(1, len(values) + 1)), list(values))
-    return ElementTree.fromstring(chart({name: curve}, {name: 0}, name))
+    return ElementTree.fromstring(render_chart({name: curve}, {name: 0}, name))
 
 
 @given(st.lists(NUMBERS, max_size=60))
@@ -48,11 +48,11 @@ def test_names_stay_text(name):
     picture = drawn(1.0, name=name)
     assert picture.get("aria-label") == name
     assert picture.find("circle").find("title").text == f"{name}, epoch 1: 1.000"
-    assert "<script" not in chart({name: Curve([1], [1.0])}, {name: 0}, name)
+    assert "<script" not in render_chart({name: Curve([1], [1.0])}, {name: 0}, name)
 
 
 @given(st.integers(0, 2000))
 def test_of_many_points_few_are_drawn_the_last_among_them(length):
-    curve = thinned(Curve(list(range(length)), [float(n) for n in range(length)]))
+    curve = downsample(Curve(list(range(length)), [float(n) for n in range(length)]))
     assert len(curve.values) == len(curve.epochs) <= POINTS
     assert curve.epochs[-1:] == list(range(length))[-1:]

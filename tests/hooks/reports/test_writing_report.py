@@ -11,10 +11,10 @@ import pytest
 
 import hooks
 import trainer
-from hooks.reports.report_page import Report, page
+from hooks.reports.report_page import Report, render_page
 from hooks.testing import check_hook
 from hooks.writers.writer import JsonLines
-from trainer.host.machine import environment
+from trainer.host.machine import describe_environment
 from trainer.runs.panels import Curve
 
 HOSTILE = (
@@ -60,7 +60,7 @@ def test_a_report_tells_how_far_a_run_came_its_scores_and_what_it_ran_on(state, 
         ("hidden", "[128, 64]"),
     ):
         assert found[found.index(name) + 1] == value
-    for name, value in environment().items():
+    for name, value in describe_environment().items():
         assert found[found.index(name) + 1] == value
     assert found[found.index("log_metrics") + 1].endswith(" s")
 
@@ -122,7 +122,7 @@ def test_hostile_words_stay_words():
     }
     words = {HOSTILE: HOSTILE}
     clean = Reader(
-        page(
+        render_page(
             Report(
                 "a",
                 {"b": "c"},
@@ -132,14 +132,14 @@ def test_hostile_words_stay_words():
             )
         )
     )
-    hostile = Reader(page(Report(HOSTILE, words, curves, words, words)))
+    hostile = Reader(render_page(Report(HOSTILE, words, curves, words, words)))
     assert _unbroken(hostile.tags) == _unbroken(clean.tags)
     assert {name for name, _ in hostile.attributes} == {name for name, _ in clean.attributes}
     assert hostile.cells.count(HOSTILE) >= 6
 
 
 def test_pages_open_in_light_and_dark_and_on_narrow_screens():
-    text = page(Report("a", {}, {}, {}, {}))
+    text = render_page(Report("a", {}, {}, {}, {}))
     assert "color-scheme: light dark" in text
     light, dark = (dict(re.findall(r"(--\w+): (#\w+)", part)) for part in text.split("dark) {")[:2])
     assert light.keys() == dark.keys() >= {"--ink", "--page", "--c0", "--c6"}

@@ -7,12 +7,12 @@ import os
 
 import pytest
 
-from hooks.writers.appending import Appending
+from hooks.writers.appending import AppendFile
 
 
 @pytest.fixture
 def file(tmp_path):
-    file = Appending(tmp_path / "a.txt", "a writer")
+    file = AppendFile(tmp_path / "a.txt", "a writer")
     file.append(b"first ")
     return file
 

@@ -19,9 +19,9 @@ from hooks.metric_logging import log_metrics
 from hooks.testing import check_hook
 from hooks.writers import console_display
 from hooks.writers.console import Console
-from hooks.writers.console_display import Run, grouped, number, rows
-from hooks.writers.writer import Image, Progress, Resumes, Text, Writer
-from trainer.host.time_spans import Steps, UnderWay, under_way
+from hooks.writers.console_display import RunDisplay, format_number, group_by_prefix, layout_rows
+from hooks.writers.writer import Image, Progress, ResumableWriter, Text, Writer
+from trainer.host.time_spans import OpenSpan, StepProgress, list_open_spans
 from trainer.runs.sparklines import BLOCKS
 
 
@@ -54,7 +54,7 @@ def shown(renderable, width=100):
 
 
 def course(*epochs):
-    run = Run.begun(epochs[0])
+    run = RunDisplay.begun(epochs[0])
     for values in epochs:
         run.add(28 * values["epoch"].done, values)
     return run
@@ -70,7 +70,7 @@ def terminal():
 
 def test_it_is_a_writer_that_keeps_no_records():
     assert isinstance(Console(console=rich()), Writer)
-    assert not isinstance(Console(console=rich()), Resumes)
+    assert not isinstance(Console(console=rich()), ResumableWriter)
 
 
 def test_it_writes_to_the_console_that_rich_shares(monkeypatch):
@@ -175,7 +175,7 @@ def test_the_table_has_curves_as_wide_as_there_is_room_for():
     for width in (78, 82, 120):
         (line,) = [
             line
-            for line in shown(run.closing(rich(width)), width).splitlines()
+            for line in shown(run.render_summary(rich(width)), width).splitlines()
             if line.split()[:1] == ["train/loss"]
         ]
         widths.append(sum(char in BLOCKS for char in line))
@@ -249,7 +249,7 @@ def test_what_there_is_for_every_layer_is_in_the_table_alone():
 
 
 def test_metrics_that_do_not_fit_are_left_out_whole():
-    (row,) = rows({"train/loss": 0.5, "train/accuracy": 0.25, "train/norm": 1.0}, 45)
+    (row,) = layout_rows({"train/loss": 0.5, "train/accuracy": 0.25, "train/norm": 1.0}, 45)
     assert row.plain.split() == ["train", "loss", "0.5000", "accuracy", "0.2500"]
 
 
@@ -270,11 +270,11 @@ def test_a_run_without_an_end_has_a_bar_too():
     [(0.0, "0.000"), (-0.5, "-0.5000"), (999.94, "999.9"), (1e6, "1,000,000"), (math.inf, "inf")],
 )
 def test_numbers_have_four_digits(value, text):
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def test_names_without_a_prefix_make_a_group():
-    assert grouped(["gap", "train/loss"]) == {"": ["gap"], "train": ["train/loss"]}
+    assert group_by_prefix(["gap", "train/loss"]) == {"": ["gap"], "train": ["train/loss"]}
 
 
 def test_on_a_terminal_a_bar_is_drawn_and_taken_away(terminal):
@@ -356,18 +356,18 @@ def test_it_holds_the_laws(state):
 
 def bar(run, doing, monkeypatch):
     """Draw the bar while the run is at something."""
-    monkeypatch.setattr(console_display, "under_way", lambda thread: doing)
+    monkeypatch.setattr(console_display, "list_open_spans", lambda thread: doing)
     run.thread = 0
     return shown(run.bar(100))
 
 
 def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
-    run = Run(began=math.inf, before=0, progress=Progress(0, 20))
-    drawn = bar(run, [UnderWay("compile", "train", 12.4)], monkeypatch)
+    run = RunDisplay(began=math.inf, before=0, progress=Progress(0, 20))
+    drawn = bar(run, [OpenSpan("compile", "train", 12.4)], monkeypatch)
     assert "epoch  0/20" in drawn
     assert "compiling train, 12 s" in drawn
     assert "left" not in drawn  # nobody knows yet
-    assert "compiling" not in bar(run, [UnderWay("compile", "train", 0.4)], monkeypatch)
+    assert "compiling" not in bar(run, [OpenSpan("compile", "train", 0.4)], monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -376,8 +376,8 @@ def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
 def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
     monkeypatch, number, seconds, percent
 ):
-    run = Run(began=0.0, before=0, heard=20.0, progress=Progress(10, 20))  # two seconds each
-    doing = [UnderWay("epoch", "", seconds, number), UnderWay("wait", "train", seconds)]
+    run = RunDisplay(began=0.0, before=0, heard=20.0, progress=Progress(10, 20))  # two seconds each
+    doing = [OpenSpan("epoch", "", seconds, number), OpenSpan("wait", "train", seconds)]
     drawn = bar(run, doing, monkeypatch)
     assert f"{percent}%" in drawn
     assert ("train, 99 s of this epoch" in drawn) == (seconds == 99.0)
@@ -394,24 +394,24 @@ def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
 def test_in_the_first_epoch_it_fills_by_the_steps_and_tells_the_time_left(
     monkeypatch, done, total, said
 ):
-    run = Run(began=math.inf, before=0, progress=Progress(0, 5))
-    epoch = UnderWay("epoch", "", 10.0, 1, (Steps("train", done, total),))
-    drawn = bar(run, [epoch, UnderWay("wait", "train", 9.0)], monkeypatch)
+    run = RunDisplay(began=math.inf, before=0, progress=Progress(0, 5))
+    epoch = OpenSpan("epoch", "", 10.0, 1, (StepProgress("train", done, total),))
+    drawn = bar(run, [epoch, OpenSpan("wait", "train", 9.0)], monkeypatch)
     assert " ".join(drawn.split()).replace("\u2501", "").endswith(said)
 
 
 def test_of_a_hook_it_says_what_it_computes(monkeypatch):
-    run = Run(began=0.0, before=0, heard=2.0, progress=Progress(1, 5))
-    hook = UnderWay("hook", "evaluate", 9.0, steps=(Steps("val", 30, 200),))
-    doing = [UnderWay("epoch", "", 11.0, 2), UnderWay("event", "epoch", 9.0), hook]
+    run = RunDisplay(began=0.0, before=0, heard=2.0, progress=Progress(1, 5))
+    hook = OpenSpan("hook", "evaluate", 9.0, steps=(StepProgress("val", 30, 200),))
+    doing = [OpenSpan("epoch", "", 11.0, 2), OpenSpan("event", "epoch", 9.0), hook]
     assert "hook evaluate, val 30 of 200 steps, 9 s" in bar(run, doing, monkeypatch)
-    doing.append(UnderWay("compile", "val", 8.0))
+    doing.append(OpenSpan("compile", "val", 8.0))
     assert "compiling val, 8 s" in bar(run, doing, monkeypatch)
 
 
 def test_the_last_epoch_is_whole_when_it_is_over(monkeypatch):
-    run = Run(began=0.0, before=0, heard=20.0, progress=Progress(199, 200))
-    doing = [UnderWay("epoch", "", 0.1, 200)]
+    run = RunDisplay(began=0.0, before=0, heard=20.0, progress=Progress(199, 200))
+    doing = [OpenSpan("epoch", "", 0.1, 200)]
     assert "99%" in bar(run, doing, monkeypatch)
     run.progress = Progress(200, 200)
     assert "100%" in bar(run, doing, monkeypatch)
@@ -425,7 +425,7 @@ def test_from_the_start_a_terminal_shows_what_a_run_is_at(state, phase):
         with console._console.capture() as drawn:
             console._console.print(console._run.bar(100))
         seen.append(drawn.get())
-        seen.append([(one.kind, one.name) for one in under_way(threading.get_ident())])
+        seen.append([(one.kind, one.name) for one in list_open_spans(threading.get_ident())])
         return state
 
     first = hooks.on("start", hooks.observe(look))
@@ -433,7 +433,7 @@ def test_from_the_start_a_terminal_shows_what_a_run_is_at(state, phase):
     assert "epoch 0/3" in seen[0]
     assert "3/3 epochs" in console._console.file.getvalue()
     assert console._live is None
-    assert under_way(threading.get_ident()) == []
+    assert list_open_spans(threading.get_ident()) == []
     trainer.fit(state.replace(stop=True), phase, epochs=3, hooks=log_metrics(console))
     assert console._console.file.getvalue().count("epochs, ") == 1  # nothing was trained
 

@@ -18,7 +18,7 @@ import trainer
 from hooks import Database, Progress, Text, Trace
 from hooks.testing import check_hook
 from trainer.runs import Run, Store
-from trainer.runs.requests import requests
+from trainer.runs.requests import list_requests
 
 LIMIT = 60
 """Seconds after which a process has hung."""
@@ -157,7 +157,7 @@ def test_what_hooks_leave_when_closing_is_on_record_wherever_it_stands(
     state, phase, run, tmp_path, first, fail
 ):
     leaving, logging = _leaving(tmp_path, fail=fail), hooks.log_metrics(Database(run))
-    chain = [logging, hooks.beat(run), leaving]
+    chain = [logging, hooks.heartbeat(run), leaving]
     with contextlib.suppress(ValueError):
         trainer.fit(state, phase, epochs=2, hooks=chain if first else chain[::-1])
     with Store(tmp_path) as store:
@@ -168,7 +168,7 @@ def test_what_hooks_leave_when_closing_is_on_record_wherever_it_stands(
         (f"{folder}/replays/2-0.gif", "replay"),
     ]
     assert row(tmp_path).state == ("failed" if fail else "finished")
-    assert not run.going
+    assert not run.is_recording
 
 
 CHILD = """
@@ -191,7 +191,7 @@ def die(state, metrics):
 run = trainer.runs.Run(folder + "/digits")
 chain = [
     hooks.log_metrics(hooks.Database(run)),
-    hooks.beat(run),
+    hooks.heartbeat(run),
     hooks.request_evaluation(run, "full"),
     hooks.observe(die),
     hooks.save_checkpoints(folder + "/digits", max_cost=None, keep=9),
@@ -217,7 +217,7 @@ def test_law_5_a_process_that_is_killed_loses_and_doubles_nothing(tmp_path, monk
     assert len(records(tmp_path / "part")) == 4
     for folder in ("part", "whole"):
         with Store(tmp_path / folder) as store:
-            asked = requests(store, "digits")
+            asked = list_requests(store, "digits")
         assert sorted(one.epoch for one in asked) == [1, 2, 3, 4]
         assert row(tmp_path / folder).state == "finished"
 
@@ -231,7 +231,7 @@ def test_what_was_measured_before_training_stays(state, phase, run, tmp_path):
         hooks.on("start", measure),
         hooks.log_metrics(database),
         hooks.record("text", lambda state, metrics: Text("said"), database),
-        hooks.beat(run),
+        hooks.heartbeat(run),
         hooks.request_evaluation(run, "full"),
         saving(tmp_path),
     ]
@@ -259,7 +259,7 @@ def test_a_store_that_is_locked_is_no_matter(state, phase, run, tmp_path):
 
 def test_law_3_it_changes_nothing(state, phase, run, tmp_path):
     alone, _ = trainer.fit(state, phase, epochs=3)
-    chain = [hooks.log_metrics(Database(run)), hooks.beat(run)]
+    chain = [hooks.log_metrics(Database(run)), hooks.heartbeat(run)]
     watched, _ = trainer.fit(state, phase, epochs=3, hooks=chain)
     assert trainer.fingerprint(alone) == trainer.fingerprint(watched)
     check_hook(hooks.log_metrics(Database(run)), state, {"train/loss": 1.0})
@@ -269,7 +269,7 @@ def test_a_check_before_the_run_leaves_nothing(state, phase, run, tmp_path):
     def fail(state, metrics):
         raise RuntimeError("no")
 
-    chain = [hooks.log_metrics(Database(run)), hooks.beat(run), hooks.on("end", fail)]
+    chain = [hooks.log_metrics(Database(run)), hooks.heartbeat(run), hooks.on("end", fail)]
     with pytest.raises(RuntimeError):
         trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
     with Store(tmp_path) as store:

@@ -211,7 +211,7 @@ def test_a_torn_record_is_dropped_and_all_before_it_stays(board, at):
     board.close()
     (file,) = board.directory.iterdir()
     whole = file.read_bytes()
-    record = event_files.framed([Event(step=30, summary=Summary())])
+    record = event_files.encode_records([Event(step=30, summary=Summary())])
     file.write_bytes(
         whole + record[: {"length": 5, "checksum": 10, "message": 14, "nothing": 0}[at]]
     )

@@ -16,11 +16,11 @@ import hooks
 import trainer
 from hooks import testing
 from hooks.writers.writer import (
+    DryRunWriter,
     Histogram,
     Image,
     Progress,
-    Rehearses,
-    Resumes,
+    ResumableWriter,
     Text,
     Trace,
     Video,
@@ -105,7 +105,7 @@ class Reader:
 
 def test_it_is_a_writer_that_resumes_and_rehearses(tmp_path):
     writer = hooks.MLflow(tmp_path, enabled=False)
-    for protocol in (Writer, Resumes, Rehearses):
+    for protocol in (Writer, ResumableWriter, DryRunWriter):
         assert isinstance(writer, protocol)
 
 

@@ -9,16 +9,16 @@ import pytest
 
 import hooks
 import trainer
-from trainer import data
-from trainer.checkpoints.directory_lock import held, lock
+from trainer import data, rl
+from trainer.checkpoints.directory_lock import find_holder, lock_directory
 from trainer.checkpoints.load import read_part
-from trainer.checkpoints.poll import newer
+from trainer.checkpoints.poll import make_poller
 from trainer.commands.export import export
-from trainer.commands.lookup.checkpoint_choice import chosen
+from trainer.commands.lookup.checkpoint_choice import choose_checkpoint
 from trainer.commands.report import report
-from trainer.commands.terminal.calling import Refused
+from trainer.commands.terminal.calling import CommandError
 from trainer.configuration.config_files import save_config
-from trainer.evaluators.store_client import Link
+from trainer.evaluators.store_client import StoreClient
 from trainer.runs import Run, Store
 
 URL = "s3://bucket/run"
@@ -38,31 +38,31 @@ TAKERS = {
     "Tokens": lambda path: data.Tokens(path, batch_size=2, length=4),
     "WandB": hooks.WandB,
     "WandB artifacts": lambda path: hooks.WandB(".", artifacts=path, enabled=False),
-    "beat": hooks.beat,
+    "beat": hooks.heartbeat,
     "cache_compilations": trainer.cache_compilations,
-    "chosen": lambda path: chosen(path, None, epoch=None, best=None, mode=None),
+    "chosen": lambda path: choose_checkpoint(path, None, epoch=None, best=None, mode=None),
     "export": lambda path: export("run", to=path),
     "export_params": lambda path: trainer.export_params({"w": np.ones(2)}, path),
     "follow_checkpoints": hooks.follow_checkpoints,
-    "held": held,
+    "held": find_holder,
     "load_config": lambda path: trainer.load_config(path, trainer.TrainingConfig),
     "load_params": lambda path: trainer.load_params(path, {"w": np.ones(2)}),
-    "load_replay": hooks.load_replay,
-    "lock": lock,
-    "newer": newer,
+    "load_replay": rl.load_replay,
+    "lock": lock_directory,
+    "newer": make_poller,
     "pack_tokens": lambda path: data.pack_tokens([[1]], path, vocabulary=2),
     "plot_history": lambda path: hooks.plot_history("m.jsonl", path),
     "plot_history's records": lambda path: hooks.plot_history(path, "curves.png"),
     "profile": hooks.profile,
     "read_part": lambda path: read_part(path, {}),
     "record_times": hooks.record_times,
-    "replay": lambda path: hooks.replay((), path),
+    "replay": lambda path: hooks.backtest((), path),
     "report": lambda path: report("run", to=path),
     "restore": lambda path: trainer.restore(path, None),
     "roll_back_on_nan": lambda path: hooks.roll_back_on_nan(directory=path),
     "save_checkpoints": hooks.save_checkpoints,
     "save_config": lambda path: save_config(trainer.TrainingConfig(), path),
-    "Link": Link,
+    "Link": StoreClient,
     "write_report": lambda path: hooks.write_report(path, records="m.jsonl"),
     "write_report's records": lambda path: hooks.write_report("page.html", records=path),
 }
@@ -72,7 +72,7 @@ TAKERS = {
 def test_a_url_is_refused_at_once_and_nothing_is_made(taker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        (ValueError, Refused), match=r"local file system; got .*s3://bucket|a store is"
+        (ValueError, CommandError), match=r"local file system; got .*s3://bucket|a store is"
     ):
         TAKERS[taker](URL)
     assert not list(tmp_path.iterdir())
@@ -101,7 +101,7 @@ def relative(place):
     writers = [lines, hooks.TensorBoard(f"{place}/tb"), hooks.WandB(place), hooks.Database(run)]
     return [
         hooks.log_metrics(*writers),
-        hooks.beat(f"{place}/alive.json"),
+        hooks.heartbeat(f"{place}/alive.json"),
         hooks.profile(f"{place}/profiled", epochs=[2]),
         hooks.record_times(f"{place}/times.json"),
         hooks.roll_back_on_nan(directory=place),

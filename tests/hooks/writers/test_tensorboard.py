@@ -21,8 +21,17 @@ from tensorboard.util import tensor_util
 import trainer
 from hooks.metric_logging import log_metrics
 from hooks.testing import check_hook
-from hooks.writers.tensorboard import POINTS, TensorBoard, places
-from hooks.writers.writer import Histogram, Image, Progress, Resumes, Text, Trace, Video, Writer
+from hooks.writers.tensorboard import POINTS, TensorBoard, select_trace_points
+from hooks.writers.writer import (
+    Histogram,
+    Image,
+    Progress,
+    ResumableWriter,
+    Text,
+    Trace,
+    Video,
+    Writer,
+)
 
 
 def read(directory):
@@ -44,7 +53,7 @@ def board(tmp_path):
 
 def test_it_is_a_writer_that_resumes(board):
     assert isinstance(board, Writer)
-    assert isinstance(board, Resumes)
+    assert isinstance(board, ResumableWriter)
 
 
 def test_numbers_stand_at_the_step_written(board):
@@ -81,7 +90,7 @@ def test_a_trace_finer_than_steps_never_runs_into_the_one_before(board):
 
 @given(length=st.integers(0, 5000), since=st.integers(0, 5000), gap=st.integers(0, 5000))
 def test_places_are_within_the_trace_and_after_the_last_one(length, since, gap):
-    steps, picked = places(length, since + gap, since=since)
+    steps, picked = select_trace_points(length, since + gap, since=since)
     assert len(steps) == len(picked) == min(length, gap, POINTS)
     if len(steps):
         assert (np.diff(steps) > 0).all()
@@ -251,10 +260,10 @@ def test_what_was_flushed_survives_kill_9(tmp_path):
 
 
 def test_what_is_rehearsed_leaves_nothing_and_fails_as_in_earnest(board):
-    board.rehearse(3, {"loss": 1.0, "said": Text("so"), "steps/loss": Trace(np.ones(3))})
+    board.dry_run(3, {"loss": 1.0, "said": Text("so"), "steps/loss": Trace(np.ones(3))})
     assert list(board.directory.iterdir()) == []
     with pytest.raises(TypeError, match="real number"):
-        board.rehearse(3, {"loss": "low"})
+        board.dry_run(3, {"loss": "low"})
     assert list(board.directory.iterdir()) == []
 
 

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from hooks.writers import trackers
-from hooks.writers.trackers import Journal, available, linked_artifacts
+from hooks.writers.trackers import TrackerJournal, is_available, link_artifacts
 from hooks.writers.writer import Histogram, Image, Progress, Text, Trace, Video
 from trainer import Checkpoints
 
@@ -19,7 +19,7 @@ HOSTILE = "../../step:\0\x1b[2J\ud800'; DROP TABLE runs; --"
 
 @pytest.fixture
 def journal(tmp_path):
-    journal = Journal(tmp_path / "journal", "a test")
+    journal = TrackerJournal(tmp_path / "journal", "a test")
     yield journal
     journal.close(journal.mark_delivered)
 
@@ -97,11 +97,11 @@ def test_what_is_new_is_delivered_once(journal, tmp_path):
     journal.close(deliver)
     assert times == [1]
     journal.write(2, {"loss": 1.0})
-    again = Journal(journal.folder, "a test")  # of a process after one that was killed
+    again = TrackerJournal(journal.folder, "a test")  # of a process after one that was killed
     again.close(deliver)
     again.close(deliver)
     assert times == [1, 2]
-    journal.rehearse(3, {"loss": 1.0, "image": Image(np.zeros((2, 2, 1)))})
+    journal.dry_run(3, {"loss": 1.0, "image": Image(np.zeros((2, 2, 1)))})
     journal.close(deliver)
     assert times == [1, 2]
     assert not (journal.folder / "media").exists()
@@ -109,7 +109,7 @@ def test_what_is_new_is_delivered_once(journal, tmp_path):
 
 def test_what_is_written_during_a_delivery_is_delivered_next(journal):
     journal.write(1, {"loss": 1.0})
-    beside = Journal(journal.folder, "another process")
+    beside = TrackerJournal(journal.folder, "another process")
     beside.rows()
     journal.write(2, {"loss": 1.0})
     beside.mark_delivered()
@@ -139,10 +139,10 @@ def test_a_line_that_is_being_written_is_left_out(journal):
 
 
 def test_an_inactive_journal_keeps_and_makes_nothing(tmp_path):
-    journal = Journal(tmp_path / "journal", "a test", active=False)
+    journal = TrackerJournal(tmp_path / "journal", "a test", active=False)
     journal.resume(0, 0)
     journal.write(1, {"loss": 1.0})
-    journal.rehearse(1, {"loss": 1.0})
+    journal.dry_run(1, {"loss": 1.0})
     journal.flush()
     journal.close(lambda: pytest.fail("there is nothing to deliver"))
     assert journal.rows() == []
@@ -151,13 +151,13 @@ def test_an_inactive_journal_keeps_and_makes_nothing(tmp_path):
 
 def test_it_says_why_a_tracker_is_inactive(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "entracte")
-    assert available("Tracker", "extra", True, "json", "os.path")
+    assert is_available("Tracker", "extra", True, "json", "os.path")
     assert caplog.records == []
-    assert not available("Tracker", "extra", False, "json")
+    assert not is_available("Tracker", "extra", False, "json")
     assert "Tracker is disabled: it is inactive and records nothing" in caplog.text
     monkeypatch.setitem(sys.modules, "tracker", None)
     caplog.clear()
-    assert not available("Tracker", "extra", True, "json", "tracker")
+    assert not is_available("Tracker", "extra", True, "json", "tracker")
     (told,) = caplog.records
     assert 'pip install "entracte[extra]"' in told.getMessage()
 
@@ -176,7 +176,7 @@ def test_artifacts_are_the_complete_commits_and_the_replays(state, tmp_path, mon
         (run / "replays").mkdir()
         (run / "replays" / "2-0.json").write_text("{}")
         (run / "replays" / "notes.txt").write_text("no replay")
-        assert linked_artifacts(run, folder) == {n: {"val/loss": 1 / n} for n in (1, 2, 3)}
+        assert link_artifacts(run, folder) == {n: {"val/loss": 1 / n} for n in (1, 2, 3)}
     assert sorted(os.listdir(folder / "checkpoints")) == ["1", "2", "3"]
     assert os.listdir(folder / "replays") == ["2-0.json"]
     manifest = folder / "checkpoints" / "3" / "manifest.json"
@@ -185,12 +185,12 @@ def test_artifacts_are_the_complete_commits_and_the_replays(state, tmp_path, mon
     (run / "replays" / "2-0.json").unlink()
     (run / "checkpoints" / "4.staged").mkdir()
     (run / "checkpoints" / "5").mkdir()
-    assert list(linked_artifacts(run, folder)) == [2, 3]
+    assert list(link_artifacts(run, folder)) == [2, 3]
     assert sorted(os.listdir(folder / "checkpoints")) == ["2", "3"]
     with Checkpoints(folder, read_only=True) as copies:
         assert copies.restore(state.replace(epoch=0)).state.epoch == 3
 
 
 def test_of_an_empty_directory_nothing_is_collected(tmp_path):
-    assert linked_artifacts(tmp_path / "none", tmp_path / "collected") == {}
+    assert link_artifacts(tmp_path / "none", tmp_path / "collected") == {}
     assert not list((tmp_path / "collected").iterdir())

@@ -15,11 +15,11 @@ import hooks
 import trainer
 from hooks import testing
 from hooks.writers.writer import (
+    DryRunWriter,
     Histogram,
     Image,
     Progress,
-    Rehearses,
-    Resumes,
+    ResumableWriter,
     Text,
     Trace,
     Video,
@@ -88,7 +88,7 @@ def rows(directory):
 
 def test_it_is_a_writer_that_resumes_and_rehearses(tmp_path):
     writer = hooks.WandB(tmp_path, enabled=False)
-    for protocol in (Writer, Resumes, Rehearses):
+    for protocol in (Writer, ResumableWriter, DryRunWriter):
         assert isinstance(writer, protocol)
 
 

@@ -18,7 +18,7 @@ from hooks.writers.writer import (
     Image,
     JsonLines,
     Progress,
-    Resumes,
+    ResumableWriter,
     Text,
     Trace,
     Video,
@@ -58,12 +58,12 @@ def fill(path, steps):
 
 def test_a_writer_of_ones_own_needs_three_methods():
     assert isinstance(Printer(), Writer)
-    assert not isinstance(Printer(), Resumes)
+    assert not isinstance(Printer(), ResumableWriter)
 
 
 def test_json_lines_is_a_writer_that_resumes(path):
     assert isinstance(JsonLines(path), Writer)
-    assert isinstance(JsonLines(path), Resumes)
+    assert isinstance(JsonLines(path), ResumableWriter)
 
 
 def test_a_line_has_step_epoch_numbers_and_texts_and_skips_the_rest(path):
@@ -231,10 +231,10 @@ def test_a_rehearsed_line_leaves_the_file_as_it_was(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.write(1, {"loss": 0.5})
     before = lines.path.read_bytes()
-    lines.rehearse(9, {"loss": 0.25})
+    lines.dry_run(9, {"loss": 0.25})
     assert lines.path.read_bytes() == before
     with pytest.raises(TypeError):
-        lines.rehearse(9, {"said": Text(object())})
+        lines.dry_run(9, {"said": Text(object())})
     lines.write(2, {"loss": 0.5})
     assert [json.loads(line)["step"] for line in lines.path.read_text().splitlines()] == [1, 2]
     lines.close()

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from trainer.checkpoints import array_files, publishing
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
 
 
 @pytest.fixture
 def arrays(tmp_path):
     """A folder of 64 bytes, as it is written."""
-    publishing.Storage().write(tmp_path / "arrays", np.ones(64, np.uint8))
-    array_files.check(tmp_path / "arrays", 64)
+    publishing.ArrayStorage().write(tmp_path / "arrays", np.ones(64, np.uint8))
+    array_files.check_array_files(tmp_path / "arrays", 64)
     return tmp_path / "arrays"
 
 
@@ -31,18 +31,18 @@ SPOILED = {
 @pytest.mark.parametrize("said", SPOILED)
 def test_what_differs_is_said(arrays, said):
     SPOILED[said](arrays)
-    with pytest.raises(DamagedCommit, match=said):
-        array_files.check(arrays, 64)
+    with pytest.raises(DamagedCheckpoint, match=said):
+        array_files.check_array_files(arrays, 64)
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._0", "leaves/.nfs0001"])
 def test_what_file_browsers_leave_is_no_damage_but_a_link_is(arrays, name):
     (arrays / name).touch()
-    array_files.check(arrays, 64)
+    array_files.check_array_files(arrays, 64)
     (arrays / name).unlink()
     (arrays / name).symlink_to(arrays / "_METADATA")
-    with pytest.raises(DamagedCommit, match="which is no part of it"):
-        array_files.check(arrays, 64)
+    with pytest.raises(DamagedCheckpoint, match="which is no part of it"):
+        array_files.check_array_files(arrays, 64)
 
 
 @pytest.mark.parametrize("name", ["", "_METADATA", "leaves", "leaves/.zarray", "leaves/0"])
@@ -51,14 +51,16 @@ def test_links_are_refused_though_what_they_point_to_is_right(arrays, tmp_path, 
     aside = tmp_path / "aside"
     path.rename(aside)
     path.symlink_to(aside)
-    with pytest.raises(DamagedCommit, match="a link"):
-        array_files.check(arrays, 64)
+    with pytest.raises(DamagedCheckpoint, match="a link"):
+        array_files.check_array_files(arrays, 64)
 
 
 @pytest.mark.parametrize("size", [0, 32, 63, 65, 128, 2**62])
 def test_another_size_is_refused(arrays, size):
-    with pytest.raises(DamagedCommit, match=f"leaves/.zarray does not describe {size} plain bytes"):
-        array_files.check(arrays, size)
+    with pytest.raises(
+        DamagedCheckpoint, match=f"leaves/.zarray does not describe {size} plain bytes"
+    ):
+        array_files.check_array_files(arrays, size)
 
 
 def test_one_file_or_two_and_no_more(arrays):
@@ -71,7 +73,7 @@ def test_one_file_or_two_and_no_more(arrays):
             (arrays / "leaves" / str(number)).write_bytes(bytes(64 // files))
 
     describe(2)
-    array_files.check(arrays, 64)
+    array_files.check_array_files(arrays, 64)
     describe(4)
-    with pytest.raises(DamagedCommit, match="in 2 files at most"):
-        array_files.check(arrays, 64)
+    with pytest.raises(DamagedCheckpoint, match="in 2 files at most"):
+        array_files.check_array_files(arrays, 64)

@@ -11,8 +11,13 @@ import threading
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import DamagedCommit, directory_lock
-from trainer.checkpoints.directory_lock import InUse, held, lock, lock_here
+from trainer.checkpoints import DamagedCheckpoint, directory_lock
+from trainer.checkpoints.directory_lock import (
+    DirectoryInUse,
+    find_holder,
+    lock_directory,
+    lock_for_recording,
+)
 
 CHILD = """
 import os, signal, sys, warnings
@@ -47,9 +52,14 @@ def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state
             holder = first.stdout.readline().strip()
             assert holder.startswith(f"pid {first.pid} on ")
             forked, seen_there = first.stdout.readline().strip().split(" ", 1)
-            assert held(tmp_path) == held(tmp_path, by_others=True) == seen_there == holder
-            with pytest.raises(InUse, match="give this run another directory") as refused:
-                lock(tmp_path)
+            assert (
+                find_holder(tmp_path)
+                == find_holder(tmp_path, by_others=True)
+                == seen_there
+                == holder
+            )
+            with pytest.raises(DirectoryInUse, match="give this run another directory") as refused:
+                lock_directory(tmp_path)
             assert f"{tmp_path} is in use: {holder} trains there" in str(refused.value)
             left = tmp_path / "checkpoints" / "3.replaced"
             left.mkdir(parents=True)
@@ -60,10 +70,10 @@ def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state
             first.send_signal(signal.SIGKILL)
             first.wait(10)
             os.kill(int(forked), 0)  # it lives
-            assert held(tmp_path) is None
-            release = lock(tmp_path)
-            assert held(tmp_path).startswith(f"pid {os.getpid()} on ")
-            with pytest.raises(DamagedCommit, match="commit 3"):
+            assert find_holder(tmp_path) is None
+            release = lock_directory(tmp_path)
+            assert find_holder(tmp_path).startswith(f"pid {os.getpid()} on ")
+            with pytest.raises(DamagedCheckpoint, match="commit 3"):
                 checkpoints.restore(state)
             assert not left.exists()
             release()
@@ -75,24 +85,26 @@ def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state
 def test_one_process_may_take_it_several_times_but_to_train_once(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "run")
-    first, second = lock(tmp_path / "run"), lock_here(tmp_path / "alias")
-    with pytest.raises(InUse, match="a hook of this very run, .* give each a directory of its own"):
-        lock(tmp_path / "alias")
+    first, second = lock_directory(tmp_path / "run"), lock_for_recording(tmp_path / "alias")
+    with pytest.raises(
+        DirectoryInUse, match="a hook of this very run, .* give each a directory of its own"
+    ):
+        lock_directory(tmp_path / "alias")
     first()
     first()
-    assert held(tmp_path / "run") == held(tmp_path / "alias")
-    assert f"pid {os.getpid()} on " in held(tmp_path / "run")
-    assert held(tmp_path / "run", by_others=True) is None
+    assert find_holder(tmp_path / "run") == find_holder(tmp_path / "alias")
+    assert f"pid {os.getpid()} on " in find_holder(tmp_path / "run")
+    assert find_holder(tmp_path / "run", by_others=True) is None
     second()
-    assert held(tmp_path / "run") is None
+    assert find_holder(tmp_path / "run") is None
     assert (tmp_path / "run" / "lock").stat().st_size == 0
-    lock(tmp_path / "run")()
+    lock_directory(tmp_path / "run")()
 
 
 def test_a_run_that_is_not_there_is_held_by_none(tmp_path):
-    assert held(tmp_path / "none") is None
+    assert find_holder(tmp_path / "none") is None
     (tmp_path / "file").touch()
-    assert held(tmp_path / "file") is None
+    assert find_holder(tmp_path / "file") is None
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -106,7 +118,7 @@ def test_what_is_no_file_of_its_own_is_left_as_it_is(tmp_path, kind):
         "pipe": lambda: os.mkfifo(file),
         "folder": file.mkdir,
     }[kind]()
-    for ask in (lock, held):
+    for ask in (lock_directory, find_holder):
         with pytest.raises(OSError) as raised:  # noqa: PT011 - each kind has its own
             ask(tmp_path)
         assert "remove what is there" in raised.value.__notes__[0]
@@ -120,9 +132,9 @@ def test_what_the_file_says_is_not_repeated_if_it_says_anything_else(short, tmp_
     monkeypatch.setattr(fcntl, "lockf", refuse)
     for said in (b"", b"\x1b[2Jpid 1 on host since 2000", b"pid 1 on a\xff\nb since 1"):
         (tmp_path / "lock").write_bytes(said)
-        assert held(tmp_path) == "another process"
-    with pytest.raises(InUse, match="another process trains there"):
-        lock(tmp_path)
+        assert find_holder(tmp_path) == "another process"
+    with pytest.raises(DirectoryInUse, match="another process trains there"):
+        lock_directory(tmp_path)
 
 
 def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, caplog):
@@ -132,10 +144,10 @@ def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, capl
     monkeypatch.setattr(directory_lock, "_warned", False)
     monkeypatch.setattr(fcntl, "lockf", unknown)
     for _ in range(2):
-        lock(tmp_path)()
+        lock_directory(tmp_path)()
     (told,) = caplog.records
     assert "knows no locks (No locks available)" in told.getMessage()
-    assert held(tmp_path) is None
+    assert find_holder(tmp_path) is None
 
 
 def test_another_failure_is_raised(tmp_path, monkeypatch):
@@ -144,7 +156,7 @@ def test_another_failure_is_raised(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "lockf", fail)
     (tmp_path / "lock").touch()
-    for ask in (lock, held):
+    for ask in (lock_directory, find_holder):
         with pytest.raises(OSError, match="Input/output error"):
             ask(tmp_path)
 
@@ -155,17 +167,19 @@ def test_a_full_disk_names_the_lock(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match=f"bytes are needed and .* are free: '{tmp_path}/lock'"):
-        lock(tmp_path)
+        lock_directory(tmp_path)
     monkeypatch.undo()
-    lock(tmp_path)()
+    lock_directory(tmp_path)()
 
 
 def test_where_the_lead_is_refused_no_process_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(directory_lock, "is_lead", lambda: False)
-    lock(tmp_path)()
-    monkeypatch.setattr(directory_lock, "of_lead", lambda values: dict.fromkeys(values, 1.0))
-    with pytest.raises(InUse, match="the lead could not take"):
-        lock(tmp_path)
+    monkeypatch.setattr(directory_lock, "is_main_process", lambda: False)
+    lock_directory(tmp_path)()
+    monkeypatch.setattr(
+        directory_lock, "from_main_process", lambda values: dict.fromkeys(values, 1.0)
+    )
+    with pytest.raises(DirectoryInUse, match="the lead could not take"):
+        lock_directory(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -186,22 +200,22 @@ def in_a_thread(do):
 
 
 def test_another_thread_may_record_there_and_not_train(tmp_path):
-    release = lock(tmp_path)
-    (refused,) = in_a_thread(lambda: lock(tmp_path))
-    assert isinstance(refused, InUse)
+    release = lock_directory(tmp_path)
+    (refused,) = in_a_thread(lambda: lock_directory(tmp_path))
+    assert isinstance(refused, DirectoryInUse)
     assert f"{tmp_path} is in use: another thread of this process" in str(refused)
-    assert not in_a_thread(lambda: directory_lock.lock_here(tmp_path)())
+    assert not in_a_thread(lambda: directory_lock.lock_for_recording(tmp_path)())
     release()
-    assert not in_a_thread(lambda: lock(tmp_path)())
-    again = directory_lock.lock_here(tmp_path)  # who records keeps none from training
-    assert not in_a_thread(lambda: lock(tmp_path)())
+    assert not in_a_thread(lambda: lock_directory(tmp_path)())
+    again = directory_lock.lock_for_recording(tmp_path)  # who records keeps none from training
+    assert not in_a_thread(lambda: lock_directory(tmp_path)())
     again()
-    assert held(tmp_path) is None
+    assert find_holder(tmp_path) is None
 
 
 @pytest.mark.parametrize("holder", [False, True], ids=["removed", "taken by another"])
 def test_a_lock_that_was_removed_is_told_from_one_that_is_held(short, tmp_path, holder):
-    release = lock(tmp_path)
+    release = lock_directory(tmp_path)
     release.check()
     (tmp_path / "lock").unlink()
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
@@ -211,27 +225,29 @@ def test_a_lock_that_was_removed_is_told_from_one_that_is_held(short, tmp_path, 
         with subprocess.Popen(command, **pipes) as other:
             other.stdout.readline()
             said = rf"was replaced by another file .* pid {other.pid} on \S+ .* trains there now"
-            with pytest.raises(InUse, match=said):
+            with pytest.raises(DirectoryInUse, match=said):
                 release.check()
             other.kill()
             other.stdin.close()
         what = "was replaced by another file while the run had it: another process may train"
-    with pytest.raises(InUse, match=what) as raised:
+    with pytest.raises(DirectoryInUse, match=what) as raised:
         release.check()
     assert "nothing is saved any more" in str(raised.value)
     release()
-    again = lock(tmp_path)
+    again = lock_directory(tmp_path)
     again.check()
     again()
 
 
 def test_where_the_lead_lost_the_lock_no_process_saves(tmp_path, monkeypatch):
-    monkeypatch.setattr(directory_lock, "is_lead", lambda: False)
-    taken = lock(tmp_path)
-    directory_lock.check_all(taken)
-    monkeypatch.setattr(directory_lock, "of_lead", lambda values: dict.fromkeys(values, 1.0))
-    with pytest.raises(InUse, match="the lead no longer holds"):
-        directory_lock.check_all(taken)
+    monkeypatch.setattr(directory_lock, "is_main_process", lambda: False)
+    taken = lock_directory(tmp_path)
+    directory_lock.check_held_everywhere(taken)
+    monkeypatch.setattr(
+        directory_lock, "from_main_process", lambda values: dict.fromkeys(values, 1.0)
+    )
+    with pytest.raises(DirectoryInUse, match="the lead no longer holds"):
+        directory_lock.check_held_everywhere(taken)
 
 
 def test_a_file_system_without_locks_is_not_asked(tmp_path, monkeypatch):
@@ -239,7 +255,7 @@ def test_a_file_system_without_locks_is_not_asked(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", unknown)
-    taken = lock(tmp_path)
+    taken = lock_directory(tmp_path)
     (tmp_path / "lock").unlink()
     taken.check()
     taken()

@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.checkpoints import host_snapshot, manifest
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
 
 
 def taken(tree, buffer=None):
-    leaves, values, structure = manifest.flattened("", tree)
-    groups, buffer = host_snapshot.copied(
+    leaves, values, structure = manifest.flatten_section("", tree)
+    groups, buffer = host_snapshot.copy_to_host(
         {"": (leaves, values)}, np.empty(0, np.uint8) if buffer is None else buffer
     )
-    data = buffer[: host_snapshot.size(groups[""])]
-    return host_snapshot.checksummed(groups[""], data), data, (leaves, values, structure)
+    data = buffer[: host_snapshot.count_bytes(groups[""])]
+    return host_snapshot.add_checksums(groups[""], data), data, (leaves, values, structure)
 
 
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -31,8 +31,8 @@ def test_arrays_lie_one_after_another_and_are_made_again(kinds):
     assert all(leaf.offset % host_snapshot.ALIGNMENT == 0 for leaf in leaves)
     ends = [leaf.offset + leaf.bytes for leaf in leaves]
     assert all(end <= leaf.offset for end, leaf in zip(ends, leaves[1:], strict=False))
-    host_snapshot.verify(leaves, data)
-    again = host_snapshot.rebuilt(leaves, data, *target)
+    host_snapshot.verify_checksums(leaves, data)
+    again = host_snapshot.rebuild_section(leaves, data, *target)
     assert all(map(np.array_equal, again, tree))
 
 
@@ -40,10 +40,10 @@ def test_every_byte_is_under_a_checksum():
     leaves, data, _ = taken({"a": jnp.ones(3), "b": np.zeros((0, 2)), "c": jax.random.key(1)})
     for position in range(len(data)):
         data[position] ^= 1
-        with pytest.raises(DamagedCommit, match=r"differ at [ac]$"):
-            host_snapshot.verify(leaves, data)
+        with pytest.raises(DamagedCheckpoint, match=r"differ at [ac]$"):
+            host_snapshot.verify_checksums(leaves, data)
         data[position] ^= 1
-    host_snapshot.verify(leaves, data)
+    host_snapshot.verify_checksums(leaves, data)
 
 
 def test_a_used_buffer_gives_the_same_bytes_as_a_fresh_one():
@@ -58,7 +58,9 @@ def test_one_thread_and_two_copy_the_same():
     tree = [jnp.arange(n, dtype=jnp.float32) for n in (2**21, 3, 2**21 + 5)]
     leaves, data, target = taken(tree)
     assert data.nbytes >= host_snapshot._TWO_THREADS
-    for array, again in zip(tree, host_snapshot.rebuilt(leaves, data, *target), strict=True):
+    for array, again in zip(
+        tree, host_snapshot.rebuild_section(leaves, data, *target), strict=True
+    ):
         assert jnp.array_equal(array, again)
 
 
@@ -70,7 +72,7 @@ def test_what_is_made_does_not_refer_to_the_buffer_and_can_be_donated(shift):
     start = -room.ctypes.data % 64 + shift
     moved = room[start : start + data.nbytes]
     moved[:] = data
-    again = jax.block_until_ready(host_snapshot.rebuilt(leaves, moved, *target))
+    again = jax.block_until_ready(host_snapshot.rebuild_section(leaves, moved, *target))
     moved[:] = 255
     assert np.array_equal(again["numpy"], tree["numpy"])
     address = again["jax"].unsafe_buffer_pointer()
@@ -83,5 +85,5 @@ def test_an_uncommitted_array_stays_so_and_a_committed_one_too():
     device = jax.devices()[0]
     tree = {"free": jnp.ones(2), "bound": jax.device_put(jnp.ones(2), device)}
     leaves, data, target = taken(tree)
-    again = host_snapshot.rebuilt(leaves, data, *target)
+    again = host_snapshot.rebuild_section(leaves, data, *target)
     assert (again["free"].committed, again["bound"].committed) == (False, True)

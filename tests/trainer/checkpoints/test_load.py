@@ -9,14 +9,14 @@ import pytest
 
 import trainer
 from trainer import Checkpoints, TrainState, data, fingerprint
-from trainer.checkpoints import DamagedCommit, load
+from trainer.checkpoints import DamagedCheckpoint, load
 from trainer.checkpoints.load import read_params, read_part
 
 
 def made(epoch):
     params = {"w": jnp.arange(4.0) + epoch, "half": jnp.full(3, epoch, jnp.bfloat16)}
     state = TrainState.create(params=params, rng=jax.random.key(epoch))
-    return state.replace(epoch=jnp.int32(epoch), memory={"count": epoch})
+    return state.replace(epoch=jnp.int32(epoch), hook_state={"count": epoch})
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def run(original, tmp_path):
 
 @pytest.fixture
 def target():
-    return made(0).replace(memory={})
+    return made(0).replace(hook_state={})
 
 
 def spoil(run, epoch):
@@ -58,12 +58,14 @@ def spoil(run, epoch):
 )
 def test_the_newest_is_restored_or_the_one_asked_for(original, target, choice, epoch):
     state = trainer.restore(original, target, **choice)
-    assert fingerprint(state) == fingerprint(made(epoch).replace(memory={}))
+    assert fingerprint(state) == fingerprint(made(epoch).replace(hook_state={}))
 
 
 def test_a_memory_is_restored_if_the_target_names_it(original, target):
-    assert trainer.restore(original, target.replace(memory={"count": 0})).memory == {"count": 3}
-    assert trainer.restore(original, target.replace(memory={"other": 0})).memory == {}
+    assert trainer.restore(original, target.replace(hook_state={"count": 0})).hook_state == {
+        "count": 3
+    }
+    assert trainer.restore(original, target.replace(hook_state={"other": 0})).hook_state == {}
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,13 @@ def test_damaged_ones_are_skipped_loudly(run, target, choice, epoch, caplog):
 def test_if_none_is_intact_all_are_named(run, target):
     for epoch in (1, 2, 3):
         spoil(run, epoch)
-    with pytest.raises(DamagedCommit, match="(?s)no commit is intact.*commit 3.*commit 1"):
+    with pytest.raises(DamagedCheckpoint, match="(?s)no commit is intact.*commit 3.*commit 1"):
         trainer.restore(run, target)
-    with pytest.raises(DamagedCommit, match="commit 2.*checksums differ at step"):
+    with pytest.raises(DamagedCheckpoint, match="commit 2.*checksums differ at step"):
         trainer.restore(run, target, epoch=2)
-    with pytest.raises(DamagedCommit, match="no commit is intact"):
+    with pytest.raises(DamagedCheckpoint, match="no commit is intact"):
         read_params(run)
-    with pytest.raises(DamagedCommit, match="no commit is intact"):
+    with pytest.raises(DamagedCheckpoint, match="no commit is intact"):
         read_part(run, {})
 
 
@@ -145,7 +147,7 @@ def test_how_far_a_stream_was_read_is_left_unless_the_target_reads_it(
     restored = trainer.restore(tmp_path, start)
     assert restored.carry == {}
     assert fingerprint(restored) == fingerprint(final.replace(carry={}))
-    whole = trainer.restore(tmp_path, phase.prepared(start))
+    whole = trainer.restore(tmp_path, phase.add_position(start))
     assert fingerprint(whole) == fingerprint(final)
 
 
@@ -159,13 +161,13 @@ def test_a_decision_to_stop_is_not_restored(state, tmp_path):
     ("choice", "epoch"), [({}, 3), ({"epoch": 1}, 1), ({"best": "val/loss", "mode": "max"}, 1)]
 )
 def test_parts_come_by_path_and_the_rest_need_not_be_known(original, target, choice, epoch):
-    wanted = {"params/half": target.params["half"], "rng": target.rng, "memory/count": 0}
+    wanted = {"params/half": target.params["half"], "rng": target.rng, "hook_state/count": 0}
     parts, number = read_part(original, wanted, **choice)
     saved = made(epoch)
     assert number == epoch
     assert parts["params/half"].tobytes() == saved.params["half"].tobytes()
     assert bool(parts["rng"] == saved.rng)
-    assert parts["memory/count"] == epoch
+    assert parts["hook_state/count"] == epoch
 
 
 def test_what_does_not_fit_is_listed(original):

@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.checkpoints import Checkpoints, publishing
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.publishing import Storage
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.publishing import ArrayStorage
 from trainer.state import TrainState, fingerprint
 
 
@@ -34,7 +34,7 @@ def make(epoch=1, size=5, **memory):
     state = TrainState.create(
         params=params, opt_state=optax.adam(1e-3).init(params), rng=jax.random.key(epoch)
     )
-    return state.replace(epoch=jnp.int32(epoch), step=jnp.int32(10 * epoch), memory=memory)
+    return state.replace(epoch=jnp.int32(epoch), step=jnp.int32(10 * epoch), hook_state=memory)
 
 
 def save(directory, *epochs, **options):
@@ -157,7 +157,7 @@ memories = st.dictionaries(
 @given(memories)
 @settings(max_examples=25)
 def test_any_memory_comes_back_bit_for_bit(tmp_path_factory, memory):
-    state = make(1).replace(memory=memory)
+    state = make(1).replace(hook_state=memory)
     with Checkpoints(tmp_path_factory.mktemp("run")) as checkpoints:
         try:
             checkpoints.save(state)
@@ -248,7 +248,7 @@ def test_leaving_the_context_raises_a_failed_save(tmp_path, monkeypatch):
 
 
 def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypatch):
-    gate, write = threading.Event(), Storage.write
+    gate, write = threading.Event(), ArrayStorage.write
 
     def hang(*arguments):
         gate.wait(30)
@@ -257,7 +257,7 @@ def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypat
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make(1))
     checkpoints.wait()
-    monkeypatch.setattr(Storage, "write", hang)
+    monkeypatch.setattr(ArrayStorage, "write", hang)
     monkeypatch.setattr(checkpoints._worker, "_limit", 0.05)
     checkpoints.save(make(2))
     thread = checkpoints._worker._task.thread
@@ -290,7 +290,7 @@ def test_a_save_that_failed_leaves_the_disk_its_room(tmp_path, monkeypatch):
 
 def test_what_cannot_be_saved_is_refused_at_once_by_path(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(TypeError, match="memory/mine/0 is builtins.builtin_function"):
+        with pytest.raises(TypeError, match="hook_state/mine/0 is builtins.builtin_function"):
             checkpoints.save(make(1, mine=[print]))
         with pytest.raises(TypeError):
             checkpoints.save(make(1), config={"loss": print})
@@ -345,9 +345,9 @@ def test_all_that_does_not_fit_is_listed_and_no_older_commit_taken(tmp_path):
         "params/extra: saved nothing, wanted float32[2]",
         "opt_state/0/mu/w: saved float32[7], wanted float32[5]",
         "opt_state/0/nu/w: saved float32[7], wanted float32[5]",
-        "memory/patience/best: saved float, wanted int",
-        "memory/patience/old: saved int, wanted nothing",
-        "memory/patience/new: saved nothing, wanted float",
+        "hook_state/patience/best: saved float, wanted int",
+        "hook_state/patience/old: saved int, wanted nothing",
+        "hook_state/patience/new: saved nothing, wanted float",
     }
 
 
@@ -359,7 +359,7 @@ PAIRS += [("1", 1), (np.ones(()), 1.0), (np.bool_(1), True), (jnp.ones(2), jnp.o
 def test_a_type_never_changes_on_the_way(tmp_path, saved, wanted):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1, mine=saved))
-        with pytest.raises(ValueError, match="memory/mine: saved .*, wanted "):
+        with pytest.raises(ValueError, match="hook_state/mine: saved .*, wanted "):
             checkpoints.restore(make(0, mine=wanted))
 
 
@@ -367,10 +367,10 @@ def test_memories_of_other_hooks_are_left_out_and_dropped_and_it_is_said(tmp_pat
     caplog.set_level(logging.INFO, "entracte")
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1, stays=1, old={"x": jnp.ones(3)}, nothing={}))
-        memory = checkpoints.restore(make(0, stays=0, new={"y": 2}, nothing={})).state.memory
+        memory = checkpoints.restore(make(0, stays=0, new={"y": 2}, nothing={})).state.hook_state
     assert memory == {"stays": 1, "nothing": {}}
-    assert "memory/new begins anew" in caplog.text
-    assert "memory/old is dropped" in caplog.text
+    assert "hook_state/new begins anew" in caplog.text
+    assert "hook_state/old is dropped" in caplog.text
     assert "nothing" not in caplog.text
 
 
@@ -429,9 +429,9 @@ def test_damage_is_noticed(tmp_path, caplog, file, damage):
     damage(folder(tmp_path, 2) / file)
     commit = restore(tmp_path)
     assert "skipped a damaged commit: commit 2 in " in caplog.text
-    with pytest.raises(DamagedCommit, match="commit 2 in "):
+    with pytest.raises(DamagedCheckpoint, match="commit 2 in "):
         restore(tmp_path, strict=True)
-    with pytest.raises(DamagedCommit, match="commit 2 in "):
+    with pytest.raises(DamagedCheckpoint, match="commit 2 in "):
         restore(tmp_path, epoch=2)
     assert_identical(commit.state, make(1))
 
@@ -445,7 +445,7 @@ def test_a_bit_flipped_anywhere_in_the_arrays_is_noticed(tmp_path):
             flipped = bytearray(content)
             flipped[position] ^= 1 << position % 8
             file.write_bytes(flipped)
-            with pytest.raises(DamagedCommit, match="checksums differ at"):
+            with pytest.raises(DamagedCheckpoint, match="checksums differ at"):
                 checkpoints.restore(make(0))
         file.write_bytes(content)
         assert_identical(checkpoints.restore(make(0)).state, make(1))
@@ -481,7 +481,7 @@ def test_a_damaged_array_is_named(tmp_path):
         content = bytearray(file.read_bytes())
         content[leaves["opt_state/0/nu/w"]["offset"]] ^= 1
         file.write_bytes(content)
-        with pytest.raises(DamagedCommit, match="checksums differ at opt_state/0/nu/w$"):
+        with pytest.raises(DamagedCheckpoint, match="checksums differ at opt_state/0/nu/w$"):
             checkpoints.restore(make(0))
 
 
@@ -489,7 +489,7 @@ def test_if_no_commit_is_intact_it_says_why_of_each(tmp_path):
     save(tmp_path, 1, 2)
     for epoch in (1, 2):
         empty(folder(tmp_path, epoch) / "manifest.json")
-    with pytest.raises(DamagedCommit, match=r"(?s)no commit is intact:.*commit 2 .*commit 1 "):
+    with pytest.raises(DamagedCheckpoint, match=r"(?s)no commit is intact:.*commit 2 .*commit 1 "):
         restore(tmp_path)
 
 
@@ -571,7 +571,7 @@ def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_pa
         steps = iter(range(instant))
         with monkeypatch.context() as patch:
             for owner, name in [
-                (Storage, "write"),
+                (ArrayStorage, "write"),
                 (os, "fsync"),
                 (Path, "rename"),
                 (shutil, "rmtree"),
@@ -712,7 +712,8 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
             whole = np.arange(6.0, dtype=np.float32) * factor
             params = {"split": put(whole, "a"), "same": put(whole)}
             epoch = put(np.int32(factor))
-            return TrainState.create(params=params, rng=key()).replace(epoch=epoch, memory={"h": 1})
+            return TrainState.create(params=params, rng=key()).replace(epoch=epoch, hook_state={"h":
+            1})
         checkpoints = Checkpoints(sys.argv[1])
         checkpoints.save(state(2))
         checkpoints.wait()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.checkpoints import manifest
-from trainer.checkpoints.manifest import DamagedCommit, Leaf
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
 from trainer.state import TrainState
 
 
@@ -28,15 +28,15 @@ NUMPY_TYPES = [np.bool_, np.int8, np.uint64, np.float16, np.float32, np.float64,
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters())))
 def test_a_python_scalar_comes_back_bit_for_bit(value):
-    leaf = manifest.described("x", value)
-    assert bits(manifest.decoded(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
+    leaf = manifest.describe_leaf("x", value)
+    assert bits(manifest.decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
 
 
 @given(st.sampled_from([*NUMPY_TYPES, jnp.bfloat16]), st.binary(min_size=16, max_size=16))
 def test_a_numpy_scalar_comes_back_bit_for_bit(kind, content):
     value = np.frombuffer(content, np.bool_ if kind is np.bool_ else kind)[0]
-    leaf = manifest.described("x", value)
-    assert bits(manifest.decoded(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
+    leaf = manifest.describe_leaf("x", value)
+    assert bits(manifest.decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_numpy_scalar_comes_back_bit_for_bit(kind, content):
     ],
 )
 def test_every_kind_of_leaf_has_a_name_of_its_own(value, kind):
-    assert str(manifest.described("x", value)) == kind
+    assert str(manifest.describe_leaf("x", value)) == kind
 
 
 class Whole(int):
@@ -67,34 +67,34 @@ class Whole(int):
     ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_come_back_as_it_was_is_refused_by_path(value):
-    with pytest.raises(TypeError, match="memory/mine/field is .*closure"):
-        manifest.flattened("memory/mine", {"field": value})
+    with pytest.raises(TypeError, match="hook_state/mine/field is .*closure"):
+        manifest.flatten_section("hook_state/mine", {"field": value})
 
 
 def test_two_leaves_of_one_path_are_refused():
     with pytest.raises(ValueError, match="share a path.*: memory/h/a/b"):
-        manifest.flattened("memory/h", {"a": {"b": 1}, "a/b": 2})
+        manifest.flatten_section("hook_state/h", {"a": {"b": 1}, "a/b": 2})
 
 
 def test_sections_are_the_state_and_each_memory():
     state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0)).replace(
-        memory={"a/b": {"x": 1}, "c": ()}, scores={"val/loss": 1.0}
+        hook_state={"a/b": {"x": 1}, "c": ()}, scores={"val/loss": 1.0}
     )
     described = {
-        name: [leaf.path for leaf in manifest.flattened(name, tree)[0]]
+        name: [leaf.path for leaf in manifest.flatten_section(name, tree)[0]]
         for name, tree in manifest.sections(state).items()
     }
     assert described == {
         "": ["step", "epoch", "params/w", "rng", "stop"],
-        "memory/a/b": ["memory/a/b/x"],
-        "memory/c": [],
+        "hook_state/a/b": ["hook_state/a/b/x"],
+        "hook_state/c": [],
     }
 
 
 def test_differences_name_path_saved_and_wanted():
     saved = [Leaf("a", "int"), Leaf("b", "float32", (2,)), Leaf("c", "bool"), Leaf("d", "int")]
     wanted = [Leaf("a", "float"), Leaf("b", "bfloat16", (2,)), Leaf("d", "int"), Leaf("e", "str")]
-    assert manifest.differences(saved, wanted) == [
+    assert manifest.compare_leaves(saved, wanted) == [
         "a: saved int, wanted float",
         "b: saved float32[2], wanted bfloat16[2]",
         "c: saved bool, wanted nothing",
@@ -105,16 +105,16 @@ def test_differences_name_path_saved_and_wanted():
 def composed(**changes):
     leaves = {"": [Leaf("w", "float32", (2,), 0, 8, "00ff" * 4), Leaf("n", "int", value="0x1")]}
     given = {"scores": {}, "config": {"a": 1}} | changes
-    return manifest.composed(7, leaves, **given)
+    return manifest.build_manifest(7, leaves, **given)
 
 
 def test_a_manifest_comes_back_as_it_was():
     whole = composed(scores={"loss": 0.1, "worst": math.inf})
-    again = manifest.read(manifest.written(whole))
+    again = manifest.decode_manifest(manifest.encode_manifest(whole))
     assert again == json.loads(json.dumps(whole))
-    assert manifest.saved_leaves(again) == manifest.saved_leaves(whole)
-    assert manifest.saved_leaves(again)[""][0] == Leaf("w", "float32", (2,), 0, 8, "00ff" * 4)
-    assert manifest.saved_scores(again) == {"loss": 0.1, "worst": math.inf}
+    assert manifest.parse_leaves(again) == manifest.parse_leaves(whole)
+    assert manifest.parse_leaves(again)[""][0] == Leaf("w", "float32", (2,), 0, 8, "00ff" * 4)
+    assert manifest.parse_scores(again) == {"loss": 0.1, "worst": math.inf}
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= again["versions"].keys()
 
 
@@ -122,12 +122,12 @@ def test_what_bits_depend_on_is_compared_with_now():
     now = composed()
     assert now["devices"] == f"{jax.device_count()} {jax.devices()[0].device_kind}"
     assert {"jax", "jaxlib"} <= now["versions"].keys()
-    assert manifest.changes(now) == []
+    assert manifest.list_environment_changes(now) == []
     before = now | {"versions": now["versions"] | {"jaxlib": "0.0.1", "optax": "0.0.1"}}
-    assert manifest.changes(before) == [
+    assert manifest.list_environment_changes(before) == [
         f"jaxlib: saved with 0.0.1, now {now['versions']['jaxlib']}"
     ]
-    assert manifest.changes(before | {"versions": {}, "devices": None}) == []
+    assert manifest.list_environment_changes(before | {"versions": {}, "devices": None}) == []
 
 
 def test_devices_are_counted_by_kind(monkeypatch):
@@ -139,12 +139,14 @@ def test_devices_are_counted_by_kind(monkeypatch):
 
 @pytest.mark.parametrize("body", ["[]", "3", '{"a": NaN', "{", "[" * 10**5, '{"a": 1} {}'])
 def test_what_is_no_json_object_is_damage(body):
-    content = manifest.written({"a": 1})
+    content = manifest.encode_manifest({"a": 1})
     body = body.encode() + b"}\n"
     digest = manifest.xxhash.xxh3_64_hexdigest(body).encode()
     start = content.index(b'", "manifest": ')
-    with pytest.raises(DamagedCommit, match="no JSON"):
-        manifest.read(content[: start - 16] + digest + content[start : start + 15] + body)
+    with pytest.raises(DamagedCheckpoint, match="no JSON"):
+        manifest.decode_manifest(
+            content[: start - 16] + digest + content[start : start + 15] + body
+        )
 
 
 def test_the_file_of_a_manifest_is_plain_json():
@@ -152,21 +154,21 @@ def test_the_file_of_a_manifest_is_plain_json():
         raise AssertionError(constant)
 
     content = json.loads(
-        manifest.written(composed(scores={"loss": math.nan})), parse_constant=refuse
+        manifest.encode_manifest(composed(scores={"loss": math.nan})), parse_constant=refuse
     )
     assert content["manifest"]["scores"] == {"loss": "nan"}
 
 
 def test_every_flipped_bit_of_a_manifest_is_noticed():
-    content = manifest.written(composed())
+    content = manifest.encode_manifest(composed())
     for position in range(len(content)):
         flipped = bytearray(content)
         flipped[position] ^= 1 << position % 8
-        with pytest.raises(DamagedCommit):
-            manifest.read(bytes(flipped))
+        with pytest.raises(DamagedCheckpoint):
+            manifest.decode_manifest(bytes(flipped))
 
 
 @pytest.mark.parametrize("length", [0, 1, 40, 200])
 def test_a_truncated_manifest_is_noticed(length):
-    with pytest.raises(DamagedCommit):
-        manifest.read(manifest.written(composed())[:length])
+    with pytest.raises(DamagedCheckpoint):
+        manifest.decode_manifest(manifest.encode_manifest(composed())[:length])

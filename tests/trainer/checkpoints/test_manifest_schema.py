@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.checkpoints import host_snapshot, manifest, manifest_schema
-from trainer.checkpoints.manifest import DamagedCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.state import TrainState
 
 SCALARS = [True, 0, -(2**80), 0.5, -0.0, float("inf"), float("nan"), "", "a\n", None]
@@ -20,28 +20,28 @@ ARRAYS += [np.array(["a", "bc"]), np.ones(()), np.ones(2, [("a", "i4"), ("b", "f
 def whole(**changes):
     """A manifest of all that can be saved, as JSON gives it back."""
     state = TrainState.create(params=ARRAYS, rng=jax.random.key(0))
-    state = state.replace(memory={"a/b": dict(enumerate(SCALARS)), "c": (), "d": [np.ones(5)]})
-    groups = {n: manifest.flattened(n, t)[:2] for n, t in manifest.sections(state).items()}
-    leaves, buffer = host_snapshot.copied(groups, np.empty(0, np.uint8))
-    checked = {name: host_snapshot.checksummed(group, buffer) for name, group in leaves.items()}
+    state = state.replace(hook_state={"a/b": dict(enumerate(SCALARS)), "c": (), "d": [np.ones(5)]})
+    groups = {n: manifest.flatten_section(n, t)[:2] for n, t in manifest.sections(state).items()}
+    leaves, buffer = host_snapshot.copy_to_host(groups, np.empty(0, np.uint8))
+    checked = {name: host_snapshot.add_checksums(group, buffer) for name, group in leaves.items()}
     scores = {"a": 0.5, "b": float("nan"), "c": -float("inf")}
-    made = manifest.composed(7, checked, scores=scores, config={"a": [1, None]})
+    made = manifest.build_manifest(7, checked, scores=scores, config={"a": [1, None]})
     return json.loads(json.dumps(made)) | changes
 
 
 def test_all_that_can_be_saved_is_allowed():
-    manifest_schema.check(whole())
-    manifest_schema.check(whole(config=None, more="fields are for later versions"))
+    manifest_schema.check_manifest(whole())
+    manifest_schema.check_manifest(whole(config=None, more="fields are for later versions"))
 
 
 def test_an_older_manifest_knows_no_devices():
     older = whole()
     del older["devices"]
-    manifest_schema.check(older)
+    manifest_schema.check_manifest(older)
 
 
 def test_of_a_newer_format_only_the_format_is_looked_at():
-    manifest_schema.check({"format": manifest.FORMAT + 1})
+    manifest_schema.check_manifest({"format": manifest.FORMAT + 1})
 
 
 WRONG = {
@@ -61,21 +61,21 @@ WRONG = {
 )
 def test_a_field_of_another_kind_is_damage(field, value):
     with pytest.raises(
-        DamagedCommit, match=f"its {field.removesuffix('s')}|its leaf|its section|its version"
+        DamagedCheckpoint, match=f"its {field.removesuffix('s')}|its leaf|its section|its version"
     ):
-        manifest_schema.check(whole(**{field: value}))
+        manifest_schema.check_manifest(whole(**{field: value}))
 
 
 @pytest.mark.parametrize("field", ["format", "epoch", "versions", "hooks", "scores", "leaves"])
 def test_a_missing_field_is_damage(field):
     content = whole()
     del content[field]
-    with pytest.raises(DamagedCommit, match=f"its {field} cannot be None"):
-        manifest_schema.check(content)
+    with pytest.raises(DamagedCheckpoint, match=f"its {field} cannot be None"):
+        manifest_schema.check_manifest(content)
 
 
 @pytest.mark.parametrize("value", [10**5000, "x" * 10**6, [0] * 10**6], ids=["int", "str", "list"])
 def test_a_message_is_short(value):
-    with pytest.raises(DamagedCommit) as error:
-        manifest_schema.check(whole(epoch=value))
+    with pytest.raises(DamagedCheckpoint) as error:
+        manifest_schema.check_manifest(whole(epoch=value))
     assert len(str(error.value)) < 100

@@ -8,7 +8,7 @@ import pytest
 
 from trainer import Checkpoints, TrainState
 from trainer.checkpoints import poll, publishing
-from trainer.checkpoints.poll import newer
+from trainer.checkpoints.poll import make_poller
 
 WANTED = {"params": jnp.float32(0)}
 
@@ -33,7 +33,7 @@ def run(tmp_path):
 @pytest.fixture
 def look(run):
     """Give the epoch and the value of what is new, or None."""
-    read = newer(run)
+    read = make_poller(run)
 
     def look(in_use):
         part = read(WANTED, (), in_use)
@@ -44,8 +44,8 @@ def look(run):
 
 def test_the_newest_is_read_once(run, look, monkeypatch):
     reads = []
-    real = poll.part_of
-    monkeypatch.setattr(poll, "part_of", lambda *a: reads.append(a[1]) or real(*a))
+    real = poll.read_part_at
+    monkeypatch.setattr(poll, "read_part_at", lambda *a: reads.append(a[1]) or real(*a))
     assert look(-1) is None  # the directory is not there yet
     commit(run, 1)
     commit(run, 2)
@@ -59,8 +59,8 @@ def test_the_newest_is_read_once(run, look, monkeypatch):
 
 def test_a_process_that_goes_on_knows_the_number_alone(run):
     commit(run, 2)
-    assert newer(run)(WANTED, (), 2) is None
-    assert newer(run)(WANTED, (), 1).epoch == 2
+    assert make_poller(run)(WANTED, (), 2) is None
+    assert make_poller(run)(WANTED, (), 1).epoch == 2
 
 
 def test_a_damaged_one_is_told_of_once_and_read_when_replaced(run, look, caplog):
@@ -108,7 +108,7 @@ def test_one_that_is_just_being_replaced_is_still_there(run, look):
 
 def test_a_commit_removed_while_it_is_read_is_no_damage(run, look, monkeypatch, caplog):
     commit(run, 1)
-    real, overtaken = publishing.Storage.read, []
+    real, overtaken = publishing.ArrayStorage.read, []
 
     def read(storage, path, size):
         if not overtaken:
@@ -116,7 +116,7 @@ def test_a_commit_removed_while_it_is_read_is_no_damage(run, look, monkeypatch, 
             commit(run, 2, keep=1)
         return real(storage, path, size)
 
-    monkeypatch.setattr(publishing.Storage, "read", read)
+    monkeypatch.setattr(publishing.ArrayStorage, "read", read)
     assert look(-1) == (2, 2.0)
     assert overtaken[0].parent.name == "1"
     assert "damaged" not in caplog.text
@@ -126,4 +126,4 @@ def test_a_link_in_the_place_of_the_commits_is_refused(tmp_path, run):
     run.mkdir()
     (run / "checkpoints").symlink_to(tmp_path)
     with pytest.raises(NotADirectoryError, match="is a link"):
-        newer(run)
+        make_poller(run)

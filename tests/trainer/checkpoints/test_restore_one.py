@@ -13,7 +13,7 @@ WHERE = Path("runs/a/checkpoints")
 
 
 def read(number, digest=7):
-    return restore_one.everywhere(WHERE, lambda: (number, digest), lambda found: found)
+    return restore_one.read_on_all_processes(WHERE, lambda: (number, digest), lambda found: found)
 
 
 @pytest.fixture
@@ -62,4 +62,4 @@ def test_where_one_fails_all_do(other):
     with pytest.raises(RuntimeError, match="failed on process 1, whose own error says why"):
         read(3)
     with pytest.raises(ZeroDivisionError):
-        restore_one.everywhere(WHERE, lambda: 1 / 0, lambda found: found)
+        restore_one.read_on_all_processes(WHERE, lambda: 1 / 0, lambda found: found)

@@ -14,8 +14,8 @@ import trainer
 from trainer import Checkpoints, TrainState
 from trainer.checkpoints import manifest, run_id
 from trainer.checkpoints.load import read_part
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checkpoints.run_id import ForeignCommit
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.run_id import ForeignCheckpoint
 
 
 def make(epoch, seed=0):
@@ -56,7 +56,7 @@ def runs(originals, tmp_path):
 
 
 def test_an_id_is_in_each_manifest_and_on_file_and_stays(runs):
-    ids = [run_id.run_id(run / "checkpoints") for run in runs]
+    ids = [run_id.read_run_id(run / "checkpoints") for run in runs]
     assert len({*ids, None}) == 3
     save(runs[0], 4)
     with Checkpoints(runs[0], read_only=True) as checkpoints:
@@ -70,16 +70,16 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_ids(runs, epoch):
     if epoch == 4:
         save(other, 4, seed=1)
     copy(other, epoch, one)
-    mine, theirs = (run_id.run_id(run / "checkpoints") for run in runs)
+    mine, theirs = (run_id.read_run_id(run / "checkpoints") for run in runs)
     told = f"commit {epoch} in .* is of another run: it is of {theirs}, and .* is that of {mine}"
-    with pytest.raises(ForeignCommit, match=f"{told}: move away .*foreign=True"):
+    with pytest.raises(ForeignCheckpoint, match=f"{told}: move away .*foreign=True"):
         restore(one)
     for read in (
         lambda: trainer.load_params(one, make(0).params),
         lambda: trainer.restore(one, make(0)),
         lambda: read_part(one, {"params": make(0).params}),
     ):
-        with pytest.raises(ForeignCommit, match=told):
+        with pytest.raises(ForeignCheckpoint, match=told):
             read()
     assert restore(one, epoch=2).state.params["w"][0] == 2
 
@@ -94,7 +94,7 @@ def test_it_is_taken_where_that_is_asked_for_and_never_removed(runs, caplog):
     assert restore(one).epoch == 7
     with Checkpoints(one, read_only=True) as checkpoints:
         assert checkpoints.steps() == [4, 7]
-        assert checkpoints.manifest(7)["run"] == run_id.run_id(one / "checkpoints")
+        assert checkpoints.manifest(7)["run"] == run_id.read_run_id(one / "checkpoints")
 
 
 def test_whole_directories_may_be_copied_and_moved(runs, tmp_path):
@@ -104,28 +104,30 @@ def test_whole_directories_may_be_copied_and_moved(runs, tmp_path):
 
 
 def test_an_id_that_was_lost_comes_back_with_the_next_save(runs, tmp_path):
-    before = run_id.run_id(runs[0] / "checkpoints")
+    before = run_id.read_run_id(runs[0] / "checkpoints")
     (runs[0] / "run_id").unlink()
     assert restore(runs[0]).epoch == 3
     save(runs[0], 4)
-    assert run_id.run_id(runs[0] / "checkpoints") == before
+    assert run_id.read_run_id(runs[0] / "checkpoints") == before
     (runs[0] / "run_id").write_text("nonsense")
     save(runs[0], 5)
-    assert run_id.run_id(runs[0] / "checkpoints") == before
+    assert run_id.read_run_id(runs[0] / "checkpoints") == before
 
 
 def test_without_an_id_all_must_be_of_one_run(runs):
     one, other = runs
     copy(other, 3, one)
     (one / "run_id").unlink()
-    with pytest.raises(ForeignCommit, match=r"of several runs \(1 of \w+, 2 of \w+, 3 of \w+\)"):
+    with pytest.raises(
+        ForeignCheckpoint, match=r"of several runs \(1 of \w+, 2 of \w+, 3 of \w+\)"
+    ):
         restore(one)
 
 
 def test_a_commit_of_before_there_were_ids_is_taken(runs):
     file = runs[0] / "checkpoints/3/manifest.json"
-    content = manifest.read(file.read_bytes())
-    file.write_bytes(manifest.written({k: v for k, v in content.items() if k != "run"}))
+    content = manifest.decode_manifest(file.read_bytes())
+    file.write_bytes(manifest.encode_manifest({k: v for k, v in content.items() if k != "run"}))
     assert restore(runs[0]).epoch == 3
 
 
@@ -134,7 +136,7 @@ def test_commits_of_one_run_that_were_exchanged_are_not_restored(runs, caplog):
     (folder / "3").rename(folder / "x")
     (folder / "2").rename(folder / "3")
     (folder / "x").rename(folder / "2")
-    with pytest.raises(DamagedCommit, match="it says that it is commit 2"):
+    with pytest.raises(DamagedCheckpoint, match="it says that it is commit 2"):
         restore(runs[0], strict=True)
     assert restore(runs[0]).epoch == 1
     assert caplog.text.count("it says that it is commit") == 2
@@ -149,7 +151,7 @@ def test_a_run_refuses_a_foreign_checkpoint_before_it_trains(state, phase, tmp_p
     fit(tmp_path / "a", 2, 0)
     fit(tmp_path / "b", 3, 1)
     copy(tmp_path / "b", 3, tmp_path / "a")
-    with pytest.raises(ForeignCommit, match="commit 3 in"):
+    with pytest.raises(ForeignCheckpoint, match="commit 3 in"):
         fit(tmp_path / "a", 4, 0)
     caplog.set_level(logging.INFO, "entracte")
     _, history = fit(tmp_path / "a", 4, 0, foreign=True)

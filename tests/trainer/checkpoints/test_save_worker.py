@@ -111,7 +111,7 @@ def test_without_memory_for_a_thread_none_is_started(monkeypatch):
 @pytest.mark.parametrize("asking", ["start", "check", "wait"])
 def test_a_task_that_passes_its_limit_is_left_behind(asking):
     worker, gate, told = Worker("test", time_limit=0.05, remedy=": mend it"), threading.Event(), []
-    worker.start(lambda: (gate.wait(30), told.append(worker.given_up())), "while hanging")
+    worker.start(lambda: (gate.wait(30), told.append(worker.is_abandoned())), "while hanging")
     task = worker._task
     task.thread.join(0.06)
     ask = (lambda: worker.start(lambda: None)) if asking == "start" else getattr(worker, asking)
@@ -127,7 +127,7 @@ def test_a_task_that_passes_its_limit_is_left_behind(asking):
     task.thread.join(10)
     assert told == [True]
     worker._limit = None
-    worker.start(lambda: told.append(worker.given_up()))
+    worker.start(lambda: told.append(worker.is_abandoned()))
     worker.wait()
     assert told == [True, False]
 

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from trainer.checkpoints.saved_config import config_differences, normalised
+from trainer.checkpoints.saved_config import config_differences, normalize_config
 
 
 class Kind(enum.IntEnum):
@@ -27,7 +27,7 @@ def test_configurations_differ_by_key_but_for_epochs_and_run():
 
 def test_a_configuration_is_compared_as_json_gives_it_back():
     config = {"path": pathlib.Path("a/b"), "sizes": (1, 2), 3: math.nan, "empty": {}}
-    assert config_differences(normalised(config), config) == []
+    assert config_differences(normalize_config(config), config) == []
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_configuration_is_compared_as_json_gives_it_back():
     ],
 )
 def test_scalars_of_numpy_are_kept_as_those_of_python(value, kept):
-    (got,) = normalised({"a": value}).values()
+    (got,) = normalize_config({"a": value}).values()
     assert (type(got), got) == (type(kept), kept)
 
 
@@ -80,4 +80,4 @@ def circular():
 )
 def test_what_json_does_not_know_is_refused_by_its_key(config, error, said):
     with pytest.raises(error, match=said):
-        normalised(config)
+        normalize_config(config)

@@ -8,7 +8,7 @@ import hooks
 import trainer
 from trainer import Checkpoints, TrainState
 from trainer.checkpoints.load import read_params, read_part
-from trainer.checks.modes import mode_of
+from trainer.checks.modes import infer_mode
 from trainer.configuration import Checkpointing
 from trainer.phases.population_metrics import Members
 
@@ -26,7 +26,7 @@ NEITHER = """val/length gap update/entropy train/learning_rate train/loss_scale 
     ("names", "mode"), [(MIN, "min"), (MAX, "max"), (NEITHER, None)], ids=["min", "max", "neither"]
 )
 def test_names_tell(names, mode):
-    assert {name: mode_of(name) for name in names.split()} == dict.fromkeys(names.split(), mode)
+    assert {name: infer_mode(name) for name in names.split()} == dict.fromkeys(names.split(), mode)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def run(state, tmp_path_factory):
 def test_all_that_compare_keep_the_best(state, run, tmp_path, name, mode, epoch):
     mode = {} if mode is None else {"mode": mode}
     kept = hooks.keep_best(name, **mode)
-    assert fed(kept, state, name, VALUES).memory[f"keep_best/{name}"]["epoch"] == epoch
+    assert fed(kept, state, name, VALUES).hook_state[f"keep_best/{name}"]["epoch"] == epoch
     stop = hooks.stop_early(name, patience=1, **mode)
     assert fed(stop, state, name, VALUES[:2]).stop == (epoch == 3)
 
@@ -82,7 +82,7 @@ def test_all_that_compare_keep_the_best(state, run, tmp_path, name, mode, epoch)
 def test_a_member_is_the_best_by_the_name(state):
     states = [state.replace(params={"w": jnp.full(2, float(n))}) for n in (1, 2, 3)]
     scores = {"val/accuracy": Members(list(VALUES), live=[True] * 3)}
-    best = trainer.best_member(trainer.stacked(states), scores, "val/accuracy")
+    best = trainer.best_member(trainer.stack_states(states), scores, "val/accuracy")
     assert best.params["w"][0] == 2
 
 

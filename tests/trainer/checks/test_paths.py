@@ -7,31 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checks.paths import local
+from trainer.checks.paths import to_absolute_path
 
 
 def test_a_path_is_absolute_at_once_and_no_link_is_resolved(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    found = local("link/run")
+    found = to_absolute_path("link/run")
     monkeypatch.chdir("/")
     assert found == tmp_path / "link" / "run"
-    assert local(found) == found
+    assert to_absolute_path(found) == found
 
 
 def test_a_tilde_is_the_home_and_one_within_is_a_letter(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert local("~/run") == local(Path("~") / "run") == tmp_path / "run"
-    assert local("/a/~/b~") == Path("/a/~/b~")
+    assert to_absolute_path("~/run") == to_absolute_path(Path("~") / "run") == tmp_path / "run"
+    assert to_absolute_path("/a/~/b~") == Path("/a/~/b~")
     with pytest.raises(ValueError, match=r"no user of this name .*'./~nobody-here/run'"):
-        local("~nobody-here/run")
+        to_absolute_path("~nobody-here/run")
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/run", "gs://b/r", "hf+x://b/r", "file:///b/r"])
 def test_a_url_is_refused_also_behind_a_path(url):
     for given in (url, Path(url)):  # which makes one slash of two
         with pytest.raises(ValueError, match=r"beat needs a path on a local file system; got"):
-            local(given, "beat")
+            to_absolute_path(given, "beat")
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ def test_a_url_is_refused_also_behind_a_path(url):
 )
 def test_a_refusal_says_what_to_do_and_no_password(given, words):
     with pytest.raises(ValueError, match=words) as caught:
-        local(given)
+        to_absolute_path(given)
     assert "secret" not in str(caught.value)
 
 
 def test_what_only_looks_like_a_url_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a:b", "run: 12/3", "./s3:/bucket", "c:/x", "12:30/run"):
-        assert local(name) == tmp_path / name
+        assert to_absolute_path(name) == tmp_path / name
 
 
 def test_bytes_and_numbers_are_no_paths():
     with pytest.raises(TypeError, match=r"as text; got b'run'"):
-        local(b"run")
+        to_absolute_path(b"run")
     with pytest.raises(TypeError, match=r"needs a path .*; got 3"):
-        local(3)
-    assert os.fspath(local("/run")) == "/run"
+        to_absolute_path(3)
+    assert os.fspath(to_absolute_path("/run")) == "/run"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.checks.suggestions import MANY, among, near_names, nearest
+from trainer.checks.suggestions import MANY, near_names, suggest_and_list, suggest_name
 
 METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/grad_norm"]
 
@@ -34,9 +34,9 @@ def test_no_more_than_three_are_asked_for():
 
 
 def test_each_name_is_named_once():
-    assert nearest("trian", ["train", "train"]) == " Did you mean 'train'?"
+    assert suggest_name("trian", ["train", "train"]) == " Did you mean 'train'?"
 
 
 def test_a_long_list_is_cut():
-    said = among("x", [f"metric{n}" for n in range(MANY + 5)])
+    said = suggest_and_list("x", [f"metric{n}" for n in range(MANY + 5)])
     assert said.endswith("metric19 and 5 more)")

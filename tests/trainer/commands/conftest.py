@@ -8,7 +8,7 @@ import time
 import pytest
 
 from trainer.__main__ import main
-from trainer.runs import Artifact, CommitRow, Store, requests
+from trainer.runs import Artifact, CheckpointRow, Store, requests
 
 HOSTILE = "<script>alert(1)<b> [bold red] & 'x'"
 
@@ -33,7 +33,9 @@ def register(store, name, *, state="finished", age=100.0, config=None, losses=()
         store.write_records(name, epoch, 10 * epoch, values)
     silent = 7200 if state == "stalled" else 0
     for ago in (silent + 2, silent + 1):
-        store.beat(name, time=now - ago, epoch=len(losses), step=10 * len(losses), epochs=epochs)
+        store.heartbeat(
+            name, time=now - ago, epoch=len(losses), step=10 * len(losses), epochs=epochs
+        )
     if state not in ("running", "stalled"):
         store.end(name, state, time=now - 1, error="ValueError: nan" if state == "failed" else "")
 
@@ -52,9 +54,11 @@ def store(tmp_path, monkeypatch):
         register(store, "delta", losses=(math.nan,), state="failed", age=500)
         for epoch in (2, 3):
             scores = {"val/loss": 0.125 + epoch / 16}
-            row = CommitRow(epoch, f"/elsewhere/{epoch}", 2000, scores, str(epoch), "2025-01-01")
+            row = CheckpointRow(
+                epoch, f"/elsewhere/{epoch}", 2000, scores, str(epoch), "2025-01-01"
+            )
             store.write_commit("alpha", row)
-            requests.ask(store, "alpha", epoch, "held", checksum=str(epoch), time=0.0)
+            requests.create_request(store, "alpha", epoch, "held", checksum=str(epoch), time=0.0)
         store.write_artifact("alpha", Artifact("/elsewhere/r.gif", "replay", 3, 30, 5))
         claimed = requests.claim(store, "worker", ["held"], lease=60)
         requests.finish(store, claimed, {"held/accuracy": 0.875})

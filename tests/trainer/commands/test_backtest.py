@@ -53,7 +53,7 @@ def _file(digits_store, tmp_path):
 
 
 def test_it_tells_when_a_run_would_have_been_stopped_and_how_it_stood(capsys):
-    assert main(["replay", "digits", "--hooks", "mine.py:patience"]) == 0
+    assert main(["backtest", "digits", "--hooks", "mine.py:patience"]) == 0
     printed = capsys.readouterr().out
     assert "4 of 6 epochs on record, replayed in" in printed
     assert "stopped at epoch 4 by stop_early/val/loss" in printed
@@ -63,7 +63,7 @@ def test_it_tells_when_a_run_would_have_been_stopped_and_how_it_stood(capsys):
 
 
 def test_changes_of_numbers_are_told(capsys):
-    command = ["replay", "digits", "--hooks", "mine.py:plateau", "--state", "mine.py:start"]
+    command = ["backtest", "digits", "--hooks", "mine.py:plateau", "--state", "mine.py:start"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "these hooks would have let it go on" in printed
@@ -74,7 +74,7 @@ def test_changes_of_numbers_are_told(capsys):
 def test_many_changes_are_drawn(digits_store, capsys):
     for epoch in range(7, 30):
         digits_store.write_records("digits", epoch, 28 * epoch, {"val/loss": 0.1})
-    command = ["replay", "digits", "--hooks", "mine.py:schedule", "--state", "mine.py:start"]
+    command = ["backtest", "digits", "--hooks", "mine.py:schedule", "--state", "mine.py:start"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "learning_rate\n" in printed
@@ -82,39 +82,39 @@ def test_many_changes_are_drawn(digits_store, capsys):
 
 
 def test_scripts_get_json(capsys):
-    assert main(["replay", "digits", "--hooks", "mine.py:half", "--json"]) == 0
+    assert main(["backtest", "digits", "--hooks", "mine.py:half", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ended"] is None
     assert [epoch["scores"]["val/half"] for epoch in found["epochs"]][:2] == [0.25, 0.2]
-    main(["replay", "runs/digits", "--hooks", "mine.py:patience", "--json"])
+    main(["backtest", "runs/digits", "--hooks", "mine.py:patience", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (found["ended"], found["by"], found["why"]) == (4, "stop_early/val/loss", "stop")
-    assert found["epochs"][-1]["memory"] == {"stop_early/val/loss": {"best": 0.4, "since": 2}}
+    assert found["epochs"][-1]["hook_state"] == {"stop_early/val/loss": {"best": 0.4, "since": 2}}
 
 
 def test_a_plain_function_is_a_hook(capsys):
-    assert main(["replay", "digits", "--hooks", "mine.py:stop"]) == 0
+    assert main(["backtest", "digits", "--hooks", "mine.py:stop"]) == 0
     assert "stopped at epoch 1 by stop" in capsys.readouterr().out
 
 
 def test_observers_are_left_out_unless_asked_for(tmp_path, capsys):
-    assert main(["replay", "digits", "--hooks", "mine.py:both"]) == 0
+    assert main(["backtest", "digits", "--hooks", "mine.py:both"]) == 0
     assert "2 parts that observe were left out" in capsys.readouterr().out
     assert not (tmp_path / "lines.jsonl").read_text()
-    assert main(["replay", "digits", "--hooks", "mine.py:both", "--observers"]) == 0
+    assert main(["backtest", "digits", "--hooks", "mine.py:both", "--observers"]) == 0
     lines = (tmp_path / "lines.jsonl").read_text().splitlines()
     assert [json.loads(line)["val/loss"] for line in lines] == [0.5, 0.4, 0.45, 0.41]
-    assert main(["replay", "digits", "--hooks", "mine.py:board"]) == 2
+    assert main(["backtest", "digits", "--hooks", "mine.py:board"]) == 2
     assert "--observers runs" in capsys.readouterr().err
 
 
 def test_nothing_that_is_printed_is_obeyed(hostile, capsys):
-    assert main(["replay", hostile, "--hooks", "mine.py:give_up"]) == 0
+    assert main(["backtest", hostile, "--hooks", "mine.py:give_up"]) == 0
     printed = capsys.readouterr().out
     assert hostile in printed
     assert "\\x1b[2J[bold]enough" in printed
     assert "\x1b" not in printed
-    assert main(["replay", hostile, "--hooks", "mine.py:patience"]) == 2
+    assert main(["backtest", hostile, "--hooks", "mine.py:patience"]) == 2
     said = capsys.readouterr().err
     assert "there is: \\x1b[2J[red]val/loss" in said
     assert "\x1b" not in said
@@ -133,18 +133,18 @@ def test_nothing_that_is_printed_is_obeyed(hostile, capsys):
     ],
 )
 def test_what_it_refuses_it_says(words, said, capsys):
-    assert main(["replay", "digits", *words]) == 2
+    assert main(["backtest", "digits", *words]) == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert "Traceback" not in printed
 
 
 def test_a_run_that_is_not_there(capsys):
-    assert main(["replay", "digit", "--hooks", "mine.py:stop"]) == 2
+    assert main(["backtest", "digit", "--hooks", "mine.py:stop"]) == 2
     assert "digits" in capsys.readouterr().err
 
 
 def test_what_a_hook_raises_keeps_its_place():
     with pytest.raises(ValueError, match="of its own") as caught:
-        main(["replay", "digits", "--hooks", "mine.py:fail"])
+        main(["backtest", "digits", "--hooks", "mine.py:fail"])
     assert "in hook 'fail' at 'epoch' of epoch 1" in caught.value.__notes__

@@ -95,4 +95,4 @@ def test_a_cache_is_told_with_its_size(tmp_path):
     [("1.2rc1", ">=1.2", True), ("1.2", "!=1.2.0", False), ("0.9", ">0.10", False)],
 )
 def test_versions_are_compared_as_numbers(version, bounds, expected):
-    assert machine_checks.within(version, bounds) is expected
+    assert machine_checks.is_within_bounds(version, bounds) is expected

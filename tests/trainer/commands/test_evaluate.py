@@ -39,7 +39,7 @@ def test_an_evaluation_that_fails_is_told_by_the_exit_status(store, run, file):
     status, _, told = run("evaluate", "--suite", f"{file}:held", *words)
     assert status == 1
     assert "there is no commit 3 in /elsewhere/alpha/checkpoints" in told
-    states = {r.epoch: (r.state, r.tries) for r in requests.requests(store, "alpha")}
+    states = {r.epoch: (r.state, r.tries) for r in requests.list_requests(store, "alpha")}
     assert states == {2: ("done", 1), 3: ("failed", 2)}
 
 
@@ -48,7 +48,7 @@ def test_several_suites_and_runs_whose_commits_are_asked_for(store, run, file):
     status, _, told = run("evaluate", "--suite", f"{file}:other", f"{file}:held", *words)
     assert status == 1
     assert "waits for: other, held" in told
-    asked = {(r.suite, r.epoch) for r in requests.requests(store, "alpha")}
+    asked = {(r.suite, r.epoch) for r in requests.list_requests(store, "alpha")}
     assert asked == {(suite, epoch) for suite in ("held", "other") for epoch in (2, 3)}
 
 

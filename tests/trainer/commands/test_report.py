@@ -9,8 +9,8 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.commands.report import ROWS
-from trainer.runs import Artifact, CommitRow
-from trainer.runs.requests import ask, claim, finish, give_up
+from trainer.runs import Artifact, CheckpointRow
+from trainer.runs.requests import claim, create_request, fail_request, finish
 
 
 class Reader(HTMLParser):
@@ -32,7 +32,7 @@ class Reader(HTMLParser):
 
 
 def commit(epoch):
-    return CommitRow(
+    return CheckpointRow(
         epoch, f"/c/{epoch}", 2_000_000, {"val/loss": 0.5}, str(epoch), "2025-01-02T03"
     )
 
@@ -76,10 +76,12 @@ def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
         "digits", Artifact(f"{Path.cwd()}/runs/digits/a.gif", "replay", 2, 56, 9)
     )
     for epoch in (1, 2):
-        ask(digits_store, "digits", epoch, "full", checksum=str(epoch), time=float(epoch))
+        create_request(
+            digits_store, "digits", epoch, "full", checksum=str(epoch), time=float(epoch)
+        )
     request = claim(digits_store, "worker", ["full"], lease=60)
     finish(digits_store, request, {"full/loss": 0.25})
-    give_up(
+    fail_request(
         digits_store, claim(digits_store, "worker", ["full"], lease=60), "OSError: no", final=True
     )
     assert main(["report", "digits", "--to", "pages/digits.html"]) == 0

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from trainer.runs import CommitRow, requests
+from trainer.runs import CheckpointRow, requests
 
 
 def section(out, title):
@@ -34,7 +34,7 @@ def test_it_shows_all_there_is(run, store):
     ]
     evaluations = [line.split()[:4] for line in section(out, "Evaluations")[2:]]
     assert evaluations == [["held", "2", "done", "0.8750"], ["held", "3", "open", "0"]]
-    assert section(out, "Artifacts")[2].split()[:3] == ["replay", "3", "5"]
+    assert section(out, "Artifacts")[2].split()[:3] == ["backtest", "3", "5"]
     assert [line.split() for line in section(out, "Configuration")] == [
         ["optimizer.name", "adamw"],
         ["optimizer.rate", "1"],
@@ -44,7 +44,7 @@ def test_it_shows_all_there_is(run, store):
 
 def test_times_are_no_scores_of_commits_and_validation_comes_first(run, store):
     scores = {"time/hook/stop_at_return/val/return": 1.0, "train/loss": 0.5, "val/loss": 0.25}
-    store.write_commit("alpha", CommitRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01"))
+    store.write_commit("alpha", CheckpointRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01"))
     _, out, _ = run("show", "alpha")
     head = section(out, "Commits")[0].split()
     assert head == ["epoch", "size", "val/loss", "train/loss", "written"]
@@ -66,7 +66,7 @@ def test_a_failed_run_says_of_what(run, store):
 
 def test_an_error_of_several_lines_is_shown_in_lines(run, store):
     store.end("delta", "failed", time=1.0, error="ValueError: it does not fit:\n  w\x1b[2J")
-    requests.give_up(
+    requests.fail_request(
         store, requests.claim(store, "w", ["held"], lease=60), "no\n  wanted", final=True
     )
     _, out, _ = run("show", "delta")

@@ -13,8 +13,8 @@ import trainer
 from trainer.__main__ import main
 from trainer.evaluators.suite_loading import load_named
 from trainer.runs import Run, Store
-from trainer.runs.checkpoint_rows import described
-from trainer.runs.requests import ask, claim, finish
+from trainer.runs.checkpoint_rows import describe_checkpoint
+from trainer.runs.requests import claim, create_request, finish
 
 SIMULATION = '''
 import jax, jax.numpy as jnp, optax
@@ -109,8 +109,8 @@ def test_it_restores_the_checkpoint_that_is_meant_and_passes_flags_on(
 def test_the_best_may_be_what_evaluators_found(run, capsys):
     with Store("runs") as store:
         for epoch, score in ((1, 0.5), (2, 0.75), (3, 0.25)):
-            checksum = described("runs/halving", epoch).checksum
-            ask(store, "halving", epoch, "exam", checksum=checksum, time=float(epoch))
+            checksum = describe_checkpoint("runs/halving", epoch).checksum
+            create_request(store, "halving", epoch, "exam", checksum=checksum, time=float(epoch))
             finish(store, claim(store, "worker", ["exam"], lease=60), {"exam/return": score})
     assert main(["simulate", "halving", *WITH, "--best", "exam/return"]) == 0
     assert capsys.readouterr().out.startswith("2 ")

@@ -8,11 +8,11 @@ import time
 import pytest
 
 from trainer.commands import watch
-from trainer.evaluators.liveness import sign
+from trainer.evaluators.liveness import record_heartbeat
 
 
 def test_one_look_shows_what_goes_on(run, store):
-    sign(store, "worker", host="h", pid=1, doing="alpha, epoch 2", done=1)
+    record_heartbeat(store, "worker", host="h", pid=1, doing="alpha, epoch 2", done=1)
     status, out, err = run("watch", "--once")
     assert (status, err) == (watch.STALLED, "")
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line}
@@ -56,7 +56,7 @@ def test_it_waits_until_none_is_running(run, store, monkeypatch):
 
     def sleep(seconds):
         looks.append(seconds)
-        store.beat("beta", time=time.time(), epoch=2 + len(looks), step=9, epochs=9)
+        store.heartbeat("beta", time=time.time(), epoch=2 + len(looks), step=9, epochs=9)
         if len(looks) == 3:
             store.end("beta", "finished", time=time.time())
 
@@ -78,19 +78,19 @@ def test_a_run_that_ends_while_it_is_watched_is_not_forgotten(run, store, monkey
 
 def test_it_goes_on_where_the_store_is_away_for_a_while(run, store, monkeypatch):
     calls = []
-    real = watch.opened
+    real = watch.open_store
 
     def sometimes(name):
         calls.append(name)
         if len(calls) == 2:
-            raise watch.Refused("the store is away")
+            raise watch.CommandError("the store is away")
         return real(name)
 
     def sleep(seconds):
         if len(calls) == 2:
             store.end("beta", "finished", time=time.time())
 
-    monkeypatch.setattr(watch, "opened", sometimes)
+    monkeypatch.setattr(watch, "open_store", sometimes)
     monkeypatch.setattr(watch.time, "sleep", sleep)
     assert run("watch", "beta", "--until", "finished")[0] == 0
     assert len(calls) == 3

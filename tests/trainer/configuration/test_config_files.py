@@ -14,11 +14,11 @@ from trainer.configuration import (
     Optimizer,
     Schedule,
     TrainingConfig,
-    as_data,
-    comparable,
     load_config,
     parse_config,
     save_config,
+    to_comparable,
+    to_dict,
 )
 
 
@@ -173,7 +173,7 @@ def test_without_tyro_it_says_what_to_install(monkeypatch):
 
 
 def test_data_is_plain():
-    data = as_data(Config(hooks=({"chain": ("a", "b")},)))
+    data = to_dict(Config(hooks=({"chain": ("a", "b")},)))
     assert data["run"] == "runs/mine"
     assert data["widths"] == [8, 8]
     assert data["hooks"] == [{"chain": ["a", "b"]}]
@@ -190,7 +190,7 @@ def test_a_run_goes_on_under_other_epochs_logs_hooks_and_commits():
         checkpointing=Checkpointing(keep=1),
         hooks=("stop_on_nan",),
     )
-    assert config_differences(comparable(config), comparable(other)) == []
+    assert config_differences(to_comparable(config), to_comparable(other)) == []
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,6 @@ def test_a_run_goes_on_under_other_epochs_logs_hooks_and_commits():
 )
 def test_what_changes_training_is_told(before, changes, said):
     config = Config(**before)
-    found = config_differences(comparable(config), comparable(replace(config, **changes)))
+    found = config_differences(to_comparable(config), to_comparable(replace(config, **changes)))
     assert len(found) == (said is not None)
     assert all(line.startswith(said) for line in found)

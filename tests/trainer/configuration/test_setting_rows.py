@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoints.saved_config import normalised
-from trainer.configuration.setting_rows import spelled
+from trainer.checkpoints.saved_config import normalize_config
+from trainer.configuration.setting_rows import format_settings
 
 
 @dataclasses.dataclass
@@ -35,9 +35,9 @@ class _Optimizer:
     ],
 )
 def test_a_configuration_is_spelled_row_by_row(config, rows):
-    assert spelled(config) == rows
+    assert format_settings(config) == rows
 
 
 def test_it_is_spelled_as_on_record():
     config = {"shape": (8, 8), "rate": float("inf"), "folder": Path("a"), "clip": None, "on": True}
-    assert spelled(config) == spelled(normalised(config))
+    assert format_settings(config) == format_settings(normalize_config(config))

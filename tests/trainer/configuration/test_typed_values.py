@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from trainer.configuration.typed_values import read_as, readable
+from trainer.configuration.typed_values import convert_value, is_supported_type
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from trainer.configuration.typed_values import read_as, readable
     ],
 )
 def test_a_value_that_fits_is_read(value, hint, read):
-    got = read_as(value, hint, "x")
+    got = convert_value(value, hint, "x")
     assert got == read
     assert type(got) is type(read)
 
@@ -64,7 +64,7 @@ def test_a_value_that_fits_is_read(value, hint, read):
 )
 def test_a_value_of_another_type_is_refused(value, hint, said):
     with pytest.raises(ValueError, match=said):
-        read_as(value, hint, "x")
+        convert_value(value, hint, "x")
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_a_value_of_another_type_is_refused(value, hint, said):
     ],
 )
 def test_it_knows_what_a_file_can_hold(hint, held):
-    assert readable(hint) is held
+    assert is_supported_type(hint) is held

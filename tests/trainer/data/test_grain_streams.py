@@ -11,7 +11,7 @@ import pytest
 
 import trainer
 from trainer import data
-from trainer.data.iteration.stream_passes import Passes
+from trainer.data.iteration.stream_passes import PassIterator
 
 EXAMPLES = 14
 
@@ -60,7 +60,7 @@ def test_an_order_of_whole_batches_is_no_order_of_batches_of_another_size():
 
     def read(size, position, shuffle=True):
         source = data.from_grain(examples().batch(size), shuffle=shuffle)
-        return Passes(source.batches, whole, size, 0, position)
+        return PassIterator(source.batches, whole, size, 0, position)
 
     three = {"place": np.array([0, 2], np.int32), "batch_size": np.array(3, np.int32)}
     with pytest.raises(ValueError, match="had batches of 3 examples, shuffled as they are.*with 2"):

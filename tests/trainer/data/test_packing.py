@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import data
-from trainer.data.packing import HEADER, opened
+from trainer.data.packing import HEADER, open_token_file
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def letters(text):
 def test_what_was_written_is_read(folder, texts):
     file = folder / "any.tokens"
     assert data.pack_tokens(texts, file, vocabulary=300) == sum(map(len, texts))
-    tokens, header = opened(file)
+    tokens, header = open_token_file(file)
     assert tokens.tolist() == [token for text in texts for token in text]
     assert (header.vocabulary, header.tokens) == (300, len(tokens))
     assert [path.name for path in folder.iterdir()] == ["any.tokens"]
@@ -41,7 +41,7 @@ def test_what_was_written_is_read(folder, texts):
 )
 def test_tokens_take_as_little_room_as_the_vocabulary_allows(file, vocabulary, dtype):
     data.pack_tokens([[0, vocabulary - 1]], file, vocabulary=vocabulary)
-    tokens, header = opened(file)
+    tokens, header = open_token_file(file)
     assert tokens.tolist() == [0, vocabulary - 1]
     assert header.dtype == tokens.dtype.name == dtype
     assert file.stat().st_size == HEADER + 2 * tokens.itemsize
@@ -60,7 +60,7 @@ def test_texts_are_encoded_one_at_a_time(file):
         return np.array(letters(text), np.int64)
 
     assert data.pack_tokens(texts(), file, vocabulary=128, encode=encode) == 5
-    assert opened(file)[0].tobytes() == b"abcde"
+    assert open_token_file(file)[0].tobytes() == b"abcde"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_bad_texts_are_refused_and_leave_nothing(file, texts, encode, error, sai
     data.pack_tokens([[1, 2]], file, vocabulary=10)
     with pytest.raises(error, match=said):
         data.pack_tokens(texts, file, vocabulary=10, encode=encode)
-    assert opened(file)[0].tolist() == [1, 2]
+    assert open_token_file(file)[0].tolist() == [1, 2]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -135,13 +135,13 @@ def test_damage_is_found_when_it_is_opened(file, how, said):
     data.pack_tokens([range(10)], file, vocabulary=10)
     file.write_bytes(damaged(file.read_bytes(), how))
     with pytest.raises(ValueError, match=said):
-        opened(file)
+        open_token_file(file)
 
 
 def test_blocks_are_verified_all(file, monkeypatch):
     monkeypatch.setattr("trainer.data.packing.BLOCK", 3)
     data.pack_tokens([range(10)], file, vocabulary=10)
-    assert opened(file)[0].tolist() == list(range(10))
+    assert open_token_file(file)[0].tolist() == list(range(10))
     file.write_bytes(damaged(file.read_bytes(), "a bit"))
     with pytest.raises(ValueError, match="checksum"):
-        opened(file)
+        open_token_file(file)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from trainer.data.iteration.prefetch import Ahead
+from trainer.data.iteration.prefetch import Prefetcher
 
 
 def test_the_next_is_begun_before_it_is_asked_for():
@@ -16,7 +16,7 @@ def test_the_next_is_begun_before_it_is_asked_for():
             begun.set()
         return -key
 
-    ahead = Ahead(work)
+    ahead = Prefetcher(work)
     assert ahead(1, then=2) == -1
     assert begun.wait(30)
     assert ahead(2, then=3) == -2
@@ -24,7 +24,7 @@ def test_the_next_is_begun_before_it_is_asked_for():
 
 def test_each_is_worked_out_once_and_only_once_where_it_is_foreseen():
     keys = []
-    ahead = Ahead(lambda key: keys.append(key))
+    ahead = Prefetcher(lambda key: keys.append(key))
     for key in range(4):
         ahead(key, then=key + 1)
     ahead(4, then=0)
@@ -33,7 +33,7 @@ def test_each_is_worked_out_once_and_only_once_where_it_is_foreseen():
 
 
 def test_what_was_not_foreseen_is_worked_out_anew():
-    ahead = Ahead(lambda key: key * 10)
+    ahead = Prefetcher(lambda key: key * 10)
     assert [ahead(1, then=2), ahead(7, then=8), ahead(7, then=8)] == [10, 70, 70]
 
 
@@ -43,7 +43,7 @@ def test_a_failure_is_raised_where_its_result_is_asked_for():
             raise OSError("the disk is gone")
         return key
 
-    ahead = Ahead(work)
+    ahead = Prefetcher(work)
     assert ahead(0, then=1) == 0
     with pytest.raises(OSError, match="the disk is gone"):
         ahead(1, then=2)
@@ -54,7 +54,7 @@ def test_a_failure_is_raised_where_its_result_is_asked_for():
 
 def test_the_thread_ends_with_its_object():
     threads = []
-    ahead = Ahead(lambda key: threads.append(threading.current_thread()))
+    ahead = Prefetcher(lambda key: threads.append(threading.current_thread()))
     ahead(0, then=1)
     del ahead
     gc.collect()

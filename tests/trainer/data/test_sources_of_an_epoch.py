@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import trainer
 from trainer import data, losses
-from trainer.data.iteration.stream_passes import beginning, decoded, encoded
+from trainer.data.iteration.stream_passes import decode_state, encode_state, initial_position
 from trainer.state import TrainState, data_key
 
 
@@ -395,14 +395,14 @@ def test_an_iterator_is_put_back_by_its_own_state():
     chex.assert_shape(feed.start["iterator"], (4096,))
     _, position = _stretch(feed, feed.start)
     chex.assert_trees_all_equal_shapes_and_dtypes(position, feed.start)
-    assert decoded(position["iterator"]) == {"place": 3, "pad": ""}
+    assert decode_state(position["iterator"]) == {"place": 3, "pad": ""}
     # Its own state decides, and not the count:
-    position["iterator"] = encoded({"place": 100}, 4096)
+    position["iterator"] = encode_state({"place": 100}, 4096)
     assert _stretch(stream.training(), position)[0] == [[100] * 2, [101] * 2, [102] * 2]
 
 
 def test_a_long_state_is_given_more_room():
-    start = beginning(_Resuming(pad=lambda place: "x" * 1000), 2)
+    start = initial_position(_Resuming(pad=lambda place: "x" * 1000), 2)
     chex.assert_shape(start["iterator"], (8192,))
 
 
@@ -432,8 +432,8 @@ def test_a_state_that_cannot_be_written_is_an_error_at_once_and_only_where_it_is
     )
 )
 def test_a_state_comes_back_as_it_was(state):
-    buffer = encoded(state, room=1 << 16)
+    buffer = encode_state(state, room=1 << 16)
     assert (buffer.shape, buffer.dtype) == ((1 << 16,), np.uint8)
-    back = decoded(buffer)
+    back = decode_state(buffer)
     assert back == state
     assert type(back) is type(state)

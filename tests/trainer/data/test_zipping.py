@@ -29,11 +29,13 @@ def streamed(n, size):
 
 
 ZIPS = {
-    "on the device": lambda: data.zip(
+    "on the device": lambda: data.zip_sources(
         {"a": data.Arrays(numbers(A), 3), "b": data.Arrays(numbers(B), 2)}
     ),
-    "from the host": lambda: data.zip({"a": data.MemoryMap(numbers(A), 3), "b": streamed(B, 2)}),
-    "of both": lambda: data.zip(
+    "from the host": lambda: data.zip_sources(
+        {"a": data.MemoryMap(numbers(A), 3), "b": streamed(B, 2)}
+    ),
+    "of both": lambda: data.zip_sources(
         {"b": streamed(B, 2), "a": data.Arrays(numbers(A), 3)}, steps_per_epoch=STEPS
     ),
 }
@@ -102,7 +104,7 @@ def test_law_5_stopped_at_any_epoch_it_goes_on_at_the_next_example_of_all(
 
 def test_two_of_one_size_go_through_their_data_in_orders_of_their_own(state):
     for make in (data.Arrays, data.MemoryMap):
-        source = data.zip({name: make(numbers(A), 3) for name in ("a", "b")})
+        source = data.zip_sources({name: make(numbers(A), 3) for name in ("a", "b")})
         feed = source.training()
         (piece, _), *_ = feed.pieces(state, None, feed.start)
         rows = jax.jit(feed.rows)(piece, jax.random.key(0))
@@ -114,7 +116,9 @@ def test_two_of_one_size_go_through_their_data_in_orders_of_their_own(state):
 
 def test_one_that_goes_on_with_another_batch_size_skips_nothing(state, caplog):
     def seen(size, position):
-        source = data.zip({"a": data.Arrays(numbers(A), 3), "b": data.MemoryMap(numbers(12), size)})
+        source = data.zip_sources(
+            {"a": data.Arrays(numbers(A), 3), "b": data.MemoryMap(numbers(12), size)}
+        )
         feed = source.training()
         pieces = list(feed.pieces(state, None, position or feed.start))
         return [piece["b"]["inputs"] for piece, _ in pieces], pieces[-1][1]
@@ -137,15 +141,15 @@ def test_it_has_a_length_and_can_be_iterated():
 def test_what_cannot_be_zipped_is_said(state):
     few, many = data.Arrays(numbers(3), 4), data.Arrays(numbers(9), 4)
     with pytest.raises(ValueError, match="zip needs sources by name.*got"):
-        data.zip([many, few])
+        data.zip_sources([many, few])
     with pytest.raises(TypeError, match="got list for 'b'"):
-        data.zip({"a": many, "b": [numbers(2)]})
+        data.zip_sources({"a": many, "b": [numbers(2)]})
     with pytest.raises(ValueError, match="'a', says how many steps.*pass steps_per_epoch"):
-        data.zip({"a": streamed(4, 2), "b": many})
+        data.zip_sources({"a": streamed(4, 2), "b": many})
     with pytest.raises(ValueError, match="at least one whole batch") as raised:
-        trainer.training(step, data.zip({"a": many, "b": few}))
+        trainer.training(step, data.zip_sources({"a": many, "b": few}))
     assert raised.value.__notes__ == ["in the source 'b' of a zip"]
     with pytest.raises(ValueError, match=r"evaluate each of \['a', 'b'\] in a phase of its own"):
-        trainer.evaluation(lambda state, batch: {}, data.zip({"a": many, "b": many}))
+        trainer.evaluation(lambda state, batch: {}, data.zip_sources({"a": many, "b": many}))
     with pytest.raises(ValueError, match="each member would need its own"):
-        trainer.population(trainer.training(step, data.zip({"a": many, "b": many})), 2)
+        trainer.population(trainer.training(step, data.zip_sources({"a": many, "b": many})), 2)

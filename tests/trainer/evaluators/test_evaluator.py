@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 
 def outcomes(store):
-    return {r.epoch: (r.state, r.tries, r.error) for r in requests.requests(store, "one")}
+    return {r.epoch: (r.state, r.tries, r.error) for r in requests.list_requests(store, "one")}
 
 
 def looking(start, val, look):
@@ -57,7 +57,7 @@ def test_a_full_cycle(project, store, start, digits, task):
     assert outcomes(store) == dict.fromkeys((1, 2, 3), ("done", 1, ""))
     # The same scores as in training, to the last bit: key, step and epoch are restored too.
     wanted = {("digits", n): trainer.evaluate(state, val) for n, state in project.states.items()}
-    assert requests.results(store, "one") == wanted
+    assert requests.list_results(store, "one") == wanted
     project.ask(1, 2, 3)  # which changes nothing
     assert work(project.folder, suite, idle=0) == (0, 0, 0, 0)
     assert workers(store) == []
@@ -69,7 +69,7 @@ def test_one_worker_for_several_suites(project, store, suite, start, digits, tas
     project.ask(1, suite="exam")
     project.ask(1, suite="another's")
     assert work(project.folder, [suite, exam], idle=0).done == 2
-    found = requests.results(store, "one")
+    found = requests.list_results(store, "one")
     assert found.keys() == {("digits", 1), ("exam", 1)}
     assert found["exam", 1].keys() == {"exam/loss", "exam/accuracy"}
 
@@ -79,7 +79,7 @@ def test_all_commits_of_a_run_that_nobody_asked_for(project, store, suite):
     assert work(project.folder, suite, idle=0).done == 1
     project.remove(1)
     assert work(project.folder, suite, idle=0, runs=["one"]).done == 1
-    assert requests.results(store, "one").keys() == {("digits", 2), ("digits", 3)}
+    assert requests.list_results(store, "one").keys() == {("digits", 2), ("digits", 3)}
     with pytest.raises(KeyError, match="no run 'two'"):
         work(project.folder, suite, idle=0, runs=["two"])
 
@@ -100,7 +100,7 @@ def test_hooks_see_the_state_add_scores_and_leave_artifacts(project, store, star
     assert work(project.folder, Suite("digits", start, val, hooks=play), idle=0).done == 2
     scores = trainer.evaluate(project.states[1], val)
     assert seen[0] == (1, scores)
-    assert requests.results(store, "one")["digits", 1] == {**scores, "replayed": 1.0}
+    assert requests.list_results(store, "one")["digits", 1] == {**scores, "replayed": 1.0}
     folder = project.run / "evaluations" / "digits"
     assert closed == [folder]
     assert [(a.path, a.kind, a.epoch, a.step, a.bytes) for a in store.artifacts("one")] == [
@@ -150,7 +150,7 @@ def test_what_cannot_succeed_is_tried_once(project, store, suite, start, val):
 def test_another_network_is_told_with_what_differs(project, store, start):
     project.ask(1)
     small = start.replace(params={"w": jnp.zeros((32, 10)), "b": start.params["b"]})
-    phase = trainer.Phase("val", lambda s, data: (s, None, {"x": s.step}), changes=False)
+    phase = trainer.Phase("val", lambda s, data: (s, None, {"x": s.step}), updates_state=False)
     assert work(project.folder, Suite("digits", small, phase), idle=0, pause=0.001).failed == 1
     ((state, tries, error),) = outcomes(store).values()
     assert (state, tries) == ("failed", 1)
@@ -180,7 +180,7 @@ def test_an_answer_is_dropped_where_another_has_the_request(project, store, star
 
     project.ask(1)
     assert work(project.folder, looking(start, val, lose), idle=0) == (0, 0, 0, 1)
-    assert requests.results(store, "one") == {}
+    assert requests.list_results(store, "one") == {}
     assert requests.finish(store, other[0], {"val/loss": 1.0})
     assert "dropped, it is not this worker's any more" in caplog.text
 
@@ -220,14 +220,14 @@ def test_a_worker_that_is_killed_loses_nothing(project, store, suite, tmp_path):
     )
     try:
         assert victim.stdout.readline() == "evaluating\n"
-        time_of_claim = requests.requests(store, "one")[0]
+        time_of_claim = requests.list_requests(store, "one")[0]
         assert (time_of_claim.state, time_of_claim.tries) == ("claimed", 1)
     finally:
         victim.kill()
         victim.communicate(timeout=60)
     assert work(project.folder, suite, idle=1.5, pause=0.05, lease=30) == (2, 0, 0, 0)
     assert {epoch: tries for epoch, (_, tries, _) in outcomes(store).items()} == {1: 2, 2: 1}
-    assert requests.results(store, "one").keys() == {("digits", 1), ("digits", 2)}
+    assert requests.list_results(store, "one").keys() == {("digits", 1), ("digits", 2)}
     assert [row.pid for row in workers(store)] == [victim.pid]
 
 

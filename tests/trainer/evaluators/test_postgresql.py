@@ -9,7 +9,7 @@ import pytest
 
 from trainer.evaluators import Suite, work, workers
 from trainer.runs import Store, requests
-from trainer.runs.checkpoint_rows import described
+from trainer.runs.checkpoint_rows import describe_checkpoint
 
 
 @pytest.fixture
@@ -26,9 +26,11 @@ def test_a_server_that_is_killed_and_comes_back(server, project, start, val, cap
     with Store(url) as store:
         store.register("one", directory=str(project.run), host="", pid=1, time=0.0)
         for epoch in (1, 2):
-            commit = described(project.run, epoch)
+            commit = describe_checkpoint(project.run, epoch)
             store.write_commit("one", commit)
-            requests.ask(store, "one", epoch, "digits", checksum=commit.checksum, time=epoch)
+            requests.create_request(
+                store, "one", epoch, "digits", checksum=commit.checksum, time=epoch
+            )
 
     def come_back():
         until(lambda: "waiting until it is back" in caplog.text)
@@ -49,8 +51,8 @@ def test_a_server_that_is_killed_and_comes_back(server, project, start, val, cap
     assert caplog.text.count("waiting until it is back") == 1
     assert "is back after" in caplog.text
     with Store(url) as store:
-        assert requests.results(store, "one").keys() == {("digits", 1), ("digits", 2)}
-        assert [request.tries for request in requests.requests(store)] == [1, 1]
+        assert requests.list_results(store, "one").keys() == {("digits", 1), ("digits", 2)}
+        assert [request.tries for request in requests.list_requests(store)] == [1, 1]
         assert workers(store) == []
     over.set()
     threads[0].join()

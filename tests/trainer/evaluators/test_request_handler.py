@@ -2,7 +2,7 @@
 
 from hooks import observe
 from trainer.evaluators import Suite, work
-from trainer.evaluators.request_handler import Found, settle
+from trainer.evaluators.request_handler import EvaluationResult, write_result
 from trainer.runs import Artifact, requests
 
 
@@ -15,22 +15,24 @@ def test_scores_and_artifacts_are_written_together_or_not_at_all(project, store)
     late = claimed(store, "late")
     store.connection.execute("UPDATE requests SET lease = 0")
     now = claimed(store, "now")
-    answer = Found({"val/loss": 0.5}, [Artifact("/a.gif", "replay", 1, 7, 5)])
-    assert not settle(store, late, answer)
-    assert requests.results(store, "one") == {}
+    answer = EvaluationResult({"val/loss": 0.5}, [Artifact("/a.gif", "replay", 1, 7, 5)])
+    assert not write_result(store, late, answer)
+    assert requests.list_results(store, "one") == {}
     assert store.artifacts("one") == []
-    assert settle(store, now, answer)
-    assert requests.results(store, "one") == {("digits", 1): {"val/loss": 0.5}}
+    assert write_result(store, now, answer)
+    assert requests.list_results(store, "one") == {("digits", 1): {"val/loss": 0.5}}
     assert len(store.artifacts("one")) == 1
 
 
 def test_to_settle_again_since_no_confirmation_came_is_no_loss(project, store):
     project.ask(1)
     request = claimed(store, "me")
-    assert settle(store, request, Found({"val/loss": 0.5}, ()))
-    assert settle(store, request, Found({"val/loss": 0.5}, ()))
-    assert not settle(store, request._replace(worker="another"), Found({"val/loss": 0.25}, ()))
-    assert requests.results(store, "one") == {("digits", 1): {"val/loss": 0.5}}
+    assert write_result(store, request, EvaluationResult({"val/loss": 0.5}, ()))
+    assert write_result(store, request, EvaluationResult({"val/loss": 0.5}, ()))
+    assert not write_result(
+        store, request._replace(worker="another"), EvaluationResult({"val/loss": 0.25}, ())
+    )
+    assert requests.list_results(store, "one") == {("digits", 1): {"val/loss": 0.5}}
 
 
 def test_hooks_of_a_suite_write_through_no_link_that_a_store_leads_to(
@@ -48,7 +50,7 @@ def test_hooks_of_a_suite_write_through_no_link_that_a_store_leads_to(
     suite = Suite("digits", start, val, hooks=lambda folder: observe(look))
     assert work(project.folder, suite, idle=0).failed == 2
     assert (wrote, list((tmp_path / "home").iterdir())) == ([], [])
-    assert "it leads through a link" in requests.requests(store, "one")[0].error
+    assert "it leads through a link" in requests.list_requests(store, "one")[0].error
     (project.run / "evaluations").unlink()
     assert work(project.folder, suite, idle=0, again=True).done == 2
     assert len(wrote) == 2

@@ -8,18 +8,18 @@ import pytest
 
 from trainer import Checkpoints
 from trainer.evaluators import Suite
-from trainer.evaluators.requested_checkpoint import Hopeless, restored
-from trainer.runs.checkpoint_rows import described
+from trainer.evaluators.requested_checkpoint import UnanswerableRequest, restore_requested
+from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.rows import Request
 
 
 def request_of(project, epoch):
-    checksum = described(project.run, epoch).checksum
+    checksum = describe_checkpoint(project.run, epoch).checksum
     return Request("one", epoch, "digits", checksum, "claimed", 0.0, 1, "me", 0.0, None, "")
 
 
 def restore(project, suite, request, present=True):
-    return restored(suite, request, project.run, present=present)
+    return restore_requested(suite, request, project.run, present=present)
 
 
 def files(folder):
@@ -39,7 +39,7 @@ def test_the_commit_that_is_asked_for_and_nothing_touched(project, suite):
 def test_a_suite_that_does_not_fit_lists_what_differs(project, start, val):
     params = {"w": jnp.zeros((64, 5)), "bias": jnp.zeros(10)}
     suite = Suite("digits", start.replace(params=params, model_state={"mean": jnp.zeros(2)}), val)
-    with pytest.raises(Hopeless) as failed:
+    with pytest.raises(UnanswerableRequest) as failed:
         restore(project, suite, request_of(project, 1))
     said = str(failed.value)
     assert said.startswith("suite 'digits' does not fit: commit 1 in ")
@@ -62,7 +62,7 @@ def test_statistics_that_only_one_side_has_do_not_fit(project, suite, where, sta
     else:
         suite = Suite("digits", start.replace(carry=statistics), val)
         request = request_of(project, 3)
-    with pytest.raises(Hopeless, match="carry/normalization/observations: saved"):
+    with pytest.raises(UnanswerableRequest, match="carry/normalization/observations: saved"):
         restore(project, suite, request)
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_commit(project, suite):
     content = bytearray(part.read_bytes())
     content[100] ^= 1
     part.write_bytes(content)
-    with pytest.raises(Hopeless, match="commit 1 in .*: checksums differ at"):
+    with pytest.raises(UnanswerableRequest, match="commit 1 in .*: checksums differ at"):
         restore(project, suite, request)
 
 
@@ -81,14 +81,16 @@ def test_a_commit_that_was_replaced(project, suite):
     shutil.rmtree(project.run / "checkpoints" / "1")
     with Checkpoints(project.run, keep=5) as checkpoints:
         checkpoints.save(project.states[3].replace(epoch=jnp.int32(1)))
-    with pytest.raises(Hopeless, match="another one than was asked for.* ask for it again"):
+    with pytest.raises(
+        UnanswerableRequest, match="another one than was asked for.* ask for it again"
+    ):
         restore(project, suite, request)
 
 
 def test_a_commit_that_was_removed(project, suite):
     request = request_of(project, 1)
     shutil.rmtree(project.run / "checkpoints" / "1")
-    with pytest.raises(Hopeless, match="was removed before it was evaluated: keep more"):
+    with pytest.raises(UnanswerableRequest, match="was removed before it was evaluated: keep more"):
         restore(project, suite, request, present=False)
     with pytest.raises(FileNotFoundError, match="as this machine sees it"):
         restore(project, suite, request, present=True)

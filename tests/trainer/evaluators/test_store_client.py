@@ -5,14 +5,14 @@ import os
 
 import pytest
 
-from trainer.evaluators.store_client import Link, wait
+from trainer.evaluators.store_client import StoreClient, sleep_unless_stopped
 from trainer.runs import Store, Unreachable
 
 
 @pytest.fixture
 def link(tmp_path):
     Store(tmp_path).close()
-    link = Link(str(tmp_path))
+    link = StoreClient(str(tmp_path))
     yield link
     link.close()
 
@@ -31,7 +31,7 @@ def test_it_is_asked_again_and_that_is_told_once(link, caplog):
         return what
 
     with caplog.at_level(logging.INFO, "entracte"):
-        assert link.insist(away_at_first, "there", pause=0.001, stop=never) == "there"
+        assert link.call_with_retry(away_at_first, "there", pause=0.001, stop=never) == "there"
     assert len({id(store.connection) for store in stores}) == 4  # opened anew each time
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
@@ -46,7 +46,7 @@ def test_it_is_given_up_where_that_is_wanted(link):
         asked.append(store)
         raise Unreachable("no answer")
 
-    assert link.insist(away, pause=0.001, stop=lambda: len(asked) > 2) is None
+    assert link.call_with_retry(away, pause=0.001, stop=lambda: len(asked) > 2) is None
     assert len(asked) == 3
 
 
@@ -62,10 +62,10 @@ def test_a_file_that_vanishes_is_away_and_comes_back(link, tmp_path):
 
 def test_other_failures_are_raised(link):
     with pytest.raises(KeyError, match="no run 'x'"):
-        link.insist(Store.run, "x", pause=0.001, stop=never)
+        link.call_with_retry(Store.run, "x", pause=0.001, stop=never)
 
 
 def test_a_pause_ends_where_there_is_no_reason_for_it():
     looks = []
-    wait(1000, lambda: looks.append(1) or len(looks) > 1)
+    sleep_unless_stopped(1000, lambda: looks.append(1) or len(looks) > 1)
     assert len(looks) == 2

@@ -12,14 +12,14 @@ from trainer.evaluators import Suite
 def test_what_is_read_is_put_in_its_place(start, val):
     carry = {"normalization": {"observations": jnp.zeros(2), "rewards": jnp.zeros(3)}, "env": 1}
     suite = Suite("digits", lambda: start.replace(carry=carry), val)
-    wanted = suite.wanted()
+    wanted = suite.required_trees()
     assert wanted.keys() == {
         *("params", "model_state", "step", "epoch", "rng"),
         "carry/normalization/observations",
     }
     seen = jnp.ones(2)
     wanted |= {"epoch": jnp.int32(3), "carry/normalization/observations": seen}
-    state = suite.filled(wanted)
+    state = suite.fill_template(wanted)
     assert int(state.epoch) == 3
     assert state.carry["normalization"]["observations"] is seen
     assert state.carry["normalization"]["rewards"] is carry["normalization"]["rewards"]
@@ -64,9 +64,9 @@ def test_phases_must_take_the_template(start, val):
 def test_hooks_that_commit_are_refused(start, val, tmp_path):
     suite = Suite("digits", start, val, hooks=lambda folder: hooks.save_checkpoints(folder))
     with pytest.raises(ValueError, match="save_checkpoints.* would save it"):
-        suite.observers(tmp_path / "evaluations")
+        suite.make_hooks(tmp_path / "evaluations")
 
 
 def test_a_key_of_another_kind_does_not_fit(start, val):
     suite = Suite("digits", start.replace(rng=jax.random.key(0, impl="rbg")), val)
-    assert suite.wanted()["rng"].dtype != start.rng.dtype
+    assert suite.required_trees()["rng"].dtype != start.rng.dtype

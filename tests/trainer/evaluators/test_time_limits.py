@@ -9,7 +9,7 @@ import pytest
 
 from trainer.evaluators import evaluator, work
 from trainer.evaluators.suite import Suite
-from trainer.evaluators.time_limits import limited
+from trainer.evaluators.time_limits import limit_time
 from trainer.runs import requests
 
 
@@ -31,7 +31,7 @@ def spin():
 def test_what_waits_in_python_is_broken_off(hang):
     before = signal.getsignal(signal.SIGALRM)
     began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"its limit of 0\.05 seconds"), limited(0.05):
+    with pytest.raises(TimeoutError, match=r"its limit of 0\.05 seconds"), limit_time(0.05):
         hang()
     assert time.monotonic() - began < 10
     assert signal.getsignal(signal.SIGALRM) is before
@@ -39,16 +39,16 @@ def test_what_waits_in_python_is_broken_off(hang):
 
 
 def test_what_is_done_in_time_is_not_disturbed_later():
-    with limited(0.05):
+    with limit_time(0.05):
         pass
     time.sleep(0.1)
-    with limited(None):
+    with limit_time(None):
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_another_thread_is_left_alone():
     def run():
-        with limited(0.01):
+        with limit_time(0.01):
             time.sleep(0.05)
         done.append(True)
 
@@ -65,7 +65,7 @@ def test_a_request_that_hangs_fails_and_the_worker_goes_on(project, store, start
     assert work(project.folder, suite, idle=0).done == 1  # which compiles, however long it takes
     project.ask(2, 3)
     assert work(project.folder, suite, idle=0, limit=2.0, tries=1) == (1, 1, 0, 0)
-    hung, after = requests.requests(store, "one")[1:]
+    hung, after = requests.list_requests(store, "one")[1:]
     assert (hung.state, after.state) == ("failed", "done")
     assert hung.error.startswith("TimeoutError: it took longer than its limit of 2 seconds")
 
@@ -73,7 +73,7 @@ def test_a_request_that_hangs_fails_and_the_worker_goes_on(project, store, start
 def test_one_that_cannot_be_broken_off_is_left_to_others(
     project, store, start, val, monkeypatch, caplog
 ):
-    monkeypatch.setattr(evaluator, "limited", lambda seconds: contextlib.nullcontext())
+    monkeypatch.setattr(evaluator, "limit_time", lambda seconds: contextlib.nullcontext())
     claimed = []
 
     def hang(epoch):

@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-from trainer.host.atomic_files import needing, replacing, write_whole
+from trainer.host.atomic_files import atomic_replace, explain_disk_full, write_whole
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_file_may_be_read_by_whom_others_are_however_it_is_written(tmp_path, u
 
     for write in (plain, private):
         file = tmp_path / write.__name__
-        with replacing(file) as beside:
+        with atomic_replace(file) as beside:
             write(beside)
         assert (stat.S_IMODE(file.stat().st_mode), file.read_text()) == (0o640, "new")
     assert len(os.listdir(tmp_path)) == 2
@@ -43,7 +43,7 @@ def test_where_writing_fails_the_old_file_stays_alone(tmp_path):
     file.write_text("old")
 
     def fail():
-        with replacing(file) as beside:
+        with atomic_replace(file) as beside:
             beside.write_text("half")
             raise KeyboardInterrupt
 
@@ -58,8 +58,8 @@ def test_a_full_disk_is_one_error_that_names_file_and_room(tmp_path, number):
     said = rf"^\[Errno {number}\] .*: 2,000 bytes are needed and \d[\d,]* are free.*: '{file}'$"
     with (
         pytest.raises(OSError, match=said),
-        needing(2000, tmp_path),  # the whole counts, and the file of the part
-        needing(1000, file),
+        explain_disk_full(2000, tmp_path),  # the whole counts, and the file of the part
+        explain_disk_full(1000, file),
     ):
         raise OSError(number, "full")
 
@@ -68,7 +68,7 @@ def test_a_file_that_is_replaced_is_named_where_the_disk_is_full(tmp_path):
     file = tmp_path / "page"
 
     def fail():
-        with replacing(file):
+        with atomic_replace(file):
             raise OSError(errno.ENOSPC, "full")  # as Python raises it of a write
 
     with pytest.raises(OSError, match=rf"\d bytes are free: '{file}'$"):
@@ -76,8 +76,8 @@ def test_a_file_that_is_replaced_is_named_where_the_disk_is_full(tmp_path):
     assert os.listdir(tmp_path) == []
     with (
         pytest.raises(OSError, match="1,000 bytes are needed"),
-        needing(None, file),  # what is known within is kept
-        needing(1000, file),
+        explain_disk_full(None, file),  # what is known within is kept
+        explain_disk_full(1000, file),
     ):
         raise OSError(errno.ENOSPC, "full")
 

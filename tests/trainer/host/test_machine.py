@@ -8,7 +8,7 @@ import subprocess
 import jax
 import pytest
 
-from trainer.host.machine import environment
+from trainer.host.machine import describe_environment
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def repository(tmp_path, monkeypatch):
 
 def test_it_tells_devices_versions_and_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--rate", "0.1"])
-    found = environment()
+    found = describe_environment()
     assert found["devices"].endswith(f"({jax.default_backend()})")
     assert (found["python"], found["jax"]) == (platform.python_version(), jax.__version__)
     assert found["command"] == "train.py --rate 0.1"
@@ -39,11 +39,11 @@ def test_it_tells_devices_versions_and_command(monkeypatch):
 def test_the_revision_is_that_of_the_script_and_tells_of_changes(repository):
     command = ["git", "-C", repository, "rev-parse", "HEAD"]
     head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert environment()["revision"] == head
+    assert describe_environment()["revision"] == head
     (repository / "notes.txt").touch()  # not of the repository
-    assert environment()["revision"] == head
+    assert describe_environment()["revision"] == head
     (repository / "train.py").write_text("two\n")
-    assert environment()["revision"] == f"{head} and changed files"
+    assert describe_environment()["revision"] == f"{head} and changed files"
 
 
 @pytest.mark.parametrize("without", ["repository", "git", "directory"])
@@ -57,4 +57,4 @@ def test_without_a_revision_there_is_none(tmp_path, monkeypatch, without):
         monkeypatch.setenv("PATH", str(tmp_path))
     if without == "directory":
         os.rmdir(folder)
-    assert "revision" not in environment()
+    assert "revision" not in describe_environment()

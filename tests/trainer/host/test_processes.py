@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from trainer.host import processes
-from trainer.host.processes import Ending, agreed, check_same, of_lead
+from trainer.host.processes import StopReasons, agree_on_stop, check_same, from_main_process
 
-NOTHING = Ending(stop=False, interrupt=False, signal=0)
+NOTHING = StopReasons(stop=False, interrupt=False, signal=0)
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def others(monkeypatch):
 
 
 def test_one_process_decides_alone():
-    for ending in (NOTHING, Ending(stop=True, interrupt=True, signal=2)):
-        assert agreed(ending) == ending
-    assert of_lead({"a": 0.1}) == {"a": 0.1}
+    for ending in (NOTHING, StopReasons(stop=True, interrupt=True, signal=2)):
+        assert agree_on_stop(ending) == ending
+    assert from_main_process({"a": 0.1}) == {"a": 0.1}
     check_same("anything")
 
 
@@ -43,20 +43,20 @@ def test_what_one_saw_ends_them_all(others, mine, theirs, together, place):
         return np.insert(np.array([theirs]), place, values, axis=0)
 
     others(gathered)
-    assert agreed(Ending(*mine)) == Ending(*together)
+    assert agree_on_stop(StopReasons(*mine)) == StopReasons(*together)
 
 
 @pytest.mark.parametrize("mine", [False, True])
 def test_hooks_that_decide_differently_end_in_an_error_on_every_process(others, mine):
     others(lambda values: np.array([values, [not mine, 0, 0]]))
     with pytest.raises(RuntimeError, match="decided to stop and the others did not"):
-        agreed(NOTHING._replace(stop=mine))
+        agree_on_stop(NOTHING._replace(stop=mine))
 
 
 @pytest.mark.parametrize("value", [0.1, -0.0, 1e300, float("inf"), 5e-324])
 def test_the_leads_values_arrive_bit_for_bit(others, value):
     others(lambda values: np.array([np.array([value, 2.0]).view(np.uint32), values]))
-    got = of_lead({"mine": 7.0, "too": 7.0})
+    got = from_main_process({"mine": 7.0, "too": 7.0})
     assert got == {"mine": value, "too": 2.0}
     assert np.signbit(got["mine"]) == np.signbit(value)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from trainer.host.signals import listening
+from trainer.host.signals import catch_signals
 
 CHILD = """
 import sys, time
@@ -97,7 +97,7 @@ def test_a_handler_that_python_knows_nothing_of_is_put_back():
     ctypes.CDLL(None).signal(signal.SIGTERM, handler)
     theirs = action(signal.SIGTERM)
     try:
-        with listening() as received:
+        with catch_signals() as received:
             os.kill(os.getpid(), signal.SIGTERM)
             assert received.number == signal.SIGTERM
         assert action(signal.SIGTERM) == theirs
@@ -112,6 +112,6 @@ def test_a_handler_that_python_knows_nothing_of_is_put_back():
 
 def test_a_handler_of_python_is_put_back():
     before = signal.getsignal(signal.SIGINT)
-    with listening():
+    with catch_signals():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before

@@ -10,16 +10,16 @@ import pytest
 import hooks
 import trainer
 from trainer import data
-from trainer.data.iteration.prefetch import Ahead
+from trainer.data.iteration.prefetch import Prefetcher
 from trainer.host import time_spans
-from trainer.host.time_spans import Steps, listen, span, spans, under_way
+from trainer.host.time_spans import StepProgress, add_listener, list_open_spans, span, spans
 
 
 @pytest.fixture
 def heard():
     """The spans that end from now on."""
     found = []
-    stop = listen(found.append)
+    stop = add_listener(found.append)
     yield found
     stop()
     assert time_spans._listeners == ()
@@ -77,7 +77,7 @@ def test_threads_are_apart(heard):
 def test_what_had_begun_before_one_listens_is_not_heard(heard):
     late = []
     with span("epoch"):
-        stop = listen(late.append)
+        stop = add_listener(late.append)
         with span("wait"):
             pass
     stop()
@@ -91,7 +91,7 @@ def test_what_had_begun_before_one_listens_is_not_heard(heard):
 def test_the_first_who_listens_hears_what_begins_then():
     found = []
     with span("epoch"):
-        stop = listen(found.append)
+        stop = add_listener(found.append)
         with span("wait"):
             pass
     stop()
@@ -119,7 +119,7 @@ def test_a_listener_that_fails_is_not_passed_over():
     def fail(one):
         raise OSError("no room")
 
-    stop = listen(fail)
+    stop = add_listener(fail)
     try:
         with pytest.raises(OSError, match="no room"), span("epoch"):
             pass
@@ -168,7 +168,7 @@ def test_a_run_tells_all_that_it_does(state, phase, heard, tmp_path):
 
 
 def test_data_that_is_read_ahead_is_on_a_thread_of_its_own(heard):
-    assert Ahead(lambda number: number + 1)(1, then=2) == 2
+    assert Prefetcher(lambda number: number + 1)(1, then=2) == 2
     (read, *_) = heard
     assert labels([read]) == ["read"]
     assert read.thread_name.startswith("entracte-data")
@@ -196,18 +196,18 @@ class Mark:
 def test_steps_are_done_in_order_once_their_mark_is_ready(heard):
     first, second = Mark(), Mark()
     with span("epoch"), span("dispatch", "train"):
-        advance = time_spans.advancing("train", 10)
+        advance = time_spans.start_step_counter("train", 10)
         advance.add(4, first)
         advance.add(2, second)
         second.ready = True
-        assert advance.steps() == Steps("train", 0, 10)
+        assert advance.steps() == StepProgress("train", 0, 10)
         first.ready = True
-        (epoch, dispatch) = under_way(threading.get_ident())
-    assert (epoch.steps, dispatch.steps) == ((), (Steps("train", 6, 10),))
+        (epoch, dispatch) = list_open_spans(threading.get_ident())
+    assert (epoch.steps, dispatch.steps) == ((), (StepProgress("train", 6, 10),))
 
 
 def test_steps_that_nobody_asks_for_do_not_pile_up():
-    advance, done = time_spans.Advance("train", None), Mark()
+    advance, done = time_spans.StepCounter("train", None), Mark()
     done.ready = True
     for _ in range(1000):
         advance.add(1, done)
@@ -217,7 +217,7 @@ def test_steps_that_nobody_asks_for_do_not_pile_up():
 
 def test_where_nobody_listens_no_steps_are_counted():
     with span("epoch"):
-        assert time_spans.advancing("train", 10) is None
+        assert time_spans.start_step_counter("train", 10) is None
 
 
 def _one(state, batch):
@@ -240,10 +240,10 @@ def test_a_phase_counts_its_steps(state, heard, source, executor, total):
     phase = trainer.training(_one, source, executor=executor)
     with span("epoch"):
         for number in range(2):  # also with what a first call compiled
-            state, _, measured = phase.execute(phase.prepared(state), None, donate=number > 0)
+            state, _, measured = phase.execute(phase.add_position(state), None, donate=number > 0)
             _, traces, taken = measured.read()
-        (epoch,) = under_way(threading.get_ident())
-    assert epoch.steps == (Steps("train", taken, total),)
+        (epoch,) = list_open_spans(threading.get_ident())
+    assert epoch.steps == (StepProgress("train", taken, total),)
     assert taken == len(traces["train/loss"])
 
 
@@ -251,4 +251,4 @@ def test_an_evaluation_counts_its_steps_within_the_hook_that_runs_it(state, hear
     val = trainer.evaluation(lambda state, b: {"x": b["inputs"][:, 0]}, data.Arrays(NUMBERS, 5))
     with span("hook", "evaluate"):
         trainer.evaluate(state, val)
-        assert under_way(threading.get_ident())[0].steps == (Steps("val", 3, 3),)
+        assert list_open_spans(threading.get_ident())[0].steps == (StepProgress("val", 3, 3),)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hooks
 import trainer
 from trainer import Checkpoints, Hook, Phase, data, fingerprint
-from trainer.checkpoints.publishing import Storage
+from trainer.checkpoints.publishing import ArrayStorage
 
 
 def nothing(state, metrics):
@@ -225,11 +225,11 @@ def test_a_stream_is_read_from_the_same_place(task, start, digits):
 
 
 def test_the_first_step_of_an_evaluation_is_its_first_batch(start, task, digits):
-    from trainer.loop.dry_run import first_step
+    from trainer.loop.dry_run import run_first_step
 
     val = trainer.evaluation(task.measure, digits[1])
     batch = {name: array[:32] for name, array in digits[1].arrays.items()}
-    _, _, measured = first_step(val, start)
+    _, _, measured = run_first_step(val, start)
     wanted = float(task.measure(start, batch)["loss"].mean())
     assert measured.read()[0]["val/loss"] == pytest.approx(wanted, rel=1e-6)
     assert val._programs == {}
@@ -247,7 +247,7 @@ def test_a_disk_that_takes_no_commit_is_found(state, phase, tmp_path, monkeypatc
     def full(self, path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Storage, "write", full)
+    monkeypatch.setattr(ArrayStorage, "write", full)
     saving = hooks.save_checkpoints(tmp_path)
     with pytest.raises(OSError, match="No space left") as raised:
         trainer.fit(state, phase, epochs=1, hooks=saving, check=True)
@@ -269,7 +269,7 @@ def test_a_guarded_failure_is_logged_as_in_the_run(state, phase, caplog):
     def fail(state, metrics):
         raise LookupError("no answer")
 
-    other = Hook(nothing, "other", stage="observe", rehearse=fail)
+    other = Hook(nothing, "other", stage="observe", dry_run=fail)
     _, history = trainer.fit(
         state, phase, epochs=1, hooks=hooks.guard([fail, other], retries=1), check=True
     )
@@ -302,7 +302,7 @@ class Resuming(Writer):
 
 
 class Rehearsing(Resuming):
-    def rehearse(self, step, values):
+    def dry_run(self, step, values):
         self.calls.append(("rehearse", step, sorted(values)[:2]))
 
 
@@ -331,7 +331,7 @@ def test_a_hook_says_what_is_called_in_its_place_and_commits_are_left_out(state,
         return state
 
     program = [
-        Hook(calling("run"), "custom", rehearse=calling("instead")),
+        Hook(calling("run"), "custom", dry_run=calling("instead")),
         Hook(calling("commit"), "upload", stage="commit"),
         rare,
         hooks.reads("rare")(calling("reader")),

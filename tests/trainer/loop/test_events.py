@@ -8,7 +8,7 @@ import pytest
 import hooks
 import trainer
 from trainer import Hook
-from trainer.loop.events import Events
+from trainer.loop.events import HookRunner
 
 
 def nothing(state, metrics):
@@ -74,7 +74,7 @@ def test_an_unknown_event_is_refused_with_the_known_ones(state, phase):
 
 def test_an_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="of stage 'late'"):
-        Events(Hook(nothing, "nothing", stage="late"), ["train"])
+        HookRunner(Hook(nothing, "nothing", stage="late"), ["train"])
 
 
 def test_two_memories_of_one_name_are_refused(state, phase):
@@ -133,7 +133,7 @@ def test_a_control_hook_that_changes_a_shape_or_dtype_is_named(state, phase, cha
         (lambda s: s.replace(params=jax.tree.map(lambda w: w + 1, s.params)), "changed params"),
         (lambda s: s.replace(step=s.step + 1), "changed step"),
         (lambda s: s.replace(stop=True), "changed stop"),
-        (lambda s: s.replace(memory={"count": 5}), "changed 'count'"),
+        (lambda s: s.replace(hook_state={"count": 5}), "changed 'count'"),
     ],
 )
 @pytest.mark.parametrize("stage", ["observe", "commit"])
@@ -160,7 +160,7 @@ def test_an_observer_may_score_and_remember_and_return_an_equal_state(state, pha
     count = hooks.observe(hooks.stateful("count", lambda state: 0, update))
     copy = hooks.observe(lambda s, m: s.replace(params=dict(s.params)))
     final, history = trainer.fit(state, phase, epochs=3, hooks=[count, copy])
-    assert final.memory == {"count": 3}
+    assert final.hook_state == {"count": 3}
     assert [epoch["seen"] for epoch in history] == [0.0, 1.0, 2.0]
 
 
@@ -184,7 +184,7 @@ def test_a_memory_that_changes_its_type_is_named(state, phase, first, then, said
 
 def test_memory_is_not_added_behind_the_loops_back(state, phase):
     def sneak(state, metrics):
-        return state.replace(memory={"sneaked": 1})
+        return state.replace(hook_state={"sneaked": 1})
 
     with pytest.raises(ValueError, match="added 'sneaked': make it with hooks.stateful"):
         trainer.fit(state, phase, epochs=1, hooks=sneak)
@@ -243,9 +243,9 @@ def test_a_hook_added_later_starts_with_its_first_memory(state, phase):
     count = hooks.stateful("count", lambda s: int(s.epoch), lambda m, s, _: (m + 1, s))
     state, _ = trainer.fit(state, phase, epochs=2)
     state, _ = trainer.fit(state, phase, epochs=3, hooks=count)
-    assert state.memory == {"count": 3}
+    assert state.hook_state == {"count": 3}
     state, _ = trainer.fit(state, phase, epochs=4)
-    assert state.memory == {}
+    assert state.hook_state == {}
 
 
 def test_what_observers_score_only_observers_see(state, phase):

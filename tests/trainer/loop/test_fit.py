@@ -145,7 +145,7 @@ def test_law_1_a_memory_stays_readable(start, train):
     seen = []
 
     def read(state, metrics):
-        kept = state.memory["keep"]
+        kept = state.hook_state["keep"]
         seen.append([float(kept[str(n)]["w"].sum()) for n in range(1, int(state.epoch) + 1)])
         return state
 

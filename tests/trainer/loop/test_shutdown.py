@@ -3,7 +3,7 @@
 import pytest
 
 from trainer import Hook
-from trainer.loop.shutdown import close_all, close_last
+from trainer.loop.shutdown import close_all, defer_close
 
 
 @pytest.fixture
@@ -28,25 +28,27 @@ def hook(said):
 def test_what_is_shared_is_closed_once_and_last(said, hook):
     one, two = (lambda: said.append("one")), (lambda: said.append("two"))
     chain = [
-        hook("first", lambda: close_last(one)),
-        hook("second", lambda: close_last(two)),
+        hook("first", lambda: defer_close(one)),
+        hook("second", lambda: defer_close(two)),
         Hook(lambda state, metrics: state, "none"),
-        hook("third", lambda: close_last(one)),
+        hook("third", lambda: defer_close(one)),
     ]
     close_all(chain)
     assert said == ["third", "second", "first", "one", "two"]
 
 
 def test_it_is_closed_at_once_where_no_hook_is_being_closed(said, hook):
-    close_last(lambda: said.append("before"))
-    close_all([hook("hook", lambda: close_last(lambda: close_last(lambda: said.append("shared"))))])
-    close_last(lambda: said.append("after"))
+    defer_close(lambda: said.append("before"))
+    close_all(
+        [hook("hook", lambda: defer_close(lambda: defer_close(lambda: said.append("shared"))))]
+    )
+    defer_close(lambda: said.append("after"))
     assert said == ["before", "hook", "shared", "after"]
 
 
 def test_chains_that_are_closed_within_another_keep_to_themselves(said, hook):
-    inner = [hook("inner", lambda: close_last(lambda: said.append("of inner")))]
-    outer = hook("outer", lambda: (close_last(lambda: said.append("of outer")), close_all(inner)))
+    inner = [hook("inner", lambda: defer_close(lambda: said.append("of inner")))]
+    outer = hook("outer", lambda: (defer_close(lambda: said.append("of outer")), close_all(inner)))
     close_all([hook("first"), outer])
     assert said == ["outer", "inner", "of inner", "first", "of outer"]
 
@@ -57,7 +59,7 @@ def test_all_are_closed_and_the_first_failure_is_told(said, hook, error):
         said.append("shared")
         raise ValueError("no")
 
-    chain = [hook("first"), hook("second", lambda: close_last(fail)), hook("third", lambda: 1 / 0)]
+    chain = [hook("first"), hook("second", lambda: defer_close(fail)), hook("third", lambda: 1 / 0)]
     if error is None:
         with pytest.raises(ZeroDivisionError) as raised:
             close_all(chain)

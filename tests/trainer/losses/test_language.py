@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import losses
-from trainer.losses.loss import attribute
+from trainer.losses.loss import get_loss_attribute
 
 LOGITS = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]]]))
 LABELS = jnp.array([[0, 1, 2]])
@@ -58,7 +58,7 @@ def test_z_loss_is_added_to_the_loss_and_told_apart():
 
 @pytest.mark.parametrize("loss", [losses.language_modeling, losses.captioning])
 def test_perplexity_follows_from_the_mean(loss):
-    finalize = attribute(functools.partial(loss), "finalize")
+    finalize = get_loss_attribute(functools.partial(loss), "finalize")
     assert finalize({"loss": math.log(8)})["perplexity"] == pytest.approx(8)
     assert finalize({"loss": 9.0, "cross_entropy": math.log(8)})["perplexity"] == pytest.approx(8)
     assert finalize({"loss": 1e4})["perplexity"] == math.inf

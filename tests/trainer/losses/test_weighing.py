@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer import losses
-from trainer.supervised.gradients import mean
+from trainer.supervised.gradients import compute_mean
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -43,7 +43,9 @@ def loss_of(case):
 
 
 def means(loss, outputs, batch):
-    return {name: float(mean(values).value) for name, values in loss(outputs, batch).items()}
+    return {
+        name: float(compute_mean(values).value) for name, values in loss(outputs, batch).items()
+    }
 
 
 @pytest.mark.parametrize("name", ["weights", "mask"])

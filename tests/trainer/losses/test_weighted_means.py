@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import trainer
 from trainer import data, losses
-from trainer.phases.metrics import WEIGHT, reduced
+from trainer.phases.metrics import WEIGHT, reduce_pieces
 from trainer.rl import ppo_update
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -103,7 +103,7 @@ def test_pieces_of_any_number_are_weighed_together(pieces):
         }
         for piece in pieces
     ]
-    values, traces = reduced(measured, {}, "train")
+    values, traces = reduce_pieces(measured, {}, "train")
     pairs = [pair for piece in pieces for pair in piece]
     weight = sum(w for _, w in pairs)
     wanted = sum(v * w for v, w in pairs) / weight if weight else math.nan
@@ -115,7 +115,7 @@ def test_pieces_of_any_number_are_weighed_together(pieces):
 def test_other_reductions_leave_out_what_weighs_nothing(reduction, wanted):
     trace = np.array([3.0, 1.0, math.nan], np.float32)
     piece = {"loss": trace, "loss" + WEIGHT: np.array([1.0, 9.0, 0.0], np.float32)}
-    assert reduced([piece], {"loss": reduction}, "train")[0] == {"train/loss": wanted}
+    assert reduce_pieces([piece], {"loss": reduction}, "train")[0] == {"train/loss": wanted}
 
 
 def test_a_weight_is_of_the_shape_of_what_it_weighs():
@@ -136,7 +136,7 @@ def test_a_batch_without_a_token_changes_nothing_and_counts_in_no_mean(settings)
     task = task_of(optax.adam(0.1), **settings)
     step = jax.jit(task.step)
     full, empty = text(3, 6).example, text(0, 0).example
-    begun, wanted = step(trainer.state.device_part(started(task, text(3, 6))), full)
+    begun, wanted = step(trainer.state.strip_host_fields(started(task, text(3, 6))), full)
     after, metrics = step(begun, empty)
     for part in ("params", "opt_state", "carry"):
         chex.assert_trees_all_equal(getattr(after, part), getattr(begun, part))
@@ -144,7 +144,7 @@ def test_a_batch_without_a_token_changes_nothing_and_counts_in_no_mean(settings)
     assert math.isnan(metrics["loss"])
     assert float(metrics["loss.weight"]) == float(metrics["grad_norm.weight"]) == 0.0
     both = {k: np.stack([wanted[k], metrics[k]]) for k in wanted}
-    values, _ = reduced([both], {}, "train")
+    values, _ = reduce_pieces([both], {}, "train")
     for name in {"loss", "accuracy", "grad_norm", "clipped"} & wanted.keys():
         assert values[f"train/{name}"] == pytest.approx(float(wanted[name]), rel=1e-6)
 
@@ -213,8 +213,8 @@ def test_a_minibatch_of_an_update_without_weight_changes_nothing():
     rows = jnp.array([[[1.0, 2.0]], [[0.0, 9.0]]])  # [time, env, features]: one counts
     batch = {"observation": rows, "first": jnp.zeros((2, 1), bool), "value": jnp.zeros((2, 1))}
     learnt = functools.partial(
-        ppo_update.learnt,
-        *(state, ppo_update.divided(batch, ()), network, optimizer, weighed),
+        ppo_update.update_on_minibatches,
+        *(state, ppo_update.group_units(batch, ()), network, optimizer, weighed),
         **{"target_kl": None, "clip_norm": None, "key": jax.random.key(1)},
     )
     after, traces = learnt(epochs=1, minibatches=2)

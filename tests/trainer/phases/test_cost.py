@@ -11,7 +11,7 @@ from jax import lax
 
 import trainer
 from trainer import data, losses
-from trainer.phases.cost import Cost, peak_of, products
+from trainer.phases.cost import Cost, count_flops, get_peak_flops
 
 LAYERS, BATCH, WIDTH = 6, 16, 32
 WEIGHTS, INPUTS = jnp.ones((LAYERS, WIDTH, WIDTH)), jnp.ones((BATCH, WIDTH))
@@ -30,7 +30,7 @@ def unrolled(weights, x):
 
 
 def counted(function, *arguments):
-    return products(jax.make_jaxpr(function)(*arguments))
+    return count_flops(jax.make_jaxpr(function)(*arguments))
 
 
 def test_training_and_evaluation_are_counted_by_step_and_epoch(task, start, train, val):
@@ -181,7 +181,7 @@ def test_costing_runs_nothing_and_leaves_the_state_alone(start, train):
     ],
 )
 def test_the_peak_is_known_of_these_devices(kind, peak):
-    assert peak_of(kind) == peak
+    assert get_peak_flops(kind) == peak
 
 
 def test_utilisation_is_a_share_of_the_peak_where_that_is_known(train, start):

@@ -10,7 +10,7 @@ from jax import lax
 
 import trainer
 from trainer import data, fingerprint
-from trainer.phases.executors import choose, has_convolution
+from trainer.phases.executors import choose_executor, has_convolution
 
 
 def convolve(x):
@@ -76,7 +76,7 @@ def test_dots_are_no_convolutions(function):
     ],
 )
 def test_the_choice_follows_the_rule_and_gives_a_reason(asked, function, platform, chosen):
-    choice = choose(asked, jax.make_jaxpr(function)(jnp.ones((4, 4))), platform)
+    choice = choose_executor(asked, jax.make_jaxpr(function)(jnp.ones((4, 4))), platform)
     assert choice.executor == chosen
     assert len(choice.reason) > 5
 
@@ -132,7 +132,7 @@ def test_a_scan_writes_all_metrics_of_a_step_at_once():
 
     phase = trainer.training(step, source, executor="scan")
     state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
-    traced, _ = phase._traced(trainer.state.device_part(state), source.arrays, False)
+    traced, _ = phase._traced(trainer.state.strip_host_fields(state), source.arrays, False)
     (scan,) = (e for e in traced.jaxpr.eqns if e.primitive.name == "scan")
     assert [out.aval.shape for out in scan.outvars if out.aval.ndim == 2] == [(3, 51)]
     values, traces, taken = phase.execute(state, None, donate=False)[2].read()

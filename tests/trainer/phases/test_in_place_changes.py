@@ -11,7 +11,7 @@ import hooks
 import trainer
 from hooks.testing import check_hook
 from trainer import TrainState
-from trainer.phases.in_place_changes import Shadow
+from trainer.phases.in_place_changes import MutationGuard
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def score_and_replace(state, metrics):
 
 
 def remember(state, metrics):
-    state.memory["kept"]["calls"] = 5
+    state.hook_state["kept"]["calls"] = 5
     return state
 
 
 def forget(state, metrics):
-    state.memory.clear()
+    state.hook_state.clear()
     return state
 
 
@@ -94,8 +94,8 @@ CHANGES = {
     append_to_optimizer: "opt_state/1/1: float32[2] is new",
     score: "scores/x: float is new",
     score_and_replace: "scores/x: float is new",
-    remember: "memory/kept/calls: int was replaced",
-    forget: "memory/kept/calls: int is missing",
+    remember: "hook_state/kept/calls: int was replaced",
+    forget: "hook_state/kept/calls: int is missing",
 }
 
 
@@ -147,7 +147,7 @@ def write_metric(state, metrics):
 
 
 def write_memory(state, metrics):
-    state.memory["window"][0] = 1.0
+    state.hook_state["window"][0] = 1.0
     return state
 
 
@@ -175,7 +175,7 @@ def test_a_hook_that_writes_to_its_own_memory_is_named(nested):
         return memory, state
 
     hook = hooks.stateful("count", lambda state: {"calls": 0}, update)
-    with refused("hook 'count'", "memory/count/calls: int was replaced"):
+    with refused("hook 'count'", "hook_state/count/calls: int was replaced"):
         trainer.fit(nested, PROGRAM, epochs=1, hooks=hook)
 
 
@@ -231,7 +231,7 @@ def test_values_of_members_are_for_reading_only():
 
 
 def test_a_hook_of_each_member_is_named(nested):
-    members = trainer.stacked([nested, nested])
+    members = trainer.stack_states([nested, nested])
     live = {**members.carry, "live": jnp.ones(2, bool)}
     with pytest.raises(ValueError, match="hook 'change_bias' changed in place") as raised:
         hooks.each(change_bias)(members.replace(carry=live), {})
@@ -257,7 +257,7 @@ def test_another_hook_after_one_that_returned_a_state_is_told_from_it(nested):
 
 def test_leaves_that_differ_in_shape_or_have_no_truth_are_compared_by_identity(nested):
     for leaf in (jnp.ones((3, 3)), jnp.ones(2), "text", np.ones(2)):
-        shadow, state = Shadow(nested), nested
+        shadow, state = MutationGuard(nested), nested
         state.params["head"]["bias"], before = leaf, state.params["head"]["bias"]
         assert [line.partition(":")[0] for line in shadow.changes()] == ["params/head/bias"]
         state.params["head"]["bias"] = before

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trainer import Metrics, Phase
-from trainer.phases.metrics import reduced
-from trainer.phases.packed import Layout, pack
+from trainer.phases.metrics import reduce_pieces
+from trainer.phases.packed import PackedLayout, pack
 
 KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float16]
 
@@ -28,27 +28,27 @@ KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float1
 )
 def test_what_is_packed_comes_back_bit_for_bit(leaves):
     tree = dict(enumerate(leaves))
-    unpacked = Layout.of(tree).unpack(np.asarray(pack(tree)))
+    unpacked = PackedLayout.of(tree).unpack(np.asarray(pack(tree)))
     for number, leaf in tree.items():
         np.testing.assert_array_equal(unpacked[number].astype(leaf.dtype), leaf)
 
 
 def test_integers_beyond_float32_survive():
     tree = {"tokens": jnp.int32(2**24 + 1), "loss": jnp.float32(0.1)}
-    unpacked = Layout.of(tree).unpack(np.asarray(pack(tree)))
+    unpacked = PackedLayout.of(tree).unpack(np.asarray(pack(tree)))
     assert int(unpacked["tokens"]) == 2**24 + 1
     assert unpacked["loss"] == np.float32(0.1)
 
 
 def test_bfloat16_is_carried_exactly():
     tree = {"loss": jnp.bfloat16(1.25)}
-    assert Layout.of(tree).unpack(np.asarray(pack(tree)))["loss"] == 1.25
+    assert PackedLayout.of(tree).unpack(np.asarray(pack(tree)))["loss"] == 1.25
 
 
 def test_many_scalars_come_back_bit_for_bit_and_are_packed_by_few_kernels():
     numbers = np.random.default_rng(0).integers(0, 2**32, 150, np.uint32)  # nan of all kinds too
     tree = dict(enumerate(numbers.view(np.float32)))
-    unpacked = Layout.of(tree).unpack(np.asarray(jax.jit(pack)(tree)))
+    unpacked = PackedLayout.of(tree).unpack(np.asarray(jax.jit(pack)(tree)))
     np.testing.assert_array_equal(np.array(list(unpacked.values())).view(np.uint32), numbers)
 
     def measured(x):
@@ -62,14 +62,14 @@ def test_many_scalars_come_back_bit_for_bit_and_are_packed_by_few_kernels():
 
 def test_a_trace_is_reduced_as_asked():
     pieces = [{name: np.array([1.0, 4.0, 1.0]) for name in ("a", "b", "c", "d")}]
-    values, traces = reduced(pieces, {"b": "sum", "c": "last", "d": "max"}, "train")
+    values, traces = reduce_pieces(pieces, {"b": "sum", "c": "last", "d": "max"}, "train")
     assert values == {"train/a": 2.0, "train/b": 6.0, "train/c": 1.0, "train/d": 4.0}
     chex.assert_shape(list(traces.values()), (3,))
 
 
 def test_pieces_join_before_they_are_reduced():
     pieces = [{"loss": np.array([1.0, 2.0])}, {"loss": np.array([6.0])}]
-    values, traces = reduced(pieces, {}, "train")
+    values, traces = reduce_pieces(pieces, {}, "train")
     assert values == {"train/loss": 3.0}
     np.testing.assert_array_equal(traces["train/loss"], [1, 2, 6])
 
@@ -79,11 +79,11 @@ def test_a_pair_is_divided_once():
         {"loss": (np.array([3.0, 1.0]), np.array([2, 1]))},
         {"loss": (np.array(8.0), np.array(1))},
     ]
-    assert reduced(pieces, {}, "val") == ({"val/loss": 3.0}, {})
+    assert reduce_pieces(pieces, {}, "val") == ({"val/loss": 3.0}, {})
 
 
 def test_nothing_weighed_is_not_a_number():
-    values, _ = reduced([{"loss": (np.array(0.0), np.array(0))}], {}, "val")
+    values, _ = reduce_pieces([{"loss": (np.array(0.0), np.array(0))}], {}, "val")
     assert math.isnan(values["val/loss"])
 
 
@@ -140,7 +140,7 @@ def test_a_sum_of_64_bits_is_packed_and_comes_back_bit_for_bit():
         packed = jax.jit(lambda w, n: pack({"sum": jnp.abs(w).sum(), "count": n}))(
             jnp.full(12345, 1 / 3), numbers["count"]
         )
-        found = Layout.of(numbers).unpack(np.asarray(packed))
+        found = PackedLayout.of(numbers).unpack(np.asarray(packed))
     assert found["sum"].dtype == np.float64
     assert float(found["sum"]) == pytest.approx(4115, rel=1e-12)
     assert int(found["count"]) == -(2**40) - 1

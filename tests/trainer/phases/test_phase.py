@@ -19,7 +19,7 @@ def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(
     halve(state.params)
 
     def shrink(state, metrics):
-        return state.replace(params=halve(state.params), memory=state.memory)
+        return state.replace(params=halve(state.params), hook_state=state.hook_state)
 
     def to_numpy(state, metrics):
         return state.replace(params=jax.tree.map(np.asarray, state.params))
@@ -113,18 +113,18 @@ def test_the_steps_of_an_epoch_are_known_where_the_source_tells(task, digits, tr
 
 
 def test_a_position_is_added_once_and_only_where_one_is_needed(state, train):
-    assert train.prepared(state) is state
+    assert train.add_position(state) is state
     reading = trainer.training(_add, _long(), name="read")
     state = state.replace(carry={"scale": jnp.ones(())})
-    prepared = reading.prepared(state)
+    prepared = reading.add_position(state)
     assert sorted(prepared.carry) == ["position/read", "scale"]
     assert prepared.carry["position/read"]["place"].tolist() == [0, 0]
-    assert reading.prepared(prepared) is prepared
+    assert reading.add_position(prepared) is prepared
 
 
 def test_a_position_moves_by_what_was_read_and_the_state_before_keeps_its_own(state):
     reading = trainer.training(_add, _long(5))
-    before = reading.prepared(state)
+    before = reading.add_position(state)
     after, _, measured = reading.execute(before, None, donate=False)
     later, _, _ = reading.execute(after, None, donate=True)
     places = [s.carry["position/train"]["place"].tolist() for s in (before, later)]
@@ -140,7 +140,7 @@ def test_a_position_lies_where_the_state_lies(state, meshed):
         state = jax.device_put(state, everywhere)
     where = state.step.sharding
     reading = trainer.training(_add, _long(2))
-    state = reading.prepared(state)
+    state = reading.add_position(state)
     for _ in range(3):
         assert state.carry["position/train"]["place"].sharding == where
         state, _, _ = reading.execute(state, None, donate=True)
@@ -162,7 +162,7 @@ def test_a_carry_that_cannot_hold_a_position_is_refused(state, carry):
 def test_the_position_of_another_kind_of_stream_is_refused(state):
     other = {"position/train": {"place": jnp.zeros(2, jnp.int32), "iterator": jnp.zeros(8)}}
     with pytest.raises(ValueError, match=r"(?s)iterator: float32\[8\] is new.*out of the carry"):
-        trainer.training(_add, _long()).prepared(state.replace(carry=other))
+        trainer.training(_add, _long()).add_position(state.replace(carry=other))
 
 
 def test_law_8_a_long_stream_compiles_once(state, counting_compilations):

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 import models
-from trainer.phases.row_mixing import may_mix_rows
+from trainer.phases.row_mixing import can_mix_rows
 
 X = jnp.ones((4, 6))
 
 
 def read(function, x=X):
-    return may_mix_rows(lambda _, x: function(x), (), x)
+    return can_mix_rows(lambda _, x: function(x), (), x)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_bundled_networks_are_not_compiled_to_be_tried(network, x):
         def outputs(variables, x):
             return network.apply(*variables, x, key=jax.random.key(0), train=train)[0]
 
-        return may_mix_rows(outputs, variables, x)
+        return can_mix_rows(outputs, variables, x)
 
     assert not run(False)
     assert run(True) == (x.ndim == 4)  # batch statistics, which training takes

@@ -12,7 +12,7 @@ import trainer
 from models import from_linen
 from trainer import data, fingerprint, losses
 from trainer.phases import scan_pieces
-from trainer.phases.scan_pieces import pieces_of
+from trainer.phases.scan_pieces import choose_dispatch_count
 
 
 class Convolving(nn.Module):
@@ -95,7 +95,7 @@ def test_a_cut_scan_tells_its_steps_one_dispatch_after_another(task, digits, sho
 
     short()
     train, _ = phases(task, digits, "scan")
-    state = trainer.state.device_part(task.init(jax.random.key(0), digits[0].example))
+    state = trainer.state.strip_host_fields(task.init(jax.random.key(0), digits[0].example))
     told = Told()
     train.program(state, train.feed.example, donate=False).run(state, train.feed.example, told)
     assert told == [(2, 2)] * 3
@@ -114,4 +114,4 @@ def test_a_cut_scan_tells_its_steps_one_dispatch_after_another(task, digits, sho
     ],
 )
 def test_the_choice_follows_the_work_and_the_steps(steps, operations, devices, count):
-    assert pieces_of(steps, operations, jax.devices("cpu")[:1] * devices) == count
+    assert choose_dispatch_count(steps, operations, jax.devices("cpu")[:1] * devices) == count

@@ -8,27 +8,32 @@ import pytest
 
 import hooks
 import trainer
-from trainer.checks.pytrees import differences
-from trainer.phases.state_buffers import buffers, conformed, owned, separated
+from trainer.checks.pytrees import list_differences
+from trainer.phases.state_buffers import (
+    conform_state,
+    copy_state,
+    get_buffer_addresses,
+    unshare_buffers,
+)
 
 
 def test_differences_name_what_is_missing_new_and_changed():
-    lines = differences({"a": jnp.ones(2), "b": 1}, {"a": jnp.ones(2, int), "c": None, "d": 1})
+    lines = list_differences({"a": jnp.ones(2), "b": 1}, {"a": jnp.ones(2, int), "c": None, "d": 1})
     assert lines == ["b: int is missing", "d: int is new", "a: float32[2] became int32[2]"]
 
 
 def test_differences_of_structure_alone_are_seen():
-    assert differences({"a": ()}, {"a": []}) != []
-    assert differences({"a": (1, 2)}, {"a": (3, 4)}) == []
+    assert list_differences({"a": ()}, {"a": []}) != []
+    assert list_differences({"a": (1, 2)}, {"a": (3, 4)}) == []
 
 
 def test_what_is_owned_shares_no_buffer_and_no_weak_type(state):
     weak = state.replace(carry={"weak": jnp.asarray(1.0), "python": 2.0, "numpy": np.ones(2)})
-    mine = owned(weak)
-    theirs = {address for leaf in jax.tree.leaves(weak) for address in buffers(leaf)}
+    mine = copy_state(weak)
+    theirs = {address for leaf in jax.tree.leaves(weak) for address in get_buffer_addresses(leaf)}
     leaves = jax.tree.leaves(mine.replace(stop=None))
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-    assert theirs.isdisjoint(address for leaf in leaves for address in buffers(leaf))
+    assert theirs.isdisjoint(address for leaf in leaves for address in get_buffer_addresses(leaf))
     assert not mine.carry["weak"].weak_type
     chex.assert_trees_all_equal(mine.params, weak.params)
 
@@ -36,23 +41,23 @@ def test_what_is_owned_shares_no_buffer_and_no_weak_type(state):
 def test_a_view_under_another_object_is_the_same_buffer(state):
     array = jnp.arange(4.0)
     view = jax.device_put(array, array.sharding)
-    assert buffers(view) == buffers(array)
-    kept = state.replace(params={"w": array, "b": array}, memory={"best": view, "n": 1})
-    apart = separated(kept)
-    leaves = jax.tree.leaves((apart.params, apart.memory))
-    addresses = [address for leaf in leaves for address in buffers(leaf)]
+    assert get_buffer_addresses(view) == get_buffer_addresses(array)
+    kept = state.replace(params={"w": array, "b": array}, hook_state={"best": view, "n": 1})
+    apart = unshare_buffers(kept)
+    leaves = jax.tree.leaves((apart.params, apart.hook_state))
+    addresses = [address for leaf in leaves for address in get_buffer_addresses(leaf)]
     assert len(set(addresses)) == len(addresses) == 3
-    chex.assert_trees_all_equal(apart.memory["best"], array)
+    chex.assert_trees_all_equal(apart.hook_state["best"], array)
 
 
 def test_nothing_shared_is_nothing_done(state):
-    mine = owned(state)
-    assert separated(mine) is mine
+    mine = copy_state(state)
+    assert unshare_buffers(mine) is mine
 
 
 def test_weak_types_and_host_arrays_are_put_right(state):
     put = state.replace(params={"w": np.ones(2, np.float32), "b": jnp.asarray(1.0)})
-    right = conformed(state, put)
+    right = conform_state(state, put)
     assert right.params["w"].sharding == state.params["w"].sharding
     assert not right.params["b"].weak_type
     assert right.opt_state is not None

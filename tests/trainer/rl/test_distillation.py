@@ -12,9 +12,9 @@ import pytest
 import models
 from trainer import Checkpoints, TrainState
 from trainer.rl import policies
-from trainer.rl.distillation import kickstart, teacher
+from trainer.rl.distillation import kickstart, restore_teacher
 from trainer.rl.environments import Box, Discrete, cartpole
-from trainer.rl.normalization import merged, unseen
+from trainer.rl.normalization import init_statistics, update_statistics
 
 ENV = cartpole()
 WIDE = models.actor_critic(actions=2, hidden=(8, 4))
@@ -23,7 +23,7 @@ GAUSSIAN = models.actor_critic(actions=1, hidden=(4,), continuous=True)
 
 def save(run, network, env, scores=None, epoch=1, **carry):
     """Commit a policy as a run would that trained it."""
-    weights = policies.initial(network, env, jax.random.key(epoch))
+    weights = policies.init_weights(network, env, jax.random.key(epoch))
     state = TrainState.create(
         params=weights.params,
         model_state=weights.model_state,
@@ -38,9 +38,9 @@ def save(run, network, env, scores=None, epoch=1, **carry):
 
 def test_it_acts_as_it_did_in_its_run(tmp_path):
     observed = jax.random.normal(jax.random.key(3), (20, 4)) * 7
-    seen = merged(unseen(jnp.zeros(4)), observed)
+    seen = update_statistics(init_statistics(jnp.zeros(4)), observed)
     weights = save(tmp_path, WIDE, ENV, normalization={"observations": seen})
-    taught = teacher(WIDE, tmp_path, ENV)
+    taught = restore_teacher(WIDE, tmp_path, ENV)
     outputs, again = (
         policies.forward(WIDE, w, observed, (), jnp.zeros(20, bool))[0]
         for w in (weights._replace(statistics=seen), taught.weights)
@@ -52,22 +52,22 @@ def test_it_acts_as_it_did_in_its_run(tmp_path):
 
 def test_its_observations_are_as_they_are_where_its_run_took_them_so(tmp_path):
     save(tmp_path, WIDE, ENV)
-    assert teacher(WIDE, tmp_path, ENV).weights.statistics is None
+    assert restore_teacher(WIDE, tmp_path, ENV).weights.statistics is None
     save(tmp_path, WIDE, ENV, epoch=2, normalization={"rewards": jnp.ones(3)})
-    assert teacher(WIDE, tmp_path, ENV).weights.statistics is None
+    assert restore_teacher(WIDE, tmp_path, ENV).weights.statistics is None
 
 
 def test_one_that_remembers_is_a_teacher_too(tmp_path):
-    network = models.actor_critic(actions=2, hidden=(4,), memory=4)
+    network = models.actor_critic(actions=2, hidden=(4,), recurrent_size=4)
     weights = save(tmp_path, network, ENV)
-    taught = teacher(network, tmp_path, ENV)
+    taught = restore_teacher(network, tmp_path, ENV)
     assert jax.tree.structure(taught.weights) == jax.tree.structure(weights)
 
 
 def test_the_best_is_chosen_by_a_score(tmp_path):
     best = save(tmp_path, WIDE, ENV, {"val/return": 9.0})
     save(tmp_path, WIDE, ENV, {"val/return": 3.0}, epoch=2)
-    taught = teacher(WIDE, tmp_path, ENV, best="val/return", mode="max")
+    taught = restore_teacher(WIDE, tmp_path, ENV, best="val/return", mode="max")
     for one, other in zip(
         jax.tree.leaves(taught.weights.params), jax.tree.leaves(best.params), strict=True
     ):
@@ -80,7 +80,7 @@ def test_the_best_is_chosen_by_a_score(tmp_path):
 )
 def test_other_actions_are_refused_before_anything_is_read(tmp_path, network, space):
     with pytest.raises(ValueError, match="the teacher must give .* for the actions of 'cartpole'"):
-        teacher(network, tmp_path / "nowhere", ENV._replace(**space))
+        restore_teacher(network, tmp_path / "nowhere", ENV._replace(**space))
 
 
 def test_other_observations_are_refused(tmp_path):
@@ -91,27 +91,27 @@ def test_other_observations_are_refused(tmp_path):
         match=r"(?s)the teacher cannot be restored for 'other', .*shape=\(6,\)"
         r".*saved float32\[4, 8\], wanted float32\[6, 8\]",
     ):
-        teacher(WIDE, tmp_path, other)
+        restore_teacher(WIDE, tmp_path, other)
 
 
 def test_statistics_of_other_observations_are_refused(tmp_path):
     """Where the network alone would not tell: it looks at each number in the same way."""
-    seen = unseen(jnp.zeros((2, 2)))
+    seen = init_statistics(jnp.zeros((2, 2)))
     save(tmp_path, WIDE, ENV, normalization={"observations": seen})
     with pytest.raises(ValueError, match=r"observations/mean: saved float32\[2, 2\], wanted"):
-        teacher(WIDE, tmp_path, ENV)
+        restore_teacher(WIDE, tmp_path, ENV)
 
 
 def test_another_network_than_the_runs_is_refused(tmp_path):
     save(tmp_path, WIDE, ENV)
     other = models.actor_critic(actions=2, hidden=(8,))
     with pytest.raises(ValueError, match="(?s)cannot be restored .*saved float32.*wanted nothing"):
-        teacher(other, tmp_path, ENV)
+        restore_teacher(other, tmp_path, ENV)
 
 
 def test_a_directory_without_a_run_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no commit"):
-        teacher(WIDE, tmp_path, ENV)
+        restore_teacher(WIDE, tmp_path, ENV)
 
 
 def test_kickstart_by_hand():

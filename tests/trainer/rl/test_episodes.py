@@ -10,8 +10,8 @@ import pytest
 import trainer
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, Environment, Step, auto_reset
-from trainer.rl.episodes import playing
-from trainer.rl.normalization import Statistics
+from trainer.rl.episodes import make_episode_player
+from trainer.rl.normalization import RunningStatistics
 
 
 def state_of(params, **carry):
@@ -46,7 +46,7 @@ def remembering(at):
 
 def test_a_replay_has_what_was_done_and_what_came_of_it(counts):
     state = state_of({"w": -0.5}).replace(epoch=jnp.int32(4), step=jnp.int32(40))
-    replay = playing(stopping(2), counts(limit=9))(state, 3, 1)
+    replay = make_episode_player(stopping(2), counts(limit=9))(state, 3, 1)
     assert (replay.environment, replay.lesson, replay.seed, replay.number) == (
         "counting",
         None,
@@ -65,20 +65,22 @@ def test_a_replay_has_what_was_done_and_what_came_of_it(counts):
     ("limit", "max_steps", "length", "truncated"), [(3, 9, 3, True), (9, 4, 4, False)]
 )
 def test_an_episode_is_cut_off_or_left(counts, always, limit, max_steps, length, truncated):
-    replay = playing(always(0), counts(limit), max_steps=max_steps)(state_of({"w": 0.0}), 0, 0)
+    replay = make_episode_player(always(0), counts(limit), max_steps=max_steps)(
+        state_of({"w": 0.0}), 0, 0
+    )
     assert (replay.length, replay.terminated, replay.truncated) == (length, False, truncated)
 
 
 def test_a_policy_with_a_memory_begins_with_none(counts):
-    replay = playing(remembering(at=2), counts(limit=9))(state_of({"w": 0.0}), 0, 0)
+    replay = make_episode_player(remembering(at=2), counts(limit=9))(state_of({"w": 0.0}), 0, 0)
     assert replay.actions.tolist() == [0, 0, 1]
 
 
 def test_observations_are_normalised_as_in_training(counts):
     """Around a mean of 4, a count of 5 is the first above 0.5, with a deviation of 1."""
-    seen = Statistics(weight=jnp.float32(10), mean=jnp.full(1, 4.0), m2=jnp.full(1, 10.0))
+    seen = RunningStatistics(weight=jnp.float32(10), mean=jnp.full(1, 4.0), m2=jnp.full(1, 10.0))
     state = state_of({"w": 0.0}, normalization={"observations": seen})
-    replay = playing(stopping(0.5), counts(limit=9))(state, 0, 0)
+    replay = make_episode_player(stopping(0.5), counts(limit=9))(state, 0, 0)
     assert replay.actions.tolist() == [0, 0, 0, 0, 0, 1]
 
 
@@ -86,10 +88,10 @@ def test_a_lesson_is_played_alone_or_drawn(counts, always):
     env = lessons(counts(), {"short": jnp.int32(2), "long": jnp.int32(5)})
     state = state_of({"w": 0.0})
     for name, length in (("short", 2), ("long", 5)):
-        play = playing(always(0), env, lesson=name)
+        play = make_episode_player(always(0), env, lesson=name)
         found = [play(state, 0, number) for number in range(3)]
         assert {(one.lesson, one.length) for one in found} == {(name, length)}
-    play = playing(always(0), env)
+    play = make_episode_player(always(0), env)
     drawn = {(one.lesson, one.length) for one in (play(state, 0, n) for n in range(8))}
     assert drawn == {("short", 2), ("long", 5)}
 
@@ -109,7 +111,7 @@ def coin():
 
 
 def test_seed_and_number_make_the_episode_and_nothing_else(always):
-    play = playing(stopping(0.5), coin(), greedy=False)
+    play = make_episode_player(stopping(0.5), coin(), greedy=False)
     state = state_of({"w": 0.0})
     first, again = play(state, 1, 0), play(state.replace(rng=jax.random.key(5)), 1, 0)
     np.testing.assert_array_equal(first.rewards, again.rewards)
@@ -124,8 +126,8 @@ def test_actions_are_drawn_unless_it_is_greedy(counts):
 
     network = SimpleNamespace(init=lambda key, x: ({}, {}), apply=unsure)
     state = state_of({})
-    assert playing(network, counts(6))(state, 0, 0).actions.tolist() == [0] * 6
-    play = playing(network, counts(6), greedy=False)
+    assert make_episode_player(network, counts(6))(state, 0, 0).actions.tolist() == [0] * 6
+    play = make_episode_player(network, counts(6), greedy=False)
     assert len({play(state, 0, number).length for number in range(10)}) > 2
 
 
@@ -148,7 +150,7 @@ def test_continuous_actions_are_kept_as_the_environment_took_them():
         (),
     )
     network = SimpleNamespace(init=lambda key, x: ({}, {}), apply=apply)
-    replay = playing(network, env, max_steps=3)(state_of({}), 0, 0)
+    replay = make_episode_player(network, env, max_steps=3)(state_of({}), 0, 0)
     assert replay.actions.dtype == np.float32
     np.testing.assert_allclose(replay.actions, [[0.1, -1], [0.2, -1], [0.4, -1]], rtol=1e-6)
 
@@ -162,22 +164,22 @@ def test_continuous_actions_are_kept_as_the_environment_took_them():
 )
 def test_what_cannot_be_played_is_said_before(counts, always, change, said):
     with pytest.raises(ValueError, match=said):
-        playing(always(0), counts(), **change)
+        make_episode_player(always(0), counts(), **change)
 
 
 def test_environments_that_reset_themselves_or_are_none_are_refused(counts, always):
     with pytest.raises(ValueError, match="without auto_reset"):
-        playing(always(0), auto_reset(counts()))
+        make_episode_player(always(0), auto_reset(counts()))
     with pytest.raises(TypeError, match="needs an Environment of pure functions"):
-        playing(always(0), object())
+        make_episode_player(always(0), object())
     with pytest.raises(ValueError, match="must give logits"):
-        playing(always(0, actions=3), counts())
+        make_episode_player(always(0, actions=3), counts())
 
 
 def test_a_reward_that_is_not_finite_is_named_with_its_step(counts, always):
     env = counts(limit=5, reward=lambda state: jnp.where(state == 3, jnp.nan, 1.0))
     with pytest.raises(ValueError, match="reward at step 2 of episode 4 in 'counting'.* is nan"):
-        playing(always(0), env)(state_of({"w": 0.0}), 0, 4)
+        make_episode_player(always(0), env)(state_of({"w": 0.0}), 0, 4)
 
 
 def test_it_is_compiled_once(counts, always):
@@ -187,7 +189,7 @@ def test_it_is_compiled_once(counts, always):
         traced.append(1)
         return state.astype(jnp.float32)
 
-    play = playing(always(0), counts(reward=reward))
+    play = make_episode_player(always(0), counts(reward=reward))
     play(state_of({"w": 0.0}), 0, 0)
     before = len(traced)
     play(state_of({"w": 1.0}), 5, 2)

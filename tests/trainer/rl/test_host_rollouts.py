@@ -14,7 +14,7 @@ import trainer
 from trainer.rl.environments import Box, Discrete, Environment, Step, from_gymnasium
 from trainer.rl.host_rollouts import host_rollout
 from trainer.rl.ppo import ppo
-from trainer.rl.rollouts import rollout, start
+from trainer.rl.rollouts import init_rollout_state, rollout
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -101,7 +101,7 @@ def returns(history):
 @pytest.mark.parametrize("memory", [False, True])
 def test_experience_and_metrics_are_those_of_the_device(memory):
     network, env = sure(memory), rising()
-    playing = start(network, env, len(BEGINS), KEY, env.params)
+    playing = init_rollout_state(network, env, len(BEGINS), KEY, env.params)
     at = BEGINS[:, 0], np.zeros(len(BEGINS), np.int32)
     begun = playing._replace(
         state=playing.state._replace(environment=jax.tree.map(jnp.asarray, at)),

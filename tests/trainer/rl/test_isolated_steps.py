@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 
 from trainer.rl.environments import Box, Discrete, Environment, Step, cartpole
-from trainer.rl.isolated_steps import STEP, isolated
+from trainer.rl.isolated_steps import STEP, isolate_step
 
 
 def test_it_takes_the_environments_own_step():
@@ -15,7 +15,7 @@ def test_it_takes_the_environments_own_step():
     state, _ = env.reset(jax.random.key(0), env.params)
     key = jax.random.fold_in(jax.random.fold_in(root, STEP), 7)
     wanted = jax.jit(env.step)(key, state, action, env.params)
-    got = jax.jit(isolated(env))(root, 7, state, action, env.params)
+    got = jax.jit(isolate_step(env))(root, 7, state, action, env.params)
     for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
@@ -29,7 +29,7 @@ def test_what_computes_the_action_changes_no_bit_of_the_step():
         return Step(state, state[None], state, jnp.bool_(False), jnp.bool_(False))
 
     env = Environment("fold", lambda key, params: None, step, Box((1,)), Box(()), ())
-    take, root, start = isolated(env), jax.random.key(0), jnp.float32(0.3)
+    take, root, start = isolate_step(env), jax.random.key(0), jnp.float32(0.3)
 
     @jax.jit
     def play(t):
@@ -59,7 +59,7 @@ def test_numbers_of_python_are_arrays_after():
         return Step(state, state[None], 1, False, True, {"bonus": 2.0})
 
     env = Environment("plain", lambda key, params: None, step, Box((1,)), Discrete(2), ())
-    after = jax.jit(isolated(env))(jax.random.key(0), 0, jnp.float32(0), jnp.int32(0), ())
+    after = jax.jit(isolate_step(env))(jax.random.key(0), 0, jnp.float32(0), jnp.int32(0), ())
     assert (after.reward.dtype, after.reward.item()) == (jnp.float32, 1.0)
     assert (after.terminated.item(), after.truncated.item()) == (False, True)
     assert after.info["bonus"].item() == 2.0

@@ -10,21 +10,21 @@ import pytest
 import models
 from trainer.rl import policies
 from trainer.rl.environments import Box, cartpole
-from trainer.rl.normalization import merged, unseen
+from trainer.rl.normalization import init_statistics, update_statistics
 
 OBSERVATIONS = jax.random.normal(jax.random.key(5), (6, 3, 4))
 FIRST = jnp.zeros((6, 3), bool).at[0].set(True).at[4, 1].set(True)
 
 
 def _weights(network):
-    return policies.initial(network, cartpole(), jax.random.key(0))
+    return policies.init_weights(network, cartpole(), jax.random.key(0))
 
 
 @pytest.mark.parametrize("memory", [None, 8])
 def test_many_looks_are_one_look_after_another(memory):
-    network = models.actor_critic(actions=2, hidden=(8,), memory=memory)
-    weights, recurrent = _weights(network), policies.begin(network, 3)
-    whole, last, _ = policies.unrolled(network, weights, OBSERVATIONS, recurrent, FIRST)
+    network = models.actor_critic(actions=2, hidden=(8,), recurrent_size=memory)
+    weights, recurrent = _weights(network), policies.init_recurrent_state(network, 3)
+    whole, last, _ = policies.unroll_policy(network, weights, OBSERVATIONS, recurrent, FIRST)
     for t in range(6):
         one, recurrent, _ = policies.forward(network, weights, OBSERVATIONS[t], recurrent, FIRST[t])
         chex.assert_trees_all_close(one, jax.tree.map(lambda x, t=t: x[t], whole), atol=1e-6)
@@ -32,10 +32,10 @@ def test_many_looks_are_one_look_after_another(memory):
 
 
 def test_memory_is_forgotten_where_an_episode_begins():
-    network = models.actor_critic(actions=2, hidden=(8,), memory=8)
-    weights, recurrent = _weights(network), policies.begin(network, 3)
-    whole, _, _ = policies.unrolled(network, weights, OBSERVATIONS, recurrent, FIRST)
-    later, _, _ = policies.unrolled(network, weights, OBSERVATIONS[4:], recurrent, FIRST[4:])
+    network = models.actor_critic(actions=2, hidden=(8,), recurrent_size=8)
+    weights, recurrent = _weights(network), policies.init_recurrent_state(network, 3)
+    whole, _, _ = policies.unroll_policy(network, weights, OBSERVATIONS, recurrent, FIRST)
+    later, _, _ = policies.unroll_policy(network, weights, OBSERVATIONS[4:], recurrent, FIRST[4:])
     chex.assert_trees_all_close(later["value"][:, 1], whole["value"][4:, 1], atol=1e-6)
     assert not jnp.allclose(later["value"][:, 0], whole["value"][4:, 0], atol=1e-6)
 
@@ -43,15 +43,15 @@ def test_memory_is_forgotten_where_an_episode_begins():
 def test_observations_are_seen_normalised():
     network = models.actor_critic(actions=2, hidden=(8,))
     weights = _weights(network)
-    statistics = merged(unseen(jnp.zeros(4)), 3 * OBSERVATIONS + 1)
-    plain, _, _ = policies.unrolled(network, weights, OBSERVATIONS, (), FIRST)
-    moved, _, _ = policies.unrolled(
+    statistics = update_statistics(init_statistics(jnp.zeros(4)), 3 * OBSERVATIONS + 1)
+    plain, _, _ = policies.unroll_policy(network, weights, OBSERVATIONS, (), FIRST)
+    moved, _, _ = policies.unroll_policy(
         network, weights._replace(statistics=statistics), 3 * OBSERVATIONS + 1, (), FIRST
     )
     centred = (OBSERVATIONS - OBSERVATIONS.mean((0, 1), keepdims=True)) / OBSERVATIONS.std(
         (0, 1), keepdims=True
     )
-    expected, _, _ = policies.unrolled(network, weights, centred, (), FIRST)
+    expected, _, _ = policies.unroll_policy(network, weights, centred, (), FIRST)
     chex.assert_trees_all_close(moved, expected, atol=1e-3)
     assert not jnp.allclose(moved["value"], plain["value"], atol=1e-2)
 
@@ -67,14 +67,14 @@ def test_actions_are_drawn_or_the_likeliest():
 
 def test_actions_in_a_box_are_cut_off_at_its_bounds():
     space = Box((2,), -1.0, 1.0)
-    assert policies.bounded(jnp.array([[3.0, -0.5]]), space).tolist() == [[1.0, -0.5]]
+    assert policies.clip_action(jnp.array([[3.0, -0.5]]), space).tolist() == [[1.0, -0.5]]
     endless = Box((2,))
-    assert policies.bounded(jnp.array([[3.0, -0.5]]), endless).tolist() == [[3.0, -0.5]]
+    assert policies.clip_action(jnp.array([[3.0, -0.5]]), endless).tolist() == [[3.0, -0.5]]
 
 
 def test_whole_numbers_in_a_box_are_the_nearest():
     space = Box((4,), -2, 2, jnp.dtype(jnp.int32))
-    given = policies.bounded(jnp.array([[1.6, -0.9, 0.4, 9.0]]), space)
+    given = policies.clip_action(jnp.array([[1.6, -0.9, 0.4, 9.0]]), space)
     assert given.dtype == jnp.int32
     assert given.tolist() == [[2, -1, 0, 2]]
 
@@ -89,16 +89,16 @@ def test_whole_numbers_in_a_box_are_the_nearest():
 )
 def test_a_policy_of_other_actions_is_refused(network, said):
     with pytest.raises((TypeError, ValueError), match=said):
-        policies.check_fits(network, cartpole())
+        policies.check_policy(network, cartpole())
 
 
 def test_a_box_needs_a_continuous_policy():
     env = cartpole()._replace(action_space=Box((2,), -1.0, 1.0))
-    policies.check_fits(models.actor_critic(actions=2, continuous=True), env)
+    policies.check_policy(models.actor_critic(actions=2, continuous=True), env)
     with pytest.raises(ValueError, match="actions=2, continuous=True"):
-        policies.check_fits(models.actor_critic(actions=2), env)
+        policies.check_policy(models.actor_critic(actions=2), env)
     with pytest.raises(ValueError, match="one axis"):
-        policies.check_fits(
+        policies.check_policy(
             models.actor_critic(actions=2, continuous=True),
             env._replace(action_space=Box((2, 2), -1.0, 1.0)),
         )
@@ -112,15 +112,15 @@ def test_a_gaussian_needs_a_deviation_for_each_of_the_batch(log_std):
         apply=lambda params, model_state, x, *, key, train: (outputs, model_state),
     )
     with pytest.raises(ValueError, match=r"must give log_std \['batch', 2\]"):
-        policies.check_fits(network, cartpole()._replace(action_space=Box((2,), -1.0, 1.0)))
+        policies.check_policy(network, cartpole()._replace(action_space=Box((2,), -1.0, 1.0)))
 
 
 def test_weights_for_other_observations_are_refused():
     network = models.actor_critic(actions=2, hidden=(8,))
     weights = _weights(network)
-    policies.check_fits(network, cartpole(), weights=weights)
+    policies.check_policy(network, cartpole(), weights=weights)
     with pytest.raises(ValueError, match="must be .6, 8., got .4, 8.") as raised:
-        policies.check_fits(
+        policies.check_policy(
             network,
             cartpole()._replace(observation_space=Box((6,))),
             weights=weights,
@@ -138,7 +138,7 @@ def test_a_policy_without_a_value_or_with_a_changing_memory_is_refused():
         )
 
     with pytest.raises(ValueError, match="must give a value"):
-        policies.check_fits(network({"logits": jnp.zeros((1, 2))}), cartpole())
+        policies.check_policy(network({"logits": jnp.zeros((1, 2))}), cartpole())
     outputs = {"logits": jnp.zeros((1, 2)), "value": jnp.zeros(1), "recurrent": jnp.zeros((1, 5))}
     with pytest.raises(TypeError, match="must give back its memory as it was"):
-        policies.check_fits(network(outputs, lambda batch: jnp.zeros((batch, 4))), cartpole())
+        policies.check_policy(network(outputs, lambda batch: jnp.zeros((batch, 4))), cartpole())

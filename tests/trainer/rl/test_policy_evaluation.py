@@ -75,7 +75,7 @@ def test_the_current_lessons_are_drawn_as_in_training(course, always):
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_policies_with_memory_and_statistics_play_too(greedy):
-    network = models.actor_critic(actions=2, hidden=(4,), memory=4)
+    network = models.actor_critic(actions=2, hidden=(4,), recurrent_size=4)
     state = _state(network, cartpole(), normalize_observations=True)
     phase = evaluation_of(network, cartpole(), episodes=4, greedy=greedy)
     first, again = trainer.evaluate(state, phase), trainer.evaluate(state, phase)

@@ -27,7 +27,7 @@ def test_proximal_policy_optimization_of_members_is_that_of_runs_alone():
     )
     states = [agent.init(key) for key in jax.random.split(jax.random.key(3), COUNT)]
     program = trainer.population(agent.program, COUNT)
-    whole, history = trainer.fit(trainer.stacked(states), program, epochs=2)
+    whole, history = trainer.fit(trainer.stack_states(states), program, epochs=2)
     for number, state in enumerate(states):
         alone, before = trainer.fit(state, agent.program, epochs=2)
         chex.assert_trees_all_close(trainer.member(whole, number).params, alone.params, atol=1e-4)
@@ -50,7 +50,7 @@ def test_a_member_without_an_episode_has_no_return(counts):
     second, _ = trainer.fit(second, agent.rollout, epochs=1)
     second = second.replace(epoch=first.epoch)
     program = trainer.population(agent.rollout, 2)
-    _, history = trainer.fit(trainer.stacked([first, second]), program, epochs=1)
+    _, history = trainer.fit(trainer.stack_states([first, second]), program, epochs=1)
     told = history[0]["rollout/return"]
     assert told.present.tolist() == [False, True]
     assert told == 10.0
@@ -62,7 +62,7 @@ def test_evaluation_of_policies_works_for_members(counts):
     network = models.actor_critic(actions=2, hidden=(4,))
     env = counts(4)
     agent = ppo(network, env, optax.sgd(0.0), envs=2, steps=4, minibatches=1)
-    state = trainer.stacked([agent.init(jax.random.key(n)) for n in range(2)])
+    state = trainer.stack_states([agent.init(jax.random.key(n)) for n in range(2)])
     exam = trainer.population(evaluation_of(network, env, episodes=4), 2)
     scores = trainer.evaluate(state, exam)
     assert scores["val/return"].values.shape == (2,)

@@ -103,7 +103,7 @@ def test_settings_out_of_range_are_refused(settings, said):
 
 
 def test_a_policy_with_memory_is_divided_by_environments():
-    network = models.actor_critic(actions=2, memory=4)
+    network = models.actor_critic(actions=2, recurrent_size=4)
     with pytest.raises(ValueError, match="6 environments, whole as .* do not make 4"):
         ppo(network, cartpole(), optax.adam(1e-3), envs=6, minibatches=4)
 
@@ -140,10 +140,10 @@ def test_a_teacher_must_fit_and_be_listened_to():
     env, network = cartpole(), models.actor_critic(actions=2, hidden=(4,))
     other = models.actor_critic(actions=3, hidden=(4,))
     key, kickstarted = jax.random.key(0), losses.total(ppo_loss(), kickstart())
-    teacher = Teacher(other, policies.initial(other, env, key))
+    teacher = Teacher(other, policies.init_weights(other, env, key))
     with pytest.raises(ValueError, match="the teacher must give logits"):
         ppo(network, env, optax.adam(1e-3), teacher=teacher, loss=kickstarted)
-    teacher = Teacher(network, policies.initial(network, env, key))
+    teacher = Teacher(network, policies.init_weights(network, env, key))
     with pytest.raises(ValueError, match="no loss that reads .*kickstart"):
         ppo(network, env, optax.adam(1e-3), teacher=teacher)
 
@@ -160,7 +160,9 @@ def test_a_lesson_outside_the_range_is_refused():
 
 def _agent(kind):
     env, settings = cartpole(), {"envs": 4, "steps": 16, "epochs": 2, "minibatches": 2}
-    network = models.actor_critic(actions=2, hidden=(8,), memory=4 if kind == "full" else None)
+    network = models.actor_critic(
+        actions=2, hidden=(8,), recurrent_size=4 if kind == "full" else None
+    )
     if kind == "full":
         settings |= {"normalize_observations": True, "normalize_rewards": True}
         short = env.params.replace(max_steps=jnp.int32(5))
@@ -226,7 +228,7 @@ def test_observers_and_checks_change_no_bit(agents, tmp_path):
             hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl")), hooks.watch_system()
         ),
     )
-    assert trainer.fingerprint(watched.replace(memory={})) == trainer.fingerprint(bare)
+    assert trainer.fingerprint(watched.replace(hook_state={})) == trainer.fingerprint(bare)
 
 
 def test_hooks_at_the_rollout_see_the_experience(agents):

@@ -10,7 +10,7 @@ import pytest
 import hooks
 import trainer
 from trainer.rl import ppo, ppo_loss, ppo_update
-from trainer.rl.normalization import no_rewards
+from trainer.rl.normalization import init_reward_statistics
 from trainer.rl.rollouts import Experience
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -35,7 +35,7 @@ def _experience(steps=3, envs=2):
 
 
 def test_advantages_and_targets_by_hand():
-    batch = ppo_update.with_advantages(_experience(), discount=0.5, gae_lambda=0.0)
+    batch = ppo_update.build_loss_batch(_experience(), discount=0.5, gae_lambda=0.0)
     expected = jnp.array([[0.0, 1.0], [1.0, 3.0], [4.0, 5.0]])  # r + 0.5 * 2 - 1, or r - 1
     chex.assert_trees_all_close(batch["advantage"], expected)
     chex.assert_trees_all_close(batch["target"], expected + 1)
@@ -77,18 +77,18 @@ def test_an_update_needs_a_rollout_before_it(counts, always):
 
 def test_transitions_are_units_without_memory_and_environments_with_one():
     batch = {"value": jnp.zeros((3, 2)), "observation": jnp.zeros((3, 2, 5))}
-    assert ppo_update.divided(batch, ()).batch["observation"].shape == (1, 6, 5)
-    kept = ppo_update.divided(batch, jnp.zeros((2, 4)))
+    assert ppo_update.group_units(batch, ()).batch["observation"].shape == (1, 6, 5)
+    kept = ppo_update.group_units(batch, jnp.zeros((2, 4)))
     assert kept.batch["observation"].shape == (3, 2, 5)
 
 
 def test_rewards_are_scaled_only_where_statistics_are_kept(state):
     experience = _experience()
-    same, plain = ppo_update.with_scaled_rewards(state, experience, 0.9)
+    same, plain = ppo_update.apply_reward_scaling(state, experience, 0.9)
     assert same is state
     assert plain is experience
-    keeping = state.replace(carry={"normalization": {"rewards": no_rewards(2)}})
-    after, scaled = ppo_update.with_scaled_rewards(keeping, experience, 0.9)
+    keeping = state.replace(carry={"normalization": {"rewards": init_reward_statistics(2)}})
+    after, scaled = ppo_update.apply_reward_scaling(keeping, experience, 0.9)
     assert float(after.carry["normalization"]["rewards"].statistics.weight) > 5
     assert float(scaled.reward.max()) < float(experience.reward.max())
 
@@ -124,7 +124,7 @@ def test_one_minibatch_is_a_step_of_plain_gradient_descent(counts, always):
     agent = _agent(always, counts, epochs=1, minibatches=1, clip_norm=None)
     state = agent.init(jax.random.key(0))
     state, experience, _ = agent.rollout.execute(state, None, donate=False)
-    batch = ppo_update.with_advantages(experience, discount=0.99, gae_lambda=0.95)
+    batch = ppo_update.build_loss_batch(experience, discount=0.99, gae_lambda=0.95)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     network = always(0)
 

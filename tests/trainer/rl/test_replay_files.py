@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.rl.replay_files import files, load_replay, written
+from trainer.rl.replay_files import encode_replay, list_replay_files, load_replay
 from trainer.rl.replays import Replay
 
 REPLAY = Replay(
@@ -46,17 +46,17 @@ def same(one, other):
 
 
 def test_a_replay_comes_back(tmp_path):
-    content = written(REPLAY)
+    content = encode_replay(REPLAY)
     loaded = load_replay(stored(tmp_path, content))
     same(dataclasses.replace(REPLAY, params=()), dataclasses.replace(loaded, params=()))
     for before, after in zip(REPLAY.params, loaded.params, strict=True):
         np.testing.assert_array_equal(after.astype(before.dtype), before)
-    assert written(loaded) == content
+    assert encode_replay(loaded) == content
     assert loaded.episode_return == REPLAY.episode_return
 
 
 def test_it_is_json_that_a_reader_can_do_without_us(tmp_path):
-    found = json.loads(written(REPLAY), parse_constant=pytest.fail)
+    found = json.loads(encode_replay(REPLAY), parse_constant=pytest.fail)
     assert found["format"] == "entracte replay"
     assert (found["length"], found["actions"]) == (3, [0, 1, 2])
     assert found["rewards"] == [0.0, -0.1, 1e-30]  # and not -0.10000000149011612
@@ -75,20 +75,20 @@ def test_it_is_json_that_a_reader_can_do_without_us(tmp_path):
 def test_numbers_come_back_bit_for_bit(tmp_path_factory, actions):
     kept = np.array(actions, np.float32)
     replay = dataclasses.replace(REPLAY, actions=kept, rewards=kept[:, 0])
-    loaded = load_replay(stored(tmp_path_factory.getbasetemp(), written(replay)))
+    loaded = load_replay(stored(tmp_path_factory.getbasetemp(), encode_replay(replay)))
     assert loaded.actions.tobytes() == kept.tobytes()
     assert loaded.rewards.tobytes() == kept[:, 0].tobytes()
 
 
 def changed(**change):
-    return json.dumps({**json.loads(written(REPLAY)), **change}).encode()
+    return json.dumps({**json.loads(encode_replay(REPLAY)), **change}).encode()
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "Expecting value"),
-        (written(REPLAY)[:-20], "is no replay, or a damaged one"),
+        (encode_replay(REPLAY)[:-20], "is no replay, or a damaged one"),
         (b"\xff\xfe{}", "decode"),
         (b"[" * 100_000, "recursion"),
         (b"[]", "an object with the format 'entracte replay'"),
@@ -126,9 +126,9 @@ def test_what_is_no_replay_is_refused_by_its_path(tmp_path, content, said):
     assert raised.match(said)
 
 
-@pytest.mark.parametrize("name", list(json.loads(written(REPLAY))))
+@pytest.mark.parametrize("name", list(json.loads(encode_replay(REPLAY))))
 def test_nothing_may_be_missing_but_what_follows(tmp_path, name):
-    found = json.loads(written(REPLAY))
+    found = json.loads(encode_replay(REPLAY))
     del found[name]
     path = stored(tmp_path, json.dumps(found).encode())
     if name == "return":
@@ -146,4 +146,7 @@ def test_a_file_that_is_not_there_is_told_by_its_own_error(tmp_path):
 def test_only_the_names_of_replays_are_listed(tmp_path):
     for name in ("10-0.gif", "9-12.json", "9-12.json.1.tmp", "x9-1.gif", "9.json", "9-1.png"):
         (tmp_path / name).touch()
-    assert sorted(files(tmp_path)) == [(9, tmp_path / "9-12.json"), (10, tmp_path / "10-0.gif")]
+    assert sorted(list_replay_files(tmp_path)) == [
+        (9, tmp_path / "9-12.json"),
+        (10, tmp_path / "10-0.gif"),
+    ]

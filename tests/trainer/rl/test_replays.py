@@ -12,7 +12,7 @@ import pytest
 import trainer
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, Environment, Step, cartpole
-from trainer.rl.episodes import playing
+from trainer.rl.episodes import make_episode_player
 from trainer.rl.replays import STRETCH
 
 
@@ -36,7 +36,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def replay(state):
-    return playing(NETWORK, cartpole())(state, 0, 0)
+    return make_episode_player(NETWORK, cartpole())(state, 0, 0)
 
 
 def test_500_steps_of_cartpole_end_in_the_very_state_that_was_played_to(replay, caplog):
@@ -98,7 +98,7 @@ def test_a_lesson_is_made_again_from_the_replay_alone(state):
     env = cartpole()
     brief = env.params.replace(max_steps=jnp.int32(5))
     both = lessons(env, {"long": env.params, "brief": brief})
-    replay = playing(NETWORK, both, lesson="brief")(state, 0, 0)
+    replay = make_episode_player(NETWORK, both, lesson="brief")(state, 0, 0)
     states = replay.states(both)
     assert (replay.lesson, replay.length) == ("brief", 5)
     assert states.lesson.tolist() == [1] * 6
@@ -114,5 +114,5 @@ def test_keys_in_a_state_are_numbers_in_what_is_made_again(always):
         "keyed", lambda key, params: (key, jnp.zeros(1)), step, Box((1,)), Discrete(2), ()
     )
     state = trainer.TrainState.create(params={"w": 0.0}, rng=jax.random.key(0))
-    replay = playing(always(0), env, max_steps=STRETCH + 3)(state, 0, 0)
+    replay = make_episode_player(always(0), env, max_steps=STRETCH + 3)(state, 0, 0)
     assert replay.states(env).shape == (STRETCH + 4, 2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.rl.returns import gae, n_step, vtrace
+from trainer.rl.returns import compute_gae, compute_n_step_returns, compute_vtrace
 
 # Four steps: the second ends an episode for good, the third cuts one off.
 REWARDS = jnp.array([1.0, 2.0, 3.0, 4.0])
@@ -23,19 +23,19 @@ NEVER = jnp.zeros(4, bool)
 
 def test_gae_by_hand():
     # Errors: 1 + 10 - 10, 2 - 20, 3 + 25 - 30, 4 + 30 - 40; only the first has one after it.
-    got = gae(REWARDS, VALUES, NEXT, *ENDS, discount=0.5, gae_lambda=0.5)
+    got = compute_gae(REWARDS, VALUES, NEXT, *ENDS, discount=0.5, gae_lambda=0.5)
     assert got.tolist() == [1.0 - 0.25 * 18.0, -18.0, -2.0, -6.0]
 
 
 def test_gae_at_lambda_0_is_the_error_of_one_step():
-    got = gae(REWARDS, VALUES, NEXT, *ENDS, discount=0.9, gae_lambda=0.0)
+    got = compute_gae(REWARDS, VALUES, NEXT, *ENDS, discount=0.9, gae_lambda=0.0)
     wanted = REWARDS + 0.9 * jnp.array([20.0, 0.0, 50.0, 60.0]) - VALUES
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
 def test_gae_at_lambda_1_is_the_return_less_the_value():
     following = jnp.append(VALUES[1:], 7.0)
-    got = gae(REWARDS, VALUES, following, NEVER, NEVER, discount=0.5, gae_lambda=1.0)
+    got = compute_gae(REWARDS, VALUES, following, NEVER, NEVER, discount=0.5, gae_lambda=1.0)
     returns = np.array([1 + 2 / 2 + 3 / 4 + 4 / 8, 2 + 3 / 2 + 4 / 4, 3 + 4 / 2, 4])
     returns = returns + 7.0 * np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2])
     np.testing.assert_allclose(got, returns - VALUES, rtol=1e-6)
@@ -51,17 +51,17 @@ def test_gae_at_lambda_1_is_the_return_less_the_value():
     ],
 )
 def test_n_steps_by_hand(n, wanted):
-    assert n_step(REWARDS, NEXT, *ENDS, n=n, discount=0.5).tolist() == wanted
+    assert compute_n_step_returns(REWARDS, NEXT, *ENDS, n=n, discount=0.5).tolist() == wanted
 
 
 def test_n_steps_within_one_episode_by_hand():
-    got = n_step(REWARDS, NEXT, NEVER, NEVER, n=2, discount=0.5)
+    got = compute_n_step_returns(REWARDS, NEXT, NEVER, NEVER, n=2, discount=0.5)
     assert got.tolist() == [1 + 2 / 2 + 99 / 4, 2 + 3 / 2 + 50 / 4, 3 + 4 / 2 + 60 / 4, 4 + 60 / 2]
 
 
 def test_vtrace_by_hand():
     # Errors within one episode: 1 + 10 - 10, 2 + 15 - 20; ratios 1/2 and 4, clipped to 2 and 1.5.
-    got = vtrace(
+    got = compute_vtrace(
         REWARDS[:2],
         VALUES[:2],
         VALUES[1:3],
@@ -80,7 +80,7 @@ def test_vtrace_clips_the_traces_apart_from_the_errors():
     def targets(clip_c):
         ratios = jnp.log(jnp.array([4.0, 1.0]))
         inputs = REWARDS[:2], VALUES[:2], VALUES[1:3], NEVER[:2], NEVER[:2], ratios
-        return vtrace(*inputs, discount=0.5, clip_rho=3.0, clip_c=clip_c).targets
+        return compute_vtrace(*inputs, discount=0.5, clip_rho=3.0, clip_c=clip_c).targets
 
     # Corrections: 3 * 1 + 0.5 * c * -3, and -3.
     np.testing.assert_allclose(targets(2.0), [10 + 3 - 3, 17], rtol=1e-6)
@@ -89,7 +89,7 @@ def test_vtrace_clips_the_traces_apart_from_the_errors():
 
 def test_vtrace_of_an_action_that_would_never_be_drawn_is_finite():
     ratios = jnp.array([-jnp.inf, 200.0, 0.0, 0.0])
-    got = vtrace(REWARDS, VALUES, NEXT, *ENDS, ratios, discount=0.5)
+    got = compute_vtrace(REWARDS, VALUES, NEXT, *ENDS, ratios, discount=0.5)
     assert np.isfinite(got.targets).all()
     assert got.targets[0] == VALUES[0]
     assert got.advantages[0] == 0
@@ -99,9 +99,9 @@ def test_vtrace_of_an_action_that_would_never_be_drawn_is_finite():
 def test_the_value_after_the_end_is_not_looked_at(bad):
     following = NEXT.at[1].set(bad)
     for got in (
-        gae(REWARDS, VALUES, following, *ENDS, discount=0.5, gae_lambda=0.5),
-        n_step(REWARDS, following, *ENDS, n=3, discount=0.5),
-        *vtrace(REWARDS, VALUES, following, *ENDS, NEVER * 1.0, discount=0.5),
+        compute_gae(REWARDS, VALUES, following, *ENDS, discount=0.5, gae_lambda=0.5),
+        compute_n_step_returns(REWARDS, following, *ENDS, n=3, discount=0.5),
+        *compute_vtrace(REWARDS, VALUES, following, *ENDS, NEVER * 1.0, discount=0.5),
     ):
         assert np.isfinite(got).all()
 
@@ -113,9 +113,9 @@ WIDE_ENDS = jnp.zeros((4, 2), bool), jnp.zeros((4, 2), bool)
 @pytest.mark.parametrize(
     ("name", "estimate"),
     [
-        ("gae", lambda: gae(WIDE, VALUES, WIDE, *WIDE_ENDS, discount=0.5, gae_lambda=0.5)),
-        ("n_step", lambda: n_step(WIDE, VALUES, *WIDE_ENDS, n=1, discount=0.5)),
-        ("vtrace", lambda: vtrace(WIDE, VALUES, WIDE, *WIDE_ENDS, WIDE, discount=0.5)),
+        ("gae", lambda: compute_gae(WIDE, VALUES, WIDE, *WIDE_ENDS, discount=0.5, gae_lambda=0.5)),
+        ("n_step", lambda: compute_n_step_returns(WIDE, VALUES, *WIDE_ENDS, n=1, discount=0.5)),
+        ("vtrace", lambda: compute_vtrace(WIDE, VALUES, WIDE, *WIDE_ENDS, WIDE, discount=0.5)),
     ],
 )
 def test_arrays_of_other_shapes_are_refused(name, estimate):
@@ -125,7 +125,7 @@ def test_arrays_of_other_shapes_are_refused(name, estimate):
 
 def test_no_step_is_refused():
     with pytest.raises(ValueError, match="n must be at least 1 step; got 0"):
-        n_step(REWARDS, NEXT, *ENDS, n=0, discount=0.5)
+        compute_n_step_returns(REWARDS, NEXT, *ENDS, n=0, discount=0.5)
 
 
 @st.composite
@@ -147,9 +147,9 @@ def experiences(draw):
 
 
 numbers = st.floats(0, 1, width=32)
-_gae = jax.jit(gae)
-_vtrace = jax.jit(vtrace)
-_n_step = jax.jit(n_step, static_argnames="n")
+_gae = jax.jit(compute_gae)
+_vtrace = jax.jit(compute_vtrace)
+_n_step = jax.jit(compute_n_step_returns, static_argnames="n")
 
 
 @given(experiences(), numbers, numbers)

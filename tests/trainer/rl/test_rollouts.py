@@ -12,8 +12,8 @@ import pytest
 import trainer
 from trainer.rl import curriculum, evaluation_of, ppo, rollout
 from trainer.rl.environments import Box, Step
-from trainer.rl.policies import Weights
-from trainer.rl.rollouts import play, start
+from trainer.rl.policies import PolicyWeights
+from trainer.rl.rollouts import collect_experience, init_rollout_state
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -22,9 +22,11 @@ STILL = optax.sgd(0.0)
 
 def _played(network, env, *, steps, envs=1, params=None):
     params = env.params if params is None else params
-    playing = start(network, env, envs, jax.random.key(0), params)
-    weights = Weights({"w": jnp.zeros(())}, {})
-    return play(network, weights, env, params, playing, jax.random.key(1), steps=steps)
+    playing = init_rollout_state(network, env, envs, jax.random.key(0), params)
+    weights = PolicyWeights({"w": jnp.zeros(())}, {})
+    return collect_experience(
+        network, weights, env, params, playing, jax.random.key(1), steps=steps
+    )
 
 
 def test_an_episode_cut_off_is_valued_by_what_would_have_come(counts, always):

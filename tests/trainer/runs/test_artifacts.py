@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.runs import Run, Store
-from trainer.runs.artifacts import left
+from trainer.runs.artifacts import list_artifacts
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def test_replays_plots_and_pages_are_found(directory):
     (directory / "trace.json").write_text("{}")
     (directory / "link.png").symlink_to("/etc/passwd")
     (directory / "folder.png").mkdir()
-    assert [(file.kind, file.epoch) for file in left(directory)] == [
+    assert [(file.kind, file.epoch) for file in list_artifacts(directory)] == [
         ("plot", 0),
         ("replay", 3),
         ("replay", 3),
         ("report", 0),
         ("trace", 0),
     ]
-    assert left(directory / "nowhere") == {}
+    assert list_artifacts(directory / "nowhere") == {}
 
 
 def test_a_run_has_its_files_on_record_for_as_long_as_they_are_there(directory):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.host.redaction import redacted
-from trainer.runs.connections import Unreachable, connect, url_of
+from trainer.host.redaction import redact_text
+from trainer.runs.connections import Unreachable, connect, resolve_store_url
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,14 @@ from trainer.runs.connections import Unreachable, connect, url_of
     ],
 )
 def test_a_store_is_named_by_url_file_or_directory(store, url):
-    assert url_of(store) == url
-    assert url_of(url) == url
+    assert resolve_store_url(store) == url
+    assert resolve_store_url(url) == url
 
 
 def test_a_relative_place_is_one_whatever_directory_is_worked_in_later(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert url_of("runs") == f"sqlite:///{tmp_path}/runs/store.sqlite"
-    assert url_of("sqlite:///all.db") == f"sqlite:///{tmp_path}/all.db"
+    assert resolve_store_url("runs") == f"sqlite:///{tmp_path}/runs/store.sqlite"
+    assert resolve_store_url("sqlite:///all.db") == f"sqlite:///{tmp_path}/all.db"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_relative_place_is_one_whatever_directory_is_worked_in_later(tmp_path,
 )
 def test_another_kind_of_url_is_refused(store):
     with pytest.raises(ValueError, match="a store is a directory of runs") as raised:
-        url_of(store)
+        resolve_store_url(store)
     assert "secret" not in str(raised.value)
 
 
@@ -61,7 +61,7 @@ def test_another_kind_of_url_is_refused(store):
     ],
 )
 def test_passwords_are_left_out(url, shown):
-    assert redacted(url) == shown
+    assert redact_text(url) == shown
 
 
 @pytest.mark.parametrize(
@@ -75,25 +75,25 @@ def test_passwords_are_left_out(url, shown):
     ],
 )
 def test_a_password_that_was_left_out_is_none_where_the_url_is_read_again(kept, asked):
-    assert url_of(kept) == asked
+    assert resolve_store_url(kept) == asked
 
 
 @pytest.mark.parametrize("name", ["plain", "ü ? # % %20 & = :", os.fsdecode(b"no text \xff")])
 def test_a_file_is_made_at_the_very_path(tmp_path, name):
     path = tmp_path / name / "a.db"
-    connection = connect(url_of(path))
+    connection = connect(resolve_store_url(path))
     connection.execute("CREATE TABLE t (a TEXT)")
     connection.close()
     assert path.stat().st_size
     assert sorted(os.listdir(tmp_path)) == [name]
     with pytest.raises(FileNotFoundError, match="there is no store at"):
-        connect(url_of(path.with_name("b.db")), create=False)
+        connect(resolve_store_url(path.with_name("b.db")), create=False)
 
 
 def test_a_place_that_cannot_be_is_unreachable(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Unreachable, match="Not a directory|File exists"):
-        connect(url_of(tmp_path / "file" / "runs"))
+        connect(resolve_store_url(tmp_path / "file" / "runs"))
 
 
 def test_without_its_driver_postgresql_tells_what_to_install(monkeypatch):

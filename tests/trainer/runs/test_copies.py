@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints.directory_lock import held
+from trainer.checkpoints.directory_lock import find_holder
 from trainer.runs import Run, Store
-from trainer.runs.disk_queue import Journal
+from trainer.runs.disk_queue import DiskQueue
 
 
 def recorded(folder, name, epochs):
@@ -58,11 +58,11 @@ def test_a_full_disk_is_told_and_the_directory_is_free_again(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "put", full)
+        patched.setattr(DiskQueue, "put", full)
         with pytest.raises(OSError, match="No space left"):
             run.close()
-    assert not run.going
-    assert held(tmp_path / "first") is None
+    assert not run.is_recording
+    assert find_holder(tmp_path / "first") is None
     recorded(tmp_path, "first", [1, 2]).close()
     assert epochs_of(tmp_path, "first") == [1, 2]
 

@@ -14,13 +14,13 @@ import pytest
 from trainer.runs import Run, Store, Unreachable, delivery, recorder, table_versions
 from trainer.runs.connections import connect
 from trainer.runs.delivery import Delivery, deliver
-from trainer.runs.disk_queue import Closed, Journal
+from trainer.runs.disk_queue import DiskQueue, QueueClosed
 
 
 @pytest.fixture
 def queue(tmp_path):
     """An empty queue."""
-    made = Journal(tmp_path / "queue.jsonl")
+    made = DiskQueue(tmp_path / "queue.jsonl")
     yield made
     if made._file >= 0:
         made.close()
@@ -150,7 +150,7 @@ def test_bytes_that_are_no_line_are_set_aside(store, queue, caplog):
     with queue.path.open("ab") as file:
         file.write(b"\0\xff\x1b[2J\n")
     queue.close()
-    again = Journal(queue.path)
+    again = DiskQueue(queue.path)
     record(again, [1])
     deliver(store, again)
     again.close()
@@ -168,11 +168,11 @@ def test_a_queue_that_is_closed_meanwhile_is_not_delivered_by_two(store, queue, 
         queue.close()
 
     monkeypatch.setattr(Store, "write_many", closing)
-    with pytest.raises(Closed):
+    with pytest.raises(QueueClosed):
         deliver(store, queue)
     monkeypatch.undo()
     assert store.records("one") == []
-    again = Journal(queue.path)
+    again = DiskQueue(queue.path)
     assert deliver(store, again) == 3
     again.close()
 
@@ -288,7 +288,7 @@ def test_a_server_that_was_away_gets_all(
     run.close()
     restarting.start()
     again = begun(store=database)
-    again.beat(epoch=1, step=1)
+    again.heartbeat(epoch=1, step=1)
     eventually(lambda: losses(database) == recorded)
     again.close()
     with Store(database) as store:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.runs import disk_queue as journals
-from trainer.runs.disk_queue import Closed, Journal
+from trainer.runs.disk_queue import DiskQueue, QueueClosed
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def opened(tmp_path):
     made = []
 
     def opening(**settings):
-        made.append(Journal(tmp_path / "queue.jsonl", **settings))
+        made.append(DiskQueue(tmp_path / "queue.jsonl", **settings))
         return made[-1]
 
     yield opening
     for one in made:
         try:
             one.close()
-        except Closed:
+        except QueueClosed:
             continue
 
 
@@ -37,7 +37,7 @@ def read(journal, count=None):
         lines, place = journal.waiting()
         if not lines:
             break
-        journal.delivered(place)
+        journal.acknowledge(place)
         found += map(json.loads, lines)
     return found
 
@@ -62,7 +62,7 @@ VALUES = st.recursive(
 
 @given(value=VALUES)
 def test_a_line_comes_back_as_it_was_put_in(tmp_path_factory, value):
-    journal = Journal(tmp_path_factory.mktemp("queue") / "queue.jsonl")
+    journal = DiskQueue(tmp_path_factory.mktemp("queue") / "queue.jsonl")
     journal.put({"value": value, "lone": "\ud800\0\u2028\x85"})
     (line,), _ = journal.waiting()
     journal.close()
@@ -77,7 +77,7 @@ def test_lines_come_in_order_and_stay_until_delivered(opened):
     assert peeked(journal) == peeked(journal) == [0, 1, 2]
     _, place = journal.waiting()
     fill(journal, [3])
-    journal.delivered(place)
+    journal.acknowledge(place)
     assert not journal.empty
     assert peeked(journal) == [3]
     assert [line["n"] for line in read(journal)] == [3]
@@ -89,7 +89,7 @@ def test_what_one_process_leaves_the_next_one_finds(opened):
     first = opened()
     fill(first, range(5))
     lines, place = first.waiting()
-    first.delivered(place - len(lines[4]) - len(lines[3]))
+    first.acknowledge(place - len(lines[4]) - len(lines[3]))
     fill(opened(), [5])  # the first was killed: it closed nothing
     assert peeked(opened()) == [3, 4, 5]
 
@@ -125,7 +125,7 @@ def test_a_file_that_was_never_whole_is_begun_anew(opened, content, tmp_path):
 def test_where_the_head_is_wrong_all_is_delivered_again(opened, head):
     journal = opened()
     fill(journal, range(3))
-    journal.delivered(journal.waiting()[1] - 9)
+    journal.acknowledge(journal.waiting()[1] - 9)
     with journal.path.open("r+b") as file:
         file.write(head)
     again = opened()
@@ -139,7 +139,7 @@ def test_a_process_that_dies_while_it_empties_the_file_loses_nothing(opened, mon
     fill(journal, range(100))
     monkeypatch.setattr(journals, "_head", lambda begin: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        journal.delivered(journal.waiting()[1])  # the file is cut, its head is the old one
+        journal.acknowledge(journal.waiting()[1])  # the file is cut, its head is the old one
     monkeypatch.undo()
     again = opened()
     assert again.empty
@@ -167,13 +167,13 @@ def test_room_comes_back_while_some_still_waits(opened):
         count += 1
     lines, place = journal.waiting()
     half = sum(map(len, lines[: count // 2 + 3]))
-    journal.delivered(place - sum(map(len, lines)) + half)
+    journal.acknowledge(place - sum(map(len, lines)) + half)
     size = journal.path.stat().st_size
     assert size < 520
     assert [path.name for path in journal.path.parent.iterdir()] == ["queue.jsonl"]
     fill(journal, [count])
     assert peeked(journal) == peeked(opened()) == list(range(count // 2 + 3, count + 1))
-    journal.delivered(journal.waiting()[1])  # places go on counting
+    journal.acknowledge(journal.waiting()[1])  # places go on counting
     assert journal.empty
 
 
@@ -213,7 +213,7 @@ def test_lines_are_put_in_while_others_are_delivered_and_the_file_is_cut(opened,
     while len(found) < count:
         lines, place = journal.waiting()
         if lines:
-            journal.delivered(place)
+            journal.acknowledge(place)
             found += [json.loads(line)["n"] for line in lines]
             inodes.add(journal.path.stat().st_ino)
             assert journal.path.stat().st_size <= 4000
@@ -234,7 +234,7 @@ def test_what_is_put_in_while_the_file_is_copied_is_copied_too(opened, monkeypat
 
     monkeypatch.setattr(journals, "_copy", copied)
     lines, place = journal.waiting()
-    journal.delivered(place - sum(map(len, lines[40:])))
+    journal.acknowledge(place - sum(map(len, lines[40:])))
     assert peeked(journal) == peeked(opened()) == list(range(40, 61))
 
 
@@ -248,7 +248,7 @@ def test_a_disk_without_room_for_a_copy_costs_nothing(opened, monkeypatch, when)
 
     monkeypatch.setattr(f"trainer.runs.disk_queue.{when}", fail)
     lines, place = journal.waiting()
-    journal.delivered(place - sum(map(len, lines[40:])))
+    journal.acknowledge(place - sum(map(len, lines[40:])))
     monkeypatch.undo()
     assert [path.name for path in journal.path.parent.iterdir()] == ["queue.jsonl"]
     assert peeked(journal) == peeked(opened()) == list(range(40, 60))
@@ -285,12 +285,12 @@ def test_a_closed_queue_touches_no_file(opened, tmp_path):
         for act in (
             lambda: journal.put({"n": 2}),
             journal.waiting,
-            lambda: journal.delivered(place),
+            lambda: journal.acknowledge(place),
             journal.sync,
             journal.check,
             journal.close,
         ):
-            with pytest.raises(Closed, match=r"the queue .*queue\.jsonl was closed"):
+            with pytest.raises(QueueClosed, match=r"the queue .*queue\.jsonl was closed"):
                 act()
         assert [os.fstat(other).st_size for other in others] == [0, 0]
     finally:
@@ -310,8 +310,8 @@ def test_a_queue_that_is_closed_while_it_is_copied_stays_as_it_is(opened, monkey
 
     monkeypatch.setattr(journals, "_copy", closed)
     lines, place = journal.waiting()
-    with pytest.raises(Closed):
-        journal.delivered(place - sum(map(len, lines[40:])))
+    with pytest.raises(QueueClosed):
+        journal.acknowledge(place - sum(map(len, lines[40:])))
     monkeypatch.undo()
     assert [path.name for path in journal.path.parent.iterdir()] == ["queue.jsonl"]
     assert peeked(opened()) == list(range(40, 60))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from trainer.runs import Store, requests
-from trainer.runs.metric_curves import measured, metric_names
+from trainer.runs.metric_curves import metric_names, read_curves
 from trainer.runs.panels import Curve
 
 
 def answered(store, suite, epoch, **scores):
-    requests.ask(store, "one", epoch, suite, checksum="c", time=0.0)
+    requests.create_request(store, "one", epoch, suite, checksum="c", time=0.0)
     request = requests.claim(store, "worker", [suite], lease=60)
     assert requests.finish(store, request, {f"test/{name}": v for name, v in scores.items()})
 
@@ -21,19 +21,19 @@ def test_what_evaluators_found_belongs_to_a_run(tmp_path):
         answered(store, "held", 1, accuracy=0.5, loss=0.25)
         answered(store, "held", 3, accuracy=0.75)
         assert metric_names(store, "one") == ["test/accuracy", "test/loss", "val/loss"]
-        assert measured(store, "one") == {
+        assert read_curves(store, "one") == {
             "val/loss": Curve([1], [0.4]),  # the last of an epoch
             "test/loss": Curve([1], [9.0]),  # training's own
             "test/accuracy": Curve([1, 3], [0.5, 0.75]),
         }
-        assert measured(store, "one", ["test/accuracy"]).keys() == {"test/accuracy"}
+        assert read_curves(store, "one", ["test/accuracy"]).keys() == {"test/accuracy"}
 
 
 def test_what_several_suites_found_is_told_apart(tmp_path):
     with Store(tmp_path) as store:
         answered(store, "held", 1, accuracy=0.5)
         answered(store, "hard", 1, accuracy=0.25)
-        assert measured(store, "one") == {
+        assert read_curves(store, "one") == {
             "held/test/accuracy": Curve([1], [0.5]),
             "hard/test/accuracy": Curve([1], [0.25]),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.runs.panels import panels, placed, ticks
+from trainer.runs.panels import group_panels, split_metric_name, ticks
 
 
 def test_training_and_validation_share_a_panel_and_so_do_layers():
@@ -20,18 +20,18 @@ def test_training_and_validation_share_a_panel_and_so_do_layers():
         "size",
     ]
     curves = {name: object() for name in names}
-    assert {panel: list(found) for panel, found in panels(curves).items()} == {
+    assert {panel: list(found) for panel, found in group_panels(curves).items()} == {
         "loss": ["val", "train"],
         "accuracy": ["train"],
         "size": [""],
         "gradients/norm": ["a/0", "a/1"],
     }
-    chosen = panels(curves, ["time/epoch_seconds", "val/loss", "missing"])
+    chosen = group_panels(curves, ["time/epoch_seconds", "val/loss", "missing"])
     assert chosen == {
         "loss": {"val": curves["val/loss"]},
         "epoch_seconds": {"time": curves["time/epoch_seconds"]},
     }
-    assert placed("gradients/norm") == ("norm", "gradients")
+    assert split_metric_name("gradients/norm") == ("norm", "gradients")
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.booleans())

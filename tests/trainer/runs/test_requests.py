@@ -6,14 +6,14 @@ import math
 import pytest
 
 from trainer.runs import requests
-from trainer.runs.requests import ask, claim, extend, finish, give_up, results
+from trainer.runs.requests import claim, create_request, extend, fail_request, finish, list_results
 
 FULL = ["full"]
 
 
 def asked(store, epoch=1, suite="full", checksum="abc"):
     """Ask for an epoch of run `one`."""
-    ask(store, "one", epoch, suite, checksum=checksum, time=100.0 + epoch)
+    create_request(store, "one", epoch, suite, checksum=checksum, time=100.0 + epoch)
 
 
 def expire(store):
@@ -23,7 +23,7 @@ def expire(store):
 
 def states(store):
     """Give the state of each request by epoch."""
-    return {request.epoch: request.state for request in requests.requests(store, "one")}
+    return {request.epoch: request.state for request in requests.list_requests(store, "one")}
 
 
 def test_a_request_goes_from_open_to_done(store):
@@ -34,32 +34,32 @@ def test_a_request_goes_from_open_to_done(store):
     assert before + 59 < request.lease < before + 70
     assert claim(store, "you", FULL, lease=60.0) is None
     assert finish(store, request, {"full/loss": 0.5, "nan": math.nan, "inf": -math.inf})
-    (done,) = requests.requests(store)
+    (done,) = requests.list_requests(store)
     assert (done.state, done.worker, done.error) == ("done", "me", "")
     assert done.finished >= before
-    found = results(store, "one")["full", 1]
+    found = list_results(store, "one")["full", 1]
     assert math.isnan(found.pop("nan"))
     assert found == {"full/loss": 0.5, "inf": -math.inf}
     assert not finish(store, request, {"full/loss": 0.6})
-    assert not give_up(store, request, "late", final=True)
+    assert not fail_request(store, request, "late", final=True)
     assert not extend(store, request, lease=60.0)
-    assert results(store, "one")["full", 1]["full/loss"] == 0.5
+    assert list_results(store, "one")["full", 1]["full/loss"] == 0.5
 
 
 def test_to_ask_again_changes_nothing_unless_the_checkpoint_changed(store):
     asked(store)
     request = claim(store, "me", FULL, lease=60.0)
     finish(store, request, {"loss": 0.5, "old": 1.0})
-    before = requests.requests(store)
+    before = requests.list_requests(store)
     asked(store)
-    assert requests.requests(store) == before
+    assert requests.list_requests(store) == before
     asked(store, checksum="another")
     assert states(store) == {1: "open"}
-    assert results(store, "one") == {}
+    assert list_results(store, "one") == {}
     again = claim(store, "me", FULL, lease=60.0)
     assert (again.tries, again.checksum) == (1, "another")
     assert finish(store, again, {"loss": 0.25})
-    assert results(store, "one") == {("full", 1): {"loss": 0.25}}
+    assert list_results(store, "one") == {("full", 1): {"loss": 0.25}}
 
 
 def test_an_answer_about_a_checkpoint_that_was_replaced_is_refused(store):
@@ -94,12 +94,12 @@ def test_a_lease_that_ran_out_is_anothers_to_take(store):
     for late in (
         lambda: finish(store, first, {"loss": 9.0}),
         lambda: extend(store, first, lease=60.0),
-        lambda: give_up(store, first, "late", final=True),
+        lambda: fail_request(store, first, "late", final=True),
     ):
         assert not late()
     expire(store)  # but nobody took it
     assert finish(store, second, {"loss": 0.5})
-    assert results(store, "one") == {("full", 1): {"loss": 0.5}}
+    assert list_results(store, "one") == {("full", 1): {"loss": 0.5}}
 
 
 def test_a_worker_of_the_same_name_is_told_apart_by_the_try(store):
@@ -120,10 +120,10 @@ def test_tries_are_bounded(store, dies):
         if dies:
             expire(store)
         else:
-            assert give_up(store, request, f"error {number}", final=False)
+            assert fail_request(store, request, f"error {number}", final=False)
             assert states(store) == {1: "open"}
     assert claim(store, "me", FULL, lease=60.0, tries=3) is None
-    (failed,) = requests.requests(store)
+    (failed,) = requests.list_requests(store)
     assert failed.state == "failed"
     assert failed.error == ("each of its workers died or hung" if dies else "error 3")
     assert failed.finished
@@ -135,17 +135,17 @@ def test_tries_are_bounded(store, dies):
 def test_what_cannot_be_mended_is_not_tried_again(store):
     asked(store)
     request = claim(store, "me", FULL, lease=60.0)
-    assert give_up(store, request, "ValueError: \x1b[2J\0", final=True)
-    (failed,) = requests.requests(store, "one")
+    assert fail_request(store, request, "ValueError: \x1b[2J\0", final=True)
+    (failed,) = requests.list_requests(store, "one")
     assert (failed.state, failed.error) == ("failed", "ValueError: \x1b[2J\ufffd")
     assert claim(store, "me", FULL, lease=60.0) is None
 
 
 def test_requests_are_those_of_a_run_or_all(store):
     asked(store)
-    ask(store, "two", 1, "full", checksum="abc", time=1.0)
-    assert [request.run for request in requests.requests(store)] == ["two", "one"]
-    assert [request.run for request in requests.requests(store, "one")] == ["one"]
+    create_request(store, "two", 1, "full", checksum="abc", time=1.0)
+    assert [request.run for request in requests.list_requests(store)] == ["two", "one"]
+    assert [request.run for request in requests.list_requests(store, "one")] == ["one"]
 
 
 WORKER = """
@@ -169,4 +169,4 @@ def test_no_two_workers_get_one_request(store, url, start):
     got = list(itertools.chain(*(worker.hear() for worker in workers)))
     assert sorted(got) == [(epoch, True) for epoch in range(40)]
     assert set(states(store).values()) == {"done"}
-    assert [len(scores) for scores in results(store, "one").values()] == [1] * 40
+    assert [len(scores) for scores in list_results(store, "one").values()] == [1] * 40

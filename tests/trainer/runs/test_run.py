@@ -16,8 +16,8 @@ import pytest
 
 from trainer import Checkpoints
 from trainer.checkpoints import directory_lock, manifest
-from trainer.checkpoints.directory_lock import InUse, held, lock
-from trainer.runs import Run, Store, Unreachable, deliver_left, recorder, requests
+from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder, lock_directory
+from trainer.runs import Run, Store, Unreachable, deliver_queue, recorder, requests
 
 GONE = "postgresql://me@127.0.0.1:1/a"
 
@@ -43,7 +43,7 @@ def gone(tmp_path, monkeypatch):
     with Store(tmp_path / "runs"):
         pass
     run = Run(tmp_path / "runs" / "one")
-    run.beat(epoch=0, step=0)
+    run.heartbeat(epoch=0, step=0)
     run.close()
     os.rename(tmp_path / "runs" / "store.sqlite", tmp_path / "away.sqlite")
     monkeypatch.setattr(recorder, "CLOSING", 0.1)
@@ -69,16 +69,16 @@ def commit(tmp_path, state, *epochs):
 
 def test_what_was_recorded_is_in_the_store_when_it_is_closed(url, begun):
     run = begun(store=url, config={"widths": (8, 8)})
-    assert not run.going
+    assert not run.is_recording
     run.resume(epoch=0, step=0)
-    assert run.going
+    assert run.is_recording
     run.record(
         np.int64(1), np.int32(14), {"a": np.float32(0.5), "b": math.nan, "c": "text", "d": 1}
     )
-    run.beat(epoch=1, step=np.int64(14), epochs=2)
+    run.heartbeat(epoch=1, step=np.int64(14), epochs=2)
     run.end("finished")
     run.close()
-    assert not run.going
+    assert not run.is_recording
     with Store(url) as store:
         row = store.run("one")
         values = {record.name: record.value for record in store.records("one")}
@@ -119,7 +119,7 @@ def test_commits_are_listed_as_they_come_and_go(begun, tmp_path, state, eventual
     run = begun()
     run.resume(epoch=1, step=14)
     commit(tmp_path, state, 2, 3)
-    run.beat(epoch=3, step=42)
+    run.heartbeat(epoch=3, step=42)
     run.close()
     with Store(run.url) as store:
         rows = store.commits("one", present=True)
@@ -143,7 +143,7 @@ def test_a_commit_is_known_when_its_evaluation_is_asked_for(begun, tmp_path, sta
     assert not run.ask("full", 2)
     run.close()
     with Store(run.url) as store:
-        (request,) = requests.requests(store, "one")
+        (request,) = requests.list_requests(store, "one")
         assert request.checksum == store.commits("one")[0].checksum
 
 
@@ -177,7 +177,7 @@ def fail(run, error):
 )
 def test_how_it_ended_is_seen_by_what_is_under_way(begun, error, state, said):
     run = begun()
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
     fail(run, error)
     with Store(run.url) as store:
         assert store.run("one")[6:8] == (state, said)
@@ -188,7 +188,7 @@ def test_an_error_of_before_is_no_failure_of_this_run(begun):
     try:
         raise ValueError("of another run")
     except ValueError:
-        run.beat(epoch=1, step=14)
+        run.heartbeat(epoch=1, step=14)
         run.close()
     with Store(run.url) as store:
         assert store.run("one").state == "interrupted"
@@ -200,9 +200,11 @@ def test_an_error_of_before_is_no_failure_of_this_run(begun):
 def respell(commit, **changes):
     """Change what a commit says of itself, with the right checksum; None leaves a field out."""
     file = commit / "manifest.json"
-    content = manifest.read(file.read_bytes()) | changes
+    content = manifest.decode_manifest(file.read_bytes()) | changes
     file.write_bytes(
-        manifest.written({name: value for name, value in content.items() if value is not None})
+        manifest.encode_manifest(
+            {name: value for name, value in content.items() if value is not None}
+        )
     )
 
 
@@ -233,7 +235,7 @@ def test_an_odd_manifest_is_told_of_once_and_keeps_nothing_from_delivery(
     with Store(run.url) as store:
         assert [record.epoch for record in store.records("one")] == [3, 4]
         assert [row.epoch for row in store.commits("one")] == [2]
-        assert [request.epoch for request in requests.requests(store, "one")] == [2]
+        assert [request.epoch for request in requests.list_requests(store, "one")] == [2]
     warned = [r.getMessage() for r in caplog.records if "not on record of run 'one'" in r.message]
     assert len(warned) == 1
     assert re.search(told, warned[0])
@@ -244,52 +246,52 @@ def test_an_odd_manifest_is_told_of_once_and_keeps_nothing_from_delivery(
 
 def test_a_second_run_in_one_directory_is_refused_while_the_first_is_on_record(begun, tmp_path):
     first, second = begun(), begun()
-    first.beat(epoch=1, step=14)
+    first.heartbeat(epoch=1, step=14)
     for act in (
-        lambda: second.beat(epoch=1, step=14),
+        lambda: second.heartbeat(epoch=1, step=14),
         lambda: second.resume(epoch=0, step=0),
         lambda: second.record(1, 14, {"loss": 1.0}),
     ):
-        with pytest.raises(InUse, match="is on record by another Run in this process"):
+        with pytest.raises(DirectoryInUse, match="is on record by another Run in this process"):
             act()
     with Store(first.url) as store:
-        assert deliver_left(store, first.directory) == 0
+        assert deliver_queue(store, first.directory) == 0
     first.close()
-    second.beat(epoch=2, step=28)
+    second.heartbeat(epoch=2, step=28)
     second.close()
-    assert held(first.directory) is None
+    assert find_holder(first.directory) is None
 
 
 def test_another_process_is_refused(begun, tmp_path, start, monkeypatch):
     monkeypatch.setattr(directory_lock, "PATIENCE", 0.0)
-    code = "run = Run(path); run.beat(epoch=1, step=1); say('begun'); hear()"
+    code = "run = Run(path); run.heartbeat(epoch=1, step=1); say('begun'); hear()"
     process = start(code, path=tmp_path / "runs" / "one")
     assert process.hear() == "begun"
     run = begun()
-    with pytest.raises(InUse, match=f"in use: pid {process.pid} on "):
-        run.beat(epoch=1, step=14)
-    assert not run.going
+    with pytest.raises(DirectoryInUse, match=f"in use: pid {process.pid} on "):
+        run.heartbeat(epoch=1, step=14)
+    assert not run.is_recording
     process.kill()
     process.join()
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
 
 
 def test_the_directory_may_be_the_process_s_own_already(begun, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
-    release = lock(tmp_path / "runs" / "one")
+    release = lock_directory(tmp_path / "runs" / "one")
     run = begun()
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
     release()
-    assert held(run.directory)
+    assert find_holder(run.directory)
     run.close()
-    assert held(run.directory) is None
+    assert find_holder(run.directory) is None
 
 
 def test_where_its_lock_was_removed_it_says_so_before_a_save(begun):
     run = begun()
     run.record(1, 14, {"loss": 0.5})
     (run.directory / "lock").unlink()
-    with pytest.raises(InUse, match="was removed while the run had it"):
+    with pytest.raises(DirectoryInUse, match="was removed while the run had it"):
         run.flush()
 
 
@@ -305,7 +307,7 @@ def test_only_the_lead_acts_and_asks_no_other_process(begun, monkeypatch, tmp_pa
     run.close()
     with Store(run.url) as store:
         assert len(store.records("one")) == 1
-        assert deliver_left(store, run.directory) == 0
+        assert deliver_queue(store, run.directory) == 0
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     other = Run(tmp_path / "elsewhere" / "one")  # made by all
     other.flush()
@@ -337,7 +339,7 @@ def test_threads_may_share_it(begun):
 
 def test_a_name_that_exists_is_refused(url, begun, tmp_path):
     run = begun(store=url)
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
     run.close()
     assert begun(store=url).name == "one"  # the same directory
     other = tmp_path / "others" / "one"
@@ -351,11 +353,11 @@ def test_a_name_that_exists_is_refused(url, begun, tmp_path):
 
 def test_a_directory_that_was_moved_is_the_same_run(begun, tmp_path):
     run = begun()
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
     run.close()
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = Run(tmp_path / "moved" / "one")
-    moved.beat(epoch=2, step=28)
+    moved.heartbeat(epoch=2, step=28)
     moved.close()
     with Store(moved.url) as store:
         (row,) = store.runs()
@@ -364,7 +366,7 @@ def test_a_directory_that_was_moved_is_the_same_run(begun, tmp_path):
 
 def test_another_way_to_the_same_directory_is_the_same_run(begun, tmp_path):
     run = begun()
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
     run.close()
     (tmp_path / "link").symlink_to(tmp_path / "runs")
     assert Run(tmp_path / "link" / "one").name == "one"
@@ -380,7 +382,7 @@ def test_a_run_of_another_machine_is_another_run(database, begun):
 def test_a_password_of_the_command_line_is_not_on_record(begun, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--store", "postgresql://me:secret@host/a"])
     run = begun()
-    run.beat(epoch=1, step=14)
+    run.heartbeat(epoch=1, step=14)
     run.close()
     with Store(run.url) as store:
         assert store.run("one").environment["command"].endswith("postgresql://me:***@host/a")
@@ -406,11 +408,11 @@ def test_a_run_on_record_goes_on_without_its_store(gone, begun, soon, tmp_path, 
     assert "the rest stays in" in caplog.text
     gone()
     with Store(tmp_path / "runs", create=False) as store:
-        assert deliver_left(store, run.directory) >= 32
+        assert deliver_queue(store, run.directory) >= 32
         assert [record.value for record in store.records("one")] == [n / 2 for n in range(1, 30)]
         assert store.run("one").state == "interrupted"
-        assert deliver_left(store, run.directory) == 0
-        assert deliver_left(store, tmp_path / "none") == 0
+        assert deliver_queue(store, run.directory) == 0
+        assert deliver_queue(store, tmp_path / "none") == 0
 
 
 def test_beyond_its_limit_the_queue_refuses_says_so_once_and_training_goes_on(
@@ -445,7 +447,7 @@ run = Run(path, store=url)
 run.resume(epoch=first, step=first)
 for n in range(first + 1, 10**9):
     run.record(n, n, {"loss": n / 2, "note": "x" * (n % 500)})
-    run.beat(epoch=n, step=n)
+    run.heartbeat(epoch=n, step=n)
     say(n)
     time.sleep(pause)
 """
@@ -467,7 +469,7 @@ def kill_while_recording(url, path, start, kills, seed):
         except EOFError:
             pass
         with Store(url) as store:
-            deliver_left(store, path)
+            deliver_queue(store, path)
             records = store.records("one", ["loss"])
         # One more may have been accepted, of which the process could not tell.
         assert [record.epoch for record in records[:accepted]] == list(range(1, accepted + 1))
@@ -496,7 +498,7 @@ def test_a_process_that_was_killed_leaves_what_the_next_one_delivers(begun, tmp_
     process.kill()
     process.join()
     run = begun()
-    run.beat(epoch=50, step=50)
+    run.heartbeat(epoch=50, step=50)
     run.close()
     with Store(run.url) as store:
         assert len(store.records("one", ["loss"])) >= 50

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.runs.sparklines import BLOCKS, KEPT, Course, sparkline
+from trainer.runs.sparklines import BLOCKS, KEPT, MetricSummary, sparkline
 
 
 def course(values):
-    course = Course()
+    course = MetricSummary()
     for epoch, value in enumerate(values, 1):
         course.add(value, epoch)
     return course
@@ -47,4 +47,4 @@ def test_what_is_not_finite_leaves_a_gap(gap):
 
 
 def test_without_values_there_is_no_curve():
-    assert Course().curve(10) == ""
+    assert MetricSummary().curve(10) == ""

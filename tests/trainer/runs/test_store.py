@@ -9,7 +9,15 @@ import time
 
 import pytest
 
-from trainer.runs import Artifact, CommitRow, Record, Store, Unreachable, requests, table_versions
+from trainer.runs import (
+    Artifact,
+    CheckpointRow,
+    Record,
+    Store,
+    Unreachable,
+    requests,
+    table_versions,
+)
 from trainer.runs.connections import connect
 
 HOSTILE = [
@@ -24,7 +32,7 @@ HOSTILE = [
     "",
     " ",
 ]
-COMMIT = CommitRow(2, "/runs/one/checkpoints/2", 100, {"val/loss": 0.5}, "abc", "2026-01-01")
+COMMIT = CheckpointRow(2, "/runs/one/checkpoints/2", 100, {"val/loss": 0.5}, "abc", "2026-01-01")
 
 
 def register(store, run="one", **changes):
@@ -43,13 +51,13 @@ def tables(store):
 def write_all(store):
     """Write something of each kind."""
     register(store, config={"rate": 0.1}, environment={"python": "3"})
-    store.beat("one", time=11.0, epoch=1, step=14, epochs=3)
+    store.heartbeat("one", time=11.0, epoch=1, step=14, epochs=3)
     store.write_records("one", 1, 14, {"val/loss": 0.5, "note": "good", "gone": math.nan})
     store.write_commit("one", COMMIT)
     store.write_commit("one", COMMIT._replace(epoch=1))
     store.remove_commits("one", [1, 7])
     store.write_artifact("one", Artifact("/runs/one/a.gif", "replay", 1, 14, 10))
-    requests.ask(store, "one", 2, "full", checksum="abc", time=12.0)
+    requests.create_request(store, "one", 2, "full", checksum="abc", time=12.0)
     store.end("one", "finished", time=13.0)
 
 
@@ -91,7 +99,7 @@ def test_how_far_a_run_is_signs_of_life_tell_and_records(store):
     store.write_records("one", 1, 14, {"val/loss": 0.5, "a": 1.0})
     store.write_records("one", 1, 17, {"a": 1.0})
     assert reached() == (1, 17)
-    store.beat("one", time=11.0, epoch=1, step=20)
+    store.heartbeat("one", time=11.0, epoch=1, step=20)
     assert reached() == (1, 20)
     store.write_records("one", 2, 28, {"note": "good"})
     assert reached() == (2, 28)
@@ -114,11 +122,11 @@ def test_a_run_that_gives_no_sign_has_stalled(store):
     assert [row.status(100.0 + after) for after in (0, 899, 901)] == [
         *("running", "running", "stalled")
     ]
-    store.beat("one", time=200.0, epoch=1, step=14)
+    store.heartbeat("one", time=200.0, epoch=1, step=14)
     row = store.run("one")
     assert (row.pause, row.epochs) == (100.0, None)
     assert [row.status(200.0 + after) for after in (499, 501)] == ["running", "stalled"]
-    store.beat("one", time=201.0, epoch=2, step=28)
+    store.heartbeat("one", time=201.0, epoch=2, step=28)
     assert [store.run("one").status(201.0 + after) for after in (59, 61)] == ["running", "stalled"]
     store.end("one", "failed", time=202.0, error="ValueError: no")
     row = store.run("one")
@@ -164,7 +172,7 @@ def test_names_are_data_whatever_they_say(store, name):
     store.write_records(name, 1, 14, {name: name, "other": 1.0})
     store.write_commit(name, COMMIT._replace(path=name, scores={name: 1.0}, checksum=name))
     store.write_artifact(name, Artifact(name, name, 1, 14, 10))
-    requests.ask(store, name, 2, name, checksum=name, time=1.0)
+    requests.create_request(store, name, 2, name, checksum=name, time=1.0)
     asked = requests.claim(store, name, [name], lease=10.0)
     assert requests.finish(store, asked, {name: 0.5})
     store.end(name, "failed", time=11.0, error=name)
@@ -174,8 +182,8 @@ def test_names_are_data_whatever_they_say(store, name):
     assert store.records(name, [name]) == [Record(name, 1, 14, name)]
     assert store.commits(name)[0].scores == {name: 1.0}
     assert store.artifacts(name)[0].kind == name
-    assert requests.requests(store, name or None)[0].worker == name
-    assert requests.results(store, name) == {(name, 2): {name: 0.5}}
+    assert requests.list_requests(store, name or None)[0].worker == name
+    assert requests.list_results(store, name) == {(name, 2): {name: 0.5}}
     store.remove(name)
     assert not any(tables(store).values())
 
@@ -203,7 +211,7 @@ def test_a_run_that_goes_on_supersedes_what_is_beyond(store):
         store.write_records("one", epoch, 14 * epoch, {"loss": float(epoch)})
         store.write_commit("one", COMMIT._replace(epoch=epoch))
         store.write_artifact("one", Artifact(f"/{epoch}", "plot", epoch, 14 * epoch, 1))
-        requests.ask(store, "one", epoch, "full", checksum="abc", time=float(epoch))
+        requests.create_request(store, "one", epoch, "full", checksum="abc", time=float(epoch))
     store.write_records("one", 1, 20, {"loss": 9.0})  # in the midst of the second epoch
     for _ in range(4):
         requests.finish(store, requests.claim(store, "me", ["full"], lease=9.0), {"a": 1.0})
@@ -212,8 +220,8 @@ def test_a_run_that_goes_on_supersedes_what_is_beyond(store):
     assert [record.epoch for record in store.records("one")] == [0, 1]
     assert [commit.epoch for commit in store.commits("one")] == [0, 1]
     assert [artifact.path for artifact in store.artifacts("one")] == ["/0", "/1"]
-    assert [request.epoch for request in requests.requests(store, "one")] == [0, 1]
-    assert list(requests.results(store, "one")) == [("full", 0), ("full", 1)]
+    assert [request.epoch for request in requests.list_requests(store, "one")] == [0, 1]
+    assert list(requests.list_results(store, "one")) == [("full", 0), ("full", 1)]
     assert (store.run("one").epoch, store.run("one").step) == (1, 14)
     store.rewind("one", 0, 0)
     store.remove("one")

@@ -14,12 +14,12 @@ import pytest
 import hooks
 import trainer
 from trainer.runs import Run, Store, Unreachable, recorder, store_polling
-from trainer.runs.store_polling import Onlooker
+from trainer.runs.store_polling import StorePoller
 
 
 @pytest.fixture
 def onlooker(url):
-    with contextlib.closing(Onlooker(url)) as made:
+    with contextlib.closing(StorePoller(url)) as made:
         yield made
 
 
@@ -76,7 +76,7 @@ def test_what_fails_is_raised_and_the_store_is_opened_anew(store, onlooker, look
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path, looks):
-    with contextlib.closing(Onlooker(f"sqlite:///{tmp_path}/none.sqlite")) as onlooker:
+    with contextlib.closing(StorePoller(f"sqlite:///{tmp_path}/none.sqlite")) as onlooker:
         for _ in range(2):
             with pytest.raises(FileNotFoundError, match="there is no store"):
                 onlooker.ask(Store.runs)
@@ -88,7 +88,7 @@ def test_a_server_that_is_frozen_is_waited_for_once(
 ):
     monkeypatch.setattr(store_polling, "PATIENCE", 0.1)
     begin, end = freeze
-    onlooker = Onlooker(database)
+    onlooker = StorePoller(database)
     eventually(lambda: _answers(onlooker))
     assert len(begin()) == 1
     began = time.monotonic()
@@ -154,7 +154,7 @@ def test_a_server_that_says_nothing_does_not_hold_up_a_run_that_goes_on(
         asking = hooks.request_evaluation(Run(tmp_path / "one", store=url), "full")
         memory = {"request_evaluation/full": {"wanted": 2}}
         began = time.monotonic()
-        asking.parts[0](state.replace(epoch=jnp.int32(3), memory=memory), {})  # at the start
+        asking.parts[0](state.replace(epoch=jnp.int32(3), hook_state=memory), {})  # at the start
         assert time.monotonic() - began < 1.5  # a connection alone is waited for 2 s
         for part in asking.parts:
             if part.close:

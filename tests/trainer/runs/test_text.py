@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.host.escaping import shown
-from trainer.runs.text import LONGEST, checked_name, clean, short
+from trainer.host.escaping import escape_text
+from trainer.runs.text import LONGEST, check_name, clean, shorten_name
 
 ANY = st.text(st.characters(exclude_categories=()))
 
@@ -23,7 +23,7 @@ def test_what_is_kept_every_database_can_keep(text):
 
 @given(ANY)
 def test_what_is_shown_moves_no_cursor_and_turns_no_line(text):
-    line = shown(text)
+    line = escape_text(text)
     assert not {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     if text.isascii() and text.isprintable():
         assert line == text
@@ -34,16 +34,16 @@ def test_short_names_of_different_names_differ(one, other):
     one, other = (clean(name) for name in (one, other))
     pad = "é" * LONGEST
     for a, b in ((one, other), (pad + one, pad + other)):
-        assert (short(a) == short(b)) == (a == b)
-        assert len(short(a)) <= LONGEST
-        assert short(short(a)) == short(a)
+        assert (shorten_name(a) == shorten_name(b)) == (a == b)
+        assert len(shorten_name(a)) <= LONGEST
+        assert shorten_name(shorten_name(a)) == shorten_name(a)
 
 
 @pytest.mark.parametrize(
     "name", ["digits", "a b", "2026.11.24", "'; --", "日本", "[red]", "a\u00a0b"]
 )
 def test_a_name_may_be_nearly_anything(name):
-    assert checked_name(name, "a run") == name
+    assert check_name(name, "a run") == name
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,5 @@ def test_a_name_may_be_nearly_anything(name):
 )
 def test_what_is_no_name_is_refused_and_shown_harmlessly(name):
     with pytest.raises(ValueError, match="a run needs a name of 1 to 200") as raised:
-        checked_name(name, "a run")
-    assert shown(raised.value) == str(raised.value)
+        check_name(name, "a run")
+    assert escape_text(raised.value) == str(raised.value)

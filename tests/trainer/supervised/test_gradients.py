@@ -12,14 +12,14 @@ import hooks
 import trainer
 from trainer import data, losses
 from trainer.phases.executors import has_convolution
-from trainer.state import device_part
+from trainer.state import strip_host_fields
 from trainer.supervised import gradients
 
 
 def _after(network, loss, batch, *, steps=10, **settings):
     """Ten steps of Adam on one batch; the parameters, and the last metrics."""
     task = trainer.supervised(network, loss, optax.adam(1e-2), **settings)
-    state = device_part(task.init(jax.random.key(0), batch))
+    state = strip_host_fields(task.init(jax.random.key(0), batch))
     step = jax.jit(task.step)
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -90,7 +90,7 @@ def test_on_cpu_a_convolution_is_kept_out_of_the_loop(digits):
         init=lambda key, x: ({"w": jnp.ones((3, 3, 1, 10)) / 9}, {}), apply=apply
     )
     task = trainer.supervised(network, losses.classification, optax.sgd(0.1), accumulate=2)
-    state = device_part(task.init(jax.random.key(0), digits[0].example))
+    state = strip_host_fields(task.init(jax.random.key(0), digits[0].example))
     jaxpr = jax.make_jaxpr(task.step)(state, digits[0].example)
     assert has_convolution(jaxpr)
     scans = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
@@ -101,7 +101,7 @@ def test_on_cpu_a_convolution_is_kept_out_of_the_loop(digits):
 def test_clipping_scales_to_the_norm_and_says_how_often(linear, digits, limit, clipped):
     task = trainer.supervised(linear, losses.classification, optax.sgd(1.0), clip_norm=limit)
     start = task.init(jax.random.key(0), digits[0].example)
-    state, metrics = jax.jit(task.step)(device_part(start), digits[0].example)
+    state, metrics = jax.jit(task.step)(strip_host_fields(start), digits[0].example)
     assert float(metrics["clipped"]) == clipped
     moved = optax.tree.norm(optax.tree.sub(start.params, state.params))
     assert float(moved) == pytest.approx(min(limit, float(metrics["grad_norm"])), rel=1e-4)
@@ -140,14 +140,16 @@ def test_a_task_gives_its_gradients(linear, digits):
         state = task.init(jax.random.key(0), digits[0].example)
         grads, means = task.gradients(state, digits[0].example)
         _, metrics = task.step(state, digits[0].example)
-        assert float(gradients.norm(grads)) == pytest.approx(float(metrics["grad_norm"]), rel=1e-3)
+        assert float(gradients.global_norm(grads)) == pytest.approx(
+            float(metrics["grad_norm"]), rel=1e-3
+        )
         assert float(means["loss"]) == pytest.approx(float(metrics["loss"]))
 
 
 def test_the_norm_is_that_of_all_leaves():
     tree = {"small": jnp.full(3, 2.0), "large": jnp.full(gradients.SMALL, 0.5)}
     wanted = np.sqrt(3 * 4 + gradients.SMALL * 0.25)
-    assert float(gradients.norm(tree)) == pytest.approx(wanted, rel=1e-6)
+    assert float(gradients.global_norm(tree)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_what_a_loss_finalizes_is_a_metric_of_training_and_evaluation():

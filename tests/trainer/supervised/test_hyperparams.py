@@ -8,11 +8,11 @@ import pytest
 
 from trainer.supervised.hyperparams import (
     check_hyperparam,
+    fill_leaf,
     hyperparam,
     hyperparam_names,
     map_hyperparam,
-    replaced,
-    with_hyperparam,
+    set_hyperparam,
 )
 
 PARAMS = {"a": jnp.ones(2), "b": jnp.ones(3)}
@@ -33,7 +33,7 @@ TWO = optax.multi_transform(
 
 def test_all_optimizers_that_keep_a_name_are_found_and_set():
     assert hyperparam(TWO, "learning_rate") == {"a": 0.5, "b": 0.25}
-    after = with_hyperparam(TWO, "learning_rate", lambda rate: rate / 2)
+    after = set_hyperparam(TWO, "learning_rate", lambda rate: rate / 2)
     assert hyperparam(after, "learning_rate") == {"a": 0.25, "b": 0.125}
     assert hyperparam(after, "momentum") == hyperparam(TWO, "momentum")
     assert jax.tree.structure(after) == jax.tree.structure(TWO)
@@ -41,12 +41,12 @@ def test_all_optimizers_that_keep_a_name_are_found_and_set():
 
 
 def test_one_group_is_set_alone():
-    after = with_hyperparam(TWO, "learning_rate", lambda rate: rate / 2, group="b")
+    after = set_hyperparam(TWO, "learning_rate", lambda rate: rate / 2, group="b")
     assert hyperparam(after, "learning_rate") == {"a": 0.5, "b": 0.125}
     chained = optax.chain(
         inject(optax.sgd, learning_rate=0.5), inject(optax.sgd, learning_rate=1.0)
     )
-    after = with_hyperparam(chained.init(PARAMS), "learning_rate", lambda rate: 0.25, group="1")
+    after = set_hyperparam(chained.init(PARAMS), "learning_rate", lambda rate: 0.25, group="1")
     assert hyperparam(after, "learning_rate") == {"0": 0.5, "1": 0.25}
 
 
@@ -75,16 +75,16 @@ def test_a_schedule_in_one_group_leaves_the_other_to_be_set():
 
 @pytest.mark.parametrize("name", ["learning_rate", "absent"])
 def test_what_does_not_change_is_the_very_same_object(name):
-    assert with_hyperparam(TWO, name, lambda value: value) is TWO
+    assert set_hyperparam(TWO, name, lambda value: value) is TWO
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_a_value_takes_the_dtype_and_the_shape_of_what_it_replaces(dtype):
     leaf = jnp.zeros(3, dtype)
-    after = replaced(leaf, np.float64(0.1))
+    after = fill_leaf(leaf, np.float64(0.1))
     assert (after.dtype, after.shape, after.sharding) == (leaf.dtype, leaf.shape, leaf.sharding)
     assert after.tolist() == jnp.full(3, 0.1, dtype).tolist()
-    assert replaced(after, 0.1) is after
+    assert fill_leaf(after, 0.1) is after
 
 
 def test_it_maps_within_a_jitted_function():

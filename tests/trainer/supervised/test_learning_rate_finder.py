@@ -8,10 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-import hooks
 import trainer
 from trainer import TrainState, data, losses
-from trainer.supervised.learning_rate_finder import _counted, _longest_fall, _smoothed
+from trainer.supervised.learning_rate_finder import (
+    _longest_fall,
+    _mask_before_divergence,
+    _smoothed,
+)
 
 SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
 ONES = data.Arrays({"inputs": np.ones(40, np.float32)}, 4)
@@ -33,7 +36,7 @@ def begun(optimizer=SGD):
 
 @pytest.fixture(scope="module")
 def found():
-    return hooks.find_learning_rate(bowl, begun(), ONES, low=1e-4, high=100.0, steps=60)
+    return trainer.find_learning_rate(bowl, begun(), ONES, low=1e-4, high=100.0, steps=60)
 
 
 def test_it_trains_with_each_rate_once(found):
@@ -50,8 +53,8 @@ def test_a_batch_in_which_nothing_weighs_has_not_diverged(found):
         loss = jnp.where(weighs, metrics["loss"], jnp.nan)
         return after, {"loss": loss, "loss.weight": weighs.astype(jnp.float32)}
 
-    other = hooks.find_learning_rate(sparse, begun(), ONES, low=1e-4, high=100.0, steps=60)
-    assert abs(other.counted.sum() - found.counted.sum()) <= 1
+    other = trainer.find_learning_rate(sparse, begun(), ONES, low=1e-4, high=100.0, steps=60)
+    assert abs(other.before_divergence.sum() - found.before_divergence.sum()) <= 1
     assert other.losses[3] == other.losses[2] == found.losses[2]
 
 
@@ -60,8 +63,8 @@ def test_it_suggests_rates_where_the_loss_falls(found):
 
 
 def test_what_diverges_is_not_counted(found):
-    last = found.counted.sum()
-    assert found.counted[:last].all()
+    last = found.before_divergence.sum()
+    assert found.before_divergence[:last].all()
     assert found.rates[last] > 2
     assert np.isfinite(found.smoothed[:last]).all()
     assert np.isnan(found.smoothed[last:]).all()
@@ -79,7 +82,9 @@ def test_what_diverges_is_not_counted(found):
     ],
 )
 def test_divergence_is_told_by_the_running_mean(values, counted):
-    assert _counted(np.array(values)).tolist() == [n < counted for n in range(len(values))]
+    assert _mask_before_divergence(np.array(values)).tolist() == [
+        n < counted for n in range(len(values))
+    ]
 
 
 def test_smoothing_keeps_lines_and_has_no_lag():
@@ -109,7 +114,7 @@ def test_the_state_is_left_as_it_is(digits, linear):
     task = trainer.supervised(linear, losses.classification, optimizer)
     state = task.init(jax.random.key(0), digits[0].example)
     before = trainer.fingerprint(state)
-    found = hooks.find_learning_rate(task.step, state, digits[0], steps=40)  # 6 batches an epoch
+    found = trainer.find_learning_rate(task.step, state, digits[0], steps=40)  # 6 batches an epoch
     assert trainer.fingerprint(state) == before
     assert found.losses[0] == pytest.approx(np.log(10), rel=0.05)
     assert 1e-4 < found.valley < 1
@@ -122,7 +127,7 @@ def test_a_convolution_runs_one_dispatch_a_step_and_gives_the_same():
         return after, {"loss": metrics["loss"] * ones.mean()}
 
     plain, stepwise = (
-        hooks.find_learning_rate(step, begun(), ONES, high=1.0, steps=15)
+        trainer.find_learning_rate(step, begun(), ONES, high=1.0, steps=15)
         for step in (bowl, convolved)
     )
     assert stepwise.losses == pytest.approx(plain.losses)
@@ -137,11 +142,11 @@ def test_a_long_stream_is_not_read_to_its_end():
             yield {"inputs": np.ones(4, np.float32)}
 
     source = data.Stream(batches, superbatch=8)
-    found = hooks.find_learning_rate(bowl, begun(), source, high=1.0, steps=20)
+    found = trainer.find_learning_rate(bowl, begun(), source, high=1.0, steps=20)
     assert len(found.losses) == 20
     assert len(given) <= 32
     stretches = data.Stream(batches, superbatch=8, steps_per_epoch=12)
-    again = hooks.find_learning_rate(bowl, begun(), stretches, high=1.0, steps=20)
+    again = trainer.find_learning_rate(bowl, begun(), stretches, high=1.0, steps=20)
     assert again.losses.tolist() == found.losses.tolist()
 
 
@@ -155,22 +160,22 @@ def test_a_long_stream_is_not_read_to_its_end():
 )
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
-        hooks.find_learning_rate(bowl, begun(), ONES, **settings)
+        trainer.find_learning_rate(bowl, begun(), ONES, **settings)
 
 
 def test_what_cannot_be_tested_is_refused():
     with pytest.raises(ValueError, match="find_learning_rate needs an optimizer whose learning_ra"):
-        hooks.find_learning_rate(bowl, begun(optax.sgd(0.1)), ONES)
+        trainer.find_learning_rate(bowl, begun(optax.sgd(0.1)), ONES)
     silent = lambda state, batch: (bowl(state, batch)[0], {"error": jnp.zeros(())})  # noqa: E731
     with pytest.raises(ValueError, match=r"must report a 'loss'; it reports \['error'\]"):
-        hooks.find_learning_rate(silent, begun(), ONES)
+        trainer.find_learning_rate(silent, begun(), ONES)
 
 
 def test_a_loss_that_never_falls_is_an_error_that_says_how_it_went():
     with pytest.raises(
         ValueError, match="never fell .* from 5 to 10: it was 0.5 at first, and div"
     ):
-        hooks.find_learning_rate(bowl, begun(), ONES, low=5.0, steps=20)
+        trainer.find_learning_rate(bowl, begun(), ONES, low=5.0, steps=20)
 
 
 def test_its_plot_is_a_picture(found, tmp_path):

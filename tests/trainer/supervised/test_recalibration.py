@@ -43,9 +43,9 @@ def test_the_statistics_are_the_means_over_all_batches(normalised, digits):
     _, state, phase, _, recalibration = normalised
     trained, _ = trainer.fit(state, phase, epochs=2)
     averaged = trained.replace(params=jax.tree.map(lambda w: 0.7 * w, trained.params))
-    found = trainer.recalibrated(averaged, recalibration)
+    found = trainer.recalibrate_batch_stats(averaged, recalibration)
     every = data.Arrays(digits[0].arrays, batch_size=200)
-    whole = trainer.recalibrated(averaged, trainer.recalibration(normalised[0], every))
+    whole = trainer.recalibrate_batch_stats(averaged, trainer.recalibration(normalised[0], every))
     layer = jax.device_get(averaged.params["Dense_0"])
     rows = np.asarray(digits[0].arrays["inputs"]).reshape(200, -1) @ layer["kernel"] + layer["bias"]
     exact = whole.model_state["batch_stats"]["BatchNorm_0"]
@@ -67,7 +67,9 @@ def test_what_is_no_average_is_as_the_network_leaves_it(digits):
     network = SimpleNamespace(init=lambda key, x: ({}, first), apply=apply)
     task = trainer.supervised(network, losses.classification, optax.sgd(0.1))
     state = task.init(jax.random.key(0), digits[0].example)
-    after = trainer.recalibrated(state, trainer.recalibration(task, digits[0])).model_state
+    after = trainer.recalibrate_batch_stats(
+        state, trainer.recalibration(task, digits[0])
+    ).model_state
     assert int(after["calls"]) == 6
     rows = np.asarray(digits[0].arrays["inputs"])
     assert float(after["last"]) == pytest.approx(rows.mean(), rel=0.05)
@@ -88,10 +90,12 @@ def test_an_average_with_statistics_of_its_own_is_measured_and_put_back(normalis
     assert len(recalibration._programs) == 1
     losses_seen = [epoch["val/loss"] for epoch in history]
     assert trainer.evaluate(best, val)["val/loss"] == pytest.approx(min(losses_seen), rel=1e-5)
-    last = best.replace(**best.memory[name])
+    last = best.replace(**best.hook_state[name])
     assert trainer.evaluate(last, val)["val/loss"] == pytest.approx(losses_seen[-1], rel=1e-5)
-    by_hand = best.memory["swa"]["params"] if params == "swa" else best.carry["average"]["params"]
-    again = trainer.recalibrated(best.replace(params=by_hand), recalibration)
+    by_hand = (
+        best.hook_state["swa"]["params"] if params == "swa" else best.carry["average"]["params"]
+    )
+    again = trainer.recalibrate_batch_stats(best.replace(params=by_hand), recalibration)
     measured = trainer.evaluate(again, val)["val/loss"]
     assert measured == pytest.approx(losses_seen[-1], rel=0.02)
     trained, _ = trainer.fit(state, phase, epochs=3)

@@ -112,11 +112,13 @@ def test_a_step_that_changes_nothing_does_not_count(linear):
 
 def test_small_floats_are_averaged_in_float32():
     """In bfloat16 a step of 1e-3 of the way would be rounded off."""
-    average = step_averages.begun({"w": jnp.ones(2, jnp.bfloat16), "n": jnp.int32(3)})
-    average = step_averages.moved(average, {"w": jnp.ones(2, jnp.bfloat16), "n": 3}, 0.999, None)
+    average = step_averages.init_average({"w": jnp.ones(2, jnp.bfloat16), "n": jnp.int32(3)})
+    average = step_averages.update_average(
+        average, {"w": jnp.ones(2, jnp.bfloat16), "n": 3}, 0.999, None
+    )
     for _ in range(200):
         after = {"w": jnp.zeros(2, jnp.bfloat16), "n": jnp.int32(5)}
-        average = step_averages.moved(average, after, 0.999, None)
+        average = step_averages.update_average(average, after, 0.999, None)
     assert average["params"]["w"].dtype == jnp.float32
     wanted = 0.999**200 * (1 - 0.999) / (1 - 0.999**201)
     assert float(average["params"]["w"][0]) == pytest.approx(wanted, rel=1e-3)
@@ -126,7 +128,7 @@ def test_small_floats_are_averaged_in_float32():
         rng=jax.random.key(0),
         carry={"average": average},
     )
-    chex.assert_trees_all_equal_dtypes(step_averages.average_of(state), state.params)
+    chex.assert_trees_all_equal_dtypes(step_averages.get_average(state), state.params)
 
 
 def test_members_of_a_population_have_averages_of_their_own(averaged, digits):
@@ -134,7 +136,7 @@ def test_members_of_a_population_have_averages_of_their_own(averaged, digits):
     states = [task.init(jax.random.key(seed), digits[0].example) for seed in (0, 1)]
     both = trainer.population(phase, 2)
     kept = hooks.each(hooks.keep_best("train/loss", params="average"))
-    after, _ = trainer.fit(trainer.stacked(states), both, epochs=1, hooks=kept)
+    after, _ = trainer.fit(trainer.stack_states(states), both, epochs=1, hooks=kept)
     for number, state in enumerate(states):
         alone, _ = trainer.fit(state, phase, epochs=1)
         member = trainer.member(after, number)

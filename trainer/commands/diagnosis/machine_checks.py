@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from trainer.commands.lookup.stores import named, opened
-from trainer.commands.terminal.calling import Refused, placed
-from trainer.commands.terminal.output import size
+from trainer.commands.lookup.stores import open_store, resolve_store
+from trainer.commands.terminal.calling import CommandError, parse_local_path
+from trainer.commands.terminal.output import format_bytes
 
 Verdict = Literal["good", "note", "wrong"]
 """With a `note`, nothing is wrong."""
@@ -55,7 +55,7 @@ def versions() -> Iterator[Finding]:
     """Compare the versions of Python and of what is required with the package's bounds."""
     bounds = metadata.metadata("entracte")["Requires-Python"] or ""
     python = ".".join(map(str, sys.version_info[:3]))
-    if within(python, bounds):
+    if is_within_bounds(python, bounds):
         yield Finding("Python", "good", python)
     else:
         yield Finding("Python", "wrong", f"{python} is not {bounds}", f"use a Python {bounds}")
@@ -71,7 +71,7 @@ def versions() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             yield Finding(library, "wrong", "not installed", remedy)
             continue
-        if within(version, bounds):
+        if is_within_bounds(version, bounds):
             sound.append(f"{library} {version}")
         else:
             yield Finding(library, "wrong", f"{version} is not {bounds}", remedy)
@@ -84,7 +84,7 @@ def devices() -> Iterator[Finding]:
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     stats = [known for device in jax.local_devices() if (known := device.memory_stats())]
     if limits := [known["bytes_limit"] for known in stats if "bytes_limit" in known]:
-        told += f" with {size(min(limits))} each"
+        told += f" with {format_bytes(min(limits))} each"
     told += f" ({jax.default_backend()}), {os.cpu_count()} CPU cores"
     missed = len([*Path("/dev").glob("nvidia[0-9]*")])
     if missed and jax.default_backend() == "cpu":
@@ -107,7 +107,7 @@ def memory() -> Iterator[Finding]:
         yield Finding("memory", "note", "not known without psutil", remedy)
         return
     found = psutil.virtual_memory()
-    told = f"{size(found.available)} of {size(found.total)} free"
+    told = f"{format_bytes(found.available)} of {format_bytes(found.total)} free"
     if found.available < SCARCE:
         yield Finding("memory", "note", told, "end what else takes memory, or take small batches")
     else:
@@ -127,7 +127,7 @@ def cache() -> Iterator[Finding]:
         yield _writable(
             "compilation cache",
             Path(folder),
-            f"{folder}: {len(files):,} files, {size(sum(files))}",
+            f"{folder}: {len(files):,} files, {format_bytes(sum(files))}",
         )
 
 
@@ -144,14 +144,17 @@ def sqlite() -> Iterator[Finding]:
 def store(name: str | None) -> Iterator[Finding]:
     """Tell whether the store answers."""
     try:
-        with opened(name) as there:
+        with open_store(name) as there:
             rows, now = there.runs(), there.connection.now()
             where = there.connection.where
-    except Refused as refusal:
+    except CommandError as refusal:
         missing = isinstance(refusal.__cause__, FileNotFoundError)
         if missing and name is None:
             yield Finding(
-                "store", "note", f"none in {named(name)}", "the first run on record makes it"
+                "store",
+                "note",
+                f"none in {resolve_store(name)}",
+                "the first run on record makes it",
             )
         else:
             yield Finding("store", "wrong", str(refusal), "name another, or see to its server")
@@ -166,22 +169,23 @@ def store(name: str | None) -> Iterator[Finding]:
 
 def disk(name: str | None) -> Iterator[Finding]:
     """Tell whether there is room for commits, and whether they can be written."""
-    place = named(name)
-    folder = Path.cwd() if "://" in place else placed(place, "--store")
+    place = resolve_store(name)
+    folder = Path.cwd() if "://" in place else parse_local_path(place, "--store")
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    told = f"{size(free)} free at {folder}"
+    told = f"{format_bytes(free)} free at {folder}"
     if free < SCARCE:
         yield Finding("disk", "note", told, "make room, or keep fewer commits")
     else:
         yield _writable("disk", folder, told)
 
 
-def within(version: str, bounds: str) -> bool:
+def is_within_bounds(version: str, bounds: str) -> bool:
     """Say whether a version is within bounds; of it only the numbers count.
 
-    >>> within("0.12.0.1", ">=0.10.2,<0.13"), within("0.13", "<0.13.0"), within("3", "")
+    >>> (is_within_bounds("0.12.0.1", ">=0.10.2,<0.13"), is_within_bounds("0.13", "<0.13.0"),
+    ...  is_within_bounds("3", ""))
     (True, False, True)
     """
     for bound in filter(None, bounds.split(",")):

@@ -21,7 +21,7 @@ EPOCHS = 4
 EXAMPLES, FEATURES, CLASSES = 256, 16, 4
 
 
-def self_test() -> str:
+def run_self_test() -> str:
     """Train, commit, restore, go on, and compare with a training that was never cut; record it.
 
     Returns:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.checkpoints.load import restore
-from trainer.checkpoints.manifest import DamagedCommit
-from trainer.checks.modes import Mode, mode_of
-from trainer.commands.lookup.scores import known
-from trainer.commands.lookup.stores import VARIABLE, located
-from trainer.commands.terminal.calling import Refused, placed
-from trainer.evaluators.best_checkpoint import best_commit
-from trainer.host.escaping import shown, shown_lines
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checks.modes import Mode, infer_mode
+from trainer.commands.lookup.scores import check_metric_names
+from trainer.commands.lookup.stores import VARIABLE, open_run
+from trainer.commands.terminal.calling import CommandError, parse_local_path
+from trainer.evaluators.checkpoint_ranking import best_commit
+from trainer.host.escaping import escape_lines, escape_text
 from trainer.runs.metric_curves import metric_names
 from trainer.state import TrainState
 
 
-class Checkpoint(NamedTuple):
+class CheckpointChoice(NamedTuple):
     """A checkpoint of a run, still to be restored."""
 
     run: str
@@ -45,13 +45,13 @@ class Checkpoint(NamedTuple):
             return restore(
                 self.directory, template, epoch=self.epoch, best=self.best, mode=self.mode
             )
-        except (OSError, ValueError, DamagedCommit) as error:
-            raise Refused(shown_lines(error)) from error
+        except (OSError, ValueError, DamagedCheckpoint) as error:
+            raise CommandError(escape_lines(error)) from error
 
 
-def chosen(
+def choose_checkpoint(
     run: str, store: str | None, *, epoch: int | None, best: str | None, mode: Mode | None
-) -> Checkpoint:
+) -> CheckpointChoice:
     """Choose a checkpoint of a run, which need not be on record if its directory is given.
 
     Args:
@@ -66,31 +66,34 @@ def chosen(
         Refused: there is no such run or score, or too much is asked for.
     """
     if epoch is not None and best is not None:
-        raise Refused("give --epoch or --best, not both")
+        raise CommandError("give --epoch or --best, not both")
     with contextlib.ExitStack() as stack:
         try:
-            there, row = stack.enter_context(located(run, store))
-        except Refused:
-            directory = placed(run, "a run")
+            there, row = stack.enter_context(open_run(run, store))
+        except CommandError:
+            directory = parse_local_path(run, "a run")
             if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
                 raise
             mode = _mode(best, mode) if best is not None else None
-            return Checkpoint(directory.name, directory, epoch, best, mode)
+            return CheckpointChoice(directory.name, directory, epoch, best, mode)
         if best is not None:
             commits = there.commits(row.name, present=True)
-            known([best], {*metric_names(there, row.name), *(s for c in commits for s in c.scores)})
+            check_metric_names(
+                [best], {*metric_names(there, row.name), *(s for c in commits for s in c.scores)}
+            )
             try:
                 found = best_commit(there, row.name, best, mode=_mode(best, mode))
             except ValueError as error:
-                raise Refused(shown(error)) from error
+                raise CommandError(escape_text(error)) from error
             epoch = found.commit.epoch
-        return Checkpoint(row.name, Path(row.directory), epoch)
+        return CheckpointChoice(row.name, Path(row.directory), epoch)
 
 
 def _mode(best: str, mode: Mode | None) -> Mode:
-    if (found := mode or mode_of(best)) is None:
-        raise Refused(
-            f"whether a smaller or a larger {shown(best)} is better, its name does not tell: give "
+    if (found := mode or infer_mode(best)) is None:
+        raise CommandError(
+            f"whether a smaller or a larger {escape_text(best)} is better, its name does not tell: "
+            "give "
             "--mode min or --mode max"
         )
     return found

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.commands.lookup.stores import suggestion
-from trainer.commands.terminal.calling import Refused
-from trainer.configuration.setting_rows import settings, written
-from trainer.host.escaping import shown
+from trainer.commands.terminal.calling import CommandError
+from trainer.configuration.setting_rows import flatten_settings, format_setting
+from trainer.host.escaping import escape_text
 from trainer.runs.rows import RunRow
 
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -25,7 +25,7 @@ COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def selected(rows: Sequence[RunRow], conditions: Sequence[str]) -> list[RunRow]:
+def filter_runs(rows: Sequence[RunRow], conditions: Sequence[str]) -> list[RunRow]:
     """Choose the runs whose configuration fulfils all conditions, such as `optimizer.name=adamw`.
 
     Args:
@@ -39,7 +39,7 @@ def selected(rows: Sequence[RunRow], conditions: Sequence[str]) -> list[RunRow]:
         Refused: a condition is none, or no run has such a setting, or those that there are, are
             all of another kind than the value.
     """
-    configs = {row.name: settings(row.config) for row in rows}
+    configs = {row.name: flatten_settings(row.config) for row in rows}
     holds = [_condition(condition, configs) for condition in conditions]
     return [row for row in rows if all(hold(configs[row.name]) for hold in holds)]
 
@@ -49,15 +49,15 @@ def _condition(
 ) -> Callable[[Mapping[str, Any]], bool]:
     parts = re.fullmatch(r"([^=!<>]+)(!=|<=|>=|==|=|<|>)(.*)", condition, re.DOTALL)
     if parts is None:
-        raise Refused(
+        raise CommandError(
             f"a condition is SETTING=VALUE, or with != < <= > >=, quoted for the shell; got "
-            f"'{shown(condition)}'"
+            f"'{escape_text(condition)}'"
         )
     path, sign, bare = (part.strip() for part in parts.groups())
     known = sorted({name for config in configs.values() for name in config})
     if path not in known:
-        raise Refused(
-            f"no run's configuration has the setting '{shown(path)}'{suggestion(path, known)}"
+        raise CommandError(
+            f"no run's configuration has the setting '{escape_text(path)}'{suggestion(path, known)}"
         )
     wanted, compare = _read(bare), COMPARE[sign]
     ordered = sign[0] in "<>"
@@ -70,7 +70,9 @@ def _condition(
         value = config[path]
         same = _kind(value) == _kind(wanted)
         if not ordered:
-            return compare(bare in (written(value), str(value)) or (same and value == wanted), True)
+            return compare(
+                bare in (format_setting(value), str(value)) or (same and value == wanted), True
+            )
         return same and compare(value, wanted)
 
     return holds
@@ -86,9 +88,10 @@ def _comparable(
     if not there or (kind in ("number", "text") and kind in map(_kind, there.values())):
         return
     run, value = next(iter(there.items()))
-    raise Refused(
-        f"{sign} compares two numbers, or two texts: '{shown(path)}' is {_told(value)} in run "
-        f"'{shown(run)}', and cannot be compared with {_told(wanted)}"
+    raise CommandError(
+        f"{sign} compares two numbers, or two texts: '{escape_text(path)}' is {_told(value)} in "
+        "run "
+        f"'{escape_text(run)}', and cannot be compared with {_told(wanted)}"
     )
 
 
@@ -108,7 +111,7 @@ def _kind(value: Any) -> str:
 def _told(value: Any) -> str:
     """Name a value by its kind and as it is spelled."""
     kind = _kind(value)
-    spelled = f"'{shown(value)}'" if kind == "text" else shown(written(value))
+    spelled = f"'{escape_text(value)}'" if kind == "text" else escape_text(format_setting(value))
     return f"the {kind} {spelled}" if kind else spelled
 
 

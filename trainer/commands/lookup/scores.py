@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from trainer.checks.modes import ASIDE, Mode
 from trainer.commands.lookup.stores import suggestion
-from trainer.commands.terminal.calling import Refused
-from trainer.host.escaping import shown
+from trainer.commands.terminal.calling import CommandError
+from trainer.host.escaping import escape_text
 from trainer.runs.panels import Curve
-from trainer.runs.sparklines import TELLING, rank
+from trainer.runs.sparklines import MAIN_METRICS, rank
 
 TRAINING = ("train/", "rollout/", "update/")
 """How the names of what training itself measures begin."""
 
 
-class Reached(NamedTuple):
+class CurveSummary(NamedTuple):
     """What a run reached in one metric."""
 
     last: float
@@ -27,23 +27,24 @@ class Reached(NamedTuple):
     """Of the best."""
 
 
-def reached(curve: Curve, mode: Mode | None) -> Reached:
+def summarize_curve(curve: Curve, mode: Mode | None) -> CurveSummary:
     """Sum up a curve.
 
-    >>> reached(Curve([1, 2, 3], [0.5, 0.25, 0.75]), "min")
+    >>> summarize_curve(Curve([1, 2, 3], [0.5, 0.25, 0.75]), "min")
     Reached(last=0.75, best=0.25, epoch=2)
     """
-    course = curve.course
+    course = curve.summary
     best, epoch = course.highest if mode == "max" else course.lowest
     if mode is None or not math.isfinite(best):
-        return Reached(course.last, None, None)
-    return Reached(course.last, best, epoch)
+        return CurveSummary(course.last, None, None)
+    return CurveSummary(course.last, best, epoch)
 
 
-def better(values: Sequence[float | None], mode: Mode | None) -> list[int]:
+def find_best(values: Sequence[float | None], mode: Mode | None) -> list[int]:
     """Give the places of the best among values, several where they are equal; none of one alone.
 
-    >>> better([0.5, 0.25, None], "min"), better([0.5, None], "min"), better([1.0, 2.0], None)
+    >>> find_best([0.5, 0.25, None], "min"), find_best([0.5, None], "min"), find_best([1.0, 2.0],
+    ...     None)
     ([1], [], [])
     """
     numbers = [value for value in values if value is not None and not math.isnan(value)]
@@ -53,21 +54,23 @@ def better(values: Sequence[float | None], mode: Mode | None) -> list[int]:
     return [place for place, value in enumerate(values) if value == best]
 
 
-def telling(names: Iterable[str], count: int) -> list[str]:
+def choose_key_metrics(names: Iterable[str], count: int) -> list[str]:
     """Choose the metrics that tell most of a run: losses and scores, of validation before training.
 
-    >>> telling(["train/loss", "val/loss", "val/accuracy", "time/epoch_seconds"], 2)
+    >>> choose_key_metrics(["train/loss", "val/loss", "val/accuracy", "time/epoch_seconds"], 2)
     ['val/loss', 'val/accuracy']
     """
     plain = [name for name in names if not name.startswith((*ASIDE, "gradients/"))]
     order = sorted(plain, key=lambda name: (rank(name), name.startswith(TRAINING), name))
-    first = [name for name in order if rank(name) < len(TELLING)]
+    first = [name for name in order if rank(name) < len(MAIN_METRICS)]
     best_of_each = {name.rpartition("/")[2]: name for name in reversed(first)}
     chosen = [name for name in first if name in best_of_each.values()]
     return [*chosen, *(name for name in order if name not in chosen)][:count]
 
 
-def known(names: Sequence[str], metrics: Collection[str], others: Sequence[str] = ()) -> list[str]:
+def check_metric_names(
+    names: Sequence[str], metrics: Collection[str], others: Sequence[str] = ()
+) -> list[str]:
     """Check that metrics which were asked for are on record.
 
     Args:
@@ -78,16 +81,18 @@ def known(names: Sequence[str], metrics: Collection[str], others: Sequence[str] 
     Raises:
         Refused: one is not; those are named that are near.
     """
-    there = [*others, *telling(metrics, len(metrics))]
+    there = [*others, *choose_key_metrics(metrics, len(metrics))]
     for name in names:
         if name not in metrics:
-            raise Refused(f"no metric '{shown(name)}' is on record{suggestion(name, there)}")
+            raise CommandError(
+                f"no metric '{escape_text(name)}' is on record{suggestion(name, there)}"
+            )
     return list(names)
 
 
 def as_json(curves: Mapping[str, Curve], modes: Mapping[str, Mode | None]) -> dict[str, object]:
     """Give what was reached as JSON has it: name to last, best, epoch and mode."""
     return {
-        name: {**reached(curve, modes[name])._asdict(), "mode": modes[name]}
+        name: {**summarize_curve(curve, modes[name])._asdict(), "mode": modes[name]}
         for name, curve in curves.items()
     }

@@ -14,10 +14,10 @@ from typing import Annotated
 
 import tyro
 
-from trainer.checks.suggestions import among
-from trainer.commands.terminal.calling import Refused, placed
-from trainer.host.escaping import shown
-from trainer.host.redaction import redacted
+from trainer.checks.suggestions import suggest_and_list
+from trainer.commands.terminal.calling import CommandError, parse_local_path
+from trainer.host.escaping import escape_text
+from trainer.host.redaction import redact_text
 from trainer.runs.connections import Unreachable
 from trainer.runs.recorder import QUEUE
 from trainer.runs.rows import RunRow
@@ -41,13 +41,13 @@ MANY = 10
 """Runs that a notice names."""
 
 
-def named(store: str | None) -> str:
-    """Give the name of the store that is meant, see `opened`."""
+def resolve_store(store: str | None) -> str:
+    """Give the name of the store that is meant, see `open_store`."""
     return store or os.environ.get(VARIABLE) or DEFAULT
 
 
 @contextlib.contextmanager
-def opened(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
+def open_store(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
     """Open the store that is meant, to look: nothing in it or beside it is changed by that.
 
     Where runs of this machine left records that it does not have, a notice names the command that
@@ -62,7 +62,7 @@ def opened(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
         Refused: there is none, it does not answer, or it is of a newer version.
     """
     try:
-        store_there = Store(named(store), create=False, read_only=read_only)
+        store_there = Store(resolve_store(store), create=False, read_only=read_only)
     except (Unreachable, OSError, ValueError, ImportError) as error:
         raise _refusal(error) from error
     with store_there:
@@ -75,7 +75,7 @@ def opened(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def located(
+def open_run(
     run: str, store: str | None, *, read_only: bool = True
 ) -> Iterator[tuple[Store, RunRow]]:
     """Open the store of a run, and find the run.
@@ -83,13 +83,13 @@ def located(
     Args:
         run: a name in the store that is meant, or the path of a run's directory, in whose parent
             its store is looked for unless another is named.
-        store, read_only: as for `opened`.
+        store, read_only: as for `open_store`.
 
     Raises:
         Refused: there is no such run or store.
     """
-    with opened(store_of(run, store), read_only=read_only) as found:
-        yield found, find(found, run)
+    with open_store(infer_store(run, store), read_only=read_only) as found:
+        yield found, find_run(found, run)
 
 
 def is_path(run: str) -> bool:
@@ -101,13 +101,13 @@ def is_path(run: str) -> bool:
     return os.sep in run or run in (".", "..")
 
 
-def store_of(run: str, store: str | None) -> str | None:
-    """Give the store that is meant where a run is named so, see `located`."""
+def infer_store(run: str, store: str | None) -> str | None:
+    """Give the store that is meant where a run is named so, see `open_run`."""
     elsewhere = is_path(run) and not store and not os.environ.get(VARIABLE)
-    return os.path.dirname(os.path.realpath(placed(run, "a run"))) if elsewhere else store
+    return os.path.dirname(os.path.realpath(parse_local_path(run, "a run"))) if elsewhere else store
 
 
-def find(store: Store, run: str) -> RunRow:
+def find_run(store: Store, run: str) -> RunRow:
     """Find a run by its name or its directory.
 
     Returns:
@@ -126,16 +126,16 @@ def find(store: Store, run: str) -> RunRow:
     for fits in tries:
         for row in rows:
             if fits(row):
-                return store.reached(row)
-    raise Refused(
-        f"there is no run '{shown(run)}' in {shown(store.connection.where)}"
+                return store.read_progress(row)
+    raise CommandError(
+        f"there is no run '{escape_text(run)}' in {escape_text(store.connection.where)}"
         + suggestion(run, [row.name for row in rows])
     )
 
 
-def find_all(store: Store, runs: Sequence[str]) -> list[RunRow]:
-    """Find runs as `find` does, each once however often and variously it is named."""
-    return [*{row.name: row for row in (find(store, run) for run in runs)}.values()]
+def find_runs(store: Store, runs: Sequence[str]) -> list[RunRow]:
+    """Find runs as `find_run` does, each once however often and variously it is named."""
+    return [*{row.name: row for row in (find_run(store, run) for run in runs)}.values()]
 
 
 def suggestion(name: str, known: list[str]) -> str:
@@ -144,10 +144,10 @@ def suggestion(name: str, known: list[str]) -> str:
     >>> suggestion("digit", ["text", "digits"]), suggestion("x", [])
     (". Did you mean 'digits'? (there is: text, digits)", ' (there is none yet)')
     """
-    return among(name, known) if known else " (there is none yet)"
+    return suggest_and_list(name, known) if known else " (there is none yet)"
 
 
-def undelivered(store: Store) -> list[RunRow]:
+def find_undelivered(store: Store) -> list[RunRow]:
     """Give the runs of this machine that have ended and left records in their queues.
 
     Nothing is opened: of a queue only the size is asked.
@@ -169,10 +169,10 @@ def _waits(directory: str) -> bool:
 
 def _notice(store: Store, given: str | None) -> None:
     """Say that records are not in the store, and what brings them there."""
-    if left := undelivered(store):
-        names = ", ".join(shown(row.name) for row in left[:MANY])
+    if left := find_undelivered(store):
+        names = ", ".join(escape_text(row.name) for row in left[:MANY])
         more = f" and {len(left) - MANY} more" if len(left) > MANY else ""
-        where = f" --store {shlex.quote(shown(redacted(given)))}" if given else ""
+        where = f" --store {shlex.quote(escape_text(redact_text(given)))}" if given else ""
         _warn(
             f"the last records of {names}{more} are not in the store, but in queues where these "
             f"ran: python -m trainer deliver{where}"
@@ -185,7 +185,7 @@ def _warn(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _refusal(error: Exception) -> Refused:
+def _refusal(error: Exception) -> CommandError:
     """Tell a user what is wrong with a store."""
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, FileNotFoundError):
@@ -195,4 +195,4 @@ def _refusal(error: Exception) -> Refused:
             'run = trainer.runs.Run("runs/NAME") and log_metrics(hooks.Database(run)) among its '
             "hooks"
         )
-    return Refused(f"{shown(error)}{notes}")
+    return CommandError(f"{escape_text(error)}{notes}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
-from trainer.host.escaping import shown
+from trainer.host.escaping import escape_text
 from trainer.runs.panels import Curve, ticks
 from trainer.runs.sparklines import mean
 
@@ -91,11 +91,11 @@ def colors_of(panels: Mapping[str, Mapping[str, Curve]]) -> dict[str, str]:
 
 
 def _heading(title: str, curves: Mapping[str, Curve], colors: Mapping[str, str]) -> Text:
-    heading = Text(shown(title), "bold", end="")
+    heading = Text(escape_text(title), "bold", end="")
     for name in curves:
         if name:
             heading.append("  ━ ", f"not bold {colors.get(name, COLORS[0])}")
-            heading.append(shown(name), "not bold")
+            heading.append(escape_text(name), "not bold")
     return heading
 
 

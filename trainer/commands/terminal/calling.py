@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-from trainer.checks.paths import local
-from trainer.checks.suggestions import among
-from trainer.host.escaping import shown, shown_lines
+from trainer.checks.paths import to_absolute_path
+from trainer.checks.suggestions import suggest_and_list
+from trainer.host.escaping import escape_lines, escape_text
 
 Command = Callable[..., int | None]
 
@@ -31,30 +31,30 @@ NEEDS = {"tyro": "config", "rich": "console"}
 """What the command line needs, and the extra that brings it."""
 
 
-class Refused(Exception):  # noqa: N818 (what happened, told to a user, and no fault of a program)
+class CommandError(Exception):
     """A command cannot be done as it was asked for; its text says why, and what to do."""
 
 
 @contextlib.contextmanager
-def loading() -> Iterator[None]:
+def convert_load_errors() -> Iterator[None]:
     """Refuse a FILE:NAME that leads nowhere; what the file itself raises stays as it is."""
     try:
         yield
     except (ValueError, FileNotFoundError, AttributeError, TypeError) as error:
         if hasattr(error, "__notes__"):
             raise
-        raise Refused(shown(error)) from error
+        raise CommandError(escape_text(error)) from error
 
 
-def placed(path: str, option: str) -> Path:
+def parse_local_path(path: str, option: str) -> Path:
     """Give the place that an option names; one that is no local path is refused."""
     try:
-        return local(path, option)
+        return to_absolute_path(path, option)
     except ValueError as error:
-        raise Refused(shown(error)) from error
+        raise CommandError(escape_text(error)) from error
 
 
-def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
+def run_command(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Run a command of several.
 
     Args:
@@ -64,7 +64,7 @@ def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
     Returns:
         The exit status.
 
-    >>> call({}, ["fly"])
+    >>> run_command({}, ["fly"])
     2
     """
     if missing := _missing():
@@ -75,7 +75,7 @@ def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
         _overview(commands)
         return 0
     if name not in commands:
-        _tell(f"there is no command {name!a}{among(ascii(name)[1:-1], commands)}")
+        _tell(f"there is no command {name!a}{suggest_and_list(ascii(name)[1:-1], commands)}")
         return WRONG
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may be of any alphabet
@@ -83,7 +83,7 @@ def call(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
         status = _called(name, imported(commands[name]), rest)
         sys.stdout.flush()
         return status
-    except Refused as refusal:
+    except CommandError as refusal:
         _tell(f"{name}: {refusal}")
         return WRONG
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def imported(place: str) -> Command:
     return command
 
 
-def gathered(arguments: Sequence[str], single: Collection[str] = ()) -> list[str]:
+def merge_options(arguments: Sequence[str], single: Collection[str] = ()) -> list[str]:
     """Put together what an option was given that is given several times, so that none is lost.
 
     Args:
@@ -110,7 +110,7 @@ def gathered(arguments: Sequence[str], single: Collection[str] = ()) -> list[str
     Raises:
         Refused: one of these is given several times.
 
-    >>> gathered(["--where", "a=1", "--json", "--where=b=2"])
+    >>> merge_options(["--where", "a=1", "--json", "--where=b=2"])
     ['--where', 'a=1', 'b=2', '--json']
     """
     words: list[str] = []
@@ -120,7 +120,9 @@ def gathered(arguments: Sequence[str], single: Collection[str] = ()) -> list[str
     for option in single:
         values = [value for word, value in itertools.pairwise(words) if word == option]
         if len(values) > 1:
-            raise Refused(f"give {option} once, it takes one value; got {shown(', '.join(values))}")
+            raise CommandError(
+                f"give {option} once, it takes one value; got {escape_text(', '.join(values))}"
+            )
     before: list[str] = []
     groups: dict[str, list[str]] = {}
     last = before
@@ -141,7 +143,7 @@ def _called(name: str, command: Command, arguments: Sequence[str]) -> int:
         status = tyro.cli(
             command,
             prog=f"python -m trainer {name}",
-            args=gathered(arguments, _single(command)),
+            args=merge_options(arguments, _single(command)),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:  # of tyro: help was asked for, or the words do not fit
@@ -207,4 +209,4 @@ def _overview(commands: Mapping[str, str]) -> None:
 
 
 def _tell(message: str) -> None:
-    print(f"python -m trainer: {shown_lines(message)}", file=sys.stderr)
+    print(f"python -m trainer: {escape_lines(message)}", file=sys.stderr)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.host.escaping import shown, shown_lines
+from trainer.host.escaping import escape_lines, escape_text
 
 WIDE = 200
 """Characters of a line where it is no terminal that is written to."""
@@ -36,7 +36,7 @@ UNITS = ((86400.0 * 2, 86400.0, "d"), (7200.0, 3600.0, "h"), (120.0, 60.0, "min"
 """Of times: from so many seconds on, a unit's seconds, and its name."""
 
 
-def screen() -> Console:
+def make_console() -> Console:
     """Give the console to print on; into a file or a pipe it writes long lines.
 
     What stands in brackets or between colons is text: styles are given by `Text`.
@@ -47,29 +47,29 @@ def screen() -> Console:
     return console
 
 
-def text(value: object, style: str = "") -> Text:
+def safe_text(value: object, style: str = "") -> Text:
     """Give a text from elsewhere for rich, which takes nothing in it for markup or a command."""
-    return Text(shown(value), style)
+    return Text(escape_text(value), style)
 
 
-def lines(value: object, style: str = "") -> Text:
+def safe_lines(value: object, style: str = "") -> Text:
     """Give a text from elsewhere that has several lines, such as an error.
 
-    >>> lines("it does not fit:\\n  w\\x1b[2J").plain
+    >>> safe_lines("it does not fit:\\n  w\\x1b[2J").plain
     'it does not fit:\\n  w\\\\x1b[2J'
     """
-    return Text(shown_lines(value), style)
+    return Text(escape_lines(value), style)
 
 
 def state_text(state: str) -> Text:
     """Give a state in its color."""
-    return text(state, STYLES.get(state, ""))
+    return safe_text(state, STYLES.get(state, ""))
 
 
-def lasting(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Write a time, in seconds, in the unit that suits it.
 
-    >>> [lasting(seconds) for seconds in (0.0042, 0.5, 42, 300, 9000, 400_000)]
+    >>> [format_duration(seconds) for seconds in (0.0042, 0.5, 42, 300, 9000, 400_000)]
     ['4.2 ms', '500 ms', '42 s', '5 min', '2.5 h', '4.6 d']
     """
     for least, unit, name in UNITS:
@@ -79,15 +79,15 @@ def lasting(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
-def ago(seconds: float) -> str:
+def format_age(seconds: float) -> str:
     """Write how long ago something was; clocks of machines may differ a little."""
-    return f"{lasting(seconds)} ago" if seconds >= 1 else "now"
+    return f"{format_duration(seconds)} ago" if seconds >= 1 else "now"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Write a number of bytes.
 
-    >>> size(512), size(2_500_000), size(3e9)
+    >>> format_bytes(512), format_bytes(2_500_000), format_bytes(3e9)
     ('512 B', '2.5 MB', '3.0 GB')
     """
     for unit in ("B", "kB", "MB", "GB"):
@@ -97,7 +97,7 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def progress(epoch: int, epochs: int | None) -> str:
+def format_progress(epoch: int, epochs: int | None) -> str:
     """Write how far a run is: `7/20`."""
     return f"{epoch:,}" if epochs is None else f"{epoch:>{len(f'{epochs:,}')},}/{epochs:,}"
 
@@ -109,14 +109,14 @@ class Column:
     head: str
     cells: list[Text]
     justify: Literal["left", "right"] = "left"
-    matters: int = 0
+    priority: int = 0
     """Where there is no room for all, those go first that matter the least."""
-    folds: int | None = None
+    fold_width: int | None = None
     """Cells longer than so many characters go on in the next line where room is scarce; where None
     they are cut."""
 
 
-def table(columns: Sequence[Column], width: int, *, title: str = "") -> Table:
+def make_table(columns: Sequence[Column], width: int, *, title: str = "") -> Table:
     """Make a table of the columns for which there is room.
 
     Args:
@@ -126,10 +126,10 @@ def table(columns: Sequence[Column], width: int, *, title: str = "") -> Table:
     """
     kept = list(columns)
     while len(kept) > 1 and sum(map(_width, kept)) + 2 * len(kept) > width:
-        least = min(column.matters for column in kept)
-        if least == max(column.matters for column in kept):
+        least = min(column.priority for column in kept)
+        if least == max(column.priority for column in kept):
             break
-        kept.remove([column for column in kept if column.matters == least][-1])
+        kept.remove([column for column in kept if column.priority == least][-1])
     made = Table(
         title=Text(title, "bold") if title else None,
         title_justify="left",
@@ -140,23 +140,23 @@ def table(columns: Sequence[Column], width: int, *, title: str = "") -> Table:
     )
     for column in kept:
         made.add_column(
-            Text(shown(column.head)),
+            Text(escape_text(column.head)),
             justify=column.justify,
-            overflow="ellipsis" if column.folds is None else "fold",
-            no_wrap=column.folds is None,
+            overflow="ellipsis" if column.fold_width is None else "fold",
+            no_wrap=column.fold_width is None,
         )
     for cells in zip(*(column.cells for column in kept), strict=True):
         made.add_row(*cells)
     return made
 
 
-def pairs(rows: Sequence[tuple[str, object]]) -> Table:
+def make_key_value_table(rows: Sequence[tuple[str, object]]) -> Table:
     """Make a list of names and values."""
     made = Table.grid(padding=(0, 2))
     made.add_column(style="dim", overflow="fold")
     made.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(text(name), value if isinstance(value, Text) else text(value))
+        made.add_row(safe_text(name), value if isinstance(value, Text) else safe_text(value))
     return made
 
 
@@ -181,5 +181,5 @@ def _finite(data: Any) -> Any:
 
 
 def _width(column: Column) -> int:
-    widest = max([cell_len(shown(column.head)), *(cell.cell_len for cell in column.cells)])
-    return widest if column.folds is None else min(widest, column.folds)
+    widest = max([cell_len(escape_text(column.head)), *(cell.cell_len for cell in column.cells)])
+    return widest if column.fold_width is None else min(widest, column.fold_width)

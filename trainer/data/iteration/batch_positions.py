@@ -45,25 +45,25 @@ def in_batches(place: Place, before: int, now: int, note: str = "") -> Place:
     return number, examples // now
 
 
-def resumed(position: Mapping[str, np.ndarray], batch_size: int, note: str = "") -> Place:
+def read_place(position: Mapping[str, np.ndarray], batch_size: int, note: str = "") -> Place:
     """Read the place of a position, in batches of this size; see `in_batches`."""
     number, read = position["place"].tolist()
     return in_batches((number, read), int(position["batch_size"]), batch_size, note)
 
 
-def position_at(place: Place, batch_size: int) -> dict[str, np.ndarray]:
+def make_position(place: Place, batch_size: int) -> dict[str, np.ndarray]:
     """Keep a place and the size of its batches in arrays, as the state holds them.
 
-    >>> resumed(position_at((2, 6), batch_size=8), batch_size=16)
+    >>> read_place(make_position((2, 6), batch_size=8), batch_size=16)
     (2, 3)
     """
     return {"place": np.array(place, np.int32), "batch_size": np.array(batch_size, np.int32)}
 
 
-def later(place: Place, batches: int, whole: int) -> Place:
+def advance_place(place: Place, batches: int, whole: int) -> Place:
     """Say where one is a number of batches later, with so many to a pass.
 
-    >>> later((0, 5), 4, whole=7), later((0, 7), 0, whole=7)
+    >>> advance_place((0, 5), 4, whole=7), advance_place((0, 7), 0, whole=7)
     ((1, 2), (1, 0))
     """
     number, read = place

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.data.batches import Batch, each, require_representable
+from trainer.data.batches import Batch, map_arrays, require_representable
 from trainer.data.source import Check, Feed
 from trainer.host.time_spans import span
 from trainer.state import PyTree, TrainState
@@ -18,7 +18,7 @@ Pieces = Callable[[TrainState, Check | None, Any], Iterator[tuple[Any, PyTree]]]
 """See `Feed.pieces`."""
 
 
-def feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) -> Feed:
+def make_chunk_feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) -> Feed:
     """Make the feed of a source that gives superbatches, in their own order.
 
     Args:
@@ -39,7 +39,7 @@ def feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) ->
     )
 
 
-def transferred(piece: Any, state: TrainState, check: Check | None) -> Any:
+def transfer_chunk(piece: Any, state: TrainState, check: Check | None) -> Any:
     """Check a superbatch, or a pair of one and its masks, and begin to transfer it.
 
     Raises:
@@ -48,7 +48,7 @@ def transferred(piece: Any, state: TrainState, check: Check | None) -> Any:
     batch = piece[0] if isinstance(piece, tuple) else piece
     require_representable("batch", batch)
     if check is not None:
-        check(state, each(lambda array: array.reshape(-1, *array.shape[2:]), batch))
+        check(state, map_arrays(lambda array: array.reshape(-1, *array.shape[2:]), batch))
     with span("transfer"):
         return jax.device_put(piece)
 

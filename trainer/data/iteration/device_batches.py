@@ -9,36 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.data.batches import Batch, each
+from trainer.data.batches import Batch, map_arrays
 
 
 @dataclasses.dataclass(frozen=True)
-class Shuffled:
+class ShuffledRows:
     """`(arrays, key) -> places [steps, batch]` of one pass, whole batches only."""
 
     batch_size: int
 
     def __call__(self, arrays: Batch, key: jax.Array) -> jax.Array:
         """Shuffle them all."""
-        return _order(key, size_of(arrays), self.batch_size)
+        return _order(key, count_rows(arrays), self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
-class InOrder:
+class SequentialRows:
     """`(arrays, key) -> (places, mask)`, both `[steps, batch]`, of all, the end filled up."""
 
     batch_size: int
 
     def __call__(self, arrays: Batch, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Count them."""
-        size = size_of(arrays)
+        size = count_rows(arrays)
         steps = -(-size // self.batch_size)
         places = np.arange(steps * self.batch_size).reshape(steps, self.batch_size)
         return np.minimum(places, size - 1), places < size
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class EpochWindow:
     """`(piece, key) -> places [steps, batch]` from a place on, of one shuffled pass after another.
 
     A piece holds `arrays`, `seed` and `place`: the number of the pass, and how many of its batches
@@ -50,7 +50,7 @@ class Stretch:
 
     def __call__(self, piece: Batch, key: jax.Array) -> jax.Array:
         """Shuffle as many passes as the stretch may touch, and cut it out."""
-        size = size_of(piece["arrays"])
+        size = count_rows(piece["arrays"])
         whole = size // self.batch_size
         root, (number, read) = jax.random.key(piece["seed"]), piece["place"]
 
@@ -65,7 +65,7 @@ class Stretch:
 
 def take(arrays: Batch, places: jax.Array) -> Batch:
     """Give the batch at these places."""
-    return each(lambda array: array[places], arrays)
+    return map_arrays(lambda array: array[places], arrays)
 
 
 def take_masked(arrays: Batch, row: tuple[jax.Array, jax.Array]) -> tuple[Batch, jax.Array]:
@@ -78,7 +78,7 @@ def take_of_stretch(piece: Batch, places: jax.Array) -> Batch:
     return take(piece["arrays"], places)
 
 
-def size_of(arrays: Batch) -> int:
+def count_rows(arrays: Batch) -> int:
     """Count the examples."""
     return len(jax.tree.leaves(arrays)[0])
 

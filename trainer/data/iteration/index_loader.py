@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from trainer.data.batches import Batch, require_whole
+from trainer.data.batches import Batch, require_positive_int
 from trainer.data.iteration import chunks
-from trainer.data.iteration.batch_positions import Place, later, position_at, resumed
-from trainer.data.iteration.permutation import shuffled
-from trainer.data.iteration.prefetch import Ahead
+from trainer.data.iteration.batch_positions import Place, advance_place, make_position, read_place
+from trainer.data.iteration.permutation import permute_indices
+from trainer.data.iteration.prefetch import Prefetcher
 from trainer.data.source import POSITION, Check, Feed
 from trainer.state import TrainState, stream_seed
 
@@ -21,7 +21,7 @@ Position = dict[str, np.ndarray]
 `[2]`: the hash of what the data are."""
 
 
-class Rows(NamedTuple):
+class IndexedRows(NamedTuple):
     """Examples on the host that can be read by number, and how they are read."""
 
     size: int
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     """Which part of each batch is read here, of how many."""
 
     @property
-    def own(self) -> np.ndarray:
+    def shard_indices(self) -> np.ndarray:
         """The places in a batch of the examples that are read here."""
         index, parts = self.shard
         share = self.batch_size // parts
@@ -49,10 +49,10 @@ class Rows(NamedTuple):
     @property
     def example(self) -> Batch:
         """The first batch, filled up with the last example where there are too few."""
-        return self.read(np.minimum(self.own, self.size - 1))
+        return self.read(np.minimum(self.shard_indices, self.size - 1))
 
 
-def check_settings(rows: Rows) -> None:
+def check_settings(rows: IndexedRows) -> None:
     """Check how rows are to be read.
 
     Raises:
@@ -61,7 +61,7 @@ def check_settings(rows: Rows) -> None:
     """
     for name in ("batch_size", "superbatch", "steps_per_epoch"):
         if (size := getattr(rows, name)) is not None:
-            require_whole(name, size)
+            require_positive_int(name, size)
     index, parts = rows.shard
     if not 0 <= index < parts:
         raise ValueError(
@@ -73,7 +73,7 @@ def check_settings(rows: Rows) -> None:
         )
 
 
-def training(rows: Rows) -> Feed:
+def make_training_feed(rows: IndexedRows) -> Feed:
     """Read shuffled, whole batches only, pass after pass, each in an order of its own.
 
     Raises:
@@ -86,7 +86,7 @@ def training(rows: Rows) -> Feed:
             f"batch_size is {rows.batch_size}; choose a batch_size of at most {rows.size}"
         )
     steps = rows.steps_per_epoch or whole
-    most = evenly(steps, rows.superbatch)
+    most = balance_chunk_steps(steps, rows.superbatch)
     content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
 
     def gathered(key: tuple[int, Place, int]) -> Batch:
@@ -94,36 +94,36 @@ def training(rows: Rows) -> Feed:
         places = []
         while left:
             batches = np.arange(read, min(whole, read + left))[:, None]
-            order = batches * rows.batch_size + rows.own
-            places.append(shuffled(order, rows.size, seed, number))
+            order = batches * rows.batch_size + rows.shard_indices
+            places.append(permute_indices(order, rows.size, seed, number))
             number, read, left = number + 1, 0, left - len(batches)
         return rows.read(np.concatenate(places))
 
-    ahead = Ahead(gathered)
+    ahead = Prefetcher(gathered)
 
     def position_of(place: Place) -> Position:
-        return {**position_at(place, rows.batch_size), "content": content}
+        return {**make_position(place, rows.batch_size), "content": content}
 
     def pieces(
         state: TrainState, check: Check | None, position: Position
     ) -> Iterator[tuple[Any, Position | None]]:
         _check_content(position["content"], content)
         seed, left = stream_seed(state), steps
-        place = later(resumed(position, rows.batch_size), 0, whole)
+        place = advance_place(read_place(position, rows.batch_size), 0, whole)
         while left:
             here = min(most, left)
             left -= here
-            after = later(place, here, whole)
+            after = advance_place(place, here, whole)
             piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
             new = None if left else position_of(after)
-            yield chunks.transferred(piece, state, check), new
+            yield chunks.transfer_chunk(piece, state, check), new
             place = after
 
-    feed = chunks.feed(pieces, rows.example, most)
+    feed = chunks.make_chunk_feed(pieces, rows.example, most)
     return feed._replace(start=position_of((0, 0)), steps=steps)
 
 
-def evaluation(rows: Rows) -> Feed:
+def make_evaluation_feed(rows: IndexedRows) -> Feed:
     """Read in order, every example once, the end filled up under a mask `[batch]`.
 
     Raises:
@@ -136,37 +136,37 @@ def evaluation(rows: Rows) -> Feed:
             "own, without steps_per_epoch"
         )
     steps = -(-rows.size // rows.batch_size)
-    most = evenly(steps, rows.superbatch)
+    most = balance_chunk_steps(steps, rows.superbatch)
 
     def gathered(first: int) -> tuple[Batch, np.ndarray]:
         batches = np.arange(first, first + most)[:, None]  # those past the end hidden
-        places = batches * rows.batch_size + rows.own
+        places = batches * rows.batch_size + rows.shard_indices
         return rows.read(np.minimum(places, rows.size - 1)), places < rows.size
 
-    ahead = Ahead(gathered)
+    ahead = Prefetcher(gathered)
 
     def pieces(
         state: TrainState, check: Check | None, position: None
     ) -> Iterator[tuple[Any, None]]:
         for first in range(0, steps, most):
             after = first + most if first + most < steps else 0
-            yield chunks.transferred(ahead(first, then=after), state, check), None
+            yield chunks.transfer_chunk(ahead(first, then=after), state, check), None
 
-    return chunks.feed(pieces, rows.example, most, masked=True)
+    return chunks.make_chunk_feed(pieces, rows.example, most, masked=True)
 
 
-def in_order(rows: Rows) -> Iterator[Batch]:
+def in_order(rows: IndexedRows) -> Iterator[Batch]:
     """Give the batches of a pass in order, the last one smaller where need be."""
     for first in range(0, rows.size, rows.batch_size):
-        yield rows.read((places := first + rows.own)[places < rows.size])
+        yield rows.read((places := first + rows.shard_indices)[places < rows.size])
 
 
-def evenly(steps: int, most: int) -> int:
+def balance_chunk_steps(steps: int, most: int) -> int:
     """Give the steps of a superbatch: as many superbatches as are needed, of one size if may be.
 
     One of another size is a program of its own, compiled in the middle of an epoch.
 
-    >>> evenly(100, 32), evenly(97, 32)    # 25 four times; 25 three times, and 22
+    >>> balance_chunk_steps(100, 32), balance_chunk_steps(97, 32)
     (25, 25)
     """
     return -(-steps // -(-steps // most))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 
-from trainer.checks.pytrees import differences
+from trainer.checks.pytrees import list_differences
 from trainer.data.source import POSITION
 from trainer.state import PyTree, TrainState
 
 
-def prepared(state: TrainState, phase: str, start: PyTree) -> TrainState:
+def ensure_position(state: TrainState, phase: str, start: PyTree) -> TrainState:
     """Add the position of a phase at which its source begins, where it is missing.
 
     Args:
@@ -29,7 +29,7 @@ def prepared(state: TrainState, phase: str, start: PyTree) -> TrainState:
         )
     if name not in state.carry:
         return state.replace(carry={**state.carry, name: _placed(start, state.step)})
-    if lines := differences(start, state.carry[name]):
+    if lines := list_differences(start, state.carry[name]):
         raise ValueError(
             f"state.carry[{name!r}] must be as the stream of phase {phase!r} keeps it; got that of "
             "another stream:\n  "
@@ -40,7 +40,7 @@ def prepared(state: TrainState, phase: str, start: PyTree) -> TrainState:
     return state
 
 
-def found(state: TrainState, phase: str) -> PyTree:
+def get_position(state: TrainState, phase: str) -> PyTree:
     """Give the position of a phase, as numpy arrays.
 
     Raises:
@@ -55,7 +55,7 @@ def found(state: TrainState, phase: str) -> PyTree:
     return jax.device_get(state.carry[name])
 
 
-def moved(state: TrainState, phase: str, position: PyTree) -> TrainState:
+def set_position(state: TrainState, phase: str, position: PyTree) -> TrainState:
     """Put a position in the place of the old one, on the same devices."""
     name = POSITION + phase
     old = jax.tree.leaves(state.carry[name])[0]

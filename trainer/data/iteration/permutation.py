@@ -9,7 +9,7 @@ ROUNDS = 8
 together; after 6 neither their distances nor their sizes can be told from numpy's permutation."""
 
 
-def shuffled(places: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
+def permute_indices(places: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
     """Say what stands at these places of a random permutation, in time and memory of the places.
 
     Nothing of the permutation is kept: a Feistel network maps a rectangle of `size` cells, or a few
@@ -27,10 +27,10 @@ def shuffled(places: np.ndarray, size: int, seed: int, number: int) -> np.ndarra
     Source: J. Black and P. Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002: the
     generalized Feistel network, and walking in cycles.
 
-    >>> order = shuffled(np.arange(10), 10, seed=0, number=0)
+    >>> order = permute_indices(np.arange(10), 10, seed=0, number=0)
     >>> sorted(order.tolist()) == list(range(10))
     True
-    >>> shuffled(np.array([3, 4]), 10, seed=0, number=0).tolist() == order[3:5].tolist()
+    >>> permute_indices(np.array([3, 4]), 10, seed=0, number=0).tolist() == order[3:5].tolist()
     True
     """
     rows = int(np.ceil(np.sqrt(size)))

@@ -12,7 +12,7 @@ Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
-class Ahead(Generic[Key, Result]):
+class Prefetcher(Generic[Key, Result]):
     """A function that is called one key ahead, in a thread of its own.
 
     What it raises is raised by the call that asks for that key. The thread ends with this object,
@@ -21,7 +21,7 @@ class Ahead(Generic[Key, Result]):
     Args:
         function: of a key alone, so that a result which is there already is as good as a new one.
 
-    >>> ahead = Ahead(lambda number: number**2)
+    >>> ahead = Prefetcher(lambda number: number**2)
     >>> ahead(3, then=4), ahead(4, then=5), ahead(9, then=10)
     (9, 16, 81)
     """

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainer.data.batches import Batch
-from trainer.data.iteration.batch_positions import position_at, resumed
+from trainer.data.iteration.batch_positions import make_position, read_place
 
 Factory = Callable[[int, int], Iterable[Batch]]
 """`(seed, epoch or pass) -> batches`: the same whenever it is called with the same arguments."""
@@ -20,7 +20,7 @@ Position = dict[str, np.ndarray]
 `batch_size`, int32 `()`, of these batches. Where iterators put themselves back also `iterator`,
 uint8 `[room]`: the state of this pass's iterator."""
 
-ROOM = 4096
+MIN_STATE_BYTES = 4096
 """Bytes that are kept at least for an iterator's state; Grain's take 20 to a few hundred."""
 
 GROWTH = 8
@@ -37,7 +37,7 @@ class Whole(Protocol):
         """`where` names the pass in messages."""
 
 
-class Passes:
+class PassIterator:
     """Whole batches of pass after pass, from a position on, without an end.
 
     After an exception it is of no more use.
@@ -59,11 +59,11 @@ class Passes:
         self._batches, self._whole, self._seed = batches, whole, seed
         self._batch_size = batch_size
         self._before = before = int(position["batch_size"])
-        self._number, self._read = resumed(position, batch_size, NOTE)
+        self._number, self._read = read_place(position, batch_size, NOTE)
         self._room = len(position.get("iterator", ()))
         # What an iterator's state counts in is its own affair: of another size it is of no use.
         known = self._room and before == batch_size
-        self._open(decoded(position["iterator"]) if known else None)
+        self._open(decode_state(position["iterator"]) if known else None)
 
     def __iter__(self) -> Iterator[Batch]:
         """Give itself."""
@@ -83,7 +83,7 @@ class Passes:
         self._read += 1
         return batch
 
-    def at(self, seed: int, position: Position) -> bool:
+    def is_at(self, seed: int, position: Position) -> bool:
         """Say whether it stands at a position of the run of this seed."""
         here = self.position()
         return seed == self._seed and all(
@@ -92,10 +92,10 @@ class Passes:
 
     def position(self) -> Position:
         """Say where it stands, in arrays of fixed shapes."""
-        place = position_at((self._number, self._read), self._batch_size)
+        place = make_position((self._number, self._read), self._batch_size)
         if not self._room:
             return place
-        return {**place, "iterator": encoded(self._iterator.get_state(), self._room)}
+        return {**place, "iterator": encode_state(self._iterator.get_state(), self._room)}
 
     def _open(self, state: Any) -> None:
         """Open a pass after the batches that were read of it; `state` is its iterator's own."""
@@ -115,29 +115,29 @@ class Passes:
             if state is not None:
                 self._iterator.set_state(state)
             else:
-                rest = _after(given, rest, self._read, where)
+                rest = _skip_batches(given, rest, self._read, where)
         self._rest = self._whole(rest, where, self._read)
 
 
-def beginning(iterator: Iterator[Batch], batch_size: int) -> Position:
+def initial_position(iterator: Iterator[Batch], batch_size: int) -> Position:
     """Give the position before all, with room for the state of iterators like this one.
 
     Args:
         iterator: that gave a batch already.
         batch_size: examples of a whole batch.
 
-    >>> beginning(iter([]), 8)
+    >>> initial_position(iter([]), 8)
     {'place': array([0, 0], dtype=int32), 'batch_size': array(8, dtype=int32)}
     """
-    start = position_at((0, 0), batch_size)
+    start = make_position((0, 0), batch_size)
     if not hasattr(iterator, "get_state"):
         return start
-    room = max(ROOM, GROWTH * len(_written(iterator.get_state())))
+    room = max(MIN_STATE_BYTES, GROWTH * len(_written(iterator.get_state())))
     # A power of two, so that a state which is a little longer in another run keeps the shape.
     return {**start, "iterator": np.zeros(1 << (room - 1).bit_length(), np.uint8)}
 
 
-def encoded(state: Any, room: int) -> np.ndarray:
+def encode_state(state: Any, room: int) -> np.ndarray:
     """Write an iterator's state into a buffer of fixed size.
 
     Args:
@@ -151,7 +151,7 @@ def encoded(state: Any, room: int) -> np.ndarray:
         TypeError: the state is neither JSON data nor bytes.
         ValueError: it is longer than the room for it.
 
-    >>> decoded(encoded({"next_index": 3}, room=64))
+    >>> decode_state(encode_state({"next_index": 3}, room=64))
     {'next_index': 3}
     """
     written = _written(state)
@@ -168,8 +168,8 @@ def encoded(state: Any, room: int) -> np.ndarray:
     return buffer
 
 
-def decoded(buffer: np.ndarray) -> Any:
-    """Read what `encoded` wrote; None from a buffer of zeros."""
+def decode_state(buffer: np.ndarray) -> Any:
+    """Read what `encode_state` wrote; None from a buffer of zeros."""
     content = np.asarray(buffer).tobytes()
     written = content[4 : 4 + int.from_bytes(content[:4], "little")]
     if not written:
@@ -190,7 +190,7 @@ def _written(state: Any) -> bytes:
         ) from error
 
 
-def _after(given: Any, iterator: Iterator[Batch], read: int, where: str) -> Iterator[Batch]:
+def _skip_batches(given: Any, iterator: Iterator[Batch], read: int, where: str) -> Iterator[Batch]:
     """Give what follows the batches read: of a sequence at once, of all else by reading past."""
     rest = iterator
     if read and hasattr(given, "__len__") and hasattr(given, "__getitem__"):

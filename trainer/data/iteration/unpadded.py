@@ -17,7 +17,7 @@ PIECE, ROWS, TAIL = "piece", "rows", "tail"
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class UnpaddedRows:
     """`(part, key) -> rows`: those of a piece that are whole, or the one of a tail."""
 
     def __call__(self, part: Any, key: jax.Array) -> Any:
@@ -26,7 +26,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Take:
+class UnpaddedBatch:
     """`(part, row) -> (batch, mask)`, of which nothing is hidden."""
 
     whole: Callable[[Any, Any], Any]
@@ -41,7 +41,7 @@ class Take:
         return batch, jnp.ones_like(mask)
 
 
-def unpadded(feed: Feed) -> Feed:
+def unpad_feed(feed: Feed) -> Feed:
     """Give the same batches as a feed for evaluation does, but none of them filled up.
 
     A piece becomes one or two: its whole batches, and the rest of one, whose program is compiled
@@ -55,7 +55,9 @@ def unpadded(feed: Feed) -> Feed:
             for part in _parts(feed, piece):
                 yield part, after
 
-    return feed._replace(pieces=pieces, example=_example(feed), rows=Rows(), batch=Take(feed.batch))
+    return feed._replace(
+        pieces=pieces, example=_example(feed), rows=UnpaddedRows(), batch=UnpaddedBatch(feed.batch)
+    )
 
 
 def _example(feed: Feed) -> Any:

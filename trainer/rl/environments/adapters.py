@@ -15,27 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.pytrees import path_name
+from trainer.checks.pytrees import format_path
 from trainer.rl.environments.environment import Box, Discrete, Space
 from trainer.state import PyTree
 
 
-def named(observation: PyTree) -> PyTree:
+def flatten_observation(observation: PyTree) -> PyTree:
     """Give an observation as an array, or as a dict of arrays if it is a record of several.
 
     What is nested gets a path for a name.
 
-    >>> named({"at": {"x": 1, "y": 2}, "walls": 3})
+    >>> flatten_observation({"at": {"x": 1, "y": 2}, "walls": 3})
     {'at/x': 1, 'at/y': 2, 'walls': 3}
     """
     leaves = jax.tree_util.tree_leaves_with_path(observation)
     if len(leaves) == 1 and not leaves[0][0]:
         return leaves[0][1]
-    return {path_name(path): leaf for path, leaf in leaves}
+    return {format_path(path): leaf for path, leaf in leaves}
 
 
-def parts_of(declared: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the spaces of single arrays, each with the path that `named` gives its array."""
+def flatten_space(declared: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """List the spaces of single arrays, with the paths of `flatten_observation`."""
     children = getattr(declared, "spaces", None)
     if children is None and not hasattr(declared, "shape"):
         own = vars(declared) if hasattr(declared, "__dict__") else {}
@@ -45,7 +45,7 @@ def parts_of(declared: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     pairs = children.items() if isinstance(children, Mapping) else enumerate(children)
     for name, part in pairs:
-        yield from parts_of(part, f"{path}/{name}" if path else str(name))
+        yield from flatten_space(part, f"{path}/{name}" if path else str(name))
 
 
 def observation_space(declared: Any, example: PyTree) -> Space:
@@ -54,9 +54,10 @@ def observation_space(declared: Any, example: PyTree) -> Space:
     Args:
         declared: the environment's own description of its observations, of which only bounds and
             categories are taken: some declare another dtype than they give.
-        example: one observation as `named` gives it, of arrays or of their shapes and dtypes.
+        example: one observation as `flatten_observation` gives it, of arrays or of their shapes and
+            dtypes.
     """
-    parts = dict(parts_of(declared))
+    parts = dict(flatten_space(declared))
 
     def one(path: str, leaf: Any) -> Discrete | Box:
         part = parts.get(path)
@@ -98,14 +99,14 @@ def action_space(declared: Any, environment: str) -> Discrete | Box:
     return Box(tuple(declared.shape), float(low.min()), float(high.max()))
 
 
-def conformed(space: Space, observation: PyTree) -> PyTree:
-    """Give an observation, as `named` gives it, the dtypes of its space, strongly typed."""
+def cast_observation(space: Space, observation: PyTree) -> PyTree:
+    """Cast an observation of `flatten_observation` to the dtypes of its space, strongly typed."""
     if isinstance(space, Mapping):
-        return {name: conformed(part, observation[name]) for name, part in space.items()}
+        return {name: cast_observation(part, observation[name]) for name, part in space.items()}
     return lax.convert_element_type(observation, space.dtype)
 
 
-def strong(state: PyTree) -> PyTree:
+def strip_weak_types(state: PyTree) -> PyTree:
     """Strip weak types, which Python's numbers in a state bring along; keys stay."""
 
     def one(leaf: Any) -> Any:

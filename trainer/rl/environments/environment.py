@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.checks.pytrees import path_name
+from trainer.checks.pytrees import format_path
 from trainer.state import PyTree
 
 
@@ -143,7 +143,7 @@ def first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
 def _shapes(tree: PyTree) -> Any:
     """Give the shape of an array, or those of several by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    shapes = {path_name(path): list(jnp.shape(leaf)) for path, leaf in leaves}
+    shapes = {format_path(path): list(jnp.shape(leaf)) for path, leaf in leaves}
     return shapes[""] if list(shapes) == [""] else shapes
 
 

@@ -112,7 +112,7 @@ class HostEnvironments:
         self._first_action = int(getattr(actions, "start", 0))
         self._starts = {
             path: int(part.start)
-            for path, part in adapters.parts_of(observations)
+            for path, part in adapters.flatten_space(observations)
             if getattr(part, "start", 0)
         }
 
@@ -213,7 +213,7 @@ class HostEnvironments:
         if not isinstance(observations, dict):
             observations[index] = one - self._starts[""] if self._starts else one
             return
-        for path, array in adapters.named(one).items():
+        for path, array in adapters.flatten_observation(one).items():
             observations[path][index] = array - self._starts.get(path, 0)
 
 
@@ -245,7 +245,7 @@ def _made(make: str | Callable[[], Any]) -> Any:
 
 def _observation_space(declared: Any, name: str) -> Space:
     shapes = {}
-    for path, part in adapters.parts_of(declared):
+    for path, part in adapters.flatten_space(declared):
         if getattr(part, "dtype", None) is None or part.shape is None:
             raise ValueError(
                 f"observations of {name!r} must be arrays of a fixed shape, or several by name; "

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.checks.pytrees import same_structure
+from trainer.checks.pytrees import has_same_structure
 from trainer.rl.environments import adapters
 from trainer.rl.environments.environment import Environment, Space, Step
 from trainer.state import PyTree
@@ -47,28 +47,28 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
                 f"{type(env).__name__} without {method}: pass what gymnax.make(name) gives, "
                 "from_gymnax(*gymnax.make(name))"
             )
-    given = adapters.strong(env.default_params if params is None else params)
+    given = adapters.strip_weak_types(env.default_params if params is None else params)
     space = _observations(env, given)
     actions = adapters.action_space(env.action_space(given), env.name)
 
     def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
         observation, state = env.reset_env(key, params)
-        named = adapters.named(observation)
-        return adapters.strong(state), adapters.conformed(space, named)
+        named = adapters.flatten_observation(observation)
+        return adapters.strip_weak_types(state), adapters.cast_observation(space, named)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
         observation, after, reward, terminated, _ = env.step_env(key, state, action, params)
         terminated = jnp.asarray(terminated, bool)
         return Step(
-            adapters.strong(after),
-            adapters.conformed(space, adapters.named(observation)),
+            adapters.strip_weak_types(after),
+            adapters.cast_observation(space, adapters.flatten_observation(observation)),
             jnp.asarray(reward, jnp.float32),
             terminated,
             jnp.asarray(env.is_truncated(after, params), bool) & ~terminated,
         )
 
     def check(params: PyTree) -> None:
-        if not same_structure(given, params):
+        if not has_same_structure(given, params):
             raise ValueError(
                 f"params of {env.name!r} must be a {type(given).__name__}, as env.params is; got "
                 f"a {type(params).__name__}: make them with env.params.replace(...)"
@@ -86,7 +86,9 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
 
 def _observations(env: Any, params: PyTree) -> Space:
     observation, _ = jax.eval_shape(env.reset_env, jax.random.key(0), params)
-    return adapters.observation_space(env.observation_space(params), adapters.named(observation))
+    return adapters.observation_space(
+        env.observation_space(params), adapters.flatten_observation(observation)
+    )
 
 
 def _shapes(space: Space) -> PyTree:

@@ -54,19 +54,21 @@ def from_jumanji(env: Any) -> Environment:
         )
     actions = adapters.action_space(env.action_spec, name)
     _, begun = jax.eval_shape(env.reset, jax.random.key(0))
-    space = adapters.observation_space(env.observation_spec, adapters.named(begun.observation))
+    space = adapters.observation_space(
+        env.observation_spec, adapters.flatten_observation(begun.observation)
+    )
 
     def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
         state, given = env.reset(key)
-        observation = adapters.named(given.observation)
-        return adapters.strong(state), adapters.conformed(space, observation)
+        observation = adapters.flatten_observation(given.observation)
+        return adapters.strip_weak_types(state), adapters.cast_observation(space, observation)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
         after, given = env.step(state, jnp.asarray(action, env.action_spec.dtype))
         over = given.discount == 0
         return Step(
-            adapters.strong(after),
-            adapters.conformed(space, adapters.named(given.observation)),
+            adapters.strip_weak_types(after),
+            adapters.cast_observation(space, adapters.flatten_observation(given.observation)),
             jnp.asarray(given.reward, jnp.float32),
             given.last() & over,
             given.last() & ~over,

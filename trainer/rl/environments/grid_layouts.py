@@ -50,7 +50,7 @@ class GridworldParams:
     """int32, steps after which the episode is cut off."""
 
 
-class Layout(NamedTuple):
+class GridLayout(NamedTuple):
     """A level: rooms in a row along one axis, between walls that reach from side to side.
 
     Cells are (row, column), int32 `[2]`, from 0 to `size - 1`; all around is wall.
@@ -144,7 +144,7 @@ def check_lesson(params: PyTree) -> None:
         )
 
 
-def draw_layout(key: jax.Array, params: GridworldParams) -> Layout:
+def draw_layout(key: jax.Array, params: GridworldParams) -> GridLayout:
     """Draw a level at random; the goal can be reached in each.
 
     Each wall has one doorway, nothing on the floor bars the way, and the key lies before the
@@ -183,7 +183,7 @@ def draw_layout(key: jax.Array, params: GridworldParams) -> Layout:
     fetched = apart(place(jnp.int32(0), chances[10:12]), agent)
     cells = jnp.stack([agent, fetched, goal])
     cells = jnp.where(sideways, cells, cells[:, ::-1])
-    return Layout(
+    return GridLayout(
         sideways=sideways,
         walls=jnp.where(exists, jnp.where(mirrored, size - 1 - stands, stands), NOWHERE),
         doorways=among(size, chances[3:6]),
@@ -200,7 +200,7 @@ def _sorted(three: jax.Array) -> jax.Array:
     return jnp.stack([jnp.minimum(low, c), jnp.clip(c, low, high), jnp.maximum(high, c)])
 
 
-def doorway_cells(layout: Layout) -> jax.Array:
+def doorway_cells(layout: GridLayout) -> jax.Array:
     """Give the cell of each doorway, int32 `[3, 2]`; of a wall that is not there, one outside."""
     return jnp.where(
         layout.sideways,
@@ -210,7 +210,7 @@ def doorway_cells(layout: Layout) -> jax.Array:
 
 
 def kinds_of(
-    layout: Layout,
+    layout: GridLayout,
     opened: jax.Array,
     params: GridworldParams,
     rows: jax.Array,

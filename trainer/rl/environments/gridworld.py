@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.checks.suggestions import nearest
+from trainer.checks.suggestions import suggest_name
 from trainer.rl.environments.environment import Box, Discrete, Environment, Step
 from trainer.rl.environments.grid_layouts import (
     DOOR,
@@ -16,8 +16,8 @@ from trainer.rl.environments.grid_layouts import (
     NOWHERE,
     SIZE,
     WALL,
+    GridLayout,
     GridworldParams,
-    Layout,
     check_lesson,
     doorway_cells,
     draw_layout,
@@ -47,7 +47,7 @@ AGENT, HOLDING = (50, 90, 200), (235, 180, 40)
 class GridworldState(NamedTuple):
     """A level and what became of it."""
 
-    layout: Layout
+    layout: GridLayout
     """The level; its `agent` and its `key` are where they are now."""
     opened: jax.Array
     """[3] bool, doorways that can be passed."""
@@ -91,7 +91,7 @@ def gridworld(level: str = "empty") -> Environment:
     if level not in levels:
         raise ValueError(
             f"gridworld: level must be one of {', '.join(levels)}; got {level!r}."
-            f"{nearest(level, levels)}"
+            f"{suggest_name(level, levels)}"
         )
     return Environment(
         name="gridworld",

@@ -12,7 +12,7 @@ from trainer.rl.environments.environment import Environment, Step, first_step
 from trainer.state import PyTree
 
 
-class Recorded(NamedTuple):
+class RecordEpisodesState(NamedTuple):
     """The state of `record_episodes`."""
 
     environment: PyTree
@@ -23,7 +23,7 @@ class Recorded(NamedTuple):
     """() int32, its steps so far."""
 
 
-class Limited(NamedTuple):
+class TimeLimitState(NamedTuple):
     """The state of `time_limit`."""
 
     environment: PyTree
@@ -61,12 +61,12 @@ def auto_reset(env: Environment) -> Environment:
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
         step_key, reset_key = jax.random.split(key)
-        return begun_anew(env, reset_key, env.step(step_key, state, action, params), params)
+        return reset_if_ended(env, reset_key, env.step(step_key, state, action, params), params)
 
     return env._replace(step=step)
 
 
-def begun_anew(env: Environment, key: jax.Array, taken: Step, params: PyTree) -> Step:
+def reset_if_ended(env: Environment, key: jax.Array, taken: Step, params: PyTree) -> Step:
     """Give the step that `auto_reset` gives, with `key` for the new episode.
 
     Raises:
@@ -92,7 +92,8 @@ def record_episodes(env: Environment) -> Environment:
         env: the environment; `auto_reset` goes around this wrapper, not within.
 
     Returns:
-        An environment whose state is `Recorded`, with the same spaces, params and lessons.
+        An environment whose state is `RecordEpisodesState`, with the same spaces, params and
+        lessons.
 
     Raises:
         ValueError: on the first step, where `env` resets by itself already.
@@ -107,14 +108,16 @@ def record_episodes(env: Environment) -> Environment:
     (3.0, 3)
     """
 
-    def reset(key: jax.Array, params: PyTree) -> tuple[Recorded, PyTree]:
+    def reset(key: jax.Array, params: PyTree) -> tuple[RecordEpisodesState, PyTree]:
         state, observation = env.reset(key, params)
-        return Recorded(state, jnp.float32(0), jnp.int32(0)), observation
+        return RecordEpisodesState(state, jnp.float32(0), jnp.int32(0)), observation
 
-    def step(key: jax.Array, state: Recorded, action: jax.Array, params: PyTree) -> Step:
+    def step(key: jax.Array, state: RecordEpisodesState, action: jax.Array, params: PyTree) -> Step:
         taken = env.step(key, state.environment, action, params)
         _refuse_auto_reset("record_episodes", taken.info)
-        after = Recorded(taken.state, state.episode_return + taken.reward, state.episode_length + 1)
+        after = RecordEpisodesState(
+            taken.state, state.episode_return + taken.reward, state.episode_length + 1
+        )
         info = {
             **taken.info,
             "episode_return": after.episode_return,
@@ -135,7 +138,7 @@ def time_limit(env: Environment, steps: int) -> Environment:
         steps: at least 1.
 
     Returns:
-        An environment whose state is `Limited`, with the same spaces, params and lessons.
+        An environment whose state is `TimeLimitState`, with the same spaces, params and lessons.
 
     Raises:
         ValueError: `steps` is less than 1; on the first step, `env` resets by itself already.
@@ -153,14 +156,14 @@ def time_limit(env: Environment, steps: int) -> Environment:
     if steps < 1:
         raise ValueError(f"time_limit: steps must be at least 1; got {steps}")
 
-    def reset(key: jax.Array, params: PyTree) -> tuple[Limited, PyTree]:
+    def reset(key: jax.Array, params: PyTree) -> tuple[TimeLimitState, PyTree]:
         state, observation = env.reset(key, params)
-        return Limited(state, jnp.int32(0)), observation
+        return TimeLimitState(state, jnp.int32(0)), observation
 
-    def step(key: jax.Array, state: Limited, action: jax.Array, params: PyTree) -> Step:
+    def step(key: jax.Array, state: TimeLimitState, action: jax.Array, params: PyTree) -> Step:
         taken = env.step(key, state.environment, action, params)
         _refuse_auto_reset("time_limit", taken.info)
-        after = Limited(taken.state, state.elapsed + 1)
+        after = TimeLimitState(taken.state, state.elapsed + 1)
         cut_off = (after.elapsed >= steps) & ~taken.terminated
         return taken._replace(state=after, truncated=taken.truncated | cut_off)
 
@@ -175,7 +178,7 @@ def _render_within(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | 
     return lambda state, params: draw(state.environment, params)
 
 
-def require_ends(env: Environment, params: PyTree, who: str) -> None:
+def check_no_auto_reset(env: Environment, params: PyTree, who: str) -> None:
     """Check, without computing anything, that episodes end where they end.
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.commands.lookup.conditions import selected
-from trainer.commands.terminal.calling import Refused
+from trainer.commands.lookup.conditions import filter_runs
+from trainer.commands.terminal.calling import CommandError
 
 CONFIGS = {
     "one": {"rate": 0.5, "name": "adam", "on": True, "clip": None, "width": 8},
@@ -43,7 +43,7 @@ def rows(store):
     ],
 )
 def test_runs_are_chosen(rows, conditions, expected):
-    assert [row.name for row in selected(rows, conditions)] == expected
+    assert [row.name for row in filter_runs(rows, conditions)] == expected
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def test_runs_are_chosen(rows, conditions, expected):
     ],
 )
 def test_what_cannot_be_compared_is_refused(rows, condition, told):
-    with pytest.raises(Refused, match=told):
-        selected(rows, [condition])
-    with pytest.raises(Refused, match=told):
-        selected(rows, ["name=lion", condition])  # though no run is left to compare
+    with pytest.raises(CommandError, match=told):
+        filter_runs(rows, [condition])
+    with pytest.raises(CommandError, match=told):
+        filter_runs(rows, ["name=lion", condition])  # though no run is left to compare
 
 
 def test_where_no_run_has_a_value_none_is_smaller(rows):
-    assert selected(rows[:1], ["clip<2"]) == []
+    assert filter_runs(rows[:1], ["clip<2"]) == []

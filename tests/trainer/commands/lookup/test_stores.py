@@ -10,8 +10,8 @@ import shutil
 import pytest
 
 from trainer.commands.lookup import stores
-from trainer.commands.lookup.stores import EMPTY, find, located, opened
-from trainer.commands.terminal.calling import Refused
+from trainer.commands.lookup.stores import EMPTY, find_run, open_run, open_store
+from trainer.commands.terminal.calling import CommandError
 from trainer.runs import Run, Store
 from trainer.runs.recorder import QUEUE
 
@@ -40,10 +40,10 @@ def test_a_run_is_found_by_name_and_by_path(tmp_path, monkeypatch):
         ("one", "other", 0.25),
         ("one", "other/store.sqlite", 0.25),
     ):
-        with located(run, store) as (there, row):
+        with open_run(run, store) as (there, row):
             assert [record.value for record in there.records(row.name)] == [loss]
     monkeypatch.setenv("ENTRACTE_STORE", "other")
-    with located("one", None) as (there, row):
+    with open_run("one", None) as (there, row):
         assert there.records(row.name)[0].value == 0.25
 
 
@@ -51,15 +51,15 @@ def test_a_directory_that_was_moved_with_its_store_is_found(tmp_path, monkeypatc
     monkeypatch.delenv("ENTRACTE_STORE", raising=False)
     recorded(tmp_path / "runs" / "one", loss=0.5)
     shutil.move(tmp_path / "runs", tmp_path / "moved")
-    with located(str(tmp_path / "moved" / "one"), None) as (_, row):
+    with open_run(str(tmp_path / "moved" / "one"), None) as (_, row):
         assert row.directory == str(tmp_path / "runs" / "one")
 
 
 def test_an_unknown_run_is_told_with_those_that_are_near(store):
-    with pytest.raises(Refused, match="no run 'alpa' in .* Did you mean 'alpha'?"):
-        find(store, "alpa")
-    with pytest.raises(Refused, match="no run 'x' in .* .there is: beta, alpha, delta, gamma"):
-        find(store, "x")
+    with pytest.raises(CommandError, match="no run 'alpa' in .* Did you mean 'alpha'?"):
+        find_run(store, "alpa")
+    with pytest.raises(CommandError, match="no run 'x' in .* .there is: beta, alpha, delta, gamma"):
+        find_run(store, "x")
 
 
 def test_each_command_tells_the_newest_epoch_of_signs_and_records(store, run):
@@ -74,14 +74,17 @@ def test_each_command_tells_the_newest_epoch_of_signs_and_records(store, run):
     assert {(one["epoch"], one["step"]) for one in told()} == {(2, 20)}
     store.write_records("beta", 4, 43, {"val/loss": 0.5})
     assert {(one["epoch"], one["step"]) for one in told()} == {(4, 43)}
-    store.beat("beta", time=1.0, epoch=5, step=50)
+    store.heartbeat("beta", time=1.0, epoch=5, step=50)
     assert {(one["epoch"], one["step"]) for one in told()} == {(5, 50)}
 
 
 def test_where_there_is_no_store_it_says_how_one_comes_to_be(tmp_path, monkeypatch):
     monkeypatch.delenv("ENTRACTE_STORE", raising=False)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match=r"(?s)runs/store.sqlite.*trainer.runs.Run\("), opened(None):
+    with (
+        pytest.raises(CommandError, match=r"(?s)runs/store.sqlite.*trainer.runs.Run\("),
+        open_store(None),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 

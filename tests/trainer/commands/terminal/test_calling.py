@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import trainer.__main__
-from trainer.commands.terminal.calling import Refused, call, gathered, imported
+from trainer.commands.terminal.calling import CommandError, imported, merge_options, run_command
 
 ROOT = Path(__file__).parents[3]
 MAIN = [sys.executable, "-m", "trainer"]
@@ -29,7 +29,7 @@ def shout(*, words: tuple[str, ...] = (), loud: bool = False) -> int:
 
 def refuse() -> None:
     """Refuse."""
-    raise Refused("not today")
+    raise CommandError("not today")
 
 
 def stop() -> None:
@@ -44,49 +44,49 @@ OWN = {name: f"{__name__}:{name}" for name in ("shout", "refuse", "stop")}
 def test_every_command_is_there_and_says_what_it_does(name):
     command = imported(trainer.__main__.COMMANDS[name])
     assert command.__doc__
-    assert call(trainer.__main__.COMMANDS, [name, "--help"]) == 0
+    assert run_command(trainer.__main__.COMMANDS, [name, "--help"]) == 0
 
 
 def test_the_overview_lists_each_command(capsys):
-    assert call(OWN, []) == 0
-    assert call(OWN, ["--help"]) == 0
+    assert run_command(OWN, []) == 0
+    assert run_command(OWN, ["--help"]) == 0
     out = capsys.readouterr().out
     assert out.count("Shout words.") == 2
 
 
 def test_what_it_returns_is_the_exit_status(capsys):
-    assert call(OWN, ["shout", "--loud"]) == 7
-    assert call(OWN, ["stop"]) == 130
+    assert run_command(OWN, ["shout", "--loud"]) == 7
+    assert run_command(OWN, ["stop"]) == 130
 
 
 def test_a_refusal_is_told_without_a_traceback(capsys):
-    assert call(OWN, ["refuse"]) == 2
+    assert run_command(OWN, ["refuse"]) == 2
     assert capsys.readouterr().err == "python -m trainer: refuse: not today\n"
 
 
 def test_wrong_words_are_told_with_status_2(capsys):
-    assert call(OWN, ["shout", "--laud"]) == 2
-    assert call(OWN, ["fly\x1b[2J"]) == 2
+    assert run_command(OWN, ["shout", "--laud"]) == 2
+    assert run_command(OWN, ["fly\x1b[2J"]) == 2
     err = capsys.readouterr().err
     assert "--laud" in err
     assert r"no command 'fly\x1b[2J' (there is: shout, refuse, stop)" in err
 
 
 def test_an_option_that_is_given_again_loses_nothing(capsys):
-    assert call(OWN, ["shout", "--words", "a", "--loud", "--words=b", "c"]) == 7
+    assert run_command(OWN, ["shout", "--words", "a", "--loud", "--words=b", "c"]) == 7
     assert capsys.readouterr().out == "('a', 'b', 'c') True\n"
-    assert gathered(["x", "--a", "1", "y", "--a", "2"]) == ["x", "--a", "1", "y", "2"]
+    assert merge_options(["x", "--a", "1", "y", "--a", "2"]) == ["x", "--a", "1", "y", "2"]
 
 
 @pytest.mark.parametrize("words", [["--store", "a", "--store", "b"], ["--store=a", "--store=b"]])
 def test_an_option_that_takes_one_value_is_given_once(words, store, capsys):
-    assert call(trainer.__main__.COMMANDS, ["runs", *words]) == 2
+    assert run_command(trainer.__main__.COMMANDS, ["runs", *words]) == 2
     assert "give --store once, it takes one value; got a, b" in capsys.readouterr().err
-    assert call(trainer.__main__.COMMANDS, ["runs", "--json", "--json"]) == 0
+    assert run_command(trainer.__main__.COMMANDS, ["runs", "--json", "--json"]) == 0
 
 
 def test_what_must_be_given_is_named(capsys):
-    assert call(trainer.__main__.COMMANDS, ["show"]) == 2
+    assert run_command(trainer.__main__.COMMANDS, ["show"]) == 2
     assert "RUN" in capsys.readouterr().err
 
 
@@ -97,7 +97,7 @@ def test_what_must_be_given_is_named(capsys):
 def test_without_its_libraries_it_says_what_to_install(absent, extras, monkeypatch, capsys):
     for library in absent:
         monkeypatch.setitem(sys.modules, library, None)
-    assert call(OWN, ["shout"]) == 2
+    assert run_command(OWN, ["shout"]) == 2
     assert f'pip install "entracte[{extras}]"' in capsys.readouterr().err
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import _measuring
 
-from trainer.commands.terminal.output import Column, pairs, screen, table, text
+from trainer.commands.terminal.output import (
+    Column,
+    make_console,
+    make_key_value_table,
+    make_table,
+    safe_text,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,10 +31,10 @@ def test_a_benchmarks_table_and_notes_are_shown_as_they_are(monkeypatch, tmp_pat
 
 def test_what_commands_print_is_shown_as_it_is(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # so that nothing wraps
-    console = screen()
+    console = make_console()
     console.print(PLAIN)
-    console.print(text(PLAIN), pairs([(PLAIN, PLAIN)]))
-    console.print(table([Column(PLAIN, [text(PLAIN)])], console.width, title=PLAIN))
+    console.print(safe_text(PLAIN), make_key_value_table([(PLAIN, PLAIN)]))
+    console.print(make_table([Column(PLAIN, [safe_text(PLAIN)])], console.width, title=PLAIN))
     assert capsys.readouterr().out.count(PLAIN) == 7
 
 

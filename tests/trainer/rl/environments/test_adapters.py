@@ -22,15 +22,15 @@ def test_what_is_nested_is_named_by_its_path():
     declared = SimpleNamespace(
         spaces={"where": specs(0, 3), "what": SimpleNamespace(spaces=(box(-1, 1), box(-2, 2)))}
     )
-    found = {path: part.shape for path, part in adapters.parts_of(declared)}
+    found = {path: part.shape for path, part in adapters.flatten_space(declared)}
     assert found == {"where": (), "what/0": (2,), "what/1": (2,)}
-    named = adapters.named({"where": 1, "what": (np.zeros(2), np.ones(2))})
+    named = adapters.flatten_observation({"where": 1, "what": (np.zeros(2), np.ones(2))})
     assert set(named) == set(found)
 
 
 def test_a_record_of_specs_is_taken_apart_by_its_attributes():
     declared = SimpleNamespace(_name="observation", at=SimpleNamespace(row=specs(0, 4)))
-    assert [path for path, _ in adapters.parts_of(declared)] == ["at/row"]
+    assert [path for path, _ in adapters.flatten_space(declared)] == ["at/row"]
 
 
 def test_observations_have_the_dtype_that_is_given_and_the_bounds_that_are_declared():
@@ -85,7 +85,9 @@ def test_other_actions_are_refused(declared, message):
 
 def test_numbers_become_strongly_typed_and_keys_stay():
     def made():
-        return adapters.strong({"time": 0, "at": 1.5, "key": jax.random.key(3), "on": True})
+        return adapters.strip_weak_types(
+            {"time": 0, "at": 1.5, "key": jax.random.key(3), "on": True}
+        )
 
     shapes = jax.eval_shape(made)
     assert [shapes[name].dtype for name in ("time", "at", "on")] == [jnp.int32, jnp.float32, bool]
@@ -96,5 +98,5 @@ def test_numbers_become_strongly_typed_and_keys_stay():
 
 def test_observations_get_the_dtypes_of_their_space():
     space = {"a": Discrete(3), "b": Box((1,))}
-    got = adapters.conformed(space, {"a": jnp.int8(2), "b": jnp.ones(1, jnp.float16)})
+    got = adapters.cast_observation(space, {"a": jnp.int8(2), "b": jnp.ones(1, jnp.float16)})
     assert {name: str(x.dtype) for name, x in got.items()} == {"a": "int32", "b": "float32"}

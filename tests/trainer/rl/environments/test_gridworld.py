@@ -15,7 +15,7 @@ from trainer.rl.environments.grid_layouts import (
     LOCKED,
     NOWHERE,
     WALL,
-    Layout,
+    GridLayout,
 )
 from trainer.rl.environments.gridworld import AGENT, COLOURS, HOLDING, GridworldState
 
@@ -33,7 +33,7 @@ render = jax.jit(ENV.render)
 
 
 def _state(*, agent, key=(1, 0), opened=(False, False, False), holding=False, time=0):
-    layout = Layout(
+    layout = GridLayout(
         sideways=jnp.bool_(False),
         walls=jnp.array([2, 5, NOWHERE]),
         doorways=jnp.array([1, 3, 0]),

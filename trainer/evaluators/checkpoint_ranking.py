@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trainer.checkpoints.publishing import ranked
+from trainer.checkpoints.publishing import rank_by_score
 from trainer.checks.modes import resolve_mode
-from trainer.checks.suggestions import among
-from trainer.runs.requests import requests, results
-from trainer.runs.rows import CommitRow
+from trainer.checks.suggestions import suggest_and_list
+from trainer.runs.requests import list_requests, list_results
+from trainer.runs.rows import CheckpointRow
 from trainer.runs.store import Store
 
 
 class Best(NamedTuple):
     """A checkpoint, and the score by which it is the best."""
 
-    commit: CommitRow
+    commit: CheckpointRow
     value: float
     suite: str
     """That found the score; empty where training itself did."""
@@ -44,7 +44,8 @@ def best_commit(
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
     ...     store.register("digits", directory="/d", host="here", pid=1, time=0.0)
     ...     for epoch, loss in ((1, 0.5), (2, 0.25), (3, 0.75)):
-    ...         store.write_commit("digits", CommitRow(epoch, f"/d/{epoch}", 8, {"val/loss": loss},
+    ...         store.write_commit("digits", CheckpointRow(epoch, f"/d/{epoch}", 8,
+    ...     {"val/loss": loss},
     ...                                                str(epoch), "2025-01-01"))
     ...     best = best_commit(store, "digits", "val/loss")
     ...     best.commit.epoch, best.value
@@ -66,24 +67,24 @@ def best_commit(
             "meant, suite=..."
         )
     values = {e: s[score] for e, s in found[finders[0]].items() if score in s} if finders else {}
-    order = ranked(values, way)
+    order = rank_by_score(values, way)
     if not order:
         known = sorted({n for scores in found.values() for one in scores.values() for n in one})
         raise ValueError(
             f"no commit of run {run!r} that is still there has a score {score!r}"
             + (f" of suite {suite!r}" if suite is not None else "")
-            + f" that is a number{among(score, known)}"
+            + f" that is a number{suggest_and_list(score, known)}"
         )
     return Best(there[order[0]], values[order[0]], finders[0])
 
 
 def _scores(
-    store: Store, run: str, there: dict[int, CommitRow]
+    store: Store, run: str, there: dict[int, CheckpointRow]
 ) -> dict[str, dict[int, dict[str, float]]]:
     """Give who found scores ("": training) to epoch to scores, of the commits that are there."""
     found = {"": {epoch: commit.scores for epoch, commit in there.items()}}
-    asked = {(r.suite, r.epoch): r.checksum for r in requests(store, run)}
-    for (suite, epoch), scores in results(store, run).items():
+    asked = {(r.suite, r.epoch): r.checksum for r in list_requests(store, run)}
+    for (suite, epoch), scores in list_results(store, run).items():
         commit = there.get(epoch)
         if commit is not None and asked.get((suite, epoch)) == commit.checksum:
             found.setdefault(suite, {})[epoch] = scores

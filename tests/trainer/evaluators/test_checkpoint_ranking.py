@@ -20,7 +20,9 @@ def test_by_training_and_by_a_suite(evaluated, store):
     best = best_commit(store, "one", "val/loss", suite="")
     assert (best.commit.epoch, best.value, best.suite) == (3, 1 / 3, "")
     assert best_commit(store, "one", "val/loss", suite="", mode="max").commit.epoch == 1
-    found = {epoch: s["val/accuracy"] for (_, epoch), s in requests.results(store, "one").items()}
+    found = {
+        epoch: s["val/accuracy"] for (_, epoch), s in requests.list_results(store, "one").items()
+    }
     best = best_commit(store, "one", "val/accuracy", mode="max")
     assert best.suite == "digits"
     assert best.commit.epoch == max(found, key=found.get)
