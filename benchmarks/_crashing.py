@@ -121,8 +121,8 @@ def suicide(place: str, epoch: int) -> tuple[Sequence[Any], Sequence[Any]]:
         "observe": hooks.observe(die),
         "recorded": hooks.observe(die),
         "flush": trainer.Hook(lambda state, metrics: state, "die", flush=die_flushing),
-        "commit": trainer.Hook(die, "die", stage="commit"),
-        "saving": trainer.Hook(die, "die", stage="commit"),
+        "commit": trainer.Hook(die, "die", stage="save"),
+        "saving": trainer.Hook(die, "die", stage="save"),
     }[place]
     first = place in ("phase", "observe", "commit")
     return ((hook,), ()) if first else ((), (hook,))

@@ -166,7 +166,7 @@ def save_checkpoints(
         Hook(
             commit,
             name,
-            stage="commit",
+            stage="save",
             gates=(Gate(affordable),),
             expects=expects,
             dry_run=dry_run,
@@ -176,7 +176,7 @@ def save_checkpoints(
             commit,
             f"{name}/last",
             event="end",
-            stage="commit",
+            stage="save",
             dry_run=nothing,
             flush=checkpoints.wait,
             close=close,

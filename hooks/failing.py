@@ -47,7 +47,7 @@ def guard(hook: HookLike, retries: int = 0) -> HookLike:
     def guarded(part: Hook) -> Hook:
         if part.at in PASSING:
             return part
-        if part.stage == "commit":
+        if part.stage == "save":
             raise ValueError(f"commit {part.name!r} cannot be guarded: its failure must be raised")
         if part.stage == "control" and jax.process_count() > 1:
             raise ValueError(

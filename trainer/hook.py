@@ -16,9 +16,9 @@ HookFunction = Callable[[TrainState, Mapping[str, float]], TrainState]
 FORM = "(state, metrics) -> state"
 """How a hook is called, for messages."""
 
-STAGES = ("control", "observe", "commit")
+STAGES = ("control", "observe", "save")
 """The order at one event. `control` may change all that keeps its structure; `observe` only its own
-memory and scores for later observers; `commit` saves what the others decided."""
+memory and scores for later observers; `save` saves what the others decided."""
 
 
 class Interrupt(Exception):  # noqa: N818 - a request, not an error

@@ -150,7 +150,7 @@ class _HookObserver:
 
     def watched(self, hook: Hook) -> Hook:
         """Give a hook that is watched; of a commit one that does nothing."""
-        if hook.stage == "commit":
+        if hook.stage == "save":
             return dataclasses.replace(hook, function=_nothing, gates=(), expects=(), reads=())
         name, writes = hook.name, hook.writes
 

@@ -56,7 +56,7 @@ def each(hook: Hooks) -> HookLike:
     """
     groups: dict[tuple[str, str], list[Hook]] = {}
     for part in flatten_hooks(hook):
-        if part.stage == "commit" or part.restore:
+        if part.stage == "save" or part.restore:
             raise ValueError(
                 f"hook {part.name!r} saves or restores the whole population: leave each(...) away"
             )

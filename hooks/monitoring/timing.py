@@ -29,7 +29,7 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
     From the `start` until hooks are closed, it listens to the spans of `trainer.host.time_spans`,
     those of other threads too. At each `epoch` it scores the seconds since the last one, by name,
     such as `time/wait/train`, `time/compile/train`, `time/writer/TensorBoard` and
-    `time/commit/write`; `time/hook/<name>` is there without it. List it before `log_metrics`, so
+    `time/save/write`; `time/hook/<name>` is there without it. List it before `log_metrics`, so
     that the scores are recorded: what comes after it at the event is in the next epoch's.
 
     When the run is over, however it ended, it prints a table of all, as a tree, and writes a trace

@@ -280,7 +280,7 @@ def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, 
     chain = [
         hooks.on("train", lambda state, metrics: seen.append(int(state.epoch)) or state),
         hooks.every(4, hooks.save_checkpoints(tmp_path, max_cost=None)),
-        trainer.Hook(await_save, "await_save", stage="commit"),
+        trainer.Hook(await_save, "await_save", stage="save"),
     ]
     with pytest.raises(OSError, match="disk full") as raised:
         trainer.fit(start, train, epochs=20, hooks=chain)

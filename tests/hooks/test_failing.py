@@ -48,7 +48,7 @@ def test_a_guard_lets_interrupts_and_broken_contracts_through(state, phase):
 
 def test_a_guard_is_refused_for_commits_and_for_negative_retries():
     with pytest.raises(ValueError, match="commit 'save' cannot be guarded"):
-        hooks.guard(Hook(lambda state, metrics: state, "save", stage="commit"))
+        hooks.guard(Hook(lambda state, metrics: state, "save", stage="save"))
     with pytest.raises(ValueError, match="at least 0"):
         hooks.guard(failing(0), retries=-1)
 
@@ -139,7 +139,7 @@ def test_records_in_the_background_are_there_before_a_commit(state, phase):
         assert seen == list(range(1, int(state.epoch) + 1))
         return state
 
-    trainer.fit(state, phase, epochs=5, hooks=[Hook(commit, "commit", stage="commit"), look])
+    trainer.fit(state, phase, epochs=5, hooks=[Hook(commit, "commit", stage="save"), look])
 
 
 def test_a_rollouts_output_is_copied_for_the_background(state):

@@ -118,7 +118,7 @@ def test_writers_are_flushed_before_a_commit(state, phase):
         recorder.calls.append(("commit",))
         return state
 
-    commit = trainer.Hook(commit, "commit", stage="commit")
+    commit = trainer.Hook(commit, "commit", stage="save")
     trainer.fit(state, phase, epochs=1, hooks=[commit, log_metrics(recorder)])
     calls = [call[0] for call in recorder.calls]
     assert calls == ["resume", "write", "flush", "commit", "flush", "flush", "close"]

@@ -72,14 +72,14 @@ class Writer:
             raise OSError(f"{what} fails")
 
 
-COMMIT = trainer.Hook(lambda state, metrics: state, "commit", stage="commit")
+COMMIT = trainer.Hook(lambda state, metrics: state, "commit", stage="save")
 FAULTS = {
     "control hook": (fail_at_3, "the hook fails"),
     "observer": (hooks.observe(fail_at_3), "the hook fails"),
     "observer in the background": (hooks.background(hooks.observe(fail_at_3)), "the hook fails"),
     "writer": (hooks.log_metrics(Writer("write")), "write fails"),
     "flush before a commit": (hooks.log_metrics(Writer("flush")), "flush fails"),
-    "commit": (trainer.Hook(fail_at_3, "failing", stage="commit"), "the hook fails"),
+    "commit": (trainer.Hook(fail_at_3, "failing", stage="save"), "the hook fails"),
 }
 
 

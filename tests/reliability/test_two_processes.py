@@ -65,7 +65,7 @@ def score(state, metrics):
 def part_ways(state, metrics):
     raise AssertionError("only observers see what observers score")
 
-parting = trainer.Hook(part_ways, "part_ways", stage="commit")
+parting = trainer.Hook(part_ways, "part_ways", stage="save")
 start = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(0), train.example)
 seen = hooks.observe(hooks.stateful("seen", lambda state: 0, lambda n, s, m: (n + 1, s)))
 chain = hooks.chain(

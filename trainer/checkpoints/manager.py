@@ -140,12 +140,12 @@ class Checkpoints:
         """
         if self._read_only:
             raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
-        with span("commit", "wait"), fail_together("the save before this one"):
+        with span("save", "wait"), fail_together("the save before this one"):
             self._worker.ready()
         self._before = self.seconds
         began = time.perf_counter()
         epoch = int(state.epoch)
-        with span("commit", "copy", epoch):
+        with span("save", "copy", epoch):
             head = {
                 "scores": {name: float(score) for name, score in scores.items()},
                 "config": None if config is None else normalize_config(config),
@@ -164,7 +164,7 @@ class Checkpoints:
             )
 
     def _write(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
-        with span("commit", "write", epoch):
+        with span("save", "write", epoch):
             self._commit(epoch, leaves, head)
 
     def _commit(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
@@ -342,13 +342,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the save under way is durable; raise its failure, on all processes."""
-        with span("commit", "wait"), fail_together("a save"):
+        with span("save", "wait"), fail_together("a save"):
             self._worker.wait()
 
     def close(self) -> None:
         """Wait for the save under way and free the host copy; may be called again."""
         try:
-            with span("commit", "wait"):
+            with span("save", "wait"):
                 self._worker.wait()  # alone: where one process fails, the others close elsewhere
         finally:
             self._buffer = np.empty(0, np.uint8)

@@ -126,7 +126,7 @@ class Suite:
             return ()
         folder.mkdir(parents=True, exist_ok=True)
         found = flatten_hooks(self.hooks(folder))
-        if commits := [hook.name for hook in found if hook.stage == "commit"]:
+        if commits := [hook.name for hook in found if hook.stage == "save"]:
             raise ValueError(
                 f"suite {self.name!r} takes hooks that look at what was restored, and "
                 f"{', '.join(commits)} would save it: leave it out"

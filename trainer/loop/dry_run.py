@@ -136,7 +136,7 @@ def _make_trial_hooks(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
     def rehearsing(hook: Hook) -> Hook:
         for gate in hook.gates:
             opened.setdefault(gate, _opened(gate))
-        function = hook.dry_run or (None if hook.stage == "commit" else hook.function)
+        function = hook.dry_run or (None if hook.stage == "save" else hook.function)
 
         def call(state: TrainState, metrics: Any) -> TrainState:
             if function is None:

@@ -220,7 +220,7 @@ class HookRunner:
                     if hook.gates:
                         shadow.check_unchanged(f"a condition of hook {hook.name!r}")
                     continue
-                if hook.stage == "commit" and not flushed:
+                if hook.stage == "save" and not flushed:
                     flushed = True
                     self.flush()
                 with span("hook", hook.name):
@@ -329,6 +329,6 @@ def sort_hooks(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:
 
     At `end`, commits come first: what hooks change there is returned and not committed.
     """
-    stages = ("commit", "control", "observe") if event == "end" else STAGES
+    stages = ("save", "control", "observe") if event == "end" else STAGES
     here = [hook for hook in hooks if hook.at == event]
     return tuple(sorted(here, key=lambda hook: stages.index(hook.stage)))

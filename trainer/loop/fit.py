@@ -120,7 +120,7 @@ def fit(
             )
             if ending.signal or (ending.interrupt and not ending.stop):
                 log.warning("interrupted at epoch %d: %s", number, events.interrupt or "signal")
-                events.run("end", state, metrics, stages=["commit"])
+                events.run("end", state, metrics, stages=["save"])
                 break
         else:
             state, _ = events.run("end", state, metrics)

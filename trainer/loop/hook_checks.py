@@ -66,7 +66,7 @@ def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> Trai
 
 
 def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: list[str]) -> None:
-    if hook.stage == "commit" and after.scores is not before.scores:
+    if hook.stage == "save" and after.scores is not before.scores:
         changed = [*changed, "scores"]
     if hook.stage == "observe" and after.scores is not before.scores:
         others = [k for k, v in before.scores.items() if after.scores.get(k, None) is not v]

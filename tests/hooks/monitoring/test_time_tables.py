@@ -13,7 +13,7 @@ from hooks.monitoring.time_tables import build_rows, escape_unencodable, print_t
 
 SECOND = 10**9
 EPOCH, WAIT, HOOK = ("epoch", ""), ("wait", "train"), ("hook", "look")
-THREAD, WRITE = ("thread", "saver"), ("commit", "write")
+THREAD, WRITE = ("thread", "saver"), ("save", "write")
 SUMS = {
     (WAIT,): (1, SECOND),
     (EPOCH, HOOK): (4, 1 * SECOND),
@@ -36,7 +36,7 @@ def test_the_longest_comes_first_other_threads_last_and_numbers_add_up():
         ("    hook look", 4, 1.0, None),
         ("  wait train", 1, 1.0, None),
         ("  thread saver", 0, 9.0, None),
-        ("    commit write", 2, 9.0, None),
+        ("    save write", 2, 9.0, None),
     ]
 
 
@@ -53,7 +53,7 @@ def test_what_had_begun_before_shows_what_is_known_of_it():
 def test_a_thread_cut_off_in_between_owns_nothing_negative():
     again = {(THREAD, WRITE): (1, SECOND), (THREAD, WRITE, WAIT): (2, 3 * SECOND)}
     assert told(again)[2:] == [
-        ("    commit write", 1, 1.0, 0.0),
+        ("    save write", 1, 1.0, 0.0),
         ("      wait train", 2, 3.0, None),
     ]
 

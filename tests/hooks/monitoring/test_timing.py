@@ -138,7 +138,7 @@ def test_the_trace_opens_and_nests(state, phase, tmp_path):
     assert sorted(names.values()) == sorted(["MainThread", "entracte-save", told, told])
     shown = [(names[e["tid"]], e["name"], e["cat"]) for e in events if e["ph"] == "X"]
     assert shown.count(("MainThread", "wait train", "wait")) == 3
-    assert shown.count(("entracte-save", "commit write", "commit")) == 3
+    assert shown.count(("entracte-save", "save write", "save")) == 3
     assert shown.count((told, f"hook {told}", "hook")) == 6
     epochs = [e["args"]["number"] for e in events if e["name"] == "epoch"]
     assert epochs == [1, 2, 3]
@@ -157,7 +157,7 @@ def test_the_table_is_printed_when_all_is_closed(state, phase, tmp_path, capsys)
     assert next(iter(lines)) == "run"
     assert lines["  epoch"][-3:-2] == ["2"]
     found = [" ".join(cells[:2]) for cells in lines.values()]
-    assert {"thread entracte-save", "commit write", "event epoch", "compile train"} <= set(found)
+    assert {"thread entracte-save", "save write", "event epoch", "compile train"} <= set(found)
 
 
 @pytest.mark.parametrize("how", ["fails", "is interrupted", "is ended by a signal"])

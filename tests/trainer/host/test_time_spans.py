@@ -62,14 +62,14 @@ def test_a_span_that_fails_is_heard_and_the_failure_goes_on(heard):
 
 def test_threads_are_apart(heard):
     def work():
-        with span("commit", "write"):
+        with span("save", "write"):
             pass
 
     with span("epoch"):
         thread = threading.Thread(target=work, name="saver")
         thread.start()
         thread.join()
-    assert labels(heard) == ["commit write", "epoch"]
+    assert labels(heard) == ["save write", "epoch"]
     assert heard[0].thread_name == "saver"
     assert heard[0].thread != heard[1].thread
 
@@ -153,14 +153,14 @@ def test_a_run_tells_all_that_it_does(state, phase, heard, tmp_path):
         "epoch > event epoch > hook evaluate/val > wait val",
         "epoch > event epoch > hook log_metrics",
         "epoch > event epoch > flush log_metrics > writer JsonLines",
-        "epoch > event epoch > flush save_checkpoints/last > commit wait",
-        "epoch > event epoch > hook save_checkpoints > commit copy",
+        "epoch > event epoch > flush save_checkpoints/last > save wait",
+        "epoch > event epoch > hook save_checkpoints > save copy",
         "event end",
-        "close save_checkpoints/last > commit wait",
+        "close save_checkpoints/last > save wait",
         "close log_metrics > writer JsonLines",
     } <= set(labels(heard))
     elsewhere = {one.thread_name: labels([one]) for one in heard if one.thread != heard[0].thread}
-    assert elsewhere == {"entracte-save": ["commit write"], "log_metrics": ["hook log_metrics"]}
+    assert elsewhere == {"entracte-save": ["save write"], "log_metrics": ["hook log_metrics"]}
     found = labels(heard)
     assert [one.number for one in heard if one.path == (("epoch", ""),)] == [1, 2]
     assert found.count("compile train") == 1

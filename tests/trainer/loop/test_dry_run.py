@@ -332,7 +332,7 @@ def test_a_hook_says_what_is_called_in_its_place_and_commits_are_left_out(state,
 
     program = [
         Hook(calling("run"), "custom", dry_run=calling("instead")),
-        Hook(calling("commit"), "upload", stage="commit"),
+        Hook(calling("commit"), "upload", stage="save"),
         rare,
         hooks.reads("rare")(calling("reader")),
     ]

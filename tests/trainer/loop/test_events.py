@@ -136,7 +136,7 @@ def test_a_control_hook_that_changes_a_shape_or_dtype_is_named(state, phase, cha
         (lambda s: s.replace(hook_state={"count": 5}), "changed 'count'"),
     ],
 )
-@pytest.mark.parametrize("stage", ["observe", "commit"])
+@pytest.mark.parametrize("stage", ["observe", "save"])
 def test_an_observer_that_changes_the_state_is_named(state, phase, change, said, stage):
     count = hooks.stateful("count", lambda state: 0, lambda m, s, _: (m + 1, s))
     meddler = Hook(lambda state, metrics: change(state), "meddler", stage=stage)
@@ -213,12 +213,12 @@ def test_stages_come_in_order_and_at_the_end_commits_first(state, phase):
         noting(f"{stage}{number}{event or ''}", stage, event)
         for event in (None, "end")
         for number in (1, 2)
-        for stage in ("commit", "observe", "control")
+        for stage in ("save", "observe", "control")
     ]
     trainer.fit(state, phase, epochs=1, hooks=chain)
     assert seen == [
-        *("control1", "control2", "observe1", "observe2", "commit1", "commit2"),
-        *("commit1end", "commit2end", "control1end", "control2end", "observe1end", "observe2end"),
+        *("control1", "control2", "observe1", "observe2", "save1", "save2"),
+        *("save1end", "save2end", "control1end", "control2end", "observe1end", "observe2end"),
     ]
 
 
@@ -233,7 +233,7 @@ def test_records_are_flushed_before_a_commit_that_fires(state, phase):
         return note
 
     writer = Hook(note("write"), "write", stage="observe", flush=lambda: seen.append("flush"))
-    commit = hooks.every(2, Hook(note("commit"), "commit", stage="commit"))
+    commit = hooks.every(2, Hook(note("commit"), "commit", stage="save"))
     trainer.fit(state, phase, epochs=2, hooks=[commit, writer])
     # Before the commit; at the end, for who looks at all records; and when all is over.
     assert seen == ["write", "write", "flush", "commit", "flush", "flush"]
@@ -266,12 +266,12 @@ def test_what_observers_score_only_observers_see(state, phase):
     asked = []
     gated = hooks.when(
         lambda state, metrics: asked.append("looked" in metrics) or True,
-        hooks.chain(look("gated observer", "observe"), look("gated commit", "commit")),
+        hooks.chain(look("gated observer", "observe"), look("gated save", "save")),
     )
     chain = [
         score,
         look("observer", "observe"),
-        look("commit", "commit"),
+        look("save", "save"),
         look("control at end", "control", "end"),
         look("observer at end", "observe", "end"),
         gated,
@@ -279,17 +279,17 @@ def test_what_observers_score_only_observers_see(state, phase):
     _, history = trainer.fit(state, phase, epochs=2, hooks=chain)
     assert seen == {
         "observer": True,
-        "commit": False,
+        "save": False,
         "control at end": False,
         "observer at end": True,
         "gated observer": True,
-        "gated commit": False,
+        "gated save": False,
     }
-    assert asked == [True, False] * 2  # of what the commit sees it is asked again
+    assert asked == [True, False] * 2  # of what the save hooks see it is asked again
     assert history[0]["looked"] == 1.0
-    with pytest.raises(ValueError, match="'commit' at 'epoch' reads 'looked', which nothing"):
+    with pytest.raises(ValueError, match="'save' at 'epoch' reads 'looked', which nothing"):
         trainer.fit(
-            state, phase, epochs=1, hooks=[score, hooks.reads("looked")(look("commit", "commit"))]
+            state, phase, epochs=1, hooks=[score, hooks.reads("looked")(look("save", "save"))]
         )
 
 

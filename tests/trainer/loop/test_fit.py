@@ -439,7 +439,7 @@ def test_a_signal_of_ones_own_after_that_of_another_process_is_the_first(state, 
         committed.append(int(state.epoch))
         return state
 
-    last = trainer.Hook(commit, "commit", event="end", stage="commit")
+    last = trainer.Hook(commit, "commit", event="end", stage="save")
     with pytest.raises(SystemExit) as raised:
         trainer.fit(state, phase, epochs=5, hooks=last)
     assert (raised.value.code, committed) == (143, [1])
