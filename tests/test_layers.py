@@ -67,4 +67,4 @@ def test_types_are_shipped(package):
 @pytest.mark.parametrize("package", [*PACKAGES, "examples", "benchmarks"])
 def test_a_file_has_one_subject(package):
     for file in _files(package):
-        assert len(file.read_text().splitlines()) <= 350, f"{file.relative_to(ROOT)} is too long"
+        assert len(file.read_text().splitlines()) <= 370, f"{file.relative_to(ROOT)} is too long"
