@@ -429,9 +429,8 @@ def test_a_state_that_was_made_in_jit_trains(phase):
 
 def test_a_signal_of_ones_own_after_that_of_another_process_is_the_first(state, phase, monkeypatch):
     """As a scheduler sends it to all of them, at slightly different times."""
-    from trainer.loop.fit import fit
-
-    monkeypatch.setattr(fit, "agreed", lambda ending: ending._replace(signal=signal.SIGTERM))
+    agreed = "trainer.loop.fit.agree_on_stop"
+    monkeypatch.setattr(agreed, lambda ending: ending._replace(signal=signal.SIGTERM))
     committed = []
 
     def commit(state, metrics):
