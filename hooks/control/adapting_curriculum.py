@@ -1,4 +1,4 @@
-"""A hook that draws lessons by what is learnt of them."""
+"""A hook that draws lessons by what their returns tell."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ from trainer.supervised.hyperparams import fill_leaf
 
 
 class LessonWeighting(NamedTuple):
-    """How some lessons are weighed: pure functions on the host, over numpy arrays."""
+    """How lessons are weighed: pure functions on the host, over numpy arrays."""
 
     name: str
-    """Of the memory, `adapt_curriculum/<name>`."""
-    memory: PyTree
-    """To begin with, a pytree of arrays."""
+    """Of the hook and its hook state, `adapt_curriculum/<name>`."""
+    initial: PyTree
+    """The first hook state, a pytree of arrays."""
     update: Callable[[Any, np.ndarray], PyTree]
-    """`(memory, returns) -> memory`: float64 `[lessons]`, nan where no episode ended."""
+    """`(hook state, returns) -> hook state`: float64 `[lessons]`, nan where no episode ended."""
     weights: Callable[[Any], np.ndarray]
-    """`(memory) -> [lessons]`: by which they are drawn; not negative, not all 0."""
+    """`(hook state) -> [lessons]`: weights to draw by; not negative, not all 0."""
 
 
 CurriculumStrategy = Callable[[tuple[str, ...]], LessonWeighting]
-"""`(names of the lessons) -> Weighing`: raises where they do not suit it."""
+"""`(names of the lessons) -> LessonWeighting`: raises if the names do not fit."""
 
 
 def adapt_curriculum(
     lessons: Sequence[str], strategy: CurriculumStrategy, *, metric: str = "rollout/return"
 ) -> Chain:
-    """Draw the lessons of the next epoch by what their returns say of them.
+    """Set how often each lesson is drawn in the next epoch, from the returns of the lessons.
 
-    It sets `state.carry["lessons"]` at the `start` and after every epoch, by its memory alone, and
-    scores the weights as `curriculum/weight/<lesson>`, of which the sum is 1. Of a lesson whose
-    metric is missing, for no episode of it ended, nothing is learnt in this epoch. Episodes that
-    have begun keep their lesson.
+    It sets `state.carry["lessons"]` at `start` and after every epoch, from its hook state alone,
+    and writes the weights as scores `curriculum/weight/<lesson>`, which sum to 1. A lesson without
+    a metric, because none of its episodes ended, is not updated in this epoch. Episodes that are
+    being played keep their lesson.
 
     Args:
-        lessons: names, all and in order: `env.lessons` of `trainer.rl.lessons`.
-        strategy: `learning_progress` or `thresholds`, or one of your own.
-        metric: prefix of the returns; `val/return` where an `evaluate` before it plays them all.
+        lessons: names of all lessons, in order: `env.lessons` of `trainer.rl.lessons`.
+        strategy: `learning_progress`, `thresholds`, or your own.
+        metric: prefix of the returns; `val/return` if an `evaluate` before it plays all lessons.
 
     Raises:
-        ValueError: names are missing or twice, or do not suit the strategy; before training, the
-            state holds no weights of as many lessons, or nothing writes the metrics.
+        ValueError: there are no names, a name is given twice, or the names do not fit the strategy;
+            before training, the state has no weights of as many lessons, or nothing writes the
+            metrics.
 
     Source: T. Matiisen, A. Oliver, T. Cohen, J. Schulman, Teacher-Student Curriculum Learning,
     2017.
@@ -59,7 +60,7 @@ def adapt_curriculum(
     >>> carry = {"lessons": jnp.array([0.5, 0.5])}
     >>> state = TrainState.create(params={}, rng=jax.random.key(0), carry=carry)
     >>> from hooks import thresholds
-    >>> strategy = thresholds({"easy": 0.8}, window=1, rehearsal=1.0)
+    >>> strategy = thresholds({"easy": 0.8}, window=1, graduated_weight=1.0)
     >>> hook = adapt_curriculum(["easy", "hard"], strategy)
     >>> state = hook(state, {"rollout/return/easy": 0.5})
     >>> state.carry["lessons"].tolist()    # hard is not open yet
@@ -73,44 +74,45 @@ def adapt_curriculum(
             f"adapt_curriculum needs the lessons' names, each once, as env.lessons has them; got "
             f"{list(names)}"
         )
-    weighing = strategy(names)
-    title = f"adapt_curriculum/{weighing.name}"
+    weighting = strategy(names)
+    title = f"adapt_curriculum/{weighting.name}"
+    reads = [f"{metric}/{name}" for name in names]
+    writes = [f"curriculum/weight/{name}" for name in names]
 
     def init(state: TrainState) -> PyTree:
         _check_carry(title, state, len(names))
-        return weighing.memory
+        return weighting.initial
 
-    def weighed(state: TrainState, memory: PyTree) -> TrainState:
-        weights = np.asarray(weighing.weights(memory), np.float64)
+    def set_weights(state: TrainState, learned: PyTree) -> TrainState:
+        weights = np.asarray(weighting.weights(learned), np.float64)
         check_weights(names, weights)
         before = state.carry["lessons"]
         after = fill_leaf(before, weights / weights.sum())
-        carry = state.carry if after is before else {**state.carry, "lessons": after}
-        return state if carry is state.carry else state.replace(carry=carry)
+        return state if after is before else state.replace(carry={**state.carry, "lessons": after})
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return weighed(state, get_hook_state(state, title, init))
+    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return set_weights(state, get_hook_state(state, title, init))
 
     def update(
-        memory: PyTree, state: TrainState, metrics: Mapping[str, float]
+        learned: PyTree, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[PyTree, TrainState]:
-        returns = np.array([metrics.get(f"{metric}/{name}", math.nan) for name in names])
+        returns = np.array([metrics.get(name, math.nan) for name in reads])
         if np.isfinite(returns).any():
-            memory = weighing.update(memory, np.where(np.isfinite(returns), returns, math.nan))
-        state = weighed(state, memory)
-        shown = np.asarray(state.carry["lessons"]).tolist()
-        scores = {f"curriculum/weight/{name}": w for name, w in zip(names, shown, strict=True)}
-        return memory, state.replace(scores={**state.scores, **scores})
+            learned = weighting.update(learned, np.where(np.isfinite(returns), returns, math.nan))
+        state = set_weights(state, learned)
+        weights = np.asarray(state.carry["lessons"]).tolist()
+        scores = dict(zip(writes, weights, strict=True))
+        return learned, state.replace(scores={**state.scores, **scores})
 
     hook = stateful(title, init, update)
     return chain(
-        Hook(begin, f"{title}/start", event="start"),
+        Hook(start, f"{title}/start", event="start"),
         Hook(
             hook.function,
             title,
             event="epoch",
-            expects=tuple(f"{metric}/{name}" for name in names),
-            writes=tuple(f"curriculum/weight/{name}" for name in names),
+            expects=tuple(reads),
+            writes=tuple(writes),
             hook_states=hook.hook_states,
         ),
     )

@@ -1,4 +1,4 @@
-"""Averages of parameters over epochs, kept in memory beside the trained ones."""
+"""Averages of the parameters over epochs, kept in the hook state beside the trained ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer, require_number
 from trainer.supervised.step_averages import AVERAGE
 
+Weigh = Callable[[int, TrainState], tuple[int, float]]
+"""`(updates so far, state) -> (updates with this one, weight of the current parameters)`."""
+
 
 def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
-    """Keep an exponential moving average of the parameters, one update an epoch, bias corrected.
+    """Keep an exponential moving average of the parameters, updated once an epoch, bias corrected.
 
-    The average is at `state.hook_state[name]["params"]`, of the structure of `state.params`;
-    training never sees it. `evaluate(phase, params=name)` measures it.
+    The average is at `state.hook_state[name]["params"]` and has the structure of `state.params`.
+    Training never sees it. `evaluate(phase, params=name)` measures it.
 
     Args:
         decay: weight of the past at each update, in [0, 1).
-        name: of the hook and its memory.
+        name: of the hook and its hook state.
 
     Raises:
-        ValueError: a decay outside [0, 1).
+        ValueError: the decay is outside [0, 1).
 
     Source: B. Polyak and A. Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992;
     bias correction as in D. Kingma and J. Ba, Adam, 2015, section 3.
@@ -42,38 +45,27 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in [0, 1); got {decay}")
 
-    warn = _warning_once(name)
+    def weigh(updates: int, state: TrainState) -> tuple[int, float]:
+        return updates + 1, (1 - decay) / (1 - decay ** (updates + 1))
 
-    def init(state: TrainState) -> dict[str, Any]:
-        return {"params": state.params, "updates": 0}
-
-    def update(
-        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
-    ) -> tuple[dict[str, Any], TrainState]:
-        updates = memory["updates"] + 1
-        weight = np.float32((1 - decay) / (1 - decay**updates))
-        params = _toward(memory["params"], state.params, weight)
-        warn(state)
-        return {"params": params, "updates": updates}, state
-
-    return stateful(name, init, update)
+    return _make_average_hook(name, weigh)
 
 
 def swa(*, start: int, name: str = "swa") -> Hook:
     """Keep the mean of the parameters over epochs: stochastic weight averaging.
 
-    Each epoch from `start` on counts alike, by the parameters after it. The mean is at
-    `state.hook_state[name]["params"]`, of the structure of `state.params`; training never sees it.
-    `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
+    The parameters after each epoch from `start` on have the same weight. The mean is at
+    `state.hook_state[name]["params"]` and has the structure of `state.params`. Training never sees
+    it. `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
 
-    Where the network keeps batch statistics, they are those of the trained parameters and do not
-    suit the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` behind it,
-    and measure and keep `params="recalibrate/swa"`.
+    If the network keeps batch statistics, they are those of the trained parameters and do not suit
+    the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` after this
+    hook, and pass `params="recalibrate/swa"` to `evaluate` and `keep_best`.
 
     Args:
-        start: the first epoch that counts, from 1; choose it where the learning rate is large and
-            constant, or ends a cycle.
-        name: of the hook and its memory.
+        start: the first epoch to average, counted from 1; choose one where the learning rate is
+            large and constant, or ends a cycle.
+        name: of the hook and its hook state.
 
     Raises:
         ValueError: `start` is below 1.
@@ -91,40 +83,43 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     """
     require_integer("start, the first epoch that counts,", start, 1)
 
-    warn = _warning_once(name)
+    def weigh(updates: int, state: TrainState) -> tuple[int, float]:
+        updates += int(np.asarray(state.epoch)) >= start
+        return updates, 1 / max(updates, 1)
 
-    def init(state: TrainState) -> dict[str, Any]:
-        return {"params": state.params, "updates": 0}
-
-    def update(
-        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
-    ) -> tuple[dict[str, Any], TrainState]:
-        updates = memory["updates"] + (int(np.asarray(state.epoch)) >= start)
-        params = _toward(memory["params"], state.params, np.float32(1 / max(updates, 1)))
-        warn(state)
-        return {"params": params, "updates": updates}, state
-
-    return stateful(name, init, update)
+    return _make_average_hook(name, weigh)
 
 
-def _warning_once(name: str) -> Callable[[TrainState], None]:
-    """Check a hook's name, and make what warns of statistics that do not suit its average."""
+def _make_average_hook(name: str, weigh: Weigh) -> Hook:
     if name == AVERAGE:
         raise ValueError(
             f"the name {AVERAGE!r} is that of the average over steps, which supervised(..., "
             "average=0.999) keeps; give the hook another"
         )
-    return warn_once(warn_stale_statistics, name)
+    warn = warn_once(warn_stale_statistics, name)
+
+    def init(state: TrainState) -> dict[str, Any]:
+        return {"params": state.params, "updates": 0}
+
+    def update(
+        average: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[dict[str, Any], TrainState]:
+        warn(state)
+        updates, weight = weigh(average["updates"], state)
+        params = _move_toward(average["params"], state.params, np.float32(weight))
+        return {"params": params, "updates": updates}, state
+
+    return stateful(name, init, update)
 
 
 @jax.jit
-def _toward(average: Any, params: Any, weight: jax.Array) -> Any:
+def _move_toward(average: Any, params: Any, weight: jax.Array) -> Any:
     """Move an average toward parameters; a weight of 1 replaces it exactly."""
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.inexact):
             return new
-        # In the dtype of the parameters: smaller floats round off what many updates would add.
+        # The average has the dtype of the parameters: bfloat16 rounds off small updates.
         return jnp.where(weight == 1, new, old + weight.astype(new.dtype) * (new - old))
 
     return jax.tree.map(move, average, params)

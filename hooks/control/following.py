@@ -1,4 +1,4 @@
-"""Following another run: the newest parameters that it committed, in the place of one's own."""
+"""Following another run: use the newest parameters that it saved instead of training one's own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ log = logging.getLogger("entracte")
 NAME = "follow_checkpoints"
 
 PAUSE = 0.2
-"""Seconds between two looks at a directory in which nothing new is."""
+"""Seconds between two polls of a directory that has no new checkpoint."""
 
 
 def follow_checkpoints(
@@ -39,36 +39,36 @@ def follow_checkpoints(
     wait: bool = False,
     timeout: float = 60.0,
 ) -> Chain:
-    """Take the newest parameters of another run, which may be going on in another process.
+    """Load the newest parameters of another run, which may be training in another process.
 
-    With it a rollout worker is `fit` over a rollout alone, and an evaluator `fit` over an
-    evaluation. Parameters and `model_state` are taken, and of `carry` what is named, where the
-    other run has it; the rest is this run's own. Nothing is trained here: a program that moves
-    `step`, as an update does, is refused at the end of its first epoch, before that is committed.
+    With it a rollout worker is `fit` over a rollout alone, and an evaluator is `fit` over an
+    evaluation. It loads `params`, `model_state`, and the named parts of `carry` that the other run
+    has; the rest of the state is this run's own. This run must not train: a program that changes
+    `step`, as an update does, is refused at the end of its first epoch, before that is saved.
 
-    Three parts. At the `start` the first commit is taken, which may have to be waited for. At each
-    `epoch` the step is set to that of the commit in use, so that what the epoch measured is
-    recorded where it belongs, and the score `follow/epoch` is the commit's epoch. Then the newest
-    commit is taken for the next epoch. Hooks that measure the state, or keep something of it, stand
-    before this one in the chain: those after it find the next parameters beside this epoch's
-    metrics.
+    It has three parts. At `start` it loads the first checkpoint, and waits for it if needed. At
+    each `epoch` it sets the step to that of the loaded checkpoint, so that what the epoch measured
+    is recorded at this step, and scores the checkpoint's epoch as `follow/epoch`. Then it loads the
+    newest checkpoint for the next epoch. Place hooks that measure the state, or keep parts of it,
+    before this one: hooks after it see the next parameters beside this epoch's metrics.
 
-    Which commits are found depends on when one looks. That is remembered, and all else follows from
-    it: an interrupted run goes on with the commit that was in use, at the same bits.
+    Which checkpoint is the newest depends on when the directory is polled. The hook state holds the
+    answer, and all else follows from it: an interrupted run resumes bit for bit with the checkpoint
+    that it had loaded.
 
     Args:
-        directory: of the run to follow; it need not be there yet, and nothing in it is changed.
-        carry: names in `state.carry`, or paths in it, whose parts are taken where the other run has
-            them: this one must have a place for each.
-        wait: measure no commit twice: wait for a newer one at each epoch. Where none comes, this
-            run ends as it does on an interrupt.
-        timeout: seconds to wait, for the first commit too.
+        directory: of the run to follow; it need not exist yet, and nothing in it is changed.
+        carry: names in `state.carry`, or paths in it, of the parts to load if the other run has
+            them; this run must have a place for each.
+        wait: measure no checkpoint twice: wait for a newer one at each epoch. If none is saved in
+            time, this run ends as it does on an interrupt.
+        timeout: seconds to wait, for the first checkpoint too.
 
     Raises:
-        ValueError: `timeout` is not positive; at the start, the commit is of another network, or
-            keeps what this run has no place for: every path is listed; after an epoch, the program
-            trains.
-        TimeoutError: there is no first commit in time.
+        ValueError: `timeout` is not positive; at the start, the checkpoint is of another network,
+            or has parts for which this run has no place: every path is listed; after an epoch, the
+            program trains.
+        TimeoutError: no first checkpoint was saved in time.
 
     >>> import jax, tempfile
     >>> from trainer import Checkpoints
@@ -87,16 +87,16 @@ def follow_checkpoints(
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
     where = to_absolute_path(directory, NAME)
-    read = make_poller(where)
+    read_newer = make_poller(where)
 
-    def look(state: TrainState) -> CheckpointPart | None:
-        """Read what is new, if anything is; on several processes what the first one found."""
-        wanted = _wanted(state, carry)
+    def poll(state: TrainState) -> CheckpointPart | None:
+        """Read a new checkpoint if there is one; all processes read what the main process found."""
+        wanted = _list_wanted(state, carry)
         optional = [path for path in wanted if path.startswith("carry/")]
         part: CheckpointPart | None = None
         with fail_together(f"{NAME} in reading {where}"):
             if is_main_process():
-                part = read(wanted, optional, _read_hook_state(state)["epoch"])
+                part = read_newer(wanted, optional, _loaded(state)["epoch"])
         number = int(from_main_process({"epoch": -1 if part is None else part.epoch})["epoch"])
         if number < 0:
             return None
@@ -107,99 +107,102 @@ def follow_checkpoints(
             )
         return CheckpointPart(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
 
-    def advance(state: TrainState, *, waiting: bool) -> TrainState | None:
-        """Take what is new; None where nothing came in time."""
-        began, said = time.monotonic(), False
-        while (part := look(state)) is None:
-            waited = from_main_process({"seconds": time.monotonic() - began})["seconds"]
+    def load(state: TrainState, *, waiting: bool) -> TrainState | None:
+        """Load a new checkpoint; None if there is none in time."""
+        started, logged = time.monotonic(), False
+        while (part := poll(state)) is None:
+            waited = from_main_process({"seconds": time.monotonic() - started})["seconds"]
             if not waiting or waited >= timeout:
                 return None
-            if not said:
+            if not logged:
                 log.info("%s: waiting for %s, up to %g s", NAME, _awaited(state, where), timeout)
-                said = True
+                logged = True
             time.sleep(PAUSE)
-        if _read_hook_state(state)["epoch"] < 0:
+        if _loaded(state)["epoch"] < 0:
             _check_first_checkpoint(part, where, carry)
         return _apply_part(state, part)
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        memory = _read_hook_state(state)
-        if memory["epoch"] >= 0 and not memory["measured"]:
+    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        loaded = _loaded(state)
+        first = loaded["epoch"] < 0
+        if not first and not loaded["measured"]:
             return state
-        after = advance(state, waiting=wait or memory["epoch"] < 0)
-        if after is None and memory["epoch"] < 0:
+        after = load(state, waiting=wait or first)
+        if after is None and first:
             raise TimeoutError(
-                f"{NAME} waited {timeout:g} s for {_awaited(state, where)}, and none is there that "
-                "is intact: start the run that is to be followed, with save_checkpoints in this "
-                "directory, or give it longer: timeout=..."
+                f"{NAME} waited {timeout:g} s for {_awaited(state, where)}, and there is no intact "
+                "one: start the run to follow, with save_checkpoints in this directory, or wait "
+                "longer: timeout=..."
             )
         if after is None and wait:
-            log.warning("%s: ends, since there is still no %s", NAME, _awaited(state, where))
+            log.warning("%s: ending, since there is still no %s", NAME, _awaited(state, where))
             return state.replace(stop=True)
         return state if after is None else after
 
-    def measured(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        memory = _read_hook_state(state)
-        if memory["epoch"] < 0:
+    def attribute(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        """Attribute this epoch's metrics to the checkpoint that it ran with."""
+        loaded = _loaded(state)
+        if loaded["epoch"] < 0:
             return state
-        if taken := read_step_epoch(state)[0] - memory["began"]:
+        if taken := read_step_epoch(state)[0] - loaded["began"]:
             raise ValueError(
                 f"{NAME}: the program took {taken} optimizer steps in this epoch, and what they "
-                f"learn is lost wherever parameters of {where} take its place: follow with phases "
-                "that train nothing, such as agent.rollout alone or an evaluation"
+                f"learn is lost when parameters of {where} replace it: follow with phases that "
+                "train nothing, such as agent.rollout alone or an evaluation"
             )
         state = state.replace(
-            step=jnp.asarray(memory["step"], jnp.int32),
-            scores={**state.scores, "follow/epoch": float(memory["epoch"])},
+            step=jnp.asarray(loaded["step"], jnp.int32),
+            scores={**state.scores, "follow/epoch": float(loaded["epoch"])},
         )
-        return set_hook_state(state, NAME, {**memory, "measured": True, "began": memory["step"]})
+        return set_hook_state(state, NAME, {**loaded, "measured": True, "began": loaded["step"]})
 
-    def proceed(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def advance(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        """Load the checkpoint for the next epoch."""
         if state.stop or read_step_epoch(state)[1] == getattr(metrics, "epochs", None):
             return state
-        after = advance(state, waiting=wait)
+        after = load(state, waiting=wait)
         if after is None and wait:
-            raise Interrupt(f"{NAME}: no {_awaited(state, where)} came within {timeout:g} s")
+            raise Interrupt(f"{NAME}: no {_awaited(state, where)} was saved within {timeout:g} s")
         return state if after is None else after
 
-    def stay(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state  # a newer commit may take long to come
+    def skip(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state  # a newer checkpoint may take long to come
 
     return chain(
-        Hook(begin, f"{NAME}/start", event="start"),
+        Hook(start, f"{NAME}/start", event="start"),
         Hook(
-            measured,
+            attribute,
             NAME,
             event="epoch",
             writes=("follow/epoch",),
-            hook_states=(HookState(NAME, _nothing),),
+            hook_states=(HookState(NAME, _init),),
         ),
-        Hook(proceed, f"{NAME}/next", event="epoch", dry_run=stay),
+        Hook(advance, f"{NAME}/next", event="epoch", dry_run=skip),
     )
 
 
-def _nothing(state: TrainState) -> dict[str, Any]:
-    """The first memory.
+def _init(state: TrainState) -> dict[str, Any]:
+    """Return the first hook state.
 
-    `epoch` and `step` are those of the commit in use, `measured` says whether an epoch ran with it,
-    and `began` is the step at which the epoch to come begins.
+    `epoch` and `step` are those of the loaded checkpoint, `measured` is whether an epoch ran with
+    it, and `began` is the step at which the next epoch begins.
     """
     return {"epoch": -1, "step": 0, "measured": False, "began": 0}
 
 
-def _read_hook_state(state: TrainState) -> dict[str, Any]:
-    memory: dict[str, Any] = get_hook_state(state, NAME, _nothing)
-    return memory
+def _loaded(state: TrainState) -> dict[str, Any]:
+    loaded: dict[str, Any] = get_hook_state(state, NAME, _init)
+    return loaded
 
 
 def _awaited(state: TrainState, where: Path) -> str:
-    epoch = _read_hook_state(state)["epoch"]
-    kind = "first commit" if epoch < 0 else f"commit newer than that of epoch {epoch}"
+    epoch = _loaded(state)["epoch"]
+    kind = "first checkpoint" if epoch < 0 else f"checkpoint newer than that of epoch {epoch}"
     return f"{kind} in {where}"
 
 
-def _wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
-    """Give what is read, by its path in the saved state; of a dict in `carry` each entry alone."""
+def _list_wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
+    """Return path in the saved state to tree; each entry of a dict in `carry` has its own path."""
     wanted = {"params": state.params, "model_state": state.model_state, "step": state.step}
     for name in carry:
         found = state.carry
@@ -211,34 +214,33 @@ def _wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
 
 
 def _apply_part(state: TrainState, part: CheckpointPart) -> TrainState:
-    """Put what was read in its place, and remember of which commit it is."""
+    """Replace parts of the state by those that were read, and note their checkpoint."""
     trees = dict(part.trees)
-    memory = {
+    loaded = {
         "epoch": part.epoch,
         "step": int(trees.pop("step")),
         "measured": False,
         "began": read_step_epoch(state)[0],
     }
     fields = {name: trees.pop(name) for name in ("params", "model_state")}
-    after = set_hook_state(state.replace(**fields), NAME, memory)
+    after = set_hook_state(state.replace(**fields), NAME, loaded)
     for path, tree in trees.items():
-        after = after.replace(carry=_put(after.carry, path.split("/")[1:], tree))
+        after = after.replace(carry=_replace_at(after.carry, path.split("/")[1:], tree))
     return after
 
 
-def _put(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:
-    return {**carry, path[0]: _put(carry[path[0]], path[1:], tree)} if path else tree
+def _replace_at(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:
+    return {**carry, path[0]: _replace_at(carry[path[0]], path[1:], tree)} if path else tree
 
 
 def _check_first_checkpoint(part: CheckpointPart, where: Path, carry: Sequence[str]) -> None:
-    """Say from which commit the run begins; refuse where it has no place for what was asked for."""
+    """Log the first checkpoint; refuse it if it has parts for which this run has no place."""
     asked = tuple(f"carry/{name}/" for name in carry)
     if left := [path for path in part.others if f"{path}/".startswith(asked)]:
         raise ValueError(
             f"{NAME}: the run in {where} keeps {', '.join(map(escape_text, left))}, for which this "
-            "run's "
-            "state has no place, so that its policy would see other numbers than it learnt from: "
-            "make the state with the same settings (normalize_observations=True), or do without: "
-            "carry=()"
+            "run's state has no place, so its policy would see other numbers than those it was "
+            "trained on: make the state with the same settings (normalize_observations=True), or "
+            "leave them out: carry=()"
         )
-    log.info("%s: begins with the commit of epoch %d in %s", NAME, part.epoch, where)
+    log.info("%s: starts with the checkpoint of epoch %d in %s", NAME, part.epoch, where)

@@ -1,4 +1,4 @@
-"""The best parameters of a run, kept in memory and put back at its end."""
+"""The best parameters of a run, kept in the hook state and restored at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hooks.combining import Chain, chain
 from hooks.control.kept_params import (
     check_step_average,
     list_required_states,
-    select_carry,
     select_params,
     warn_once,
     warn_uncalibrated_params,
@@ -27,7 +26,7 @@ from trainer.state import PyTree
 log = logging.getLogger("entracte")
 
 NORMALIZATION = "normalization"
-"""Where `state.carry` keeps the statistics by which a policy sees."""
+"""Where `state.carry` keeps the statistics that normalise a policy's observations and rewards."""
 
 
 def keep_best(
@@ -37,27 +36,27 @@ def keep_best(
     params: str | None = None,
     carry: Sequence[str] = (NORMALIZATION,),
 ) -> Chain:
-    """Remember the best epoch's parameters and what belongs to them, and put it back at the end.
+    """Keep the parameters of the best epoch and what belongs to them, and restore it at the end.
 
-    That is `model_state` and, of `carry`, what is named: the statistics by which a policy's
-    observations and rewards are normalised, where it has them. All is at
-    `state.hook_state["keep_best/<metric>"]`, on the device, and saved with the state, so that a
-    resumed run knows it. What is put back is returned by `fit` and not committed: a longer run goes
-    on from where training was. The optimizer's state is not put back. On an interrupt nothing is. A
-    value that is not a number is never the best; where the metric is missing, nothing is compared.
+    What belongs to them is `model_state` and the named parts of `carry`: the statistics that
+    normalise a policy's observations and rewards, if it has any. All is kept on the device at
+    `state.hook_state["keep_best/<metric>"]` and saved with the state, so a resumed run has it.
+    `fit` returns what is restored, but the checkpoint keeps the last epoch's state, so a longer run
+    continues from there. The optimizer's state is not restored, and an interrupt restores nothing.
+    NaN is never the best. If the metric is missing, nothing is compared.
 
     Args:
         metric: to compare by, such as `val/loss`.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
-        params: name of a hook that keeps parameters, such as `average_params`, to remember in the
-            place of the trained ones, with the `model_state` that it keeps: the one that the
-            metric was measured with. It must stand before this one. `average` is the average over
-            steps that `supervised(..., average=0.999)` keeps.
-        carry: names in `state.carry` of what else belongs to the parameters; what a state does not
-            have is left out.
+        params: name of a hook that keeps parameters, such as `average_params`. Keeps those, with
+            the `model_state` of that hook, instead of the trained ones: the metric must be measured
+            with them. The hook must stand before this one. `average` is the average over steps that
+            `supervised(..., average=0.999)` keeps.
+        carry: names in `state.carry` of what else belongs to the parameters; names that a state
+            does not have are ignored.
 
     Raises:
-        ValueError: an unknown mode, or one that the name does not tell.
+        ValueError: the mode is unknown, or missing although the name does not tell it.
 
     >>> state = TrainState.create(params={"w": jnp.zeros(2)}, rng=jax.random.key(0))
     >>> hook = keep_best("val/loss")
@@ -68,42 +67,39 @@ def keep_best(
     """
     mode = resolve_mode("keep_best", metric, mode)
     name = f"keep_best/{metric}"
-
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
+    carry = tuple(carry)
     warn = warn_once(warn_uncalibrated_params, params)
 
-    def kept(state: TrainState, params: str | None) -> dict[str, PyTree]:
-        found = select_params(state, params)
-        return {**found, "carry": select_carry(state.carry, tuple(carry))}
+    def select(state: TrainState, params: str | None) -> dict[str, PyTree]:
+        there = state.carry if isinstance(state.carry, dict) else {}
+        parts = {part: there[part] for part in carry if part in there}
+        return {**select_params(state, params), "carry": parts}
 
     def init(state: TrainState) -> dict[str, Any]:
         check_step_average(state, params)
-        return {"value": worst(mode), "epoch": -1, **kept(state, None)}
+        return {"value": worst(mode), "epoch": -1, **select(state, None)}
 
     def update(
-        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
+        best: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
         warn(state)
         value = float(metrics[metric])
-        if not improvement(memory["value"], value, mode) > 0:
-            return memory, state
-        return {"value": value, "epoch": int(state.epoch), **_copied(kept(state, params))}, state
+        if not improvement(best["value"], value, mode) > 0:
+            return best, state
+        return {"value": value, "epoch": int(state.epoch), **_copy(select(state, params))}, state
 
-    def put_back(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        memory = get_hook_state(state, name, init)
-        if memory["epoch"] < 0:
+    def restore(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        best = get_hook_state(state, name, init)
+        if best["epoch"] < 0:
             return state
-        log.info(
-            "put back the parameters of epoch %d: %s was %.6g",
-            memory["epoch"],
-            metric,
-            memory["value"],
-        )
-        found = {"params": memory["params"], "model_state": memory["model_state"]}
-        if memory["carry"]:
-            found["carry"] = {**state.carry, **memory["carry"]}
-        return state.replace(**found)
+        message = "restored the parameters of epoch %d: %s was %.6g"
+        log.info(message, best["epoch"], metric, best["value"])
+        parts = {"params": best["params"], "model_state": best["model_state"]}
+        if best["carry"]:
+            parts["carry"] = {**state.carry, **best["carry"]}
+        return state.replace(**parts)
 
     return chain(
         dataclasses.replace(
@@ -112,11 +108,11 @@ def keep_best(
             reads=(metric,),
             required_hook_states=list_required_states(params),
         ),
-        Hook(put_back, f"{name}/end", event="end"),
+        Hook(restore, f"{name}/end", event="end"),
     )
 
 
 @jax.jit
-def _copied(tree: PyTree) -> PyTree:
+def _copy(tree: PyTree) -> PyTree:
     """Copy all leaves in one call: one by one they take 20 us each."""
     return jax.tree.map(jnp.copy, tree)

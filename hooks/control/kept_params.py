@@ -1,4 +1,4 @@
-"""Parameters kept under a name: by a hook, or within the step; and what belongs to them."""
+"""Parameters kept under a name, by a hook or by the step, and the statistics that suit them."""
 
 from __future__ import annotations
 
@@ -17,34 +17,30 @@ log = logging.getLogger("entracte")
 
 
 def select_params(state: TrainState, name: str | None) -> dict[str, PyTree]:
-    """Give the parameters of a name, and the `model_state` that belongs to them.
+    """Return the parameters kept under a name, and the `model_state` that belongs to them.
 
     Args:
-        state: that keeps them.
+        state: keeps them.
         name: of a hook that keeps parameters, `average` for the average over steps, None for the
-            trained ones. What a hook keeps of `model_state` comes with them.
+            trained ones. If the hook keeps a `model_state`, it is returned too.
 
     Raises:
         ValueError: the state keeps no average over steps.
     """
-    own = {"params": state.params, "model_state": state.model_state}
-    if name is None:
-        return own
+    selected = {"params": state.params, "model_state": state.model_state}
     if name == AVERAGE:
-        return {**own, "params": get_average(state)}
-    return {
-        **own,
-        **{part: state.hook_state[name][part] for part in own if part in state.hook_state[name]},
-    }
+        return selected | {"params": get_average(state)}
+    kept = {} if name is None else state.hook_state[name]
+    return {part: kept.get(part, tree) for part, tree in selected.items()}
 
 
 def list_required_states(name: str | None) -> tuple[str, ...]:
-    """Name the memories that must be there for parameters of a name."""
+    """List the hook states that must exist to read the parameters kept under a name."""
     return () if name in (None, AVERAGE) else (name,)
 
 
 def check_step_average(state: TrainState, name: str | None) -> None:
-    """Check, before training, that a state keeps the average over steps where that is the name.
+    """Check, before training, that a state keeps the average over steps if that is the name.
 
     Raises:
         ValueError: the state keeps no average over steps.
@@ -54,16 +50,14 @@ def check_step_average(state: TrainState, name: str | None) -> None:
 
 
 def recalibration_name(name: str) -> str:
-    """Name the hook that keeps parameters of a name with statistics that suit them."""
+    """Return the name of the hook that keeps these parameters with statistics that suit them."""
     return f"recalibrate/{name}"
 
 
 def warn_stale_statistics(state: TrainState, name: str) -> None:
-    """Say that averaged parameters have the batch statistics of the trained ones, if it is so."""
-    if (
-        find_batch_statistics(state.model_state)
-        and recalibration_name(name) not in state.hook_state
-    ):
+    """Warn if averaged parameters come with the batch statistics of the trained ones."""
+    suiting = recalibration_name(name)
+    if find_batch_statistics(state.model_state) and suiting not in state.hook_state:
         log.warning(
             "the average %r has the statistics in model_state (of batch normalisation, say) of the "
             "trained parameters, which do not suit it: place hooks.recalibrate("
@@ -71,12 +65,12 @@ def warn_stale_statistics(state: TrainState, name: str) -> None:
             "params=%r",
             name,
             name,
-            recalibration_name(name),
+            suiting,
         )
 
 
 def warn_uncalibrated_params(state: TrainState, name: str | None) -> None:
-    """Say that parameters of a name are read with statistics that do not suit them, if it is so."""
+    """Warn if the parameters kept under a name are read with statistics that do not suit them."""
     if name is None:
         return
     suiting = recalibration_name(name)
@@ -93,18 +87,13 @@ def warn_uncalibrated_params(state: TrainState, name: str | None) -> None:
 
 
 def warn_once(warn: Callable[[TrainState, Any], None], name: Any) -> Callable[[TrainState], None]:
-    """Make of a warning about parameters of a name one that is given the first time alone."""
-    given = False
+    """Return a function that calls a warning about the parameters of a name the first time only."""
+    called = False
 
-    def first(state: TrainState) -> None:
-        nonlocal given
-        if not given:
+    def warn_first_time(state: TrainState) -> None:
+        nonlocal called
+        if not called:
             warn(state, name)
-        given = True
+        called = True
 
-    return first
-
-
-def select_carry(carry: Any, names: tuple[str, ...]) -> dict[str, PyTree]:
-    """Give what in `carry` belongs to parameters, of these names, where it is there."""
-    return {name: carry[name] for name in names if isinstance(carry, dict) and name in carry}
+    return warn_first_time

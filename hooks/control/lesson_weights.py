@@ -1,4 +1,4 @@
-"""Strategies for `adapt_curriculum`: what the returns of lessons say of how often to draw them."""
+"""Strategies for `adapt_curriculum`: how the returns of lessons decide how often to draw them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ log = logging.getLogger("entracte")
 def learning_progress(
     *, fast: float = 0.3, slow: float = 0.05, floor: float = 0.1
 ) -> CurriculumStrategy:
-    """Weigh lessons by how much their returns change, for better or for worse.
+    """Weigh lessons by how much their returns change, up or down.
 
-    The change is the difference between a fast and a slow average of a lesson's returns, without
-    its sign: what is learnt is practised, and so is what is being forgotten; what is mastered or
-    still too hard is not. Returns of the lessons should be of one scale.
+    The change is the absolute difference between a fast and a slow average of a lesson's returns.
+    So lessons that are being learned or forgotten are drawn often, and those that are mastered or
+    still too hard are not. Returns of the lessons should be of one scale.
 
     Args:
-        fast: share of the newest return in the fast average; above `slow`.
-        slow: the same of the slow one.
-        floor: share of the episodes that is drawn from all lessons alike, so that those with no
-            progress are tried again; all of them while there is none.
+        fast: weight of the newest return in the fast average; above `slow`.
+        slow: weight of the newest return in the slow average.
+        floor: share of the episodes drawn uniformly from all lessons, so that lessons without
+            progress are tried again; all episodes while no lesson shows progress.
 
     Raises:
-        ValueError: a setting is out of range, or the averages are out of order.
+        ValueError: a setting is out of range, or `fast` is not above `slow`.
 
     Source: T. Matiisen, A. Oliver, T. Cohen, J. Schulman, Teacher-Student Curriculum Learning,
     2017; I. Kanitscheider et al., Multi-task Curriculum Learning in a Complex, Visual,
     Hard-exploration Domain: Minecraft, 2021.
 
-    >>> weighing = learning_progress(fast=0.5, slow=0.25, floor=0.2)(("easy", "hard"))
-    >>> memory = weighing.memory
+    >>> weighting = learning_progress(fast=0.5, slow=0.25, floor=0.2)(("easy", "hard"))
+    >>> averages = weighting.initial
     >>> for returns in ([1.0, 0.0], [1.0, 0.8]):
-    ...     memory = weighing.update(memory, np.array(returns))
-    >>> memory["fast"].tolist(), memory["slow"].tolist(), weighing.weights(memory).tolist()
+    ...     averages = weighting.update(averages, np.array(returns))
+    >>> averages["fast"].tolist(), averages["slow"].tolist(), weighting.weights(averages).tolist()
     ([1.0, 0.4], [1.0, 0.2], [0.1, 0.9])
     """
     if not 0 < slow < fast <= 1:
@@ -50,17 +50,17 @@ def learning_progress(
     if not 0 < floor <= 1:
         raise ValueError(f"floor must be in (0, 1], or a lesson may never come again; got {floor}")
 
-    def update(memory: dict[str, np.ndarray], returns: np.ndarray) -> dict[str, np.ndarray]:
-        def moved(average: np.ndarray, rate: float) -> np.ndarray:
-            begun = np.where(np.isnan(average), returns, average)
-            return np.where(np.isnan(returns), average, begun + rate * (returns - begun))
+    def update(averages: dict[str, np.ndarray], returns: np.ndarray) -> dict[str, np.ndarray]:
+        def move(average: np.ndarray, rate: float) -> np.ndarray:
+            known = np.where(np.isnan(average), returns, average)
+            return np.where(np.isnan(returns), average, known + rate * (returns - known))
 
-        return {"fast": moved(memory["fast"], fast), "slow": moved(memory["slow"], slow)}
+        return {"fast": move(averages["fast"], fast), "slow": move(averages["slow"], slow)}
 
-    def weights(memory: dict[str, np.ndarray]) -> np.ndarray:
-        progress = np.nan_to_num(np.abs(memory["fast"] - memory["slow"]))
-        alike, total = np.full(len(progress), 1 / len(progress)), progress.sum()
-        return floor * alike + (1 - floor) * (progress / total if total > 0 else alike)
+    def weights(averages: dict[str, np.ndarray]) -> np.ndarray:
+        progress = np.nan_to_num(np.abs(averages["fast"] - averages["slow"]))
+        uniform, total = np.full(len(progress), 1 / len(progress)), progress.sum()
+        return floor * uniform + (1 - floor) * (progress / total if total > 0 else uniform)
 
     def strategy(names: tuple[str, ...]) -> LessonWeighting:
         unknown = {name: np.full(len(names), np.nan) for name in ("fast", "slow")}
@@ -76,32 +76,31 @@ def thresholds(
     window: int = 5,
     graduated_weight: float = 0.1,
 ) -> CurriculumStrategy:
-    """Open a lesson when those it depends on have reached their thresholds.
+    """Open a lesson when its prerequisites have reached their thresholds.
 
-    A lesson that has reached its own has graduated, for good: it keeps a small weight, so that it
-    is not forgotten, and lessons that depend on it may open. Those that are open and have not
-    graduated are drawn alike. What a lesson's episodes give before it opens is not counted: begin
+    A lesson that has reached its threshold has graduated, permanently: it keeps a small weight, so
+    that it is not forgotten, and lessons that depend on it may open. Open lessons that have not
+    graduated have weight 1. Returns of a lesson before it opens do not count: make the environment
     with `lessons(env, ..., weights={"first": 1.0})`, so that there are none.
 
     Args:
-        reached: lesson to the return at which it graduates, on an average of `window` epochs; one
-            that is not named never does.
-        prerequisites: lesson to those that it depends on; those that are not named are open from
+        reached: lesson to the return at which it graduates, averaged over `window` epochs; lessons
+            that are not named never graduate.
+        prerequisites: lesson to those that it depends on; lessons that are not named are open from
             the start. None: each depends on the one before it, in the order of the lessons.
-        window: epochs with episodes of the lesson over which its return is averaged.
-        graduated_weight: weight of a graduated lesson, in (0, 1], where one that is practised has
-            1.
+        window: number of epochs with episodes of a lesson over which its return is averaged.
+        graduated_weight: weight of a graduated lesson, in (0, 1], relative to an open one.
 
     Raises:
-        ValueError: a setting is out of range; `adapt_curriculum` finds an unknown lesson,
-            dependencies in a circle, or one on a lesson that has no threshold.
+        ValueError: a setting is out of range; in `adapt_curriculum`, a lesson is unknown, lessons
+            depend on one another in a circle, or one depends on a lesson without a threshold.
 
-    >>> strategy = thresholds({"a": 0.5, "b": 0.5}, after={"c": ["a", "b"]}, window=2)
-    >>> weighing = strategy(("a", "b", "c"))
-    >>> memory = weighing.memory
+    >>> strategy = thresholds({"a": 0.5, "b": 0.5}, prerequisites={"c": ["a", "b"]}, window=2)
+    >>> weighting = strategy(("a", "b", "c"))
+    >>> progress = weighting.initial
     >>> for returns in ([0.4, 0.9, np.nan], [0.8, 0.9, np.nan]):
-    ...     memory = weighing.update(memory, np.array(returns))
-    ...     print(weighing.weights(memory).tolist())
+    ...     progress = weighting.update(progress, np.array(returns))
+    ...     print(weighting.weights(progress).tolist())
     [1.0, 1.0, 0.0]
     [0.1, 0.1, 1.0]
     """
@@ -110,23 +109,23 @@ def thresholds(
     if window < 1:
         raise ValueError(f"window must be at least 1 epoch; got {window}")
     if not 0 < graduated_weight <= 1:
-        raise ValueError(f"rehearsal must be in (0, 1]; got {graduated_weight}")
+        raise ValueError(f"graduated_weight must be in (0, 1]; got {graduated_weight}")
 
     def strategy(names: tuple[str, ...]) -> LessonWeighting:
-        needs = _needs(names, reached, prerequisites)
-        wanted = np.array([reached.get(name, math.inf) for name in names])
+        requires = _build_requirements(names, reached, prerequisites)
+        targets = np.array([reached.get(name, math.inf) for name in names])
 
-        def opened(graduated: np.ndarray) -> np.ndarray:
-            return ~(needs & ~graduated).any(axis=1)
+        def is_open(graduated: np.ndarray) -> np.ndarray:
+            return ~(requires & ~graduated).any(axis=1)
 
-        def update(memory: dict[str, np.ndarray], returns: np.ndarray) -> dict[str, np.ndarray]:
-            recent, before = memory["returns"], memory["graduated"]
-            new = opened(before) & ~np.isnan(returns)
-            recent = np.where(new, np.vstack([recent[1:], returns]), recent)
+        def update(progress: dict[str, np.ndarray], returns: np.ndarray) -> dict[str, np.ndarray]:
+            recent, before = progress["returns"], progress["graduated"]
+            counted = is_open(before) & ~np.isnan(returns)
+            recent = np.where(counted, np.vstack([recent[1:], returns]), recent)
             means = recent.mean(axis=0)
-            graduated = before | (means >= wanted)
+            graduated = before | (means >= targets)
             for place in np.flatnonzero(graduated & ~before):
-                opens = opened(graduated) & ~opened(before) & needs[:, place]
+                opens = is_open(graduated) & ~is_open(before) & requires[:, place]
                 log.info(
                     "lesson %s has graduated, at a return of %.6g over %d epochs%s",
                     names[place],
@@ -136,43 +135,43 @@ def thresholds(
                 )
             return {"returns": recent, "graduated": graduated}
 
-        def weights(memory: dict[str, np.ndarray]) -> np.ndarray:
-            graduated = memory["graduated"]
-            return np.where(graduated, graduated_weight, opened(graduated).astype(np.float64))
+        def weights(progress: dict[str, np.ndarray]) -> np.ndarray:
+            graduated = progress["graduated"]
+            return np.where(graduated, graduated_weight, is_open(graduated).astype(np.float64))
 
-        first = {
+        initial = {
             "returns": np.full((window, len(names)), np.nan),
             "graduated": np.zeros(len(names), bool),
         }
-        return LessonWeighting("thresholds", first, update, weights)
+        return LessonWeighting("thresholds", initial, update, weights)
 
     return strategy
 
 
-def _needs(
+def _build_requirements(
     names: tuple[str, ...],
     reached: Mapping[str, float],
-    after: Mapping[str, str | Sequence[str]] | None,
+    prerequisites: Mapping[str, str | Sequence[str]] | None,
 ) -> np.ndarray:
-    """Give bool `[lessons, lessons]`: the row's lesson depends on the column's."""
-    if after is None:
-        needed = {name: [before] for before, name in itertools.pairwise(names)}
+    """Build bool `[lessons, lessons]`: whether the row's lesson depends on the column's."""
+    if prerequisites is None:
+        required = {name: [before] for before, name in itertools.pairwise(names)}
     else:
-        needed = {k: [v] if isinstance(v, str) else list(v) for k, v in after.items()}
-    named = {*reached, *needed, *itertools.chain.from_iterable(needed.values())}
+        required = {k: [v] if isinstance(v, str) else list(v) for k, v in prerequisites.items()}
+    named = {*reached, *required, *itertools.chain.from_iterable(required.values())}
     if unknown := sorted(named - set(names)):
         raise ValueError(
             f"thresholds name {unknown}, which are no lessons{suggest_and_list(unknown[0], names)}"
         )
-    for name, others in needed.items():
+    for name, others in required.items():
         if endless := [other for other in others if other not in reached]:
             raise ValueError(
                 f"lesson {name!r} depends on {endless}, which graduate at no threshold, so that it "
                 "would never open: give them one"
             )
     try:
-        graphlib.TopologicalSorter(needed).prepare()
+        graphlib.TopologicalSorter(required).prepare()
     except graphlib.CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         raise ValueError(f"lessons depend on one another in a circle: {circle}") from None
-    return np.array([[other in needed.get(name, ()) for other in names] for name in names])
+    return np.array([[other in required.get(name, ()) for other in names] for name in names])

@@ -17,12 +17,12 @@ from trainer import Hook, Phase, TrainState, recalibrate_batch_stats
 
 
 def recalibrate(phase: Phase, *, params: str) -> Hook:
-    """Measure batch statistics anew for averaged parameters, and keep both.
+    """Compute the batch statistics of averaged parameters, and keep both.
 
-    They are at `state.hook_state["recalibrate/<params>"]`, as `params` and `model_state`; training
+    They are at `state.hook_state["recalibrate/<params>"]`, as `params` and `model_state`. Training
     never sees them. `evaluate(val, params="recalibrate/swa")` measures them and
-    `keep_best("val/loss", params="recalibrate/swa")` puts the best of them back. It costs a pass
-    over the data, forwards alone: `every(5, chain(recalibrate(...), evaluate(...)))` makes fewer.
+    `keep_best("val/loss", params="recalibrate/swa")` restores the best of them. The cost is a
+    forward pass over the data: `every(5, chain(recalibrate(...), evaluate(...)))` makes fewer.
 
     Args:
         phase: made by `trainer.recalibration(task, source)`; it is compiled once.
@@ -30,7 +30,7 @@ def recalibrate(phase: Phase, *, params: str) -> Hook:
             one; or `average`, for that of `supervised(..., average=0.999)`.
 
     Raises:
-        TypeError: there is no phase.
+        TypeError: the phase is not one.
         ValueError: before training, the state keeps no such average.
 
     Source: P. Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization,
@@ -41,10 +41,6 @@ def recalibrate(phase: Phase, *, params: str) -> Hook:
             "recalibrate takes a phase made by trainer.recalibration(task, source); got "
             f"{phase!r:.100}"
         )
-    name = recalibration_name(params)
-
-    def chosen(state: TrainState) -> TrainState:
-        return state.replace(**select_params(state, params))
 
     def init(state: TrainState) -> dict[str, Any]:
         check_step_average(state, params)
@@ -52,11 +48,13 @@ def recalibrate(phase: Phase, *, params: str) -> Hook:
         return {"params": state.params, "model_state": state.model_state}
 
     def update(
-        memory: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
+        kept: dict[str, Any], state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[dict[str, Any], TrainState]:
-        found = recalibrate_batch_stats(chosen(state), phase)
+        averaged = state.replace(**select_params(state, params))
+        found = recalibrate_batch_stats(averaged, phase)
         return {"params": found.params, "model_state": found.model_state}, state
 
     return dataclasses.replace(
-        stateful(name, init, update), required_hook_states=list_required_states(params)
+        stateful(recalibration_name(params), init, update),
+        required_hook_states=list_required_states(params),
     )

@@ -1,4 +1,4 @@
-"""Hooks that go back to the last good state where a run went wrong, and let it try again."""
+"""Hooks that return to the last good state when a run diverges, and let it try again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,23 @@ from trainer.supervised.hyperparams import check_hyperparam, hyperparam, set_hyp
 log = logging.getLogger("entracte")
 
 EPOCHS = 16
-"""How many of the epochs at which a hook returned it remembers, the latest ones."""
+"""How many of the latest epochs with a rollback the hook state keeps."""
 
 FLOOR = 0.01
-"""The least standard deviation that is reckoned with, as a share of the mean's size."""
+"""Smallest standard deviation used, as a share of the mean's absolute value."""
 
 RollbackState = dict[str, Any]
 
 FaultDetector = Callable[[RollbackState, Mapping[str, float]], tuple[RollbackState, list[str]]]
-"""`(memory, metrics) -> (what to remember if all is well, what is wrong)`."""
+"""`(hook state, metrics) -> (what to change in the hook state if all is well, faults)`."""
+
+
+class RollbackSettings(NamedTuple):
+    """What `roll_back_on_nan` and `roll_back_on_spike` have in common; see there."""
+
+    max_rollbacks: int
+    learning_rate_scale: float | None
+    directory: Path | None
 
 
 def roll_back_on_nan(
@@ -43,23 +51,23 @@ def roll_back_on_nan(
 ) -> Hook:
     """Return to the last good state when a metric or a parameter is not finite.
 
-    Parameters, optimizer, `model_state` and `carry` go back; epoch, step and how far a stream was
-    read go on, so that other data comes and commits keep their numbers. A state is good if
-    parameters and `model_state` are finite and nothing in the optimizer's state is nan. What other
-    hooks remember stays: list this one before them, behind what writes the metrics that it reads.
+    Parameters, optimizer, `model_state` and `carry` are restored. Epoch, step and stream positions
+    are not, so the run continues with other data, and checkpoints keep their numbers. A state is
+    good if parameters and `model_state` are finite and the optimizer's state has no nan. The states
+    of other hooks are not restored: place this hook before them, after what writes its metrics.
 
     Args:
-        metrics: to look at, such as `train/loss`; where one is missing, the hook does not fire.
-            None named: all of the event.
-        max_rollbacks: how often in the whole run; the time after, the good state is put back and
-            the run stops with a report.
-        learning_rate_scale: factor of the learning rate at each return, in (0, 1).
-        directory: of the run, whose newest good commit is returned to. None keeps the good state in
-            `state.hook_state`, which doubles the bytes of a commit.
+        metrics: to check, such as `train/loss`; the hook does not fire if one is missing. None
+            named: all metrics of the event.
+        max_rollbacks: number of rollbacks in the whole run; at the next fault the good state is
+            restored and the run stops with a report.
+        learning_rate_scale: factor of the learning rate at each rollback, in (0, 1).
+        directory: run directory whose newest good checkpoint is restored. None keeps the good state
+            in `state.hook_state`, which doubles the size of a checkpoint.
 
     Raises:
-        ValueError: a setting is out of range; before training, the state to begin with is not
-            good, or its optimizer has no learning rate that can be scaled.
+        ValueError: a setting is out of range; before training, the initial state is not good, or
+            its optimizer has no learning rate that can be scaled.
 
     Source: A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022, section 5.1.
 
@@ -72,14 +80,14 @@ def roll_back_on_nan(
     Array([1., 1.], dtype=float32)
     """
 
-    def judge(
-        memory: RollbackState, values: Mapping[str, float]
+    def detect(
+        before: RollbackState, values: Mapping[str, float]
     ) -> tuple[RollbackState, list[str]]:
-        looked_at = {name: float(values[name]) for name in sorted(metrics or values)}
-        return {}, [f"{n} is {v}" for n, v in looked_at.items() if not math.isfinite(v)]
+        checked = {name: float(values[name]) for name in sorted(metrics or values)}
+        return {}, [f"{n} is {v}" for n, v in checked.items() if not math.isfinite(v)]
 
-    plan = _plan(max_rollbacks, learning_rate_scale, directory)
-    return _make_rollback_hook(plan.named("roll_back_on_nan"), metrics, plan, {}, judge)
+    settings = _check_settings(max_rollbacks, learning_rate_scale, directory)
+    return _make_rollback_hook("roll_back_on_nan", metrics, settings, {}, detect)
 
 
 def roll_back_on_spike(
@@ -92,19 +100,19 @@ def roll_back_on_spike(
     learning_rate_scale: float | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> Hook:
-    """Return to the last good state when a metric is far worse than it was, or not finite.
+    """Return to the last good state when a metric is far worse than before, or not finite.
 
-    Far worse is by more than `threshold` standard deviations of the last `window` good values. In
-    all else it is `roll_back_on_nan`, which need not stand beside it.
+    Far worse means by more than `threshold` standard deviations of the last `window` good values.
+    Everything else is as in `roll_back_on_nan`, which is not needed beside this hook.
 
     Args:
-        metric: to watch, such as `train/loss`; where it is missing, the hook does not fire.
-        window: how many values to compare with; before there are as many, nothing is a spike.
+        metric: to watch, such as `train/loss`; the hook does not fire if it is missing.
+        window: number of values to compare with; nothing is a spike before there are as many.
             Values that were rolled back do not count.
-        threshold: standard deviations of the window, each reckoned as 1% of the mean's size at
-            least, so that a flat window does not make every change a spike.
+        threshold: in standard deviations of the window. A deviation is at least 1% of the mean's
+            absolute value, so that a flat window does not turn every change into a spike.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
-        times, learning_rate_scale, directory: as in `roll_back_on_nan`.
+        max_rollbacks, learning_rate_scale, directory: as in `roll_back_on_nan`.
 
     Raises:
         ValueError: as `roll_back_on_nan`.
@@ -119,39 +127,39 @@ def roll_back_on_spike(
     >>> hook(state.replace(params={"w": jnp.zeros(2)}), {"train/loss": 9.0}).params["w"]
     Array([1., 1.], dtype=float32)
     """
-    way = resolve_mode("roll_back_on_spike", metric, mode)
+    resolved = resolve_mode("roll_back_on_spike", metric, mode)
     if window < 2:
         raise ValueError(f"window must be at least 2 values; got {window}")
     if not 0 < threshold < math.inf:
         raise ValueError(f"threshold must be a positive number of deviations; got {threshold}")
 
-    def judge(
-        memory: RollbackState, values: Mapping[str, float]
+    def detect(
+        before: RollbackState, values: Mapping[str, float]
     ) -> tuple[RollbackState, list[str]]:
-        value, before = float(values[metric]), memory["values"]
+        value, last = float(values[metric]), before["values"]
         if not math.isfinite(value):
             return {}, [f"{metric} is {value}"]
-        worse = compute_z_score(value, before, way)
+        worse = compute_z_score(value, last, resolved)
         if worse > threshold:
-            mean = f"{before.mean():.4g}, the mean of the last {window}"
+            mean = f"{last.mean():.4g}, the mean of the last {window}"
             return {}, [f"{metric} is {value:.4g}, {worse:.1f} deviations worse than {mean}"]
-        return {"values": np.append(before[1:], value)}, []
+        return {"values": np.append(last[1:], value)}, []
 
-    plan = _plan(max_rollbacks, learning_rate_scale, directory)
-    name = plan.named(f"roll_back_on_spike/{metric}/{window}")
-    return _make_rollback_hook(name, (metric,), plan, {"values": np.full(window, np.nan)}, judge)
+    settings = _check_settings(max_rollbacks, learning_rate_scale, directory)
+    name, initial = f"roll_back_on_spike/{metric}/{window}", {"values": np.full(window, np.nan)}
+    return _make_rollback_hook(name, (metric,), settings, initial, detect)
 
 
 def compute_z_score(value: float, window: np.ndarray, mode: Mode = "min") -> float:
-    """Give by how many standard deviations a value is worse than the mean of a window.
+    """Compute by how many standard deviations a value is worse than the mean of a window.
 
     Args:
-        value: to judge.
+        value: to compare.
         window: float64 `[window]`, nan where there is no value yet.
         mode: `min` if smaller is better, `max` if larger is.
 
     Returns:
-        Negative if it is better; 0.0 where the window is not full, or all zeros: without a scale.
+        Negative if it is better; 0.0 if the window is not full, or has no scale (all zeros).
 
     >>> compute_z_score(7.0, np.array([1.0, 3.0]))     # mean 2, deviation 1
     5.0
@@ -165,102 +173,103 @@ def compute_z_score(value: float, window: np.ndarray, mode: Mode = "min") -> flo
         return float(worse / deviation) if 0 < deviation < math.inf else 0.0
 
 
-class _Plan(NamedTuple):
-    times: int
-    scale: float | None
-    directory: Path | None
-
-    def named(self, name: str) -> str:
-        """Name what is remembered, which has another structure without the good state."""
-        return name if self.directory is None else f"{name}/directory"
-
-
-def _plan(times: int, scale: float | None, directory: str | os.PathLike[str] | None) -> _Plan:
-    if times < 1:
-        raise ValueError(f"times must be at least 1; got {times}")
+def _check_settings(
+    max_rollbacks: int, scale: float | None, directory: str | os.PathLike[str] | None
+) -> RollbackSettings:
+    if max_rollbacks < 1:
+        raise ValueError(f"max_rollbacks must be at least 1; got {max_rollbacks}")
     if scale is not None and not 0 < scale < 1:
         raise ValueError(f"learning_rate_scale must be in (0, 1), or None; got {scale}")
-    return _Plan(
-        times, scale, None if directory is None else to_absolute_path(directory, "roll_back")
-    )
+    where = None if directory is None else to_absolute_path(directory, "roll_back")
+    return RollbackSettings(max_rollbacks, scale, where)
 
 
 def _make_rollback_hook(
-    name: str, reads: tuple[str, ...], plan: _Plan, first: RollbackState, judge: FaultDetector
+    name: str,
+    reads: tuple[str, ...],
+    settings: RollbackSettings,
+    initial: RollbackState,
+    detect: FaultDetector,
 ) -> Hook:
-    """Make the hook: it remembers what `judge` does, when it went back, and the good state."""
-    copying = plan.directory is None
+    """Make the hook. Its state holds that of `detect`, the rollbacks so far, and the good state."""
+    copying = settings.directory is None
+    if not copying:
+        name += "/directory"  # the hook state has another structure without the good state
 
     def init(state: TrainState) -> RollbackState:
         faults, good = inspect_state(state, copying=copying)
         if faults:
             raise ValueError(
-                f"hook {name!r} needs a good state to begin with; got one in which {faults[0]}: "
-                "begin with finite parameters, or go on from an earlier commit"
+                f"hook {name!r} needs a good state to start from; got one in which {faults[0]}: "
+                "start with finite parameters, or resume from an earlier checkpoint"
             )
-        if plan.scale is not None:
+        if settings.learning_rate_scale is not None:
             check_hyperparam(
                 f"hook {name!r} with learning_rate_scale",
                 state.opt_state,
                 "learning_rate",
                 instead="leave learning_rate_scale out",
             )
-        return {**first, **good, "epochs": np.full(EPOCHS, -1, np.int32), "count": 0}
+        return {**initial, **good, "epochs": np.full(EPOCHS, -1, np.int32), "count": 0}
 
     def update(
-        memory: RollbackState, state: TrainState, metrics: Mapping[str, float]
+        before: RollbackState, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[RollbackState, TrainState]:
         faults, good = inspect_state(state, copying=copying)
-        news, wrong = judge(memory, metrics)
+        changes, wrong = detect(before, metrics)
         if wrong + faults:
-            return _roll_back(name, plan, memory, state, _cause(wrong + faults, metrics, state))
-        news |= good
-        return {**memory, **news} if news else memory, state
+            cause = _describe_faults(wrong + faults, metrics, state)
+            return _roll_back(name, settings, before, state, cause)
+        changes |= good
+        return {**before, **changes} if changes else before, state
 
     return dataclasses.replace(stateful(name, init, update), event="epoch", reads=reads)
 
 
 def _roll_back(
-    name: str, plan: _Plan, memory: RollbackState, state: TrainState, cause: str
+    name: str, settings: RollbackSettings, before: RollbackState, state: TrainState, cause: str
 ) -> tuple[RollbackState, TrainState]:
-    """Return to the good state, and stop if that was done often enough; say so in any case."""
-    epoch, count = int(state.epoch), memory["count"]
-    latest = memory["epochs"][memory["epochs"] >= 0]
-    before = f"{name} had returned {count} times before, last at epochs {latest}"
-    where = plan.directory
-    found = (memory["good"], count) if where is None else find_newest_good(name, where, state)
-    if found is None:
+    """Return to the good state, and stop if that was done often enough; log it in any case."""
+    limit, scale, directory = settings
+    epoch, count = int(state.epoch), before["count"]
+    earlier = f"{name} had rolled back {count} times before, last at epochs "
+    earlier += str(before["epochs"][before["epochs"] >= 0])
+    if directory is None:
+        good, scaled = before["good"], count
+    elif found := find_newest_good(name, directory, state):
+        good, scaled = found
+    else:
         log.error(
-            f"stopping at epoch {epoch}, the state as it is: {cause}; {before}, and {where} holds "
-            "no good commit of an earlier epoch. Place save_checkpoints(..., max_cost=None) with "
-            "this directory in the chain; before its first commit, try a smaller learning rate"
+            f"stopping at epoch {epoch}, the state as it is: {cause}; {earlier}, and {directory} "
+            "holds no good checkpoint of an earlier epoch. Place save_checkpoints(..., "
+            "max_cost=None) with this directory in the chain; before its first checkpoint, try a "
+            "smaller learning rate"
         )
-        return memory, state.replace(stop=True)
-    good, scaled = found
-    last = count >= plan.times
-    if plan.scale is not None:
-        scale = plan.scale ** (count + (not last) - scaled)
-        scaled_state = set_hyperparam(good["opt_state"], "learning_rate", lambda r: r * scale)
-        good = {**good, "opt_state": scaled_state}
-    went = f"to the state of epoch {int(good['epoch'])}"
+        return before, state.replace(stop=True)
+    last = count >= limit
+    if scale is not None:
+        factor = scale ** (count + (not last) - scaled)
+        opt_state = set_hyperparam(good["opt_state"], "learning_rate", lambda rate: rate * factor)
+        good = {**good, "opt_state": opt_state}
+    target = f"to the state of epoch {int(good['epoch'])}"
     if rates := hyperparam(good["opt_state"], "learning_rate"):
         shown = (f"{rate:.4g}" for each in rates.values() for rate in np.ravel(each))
-        went += f", learning rate {', '.join(shown)}"
+        target += f", learning rate {', '.join(shown)}"
     if last:
         log.error(
-            f"stopping at epoch {epoch}, back {went}: {cause}; {before}. Try a smaller learning "
+            f"stopping at epoch {epoch}, back {target}: {cause}; {earlier}. Try a smaller learning "
             "rate, a longer warm-up or optax.clip_by_global_norm, or look at these epochs' data"
         )
-        return memory, restore_snapshot(good, state).replace(stop=True)
-    log.warning(f"rolled back at epoch {epoch} ({count + 1} of {plan.times}) {went}: {cause}")
-    epochs = np.append(memory["epochs"][1:], np.int32(epoch))
-    memory = {**memory, "epochs": epochs, "count": count + 1}
-    return memory | ({"good": good} if "good" in memory else {}), restore_snapshot(good, state)
+        return before, restore_snapshot(good, state).replace(stop=True)
+    log.warning(f"rolled back at epoch {epoch} ({count + 1} of {limit}) {target}: {cause}")
+    epochs = np.append(before["epochs"][1:], np.int32(epoch))
+    kept = {"good": good} if directory is None else {}
+    return {**before, **kept, "epochs": epochs, "count": count + 1}, restore_snapshot(good, state)
 
 
-def _cause(faults: list[str], metrics: Mapping[str, float], state: TrainState) -> str:
-    """Name the first three, and the step at which it began, where a trace tells."""
+def _describe_faults(faults: list[str], metrics: Mapping[str, float], state: TrainState) -> str:
+    """Name the first three faults, and the first step that was not finite, if a trace has one."""
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     first = find_first_nonfinite(metrics, read_step_count(state))
-    began = f" (first not finite: {first[1]} at step {first[0]})" if first else ""
-    return ", ".join(faults[:3]) + more + began
+    where = f" (first not finite: {first[1]} at step {first[0]})" if first else ""
+    return ", ".join(faults[:3]) + more + where

@@ -1,4 +1,4 @@
-"""Hooks that set the optimizer's numbers between epochs: on a plateau, or by a schedule."""
+"""Hooks that set the optimizer's hyperparameters between epochs: on a plateau, or by a schedule."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Setting = float | Schedule
 
 
 class Plateau(NamedTuple):
-    """What `reduce_on_plateau` remembers."""
+    """The hook state of `reduce_on_plateau`."""
 
     best: float
     """The best value so far; infinite at first."""
     since: int
-    """Evaluations since it was reached, or since the last reduction."""
+    """Evaluations since the best value, or since the last reduction."""
     resting: int
-    """Evaluations that are still not counted."""
+    """Evaluations of the cooldown that are left; they do not count."""
 
 
 def reduce_on_plateau(
@@ -55,22 +55,22 @@ def reduce_on_plateau(
 ) -> Hook:
     """Multiply the learning rate when a metric has not improved for `patience` evaluations.
 
-    It sets the rate that `optax.inject_hyperparams` keeps, of every optimizer in `opt_state` that
-    has one. It counts evaluations, not epochs: where the metric is missing, nothing is counted. A
-    value that is not a number is no improvement.
+    It sets the rate that `optax.inject_hyperparams` keeps, in every optimizer in `opt_state` that
+    has one. It counts evaluations, not epochs: an epoch without the metric does not count. NaN is
+    no improvement.
 
     Args:
         metric: to watch, such as `val/loss`.
-        factor: of the learning rate at each reduction, in (0, 1).
+        factor: by which each reduction multiplies the learning rate, in (0, 1).
         patience: evaluations in a row without improvement after which to reduce.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
-        min_delta: what counts as an improvement is more than this.
-        cooldown: evaluations after a reduction in which the lack of improvement is not counted.
-        min_rate: the rate is not reduced below it.
+        min_delta: an improvement is more than this.
+        cooldown: evaluations after a reduction in which a lack of improvement does not count.
+        min_rate: smallest learning rate to reduce to.
 
     Raises:
-        ValueError: a setting is out of range, or the name does not tell the mode; before training,
-            the optimizer has no learning rate that can be set.
+        ValueError: a setting is out of range, or the mode is missing although the name does not
+            tell it; before training, the optimizer has no learning rate that can be set.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
@@ -100,57 +100,56 @@ def reduce_on_plateau(
         check_hyperparam(f"hook {name!r}", state.opt_state, "learning_rate")
         return Plateau(best=worst(mode), since=0, resting=0)
 
-    def lower(rate: Any) -> Any:
+    def reduce(rate: Any) -> Any:
         return np.minimum(rate, np.maximum(rate * factor, min_rate))
 
     def update(
-        memory: Plateau, state: TrainState, metrics: Mapping[str, float]
+        before: Plateau, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[Plateau, TrainState]:
-        value, resting = float(metrics[metric]), max(memory.resting - 1, 0)
-        if improvement(memory.best, value, mode) > min_delta:
+        value, resting = float(metrics[metric]), max(before.resting - 1, 0)
+        if improvement(before.best, value, mode) > min_delta:
             return Plateau(value, 0, resting), state
-        since = 0 if memory.resting else memory.since + 1
+        since = 0 if before.resting else before.since + 1
         if since < patience:
-            return Plateau(memory.best, since, resting), state
-        opt_state = set_hyperparam(state.opt_state, "learning_rate", lower)
-        memory = Plateau(memory.best, 0, cooldown)
+            return Plateau(before.best, since, resting), state
+        after = Plateau(before.best, 0, cooldown)
+        opt_state = set_hyperparam(state.opt_state, "learning_rate", reduce)
         if opt_state is state.opt_state:
-            return memory, state
-        rates = ", ".join(
-            f"{np.max(r):.4g}" for r in hyperparam(opt_state, "learning_rate").values()
-        )
+            return after, state
+        rates = hyperparam(opt_state, "learning_rate").values()
         log.info(
             "learning rate reduced to %s: %s has not been better than %.6g for %d evaluations",
-            rates,
+            ", ".join(f"{np.max(rate):.4g}" for rate in rates),
             metric,
-            memory.best,
+            after.best,
             since,
         )
-        return memory, state.replace(opt_state=opt_state)
+        return after, state.replace(opt_state=opt_state)
 
     return dataclasses.replace(stateful(name, init, update), reads=(metric,))
 
 
 def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
-    """Set numbers that `optax.inject_hyperparams` keeps, by how many epochs are completed.
+    """Set hyperparameters that `optax.inject_hyperparams` keeps, by the number of completed epochs.
 
-    At `start` for the first epoch, and after every epoch for the next: by the state alone, so that
-    a resumed run has the same. What another hook changed is overwritten. Where several groups of
-    the optimizer keep a name, say which is meant: `set_hyperparams(trunk={"learning_rate": 1e-4})`,
-    or `set_hyperparams(**{"0": {"momentum": 0.9}})` where a group's name is no word. A group is
-    named by its label in `optax.multi_transform` or `optax.named_chain`, or by its place in
-    `optax.chain`; the step reports `learning_rate/<group>`.
+    They are set at `start` for the first epoch, and after every epoch for the next, from the state
+    alone, so a resumed run sets the same values. Values that another hook set are overwritten. If
+    several groups of the optimizer keep a hyperparameter, name the group:
+    `set_hyperparams(trunk={"learning_rate": 1e-4})`, or `set_hyperparams(**{"0": {"momentum":
+    0.9}})` if its name is not an identifier. The name of a group is its label in
+    `optax.multi_transform` or `optax.named_chain`, or its position in `optax.chain`; the step
+    reports `learning_rate/<group>`.
 
     Args:
         schedules: name (`learning_rate`, `weight_decay`, `momentum`) to a value, or to a function
-            of the number of completed epochs, such as a schedule of optax: it is given 0 for the
-            first epoch. Or the name of a group to such names and values.
+            of the number of completed epochs, such as an optax schedule; it gets 0 for the first
+            epoch. Or the name of a group to such names and values.
 
     Raises:
-        TypeError: a value is no number, such as a text.
-        ValueError: none is named; before training, the optimizer keeps no such number or has no
-            such group, several groups keep it, or a schedule of its own sets it. Those that there
-            are are listed.
+        TypeError: a value is not a number.
+        ValueError: nothing is named; before training, the optimizer has no such hyperparameter or
+            group, several groups keep it, or a schedule of its own sets it. The existing ones are
+            listed.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.adamw)(learning_rate=1.0, weight_decay=0.1)
@@ -163,47 +162,47 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
     >>> float(numbers["learning_rate"]), float(numbers["weight_decay"])
     (0.25, 0.0)
     """
-    plan = _plan(schedules)
-    if not plan:
+    settings = _flatten(schedules)
+    if not settings:
         raise ValueError(
             "set_hyperparams needs what to set, such as learning_rate=optax.cosine_decay_schedule("
             "1e-3, epochs); got nothing"
         )
-    for (_, name), value in plan.items():
+    for (_, name), value in settings.items():
         if not callable(value) and np.asarray(value).dtype.kind not in "fiu":
             raise TypeError(
                 f"set_hyperparams sets numbers: {name} must be one, or a function of the epoch; "
                 f"got {describe_value(value)}"
             )
-    names = (name if group is None else f"{group}/{name}" for group, name in plan)
+    names = (name if group is None else f"{group}/{name}" for group, name in settings)
     title = f"set_hyperparams/{','.join(names)}"
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         epoch, opt_state = int(np.asarray(state.epoch)), state.opt_state
-        for (group, name), schedule in plan.items():
+        for (group, name), schedule in settings.items():
             value = schedule(epoch) if callable(schedule) else schedule
             change = functools.partial(fill_leaf, value=value)
             opt_state = map_hyperparam(opt_state, name, change, group=group)
         return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        for group, name in plan:
+    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        for group, name in settings:
             check_hyperparam(f"hook {title!r}", state.opt_state, name, group=group)
             if group is None:
                 check_one_group(f"hook {title!r}", state.opt_state, name)
         return run(state, metrics)
 
-    return chain(Hook(begin, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
+    return chain(Hook(start, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
 
 
-def _plan(
+def _flatten(
     given: Mapping[str, Setting | Mapping[str, Setting]],
 ) -> dict[tuple[str | None, str], Setting]:
-    """Lay out what is to be set: (group or None, name) to value."""
-    plan: dict[tuple[str | None, str], Setting] = {}
+    """Flatten settings to (group or None, name) -> value."""
+    flat: dict[tuple[str | None, str], Setting] = {}
     for name, setting in given.items():
         if isinstance(setting, Mapping):
-            plan |= {(name, inner): value for inner, value in setting.items()}
+            flat |= {(name, inner): value for inner, value in setting.items()}
         else:
-            plan[None, name] = setting
-    return plan
+            flat[None, name] = setting
+    return flat

@@ -1,4 +1,4 @@
-"""Hooks that decide to end a run: where it no longer learns, or where numbers went wrong."""
+"""Hooks that end a run: no improvement, a target reached, values not finite, or a time limit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = logging.getLogger("entracte")
 
 
 class EarlyStopping(NamedTuple):
-    """What `stop_early` remembers."""
+    """The hook state of `stop_early`."""
 
     best: float
     """The best value so far; infinite at first."""
     since: int
-    """Evaluations since it was reached."""
+    """Evaluations since the best value."""
 
 
 def stop_early(
@@ -37,18 +37,18 @@ def stop_early(
 ) -> Hook:
     """Stop when a metric has not improved for `patience` evaluations in a row.
 
-    It counts evaluations, not epochs: where the metric is missing, nothing is counted. A value that
-    is not a number is no improvement.
+    It counts evaluations, not epochs: an epoch without the metric does not count. NaN is no
+    improvement.
 
     Args:
         metric: to watch, such as `val/loss`.
         patience: evaluations without improvement after which to stop.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
-        min_delta: what counts as an improvement is more than this.
+        min_delta: an improvement is more than this.
 
     Raises:
-        ValueError: an unknown mode or one that the name does not tell, a patience below 1, or a
-            negative min_delta.
+        ValueError: the mode is unknown, or missing although the name does not tell it; the patience
+            is below 1, or min_delta is negative.
 
     Source: L. Prechelt, Early Stopping - But When?, 1998.
 
@@ -69,21 +69,17 @@ def stop_early(
         return EarlyStopping(best=worst(mode), since=0)
 
     def update(
-        memory: EarlyStopping, state: TrainState, metrics: Mapping[str, float]
+        before: EarlyStopping, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[EarlyStopping, TrainState]:
         value = float(metrics[metric])
-        if improvement(memory.best, value, mode) > min_delta:
+        if improvement(before.best, value, mode) > min_delta:
             return EarlyStopping(best=value, since=0), state
-        memory = memory._replace(since=memory.since + 1)
-        if memory.since < patience:
-            return memory, state
-        log.info(
-            "stopping: %s has not been better than %.6g for %d evaluations",
-            metric,
-            memory.best,
-            memory.since,
-        )
-        return memory, state.replace(stop=True)
+        after = before._replace(since=before.since + 1)
+        if after.since < patience:
+            return after, state
+        message = "stopping: %s has not been better than %.6g for %d evaluations"
+        log.info(message, metric, *after)
+        return after, state.replace(stop=True)
 
     hook = stateful(f"stop_early/{metric}", init, update)
     return dataclasses.replace(hook, reads=(metric,))
@@ -92,13 +88,13 @@ def stop_early(
 def stop_at_return(target: float, *, metric: str = "rollout/return", window: int = 1) -> Hook:
     """Stop when the mean of a metric's last values reaches a target.
 
-    Values are counted, not epochs: where the metric is missing, as a rollout's return is while no
-    episode ends, nothing is.
+    It counts values, not epochs: an epoch without the metric does not count, such as one in which
+    no episode of a rollout ended.
 
     Args:
         target: to reach, such as 475.0.
         metric: to watch, such as `val/return`.
-        window: values that the mean is of; none of them may be missing yet.
+        window: number of values in the mean; there must be as many.
 
     Raises:
         ValueError: the target is not finite, or the window is below 1.
@@ -119,22 +115,22 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
         return np.full(window, np.nan)
 
     def update(
-        memory: np.ndarray, state: TrainState, metrics: Mapping[str, float]
+        last: np.ndarray, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[np.ndarray, TrainState]:
-        memory = np.append(memory[1:], float(metrics[metric]))
-        if not memory.mean() >= target:  # not a number while some are missing
-            return memory, state
-        log.info("stopping: %s reached %.6g over %d values", metric, memory.mean(), window)
-        return memory, state.replace(stop=True)
+        last = np.append(last[1:], float(metrics[metric]))
+        if not last.mean() >= target:  # nan until the window is full
+            return last, state
+        log.info("stopping: %s reached %.6g over %d values", metric, last.mean(), window)
+        return last, state.replace(stop=True)
 
     hook = stateful(f"stop_at_return/{metric}", init, update)
     return dataclasses.replace(hook, reads=(metric,))
 
 
 def stop_on_nan() -> Hook:
-    """Stop when a metric of this event is not finite; the log names the first one and its step.
+    """Stop when a metric of this event is not finite, and log the first one and its step.
 
-    It looks at all metrics and their per-step traces.
+    It checks all metrics; the step comes from their per-step traces.
 
     >>> import jax
     >>> state = TrainState.create(params={}, rng=jax.random.key(0))
@@ -155,17 +151,16 @@ def stop_on_nan() -> Hook:
 
 
 def time_limit(seconds: float | timedelta) -> Chain:
-    """Interrupt the run when its time is up, or another epoch would not fit in, so that it goes on.
+    """Interrupt the run before it exceeds a time limit, so that the next run resumes it.
 
-    The time runs from the `start` of this process's part. It is up as well where another epoch as
-    long as the longest so far would pass it; an epoch is reckoned from hook to hook, so with what
-    other hooks take, and the first one without its compilation. The event's commit is made, neither
-    `end` hooks run nor is `stop` set, and the next run has the whole time again. After the run's
-    last epoch, or one that stops it, there is nothing to interrupt. On several processes the lead's
-    clock decides.
+    The time counts from `start` in this process. The run is interrupted if another epoch as long as
+    the longest so far would exceed the limit. The length of an epoch includes all hooks; that of
+    the first one leaves out compilation. The event's checkpoint is saved, `end` hooks do not run,
+    `stop` is not set, and the next run has the whole limit again. The run's last epoch, and one
+    that stops the run, are not interrupted. On several processes the main process's clock decides.
 
     Args:
-        seconds: of the limit, or a `datetime.timedelta`; leave a margin for the last commit.
+        seconds: limit, or a `datetime.timedelta`; leave a margin for the last checkpoint.
 
     Raises:
         ValueError: the limit is not positive.
@@ -183,13 +178,13 @@ def time_limit(seconds: float | timedelta) -> Chain:
         seconds = seconds.total_seconds()
     if not require_number("seconds", seconds) > 0:
         raise ValueError(f"seconds must be positive; got {seconds}")
-    began = time.monotonic()
+    started = time.monotonic()
     last: float | None = None
     longest = 0.0
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        nonlocal began, last, longest
-        began, last, longest = time.monotonic(), None, 0.0
+    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal started, last, longest
+        started, last, longest = time.monotonic(), None, 0.0
         return state
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -199,7 +194,7 @@ def time_limit(seconds: float | timedelta) -> Chain:
         now = time.monotonic()
         took = metrics["time/epoch_seconds"] if last is None else now - last
         last, longest = now, max(longest, took)
-        times = from_main_process({"passed": now - began, "longest": longest})
+        times = from_main_process({"passed": now - started, "longest": longest})
         if times["passed"] + times["longest"] <= seconds:
             return state
         raise Interrupt(
@@ -208,24 +203,24 @@ def time_limit(seconds: float | timedelta) -> Chain:
         )
 
     return chain(
-        Hook(begin, "time_limit/start", event="start"),
+        Hook(start, "time_limit/start", event="start"),
         Hook(run, "time_limit", event="epoch", reads=("time/epoch_seconds",)),
     )
 
 
 def find_first_nonfinite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:
-    """Find the first step whose trace is not finite, and the metric.
+    """Find the first step at which a metric's trace is not finite.
 
     Args:
         metrics: of an event.
-        step: at the event, where the traces end.
+        step: number of the event's last step, which is the last entry of every trace.
 
     Returns:
-        (step, name), or None where all traces are finite.
+        (step, name of the metric), or None if all traces are finite.
     """
-    found = []
-    for name, trace in getattr(metrics, "steps", {}).items():
-        wrong = np.flatnonzero(~np.isfinite(trace))
-        if wrong.size:
-            found.append((step - len(trace) + 1 + int(wrong[0]), name))
+    found = [
+        (step - len(trace) + 1 + int(wrong[0]), name)
+        for name, trace in getattr(metrics, "steps", {}).items()
+        if (wrong := np.flatnonzero(~np.isfinite(trace))).size
+    ]
     return min(found, default=None)

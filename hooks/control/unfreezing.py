@@ -1,4 +1,4 @@
-"""A hook that lets train what an optimizer held still."""
+"""A hook that starts to train what an optimizer holds frozen."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trainer.supervised.optimizers import FrozenState
 
 
 def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
-    """Train what `trainer.optimizers.frozen` holds still, from an epoch on.
+    """Train the parameters that `trainer.optimizers.frozen` holds frozen, from an epoch on.
 
-    It sets data in the optimizer's state, so that nothing is compiled again. It looks at `start`
-    and after every epoch at how many are completed, and never freezes again.
+    It changes data in the optimizer's state, so nothing is compiled again. It compares the number
+    of completed epochs at `start` and after every epoch, and never freezes again.
 
     Args:
-        epoch: the first in which it trains, counted from 1.
-        label: of `optax.multi_transform`, whose frozen optimizer to set live; None for one that is
-            under no label.
+        epoch: the first epoch in which they train, counted from 1.
+        label: of `optax.multi_transform`, whose frozen optimizer to start; None for a frozen
+            optimizer under no label.
 
     Raises:
         ValueError: the epoch is below 1; before training, no frozen optimizer is under this label.
-            Those that there are are listed.
+            The labels that exist are listed.
 
     >>> import jax.numpy as jnp, optax
     >>> from trainer.supervised import optimizers
@@ -56,50 +56,49 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         if int(np.asarray(state.epoch)) + 1 < epoch:
             return state
-        opt_state = _thawed(state.opt_state, label)
+        opt_state = _unfreeze(state.opt_state, label)
         return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        leaves, _ = _frozen_flattened(state.opt_state)
+    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        leaves, _ = _flatten(state.opt_state)
         there = {_label(path) for path, leaf in leaves if isinstance(leaf, FrozenState)}
         if label not in there:
             shown = sorted("None" if one is None else repr(one) for one in there)
             raise ValueError(
                 f"hook {title!r} needs a frozen optimizer under the label {label!r}"
                 f"{suggest_and_list(repr(label), shown)}: make it with "
-                "trainer.optimizers.frozen(...), under "
-                "optax.multi_transform if there are others"
+                "trainer.optimizers.frozen(...), under optax.multi_transform if there are others"
             )
         return run(state, metrics)
 
-    return chain(Hook(begin, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
+    return chain(Hook(start, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
 
 
-def _thawed(opt_state: PyTree, label: str | None) -> PyTree:
-    """Set what is frozen under a label live; the very same object where it is already."""
+def _unfreeze(opt_state: PyTree, label: str | None) -> PyTree:
+    """Unfreeze what is under a label; return the same object if it is already."""
 
-    def thawed(path: Any, leaf: Any) -> Any:
+    def unfreeze(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, FrozenState) or _label(path) != label:
             return leaf
         live = fill_leaf(leaf.live, True)
         return leaf if live is leaf.live else leaf._replace(live=live)
 
-    before, structure = _frozen_flattened(opt_state)
-    after = [thawed(path, leaf) for path, leaf in before]
+    before, structure = _flatten(opt_state)
+    after = [unfreeze(path, leaf) for path, leaf in before]
     if all(new is leaf for new, (_, leaf) in zip(after, before, strict=True)):
         return opt_state
     return jax.tree.unflatten(structure, after)
 
 
-def _frozen_flattened(opt_state: PyTree) -> tuple[list[tuple[Any, Any]], Any]:
-    """Flatten to (path, leaf), each `FrozenState` whole."""
+def _flatten(opt_state: PyTree) -> tuple[list[tuple[Any, Any]], Any]:
+    """Flatten to (path, leaf), with each `FrozenState` as one leaf."""
     return jax.tree_util.tree_flatten_with_path(
         opt_state, is_leaf=lambda node: isinstance(node, FrozenState)
     )
 
 
 def _label(path: Any) -> Any:
-    """Give the innermost label of `optax.multi_transform` on a path; None if it has none."""
+    """Return the innermost label of `optax.multi_transform` on a path, or None."""
     labels = [
         after.key
         for before, after in itertools.pairwise(path)

@@ -121,6 +121,6 @@ def test_a_follower_without_a_run_to_follow_times_out(tmp_path, start):
     printed, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     said = re.sub(r"\s+", " ", printed)
-    assert "follow_checkpoints: waiting for first commit in" in said
-    assert "TimeoutError: follow_checkpoints waited 0.5 s for first commit in" in said
+    assert "follow_checkpoints: waiting for first checkpoint in" in said
+    assert "TimeoutError: follow_checkpoints waited 0.5 s for first checkpoint in" in said
     assert "nowhere" in said

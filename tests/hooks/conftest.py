@@ -1,4 +1,4 @@
-"""What the tests of several hooks share."""
+"""Fixtures that the tests of several hooks share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trainer
 
 
 class Recorder:
-    """Keeps what it is given."""
+    """Keeps all that is written."""
 
     def __init__(self):
         self.written = []
@@ -26,16 +26,16 @@ class Recorder:
 
 @pytest.fixture
 def recorder():
-    """A writer that keeps what it is given, in `written`."""
+    """A writer that keeps all that is written, in `written`."""
     return Recorder()
 
 
 @pytest.fixture
 def check_resumes(tmp_path):
-    """Give a function that holds a hook to law 5: interrupted at any epoch, the run ends alike.
+    """Return a function that checks law 5: interrupted at any epoch, a run ends with the same bits.
 
-    It is given what makes the hook, since a process that goes on makes a new one, and gives the
-    state of the uninterrupted run.
+    It takes a function that makes the hook, since a process that resumes makes a new one, and
+    returns the state of the uninterrupted run.
     """
 
     def check(make, state, program, *, epochs=5):

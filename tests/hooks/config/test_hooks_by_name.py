@@ -43,7 +43,7 @@ GIVEN = {"mine": halve_when_fitted, "fitted": lambda state, metrics: True}
             hooks.roll_back_on_nan("train/loss", "train/grad_norm"),
         ),
         (
-            {"roll_back_on_nan": {"metrics": "train/loss", "times": 2}},
+            {"roll_back_on_nan": {"metrics": "train/loss", "max_rollbacks": 2}},
             hooks.roll_back_on_nan("train/loss", max_rollbacks=2),
         ),
         ({"every": {"n": 5, "hook": "stop_on_nan"}}, hooks.every(5, hooks.stop_on_nan())),

@@ -28,12 +28,12 @@ def test_it_is_the_bias_corrected_moving_average(values, decay):
     assert float(average) == pytest.approx(wanted, abs=1e-4)
 
 
-def test_after_one_update_it_is_the_parameters_to_the_bit(state):
+def test_after_one_update_it_equals_the_parameters_bit_for_bit(state):
     average = hooks.average_params(0.999)(state, {}).hook_state["average_params"]["params"]
     chex.assert_trees_all_equal(average, state.params)
 
 
-def test_it_survives_donation_and_training_never_sees_it(start, train):
+def test_it_survives_donation_and_does_not_change_training(start, train):
     state, phase = start, train
     alone, _ = trainer.fit(state, phase, epochs=3)
     averaged, _ = trainer.fit(state, phase, epochs=3, hooks=hooks.average_params(0.5))
@@ -50,7 +50,7 @@ def test_a_decay_outside_its_range_is_refused(decay):
         hooks.average_params(decay)
 
 
-def test_dtypes_stay(state, phase):
+def test_dtypes_are_kept(state, phase):
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros(())}
     state = state.replace(params=params, opt_state=())
     state, _ = trainer.fit(state, phase, epochs=2, hooks=hooks.average_params(0.5))
@@ -66,16 +66,16 @@ def test_it_keeps_the_laws(state):
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8), st.integers(1, 8))
-def test_swa_is_the_mean_from_its_start_on_and_the_parameters_before(values, start):
+def test_swa_is_the_mean_since_its_start_and_the_parameters_before(values, start):
     state = trainer.TrainState.create(params={"w": jnp.float32(7)}, rng=jax.random.key(0))
     hook = hooks.swa(start=start)
     for epoch, value in enumerate(values, 1):
         params = {"w": jnp.float32(value)}
         state = hook(state.replace(params=params, epoch=jnp.int32(epoch)), {})
     wanted = np.mean(values[start - 1 :] or values[-1])
-    memory = state.hook_state["swa"]
-    assert float(memory["params"]["w"]) == pytest.approx(wanted, abs=1e-4)
-    assert memory["updates"] == max(len(values) - start + 1, 0)
+    kept = state.hook_state["swa"]
+    assert float(kept["params"]["w"]) == pytest.approx(wanted, abs=1e-4)
+    assert kept["updates"] == max(len(values) - start + 1, 0)
 
 
 def test_swa_is_measured_and_resumes(start, train, val, check_resumes):
@@ -87,7 +87,7 @@ def test_swa_is_measured_and_resumes(start, train, val, check_resumes):
     assert not np.array_equal(averaged.hook_state["swa"]["params"]["w"], alone.params["w"])
 
 
-def test_the_batch_statistics_of_an_average_follow_from_a_pass_that_trains_nothing(digits):
+def test_a_pass_without_updates_fits_batch_statistics_to_an_average(digits):
     def init(key, inputs):
         return {"w": jnp.zeros((64, 10))}, {"mean": jnp.zeros(10)}
 
@@ -117,7 +117,7 @@ def test_the_batch_statistics_of_an_average_follow_from_a_pass_that_trains_nothi
     assert error(refreshed) < error(state) / 2
 
 
-def test_dtypes_of_swa_stay(state, phase):
+def test_swa_keeps_dtypes(state, phase):
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.zeros((), jnp.int32)}
     first = state.replace(params=params, opt_state=())
     state = hooks.swa(start=1)(first, {})

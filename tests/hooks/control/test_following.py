@@ -1,4 +1,4 @@
-"""Following another run: what is taken and when, waiting, and going on after an interrupt."""
+"""Following another run: what is loaded and when, waiting, and resuming after an interrupt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer import Checkpoints, TrainState
 from trainer.checkpoints.load import CheckpointPart
 
 
-def made(value, epoch=0, **carry):
+def make_state(value, epoch=0, **carry):
     """A state of the followed run; `step` is ten times the epoch."""
     state = TrainState.create(
         params={"w": jnp.full(2, value)},
@@ -28,9 +28,9 @@ def made(value, epoch=0, **carry):
     return state.replace(epoch=jnp.int32(epoch), step=jnp.int32(10 * epoch))
 
 
-def commit(run, epoch, **carry):
+def save(run, epoch, **carry):
     with Checkpoints(run) as checkpoints:
-        checkpoints.save(made(float(epoch), epoch, **carry))
+        checkpoints.save(make_state(float(epoch), epoch, **carry))
 
 
 def statistics(value):
@@ -51,7 +51,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let time pass by pauses alone, and something happen in each: the n-th after n of them."""
+    """Let time pass in pauses only; the n-th entry of `then` is called in the n-th pause."""
 
     class Clock:
         now, pauses, then = 0.0, 0, ()
@@ -74,32 +74,32 @@ def fit(state, epochs, *chain):
     return trainer.fit(state, MEASURE, epochs=epochs, hooks=chain)
 
 
-def committing(run, **commits):
-    """Stand for the other run: commit at the end of this one's epochs, before it looks."""
+def save_at(run, **epochs):
+    """Act as the other run: save at the end of this one's epochs, before it polls."""
 
     def other(state, metrics):
-        if (epoch := commits.get(f"epoch_{int(state.epoch)}")) is not None:
-            commit(run, epoch)
+        if (epoch := epochs.get(f"epoch_{int(state.epoch)}")) is not None:
+            save(run, epoch)
         return state
 
     return other
 
 
 def test_it_keeps_the_laws(run):
-    commit(run, 3, normalization={"observations": statistics(3.0)})
-    state = made(0.0, normalization={"observations": statistics(0.0)})
+    save(run, 3, normalization={"observations": statistics(3.0)})
+    state = make_state(0.0, normalization={"observations": statistics(0.0)})
     after = check_hook(hooks.follow_checkpoints(run), state, {"val/w": 1.0})
     assert float(after.params["w"][0]) == 3.0
     assert int(after.step) == 30
 
 
-def test_metrics_belong_to_the_commit_that_the_epoch_ran_with(run, tmp_path):
-    commit(run, 1)
+def test_metrics_belong_to_the_checkpoint_that_the_epoch_ran_with(run, tmp_path):
+    save(run, 1)
     lines = tmp_path / "metrics.jsonl"
     state, history = fit(
-        made(0.0),
+        make_state(0.0),
         4,
-        committing(run, epoch_1=5, epoch_3=6),
+        save_at(run, epoch_1=5, epoch_3=6),
         hooks.follow_checkpoints(run),
         hooks.log_metrics(hooks.JsonLines(lines)),
     )
@@ -107,47 +107,47 @@ def test_metrics_belong_to_the_commit_that_the_epoch_ran_with(run, tmp_path):
     assert taken == [(1, 1, 1), (5, 5, 5), (5, 5, 5), (6, 6, 6)]
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [(r["step"], r["val/w"]) for r in records] == [(10, 1), (50, 5), (50, 5), (60, 6)]
-    memory = {"epoch": 6, "step": 60, "measured": True, "began": 60}
-    assert state.hook_state["follow_checkpoints"] == memory
+    loaded = {"epoch": 6, "step": 60, "measured": True, "began": 60}
+    assert state.hook_state["follow_checkpoints"] == loaded
 
 
-def test_the_state_that_comes_back_is_the_one_measured_last(run):
-    commit(run, 1)
-    other = committing(run, epoch_1=2, epoch_2=3)
-    state, history = fit(made(0.0), 2, other, hooks.follow_checkpoints(run))
+def test_fit_returns_the_state_measured_last(run):
+    save(run, 1)
+    other = save_at(run, epoch_1=2, epoch_2=3)
+    state, history = fit(make_state(0.0), 2, other, hooks.follow_checkpoints(run))
     assert history[-1]["val/w"] == float(state.params["w"][0]) == 2.0
 
 
 @pytest.mark.parametrize(("check", "epoch"), [(False, 1), (True, 0)])
 def test_a_program_that_trains_is_refused(check, epoch, run):
-    """Before anything is committed; at the second epoch too, which begins at the commit's step."""
+    """Before anything is saved; at the second epoch too, which begins at the checkpoint's step."""
 
     def train(state, data):
         taken = jnp.where(state.epoch == epoch - 1, 0, 4)
         return state.replace(step=state.step + taken), None, {"w": state.params["w"][0]}
 
-    commit(run, 3)
+    save(run, 3)
     with pytest.raises(
         ValueError, match="took 4 optimizer steps .* lost .* train nothing"
     ) as found:
         trainer.fit(
-            made(0.0),
+            make_state(0.0),
             trainer.Phase("train", train),
             epochs=3,
-            hooks=hooks.chain(committing(run, epoch_1=7), hooks.follow_checkpoints(run)),
+            hooks=hooks.chain(save_at(run, epoch_1=7), hooks.follow_checkpoints(run)),
             check=check,
         )
     assert ("in the check before the run" in str(found.value.__notes__)) is check
 
 
 @pytest.mark.parametrize("wait", [False, True])
-def test_interrupted_it_goes_on_with_the_commit_in_use(run, tmp_path, wait, clock):
-    """Also where commits that are newer came meanwhile, or the one in use is gone."""
+def test_an_interrupted_run_resumes_with_the_loaded_checkpoint(run, tmp_path, wait, clock):
+    """Also if newer checkpoints were saved meanwhile, or the loaded one is gone."""
     own, lines = tmp_path / "own", tmp_path / "metrics.jsonl"
 
     def chain():
         return [
-            committing(run, epoch_1=2, epoch_2=3),
+            save_at(run, epoch_1=2, epoch_2=3),
             hooks.follow_checkpoints(run, wait=wait),
             hooks.log_metrics(hooks.JsonLines(lines)),
             hooks.save_checkpoints(own, max_cost=None),
@@ -158,26 +158,26 @@ def test_interrupted_it_goes_on_with_the_commit_in_use(run, tmp_path, wait, cloc
             raise trainer.Interrupt("enough")
         return state
 
-    commit(run, 1)
-    fit(made(0.0), 3, end_early, *chain())
+    save(run, 1)
+    fit(make_state(0.0), 3, end_early, *chain())
     with Checkpoints(run, keep=1) as checkpoints:
-        checkpoints.save(made(9.0, 9))
-    _, history = fit(made(0.0), 3, *chain())
+        checkpoints.save(make_state(9.0, 9))
+    _, history = fit(make_state(0.0), 3, *chain())
     assert [epoch["val/w"] for epoch in history] == [2.0, 9.0]
     steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
     assert steps == [10, 20, 90]
 
 
-def test_where_nothing_comes_it_resumes_bit_for_bit(run, check_resumes):
-    commit(run, 4)
-    check_resumes(lambda: hooks.follow_checkpoints(run), made(0.0), MEASURE, epochs=3)
+def test_without_new_checkpoints_it_resumes_bit_for_bit(run, check_resumes):
+    save(run, 4)
+    check_resumes(lambda: hooks.follow_checkpoints(run), make_state(0.0), MEASURE, epochs=3)
 
 
-def test_of_carry_is_taken_what_both_have(run):
+def test_parts_of_carry_that_both_runs_have_are_loaded(run):
     theirs = {"observations": statistics(3.0), "rewards": jnp.ones(8)}
-    commit(run, 3, normalization=theirs, environment=jnp.ones(4), lessons=jnp.ones(2))
+    save(run, 3, normalization=theirs, environment=jnp.ones(4), lessons=jnp.ones(2))
     ours = {"observations": statistics(0.0), "other": jnp.zeros(1)}
-    state = made(0.0, normalization=ours, environment=jnp.zeros(5), lessons=jnp.zeros(2))
+    state = make_state(0.0, normalization=ours, environment=jnp.zeros(5), lessons=jnp.zeros(2))
     after = hooks.follow_checkpoints(run)(state, {}, event="start")
     np.testing.assert_array_equal(
         after.carry["normalization"]["observations"]["mean"], np.full(3, 3)
@@ -192,19 +192,19 @@ def test_of_carry_is_taken_what_both_have(run):
 
 
 def test_statistics_without_a_place_are_refused(run):
-    commit(run, 3, normalization={"observations": statistics(3.0)})
+    save(run, 3, normalization={"observations": statistics(3.0)})
     with pytest.raises(
         ValueError, match=r"keeps carry/normalization/observations/\w+.*has no place"
     ):
-        hooks.follow_checkpoints(run)(made(0.0), {}, event="start")
-    after = hooks.follow_checkpoints(run, carry=())(made(0.0), {}, event="start")
+        hooks.follow_checkpoints(run)(make_state(0.0), {}, event="start")
+    after = hooks.follow_checkpoints(run, carry=())(make_state(0.0), {}, event="start")
     assert after.hook_state["follow_checkpoints"]["epoch"] == 3
 
 
 def test_a_part_of_carry_can_be_named_by_its_path(run):
-    commit(run, 3, normalization={"observations": statistics(3.0), "rewards": jnp.ones(8)})
+    save(run, 3, normalization={"observations": statistics(3.0), "rewards": jnp.ones(8)})
     ours = {"observations": statistics(0.0), "rewards": jnp.zeros(2)}
-    state = made(0.0, normalization=ours)
+    state = make_state(0.0, normalization=ours)
     with pytest.raises(ValueError, match=r"rewards: saved float32\[8\], wanted float32\[2\]"):
         hooks.follow_checkpoints(run, carry=["normalization"])(state, {}, event="start")
     after = hooks.follow_checkpoints(run)(state, {}, event="start")
@@ -213,32 +213,32 @@ def test_a_part_of_carry_can_be_named_by_its_path(run):
 
 
 def test_another_network_is_refused_before_anything_runs(run):
-    commit(run, 3)
-    state = made(0.0).replace(params={"w": jnp.zeros(7)}, model_state={"mean": jnp.zeros(2)})
+    save(run, 3)
+    state = make_state(0.0).replace(params={"w": jnp.zeros(7)}, model_state={"mean": jnp.zeros(2)})
     with pytest.raises(ValueError, match=r"(?s)params/w: saved float32\[2\].*model_state/mean"):
         fit(state, 1, hooks.follow_checkpoints(run))
 
 
-def test_it_waits_for_a_first_commit(run, clock, caplog):
+def test_it_waits_for_a_first_checkpoint(run, clock, caplog):
     caplog.set_level("INFO", "entracte")
-    clock.then = [lambda: None, lambda: commit(run, 2)]
-    _, history = fit(made(0.0), 1, hooks.follow_checkpoints(run))
+    clock.then = [lambda: None, lambda: save(run, 2)]
+    _, history = fit(make_state(0.0), 1, hooks.follow_checkpoints(run))
     assert history[0]["val/w"] == 2.0
     assert clock.pauses == 2
-    assert caplog.text.count(f"waiting for first commit in {run}, up to 60 s") == 1
+    assert caplog.text.count(f"waiting for first checkpoint in {run}, up to 60 s") == 1
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_without_a_first_commit_it_times_out(run, clock, damaged):
+def test_without_a_first_checkpoint_it_times_out(run, clock, damaged):
     if damaged:
-        commit(run, 1)
+        save(run, 1)
         (run / "checkpoints" / "1" / "manifest.json").write_bytes(b"{}")
-    with pytest.raises(TimeoutError, match=f"waited 5 s for first commit in {run}"):
-        fit(made(0.0), 1, hooks.follow_checkpoints(run, timeout=5.0))
+    with pytest.raises(TimeoutError, match=f"waited 5 s for first checkpoint in {run}"):
+        fit(make_state(0.0), 1, hooks.follow_checkpoints(run, timeout=5.0))
     assert 5.0 <= clock.now < 5.5
 
 
-def test_waiting_it_measures_no_commit_twice_and_ends_where_none_comes(
+def test_with_wait_it_measures_no_checkpoint_twice_and_ends_if_none_comes(
     run, tmp_path, clock, caplog
 ):
     own, lines = tmp_path / "own", tmp_path / "metrics.jsonl"
@@ -250,44 +250,48 @@ def test_waiting_it_measures_no_commit_twice_and_ends_where_none_comes(
             hooks.save_checkpoints(own, max_cost=None),
         ]
 
-    commit(run, 1)
-    clock.then = [lambda: None, lambda: commit(run, 2)]
-    state, history = fit(made(0.0), 9, *chain())
+    save(run, 1)
+    clock.then = [lambda: None, lambda: save(run, 2)]
+    state, history = fit(make_state(0.0), 9, *chain())
     assert [epoch["follow/epoch"] for epoch in history] == [1, 2]
     assert not state.stop
-    assert f"no commit newer than that of epoch 2 in {run} came within 10 s" in caplog.text
+    assert f"no checkpoint newer than that of epoch 2 in {run} was saved within 10 s" in caplog.text
 
-    state, history = fit(made(0.0), 9, *chain())  # nothing has come since
+    state, history = fit(make_state(0.0), 9, *chain())  # nothing was saved since
     assert len(history) == 2  # as recorded
-    assert f"there is still no commit newer than that of epoch 2 in {run}" in caplog.text
+    assert f"there is still no checkpoint newer than that of epoch 2 in {run}" in caplog.text
 
-    commit(run, 3)
-    _, history = fit(made(0.0), 3, *chain())
+    save(run, 3)
+    _, history = fit(make_state(0.0), 3, *chain())
     assert [epoch["follow/epoch"] for epoch in history] == [3]
     steps = [json.loads(line)["step"] for line in lines.read_text().splitlines()]
     assert steps == [10, 20, 30]
 
 
-def test_at_the_last_epoch_nothing_is_waited_for(run, clock):
-    commit(run, 1)
-    fit(made(0.0), 1, hooks.follow_checkpoints(run, wait=True))
+def test_it_does_not_wait_after_the_last_epoch(run, clock):
+    save(run, 1)
+    fit(make_state(0.0), 1, hooks.follow_checkpoints(run, wait=True))
     assert clock.pauses == 0
 
 
-def test_a_check_before_the_run_waits_for_no_newer_one(run, clock):
-    commit(run, 1)
+def test_a_dry_run_does_not_wait_for_a_newer_checkpoint(run, clock):
+    save(run, 1)
     trainer.fit(
-        made(0.0), MEASURE, epochs=1, check=True, hooks=hooks.follow_checkpoints(run, wait=True)
+        make_state(0.0),
+        MEASURE,
+        epochs=1,
+        check=True,
+        hooks=hooks.follow_checkpoints(run, wait=True),
     )
     assert clock.pauses == 0
 
 
-def test_on_several_processes_all_take_what_the_first_one_found(run, monkeypatch):
-    commit(run, 1)
-    commit(run, 2)
+def test_all_processes_load_what_the_main_process_found(run, monkeypatch):
+    save(run, 1)
+    save(run, 2)
     monkeypatch.setattr(following, "is_main_process", lambda: False)
     monkeypatch.setattr(following, "from_main_process", lambda values: {"epoch": 1.0})
-    after = hooks.follow_checkpoints(run)(made(0.0), {}, event="start")
+    after = hooks.follow_checkpoints(run)(make_state(0.0), {}, event="start")
     assert float(after.params["w"][0]) == 1.0
     assert isinstance(following.make_poller(run)({}, (), 1), CheckpointPart)
 

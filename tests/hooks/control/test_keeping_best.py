@@ -1,4 +1,4 @@
-"""The best parameters, put back."""
+"""The best parameters, restored at the end."""
 
 import math
 
@@ -14,7 +14,7 @@ from trainer import TrainState
 
 
 def wander(state, data):
-    """A phase: w goes 1, 2, 3, ...; the loss is least at 3, and batch statistics follow."""
+    """A phase: w is 1, 2, 3, ...; the loss is smallest at 3, and batch statistics follow."""
     w = state.params["w"] + 1
     after = state.replace(step=state.step + 1, params={"w": w}, model_state={"mean": -w})
     return after, None, {"loss": jnp.abs(w - 3).sum()}
@@ -23,7 +23,7 @@ def wander(state, data):
 PHASE = trainer.Phase("train", wander)
 
 
-def begun():
+def make_state():
     params = {"w": jnp.zeros(2)}
     return TrainState.create(
         params=params, model_state={"mean": jnp.zeros(2)}, rng=jax.random.key(0)
@@ -35,15 +35,15 @@ def begun():
     [
         ([3, 1, 2], "min", 2),
         ([3, 1, 2], "max", 1),
-        ([1, 1, 1], "min", 1),  # of equals the first
+        ([1, 1, 1], "min", 1),  # the first of equal values
         ([math.nan, 2, math.nan], "min", 2),
         ([math.nan], "min", None),
         ([math.inf], "min", None),
         ([], "min", None),
     ],
 )
-def test_what_is_put_back_is_of_the_best_value(values, mode, best):
-    hook, state = hooks.keep_best("loss", mode=mode), begun()
+def test_the_parameters_of_the_best_value_are_restored(values, mode, best):
+    hook, state = hooks.keep_best("loss", mode=mode), make_state()
     for number, value in enumerate(values, 1):
         model_state = {"mean": jnp.full(2, -1.0 * number)}
         state = state.replace(params={"w": jnp.full(2, 1.0 * number)}, model_state=model_state)
@@ -56,45 +56,50 @@ def test_what_is_put_back_is_of_the_best_value(values, mode, best):
         assert after.model_state["mean"].tolist() == [-best, -best]
 
 
-def test_a_run_returns_the_best_and_a_longer_one_goes_on_from_the_last(tmp_path):
+def test_a_run_returns_the_best_and_a_longer_one_continues_from_the_last(tmp_path):
     chain = lambda: [  # noqa: E731
         hooks.keep_best("train/loss"),
         hooks.save_checkpoints(tmp_path, max_cost=None),
     ]
-    best, _ = trainer.fit(begun(), PHASE, epochs=5, hooks=chain())
+    best, _ = trainer.fit(make_state(), PHASE, epochs=5, hooks=chain())
     assert best.params["w"].tolist() == [3.0, 3.0]
     assert best.model_state["mean"].tolist() == [-3.0, -3.0]
     assert int(best.epoch) == 5
-    again, history = trainer.fit(begun(), PHASE, epochs=5, hooks=chain())
+    again, history = trainer.fit(make_state(), PHASE, epochs=5, hooks=chain())
     assert len(history) == 1  # as recorded
     assert trainer.fingerprint(again) == trainer.fingerprint(best)
-    longer, history = trainer.fit(begun(), PHASE, epochs=6, hooks=chain())
-    assert [epoch["train/loss"] for epoch in history] == [6.0]  # w is 6 in both places
+    longer, history = trainer.fit(make_state(), PHASE, epochs=6, hooks=chain())
+    assert [epoch["train/loss"] for epoch in history] == [
+        6.0
+    ]  # w is 6 in the loss and in the state
     assert longer.params["w"].tolist() == [3.0, 3.0]
 
 
 def test_law_5_it_resumes(check_resumes):
-    assert check_resumes(lambda: hooks.keep_best("train/loss"), begun(), PHASE).params["w"][0] == 3
+    assert (
+        check_resumes(lambda: hooks.keep_best("train/loss"), make_state(), PHASE).params["w"][0]
+        == 3
+    )
 
 
-def test_where_a_metric_is_missing_nothing_is_compared():
-    state = begun()
+def test_without_the_metric_nothing_is_compared():
+    state = make_state()
     assert hooks.keep_best("val/loss")(state, {"train/loss": 1.0}) is state
 
 
 def test_it_keeps_the_average_that_was_measured():
     chain = [hooks.average_params(0.5), hooks.keep_best("train/loss", params="average_params")]
-    state, _ = trainer.fit(begun(), PHASE, epochs=3, hooks=chain)
-    averaged, _ = trainer.fit(begun(), PHASE, epochs=3, hooks=hooks.average_params(0.5))
+    state, _ = trainer.fit(make_state(), PHASE, epochs=3, hooks=chain)
+    averaged, _ = trainer.fit(make_state(), PHASE, epochs=3, hooks=hooks.average_params(0.5))
     average = averaged.hook_state["average_params"]["params"]
     chex.assert_trees_all_equal(state.params, average)
     assert average["w"][0] < 3
-    with pytest.raises(ValueError, match="needs the memory of 'average_params', which is not bef"):
-        trainer.fit(begun(), PHASE, epochs=1, hooks=chain[::-1])
+    with pytest.raises(ValueError, match="needs the .* of 'average_params', which is not bef"):
+        trainer.fit(make_state(), PHASE, epochs=1, hooks=chain[::-1])
 
 
-def normalising(state, data):
-    """A policy's phase: it sees what is normalised by statistics that move on with it."""
+def normalise(state, data):
+    """A policy's phase, whose normalisation statistics change with its parameters."""
     w = state.params["w"] + 1
     seen = {"observations": {"mean": 10 * w}, "rewards": -w}
     carry = {**state.carry, "normalization": seen, "environment": w}
@@ -102,12 +107,12 @@ def normalising(state, data):
     return after, None, {"return": -jnp.abs(w - 3).sum()}
 
 
-def test_what_a_policy_sees_by_goes_back_with_its_parameters(tmp_path):
-    """With the last epoch's statistics another policy would be returned than the one measured."""
+def test_normalisation_statistics_are_restored_with_the_policy(tmp_path):
+    """With the last epoch's statistics the returned policy would not be the one measured."""
     zeros = jnp.zeros(2)
     first = {"observations": {"mean": zeros}, "rewards": zeros}
-    state = begun().replace(carry={"normalization": first, "environment": zeros})
-    phase = trainer.Phase("train", normalising)
+    state = make_state().replace(carry={"normalization": first, "environment": zeros})
+    phase = trainer.Phase("train", normalise)
     chain = [hooks.keep_best("train/return"), hooks.save_checkpoints(tmp_path, max_cost=None)]
     best, _ = trainer.fit(state, phase, epochs=5, hooks=chain)
     assert best.params["w"].tolist() == [3.0, 3.0]
@@ -124,8 +129,8 @@ def test_what_a_policy_sees_by_goes_back_with_its_parameters(tmp_path):
         hooks.keep_best("train/return", carry="environment")
 
 
-def test_law_8_putting_back_compiles_no_phase_again():
-    state, _ = trainer.fit(begun(), PHASE, epochs=4, hooks=hooks.keep_best("train/loss"))
+def test_law_8_restoring_compiles_no_phase_again():
+    state, _ = trainer.fit(make_state(), PHASE, epochs=4, hooks=hooks.keep_best("train/loss"))
     trainer.fit(state, PHASE, epochs=6, hooks=hooks.keep_best("train/loss"))
     assert len(PHASE._programs) == 1
 

@@ -1,4 +1,4 @@
-"""How lessons are weighed, worked out by hand."""
+"""Weights of lessons, worked out by hand."""
 
 import numpy as np
 import pytest
@@ -9,37 +9,38 @@ NO = np.nan
 """No episode of the lesson ended."""
 
 
-def _weighed(strategy, names, rows):
-    """Give the weights before and after each row of returns."""
-    weighing = strategy(tuple(names))
-    memory, weights = weighing.memory, [weighing.weights(weighing.memory).tolist()]
+def compute_weights(strategy, names, rows):
+    """Return the weights before and after each row of returns."""
+    weighting = strategy(tuple(names))
+    learned = weighting.initial
+    weights = [weighting.weights(learned).tolist()]
     for row in rows:
-        memory = weighing.update(memory, np.array(row, float))
-        weights.append(weighing.weights(memory).tolist())
+        learned = weighting.update(learned, np.array(row, float))
+        weights.append(weighting.weights(learned).tolist())
     return weights
 
 
 # learning_progress
 
 
-def test_lessons_without_progress_are_drawn_alike():
+def test_lessons_without_progress_have_equal_weights():
     strategy = hooks.learning_progress()
     rows = [[NO, NO], [3, NO], [3, 9], [3, 9]]
-    assert _weighed(strategy, "ab", rows) == [[0.5, 0.5]] * 5
+    assert compute_weights(strategy, "ab", rows) == [[0.5, 0.5]] * 5
 
 
 def test_progress_is_the_difference_of_a_fast_and_a_slow_average():
     strategy = hooks.learning_progress(fast=0.5, slow=0.25, floor=0.5)
     # a: 0, then 4: 2 and 1, a progress of 1; then 0: 1 and 0.75, of 0.25.
-    # b: 2, then -2: 0 and 1, of 1, downwards; then nothing is learnt of it.
-    weights = _weighed(strategy, "ab", [[0, 2], [4, -2], [0, NO]])
+    # b: 2, then -2: 0 and 1, a progress of 1, downwards; then no episode.
+    weights = compute_weights(strategy, "ab", [[0, 2], [4, -2], [0, NO]])
     assert weights[1:3] == [[0.5, 0.5], [0.5, 0.5]]
     assert weights[3] == [0.25 + 0.5 * 0.2, 0.25 + 0.5 * 0.8]
 
 
-def test_what_was_never_played_keeps_the_floor():
+def test_a_lesson_that_was_never_played_has_the_floor():
     strategy = hooks.learning_progress(fast=1.0, slow=0.5, floor=0.3)
-    after = _weighed(strategy, "abc", [[0, 0, NO], [1, 0, NO]])[-1]
+    after = compute_weights(strategy, "abc", [[0, 0, NO], [1, 0, NO]])[-1]
     np.testing.assert_allclose(after, [0.8, 0.1, 0.1])
 
 
@@ -54,7 +55,7 @@ def test_what_was_never_played_keeps_the_floor():
         ({"floor": 1.1}, r"floor must be in \(0, 1\]"),
     ],
 )
-def test_averages_out_of_order_are_refused(settings, said):
+def test_bad_settings_of_learning_progress_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         hooks.learning_progress(**settings)
 
@@ -66,43 +67,43 @@ def test_lessons_open_one_after_the_other():
     strategy = hooks.thresholds({"a": 1, "b": 2}, window=1, graduated_weight=0.25)
     rows = [[0.9, NO, NO], [1, NO, NO], [0, 1.9, NO], [0, 2, NO], [0, 0, 9]]
     open_b, open_c = [0.25, 1, 0], [0.25, 0.25, 1]
-    assert _weighed(strategy, "abc", rows) == [[1, 0, 0]] * 2 + [open_b] * 2 + [open_c] * 2
+    assert compute_weights(strategy, "abc", rows) == [[1, 0, 0]] * 2 + [open_b] * 2 + [open_c] * 2
 
 
 def test_a_threshold_is_reached_on_the_mean_of_a_full_window():
     strategy = hooks.thresholds({"a": 1}, window=3)
     rows = [[5, NO], [5, NO], [NO, NO], [-9, NO], [3, NO], [9, NO]]  # means 1/3, -1/3, 1
-    weights = _weighed(strategy, "ab", rows)
+    weights = compute_weights(strategy, "ab", rows)
     assert weights[:-1] == [[1, 0]] * 6
     assert weights[-1] == [0.1, 1]
 
 
-def test_several_dependencies_are_all_needed():
+def test_a_lesson_opens_when_all_prerequisites_have_graduated():
     strategy = hooks.thresholds(
         {"a": 1, "b": 1}, prerequisites={"c": ["a", "b"]}, window=1, graduated_weight=0.5
     )
-    assert _weighed(strategy, "cab", [[NO, 1, 0], [NO, 0, 1]]) == [
+    assert compute_weights(strategy, "cab", [[NO, 1, 0], [NO, 0, 1]]) == [
         [0, 1, 1],
         [0, 0.5, 1],
         [1, 0.5, 0.5],
     ]
 
 
-def test_what_a_lesson_gives_before_it_opens_is_not_counted():
+def test_returns_before_a_lesson_opens_do_not_count():
     strategy = hooks.thresholds({"a": 1, "b": 1}, window=1, graduated_weight=0.5)
-    weights = _weighed(strategy, "ab", [[0, 9], [1, 9], [0, 0], [0, 1]])
+    weights = compute_weights(strategy, "ab", [[0, 9], [1, 9], [0, 0], [0, 1]])
     assert weights[1:] == [[1, 0], [0.5, 1], [0.5, 1], [0.5, 0.5]]
 
 
-def test_all_are_drawn_alike_when_all_have_graduated():
+def test_all_graduated_lessons_have_equal_weights():
     strategy = hooks.thresholds({"a": 1, "b": 1}, prerequisites={}, window=1)
-    assert _weighed(strategy, "ab", [[1, 1]]) == [[1, 1], [0.1, 0.1]]
+    assert compute_weights(strategy, "ab", [[1, 1]]) == [[1, 1], [0.1, 0.1]]
 
 
-def test_one_dependency_may_be_a_name_alone(caplog):
+def test_a_single_prerequisite_may_be_a_string(caplog):
     caplog.set_level("INFO", "entracte")
     strategy = hooks.thresholds({"easy": 0.5}, prerequisites={"hard": "easy"}, window=2)
-    assert _weighed(strategy, ["easy", "hard"], [[0.5, NO]] * 2)[-1] == [0.1, 1]
+    assert compute_weights(strategy, ["easy", "hard"], [[0.5, NO]] * 2)[-1] == [0.1, 1]
     assert caplog.messages == [
         "lesson easy has graduated, at a return of 0.5 over 2 epochs; hard opens"
     ]
@@ -113,17 +114,17 @@ def test_one_dependency_may_be_a_name_alone(caplog):
     [
         ({"a": np.nan}, {}, "a finite return; got {'a': nan}"),
         ({"a": 1}, {"window": 0}, "window must be at least 1"),
-        ({"a": 1}, {"rehearsal": 0}, r"rehearsal must be in \(0, 1\]"),
+        ({"a": 1}, {"graduated_weight": 0}, r"graduated_weight must be in \(0, 1\]"),
         ({"a": 1, "b": 1, "x": 1}, {}, r"name \['x'\], which are no lessons .there is: a, b, c"),
-        ({"a": 1, "b": 1}, {"after": {"x": "a"}}, r"name \['x'\]"),
-        ({"a": 1, "b": 1}, {"after": {"b": ["x", "y"]}}, r"name \['x', 'y'\]"),
+        ({"a": 1, "b": 1}, {"prerequisites": {"x": "a"}}, r"name \['x'\]"),
+        ({"a": 1, "b": 1}, {"prerequisites": {"b": ["x", "y"]}}, r"name \['x', 'y'\]"),
         ({"a": 1}, {}, r"lesson 'c' depends on \['b'\], which graduate at no threshold"),
         (
             {"a": 1, "b": 1},
-            {"after": {"a": "b", "b": "a"}},
+            {"prerequisites": {"a": "b", "b": "a"}},
             "in a circle: (a -> b -> a|b -> a -> b)",
         ),
-        ({"a": 1}, {"after": {"a": "a"}}, "in a circle: a -> a"),
+        ({"a": 1}, {"prerequisites": {"a": "a"}}, "in a circle: a -> a"),
     ],
 )
 def test_thresholds_that_do_not_fit_are_refused(reached, settings, said):

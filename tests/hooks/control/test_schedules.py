@@ -1,4 +1,4 @@
-"""Setting the optimizer's numbers."""
+"""Setting the optimizer's hyperparameters."""
 
 import math
 
@@ -21,7 +21,7 @@ def rate(state, name="learning_rate"):
     return float(optax.tree.get(state.opt_state, name))
 
 
-def begun(optimizer):
+def make_state(optimizer):
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.zeros(())}
     opt_state = optimizer.init(params)
     return TrainState.create(params=params, opt_state=opt_state, rng=jax.random.key(0))
@@ -64,8 +64,8 @@ def test_it_reduces_after_patience_evaluations_without_improvement(state, values
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=12), st.integers(1, 3))
-def test_it_reduces_where_stop_early_would_stop_again_and_again(values, patience):
-    state = begun(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0))
+def test_it_reduces_whenever_stop_early_would_stop(values, patience):
+    state = make_state(optax.inject_hyperparams(optax.sgd)(learning_rate=1.0))
     stopping = hooks.stop_early("loss", patience=patience)
     reducing = hooks.reduce_on_plateau("loss", factor=0.5, patience=patience)
     expected = 1.0
@@ -86,7 +86,7 @@ def test_it_counts_evaluations_and_not_epochs(state):
     assert hook(state, {"train/loss": 9.0}) is state
 
 
-def test_where_nothing_is_reduced_the_optimizer_state_is_the_very_same(state):
+def test_without_a_reduction_the_optimizer_state_is_the_same_object(state):
     hook = hooks.reduce_on_plateau("loss", patience=1, min_rate=0.1)
     after = hook(hook(state, {"loss": 1.0}), {"loss": 1.0})
     assert after.opt_state is state.opt_state
@@ -122,7 +122,7 @@ def test_a_plateau_resumes(state, phase, check_resumes):
 # set_hyperparams
 
 
-def test_each_epoch_trains_with_the_value_of_the_epochs_before_it(settable):
+def test_each_epoch_trains_with_the_value_for_the_epochs_completed_before_it(settable):
     state, phase = settable
     schedule = optax.linear_schedule(0.04, 0.0, 4)
     chain = hooks.set_hyperparams(learning_rate=schedule, weight_decay=0.5)
@@ -133,7 +133,7 @@ def test_each_epoch_trains_with_the_value_of_the_epochs_before_it(settable):
     assert rate(state, "weight_decay") == 0.5
 
 
-def test_law_8_setting_numbers_compiles_nothing_again(settable):
+def test_law_8_setting_hyperparameters_compiles_nothing_again(settable):
     state, phase = settable
     trainer.fit(state, phase, epochs=1)
     chain = [
@@ -145,14 +145,14 @@ def test_law_8_setting_numbers_compiles_nothing_again(settable):
     chex.assert_trees_all_equal_shapes_and_dtypes(state.opt_state, after.opt_state)
 
 
-def test_a_value_that_is_there_already_leaves_the_very_same_state(state):
+def test_an_unchanged_value_leaves_the_same_state_object(state):
     assert hooks.set_hyperparams(learning_rate=0.1)(state, {}) is state
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_schedule_of_another_dtype_is_cast(dtype):
     optimizer = optax.inject_hyperparams(optax.sgd, hyperparam_dtype=dtype)(learning_rate=0.5)
-    state = begun(optimizer)
+    state = make_state(optimizer)
     hook = hooks.set_hyperparams(learning_rate=lambda epoch: np.float64(0.25))
     after = hook(state, {})
     assert rate(after) == 0.25
@@ -163,7 +163,7 @@ def test_a_schedule_of_another_dtype_is_cast(dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(state.opt_state, after.opt_state)
 
 
-def test_an_unknown_name_is_refused_before_training_with_those_there_are(settable):
+def test_an_unknown_name_is_refused_before_training_with_the_known_ones(settable):
     state, phase = settable
     with pytest.raises(
         ValueError, match=r"momentum can be set.*\(there is: b1, b2, .*weight_decay"
@@ -173,7 +173,7 @@ def test_an_unknown_name_is_refused_before_training_with_those_there_are(settabl
         hooks.set_hyperparams()
 
 
-def test_set_numbers_resume(settable, check_resumes):
+def test_set_hyperparameters_resume(settable, check_resumes):
     make = lambda: hooks.set_hyperparams(learning_rate=optax.cosine_decay_schedule(0.1, 4))  # noqa: E731
     assert rate(check_resumes(make, *settable, epochs=3)) < 0.1
 
@@ -186,7 +186,7 @@ def test_they_keep_the_laws(state):
 
 @pytest.fixture(scope="module")
 def grouped(linear, digits):
-    """A task of two groups with rates of their own, and its phase."""
+    """The state and phase of a task with two groups, each with its own learning rate."""
     optimizer = optax.multi_transform(
         {
             "trunk": optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3),
@@ -215,7 +215,7 @@ def test_one_group_is_set_and_each_rate_is_a_metric(grouped):
 
 
 def test_a_name_that_several_groups_keep_is_refused_with_the_groups(grouped):
-    """It made the rates of all groups alike."""
+    """It would set one rate in all groups."""
     state, phase = grouped
     groups = r"'head' \(0\.1\), 'trunk' \(0\.001\); name the group"
     with pytest.raises(ValueError, match=f"learning_rate, which several groups .*{groups}"):

@@ -1,4 +1,4 @@
-"""Deciding to end."""
+"""Ending a run."""
 
 import logging
 import math
@@ -19,8 +19,8 @@ from hooks import testing
 from trainer import Metrics
 
 
-def _ends(hook, state, values, name="val/loss"):
-    """After how many values it stops, or None."""
+def count_values(hook, state, values, name="val/loss"):
+    """Return after how many values the hook stops, or None."""
     for number, value in enumerate(values, 1):
         state = hook(state, {name: value})
         if state.stop:
@@ -44,7 +44,7 @@ def _ends(hook, state, values, name="val/loss"):
     ],
 )
 def test_it_stops_after_patience_evaluations_without_improvement(state, values, settings, ends):
-    assert _ends(hooks.stop_early("val/loss", **settings), state, values) == ends
+    assert count_values(hooks.stop_early("val/loss", **settings), state, values) == ends
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=12), st.integers(1, 4))
@@ -56,7 +56,7 @@ def test_it_stops_as_soon_as_the_best_is_patience_evaluations_old(values, patien
         if since == patience:
             expected = number
             break
-    assert _ends(hooks.stop_early("val/loss", patience=patience), state, values) == expected
+    assert count_values(hooks.stop_early("val/loss", patience=patience), state, values) == expected
 
 
 def test_it_counts_evaluations_and_not_epochs(state):
@@ -89,7 +89,7 @@ def test_law_7_two_that_stop_decide_the_same_in_either_order(state, phase):
     assert int(ends[0].epoch) == 2
 
 
-def test_stop_on_nan_leaves_finite_numbers_alone(state):
+def test_stop_on_nan_ignores_finite_metrics(state):
     metrics = Metrics({"train/loss": 1.0}, steps={"train/loss": np.array([1.0, 2.0])})
     assert hooks.stop_on_nan()(state, metrics) is state
 
@@ -119,7 +119,7 @@ def test_stop_on_nan_ends_a_run_that_diverges(linear, digits, caplog):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until a test sets it."""
+    """A clock that a test sets."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(
         hooks.control.stopping, "time", SimpleNamespace(monotonic=lambda: clock.now)
@@ -128,7 +128,7 @@ def clock(monkeypatch):
 
 
 def _epochs(clock, seconds):
-    """A hook that lets each epoch take so many seconds of the clock."""
+    """A hook that makes each epoch take this many seconds of the clock."""
 
     def pass_time(state, metrics):
         clock.now += seconds[int(state.epoch) - 1]
@@ -141,7 +141,7 @@ def _epochs(clock, seconds):
     ("seconds", "limit", "ends"),
     [
         ([1.0] * 6, 3.5, 3),  # 3 have passed, and another would make 4
-        ([1.0] * 6, 3.0, 3),  # a third fits exactly
+        ([1.0] * 6, 3.0, 3),  # the third fits exactly
         ([1.0] * 6, 9.0, 6),
         ([1.0, 4.0, 1.0, 1.0, 1.0, 1.0], 9.5, 3),  # 6 and the longest, 4
         ([9.0] * 6, 5.0, 1),
@@ -157,7 +157,7 @@ def test_time_limit_interrupts_before_the_epoch_that_would_not_fit(
     assert not after.stop
 
 
-def test_time_limit_runs_from_the_start_and_the_first_epoch_is_without_compilation(state, clock):
+def test_time_limit_counts_from_start_and_leaves_out_compilation(state, clock):
     hook = hooks.time_limit(10.0)
     clock.now += 50  # between making the hook and fit
     hook(state, {}, "start")
@@ -172,7 +172,7 @@ def test_time_limit_runs_from_the_start_and_the_first_epoch_is_without_compilati
     assert hook(state, {"time/epoch_seconds": 1.0}) is state
 
 
-def test_a_run_whose_time_is_up_goes_on_with_the_next_and_runs_end_hooks_then(
+def test_the_next_run_resumes_after_a_time_limit_and_runs_end_hooks_once(
     state, phase, clock, tmp_path
 ):
     ended = []
@@ -204,7 +204,7 @@ def test_time_limit_does_not_interrupt_a_run_that_stops(state, clock):
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
-def test_a_limit_that_is_no_time_is_refused(seconds):
+def test_a_limit_that_is_not_positive_is_refused(seconds):
     with pytest.raises(ValueError, match="seconds must be positive"):
         hooks.time_limit(seconds)
 
@@ -238,17 +238,17 @@ def test_law_7_an_interrupt_and_a_stop_end_alike_in_either_order(state, phase):
     [
         ([9, 10, 3], 1, 2),
         ([9, 10, 11], 2, 3),  # 9.5, then 10.5
-        ([50], 2, None),  # a window that is not full says nothing
+        ([50], 2, None),  # the window is not full
         ([math.nan, 12, 12], 2, 3),
     ],
 )
-def test_a_return_is_reached_on_the_mean_of_a_window(values, window, ends, state):
+def test_stop_at_return_uses_the_mean_of_a_full_window(values, window, ends, state):
     hook = hooks.stop_at_return(10.0, window=window)
-    assert _ends(hook, state, values, "rollout/return") == ends
+    assert count_values(hook, state, values, "rollout/return") == ends
     testing.check_hook(hook, state, {"rollout/return": 3.0})
 
 
-def test_epochs_without_a_return_are_not_counted(state):
+def test_epochs_without_a_return_do_not_count(state):
     hook = hooks.stop_at_return(10.0)
     assert hook(state, {"rollout/episodes": 0.0}) is state
 

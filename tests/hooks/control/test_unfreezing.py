@@ -23,13 +23,13 @@ GROUPS = optax.multi_transform(
 BARE = optax.chain(optax.clip(1.0), optimizers.frozen(optax.sgd(0.1)))
 
 
-def begun(optimizer):
+def make_state(optimizer):
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.zeros(())}
     opt_state = optimizer.init(params)
     return TrainState.create(params=params, opt_state=opt_state, rng=jax.random.key(0))
 
 
-def trained(state, data):
+def descend(state, data):
     """A phase: gradient descent with the optimizer of groups."""
     grads = jax.grad(lambda p: ((p["w"] - 3) ** 2).sum() + (p["b"] - 3) ** 2)(state.params)
     updates, opt_state = GROUPS.update(grads, state.opt_state, state.params)
@@ -40,47 +40,47 @@ def trained(state, data):
 
 @pytest.fixture(scope="module")
 def groups():
-    return trainer.Phase("train", trained)
+    return trainer.Phase("train", descend)
 
 
-def test_it_trains_what_was_frozen_from_that_epoch_on(groups):
-    seen = [begun(GROUPS)]
+def test_it_trains_frozen_parameters_from_that_epoch_on(groups):
+    seen = [make_state(GROUPS)]
 
     def note(state, metrics):
         seen.append(jax.tree.map(np.asarray, state.params))
         return state
 
     chain = [hooks.unfreeze_at(3, "body"), hooks.observe(note)]
-    end, _ = trainer.fit(begun(GROUPS), groups, epochs=4, hooks=chain)
+    end, _ = trainer.fit(make_state(GROUPS), groups, epochs=4, hooks=chain)
     body, head = ([float(p[name].ravel()[0]) for p in seen[1:]] for name in ("w", "b"))
     assert body[:2] == [1.0, 1.0]
-    assert body[2] == pytest.approx(1.1)  # Adam's first step is as long as its rate
+    assert body[2] == pytest.approx(1.1)  # Adam's first step equals its rate
     assert body[3] > body[2]
     assert 0 < head[0] < head[1] < head[2]
     assert len(groups._programs) == 1
-    chex.assert_trees_all_equal_shapes_and_dtypes(begun(GROUPS).opt_state, end.opt_state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(make_state(GROUPS).opt_state, end.opt_state)
 
 
-def test_a_run_whose_first_epoch_is_live_and_one_without_are_told_apart(groups):
-    live, _ = trainer.fit(begun(GROUPS), groups, epochs=1, hooks=hooks.unfreeze_at(1, "body"))
-    still, _ = trainer.fit(begun(GROUPS), groups, epochs=1)
+def test_unfreezing_at_the_first_epoch_trains_in_it(groups):
+    live, _ = trainer.fit(make_state(GROUPS), groups, epochs=1, hooks=hooks.unfreeze_at(1, "body"))
+    still, _ = trainer.fit(make_state(GROUPS), groups, epochs=1)
     assert float(live.params["w"][0]) == pytest.approx(1.1)
     assert float(still.params["w"][0]) == 1.0
 
 
-def test_it_leaves_other_labels_and_what_is_live_alone():
+def test_it_leaves_other_labels_and_unfrozen_groups_alone():
     optimizer = optax.multi_transform(
         {name: optimizers.frozen(optax.sgd(0.1)) for name in ("w", "b")}, {"w": "w", "b": "b"}
     )
     hook = hooks.unfreeze_at(1, "w")
-    after = hook(begun(optimizer), {})
+    after = hook(make_state(optimizer), {})
     live = {name: bool(inner.inner_state.live) for name, inner in after.opt_state[0].items()}
     assert live == {"w": True, "b": False}
     assert hook(after, {}) is after
 
 
-def test_one_without_a_label_needs_none():
-    state = begun(BARE)
+def test_a_frozen_optimizer_without_a_label_needs_none():
+    state = make_state(BARE)
     after = hooks.unfreeze_at(1)(state, {})
     assert bool(after.opt_state[1].live)
     assert hooks.unfreeze_at(2)(state, {}) is state
@@ -96,9 +96,9 @@ def test_one_without_a_label_needs_none():
         (optax.sgd(0.1), None, r"under the label None \(there is: nothing\)"),
     ],
 )
-def test_a_label_that_is_not_there_is_refused_before_training(phase, optimizer, label, said):
+def test_an_unknown_label_is_refused_before_training(phase, optimizer, label, said):
     with pytest.raises(ValueError, match=said):
-        trainer.fit(begun(optimizer), phase, epochs=1, hooks=hooks.unfreeze_at(1, label))
+        trainer.fit(make_state(optimizer), phase, epochs=1, hooks=hooks.unfreeze_at(1, label))
 
 
 def test_an_epoch_below_the_first_is_refused():
@@ -107,9 +107,9 @@ def test_an_epoch_below_the_first_is_refused():
 
 
 def test_unfreezing_resumes(groups, check_resumes):
-    check_resumes(lambda: hooks.unfreeze_at(3, "body"), begun(GROUPS), groups, epochs=4)
+    check_resumes(lambda: hooks.unfreeze_at(3, "body"), make_state(GROUPS), groups, epochs=4)
 
 
 def test_it_keeps_the_laws():
-    after = testing.check_hook(hooks.unfreeze_at(1, "body"), begun(GROUPS), {})
+    after = testing.check_hook(hooks.unfreeze_at(1, "body"), make_state(GROUPS), {})
     assert bool(after.opt_state[0]["body"].inner_state.live)
