@@ -457,7 +457,7 @@ MISTAKES = {
     ),
     "a single state as a population": (
         lambda: trainer.stack_states(STATE),
-        (T, "stacked takes a list of states", "a single TrainState"),
+        (T, "stack_states takes a list of states", "a single TrainState"),
     ),
     "a reduction of a metric that is not there": (
         lambda: fit(trainer.training(TASK.step, SOURCE, reduce={"los": "sum"})),

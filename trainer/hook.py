@@ -210,7 +210,7 @@ def _remedy(thing: Any) -> str:
         return ": give its hooks alone, chain(*hooks.values())"
     if thing is None:
         return ": leave it out, or give chain(), which does nothing"
-    if hasattr(thing, "repetition"):
+    if hasattr(thing, "repeated_step"):
         return ": hooks.evaluate(phase) makes a hook of a phase of trainer.evaluation"
     return ""
 
@@ -228,7 +228,7 @@ def _makes_hooks(function: Any) -> bool:
     signature = None if isinstance(function, Hook) else get_signature(function)
     hint = None if signature is None else signature.return_annotation
     name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
-    return name.rpartition(".")[2] in ("Hook", "Chain", "Combined")
+    return name.rpartition(".")[2] in ("Hook", "Chain", "HookLike")
 
 
 def _name(function: Any) -> str:

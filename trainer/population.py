@@ -110,7 +110,9 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
         TypeError: a member's carry is no dict.
     """
     if isinstance(states, TrainState):
-        raise TypeError("stacked takes a list of states, one a member; got a single TrainState")
+        raise TypeError(
+            "stack_states takes a list of states, one a member; got a single TrainState"
+        )
     if not states:
         raise ValueError("a population needs at least 1 state")
     first = strip_host_fields(states[0])

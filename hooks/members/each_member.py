@@ -50,7 +50,7 @@ def each(hook: Hooks) -> HookLike:
     ...     return state.replace(stop=metrics["train/loss"] < 1)
     >>> states = [TrainState.create(params={}, rng=jax.random.key(seed)) for seed in (0, 1)]
     >>> loss = Members([0.5, 2.0], live=[True, True])
-    >>> state = each(stop_low)(trainer.stacked(states), {"train/loss": loss})
+    >>> state = each(stop_low)(trainer.stack_states(states), {"train/loss": loss})
     >>> state.carry["live"].tolist(), state.stop
     ([False, True], False)
     """

@@ -24,9 +24,9 @@ def split_members(state: TrainState) -> list[TrainState]:
     Args:
         state: of a population.
 
-    >>> from trainer import stacked
+    >>> from trainer import stack_states
     >>> alone = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (1, 3)]
-    >>> [float(one.params) for one in split_members(stacked(alone))]
+    >>> [float(one.params) for one in split_members(stack_states(alone))]
     [1.0, 3.0]
     """
     leaves, structure = jax.tree.flatten(get_member_fields(state))

@@ -77,7 +77,7 @@ def test_supervised_training_and_evaluation(strict, settings):
     )
     state = task.init(jax.random.key(0), source.example)
     for phase in (trainer.training(task.step, source), trainer.evaluation(task.measure, source)):
-        phase.shapes(state)
+        phase.infer_shapes(state)
     assert (state.step.dtype, state.epoch.dtype) == (jnp.int32, jnp.int32)
 
 
@@ -94,7 +94,7 @@ def test_reinforcement_learning(strict):
     )
     state, output = jax.eval_shape(agent.init, jax.random.key(0)), None
     for phase in agent.program:
-        output, _ = phase.shapes(phase.add_position(state), output)
+        output, _ = phase.infer_shapes(phase.add_position(state), output)
 
 
 def test_augmentations(strict):

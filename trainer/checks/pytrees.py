@@ -24,6 +24,7 @@ def describe_leaf(leaf: Any) -> str:
 def list_differences(wanted: PyTree, got: PyTree) -> list[str]:
     """List the leaves that are missing, new, or of another shape or dtype.
 
+    >>> import jax.numpy as jnp
     >>> list_differences({"w": jnp.ones(2), "b": 1}, {"w": jnp.ones(3), "b": 1})
     ['w: float32[2] became float32[3]']
     """

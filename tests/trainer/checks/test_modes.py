@@ -76,7 +76,7 @@ def test_all_that_compare_keep_the_best(state, run, tmp_path, name, mode, epoch)
             scores = {} if value is None else {name: value}
             checkpoints.save(state.replace(epoch=jnp.int32(number)), scores=scores)
         checkpoints.wait()
-        assert checkpoints.steps() == [epoch, 4]
+        assert checkpoints.epochs() == [epoch, 4]
 
 
 def test_a_member_is_the_best_by_the_name(state):

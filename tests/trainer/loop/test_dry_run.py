@@ -70,7 +70,7 @@ def trained(run, start, train, make, *, check, epochs=4):
     with Checkpoints(run, read_only=True) as checkpoints:
         commits = {
             number: (fingerprint(commit.state), timeless(commit.scores))
-            for number in checkpoints.steps()
+            for number in checkpoints.epochs()
             if (commit := checkpoints.restore(state, epoch=number))
         }
     files = [p.name for p in run.rglob("*") if "tfevents" not in p.name]
@@ -238,7 +238,7 @@ def test_the_first_step_of_an_evaluation_is_its_first_batch(start, task, digits)
 def test_a_memory_that_cannot_be_saved_is_found(state, phase, tmp_path):
     odd = hooks.stateful("odd", lambda state: {"path": tmp_path}, lambda m, s, _: (m, s))
     saving = hooks.every(100, hooks.save_checkpoints(tmp_path / "run"))
-    with pytest.raises(TypeError, match="all else cannot be saved; memory/odd/path") as raised:
+    with pytest.raises(TypeError, match="all else cannot be saved; hook_state/odd/path") as raised:
         trainer.fit(state, phase, epochs=100, hooks=[odd, saving], check=True)
     assert "in hook 'save_checkpoints' at 'epoch'" in raised.value.__notes__[0]
 
