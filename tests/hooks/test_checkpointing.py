@@ -112,7 +112,7 @@ def test_a_trigger_leaves_restoring_and_the_last_commit_alone(start, train, tmp_
     chain = hooks.every(2, _saving(tmp_path, keep=9))
     trainer.fit(start, train, epochs=3, hooks=chain)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.epochs() == [2, 3]
     _, history = trainer.fit(start, train, epochs=5, hooks=chain)
     assert len(history) == 2
 
@@ -138,11 +138,11 @@ def test_saving_waits_where_it_would_cost_too_much_and_ends_with_a_commit(start,
     rarely = hooks.save_checkpoints(tmp_path, keep=99, max_cost=1e-9)
     trainer.fit(start, train, epochs=6, hooks=rarely)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1, 6]
+        assert checkpoints.epochs() == [1, 6]
     always = _saving(tmp_path / "always", keep=99)
     trainer.fit(start, train, epochs=6, hooks=always)
     with Checkpoints(tmp_path / "always", read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1, 2, 3, 4, 5, 6]
+        assert checkpoints.epochs() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("max_cost", [0, -1, 1.5])
@@ -159,7 +159,7 @@ def test_the_newest_and_the_best_are_kept(start, train, tmp_path):
     chain = [score, _saving(tmp_path, keep=2, best="val/loss")]
     trainer.fit(start, train, epochs=6, hooks=chain)
     with Checkpoints(tmp_path, best="val/loss", read_only=True) as checkpoints:
-        assert checkpoints.steps() == [2, 5, 6]
+        assert checkpoints.epochs() == [2, 5, 6]
         assert checkpoints.best() == 2
 
 
@@ -260,7 +260,7 @@ def test_a_failed_save_is_raised_and_earlier_commits_stand(start, train, tmp_pat
         trainer.fit(start, train, epochs=9, hooks=_saving(tmp_path, keep=9))
     assert any("epoch 3" in note for note in raised.value.__notes__)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.epochs() == [1, 2]
 
 
 def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, monkeypatch):
@@ -371,7 +371,7 @@ def test_a_second_process_is_refused_while_the_first_lives(start, train, tmp_pat
             assert second.stdout == ""
             assert f"{tmp_path} is in use: pid {first.pid} on " in second.stderr
             with Checkpoints(tmp_path, read_only=True) as checkpoints:
-                assert checkpoints.steps()  # to read it is refused to none
+                assert checkpoints.epochs()  # to read it is refused to none
         finally:
             first.kill()
     commits = tmp_path / "checkpoints"
@@ -396,7 +396,7 @@ def test_a_directory_is_saved_to_by_one_hook(start, train, tmp_path):
         trainer.fit(start, train, epochs=2, hooks=[_saving(tmp_path), _saving(tmp_path)])
     assert (tmp_path / "lock").stat().st_size == 0
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1]
+        assert checkpoints.epochs() == [1]
 
 
 def test_after_its_lock_was_removed_nothing_is_saved(state, phase, tmp_path):
@@ -410,7 +410,7 @@ def test_after_its_lock_was_removed_nothing_is_saved(state, phase, tmp_path):
     ):
         trainer.fit(state, phase, epochs=5, hooks=[tidy_up, _saving(tmp_path)])
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.epochs() == [1, 2]
     end, history = trainer.fit(state, phase, epochs=5, hooks=_saving(tmp_path))
     assert [int(end.epoch), len(history)] == [5, 3]
 
@@ -438,7 +438,7 @@ def test_a_second_fit_in_another_thread_is_refused(state, phase, tmp_path, share
     (said,) = refused
     assert f"{tmp_path} is in use: another thread of this process trains there" in said
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [2, 3, 4]
+        assert checkpoints.epochs() == [2, 3, 4]
     assert (tmp_path / "lock").stat().st_size == 0
 
 

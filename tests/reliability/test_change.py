@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_listed_before_any_training(digits, tmp_path, chang
     assert "step: " not in str(error.value)
     assert seen == []
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1]
+        assert checkpoints.epochs() == [1]
 
 
 # Data

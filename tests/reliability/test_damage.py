@@ -83,10 +83,10 @@ except Exception as error:
     raised = [type(error).__name__, str(error), *error.__notes__]
 else:
     raised = None
-left = trainer.Checkpoints(directory / "run", read_only=True).steps()
+left = trainer.Checkpoints(directory / "run", read_only=True).epochs()
 mend()
 resumed, epochs = fit("run")
-end = trainer.Checkpoints(directory / "run", read_only=True).steps()
+end = trainer.Checkpoints(directory / "run", read_only=True).epochs()
 print(json.dumps([raised, left, resumed == straight, epochs, end]))
 """.replace("EPOCHS", str(EPOCHS))
 
@@ -245,7 +245,7 @@ def test_a_run_goes_on_from_the_newest_intact_commit_to_the_same_end(
         assert f"commit {number} in {run}" in line
         assert DAMAGE[damage] in line
     with Checkpoints(run, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [1, 2, 3, 4, 5, 6]
+        assert checkpoints.epochs() == [1, 2, 3, 4, 5, 6]
         assert fingerprint(checkpoints.restore(state, strict=True).state) == straight
 
 

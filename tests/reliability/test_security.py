@@ -69,7 +69,7 @@ def read():
     memory = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
     with Checkpoints(sys.argv[1], best="val/loss", read_only=True) as checkpoints:
         commit = checkpoints.restore(state.replace(hook_state=memory), config={"seed": 0})
-        for epoch in checkpoints.steps():
+        for epoch in checkpoints.epochs():
             try:
                 checkpoints.manifest(epoch)
             except RuntimeError:
@@ -253,7 +253,7 @@ def test_a_commit_that_is_a_link_is_never_removed_nor_counted(run, outside):
     (run / "checkpoints/0").symlink_to(outside)
     with Checkpoints(run, keep=1) as checkpoints:
         checkpoints.save(make(3))
-    assert checkpoints.steps() == [3]
+    assert checkpoints.epochs() == [3]
     assert (run / "checkpoints/0").is_symlink()
 
 

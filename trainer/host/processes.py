@@ -54,7 +54,7 @@ def agree_on_stop(ending: StopReasons) -> StopReasons:
         RuntimeError: some state says stop and some does not: their hooks saw different metrics.
 
     >>> agree_on_stop(StopReasons(stop=False, interrupt=False, signal=15))
-    Ending(stop=False, interrupt=False, signal=15)
+    StopReasons(stop=False, interrupt=False, signal=15)
     """
     if jax.process_count() == 1:
         return ending

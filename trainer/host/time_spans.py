@@ -162,7 +162,7 @@ def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
     >>> with span("epoch"):
     ...     start_step_counter("train", 20).add(5, Ready())
     ...     list_open_spans(threading.get_ident())[0].steps
-    (Steps(phase='train', done=5, total=20),)
+    (StepProgress(phase='train', done=5, total=20),)
     >>> stop()
     """
     around = _innermost.get(threading.get_ident())

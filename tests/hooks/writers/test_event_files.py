@@ -331,7 +331,7 @@ def test_before_a_checkpoint_a_writer_notices_that_its_file_is_gone(
         (file,) = place.glob(pattern)
         assert str(file) in str(raised.value)
         with trainer.Checkpoints(tmp_path, read_only=True) as checkpoints:
-            assert checkpoints.steps() == [1]
+            assert checkpoints.epochs() == [1]
         return
     trainer.fit(state, phase, epochs=4, hooks=chain)
     (file,) = place.glob(pattern)

@@ -21,17 +21,17 @@ from trainer.checkpoints.directory_lock import (
 
 CHILD = """
 import os, signal, sys, warnings
-from trainer.checkpoints.directory_lock import held, lock, lock_here
+from trainer.checkpoints.directory_lock import find_holder, lock_directory, lock_for_recording
 
 run = sys.argv[1]
-release = lock(run)
-again = lock_here(os.path.join(run, "..", os.path.basename(run)))
+release = lock_directory(run)
+again = lock_for_recording(os.path.join(run, "..", os.path.basename(run)))
 release(), release()
-print(held(run), flush=True)
+print(find_holder(run), flush=True)
 warnings.simplefilter("ignore")  # of a fork beside JAX's threads
 if not os.fork():
     again()
-    print(os.getpid(), held(run, by_others=True), flush=True)
+    print(os.getpid(), find_holder(run, by_others=True), flush=True)
     sys.stdin.read()
     os._exit(0)
 signal.pause()

@@ -215,7 +215,7 @@ def test_a_commit_that_the_run_removes_meanwhile_is_no_damage(
         "part": lambda: float(read_part(run, {"params": target.params})[0]["params"]["w"][0]),
     }
     calls = []
-    verify = load.commits.Storage.read
+    verify = load.publishing.ArrayStorage.read
 
     def overtaken(storage, path, size):
         if not calls:
@@ -224,7 +224,7 @@ def test_a_commit_that_the_run_removes_meanwhile_is_no_damage(
         calls.append(path.parent.name)
         return verify(storage, path, size)
 
-    monkeypatch.setattr(load.commits.Storage, "read", overtaken)
+    monkeypatch.setattr(load.publishing.ArrayStorage, "read", overtaken)
     assert reads[read]() == 7.0
     assert calls == ["3", "7"]
     assert "damaged" not in caplog.text

@@ -222,7 +222,7 @@ def fail_at(monkeypatch, error, name="publish", times=1):
     monkeypatch.setattr(publishing, name, failing)
 
 
-@pytest.mark.parametrize("asking", ["save", "check", "wait", "close"])
+@pytest.mark.parametrize("asking", ["save", "check_for_errors", "wait", "close"])
 def test_a_failed_save_is_raised_once_with_where_and_when(tmp_path, monkeypatch, asking):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make(1))
@@ -234,10 +234,10 @@ def test_a_failed_save_is_raised_once_with_where_and_when(tmp_path, monkeypatch,
     with pytest.raises(OSError, match="No space left") as failure:
         ask()
     assert failure.value.__notes__ == [f"while saving epoch 2 to {tmp_path / 'checkpoints'}"]
-    checkpoints.check()
+    checkpoints.check_for_errors()
     checkpoints.save(make(3))
     checkpoints.close()
-    assert checkpoints.steps() == [1, 3]
+    assert checkpoints.epochs() == [1, 3]
     assert_identical(checkpoints.restore(make(0)).state, make(3))
 
 
@@ -272,7 +272,7 @@ def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypat
     monkeypatch.setattr(checkpoints._worker, "_limit", None)
     checkpoints.save(make(3))
     checkpoints.close()
-    assert checkpoints.steps() == [1, 3]
+    assert checkpoints.epochs() == [1, 3]
 
 
 @pytest.mark.parametrize("limit", [0, -1.0])
@@ -294,7 +294,7 @@ def test_what_cannot_be_saved_is_refused_at_once_by_path(tmp_path):
             checkpoints.save(make(1, mine=[print]))
         with pytest.raises(TypeError):
             checkpoints.save(make(1), config={"loss": print})
-        assert checkpoints.steps() == []
+        assert checkpoints.epochs() == []
 
 
 def test_a_deleted_array_is_named(tmp_path):
@@ -514,13 +514,13 @@ def test_training_on_from_before_the_damage_replaces_it(tmp_path):
     empty(folder(tmp_path, 4) / "manifest.json")
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         assert checkpoints.restore(make(0)).epoch == 2
-        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.epochs() == [1, 2]
         assert checkpoints.latest() == 2
         checkpoints.save(make(3))
-        assert checkpoints.steps() == [3]
+        assert checkpoints.epochs() == [3]
         assert folder(tmp_path, 4).exists()
         checkpoints.save(make(4))
-        assert checkpoints.steps() == [4]
+        assert checkpoints.epochs() == [4]
     assert_identical(restore(tmp_path).state, make(4))
 
 
@@ -652,10 +652,10 @@ def test_a_process_that_just_ends_finishes_its_save_or_says_that_it_could_not(tm
     assert process.returncode == 0
     if sys.version_info >= (3, 12) and said:
         assert "can't create new thread at interpreter shutdown\nwhile saving epoch 0" in said
-        assert Checkpoints(tmp_path, read_only=True).steps() == []
+        assert Checkpoints(tmp_path, read_only=True).epochs() == []
     else:
         assert said == ""
-        assert Checkpoints(tmp_path, read_only=True).steps() == [0]
+        assert Checkpoints(tmp_path, read_only=True).epochs() == [0]
 
 
 # Devices
@@ -732,7 +732,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
                 act()
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-        from trainer.checkpoints.publishing import Storage
+        from trainer.checkpoints.publishing import ArrayStorage
         from trainer.checkpoints.load import restore
         own = f"{sys.argv[1]}/{rank}"
         if rank == 1:
@@ -750,11 +750,11 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         assert ["Error: ", "RuntimeError: opening"][rank] in said, said
         def fail(*arguments):
             raise OSError(28, "the disk is full")
-        whole, Storage.write = Storage.write, fail
+        whole, ArrayStorage.write = ArrayStorage.write, fail
         checkpoints.save(state(4))
         said = told(checkpoints.wait)
         assert ["OSError: ", "RuntimeError: a save failed on process 0"][rank] in said, said
-        Storage.write = whole
+        ArrayStorage.write = whole
         checkpoints.save(state(5))
         checkpoints.wait()
         checkpoints.close()
@@ -769,7 +769,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], errors
-    assert Checkpoints(tmp_path, read_only=True).steps() == [5]
+    assert Checkpoints(tmp_path, read_only=True).epochs() == [5]
 
 
 # Which commits are kept
@@ -784,21 +784,21 @@ def scored(directory, scores, **options):
 
 def test_the_newest_are_kept(tmp_path):
     save(tmp_path, 1, 2, 3, 4, 5, keep=2)
-    assert Checkpoints(tmp_path).steps() == [4, 5]
+    assert Checkpoints(tmp_path).epochs() == [4, 5]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 3)])
 def test_the_best_is_kept_beside_the_newest_across_reopening(tmp_path, mode, best):
     scored(tmp_path, {1: 0.5, 2: 0.1, 3: 0.9}, mode=mode, keep=1)
     again = scored(tmp_path, {4: 0.6, 5: None, 6: math.nan, 7: 0.5}, mode=mode, keep=1)
-    assert again.steps() == [best, 7]
+    assert again.epochs() == [best, 7]
     assert (again.best(), again.latest()) == (best, 7)
 
 
 def test_several_best_and_every_nth_are_kept(tmp_path):
     scores = {1: 0.1, 2: 0.5, 3: 0.2, 4: 0.9, 5: 0.8, 6: 0.7}
     checkpoints = scored(tmp_path, scores, keep=1, keep_best=2, every=4)
-    assert checkpoints.steps() == [1, 3, 4, 6]
+    assert checkpoints.epochs() == [1, 3, 4, 6]
 
 
 def test_without_any_score_there_is_no_best(tmp_path):

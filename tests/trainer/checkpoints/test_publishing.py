@@ -99,7 +99,7 @@ def test_more_than_the_machine_holds_is_an_error_and_no_damage(tmp_path, monkeyp
 
 
 def test_an_orbax_that_writes_other_files_is_told_at_the_first_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing.layout, "_METADATA", b"{}")
+    monkeypatch.setattr(publishing.array_files, "_METADATA", b"{}")
     with pytest.raises(
         RuntimeError, match=r"orbax-checkpoint 0\..* could not be read back .*_META"
     ):
@@ -113,13 +113,13 @@ def test_a_disk_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(publishing.layout.os, "scandir", fail)
+    monkeypatch.setattr(publishing.array_files.os, "scandir", fail)
     with pytest.raises(DamagedCheckpoint, match="cannot be read .*Input/output error"):
         storage.read(tmp_path / "a", 64)
 
 
 def test_a_manifest_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing.schema, "MOST_BYTES", 100)
+    monkeypatch.setattr(publishing.manifest_schema, "MOST_BYTES", 100)
     stage = publishing.make_staging_folder(tmp_path, 3)
     with pytest.raises(ValueError, match=r"manifest of 3 takes \d+ bytes and may take 100: keep"):
         publishing.publish(stage, {"epoch": 3, "config": "x" * 100})

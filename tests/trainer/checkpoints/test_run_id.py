@@ -60,7 +60,7 @@ def test_an_id_is_in_each_manifest_and_on_file_and_stays(runs):
     assert len({*ids, None}) == 3
     save(runs[0], 4)
     with Checkpoints(runs[0], read_only=True) as checkpoints:
-        assert {checkpoints.manifest(n)["run"] for n in checkpoints.steps()} == {ids[0]}
+        assert {checkpoints.manifest(n)["run"] for n in checkpoints.epochs()} == {ids[0]}
     assert (runs[0] / "run_id").read_text() == f"{ids[0]}\n"
 
 
@@ -93,7 +93,7 @@ def test_it_is_taken_where_that_is_asked_for_and_never_removed(runs, caplog):
     assert "commit 4 in" in caplog.text
     assert restore(one).epoch == 7
     with Checkpoints(one, read_only=True) as checkpoints:
-        assert checkpoints.steps() == [4, 7]
+        assert checkpoints.epochs() == [4, 7]
         assert checkpoints.manifest(7)["run"] == run_id.read_run_id(one / "checkpoints")
 
 

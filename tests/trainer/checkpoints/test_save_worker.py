@@ -10,18 +10,19 @@ from trainer.checkpoints.save_worker import Worker
 def test_one_task_at_a_time_in_order():
     worker, done, gate = Worker("test"), [], threading.Event()
     worker.start(lambda: (gate.wait(10), done.append(1)))
-    gate.set()
+    threading.Timer(0.05, gate.set).start()  # while `start` waits for the first task
     worker.start(lambda: done.append(2))
     worker.join()
     assert done == [1, 2]
 
 
 def test_checking_does_not_wait():
-    worker, gate = Worker("test"), threading.Event()
-    worker.start(lambda: gate.wait(10))
+    worker, gate, opened = Worker("test"), threading.Event(), []
+    worker.start(lambda: opened.append(gate.wait(10)))
     worker.check()
     gate.set()
     worker.wait()
+    assert opened == [True]  # had `check` waited, the task would have given up on the gate
 
 
 @pytest.mark.parametrize("asking", ["start", "check", "wait"])
