@@ -36,10 +36,12 @@ from hooks.reports.plotting import plot_history
 from hooks.reports.writing_report import write_report
 from hooks.writers.console import Console
 from hooks.writers.database import Database
+from hooks.writers.json_lines import JsonLines
 from hooks.writers.mlflow import MLflow
 from hooks.writers.tensorboard import TensorBoard
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from hooks.writers.wandb import WandB
-from hooks.writers.writer import Histogram, Image, JsonLines, Progress, Text, Trace, Video, Writer
+from hooks.writers.writer import Writer
 from trainer import Hook
 
 __all__ = [

@@ -12,6 +12,7 @@ from hooks.base import get_hook_state, set_hook_state
 from trainer import Metrics, TrainState
 from trainer.checks.arguments import describe_value, require_function, require_integer
 from trainer.hook import Gate, Hook, HookFunction, HookState, flatten_hooks
+from trainer.host.plain_tables import align_columns
 from trainer.loop.events import sort_hooks
 from trainer.state import read_step_count
 
@@ -189,11 +190,7 @@ def format_table(parts: tuple[Hook, ...]) -> str:
         for part in sort_hooks(parts, event):
             found = "at start" if callable(part.writes) else ", ".join(part.writes)
             rows.append((part.at, part.stage, part.name, ", ".join(part.reads), found))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return align_columns(rows)
 
 
 def _add_gate(

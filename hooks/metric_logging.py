@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.writers.writer import (
-    DryRunWriter,
-    Progress,
-    ResumableWriter,
-    StartableWriter,
-    Trace,
-    Value,
-    Writer,
-)
+from hooks.writers.values import Progress, Trace, Value
+from hooks.writers.writer import DryRunWriter, ResumableWriter, StartableWriter, Writer
 from trainer import Hook, TrainState
 from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import span

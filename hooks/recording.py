@@ -11,7 +11,8 @@ import numpy as np
 
 from hooks.combining import Chain, chain
 from hooks.metric_logging import check_writers, resume_writers, write_values
-from hooks.writers.writer import Histogram, Image, Text, Trace, Value, Video, Writer
+from hooks.writers.values import Histogram, Image, Text, Trace, Value, Video
+from hooks.writers.writer import Writer
 from trainer import TrainState
 
 KINDS = (Text, Image, Video, Histogram, Trace)

@@ -14,10 +14,12 @@ import numpy as np
 from hooks.combining import Chain, chain
 from hooks.metric_logging import check_writers, read_step_epoch, resume_writers, write_values
 from hooks.writers.images import check_pillow, encode_gif
-from hooks.writers.writer import Value, Video, Writer, make_folder
+from hooks.writers.values import Value, Video
+from hooks.writers.writer import Writer
 from trainer import TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace
+from trainer.host.folders import make_folder
 from trainer.rl.environments.environment import Environment
 from trainer.rl.episodes import make_episode_player
 from trainer.rl.replay_files import encode_replay, list_replay_files

@@ -27,7 +27,7 @@ class MissingArray:
     >>> params["w"] + 1
     Traceback (most recent call last):
         ...
-    hooks.backtesting.not_recorded.NotOnRecord: params/w is not on record
+    hooks.backtesting.not_recorded.NotRecorded: params/w is not on record
     """
 
     def __init__(self, what: str, refuse: Refuse, like: Any = None) -> None:

@@ -89,7 +89,7 @@ def backtest(
     ...     for epoch, loss in enumerate([0.5, 0.4, 0.45, 0.41, 0.3], 1):
     ...         store.write_records("digits", epoch, 28 * epoch, {"val/loss": loss})
     ...     found = backtest(stop_early("val/loss", patience=2), "digits", store=store)
-    >>> found.ended, found.by, found.epochs[-1].hook_state["stop_early/val/loss"]
+    >>> found.stop_epoch, found.stopped_by, found.epochs[-1].hook_state["stop_early/val/loss"]
     (4, 'stop_early/val/loss', EarlyStopping(best=0.4, since=2))
     """
     return run_backtest(hooks, load_past_run(run, store=store), state)

@@ -16,10 +16,11 @@ from hooks.monitoring.system import heartbeat
 from hooks.reports.writing_report import write_report
 from hooks.writers.console import Console
 from hooks.writers.database import Database
+from hooks.writers.json_lines import JsonLines
 from hooks.writers.mlflow import MLflow
 from hooks.writers.tensorboard import TensorBoard
 from hooks.writers.wandb import WandB
-from hooks.writers.writer import JsonLines, Writer
+from hooks.writers.writer import Writer
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list

@@ -1,4 +1,4 @@
-"""Profiling: a trace of what the devices and the host do in a few epochs."""
+"""Profiling: trace what the devices and the host do in a few epochs."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import jax
 
 from hooks.combining import Chain, chain
 from hooks.metric_logging import read_step_epoch
-from hooks.writers.writer import make_folder
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
+from trainer.host.folders import make_folder
 
 _planned: dict[object, tuple[int, int, str]] = {}
-"""First and last epoch, and directory, of the profiles of runs under way: JAX has one profiler."""
+"""First and last epoch, and directory, of the profiles of current runs: JAX has one profiler."""
 
 
 def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)) -> Chain:
     """Trace a few epochs with JAX's profiler, for TensorBoard's Profile page and for Perfetto.
 
-    The trace begins after the epoch before and ends with the last; list it behind other observers,
-    so that it is not of them. It is written to `plugins/profile/<time>/` in the directory, which
-    may be that of a `TensorBoard` writer; the page needs `pip install xprof`. A run that fails or
-    ends on the way leaves what there is, one that resumes beyond these epochs traces nothing. On
-    several processes the lead is traced. Epoch 1 has compilations in it, and traced epochs are
-    slower.
+    The trace begins after the epoch before and ends with the last one; list it after other
+    observers, so that they are not traced. It is written to `plugins/profile/<time>/` in the
+    directory, which may be that of a `TensorBoard` writer; the page needs `pip install xprof`. A
+    run that fails or ends during the trace writes what it has; a run that resumes beyond these
+    epochs traces nothing. On several processes only the main process is traced. Epoch 1 includes
+    compilations, and traced epochs are slower.
 
     Args:
-        directory: where to write; it is made.
-        epochs: consecutive ones, counted from 1: `(2, 3)`, or `range(10, 13)` for 10 to 12. A few
-            short ones: a trace takes memory for every operation.
+        directory: where to write; it is created.
+        epochs: consecutive ones, counted from 1: `(2, 3)`, or `range(10, 13)` for 10 to 12. Choose
+            a few short ones: a trace takes memory for every operation.
 
     Raises:
-        ValueError: the epochs are none, or not consecutive, or, at the start, another profile of
-            the run has one of them or goes on directly.
-        RuntimeError: when they begin, a trace is being taken that no such hook began.
+        ValueError: there are no epochs, or they are not consecutive, or, at the start, they overlap
+            or directly follow another profile of the run.
+        RuntimeError: when they begin, a trace is active that no such hook started.
         OSError: the directory cannot be written to.
 
     >>> import tempfile
@@ -45,23 +45,25 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
     start  observe  profile/start
     epoch  observe  profile
     """
-    wanted = sorted(epochs)
-    if not wanted or wanted[0] < 1 or wanted != list(range(wanted[0], wanted[-1] + 1)):
+    numbers = sorted(epochs)
+    if not numbers or numbers[0] < 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
         raise ValueError(
             "profile needs consecutive epochs, counted from 1, such as (2, 3) or range(10, 13); "
-            f"got {wanted}: give others a profile of their own"
+            f"got {numbers}: use a second profile for other epochs"
         )
-    first, last = wanted[0], wanted[-1]
+    first, last = numbers[0], numbers[-1]
     directory = to_absolute_path(directory, "profile")
     make_folder(directory, "profile")
     me, tracing = object(), False
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        for other in (place for key, place in _planned.items() if key is not me):
-            if other[0] <= last + 1 and first <= other[1] + 1:
+        for other_first, other_last, folder in (
+            plan for key, plan in _planned.items() if key is not me
+        ):
+            if other_first <= last + 1 and first <= other_last + 1:
                 raise ValueError(
-                    f"profile of epochs {first} to {last} meets that of {other[0]} to {other[1]} "
-                    f"in {other[2]!r}; there must be an epoch between two profiles"
+                    f"profile of epochs {first} to {last} meets that of {other_first} to "
+                    f"{other_last} in {folder!r}; there must be an epoch between two profiles"
                 )
         _planned[me] = first, last, str(directory)
         return trace(state, metrics)
@@ -75,7 +77,7 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
             try:
                 jax.profiler.start_trace(directory)
             except RuntimeError as error:
-                error.add_note(f"profile of epochs {first} to {last}: end the other trace before")
+                error.add_note(f"profile of epochs {first} to {last}: end the other trace first")
                 raise
             tracing = True
         return state

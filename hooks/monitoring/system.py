@@ -1,4 +1,4 @@
-"""Monitoring: what a run takes of the machine, and a sign of life."""
+"""Monitoring: a run's use of the machine, and a heartbeat."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import jax
 
 from hooks.combining import Chain, chain
 from hooks.metric_logging import read_step_epoch
-from hooks.writers.writer import make_folder
 from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer
 from trainer.checks.paths import to_absolute_path
+from trainer.host.folders import make_folder
 from trainer.host.safe_open import create_new
 from trainer.runs import Run
 
@@ -28,20 +28,20 @@ DEVICE_MEMORY = {
     "system/device_memory_gb": "bytes_in_use",
     "system/device_memory_peak_gb": "peak_bytes_in_use",
 }
-"""Scores, and what `Device.memory_stats` calls them."""
+"""Scores, and their keys in `Device.memory_stats`."""
 
 
 def watch_system(*, batch_size: int | None = None) -> Hook:
-    """Score what the run takes of the machine; place it before `log_metrics`.
+    """Score the run's use of the machine; place it before `log_metrics`.
 
-    `system/host_memory_gb` (resident) and `system/cpu_percent` (100 is one busy core) are this
-    process's. `system/device_memory_gb` and `system/device_memory_peak_gb` are those of the fullest
-    local device, on backends that tell: GPUs and TPUs do, CPUs do not. 1 GB is 1e9 bytes. They are
-    read at most once a second, since a share of the CPU says nothing over less; until the next
-    reading the last one stands.
+    `system/host_memory_gb` (resident) and `system/cpu_percent` (100 is one busy core) are of this
+    process. `system/device_memory_gb` and `system/device_memory_peak_gb` are of the fullest local
+    device, on backends that report them: GPUs and TPUs do, CPUs do not. 1 GB is 1e9 bytes. They are
+    read at most once a second, since a shorter CPU measurement says nothing; in between, the last
+    reading is scored again.
 
     Args:
-        batch_size: examples in a step; where given, `system/examples_per_second` is scored too.
+        batch_size: examples per step; if given, `system/examples_per_second` is scored too.
 
     Raises:
         ImportError: psutil is not installed.
@@ -61,7 +61,7 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
     if batch_size is not None:
         require_integer("batch_size", batch_size, 1)
     process = psutil.Process()
-    process.cpu_percent()  # gives 0, and starts the count
+    process.cpu_percent()  # returns 0, and starts the measurement
     reading: dict[str, float] = {}
     read_at = float("-inf")
 
@@ -90,30 +90,30 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
 
 
 def device_memory() -> dict[str, float]:
-    """Read the memory of the fullest local device; nothing where the backend does not tell."""
-    known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    """Read the memory of the fullest local device; empty if the backend does not report it."""
+    reported = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     return {
-        score: max(stats[key] for stats in known) / GB
+        score: max(stats[key] for stats in reported) / GB
         for score, key in DEVICE_MEMORY.items()
-        if known and all(key in stats for stats in known)
+        if reported and all(key in stats for stats in reported)
     }
 
 
 def heartbeat(path: str | os.PathLike[str] | Run) -> Chain:
-    """Leave a sign of life, in a JSON file or in the store, for whoever watches over the run.
+    """Write a heartbeat to a JSON file or to the store, for whoever supervises the run.
 
-    At `start`, `epoch` and `end`; of epochs shorter than a second not all are told.
+    It is written at `start`, `epoch` and `end`, at epochs at most once a second.
 
-    The file is replaced, so that a reader always finds a whole one: the time in unix seconds, the
-    event, epoch, step, process id and host. A time that is old without the event `end` tells of a
-    run that hangs or died. To replace it takes 0.4 ms on a disk.
+    The file is replaced atomically, so that a reader always finds a complete one: the time in unix
+    seconds, the event, epoch, step, process id and host. An old time without the event `end` means
+    that the run hangs or died. Replacing it takes 0.4 ms on a disk.
 
-    In the store it is the run's own row, from which `trainer.runs.RunRow.status` tells a run that
-    stalled. There it says how the run ended too: `finished`, `interrupted`, or `failed` and of
-    what.
+    In the store it is the run's own row, from which `trainer.runs.RunRow.status` recognizes a
+    stalled run. The row also says how the run ended: `finished`, `interrupted`, or `failed` and
+    why.
 
     Args:
-        path: of the file; its folder is made. Or the run on record, `trainer.runs.Run(directory)`.
+        path: of the file; its folder is created. Or a recorded run, `trainer.runs.Run(directory)`.
 
     Raises:
         OSError: the folder cannot be written to, or the path is one itself.
@@ -125,19 +125,21 @@ def heartbeat(path: str | os.PathLike[str] | Run) -> Chain:
     ...     print(Path(folder, "alive.json").read_text())
     {"time": ..., "event": "epoch", "epoch": 0, "step": 0, "pid": ..., "host": "..."}
     """
-    return _beat_of(path) if isinstance(path, Run) else _beat_in(to_absolute_path(path, "beat"))
+    if isinstance(path, Run):
+        return _heartbeat_to_store(path)
+    return _heartbeat_to_file(to_absolute_path(path, "heartbeat"))
 
 
-def _beat_in(path: Path) -> Chain:
-    make_folder(path.parent, "beat")
+def _heartbeat_to_file(path: Path) -> Chain:
+    make_folder(path.parent, "heartbeat")
     if path.is_dir():
-        raise IsADirectoryError(f"beat needs the path of a file; {str(path)!r} is a folder")
+        raise IsADirectoryError(f"heartbeat needs the path of a file; {str(path)!r} is a folder")
     beside = path.with_name(f"{path.name}.tmp")
     host = socket.gethostname()
 
-    def tell(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def report(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
         step, epoch = read_step_epoch(state)
-        sign = {
+        content = {
             "time": time.time(),
             "event": event,
             "epoch": epoch,
@@ -146,16 +148,16 @@ def _beat_in(path: Path) -> Chain:
             "host": host,
         }
         with open(create_new(beside), "w", encoding="utf-8") as file:
-            file.write(json.dumps(sign))
+            file.write(json.dumps(content))
         os.replace(beside, path)
 
-    return chain(_make_heartbeat_hooks(tell))
+    return chain(_make_heartbeat_hooks(report))
 
 
-def _beat_of(run: Run) -> Chain:
+def _heartbeat_to_store(run: Run) -> Chain:
     total: int | None = None
 
-    def tell(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def report(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
         nonlocal total
         total = getattr(metrics, "epochs", None) or total  # unknown at the end of no epochs
         step, epoch = read_step_epoch(state)
@@ -171,26 +173,26 @@ def _beat_of(run: Run) -> Chain:
             run.end("failed", f"{type(error).__name__}: {error}")
         return state
 
-    told = Hook(fail, "beat/error", event="error", stage="observe", close=run.close)
-    return chain(_make_heartbeat_hooks(tell), told)
+    at_error = Hook(fail, "heartbeat/error", event="error", stage="observe", close=run.close)
+    return chain(_make_heartbeat_hooks(report), at_error)
 
 
 def _make_heartbeat_hooks(
-    tell: Callable[[str, TrainState, Mapping[str, float]], None],
+    report: Callable[[str, TrainState, Mapping[str, float]], None],
 ) -> list[Hook]:
-    """Make observers that tell at the start, at epochs, at most once a second, and at the end."""
-    told = float("-inf")
+    """Make observers that report at the start, at epochs at most once a second, and at the end."""
+    reported_at = float("-inf")
 
     def at(event: str) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-            nonlocal told
+            nonlocal reported_at
             now = time.monotonic()
-            if event != "epoch" or now - told >= 1:
-                told = now
-                tell(event, state, metrics)
+            if event != "epoch" or now - reported_at >= 1:
+                reported_at = now
+                report(event, state, metrics)
             return state
 
-        name = f"beat/{event}"
+        name = f"heartbeat/{event}"
         return Hook(run, name, event=event, stage="observe", dry_run=lambda state, metrics: state)
 
     return [at("start"), at("epoch"), at("end")]

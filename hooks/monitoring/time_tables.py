@@ -1,4 +1,4 @@
-"""How the times of a run look: a table of what was done, and within it of what that took."""
+"""A run's times as a table: what was done, nested in what it was part of."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainer.host.escaping import escape_text
+from trainer.host.amounts import format_duration
+from trainer.host.escaping import escape_text, escape_unencodable
+from trainer.host.plain_tables import align_columns
 from trainer.host.time_spans import Place
 
 Sums = dict[Place, tuple[int, int]]
-"""What was done, within what: how often, and nanoseconds in all. What other threads did lies within
+"""Path of what was done: how often, and nanoseconds in all. What other threads did is nested in
 `("thread", its name)`."""
 
 SHOWN = 0.001
@@ -24,14 +26,14 @@ class TimeRow(NamedTuple):
 
     path: Place
     times: int
-    """0 of what was under way before anyone listened, and is yet, and of threads."""
+    """0 for threads, and for what began before the measurement and is not over."""
     seconds: float
     own: float | None
-    """Seconds that nothing within it accounts for; None where nothing is within it."""
+    """Seconds that nothing nested in it explains; None if nothing is nested in it."""
 
     @property
     def label(self) -> str:
-        """What it was, as a terminal may show it, indented by what it was within."""
+        """What was done, safe for a terminal, indented by its depth."""
         return "  " * len(self.path) + escape_text(
             " ".join(self.path[-1]).strip() if self.path else "run"
         )
@@ -41,7 +43,7 @@ def build_rows(sums: Sums, seconds: float) -> list[TimeRow]:
     """Arrange what was done as a tree, the longest first, other threads last.
 
     Args:
-        sums: of all that was done.
+        sums: of everything that was done.
         seconds: that the run took: the first row's.
 
     >>> wait, epoch = ("wait", "train"), ("epoch", "")
@@ -51,48 +53,49 @@ def build_rows(sums: Sums, seconds: float) -> list[TimeRow]:
       epoch       8.0 2.0
         wait train6.0 None
     """
-    within: dict[Place, list[Place]] = {}
+    children: dict[Place, list[Place]] = {}
     for path in sums:
         for depth in range(len(path), 0, -1):
-            inner = within.setdefault(path[: depth - 1], [])
-            if path[:depth] in inner:
+            siblings = children.setdefault(path[: depth - 1], [])
+            if path[:depth] in siblings:
                 break
-            inner.append(path[:depth])
+            siblings.append(path[:depth])
 
     def total(path: Place) -> float:
         if not path:
             return seconds
-        return sums[path][1] / 1e9 if path in sums else sum(map(total, within[path]))
+        return sums[path][1] / 1e9 if path in sums else sum(map(total, children[path]))
 
-    def place(path: Place) -> tuple[bool, float]:
+    def order(path: Place) -> tuple[bool, float]:
         return path[0][0] == "thread", -total(path)
 
-    def tree(path: Place) -> Iterator[TimeRow]:
-        inner = sorted(within.get(path, ()), key=place)
-        taken = sum(total(one) for one in inner if one[0][0] != "thread" or path)
-        times = sums.get(path, (0, 0))[0] if path else 1
-        bare = not inner or not times
-        yield TimeRow(path, times, total(path), None if bare else max(total(path) - taken, 0.0))
-        for one in inner:
-            yield from tree(one)
+    def walk(path: Place) -> Iterator[TimeRow]:
+        inner = sorted(children.get(path, ()), key=order)
+        explained = sum(total(child) for child in inner if child[0][0] != "thread" or path)
+        count = sums.get(path, (0, 0))[0] if path else 1
+        own = max(total(path) - explained, 0.0) if inner and count else None
+        yield TimeRow(path, count, total(path), own)
+        for child in inner:
+            yield from walk(child)
 
-    return list(tree(()))
+    return list(walk(()))
 
 
 def print_times(sums: Sums, seconds: float) -> None:
-    """Print the rows that take a thousandth of the run: by rich on a terminal, if it is there."""
-    found = build_rows(sums, seconds)
-    chosen = [row for row in found if row.seconds >= SHOWN * seconds]
-    title = f"time of {format_seconds(seconds)}"
-    if len(chosen) < len(found):
+    """Print the rows of at least a thousandth of the run: with rich on a terminal, if installed."""
+    rows = build_rows(sums, seconds)
+    shown = [row for row in rows if row.seconds >= SHOWN * seconds]
+    title = f"time of {_format(seconds)}"
+    if len(shown) < len(rows):
         title += f"; what took less than {SHOWN:.1%} is left out"
-    cells = [_cells(row, seconds) for row in chosen]
-    if not _styled(title, cells):
-        print(format_plain_table(title, cells), flush=True)
+    cells = [_cells(row, seconds) for row in shown]
+    if not _print_with_rich(title, cells):
+        text = align_columns([("what", *COLUMNS), *cells], right=range(1, 6))
+        print(escape_unencodable(f"{title}\n{text}", sys.stdout.encoding), flush=True)
 
 
-def _styled(title: str, cells: list[tuple[str, ...]]) -> bool:
-    """Print a table for people; elsewhere lines may be as long as they are."""
+def _print_with_rich(title: str, cells: list[tuple[str, ...]]) -> bool:
+    """Print on a terminal, and return whether there is one; a file may have lines of any length."""
     try:
         import rich
     except ImportError:
@@ -100,66 +103,28 @@ def _styled(title: str, cells: list[tuple[str, ...]]) -> bool:
     console = rich.get_console()
     if not console.is_terminal:
         return False
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from trainer.host.rich_tables import Column, make_table, safe_text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("what", overflow="fold")
-    for name in COLUMNS:
-        dim = "" if name in ("share", "total") else "dim"
-        table.add_column(name, justify="right", no_wrap=True, style=dim)
-    for label, *figures in cells:
-        table.add_row(Text(escape_unencodable(label, console.encoding)), *figures)
-    console.print(table)
+    labels = [safe_text(escape_unencodable(label, console.encoding)) for label, *_ in cells]
+    columns = [Column("what", labels, priority=9, fold_width=30)]
+    for number, name in enumerate(COLUMNS, 1):
+        style = "" if name in ("share", "total") else "dim"
+        figures = [safe_text(row[number], style) for row in cells]
+        columns.append(Column(name, figures, "right", 9 - number))
+    console.print(make_table(columns, console.width, title=title))
     return True
 
 
-def format_plain_table(title: str, cells: list[tuple[str, ...]]) -> str:
-    """Lay a table out without rich.
-
-    >>> print(format_plain_table("time of 2 s", [("run", "100.0%", "2.00 s", "", "1", "2.00 s")]))
-    time of 2 s
-    what   share   total  own  count    mean
-    run   100.0%  2.00 s           1  2.00 s
-    """
-    lines = [("what", *COLUMNS), *cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-    return escape_unencodable(f"{title}\n{text}", sys.stdout.encoding)
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a time with three digits.
-
-    >>> [format_seconds(seconds) for seconds in (7265.2, 12.34, 0.99999, 0.00456, 7.8e-6, 0.0)]
-    ['7,265 s', '12.3 s', '1.00 s', '4.56 ms', '7.80 us', '0.00 us']
-    """
-    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-    unit, size = next((one for one in units if seconds >= 0.9995 * one[1]), units[-1])
-    value = seconds / size
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:,.{digits}f} {unit}"
-
-
-def escape_unencodable(text: str, encoding: str | None) -> str:
-    """Escape what the file behind a console cannot hold."""
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+def _format(seconds: float) -> str:
+    return format_duration(seconds, digits=3)
 
 
 def _cells(row: TimeRow, seconds: float) -> tuple[str, ...]:
     return (
         row.label,
         f"{row.seconds / seconds:.1%}",
-        format_seconds(row.seconds),
-        "" if row.own is None else format_seconds(row.own),
+        _format(row.seconds),
+        "" if row.own is None else _format(row.own),
         f"{row.times:,}" if row.times else "",
-        format_seconds(row.seconds / row.times) if row.times else "",
+        _format(row.seconds / row.times) if row.times else "",
     )

@@ -1,4 +1,4 @@
-"""Timing: where a run's time went, as scores of each epoch, a table and a trace."""
+"""Timing: where a run's time goes, as scores of each epoch, a table and a trace."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from collections.abc import Mapping
 from hooks.combining import Chain, chain
 from hooks.monitoring.time_tables import Sums, print_times
 from hooks.monitoring.traces import write_trace
-from hooks.writers.writer import make_folder
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
+from trainer.host.folders import make_folder
 from trainer.host.time_spans import Span, add_listener
 
 KEPT = 50_000
 """Spans of a trace, at most: 15 to 20 MB of memory, 6 MB in the file."""
 
-HOLDING = ("epoch", "event", "hook")
-"""Kinds that are not scored: those that hold the others, and hooks, which `fit` itself measures."""
+NOT_SCORED = ("epoch", "event", "hook")
+"""Kinds of spans that contain the others, and hooks, which `fit` itself measures."""
 
 
 def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
-    """Measure each phase, hook, writer, commit, transfer and compilation of a run.
+    """Measure each phase, hook, writer, save, transfer and compilation of a run.
 
     From the `start` until hooks are closed, it listens to the spans of `trainer.host.time_spans`,
-    those of other threads too. At each `epoch` it scores the seconds since the last one, by name,
-    such as `time/wait/train`, `time/compile/train`, `time/writer/TensorBoard` and
-    `time/save/write`; `time/hook/<name>` is there without it. List it before `log_metrics`, so
-    that the scores are recorded: what comes after it at the event is in the next epoch's.
+    also those of other threads. At each `epoch` it scores the seconds since the previous one, by
+    name, such as `time/wait/train`, `time/compile/train`, `time/writer/TensorBoard` and
+    `time/save/write`; `fit` itself adds `time/hook/<name>`. List it before `log_metrics`, so that
+    the scores are recorded: what comes after it at an event counts for the next epoch.
 
-    When the run is over, however it ended, it prints a table of all, as a tree, and writes a trace
-    that https://ui.perfetto.dev and `chrome://tracing` open. The table sums up the whole run; the
-    trace has its newest 50,000 spans, in 20 MB of memory. Of hooks that are listed before it, what
-    they do at `start` and in closing is missing. Where nothing was trained, it does neither.
+    When the run is over, however it ended, it prints a table of all times, as a tree, and writes a
+    trace that https://ui.perfetto.dev and `chrome://tracing` open. The table sums up the whole run;
+    the trace has its newest 50,000 spans, in 20 MB of memory. Hooks listed before it are not
+    measured at `start` and in closing. If nothing was trained, it does neither.
 
-    JAX computes behind the host's back: `dispatch train` is the time to hand the phase's program
-    over, and `wait train` that until what it measured was there. On CPU much is computed in the
-    first already. Together with `data train`, to wait for a source, and with the hooks at phases
-    they are what `time/epoch_seconds` is.
+    JAX computes asynchronously: `dispatch train` is the time to dispatch the phase, and `wait
+    train` the time until its metrics arrive. On CPU the dispatch already computes much. Together
+    with `data train`, the wait for a source, and with the hooks at phases they make up
+    `time/epoch_seconds`.
 
     Args:
-        path: of the trace, a JSON file, which is replaced; its folder is made. None writes none.
+        path: of the trace, a JSON file, which is replaced; its folder is created. If None, no trace
+            is written.
 
     Raises:
         OSError: the folder cannot be written to, or the path is one itself.
@@ -71,13 +72,14 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
 
     def score(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         times = {} if watch is None else watch.take()
-        return state.replace(scores={**times, **state.scores}) if times else state  # theirs stay
+        # Scores that other hooks wrote stay.
+        return state.replace(scores={**times, **state.scores}) if times else state
 
     def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
 
     def unknown(state: TrainState) -> tuple[str, ...]:
-        return ()  # what there is to score shows as it is done
+        return ()  # the names are only known once something is measured
 
     def close() -> None:
         nonlocal watch
@@ -99,25 +101,25 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
 
 
 class Stopwatch:
-    """Sums up the spans that end while it runs, and keeps the newest. It runs at once."""
+    """Sums up the spans that end while it runs, and keeps the newest. It starts at once."""
 
     def __init__(self) -> None:
         self.sums: Sums = {}
         self.newest: collections.deque[Span] = collections.deque(maxlen=KEPT)
         self.dropped = 0
-        """Spans that were newest once."""
+        """Spans that newer ones replaced."""
         self.trained = False
-        """Whether an epoch was begun."""
+        """Whether an epoch began."""
         self.seconds = 0.0
-        """That it ran, once it is stopped."""
+        """How long it ran, once it is stopped."""
         self._since: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
         self._thread = threading.get_ident()
         self.began = time.perf_counter_ns()
-        self._stop = add_listener(self._hear)
+        self._unlisten = add_listener(self._add)
 
     def take(self) -> dict[str, float]:
-        """Give the seconds since this was last asked, `time/<kind>/<name>`, of what there ever was.
+        """Return the seconds since the previous call by `time/<kind>/<name>`, for all names so far.
 
         >>> from trainer.host.time_spans import span
         >>> watch = Stopwatch()
@@ -135,11 +137,11 @@ class Stopwatch:
         }
 
     def stop(self) -> None:
-        """Listen no longer."""
-        self._stop()
+        """Stop listening."""
+        self._unlisten()
         self.seconds = (time.perf_counter_ns() - self.began) / 1e9
 
-    def _hear(self, span: Span) -> None:
+    def _add(self, span: Span) -> None:
         path, own = span.path, span.path[-1]
         if span.thread != self._thread:
             path = (("thread", span.thread_name), *path)
@@ -147,7 +149,7 @@ class Stopwatch:
         with self._lock:
             count, total = self.sums.get(path, (0, 0))
             self.sums[path] = count + 1, total + passed
-            if own[0] not in HOLDING:
+            if own[0] not in NOT_SCORED:
                 self._since[own] = self._since.get(own, 0) + passed
             self.trained = self.trained or own[0] == "epoch"
             self.dropped += len(self.newest) == KEPT

@@ -1,4 +1,4 @@
-"""Traces: the spans of a run as a file that Perfetto opens, in Chrome's trace event format."""
+"""Write the spans of a run to a file that Perfetto opens, in Chrome's trace event format."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainer.runs.text import clean
 
 
 def write_trace(file: Path, spans: Iterable[Span], *, began: int, dropped: int = 0) -> None:
-    """Write spans as complete events, a track for each thread. The file is replaced as a whole.
+    """Write spans as complete events, a track per thread. The file is replaced atomically.
 
     Args:
         file: to write; its folder must exist.
-        spans: that ended after `began`; those of a thread lie within one another or apart.
+        spans: that ended after `began`; two of a thread are nested or do not overlap.
         began: nanoseconds of `time.perf_counter_ns` at which the trace's time is 0.
-        dropped: spans before these that are not there, which the file tells.
+        dropped: number of earlier spans that are missing, which the file states.
     """
     process = os.getpid()
     with atomic_replace(file) as beside, beside.open("w", encoding="ascii") as written:
@@ -55,9 +55,9 @@ def _events(spans: Iterable[Span], began: int) -> Iterator[dict[str, Any]]:
 
 
 def _tracks(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
-    """Give (name, spans from the first to the last) of each track.
+    """Return (name, spans in order) of each track.
 
-    Threads of one name that follow one another, as those that save do, share a track.
+    Threads of one name that do not overlap, such as those that save, share a track.
     """
     threads: dict[tuple[str, int], list[Span]] = {}
     for span in spans:
@@ -65,15 +65,15 @@ def _tracks(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
     for track in threads.values():
         track.sort(key=lambda span: (span.began, -span.ended, len(span.path)))
     tracks: list[tuple[str, list[Span]]] = []
-    over: list[int] = []  # when the last thread of each track ended
-    for (name, _), track in sorted(threads.items(), key=lambda one: one[1][0].began):
-        ended = max(span.ended for span in track)
-        for number, (other, before) in enumerate(tracks):
-            if other == name and over[number] <= track[0].began:
-                before += track
-                over[number] = ended
+    track_ends: list[int] = []  # when the last thread of each track ended
+    for (name, _), track in sorted(threads.items(), key=lambda item: item[1][0].began):
+        end = max(span.ended for span in track)
+        for number, (other, earlier) in enumerate(tracks):
+            if other == name and track_ends[number] <= track[0].began:
+                earlier += track
+                track_ends[number] = end
                 break
         else:
             tracks.append((name, track))
-            over.append(ended)
+            track_ends.append(end)
     return tracks

@@ -1,4 +1,4 @@
-"""Watching gradients: how large they are by layer, what an update would change, what is dead."""
+"""Watch gradients: their norm per layer, the size of updates, the share of dead units."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy as np
 
 from hooks.combining import Chain, chain, every
 from hooks.recording import record
-from hooks.writers.writer import Histogram, Writer
+from hooks.writers.values import Histogram
+from hooks.writers.writer import Writer
 from trainer import Hook, TrainState
 from trainer.checks.pytrees import format_path
 from trainer.state import PyTree, strip_host_fields
 
 SHOWN = 2**14
-"""Numbers of a layer that a histogram is made of, at most; of more, evenly picked ones."""
+"""Numbers of a layer in a histogram, at most; from more, evenly picked ones."""
 
 
 class GradientStats(NamedTuple):
-    """What is seen of a state on one batch."""
+    """Statistics of a state on one batch."""
 
     scores: dict[str, float]
     samples: dict[str, jax.Array]
-    """Of gradients and parameters by layer, still on the device."""
+    """Numbers of gradients and parameters by layer, still on the device."""
 
 
 def watch_gradients(
@@ -37,33 +38,34 @@ def watch_gradients(
 ) -> Chain:
     """Score the gradients of each layer on one fixed batch; place it before `log_metrics`.
 
-    They are computed after the epoch by a program of its own, on the state as it is then, so that
-    training is left as it is. A layer is a prefix of the parameters' paths. By layer, under
-    `gradients/`:
+    They are computed after the epoch by a compiled function of their own, on the current state, so
+    that training does not change. A layer is a prefix of the parameters' paths. The scores of each
+    layer, under `gradients/`:
 
     - `norm/<layer>` and `param_norm/<layer>`: L2 norms of the gradients and the parameters;
-    - `update_ratio/<layer>`: the norm of the update that the optimizer makes of these gradients,
-      without clipping, over that of the parameters; 0 where nothing would change. Around 1e-3 is
+    - `update_ratio/<layer>`: the norm of the optimizer's update for these gradients, without
+      clipping, divided by the norm of the parameters; 0 if nothing would change. Around 1e-3 is
       usual with Adam;
-    - `dead/<layer>`: the share of units whose gradient is exactly zero on the whole batch, as of a
-      relu that no example activates. A unit is a column of a kernel, an index of the last axis of
+    - `dead/<layer>`: the share of units whose gradient is exactly zero on the whole batch, such as
+      a relu that no example activates. A unit is a column of a kernel, an index of the last axis of
       an array with two or more; a layer without such an array has no such score.
 
-    The batch is seen as it is, without `augment`. In float16 gradients may overflow to infinity, as
-    those of a step may. An event takes a backward pass: `every(5, watch_gradients(...))` a fifth.
+    The batch is used as it is, without `augment`. In float16 gradients may overflow to infinity,
+    as in a training step. Each event takes a backward pass: `every(5, watch_gradients(...))` takes
+    a fifth of the time.
 
     Args:
-        task: that `trainer.supervised` made.
-        batch: dict of arrays `[batch, ...]`, or a source, whose first batch it is.
-        writers: are given histograms of gradients and parameters, `gradients/histogram/<layer>` and
+        task: made by `trainer.supervised`.
+        batch: dict of arrays `[batch, ...]`, or a source, whose first batch is used.
+        writers: for histograms of gradients and parameters, `gradients/histogram/<layer>` and
             `gradients/param_histogram/<layer>`; they may be those of `log_metrics`.
-        depth: parts of a path that make a layer, without the last, which names the array:
+        depth: number of path parts that name a layer, without the last, which names the array:
             `blocks/3` for `blocks/3/attention/query/kernel`.
         histograms_every: epochs between histograms.
 
     Raises:
-        ValueError: `depth` is below 1; before training, the batch does not suit the task, or an
-            array of the state is spread over several processes, of which one alone would compute.
+        ValueError: `depth` is below 1; before training, the batch does not fit the task, or an
+            array of the state is spread over several processes, of which only one would compute.
 
     >>> from types import SimpleNamespace
     >>> import optax, trainer
@@ -85,23 +87,23 @@ def watch_gradients(
     if depth < 1:
         raise ValueError(f"watch_gradients needs a depth of at least 1 part of a path; got {depth}")
     batch = jax.tree.map(jnp.asarray, dict(getattr(batch, "example", batch)))
-    look = make_stats_function(task, batch, depth)
+    compute_stats = make_stats_function(task, batch, depth)
 
     def score(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state.replace(scores={**state.scores, **look(state).scores})
+        return state.replace(scores={**state.scores, **compute_stats(state).scores})
 
     def names(state: TrainState) -> tuple[str, ...]:
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(strip_host_fields(state))):
             raise ValueError(
-                "watch_gradients computes on the lead alone and needs all of the state there; "
-                "an array of it is spread over several processes"
+                "watch_gradients computes on the main process alone and needs all of the state "
+                "there; an array of it is spread over several processes"
             )
         if check := getattr(task.measure, "check", None):
             check(state, jax.tree.map(np.asarray, batch))
         return score_names(state.params, depth)
 
     def histograms(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Histogram]:
-        samples = look(state).samples
+        samples = compute_stats(state).samples
         return {name: Histogram(np.asarray(values)) for name, values in samples.items()}
 
     watch = Hook(score, "watch_gradients", stage="observe", writes=names)
@@ -111,38 +113,38 @@ def watch_gradients(
 
 
 def make_stats_function(task: Any, batch: Any, depth: int) -> Callable[[TrainState], GradientStats]:
-    """Make the function that looks at a state: one program, one transfer."""
+    """Make the function that computes the statistics: one compiled function, one transfer."""
 
     @jax.jit
-    def program(state: TrainState, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def compute(state: TrainState, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         grads, updates = task.updates(state, batch)
         by_grads, by_params, by_updates = (
             group_by_layer(tree, depth) for tree in (grads, state.params, updates)
         )
         measured: dict[str, jax.Array] = {}
         samples: dict[str, jax.Array] = {}
-        for name, found in by_grads.items():
+        for name, layer_grads in by_grads.items():
             size, change = global_norm(by_params[name]), global_norm(by_updates[name])
-            measured[f"gradients/norm/{name}"] = global_norm(found)
+            measured[f"gradients/norm/{name}"] = global_norm(layer_grads)
             measured[f"gradients/param_norm/{name}"] = size
             measured[f"gradients/update_ratio/{name}"] = jnp.where(change == 0, 0, change / size)
-            if kernels := [leaf for leaf in found if _is_kernel(leaf)]:
+            if kernels := [leaf for leaf in layer_grads if _is_kernel(leaf)]:
                 measured[f"gradients/dead/{name}"] = dead_share(kernels)
-            samples[f"histogram/{name}"] = sample(found)
+            samples[f"histogram/{name}"] = sample(layer_grads)
             samples[f"param_histogram/{name}"] = sample(by_params[name])
         names = score_names(state.params, depth)
         return jnp.stack([measured[name] for name in names]), samples
 
-    def look(state: TrainState) -> GradientStats:
-        numbers, samples = program(strip_host_fields(state), batch)
+    def compute_stats(state: TrainState) -> GradientStats:
+        numbers, samples = compute(strip_host_fields(state), batch)
         names = score_names(state.params, depth)
         return GradientStats(dict(zip(names, np.asarray(numbers).tolist(), strict=True)), samples)
 
-    return look
+    return compute_stats
 
 
 def score_names(params: PyTree, depth: int) -> tuple[str, ...]:
-    """Name what is scored of parameters like these."""
+    """List the names of the scores for these parameters."""
     layers = group_by_layer(params, depth)
     kernels = [name for name, leaves in layers.items() if any(map(_is_kernel, leaves))]
     kinds = {"norm": layers, "param_norm": layers, "update_ratio": layers, "dead": kernels}
@@ -150,7 +152,7 @@ def score_names(params: PyTree, depth: int) -> tuple[str, ...]:
 
 
 def group_by_layer(tree: PyTree, depth: int) -> dict[str, list[Any]]:
-    """Group arrays by the first parts of their paths, the last left out.
+    """Group arrays by the first parts of their paths, without the last part.
 
     >>> tree = {"blocks": [{"attention": {"query": 1}, "scale": 2}], "bias": 3}
     >>> group_by_layer(tree, 2)
@@ -164,13 +166,13 @@ def group_by_layer(tree: PyTree, depth: int) -> dict[str, list[Any]]:
 
 
 def global_norm(leaves: list[jax.Array]) -> jax.Array:
-    """Give the L2 norm over all of them, in float32."""
+    """Compute the L2 norm over all arrays, in float32."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def dead_share(kernels: list[jax.Array]) -> jax.Array:
-    """Give the share of columns that are zero all over.
+    """Compute the share of columns that are all zero.
 
     >>> float(dead_share([jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.ones((2, 2))]))
     0.25
@@ -180,9 +182,9 @@ def dead_share(kernels: list[jax.Array]) -> jax.Array:
 
 
 def sample(leaves: list[jax.Array]) -> jax.Array:
-    """Pick numbers evenly, so that a histogram of a large layer stays cheap."""
-    apart = -(-sum(leaf.size for leaf in leaves) // SHOWN)
-    return jnp.concatenate([leaf.ravel()[::apart].astype(jnp.float32) for leaf in leaves])
+    """Pick numbers evenly, so that the histogram of a large layer is cheap."""
+    stride = -(-sum(leaf.size for leaf in leaves) // SHOWN)
+    return jnp.concatenate([leaf.ravel()[::stride].astype(jnp.float32) for leaf in leaves])
 
 
 def _is_kernel(leaf: Any) -> bool:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from hooks.combining import Chain
 from hooks.reports.histories import call_on_finish, read_curves
-from hooks.writers.writer import make_folder
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace
+from trainer.host.folders import make_folder
 from trainer.runs.panels import Curve, group_panels
 
 log = logging.getLogger("entracte")

@@ -11,11 +11,11 @@ from hooks.combining import Chain
 from hooks.metric_logging import read_step_epoch
 from hooks.reports.histories import call_on_finish, read_curves
 from hooks.reports.report_page import Report, format_duration, render_page
-from hooks.writers.writer import make_folder
 from trainer import TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.atomic_files import atomic_replace
+from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
 from trainer.runs.panels import finite
 

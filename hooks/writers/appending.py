@@ -1,4 +1,4 @@
-"""Files that are appended to, and that are found at their path when a checkpoint follows."""
+"""Files to append to, which are checked to be still at their path before each checkpoint."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from trainer.host.atomic_files import atomic_replace, explain_disk_full
 from trainer.host.safe_open import open_regular, still_there
 
 CHUNK = 2**20
-"""Bytes that are copied at once."""
+"""Bytes copied at once."""
 
 log = logging.getLogger("entracte")
 
 
 class AppendFile:
-    """A file that is appended to. What is appended is in the file at once.
+    """A file to append to. What is appended is in the file at once.
 
-    A file may be deleted or replaced while it is open: what is written then goes where nobody finds
-    it, and nothing fails. So `check`, which looks once, comes before every checkpoint. A deleted
-    file is written again, of what is still held open, with a warning: nothing is lost, and a long
-    run need not end for it. One that was replaced or cut short is an error, for what stands there
-    now is somebody's.
+    If a file is deleted or replaced while it is open, writes still succeed, but nobody finds what
+    they write. So `check` runs before every checkpoint. A deleted file is written again from the
+    open descriptor, with a warning: nothing is lost, and a long run need not stop. A file that was
+    replaced or cut short is an error, since its present content belongs to somebody else.
 
     Args:
-        path: of the file, which is made; its folder must exist.
+        path: of the file, which is created; its folder must exist.
         who: writes it, for messages.
 
     Raises:
@@ -50,12 +49,12 @@ class AppendFile:
         self._open()
 
     def _open(self) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC  # read, to write it again
-        self._file = open_regular(self.path, flags, follow=True)  # as the user named it
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC  # readable, to copy it
+        self._file = open_regular(self.path, flags, follow=True)  # the user chose the path
         self._let_go = weakref.finalize(self, os.close, self._file)
 
     def append(self, data: bytes) -> int:
-        """Append data, or nothing of it where that fails, and return where it begins."""
+        """Append data, or nothing of it if that fails, and return the offset where it begins."""
         begin = os.fstat(self._file).st_size
         left = memoryview(data)
         try:
@@ -70,12 +69,12 @@ class AppendFile:
         return begin
 
     def truncate(self, end: int) -> None:
-        """Take away what begins there."""
+        """Remove everything from an offset on."""
         os.ftruncate(self._file, end)
         self._end = end
 
     def check(self) -> None:
-        """See that the file is at its path, with all that was appended; write a deleted one again.
+        """Check that the file is at its path and complete; write a deleted file again.
 
         Raises:
             OSError: it was replaced or cut short, or cannot be written again.
@@ -100,7 +99,7 @@ class AppendFile:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Check the file, and close it whatever is found."""
+        """Check the file, and close it whatever the result."""
         try:
             self.check()
         finally:
@@ -117,20 +116,19 @@ class AppendFile:
         except OSError as error:
             error.add_note(
                 f"{str(self.path)!r} was deleted while {self._who} was writing it, and cannot be "
-                "written again: leave a run's directory alone while the run goes on"
+                "written again: leave a run's directory alone while the run is going on"
             )
             raise
         log.warning(
-            "%s was deleted while %s was writing it: it was written again, with all %d bytes that "
-            "it had",
+            "%s was deleted while %s was writing it: it was written again, with all its %d bytes",
             *(self.path, self._who, size),
         )
 
     def _refuse(self, what: str) -> None:
         raise OSError(
             errno.ESTALE,
-            f"it {what} while {self._who} was writing it, so no checkpoint is made that would "
-            "claim what it held: put the file back as it was, or move what is there now away, and "
-            "start the run again, which resumes from the checkpoint before",
+            f"it {what} while {self._who} was writing it, so no checkpoint is saved that would "
+            "claim its records: put the file back as it was, or move the present one away, and "
+            "start the run again, which resumes from the previous checkpoint",
             str(self.path),
         )

@@ -1,4 +1,4 @@
-"""The console: a live bar on a terminal, a line an epoch elsewhere, a table when a run is over."""
+"""A writer for the console: a live bar on a terminal, else a line per epoch; a table at the end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from hooks.writers.writer import Progress, Text, Value
-from trainer.host.escaping import escape_text
+from hooks.writers.values import Progress, Text, Value
+from trainer.host.escaping import escape_text, escape_unencodable
 from trainer.host.time_spans import add_listener
 
 if TYPE_CHECKING:
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 
 class Console:
-    """Shows on the console how a run goes.
+    """Shows a run's progress and metrics on the console.
 
     On a terminal it is a live bar with the time left and the newest losses, accuracies and other
-    metrics; elsewhere (a file, a job's log) one plain line an epoch. When the run is over, however
-    it ended, a table gives the last, lowest and highest value of each metric in it. Of the times
-    (`time/...`) only the speed is shown, the machine's part (`system/...`) and what there is for
-    every layer (`gradients/...`) only in the table. Where there is room, small curves stand beside
-    losses and accuracies, and beside all in the table. From the start on the bar says what takes
-    longer than a second (`compiling train, 12 s`; `train, 120 of 480 steps, 9 s of this epoch`),
-    and fills within an epoch by the time that those before took, in the first by its steps.
+    metrics; elsewhere (a file, a job's log) one plain line per epoch. When the run is over, however
+    it ended, a table shows the last, lowest and highest value of each metric. Of the times
+    (`time/...`) only the speed is shown; metrics of the machine (`system/...`) and of layers
+    (`gradients/...`) are shown only in the table. If there is room, the bar draws small curves of
+    losses and accuracies, and the table of all metrics. From the start the bar names what takes
+    longer than a second (`compiling train, 12 s`; `train, 120 of 480 steps, 9 s of this epoch`). It
+    advances within an epoch by the duration of earlier epochs, in the first epoch by its steps.
 
     A `Text`, which `record` writes, is printed at once: framed above the bar, or as plain lines.
-    Control characters in it, which could take the terminal over, are shown as `\\x1b`.
+    Control characters in it, which could take over the terminal, are shown as `\\x1b`.
 
-    Log records through rich's `RichHandler`, and what `print` prints, appear above the bar.
+    Log records through rich's `RichHandler`, and the output of `print`, appear above the bar.
 
     Args:
-        console: a `rich.console.Console`; the one that `rich.get_console()` gives if absent.
+        console: a `rich.console.Console`; `rich.get_console()` if absent.
 
     Raises:
         ImportError: rich is not installed.
 
     >>> from rich.console import Console as RichConsole
-    >>> from hooks.writers.writer import Progress
+    >>> from hooks.writers.values import Progress
     >>> console = Console(console=RichConsole(force_terminal=False))
     >>> console.write(28, {"epoch": Progress(1, 20), "train/loss": 0.5})
     epoch  1/20  train/loss 0.5000
@@ -58,10 +58,10 @@ class Console:
         self._console = console or rich.get_console()
         self._live: Live | None = None
         self._run: RunDisplay | None = None
-        self._unheard: Callable[[], None] | None = None
+        self._unlisten: Callable[[], None] | None = None
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Show values: on a line now, or in the bar at the next of its four refreshes a second."""
+        """Show values: on a line now, or in the bar, which is redrawn four times a second."""
         values = {escape_text(name): value for name, value in values.items()}
         texts = {name: value.text for name, value in values.items() if isinstance(value, Text)}
         for name, text in texts.items():
@@ -71,7 +71,7 @@ class Console:
         if self._run is None:
             from hooks.writers.console_display import RunDisplay
 
-            self._run = RunDisplay.begun(values)
+            self._run = RunDisplay.from_values(values)
         self._run.add(step, values)
         if not self._console.is_interactive:
             self._print(self._run.line())
@@ -79,14 +79,14 @@ class Console:
             self._draw(self._run)
 
     def begin(self, progress: Progress) -> None:
-        """Show on a terminal what the run is at: phases compile first, which may take long."""
+        """Start the bar on a terminal: phases compile first, which may take long."""
         if self._run is not None or not self._console.is_interactive:
             return
         from hooks.writers.console_display import RunDisplay
 
-        self._run = RunDisplay(began=math.inf, before=progress.done, progress=progress)
+        self._run = RunDisplay(began=math.inf, epochs_before=progress.done, progress=progress)
         self._run.thread = threading.get_ident()
-        self._unheard = add_listener(lambda span: None)  # or what is under way is not known
+        self._unlisten = add_listener(lambda span: None)  # open spans are only kept for listeners
         self._draw(self._run)
 
     def _draw(self, run: RunDisplay) -> None:
@@ -97,32 +97,28 @@ class Console:
         """Do nothing: the console keeps no records."""
 
     def close(self) -> None:
-        """Take the bar away and show the table; a further write begins another."""
+        """Remove the bar and show the table; the next write starts another."""
         live, self._live = self._live, None
         run, self._run = self._run, None
-        unheard, self._unheard = self._unheard, None
-        if unheard is not None:
-            unheard()
+        unlisten, self._unlisten = self._unlisten, None
+        if unlisten is not None:
+            unlisten()
         if live is not None:
             live.stop()
-        if run is not None and run.courses:
+        if run is not None and run.summaries:
             self._console.print(run.render_summary(self._console))
 
     def _show(self, name: str, text: str, step: int, progress: Value | None) -> None:
         """Print a text, framed on a terminal."""
-        from hooks.writers.console_display import indented, make_panel
+        from hooks.writers.console_layout import indent_text, make_panel
 
         when = f"epoch {progress.done}" if isinstance(progress, Progress) else f"step {step}"
+        text = escape_unencodable(text, self._console.encoding)  # a sample must not end a run
         if self._console.is_interactive:
-            self._console.print(make_panel(name, self._encodable(text), when))
+            self._console.print(make_panel(name, text, when))
         else:
-            self._print(indented(name, self._encodable(text), when))
+            self._print(indent_text(name, text, when))
 
     def _print(self, lines: str) -> None:
-        """Print past rich, which would fold long lines."""
+        """Print without rich, which would wrap long lines."""
         print(lines, file=self._console.file, flush=True)
-
-    def _encodable(self, text: str) -> str:
-        """Escape what the console's file cannot hold: a sample must not end a run."""
-        encoding = self._console.encoding
-        return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from numbers import Real
 
-from hooks.writers.writer import Progress, Text, Value
+from hooks.writers.values import Progress, Text, Value
 from trainer.runs import Run
 
 

@@ -1,7 +1,7 @@
-"""TensorBoard's event files: made, cut where a run goes on, set aside where one starts afresh.
+"""TensorBoard's event files: create, truncate for a resumed run, archive for a fresh start.
 
-A file is a row of records: the length (8 bytes, little endian) and its checksum (4), the message,
-its checksum (4).
+A file is a sequence of records: the length (8 bytes, little endian) and its checksum (4), the
+message, its checksum (4).
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from trainer.host.safe_open import open_regular
 log = logging.getLogger("entracte")
 
 OWN = re.compile(r"(?:events\.out\.tfevents|superseded\.events)\.(\d{10,})\..*\.(\d{6})")
-"""File names that `open_event_file` gives: seconds and number. Other files are left alone."""
+"""Names of files from `open_event_file`: seconds and number. Other files are left alone."""
 
 EPOCH = "epoch"
-"""The tag whose value is the number of epochs that are done."""
+"""The tag whose value is the number of completed epochs."""
 
 CHUNK = 2**20
-"""Bytes that are copied at once."""
+"""Bytes copied at once."""
 
 _open: set[Path] = set()
-"""Files that writers of this process have open; other writers leave them alone."""
+"""Files that writers of this process have open; other writers do not touch them."""
 
 
 class RecordScan(NamedTuple):
-    """What stays of a file."""
+    """Which records of a file to keep."""
 
     kept: list[tuple[int, int]]
-    """Where it begins and ends, apart from one another."""
+    """Byte ranges to keep, begin and end, separate from one another."""
     dropped: int
-    """How many records do not."""
+    """Number of records to drop."""
     damaged: int | None
-    """The byte from which on it cannot be read; None if all of it can."""
+    """The first byte that cannot be read; None if all of the file can be read."""
 
 
 def encode_records(events: Iterable[Event]) -> bytes:
-    """Return messages as records, one after another."""
+    """Encode messages as records, one after another."""
     parts = []
     for event in events:
         data = event.SerializeToString()
@@ -63,21 +63,20 @@ def encode_records(events: Iterable[Event]) -> bytes:
 
 
 def open_event_file(directory: Path, hidden_from: int | None) -> AppendFile:
-    """Begin a file that readers take for later than those that are there.
+    """Create a file that readers sort after the existing ones.
 
     Args:
         directory: of the files.
-        hidden_from: step from which on those who read along forget what they have read; None keeps
-            all.
+        hidden_from: step from which on live readers forget what they have read; None keeps all.
     """
     names = [OWN.fullmatch(path.name) for path in directory.iterdir()]
-    made = [(int(found[1]), int(found[2])) for found in names if found]
-    seconds = max([int(time.time()), *(second for second, _ in made)])  # clocks are set back
-    number = max([-1, *(number for _, number in made)]) + 1
+    existing = [(int(match[1]), int(match[2])) for match in names if match]
+    seconds = max([int(time.time()), *(second for second, _ in existing)])  # clocks are set back
+    number = max([-1, *(number for _, number in existing)]) + 1
     name = f"events.out.tfevents.{seconds}.{socket.gethostname()}.{number:06d}"
     head = [Event(wall_time=time.time(), file_version="brain.Event:2")]
-    beside = any(path.parent == directory for path in _open)  # what it wrote is of this run
-    if hidden_from is not None and not beside:
+    shared = any(path.parent == directory for path in _open)  # by another writer of this run
+    if hidden_from is not None and not shared:
         hidden = Event(wall_time=time.time(), step=hidden_from)
         hidden.session_log.status = 1  # START
         head.append(hidden)
@@ -93,68 +92,67 @@ def open_event_file(directory: Path, hidden_from: int | None) -> AppendFile:
 
 
 def close_event_file(file: AppendFile) -> None:
-    """Close a file that `open_event_file` made."""
+    """Close a file that `open_event_file` returned."""
     _open.discard(file.path)
     file.close()
 
 
 def archive_files(directory: Path) -> None:
-    """Rename the files of an earlier run, so that readers pass them over.
+    """Rename the files of an earlier run, so that readers skip them.
 
-    Killed in between, some are set aside and the rest are the next time.
+    After a kill in between, the next call renames the rest.
     """
-    files = _own(directory)
+    files = _list_closed_files(directory)
     for path in files:
         path.rename(path.with_name(path.name.replace("events.out.tfevents", "superseded.events")))
     if files:
         sync_folder(directory)
         log.warning(
-            "%s: this run starts afresh, and the %d event files of an earlier one are set aside: "
-            "they are named superseded.events.* now, which TensorBoard passes over",
+            "%s: this run starts fresh, and the %d event files of an earlier one are set aside: "
+            "they are now named superseded.events.*, which TensorBoard skips",
             directory,
             len(files),
         )
 
 
 def truncate_files(directory: Path, step: int, epoch: int) -> bool:
-    """Drop the records beyond a step or an epoch, and one torn by a crash.
+    """Drop the records beyond a step or an epoch, and a record torn by a crash.
 
-    Each file is replaced at once, so that one killed in between is cut the next time.
+    Each file is replaced atomically; after a kill in between, the next call truncates the rest.
 
     Args:
         directory: of the files.
-        step: the last that stays.
-        epoch: the last that stays, for programs whose step stands still.
+        step: the last to keep.
+        epoch: the last to keep, for programs that do not count steps.
 
     Returns:
         Whether there are files.
     """
-    dropped, files = 0, _own(directory)
+    dropped, files = 0, _list_closed_files(directory)
     for path in files:
         with open(open_regular(path, follow=True), "rb") as file, _mapped(file) as content:
-            found = _cut(content, step, epoch)
-            if found.kept == [(0, len(content))]:
+            scan = _scan_records(content, step, epoch)
+            if scan.kept == [(0, len(content))]:
                 continue
-            if found.damaged is not None:
+            if scan.damaged is not None:
                 aside = path.with_name(path.name.replace("events.out.tfevents", "damaged.events"))
                 log.warning(
-                    "%s is damaged from byte %d on: it is kept as %s, and what can be read of it "
-                    "stays",
-                    *(path, found.damaged, aside.name),
+                    "%s is damaged from byte %d on: it is kept as %s, and its readable part stays",
+                    *(path, scan.damaged, aside.name),
                 )
                 _replace(aside, content, [(0, len(content))])
-            _replace(path, content, found.kept)
-        dropped += found.dropped
+            _replace(path, content, scan.kept)
+        dropped += scan.dropped
     if dropped:
         log.warning(
-            "%s: dropping %d records beyond step %d of epoch %d, where this run goes on",
+            "%s: dropping %d records beyond step %d of epoch %d, where this run resumes",
             *(directory, dropped, step, epoch),
         )
     return bool(files)
 
 
-def _own(directory: Path) -> list[Path]:
-    """List the files that are read and that no writer of this process has open, in their order."""
+def _list_closed_files(directory: Path) -> list[Path]:
+    """List, in order, the files that readers read and no writer of this process has open."""
     return sorted(
         path
         for path in directory.glob("events.out.tfevents.*")
@@ -164,20 +162,20 @@ def _own(directory: Path) -> list[Path]:
 
 def _mapped(file: BinaryIO) -> contextlib.AbstractContextManager[bytes | mmap.mmap]:
     if not os.fstat(file.fileno()).st_size:
-        return contextlib.nullcontext(b"")  # of which there is no map
+        return contextlib.nullcontext(b"")  # an empty file cannot be mapped
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> RecordScan:
+def _scan_records(content: bytes | mmap.mmap, step: int, epoch: int) -> RecordScan:
     kept, dropped, done, place = [(0, 0)], 0, 0.0, 0
     while place + 12 <= len(content):
         length = content[place : place + 8]
         end = place + 16 + int(struct.unpack("<Q", length)[0])
-        sound = _checksum(length) == content[place + 8 : place + 12]
-        if sound and end > len(content):
+        intact = _checksum(length) == content[place + 8 : place + 12]
+        if intact and end > len(content):
             break  # torn
         try:
-            event = Event.FromString(content[place + 12 : end - 4]) if sound else None
+            event = Event.FromString(content[place + 12 : end - 4]) if intact else None
         except DecodeError:
             event = None
         if event is None:
@@ -194,9 +192,9 @@ def _cut(content: bytes | mmap.mmap, step: int, epoch: int) -> RecordScan:
 
 
 def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]) -> None:
-    """Write parts of a file to another, which appears at once."""
+    """Replace a file atomically by parts of a content."""
     size = sum(end - begin for begin, end in kept)
-    # Under a name that readers pass over.
+    # The temporary name is one that readers skip.
     with (
         explain_disk_full(size, path),
         atomic_replace(path, beside="cutting") as target,

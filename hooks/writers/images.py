@@ -1,4 +1,4 @@
-"""Pictures as files: images as PNGs, videos as GIFs, which every browser plays. Needs Pillow."""
+"""Encode images as PNG files and videos as GIF files, which every browser plays. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import io
 
 import numpy as np
 
-from hooks.writers.writer import Image, Video
+from hooks.writers.values import Image, Video
 
 LAST = 100
-"""Hundredths of a second that the last frame stays longer, so that an end is seen before it begins
-anew."""
+"""Hundredths of a second that the last frame stays longer, so that the end is seen before the
+animation repeats."""
 
 
 def check_pillow(who: str) -> None:
-    """See that animations can be made.
+    """Check that pictures can be encoded.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -27,7 +27,7 @@ def check_pillow(who: str) -> None:
 
 
 def encode_png(image: Image) -> bytes:
-    """Make a PNG.
+    """Encode an image as PNG.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -35,19 +35,19 @@ def encode_png(image: Image) -> bytes:
     >>> encode_png(Image(np.zeros((3, 4, 1), np.uint8)))[1:4]
     b'PNG'
     """
-    check_pillow("as_png")
+    check_pillow("encode_png")
     import PIL.Image
 
     pixels = to_uint8(image.pixels)
-    written = io.BytesIO()
-    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(written, "PNG")
-    return written.getvalue()
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def encode_gif(video: Video) -> bytes:
-    """Make a GIF that plays for ever; up to 256 colors a frame are kept as they are.
+    """Encode a video as a GIF that repeats forever; up to 256 colors per frame are exact.
 
-    Frames that do not differ are joined to one that stays longer.
+    Equal neighbouring frames become one that stays longer.
 
     Raises:
         ImportError: Pillow is not installed.
@@ -55,34 +55,33 @@ def encode_gif(video: Video) -> bytes:
     >>> encode_gif(Video(np.zeros((3, 4, 4, 1), np.uint8), fps=10))[:6]
     b'GIF89a'
     """
-    check_pillow("as_gif")
+    check_pillow("encode_gif")
     import PIL.Image
 
     pixels = to_uint8(video.frames)
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
     frames = [PIL.Image.fromarray(picture) for picture in pixels]
-    ends = np.round(np.arange(len(frames) + 1) * 100 / video.fps).astype(int)
-    shown = np.diff(ends)
-    shown[-1] += LAST
-    written = io.BytesIO()
+    hundredths = np.diff(np.round(np.arange(len(frames) + 1) * 100 / video.fps).astype(int))
+    hundredths[-1] += LAST
+    file = io.BytesIO()
     frames[0].save(
-        written,
+        file,
         format="GIF",
         save_all=True,
         append_images=frames[1:],
-        duration=(shown * 10).tolist(),  # in milliseconds, of which a GIF keeps the hundredths
+        duration=(hundredths * 10).tolist(),  # in milliseconds; a GIF stores hundredths of a second
         loop=0,
     )
-    return written.getvalue()
+    return file.getvalue()
 
 
-def to_uint8(shades: np.ndarray) -> np.ndarray:
-    """Give uint8 of what may be floats from 0 to 1.
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Convert floats from 0 to 1 to uint8; uint8 stays as it is.
 
     >>> to_uint8(np.array([0.0, 0.5, 2.0]))
     array([  0, 128, 255], dtype=uint8)
     """
-    shades = np.asarray(shades)
-    if shades.dtype == np.uint8:
-        return shades
-    return (np.clip(np.nan_to_num(shades), 0, 1) * 255).round().astype(np.uint8)
+    pixels = np.asarray(pixels)
+    if pixels.dtype == np.uint8:
+        return pixels
+    return (np.clip(np.nan_to_num(pixels), 0, 1) * 255).round().astype(np.uint8)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hooks.writers.trackers import JournalRow, TrackerJournal, is_available, link_artifacts
-from hooks.writers.writer import Value
+from hooks.writers.values import Value
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_settings
 from trainer.runs.text import clean

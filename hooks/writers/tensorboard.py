@@ -1,4 +1,4 @@
-"""TensorBoard: numbers, pictures and texts in event files, written on a thread of their own."""
+"""A writer for TensorBoard: event files of numbers, pictures and texts, written on a thread."""
 
 from __future__ import annotations
 
@@ -17,38 +17,29 @@ from hooks.worker import BackgroundWorker
 from hooks.writers import event_files
 from hooks.writers.appending import AppendFile
 from hooks.writers.images import encode_gif, to_uint8
-from hooks.writers.writer import (
-    Histogram,
-    Image,
-    Progress,
-    Text,
-    Trace,
-    Value,
-    Video,
-    log_missing_history,
-    make_folder,
-)
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Value, Video
+from hooks.writers.writer import log_missing_history
 from trainer.checks.paths import to_absolute_path
+from trainer.host.folders import make_folder
 
 POINTS = 1000
-"""Of a trace, at most so many values are written at a time; each step takes the thread 50 us."""
+"""Values of a trace to write at a time, at most; each takes the thread 50 us."""
 
 WRITTEN_WITHIN = 600.0
-"""Seconds after which a disk that takes no more is given up."""
+"""Seconds to wait for a disk that does not respond."""
 
 
 class TensorBoard:
     """Writes event files for TensorBoard, off the training thread.
 
-    Numbers, pictures, videos, texts and histograms stand at the step written, the values of a trace
-    at their own steps; of more than 1,000, as many evenly picked ones, the last among them. Each
-    run writes a file of its own. One that goes on cuts what earlier files hold beyond its step, so
-    that every reader finds each point once; one that starts afresh sets them aside, under names
-    that readers pass over. A video is a picture that moves. Both need Pillow,
-    `pip install "entracte[images]"`.
+    Numbers, pictures, videos, texts and histograms are written at their step, the values of a trace
+    at the step of each; of a longer trace, 1,000 evenly picked values, the last among them. Each
+    run writes a file of its own. A resumed run truncates earlier files at its step, so that every
+    reader finds each point once; a fresh start renames them to names that readers skip. A video is
+    an animated picture. Pictures and videos need Pillow, `pip install "entracte[images]"`.
 
     Args:
-        directory: of the event files; it is made.
+        directory: of the event files; it is created.
 
     Raises:
         OSError: the directory cannot be written to.
@@ -74,7 +65,7 @@ class TensorBoard:
         )
 
     def resume(self, step: int, epoch: int) -> None:
-        """Cut earlier files at this step, or set them aside, and begin one."""
+        """Truncate earlier files at this step, or set them aside, and create a new one."""
         if self._resumed == (step, epoch):  # by another hook that shares this writer
             return
         self.close()
@@ -84,19 +75,19 @@ class TensorBoard:
                 log_missing_history(self.directory, epoch)
         else:
             event_files.archive_files(self.directory)
-        # Who reads along has read more: afresh, what was measured before training comes again.
+        # Live readers have read more; a fresh start writes again what was measured before training.
         self._file = event_files.open_event_file(self.directory, step + 1 if epoch else 0)
         self._resumed = step, epoch
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Queue values. Arrays are copied, since training may take back the memory of its own."""
+        """Queue values. Arrays are copied, since training may reuse their memory."""
         if self._resumed and step > self._resumed[0]:
             self._resumed = None
-        held = {tag: _held(value) for tag, value in values.items()}
-        self._worker.put((time.time(), step, held))
+        copies = {tag: _copy_arrays(value) for tag, value in values.items()}
+        self._worker.put((time.time(), step, copies))
 
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
-        """Write values to a file beside the others, and take it away again."""
+        """Write values to a temporary file, and remove it again."""
         with tempfile.TemporaryDirectory(prefix="check-", dir=self.directory) as folder:
             trial = TensorBoard(folder)
             try:
@@ -105,18 +96,18 @@ class TensorBoard:
                 trial.close()
 
     def flush(self) -> None:
-        """Wait until all that was queued is on the disk, in the file that is found at its path.
+        """Wait until everything queued is on the disk, in the file at its path.
 
         Raises:
-            OSError: the file was replaced or cut short in mid-run, or the disk fails. One that was
-                deleted is written again.
+            OSError: the file was replaced or cut short during the run, or the disk fails. A deleted
+                file is written again.
         """
         self._worker.flush()
         if self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
-        """Write what is queued, end the thread, close the file; a further write begins another."""
+        """Write what is queued, end the thread, close the file; the next write starts another."""
         try:
             self._worker.close()
         finally:
@@ -127,12 +118,12 @@ class TensorBoard:
                 event_files.close_event_file(file)
 
     def _record(self, item: tuple[float, int, dict[str, Value]]) -> None:
-        """Write what was queued by one `write`: one event a step, with all that stands there."""
+        """Write the values of one `write`: one event per step, with all values of that step."""
         wall_time, step, values = item
         file = self._file = self._file or event_files.open_event_file(self.directory, None)
         events: dict[int, Any] = {}
 
-        def at(place: int) -> Any:
+        def values_at(place: int) -> Any:
             if place not in events:
                 events[place] = Event(wall_time=wall_time, step=place)
             return events[place].summary.value
@@ -145,28 +136,28 @@ class TensorBoard:
                     steps, picked = select_trace_points(len(value.values), step, since=since)
                     numbers = np.asarray(value.values, np.float64)[picked]
                     for place, number in zip(steps.tolist(), numbers.tolist(), strict=True):
-                        at(place).add(tag=tag, simple_value=number)
+                        values_at(place).add(tag=tag, simple_value=number)
                 case Histogram() | Image() | Video() | Text():
-                    at(step).append(_summary(tag, value))
+                    values_at(step).append(_build_summary(tag, value))
                 case Progress():
-                    if self._progress != (step, value.done):  # else another hook wrote it
-                        at(step).add(tag=tag, simple_value=value.done)
+                    if self._progress != (step, value.done):  # or another hook wrote it
+                        values_at(step).add(tag=tag, simple_value=value.done)
                     self._progress = step, value.done
                 case _:
-                    at(step).add(tag=tag, simple_value=value)  # beyond float32 it is inf
+                    values_at(step).add(tag=tag, simple_value=value)  # inf beyond float32
         file.append(event_files.encode_records(event for _, event in sorted(events.items())))
 
 
 def select_trace_points(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:
-    """Say which values of a trace to write, and at which steps.
+    """Select which values of a trace to write, and at which steps.
 
-    A trace that is finer than the steps since it was last written, as a rollout's may be, is spread
-    over them, so that it never runs into the one before.
+    A trace with more values than there were steps since the last write, such as a rollout's, is
+    spread over these steps, so that it never overlaps the previous one.
 
     Args:
         length: of the trace.
         step: at its end.
-        since: the step at which it was last written.
+        since: the step of the last write.
 
     Returns:
         (steps, indices into the trace), both `[points]` and increasing.
@@ -182,7 +173,7 @@ def select_trace_points(length: int, step: int, *, since: int) -> tuple[np.ndarr
     return step - span + ends * span // max(points, 1), ends * length // max(points, 1) - 1
 
 
-def _held(value: Value) -> Value:
+def _copy_arrays(value: Value) -> Value:
     if isinstance(value, Image):
         return Image(np.array(value.pixels))
     if isinstance(value, Video):
@@ -192,8 +183,8 @@ def _held(value: Value) -> Value:
     return value
 
 
-def _summary(tag: str, value: Histogram | Image | Video | Text) -> Any:
-    """Make the message of what is no number."""
+def _build_summary(tag: str, value: Histogram | Image | Video | Text) -> Any:
+    """Build the message of a value that is no number."""
     match value:
         case Text():
             encodable = value.text.encode(errors="backslashreplace").decode()

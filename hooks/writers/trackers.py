@@ -20,19 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hooks.writers.images import encode_gif, encode_png
-from hooks.writers.writer import (
-    Histogram,
-    Image,
-    JsonLines,
-    Progress,
-    Text,
-    Value,
-    Video,
-    make_folder,
-)
+from hooks.writers.json_lines import JsonLines
+from hooks.writers.values import Histogram, Image, Progress, Text, Value, Video
 from trainer.checkpoints import Checkpoints, DamagedCheckpoint, wait_for_saves
 from trainer.checkpoints.manifest import parse_scores
 from trainer.host.atomic_files import atomic_replace
+from trainer.host.folders import make_folder
 from trainer.host.safe_open import open_regular, read_bytes
 from trainer.rl.replay_files import list_replay_files
 
@@ -75,7 +68,7 @@ class TrackerJournal:
     ...     [row] = journal.rows()
     ...     journal.close(deliver=journal.mark_delivered)
     ...     print(row.step, row.values["val/loss"], row.values["sample"].value)
-    28 Kept(kind='number', value=0.5) Once upon a time
+    28 JournalValue(kind='number', value=0.5) Once upon a time
     """
 
     def __init__(self, folder: Path, who: str, *, active: bool = True) -> None:

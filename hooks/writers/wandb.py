@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hooks.writers.trackers import JournalValue, TrackerJournal, is_available, link_artifacts
-from hooks.writers.writer import Value
+from hooks.writers.values import Value
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_settings, redacted_command
 from trainer.runs.text import clean

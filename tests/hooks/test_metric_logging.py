@@ -13,7 +13,8 @@ import hooks
 import trainer
 from hooks.metric_logging import log_metrics
 from hooks.testing import check_hook
-from hooks.writers.writer import JsonLines, Progress, Trace
+from hooks.writers.json_lines import JsonLines
+from hooks.writers.values import Progress, Trace
 
 
 class Recorder:

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hooks
 import trainer
 from hooks.testing import check_hook
-from hooks.writers.writer import Histogram, Image, JsonLines, Progress, Text
+from hooks.writers.json_lines import JsonLines
+from hooks.writers.values import Histogram, Image, Progress, Text
 
 
 class Recorder:

@@ -12,7 +12,7 @@ from forging import forge, make, read, restore
 
 import hooks
 import trainer
-from hooks.writers.writer import Text
+from hooks.writers.values import Text
 from trainer.__main__ import main
 from trainer.checkpoints import DamagedCheckpoint
 from trainer.configuration import TrainingConfig, load_config

@@ -22,17 +22,11 @@ from trainer.commands.lookup.scores import choose_key_metrics, summarize_curve
 from trainer.commands.lookup.stores import RunName, open_run
 from trainer.commands.terminal.braille import colors_of, plot
 from trainer.commands.terminal.calling import CommandError, convert_load_errors
-from trainer.commands.terminal.output import (
-    Column,
-    make_console,
-    make_key_value_table,
-    make_table,
-    print_json,
-    safe_text,
-)
+from trainer.commands.terminal.output import make_console, print_json
 from trainer.evaluators.suite_loading import load_named
 from trainer.hook import flatten_hooks
 from trainer.host.escaping import escape_lines, escape_text
+from trainer.host.rich_tables import Column, make_key_value_table, make_table, safe_text
 from trainer.runs.panels import Curve, group_panels
 from trainer.runs.sparklines import format_number
 from trainer.state import PyTree

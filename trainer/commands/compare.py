@@ -16,19 +16,12 @@ from trainer.commands.lookup.scores import (
 )
 from trainer.commands.lookup.stores import RunNames, open_run
 from trainer.commands.terminal.calling import CommandError
-from trainer.commands.terminal.output import (
-    Column,
-    format_duration,
-    format_progress,
-    make_console,
-    make_table,
-    print_json,
-    safe_text,
-    state_text,
-)
+from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.commands.terminal.sections import BEST
 from trainer.configuration.setting_rows import flatten_settings, format_setting
+from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
+from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import read_curves
 from trainer.runs.panels import Curve, finite
 from trainer.runs.rows import RunRow

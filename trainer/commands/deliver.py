@@ -16,8 +16,9 @@ from trainer.commands.lookup.stores import (
     open_store,
 )
 from trainer.commands.terminal.calling import CommandError
-from trainer.commands.terminal.output import make_console, print_json, safe_text
+from trainer.commands.terminal.output import make_console, print_json
 from trainer.host.escaping import escape_text
+from trainer.host.rich_tables import safe_text
 from trainer.host.safe_open import UnsafeFile
 from trainer.runs.connections import Unreachable
 from trainer.runs.recorder import QUEUE

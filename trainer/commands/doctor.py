@@ -11,7 +11,9 @@ from rich.table import Table
 from trainer.commands.diagnosis import machine_checks
 from trainer.commands.diagnosis.machine_checks import Finding
 from trainer.commands.diagnosis.self_test import run_self_test
-from trainer.commands.terminal.output import format_duration, make_console, print_json, safe_text
+from trainer.commands.terminal.output import make_console, print_json
+from trainer.host.amounts import format_duration
+from trainer.host.rich_tables import safe_text
 
 MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "wrong": ("WRONG", "bold red")}
 """Word and style of each verdict."""

@@ -16,9 +16,11 @@ from trainer.checks.modes import Mode
 from trainer.commands.lookup.checkpoint_choice import CheckpointChoice, choose_checkpoint
 from trainer.commands.lookup.stores import RunName, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
-from trainer.commands.terminal.output import format_bytes, make_console, print_json, safe_text
+from trainer.commands.terminal.output import make_console, print_json
+from trainer.host.amounts import format_bytes
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_lines, escape_text
+from trainer.host.rich_tables import safe_text
 from trainer.parameters.transfer import export_params
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import Record, RunRow

@@ -16,17 +16,10 @@ from trainer.commands.lookup.scores import (
 )
 from trainer.commands.lookup.stores import open_store
 from trainer.commands.terminal.calling import CommandError
-from trainer.commands.terminal.output import (
-    Column,
-    format_duration,
-    format_progress,
-    make_console,
-    make_table,
-    print_json,
-    safe_text,
-    state_text,
-)
+from trainer.commands.terminal.output import make_console, print_json, state_text
+from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
+from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import metric_names, read_curves
 from trainer.runs.panels import Curve
 from trainer.runs.rows import RunRow

@@ -11,9 +11,9 @@ from hooks.reports.report_page import Report, ReportTable, format_duration, rend
 from trainer.commands.lookup.scores import choose_key_metrics
 from trainer.commands.lookup.stores import RunName, is_path, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
-from trainer.commands.terminal.output import format_bytes
 from trainer.commands.terminal.sections import SCORES
 from trainer.configuration.setting_rows import format_settings
+from trainer.host.amounts import format_bytes
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store

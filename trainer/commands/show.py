@@ -12,16 +12,7 @@ from trainer.checks.modes import ASIDE, infer_mode
 from trainer.commands.lookup.scores import as_json, check_metric_names
 from trainer.commands.lookup.stores import RunName, open_run
 from trainer.commands.terminal.braille import colors_of, plot
-from trainer.commands.terminal.output import (
-    format_age,
-    format_progress,
-    make_console,
-    make_key_value_table,
-    print_json,
-    safe_lines,
-    safe_text,
-    state_text,
-)
+from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.commands.terminal.sections import (
     make_artifact_table,
     make_checkpoint_table,
@@ -30,6 +21,8 @@ from trainer.commands.terminal.sections import (
     make_score_table,
 )
 from trainer.configuration.setting_rows import format_settings
+from trainer.host.amounts import format_age, format_progress
+from trainer.host.rich_tables import make_key_value_table, safe_lines, safe_text
 from trainer.runs.metric_curves import read_curves
 from trainer.runs.panels import HOOK, Curve, finite, group_panels
 from trainer.runs.requests import list_requests, list_results

@@ -21,19 +21,11 @@ from trainer.commands.lookup.stores import (
     resolve_store,
 )
 from trainer.commands.terminal.calling import CommandError
-from trainer.commands.terminal.output import (
-    Column,
-    format_age,
-    format_duration,
-    format_progress,
-    make_console,
-    make_table,
-    print_json,
-    safe_text,
-    state_text,
-)
+from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.evaluators.liveness import HEARTBEAT_SECONDS, WorkerRow, workers
+from trainer.host.amounts import format_age, format_duration, format_progress
 from trainer.host.escaping import escape_text
+from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.panels import HOOK
 from trainer.runs.requests import list_requests
 from trainer.runs.rows import RunRow

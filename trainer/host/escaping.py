@@ -51,3 +51,13 @@ def escape(record: logging.LogRecord) -> bool:
     if (safe := escape_lines(message)) != message:
         record.msg, record.args = safe, ()
     return True
+
+
+def escape_unencodable(text: str, encoding: str | None) -> str:
+    """Escape what a file of this encoding cannot hold.
+
+    >>> escape_unencodable("caf\\u00e9", "ascii"), escape_unencodable("caf\\u00e9", None)
+    ('caf\\\\xe9', 'café')
+    """
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from trainer.checks.pytrees import format_path
+from trainer.host.plain_tables import align_columns
 from trainer.state import PyTree, TrainState
 
 OTHERS = ("model_state", "opt_state", "carry")
@@ -53,14 +54,7 @@ class Summary:
         cells = [("path", "shape", "dtype", "count", "bytes"), *map(_cells, self.rows), total]
         if self.others:
             cells += [*map(_cells, self.others), ("state", "", "", "", f"{self.bytes:,}")]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if number > 2 else cell.ljust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        )
+        return align_columns(cells, right=(3, 4))
 
 
 def summary(params: PyTree) -> Summary:

@@ -48,13 +48,13 @@ def noted(seen):
 @pytest.mark.parametrize(("patience", "ended"), [(1, 3), (2, 4), (3, 8), (4, None)])
 def test_it_tells_when_a_patience_would_have_stopped_the_run(store, patience, ended):
     found = hooks.backtest(hooks.stop_early("val/loss", patience=patience), "digits", store=store)
-    assert (found.run, found.ended) == ("digits", ended)
+    assert (found.run, found.stop_epoch) == ("digits", ended)
     assert [epoch.epoch for epoch in found.epochs] == list(range(1, (ended or 8) + 1))
     if ended:
-        assert (found.by, found.stop_reason) == ("stop_early/val/loss", "stop")
+        assert (found.stopped_by, found.stop_reason) == ("stop_early/val/loss", "stop")
         assert found.epochs[-1].hook_state["stop_early/val/loss"].since == patience
     else:
-        assert (found.by, found.stop_reason) == ("", "")
+        assert (found.stopped_by, found.stop_reason) == ("", "")
 
 
 def test_hooks_do_what_they_did_in_the_run_itself(state, phase, tmp_path):
@@ -78,7 +78,7 @@ def test_hooks_do_what_they_did_in_the_run_itself(state, phase, tmp_path):
         state, phase, epochs=9, hooks=[score_first(chain()), hooks.log_metrics(hooks.Database(run))]
     )
     found = hooks.backtest(score_first(chain()), tmp_path / "halving", state=state)
-    assert found.ended == int(trained.epoch) == len(history)
+    assert found.stop_epoch == int(trained.epoch) == len(history)
     assert found.epochs[-1].hook_state == trained.hook_state
     assert found.epochs[-1].scores == {"halved": history[-1]["halved"]}
     rates = optax.tree.get(trained.opt_state, "learning_rate")
@@ -97,7 +97,7 @@ def test_hooks_see_numbers_in_order_and_are_started_and_ended(store):
         hooks.on("end", noted(ended)), noted(seen), hooks.on("start", noted(started))
     )
     found = hooks.backtest(chain, "digits", store=store)
-    assert found.ended is None
+    assert found.stop_epoch is None
     assert started == [(0, 0, {})]
     assert seen == [
         (n, 28 * n, {"val/loss": loss, "train/loss": loss / 2, "epoch": n})
@@ -129,7 +129,7 @@ def test_a_phase_gives_hooks_what_it_measured(store):
 def test_a_value_that_is_no_number_is_seen_as_such(store):
     store.write_records("digits", 3, 84, {"train/loss": math.nan})
     found = hooks.backtest(hooks.stop_on_nan(), "digits", store=store)
-    assert (found.ended, found.by) == (3, "stop_on_nan")
+    assert (found.stop_epoch, found.stopped_by) == (3, "stop_on_nan")
 
 
 def test_an_interrupt_ends_it_without_its_end(store):
@@ -141,7 +141,7 @@ def test_an_interrupt_ends_it_without_its_end(store):
         return state
 
     found = hooks.backtest([give_up, hooks.on("end", noted(ended))], "digits", store=store)
-    assert (found.ended, found.by, found.stop_reason) == (2, "give_up", "enough")
+    assert (found.stop_epoch, found.stopped_by, found.stop_reason) == (2, "give_up", "enough")
     assert not ended
 
 
@@ -240,7 +240,7 @@ def test_a_commit_that_does_not_fit_is_told_of_where_it_matters(state, phase, tm
     trainer.fit(state, phase, epochs=2, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
     params = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     other = state.replace(params=params)
-    assert hooks.backtest(hooks.stop_on_nan(), tmp_path / "run", state=other).ended is None
+    assert hooks.backtest(hooks.stop_on_nan(), tmp_path / "run", state=other).stop_epoch is None
     for hook in (hooks.average_params(), hooks.every(1, hooks.average_params(), start=2)):
         with pytest.raises(NotRecorded) as caught:
             hooks.backtest(hook, tmp_path / "run", state=other)
@@ -270,7 +270,7 @@ def test_commits_do_nothing_and_are_closed(state, phase, tmp_path, store):
     with pytest.raises(ValueError, match="'never'"):
         trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("never", patience=1, mode="min"))
     chain = hooks.save_checkpoints(tmp_path / "digits", best="never", mode="min")
-    assert hooks.backtest([chain, hooks.stop_on_nan()], "digits", store=store).ended is None
+    assert hooks.backtest([chain, hooks.stop_on_nan()], "digits", store=store).stop_epoch is None
     assert not list((tmp_path / "digits" / "checkpoints").iterdir())
 
 
@@ -310,7 +310,7 @@ def test_what_another_hook_writes_may_be_read(store):
         return state.replace(scores={**state.scores, "gap": gap})
 
     stop = hooks.stop_early("gap", patience=1, mode="min")
-    assert hooks.backtest([measure, stop], "digits", store=store).ended == 3
+    assert hooks.backtest([measure, stop], "digits", store=store).stop_epoch == 3
     with pytest.raises(ValueError, match="reads 'gap'"):
         hooks.backtest([stop, measure], "digits", store=store)
 

@@ -11,15 +11,13 @@ from hooks.config.allowed_names import find_factory, list_factories, read_type_h
 from hooks.control.stopping import stop_on_nan
 
 NO_HOOKS = {
-    "configured",
-    "configured_writers",
-    "find_learning_rate",
+    "backtest",
+    "build_hooks",
+    "build_writers",
     "from_config",
     "image_grid",
     "learning_progress",
-    "load_replay",
     "reads",
-    "replay",
     "thresholds",
     "write_config",
     "writes",

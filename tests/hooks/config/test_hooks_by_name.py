@@ -266,14 +266,19 @@ def test_a_phase_that_is_not_given_is_told_with_those_that_are():
 def test_what_is_on_record_is_given_by_name(tmp_path):
     spec = [
         {"log_metrics": [{"Database": {"run": "run"}}]},
-        {"beat": {"path": "run"}},
+        {"heartbeat": {"path": "run"}},
         {"every": {"n": 5, "hook": {"request_evaluation": {"run": "run", "suite": "quick"}}}},
         {"collect_scores": {"run": "run", "suite": "quick", "scores": ["quick/loss"]}},
         {"evaluate": {"phase": "full", "remote": "run", "wait": True}},
     ]
     chain = from_config(spec, given={"run": trainer.runs.Run(tmp_path / "run")})
     names = {part.name for part in chain.parts}
-    assert {"log_metrics", "beat/error", "request_evaluation/quick", "collect_scores/full"} <= names
+    assert {
+        "log_metrics",
+        "heartbeat/error",
+        "request_evaluation/quick",
+        "collect_scores/full",
+    } <= names
 
 
 def test_arguments_of_any_name_need_names():

@@ -197,7 +197,7 @@ def test_a_beat_to_nowhere_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file") as raised:
         heartbeat(tmp_path / "file" / "alive.json")
-    assert "beat cannot write to the folder" in raised.value.__notes__[0]
+    assert "heartbeat cannot write to the folder" in raised.value.__notes__[0]
 
 
 def test_beating_holds_the_laws(state, tmp_path):

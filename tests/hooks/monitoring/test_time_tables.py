@@ -9,7 +9,7 @@ import pytest
 import rich
 from rich.console import Console
 
-from hooks.monitoring.time_tables import build_rows, escape_unencodable, print_times
+from hooks.monitoring.time_tables import build_rows, print_times
 
 SECOND = 10**9
 EPOCH, WAIT, HOOK = ("epoch", ""), ("wait", "train"), ("hook", "look")
@@ -61,10 +61,10 @@ def test_a_thread_cut_off_in_between_owns_nothing_negative():
 def test_rows_that_take_no_thousandth_are_left_out(capsys):
     print_times({(WAIT,): (5, SECOND), (HOOK,): (7, SECOND // 101)}, 10.0)
     assert capsys.readouterr().out.splitlines() == [
-        "time of 10.0 s; what took less than 0.1% is left out",
-        "what           share   total     own  count    mean",
-        "run           100.0%  10.0 s  8.99 s      1  10.0 s",
-        "  wait train   10.0%  1.00 s              5  200 ms",
+        "time of 10 s; what took less than 0.1% is left out",
+        "what           share  total     own  count    mean",
+        "run           100.0%   10 s  8.99 s      1    10 s",
+        "  wait train   10.0%    1 s              5  200 ms",
     ]
 
 
@@ -79,21 +79,16 @@ def test_names_are_shown_and_not_obeyed(monkeypatch, capsys, terminal):
     (line,) = [line for line in out.splitlines() if "hook" in line]
     shown = "hook [red]x[/red]\\n\\x1b[2J'\"" + ("\\xe9" if terminal else "é") + "\\u202e"
     cells = line.replace("|", " ").strip().removeprefix(shown).split()
-    assert cells == ["50.0%", "5.00", "s", "2", "2.50", "s"]
+    assert cells == ["50.0%", "5", "s", "2", "2.5", "s"]
 
 
 def test_without_rich_it_is_plain(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     print_times(SUMS, 10.0)
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "time of 10.0 s"
+    assert out[0] == "time of 10 s"
     assert [line.split("  ")[0] or line.strip().split("  ")[0] for line in out[1:4]] == [
         "what",
         "run",
         "epoch",
     ]
-
-
-def test_what_a_file_cannot_hold_is_escaped():
-    assert escape_unencodable("é", "ascii") == "\\xe9"
-    assert escape_unencodable("é", None) == "é"

@@ -37,7 +37,7 @@ def nothing(state, metrics):
 
 def fed(name, pieces):
     """A phase whose data a function makes on the host; it measures what it was given."""
-    feed = data.feed.Feed(pieces, np.float32(0), None, None, lambda state, check: None)
+    feed = data.source.Feed(pieces, np.float32(0), None, None, lambda state, check: None)
     phase = trainer.Phase(name, lambda state, given: (state, None, {"given": given}))
     phase.__dict__["feed"] = feed
     return phase

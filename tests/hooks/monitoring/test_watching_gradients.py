@@ -12,7 +12,7 @@ import hooks
 import trainer
 from hooks.monitoring.watching_gradients import SHOWN, group_by_layer, sample
 from hooks.testing import check_hook
-from hooks.writers.writer import Histogram
+from hooks.writers.values import Histogram
 
 
 def half_square(outputs, batch):

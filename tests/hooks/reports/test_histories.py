@@ -8,7 +8,8 @@ import pytest
 
 import trainer
 from hooks.reports.histories import call_on_finish, read_curves
-from hooks.writers.writer import JsonLines, Progress, Text
+from hooks.writers.json_lines import JsonLines
+from hooks.writers.values import Progress, Text
 
 
 @pytest.fixture

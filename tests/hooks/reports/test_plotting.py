@@ -13,7 +13,7 @@ import hooks
 import trainer
 from hooks.reports.plotting import color_of, draw_panels
 from hooks.testing import check_hook
-from hooks.writers.writer import JsonLines
+from hooks.writers.json_lines import JsonLines
 from trainer.runs.panels import Curve
 
 

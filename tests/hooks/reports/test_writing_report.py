@@ -13,7 +13,7 @@ import hooks
 import trainer
 from hooks.reports.report_page import Report, render_page
 from hooks.testing import check_hook
-from hooks.writers.writer import JsonLines
+from hooks.writers.json_lines import JsonLines
 from trainer.host.machine import describe_environment
 from trainer.runs.panels import Curve
 

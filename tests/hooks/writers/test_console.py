@@ -19,10 +19,12 @@ from hooks.metric_logging import log_metrics
 from hooks.testing import check_hook
 from hooks.writers import console_display
 from hooks.writers.console import Console
-from hooks.writers.console_display import RunDisplay, format_number, group_by_prefix, layout_rows
-from hooks.writers.writer import Image, Progress, ResumableWriter, Text, Writer
+from hooks.writers.console_display import RunDisplay
+from hooks.writers.console_layout import group_by_prefix, layout_rows
+from hooks.writers.values import Image, Progress, Text
+from hooks.writers.writer import ResumableWriter, Writer
 from trainer.host.time_spans import OpenSpan, StepProgress, list_open_spans
-from trainer.runs.sparklines import BLOCKS
+from trainer.runs.sparklines import BLOCKS, format_number
 
 
 def rich(width=100, *, terminal=False):
@@ -54,7 +56,7 @@ def shown(renderable, width=100):
 
 
 def course(*epochs):
-    run = RunDisplay.begun(epochs[0])
+    run = RunDisplay.from_values(epochs[0])
     for values in epochs:
         run.add(28 * values["epoch"].done, values)
     return run
@@ -120,9 +122,9 @@ def test_no_line_has_codes_for_terminals():
 
 
 def test_the_table_gives_last_lowest_and_highest_and_their_epochs():
-    table = shown(course(epoch(1), epoch(2, **{"train/loss": 9.0}), epoch(3)).table())
+    table = shown(course(epoch(1), epoch(2, **{"train/loss": 9.0}), epoch(3)).table(100))
     lines = [line.split() for line in table.splitlines()]
-    assert lines[0] == ["3/20", "epochs,", "84", "steps,", "0:00:02"]
+    assert lines[0] == ["3/20", "epochs,", "84", "steps,", "2", "s"]
     assert ["train/loss", "0.3333", "0.3333", "3", "9.000", "2"] in lines
     assert ["val/loss", "0.6667", "0.6667", "3", "2.000", "1"] in lines
     assert ["system/host_memory_gb", "1.500", "1.500", "1", "1.500", "1"] in lines
@@ -131,9 +133,9 @@ def test_the_table_gives_last_lowest_and_highest_and_their_epochs():
 
 def test_what_is_not_a_number_is_neither_lowest_nor_highest():
     values = [{"epoch": Progress(n), "loss": loss} for n, loss in ((1, math.nan), (2, 1.0))]
-    assert ["loss", "1.000", "1.000", "2", "1.000", "2"] in words(course(*values).table())
+    assert ["loss", "1.000", "1.000", "2", "1.000", "2"] in words(course(*values).table(100))
     values = [{"epoch": Progress(1), "loss": math.nan}]
-    assert ["loss", "nan"] in words(course(*values).table())
+    assert ["loss", "nan"] in words(course(*values).table(100))
 
 
 def words(renderable):
@@ -142,14 +144,14 @@ def words(renderable):
 
 def test_names_are_no_markup():
     run = course({"epoch": Progress(1), "loss[bold]": 1.0})
-    assert "loss[bold]" in shown(run.table())
+    assert "loss[bold]" in shown(run.table(100))
     assert "loss[bold]" in shown(run.bar(100))
 
 
 def test_the_bar_shows_progress_speed_time_left_and_rows_of_metrics():
     first, train, val = shown(course(epoch(1), epoch(5)).bar(100)).splitlines()
     assert first.split("━")[0].strip() == "epoch  5/20"
-    assert first.split("━")[-1].split() == ["25%", "1,234", "steps/s", "0:00:06", "left"]
+    assert first.split("━")[-1].split() == ["25%", "1,234", "steps/s", "6", "s", "left"]
     loss, accuracy = ["loss", "0.2000", "█▁"], ["accuracy", "0.5000", "▁▁"]
     assert train.split() == ["train", *loss, *accuracy, "grad_norm", "12.50"]
     assert val.split() == ["val", "loss", "0.4000", "█▁", "accuracy", "0.2500", "▁▁"]
@@ -172,7 +174,7 @@ def test_curves_are_left_out_where_not_all_fit():
 def test_the_table_has_curves_as_wide_as_there_is_room_for():
     run = course(*(epoch(n) for n in range(1, 31)))
     widths = []
-    for width in (78, 82, 120):
+    for width in (66, 72, 120):
         (line,) = [
             line
             for line in shown(run.render_summary(rich(width)), width).splitlines()
@@ -239,13 +241,13 @@ def test_a_record_before_the_first_epoch_is_written_does_not_hide_how_long_it_to
 def test_what_is_written_before_training_is_no_epoch():
     run = course({"epoch": Progress(0), "val/loss": 2.5}, epoch(1))
     assert 36 < run.seconds_left() <= 38.1  # 19 epochs of 2 seconds
-    assert run.courses["val/loss"].highest == (2.5, 0)
+    assert run.summaries["val/loss"].highest == (2.5, 0)
 
 
 def test_what_there_is_for_every_layer_is_in_the_table_alone():
     run = course(epoch(1, **{"gradients/norm/hidden/0": 0.25}))
     assert "gradients" not in shown(run.bar(100)) + run.line()
-    assert "gradients/norm/hidden/0" in shown(run.table())
+    assert "gradients/norm/hidden/0" in shown(run.table(100))
 
 
 def test_metrics_that_do_not_fit_are_left_out_whole():
@@ -362,7 +364,7 @@ def bar(run, doing, monkeypatch):
 
 
 def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
-    run = RunDisplay(began=math.inf, before=0, progress=Progress(0, 20))
+    run = RunDisplay(began=math.inf, epochs_before=0, progress=Progress(0, 20))
     drawn = bar(run, [OpenSpan("compile", "train", 12.4)], monkeypatch)
     assert "epoch  0/20" in drawn
     assert "compiling train, 12 s" in drawn
@@ -376,7 +378,9 @@ def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
 def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
     monkeypatch, number, seconds, percent
 ):
-    run = RunDisplay(began=0.0, before=0, heard=20.0, progress=Progress(10, 20))  # two seconds each
+    run = RunDisplay(
+        began=0.0, epochs_before=0, updated=20.0, progress=Progress(10, 20)
+    )  # two seconds each
     doing = [OpenSpan("epoch", "", seconds, number), OpenSpan("wait", "train", seconds)]
     drawn = bar(run, doing, monkeypatch)
     assert f"{percent}%" in drawn
@@ -387,21 +391,21 @@ def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
     ("done", "total", "said"),
     [
         (0, 200, " 0% train, 0 of 200 steps, 10 s of this epoch"),
-        (50, 200, " 5% 0:03:10 left train, 50 of 200 steps, 10 s of this epoch"),
+        (50, 200, " 5% 3.2 min left train, 50 of 200 steps, 10 s of this epoch"),
         (50, None, " 0% train, 50 steps, 10 s of this epoch"),
     ],
 )
 def test_in_the_first_epoch_it_fills_by_the_steps_and_tells_the_time_left(
     monkeypatch, done, total, said
 ):
-    run = RunDisplay(began=math.inf, before=0, progress=Progress(0, 5))
+    run = RunDisplay(began=math.inf, epochs_before=0, progress=Progress(0, 5))
     epoch = OpenSpan("epoch", "", 10.0, 1, (StepProgress("train", done, total),))
     drawn = bar(run, [epoch, OpenSpan("wait", "train", 9.0)], monkeypatch)
     assert " ".join(drawn.split()).replace("\u2501", "").endswith(said)
 
 
 def test_of_a_hook_it_says_what_it_computes(monkeypatch):
-    run = RunDisplay(began=0.0, before=0, heard=2.0, progress=Progress(1, 5))
+    run = RunDisplay(began=0.0, epochs_before=0, updated=2.0, progress=Progress(1, 5))
     hook = OpenSpan("hook", "evaluate", 9.0, steps=(StepProgress("val", 30, 200),))
     doing = [OpenSpan("epoch", "", 11.0, 2), OpenSpan("event", "epoch", 9.0), hook]
     assert "hook evaluate, val 30 of 200 steps, 9 s" in bar(run, doing, monkeypatch)
@@ -410,7 +414,7 @@ def test_of_a_hook_it_says_what_it_computes(monkeypatch):
 
 
 def test_the_last_epoch_is_whole_when_it_is_over(monkeypatch):
-    run = RunDisplay(began=0.0, before=0, heard=20.0, progress=Progress(199, 200))
+    run = RunDisplay(began=0.0, epochs_before=0, updated=20.0, progress=Progress(199, 200))
     doing = [OpenSpan("epoch", "", 0.1, 200)]
     assert "99%" in bar(run, doing, monkeypatch)
     run.progress = Progress(200, 200)

@@ -22,7 +22,7 @@ import hooks
 import trainer
 from hooks.writers import event_files
 from hooks.writers.tensorboard import TensorBoard
-from hooks.writers.writer import Progress, Text
+from hooks.writers.values import Progress, Text
 
 SAID = "said/text_summary"
 

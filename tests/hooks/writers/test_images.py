@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from hooks.writers.images import LAST, encode_gif
-from hooks.writers.writer import Video
+from hooks.writers.values import Video
 
 
 def played(gif):

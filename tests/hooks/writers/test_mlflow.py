@@ -15,17 +15,8 @@ import pytest
 import hooks
 import trainer
 from hooks import testing
-from hooks.writers.writer import (
-    DryRunWriter,
-    Histogram,
-    Image,
-    Progress,
-    ResumableWriter,
-    Text,
-    Trace,
-    Video,
-    Writer,
-)
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
+from hooks.writers.writer import DryRunWriter, ResumableWriter, Writer
 
 CHILD = """
 import sys

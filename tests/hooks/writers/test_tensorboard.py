@@ -22,16 +22,8 @@ import trainer
 from hooks.metric_logging import log_metrics
 from hooks.testing import check_hook
 from hooks.writers.tensorboard import POINTS, TensorBoard, select_trace_points
-from hooks.writers.writer import (
-    Histogram,
-    Image,
-    Progress,
-    ResumableWriter,
-    Text,
-    Trace,
-    Video,
-    Writer,
-)
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
+from hooks.writers.writer import ResumableWriter, Writer
 
 
 def read(directory):

@@ -11,7 +11,7 @@ import pytest
 
 from hooks.writers import trackers
 from hooks.writers.trackers import TrackerJournal, is_available, link_artifacts
-from hooks.writers.writer import Histogram, Image, Progress, Text, Trace, Video
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from trainer import Checkpoints
 
 HOSTILE = "../../step:\0\x1b[2J\ud800'; DROP TABLE runs; --"

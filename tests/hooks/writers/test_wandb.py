@@ -14,17 +14,8 @@ import pytest
 import hooks
 import trainer
 from hooks import testing
-from hooks.writers.writer import (
-    DryRunWriter,
-    Histogram,
-    Image,
-    Progress,
-    ResumableWriter,
-    Text,
-    Trace,
-    Video,
-    Writer,
-)
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
+from hooks.writers.writer import DryRunWriter, ResumableWriter, Writer
 
 BLOCK = 32768
 """Bytes; of a log of records that LevelDB made known: pieces of them with a head of 7 bytes."""

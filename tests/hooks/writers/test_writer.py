@@ -13,17 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.writers.writer import (
-    Histogram,
-    Image,
-    JsonLines,
-    Progress,
-    ResumableWriter,
-    Text,
-    Trace,
-    Video,
-    Writer,
-)
+from hooks.writers.json_lines import JsonLines
+from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
+from hooks.writers.writer import ResumableWriter, Writer
 
 
 class Printer:

@@ -84,11 +84,15 @@ def test_many_changes_are_drawn(digits_store, capsys):
 def test_scripts_get_json(capsys):
     assert main(["backtest", "digits", "--hooks", "mine.py:half", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ended"] is None
+    assert found["stop_epoch"] is None
     assert [epoch["scores"]["val/half"] for epoch in found["epochs"]][:2] == [0.25, 0.2]
     main(["backtest", "runs/digits", "--hooks", "mine.py:patience", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert (found["ended"], found["by"], found["why"]) == (4, "stop_early/val/loss", "stop")
+    assert (found["stop_epoch"], found["stopped_by"], found["stop_reason"]) == (
+        4,
+        "stop_early/val/loss",
+        "stop",
+    )
     assert found["epochs"][-1]["hook_state"] == {"stop_early/val/loss": {"best": 0.4, "since": 2}}
 
 

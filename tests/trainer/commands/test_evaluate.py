@@ -30,7 +30,7 @@ def test_nothing_waits(store, run, file):
     status, _, told = run("evaluate", "--suite", f"{file}:other", "--idle", "0")
     assert status == 0
     assert told.count("waits for: other") == 1
-    assert "Worked(done=0, failed=0, opened=0, dropped=0)" in told
+    assert "WorkSummary(done=0, failed=0, opened=0, dropped=0)" in told
     assert logging.getLogger("entracte").handlers == before
 
 

@@ -34,7 +34,7 @@ def test_it_shows_all_there_is(run, store):
     ]
     evaluations = [line.split()[:4] for line in section(out, "Evaluations")[2:]]
     assert evaluations == [["held", "2", "done", "0.8750"], ["held", "3", "open", "0"]]
-    assert section(out, "Artifacts")[2].split()[:3] == ["backtest", "3", "5"]
+    assert section(out, "Artifacts")[2].split()[:3] == ["replay", "3", "5"]
     assert [line.split() for line in section(out, "Configuration")] == [
         ["optimizer.name", "adamw"],
         ["optimizer.rate", "1"],

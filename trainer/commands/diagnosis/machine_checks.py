@@ -18,7 +18,7 @@ import jax
 
 from trainer.commands.lookup.stores import open_store, resolve_store
 from trainer.commands.terminal.calling import CommandError, parse_local_path
-from trainer.commands.terminal.output import format_bytes
+from trainer.host.amounts import format_bytes
 
 Verdict = Literal["good", "note", "wrong"]
 """With a `note`, nothing is wrong."""

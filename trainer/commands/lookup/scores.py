@@ -31,7 +31,7 @@ def summarize_curve(curve: Curve, mode: Mode | None) -> CurveSummary:
     """Sum up a curve.
 
     >>> summarize_curve(Curve([1, 2, 3], [0.5, 0.25, 0.75]), "min")
-    Reached(last=0.75, best=0.25, epoch=2)
+    CurveSummary(last=0.75, best=0.25, epoch=2)
     """
     course = curve.summary
     best, epoch = course.highest if mode == "max" else course.lowest

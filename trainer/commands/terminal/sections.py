@@ -10,15 +10,9 @@ from rich.text import Text
 
 from trainer.checks.modes import infer_mode
 from trainer.commands.lookup.scores import choose_key_metrics, find_best
-from trainer.commands.terminal.output import (
-    Column,
-    format_bytes,
-    format_duration,
-    make_table,
-    safe_lines,
-    safe_text,
-    state_text,
-)
+from trainer.commands.terminal.output import state_text
+from trainer.host.amounts import format_bytes, format_duration
+from trainer.host.rich_tables import Column, make_table, safe_lines, safe_text
 from trainer.runs.panels import Curve, group_panels, hook_times
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.sparklines import format_number, rank

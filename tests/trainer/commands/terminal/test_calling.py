@@ -12,7 +12,7 @@ import pytest
 import trainer.__main__
 from trainer.commands.terminal.calling import CommandError, imported, merge_options, run_command
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 MAIN = [sys.executable, "-m", "trainer"]
 
 

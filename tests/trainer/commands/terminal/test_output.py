@@ -7,15 +7,10 @@ from pathlib import Path
 
 import _measuring
 
-from trainer.commands.terminal.output import (
-    Column,
-    make_console,
-    make_key_value_table,
-    make_table,
-    safe_text,
-)
+from trainer.commands.terminal.output import make_console
+from trainer.host.rich_tables import Column, make_key_value_table, make_table, safe_text
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 PLAIN = "pip install -e '.[peers]' [/] [bold]x[/bold] :warning:"
 

@@ -1,0 +1,160 @@
+"""A writer of one JSON object per line, which a resumed run continues."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+
+from hooks.writers.appending import AppendFile
+from hooks.writers.values import Progress, Text, Value
+from hooks.writers.writer import log_missing_history
+from trainer.checks.paths import to_absolute_path
+from trainer.host.atomic_files import atomic_replace, sync_folder
+from trainer.host.folders import make_folder
+from trainer.host.safe_open import open_regular
+
+log = logging.getLogger("entracte")
+
+
+class JsonLines:
+    """Writes one JSON object per line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
+
+    It keeps numbers and texts. JSON has no number for NaN and the infinities: they become null.
+    Every line is in the file at once. A resumed run drops the lines beyond its step or epoch, and a
+    line torn by a crash; a fresh start drops all lines. If the file is deleted during a run, it is
+    written again before the next checkpoint; if it is replaced, the run stops there.
+
+    Args:
+        path: of the file; the file and its folder are created.
+
+    Raises:
+        OSError: the file cannot be written to.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lines = JsonLines(f"{folder}/metrics.jsonl")
+    ...     lines.write(28, {"epoch": Progress(1, 20), "train/loss": 0.5, "gap": math.nan})
+    ...     lines.close()
+    ...     print(lines.path.read_text().strip())
+    {"step": 28, "epoch": 1, "train/loss": 0.5, "gap": null}
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = to_absolute_path(
+            path, "JsonLines"
+        ).resolve()  # a link stays a link when the file is replaced
+        self._file: AppendFile | None = None
+        self._resumed: tuple[int, int] | None = None
+        make_folder(self.path.parent, "JsonLines")
+        try:
+            os.close(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=True))
+            sync_folder(self.path.parent)
+        except OSError as error:
+            error.add_note(f"JsonLines cannot write to {str(self.path)!r}; give it another path")
+            raise
+
+    def resume(self, step: int, epoch: int) -> None:
+        """Drop the lines beyond a step and epoch, and a torn last line, all at once or none.
+
+        At epoch 0 nothing is recorded yet: all lines are dropped.
+
+        Raises:
+            ValueError: the file holds lines that are no records.
+        """
+        if self._resumed == (step, epoch):  # by another hook that shares this writer
+            return
+        self.close()
+        self._resumed = step, epoch
+        with open(open_regular(self.path, follow=True), encoding="utf-8", errors="replace") as file:
+            lines = list(file)
+        places = [_read_place(self.path, number, line) for number, line in enumerate(lines, 1)]
+        kept = [
+            line
+            for line, (line_step, line_epoch) in zip(lines, places, strict=True)
+            if epoch and line_step <= step and line_epoch <= epoch
+        ]
+        if len(kept) < len(lines):
+            log.warning(
+                "%s: dropping %d lines beyond step %d of epoch %d, where this run resumes",
+                *(self.path, len(lines) - len(kept), step, epoch),
+            )
+            with atomic_replace(self.path) as beside, beside.open("w", encoding="utf-8") as file:
+                file.writelines(kept)
+        if epoch and not kept:
+            log_missing_history(self.path, epoch)
+        self._file = AppendFile(self.path, "JsonLines")  # open from now on: notices a deletion
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Append a line, or nothing of it if that fails."""
+        if self._resumed and step > self._resumed[0]:
+            self._resumed = None
+        self._append(step, values)
+
+    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
+        """Append a line and remove it again."""
+        file, end = self._append(step, values)
+        file.truncate(end)
+        self.close()
+
+    def _append(self, step: int, values: Mapping[str, Value]) -> tuple[AppendFile, int]:
+        """Append a line, and return the file and where the line begins."""
+        record: dict[str, float | str | None] = {"step": step}
+        for name, value in values.items():
+            if isinstance(value, Real):
+                record[name] = float(value) if math.isfinite(value) else None
+            elif isinstance(value, Progress):
+                record[name] = value.done
+            elif isinstance(value, Text):
+                record[name] = value.text
+        if self._file is None:
+            self._file = AppendFile(self.path, "JsonLines")
+        return self._file, self._file.append(json.dumps(record).encode() + b"\n")
+
+    def history(self) -> list[dict[str, float]]:
+        """Read the numbers of each recorded epoch, with its number at `epoch`; null becomes nan."""
+        epochs: dict[int, dict[str, float]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record.get("epoch"):
+                epochs.setdefault(record["epoch"], {}).update(
+                    (name, math.nan if value is None else value)
+                    for name, value in record.items()
+                    if name != "step" and not isinstance(value, str)
+                )
+        return list(epochs.values())
+
+    def flush(self) -> None:
+        """Wait until the lines are on the disk, in the file at the path.
+
+        Raises:
+            OSError: the file was replaced or cut short during the run, or the disk fails. A deleted
+                file is written again.
+        """
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the next write opens it again."""
+        file, self._file, self._resumed = self._file, None, None
+        if file is not None:
+            file.close()
+
+
+def _read_place(path: Path, number: int, line: str) -> tuple[float, float]:
+    """Return (step, epoch) of a line; infinite if it is torn, epoch 0 if it names none."""
+    if not line.endswith("\n"):
+        return math.inf, math.inf
+    try:
+        record = json.loads(line)
+        return float(record["step"]), float(record.get("epoch", 0))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        error.add_note(
+            f"line {number} of {str(path)!r} is no record with a step, so the file was not written "
+            "by JsonLines; give it another path"
+        )
+        raise
