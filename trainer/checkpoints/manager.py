@@ -88,7 +88,7 @@ class Checkpoints:
             raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         publishing.check_no_link(self.directory)
         self._best = best
-        self.mode = resolve_mode("best", best, mode)
+        self.mode = resolve_mode("best", best, mode, optional=True)
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
         self._writes = not read_only and is_main_process()

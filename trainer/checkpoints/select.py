@@ -59,7 +59,7 @@ def list_candidates(
         FileNotFoundError: there is none, or none of this epoch.
         ValueError: the settings make no sense, or no commit has the score.
     """
-    way = resolve_mode("best", best, mode)
+    way = resolve_mode("best", best, mode, optional=True)
     if epoch is not None and best is not None:
         raise ValueError(f"give an epoch or best, not both; got {epoch} and {best!r}")
     wait_for_saves()

@@ -72,7 +72,7 @@ def infer_mode(name: str) -> Mode | None:
     return None
 
 
-def resolve_mode(who: str, metric: str | None, mode: str | None) -> Mode:
+def resolve_mode(who: str, metric: str | None, mode: str | None, *, optional: bool = False) -> Mode:
     """Return the mode to compare a metric by: the given one, else the one that its name tells.
 
     Everything with a `mode` calls this, so that nothing silently keeps the worst: `val/accuracy`
@@ -80,8 +80,9 @@ def resolve_mode(who: str, metric: str | None, mode: str | None) -> Mode:
 
     Args:
         who: takes the mode, for the message.
-        metric: its name; None if nothing is compared, and the mode is only checked.
+        metric: its name.
         mode: `min` if a smaller value is better, `max` if a larger is, None to go by the name.
+        optional: accept None as the metric: nothing is compared, and the mode is only checked.
 
     Raises:
         TypeError: the metric is not a name.
@@ -92,10 +93,10 @@ def resolve_mode(who: str, metric: str | None, mode: str | None) -> Mode:
     >>> resolve_mode("keep_best", "val/length", None)
     Traceback (most recent call last):
         ...
-    ValueError: keep_best compares values of 'val/length', of which the name does not tell whether
-    a smaller or a larger is better; give mode='min' or mode='max'
+    ValueError: keep_best compares values of 'val/length', whose name does not tell whether smaller
+    or larger is better; give mode='min' or mode='max'
     """
-    if metric is not None and not isinstance(metric, str):
+    if not isinstance(metric, str) and not (optional and metric is None):
         raise TypeError(
             f"{who} needs the name of a metric, such as 'val/loss'; got {describe_value(metric)}"
         )
@@ -106,8 +107,8 @@ def resolve_mode(who: str, metric: str | None, mode: str | None) -> Mode:
     found = mode or ("min" if metric is None else infer_mode(metric))
     if found is None:
         raise ValueError(
-            f"{who} compares values of {metric!r}, of which the name does not tell whether a "
-            "smaller or a larger is better; give mode='min' or mode='max'"
+            f"{who} compares values of {metric!r}, whose name does not tell whether smaller or "
+            "larger is better; give mode='min' or mode='max'"
         )
     return found  # type: ignore[return-value]
 

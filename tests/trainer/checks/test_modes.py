@@ -106,6 +106,12 @@ def test_a_name_that_does_not_tell_the_mode_is_refused(who, tmp_path, monkeypatc
         TAKERS[who]("val/loss", mode="most")
 
 
+@pytest.mark.parametrize("who", [who for who in TAKERS if "best" not in who.split(".")])
+def test_a_metric_is_required(who):
+    with pytest.raises(TypeError, match=f"{who} needs the name of a metric.*; got None"):
+        TAKERS[who](None)
+
+
 def test_a_score_that_does_not_tell_the_mode_is_refused_in_restore(state, run):
     with pytest.raises(ValueError, match=r"best compares values of 'y', .* give mode="):
         trainer.restore(run, state, best="y")
