@@ -1,4 +1,4 @@
-"""Compiling ahead of the first call, and not where JAX was told to look into each call."""
+"""Ahead-of-time compilation, except in JAX's debug modes, which must look into each call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jax
 
 
 def is_debug_mode() -> bool:
-    """Say whether JAX shall look into each call: `jax.debug_nans`, `debug_infs`, `disable_jit`.
+    """Return whether JAX inspects each call: `jax.debug_nans`, `debug_infs`, `disable_jit`.
 
-    What was compiled ahead cannot be looked into: it would name no operation, or is refused.
+    A function compiled ahead of time cannot be inspected: JAX names no operation, or refuses it.
     """
     names = "jax_debug_nans", "jax_debug_infs", "jax_disable_jit"
     return any(getattr(jax.config, name) for name in names)
@@ -20,10 +20,10 @@ def is_debug_mode() -> bool:
 def compile_ahead(
     function: Callable[..., Any], *arguments: Any, donate_argnums: tuple[int, ...] = ()
 ) -> Callable[..., Any]:
-    """Compile a function for arguments like these; where JAX looks into calls, just jit it.
+    """Compile a function for arguments like these; in a debug mode of JAX only jit it.
 
-    Donating is for compiled programs alone: to find the operation that gave a nan, JAX calls the
-    function again with the same arguments.
+    A debug mode donates nothing: to find the operation that returned a nan, JAX calls the function
+    again with the same arguments.
 
     >>> import jax.numpy as jnp
     >>> float(compile_ahead(jnp.sum, jnp.ones(3))(jnp.ones(3)))

@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a second start compiles nothing anew."""
+"""The persistent compilation cache: a second start compiles nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trainer.checks.paths import to_absolute_path
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:
-    """Keep compiled programs in a directory, for this and later processes.
+    """Cache compiled functions in a directory, for this and later processes.
 
-    Call it once, before anything is compiled. It holds for all that JAX compiles in this process.
+    Call it once, before anything is compiled. It applies to all that JAX compiles in this process.
 
     Args:
-        directory: made if absent; may be shared by runs.
+        directory: created if absent; runs may share it.
     """
     path = to_absolute_path(directory, "cache_compilations")
     path.mkdir(parents=True, exist_ok=True)

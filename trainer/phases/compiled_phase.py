@@ -1,4 +1,4 @@
-"""Programs: what a phase is compiled to."""
+"""Compiled phases: what runs on the device, and how its measurements are read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.phases.packed import PackedLayout
 from trainer.state import PyTree, TrainState
 
 Packed = jax.Array | list[jax.Array]
-"""What a program measured, packed; of each dispatch where there are several."""
+"""Packed measurements of a compiled phase; one array per dispatch where there are several."""
 
 PhaseRunner = Callable[..., tuple[TrainState, PyTree, Packed]]
-"""`(device part, data, advance) -> (device part, output, packed)`; `advance` is told of steps as
-they are dispatched, where it is given."""
+"""`(device part, data, advance) -> (device part, output, packed)`; `advance` counts the steps as
+they are dispatched, if given."""
 
 
 class CompiledPhase(NamedTuple):
@@ -29,18 +29,18 @@ class CompiledPhase(NamedTuple):
     stepwise: bool
     choice: ExecutorChoice
     steps: int | None = None
-    """Of a piece of data, where what it measures is packed step by step."""
+    """Steps per piece of data, if measurements are packed per step."""
 
 
 def wrap_single_dispatch(
     compiled: Callable[..., Any], *, changes: bool, steps: int | None
 ) -> PhaseRunner:
-    """Run a program of one dispatch.
+    """Return a runner for a compiled function that takes one dispatch.
 
     Args:
         compiled: `(state, data) -> (state, output, packed, ...)`.
-        changes: whether it gives a state; else the one that it was given is passed by.
-        steps: of a piece of data, where they are known.
+        changes: whether it returns a new state; if not, the runner returns the state it received.
+        steps: per piece of data, if known.
     """
 
     def run(
@@ -55,7 +55,7 @@ def wrap_single_dispatch(
 
 
 def fetch_packed(packed: Packed) -> np.ndarray:
-    """Fetch what was measured: of several dispatches joined, as one would have given it."""
+    """Fetch measurements; those of several dispatches are joined to one array."""
     if isinstance(packed, list):
         return np.concatenate([np.asarray(part) for part in packed])
     return np.asarray(packed)

@@ -1,4 +1,4 @@
-"""Cost: what an epoch of each phase computes and moves, known before it runs."""
+"""Cost of an epoch of each phase, in operations and bytes, before it runs."""
 
 from __future__ import annotations
 
@@ -28,44 +28,43 @@ PEAKS = {
     r"TPU v5p?$": 459e12,
     r"TPU v6( lite|e)": 918e12,
 }
-"""FLOP/s of dense matrix products in bfloat16 (V100: float16), by what a device calls its kind; the
-first that matches. As the makers state them."""
+"""FLOP/s of dense matrix products in bfloat16 (V100: float16), by a pattern of `device_kind`; the
+first match counts. Numbers as published by the makers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one phase takes."""
+    """Cost of one phase."""
 
     flops_per_step: int
-    """Floating-point operations of matrix products and convolutions, two for a multiplication and
-    addition. The rest is not counted, nor is what a fused kernel computes, as of attention, or
-    `ragged_dot`; what is computed again in the backward pass (`jax.checkpoint`) is."""
+    """Floating-point operations of matrix products and convolutions; a multiplication and an
+    addition count as two. Other operations, fused kernels (such as attention) and `ragged_dot` do
+    not count; recomputation in the backward pass (`jax.checkpoint`) does."""
     bytes_per_step: float | None
-    """Bytes read and written by the compiled program, as XLA estimates them; None where it does
-    not."""
+    """Bytes read and written by the compiled step, as XLA estimates them; None if it does not."""
     steps: int | None
-    """Of an epoch; 1 for a phase written by hand, whose step is one call of `run`; None for a
-    stream whose length is not known before it is read."""
+    """Steps per epoch; 1 for a hand-written phase, whose step is one call of `run`; None for a
+    stream whose length is unknown before it is read."""
     peak: float | None
-    """FLOP/s that the devices can reach together; None where it is not known, as of CPUs."""
+    """FLOP/s that the devices reach together; None if unknown, as for CPUs."""
 
     @property
     def flops(self) -> int | None:
-        """Operations of an epoch."""
+        """Operations per epoch."""
         return None if self.steps is None else self.steps * self.flops_per_step
 
     @property
     def bytes(self) -> float | None:
-        """Bytes of an epoch."""
+        """Bytes per epoch."""
         if self.steps is None or self.bytes_per_step is None:
             return None
         return self.steps * self.bytes_per_step
 
     def utilisation(self, steps_per_second: float) -> float | None:
-        """Give the share of the devices' peak that training reaches (MFU); None without a peak.
+        """Return the share of the devices' peak that training reaches (MFU); None without a peak.
 
         Args:
-            steps_per_second: as `time/steps_per_second` of the metrics tells.
+            steps_per_second: `time/steps_per_second` of the metrics.
 
         >>> Cost(2 * 10**12, None, 28, peak=312e12).utilisation(steps_per_second=78.0)
         0.5
@@ -76,21 +75,22 @@ class Cost:
 
 
 def cost(program: Phase | Sequence[Phase], state: TrainState) -> dict[str, Cost]:
-    """Tell what an epoch of each phase costs, without running it.
+    """Compute what an epoch of each phase costs, without running it.
 
-    XLA counts the body of a loop once, however often it runs. So a step is costed alone and taken
-    as often as an epoch does; loops within it (`lax.scan` over layers) are taken as often as they
-    run. Of a `while_loop`, whose rounds nobody knows, one counts; of a `cond` the costliest branch.
+    XLA counts the body of a loop once, however often it runs. So the cost of a single step is
+    multiplied by the steps of an epoch, and that of a loop within it (`lax.scan` over layers) by
+    its length. A `while_loop`, whose length is unknown, counts once; a `cond` counts as its
+    costliest branch.
 
-    It traces and compiles each step, and each loop's body, anew: it takes about as long as the
-    start of a run.
+    It traces and compiles each step, and the body of each loop: it takes about as long as the start
+    of a run.
 
     Args:
         program: a phase, or several in order, as `fit` takes them.
-        state: to train on; only shapes and devices are looked at.
+        state: to train on; only its shapes and devices are used.
 
     Returns:
-        The costs by the phases' names.
+        Cost by the name of the phase.
 
     >>> import jax.numpy as jnp
     >>> def multiply(state, data):
@@ -122,7 +122,7 @@ def cost(program: Phase | Sequence[Phase], state: TrainState) -> dict[str, Cost]
 
 
 def get_peak_flops(kind: str) -> float | None:
-    """Give the peak of a device by its kind, FLOP/s of matrix products in bfloat16.
+    """Return the peak of a kind of device, in FLOP/s of matrix products in bfloat16.
 
     >>> (get_peak_flops("NVIDIA H100 80GB HBM3"), get_peak_flops("TPU v5 lite"),
     ...  get_peak_flops("cpu"))
@@ -150,7 +150,7 @@ def _step_of(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[..
 
 
 def _moved(jaxpr: Any, traced: Any = None) -> float | None:
-    """Estimate the bytes that a program moves, loops as often as they run."""
+    """Estimate the bytes that a computation moves; a loop counts as often as it runs."""
     if traced is None:
         avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
         traced = jax.jit(core.jaxpr_as_fun(jaxpr)).trace(*avals)
@@ -165,7 +165,7 @@ def _moved(jaxpr: Any, traced: Any = None) -> float | None:
 
 
 def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
-    """Find the outermost scans: how often they run, and their bodies."""
+    """Return (length, body) of each outermost scan."""
     found = []
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "scan":
@@ -180,5 +180,5 @@ def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
 
 
 def _shapes(tree: PyTree) -> PyTree:
-    """Strip a tree to shapes and dtypes: what it costs is asked of one device."""
+    """Return the shapes and dtypes of a tree, without placement: the cost is that of one device."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -1,4 +1,4 @@
-"""How a phase that repeats a step is run: as one program an epoch, or one dispatch a step."""
+"""Executors: run a repeated step as one compiled scan per epoch, or as one dispatch per step."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from trainer.phases.packed import PackedLayout, pack
 from trainer.state import PyTree, TrainState, data_key
 
 EXECUTORS = ("auto", "scan", "step")
-"""What a phase may be asked to run with: one program an epoch, or one dispatch a step."""
+"""Executors of a phase: one dispatch per epoch (`scan`), or one per step (`step`)."""
 
-TOLD = 64
-"""How often an epoch of single steps is told of at most, where somebody listens."""
+PROGRESS_REPORTS = 64
+"""Progress reports per epoch of single steps, at most."""
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
 """`(state, batch) -> (state, metrics)`."""
 
 
 class RepeatedStep(NamedTuple):
-    """A phase taken apart: a step, repeated over what a feed gives."""
+    """A step that is repeated over the batches of a feed."""
 
     step: Step
     feed: Feed
@@ -36,20 +36,20 @@ class RepeatedStep(NamedTuple):
 
 
 class ExecutorChoice(NamedTuple):
-    """An executor and why."""
+    """An executor, and the reason for choosing it."""
 
     executor: str
     reason: str
 
     def cut(self, count: int, steps: int) -> ExecutorChoice:
-        """Say into how many dispatches it is cut, of so many steps each."""
+        """Add to the reason that the scan runs in several dispatches."""
         return ExecutorChoice(
             self.executor, f"{self.reason}, in {count} dispatches of {steps} steps"
         )
 
 
 def choose_executor(executor: str, jaxpr: Any, platform: str) -> ExecutorChoice:
-    """Choose how to run a step, by what it computes and where, never by a clock.
+    """Choose an executor by what the step computes and on which platform, never by a clock.
 
     Inside a loop or a `cond`, XLA on CPU runs a convolution 3 to 24 times slower than outside.
 
@@ -72,7 +72,7 @@ def choose_executor(executor: str, jaxpr: Any, platform: str) -> ExecutorChoice:
 
 
 def has_convolution(jaxpr: Any) -> bool:
-    """Say whether a jaxpr contains a convolution at any depth.
+    """Return whether a jaxpr contains a convolution at any depth.
 
     >>> signal = jnp.ones(8)
     >>> has_convolution(jax.make_jaxpr(jax.jit(lambda x: jnp.convolve(x, signal)))(signal))
@@ -89,7 +89,7 @@ def has_convolution(jaxpr: Any) -> bool:
 
 
 def find_inner_jaxprs(params: Any) -> Iterator[Any]:
-    """Find the jaxprs among the parameters of an equation."""
+    """Yield the jaxprs among the parameters of an equation."""
     for value in params:
         if hasattr(getattr(value, "jaxpr", value), "eqns"):
             yield value
@@ -99,42 +99,42 @@ def find_inner_jaxprs(params: Any) -> Iterator[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ScannedStep:
-    """A step repeated over a piece of data in one `lax.scan`: what a phase's `run` is.
+    """A step repeated over a piece of data in one `lax.scan`: the `run` of a phase.
 
-    Two that are equal compute the same, so that phases share what was compiled; and it holds no
-    data, or a program that outlives its phase would keep them.
+    Equal ones compute the same, so phases share what was compiled. It holds no data: a compiled
+    function that outlives its phase would keep them in memory.
     """
 
     step: Step
-    """What to repeat."""
+    """The step to repeat."""
     rows: Callable[[Any, jax.Array], Any]
     batch: Callable[[Any, Any], Any]
     """How a piece is cut into steps, see `Feed`."""
     updates_state: bool
-    """Whether the step changes the state; else the loop carries none."""
+    """Whether the step changes the state; if not, the loop does not carry it."""
 
     @property
     def owner(self) -> Any:
-        """The function that what was compiled belongs to; None where nothing is shared."""
+        """The function on which compiled functions are cached; None if nothing is shared."""
         return getattr(self.step, "owner", None)
 
     def __call__(self, state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
         """Run all steps of a piece."""
         rows = self.rows(piece, data_key(state))
-        state, metrics = self._scan(state, piece, rows, lambda told, taken: told)
+        state, metrics = self._scan(state, piece, rows, lambda metrics, taken: metrics)
         return state, None, metrics
 
     def packed(
         self, state: TrainState, piece: Any, rows: Any = None
     ) -> tuple[TrainState, jax.Array, PyTree]:
-        """Run the steps of a piece, while tracing, their metrics packed within the loop.
+        """Run the steps of a piece while tracing, and pack their metrics within the loop.
 
-        A trace for each metric would be written by a kernel of its own, all of which XLA compiles.
+        Otherwise XLA would compile a kernel for the trace of each metric.
 
         Args:
             state: to run on.
             piece: of data.
-            rows: to run; all if None.
+            rows: the steps to run; all if None.
 
         Returns:
             (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
@@ -156,18 +156,18 @@ class ScannedStep:
         rows: Any,
         collect: Callable[[dict[str, Any], jax.Array], Any],
     ) -> tuple[TrainState, Any]:
-        """Step over rows; collect something of each step's (metrics, steps taken)."""
+        """Run a step for each row; collect `collect(metrics, steps taken)` of each."""
 
         def change(state: TrainState, row: Any) -> tuple[TrainState, Any]:
             after, metrics = self.step(state, self.batch(piece, row))
             return after, collect(metrics, after.step - state.step)
 
-        def look(_: None, row: Any) -> tuple[None, Any]:
+        def observe(_: None, row: Any) -> tuple[None, Any]:
             return None, change(state, row)[1]
 
         if self.updates_state:
             return lax.scan(change, state, rows)
-        return state, lax.scan(look, None, rows)[1]
+        return state, lax.scan(observe, None, rows)[1]
 
 
 def compile_steps(
@@ -179,20 +179,21 @@ def compile_steps(
     changes: bool,
     donate: bool,
 ) -> Callable[[TrainState, Any, StepCounter | None], tuple[TrainState, None, jax.Array]]:
-    """Compile a step for one dispatch each, its metrics collected on the device.
+    """Compile a step that is dispatched one by one; its metrics are collected on the device.
 
     Args:
         repetition: the step and its feed.
         state: the device part, to compile for.
         piece: of data, to compile for.
-        measured: shapes of (metrics, steps taken) as one step gives them.
-        changes: whether the step changes the state; else it is passed by and never copied.
+        measured: shapes of (metrics, steps taken) of one step.
+        changes: whether the step changes the state; if not, the state is never copied.
         donate: whether the state's buffers may be reused.
 
     Returns:
         `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
     """
-    # What is compiled may outlive the phase: it must not close over the feed, which has the data.
+    # Compiled functions may outlive the phase: they must not close over the feed, which has the
+    # data.
     step, cut, batch_of = repetition.step, repetition.feed.rows, repetition.feed.batch
     rows = jax.eval_shape(lambda: cut(piece, data_key(state)))
     steps = jax.tree.leaves(rows)[0].shape[0]
@@ -208,7 +209,7 @@ def compile_steps(
         before = state if changes else fixed
         after, metrics = step(before, batch_of(piece, row))
         table = table.at[place].set(pack((metrics, after.step - before.step)))
-        seen = metrics if is_debug_mode() else None  # packed, a nan would be words to JAX
+        seen = metrics if is_debug_mode() else None  # JAX sees no nan in packed words
         return after if changes else None, (table, place + 1), seen
 
     started = compile_ahead(begin, state, piece)
@@ -224,18 +225,19 @@ def compile_steps(
         order, table, place = started(state, piece)
         changing: Any = state if changes else None
         fixed, scratch = None if changes else state, (table, place)
-        told = 0
+        reported = 0
         for done in range(1, steps + 1):
             changing, scratch, _ = one(changing, scratch, fixed, order, piece)
-            if advance is not None and (done - told >= steps / TOLD or done == steps):
-                advance.add(done - told, _after(scratch[1]))
-                told = done
+            due = done - reported >= steps / PROGRESS_REPORTS or done == steps
+            if advance is not None and due:
+                advance.add(done - reported, _copy_progress(scratch[1]))
+                reported = done
         return changing if changes else state, None, scratch[0]
 
     return run
 
 
 @jax.jit
-def _after(place: jax.Array) -> jax.Array:
-    """Copy what the next step uses up, as a mark of how far the device is."""
+def _copy_progress(place: jax.Array) -> jax.Array:
+    """Copy the step count, which the next step donates, to see how far the device is."""
     return place + 0

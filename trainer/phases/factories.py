@@ -1,4 +1,4 @@
-"""Phases that repeat a step over a source: training, and exact evaluation."""
+"""The phases `training` and `evaluation`, which repeat a step or a measure over a source."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def training(
     executor: str = "auto",
     reduce: Mapping[str, str] | None = None,
 ) -> Phase:
-    """Make a phase that repeats an update over a source.
+    """Build a phase that repeats an update over a source.
 
     Args:
         step: `(state, batch) -> (state, metrics)`, one optimizer update, jittable; metrics are
-            scalars `()`. Beside `x` may be `x.weight`: how much the step counts in the epoch's mean
-            of `x`, as a step of `supervised` says where examples weigh differently.
-        source: of batches; shuffled anew in every epoch, whole batches only.
+            scalars `()`. Beside a metric `x` it may report `x.weight`: the weight of this step in
+            the epoch's mean of `x`. A step of `supervised` does where examples weigh differently.
+        source: of batches; shuffled again in every epoch, whole batches only.
         name: of the phase and its event.
-        executor: `scan` (one program an epoch, a long one in up to 16 dispatches of equal bits),
-            `step` (one dispatch a step), or `auto`: `scan`, except on CPU where the step convolves,
-            which XLA runs several times slower in a loop.
-        reduce: how a metric's trace becomes the epoch's value: mean, sum, last or max.
+        executor: `scan` (one compiled scan per epoch; a long one runs in up to 16 dispatches of
+            equal bits), `step` (one dispatch per step), or `auto`: `scan`, except on CPU for a step
+            with a convolution, which XLA runs several times slower in a loop.
+        reduce: how the trace of a metric becomes the epoch's value: mean, sum, last or max.
 
     Raises:
-        TypeError: the source is none.
+        TypeError: the source is not a source.
         ValueError: an unknown executor, or a source with fewer examples than a batch; before the
-            first use, micro-batches would change what a loss gives.
+            first use, micro-batches would change the values of the loss.
     """
     step = _function("training takes a step, which", "step", step, "-> (state, metrics)")
     require_source(source, "training", "training")
@@ -62,12 +62,12 @@ def training(
 
 
 def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
-    """Make a phase that measures a whole split exactly, ragged tail included, at any batch size.
+    """Build a phase that measures a whole split exactly, ragged tail included, at any batch size.
 
-    The last batch is filled up with copies, which do not count. What measures an example by others
-    beside it says so by the attribute `whole_batch = True`, of a loss or of a measure: its last
-    batch is computed at its own size. That nothing else does is tried before the first use, where a
-    split may have such a batch.
+    The last batch is padded with copies, which do not count. A loss or a measure whose values for
+    an example depend on other examples of the batch declares it by the attribute
+    `whole_batch = True`: its last batch is computed at its own size. Where a split may end in a
+    smaller batch, the phase checks before its first use that no other measure depends on them.
 
     Args:
         measure: `(state, batch) -> {name: values}`, jittable, values `[batch]` or a pair (values,
@@ -76,9 +76,9 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
         name: prefix of the metrics.
 
     Raises:
-        TypeError: the source is none.
-        ValueError: before the first use, an example is measured otherwise where others of its
-            batch change, and nothing says so.
+        TypeError: the source is not a source.
+        ValueError: before the first use, the values of an example change with the other examples
+            of its batch, and neither loss nor measure declares it.
     """
     measure = _function(
         "evaluation takes a measure, which", "measure", measure, "-> {name: values}"
@@ -94,14 +94,14 @@ def evaluation(measure: Measure, source: Source, *, name: str = "val") -> Phase:
 
 
 def _may_be_filled_up(source: Any) -> bool:
-    """Say whether the last batch may be smaller; of a stream nobody knows."""
+    """Return whether the last batch may be smaller; True for a stream, whose size is unknown."""
     size, batch_size = getattr(source, "size", None), getattr(source, "batch_size", None)
     return not (isinstance(size, int) and isinstance(batch_size, int) and size % batch_size == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """A step of training, checked; equal where the step is the same."""
+    """A checked training step; equal if the step is the same."""
 
     owner: Step
     phase: str = dataclasses.field(compare=False)
@@ -122,7 +122,7 @@ class _Training:
 
 @dataclasses.dataclass(frozen=True)
 class _Measuring:
-    """A step of an evaluation, which sums under a mask; equal where the measure is the same."""
+    """A measure as a step that sums under a mask; equal if the measure is the same."""
 
     owner: Measure
     phase: str = dataclasses.field(compare=False)
@@ -178,9 +178,9 @@ def _repeated(
 def _inspect(
     step: _Training | _Measuring, alone: Trial | None, source: Source
 ) -> Callable[[TrainState], None] | None:
-    """Make the trial of what must take each example alone, if it must.
+    """Return the check that examples are measured independently, if one is needed.
 
-    It is done once for a step and a form of a batch, whatever phases repeat it.
+    It runs once per step and shape of a batch, whatever phases repeat the step.
     """
     if alone is None:
         return None
@@ -196,7 +196,7 @@ def _inspect(
 
 
 def _function(who: str, name: str, given: Any, returns: str) -> Any:
-    """Return what a phase repeats, after checking that it can be called with (state, batch)."""
+    """Return a step or measure, after checking that it can be called with (state, batch)."""
     remedy = ""
     if hasattr(given, name):
         remedy = f"give its {name}, task.{name}"

@@ -1,4 +1,4 @@
-"""Counting the operations of matrix products and convolutions in a computation."""
+"""The operations of matrix products and convolutions in a jaxpr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.phases.executors import find_inner_jaxprs
 
 
 def count_flops(jaxpr: Any) -> int:
-    """Count the operations of matrix products and convolutions, loops as often as they run.
+    """Count the operations of matrix products and convolutions; a loop counts as often as it runs.
 
     >>> import jax, jax.numpy as jnp
     >>> def layers(x, weights):
@@ -28,7 +28,7 @@ def count_flops(jaxpr: Any) -> int:
         elif name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
             pairs = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-            holes = math.prod(params["lhs_dilation"])  # zeros between, which nobody multiplies
+            holes = math.prod(params["lhs_dilation"])  # zeros between, which are not multiplied
             total += 2 * math.prod(equation.outvars[0].aval.shape) * pairs // holes
         elif name == "cond":
             total += max(map(count_flops, params["branches"]))

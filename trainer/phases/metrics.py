@@ -1,4 +1,4 @@
-"""What phases measured: named, read by hooks, reduced over the epoch."""
+"""Metrics of an epoch: the mapping that hooks read, and how phases' measurements are reduced."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
 """How traces `[..., steps]` become an epoch's values `[...]` (in float64, on the host)."""
 
 WEIGHT = ".weight"
-"""What ends the name of a metric that says how much each step counts in the mean of another one:
-`loss.weight`, of the shape of `loss`, beside it. It is not itself reported."""
+"""Suffix of the metric that holds the weight of each step in the mean of another metric:
+`loss.weight`, of the shape of `loss`, beside it. It is not reported itself."""
 
 
 def exclude_weights(names: Iterable[str]) -> list[str]:
-    """Leave out of names those that are the weights of others.
+    """Return the names without those that are weights of others.
 
     >>> exclude_weights(["loss", "loss.weight", "body.weight"])
     ['loss', 'body.weight']
@@ -40,11 +40,11 @@ def exclude_weights(names: Iterable[str]) -> list[str]:
 
 
 def reduce_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str) -> float:
-    """Reduce a trace `[steps]` to the epoch's value; steps of no weight are left out.
+    """Reduce a trace `[steps]` to the epoch's value; steps without weight are left out.
 
     Args:
-        trace: one value a step.
-        weights: how much each counts in the mean, none below 0; None where all count the same.
+        trace: one value per step.
+        weights: of each step in the mean, none below 0; None if all count the same.
         reduction: a key of `REDUCTIONS`.
 
     >>> reduce_trace(np.array([1.0, 2.0, math.nan]), np.array([1.0, 3.0, 0.0]), "mean")
@@ -62,15 +62,15 @@ def reduce_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str) 
 
 
 class Metrics(Mapping[str, float]):
-    """What is known at an event: a frozen mapping from a path (`train/loss`) to a float.
+    """The metrics at an event: a frozen mapping from a path (`train/loss`) to a float.
 
-    A plain dict serves in its place in a test.
+    In a test a plain dict will do.
 
     Args:
-        values: name to float.
-        steps: name to the trace `[steps]` of the epoch, one value a step.
-        output: what the phase before this event handed on, such as a rollout's experience.
-        epochs: the total that the run goes to, for whoever shows progress.
+        values: floats by name.
+        steps: traces `[steps]` of the epoch by name, one value per step.
+        output: of the phase before this event, such as the experience of a rollout.
+        epochs: the total number of epochs of the run, to show progress.
 
     >>> metrics = Metrics({"train/loss": 0.5})
     >>> metrics["train/loss"], dict(metrics.with_scores({"val/loss": 0.7}))
@@ -134,16 +134,16 @@ class Metrics(Mapping[str, float]):
         return f"Metrics({self._values})"
 
     def as_dict(self) -> dict[str, float]:
-        """Copy the values to a plain dict, faster than by iterating."""
+        """Copy the values to a plain dict, faster than by iteration."""
         return dict(self._values)
 
     def with_scores(self, scores: Mapping[str, float]) -> Metrics:
-        """Merge scores in, as hooks after the one that wrote them see the metrics."""
+        """Return metrics with scores merged in, as later hooks see them."""
         values = {**self._values, **scores}
         return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
 
     def without(self, names: Collection[str]) -> Metrics:
-        """Leave values out; the very same metrics come back where there is none of these."""
+        """Return metrics without some values; the same object if it has none of them."""
         if self._values.keys().isdisjoint(names):
             return self
         values = {name: value for name, value in self._values.items() if name not in names}
@@ -151,10 +151,10 @@ class Metrics(Mapping[str, float]):
 
 
 def to_arrays(metrics: Any, phase: str) -> Any:
-    """Return what a phase reports with Python's numbers as arrays.
+    """Return the metrics of a phase, with Python numbers converted to arrays.
 
     Raises:
-        TypeError: a metric is no number, such as a text or None.
+        TypeError: a metric is not a number, such as a text or None.
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(
@@ -175,12 +175,11 @@ def to_arrays(metrics: Any, phase: str) -> Any:
 
 
 def check_metrics(shapes: PyTree, reduce: Mapping[str, str], phase: str) -> None:
-    """Check what a phase reports, before anything is compiled.
+    """Check the metrics of a phase, before anything is compiled.
 
     Raises:
-        ValueError: a metric is neither `()` nor `[steps]` nor a pair of such, a weight is not of
-            the shape of what it weighs, or `reduce` names a metric or a reduction that there is
-            not.
+        ValueError: a metric is neither `()` nor `[steps]` nor a pair of such, a weight has another
+            shape than its metric, or `reduce` names an unknown metric or reduction.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if len(leaf.shape) > 1:

@@ -1,4 +1,4 @@
-"""Phases: named pure functions that jit, and the programs compiled from them."""
+"""`Phase`: a named pure function that jits, compiled and run once per epoch."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fie
 
 
 class PendingMetrics(NamedTuple):
-    """What a phase measured in one epoch, still on the device."""
+    """Metrics of one epoch of a phase, still on the device."""
 
     phase: Phase
     packed: list[tuple[CompiledPhase, Packed]]
 
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
-        """Wait for the phase, and give (values, traces, optimizer steps that it took)."""
+        """Wait for the phase; return (values, traces, optimizer steps taken)."""
         phase, pieces, taken = self.phase, [], 0
         with span("wait", phase.name):
             jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
@@ -79,20 +79,20 @@ class PendingMetrics(NamedTuple):
 class Phase:
     """A named pure function that jits: one act of an epoch.
 
-    It keeps what was compiled, so that a second `fit`, with other hooks, compiles nothing. Phases
-    of `training` or of `evaluation` share it where they repeat the very same step or measure over
-    data of the same shapes, such as the folds of a data set. Like `jax.jit`, they go by the
-    function, and not by what it reads from outside: that is as it was when it was traced.
+    It keeps what it compiled, so a second `fit`, with other hooks, compiles nothing. Phases of
+    `training` or `evaluation` share compiled functions if they repeat the same step or measure over
+    data of the same shapes, such as the folds of a data set. As with `jax.jit`, the cache key is
+    the function itself; values that it reads from outside are fixed when it is traced.
 
     Args:
         name: prefix of its metrics, and the name of the event after it.
         run: `(state, data) -> (state, output, metrics)`, jittable. A metric is a scalar `()`, a
             trace `[steps]`, or a pair (totals, weights) that is divided once over the epoch. Beside
-            a scalar or a trace `x` may be `x.weight`, of its shape: how much each counts in the
-            epoch's mean. `run` is called for every piece of data that the source gives in an epoch.
-        source: where the data comes from; without one, `data` is the output of the phase before
-            this one (None for the first).
-        reduce: how a trace becomes the epoch's value: mean (where silent), sum, last or max.
+            a scalar or a trace `x` it may report `x.weight`, of the same shape: the weight of each
+            value in the epoch's mean. `run` is called for each piece of the epoch's data.
+        source: of the data; without one, `data` is the output of the phase before this one (None
+            for the first).
+        reduce: how the trace of a metric becomes the epoch's value: mean (default), sum, last, max.
 
     >>> import jax.numpy as jnp
     >>> from trainer import TrainState
@@ -111,19 +111,19 @@ class Phase:
     source: Source | None = None
     reduce: Mapping[str, str] = dataclasses.field(default_factory=dict)
     repeated_step: RepeatedStep | None = None
-    """The phase taken apart, where `training` or `evaluation` made it."""
+    """The step that it repeats, in phases of `training` or `evaluation`."""
     check_data: Check | None = None
-    """Raises where host data does not suit the task, such as labels outside the classes."""
+    """Raises if host data does not suit the task, such as labels outside the classes."""
     updates_state: bool = True
     """Whether `run` changes the state; an evaluation does not, and never copies it."""
     finalize: Callable[[Mapping[str, float]], Mapping[str, float | None]] | None = None
-    """`(means) -> {name: value}` on the host: what is no mean but follows from some. None leaves
-    the name out: of an epoch in which nothing was measured, or for good."""
+    """`(means) -> {name: value}` on the host: values derived from means. None removes the name from
+    this epoch's metrics."""
     members: int | None = None
-    """How many are trained at once, where `population` made it; it reports `[members, ...]`."""
+    """Number of members in a phase of `population`; it reports `[members, ...]`."""
     check_independence: Callable[[TrainState], None] | None = None
-    """Raises where it would not measure what it should, such as an example by others beside it;
-    asked when its data are checked."""
+    """Raises if the values of an example depend on other examples of its batch; called when the
+    data are checked."""
     _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
     _programs: dict[Any, CompiledPhase] = dataclasses.field(
         default_factory=dict, init=False, repr=False
@@ -142,19 +142,19 @@ class Phase:
 
     @functools.cached_property
     def feed(self) -> Feed | None:
-        """How its source is read."""
+        """The feed of its source."""
         if self.repeated_step:
             return self.repeated_step.feed
         return None if self.source is None else self.source.training()
 
     @property
     def _scanned(self) -> ScannedStep | None:
-        """What it repeats, where what it measures is packed step by step."""
+        """The repeated step, if measurements are packed per step."""
         return self.run if isinstance(self.run, ScannedStep) else None
 
     @functools.cached_property
     def _shared(self) -> SharedCache:
-        """What phases that compute the same compiled."""
+        """The cache shared with phases that compute the same."""
         scan = self._scanned
         if scan is None or self.repeated_step is None:
             return SharedCache()
@@ -163,28 +163,28 @@ class Phase:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Updates an epoch where they are known before training, for a phase of `training`.
+        """Updates per epoch of a phase of `training`, if known before training.
 
-        None for a stream without `steps_per_epoch`, an evaluation, or a phase written by hand.
+        None for a stream without `steps_per_epoch`, an evaluation, or a hand-written phase.
         """
         return self.repeated_step.feed.steps if self.repeated_step and self.updates_state else None
 
     def add_position(self, state: TrainState) -> TrainState:
-        """Add the position at which its source begins, `carry["position/<name>"]`, if it needs one.
+        """Add the start position of its source, `carry["position/<name>"]`, if it needs one.
 
-        `fit` does this for every phase, before it restores; the very same state comes back where
-        there is nothing to add.
+        `fit` does this for every phase, before it restores. Returns the same state if there is
+        nothing to add.
 
         Raises:
-            TypeError: `state.carry` is no dict, which could hold the position.
-            ValueError: the position that is there belongs to another kind of stream.
+            TypeError: `state.carry` is not a dict, which could hold the position.
+            ValueError: the existing position belongs to another kind of stream.
         """
         if self.feed is None or self.feed.start is None:
             return state
         return iterator_state.ensure_position(state, self.name, self.feed.start)
 
     def verify(self, state: TrainState) -> None:
-        """Check the data that is already there, before anything is compiled."""
+        """Check the data that are available before training, before anything is compiled."""
         if self.feed and self.check_data:
             with annotate_errors(f"in checking phase {self.name!r}"):
                 self.feed.verify(state, self.check_data)
@@ -195,12 +195,12 @@ class Phase:
     def infer_shapes(
         self, state: TrainState, previous: PyTree = None, *, donate: bool = False
     ) -> tuple[PyTree, dict[str, Any]]:
-        """Give the shapes of (output, metrics), without computing anything.
+        """Return the shapes of (output, metrics), without computing anything.
 
         Args:
             state: to run on.
             previous: output of the phase before, or its shapes.
-            donate: as it will be compiled, so that it is traced once.
+            donate: as for the later compilation, so that it is traced once.
         """
         data = self.feed.example if self.feed else previous
         traced, numbers = self._traced(
@@ -209,17 +209,17 @@ class Phase:
         return traced.out_info[1], numbers[0]
 
     def list_metric_names(self, state: TrainState) -> tuple[str, ...]:
-        """Name the metrics that it reports, prefix included."""
+        """Return the names of the metrics that it reports, prefix included."""
         return self.expand_metric_names(self.infer_shapes(state)[1])
 
     def expand_metric_names(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
-        """Name what comes of metrics that `run` reports: these, and what is finalized of them."""
+        """Return the names of the metrics of `run` and of those that `finalize` derives."""
         return tuple(
             self.apply_finalize({f"{self.name}/{key}": 1.0 for key in exclude_weights(metrics)})
         )
 
     def apply_finalize(self, values: dict[str, float]) -> dict[str, float]:
-        """Add what follows from an epoch's values; names have the prefix."""
+        """Add the values that `finalize` derives from an epoch's; names have the prefix."""
         if self.finalize is None:
             return values
         means = {name.removeprefix(f"{self.name}/"): value for name, value in values.items()}
@@ -228,7 +228,7 @@ class Phase:
         return kept | {name: float(value) for name, value in found.items() if value is not None}
 
     def get_compiled(self, state: TrainState, data: Any, *, donate: bool) -> CompiledPhase:
-        """Compile for this structure of state and data, or give what was compiled already."""
+        """Return the compiled phase for this structure of state and data; compile it if needed."""
         state, donate = strip_host_fields(state), donate and self.updates_state
         signature = compute_signature(state, placed=True), compute_signature(data), donate
         key = signature, read_jax_settings()
@@ -248,16 +248,16 @@ class Phase:
         *,
         donate: bool,
     ) -> tuple[TrainState, PyTree, PendingMetrics]:
-        """Run one epoch of it, without waiting for the device.
+        """Run one epoch, without waiting for the device.
 
         Args:
-            state: to run on; with `donate`, its device part is used up.
+            state: to run on; `donate` deletes its device part.
             previous: output of the phase before.
-            program: compiled for this state and the first piece, where it is at hand.
-            donate: let the program reuse the state's buffers.
+            compiled: for this state and the first piece, if available.
+            donate: whether the state's buffers may be reused.
 
         Returns:
-            (state, output, what was measured).
+            (state, output, pending metrics).
 
         Raises:
             ValueError: the state lacks the position that the source needs; see `add_position`.
@@ -281,7 +281,7 @@ class Phase:
         return attach_host_fields(device, state), output, PendingMetrics(self, packed)
 
     def pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:
-        """Give the pieces of the state's epoch, and with the last where the next one begins."""
+        """Yield the pieces of the state's epoch, the last with the start position of the next."""
         if self.feed is None:
             return iter([(previous, None)])
         position = (
@@ -292,15 +292,12 @@ class Phase:
     def run_checked(
         self, state: TrainState, data: Any
     ) -> tuple[TrainState, PyTree, dict[str, Any]]:
-        """Run, while tracing, and check that what comes back is a state as it was given."""
+        """Run, while tracing, and check that the result is a state of the same structure."""
         return run_checked(self.run, self.name, state, data)
 
     def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
-        """Trace once: give the traced function, and the shapes of (metrics, steps taken).
-
-        Of a population also of which members live.
-        """
-        # With the placement: what is lowered from the trace lies where its arguments lay.
+        """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
+        # With the placement: a function lowered from the trace keeps that of its arguments.
         signature = compute_signature(state, placed=True), compute_signature(data), donate
         if signature in self._traces:
             return self._traces[signature]
@@ -322,7 +319,7 @@ class Phase:
 
     @property
     def stepwise(self) -> bool:
-        """Whether what it measures is packed step by step."""
+        """Whether measurements are packed per step."""
         return self._scanned is not None
 
     def _compile(self, state: TrainState, data: Any, donate: bool) -> CompiledPhase:
@@ -331,7 +328,7 @@ class Phase:
         if self.repeated_step is None:
             choice = ExecutorChoice("scan", "the phase is one function")
         elif self.stepwise and is_debug_mode():
-            choice = ExecutorChoice("step", "JAX looks into each call, which is a step then")
+            choice = ExecutorChoice("step", "a debug mode of JAX inspects each call")
         else:
             choice = choose_executor(self.repeated_step.executor, traced.jaxpr, platform)
         steps = None

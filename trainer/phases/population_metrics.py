@@ -1,4 +1,4 @@
-"""What the phases of a population measured: a value of each member, and the mean over them."""
+"""Metrics of a population: the value of each member, and the mean over the live ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 from trainer.phases.metrics import REDUCTIONS, WEIGHT, exclude_weights, reduce_trace
 
 LIVE = "live"
-"""In the carry of a population: bool `[members]`; one that does not live does not move."""
+"""Name in a population's carry of bool `[members]`; a member that is not live does not train."""
 
 
 class Members(float):
     """A metric of a population: the mean over its live members, with the value of each.
 
-    It serves wherever a float does; arithmetic with it gives plain floats. Members that do not live
-    count where none does.
+    It is a float; arithmetic with it returns plain floats. If no member is live, all of them count.
 
     >>> scores = Members([1.0, 5.0, 3.0], live=[True, False, True])
     >>> float(scores), scores.values.tolist()
@@ -28,9 +27,9 @@ class Members(float):
     values: np.ndarray
     """float64 `[members]`; nan where a member has none."""
     live: np.ndarray
-    """bool `[members]`: which of them lived when it was measured."""
+    """bool `[members]`: which members were live when it was measured."""
     present: np.ndarray
-    """bool `[members]`: which of them have a value, be it nan."""
+    """bool `[members]`: which members have a value; nan is a value."""
 
     def __new__(
         cls,
@@ -38,7 +37,7 @@ class Members(float):
         live: np.ndarray | Sequence[bool],
         present: np.ndarray | Sequence[bool] | None = None,
     ) -> Members:
-        """Take the values, which members live, and which have one: all if None."""
+        """Build the mean from the values, the live members, and those with a value (None: all)."""
         values, live = np.asarray(values, np.float64), np.asarray(live, bool)
         has = np.ones(len(values), bool) if present is None else np.asarray(present, bool)
         counted = values[has & live] if (has & live).any() else values[has]
@@ -52,14 +51,14 @@ class Members(float):
 
 
 class Traces(np.ndarray):
-    """What each step measured: the mean `[steps]` over live members, and the traces of each."""
+    """A metric per step: the mean `[steps]` over live members, with the trace of each member."""
 
     values: np.ndarray
     """`[members, steps]`."""
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    """Return a view that nobody can write to: hooks are given it."""
+    """Return a read-only view, to pass to hooks."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -1,4 +1,4 @@
-"""Tracing a computation once: what a phase runs, by functions that know of no phase and no data."""
+"""Tracing of a phase's function, without references to the phase or its data."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def trace(
     alone: bool,
     donate: bool,
 ) -> tuple[Any, PyTree]:
-    """Trace a computation. What comes of it may be shared, and outlive the phase and its data.
+    """Trace a computation. The result may be shared, and outlive the phase and its data.
 
     Args:
-        run: what to trace; of a repeated step the metrics are packed step by step.
+        run: to trace; the metrics of a repeated step are packed per step.
         name: of the phase, for messages.
-        reduce: how a metric's trace becomes the epoch's value.
+        reduce: how the trace of a metric becomes the epoch's value.
         state: the device part, to trace for.
         data: to trace for.
-        changes: whether it changes the state; else it gives none back.
-        alone: whether it is of one member, and not of a population.
+        changes: whether it changes the state; if not, it returns none.
+        alone: whether it is of a single run, and not of a population.
         donate: whether the state's buffers may be reused.
 
     Returns:
-        The traced function, and the shapes of (metrics, steps taken), of a population also of which
-        members live.
+        The traced function, and the shapes of (metrics, steps taken); for a population also of
+        which members are live.
     """
     measured: list[PyTree] = []
 
@@ -69,7 +69,7 @@ def trace(
 def jit_for_debugging(
     run: PhaseFunction, name: str, *, changes: bool, alone: bool
 ) -> Callable[..., Any]:
-    """Jit what `trace` traces, for JAX to look into its calls and at the numbers before packing."""
+    """Jit the function for JAX's debug modes, which inspect calls and numbers before packing."""
 
     def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array, PyTree]:
         after, output, numbers = _run_measured(run, name, state, data, alone=alone)
@@ -81,7 +81,7 @@ def jit_for_debugging(
 def _run_measured(
     run: PhaseFunction, name: str, state: TrainState, data: Any, *, alone: bool
 ) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
-    """Run, and give beside its metrics the steps taken and, of a population, who lives."""
+    """Run; return with the metrics the steps taken and, for a population, the live members."""
     after, output, metrics = run_checked(run, name, state, data)
     live = () if alone else (state.carry[LIVE],)
     return after, output, (metrics, after.step - state.step, *live)
@@ -90,10 +90,10 @@ def _run_measured(
 def run_checked(
     run: PhaseFunction, name: str, state: TrainState, data: Any
 ) -> tuple[TrainState, PyTree, dict[str, Any]]:
-    """Run, while tracing, and check that what comes back is a state as it was given.
+    """Run, while tracing, and check that the result is a state of the same structure.
 
     Raises:
-        TypeError, ValueError: it is not, or the one that was given was changed in place.
+        TypeError, ValueError: it is not, or the state was changed in place.
     """
     shadow = MutationGuard(state)
     result = run(state, data)
@@ -108,7 +108,7 @@ def run_checked(
 
 
 def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
-    """Tell structures, shapes and types apart, and where leaves lie if that matters."""
+    """Return a key of a tree's structure, shapes and dtypes, and optionally of its placement."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(
         (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None) if placed else None)
@@ -117,5 +117,5 @@ def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
 
 
 def _stacked(shapes: PyTree, steps: int) -> PyTree:
-    """Give the shapes of what many steps report."""
+    """Return the shapes of the metrics of several steps."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), shapes)

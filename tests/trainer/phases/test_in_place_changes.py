@@ -104,7 +104,7 @@ def keeping():
 
 
 def refused(name, line):
-    message = f"{name} changed in place what it was given, which is for reading only:\n  {line}"
+    message = f"{name} changed its arguments in place, which are read-only:\n  {line}"
     return pytest.raises(ValueError, match=re.escape(message))
 
 
@@ -154,8 +154,8 @@ def write_memory(state, metrics):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (halve_rewards, ValueError, "for reading only: copy it first"),
-        (write_memory, ValueError, "for reading only: copy it first"),
+        (halve_rewards, ValueError, "read-only: copy first"),
+        (write_memory, ValueError, "read-only: copy first"),
         (drop_trace, TypeError, "mappingproxy"),
         (write_metric, TypeError, "metrics are frozen; .*return state.replace.scores="),
     ],
