@@ -9,8 +9,12 @@ import jax
 import numpy as np
 
 from trainer.host.time_spans import StepCounter
-from trainer.phases.executors import ExecutorChoice
+from trainer.phases.compilation import is_debug_mode
+from trainer.phases.executors import ExecutorChoice, ScannedStep, choose_executor, compile_steps
+from trainer.phases.jaxprs import count_flops
 from trainer.phases.packed import PackedLayout
+from trainer.phases.scan_pieces import choose_dispatch_count, compile_dispatches
+from trainer.phases.tracing import Computation, jit_for_debugging
 from trainer.state import PyTree, TrainState
 
 Packed = jax.Array | list[jax.Array]
@@ -32,7 +36,57 @@ class CompiledPhase(NamedTuple):
     """Steps per piece of data, if measurements are packed per step."""
 
 
-def wrap_single_dispatch(
+def compile_phase(
+    computation: Computation,
+    trace: tuple[Any, PyTree],
+    executor: str | None,
+    state: TrainState,
+    data: Any,
+    *,
+    donate: bool,
+) -> CompiledPhase:
+    """Compile the computation of a phase with the executor that suits it.
+
+    Args:
+        computation: of the phase.
+        trace: of the computation, as `trainer.phases.tracing.trace` returns it.
+        executor: of the phase; None for a hand-written one.
+        state: the device part, to compile for.
+        data: to compile for.
+        donate: whether the state's buffers may be reused.
+    """
+    traced, measured = trace
+    devices = state.step.devices()
+    scanned = computation.run if isinstance(computation.run, ScannedStep) else None
+    if executor is None:
+        choice = ExecutorChoice("scan", "the phase is one function")
+    elif scanned is not None and is_debug_mode():
+        choice = ExecutorChoice("step", "a debug mode of JAX inspects each call")
+    else:
+        choice = choose_executor(executor, traced.jaxpr, next(iter(devices)).platform)
+    steps, count = None, 1
+    if scanned is not None:
+        metrics, taken = measured
+        steps = next((x.shape[0] for x in jax.tree.leaves(metrics)), None)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics)
+        measured = one, taken
+        if steps is not None:
+            count = choose_dispatch_count(steps, count_flops(traced.jaxpr), devices)
+    run: PhaseRunner
+    if scanned is not None and choice.executor == "step":
+        run = compile_steps(scanned, state, data, measured, donate=donate)
+    elif scanned is not None and count > 1:
+        choice = choice.cut(count, (steps or 0) // count)
+        run = compile_dispatches(scanned, state, data, count, donate=donate)
+    else:
+        debug = is_debug_mode()
+        compiled = jit_for_debugging(computation) if debug else traced.lower().compile()
+        run = _wrap_single_dispatch(compiled, changes=computation.updates_state, steps=steps)
+    layout = PackedLayout.from_shapes(measured)
+    return CompiledPhase(run, layout, scanned is not None, choice, steps)
+
+
+def _wrap_single_dispatch(
     compiled: Callable[..., Any], *, changes: bool, steps: int | None
 ) -> PhaseRunner:
     """Return a runner for a compiled function that takes one dispatch.

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from trainer.phases.executors import find_inner_jaxprs
-from trainer.phases.flops import count_flops
+from trainer.phases.jaxprs import count_flops, find_outer_scans
+from trainer.phases.packed import get_shapes
 from trainer.phases.phase import Phase
-from trainer.state import PyTree, TrainState, data_key, strip_host_fields
+from trainer.state import PyTree, TrainState, strip_host_fields
 
 PEAKS = {
     r"A100": 312e12,
@@ -105,15 +105,15 @@ def cost(program: Phase | Sequence[Phase], state: TrainState) -> dict[str, Cost]
         state = phase.add_position(state)
     devices = sorted(state.step.devices(), key=lambda device: device.id)
     peak = get_peak_flops(devices[0].device_kind)
-    shapes = _shapes(strip_host_fields(state))
+    shapes = get_shapes(strip_host_fields(state))
     costs: dict[str, Cost] = {}
     output: PyTree = None
     for phase in phases:
-        function, data, steps = _step_of(phase, shapes, output)
+        function, data, steps = _get_step(phase, shapes, output)
         traced = jax.jit(function).trace(shapes, data)
         costs[phase.name] = Cost(
             flops_per_step=count_flops(traced.jaxpr),
-            bytes_per_step=_moved(traced.jaxpr, traced),
+            bytes_per_step=_count_bytes(traced.jaxpr, traced),
             steps=steps,
             peak=None if peak is None else peak * len(devices),
         )
@@ -131,54 +131,34 @@ def get_peak_flops(kind: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if re.search(name, kind)), None)
 
 
-def _step_of(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[..., Any], Any, Any]:
-    """Give (function, shapes of its data, how often an epoch calls it)."""
-    if phase.repeated_step is None or phase.members is not None:
-        return phase.run, _shapes(phase.feed.example if phase.feed else previous), 1
-    feed = phase.repeated_step.feed
-    piece = _shapes(feed.example)
-
-    def first(state: TrainState, piece: Any) -> tuple[Any, Any]:
-        rows = feed.rows(piece, data_key(state))
-        return rows, feed.batch(piece, jax.tree.map(lambda rows: rows[0], rows))
-
-    rows, batch = jax.eval_shape(first, state, piece)
-    steps = feed.steps
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(feed.example)):
-        steps = jax.tree.leaves(rows)[0].shape[0]  # all the data is on the device
-    return phase.repeated_step.step, batch, steps
+def _get_step(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[..., Any], Any, Any]:
+    """Return (function, shapes of its data, calls per epoch)."""
+    if (scan := phase.scanned) is None or phase.feed is None:
+        return phase.run, get_shapes(phase.feed.example if phase.feed else previous), 1
+    piece = get_shapes(phase.feed.example)
+    batch = jax.eval_shape(scan.first_batch, state, piece)
+    steps = phase.feed.steps
+    if not any(
+        map(_is_shape, jax.tree.leaves(phase.feed.example))
+    ):  # all the data is on the device
+        steps = jax.tree.leaves(jax.eval_shape(scan.order, state, piece))[0].shape[0]
+    return scan.step, batch, steps
 
 
-def _moved(jaxpr: Any, traced: Any = None) -> float | None:
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _count_bytes(jaxpr: Any, traced: Any = None) -> float | None:
     """Estimate the bytes that a computation moves; a loop counts as often as it runs."""
     if traced is None:
         avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
         traced = jax.jit(core.jaxpr_as_fun(jaxpr)).trace(*avals)
     analysis = traced.lower().compile().cost_analysis() or {}
     total = analysis.get("bytes accessed")
-    for length, body in _loops(jaxpr):
-        once = _moved(body)
+    for length, body in find_outer_scans(jaxpr):
+        once = _count_bytes(body)
         if total is None or once is None:
             return None
         total += (length - 1) * once
     return total
-
-
-def _loops(jaxpr: Any) -> list[tuple[int, Any]]:
-    """Return (length, body) of each outermost scan."""
-    found = []
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if equation.primitive.name == "scan":
-            found.append((equation.params["length"], equation.params["jaxpr"]))
-        else:
-            found += [
-                loop
-                for inner in find_inner_jaxprs(equation.params.values())
-                for loop in _loops(inner)
-            ]
-    return found
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    """Return the shapes and dtypes of a tree, without placement: the cost is that of one device."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -74,7 +74,7 @@ class MutationGuard:
         """
         if lines := self.list_changes():
             raise ValueError(
-                f"{who} changed its arguments in place, which are read-only:\n  "
+                f"{who} changed in place the arguments that it may only read:\n  "
                 + "\n  ".join(lines)
                 + "\nReturn another state instead, such as "
                 'state.replace(scores={**state.scores, "name": 1.0})'

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.checks.pytrees import format_path
+from trainer.data.source import Check
 from trainer.losses.loss import Loss, evaluate_loss, get_loss_name
+from trainer.phases.batch_functions import MeasureFunction
 from trainer.phases.row_mixing import can_mix_rows
 from trainer.state import PyTree, TrainState, strip_host_fields
 
@@ -29,14 +31,8 @@ REMEDY = (
     "accumulate is refused"
 )
 
-Measure = Callable[[TrainState, Any], Mapping[str, Any]]
-"""`(state, batch) -> {name: values}`."""
 
-Trial = Callable[[TrainState, Any], None]
-"""`(state, batch of real examples)`: raises if the values of an example depend on others."""
-
-
-def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
+def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: MeasureFunction) -> Check:
     """Build the trial of a task's measure, which its phases run once per shape of a batch.
 
     It compiles the network only if its operations may mix examples: compiling each network again
@@ -48,7 +44,7 @@ def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure
         measure: of the task.
     """
 
-    def alone(state: TrainState, batch: Any) -> None:
+    def check(state: TrainState, batch: Any) -> None:
         shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
         why = "evaluation fills up the last batch with copies, which must not count"
         require_independent_loss(loss, state, shapes, batch, why)
@@ -57,16 +53,16 @@ def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure
         ):
             require_independent_measure(measure, state, batch)
 
-    return alone
+    return check
 
 
-def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Trial:
+def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Check:
     """Build the trial of a step that passes micro-batches to the loss.
 
     It logs a notice if the network keeps batch statistics, which are then those of micro-batches.
     """
 
-    def alone(state: TrainState, batch: Any) -> None:
+    def check(state: TrainState, batch: Any) -> None:
         shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
         why = f"accumulate={accumulate} gives it a part of a batch at a time"
         require_independent_loss(loss, state, shapes, batch, why)
@@ -78,7 +74,7 @@ def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate:
                 *(accumulate, ", ".join(statistics[:2]), size // accumulate, size),
             )
 
-    return alone
+    return check
 
 
 def find_batch_statistics(model_state: PyTree) -> list[str]:
@@ -127,7 +123,7 @@ def require_independent_loss(
         )
 
 
-def require_independent_measure(measure: Measure, state: TrainState, batch: Any) -> None:
+def require_independent_measure(measure: MeasureFunction, state: TrainState, batch: Any) -> None:
     """Check that a measure of an example does not depend on the other examples of its batch.
 
     Args:
@@ -144,8 +140,9 @@ def require_independent_measure(measure: Measure, state: TrainState, batch: Any)
             f"an example is measured otherwise ({', '.join(names)}) where other examples of its "
             "batch change, and evaluation fills up the last batch with copies: a network mixes "
             "examples in evaluation, as batch normalisation does in training mode, or the measure "
-            "does; mend it, or say `whole_batch = True` of the loss, or of the measure: the last "
-            "batch is then computed at its own size"
+            "does; mend it, or declare `whole_batch=True` of the loss, or of the measure by "
+            "trainer.Measure(measure, whole_batch=True): the last batch is then computed at its "
+            "own size"
         )
 
 

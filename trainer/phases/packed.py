@@ -17,6 +17,11 @@ from jax import lax
 from trainer.state import PyTree
 
 
+def get_shapes(tree: PyTree) -> PyTree:
+    """Return the shapes and dtypes of a tree's arrays, without their placement."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def pack(tree: PyTree) -> jax.Array:
     """Pack numbers of any dtype into one uint32 array, so that one transfer reads them all.
 
@@ -54,8 +59,8 @@ def _to_words(leaf: jax.Array) -> jax.Array:
     leaf = leaf.astype(_carrier(leaf.dtype))
     if leaf.dtype.itemsize == 4:
         return lax.bitcast_convert_type(leaf, jnp.uint32)
-    # Split by hand: XLA on CPU (jax 0.10.2) crashes where it fuses a float64 sum with its bitcast to
-    # uint32.
+    # Split by hand: XLA on CPU (jax 0.10.2) crashes where it fuses a float64 sum with its bitcast
+    # to uint32.
     whole = lax.bitcast_convert_type(leaf, jnp.uint64)
     return jnp.stack([whole, whole >> 32], axis=-1).astype(jnp.uint32)
 

@@ -15,35 +15,18 @@ from trainer.data.iteration import iterator_state
 from trainer.data.source import Check, Feed, Source
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.time_spans import span, spans, start_step_counter
-from trainer.phases.ahead_of_time import is_debug_mode
-from trainer.phases.compiled_phase import (
-    CompiledPhase,
-    Packed,
-    PhaseRunner,
-    fetch_packed,
-    wrap_single_dispatch,
-)
-from trainer.phases.executors import (
-    ExecutorChoice,
-    RepeatedStep,
-    ScannedStep,
-    choose_executor,
-    compile_steps,
-)
-from trainer.phases.flops import count_flops
+from trainer.phases.compiled_phase import CompiledPhase, Packed, compile_phase, fetch_packed
+from trainer.phases.executors import RepeatedStep, ScannedStep
 from trainer.phases.in_place_changes import read_only
-from trainer.phases.metrics import exclude_weights, reduce_pieces
-from trainer.phases.packed import PackedLayout
-from trainer.phases.population_metrics import finalize_members, reduce_members
-from trainer.phases.scan_pieces import choose_dispatch_count, compile_dispatches
-from trainer.phases.shared_compilation import SharedCache, get_shared_cache, read_jax_settings
-from trainer.phases.tracing import (
-    PhaseFunction,
-    compute_signature,
-    jit_for_debugging,
-    run_checked,
-    trace,
+from trainer.phases.reductions import (
+    Finalize,
+    exclude_weights,
+    finalize_members,
+    finalize_values,
+    reduce_pieces,
 )
+from trainer.phases.shared_compilation import SharedCache, get_shared_cache, read_jax_settings
+from trainer.phases.tracing import Computation, PhaseFunction, compute_signature, run_checked, trace
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
 
 
@@ -58,21 +41,17 @@ class PendingMetrics(NamedTuple):
         phase, pieces, taken = self.phase, [], 0
         with span("wait", phase.name):
             jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
-            arrived = [(program, fetch_packed(packed)) for program, packed in self.packed]
-        for program, words in arrived:
-            numbers = program.layout.unpack(words, rows=program.stepwise)
+            arrived = [(compiled, fetch_packed(packed)) for compiled, packed in self.packed]
+        for compiled, words in arrived:
+            numbers = compiled.layout.unpack(words, rows=compiled.stepwise)
             pieces.append(numbers[0])
             taken += int(numbers[1].sum())
-        if phase.members is None:
-            values, traces = reduce_pieces(pieces, phase.reduce, phase.name)
-            read_only(traces)
-            return phase.apply_finalize(values), traces, taken
-        live = numbers[2].astype(bool)
-        each, traces = reduce_members(pieces, live, phase.reduce, phase.name)
+        live = None if phase.members is None else numbers[2].astype(bool)
+        values, traces = reduce_pieces(pieces, phase.reduce, phase.name, live)
         read_only(traces)
-        if phase.finalize is not None:
-            each = finalize_members(phase.finalize, each, live, phase.name)
-        return {**each}, traces, taken
+        if live is None or phase.finalize is None:
+            return finalize_values(phase.finalize, values, phase.name), traces, taken
+        return finalize_members(phase.finalize, values, live, phase.name), traces, taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +95,7 @@ class Phase:
     """Raises if host data does not suit the task, such as labels outside the classes."""
     updates_state: bool = True
     """Whether `run` changes the state; an evaluation does not, and never copies it."""
-    finalize: Callable[[Mapping[str, float]], Mapping[str, float | None]] | None = None
+    finalize: Finalize | None = None
     """`(means) -> {name: value}` on the host: values derived from means. None removes the name from
     this epoch's metrics."""
     members: int | None = None
@@ -125,7 +104,7 @@ class Phase:
     """Raises if the values of an example depend on other examples of its batch; called when the
     data are checked."""
     _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    _programs: dict[Any, CompiledPhase] = dataclasses.field(
+    _compiled: dict[Any, CompiledPhase] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -148,18 +127,22 @@ class Phase:
         return None if self.source is None else self.source.training()
 
     @property
-    def _scanned(self) -> ScannedStep | None:
-        """The repeated step, if measurements are packed per step."""
+    def scanned(self) -> ScannedStep | None:
+        """The step that it repeats; None for a hand-written phase or one of a population."""
         return self.run if isinstance(self.run, ScannedStep) else None
+
+    @functools.cached_property
+    def _computation(self) -> Computation:
+        population = self.members is not None
+        return Computation(self.name, self.run, self.reduce, self.updates_state, population)
 
     @functools.cached_property
     def _shared(self) -> SharedCache:
         """The cache shared with phases that compute the same."""
-        scan = self._scanned
-        if scan is None or self.repeated_step is None:
+        if self.scanned is None or self.repeated_step is None:
             return SharedCache()
         reduce = tuple(sorted(self.reduce.items()))
-        return get_shared_cache(scan, self.repeated_step.executor, reduce)
+        return get_shared_cache(self.scanned, self.repeated_step.executor, reduce)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -203,9 +186,8 @@ class Phase:
             donate: as for the later compilation, so that it is traced once.
         """
         data = self.feed.example if self.feed else previous
-        traced, numbers = self._traced(
-            strip_host_fields(state), data, donate and self.updates_state
-        )
+        donate = donate and self.updates_state
+        traced, numbers = self._trace(strip_host_fields(state), data, donate)
         return traced.out_info[1], numbers[0]
 
     def list_metric_names(self, state: TrainState) -> tuple[str, ...]:
@@ -214,37 +196,31 @@ class Phase:
 
     def expand_metric_names(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the metrics of `run` and of those that `finalize` derives."""
-        return tuple(
-            self.apply_finalize({f"{self.name}/{key}": 1.0 for key in exclude_weights(metrics)})
-        )
-
-    def apply_finalize(self, values: dict[str, float]) -> dict[str, float]:
-        """Add the values that `finalize` derives from an epoch's; names have the prefix."""
-        if self.finalize is None:
-            return values
-        means = {name.removeprefix(f"{self.name}/"): value for name, value in values.items()}
-        found = {f"{self.name}/{name}": value for name, value in self.finalize(means).items()}
-        kept = {name: value for name, value in values.items() if found.get(name, 0.0) is not None}
-        return kept | {name: float(value) for name, value in found.items() if value is not None}
+        values = {f"{self.name}/{key}": 1.0 for key in exclude_weights(metrics)}
+        return tuple(finalize_values(self.finalize, values, self.name))
 
     def get_compiled(self, state: TrainState, data: Any, *, donate: bool) -> CompiledPhase:
         """Return the compiled phase for this structure of state and data; compile it if needed."""
         state, donate = strip_host_fields(state), donate and self.updates_state
         signature = compute_signature(state, placed=True), compute_signature(data), donate
         key = signature, read_jax_settings()
-        if key not in self._programs:
-            shared = self._shared.programs
+        if key not in self._compiled:
+            shared = self._shared.compiled
             if key not in shared:
                 with span("compile", self.name):
-                    shared[key] = self._compile(state, data, donate)
-            self._programs[key] = shared[key]
-        return self._programs[key]
+                    traced = self._trace(state, data, donate)
+                    executor = self.repeated_step.executor if self.repeated_step else None
+                    shared[key] = compile_phase(
+                        self._computation, traced, executor, state, data, donate=donate
+                    )
+            self._compiled[key] = shared[key]
+        return self._compiled[key]
 
     def execute(
         self,
         state: TrainState,
         previous: PyTree,
-        program: CompiledPhase | None = None,
+        compiled: CompiledPhase | None = None,
         *,
         donate: bool,
     ) -> tuple[TrainState, PyTree, PendingMetrics]:
@@ -266,13 +242,13 @@ class Phase:
         packed: list[tuple[CompiledPhase, Packed]] = []
         advance = start_step_counter(self.name, self.feed.steps if self.feed else None)
         for piece, position in spans(self.pieces(device, previous), "data", self.name):
-            if program is None or (self.feed and piece is not self.feed.example):
-                program = self.get_compiled(device, piece, donate=donate)
+            if compiled is None or (self.feed and piece is not self.feed.example):
+                compiled = self.get_compiled(device, piece, donate=donate)
             if advance is not None and self.feed and piece is self.feed.example:
-                advance.total = program.steps  # all the data is on the device
+                advance.total = compiled.steps  # all the data is on the device
             with span("dispatch", self.name):
-                device, output, numbers = program.run(device, piece, advance)
-            packed.append((program, numbers))
+                device, output, numbers = compiled.run(device, piece, advance)
+            packed.append((compiled, numbers))
             if position is not None:
                 device = iterator_state.set_position(device, self.name, position)
             if len(packed) > 1:  # or a stream would pile up on the device
@@ -295,7 +271,7 @@ class Phase:
         """Run, while tracing, and check that the result is a state of the same structure."""
         return run_checked(self.run, self.name, state, data)
 
-    def _traced(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
+    def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
         # With the placement: a function lowered from the trace keeps that of its arguments.
         signature = compute_signature(state, placed=True), compute_signature(data), donate
@@ -304,60 +280,6 @@ class Phase:
         shared, key = self._shared.traces, (signature, read_jax_settings())
         if key not in shared:
             with annotate_errors(f"in checking phase {self.name!r}"):
-                shared[key] = trace(
-                    self.run,
-                    self.name,
-                    self.reduce,
-                    state,
-                    data,
-                    changes=self.updates_state,
-                    alone=self.members is None,
-                    donate=donate,
-                )
+                shared[key] = trace(self._computation, state, data, donate=donate)
         self._traces[signature] = shared[key]
         return self._traces[signature]
-
-    @property
-    def stepwise(self) -> bool:
-        """Whether measurements are packed per step."""
-        return self._scanned is not None
-
-    def _compile(self, state: TrainState, data: Any, donate: bool) -> CompiledPhase:
-        traced, measured = self._traced(state, data, donate)
-        platform = next(iter(state.step.devices())).platform
-        if self.repeated_step is None:
-            choice = ExecutorChoice("scan", "the phase is one function")
-        elif self.stepwise and is_debug_mode():
-            choice = ExecutorChoice("step", "a debug mode of JAX inspects each call")
-        else:
-            choice = choose_executor(self.repeated_step.executor, traced.jaxpr, platform)
-        steps = None
-        if self.stepwise:
-            metrics, taken = measured
-            steps = next((x.shape[0] for x in jax.tree.leaves(metrics)), None)
-            measured = (
-                jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics),
-                taken,
-            )
-        layout = PackedLayout.from_shapes(measured)
-        run: PhaseRunner
-        scan, count = self._scanned, 1
-        if scan is not None and steps is not None:
-            count = choose_dispatch_count(steps, count_flops(traced.jaxpr), state.step.devices())
-        if choice.executor == "step":
-            assert self.repeated_step is not None
-            run = compile_steps(
-                self.repeated_step, state, data, measured, changes=self.updates_state, donate=donate
-            )
-        elif scan is not None and count > 1:
-            choice = choice.cut(count, (steps or 0) // count)
-            run = compile_dispatches(scan, state, data, count, donate=donate)
-        else:
-            if is_debug_mode():
-                compiled = jit_for_debugging(
-                    self.run, self.name, changes=self.updates_state, alone=self.members is None
-                )
-            else:
-                compiled = traced.lower().compile()
-            run = wrap_single_dispatch(compiled, changes=self.updates_state, steps=steps)
-        return CompiledPhase(run, layout, self.stepwise, choice, steps)

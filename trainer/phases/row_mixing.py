@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from trainer.phases.executors import find_inner_jaxprs
+from trainer.phases.jaxprs import find_inner_jaxprs
 from trainer.state import PyTree
 
 ROWS = 1009

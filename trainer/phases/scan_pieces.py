@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from trainer.host.time_spans import StepCounter
-from trainer.phases.ahead_of_time import compile_ahead
+from trainer.phases.compilation import compile_ahead
 from trainer.phases.executors import ScannedStep
-from trainer.state import PyTree, TrainState, data_key
+from trainer.state import PyTree, TrainState
 
 AT_MOST = 16
 """Dispatches per scan: a device queues twice as many before the host has to wait."""
@@ -69,7 +68,7 @@ def compile_dispatches(
     """
 
     def begin(state: TrainState, piece: Any) -> list[PyTree]:
-        rows = jax.tree.map(jnp.asarray, scanned.rows(piece, data_key(state)))
+        rows = scanned.order(state, piece)
         each = len(jax.tree.leaves(rows)[0]) // count
         places = [slice(first * each, (first + 1) * each) for first in range(count)]
         return [jax.tree.map(operator.itemgetter(place), rows) for place in places]

@@ -33,7 +33,7 @@ class SharedCache:
     """The traces and compiled phases of one computation, by the signature of state and data."""
 
     traces: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 def get_shared_cache(run: Any, *settings: Hashable) -> SharedCache:
@@ -66,13 +66,13 @@ def get_shared_cache(run: Any, *settings: Hashable) -> SharedCache:
         if kept is None:
             kept = OrderedDict()
             setattr(owner, ATTRIBUTE, kept)
-        compiled = kept.setdefault((run, settings), SharedCache())
+        cache = kept.setdefault((run, settings), SharedCache())
     except (AttributeError, TypeError):  # a bound method, say; or what has no hash
         return SharedCache()
     kept.move_to_end((run, settings))
     while len(kept) > KEPT:
         kept.popitem(last=False)
-    return compiled
+    return cache
 
 
 def _closes_over(function: Any) -> bool:

@@ -42,8 +42,8 @@ def _strong(leaf: jax.Array) -> jax.Array:
 def copy_state(state: TrainState) -> TrainState:
     """Copy every leaf of the device part, so that donating it leaves the caller's arrays alone.
 
-    Python numbers and numpy arrays become strongly typed jax arrays. `stop`, which jit and vmap turn
-    into an array, becomes a bool again.
+    Python numbers and numpy arrays become strongly typed jax arrays. `stop`, an array after jit or
+    vmap, becomes a bool again.
     """
     host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
     return attach_host_fields(jax.tree.map(_copy, strip_host_fields(state)), host)

@@ -10,7 +10,7 @@ from trainer import Checkpoints, TrainState
 from trainer.checkpoints.load import read_params, read_part
 from trainer.checks.modes import infer_mode
 from trainer.configuration import Checkpointing
-from trainer.phases.population_metrics import Members
+from trainer.phases.metrics import Members
 
 MIN = """loss val/loss train/policy_loss val/cross_entropy val/perplexity val/mse val/WER
     val/mean_absolute_error val/bits_per_character val/negative_log_likelihood val/accuracy_loss

@@ -104,7 +104,7 @@ def keeping():
 
 
 def refused(name, line):
-    message = f"{name} changed its arguments in place, which are read-only:\n  {line}"
+    message = f"{name} changed in place the arguments that it may only read:\n  {line}"
     return pytest.raises(ValueError, match=re.escape(message))
 
 

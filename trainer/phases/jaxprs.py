@@ -1,11 +1,46 @@
-"""The operations of matrix products and convolutions in a jaxpr."""
+"""Analysis of jaxprs: convolutions, loops, and the operations of matrix products."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
-from trainer.phases.executors import find_inner_jaxprs
+
+def find_inner_jaxprs(params: Any) -> Iterator[Any]:
+    """Yield the jaxprs among the parameters of an equation."""
+    for value in params:
+        if hasattr(getattr(value, "jaxpr", value), "eqns"):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from find_inner_jaxprs(value)
+
+
+def has_convolution(jaxpr: Any) -> bool:
+    """Return whether a jaxpr contains a convolution at any depth.
+
+    >>> import jax, jax.numpy as jnp
+    >>> signal = jnp.ones(8)
+    >>> has_convolution(jax.make_jaxpr(jax.jit(lambda x: jnp.convolve(x, signal)))(signal))
+    True
+    >>> has_convolution(jax.make_jaxpr(lambda x: x @ x)(signal))
+    False
+    """
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(map(has_convolution, find_inner_jaxprs(equation.params.values())))
+        for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns
+    )
+
+
+def find_outer_scans(jaxpr: Any) -> Iterator[tuple[int, Any]]:
+    """Yield (length, body) of each outermost scan."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["length"], equation.params["jaxpr"]
+        else:
+            for inner in find_inner_jaxprs(equation.params.values()):
+                yield from find_outer_scans(inner)
 
 
 def count_flops(jaxpr: Any) -> int:

@@ -1,11 +1,15 @@
-"""Ahead-of-time compilation, except in JAX's debug modes, which must look into each call."""
+"""Compilation ahead of time, except in JAX's debug modes, and its cache across processes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from trainer.checks.paths import to_absolute_path
 
 
 def is_debug_mode() -> bool:
@@ -32,3 +36,19 @@ def compile_ahead(
     if is_debug_mode():
         return jax.jit(function)
     return jax.jit(function, donate_argnums=donate_argnums).lower(*arguments).compile()
+
+
+def cache_compilations(directory: str | os.PathLike[str]) -> None:
+    """Cache compiled functions in a directory, for this and later processes.
+
+    Call it once, before anything is compiled. It applies to all that JAX compiles in this process.
+
+    Args:
+        directory: created if absent; runs may share it.
+    """
+    path = to_absolute_path(directory, "cache_compilations")
+    path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    compilation_cache.reset_cache()
