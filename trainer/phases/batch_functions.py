@@ -71,6 +71,16 @@ class Measure:
         return self.function(state, batch)
 
 
+def as_step(step: Step | StepFunction) -> Step:
+    """Return a step as a record."""
+    return step if isinstance(step, Step) else Step(step)
+
+
+def as_measure(measure: Measure | MeasureFunction) -> Measure:
+    """Return a measure as a record."""
+    return measure if isinstance(measure, Measure) else Measure(measure)
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckedStep:
     """A step whose result is checked while it is traced; equal if the function is the same."""

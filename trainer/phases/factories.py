@@ -20,6 +20,8 @@ from trainer.phases.batch_functions import (
     MeasureFunction,
     Step,
     StepFunction,
+    as_measure,
+    as_step,
 )
 from trainer.phases.executors import EXECUTORS, RepeatedStep, ScannedStep
 from trainer.phases.mixing_trial import require_independent_measure
@@ -54,7 +56,7 @@ def training(
         ValueError: an unknown executor, or a source with fewer examples than a batch; before the
             first use, micro-batches would change the values of the loss.
     """
-    step = step if isinstance(step, Step) else Step(step)
+    step = as_step(step)
     _require_function("training takes a step, which", "step", step, "-> (state, metrics)")
     require_source(source, "training", "training")
     if executor not in EXECUTORS:
@@ -101,7 +103,7 @@ def evaluation(measure: Measure | MeasureFunction, source: Source, *, name: str 
         ValueError: before the first use, the values of an example change with the other examples
             of its batch, and neither loss nor measure declares it.
     """
-    measure = measure if isinstance(measure, Measure) else Measure(measure)
+    measure = as_measure(measure)
     who, returns = "evaluation takes a measure, which", "-> {name: values}"
     _require_function(who, "measure", measure, returns)
     require_source(source, "evaluation", "evaluation")

@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.checks.paths import to_absolute_path
 from trainer.data.source import Feed, Source
-from trainer.phases.batch_functions import Step, StepFunction
+from trainer.phases.batch_functions import Step, StepFunction, as_step
 from trainer.phases.factories import training
 from trainer.phases.reductions import WEIGHT
 from trainer.phases.state_buffers import copy_state
@@ -172,8 +172,9 @@ def _losses(
         weight = metrics.get("loss" + WEIGHT, jnp.ones(()))
         return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
-    check = step.check if isinstance(step, Step) else None
-    phase = training(Step(probing, check), _TruncatedSource(source, len(rates)), name="range_test")
+    phase = training(
+        Step(probing, as_step(step).check), _TruncatedSource(source, len(rates)), name="range_test"
+    )
     state = phase.add_position(copy_state(state.replace(hook_state={}, scores={})))
     phase.verify(state)
     traces: list[float] = []

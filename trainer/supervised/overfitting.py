@@ -13,7 +13,7 @@ from jax import lax
 
 from trainer.checks.arguments import describe_value, require_integer
 from trainer.checks.suggestions import suggest_name
-from trainer.phases.batch_functions import CheckedStep
+from trainer.phases.batch_functions import CheckedStep, as_step
 from trainer.phases.executors import EXECUTORS, choose_executor
 from trainer.phases.state_buffers import copy_state
 from trainer.state import TrainState, attach_host_fields, strip_host_fields
@@ -96,9 +96,9 @@ def overfit(
         )
     batch = jax.tree.map(jnp.asarray, dict(batch))
     start = copy_state(task.init(jax.random.key(0) if key is None else key, batch))
-    if task.step.check is not None:
-        task.step.check(start, jax.tree.map(np.asarray, batch))
-    step = CheckedStep(task.step.function, "overfit")
+    if (check := as_step(task.step).check) is not None:
+        check(start, jax.tree.map(np.asarray, batch))
+    step = CheckedStep(as_step(task.step).function, "overfit")
 
     def one(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
         after, metrics = step(state, batch)

@@ -259,6 +259,6 @@ def test_leaves_that_differ_in_shape_or_have_no_truth_are_compared_by_identity(n
     for leaf in (jnp.ones((3, 3)), jnp.ones(2), "text", np.ones(2)):
         shadow, state = MutationGuard(nested), nested
         state.params["head"]["bias"], before = leaf, state.params["head"]["bias"]
-        assert [line.partition(":")[0] for line in shadow.changes()] == ["params/head/bias"]
+        assert [line.partition(":")[0] for line in shadow.list_changes()] == ["params/head/bias"]
         state.params["head"]["bias"] = before
-        assert shadow.changes() == []
+        assert shadow.list_changes() == []
