@@ -110,12 +110,12 @@ def work(
     ...     with Checkpoints(f"{folder}/one") as checkpoints:
     ...         checkpoints.save(state)
     ...     run = Run(f"{folder}/one")
-    ...     asked = run.create_request("errors", 0)
+    ...     asked = run.ask("errors", 0)
     ...     run.close()
     ...     print(work(folder, Suite("errors", state, phase), idle=0))
     ...     with Store(folder) as store:
-    ...         print(requests.results(store, "one"))
-    Worked(done=1, failed=0, opened=0, dropped=0)
+    ...         print(requests.list_results(store, "one"))
+    WorkSummary(done=1, failed=0, opened=0, dropped=0)
     {('errors', 0): {'val/error': 1.0}}
     """
     for what, value in (("lease", lease), ("pause", pause), ("limit", limit)):

@@ -55,9 +55,9 @@ def test_a_file_that_vanishes_is_away_and_comes_back(link, tmp_path):
     link.close()
     file.rename(tmp_path / "elsewhere")
     with pytest.raises(Unreachable, match="there is no store"):
-        link.ask(Store.runs)
+        link.call(Store.runs)
     os.rename(tmp_path / "elsewhere", file)
-    assert link.ask(Store.runs) == []
+    assert link.call(Store.runs) == []
 
 
 def test_other_failures_are_raised(link):

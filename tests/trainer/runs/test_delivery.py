@@ -102,7 +102,7 @@ def test_all_that_a_line_may_say_is_done(store, queue):
 
 def test_a_batch_that_was_written_and_not_taken_out_is_written_again(store, queue, monkeypatch):
     record(queue, range(5))
-    monkeypatch.setattr(queue, "delivered", lambda place: 1 / 0)  # killed just before
+    monkeypatch.setattr(queue, "acknowledge", lambda place: 1 / 0)  # killed just before
     with pytest.raises(ZeroDivisionError):
         deliver(store, queue)
     monkeypatch.undo()
@@ -370,7 +370,7 @@ def test_a_thread_that_is_stuck_keeps_nobody_and_touches_no_file(
 
 
 STUCK = """
-recording.CLOSING = 0.5
+recorder.CLOSING = 0.5
 run = Run(directory, store=url)
 run.record(1, 1, {"loss": 0.5})
 say("begun")

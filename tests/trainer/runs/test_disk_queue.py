@@ -34,7 +34,7 @@ def read(journal, count=None):
     """Take out what waits, batch by batch; give it."""
     found = []
     while count is None or len(found) < count:
-        lines, place = journal.waiting()
+        lines, place = journal.peek_batch()
         if not lines:
             break
         journal.acknowledge(place)
@@ -44,7 +44,7 @@ def read(journal, count=None):
 
 def peeked(journal):
     """Give the first batch, and leave it."""
-    return [json.loads(line)["n"] for line in journal.waiting()[0]]
+    return [json.loads(line)["n"] for line in journal.peek_batch()[0]]
 
 
 def fill(journal, numbers, **more):
@@ -64,7 +64,7 @@ VALUES = st.recursive(
 def test_a_line_comes_back_as_it_was_put_in(tmp_path_factory, value):
     journal = DiskQueue(tmp_path_factory.mktemp("queue") / "queue.jsonl")
     journal.put({"value": value, "lone": "\ud800\0\u2028\x85"})
-    (line,), _ = journal.waiting()
+    (line,), _ = journal.peek_batch()
     journal.close()
     assert repr(json.loads(line)) == repr({"value": value, "lone": "\ud800\0\u2028\x85"})
 
@@ -72,10 +72,10 @@ def test_a_line_comes_back_as_it_was_put_in(tmp_path_factory, value):
 def test_lines_come_in_order_and_stay_until_delivered(opened):
     journal = opened()
     assert journal.empty
-    assert journal.waiting()[0] == []
+    assert journal.peek_batch()[0] == []
     fill(journal, range(3))
     assert peeked(journal) == peeked(journal) == [0, 1, 2]
-    _, place = journal.waiting()
+    _, place = journal.peek_batch()
     fill(journal, [3])
     journal.acknowledge(place)
     assert not journal.empty
@@ -88,7 +88,7 @@ def test_lines_come_in_order_and_stay_until_delivered(opened):
 def test_what_one_process_leaves_the_next_one_finds(opened):
     first = opened()
     fill(first, range(5))
-    lines, place = first.waiting()
+    lines, place = first.peek_batch()
     first.acknowledge(place - len(lines[4]) - len(lines[3]))
     fill(opened(), [5])  # the first was killed: it closed nothing
     assert peeked(opened()) == [3, 4, 5]
@@ -125,7 +125,7 @@ def test_a_file_that_was_never_whole_is_begun_anew(opened, content, tmp_path):
 def test_where_the_head_is_wrong_all_is_delivered_again(opened, head):
     journal = opened()
     fill(journal, range(3))
-    journal.acknowledge(journal.waiting()[1] - 9)
+    journal.acknowledge(journal.peek_batch()[1] - 9)
     with journal.path.open("r+b") as file:
         file.write(head)
     again = opened()
@@ -139,7 +139,7 @@ def test_a_process_that_dies_while_it_empties_the_file_loses_nothing(opened, mon
     fill(journal, range(100))
     monkeypatch.setattr(journals, "_head", lambda begin: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        journal.acknowledge(journal.waiting()[1])  # the file is cut, its head is the old one
+        journal.acknowledge(journal.peek_batch()[1])  # the file is cut, its head is the old one
     monkeypatch.undo()
     again = opened()
     assert again.empty
@@ -165,7 +165,7 @@ def test_room_comes_back_while_some_still_waits(opened):
     count = 0
     while journal.put({"n": count}):
         count += 1
-    lines, place = journal.waiting()
+    lines, place = journal.peek_batch()
     half = sum(map(len, lines[: count // 2 + 3]))
     journal.acknowledge(place - sum(map(len, lines)) + half)
     size = journal.path.stat().st_size
@@ -173,7 +173,7 @@ def test_room_comes_back_while_some_still_waits(opened):
     assert [path.name for path in journal.path.parent.iterdir()] == ["queue.jsonl"]
     fill(journal, [count])
     assert peeked(journal) == peeked(opened()) == list(range(count // 2 + 3, count + 1))
-    journal.acknowledge(journal.waiting()[1])  # places go on counting
+    journal.acknowledge(journal.peek_batch()[1])  # places go on counting
     assert journal.empty
 
 
@@ -192,7 +192,7 @@ def test_batches_are_bounded_and_a_line_is_never_cut(opened, monkeypatch):
     fill(journal, range(30))
     fill(journal, ["x" * 1000])
     fill(journal, range(31, 33))
-    assert len(journal.waiting()[0]) < 15
+    assert len(journal.peek_batch()[0]) < 15
     found = [line["n"] for line in read(journal)]
     assert found == [*range(30), "x" * 1000, 31, 32]
 
@@ -211,7 +211,7 @@ def test_lines_are_put_in_while_others_are_delivered_and_the_file_is_cut(opened,
     writer.start()
     found = []
     while len(found) < count:
-        lines, place = journal.waiting()
+        lines, place = journal.peek_batch()
         if lines:
             journal.acknowledge(place)
             found += [json.loads(line)["n"] for line in lines]
@@ -233,7 +233,7 @@ def test_what_is_put_in_while_the_file_is_copied_is_copied_too(opened, monkeypat
         copy(*arguments)
 
     monkeypatch.setattr(journals, "_copy", copied)
-    lines, place = journal.waiting()
+    lines, place = journal.peek_batch()
     journal.acknowledge(place - sum(map(len, lines[40:])))
     assert peeked(journal) == peeked(opened()) == list(range(40, 61))
 
@@ -247,7 +247,7 @@ def test_a_disk_without_room_for_a_copy_costs_nothing(opened, monkeypatch, when)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(f"trainer.runs.disk_queue.{when}", fail)
-    lines, place = journal.waiting()
+    lines, place = journal.peek_batch()
     journal.acknowledge(place - sum(map(len, lines[40:])))
     monkeypatch.undo()
     assert [path.name for path in journal.path.parent.iterdir()] == ["queue.jsonl"]
@@ -277,14 +277,14 @@ def test_a_closed_queue_touches_no_file(opened, tmp_path):
     journal = opened()
     fill(journal, range(2))
     numbers = {journal._file, journal._folder}
-    _, place = journal.waiting()
+    _, place = journal.peek_batch()
     journal.close()
     others = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("other", "another")]
     try:
         assert set(others) == numbers  # the very numbers are other files' now
         for act in (
             lambda: journal.put({"n": 2}),
-            journal.waiting,
+            journal.peek_batch,
             lambda: journal.acknowledge(place),
             journal.sync,
             journal.check,
@@ -309,7 +309,7 @@ def test_a_queue_that_is_closed_while_it_is_copied_stays_as_it_is(opened, monkey
         copy(*arguments)
 
     monkeypatch.setattr(journals, "_copy", closed)
-    lines, place = journal.waiting()
+    lines, place = journal.peek_batch()
     with pytest.raises(QueueClosed):
         journal.acknowledge(place - sum(map(len, lines[40:])))
     monkeypatch.undo()
@@ -329,13 +329,13 @@ def test_what_was_put_in_is_synced_unless_it_is_delivered(opened, monkeypatch):
 
 
 KILLED = """
-made = journal.Journal(Path(path), limit=20_000)
+made = disk_queue.DiskQueue(Path(path), limit=20_000)
 for number in range(10**9):
     while not made.put({"n": number, "pad": "x" * (number % 3000)}):
-        lines, place = made.waiting()
+        lines, place = made.peek_batch()
         half = len(lines) // 2 + 1
         say(("delivered", [json.loads(line)["n"] for line in lines[:half]]))
-        made.delivered(place - sum(map(len, lines[half:])))
+        made.acknowledge(place - sum(map(len, lines[half:])))
     say(("accepted", number))
 """
 

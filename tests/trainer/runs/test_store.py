@@ -92,7 +92,7 @@ def test_how_far_a_run_is_signs_of_life_tell_and_records(store):
     store.write_records("two", 9, 90, {"val/loss": 0.5})
 
     def reached():
-        row = store.reached(store.run("one"))
+        row = store.read_progress(store.run("one"))
         return row.epoch, row.step
 
     assert reached() == (0, 0)
@@ -304,12 +304,12 @@ def test_many_write_and_read_at_once_and_nothing_is_lost(url, start):
 # --- versions
 
 MIGRATOR = """
-schema.MIGRATIONS += (("ALTER TABLE runs ADD COLUMN mood TEXT", "UPDATE runs SET mood = 'glad'"),)
-schema.VERSION += 1
+table_versions.MIGRATIONS += (("ALTER TABLE runs ADD COLUMN mood TEXT", "UPDATE runs SET mood = 'glad'"),)
+table_versions.VERSION += 1
 say("ready")
 hear()
 with Store(url) as store:
-    say((store.connection.execute("SELECT name, mood FROM runs"), schema.version(store.connection)))
+    say((store.connection.execute("SELECT name, mood FROM runs"), table_versions.version(store.connection)))
 """
 
 
