@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from hooks.reports.svg_charts import HUES, render_chart
 from trainer.runs.panels import Curve, group_panels, hook_times
-from trainer.runs.sparklines import format_number, rank
+from trainer.runs.sparklines import format_number, rank_metric
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;
@@ -165,7 +165,7 @@ def _scores(curves: Mapping[str, Curve]) -> str:
             (name,) = (name for name, found in curves.items() if found is curve)
             course = curve.summary
             rows.append((name, format_number(course.last), _at(course.lowest), _at(course.highest)))
-    rows.sort(key=lambda row: rank(row[0]))
+    rows.sort(key=lambda row: rank_metric(row[0]))
     return _table(ReportTable(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
 
 

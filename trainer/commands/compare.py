@@ -23,7 +23,7 @@ from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import Curve, finite
+from trainer.runs.panels import Curve, finite_values
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 
@@ -146,7 +146,7 @@ def _facts(compared: Sequence[Compared]) -> dict[str, list[Text]]:
 
 
 def _seconds(one: Compared) -> float:
-    return sum(finite(one.curves.get("time/epoch_seconds", Curve())))
+    return sum(finite_values(one.curves.get("time/epoch_seconds", Curve())))
 
 
 def _results(

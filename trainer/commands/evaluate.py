@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 from trainer.commands.lookup.stores import RunNames, find_runs, open_store
 from trainer.commands.terminal.calling import CommandError, convert_load_errors
-from trainer.evaluators.evaluator import work
+from trainer.evaluators.evaluator import WorkerSettings, work
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.suite_loading import load_suites
 from trainer.host.escaping import escape_text
@@ -54,17 +53,10 @@ def evaluate(
     suites = _loaded(suite)
     with open_store(store) as there:
         url, names = there.url, [row.name for row in find_runs(there, runs)]
-    settings: dict[str, Any] = {
-        "lease": lease,
-        "pause": pause,
-        "idle": idle,
-        "tries": tries,
-        "limit": limit,
-        "again": again,
-    }
     try:
+        settings = WorkerSettings(lease=lease, pause=pause, tries=tries, limit=limit)
         with _telling():
-            worked = work(url, suites, runs=names, **settings)
+            worked = work(url, suites, settings, idle=idle, again=again, runs=names)
     except ValueError as error:
         if hasattr(error, "__notes__"):
             raise  # of a suite's own phases

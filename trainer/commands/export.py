@@ -25,7 +25,7 @@ from trainer.parameters.transfer import export_params
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import Record, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import file_name
+from trainer.runs.text import to_file_name
 
 Format = Literal["csv", "parquet", "json", "params"]
 
@@ -73,7 +73,7 @@ def export(
     with open_run(run, store) as (there, row):
         records = there.records(row.name)
         everything = _everything(there, row, records)
-    folder = folder or Path(f"{file_name(row.name)}-export")
+    folder = folder or Path(f"{to_file_name(row.name)}-export")
     files: dict[str, tuple[str, Callable[[Path], None]]] = {
         "csv": ("records.csv", lambda path: _write_csv(path, records, raw=raw)),
         "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),
@@ -110,14 +110,14 @@ def export(
 
 def _everything(store: Store, row: RunRow, records: Sequence[Record]) -> dict[str, Any]:
     """Give all that a store has of a run."""
-    there = {commit.epoch for commit in store.commits(row.name, present=True)}
+    there = {commit.epoch for commit in store.checkpoints(row.name, present=True)}
     found = list_results(store, row.name)
     return {
         "run": row._asdict() | {"status": row.status(store.connection.now())},
         "records": [record._asdict() for record in records],
         "commits": [
             commit._asdict() | {"present": commit.epoch in there}
-            for commit in store.commits(row.name)
+            for commit in store.checkpoints(row.name)
         ],
         "evaluations": [
             request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}

@@ -68,7 +68,7 @@ def runs(
         rows = [row for row in everything if not state or row.status(now) in state]
         rows = [there.read_progress(row) for row in (filter_runs(rows, where) if rows else rows)]
         curves, modes = _scores(there, rows, everything, sort, mode, metrics)
-        place = there.connection.where
+        place = there.connection.label
     rows = _sorted(rows, curves, sort, modes)
     if json:
         print_json(

@@ -17,12 +17,12 @@ from trainer.host.amounts import format_bytes
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
-from trainer.runs.artifacts import within
+from trainer.runs.artifacts import to_stored_path
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import finite
+from trainer.runs.panels import finite_values
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.sparklines import format_number
-from trainer.runs.text import file_name
+from trainer.runs.text import to_file_name
 
 ROWS = 50
 """Of a table, at most so many are shown."""
@@ -48,7 +48,7 @@ def report(run: RunName, /, *, to: str | None = None, store: str | None = None) 
     here = (
         parse_local_path(run, "a run") / "report.html"
         if given
-        else Path(f"{file_name(row.name)}.html")
+        else Path(f"{to_file_name(row.name)}.html")
     )
     path = page_file or here
     try:
@@ -66,7 +66,7 @@ def report(run: RunName, /, *, to: str | None = None, store: str | None = None) 
 def build_report(store: Store, row: RunRow) -> Report:
     """Put together what a page tells of a run."""
     curves = read_curves(store, row.name)
-    times = finite(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
+    times = finite_values(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
     outcome = {
         "outcome": row.status(store.connection.now()),
         **({"error": row.error} if row.error else {}),
@@ -108,7 +108,7 @@ def _commits(store: Store, run: str) -> ReportTable:
                 format_bytes(commit.bytes),
                 _told(commit.scores),
             )
-            for commit in store.commits(run, present=True)
+            for commit in store.checkpoints(run, present=True)
         ],
     )
 
@@ -142,7 +142,7 @@ def _files(store: Store, row: RunRow) -> ReportTable:
         heads=("file", "kind", "epoch", "size"),
         rows=[
             (
-                within(row.directory, file.path),
+                to_stored_path(row.directory, file.path),
                 file.kind,
                 f"{file.epoch:,}",
                 format_bytes(file.bytes),

@@ -24,7 +24,7 @@ from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_age, format_progress
 from trainer.host.rich_tables import make_key_value_table, safe_lines, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import HOOK, Curve, finite, group_panels
+from trainer.runs.panels import HOOK_PREFIX, Curve, finite_values, group_panels
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
@@ -92,11 +92,11 @@ def _data(
         "state": row.status(store.connection.now()),
         "scores": as_json(plain, {name: infer_mode(name) for name in plain}),
         "hook_seconds": {
-            name.removeprefix(HOOK): sum(finite(curve))
+            name.removeprefix(HOOK_PREFIX): sum(finite_values(curve))
             for name, curve in curves.items()
-            if name.startswith(HOOK)
+            if name.startswith(HOOK_PREFIX)
         },
-        "commits": [commit._asdict() for commit in store.commits(row.name, present=True)],
+        "commits": [commit._asdict() for commit in store.checkpoints(row.name, present=True)],
         "evaluations": [
             request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
             for request in list_requests(store, row.name)
@@ -119,7 +119,7 @@ def _head(store: Store, row: RunRow) -> Table:
         ("last sign", format_age(now - row.beat)),
         ("process", f"{row.pid} on {row.host}"),
         ("directory", row.directory),
-        ("store", store.connection.where),
+        ("store", store.connection.label),
     ]
     return make_key_value_table([fact for fact in facts if str(fact[1])])
 

@@ -22,11 +22,11 @@ from trainer.commands.lookup.stores import (
 )
 from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import make_console, print_json, state_text
-from trainer.evaluators.liveness import HEARTBEAT_SECONDS, WorkerRow, workers
+from trainer.evaluators.liveness import HEARTBEAT_SECONDS, WorkerRow, list_workers
 from trainer.host.amounts import format_age, format_duration, format_progress
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.panels import HOOK
+from trainer.runs.panels import HOOK_PREFIX
 from trainer.runs.requests import list_requests
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
@@ -177,7 +177,7 @@ def take_snapshot(
         return WatchSnapshot(
             now,
             [WatchedRun(row, row.status(now), _newest(there, row)) for row in rows],
-            workers(there),
+            list_workers(there),
             Counter(request.state for request in list_requests(there)),
         )
 
@@ -273,7 +273,7 @@ def _left(one: WatchedRun) -> float | None:
     training = one.newest.get("time/epoch_seconds")
     if one.state != "running" or one.row.epochs is None or training is None:
         return None
-    hooks = sum(value for name, value in one.newest.items() if name.startswith(HOOK))
+    hooks = sum(value for name, value in one.newest.items() if name.startswith(HOOK_PREFIX))
     return (training + hooks) * max(one.row.epochs - one.row.epoch, 0)
 
 

@@ -146,7 +146,7 @@ def store(name: str | None) -> Iterator[Finding]:
     try:
         with open_store(name) as there:
             rows, now = there.runs(), there.connection.now()
-            where = there.connection.where
+            where = there.connection.label
     except CommandError as refusal:
         missing = isinstance(refusal.__cause__, FileNotFoundError)
         if missing and name is None:

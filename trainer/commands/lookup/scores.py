@@ -11,7 +11,7 @@ from trainer.commands.lookup.stores import suggestion
 from trainer.commands.terminal.calling import CommandError
 from trainer.host.escaping import escape_text
 from trainer.runs.panels import Curve
-from trainer.runs.sparklines import MAIN_METRICS, rank
+from trainer.runs.sparklines import MAIN_METRICS, rank_metric
 
 TRAINING = ("train/", "rollout/", "update/")
 """How the names of what training itself measures begin."""
@@ -61,8 +61,8 @@ def choose_key_metrics(names: Iterable[str], count: int) -> list[str]:
     ['val/loss', 'val/accuracy']
     """
     plain = [name for name in names if not name.startswith((*ASIDE, "gradients/"))]
-    order = sorted(plain, key=lambda name: (rank(name), name.startswith(TRAINING), name))
-    first = [name for name in order if rank(name) < len(MAIN_METRICS)]
+    order = sorted(plain, key=lambda name: (rank_metric(name), name.startswith(TRAINING), name))
+    first = [name for name in order if rank_metric(name) < len(MAIN_METRICS)]
     best_of_each = {name.rpartition("/")[2]: name for name in reversed(first)}
     chosen = [name for name in first if name in best_of_each.values()]
     return [*chosen, *(name for name in order if name not in chosen)][:count]
