@@ -10,7 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 
-from trainer.evaluators import liveness
+from trainer.evaluators.liveness import (
+    HEARTBEAT_SECONDS,
+    WorkerRow,
+    record_heartbeat,
+    remove_worker,
+)
 from trainer.runs.connection import Unreachable
 from trainer.runs.requests import extend_lease
 from trainer.runs.rows import Request
@@ -47,7 +52,7 @@ class LeaseKeeper:
         self._thread.join()
         self._client.close()  # it may be broken, if the store was away since the last heartbeat
         with contextlib.suppress(Unreachable):
-            self._client.call(liveness.remove_worker, self._worker)
+            self._client.call(remove_worker, self._worker)
         self._client.close()
 
     @contextlib.contextmanager
@@ -75,7 +80,7 @@ class LeaseKeeper:
                 pass  # the worker itself reports it; the lease may still be long enough
             except Exception:
                 log.exception("the lease of worker %r could not be extended", self._worker)
-            self._ended.wait(min(self._lease / 3, liveness.HEARTBEAT_SECONDS))
+            self._ended.wait(min(self._lease / 3, HEARTBEAT_SECONDS))
 
     def _send_heartbeat(self) -> None:
         with self._guard:
@@ -83,8 +88,8 @@ class LeaseKeeper:
             hangs = time.monotonic() - self._since > self._limit
         if request and (hangs or not self._client.call(extend_lease, request, lease=self._lease)):
             self._report_loss(request)
-        row = liveness.WorkerRow(self._worker, socket.gethostname(), os.getpid(), 0, doing, done)
-        self._client.call(liveness.record_heartbeat, row)
+        row = WorkerRow(self._worker, socket.gethostname(), os.getpid(), 0, doing, done)
+        self._client.call(record_heartbeat, row)
 
     def _report_loss(self, request: Request) -> None:
         with self._guard:

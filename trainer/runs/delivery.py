@@ -15,10 +15,10 @@ from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
 from trainer.host.safe_open import own_folder
-from trainer.runs import requests
 from trainer.runs.connection import Unreachable
 from trainer.runs.directory_claim import QUEUE, claim_directory
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
+from trainer.runs.requests import create_request
 from trainer.runs.rows import Artifact, CheckpointRow
 from trainer.runs.store import Store
 
@@ -35,7 +35,7 @@ ACTIONS: Mapping[str, Callable[..., None]] = {
     ),
     "artifact": lambda store, run, **row: store.write_artifact(run, Artifact(**row)),
     "gone": Store.forget_artifacts,
-    "ask": requests.create_request,
+    "ask": create_request,
 }
 """What the `do` of a line may name, besides `records`, which are written many at once."""
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from trainer.checks.suggestions import suggest_and_list
 from trainer.host.redaction import redact_text
-from trainer.runs import table_versions
 from trainer.runs.connecting import connect, resolve_store_url
 from trainer.runs.connection import Connection
 from trainer.runs.rows import Artifact, CheckpointRow, Record, RunRow
 from trainer.runs.statements import placeholders, upsert
+from trainer.runs.table_versions import check_version, migrate, read_version
 from trainer.runs.text import shorten_name
 
 Values = Mapping[str, float | str | None]
@@ -63,10 +63,10 @@ class Store:
         )
         try:
             if read_only:
-                version = table_versions.read_version(self.connection, required=True)
-                table_versions.check_version(version, self.connection.label, to_read=True)
+                version = read_version(self.connection, required=True)
+                check_version(version, self.connection.label, to_read=True)
             else:
-                table_versions.migrate(self.connection, create=create)
+                migrate(self.connection, create=create)
         except BaseException:
             self.connection.close()
             raise

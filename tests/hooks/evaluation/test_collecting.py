@@ -20,7 +20,13 @@ from hooks.testing import check_hook
 from trainer import Checkpoints
 from trainer.runs import Run, Store, Unreachable, store_client
 from trainer.runs.checkpoint_rows import describe_checkpoint
-from trainer.runs.requests import claim_request, create_request, fail_request, finish_request
+from trainer.runs.requests import (
+    claim_request,
+    create_request,
+    fail_request,
+    finish_request,
+    list_answers,
+)
 
 LIMIT = 10
 """Seconds that a test waits at most."""
@@ -289,15 +295,15 @@ def test_a_store_that_is_away_is_logged_and_read_again(
 ):
     caplog.set_level(logging.INFO, "entracte")
     monkeypatch.setattr(collecting, "RETRY_SECONDS", 0.0)
-    made = []
+    reads = []
 
-    def store(*arguments, **settings):
-        made.append(arguments)
-        if len(made) < 4:  # at epochs 1 to 3
+    def read(*arguments, **settings):
+        reads.append(arguments)
+        if len(reads) < 4:  # at epochs 1 to 3
             raise Unreachable("the server is down")
-        return Store(*arguments, **settings)
+        return list_answers(*arguments, **settings)
 
-    monkeypatch.setattr(store_client, "Store", store)
+    monkeypatch.setattr(collecting, "list_answers", read)
     chain = [evaluator.arriving({3: [1]}), collect_scores(run, "full"), *requesting(run)]
     _, history = trainer.fit(state, phase, epochs=5, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, 1, None]
@@ -306,15 +312,16 @@ def test_a_store_that_is_away_is_logged_and_read_again(
 
 
 def test_a_store_that_is_away_is_not_read_at_every_event(state, phase, run, monkeypatch):
-    made = []
+    reads = []
 
-    def store(*arguments, **settings):
-        made.append(arguments)
+    def read(*arguments, **settings):
+        reads.append(arguments)
         raise Unreachable("the server is down")
 
-    monkeypatch.setattr(store_client, "Store", store)
+    Store(run.url).close()
+    monkeypatch.setattr(collecting, "list_answers", read)
     trainer.fit(state, phase, epochs=5, hooks=[collect_scores(run, "full")])
-    assert len(made) == 1
+    assert len(reads) == 1
 
 
 def test_results_of_an_earlier_run_of_this_name_are_not_taken(
