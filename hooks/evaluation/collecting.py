@@ -21,7 +21,7 @@ from trainer.hook import HookState
 from trainer.host.escaping import escape_text
 from trainer.host.processes import from_main_process, is_main_process
 from trainer.host.redaction import redact_text
-from trainer.runs import Run, Unreachable
+from trainer.runs import Run
 from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
 from trainer.runs.requests import Answer, list_answers
 from trainer.runs.store_client import StorePoller
@@ -207,32 +207,17 @@ class _Reader:
         self._run, self._suite, self._retry = run, suite, retry
         self._poller = StorePoller(run.url)
         self._failed_at = -math.inf
-        self._away = False
 
     def read(self, after: int) -> list[Answer]:
         """Return the answers for checkpoints after an epoch; none if the store is away."""
         if time.monotonic() - self._failed_at < self._retry:
             return []
         try:
-            found = self._poller.call(list_answers, self._run.name, self._suite, after=after)
+            return self._poller.call(list_answers, self._run.name, self._suite, after=after)
         except Exception as error:  # whatever it is, training continues
-            self._fail(error)
+            self._failed_at = time.monotonic()
+            self._poller.log_failure(error, f"results by {self._suite!r} cannot be read")
             return []
-        if self._away:
-            log.info("results by %r are read again", self._suite)
-            self._away = False
-        return found
-
-    def _fail(self, error: Exception) -> None:
-        self._failed_at = time.monotonic()
-        if not self._away:
-            self._away = True
-            log.warning(
-                "results by %r cannot be read: %s",
-                self._suite,
-                error,
-                exc_info=None if isinstance(error, Unreachable) else error,
-            )
 
     def close(self) -> None:
         """Close the connection; a further read opens another."""

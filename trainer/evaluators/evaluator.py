@@ -16,12 +16,6 @@ from typing import Any, NamedTuple
 from trainer.evaluators.lease import LeaseKeeper
 from trainer.evaluators.request_handler import RequestHandler, write_result
 from trainer.evaluators.requested_checkpoint import UnanswerableRequest
-from trainer.evaluators.retrying import (
-    MAX_PAUSE_SECONDS,
-    Result,
-    call_with_retry,
-    sleep_unless_stopped,
-)
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.time_limits import limit_time
 from trainer.host.escaping import escape_text
@@ -37,7 +31,12 @@ from trainer.runs.requests import (
 )
 from trainer.runs.rows import Request, RunRow
 from trainer.runs.store import Store
-from trainer.runs.store_client import StoreClient
+from trainer.runs.store_client import (
+    MAX_PAUSE_SECONDS,
+    Result,
+    StoreClient,
+    sleep_unless_stopped,
+)
 
 log = logging.getLogger("entracte")
 
@@ -253,7 +252,7 @@ class _Worker(NamedTuple):
     def call(self, do: Callable[..., Result], *arguments: Any, **settings: Any) -> Result | None:
         """Call the store, for as long as it takes; return None if a signal arrives first."""
         pause, stop = self.settings.pause, self.is_stopped
-        return call_with_retry(self.client, do, *arguments, pause=pause, stop=stop, **settings)
+        return self.client.call_with_retry(do, *arguments, pause=pause, stop=stop, **settings)
 
     def is_stopped(self) -> bool:
         """Return whether a signal arrived."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 
 from trainer.host.redaction import redact_text
-from trainer.runs.connection import Unreachable
 from trainer.runs.delivery import deliver
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
 from trainer.runs.store_client import StoreClient
-
-log = logging.getLogger("entracte")
 
 RETRY_SECONDS = (0.5, 30.0)
 """Seconds until a store that did not answer is tried again: at first, and at most."""
@@ -40,7 +36,6 @@ class DeliveryThread:
         self._queue, self._prepare = queue, prepare
         self._wake, self._closing = threading.Event(), threading.Event()
         self._deadline = 0.0
-        self._failing_since: float | None = None
         # A daemon: a server that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="entracte-store", daemon=True)
 
@@ -77,12 +72,15 @@ class DeliveryThread:
                 self._prepare()
                 if not self._queue.empty:
                     self._client.call(deliver, self._queue)
-                    self._log_return()
                 pause = RETRY_SECONDS[0]
             except QueueClosed:
                 raise
             except Exception as error:  # whatever it is, training goes on and the queue is kept
-                self._log_failure(error)
+                self._client.log_failure(
+                    error,
+                    f"what is recorded is queued in {self._queue.path}, and delivered when the "
+                    f"store {redact_text(self._client.url)} is back",
+                )
                 if not closing:
                     self._closing.wait(pause)
                     pause = min(2 * pause, RETRY_SECONDS[1])
@@ -95,20 +93,3 @@ class DeliveryThread:
                 return
             self._wake.wait()
             self._closing.wait(BATCH_SECONDS)
-
-    def _log_failure(self, error: Exception) -> None:
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-            log.warning(
-                "%s: what is recorded is queued in %s, and delivered when the store %s is back",
-                error,
-                self._queue.path,
-                redact_text(self._client.url),
-                exc_info=None if isinstance(error, Unreachable) else error,
-            )
-
-    def _log_return(self) -> None:
-        if self._failing_since is not None:
-            away = time.monotonic() - self._failing_since
-            log.info("the store %s is back after %.0f s", redact_text(self._client.url), away)
-            self._failing_since = None

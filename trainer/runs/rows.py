@@ -52,12 +52,13 @@ class RunRow(NamedTuple):
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> RunRow:
         """Read a row of the database; an older version may have stored passwords in it."""
-        made = dict(zip(cls._fields, row, strict=True))
-        environment = _parse_dict(made.pop("environment"))
-        made |= {"config": _parse_json(made["config"], redact_settings)}
-        made |= {"error": redact_text(str(made["error"]))}
-        shown = {name: redact_text(str(value)) for name, value in environment.items()}
-        return cls(**made, environment=shown)
+        run = cls._make(row)
+        environment = _parse_dict(run.environment)
+        return run._replace(
+            config=_parse_json(run.config, redact_settings),
+            environment={name: redact_text(str(value)) for name, value in environment.items()},
+            error=redact_text(str(run.error)),
+        )
 
     def status(self, now: float) -> str:
         """Return the state, or `stalled` for a run that should be running and sends no heartbeat.
@@ -111,10 +112,10 @@ class CheckpointRow(NamedTuple):
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> CheckpointRow:
         """Read a row of the database."""
-        made = dict(zip(cls._fields, row, strict=True))
-        scores = _parse_dict(made["scores"])
-        return cls(
-            **made | {"scores": {n: s for n, s in scores.items() if isinstance(s, int | float)}}
+        checkpoint = cls._make(row)
+        scores = _parse_dict(checkpoint.scores)
+        return checkpoint._replace(
+            scores={name: s for name, s in scores.items() if isinstance(s, int | float)}
         )
 
 

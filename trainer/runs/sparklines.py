@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
 
 MAX_POINTS = 64
@@ -80,7 +79,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def finite_mean(values: Sequence[float]) -> float:
     """Return the mean of the finite values; nan if there are none."""
     finite = [value for value in values if math.isfinite(value)]
-    return statistics.fmean(finite) if finite else math.nan
+    return math.fsum(value / len(finite) for value in finite) if finite else math.nan
 
 
 def rank_metric(name: str) -> int:

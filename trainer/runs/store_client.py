@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -11,10 +13,18 @@ from trainer.host.redaction import redact_text
 from trainer.runs.connection import Unreachable
 from trainer.runs.store import Store
 
+log = logging.getLogger("entracte")
+
 Result = TypeVar("Result")
 
 POLL_SECONDS = 1.0
 """Seconds that training waits for an answer."""
+
+STOP_CHECK_SECONDS = 0.1
+"""Seconds of a pause between two checks whether to stop, so that a signal ends it."""
+
+MAX_PAUSE_SECONDS = 30.0
+"""Seconds between two tries at most."""
 
 
 class StoreClient:
@@ -37,6 +47,7 @@ class StoreClient:
         self.url, self._timeout = url, timeout
         self._lock = threading.RLock()
         self._store: Store | None = None
+        self._away_since: float | None = None
 
     def open(self) -> None:
         """Open the connection.
@@ -58,12 +69,51 @@ class StoreClient:
         with self._lock:
             try:
                 self.open()
-                return do(self._store, *arguments, **settings)
+                result = do(self._store, *arguments, **settings)
             except BaseException as error:
                 self.close()
                 if isinstance(error, FileNotFoundError):
                     raise Unreachable(str(error)) from error
                 raise
+        if self._away_since is not None:
+            away, self._away_since = time.monotonic() - self._away_since, None
+            log.info("the store %s is back after %.0f s", redact_text(self.url), away)
+        return result
+
+    def call_with_retry(
+        self,
+        do: Callable[..., Result],
+        *arguments: Any,
+        pause: float,
+        stop: Callable[[], bool],
+        **settings: Any,
+    ) -> Result | None:
+        """Call `do(store, ...)` until the store answers.
+
+        Args:
+            do: what to call, with arguments and settings.
+            pause: seconds until the second try; they double from then on.
+            stop: returns True to stop trying.
+
+        Returns:
+            The result; None after `stop`.
+        """
+        while True:
+            try:
+                return self.call(do, *arguments, **settings)
+            except Unreachable as error:
+                self.log_failure(error, "waiting until it is back")
+                sleep_unless_stopped(pause, stop)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
+                if stop():
+                    return None
+
+    def log_failure(self, error: Exception, consequence: str) -> None:
+        """Log that the store is away, once until a call succeeds, which is logged too."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            cause = None if isinstance(error, Unreachable) else error
+            log.warning("%s: %s", error, consequence, exc_info=cause)
 
     def close(self) -> None:
         """Close the connection; a further call opens another."""
@@ -119,9 +169,20 @@ class StorePoller:
             )
         return answer.result()
 
+    def log_failure(self, error: Exception, consequence: str) -> None:
+        """Log that the store is away, once until a call succeeds, which is logged too."""
+        self._client.log_failure(error, consequence)
+
     def close(self) -> None:
         """Close the connection, once the store has answered; a further call opens another."""
         answer, client = self._answer, self._client
         self._answer, self._client = None, StoreClient(client.url, timeout=POLL_SECONDS)
         if answer is not None:
             answer.add_done_callback(lambda _: client.close())
+
+
+def sleep_unless_stopped(seconds: float, stop: Callable[[], bool]) -> None:
+    """Sleep, until `stop` returns True."""
+    until = time.monotonic() + seconds
+    while not stop() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, STOP_CHECK_SECONDS))

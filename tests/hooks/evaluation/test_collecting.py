@@ -307,8 +307,8 @@ def test_a_store_that_is_away_is_logged_and_read_again(
     chain = [evaluator.arriving({3: [1]}), collect_scores(run, "full"), *requesting(run)]
     _, history = trainer.fit(state, phase, epochs=5, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, 1, None]
-    assert caplog.text.count("cannot be read: the server is down") == 1
-    assert caplog.text.count("are read again") == 1
+    assert caplog.text.count("the server is down: results by 'full' cannot be read") == 1
+    assert caplog.text.count("is back after") == 1
 
 
 def test_a_store_that_is_away_is_not_read_at_every_event(state, phase, run, monkeypatch):

@@ -228,7 +228,7 @@ def test_an_invalid_manifest_is_logged_once_and_blocks_no_delivery(
     run.resume(epoch=2, step=28)
     for epoch in (3, 4):
         run.record(epoch, 14 * epoch, {"loss": 0.5})
-        run._opened().relist()
+        run._open().relist()
     assert not run.request_evaluation("full", 1)
     assert run.request_evaluation("full", 2)
     run.close()

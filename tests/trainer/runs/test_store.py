@@ -280,10 +280,10 @@ def test_a_value_that_a_database_refuses_is_not_unreachable(store):
 
 
 WRITER = """
-for begin in range(0, count, 20):
+for begin in range(0, count, 10):
     with Store(url) as store:  # opened by all at once, repeatedly
         store.register(name, directory=f"/{name}", host="here", pid=1, time=1.0)
-        for epoch in range(begin, begin + 20):
+        for epoch in range(begin, begin + 10):
             store.write_records(name, epoch, epoch, {"loss": epoch / 2})
             store.write_records("shared", epoch, epoch, {name: 1.0, "same": 1.0})
             assert store.latest(name)["loss"].epoch == epoch
@@ -292,7 +292,7 @@ say("done")
 
 
 def test_many_write_and_read_at_once_and_nothing_is_lost(url, start):
-    count = 40
+    count = 20
     names = [f"writer {number}" for number in range(8)]
     writers = [start(WRITER, url=url, name=name, count=count) for name in names]
     assert [writer.hear() for writer in writers] == ["done"] * 8
