@@ -1,4 +1,4 @@
-"""Logging: what an epoch measured goes to writers, and a resumed run repeats no record."""
+"""Write each epoch's metrics to writers, without repeating a record in a resumed run."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from trainer.host.time_spans import span
 from trainer.state import read_step_count
 
 Values = Callable[[TrainState, Mapping[str, float]], Mapping[str, Value]]
-"""`(state, metrics) -> {name: what a writer may be given}`."""
+"""`(state, metrics) -> {name: value for a writer}`."""
 
 
 def log_metrics(*writers: Writer) -> Chain:
     """Write each epoch's metrics to writers: consoles, files, trackers.
 
-    Two parts: at the `start` the writers learn from where the run goes on, and are given what was
-    found out before training (`evaluate(..., sanity=True)`); at each `epoch` they are given all
-    metrics of the event and, under `steps/`, the per-step traces. Hooks whose scores are to be
-    written stand before it; of control hooks the place does not matter.
+    Two parts: at the `start` the writers learn where the run resumes, and get the scores from
+    before training (`evaluate(..., sanity=True)`); at each `epoch` they get all metrics of the
+    event and, under `steps/`, the per-step traces. List it after the hooks whose scores it shall
+    write; the position of control hooks does not matter.
 
     Args:
-        writers: `Console()`, `JsonLines(path)`, `TensorBoard(directory)`, or one's own: see
+        writers: `Console()`, `JsonLines(path)`, `TensorBoard(directory)`, or your own: see
             `Writer`.
 
     Raises:
         ValueError: there is no writer.
-        TypeError: something is none.
+        TypeError: an argument is no writer.
 
     >>> from hooks.writers.console import Console
     >>> print(log_metrics(Console()))
@@ -46,7 +46,7 @@ def log_metrics(*writers: Writer) -> Chain:
         raise ValueError("log_metrics needs a writer: log_metrics(hooks.Console())")
     check_writers("log_metrics", writers)
     return chain(
-        resume_writers("log_metrics", writers, scores_of=_collect_values),
+        resume_writers("log_metrics", writers, initial_values=_collect_values),
         write_values("log_metrics", writers, _collect_values),
     )
 
@@ -57,10 +57,10 @@ def _collect_values(state: TrainState, metrics: Mapping[str, float]) -> Mapping[
 
 
 def check_writers(who: str, writers: Sequence[Any]) -> None:
-    """Refuse what is no writer.
+    """Check that all are writers.
 
     Raises:
-        TypeError: something is none.
+        TypeError: one is not.
     """
     for writer in writers:
         if isinstance(writer, type) or not isinstance(writer, Writer):
@@ -68,9 +68,9 @@ def check_writers(who: str, writers: Sequence[Any]) -> None:
             if isinstance(writer, str | Path):
                 remedy = f": TensorBoard({str(writer)!r}) or JsonLines(...) writes to a path"
             elif isinstance(writer, type):
-                remedy = f": make one, {writer.__name__}(...)"
+                remedy = f": create one, {writer.__name__}(...)"
             elif isinstance(writer, list | tuple):
-                remedy = f": give them one by one, {who}(*writers)"
+                remedy = f": pass them one by one, {who}(*writers)"
             raise TypeError(
                 f"{who} takes writers, objects with write, flush and close; got "
                 f"{describe_value(writer)}"
@@ -79,16 +79,16 @@ def check_writers(who: str, writers: Sequence[Any]) -> None:
 
 
 def resume_writers(
-    name: str, writers: Sequence[Writer], *, scores_of: Values | None = None
+    name: str, writers: Sequence[Writer], *, initial_values: Values | None = None
 ) -> Hook:
-    """Tell writers that keep records, at the `start`, from where the run goes on.
+    """Make a hook that resumes writers at the `start`.
 
-    It harms none to be told twice, by hooks that share it.
+    Hooks may share a writer: a second `resume` for the same place changes nothing.
 
     Args:
         name: of the hook that they belong to.
-        writers: to tell.
-        scores_of: what to write then of what hooks before this one found out, where they did.
+        writers: to resume.
+        initial_values: what to write of the scores that earlier hooks computed before training.
     """
 
     def resume(state: TrainState, chosen: Sequence[Writer]) -> TrainState:
@@ -104,11 +104,10 @@ def resume_writers(
             for writer in writers:
                 if isinstance(writer, StartableWriter):
                     writer.begin(progress)
-        if (
-            scores_of and metrics and not read_step_epoch(state)[1]
-        ):  # or a run that goes on repeats it
+        if initial_values and metrics and not progress.done:  # a resumed run must not repeat it
+            values = _with_progress(state, metrics, initial_values)
             for writer in writers:
-                writer.write(read_step_epoch(state)[0], _with_progress(state, metrics, scores_of))
+                writer.write(read_step_epoch(state)[0], values)
         return state
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -118,23 +117,23 @@ def resume_writers(
 
 
 def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hook:
-    """Write values, and under `epoch` how far the run is, at the state's step.
+    """Make a hook that writes values, and the run's progress as `epoch`, at the state's step.
 
-    Writers are flushed before a commit, and closed at the end, all of them whatever fails. If one
-    fails and is tried again (`guard`), those before it, which have the record, are not.
+    Writers are flushed before a checkpoint, and all are closed at the end, even if one fails. If a
+    writer fails and is retried (`guard`), those before it, which have the record, are skipped.
     """
-    broken_off: tuple[tuple[int, int], int] | None = None
+    failed_at: tuple[tuple[int, int], int] | None = None
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        nonlocal broken_off
+        nonlocal failed_at
         step, _ = place = read_step_epoch(state)
-        begin = broken_off[1] if broken_off and broken_off[0] == place else 0
+        first = failed_at[1] if failed_at and failed_at[0] == place else 0
         values = _with_progress(state, metrics, values_of)
-        for number, writer in enumerate(writers[begin:], begin):
-            broken_off = place, number
+        for number, writer in enumerate(writers[first:], first):
+            failed_at = place, number
             with span("writer", type(writer).__name__):
                 writer.write(step, values)
-        broken_off = None
+        failed_at = None
         return state
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -152,8 +151,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
                 writer.flush()
 
     def close() -> None:
-        nonlocal broken_off
-        broken_off = None  # a later run goes on from an earlier place
+        nonlocal failed_at
+        failed_at = None  # a later run may resume from an earlier place
         failed: Exception | None = None
         for writer in writers:
             try:
@@ -168,9 +167,8 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
             raise failed
 
     def history() -> list[dict[str, float]]:
-        """Read what the first writer that can gives back."""
-        known = (writer.history() for writer in writers if hasattr(writer, "history"))
-        return next(known, [])
+        """Return the history of the first writer that has one."""
+        return next((writer.history() for writer in writers if hasattr(writer, "history")), [])
 
     return Hook(
         run,
@@ -191,5 +189,5 @@ def _with_progress(
 
 
 def read_step_epoch(state: TrainState) -> tuple[int, int]:
-    """Read (step, epoch). Through numpy it takes 3 us each, by `int` of the array 10 to 20."""
+    """Read (step, epoch). Each takes 3 us through numpy, 10 to 20 us by `int` of the array."""
     return read_step_count(state), int(np.asarray(state.epoch))

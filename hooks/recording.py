@@ -1,4 +1,4 @@
-"""Recording: samples, pictures and distributions of a state, given to writers."""
+"""Record samples, pictures and distributions of a state with writers."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ from hooks.writers.writer import Writer
 from trainer import TrainState
 
 KINDS = (Text, Image, Video, Histogram, Trace)
-"""Values that are no numbers."""
+"""Types of values other than numbers."""
 
 
 def record(
     name: str, make: Callable[[TrainState, Mapping[str, float]], Any], *writers: Writer
 ) -> Chain:
-    """Write what a function makes of the state: what a model says, draws or weighs.
+    """Write what a function computes from the state, such as a model's text, pictures or weights.
 
-    Two parts, as of `log_metrics`: at the `start` the writers learn from where the run goes on, so
-    that a resumed run repeats no record; at the `epoch` they are given what `make` made, at the
-    state's step. They may be those of `log_metrics`. Give it a period, `every(5, record(...))`,
-    since `make` may take long. Behind `background` it needs writers that no other hook writes to.
+    Two parts, like `log_metrics`: at the `start` the writers learn where the run resumes, so that
+    no record is repeated; at the `epoch` they get the result of `make`, at the state's step. They
+    may be those of `log_metrics`. Use it with a period, `every(5, record(...))`, since `make` may
+    take long. In `background` it needs writers that no other hook writes to.
 
-    A writer passes over what it cannot show: `Console` shows `Text`, `TensorBoard` all kinds.
+    A writer skips what it cannot show: `Console` shows `Text`, `TensorBoard` all kinds.
 
     Args:
         name: of the record, a path such as `samples/val`.
         make: `(state, metrics) -> value`, a `Text`, an `Image`, a `Video`, a `Histogram` or a
-            number; or a dict of them, each written under `name/key`: a picture beside its caption.
-            Several pictures make one by `image_grid`. Where it draws at random,
-            `state.key("hook/" + name)` is the key. Arrays of the state that it gives are copied by
-            the writers.
-        writers: `Console()`, `TensorBoard(directory)`, or one's own: see `Writer`.
+            number; or a dict of them, each written under `name/key`: a picture and its caption.
+            `image_grid` combines several pictures. For random numbers use the key
+            `state.key("hook/" + name)`. The writers copy arrays of the state.
+        writers: `Console()`, `TensorBoard(directory)`, or your own: see `Writer`.
 
     Raises:
-        ValueError: there is no name or no writer.
-        TypeError: something is no writer; at the first record, `make` gave something else.
+        ValueError: the name is empty or there is no writer.
+        TypeError: an argument is no writer; at the first record, `make` returned another type.
 
     >>> import jax
     >>> class Printer:
@@ -65,10 +64,12 @@ def record(
     check_writers(who, writers)
 
     def values(state: TrainState, metrics: Mapping[str, float]) -> Mapping[str, Value]:
-        made = make(state, metrics)
-        if not isinstance(made, Mapping):
-            return {name: _value(who, made)}
-        return {f"{name}/{key}": _value(f"{who}, {key!r},", part) for key, part in made.items()}
+        result = make(state, metrics)
+        if not isinstance(result, Mapping):
+            return {name: _to_value(who, result)}
+        return {
+            f"{name}/{key}": _to_value(f"{who}, {key!r},", part) for key, part in result.items()
+        }
 
     return chain(
         resume_writers(f"record/{name}", writers), write_values(f"record/{name}", writers, values)
@@ -76,11 +77,11 @@ def record(
 
 
 def image_grid(pixels: Any, *, columns: int | None = None) -> Image:
-    """Lay pictures out side by side, row by row, a dark line between them.
+    """Arrange pictures in a grid, separated by dark lines.
 
     Args:
         pixels: `[pictures, height, width, channels]`, uint8, or floats from 0 to 1.
-        columns: pictures in a row; about as many as rows if None.
+        columns: pictures in a row; if None, about as many as rows.
 
     Raises:
         ValueError: the pixels have other axes, or there is no picture or column.
@@ -102,13 +103,13 @@ def image_grid(pixels: Any, *, columns: int | None = None) -> Image:
     return Image(laid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1])
 
 
-def _value(who: str, value: Any) -> Value:
-    """Give a value as writers know it; a number of any kind is one."""
+def _to_value(who: str, value: Any) -> Value:
+    """Convert to a value for writers; a number of any type becomes a float."""
     if isinstance(value, KINDS):
         return value
     if isinstance(value, Real) or (hasattr(value, "dtype") and np.ndim(value) == 0):
         return float(value)
-    given = "a string: wrap it, Text(...)" if isinstance(value, str) else f"{value!r:.100}"
+    got = "a string: wrap it, Text(...)" if isinstance(value, str) else f"{value!r:.100}"
     raise TypeError(
-        f"{who} writes a Text, an Image, a Video, a Histogram or a number; make gave {given}"
+        f"{who} writes a Text, an Image, a Video, a Histogram or a number; make returned {got}"
     )

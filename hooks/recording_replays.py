@@ -1,4 +1,4 @@
-"""Replays: what the policy does, as animations to look at and files to make them again from."""
+"""Record replays: episodes of the policy, as animations and as files that can be drawn again."""
 
 from __future__ import annotations
 
@@ -41,36 +41,36 @@ def record_replays(
     fps: float = 20,
     keep: int | None = None,
 ) -> Chain:
-    """Play episodes with the policy of the epoch, and keep them as animations and as data.
+    """Play episodes with the policy of the epoch, and save them as animations and as data.
 
     In `<directory>/replays`, `<epoch>-<episode>.gif` shows an episode, and the `.json` beside it
-    is a `Replay`, which `load_replay` reads. Writers are given the episode as a `Video`;
-    TensorBoard shows it, others pass over it. Give it a period, `every(10, record_replays(...))`.
+    is a `Replay`, which `trainer.rl.load_replay` reads. Writers get the episode as a `Video`;
+    TensorBoard shows it, others skip it. Use it with a period, `every(10, record_replays(...))`.
 
-    The policy plays as in training: normalised, and with its memory where it has one. All that is
-    random comes from the seed, so that the same state gives the same file, and episodes of
-    different epochs begin alike. Training is left as it is. Where a run begins or goes on, files of
-    later epochs, which an earlier run left, are removed.
+    The policy plays as in training: with normalized observations, and with its recurrent state if
+    it has one. All random numbers come from the seed, so that the same state produces the same
+    file, and episodes of different epochs begin alike. Training does not change. When a run starts
+    or resumes, files of later epochs, which an earlier run left, are removed.
 
     Args:
-        network: of the policy, as given to `ppo`.
-        env: to play in, as given to `ppo`; where it cannot be drawn, there is only the JSON.
-        directory: of the run. Two of these hooks need directories of their own.
-        writers: those of `log_metrics` or others. Behind `background` they must be its own.
+        network: of the policy, as for `ppo`.
+        env: to play in, as for `ppo`; if it cannot be drawn, only the JSON is saved.
+        directory: of the run. Two of these hooks need separate directories.
+        writers: those of `log_metrics` or others. In `background` no other hook may use them.
         episodes: to play each time.
-        lesson: one of `env.lessons` to play; drawn by the weights in `env.params` if None.
-        greedy: choose the likeliest action; False draws it.
-        max_steps: after which an episode is left. The frames of a whole one are in memory.
+        lesson: one of `env.lessons` to play; if None, drawn by the weights in `env.params`.
+        greedy: choose the likeliest action; False samples it.
+        max_steps: after which an episode is stopped. All frames of an episode are in memory.
         seed: from 0 to 2**32 - 1.
-        fps: frames a second, at most 50: about 5 where every step is to be followed.
-        keep: of how many epochs to keep files, the newest; None keeps all.
+        fps: frames per second, at most 50; about 5 shows every step clearly.
+        keep: number of newest epochs whose files to keep; None keeps all.
 
     Raises:
         ImportError: Pillow is not installed.
         OSError: the directory cannot be written to.
-        TypeError: something is no writer, or the environment none of pure functions.
-        ValueError: the network does not fit the environment, or a setting is out of its range; when
-            it plays, an action or a reward is not finite.
+        TypeError: an argument is no writer, or the environment does not consist of pure functions.
+        ValueError: the network does not fit the environment, or a setting is out of range; when it
+            plays, an action or a reward is not finite.
 
     >>> import tempfile
     >>> import models
@@ -87,7 +87,7 @@ def record_replays(
     play = make_episode_player(network, env, lesson=lesson, greedy=greedy, max_steps=max_steps)
     draw = None
     if env.render is None:
-        log.warning("environment %r has no render: its replays are JSON alone", env.name)
+        log.warning("environment %r has no render: its replays are saved as JSON only", env.name)
         writers = ()
     else:
         check_pillow("record_replays")
@@ -98,51 +98,51 @@ def record_replays(
     tag = "replays" if lesson is None else f"replays/{lesson}"
     name = "record_replays" if lesson is None else f"record_replays/{lesson}"
 
-    def played(keeping: Callable[[str, bytes], None]) -> Callable[..., dict[str, Value]]:
-        def values(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Value]:
-            shown: dict[str, Value] = {}
-            for number in range(episodes):
-                replay = play(state, seed, number)
-                if draw:
-                    video = Video(draw(replay), fps)
-                    keeping(f"{replay.epoch}-{number}.gif", encode_gif(video))
-                    shown[f"{tag}/{number}"] = video
-                keeping(f"{replay.epoch}-{number}.json", encode_replay(replay))
-            return shown
+    def play_all(state: TrainState, save: Callable[[str, bytes], None]) -> dict[str, Value]:
+        videos: dict[str, Value] = {}
+        for number in range(episodes):
+            replay = play(state, seed, number)
+            if draw:
+                video = Video(draw(replay), fps)
+                save(f"{replay.epoch}-{number}.gif", encode_gif(video))
+                videos[f"{tag}/{number}"] = video
+            save(f"{replay.epoch}-{number}.json", encode_replay(replay))
+        return videos
 
-        return values
-
-    def store(file: str, content: bytes) -> None:
+    def save_file(file: str, content: bytes) -> None:
         with atomic_replace(folder / file) as beside:
             beside.write_bytes(content)
 
     def record(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Value]:
-        shown = played(store)(state, metrics)
+        videos = play_all(state, save_file)
         if keep is not None:
             newest = sorted({epoch for epoch, _ in list_replay_files(folder)})[-keep:]
             _remove(folder, lambda epoch: epoch < newest[0])
-        return shown
+        return videos
 
     resume = resume_writers(name, writers)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         since = read_step_epoch(state)[1]
-        if gone := _remove(folder, lambda epoch: epoch > since or not since):
-            log.warning("%s: removing %d files beyond epoch %d", folder, gone, since)
+        if removed := _remove(folder, lambda epoch: epoch > since or not since):
+            log.warning("%s: removing %d files beyond epoch %d", folder, removed, since)
         return resume.function(state, metrics)
 
-    rehearsed = write_values(name, writers, played(lambda file, content: None))
+    trial = write_values(
+        name, writers, lambda state, metrics: play_all(state, lambda file, content: None)
+    )
     return chain(
         dataclasses.replace(resume, function=begin),
-        dataclasses.replace(write_values(name, writers, record), dry_run=rehearsed.dry_run),
+        dataclasses.replace(write_values(name, writers, record), dry_run=trial.dry_run),
     )
 
 
 def _remove(folder: Path, superseded: Callable[[int], bool]) -> int:
-    gone = [path for epoch, path in list_replay_files(folder) if superseded(epoch)]
-    for path in gone:
+    """Remove the files of superseded epochs, and return how many there were."""
+    files = [path for epoch, path in list_replay_files(folder) if superseded(epoch)]
+    for path in files:
         path.unlink(missing_ok=True)
-    return len(gone)
+    return len(files)
 
 
 def _check_settings(*, episodes: int, seed: int, keep: int | None) -> None:

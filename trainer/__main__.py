@@ -1,4 +1,4 @@
-"""The command line, `python -m trainer COMMAND`: where runs, hooks and evaluators meet."""
+"""The command line: `python -m trainer COMMAND`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COMMANDS = {
     "backtest": "trainer.commands.backtest:backtest",
     "doctor": "trainer.commands.doctor:doctor",
 }
-"""Name to `module:function`, in the order of the overview; only what is called is imported.
+"""Name to `module:function`, in the order of the overview; only the called module is imported.
 
-Such a function takes what must be given positional-only, the rest keyword-only, with defaults; its
-annotations and docstring make the command line. It returns the exit status (None is 0), and raises
-`trainer.commands.terminal.calling.CommandError` for what its user must mend.
+Such a function takes required arguments positional-only, and options keyword-only with defaults.
+Its annotations and docstring define the command line. It returns the exit status (None is 0), and
+raises `trainer.commands.terminal.calling.CommandError` for what the user must correct.
 """
 
 
@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: its name and what it was given; those of the process where None.
+        arguments: its name and its arguments; if None, those of the process.
 
     Returns:
-        The exit status: that of the command, or 2 where it was called wrongly.
+        The exit status of the command, or 2 if it was called wrongly.
     """
     return run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
 

@@ -1,1 +1,1 @@
-"""Hooks run again over a recorded run."""
+"""Run hooks again over a recorded run."""

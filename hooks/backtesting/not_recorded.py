@@ -1,4 +1,4 @@
-"""What is not on record: stands in the place of arrays, and says so where a hook looks at it."""
+"""Placeholders for arrays that were not recorded, which raise an error when a hook uses them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, NoReturn
 import jax
 
 
-class NotRecorded(LookupError):  # noqa: N818 (what is the case, as its message says)
-    """A hook that is replayed needs what was not recorded, such as the parameters of an epoch."""
+class NotRecorded(LookupError):  # noqa: N818 (states what is the case, like its message)
+    """A backtested hook needs what was not recorded, such as the parameters of an epoch."""
 
 
 Refuse = Callable[[str], NoReturn]
-"""Given what was looked at, raises `NotRecorded`."""
+"""Raises `NotRecorded`, given the name of what was used."""
 
 
 class MissingArray:
-    """Stands for an array, which may be passed on, and asked for shape and type where known.
+    """Stands for an array: may be passed on, and has a shape and type if they are known.
 
     >>> def refuse(what):
-    ...     raise NotRecorded(f"{what} is not on record")
+    ...     raise NotRecorded(f"{what} was not recorded")
     >>> params = {"w": MissingArray("params/w", refuse)}
     >>> len(jax.tree.leaves(params))
     1
     >>> params["w"] + 1
     Traceback (most recent call last):
         ...
-    hooks.backtesting.not_recorded.NotRecorded: params/w is not on record
+    hooks.backtesting.not_recorded.NotRecorded: params/w was not recorded
     """
 
     def __init__(self, what: str, refuse: Refuse, like: Any = None) -> None:
@@ -37,10 +37,10 @@ class MissingArray:
                 setattr(self, name, getattr(like, name))
 
     def __repr__(self) -> str:
-        return f"<{self._what}, not on record>"
+        return f"<{self._what}, not recorded>"
 
     def __getattr__(self, name: str) -> Any:
-        if name == "unsafe_buffer_pointer":  # the loop asks every leaf whether it has buffers
+        if name == "unsafe_buffer_pointer":  # the loop looks for buffers in every leaf
             raise AttributeError(name)
         return self._refuse(self._what)
 
@@ -48,49 +48,47 @@ class MissingArray:
 
 
 class MissingTree(MissingArray):
-    """Stands for a tree whose structure is not known: a hook cannot even list its leaves.
+    """Stands for a tree of unknown structure: a hook cannot even list its leaves.
 
-    Where no hook is under way, it has none.
+    While no hook runs, it has no leaves.
     """
 
-    def __init__(self, what: str, refuse: Refuse, under_way: Callable[[], bool]) -> None:
+    def __init__(self, what: str, refuse: Refuse, in_hook: Callable[[], bool]) -> None:
         super().__init__(what, refuse)
-        self._under_way = under_way
+        self._in_hook = in_hook
         self._structure = _Structure(self)
 
 
 class _Structure:
-    """Tells such trees apart, which cannot be compared themselves."""
+    """Identifies a missing tree, since the tree itself cannot be compared."""
 
     def __init__(self, tree: MissingTree) -> None:
         self.tree = tree
 
 
-def _flattened(tree: MissingTree) -> tuple[tuple[()], _Structure]:
-    if tree._under_way():
+def _flatten(tree: MissingTree) -> tuple[tuple[()], _Structure]:
+    if tree._in_hook():
         tree._refuse(tree._what)
     return (), tree._structure
 
 
-jax.tree_util.register_pytree_node(
-    MissingTree, _flattened, lambda structure, leaves: structure.tree
-)
+jax.tree_util.register_pytree_node(MissingTree, _flatten, lambda structure, leaves: structure.tree)
 
 
-def _refused(self: MissingArray, *operands: Any) -> NoReturn:
+def _refuse_operator(self: MissingArray, *operands: Any) -> NoReturn:
     self._refuse(self._what)
 
 
-# Python looks these up on the class, past __getattr__.
-_ALONE = "abs array bool call complex contains float getitem index int invert iter len neg pos"
-_PAIRED = "add and floordiv matmul mod mul or pow sub truediv xor"
-_COMPARED = "eq ge gt le lt ne"
+# Python looks these up on the class, without __getattr__.
+_UNARY = "abs array bool call complex contains float getitem index int invert iter len neg pos"
+_BINARY = "add and floordiv matmul mod mul or pow sub truediv xor"
+_COMPARISONS = "eq ge gt le lt ne"
 
 for _names, _form in (
-    (_ALONE, "__{}__"),
-    (_PAIRED, "__{}__"),
-    (_PAIRED, "__r{}__"),
-    (_COMPARED, "__{}__"),
+    (_UNARY, "__{}__"),
+    (_BINARY, "__{}__"),
+    (_BINARY, "__r{}__"),
+    (_COMPARISONS, "__{}__"),
 ):
     for _name in _names.split():
-        setattr(MissingArray, _form.format(_name), _refused)
+        setattr(MissingArray, _form.format(_name), _refuse_operator)

@@ -1,4 +1,4 @@
-"""Past runs: what a store has of a run, epoch by epoch, as its hooks saw it."""
+"""Load a recorded run from a store, epoch by epoch, as its hooks saw it."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ from trainer.runs import CheckpointRow, Record, RunRow, Store
 
 
 class PastEpoch(NamedTuple):
-    """What is on record of an epoch."""
+    """The recorded metrics of an epoch."""
 
     epoch: int
-    """How many were completed; 0 is what was measured before training."""
+    """Number of completed epochs; 0 is before training."""
     step: int
     metrics: dict[str, float]
-    """The numbers, by name; texts are left out."""
+    """Numbers by name, without texts."""
 
 
 class PastRun(NamedTuple):
-    """What is on record of a run."""
+    """A recorded run."""
 
     row: RunRow
     epochs: list[PastEpoch]
     """Ascending."""
-    commits: list[CheckpointRow]
-    """By epoch, those that are still there."""
+    checkpoints: list[CheckpointRow]
+    """Those that still exist, by epoch."""
 
 
 def load_past_run(
     run: str | os.PathLike[str], *, store: str | os.PathLike[str] | Store | None = None
 ) -> PastRun:
-    """Read what a store has of a run.
+    """Load a recorded run from a store.
 
     Args:
         run: its directory, `runs/digits`, or its name.
-        store: the directory that holds the runs, a file, a URL, or one that is open; where None
-            the SQLite store in the directory that holds that of the run.
+        store: the directory of the runs, a file, a URL, or an open store; if None, the SQLite store
+            in the parent directory of the run.
 
     Raises:
         FileNotFoundError: there is no store.
-        KeyError: it has no such run; those that it has are named.
-        Unreachable: it does not answer.
+        KeyError: it has no such run; the message lists its runs.
+        Unreachable: it does not respond.
     """
     if isinstance(store, Store):
         return read_past_run(store, find_run(store, run))
-    where = to_absolute_path(run, "past_run").parent if store is None else store
+    where = to_absolute_path(run, "load_past_run").parent if store is None else store
     with Store(where, read_only=True) as opened:
         return load_past_run(run, store=opened)
 
 
 def read_past_run(store: Store, row: RunRow) -> PastRun:
-    """Read what is on record of a run that was found.
+    """Read the records of a run, given its row.
 
     Raises:
-        Unreachable: the store does not answer.
+        Unreachable: the store does not respond.
     """
-    records, commits = store.records(row.name), store.checkpoints(row.name, present=True)
-    return PastRun(row, group_by_epoch(records), commits)
+    records, checkpoints = store.records(row.name), store.commits(row.name, present=True)
+    return PastRun(row, group_by_epoch(records), checkpoints)
 
 
 def find_run(store: Store, run: str | os.PathLike[str]) -> RunRow:
-    """Find a run by its directory, or else by its name, which is that of the directory unless told.
+    """Find a run by its directory, or else by its name, which defaults to the directory's.
 
     Raises:
-        KeyError: the store has no such run; those that it has are named.
+        KeyError: the store has no such run; the message lists its runs.
     """
     rows = store.runs()
     path = os.path.expanduser(run)
@@ -81,14 +81,14 @@ def find_run(store: Store, run: str | os.PathLike[str]) -> RunRow:
         if row.name == name:
             return row
     known = suggest_and_list(run, [escape_text(row.name) for row in rows])
-    raise KeyError(f"no run {escape_text(run)!r} in {store.connection.label}{known}")
+    raise KeyError(f"no run {escape_text(run)!r} in {store.connection.where}{known}")
 
 
 def group_by_epoch(records: Iterable[Record]) -> list[PastEpoch]:
-    """Put together what was recorded when each epoch was completed.
+    """Collect the numbers that were recorded when each epoch was completed.
 
-    What was recorded in the midst of an epoch has the number of the one before and a later step,
-    and is left out, as texts are.
+    What was recorded within an epoch has the number of the previous epoch and a later step; it is
+    left out, and so are texts.
 
     Args:
         records: in the order of epochs and steps.
@@ -97,13 +97,11 @@ def group_by_epoch(records: Iterable[Record]) -> list[PastEpoch]:
     ...     40, 1)])
     [PastEpoch(epoch=1, step=28, metrics={'loss': 0.5})]
     """
-    found: dict[int, PastEpoch] = {}
+    epochs: dict[int, PastEpoch] = {}
     for name, epoch, step, value in records:
         if isinstance(value, str):
             continue
-        past = found.get(epoch)
-        if past is None:
-            past = found[epoch] = PastEpoch(epoch, step, {})
+        past = epochs.setdefault(epoch, PastEpoch(epoch, step, {}))
         if step == past.step:
             past.metrics[name] = float(value)
-    return list(found.values())
+    return list(epochs.values())

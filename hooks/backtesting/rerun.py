@@ -1,4 +1,4 @@
-"""Replaying: hooks run again over a run on record, to see what they would have done."""
+"""Run hooks again over a recorded run, to see what they would have done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import Gate, Hooks, HookState, flatten_hooks
 from trainer.loop.events import HookRunner
 from trainer.runs import Store
-from trainer.runs.directory_claim import claim_directory
+from trainer.runs.recorder import claim_directory
 from trainer.state import PyTree
 
 
@@ -27,11 +27,11 @@ class BacktestEpoch(NamedTuple):
     epoch: int
     step: int
     scores: dict[str, float]
-    """What they wrote."""
+    """Scores that they wrote."""
     hook_state: dict[str, PyTree]
-    """What each remembers after it."""
+    """Hook states after the epoch, by name."""
     hyperparams: dict[str, float]
-    """The optimizer's numbers after it, for the next one; empty where no state was given."""
+    """The optimizer's hyperparameters after the epoch; empty if no state was given."""
 
 
 class Backtest(NamedTuple):
@@ -40,11 +40,11 @@ class Backtest(NamedTuple):
     run: str
     """Its name."""
     epochs: list[BacktestEpoch]
-    """All that are on record, or those until hooks ended the run."""
+    """All recorded epochs, or those until hooks ended the run."""
     stop_epoch: int | None
-    """The epoch at which they did; None where they let it go on."""
+    """The epoch at which hooks ended it; None if they let it continue."""
     stopped_by: str
-    """The hook that did, or empty."""
+    """The hook that ended it, or empty."""
     stop_reason: str
     """`stop`, the reason of an interrupt, or empty."""
 
@@ -56,31 +56,31 @@ def backtest(
     store: str | os.PathLike[str] | Store | None = None,
     state: TrainState | None = None,
 ) -> Backtest:
-    """Run hooks again over a run on record, without training: what would they have done?
+    """Run hooks again over a recorded run, without training: what would they have done?
 
-    At each epoch they see the metrics that were recorded and their own memory, in the order of
-    execution, and the replay ends where they end the run. Phases give hooks what they measured
-    themselves. Observers do what they always do, so that TensorBoard can be filled after the fact:
-    give them writers of their own, for those of the run would write over what it left. Commits do
-    nothing. What a hook reads off the world, a clock or a file, is of today.
+    At each epoch they see the recorded metrics and their own hook states, in the order of
+    execution; the backtest ends where they end the run. Hooks at a phase see the metrics of that
+    phase. Observers do what they always do, so that TensorBoard can be filled after the fact: give
+    them separate writers, since the run's own would overwrite its records. Hooks that save do
+    nothing. A clock or a file that a hook reads is today's.
 
-    Parameters and the like are known at epochs whose commit is still there, if a state is given,
-    and a hook that looks at them elsewhere is an error that says so. With a state, what hooks set
-    for training (the optimizer's numbers, what is frozen, the weights of lessons) is kept from
-    epoch to epoch.
+    Parameters and the like are known at epochs whose checkpoint still exists, if a state is given;
+    a hook that uses them at another epoch raises an error. With a state, the values that hooks set
+    for training (the optimizer's hyperparameters, what is frozen, the weights of lessons) are kept
+    from epoch to epoch.
 
     Args:
         hooks: anything that `fit` takes.
         run: directory of the run, or its name in the store.
-        store: where it is on record, as of `trainer.runs.Run`; or one that is open.
-        state: the one that the run began with, such as `task.init(key, example)`.
+        store: that has the run, as for `trainer.runs.Run`; or an open store.
+        state: that the run began with, such as `task.init(key, example)`.
 
     Raises:
         FileNotFoundError: there is no store.
-        InUse: an observer would record in the run itself.
+        DirectoryInUse: an observer would record in the run itself.
         KeyError: the store has no such run.
-        NotOnRecord: a hook looks at what is not on record.
-        ValueError: nothing is on record of the run, or not what a hook reads.
+        NotRecorded: a hook uses what was not recorded.
+        ValueError: nothing of the run was recorded, or not what a hook reads.
 
     >>> import tempfile
     >>> from hooks.control.stopping import stop_early
@@ -96,16 +96,16 @@ def backtest(
 
 
 def run_backtest(hooks: Hooks, past: PastRun, state: TrainState | None) -> Backtest:
-    """Replay hooks over a run that was read, as `backtest` does."""
+    """Run hooks again over a loaded run, see `backtest`."""
     trained = [epoch for epoch in past.epochs if epoch.epoch > 0]
     if not trained:
         raise ValueError(
-            f"no epoch of run {past.row.name!r} is on record: give its log_metrics a writer "
-            "hooks.Database(run), or replay another"
+            f"no epoch of run {past.row.name!r} was recorded: give its log_metrics a writer "
+            "hooks.Database(run), or choose another run"
         )
     states = PastStates(past, state)
-    watch = _HookObserver(states)
-    parts = [watch.watched(part) for part in flatten_hooks(hooks)]
+    observer = _HookObserver(states)
+    parts = [observer.wrap(part) for part in flatten_hooks(hooks)]
     phases = dict.fromkeys(p.at for p in parts if p.at not in ("start", "epoch", "end", "error"))
     events = HookRunner(parts, list(phases))
     done: list[BacktestEpoch] = []
@@ -113,19 +113,19 @@ def run_backtest(hooks: Hooks, past: PastRun, state: TrainState | None) -> Backt
         _check(events, past, phases, states.first)
         now = events.init_hook_states(states.first)
         before = next((epoch for epoch in past.epochs if epoch.epoch == 0), PastEpoch(0, 0, {}))
-        now, metrics = events.run("start", now, _measured(past, before))
+        now, metrics = events.run("start", now, _select_metrics(past, before))
         for epoch in trained:
             if now.stop or events.interrupt is not None:
                 break
-            watch.scores = {}
+            observer.scores = {}
             for phase in phases:
                 now = states.after_phase(phase, epoch, now)
-                now, _ = events.run(phase, now, _measured(past, epoch, phase, states.output))
+                now, _ = events.run(phase, now, _select_metrics(past, epoch, phase, states.output))
             now, metrics = events.run(
-                "epoch", states.after_epoch(epoch, now), _measured(past, epoch)
+                "epoch", states.after_epoch(epoch, now), _select_metrics(past, epoch)
             )
             numbers = states.hyperparams(now)
-            done.append(BacktestEpoch(*epoch[:2], watch.scores, now.hook_state, numbers))
+            done.append(BacktestEpoch(*epoch[:2], observer.scores, now.hook_state, numbers))
         if now.stop or events.interrupt is None:
             events.run("end", now, metrics)
         events.flush()
@@ -134,13 +134,13 @@ def run_backtest(hooks: Hooks, past: PastRun, state: TrainState | None) -> Backt
         run=past.row.name,
         epochs=done,
         stop_epoch=int(now.epoch) if now.stop or interrupted else None,
-        stopped_by=watch.interrupted_by if interrupted else watch.stopped_by,
+        stopped_by=observer.interrupted_by if interrupted else observer.stopped_by,
         stop_reason="stop" if now.stop else events.interrupt or "",
     )
 
 
 class _HookObserver:
-    """Sees what each hook does, and has the states know which one is under way."""
+    """Observes what each hook does, and tells the states which hook runs."""
 
     def __init__(self, states: PastStates) -> None:
         self._states = states
@@ -148,8 +148,8 @@ class _HookObserver:
         self.scores: dict[str, float] = {}
         self.stopped_by = self.interrupted_by = ""
 
-    def watched(self, hook: Hook) -> Hook:
-        """Give a hook that is watched; of a commit one that does nothing."""
+    def wrap(self, hook: Hook) -> Hook:
+        """Return a hook that is observed; a hook that saves becomes one that does nothing."""
         if hook.stage == "save":
             return dataclasses.replace(hook, function=_nothing, gates=(), expects=(), reads=())
         name, writes = hook.name, hook.writes
@@ -176,20 +176,20 @@ class _HookObserver:
             hook,
             function=run,
             writes=names,
-            hook_states=tuple(self._memory(name, memory) for memory in hook.hook_states),
-            gates=tuple(self._gate(name, gate) for gate in hook.gates),
+            hook_states=tuple(self._wrap_hook_state(name, part) for part in hook.hook_states),
+            gates=tuple(self._wrap_gate(name, gate) for gate in hook.gates),
             restore=None,
         )
 
-    def _memory(self, hook: str, memory: HookState) -> HookState:
+    def _wrap_hook_state(self, hook: str, hook_state: HookState) -> HookState:
         def init(state: TrainState) -> PyTree:
             with self._states.track_hook(hook):
-                return memory.init(state)
+                return hook_state.init(state)
 
-        return HookState(memory.name, init)
+        return HookState(hook_state.name, init)
 
-    def _gate(self, hook: str, gate: Gate) -> Gate:
-        """Watch a gate; the hooks that share it share this one."""
+    def _wrap_gate(self, hook: str, gate: Gate) -> Gate:
+        """Observe a gate; hooks that share it share the observed one."""
 
         def ask(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
             with self._states.track_hook(hook):
@@ -204,9 +204,9 @@ def _nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
 
 @contextlib.contextmanager
 def _lock_run(directory: str, parts: Sequence[Hook]) -> Iterator[None]:
-    """Keep observers from recording in the run itself, whose records would be superseded.
+    """Prevent observers from recording in the run itself, whose records would be superseded.
 
-    Where another process trains there, the run's own lock does.
+    If another process trains there, the run's own lock does that.
     """
     observing = any(part.stage == "observe" for part in parts)
     if not observing or not os.access(directory, os.W_OK) or find_holder(directory, by_others=True):
@@ -216,7 +216,7 @@ def _lock_run(directory: str, parts: Sequence[Hook]) -> Iterator[None]:
         with claim_directory(Path(directory)):
             yield
     except DirectoryInUse as error:
-        error.add_note("the run is being replayed: give its observers writers of their own")
+        error.add_note("the run is being backtested: give its observers separate writers")
         raise
 
 
@@ -230,10 +230,10 @@ def _closing(events: HookRunner) -> Iterator[None]:
     events.close()
 
 
-def _measured(
+def _select_metrics(
     past: PastRun, epoch: PastEpoch, phase: str | None = None, output: PyTree = None
 ) -> Metrics:
-    """Give what an epoch, or one phase of it, measured."""
+    """Return the metrics of an epoch, or of one phase of it."""
     values = epoch.metrics
     if phase is not None:
         values = {name: value for name, value in values.items() if _is_of(phase, name)}
@@ -245,10 +245,10 @@ def _is_of(phase: str, metric: str) -> bool:
 
 
 def _check(events: HookRunner, past: PastRun, phases: Iterable[str], state: TrainState) -> None:
-    """Refuse hooks that would never fire, since what they read is not on record."""
+    """Refuse hooks that would never fire, since what they read was not recorded."""
     recorded = dict.fromkeys(name for epoch in past.epochs for name in epoch.metrics)
     shown = [name for name in recorded if not name.startswith("time/")]
-    absent = f"is not on record of run {past.row.name!r}"
+    absent = f"was not recorded in run {past.row.name!r}"
     for event in ("start", *phases, "epoch", "end"):
         known = [name for name in recorded if event not in phases or _is_of(event, name)]
         for hook in events.order[event]:

@@ -1,1 +1,1 @@
-"""Hooks by name, as a configuration file lists them."""
+"""Build hooks from the names in a configuration file."""

@@ -1,4 +1,4 @@
-"""What a file may name: the hooks and writers of the public face, and those of other packages."""
+"""Hooks and writers that a configuration may name: the public ones and those of other packages."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hooks.writers.writer import Writer
 from trainer.checks.suggestions import suggest_and_list
 
 GROUP = "entracte.hooks"
-"""The group of entry points by which other packages name their hooks and writers."""
+"""The group of entry points by which other packages register their hooks and writers."""
 
 Factory = Callable[..., Any]
-"""A function that gives a hook, or a writer's class."""
+"""A function that returns a hook, or a writer's class."""
 
 
 def find_factory(name: str, kind: str, where: str, face: types.ModuleType) -> Factory:
     """Find the function of a hook or the class of a writer by its name.
 
     Args:
-        name: as the file has it.
+        name: from the file.
         kind: `hook` or `writer`.
-        where: names the place in messages.
+        where: names the entry in messages.
         face: the package `hooks`.
 
     Raises:
-        ValueError: there is none of this name, or there are several.
+        ValueError: no or several factories have this name.
     """
     bundled = list_factories(kind, face)
     points = {point.value: point for point in metadata.entry_points(group=GROUP, name=name)}
@@ -47,36 +47,36 @@ def find_factory(name: str, kind: str, where: str, face: types.ModuleType) -> Fa
 
 
 def list_factories(kind: str, face: types.ModuleType) -> dict[str, Factory]:
-    """List what the public face has of a kind, by name: functions that give hooks, or writers.
+    """List the public factories of a kind by name: functions that return hooks, or writer classes.
 
     >>> import hooks
     >>> list(list_factories("writer", hooks))
     ['Console', 'Database', 'JsonLines', 'MLflow', 'TensorBoard', 'WandB']
     """
-    things = {name: getattr(face, name) for name in face.__all__}
+    public = {name: getattr(face, name) for name in face.__all__}
     if kind == "writer":
         return {
-            name: thing
-            for name, thing in things.items()
-            if inspect.isclass(thing) and issubclass(thing, Writer) and thing is not Writer
+            name: value
+            for name, value in public.items()
+            if inspect.isclass(value) and issubclass(value, Writer) and value is not Writer
         }
     return {
-        name: thing
-        for name, thing in things.items()
-        if inspect.isfunction(thing)
-        and thing.__module__ != "hooks.config.hooks_by_name"
-        and _makes_hooks(read_type_hints(thing).get("return"))
+        name: value
+        for name, value in public.items()
+        if inspect.isfunction(value)
+        and value.__module__ != "hooks.config.hooks_by_name"
+        and _makes_hooks(read_type_hints(value).get("return"))
     }
 
 
 def _makes_hooks(hint: Any) -> bool:
-    """Say whether all that a function may give are hooks: `Hook`, `Chain`, `HookLike`."""
+    """Return whether a return type consists of hooks only: `Hook`, `Chain`, `HookLike`."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return all(kind in typing.get_args(HookLike) for kind in kinds)
 
 
 def read_type_hints(make: Factory) -> dict[str, Any]:
-    """Give the types of a function's or a class's arguments; `object` where one is not known."""
+    """Return the types of a function's or a class's arguments; `object` for an unknown one."""
     function: Any = inspect.unwrap(make.__init__ if inspect.isclass(make) else make)
     if not inspect.isfunction(function):
         return {}
@@ -85,9 +85,9 @@ def read_type_hints(make: Factory) -> dict[str, Any]:
 
 
 class _Names(dict[str, Any]):
-    """The names that annotations use; those imported for type checkers alone stand for any object.
+    """Names that annotations use; those that only type checkers import become `object`.
 
-    `RichConsole | None` is one: what cannot be named in a file need not be known.
+    `RichConsole | None` is one: a file cannot hold such an object anyway.
     """
 
     def __missing__(self, name: str) -> Any:

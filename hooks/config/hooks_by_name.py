@@ -1,4 +1,4 @@
-"""Hooks by name, as a configuration file lists them, and all that a configuration says of a run."""
+"""Build hooks from names, and everything that a configuration specifies of a run."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from trainer.host.redaction import redact_settings
 from trainer.runs import Run
 
 NESTED = {"hook": "hook", "hooks": "hook", "writer": "writer", "writers": "writer"}
-"""Arguments that are built themselves, and of what kind they are."""
+"""Arguments that are entries themselves, and their kind."""
 
 RECORDS = "metrics.jsonl"
-"""Where in its directory a run's metrics are."""
+"""File of a run's metrics in its directory."""
 
 
 def from_config(spec: Iterable[Any], *, given: Mapping[str, Any] = {}) -> Chain:
-    """Build hooks from names and arguments, by the same public functions that a script calls.
+    """Build hooks from names and arguments, with the same public functions that a script calls.
 
-    An entry is a name, `stop_on_nan`; or one name with its arguments, `{every: {n: 5, hook: ...}}`;
-    what is no mapping is the first argument, `{average_params: 0.99}`, or all of several alike,
-    `{log_metrics: [Console, {JsonLines: {path: run.jsonl}}]}`. Names are those of `hooks`, of entry
-    points of other packages in the group `entracte.hooks`, and of what is given. Arguments called
-    `hook`, `hooks`, `writer` and `writers` are entries themselves.
+    An entry is a name, `stop_on_nan`; or one name with its arguments, `{every: {n: 5, hook: ...}}`.
+    An argument list that is no mapping is the first argument, `{average_params: 0.99}`, or all
+    positional ones, `{log_metrics: [Console, {JsonLines: {path: run.jsonl}}]}`. Names are those of
+    `hooks`, of entry points of other packages in the group `entracte.hooks`, and of `given`.
+    Arguments called `hook`, `hooks`, `writer` and `writers` are entries themselves.
 
     Args:
-        spec: the entries, plain data as YAML holds it.
-        given: objects that a file cannot hold, by the name that it has for them: phases and
-            functions as arguments, `{evaluate: {phase: val}}`, and hooks as entries of their own.
+        spec: the entries, plain data as in YAML.
+        given: objects that a file cannot hold, by the name that it uses for them: phases and
+            functions as arguments, `{evaluate: {phase: val}}`, and hooks as separate entries.
 
     Raises:
-        ValueError: an entry is none, names nothing that there is, or has arguments that do not fit.
+        ValueError: an entry is malformed, its name is unknown, or its arguments do not fit.
 
     >>> print(from_config([{"stop_early": {"metric": "train/loss", "patience": 3}}, "stop_on_nan"]))
     event  stage    hook                   reads       writes
@@ -60,7 +60,7 @@ def from_config(spec: Iterable[Any], *, given: Mapping[str, Any] = {}) -> Chain:
     epoch  control  stop_on_nan
     """
     if taken := next((name for name in given if name in list_factories("hook", hooks)), None):
-        raise ValueError(f"given has {taken!r}, which names a hook already; give it another name")
+        raise ValueError(f"given has {taken!r}, which already names a hook; choose another name")
     return chain(*_build_entries(spec, "hook", "hooks", given))
 
 
@@ -70,24 +70,24 @@ def build_hooks(
     writers: Sequence[Writer] | None = None,
     given: Mapping[str, Any] = {},
 ) -> Chain:
-    """Build what a configuration says of a run: its hooks, its logging, its checkpoints.
+    """Build all hooks that a configuration specifies: its list, its logging, its checkpoints.
 
-    The configuration itself is written to `config.yaml` in the run directory when the run begins,
-    and into every commit. Hooks whose scores its own hooks read, such as `evaluate`, stand before.
+    The configuration itself is written to `config.yaml` in the run directory when the run starts,
+    and into every checkpoint. Hooks whose scores it reads, such as `evaluate`, must come before it.
 
     Args:
         config: of the run.
-        writers: for its metrics, where other hooks write to them too: those that
-            `build_writers(config)` made. Made here if absent.
+        writers: for its metrics, from `build_writers(config)`, if other hooks write to them too.
+            Built here if absent.
         given: for `from_config`.
 
     Raises:
-        FileExistsError: it is to be a fresh run, and the directory holds one.
+        FileExistsError: a fresh run is required, and the directory holds one.
         ValueError: a hook of its list does not fit.
     """
     listed = from_config(config.hooks, given=given)
     writers = build_writers(config) if writers is None else writers
-    run = to_absolute_path(config.run, "configured")
+    run = to_absolute_path(config.run, "build_hooks")
     records, page = run / RECORDS, run / "report.html"
     saving = config.checkpointing
     return chain(
@@ -108,33 +108,35 @@ def build_hooks(
 
 
 def build_writers(config: TrainingConfig) -> list[Writer]:
-    """Make the writers that a configuration names, for `build_hooks`, `record` and others to share.
+    """Build the writers that a configuration names, to share by `build_hooks`, `record` and others.
 
     Raises:
-        FileExistsError: it is to be a fresh run, and the directory holds one.
+        FileExistsError: a fresh run is required, and the directory holds one.
         OSError: the directory cannot be written to.
     """
     check_fresh(config)
-    plan = config.logging
-    made: list[Writer] = [Console()] if plan.console else []
-    if plan.tensorboard:
-        made.append(TensorBoard(config.run))
-    if plan.json_lines:
-        made.append(JsonLines(config.run / RECORDS))
-    if plan.store != "off":
-        store = None if plan.store == "beside" else plan.store
-        made.append(Database(Run(config.run, store=store, config=to_comparable(config))))
-    for tracker, wanted in ((WandB, plan.wandb), (MLflow, plan.mlflow)):
-        if wanted:
-            made.append(tracker(config.run, config=to_comparable(config), artifacts=config.run))
-    return made
+    logging = config.logging
+    writers: list[Writer] = [Console()] if logging.console else []
+    if logging.tensorboard:
+        writers.append(TensorBoard(config.run))
+    if logging.json_lines:
+        writers.append(JsonLines(config.run / RECORDS))
+    if logging.store != "off":
+        store = None if logging.store == "beside" else logging.store
+        writers.append(Database(Run(config.run, store=store, config=to_comparable(config))))
+    trackers = ((WandB, logging.wandb), (MLflow, logging.mlflow))
+    return writers + [
+        tracker(config.run, config=to_comparable(config), artifacts=config.run)
+        for tracker, enabled in trackers
+        if enabled
+    ]
 
 
 def write_config(config: TrainingConfig) -> Hook:
-    """Write the configuration to `config.yaml` in the run directory when a run begins or goes on.
+    """Write the configuration to `config.yaml` in the run directory when a run starts or resumes.
 
-    By then the run's commits are restored, so that one which does not fit has left the file as it
-    was. `fresh` is of the call and not of the run, and is not written.
+    By then the run's checkpoint is restored: if it does not fit, the file stays as it was. `fresh`
+    belongs to the call and not to the run, and is not written.
     """
 
     path = to_absolute_path(config.run, "write_config") / "config.yaml"
@@ -156,7 +158,7 @@ def _build_entries(entries: Any, kind: str, where: str, given: Mapping[str, Any]
 
 
 def _build_entry(entry: Any, kind: str, where: str, given: Mapping[str, Any]) -> Any:
-    """Build a hook or a writer of an entry."""
+    """Build the hook or writer of an entry."""
     pairs = list(entry.items()) if isinstance(entry, Mapping) else [(entry, None)]
     if len(pairs) != 1 or not isinstance(pairs[0][0], str):
         raise ValueError(
@@ -167,10 +169,10 @@ def _build_entry(entry: Any, kind: str, where: str, given: Mapping[str, Any]) ->
     where = f"{where}.{escape_text(name)}"
     if name in given:
         if content is not None:
-            raise ValueError(f"{where}: it is given as it is, and takes no arguments")
+            raise ValueError(f"{where}: it is a given object, and takes no arguments")
         return given[name]
     make = find_factory(name, kind, where, hooks)
-    bound = _bound(make, content, where, given)
+    bound = _bind_arguments(make, content, where, given)
     try:
         return make(*bound.args, **bound.kwargs)
     except Exception as error:
@@ -179,35 +181,36 @@ def _build_entry(entry: Any, kind: str, where: str, given: Mapping[str, Any]) ->
         raise
 
 
-def _bound(
+def _bind_arguments(
     make: Factory, content: Any, where: str, given: Mapping[str, Any]
 ) -> inspect.BoundArguments:
-    """Build an entry's arguments, each as the signature of what it names has it."""
+    """Build an entry's arguments, and bind them to the signature of its factory."""
     signature, hints = inspect.signature(make), read_type_hints(make)
     bound = signature.bind_partial()
     bound.apply_defaults()
-    for name, value in _matched(signature, content, where).items():
+    for name, value in _match_names(signature, content, where).items():
         path = f"{where}.{escape_text(name)}"
-        parameter = signature.parameters.get(name) or _open_ended(signature)
+        parameter = signature.parameters.get(name) or _var_keyword(signature)
         assert parameter is not None
         hint = hints.get(parameter.name, Any)
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            several = value if isinstance(value, list | tuple) else [value]
+            items = value if isinstance(value, list | tuple) else [value]
             bound.arguments[name] = tuple(
-                _value(one, name, hint, f"{path}[{n}]", given) for n, one in enumerate(several)
+                _build_argument(item, name, hint, f"{path}[{n}]", given)
+                for n, item in enumerate(items)
             )
         elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.arguments[parameter.name][name] = _value(value, name, hint, path, given)
+            bound.arguments[parameter.name][name] = _build_argument(value, name, hint, path, given)
         else:
-            bound.arguments[name] = _value(value, name, hint, path, given)
+            bound.arguments[name] = _build_argument(value, name, hint, path, given)
     return bound
 
 
-def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[str, Any]:
-    """Give an entry's arguments by name, and hold the names to a signature.
+def _match_names(signature: inspect.Signature, content: Any, where: str) -> Mapping[str, Any]:
+    """Return an entry's arguments by name, and check the names against a signature.
 
     Raises:
-        ValueError: there is no such argument, or one is missing.
+        ValueError: an argument is unknown or missing.
     """
     parameters = signature.parameters
     if content is None:
@@ -224,29 +227,29 @@ def _matched(signature: inspect.Signature, content: Any, where: str) -> Mapping[
         p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values()
     ]
     unknown = next((name for name in content if name not in parameters), None)
-    if unknown is not None and _open_ended(signature) is None:
+    if unknown is not None and _var_keyword(signature) is None:
         raise ValueError(
             f"{where}: has no argument {unknown!r}{suggest_and_list(unknown, parameters, known)}"
         )
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     missing = [
         p.name
         for p in parameters.values()
-        if p.default is p.empty and p.kind not in several and p.name not in content
+        if p.default is p.empty and p.kind not in variadic and p.name not in content
     ]
     if missing:
         raise ValueError(f"{where}: needs {' and '.join(missing)}; there is: {', '.join(known)}")
     return content
 
 
-def _open_ended(signature: inspect.Signature) -> inspect.Parameter | None:
-    """Give the parameter that takes arguments of any name, `**schedules`."""
+def _var_keyword(signature: inspect.Signature) -> inspect.Parameter | None:
+    """Return the parameter that takes arguments of any name, such as `**schedules`."""
     kinds = {parameter.kind: parameter for parameter in signature.parameters.values()}
     return kinds.get(inspect.Parameter.VAR_KEYWORD)
 
 
-def _value(value: Any, name: str, hint: Any, where: str, given: Mapping[str, Any]) -> Any:
-    """Give one argument: nested entries built, names of what a file cannot hold looked up."""
+def _build_argument(value: Any, name: str, hint: Any, where: str, given: Mapping[str, Any]) -> Any:
+    """Build one argument: a nested entry, an object of `given` by its name, or a plain value."""
     if name in NESTED:
         built = _build_entries(value, NESTED[name], where, given)
         return built[0] if len(built) == 1 else chain(*built)
@@ -258,6 +261,6 @@ def _value(value: Any, name: str, hint: Any, where: str, given: Mapping[str, Any
         return convert_value(value, hint, where)
     except ValueError as error:
         raise ValueError(
-            f"{error}; what a file cannot hold it names, and the script gives it under that name: "
+            f"{error}; if a file cannot hold it, use a name, and pass the object under that name: "
             f"given={{...}} has {', '.join(given) or 'nothing'}"
         ) from error

@@ -15,7 +15,6 @@ from hooks.writers.values import Histogram
 from hooks.writers.writer import Writer
 from trainer import Hook, TrainState
 from trainer.checks.pytrees import format_path
-from trainer.phases.batch_functions import as_measure
 from trainer.state import PyTree, strip_host_fields
 
 SHOWN = 2**14
@@ -99,7 +98,7 @@ def watch_gradients(
                 "watch_gradients computes on the main process alone and needs all of the state "
                 "there; an array of it is spread over several processes"
             )
-        if check := as_measure(task.measure).check:
+        if check := getattr(task.measure, "check", None):
             check(state, jax.tree.map(np.asarray, batch))
         return score_names(state.params, depth)
 

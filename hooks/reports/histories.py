@@ -1,4 +1,4 @@
-"""Histories: the curves of a whole run, read back from what `JsonLines` wrote of it."""
+"""Read the curves of a whole run from its `JsonLines` file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from trainer.runs.panels import Curve
 def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
     """Read the numbers of all records, in the order in which they were first written.
 
-    A last line that a crash tore is left out; of two records of a metric at one epoch the later
-    counts.
+    A last line that a crash tore is left out; if a metric has two records at one epoch, the later
+    one counts.
 
     Raises:
         ValueError: a line is no record of `JsonLines`.
@@ -40,37 +40,37 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
         for line_number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 break
-            for name, at, value in _numbers(path, line_number, line):
+            for name, epoch, value in _parse_line(path, line_number, line):
                 curve = curves.setdefault(name, Curve())
-                if curve.epochs and curve.epochs[-1] == at:
+                if curve.epochs and curve.epochs[-1] == epoch:
                     curve.values[-1] = value
                 else:
-                    curve.epochs.append(at)
+                    curve.epochs.append(epoch)
                     curve.values.append(value)
     return curves
 
 
-def _numbers(
+def _parse_line(
     path: str | os.PathLike[str], line_number: int, line: str
 ) -> list[tuple[str, float, float]]:
-    """Give (name, epoch, value) of each number on a line; null is one that was not finite."""
+    """Return (name, epoch, value) of each number on a line; null is a non-finite number."""
     try:
         record = json.loads(line)
-        at = record.get("epoch", record["step"])
+        epoch = record.get("epoch", record["step"])
     except (ValueError, AttributeError, KeyError) as error:
         message = (
             f"line {line_number} of {os.fspath(path)!r} is no record of JsonLines: {line!r:.100}"
         )
         raise ValueError(message) from error
     return [
-        (name, at, math.nan if value is None else float(value))
+        (name, epoch, math.nan if value is None else float(value))
         for name, value in record.items()
         if name not in ("step", "epoch") and (value is None or isinstance(value, Real))
     ]
 
 
 Follow = Callable[[str, TrainState, Mapping[str, float]], None]
-"""`(event, state, metrics)`, to see how far a run comes."""
+"""`(event, state, metrics)`, to follow how far a run comes."""
 
 
 def call_on_finish(
@@ -81,16 +81,16 @@ def call_on_finish(
     expects: tuple[str, ...] = (),
     follow: Follow | None = None,
 ) -> Chain:
-    """Make a hook that calls a function once when a run is over, also if it is cut short.
+    """Make a hook that calls a function once when a run is over, also if it is interrupted.
 
     Args:
         name: of the hook.
-        finish: called at the `end`, or when hooks are closed where that was not reached.
-        records: path of the file that it reads; that it is there is checked at the start.
+        finish: called at the `end`, or when hooks are closed if that was not reached.
+        records: path of the file that it reads; the hook checks at the start that it exists.
         expects: metrics that something must write.
         follow: called at `start`, `epoch`, `end` and `error`.
     """
-    begun, records = False, to_absolute_path(records, name)
+    started, records = False, to_absolute_path(records, name)
 
     def at(event: str, do: Callable[[], None], **more: Any) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -103,14 +103,14 @@ def call_on_finish(
         return Hook(run, shown, event=event, stage="observe", dry_run=lambda s, m: s, **more)
 
     def begin() -> None:
-        nonlocal begun
+        nonlocal started
         require_records(records, name)
-        begun = True
+        started = True
 
     def end() -> None:
-        nonlocal begun
-        if begun:  # only where it observes: on the lead
-            begun = False
+        nonlocal started
+        if started:  # it only starts on the main process
+            started = False
             finish()
 
     between = [at(event, lambda: None) for event in ("epoch", "error") if follow]
@@ -121,12 +121,12 @@ def require_records(path: str | os.PathLike[str], who: str) -> Path:
     """Check, before training, that something writes the records that will be read.
 
     Raises:
-        FileNotFoundError: there is no such file, which `JsonLines` makes when it is made.
+        FileNotFoundError: there is no such file, which `JsonLines` creates.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{who} reads the records in {os.fspath(path)!r}, which nothing writes: give "
-            f"log_metrics a hooks.JsonLines({os.fspath(path)!r}), or {who} the path of the one "
-            "that there is"
+            f"log_metrics a hooks.JsonLines({os.fspath(path)!r}), or give {who} the path of the "
+            "existing one"
         )
     return Path(path)

@@ -1,4 +1,4 @@
-"""Plotting: the curves of a run as a picture, when it is over."""
+"""Plot the curves of a run as a picture, when it is over."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hooks.reports.histories import call_on_finish, read_curves
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
-from trainer.runs.panels import Curve, group_panels
+from trainer.runs.panels import Curve, assign_colors, group_panels
 
 log = logging.getLogger("entracte")
 
 COLORS = ("#2f6fd0", "#d9691c", "#23895b", "#b3424a", "#7b58c2", "#8a6a1f", "#4d7c8f")
-"""Of the curves in a panel, by the order in which their names are first met."""
+"""Colors of the curves, in the order of their names' first occurrence."""
 
 
 def plot_history(
@@ -29,15 +29,15 @@ def plot_history(
 ) -> Chain:
     """Draw the curves of the whole run as a PNG, when it ends, is interrupted or fails.
 
-    They are read from the file that a `JsonLines` of `log_metrics` writes, so that the curves of a
-    resumed run are whole. Metrics that differ in their first part alone, `train/loss` and
-    `val/loss`, share a panel; of what `watch_gradients` scores, all layers do.
+    They are read from the file that a `JsonLines` of `log_metrics` writes, so that a resumed run
+    has complete curves. Metrics that differ only in their first part, `train/loss` and `val/loss`,
+    share a panel, and so do all layers in a score of `watch_gradients`.
 
     Args:
         records: path of the `JsonLines` file.
         path: of the picture, `runs/digits/history.png`; it is replaced.
-        metrics: names of those to show, such as `("train/loss", "val/loss")`; all but times and
-            the machine's if None.
+        metrics: names of those to show, such as `("train/loss", "val/loss")`; if None, all except
+            times and the machine's.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -64,32 +64,32 @@ def plot_history(
     make_folder(path.parent, "plot_history")
 
     def draw() -> None:
-        found = group_panels(read_curves(records), metrics)
-        if not found:
+        panels = group_panels(read_curves(records), metrics)
+        if not panels:
             log.info("plot_history: there is nothing to plot yet in %s", records)
             return
-        draw_panels(found, path)
+        draw_panels(panels, path)
 
     return call_on_finish(
         "plot_history", draw, records=records, expects=() if metrics is None else tuple(metrics)
     )
 
 
-def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
-    """Draw panels side by side and replace the file, all at once or not at all.
+def draw_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
+    """Draw panels side by side, and replace the file atomically.
 
     Args:
-        found: panel to name in it to curve.
+        panels: panel to name in it to curve.
         path: of the PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(0.6 + 4.2 * columns, 0.2 + 2.9 * rows), dpi=150, layout="constrained")
-    colors = color_of([label for curves in found.values() for label in curves])
-    for place, (panel, curves) in enumerate(found.items(), 1):
+    colors = assign_colors(panels, COLORS)
+    for place, (panel, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         for label, curve in curves.items():
             axes.plot(
@@ -100,7 +100,7 @@ def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
                 linewidth=1.5,
                 color=colors[label],
             )
-        axes.set_title(brief(panel), loc="left", fontsize=10, fontweight="bold", parse_math=False)
+        axes.set_title(shorten(panel), loc="left", fontsize=10, fontweight="bold", parse_math=False)
         axes.set_xlabel("epoch", fontsize=8, loc="right")
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.tick_params(labelsize=8)
@@ -108,7 +108,7 @@ def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         axes.grid(alpha=0.25, lw=0.6)
         if any(curves):
             legend = axes.legend(
-                axes.get_lines(), list(map(brief, curves)), fontsize=8, frameon=False
+                axes.get_lines(), list(map(shorten, curves)), fontsize=8, frameon=False
             )
             for text in legend.get_texts():
                 text.set_parse_math(False)
@@ -116,11 +116,6 @@ def draw_panels(found: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         figure.savefig(beside, format="png")
 
 
-def brief(name: str) -> str:
-    """Shorten a name that would leave no room for the curves; its end tells more."""
+def shorten(name: str) -> str:
+    """Shorten a name that would leave no room for the curves, keeping its end."""
     return name if len(name) <= 40 else f"…{name[-39:]}"
-
-
-def color_of(labels: Sequence[str]) -> dict[str, str]:
-    """Give each label a color, the same in every panel."""
-    return {label: COLORS[n % len(COLORS)] for n, label in enumerate(dict.fromkeys(labels))}

@@ -1,17 +1,17 @@
-"""The page of a report: HTML that stands alone, with every text in it escaped."""
+"""Render the page of a report: self-contained HTML, with every text escaped."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hooks.reports.svg_charts import HUES, render_chart
-from trainer.runs.panels import Curve, group_panels, hook_times
-from trainer.runs.sparklines import format_number, rank_metric
+from trainer.host.amounts import format_duration
+from trainer.runs.panels import Curve, assign_colors, group_panels, hook_times
+from trainer.runs.sparklines import format_number, rank
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;
@@ -64,17 +64,17 @@ td:first-child { min-width: 9em; }
 
 
 class ReportTable(NamedTuple):
-    """Rows whose first cell is a name, and the others numbers unless said otherwise."""
+    """Rows whose first cell is a name; the others are numbers, except in columns of words."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: Sequence[str] = ()
-    """Heads of the columns that hold words."""
+    """Heads of the columns of words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a page tells."""
+    """The content of a page."""
 
     title: str
     outcome: Mapping[str, str]
@@ -83,11 +83,11 @@ class Report:
     config: Mapping[str, str]
     environment: Mapping[str, str]
     tables: Mapping[str, ReportTable] = dataclasses.field(default_factory=dict)
-    """What else there is to tell, by title; an empty one is left out."""
+    """Further tables, by title; empty ones are left out."""
 
 
 def render_page(report: Report) -> str:
-    """Write a page.
+    """Render a page.
 
     >>> shown = render_page(Report("<run> & co", {"epochs": "1 of 2"}, {}, {}, {}))
     >>> "<h1>&lt;run&gt; &amp; co</h1>" in shown, "<dd>1 of 2</dd>" in shown, "<script" in shown
@@ -125,35 +125,23 @@ def render_page(report: Report) -> str:
 """
 
 
-def format_duration(seconds: float) -> str:
-    """Write a time as hours, minutes and seconds, a short one in seconds.
-
-    >>> format_duration(0.0421), format_duration(42.06), format_duration(7265.2)
-    ('0.042 s', '42.1 s', '2:01:05')
-    """
-    if seconds < 60:
-        return f"{seconds:.{1 if seconds >= 1 else 3}f} s"
-    return str(datetime.timedelta(seconds=round(seconds)))
-
-
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>\n{body}</section>" if body else ""
 
 
 def _charts(curves: Mapping[str, Curve]) -> str:
-    found = group_panels(curves)
-    labels = dict.fromkeys(label for within in found.values() for label in within)
-    hues = {label: number % HUES for number, label in enumerate(labels)}
+    panels = group_panels(curves)
+    hues = assign_colors(panels, range(HUES))
     cards = []
-    for panel, within in found.items():
+    for panel, members in panels.items():
         names = "".join(
             f'<span><i class="c{hues[label]}"></i>{html.escape(label)}</span>'
-            for label in within
+            for label in members
             if label
         )
         cards.append(
             f'<div class="card"><h3>{html.escape(panel)}</h3><div class="names">{names}</div>\n'
-            f"{render_chart(within, hues, f'{panel} by epoch')}</div>"
+            f"{render_chart(members, hues, f'{panel} by epoch')}</div>"
         )
     return f'<div class="charts">{"".join(cards)}</div>' if cards else ""
 
@@ -162,25 +150,26 @@ def _scores(curves: Mapping[str, Curve]) -> str:
     rows = []
     for panel in group_panels(curves).values():
         for curve in panel.values():
-            (name,) = (name for name, found in curves.items() if found is curve)
-            course = curve.summary
-            rows.append((name, format_number(course.last), _at(course.lowest), _at(course.highest)))
-    rows.sort(key=lambda row: rank_metric(row[0]))
+            (name,) = (name for name, other in curves.items() if other is curve)
+            found = curve.summary
+            extremes = _format_extreme(found.lowest), _format_extreme(found.highest)
+            rows.append((name, format_number(found.last), *extremes))
+    rows.sort(key=lambda row: rank(row[0]))
     return _table(ReportTable(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
 
 
-def _at(extreme: tuple[float, int]) -> str:
+def _format_extreme(extreme: tuple[float, int]) -> str:
     value, epoch = extreme
     return f"{format_number(value)} at {epoch:,}" if math.isfinite(value) else ""
 
 
 def _times(curves: Mapping[str, Curve]) -> str:
-    """Show each hook's times, the costliest first, and what they are of phases and hooks."""
+    """Show each hook's time, the costliest first, and its share of the time of phases and hooks."""
     rows = [
         (
             hook.name,
-            format_duration(hook.seconds),
-            f"{1000 * hook.each:,.3f} ms",
+            format_duration(hook.seconds, digits=3),
+            format_duration(hook.each, digits=3),
             f"{hook.share:.1%}",
         )
         for hook in hook_times(curves)
@@ -199,12 +188,12 @@ def _pairs(rows: Mapping[str, str]) -> str:
 
 
 def _breaking(name: str) -> str:
-    """Let a long name break where its parts meet."""
+    """Allow line breaks between the parts of a long name."""
     return html.escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
 def _table(table: ReportTable) -> str:
-    """Lay out a table; nothing where it has no rows."""
+    """Render a table; an empty string if it has no rows."""
     kinds = ["" if head in (table.heads[0], *table.words) else "num" for head in table.heads]
     body = "".join(
         f"<tr><td>{_breaking(row[0])}</td>"

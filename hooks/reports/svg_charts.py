@@ -1,4 +1,4 @@
-"""Charts: curves as SVG that stands in a page by itself, without scripts."""
+"""Draw curves as SVG charts, which need no scripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from trainer.runs.panels import Curve, choose_ticks
+from trainer.runs.panels import Curve, ticks
 from trainer.runs.sparklines import format_number
 
 WIDTH, HEIGHT = 380, 210
@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
 """Margins around the curves."""
 
 POINTS = 300
-"""Of a curve at most so many are drawn, evenly picked ones and the last."""
+"""Points of a curve to draw, at most: evenly picked ones and the last."""
 
 HUES = 7
 """Colors that the page defines, `c0` to `c6`."""
@@ -26,7 +26,7 @@ def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: st
     Args:
         curves: by their names in it.
         hues: number of each name's color.
-        title: for those who hear the page.
+        title: for screen readers.
 
     >>> drawn = render_chart({"val": Curve([1, 2, 3], [1.0, 0.5, 0.25])}, {"val": 1}, "loss")
     >>> drawn.count("<path"), drawn.count("<circle"), "val, epoch 3: 0.2500" in drawn
@@ -37,24 +37,24 @@ def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: st
     up = _Scale.of([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
-        *(_level(value, up) for value in choose_ticks(up.low, up.high)),
+        *(_draw_y_tick(value, up) for value in ticks(up.low, up.high)),
         f'<text x="{LEFT - 6}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>',
-        *(_mark(value, across) for value in choose_ticks(across.low, across.high, whole=True)),
-        *(_curve(name, curve, hues[name], across, up) for name, curve in curves.items()),
+        *(_draw_x_tick(value, across) for value in ticks(across.low, across.high, whole=True)),
+        *(_draw_curve(name, curve, hues[name], across, up) for name, curve in curves.items()),
         "</svg>",
     ]
     return "\n".join(parts)
 
 
 def downsample(curve: Curve) -> Curve:
-    """Pick points evenly where there are many, the last among them."""
-    apart = max(-(-len(curve.values) // POINTS), 1)
-    first = (len(curve.values) - 1) % apart
-    return Curve(curve.epochs[first::apart], curve.values[first::apart])
+    """Pick points evenly if there are many, the last among them."""
+    stride = max(-(-len(curve.values) // POINTS), 1)
+    first = (len(curve.values) - 1) % stride
+    return Curve(curve.epochs[first::stride], curve.values[first::stride])
 
 
 class _Scale:
-    """Places numbers on a line."""
+    """Maps numbers to positions on an axis."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.high, self.start, self.end = low, high, start, end
@@ -70,24 +70,25 @@ class _Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def _level(value: float, up: _Scale) -> str:
+def _draw_y_tick(value: float, up: _Scale) -> str:
     y = up(value)
     return (
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-        f'<text x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_short(value)}</text>'
+        f'<text x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_format_tick(value)}</text>'
     )
 
 
-def _mark(value: float, across: _Scale) -> str:
-    return f'<text x="{across(value)}" y="{HEIGHT - 8}" text-anchor="middle">{_short(value)}</text>'
+def _draw_x_tick(value: float, across: _Scale) -> str:
+    x, text = across(value), _format_tick(value)
+    return f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{text}</text>'
 
 
-def _short(value: float) -> str:
+def _format_tick(value: float) -> str:
     return f"{value:.6g}" if abs(value) < 1e5 else f"{value:.2g}"
 
 
-def _curve(name: str, curve: Curve, hue: int, across: _Scale, up: _Scale) -> str:
-    """Draw a line, broken where a value is not finite; few points tell their values."""
+def _draw_curve(name: str, curve: Curve, hue: int, across: _Scale, up: _Scale) -> str:
+    """Draw a line, broken at non-finite values; if there are few points, each shows its value."""
     places = [
         (across(epoch), up(value)) if math.isfinite(value) else None
         for epoch, value in zip(curve.epochs, curve.values, strict=True)

@@ -1,4 +1,4 @@
-"""Reporting: a page about a run, written when it is over."""
+"""Write a page about a run, when it is over."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from hooks.combining import Chain
 from hooks.metric_logging import read_step_epoch
 from hooks.reports.histories import call_on_finish, read_curves
-from hooks.reports.report_page import Report, format_duration, render_page
+from hooks.reports.report_page import Report, render_page
 from trainer import TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.configuration.setting_rows import format_settings
+from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
-from trainer.runs.panels import finite_values
+from trainer.runs.panels import finite
 
 OUTCOMES = {
     "start": "interrupted",
@@ -25,7 +26,7 @@ OUTCOMES = {
     "end": "finished",
     "error": "failed",
 }
-"""How a run ended, by the last event that was reached."""
+"""How a run ended, by the last event reached."""
 
 
 def write_report(
@@ -37,17 +38,17 @@ def write_report(
 ) -> Chain:
     """Write a page about the whole run when it ends, is interrupted or fails.
 
-    One HTML file that needs nothing else, neither scripts nor a network: how far the run came, its
-    curves, the best scores and their epochs, the configuration, the hooks' times, the versions and
-    devices. Numbers are read from the file that a `JsonLines` of `log_metrics` writes, so that the
-    page of a resumed run is whole.
+    One self-contained HTML file, without scripts or network: how far the run came, its curves, the
+    best scores and their epochs, the configuration, the hooks' times, the versions and devices.
+    Numbers are read from the file that a `JsonLines` of `log_metrics` writes, so that a resumed run
+    has a complete page.
 
     Args:
         path: of the page, `runs/digits/report.html`; it is replaced.
         records: path of the `JsonLines` file.
-        config: the run's configuration: mappings, sequences and dataclasses, nested as one likes.
+        config: the run's configuration: mappings, sequences and dataclasses, in any nesting.
             Passwords are left out.
-        title: of the page; the name of its folder if None.
+        title: of the page; if None, the name of its folder.
 
     Raises:
         FileNotFoundError: at the start, nothing writes the records.
@@ -80,16 +81,12 @@ def write_report(
 
     def write() -> None:
         curves = read_curves(records)
-        seconds = (
-            sum(finite_values(curves["time/epoch_seconds"]))
-            if "time/epoch_seconds" in curves
-            else 0
-        )
+        seconds = sum(finite(curves["time/epoch_seconds"])) if "time/epoch_seconds" in curves else 0
         report = Report(
             title=name,
             outcome={
                 **seen,
-                "training time": format_duration(seconds),
+                "training time": format_duration(seconds, digits=3),
                 "written": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             },
             curves=curves,

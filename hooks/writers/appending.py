@@ -116,7 +116,7 @@ class AppendFile:
         except OSError as error:
             error.add_note(
                 f"{str(self.path)!r} was deleted while {self._who} was writing it, and cannot be "
-                "written again: leave a run's directory alone while the run is going on"
+                "written again: leave a run's directory alone while the run is in progress"
             )
             raise
         log.warning(

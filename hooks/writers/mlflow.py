@@ -1,4 +1,4 @@
-"""MLflow: the run in a local database, or on a tracking server."""
+"""A writer for MLflow: the run in a local database, or on a tracking server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.trackers import JournalRow, TrackerJournal, is_available, link_artifacts
-from hooks.writers.values import Value
+from hooks.writers.tracker_journal import JournalRow, TrackerJournal
+from hooks.writers.trackers import JournaledWriter, is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_settings
 from trainer.runs.text import clean
@@ -24,7 +24,7 @@ from trainer.runs.text import clean
 log = logging.getLogger("entracte")
 
 BATCH = 1000
-"""Numbers that MLflow takes at once."""
+"""Numbers that MLflow accepts at once."""
 
 _LOCAL = "sqlite:///"
 
@@ -35,30 +35,30 @@ Point = tuple[float, int]
 """A number, and the unix time in milliseconds."""
 
 
-class MLflow:
+class MLflow(JournaledWriter):
     """Records a run in MLflow; needs `entracte[mlflow]`.
 
-    While training goes on, records are in a journal on the disk. When the run is over, was
-    interrupted or failed, what MLflow lacks of it is delivered, to the same MLflow run each time.
-    Where that has numbers that the journal has not or has otherwise, since training went back and
-    came by with others, the journal makes a new MLflow run and the old one is deleted (as MLflow
-    does, which can restore it). After a kill -9, or to see a run that goes on,
+    During training, records are in a journal on the disk. When the run is over, was interrupted or
+    failed, the records that MLflow lacks are delivered, to the same MLflow run each time. If that
+    run has numbers that are not in the journal or differ from it, because training went back and
+    computed other ones, the journal creates a new MLflow run and deletes the old one (which MLflow
+    can restore). After a kill -9, or to see a run in progress,
     `MLflow(directory).deliver()` does the same, from any process.
 
-    Numbers are recorded, texts, images and videos as artifacts of the run; traces and histograms
-    are not. Where the package is not installed, or with `enabled=False`, nothing is, as one line in
-    the log says. MLflow's own reports of its use are turned off, unless the environment says
-    otherwise.
+    Numbers are recorded as metrics, texts, images and videos as artifacts of the run; traces and
+    histograms are not recorded. If the package is not installed, or with `enabled=False`, nothing
+    is recorded, as a line in the log says. MLflow's telemetry is turned off, unless the environment
+    says otherwise.
 
     Args:
-        directory: of the run; `mlflow` in it is made.
-        experiment: that the run belongs to; made if absent.
-        name: of the run; that of the directory if None.
+        directory: of the run; `mlflow` in it is created.
+        experiment: of the run; created if absent.
+        name: of the run; the name of the directory if None.
         uri: of the tracking server or database; SQLite in the folder `mlflow` if None, which needs
             no network: `mlflow ui --backend-store-uri sqlite:///<directory>/mlflow/mlflow.db`.
-        config: the run's configuration, plain JSON data: the run's parameters, each as it was when
-            it first was delivered, and `config.json` as it is now.
-        artifacts: a run's directory, whose commits and replays are delivered too: those that it
+        config: the run's configuration, plain JSON data: becomes the run's parameters, each with
+            its value at the first delivery, and `config.json` with the present values.
+        artifacts: a run's directory, whose checkpoints and replays are delivered too: those that it
             holds then. They are copied.
         enabled: False to record nothing.
 
@@ -88,7 +88,7 @@ class MLflow:
         self._name = self.directory.name if name is None else name
         self._local = uri is None
         self._uri = f"{_LOCAL}{self.directory / 'mlflow' / 'mlflow.db'}" if uri is None else uri
-        if uri is not None and uri.startswith(_LOCAL):  # it is opened when the run is over
+        if uri is not None and uri.startswith(_LOCAL):  # opened later, perhaps from another folder
             self._uri = f"{_LOCAL}{to_absolute_path(uri.removeprefix(_LOCAL), 'MLflow')}"
         self._config = redact_settings(dict(config or {}))
         self._artifacts = (
@@ -99,31 +99,11 @@ class MLflow:
         active = is_available("MLflow", "mlflow", enabled, "mlflow.tracking", *database)
         self._journal = TrackerJournal(self.directory / "mlflow", "MLflow", active=active)
 
-    def resume(self, step: int, epoch: int) -> None:
-        """Drop what lies beyond step and epoch."""
-        self._journal.resume(step, epoch)
-
-    def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Put values in the journal."""
-        self._journal.write(step, values)
-
-    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
-        """Put values in the journal and take them away again."""
-        self._journal.dry_run(step, values)
-
-    def flush(self) -> None:
-        """Wait until the journal is on the disk."""
-        self._journal.flush()
-
-    def close(self) -> None:
-        """Close the journal and deliver what is new; a failure to deliver is logged, not raised."""
-        self._journal.close(self.deliver)
-
     def deliver(self) -> None:
-        """Give MLflow what it lacks of all that is on record.
+        """Deliver all records that MLflow lacks.
 
         Raises:
-            Exception: whatever `mlflow` raises; the journal is as it was.
+            Exception: whatever `mlflow` raises; the journal is unchanged.
         """
         if not (rows := self._journal.rows()):
             return
@@ -134,16 +114,16 @@ class MLflow:
         journal = self._journal
         tracking = importlib.import_module("mlflow.tracking")
         client = tracking.MlflowClient(tracking_uri=self._uri)
-        points = _points(rows)
+        points = _collect_points(rows)
         lacking, run = points, None
-        if journal.identity is not None and (run := _live(client, journal.identity)):
-            there = _recorded(client, run)
-            if all(_same(points.get(place), value) for place, value in there):
-                known = {place for place, _ in there}
+        if journal.identity is not None and (run := _find_active(client, journal.identity)):
+            recorded = _list_points(client, run)
+            if all(_is_same(points.get(place), value) for place, value in recorded):
+                known = {place for place, _ in recorded}
                 lacking = {place: point for place, point in points.items() if place not in known}
             else:
                 log.warning(
-                    "MLflow: %s has other numbers than the journal; it is deleted and written anew",
+                    "MLflow: %s has other numbers than the journal; it is deleted and rewritten",
                     journal.identity,
                 )
                 client.delete_run(journal.identity)
@@ -157,7 +137,7 @@ class MLflow:
         journal.mark_delivered()
 
     def _experiment_in(self, client: Any) -> str:
-        """Give the experiment's id; of a local database the artifacts are beside it."""
+        """Return the experiment's id; a local database has its artifacts beside it."""
         found = client.get_experiment_by_name(self._experiment)
         if found:
             return str(found.experiment_id)
@@ -172,21 +152,21 @@ class MLflow:
         ]
         for begin in range(0, len(metrics), BATCH):
             client.log_batch(run.info.run_id, metrics=metrics[begin : begin + BATCH])
-        for name, value in _flat(self._config):
-            if name not in run.data.params:  # which cannot be changed
+        for name, value in _flatten(self._config):
+            if name not in run.data.params:  # parameters cannot be changed
                 client.log_param(run.info.run_id, name, value)
 
     def _log_files(self, client: Any, identity: str, rows: Sequence[JournalRow]) -> None:
-        """Log texts and pictures by name and step, the configuration, commits and replays."""
+        """Log texts and pictures by name and step, the configuration, checkpoints and replays."""
         if self._config:
             client.log_dict(identity, self._config, "config.json")
         for row in rows:
-            for name, kept in row.values.items():
-                place = f"{kept.kind}s/{_valid(name)}"
-                if kept.kind == "text":
-                    client.log_text(identity, clean(kept.value), f"{place}/{row.step}.txt")
-                elif kept.kind in ("image", "video"):
-                    client.log_artifact(identity, str(kept.value), place)
+            for name, (kind, value) in row.values.items():
+                folder_name = f"{kind}s/{_to_valid_name(name)}"
+                if kind == "text":
+                    client.log_text(identity, clean(value), f"{folder_name}/{row.step}.txt")
+                elif kind in ("image", "video"):
+                    client.log_artifact(identity, str(value), folder_name)
         if self._artifacts:
             folder = self._journal.folder / "collected"
             link_artifacts(self._artifacts, folder)
@@ -196,33 +176,33 @@ class MLflow:
 
 @contextlib.contextmanager
 def _without_stray_folder() -> Iterator[None]:
-    """Take away the empty `mlruns` that MLflow makes where a process is, whatever store it has."""
+    """Remove the empty `mlruns` that MLflow creates where it runs, whatever its store."""
     stray = Path("mlruns").absolute()
     there = stray.exists()
     try:
         yield
     finally:
         if not there:
-            with contextlib.suppress(OSError):  # it made none, or something is in it
+            with contextlib.suppress(OSError):  # there is none, or it is not empty
                 stray.rmdir()
 
 
-def _points(rows: Sequence[JournalRow]) -> dict[Place, Point]:
-    """Give the numbers of a journal as MLflow keeps them: the largest it knows for infinity."""
-    most = sys.float_info.max
+def _collect_points(rows: Sequence[JournalRow]) -> dict[Place, Point]:
+    """Collect the numbers of a journal as MLflow stores them: infinity as the largest float."""
+    largest = sys.float_info.max
     return {
-        (_valid(name), row.step): (
-            min(max(kept.value, -most), most) if kept.value == kept.value else math.nan,
+        (_to_valid_name(name), row.step): (
+            min(max(value, -largest), largest) if value == value else math.nan,
             int(row.unix_seconds * 1000),
         )
         for row in rows
-        for name, kept in row.values.items()
-        if kept.kind == "number"
+        for name, (kind, value) in row.values.items()
+        if kind == "number"
     }
 
 
-def _live(client: Any, identity: str) -> Any:
-    """Give a run that is there and was not deleted, or None."""
+def _find_active(client: Any, identity: str) -> Any:
+    """Return a run that exists and was not deleted, or None."""
     exceptions = importlib.import_module("mlflow.exceptions")
     try:
         run = client.get_run(identity)
@@ -233,7 +213,7 @@ def _live(client: Any, identity: str) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _recorded(client: Any, run: Any) -> list[tuple[Place, float]]:
+def _list_points(client: Any, run: Any) -> list[tuple[Place, float]]:
     """List the numbers that a run has in MLflow."""
     return [
         ((name, metric.step), metric.value)
@@ -242,28 +222,28 @@ def _recorded(client: Any, run: Any) -> list[tuple[Place, float]]:
     ]
 
 
-def _same(point: Point | None, value: float) -> bool:
+def _is_same(point: Point | None, value: float) -> bool:
     return point is not None and (point[0] == value or (point[0] != point[0] and value != value))
 
 
-def _valid(name: str) -> str:
-    """Give a name that MLflow takes: a path of letters, digits, dashes, dots, spaces and colons.
+def _to_valid_name(name: str) -> str:
+    """Make a name valid for MLflow: a path of letters, digits, dashes, dots, spaces and colons.
 
-    >>> _valid("val/loss"), _valid("../a\x1b[2J"), _valid("/")
+    >>> _to_valid_name("val/loss"), _to_valid_name("../a\x1b[2J"), _to_valid_name("/")
     ('val/loss', 'a__2J', '_')
     """
     parts = re.sub(r"[^/\w.\- :]", "_", clean(name)).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:250] or "_"
 
 
-def _flat(config: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, str]]:
-    """Give a configuration's settings by path.
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a configuration's settings by path.
 
-    >>> list(_flat({"optimizer": {"rate": 0.1}, "seed": 0}))
+    >>> list(_flatten({"optimizer": {"rate": 0.1}, "seed": 0}))
     [('optimizer/rate', '0.1'), ('seed', '0')]
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{under}{key}/")
+            yield from _flatten(value, f"{prefix}{key}/")
         else:
-            yield _valid(f"{under}{key}"), json.dumps(value)[:6000]
+            yield _to_valid_name(f"{prefix}{key}"), json.dumps(value)[:6000]

@@ -1,4 +1,4 @@
-"""Weights & Biases: the run as a local folder, which `wandb sync` uploads."""
+"""A writer for Weights & Biases: the run as a local folder, which `wandb sync` uploads."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.trackers import JournalValue, TrackerJournal, is_available, link_artifacts
-from hooks.writers.values import Value
+from hooks.writers.tracker_journal import JournalValue, TrackerJournal
+from hooks.writers.trackers import JournaledWriter, is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_settings, redacted_command
 from trainer.runs.text import clean
 
 
-class WandB:
+class WandB(JournaledWriter):
     """Records a run for Weights & Biases, without a network; needs `entracte[wandb]`.
 
-    While training goes on, records are in a journal on the disk, and no other process or thread is
-    at work. When the run is over, was interrupted or failed, they are delivered: made into a folder
-    `wandb/offline-run-...` in the directory, which replaces the one of before and has every record
+    During training, records are in a journal on the disk; no other process or thread is used. When
+    the run is over, was interrupted or failed, they are delivered: written to a folder
+    `wandb/offline-run-...` in the directory, which replaces the previous one and has every record
     once, at its step. `wandb sync` uploads it, under the same id each time. After a kill -9, or to
-    see a run that goes on, `WandB(directory).deliver()` does the same, from any process.
+    see a run in progress, `WandB(directory).deliver()` does the same, from any process.
 
-    Numbers, texts, images, videos and histograms are recorded, traces are not. Where the package is
-    not installed, with `WANDB_MODE=disabled` or `enabled=False`, nothing is, as one line in the log
-    says.
+    Numbers, texts, images, videos and histograms are recorded, traces are not. If the package is
+    not installed, with `WANDB_MODE=disabled` or `enabled=False`, nothing is recorded, as a line in
+    the log says.
 
     Args:
-        directory: of the run; `wandb` in it is made.
-        project: that the run belongs to.
-        name: of the run; that of the directory if None.
+        directory: of the run; `wandb` in it is created.
+        project: of the run.
+        name: of the run; the name of the directory if None.
         config: the run's configuration, plain JSON data.
-        artifacts: a run's directory, whose commits and replays are delivered too: those that it
-            holds then, by links that take no space, each commit as a version of one artifact.
+        artifacts: a run's directory, whose checkpoints and replays are delivered too: those that it
+            holds then, by links that take no space, each checkpoint as a version of one artifact.
         enabled: False to record nothing.
 
     Raises:
@@ -72,35 +72,15 @@ class WandB:
             None if artifacts is None else to_absolute_path(artifacts, "WandB").resolve()
         )
         enabled = enabled and os.environ.get("WANDB_MODE") != "disabled"
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it looks for the network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would use the network
         active = is_available("WandB", "wandb", enabled, "wandb")
         self._journal = TrackerJournal(self.directory / "wandb", "WandB", active=active)
 
-    def resume(self, step: int, epoch: int) -> None:
-        """Drop what lies beyond step and epoch."""
-        self._journal.resume(step, epoch)
-
-    def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Put values in the journal."""
-        self._journal.write(step, values)
-
-    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
-        """Put values in the journal and take them away again."""
-        self._journal.dry_run(step, values)
-
-    def flush(self) -> None:
-        """Wait until the journal is on the disk."""
-        self._journal.flush()
-
-    def close(self) -> None:
-        """Close the journal and deliver what is new; a failure to deliver is logged, not raised."""
-        self._journal.close(self.deliver)
-
     def deliver(self) -> None:
-        """Make the folder that `wandb sync` uploads, of all that is on record.
+        """Write the folder that `wandb sync` uploads, from all records.
 
         Raises:
-            Exception: whatever `wandb` raises; the journal is as it was.
+            Exception: whatever `wandb` raises; the journal is unchanged.
         """
         journal = self._journal
         if not (rows := journal.rows()):
@@ -116,12 +96,12 @@ class WandB:
                 id=journal.identity,
                 dir=str(self.directory),
                 mode="offline",
-                reinit="create_new",  # a run of the user's own goes on
+                reinit="create_new",  # the user's own run stays open
                 settings=wandb.Settings(console="off", silent=True, save_code=False),
             )
         try:
             for row in rows:
-                values = {name: _shown(wandb, kept) for name, kept in row.values.items()}
+                values = {name: _convert(wandb, value) for name, value in row.values.items()}
                 run.log({**values, "_timestamp": row.unix_seconds}, step=row.step)
             if self._artifacts:
                 _log_artifacts(wandb, run, self._artifacts, journal.folder / "artifacts")
@@ -132,7 +112,7 @@ class WandB:
 
 @contextlib.contextmanager
 def _command_redacted() -> Iterator[None]:
-    """Have passwords left out of the command line, which `wandb` looks up and keeps."""
+    """Remove passwords from the command line, which `wandb` reads and stores."""
     before = sys.argv
     sys.argv = redacted_command(before)
     try:
@@ -141,28 +121,28 @@ def _command_redacted() -> Iterator[None]:
         sys.argv = before
 
 
-def _shown(wandb: Any, kept: JournalValue) -> Any:
-    """Give a value as `wandb` takes it."""
-    match kept.kind:
+def _convert(wandb: Any, value: JournalValue) -> Any:
+    """Convert a value to `wandb`'s type for it."""
+    match value.kind:
         case "text":
-            return wandb.Html(f"<pre>{html.escape(clean(kept.value))}</pre>", inject=False)
+            return wandb.Html(f"<pre>{html.escape(clean(value.value))}</pre>", inject=False)
         case "histogram":
-            return wandb.Histogram(np_histogram=kept.value)
+            return wandb.Histogram(np_histogram=value.value)
         case "image":
-            return wandb.Image(str(kept.value))
+            return wandb.Image(str(value.value))
         case "video":
-            return wandb.Video(str(kept.value), format="gif")
+            return wandb.Video(str(value.value), format="gif")
         case _:
-            return kept.value
+            return value.value
 
 
 def _log_artifacts(wandb: Any, run: Any, source: Path, folder: Path) -> None:
-    """Log commits, each as a version of one artifact, and replays, as another."""
+    """Log checkpoints, each as a version of one artifact, and replays, as another."""
     for epoch, scores in link_artifacts(source, folder).items():
-        about = {"epoch": epoch, **scores}
-        commit = wandb.Artifact(f"checkpoint-{run.id}", "checkpoint", metadata=about)
-        _add_files(commit, folder / "checkpoints" / str(epoch))
-        run.log_artifact(commit, aliases=[f"epoch-{epoch}"])
+        metadata = {"epoch": epoch, **scores}
+        checkpoint = wandb.Artifact(f"checkpoint-{run.id}", "checkpoint", metadata=metadata)
+        _add_files(checkpoint, folder / "checkpoints" / str(epoch))
+        run.log_artifact(checkpoint, aliases=[f"epoch-{epoch}"])
     if (folder / "replays").exists():
         replays = wandb.Artifact(f"replays-{run.id}", "replay")
         _add_files(replays, folder / "replays")
@@ -171,6 +151,6 @@ def _log_artifacts(wandb: Any, run: Any, source: Path, folder: Path) -> None:
 
 def _add_files(artifact: Any, folder: Path) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        # Immutable: else every byte is copied to a folder in the user's home.
+        # Immutable, or every byte would be copied to a folder in the user's home.
         name = str(file.relative_to(folder))
         artifact.add_file(str(file), name=name, skip_cache=True, policy="immutable")

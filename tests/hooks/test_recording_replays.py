@@ -179,7 +179,7 @@ def test_what_cannot_be_drawn_is_json_alone_and_told_once(state, phase, tmp_path
         hook = record_replays(NETWORK, DICE._replace(render=None), tmp_path, recorder)
         trainer.fit(state, phase, epochs=2, hooks=hook)
     assert names(tmp_path) == ["1-0.json", "2-0.json"]
-    assert caplog.text.count("has no render: its replays are JSON alone") == 1
+    assert caplog.text.count("has no render: its replays are saved as JSON only") == 1
     assert recorder.written == []
 
 

@@ -1,4 +1,4 @@
-"""The command `compare`: in what runs differ, and what came of it."""
+"""The command `compare`: how runs differ, and what each reached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.commands.lookup.scores import (
     find_best,
     summarize_curve,
 )
-from trainer.commands.lookup.stores import RunNames, open_run
+from trainer.commands.lookup.stores import RunNames, StoreName, open_run
 from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.commands.terminal.sections import BEST
@@ -23,16 +23,16 @@ from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import Curve, finite_values
+from trainer.runs.panels import Curve, finite
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 
 MARK = " *"
-"""Behind what is the best of all runs."""
+"""Marks the best of all runs."""
 
 
 class _Absent:
-    """Stands where a run has no such setting."""
+    """Marks a setting that a run does not have."""
 
     def __repr__(self) -> str:
         return "<absent>"
@@ -41,8 +41,8 @@ class _Absent:
 ABSENT = _Absent()
 
 
-class Compared(NamedTuple):
-    """A run, and what was measured of it."""
+class ComparedRun(NamedTuple):
+    """A run and its metrics."""
 
     row: RunRow
     state: str
@@ -53,59 +53,57 @@ def compare(
     runs: RunNames,
     /,
     *,
-    store: str | None = None,
+    store: StoreName = None,
     metrics: tuple[str, ...] = (),
     mode: Mode | None = None,
     json: bool = False,
 ) -> int:
-    """Compare runs: in which settings and versions they differ, and what each reached.
+    """Compare runs: which settings and versions differ, and what each reached.
 
     Args:
         runs: two or more names in the store, or paths of runs' directories.
-        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
-            $ENTRACTE_STORE, else runs/.
-        metrics: those to compare; all but times and gradients if none are given.
-        mode: which of two values of them is better, min or max, where their names do not tell.
+        metrics: metrics to compare; by default all except times and gradients.
+        mode: which of two values is better, min or max, if a metric's name does not tell.
         json: print JSON.
     """
-    read = [_read(run, store) for run in runs]
-    compared = [*{(one.row.directory, one.row.name): one for one in read}.values()]
+    loaded = [_load(run, store) for run in runs]
+    compared = [*{(run.row.directory, run.row.name): run for run in loaded}.values()]
     if len(compared) < 2:
-        these = f"; these are all {escape_text(compared[0].row.name)}" if len(read) > 1 else ""
+        these = f"; these are all {escape_text(compared[0].row.name)}" if len(loaded) > 1 else ""
         raise CommandError(
             f"give two runs or more, before --metrics: python -m trainer compare RUN RUN{these}"
         )
-    named = [one.row.name for one in compared]
-    if twice := next((name for name in named if named.count(name) > 1), None):
+    run_names = [run.row.name for run in compared]
+    if twice := next((name for name in run_names if run_names.count(name) > 1), None):
         raise CommandError(
-            f"two of these runs are named {escape_text(twice)}, so that no table could tell them "
-            "apart"
+            f"two of these runs are named {escape_text(twice)}, so a table could not distinguish "
+            "them"
         )
-    recorded = {name for one in compared for name in one.curves}
+    recorded = {name for run in compared for name in run.curves}
     names = (
         check_metric_names(metrics, recorded)
         if metrics
         else choose_key_metrics(recorded, len(recorded))
     )
     modes = {name: infer_mode(name) or mode for name in names}
-    config = _differing([flatten_settings(one.row.config) for one in compared])
-    environment = _differing([one.row.environment for one in compared])
+    config = _find_differences([flatten_settings(run.row.config) for run in compared])
+    environment = _find_differences([run.row.environment for run in compared])
     if json:
-        print_json(_data(compared, config, environment, modes))
+        print_json(_to_data(compared, config, environment, modes))
         return 0
     console = make_console()
     tables = {
-        "Runs": _facts(compared),
+        "Runs": _make_run_rows(compared),
         "Configuration": {name: [_cell(v) for v in row] for name, row in config.items()},
         "Environment": {name: [_cell(v) for v in row] for name, row in environment.items()},
-        "Results": _results(compared, modes),
+        "Results": _make_result_rows(compared, modes),
     }
     for title, rows in tables.items():
         console.print(safe_text(title, "bold underline"))
         columns = [Column("", [safe_text(name) for name in rows], priority=9, fold_width=20)]
-        for place, one in enumerate(compared):
+        for place, name in enumerate(run_names):
             cells = [row[place] for row in rows.values()]
-            columns.append(Column(one.row.name, cells, "left", 9, 14))
+            columns.append(Column(name, cells, "left", 9, 14))
         console.print(
             make_table(columns, console.width) if rows else safe_text("no difference", "dim")
         )
@@ -115,29 +113,30 @@ def compare(
     return 0
 
 
-def _read(run: str, store: str | None) -> Compared:
-    with open_run(run, store) as (there, row):
-        return Compared(row, row.status(there.connection.now()), read_curves(there, row.name))
+def _load(run: str, store: str | None) -> ComparedRun:
+    with open_run(run, store) as (opened, row):
+        state = row.status(opened.connection.now())
+        return ComparedRun(row, state, read_curves(opened, row.name))
 
 
-def _differing(all_of_them: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Give the rows that are not the same in all, with each one's value.
+def _find_differences(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return each key whose values differ, with its value in each mapping.
 
-    >>> _differing([{"seed": 0, "size": 8}, {"seed": 1, "size": 8, "new": None}])
+    >>> _find_differences([{"seed": 0, "size": 8}, {"seed": 1, "size": 8, "new": None}])
     {'seed': [0, 1], 'new': [<absent>, None]}
     """
-    names = dict.fromkeys(name for one in all_of_them for name in one)
-    rows = {name: [one.get(name, ABSENT) for one in all_of_them] for name in names}
+    names = dict.fromkeys(name for mapping in mappings for name in mapping)
+    rows = {name: [mapping.get(name, ABSENT) for mapping in mappings] for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def _facts(compared: Sequence[Compared]) -> dict[str, list[Text]]:
+def _make_run_rows(compared: Sequence[ComparedRun]) -> dict[str, list[Text]]:
     rows: dict[str, list[Text]] = {
-        "state": [state_text(one.state) for one in compared],
-        "epoch": [safe_text(format_progress(one.row.epoch, one.row.epochs)) for one in compared],
-        "step": [safe_text(f"{one.row.step:,}") for one in compared],
+        "state": [state_text(run.state) for run in compared],
+        "epoch": [safe_text(format_progress(run.row.epoch, run.row.epochs)) for run in compared],
+        "step": [safe_text(f"{run.row.step:,}") for run in compared],
     }
-    spent = [_seconds(one) for one in compared]
+    spent = [_training_seconds(run) for run in compared]
     if any(spent):
         rows["training"] = [
             safe_text(format_duration(seconds) if seconds else "") for seconds in spent
@@ -145,35 +144,36 @@ def _facts(compared: Sequence[Compared]) -> dict[str, list[Text]]:
     return rows
 
 
-def _seconds(one: Compared) -> float:
-    return sum(finite_values(one.curves.get("time/epoch_seconds", Curve())))
+def _training_seconds(run: ComparedRun) -> float:
+    return sum(finite(run.curves.get("time/epoch_seconds", Curve())))
 
 
-def _results(
-    compared: Sequence[Compared], modes: Mapping[str, Mode | None]
+def _make_result_rows(
+    compared: Sequence[ComparedRun], modes: Mapping[str, Mode | None]
 ) -> dict[str, list[Text]]:
-    """Give two rows a metric: the best of each run and its epoch, and the last."""
+    """Make two rows per metric: each run's best value and its epoch, and its last value."""
     rows: dict[str, list[Text]] = {}
     for name, mode in modes.items():
-        found = [
-            summarize_curve(one.curves[name], mode) if name in one.curves else None
-            for one in compared
+        summaries = [
+            summarize_curve(run.curves[name], mode) if name in run.curves else None
+            for run in compared
         ]
         if mode is not None:
-            winners = find_best([one and one.best for one in found], mode)
+            winners = find_best([found and found.best for found in summaries], mode)
             rows[name] = [
                 safe_text(
-                    f"{format_number(one.best)} at {one.epoch:,}{MARK if place in winners else ''}",
+                    f"{format_number(found.best)} at {found.epoch:,}"
+                    f"{MARK if place in winners else ''}",
                     BEST if place in winners else "",
                 )
-                if one and one.best is not None
+                if found and found.best is not None
                 else Text()
-                for place, one in enumerate(found)
+                for place, found in enumerate(summaries)
             ]
         label = name if mode is None else f"{name}, last"
         rows[label] = [
-            safe_text(format_number(one.last) if one else "", "dim" if mode else "")
-            for one in found
+            safe_text(format_number(found.last) if found else "", "dim" if mode else "")
+            for found in summaries
         ]
     return rows
 
@@ -182,39 +182,36 @@ def _cell(value: Any) -> Text:
     return safe_text("none", "dim italic") if value is ABSENT else safe_text(format_setting(value))
 
 
-def _data(
-    compared: Sequence[Compared],
+def _to_data(
+    compared: Sequence[ComparedRun],
     config: Mapping[str, Sequence[Any]],
     environment: Mapping[str, Sequence[Any]],
     modes: Mapping[str, Mode | None],
 ) -> dict[str, Any]:
-    def by_run(row: Sequence[Any]) -> dict[str, Any]:
-        return {
-            one.row.name: value
-            for one, value in zip(compared, row, strict=True)
-            if value is not ABSENT
-        }
+    def by_run(values: Sequence[Any]) -> dict[str, Any]:
+        pairs = zip(compared, values, strict=True)
+        return {run.row.name: value for run, value in pairs if value is not ABSENT}
 
     scores = {}
     for name, mode in modes.items():
-        has = {one.row.name: one.curves[name] for one in compared if name in one.curves}
-        found = {run: summarize_curve(curve, mode) for run, curve in has.items()}
-        winners = find_best([one.best for one in found.values()], mode)
+        curves = {run.row.name: run.curves[name] for run in compared if name in run.curves}
+        summaries = {run: summarize_curve(curve, mode) for run, curve in curves.items()}
+        winners = find_best([found.best for found in summaries.values()], mode)
         scores[name] = {
             "mode": mode,
-            "best": [list(found)[place] for place in winners],
-            "runs": {run: one._asdict() for run, one in found.items()},
+            "best": [list(summaries)[place] for place in winners],
+            "runs": {run: found._asdict() for run, found in summaries.items()},
         }
     return {
         "runs": {
-            one.row.name: {
-                "state": one.state,
-                "epoch": one.row.epoch,
-                "epochs": one.row.epochs,
-                "step": one.row.step,
-                "seconds": _seconds(one),
+            run.row.name: {
+                "state": run.state,
+                "epoch": run.row.epoch,
+                "epochs": run.row.epochs,
+                "step": run.row.step,
+                "seconds": _training_seconds(run),
             }
-            for one in compared
+            for run in compared
         },
         "config": {name: by_run(row) for name, row in config.items()},
         "environment": {name: by_run(row) for name, row in environment.items()},

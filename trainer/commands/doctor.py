@@ -1,4 +1,4 @@
-"""The command `doctor`: whether this machine and its software are sound, and what to mend."""
+"""The command `doctor`: check this machine and its software, and say what to fix."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from trainer.commands.diagnosis import machine_checks
 from trainer.commands.diagnosis.machine_checks import Finding
 from trainer.commands.diagnosis.self_test import run_self_test
+from trainer.commands.lookup.stores import StoreName
 from trainer.commands.terminal.output import make_console, print_json
 from trainer.host.amounts import format_duration
 from trainer.host.rich_tables import safe_text
@@ -19,20 +20,18 @@ MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "wrong": ("WRONG",
 """Word and style of each verdict."""
 
 
-def doctor(*, store: str | None = None, quick: bool = False, json: bool = False) -> int:
-    """Look whether all is in order: versions, devices, memory, cache, store, disk, and a self-test.
+def doctor(*, store: StoreName = None, quick: bool = False, json: bool = False) -> int:
+    """Check versions, devices, memory, cache, store and disk, and run a self-test.
 
-    The self-test, of ten seconds at most, trains a tiny network, commits and restores it, goes on,
-    and compares the bits with those of a training that was never cut. Exit status: 1 where
-    something is wrong, else 0; a note is no fault.
+    The self-test, of ten seconds at most, trains a tiny network, saves and restores it, continues,
+    and compares the result bit for bit with an uninterrupted training. Exit status: 1 if something
+    is wrong, else 0; a note is no fault.
 
     Args:
-        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
-            $ENTRACTE_STORE, else runs/.
-        quick: leave the self-test out.
+        quick: skip the self-test.
         json: print JSON.
     """
-    looks: dict[str, Callable[[], Iterable[Finding]]] = {
+    checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "versions": machine_checks.versions,
         "devices": machine_checks.devices,
         "memory": machine_checks.memory,
@@ -42,14 +41,14 @@ def doctor(*, store: str | None = None, quick: bool = False, json: bool = False)
         "disk": lambda: machine_checks.disk(store),
     }
     if not quick:
-        looks["self-test"] = _tested
+        checks["self-test"] = _check_training
     console = make_console()
     findings: list[Finding] = []
-    for subject, look in looks.items():
-        for finding in _found(subject, look):
+    for subject, check in checks.items():
+        for finding in _run_check(subject, check):
             findings.append(finding)
             if not json:
-                console.print(_line(finding))
+                console.print(_make_line(finding))
     wrong = [finding.subject for finding in findings if finding.verdict == "wrong"]
     if json:
         print_json([finding._asdict() for finding in findings])
@@ -63,29 +62,29 @@ def doctor(*, store: str | None = None, quick: bool = False, json: bool = False)
     return 1 if wrong else 0
 
 
-def _found(subject: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Look at a subject; whatever is raised there is a finding too."""
+def _run_check(subject: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Run a check; an exception becomes a finding too."""
     try:
-        yield from look()
+        yield from check()
     except Exception as error:
         notes = " ".join(getattr(error, "__notes__", ()))
-        told = f"{type(error).__name__}: {error}"
-        yield Finding(subject, "wrong", told, notes or "see what this error says")
+        message = f"{type(error).__name__}: {error}"
+        yield Finding(subject, "wrong", message, notes or "see what this error says")
 
 
-def _tested() -> Iterator[Finding]:
+def _check_training() -> Iterator[Finding]:
     log = logging.getLogger("entracte")
     level = log.level
     log.setLevel(logging.ERROR)
     began = time.monotonic()
     try:
-        told = run_self_test()
+        result = run_self_test()
     finally:
         log.setLevel(level)
-    yield Finding("self-test", "good", f"{told}; {format_duration(time.monotonic() - began)}")
+    yield Finding("self-test", "good", f"{result}; {format_duration(time.monotonic() - began)}")
 
 
-def _line(finding: Finding) -> Table:
+def _make_line(finding: Finding) -> Table:
     word, style = MARKS[finding.verdict]
     line = Table.grid(padding=(0, 2))
     line.add_column(width=5, style=style)

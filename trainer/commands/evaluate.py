@@ -1,27 +1,27 @@
-"""The command `evaluate`: answer requests for evaluations, beside training or on other machines."""
+"""The command `evaluate`: evaluate checkpoints on request, beside training or on other machines."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
-from trainer.commands.lookup.stores import RunNames, find_runs, open_store
+from trainer.commands.lookup.stores import RunNames, StoreName, find_runs, open_store
 from trainer.commands.terminal.calling import CommandError, convert_load_errors
-from trainer.evaluators.evaluator import WorkerSettings, work
-from trainer.evaluators.suite import Suite
+from trainer.evaluators.evaluator import work
 from trainer.evaluators.suite_loading import load_suites
 from trainer.host.escaping import escape_text
 from trainer.runs.requests import TRIES
 
 FAILED = 1
-"""Exit status where an evaluation failed."""
+"""Exit status if an evaluation failed."""
 
 
 def evaluate(
     *,
     suite: tuple[str, ...],
-    store: str | None = None,
+    store: StoreName = None,
     runs: RunNames = (),
     idle: float | None = None,
     again: bool = False,
@@ -30,57 +30,58 @@ def evaluate(
     tries: int = TRIES,
     limit: float | None = None,
 ) -> int:
-    """Evaluate checkpoints as they are asked for; any number of these may run, on many machines.
+    """Evaluate checkpoints on request; any number of evaluators may run, on many machines.
 
-    It restores each checkpoint that is asked for, read-only and verified, measures it, and writes
-    the scores to the store. The runs' directories must be seen here at the same paths as in
-    training. SIGTERM and SIGINT end it after the running evaluation, a second one at once, with
-    exit status 143 or 130; if an evaluation failed for good, it ends with 1.
+    It restores each requested checkpoint, read-only and verified, evaluates it, and writes the
+    scores to the store. The runs' directories must have the same paths here as in training. SIGTERM
+    and SIGINT end it after the current evaluation, a second one at once, with exit status 143 or
+    130; if an evaluation failed for good, it ends with 1.
 
     Args:
-        suite: FILE:NAME of what is measured, one or several: a trainer.evaluators.Suite, a sequence
-            of them, or a function that makes them, such as examples/digits.py:suite.
-        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
-            $ENTRACTE_STORE, else runs/.
-        runs: names of runs; all their checkpoints are asked for first.
-        idle: end where there was nothing to do for so many seconds; 0: as soon as nothing waits.
-        again: first open what has failed before, now that its reason is mended.
-        lease: seconds after which a request of an evaluator that gives no sign is another's.
-        pause: seconds between two looks for requests.
+        suite: FILE:NAME of one or several evaluations: a trainer.evaluators.Suite, a sequence of
+            them, or a function that returns them, such as examples/digits.py:suite.
+        runs: names of runs; first requests the evaluation of all their checkpoints.
+        idle: end after so many seconds without requests; 0 ends as soon as none is open.
+        again: first reopen failed requests, once their cause is fixed.
+        lease: seconds without a heartbeat after which another evaluator takes over a request.
+        pause: seconds between two polls for requests.
         tries: how often a request is tried at most.
-        limit: seconds that a request may take; longer ones are broken off, as tries that failed.
+        limit: seconds that a request may take; a longer one is aborted and counts as failed.
     """
-    suites = _loaded(suite)
-    with open_store(store) as there:
-        url, names = there.url, [row.name for row in find_runs(there, runs)]
+    with convert_load_errors():
+        suites = load_suites(*suite)
+    with open_store(store) as opened:
+        url, names = opened.url, [row.name for row in find_runs(opened, runs)]
+    settings: dict[str, Any] = {
+        "lease": lease,
+        "pause": pause,
+        "idle": idle,
+        "tries": tries,
+        "limit": limit,
+        "again": again,
+    }
     try:
-        settings = WorkerSettings(lease=lease, pause=pause, tries=tries, limit=limit)
-        with _telling():
-            worked = work(url, suites, settings, idle=idle, again=again, runs=names)
+        with _log_to_terminal():
+            summary = work(url, suites, runs=names, **settings)
     except ValueError as error:
         if hasattr(error, "__notes__"):
-            raise  # of a suite's own phases
+            raise  # from a suite's own phases
         raise CommandError(escape_text(error)) from error
-    return FAILED if worked.failed else 0
+    return FAILED if summary.failed else 0
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[None]:
-    """Print what the worker tells, each line with its time."""
+def _log_to_terminal() -> Iterator[None]:
+    """Print the evaluator's log, each line with its time."""
     log, handler = logging.getLogger("entracte"), logging.StreamHandler()
     before = log.level, log.propagate
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False  # libraries leave handlers of their own at the root
+    log.propagate = False  # libraries leave handlers at the root
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.setLevel(before[0])
         log.propagate = before[1]
-
-
-def _loaded(named: tuple[str, ...]) -> tuple[Suite, ...]:
-    with convert_load_errors():
-        return load_suites(*named)

@@ -1,4 +1,4 @@
-"""The command `export`: what is on record of a run, in files for other programs."""
+"""The command `export`: write a recorded run to files for other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.checkpoints.load import read_params
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checks.modes import Mode
 from trainer.commands.lookup.checkpoint_choice import CheckpointChoice, choose_checkpoint
-from trainer.commands.lookup.stores import RunName, open_run
+from trainer.commands.lookup.stores import RunName, StoreName, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.commands.terminal.output import make_console, print_json
 from trainer.host.amounts import format_bytes
@@ -25,15 +25,15 @@ from trainer.parameters.transfer import export_params
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import Record, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import to_file_name
+from trainer.runs.text import file_name
 
 Format = Literal["csv", "parquet", "json", "params"]
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""How a cell begins that spreadsheets run, the wide characters in some languages too."""
+"""First characters of cells that spreadsheets run; some also run the full-width ones."""
 
 COLUMNS = ("name", "epoch", "step", "value", "text")
-"""Of the records; one of the last two is empty."""
+"""Columns of the records; one of the last two is empty."""
 
 
 def export(
@@ -45,39 +45,37 @@ def export(
     epoch: int | None = None,
     best: str | None = None,
     mode: Mode | None = None,
-    store: str | None = None,
+    store: StoreName = None,
     raw: bool = False,
     json: bool = False,
 ) -> int:
-    """Write what is on record of a run to files: CSV, Parquet, JSON, safetensors.
+    """Write a recorded run to files: CSV, Parquet, JSON, safetensors.
 
     Args:
         run: its name, or the path of its directory.
-        to: folder for the files, which are replaced; else NAME-export in this one.
-        formats: csv and parquet are the records, a row each; json is all that is known; params the
-            parameters of a checkpoint, as safetensors.
-        epoch: of the checkpoint; the newest where neither this nor --best is given.
+        to: folder for the files, which are replaced; by default NAME-export in this folder.
+        formats: csv and parquet have the records, a row each; json has everything in the store;
+            params has the parameters of a checkpoint, as safetensors.
+        epoch: of the checkpoint; the newest if neither this nor --best is given.
         best: take the checkpoint with the best score of this name, such as val/loss.
-        mode: which of two scores is better, min or max, where the name does not tell.
-        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
-            $ENTRACTE_STORE, else runs/.
-        raw: write names and texts into CSV as they are; else those that a spreadsheet would run as
-            formulas (=HYPERLINK...) get a ' before them.
+        mode: which of two scores is better, min or max, if the name does not tell.
+        raw: write names and texts into CSV unchanged; by default those that a spreadsheet would run
+            as formulas (=HYPERLINK...) get a ' before them.
         json: print JSON.
     """
     if "params" not in formats and (epoch, best, mode) != (None, None, None):
         raise CommandError("--epoch, --best and --mode choose a checkpoint: add --formats params")
     if "parquet" in formats:
-        _pyarrow()
+        _import_pyarrow()
     folder = None if to is None else parse_local_path(to, "--to")
-    with open_run(run, store) as (there, row):
-        records = there.records(row.name)
-        everything = _everything(there, row, records)
-    folder = folder or Path(f"{to_file_name(row.name)}-export")
+    with open_run(run, store) as (opened, row):
+        records = opened.records(row.name)
+        data = _collect_data(opened, row, records)
+    folder = folder or Path(f"{file_name(row.name)}-export")
     files: dict[str, tuple[str, Callable[[Path], None]]] = {
         "csv": ("records.csv", lambda path: _write_csv(path, records, raw=raw)),
         "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),
-        "json": ("run.json", lambda path: _write_json(path, everything)),
+        "json": ("run.json", lambda path: _write_json(path, data)),
     }
     written: dict[str, Path] = {}
     try:
@@ -108,19 +106,19 @@ def export(
     return 0
 
 
-def _everything(store: Store, row: RunRow, records: Sequence[Record]) -> dict[str, Any]:
-    """Give all that a store has of a run."""
-    there = {commit.epoch for commit in store.checkpoints(row.name, present=True)}
-    found = list_results(store, row.name)
+def _collect_data(store: Store, row: RunRow, records: Sequence[Record]) -> dict[str, Any]:
+    """Collect everything that a store has about a run."""
+    present = {checkpoint.epoch for checkpoint in store.commits(row.name, present=True)}
+    results = list_results(store, row.name)
     return {
         "run": row._asdict() | {"status": row.status(store.connection.now())},
         "records": [record._asdict() for record in records],
         "commits": [
-            commit._asdict() | {"present": commit.epoch in there}
-            for commit in store.checkpoints(row.name)
+            checkpoint._asdict() | {"present": checkpoint.epoch in present}
+            for checkpoint in store.commits(row.name)
         ],
         "evaluations": [
-            request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
+            request._asdict() | {"scores": results.get((request.suite, request.epoch), {})}
             for request in list_requests(store, row.name)
         ],
         "artifacts": [artifact._asdict() for artifact in store.artifacts(row.name)],
@@ -128,7 +126,7 @@ def _everything(store: Store, row: RunRow, records: Sequence[Record]) -> dict[st
     }
 
 
-def _columns(records: Sequence[Record]) -> list[tuple[str, int, int, float | None, str | None]]:
+def _make_rows(records: Sequence[Record]) -> list[tuple[str, int, int, float | None, str | None]]:
     return [
         (*record[:3], None, record.value)
         if isinstance(record.value, str)
@@ -138,44 +136,44 @@ def _columns(records: Sequence[Record]) -> list[tuple[str, int, int, float | Non
 
 
 def _write_csv(path: Path, records: Sequence[Record], *, raw: bool) -> None:
-    keep = (lambda text: text) if raw else _no_formula
+    escape = (lambda text: text) if raw else _escape_formula
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(
-            (keep(name), epoch, step, value, text and keep(text))
-            for name, epoch, step, value, text in _columns(records)
+            (escape(name), epoch, step, value, text and escape(text))
+            for name, epoch, step, value, text in _make_rows(records)
         )
 
 
-def _no_formula(text: str) -> str:
-    """Give a text that a spreadsheet takes for one.
+def _escape_formula(text: str) -> str:
+    """Escape a text that a spreadsheet would run as a formula.
 
-    >>> _no_formula("=HYPERLINK(1)"), _no_formula("val/loss")
+    >>> _escape_formula("=HYPERLINK(1)"), _escape_formula("val/loss")
     ("'=HYPERLINK(1)", 'val/loss')
     """
     return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def _write_parquet(path: Path, records: Sequence[Record]) -> None:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = _import_pyarrow()
     kinds = (arrow.string(), arrow.int64(), arrow.int64(), arrow.float64(), arrow.string())
     schema = arrow.schema(list(zip(COLUMNS, kinds, strict=True)))
-    rows = _columns(records)
+    rows = _make_rows(records)
     columns = [[row[place] for row in rows] for place in range(len(COLUMNS))]
     parquet.write_table(arrow.table(columns, schema=schema), path)
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _import_pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
         raise CommandError('Parquet needs pyarrow: pip install "entracte[parquet]"') from error
 
 
-def _write_json(path: Path, everything: dict[str, Any]) -> None:
+def _write_json(path: Path, data: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        print_json(everything)
+        print_json(data)
 
 
 def _write_params(path: Path, checkpoint: CheckpointChoice) -> None:

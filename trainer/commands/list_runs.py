@@ -1,4 +1,4 @@
-"""The command `runs`: a table of the runs on record."""
+"""The command `runs`: a table of the recorded runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from trainer.commands.lookup.scores import (
     as_json,
     check_metric_names,
     choose_key_metrics,
+    require_mode,
     summarize_curve,
 )
-from trainer.commands.lookup.stores import open_store
-from trainer.commands.terminal.calling import CommandError
+from trainer.commands.lookup.stores import StoreName, open_store
 from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.host.amounts import format_duration, format_progress
-from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import metric_names, read_curves
 from trainer.runs.panels import Curve
@@ -27,18 +26,21 @@ from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store
 
 FIELDS = ("created", "name", "epoch")
-"""What else runs may be sorted by than scores."""
+"""Fields that runs may be sorted by, besides scores."""
 
 SCORES = 2
-"""Columns of scores where none are asked for."""
+"""Columns of scores if none are requested."""
 
-LOOKED_AT = 50
-"""Runs, the newest, whose metrics are looked at to choose these."""
+SAMPLED = 50
+"""Newest runs whose metrics are considered to choose these."""
+
+COUNTED_STATES = ("running", "stalled", "failed")
+"""States whose runs the last line counts."""
 
 
 def runs(
     *,
-    store: str | None = None,
+    store: StoreName = None,
     state: tuple[Literal["running", "stalled", "finished", "interrupted", "failed"], ...] = (),
     where: tuple[str, ...] = (),
     sort: str = "created",
@@ -46,30 +48,27 @@ def runs(
     metrics: tuple[str, ...] = (),
     json: bool = False,
 ) -> int:
-    """List the runs on record, with their states and best scores.
+    """List the recorded runs, with their states and best scores.
 
     Args:
-        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
-            $ENTRACTE_STORE, else runs/.
-        state: those alone that are in one of these states.
-        where: those alone whose configuration fulfils these conditions, such as
-            optimizer.name=adamw or 'seed<3'; = != < <= > >=, of two numbers or of two texts.
+        state: only runs in one of these states.
+        where: only runs whose configuration meets these conditions, such as optimizer.name=adamw
+            or 'seed<3'; = != < <= > >=, between two numbers or two texts.
         sort: by a score, the best first, such as val/accuracy; or by created (the newest first),
             name, epoch.
-        mode: which of two values of the score to sort by is better, min or max, where its name
-            does not tell.
-        metrics: whose best values and their epochs are shown; losses and accuracies if none are
-            given.
+        mode: which of two values of the sorting score is better, min or max, if its name does not
+            tell.
+        metrics: metrics whose best values and epochs are shown; by default losses and accuracies.
         json: print JSON.
     """
-    with open_store(store) as there:
-        now = there.connection.now()
-        everything = there.runs()
-        rows = [row for row in everything if not state or row.status(now) in state]
-        rows = [there.read_progress(row) for row in (filter_runs(rows, where) if rows else rows)]
-        curves, modes = _scores(there, rows, everything, sort, mode, metrics)
-        place = there.connection.label
-    rows = _sorted(rows, curves, sort, modes)
+    with open_store(store) as opened:
+        now = opened.connection.now()
+        all_rows = opened.runs()
+        rows = [row for row in all_rows if not state or row.status(now) in state]
+        rows = [opened.read_progress(row) for row in (filter_runs(rows, where) if rows else rows)]
+        curves, modes = _read_scores(opened, rows, all_rows, sort, mode, metrics)
+        place = opened.connection.where
+    rows = _sort(rows, curves, sort, modes)
     if json:
         print_json(
             [
@@ -81,53 +80,44 @@ def runs(
         return 0
     console = make_console()
     if rows:
-        columns = [*_facts(rows, now), *_score_columns(rows, curves, modes), *_rest(rows, now)]
+        columns = [
+            *_make_columns(rows, now),
+            *_make_score_columns(rows, curves, modes),
+            *_make_last_columns(rows, now),
+        ]
         console.print(make_table(columns, console.width))
         console.print()
-    counts = {one: [row.status(now) for row in rows].count(one) for one in STATES_TOLD}
-    told = "".join(f", {count} {one}" for one, count in counts.items() if count)
-    of = f" of {len(everything)}" if len(rows) < len(everything) else ""
-    console.print(
-        safe_text(
-            f"{len(rows)}{of} {'run' if len(everything) == 1 else 'runs'} in {place}{told}", "dim"
-        )
-    )
+    counts = {one: [row.status(now) for row in rows].count(one) for one in COUNTED_STATES}
+    counted = "".join(f", {count} {one}" for one, count in counts.items() if count)
+    of = f" of {len(all_rows)}" if len(rows) < len(all_rows) else ""
+    noun = "run" if len(all_rows) == 1 else "runs"
+    console.print(safe_text(f"{len(rows)}{of} {noun} in {place}{counted}", "dim"))
     return 0
 
 
-STATES_TOLD = ("running", "stalled", "failed")
-"""How many runs are in these, the last line says."""
-
-
-def _scores(
+def _read_scores(
     store: Store,
     rows: Sequence[RunRow],
-    everything: Sequence[RunRow],
+    all_rows: Sequence[RunRow],
     sort: str,
     mode: Mode | None,
     metrics: Sequence[str],
 ) -> tuple[dict[str, dict[str, Curve]], dict[str, Mode | None]]:
-    """Read the curves of the scores to show, by run, and say which of their values are better."""
-    looked_at = everything if metrics or sort not in FIELDS else rows[:LOOKED_AT]
-    names = Counter(name for row in looked_at for name in metric_names(store, row.name))
-    chosen = check_metric_names(metrics, names) if metrics else _common(names)
+    """Read the curves of the scores to show, by run, and return the mode of each score."""
+    sampled = all_rows if metrics or sort not in FIELDS else rows[:SAMPLED]
+    names = Counter(name for row in sampled for name in metric_names(store, row.name))
+    chosen = check_metric_names(metrics, names) if metrics else _choose_common(names)
     modes = {name: infer_mode(name) for name in chosen}
     if sort not in FIELDS:
         check_metric_names([sort], names, FIELDS)
-        modes = {sort: infer_mode(sort)} | modes | ({sort: mode} if mode else {})
-        if modes[sort] is None:
-            raise CommandError(
-                f"whether a smaller or a larger {escape_text(sort)} is better, its name does not "
-                "tell: "
-                "give --mode min or --mode max"
-            )
+        modes = {sort: None} | modes | {sort: require_mode(sort, mode)}
     return {row.name: read_curves(store, row.name, list(modes)) for row in rows}, modes
 
 
-def _common(names: Counter[str]) -> list[str]:
-    """Choose the metrics that tell most of those that most runs have, where they have any alike.
+def _choose_common(names: Counter[str]) -> list[str]:
+    """Choose the most important metrics of those that most runs have.
 
-    >>> _common(Counter({"time/epoch_seconds": 9, "val/loss": 6, "update/loss": 3}))
+    >>> _choose_common(Counter({"time/epoch_seconds": 9, "val/loss": 6, "update/loss": 3}))
     ['val/loss']
     """
     plain = {name: names[name] for name in choose_key_metrics(names, len(names))}
@@ -137,14 +127,14 @@ def _common(names: Counter[str]) -> list[str]:
     )
 
 
-def _sorted(
+def _sort(
     rows: Sequence[RunRow],
     curves: Mapping[str, Mapping[str, Curve]],
     sort: str,
     modes: Mapping[str, Mode | None],
 ) -> list[RunRow]:
     if sort == "created":
-        return list(rows)  # as the store gives them
+        return list(rows)  # as the store sorts them
     if sort == "name":
         return sorted(rows, key=lambda row: row.name)
     if sort == "epoch":
@@ -158,7 +148,7 @@ def _sorted(
     return sorted(rows, key=key)
 
 
-def _facts(rows: Sequence[RunRow], now: float) -> list[Column]:
+def _make_columns(rows: Sequence[RunRow], now: float) -> list[Column]:
     return [
         Column("run", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24),
         Column("state", [state_text(row.status(now)) for row in rows], priority=8),
@@ -168,7 +158,7 @@ def _facts(rows: Sequence[RunRow], now: float) -> list[Column]:
     ]
 
 
-def _score_columns(
+def _make_score_columns(
     rows: Sequence[RunRow],
     curves: Mapping[str, Mapping[str, Curve]],
     modes: Mapping[str, Mode | None],
@@ -187,7 +177,7 @@ def _score_columns(
     return columns
 
 
-def _rest(rows: Sequence[RunRow], now: float) -> list[Column]:
+def _make_last_columns(rows: Sequence[RunRow], now: float) -> list[Column]:
     return [
         Column(
             "age",

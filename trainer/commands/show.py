@@ -1,4 +1,4 @@
-"""The command `show`: all that is on record of a run."""
+"""The command `show`: everything about a recorded run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from hooks.writers.console_layout import supports_unicode
 from trainer.checks.modes import ASIDE, infer_mode
 from trainer.commands.lookup.scores import as_json, check_metric_names
-from trainer.commands.lookup.stores import RunName, open_run
-from trainer.commands.terminal.braille import colors_of, plot
+from trainer.commands.lookup.stores import RunName, StoreName, open_run
+from trainer.commands.terminal.braille import COLORS, plot
 from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.commands.terminal.sections import (
     make_artifact_table,
@@ -24,55 +25,53 @@ from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_age, format_progress
 from trainer.host.rich_tables import make_key_value_table, safe_lines, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import HOOK_PREFIX, Curve, finite_values, group_panels
+from trainer.runs.panels import HOOK, Curve, assign_colors, finite, group_panels
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
 
 PLOTS = 6
-"""Plots that are drawn where no metrics are asked for."""
+"""Plots to draw if no metrics are requested."""
 
 PLOT_WIDTH, PLOT_HEIGHT = 36, 8
-"""Characters of a plot at the least, and its lines."""
+"""Least width of a plot in characters, and its height in lines."""
 
 
 def show(
     run: RunName,
     /,
     *,
-    store: str | None = None,
+    store: StoreName = None,
     metrics: tuple[str, ...] = (),
     json: bool = False,
 ) -> int:
-    """Show a run: curves, scores, hooks' times, commits, evaluations, configuration, environment.
+    """Show a run: curves, scores, hook times, checkpoints, evaluations, configuration, environment.
 
     Args:
         run: its name in the store, or the path of its directory.
-        store: directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; else
-            $ENTRACTE_STORE, else runs/.
-        metrics: whose curves are drawn, and scores shown; else losses and accuracies come first,
-            and times are left out.
+        metrics: metrics whose curves and scores are shown; by default losses and accuracies come
+            first, and times are left out.
         json: print JSON: the run's row, scores, hook_seconds, commits, evaluations, artifacts, and
-            the curves of the metrics that were asked for.
+            the curves of the requested metrics.
     """
-    with open_run(run, store) as (there, row):
-        curves = read_curves(there, row.name)
+    with open_run(run, store) as (opened, row):
+        curves = read_curves(opened, row.name)
         chosen = check_metric_names(metrics, curves) if metrics else []
         if json:
-            print_json(_data(there, row, curves, chosen))
+            print_json(_to_data(opened, row, curves, chosen))
             return 0
         console = make_console()
-        drawn = group_panels(curves, chosen or None)
+        panels = group_panels(curves, chosen or None)
         sections: list[tuple[str, RenderableType | None]] = [
-            ("", _head(there, row)),
-            ("Curves", _plots(console, drawn, bool(chosen))),
+            ("", _make_head(opened, row)),
+            ("Curves", _draw_plots(console, panels, draw_all=bool(chosen))),
             ("Scores", make_score_table(curves, chosen, console.width)),
             ("Time in hooks", make_hook_time_table(curves, console.width)),
-            ("Commits", make_checkpoint_table(there, row.name, console.width)),
-            ("Evaluations", make_evaluation_table(there, row.name, console.width)),
-            ("Artifacts", make_artifact_table(there, row.name, console.width)),
-            ("Configuration", _rows(format_settings(row.config))),
-            ("Environment", _rows(row.environment)),
+            ("Checkpoints", make_checkpoint_table(opened, row.name, console.width)),
+            ("Evaluations", make_evaluation_table(opened, row.name, console.width)),
+            ("Artifacts", make_artifact_table(opened, row.name, console.width)),
+            ("Configuration", _make_rows(format_settings(row.config))),
+            ("Environment", _make_rows(row.environment)),
         ]
     for title, body in sections:
         if body is not None:
@@ -83,22 +82,22 @@ def show(
     return 0
 
 
-def _data(
+def _to_data(
     store: Store, row: RunRow, curves: Mapping[str, Curve], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    found = list_results(store, row.name)
+    results = list_results(store, row.name)
     plain = {name: curve for name, curve in curves.items() if not name.startswith(ASIDE)}
     return row._asdict() | {
         "state": row.status(store.connection.now()),
         "scores": as_json(plain, {name: infer_mode(name) for name in plain}),
         "hook_seconds": {
-            name.removeprefix(HOOK_PREFIX): sum(finite_values(curve))
+            name.removeprefix(HOOK): sum(finite(curve))
             for name, curve in curves.items()
-            if name.startswith(HOOK_PREFIX)
+            if name.startswith(HOOK)
         },
-        "commits": [commit._asdict() for commit in store.checkpoints(row.name, present=True)],
+        "commits": [saved._asdict() for saved in store.commits(row.name, present=True)],
         "evaluations": [
-            request._asdict() | {"scores": found.get((request.suite, request.epoch), {})}
+            request._asdict() | {"scores": results.get((request.suite, request.epoch), {})}
             for request in list_requests(store, row.name)
         ],
         "artifacts": [artifact._asdict() for artifact in store.artifacts(row.name)],
@@ -108,34 +107,34 @@ def _data(
     }
 
 
-def _head(store: Store, row: RunRow) -> Table:
+def _make_head(store: Store, row: RunRow) -> Table:
     now = store.connection.now()
     facts: list[tuple[str, object]] = [
         ("run", safe_text(row.name, "bold")),
         ("state", state_text(row.status(now))),
         ("error", safe_lines(row.error, "red")),
         ("epoch", f"{format_progress(row.epoch, row.epochs).strip()}, step {row.step:,}"),
-        ("begun", format_age(now - row.created)),
-        ("last sign", format_age(now - row.beat)),
+        ("started", format_age(now - row.created)),
+        ("last heartbeat", format_age(now - row.beat)),
         ("process", f"{row.pid} on {row.host}"),
         ("directory", row.directory),
-        ("store", store.connection.label),
+        ("store", store.connection.where),
     ]
     return make_key_value_table([fact for fact in facts if str(fact[1])])
 
 
-def _plots(
-    console: Console, found: Mapping[str, Mapping[str, Curve]], all_of_them: bool
+def _draw_plots(
+    console: Console, panels: Mapping[str, Mapping[str, Curve]], *, draw_all: bool
 ) -> Table | None:
     """Draw panels side by side, as many as there is room for."""
-    if not found or not console.encoding.lower().startswith("utf"):
+    if not panels or not supports_unicode(console):
         return None
-    titles = list(found) if all_of_them else list(found)[:PLOTS]
+    titles = list(panels) if draw_all else list(panels)[:PLOTS]
     columns = min(max(console.width // (PLOT_WIDTH + 2), 1), 3, len(titles))
     width = min(console.width // columns - 2, 2 * PLOT_WIDTH)
-    colors = colors_of(found)
+    colors = assign_colors(panels, COLORS)
     plots = [
-        plot(title, found[title], width=width, height=PLOT_HEIGHT, colors=colors)
+        plot(title, panels[title], width=width, height=PLOT_HEIGHT, colors=colors)
         for title in titles
     ]
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -145,10 +144,10 @@ def _plots(
         if first:
             grid.add_row()
         grid.add_row(*plots[first : first + columns])
-    if left := [title for title in found if title not in titles]:
+    if left := [title for title in panels if title not in titles]:
         grid.add_row(safe_text(f"and {len(left)} more: --metrics", "dim"))
     return grid
 
 
-def _rows(rows: Mapping[str, str]) -> Table | None:
+def _make_rows(rows: Mapping[str, str]) -> Table | None:
     return make_key_value_table([*rows.items()]) if rows else None

@@ -99,7 +99,8 @@ class Checkpointing:
     """Share of the run's time that saving may take; None: save at every epoch."""
 
     def __post_init__(self) -> None:
-        resolve_mode("checkpointing.best", self.best, self.mode, optional=True)
+        if self.best is not None:
+            resolve_mode("checkpointing.best", self.best, self.mode)
 
 
 @dataclass(frozen=True)

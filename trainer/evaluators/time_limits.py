@@ -1,4 +1,4 @@
-"""Time limits: stop an evaluation that hangs."""
+"""Limits of time: an evaluation that hangs is broken off."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import FrameType
 
 @contextlib.contextmanager
 def limit_time(seconds: float | None) -> Iterator[None]:
-    """Stop a block, in the main thread, that takes too long.
+    """Break a block off, in the main thread, where it takes too long.
 
-    A wait in Python can be stopped: a lock, a socket, a sleep, a loop. Foreign code that does not
-    check for signals, such as a computation of JAX, continues.
+    What waits in Python is broken off: a lock, a socket, a sleep, a loop. What hangs in foreign
+    code without looking up, as a computation of JAX does, goes on.
 
     Args:
-        seconds: that the block may take; None has no limit.
+        seconds: that the block may take; None for as long as it likes.
 
     Raises:
-        TimeoutError: within the block, after that time.
+        TimeoutError: within the block, where it took longer.
 
     >>> import time
     >>> with limit_time(0.01):

@@ -75,10 +75,10 @@ def make_table(columns: Sequence[Column], width: int, *, title: str = "") -> Tab
     return table
 
 
-def make_key_value_table(rows: Sequence[tuple[str, object]]) -> Table:
-    """Make a table of names and values."""
+def make_key_value_table(rows: Sequence[tuple[str, object]], *, style: str = "dim") -> Table:
+    """Make a table of names, in a style, and values."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", overflow="fold")
+    table.add_column(style=style, overflow="fold")
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(safe_text(name), value if isinstance(value, Text) else safe_text(value))

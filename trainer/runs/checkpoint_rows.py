@@ -1,4 +1,4 @@
-"""The checkpoints in a run's directory, as a store keeps them."""
+"""The commits of a run's directory, as a store keeps them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from trainer.runs.rows import CheckpointRow
 
 
 def list_complete_epochs(directory: str | os.PathLike[str]) -> list[int]:
-    """List the epochs of a run's complete checkpoints, ascending."""
+    """List the epochs of a run's complete commits, ascending."""
     return publishing.list_complete(get_checkpoint_folder(directory))
 
 
 def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> CheckpointRow:
-    """Describe a checkpoint by its manifest; its arrays are not read.
+    """Describe a commit by its manifest; its arrays are not read.
 
     Raises:
-        DamagedCheckpoint: it is missing, not as it was written, or of a newer version.
+        DamagedCommit: it is missing, not as it was written, or of a newer version: it cannot be
+            described, and others can.
     """
     folder = get_checkpoint_folder(directory)
     try:
@@ -39,18 +40,16 @@ def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> Checkp
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         when = datetime.fromisoformat(written)
     except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"checkpoint {epoch} in {folder} was removed just now") from error
+        raise DamagedCheckpoint(f"commit {epoch} in {folder} was removed just now") from error
     except (TypeError, ValueError) as error:
         raise DamagedCheckpoint(
-            f"checkpoint {epoch} in {folder}: its time cannot be {written!r:.60}"
+            f"commit {epoch} in {folder}: its time cannot be {written!r:.60}"
         ) from error
     return CheckpointRow(
         epoch=epoch,
         path=os.fspath(path),
         bytes=size,
         scores=manifests.parse_scores(manifest),
-        checksum=xxhash.xxh3_64_hexdigest(
-            leaves
-        ),  # of the state alone: equal states, equal checksums
+        checksum=xxhash.xxh3_64_hexdigest(leaves),  # of the state alone: equal bits, equal commit
         written=when.isoformat(),
     )

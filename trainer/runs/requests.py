@@ -1,13 +1,10 @@
-"""Evaluation requests and their results: created once, claimed under a lease, answered once."""
+"""Evaluation requests: asked for once, claimed under a lease, answered once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from trainer.runs.rows import Request
-from trainer.runs.statements import placeholders, upsert
 from trainer.runs.store import Store
 from trainer.runs.text import shorten_name
 
@@ -15,39 +12,29 @@ TRIES = 5
 """How often a request is tried at most."""
 
 _COLUMNS = ", ".join(Request._fields)
-_KEY = ("run", "epoch", "suite")
-
-
-class Answer(NamedTuple):
-    """The outcome of evaluating a checkpoint."""
-
-    epoch: int
-    checksum: str
-    """Of the checkpoint that was evaluated."""
-    error: str | None
-    """Why it failed for good; None if it did not."""
-    scores: dict[str, float]
 
 
 def create_request(
     store: Store, run: str, epoch: int, suite: str, *, checksum: str, time: float
 ) -> None:
-    """Request the evaluation of a checkpoint; a second request for the same one changes nothing.
+    """Ask for a checkpoint to be evaluated; to ask again for the same one changes nothing.
 
     Args:
-        store: to write to.
+        store: to ask in.
         run: whose checkpoint it is.
         epoch: of the checkpoint.
         suite: name of the suite.
-        checksum: of the checkpoint's manifest. A checksum that differs from the recorded one, since
-            the epoch was trained again, opens the request again.
+        checksum: of the commit's manifest. Another one than before, since the epoch was trained
+            anew, asks anew.
         time: when, unix seconds.
     """
     key = (run, epoch, shorten_name(suite))
     values = (*key, checksum, "open", time, 0, "", 0.0, None, "")
     with store.connection.transaction():
         if store.connection.execute(
-            upsert("requests", Request._fields, _KEY)
+            f"INSERT INTO requests ({_COLUMNS}) VALUES ({', '.join('?' * len(values))}) "
+            "ON CONFLICT (run, epoch, suite) DO UPDATE SET "
+            + ", ".join(f"{column} = excluded.{column}" for column in Request._fields[3:])
             + " WHERE requests.checksum <> excluded.checksum RETURNING run",
             values,
         ):
@@ -56,28 +43,26 @@ def create_request(
             )
 
 
-def claim_request(
+def claim(
     store: Store, worker: str, suites: Sequence[str], *, lease: float, tries: int = TRIES
 ) -> Request | None:
-    """Claim the oldest request that is open, or whose worker's lease has expired.
+    """Take the oldest request that is open, or whose worker's lease ran out.
 
     Args:
-        store: to read.
+        store: to look in.
         worker: name of the claimant, unique among all.
         suites: names of those that it can run.
-        lease: seconds for which the request belongs to it; see `extend_lease`.
+        lease: seconds for which the request is its own; see `extend`.
         tries: how often a request is tried at most; then it has failed.
 
     Returns:
-        The request; None if there is none.
+        The request; None where there is none.
     """
     if not suites:
         return None
     now = store.connection.now()
-    waiting = (
-        f"suite IN ({placeholders(suites)}) "
-        "AND (state = 'open' OR (state = 'claimed' AND lease < ?))"
-    )
+    chosen = f"suite IN ({', '.join('?' * len(suites))})"
+    waiting = f"{chosen} AND (state = 'open' OR (state = 'claimed' AND lease < ?))"
     with store.connection.transaction():
         store.connection.execute(
             "UPDATE requests SET state = 'failed', finished = ?, error = CASE WHEN error = '' "
@@ -87,10 +72,10 @@ def claim_request(
         )
         found = store.connection.execute(
             f"SELECT run, epoch, suite FROM requests WHERE {waiting} "
-            f"ORDER BY asked, run, epoch, suite LIMIT 1 {store.connection.skip_locked}",
+            f"ORDER BY asked, run, epoch, suite LIMIT 1 {store.connection.skipping}",
             (*suites, now),
         )
-        claimed = [
+        taken = [
             row
             for key in found
             for row in store.connection.execute(
@@ -99,22 +84,23 @@ def claim_request(
                 (worker, now + lease, *key),
             )
         ]
-    return Request._make(claimed[0]) if claimed else None
+    return Request._make(taken[0]) if taken else None
 
 
-def extend_lease(store: Store, request: Request, *, lease: float) -> bool:
-    """Extend a claim to so many seconds from now; return False if another worker has it."""
-    return _update(store, request, "lease = ?", (store.connection.now() + lease,))
+def extend(store: Store, request: Request, *, lease: float) -> bool:
+    """Keep a request for so many seconds from now; False where another has taken it."""
+    return _change(store, request, "lease = ?", (store.connection.now() + lease,))
 
 
-def finish_request(store: Store, request: Request, scores: Mapping[str, float]) -> bool:
-    """Write the scores of a request; return False, and write nothing, if another worker has it."""
+def finish(store: Store, request: Request, scores: Mapping[str, float]) -> bool:
+    """Answer a request; False, and nothing is written, where another has taken it."""
     with store.connection.transaction():
         changes = "state = 'done', finished = ?, error = ''"
-        if not _update(store, request, changes, (store.connection.now(),)):
+        if not _change(store, request, changes, (store.connection.now(),)):
             return False
-        store.connection.execute_many(
-            upsert("results", (*_KEY, "name", "value"), (*_KEY, "name")),
+        store.connection.many(
+            "INSERT INTO results (run, epoch, suite, name, value) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (run, epoch, suite, name) DO UPDATE SET value = excluded.value",
             [
                 (*request[:3], shorten_name(name), None if value != value else float(value))
                 for name, value in scores.items()
@@ -123,36 +109,15 @@ def finish_request(store: Store, request: Request, scores: Mapping[str, float]) 
     return True
 
 
-def is_finished(store: Store, request: Request) -> bool:
-    """Return whether this very try was finished, by a call whose confirmation was lost."""
-    return bool(
-        store.connection.execute(
-            "SELECT 1 FROM requests WHERE run = ? AND epoch = ? AND suite = ? AND "
-            "state = 'done' AND worker = ? AND tries = ? AND checksum = ?",
-            (*request[:3], request.worker, request.tries, request.checksum),
-        )
-    )
-
-
 def fail_request(store: Store, request: Request, error: str, *, final: bool) -> bool:
-    """Record that a try failed; unless it is `final`, the request is open again."""
+    """Note that a try failed; unless it is `final`, the request is open again."""
     changes = "state = ?, finished = ?, error = ?, lease = 0"
-    state, finished = ("failed", store.connection.now()) if final else ("open", None)
-    return _update(store, request, changes, (state, finished, error))
-
-
-def reopen_failed(store: Store, suites: Sequence[str]) -> int:
-    """Open the requests for suites that have failed, and return how many these were."""
-    opened = store.connection.execute(
-        "UPDATE requests SET state = 'open', tries = 0, error = '', finished = NULL "
-        f"WHERE state = 'failed' AND suite IN ({placeholders(suites)}) RETURNING run",
-        tuple(suites),
-    )
-    return len(opened)
+    state, ended = ("failed", store.connection.now()) if final else ("open", None)
+    return _change(store, request, changes, (state, ended, error))
 
 
 def list_requests(store: Store, run: str | None = None) -> list[Request]:
-    """Return the requests of a run, or all, the oldest first."""
+    """Give the requests of a run, or all, the oldest first."""
     rows = store.connection.execute(
         f"SELECT {_COLUMNS} FROM requests WHERE ? = '' OR run = ? "
         "ORDER BY asked, run, epoch, suite",
@@ -162,42 +127,18 @@ def list_requests(store: Store, run: str | None = None) -> list[Request]:
 
 
 def list_results(store: Store, run: str) -> dict[tuple[str, int], dict[str, float]]:
-    """Return the scores that evaluators measured of a run: (suite, epoch) to scores by name."""
+    """Give what evaluators found of a run: (suite, epoch) to scores by name."""
     found: dict[tuple[str, int], dict[str, float]] = {}
     for suite, epoch, name, value in store.connection.execute(
         "SELECT suite, epoch, name, value FROM results WHERE run = ? ORDER BY epoch, suite, name",
         (run,),
     ):
-        found.setdefault((suite, epoch), {})[name] = math.nan if value is None else value
+        found.setdefault((suite, epoch), {})[name] = float("nan") if value is None else value
     return found
 
 
-def list_answers(store: Store, run: str, suite: str, *, after: int) -> list[Answer]:
-    """Return the outcomes of evaluations by a suite, by epoch; unfinished ones are left out.
-
-    Args:
-        store: to read.
-        run: whose checkpoints were evaluated.
-        suite: name of the suite.
-        after: an epoch; only checkpoints of later ones count.
-    """
-    found: dict[int, Answer] = {}
-    for epoch, checksum, state, error, name, value in store.connection.execute(
-        "SELECT q.epoch, q.checksum, q.state, q.error, r.name, r.value FROM requests AS q "
-        "LEFT JOIN results AS r ON r.run = q.run AND r.epoch = q.epoch AND r.suite = q.suite "
-        "WHERE q.run = ? AND q.suite = ? AND q.epoch > ? AND q.state IN ('done', 'failed') "
-        "ORDER BY q.epoch, r.name",
-        (run, suite, after),
-    ):
-        reason = error if state == "failed" else None
-        answer = found.setdefault(epoch, Answer(epoch, checksum, reason, {}))
-        if name is not None:
-            answer.scores[name] = math.nan if value is None else value
-    return list(found.values())
-
-
-def _update(store: Store, request: Request, changes: str, values: tuple[object, ...]) -> bool:
-    """Change a request if its worker still has it; return whether it had."""
+def _change(store: Store, request: Request, changes: str, values: tuple[object, ...]) -> bool:
+    """Change a request that is still its worker's; say whether it was."""
     return bool(
         store.connection.execute(
             f"UPDATE requests SET {changes} WHERE run = ? AND epoch = ? AND suite = ? AND "

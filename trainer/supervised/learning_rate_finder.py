@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer import TrainState, training
 from trainer.checks.paths import to_absolute_path
 from trainer.data.source import Feed, Source
-from trainer.phases.batch_functions import Step, StepFunction, as_step
-from trainer.phases.factories import training
-from trainer.phases.reductions import WEIGHT
+from trainer.phases.executors import Step
+from trainer.phases.metrics import WEIGHT
 from trainer.phases.state_buffers import copy_state
-from trainer.state import PyTree, TrainState
+from trainer.state import PyTree
 from trainer.supervised.hyperparams import check_hyperparam, map_hyperparam
 
 SMOOTHING_DECAY = 0.9
@@ -79,7 +79,7 @@ class RangeTest:
 
 
 def find_learning_rate(
-    step: Step | StepFunction,
+    step: Step,
     state: TrainState,
     source: Source,
     *,
@@ -155,9 +155,7 @@ def find_learning_rate(
     return RangeTest(rates, losses, counted, smoothed, float(rates[steepest]), float(rates[valley]))
 
 
-def _losses(
-    step: Step | StepFunction, state: TrainState, source: Source, rates: np.ndarray
-) -> np.ndarray:
+def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) -> np.ndarray:
     """Train with these rates, one a step, and give the loss of each: float64 `[steps]`."""
     first, table = int(state.step), np.asarray(rates, np.float32)
 
@@ -172,9 +170,8 @@ def _losses(
         weight = metrics.get("loss" + WEIGHT, jnp.ones(()))
         return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
-    phase = training(
-        Step(probing, as_step(step).check), _TruncatedSource(source, len(rates)), name="range_test"
-    )
+    probing.check = getattr(step, "check", None)  # type: ignore[attr-defined]
+    phase = training(probing, _TruncatedSource(source, len(rates)), name="range_test")
     state = phase.add_position(copy_state(state.replace(hook_state={}, scores={})))
     phase.verify(state)
     traces: list[float] = []

@@ -58,8 +58,8 @@ def predict(state: TrainState, network: Any, source: Source) -> PyTree:
     if getattr(function, "whole_batch", False):
         feed = unpad_feed(feed)
     run = _Predicting(function, hasattr(network, "apply"), feed.batch)
-    compiled = get_shared_cache(run).compiled
-    jitted = compiled.setdefault(read_jax_settings(), jax.jit(run))
+    programs = get_shared_cache(run).programs
+    jitted = programs.setdefault(read_jax_settings(), jax.jit(run))
     state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
     device = strip_host_fields(state)
 

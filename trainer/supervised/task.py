@@ -19,7 +19,8 @@ from trainer.losses.loss import (
 )
 from trainer.losses.unread_weights import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
-from trainer.phases.batch_functions import Measure, Step
+from trainer.phases.executors import Step
+from trainer.phases.factories import Measure
 from trainer.phases.row_mixing import of_rows
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import gradients, step_averages
@@ -252,18 +253,13 @@ def supervised(
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return evaluate_loss(loss, state.step, outputs(state, batch), batch)
 
-    check, finalize = _make_check(given, loss), get_loss_attribute(loss, "finalize")
-    whole = bool(get_loss_attribute(loss, "whole_batch"))
-    parts = (
-        mixing_trial.make_accumulation_trial(loss, given, accumulate) if accumulate > 1 else None
-    )
-    alone = mixing_trial.make_measure_trial(loss, given, measure)
-    return Task(
-        init,
-        Step(step, check, finalize, parts),
-        Measure(measure, check, finalize, alone, whole),
-        *(of, updates, optimizer, outputs, statistics),
-    )
+    measure.alone = mixing_trial.make_measure_trial(loss, given, measure)  # type: ignore[attr-defined]
+    measure.whole_batch = bool(get_loss_attribute(loss, "whole_batch"))  # type: ignore[attr-defined]
+    if accumulate > 1:
+        step.alone = mixing_trial.make_accumulation_trial(loss, given, accumulate)  # type: ignore[attr-defined]
+    step.check = measure.check = _make_check(given, loss)  # type: ignore[attr-defined]
+    step.finalize = measure.finalize = get_loss_attribute(loss, "finalize")  # type: ignore[attr-defined]
+    return Task(init, step, measure, of, updates, optimizer, outputs, statistics)
 
 
 def _has_updated(metrics: Mapping[str, Any], moves: jax.Array | None) -> jax.Array | None:

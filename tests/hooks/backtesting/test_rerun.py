@@ -122,7 +122,7 @@ def test_a_phase_gives_hooks_what_it_measured(store):
         metrics.output["reward"]
         return state
 
-    with pytest.raises(NotRecorded, match="'read_output' looks at what a phase handed on"):
+    with pytest.raises(NotRecorded, match="'read_output' uses the output of a phase"):
         hooks.backtest(hooks.on("train", read_output), "digits", store=store)
 
 
@@ -161,7 +161,7 @@ def test_a_schedule_shows_where_a_state_is_given(store, state):
     rates = [epoch.hyperparams["learning_rate"] for epoch in found.epochs]
     assert rates == [0.5**n for n in range(1, 9)]
     assert float(state.opt_state.hyperparams["learning_rate"]) == np.float32(0.1)
-    with pytest.raises(NotRecorded, match="give replay the state that the run began with"):
+    with pytest.raises(NotRecorded, match="give backtest the state that the run began with"):
         hooks.backtest(chain, "digits", store=store)
 
 
@@ -188,11 +188,11 @@ def test_a_hook_that_reads_parameters_is_refused_and_told_of_commits(state, phas
     with pytest.raises(NotRecorded) as caught:
         hooks.backtest(hooks.average_params(), tmp_path / "run", state=state)
     assert str(caught.value) == (
-        "hook 'average_params' looks at params/b at epoch 1, and records hold metrics alone: of "
-        "run 'run' there are commits of epochs 4, 5"
+        "hook 'average_params' uses params/b at epoch 1, but only metrics are recorded: run 'run' "
+        "has checkpoints of epochs 4, 5"
     )
     assert "in hook 'average_params' at 'epoch' of epoch 1" in caught.value.__notes__
-    with pytest.raises(NotRecorded, match=r"looks at \w+ at epoch 1.*\n.*state=task.init"):
+    with pytest.raises(NotRecorded, match=r"uses \w+ at epoch 1.*\n.*state=task.init"):
         hooks.backtest(hooks.average_params(), tmp_path / "run")
 
 
@@ -218,7 +218,7 @@ def test_at_epochs_with_a_commit_the_state_is_what_it_was(state, phase, tmp_path
     last = np.asarray(trained.params["w"]).tolist()
     assert sizes == [[1.0, -2.0], [last[0] * 2, last[1] * 2], last, last]
     assert [e.hyperparams["learning_rate"] for e in found.epochs] == [1, 2, 3, 4, 5]
-    with pytest.raises(NotRecorded, match=r"looks at params/w at epoch 3, .* epochs 4, 5"):
+    with pytest.raises(NotRecorded, match=r"uses params/w at epoch 3, .* epochs 4, 5"):
         hooks.backtest(hooks.every(1, look, start=3), tmp_path / "run", state=state)
 
 
@@ -245,9 +245,9 @@ def test_a_commit_that_does_not_fit_is_told_of_where_it_matters(state, phase, tm
         with pytest.raises(NotRecorded) as caught:
             hooks.backtest(hook, tmp_path / "run", state=other)
         told = str(caught.value).split("\n")
-        assert told[0].endswith("the state that was given does not fit commit 2 of run 'run':")
+        assert told[0].endswith("the given state does not fit checkpoint 2 of run 'run':")
         assert "  params/w: saved float32[2], wanted float32[3]" in told
-        assert told[-1].startswith("give the one that the run began with")
+        assert told[-1].startswith("give the state that the run began with: same")
 
 
 def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_path):
@@ -256,9 +256,9 @@ def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_pa
     trainer.fit(state, phase, epochs=2, hooks=chain)
     with Store(tmp_path) as store:
         before = store.records("run")
-        with pytest.raises(DirectoryInUse, match="recorded by another Run") as caught:
+        with pytest.raises(DirectoryInUse, match="on record by another Run") as caught:
             hooks.backtest(chain, "run", store=store)
-        assert "writers of their own" in caught.value.__notes__[-1]
+        assert "separate writers" in caught.value.__notes__[-1]
         assert store.records("run") == before
     other = Run(tmp_path / "copy")
     hooks.backtest(hooks.log_metrics(hooks.Database(other)), tmp_path / "run")
@@ -292,7 +292,7 @@ def test_hooks_are_closed_also_where_one_fails(store):
     [
         (
             lambda: hooks.stop_early("val/acc", patience=1),
-            "reads 'val/acc', which is not on record",
+            "reads 'val/acc', which was not recorded",
         ),
         (lambda: hooks.on("rollout", hooks.stop_on_nan()), "runs at phase 'rollout'"),
     ],
@@ -321,7 +321,7 @@ def test_a_run_that_is_not_there_or_has_no_epochs(store, state, tmp_path):
     with pytest.raises(FileNotFoundError):
         hooks.backtest(hooks.stop_on_nan(), tmp_path / "elsewhere" / "digits")
     store.register("new", directory="/new", host="here", pid=1, time=0.0)
-    with pytest.raises(ValueError, match="no epoch of run 'new' is on record"):
+    with pytest.raises(ValueError, match="no epoch of run 'new' was recorded"):
         hooks.backtest(hooks.stop_on_nan(), "new", store=store)
     later = state.replace(epoch=jnp.int32(3))
     with pytest.raises(ValueError, match="got one of epoch 3"):
@@ -417,7 +417,7 @@ def test_an_evaluation_is_made_again_where_there_are_commits(state, phase, tmp_p
     logging = hooks.log_metrics(hooks.Database(Run(tmp_path / "run")))
     chain = [hooks.evaluate(val), logging, saving]
     _, history = trainer.fit(state, phase, epochs=3, hooks=chain)
-    with pytest.raises(NotRecorded, match=r"'evaluate/val' looks at .* at epoch 1"):
+    with pytest.raises(NotRecorded, match=r"'evaluate/val' uses .* at epoch 1"):
         hooks.backtest(hooks.evaluate(val), tmp_path / "run", state=state)
     again = hooks.every(1, hooks.evaluate(val), start=2)
     found = hooks.backtest(again, tmp_path / "run", state=state)

@@ -129,7 +129,7 @@ def test_writers_are_named_too(state, tmp_path):
         ([{"log_metrics": [{"log_metrics": "Console"}]}], "there is no writer of this name"),
         ([{"background": {"observe": "mine"}}], "background: has no argument 'observe' .there is"),
         ([{"stop_on_nan": 1}], "stop_on_nan: takes no arguments; got 1"),
-        ([{"mine": {"rate": 1}}], "mine: it is given as it is, and takes no arguments"),
+        ([{"mine": {"rate": 1}}], "mine: it is a given object, and takes no arguments"),
         ([{"once": {}, "every": {}}], "wanted the name of a hook, or one name with its arguments"),
         ([3], r"hooks\[0\]: wanted the name of a hook"),
         ([{True: {}}], r"hooks\[0\]: wanted the name of a hook"),
@@ -141,7 +141,7 @@ def test_a_mistake_is_told_with_its_place(spec, said):
 
 
 def test_a_given_name_is_none_that_there_is_already():
-    with pytest.raises(ValueError, match="given has 'every', which names a hook"):
+    with pytest.raises(ValueError, match="given has 'every', which already names a hook"):
         from_config([], given={"every": halve_when_fitted})
 
 

@@ -62,7 +62,7 @@ def test_a_report_tells_how_far_a_run_came_its_scores_and_what_it_ran_on(state, 
         assert found[found.index(name) + 1] == value
     for name, value in describe_environment().items():
         assert found[found.index(name) + 1] == value
-    assert found[found.index("log_metrics") + 1].endswith(" s")
+    assert found[found.index("log_metrics") + 1].endswith("s")
 
 
 def test_it_changes_nothing(start, train, tmp_path):

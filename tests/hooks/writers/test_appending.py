@@ -24,7 +24,8 @@ def test_a_deleted_file_is_written_again_and_appended_to(file, caplog):
     assert file.path.read_bytes() == b"first second "
     (said,) = caplog.messages
     assert (
-        "a.txt was deleted while a writer was writing it: it was written again, with all 13" in said
+        "a.txt was deleted while a writer was writing it: it was written again, with all its"
+        in said
     )
     file.append(b"third")
     file.close()

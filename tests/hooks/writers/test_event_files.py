@@ -351,7 +351,7 @@ def test_where_nothing_is_left_of_the_epochs_before_that_is_said(kind, tmp_path,
         file = tmp_path / "metrics.jsonl"
         writer = TensorBoard(tmp_path) if kind == "TensorBoard" else hooks.JsonLines(file)
         writer.resume(20, 2)
-        said = [line for line in caplog.messages if "nothing in it of the 2 epochs" in line]
+        said = [line for line in caplog.messages if "no records of the 2 epochs" in line]
         assert len(said) == expected
         caplog.clear()
         writer.write(20, {"epoch": Progress(2, 4), "loss": 1.0})

@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 
 from hooks.writers import trackers
-from hooks.writers.trackers import TrackerJournal, is_available, link_artifacts
+from hooks.writers.tracker_journal import TrackerJournal
+from hooks.writers.trackers import is_available, link_artifacts
 from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from trainer import Checkpoints
 

@@ -55,7 +55,7 @@ def _file(digits_store, tmp_path):
 def test_it_tells_when_a_run_would_have_been_stopped_and_how_it_stood(capsys):
     assert main(["backtest", "digits", "--hooks", "mine.py:patience"]) == 0
     printed = capsys.readouterr().out
-    assert "4 of 6 epochs on record, replayed in" in printed
+    assert "4 of 6 recorded epochs, backtested in" in printed
     assert "stopped at epoch 4 by stop_early/val/loss" in printed
     rows = [line.split() for line in printed.splitlines()]
     assert ["val/loss", "0.4100", "0.3000", "at", "5", "0.3500"] in rows
@@ -66,7 +66,7 @@ def test_changes_of_numbers_are_told(capsys):
     command = ["backtest", "digits", "--hooks", "mine.py:plateau", "--state", "mine.py:start"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "these hooks would have let it go on" in printed
+    assert "these hooks would have let it continue" in printed
     told = "set: 0.5000, 0.2500 after epoch 3, 0.1250 after epoch 4, 0.06250 after epoch 6"
     assert f"learning_rate {told}" in " ".join(printed.split())
 
@@ -103,7 +103,7 @@ def test_a_plain_function_is_a_hook(capsys):
 
 def test_observers_are_left_out_unless_asked_for(tmp_path, capsys):
     assert main(["backtest", "digits", "--hooks", "mine.py:both"]) == 0
-    assert "2 parts that observe were left out" in capsys.readouterr().out
+    assert "2 observing parts were left out" in capsys.readouterr().out
     assert not (tmp_path / "lines.jsonl").read_text()
     assert main(["backtest", "digits", "--hooks", "mine.py:both", "--observers"]) == 0
     lines = (tmp_path / "lines.jsonl").read_text().splitlines()
@@ -133,7 +133,7 @@ def test_nothing_that_is_printed_is_obeyed(hostile, capsys):
         (["--hooks", "other.py:x"], "there is no file"),
         (["--hooks", "mine.py:stop", "--state", "mine.py:number"], "must be a TrainState"),
         (["--hooks", "mine.py:plateau"], "the run began with, --state FILE:NAME"),
-        (["--hooks", "mine.py:averaged"], "looks at params at epoch 1"),
+        (["--hooks", "mine.py:averaged"], "at epoch 1, but only metrics are recorded"),
     ],
 )
 def test_what_it_refuses_it_says(words, said, capsys):

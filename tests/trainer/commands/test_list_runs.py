@@ -57,7 +57,7 @@ def test_none_that_fits_is_no_error(run, store):
     ("words", "told"),
     [
         (["--sort", "val/lose"], "Did you mean 'val/loss'"),
-        (["--metrics", "x"], "no metric 'x' is on record (there is: "),
+        (["--metrics", "x"], "no metric 'x' was recorded (there is: "),
         (["--sort", "gradients/norm/w"], "give --mode min or --mode max"),
         (["--where", "optimizer.nam=x"], "Did you mean 'optimizer.name'"),
         (["--where", "optimizer"], "a condition is SETTING=VALUE"),

@@ -27,7 +27,7 @@ def test_it_shows_all_there_is(run, store):
     assert scores["held/accuracy"] == ["0.8750", "0.8750", "at", "2", "0.8750", "at", "2"]
     times = section(out, "Time in hooks")[2].split()
     assert times == ["evaluate/val", "750", "ms", "250", "ms", "33.33%"]
-    commits = [line.split() for line in section(out, "Commits")[2:]]
+    commits = [line.split() for line in section(out, "Checkpoints")[2:]]
     assert [row[:4] for row in commits] == [
         ["2", "2.0", "kB", "0.2500"],
         ["3", "2.0", "kB", "0.3125"],
@@ -44,11 +44,9 @@ def test_it_shows_all_there_is(run, store):
 
 def test_times_are_no_scores_of_commits_and_validation_comes_first(run, store):
     scores = {"time/hook/stop_at_return/val/return": 1.0, "train/loss": 0.5, "val/loss": 0.25}
-    store.write_checkpoint(
-        "alpha", CheckpointRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01")
-    )
+    store.write_commit("alpha", CheckpointRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01"))
     _, out, _ = run("show", "alpha")
-    head = section(out, "Commits")[0].split()
+    head = section(out, "Checkpoints")[0].split()
     assert head == ["epoch", "size", "val/loss", "train/loss", "written"]
 
 
@@ -69,11 +67,11 @@ def test_a_failed_run_says_of_what(run, store):
 def test_an_error_of_several_lines_is_shown_in_lines(run, store):
     store.end("delta", "failed", time=1.0, error="ValueError: it does not fit:\n  w\x1b[2J")
     requests.fail_request(
-        store, requests.claim_request(store, "w", ["held"], lease=60), "no\n  wanted", final=True
+        store, requests.claim(store, "w", ["held"], lease=60), "no\n  wanted", final=True
     )
     _, out, _ = run("show", "delta")
     lines = [line.strip() for line in out.splitlines()]
-    at = lines.index("error      ValueError: it does not fit:")
+    at = next(n for n, line in enumerate(lines) if line.endswith("ValueError: it does not fit:"))
     assert lines[at + 1] == r"w\x1b[2J"
     _, out, _ = run("show", "alpha")
     assert section(out, "Evaluations")[-1].split() == ["wanted"]
@@ -115,6 +113,6 @@ def test_json_says_what_the_store_says(run, store):
         "mode": "max",
     }
     assert found["hook_seconds"] == {"evaluate/val": 0.75}
-    assert found["commits"] == [commit._asdict() for commit in store.checkpoints("alpha")]
+    assert found["commits"] == [commit._asdict() for commit in store.commits("alpha")]
     assert [one["scores"] for one in found["evaluations"]] == [{"held/accuracy": 0.875}, {}]
     assert found["artifacts"][0]["kind"] == "replay"

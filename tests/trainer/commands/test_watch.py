@@ -8,6 +8,7 @@ import time
 import pytest
 
 from trainer.commands import watch
+from trainer.commands.lookup import snapshots
 from trainer.evaluators.liveness import record_heartbeat
 
 
@@ -20,7 +21,7 @@ def test_one_look_shows_what_goes_on(run, store):
     assert lines["beta"][1:6] == ["running", "2/9", "━━──────────", "5.2", "s"]
     assert lines["gamma"][1:3] == ["stalled", "1/9"]
     assert lines["worker"][1:5] == ["alpha,", "epoch", "2", "1"]
-    assert "evaluations asked for: 1 done, 1 open" in out
+    assert "requested evaluations: 1 done, 1 open" in out
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_run_that_ends_while_it_is_watched_is_not_forgotten(run, store, monkey
 
 def test_it_goes_on_where_the_store_is_away_for_a_while(run, store, monkeypatch):
     calls = []
-    real = watch.open_store
+    real = snapshots.open_store
 
     def sometimes(name):
         calls.append(name)
@@ -90,7 +91,7 @@ def test_it_goes_on_where_the_store_is_away_for_a_while(run, store, monkeypatch)
         if len(calls) == 2:
             store.end("beta", "finished", time=time.time())
 
-    monkeypatch.setattr(watch, "open_store", sometimes)
+    monkeypatch.setattr(snapshots, "open_store", sometimes)
     monkeypatch.setattr(watch.time, "sleep", sleep)
     assert run("watch", "beta", "--until", "finished")[0] == 0
     assert len(calls) == 3
@@ -118,4 +119,4 @@ def test_where_nothing_goes_on_it_says_so(run, store):
     for name in ("beta", "gamma"):
         store.remove(name)
     status, out, _ = run("watch", "--until", "finished")
-    assert (status, "no run is going on" in out) == (0, True)
+    assert (status, "no run is in progress" in out) == (0, True)

@@ -1,1 +1,1 @@
-"""What the command `doctor` checks."""
+"""The checks of the command `doctor`."""

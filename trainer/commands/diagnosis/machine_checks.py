@@ -1,4 +1,4 @@
-"""What `doctor` looks at: one function a subject, each of which gives findings."""
+"""The checks of `doctor`: one function per subject, each of which yields findings."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.host.amounts import format_bytes
 
 Verdict = Literal["good", "note", "wrong"]
-"""With a `note`, nothing is wrong."""
+"""A `note` is no fault."""
 
 LEAST_SQLITE = (3, 35, 0)
-"""The first that has RETURNING, which the store's statements use."""
+"""The first version with RETURNING, which the store uses."""
 
 SCARCE = 2e9
-"""Bytes of memory, or of a disk, below which it is worth a note."""
+"""Free bytes of memory, or of a disk, below which there is a note."""
 
 CACHE = "jax_compilation_cache_dir"
-"""JAX's setting."""
+"""JAX's setting for its compilation cache."""
 
-SIGNS = {
+OPERATORS = {
     ">=": operator.ge,
     "<=": operator.le,
     "==": operator.eq,
@@ -43,7 +43,7 @@ SIGNS = {
 
 
 class Finding(NamedTuple):
-    """What was found of a subject."""
+    """The result of a check."""
 
     subject: str
     verdict: Verdict
@@ -52,17 +52,17 @@ class Finding(NamedTuple):
 
 
 def versions() -> Iterator[Finding]:
-    """Compare the versions of Python and of what is required with the package's bounds."""
+    """Compare the versions of Python and of required libraries with the package's bounds."""
     bounds = metadata.metadata("entracte")["Requires-Python"] or ""
     python = ".".join(map(str, sys.version_info[:3]))
     if is_within_bounds(python, bounds):
         yield Finding("Python", "good", python)
     else:
         yield Finding("Python", "wrong", f"{python} is not {bounds}", f"use a Python {bounds}")
-    sound = []
+    valid = []
     for requirement in metadata.requires("entracte") or ():
         parts = re.fullmatch(r"([\w.-]+)\s*([^;\[\]]*)", requirement)
-        if parts is None:  # of an extra, or for some machines alone
+        if parts is None:  # of an extra, or only for some machines
             continue
         library, bounds = parts.groups()
         remedy = f'pip install "{library}{bounds}"'
@@ -72,117 +72,110 @@ def versions() -> Iterator[Finding]:
             yield Finding(library, "wrong", "not installed", remedy)
             continue
         if is_within_bounds(version, bounds):
-            sound.append(f"{library} {version}")
+            valid.append(f"{library} {version}")
         else:
             yield Finding(library, "wrong", f"{version} is not {bounds}", remedy)
-    yield Finding("libraries", "good", ", ".join(sound))
+    yield Finding("libraries", "good", ", ".join(valid))
 
 
 def devices() -> Iterator[Finding]:
-    """Tell what JAX found, and whether it missed a GPU."""
+    """Report JAX's devices, and whether it does not use a GPU."""
     kinds = Counter(device.device_kind for device in jax.devices())
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    stats = [known for device in jax.local_devices() if (known := device.memory_stats())]
-    if limits := [known["bytes_limit"] for known in stats if "bytes_limit" in known]:
-        told += f" with {format_bytes(min(limits))} each"
-    told += f" ({jax.default_backend()}), {os.cpu_count()} CPU cores"
+    summary = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    reported = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if limits := [stats["bytes_limit"] for stats in reported if "bytes_limit" in stats]:
+        summary += f" with {format_bytes(min(limits))} each"
+    summary += f" ({jax.default_backend()}), {os.cpu_count()} CPU cores"
     missed = len([*Path("/dev").glob("nvidia[0-9]*")])
     if missed and jax.default_backend() == "cpu":
         yield Finding(
             "devices",
             "wrong",
-            f"{told}; JAX does not use the {missed} NVIDIA GPUs of this machine",
-            'pip install "jax[cuda12]"; see also that JAX_PLATFORMS does not say cpu',
+            f"{summary}; JAX does not use the {missed} NVIDIA GPUs of this machine",
+            'pip install "jax[cuda12]"; also check that JAX_PLATFORMS is not cpu',
         )
     else:
-        yield Finding("devices", "good", told)
+        yield Finding("devices", "good", summary)
 
 
 def memory() -> Iterator[Finding]:
-    """Tell how much memory is free."""
+    """Report how much memory is free."""
     try:
         import psutil
     except ImportError:
         remedy = 'pip install "entracte[monitoring]"'
-        yield Finding("memory", "note", "not known without psutil", remedy)
+        yield Finding("memory", "note", "unknown without psutil", remedy)
         return
-    found = psutil.virtual_memory()
-    told = f"{format_bytes(found.available)} of {format_bytes(found.total)} free"
-    if found.available < SCARCE:
-        yield Finding("memory", "note", told, "end what else takes memory, or take small batches")
+    memory = psutil.virtual_memory()
+    free = f"{format_bytes(memory.available)} of {format_bytes(memory.total)} free"
+    if memory.available < SCARCE:
+        yield Finding("memory", "note", free, "end other programs, or use small batches")
     else:
-        yield Finding("memory", "good", told)
+        yield Finding("memory", "good", free)
 
 
 def cache() -> Iterator[Finding]:
-    """Tell whether compiled programs are kept, and where."""
+    """Report whether compiled programs are cached, and where."""
     folder = getattr(jax.config, CACHE)
     if not folder:
         remedy = 'trainer.cache_compilations("runs/cache") in scripts, or JAX_COMPILATION_CACHE_DIR'
-        yield Finding("compilation cache", "note", "off: each start compiles anew", remedy)
+        yield Finding("compilation cache", "note", "off: each start compiles again", remedy)
     elif "://" in folder:
         yield Finding("compilation cache", "good", folder)
     else:
         files = [file.stat().st_size for file in Path(folder).glob("*") if file.is_file()]
-        yield _writable(
-            "compilation cache",
-            Path(folder),
-            f"{folder}: {len(files):,} files, {format_bytes(sum(files))}",
-        )
+        content = f"{folder}: {len(files):,} files, {format_bytes(sum(files))}"
+        yield _check_writable("compilation cache", Path(folder), content)
 
 
 def sqlite() -> Iterator[Finding]:
-    """Tell whether SQLite knows what the store asks of it."""
+    """Check whether SQLite has what the store needs."""
     if sqlite3.sqlite_version_info >= LEAST_SQLITE:
         yield Finding("SQLite", "good", sqlite3.sqlite_version)
     else:
-        remedy = "a build of Python with a newer SQLite, or a store on PostgreSQL"
-        told = f"{sqlite3.sqlite_version} is too old for the store, which needs 3.35"
-        yield Finding("SQLite", "wrong", told, remedy)
+        remedy = "use a build of Python with a newer SQLite, or a store on PostgreSQL"
+        problem = f"{sqlite3.sqlite_version} is too old for the store, which needs 3.35"
+        yield Finding("SQLite", "wrong", problem, remedy)
 
 
 def store(name: str | None) -> Iterator[Finding]:
-    """Tell whether the store answers."""
+    """Check whether the store responds."""
     try:
-        with open_store(name) as there:
-            rows, now = there.runs(), there.connection.now()
-            where = there.connection.label
+        with open_store(name) as opened:
+            rows, now = opened.runs(), opened.connection.now()
+            where = opened.connection.where
     except CommandError as refusal:
-        missing = isinstance(refusal.__cause__, FileNotFoundError)
-        if missing and name is None:
-            yield Finding(
-                "store",
-                "note",
-                f"none in {resolve_store(name)}",
-                "the first run on record makes it",
-            )
+        if name is None and isinstance(refusal.__cause__, FileNotFoundError):
+            remedy = "the first recorded run creates it"
+            yield Finding("store", "note", f"none in {resolve_store(name)}", remedy)
         else:
-            yield Finding("store", "wrong", str(refusal), "name another, or see to its server")
+            yield Finding("store", "wrong", str(refusal), "name another, or check its server")
         return
     stalled = [row.name for row in rows if row.status(now) == "stalled"]
-    told = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in {where}"
+    count = f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in {where}"
     if stalled:
-        yield Finding("store", "note", f"{told}; stalled: {', '.join(stalled)}", "start them again")
+        problem = f"{count}; stalled: {', '.join(stalled)}"
+        yield Finding("store", "note", problem, "start them again")
     else:
-        yield Finding("store", "good", told)
+        yield Finding("store", "good", count)
 
 
 def disk(name: str | None) -> Iterator[Finding]:
-    """Tell whether there is room for commits, and whether they can be written."""
+    """Check whether there is room for checkpoints, and whether they can be written."""
     place = resolve_store(name)
     folder = Path.cwd() if "://" in place else parse_local_path(place, "--store")
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    told = f"{format_bytes(free)} free at {folder}"
+    room = f"{format_bytes(free)} free at {folder}"
     if free < SCARCE:
-        yield Finding("disk", "note", told, "make room, or keep fewer commits")
+        yield Finding("disk", "note", room, "make room, or keep fewer checkpoints")
     else:
-        yield _writable("disk", folder, told)
+        yield _check_writable("disk", folder, room)
 
 
 def is_within_bounds(version: str, bounds: str) -> bool:
-    """Say whether a version is within bounds; of it only the numbers count.
+    """Return whether a version is within bounds; only its numbers are compared.
 
     >>> (is_within_bounds("0.12.0.1", ">=0.10.2,<0.13"), is_within_bounds("0.13", "<0.13.0"),
     ...  is_within_bounds("3", ""))
@@ -190,13 +183,13 @@ def is_within_bounds(version: str, bounds: str) -> bool:
     """
     for bound in filter(None, bounds.split(",")):
         sign, limit = re.fullmatch(r"\s*([<>=!]+)\s*(.*)", bound).groups()  # type: ignore[union-attr]
-        if not SIGNS[sign](_numbers(version), _numbers(limit)):
+        if not OPERATORS[sign](_parse_numbers(version), _parse_numbers(limit)):
             return False
     return True
 
 
-def _numbers(version: str) -> list[int]:
-    """Give the numbers that a version begins with, without zeros at the end, that mean nothing."""
+def _parse_numbers(version: str) -> list[int]:
+    """Return the numbers at the start of a version, without meaningless zeros at their end."""
     begin = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(part) for part in begin[0].split(".")] if begin else []
     while numbers and not numbers[-1]:
@@ -204,7 +197,7 @@ def _numbers(version: str) -> list[int]:
     return numbers
 
 
-def _writable(subject: str, folder: Path, told: str) -> Finding:
+def _check_writable(subject: str, folder: Path, description: str) -> Finding:
     if os.access(folder, os.W_OK):
-        return Finding(subject, "good", told)
-    return Finding(subject, "wrong", f"{told}; not writable", f"make {folder} writable")
+        return Finding(subject, "good", description)
+    return Finding(subject, "wrong", f"{description}; not writable", f"make {folder} writable")

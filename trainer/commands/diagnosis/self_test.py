@@ -1,4 +1,4 @@
-"""A self-test: a tiny training that is cut in two by a checkpoint must end with the same bits."""
+"""A self-test: a tiny training that resumes from a checkpoint must end with the same bits."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ EXAMPLES, FEATURES, CLASSES = 256, 16, 4
 
 
 def run_self_test() -> str:
-    """Train, commit, restore, go on, and compare with a training that was never cut; record it.
+    """Train, save, restore, continue, compare with an uninterrupted training, and record a loss.
 
     Returns:
-        What was done.
+        A summary.
 
     Raises:
-        RuntimeError: bits differ, nothing was learnt, or what was recorded is not there.
+        RuntimeError: bits differ, nothing was learned, or the recorded loss is missing.
     """
     task = supervised(_linear(), classification, optax.adam(3e-2))
     source = Arrays(_examples(), 32)
     phase = training(task.step, source)
-    begin = task.init(jax.random.key(0), source.example)
-    whole, history = fit(begin, phase, epochs=EPOCHS)
+    start = task.init(jax.random.key(0), source.example)
+    whole, history = fit(start, phase, epochs=EPOCHS)
     with tempfile.TemporaryDirectory(prefix="entracte-doctor-") as folder:
         directory = f"{folder}/run"
-        half, _ = fit(begin, phase, epochs=EPOCHS // 2)
+        half, _ = fit(start, phase, epochs=EPOCHS // 2)
         with Checkpoints(directory) as checkpoints:
             checkpoints.save(half)
             checkpoints.wait()
-        rest, _ = fit(restore(directory, begin), phase, epochs=EPOCHS)
-        if fingerprint(rest) != fingerprint(whole):
+        resumed, _ = fit(restore(directory, start), phase, epochs=EPOCHS)
+        if fingerprint(resumed) != fingerprint(whole):
             raise RuntimeError(
                 f"a training restored after {EPOCHS // 2} of {EPOCHS} epochs does not end with the "
-                "bits of one that was never cut: results of resumed runs cannot be relied on here"
+                "bits of an uninterrupted one: do not rely on resumed runs here"
             )
         losses = [epoch["train/loss"] for epoch in history]
         if not losses[-1] < losses[0]:
-            raise RuntimeError(f"nothing was learnt in {EPOCHS} epochs: losses {losses}")
+            raise RuntimeError(f"nothing was learned in {EPOCHS} epochs: losses {losses}")
         _record(directory, folder, losses[-1])
     return (
         f"{EPOCHS} epochs, a checkpoint restored, the same bits; loss {losses[0]:.3f} to "
-        f"{losses[-1]:.3f}; a record kept"
+        f"{losses[-1]:.3f}; a loss recorded"
     )
 
 
 def _record(directory: str, folder: str, loss: float) -> None:
-    """Put a value on record, and read it again."""
+    """Record a value, and read it back."""
     run = Run(directory)
     run.record(EPOCHS, 0, {"train/loss": loss})
     run.close()
     with Store(folder, create=False) as store:
-        found = [record.value for record in store.records(run.name, ["train/loss"])]
-    if found != [loss]:
-        raise RuntimeError(f"recorded was a loss of {loss}, and on record is {found}")
+        recorded = [record.value for record in store.records(run.name, ["train/loss"])]
+    if recorded != [loss]:
+        raise RuntimeError(f"a loss of {loss} was recorded, but the store has {recorded}")
 
 
 def _linear() -> Any:
@@ -79,7 +79,7 @@ def _linear() -> Any:
 
 
 def _examples() -> dict[str, np.ndarray]:
-    """Draw clusters, one a class."""
+    """Draw clusters, one per class."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, EXAMPLES).astype(np.int32)
     centers = random.normal(size=(CLASSES, FEATURES))

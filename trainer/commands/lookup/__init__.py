@@ -1,1 +1,1 @@
-"""How commands find stores, runs and checkpoints."""
+"""Find stores, runs and checkpoints for commands."""

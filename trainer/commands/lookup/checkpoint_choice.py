@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is meant, on a command line."""
+"""Choose the checkpoint of a run that a command line names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from trainer.checkpoints.load import restore
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checks.modes import Mode, infer_mode
-from trainer.commands.lookup.scores import check_metric_names
+from trainer.checks.modes import Mode
+from trainer.commands.lookup.scores import check_metric_names, require_mode
 from trainer.commands.lookup.stores import VARIABLE, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
-from trainer.evaluators.checkpoint_ranking import best_checkpoint
+from trainer.evaluators.checkpoint_ranking import best_commit
 from trainer.host.escaping import escape_lines, escape_text
 from trainer.runs.metric_curves import metric_names
 from trainer.state import TrainState
@@ -25,21 +25,22 @@ class CheckpointChoice(NamedTuple):
     run: str
     """The run's name."""
     directory: Path
-    """Of the run."""
+    """The run's directory."""
     epoch: int | None
-    """None is the newest that is intact."""
+    """None for the newest intact checkpoint."""
     best: str | None = None
-    """The score by which it is the best, where training knew it; the epoch is None then."""
+    """The score by which it is the best, if training recorded it; the epoch is None then."""
     mode: Mode | None = None
 
     def restore(self, template: TrainState) -> TrainState:
         """Restore it.
 
         Args:
-            template: gives structure, types and places: `task.init(key, example)`.
+            template: a state with the same structure, types and placement: `task.init(key,
+                example)`.
 
         Raises:
-            Refused: there is none, it is damaged, or does not fit the template.
+            CommandError: there is none, it is damaged, or does not fit the template.
         """
         try:
             return restore(
@@ -52,18 +53,18 @@ class CheckpointChoice(NamedTuple):
 def choose_checkpoint(
     run: str, store: str | None, *, epoch: int | None, best: str | None, mode: Mode | None
 ) -> CheckpointChoice:
-    """Choose a checkpoint of a run, which need not be on record if its directory is given.
+    """Choose a checkpoint of a run, which need not be recorded if its directory is given.
 
     Args:
-        run: its name in the store that is meant, or its directory.
-        store: as it was named.
+        run: its name in the store, or its directory.
+        store: as named.
         epoch: of the checkpoint.
-        best: the score by which it is the best, of those that evaluators found too; where neither
-            is given, the newest is chosen.
-        mode: `min` or `max`; by the score's name where None.
+        best: the score by which it is the best, including those from evaluators; if neither is
+            given, the newest is chosen.
+        mode: `min` or `max`; inferred from the score's name if None.
 
     Raises:
-        Refused: there is no such run or score, or too much is asked for.
+        CommandError: there is no such run or score, or both epoch and best are given.
     """
     if epoch is not None and best is not None:
         raise CommandError("give --epoch or --best, not both")
@@ -74,26 +75,18 @@ def choose_checkpoint(
             directory = parse_local_path(run, "a run")
             if store or os.environ.get(VARIABLE) or not (directory / "checkpoints").is_dir():
                 raise
-            mode = _mode(best, mode) if best is not None else None
+            mode = require_mode(best, mode) if best is not None else None
             return CheckpointChoice(directory.name, directory, epoch, best, mode)
         if best is not None:
-            commits = there.checkpoints(row.name, present=True)
-            check_metric_names(
-                [best], {*metric_names(there, row.name), *(s for c in commits for s in c.scores)}
-            )
+            saved = there.commits(row.name, present=True)
+            known = {
+                *metric_names(there, row.name),
+                *(name for one in saved for name in one.scores),
+            }
+            check_metric_names([best], known)
             try:
-                found = best_checkpoint(there, row.name, best, mode=_mode(best, mode))
+                found = best_commit(there, row.name, best, mode=require_mode(best, mode))
             except ValueError as error:
                 raise CommandError(escape_text(error)) from error
-            epoch = found.checkpoint.epoch
+            epoch = found.commit.epoch
         return CheckpointChoice(row.name, Path(row.directory), epoch)
-
-
-def _mode(best: str, mode: Mode | None) -> Mode:
-    if (found := mode or infer_mode(best)) is None:
-        raise CommandError(
-            f"whether a smaller or a larger {escape_text(best)} is better, its name does not tell: "
-            "give "
-            "--mode min or --mode max"
-        )
-    return found

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trainer.commands.lookup.stores import suggestion
+from trainer.commands.lookup.stores import suggest
 from trainer.commands.terminal.calling import CommandError
 from trainer.configuration.setting_rows import flatten_settings, format_setting
 from trainer.host.escaping import escape_text
@@ -26,25 +26,24 @@ COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def filter_runs(rows: Sequence[RunRow], conditions: Sequence[str]) -> list[RunRow]:
-    """Choose the runs whose configuration fulfils all conditions, such as `optimizer.name=adamw`.
+    """Select the runs whose configuration meets all conditions, such as `optimizer.name=adamw`.
 
     Args:
         rows: of the runs.
         conditions: a setting's path, one of = != < <= > >=, and a value, as JSON or bare text. A
-            run without the setting fulfils none but `!=`. What is smaller is known of two numbers
-            and of two texts: a run whose setting is of the other kind, or null, fulfils none of
-            < <= > >=.
+            run without the setting only meets `!=`. The operators < <= > >= compare two numbers or
+            two texts: a run whose setting is of the other kind, or null, meets none of them.
 
     Raises:
-        Refused: a condition is none, or no run has such a setting, or those that there are, are
-            all of another kind than the value.
+        CommandError: a condition is malformed, no run has such a setting, or all runs' settings are
+            of another kind than the value.
     """
     configs = {row.name: flatten_settings(row.config) for row in rows}
-    holds = [_condition(condition, configs) for condition in conditions]
-    return [row for row in rows if all(hold(configs[row.name]) for hold in holds)]
+    tests = [_parse_condition(condition, configs) for condition in conditions]
+    return [row for row in rows if all(test(configs[row.name]) for test in tests)]
 
 
-def _condition(
+def _parse_condition(
     condition: str, configs: Mapping[str, Mapping[str, Any]]
 ) -> Callable[[Mapping[str, Any]], bool]:
     parts = re.fullmatch(r"([^=!<>]+)(!=|<=|>=|==|=|<|>)(.*)", condition, re.DOTALL)
@@ -57,12 +56,12 @@ def _condition(
     known = sorted({name for config in configs.values() for name in config})
     if path not in known:
         raise CommandError(
-            f"no run's configuration has the setting '{escape_text(path)}'{suggestion(path, known)}"
+            f"no run's configuration has the setting '{escape_text(path)}'{suggest(path, known)}"
         )
-    wanted, compare = _read(bare), COMPARE[sign]
+    wanted, compare = _parse_value(bare), COMPARE[sign]
     ordered = sign[0] in "<>"
     if ordered:
-        _comparable(path, sign, wanted, configs)
+        _check_comparable(path, sign, wanted, configs)
 
     def holds(config: Mapping[str, Any]) -> bool:
         if path not in config:
@@ -78,25 +77,24 @@ def _condition(
     return holds
 
 
-def _comparable(
+def _check_comparable(
     path: str, sign: str, wanted: Any, configs: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuse to compare what is of two kinds in every run that has the setting."""
-    found = {run: config.get(path) for run, config in configs.items()}
-    there = {run: value for run, value in found.items() if value is not None}
+    """Check that the setting has the value's kind in at least one run."""
+    settings = {run: config.get(path) for run, config in configs.items()}
+    known = {run: value for run, value in settings.items() if value is not None}
     kind = _kind(wanted)
-    if not there or (kind in ("number", "text") and kind in map(_kind, there.values())):
+    if not known or (kind in ("number", "text") and kind in map(_kind, known.values())):
         return
-    run, value = next(iter(there.items()))
+    run, value = next(iter(known.items()))
     raise CommandError(
-        f"{sign} compares two numbers, or two texts: '{escape_text(path)}' is {_told(value)} in "
-        "run "
-        f"'{escape_text(run)}', and cannot be compared with {_told(wanted)}"
+        f"{sign} compares two numbers, or two texts: '{escape_text(path)}' is {_describe(value)} "
+        f"in run '{escape_text(run)}', and cannot be compared with {_describe(wanted)}"
     )
 
 
 def _kind(value: Any) -> str:
-    """Say of which kind a value of JSON is, for two of one kind can be compared.
+    """Return the kind of a JSON value; two values of one kind can be compared.
 
     >>> [_kind(value) for value in (3, 0.5, "adamw", True, [1])]
     ['number', 'number', 'text', 'truth', '']
@@ -108,14 +106,14 @@ def _kind(value: Any) -> str:
     return "text" if isinstance(value, str) else ""
 
 
-def _told(value: Any) -> str:
-    """Name a value by its kind and as it is spelled."""
+def _describe(value: Any) -> str:
+    """Describe a value by its kind and its spelling."""
     kind = _kind(value)
     spelled = f"'{escape_text(value)}'" if kind == "text" else escape_text(format_setting(value))
     return f"the {kind} {spelled}" if kind else spelled
 
 
-def _read(bare: str) -> Any:
+def _parse_value(bare: str) -> Any:
     try:
         return json.loads(bare)
     except ValueError:

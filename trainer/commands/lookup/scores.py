@@ -1,4 +1,4 @@
-"""Scores of runs: what was reached, at which epoch, and which is better."""
+"""Scores of runs: the best value, its epoch, and which run is better."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from trainer.checks.modes import ASIDE, Mode
-from trainer.commands.lookup.stores import suggestion
+from trainer.checks.modes import ASIDE, Mode, infer_mode
+from trainer.commands.lookup.stores import suggest
 from trainer.commands.terminal.calling import CommandError
 from trainer.host.escaping import escape_text
 from trainer.runs.panels import Curve
-from trainer.runs.sparklines import MAIN_METRICS, rank_metric
+from trainer.runs.sparklines import MAIN_METRICS, rank
 
 TRAINING = ("train/", "rollout/", "update/")
-"""How the names of what training itself measures begin."""
+"""Prefixes of metrics that training itself measures."""
 
 
 class CurveSummary(NamedTuple):
-    """What a run reached in one metric."""
+    """The last and best values of a metric in a run."""
 
     last: float
     best: float | None
-    """None where it is not known which of two values is better, or there is no number."""
+    """None if it is unknown which of two values is better, or there is no number."""
     epoch: int | None
-    """Of the best."""
+    """Epoch of the best value."""
 
 
 def summarize_curve(curve: Curve, mode: Mode | None) -> CurveSummary:
-    """Sum up a curve.
+    """Summarize a curve.
 
     >>> summarize_curve(Curve([1, 2, 3], [0.5, 0.25, 0.75]), "min")
     CurveSummary(last=0.75, best=0.25, epoch=2)
     """
-    course = curve.summary
-    best, epoch = course.highest if mode == "max" else course.lowest
+    found = curve.summary
+    best, epoch = found.highest if mode == "max" else found.lowest
     if mode is None or not math.isfinite(best):
-        return CurveSummary(course.last, None, None)
-    return CurveSummary(course.last, best, epoch)
+        return CurveSummary(found.last, None, None)
+    return CurveSummary(found.last, best, epoch)
 
 
 def find_best(values: Sequence[float | None], mode: Mode | None) -> list[int]:
-    """Give the places of the best among values, several where they are equal; none of one alone.
+    """Return the places of the best values: several if equal, none if there is nothing to compare.
 
     >>> find_best([0.5, 0.25, None], "min"), find_best([0.5, None], "min"), find_best([1.0, 2.0],
     ...     None)
@@ -55,43 +55,57 @@ def find_best(values: Sequence[float | None], mode: Mode | None) -> list[int]:
 
 
 def choose_key_metrics(names: Iterable[str], count: int) -> list[str]:
-    """Choose the metrics that tell most of a run: losses and scores, of validation before training.
+    """Choose the most important metrics: losses and scores, validation before training.
 
     >>> choose_key_metrics(["train/loss", "val/loss", "val/accuracy", "time/epoch_seconds"], 2)
     ['val/loss', 'val/accuracy']
     """
     plain = [name for name in names if not name.startswith((*ASIDE, "gradients/"))]
-    order = sorted(plain, key=lambda name: (rank_metric(name), name.startswith(TRAINING), name))
-    first = [name for name in order if rank_metric(name) < len(MAIN_METRICS)]
-    best_of_each = {name.rpartition("/")[2]: name for name in reversed(first)}
-    chosen = [name for name in first if name in best_of_each.values()]
+    order = sorted(plain, key=lambda name: (rank(name), name.startswith(TRAINING), name))
+    main = [name for name in order if rank(name) < len(MAIN_METRICS)]
+    first_of_kind = {name.rpartition("/")[2]: name for name in reversed(main)}
+    chosen = [name for name in main if name in first_of_kind.values()]
     return [*chosen, *(name for name in order if name not in chosen)][:count]
 
 
 def check_metric_names(
     names: Sequence[str], metrics: Collection[str], others: Sequence[str] = ()
 ) -> list[str]:
-    """Check that metrics which were asked for are on record.
+    """Check that requested metrics were recorded.
 
     Args:
-        names: that were asked for.
-        metrics: on record.
-        others: what else would have done.
+        names: requested.
+        metrics: recorded.
+        others: other valid names.
 
     Raises:
-        Refused: one is not; those are named that are near.
+        CommandError: one was not; the message suggests similar names.
     """
-    there = [*others, *choose_key_metrics(metrics, len(metrics))]
+    known = [*others, *choose_key_metrics(metrics, len(metrics))]
     for name in names:
         if name not in metrics:
             raise CommandError(
-                f"no metric '{escape_text(name)}' is on record{suggestion(name, there)}"
+                f"no metric '{escape_text(name)}' was recorded{suggest(name, known)}"
             )
     return list(names)
 
 
+def require_mode(metric: str, mode: Mode | None) -> Mode:
+    """Return which of two values of a metric is better, if given or inferred from its name.
+
+    Raises:
+        CommandError: neither.
+    """
+    if (found := mode or infer_mode(metric)) is None:
+        raise CommandError(
+            f"whether a smaller or a larger {escape_text(metric)} is better, its name does not "
+            "tell: give --mode min or --mode max"
+        )
+    return found
+
+
 def as_json(curves: Mapping[str, Curve], modes: Mapping[str, Mode | None]) -> dict[str, object]:
-    """Give what was reached as JSON has it: name to last, best, epoch and mode."""
+    """Summarize curves as plain data for JSON: name to last, best, epoch and mode."""
     return {
         name: {**summarize_curve(curve, modes[name])._asdict(), "mode": modes[name]}
         for name, curve in curves.items()

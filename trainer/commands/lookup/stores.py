@@ -1,4 +1,4 @@
-"""Which store is meant, and which run in it."""
+"""Find the store, and a run in it, that a command line names."""
 
 from __future__ import annotations
 
@@ -18,60 +18,68 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
-from trainer.runs.connection import Unreachable
-from trainer.runs.directory_claim import QUEUE
+from trainer.runs.connections import Unreachable
+from trainer.runs.recorder import QUEUE
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
 
 VARIABLE = "ENTRACTE_STORE"
-"""Environment variable that names the store where the command line does not."""
+"""Environment variable that names the store if the command line does not."""
 
 DEFAULT = "runs"
-"""Directory of the runs where nothing names a store."""
+"""Directory of the runs if nothing names a store."""
 
 RunName = Annotated[str, tyro.conf.arg(metavar="RUN")]
-"""Of a run, or the path of its directory, as help names it."""
+"""Name of a run, or path of its directory."""
 
 RunNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN ...]")]
 
+StoreName = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="directory of the runs, file *.sqlite, or postgresql://USER@HOST/DATABASE; by default "
+        f"${VARIABLE}, or {DEFAULT}/."
+    ),
+]
+
 EMPTY = 17
-"""Bytes of a queue in which nothing waits."""
+"""Bytes of an empty queue."""
 
 MANY = 10
 """Runs that a notice names."""
 
 
 def resolve_store(store: str | None) -> str:
-    """Give the name of the store that is meant, see `open_store`."""
+    """Return the name of the store to open, see `open_store`."""
     return store or os.environ.get(VARIABLE) or DEFAULT
 
 
 @contextlib.contextmanager
 def open_store(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
-    """Open the store that is meant, to look: nothing in it or beside it is changed by that.
+    """Open a store to read it: nothing in it or beside it changes.
 
-    Where runs of this machine left records that it does not have, a notice names the command that
-    delivers them: to do so here would write where the store says, whoever made it.
+    If runs of this machine have records that are not in the store, a notice names the command that
+    delivers them. To deliver them here would write to paths from the store, whoever wrote it.
 
     Args:
-        store: as it was named; where None, by the environment variable `ENTRACTE_STORE`, or else
-            the directory `runs`.
-        read_only: only look; else the store may be written to, and there is no notice.
+        store: as named; if None, the environment variable `ENTRACTE_STORE`, or else the directory
+            `runs`.
+        read_only: False to open it for writing, without a notice.
 
     Raises:
-        Refused: there is none, it does not answer, or it is of a newer version.
+        CommandError: there is no store, it does not respond, or it has a newer version.
     """
     try:
-        store_there = Store(resolve_store(store), create=False, read_only=read_only)
+        opened = Store(resolve_store(store), create=False, read_only=read_only)
     except (Unreachable, OSError, ValueError, ImportError) as error:
-        raise _refusal(error) from error
-    with store_there:
+        raise _to_command_error(error) from error
+    with opened:
         try:
             if read_only:
-                _notice(store_there, store)
-            yield store_there
-        except Unreachable as error:  # in the midst
-            raise _refusal(error) from error
+                _warn_of_undelivered(opened, store)
+            yield opened
+        except Unreachable as error:  # while it is open
+            raise _to_command_error(error) from error
 
 
 @contextlib.contextmanager
@@ -81,19 +89,19 @@ def open_run(
     """Open the store of a run, and find the run.
 
     Args:
-        run: a name in the store that is meant, or the path of a run's directory, in whose parent
-            its store is looked for unless another is named.
+        run: a name in the store, or the path of a run's directory; its store is then looked for in
+            the parent directory, unless another is named.
         store, read_only: as for `open_store`.
 
     Raises:
-        Refused: there is no such run or store.
+        CommandError: there is no such run or store.
     """
-    with open_store(infer_store(run, store), read_only=read_only) as found:
-        yield found, find_run(found, run)
+    with open_store(infer_store(run, store), read_only=read_only) as opened:
+        yield opened, find_run(opened, run)
 
 
 def is_path(run: str) -> bool:
-    """Say whether a run is given by a path, and not by its name.
+    """Return whether a run is given by a path instead of a name.
 
     >>> is_path("runs/digits"), is_path("."), is_path("digits")
     (True, True, False)
@@ -102,96 +110,97 @@ def is_path(run: str) -> bool:
 
 
 def infer_store(run: str, store: str | None) -> str | None:
-    """Give the store that is meant where a run is named so, see `open_run`."""
-    elsewhere = is_path(run) and not store and not os.environ.get(VARIABLE)
-    return os.path.dirname(os.path.realpath(parse_local_path(run, "a run"))) if elsewhere else store
+    """Return the store to open for a run, see `open_run`."""
+    if is_path(run) and not store and not os.environ.get(VARIABLE):
+        return os.path.dirname(os.path.realpath(parse_local_path(run, "a run")))
+    return store
 
 
 def find_run(store: Store, run: str) -> RunRow:
     """Find a run by its name or its directory.
 
     Returns:
-        Its row, with the newest epoch that is known.
+        Its row, with the newest known epoch.
 
     Raises:
-        Refused: there is no such run; those are named that are near.
+        CommandError: there is no such run; the message suggests similar names.
     """
     rows = store.runs()
     path = Path(os.path.expanduser(run))
     tries: tuple[Callable[[RunRow], bool], ...] = (
         lambda row: row.name == run,
         lambda row: row.directory in (os.path.abspath(path), os.path.realpath(path)),
-        lambda row: path.is_dir() and row.name == path.resolve().name,  # moved, with its store
+        lambda row: path.is_dir() and row.name == path.resolve().name,  # moved with its store
     )
     for fits in tries:
         for row in rows:
             if fits(row):
                 return store.read_progress(row)
     raise CommandError(
-        f"there is no run '{escape_text(run)}' in {escape_text(store.connection.label)}"
-        + suggestion(run, [row.name for row in rows])
+        f"there is no run '{escape_text(run)}' in {escape_text(store.connection.where)}"
+        + suggest(run, [row.name for row in rows])
     )
 
 
 def find_runs(store: Store, runs: Sequence[str]) -> list[RunRow]:
-    """Find runs as `find_run` does, each once however often and variously it is named."""
+    """Find runs as `find_run` does, each once even if it is named repeatedly."""
     return [*{row.name: row for row in (find_run(store, run) for run in runs)}.values()]
 
 
-def suggestion(name: str, known: list[str]) -> str:
-    """Say how a message goes on that names what does not exist: the nearest, and all.
+def suggest(name: str, known: list[str]) -> str:
+    """Return the end of a message about an unknown name: the most similar one, and all.
 
-    >>> suggestion("digit", ["text", "digits"]), suggestion("x", [])
+    >>> suggest("digit", ["text", "digits"]), suggest("x", [])
     (". Did you mean 'digits'? (there is: text, digits)", ' (there is none yet)')
     """
     return suggest_and_list(name, known) if known else " (there is none yet)"
 
 
 def find_undelivered(store: Store) -> list[RunRow]:
-    """Give the runs of this machine that have ended and left records in their queues.
+    """Find the runs of this machine that have ended and left records in their queues.
 
-    Nothing is opened: of a queue only the size is asked.
+    No file is opened: only the sizes of queues are read.
     """
     now, here = store.connection.now(), socket.gethostname()
     return [
         row
         for row in store.runs()
-        if row.host == here and _waits(row.directory) and row.status(now) != "running"
+        if row.host == here and _has_queue(row.directory) and row.status(now) != "running"
     ]
 
 
-def _waits(directory: str) -> bool:
+def _has_queue(directory: str) -> bool:
     try:
         return os.lstat(os.path.join(directory, QUEUE)).st_size > EMPTY
-    except (OSError, ValueError):  # a path that is none
+    except (OSError, ValueError):  # no valid path
         return False
 
 
-def _notice(store: Store, given: str | None) -> None:
-    """Say that records are not in the store, and what brings them there."""
+def _warn_of_undelivered(store: Store, given: str | None) -> None:
+    """Warn that records are not in the store, and name the command that delivers them."""
     if left := find_undelivered(store):
         names = ", ".join(escape_text(row.name) for row in left[:MANY])
         more = f" and {len(left) - MANY} more" if len(left) > MANY else ""
         where = f" --store {shlex.quote(escape_text(redact_text(given)))}" if given else ""
         _warn(
-            f"the last records of {names}{more} are not in the store, but in queues where these "
-            f"ran: python -m trainer deliver{where}"
+            f"the last records of {names}{more} are not in the store, but in queues in the runs' "
+            f"directories: python -m trainer deliver{where}"
         )
 
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Tell it once, however often one looks."""
+    """Print a message once per process."""
     print(message, file=sys.stderr)
 
 
-def _refusal(error: Exception) -> CommandError:
-    """Tell a user what is wrong with a store."""
+def _to_command_error(error: Exception) -> CommandError:
+    """Explain to the user what is wrong with a store."""
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, FileNotFoundError):
         notes = (
             f" (the store is named by --store, else by the environment variable {VARIABLE}, else "
-            f"it is that of {DEFAULT}/). One comes to be when a run is put on record: with "
+            f"it is that of {DEFAULT}/). Recording a run creates one: with "
             'run = trainer.runs.Run("runs/NAME") and log_metrics(hooks.Database(run)) among its '
             "hooks"
         )

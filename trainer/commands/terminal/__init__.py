@@ -1,1 +1,1 @@
-"""How commands are called, and how they print."""
+"""Call commands and print their output."""

@@ -1,4 +1,4 @@
-"""Plots in a terminal: curves in braille, eight dots a character, with numbers beside them."""
+"""Plot curves in a terminal, in braille: eight dots per character."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 
 from trainer.host.escaping import escape_text
-from trainer.runs.panels import Curve, choose_ticks
-from trainer.runs.sparklines import finite_mean
+from trainer.runs.panels import Curve, ticks
+from trainer.runs.sparklines import mean
 
 COLORS = ("cyan", "yellow", "green", "magenta", "red", "blue")
-"""Of the curves in a plot, by their number."""
+"""Colors of the curves in a plot, by their number."""
 
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of the dots of a braille character, by row and column."""
+"""Bits of the dots in a braille character, by row and column."""
 
 LEFT = 9
 """Characters left of the curves, for the numbers and the axis."""
@@ -31,17 +31,17 @@ def plot(
     height: int,
     colors: Mapping[str, str] = {},
 ) -> Text:
-    """Draw curves over epochs, their names above; where points are close, their means.
+    """Plot curves over epochs, with their names above; close points are averaged.
 
     Args:
         title: of the plot.
         curves: by their names in it.
-        width: in characters, all in all.
+        width: of the whole plot, in characters.
         height: of the curves themselves, in lines.
         colors: of the names.
 
     Returns:
-        `height + 2` lines of at most so many characters.
+        `height + 2` lines of at most `width` characters.
 
     >>> drawn = plot("loss", {"": Curve([1, 2, 3], [3.0, 2.0, 1.0])}, width=19, height=2)
     >>> print("\\n".join(line.rstrip() for line in drawn.plain.split("\\n")))
@@ -50,10 +50,10 @@ def plot(
           1 ┤    ⠈⠉⠒⠢⠤⣀
              1    2   3
     """
-    heading = _heading(title, curves, colors)
+    heading = _make_heading(title, curves, colors)
     heading.truncate(width, overflow="ellipsis")
     across = max(width - LEFT, 1)
-    curves = {name: _thinned(curve, 2 * across) for name, curve in curves.items()}
+    curves = {name: _average_neighbours(curve, 2 * across) for name, curve in curves.items()}
     points = [p for c in curves.values() for p in zip(c.epochs, c.values, strict=True)]
     finite = [point for point in points if math.isfinite(point[1])]
     if not finite:
@@ -68,29 +68,23 @@ def plot(
             else None
             for epoch, value in zip(curve.epochs, curve.values, strict=True)
         ]
-        for x, y in _dots(places):
+        for x, y in _draw_lines(places):
             bits[y // 4][x // 2] |= DOTS[y % 4][x % 2]
             names[y // 4][x // 2] = name
-    levels = _levels(low, high, height)
+    labels = _choose_labels(low, high, height)
     lines = [heading]
     for row in range(height):
-        line = Text(f"{_short(levels[row]) if row in levels else '':>{LEFT - 2}} ", "dim")
-        line.append("┤" if row in levels else "│")
+        label = _format_tick(labels[row]) if row in labels else ""
+        line = Text(f"{label:>{LEFT - 2}} ", "dim").append("┤" if label else "│")
         for dots, name in zip(bits[row], names[row], strict=True):
             line.append(
                 chr(0x2800 + dots) if dots else " ", f"not dim {colors.get(name, COLORS[0])}"
             )
         lines.append(line)
-    return Text("\n").join([*lines, _axis(left, right, across)])
+    return Text("\n").join([*lines, _make_axis(left, right, across)])
 
 
-def colors_of(panels: Mapping[str, Mapping[str, Curve]]) -> dict[str, str]:
-    """Give each name a color, the same in every plot."""
-    names = dict.fromkeys(name for curves in panels.values() for name in curves)
-    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
-
-
-def _heading(title: str, curves: Mapping[str, Curve], colors: Mapping[str, str]) -> Text:
+def _make_heading(title: str, curves: Mapping[str, Curve], colors: Mapping[str, str]) -> Text:
     heading = Text(escape_text(title), "bold", end="")
     for name in curves:
         if name:
@@ -99,34 +93,34 @@ def _heading(title: str, curves: Mapping[str, Curve], colors: Mapping[str, str])
     return heading
 
 
-def _thinned(curve: Curve, count: int) -> Curve:
-    """Take the means of neighbours, so that about so many points are left."""
-    each = len(curve.values) // count
-    if each < 2:
+def _average_neighbours(curve: Curve, count: int) -> Curve:
+    """Average neighbouring points, so that about `count` are left."""
+    size = len(curve.values) // count
+    if size < 2:
         return curve
-    starts = range(0, len(curve.values), each)
+    starts = range(0, len(curve.values), size)
     return Curve(
-        [finite_mean(curve.epochs[start : start + each]) for start in starts],
-        [finite_mean(curve.values[start : start + each]) for start in starts],
+        [mean(curve.epochs[start : start + size]) for start in starts],
+        [mean(curve.values[start : start + size]) for start in starts],
     )
 
 
-def _levels(low: float, high: float, height: int) -> dict[int, float]:
-    """Choose the numbers beside the lines, not of lines that are neighbours."""
-    levels: dict[int, float] = {}
-    for value in choose_ticks(low, high):
+def _choose_labels(low: float, high: float, height: int) -> dict[int, float]:
+    """Choose the numbers beside the lines, none on neighbouring lines."""
+    labels: dict[int, float] = {}
+    for value in ticks(low, high):
         row = _place(value, high, low, 4 * height) // 4
-        if not {row, row + 1} & levels.keys():
-            levels[row] = value
-    return levels
+        if not {row, row + 1} & labels.keys():
+            labels[row] = value
+    return labels
 
 
-def _axis(left: float, right: float, across: int) -> Text:
-    """Write the epochs below the places that they have, as many as there is room for."""
+def _make_axis(left: float, right: float, across: int) -> Text:
+    """Write the epochs at their places on the axis, as many as there is room for."""
     line = [" "] * across
     free = 0
-    for value in choose_ticks(left, right, whole=True):
-        label = _short(value)
+    for value in ticks(left, right, whole=True):
+        label = _format_tick(value)
         middle = _place(value, left, right, 2 * across) // 2
         start = max(min(middle - (len(label) - 1) // 2, across - len(label)), 0)
         if start >= free:
@@ -136,22 +130,22 @@ def _axis(left: float, right: float, across: int) -> Text:
 
 
 def _place(value: float, first: float, last: float, count: int) -> int:
-    """Place a value between those of the first and the last of so many dots."""
+    """Return the dot of a value, of `count` dots from the first value to the last."""
     span = last - first
     share = (value - first) / span if span and math.isfinite(span) else 0.5
     return min(max(round(share * (count - 1)), 0), count - 1)
 
 
-def _dots(places: Sequence[Dot | None]) -> Iterator[Dot]:
-    """Give the dots of a line through places, broken where one is None."""
+def _draw_lines(places: Sequence[Dot | None]) -> Iterator[Dot]:
+    """Yield the dots of lines through places, interrupted where a place is None."""
     before: Dot | None = None
     for place in places:
         if place is not None:
-            yield from [place] if before is None else _between(before, place)
+            yield from [place] if before is None else _draw_line(before, place)
         before = place
 
 
-def _between(start: Dot, end: Dot) -> Iterator[Dot]:
+def _draw_line(start: Dot, end: Dot) -> Iterator[Dot]:
     steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
     for step in range(steps + 1):
         share = step / steps
@@ -161,6 +155,6 @@ def _between(start: Dot, end: Dot) -> Iterator[Dot]:
         )
 
 
-def _short(value: float) -> str:
-    written = f"{value:.4g}"
-    return written if len(written) <= LEFT - 2 else f"{value:.1g}"
+def _format_tick(value: float) -> str:
+    text = f"{value:.4g}"
+    return text if len(text) <= LEFT - 2 else f"{value:.1g}"

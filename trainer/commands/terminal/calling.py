@@ -1,4 +1,4 @@
-"""Calling a command: from the words of a command line to an exit status."""
+"""Call a command: from the words of a command line to an exit status."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from trainer.host.escaping import escape_lines, escape_text
 Command = Callable[..., int | None]
 
 WRONG = 2
-"""Exit status where a command was called wrongly."""
+"""Exit status of a command that was called wrongly."""
 
 STOPPED = 130
-"""Exit status where the user ended it, as shells have it."""
+"""Exit status of a command that the user stopped, as in shells."""
 
 NEEDS = {"tyro": "config", "rich": "console"}
-"""What the command line needs, and the extra that brings it."""
+"""Libraries that the command line needs, and the extras that install them."""
 
 
 class CommandError(Exception):
-    """A command cannot be done as it was asked for; its text says why, and what to do."""
+    """A command cannot do what was asked; its text says why, and what to do."""
 
 
 @contextlib.contextmanager
 def convert_load_errors() -> Iterator[None]:
-    """Refuse a FILE:NAME that leads nowhere; what the file itself raises stays as it is."""
+    """Convert errors of an invalid FILE:NAME; errors that the file itself raises are unchanged."""
     try:
         yield
     except (ValueError, FileNotFoundError, AttributeError, TypeError) as error:
@@ -47,7 +47,7 @@ def convert_load_errors() -> Iterator[None]:
 
 
 def parse_local_path(path: str, option: str) -> Path:
-    """Give the place that an option names; one that is no local path is refused."""
+    """Return the path that an option names; one that is not local is an error."""
     try:
         return to_absolute_path(path, option)
     except ValueError as error:
@@ -55,10 +55,10 @@ def parse_local_path(path: str, option: str) -> Path:
 
 
 def run_command(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Run a command of several.
+    """Run one of several commands.
 
     Args:
-        commands: name to `module:function`; only the called one's module is imported.
+        commands: name to `module:function`; only the called module is imported.
         arguments: the words of the command line.
 
     Returns:
@@ -67,33 +67,33 @@ def run_command(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
     >>> run_command({}, ["fly"])
     2
     """
-    if missing := _missing():
-        _tell(missing)
+    if missing := _describe_missing():
+        _print_error(missing)
         return WRONG
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        _overview(commands)
+        _print_overview(commands)
         return 0
     if name not in commands:
-        _tell(f"there is no command {name!a}{suggest_and_list(ascii(name)[1:-1], commands)}")
+        _print_error(f"there is no command {name!a}{suggest_and_list(ascii(name)[1:-1], commands)}")
         return WRONG
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names may be of any alphabet
     try:
-        status = _called(name, imported(commands[name]), rest)
+        status = _call(name, import_command(commands[name]), rest)
         sys.stdout.flush()
         return status
     except CommandError as refusal:
-        _tell(f"{name}: {refusal}")
+        _print_error(f"{name}: {refusal}")
         return WRONG
     except KeyboardInterrupt:
         return STOPPED
-    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+    except BrokenPipeError:  # the reader has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1  # as rich has it
+        return 1  # as with rich
 
 
-def imported(place: str) -> Command:
+def import_command(place: str) -> Command:
     """Import the function at `module:function`."""
     module, _, name = place.partition(":")
     command: Command = getattr(import_module(module), name)
@@ -101,14 +101,14 @@ def imported(place: str) -> Command:
 
 
 def merge_options(arguments: Sequence[str], single: Collection[str] = ()) -> list[str]:
-    """Put together what an option was given that is given several times, so that none is lost.
+    """Merge repeated occurrences of an option.
 
     Args:
-        arguments: the words of the command line behind the command's name.
+        arguments: the words of the command line after the command's name.
         single: options that take one value.
 
     Raises:
-        Refused: one of these is given several times.
+        CommandError: one of these is repeated.
 
     >>> merge_options(["--where", "a=1", "--json", "--where=b=2"])
     ['--where', 'a=1', 'b=2', '--json']
@@ -134,32 +134,32 @@ def merge_options(arguments: Sequence[str], single: Collection[str] = ()) -> lis
     return [*before, *(word for group in groups.values() for word in group)]
 
 
-def _called(name: str, command: Command, arguments: Sequence[str]) -> int:
+def _call(name: str, command: Command, arguments: Sequence[str]) -> int:
     import tyro
 
-    if shaped := getattr(command, "shaped", None):  # what it takes depends on what it is given
-        command = shaped(arguments)
+    if add_options := getattr(command, "add_options", None):  # its options depend on the arguments
+        command = add_options(arguments)
     try:
         status = tyro.cli(
             command,
             prog=f"python -m trainer {name}",
-            args=merge_options(arguments, _single(command)),
+            args=merge_options(arguments, _list_single_options(command)),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except SystemExit as end:  # of tyro: help was asked for, or the words do not fit
+    except SystemExit as end:  # from tyro: help was requested, or the words do not fit
         if isinstance(end.code, str):
             raise
         return end.code or 0
     return status or 0
 
 
-def _single(command: Command) -> list[str]:
-    """Name the options of a command that take one value."""
+def _list_single_options(command: Command) -> list[str]:
+    """List the options of a command that take one value."""
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     return [
-        f"--{one.name.rstrip('_').replace('_', '-')}"
-        for one in parameters
-        if one.kind is inspect.Parameter.KEYWORD_ONLY and _takes_one(one.annotation)
+        f"--{parameter.name.rstrip('_').replace('_', '-')}"
+        for parameter in parameters
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and _takes_one(parameter.annotation)
     ]
 
 
@@ -172,8 +172,8 @@ def _takes_one(annotation: Any) -> bool:
     return kind is typing.Literal or annotation in (str, int, float, Path)
 
 
-def _missing() -> str:
-    """Say what must be installed, if anything."""
+def _describe_missing() -> str:
+    """Describe what must be installed, if anything."""
     extras = []
     for library, extra in NEEDS.items():
         try:
@@ -189,24 +189,23 @@ def _missing() -> str:
     )
 
 
-def _overview(commands: Mapping[str, str]) -> None:
-    """Print what there is, with the first line of each command's docstring."""
+def _print_overview(commands: Mapping[str, str]) -> None:
+    """Print the commands, with the first line of each docstring."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold cyan", no_wrap=True)
-    table.add_column()
-    for name, place in commands.items():
-        table.add_row(name, Text((inspect.getdoc(imported(place)) or "").partition("\n")[0]))
+    from trainer.host.rich_tables import make_key_value_table
+
+    summaries = [
+        (name, (inspect.getdoc(import_command(place)) or "").partition("\n")[0])
+        for name, place in commands.items()
+    ]
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print("python -m trainer COMMAND ...    runs on record, and what can be done with them")
+    console.print("python -m trainer COMMAND ...    recorded runs, and what can be done with them")
     console.print()
-    console.print(table)
+    console.print(make_key_value_table(summaries, style="bold cyan"))
     console.print()
-    console.print("python -m trainer COMMAND --help tells the rest.")
+    console.print("python -m trainer COMMAND --help shows the arguments of a command.")
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     print(f"python -m trainer: {escape_lines(message)}", file=sys.stderr)

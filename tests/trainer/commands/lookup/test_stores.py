@@ -13,7 +13,7 @@ from trainer.commands.lookup import stores
 from trainer.commands.lookup.stores import EMPTY, find_run, open_run, open_store
 from trainer.commands.terminal.calling import CommandError
 from trainer.runs import Run, Store
-from trainer.runs.directory_claim import QUEUE
+from trainer.runs.recorder import QUEUE
 
 HOSTILE = "\x1b[2J[bold red]x\u202e"
 """Clears the screen, is markup, and turns the direction of writing."""
@@ -95,7 +95,7 @@ def left(tmp_path, monkeypatch):
     recorded(tmp_path / "one", loss=0.5)
     assert (tmp_path / "one" / QUEUE).stat().st_size <= EMPTY
     run = Run(tmp_path / "one")
-    monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 0.0)
     with Store(tmp_path) as store, store.connection.transaction():  # keeps the thread waiting
         run.record(2, 20, {"loss": 0.25})
         run.end("finished")
@@ -119,7 +119,7 @@ def test_a_look_delivers_nothing_and_names_the_command_that_does(left, run, tmp_
         told += err
         assert status in (0, 1), err
     assert told == (
-        "the last records of one are not in the store, but in queues where these ran: "
+        "the last records of one are not in the store, but in queues in the runs' directories: "
         "python -m trainer deliver\n"
     )
     assert (left.read_bytes(), losses(tmp_path)) == (before, [0.5])

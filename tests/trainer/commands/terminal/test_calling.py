@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 import trainer.__main__
-from trainer.commands.terminal.calling import CommandError, imported, merge_options, run_command
+from trainer.commands.terminal.calling import (
+    CommandError,
+    import_command,
+    merge_options,
+    run_command,
+)
 
 ROOT = Path(__file__).parents[4]
 MAIN = [sys.executable, "-m", "trainer"]
@@ -42,7 +47,7 @@ OWN = {name: f"{__name__}:{name}" for name in ("shout", "refuse", "stop")}
 
 @pytest.mark.parametrize("name", trainer.__main__.COMMANDS)
 def test_every_command_is_there_and_says_what_it_does(name):
-    command = imported(trainer.__main__.COMMANDS[name])
+    command = import_command(trainer.__main__.COMMANDS[name])
     assert command.__doc__
     assert run_command(trainer.__main__.COMMANDS, [name, "--help"]) == 0
 
