@@ -621,7 +621,7 @@ def test_dependencies(state):
     assert hook.function.seen == [(1.0,), (1.0,)]
 
 
-@row("errors that are logged and passed over")
+@row("errors that are logged and ignored")
 def test_guarding(state, caplog):
     tried = []
 
@@ -655,7 +655,7 @@ def test_timing(state):
     assert seen[-1] > 0
 
 
-@row("a trainer that is patched for a test")
+@row("a patched trainer in a test")
 def test_calling_a_hook(state):
     hook, metrics = hooks.stop_early("val/loss", patience=1), {"val/loss": 1.0}
     assert not hook(state, metrics).stop
@@ -760,7 +760,7 @@ def test_a_curriculum(state):
     assert state.carry["lessons"].tolist() == [0.5, 0.5]
 
 
-@row("evaluation that feeds the metrics")
+@row("evaluation that adds to the metrics")
 def test_evaluation_feeds_the_metrics(state):
     notes = Notes("val/return")
     fit(state, [hooks.evaluate(evaluation_of(NETWORK, ENV, episodes=2)), notes], epochs=1)
@@ -795,7 +795,7 @@ def test_a_coefficient_that_decays():
     assert at == [11, 6, 1]
 
 
-@row("hooks that run on rank 0 alone")
+@row("hooks that run on rank 0 only")
 def test_on_the_lead_alone(state, monkeypatch):
     monkeypatch.setattr("trainer.loop.events.is_main_process", lambda: False)
     looked, decided = Notes(), Notes()
