@@ -148,9 +148,8 @@ class SelfAttention(nnx.Module):
         if cache is None:
             mixed = attend(query, key, value, causal=self.causal)
         else:
-            at = (0, start, 0, 0)
             key, value = (
-                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), at)
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
                 for old, new in zip(cache, (key, value), strict=True)
             )
             cache = key, value

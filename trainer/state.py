@@ -219,7 +219,9 @@ def stream_seed(state: TrainState) -> int:
 @jax.jit
 def _bits(rng: jax.Array) -> jax.Array:
     """Draw in one jitted call: a stream asks in every epoch, and eagerly it takes several."""
-    return jax.random.bits(_fold(rng, np.int32(0), np.int32(0), name_number("data")))
+    return jax.random.bits(
+        _fold(rng, np.int32(0), np.int32(0), name_number("data")), dtype=jnp.uint32
+    )
 
 
 def strip_host_fields(state: TrainState) -> TrainState:

@@ -11,9 +11,10 @@ import pytest
 
 import models
 import trainer
-from trainer import data, losses
+from trainer import data, losses, rl
 from trainer.data import augmentation
 from trainer.rl import environments, normalization, ppo
+from trainer.state import stream_seed
 
 IMAGES, TOKENS = jnp.ones((4, 8, 8, 1)), jnp.ones((4, 8), jnp.int32)
 RECURRENT = {
@@ -128,3 +129,27 @@ def test_losses_and_returns(strict):
         normalization.init_statistics(jnp.zeros(3)), jnp.ones((5, 4, 3))
     )
     assert normalization.normalize(seen, jnp.ones((5, 4, 3))).shape == (5, 4, 3)
+
+
+def test_generation(strict):
+    network = models.transformer(**SMALL)
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), TOKENS)
+    tokens = jax.eval_shape(
+        lambda params, key: models.generate(network, params, TOKENS[:, :2], key=key, length=3),
+        *(params, jax.random.key(0)),
+    )
+    assert tokens.dtype == jnp.int32
+
+
+def test_a_stretch_of_data_is_shuffled_by_a_seed_of_32_bits(strict):
+    arrays = data.Arrays({"inputs": np.ones((6, 2), np.float32)}, 2, steps_per_epoch=2)
+    state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
+    phase = trainer.training(lambda s, batch: (s.replace(step=s.step + 1), {}), arrays)
+    assert 0 <= stream_seed(state) < 2**32
+    phase.infer_shapes(phase.add_position(state))
+
+
+def test_numbers_of_python_describe_a_lesson(strict):
+    env = environments.cartpole()
+    made = rl.lessons(env, {"heavy": env.params.replace(gravity=20.0)})
+    assert {leaf.dtype for leaf in jax.tree.leaves(made.params)} == {np.dtype("float32")}

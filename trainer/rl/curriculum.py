@@ -138,10 +138,10 @@ def _names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
 
 def _stacked(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
     """Check the lessons, and give each leaf of their params an axis of lessons, as numpy arrays."""
-    wanted = jax.tree.map(np.asarray, jax.tree.map(jnp.asarray, env.params))
+    wanted = jax.tree.map(_to_array, env.params)
     every = []
     for name, lesson in params.items():
-        arrays = jax.tree.map(np.asarray, jax.tree.map(jnp.asarray, lesson))
+        arrays = jax.tree.map(_to_array, lesson)
         if lines := list_differences(wanted, arrays):
             raise ValueError(
                 f"lesson {name!r} must have the structure, shapes and dtypes of the params of "
@@ -154,3 +154,9 @@ def _stacked(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
             raise
         every.append(arrays)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *every)
+
+
+def _to_array(leaf: Any) -> np.ndarray:
+    """Convert a leaf to a numpy array; Python's numbers to 32 bits, also where JAX has 64."""
+    dtype = {float: np.float32, int: np.int32}.get(type(leaf))
+    return np.asarray(jnp.asarray(leaf, dtype))
