@@ -133,9 +133,17 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             f"{type(first.carry).__name__}"
         )
     rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
-    whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    whole = jax.tree.map(_stack, *rows)
     whole["carry"][LIVE] = jnp.ones(len(states), bool)
     return first.replace(**whole, stop=False)
+
+
+def _stack(*leaves: jax.Array) -> jax.Array:
+    """Stack leaves; keys by their data, so that JAX's check of keys does not count it as a use."""
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        data = jnp.stack([jax.random.key_data(leaf) for leaf in leaves])
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
+    return jnp.stack(leaves)
 
 
 def member(state: TrainState, number: int) -> TrainState:
@@ -293,4 +301,8 @@ def _run(phase: Phase, members: int) -> PhaseFunction:
 
 
 def _where(live: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """Choose leaves by member; keys by their data, as `_stack` does."""
+    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+        data = _where(live, jax.random.key_data(new), jax.random.key_data(old))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(new))
     return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -153,3 +153,14 @@ def test_numbers_of_python_describe_a_lesson(strict):
     env = environments.cartpole()
     made = rl.lessons(env, {"heavy": env.params.replace(gravity=20.0)})
     assert {leaf.dtype for leaf in jax.tree.leaves(made.params)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.lbfgs()], ids=["adam", "lbfgs"])
+def test_members_of_a_population(strict, optimizer):
+    arrays = data.Arrays({"inputs": np.ones((4, 3), np.float32), "labels": np.zeros(4, int)}, 2)
+    task = trainer.supervised(
+        models.mlp(classes=2, hidden=(4,), dropout=0.1), losses.classification, optimizer
+    )
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = trainer.population_of(lambda key: task.init(key, arrays.example), keys)
+    trainer.population(trainer.training(task.step, arrays), 2).infer_shapes(state)

@@ -27,10 +27,13 @@ def isolate_step(env: Environment) -> Callable[..., Step]:
     def step(
         root: jax.Array, t: jax.Array, state: PyTree, action: jax.Array, params: PyTree
     ) -> Step:
-        given = root, t, state, action, params
+        # As numbers: JAX's check of keys counts the barrier as a use of the root.
+        given = jax.random.key_data(root), t, state, action, params
+        kind = jax.random.key_impl(root)
 
         def body(carried: tuple[jax.Array, Step]) -> tuple[jax.Array, Step]:
-            turn, (root, t, state, action, params) = lax.optimization_barrier((carried[0], given))
+            turn, (data, t, state, action, params) = lax.optimization_barrier((carried[0], given))
+            root = jax.random.wrap_key_data(data, impl=kind)
             key = jax.random.fold_in(jax.random.fold_in(root, STEP), t)
             return turn + 1, _typed(env.step(key, state, action, params))
 

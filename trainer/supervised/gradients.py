@@ -118,7 +118,7 @@ def compute_gradients(
     grads, (means, model_state) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
 
     def value_fn(params: PyTree) -> jax.Array:
-        return objective(params, before, batch, key)[0]
+        return objective(params, before, batch, jax.random.clone(key))[0]  # the same, on purpose
 
     return Gradients(grads, means, model_state, value_fn)
 
@@ -200,7 +200,8 @@ def accumulate_gradients(
 
         start = before, jnp.zeros((), jnp.float32)
         unroll = 1 if looping else count
-        (_, total), _ = lax.scan(add, start, (parts, keys), unroll=unroll)
+        again = jax.random.clone(keys)  # the same numbers, on purpose
+        (_, total), _ = lax.scan(add, start, (parts, again), unroll=unroll)
         return total / jnp.where(weight == 0, 1, weight)
 
     return Gradients(cast_like(grads, params), means, model_state, value_fn)
