@@ -155,12 +155,19 @@ def test_numbers_of_python_describe_a_lesson(strict):
     assert {leaf.dtype for leaf in jax.tree.leaves(made.params)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.lbfgs()], ids=["adam", "lbfgs"])
-def test_members_of_a_population(strict, optimizer):
+def test_members_of_a_population(strict):
     arrays = data.Arrays({"inputs": np.ones((4, 3), np.float32), "labels": np.zeros(4, int)}, 2)
-    task = trainer.supervised(
-        models.mlp(classes=2, hidden=(4,), dropout=0.1), losses.classification, optimizer
-    )
-    keys = jax.random.split(jax.random.key(0), 2)
-    state = trainer.population_of(lambda key: task.init(key, arrays.example), keys)
+    network = models.mlp(classes=2, hidden=(4,), dropout=0.1)
+    task = trainer.supervised(network, losses.classification, optax.adam(0.1))
+    states = [task.init(jax.random.key(seed), arrays.example) for seed in (0, 1)]
+    for _ in range(2):  # the same states, stacked twice
+        state = trainer.stack_states(states)
     trainer.population(trainer.training(task.step, arrays), 2).infer_shapes(state)
+
+
+def test_a_line_search_takes_the_same_dropout_at_each_loss():
+    batch = {"inputs": jnp.ones((4, 3)), "labels": jnp.zeros(4, jnp.int32)}
+    network = models.mlp(classes=2, hidden=(4,), dropout=0.1)
+    task = trainer.supervised(network, losses.classification, optax.lbfgs())
+    with jax.debug_key_reuse(True):
+        jax.jit(task.step).trace(task.init(jax.random.key(0), batch), batch)
