@@ -17,6 +17,7 @@ from hooks.metric_logging import read_step_epoch
 from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer
 from trainer.checks.paths import to_absolute_path
+from trainer.host.extras import require_extra
 from trainer.host.folders import make_folder
 from trainer.host.safe_open import create_new
 from trainer.runs import Run
@@ -53,11 +54,8 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
     >>> scores["system/examples_per_second"], scores["system/host_memory_gb"] > 0
     (6400.0, True)
     """
-    try:
+    with require_extra("monitoring", "watch_system", "psutil"):
         import psutil
-    except ImportError as error:
-        error.add_note('watch_system needs psutil: pip install "entracte[monitoring]"')
-        raise
     if batch_size is not None:
         require_integer("batch_size", batch_size, 1)
     process = psutil.Process()

@@ -12,6 +12,7 @@ from hooks.combining import Chain
 from hooks.reports.histories import call_on_finish, read_curves
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace
+from trainer.host.extras import require_extra
 from trainer.host.folders import make_folder
 from trainer.runs.panels import Curve, assign_colors, group_panels
 
@@ -52,11 +53,8 @@ def plot_history(
     start  observe  plot_history/start
     end    observe  plot_history
     """
-    try:
+    with require_extra("plots", "plot_history", "matplotlib"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        error.add_note('plot_history needs matplotlib: pip install "entracte[plots]"')
-        raise
     path, records = (
         to_absolute_path(path, "plot_history"),
         to_absolute_path(records, "plot_history"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hooks.writers.values import Progress, Text, Value
 from trainer.host.escaping import escape_text, escape_unencodable
+from trainer.host.extras import require_extra
 from trainer.host.time_spans import add_listener
 
 if TYPE_CHECKING:
@@ -50,11 +51,8 @@ class Console:
     """
 
     def __init__(self, *, console: RichConsole | None = None) -> None:
-        try:
+        with require_extra("console", "Console", "rich"):
             import rich
-        except ImportError as error:
-            error.add_note('Console needs rich: pip install "entracte[console]"')
-            raise
         self._console = console or rich.get_console()
         self._live: Live | None = None
         self._run: RunDisplay | None = None

@@ -7,6 +7,7 @@ import io
 import numpy as np
 
 from hooks.writers.values import Image, Video
+from trainer.host.extras import require_extra
 
 LAST = 100
 """Hundredths of a second that the last frame stays longer, so that the end is seen before the
@@ -19,11 +20,8 @@ def check_pillow(who: str) -> None:
     Raises:
         ImportError: Pillow is not installed.
     """
-    try:
+    with require_extra("images", who, "Pillow"):
         import PIL.Image  # noqa: F401
-    except ImportError as error:
-        error.add_note(f'{who} needs Pillow: pip install "entracte[images]"')
-        raise
 
 
 def encode_png(image: Image) -> bytes:

@@ -15,6 +15,7 @@ from hooks.writers.tracker_journal import TrackerJournal
 from hooks.writers.values import Value
 from trainer.checkpoints import Checkpoints, DamagedCheckpoint, wait_for_saves
 from trainer.checkpoints.manifest import parse_scores
+from trainer.host.extras import install_command
 from trainer.rl.replay_files import list_replay_files
 
 log = logging.getLogger("entracte")
@@ -59,8 +60,8 @@ def is_available(who: str, extra: str, enabled: bool, *packages: str) -> bool:
             importlib.import_module(package)
         except ImportError as error:
             log.warning(
-                '%s is inactive and records nothing (%s); install it: pip install "entracte[%s]"',
-                *(who, error, extra),
+                "%s is inactive and records nothing (%s); install it: %s",
+                *(who, error, install_command(extra)),
             )
             return False
     return True

@@ -20,6 +20,7 @@ from trainer.commands.terminal.output import make_console, print_json
 from trainer.host.amounts import format_bytes
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_lines, escape_text
+from trainer.host.extras import install_command
 from trainer.host.rich_tables import safe_text
 from trainer.parameters.transfer import export_params
 from trainer.runs.requests import list_requests, list_results
@@ -168,7 +169,7 @@ def _import_pyarrow() -> tuple[Any, Any]:
     try:
         return import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
-        raise CommandError('Parquet needs pyarrow: pip install "entracte[parquet]"') from error
+        raise CommandError(f"Parquet needs pyarrow: {install_command('parquet')}") from error
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
@@ -189,5 +190,5 @@ def _write_params(path: Path, checkpoint: CheckpointChoice) -> None:
         raise CommandError(escape_lines(error)) from error
     except ImportError as error:
         raise CommandError(
-            'parameters need safetensors: pip install "entracte[safetensors]"'
+            f"parameters need safetensors: {install_command('safetensors')}"
         ) from error

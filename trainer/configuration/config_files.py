@@ -18,6 +18,7 @@ from trainer.configuration.typed_values import convert_value
 from trainer.configuration.yaml import dump_yaml, parse_yaml
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_lines
+from trainer.host.extras import require_extra
 from trainer.host.redaction import redact_settings, redact_text
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
@@ -135,11 +136,8 @@ def parse_config(
     >>> config.epochs, config.optimizer.name
     (3, 'sgd')
     """
-    try:
+    with require_extra("config", "the command line", "tyro"):
         import tyro
-    except ImportError as error:
-        error.add_note('the command line needs tyro: pip install "entracte[config]"')
-        raise
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config", type=Path)
     known, flags = file.parse_known_args(arguments)

@@ -8,6 +8,7 @@ import re
 from typing import Any, ClassVar, NamedTuple
 
 from trainer.host.escaping import escape_lines
+from trainer.host.extras import require_extra
 
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -37,11 +38,8 @@ class _Yaml(NamedTuple):
 
 @functools.cache
 def _yaml() -> _Yaml:
-    try:
+    with require_extra("config", "configuration files", "PyYAML"):
         import yaml
-    except ImportError as error:
-        error.add_note('configuration files need PyYAML: pip install "entracte[config]"')
-        raise
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.data.arrays import Arrays
+from trainer.host.extras import require_extra
 
 VALIDATION_EXAMPLES = 360
 
@@ -29,11 +30,8 @@ def digits(*, batch_size: int = 64) -> tuple[Arrays, Arrays]:
     >>> train.size, val.size, train.example["inputs"].shape
     (1437, 360, (64, 8, 8, 1))
     """
-    try:
+    with require_extra("examples", "data.digits", "scikit-learn"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        error.add_note('data.digits needs scikit-learn: pip install "entracte[examples]"')
-        raise
     images, labels = load_digits(return_X_y=True)
     arrays = {
         "inputs": (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32),

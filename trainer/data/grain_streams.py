@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.streams import Stream
+from trainer.host.extras import require_extra
 
 
 def from_grain(
@@ -44,11 +45,8 @@ def from_grain(
     >>> from_grain(dataset, batch_size=4, superbatch=2).example["inputs"].shape
     (4, 1)
     """
-    try:
+    with require_extra("grain", "data.from_grain", "grain"):
         import grain
-    except ImportError as error:
-        error.add_note('data.from_grain needs grain: pip install "entracte[grain]"')
-        raise
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     kinds = grain.MapDataset, grain.IterDataset, grain.DataLoader

@@ -12,6 +12,7 @@ import numpy as np
 from trainer.checks.pytrees import describe_leaf
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
+from trainer.host.extras import require_extra
 
 NUMPY = (
     *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
@@ -106,9 +107,6 @@ def _of_torch(path: Path) -> str:
 
 
 def _safetensors() -> Any:
-    try:
+    with require_extra("safetensors", "a .safetensors file", "safetensors"):
         import safetensors.numpy
-    except ImportError as error:
-        error.add_note('safetensors files need: pip install "entracte[safetensors]"')
-        raise
     return safetensors.numpy

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.checks.paths import to_absolute_path
+from trainer.host.extras import require_extra
 from trainer.host.redaction import HIDDEN, redact_text
 from trainer.runs.text import clean
 
@@ -117,9 +118,6 @@ def connect(
 
         path = Path(url.removeprefix(_LOCAL))
         return SQLite(path, create=create, patience=patience, read_only=read_only)
-    try:
+    with require_extra("postgres", "a store at a URL", "psycopg"):
         from trainer.runs.postgres import PostgreSQL
-    except ImportError as error:
-        error.add_note('a store at a URL needs psycopg: pip install "entracte[postgres]"')
-        raise
     return PostgreSQL(url, patience=patience, read_only=read_only)

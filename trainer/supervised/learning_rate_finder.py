@@ -14,6 +14,7 @@ import numpy as np
 from trainer import TrainState, training
 from trainer.checks.paths import to_absolute_path
 from trainer.data.source import Feed, Source
+from trainer.host.extras import require_extra
 from trainer.phases.executors import Step
 from trainer.phases.metrics import WEIGHT
 from trainer.phases.state_buffers import copy_state
@@ -53,12 +54,9 @@ class RangeTest:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
+        with require_extra("plots", "plot", "matplotlib"):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
-        except ImportError as error:
-            error.add_note('plot needs matplotlib: pip install "entracte[plots]"')
-            raise
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()

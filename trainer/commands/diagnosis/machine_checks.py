@@ -19,6 +19,7 @@ import jax
 from trainer.commands.lookup.stores import open_store, resolve_store
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.host.amounts import format_bytes
+from trainer.host.extras import install_command
 
 Verdict = Literal["good", "note", "wrong"]
 """A `note` is no fault."""
@@ -103,7 +104,7 @@ def memory() -> Iterator[Finding]:
     try:
         import psutil
     except ImportError:
-        remedy = 'pip install "entracte[monitoring]"'
+        remedy = install_command("monitoring")
         yield Finding("memory", "note", "unknown without psutil", remedy)
         return
     memory = psutil.virtual_memory()

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
 from trainer.host.escaping import escape_lines, escape_text
+from trainer.host.extras import install_command
 
 Command = Callable[..., int | None]
 
@@ -183,10 +184,8 @@ def _describe_missing() -> str:
     if not extras:
         return ""
     libraries = " and ".join(library for library, _ in extras)
-    return (
-        f"the command line needs {libraries}: pip install "
-        f'"entracte[{",".join(extra for _, extra in extras)}]"'
-    )
+    command = install_command(*(extra for _, extra in extras))
+    return f"the command line needs {libraries}: {command}"
 
 
 def _print_overview(commands: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from trainer.host.extras import require_extra
 from trainer.rl.environments import adapters
 from trainer.rl.environments.environment import Space
 from trainer.state import PyTree
@@ -226,11 +227,8 @@ def _zeros(space: Space, *batch: int) -> PyTree:
 
 def _made(make: str | Callable[[], Any]) -> Any:
     if isinstance(make, str):
-        try:
+        with require_extra("gymnasium", "from_gymnasium", "gymnasium"):
             import gymnasium
-        except ImportError as error:
-            error.add_note('from_gymnasium needs gymnasium: pip install "entracte[gymnasium]"')
-            raise
         return gymnasium.make(make)
     made = make() if callable(make) else make
     is_one = all(hasattr(made, name) for name in ("observation_space", "unwrapped", "close"))
