@@ -24,10 +24,10 @@ _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class InitRecurrentState(Protocol):
-    """Give the recurrent state that episodes begin with: `(batch) -> recurrent`."""
+    """Return the recurrent state that episodes begin with: `(batch) -> recurrent`."""
 
     def __call__(self, batch: int, /) -> PyTree:
-        """Give the state for so many episodes; `ActorCritic.begin` says more."""
+        """Return the state for so many episodes; `ActorCritic.begin` says more."""
 
 
 class ActorCritic(NamedTuple):
@@ -179,7 +179,7 @@ class PolicyAndValue(nnx.Module):
         self.log_std = nnx.Param(jnp.zeros(actions)) if continuous else None
 
     def __call__(self, inputs: PyTree) -> dict[str, jax.Array]:
-        """Give what the policy and the value say of observations `[batch, ...]`."""
+        """Return what the policy and the value say of observations `[batch, ...]`."""
         outputs = {}
         if self.cell is None:
             x = self.torso(_concat_observation(inputs))
@@ -211,7 +211,7 @@ class Torso(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Give `[batch, sizes[-1]]` for `[batch, sizes[0]]`."""
+        """Return `[batch, sizes[-1]]` for `[batch, sizes[0]]`."""
         for layer in self.hidden:
             x = self.activation(layer(x))
         return x
@@ -233,7 +233,7 @@ class Branch(nnx.Module):
         self.head = nnx.Linear(sizes[-1], outputs, kernel_init=orthogonal(scale), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Give `[batch, outputs]` for `[batch, sizes[0]]`."""
+        """Return `[batch, outputs]` for `[batch, sizes[0]]`."""
         return self.head(self.torso(x))
 
 
@@ -263,7 +263,7 @@ def orthogonal(scale: float) -> Callable[..., jax.Array]:
 
 
 def _parts(observation: PyTree) -> list[Any]:
-    """Give the arrays of an observation, in the order in which they are joined."""
+    """Return the arrays of an observation, in the order in which they are joined."""
     named = isinstance(observation, Mapping)
     parts = [observation[name] for name in sorted(observation)] if named else [observation]
     if not parts:

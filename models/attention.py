@@ -18,7 +18,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def compute_rotary(positions: jax.Array, size: int) -> Pair:
-    """Give the cosines and sines that turn heads at these positions.
+    """Return the cosines and sines that turn heads at these positions.
 
     Args:
         positions: integer `[time]`.
@@ -98,7 +98,7 @@ def attend(
 
 
 def has_kernel(device: Any, dtype: Any, size: int) -> bool:
-    """Say whether cuDNN attends to heads of this dtype and size on a device.
+    """Return whether cuDNN attends to heads of this dtype and size on a device.
 
     That is so of halves on NVIDIA's GPUs of compute capability 8.0 or more. `jax.nn` chooses none
     by itself (0.10 to 0.12).
@@ -168,7 +168,7 @@ class CrossAttention(nnx.Module):
         self.out = dense(width, width, scale=scale, rngs=rngs)
 
     def project(self, other: jax.Array) -> Pair:
-        """Give keys and values `[batch, places, heads, size]` for `[batch, places, width]`."""
+        """Return keys and values `[batch, places, heads, size]` for `[batch, places, width]`."""
         batch, places, width = other.shape
         shape = (batch, places, self.heads, width // self.heads)
         both = self.keys_values(other.reshape(batch * places, width))
@@ -194,7 +194,7 @@ def dense(inputs: int, outputs: int, *, scale: float = 1.0, rngs: nnx.Rngs) -> n
 
 
 def residual_scale(layers: int, branches: int) -> float:
-    """Give the scale of what branches add, so that the sum stays of the size of one.
+    """Return the scale of what branches add, so that the sum stays of the size of one.
 
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", section 2.3
     (2019).

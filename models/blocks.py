@@ -184,7 +184,7 @@ def project(blocks: Blocks, other: jax.Array) -> Any:
 
 
 def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: int) -> Any:
-    """Give the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
+    """Return the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
     size: tuple[int, ...] = (batch, length, shape.heads, shape.head_size)

@@ -117,17 +117,17 @@ class Captioner(nnx.Module):
         self.text = text
 
     def __call__(self, inputs: Any) -> jax.Array:
-        """Give logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
+        """Return logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
         return self.text(inputs["tokens"], self.image(inputs["image"]))
 
     def init_cache(self, inputs: Any, length: int) -> PyTree:
-        """Give a cache for `length` tokens about `inputs["image"]`."""
+        """Return a cache for `length` tokens about `inputs["image"]`."""
         image = jnp.asarray(inputs["image"])
         require_image(image, self.image.channels, self.image.patch)
         return self.text.init_cache(None, length, self.image(image))
 
     def decode_step(self, cache: PyTree, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
-        """Give logits `[batch, n, vocabulary]` for the next tokens `[batch, n]`, and the cache."""
+        """Compute logits `[batch, n, vocabulary]` of tokens `[batch, n]`; return the cache too."""
         return self.text.decode_step(cache, tokens)
 
 
@@ -174,7 +174,7 @@ def patches(images: jax.Array, patch: int) -> jax.Array:
 
 
 def positions(rows: int, columns: int, width: int) -> jax.Array:
-    """Give what tells the places of a grid apart: cosines and sines of the row and the column.
+    """Return what tells the places of a grid apart: cosines and sines of the row and the column.
 
     Returns:
         float32 `[rows * columns, width]`, the row in the first half of the features.

@@ -115,7 +115,7 @@ class CNN(nnx.Module):
         self.head = dense(hidden, classes)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Give logits `[batch, classes]` for images `[batch, height, width, channels]`."""
+        """Return logits `[batch, classes]` for images `[batch, height, width, channels]`."""
         x = inputs
         for convolution, norm in itertools.zip_longest(self.convolutions, self.norms):
             x = convolution(x)

@@ -143,7 +143,7 @@ def _still_parts() -> Iterator[list[str]]:
 
 
 def _same_arrays(one: PyTree, other: PyTree) -> bool:
-    """Say whether these are the very same arrays, so that nothing was computed of them."""
+    """Return whether these are the very same arrays, so that nothing was computed of them."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(first is second for first, second in pairs)
 

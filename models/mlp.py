@@ -65,7 +65,7 @@ class MLP(nnx.Module):
         self.head = dense(*head)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Give logits `[batch, sizes[-1]]` for inputs `[batch, ...]`."""
+        """Return logits `[batch, sizes[-1]]` for inputs `[batch, ...]`."""
         x = inputs.reshape(inputs.shape[0], -1)
         for layer in self.hidden:
             x = jax.nn.relu(layer(x))

@@ -76,7 +76,7 @@ class Network(NamedTuple):
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
-    """Give the key of this name, the same in every process.
+    """Return the key of this name, the same in every process.
 
     Names are independent of one another, so a new one shifts nobody's numbers.
 
@@ -105,7 +105,7 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def shapes_of(tree: PyTree) -> PyTree:
-    """Give the shapes and dtypes of a pytree's arrays, as `jax.ShapeDtypeStruct`s.
+    """Return the shapes and dtypes of a pytree's arrays, as `jax.ShapeDtypeStruct`s.
 
     >>> shapes_of({"image": jnp.ones((2, 3))})
     {'image': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}

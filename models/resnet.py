@@ -122,7 +122,7 @@ class ResNet(nnx.Module):
         self.head = nnx.Linear(channels[-1], classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Give logits `[batch, classes]` for images `[batch, height, width, channels]`."""
+        """Return logits `[batch, classes]` for images `[batch, height, width, channels]`."""
         run = nnx.remat(_run) if self.remat else _run
         x = jax.nn.relu(self.stem(inputs))
         for block in itertools.chain.from_iterable(self.stages):
@@ -143,7 +143,7 @@ class ResidualBlock(nnx.Module):
         self.shortcut = None if same else convolution(inputs, outputs, size=1, stride=stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Give `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
+        """Return `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
         change = self.second(jax.nn.relu(self.first(x)))
         kept = x if self.shortcut is None else self.shortcut(x)
         return jax.nn.relu(kept + change)
@@ -173,7 +173,7 @@ class NormedConv(nnx.Module):
         self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Give `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
+        """Return `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
         x = self.conv(x)
         # The float32 averages promote; what follows is to run in the precision asked for.
         return self.norm(x).astype(x.dtype)

@@ -37,7 +37,7 @@ def known_flags(names: Iterable[str]) -> Flags:
 
 
 def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
-    """Give the flags as keywords of a call.
+    """Return the flags as keywords of a call.
 
     >>> make_flag_kwargs({"is_training": True, "deterministic": False}, train=False)
     {'is_training': False, 'deterministic': True}
@@ -46,7 +46,7 @@ def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
 
 
 def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
-    """Give the flag that a user names, `is_training` or `not frozen`.
+    """Return the flag that a user names, `is_training` or `not frozen`.
 
     Raises:
         TypeError: the call takes no keyword of this name.
@@ -67,7 +67,7 @@ def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
 
 
 def find_flags(who: str, call: Callable[..., Any], train_flag: str | None) -> Flags:
-    """Give the flags of a call: those that are found, the one that is named, or none.
+    """Return the flags of a call: those that are found, the one that is named, or none.
 
     Raises:
         TypeError: the call takes no keyword of the name.

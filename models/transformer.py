@@ -121,7 +121,7 @@ class TextDecoder(nnx.Module):
         self.head = None if tied else dense(shape.width, vocabulary, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
-        """Give logits `[batch, time, vocabulary]` for tokens `[batch, time]`.
+        """Return logits `[batch, time, vocabulary]` for tokens `[batch, time]`.
 
         `encoded` is what the blocks attend to besides, `[batch, places, width]`.
         """
@@ -135,7 +135,7 @@ class TextDecoder(nnx.Module):
         return self._logits(x)
 
     def init_cache(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
-        """Give an empty cache for `length` tokens in all; of `tokens` the batch size is read."""
+        """Return an empty cache for `length` tokens in all; of `tokens` the batch size is read."""
         require_size(self.owner, "length", length)
         if length > self.context:
             raise ValueError(
@@ -150,7 +150,7 @@ class TextDecoder(nnx.Module):
         return cache if encoded is None else cache | {"memories": project(self.blocks, encoded)}
 
     def decode_step(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
-        """Give logits `[batch, n, vocabulary]` for the next tokens `[batch, n]`, and the cache."""
+        """Compute logits `[batch, n, vocabulary]` of tokens `[batch, n]`; return the cache too."""
         length = jax.tree.leaves(cache["texts"])[0].shape[-3]
         require_tokens(self.owner, tokens, length)
         positions = cache["read"] + jnp.arange(tokens.shape[1])

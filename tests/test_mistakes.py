@@ -134,15 +134,15 @@ MISTAKES = {
     # losses
     "a loss that averages": (
         lambda: with_loss(lambda o, b: {"loss": o.mean()}),
-        (V, "must give 'loss' per example, [40]; got []", "do not average", "phase 'train'"),
+        (V, "must return 'loss' per example, [40]; got []", "do not average", "phase 'train'"),
     ),
     "a loss that is an array": (
         lambda: with_loss(lambda o, b: o[:, 0]),
-        (T, "must give a dict of values [batch]", '{"loss": values}', "got [40]"),
+        (T, "must return a dict of values [batch]", '{"loss": values}', "got [40]"),
     ),
     "a loss without 'loss'": (
         lambda: with_loss(lambda o, b: {"error": o[:, 0]}),
-        (V, "must give 'loss' to minimise", "['error']"),
+        (V, "must return 'loss' to minimise", "['error']"),
     ),
     "a loss that broadcasts": (
         lambda: with_loss(lambda o, b: {"loss": o[:, 0] - b["labels"][:, None]}),
@@ -378,7 +378,7 @@ MISTAKES = {
     ),
     "a batch size of a float": (
         lambda: arrays(size=32.0),
-        (T, "batch_size must be a whole number", "got 32.0"),
+        (T, "batch_size must be a whole number of at least 1", "got 32.0"),
     ),
     "batches larger than the data": (
         lambda: trainer.training(TASK.step, arrays(size=400)),

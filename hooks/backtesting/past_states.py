@@ -16,7 +16,7 @@ from trainer import TrainState, restore
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checks.pytrees import format_path
 from trainer.state import PyTree, strip_host_fields
-from trainer.supervised.hyperparams import hyperparam, hyperparam_names
+from trainer.supervised.hyperparams import get_hyperparam, hyperparam_names
 from trainer.supervised.optimizers import FrozenState
 
 SET_BY_HOOKS = ("rng", "carry/lessons")
@@ -81,7 +81,7 @@ class PastStates:
 
     def hyperparams(self, state: TrainState) -> dict[str, float]:
         """Read the optimizer's hyperparameters; of a population the largest of its members."""
-        found = {name: hyperparam(state.opt_state, name) for name in self._names}
+        found = {name: get_hyperparam(state.opt_state, name) for name in self._names}
         return {
             name if len(leaves) == 1 else f"{name}/{group}": float(np.max(np.asarray(leaf)))
             for name, leaves in found.items()
@@ -111,7 +111,7 @@ class PastStates:
         """Replace what training changes by placeholders; also return the places of the rest."""
         optimizer = template.opt_state
         set_by_hooks = {
-            id(leaf) for name in self._names for leaf in hyperparam(optimizer, name).values()
+            id(leaf) for name in self._names for leaf in get_hyperparam(optimizer, name).values()
         }
         nodes = jax.tree.leaves(optimizer, is_leaf=lambda node: isinstance(node, FrozenState))
         set_by_hooks |= {id(node.live) for node in nodes if isinstance(node, FrozenState)}

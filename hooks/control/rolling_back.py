@@ -19,7 +19,7 @@ from trainer import Hook, TrainState
 from trainer.checks.modes import Mode, resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.state import read_step_count
-from trainer.supervised.hyperparams import check_hyperparam, hyperparam, set_hyperparam
+from trainer.supervised.hyperparams import check_hyperparam, get_hyperparam, set_hyperparam
 
 log = logging.getLogger("entracte")
 
@@ -252,7 +252,7 @@ def _roll_back(
         opt_state = set_hyperparam(good["opt_state"], "learning_rate", lambda rate: rate * factor)
         good = {**good, "opt_state": opt_state}
     target = f"to the state of epoch {int(good['epoch'])}"
-    if rates := hyperparam(good["opt_state"], "learning_rate"):
+    if rates := get_hyperparam(good["opt_state"], "learning_rate"):
         shown = (f"{rate:.4g}" for each in rates.values() for rate in np.ravel(each))
         target += f", learning rate {', '.join(shown)}"
     if last:

@@ -19,7 +19,7 @@ from trainer.supervised.hyperparams import (
     check_hyperparam,
     check_one_group,
     fill_leaf,
-    hyperparam,
+    get_hyperparam,
     map_hyperparam,
     set_hyperparam,
 )
@@ -116,7 +116,7 @@ def reduce_on_plateau(
         opt_state = set_hyperparam(state.opt_state, "learning_rate", reduce)
         if opt_state is state.opt_state:
             return after, state
-        rates = hyperparam(opt_state, "learning_rate").values()
+        rates = get_hyperparam(opt_state, "learning_rate").values()
         log.info(
             "learning rate reduced to %s: %s has not been better than %.6g for %d evaluations",
             ", ".join(f"{np.max(rate):.4g}" for rate in rates),

@@ -1,4 +1,4 @@
-"""Sources of data: arrays on the device, streams and files on the host, digits to try things on."""
+"""Sources of data: arrays on the device, streams and files on the host, and example digits."""
 
 from trainer.data import augmentation
 from trainer.data.arrays import Arrays

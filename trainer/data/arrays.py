@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.checks.arguments import require_integer
 from trainer.data.batches import (
     Batch,
     count_examples,
     map_arrays,
-    require_positive_int,
     require_representable,
 )
 from trainer.data.iteration import batch_positions, device_batches
@@ -23,7 +23,7 @@ from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
 
 Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: the number of the pass, and how many batches of it were read.
+"""`place`, int32 `[2]`: the number of the pass, and the number of batches read of it.
 `batch_size`, int32 `()`, of these batches."""
 
 
@@ -31,25 +31,25 @@ Position = dict[str, np.ndarray]
 class Arrays:
     """A data set that fits on the device, as named arrays of equal length.
 
-    Training shuffles it anew in every epoch, by the state's root key and the epoch, and drops the
-    ragged tail. Evaluation visits every example exactly once, the tail under a mask.
+    Training shuffles it in every epoch, by the state's root key and the epoch, and drops the
+    smaller last batch. Evaluation visits every example exactly once, padding hidden by a mask.
 
-    With `steps_per_epoch` an epoch is a stretch of a long pass, and each pass has an order of its
-    own; where one ends, the next begins, within an epoch too. The position lives in the state, at
+    With `steps_per_epoch` an epoch is a part of a pass, or of several; each pass has its own order,
+    and the next pass begins where one ends, also within an epoch. The position is in the state, at
     `carry["position/train"]` for the phase `train`.
 
-    `len` counts the batches of a pass, a smaller last one included, and `for batch in source` gives
-    them in order. Training takes the whole ones alone.
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source`
+    iterates over them in order. Training uses only whole batches.
 
     Args:
         arrays: name to array `[examples, ...]`, or to a dict of arrays; `inputs` feeds the network.
-        batch_size: examples a step.
-        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
+        batch_size: examples per step.
+        steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
 
     Raises:
         TypeError: an array holds no numbers, or a size is no whole number.
-        ValueError: there is no data, or the arrays differ in length, or a size is below 1, or a
-            whole number does not fit the 32 bits that JAX makes of 64.
+        ValueError: there is no data, the arrays differ in length, a size is below 1, or an integer
+            does not fit the 32 bits to which JAX casts it.
 
     >>> source = Arrays({"inputs": np.zeros((10, 3)), "labels": np.zeros(10, int)}, batch_size=4)
     >>> source.size, source.example["inputs"].shape
@@ -65,10 +65,10 @@ class Arrays:
 
     def __post_init__(self) -> None:
         count_examples(self.arrays, "arrays")
-        require_positive_int("batch_size", self.batch_size)
+        require_integer("batch_size", self.batch_size, 1)
         if self.steps_per_epoch is not None:
-            require_positive_int("steps_per_epoch", self.steps_per_epoch)
-        require_representable("arrays", map_arrays(_as_given, self.arrays))
+            require_integer("steps_per_epoch", self.steps_per_epoch, 1)
+        require_representable("arrays", map_arrays(_to_array, self.arrays))
         object.__setattr__(self, "arrays", map_arrays(jnp.asarray, self.arrays))
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class Arrays:
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return device_batches.count_rows(self.arrays)  # type: ignore[arg-type]
 
     @property
@@ -102,12 +102,12 @@ class Arrays:
                 f"batch_size is {self.batch_size}; choose a batch_size of at most {self.size}"
             )
         if self.steps_per_epoch is not None:
-            return self._stretches(whole, self.steps_per_epoch)
+            return self._windows(whole, self.steps_per_epoch)
         rows = device_batches.ShuffledRows(self.batch_size)
         return Feed(self._pieces, self.arrays, rows, device_batches.take, self._verify, steps=whole)
 
     def evaluation(self) -> Feed:
-        """Read in order, with a mask `[batch]` that is false where the tail was padded.
+        """Read in order, with a mask `[batch]` that is false where the last batch is padded.
 
         Raises:
             ValueError: it has `steps_per_epoch`.
@@ -115,8 +115,8 @@ class Arrays:
         if self.steps_per_epoch is not None:
             raise ValueError(
                 "an evaluation must visit every example exactly once, so its source cannot end "
-                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
-                "source of its own, without steps_per_epoch"
+                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: use another "
+                "source for it, without steps_per_epoch"
             )
         rows = device_batches.SequentialRows(self.batch_size)
         return Feed(self._pieces, self.arrays, rows, device_batches.take_masked, self._verify)
@@ -126,7 +126,7 @@ class Arrays:
     ) -> Iterator[tuple[Any, None]]:
         yield self.arrays, None
 
-    def _stretches(self, whole: int, steps: int) -> Feed:
+    def _windows(self, whole: int, steps: int) -> Feed:
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position]]:
@@ -140,14 +140,14 @@ class Arrays:
             )
 
         def piece(place: batch_positions.Place, seed: int) -> Batch:
-            cut = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
-            return {"arrays": self.arrays, **jax.device_put(cut)}
+            window = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
+            return {"arrays": self.arrays, **jax.device_put(window)}
 
         return Feed(
             pieces,
             piece((0, 0), 0),
             device_batches.EpochWindow(self.batch_size, steps),
-            device_batches.take_of_stretch,
+            device_batches.take_from_window,
             self._verify,
             batch_positions.make_position((0, 0), self.batch_size),
             steps,
@@ -157,6 +157,6 @@ class Arrays:
         check(state, map_arrays(np.asarray, self.arrays))
 
 
-def _as_given(array: Any) -> Any:
-    """Give an array as it is, and a list as numpy makes an array of it."""
+def _to_array(array: Any) -> Any:
+    """Convert anything but a JAX array to a numpy array."""
     return array if isinstance(array, jax.Array) else np.asarray(array)

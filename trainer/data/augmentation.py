@@ -1,24 +1,26 @@
-"""Random changes of the training images: each is a pure function `(key, batch) -> batch`."""
+"""Augmentations of training images: each is a pure function `(key, batch) -> batch`."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from trainer.checks.arguments import require_integer
+
 Augmentation = Callable[[jax.Array, Mapping[str, Any]], dict[str, Any]]
-"""`(key, batch) -> batch`, jittable: the same arguments give the same batch, dtypes are kept."""
+"""`(key, batch) -> batch`, jittable: a function of its arguments that keeps dtypes."""
 
 
 def compose(*augmentations: Augmentation) -> Augmentation:
-    """Apply several augmentations in order, each with a key of its own, by its position.
+    """Apply several augmentations in order, each with its own key, derived from its position.
 
-    One more at the end shifts nobody's numbers. `compose()` changes nothing.
+    Adding one at the end does not change the random numbers of the others. `compose()` changes
+    nothing.
 
     Returns:
         An augmentation; `trainer.supervised(..., augment=...)` applies it in training only.
@@ -37,9 +39,9 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 
 def shift(pixels: int) -> Augmentation:
-    """Move each image by up to so many pixels along both axes; zeros come in at the borders.
+    """Shift each image by up to `pixels` along both axes; zeros fill the borders.
 
-    Every move of at most `pixels` down or up and right or left is equally likely.
+    Every shift of at most `pixels` down or up and right or left is equally likely.
 
     Args:
         pixels: at least 0, and less than the height and the width of the images.
@@ -55,7 +57,7 @@ def shift(pixels: int) -> Augmentation:
     >>> sorted(set(moved.sum(axis=(1, 2, 3)).tolist()))    # moved along two axes, one, or none
     [4.0, 6.0, 9.0]
     """
-    _require_whole("shift", "pixels", pixels, least=0)
+    require_integer("shift: pixels", pixels, 0)
 
     def augmentation(key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = _images("shift", batch)
@@ -77,7 +79,7 @@ def shift(pixels: int) -> Augmentation:
 
 
 def flip(probability: float = 0.5) -> Augmentation:
-    """Mirror each image, left and right exchanged, with this probability.
+    """Mirror each image horizontally with a probability.
 
     Args:
         probability: between 0 and 1, both included.
@@ -105,10 +107,10 @@ def flip(probability: float = 0.5) -> Augmentation:
 
 
 def cut_out(size: int) -> Augmentation:
-    """Set a square of each image to zero, at a random place.
+    """Set a square of each image to zero, at a random position.
 
-    The middle of the square is equally likely on every pixel (for an even `size`, the pixel right
-    below the middle), so that at the borders a part of it may lie outside the image.
+    The centre of the square is equally likely at every pixel (for an even `size`, the pixel below
+    and right of the centre), so a part of the square may be outside the image.
 
     Args:
         size: side of the square in pixels, at least 1.
@@ -127,7 +129,7 @@ def cut_out(size: int) -> Augmentation:
     >>> sorted(set(left.sum(axis=(1, 2, 3)).tolist()))    # the middle inside, on a side, a corner
     [0.0, 3.0, 5.0]
     """
-    _require_whole("cut_out", "size", size, least=1)
+    require_integer("cut_out: size", size, 1)
 
     def augmentation(key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
         images = _images("cut_out", batch)
@@ -141,25 +143,25 @@ def cut_out(size: int) -> Augmentation:
 
 
 def _within(middles: jax.Array, size: int, length: int) -> jax.Array:
-    """Say of `length` places whether they lie in a stretch of `size` about each middle."""
+    """Return which of `length` positions are within `size` positions around each centre."""
     offsets = jnp.arange(length)[None] - (middles - size // 2)
     return (offsets >= 0) & (offsets < size)
 
 
 def mixup(alpha: float, *, classes: int) -> Augmentation:
-    """Replace each example by a mean of it and another one, in the inputs and in the labels.
+    """Replace each example by a weighted mean of it and another, in inputs and labels.
 
     The weight is drawn from Beta(alpha, alpha) for each example; its partner comes from a random
-    permutation of the batch. What else the batch holds stays with the example. Since labels become
-    probabilities, no augmentation that needs them whole may follow.
+    permutation of the batch. Other entries of the batch stay with the example. Since labels become
+    probabilities, no augmentation that needs integer labels may follow.
 
     Args:
-        alpha: more than 0; small values leave most examples nearly as they are.
+        alpha: more than 0; small values change most examples little.
         classes: number of classes.
 
     Returns:
         An augmentation of floating `inputs` `[batch, ...]` and integer `labels` `[batch]`; the
-        labels it gives are probabilities, float32 `[batch, classes]`.
+        new labels are probabilities, float32 `[batch, classes]`.
 
     Raises:
         TypeError: `classes` is no whole number; on a call, the inputs are not one array, or the
@@ -177,7 +179,7 @@ def mixup(alpha: float, *, classes: int) -> Augmentation:
     """
     if not 0 < alpha < math.inf:
         raise ValueError(f"mixup: alpha must be a finite number above 0; got {alpha}")
-    _require_whole("mixup", "classes", classes, least=1)
+    require_integer("mixup: classes", classes, 1)
 
     def augmentation(key: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
         inputs, labels = _labelled("mixup", batch)
@@ -199,9 +201,9 @@ def mixup(alpha: float, *, classes: int) -> Augmentation:
 def symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
     """Draw from Beta(alpha, alpha) in closed form.
 
-    A variable of Student's t distribution with 2 alpha degrees of freedom comes from two uniform
-    ones, and maps to the interval from 0 to 1. `jax.random.beta` rejects in loops: 64 of them took
-    120 us and 0.8 s to compile on CPU, these 15 us and 0.2 s.
+    Two uniform variables give one of Student's t distribution with 2 alpha degrees of freedom,
+    which maps to the interval from 0 to 1. `jax.random.beta` loops with rejection: 64 draws took
+    120 us and 0.8 s to compile on CPU; these take 15 us and 0.2 s.
 
     Returns:
         float32 of this shape, from 0 to 1, to a resolution of 2**-25.
@@ -218,20 +220,13 @@ def symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.
     return (1 + jnp.sign(cosine) / jnp.sqrt(1 + 1 / squared)) / 2
 
 
-def _require_whole(owner: str, name: str, value: Any, *, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{owner}: {name} must be a whole number; got {value!r}")
-    if value < least:
-        raise ValueError(f"{owner}: {name} must be at least {least}; got {value}")
-
-
 def _inputs(owner: str, batch: Mapping[str, Any]) -> jax.Array:
     if "inputs" not in batch:
         raise ValueError(f"{owner} changes batch['inputs']; there is: {sorted(batch)}")
     if isinstance(batch["inputs"], Mapping):
         raise TypeError(
             f"{owner} changes one array in batch['inputs']; got a dict of "
-            f"{sorted(batch['inputs'])}; apply it to one of them in a function of your own"
+            f"{sorted(batch['inputs'])}; write a function that applies it to one of them"
         )
     return jnp.asarray(batch["inputs"])
 

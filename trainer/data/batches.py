@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -13,8 +12,8 @@ import numpy as np
 from trainer.checks.arguments import describe_value
 
 Batch = dict[str, Any]
-"""Named arrays `[batch, ...]`; `inputs` feeds the network. Under a name may be a dict of arrays
-again, such as an image and its tokens, to any depth."""
+"""Named arrays `[batch, ...]`; `inputs` feeds the network. A value may be a dict of arrays again,
+such as an image and its tokens, to any depth."""
 
 
 def map_arrays(function: Callable[[Any], Any], batch: Mapping[str, Any]) -> Batch:
@@ -30,7 +29,7 @@ def map_arrays(function: Callable[[Any], Any], batch: Mapping[str, Any]) -> Batc
 
 
 def iter_arrays(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give every array of a batch with the name that messages call it by.
+    """Iterate over the arrays of a batch with their names in messages.
 
     >>> list(iter_arrays({"inputs": {"image": [0, 1], "tokens": [2, 3]}, "labels": [4, 5]}))
     [('inputs/image', [0, 1]), ('inputs/tokens', [2, 3]), ('labels', [4, 5])]
@@ -43,7 +42,7 @@ def iter_arrays(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def describe_arrays(batch: Mapping[str, Any]) -> dict[str, str]:
-    """Give dtype and shape of one example of each array.
+    """Return dtype and shape of one example of each array.
 
     >>> describe_arrays({"inputs": np.zeros((8, 28, 28), np.uint8)})
     {'inputs': 'uint8[28, 28]'}
@@ -81,29 +80,16 @@ def count_examples(batch: Mapping[str, Any], what: str) -> int:
 
 
 def _holds_arrays(batch: Any) -> bool:
-    """Say whether this is a dict, and neither it nor a dict in it is empty."""
+    """Return whether this is a dict, and neither it nor a dict within is empty."""
     if not isinstance(batch, Mapping) or not batch:
         return False
     return all(_holds_arrays(part) for part in batch.values() if isinstance(part, Mapping))
 
 
-def require_positive_int(name: str, value: Any) -> None:
-    """Check a size: a whole number of at least 1.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is below 1.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number; got {value!r:.100}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
-
-
 def require_representable(what: str, batch: Mapping[str, Any]) -> None:
-    """Check that whole numbers of 64 bits fit the 32 bits that JAX makes of them.
+    """Check that integers of 64 bits fit the 32 bits to which JAX casts them.
 
-    Without `jax_enable_x64` it would keep their lower half, without a word.
+    Without `jax_enable_x64` JAX would silently keep their lower half.
 
     Raises:
         ValueError: one does not.
@@ -116,8 +102,8 @@ def require_representable(what: str, batch: Mapping[str, Any]) -> None:
             continue
         if (low := array.min()) < kept.min or (high := array.max()) > kept.max:
             raise ValueError(
-                f"{what}[{name!r}] must fit {kept.dtype}, which JAX makes of {array.dtype}; got "
-                f"{low if low < kept.min else high}: number the values anew, or set "
+                f"{what}[{name!r}] must fit {kept.dtype}, to which JAX casts {array.dtype}; got "
+                f"{low if low < kept.min else high}: renumber the values, or set "
                 'jax.config.update("jax_enable_x64", True)'
             )
 
@@ -128,7 +114,7 @@ REMEDIES = {
     "M": "subtract a date and divide by a duration: (dates - dates[0]) / np.timedelta64(1, 'D')",
     "m": "divide by a duration: durations / np.timedelta64(1, 's')",
 }
-"""What becomes numbers how, by numpy's kind."""
+"""How to make numbers of other values, by numpy's kind."""
 
 
 def _require_numbers(what: str, name: str, array: Any) -> None:
@@ -144,8 +130,8 @@ def _require_numbers(what: str, name: str, array: Any) -> None:
         dtype = array.dtype
     kinds = jnp.number, jnp.bool_, jax.dtypes.prng_key
     if any(jnp.issubdtype(dtype, kind) for kind in kinds) and getattr(dtype, "kind", "") != "m":
-        return  # numpy counts durations among the whole numbers
+        return  # numpy treats durations as integers
     first = np.ravel(array)[:1].tolist()
     shown = f", such as {first[0]!r:.60}" if first else ""
-    remedy = REMEDIES.get(dtype.kind, "make one array of numbers of them, such as np.stack(rows)")
+    remedy = REMEDIES.get(dtype.kind, "make one array of numbers, such as np.stack(rows)")
     raise TypeError(f"{what}[{name!r}] must hold numbers; got {dtype}{shown}: {remedy}")

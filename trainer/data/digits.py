@@ -1,4 +1,4 @@
-"""Real handwritten digits that come with scikit-learn, so that nothing is downloaded."""
+"""Handwritten digits that come with scikit-learn, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ VALIDATION_EXAMPLES = 360
 
 
 def digits(*, batch_size: int = 64) -> tuple[Arrays, Arrays]:
-    """Load scikit-learn's 1,797 handwritten digits, split once and for all.
+    """Load scikit-learn's 1,797 handwritten digits, always with the same split.
 
     Args:
-        batch_size: examples a step.
+        batch_size: examples per step.
 
     Returns:
         (training, validation) sources of 1,437 and 360 examples: `inputs` float32

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.checks.arguments import require_integer
 from trainer.data.streams import Stream
 from trainer.host.extras import require_extra
 
@@ -19,22 +20,22 @@ def from_grain(
     superbatch: int = 16,
     steps_per_epoch: int | None = None,
 ) -> Stream:
-    """Make a stream of a data set or a loader of Grain.
+    """Build a stream from a data set or a loader of Grain.
 
-    A `MapDataset` is shuffled anew in every epoch, by the run's seed and the epoch. An
-    `IterDataset` or a loader has the order that was built into it, in every epoch the same: for
-    another one, pass a function `(seed, epoch) -> dataset`, which shuffles by them. With
-    `steps_per_epoch` the passes count in the place of the epochs, and the state of Grain's iterator
-    is kept in the state, so that a resumed run goes on at the very next batch.
+    A `MapDataset` is shuffled in every epoch, by the run's seed and the epoch. An `IterDataset` or
+    a loader has its built-in order, the same in every epoch: for another one, pass a function
+    `(seed, epoch) -> dataset` that shuffles by them. With `steps_per_epoch` passes take the place
+    of epochs, and the state of Grain's iterator is kept in the state, so a resumed run continues
+    with the next batch.
 
     Args:
         dataset: a `MapDataset`, `IterDataset` or `DataLoader`, or a function `(seed, epoch)` that
-            gives one. Its elements are dicts of arrays, of examples or of whole batches.
-        batch_size: examples a step; None where the elements are batches already.
-        shuffle: shuffle a `MapDataset`, before it is batched; False to evaluate on it, in order,
-            and where it shuffles itself.
-        superbatch: steps a transfer; larger means fewer dispatches and more memory.
-        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
+            returns one. Its elements are dicts of arrays, of examples or of whole batches.
+        batch_size: examples per step; None where the elements are batches already.
+        shuffle: shuffle a `MapDataset`, before it is batched; False to evaluate on it in order, or
+            if it is shuffled already.
+        superbatch: steps per transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
 
     Raises:
         ImportError: Grain is not installed.
@@ -47,8 +48,8 @@ def from_grain(
     """
     with require_extra("grain", "data.from_grain", "grain"):
         import grain
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    if batch_size is not None:
+        require_integer("batch_size", batch_size, 1)
     kinds = grain.MapDataset, grain.IterDataset, grain.DataLoader
 
     def batches(seed: int, number: int) -> Any:
@@ -57,35 +58,35 @@ def from_grain(
         if not isinstance(given, kinds):
             raise TypeError(
                 "from_grain needs a MapDataset, an IterDataset or a DataLoader of grain, or a "
-                f"function (seed, epoch) that gives one; got {type(given).__name__}"
+                f"function (seed, epoch) that returns one; got {type(given).__name__}"
             )
         if isinstance(given, grain.MapDataset) and shuffle and not made:
             given = given.shuffle(seed=_seed(seed, number))
         if batch_size is not None:
             if isinstance(given, grain.DataLoader):
                 raise TypeError(
-                    f"from_grain cannot make batches of {batch_size} of what a DataLoader gives: "
+                    f"from_grain cannot make batches of {batch_size} from a DataLoader: "
                     "add grain.transforms.Batch to its operations, and leave batch_size out"
                 )
             given = given.batch(batch_size)
         if isinstance(given, grain.MapDataset):
-            # Grain's own default reads 500 elements ahead, and here they are whole batches.
+            # Grain's default reads 500 elements ahead, which are whole batches here.
             ahead = 2 * superbatch
             by_batch = batch_size is None and shuffle and not made
             given = given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead))
-            return _Mapped(given, by_batch)
+            return _SeekableDataset(given, by_batch)
         return given
 
     return Stream(batches, superbatch, steps_per_epoch=steps_per_epoch)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped:
-    """Batches of a `MapDataset`, which can be read from any of them on, at once."""
+class _SeekableDataset:
+    """Batches of a `MapDataset`, which can be read from any position at once."""
 
     dataset: Any
     by_batch: bool
-    """Whether whole batches were shuffled, into an order that no other size of them has."""
+    """Whether whole batches were shuffled, into an order that depends on the batch size."""
 
     def __iter__(self) -> Any:
         return iter(self.dataset)
@@ -97,5 +98,5 @@ class _Mapped:
 
 
 def _seed(seed: int, number: int) -> int:
-    """Give a seed as Grain takes them, of 32 bits, for each pass another."""
+    """Return a seed of 32 bits, as Grain takes them, different for each pass."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

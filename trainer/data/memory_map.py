@@ -1,4 +1,4 @@
-"""Data that need not fit in memory: `.npy` files, read by the rows that a step needs."""
+"""Data larger than memory: `.npy` files, of which only the rows of a step are read."""
 
 from __future__ import annotations
 
@@ -22,31 +22,30 @@ from trainer.host.safe_open import open_regular
 class MemoryMap:
     """A data set in `.npy` files, which may be larger than memory.
 
-    Training shuffles it anew in every pass, by the state's root key and the number of the pass,
-    without keeping the order anywhere; evaluation reads it in order. A thread gathers superbatches
-    `[superbatch, batch, ...]` one ahead of their use.
+    Training shuffles it in every pass, by the state's root key and the number of the pass, without
+    storing the order; evaluation reads it in order. A thread gathers superbatches `[superbatch,
+    batch, ...]` one ahead of their use.
 
-    The position lives in the state, at `carry["position/train"]` for the phase `train`, so that a
-    resumed run goes on at the very next example, at once. With `steps_per_epoch` an epoch is a
-    stretch of a long pass, and where a pass ends, the next begins, within an epoch too. The files
-    must stay as they are during a run; one that goes on with others is refused if their shapes,
-    dtypes, first or last example differ.
+    The position is in the state, at `carry["position/train"]` for the phase `train`, so a resumed
+    run continues with the next example, without delay. With `steps_per_epoch` an epoch is a part of
+    a pass, or of several; the next pass begins where one ends, also within an epoch. The files must
+    not change during a run: it does not resume if their shapes, dtypes, first or last example
+    differ.
 
-    On several processes every one reads the same, as the trainer does today: each trains the same
-    parameters on the same batches. A step that is itself distributed takes a part of each batch on
-    each process with `shard=(jax.process_index(), jax.process_count())`; the position is the same
-    on all.
+    On several processes each reads all data by default and trains the same parameters on the same
+    batches. A step that is itself distributed reads a part of each batch on each process with
+    `shard=(jax.process_index(), jax.process_count())`; the position is the same on all.
 
-    `len` counts the batches of a pass, a smaller last one included, and `for batch in source` gives
-    them in order.
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source`
+    iterates over them in order.
 
     Args:
         arrays: name to a `.npy` file, or to an array on the host, of `[examples, ...]`, or to a
             dict of them; `inputs` feeds the network.
-        batch_size: examples a step, of all processes together.
-        superbatch: steps a transfer; larger means fewer dispatches and more memory.
-        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
-        shard: which part of each batch is read here, and how many parts there are.
+        batch_size: examples per step, of all processes together.
+        superbatch: steps per transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
+        shard: (index, count): the part of each batch to read here, and the number of parts.
 
     Raises:
         OSError: a file is missing or cannot be read.
@@ -56,7 +55,7 @@ class MemoryMap:
     >>> source = MemoryMap({"inputs": np.ones((10, 3)), "labels": np.zeros(10, int)}, batch_size=4)
     >>> source.size, source.example["inputs"].shape
     (10, (4, 3))
-    >>> source.make_training_feed().start["place"]
+    >>> source.training().start["place"]
     array([0, 0], dtype=int32)
     """
 
@@ -69,7 +68,7 @@ class MemoryMap:
 
     def __post_init__(self) -> None:
         if isinstance(self.arrays, Mapping):
-            object.__setattr__(self, "arrays", map_arrays(_opened, self.arrays))
+            object.__setattr__(self, "arrays", map_arrays(_open, self.arrays))
         count_examples(self.arrays, "arrays")
         index_loader.check_settings(self._rows)
 
@@ -77,11 +76,11 @@ class MemoryMap:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return index_loader.in_order(self._rows)
+        return index_loader.iterate_in_order(self._rows)
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return count_examples(self.arrays, "arrays")
 
     @property
@@ -98,7 +97,7 @@ class MemoryMap:
         return index_loader.make_training_feed(self._rows)
 
     def evaluation(self) -> Feed:
-        """Read in order, with a mask `[batch]` that is false where the tail was padded.
+        """Read in order, with a mask `[batch]` that is false where the last batch is padded.
 
         Raises:
             ValueError: it has `steps_per_epoch`.
@@ -112,7 +111,7 @@ class MemoryMap:
             ends.update(array[[0, -1]].tobytes())
         return index_loader.IndexedRows(
             size=self.size,
-            read=lambda places: map_arrays(lambda array: array[places], self.arrays),
+            read=lambda indices: map_arrays(lambda array: array[indices], self.arrays),
             content=f"{self.size} of {describe_arrays(self.arrays)} {ends.hexdigest()}",
             batch_size=self.batch_size,
             superbatch=self.superbatch,
@@ -121,13 +120,13 @@ class MemoryMap:
         )
 
 
-def _opened(array: Any) -> np.ndarray:
-    """Map a file into memory; give an array as it is."""
+def _open(array: Any) -> np.ndarray:
+    """Map a file into memory; return an array unchanged."""
     if not isinstance(array, str | os.PathLike):
         return np.asarray(array)
     try:
         file = to_absolute_path(array, "MemoryMap")
-        os.close(open_regular(file, follow=True))  # a pipe would wait for its other end
+        os.close(open_regular(file, follow=True))  # a pipe would block
         mapped = np.load(file, mmap_mode="r")
     except (OSError, ValueError) as error:
         error.add_note(f"MemoryMap needs {array} to be a whole .npy file, as np.save writes")
@@ -137,4 +136,4 @@ def _opened(array: Any) -> np.ndarray:
             f"MemoryMap needs a .npy file, as np.save writes, for each array; {array} holds "
             f"several: save each to a file of its own"
         )
-    return mapped.view(np.ndarray)  # a memmap's own indexing costs more, and gives memmaps
+    return mapped.view(np.ndarray)  # indexing a memmap is slower, and returns memmaps

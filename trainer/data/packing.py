@@ -1,4 +1,4 @@
-"""Files of tokens: texts as one long row of numbers, written once and mapped into memory."""
+"""Files of tokens: texts as one long array of integers, written once and mapped into memory."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from trainer.host import safe_open
 from trainer.host.atomic_files import atomic_replace
 
 FORMAT = "entracte tokens 1"
-"""The version of the format: another one is refused."""
+"""The version of the format; files of another version are an error."""
 
 HEADER = 256
-"""Bytes before the first token: the header as JSON, filled up with spaces, and a newline."""
+"""Bytes before the first token: the header as JSON, padded with spaces, and a newline."""
 
 BLOCK = 2**24
-"""Tokens that are verified at once."""
+"""Number of tokens that are verified at once."""
 
 LARGEST = 2**31
 """The largest vocabulary: a token is an int32 on the device."""
 
 
 class TokenFileHeader(NamedTuple):
-    """What a file of tokens says of itself."""
+    """The header of a file of tokens."""
 
     dtype: str
-    """uint8, uint16 or uint32, stored with the lowest byte first."""
+    """uint8, uint16 or uint32, little-endian."""
     tokens: int
-    """How many there are."""
+    """The number of tokens."""
     vocabulary: int
-    """Every token is below."""
+    """The size of the vocabulary: every token is below."""
     checksum: str
     """xxh3_64 of the tokens' bytes and of the header's other fields, 16 hexadecimal digits."""
 
@@ -50,22 +50,21 @@ def pack_tokens(
 ) -> int:
     """Write the tokens of texts, one after another, into a file that `Tokens` reads.
 
-    One text at a time is in memory. Nothing is put between texts: `encode` adds a token that ends
-    one, if that is wanted. The file appears whole or not at all, in the place of one that is there,
-    and outlasts a power failure.
+    One text at a time is in memory. Nothing separates texts unless `encode` adds such a token. The
+    file appears complete or not at all, replaces an existing one, and survives a power failure.
 
     Args:
         texts: to encode; without `encode`, arrays of tokens, integer `[any length]`.
         file: to write; its folder must exist.
         vocabulary: size of the vocabulary; tokens are from 0 to `vocabulary` - 1, and take 1, 2 or
-            4 bytes each, as many as the vocabulary needs.
+            4 bytes each, as the vocabulary requires.
         encode: `text -> tokens`, integers `[any length]`.
 
     Returns:
-        How many tokens were written.
+        The number of tokens written.
 
     Raises:
-        TypeError: `texts` is one text, or a text's tokens are no row of integers.
+        TypeError: `texts` is one text, or a text's tokens are no integers `[any length]`.
         ValueError: a token is outside the vocabulary, there is none, or the vocabulary is empty.
 
     >>> import tempfile
@@ -88,7 +87,7 @@ def pack_tokens(
 
 
 def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFileHeader]:
-    """Map a file of tokens into memory, and verify it: all of it is read once.
+    """Map a file of tokens into memory and verify its checksum, reading it once.
 
     Returns:
         (tokens, unsigned `[tokens]`; header).
@@ -98,7 +97,7 @@ def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFile
         ValueError: it is no file of tokens, or damaged.
     """
     file = to_absolute_path(file, "Tokens")
-    header = _header(file)
+    header = _read_header(file)
     dtype = np.dtype(header.dtype).newbyteorder("<")
     wanted, size = HEADER + header.tokens * dtype.itemsize, file.stat().st_size
     if size != wanted:
@@ -110,9 +109,9 @@ def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFile
     hashed = xxhash.xxh3_64()
     for start in range(0, len(tokens), BLOCK):
         hashed.update(tokens[start : start + BLOCK].data)
-    if (found := _finished(hashed, header)) != header.checksum:
+    if (found := _finish_checksum(hashed, header)) != header.checksum:
         raise ValueError(
-            f"{file} must have the checksum {header.checksum}, which its header names; it has "
+            f"{file} must have the checksum {header.checksum} of its header; it has "
             f"{found}: it is damaged, pack it again"
         )
     return tokens, header
@@ -121,7 +120,7 @@ def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFile
 def _write(
     texts: Iterable[Any], out: BinaryIO, vocabulary: int, encode: Callable[[Any], Any] | None
 ) -> TokenFileHeader:
-    """Write the tokens after a space for the header, then the header."""
+    """Write the tokens after room for the header, then the header."""
     dtype = np.min_scalar_type(vocabulary - 1).newbyteorder("<")
     hashed, count = xxhash.xxh3_64(), 0
     out.write(b"\0" * HEADER)
@@ -136,7 +135,7 @@ def _write(
     if not count:
         raise ValueError("texts must have at least one token; got none")
     header = TokenFileHeader(dtype.name, count, vocabulary, "")
-    header = header._replace(checksum=_finished(hashed, header))
+    header = header._replace(checksum=_finish_checksum(hashed, header))
     out.seek(0)
     line = json.dumps({"format": FORMAT, **header._asdict()}).encode()
     out.write(line.ljust(HEADER - 1) + b"\n")
@@ -147,7 +146,7 @@ def _check(tokens: np.ndarray, number: int, vocabulary: int) -> None:
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise TypeError(
             f"the tokens of text {number} must be integers [any length]; got "
-            f"{tokens.dtype}{list(tokens.shape)}: pass encode, which makes them of a text"
+            f"{tokens.dtype}{list(tokens.shape)}: pass encode, which makes them from a text"
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
@@ -157,7 +156,7 @@ def _check(tokens: np.ndarray, number: int, vocabulary: int) -> None:
         )
 
 
-def _header(file: Path) -> TokenFileHeader:
+def _read_header(file: Path) -> TokenFileHeader:
     with open(safe_open.open_regular(file, follow=True), "rb") as content:
         start = content.read(HEADER)
     try:
@@ -177,7 +176,7 @@ def _header(file: Path) -> TokenFileHeader:
     return header
 
 
-def _finished(hashed: xxhash.xxh3_64, header: TokenFileHeader) -> str:
-    """Add what the header says to the hash of the tokens, and give it in digits."""
+def _finish_checksum(hashed: xxhash.xxh3_64, header: TokenFileHeader) -> str:
+    """Add the header's fields to the hash of the tokens, and return its digits."""
     hashed.update(f"{header.dtype} {header.tokens} {header.vocabulary}".encode())
     return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""What a source of data owes to a phase: the contract."""
+"""The contract between sources of data and phases."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from trainer.data.batches import Batch
 from trainer.state import PyTree, TrainState
 
 Check = Callable[[TrainState, Batch], None]
-"""Raises ValueError where host arrays `[examples, ...]`, of any number, do not suit the task."""
+"""Raises ValueError where host arrays `[examples, ...]`, of any length, do not suit the task."""
 
 POSITION = "position/"
-"""What names of `state.carry` begin with that hold how far a phase has read: `position/train`."""
+"""Prefix of the names in `state.carry` that hold how far a phase has read: `position/train`."""
 
 
 class Feed(NamedTuple):
     """One way of reading a source: for training (shuffled, whole batches) or for evaluation.
 
-    An epoch's data arrives in pieces: one for data that lives on the device, one superbatch after
-    another for a stream. `rows` and `batch` are jittable and say how a piece is cut into steps;
-    phases share what was compiled where these are equal, so they close over no data.
+    An epoch's data arrives in pieces: one piece for data on the device, one superbatch after
+    another for a stream. `rows` and `batch` are jittable and split a piece into steps; phases share
+    compiled functions where these two are equal, so they close over no data.
     """
 
     pieces: Callable[[TrainState, Check | None, PyTree], Iterator[tuple[Any, PyTree]]]
-    """Host function `(state, check, position)`: the pieces of the state's epoch, checked as they
-    arrive, on the device. With the last comes the position at which the next epoch begins; None
-    with the others, and wherever the epoch alone tells it."""
+    """Host function `(state, check, position)`: the pieces of the state's epoch, on the device,
+    checked as they arrive. The last comes with the position at which the next epoch begins; the
+    others with None, as do all of a source whose epochs follow from their number alone."""
     example: Any
     """One piece, or the shapes of one, to compile for."""
     rows: Callable[[Any, jax.Array], Any]
-    """`(piece, key) -> rows`: a pytree with a leading axis, one row a step."""
+    """`(piece, key) -> rows`: a pytree with a leading axis, one row per step."""
     batch: Callable[[Any, Any], Any]
-    """`(piece, row)` -> what a step is given: a batch, or (batch, mask `[batch]`) to evaluate."""
+    """`(piece, row)` -> the data of a step: a batch, or (batch, mask `[batch]`) for evaluation."""
     verify: Callable[[TrainState, Check], None]
-    """Host function: check all that is already there, before anything is compiled."""
+    """Host function: check the data that is already there, before anything is compiled."""
     start: PyTree = None
-    """The position at the beginning, of numpy arrays; None where the epoch alone tells it."""
+    """The position at the beginning, of numpy arrays; None where the source keeps none."""
     steps: int | None = None
     """Steps of an epoch, where they are known before it is read."""
 
 
 class Source(Protocol):
-    """Where a phase takes its data from: an epoch's worth, from a key and the epoch alone.
+    """A source of a phase's data: each epoch follows from a key and the epoch's number.
 
-    A source that cannot tell an epoch's data from these keeps a position; see `Feed.start`.
+    A source whose epochs depend on more keeps a position; see `Feed.start`.
     """
 
     @property
@@ -61,20 +61,20 @@ class Source(Protocol):
 
 
 def require_source(source: Any, who: str, way: str) -> None:
-    """Check that data come as a source, and say which one takes what was given.
+    """Check that data come as a source, and name the source that suits them otherwise.
 
     Args:
-        source: what was given.
-        who: reads it.
+        source: to check.
+        who: what reads it, for the message.
         way: how it is read: `training` or `evaluation`.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is no source.
     """
     if callable(getattr(source, way, None)) and not isinstance(source, type):
         return
     if isinstance(source, type):
-        remedy = f"make one of it, {source.__name__}(...)"
+        remedy = f"construct one, {source.__name__}(...)"
     elif isinstance(source, Mapping):
         remedy = "data.Arrays(arrays, batch_size=64) takes a dict of arrays"
     elif isinstance(source, Iterator) or callable(source):

@@ -1,4 +1,4 @@
-"""Data that comes from the host, a superbatch at a time, the next one while this one computes."""
+"""Streams: batches from the host, transferred in superbatches while the last one computes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.arguments import can_call_with, describe_value
+from trainer.checks.arguments import can_call_with, describe_value, require_integer
 from trainer.data.batches import (
     Batch,
     count_examples,
     describe_arrays,
     map_arrays,
-    require_positive_int,
 )
 from trainer.data.iteration import chunks
 from trainer.data.iteration.stream_passes import Factory, PassIterator, Position, initial_position
@@ -27,36 +26,36 @@ from trainer.state import TrainState, stream_seed
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Batches from the host: any iterable that can be run through again, or a factory.
+    """Batches from the host: an iterable that can be iterated repeatedly, or a factory.
 
-    A factory `(seed, epoch) -> batches` is asked anew in every epoch, counted from 0, and may give
-    an iterator, of any library's; the seed comes from the state's root key, so that a resumed run
-    sees the same data where the factory shuffles by it. Batches are stacked to superbatches
-    `[superbatch, batch, ...]`; one is transferred while the one before it computes. Every batch
-    has the size of the first but the last, which training drops if it is smaller and evaluation
-    counts under a mask.
+    A factory `(seed, epoch) -> batches` is called in every epoch, counted from 0, and may return an
+    iterator of any library; the seed comes from the state's root key, so a resumed run sees the
+    same data if the factory shuffles by it. Batches are stacked to superbatches `[superbatch,
+    batch, ...]`; one is transferred while the one before it computes. All batches have the size of
+    the first, except that the last may be smaller: training drops it, evaluation pads it and hides
+    the padding by a mask.
 
-    With `steps_per_epoch` an epoch is a stretch of a long pass, and a factory is asked with the
-    number of the pass, `(seed, pass)`. Where a pass ends, the next begins, within an epoch too. The
-    position lives in the state, at `carry["position/train"]` for the phase `train`, so that a
-    resumed run neither skips nor repeats an example. To get there, an iterator with `get_state` and
-    `set_state`, as Grain's have, is put back by its own state; of a sequence the rest is read; of
-    all else, what was read before is read past. Where a run goes on with batches of another size,
-    the position is converted, with a warning; this is right where the order of the examples does
-    not depend on the size of a batch.
+    With `steps_per_epoch` an epoch is a part of a pass, or of several, and a factory is called with
+    the number of the pass, `(seed, pass)`. The next pass begins where one ends, also within an
+    epoch. The position is in the state, at `carry["position/train"]` for the phase `train`, so a
+    resumed run neither skips nor repeats an example. To return to it, an iterator with `get_state`
+    and `set_state`, as Grain's have, is restored; a sequence is indexed; any other iterable is read
+    and discarded up to the position. If a run resumes with another batch size, the position is
+    converted, with a warning; this is right if the order of the examples does not depend on the
+    batch size.
 
-    `for batch in stream` gives the batches of epoch 0 for seed 0, and `len` counts them where that
+    `for batch in stream` iterates over epoch 0 for seed 0, and `len` counts its batches where that
     is known without reading them.
 
     Args:
         batches: iterable of dicts of arrays `[batch, ...]`, or of dicts of them; or a factory.
-        superbatch: steps a transfer; larger means fewer dispatches and more memory.
-        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
+        superbatch: steps per transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
 
     Raises:
-        TypeError: `batches` is an iterator, which could be run through only once, or nothing that
-            gives batches, or a factory that does not take a seed and an epoch; or a size is no
-            whole number.
+        TypeError: `batches` is an iterator, which could be iterated only once, something without
+            batches, or a factory that does not take a seed and an epoch; or a size is no whole
+            number.
         ValueError: `superbatch` or `steps_per_epoch` is below 1.
 
     >>> def batches(seed, epoch):
@@ -77,31 +76,31 @@ class Stream:
     def __post_init__(self) -> None:
         if isinstance(self.batches, Iterator):
             raise TypeError(
-                "batches must be an iterable that can be run through in every epoch, or a factory "
+                "batches must be an iterable that can be iterated in every epoch, or a factory "
                 f"(seed, epoch) -> batches; got a {type(self.batches).__name__}, which ends after "
                 "one pass: pass the function that made it"
             )
         if callable(self.batches):
             _require_factory(self.batches)
-        elif not _gives(self.batches) or isinstance(self.batches, Mapping | str):
+        elif not _is_iterable(self.batches) or isinstance(self.batches, Mapping | str):
             raise TypeError(
                 "batches must be a list of batches, or a factory (seed, epoch) -> batches; got "
                 f"{self.batches!r:.100}: data.Arrays takes a dict of whole arrays"
             )
-        require_positive_int("superbatch", self.superbatch)
+        require_integer("superbatch", self.superbatch, 1)
         if self.steps_per_epoch is not None:
-            require_positive_int("steps_per_epoch", self.steps_per_epoch)
+            require_integer("steps_per_epoch", self.steps_per_epoch, 1)
 
     def __len__(self) -> int:
-        if isinstance(given := self._pass(0, 0), Sized):
-            return len(given)
+        if isinstance(batches := self._pass(0, 0), Sized):
+            return len(batches)
         raise TypeError(
-            f"how many batches a {type(given).__name__} gives is known only when it has been read: "
+            f"the number of batches of a {type(batches).__name__} is known only after reading it: "
             "sum(1 for _ in source)"
         )
 
     def __bool__(self) -> bool:
-        return True  # or `if source:` would ask for the length, which may not be known
+        return True  # otherwise `if source:` would call `len`, which may raise
 
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self._pass(0, 0), 1):
@@ -120,7 +119,7 @@ class Stream:
         if self.steps_per_epoch is None:
             return feed
         start, steps = self._first[1], self.steps_per_epoch
-        return feed._replace(pieces=self._stretches(), start=start, steps=steps)
+        return feed._replace(pieces=self._window_reader(), start=start, steps=steps)
 
     def evaluation(self) -> Feed:
         """Read every example, a smaller last batch padded under a mask `[batch]`.
@@ -131,8 +130,8 @@ class Stream:
         if self.steps_per_epoch is not None:
             raise ValueError(
                 "an evaluation must visit every example exactly once, so its stream cannot end "
-                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: give it a "
-                "Stream of its own, without steps_per_epoch"
+                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: use another "
+                "Stream for it, without steps_per_epoch"
             )
         return self._feed(masked=True)
 
@@ -150,7 +149,7 @@ class Stream:
             size = count_examples(batch, "the stream's first batch")
             start = initial_position(iterator, size) if self.steps_per_epoch else None
             return map_arrays(np.asarray, batch), start
-        raise ValueError("the stream must give at least one batch; got none")
+        raise ValueError("the stream must have at least one batch; got none")
 
     @property
     def _size(self) -> int:
@@ -159,34 +158,35 @@ class Stream:
     def _pass(self, seed: int, number: int) -> Iterable[Batch]:
         if not callable(self.batches):
             return self.batches
-        given = self.batches(seed, number)
-        if not _gives(given):
+        batches = self.batches(seed, number)
+        if not _is_iterable(batches):
             raise TypeError(
-                "the factory of a Stream must give an iterable of batches; asked with "
-                f"({seed}, {number}) it gave {given!r:.100}: return a list, or yield each batch"
+                "the factory of a Stream must return an iterable of batches; called with "
+                f"({seed}, {number}) it returned {batches!r:.100}: return a list, or yield each "
+                "batch"
             )
-        return given
+        return batches
 
     def _pieces(
         self, state: TrainState, check: Check | None, position: None, *, masked: bool
     ) -> Iterator[tuple[Any, None]]:
         epoch = int(state.epoch)
-        given = self._pass(stream_seed(state), epoch)
-        batches = self._whole(given, f"epoch {epoch + 1}", masked=masked)
+        unchecked = self._pass(stream_seed(state), epoch)
+        batches = self._whole(unchecked, f"epoch {epoch + 1}", masked=masked)
         empty = True
         while group := list(itertools.islice(batches, self.superbatch)):
             empty = False
             yield _stack_chunk(group, state, check), None
         if empty:
             raise ValueError(
-                f"the stream gave no whole batch in epoch {epoch + 1}; pass a list or a factory, "
-                "which can be run through in every epoch"
+                f"the stream had no whole batch in epoch {epoch + 1}; pass a list or a factory, "
+                "which can be iterated in every epoch"
             )
 
-    def _stretches(self) -> Callable[..., Iterator[tuple[Any, Position | None]]]:
-        """Make the function that reads an epoch's stretch, and keeps its place open for the next.
+    def _window_reader(self) -> Callable[..., Iterator[tuple[Any, Position | None]]]:
+        """Build the function that reads an epoch's window and keeps its iterator for the next.
 
-        What is kept open only saves time: it is read from if it stands at the state's position.
+        The kept iterator only saves time: it is used if it is at the state's position.
         """
         kept: list[PassIterator] = []
 
@@ -209,13 +209,13 @@ class Stream:
     def _whole(
         self, batches: Iterable[Batch], where: str, first: int = 0, *, masked: bool = False
     ) -> Iterator[Any]:
-        """Give batches of one size: a smaller last one is padded, or dropped in training.
+        """Yield batches of one size: a smaller last batch is padded, or dropped in training.
 
         Args:
-            batches: what is left of an epoch or a pass.
+            batches: the remaining ones of an epoch or a pass.
             where: its name, for messages.
-            first: how many batches of it came before these.
-            masked: pad, and give pairs (batch, mask `[batch]`).
+            first: the number of its batches before these.
+            masked: pad, and yield pairs (batch, mask `[batch]`).
         """
         short = None
         for number, batch in enumerate(batches, first):
@@ -250,8 +250,7 @@ class Stream:
             )
 
 
-def _gives(batches: Any) -> bool:
-    """Say whether it can be run through."""
+def _is_iterable(batches: Any) -> bool:
     return hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
 
 

@@ -1,4 +1,4 @@
-"""Windows of a long row of tokens, for models of language."""
+"""Windows of a long text as tokens, for language models."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ class Tokens:
     """Windows of a file that `pack_tokens` wrote, which may be larger than memory.
 
     A window is `inputs` int32 `[length]` and `labels` int32 `[length]`, the token after each input.
-    One begins every `stride` tokens; the last ends where the tokens do. Training visits all windows
-    in every pass, shuffled, whole batches only. Evaluation visits them in order, and hides under
-    `mask`, bool `[batch, length]`, the labels that a window before had, so that every token but the
-    first is a target exactly once.
+    A window begins every `stride` tokens; the last window ends at the last token. Training visits
+    all windows in every pass, shuffled, whole batches only. Evaluation visits them in order and
+    hides by `mask`, bool `[batch, length]`, labels that an earlier window had, so every token but
+    the first is a target exactly once.
 
-    The file is verified when it is opened. Its checksum and the position live in the state, at
-    `carry["position/train"]` for the phase `train`: a resumed run goes on at the very next window,
-    at once, and is refused where the file or its windows are others. With `steps_per_epoch` an
-    epoch is a stretch of a long pass; for this, the order, the thread and `shard` see `MemoryMap`.
+    The file is verified when it is opened. Its checksum and the position are in the state, at
+    `carry["position/train"]` for the phase `train`: a resumed run continues with the next window,
+    without delay, and does not resume with another file or other windows. With `steps_per_epoch`
+    an epoch is a part of a pass, or of several; for this, the order, the thread and `shard` see
+    `MemoryMap`.
 
-    `len` counts the batches of a pass, a smaller last one included, and `for batch in source` gives
-    them in order, as evaluation reads them.
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source`
+    iterates over them in order, as evaluation does.
 
     Args:
-        file: that `pack_tokens` wrote.
-        batch_size: windows a step, of all processes together.
-        length: tokens of a window that are inputs.
-        stride: tokens from one window to the next, at most `length`; `length` if None. A smaller
-            one gives each target more context in evaluation.
-        part: where to begin and to end, as shares of the file: `part=(0, 0.9)` to train and
-            `part=(0.9, 1)` to validate.
-        superbatch: steps a transfer; larger means fewer dispatches and more memory.
-        steps_per_epoch: optimizer steps of an epoch of training; an epoch is one pass if None.
-        shard: which part of each batch is read here, and how many parts there are.
+        file: written by `pack_tokens`.
+        batch_size: windows per step, of all processes together.
+        length: number of inputs of a window.
+        stride: tokens from one window to the next, at most `length`; `length` if None. With a
+            smaller one each target has more context in evaluation.
+        part: start and end, as shares of the file: `part=(0, 0.9)` to train and `part=(0.9, 1)` to
+            validate.
+        superbatch: steps per transfer; larger means fewer dispatches and more memory.
+        steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
+        shard: (index, count): the part of each batch to read here, and the number of parts.
 
     Raises:
         OSError: the file is missing or cannot be read.
         ValueError: it is no file of tokens, or damaged; the part is shorter than a window; a size
-            is below 1; the part is none; or a batch cannot be split into as many parts.
+            is below 1; the part is out of range; or a batch cannot be split into the shards.
 
     >>> import pathlib, tempfile
     >>> from trainer import data
@@ -105,16 +106,16 @@ class Tokens:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return index_loader.in_order(self._rows(masked=True))
+        return index_loader.iterate_in_order(self._rows(masked=True))
 
     @property
     def size(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return -(-(len(self._windows) - 1) // self._stride) + 1
 
     @property
     def vocabulary(self) -> int:
-        """The size of the vocabulary that the file was packed for."""
+        """The size of the vocabulary for which the file was packed."""
         return self._header.vocabulary
 
     @property
@@ -131,7 +132,7 @@ class Tokens:
         return index_loader.make_training_feed(self._rows(masked=False))
 
     def evaluation(self) -> Feed:
-        """Read in order, with a mask `[batch]` that is false where the tail was padded.
+        """Read in order, with a mask `[batch]` that is false where the last batch is padded.
 
         Raises:
             ValueError: it has `steps_per_epoch`.
@@ -145,7 +146,7 @@ class Tokens:
     def _rows(self, *, masked: bool) -> index_loader.IndexedRows:
         return index_loader.IndexedRows(
             size=self.size,
-            read=self._masked if masked else self._read,
+            read=self._read_masked if masked else self._read,
             content=self._content,
             batch_size=self.batch_size,
             superbatch=self.superbatch,
@@ -153,19 +154,19 @@ class Tokens:
             shard=self.shard,
         )
 
-    def _starts(self, places: np.ndarray) -> np.ndarray:
-        return np.minimum(places * self._stride, len(self._windows) - 1)
+    def _starts(self, indices: np.ndarray) -> np.ndarray:
+        return np.minimum(indices * self._stride, len(self._windows) - 1)
 
-    def _read(self, places: np.ndarray) -> Batch:
-        """Gather windows; one gather of bytes and two conversions cost least."""
-        windows = self._windows[self._starts(places)]
+    def _read(self, indices: np.ndarray) -> Batch:
+        """Gather windows; one gather of bytes and two conversions are fastest."""
+        windows = self._windows[self._starts(indices)]
         return {
             "inputs": windows[..., :-1].astype(np.int32),
             "labels": windows[..., 1:].astype(np.int32),
         }
 
-    def _masked(self, places: np.ndarray) -> Batch:
-        """Gather windows, and show the labels that no window before has."""
-        new = self._starts(places) - self._starts(places - 1)
-        new = np.where(places == 0, self.length, new)[..., None]
-        return {**self._read(places), "mask": np.arange(self.length) >= self.length - new}
+    def _read_masked(self, indices: np.ndarray) -> Batch:
+        """Gather windows, with a mask of the labels that no earlier window has."""
+        new = self._starts(indices) - self._starts(indices - 1)
+        new = np.where(indices == 0, self.length, new)[..., None]
+        return {**self._read(indices), "mask": np.arange(self.length) >= self.length - new}

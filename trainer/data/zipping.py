@@ -1,4 +1,4 @@
-"""Several sources in one step: each with its own batches, order and position."""
+"""Several sources in one step, each with its own batches, order and position."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from trainer.checks.arguments import require_integer
 from trainer.data.arrays import Arrays
-from trainer.data.batches import Batch, map_arrays, require_positive_int
+from trainer.data.batches import Batch, map_arrays
 from trainer.data.iteration.index_loader import balance_chunk_steps
 from trainer.data.memory_map import MemoryMap
 from trainer.data.source import Check, Feed
@@ -22,31 +23,31 @@ from trainer.state import PyTree, TrainState, name_number
 Part = Arrays | MemoryMap | Tokens | Stream
 
 SUPERBATCH = 16
-"""Steps a transfer, where one of the sources comes from the host."""
+"""Steps per transfer, where one of the sources is on the host."""
 
 
 def zip_sources(sources: Mapping[str, Part], *, steps_per_epoch: int | None = None) -> ZippedSource:
     """Read several sources in one step, whatever their sizes and batch sizes.
 
-    A batch holds a batch of each, by name: `batch["labelled"]["inputs"]`. An epoch is one of the
-    first source, or `steps_per_epoch`; the others are gone through again and again, each in an
-    order of its own that differs from pass to pass. Where one ends, its next pass begins, within an
-    epoch too. Each has a position of its own in the state, `carry["position/train"][name]` for the
-    phase `train`, so that a resumed run goes on at the very next example of all.
+    A batch contains a batch of each source, by name: `batch["labelled"]["inputs"]`. An epoch is one
+    epoch of the first source, or `steps_per_epoch`; the others repeat, each in its own order that
+    differs from pass to pass. The next pass of a source begins where one ends, also within an
+    epoch. Each source has its own position in the state, `carry["position/train"][name]` for the
+    phase `train`, so a resumed run continues with the next example of each.
 
-    Sources that all are `Arrays` stay on the device. If one comes from the host, all do.
+    If all sources are `Arrays`, they stay on the device; otherwise all are read from the host.
 
     Args:
-        sources: name to source, to be read for training; the first says how long an epoch is.
+        sources: name to source, read for training; the first determines the length of an epoch.
         steps_per_epoch: optimizer steps of an epoch.
 
     Returns:
-        A source for `trainer.training`. `for batch in source` gives the batches of an epoch in the
-        order of the data.
+        A source for `trainer.training`. `for batch in source` iterates over the batches of an
+        epoch in the order of the data.
 
     Raises:
-        TypeError: a source is none that can be read so.
-        ValueError: there is none, or the first does not tell the steps of an epoch.
+        TypeError: a source is of another kind.
+        ValueError: there is no source, or the first does not know the steps of an epoch.
 
     >>> labelled = Arrays({"inputs": np.arange(4.0), "labels": np.arange(4)}, batch_size=2)
     >>> more = Arrays({"inputs": np.arange(30.0)}, batch_size=3)
@@ -56,30 +57,30 @@ def zip_sources(sources: Mapping[str, Part], *, steps_per_epoch: int | None = No
     """
     if not isinstance(sources, Mapping) or not sources:
         raise ValueError(
-            'zip needs sources by name, {"labelled": source, "more": source}; got '
+            'zip_sources needs sources by name, {"labelled": source, "more": source}; got '
             f"{sources!r:.100}"
         )
     for name, source in sources.items():
         if not isinstance(source, Part):
             raise TypeError(
-                "zip reads data.Arrays, MemoryMap, Tokens and Stream, each with a position of its "
-                f"own; got {type(source).__name__} for {name!r}"
+                "zip_sources reads data.Arrays, MemoryMap, Tokens and Stream, which keep "
+                f"positions; got {type(source).__name__} for {name!r}"
             )
     first, source = next(iter(sources.items()))
     if steps_per_epoch is None:
         steps_per_epoch = source.training().steps
     if steps_per_epoch is None:
         raise ValueError(
-            f"the first source of a zip, {first!r}, says how many steps an epoch has, and a Stream "
-            "does not know; pass steps_per_epoch"
+            f"the first source of a zip, {first!r}, determines the steps of an epoch, which a "
+            "Stream does not know; pass steps_per_epoch"
         )
-    require_positive_int("steps_per_epoch", steps_per_epoch)
+    require_integer("steps_per_epoch", steps_per_epoch, 1)
     return ZippedSource(dict(sources), steps_per_epoch)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZippedSource:
-    """Several sources that are read in one step; made by `zip_sources`."""
+    """Several sources that are read in one step, made by `zip_sources`."""
 
     sources: Mapping[str, Part]
     steps_per_epoch: int
@@ -88,7 +89,7 @@ class ZippedSource:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        cycles = {name: _cycled(source) for name, source in self.sources.items()}
+        cycles = {name: _cycle(source) for name, source in self.sources.items()}
         for _ in range(self.steps_per_epoch):
             yield {name: next(cycle) for name, cycle in cycles.items()}
 
@@ -98,7 +99,7 @@ class ZippedSource:
         return {name: source.example for name, source in self.sources.items()}
 
     def training(self) -> Feed:
-        """Read each shuffled as it is alone, whole batches only.
+        """Read each source shuffled, as it is alone, whole batches only.
 
         Raises:
             ValueError: a source has fewer examples than a batch.
@@ -115,8 +116,10 @@ class ZippedSource:
         def pieces(
             state: TrainState, check: Check | None, position: PyTree
         ) -> Iterator[tuple[Any, PyTree]]:
-            # A seed of its own, or two of one size would go through their data in one order.
-            own = {name: state.replace(rng=_own(state.rng, name_number(name))) for name in feeds}
+            # Each has its own seed; otherwise two of one size would have the same order.
+            own = {
+                name: state.replace(rng=_fold_in(state.rng, name_number(name))) for name in feeds
+            }
             parts = [feed.pieces(own[n], None, position[n]) for n, feed in feeds.items()]
             for given in builtins.zip(*parts, strict=True):
                 piece = {name: part for name, (part, _) in builtins.zip(feeds, given, strict=True)}
@@ -134,20 +137,20 @@ class ZippedSource:
         )
 
     def evaluation(self) -> Feed:
-        """Refuse: sources of different sizes have no examples in common.
+        """Raise an error: the shorter sources would repeat.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            "an evaluation must visit every example exactly once, and of a zip the shorter sources "
-            f"come again; evaluate each of {sorted(self.sources)} in a phase of its own"
+            "an evaluation must visit every example exactly once, but the shorter sources of a zip "
+            f"repeat; evaluate each of {sorted(self.sources)} in its own phase"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """`(pieces by name, key) -> rows by name`; equal where the parts are cut alike."""
+    """`(pieces by name, key) -> rows by name`; equal where the parts are equal."""
 
     parts: tuple[tuple[str, Callable[[Any, jax.Array], Any]], ...]
 
@@ -157,7 +160,7 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """`(pieces by name, row by name) -> batch by name`; equal where the parts are cut alike."""
+    """`(pieces by name, row by name) -> batch by name`; equal where the parts are equal."""
 
     parts: tuple[tuple[str, Callable[[Any, Any], Any]], ...]
 
@@ -166,7 +169,7 @@ class _Batch:
 
 
 def _with_epoch_steps(source: Part, steps: int, resident: bool) -> Part:
-    """Give a source that is read in stretches of so many steps, in superbatches like the others."""
+    """Return a source whose epochs have this many steps, in superbatches like the others."""
     if resident:
         return dataclasses.replace(source, steps_per_epoch=steps)
     superbatch = balance_chunk_steps(steps, SUPERBATCH)
@@ -176,13 +179,13 @@ def _with_epoch_steps(source: Part, steps: int, resident: bool) -> Part:
     return dataclasses.replace(source, superbatch=superbatch, steps_per_epoch=steps)
 
 
-def _cycled(source: Part) -> Iterator[Batch]:
-    """Give whole batches in order, pass after pass."""
+def _cycle(source: Part) -> Iterator[Batch]:
+    """Yield whole batches in order, pass after pass."""
     size = len(jax.tree.leaves(source.example)[0])
     while True:
         yield from (batch for batch in source if len(jax.tree.leaves(batch)[0]) == size)
 
 
 @jax.jit
-def _own(rng: jax.Array, number: np.uint32) -> jax.Array:
+def _fold_in(rng: jax.Array, number: np.uint32) -> jax.Array:
     return jax.random.fold_in(rng, number)

@@ -1,11 +1,11 @@
-"""Losses: `(outputs, batch) -> {name: values}`, per example; `loss` is what is minimised."""
+"""Losses: `(outputs, batch) -> {name: values}`, per example; `loss` is minimised."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from trainer.losses.classification import classification, sequence_classification
 from trainer.losses.language import captioning, language_modeling
-from trainer.losses.loss import Loss
+from trainer.losses.loss import Loss, LossFunction
 from trainer.losses.regression import regression
 from trainer.losses.total import total
 
@@ -18,10 +18,11 @@ by_task: Mapping[str, Loss] = MappingProxyType(
         "sequence_classification": sequence_classification,
     }
 )
-"""Task to its loss, for a configuration that names one."""
+"""The losses by task, for a configuration that names one."""
 
 __all__ = [
     "Loss",
+    "LossFunction",
     "by_task",
     "captioning",
     "classification",

@@ -1,7 +1,8 @@
-"""Predicting the next token: of a text, or of the sentence that describes an image."""
+"""Losses of predicting the next token: of a text, or of a caption of an image."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer.losses.loss import check_range, require_entry, require_logits
+from trainer.losses.loss import Loss, check_range, require_entry, require_logits
 from trainer.losses.weighing import (
     ClassWeights,
     attach_weights,
@@ -19,138 +20,6 @@ from trainer.losses.weighing import (
     compute_count_mask,
     lookup_class_weights,
 )
-
-
-def language_modeling(
-    outputs: jax.Array,
-    batch: Mapping[str, Any],
-    *,
-    z_loss: float = 0.0,
-    class_weights: ClassWeights | None = None,
-) -> dict[str, Any]:
-    """Softmax cross entropy and accuracy of the next token, every token weighing the same.
-
-    From the means come `perplexity` and `bits_per_character`, which is what it says where a token
-    is a character; of longer tokens it is bits a token.
-
-    Args:
-        outputs: logits, floating `[batch, time, vocabulary]`.
-        batch: `labels` integer `[batch, time]`, the token after each of the inputs; `mask`
-            `[batch, time]` or `[batch]`, true or 1 where a label counts, all of them where it is
-            missing; `weights`, numbers of either shape, where not all count the same.
-        z_loss: weight of the squared logarithm of the softmax's normaliser, which keeps logits
-            from drifting; 1e-4 is usual. It is part of `loss`; `cross_entropy` is then without it.
-        class_weights: how much each token of the vocabulary counts as a label in `loss` and
-            `cross_entropy`, `[vocabulary]`, none below 0. It is times the weight that it has.
-
-    Returns:
-        `loss` in nats a token and `accuracy`, as pairs (mean over the tokens, number of tokens, or
-        the sum of their weights) of float32 `[batch]` each; with `z_loss` also `cross_entropy`.
-
-    Raises:
-        ValueError: outputs, labels, mask or weights of another shape or kind, or a negative
-            `z_loss` or weight of a class.
-
-    Source: z-loss as in A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022,
-    section 5.
-
-    >>> logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]]))
-    >>> batch = {"labels": jnp.array([[0, 1]]), "mask": jnp.array([[0, 1]])}
-    >>> loss, tokens = language_modeling(logits, batch)["loss"]
-    >>> round(float(loss[0]), 4), float(tokens[0])    # log 4/3, of one token
-    (0.2877, 1.0)
-    """
-    if z_loss < 0:
-        raise ValueError(f"z_loss must not be negative; got {z_loss}")
-    tokens = _compute_token_stats("language_modeling", outputs, batch, class_weights)
-    measured: dict[str, Any] = _summarize_tokens(tokens)
-    if z_loss:
-        normaliser = jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1)
-        measured["cross_entropy"] = measured["loss"]
-        measured["loss"] = _means(tokens.entropy + z_loss * normaliser**2, tokens.in_loss)
-    return measured
-
-
-def captioning(
-    outputs: jax.Array, batch: Mapping[str, Any], *, class_weights: ClassWeights | None = None
-) -> dict[str, Any]:
-    """Softmax cross entropy of a caption's next token, and whether a caption is right as a whole.
-
-    `exact_match` is 1 where the likeliest token is the right one at every position. That is so
-    exactly where greedy decoding writes this very caption, since it then stands on the right
-    tokens at every step. From the means comes `perplexity`.
-
-    Args:
-        outputs: logits, floating `[batch, time, vocabulary]`.
-        batch: `labels`, `mask` and `weights` as in `language_modeling`; `inputs`, which feed the
-            network, are `{"image": [batch, height, width, channels], "tokens": [batch, time]}`.
-        class_weights: as in `language_modeling`.
-
-    Returns:
-        `loss` in nats a token and `accuracy` as `language_modeling` gives them, and `exact_match`,
-        float32 `[batch]`; a pair with weights where there is a mask, as a caption of which nothing
-        counts does not count, or there are weights: a caption counts as the heaviest of its tokens.
-
-    Raises:
-        ValueError: outputs, labels, mask or weights of another shape or kind, or a weight of a
-            class below 0.
-
-    >>> logits = jnp.log(jnp.array([[[0.6, 0.4], [0.3, 0.7]], [[0.6, 0.4], [0.7, 0.3]]]))
-    >>> captioning(logits, {"labels": jnp.array([[0, 1], [0, 1]])})["exact_match"].tolist()
-    [1.0, 0.0]
-    """
-    tokens = _compute_token_stats("captioning", outputs, batch, class_weights)
-    exact = (tokens.right | ~tokens.mask).all(-1).astype(jnp.float32)
-    weights = None if tokens.weights is None else tokens.weights.max(-1)
-    return {**_summarize_tokens(tokens), "exact_match": attach_weights(exact, weights)}
-
-
-class _TokenStats(NamedTuple):
-    """What is measured of tokens, `[batch, time]` each."""
-
-    entropy: jax.Array
-    """Cross entropy in nats."""
-    right: jax.Array
-    """Whether the likeliest token is the right one."""
-    mask: jax.Array
-    """Whether it counts."""
-    weights: jax.Array | None
-    """How much; None where all count the same."""
-    in_loss: jax.Array
-    """How much in the loss."""
-
-
-def _compute_token_stats(
-    task: str, outputs: Any, batch: Mapping[str, Any], class_weights: ClassWeights | None
-) -> _TokenStats:
-    labels = require_entry(task, batch, "labels")
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 2:
-        raise ValueError(
-            f"{task} needs integer labels [batch, time]; got {labels.dtype}{list(labels.shape)}"
-        )
-    require_logits(task, outputs, "[batch, time, vocabulary]", labels.shape)
-    weights = combine_weights(task, batch, labels.shape, "[batch, time]")
-    mask = jnp.ones(labels.shape, bool) if weights is None else weights > 0
-    labels = jnp.where(mask, labels, 0)  # what does not count need not be in the vocabulary
-    logits = outputs.astype(jnp.float32)
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    in_loss = jnp.ones(labels.shape) if weights is None else weights
-    if class_weights is not None:
-        in_loss *= lookup_class_weights(task, class_weights, labels, logits.shape[-1], "tokens")
-    return _TokenStats(entropy, logits.argmax(-1) == labels, mask, weights, in_loss)
-
-
-def _summarize_tokens(tokens: _TokenStats) -> dict[str, Any]:
-    weights = jnp.ones(tokens.mask.shape) if tokens.weights is None else tokens.weights
-    accuracy = _means(tokens.right.astype(jnp.float32), weights)
-    return {"loss": _means(tokens.entropy, tokens.in_loss), "accuracy": accuracy}
-
-
-def _means(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Give the mean over each sequence's tokens, and how much they weigh, float32 `[batch]`."""
-    total = jnp.sum(weights, axis=-1)
-    means = jnp.sum(values * weights, axis=-1, where=weights > 0)
-    return means / jnp.where(total == 0, 1, total), total
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
@@ -172,11 +41,142 @@ def _perplexity(means: Mapping[str, float]) -> dict[str, float]:
     return {"perplexity": math.inf if entropy > 700 else math.exp(entropy)}
 
 
-def _language(means: Mapping[str, float]) -> dict[str, float]:
+def _finalize_text(means: Mapping[str, float]) -> dict[str, float]:
     entropy = means.get("cross_entropy", means["loss"])
     return {**_perplexity(means), "bits_per_character": entropy / math.log(2)}
 
 
-language_modeling.check = captioning.check = _check  # type: ignore[attr-defined]
-language_modeling.finalize = _language  # type: ignore[attr-defined]
-captioning.finalize = _perplexity  # type: ignore[attr-defined]
+@functools.partial(Loss, check=_check, finalize=_finalize_text)
+def language_modeling(
+    outputs: jax.Array,
+    batch: Mapping[str, Any],
+    *,
+    z_loss: float = 0.0,
+    class_weights: ClassWeights | None = None,
+) -> dict[str, Any]:
+    """Softmax cross entropy and accuracy of the next token; every token weighs the same.
+
+    `perplexity` and `bits_per_character` are computed from the means; the second is bits per token,
+    so the name is right where a token is a character.
+
+    Args:
+        outputs: logits, floating `[batch, time, vocabulary]`.
+        batch: `labels` integer `[batch, time]`, the token after each of the inputs; optionally
+            `mask` `[batch, time]` or `[batch]`, true or 1 where a label counts; `weights`, numbers
+            of either shape, how much each counts.
+        z_loss: weight of the squared logarithm of the softmax's normaliser, which keeps logits
+            from drifting; 1e-4 is usual. It is part of `loss`, and not of `cross_entropy`.
+        class_weights: how much each token of the vocabulary counts as a label in `loss` and
+            `cross_entropy`, `[vocabulary]`, none below 0. It multiplies the token's weight.
+
+    Returns:
+        `loss` in nats per token and `accuracy`, as pairs (mean over the tokens, number of tokens,
+        or the sum of their weights) of float32 `[batch]` each; with `z_loss` also `cross_entropy`.
+
+    Raises:
+        ValueError: outputs, labels, mask or weights have another shape or kind, or `z_loss` or a
+            class weight is negative.
+
+    Source: z-loss as in A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022,
+    section 5.
+
+    >>> logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]]))
+    >>> batch = {"labels": jnp.array([[0, 1]]), "mask": jnp.array([[0, 1]])}
+    >>> loss, tokens = language_modeling(logits, batch)["loss"]
+    >>> round(float(loss[0]), 4), float(tokens[0])    # log 4/3, of one token
+    (0.2877, 1.0)
+    """
+    if z_loss < 0:
+        raise ValueError(f"z_loss must not be negative; got {z_loss}")
+    tokens = _compute_token_stats("language_modeling", outputs, batch, class_weights)
+    measured: dict[str, Any] = _summarize_tokens(tokens)
+    if z_loss:
+        normaliser = jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1)
+        measured["cross_entropy"] = measured["loss"]
+        measured["loss"] = _average(tokens.entropy + z_loss * normaliser**2, tokens.loss_weights)
+    return measured
+
+
+@functools.partial(Loss, check=_check, finalize=_perplexity)
+def captioning(
+    outputs: jax.Array, batch: Mapping[str, Any], *, class_weights: ClassWeights | None = None
+) -> dict[str, Any]:
+    """Softmax cross entropy of a caption's next token, and whether the whole caption is right.
+
+    `exact_match` is 1 where the likeliest token is the right one at every position. This is
+    exactly where greedy decoding writes this caption, since it then continues from the right
+    tokens at every step. `perplexity` is computed from the means.
+
+    Args:
+        outputs: logits, floating `[batch, time, vocabulary]`.
+        batch: `labels`, `mask` and `weights` as in `language_modeling`; `inputs`, which feed the
+            network, are `{"image": [batch, height, width, channels], "tokens": [batch, time]}`.
+        class_weights: as in `language_modeling`.
+
+    Returns:
+        `loss` in nats per token and `accuracy` as in `language_modeling`, and `exact_match`,
+        float32 `[batch]`; a pair with weights where the batch has a mask or weights: a caption
+        weighs as much as the heaviest of its tokens.
+
+    Raises:
+        ValueError: outputs, labels, mask or weights have another shape or kind, or a class weight
+            is below 0.
+
+    >>> logits = jnp.log(jnp.array([[[0.6, 0.4], [0.3, 0.7]], [[0.6, 0.4], [0.7, 0.3]]]))
+    >>> captioning(logits, {"labels": jnp.array([[0, 1], [0, 1]])})["exact_match"].tolist()
+    [1.0, 0.0]
+    """
+    tokens = _compute_token_stats("captioning", outputs, batch, class_weights)
+    exact = (tokens.right | ~tokens.mask).all(-1).astype(jnp.float32)
+    weights = None if tokens.weights is None else tokens.weights.max(-1)
+    return {**_summarize_tokens(tokens), "exact_match": attach_weights(exact, weights)}
+
+
+class _TokenStats(NamedTuple):
+    """What a loss measures of tokens, `[batch, time]` each."""
+
+    entropy: jax.Array
+    """Cross entropy in nats."""
+    right: jax.Array
+    """Whether the likeliest token is the right one."""
+    mask: jax.Array
+    """Whether the token counts."""
+    weights: jax.Array | None
+    """How much it counts; None where all count the same."""
+    loss_weights: jax.Array
+    """How much it counts in the loss, which also weighs classes."""
+
+
+def _compute_token_stats(
+    task: str, outputs: Any, batch: Mapping[str, Any], class_weights: ClassWeights | None
+) -> _TokenStats:
+    labels = require_entry(task, batch, "labels")
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 2:
+        raise ValueError(
+            f"{task} needs integer labels [batch, time]; got {labels.dtype}{list(labels.shape)}"
+        )
+    require_logits(task, outputs, "[batch, time, vocabulary]", labels.shape)
+    weights = combine_weights(task, batch, labels.shape, "[batch, time]")
+    mask = jnp.ones(labels.shape, bool) if weights is None else weights > 0
+    labels = jnp.where(mask, labels, 0)  # a label that does not count may be anything
+    logits = outputs.astype(jnp.float32)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    loss_weights = jnp.ones(labels.shape) if weights is None else weights
+    if class_weights is not None:
+        loss_weights *= lookup_class_weights(
+            task, class_weights, labels, logits.shape[-1], "tokens"
+        )
+    return _TokenStats(entropy, logits.argmax(-1) == labels, mask, weights, loss_weights)
+
+
+def _summarize_tokens(tokens: _TokenStats) -> dict[str, Any]:
+    weights = jnp.ones(tokens.mask.shape) if tokens.weights is None else tokens.weights
+    accuracy = _average(tokens.right.astype(jnp.float32), weights)
+    return {"loss": _average(tokens.entropy, tokens.loss_weights), "accuracy": accuracy}
+
+
+def _average(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the mean over each sequence's tokens, and how much they weigh, float32 `[batch]`."""
+    total = jnp.sum(weights, axis=-1)
+    means = jnp.sum(values * weights, axis=-1, where=weights > 0)
+    return means / jnp.where(total == 0, 1, total), total

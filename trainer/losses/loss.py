@@ -1,7 +1,8 @@
-"""What a loss is, and what it may carry besides."""
+"""What a loss is: a function, and what training must know of it besides."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,72 +15,102 @@ from trainer.checks.arguments import describe_value
 from trainer.checks.suggestions import suggest_and_list, suggest_name
 from trainer.host.exception_notes import annotate_errors
 
-Loss = Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+LossFunction = Callable[..., dict[str, Any]]
 """`(outputs, batch) -> {name: values}`, jittable; `loss` is what the optimizer minimises.
 
 Values are `[batch]`, or pairs (values, weights) of `[batch]` each where examples weigh differently:
 the mean is then that of all tokens, say, and not of the sequences' means. Weights must not depend
-on the outputs. As attributes of the function it may carry
-
-- `check(outputs, batch)`: raises where host arrays do not suit the task, given the shape and dtype
-  of one example's outputs; asked before training, and of streams for every superbatch,
-- `finalize(means) -> {name: value}`: what is no mean, such as a perplexity, of floats by name; done
-  on the host, once an epoch, of training and evaluation alike,
-- `at(step) -> loss`: the loss at an optimizer step, where it depends on it; asked in its place,
-- `whole_batch`: True where an example's values depend on the others of its batch, as negatives of a
-  contrastive loss do: evaluation then gives it the last batch at its own size, and micro-batches
-  (`accumulate`) are refused. Before a run, one that does not say so is found out.
+on the outputs. A plain function is a loss; a `Loss` is one that declares more.
 """
 
 
-def get_loss_attribute(loss: Loss, name: str) -> Any:
-    """Give what a loss carries, also one with settings (`functools.partial`); None if nothing.
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss function with what training must know of it; it is called like the function.
+
+    As a decorator: `@functools.partial(losses.Loss, whole_batch=True)`. Settings are bound to it as
+    to a function, by `functools.partial`.
+
+    >>> def squared(outputs, batch):
+    ...     return {"loss": (outputs - batch["targets"]) ** 2}
+    >>> loss = Loss(squared, finalize=lambda means: {"root": means["loss"] ** 0.5})
+    >>> loss(jnp.array([3.0]), {"targets": jnp.array([1.0])}), loss.finalize({"loss": 4.0})
+    ({'loss': Array([4.], dtype=float32)}, {'root': 2.0})
+    """
+
+    function: LossFunction
+    _: dataclasses.KW_ONLY
+    check: Callable[[Any, Mapping[str, Any]], None] | None = None
+    """`(outputs, batch)`: raises where host arrays do not suit the task, given the shape and dtype
+    of one example's outputs; called before training, and for every superbatch of a stream."""
+    finalize: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    """`(means) -> {name: value}`: what follows from the means but is no mean itself, such as a
+    perplexity; computed on the host once an epoch, in training and evaluation alike."""
+    takes_step: bool = False
+    """Whether the function depends on the optimizer step: it is then called with `step=`, ()."""
+    whole_batch: bool = False
+    """Whether an example's values depend on the other examples of its batch, as negatives of a
+    contrastive loss do: evaluation then passes the last batch at its own size, and micro-batches
+    (`accumulate`) are refused. A loss that fails to declare it is detected before training."""
+
+    def __post_init__(self) -> None:
+        shown = ("__doc__", "__module__")  # for `help` and the function's own examples
+        vars(self).update({name: getattr(self.function, name, None) for name in shown})
+
+    def __call__(self, outputs: Any, batch: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+        """Call the function."""
+        return self.function(outputs, batch, **settings)
+
+    def at_step(self, step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Call the function at an optimizer step, () int32."""
+        return self.function(outputs, batch, **({"step": step} if self.takes_step else {}))
+
+    @property
+    def __wrapped__(self) -> LossFunction:
+        """The function, for `inspect`."""
+        return self.function
+
+    @property
+    def name(self) -> str:
+        """What messages and metrics call the loss: the name of its function."""
+        plain = (
+            self.function.func if isinstance(self.function, functools.partial) else self.function
+        )
+        return getattr(plain, "__name__", type(plain).__name__)
+
+
+def as_loss(loss: LossFunction) -> Loss:
+    """Return a loss as a record, also one with settings bound to it (`functools.partial`).
 
     >>> from trainer import losses
-    >>> smoothed = functools.partial(losses.language_modeling, z_loss=1e-4)
-    >>> get_loss_attribute(smoothed, "finalize")({"loss": 0.0})
-    {'perplexity': 1.0, 'bits_per_character': 0.0}
+    >>> smoothed = as_loss(functools.partial(losses.language_modeling, z_loss=1e-4))
+    >>> smoothed.name, smoothed.finalize({"loss": 0.0})
+    ('language_modeling', {'perplexity': 1.0, 'bits_per_character': 0.0})
     """
-    return getattr(loss.func if isinstance(loss, functools.partial) else loss, name, None)
-
-
-def loss_at(loss: Loss, step: Any) -> Loss:
-    """Give the loss at an optimizer step, () int32: itself where it depends on none."""
-    at = get_loss_attribute(loss, "at")
-    if at and isinstance(loss, functools.partial):
-        return functools.partial(at(step), *loss.args, **loss.keywords)
-    return at(step) if at else loss
-
-
-def get_loss_name(loss: Loss) -> str:
-    """Give the name that messages call a loss by.
-
-    >>> from trainer import losses
-    >>> get_loss_name(functools.partial(losses.language_modeling, z_loss=1e-4))
-    'language_modeling'
-    """
-    plain = loss.func if isinstance(loss, functools.partial) else loss
-    return getattr(plain, "__name__", type(plain).__name__)
+    if isinstance(loss, functools.partial) and isinstance(loss.func, Loss):
+        bound = functools.partial(loss.func.function, *loss.args, **loss.keywords)
+        return dataclasses.replace(loss.func, function=bound)
+    return loss if isinstance(loss, Loss) else Loss(loss)
 
 
 def evaluate_loss(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a loss at an optimizer step, and check what it gives: in training as in evaluation.
+    """Call a loss at an optimizer step and check its values, in training as in evaluation.
 
     Args:
-        loss: to ask.
+        loss: to call.
         step: () int32.
         outputs: of the network.
         batch: arrays `[batch, ...]`.
 
     Raises:
-        TypeError: it gives no dict.
-        ValueError: it reads what is not there, gives no `loss`, or gives values or weights that are
-            not one number an example.
+        TypeError: it returns no dict.
+        ValueError: it reads an entry that is missing, returns no `loss`, or returns values or
+            weights that are not one number per example.
     """
-    name = get_loss_name(loss)
+    name = loss.name
     try:
         with annotate_errors(f"in the loss {name!r}, which is called with (outputs, batch)"):
-            values = loss_at(loss, step)(outputs, batch)
+            values = loss.at_step(step, outputs, batch)
     except KeyError as error:
         missing = error.args[0] if error.args else None
         known_names = {n for x in (batch, outputs) if isinstance(x, Mapping) for n in x}
@@ -89,31 +120,30 @@ def evaluate_loss(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any])
         if isinstance(outputs, Mapping):
             known += f", and the network's outputs {', '.join(sorted(outputs))}"
         raise ValueError(
-            f"the loss {name!r} reads {missing!r}, which is not there: {known}."
+            f"the loss {name!r} reads {missing!r}, which is missing: {known}."
             f"{suggest_name(missing, known_names)}"
         ) from error
     if not isinstance(values, Mapping):
         raise TypeError(
-            f"the loss {name!r} must give a dict of values [batch] by name, such as "
-            f'{{"loss": values}}; got {_form(values)}'
+            f"the loss {name!r} must return a dict of values [batch] by name, such as "
+            f'{{"loss": values}}; got {_describe(values)}'
         )
     if "loss" not in values:
         raise ValueError(
-            f"the loss {name!r} must give 'loss' to minimise; it gave {sorted(values)}"
+            f"the loss {name!r} must return 'loss' to minimise; it returned {sorted(values)}"
         )
     leaves = jax.tree.leaves(batch)
     for key, found in values.items():
         check_per_example(f"the loss {name!r}", key, found, len(leaves[0]) if leaves else 0)
-    kind = _part(values["loss"], 0).dtype
+    first = values["loss"][0] if isinstance(values["loss"], tuple) else values["loss"]
+    kind = first.dtype
     if not jnp.issubdtype(kind, jnp.floating):
-        raise ValueError(
-            f"the loss {name!r} must give 'loss' as floating numbers, to derive by; got {kind}"
-        )
+        raise ValueError(f"the loss {name!r} must return 'loss' as floating numbers; got {kind}")
     return dict(values)
 
 
 def check_per_example(who: str, name: str, values: Any, examples: int) -> None:
-    """Check that values, or a pair (values, weights), are one number an example, `[batch]`.
+    """Check that values, or a pair (values, weights), are one number per example, `[batch]`.
 
     Raises:
         ValueError: they are not.
@@ -125,7 +155,7 @@ def check_per_example(who: str, name: str, values: Any, examples: int) -> None:
     if len(parts) > 2:
         remedy = "a pair is (values, weights)"
     elif () in shapes or None in shapes:
-        remedy = "do not average over the batch, which is done by weight, and over all batches"
+        remedy = "do not average over the batch: the trainer averages by weight, over all batches"
     elif (examples, examples) in shapes:
         remedy = (
             f"a [{examples}] and a [{examples}, 1] were broadcast to each other: give both one "
@@ -134,33 +164,29 @@ def check_per_example(who: str, name: str, values: Any, examples: int) -> None:
     else:
         remedy = "average over the axes after the first"
     raise ValueError(
-        f"{who} must give {name!r} per example, [{examples}]; got {_form(values)}: {remedy}"
+        f"{who} must return {name!r} per example, [{examples}]; got {_describe(values)}: {remedy}"
     )
 
 
-def _part(values: Any, place: int) -> Any:
-    return values[place] if isinstance(values, tuple) else values
-
-
-def _form(values: Any) -> str:
-    """Say what something is, briefly: a shape where it has one."""
+def _describe(values: Any) -> str:
+    """Describe a value briefly: by its shape where it has one."""
     if isinstance(values, tuple):
-        return f"({', '.join(map(_form, values))})"
+        return f"({', '.join(map(_describe, values))})"
     shape = getattr(values, "shape", None)
     return type(values).__name__ if shape is None else str(list(shape))
 
 
 def require_entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
-    """Give an array of a batch.
+    """Return the array of a batch that has this name.
 
     Raises:
         TypeError: the batch is no dict.
-        ValueError: there is none of this name.
+        ValueError: it has no such array.
     """
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"{task} reads batch[{name!r}], and a batch is a dict of arrays; got "
-            f"{describe_value(batch)}: of a source, give its batches one by one"
+            f"{describe_value(batch)}: pass the batches of a source one by one"
         )
     if name not in batch:
         raise ValueError(
@@ -170,13 +196,13 @@ def require_entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
 
 
 def require_logits(task: str, outputs: Any, form: str, leading: tuple[int, ...]) -> None:
-    """Check that outputs are floating logits with these axes and one of classes.
+    """Check that outputs are floating logits with these axes and a last axis of classes.
 
     Args:
         task: for the message.
         outputs: of the network.
         form: of the axes, for the message: `[batch, classes]`.
-        leading: their sizes, but for the last.
+        leading: the sizes of all axes but the last.
 
     Raises:
         ValueError: they are not.
@@ -191,7 +217,7 @@ def require_logits(task: str, outputs: Any, form: str, leading: tuple[int, ...])
 
 
 def check_range(what: str, values: np.ndarray, count: int, things: str) -> None:
-    """Check host integers against the number of things that they name.
+    """Check host integers against the number of things that they index.
 
     Raises:
         ValueError: one is below 0 or not below `count`.

@@ -1,4 +1,4 @@
-"""How much examples, tokens and targets count: `weights` and `mask` of a batch; class weights."""
+"""How much examples, tokens and targets count: `weights`, `mask` and class weights."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ ClassWeights = Sequence[float] | jax.Array | np.ndarray
 
 
 def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...], form: str) -> Any:
-    """Give how much each unit counts: its weight where its mask is true, 0 where it is not.
+    """Return how much each unit counts: its weight where its mask is true, otherwise 0.
 
     A batch may have `weights`, numbers not below 0, and `mask`, true or not 0 where a unit counts;
-    each for every example, `[batch]`, or for every unit.
+    each per example, `[batch]`, or per unit (a token, a target).
 
     Args:
         task: for the message.
-        batch: that may have them.
-        units: shape of what is counted, `[batch, ...]`.
+        batch: may have weights and a mask.
+        units: shape of the units, `[batch, ...]`.
         form: of that shape, for the message: `[batch, time]`.
 
     Returns:
         float32 of the shape of the units, or None where all count the same.
 
     Raises:
-        ValueError: one is of another shape, or holds no numbers.
+        ValueError: weights or mask have another shape, or hold no numbers.
 
     >>> combine_weights("a loss", {"weights": jnp.array([2.0, 3.0])}, (2,), "[batch]").tolist()
     [2.0, 3.0]
@@ -49,8 +49,8 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
                 forms += f" or {form} = {list(units)}"
             got = type(given).__name__ if shape is None else f"{dtype}{list(shape)}"
             raise ValueError(
-                f"{task} needs {name} {forms}, which says what counts; got {got}: give what the "
-                "loss is not to read another name, or put it into `inputs` for the network"
+                f"{task} needs {name} {forms}, which says what counts; got {got}: rename the entry "
+                "if the loss should not read it, or put it into `inputs` for the network"
             )
         value = given != 0 if name == "mask" else given
         value = value.astype(jnp.float32).reshape(*shape, *[1] * (len(units) - len(shape)))
@@ -59,14 +59,14 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
 
 
 def attach_weights(values: jax.Array, weights: jax.Array | None) -> Any:
-    """Give values, or a pair with their weights where not all count the same."""
+    """Return the values, paired with their weights if there are any."""
     return values if weights is None else (values, weights)
 
 
 def lookup_class_weights(
     task: str, class_weights: ClassWeights, labels: jax.Array, classes: int, things: str
 ) -> jax.Array:
-    """Give how much the class of each label counts, float32 of the labels' shape.
+    """Return how much the class of each label counts, float32 of the labels' shape.
 
     Args:
         task: for the message.
@@ -76,14 +76,14 @@ def lookup_class_weights(
         things: what they are called.
 
     Raises:
-        ValueError: there are not as many weights as classes, or one is negative or not finite.
+        ValueError: the number of weights is not that of classes, or one is negative or not finite.
     """
     if not isinstance(class_weights, jax.Array):
         check_weights(f"{task}: class_weights", np.asarray(class_weights))
     table = jnp.asarray(class_weights, jnp.float32)
     if table.shape != (classes,):
         raise ValueError(
-            f"{task} needs one of class_weights for each of {classes} {things}; got "
+            f"{task} needs class_weights with one weight for each of {classes} {things}; got "
             f"{list(table.shape)}"
         )
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -92,7 +92,7 @@ def lookup_class_weights(
 
 
 def check_weights(what: str, weights: np.ndarray) -> None:
-    """Check host weights.
+    """Check weights on the host.
 
     Raises:
         ValueError: one is negative or not finite.
@@ -106,11 +106,11 @@ def check_weights(what: str, weights: np.ndarray) -> None:
 
 
 def compute_count_mask(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray:
-    """Say which of host labels count, bool of their shape, after a check of the weights.
+    """Return which host labels count, bool of their shape, after a check of the weights.
 
     Args:
-        batch: of any leading shape; it may have `weights` and `mask`, which are then of the labels'
-            shape or lack its last axes.
+        batch: of any leading shape; it may have `weights` and `mask` of the labels' shape, or of
+            its first axes.
         like: the labels.
 
     Raises:

@@ -180,7 +180,7 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
 def _read(
     source: Path, part: str, best: str | None, mode: str | None
 ) -> tuple[dict[str, np.ndarray], str, str]:
-    """Give the arrays by path, where they are from, and what else there is to load."""
+    """Return the arrays by path, where they are from, and what else there is to load."""
     if part not in PARTS:
         raise ValueError(
             f"part must be params or model_state; got {part!r}.{suggest_name(part, PARTS)}"
@@ -202,7 +202,7 @@ def _read(
 def _rename_paths(
     arrays: Mapping[str, np.ndarray], rename: Mapping[str, str], where: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Give the arrays by their new paths, and the old path of each new one."""
+    """Return the arrays by their new paths, and the old path of each new one."""
     renamed: dict[str, np.ndarray] = {}
     names: dict[str, str] = {}
     for path, array in arrays.items():
@@ -218,7 +218,7 @@ def _rename_paths(
 def _apply_transforms(
     arrays: Mapping[str, np.ndarray], transform: Mapping[str, Transform], wanted: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Give the arrays as they shall be taken, and the paths of those that were changed."""
+    """Return the arrays as they shall be taken, and the paths of those that were changed."""
     changed = dict(arrays)
     touched: set[str] = set()
     for pattern, function in transform.items():
@@ -295,7 +295,7 @@ def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
 
 
 def _on_host(leaf: Any) -> np.ndarray:
-    """Give an array in row-major order, which safetensors takes for granted."""
+    """Return an array in row-major order, which safetensors takes for granted."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.array(leaf, order="C")

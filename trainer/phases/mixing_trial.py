@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.checks.pytrees import format_path
-from trainer.losses.loss import Loss, evaluate_loss, get_loss_name
+from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.row_mixing import can_mix_rows
 from trainer.state import PyTree, TrainState, strip_host_fields
 
@@ -24,9 +24,9 @@ QUICK: dict[str, str | bool] = {
 """How to compile what runs twice: in half the time."""
 
 REMEDY = (
-    "compute each example's values and weights from its own outputs alone, or say "
-    "`{name}.whole_batch = True`: an evaluation's last batch is then computed at its own size, and "
-    "accumulate is refused"
+    "compute each example's values and weights from its own outputs alone, or declare "
+    "`losses.Loss({name}, whole_batch=True)`: an evaluation's last batch is then computed at its "
+    "own size, and accumulate is refused"
 )
 
 
@@ -121,7 +121,7 @@ def require_independent_loss(
         drawn = jax.tree.map(lambda leaf, draw=draw: _drawn(leaf, draw), outputs)
         tries.append(((step, drawn, batch), (step, *_padded((drawn, batch)))))
     if names := _changed(ask, tries, batch):
-        name = get_loss_name(loss)
+        name = loss.name
         raise ValueError(
             f"the loss {name!r} gives an example other values ({', '.join(names)}) where other "
             f"examples of its batch change, and {why}: {REMEDY.format(name=name)}"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.checkpoints.load import read_part
-from trainer.losses.loss import Loss
+from trainer.losses.loss import LossFunction
 from trainer.rl import distributions
 from trainer.rl.environments.environment import Environment, example
 from trainer.rl.normalization import init_statistics
@@ -89,7 +89,7 @@ def restore_teacher(
     return Teacher(network, weights)
 
 
-def kickstart(*, value_coefficient: float = 0.0) -> Loss:
+def kickstart(*, value_coefficient: float = 0.0) -> LossFunction:
     """Make the loss that draws a policy towards its teacher's, per example.
 
     It is KL(teacher || student) of the actions, and half the squared distance of the values, where

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trainer.losses.loss import Loss
+from trainer.losses.loss import LossFunction
 from trainer.phases.phase import Phase
 from trainer.rl import distributions
 from trainer.rl.distillation import Teacher
@@ -45,7 +45,7 @@ def ppo_loss(
     value_clip: float | None = None,
     entropy_coefficient: float = 0.01,
     normalize_advantages: bool = True,
-) -> Loss:
+) -> LossFunction:
     """Make the loss of proximal policy optimization.
 
     It reports, per example, `loss`, `policy_loss`, `value_loss` (squared error), `entropy` (nats),
@@ -127,7 +127,7 @@ def ppo(
     minibatches: int = 4,
     discount: float = 0.99,
     gae_lambda: float = 0.95,
-    loss: Loss | None = None,
+    loss: LossFunction | None = None,
     target_kl: float | None = None,
     clip_norm: float | None = 0.5,
     normalize_observations: bool = False,

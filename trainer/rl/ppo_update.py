@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from trainer.losses.loss import Loss, get_loss_attribute
+from trainer.losses.loss import Loss, LossFunction, as_loss
 from trainer.phases.phase import Phase
 from trainer.rl.normalization import scale_rewards, update_statistics
 from trainer.rl.policies import is_recurrent, unroll_policy, weights_of
@@ -61,7 +61,7 @@ def update(
     network: Any,
     optimizer: optax.GradientTransformation,
     *,
-    loss: Loss,
+    loss: LossFunction,
     epochs: int,
     minibatches: int,
     discount: float,
@@ -86,7 +86,7 @@ def update(
     Raises:
         TypeError: before training, the phase before it does not hand on an `Experience`.
     """
-    finalize = get_loss_attribute(loss, "finalize")
+    loss = as_loss(loss)
 
     def run(state: TrainState, experience: Experience) -> tuple[TrainState, None, dict[str, Any]]:
         if not isinstance(experience, Experience):
@@ -112,7 +112,7 @@ def update(
         return after, None, {**traces, "explained_variance": explained}
 
     def finalized(means: Mapping[str, float]) -> dict[str, float | None]:
-        found = dict(finalize(means)) if finalize else {}
+        found: dict[str, float | None] = dict(loss.finalize(means)) if loss.finalize else {}
         if math.isnan(means["explained_variance"]):
             found["explained_variance"] = None
         return found
@@ -243,12 +243,9 @@ def update_on_minibatches(
             grad_norm=gradients.global_norm(found.grads),
             clip_norm=clip_norm,
         )
-        after, moves = (
-            after.replace(model_state=found.model_state),
-            gradients.has_weight(found.means),
-        )
+        moves = gradients.has_weight(found.means)
         after, told = gradients.skip_empty_batch(moves, state, after, told)
-        metrics = gradients.metrics_of(found.means) | told
+        metrics = gradients.to_metrics(found.means) | told
         if target_kl is None:
             return (after, going), metrics
         if "approx_kl" not in metrics:
@@ -281,7 +278,7 @@ def compute_minibatch_gradients(
             train=True,
         )
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        means = gradients.means_of(loss, state.step, outputs, flat)
+        means = gradients.compute_means(loss, state.step, outputs, flat)
         return means["loss"].value, (means, model_state)
 
     return gradients.compute_gradients(

@@ -1,1 +1,1 @@
-"""Supervised learning: the task, its gradients, its optimizer, and tools that look at them."""
+"""Supervised learning: the task, its gradients, its optimizer, and tools that examine them."""

@@ -1,4 +1,4 @@
-"""Gradients of a batch: whole, or by micro-batches that are joined again."""
+"""Gradients of a batch: at once, or accumulated over micro-batches."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.A
 
 
 class WeightedMean(NamedTuple):
-    """The mean over a batch of what a loss measured, () each."""
+    """The mean of a loss's values over a batch, () each."""
 
     value: jax.Array
-    """0 where nothing weighs."""
+    """0 where no example has a weight."""
     weight: jax.Array | None
     """The sum of the examples' weights; None where all weigh the same."""
 
 
 class Gradients(NamedTuple):
-    """What a batch gives."""
+    """The gradients of a batch, and what was computed with them."""
 
     grads: PyTree
-    """Gradients, of the structure of the parameters."""
+    """Gradients, in the structure of the parameters."""
     means: dict[str, WeightedMean]
-    """What the loss measured."""
+    """The means of the loss's values, by name."""
     model_state: PyTree
     value_fn: ValueFn
-    """`(params) -> ()`, the same batch's mean loss at other parameters, by the same key."""
+    """`(params) -> ()`, the same batch's mean loss at other parameters, with the same key."""
 
 
 def compute_mean(values: Any) -> WeightedMean:
-    """Give the mean of a loss's values and its weight.
+    """Return the mean of a loss's values, and its weight.
 
     Args:
         values: `[batch]`, or a pair (values, weights) of `[batch]` each.
@@ -52,28 +52,28 @@ def compute_mean(values: Any) -> WeightedMean:
     if isinstance(values, tuple):
         values, weights = values
         total = jnp.sum(weights, dtype=jnp.float32)
-        summed = jnp.sum(jnp.where(weights == 0, 0, values * weights))  # 0 * nan leaks
+        summed = jnp.sum(jnp.where(weights == 0, 0, values * weights))  # 0 * nan is nan
         return WeightedMean(summed / jnp.where(total == 0, 1, total), total)
     return WeightedMean(jnp.mean(values), None)
 
 
-def means_of(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, WeightedMean]:
-    """Give the means of what a loss measures at an optimizer step.
+def compute_means(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, WeightedMean]:
+    """Return the means of a loss's values at an optimizer step.
 
     Raises:
-        TypeError, ValueError: see `losses.contract.measured`.
+        TypeError, ValueError: see `trainer.losses.loss.evaluate_loss`.
     """
     return {name: compute_mean(v) for name, v in evaluate_loss(loss, step, outputs, batch).items()}
 
 
 def has_weight(means: Mapping[str, WeightedMean]) -> jax.Array | None:
-    """Say whether a batch has something to learn from, () bool; None where every one has."""
+    """Return whether an example of the batch has a weight, () bool; None without weights."""
     weight = means["loss"].weight
     return None if weight is None else weight > 0
 
 
-def metrics_of(means: Mapping[str, WeightedMean]) -> dict[str, jax.Array]:
-    """Give what a step reports: means, nan where nothing weighs, and the weights beside them."""
+def to_metrics(means: Mapping[str, WeightedMean]) -> dict[str, jax.Array]:
+    """Return the metrics of a step: means, nan where nothing has a weight, and their weights."""
     metrics: dict[str, jax.Array] = {}
     for name, (value, weight) in means.items():
         if weight is None:
@@ -85,35 +85,42 @@ def metrics_of(means: Mapping[str, WeightedMean]) -> dict[str, jax.Array]:
 
 
 def skip_empty_batch(
-    moves: jax.Array | None, before: TrainState, after: TrainState, told: dict[str, jax.Array]
+    weighted: jax.Array | None,
+    before: TrainState,
+    after: TrainState,
+    metrics: dict[str, jax.Array],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Keep the state where a batch had nothing to learn from, but for the count of steps.
+    """Keep the state, except for its step, where no example of a batch has a weight.
 
-    The step is counted all the same: it has had its data and its random numbers.
+    The step still counts: it used its data and its random numbers.
 
     Args:
-        moves: () bool, as `has_weight` gives it.
+        weighted: () bool, from `has_weight`.
         before: the state before the step.
         after: the state after it.
-        told: what `apply_gradients` reports, which then counts in no mean.
+        metrics: of `apply_gradients`; those of a skipped step count in no mean.
     """
-    if moves is None:
-        return after, told
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(moves, new, old),
-        (after.params, after.opt_state, after.model_state),
+    if weighted is None:
+        return after, metrics
+    weight = weighted.astype(jnp.float32)
+    weights = {name + WEIGHT: weight for name in ("grad_norm", "clipped") if name in metrics}
+    return keep_where(~weighted, before, after), metrics | weights
+
+
+def keep_where(condition: jax.Array, before: TrainState, after: TrainState) -> TrainState:
+    """Return `after` with the parameters, optimizer and model state of `before` where () holds."""
+    params, opt_state, model_state = jax.tree.map(
+        lambda old, new: jnp.where(condition, old, new),
         (before.params, before.opt_state, before.model_state),
+        (after.params, after.opt_state, after.model_state),
     )
-    weight = moves.astype(jnp.float32)
-    weights = {name + WEIGHT: weight for name in ("grad_norm", "clipped") if name in told}
-    after = after.replace(params=kept[0], opt_state=kept[1], model_state=kept[2])
-    return after, told | weights
+    return after.replace(params=params, opt_state=opt_state, model_state=model_state)
 
 
 def compute_gradients(
     objective: Objective, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array
 ) -> Gradients:
-    """Give the gradients of a whole batch."""
+    """Compute the gradients of a whole batch."""
     before = model_state
     grads, (means, model_state) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
 
@@ -132,10 +139,10 @@ def accumulate_gradients(
     *,
     count: int,
 ) -> Gradients:
-    """Give the gradients of a batch, computed by micro-batches one after another.
+    """Compute the gradients of a batch from micro-batches, one after another.
 
-    They are those of the whole batch to rounding, also where examples weigh differently. The model
-    state passes from one micro-batch to the next, so that batch normalisation sees micro-batches:
+    They equal those of the whole batch up to rounding, also where examples weigh differently. The
+    model state passes from one micro-batch to the next, so batch normalisation sees micro-batches:
     it normalises by their statistics, and takes `count` steps of its running averages.
 
     Args:
@@ -143,8 +150,8 @@ def accumulate_gradients(
         params: of the network.
         model_state: of the network.
         batch: pytree of arrays `[batch, ...]`; `count` divides `batch`.
-        key: () typed key; each micro-batch has one of its own.
-        count: micro-batches.
+        key: () typed key; each micro-batch gets a key of its own.
+        count: number of micro-batches.
 
     Raises:
         ValueError: `count` does not divide the batch.
@@ -153,7 +160,7 @@ def accumulate_gradients(
     if size % count:
         raise ValueError(
             f"accumulate must divide the batch: {size} examples do not make {count} micro-batches "
-            f"of one size; use a batch_size that is a multiple of {count}"
+            f"of equal size; use a batch_size that is a multiple of {count}"
         )
     parts = jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), batch)
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(count))
@@ -210,7 +217,7 @@ def accumulate_gradients(
 def compute_updates(
     state: TrainState, found: Gradients, grads: PyTree, optimizer: optax.GradientTransformation
 ) -> tuple[PyTree, PyTree]:
-    """Give (updates, opt_state) that an optimizer makes of gradients, which may be clipped."""
+    """Return (updates, opt_state) of an optimizer for gradients, which may be clipped."""
     return update_optimizer(
         *(optimizer, grads, state.opt_state, state.params),
         value=found.means["loss"].value,
@@ -231,37 +238,42 @@ def apply_gradients(
 
     Args:
         state: to step from.
-        found: the gradients of its parameters, and what else the batch gave; the optimizer gets
-            of it what it asks for: `value`, `grad`, which is not clipped, `value_fn`.
+        found: the gradients of its parameters, and what was computed with them; an optimizer that
+            asks for `value`, `grad` (not clipped) or `value_fn` receives them.
         optimizer: of optax.
         grad_norm: () L2 norm of the gradients.
         clip_norm: norm to which larger gradients are scaled; None: not clipped.
 
     Returns:
-        The state, and `grad_norm`, which is the length, with `clip_norm` also `clipped`, 1 where
-        they were, and `learning_rate` where the optimizer keeps one; where several do,
-        `learning_rate/<group>`.
+        The state, and the metrics `grad_norm`; with `clip_norm` also `clipped`, 1 where the
+        gradients were clipped; `learning_rate` where the optimizer keeps one, or
+        `learning_rate/<group>` where several groups do.
     """
     grads = found.grads
     metrics = {"grad_norm": grad_norm}
     if clip_norm is not None:
         metrics["clipped"] = (grad_norm > clip_norm).astype(jnp.float32)
         grads = optax.tree.scale(jnp.minimum(1.0, clip_norm / grad_norm), grads)
-    changes, opt_state = compute_updates(state, found, grads, optimizer)
+    updates, opt_state = compute_updates(state, found, grads, optimizer)
     metrics |= learning_rates(opt_state)
-    params = optax.apply_updates(state.params, changes)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    after = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        model_state=found.model_state,
+    )
+    return after, metrics
 
 
 SMALL = 2**15
-"""Elements below which a leaf's norm costs more to start than to compute."""
+"""Elements below which starting to compute a leaf's norm costs more than computing it."""
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """Give the L2 norm over all leaves, the small ones joined.
+    """Return the L2 norm over all leaves; small leaves are concatenated first.
 
-    One by one they take 5% of an MLP's step on CPU; joining large ones would copy them. In
-    smaller floats it is `optax.tree.norm` that is faster, by 5%.
+    One by one they take 5% of an MLP's step on CPU; concatenating large ones would copy them. In
+    smaller floats `optax.tree.norm` is faster, by 5%.
     """
     leaves = jax.tree.leaves(tree)
     small = [leaf.ravel() for leaf in leaves if leaf.size < SMALL]

@@ -1,4 +1,4 @@
-"""The numbers that `optax.inject_hyperparams` keeps in the optimizer's state: read and set."""
+"""Read and set hyperparameters that `optax.inject_hyperparams` keeps in the optimizer's state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.supervised.optimizer_groups import group_names
 
 
 def hyperparam_names(opt_state: PyTree) -> list[str]:
-    """Name the numbers that can be set: kept, of a floating type, and under no schedule.
+    """List the hyperparameters that can be set: floating numbers that no schedule sets.
 
     >>> import optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
@@ -24,39 +24,39 @@ def hyperparam_names(opt_state: PyTree) -> list[str]:
     ['learning_rate', 'momentum']
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    kept = {path[-1].key for path, leaf in leaves if _is_kept(path) and _is_float(leaf)}
-    return sorted(kept - _scheduled(opt_state))
+    names = {path[-1].key for path, leaf in leaves if _is_hyperparam(path) and _is_float(leaf)}
+    return sorted(names - _scheduled_names(opt_state))
 
 
-def hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
-    """Give the values of a name by the groups that keep it, see `optimizer_groups`.
+def get_hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
+    """Return the values of a hyperparameter by group, see `optimizer_groups`.
 
     >>> import optax
     >>> optimizer = optax.named_chain(
     ...     ("momentum", optax.inject_hyperparams(optax.trace)(decay=0.9)),
     ...     ("descent", optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)),
     ... )
-    >>> hyperparam(optimizer.init({"w": jnp.ones(2)}), "learning_rate")
+    >>> get_hyperparam(optimizer.init({"w": jnp.ones(2)}), "learning_rate")
     {'descent': Array(0.5, dtype=float32)}
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     groups = _groups(opt_state)
-    return {groups[path[:-1]]: leaf for path, leaf in leaves if _is_kept(path, name)}
+    return {groups[path[:-1]]: leaf for path, leaf in leaves if _is_hyperparam(path, name)}
 
 
 def set_hyperparam(
     opt_state: PyTree, name: str, change: Callable[[Any], Any], *, group: str | None = None
 ) -> PyTree:
-    """Change the values of a name, in each group that keeps it or in one; dtypes and shapes stay.
+    """Change a hyperparameter in one group, or in all that have it; dtypes and shapes stay.
 
     Args:
         opt_state: of an optimizer, or of several in one.
-        name: of the number, such as `learning_rate`.
+        name: of the hyperparameter, such as `learning_rate`.
         change: `(numpy array) -> value`.
-        group: the only one to change it in.
+        group: the only group to change; None changes all.
 
     Returns:
-        The very same object where no value became another.
+        The optimizer's state; the same object where no value changed.
 
     >>> import optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
@@ -65,10 +65,10 @@ def set_hyperparam(
     {'learning_rate': Array(0.25, dtype=float32)}
     """
 
-    def changed(leaf: Any) -> Any:
+    def change_leaf(leaf: Any) -> Any:
         return fill_leaf(leaf, change(np.asarray(leaf)))
 
-    return map_hyperparam(opt_state, name, changed, group=group)
+    return map_hyperparam(opt_state, name, change_leaf, group=group)
 
 
 def map_hyperparam(
@@ -78,12 +78,12 @@ def map_hyperparam(
     *,
     group: str | None = None,
 ) -> PyTree:
-    """Change the leaves of a name, as `set_hyperparam` does, within a jitted function too."""
+    """Apply a function to a hyperparameter's leaves; like `set_hyperparam`, but jittable."""
     groups = {} if group is None else _groups(opt_state)
     before, structure = jax.tree_util.tree_flatten_with_path(opt_state)
     after = [
         change(leaf)
-        if _is_kept(path, name) and (group is None or groups[path[:-1]] == group)
+        if _is_hyperparam(path, name) and (group is None or groups[path[:-1]] == group)
         else leaf
         for path, leaf in before
     ]
@@ -95,69 +95,70 @@ def map_hyperparam(
 def check_hyperparam(
     who: str, opt_state: PyTree, name: str, *, group: str | None = None, instead: str = ""
 ) -> None:
-    """Check that the number of this name can be set.
+    """Check that a hyperparameter can be set.
 
     Args:
-        who: that sets it, for the message.
+        who: what sets it, for the message.
         opt_state: of the optimizer.
-        name: of the number.
-        group: in which it is to be set; None: in each that keeps it.
-        instead: what the user may do otherwise, for the message.
+        name: of the hyperparameter.
+        group: where it is set; None: in each group that has it.
+        instead: an alternative for the user, for the message.
 
     Raises:
-        ValueError: there is none, a schedule sets it, or it is an integer; there is no such group.
+        ValueError: it does not exist, a schedule sets it, or it is an integer; or the group does
+            not exist.
     """
-    found = hyperparam(opt_state, name)
+    found = get_hyperparam(opt_state, name)
     if group is not None and group not in found:
         groups = sorted(set(_groups(opt_state).values()))
         if group in groups:
-            there = _numbers_of(opt_state, group)
+            names = _names_in_group(opt_state, group)
             raise ValueError(
                 f"{who} sets {name} of the group {group!r}, which keeps no such number"
-                f"{suggest_and_list(name, there)}"
+                f"{suggest_and_list(name, names)}"
             )
-        keeping = list(found) or groups
+        known = list(found) or groups
+        shown = [f"{one}/{name}" for one in found] or known
         raise ValueError(
-            f"{who} sets {name} of a group {group!r}, which the optimizer has not, or not with "
-            f"{name} in "
-            f"it{suggest_and_list(group, keeping, [f'{one}/{name}' for one in found] or keeping)}"
+            f"{who} sets {name} of a group {group!r}, which the optimizer does not have, or not "
+            f"with {name} in it{suggest_and_list(group, known, shown)}"
         )
     leaves = list(found.values()) if group is None else [found[group]]
-    if name in _scheduled(opt_state, group):
+    if name in _scheduled_names(opt_state, group):
         got = "with a schedule, which sets it at every step"
     elif not leaves:
         got = f"without it{suggest_and_list(name, hyperparam_names(opt_state))}"
     elif not all(map(_is_float, leaves)):
-        got = f"with an integer, {leaves[0]}, which no fraction fits"
+        got = f"with an integer, {leaves[0]}, which cannot take fractions"
     else:
         return
     raise ValueError(
         f"{who} needs an optimizer whose {name} can be set, a float under "
-        f"optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3); got one {got}: make it so"
+        f"optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3); got one {got}: wrap it so"
         + (f", or {instead}" if instead else "")
     )
 
 
 def check_one_group(who: str, opt_state: PyTree, name: str) -> None:
-    """Check that one group alone keeps a name, so that it says which number is meant.
+    """Check that only one group has a hyperparameter, so that its name is unambiguous.
 
     Raises:
-        ValueError: several do.
+        ValueError: several groups have it.
     """
-    found = hyperparam(opt_state, name)
+    found = get_hyperparam(opt_state, name)
     if len(found) > 1:
         groups = ", ".join(f"{group!r} ({np.ravel(leaf)[0]:.6g})" for group, leaf in found.items())
         first = next(iter(found))
         raise ValueError(
             f"{who} sets {name}, which several groups of the optimizer keep, and would make them "
-            f"alike: {groups}; name the group, such as {{{first!r}: {{{name!r}: ...}}}}"
+            f"equal: {groups}; name the group, such as {{{first!r}: {{{name!r}: ...}}}}"
         )
 
 
 def fill_leaf(leaf: Any, value: Any) -> Any:
-    """Give a value the dtype, shape and devices of a leaf; the leaf itself where it equals it.
+    """Return a value in the dtype, shape and devices of a leaf; the leaf itself if they are equal.
 
-    A member of a population has leaves of numpy, and keeps them.
+    Leaves of numpy, as a member of a population has them, stay numpy.
     """
     old = np.asarray(leaf)
     new = np.broadcast_to(np.asarray(value).astype(old.dtype), old.shape)
@@ -166,28 +167,28 @@ def fill_leaf(leaf: Any, value: Any) -> Any:
     return jax.device_put(new, leaf.sharding) if isinstance(leaf, jax.Array) else new
 
 
-def _is_kept(path: Any, name: str | None = None) -> bool:
-    """Say whether a path is that of a number (of this name) that `inject_hyperparams` keeps."""
+def _is_hyperparam(path: Any, name: str | None = None) -> bool:
+    """Return whether a path is that of a hyperparameter (of this name)."""
     if len(path) < 2 or getattr(path[-2], "name", None) != "hyperparams":
         return False
     return name is None or path[-1].key == name
 
 
 def _groups(opt_state: PyTree) -> dict[Any, str]:
-    """Give the groups that keep numbers: the path of the numbers to the group's name."""
+    """Return the name of each group with hyperparameters, by the path that they share."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    holders = list(dict.fromkeys(path[:-1] for path, _ in leaves if _is_kept(path)))
-    return dict(zip(holders, group_names(holders), strict=True))
+    paths = list(dict.fromkeys(path[:-1] for path, _ in leaves if _is_hyperparam(path)))
+    return dict(zip(paths, group_names(paths), strict=True))
 
 
-def _numbers_of(opt_state: PyTree, group: str) -> list[str]:
-    """Name the numbers that a group keeps."""
+def _names_in_group(opt_state: PyTree, group: str) -> list[str]:
+    """List the hyperparameters of a group."""
     leaves, groups = jax.tree_util.tree_leaves_with_path(opt_state), _groups(opt_state)
-    return [p[-1].key for p, _ in leaves if _is_kept(p) and groups[p[:-1]] == group]
+    return [p[-1].key for p, _ in leaves if _is_hyperparam(p) and groups[p[:-1]] == group]
 
 
-def _scheduled(opt_state: PyTree, group: str | None = None) -> set[str]:
-    """Name the numbers that a schedule sets (in this group)."""
+def _scheduled_names(opt_state: PyTree, group: str | None = None) -> set[str]:
+    """Return the hyperparameters that a schedule sets (in this group)."""
     groups = {path[:-1]: name for path, name in _groups(opt_state).items()}
     return {
         after.key

@@ -1,4 +1,4 @@
-"""The range test: how the loss goes as the learning rate grows, and what rate that suggests."""
+"""The learning-rate finder: the loss while the rate grows, and the rates that it suggests."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from trainer.state import PyTree
 from trainer.supervised.hyperparams import check_hyperparam, map_hyperparam
 
 SMOOTHING_DECAY = 0.9
-"""Weight of the past in the running mean by which divergence is told."""
+"""Weight of the past in the running mean that detects divergence."""
 
 DIVERGED = 4.0
-"""Times the best running mean, above which the loss has diverged."""
+"""Multiple of the best running mean above which the loss has diverged."""
 
 WIDTH = 0.03
 """Standard deviation of the window that smooths the losses, as a share of the steps."""
@@ -33,7 +33,7 @@ WIDTH = 0.03
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RangeTest:
-    """What `find_learning_rate` found."""
+    """The result of `find_learning_rate`."""
 
     rates: np.ndarray
     """float64 `[steps]`, the learning rate of each step."""
@@ -42,14 +42,14 @@ class RangeTest:
     before_divergence: np.ndarray
     """bool `[steps]`, true until the loss diverged."""
     smoothed: np.ndarray
-    """float64 `[steps]`, the losses smoothed without a lag; nan where they are not counted."""
+    """float64 `[steps]`, the losses smoothed without a lag; nan after divergence."""
     steepest: float
     """The rate at which the loss falls fastest over the logarithm of the rate."""
     valley: float
-    """The rate at which half of the longest fall of the loss is done."""
+    """The rate in the middle, by loss, of the longest fall of the loss."""
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw loss over rate, with the two suggestions, into a PNG file.
+        """Plot the loss over the rate, with both suggestions, into a PNG file.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -69,7 +69,7 @@ class RangeTest:
             axes.plot([rate], [loss], "o", color=color, label=f"{name}: {rate:.2g}")
         fallen = int(np.nanargmin(self.smoothed))
         bottom, top = self.losses[counted].min(), np.nanmax(self.smoothed[: fallen + 1])
-        limits = bottom - 0.1 * (top - bottom), top + 0.5 * (top - bottom)  # what diverges goes out
+        limits = bottom - 0.1 * (top - bottom), top + 0.5 * (top - bottom)  # cuts the divergence
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=limits)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -85,32 +85,32 @@ def find_learning_rate(
     high: float = 10.0,
     steps: int = 100,
 ) -> RangeTest:
-    """Train for a few steps with a learning rate that grows from one to the next, and look.
+    """Train for a few steps with a growing learning rate, and suggest rates from the losses.
 
-    It is no hook: call it before `fit`. The state is left as it is; what the steps changed is
-    dropped. All steps run, and those after the loss diverged do not count: where it is not finite,
-    or its running mean is over 4 times the best. Both suggestions are of the losses smoothed by a
-    window that looks both ways, so without a lag. They depend on the batch size and are a place to
-    begin: look at the plot.
+    It is no hook: call it before `fit`. The state is unchanged; the trained parameters are
+    discarded. All steps run; those after the loss diverged (it is not finite, or its running mean
+    is over 4 times the best) do not count. Both suggestions come from losses smoothed by a
+    symmetric window, so without a lag. They depend on the batch size and are a starting point: look
+    at the plot.
 
     Args:
         step: `(state, batch) -> (state, metrics)` with a `loss`, such as `task.step`.
-        state: to begin with; its optimizer keeps a learning rate that can be set,
-            `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`. Where several optimizers
-            keep one, all are set.
-        source: of batches, read as in training, from the state's epoch on, over and over if it
-            has fewer batches.
+        state: to start from; its optimizer keeps a learning rate that can be set,
+            `optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)`. Where several groups keep
+            one, all are set.
+        source: of batches, read as in training, from the state's epoch on, repeatedly if it has
+            fewer batches than steps.
         low: rate of the first step.
-        high: rate of the last one.
-        steps: how many.
+        high: rate of the last step.
+        steps: number of steps.
 
     Raises:
         ValueError: a setting is out of range; the optimizer has no learning rate that can be set;
             the step reports no `loss`; the loss never fell.
 
     Source: L. Smith, Cyclical Learning Rates for Training Neural Networks, 2017, section 3.3, for
-    the test. The fall of the valley is that of fastai, the longest decreasing subsequence; its
-    middle is taken by loss and not by steps, which differed up to tenfold between two seeds.
+    the test. The valley's fall is that of fastai, the longest decreasing subsequence; its middle is
+    taken by loss and not by steps: by steps it differed up to tenfold between two seeds.
 
     >>> import optax
     >>> from trainer import data
@@ -136,9 +136,9 @@ def find_learning_rate(
         raise ValueError(f"steps must be at least 10, to see a slope; got {steps}")
     check_hyperparam("find_learning_rate", state.opt_state, "learning_rate")
     rates = np.geomspace(low, high, steps)
-    losses = _losses(step, state, source, rates)
+    losses = _record_losses(step, state, source, rates)
     counted = _mask_before_divergence(losses)
-    smoothed = _smoothed(losses, counted)
+    smoothed = _smooth(losses, counted)
     falling = _longest_fall(smoothed[counted])
     if len(falling) < 3:
         until = f", and diverged at {rates[counted.sum()]:.3g}" if not counted.all() else ""
@@ -153,11 +153,11 @@ def find_learning_rate(
     return RangeTest(rates, losses, counted, smoothed, float(rates[steepest]), float(rates[valley]))
 
 
-def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) -> np.ndarray:
-    """Train with these rates, one a step, and give the loss of each: float64 `[steps]`."""
+def _record_losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) -> np.ndarray:
+    """Train with these rates, one per step, and return the loss of each step: float64 `[steps]`."""
     first, table = int(state.step), np.asarray(rates, np.float32)
 
-    def probing(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+    def step_at_rate(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         rate = jnp.asarray(table)[jnp.clip(state.step - first, 0, len(table) - 1)]
         opt_state = map_hyperparam(
             state.opt_state, "learning_rate", lambda old: jnp.full(old.shape, rate, old.dtype)
@@ -168,25 +168,25 @@ def _losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) ->
         weight = metrics.get("loss" + WEIGHT, jnp.ones(()))
         return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
-    probing.check = getattr(step, "check", None)  # type: ignore[attr-defined]
-    phase = training(probing, _TruncatedSource(source, len(rates)), name="range_test")
+    step_at_rate.check = getattr(step, "check", None)  # type: ignore[attr-defined]
+    phase = training(step_at_rate, _TruncatedSource(source, len(rates)), name="range_test")
     state = phase.add_position(copy_state(state.replace(hook_state={}, scores={})))
     phase.verify(state)
-    traces: list[float] = []
-    while len(traces) < len(rates):
+    losses: list[float] = []
+    while len(losses) < len(rates):
         state, _, measured = phase.execute(state, None, donate=True)
-        _, found, _ = measured.read()
-        both = (found[f"range_test/{name}"] for name in ("loss", "counts"))
+        _, traces, _ = measured.read()
+        both = (traces[f"range_test/{name}"] for name in ("loss", "counts"))
         for loss, counts in zip(*both, strict=True):
-            # A batch in which nothing weighs has no loss, which does not mean that it diverged.
-            traces.append(loss if counts or not traces else traces[-1])
+            # A batch without weights has no loss; it did not diverge.
+            losses.append(loss if counts or not losses else losses[-1])
         state = state.replace(epoch=state.epoch + 1)
-    return np.array(traces[: len(rates)], np.float64)
+    return np.array(losses[: len(rates)], np.float64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _TruncatedSource:
-    """The first steps of each epoch of a source, so that a long one is not read to its end."""
+    """The first steps of each epoch of a source, so that a long epoch is not read to its end."""
 
     source: Source
     steps: int
@@ -216,7 +216,7 @@ class _TruncatedSource:
 
 
 def _mask_before_divergence(losses: np.ndarray) -> np.ndarray:
-    """Say of each step whether it is before the loss diverged: bool `[steps]`."""
+    """Return for each step whether it precedes the divergence of the loss: bool `[steps]`."""
     finite = np.isfinite(losses)
     gaps = np.subtract.outer(np.arange(len(losses)), np.arange(len(losses)))
     weights = np.where(gaps >= 0, SMOOTHING_DECAY ** np.maximum(gaps, 0), 0.0)
@@ -226,25 +226,25 @@ def _mask_before_divergence(losses: np.ndarray) -> np.ndarray:
     return ~np.logical_or.accumulate(diverged)
 
 
-def _smoothed(losses: np.ndarray, counted: np.ndarray) -> np.ndarray:
+def _smooth(losses: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Average each counted loss with its counted neighbours on both sides: float64 `[steps]`."""
-    places = np.flatnonzero(counted)
+    steps = np.flatnonzero(counted)
     width = max(WIDTH * len(losses), 1.0)
-    weights = np.exp(-0.5 * (np.subtract.outer(places, places) / width) ** 2)
+    weights = np.exp(-0.5 * (np.subtract.outer(steps, steps) / width) ** 2)
     smoothed = np.full(len(losses), np.nan)
     smoothed[counted] = weights @ losses[counted] / weights.sum(axis=1)
     return smoothed
 
 
 def _longest_fall(values: np.ndarray) -> np.ndarray:
-    """Give the places of the longest decreasing subsequence: int64 `[places]`."""
+    """Return the indices of the longest decreasing subsequence: int64 `[indices]`."""
     lengths, before = np.ones(len(values), int), np.full(len(values), -1)
-    for place in range(1, len(values)):
-        higher = np.flatnonzero(values[:place] > values[place])
+    for index in range(1, len(values)):
+        higher = np.flatnonzero(values[:index] > values[index])
         if higher.size:
             longest = higher[np.argmax(lengths[higher])]
-            lengths[place], before[place] = lengths[longest] + 1, longest
-    places = [int(np.argmax(lengths))] if len(values) else []
-    while places and before[places[-1]] >= 0:
-        places.append(int(before[places[-1]]))
-    return np.array(places[::-1], int)
+            lengths[index], before[index] = lengths[longest] + 1, longest
+    indices = [int(np.argmax(lengths))] if len(values) else []
+    while indices and before[indices[-1]] >= 0:
+        indices.append(int(before[indices[-1]]))
+    return np.array(indices[::-1], int)

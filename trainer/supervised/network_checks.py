@@ -1,4 +1,4 @@
-"""Networks: what `supervised` and `ppo` take for one, and what they are given by mistake."""
+"""Checks of the networks and examples that `supervised` and `ppo` receive."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _REMEDIES = {
     "equinox.": "two functions around it, as docs/concepts.md shows",
     "torch.": "the same network of models, or of Flax",
 }
-"""Library to what makes a network of its modules."""
+"""By library, how to make a network of its modules."""
 
 
 def check_network(network: Any, who: str) -> None:
-    """Check that a network is a pair of functions, as soon as it is given.
+    """Check that a network is a pair of functions, before it is used.
 
     Raises:
-        TypeError: it is a module of a library, a bare function, or something else.
+        TypeError: it is a module of a library, a single function, or something else.
 
     >>> check_network(lambda params, inputs: inputs @ params, "supervised")
     Traceback (most recent call last):
         ...
     TypeError: supervised needs a network, a pair of functions (init, apply) as models.Network
-    describes; got a function, <lambda>: give models.Network(init, apply), where init makes the
+    describes; got a function, <lambda>: pass models.Network(init, apply), where init makes the
     parameters
     """
     kind = network if isinstance(network, type) else type(network)
@@ -41,40 +41,40 @@ def check_network(network: Any, who: str) -> None:
             return
         remedy = "models.Network(init, apply), where init makes the parameters"
         if _makes_networks(network):
-            remedy = f"what it makes: call it, {network.__name__}(...)"
+            remedy = f"its result: call it, {network.__name__}(...)"
     raise TypeError(
         f"{who} needs a network, a pair of functions (init, apply) as models.Network describes; "
-        f"got {_named(network)}: give {remedy}"
+        f"got {_describe(network)}: pass {remedy}"
     )
 
 
 def _makes_networks(function: Any) -> bool:
-    """Say whether a function returns a network, by its annotation: `models.mlp`."""
+    """Return whether a function returns a network, by its annotation: `models.mlp`."""
     hint = getattr(function, "__annotations__", {}).get("return")
     name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
     return name.rpartition(".")[2] == "Network" and hasattr(function, "__name__")
 
 
-def check_pair(network: Any, name: str, made: Any) -> tuple[Any, Any]:
-    """Check that one of a network's functions gave two things; unpacking would take an array apart.
+def check_pair(network: Any, name: str, returned: Any) -> tuple[Any, Any]:
+    """Check that a network's function returned a pair; unpacking alone would split an array.
 
     Raises:
-        TypeError: it gave something else.
+        TypeError: it returned something else.
 
     >>> check_pair(None, "apply", (1.0, {}))
     (1.0, {})
     """
-    if isinstance(made, tuple) and len(made) == 2:
-        return made
+    if isinstance(returned, tuple) and len(returned) == 2:
+        return returned
     wanted = "(params, model_state)" if name == "init" else "(outputs, model_state)"
     raise TypeError(
-        f"the network's {name} must return {wanted}, with {{}} for a model_state where there is "
-        f"none, as models.Network describes; {_named(network)} returned {describe_leaf(made)}"
+        f"the network's {name} must return {wanted}, with {{}} for an empty model_state, as "
+        f"models.Network describes; {_describe(network)} returned {describe_leaf(returned)}"
     )
 
 
 def check_example(example: Any) -> None:
-    """Check that what a state is made for is a batch.
+    """Check that an example batch is a batch.
 
     Raises:
         TypeError: it is no dict.
@@ -86,13 +86,13 @@ def check_example(example: Any) -> None:
             got, remedy = f"a source, {got}", "source.example"
         raise TypeError(
             "task.init takes a key and an example batch, a dict of arrays with 'inputs' for the "
-            f"network; got {got}: give task.init(key, {remedy})"
+            f"network; got {got}: call task.init(key, {remedy})"
         )
     if "inputs" not in example:
         raise ValueError(f"a batch needs 'inputs' for the network; got {sorted(example)}")
 
 
-def _named(network: Any) -> str:
+def _describe(network: Any) -> str:
     if inspect.isfunction(network) or inspect.ismethod(network):
         return f"a function, {network.__name__}"
     if isinstance(network, type):

@@ -1,4 +1,4 @@
-"""Groups: parts of an optimizer that have settings of their own, by name."""
+"""Groups of an optimizer, each with its own settings, by name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trainer.state import PyTree
 
 
 def group_names(paths: Sequence[tuple[Any, ...]]) -> list[str]:
-    """Name the groups in which things of an optimizer's state lie, by their paths.
+    """Return the names of the groups of leaves in an optimizer's state, from their paths.
 
-    A group is named by the labels of `optax.multi_transform` and `optax.named_chain`; where those
-    do not tell two things apart, by their places in `optax.chain` as well.
+    A group is named by the labels of `optax.multi_transform` and `optax.named_chain`; where these
+    are ambiguous, by the positions in `optax.chain` as well.
 
     Args:
-        paths: of the things in the state, as `jax.tree_util` gives them.
+        paths: of the leaves, as `jax.tree_util` returns them.
 
     Returns:
         A name for each; empty where nothing in a path names a group.
@@ -29,14 +29,14 @@ def group_names(paths: Sequence[tuple[Any, ...]]) -> list[str]:
     >>> group_names([(SequenceKey(0), DictKey("rate")), (SequenceKey(2), DictKey("rate"))])
     ['0', '2']
     """
-    names = [_named(path[:-1], places=False) for path in paths]
+    names = [_group_name(path[:-1], positions=False) for path in paths]
     if len(set(names)) < len(names):
-        names = [_named(path[:-1], places=True) for path in paths]
+        names = [_group_name(path[:-1], positions=True) for path in paths]
     return names
 
 
 def learning_rates(opt_state: PyTree) -> dict[str, jax.Array]:
-    """Give the learning rates that an optimizer keeps, named as metrics: by group, if several.
+    """Return the learning rates in an optimizer's state, named as metrics: by group if several.
 
     >>> import jax.numpy as jnp
     >>> sgd = optax.inject_hyperparams(optax.sgd)
@@ -57,10 +57,10 @@ def learning_rates(opt_state: PyTree) -> dict[str, jax.Array]:
     }
 
 
-def _named(path: tuple[Any, ...], *, places: bool) -> str:
+def _group_name(path: tuple[Any, ...], *, positions: bool) -> str:
     parts = [
         str(part.key if isinstance(part, DictKey) else part.idx)
         for part in path
-        if isinstance(part, DictKey) or (places and isinstance(part, SequenceKey))
+        if isinstance(part, DictKey) or (positions and isinstance(part, SequenceKey))
     ]
     return "/".join(parts)

@@ -1,4 +1,4 @@
-"""Updates: what an optimizer is given at a step, and what it cannot do without."""
+"""Checks, initialisation and updates of optimizers, with the extra arguments that some take."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ EXTRA_ARG_SETS = (
     ("grad_fn",),
     (),
 )
-"""Sets of arguments that optax's optimizers take, each tried where the one before is refused.
+"""Sets of extra arguments of optax's optimizers, tried in this order until one is accepted.
 
-The first is what optax's own loops pass. `obj_fn` is what `optax.contrib.sophia` calls `value_fn`,
-and a line search refuses what it does not know. `optax.contrib.sam` knows `grad_fn` alone.
+Optax's own loops pass the first. `optax.contrib.sophia` calls `value_fn` `obj_fn`, and a line
+search refuses unknown arguments. `optax.contrib.sam` takes `grad_fn` only.
 """
 
 
 def check_optimizer(optimizer: Any, who: str) -> None:
-    """Check that an optimizer is one, as soon as it is given.
+    """Check that an optimizer is one, before it is used.
 
     Raises:
-        TypeError: it is not.
-        ValueError: it needs parameters of a kind of its own, as `optax.lookahead` does.
+        TypeError: it is something else.
+        ValueError: it needs its own kind of parameters, as `optax.lookahead` does.
 
     >>> check_optimizer(optax.adam, "supervised")
     Traceback (most recent call last):
@@ -55,22 +55,22 @@ def check_optimizer(optimizer: Any, who: str) -> None:
     try:
         state = jax.eval_shape(lambda: optimizer.init({"kernel": jnp.zeros((2, 2))}))
     except Exception:
-        return  # its rules name the real parameters: `init_optimizer` tells
+        return  # its rules need the real parameters: `init_optimizer` checks it
     _check_state(state, who)
 
 
 def _is_schedule(function: Any) -> bool:
-    """Say whether a function is one of the step alone; what makes an optimizer takes a rate."""
+    """Return whether a function takes only a step; a factory of optimizers takes a rate."""
     signature = get_signature(function)
     names = [] if signature is None else list(signature.parameters)
     return names in (["count"], ["step"], ["_"])
 
 
 def init_optimizer(optimizer: optax.GradientTransformation, params: PyTree, who: str) -> PyTree:
-    """Make the state of an optimizer.
+    """Build the state of an optimizer.
 
     Raises:
-        ValueError: it needs parameters of a kind of its own.
+        ValueError: it needs its own kind of parameters.
     """
     _check_state(jax.eval_shape(optimizer.init, params), who)
     return jax.jit(optimizer.init)(params)
@@ -86,22 +86,22 @@ def update_optimizer(
     grad: PyTree,
     value_fn: ValueFn,
 ) -> tuple[PyTree, PyTree]:
-    """Let an optimizer make updates of gradients, giving it what it asks for besides.
+    """Compute an optimizer's updates, passing the extra arguments that it takes.
 
     Args:
         optimizer: of optax.
-        updates: gradients, clipped if they are to be.
+        updates: gradients, possibly clipped.
         opt_state: of the optimizer.
         params: of the network.
         value: () the loss at the parameters.
         grad: its gradients, not clipped.
-        value_fn: gives the loss of the same batch at other parameters.
+        value_fn: computes the loss of the same batch at other parameters.
 
     Returns:
         (updates, opt_state).
 
     Raises:
-        ValueError: the state is that of another optimizer, or of other parameters.
+        ValueError: the state belongs to another optimizer, or to other parameters.
 
     >>> optimizer, params = optax.polyak_sgd(), jnp.array([2.0])
     >>> def half_square(params):
@@ -119,26 +119,25 @@ def update_optimizer(
         "grad_fn": lambda params, _: jax.grad(value_fn)(params),
     }
     _check_made_by(optimizer, opt_state, params)
-    extended = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    extended = extended or _takes_any(optimizer.update)  # as optax.MultiSteps does
+    takes_extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    takes_extra = takes_extra or _takes_keywords(optimizer.update)  # as optax.MultiSteps does
     first: Exception | None = None
-    for names in EXTRA_ARG_SETS if extended else ((),):
+    for names in EXTRA_ARG_SETS if takes_extra else ((),):
         extra = {name: known[name] for name in names}
         try:
             return optimizer.update(updates, opt_state, params, **extra)
-        except Exception as error:  # raised below, if nothing else is taken
+        except Exception as error:  # raised below if no other set is accepted
             first = first or error
     assert first is not None
     first.add_note(
-        "in the update of the optimizer, which was given the gradients of a batch's mean loss and, "
-        f"where it takes them, {', '.join(EXTRA_ARG_SETS[0])}; one that needs other things can be "
-        "wrapped "
-        "in an optax.GradientTransformationExtraArgs that makes them of these"
+        "in the update of the optimizer, which received the gradients of a batch's mean loss and, "
+        f"where it takes them, {', '.join(EXTRA_ARG_SETS[0])}; an optimizer that needs other "
+        "arguments can be wrapped in an optax.GradientTransformationExtraArgs that computes them"
     )
     raise first
 
 
-def _takes_any(function: Any) -> bool:
+def _takes_keywords(function: Any) -> bool:
     parameters = inspect.signature(function).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
@@ -146,7 +145,7 @@ def _takes_any(function: Any) -> bool:
 def _check_made_by(
     optimizer: optax.GradientTransformation, opt_state: PyTree, params: PyTree
 ) -> None:
-    """Check the structure and the shapes; dtypes are the user's, who may have cast parameters."""
+    """Check structure and shapes; not dtypes, since the user may have cast parameters."""
     wanted = jax.eval_shape(optimizer.init, params)
     if has_same_structure(wanted, opt_state) and all(
         jnp.shape(one) == jnp.shape(other)
@@ -158,8 +157,8 @@ def _check_made_by(
     raise ValueError(
         "state.opt_state must be one that this optimizer made for these parameters; got another's. "
         "Make the state with the same task, task.init(key, example), or replace it: "
-        "state.replace(opt_state=task.optimizer.init(state.params)). What the optimizer makes, and "
-        "what the state has:\n  " + "\n  ".join(shown)
+        "state.replace(opt_state=task.optimizer.init(state.params)). The optimizer's state, and "
+        "that of the given state:\n  " + "\n  ".join(shown)
     )
 
 
@@ -169,8 +168,8 @@ def _check_state(opt_state: PyTree, who: str) -> None:
 
     if any(map(is_lookahead, jax.tree.leaves(opt_state, is_leaf=is_lookahead))):
         raise ValueError(
-            f"{who} cannot train with optax.lookahead: it keeps fast and slow parameters in the "
-            "place of the network's (optax.LookaheadParams), which no network takes. Instead give "
-            "its inner optimizer, and average: supervised(..., average=0.999), or "
+            f"{who} cannot train with optax.lookahead: it replaces the network's parameters by "
+            "fast and slow ones (optax.LookaheadParams), which no network takes. Instead pass its "
+            "inner optimizer and average: supervised(..., average=0.999), or "
             "optax.contrib.schedule_free"
         )

@@ -1,4 +1,4 @@
-"""What optax leaves to its user: which leaves a setting is for, and groups that wait."""
+"""Additions to optax: parameter groups by path, a mask for weight decay, frozen groups."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from trainer.supervised.optimizer_updates import check_optimizer
 
 
 def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]:
-    """Make the labels that `optax.multi_transform` takes, by the paths of parameters.
+    """Build the labels that `optax.multi_transform` takes, from the paths of parameters.
 
     Args:
-        rules: label to a regular expression, searched in a leaf's path (`layers/0/kernel`); of
-            several that match, the first counts.
-        default: label of the leaves that none matches.
+        rules: label to a regular expression, searched in a leaf's path (`layers/0/kernel`); the
+            first that matches applies.
+        default: label of the leaves that match no rule.
 
     Returns:
-        `(params) -> labels`, a pytree of the structure of params with a string at each leaf.
+        `(params) -> labels`, a pytree in the structure of params with a string at each leaf.
 
     Raises:
         ValueError: a rule is no regular expression, or, on a call, matches no leaf.
@@ -41,10 +41,10 @@ def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]
     """
     if not isinstance(rules, Mapping):
         raise TypeError(
-            "labels takes rules, a dict of a label to an expression of paths, such as "
+            "labels takes rules, a dict from a label to a regular expression of paths, such as "
             f'{{"fast": "^head/"}}; got {describe_value(rules)}'
         )
-    patterns = {label: _compiled(label, rule) for label, rule in rules.items()}
+    patterns = {label: _compile(label, rule) for label, rule in rules.items()}
 
     def label(params: PyTree) -> PyTree:
         paths = [format_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -54,30 +54,30 @@ def labels(rules: Mapping[str, str], default: str) -> Callable[[PyTree], PyTree]
                     f"the rule {pattern.pattern!r} of label {name!r} matches no parameter"
                     f"{suggest_and_list(pattern.pattern, paths)}"
                 )
-        found = [
+        labels = [
             next((name for name, pattern in patterns.items() if pattern.search(path)), default)
             for path in paths
         ]
-        return jax.tree.unflatten(jax.tree.structure(params), found)
+        return jax.tree.unflatten(jax.tree.structure(params), labels)
 
     return label
 
 
-def _compiled(label: str, rule: str) -> re.Pattern[str]:
+def _compile(label: str, rule: str) -> re.Pattern[str]:
     try:
         return re.compile(rule)
     except re.error as error:
         raise ValueError(
-            f"the rule {rule!r} of label {label!r} is no expression: {error}"
+            f"the rule {rule!r} of label {label!r} is no regular expression: {error}"
         ) from error
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """Say which parameters weight decay is for: those of two axes or more.
+    """Return which parameters to decay: those with two axes or more.
 
-    Biases and the scales of normalisations, which have one, are left alone, also where those of
-    many layers are stacked: by their names, `bias` and `scale`. For `mask=` of `optax.adamw`,
-    `optax.lion` and `optax.add_decayed_weights`.
+    Biases and scales of normalisations have one axis and are excluded; where those of many layers
+    are stacked, by their names `bias` and `scale`. For `mask=` of `optax.adamw`, `optax.lion` and
+    `optax.add_decayed_weights`.
 
     >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
@@ -94,18 +94,18 @@ class FrozenState(NamedTuple):
     """The state of `frozen`."""
 
     live: jax.Array
-    """() bool, whether it updates; `hooks.unfreeze_at` sets it."""
+    """() bool, whether the optimizer updates; `hooks.unfreeze_at` sets it."""
     inner_state: optax.OptState
-    """The inner optimizer's, as at its first step until then."""
+    """The inner optimizer's state, its initial one while frozen."""
 
 
 def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Hold an optimizer still until it is set live: neither parameters nor its own state change.
+    """Freeze an optimizer until it is set live: neither parameters nor its own state change.
 
-    Whether it is live is data in the optimizer's state, so that unfreezing compiles nothing anew,
-    and the first live step is the optimizer's first, its bias correction included. The gradients
-    are computed all the same, and count in the norm that `clip_norm` of `supervised` limits. To
-    leave parameters as they are for good, use `optax.freeze`, or `optax.set_to_zero` under a label.
+    Whether it is live is data in the optimizer's state, so unfreezing does not compile again, and
+    the first live step is the optimizer's first, its bias correction included. The gradients are
+    computed anyway, and count in the norm that `clip_norm` of `supervised` limits. To freeze
+    parameters for good, use `optax.freeze`, or `optax.set_to_zero` under a label.
 
     >>> params = {"w": jnp.ones(2)}
     >>> optimizer = frozen(optax.sgd(0.5))

@@ -1,4 +1,4 @@
-"""Overfitting on purpose: a model that cannot learn a handful of examples by heart is broken."""
+"""Overfitting on purpose: a model that cannot memorise a few examples is broken."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from trainer.phases.state_buffers import check_structure, copy_state
 from trainer.state import TrainState, attach_host_fields, strip_host_fields
 from trainer.supervised.task import Task
 
-One = Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
+LossStep = Callable[[TrainState, Any], tuple[TrainState, jax.Array]]
 """`(state, batch) -> (state, loss)`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OverfitResult:
-    """What `trainer.overfit` found."""
+    """The result of `trainer.overfit`."""
 
     reached: bool
     """Whether a step's loss was at the target or below."""
     steps: int
-    """How many were taken: until the target was reached, or a loss was not finite, or all."""
+    """The number of steps, until the target was reached or a loss was not finite."""
     losses: np.ndarray
     """float32 `[steps]`, each before the step's update."""
     state: TrainState
-    """After the last step."""
+    """The state after the last step."""
 
     def __repr__(self) -> str:
         return (
-            f"Overfitting(reached={self.reached}, steps={self.steps}, loss "
+            f"OverfitResult(reached={self.reached}, steps={self.steps}, loss "
             f"{self.losses[0]:.4g} at first, {np.min(self.losses):.4g} at best, "
             f"{self.losses[-1]:.4g} at last)"
         )
@@ -54,19 +54,20 @@ def overfit(
 ) -> OverfitResult:
     """Train on one small batch until its loss is near zero: the first test of a model.
 
-    If it does not get there, model, loss, optimizer or data are wrong, or the learning rate is
-    too small. Where the least loss is not zero (smoothed labels, examples that contradict one
-    another, augmentation that mixes or hides), give a target above it. A test takes a line:
+    If the loss stays high, the model, loss, optimizer or data are wrong, or the learning rate is
+    too small. Where the lowest possible loss is not zero (smoothed labels, contradictory examples,
+    augmentation that mixes or hides), set a target above it. A test needs one line:
 
         assert trainer.overfit(task, batch).reached
 
     Args:
-        task: as `trainer.supervised` gives it.
-        batch: a handful of real examples, arrays `[batch, ...]`.
-        key: to initialise with; of seed 0 if absent.
-        steps: at most so many updates.
-        target: loss at which it ends.
-        executor: `scan` (one program), `step` (one dispatch a step), or `auto`, as in `training`.
+        task: from `trainer.supervised`.
+        batch: a few real examples, arrays `[batch, ...]`.
+        key: to initialise with; None: that of seed 0.
+        steps: largest number of updates.
+        target: loss at which it stops.
+        executor: `scan` (one compiled loop), `step` (one dispatch per step), or `auto`, as in
+            `training`.
 
     Raises:
         ValueError: a setting is out of range, or the batch does not suit the task.
@@ -80,7 +81,7 @@ def overfit(
     ... )
     >>> batch = {"inputs": jnp.eye(2), "labels": jnp.array([1, 0])}
     >>> overfit(supervised(linear, losses.classification, optax.adam(0.1)), batch)
-    Overfitting(reached=True, steps=..., loss 0.6931 at first, 0.00... at best, 0.00... at last)
+    OverfitResult(reached=True, steps=..., loss 0.6931 at first, 0.00... at best, 0.00... at last)
     """
     require_integer("steps", steps, 1)
     if not isinstance(batch, Mapping):
@@ -98,52 +99,51 @@ def overfit(
     if (check := getattr(task.step, "check", None)) is not None:
         check(start, jax.tree.map(np.asarray, batch))
 
-    def one(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
         after, metrics = task.step(state, batch)
-        return check_structure(state, after, "the step of the task"), metrics["loss"].astype(
-            jnp.float32
-        )
+        after = check_structure(state, after, "the step of the task")
+        return after, metrics["loss"].astype(jnp.float32)
 
     state = strip_host_fields(start)
-    traced = jax.jit(one, donate_argnums=0).trace(state, batch)
+    traced = jax.jit(step, donate_argnums=0).trace(state, batch)
     platform = next(iter(state.step.devices())).platform
     if choose_executor(executor, traced.jaxpr, platform).executor == "scan":
-        after, losses = _in_one(one, state, batch, steps, target)
+        after, losses = _run_compiled_loop(step, state, batch, steps, target)
     else:
-        after, losses = _step_by_step(traced.lower().compile(), state, batch, steps, target)
+        after, losses = _run_stepwise(traced.lower().compile(), state, batch, steps, target)
     reached = bool(np.isfinite(losses[-1]) and losses[-1] <= target)
     return OverfitResult(reached, len(losses), losses, attach_host_fields(after, start))
 
 
-def _in_one(
-    one: One, state: TrainState, batch: Any, steps: int, target: float
+def _run_compiled_loop(
+    step: LossStep, state: TrainState, batch: Any, steps: int, target: float
 ) -> tuple[TrainState, np.ndarray]:
-    """Descend in one program, which ends by itself."""
+    """Run all steps in one compiled loop, which ends by itself."""
 
-    def descend(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array, jax.Array]:
-        def going(carry: Any) -> jax.Array:
+    def loop(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array, jax.Array]:
+        def continues(carry: Any) -> jax.Array:
             _, losses, count = carry
             last = losses[count - 1]
             return (count == 0) | ((count < steps) & (last > target) & jnp.isfinite(last))
 
         def advance(carry: Any) -> Any:
             state, losses, count = carry
-            state, loss = one(state, batch)
+            state, loss = step(state, batch)
             return state, losses.at[count].set(loss), count + 1
 
-        begin = state, jnp.zeros(steps, jnp.float32), jnp.zeros((), jnp.int32)
-        return lax.while_loop(going, advance, begin)
+        start = state, jnp.zeros(steps, jnp.float32), jnp.zeros((), jnp.int32)
+        return lax.while_loop(continues, advance, start)
 
-    state, losses, count = jax.jit(descend, donate_argnums=0)(state, batch)
+    state, losses, count = jax.jit(loop, donate_argnums=0)(state, batch)
     return state, np.array(losses[: int(count)])
 
 
-def _step_by_step(
-    one: One, state: TrainState, batch: Any, steps: int, target: float
+def _run_stepwise(
+    step: LossStep, state: TrainState, batch: Any, steps: int, target: float
 ) -> tuple[TrainState, np.ndarray]:
     losses: list[float] = []
     while len(losses) < steps:
-        state, loss = one(state, batch)
+        state, loss = step(state, batch)
         losses.append(float(loss))
         if not np.float32(target) < losses[-1] < np.inf:  # as the device compares
             break

@@ -1,4 +1,4 @@
-"""What a step computes in, and the loss scale that small floats need."""
+"""The precision that a step computes in, and the loss scale that float16 needs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from trainer.checks.suggestions import suggest_name
 from trainer.state import PyTree
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-"""Dtypes that a step may compute in; parameters and the optimizer's state stay as they are."""
+"""Dtypes that a step may compute in; parameters and the optimizer's state keep theirs."""
 
 INITIAL_LOSS_SCALE = 2.0**15
-"""The loss scale at first."""
+"""The loss scale at the start."""
 
 GROWTH_INTERVAL = 2000
 """Finite steps after which the loss scale doubles."""
 
 LossScale = dict[str, jax.Array]
-"""`scale`, () float32, and `finite_steps`, () int32, since it last changed."""
+"""`scale`, () float32, and `finite_steps`, () int32, the number since it last changed."""
 
 
 def require_known(precision: str) -> None:
     """Check that a precision is one of `PRECISIONS`.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is another.
 
     >>> require_known("half")
     Traceback (most recent call last):
@@ -42,13 +42,13 @@ def require_known(precision: str) -> None:
 
 
 def require_available(precision: str, device: jax.Device) -> None:
-    """Check that a device has a precision; CPUs have all, at no gain in speed.
+    """Check that a device supports a precision; CPUs support all, without a gain in speed.
 
     Raises:
-        ValueError: it lacks it: bfloat16 GPUs before compute capability 8.0, float16 TPUs.
+        ValueError: it does not: bfloat16 on GPUs before compute capability 8.0, float16 on TPUs.
     """
     capability = str(getattr(device, "compute_capability", ""))
-    # Other makers' capabilities are names.
+    # The capabilities of other vendors are names.
     old = capability.replace(".", "").isdigit() and float(capability) < 8.0
     if precision == "bfloat16" and old:
         raise ValueError(
@@ -56,11 +56,11 @@ def require_available(precision: str, device: jax.Device) -> None:
             f"{capability}: use float16 or float32"
         )
     if precision == "float16" and device.platform == "tpu":
-        raise ValueError(f"float16 is not to be had on {device.device_kind}; use bfloat16")
+        raise ValueError(f"float16 is not available on {device.device_kind}; use bfloat16")
 
 
 def cast_floating(tree: PyTree, dtype: Any) -> PyTree:
-    """Give floating leaves another dtype; all others stay.
+    """Cast floating leaves to a dtype; all others stay.
 
     >>> cast_floating({"w": jnp.ones(2), "n": jnp.int32(1)}, jnp.bfloat16)
     {'n': Array(1, dtype=int32...), 'w': Array([1, 1], dtype=bfloat16)}
@@ -74,12 +74,12 @@ def cast_floating(tree: PyTree, dtype: Any) -> PyTree:
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Give every leaf the dtype that its counterpart has."""
+    """Cast every leaf to the dtype of its counterpart."""
     return jax.tree.map(lambda leaf, model: jnp.asarray(leaf, model.dtype), tree, like)
 
 
 def init_loss_scale() -> LossScale:
-    """Give the loss scale at step 0."""
+    """Return the loss scale at step 0."""
     return {"scale": jnp.float32(INITIAL_LOSS_SCALE), "finite_steps": jnp.zeros((), jnp.int32)}
 
 
@@ -87,8 +87,8 @@ def update_loss_scale(current: LossScale, finite: jax.Array) -> LossScale:
     """Halve the scale after gradients that are not finite, double it after many that are.
 
     Args:
-        current: the scale that the gradients were computed with.
-        finite: () bool, whether all of them are.
+        current: the scale with which the gradients were computed.
+        finite: () bool, whether all gradients are.
 
     Source: P. Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
 

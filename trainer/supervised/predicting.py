@@ -1,4 +1,4 @@
-"""Prediction: what a network gives for a whole split, example by example."""
+"""Prediction: a network's outputs for a whole split, example by example."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from trainer.state import PyTree, TrainState, attach_host_fields, data_key, stri
 from trainer.supervised.network_checks import check_network, check_pair
 
 
-def predict(state: TrainState, network: Any, source: Source) -> PyTree:
-    """Give a network's outputs for every example of a split, in order.
+def predict(
+    state: TrainState, network: Any, source: Source, *, whole_batch: bool = False
+) -> PyTree:
+    """Compute a network's outputs for every example of a split, in order.
 
-    They go to the host batch by batch, so that the device holds those of two batches at a time. A
-    ragged tail is computed at the size of a batch and cut, so that one program serves for all; it
-    is compiled once for a network and shapes, however often this is called.
+    The outputs go to the host batch by batch, so the device holds two batches of them at a time. A
+    smaller last batch is padded and its outputs are cut, so one compiled function serves all
+    batches; it is compiled once per network and shapes, for any number of calls.
 
     Args:
-        state: with the parameters; left as it is.
-        network: a pair (init, apply) as `models.Network` describes, which is asked with
-            `train=False`; or a function `(state, batch) -> outputs`, jittable, such as
-            `task.outputs` (in the precision of the task), or one that gives less than all logits.
-            One that looks at the other examples of a batch says so by the attribute
-            `whole_batch = True`: its last batch is then computed at its own size.
+        state: with the parameters; unchanged.
+        network: a pair (init, apply) as `models.Network` describes, called with `train=False`; or a
+            jittable function `(state, batch) -> outputs`, such as `task.outputs` (in the precision
+            of the task).
         source: of batches, read in order; only `inputs` are needed.
+        whole_batch: whether outputs depend on the other examples of a batch: the last batch is then
+            computed at its own size, without padding.
 
     Returns:
-        Outputs as the network gives them, of numpy arrays `[examples, ...]`.
+        The network's outputs, with numpy arrays `[examples, ...]`.
 
     Raises:
-        TypeError: the network is none, or the source is none.
-        ValueError: outputs without an axis of examples, or a source that does not visit every
-            example exactly once.
+        TypeError: the network or the source is something else.
+        ValueError: outputs have no axis of examples, or the source does not visit every example
+            exactly once.
 
     >>> from types import SimpleNamespace
     >>> from trainer import data
@@ -55,11 +57,11 @@ def predict(state: TrainState, network: Any, source: Source) -> PyTree:
     """
     require_source(source, "predict", "evaluation")
     function, feed = _function_of(network), source.evaluation()
-    if getattr(function, "whole_batch", False):
+    if whole_batch:
         feed = unpad_feed(feed)
-    run = _Predicting(function, hasattr(network, "apply"), feed.batch)
-    programs = get_shared_cache(run).programs
-    jitted = programs.setdefault(read_jax_settings(), jax.jit(run))
+    run = _Prediction(function, hasattr(network, "apply"), feed.batch)
+    compiled = get_shared_cache(run).programs
+    jitted = compiled.setdefault(read_jax_settings(), jax.jit(run))
     state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
     device = strip_host_fields(state)
 
@@ -70,39 +72,39 @@ def predict(state: TrainState, network: Any, source: Source) -> PyTree:
                 row = jax.tree.map(lambda rows, step=step: rows[step], rows)
                 yield jitted(device, piece, row)
 
-    arrived = list(_one_behind(batches()))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *arrived)
+    outputs = list(_fetch_pipelined(batches()))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Predicting:
-    """`(state, piece, row) -> (outputs, mask)`; equal where the function and the cut are."""
+class _Prediction:
+    """`(state, piece, row) -> (outputs, mask)`; equal where function and batching are equal."""
 
     owner: Callable[..., Any]
-    """What computes, and what keeps the program that was compiled of it."""
-    applied: bool
-    """Whether it is a network's `apply`, or a function of state and batch."""
+    """The function, by which the compiled code is cached."""
+    is_apply: bool
+    """Whether it is a network's `apply`, rather than a function of state and batch."""
     batch: Callable[[Any, Any], Any]
 
     def __call__(self, state: TrainState, piece: Any, row: Any) -> tuple[PyTree, jax.Array]:
         batch, mask = self.batch(piece, row)
-        if self.applied:
+        if self.is_apply:
             if "inputs" not in batch:
                 raise ValueError(f"predict needs batch['inputs']; there is: {sorted(batch)}")
             key = state.key("network")
-            made = self.owner(
+            returned = self.owner(
                 state.params, state.model_state, batch["inputs"], key=key, train=False
             )
-            outputs, _ = check_pair(self.owner, "apply", made)
+            outputs, _ = check_pair(self.owner, "apply", returned)
         else:
             outputs = self.owner(state, batch)
         for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
             if jnp.shape(leaf)[:1] != mask.shape:
                 raise ValueError(
-                    f"predict needs outputs with an axis of the {len(mask)} examples of a batch "
-                    f"first; got {format_path(path) or 'outputs'} of shape "
+                    f"predict needs outputs whose first axis is the {len(mask)} examples of a "
+                    f"batch; got {format_path(path) or 'outputs'} of shape "
                     f"{list(jnp.shape(leaf))}: "
-                    "give a function (state, batch) -> outputs that returns one for each example"
+                    "pass a function (state, batch) -> outputs that returns one per example"
                 )
         return outputs, mask
 
@@ -119,20 +121,20 @@ def _function_of(network: Any) -> Callable[..., Any]:
     )
 
 
-def _one_behind(batches: Iterator[tuple[PyTree, jax.Array]]) -> Iterator[PyTree]:
-    """Bring batches to the host, cut to their real examples, while the next one computes."""
+def _fetch_pipelined(batches: Iterator[tuple[PyTree, jax.Array]]) -> Iterator[PyTree]:
+    """Copy batches to the host, without their padding, while the next one computes."""
     before: tuple[PyTree, jax.Array] | None = None
     for batch in batches:
         for leaf in jax.tree.leaves(batch):
             leaf.copy_to_host_async()
         if before is not None:
-            yield _on_host(*before)
+            yield _fetch(*before)
         before = batch
     if before is not None:
-        yield _on_host(*before)
+        yield _fetch(*before)
 
 
-def _on_host(outputs: PyTree, mask: jax.Array) -> PyTree:
+def _fetch(outputs: PyTree, mask: jax.Array) -> PyTree:
     real = np.asarray(mask)
-    # A copy, since a view of the device's memory would keep it.
+    # A copy, since a view would keep the device's memory alive.
     return jax.tree.map(lambda leaf: np.asarray(leaf)[real], outputs)

@@ -1,4 +1,4 @@
-"""Recalibration: batch statistics measured anew, for parameters that training never had."""
+"""Recalibration: measure batch statistics again, for parameters that training did not use."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from trainer.state import PyTree, TrainState
 
 
 def recalibration(task: Any, source: Source, *, name: str = "recalibration") -> Phase:
-    """Make a phase that measures batch statistics again, for `recalibrate_batch_stats`.
+    """Build a phase that measures batch statistics again, for `recalibrate_batch_stats`.
 
-    An average of parameters is a network that never saw data: the batch statistics in
-    `state.model_state` are those of the trained parameters and do not suit it. The phase runs the
-    network in training mode over the source and leaves the parameters alone. The statistics become
-    the mean over all batches of those to which each batch alone would lead, whatever share of them
-    a step keeps.
+    A network with averaged parameters never saw data: the batch statistics in `state.model_state`
+    are those of the trained parameters and do not suit it. The phase runs the network in training
+    mode over the source and does not change the parameters. The statistics become the mean over all
+    batches of the statistics of each batch alone, independent of the network's momentum.
 
     Args:
         task: of `trainer.supervised`.
@@ -30,7 +29,7 @@ def recalibration(task: Any, source: Source, *, name: str = "recalibration") -> 
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        found = _fixed_point(lambda s: task.statistics(state.replace(model_state=s), batch), state)
+        fixed = _fixed_point(lambda s: task.statistics(state.replace(model_state=s), batch), state)
         share = 1 / (state.step + 1)
 
         def mean(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -38,18 +37,18 @@ def recalibration(task: Any, source: Source, *, name: str = "recalibration") -> 
                 return new
             return jnp.where(state.step == 0, new, old + share.astype(old.dtype) * (new - old))
 
-        after = jax.tree.map(mean, state.model_state, found)
+        after = jax.tree.map(mean, state.model_state, fixed)
         return state.replace(model_state=after, step=state.step + 1), {"batches": jnp.float32(1)}
 
     return training(step, source, name=name, reduce={"batches": "sum"})
 
 
 def recalibrate_batch_stats(state: TrainState, phase: Phase) -> TrainState:
-    """Give a state with batch statistics that suit its parameters; the state is left as it is.
+    """Return a state with batch statistics that suit its parameters; the argument is unchanged.
 
     Args:
-        state: with parameters of an average, for instance `state.hook_state["swa"]["params"]`.
-        phase: made by `recalibration`.
+        state: with averaged parameters, for instance `state.hook_state["swa"]["params"]`.
+        phase: from `recalibration`.
 
     >>> from types import SimpleNamespace
     >>> import numpy as np
@@ -66,23 +65,23 @@ def recalibrate_batch_stats(state: TrainState, phase: Phase) -> TrainState:
     >>> recalibrate_batch_stats(state, recalibration(task, source)).model_state["mean"].round(3)
     Array([2., 4.], dtype=float32)
     """
-    apart = state.replace(step=jnp.zeros((), jnp.int32), opt_state=(), hook_state={}, scores={})
-    begun = phase.add_position(copy_state(apart))
-    after, _, measured = phase.execute(begun, None, donate=True)
+    own = state.replace(step=jnp.zeros((), jnp.int32), opt_state=(), hook_state={}, scores={})
+    start = phase.add_position(copy_state(own))
+    after, _, measured = phase.execute(start, None, donate=True)
     measured.read()
     return state.replace(model_state=after.model_state)
 
 
 def _fixed_point(update: Any, state: TrainState) -> PyTree:
-    """Give the statistics that a batch alone would lead to, if it came again and again.
+    """Return the statistics to which repeating one batch would converge.
 
     A running average is `kept * old + (1 - kept) * new`: `kept` is its derivative by `old`, and
-    `new` follows. What is no average stays as the update gives it.
+    `new` follows. A leaf that is no average stays as the update returns it.
     """
     leaves, structure = jax.tree.flatten(state.model_state)
     places = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
-    def moved(floats: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    def update_floats(floats: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         filled = list(leaves)
         for place, leaf in zip(places, floats, strict=True):
             filled[place] = leaf
@@ -91,7 +90,7 @@ def _fixed_point(update: Any, state: TrainState) -> PyTree:
 
     old = [leaves[place] for place in places]
     ones = [jnp.ones_like(leaf) for leaf in old]
-    after, kept, full = jax.jvp(moved, (old,), (ones,), has_aux=True)
+    after, kept, full = jax.jvp(update_floats, (old,), (ones,), has_aux=True)
     found = list(full)
     for place, before, now, share in zip(places, old, after, kept, strict=True):
         averaged = (share >= 0) & (share < 1)

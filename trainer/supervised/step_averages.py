@@ -1,4 +1,4 @@
-"""Averages of the parameters over optimizer steps, kept within the jitted step."""
+"""Averages of the parameters over optimizer steps, updated within the jitted step."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from trainer.state import PyTree, TrainState
 from trainer.supervised.precision import cast_like
 
 AVERAGE = "average"
-"""Where `state.carry` keeps it, and the name by which hooks are asked for it."""
+"""The key of the average in `state.carry`, and its name in hooks' settings."""
 
 
 def init_average(params: PyTree) -> dict[str, Any]:
-    """Begin an average at parameters, in float32 at least and in buffers of its own."""
-    return {"params": jax.tree.map(_wide, params), "updates": jnp.zeros((), jnp.int32)}
+    """Start an average at parameters, in float32 at least and in new buffers."""
+    return {"params": jax.tree.map(_to_float32, params), "updates": jnp.zeros((), jnp.int32)}
 
 
 def update_average(
     average: dict[str, Any], params: PyTree, decay: float, counts: jax.Array | None
 ) -> dict[str, Any]:
-    """Take the parameters after a step into an average, bias corrected as Adam's moments are.
+    """Add the parameters after a step to an average, bias corrected as Adam's moments are.
 
     Args:
-        average: as `init_average` made it.
+        average: from `init_average`.
         params: after the step.
         decay: weight of the past, in [0, 1).
-        counts: () bool, whether the step changed the parameters; None: it did. A step that had
-            nothing to learn from, or whose gradients overflowed, does not count.
+        counts: () bool, whether the step changed the parameters; None: it did. A step without
+            weights, or whose gradients overflowed, does not count.
 
     >>> average = init_average({"w": jnp.ones(2)})
     >>> for value in (1.0, 0.0):
@@ -44,7 +44,7 @@ def update_average(
     weight = (1 - decay) / -jnp.expm1(updates * past)  # 1 - decay**updates, to float32's precision
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
-        new = _wide(new)
+        new = _to_float32(new)
         if jnp.issubdtype(new.dtype, jnp.inexact):
             toward = old + weight.astype(new.dtype) * (new - old)
             new = jnp.where(updates == 1, new, toward)
@@ -57,10 +57,10 @@ def update_average(
 
 
 def get_average(state: TrainState) -> PyTree:
-    """Give the average that `supervised(..., average=...)` keeps, in the parameters' dtypes.
+    """Return the average of `supervised(..., average=...)`, in the parameters' dtypes.
 
     Raises:
-        ValueError: it keeps none.
+        ValueError: the state keeps none.
     """
     require_average(state, f"params={AVERAGE!r}")
     return cast_like(state.carry[AVERAGE]["params"], state.params)
@@ -70,7 +70,7 @@ def require_average(state: TrainState, who: str) -> None:
     """Check that a state keeps an average over steps.
 
     Raises:
-        ValueError: it keeps none.
+        ValueError: the state keeps none.
     """
     if not isinstance(state.carry, Mapping) or AVERAGE not in state.carry:
         raise ValueError(
@@ -79,8 +79,8 @@ def require_average(state: TrainState, who: str) -> None:
         )
 
 
-def _wide(leaf: jax.Array) -> jax.Array:
-    """Copy a leaf into float32 at least: smaller floats round off what many steps would add."""
+def _to_float32(leaf: jax.Array) -> jax.Array:
+    """Copy a leaf to float32 at least: smaller floats would round small changes away."""
     leaf = jnp.asarray(leaf)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.copy(leaf)

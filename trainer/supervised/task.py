@@ -1,4 +1,4 @@
-"""Supervised learning: a network, a loss and an optimizer become pure functions."""
+"""Supervised learning: pure functions made of a network, a loss and an optimizer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from trainer.checks.arguments import require_function, require_integer, require_number
-from trainer.losses.loss import (
-    Loss,
-    evaluate_loss,
-    get_loss_attribute,
-    get_loss_name,
-    require_entry,
-)
+from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, require_entry
 from trainer.losses.unread_weights import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.executors import Step
@@ -32,11 +26,11 @@ from trainer.supervised.step_averages import AVERAGE, require_average
 Batch = Mapping[str, Any]
 
 Augment = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
-"""`(key, batch) -> batch` of the same structure but for labels, jittable."""
+"""`(key, batch) -> batch`, jittable; only labels may change their structure."""
 
 
 class Task(NamedTuple):
-    """What `trainer.supervised` gives."""
+    """The functions of supervised training, made by `trainer.supervised`."""
 
     init: Callable[[jax.Array, Batch], TrainState]
     """`(key, example batch) -> state` at step 0."""
@@ -45,22 +39,22 @@ class Task(NamedTuple):
     measure: Measure
     """`(state, batch) -> {name: values}` without training; jittable."""
     gradients: Callable[[TrainState, Batch], tuple[PyTree, dict[str, jax.Array]]]
-    """`(state, batch) -> (gradients, metrics)` as the step computes them, neither augmented nor
-    clipped; jittable."""
+    """`(state, batch) -> (gradients, metrics)` as the step computes them, without augmentation and
+    clipping; jittable."""
     updates: Callable[[TrainState, Batch], tuple[PyTree, PyTree]]
-    """`(state, batch) -> (gradients, updates)`: the same, and what the optimizer makes of them, to
-    be added to the parameters; jittable."""
+    """`(state, batch) -> (gradients, updates)`: the same gradients, and the optimizer's updates,
+    which are added to the parameters; jittable."""
     optimizer: optax.GradientTransformation
     outputs: Callable[[TrainState, Batch], Any]
-    """`(state, batch) -> outputs` of the network as `measure` takes them, for `trainer.predict`."""
+    """`(state, batch) -> outputs` of the network in evaluation mode, for `trainer.predict`."""
     statistics: Callable[[TrainState, Batch], PyTree]
-    """`(state, batch) -> model_state` after the network ran in training mode, for
+    """`(state, batch) -> model_state` after a call of the network in training mode, for
     `trainer.recalibration`."""
 
 
 def supervised(
     network: Any,
-    loss: Loss,
+    loss: LossFunction,
     optimizer: optax.GradientTransformation,
     *,
     augment: Augment | None = None,
@@ -69,43 +63,43 @@ def supervised(
     precision: str = "float32",
     average: float | None = None,
 ) -> Task:
-    """Make the functions of supervised training.
+    """Build the functions of supervised training.
 
     The step reports the loss's means, `grad_norm` (global L2 norm, before clipping), and
-    `learning_rate` where the optimizer keeps one (`optax.inject_hyperparams`; where several parts
-    of it do, `learning_rate/<group>`); with `clip_norm` also `clipped`, the share of steps that
-    were; in float16 also `loss_scale`, and `skipped`, the share of steps whose gradients
-    overflowed.
+    `learning_rate` where the optimizer keeps one (`optax.inject_hyperparams`), or
+    `learning_rate/<group>` where several groups do; with `clip_norm` also `clipped`, the share of
+    steps whose gradients were clipped; in float16 also `loss_scale`, and `skipped`, the share of
+    steps whose gradients overflowed.
 
     Args:
         network: a pair (init, apply) as `models.Network` describes.
-        loss: `(outputs, batch) -> {name: values}` with a `loss` to minimise.
-        optimizer: of optax. One that takes them gets the batch's mean loss as `value`, its
+        loss: `(outputs, batch) -> {name: values}` with a `loss` to minimise; a function or a
+            `losses.Loss`.
+        optimizer: of optax. If it accepts them, it receives the batch's mean loss as `value`, the
             gradients before clipping as `grad`, and as `value_fn` the mean loss of the same batch
             at other parameters, computed as the step computes it: `optax.lbfgs`,
             `optax.contrib.reduce_on_plateau`.
-        augment: changes each batch before a step, by `state.key("augment")`; evaluation sees
-            batches as they are.
-        accumulate: micro-batches that a batch is computed in, one after another, to save memory;
-            the gradients are those of the whole batch, but where a network mixes examples, as
-            batch normalisation does.
-        clip_norm: norm to which larger gradients are scaled; it is that of all parameters, frozen
-            ones included.
-        precision: what the network computes in; the parameters stay as they are, and the loss is
-            computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`, and
-            leaves the state as it is, but for `step` and the scale, where gradients overflow.
-        average: weight of the past, in [0, 1), of an exponential moving average of the parameters,
-            bias corrected, that each step moves at `state.carry["average"]["params"]`, in float32
-            at least; training never sees it. A step that changes nothing does not count. Read it by
-            `hooks.evaluate(phase, params="average")`.
+        augment: changes each batch before a step, with `state.key("augment")`; evaluation uses the
+            batches unchanged.
+        accumulate: number of micro-batches into which a batch is split, one after another, to save
+            memory; the gradients are those of the whole batch, unless the network mixes examples,
+            as batch normalisation does.
+        clip_norm: norm to which larger gradients are scaled; the norm is over all parameters,
+            frozen ones included.
+        precision: what the network computes in; the parameters keep their dtype, and the loss is
+            computed in float32. `float16` scales the loss, by `state.carry["loss_scale"]`; where
+            gradients overflow, only `step` and the scale change.
+        average: decay, in [0, 1), of an exponential moving average of the parameters, bias
+            corrected, which each step updates at `state.carry["average"]["params"]`, in float32 at
+            least. Training does not use it. A step that changes nothing does not count. Evaluate it
+            with `hooks.evaluate(phase, params="average")`.
 
     Raises:
-        TypeError: `network` or `optimizer` is none; from `init`, what is given is no key, or no
-            batch.
-        ValueError: a setting is out of range, or the optimizer needs parameters of its own kind;
-            before training, the loss ignores `weights` or `mask` of the batch;
-            from `init`, the device lacks the precision; when
-            traced, `accumulate` does not divide the batch.
+        TypeError: `network` or `optimizer` is something else; from `init`, the key is no key, or
+            the batch no batch.
+        ValueError: a setting is out of range, or the optimizer needs its own kind of parameters;
+            before training, the loss ignores `weights` or `mask` of the batch; from `init`, the
+            device lacks the precision; when traced, `accumulate` does not divide the batch.
 
     >>> from types import SimpleNamespace
     >>> from trainer import losses
@@ -122,19 +116,19 @@ def supervised(
     check_network(network, "supervised")
     check_optimizer(optimizer, "supervised")
     form = "(outputs, batch) -> {name: values}"
-    called = ": give the function itself, without calling it" if isinstance(loss, Mapping) else ""
-    require_function("supervised takes a loss, which", loss, form, called[2:])
+    called = "pass the function itself, without calling it" if isinstance(loss, Mapping) else ""
+    require_function("supervised takes a loss, which", loss, form, called)
+    loss = as_loss(loss)
     require_integer("accumulate", accumulate, 1)
     if augment is not None:
         require_function("supervised takes augment, which", augment, "(key, batch) -> batch")
     if clip_norm is not None and not require_number("clip_norm", clip_norm) > 0:
         raise ValueError(f"clip_norm must be above 0, or None; got {clip_norm}")
-    if accumulate > 1 and get_loss_attribute(loss, "whole_batch"):
+    if accumulate > 1 and loss.whole_batch:
         raise ValueError(
-            f"accumulate={accumulate} would give the loss {get_loss_name(loss)!r} a part of a "
-            "batch at a "
-            "time, and it says that it needs the whole one: leave accumulate out, or take a loss "
-            "that does not look at other examples"
+            f"accumulate={accumulate} would pass the loss {loss.name!r} a part of a batch at a "
+            "time, and it declares that it needs the whole one: leave accumulate out, or take a "
+            "loss that does not look at other examples"
         )
     precisions.require_known(precision)
     if average is not None and not 0 <= require_number("average", average) < 1:
@@ -146,17 +140,17 @@ def supervised(
         check_example(example)
         precisions.require_available(precision, jax.devices()[0])
         root, network_key = jax.random.split(key)
-        made = jax.jit(network.init)(network_key, example["inputs"])
-        params, model_state = check_pair(network, "init", made)
+        variables = jax.jit(network.init)(network_key, example["inputs"])
+        params, model_state = check_pair(network, "init", variables)
         return TrainState.create(
             params=params,
             opt_state=init_optimizer(optimizer, params, "supervised"),
             model_state=model_state,
             rng=root,
-            carry=begun(params),
+            carry=init_carry(params),
         )
 
-    def begun(params: PyTree) -> dict[str, PyTree]:
+    def init_carry(params: PyTree) -> dict[str, PyTree]:
         carry: dict[str, PyTree] = {}
         if scaling:
             carry["loss_scale"] = precisions.init_loss_scale()
@@ -167,25 +161,24 @@ def supervised(
     def run(
         params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
     ) -> tuple[Any, PyTree]:
+        if precision != "float32":
+            params, inputs = precisions.cast_floating((params, inputs), precision)
+        returned = network.apply(params, model_state, inputs, key=key, train=train)
+        outputs, after = check_pair(network, "apply", returned)
         if precision == "float32":
-            made = network.apply(params, model_state, inputs, key=key, train=train)
-            return check_pair(network, "apply", made)
-        lower = precisions.cast_floating((params, inputs), precision)
-        made = network.apply(lower[0], model_state, lower[1], key=key, train=train)
-        outputs, after = check_pair(network, "apply", made)
-        return precisions.cast_floating(outputs, jnp.float32), precisions.cast_like(
-            after, model_state
-        )
+            return outputs, after
+        outputs = precisions.cast_floating(outputs, jnp.float32)
+        return outputs, precisions.cast_like(after, model_state)
 
-    def derived(state: TrainState, batch: Batch) -> gradients.Gradients:
-        """Give the gradients, those of float16 still scaled."""
+    def scaled_gradients(state: TrainState, batch: Batch) -> gradients.Gradients:
+        """Return the gradients, in float16 still scaled."""
 
         def objective(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
         ) -> tuple[jax.Array, Any]:
             inputs = require_entry("the network", batch, "inputs")
             outputs, model_state = run(params, model_state, inputs, key, train=True)
-            means = gradients.means_of(loss, state.step, outputs, batch)
+            means = gradients.compute_means(loss, state.step, outputs, batch)
             value = means["loss"].value
             if scaling:
                 value = value * state.carry["loss_scale"]["scale"]
@@ -196,42 +189,42 @@ def supervised(
             return gradients.compute_gradients(*arguments)
         return gradients.accumulate_gradients(*arguments, count=accumulate)
 
-    def unscaled(state: TrainState, found: gradients.Gradients) -> gradients.Gradients:
+    def compute_gradients(state: TrainState, batch: Batch) -> gradients.Gradients:
+        found = scaled_gradients(state, batch)
         if not scaling:
             return found
         grads = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], found.grads)
         grads = precisions.cast_like(grads, found.grads)
         return found._replace(grads=grads, value_fn=_without_float16)
 
-    def of(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        found = unscaled(state, derived(state, batch))
-        return found.grads, gradients.metrics_of(found.means)
+    def grads_and_metrics(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
+        found = compute_gradients(state, batch)
+        return found.grads, gradients.to_metrics(found.means)
 
     def updates(state: TrainState, batch: Batch) -> tuple[PyTree, PyTree]:
-        found = unscaled(state, derived(state, batch))
+        found = compute_gradients(state, batch)
         return found.grads, gradients.compute_updates(state, found, found.grads, optimizer)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         if augment is not None:
             batch = augment(state.key("augment"), dict(batch))
-        found = unscaled(state, derived(state, batch))
+        found = compute_gradients(state, batch)
         norm = gradients.global_norm if precision == "float32" else optax.tree.norm
-        after, told = gradients.apply_gradients(
+        after, metrics = gradients.apply_gradients(
             state, found, optimizer, grad_norm=norm(found.grads), clip_norm=clip_norm
         )
-        after, moves = (
-            after.replace(model_state=found.model_state),
-            gradients.has_weight(found.means),
-        )
-        after, told = gradients.skip_empty_batch(moves, state, after, told)
-        metrics = gradients.metrics_of(found.means) | told
+        weighted = gradients.has_weight(found.means)
+        after, metrics = gradients.skip_empty_batch(weighted, state, after, metrics)
+        metrics = gradients.to_metrics(found.means) | metrics
         if scaling:
-            after, metrics = _skip_nonfinite(state, after, metrics, moves)
+            after, metrics = _skip_nonfinite(state, after, metrics, weighted)
         if average is not None:
-            after = averaged(state, after, _has_updated(metrics, moves))
+            after = update_average(state, after, _has_updated(metrics, weighted))
         return after, metrics
 
-    def averaged(before: TrainState, after: TrainState, counts: jax.Array | None) -> TrainState:
+    def update_average(
+        before: TrainState, after: TrainState, counts: jax.Array | None
+    ) -> TrainState:
         require_average(before, "the step of supervised(..., average=...)")
         moved = step_averages.update_average(
             before.carry[AVERAGE], after.params, average or 0.0, counts
@@ -244,30 +237,30 @@ def supervised(
         key = state.key("network")
         return run(state.params, state.model_state, batch["inputs"], key, train=True)[1]
 
-    def given(state: TrainState, inputs: Any) -> Any:
+    def infer(state: TrainState, inputs: Any) -> Any:
         return run(state.params, state.model_state, inputs, state.key("network"), train=False)[0]
 
     def outputs(state: TrainState, batch: Batch) -> Any:
-        return given(state, require_entry("the network", batch, "inputs"))
+        return infer(state, require_entry("the network", batch, "inputs"))
 
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return evaluate_loss(loss, state.step, outputs(state, batch), batch)
 
-    measure.alone = mixing_trial.make_measure_trial(loss, given, measure)  # type: ignore[attr-defined]
-    measure.whole_batch = bool(get_loss_attribute(loss, "whole_batch"))  # type: ignore[attr-defined]
+    measure.alone = mixing_trial.make_measure_trial(loss, infer, measure)  # type: ignore[attr-defined]
+    measure.whole_batch = loss.whole_batch  # type: ignore[attr-defined]
     if accumulate > 1:
-        step.alone = mixing_trial.make_accumulation_trial(loss, given, accumulate)  # type: ignore[attr-defined]
-    step.check = measure.check = _make_check(given, loss)  # type: ignore[attr-defined]
-    step.finalize = measure.finalize = get_loss_attribute(loss, "finalize")  # type: ignore[attr-defined]
-    return Task(init, step, measure, of, updates, optimizer, outputs, statistics)
+        step.alone = mixing_trial.make_accumulation_trial(loss, infer, accumulate)  # type: ignore[attr-defined]
+    step.check = measure.check = _make_check(infer, loss)  # type: ignore[attr-defined]
+    step.finalize = measure.finalize = loss.finalize  # type: ignore[attr-defined]
+    return Task(init, step, measure, grads_and_metrics, updates, optimizer, outputs, statistics)
 
 
-def _has_updated(metrics: Mapping[str, Any], moves: jax.Array | None) -> jax.Array | None:
-    """Say whether a step changed the parameters, () bool; None where every one does."""
+def _has_updated(metrics: Mapping[str, Any], weighted: jax.Array | None) -> jax.Array | None:
+    """Return whether a step changed the parameters, () bool; None where every step does."""
     if "skipped" not in metrics:
-        return moves
+        return weighted
     finite = metrics["skipped"] == 0
-    return finite if moves is None else finite & moves
+    return finite if weighted is None else finite & weighted
 
 
 def _without_float16(params: PyTree) -> jax.Array:
@@ -278,20 +271,15 @@ def _without_float16(params: PyTree) -> jax.Array:
 
 
 def _skip_nonfinite(
-    before: TrainState, after: TrainState, metrics: dict[str, Any], moves: jax.Array | None
+    before: TrainState, after: TrainState, metrics: dict[str, Any], weighted: jax.Array | None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Keep the state where gradients overflowed, and move the loss scale where they could have.
+    """Keep the state where gradients overflowed, and update the loss scale.
 
-    The step is counted all the same: it has had its data and its random numbers. The norm tells of
-    an overflow: gradients of float16 are too small for the sum of their squares to be one.
+    The step still counts: it used its data and its random numbers. The norm shows an overflow:
+    finite gradients of float16 are too small for the sum of their squares to overflow.
     """
     finite = jnp.isfinite(metrics["grad_norm"])
     scale = before.carry["loss_scale"]
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (after.params, after.opt_state, after.model_state),
-        (before.params, before.opt_state, before.model_state),
-    )
     metrics |= {
         "grad_norm": jnp.where(finite, metrics["grad_norm"], 0),
         "loss_scale": scale["scale"],
@@ -300,30 +288,25 @@ def _skip_nonfinite(
     if "clipped" in metrics:
         metrics["clipped"] = jnp.where(finite, metrics["clipped"], 0)
     moved = precisions.update_loss_scale(scale, finite)
-    if moves is not None:
-        moved = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, scale)
-    return after.replace(
-        params=kept[0],
-        opt_state=kept[1],
-        model_state=kept[2],
-        carry={**before.carry, "loss_scale": moved},
-    ), metrics
+    if weighted is not None:
+        moved = jax.tree.map(lambda new, old: jnp.where(weighted, new, old), moved, scale)
+    after = gradients.keep_where(~finite, before, after)
+    return after.replace(carry={**before.carry, "loss_scale": moved}), metrics
 
 
 def _make_check(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:
-    """Make the check of host data, which knows what the network gives for one example."""
+    """Build the check of host data, which knows the shapes of the network's outputs."""
     known: dict[str, Any] = {}
-    examine = get_loss_attribute(loss, "check")
 
     def check(state: TrainState, batch: Batch) -> None:
-        if examine is None and not set(WEIGHT_KEYS).intersection(batch):
+        if loss.check is None and not set(WEIGHT_KEYS).intersection(batch):
             return
         one = of_rows(dict(batch), 1)
         signature = str(one)
-        if signature not in known:  # tracing the network for every superbatch would cost
+        if signature not in known:  # tracing the network for every superbatch takes time
             known[signature] = jax.eval_shape(outputs, state, one["inputs"])
             check_weights_read(loss, state.step, known[signature], one)
-        if examine is not None:
-            examine(known[signature], batch)
+        if loss.check is not None:
+            loss.check(known[signature], batch)
 
     return check

@@ -241,14 +241,34 @@ def test_one_more_at_the_end_shifts_nobodys_numbers():
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
-        (lambda: shift(-1), ValueError, "shift: pixels must be at least 0; got -1"),
-        (lambda: shift(1.5), TypeError, "shift: pixels must be a whole number; got 1.5"),
-        (lambda: shift(True), TypeError, "shift: pixels must be a whole number; got True"),
+        (
+            lambda: shift(-1),
+            ValueError,
+            "shift: pixels must be a whole number of at least 0; got -1",
+        ),
+        (
+            lambda: shift(1.5),
+            TypeError,
+            "shift: pixels must be a whole number of at least 0; got 1.5",
+        ),
+        (
+            lambda: shift(True),
+            TypeError,
+            "shift: pixels must be a whole number of at least 0; got True",
+        ),
         (lambda: flip(1.1), ValueError, "flip: probability must be between 0 and 1; got 1.1"),
-        (lambda: cut_out(0), ValueError, "cut_out: size must be at least 1; got 0"),
+        (
+            lambda: cut_out(0),
+            ValueError,
+            "cut_out: size must be a whole number of at least 1; got 0",
+        ),
         (lambda: mixup(0, classes=2), ValueError, "mixup: alpha must be .* above 0; got 0"),
         (lambda: mixup(float("nan"), classes=2), ValueError, "alpha must be .*; got nan"),
-        (lambda: mixup(0.2, classes=0), ValueError, "mixup: classes must be at least 1; got 0"),
+        (
+            lambda: mixup(0.2, classes=0),
+            ValueError,
+            "mixup: classes must be a whole number of at least 1; got 0",
+        ),
     ],
 )
 def test_bad_settings_are_refused_at_once(make, error, said):

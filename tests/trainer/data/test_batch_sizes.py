@@ -1,4 +1,4 @@
-"""A run that goes on with batches of another size: no example is skipped, and none comes twice."""
+"""A run that resumes with another batch size: no example is skipped, and none repeats."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_every_row_comes_once_where_the_sizes_divide(name, before, now, caplog):
     assert sorted(first + rest[: ROWS - len(first)]) == list(range(ROWS))
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(said) == 1, "once, and not at every later start"
-    assert f"had batches of {before} examples, and goes on with {now}: of pass 1, " in said[0]
+    assert f"had batches of {before} examples, and resumes with {now}: " in said[0]
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -115,7 +115,7 @@ def test_none_is_skipped_where_they_do_not_and_what_comes_again_is_said(name, ca
     rest, _ = read(SOURCES[name](20), position)  # 32 rows are a batch of 20, and 12 over
     assert rest[:12] == first[20:]
     assert len(set(first + rest[12:60])) == 80, "four batches of 20 are a pass"
-    assert "32 examples were read, of which 12 come again" in caplog.text
+    assert "32 examples of pass 1 were read, of which 12 repeat" in caplog.text
 
 
 def test_of_a_map_dataset_nothing_is_read_to_get_there():

@@ -111,7 +111,7 @@ def test_what_is_not_grains_is_refused_before_training(dataset):
 
 @pytest.mark.parametrize("setting", ["batch_size", "superbatch", "steps_per_epoch"])
 def test_sizes_are_at_least_one(setting):
-    with pytest.raises(ValueError, match=f"{setting} must be at least 1.*got 0"):
+    with pytest.raises(ValueError, match=f"{setting} must be a whole number of at least 1.*got 0"):
         data.from_grain(examples(), **{"batch_size": 2, setting: 0})
 
 

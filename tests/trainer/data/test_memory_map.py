@@ -139,9 +139,21 @@ def test_shards_are_the_parts_of_each_batch(kind, epoch_of):
     [
         ({}, {}, "dict of named arrays"),
         ({"inputs": np.zeros(3), "labels": np.zeros(4)}, {}, "equal length"),
-        ({"inputs": np.zeros(3)}, {"batch_size": 0}, "batch_size must be at least 1; got 0"),
-        ({"inputs": np.zeros(3)}, {"superbatch": 0}, "superbatch must be at least 1; got 0"),
-        ({"inputs": np.zeros(3)}, {"steps_per_epoch": 0}, "steps_per_epoch must be at least 1"),
+        (
+            {"inputs": np.zeros(3)},
+            {"batch_size": 0},
+            "batch_size must be a whole number of at least 1; got 0",
+        ),
+        (
+            {"inputs": np.zeros(3)},
+            {"superbatch": 0},
+            "superbatch must be a whole number of at least 1; got 0",
+        ),
+        (
+            {"inputs": np.zeros(3)},
+            {"steps_per_epoch": 0},
+            "steps_per_epoch must be a whole number of at least 1",
+        ),
         ({"inputs": np.zeros(3)}, {"shard": (2, 2)}, r"index from 0 to count - 1; got \(2, 2\)"),
         ({"inputs": np.zeros(3)}, {"shard": (0, 3)}, "multiple of the 3 shards .* got 2"),
     ],
@@ -228,7 +240,7 @@ def test_a_run_does_not_go_on_with_other_data(change, images, epoch_of):
     position = data.MemoryMap(images, 8).training().start
     epoch_of(data.MemoryMap(dict(images), 8).training(), position)
     feed = data.MemoryMap(change(images), 8).training()
-    with pytest.raises(ValueError, match="began with other data.*go on with the data"):
+    with pytest.raises(ValueError, match="began with other data.*resume with the original data"):
         epoch_of(feed, position)
 
 

@@ -57,7 +57,7 @@ def test_a_share_of_a_batch_is_iterated_alone():
 
 def test_a_length_that_only_reading_tells_is_an_error_and_no_falsehood():
     source = data.Stream(cut)
-    with pytest.raises(TypeError, match=r"generator gives is known only.*sum\(1 for _ in source\)"):
+    with pytest.raises(TypeError, match=r"generator is known only after.*sum\(1 for _ in source\)"):
         len(source)
     assert source
     assert sum(1 for _ in source) == 3
@@ -127,12 +127,15 @@ def test_bfloat16_truths_and_lists_are_numbers():
         ),
         (lambda: data.Stream({"inputs": NUMBERS}), "(?s)got {'inputs'.*data.Arrays takes a dict"),
         (lambda: data.Stream(3), "must be a list of batches, or a factory.*got 3"),
-        (lambda: data.Stream([], 2.0), "superbatch must be a whole number; got 2.0"),
+        (lambda: data.Stream([], 2.0), "superbatch must be a whole number of at least 1; got 2.0"),
         (
             lambda: data.Arrays({"inputs": NUMBERS}, 4.0),
-            "batch_size must be a whole number; got 4.0",
+            "batch_size must be a whole number of at least 1; got 4.0",
         ),
-        (lambda: data.MemoryMap({"inputs": NUMBERS}, True), "batch_size must be a whole number"),
+        (
+            lambda: data.MemoryMap({"inputs": NUMBERS}, True),
+            "batch_size must be a whole number of at least 1",
+        ),
     ],
 )
 def test_what_makes_no_source_is_said_when_it_is_made(make, said):

@@ -83,7 +83,7 @@ def test_the_order_changes_with_the_epoch_and_the_seed_only():
         ({"inputs": np.zeros((0, 2))}, 4, "at least one example"),
         ({"inputs": np.float32(1)}, 4, "leading axis"),
         ({"inputs": np.zeros(3), "labels": np.zeros(4)}, 2, "equal length; got .*3.*4"),
-        ({"inputs": np.zeros(3)}, 0, "batch_size must be at least 1; got 0"),
+        ({"inputs": np.zeros(3)}, 0, "batch_size must be a whole number of at least 1; got 0"),
     ],
 )
 def test_bad_arrays_are_refused(arrays, batch_size, said):
@@ -183,7 +183,7 @@ def test_a_bad_batch_is_named(batches, said):
 
 
 def test_a_superbatch_holds_at_least_one_step():
-    with pytest.raises(ValueError, match="superbatch must be at least 1"):
+    with pytest.raises(ValueError, match="superbatch must be a whole number of at least 1"):
         data.Stream([], 0)
 
 
@@ -335,7 +335,9 @@ def test_a_stream_compiles_for_no_more_steps_than_an_epoch_has():
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_an_epoch_is_one_step_at_least(steps):
-    with pytest.raises(ValueError, match=f"steps_per_epoch must be at least 1.*got {steps}"):
+    with pytest.raises(
+        ValueError, match=f"steps_per_epoch must be a whole number of at least 1.*got {steps}"
+    ):
         data.Stream([], steps_per_epoch=steps)
 
 
@@ -348,7 +350,7 @@ def test_an_evaluation_is_no_stretch():
 def test_data_that_became_less_is_no_place_to_go_on(wrapped):
     batches = [{"inputs": np.zeros((2, 1))}] * 3
     feed = data.Stream(lambda seed, number: wrapped(batches), steps_per_epoch=2).training()
-    with pytest.raises(ValueError, match="pass 5 must have the 5 batches .* got 3: go on with"):
+    with pytest.raises(ValueError, match="pass 5 must have the 5 batches .* got 3: resume with"):
         _stretch(feed, {**feed.start, "place": np.array([4, 5], np.int32)})
 
 

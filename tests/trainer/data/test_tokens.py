@@ -1,4 +1,4 @@
-"""Windows of tokens: each a target once, and no run goes on with another file."""
+"""Windows of tokens: each token is a target once, and no run resumes with another file."""
 
 import shutil
 from pathlib import Path
@@ -111,9 +111,9 @@ def test_shards_are_the_parts_of_each_batch(packed, epoch_of):
         ({"stride": 0}, "stride from 1 to length"),
         ({"part": (0.5, 0.5)}, "part must be .* got"),
         ({"part": (0, 2)}, "part must be .* got"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"superbatch": 0}, "superbatch must be at least 1"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"superbatch": 0}, "superbatch must be a whole number of at least 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be a whole number of at least 1"),
         ({"shard": (2, 2)}, "index from 0 to count - 1"),
     ],
 )
@@ -177,7 +177,7 @@ def test_law_5_stopped_at_any_epoch_it_goes_on_at_the_next_window(bigrams, text,
 
 def test_a_run_does_not_go_on_with_another_file(bigrams, text, tmp_path):
     before = run(bigrams, text(0), tmp_path / "run", epochs=1)
-    with pytest.raises(ValueError, match="began with other data.*go on with the data"):
+    with pytest.raises(ValueError, match="began with other data.*resume with the original data"):
         run(bigrams, text(1), tmp_path / "run", epochs=2)
     after = run(bigrams, text(0), tmp_path / "run", epochs=1)  # nothing was lost by trying
     assert trainer.fingerprint(before) == trainer.fingerprint(after)

@@ -1,4 +1,4 @@
-"""Several sources in one step: each gone through whole, in an order and at a place of its own."""
+"""Several sources in one step: each is read completely, in its own order, with its own position."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_one_that_goes_on_with_another_batch_size_skips_nothing(state, caplog):
     second, _ = seen(2, position)
     both = np.concatenate([np.ravel(piece) for piece in [*first, *second]])
     assert sorted(both.tolist()) == list(range(12))
-    assert "had batches of 1 examples, and goes on with 2" in caplog.text
+    assert "had batches of 1 examples, and resumes with 2" in caplog.text
 
 
 def test_it_has_a_length_and_can_be_iterated():
@@ -140,16 +140,16 @@ def test_it_has_a_length_and_can_be_iterated():
 
 def test_what_cannot_be_zipped_is_said(state):
     few, many = data.Arrays(numbers(3), 4), data.Arrays(numbers(9), 4)
-    with pytest.raises(ValueError, match="zip needs sources by name.*got"):
+    with pytest.raises(ValueError, match="zip_sources needs sources by name.*got"):
         data.zip_sources([many, few])
     with pytest.raises(TypeError, match="got list for 'b'"):
         data.zip_sources({"a": many, "b": [numbers(2)]})
-    with pytest.raises(ValueError, match="'a', says how many steps.*pass steps_per_epoch"):
+    with pytest.raises(ValueError, match="'a', determines the steps.*pass steps_per_epoch"):
         data.zip_sources({"a": streamed(4, 2), "b": many})
     with pytest.raises(ValueError, match="at least one whole batch") as raised:
         trainer.training(step, data.zip_sources({"a": many, "b": few}))
     assert raised.value.__notes__ == ["in the source 'b' of a zip"]
-    with pytest.raises(ValueError, match=r"evaluate each of \['a', 'b'\] in a phase of its own"):
+    with pytest.raises(ValueError, match=r"evaluate each of \['a', 'b'\] in its own phase"):
         trainer.evaluation(lambda state, batch: {}, data.zip_sources({"a": many, "b": many}))
     with pytest.raises(ValueError, match="each member would need its own"):
         trainer.population(trainer.training(step, data.zip_sources({"a": many, "b": many})), 2)

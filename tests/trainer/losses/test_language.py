@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import losses
-from trainer.losses.loss import get_loss_attribute
+from trainer.losses.loss import as_loss
 
 LOGITS = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]]]))
 LABELS = jnp.array([[0, 1, 2]])
@@ -58,7 +58,7 @@ def test_z_loss_is_added_to_the_loss_and_told_apart():
 
 @pytest.mark.parametrize("loss", [losses.language_modeling, losses.captioning])
 def test_perplexity_follows_from_the_mean(loss):
-    finalize = get_loss_attribute(functools.partial(loss), "finalize")
+    finalize = as_loss(functools.partial(loss)).finalize
     assert finalize({"loss": math.log(8)})["perplexity"] == pytest.approx(8)
     assert finalize({"loss": 9.0, "cross_entropy": math.log(8)})["perplexity"] == pytest.approx(8)
     assert finalize({"loss": 1e4})["perplexity"] == math.inf
@@ -95,7 +95,7 @@ def test_a_caption_matches_exactly_where_every_counted_token_is_the_likeliest(se
 )
 def test_what_does_not_fit_is_said(batch, said):
     for loss in (losses.language_modeling, losses.captioning):
-        with pytest.raises(ValueError, match=f"{loss.__name__}.*{said}"):
+        with pytest.raises(ValueError, match=f"{loss.name}.*{said}"):
             loss(LOGITS, batch)
 
 

@@ -72,7 +72,7 @@ def test_mistakes_are_named_in_training_and_evaluation_alike(name):
     phases = trainer.training(task.step, SOURCE), trainer.evaluation(task.measure, SOURCE)
     for phase in phases:
         with pytest.raises((TypeError, ValueError)) as caught:
-            phase.keys(state)
+            phase.list_metric_names(state)
         for word in ["the loss '<lambda>'", *words]:
             assert re.search(re.escape(word), str(caught.value)), (word, str(caught.value))
 
@@ -81,7 +81,7 @@ def test_a_missing_key_of_something_else_stays_what_it_is():
     task = trainer.supervised(NETWORK, lambda o, b: {"loss": {}["labels"]}, optax.sgd(0.1))
     state = task.init(jax.random.key(0), SOURCE.example)
     with pytest.raises(KeyError, match="labels"):
-        trainer.training(task.step, SOURCE).keys(state)
+        trainer.training(task.step, SOURCE).list_metric_names(state)
 
 
 @pytest.mark.parametrize("name", ["weights", "mask"])

@@ -13,7 +13,7 @@ import pytest
 import trainer
 from trainer import data, losses
 from trainer.losses import total
-from trainer.losses.loss import loss_at
+from trainer.losses.loss import as_loss
 from trainer.state import strip_host_fields
 
 
@@ -153,7 +153,7 @@ def test_a_schedule_follows_the_optimizers_steps(linear, digits):
 def test_a_schedule_within_is_found():
     inner = total((large, lambda step: 1.0 * step))
     outer = total(inner)
-    chex.assert_trees_all_close(outer.at(3)(OUTPUTS, {})["loss"], 3 * jnp.array([5.0, 9.0]))
+    chex.assert_trees_all_close(outer(OUTPUTS, {}, step=3)["loss"], 3 * jnp.array([5.0, 9.0]))
     with pytest.raises(ValueError, match=r"follow the step: call total\(...\).at\(step\)"):
         outer(OUTPUTS, {})
 
@@ -212,25 +212,21 @@ def test_a_term_without_loss_is_refused():
     def error(outputs, batch):
         return {"error": outputs[:, 0]}
 
-    with pytest.raises(ValueError, match=r"term 'error' must give 'loss'; it gave \['error'\]"):
+    with pytest.raises(ValueError, match=r"'error' must return 'loss'; it returned \['error'\]"):
         total(error)(OUTPUTS, {})
 
 
-def test_a_schedule_that_gives_no_scalar_is_refused():
-    with pytest.raises(ValueError, match=r"schedule of 'large' must give a scalar .* \(2,\)"):
-        total((large, lambda step: jnp.ones(2))).at(0)(OUTPUTS, {})
+def test_a_schedule_that_returns_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"schedule of 'large' must return a scalar .* \(2,\)"):
+        total((large, lambda step: jnp.ones(2)))(OUTPUTS, {}, step=0)
 
 
 def test_a_loss_that_follows_the_step_keeps_its_settings():
-    def scaled(outputs, batch, *, scale=1.0):
-        return {"loss": scale * jnp.ones(2)}
+    def scaled(outputs, batch, *, step, scale=1.0):
+        return {"loss": step * scale * jnp.ones(2)}
 
-    def at(step):
-        return lambda outputs, batch, *, scale=1.0: {"loss": step * scale * jnp.ones(2)}
-
-    scaled.at = at
-    set_up = functools.partial(scaled, scale=3.0)
-    chex.assert_trees_all_close(loss_at(set_up, 2)(OUTPUTS, {})["loss"], jnp.full(2, 6.0))
+    bound = as_loss(functools.partial(losses.Loss(scaled, takes_step=True), scale=3.0))
+    chex.assert_trees_all_close(bound.at_step(2, OUTPUTS, {})["loss"], jnp.full(2, 6.0))
 
 
 def test_terms_that_weigh_examples_differently_are_refused_before_training():

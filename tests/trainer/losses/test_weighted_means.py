@@ -70,7 +70,7 @@ def test_law_13_training_measures_the_mean_over_all_tokens(batch_size, executor,
     exact = np.average(np.asarray(entropy, np.float64), weights=np.asarray(tokens, np.float64))
     assert got["train/loss"] == pytest.approx(exact, rel=1e-5)
     assert set(got) == {n.replace("val", "train") for n in wanted} | {"train/grad_norm"}
-    assert set(phase.keys(state)) == set(got)
+    assert set(phase.list_metric_names(state)) == set(got)
     assert traces["train/loss"].shape == (8 // batch_size,)
 
 
@@ -124,7 +124,7 @@ def test_a_weight_is_of_the_shape_of_what_it_weighs():
 
     state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
     with pytest.raises(ValueError, match=r"of its shape, \[3\]; got \[\]"):
-        trainer.Phase("train", run).keys(state)
+        trainer.Phase("train", run).list_metric_names(state)
 
 
 @pytest.mark.parametrize(

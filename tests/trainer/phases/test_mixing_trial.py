@@ -31,11 +31,7 @@ def contrast(outputs, batch):
     return {"loss": optax.softmax_cross_entropy_with_integer_labels(outputs @ outputs.T, labels)}
 
 
-def contrastive(outputs, batch):
-    return contrast(outputs, batch)
-
-
-contrastive.whole_batch = True
+contrastive = losses.Loss(contrast, whole_batch=True)
 
 
 def normalised(outputs, batch):
@@ -120,7 +116,8 @@ def test_the_other_executor_gives_the_tail_too():
 @pytest.mark.parametrize("kind", [data.Arrays, data.Stream])
 def test_a_loss_that_looks_at_others_and_does_not_say_so_is_found_out(loss, kind):
     source, task = examples(10, 4, kind), task_of(loss)
-    said = rf"{loss.__name__}.* gives an example other values .*{loss.__name__}.whole_batch = True"
+    remedy = rf"losses.Loss\({loss.__name__}, whole_batch=True\)"
+    said = rf"{loss.__name__}.* gives an example other values .*{remedy}"
     with pytest.raises(ValueError, match=said):
         trainer.evaluate(STATE, trainer.evaluation(task.measure, source))
     step = trainer.Phase("train", lambda state, data: (state, None, {}))
@@ -220,7 +217,7 @@ def test_a_population_is_tried_on_its_first_member():
     keys = jax.random.split(jax.random.key(0), 2)
     state = trainer.population_of(lambda key: task.init(key, source.example), keys)
     phase = trainer.population(trainer.evaluation(task.measure, source), 2)
-    with pytest.raises(ValueError, match=r"contrast.whole_batch = True"):
+    with pytest.raises(ValueError, match=r"losses.Loss\(contrast, whole_batch=True\)"):
         trainer.evaluate(state, phase)
     whole = trainer.population(trainer.evaluation(task_of(contrastive).measure, source), 2)
     got = trainer.evaluate(state, whole)["val/loss"]

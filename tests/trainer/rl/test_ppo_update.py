@@ -9,6 +9,7 @@ import pytest
 
 import hooks
 import trainer
+from trainer import losses
 from trainer.rl import ppo, ppo_loss, ppo_update
 from trainer.rl.normalization import init_reward_statistics
 from trainer.rl.rollouts import Experience
@@ -162,7 +163,7 @@ def test_an_update_ends_where_the_policy_moved_too_far(counts, always):
 @pytest.mark.parametrize(
     ("settings", "given", "said"),
     [
-        ({}, "los", r"must give 'loss' to minimise; it gave \['los'\]"),
+        ({}, "los", r"must return 'loss' to minimise; it returned \['los'\]"),
         ({"target_kl": 0.1}, "loss", "target_kl needs a loss that gives 'approx_kl'"),
     ],
 )
@@ -176,13 +177,9 @@ def test_a_loss_that_lacks_what_is_read_is_refused(settings, given, said, counts
 
 
 def test_a_loss_may_depend_on_the_step(counts, always):
-    def loss(outputs, batch):
-        raise AssertionError("a loss with `at` is asked for the loss of the step")
+    def loss(outputs, batch, *, step):
+        return {"loss": outputs["value"] * 0 + step}
 
-    def at(step):
-        return lambda outputs, batch: {"loss": outputs["value"] * 0 + step}
-
-    loss.at = at
-    agent = _agent(always, counts, loss=loss)
+    agent = _agent(always, counts, loss=losses.Loss(loss, takes_step=True))
     _, history = trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=2)
     assert [epoch["update/loss"] for epoch in history] == [3.5, 11.5]  # of steps 0 to 7, 8 to 15

@@ -74,7 +74,7 @@ def test_the_model_state_passes_through_the_micro_batches(digits):
 def test_a_count_that_does_not_divide_the_batch_is_refused_before_training(linear, digits):
     task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), accumulate=5)
     state = task.init(jax.random.key(0), digits[0].example)
-    with pytest.raises(ValueError, match="32 examples do not make 5 micro-batches of one size"):
+    with pytest.raises(ValueError, match="32 examples do not make 5 micro-batches of equal size"):
         trainer.fit(state, trainer.training(task.step, digits[0]), epochs=1)
     with pytest.raises(ValueError, match="accumulate must be a whole number of at least 1; got 0"):
         trainer.supervised(linear, losses.classification, optax.sgd(0.1), accumulate=0)
@@ -163,7 +163,7 @@ def test_what_a_loss_finalizes_is_a_metric_of_training_and_evaluation():
     train = trainer.training(task.step, data.Arrays(arrays, 16))
     val = trainer.evaluation(task.measure, data.Arrays(arrays, 12))
     state = task.init(jax.random.key(0), train.source.example)
-    assert {"val/perplexity", "val/bits_per_character"} <= set(val.keys(state))
+    assert {"val/perplexity", "val/bits_per_character"} <= set(val.list_metric_names(state))
 
     def look(state, metrics):
         assert metrics["train/perplexity"] == pytest.approx(5, rel=1e-5)

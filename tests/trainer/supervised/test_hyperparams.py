@@ -9,7 +9,7 @@ import pytest
 from trainer.supervised.hyperparams import (
     check_hyperparam,
     fill_leaf,
-    hyperparam,
+    get_hyperparam,
     hyperparam_names,
     map_hyperparam,
     set_hyperparam,
@@ -32,22 +32,22 @@ TWO = optax.multi_transform(
 
 
 def test_all_optimizers_that_keep_a_name_are_found_and_set():
-    assert hyperparam(TWO, "learning_rate") == {"a": 0.5, "b": 0.25}
+    assert get_hyperparam(TWO, "learning_rate") == {"a": 0.5, "b": 0.25}
     after = set_hyperparam(TWO, "learning_rate", lambda rate: rate / 2)
-    assert hyperparam(after, "learning_rate") == {"a": 0.25, "b": 0.125}
-    assert hyperparam(after, "momentum") == hyperparam(TWO, "momentum")
+    assert get_hyperparam(after, "learning_rate") == {"a": 0.25, "b": 0.125}
+    assert get_hyperparam(after, "momentum") == get_hyperparam(TWO, "momentum")
     assert jax.tree.structure(after) == jax.tree.structure(TWO)
     assert {"b1", "learning_rate", "momentum", "weight_decay"} <= set(hyperparam_names(TWO))
 
 
 def test_one_group_is_set_alone():
     after = set_hyperparam(TWO, "learning_rate", lambda rate: rate / 2, group="b")
-    assert hyperparam(after, "learning_rate") == {"a": 0.5, "b": 0.125}
+    assert get_hyperparam(after, "learning_rate") == {"a": 0.5, "b": 0.125}
     chained = optax.chain(
         inject(optax.sgd, learning_rate=0.5), inject(optax.sgd, learning_rate=1.0)
     )
     after = set_hyperparam(chained.init(PARAMS), "learning_rate", lambda rate: 0.25, group="1")
-    assert hyperparam(after, "learning_rate") == {"0": 0.5, "1": 0.25}
+    assert get_hyperparam(after, "learning_rate") == {"0": 0.5, "1": 0.25}
 
 
 def test_a_group_that_does_not_keep_a_name_is_refused_with_those_that_do():
@@ -89,7 +89,7 @@ def test_a_value_takes_the_dtype_and_the_shape_of_what_it_replaces(dtype):
 
 def test_it_maps_within_a_jitted_function():
     after = jax.jit(lambda s: map_hyperparam(s, "learning_rate", lambda rate: rate * 2))(TWO)
-    assert hyperparam(after, "learning_rate") == {"a": 1.0, "b": 0.5}
+    assert get_hyperparam(after, "learning_rate") == {"a": 1.0, "b": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_it_maps_within_a_jitted_function():
         (optax.adam(0.1), r"without it \(there is: nothing\)"),
         (inject(optax.clip, max_delta=1.0), r"without it \(there is: max_delta\)"),
         (inject(optax.sgd, learning_rate=optax.constant_schedule(0.1)), "a schedule, which sets"),
-        (inject(optax.sgd, learning_rate=1), "an integer, 1, which no fraction fits"),
+        (inject(optax.sgd, learning_rate=1), "an integer, 1, which cannot take fractions"),
     ],
 )
 def test_what_cannot_be_set_is_refused(optimizer, said):

@@ -25,7 +25,7 @@ def test_a_rule_that_matches_nothing_names_what_there_is():
         ValueError, match=r"'tail' of label 'fast' matches no parameter \(there is: d"
     ):
         optimizers.labels({"fast": "tail"}, default="slow")(PARAMS)
-    with pytest.raises(ValueError, match=r"'\(' of label 'fast' is no expression"):
+    with pytest.raises(ValueError, match=r"'\(' of label 'fast' is no regular expression"):
         optimizers.labels({"fast": "("}, default="slow")
 
 

@@ -58,7 +58,7 @@ def test_a_model_that_is_blind_does_not(batch, linear):
     task = trainer.supervised(blind, losses.classification, optax.adam(1e-2))
     result = trainer.overfit(task, batch, steps=60)
     assert (result.reached, result.steps) == (False, 60)
-    assert repr(result).startswith("Overfitting(reached=False, steps=60, loss 2.3")
+    assert repr(result).startswith("OverfitResult(reached=False, steps=60, loss 2.3")
 
 
 @pytest.mark.parametrize("executor", ["scan", "step"])

@@ -33,7 +33,7 @@ def test_the_scale_stays_in_its_range():
     ("name", "device", "said"),
     [
         ("bfloat16", {"platform": "gpu", "compute_capability": "7.5"}, "7.5: use float16"),
-        ("float16", {"platform": "tpu"}, "float16 is not to be had on a thing; use bfloat16"),
+        ("float16", {"platform": "tpu"}, "float16 is not available on a thing; use bfloat16"),
     ],
 )
 def test_what_a_device_lacks_is_refused(name, device, said):

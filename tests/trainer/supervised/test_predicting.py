@@ -72,15 +72,14 @@ def test_a_function_may_give_less_and_several_things(start, linear, digits, want
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_looks_at_the_whole_batch_gets_the_last_one_as_small_as_it_is(name, start, inputs):
+def test_a_function_of_the_whole_batch_gets_the_last_one_at_its_own_size(name, start, inputs):
     def centred(state, batch):
         rows = batch["inputs"].reshape(len(batch["inputs"]), -1)
         return rows - rows.mean(0)
 
-    centred.whole_batch = True
     size, rows = 64 if "one" in name else 16, inputs.reshape(50, -1)
     wanted = [rows[at : at + size] - rows[at : at + size].mean(0) for at in range(0, 50, size)]
-    given = trainer.predict(start, centred, SOURCES[name](inputs))
+    given = trainer.predict(start, centred, SOURCES[name](inputs), whole_batch=True)
     np.testing.assert_allclose(given, np.concatenate(wanted), atol=1e-6)
 
 
@@ -93,7 +92,7 @@ def test_the_state_is_left_as_it_is_and_may_be_of_numpy(start, linear, digits, w
 
 def test_what_cannot_be_predicted_is_said(start, linear, digits):
     with pytest.raises(
-        ValueError, match=r"the 32 examples.*got mean of shape \[\]: give a function"
+        ValueError, match=r"the 32 examples.*got mean of shape \[\]: pass a function"
     ):
         trainer.predict(start, lambda state, batch: {"mean": batch["inputs"].mean()}, digits[1])
     with pytest.raises(TypeError, match=r"needs a network.*or a function.*task.outputs; got 3"):

@@ -94,7 +94,9 @@ def test_weighted_values_are_averaged_by_weight(linear, digits):
 def test_a_loss_without_loss_is_refused(linear, digits):
     task = trainer.supervised(linear, lambda outputs, batch: {"error": outputs[:, 0]}, optax.sgd(1))
     state = task.init(jax.random.key(0), _batch(digits))
-    with pytest.raises(ValueError, match=r"must give 'loss' to minimise; it gave \['error'\]"):
+    with pytest.raises(
+        ValueError, match=r"must return 'loss' to minimise; it returned \['error'\]"
+    ):
         trainer.fit(state, trainer.training(task.step, digits[0]), epochs=1)
 
 

@@ -1,1 +1,1 @@
-"""How sources are iterated: order, position, prefetch and batches."""
+"""How sources are iterated: order, position, prefetching and batches."""

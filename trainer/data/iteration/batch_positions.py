@@ -1,4 +1,4 @@
-"""Places in a long pass, counted in batches, and the same places in batches of another size."""
+"""Places in a pass, counted in batches, and their conversion to another batch size."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 log = logging.getLogger("entracte")
 
 Place = tuple[int, int]
-"""The number of a pass, and how many batches of it were read."""
+"""The number of a pass, and the number of batches read of it."""
 
 
-def in_batches(place: Place, before: int, now: int, note: str = "") -> Place:
-    """Give a place that was reached with batches of one size in batches of another.
+def convert_place(place: Place, before: int, now: int, note: str = "") -> Place:
+    """Convert a place from batches of one size to batches of another.
 
-    No example is skipped. Where the new size does not divide what was read, the examples of the
-    batch that was left unfinished come again. Both are said in a warning.
+    No example is skipped. Where the new size does not divide the number of examples read, those of
+    the unfinished batch repeat. A warning reports both.
 
     Args:
-        place: the number of the pass, and how many batches of it were read.
+        place: the number of the pass, and the number of batches read of it.
         before: examples of these batches.
-        now: examples of those to come.
+        now: examples of the next batches.
         note: ends the warning.
 
-    >>> in_batches((2, 6), before=8, now=8), in_batches((2, 6), before=8, now=16)
+    >>> convert_place((2, 6), before=8, now=8), convert_place((2, 6), before=8, now=16)
     ((2, 6), (2, 3))
     """
     number, read = place
@@ -33,26 +33,26 @@ def in_batches(place: Place, before: int, now: int, note: str = "") -> Place:
         return place
     examples = read * before
     log.warning(
-        "the run had batches of %d examples, and goes on with %d: of pass %d, %d examples were read"
-        "%s%s",
+        "the run had batches of %d examples, and resumes with %d: %d examples of pass %d were "
+        "read%s%s",
         before,
         now,
-        number + 1,
         examples,
-        f", of which {again} come again" if (again := examples % now) else "",
+        number + 1,
+        f", of which {again} repeat" if (again := examples % now) else "",
         note,
     )
     return number, examples // now
 
 
 def read_place(position: Mapping[str, np.ndarray], batch_size: int, note: str = "") -> Place:
-    """Read the place of a position, in batches of this size; see `in_batches`."""
+    """Read the place of a position, in batches of this size; see `convert_place`."""
     number, read = position["place"].tolist()
-    return in_batches((number, read), int(position["batch_size"]), batch_size, note)
+    return convert_place((number, read), int(position["batch_size"]), batch_size, note)
 
 
 def make_position(place: Place, batch_size: int) -> dict[str, np.ndarray]:
-    """Keep a place and the size of its batches in arrays, as the state holds them.
+    """Return a place and the size of its batches as arrays for the state.
 
     >>> read_place(make_position((2, 6), batch_size=8), batch_size=16)
     (2, 3)
@@ -61,7 +61,7 @@ def make_position(place: Place, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def advance_place(place: Place, batches: int, whole: int) -> Place:
-    """Say where one is a number of batches later, with so many to a pass.
+    """Return the place a number of batches later, with `whole` batches per pass.
 
     >>> advance_place((0, 5), 4, whole=7), advance_place((0, 7), 0, whole=7)
     ((1, 2), (1, 0))

@@ -1,4 +1,4 @@
-"""Superbatches: pieces `[steps, batch, ...]` that the host makes and a phase cuts into steps."""
+"""Superbatches: pieces `[steps, batch, ...]` of the host that a phase splits into steps."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ Pieces = Callable[[TrainState, Check | None, Any], Iterator[tuple[Any, PyTree]]]
 
 
 def make_chunk_feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) -> Feed:
-    """Make the feed of a source that gives superbatches, in their own order.
+    """Build the feed of a source that yields superbatches, in their order.
 
     Args:
-        pieces: gives superbatches of arrays `[steps, batch, ...]`, or pairs of one and its masks
+        pieces: yields superbatches of arrays `[steps, batch, ...]`, or pairs of one and its masks
             `[steps, batch]`.
-        example: the first batch, whole, of numpy arrays; it is what `verify` checks.
+        example: the first batch, whole, of numpy arrays; `verify` checks it.
         steps: of a superbatch, to compile for.
-        masked: whether they are pairs.
+        masked: whether the pieces are pairs.
     """
     batch = jax.tree.leaves(example)[0].shape[:1]
     one = (example, np.ones(batch, bool)) if masked else example
     return Feed(
         pieces=pieces,
-        example=jax.tree.map(lambda array: _stacked(array, steps), one),
-        rows=_in_turn,
-        batch=_at,
+        example=jax.tree.map(lambda array: _stack_shape(array, steps), one),
+        rows=_step_indices,
+        batch=_index,
         verify=lambda state, check: check(state, example),
     )
 
 
 def transfer_chunk(piece: Any, state: TrainState, check: Check | None) -> Any:
-    """Check a superbatch, or a pair of one and its masks, and begin to transfer it.
+    """Check a superbatch, or a pair of one and its masks, and start its transfer.
 
     Raises:
-        ValueError: it does not suit the task, or a whole number does not fit 32 bits.
+        ValueError: it does not suit the task, or an integer does not fit 32 bits.
     """
     batch = piece[0] if isinstance(piece, tuple) else piece
     require_representable("batch", batch)
@@ -53,14 +53,14 @@ def transfer_chunk(piece: Any, state: TrainState, check: Check | None) -> Any:
         return jax.device_put(piece)
 
 
-def _in_turn(piece: Any, key: jax.Array) -> jax.Array:
+def _step_indices(piece: Any, key: jax.Array) -> jax.Array:
     return jnp.arange(jax.tree.leaves(piece)[0].shape[0])
 
 
-def _at(piece: Any, row: jax.Array) -> Any:
+def _index(piece: Any, row: jax.Array) -> Any:
     return jax.tree.map(lambda array: array[row], piece)
 
 
-def _stacked(array: np.ndarray, steps: int) -> jax.ShapeDtypeStruct:
+def _stack_shape(array: np.ndarray, steps: int) -> jax.ShapeDtypeStruct:
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return jax.ShapeDtypeStruct((steps, *array.shape), dtype)

@@ -1,4 +1,4 @@
-"""Reading examples by their number, in any order: superbatches gathered a step ahead of use."""
+"""Reading examples by index: shuffled or in order, gathered one superbatch ahead of use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from trainer.data.batches import Batch, require_positive_int
+from trainer.checks.arguments import require_integer
+from trainer.data.batches import Batch
 from trainer.data.iteration import chunks
 from trainer.data.iteration.batch_positions import Place, advance_place, make_position, read_place
 from trainer.data.iteration.permutation import permute_indices
@@ -18,50 +19,50 @@ from trainer.state import TrainState, stream_seed
 
 Position = dict[str, np.ndarray]
 """`place`, int32 `[2]`: see `Place`. `batch_size`, int32 `()`, of these batches. `content`, uint32
-`[2]`: the hash of what the data are."""
+`[2]`: a hash that identifies the data."""
 
 
 class IndexedRows(NamedTuple):
-    """Examples on the host that can be read by number, and how they are read."""
+    """Examples on the host that can be read by index, and how to read them."""
 
     size: int
-    """How many there are."""
+    """The number of examples."""
     read: Callable[[np.ndarray], Batch]
-    """`places -> batch`: integer places of any shape to arrays `[*places, ...]`."""
+    """`indices -> batch`: integer indices of any shape to arrays `[*indices, ...]`."""
     content: str
-    """What tells these data from others."""
+    """A text that identifies the data."""
     batch_size: int
-    """Examples a step, of all processes together."""
+    """Examples per step, of all processes together."""
     superbatch: int
-    """Steps a transfer."""
+    """Steps per transfer."""
     steps_per_epoch: int | None
-    """Optimizer steps of an epoch of training; a pass if None."""
+    """Optimizer steps per epoch of training; None: an epoch is one pass."""
     shard: tuple[int, int] = (0, 1)
-    """Which part of each batch is read here, of how many."""
+    """(index, count): the part of each batch to read here, and the number of parts."""
 
     @property
     def shard_indices(self) -> np.ndarray:
-        """The places in a batch of the examples that are read here."""
+        """The positions within a batch of the examples that are read here."""
         index, parts = self.shard
         share = self.batch_size // parts
         return np.arange(index * share, (index + 1) * share)
 
     @property
     def example(self) -> Batch:
-        """The first batch, filled up with the last example where there are too few."""
+        """The first batch, padded with the last example if there are too few."""
         return self.read(np.minimum(self.shard_indices, self.size - 1))
 
 
 def check_settings(rows: IndexedRows) -> None:
-    """Check how rows are to be read.
+    """Check the settings of `IndexedRows`.
 
     Raises:
         TypeError: a size is no whole number.
-        ValueError: a size is below 1, or a batch cannot be split as it should.
+        ValueError: a size is below 1, or a batch cannot be split into the shards.
     """
     for name in ("batch_size", "superbatch", "steps_per_epoch"):
         if (size := getattr(rows, name)) is not None:
-            require_positive_int(name, size)
+            require_integer(name, size, 1)
     index, parts = rows.shard
     if not 0 <= index < parts:
         raise ValueError(
@@ -74,7 +75,7 @@ def check_settings(rows: IndexedRows) -> None:
 
 
 def make_training_feed(rows: IndexedRows) -> Feed:
-    """Read shuffled, whole batches only, pass after pass, each in an order of its own.
+    """Read shuffled, whole batches only, pass after pass, each in its own order.
 
     Raises:
         ValueError: there are fewer examples than a batch.
@@ -89,17 +90,17 @@ def make_training_feed(rows: IndexedRows) -> Feed:
     most = balance_chunk_steps(steps, rows.superbatch)
     content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
 
-    def gathered(key: tuple[int, Place, int]) -> Batch:
+    def gather(key: tuple[int, Place, int]) -> Batch:
         seed, (number, read), left = key
-        places = []
+        indices = []
         while left:
             batches = np.arange(read, min(whole, read + left))[:, None]
             order = batches * rows.batch_size + rows.shard_indices
-            places.append(permute_indices(order, rows.size, seed, number))
+            indices.append(permute_indices(order, rows.size, seed, number))
             number, read, left = number + 1, 0, left - len(batches)
-        return rows.read(np.concatenate(places))
+        return rows.read(np.concatenate(indices))
 
-    ahead = Prefetcher(gathered)
+    prefetch = Prefetcher(gather)
 
     def position_of(place: Place) -> Position:
         return {**make_position(place, rows.batch_size), "content": content}
@@ -111,10 +112,10 @@ def make_training_feed(rows: IndexedRows) -> Feed:
         seed, left = stream_seed(state), steps
         place = advance_place(read_place(position, rows.batch_size), 0, whole)
         while left:
-            here = min(most, left)
-            left -= here
-            after = advance_place(place, here, whole)
-            piece = ahead((seed, place, here), then=(seed, after, min(most, left or steps)))
+            count = min(most, left)
+            left -= count
+            after = advance_place(place, count, whole)
+            piece = prefetch((seed, place, count), then=(seed, after, min(most, left or steps)))
             new = None if left else position_of(after)
             yield chunks.transfer_chunk(piece, state, check), new
             place = after
@@ -124,7 +125,7 @@ def make_training_feed(rows: IndexedRows) -> Feed:
 
 
 def make_evaluation_feed(rows: IndexedRows) -> Feed:
-    """Read in order, every example once, the end filled up under a mask `[batch]`.
+    """Read in order, every example once, the last batch padded under a mask `[batch]`.
 
     Raises:
         ValueError: an epoch is not a pass.
@@ -132,39 +133,39 @@ def make_evaluation_feed(rows: IndexedRows) -> Feed:
     if rows.steps_per_epoch is not None:
         raise ValueError(
             "an evaluation must visit every example exactly once, so its source cannot end after a "
-            f"number of steps; got steps_per_epoch={rows.steps_per_epoch}: give it a source of its "
-            "own, without steps_per_epoch"
+            f"number of steps; got steps_per_epoch={rows.steps_per_epoch}: use another source for "
+            "it, without steps_per_epoch"
         )
     steps = -(-rows.size // rows.batch_size)
     most = balance_chunk_steps(steps, rows.superbatch)
 
-    def gathered(first: int) -> tuple[Batch, np.ndarray]:
-        batches = np.arange(first, first + most)[:, None]  # those past the end hidden
-        places = batches * rows.batch_size + rows.shard_indices
-        return rows.read(np.minimum(places, rows.size - 1)), places < rows.size
+    def gather(first: int) -> tuple[Batch, np.ndarray]:
+        batches = np.arange(first, first + most)[:, None]  # the mask hides those past the end
+        indices = batches * rows.batch_size + rows.shard_indices
+        return rows.read(np.minimum(indices, rows.size - 1)), indices < rows.size
 
-    ahead = Prefetcher(gathered)
+    prefetch = Prefetcher(gather)
 
     def pieces(
         state: TrainState, check: Check | None, position: None
     ) -> Iterator[tuple[Any, None]]:
         for first in range(0, steps, most):
             after = first + most if first + most < steps else 0
-            yield chunks.transfer_chunk(ahead(first, then=after), state, check), None
+            yield chunks.transfer_chunk(prefetch(first, then=after), state, check), None
 
     return chunks.make_chunk_feed(pieces, rows.example, most, masked=True)
 
 
-def in_order(rows: IndexedRows) -> Iterator[Batch]:
-    """Give the batches of a pass in order, the last one smaller where need be."""
+def iterate_in_order(rows: IndexedRows) -> Iterator[Batch]:
+    """Yield the batches of a pass in order; the last one may be smaller."""
     for first in range(0, rows.size, rows.batch_size):
-        yield rows.read((places := first + rows.shard_indices)[places < rows.size])
+        yield rows.read((indices := first + rows.shard_indices)[indices < rows.size])
 
 
 def balance_chunk_steps(steps: int, most: int) -> int:
-    """Give the steps of a superbatch: as many superbatches as are needed, of one size if may be.
+    """Return the steps per superbatch that make superbatches of equal size, where possible.
 
-    One of another size is a program of its own, compiled in the middle of an epoch.
+    A superbatch of another size would be compiled again in the middle of an epoch.
 
     >>> balance_chunk_steps(100, 32), balance_chunk_steps(97, 32)
     (25, 25)
@@ -175,12 +176,12 @@ def balance_chunk_steps(steps: int, most: int) -> int:
 def _check_content(saved: np.ndarray, content: np.ndarray) -> None:
     if not np.array_equal(saved, content):
         raise ValueError(
-            f"the run began with other data: their hash is {_written(saved)} at 'content' of the "
-            f"entry {POSITION + '<phase>'!r} in state.carry, and that of the data given is "
-            f"{_written(content)}; go on with the data that it began with, or take the entry out "
-            "of the carry, to read these from the beginning"
+            f"the run began with other data: their hash is {_to_hex(saved)} at 'content' of the "
+            f"entry {POSITION + '<phase>'!r} in state.carry, and that of the given data is "
+            f"{_to_hex(content)}; resume with the original data, or remove the entry from the "
+            "carry, to read these from the beginning"
         )
 
 
-def _written(content: np.ndarray) -> str:
+def _to_hex(content: np.ndarray) -> str:
     return f"{int(content.view(np.uint64)[0]):016x}"

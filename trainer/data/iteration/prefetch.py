@@ -1,4 +1,4 @@
-"""Work that a thread does ahead of its use: while the device computes, and between epochs."""
+"""Prefetching: a thread computes the next result while the device computes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Result = TypeVar("Result")
 
 
 class Prefetcher(Generic[Key, Result]):
-    """A function that is called one key ahead, in a thread of its own.
+    """A function that is called one key ahead, in its own thread.
 
-    What it raises is raised by the call that asks for that key. The thread ends with this object,
-    or with the process, after the call that it is in.
+    An exception of the function is raised by the call for that key. The thread ends with this
+    object, or with the process, after its current call.
 
     Args:
-        function: of a key alone, so that a result which is there already is as good as a new one.
+        function: its result depends on the key alone, so a prefetched one is as good as a new one.
 
-    >>> ahead = Prefetcher(lambda number: number**2)
-    >>> ahead(3, then=4), ahead(4, then=5), ahead(9, then=10)
+    >>> prefetch = Prefetcher(lambda number: number**2)
+    >>> prefetch(3, then=4), prefetch(4, then=5), prefetch(9, then=10)
     (9, 16, 81)
     """
 
@@ -36,7 +36,7 @@ class Prefetcher(Generic[Key, Result]):
         self._waiting: tuple[Key, Future[Result]] | None = None
 
     def __call__(self, key: Key, *, then: Key) -> Result:
-        """Give the result for a key, and begin with the one that will be asked for next."""
+        """Return the result for a key, and start computing that of the next key."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting[0] == key:
             result = waiting[1]

@@ -1,4 +1,4 @@
-"""Reading a long stream from a position on: pass after pass, and to the same place again."""
+"""Reading the passes of a stream from a saved position on."""
 
 from __future__ import annotations
 
@@ -13,44 +13,43 @@ from trainer.data.batches import Batch
 from trainer.data.iteration.batch_positions import make_position, read_place
 
 Factory = Callable[[int, int], Iterable[Batch]]
-"""`(seed, epoch or pass) -> batches`: the same whenever it is called with the same arguments."""
+"""`(seed, epoch or pass) -> batches`: equal arguments must return equal batches."""
 
 Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: the number of the pass, and how many whole batches of it were read.
-`batch_size`, int32 `()`, of these batches. Where iterators put themselves back also `iterator`,
-uint8 `[room]`: the state of this pass's iterator."""
+"""`place`, int32 `[2]`: the number of the pass, and the number of whole batches read of it.
+`batch_size`, int32 `()`, of these batches. For iterators with a state also `iterator`, uint8
+`[room]`: the state of this pass's iterator."""
 
 MIN_STATE_BYTES = 4096
-"""Bytes that are kept at least for an iterator's state; Grain's take 20 to a few hundred."""
+"""The least number of bytes for an iterator's state; Grain's take 20 to a few hundred."""
 
 GROWTH = 8
-"""How many times as long as after the first batch an iterator's state may become."""
-
+"""The factor by which an iterator's state may grow after the first batch."""
 
 NOTE = "; this is right if the order of the examples does not depend on the size of a batch"
 
 
 class Whole(Protocol):
-    """Gives the whole batches of an iterable, checked; `first` is the number of the first."""
+    """Yields the whole batches of an iterable, checked; `first` is the number of the first."""
 
     def __call__(self, batches: Iterable[Batch], where: str, first: int) -> Iterator[Batch]:
         """`where` names the pass in messages."""
 
 
 class PassIterator:
-    """Whole batches of pass after pass, from a position on, without an end.
+    """An endless iterator over the whole batches of pass after pass, from a position on.
 
-    After an exception it is of no more use.
+    After an exception it must not be used again.
 
     Args:
         batches: `(seed, pass) -> batches`.
-        whole: gives the whole batches of what is left of a pass.
+        whole: yields the whole batches of the rest of a pass.
         batch_size: examples of a whole batch.
         seed: of the run.
-        position: to begin at, which may have been reached with batches of another size.
+        position: to begin at, possibly reached with another batch size.
 
     Raises:
-        ValueError: a pass gives no whole batch, or ends before the position.
+        ValueError: a pass has no whole batch, or ends before the position.
     """
 
     def __init__(
@@ -61,21 +60,21 @@ class PassIterator:
         self._before = before = int(position["batch_size"])
         self._number, self._read = read_place(position, batch_size, NOTE)
         self._room = len(position.get("iterator", ()))
-        # What an iterator's state counts in is its own affair: of another size it is of no use.
-        known = self._room and before == batch_size
-        self._open(decode_state(position["iterator"]) if known else None)
+        # The state of an iterator over batches of another size cannot be used.
+        usable = self._room and before == batch_size
+        self._open(decode_state(position["iterator"]) if usable else None)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __next__(self) -> Batch:
-        """Give the next whole batch, of the next pass where this one ends."""
+        """Return the next whole batch, from the next pass if this one has ended."""
         while (batch := next(self._rest, None)) is None:
             if self._read == 0:
                 raise ValueError(
-                    f"the stream gave no whole batch in pass {self._number + 1}; pass a list or a "
-                    "factory, which can be run through in every pass"
+                    f"the stream had no whole batch in pass {self._number + 1}; pass a list or a "
+                    "factory, which can be iterated in every pass"
                 )
             self._number, self._read = self._number + 1, 0
             self._before = self._batch_size
@@ -84,14 +83,14 @@ class PassIterator:
         return batch
 
     def is_at(self, seed: int, position: Position) -> bool:
-        """Say whether it stands at a position of the run of this seed."""
+        """Return whether it is at this position, in the run of this seed."""
         here = self.position()
         return seed == self._seed and all(
             np.array_equal(here[name], position[name]) for name in here.keys() | position.keys()
         )
 
     def position(self) -> Position:
-        """Say where it stands, in arrays of fixed shapes."""
+        """Return its position, in arrays of fixed shapes."""
         place = make_position((self._number, self._read), self._batch_size)
         if not self._room:
             return place
@@ -99,31 +98,31 @@ class PassIterator:
 
     def _open(self, state: Any) -> None:
         """Open a pass after the batches that were read of it; `state` is its iterator's own."""
-        given: Any = self._batches(self._seed, self._number)
-        if self._read and self._before != self._batch_size and getattr(given, "by_batch", False):
+        batches: Any = self._batches(self._seed, self._number)
+        if self._read and self._before != self._batch_size and getattr(batches, "by_batch", False):
             raise ValueError(
-                f"the run had batches of {self._before} examples, shuffled as they are, and cannot "
-                f"go on within a pass with {self._batch_size}, whose order is another one: keep "
-                "the size, or begin anew and let from_grain(dataset, batch_size=...) make the "
-                "batches, of examples that are shuffled before"
+                f"the run shuffled batches of {self._before} examples, and cannot resume within a "
+                f"pass with batches of {self._batch_size}, whose order differs: keep the size, or "
+                "start again and let from_grain(dataset, batch_size=...) make the batches from "
+                "shuffled examples"
             )
         where = f"pass {self._number + 1}"
-        if state is None and self._read and hasattr(given, "iterate_from"):
-            self._iterator = rest = given.iterate_from(self._read)
+        if state is None and self._read and hasattr(batches, "iterate_from"):
+            self._iterator = rest = batches.iterate_from(self._read)
         else:
-            self._iterator = rest = iter(given)
+            self._iterator = rest = iter(batches)
             if state is not None:
                 self._iterator.set_state(state)
             else:
-                rest = _skip_batches(given, rest, self._read, where)
+                rest = _skip_batches(batches, rest, self._read, where)
         self._rest = self._whole(rest, where, self._read)
 
 
 def initial_position(iterator: Iterator[Batch], batch_size: int) -> Position:
-    """Give the position before all, with room for the state of iterators like this one.
+    """Return the position at the beginning, with room for the state of iterators like this one.
 
     Args:
-        iterator: that gave a batch already.
+        iterator: after its first batch.
         batch_size: examples of a whole batch.
 
     >>> initial_position(iter([]), 8)
@@ -132,8 +131,8 @@ def initial_position(iterator: Iterator[Batch], batch_size: int) -> Position:
     start = make_position((0, 0), batch_size)
     if not hasattr(iterator, "get_state"):
         return start
-    room = max(MIN_STATE_BYTES, GROWTH * len(_written(iterator.get_state())))
-    # A power of two, so that a state which is a little longer in another run keeps the shape.
+    room = max(MIN_STATE_BYTES, GROWTH * len(_to_bytes(iterator.get_state())))
+    # A power of two, so that the shape stays if the state is a little longer in another run.
     return {**start, "iterator": np.zeros(1 << (room - 1).bit_length(), np.uint8)}
 
 
@@ -145,19 +144,19 @@ def encode_state(state: Any, room: int) -> np.ndarray:
         room: bytes of the buffer.
 
     Returns:
-        uint8 `[room]`: the length of what follows in 4 bytes, what was written, zeros.
+        uint8 `[room]`: the length of the state in 4 bytes, the state, zeros.
 
     Raises:
         TypeError: the state is neither JSON data nor bytes.
-        ValueError: it is longer than the room for it.
+        ValueError: it is longer than the buffer.
 
     >>> decode_state(encode_state({"next_index": 3}, room=64))
     {'next_index': 3}
     """
-    written = _written(state)
+    written = _to_bytes(state)
     if len(written) + 4 > room:
         raise ValueError(
-            f"the state of a stream's iterator must fit the {room - 4} bytes that were set aside "
+            f"the state of a stream's iterator must fit the {room - 4} bytes that were reserved "
             f"at the beginning, {GROWTH} times its first length or more; got {len(written)} bytes: "
             "pass an iterator whose state does not grow, or one without get_state, which is read "
             "from the start of the pass and skipped forward"
@@ -169,7 +168,7 @@ def encode_state(state: Any, room: int) -> np.ndarray:
 
 
 def decode_state(buffer: np.ndarray) -> Any:
-    """Read what `encode_state` wrote; None from a buffer of zeros."""
+    """Read the state that `encode_state` wrote; None from a buffer of zeros."""
     content = np.asarray(buffer).tobytes()
     written = content[4 : 4 + int.from_bytes(content[:4], "little")]
     if not written:
@@ -177,30 +176,32 @@ def decode_state(buffer: np.ndarray) -> Any:
     return written[1:] if written[:1] == b"b" else json.loads(written[1:])
 
 
-def _written(state: Any) -> bytes:
-    """Write as bytes, the first of which tells JSON from bytes."""
+def _to_bytes(state: Any) -> bytes:
+    """Convert to bytes, the first of which distinguishes JSON from bytes."""
     if isinstance(state, bytes):
         return b"b" + state
     try:
         return b"j" + json.dumps(state).encode()
     except (TypeError, ValueError) as error:
         raise TypeError(
-            "get_state of a stream's iterator must give JSON data or bytes, as Grain's do; got "
-            f"{state!r:.200} ({error}): give one of these, or an iterator without get_state"
+            "get_state of a stream's iterator must return JSON data or bytes, as Grain's do; got "
+            f"{state!r:.200} ({error}): return one of these, or pass an iterator without get_state"
         ) from error
 
 
-def _skip_batches(given: Any, iterator: Iterator[Batch], read: int, where: str) -> Iterator[Batch]:
-    """Give what follows the batches read: of a sequence at once, of all else by reading past."""
+def _skip_batches(
+    batches: Any, iterator: Iterator[Batch], read: int, where: str
+) -> Iterator[Batch]:
+    """Return the batches after those read: a sequence is indexed, an iterator is consumed."""
     rest = iterator
-    if read and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-        there = min(read, len(given))
-        rest = (given[place] for place in range(read, len(given)))
+    if read and hasattr(batches, "__len__") and hasattr(batches, "__getitem__"):
+        skipped = min(read, len(batches))
+        rest = (batches[index] for index in range(read, len(batches)))
     else:
-        there = sum(1 for _ in itertools.islice(iterator, read))
-    if there < read:
+        skipped = sum(1 for _ in itertools.islice(iterator, read))
+    if skipped < read:
         raise ValueError(
-            f"{where} must have the {read} batches that were read of it; got {there}: go on with "
-            "the data that the run began with"
+            f"{where} must have the {read} batches that were read of it; got {skipped}: resume "
+            "with the original data"
         )
     return rest

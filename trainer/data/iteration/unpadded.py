@@ -1,4 +1,4 @@
-"""Reading a split in order, its last batch as small as it is: for what looks at the whole batch."""
+"""Reading a split in order without padding, for functions that look at the whole batch."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PIECE, ROWS, TAIL = "piece", "rows", "tail"
 
 @dataclasses.dataclass(frozen=True)
 class UnpaddedRows:
-    """`(part, key) -> rows`: those of a piece that are whole, or the one of a tail."""
+    """`(part, key) -> rows`: the whole rows of a piece, or the single row of a tail."""
 
     def __call__(self, part: Any, key: jax.Array) -> Any:
-        """Give them."""
+        """Return the rows."""
         return part[ROWS] if ROWS in part else jnp.arange(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnpaddedBatch:
-    """`(part, row) -> (batch, mask)`, of which nothing is hidden."""
+    """`(part, row) -> (batch, mask)`; the mask hides nothing."""
 
     whole: Callable[[Any, Any], Any]
-    """Of the source."""
+    """The source's `Feed.batch`."""
 
     def __call__(self, part: Any, row: Any) -> Any:
-        """Cut a batch."""
+        """Return the batch of a row."""
         if TAIL in part:
             batch = jax.tree.map(lambda array: array[row], part[TAIL])
             return batch, jnp.ones(len(jax.tree.leaves(batch)[0]), bool)
@@ -42,10 +42,10 @@ class UnpaddedBatch:
 
 
 def unpad_feed(feed: Feed) -> Feed:
-    """Give the same batches as a feed for evaluation does, but none of them filled up.
+    """Return a feed with the same batches as a feed for evaluation, without padding.
 
-    A piece becomes one or two: its whole batches, and the rest of one, whose program is compiled
-    for its own size.
+    A piece becomes one or two: its whole batches, and the smaller last one, for whose size the
+    phase is compiled again.
     """
 
     def pieces(
@@ -68,13 +68,13 @@ def _example(feed: Feed) -> Any:
 
 
 def _parts(feed: Feed, piece: Any) -> Iterator[dict[str, Any]]:
-    unread = jax.random.key(0)  # what is read in order needs none
-    rows = jax.tree.map(jnp.asarray, feed.rows(piece, unread))
+    unused = jax.random.key(0)  # reading in order is not random
+    rows = jax.tree.map(jnp.asarray, feed.rows(piece, unused))
     masks = np.asarray(jax.jit(jax.vmap(lambda row: feed.batch(piece, row)[1]))(rows))
     whole = np.flatnonzero(masks.all(axis=1))
     if len(whole):
         yield {PIECE: piece, ROWS: jax.tree.map(lambda x: x[whole], rows)}
     for step in np.flatnonzero(masks.any(axis=1) & ~masks.all(axis=1)):
         batch, mask = feed.batch(piece, jax.tree.map(lambda x, step=step: x[step], rows))
-        there = np.flatnonzero(np.asarray(mask))
-        yield {TAIL: jax.tree.map(lambda x, there=there: x[there][None], batch)}
+        real = np.flatnonzero(np.asarray(mask))
+        yield {TAIL: jax.tree.map(lambda x, real=real: x[real][None], batch)}
