@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from trainer.losses.classification import classification, sequence_classification
 from trainer.losses.language import captioning, language_modeling
-from trainer.losses.loss import Loss, LossFunction
+from trainer.losses.loss import Loss
 from trainer.losses.regression import regression
 from trainer.losses.total import total
 
@@ -22,7 +22,6 @@ by_task: Mapping[str, Loss] = MappingProxyType(
 
 __all__ = [
     "Loss",
-    "LossFunction",
     "by_task",
     "captioning",
     "classification",

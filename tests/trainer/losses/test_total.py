@@ -154,7 +154,7 @@ def test_a_schedule_within_is_found():
     inner = total((large, lambda step: 1.0 * step))
     outer = total(inner)
     chex.assert_trees_all_close(outer(OUTPUTS, {}, step=3)["loss"], 3 * jnp.array([5.0, 9.0]))
-    with pytest.raises(ValueError, match=r"follow the step: call total\(...\).at\(step\)"):
+    with pytest.raises(ValueError, match=r"follow the step: call total\(...\) with step="):
         outer(OUTPUTS, {})
 
 
