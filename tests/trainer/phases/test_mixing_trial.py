@@ -135,7 +135,7 @@ def test_a_split_of_whole_batches_is_measured_as_it_is():
 
 def test_micro_batches_are_refused_to_what_needs_the_whole_batch():
     for loss in (contrastive, total(contrastive), functools.partial(contrastive)):
-        with pytest.raises(ValueError, match="accumulate=2 would give the loss .* part of a batch"):
+        with pytest.raises(ValueError, match="accumulate=2 would pass the loss .* part of a batch"):
             task_of(loss, accumulate=2)
     task, source = task_of(contrast, accumulate=2), examples(8, 4)
     with pytest.raises(ValueError, match="'contrast' gives .*accumulate=2 gives it a part"):
