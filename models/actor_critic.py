@@ -27,7 +27,7 @@ class InitRecurrentState(Protocol):
     """Return the recurrent state that episodes begin with: `(batch) -> recurrent`."""
 
     def __call__(self, batch: int, /) -> PyTree:
-        """Return the state for so many episodes; `ActorCritic.begin` says more."""
+        """Return the state for so many episodes; see `ActorCritic.init_recurrent_state`."""
 
 
 class ActorCritic(NamedTuple):

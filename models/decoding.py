@@ -20,7 +20,7 @@ class InitCache(Protocol):
     """Make an empty cache: `(params, inputs, length) -> cache`."""
 
     def __call__(self, params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
-        """Make a cache for `length` tokens; `Decoder.begin` says more."""
+        """Make a cache for `length` tokens; see `Decoder.init_cache`."""
 
 
 class DecodeStep(Protocol):
@@ -29,7 +29,7 @@ class DecodeStep(Protocol):
     def __call__(
         self, params: PyTree, cache: PyTree, tokens: jax.Array, /
     ) -> tuple[jax.Array, PyTree]:
-        """Read the next tokens; `Decoder.advance` says more."""
+        """Read the next tokens; see `Decoder.decode_step`."""
 
 
 class Decoder(NamedTuple):
@@ -44,7 +44,7 @@ class Decoder(NamedTuple):
     >>> tokens = jnp.array([[0, 1, 2, 3]])
     >>> params, _ = jax.jit(decoder.init)(jax.random.key(0), tokens)
     >>> whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
-    >>> advance = jax.jit(decoder.advance)
+    >>> decode_step = jax.jit(decoder.decode_step)
     >>> first, cache = decode_step(params, decoder.init_cache(params, tokens, 4), tokens[:, :3])
     >>> second, cache = decode_step(params, cache, tokens[:, 3:])
     >>> bool(jnp.allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-5))
@@ -93,13 +93,15 @@ def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None
         module.eval()
         return module
 
-    def begin(params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
-        return bound(params).begin(inputs, length)
+    def init_cache(params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
+        return bound(params).init_cache(inputs, length)
 
-    def advance(params: PyTree, cache: PyTree, tokens: jax.Array, /) -> tuple[jax.Array, PyTree]:
+    def decode_step(
+        params: PyTree, cache: PyTree, tokens: jax.Array, /
+    ) -> tuple[jax.Array, PyTree]:
         return bound(params).decode_step(cache, tokens)
 
-    return Decoder(network.init, network.apply, begin, advance)
+    return Decoder(network.init, network.apply, init_cache, decode_step)
 
 
 def generate(

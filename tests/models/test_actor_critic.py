@@ -107,7 +107,7 @@ def test_parts_of_an_observation_are_flattened_and_joined_by_name(parts):
 
 
 def _inputs(network, first, recurrent=None, observation=OBSERVATIONS):
-    recurrent = network.begin(len(observation)) if recurrent is None else recurrent
+    recurrent = network.init_recurrent_state(len(observation)) if recurrent is None else recurrent
     return {"observation": observation, "recurrent": recurrent, "first": first}
 
 
@@ -158,9 +158,9 @@ def test_what_it_remembers_fits_a_loop(remembering):
         return outputs["recurrent"], outputs["value"]
 
     firsts = jnp.array([[True] * 5, [False] * 5])
-    last, values = jax.lax.scan(step, network.begin(5), firsts)
+    last, values = jax.lax.scan(step, network.init_recurrent_state(5), firsts)
     assert (last.shape, last.dtype, values.shape) == ((5, 6), jnp.float32, (2, 5))
-    assert models.actor_critic(actions=2).begin(5) == ()
+    assert models.actor_critic(actions=2).init_recurrent_state(5) == ()
 
 
 def test_in_lower_precision_outputs_and_memory_stay_float32(remembering):

@@ -77,7 +77,7 @@ def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan):
     @jax.jit
     def both(params):
         whole, _ = decoder.apply(params, {}, INPUTS, key=None, train=False)
-        cache = decoder.begin(params, {"image": INPUTS["image"]}, 5)
+        cache = decoder.init_cache(params, {"image": INPUTS["image"]}, 5)
         pieces = []
         for piece in jnp.split(INPUTS["tokens"], [3, 4], axis=1):
             outputs, cache = decoder.decode_step(params, cache, piece)
@@ -105,7 +105,7 @@ def test_bfloat16_parameters_compute_in_bfloat16():
     outputs = jax.jit(lambda p: DECODERS[False].apply(p, {}, INPUTS, key=None, train=False)[0])(low)
     assert outputs.dtype == jnp.float32
     np.testing.assert_allclose(outputs, logits(**INPUTS), atol=0.2)
-    cache = jax.eval_shape(lambda p: DECODERS[False].begin(p, INPUTS, 4), low)
+    cache = jax.eval_shape(lambda p: DECODERS[False].init_cache(p, INPUTS, 4), low)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {"bfloat16", "int32"}
 
 

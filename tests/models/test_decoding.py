@@ -29,7 +29,7 @@ def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan, cuts):
     @jax.jit
     def both(params):
         whole, _ = decoder.apply(params, {}, TOKENS, key=None, train=False)
-        cache = decoder.begin(params, TOKENS, 9)  # more room than there are tokens
+        cache = decoder.init_cache(params, TOKENS, 9)  # more room than there are tokens
         pieces = []
         for piece in jnp.split(TOKENS, cuts, axis=1):
             outputs, cache = decoder.decode_step(params, cache, piece)
@@ -47,7 +47,7 @@ def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan, cuts):
 def test_the_cache_is_arrays_of_fixed_shapes_in_the_dtype_of_the_parameters():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     for params, dtype in ((PARAMS, "float32"), (low, "bfloat16")):
-        before = jax.eval_shape(lambda p: DECODER.begin(p, TOKENS, 9), params)
+        before = jax.eval_shape(lambda p: DECODER.init_cache(p, TOKENS, 9), params)
         _, after = jax.eval_shape(DECODER.decode_step, params, before, TOKENS)
         assert before == after
         assert {leaf.dtype.name for leaf in jax.tree.leaves(before)} == {dtype, "int32"}
@@ -55,7 +55,7 @@ def test_the_cache_is_arrays_of_fixed_shapes_in_the_dtype_of_the_parameters():
 
 def test_past_the_length_of_the_cache_logits_are_nan():
     def read(params):
-        cache = DECODER.begin(params, TOKENS, 8)
+        cache = DECODER.init_cache(params, TOKENS, 8)
         _, cache = DECODER.decode_step(params, cache, TOKENS)
         return DECODER.decode_step(params, cache, TOKENS[:, :3])[0]
 

@@ -230,5 +230,5 @@ def test_it_computes_in_float16_on_cpu_and_writes_in_it():
     whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
     lower, _ = decoder.apply(half, {}, tokens, key=None, train=False)
     np.testing.assert_allclose(lower, whole, atol=2e-2)
-    cache = decoder.begin(half, tokens, 4)
+    cache = decoder.init_cache(half, tokens, 4)
     np.testing.assert_allclose(decoder.decode_step(half, cache, tokens)[0], lower, atol=2e-2)
