@@ -17,7 +17,7 @@ import sklearn.datasets  # noqa: F401 (so that processes have it from the start)
 import models
 import trainer
 from trainer import data, losses
-from trainer.evaluators import Suite, work
+from trainer.evaluators import Suite, WorkerSettings, work
 from trainer.runs import Store
 from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.requests import create_request, list_requests, list_results
@@ -53,14 +53,14 @@ def saved(folder: Path, commits: int) -> None:
         now = time.time()
         store.register(RUN, directory=str(run), host="", pid=os.getpid(), time=now)
         for epoch in range(1, commits + 1):
-            store.write_commit(RUN, describe_checkpoint(run, epoch))
+            store.write_checkpoint(RUN, describe_checkpoint(run, epoch))
 
 
 def ask_for(folder: Path, suite: str = SUITE) -> float:
     """Ask for all commits, at once, and give the time since when that is on record."""
     with Store(folder) as store:
         with store.connection.transaction():
-            for commit in store.commits(RUN):
+            for commit in store.checkpoints(RUN):
                 create_request(
                     store, RUN, commit.epoch, suite, checksum=commit.checksum, time=time.time()
                 )
@@ -74,7 +74,7 @@ def serve(folder: Path, ready: Any, suite: str, settings: dict[str, float], slow
         folder: of the runs.
         ready: an event to set when all is compiled.
         suite: under which name.
-        settings: of `work`.
+        settings: of `WorkerSettings`.
         slow: seconds to sleep in each evaluation.
     """
     _, start, val = made()
@@ -92,7 +92,7 @@ def serve(folder: Path, ready: Any, suite: str, settings: dict[str, float], slow
 
     hooks = (lambda folder: linger) if slow else None
     ready.set()
-    work(folder, Suite(suite, start, val, hooks=hooks), **settings)
+    work(folder, Suite(suite, start, val, hooks=hooks), WorkerSettings(**settings))
 
 
 class Workers:

@@ -38,7 +38,7 @@ def in_one_loop(folder):
     _, start, val = _evaluators.made()
     run = folder / _evaluators.RUN
     with Store(folder) as store:
-        epochs = [commit.epoch for commit in store.commits(_evaluators.RUN)]
+        epochs = [commit.epoch for commit in store.checkpoints(_evaluators.RUN)]
 
     def loop():
         for epoch in epochs:

@@ -27,7 +27,7 @@ import _postgres
 import numpy as np
 
 from trainer.runs import Run, Store, recorder
-from trainer.runs.connections import connect
+from trainer.runs.connecting import connect
 
 METRICS = tuple(f"train/metric_{number}" for number in range(20))
 AWAY_SECONDS = 0.005
@@ -67,7 +67,7 @@ def blocking(place, url, epochs):
 
 def write(place, url, number, epochs, barrier):
     """Record epochs in a run of its own, as fast as it goes, and deliver them."""
-    recorder.CLOSING = 600
+    recorder.CLOSE_SECONDS = 600
     run = Run(place / f"run {number}", store=url)
     run.heartbeat(epoch=0, step=0)
     barrier.wait(120)

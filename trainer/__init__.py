@@ -11,13 +11,13 @@ from trainer.host.notices import show_notices
 from trainer.loop.fit import fit
 from trainer.parameters.summaries import summary
 from trainer.parameters.transfer import export_params, load_params
-from trainer.phases.compilation_cache import cache_compilations
+from trainer.phases.batch_functions import Measure, Step
+from trainer.phases.compilation import cache_compilations
 from trainer.phases.cost import cost
 from trainer.phases.evaluate_once import evaluate
 from trainer.phases.factories import evaluation, training
-from trainer.phases.metrics import Metrics
+from trainer.phases.metrics import Members, Metrics
 from trainer.phases.phase import Phase
-from trainer.phases.population_metrics import Members
 from trainer.population import best_member, member, population, population_of, stack_states
 from trainer.state import TrainState, fingerprint
 from trainer.supervised import optimizers
@@ -34,9 +34,11 @@ __all__ = [
     "Checkpoints",
     "Hook",
     "Interrupt",
+    "Measure",
     "Members",
     "Metrics",
     "Phase",
+    "Step",
     "TrainState",
     "TrainingConfig",
     "best_member",

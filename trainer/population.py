@@ -15,9 +15,10 @@ from trainer.checks.modes import resolve_mode
 from trainer.checks.pytrees import list_differences
 from trainer.data import Arrays
 from trainer.data.source import Check
-from trainer.phases.metrics import check_metrics
-from trainer.phases.phase import Phase, PhaseFunction
-from trainer.phases.population_metrics import LIVE, Members
+from trainer.phases.metrics import LIVE, Members
+from trainer.phases.phase import Phase
+from trainer.phases.reductions import check_metrics
+from trainer.phases.tracing import PhaseFunction
 from trainer.state import PyTree, TrainState, strip_host_fields
 
 MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")

@@ -61,7 +61,7 @@ def read_past_run(store: Store, row: RunRow) -> PastRun:
     Raises:
         Unreachable: the store does not respond.
     """
-    records, checkpoints = store.records(row.name), store.commits(row.name, present=True)
+    records, checkpoints = store.records(row.name), store.checkpoints(row.name, present=True)
     return PastRun(row, group_by_epoch(records), checkpoints)
 
 
@@ -81,7 +81,7 @@ def find_run(store: Store, run: str | os.PathLike[str]) -> RunRow:
         if row.name == name:
             return row
     known = suggest_and_list(run, [escape_text(row.name) for row in rows])
-    raise KeyError(f"no run {escape_text(run)!r} in {store.connection.where}{known}")
+    raise KeyError(f"no run {escape_text(run)!r} in {store.connection.label}{known}")
 
 
 def group_by_epoch(records: Iterable[Record]) -> list[PastEpoch]:

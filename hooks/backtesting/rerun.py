@@ -17,7 +17,7 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import Gate, Hooks, HookState, flatten_hooks
 from trainer.loop.events import HookRunner
 from trainer.runs import Store
-from trainer.runs.recorder import claim_directory
+from trainer.runs.directory_claim import claim_directory
 from trainer.state import PyTree
 
 

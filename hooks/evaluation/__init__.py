@@ -1,1 +1,1 @@
-"""Hooks that evaluate, here or by a remote evaluator."""
+"""Hooks that evaluate, in this process or by a remote evaluator."""

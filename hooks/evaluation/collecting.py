@@ -1,4 +1,4 @@
-"""Scores from elsewhere: what evaluators found of a run's commits, brought into the run."""
+"""Remote scores: bring what evaluators measured of a run's checkpoints into the run."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from trainer.hook import HookState
 from trainer.host.escaping import escape_text
 from trainer.host.processes import from_main_process, is_main_process
 from trainer.host.redaction import redact_text
-from trainer.runs import Run, Unreachable
-from trainer.runs.answers import Answer, list_answers
+from trainer.runs import Run
 from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
-from trainer.runs.store_polling import StorePoller
+from trainer.runs.requests import Answer, list_answers
+from trainer.runs.store_client import StorePoller
 
 log = logging.getLogger("entracte")
 
-PAUSE = 0.05
-"""Seconds between two looks at the store, where an answer is waited for."""
+WAIT_SECONDS = 0.05
+"""Seconds between two looks at the store while waiting for an answer."""
 
-AWAY = 30.0
-"""Seconds until a store that did not answer is asked again, where none is waited for."""
+RETRY_SECONDS = 30.0
+"""Seconds until a store that did not answer is read again, unless an answer is waited for."""
 
 
 class _Found(NamedTuple):
-    """What the lead found at one look."""
+    """What the main process found at one look."""
 
     epoch: int = 0
-    """Of the commit that was evaluated; 0 where nothing new is there."""
+    """Of the checkpoint that was evaluated; 0 if there is nothing new."""
     scores: Mapping[str, float] = {}
-    """Empty where its evaluation failed."""
+    """Empty if its evaluation failed."""
     waiting: int = 0
-    """Epoch of the commit whose evaluation is waited for; 0 where there is none."""
+    """Epoch of the checkpoint whose evaluation is waited for; 0 if there is none."""
 
 
 def collect_scores(
@@ -54,38 +54,37 @@ def collect_scores(
     wait: bool = False,
     timeout: float = 600.0,
 ) -> Hook | Chain:
-    """Bring what evaluators found into the scores, beside the epoch that it belongs to.
+    """Add the results of evaluators to the scores, with the epoch that they belong to.
 
-    At each `epoch` the newest result that has arrived, of a later commit than the one taken last,
-    is scored under the names that the suite gave, and `<suite>/epoch` is the epoch of that commit;
-    where nothing new has arrived, nothing is scored, and hooks that read it do not fire. Results
-    that a newer one overtook stay in the store. They tell of an earlier state than the one that
-    hooks see beside them: `stop_early` may read them, `keep_best` would keep other parameters than
-    those that were measured.
+    At each `epoch`, this hook takes the newest result that has arrived for a later checkpoint than
+    the last one taken. It adds the scores under the suite's names, and `<suite>/epoch`, the epoch
+    of that checkpoint. If nothing new has arrived, it adds nothing, and hooks that read the scores
+    do not fire. Results that a newer one has overtaken stay in the store. The scores belong to an
+    earlier state than the one that hooks see: `stop_early` may read them, but `keep_best` would
+    keep other parameters than those that were evaluated.
 
-    When results arrive depends on the world. What was taken is remembered, so that none is taken
-    twice, and all else follows from it: the run is a function of what arrived when, and one that
-    was interrupted may see a result at another epoch than it would have. With `wait=True` it
-    is a function of its configuration alone, bit for bit, as long as the suite is and
-    `save_checkpoints(..., max_cost=None)` commits at every epoch: at each event what was asked for
-    at an earlier one is waited for. An evaluation that failed is told of and not waited for.
+    Results arrive at unpredictable times. The hook state holds which one was taken last, so that
+    none is taken twice. An interrupted run may see a result at another epoch than it would have.
+    With `wait=True`, each event waits for the result that was requested at an earlier one, and the
+    run is reproducible bit for bit, if the suite is and `save_checkpoints(..., max_cost=None)`
+    saves at every epoch. An evaluation that failed is logged and not waited for.
 
-    A store that is away, or gives no answer in a second, is told of once, and asked again after
-    30 s; training goes on, but for `wait=True`.
+    A store that is away, or does not answer within a second, is logged once, and read again after
+    30 s; training continues, except with `wait=True`.
 
     Args:
-        run: on record, `trainer.runs.Run(directory)`.
-        suite: name of what is run, as in `request_evaluation`.
+        run: a recorded run, `trainer.runs.Run(directory)`.
+        suite: its name, as in `request_evaluation`.
         scores: names of results that hooks after this one read, for the check before training. On
-            several processes these alone are brought in.
-        wait: wait for what `request_evaluation` asked for; it must be in the chain too.
-        timeout: seconds to wait for one evaluation. A signal is acted on when the wait is over.
+            several processes only these are added.
+        wait: wait for what `request_evaluation` requested; it must be in the chain too.
+        timeout: seconds to wait for one evaluation. A signal takes effect when the wait is over.
 
     Raises:
-        TypeError: it is no `Run`.
-        ValueError: the suite has no name that can be one; `timeout` is not positive; nothing
-            requests what is to be waited for.
-        TimeoutError: with `wait`, there is no result in time.
+        TypeError: it is not a `Run`.
+        ValueError: the name of the suite is not valid; `timeout` is not positive; no hook requests
+            what is to be waited for.
+        TimeoutError: with `wait`, no result arrives in time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -99,152 +98,139 @@ def collect_scores(
         raise ValueError(f"scores must be a sequence of names, such as ({scores!r},)")
     if not timeout > 0:
         raise ValueError(f"timeout must be positive seconds; got {timeout}")
-    reader = _Reader(run, suite, retry=PAUSE if wait else AWAY)
-    asked, told = set[int](), set[tuple[int, str]]()
+    reader = _Reader(run, suite, retry=WAIT_SECONDS if wait else RETRY_SECONDS)
+    requested_again, failures = set[int](), set[tuple[int, str]]()
 
-    def arrived(taken: int, epoch: int) -> _Found:
-        """Give the newest result; failures are told of."""
+    def find_newest(taken: int, epoch: int) -> _Found:
+        """Find the newest result; failures are logged."""
         found = _Found()
         for answer in reader.read(taken):
-            if (answer.epoch, answer.error) in told or answer.epoch >= epoch:
+            if (answer.epoch, answer.error) in failures or answer.epoch >= epoch:
                 continue
-            if _current(run, answer):
-                tell(answer)
+            if _is_current(run, answer):
+                log_failure(answer)
                 found = _Found(answer.epoch, answer.scores) if answer.error is None else found
         return found
 
-    def awaited(taken: int, wanted: int) -> _Found:
-        """Give the result that is wanted, or say that it is waited for."""
+    def find_wanted(taken: int, wanted: int) -> _Found:
+        """Find the result of the wanted epoch, or return that it is waited for."""
         if wanted <= taken:
             return _Found()
         wait_for_saves()
         number = next((n for n in list_complete_epochs(run.directory) if n >= wanted), 0)
         if number <= taken:
-            return _Found()  # none is committed
-        if number not in asked:
-            asked.add(number)
-            if not run.ask(suite, number):  # what was asked for already stays as it is
+            return _Found()  # no checkpoint is complete yet
+        if number not in requested_again:
+            requested_again.add(number)
+            if not run.request_evaluation(suite, number):  # an earlier request stays as it is
                 return _Found(number)
         for answer in reader.read(number - 1):
-            if answer.epoch == number and _current(run, answer):
-                tell(answer)
+            if answer.epoch == number and _is_current(run, answer):
+                log_failure(answer)
                 return _Found(number, answer.scores)
         return _Found(waiting=number)
 
-    def tell(answer: Answer) -> None:
+    def log_failure(answer: Answer) -> None:
         if answer.error is not None:
-            told.add((answer.epoch, answer.error))
-            said = escape_text(answer.error)
-            log.warning("%s: the evaluation of epoch %d failed: %s", name, answer.epoch, said)
+            failures.add((answer.epoch, answer.error))
+            error = escape_text(answer.error)
+            log.warning("%s: the evaluation of epoch %d failed: %s", name, answer.epoch, error)
 
     def look(state: TrainState) -> _Found:
         if not is_main_process():
             return _Found()
-        taken = get_hook_state(state, name, _nothing)["taken"]
+        taken = get_hook_state(state, name, _init)["taken"]
         if not wait:
-            return arrived(taken, read_step_epoch(state)[1])
-        return awaited(taken, state.hook_state[requested]["wanted"])
+            return find_newest(taken, read_step_epoch(state)[1])
+        return find_wanted(taken, state.hook_state[requested]["wanted"])
 
     def collect(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         began = time.monotonic()
         while True:
             found, late = look(state), time.monotonic() - began > timeout
-            values = from_main_process(_numbers(found, late, scores))
+            values = from_main_process(_to_numbers(found, late, scores))
             if not values["waiting"]:
                 break
             if values["late"]:
-                raise TimeoutError(_missing(name, suite, run, int(values["waiting"]), timeout))
-            time.sleep(PAUSE)
+                raise TimeoutError(
+                    _timeout_message(name, suite, run, int(values["waiting"]), timeout)
+                )
+            time.sleep(WAIT_SECONDS)
         epoch = int(values["epoch"])
         if not epoch:
             return state
         state = set_hook_state(state, name, {"taken": epoch})
-        brought = found.scores
+        added = found.scores
         if jax.process_count() > 1:
-            brought = {one: values[one] for one in scores if values[f"has {one}"]}
-        if not brought:
+            added = {one: values[one] for one in scores if values[f"has {one}"]}
+        if not added:
             return state
-        if missing := [one for one in scores if one not in brought]:
+        if missing := [one for one in scores if one not in added]:
             log.warning(
-                "%s: the suite gave no %s; it gave %s",
+                "%s: the suite measured no %s; it measured %s",
                 name,
                 " and no ".join(missing),
-                ", ".join(map(escape_text, brought)),
+                ", ".join(map(escape_text, added)),
             )
-        return state.replace(scores={**state.scores, **brought, f"{suite}/epoch": float(epoch)})
+        return state.replace(scores={**state.scores, **added, f"{suite}/epoch": float(epoch)})
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def check_requested(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         if from_main_process({"missing": is_main_process() and requested not in state.hook_state})[
             "missing"
         ]:
             raise ValueError(
-                f"{name} waits for what request_evaluation(run, {suite!r}) asks for, which is not "
+                f"{name} waits for what request_evaluation(run, {suite!r}) requests, which is not "
                 "in the chain: add it, or take what arrives, wait=False"
             )
         return state
 
     def close() -> None:
-        asked.clear()
-        told.clear()
+        requested_again.clear()
+        failures.clear()
         reader.close()
 
     hook = Hook(
         collect,
         name,
         writes=(f"{suite}/epoch", *scores),
-        hook_states=(HookState(name, _nothing),),
+        hook_states=(HookState(name, _init),),
         dry_run=lambda state, metrics: state,
         close=close,
     )
-    return chain(Hook(begin, f"{name}/start", event="start"), hook) if wait else hook
+    return chain(Hook(check_requested, f"{name}/start", event="start"), hook) if wait else hook
 
 
 class _Reader:
-    """The answers in a store, for which training does not wait."""
+    """Reads answers in a store, without making training wait."""
 
     def __init__(self, run: Run, suite: str, *, retry: float) -> None:
         self._run, self._suite, self._retry = run, suite, retry
-        self._onlooker = StorePoller(run.url)
+        self._poller = StorePoller(run.url)
         self._failed_at = -math.inf
-        self._away = False
 
     def read(self, after: int) -> list[Answer]:
-        """Give the answers for commits after an epoch; none where the store is away."""
+        """Return the answers for checkpoints after an epoch; none if the store is away."""
         if time.monotonic() - self._failed_at < self._retry:
             return []
         try:
-            found = self._onlooker.ask(list_answers, self._run.name, self._suite, after=after)
-        except Exception as error:  # whatever it is, training goes on
-            self._fail(error)
+            return self._poller.call(list_answers, self._run.name, self._suite, after=after)
+        except Exception as error:  # whatever it is, training continues
+            self._failed_at = time.monotonic()
+            self._poller.log_failure(error, f"results by {self._suite!r} cannot be read")
             return []
-        if self._away:
-            log.info("results by %r are read again", self._suite)
-            self._away = False
-        return found
-
-    def _fail(self, error: Exception) -> None:
-        self._failed_at = time.monotonic()
-        if not self._away:
-            self._away = True
-            log.warning(
-                "results by %r cannot be read: %s",
-                self._suite,
-                error,
-                exc_info=None if isinstance(error, Unreachable | FileNotFoundError) else error,
-            )
 
     def close(self) -> None:
-        """End the connection; a further read makes another."""
+        """Close the connection; a further read opens another."""
         self._failed_at = -math.inf
-        self._onlooker.close()
+        self._poller.close()
 
 
-def _nothing(state: TrainState) -> dict[str, int]:
+def _init(state: TrainState) -> dict[str, int]:
     return {"taken": 0}
 
 
-def _numbers(found: _Found, late: bool, scores: Sequence[str]) -> dict[str, float]:
-    """Give what all processes are to know, with the same names whatever was found."""
+def _to_numbers(found: _Found, late: bool, scores: Sequence[str]) -> dict[str, float]:
+    """Return what all processes must know, with the same names whatever was found."""
     numbers = {"epoch": float(found.epoch), "waiting": float(found.waiting), "late": float(late)}
     for name in scores:
         numbers[f"has {name}"] = name in found.scores
@@ -252,10 +238,11 @@ def _numbers(found: _Found, late: bool, scores: Sequence[str]) -> dict[str, floa
     return numbers
 
 
-def _current(run: Run, answer: Answer) -> bool:
-    """Say whether an answer is of this run's commit, not of one that was there before it.
+def _is_current(run: Run, answer: Answer) -> bool:
+    """Return whether an answer belongs to this run's checkpoint, not to an earlier run's.
 
-    The store may not know yet that the run began afresh. A commit that is gone has a newer one.
+    The store may not know yet that the run started fresh. If the checkpoint was removed, there is
+    a newer one.
     """
     try:
         return describe_checkpoint(run.directory, answer.epoch).checksum == answer.checksum
@@ -263,10 +250,10 @@ def _current(run: Run, answer: Answer) -> bool:
         return max(list_complete_epochs(run.directory), default=0) > answer.epoch
 
 
-def _missing(name: str, suite: str, run: Run, epoch: int, timeout: float) -> str:
+def _timeout_message(name: str, suite: str, run: Run, epoch: int, timeout: float) -> str:
     return (
         f"{name} waited {timeout:g} s for the evaluation of epoch {epoch} of run {run.name!r} by "
         f"{suite!r}, and it is not in the store {redact_text(run.url)}: an evaluator of this suite "
-        "must be running, python -m trainer evaluate; or give it longer, timeout=..., or take "
+        "must be running, python -m trainer evaluate; or wait longer, timeout=..., or take "
         "what arrives, wait=False"
     )

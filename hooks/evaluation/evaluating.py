@@ -1,4 +1,4 @@
-"""Evaluation between epochs: exact scores of a whole split, under the phase's name."""
+"""Evaluate a whole split between epochs: exact scores, under the phase's name."""
 
 from __future__ import annotations
 
@@ -35,30 +35,29 @@ def evaluate(
     scores: Sequence[str] = (),
     wait: bool = False,
 ) -> Hook | Chain:
-    """Measure a split and write its scores, such as `val/loss` and `val/accuracy`.
+    """Evaluate a split and write its scores, such as `val/loss` and `val/accuracy`.
 
-    The phase is compiled once, whatever else changes, and never takes the state's buffers. For
-    several splits there are several of these, whose phases have names of their own.
+    The phase is compiled once, whatever else changes, and never reuses the state's buffers. For
+    several splits, use several of these hooks, whose phases have different names.
 
-    With `remote`, evaluators elsewhere run a suite over the run's commits, and what they find is
-    scored when it arrives: it is `request_evaluation` and `collect_scores` in one.
+    With `remote`, evaluators elsewhere run a suite over the run's checkpoints, and their scores are
+    added when they arrive: `request_evaluation` and `collect_scores` in one.
 
     Args:
-        phase: made by `trainer.evaluation`; its name is the prefix of the scores. With `remote` the
+        phase: from `trainer.evaluation`; its name is the prefix of the scores. With `remote`, the
             name of a suite, as evaluators know it.
-        params: name of a hook that keeps parameters, such as `average_params`, to measure in the
-            place of the trained ones, with the `model_state` that it keeps, as `recalibrate` does.
-            It must stand before this one. `average` is the average over steps that
+        params: name of a hook that keeps parameters, such as `average_params`, to evaluate instead
+            of the trained ones, with the `model_state` that it keeps, as `recalibrate` does. That
+            hook must stand before this one. `average` is the average over steps that
             `supervised(..., average=0.999)` keeps.
-        sanity: measure it at the `start` of a fresh run too, before anything is trained: the scores
-            are logged, and `log_metrics` records them at step 0. A run that goes on repeats
-            nothing.
-        remote: run on record, `trainer.runs.Run(directory)`, whose commits are evaluated.
+        sanity: evaluate at the `start` of a fresh run too, before any training: the scores are
+            logged, and `log_metrics` records them at step 0. A run that resumes does not repeat it.
+        remote: a recorded run, `trainer.runs.Run(directory)`, whose checkpoints are evaluated.
         scores: with `remote`, names of results that hooks after this one read.
         wait: with `remote`, wait for each result at the next event, see `collect_scores`.
 
     Raises:
-        TypeError: these do not go together: a phase is run here, a suite is run elsewhere.
+        TypeError: these do not go together: a phase runs here, a suite runs elsewhere.
         ValueError: the phase changes the state; before training, with `sanity`, a score is not
             finite.
     """
@@ -74,34 +73,34 @@ def evaluate(
         )
     if phase.updates_state:
         raise ValueError(
-            f"evaluate needs a phase that leaves the state as it is, made by trainer.evaluation; "
+            "evaluate needs a phase that leaves the state as it is, made by trainer.evaluation; "
             f"phase {phase.name!r} may change it"
         )
     name = f"evaluate/{phase.name}"
 
     warn = warn_once(warn_uncalibrated_params, params)
 
-    def names(state: TrainState) -> tuple[str, ...]:
+    def list_names(state: TrainState) -> tuple[str, ...]:
         check_step_average(state, params)
         keys = phase.list_metric_names(state)
         phase.verify(state)
         return keys
 
-    def chosen(state: TrainState) -> TrainState:
+    def with_params(state: TrainState) -> TrainState:
         return state if params is None else state.replace(**select_params(state, params))
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         warn(state)
-        _, _, measured = phase.execute(chosen(state), None, donate=False)
-        return _scored(state, measured)
+        _, _, measured = phase.execute(with_params(state), None, donate=False)
+        return _add_scores(state, measured)
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return _scored(state, run_first_step(phase, chosen(state))[2])
+        return _add_scores(state, run_first_step(phase, with_params(state))[2])
 
-    def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state  # the start comes right after the check
+    def skip(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        return state  # the start comes right after the dry run
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def check_start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         if read_step_epoch(state)[1]:
             return state
         after = run(state, metrics)
@@ -110,11 +109,16 @@ def evaluate(
         return after
 
     hook = Hook(
-        run, name, writes=names, required_hook_states=list_required_states(params), dry_run=dry_run
+        run,
+        name,
+        writes=list_names,
+        required_hook_states=list_required_states(params),
+        dry_run=dry_run,
     )
     if not sanity:
         return hook
-    return chain(Hook(begin, f"{name}/start", event="start", writes=names, dry_run=leave), hook)
+    start = Hook(check_start, f"{name}/start", event="start", writes=list_names, dry_run=skip)
+    return chain(start, hook)
 
 
 def _evaluate_remotely(
@@ -123,7 +127,7 @@ def _evaluate_remotely(
     if not isinstance(suite, str) or measured_here:
         raise TypeError(
             "evaluate(..., remote=run) takes the name of a suite, and neither params nor sanity: "
-            "evaluators run it over commits. A phase is run here, without remote; got "
+            "evaluators run it over checkpoints. A phase runs here, without remote; got "
             f"{suite if isinstance(suite, str) else type(suite).__name__!r}"
         )
     return chain(
@@ -131,17 +135,17 @@ def _evaluate_remotely(
     )
 
 
-def _scored(state: TrainState, measured: PendingMetrics) -> TrainState:
+def _add_scores(state: TrainState, measured: PendingMetrics) -> TrainState:
     scores, _, _ = measured.read()
     return state.replace(scores={**state.scores, **scores})
 
 
 def _check_finite(name: str, scores: Mapping[str, float]) -> None:
-    """Log what was measured before training; refuse to train on what is not finite."""
+    """Log the scores before training; refuse to train if one is not finite."""
     if wrong := [f"{key} is {score}" for key, score in scores.items() if not math.isfinite(score)]:
         raise ValueError(
             f"hook {name!r} measures the state before training, and its scores must be finite; "
-            f"{', '.join(wrong)}: look at the parameters to begin with, and at the data"
+            f"{', '.join(wrong)}: check the initial parameters, and the data"
         )
     shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items())
     log.info("before training: %s", shown)

@@ -1,4 +1,4 @@
-"""Evaluation elsewhere: a run asks for its commits to be evaluated, by whoever takes requests."""
+"""Remote evaluation: request the evaluation of a run's checkpoints by any evaluator."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from trainer.hook import HookState
 from trainer.runs import Run
 from trainer.runs.checkpoint_rows import list_complete_epochs
 from trainer.runs.requests import list_requests
-from trainer.runs.store_polling import StorePoller
+from trainer.runs.store_client import StorePoller
 from trainer.runs.text import check_name
 
 log = logging.getLogger("entracte")
 
 
 def request_evaluation(run: Run, suite: str) -> Chain:
-    """Ask for commits to be evaluated elsewhere; `every(5, ...)` thins it out.
+    """Request the evaluation of checkpoints elsewhere; `every(5, ...)` requests fewer.
 
-    Of each epoch at which it runs the commit is wanted, or the next one where none is made of that
-    epoch (`save_checkpoints` leaves out some, see its `max_cost`). Commits are written in the
-    background: once such a one is complete, the next event asks for it, the end of the run at the
-    latest. What is wanted is remembered, so that a run that was killed between asks when it goes
-    on; to ask twice changes nothing.
+    Each epoch at which this hook runs wants its checkpoint evaluated, or the next one if no
+    checkpoint of that epoch is saved (see `max_cost` of `save_checkpoints`). Checkpoints are
+    written in the background: when one is complete, the next event requests its evaluation, at the
+    latest the end of the run. The hook state holds what is wanted, so that a run that was killed
+    requests it when it resumes; to request it twice changes nothing.
 
-    It needs `save_checkpoints` on the run's directory, wherever in the chain. What evaluators find
-    is in the store, and `collect_scores` brings it into the run.
+    It needs `save_checkpoints` on the run's directory, anywhere in the chain. The results of
+    evaluators are in the store, and `collect_scores` adds them to the run's scores.
 
     Args:
-        run: on record, `trainer.runs.Run(directory)`, with the directory of `save_checkpoints`.
-        suite: name of what shall be run, as evaluators know it.
+        run: a recorded run, `trainer.runs.Run(directory)`, with the directory of
+            `save_checkpoints`.
+        suite: its name, as evaluators know it.
 
     Raises:
-        TypeError: it is no `Run`.
-        ValueError: the suite has no name that can be one.
+        TypeError: it is not a `Run`.
+        ValueError: the name of the suite is not valid.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -54,25 +55,25 @@ def request_evaluation(run: Run, suite: str) -> Chain:
     require_run("request_evaluation", run)
     name = request_state_name(suite)
     folder = get_checkpoint_folder(run.directory)
-    wanted: list[int] = []  # epochs whose commit, or the next one, is not complete yet
-    abandoned: dict[int, Stamp | None] = {}  # commits beyond the one that the run goes on from
+    wanted: list[int] = []  # epochs whose checkpoint, or the next one, is not complete
+    abandoned: dict[int, Stamp | None] = {}  # checkpoints beyond the one that is resumed
 
-    def ready() -> list[int]:
+    def list_ready() -> list[int]:
         numbers = list_complete_epochs(run.directory)
         return [n for n in numbers if n not in abandoned or abandoned[n] != read_stamp(folder, n)]
 
-    def ask() -> None:
-        """Ask for the commits that have become complete."""
+    def request_ready() -> None:
+        """Request the evaluation of the checkpoints that have become complete."""
         if not wanted:
             return
-        numbers, asked = ready(), set[int]()
+        numbers, requested = list_ready(), set[int]()
         while wanted and (number := next((n for n in numbers if n >= wanted[0]), None)):
-            if number not in asked:
-                run.ask(suite, number)
-                asked.add(number)
+            if number not in requested:
+                run.request_evaluation(suite, number)
+                requested.add(number)
             del wanted[0]
 
-    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def resume(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         step, epoch = read_step_epoch(state)
         run.resume(epoch=epoch, step=step)
         wanted.clear()
@@ -80,10 +81,10 @@ def request_evaluation(run: Run, suite: str) -> Chain:
         abandoned.update(
             {n: read_stamp(folder, n) for n in list_complete_epochs(run.directory) if n > epoch}
         )
-        number = get_hook_state(state, name, _nothing)["wanted"]
-        if number and not _asked_before(run, suite, number, epoch, ready()):
+        number = get_hook_state(state, name, _init)["wanted"]
+        if number and not _was_requested(run, suite, number, epoch, list_ready()):
             wanted.append(number)
-            ask()
+            request_ready()
         return state
 
     def want(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -93,21 +94,21 @@ def request_evaluation(run: Run, suite: str) -> Chain:
         return set_hook_state(state, name, {"wanted": epoch})
 
     def flush() -> None:
-        """Ask before a commit, which would remember no more what was wanted before it."""
+        """Send requests before a checkpoint, whose hook state holds only the newest wanted one."""
         if wanted:
             wait_for_saves()
-            ask()
+            request_ready()
         run.flush()
 
     def close() -> None:
         try:
             if wanted:
                 wait_for_saves()
-                ask()
+                request_ready()
             if wanted and sys.exc_info()[1] is None:
                 log.warning(
-                    "%s: no commit was made in %s since epoch %d, so that no evaluation of it is "
-                    "asked for: the chain needs save_checkpoints on this directory",
+                    "%s: no checkpoint was saved in %s since epoch %d, so no evaluation of it is "
+                    "requested: the chain needs save_checkpoints on this directory",
                     name,
                     folder,
                     wanted[0],
@@ -117,14 +118,14 @@ def request_evaluation(run: Run, suite: str) -> Chain:
             run.close()
 
     return chain(
-        Hook(begin, f"{name}/start", event="start", stage="observe", dry_run=_leave),
+        Hook(resume, f"{name}/start", event="start", stage="observe", dry_run=_unchanged),
         Hook(
             want,
             name,
             stage="observe",
-            hook_states=(HookState(name, _nothing),),
-            dry_run=_leave,
-            check_background=ask,
+            hook_states=(HookState(name, _init),),
+            dry_run=_unchanged,
+            check_background=request_ready,
             flush=flush,
             close=close,
         ),
@@ -132,10 +133,10 @@ def request_evaluation(run: Run, suite: str) -> Chain:
 
 
 def request_state_name(suite: str) -> str:
-    """Name the memory of what is wanted of a suite: `{"wanted": epoch}`, 0 before the first.
+    """Return the name of the hook state for a suite: `{"wanted": epoch}`, 0 before the first.
 
     Raises:
-        ValueError: the suite has no name that can be one.
+        ValueError: the name of the suite is not valid.
 
     >>> request_state_name("full")
     'request_evaluation/full'
@@ -143,30 +144,30 @@ def request_state_name(suite: str) -> str:
     return f"request_evaluation/{check_name(suite, 'a suite')}"
 
 
-def _nothing(state: TrainState) -> dict[str, int]:
+def _init(state: TrainState) -> dict[str, int]:
     return {"wanted": 0}
 
 
-def _leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+def _unchanged(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
     return state
 
 
-def _asked_before(run: Run, suite: str, wanted: int, epoch: int, numbers: list[int]) -> bool:
-    """Say whether a commit was asked for and is gone, so that a later one is not asked for too.
+def _was_requested(run: Run, suite: str, wanted: int, epoch: int, numbers: list[int]) -> bool:
+    """Return whether a checkpoint was requested and is gone, so that no later one replaces it.
 
     Args:
-        run: on record.
-        suite: to look for.
+        run: a recorded run.
+        suite: its name.
         wanted: the epoch.
-        epoch: that the run goes on from.
-        numbers: of the commits that are there.
+        epoch: at which the run resumes.
+        numbers: epochs of the existing checkpoints.
     """
     if wanted == epoch or any(wanted <= number < epoch for number in numbers):
         return False
     try:
-        with contextlib.closing(StorePoller(run.url)) as onlooker:
-            known = onlooker.ask(list_requests, run.name)
-    except OSError as error:  # to ask for one too many is better than for one too few
-        log.debug("%s: whether %r was asked for is not known", error, suite)
+        with contextlib.closing(StorePoller(run.url)) as poller:
+            known = poller.call(list_requests, run.name)
+    except OSError as error:  # one request too many is better than one too few
+        log.debug("%s: whether %r was requested is not known", error, suite)
         return False
     return any(one.suite == suite and wanted <= one.epoch < epoch for one in known)

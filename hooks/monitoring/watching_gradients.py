@@ -15,6 +15,7 @@ from hooks.writers.values import Histogram
 from hooks.writers.writer import Writer
 from trainer import Hook, TrainState
 from trainer.checks.pytrees import format_path
+from trainer.phases.batch_functions import as_measure
 from trainer.state import PyTree, strip_host_fields
 
 SHOWN = 2**14
@@ -98,7 +99,7 @@ def watch_gradients(
                 "watch_gradients computes on the main process alone and needs all of the state "
                 "there; an array of it is spread over several processes"
             )
-        if check := getattr(task.measure, "check", None):
+        if check := as_measure(task.measure).check:
             check(state, jax.tree.map(np.asarray, batch))
         return score_names(state.params, depth)
 

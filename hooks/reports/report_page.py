@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hooks.reports.svg_charts import HUES, render_chart
 from trainer.host.amounts import format_duration
 from trainer.runs.panels import Curve, assign_colors, group_panels, hook_times
-from trainer.runs.sparklines import format_number, rank
+from trainer.runs.sparklines import format_number, rank_metric
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b1f24; --dim: #5d6875;
@@ -154,7 +154,7 @@ def _scores(curves: Mapping[str, Curve]) -> str:
             found = curve.summary
             extremes = _format_extreme(found.lowest), _format_extreme(found.highest)
             rows.append((name, format_number(found.last), *extremes))
-    rows.sort(key=lambda row: rank(row[0]))
+    rows.sort(key=lambda row: rank_metric(row[0]))
     return _table(ReportTable(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
 
 

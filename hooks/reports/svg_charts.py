@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from trainer.runs.panels import Curve, ticks
+from trainer.runs.panels import Curve, choose_ticks
 from trainer.runs.sparklines import format_number
 
 WIDTH, HEIGHT = 380, 210
@@ -37,9 +37,12 @@ def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: st
     up = _Scale.of([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
-        *(_draw_y_tick(value, up) for value in ticks(up.low, up.high)),
+        *(_draw_y_tick(value, up) for value in choose_ticks(up.low, up.high)),
         f'<text x="{LEFT - 6}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>',
-        *(_draw_x_tick(value, across) for value in ticks(across.low, across.high, whole=True)),
+        *(
+            _draw_x_tick(value, across)
+            for value in choose_ticks(across.low, across.high, whole=True)
+        ),
         *(_draw_curve(name, curve, hues[name], across, up) for name, curve in curves.items()),
         "</svg>",
     ]

@@ -18,7 +18,7 @@ from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
-from trainer.runs.panels import finite
+from trainer.runs.panels import finite_values
 
 OUTCOMES = {
     "start": "interrupted",
@@ -81,7 +81,11 @@ def write_report(
 
     def write() -> None:
         curves = read_curves(records)
-        seconds = sum(finite(curves["time/epoch_seconds"])) if "time/epoch_seconds" in curves else 0
+        seconds = (
+            sum(finite_values(curves["time/epoch_seconds"]))
+            if "time/epoch_seconds" in curves
+            else 0
+        )
         report = Report(
             title=name,
             outcome={

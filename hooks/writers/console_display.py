@@ -20,7 +20,7 @@ from hooks.writers.values import Progress, Value
 from trainer.host.amounts import format_duration
 from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.host.time_spans import OpenSpan, list_open_spans
-from trainer.runs.sparklines import MAIN_METRICS, MetricSummary, format_number, rank
+from trainer.runs.sparklines import MAIN_METRICS, MetricSummary, format_number, rank_metric
 
 COLUMNS = 4
 """Metrics on a plain line."""
@@ -122,7 +122,7 @@ class RunDisplay:
     def line(self) -> str:
         """Return this event as one line, aligned with those of other events."""
         names = [name for names in group_by_prefix(self.newest).values() for name in names]
-        chosen = sorted(names, key=rank)[:COLUMNS]
+        chosen = sorted(names, key=rank_metric)[:COLUMNS]
         cells = [f"epoch {self.format_epoch()}"]
         if self.speed is not None:
             cells.append(f"{format_number(self.speed):>7} steps/s")
@@ -153,9 +153,9 @@ class RunDisplay:
         )
         newest = self.newest
         drawn = {
-            name: self.summaries[name].curve(CURVE)
+            name: self.summaries[name].sparkline(CURVE)
             for name in newest
-            if curves and rank(name) < len(MAIN_METRICS)
+            if curves and rank_metric(name) < len(MAIN_METRICS)
         }
         activity = describe_activity(open_spans)
         lines = [Text(activity, "dim", no_wrap=True, overflow="ellipsis")] if activity else []
@@ -194,7 +194,7 @@ class RunDisplay:
             columns.append(Column(head, [safe_text(value) for value, _ in shown], "right", 7))
             columns.append(Column("epoch", [safe_text(e, "dim") for _, e in shown], "right", 6))
         if curve:
-            columns.append(Column("course", [Text(one.curve(curve), "cyan") for one in found]))
+            columns.append(Column("course", [Text(one.sparkline(curve), "cyan") for one in found]))
         took = format_duration(round(self.updated - self.began), digits=3)
         title = f"{self.format_epoch()} epochs, {self.step:,} steps, {took}".strip()
         return make_table(columns, width, title=title)

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from trainer.host.escaping import escape_lines
-from trainer.runs.sparklines import format_number, rank
+from trainer.runs.sparklines import format_number, rank_metric
 
 
 def group_by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
@@ -24,7 +24,7 @@ def group_by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.rpartition("/")[0], []).append(name)
-    return {prefix: sorted(group, key=rank) for prefix, group in groups.items()}
+    return {prefix: sorted(group, key=rank_metric) for prefix, group in groups.items()}
 
 
 def layout_rows(

@@ -1,4 +1,4 @@
-"""A writer that puts a run's metrics on record in a store, beside those of other runs."""
+"""A writer that records a run's metrics in a store, beside those of other runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from trainer.runs import Run
 class Database:
     """Writes to the store of a run: SQLite in the directory of the runs, or PostgreSQL.
 
-    It keeps numbers and texts, by name, epoch and step. They are in a queue in the run's directory
-    at once and delivered by a thread, so that a store that is locked or away costs nothing and
-    loses nothing. A run that goes on supersedes the records beyond its epoch; one that starts
-    afresh, all. How a run ended `beat` tells best; without it, one that completed its epochs is on
-    record as finished, one that a hook stopped before as interrupted.
+    It keeps numbers and texts, by name, epoch and step. They are put in a queue in the run's
+    directory and delivered by a thread, so that a store that is locked or away costs no time and
+    loses nothing. A run that resumes replaces the records beyond its epoch; one that starts fresh,
+    all. The hook `heartbeat` records best how a run ended; without it, a run that completed its
+    epochs is recorded as finished, and one that a hook stopped earlier as interrupted.
 
     Args:
         run: `trainer.runs.Run(directory)`, which other hooks share.
 
     Raises:
-        TypeError: it is no `Run`.
+        TypeError: it is not a `Run`.
 
     >>> import tempfile
     >>> from trainer.runs import Store
@@ -39,10 +39,10 @@ class Database:
     def __init__(self, run: Run) -> None:
         self.run = require_run("Database", run)
         self._completed = False
-        self._before: BaseException | None = None  # that is handled where the run takes place
+        self._before: BaseException | None = None  # being handled while the run trains
 
     def resume(self, step: int, epoch: int) -> None:
-        """Take it that the run goes on from here (0, 0: afresh): later records are superseded."""
+        """Record that the run resumes here (0, 0: starts fresh); later records are deleted."""
         self._completed = False
         self.run.resume(epoch=epoch, step=step)
 
@@ -54,18 +54,18 @@ class Database:
             epoch = progress.done
             self._completed = progress.done == progress.total
             self._before = sys.exc_info()[1]
-        self.run.record(epoch, step, _kept(values))
+        self.run.record(epoch, step, _select_values(values))
 
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
-        """Choose what would be recorded, and record nothing."""
-        _kept(values)
+        """Select what would be recorded, and record nothing."""
+        _select_values(values)
 
     def flush(self) -> None:
-        """Wait until what is queued is on the disk; it need not be in the store."""
+        """Wait until what is queued is on the disk; it need not be in the store yet."""
         self.run.flush()
 
     def close(self) -> None:
-        """Deliver what waits, in some seconds, and say how the run ended if nothing else did."""
+        """Deliver what waits, within some seconds; record how the run ended if nothing else did."""
         finished = self._completed and sys.exc_info()[1] is self._before
         self._completed, self._before = False, None
         if finished and self.run.is_recording:
@@ -74,23 +74,23 @@ class Database:
 
 
 def require_run(who: str, run: Run) -> Run:
-    """Refuse what is no run.
+    """Check that an argument is a run, and return it.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a run.
     """
     if not isinstance(run, Run):
         raise TypeError(
-            f"{who} takes a run on record, trainer.runs.Run(directory); got {run!r:.100}"
+            f"{who} takes a recorded run, trainer.runs.Run(directory); got {run!r:.100}"
         )
     return run
 
 
-def _kept(values: Mapping[str, Value]) -> dict[str, float | str]:
-    kept: dict[str, float | str] = {}
+def _select_values(values: Mapping[str, Value]) -> dict[str, float | str]:
+    selected: dict[str, float | str] = {}
     for name, value in values.items():
         if isinstance(value, Real):
-            kept[name] = float(value)
+            selected[name] = float(value)
         elif isinstance(value, Text):
-            kept[name] = value.text
-    return kept
+            selected[name] = value.text
+    return selected

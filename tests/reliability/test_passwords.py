@@ -15,7 +15,7 @@ import trainer
 from trainer.__main__ import main
 from trainer.configuration import Logging, TrainingConfig, load_config, parse_config
 from trainer.host.redaction import redacted_command
-from trainer.runs import Run, Store, connections
+from trainer.runs import Run, Store, connecting
 
 PASSWORD = "hunter/2@secret"
 KEY = "sk-0123456789"
@@ -41,7 +41,7 @@ def trained(tmp_path, monkeypatch, phase, state, caplog):
     caplog.set_level(logging.DEBUG, "entracte")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", *ARGUMENTS])
-    server = connections.connect
+    server = connecting.connect
 
     def local(url, **settings):
         """Stand in for a server, which is asked for by the whole URL."""

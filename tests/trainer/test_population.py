@@ -124,9 +124,9 @@ def test_the_best_member_is_taken_out(digits_states):
 def test_one_program_serves_whatever_is_attached(digits_states, lifted):
     start = trainer.stack_states(digits_states)
     trainer.fit(start, lifted, epochs=1)
-    compiled = len(lifted._programs)
+    compiled = len(lifted._compiled)
     trainer.fit(start, lifted, epochs=2, hooks=hooks.each(hooks.stop_on_nan()), check=True)
-    assert len(lifted._programs) == compiled
+    assert len(lifted._compiled) == compiled
 
 
 def test_members_are_floats():

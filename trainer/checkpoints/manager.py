@@ -22,7 +22,7 @@ from trainer.checkpoints.restore_one import (
 from trainer.checkpoints.save_worker import SLOW, Worker
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.checks.arguments import require_integer
-from trainer.checks.modes import Mode, check_mode, resolve_mode
+from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import explain_disk_full
 from trainer.host.processes import fail_together, is_main_process
@@ -80,7 +80,6 @@ class Checkpoints:
             OSError: the directory cannot be written, or its folder `checkpoints` is a link.
             ValueError: a setting is out of range.
         """
-        check_mode(mode)
         for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
             if value is not None:
                 require_integer(name, value, 1)
@@ -89,7 +88,7 @@ class Checkpoints:
             raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         publishing.check_no_link(self.directory)
         self._best = best
-        self.mode: Mode = "min" if best is None else resolve_mode("best", best, mode)
+        self.mode = resolve_mode("best", best, mode, optional=True)
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
         self._writes = not read_only and is_main_process()

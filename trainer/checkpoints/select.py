@@ -12,7 +12,7 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.save_worker import wait_for_saves
-from trainer.checks.modes import check_mode, resolve_mode
+from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
 
@@ -59,7 +59,7 @@ def list_candidates(
         FileNotFoundError: there is none, or none of this epoch.
         ValueError: the settings make no sense, or no commit has the score.
     """
-    check_mode(mode)
+    way = resolve_mode("best", best, mode, optional=True)
     if epoch is not None and best is not None:
         raise ValueError(f"give an epoch or best, not both; got {epoch} and {best!r}")
     wait_for_saves()
@@ -77,7 +77,6 @@ def list_candidates(
         return [epoch]
     if best is None:
         return numbers[::-1]
-    way = resolve_mode("best", best, mode)
     scores: dict[int, Mapping[str, float]] = {}
     for number in numbers:
         try:

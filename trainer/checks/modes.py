@@ -1,4 +1,4 @@
-"""Modes: which of two values of a metric is better, the smaller or the larger."""
+"""Modes: whether the smaller or the larger of two values of a metric is better."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Literal
 from trainer.checks.arguments import describe_value
 
 ASIDE = ("time/", "system/", "steps/")
-"""Prefixes of metrics that are not shown as curves unless asked for."""
+"""Prefixes of metrics that are not plotted unless asked for."""
 
 Mode = Literal["min", "max"]
 
 
-def _listed(words: str) -> frozenset[str]:
+def _split(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-LOWER_IS_BETTER = _listed(
+LOWER_IS_BETTER = _split(
     """
     loss losses error errors err mse rmse mae mape nll ppl perplexity divergence kl
     xent bce ece brier bpc bpb bpd bits wer cer fid rmsd
     regret cost costs penalty failures mistakes violations
     """
 )
-HIGHER_IS_BETTER = _listed(
+HIGHER_IS_BETTER = _split(
     """
     accuracy acc top return returns reward rewards score scores success successes solved wins
     winrate f1 f2 fbeta precision recall specificity sensitivity auc auroc roc auprc ap map
@@ -33,22 +33,22 @@ HIGHER_IS_BETTER = _listed(
     bleu rouge meteor cider chrf ndcg mrr hits match matches psnr ssim elo
     """
 )
-"""Words of a metric's name that say which of two values is better."""
+"""Words of a metric's name that tell which of two values is better."""
 
-QUALIFYING = _listed(
+QUALIFYING = _split(
     """
     std stddev deviation variance var norm scale weight weights count counts number steps
     time seconds gap difference delta change ratio negative neg negated
     """
 )
-"""Words that make of a loss or a score something else, of which the name does not tell."""
+"""Words that turn a loss or a score into something else, so that the name does not tell."""
 
 
 def infer_mode(name: str) -> Mode | None:
-    """Say which of two values of a metric is better, by its name; None where that does not tell.
+    """Infer from a metric's name which of two values is better; None if the name does not tell.
 
-    The last part of the path decides that holds a telling word, but never the first of several,
-    which names a phase: `rollout/return/maze` is a return.
+    The last part of the path with a telling word decides. The first of several parts is ignored,
+    since it names a phase: `rollout/return/maze` is a return.
 
     >>> infer_mode("val/loss"), infer_mode("val/top5_accuracy"), infer_mode("gradients/norm")
     ('min', 'max', None)
@@ -72,44 +72,49 @@ def infer_mode(name: str) -> Mode | None:
     return None
 
 
-def resolve_mode(who: str, metric: str, mode: str | None) -> Mode:
-    """Give the mode to compare a metric by: the one that is said, or else by the metric's name.
+def resolve_mode(who: str, metric: str | None, mode: str | None, *, optional: bool = False) -> Mode:
+    """Return the mode to compare a metric by: the given one, else the one that its name tells.
 
-    Whatever has a `mode` asks here, so that nothing silently keeps the worst: `val/accuracy` needs
-    no `mode="max"`, and a name that does not tell needs one.
+    Everything with a `mode` calls this, so that nothing silently keeps the worst: `val/accuracy`
+    needs no `mode="max"`, and a name that does not tell needs one.
 
     Args:
         who: takes the mode, for the message.
         metric: its name.
         mode: `min` if a smaller value is better, `max` if a larger is, None to go by the name.
+        optional: accept None as the metric: nothing is compared, and the mode is only checked.
 
     Raises:
-        ValueError: an unknown mode, or the name does not tell.
+        TypeError: the metric is not a name.
+        ValueError: the mode is unknown, or missing although the name does not tell it.
 
     >>> resolve_mode("keep_best", "val/accuracy", None), resolve_mode("keep_best", "a/b", "min")
     ('max', 'min')
     >>> resolve_mode("keep_best", "val/length", None)
     Traceback (most recent call last):
         ...
-    ValueError: keep_best compares values of 'val/length', of which the name does not tell whether
-    a smaller or a larger is better; give mode='min' or mode='max'
+    ValueError: keep_best compares values of 'val/length', whose name does not tell whether smaller
+    or larger is better; give mode='min' or mode='max'
     """
-    if not isinstance(metric, str):
+    if not isinstance(metric, str) and not (optional and metric is None):
         raise TypeError(
             f"{who} needs the name of a metric, such as 'val/loss'; got {describe_value(metric)}"
         )
-    check_mode(mode)
-    found = mode or infer_mode(metric)
+    if mode not in ("min", "max", None):
+        raise ValueError(
+            f"mode must be 'min' or 'max', or None to go by the metric's name; got {mode!r}"
+        )
+    found = mode or ("min" if metric is None else infer_mode(metric))
     if found is None:
         raise ValueError(
-            f"{who} compares values of {metric!r}, of which the name does not tell whether a "
-            "smaller or a larger is better; give mode='min' or mode='max'"
+            f"{who} compares values of {metric!r}, whose name does not tell whether smaller or "
+            "larger is better; give mode='min' or mode='max'"
         )
     return found  # type: ignore[return-value]
 
 
 def improvement(before: float, after: float, mode: str | None) -> float:
-    """Return by how much a second value is better than a first, by the mode that was resolved.
+    """Return by how much a second value is better than a first, under a resolved mode.
 
     >>> improvement(0.5, 0.75, "min"), improvement(0.5, 0.75, "max")
     (-0.25, 0.25)
@@ -118,7 +123,7 @@ def improvement(before: float, after: float, mode: str | None) -> float:
 
 
 def worst(mode: str | None) -> float:
-    """Return what every value is better than, by the mode that was resolved.
+    """Return the value that every other one is better than, under a resolved mode.
 
     >>> worst("min"), worst("max")
     (inf, -inf)
@@ -126,20 +131,8 @@ def worst(mode: str | None) -> float:
     return math.inf if mode == "min" else -math.inf
 
 
-def check_mode(mode: str | None) -> None:
-    """Check that a mode is one, or None.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if mode not in ("min", "max", None):
-        raise ValueError(
-            f"mode must be 'min' or 'max', or None to go by the metric's name; got {mode!r}"
-        )
-
-
 def _words(part: str) -> set[str]:
-    """Cut a part of a name into its words: `val_loss`, `rougeL`, `hits@10`, `top5_accuracy`.
+    """Split a part of a name into its words: `val_loss`, `rougeL`, `hits@10`, `top5_accuracy`.
 
     >>> sorted(_words("bleu4")), sorted(_words("valAUC"))
     (['bleu', 'bleu4'], ['auc', 'val', 'valauc'])

@@ -23,7 +23,7 @@ from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import Curve, finite
+from trainer.runs.panels import Curve, finite_values
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 
@@ -145,7 +145,7 @@ def _make_run_rows(compared: Sequence[ComparedRun]) -> dict[str, list[Text]]:
 
 
 def _training_seconds(run: ComparedRun) -> float:
-    return sum(finite(run.curves.get("time/epoch_seconds", Curve())))
+    return sum(finite_values(run.curves.get("time/epoch_seconds", Curve())))
 
 
 def _make_result_rows(

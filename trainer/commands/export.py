@@ -26,7 +26,7 @@ from trainer.parameters.transfer import export_params
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import Record, RunRow
 from trainer.runs.store import Store
-from trainer.runs.text import file_name
+from trainer.runs.text import to_file_name
 
 Format = Literal["csv", "parquet", "json", "params"]
 
@@ -72,7 +72,7 @@ def export(
     with open_run(run, store) as (opened, row):
         records = opened.records(row.name)
         data = _collect_data(opened, row, records)
-    folder = folder or Path(f"{file_name(row.name)}-export")
+    folder = folder or Path(f"{to_file_name(row.name)}-export")
     files: dict[str, tuple[str, Callable[[Path], None]]] = {
         "csv": ("records.csv", lambda path: _write_csv(path, records, raw=raw)),
         "parquet": ("records.parquet", lambda path: _write_parquet(path, records)),
@@ -109,14 +109,14 @@ def export(
 
 def _collect_data(store: Store, row: RunRow, records: Sequence[Record]) -> dict[str, Any]:
     """Collect everything that a store has about a run."""
-    present = {checkpoint.epoch for checkpoint in store.commits(row.name, present=True)}
+    present = {checkpoint.epoch for checkpoint in store.checkpoints(row.name, present=True)}
     results = list_results(store, row.name)
     return {
         "run": row._asdict() | {"status": row.status(store.connection.now())},
         "records": [record._asdict() for record in records],
         "commits": [
             checkpoint._asdict() | {"present": checkpoint.epoch in present}
-            for checkpoint in store.commits(row.name)
+            for checkpoint in store.checkpoints(row.name)
         ],
         "evaluations": [
             request._asdict() | {"scores": results.get((request.suite, request.epoch), {})}

@@ -67,7 +67,7 @@ def runs(
         rows = [row for row in all_rows if not state or row.status(now) in state]
         rows = [opened.read_progress(row) for row in (filter_runs(rows, where) if rows else rows)]
         curves, modes = _read_scores(opened, rows, all_rows, sort, mode, metrics)
-        place = opened.connection.where
+        place = opened.connection.label
     rows = _sort(rows, curves, sort, modes)
     if json:
         print_json(

@@ -17,12 +17,12 @@ from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
-from trainer.runs.artifacts import within
+from trainer.runs.artifacts import to_stored_path
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import finite
+from trainer.runs.panels import finite_values
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.sparklines import format_number
-from trainer.runs.text import file_name
+from trainer.runs.text import to_file_name
 
 ROWS = 50
 """Rows of a table to show, at most."""
@@ -46,7 +46,7 @@ def report(run: RunName, /, *, to: str | None = None, store: StoreName = None) -
     default = (
         parse_local_path(run, "a run") / "report.html"
         if given
-        else Path(f"{file_name(row.name)}.html")
+        else Path(f"{to_file_name(row.name)}.html")
     )
     path = page_file or default
     try:
@@ -64,7 +64,7 @@ def report(run: RunName, /, *, to: str | None = None, store: StoreName = None) -
 def build_report(store: Store, row: RunRow) -> Report:
     """Collect the content of a page about a run."""
     curves = read_curves(store, row.name)
-    times = finite(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
+    times = finite_values(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
     outcome = {
         "outcome": row.status(store.connection.now()),
         **({"error": row.error} if row.error else {}),
@@ -106,7 +106,7 @@ def _list_checkpoints(store: Store, run: str) -> ReportTable:
                 format_bytes(checkpoint.bytes),
                 _format_scores(checkpoint.scores),
             )
-            for checkpoint in store.commits(run, present=True)
+            for checkpoint in store.checkpoints(run, present=True)
         ],
     )
 
@@ -140,7 +140,7 @@ def _list_files(store: Store, row: RunRow) -> ReportTable:
         heads=("file", "kind", "epoch", "size"),
         rows=[
             (
-                within(row.directory, file.path),
+                to_stored_path(row.directory, file.path),
                 file.kind,
                 f"{file.epoch:,}",
                 format_bytes(file.bytes),

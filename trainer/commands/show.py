@@ -25,7 +25,7 @@ from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_age, format_progress
 from trainer.host.rich_tables import make_key_value_table, safe_lines, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import HOOK, Curve, assign_colors, finite, group_panels
+from trainer.runs.panels import HOOK_PREFIX, Curve, assign_colors, finite_values, group_panels
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
@@ -91,11 +91,11 @@ def _to_data(
         "state": row.status(store.connection.now()),
         "scores": as_json(plain, {name: infer_mode(name) for name in plain}),
         "hook_seconds": {
-            name.removeprefix(HOOK): sum(finite(curve))
+            name.removeprefix(HOOK_PREFIX): sum(finite_values(curve))
             for name, curve in curves.items()
-            if name.startswith(HOOK)
+            if name.startswith(HOOK_PREFIX)
         },
-        "commits": [saved._asdict() for saved in store.commits(row.name, present=True)],
+        "commits": [saved._asdict() for saved in store.checkpoints(row.name, present=True)],
         "evaluations": [
             request._asdict() | {"scores": results.get((request.suite, request.epoch), {})}
             for request in list_requests(store, row.name)
@@ -118,7 +118,7 @@ def _make_head(store: Store, row: RunRow) -> Table:
         ("last heartbeat", format_age(now - row.beat)),
         ("process", f"{row.pid} on {row.host}"),
         ("directory", row.directory),
-        ("store", store.connection.where),
+        ("store", store.connection.label),
     ]
     return make_key_value_table([fact for fact in facts if str(fact[1])])
 

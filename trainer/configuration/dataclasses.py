@@ -99,8 +99,7 @@ class Checkpointing:
     """Share of the run's time that saving may take; None: save at every epoch."""
 
     def __post_init__(self) -> None:
-        if self.best is not None:
-            resolve_mode("checkpointing.best", self.best, self.mode)
+        resolve_mode("checkpointing.best", self.best, self.mode, optional=True)
 
 
 @dataclass(frozen=True)

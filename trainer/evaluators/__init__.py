@@ -1,18 +1,19 @@
-"""Evaluators: workers beside training that measure its checkpoints, on this machine or others."""
+"""Evaluators: workers beside training that evaluate its checkpoints, on this machine or others."""
 
-from trainer.evaluators.checkpoint_ranking import Best, best_commit
-from trainer.evaluators.evaluator import WorkSummary, work
-from trainer.evaluators.liveness import WorkerRow, workers
+from trainer.evaluators.checkpoint_ranking import BestCheckpoint, best_checkpoint
+from trainer.evaluators.evaluator import WorkerSettings, WorkSummary, work
+from trainer.evaluators.liveness import WorkerRow, list_workers
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.suite_loading import load_suites
 
 __all__ = [
-    "Best",
+    "BestCheckpoint",
     "Suite",
     "WorkSummary",
     "WorkerRow",
-    "best_commit",
+    "WorkerSettings",
+    "best_checkpoint",
+    "list_workers",
     "load_suites",
     "work",
-    "workers",
 ]

@@ -1,8 +1,9 @@
-"""The worker: takes requests under a lease, answers them, and dies at any instant without harm."""
+"""The worker: claims requests under a lease and answers them; a kill at any instant is harmless."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
@@ -15,21 +16,57 @@ from typing import Any, NamedTuple
 from trainer.evaluators.lease import LeaseKeeper
 from trainer.evaluators.request_handler import RequestHandler, write_result
 from trainer.evaluators.requested_checkpoint import UnanswerableRequest
-from trainer.evaluators.store_client import LONGEST, Given, StoreClient, sleep_unless_stopped
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.time_limits import limit_time
 from trainer.host.escaping import escape_text
 from trainer.host.signals import Received, catch_signals, end_process
-from trainer.runs.connections import Unreachable
-from trainer.runs.requests import TRIES, claim, create_request, fail_request
+from trainer.runs.connecting import resolve_store_url
+from trainer.runs.connection import Unreachable
+from trainer.runs.requests import (
+    TRIES,
+    claim_request,
+    create_request,
+    fail_request,
+    reopen_failed,
+)
 from trainer.runs.rows import Request, RunRow
 from trainer.runs.store import Store
+from trainer.runs.store_client import (
+    MAX_PAUSE_SECONDS,
+    Result,
+    StoreClient,
+    sleep_unless_stopped,
+)
 
 log = logging.getLogger("entracte")
 
 
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+    """How long a worker waits, and how often it tries."""
+
+    lease: float = 60.0
+    """Seconds without a heartbeat after which another worker may claim its request."""
+    pause: float = 1.0
+    """Seconds between two looks at a store in which no request waits."""
+    tries: int = TRIES
+    """How often a request is tried at most, including tries that ended with a worker's death."""
+    limit: float | None = None
+    """Seconds that a request may take. One that takes longer is stopped, as a failed try; if it
+    cannot be stopped, since it hangs in foreign code, its lease is no longer extended, and another
+    worker claims it. None: as long as the process lives."""
+
+    def __post_init__(self) -> None:
+        for name in ("lease", "pause", "limit"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive seconds; got {value}")
+        if self.tries < 1:
+            raise ValueError(f"tries must be at least 1; got {self.tries}")
+
+
 class WorkSummary(NamedTuple):
-    """What became of the requests that a worker took."""
+    """The outcomes of the requests that a worker claimed."""
 
     done: int
     """Answered."""
@@ -38,65 +75,57 @@ class WorkSummary(NamedTuple):
     opened: int
     """Tries that failed and left the request open again."""
     dropped: int
-    """Answers that were not wanted any more: another worker had the request, or the run went back
-    and asked anew."""
+    """Answers that came too late: another worker had the request, or the run went back and
+    requested the evaluation again."""
 
 
 class ClaimedRequest(NamedTuple):
-    """A request that was claimed, and what there is on record for it."""
+    """A request that was claimed, and what is recorded of its run."""
 
     request: Request
     run: RunRow | None
-    """None where it was removed from the store just now."""
+    """None if it was removed from the store just now."""
     present: bool
-    """Whether it is on record that the commit is still there."""
+    """Whether the checkpoint still exists, according to the store."""
 
 
 def work(
     store: str | os.PathLike[str],
     suites: Suite | Sequence[Suite],
+    settings: WorkerSettings = WorkerSettings(),
     *,
-    lease: float = 60.0,
-    pause: float = 1.0,
     idle: float | None = None,
-    tries: int = TRIES,
-    limit: float | None = None,
     again: bool = False,
     runs: Sequence[str] = (),
 ) -> WorkSummary:
-    """Answer evaluation requests: restore the commit, measure it, and write the scores.
+    """Answer evaluation requests: restore the checkpoint, evaluate it, and write the scores.
 
     Any number of workers may do so at once, on all machines that reach the store and see the runs'
-    directories. A request is one worker's for as long as that lives: a thread extends the lease. Of
-    one that dies the lease runs out, and another takes the request; each has one result. What
-    cannot succeed has failed at once, with its error (the commit is damaged, was removed or
-    replaced, or is of another network); all else is tried again, a bounded number of times. A store
-    that is away is waited for.
+    directories. A request belongs to one worker for as long as that lives: a thread extends the
+    lease. When a worker dies, its lease expires, and another claims the request; each request has
+    one result. A request that cannot succeed fails at once, with its error (the checkpoint is
+    damaged, was removed or replaced, or does not fit the network); every other failure is retried,
+    a limited number of times. A store that is away is waited for.
 
     SIGTERM and SIGINT end it after the running request, a second one at once; the request is then
     open again.
 
     Args:
-        store: directory of the runs, file or URL, see `trainer.runs.Store`; it must be there.
+        store: directory of the runs, file or URL, see `trainer.runs.Store`; it must exist.
         suites: those that this worker answers for.
-        lease: seconds after which a request of a worker that gives no sign is another's.
-        pause: seconds between two looks at a store in which nothing waits.
-        idle: end where there was nothing to do for so many seconds, 0: as soon as nothing waits.
-            None goes on until a signal comes.
-        tries: how often a request is tried at most, those that a worker's death ended too.
-        limit: seconds that a request may take. One that takes longer is broken off, as a try that
-            failed; where that cannot be done, since it hangs in foreign code, its lease is extended
-            no longer, and another worker takes it. None: as long as the process lives.
-        again: first open all requests for these suites that have failed, as if they were new.
-        runs: names of runs; first ask for all their commits that are there, if nobody did.
+        settings: waits, tries and time limit.
+        idle: end after so many seconds without a request, 0: as soon as nothing waits. None works
+            until a signal arrives.
+        again: first reopen all requests for these suites that have failed, as if they were new.
+        runs: names of runs; first request the evaluation of all their existing checkpoints.
 
     Returns:
-        What became of the requests that it took.
+        The outcomes of the requests that it claimed.
 
     Raises:
         FileNotFoundError, Unreachable, ValueError: at the start, as `Store`.
-        KeyError: there is no run of a name in `runs`.
-        ValueError: two suites have one name, or a setting is out of its range.
+        KeyError: no run has a name in `runs`.
+        ValueError: two suites have one name.
         Exception: what a suite's phases raise on its own template, before anything is claimed.
         SystemExit, KeyboardInterrupt: on a signal.
 
@@ -110,162 +139,148 @@ def work(
     ...     with Checkpoints(f"{folder}/one") as checkpoints:
     ...         checkpoints.save(state)
     ...     run = Run(f"{folder}/one")
-    ...     asked = run.create_request("errors", 0)
+    ...     requested = run.request_evaluation("errors", 0)
     ...     run.close()
     ...     print(work(folder, Suite("errors", state, phase), idle=0))
     ...     with Store(folder) as store:
-    ...         print(requests.results(store, "one"))
-    Worked(done=1, failed=0, opened=0, dropped=0)
+    ...         print(requests.list_results(store, "one"))
+    WorkSummary(done=1, failed=0, opened=0, dropped=0)
     {('errors', 0): {'val/error': 1.0}}
     """
-    for what, value in (("lease", lease), ("pause", pause), ("limit", limit)):
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{what} must be positive seconds; got {value}")
-    if tries < 1:
-        raise ValueError(f"tries must be at least 1; got {tries}")
-    answering = RequestHandler((suites,) if isinstance(suites, Suite) else tuple(suites))
-    link = StoreClient(store)
-    with contextlib.closing(link), contextlib.closing(answering):
-        for suite in answering.suites.values():
+    handler = RequestHandler((suites,) if isinstance(suites, Suite) else tuple(suites))
+    client = StoreClient(resolve_store_url(store))
+    client.open()
+    with contextlib.closing(client), contextlib.closing(handler):
+        for suite in handler.suites.values():
             suite.check()
         if again:
-            log.info("opened again: %d", link.call(_reopened, tuple(answering.suites)))
+            log.info("reopened: %d", client.call(reopen_failed, tuple(handler.suites)))
         for run in runs:
-            link.call(_ask_for_all, run, tuple(answering.suites))
+            client.call(_request_all, run, tuple(handler.suites))
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        with (
-            catch_signals("this evaluation") as received,
-            LeaseKeeper(link.url, name, lease=lease, limit=limit) as pulse,
-        ):
-            worker = _Worker(name, answering, link, pulse, received, lease, pause, tries, limit)
-            worked = worker.run(idle)
-    log.info("worker %s ends: %s", name, worked)
+        lease_keeper = LeaseKeeper(client.url, name, lease=settings.lease, limit=settings.limit)
+        with catch_signals("this evaluation") as received, lease_keeper:
+            worker = _Worker(name, handler, client, lease_keeper, received, settings)
+            summary = worker.run(idle)
+    log.info("worker %s ends: %s", name, summary)
     end_process(received.number)
-    return worked
+    return summary
 
 
 class _Worker(NamedTuple):
-    """What a worker has at hand while it works."""
+    """A worker and what it uses."""
 
     name: str
-    answering: RequestHandler
-    link: StoreClient
-    pulse: LeaseKeeper
+    handler: RequestHandler
+    client: StoreClient
+    lease_keeper: LeaseKeeper
     received: Received
-    lease: float
-    pause: float
-    tries: int
-    limit: float | None
+    settings: WorkerSettings
 
     def run(self, idle: float | None) -> WorkSummary:
-        """Answer requests until nothing waited for `idle` seconds, or a signal came."""
-        log.info("worker %s waits for: %s", self.name, ", ".join(self.answering.suites))
+        """Answer requests until none waited for `idle` seconds, or a signal arrives."""
+        log.info("worker %s waits for: %s", self.name, ", ".join(self.handler.suites))
         counts = dict.fromkeys(WorkSummary._fields, 0)
-        failures, since = 0, time.monotonic()
-        while not self.stopped():
-            settings = {"lease": self.lease, "tries": self.tries}
-            suites = tuple(self.answering.suites)
-            task = self.call_with_retry(_claim_request, self.name, suites, **settings)
-            if task is None:
+        pause, failures, since = self.settings.pause, 0, time.monotonic()
+        while not self.is_stopped():
+            claimed = self.call(
+                _claim,
+                self.name,
+                tuple(self.handler.suites),
+                lease=self.settings.lease,
+                tries=self.settings.tries,
+            )
+            if claimed is None:
                 if idle is not None and time.monotonic() - since >= idle:
                     break
-                sleep_unless_stopped(self.pause, self.stopped)
+                sleep_unless_stopped(pause, self.is_stopped)
                 continue
-            outcome = self.attempt(task)
+            outcome = self.attempt(claimed)
             if outcome is None:
                 break
             counts[outcome] += 1
-            # One that fails, for a reason of its own perhaps, leaves the request to the others.
+            # After a failure, perhaps this worker's own fault, leave the request to the others.
             failures = 0 if outcome == "done" else failures + (outcome == "opened")
             if outcome == "opened":
-                sleep_unless_stopped(min(self.pause * 2 ** (failures - 1), LONGEST), self.stopped)
+                wait = min(pause * 2 ** (failures - 1), MAX_PAUSE_SECONDS)
+                sleep_unless_stopped(wait, self.is_stopped)
             since = time.monotonic()
         return WorkSummary(**counts)
 
-    def attempt(self, task: ClaimedRequest) -> str | None:
-        """Try a request, and settle what came of it; None where a signal kept it from that."""
-        request = task.request
+    def attempt(self, claimed: ClaimedRequest) -> str | None:
+        """Try a request, and return its outcome; None if a signal prevented writing that."""
+        request = claimed.request
         what = (
             f"epoch {request.epoch} of {escape_text(request.run)} by {escape_text(request.suite)}"
         )
         log.info("evaluating %s", what)
         try:
-            if task.run is None:
-                raise UnanswerableRequest(f"run {request.run!r} is not on record any more")
-            with self.pulse.holding(request, f"evaluating {what}"), limit_time(self.limit):
-                answer = self.answering.answer(request, task.run, present=task.present)
+            if claimed.run is None:
+                raise UnanswerableRequest(f"run {request.run!r} is no longer recorded")
+            with (
+                self.lease_keeper.holding(request, f"evaluating {what}"),
+                limit_time(self.settings.limit),
+            ):
+                result = self.handler.answer(request, claimed.run, present=claimed.present)
         except Exception as error:
-            final = isinstance(error, UnanswerableRequest) or request.tries >= self.tries
+            hopeless = isinstance(error, UnanswerableRequest)
+            final = hopeless or request.tries >= self.settings.tries
             log.warning(
                 "evaluating %s failed, at try %d, %s: %s",
                 *(what, request.tries, "for good" if final else "and is open again"),
                 error,
-                exc_info=None if isinstance(error, UnanswerableRequest) else error,
+                exc_info=None if hopeless else error,
             )
-            told = self.call_with_retry(fail_request, request, _told(error), final=final)
-            if not told:
-                return None if told is None else "dropped"
+            written = self.call(fail_request, request, _describe(error), final=final)
+            if not written:
+                return None if written is None else "dropped"
             return "failed" if final else "opened"
         except BaseException:
-            with contextlib.suppress(Unreachable):  # or the lease runs out
-                self.link.call(fail_request, request, "its worker was interrupted", final=False)
+            with contextlib.suppress(Unreachable):  # else the lease expires
+                self.client.call(fail_request, request, "its worker was interrupted", final=False)
             raise
-        settled = self.call_with_retry(write_result, request, answer)
-        if settled is None:
+        written = self.call(write_result, request, result)
+        if written is None:
             return None
-        if not settled:
-            log.warning("evaluating %s: dropped, it is not this worker's any more", what)
+        if not written:
+            log.warning("evaluating %s: dropped, it no longer belongs to this worker", what)
             return "dropped"
-        log.info("evaluated %s: %s", what, answer.scores)
-        self.pulse.answered()
+        log.info("evaluated %s: %s", what, result.scores)
+        self.lease_keeper.count_answer()
         return "done"
 
-    def call_with_retry(
-        self, do: Callable[..., Given], *arguments: Any, **settings: Any
-    ) -> Given | None:
-        """Ask the store, for as long as it takes; None where a signal came first."""
-        return self.link.call_with_retry(
-            do, *arguments, pause=self.pause, stop=self.stopped, **settings
-        )
+    def call(self, do: Callable[..., Result], *arguments: Any, **settings: Any) -> Result | None:
+        """Call the store, for as long as it takes; return None if a signal arrives first."""
+        pause, stop = self.settings.pause, self.is_stopped
+        return self.client.call_with_retry(do, *arguments, pause=pause, stop=stop, **settings)
 
-    def stopped(self) -> bool:
-        """Say whether a signal came."""
+    def is_stopped(self) -> bool:
+        """Return whether a signal arrived."""
         return bool(self.received.number)
 
 
-def _claim_request(
+def _claim(
     store: Store, worker: str, suites: Sequence[str], *, lease: float, tries: int
 ) -> ClaimedRequest | None:
-    """Claim a request, with what is on record for it."""
-    request = claim(store, worker, suites, lease=lease, tries=tries)
+    request = claim_request(store, worker, suites, lease=lease, tries=tries)
     if request is None:
         return None
     run = next((row for row in store.runs() if row.name == request.run), None)
-    present = {commit.epoch for commit in store.commits(request.run, present=True)}
+    present = {row.epoch for row in store.checkpoints(request.run, present=True)}
     return ClaimedRequest(request, run, request.epoch in present)
 
 
-def _reopened(store: Store, suites: Sequence[str]) -> int:
-    """Open what has failed, and give how many requests that was."""
-    opened = store.connection.execute(
-        "UPDATE requests SET state = 'open', tries = 0, error = '', finished = NULL "
-        f"WHERE state = 'failed' AND suite IN ({', '.join('?' * len(suites))}) RETURNING run",
-        tuple(suites),
-    )
-    return len(opened)
-
-
-def _ask_for_all(store: Store, run: str, suites: Sequence[str]) -> None:
-    """Ask for the commits of a run that are there."""
+def _request_all(store: Store, run: str, suites: Sequence[str]) -> None:
+    """Request the evaluation of all existing checkpoints of a run."""
     store.run(run)
     now = store.connection.now()
     with store.connection.transaction():
-        for commit in store.commits(run, present=True):
+        for row in store.checkpoints(run, present=True):
             for suite in suites:
-                create_request(store, run, commit.epoch, suite, checksum=commit.checksum, time=now)
+                create_request(store, run, row.epoch, suite, checksum=row.checksum, time=now)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, UnanswerableRequest):
         return str(error)
     return "".join(traceback.format_exception_only(error)).strip()

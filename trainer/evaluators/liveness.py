@@ -1,68 +1,62 @@
-"""Signs of life that evaluators leave in the store, for those who watch."""
+"""Heartbeats that evaluators write to the store, for those who watch."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from trainer.runs.statements import upsert
 from trainer.runs.store import Store
 from trainer.runs.text import clean
 
 HEARTBEAT_SECONDS = 10.0
-"""Seconds between two signs at most."""
+"""Seconds between two heartbeats at most."""
 
-FORGOTTEN = 86400.0
-"""Seconds without a sign after which a worker that did not sign off is left out for good."""
+FORGET_SECONDS = 86400.0
+"""Seconds without a heartbeat after which the row of a killed worker is deleted."""
 
 
 class WorkerRow(NamedTuple):
-    """An evaluator, as the store knows it. One that has ended properly is not on record."""
+    """A recorded evaluator. One that ends properly deletes its row."""
 
     name: str
     host: str
     pid: int
     beat: float
-    """When it last gave a sign of life, unix seconds by the store's clock."""
+    """Time of its last heartbeat, unix seconds by the store's clock."""
     doing: str
     """`waiting`, or what it evaluates."""
     done: int
     """Requests that it has answered."""
 
 
-_COLUMNS = ", ".join(WorkerRow._fields)
-
-
-def record_heartbeat(
-    store: Store, name: str, *, host: str, pid: int, doing: str, done: int
-) -> None:
-    """Note a worker's sign of life."""
-    values = (name, clean(host), pid, store.connection.now(), clean(doing), done)
-    store.connection.execute(
-        f"INSERT INTO workers ({_COLUMNS}) VALUES ({', '.join('?' * len(values))}) "
-        "ON CONFLICT (name) DO UPDATE SET "
-        "beat = excluded.beat, doing = excluded.doing, done = excluded.done",
-        values,
+def record_heartbeat(store: Store, worker: WorkerRow) -> None:
+    """Record a worker's heartbeat, now."""
+    row = worker._replace(
+        host=clean(worker.host), doing=clean(worker.doing), beat=store.connection.now()
     )
+    updated = ("beat", "doing", "done")
+    store.connection.execute(upsert("workers", WorkerRow._fields, ("name",), updated), row)
 
 
-def sign_off(store: Store, name: str) -> None:
-    """Note that a worker ends; those that died long ago are forgotten with it."""
+def remove_worker(store: Store, name: str) -> None:
+    """Delete the row of a worker that ends, and those of workers that died long ago."""
     store.connection.execute(
         "DELETE FROM workers WHERE name = ? OR beat < ?",
-        (name, store.connection.now() - FORGOTTEN),
+        (name, store.connection.now() - FORGET_SECONDS),
     )
 
 
-def workers(store: Store) -> list[WorkerRow]:
-    """Give the evaluators that are on record, by name.
+def list_workers(store: Store) -> list[WorkerRow]:
+    """Return the recorded evaluators, by name.
 
-    One that was killed stays there for a while: its `beat` is more than some `HEARTBEAT_SECONDS`
-    old.
+    One that was killed stays for a while: its `beat` is several `HEARTBEAT_SECONDS` old.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
-    ...     record_heartbeat(store, "ann", host="here", pid=7, doing="waiting", done=3)
-    ...     [(row.name, row.doing, row.done) for row in workers(store)]
+    ...     record_heartbeat(store, WorkerRow("ann", "here", 7, 0.0, "waiting", 3))
+    ...     [(row.name, row.doing, row.done) for row in list_workers(store)]
     [('ann', 'waiting', 3)]
     """
-    rows = store.connection.execute(f"SELECT {_COLUMNS} FROM workers ORDER BY name")
+    columns = ", ".join(WorkerRow._fields)
+    rows = store.connection.execute(f"SELECT {columns} FROM workers ORDER BY name")
     return [WorkerRow._make(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Restoring what a request asks for: that very commit, read only, and verified."""
+"""Restore the checkpoint of a request: exactly that one, read only, and verified."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from trainer.runs.rows import Request
 from trainer.state import TrainState
 
 
-class UnanswerableRequest(ValueError):  # noqa: N818 (of a request, whose suite may be in order)
+class UnanswerableRequest(ValueError):  # noqa: N818 (its suite may be correct)
     """A request that cannot be answered, however often it is tried."""
 
 
 def restore_requested(
     suite: Suite, request: Request, directory: Path, *, present: bool
 ) -> TrainState:
-    """Restore the commit of a request into the suite's template.
+    """Restore the checkpoint of a request into the suite's template.
 
     Args:
-        suite: what is to be measured.
-        request: which commit it is, and its checksum.
+        suite: to evaluate.
+        request: names the checkpoint and its checksum.
         directory: of the run; nothing in it is changed.
-        present: whether it is on record that the commit is still there.
+        present: whether the checkpoint still exists, according to the store.
 
     Raises:
-        Hopeless: it is damaged, was removed, is another one than was asked for, or does not fit.
-        FileNotFoundError: it should be there, and this machine does not see it.
-        MemoryError: it takes more than this machine has.
+        UnanswerableRequest: the checkpoint is damaged, was removed or replaced, or does not fit.
+        FileNotFoundError: it should exist, and this machine does not see it.
+        MemoryError: it takes more memory than this machine has.
     """
     folder, number = get_checkpoint_folder(directory), request.epoch
     while True:
@@ -43,8 +43,8 @@ def restore_requested(
             checksum = describe_checkpoint(directory, number).checksum
             if checksum != request.checksum:
                 raise UnanswerableRequest(
-                    f"commit {number} in {folder} is another one than was asked for: its epoch was "
-                    "trained anew; ask for it again"
+                    f"checkpoint {number} in {folder} is not the one that was requested: its epoch "
+                    "was trained again; request its evaluation again"
                 )
             trees = read_part_at(
                 folder, number, publishing.ArrayStorage(), suite.required_trees(), ()
@@ -57,17 +57,17 @@ def restore_requested(
             raise
         except ValueError as error:
             raise UnanswerableRequest(f"suite {suite.name!r} does not fit: {error}") from error
-        if read_stamp(folder, number) in (before, None):  # it may be removed once it was read
+        if read_stamp(folder, number) in (before, None):  # it may be removed after it was read
             return suite.fill_template(trees)
 
 
 def _missing(folder: Path, number: int, *, present: bool) -> Exception:
     if present:
         return FileNotFoundError(
-            f"there is no commit {number} in {folder} as this machine sees it, and it is on record "
-            "as one that is there: let evaluators see the runs' directories at the same paths"
+            f"there is no checkpoint {number} in {folder} as this machine sees it, and the store "
+            "says that it exists: let evaluators see the runs' directories at the same paths"
         )
     return UnanswerableRequest(
-        f"commit {number} in {folder} was removed before it was evaluated: keep more of them, "
+        f"checkpoint {number} in {folder} was removed before it was evaluated: keep more of them, "
         "save_checkpoints(..., keep=...), or run more evaluators"
     )

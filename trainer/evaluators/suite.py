@@ -1,4 +1,4 @@
-"""Suites: what is measured of a checkpoint, under a name by which it is asked for."""
+"""Suites: named sets of phases and hooks that evaluate a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from trainer.state import PyTree, TrainState
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Suite:
-    """A named program of evaluations, and the state that checkpoints are restored into.
+    """Named evaluation phases, and the state that checkpoints are restored into.
 
-    Of a checkpoint `params`, `model_state`, `step`, `epoch` and `rng` are read, so that a suite
-    gives the very scores that the same phases gave in training, and of `carry` what is named here.
+    A suite reads `params`, `model_state`, `step`, `epoch` and `rng` of a checkpoint, and the parts
+    of `carry` that are named here. So it measures exactly the scores that the same phases measure
+    in training.
 
     Args:
-        name: by which it is asked for, such as `digits`.
-        template: gives structure and types, `task.init(key, example)`, or a function that makes it.
-        phases: made by `trainer.evaluation` or `trainer.rl.evaluation_of`; their names are the
+        name: by which evaluations are requested, such as `digits`.
+        template: a state with the structure and types, `task.init(key, example)`, or a function
+            that returns it.
+        phases: from `trainer.evaluation` or `trainer.rl.evaluation_of`; their names are the
             prefixes of the scores.
         carry: names in `state.carry`, or paths, on which scores depend. Checkpoint and template
-            must both have such a part, or neither. A policy's own statistics are there by default;
-            add `lessons` where the evaluation draws lessons as training does.
-        hooks: gives observers for a run, `lambda folder: hooks.record_replays(..., folder)`. They
-            run after the phases, on the restored state and the scores; what they score becomes part
-            of the result, and what they leave in the folder, `<run>/evaluations/<name>`, is on
-            record as the run's artifacts.
+            must both have such a part, or neither. The default has a policy's statistics; add
+            `lessons` if the evaluation draws lessons as training does.
+        hooks: returns observers for a run, `lambda folder: hooks.record_replays(..., folder)`. They
+            run after the phases, on the restored state and the scores. Their scores become part of
+            the result, and the files that they write in the folder, `<run>/evaluations/<name>`, are
+            recorded as the run's artifacts.
 
     Raises:
-        TypeError: something is no phase.
-        ValueError: a phase changes the state, two have one name, or the name cannot be one.
+        TypeError: something is not a phase.
+        ValueError: a phase changes the state, two have one name, or the name is not valid.
 
     >>> import jax, jax.numpy as jnp, numpy as np
     >>> from trainer import data, evaluation
@@ -70,10 +72,10 @@ class Suite:
 
     @functools.cached_property
     def state(self) -> TrainState:
-        """The template, made once, without an optimizer's state, which no evaluation needs.
+        """The template, created once, without the optimizer's state, which no evaluation needs.
 
         Raises:
-            TypeError: it is no state.
+            TypeError: it is not a state.
         """
         made = self.template() if callable(self.template) else self.template
         if not isinstance(made, TrainState):
@@ -84,7 +86,7 @@ class Suite:
         return made.replace(opt_state=(), stop=False, scores={}, hook_state={})
 
     def check(self) -> None:
-        """Check before anything is asked of it that its phases take its template.
+        """Check, before any request is claimed, that the phases accept the template.
 
         Raises:
             Exception: what the phases raise, with a note.
@@ -98,13 +100,13 @@ class Suite:
             raise
 
     def required_trees(self) -> dict[str, PyTree]:
-        """Give what is read of a checkpoint: path to the tree that it must fit."""
+        """Return the parts of a checkpoint that are read: path to the tree that it must fit."""
         fields = ("params", "model_state", "step", "epoch", "rng")
         wanted = {name: getattr(self.state, name) for name in fields}
-        return wanted | {f"carry/{path}": _at(self.state.carry, path) for path in self.carry}
+        return wanted | {f"carry/{path}": _get(self.state.carry, path) for path in self.carry}
 
     def fill_template(self, trees: Mapping[str, PyTree]) -> TrainState:
-        """Give the template with what was read in its place."""
+        """Return the template with what was read filled in."""
         parts = dict(trees)
         carry = self.state.carry
         for path in self.carry:
@@ -114,10 +116,10 @@ class Suite:
         return self.state.replace(carry=carry, **parts)
 
     def make_hooks(self, folder: Path) -> tuple[Any, ...]:
-        """Make the hooks for a run.
+        """Create the hooks for a run.
 
         Args:
-            folder: where their files go; it is made where there are hooks.
+            folder: for their files; it is created if there are hooks.
 
         Raises:
             ValueError: one of them saves checkpoints.
@@ -126,16 +128,16 @@ class Suite:
             return ()
         folder.mkdir(parents=True, exist_ok=True)
         found = flatten_hooks(self.hooks(folder))
-        if commits := [hook.name for hook in found if hook.stage == "save"]:
+        if saving := [hook.name for hook in found if hook.stage == "save"]:
             raise ValueError(
                 f"suite {self.name!r} takes hooks that look at what was restored, and "
-                f"{', '.join(commits)} would save it: leave it out"
+                f"{', '.join(saving)} would save it: leave it out"
             )
         return found
 
 
-def _at(tree: PyTree, path: str) -> PyTree:
-    """Give what is at a path of dicts; {} where nothing is."""
+def _get(tree: PyTree, path: str) -> PyTree:
+    """Return what is at a path of dicts; {} if nothing is."""
     for name in path.split("/"):
         tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
     return tree

@@ -1,4 +1,4 @@
-"""Loading what a file defines, named on a command line as FILE:NAME."""
+"""Load an object from a file, named on a command line as FILE:NAME."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from trainer.evaluators.suite import Suite
 
 
 def load_named(named: str) -> Any:
-    """Load a file of Python, and give what it defines under a name.
+    """Load a Python file, and return what it defines under a name.
 
-    It is run as a module, not as a script: what stands below `if __name__ == "__main__"` is left
-    out. Modules beside it can be imported, as by a script.
+    The file runs as a module, not as a script: code below `if __name__ == "__main__"` is left out.
+    It can import modules beside it, as a script can.
 
     Args:
         named: `FILE:NAME`, such as `examples/digits.py:suite`.
 
     Raises:
-        ValueError: it is not of this form.
-        FileNotFoundError: there is no such file.
-        AttributeError: it defines nothing of this name.
+        ValueError: the text does not have this form.
+        FileNotFoundError: the file does not exist.
+        AttributeError: the file does not define the name.
         Exception: what the file raises, with a note.
     """
     file, colon, name = named.rpartition(":")
@@ -50,10 +50,10 @@ def load_suites(*named: str) -> tuple[Suite, ...]:
     """Load the suites that files define.
 
     Args:
-        named: `FILE:NAME` each, where NAME is a `Suite`, several, or a function that makes them.
+        named: `FILE:NAME` each, where NAME is a `Suite`, several, or a function that returns them.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: NAME is something else.
         Exception: as `load_named`.
 
     >>> import tempfile

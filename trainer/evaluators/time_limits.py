@@ -1,4 +1,4 @@
-"""Limits of time: an evaluation that hangs is broken off."""
+"""Time limits: stop an evaluation that hangs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import FrameType
 
 @contextlib.contextmanager
 def limit_time(seconds: float | None) -> Iterator[None]:
-    """Break a block off, in the main thread, where it takes too long.
+    """Stop a block, in the main thread, that takes too long.
 
-    What waits in Python is broken off: a lock, a socket, a sleep, a loop. What hangs in foreign
-    code without looking up, as a computation of JAX does, goes on.
+    A wait in Python can be stopped: a lock, a socket, a sleep, a loop. Foreign code that does not
+    check for signals, such as a computation of JAX, continues.
 
     Args:
-        seconds: that the block may take; None for as long as it likes.
+        seconds: that the block may take; None has no limit.
 
     Raises:
-        TimeoutError: within the block, where it took longer.
+        TimeoutError: within the block, after that time.
 
     >>> import time
     >>> with limit_time(0.01):

@@ -61,7 +61,7 @@ class ClosureWalker:
             yield from self.value("run", phase.run)
         else:
             yield from self.value("executor", phase.repeated_step.executor)
-            yield from self.value("step", phase.repeated_step.step)
+            yield from self.value("step", phase.repeated_step.scan.step)
 
     def source(
         self, source: Any, cells: tuple[int, ...] = (), deep: int = 0

@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from trainer.hook import Gate, Hook
 from trainer.host.processes import from_main_process
 from trainer.loop.events import HookRunner
-from trainer.phases.ahead_of_time import compile_ahead
+from trainer.phases.compilation import compile_ahead
 from trainer.phases.compiled_phase import CompiledPhase
-from trainer.phases.executors import ExecutorChoice
+from trainer.phases.executors import ExecutorChoice, ScannedStep
 from trainer.phases.metrics import Metrics
-from trainer.phases.packed import PackedLayout, pack
+from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.phases.phase import PendingMetrics, Phase
 from trainer.phases.state_buffers import copy_state
-from trainer.state import PyTree, TrainState, attach_host_fields, data_key, strip_host_fields
+from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
 
 log = logging.getLogger("entracte")
 
@@ -92,29 +91,24 @@ def run_first_step(
     """
     device = strip_host_fields(state)
     piece, _ = next(phase.pieces(device, previous))
-    if phase.repeated_step is None or phase.members is not None:
+    if (scan := phase.scanned) is not None:
+        compiled = _compile_one(scan, device, piece)
+    else:
         if donate and phase.updates_state:
             device = strip_host_fields(copy_state(state))
-        program = phase.get_compiled(device, piece, donate=donate)
-    else:
-        program = _single(phase, device, piece)
-    after, output, packed = program.run(device, piece)
-    return attach_host_fields(after, state), output, PendingMetrics(phase, [(program, packed)])
+        compiled = phase.get_compiled(device, piece, donate=donate)
+    after, output, packed = compiled.run(device, piece)
+    return attach_host_fields(after, state), output, PendingMetrics(phase, [(compiled, packed)])
 
 
-def _single(phase: Phase, state: TrainState, piece: Any) -> CompiledPhase:
-    """Compile one step alone, which reports as the executor `step` does."""
-    assert phase.repeated_step is not None
-    step, feed, _ = phase.repeated_step
+def _compile_one(scan: ScannedStep, state: TrainState, piece: Any) -> CompiledPhase:
+    """Compile the first step alone; it reports as the executor `step` does."""
     measured: list[PyTree] = []
 
     def first(state: TrainState, piece: Any) -> tuple[TrainState | None, None, jax.Array]:
-        rows = feed.rows(piece, data_key(state))
-        row = jax.tree.map(lambda rows: jnp.asarray(rows)[0], rows)
-        after, metrics = step(state, feed.batch(piece, row))
-        numbers = metrics, after.step - state.step
-        measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-        return after if phase.updates_state else None, None, pack(numbers)[None]
+        after, numbers = scan.run_once(state, scan.first_batch(state, piece))
+        measured.append(get_shapes(numbers))
+        return after if scan.updates_state else None, None, pack(numbers)[None]
 
     compiled = compile_ahead(first, state, piece)
     if not measured:  # nothing was traced yet
@@ -122,7 +116,7 @@ def _single(phase: Phase, state: TrainState, piece: Any) -> CompiledPhase:
 
     def run(state: TrainState, piece: Any) -> tuple[TrainState, PyTree, jax.Array]:
         after, output, packed = compiled(state, piece)
-        return after if phase.updates_state else state, output, packed
+        return after if scan.updates_state else state, output, packed
 
     return CompiledPhase(
         run, PackedLayout.from_shapes(measured[0]), True, ExecutorChoice("step", "it is one step")

@@ -18,7 +18,7 @@ from trainer.loop.hook_checks import check_hook_result
 from trainer.loop.metric_clashes import check_metric_clashes, get_written_scores
 from trainer.loop.missing_metrics import format_missing_metric
 from trainer.loop.shutdown import close_all
-from trainer.phases.in_place_changes import MutationGuard, explained, read_only
+from trainer.phases.in_place_changes import MutationGuard, add_write_remedy, read_only
 from trainer.phases.metrics import Metrics
 from trainer.phases.state_buffers import copy_state, unshare_buffers
 from trainer.state import PyTree, TrainState
@@ -233,7 +233,7 @@ class HookRunner:
                         after = check_hook_result(hook, state, after)
                         shadow.follow(after)
             except Exception as error:
-                explained(error)
+                add_write_remedy(error)
                 error.add_note(f"in hook {hook.name!r} at {event!r} of {_epoch(state, event)}")
                 raise
             finally:

@@ -1,4 +1,4 @@
-"""Programs: what a phase is compiled to."""
+"""Compiled phases: what runs on the device, and how its measurements are read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import jax
 import numpy as np
 
 from trainer.host.time_spans import StepCounter
-from trainer.phases.executors import ExecutorChoice
+from trainer.phases.compilation import is_debug_mode
+from trainer.phases.executors import ExecutorChoice, ScannedStep, choose_executor, compile_steps
+from trainer.phases.jaxprs import count_flops
 from trainer.phases.packed import PackedLayout
+from trainer.phases.scan_pieces import choose_dispatch_count, compile_dispatches
+from trainer.phases.tracing import Computation, jit_for_debugging
 from trainer.state import PyTree, TrainState
 
 Packed = jax.Array | list[jax.Array]
-"""What a program measured, packed; of each dispatch where there are several."""
+"""Packed measurements of a compiled phase; one array per dispatch where there are several."""
 
 PhaseRunner = Callable[..., tuple[TrainState, PyTree, Packed]]
-"""`(device part, data, advance) -> (device part, output, packed)`; `advance` is told of steps as
-they are dispatched, where it is given."""
+"""`(device part, data, advance) -> (device part, output, packed)`; `advance` counts the steps as
+they are dispatched, if given."""
 
 
 class CompiledPhase(NamedTuple):
@@ -29,18 +33,68 @@ class CompiledPhase(NamedTuple):
     stepwise: bool
     choice: ExecutorChoice
     steps: int | None = None
-    """Of a piece of data, where what it measures is packed step by step."""
+    """Steps per piece of data, if measurements are packed per step."""
 
 
-def wrap_single_dispatch(
+def compile_phase(
+    computation: Computation,
+    trace: tuple[Any, PyTree],
+    executor: str | None,
+    state: TrainState,
+    data: Any,
+    *,
+    donate: bool,
+) -> CompiledPhase:
+    """Compile the computation of a phase with the executor that suits it.
+
+    Args:
+        computation: of the phase.
+        trace: of the computation, as `trainer.phases.tracing.trace` returns it.
+        executor: of the phase; None for a hand-written one.
+        state: the device part, to compile for.
+        data: to compile for.
+        donate: whether the state's buffers may be reused.
+    """
+    traced, measured = trace
+    devices = state.step.devices()
+    scanned = computation.run if isinstance(computation.run, ScannedStep) else None
+    if executor is None:
+        choice = ExecutorChoice("scan", "the phase is one function")
+    elif scanned is not None and is_debug_mode():
+        choice = ExecutorChoice("step", "a debug mode of JAX inspects each call")
+    else:
+        choice = choose_executor(executor, traced.jaxpr, next(iter(devices)).platform)
+    steps, count = None, 1
+    if scanned is not None:
+        metrics, taken = measured
+        steps = next((x.shape[0] for x in jax.tree.leaves(metrics)), None)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), metrics)
+        measured = one, taken
+        if steps is not None:
+            count = choose_dispatch_count(steps, count_flops(traced.jaxpr), devices)
+    run: PhaseRunner
+    if scanned is not None and choice.executor == "step":
+        run = compile_steps(scanned, state, data, measured, donate=donate)
+    elif scanned is not None and count > 1:
+        choice = choice.cut(count, (steps or 0) // count)
+        run = compile_dispatches(scanned, state, data, count, donate=donate)
+    else:
+        debug = is_debug_mode()
+        compiled = jit_for_debugging(computation) if debug else traced.lower().compile()
+        run = _wrap_single_dispatch(compiled, changes=computation.updates_state, steps=steps)
+    layout = PackedLayout.from_shapes(measured)
+    return CompiledPhase(run, layout, scanned is not None, choice, steps)
+
+
+def _wrap_single_dispatch(
     compiled: Callable[..., Any], *, changes: bool, steps: int | None
 ) -> PhaseRunner:
-    """Run a program of one dispatch.
+    """Return a runner for a compiled function that takes one dispatch.
 
     Args:
         compiled: `(state, data) -> (state, output, packed, ...)`.
-        changes: whether it gives a state; else the one that it was given is passed by.
-        steps: of a piece of data, where they are known.
+        changes: whether it returns a new state; if not, the runner returns the state it received.
+        steps: per piece of data, if known.
     """
 
     def run(
@@ -55,7 +109,7 @@ def wrap_single_dispatch(
 
 
 def fetch_packed(packed: Packed) -> np.ndarray:
-    """Fetch what was measured: of several dispatches joined, as one would have given it."""
+    """Fetch measurements; those of several dispatches are joined to one array."""
     if isinstance(packed, list):
         return np.concatenate([np.asarray(part) for part in packed])
     return np.asarray(packed)

@@ -1,4 +1,4 @@
-"""Evaluation alone: exact scores of a state, without training."""
+"""Evaluation without training: exact scores of a state."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trainer.state import TrainState, attach_host_fields, require_state, strip_h
 
 
 def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, float]:
-    """Measure a state on one split or several, each exactly.
+    """Measure a state exactly on one or several splits.
 
-    With `restore` it takes two lines to evaluate what another run saved:
+    With `restore`, two lines evaluate the checkpoint of another run:
 
         state = trainer.restore("runs/digits", task.init(key, train.example), best="val/loss")
         scores = trainer.evaluate(state, trainer.evaluation(task.measure, test, name="test"))
 
     Args:
-        state: to measure; left as it is.
-        phases: made by `trainer.evaluation`; their names are the prefixes of the scores.
+        state: to measure; it stays unchanged.
+        phases: from `trainer.evaluation`; their names are the prefixes of the scores.
 
     Returns:
-        Name to score, such as `test/loss` and `test/accuracy`.
+        Scores by name, such as `test/loss` and `test/accuracy`.
 
     Raises:
-        TypeError: something is no phase.
-        ValueError: a phase changes the state, two have one name, or there is none.
+        TypeError: an argument is not a phase.
+        ValueError: a phase changes the state, two phases share a name, or there is no phase.
 
     >>> import numpy as np
     >>> from trainer import data, evaluation
@@ -49,7 +49,7 @@ def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, fl
 
 
 def check_evaluation_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...]:
-    """Give the phases of an evaluation, in order.
+    """Return the phases of an evaluation as a tuple, after checking them.
 
     Raises:
         TypeError, ValueError: as `evaluate`.
@@ -60,8 +60,7 @@ def check_evaluation_phases(phases: Phase | Sequence[Phase]) -> tuple[Phase, ...
         if not isinstance(phase, Phase):
             raise TypeError(
                 f"evaluate takes phases made by trainer.evaluation; got {describe_value(phase)}: "
-                "make "
-                "one, trainer.evaluation(task.measure, source)"
+                "make one, trainer.evaluation(task.measure, source)"
             )
         if phase.updates_state:
             raise ValueError(

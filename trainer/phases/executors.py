@@ -1,9 +1,9 @@
-"""How a phase that repeats a step is run: as one program an epoch, or one dispatch a step."""
+"""Executors: run a repeated step as one compiled scan per epoch, or as one dispatch per step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,44 +12,34 @@ from jax import lax
 
 from trainer.data.source import Feed
 from trainer.host.time_spans import StepCounter
-from trainer.phases.ahead_of_time import compile_ahead, is_debug_mode
-from trainer.phases.packed import PackedLayout, pack
+from trainer.phases.batch_functions import StepFunction
+from trainer.phases.compilation import compile_ahead, is_debug_mode
+from trainer.phases.jaxprs import has_convolution
+from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.state import PyTree, TrainState, data_key
 
 EXECUTORS = ("auto", "scan", "step")
-"""What a phase may be asked to run with: one program an epoch, or one dispatch a step."""
+"""Executors of a phase: one dispatch per epoch (`scan`), or one per step (`step`)."""
 
-TOLD = 64
-"""How often an epoch of single steps is told of at most, where somebody listens."""
-
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
-"""`(state, batch) -> (state, metrics)`."""
-
-
-class RepeatedStep(NamedTuple):
-    """A phase taken apart: a step, repeated over what a feed gives."""
-
-    step: Step
-    feed: Feed
-    executor: str
-    """`scan`, `step` or `auto`."""
+PROGRESS_REPORTS = 64
+"""Progress reports per epoch of single steps, at most."""
 
 
 class ExecutorChoice(NamedTuple):
-    """An executor and why."""
+    """An executor, and the reason for choosing it."""
 
     executor: str
     reason: str
 
     def cut(self, count: int, steps: int) -> ExecutorChoice:
-        """Say into how many dispatches it is cut, of so many steps each."""
+        """Add to the reason that the scan runs in several dispatches."""
         return ExecutorChoice(
             self.executor, f"{self.reason}, in {count} dispatches of {steps} steps"
         )
 
 
 def choose_executor(executor: str, jaxpr: Any, platform: str) -> ExecutorChoice:
-    """Choose how to run a step, by what it computes and where, never by a clock.
+    """Choose an executor by what the step computes and on which platform, never by a clock.
 
     Inside a loop or a `cond`, XLA on CPU runs a convolution 3 to 24 times slower than outside.
 
@@ -71,171 +61,156 @@ def choose_executor(executor: str, jaxpr: Any, platform: str) -> ExecutorChoice:
     )
 
 
-def has_convolution(jaxpr: Any) -> bool:
-    """Say whether a jaxpr contains a convolution at any depth.
-
-    >>> signal = jnp.ones(8)
-    >>> has_convolution(jax.make_jaxpr(jax.jit(lambda x: jnp.convolve(x, signal)))(signal))
-    True
-    >>> has_convolution(jax.make_jaxpr(lambda x: x @ x)(signal))
-    False
-    """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return any(
-        equation.primitive.name == "conv_general_dilated"
-        or any(has_convolution(inner) for inner in find_inner_jaxprs(equation.params.values()))
-        for equation in jaxpr.eqns
-    )
-
-
-def find_inner_jaxprs(params: Any) -> Iterator[Any]:
-    """Find the jaxprs among the parameters of an equation."""
-    for value in params:
-        if hasattr(getattr(value, "jaxpr", value), "eqns"):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from find_inner_jaxprs(value)
-
-
 @dataclasses.dataclass(frozen=True)
 class ScannedStep:
-    """A step repeated over a piece of data in one `lax.scan`: what a phase's `run` is.
+    """A step repeated over a piece of data in one `lax.scan`: the `run` of a phase.
 
-    Two that are equal compute the same, so that phases share what was compiled; and it holds no
-    data, or a program that outlives its phase would keep them.
+    Equal ones compute the same, so phases share what was compiled. It holds no data: a compiled
+    function that outlives its phase would keep them in memory.
     """
 
-    step: Step
-    """What to repeat."""
+    step: StepFunction
+    """The step to repeat."""
     rows: Callable[[Any, jax.Array], Any]
     batch: Callable[[Any, Any], Any]
     """How a piece is cut into steps, see `Feed`."""
     updates_state: bool
-    """Whether the step changes the state; else the loop carries none."""
+    """Whether the step changes the state; if not, the loop does not carry it."""
 
     @property
     def owner(self) -> Any:
-        """The function that what was compiled belongs to; None where nothing is shared."""
+        """The function on which compiled functions are cached; None if nothing is shared."""
         return getattr(self.step, "owner", None)
 
     def __call__(self, state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
         """Run all steps of a piece."""
-        rows = self.rows(piece, data_key(state))
-        state, metrics = self._scan(state, piece, rows, lambda told, taken: told)
+        state, metrics = self._scan(
+            state, piece, self.order(state, piece), lambda numbers: numbers[0]
+        )
         return state, None, metrics
+
+    def order(self, state: TrainState, piece: Any) -> Any:
+        """Return the rows of a piece, one per step, in the order of the state's epoch."""
+        return jax.tree.map(jnp.asarray, self.rows(piece, data_key(state)))
+
+    def first_batch(self, state: TrainState, piece: Any) -> Any:
+        """Return the batch of the first step of a piece."""
+        return self.batch(piece, jax.tree.map(lambda rows: rows[0], self.order(state, piece)))
+
+    def run_once(self, state: TrainState, batch: Any) -> tuple[TrainState, PyTree]:
+        """Run one step; return (state, (metrics, optimizer steps taken))."""
+        after, metrics = self.step(state, batch)
+        return after, (metrics, after.step - state.step)
 
     def packed(
         self, state: TrainState, piece: Any, rows: Any = None
     ) -> tuple[TrainState, jax.Array, PyTree]:
-        """Run the steps of a piece, while tracing, their metrics packed within the loop.
+        """Run the steps of a piece while tracing, and pack their metrics within the loop.
 
-        A trace for each metric would be written by a kernel of its own, all of which XLA compiles.
+        Otherwise XLA would compile a kernel for the trace of each metric.
 
         Args:
             state: to run on.
             piece: of data.
-            rows: to run; all if None.
+            rows: the steps to run; all if None.
 
         Returns:
             (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
         """
         shapes: list[PyTree] = []
 
-        def packed(*numbers: PyTree) -> jax.Array:
-            shapes.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
+        def pack_step(numbers: PyTree) -> jax.Array:
+            shapes.append(get_shapes(numbers))
             return pack(numbers)
 
-        rows = self.rows(piece, data_key(state)) if rows is None else rows
-        state, table = self._scan(state, piece, rows, packed)
+        rows = self.order(state, piece) if rows is None else rows
+        state, table = self._scan(state, piece, rows, pack_step)
         return state, table, shapes[-1]
 
     def _scan(
-        self,
-        state: TrainState,
-        piece: Any,
-        rows: Any,
-        collect: Callable[[dict[str, Any], jax.Array], Any],
+        self, state: TrainState, piece: Any, rows: Any, collect: Callable[[PyTree], Any]
     ) -> tuple[TrainState, Any]:
-        """Step over rows; collect something of each step's (metrics, steps taken)."""
+        """Run a step for each row; collect something of each step's (metrics, steps taken)."""
 
-        def change(state: TrainState, row: Any) -> tuple[TrainState, Any]:
-            after, metrics = self.step(state, self.batch(piece, row))
-            return after, collect(metrics, after.step - state.step)
+        def advance(state: TrainState, row: Any) -> tuple[TrainState, Any]:
+            after, numbers = self.run_once(state, self.batch(piece, row))
+            return after, collect(numbers)
 
-        def look(_: None, row: Any) -> tuple[None, Any]:
-            return None, change(state, row)[1]
+        def measure(_: None, row: Any) -> tuple[None, Any]:
+            return None, advance(state, row)[1]
 
         if self.updates_state:
-            return lax.scan(change, state, rows)
-        return state, lax.scan(look, None, rows)[1]
+            return lax.scan(advance, state, rows)
+        return state, lax.scan(measure, None, rows)[1]
+
+
+class RepeatedStep(NamedTuple):
+    """A step that is repeated over the batches of a feed."""
+
+    scan: ScannedStep
+    feed: Feed
+    executor: str
+    """`scan`, `step` or `auto`."""
 
 
 def compile_steps(
-    repetition: RepeatedStep,
-    state: TrainState,
-    piece: Any,
-    measured: PyTree,
-    *,
-    changes: bool,
-    donate: bool,
+    scanned: ScannedStep, state: TrainState, piece: Any, measured: PyTree, *, donate: bool
 ) -> Callable[[TrainState, Any, StepCounter | None], tuple[TrainState, None, jax.Array]]:
-    """Compile a step for one dispatch each, its metrics collected on the device.
+    """Compile a step that is dispatched one by one; its metrics are collected on the device.
 
     Args:
-        repetition: the step and its feed.
+        scanned: the step to repeat; if it does not change the state, the state is never copied.
         state: the device part, to compile for.
         piece: of data, to compile for.
-        measured: shapes of (metrics, steps taken) as one step gives them.
-        changes: whether the step changes the state; else it is passed by and never copied.
+        measured: shapes of (metrics, steps taken) of one step.
         donate: whether the state's buffers may be reused.
 
     Returns:
         `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
     """
-    # What is compiled may outlive the phase: it must not close over the feed, which has the data.
-    step, cut, batch_of = repetition.step, repetition.feed.rows, repetition.feed.batch
-    rows = jax.eval_shape(lambda: cut(piece, data_key(state)))
-    steps = jax.tree.leaves(rows)[0].shape[0]
+    changes = scanned.updates_state
+    steps = jax.tree.leaves(jax.eval_shape(scanned.order, state, piece))[0].shape[0]
     words = PackedLayout.from_shapes(measured).words
 
-    def begin(state: TrainState, piece: Any) -> tuple[Any, jax.Array, jax.Array]:
-        order = jax.tree.map(jnp.asarray, cut(piece, data_key(state)))
-        return order, jnp.zeros((steps, words), jnp.uint32), jnp.zeros((), jnp.int32)
+    def start(state: TrainState, piece: Any) -> tuple[Any, jax.Array, jax.Array]:
+        table = jnp.zeros((steps, words), jnp.uint32)
+        return scanned.order(state, piece), table, jnp.zeros((), jnp.int32)
 
     def advance(state: Any, scratch: Any, fixed: Any, order: Any, piece: Any) -> Any:
         table, place = scratch
         row = jax.tree.map(lambda rows: rows[place], order)
         before = state if changes else fixed
-        after, metrics = step(before, batch_of(piece, row))
-        table = table.at[place].set(pack((metrics, after.step - before.step)))
-        seen = metrics if is_debug_mode() else None  # packed, a nan would be words to JAX
+        after, numbers = scanned.run_once(before, scanned.batch(piece, row))
+        table = table.at[place].set(pack(numbers))
+        seen = numbers[0] if is_debug_mode() else None  # JAX sees no nan in packed words
         return after if changes else None, (table, place + 1), seen
 
-    started = compile_ahead(begin, state, piece)
-    order, table, place = jax.eval_shape(begin, state, piece)
+    compiled_start = compile_ahead(start, state, piece)
+    order, table, place = jax.eval_shape(start, state, piece)
     fixed = None if changes else state
     changing = state if changes else None
     arguments = changing, (table, place), fixed, order, piece
-    one = compile_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
+    compiled = compile_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
 
     def run(
         state: TrainState, piece: Any, advance: StepCounter | None = None
     ) -> tuple[TrainState, None, jax.Array]:
-        order, table, place = started(state, piece)
+        order, table, place = compiled_start(state, piece)
         changing: Any = state if changes else None
         fixed, scratch = None if changes else state, (table, place)
-        told = 0
+        reported = 0
         for done in range(1, steps + 1):
-            changing, scratch, _ = one(changing, scratch, fixed, order, piece)
-            if advance is not None and (done - told >= steps / TOLD or done == steps):
-                advance.add(done - told, _after(scratch[1]))
-                told = done
+            changing, scratch, _ = compiled(changing, scratch, fixed, order, piece)
+            due = done - reported >= steps / PROGRESS_REPORTS or done == steps
+            if advance is not None and due:
+                advance.add(done - reported, _copy_progress(scratch[1]))
+                reported = done
         return changing if changes else state, None, scratch[0]
 
     return run
 
 
 @jax.jit
-def _after(place: jax.Array) -> jax.Array:
-    """Copy what the next step uses up, as a mark of how far the device is."""
+def _copy_progress(place: jax.Array) -> jax.Array:
+    """Copy the step count, which the next step donates, to see how far the device is."""
     return place + 0

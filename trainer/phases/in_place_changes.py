@@ -1,7 +1,7 @@
-"""What a hook is given, compared before and after: whoever changes it in place is named at once.
+"""Detection of in-place changes: a hook or phase that changes its arguments is named at once.
 
-A state is frozen, but the dicts and lists within it are Python's own: `state.params["bias"] = ...`
-would change training behind everyone's back, also by an observer.
+A state is frozen, but the dicts and lists within it are not: `state.params["bias"] = ...` would
+change training silently, even in an observer.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from trainer.checks.pytrees import describe_leaf, format_path
 from trainer.state import PyTree, TrainState
 
 FIELDS = ("params", "opt_state", "model_state", "carry", "hook_state", "scores")
-"""Of a state, what may hold containers; the other fields are arrays and a bool."""
+"""Fields of a state that may hold containers; the others are arrays and a bool."""
 
 _fields = operator.attrgetter(*FIELDS)
 _flatten = jax.tree_util.default_registry.flatten
 
 
 class MutationGuard:
-    """Copies of the containers that a state holds, over the very same leaves.
+    """Copies of the containers of a state, with the same leaves.
 
     Python compares dicts, lists and tuples in C, and takes items that are the same object as equal:
     a comparison costs 0.3 us for 14 leaves and 3 us for 200, where flattening would cost 2 and 45.
-    Flattening happens once an event, and where the quick comparison says that something differs.
+    Flattening happens once per event, and where the quick comparison finds a difference.
 
     Args:
-        state: that hooks are given.
-        output: what they are given besides: as `metrics.output`, that of the phase before.
+        state: that hooks receive.
+        output: of the phase before, which hooks receive as `metrics.output`.
 
     >>> import jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
@@ -49,32 +49,32 @@ class MutationGuard:
         self._shadow: list[Any] = _copied(self._given)
 
     def follow(self, state: TrainState) -> None:
-        """Take another state for what hooks are given from here on."""
+        """Continue with another state, which hooks receive from here on."""
         for place, field in enumerate(_fields(state)):
             if field is not self._given[place]:
                 self._given[place] = field
                 self._shadow[place] = _copied(field)
 
     def list_changes(self) -> list[str]:
-        """List what was changed in place since, by paths; empty where nothing was."""
+        """List the in-place changes by path; empty if there are none."""
         try:
             same = self._given == self._shadow
-        except Exception:  # arrays that were exchanged compare entry by entry, which has no truth
+        except Exception:  # replaced arrays compare entry by entry, which is no bool
             same = False
         return [] if same else _listed(self._shadow, self._given)
 
     def check_unchanged(self, who: str) -> None:
-        """Raise where something was changed in place.
+        """Raise if something was changed in place.
 
         Args:
-            who: may have done it, for the message.
+            who: had access to it, for the message.
 
         Raises:
             ValueError: something was; all paths are listed.
         """
         if lines := self.list_changes():
             raise ValueError(
-                f"{who} changed in place what it was given, which is for reading only:\n  "
+                f"{who} changed in place the arguments that it may only read:\n  "
                 + "\n  ".join(lines)
                 + "\nReturn another state instead, such as "
                 'state.replace(scores={**state.scores, "name": 1.0})'
@@ -90,12 +90,12 @@ def read_only(tree: PyTree) -> None:
                 read_only(getattr(leaf, "values", None))  # of each member of a population
 
 
-def explained(error: Exception) -> None:
-    """Add to a refusal to write what a user may do instead."""
+def add_write_remedy(error: Exception) -> None:
+    """Add to a refused write what a user can do instead."""
     if isinstance(error, dataclasses.FrozenInstanceError):
-        error.add_note("a state is for reading only: return state.replace(stop=...) instead")
+        error.add_note("a state is read-only: return state.replace(stop=...) instead")
     if isinstance(error, ValueError) and "read-only" in str(error):
-        error.add_note("what hooks are given is for reading only: copy it first, np.array(...)")
+        error.add_note("the arguments of hooks are read-only: copy first, np.array(...)")
 
 
 def _copied(tree: PyTree) -> PyTree:

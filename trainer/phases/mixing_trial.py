@@ -1,4 +1,4 @@
-"""Finding out before training whether what is measured of an example depends on its neighbours."""
+"""Checks before training that the values of an example do not depend on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.checks.pytrees import format_path
+from trainer.data.source import Check
 from trainer.losses.loss import Loss, evaluate_loss
+from trainer.phases.batch_functions import MeasureFunction
 from trainer.phases.row_mixing import can_mix_rows
 from trainer.state import PyTree, TrainState, strip_host_fields
 
@@ -21,7 +23,7 @@ QUICK: dict[str, str | bool] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,
 }
-"""How to compile what runs twice: in half the time."""
+"""Compiler options for a function that runs twice: compilation takes half the time."""
 
 REMEDY = (
     "compute each example's values and weights from its own outputs alone, or declare "
@@ -30,18 +32,11 @@ REMEDY = (
 )
 
 
-Measure = Callable[[TrainState, Any], Mapping[str, Any]]
-"""`(state, batch) -> {name: values}`."""
+def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: MeasureFunction) -> Check:
+    """Build the trial of a task's measure, which its phases run once per shape of a batch.
 
-Trial = Callable[[TrainState, Any], None]
-"""`(state, batch of real examples)`: raises where an example is not measured alone."""
-
-
-def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure) -> Trial:
-    """Make the trial of a task's measure, which its phases do once for each form of a batch.
-
-    The network is compiled for it only where its operations may mix examples: compiling every one
-    once more would take a tenth of a run's start.
+    It compiles the network only if its operations may mix examples: compiling each network again
+    would take a tenth of a run's start.
 
     Args:
         loss: of the task.
@@ -49,7 +44,7 @@ def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure
         measure: of the task.
     """
 
-    def alone(state: TrainState, batch: Any) -> None:
+    def check(state: TrainState, batch: Any) -> None:
         shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
         why = "evaluation fills up the last batch with copies, which must not count"
         require_independent_loss(loss, state, shapes, batch, why)
@@ -58,16 +53,16 @@ def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure
         ):
             require_independent_measure(measure, state, batch)
 
-    return alone
+    return check
 
 
-def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Trial:
-    """Make the trial of a step that gives the loss a part of a batch at a time.
+def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate: int) -> Check:
+    """Build the trial of a step that passes micro-batches to the loss.
 
-    It says so where the network makes statistics of batches, which are then those of the parts.
+    It logs a notice if the network keeps batch statistics, which are then those of micro-batches.
     """
 
-    def alone(state: TrainState, batch: Any) -> None:
+    def check(state: TrainState, batch: Any) -> None:
         shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
         why = f"accumulate={accumulate} gives it a part of a batch at a time"
         require_independent_loss(loss, state, shapes, batch, why)
@@ -79,11 +74,11 @@ def make_accumulation_trial(loss: Loss, outputs: Callable[..., Any], accumulate:
                 *(accumulate, ", ".join(statistics[:2]), size // accumulate, size),
             )
 
-    return alone
+    return check
 
 
 def find_batch_statistics(model_state: PyTree) -> list[str]:
-    """Name what floating numbers a network keeps, as batch normalisation does.
+    """List the floating-point leaves of a network's state, such as those of batch normalisation.
 
     >>> find_batch_statistics({"norm": {"mean": jnp.zeros(3)}, "count": jnp.int32(0)})
     ['norm/mean']
@@ -95,23 +90,23 @@ def find_batch_statistics(model_state: PyTree) -> list[str]:
 def require_independent_loss(
     loss: Loss, state: TrainState, outputs: Any, batch: Any, why: str
 ) -> None:
-    """Check that a loss gives an example the same values whatever stands beside it.
+    """Check that the loss of an example does not depend on the other examples of its batch.
 
-    It is asked twice for real examples and outputs made up, of which half are changed. That costs
-    neither a run nor a compilation of the network.
+    The loss is computed twice, on real examples and random outputs, of which half are changed the
+    second time. The network is neither run nor compiled.
 
     Args:
-        loss: to ask.
-        state: for its step.
-        outputs: shapes and dtypes of the network's for the batch.
+        loss: to check.
+        state: its step is passed to the loss.
+        outputs: shapes and dtypes of the network's outputs for the batch.
         batch: of real examples.
-        why: what it would do to the others, for the message: "evaluation fills up ...".
+        why: the values must be independent, for the message: "evaluation fills up ...".
 
     Raises:
-        ValueError: it does not.
+        ValueError: it depends on them.
     """
 
-    def ask(step: Any, outputs: Any, batch: Any) -> dict[str, Any]:
+    def compute(step: Any, outputs: Any, batch: Any) -> dict[str, Any]:
         return evaluate_loss(loss, step, outputs, batch)
 
     random, step = np.random.default_rng(0), np.asarray(state.step)
@@ -120,7 +115,7 @@ def require_independent_loss(
     for draw in (random.standard_normal, random.random):  # logits; probabilities and the like
         drawn = jax.tree.map(lambda leaf, draw=draw: _drawn(leaf, draw), outputs)
         tries.append(((step, drawn, batch), (step, *_padded((drawn, batch)))))
-    if names := _changed(ask, tries, batch):
+    if names := _changed(compute, tries, batch):
         name = loss.name
         raise ValueError(
             f"the loss {name!r} gives an example other values ({', '.join(names)}) where other "
@@ -128,8 +123,8 @@ def require_independent_loss(
         )
 
 
-def require_independent_measure(measure: Measure, state: TrainState, batch: Any) -> None:
-    """Check that a measure gives an example the same values whatever stands beside it.
+def require_independent_measure(measure: MeasureFunction, state: TrainState, batch: Any) -> None:
+    """Check that a measure of an example does not depend on the other examples of its batch.
 
     Args:
         measure: `(state, batch) -> {name: values}`.
@@ -137,7 +132,7 @@ def require_independent_measure(measure: Measure, state: TrainState, batch: Any)
         batch: of real examples.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it depends on them.
     """
     device, batch = strip_host_fields(state), jax.tree.map(np.asarray, batch)
     if names := _changed(measure, [((device, batch), (device, _padded(batch)))], batch):
@@ -145,22 +140,23 @@ def require_independent_measure(measure: Measure, state: TrainState, batch: Any)
             f"an example is measured otherwise ({', '.join(names)}) where other examples of its "
             "batch change, and evaluation fills up the last batch with copies: a network mixes "
             "examples in evaluation, as batch normalisation does in training mode, or the measure "
-            "does; mend it, or say `whole_batch = True` of the loss, or of the measure: the last "
-            "batch is then computed at its own size"
+            "does; mend it, or declare `whole_batch=True` of the loss, or of the measure by "
+            "trainer.Measure(measure, whole_batch=True): the last batch is then computed at its "
+            "own size"
         )
 
 
 def _changed(
     function: Callable[..., Mapping[str, Any]], tries: list[tuple[Any, Any]], batch: Any
 ) -> list[str]:
-    """Name what changes of the first half of the examples from one to the other of any pair."""
+    """List the values of the first half of the examples that differ within a pair of arguments."""
     half = len(jax.tree.leaves(batch)[0]) // 2
     if half == 0:
         return []
 
     def kept(*given: Any) -> PyTree:
         values = function(*given)
-        if not isinstance(values, Mapping):  # which the phase says, and better
+        if not isinstance(values, Mapping):  # the phase raises a better error
             return {}
         return jax.tree.map(lambda x: x[:half].astype(jnp.float32), dict(values))
 
@@ -173,13 +169,13 @@ def _changed(
 
 
 def _alike(ours: Any, theirs: Any) -> bool:
-    """Compare values, or pairs with weights: one program gives the same bits, or nearly so."""
+    """Return whether values, or pairs with weights, agree to rounding."""
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
     return all(np.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in pairs)
 
 
 def _padded(tree: PyTree) -> PyTree:
-    """Put copies of the last example of the first half in the place of the second half."""
+    """Replace the second half by copies of the last example of the first half."""
 
     def filled(array: Any) -> Any:
         half = len(array) // 2
@@ -192,5 +188,5 @@ def _drawn(leaf: Any, draw: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarr
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return np.zeros(leaf.shape, leaf.dtype)
     drawn = draw(leaf.shape)
-    drawn[len(drawn) // 2 :] *= 4  # so that a largest one is rather among those that change
+    drawn[len(drawn) // 2 :] *= 4  # so that the largest is likely among those that change
     return drawn.astype(leaf.dtype)

@@ -1,4 +1,4 @@
-"""Numbers of any kind as one uint32 array, so that one transfer reads them all."""
+"""Numbers of any dtype packed into one uint32 array, so that one transfer reads them all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from jax import lax
 from trainer.state import PyTree
 
 
+def get_shapes(tree: PyTree) -> PyTree:
+    """Return the shapes and dtypes of a tree's arrays, without their placement."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def pack(tree: PyTree) -> jax.Array:
-    """Pack numbers of any kind into one uint32 array, so that one transfer reads them all.
+    """Pack numbers of any dtype into one uint32 array, so that one transfer reads them all.
 
     Ten scalars read one by one, or as a dict, cost up to five times one packed array.
     """
@@ -29,9 +34,9 @@ def pack(tree: PyTree) -> jax.Array:
 
 
 def _rows(words: list[jax.Array]) -> Iterator[jax.Array]:
-    """Join words `[1]` to rows of up to 64, by selecting: XLA makes one kernel of it.
+    """Join words `[1]` to rows of up to 64 by `where`, which XLA fuses into one kernel.
 
-    A concatenation of scalars takes a kernel each, and the compilation of 2,000 a minute.
+    A concatenation of scalars takes a kernel each; compiling 2,000 takes a minute.
     """
     for first in range(0, len(words), 64):
         some = words[first : first + 64]
@@ -43,7 +48,7 @@ def _rows(words: list[jax.Array]) -> Iterator[jax.Array]:
 
 
 def _carrier(dtype: Any) -> Any:
-    """The 32 or 64 bit type that holds every value of this one."""
+    """Return the 32 or 64 bit dtype that holds every value of this one."""
     if jnp.dtype(dtype).itemsize >= 4:
         return jnp.dtype(dtype)
     return jnp.dtype(jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32)
@@ -54,7 +59,7 @@ def _to_words(leaf: jax.Array) -> jax.Array:
     leaf = leaf.astype(_carrier(leaf.dtype))
     if leaf.dtype.itemsize == 4:
         return lax.bitcast_convert_type(leaf, jnp.uint32)
-    # In two by hand: XLA on CPU (jax 0.10.2) crashes where it joins a sum of float64 to its bitcast
+    # Split by hand: XLA on CPU (jax 0.10.2) crashes where it fuses a float64 sum with its bitcast
     # to uint32.
     whole = lax.bitcast_convert_type(leaf, jnp.uint64)
     return jnp.stack([whole, whole >> 32], axis=-1).astype(jnp.uint32)
@@ -62,10 +67,10 @@ def _to_words(leaf: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class PackedLayout:
-    """How to find the numbers again that `pack` packed.
+    """The places of numbers in a packed array.
 
     >>> shapes = jax.eval_shape(lambda: {"loss": jnp.zeros(3), "hits": jnp.zeros((), jnp.int32)})
-    >>> layout = Layout.from_shapes(shapes)
+    >>> layout = PackedLayout.from_shapes(shapes)
     >>> layout.unpack(np.asarray(pack({"loss": jnp.arange(3.0), "hits": jnp.int32(2**24 + 1)})))
     {'hits': array(16777217, dtype=int32), 'loss': array([0., 1., 2.], dtype=float32)}
     """
@@ -76,7 +81,7 @@ class PackedLayout:
 
     @classmethod
     def from_shapes(cls, shapes: PyTree) -> PackedLayout:
-        """Describe a tree of arrays or of their shapes and dtypes."""
+        """Return the layout of a tree of arrays, or of their shapes and dtypes."""
         leaves, structure = jax.tree.flatten(shapes)
         return cls(
             structure,
@@ -86,12 +91,12 @@ class PackedLayout:
 
     @property
     def words(self) -> int:
-        """How many uint32 words it packs to."""
+        """Length of the packed array, in uint32 words."""
         return self._places[-1][0].stop if self._places else 0
 
     @functools.cached_property
     def _places(self) -> list[tuple[slice, Any, tuple[int, ...]]]:
-        """Where each leaf's words are, and what they are; found once, read in every epoch."""
+        """(words, dtype, shape) of each leaf; computed once, read in every epoch."""
         places, start = [], 0
         for dtype, shape in zip(self.dtypes, self.shapes, strict=True):
             end = start + math.prod(shape) * dtype.itemsize // 4
@@ -100,11 +105,11 @@ class PackedLayout:
         return places
 
     def unpack(self, words: np.ndarray, *, rows: bool = False) -> PyTree:
-        """Give the numbers back as numpy views.
+        """Return the numbers as numpy views.
 
         Args:
-            words: uint32 `[words]`, or `[steps, words]` with `rows`, which is one packing a step.
-            rows: give every leaf a leading axis of steps.
+            words: uint32 `[words]`; with `rows`, `[steps, words]`, one row per step.
+            rows: whether every leaf has a leading axis of steps.
         """
         if rows:
             leaves = [

@@ -1,4 +1,4 @@
-"""Whether a function may mix the rows of a batch, read off its jaxpr without running anything."""
+"""Analysis of a jaxpr: can a function mix the rows of a batch?"""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 import jax
 
-from trainer.phases.executors import find_inner_jaxprs
+from trainer.phases.jaxprs import find_inner_jaxprs
 from trainer.state import PyTree
 
 ROWS = 1009
-"""Rows to trace with: a prime that no other axis has; what it divides is an axis of rows."""
+"""Rows to trace with: a prime; an axis whose size it divides is an axis of rows."""
 
 ALONG = ("axis", "dimension", "axes", "dimensions")
-"""Parameters of primitives that run along axes: of `cumsum`, `sort`, `reduce_sum`, `rev`."""
+"""Parameters that name axes, of primitives such as `cumsum`, `sort`, `reduce_sum`, `rev`."""
 
-ELSEWHERE = ("pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call")
-"""Primitives that compute what cannot be read."""
+OPAQUE = ("pure_callback", "io_callback", "ffi_call", "custom_call", "pallas_call")
+"""Primitives whose computation cannot be inspected."""
 
 
 def can_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> bool:
-    """Say whether rows of what a function gives may depend on other rows of its batch.
+    """Return whether a row of a function's result may depend on other rows of its batch.
 
-    It errs on one side alone: "no" is sure but for reshapes that scatter a row over an axis which
-    is then joined, "yes" is to be tried. It traces the function once and compiles nothing.
+    False is certain, except for reshapes that scatter a row over an axis which is then reduced;
+    True needs a trial. It traces the function once and compiles nothing.
 
     Args:
         function: `(state, batch) -> outputs`, jittable.
@@ -41,13 +41,13 @@ def can_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> 
     """
     try:
         traced = jax.make_jaxpr(function)(state, of_rows(batch, ROWS))
-    except Exception:  # it may know only some sizes of a batch: the trial with a real one tells
+    except Exception:  # it may refuse this batch size: a trial with a real batch is needed
         return True
     return _mixes(traced.jaxpr)
 
 
 def of_rows(batch: PyTree, rows: int) -> PyTree:
-    """Return the shapes of a batch of so many rows, in the dtypes that JAX gives host arrays.
+    """Return the shapes of a batch with so many rows, in the dtypes of JAX for host arrays.
 
     >>> import numpy as np
     >>> of_rows({"inputs": np.zeros((4, 3))}, 1)
@@ -66,9 +66,9 @@ def _mixes(jaxpr: Any) -> bool:
 
 
 def _joins_rows(equation: Any) -> bool:
-    """Say whether an operation may join rows: of each axis of rows, one must stay, at its place."""
+    """Return whether an operation may combine rows; if not, each result keeps one axis of rows."""
     name, params = equation.primitive.name, equation.params
-    if name in ELSEWHERE or (name == "scan" and _is_rows(params["length"])):
+    if name in OPAQUE or (name == "scan" and _is_rows(params["length"])):
         return True
     inner = list(find_inner_jaxprs(params.values()))
     if inner and not name.startswith(("scatter", "reduce", "select_and")):
@@ -78,16 +78,16 @@ def _joins_rows(equation: Any) -> bool:
     if not any(map(_axes_of_rows, given)):
         return False
     if any(_axes_of_rows(shape) > 1 for shape in given) or any(_axes_of_rows(s) != 1 for s in made):
-        return True  # an axis of rows is gone, or every row stands beside every other
+        return True  # an axis of rows is gone, or rows are paired with rows
     if name in ("gather", "dynamic_slice", "conv_general_dilated"):
         which = 0 if name == "conv_general_dilated" else 1
-        if _axes_of_rows(given[1 - which]):  # the kernel has rows, or what is picked from
+        if _axes_of_rows(given[1 - which]):  # the kernel, or the operand that is indexed, has rows
             return True
     return any(_runs_along(name, params, shape, made[0]) for shape in given if _axes_of_rows(shape))
 
 
 def _runs_along(name: str, params: Any, shape: tuple[int, ...], made: tuple[int, ...]) -> bool:
-    """Say whether an operation runs along the one axis of rows of an array."""
+    """Return whether an operation runs along the only axis of rows of an array."""
     place = _place(shape)
     if name == "reshape":
         return math.prod(shape[:place]) != math.prod(made[: _place(made)])
@@ -98,7 +98,7 @@ def _runs_along(name: str, params: Any, shape: tuple[int, ...], made: tuple[int,
     if "window_dimensions" in params:
         return bool(params["window_dimensions"][place] != 1)
     if name == "concatenate":
-        return False  # what is put behind one another is not joined yet
+        return False  # rows that are concatenated are not combined yet
     along = [params[key] for key in ALONG if params.get(key) is not None]
     return any(place in (one if isinstance(one, tuple) else (one,)) for one in along)
 

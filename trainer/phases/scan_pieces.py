@@ -1,4 +1,4 @@
-"""Cutting a long scan into a few dispatches, between which a run can tell how far it is."""
+"""Long scans split into a few dispatches, between which a run can report progress."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from trainer.host.time_spans import StepCounter
-from trainer.phases.ahead_of_time import compile_ahead
+from trainer.phases.compilation import compile_ahead
 from trainer.phases.executors import ScannedStep
-from trainer.state import PyTree, TrainState, data_key
+from trainer.state import PyTree, TrainState
 
 AT_MOST = 16
-"""Dispatches of a scan: a device takes twice as many before the host has to wait."""
+"""Dispatches per scan: a device queues twice as many before the host has to wait."""
 
 LONG = {"cpu": 10**11}
-"""Operations from which on a scan is cut, by platform: about a second of matrix products, so that
-what a dispatch takes, some 0.1 ms, is less than a hundredth of a piece."""
+"""Operations from which a scan is split, by platform: about a second of matrix products, so that
+a dispatch, some 0.1 ms, takes less than a hundredth of its computation."""
 
 LONG_ELSEWHERE = 10**14
 """The same for GPUs and TPUs."""
 
 
 def choose_dispatch_count(steps: int, operations: int, devices: Collection[Any]) -> int:
-    """Choose into how many dispatches of equal length a scan is cut, never by a clock.
+    """Choose the number of dispatches of equal length for a scan, never by a clock.
 
     Args:
         steps: of the scan.
-        operations: of its matrix products and convolutions, as `products` counts them.
-        devices: that it runs on. On several it stays whole.
+        operations: of its matrix products and convolutions, as `count_flops` counts them.
+        devices: that it runs on. On several devices the scan stays whole.
 
     Returns:
-        The largest divisor of `steps` up to 16 that leaves two steps each, for a long scan; else 1.
+        For a long scan the largest divisor of `steps`, up to 16, that leaves at least two steps per
+        dispatch; else 1.
 
     >>> cpu = jax.devices("cpu")[:1]
     >>> (choose_dispatch_count(480, 10**12, cpu), choose_dispatch_count(481, 10**12, cpu),
@@ -51,12 +51,12 @@ def choose_dispatch_count(steps: int, operations: int, devices: Collection[Any])
 def compile_dispatches(
     scanned: ScannedStep, state: TrainState, piece: Any, count: int, *, donate: bool
 ) -> Callable[..., tuple[TrainState, None, list[jax.Array]]]:
-    """Compile a scan that is run in several dispatches, of equal bits as in one.
+    """Compile a scan that runs in several dispatches, with the same bits as in one.
 
-    Two programs: the order of an epoch's data, and the steps of one dispatch.
+    Two functions are compiled: the order of an epoch's data, and the steps of one dispatch.
 
     Args:
-        scanned: what to repeat.
+        scanned: the step to repeat.
         state: the device part, to compile for.
         piece: of data, to compile for.
         count: of dispatches, a divisor of the steps.
@@ -68,18 +68,20 @@ def compile_dispatches(
     """
 
     def begin(state: TrainState, piece: Any) -> list[PyTree]:
-        rows = jax.tree.map(jnp.asarray, scanned.rows(piece, data_key(state)))
+        rows = scanned.order(state, piece)
         each = len(jax.tree.leaves(rows)[0]) // count
         places = [slice(first * each, (first + 1) * each) for first in range(count)]
         return [jax.tree.map(operator.itemgetter(place), rows) for place in places]
 
-    def go_on(state: TrainState, piece: Any, rows: PyTree) -> tuple[TrainState | None, jax.Array]:
+    def advance_state(
+        state: TrainState, piece: Any, rows: PyTree
+    ) -> tuple[TrainState | None, jax.Array]:
         after, packed, _ = scanned.packed(state, piece, rows)
         return after if scanned.updates_state else None, packed
 
     started = compile_ahead(begin, state, piece)
     rows = jax.eval_shape(begin, state, piece)[0]
-    few = compile_ahead(go_on, state, piece, rows, donate_argnums=(0,) if donate else ())
+    few = compile_ahead(advance_state, state, piece, rows, donate_argnums=(0,) if donate else ())
 
     def run(
         state: TrainState, piece: Any, advance: StepCounter | None = None

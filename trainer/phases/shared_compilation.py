@@ -1,4 +1,4 @@
-"""What was compiled, shared by phases that compute the same, such as those of the folds of data."""
+"""Compiled functions shared by phases that compute the same, such as those of several folds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 KEPT = 8
-"""Computations that a step function keeps, the ones used last; phases keep their own besides."""
+"""Computations cached on a step function, the last used ones; phases also keep their own."""
 
 ATTRIBUTE = "_entracte_compiled"
 
@@ -25,27 +25,27 @@ SETTINGS = (
     "jax_disable_most_optimizations",
     "jax_threefry_partitionable",
 )
-"""Of JAX, what changes a program."""
+"""Settings of JAX that change a compiled function."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedCache:
-    """The traces and the programs of one computation, by the signature of state and data."""
+    """The traces and compiled phases of one computation, by the signature of state and data."""
 
     traces: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 def get_shared_cache(run: Any, *settings: Hashable) -> SharedCache:
-    """Give what was compiled of a computation, which is empty at first.
+    """Return the cache of a computation; it is empty at first.
 
-    It is kept on the function that `run.owner` names, as an attribute, and so for as long as that
-    one lives: a program holds no data and no state, and goes with the step that it was made of. A
-    `run` without an owner shares nothing, nor does one whose owner takes no attributes.
+    The cache is an attribute of the function `run.owner`, and lives as long as that one: a compiled
+    function holds no data and no state. A `run` without an owner shares nothing, nor does one whose
+    owner accepts no attributes.
 
     Args:
         run: the computation; equal ones compute the same.
-        settings: what else tells computations apart.
+        settings: other properties that distinguish computations.
 
     >>> import functools
     >>> class Twice(functools.partial):
@@ -66,17 +66,17 @@ def get_shared_cache(run: Any, *settings: Hashable) -> SharedCache:
         if kept is None:
             kept = OrderedDict()
             setattr(owner, ATTRIBUTE, kept)
-        compiled = kept.setdefault((run, settings), SharedCache())
+        cache = kept.setdefault((run, settings), SharedCache())
     except (AttributeError, TypeError):  # a bound method, say; or what has no hash
         return SharedCache()
     kept.move_to_end((run, settings))
     while len(kept) > KEPT:
         kept.popitem(last=False)
-    return compiled
+    return cache
 
 
 def _closes_over(function: Any) -> bool:
-    """Say whether a function may hold data: a closure, a method, or one made of such."""
+    """Return whether a function may hold data: a closure, a method, or a record of such."""
     if isinstance(function, tuple):
         return any(map(_closes_over, function))
     if dataclasses.is_dataclass(function):
@@ -85,5 +85,5 @@ def _closes_over(function: Any) -> bool:
 
 
 def read_jax_settings() -> tuple[Any, ...]:
-    """Give what JAX compiles by, in this thread and at this moment."""
+    """Return the settings that JAX compiles by, in this thread and at this moment."""
     return tuple(getattr(jax.config, name, None) for name in SETTINGS)

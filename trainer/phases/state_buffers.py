@@ -17,11 +17,11 @@ def check_structure(before: TrainState, after: Any, who: str) -> TrainState:
     """Check, while tracing, that a phase kept the state's structure; strip weak types.
 
     Raises:
-        TypeError: what came back is no state.
+        TypeError: the result is not a state.
         ValueError: a leaf changed its shape or dtype; all are listed.
     """
     if not isinstance(after, TrainState):
-        raise TypeError(f"{who} must give back a TrainState first; got {type(after).__name__}")
+        raise TypeError(f"{who} must return a TrainState first; got {type(after).__name__}")
     after = strip_host_fields(after)
     if lines := list_differences(before, after):
         raise ValueError(
@@ -40,10 +40,10 @@ def _strong(leaf: jax.Array) -> jax.Array:
 
 
 def copy_state(state: TrainState) -> TrainState:
-    """Copy every leaf of the device part, so that donating it touches nobody else's arrays.
+    """Copy every leaf of the device part, so that donating it leaves the caller's arrays alone.
 
-    Python numbers and numpy arrays become strongly typed jax arrays, and `stop`, of which jit and
-    vmap make an array, a bool again.
+    Python numbers and numpy arrays become strongly typed jax arrays. `stop`, an array after jit or
+    vmap, becomes a bool again.
     """
     host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
     return attach_host_fields(jax.tree.map(_copy, strip_host_fields(state)), host)
@@ -56,7 +56,7 @@ def _copy(leaf: Any) -> jax.Array:
 
 
 def conform_state(template: TrainState, state: TrainState) -> TrainState:
-    """Give changed leaves of the device part the weak type and sharding that programs expect.
+    """Restore the weak types and shardings of the device part that compiled phases expect.
 
     Structure, shapes and dtypes must agree already.
     """
@@ -78,9 +78,9 @@ def conform_state(template: TrainState, state: TrainState) -> TrainState:
 
 
 def get_buffer_addresses(leaf: Any) -> tuple[int, ...]:
-    """Give the addresses of a jax array's buffers; none for anything else.
+    """Return the addresses of a jax array's buffers; none for other objects.
 
-    Two array objects may be views of one buffer, so identity of objects says nothing.
+    Two array objects may be views of one buffer, so comparing objects is not enough.
     """
     if not hasattr(leaf, "unsafe_buffer_pointer") or leaf.size == 0:
         return ()
@@ -90,10 +90,10 @@ def get_buffer_addresses(leaf: Any) -> tuple[int, ...]:
 
 
 def unshare_buffers(state: TrainState) -> TrainState:
-    """Copy leaves so that no two of the device part share a buffer, nor one with a memory.
+    """Copy leaves so that none of the device part shares a buffer with another or a hook state.
 
-    Donating one buffer twice crashes, and a memory must outlive the arrays that training donates.
-    The very same state comes back where nothing is shared.
+    Donating a buffer twice crashes, and hook states must outlive the arrays that training donates.
+    Returns the same state if nothing is shared.
     """
     leaves, structure = jax.tree.flatten((strip_host_fields(state), state.hook_state))
     seen: set[int] = set()
@@ -108,5 +108,5 @@ def unshare_buffers(state: TrainState) -> TrainState:
         return state
     for place in shared:
         leaves[place] = jnp.copy(leaves[place])
-    device, memory = jax.tree.unflatten(structure, leaves)
-    return attach_host_fields(device, state.replace(hook_state=memory))
+    device, hook_state = jax.tree.unflatten(structure, leaves)
+    return attach_host_fields(device, state.replace(hook_state=hook_state))

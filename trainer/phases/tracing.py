@@ -1,7 +1,8 @@
-"""Tracing a computation once: what a phase runs, by functions that know of no phase and no data."""
+"""Tracing of a phase's function, without references to the phase or its data."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,9 @@ import jax
 from trainer.checks.arguments import describe_value
 from trainer.phases.executors import ScannedStep
 from trainer.phases.in_place_changes import MutationGuard
-from trainer.phases.metrics import check_metrics, to_arrays
-from trainer.phases.packed import pack
-from trainer.phases.population_metrics import LIVE
+from trainer.phases.metrics import LIVE
+from trainer.phases.packed import get_shapes, pack
+from trainer.phases.reductions import check_metrics, to_arrays
 from trainer.phases.state_buffers import check_structure
 from trainer.state import PyTree, TrainState
 
@@ -20,84 +21,84 @@ PhaseFunction = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, 
 """`(state, data) -> (state, output, metrics)`, jittable."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """What a phase computes, without its data: it may be shared, and outlive the phase."""
+
+    name: str
+    """Of the phase, for messages."""
+    run: PhaseFunction | ScannedStep
+    reduce: Mapping[str, str]
+    """How the trace of a metric becomes the epoch's value."""
+    updates_state: bool
+    population: bool
+    """Whether it is of a population, whose metrics have an axis of members."""
+
+
 def trace(
-    run: PhaseFunction | ScannedStep,
-    name: str,
-    reduce: Mapping[str, str],
-    state: TrainState,
-    data: Any,
-    *,
-    changes: bool,
-    alone: bool,
-    donate: bool,
+    computation: Computation, state: TrainState, data: Any, *, donate: bool
 ) -> tuple[Any, PyTree]:
-    """Trace a computation. What comes of it may be shared, and outlive the phase and its data.
+    """Trace a computation; the metrics of a repeated step are packed per step.
 
     Args:
-        run: what to trace; of a repeated step the metrics are packed step by step.
-        name: of the phase, for messages.
-        reduce: how a metric's trace becomes the epoch's value.
+        computation: of a phase.
         state: the device part, to trace for.
         data: to trace for.
-        changes: whether it changes the state; else it gives none back.
-        alone: whether it is of one member, and not of a population.
         donate: whether the state's buffers may be reused.
 
     Returns:
-        The traced function, and the shapes of (metrics, steps taken), of a population also of which
-        members live.
+        The traced function, and the shapes of (metrics, steps taken); for a population also of
+        which members are live.
     """
     measured: list[PyTree] = []
 
     def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
-        if isinstance(run, ScannedStep):
-            after, packed, (one, taken) = run.packed(state, data)
-            output, numbers = None, (_stacked(one, len(packed)), taken)
+        if isinstance(computation.run, ScannedStep):
+            after, packed, (one, taken) = computation.run.packed(state, data)
+            output, numbers = None, (_stack_shapes(one, len(packed)), taken)
         else:
-            after, output, numbers = _run_measured(run, name, state, data, alone=alone)
+            after, output, numbers = _run_measured(computation, state, data)
             packed = pack(numbers)
-        if alone:
-            check_metrics(numbers[0], reduce, name)
-        measured.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), numbers))
-        return after if changes else None, output, packed
+        if not computation.population:
+            check_metrics(numbers[0], computation.reduce, computation.name)
+        measured.append(get_shapes(numbers))
+        return after if computation.updates_state else None, output, packed
 
     with jax.disable_jit(False):
         traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
     return traced, measured[0]
 
 
-def jit_for_debugging(
-    run: PhaseFunction, name: str, *, changes: bool, alone: bool
-) -> Callable[..., Any]:
-    """Jit what `trace` traces, for JAX to look into its calls and at the numbers before packing."""
+def jit_for_debugging(computation: Computation) -> Callable[..., Any]:
+    """Jit a computation for JAX's debug modes, which inspect calls and numbers before packing."""
 
     def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array, PyTree]:
-        after, output, numbers = _run_measured(run, name, state, data, alone=alone)
-        return after if changes else None, output, pack(numbers), numbers
+        after, output, numbers = _run_measured(computation, state, data)
+        return after if computation.updates_state else None, output, pack(numbers), numbers
 
     return jax.jit(whole)
 
 
 def _run_measured(
-    run: PhaseFunction, name: str, state: TrainState, data: Any, *, alone: bool
+    computation: Computation, state: TrainState, data: Any
 ) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
-    """Run, and give beside its metrics the steps taken and, of a population, who lives."""
-    after, output, metrics = run_checked(run, name, state, data)
-    live = () if alone else (state.carry[LIVE],)
+    """Run; return with the metrics the steps taken and, for a population, the live members."""
+    after, output, metrics = run_checked(computation.run, computation.name, state, data)
+    live = (state.carry[LIVE],) if computation.population else ()
     return after, output, (metrics, after.step - state.step, *live)
 
 
 def run_checked(
     run: PhaseFunction, name: str, state: TrainState, data: Any
 ) -> tuple[TrainState, PyTree, dict[str, Any]]:
-    """Run, while tracing, and check that what comes back is a state as it was given.
+    """Run, while tracing, and check that the result is a state of the same structure.
 
     Raises:
-        TypeError, ValueError: it is not, or the one that was given was changed in place.
+        TypeError, ValueError: it is not, or the state was changed in place.
     """
-    shadow = MutationGuard(state)
+    guard = MutationGuard(state)
     result = run(state, data)
-    shadow.check_unchanged(f"phase {name!r}")
+    guard.check_unchanged(f"phase {name!r}")
     if not isinstance(result, tuple) or len(result) != 3:
         raise TypeError(
             f"phase {name!r} must return (state, output, metrics); got {describe_value(result)}"
@@ -108,7 +109,7 @@ def run_checked(
 
 
 def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
-    """Tell structures, shapes and types apart, and where leaves lie if that matters."""
+    """Return a key of a tree's structure, shapes and dtypes, and optionally of its placement."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(
         (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None) if placed else None)
@@ -116,6 +117,6 @@ def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
     )
 
 
-def _stacked(shapes: PyTree, steps: int) -> PyTree:
-    """Give the shapes of what many steps report."""
+def _stack_shapes(shapes: PyTree, steps: int) -> PyTree:
+    """Return the shapes of the metrics of several steps."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), shapes)

@@ -1,8 +1,9 @@
-"""Runs on record: a store that many processes write and read, and a run's own way into it."""
+"""Recorded runs: a store that many processes write and read, and a run's own access to it."""
 
-from trainer.runs.connections import Unreachable
+from trainer.runs.connection import Unreachable
+from trainer.runs.delivery import deliver_queue
 from trainer.runs.rows import Artifact, CheckpointRow, Record, Request, RunRow
-from trainer.runs.run import Run, deliver_queue
+from trainer.runs.run import Run
 from trainer.runs.store import Store
 
 __all__ = [

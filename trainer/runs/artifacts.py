@@ -1,4 +1,4 @@
-"""The files that a run leaves in its directory: replays, plots, pages, traces."""
+"""The files that a run writes in its directory: replays, plots, pages, traces."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from trainer.runs.rows import Artifact
 
 KINDS = {".gif": "replay", ".png": "plot", ".html": "report", ".json": "trace"}
-"""Ending to kind, of files in the directory itself; in `replays` all are replays."""
+"""Kind by ending, of files in the directory itself; in `replays` all are replays."""
 
-OF_EPOCH = re.compile(r"(\d{1,18})-")
-"""How the name of a file begins that is of an epoch."""
+EPOCH_PREFIX = re.compile(r"(\d{1,18})-")
+"""Beginning of the name of a file that belongs to an epoch."""
 
 _TRACE = re.compile(r"(.*[._-])?trace[._-].*|trace\.json")
 
 
 def list_artifacts(directory: Path) -> dict[Artifact, int]:
-    """List what is there, each with the time at which it was last changed, in nanoseconds.
+    """List the files that exist, each with the time of its last change in nanoseconds.
 
-    Paths are relative to the directory, which may be moved. Checkpoints are no such files, nor is
-    what writers append to. A file named `12-0.gif` is of epoch 12, as `hooks.record_replays` names
-    its own; others are of the run, epoch 0.
+    Paths are relative to the directory, which may be moved. Checkpoints are left out, and so are
+    files that writers append to. A file named `12-0.gif` belongs to epoch 12, as
+    `hooks.record_replays` names its files; others belong to the run, epoch 0.
 
     Args:
         directory: of the run.
@@ -34,31 +34,32 @@ def list_artifacts(directory: Path) -> dict[Artifact, int]:
     ...     Path(folder, "replays").mkdir()
     ...     for name in ("replays/12-0.gif", "history.png", "metrics.jsonl", "config.json"):
     ...         _ = Path(folder, name).write_text("some")
-    ...     [(file.path, file.kind, file.epoch,
-    ...     file.bytes) for file in list_artifacts(Path(folder))]
-    [('history.png', 'plot', 0, 4), ('replays/12-0.gif', 'replay', 12, 4)]
+    ...     [(file.path, file.kind, file.epoch) for file in list_artifacts(Path(folder))]
+    [('history.png', 'plot', 0), ('replays/12-0.gif', 'replay', 12)]
     """
     found = {}
-    for kind, entry in _named(directory):
+    for kind, entry in _list_candidates(directory):
         try:
             status = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:  # it was replaced just now
+        except FileNotFoundError:  # it was replaced meanwhile
             continue
         if stat.S_ISREG(status.st_mode):
-            epoch = OF_EPOCH.match(entry.name)
+            epoch = EPOCH_PREFIX.match(entry.name)
             path = os.path.relpath(entry.path, directory)
             made = Artifact(path, kind, int(epoch[1]) if epoch else 0, 0, status.st_size)
             found[made] = status.st_mtime_ns
     return dict(sorted(found.items()))
 
 
-def within(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
-    """Give a path as a store keeps it: relative in the run's directory, absolute elsewhere.
+def to_stored_path(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+    """Return a path as a store keeps it: relative in the run's directory, absolute elsewhere.
 
-    However it leads there: what links the path goes through is no matter.
+    Links in either path are resolved.
 
-    >>> within("/runs/maze", "/runs/maze/replays/12-0.gif"), within("/runs/maze", "/else/a.gif")
-    ('replays/12-0.gif', '/else/a.gif')
+    >>> to_stored_path("/runs/maze", "/runs/maze/replays/12-0.gif")
+    'replays/12-0.gif'
+    >>> to_stored_path("/runs/maze", "/elsewhere/a.gif")
+    '/elsewhere/a.gif'
     """
     file, real = Path(path).absolute(), Path(os.path.realpath(Path(path).parent), Path(path).name)
     for found, below in ((file, directory), (real, os.path.realpath(directory))):
@@ -67,7 +68,7 @@ def within(directory: str | os.PathLike[str], path: str | os.PathLike[str]) -> s
     return os.fspath(file)
 
 
-def _named(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _list_candidates(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     if directory.is_dir():
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -77,5 +78,5 @@ def _named(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     if (directory / "replays").is_dir():
         with os.scandir(directory / "replays") as entries:
             for entry in entries:
-                if OF_EPOCH.match(entry.name) and entry.name.endswith((".gif", ".json")):
+                if EPOCH_PREFIX.match(entry.name) and entry.name.endswith((".gif", ".json")):
                     yield "replay", entry

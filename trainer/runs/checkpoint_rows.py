@@ -1,4 +1,4 @@
-"""The commits of a run's directory, as a store keeps them."""
+"""The checkpoints in a run's directory, as a store keeps them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from trainer.runs.rows import CheckpointRow
 
 
 def list_complete_epochs(directory: str | os.PathLike[str]) -> list[int]:
-    """List the epochs of a run's complete commits, ascending."""
+    """List the epochs of a run's complete checkpoints, ascending."""
     return publishing.list_complete(get_checkpoint_folder(directory))
 
 
 def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> CheckpointRow:
-    """Describe a commit by its manifest; its arrays are not read.
+    """Describe a checkpoint by its manifest; its arrays are not read.
 
     Raises:
-        DamagedCommit: it is missing, not as it was written, or of a newer version: it cannot be
-            described, and others can.
+        DamagedCheckpoint: it is missing, not as it was written, or of a newer version.
     """
     folder = get_checkpoint_folder(directory)
     try:
@@ -40,16 +39,18 @@ def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> Checkp
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         when = datetime.fromisoformat(written)
     except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"commit {epoch} in {folder} was removed just now") from error
+        raise DamagedCheckpoint(f"checkpoint {epoch} in {folder} was removed just now") from error
     except (TypeError, ValueError) as error:
         raise DamagedCheckpoint(
-            f"commit {epoch} in {folder}: its time cannot be {written!r:.60}"
+            f"checkpoint {epoch} in {folder}: its time cannot be {written!r:.60}"
         ) from error
     return CheckpointRow(
         epoch=epoch,
         path=os.fspath(path),
         bytes=size,
         scores=manifests.parse_scores(manifest),
-        checksum=xxhash.xxh3_64_hexdigest(leaves),  # of the state alone: equal bits, equal commit
+        checksum=xxhash.xxh3_64_hexdigest(
+            leaves
+        ),  # of the state alone: equal states, equal checksums
         written=when.isoformat(),
     )

@@ -1,4 +1,4 @@
-"""What was measured of a run, as curves: by training itself, and by evaluators."""
+"""The metrics of a run as curves: from training itself, and from evaluators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.runs.store import Store
 
 
 def metric_names(store: Store, run: str) -> list[str]:
-    """List the names of what was recorded of a run or found by evaluators, sorted.
+    """List the names of the numbers that a run recorded or evaluators measured, sorted.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
@@ -27,15 +27,15 @@ def metric_names(store: Store, run: str) -> list[str]:
 
 
 def read_curves(store: Store, run: str, names: Sequence[str] | None = None) -> dict[str, Curve]:
-    """Give the curves of a run: numbers by epoch, the last of each.
+    """Read the curves of a run: numbers by epoch, the last of each epoch.
 
-    What evaluators found of its checkpoints belongs to it where training recorded nothing of that
-    name; found by several suites, it is named `SUITE/NAME`.
+    Scores of evaluators are included under names that training did not record; if several suites
+    measured one, it is named `SUITE/NAME`.
 
     Args:
-        store: to look in.
+        store: to read.
         run: its name.
-        names: of the metrics; all where None.
+        names: of the metrics; None selects all.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:

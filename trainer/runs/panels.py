@@ -1,4 +1,4 @@
-"""Curves: metrics over a run, which of them belong together, and the numbers beside them."""
+"""Curves of metrics over a run, grouped into panels, and the times of hooks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from trainer.checks.modes import ASIDE
-from trainer.runs.sparklines import MetricSummary, rank
+from trainer.runs.sparklines import MetricSummary, rank_metric
 
 Color = TypeVar("Color")
 
-HOOK = "time/hook/"
+HOOK_PREFIX = "time/hook/"
 """How the names of hooks' times begin."""
 
 
@@ -21,50 +21,52 @@ class Curve:
     """A metric over a run."""
 
     epochs: list[float] = dataclasses.field(default_factory=list)
-    """Of its values; steps where the records name no epochs."""
+    """Of its values; steps if the records name no epochs."""
     values: list[float] = dataclasses.field(default_factory=list)
-    """Nan where it was not finite."""
+    """Nan for a value that was not finite."""
 
     @property
     def summary(self) -> MetricSummary:
         """The last value, the lowest and the highest, and their epochs."""
-        course = MetricSummary()
+        summary = MetricSummary()
         for epoch, value in zip(self.epochs, self.values, strict=True):
-            course.add(value, int(epoch))
-        return course
+            summary.add(value, int(epoch))
+        return summary
 
 
-def finite(curve: Curve) -> list[float]:
-    """Leave out of its values what is not finite."""
+def finite_values(curve: Curve) -> list[float]:
+    """Return the values of a curve that are finite."""
     return [value for value in curve.values if math.isfinite(value)]
 
 
 class HookTime(NamedTuple):
-    """What a hook took."""
+    """The time that a hook took."""
 
     name: str
     seconds: float
-    """In all."""
+    """Total."""
     each: float
-    """Seconds, in the mean of the epochs."""
+    """Mean seconds an epoch."""
     share: float
-    """Of what phases and hooks took together."""
+    """Fraction of the time of phases and hooks together."""
 
 
 def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
-    """Sum up each hook's times, the costliest first; those that took none are left out.
+    """Sum up each hook's times, the slowest first; hooks that took no time are left out.
 
-    Times of an event are written by the next epoch's record, those of the last by none.
+    The times of an event are in the next epoch's record, those of the last event in none.
 
     >>> hook_times({"time/epoch_seconds": Curve([1], [3.0]), "time/hook/save": Curve([1], [1.0])})
     [HookTime(name='save', seconds=1.0, each=1.0, share=0.25)]
     """
     totals = {
-        name.removeprefix(HOOK): finite(curve)
+        name.removeprefix(HOOK_PREFIX): finite_values(curve)
         for name, curve in curves.items()
-        if name.startswith(HOOK) and any(finite(curve))
+        if name.startswith(HOOK_PREFIX) and any(finite_values(curve))
     }
-    whole = sum(map(sum, totals.values())) + sum(finite(curves.get("time/epoch_seconds", Curve())))
+    whole = sum(map(sum, totals.values())) + sum(
+        finite_values(curves.get("time/epoch_seconds", Curve()))
+    )
     return [
         HookTime(name, sum(times), sum(times) / len(times), sum(times) / whole)
         for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
@@ -74,14 +76,14 @@ def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
 def group_panels(
     curves: Mapping[str, Curve], metrics: Sequence[str] | None = None
 ) -> dict[str, dict[str, Curve]]:
-    """Sort curves into panels: those of one name, of training and validation, into one.
+    """Group curves into panels: training and validation of one metric share a panel.
 
     Args:
         curves: of all metrics.
-        metrics: those to show; all but times and the machine's where None.
+        metrics: those to show; None selects all but times and the machine's.
 
     Returns:
-        Panel to name in it to curve, the most telling first.
+        Curves by panel and by name in the panel, the most important panel first.
 
     >>> curves = dict.fromkeys(["train/norm", "train/loss", "val/loss", "time/s"], Curve())
     >>> {panel: list(found) for panel, found in group_panels(curves).items()}
@@ -109,7 +111,7 @@ def assign_colors(
 
 
 def split_metric_name(name: str) -> tuple[str, str]:
-    """Give (panel, name in it) of a metric.
+    """Return the panel of a metric, and its name in the panel.
 
     >>> (split_metric_name("val/loss"), split_metric_name("gradients/norm/hidden/0"),
     ...  split_metric_name("size"))
@@ -123,19 +125,19 @@ def split_metric_name(name: str) -> tuple[str, str]:
 
 
 def _panel_rank(name: str) -> tuple[bool, int]:
-    return name.startswith("gradients/"), rank(name)
+    return name.startswith("gradients/"), rank_metric(name)
 
 
-def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Choose round numbers from low to high, three to six of them where they differ.
+def choose_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Choose round numbers from low to high: three to six, unless low equals high.
 
-    >>> ticks(0.0, 1.0), ticks(1, 20, whole=True), ticks(3, 3)
+    >>> choose_ticks(0.0, 1.0), choose_ticks(1, 20, whole=True), choose_ticks(3, 3)
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [5, 10, 15, 20], [3])
     """
     if not high > low:
         return [low]
     rough = (high - low) / 5
-    if not 1e-300 < rough < math.inf:  # closer, or further apart, than numbers can tell
+    if not 1e-300 < rough < math.inf:  # too close, or too far apart, for floating-point numbers
         return [low, high]
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * m for m in (1, 2, 5, 10) if size * m >= rough * 0.999)

@@ -8,79 +8,80 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
-from trainer.runs.connections import Row, Unreachable, clean_parameters
+from trainer.runs.connection import Row, Unreachable, clean_parameters
 
 SCHEMA = "entracte"
-"""The schema of the tables, so that a database may hold others besides."""
+"""Schema of the tables, so that a database may hold others besides."""
 
 STATEMENT_SECONDS = 30
-"""A statement that takes longer is given up, and tried again later."""
+"""A statement that takes longer is canceled, and retried later."""
 
-_SILENCE: dict[str, Any] = {
+_KEEPALIVE: dict[str, Any] = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-"""A machine that is gone says nothing: after a minute it is taken to be."""
+"""A machine that has gone away says nothing: after a minute its connection counts as lost."""
 
-_MIGRATING = 7_017_280_452_245_743_464
-"""Number of the lock under which tables are changed; any, if all use the same."""
+_MIGRATION_LOCK = 7_017_280_452_245_743_464
+"""Number of the lock under which tables are changed; any number, if all processes use the same."""
 
-_FOR_GOOD = ("22", "23", "54")
-"""Classes of errors that another try does not mend: data, constraints, sizes."""
+_PERMANENT = ("22", "23", "54")
+"""Classes of errors that a retry does not mend: data, constraints, sizes."""
 
 
 class PostgreSQL:
-    """A connection to a server, which is made anew where it was lost.
+    """A connection to a server; it is reopened after it was lost.
 
     Args:
         url: of the database.
-        patience: seconds to wait for the server, or for a lock.
-        read_only: have the server refuse every change.
+        timeout: seconds to wait for the server, or for a lock.
+        read_only: let the server refuse every change.
 
     Raises:
-        Unreachable: there is no answer in time, or it refuses.
-        ValueError: it is no URL of a database.
+        Unreachable: the server does not answer in time, or refuses the connection.
+        ValueError: it is not the URL of a database.
     """
 
-    skipping = "FOR UPDATE SKIP LOCKED"
+    skip_locked = "FOR UPDATE SKIP LOCKED"
 
-    def __init__(self, url: str, *, patience: float, read_only: bool = False) -> None:
-        self.where = redact_text(url)
+    def __init__(self, url: str, *, timeout: float, read_only: bool = False) -> None:
+        self.label = redact_text(url)
         _check(url)
-        self._url, self._patience, self._read_only = url, patience, read_only
+        self._url, self._timeout, self._read_only = url, timeout, read_only
         self._lock = threading.RLock()
         self._depth = 0
         self._closed = False
         with self._translated():
-            self._database = self._connected()
+            self._database = self._open()
 
-    def _connected(self) -> psycopg.Connection[Any]:
+    def _open(self) -> psycopg.Connection[Any]:
         database = psycopg.connect(
             self._url,
             autocommit=True,
-            connect_timeout=max(2, round(self._patience)),  # less is taken as 2
+            connect_timeout=max(2, round(self._timeout)),  # less is taken as 2
             client_encoding="utf8",
             application_name="entracte",
-            **_SILENCE,
+            **_KEEPALIVE,
         )
         try:
             database.execute(
                 "SELECT set_config('search_path', %s, false), "
                 "set_config('statement_timeout', %s, false), "
                 "set_config('lock_timeout', %s, false), "
-                # What was delivered leaves the queue: a crash of the server must not undo it.
+                # A crash of the server must not lose what was delivered: it left the queue.
                 "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), "
                 "'off', 'on'), false), "
                 "set_config('default_transaction_read_only', %s, false)",
                 (
                     SCHEMA,
                     f"{STATEMENT_SECONDS}s",
-                    f"{max(1, round(1000 * self._patience))}ms",
+                    f"{max(1, round(1000 * self._timeout))}ms",
                     "on" if self._read_only else "off",
                 ),
             )
@@ -90,54 +91,47 @@ class PostgreSQL:
         return database
 
     @contextlib.contextmanager
-    def _used(self) -> Iterator[psycopg.Connection[Any]]:
-        """Use the connection alone; one that was lost is made anew, once this is asked again."""
+    def _locked(self) -> Iterator[psycopg.Connection[Any]]:
+        """Use the connection exclusively; reopen one that was lost, outside of transactions."""
         with self._lock, self._translated():
             if self._database.closed and not self._closed and not self._depth:
-                self._database = self._connected()
+                self._database = self._open()
             yield self._database
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """Run a statement and give the rows that it returns."""
-        with self._used() as database:
-            cursor = database.execute(_placed(statement), clean_parameters(parameters))
+        """Run a statement and return its rows."""
+        with self._locked() as database:
+            cursor = database.execute(_with_placeholders(statement), clean_parameters(parameters))
             return cursor.fetchall() if cursor.description else []
 
-    def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run a statement once for each row of parameters, all of them at once or none."""
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each row of parameters, in one transaction."""
         with self.transaction(), self._translated(), self._database.cursor() as cursor:
-            cursor.executemany(_placed(statement), map(clean_parameters, rows))
+            cursor.executemany(_with_placeholders(statement), map(clean_parameters, rows))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is run within happens at once, or not at all."""
-        with self._used() as database:
-            depth = self._depth
-            name = f"level_{depth}"
-            database.execute(f"SAVEPOINT {name}" if depth else "BEGIN")
+        """Run all statements of the block, or none of them."""
+        with self._locked() as database:
             self._depth += 1
             try:
-                yield
-                database.execute(f"RELEASE {name}" if depth else "COMMIT")
-            except BaseException:
-                try:
-                    database.execute(f"ROLLBACK TO {name}" if depth else "ROLLBACK")
-                except psycopg.Error:  # it is lost, which undoes all
-                    database.close()
-                raise
+                with database.transaction():
+                    yield
             finally:
                 self._depth -= 1
+                if not self._depth and database.info.transaction_status != TransactionStatus.IDLE:
+                    database.close()  # it could not be rolled back, and closing does so
 
     @contextlib.contextmanager
-    def migrating(self) -> Iterator[None]:
-        """Be a transaction that one process at a time is in, to make or change tables."""
+    def migration(self) -> Iterator[None]:
+        """Open a transaction that only one process at a time can hold, to change tables."""
         with self.transaction():
-            self.execute("SELECT pg_advisory_xact_lock(?)", (_MIGRATING,))
+            self.execute("SELECT pg_advisory_xact_lock(?)", (_MIGRATION_LOCK,))
             self.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
             yield
 
     def has_table(self, name: str) -> bool:
-        """Say whether a table is there."""
+        """Return whether a table exists."""
         return self.execute("SELECT to_regclass(?)", (f"{SCHEMA}.{name}",)) != [(None,)]
 
     def now(self) -> float:
@@ -146,7 +140,7 @@ class PostgreSQL:
         return float(now)
 
     def close(self) -> None:
-        """End the connection; it cannot be used again."""
+        """Close the connection; it cannot be used again."""
         self._closed = True
         self._database.close()
 
@@ -156,28 +150,30 @@ class PostgreSQL:
             yield
         except psycopg.Error as error:
             misused = isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None
-            if misused or (error.sqlstate or "")[:2] in _FOR_GOOD:
+            if misused or (error.sqlstate or "")[:2] in _PERMANENT:
                 raise
             while isinstance(error.__context__, psycopg.Error):
-                error = error.__context__  # of which the last is but a consequence
-            said = redact_text(escape_text(" ".join(str(error).split()))) or type(error).__name__
-            raise Unreachable(f"the store {self.where} cannot be reached: {said}") from error
+                error = error.__context__  # the last one is only a consequence of this one
+            reason = redact_text(escape_text(" ".join(str(error).split())))
+            raise Unreachable(
+                f"the store {self.label} cannot be reached: {reason or type(error).__name__}"
+            ) from error
 
 
 def _check(url: str) -> None:
-    """Refuse a URL that PostgreSQL's library reads otherwise than it is meant.
+    """Refuse a URL that PostgreSQL's library would split in an unexpected way.
 
-    Its own messages repeat what they stumble over, which is mostly a piece of a password.
+    The library's own messages repeat the part that it fails on, often a piece of a password.
 
     Raises:
-        ValueError: it is none, or a character that separates its parts stands within one.
+        ValueError: it is not a URL, or one of its parts contains a character that separates parts.
     """
     try:
         parts = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
         parts = {}
-    given, places = redact_text(url) != url, ("host", "port", "dbname")
-    hidden = not given or any(name.endswith("password") for name in parts)
+    has_password, places = redact_text(url) != url, ("host", "port", "dbname")
+    hidden = not has_password or any(name.endswith("password") for name in parts)
     if not parts or not hidden or any("@" in str(parts.get(name, "")) for name in places):
         raise ValueError(
             f"a store's URL is postgresql://USER@HOST/DATABASE; got {redact_text(url)!r}, which "
@@ -187,5 +183,5 @@ def _check(url: str) -> None:
         )
 
 
-def _placed(statement: str) -> Any:
+def _with_placeholders(statement: str) -> Any:
     return statement.replace("?", "%s")

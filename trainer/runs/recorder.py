@@ -1,4 +1,4 @@
-"""What a run holds while it is on record: its directory, a queue, a thread that delivers it."""
+"""What a run holds while it records: its directory, a queue, a thread that delivers it."""
 
 from __future__ import annotations
 
@@ -7,60 +7,30 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints.directory_lock import DirectoryInUse, DirectoryLock, lock_for_recording
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
 from trainer.host.redaction import redact_text
 from trainer.runs.artifacts import list_artifacts
 from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
-from trainer.runs.delivery import Delivery
+from trainer.runs.delivery_thread import DeliveryThread
+from trainer.runs.directory_claim import QUEUE, claim_directory
 from trainer.runs.disk_queue import DiskQueue
 from trainer.runs.rows import Artifact
 
 log = logging.getLogger("entracte")
 
-QUEUE = "queue.jsonl"
-"""In the run's directory: what is not yet in the store."""
-
-CLOSING = 10.0
+CLOSE_SECONDS = 10.0
 """Seconds in which what waits must be delivered when a run ends; else it stays in the queue."""
 
-LOOKING = 5.0
-"""Seconds between two looks at the files that a run left; the last one is when it ends."""
+LIST_SECONDS = 5.0
+"""Seconds between two listings of the files that a run wrote; the last one is when it ends."""
 
 FREQUENT = ("records", "beat")
-"""What leaves the last sixteenth of the queue to the rest, which comes once or twice a run."""
-
-_owned: set[tuple[int, str]] = set()
-"""Directories whose queues are open here, with this process's id, for a fork owns none of them."""
-
-
-@contextlib.contextmanager
-def claim_directory(directory: Path) -> Iterator[DirectoryLock]:
-    """Have a run's directory to oneself, among processes and in this one.
-
-    Raises:
-        InUse: another process has it, or another run in this one.
-    """
-    key = os.getpid(), os.path.realpath(directory)
-    if key in _owned:
-        raise DirectoryInUse(
-            f"{directory} is on record by another Run in this process, and its queue has one "
-            "owner: give all hooks the same Run, or close that one first"
-        )
-    _owned.add(key)
-    try:
-        held = lock_for_recording(directory)
-        try:
-            yield held
-        finally:
-            held()
-    finally:
-        _owned.discard(key)
+"""Lines that may not use the last sixteenth of the queue; it is kept for rare lines."""
 
 
 class RunRecorder:
@@ -68,139 +38,141 @@ class RunRecorder:
 
     Args:
         name: of the run.
-        directory: of the run; it is made.
+        directory: of the run; it is created.
         url: of the store.
         limit: bytes that the queue may take.
 
     Raises:
-        InUse: another process trains there, or another run in this one is on record.
+        DirectoryInUse: another process trains there, or another `Run` of this one records there.
         OSError: the directory or the queue cannot be written to.
     """
 
     def __init__(self, name: str, directory: Path, url: str, *, limit: int) -> None:
         self.resumed: tuple[int, int] | None = None
-        """Where the run went on, until it is beyond that."""
+        """Epoch and step at which the run resumed, until it is beyond them."""
         self.ended = False
-        self.before = sys.exc_info()[1]
-        """What was under way already, and is no failure of this run."""
+        self.earlier_error = sys.exc_info()[1]
+        """The exception that was being handled already; it is no failure of this run."""
         self._name, self._directory, self._limit = name, directory, limit
         self._to = redact_text(url)
-        self._refused = 0
+        self._lost = 0
         self._listed: dict[int, Stamp] = {}
-        self._told: dict[int, Stamp] = {}
+        self._warned: dict[int, Stamp] = {}
         self._files: dict[Artifact, int] = {}
-        self._looked = -LOOKING
-        self._anew = True
-        self._blind = False
+        self._listed_at = -LIST_SECONDS
+        self._relist = True
+        self._listing_failed = False
         with contextlib.ExitStack() as undo:
             directory.mkdir(parents=True, exist_ok=True)
-            self._held = undo.enter_context(claim_directory(directory))
-            self._journal = DiskQueue(directory / QUEUE, limit=limit)
-            undo.callback(self._journal.close)
-            self._delivery = Delivery(url, self._journal, self._look_around)
+            self._lock = undo.enter_context(claim_directory(directory))
+            self._queue = DiskQueue(directory / QUEUE, limit=limit)
+            undo.callback(self._queue.close)
+            self._delivery = DeliveryThread(url, self._queue, self._list_changes)
             self._delivery.start()
             self._undo = undo.pop_all()
 
-    def put(self, do: str, **what: Any) -> bool:
-        """Put a line in the queue; False where that is full, which is told once."""
+    def enqueue(self, do: str, **what: Any) -> bool:
+        """Put a line in the queue; return False if that is full, which is logged once."""
         spare = self._limit // 16 if do in FREQUENT else 0
-        about = {"run": self._name, "of": os.fspath(self._directory), "to": self._to}
-        put = self._journal.put({"do": do, **about, **what}, spare=spare)
-        if not put:
-            if not self._refused:
+        origin = {"run": self._name, "of": os.fspath(self._directory), "to": self._to}
+        accepted = self._queue.put({"do": do, **origin, **what}, spare=spare)
+        if not accepted:
+            if not self._lost:
                 log.error(
                     "%s is full: what run %r records from here on is lost, until the store takes "
                     "what waits there",
-                    self._journal.path,
+                    self._queue.path,
                     self._name,
                 )
-            self._refused += 1
-        elif self._refused and do in FREQUENT:
+            self._lost += 1
+        elif self._lost and do in FREQUENT:
             log.warning(
                 "%s has room again: %d lines of run %r were lost",
-                self._journal.path,
-                self._refused,
-                self._name,
+                *(self._queue.path, self._lost, self._name),
             )
-            self._refused = 0
+            self._lost = 0
         self._delivery.wake()
-        return put
+        return accepted
 
-    def list_anew(self) -> None:
-        """Have all commits listed again, for what was told of them may be superseded."""
-        self._anew = True
+    def relist(self) -> None:
+        """List all checkpoints and files again, since their rows may have been deleted."""
+        self._relist = True
         self._delivery.wake()
 
     def sync(self) -> None:
-        """Make what was put in outlast a power failure.
+        """Make the queue survive a power failure.
 
         Raises:
-            InUse: the run's lock was removed or replaced, so that another process may record there.
+            DirectoryInUse: the run's lock was removed or replaced, so that another process may
+                record there.
             OSError: the queue was replaced, or the disk fails.
         """
-        self._held.check()
-        self._journal.sync()
+        self._lock.check()
+        self._queue.sync()
 
-    def _look_around(self) -> None:
-        """Record commits and files that have appeared, or are gone; in the thread that delivers."""
+    def _list_changes(self) -> None:
+        """Record new and removed checkpoints and files; called by the delivery thread."""
         try:
-            anew = self._anew
-            self._list_commits()
-            if anew or time.monotonic() - self._looked >= LOOKING:
-                self._looked = time.monotonic()
-                self._list_files(None if anew else self._files)
-        except Exception as error:  # whatever it is, it keeps no record from being delivered
-            self._anew = True
-            if not self._blind:
+            relist = self._relist
+            self._list_checkpoints()
+            if relist or time.monotonic() - self._listed_at >= LIST_SECONDS:
+                self._listed_at = time.monotonic()
+                self._list_files(None if relist else self._files)
+        except Exception as error:  # whatever it is, records must still be delivered
+            self._relist = True
+            if not self._listing_failed:
                 cause = None if isinstance(error, OSError) else error
-                message = "what run %r has left cannot be listed: %s"
+                message = "the files of run %r cannot be listed: %s"
                 log.warning(message, self._name, error, exc_info=cause)
-            self._blind = True
+            self._listing_failed = True
         else:
-            self._blind = False
+            self._listing_failed = False
 
-    def _list_commits(self) -> None:
-        before = {} if self._anew else self._listed
-        anew, self._anew = self._anew, False
+    def _list_checkpoints(self) -> None:
+        before = {} if self._relist else self._listed
+        relist, self._relist = self._relist, False
         folder = get_checkpoint_folder(self._directory)
         found = {
             epoch: read_stamp(folder, epoch) for epoch in list_complete_epochs(self._directory)
         }
-        there = {epoch: seen for epoch, seen in found.items() if seen}
-        self._listed = {epoch: seen for epoch, seen in there.items() if before.get(epoch) == seen}
-        for epoch in sorted(there.keys() - self._listed.keys()):
+        stamps = {epoch: stamp for epoch, stamp in found.items() if stamp}
+        self._listed = {
+            epoch: stamp for epoch, stamp in stamps.items() if before.get(epoch) == stamp
+        }
+        for epoch in sorted(stamps.keys() - self._listed.keys()):
             try:
                 row = describe_checkpoint(self._directory, epoch)
-            except DamagedCheckpoint as damage:  # until it is replaced, which is said once
-                self._listed[epoch] = there[epoch]
-                if self._told.get(epoch) != there[epoch] == read_stamp(folder, epoch):
-                    self._told[epoch] = there[epoch]
-                    log.warning("not on record of run %r: %s", self._name, damage)
+            except DamagedCheckpoint as damage:  # skip it until it is replaced, and warn once
+                self._listed[epoch] = stamps[epoch]
+                if self._warned.get(epoch) != stamps[epoch] == read_stamp(folder, epoch):
+                    self._warned[epoch] = stamps[epoch]
+                    log.warning("not recorded of run %r: %s", self._name, damage)
             else:
-                if self.put("commit", **row._asdict()):
-                    self._listed[epoch] = there[epoch]
-        if (anew or before.keys() - there.keys()) and not self.put("commits", epochs=sorted(there)):
-            self._anew = True
+                if self.enqueue("commit", **row._asdict()):
+                    self._listed[epoch] = stamps[epoch]
+        removed = before.keys() - stamps.keys()
+        if (relist or removed) and not self.enqueue("commits", epochs=sorted(stamps)):
+            self._relist = True
 
     def _list_files(self, before: Mapping[Artifact, int] | None) -> None:
-        there, known = list_artifacts(self._directory), before or {}
+        found, known = list_artifacts(self._directory), before or {}
         self._files = {
             file: changed
-            for file, changed in there.items()
-            if known.get(file) == changed or self.put("artifact", **file._asdict())
+            for file, changed in found.items()
+            if known.get(file) == changed or self.enqueue("artifact", **file._asdict())
         }
-        gone = {file.path for file in known} - {file.path for file in there}
-        if (before is None or gone) and not self.put("gone", directory=os.fspath(self._directory)):
-            self._anew = True
+        gone = {file.path for file in known} - {file.path for file in found}
+        renew = before is None or gone
+        if renew and not self.enqueue("gone", directory=os.fspath(self._directory)):
+            self._relist = True
 
     def close(self) -> None:
-        """Deliver what waits, in some seconds, and let go of everything."""
-        self._looked = -LOOKING
+        """Deliver what waits, within some seconds, and release everything."""
+        self._listed_at = -LIST_SECONDS
         with self._undo:
-            if not self._delivery.close(CLOSING):
+            if not self._delivery.close(CLOSE_SECONDS):
                 log.warning(
                     "the store did not take all in %g s: the rest stays in %s, and is delivered "
-                    "when the run goes on, or by python -m trainer deliver",
-                    CLOSING,
-                    self._journal.path,
+                    "when the run resumes, or by python -m trainer deliver",
+                    *(CLOSE_SECONDS, self._queue.path),
                 )

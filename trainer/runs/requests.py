@@ -1,10 +1,13 @@
-"""Evaluation requests: asked for once, claimed under a lease, answered once."""
+"""Evaluation requests and their results: created once, claimed under a lease, answered once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from trainer.runs.rows import Request
+from trainer.runs.statements import placeholders, upsert
 from trainer.runs.store import Store
 from trainer.runs.text import shorten_name
 
@@ -12,29 +15,39 @@ TRIES = 5
 """How often a request is tried at most."""
 
 _COLUMNS = ", ".join(Request._fields)
+_KEY = ("run", "epoch", "suite")
+
+
+class Answer(NamedTuple):
+    """The outcome of evaluating a checkpoint."""
+
+    epoch: int
+    checksum: str
+    """Of the checkpoint that was evaluated."""
+    error: str | None
+    """Why it failed for good; None if it did not."""
+    scores: dict[str, float]
 
 
 def create_request(
     store: Store, run: str, epoch: int, suite: str, *, checksum: str, time: float
 ) -> None:
-    """Ask for a checkpoint to be evaluated; to ask again for the same one changes nothing.
+    """Request the evaluation of a checkpoint; a second request for the same one changes nothing.
 
     Args:
-        store: to ask in.
+        store: to write to.
         run: whose checkpoint it is.
         epoch: of the checkpoint.
         suite: name of the suite.
-        checksum: of the commit's manifest. Another one than before, since the epoch was trained
-            anew, asks anew.
+        checksum: of the checkpoint's manifest. A checksum that differs from the recorded one, since
+            the epoch was trained again, opens the request again.
         time: when, unix seconds.
     """
     key = (run, epoch, shorten_name(suite))
     values = (*key, checksum, "open", time, 0, "", 0.0, None, "")
     with store.connection.transaction():
         if store.connection.execute(
-            f"INSERT INTO requests ({_COLUMNS}) VALUES ({', '.join('?' * len(values))}) "
-            "ON CONFLICT (run, epoch, suite) DO UPDATE SET "
-            + ", ".join(f"{column} = excluded.{column}" for column in Request._fields[3:])
+            upsert("requests", Request._fields, _KEY)
             + " WHERE requests.checksum <> excluded.checksum RETURNING run",
             values,
         ):
@@ -43,26 +56,28 @@ def create_request(
             )
 
 
-def claim(
+def claim_request(
     store: Store, worker: str, suites: Sequence[str], *, lease: float, tries: int = TRIES
 ) -> Request | None:
-    """Take the oldest request that is open, or whose worker's lease ran out.
+    """Claim the oldest request that is open, or whose worker's lease has expired.
 
     Args:
-        store: to look in.
+        store: to read.
         worker: name of the claimant, unique among all.
         suites: names of those that it can run.
-        lease: seconds for which the request is its own; see `extend`.
+        lease: seconds for which the request belongs to it; see `extend_lease`.
         tries: how often a request is tried at most; then it has failed.
 
     Returns:
-        The request; None where there is none.
+        The request; None if there is none.
     """
     if not suites:
         return None
     now = store.connection.now()
-    chosen = f"suite IN ({', '.join('?' * len(suites))})"
-    waiting = f"{chosen} AND (state = 'open' OR (state = 'claimed' AND lease < ?))"
+    waiting = (
+        f"suite IN ({placeholders(suites)}) "
+        "AND (state = 'open' OR (state = 'claimed' AND lease < ?))"
+    )
     with store.connection.transaction():
         store.connection.execute(
             "UPDATE requests SET state = 'failed', finished = ?, error = CASE WHEN error = '' "
@@ -72,10 +87,10 @@ def claim(
         )
         found = store.connection.execute(
             f"SELECT run, epoch, suite FROM requests WHERE {waiting} "
-            f"ORDER BY asked, run, epoch, suite LIMIT 1 {store.connection.skipping}",
+            f"ORDER BY asked, run, epoch, suite LIMIT 1 {store.connection.skip_locked}",
             (*suites, now),
         )
-        taken = [
+        claimed = [
             row
             for key in found
             for row in store.connection.execute(
@@ -84,23 +99,22 @@ def claim(
                 (worker, now + lease, *key),
             )
         ]
-    return Request._make(taken[0]) if taken else None
+    return Request._make(claimed[0]) if claimed else None
 
 
-def extend(store: Store, request: Request, *, lease: float) -> bool:
-    """Keep a request for so many seconds from now; False where another has taken it."""
-    return _change(store, request, "lease = ?", (store.connection.now() + lease,))
+def extend_lease(store: Store, request: Request, *, lease: float) -> bool:
+    """Extend a claim to so many seconds from now; return False if another worker has it."""
+    return _update(store, request, "lease = ?", (store.connection.now() + lease,))
 
 
-def finish(store: Store, request: Request, scores: Mapping[str, float]) -> bool:
-    """Answer a request; False, and nothing is written, where another has taken it."""
+def finish_request(store: Store, request: Request, scores: Mapping[str, float]) -> bool:
+    """Write the scores of a request; return False, and write nothing, if another worker has it."""
     with store.connection.transaction():
         changes = "state = 'done', finished = ?, error = ''"
-        if not _change(store, request, changes, (store.connection.now(),)):
+        if not _update(store, request, changes, (store.connection.now(),)):
             return False
-        store.connection.many(
-            "INSERT INTO results (run, epoch, suite, name, value) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (run, epoch, suite, name) DO UPDATE SET value = excluded.value",
+        store.connection.execute_many(
+            upsert("results", (*_KEY, "name", "value"), (*_KEY, "name")),
             [
                 (*request[:3], shorten_name(name), None if value != value else float(value))
                 for name, value in scores.items()
@@ -109,15 +123,36 @@ def finish(store: Store, request: Request, scores: Mapping[str, float]) -> bool:
     return True
 
 
+def is_finished(store: Store, request: Request) -> bool:
+    """Return whether this very try was finished, by a call whose confirmation was lost."""
+    return bool(
+        store.connection.execute(
+            "SELECT 1 FROM requests WHERE run = ? AND epoch = ? AND suite = ? AND "
+            "state = 'done' AND worker = ? AND tries = ? AND checksum = ?",
+            (*request[:3], request.worker, request.tries, request.checksum),
+        )
+    )
+
+
 def fail_request(store: Store, request: Request, error: str, *, final: bool) -> bool:
-    """Note that a try failed; unless it is `final`, the request is open again."""
+    """Record that a try failed; unless it is `final`, the request is open again."""
     changes = "state = ?, finished = ?, error = ?, lease = 0"
-    state, ended = ("failed", store.connection.now()) if final else ("open", None)
-    return _change(store, request, changes, (state, ended, error))
+    state, finished = ("failed", store.connection.now()) if final else ("open", None)
+    return _update(store, request, changes, (state, finished, error))
+
+
+def reopen_failed(store: Store, suites: Sequence[str]) -> int:
+    """Open the requests for suites that have failed, and return how many these were."""
+    opened = store.connection.execute(
+        "UPDATE requests SET state = 'open', tries = 0, error = '', finished = NULL "
+        f"WHERE state = 'failed' AND suite IN ({placeholders(suites)}) RETURNING run",
+        tuple(suites),
+    )
+    return len(opened)
 
 
 def list_requests(store: Store, run: str | None = None) -> list[Request]:
-    """Give the requests of a run, or all, the oldest first."""
+    """Return the requests of a run, or all, the oldest first."""
     rows = store.connection.execute(
         f"SELECT {_COLUMNS} FROM requests WHERE ? = '' OR run = ? "
         "ORDER BY asked, run, epoch, suite",
@@ -127,18 +162,42 @@ def list_requests(store: Store, run: str | None = None) -> list[Request]:
 
 
 def list_results(store: Store, run: str) -> dict[tuple[str, int], dict[str, float]]:
-    """Give what evaluators found of a run: (suite, epoch) to scores by name."""
+    """Return the scores that evaluators measured of a run: (suite, epoch) to scores by name."""
     found: dict[tuple[str, int], dict[str, float]] = {}
     for suite, epoch, name, value in store.connection.execute(
         "SELECT suite, epoch, name, value FROM results WHERE run = ? ORDER BY epoch, suite, name",
         (run,),
     ):
-        found.setdefault((suite, epoch), {})[name] = float("nan") if value is None else value
+        found.setdefault((suite, epoch), {})[name] = math.nan if value is None else value
     return found
 
 
-def _change(store: Store, request: Request, changes: str, values: tuple[object, ...]) -> bool:
-    """Change a request that is still its worker's; say whether it was."""
+def list_answers(store: Store, run: str, suite: str, *, after: int) -> list[Answer]:
+    """Return the outcomes of evaluations by a suite, by epoch; unfinished ones are left out.
+
+    Args:
+        store: to read.
+        run: whose checkpoints were evaluated.
+        suite: name of the suite.
+        after: an epoch; only checkpoints of later ones count.
+    """
+    found: dict[int, Answer] = {}
+    for epoch, checksum, state, error, name, value in store.connection.execute(
+        "SELECT q.epoch, q.checksum, q.state, q.error, r.name, r.value FROM requests AS q "
+        "LEFT JOIN results AS r ON r.run = q.run AND r.epoch = q.epoch AND r.suite = q.suite "
+        "WHERE q.run = ? AND q.suite = ? AND q.epoch > ? AND q.state IN ('done', 'failed') "
+        "ORDER BY q.epoch, r.name",
+        (run, suite, after),
+    ):
+        reason = error if state == "failed" else None
+        answer = found.setdefault(epoch, Answer(epoch, checksum, reason, {}))
+        if name is not None:
+            answer.scores[name] = math.nan if value is None else value
+    return list(found.values())
+
+
+def _update(store: Store, request: Request, changes: str, values: tuple[object, ...]) -> bool:
+    """Change a request if its worker still has it; return whether it had."""
     return bool(
         store.connection.execute(
             f"UPDATE requests SET {changes} WHERE run = ? AND epoch = ? AND suite = ? AND "

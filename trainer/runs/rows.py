@@ -1,4 +1,4 @@
-"""The rows of a store: what is on record, field by field."""
+"""The rows of a store, field by field."""
 
 from __future__ import annotations
 
@@ -11,68 +11,71 @@ from typing import Any, NamedTuple
 
 from trainer.host.redaction import redact_settings, redact_text
 
-QUIET = 60.0
-"""Seconds without a sign of life after which a run is said to have stalled, at the least."""
+MIN_STALL_SECONDS = 60.0
+"""Seconds without a heartbeat after which a run counts as stalled, at the least."""
 
-PAUSES = 5
-"""How many of its usual pauses may go by without a sign."""
+STALL_PAUSES = 5
+"""How many of its usual pauses may pass without a heartbeat."""
 
-FIRST = 900.0
-"""Seconds until the second sign, for compilation comes before the first epoch."""
+FIRST_PAUSE_SECONDS = 900.0
+"""Seconds until the second heartbeat is due, since compilation comes before the first epoch."""
 
 
 class RunRow(NamedTuple):
-    """A run, as the store knows it."""
+    """A recorded run."""
 
     name: str
     directory: str
-    """Absolute path, where its commits are."""
+    """Absolute path of the run's directory, which holds its checkpoints."""
     host: str
     created: float
     """Unix seconds."""
     config: Any
-    """What JSON knows; None where the run gave none."""
+    """JSON data; None if the run has no configuration."""
     environment: dict[str, str]
     """Versions, devices, git revision, system."""
     state: str
-    """`running`, `finished`, `interrupted` or `failed`; whether it stalled, `status` says."""
+    """`running`, `finished`, `interrupted` or `failed`; `status` finds out whether it stalled."""
     error: str
-    """What it failed of, else empty."""
+    """Why it failed, else empty."""
     pid: int
     epochs: int | None
-    """How many it shall complete, where that is known."""
+    """How many it is to complete, if that is known."""
     epoch: int
-    """By its last sign of life; `Store.reached` looks at its records, too."""
+    """As of its last heartbeat; `Store.read_progress` reads its records, too."""
     step: int
     beat: float
-    """When it last gave a sign of life, unix seconds."""
+    """Time of its last heartbeat, unix seconds."""
     pause: float | None
-    """Seconds between its last two signs; None before there are two."""
+    """Seconds between its last two heartbeats; None before there are two."""
 
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> RunRow:
-        """Make one of what a database gave, which an older version may have given passwords."""
-        made = dict(zip(cls._fields, row, strict=True))
-        environment = _mapping(made.pop("environment"))
-        made |= {"config": _plain(made["config"], redact_settings)}
-        made |= {"error": redact_text(str(made["error"]))}
-        told = {name: redact_text(str(value)) for name, value in environment.items()}
-        return cls(**made, environment=told)
+        """Read a row of the database; an older version may have stored passwords in it."""
+        run = cls._make(row)
+        environment = _parse_dict(run.environment)
+        return run._replace(
+            config=_parse_json(run.config, redact_settings),
+            environment={name: redact_text(str(value)) for name, value in environment.items()},
+            error=redact_text(str(run.error)),
+        )
 
     def status(self, now: float) -> str:
-        """Give the state, or `stalled` where a run that should be running gives no sign.
+        """Return the state, or `stalled` for a run that should be running and sends no heartbeat.
 
-        It has stalled if its process is gone, which can be seen on its own machine, or if it was
-        silent for five of its usual pauses, and no less than a minute.
+        It has stalled if its process has ended, which can be seen on its own machine, or if it was
+        silent for five of its usual pauses, and at least a minute.
 
         Args:
             now: unix seconds, by the store's clock.
         """
         if self.state != "running":
             return self.state
-        if self.host == socket.gethostname() and not _lives(self.pid):
+        if self.host == socket.gethostname() and not _is_alive(self.pid):
             return "stalled"
-        limit = FIRST if self.pause is None else max(QUIET, PAUSES * self.pause)
+        limit = FIRST_PAUSE_SECONDS
+        if self.pause is not None:
+            limit = max(MIN_STALL_SECONDS, STALL_PAUSES * self.pause)
         return "stalled" if now - self.beat > limit else "running"
 
 
@@ -86,7 +89,7 @@ class Record(NamedTuple):
 
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> Record:
-        """Make one of what a database gave: (name, epoch, step, value, text)."""
+        """Read a row of the database: (name, epoch, step, value, text)."""
         name, epoch, step, value, text = row
         if text is None:
             return cls(name, epoch, step, math.nan if value is None else value)
@@ -94,33 +97,33 @@ class Record(NamedTuple):
 
 
 class CheckpointRow(NamedTuple):
-    """A checkpoint."""
+    """A recorded checkpoint."""
 
     epoch: int
     path: str
     bytes: int
     scores: dict[str, float]
-    """The metrics of the event that was committed."""
+    """The metrics of the event at which it was saved."""
     checksum: str
-    """Of its manifest: another commit of this epoch has another."""
+    """Of its manifest: another checkpoint of this epoch has another one."""
     written: str
     """When, ISO 8601 in UTC."""
 
     @classmethod
     def read(cls, row: tuple[Any, ...]) -> CheckpointRow:
-        """Make one of what a database gave."""
-        made = dict(zip(cls._fields, row, strict=True))
-        scores = _mapping(made["scores"])
-        return cls(
-            **made | {"scores": {n: s for n, s in scores.items() if isinstance(s, int | float)}}
+        """Read a row of the database."""
+        checkpoint = cls._make(row)
+        scores = _parse_dict(checkpoint.scores)
+        return checkpoint._replace(
+            scores={name: s for name, s in scores.items() if isinstance(s, int | float)}
         )
 
 
 class Artifact(NamedTuple):
-    """A file that a run left."""
+    """A file that a run wrote."""
 
     path: str
-    """Absolute where a store gives it; kept relative to the run's directory if it lies there."""
+    """Absolute when read from a store; stored relative to the run's directory if it lies there."""
     kind: str
     """`replay`, `plot`, `report`, `trace`."""
     epoch: int
@@ -129,45 +132,45 @@ class Artifact(NamedTuple):
 
 
 class Request(NamedTuple):
-    """That a checkpoint be evaluated by a suite, and what became of it."""
+    """A request to evaluate a checkpoint with a suite, and its outcome."""
 
     run: str
     epoch: int
     suite: str
     checksum: str
-    """Of the commit's manifest."""
+    """Of the checkpoint's manifest."""
     state: str
     """`open`, `claimed`, `done` or `failed`."""
     asked: float
     """Unix seconds."""
     tries: int
     worker: str
-    """That has or had it."""
+    """The worker that has or had it."""
     lease: float
-    """Until when it is the worker's, unix seconds."""
+    """Until when it belongs to the worker, unix seconds."""
     finished: float | None
     error: str
     """Of the last try that failed."""
 
 
-def _plain(text: Any, cleaned: Callable[[Any], Any] = lambda found: found) -> Any:
-    """Read what JSON knows; None of an odd row, which hides no other."""
+def _parse_json(text: Any, clean: Callable[[Any], Any] = lambda found: found) -> Any:
+    """Parse JSON; return None for an invalid row, so that the other rows can still be read."""
     try:
-        return cleaned(json.loads(text))
+        return clean(json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return None
 
 
-def _mapping(text: Any) -> dict[str, Any]:
-    found = _plain(text)
+def _parse_dict(text: Any) -> dict[str, Any]:
+    found = _parse_json(text)
     return found if isinstance(found, dict) else {}
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # or no process's at all
+    except (ProcessLookupError, OverflowError):  # or a number that no process has
         return False
     except OSError:
-        return True  # another user's
+        return True  # another user's process
     return True

@@ -1,4 +1,4 @@
-"""The store: what is on record of all runs, to be read by anyone and written by many."""
+"""The store: what is recorded of all runs, read by anyone and written by many."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from typing import Any
 
 from trainer.checks.suggestions import suggest_and_list
 from trainer.host.redaction import redact_text
-from trainer.runs import table_versions
-from trainer.runs.connections import Connection, connect, resolve_store_url
+from trainer.runs.connecting import connect, resolve_store_url
+from trainer.runs.connection import Connection
 from trainer.runs.rows import Artifact, CheckpointRow, Record, RunRow
+from trainer.runs.statements import placeholders, upsert
+from trainer.runs.table_versions import check_version, migrate, read_version
 from trainer.runs.text import shorten_name
 
 Values = Mapping[str, float | str | None]
-"""Of metrics by name; None is a number that is none."""
+"""Metrics by name; None stands for nan."""
 
 
 class Store:
-    """What is on record of runs: configuration, metrics, commits, evaluations, signs of life.
+    """Recorded runs: configuration, metrics, checkpoints, evaluations, heartbeats.
 
-    Any number of processes may write and read at once, and threads may share one. To write what was
-    written already changes nothing. Training writes through `Run`, which queues on the disk what
-    cannot be delivered; what is called here is done when it returns, or raises `Unreachable`. Close
-    it, or use `with`.
+    Any number of processes may write and read at once, and threads may share one store. To write
+    the same thing twice changes nothing. Training writes through `Run`, which queues on the disk
+    what cannot be delivered; a call of this class has written when it returns, or raises
+    `Unreachable`. Close the store, or use `with`.
 
     Args:
         store: directory that holds the runs, a file `*.sqlite`, or `postgresql://USER@HOST/NAME`.
-        create: make the tables, and the file, where there are none.
-        patience: seconds to wait for a server, or for a lock.
-        read_only: only look: nothing is made or brought up to date, and the database refuses every
-            change. A file on a read-only disk is read so, and one of another user.
+        create: create the tables, and the file, where they do not exist.
+        timeout: seconds to wait for a server, or for a lock.
+        read_only: create and upgrade nothing, and let the database refuse every change. This can
+            read a file on a read-only disk, and a file of another user.
 
     Raises:
-        FileNotFoundError: there is no store, and none shall be made.
+        FileNotFoundError: the store does not exist, and `create` is False.
         Unreachable: it does not answer.
-        ValueError: it is of a newer version, or the URL of another kind.
+        ValueError: it is of a newer version, or the URL is of another kind.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
@@ -51,20 +53,20 @@ class Store:
         store: str | os.PathLike[str],
         *,
         create: bool = True,
-        patience: float = 5.0,
+        timeout: float = 5.0,
         read_only: bool = False,
     ) -> None:
         self.url = resolve_store_url(store)
         create = create and not read_only
         self.connection: Connection = connect(
-            self.url, create=create, patience=patience, read_only=read_only
+            self.url, create=create, timeout=timeout, read_only=read_only
         )
         try:
             if read_only:
-                version = table_versions.version(self.connection, there=True)
-                table_versions.check_known(version, self.connection.where, to_read=True)
+                version = read_version(self.connection, required=True)
+                check_version(version, self.connection.label, to_read=True)
             else:
-                table_versions.migrate(self.connection, create=create)
+                migrate(self.connection, create=create)
         except BaseException:
             self.connection.close()
             raise
@@ -80,33 +82,30 @@ class Store:
         config: Any = None,
         environment: Mapping[str, str] = {},
     ) -> None:
-        """Put a run on record, or take it that a known one goes on.
+        """Record a new run, or that a recorded run resumes.
 
         Args:
             run: its name.
-            directory: absolute path, where its commits are.
+            directory: absolute path of the run's directory.
             host: that it runs on.
             pid: of its process.
             time: when, unix seconds.
-            config: what JSON knows.
+            config: JSON data.
             environment: versions, devices and the like.
         """
-        values = (
-            *(run, directory, host, time),
-            *(_json(config), _json(dict(environment)), "running", "", pid, None, 0, 0, time, None),
-        )
-        again = ("directory", "host", "config", "environment", "state", "error", "pid", "beat")
+        updated = ("directory", "host", "config", "environment", "state", "error", "pid", "beat")
         self.connection.execute(
-            f"INSERT INTO runs ({', '.join(RunRow._fields)}) VALUES ({_marks(values)}) "
-            "ON CONFLICT (name) DO UPDATE SET "
-            + ", ".join(f"{column} = excluded.{column}" for column in (*again, "pause")),
-            values,
+            upsert("runs", RunRow._fields, ("name",), (*updated, "pause")),
+            (
+                *(run, directory, host, time, json.dumps(config), json.dumps(dict(environment))),
+                *("running", "", pid, None, 0, 0, time, None),
+            ),
         )
 
     def heartbeat(
         self, run: str, *, time: float, epoch: int, step: int, epochs: int | None = None
     ) -> None:
-        """Note a sign of life, and how far the run is."""
+        """Record a heartbeat and the progress of a run."""
         self.connection.execute(
             "UPDATE runs SET pause = CASE WHEN ? > beat THEN ? - beat ELSE pause END, "
             "beat = ?, epoch = ?, step = ?, epochs = ? WHERE name = ?",
@@ -114,42 +113,32 @@ class Store:
         )
 
     def end(self, run: str, state: str, *, time: float, error: str = "") -> None:
-        """Note how a run ended: `finished`, `interrupted` or `failed`, and of what."""
+        """Record how a run ended: `finished`, `interrupted` or `failed`, and why."""
         self.connection.execute(
             "UPDATE runs SET state = ?, error = ?, beat = ? WHERE name = ?",
             (state, error, time, run),
         )
 
     def write_records(self, run: str, epoch: int, step: int, values: Values) -> None:
-        """Write values of metrics, numbers or texts, in the place of those of this epoch and step.
+        """Write metrics, numbers or texts by name; they replace those of this epoch and step."""
+        self.write_many_records([(run, epoch, step, values)])
 
-        Args:
-            run: its name.
-            epoch: that they are of.
-            step: that they are of.
-            values: by name; None is a number that is none.
-        """
-        self.write_many([(run, epoch, step, values)])
-
-    def write_many(self, records: Iterable[tuple[str, int, int, Values]]) -> None:
-        """Write what several `write_records` of (run, epoch, step, values) would, in less time."""
-        self.connection.many(
-            "INSERT INTO records (run, name, epoch, step, value, text) VALUES (?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (run, name, epoch, step) DO UPDATE SET "
-            "value = excluded.value, text = excluded.text",
+    def write_many_records(self, records: Iterable[tuple[str, int, int, Values]]) -> None:
+        """Write the arguments (run, epoch, step, values) of several `write_records` at once."""
+        columns = ("run", "name", "epoch", "step", "value", "text")
+        self.connection.execute_many(
+            upsert("records", columns, columns[:4]),
             (
-                (run, shorten_name(name), epoch, step, None, value)
-                if isinstance(value, str)
-                else (run, shorten_name(name), epoch, step, _kept(value), None)
+                (run, shorten_name(name), epoch, step, *_to_columns(value))
                 for run, epoch, step, values in records
                 for name, value in values.items()
             ),
         )
 
     def rewind(self, run: str, epoch: int, step: int) -> None:
-        """Take it that a run goes on from here: what is beyond will be written anew.
+        """Delete what a run recorded beyond the point where it resumes.
 
-        At epoch 0 it begins afresh, and nothing of an earlier one is left.
+        At epoch 0 it starts fresh, and everything is deleted.
         """
         with self.connection.transaction():
             self.connection.execute(
@@ -165,45 +154,32 @@ class Store:
                 "UPDATE runs SET epoch = ?, step = ? WHERE name = ?", (epoch, step, run)
             )
 
-    def write_commit(self, run: str, commit: CheckpointRow) -> None:
-        """Note a checkpoint that is complete."""
-        columns = commit._asdict() | {"scores": _json(commit.scores)}
-        values = (run, *columns.values())
+    def write_checkpoint(self, run: str, checkpoint: CheckpointRow) -> None:
+        """Record a checkpoint that is complete."""
+        row = checkpoint._replace(scores=json.dumps(checkpoint.scores))  # type: ignore[arg-type]
         self.connection.execute(
-            f"INSERT INTO commits (run, {', '.join(CheckpointRow._fields)}, present) "
-            f"VALUES ({_marks(values)}, 1) ON CONFLICT (run, epoch) DO UPDATE SET present = 1, "
-            + ", ".join(f"{column} = excluded.{column}" for column in CheckpointRow._fields[1:]),
-            values,
+            upsert("commits", ("run", *CheckpointRow._fields, "present"), ("run", "epoch")),
+            (run, *row, 1),
         )
 
-    def remove_commits(self, run: str, epochs: Iterable[int]) -> None:
-        """Note that checkpoints are gone; what was measured of them stays."""
-        self.connection.many(
+    def mark_removed(self, run: str, epochs: Iterable[int]) -> None:
+        """Record that checkpoints were removed; what was measured of them stays."""
+        self.connection.execute_many(
             "UPDATE commits SET present = 0 WHERE run = ? AND epoch = ?",
             [(run, epoch) for epoch in epochs],
         )
 
     def write_artifact(self, run: str, artifact: Artifact) -> None:
-        """Note a file that a run left.
-
-        Args:
-            run: its name.
-            artifact: with a path relative to the run's directory, or absolute.
-        """
-        values = (run, *artifact)
-        self.connection.execute(
-            f"INSERT INTO artifacts (run, {', '.join(Artifact._fields)}) VALUES ({_marks(values)}) "
-            "ON CONFLICT (run, path) DO UPDATE SET "
-            + ", ".join(f"{column} = excluded.{column}" for column in Artifact._fields[1:]),
-            values,
-        )
+        """Record a file that a run wrote; its path may be relative to the run's directory."""
+        statement = upsert("artifacts", ("run", *Artifact._fields), ("run", "path"))
+        self.connection.execute(statement, (run, *artifact))
 
     def forget_artifacts(self, run: str, directory: str) -> None:
-        """Forget the files of a run's directory, on this machine, that are not there any more."""
+        """Forget the files that no longer exist in a run's directory on this machine."""
         if not os.path.isdir(directory):  # it was moved since: they are elsewhere
             return
         rows = self.connection.execute("SELECT path FROM artifacts WHERE run = ?", (run,))
-        self.connection.many(
+        self.connection.execute_many(
             "DELETE FROM artifacts WHERE run = ? AND path = ?",
             [
                 (run, path)
@@ -213,28 +189,35 @@ class Store:
         )
 
     def runs(self) -> list[RunRow]:
-        """Give all runs, the newest first."""
+        """Return all runs, the newest first."""
         rows = self.connection.execute(
             f"SELECT {', '.join(RunRow._fields)} FROM runs ORDER BY created DESC, name"
         )
         return [RunRow.read(row) for row in rows]
 
     def run(self, name: str) -> RunRow:
-        """Give one run.
+        """Return one run.
 
         Raises:
-            KeyError: there is none of this name; those that there are, are named.
+            KeyError: no run has this name; the message lists the names.
         """
-        for row in self.runs():
-            if row.name == name:
-                return row
-        known = suggest_and_list(name, [row.name for row in self.runs()])
-        raise KeyError(f"no run {name!r} in {self.connection.where}{known}")
+        rows = {row.name: row for row in self.runs()}
+        if name not in rows:
+            known = suggest_and_list(name, list(rows))
+            raise KeyError(f"no run {name!r} in {self.connection.label}{known}")
+        return rows[name]
+
+    def find_runs(self, epoch: int, checksum: str) -> set[str]:
+        """Return the names of the runs that recorded this checkpoint."""
+        rows = self.connection.execute(
+            "SELECT run FROM commits WHERE epoch = ? AND checksum = ?", (epoch, checksum)
+        )
+        return {name for (name,) in rows}
 
     def read_progress(self, row: RunRow) -> RunRow:
-        """Give a run's row with the newest epoch and step that are known of it.
+        """Return a run's row with the newest epoch and step that are known.
 
-        Signs of life tell of them, and records; a run may give either alone.
+        Both heartbeats and records contain them; a run may write only one of the two.
         """
         newest = self.connection.execute(
             "SELECT epoch, step FROM records WHERE run = ? AND epoch >= ? "
@@ -247,16 +230,10 @@ class Store:
     def records(
         self, run: str, names: Sequence[str] | None = None, *, since: int = 0
     ) -> list[Record]:
-        """Give what was measured, in the order of epochs and steps.
-
-        Args:
-            run: its name.
-            names: of the metrics; all where None.
-            since: the first epoch.
-        """
+        """Return recorded metrics of these names, or all, from epoch `since`, by epoch and step."""
         if names is not None and not names:
             return []
-        chosen = "" if names is None else f" AND name IN ({_marks(names)})"
+        chosen = "" if names is None else f" AND name IN ({placeholders(names)})"
         rows = self.connection.execute(
             "SELECT name, epoch, step, value, text FROM records WHERE run = ? AND epoch >= ?"
             f"{chosen} ORDER BY epoch, step, name",
@@ -265,7 +242,7 @@ class Store:
         return [Record.read(row) for row in rows]
 
     def latest(self, run: str) -> dict[str, Record]:
-        """Give the last value of each metric, by name."""
+        """Return the last value of each metric, by name."""
         rows = self.connection.execute(
             "SELECT name, epoch, step, value, text FROM (SELECT name, epoch, step, value, text, "
             "ROW_NUMBER() OVER (PARTITION BY name ORDER BY epoch DESC, step DESC) AS place "
@@ -274,18 +251,17 @@ class Store:
         )
         return {record.name: record for record in map(Record.read, rows)}
 
-    def commits(self, run: str, *, present: bool = False) -> list[CheckpointRow]:
-        """Give the checkpoints by epoch; with `present` those alone that are still there."""
+    def checkpoints(self, run: str, *, present: bool = False) -> list[CheckpointRow]:
+        """Return the checkpoints by epoch; with `present`, only those that still exist."""
         rows = self.connection.execute(
-            f"SELECT {', '.join(CheckpointRow._fields)} FROM commits WHERE run = ? AND present >= "
-            "? "
-            "ORDER BY epoch",
+            f"SELECT {', '.join(CheckpointRow._fields)} FROM commits "
+            "WHERE run = ? AND present >= ? ORDER BY epoch",
             (run, int(present)),
         )
         return [CheckpointRow.read(row) for row in rows]
 
     def artifacts(self, run: str) -> list[Artifact]:
-        """Give the files that a run left, by epoch and path, where its directory now is."""
+        """Return the files that a run wrote, by epoch and path, where its directory now is."""
         rows = self.connection.execute(
             f"SELECT {', '.join(Artifact._fields)}, (SELECT directory FROM runs WHERE name = run) "
             "FROM artifacts WHERE run = ? ORDER BY epoch, path",
@@ -296,14 +272,14 @@ class Store:
         ]
 
     def remove(self, run: str) -> None:
-        """Forget a run; its directory stays."""
+        """Delete a run from the store; its directory stays."""
         with self.connection.transaction():
             for table in ("records", "commits", "requests", "results", "artifacts"):
                 self.connection.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
             self.connection.execute("DELETE FROM runs WHERE name = ?", (run,))
 
     def close(self) -> None:
-        """End the connection; it cannot be used again."""
+        """Close the connection; the store cannot be used again."""
         self.connection.close()
 
     def __repr__(self) -> str:
@@ -316,13 +292,7 @@ class Store:
         self.close()
 
 
-def _marks(values: Sequence[Any]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _kept(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value)
+def _to_columns(value: float | str | None) -> tuple[float | None, str | None]:
+    if isinstance(value, str):
+        return None, value
+    return None if value is None or math.isnan(value) else float(value), None

@@ -1,8 +1,8 @@
-"""The tables of a store, and how an older store becomes one of today."""
+"""The tables of a store, and the migrations from older versions."""
 
 from __future__ import annotations
 
-from trainer.runs.connections import Connection, Row
+from trainer.runs.connection import Connection, Row
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -83,8 +83,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             done BIGINT NOT NULL
         )""",
     ),
-    (  # A file's path is relative to the run's directory, which may be moved; where it was, and its
-        # files were listed anew, those at the old place go.
+    (  # Paths become relative to the run's directory, which may be moved. If it was, and its files
+        # were listed again, those at the old place are deleted.
         """UPDATE artifacts
             SET path = substr(path, (SELECT length(directory) + 2 FROM runs WHERE name = run))
             WHERE EXISTS (
@@ -100,63 +100,63 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
     ),
 )
-"""What makes version n + 1 of version n: statements that SQLite and PostgreSQL both know.
+"""Statements that upgrade version n to version n + 1; SQLite and PostgreSQL both know them.
 
-In `value`, NULL is a number that is none (nan), for SQLite keeps no such thing. A record is of its
-run, name, epoch and step, a request of its commit and suite: to write one again changes nothing.
+In `value`, NULL stands for nan, which SQLite cannot store. A record is identified by its run, name,
+epoch and step, a request by its checkpoint and suite: to write one again changes nothing.
 """
 
 VERSION = len(MIGRATIONS)
 
-READABLE = 1
-"""The oldest version whose tables are read as today's are: who only looks changes none."""
+OLDEST_READABLE = 1
+"""The oldest version that can be read without an upgrade, by who opens a store read-only."""
 
 
-def version(connection: Connection, *, there: bool = False) -> int:
-    """Read the version of the tables; 0 where there are none.
+def read_version(connection: Connection, *, required: bool = False) -> int:
+    """Read the version of the tables; 0 if they do not exist.
 
     Raises:
-        FileNotFoundError: there are none, and `there` says that there must be.
+        FileNotFoundError: they do not exist, and are required.
     """
     rows: list[Row] = []
     if connection.has_table("meta"):
         rows = connection.execute("SELECT value FROM meta WHERE key = 'schema'")
     found = int(rows[0][0]) if rows else 0
-    if there and not found:
-        raise FileNotFoundError(f"there is no store in {connection.where}: nothing has written one")
+    if required and not found:
+        raise FileNotFoundError(f"there is no store in {connection.label}: nothing has written one")
     return found
 
 
 def migrate(connection: Connection, *, create: bool) -> None:
-    """Make the tables, or bring them up to date.
+    """Create the tables, or upgrade them.
 
     Raises:
-        FileNotFoundError: there are none, and none shall be made.
+        FileNotFoundError: they do not exist, and `create` is False.
         ValueError: they are newer than this library.
     """
-    where = connection.where
-    if not migrations(version(connection, there=not create), where):
+    label = connection.label
+    if not list_migrations(read_version(connection, required=not create), label):
         return
-    with connection.migrating():
+    with connection.migration():
         connection.execute(
             "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
         )
         connection.execute("INSERT INTO meta VALUES ('schema', '0') ON CONFLICT (key) DO NOTHING")
-        for number, statement in migrations(version(connection), where):
+        for number, statement in list_migrations(read_version(connection), label):
             connection.execute(statement)
             connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(number),))
 
 
-def migrations(found: int, where: str) -> list[tuple[int, str]]:
-    """Give the statements that bring a store up to date, each with the version it belongs to.
+def list_migrations(found: int, label: str) -> list[tuple[int, str]]:
+    """Return the statements that upgrade a store, each with the version that it belongs to.
 
     Raises:
         ValueError: the store is newer than this library.
 
-    >>> migrations(VERSION, "here")
+    >>> list_migrations(VERSION, "here")
     []
     """
-    check_known(found, where)
+    check_version(found, label)
     return [
         (number, statement)
         for number, statements in enumerate(MIGRATIONS[found:], found + 1)
@@ -164,28 +164,28 @@ def migrations(found: int, where: str) -> list[tuple[int, str]]:
     ]
 
 
-def check_known(found: int, where: str, *, to_read: bool = False) -> None:
-    """Check that this library knows a version of the tables.
+def check_version(found: int, label: str, *, to_read: bool = False) -> None:
+    """Check that this library supports a version of the tables.
 
     Args:
         found: the version.
-        where: names the store.
-        to_read: whether they stay as they are, and an old version must be one that can be read.
+        label: of the store, for messages.
+        to_read: whether the tables are not upgraded, and must be readable as they are.
 
     Raises:
         ValueError: it does not.
 
-    >>> check_known(VERSION + 1, "here")
+    >>> check_version(VERSION + 1, "here")
     Traceback (most recent call last):
     ValueError: the store here has version 3 of the tables, and this library knows version 2 at ...
     """
     if found > VERSION:
         raise ValueError(
-            f"the store {where} has version {found} of the tables, and this library knows "
+            f"the store {label} has version {found} of the tables, and this library knows "
             f"version {VERSION} at most: install a newer entracte, or give another store"
         )
-    if to_read and found < READABLE:
+    if to_read and found < OLDEST_READABLE:
         raise ValueError(
-            f"the store {where} has version {found} of the tables, and what only looks changes "
-            f"nothing: bring it up to date, python -m trainer deliver --store {where}"
+            f"the store {label} has version {found} of the tables, and reading changes nothing: "
+            f"bring it up to date, python -m trainer deliver --store {label}"
         )

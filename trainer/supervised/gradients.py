@@ -11,8 +11,8 @@ import optax
 from jax import lax
 
 from trainer.losses.loss import Loss, evaluate_loss
-from trainer.phases.executors import has_convolution
-from trainer.phases.metrics import WEIGHT
+from trainer.phases.jaxprs import has_convolution
+from trainer.phases.reductions import WEIGHT
 from trainer.state import PyTree, TrainState
 from trainer.supervised.optimizer_groups import learning_rates
 from trainer.supervised.optimizer_updates import ValueFn, update_optimizer

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer import TrainState, training
 from trainer.checks.paths import to_absolute_path
 from trainer.data.source import Feed, Source
 from trainer.host.extras import require_extra
-from trainer.phases.executors import Step
-from trainer.phases.metrics import WEIGHT
+from trainer.phases.batch_functions import Step, StepFunction, as_step
+from trainer.phases.factories import training
+from trainer.phases.reductions import WEIGHT
 from trainer.phases.state_buffers import copy_state
-from trainer.state import PyTree
+from trainer.state import PyTree, TrainState
 from trainer.supervised.hyperparams import check_hyperparam, map_hyperparam
 
 SMOOTHING_DECAY = 0.9
@@ -77,7 +77,7 @@ class RangeTest:
 
 
 def find_learning_rate(
-    step: Step,
+    step: Step | StepFunction,
     state: TrainState,
     source: Source,
     *,
@@ -153,7 +153,9 @@ def find_learning_rate(
     return RangeTest(rates, losses, counted, smoothed, float(rates[steepest]), float(rates[valley]))
 
 
-def _record_losses(step: Step, state: TrainState, source: Source, rates: np.ndarray) -> np.ndarray:
+def _record_losses(
+    step: Step | StepFunction, state: TrainState, source: Source, rates: np.ndarray
+) -> np.ndarray:
     """Train with these rates, one per step, and return the loss of each step: float64 `[steps]`."""
     first, table = int(state.step), np.asarray(rates, np.float32)
 
@@ -168,8 +170,8 @@ def _record_losses(step: Step, state: TrainState, source: Source, rates: np.ndar
         weight = metrics.get("loss" + WEIGHT, jnp.ones(()))
         return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
-    step_at_rate.check = getattr(step, "check", None)  # type: ignore[attr-defined]
-    phase = training(step_at_rate, _TruncatedSource(source, len(rates)), name="range_test")
+    step_record = Step(step_at_rate, as_step(step).check)
+    phase = training(step_record, _TruncatedSource(source, len(rates)), name="range_test")
     state = phase.add_position(copy_state(state.replace(hook_state={}, scores={})))
     phase.verify(state)
     losses: list[float] = []

@@ -13,8 +13,9 @@ from jax import lax
 
 from trainer.checks.arguments import describe_value, require_integer
 from trainer.checks.suggestions import suggest_name
+from trainer.phases.batch_functions import CheckedStep, as_step
 from trainer.phases.executors import EXECUTORS, choose_executor
-from trainer.phases.state_buffers import check_structure, copy_state
+from trainer.phases.state_buffers import copy_state
 from trainer.state import TrainState, attach_host_fields, strip_host_fields
 from trainer.supervised.task import Task
 
@@ -96,12 +97,12 @@ def overfit(
         )
     batch = jax.tree.map(jnp.asarray, dict(batch))
     start = copy_state(task.init(jax.random.key(0) if key is None else key, batch))
-    if (check := getattr(task.step, "check", None)) is not None:
+    if (check := as_step(task.step).check) is not None:
         check(start, jax.tree.map(np.asarray, batch))
+    checked = CheckedStep(as_step(task.step).function, "overfit")
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, jax.Array]:
-        after, metrics = task.step(state, batch)
-        after = check_structure(state, after, "the step of the task")
+        after, metrics = checked(state, batch)
         return after, metrics["loss"].astype(jnp.float32)
 
     state = strip_host_fields(start)

@@ -60,7 +60,7 @@ def predict(
     if whole_batch:
         feed = unpad_feed(feed)
     run = _Prediction(function, hasattr(network, "apply"), feed.batch)
-    compiled = get_shared_cache(run).programs
+    compiled = get_shared_cache(run).compiled
     jitted = compiled.setdefault(read_jax_settings(), jax.jit(run))
     state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
     device = strip_host_fields(state)

@@ -13,8 +13,7 @@ from trainer.checks.arguments import require_function, require_integer, require_
 from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, require_entry
 from trainer.losses.unread_weights import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
-from trainer.phases.executors import Step
-from trainer.phases.factories import Measure
+from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.row_mixing import of_rows
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import gradients, step_averages
@@ -246,13 +245,17 @@ def supervised(
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return evaluate_loss(loss, state.step, outputs(state, batch), batch)
 
-    measure.alone = mixing_trial.make_measure_trial(loss, infer, measure)  # type: ignore[attr-defined]
-    measure.whole_batch = loss.whole_batch  # type: ignore[attr-defined]
-    if accumulate > 1:
-        step.alone = mixing_trial.make_accumulation_trial(loss, infer, accumulate)  # type: ignore[attr-defined]
-    step.check = measure.check = _make_check(infer, loss)  # type: ignore[attr-defined]
-    step.finalize = measure.finalize = loss.finalize  # type: ignore[attr-defined]
-    return Task(init, step, measure, grads_and_metrics, updates, optimizer, outputs, statistics)
+    check = _make_check(infer, loss)
+    micro = (
+        mixing_trial.make_accumulation_trial(loss, infer, accumulate) if accumulate > 1 else None
+    )
+    alone = mixing_trial.make_measure_trial(loss, infer, measure)
+    return Task(
+        init,
+        Step(step, check, loss.finalize, micro),
+        Measure(measure, check, loss.finalize, alone, loss.whole_batch),
+        *(grads_and_metrics, updates, optimizer, outputs, statistics),
+    )
 
 
 def _has_updated(metrics: Mapping[str, Any], weighted: jax.Array | None) -> jax.Array | None:

@@ -256,7 +256,7 @@ def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_pa
     trainer.fit(state, phase, epochs=2, hooks=chain)
     with Store(tmp_path) as store:
         before = store.records("run")
-        with pytest.raises(DirectoryInUse, match="on record by another Run") as caught:
+        with pytest.raises(DirectoryInUse, match="recorded by another Run") as caught:
             hooks.backtest(chain, "run", store=store)
         assert "separate writers" in caught.value.__notes__[-1]
         assert store.records("run") == before

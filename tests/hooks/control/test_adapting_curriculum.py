@@ -108,7 +108,7 @@ def test_law_5_a_curriculum_resumes_bit_for_bit(agent, check_resumes, strategy, 
         return hooks.adapt_curriculum(LESSONS, strategy)
 
     start = agent.init(jax.random.key(0))
-    whole = check_resumes(make, start, agent.program, epochs=3)
+    whole = check_resumes(make, start, agent.rollout, epochs=3)
     # The short lesson always returns the same: the long one has all but the floor or small weight.
     np.testing.assert_allclose(whole.carry["lessons"], [low, 1 - low], rtol=1e-6)
 

@@ -1,12 +1,9 @@
 """Averages of parameters."""
 
-from types import SimpleNamespace
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,36 +82,6 @@ def test_swa_is_measured_and_resumes(start, train, val, check_resumes):
     chex.assert_trees_all_equal(alone.params, averaged.params)
     assert averaged.hook_state["swa"]["updates"] == 3
     assert not np.array_equal(averaged.hook_state["swa"]["params"]["w"], alone.params["w"])
-
-
-def test_a_pass_without_updates_fits_batch_statistics_to_an_average(digits):
-    def init(key, inputs):
-        return {"w": jnp.zeros((64, 10))}, {"mean": jnp.zeros(10)}
-
-    def apply(params, model_state, inputs, *, key, train):
-        outputs = inputs.reshape(len(inputs), -1) @ params["w"]
-        mean = 0.5 * model_state["mean"] + 0.5 * outputs.mean(0)
-        model_state = {"mean": mean} if train else model_state
-        return outputs - model_state["mean"], model_state
-
-    network, loss = SimpleNamespace(init=init, apply=apply), trainer.losses.classification
-    task = trainer.supervised(network, loss, optax.sgd(0.1))
-    key, example = jax.random.key(0), digits[0].example
-    phase = trainer.training(task.step, digits[0])
-    state, _ = trainer.fit(task.init(key, example), phase, epochs=3, hooks=hooks.swa(start=2))
-
-    still = trainer.supervised(network, loss, optax.set_to_zero())
-    average = still.init(key, example).replace(
-        params=state.hook_state["swa"]["params"], model_state=state.model_state
-    )
-    refreshed, _ = trainer.fit(average, trainer.training(still.step, digits[0]), epochs=1)
-    chex.assert_trees_all_equal(refreshed.params, average.params)
-    outputs, _ = apply(
-        average.params, average.model_state, digits[0].arrays["inputs"], key=key, train=False
-    )
-    wanted = outputs.mean(0) + average.model_state["mean"]
-    error = lambda s: float(jnp.abs(s.model_state["mean"] - wanted).max())  # noqa: E731
-    assert error(refreshed) < error(state) / 2
 
 
 def test_swa_keeps_dtypes(state, phase):

@@ -1,4 +1,4 @@
-"""What evaluators found, brought into a run: taken once, the newest, and waited for if need be."""
+"""Results of evaluators in a run: taken once, the newest first, and waited for on demand."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from hooks import collect_scores, request_evaluation
 from hooks.evaluation import collecting
 from hooks.testing import check_hook
 from trainer import Checkpoints
-from trainer.runs import Run, Store, Unreachable, store_polling
+from trainer.runs import Run, Store, Unreachable, store_client
 from trainer.runs.checkpoint_rows import describe_checkpoint
-from trainer.runs.requests import claim, create_request, fail_request, finish
+from trainer.runs.requests import (
+    claim_request,
+    create_request,
+    fail_request,
+    finish_request,
+    list_answers,
+)
 
 LIMIT = 10
-"""Seconds after which what should have come has not."""
+"""Seconds that a test waits at most."""
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    """Wait for answers on a machine that is busy, too."""
-    monkeypatch.setattr(store_polling, "PATIENCE", float(LIMIT))
+    """Wait for answers on a busy machine, too."""
+    monkeypatch.setattr(store_client, "POLL_SECONDS", float(LIMIT))
 
 
 @pytest.fixture
@@ -42,29 +48,29 @@ def saving(run):
 
 
 class Evaluator:
-    """Stands for evaluators: what was asked for is answered when a test says so."""
+    """Stands in for evaluators: answers requests when a test says so."""
 
     def __init__(self, run):
         self.store, self.claimed = Store(run.url), {}
 
     def answer(self, epoch, **scores):
-        """Wait for the request of an epoch, and answer it; without scores it fails."""
+        """Wait for the request of an epoch, and answer it; without scores, it fails."""
         limit = time.monotonic() + LIMIT
         while epoch not in self.claimed:
-            assert time.monotonic() < limit, f"epoch {epoch} was not asked for"
-            if request := claim(self.store, "tester", ["full"], lease=3600):
+            assert time.monotonic() < limit, f"epoch {epoch} was not requested"
+            if request := claim_request(self.store, "tester", ["full"], lease=3600):
                 self.claimed[request.epoch] = request
             else:
                 time.sleep(0.002)
         request = self.claimed.pop(epoch)
         if scores:
             found = {f"full/{name}": value for name, value in scores.items()}
-            assert finish(self.store, request, found)
+            assert finish_request(self.store, request, found)
         else:
             assert fail_request(self.store, request, "no such\x1b file", final=True)
 
     def arriving(self, when):
-        """A hook, listed first: at an epoch, the results of others arrive."""
+        """Return a hook, to list first: at an epoch, the results of other epochs arrive."""
 
         def arrive(state, metrics):
             for epoch in when.get(int(state.epoch), ()):
@@ -83,19 +89,19 @@ def evaluator(run):
 
 @contextlib.contextmanager
 def working(run, measure, delay=0.0):
-    """An evaluator that goes on meanwhile: `measure(epoch)` gives scores, or raises."""
+    """Run an evaluator in a thread: `measure(epoch)` returns scores, or raises."""
     done = threading.Event()
 
     def work():
         with Store(run.url) as store:
             while not done.is_set():
-                request = claim(store, "tester", ["full"], lease=3600)
+                request = claim_request(store, "tester", ["full"], lease=3600)
                 if request is None:
                     done.wait(0.002)
                     continue
                 done.wait(delay)
                 try:
-                    finish(store, request, measure(request.epoch))
+                    finish_request(store, request, measure(request.epoch))
                 except ValueError as error:
                     fail_request(store, request, str(error), final=True)
 
@@ -109,7 +115,7 @@ def working(run, measure, delay=0.0):
         assert not thread.is_alive()
 
 
-def measured(epoch):
+def measure_epoch(epoch):
     return {"full/loss": abs(epoch - 3.0), "full/accuracy": 0.5}
 
 
@@ -117,27 +123,27 @@ def collected(history):
     return [(epoch.get("full/epoch"), epoch.get("full/accuracy")) for epoch in history]
 
 
-def asking(run):
+def requesting(run):
     return [request_evaluation(run, "full"), saving(run)]
 
 
-def test_what_has_arrived_is_scored_once_with_its_epoch(state, phase, run, evaluator):
+def test_a_result_is_added_once_with_its_epoch(state, phase, run, evaluator):
     arriving = evaluator.arriving({3: [1], 6: [2, 4]})
-    chain = [arriving, collect_scores(run, "full"), *asking(run)]
+    chain = [arriving, collect_scores(run, "full"), *requesting(run)]
     after, history = trainer.fit(state, phase, epochs=7, hooks=chain)
     nothing = (None, None)
     assert collected(history) == [nothing, nothing, (1, 1), nothing, nothing, (4, 4), nothing]
     assert after.hook_state["collect_scores/full"] == {"taken": 4}
 
 
-def test_one_that_was_overtaken_is_not_taken_later(state, phase, run, evaluator):
+def test_an_overtaken_result_is_not_taken_later(state, phase, run, evaluator):
     arriving = evaluator.arriving({4: [2], 5: [1], 6: [3]})
-    chain = [arriving, collect_scores(run, "full"), *asking(run)]
+    chain = [arriving, collect_scores(run, "full"), *requesting(run)]
     _, history = trainer.fit(state, phase, epochs=6, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, 2, None, 3]
 
 
-def test_later_hooks_may_read_it(state, phase, run, evaluator):
+def test_later_hooks_may_read_the_scores(state, phase, run, evaluator):
     """The loss of epoch 3 is no better than that of epoch 1, which is known at epoch 5."""
 
     def arrive(state, metrics):
@@ -147,41 +153,41 @@ def test_later_hooks_may_read_it(state, phase, run, evaluator):
 
     collect = collect_scores(run, "full", scores=("full/loss",))
     stop = hooks.stop_early("full/loss", patience=1)
-    chain = [arrive, collect, stop, *asking(run)]
+    chain = [arrive, collect, stop, *requesting(run)]
     assert int(trainer.fit(state, phase, epochs=9, hooks=chain)[0].epoch) == 5
     with pytest.raises(ValueError, match="reads 'full/loss', which nothing writes"):
         trainer.fit(state, phase, epochs=9, hooks=[collect_scores(run, "full"), stop])
 
 
-def test_one_that_failed_is_told_of_once(state, phase, run, evaluator, caplog):
+def test_a_failed_evaluation_is_logged_once(state, phase, run, evaluator, caplog):
     def fail(state, metrics):
         if int(state.epoch) == 3:
             evaluator.answer(1)
         return state
 
-    chain = [fail, evaluator.arriving({4: [2]}), collect_scores(run, "full"), *asking(run)]
+    chain = [fail, evaluator.arriving({4: [2]}), collect_scores(run, "full"), *requesting(run)]
     _, history = trainer.fit(state, phase, epochs=6, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, 2, None, None]
     failures = [one.message for one in caplog.records if "evaluation of" in one.message]
     assert failures == ["collect_scores/full: the evaluation of epoch 1 failed: no such\\x1b file"]
 
 
-def test_a_score_that_is_promised_and_not_given_is_told_of(state, phase, run, evaluator, caplog):
+def test_a_declared_score_that_is_missing_is_logged(state, phase, run, evaluator, caplog):
     collect = collect_scores(run, "full", scores=("full/loss", "full/lost"))
-    chain = [evaluator.arriving({3: [1]}), collect, *asking(run)]
+    chain = [evaluator.arriving({3: [1]}), collect, *requesting(run)]
     trainer.fit(state, phase, epochs=3, hooks=chain)
-    assert "the suite gave no full/lost; it gave full/accuracy, full/loss" in caplog.text
+    assert "the suite measured no full/lost; it measured full/accuracy, full/loss" in caplog.text
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_law_5_nothing_is_taken_twice_where_the_same_arrives(state, phase, tmp_path, number):
-    """Results arrive at the same epochs, in a run as in one that was interrupted."""
+def test_law_5_nothing_is_taken_twice_if_the_same_results_arrive(state, phase, tmp_path, number):
+    """Results arrive at the same epochs in both runs, one of which is interrupted."""
 
     def go(name, *others):
         run = Run(tmp_path / name)
         evaluator = Evaluator(run)
         arriving = evaluator.arriving({3: [1], 5: [3, 2]})
-        chain = [arriving, collect_scores(run, "full"), *others, *asking(run)]
+        chain = [arriving, collect_scores(run, "full"), *others, *requesting(run)]
         end, history = trainer.fit(state, phase, epochs=6, hooks=chain)
         evaluator.store.close()
         return end, collected(history)
@@ -204,17 +210,19 @@ def _interrupt_at(number):
 
 @hooks.reads("full/loss")
 def follow(state, metrics):
-    """A control hook whose decisions are of the results, and which training feels."""
+    """A control hook that depends on the results and changes training."""
     return state.replace(
         params={**state.params, "w": state.params["w"] + metrics["full/loss"]},
     )
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.03])
-def test_waiting_brings_each_result_at_the_next_epoch(state, phase, run, delay):
+def test_waiting_adds_each_result_at_the_next_epoch(state, phase, run, delay):
     collect = collect_scores(run, "full", scores=("full/loss",), wait=True, timeout=LIMIT)
-    with working(run, measured, delay):
-        end, history = trainer.fit(state, phase, epochs=4, hooks=[collect, follow, *asking(run)])
+    with working(run, measure_epoch, delay):
+        end, history = trainer.fit(
+            state, phase, epochs=4, hooks=[collect, follow, *requesting(run)]
+        )
     assert [epoch for epoch, _ in collected(history)] == [None, 1, 2, 3]
     assert end.hook_state["collect_scores/full"] == {"taken": 3}
 
@@ -224,7 +232,7 @@ def test_law_5_a_run_that_waits_is_the_same_wherever_it_is_interrupted(state, ph
         run = Run(tmp_path / name)
         collect = collect_scores(run, "full", scores=("full/loss",), wait=True, timeout=LIMIT)
         requesting = [hooks.every(2, request_evaluation(run, "full")), saving(run)]
-        with working(run, measured, delay):
+        with working(run, measure_epoch, delay):
             return trainer.fit(
                 state, phase, epochs=5, hooks=[collect, follow, *others, *requesting]
             )[0]
@@ -235,27 +243,27 @@ def test_law_5_a_run_that_waits_is_the_same_wherever_it_is_interrupted(state, ph
         assert trainer.fingerprint(go(f"{number}", delay=0.01)) == whole
 
 
-def test_one_that_failed_is_not_waited_for(state, phase, run, caplog):
+def test_a_failed_evaluation_is_not_waited_for(state, phase, run, caplog):
     def measure(epoch):
         if epoch == 2:
             raise ValueError("out of memory")
-        return measured(epoch)
+        return measure_epoch(epoch)
 
     collect = collect_scores(run, "full", wait=True, timeout=LIMIT)
     with working(run, measure):
-        _, history = trainer.fit(state, phase, epochs=4, hooks=[collect, *asking(run)])
+        _, history = trainer.fit(state, phase, epochs=4, hooks=[collect, *requesting(run)])
     assert [epoch for epoch, _ in collected(history)] == [None, 1, None, 3]
     assert "the evaluation of epoch 2 failed: out of memory" in caplog.text
 
 
-def test_epochs_without_a_commit_are_not_waited_for(state, phase, run):
+def test_epochs_without_a_checkpoint_are_not_waited_for(state, phase, run):
     saves = hooks.when(lambda state, metrics: int(state.epoch) == 2, saving(run))
     chain = [
         collect_scores(run, "full", wait=True, timeout=LIMIT),
         request_evaluation(run, "full"),
         saves,
     ]
-    with working(run, measured):
+    with working(run, measure_epoch):
         _, history = trainer.fit(state, phase, epochs=4, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, 2, None]
 
@@ -265,13 +273,15 @@ def test_waiting_has_a_limit(state, phase, run):
     with pytest.raises(
         TimeoutError, match="waited 0.05 s for the evaluation of epoch 1.*an evaluator of this"
     ):
-        trainer.fit(state, phase, epochs=3, hooks=[collect, *asking(run)])
+        trainer.fit(state, phase, epochs=3, hooks=[collect, *requesting(run)])
     with Store(run.url) as store:
         assert store.run("digits").state == "failed"
 
 
-def test_what_nobody_asks_for_cannot_be_waited_for(state, phase, run):
-    with pytest.raises(ValueError, match=r"waits for what request_evaluation\(run, 'full'\) asks"):
+def test_results_that_nobody_requests_cannot_be_waited_for(state, phase, run):
+    with pytest.raises(
+        ValueError, match=r"waits for what request_evaluation\(run, 'full'\) requests"
+    ):
         trainer.fit(
             state,
             phase,
@@ -280,44 +290,45 @@ def test_what_nobody_asks_for_cannot_be_waited_for(state, phase, run):
         )
 
 
-def test_a_store_that_is_away_is_told_of_and_asked_again(
+def test_a_store_that_is_away_is_logged_and_read_again(
     state, phase, run, evaluator, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO, "entracte")
-    monkeypatch.setattr(collecting, "AWAY", 0.0)
-    made = []
+    monkeypatch.setattr(collecting, "RETRY_SECONDS", 0.0)
+    reads = []
 
-    def store(*arguments, **settings):
-        made.append(arguments)
-        if len(made) < 4:  # at epochs 1 to 3
+    def read(*arguments, **settings):
+        reads.append(arguments)
+        if len(reads) < 4:  # at epochs 1 to 3
             raise Unreachable("the server is down")
-        return Store(*arguments, **settings)
+        return list_answers(*arguments, **settings)
 
-    monkeypatch.setattr(store_polling, "Store", store)
-    chain = [evaluator.arriving({3: [1]}), collect_scores(run, "full"), *asking(run)]
+    monkeypatch.setattr(collecting, "list_answers", read)
+    chain = [evaluator.arriving({3: [1]}), collect_scores(run, "full"), *requesting(run)]
     _, history = trainer.fit(state, phase, epochs=5, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, 1, None]
-    assert caplog.text.count("cannot be read: the server is down") == 1
-    assert caplog.text.count("are read again") == 1
+    assert caplog.text.count("the server is down: results by 'full' cannot be read") == 1
+    assert caplog.text.count("is back after") == 1
 
 
-def test_a_store_that_is_away_is_not_asked_at_every_event(state, phase, run, monkeypatch):
-    made = []
+def test_a_store_that_is_away_is_not_read_at_every_event(state, phase, run, monkeypatch):
+    reads = []
 
-    def store(*arguments, **settings):
-        made.append(arguments)
+    def read(*arguments, **settings):
+        reads.append(arguments)
         raise Unreachable("the server is down")
 
-    monkeypatch.setattr(store_polling, "Store", store)
+    Store(run.url).close()
+    monkeypatch.setattr(collecting, "list_answers", read)
     trainer.fit(state, phase, epochs=5, hooks=[collect_scores(run, "full")])
-    assert len(made) == 1
+    assert len(reads) == 1
 
 
 def test_results_of_an_earlier_run_of_this_name_are_not_taken(
     state, phase, run, evaluator, monkeypatch
 ):
-    """The store does not know yet that the run begins afresh when it is asked."""
-    trainer.fit(state, phase, epochs=3, hooks=asking(run))
+    """The store does not know yet, when it is read, that the run starts fresh."""
+    trainer.fit(state, phase, epochs=3, hooks=requesting(run))
     for epoch in (1, 2, 3):
         evaluator.answer(epoch, accuracy=7.0)
     shutil.rmtree(run.directory / "checkpoints")
@@ -326,43 +337,47 @@ def test_results_of_an_earlier_run_of_this_name_are_not_taken(
     assert len(stale) == 3
     monkeypatch.setattr(collecting, "list_answers", lambda *arguments, **settings: stale)
     other = state.replace(params={**state.params, "w": jnp.array([5.0, 5.0])})
-    chain = [collect_scores(run, "full"), *asking(run)]
+    chain = [collect_scores(run, "full"), *requesting(run)]
     _, history = trainer.fit(other, phase, epochs=4, hooks=chain)
     assert [epoch for epoch, _ in collected(history)] == [None, None, None, None]
 
 
 @pytest.fixture
 def evaluated(state, run):
-    """A state at epoch 3, whose commit of epoch 2 was evaluated."""
+    """A state at epoch 3, whose checkpoint of epoch 2 was evaluated."""
     with Checkpoints(run.directory) as checkpoints:
         checkpoints.save(state.replace(epoch=jnp.int32(2)))
     with Store(run.url) as store:
         checksum = describe_checkpoint(run.directory, 2).checksum
         create_request(store, run.name, 2, "full", checksum=checksum, time=0.0)
-        finish(store, claim(store, "tester", ["full"], lease=60), {"full/a": 1.0, "full/b": 2.0})
+        finish_request(
+            store,
+            claim_request(store, "tester", ["full"], lease=60),
+            {"full/a": 1.0, "full/b": 2.0},
+        )
     return state.replace(epoch=jnp.int32(3))
 
 
-def test_all_processes_take_what_the_lead_found(evaluated, run, monkeypatch):
-    """The lead and another process, one after the other: what it tells is what that one hears."""
+def test_all_processes_take_what_the_main_process_found(evaluated, run, monkeypatch):
+    """The main process and then another one, which receives what the first has sent."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     scores = ("full/a", "full/absent")
-    said = []
+    sent = []
     monkeypatch.setattr(
-        collecting, "from_main_process", lambda values: said.append(values) or values
+        collecting, "from_main_process", lambda values: sent.append(values) or values
     )
     hook = collect_scores(run, "full", scores=scores)
-    lead = hook(evaluated, {})
+    main = hook(evaluated, {})
     hook.close()
     monkeypatch.setattr(collecting, "is_main_process", lambda: False)
     monkeypatch.setattr(
         collecting,
         "from_main_process",
-        lambda values: dict(zip(values, said[0].values(), strict=True)),
+        lambda values: dict(zip(values, sent[0].values(), strict=True)),
     )
     other = collect_scores(run, "full", scores=scores)(evaluated, {})
-    assert lead.scores == other.scores == {"full/a": 1.0, "full/epoch": 2.0}
-    assert lead.hook_state == other.hook_state == {"collect_scores/full": {"taken": 2}}
+    assert main.scores == other.scores == {"full/a": 1.0, "full/epoch": 2.0}
+    assert main.hook_state == other.hook_state == {"collect_scores/full": {"taken": 2}}
 
 
 def test_it_keeps_the_laws(evaluated, run):
@@ -374,30 +389,32 @@ def test_it_keeps_the_laws(evaluated, run):
     hook.close()
 
 
-def test_what_is_of_no_earlier_epoch_is_not_taken(evaluated, run):
-    """A damaged commit, from before the run went on, may still lie where one is to come."""
+def test_a_result_of_no_earlier_epoch_is_not_taken(evaluated, run):
+    """A damaged checkpoint, from before the run resumed, may lie where a new one is to come."""
     now = evaluated.replace(epoch=jnp.int32(2))
     hook = collect_scores(run, "full")
     assert hook(now, {}) is now
     hook.close()
 
 
-def test_a_check_before_the_run_waits_for_nothing(state, phase, run):
+def test_a_dry_run_waits_for_nothing(state, phase, run):
     collect = collect_scores(run, "full", wait=True, timeout=LIMIT)
-    with working(run, measured):
-        _, history = trainer.fit(state, phase, epochs=2, hooks=[collect, *asking(run)], check=True)
+    with working(run, measure_epoch):
+        _, history = trainer.fit(
+            state, phase, epochs=2, hooks=[collect, *requesting(run)], check=True
+        )
     assert [epoch for epoch, _ in collected(history)] == [None, 1]
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "said"),
+    ("settings", "error", "says"),
     [
         ({"suite": "a/b"}, ValueError, "a suite needs a name"),
         ({"scores": "full/loss"}, ValueError, r"such as \('full/loss',\)"),
         ({"timeout": 0}, ValueError, "timeout must be positive"),
-        ({"run": "runs/digits"}, TypeError, "collect_scores takes a run on record"),
+        ({"run": "runs/digits"}, TypeError, "collect_scores takes a recorded run"),
     ],
 )
-def test_settings_are_checked(run, settings, error, said):
-    with pytest.raises(error, match=said):
+def test_settings_are_checked(run, settings, error, says):
+    with pytest.raises(error, match=says):
         collect_scores(**{"run": run, "suite": "full", **settings})

@@ -11,7 +11,7 @@ import pytest
 import hooks
 import trainer
 from hooks import testing
-from trainer.runs.requests import claim, finish
+from trainer.runs.requests import claim_request, finish_request
 
 
 def test_its_scores_are_in_the_history_and_reach_later_hooks(start, train, val):
@@ -39,10 +39,10 @@ def test_it_compiles_once(start, train, task, digits):
     val = trainer.evaluation(task.measure, digits[1])
     for epochs in (2, 3):
         trainer.fit(start, train, epochs=epochs, hooks=hooks.evaluate(val))
-    assert len(val._programs) == 1
+    assert len(val._compiled) == 1
 
 
-def test_it_measures_the_average_of_the_hook_of_that_name(start, train, val):
+def test_it_evaluates_the_average_of_the_hook_of_that_name(start, train, val):
     chain = hooks.chain(hooks.average_params(0.5), hooks.evaluate(val, params="average_params"))
     state, history = trainer.fit(start, train, epochs=3, hooks=chain)
     average = state.replace(params=state.hook_state["average_params"]["params"])
@@ -70,7 +70,7 @@ def test_it_keeps_the_laws(start, val):
     testing.check_hook(hooks.evaluate(val), start, {})
 
 
-def test_several_splits_are_scored_in_one_run(start, train, val, task, digits):
+def test_several_splits_are_evaluated_in_one_run(start, train, val, task, digits):
     again = trainer.evaluation(task.measure, digits[0], name="again")
     chain = hooks.chain(hooks.evaluate(val), hooks.every(2, hooks.evaluate(again)))
     state, history = trainer.fit(start, train, epochs=2, hooks=chain)
@@ -81,7 +81,7 @@ def test_several_splits_are_scored_in_one_run(start, train, val, task, digits):
 
 
 class TestSanity:
-    """The split is measured before anything is trained."""
+    """The split is evaluated before anything is trained."""
 
     def run(self, start, train, val, tmp_path, *, epochs=2):
         log = hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl"))
@@ -100,14 +100,14 @@ class TestSanity:
         assert [epoch["val/loss"] for epoch in history] == [r["val/loss"] for r in records[1:]]
         assert f"val/loss {before['val/loss']:.4g}" in caplog.text
 
-    def test_a_run_that_goes_on_repeats_nothing(self, start, train, val, tmp_path, caplog):
+    def test_a_run_that_resumes_repeats_nothing(self, start, train, val, tmp_path, caplog):
         self.run(start, train, val, tmp_path)
         caplog.clear()
         _, _, records = self.run(start, train, val, tmp_path, epochs=3)
         assert [record["epoch"] for record in records] == [0, 1, 2, 3]
         assert "before training" not in caplog.text
 
-    def test_a_run_that_begins_again_has_one_record_of_it(self, start, train, val, tmp_path):
+    def test_a_run_that_starts_again_has_one_record_of_it(self, start, train, val, tmp_path):
         file = tmp_path / "metrics.jsonl"
         log = hooks.log_metrics(hooks.JsonLines(file), hooks.TensorBoard(tmp_path))
         for _ in range(2):
@@ -121,7 +121,7 @@ class TestSanity:
 
     def test_writers_that_hooks_share_keep_it(self, start, train, val, tmp_path):
         lines = hooks.JsonLines(tmp_path / "metrics.jsonl")
-        other = hooks.record("text", lambda s, m: hooks.Text("said"), lines)
+        other = hooks.record("text", lambda s, m: hooks.Text("hello"), lines)
         chain = [hooks.evaluate(val, sanity=True), hooks.log_metrics(lines), other]
         trainer.fit(start, train, epochs=1, hooks=chain)
         records = [json.loads(line) for line in lines.path.read_text().splitlines()]
@@ -156,7 +156,7 @@ class TestSanity:
             )
         assert raised.value.__notes__ == ["in hook 'evaluate/val/start' at 'start' of epoch 0"]
 
-    def test_it_measures_the_average_that_it_is_asked_for(self, start, train, val):
+    def test_it_evaluates_the_requested_average(self, start, train, val):
         chain = hooks.chain(
             hooks.average_params(0.5), hooks.evaluate(val, params="average_params", sanity=True)
         )
@@ -171,13 +171,13 @@ class TestSanity:
 
 
 class TestRemote:
-    """A suite that evaluators elsewhere run."""
+    """A suite that remote evaluators run."""
 
     @pytest.fixture
     def run(self, tmp_path):
         return trainer.runs.Run(tmp_path / "digits")
 
-    def test_it_is_a_request_and_what_comes_of_it(self, run):
+    def test_it_combines_request_evaluation_and_collect_scores(self, run):
         remote = hooks.evaluate("full", remote=run, scores=["full/loss"], wait=True)
         written_out = hooks.chain(
             hooks.request_evaluation(run, "full"),
@@ -185,13 +185,13 @@ class TestRemote:
         )
         assert str(remote) == str(written_out)
 
-    def test_it_asks_and_takes_what_arrives(self, state, phase, run):
+    def test_it_requests_evaluations_and_takes_what_arrives(self, state, phase, run):
         def answer(state, metrics):
             if int(state.epoch) == 3:
                 with trainer.runs.Store(run.url) as store:
-                    while not (request := claim(store, "tester", ["full"], lease=60)):
+                    while not (request := claim_request(store, "tester", ["full"], lease=60)):
                         time.sleep(0.002)
-                    finish(store, request, {"full/loss": 0.25})
+                    finish_request(store, request, {"full/loss": 0.25})
             return state
 
         stop = hooks.stop_early("full/loss", patience=9)
@@ -204,13 +204,13 @@ class TestRemote:
         _, history = trainer.fit(state, phase, epochs=3, hooks=chain)
         assert (history[2]["full/loss"], history[2]["full/epoch"]) == (0.25, 1.0)
 
-    def test_what_does_not_go_together_is_refused(self, val, run):
-        for wrong, said in (
+    def test_arguments_that_do_not_go_together_are_refused(self, val, run):
+        for wrong, says in (
             (lambda: hooks.evaluate("full"), "got 'full' without remote"),
             (lambda: hooks.evaluate(val, wait=True), "with which scores and wait go; got a Phase"),
             (lambda: hooks.evaluate(val, remote=run), "takes the name of a suite.*got 'Phase'"),
             (lambda: hooks.evaluate("full", remote=run, sanity=True), "neither params nor sanity"),
-            (lambda: hooks.evaluate("full", remote="runs"), "takes a run on record"),
+            (lambda: hooks.evaluate("full", remote="runs"), "takes a recorded run"),
         ):
-            with pytest.raises(TypeError, match=said):
+            with pytest.raises(TypeError, match=says):
                 wrong()

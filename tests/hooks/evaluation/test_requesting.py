@@ -1,4 +1,4 @@
-"""Asking for commits to be evaluated: each that is wanted, once it is complete, and no other."""
+"""Requests for evaluation: for each wanted checkpoint, once it is complete, and no other."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def saving(run, **settings):
     return hooks.save_checkpoints(run.directory, **{"max_cost": None, **settings})
 
 
-def asked(run, suite="full"):
-    """The epochs of the commits that were asked for."""
+def requested(run, suite="full"):
+    """Return the epochs of the checkpoints whose evaluation was requested."""
     with Store(run.url) as store:
         return sorted(one.epoch for one in list_requests(store, run.name) if one.suite == suite)
 
@@ -42,43 +42,43 @@ def interrupt_at(number, error=trainer.Interrupt):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_each_commit_is_asked_for_once_wherever_it_stands(state, phase, run, first):
+def test_each_checkpoint_is_requested_once_wherever_the_hook_stands(state, phase, run, first):
     asking = request_evaluation(run, "full")
     chain = [asking, saving(run, keep=1)] if first else [saving(run, keep=1), asking]
     trainer.fit(state, phase, epochs=4, hooks=chain)
-    assert asked(run) == [1, 2, 3, 4]
+    assert requested(run) == [1, 2, 3, 4]
     with Store(run.url) as store:
         checksums = {one.epoch: one.checksum for one in list_requests(store, run.name)}
-        commits = {one.epoch: one.checksum for one in store.commits(run.name)}
-    assert checksums[4] == commits[4]
+        checkpoints = {one.epoch: one.checksum for one in store.checkpoints(run.name)}
+    assert checksums[4] == checkpoints[4]
     assert len(set(checksums.values())) == 4
 
 
-def test_every_thins_it_out(state, phase, run):
-    asking = hooks.every(2, request_evaluation(run, "full"))
-    chain = [asking, request_evaluation(run, "quick"), saving(run)]
+def test_every_requests_fewer(state, phase, run):
+    requesting = hooks.every(2, request_evaluation(run, "full"))
+    chain = [requesting, request_evaluation(run, "quick"), saving(run)]
     trainer.fit(state, phase, epochs=5, hooks=chain)
-    assert asked(run) == [2, 4]
-    assert asked(run, "quick") == [1, 2, 3, 4, 5]
+    assert requested(run) == [2, 4]
+    assert requested(run, "quick") == [1, 2, 3, 4, 5]
 
 
-def test_where_no_commit_was_made_the_next_one_is_asked_for(state, phase, run):
-    asking = hooks.every(2, request_evaluation(run, "full"))
+def test_without_a_checkpoint_the_next_one_is_requested(state, phase, run):
+    requesting = hooks.every(2, request_evaluation(run, "full"))
     saves = hooks.when(lambda state, metrics: int(state.epoch) in (1, 3, 8), saving(run))
-    trainer.fit(state, phase, epochs=9, hooks=[asking, saves])
-    assert asked(run) == [3, 8]  # 4 and 6 came to 8 as well
+    trainer.fit(state, phase, epochs=9, hooks=[requesting, saves])
+    assert requested(run) == [3, 8]  # 8 stands for 4 and 6 as well
 
 
-def test_it_is_asked_for_at_the_next_event_and_not_before_it_is_complete(
+def test_a_checkpoint_is_requested_at_the_next_event_after_it_is_complete(
     state, phase, run, monkeypatch
 ):
-    writing, go_on = threading.Event(), threading.Event()
+    writing, resume = threading.Event(), threading.Event()
     publish = trainer.checkpoints.publishing.publish
 
     def slowly(stage, manifest):
         if stage.stem == "1":
             writing.set()
-            assert go_on.wait(30)
+            assert resume.wait(30)
         publish(stage, manifest)
 
     monkeypatch.setattr(trainer.checkpoints.publishing, "publish", slowly)
@@ -88,7 +88,7 @@ def test_it_is_asked_for_at_the_next_event_and_not_before_it_is_complete(
         seen.append((int(state.epoch), queued(run)))
         if int(state.epoch) == 2:
             assert writing.wait(30)
-            go_on.set()
+            resume.set()
             trainer.checkpoints.wait_for_saves()
         return state
 
@@ -99,45 +99,43 @@ def test_it_is_asked_for_at_the_next_event_and_not_before_it_is_complete(
 
 
 def queued(run):
-    """How often the run asked so far; counted by the test's own copy of `ask`."""
-    return len(ASKED.get(run.name, []))
+    """Return how many requests the run has queued; see `_count`."""
+    return len(QUEUED.get(run.name, []))
 
 
-ASKED: dict[str, list[int]] = {}
+QUEUED: dict[str, list[int]] = {}
 
 
 @pytest.fixture(autouse=True)
 def _count(monkeypatch):
-    ask = Run.ask
-    ASKED.clear()
+    request = Run.request_evaluation
+    QUEUED.clear()
 
     def counting(self, suite, epoch):
-        ASKED.setdefault(self.name, []).append(epoch)
-        return ask(self, suite, epoch)
+        QUEUED.setdefault(self.name, []).append(epoch)
+        return request(self, suite, epoch)
 
-    monkeypatch.setattr(Run, "ask", counting)
+    monkeypatch.setattr(Run, "request_evaluation", counting)
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_before_a_commit_all_that_is_wanted_of_earlier_ones_is_asked_for(
-    state, phase, run, monkeypatch, first
-):
-    """Its state remembers the last wish alone: were the process killed then, others were lost."""
+def test_earlier_requests_are_sent_before_a_save(state, phase, run, monkeypatch, first):
+    """The hook state holds only the newest: a kill would lose the others."""
     save, seen = Checkpoints.save, []
 
     def saving_now(self, state, **settings):
-        seen.append((int(state.epoch), list(ASKED.get(run.name, []))))
+        seen.append((int(state.epoch), list(QUEUED.get(run.name, []))))
         save(self, state, **settings)
 
     monkeypatch.setattr(Checkpoints, "save", saving_now)
-    asking = request_evaluation(run, "full")
-    chain = [asking, saving(run)] if first else [saving(run), asking]
+    requesting = request_evaluation(run, "full")
+    chain = [requesting, saving(run)] if first else [saving(run), requesting]
     trainer.fit(state, phase, epochs=4, hooks=chain)
     assert seen == [(1, []), (2, [1]), (3, [1, 2]), (4, [1, 2, 3])]
 
 
 @pytest.mark.parametrize("others", [[], [hooks.heartbeat], [hooks.Database, hooks.heartbeat]])
-def test_a_run_that_fails_asks_for_what_it_committed(state, phase, run, others):
+def test_a_run_that_fails_requests_what_it_saved(state, phase, run, others):
     def fail(state, metrics):
         if int(state.epoch) == 3:
             raise ValueError("no")
@@ -155,41 +153,43 @@ def test_a_run_that_fails_asks_for_what_it_committed(state, phase, run, others):
                 *(hooks.log_metrics(o(run)) if o is hooks.Database else o(run) for o in others),
             ],
         )
-    assert asked(run) == [1, 2]
+    assert requested(run) == [1, 2]
     with Store(run.url) as store:
         assert store.run(run.name).state == "failed"
         assert "no" in store.run(run.name).error
 
 
 @pytest.mark.parametrize(("period", "number"), [(1, 3), (2, 3), (2, 4), (3, 5)])
-def test_law_5_a_run_that_goes_on_asks_for_the_same(state, phase, tmp_path, period, number):
+def test_law_5_a_run_that_resumes_requests_the_same(state, phase, tmp_path, period, number):
     def go(name, *others):
         run = Run(tmp_path / name)
-        asking = hooks.every(period, request_evaluation(run, "full"))
-        end, _ = trainer.fit(state, phase, epochs=6, hooks=[asking, *others, saving(run, keep=1)])
+        requesting = hooks.every(period, request_evaluation(run, "full"))
+        end, _ = trainer.fit(
+            state, phase, epochs=6, hooks=[requesting, *others, saving(run, keep=1)]
+        )
         return run, end
 
     run, whole = go("whole")
     go("part", interrupt_at(number))
     again, end = go("part")
     assert trainer.fingerprint(end) == trainer.fingerprint(whole)
-    assert asked(again) == asked(run) == list(range(period, 7, period))
+    assert requested(again) == requested(run) == list(range(period, 7, period))
 
 
-@pytest.mark.parametrize("lost", ["before the asking", "no commit then"])
-def test_what_was_wanted_when_the_process_was_killed_is_asked_for(state, phase, run, lost):
-    """Between a commit and the asking: what the state of that commit remembers is all there is."""
-    wanted = 3 if lost == "before the asking" else 2
-    memory = {"request_evaluation/full": {"wanted": wanted}}
+@pytest.mark.parametrize("lost", ["before the request", "no checkpoint then"])
+def test_what_was_wanted_before_a_kill_is_requested(state, phase, run, lost):
+    """After a kill between a save and the request, only the saved hook state is left."""
+    wanted = 3 if lost == "before the request" else 2
+    hook_state = {"request_evaluation/full": {"wanted": wanted}}
     with Checkpoints(run.directory) as checkpoints:
         checkpoints.save(
-            state.replace(epoch=state.epoch + 3, step=state.step + 3, hook_state=memory)
+            state.replace(epoch=state.epoch + 3, step=state.step + 3, hook_state=hook_state)
         )
     trainer.fit(state, phase, epochs=3, hooks=[request_evaluation(run, "full"), saving(run)])
-    assert asked(run) == [3]
+    assert requested(run) == [3]
 
 
-def test_a_damaged_commit_that_is_made_anew_is_asked_for_anew(state, phase, run):
+def test_a_damaged_checkpoint_that_is_saved_again_is_requested_again(state, phase, run):
     chain = [request_evaluation(run, "full"), saving(run)]
     trainer.fit(state, phase, epochs=3, hooks=chain)
     for file in (run.directory / "checkpoints" / "3" / "arrays").rglob("*"):
@@ -201,22 +201,22 @@ def test_a_damaged_commit_that_is_made_anew_is_asked_for_anew(state, phase, run)
     trainer.fit(state, other, epochs=3, hooks=[request_evaluation(run, "full"), saving(run)])
     with Store(run.url) as store:
         checksums = {one.epoch: one.checksum for one in list_requests(store, run.name)}
-        assert checksums == {one.epoch: one.checksum for one in store.commits(run.name)}
+        assert checksums == {one.epoch: one.checksum for one in store.checkpoints(run.name)}
 
 
-def test_a_run_that_begins_afresh_asks_anew(state, phase, run):
+def test_a_run_that_starts_fresh_requests_again(state, phase, run):
     chain = [request_evaluation(run, "full"), saving(run)]
     trainer.fit(state, phase, epochs=3, hooks=chain)
     shutil.rmtree(run.directory / "checkpoints")
     trainer.fit(state, phase, epochs=1, hooks=[request_evaluation(run, "full"), saving(run)])
-    assert asked(run) == [1]
+    assert requested(run) == [1]
 
 
-def test_without_commits_it_says_what_is_missing(state, phase, run, caplog):
+def test_without_checkpoints_it_says_what_is_missing(state, phase, run, caplog):
     trainer.fit(state, phase, epochs=2, hooks=request_evaluation(run, "full"))
-    assert asked(run) == []
+    assert requested(run) == []
     (message,) = [one.message for one in caplog.records if "save_checkpoints" in one.message]
-    assert "no commit was made" in message
+    assert "no checkpoint was saved" in message
     assert "since epoch 1" in message
 
 
@@ -224,12 +224,12 @@ def test_law_3_it_changes_nothing_and_keeps_the_laws(state, phase, run, caplog):
     caplog.set_level(logging.ERROR, "entracte")
     alone, _ = trainer.fit(state, phase, epochs=3, hooks=saving(Run(run.directory / "alone")))
     chain = [request_evaluation(run, "full"), saving(run)]
-    asking, _ = trainer.fit(state, phase, epochs=3, hooks=chain)
-    assert trainer.fingerprint(asking.replace(hook_state={})) == trainer.fingerprint(alone)
+    observed, _ = trainer.fit(state, phase, epochs=3, hooks=chain)
+    assert trainer.fingerprint(observed.replace(hook_state={})) == trainer.fingerprint(alone)
     check_hook(request_evaluation(run, "full"), state, {})
 
 
-def test_a_check_before_the_run_asks_for_nothing(state, phase, run):
+def test_a_dry_run_requests_nothing(state, phase, run):
     def fail(state, metrics):
         raise RuntimeError("no")
 
@@ -246,6 +246,6 @@ def test_a_suite_needs_a_name(run, suite):
         request_evaluation(run, suite)
 
 
-def test_it_is_given_a_run():
-    with pytest.raises(TypeError, match="request_evaluation takes a run on record"):
+def test_it_needs_a_run():
+    with pytest.raises(TypeError, match="request_evaluation takes a recorded run"):
         request_evaluation("runs/digits", "full")

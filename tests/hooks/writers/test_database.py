@@ -1,4 +1,4 @@
-"""Records in a store: kept once each, whatever ends the run and however often it goes on."""
+"""Records in a store: each once, whatever ends the run and however often it resumes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(tmp_path):
 
 
 def records(folder, name="digits"):
-    """What is on record, but for times, which differ from run to run."""
+    """Return the records, except times, which differ from run to run."""
     with Store(folder) as store:
         return [one for one in store.records(name) if not one.name.startswith("time/")]
 
@@ -44,7 +44,7 @@ def saving(folder):
     return hooks.save_checkpoints(folder / "digits", max_cost=None)
 
 
-def test_numbers_and_texts_are_on_record_by_epoch_and_step(run, tmp_path):
+def test_numbers_and_texts_are_recorded_by_epoch_and_step(run, tmp_path):
     database = Database(run)
     database.write(
         28,
@@ -53,7 +53,7 @@ def test_numbers_and_texts_are_on_record_by_epoch_and_step(run, tmp_path):
             "val/loss": np.float32(0.5),
             "gap": math.nan,
             "far": -math.inf,
-            "said": Text("it's; DROP TABLE records --"),
+            "text": Text("it's; DROP TABLE records --"),
             "steps/loss": Trace(np.ones(3)),
         },
     )
@@ -63,7 +63,7 @@ def test_numbers_and_texts_are_on_record_by_epoch_and_step(run, tmp_path):
     assert found == {
         ("val/loss", 1, 28): 0.5,
         ("far", 1, 28): -math.inf,
-        ("said", 1, 28): "it's; DROP TABLE records --",
+        ("text", 1, 28): "it's; DROP TABLE records --",
     }
 
 
@@ -74,12 +74,12 @@ def test_a_writer_may_be_written_to_without_an_epoch(run, tmp_path):
     assert records(tmp_path) == [("loss", 0, 3, 1.0)]
 
 
-def test_it_is_given_a_run():
-    with pytest.raises(TypeError, match="Database takes a run on record.*got 'runs/digits'"):
+def test_it_needs_a_run():
+    with pytest.raises(TypeError, match="Database takes a recorded run.*got 'runs/digits'"):
         Database("runs/digits")
 
 
-def test_all_epochs_of_a_run_are_on_record_and_it_is_finished(state, phase, run, tmp_path):
+def test_all_epochs_of_a_run_are_recorded_and_it_is_finished(state, phase, run, tmp_path):
     logging = hooks.log_metrics(Database(run))
     _, history = trainer.fit(state, phase, epochs=3, hooks=logging)
     losses = [one for one in records(tmp_path) if one.name == "train/loss"]
@@ -93,7 +93,7 @@ def test_all_epochs_of_a_run_are_on_record_and_it_is_finished(state, phase, run,
     ("number", "error"),
     [(1, trainer.Interrupt), (3, trainer.Interrupt), (2, ValueError), (2, KeyboardInterrupt)],
 )
-def test_law_5_a_run_that_goes_on_has_each_record_once(state, phase, tmp_path, number, error):
+def test_law_5_a_run_that_resumes_has_each_record_once(state, phase, tmp_path, number, error):
     def end_early(state, metrics):
         if int(state.epoch) == number:
             raise error("enough")
@@ -101,10 +101,10 @@ def test_law_5_a_run_that_goes_on_has_each_record_once(state, phase, tmp_path, n
 
     def go(folder, *others):
         database = Database(Run(folder / "digits"))
-        logging = [hooks.log_metrics(database), hooks.record("text", told, database)]
+        logging = [hooks.log_metrics(database), hooks.record("text", describe, database)]
         trainer.fit(state, phase, epochs=4, hooks=[*logging, *others, saving(folder)])
 
-    def told(state, metrics):
+    def describe(state, metrics):
         return Text(f"epoch {int(state.epoch)}")
 
     go(tmp_path / "whole")
@@ -122,7 +122,7 @@ def test_law_5_a_run_that_goes_on_has_each_record_once(state, phase, tmp_path, n
     assert row(tmp_path / "part").state == "finished"
 
 
-def test_a_run_that_is_begun_again_after_a_failure_is_finished(state, phase, run, tmp_path):
+def test_a_run_that_is_started_again_after_a_failure_is_finished(state, phase, run, tmp_path):
     def fail(state, metrics):
         raise ValueError("no")
 
@@ -136,7 +136,7 @@ def test_a_run_that_is_begun_again_after_a_failure_is_finished(state, phase, run
 
 
 def _leaving(folder, *, fail):
-    """A hook that leaves a plot and a replay in the run's directory as it is closed."""
+    """Return a hook that writes a plot and a replay in the run's directory when it is closed."""
 
     def close():
         (folder / "digits" / "history.png").write_text("some")
@@ -153,7 +153,7 @@ def _leaving(folder, *, fail):
 
 @pytest.mark.parametrize("fail", [False, True])
 @pytest.mark.parametrize("first", [False, True])
-def test_what_hooks_leave_when_closing_is_on_record_wherever_it_stands(
+def test_files_that_hooks_write_on_close_are_recorded_wherever_they_stand(
     state, phase, run, tmp_path, first, fail
 ):
     leaving, logging = _leaving(tmp_path, fail=fail), hooks.log_metrics(Database(run))
@@ -207,22 +207,22 @@ def spawn(folder, last):
     return subprocess.run(command, timeout=LIMIT, env=environment, capture_output=True, text=True)
 
 
-def test_law_5_a_process_that_is_killed_loses_and_doubles_nothing(tmp_path, monkeypatch):
+def test_law_5_a_kill_loses_and_duplicates_nothing(tmp_path, monkeypatch):
     killed = spawn(tmp_path / "part", 2)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    for folder in ("part", "whole"):  # in this process, to go on and uninterrupted
+    for folder in ("part", "whole"):  # in this process, resumed and uninterrupted
         monkeypatch.setattr(sys, "argv", ["", str(tmp_path / folder), "-1"])
         exec(CHILD, {})
     assert records(tmp_path / "part") == records(tmp_path / "whole")
     assert len(records(tmp_path / "part")) == 4
     for folder in ("part", "whole"):
         with Store(tmp_path / folder) as store:
-            asked = list_requests(store, "digits")
-        assert sorted(one.epoch for one in asked) == [1, 2, 3, 4]
+            requested = list_requests(store, "digits")
+        assert sorted(one.epoch for one in requested) == [1, 2, 3, 4]
         assert row(tmp_path / folder).state == "finished"
 
 
-def test_what_was_measured_before_training_stays(state, phase, run, tmp_path):
+def test_records_from_before_training_stay(state, phase, run, tmp_path):
     def measure(state, metrics):
         return state.replace(scores={"val/loss": 9.0})
 
@@ -230,7 +230,7 @@ def test_what_was_measured_before_training_stays(state, phase, run, tmp_path):
     chain = [
         hooks.on("start", measure),
         hooks.log_metrics(database),
-        hooks.record("text", lambda state, metrics: Text("said"), database),
+        hooks.record("text", lambda state, metrics: Text("hello"), database),
         hooks.heartbeat(run),
         hooks.request_evaluation(run, "full"),
         saving(tmp_path),
@@ -239,18 +239,18 @@ def test_what_was_measured_before_training_stays(state, phase, run, tmp_path):
     assert ("val/loss", 0, 0, 9.0) in records(tmp_path)
 
 
-def test_a_store_that_is_locked_is_no_matter(state, phase, run, tmp_path):
+def test_a_locked_store_does_not_disturb_training(state, phase, run, tmp_path):
     other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
 
     def hold(state, metrics):
         other.execute("BEGIN IMMEDIATE")
         return state
 
-    def let_go(state, metrics):
+    def release(state, metrics):
         other.execute("COMMIT")
         return state
 
-    holding = [hooks.on("start", hooks.observe(hold)), hooks.on("end", hooks.observe(let_go))]
+    holding = [hooks.on("start", hooks.observe(hold)), hooks.on("end", hooks.observe(release))]
     trainer.fit(state, phase, epochs=50, hooks=[hooks.log_metrics(Database(run)), *holding])
     other.close()
     epochs = [one.epoch for one in records(tmp_path) if one.name == "train/loss"]
@@ -265,7 +265,7 @@ def test_law_3_it_changes_nothing(state, phase, run, tmp_path):
     check_hook(hooks.log_metrics(Database(run)), state, {"train/loss": 1.0})
 
 
-def test_a_check_before_the_run_leaves_nothing(state, phase, run, tmp_path):
+def test_a_dry_run_records_nothing(state, phase, run, tmp_path):
     def fail(state, metrics):
         raise RuntimeError("no")
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from trainer.evaluators.retrying import StoreClient
 
 import hooks
 import trainer
@@ -18,7 +19,6 @@ from trainer.commands.lookup.checkpoint_choice import choose_checkpoint
 from trainer.commands.report import report
 from trainer.commands.terminal.calling import CommandError
 from trainer.configuration.config_files import save_config
-from trainer.evaluators.store_client import StoreClient
 from trainer.runs import Run, Store
 
 URL = "s3://bucket/run"

@@ -1,4 +1,4 @@
-"""Which of two values is better, wherever that is asked."""
+"""Which of two values is better, in everything that compares."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from trainer import Checkpoints, TrainState
 from trainer.checkpoints.load import read_params, read_part
 from trainer.checks.modes import infer_mode
 from trainer.configuration import Checkpointing
-from trainer.phases.population_metrics import Members
+from trainer.phases.metrics import Members
 
 MIN = """loss val/loss train/policy_loss val/cross_entropy val/perplexity val/mse val/WER
     val/mean_absolute_error val/bits_per_character val/negative_log_likelihood val/accuracy_loss
@@ -25,7 +25,7 @@ NEITHER = """val/length gap update/entropy train/learning_rate train/loss_scale 
 @pytest.mark.parametrize(
     ("names", "mode"), [(MIN, "min"), (MAX, "max"), (NEITHER, None)], ids=["min", "max", "neither"]
 )
-def test_names_tell(names, mode):
+def test_names_tell_the_mode(names, mode):
     assert {name: infer_mode(name) for name in names.split()} == dict.fromkeys(names.split(), mode)
 
 
@@ -34,7 +34,7 @@ def state():
     return TrainState.create(params={"w": jnp.zeros(2)}, rng=jax.random.key(0))
 
 
-def fed(hook, state, name, values):
+def feed(hook, state, name, values):
     for epoch, value in enumerate(values, 1):
         state = state.replace(
             epoch=jnp.int32(epoch), params={"w": jnp.full(2, float(epoch))}, stop=False
@@ -44,7 +44,7 @@ def fed(hook, state, name, values):
 
 
 NAMES = [("val/accuracy", None, 2), ("val/loss", None, 3), ("val/loss", "max", 2), ("x", "min", 3)]
-"""Of the values 0.5, 0.9, 0.1: at which epoch is the best."""
+"""Metric, mode, and the epoch of the best of the values 0.5, 0.9, 0.1."""
 VALUES = (0.5, 0.9, 0.1)
 
 
@@ -60,12 +60,12 @@ def run(state, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "mode", "epoch"), NAMES)
-def test_all_that_compare_keep_the_best(state, run, tmp_path, name, mode, epoch):
+def test_everything_that_compares_finds_the_best(state, run, tmp_path, name, mode, epoch):
     mode = {} if mode is None else {"mode": mode}
     kept = hooks.keep_best(name, **mode)
-    assert fed(kept, state, name, VALUES).hook_state[f"keep_best/{name}"]["epoch"] == epoch
+    assert feed(kept, state, name, VALUES).hook_state[f"keep_best/{name}"]["epoch"] == epoch
     stop = hooks.stop_early(name, patience=1, **mode)
-    assert fed(stop, state, name, VALUES[:2]).stop == (epoch == 3)
+    assert feed(stop, state, name, VALUES[:2]).stop == (epoch == 3)
 
     assert trainer.restore(run, state, best=name, **mode).params["w"][0] == epoch
     assert read_part(run, {"params": state.params}, best=name, **mode)[1] == epoch
@@ -79,7 +79,7 @@ def test_all_that_compare_keep_the_best(state, run, tmp_path, name, mode, epoch)
         assert checkpoints.epochs() == [epoch, 4]
 
 
-def test_a_member_is_the_best_by_the_name(state):
+def test_the_best_member_follows_from_the_name(state):
     states = [state.replace(params={"w": jnp.full(2, float(n))}) for n in (1, 2, 3)]
     scores = {"val/accuracy": Members(list(VALUES), live=[True] * 3)}
     best = trainer.best_member(trainer.stack_states(states), scores, "val/accuracy")
@@ -98,7 +98,7 @@ TAKERS = {
 
 
 @pytest.mark.parametrize("who", TAKERS)
-def test_a_name_that_does_not_tell_is_refused(who, tmp_path, monkeypatch):
+def test_a_name_that_does_not_tell_the_mode_is_refused(who, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"{who} compares values of 'val/length', .* give mode="):
         TAKERS[who]("val/length")
@@ -106,7 +106,13 @@ def test_a_name_that_does_not_tell_is_refused(who, tmp_path, monkeypatch):
         TAKERS[who]("val/loss", mode="most")
 
 
-def test_a_score_that_does_not_tell_is_refused_where_checkpoints_are_read(state, run):
+@pytest.mark.parametrize("who", [who for who in TAKERS if "best" not in who.split(".")])
+def test_a_metric_is_required(who):
+    with pytest.raises(TypeError, match=f"{who} needs the name of a metric.*; got None"):
+        TAKERS[who](None)
+
+
+def test_a_score_that_does_not_tell_the_mode_is_refused_in_restore(state, run):
     with pytest.raises(ValueError, match=r"best compares values of 'y', .* give mode="):
         trainer.restore(run, state, best="y")
 

@@ -57,11 +57,11 @@ def store(tmp_path, monkeypatch):
             row = CheckpointRow(
                 epoch, f"/elsewhere/{epoch}", 2000, scores, str(epoch), "2025-01-01"
             )
-            store.write_commit("alpha", row)
+            store.write_checkpoint("alpha", row)
             requests.create_request(store, "alpha", epoch, "held", checksum=str(epoch), time=0.0)
         store.write_artifact("alpha", Artifact("/elsewhere/r.gif", "replay", 3, 30, 5))
-        claimed = requests.claim(store, "worker", ["held"], lease=60)
-        requests.finish(store, claimed, {"held/accuracy": 0.875})
+        claimed = requests.claim_request(store, "worker", ["held"], lease=60)
+        requests.finish_request(store, claimed, {"held/accuracy": 0.875})
         yield store
 
 

@@ -38,7 +38,7 @@ def test_an_evaluation_that_fails_is_told_by_the_exit_status(store, run, file):
     words = ("--idle", "0", "--pause", "0.001", "--tries", "2")
     status, _, told = run("evaluate", "--suite", f"{file}:held", *words)
     assert status == 1
-    assert "there is no commit 3 in /elsewhere/alpha/checkpoints" in told
+    assert "there is no checkpoint 3 in /elsewhere/alpha/checkpoints" in told
     states = {r.epoch: (r.state, r.tries) for r in requests.list_requests(store, "alpha")}
     assert states == {2: ("done", 1), 3: ("failed", 2)}
 

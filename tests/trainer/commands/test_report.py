@@ -10,7 +10,7 @@ import pytest
 from trainer.__main__ import main
 from trainer.commands.report import ROWS
 from trainer.runs import Artifact, CheckpointRow
-from trainer.runs.requests import claim, create_request, fail_request, finish
+from trainer.runs.requests import claim_request, create_request, fail_request, finish_request
 
 
 class Reader(HTMLParser):
@@ -71,7 +71,7 @@ def test_settings_are_spelled_as_show_spells_them(digits_store, capsys):
 
 
 def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
-    digits_store.write_commit("digits", commit(2))
+    digits_store.write_checkpoint("digits", commit(2))
     digits_store.write_artifact(
         "digits", Artifact(f"{Path.cwd()}/runs/digits/a.gif", "replay", 2, 56, 9)
     )
@@ -79,10 +79,13 @@ def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
         create_request(
             digits_store, "digits", epoch, "full", checksum=str(epoch), time=float(epoch)
         )
-    request = claim(digits_store, "worker", ["full"], lease=60)
-    finish(digits_store, request, {"full/loss": 0.25})
+    request = claim_request(digits_store, "worker", ["full"], lease=60)
+    finish_request(digits_store, request, {"full/loss": 0.25})
     fail_request(
-        digits_store, claim(digits_store, "worker", ["full"], lease=60), "OSError: no", final=True
+        digits_store,
+        claim_request(digits_store, "worker", ["full"], lease=60),
+        "OSError: no",
+        final=True,
     )
     assert main(["report", "digits", "--to", "pages/digits.html"]) == 0
     cells = Reader(Path("pages/digits.html").read_text()).cells
@@ -97,7 +100,7 @@ def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
 
 def test_of_many_commits_the_last_are_listed(digits_store, capsys):
     for epoch in range(1, ROWS + 3):
-        digits_store.write_commit("digits", commit(epoch))
+        digits_store.write_checkpoint("digits", commit(epoch))
     main(["report", "digits"])
     assert not Path("runs/digits/report.html").exists()  # a directory that the store names
     cells = Reader(Path("digits.html").read_text()).cells

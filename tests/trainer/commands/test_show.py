@@ -44,7 +44,9 @@ def test_it_shows_all_there_is(run, store):
 
 def test_times_are_no_scores_of_commits_and_validation_comes_first(run, store):
     scores = {"time/hook/stop_at_return/val/return": 1.0, "train/loss": 0.5, "val/loss": 0.25}
-    store.write_commit("alpha", CheckpointRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01"))
+    store.write_checkpoint(
+        "alpha", CheckpointRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01")
+    )
     _, out, _ = run("show", "alpha")
     head = section(out, "Checkpoints")[0].split()
     assert head == ["epoch", "size", "val/loss", "train/loss", "written"]
@@ -67,7 +69,7 @@ def test_a_failed_run_says_of_what(run, store):
 def test_an_error_of_several_lines_is_shown_in_lines(run, store):
     store.end("delta", "failed", time=1.0, error="ValueError: it does not fit:\n  w\x1b[2J")
     requests.fail_request(
-        store, requests.claim(store, "w", ["held"], lease=60), "no\n  wanted", final=True
+        store, requests.claim_request(store, "w", ["held"], lease=60), "no\n  wanted", final=True
     )
     _, out, _ = run("show", "delta")
     lines = [line.strip() for line in out.splitlines()]
@@ -113,6 +115,6 @@ def test_json_says_what_the_store_says(run, store):
         "mode": "max",
     }
     assert found["hook_seconds"] == {"evaluate/val": 0.75}
-    assert found["commits"] == [commit._asdict() for commit in store.commits("alpha")]
+    assert found["commits"] == [commit._asdict() for commit in store.checkpoints("alpha")]
     assert [one["scores"] for one in found["evaluations"]] == [{"held/accuracy": 0.875}, {}]
     assert found["artifacts"][0]["kind"] == "replay"

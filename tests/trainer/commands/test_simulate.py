@@ -14,7 +14,7 @@ from trainer.__main__ import main
 from trainer.evaluators.suite_loading import load_named
 from trainer.runs import Run, Store
 from trainer.runs.checkpoint_rows import describe_checkpoint
-from trainer.runs.requests import claim, create_request, finish
+from trainer.runs.requests import claim_request, create_request, finish_request
 
 SIMULATION = '''
 import jax, jax.numpy as jnp, optax
@@ -111,7 +111,9 @@ def test_the_best_may_be_what_evaluators_found(run, capsys):
         for epoch, score in ((1, 0.5), (2, 0.75), (3, 0.25)):
             checksum = describe_checkpoint("runs/halving", epoch).checksum
             create_request(store, "halving", epoch, "exam", checksum=checksum, time=float(epoch))
-            finish(store, claim(store, "worker", ["exam"], lease=60), {"exam/return": score})
+            finish_request(
+                store, claim_request(store, "worker", ["exam"], lease=60), {"exam/return": score}
+            )
     assert main(["simulate", "halving", *WITH, "--best", "exam/return"]) == 0
     assert capsys.readouterr().out.startswith("2 ")
 

@@ -270,4 +270,4 @@ def test_law_8_superbatches_of_one_size_compile_once(start, task, digits, steps)
     source = data.MemoryMap(arrays, 8, superbatch=4, steps_per_epoch=steps)
     phase = trainer.training(task.step, source)
     trainer.fit(start, phase, epochs=2)
-    assert len(phase._programs) == 1
+    assert len(phase._compiled) == 1

@@ -1,4 +1,4 @@
-"""A store, a run with commits, and a suite that measures them."""
+"""A store, a run with checkpoints, and a suite that evaluates them."""
 
 import dataclasses
 import shutil
@@ -28,15 +28,15 @@ class Project:
     def run(self):
         return self.folder / "one"
 
-    def ask(self, *epochs, suite="digits"):
-        """Ask as training does."""
+    def request(self, *epochs, suite="digits"):
+        """Request evaluations as training does."""
         run = Run(self.run)
-        asked = [run.ask(suite, epoch) for epoch in epochs]
+        requested = [run.request_evaluation(suite, epoch) for epoch in epochs]
         run.close()
-        assert all(asked)
+        assert all(requested)
 
     def remove(self, epoch):
-        """Remove a commit, as retention does."""
+        """Remove a checkpoint, as pruning does."""
         shutil.rmtree(self.run / "checkpoints" / str(epoch))
         with Store(self.folder) as store:
             store.connection.execute("UPDATE commits SET present = 0 WHERE epoch = ?", (epoch,))
@@ -44,7 +44,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def saved(start, tmp_path_factory):
-    """A run with three commits of different parameters, to copy."""
+    """A run with three checkpoints of different parameters, to copy."""
     folder = tmp_path_factory.mktemp("saved")
     states = {}
     with Checkpoints(folder / "one", keep=5) as checkpoints:
@@ -60,7 +60,7 @@ def saved(start, tmp_path_factory):
 
 @pytest.fixture
 def project(saved, tmp_path):
-    """The run in a directory of its own, to be asked about and spoiled."""
+    """The run in a directory of its own, to be evaluated and damaged."""
     shutil.copytree(saved.run, tmp_path / "one")
     return Project(tmp_path, saved.states)
 
@@ -80,7 +80,7 @@ def suite(start, val):
 
 @pytest.fixture
 def until():
-    """Make a function that waits for a condition, some seconds at most."""
+    """Return a function that waits for a condition, with a time limit."""
 
     def until(condition, seconds=60):
         end = time.monotonic() + seconds

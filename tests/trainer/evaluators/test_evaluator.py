@@ -1,4 +1,4 @@
-"""Requests are answered once, whatever becomes of the workers."""
+"""Requests are answered once, whatever happens to the workers."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import trainer
-from trainer.evaluators import Suite, work, workers
+from trainer.evaluators import Suite, WorkerSettings, list_workers, work
 from trainer.hook import Hook
 from trainer.runs import Store, Unreachable, requests
 
@@ -19,7 +19,7 @@ VICTIM = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
 from trainer import TrainState, data, evaluation
-from trainer.evaluators import Suite, work
+from trainer.evaluators import Suite, WorkerSettings, work
 
 def hang(state, metrics):
     print("evaluating", flush=True)
@@ -30,7 +30,8 @@ if __name__ == "__main__":
     state = TrainState.create(params=zeros, rng=jax.random.key(0))
     source = data.Arrays({"inputs": np.zeros(1)}, batch_size=1)
     phase = evaluation(lambda state, batch: {"x": batch["inputs"]}, source)
-    work(sys.argv[1], Suite("digits", state, phase, hooks=lambda folder: hang), lease=1.0)
+    settings = WorkerSettings(lease=1.0)
+    work(sys.argv[1], Suite("digits", state, phase, hooks=lambda folder: hang), settings)
 """
 
 
@@ -38,8 +39,8 @@ def outcomes(store):
     return {r.epoch: (r.state, r.tries, r.error) for r in requests.list_requests(store, "one")}
 
 
-def looking(start, val, look):
-    """A suite with a function as hook."""
+def suite_with(start, val, look):
+    """Return a suite with a function as hook."""
 
     def hook(state, metrics):
         look(state, metrics)
@@ -51,31 +52,31 @@ def looking(start, val, look):
 def test_a_full_cycle(project, store, start, digits, task):
     val = trainer.evaluation(task.measure, digits[1])
     suite = Suite("digits", start, val)
-    project.ask(1, 2, 3)
+    project.request(1, 2, 3)
     assert work(project.folder, suite, idle=0) == (3, 0, 0, 0)
-    assert len(val._programs) == 1
+    assert len(val._compiled) == 1
     assert outcomes(store) == dict.fromkeys((1, 2, 3), ("done", 1, ""))
-    # The same scores as in training, to the last bit: key, step and epoch are restored too.
+    # The same scores as in training, bit for bit: key, step and epoch are restored too.
     wanted = {("digits", n): trainer.evaluate(state, val) for n, state in project.states.items()}
     assert requests.list_results(store, "one") == wanted
-    project.ask(1, 2, 3)  # which changes nothing
+    project.request(1, 2, 3)  # which changes nothing
     assert work(project.folder, suite, idle=0) == (0, 0, 0, 0)
-    assert workers(store) == []
+    assert list_workers(store) == []
 
 
 def test_one_worker_for_several_suites(project, store, suite, start, digits, task):
     exam = Suite("exam", start, trainer.evaluation(task.measure, digits[0], name="exam"))
-    project.ask(1)
-    project.ask(1, suite="exam")
-    project.ask(1, suite="another's")
+    project.request(1)
+    project.request(1, suite="exam")
+    project.request(1, suite="another's")
     assert work(project.folder, [suite, exam], idle=0).done == 2
     found = requests.list_results(store, "one")
     assert found.keys() == {("digits", 1), ("exam", 1)}
     assert found["exam", 1].keys() == {"exam/loss", "exam/accuracy"}
 
 
-def test_all_commits_of_a_run_that_nobody_asked_for(project, store, suite):
-    project.ask(2)
+def test_a_worker_can_request_all_checkpoints_of_a_run(project, store, suite):
+    project.request(2)
     assert work(project.folder, suite, idle=0).done == 1
     project.remove(1)
     assert work(project.folder, suite, idle=0, runs=["one"]).done == 1
@@ -84,7 +85,7 @@ def test_all_commits_of_a_run_that_nobody_asked_for(project, store, suite):
         work(project.folder, suite, idle=0, runs=["two"])
 
 
-def test_hooks_see_the_state_add_scores_and_leave_artifacts(project, store, start, val):
+def test_hooks_see_the_state_add_scores_and_write_artifacts(project, store, start, val):
     seen, closed = [], []
 
     def play(folder):
@@ -96,7 +97,7 @@ def test_hooks_see_the_state_add_scores_and_leave_artifacts(project, store, star
 
         return Hook(record, "play", stage="observe", close=lambda: closed.append(folder))
 
-    project.ask(1, 2)
+    project.request(1, 2)
     assert work(project.folder, Suite("digits", start, val, hooks=play), idle=0).done == 2
     scores = trainer.evaluate(project.states[1], val)
     assert seen[0] == (1, scores)
@@ -109,13 +110,15 @@ def test_hooks_see_the_state_add_scores_and_leave_artifacts(project, store, star
     ]
 
 
-def test_a_suite_that_always_fails_is_tried_so_often(project, store, start, val, caplog):
+def test_a_suite_that_always_fails_is_tried_a_few_times(project, store, start, val, caplog):
     def fail(state, metrics):
         if int(state.epoch) == 1:
             raise OSError("no display")
 
-    project.ask(1, 2)
-    worked = work(project.folder, looking(start, val, fail), idle=0, tries=3, pause=0.001)
+    project.request(1, 2)
+    worked = work(
+        project.folder, suite_with(start, val, fail), WorkerSettings(tries=3, pause=0.001), idle=0
+    )
     assert worked == (1, 1, 2, 0)
     states = outcomes(store)
     assert states[1][:2] == ("failed", 3)
@@ -124,22 +127,30 @@ def test_a_suite_that_always_fails_is_tried_so_often(project, store, start, val,
     assert "at try 3, for good" in caplog.text
 
 
-def test_what_failed_is_tried_again_where_that_is_asked_for(project, store, suite, start, val):
+def test_failed_requests_can_be_reopened(project, store, suite, start, val):
     def fail(state, metrics):
         raise OSError("no display")
 
-    project.ask(1)
-    assert work(project.folder, looking(start, val, fail), idle=0, tries=1, pause=0.001).failed == 1
+    project.request(1)
+    assert (
+        work(
+            project.folder,
+            suite_with(start, val, fail),
+            WorkerSettings(tries=1, pause=0.001),
+            idle=0,
+        ).failed
+        == 1
+    )
     assert work(project.folder, suite, idle=0) == (0, 0, 0, 0)
     assert work(project.folder, suite, idle=0, again=True) == (1, 0, 0, 0)
     assert outcomes(store) == {1: ("done", 1, "")}
 
 
-def test_what_cannot_succeed_is_tried_once(project, store, suite, start, val):
-    project.ask(1, 2, 3)
+def test_a_request_that_cannot_succeed_is_tried_once(project, store, suite, start, val):
+    project.request(1, 2, 3)
     project.remove(1)
     (project.run / "checkpoints" / "2" / "arrays" / "leaves" / "0").write_bytes(b"")
-    assert work(project.folder, suite, idle=0, pause=0.001) == (1, 2, 0, 0)
+    assert work(project.folder, suite, WorkerSettings(pause=0.001), idle=0) == (1, 2, 0, 0)
     states = outcomes(store)
     assert states[1][:2] == states[2][:2] == ("failed", 1)
     assert "keep more of them" in states[1][2]
@@ -147,11 +158,16 @@ def test_what_cannot_succeed_is_tried_once(project, store, suite, start, val):
     assert states[3][0] == "done"
 
 
-def test_another_network_is_told_with_what_differs(project, store, start):
-    project.ask(1)
+def test_another_network_fails_with_what_differs(project, store, start):
+    project.request(1)
     small = start.replace(params={"w": jnp.zeros((32, 10)), "b": start.params["b"]})
     phase = trainer.Phase("val", lambda s, data: (s, None, {"x": s.step}), updates_state=False)
-    assert work(project.folder, Suite("digits", small, phase), idle=0, pause=0.001).failed == 1
+    assert (
+        work(
+            project.folder, Suite("digits", small, phase), WorkerSettings(pause=0.001), idle=0
+        ).failed
+        == 1
+    )
     ((state, tries, error),) = outcomes(store).values()
     assert (state, tries) == ("failed", 1)
     assert "params/w: saved float32[64, 10], wanted float32[32, 10]" in error
@@ -163,55 +179,62 @@ def test_a_long_evaluation_keeps_its_lease(project, store, start, val):
     def dawdle(state, metrics):
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
-            others.append(requests.claim(store, "other", ["digits"], lease=1))
+            others.append(requests.claim_request(store, "other", ["digits"], lease=1))
             time.sleep(0.02)
 
-    project.ask(1)
-    assert work(project.folder, looking(start, val, dawdle), idle=0, lease=1.0) == (1, 0, 0, 0)
+    project.request(1)
+    assert work(
+        project.folder, suite_with(start, val, dawdle), WorkerSettings(lease=1.0), idle=0
+    ) == (
+        1,
+        0,
+        0,
+        0,
+    )
     assert set(others) == {None}
 
 
-def test_an_answer_is_dropped_where_another_has_the_request(project, store, start, val, caplog):
+def test_an_answer_is_dropped_if_another_worker_has_the_request(project, store, start, val, caplog):
     other = []
 
     def lose(state, metrics):
         store.connection.execute("UPDATE requests SET lease = 0")
-        other.append(requests.claim(store, "other", ["digits"], lease=60))
+        other.append(requests.claim_request(store, "other", ["digits"], lease=60))
 
-    project.ask(1)
-    assert work(project.folder, looking(start, val, lose), idle=0) == (0, 0, 0, 1)
+    project.request(1)
+    assert work(project.folder, suite_with(start, val, lose), idle=0) == (0, 0, 0, 1)
     assert requests.list_results(store, "one") == {}
-    assert requests.finish(store, other[0], {"val/loss": 1.0})
-    assert "dropped, it is not this worker's any more" in caplog.text
+    assert requests.finish_request(store, other[0], {"val/loss": 1.0})
+    assert "dropped, it no longer belongs to this worker" in caplog.text
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_signals(project, store, start, val, times):
-    said = []
+    seen = []
 
     def send(state, metrics):
-        said.extend((row.doing, row.pid) for row in workers(store))
+        seen.extend((row.doing, row.pid) for row in list_workers(store))
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    project.ask(1, 2)
+    project.request(1, 2)
     with pytest.raises(SystemExit) as ended:
-        work(project.folder, looking(start, val, send))
+        work(project.folder, suite_with(start, val, send))
     assert ended.value.code == 143
     first, second = outcomes(store).values()
-    if times == 1:  # the running one is finished, and no other begun
+    if times == 1:  # the running one is finished, and no other started
         assert first == ("done", 1, "")
     else:
         assert first == ("open", 1, "its worker was interrupted")
     assert second == ("open", 0, "")
-    assert all(pid == os.getpid() for _, pid in said)
-    assert workers(store) == []
+    assert all(pid == os.getpid() for _, pid in seen)
+    assert list_workers(store) == []
 
 
-def test_a_worker_that_is_killed_loses_nothing(project, store, suite, tmp_path):
+def test_no_request_is_lost_when_a_worker_is_killed(project, store, suite, tmp_path):
     script = tmp_path / "victim.py"
     script.write_text(VICTIM)
-    project.ask(1, 2)
+    project.request(1, 2)
     victim = subprocess.Popen(
         [sys.executable, script, project.folder],
         stdout=subprocess.PIPE,
@@ -225,13 +248,18 @@ def test_a_worker_that_is_killed_loses_nothing(project, store, suite, tmp_path):
     finally:
         victim.kill()
         victim.communicate(timeout=60)
-    assert work(project.folder, suite, idle=1.5, pause=0.05, lease=30) == (2, 0, 0, 0)
+    assert work(project.folder, suite, WorkerSettings(pause=0.05, lease=30), idle=1.5) == (
+        2,
+        0,
+        0,
+        0,
+    )
     assert {epoch: tries for epoch, (_, tries, _) in outcomes(store).items()} == {1: 2, 2: 1}
     assert requests.list_results(store, "one").keys() == {("digits", 1), ("digits", 2)}
-    assert [row.pid for row in workers(store)] == [victim.pid]
+    assert [row.pid for row in list_workers(store)] == [victim.pid]
 
 
-def test_a_store_that_is_not_there_is_an_error_at_once(tmp_path, suite):
+def test_a_missing_store_is_an_error_at_once(tmp_path, suite):
     with pytest.raises(FileNotFoundError, match="there is no store at"):
         work(tmp_path / "nowhere", suite)
     (tmp_path / "store.sqlite").write_text("a text of more than some bytes, and no database" * 9)
@@ -250,7 +278,7 @@ def test_a_store_that_is_not_there_is_an_error_at_once(tmp_path, suite):
 )
 def test_settings_are_checked(tmp_path, suite, settings, says):
     with pytest.raises(ValueError, match=says):
-        work(tmp_path, suite, **settings)
+        work(tmp_path, suite, WorkerSettings(**settings))
 
 
 def test_suites_need_names_of_their_own(project, store, suite):
@@ -259,10 +287,10 @@ def test_suites_need_names_of_their_own(project, store, suite):
             work(project.folder, suites)
 
 
-def test_a_request_of_a_run_that_was_removed(project, suite, caplog):
-    project.ask(1)
+def test_a_request_of_a_removed_run_fails(project, suite, caplog):
+    project.request(1)
     with Store(project.folder) as store:
         store.connection.execute("DELETE FROM runs")
         with caplog.at_level(logging.WARNING, "entracte"):
-            work(project.folder, suite, idle=0, pause=0.001)
+            work(project.folder, suite, WorkerSettings(pause=0.001), idle=0)
         assert outcomes(store)[1][:2] == ("failed", 1)

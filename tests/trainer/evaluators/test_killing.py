@@ -1,4 +1,4 @@
-"""Workers are killed one after another, and no request is lost or answered twice."""
+"""Workers are killed one after another; no request is lost or answered twice."""
 
 import _evaluators
 import pytest

@@ -1,4 +1,4 @@
-"""Evaluators on a store that machines share, which is killed while they work."""
+"""Evaluators on a server that is killed while they work."""
 
 import logging
 import signal
@@ -7,7 +7,7 @@ import threading
 import _postgres
 import pytest
 
-from trainer.evaluators import Suite, work, workers
+from trainer.evaluators import Suite, WorkerSettings, list_workers, work
 from trainer.runs import Store, requests
 from trainer.runs.checkpoint_rows import describe_checkpoint
 
@@ -26,10 +26,10 @@ def test_a_server_that_is_killed_and_comes_back(server, project, start, val, cap
     with Store(url) as store:
         store.register("one", directory=str(project.run), host="", pid=1, time=0.0)
         for epoch in (1, 2):
-            commit = describe_checkpoint(project.run, epoch)
-            store.write_commit("one", commit)
+            row = describe_checkpoint(project.run, epoch)
+            store.write_checkpoint("one", row)
             requests.create_request(
-                store, "one", epoch, "digits", checksum=commit.checksum, time=epoch
+                store, "one", epoch, "digits", checksum=row.checksum, time=epoch
             )
 
     def come_back():
@@ -47,12 +47,12 @@ def test_a_server_that_is_killed_and_comes_back(server, project, start, val, cap
     threads, over = [], threading.Event()
     suite = Suite("digits", start, val, hooks=lambda folder: kill)
     with caplog.at_level(logging.INFO, "entracte"):
-        assert work(url, suite, idle=0, pause=0.02) == (2, 0, 0, 0)
+        assert work(url, suite, WorkerSettings(pause=0.02), idle=0) == (2, 0, 0, 0)
     assert caplog.text.count("waiting until it is back") == 1
     assert "is back after" in caplog.text
     with Store(url) as store:
         assert requests.list_results(store, "one").keys() == {("digits", 1), ("digits", 2)}
         assert [request.tries for request in requests.list_requests(store)] == [1, 1]
-        assert workers(store) == []
+        assert list_workers(store) == []
     over.set()
     threads[0].join()

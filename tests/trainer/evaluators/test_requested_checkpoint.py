@@ -1,4 +1,4 @@
-"""A request gets the very commit that it asks for, or an error that says why not."""
+"""A request gets exactly the checkpoint that it names, or an error that says why not."""
 
 import shutil
 
@@ -26,7 +26,7 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_commit_that_is_asked_for_and_nothing_touched(project, suite):
+def test_the_requested_checkpoint_is_restored_and_no_file_changes(project, suite):
     before = files(project.run)
     state = restore(project, suite, request_of(project, 2))
     want = project.states[2]
@@ -41,21 +41,21 @@ def test_a_suite_that_does_not_fit_lists_what_differs(project, start, val):
     suite = Suite("digits", start.replace(params=params, model_state={"mean": jnp.zeros(2)}), val)
     with pytest.raises(UnanswerableRequest) as failed:
         restore(project, suite, request_of(project, 1))
-    said = str(failed.value)
-    assert said.startswith("suite 'digits' does not fit: commit 1 in ")
+    message = str(failed.value)
+    assert message.startswith("suite 'digits' does not fit: ")
     for line in (
         "params/w: saved float32[64, 10], wanted float32[64, 5]",
         "params/b: saved float32[10], wanted nothing",
         "params/bias: saved nothing, wanted float32[10]",
         "model_state/mean: saved nothing, wanted float32[2]",
     ):
-        assert line in said
+        assert line in message
 
 
-@pytest.mark.parametrize("where", ["commit", "template"])
+@pytest.mark.parametrize("where", ["checkpoint", "template"])
 def test_statistics_that_only_one_side_has_do_not_fit(project, suite, where, start, val):
     statistics = {"normalization": {"observations": jnp.zeros(2)}}
-    if where == "commit":
+    if where == "checkpoint":
         with Checkpoints(project.run, keep=5) as checkpoints:
             checkpoints.save(start.replace(epoch=jnp.int32(4), carry=statistics))
         request = request_of(project, 4)
@@ -66,28 +66,28 @@ def test_statistics_that_only_one_side_has_do_not_fit(project, suite, where, sta
         restore(project, suite, request)
 
 
-def test_a_damaged_commit(project, suite):
+def test_a_damaged_checkpoint(project, suite):
     request = request_of(project, 1)
     (part,) = (project.run / "checkpoints" / "1" / "arrays" / "leaves").glob("0")
     content = bytearray(part.read_bytes())
     content[100] ^= 1
     part.write_bytes(content)
-    with pytest.raises(UnanswerableRequest, match="commit 1 in .*: checksums differ at"):
+    with pytest.raises(UnanswerableRequest, match="1 in .*: checksums differ at"):
         restore(project, suite, request)
 
 
-def test_a_commit_that_was_replaced(project, suite):
+def test_a_replaced_checkpoint(project, suite):
     request = request_of(project, 1)
     shutil.rmtree(project.run / "checkpoints" / "1")
     with Checkpoints(project.run, keep=5) as checkpoints:
         checkpoints.save(project.states[3].replace(epoch=jnp.int32(1)))
     with pytest.raises(
-        UnanswerableRequest, match="another one than was asked for.* ask for it again"
+        UnanswerableRequest, match="not the one that was requested.* request its evaluation again"
     ):
         restore(project, suite, request)
 
 
-def test_a_commit_that_was_removed(project, suite):
+def test_a_removed_checkpoint(project, suite):
     request = request_of(project, 1)
     shutil.rmtree(project.run / "checkpoints" / "1")
     with pytest.raises(UnanswerableRequest, match="was removed before it was evaluated: keep more"):

@@ -1,4 +1,4 @@
-"""What a suite takes, and what of a checkpoint it reads."""
+"""The arguments of a suite, and which parts of a checkpoint it reads."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import trainer
 from trainer.evaluators import Suite
 
 
-def test_what_is_read_is_put_in_its_place(start, val):
+def test_the_parts_read_fill_the_template(start, val):
     carry = {"normalization": {"observations": jnp.zeros(2), "rewards": jnp.zeros(3)}, "env": 1}
     suite = Suite("digits", lambda: start.replace(carry=carry), val)
     wanted = suite.required_trees()
@@ -27,7 +27,7 @@ def test_what_is_read_is_put_in_its_place(start, val):
     assert state.opt_state == ()
 
 
-def test_a_template_is_made_once(start, val):
+def test_a_template_is_created_once(start, val):
     made = []
     suite = Suite("digits", lambda: made.append(1) or start, val)
     assert not made
@@ -44,24 +44,24 @@ def test_a_template_is_made_once(start, val):
         ({"carry": "lessons"}, ValueError, r"such as \('lessons',\)"),
     ],
 )
-def test_what_is_no_suite_is_refused(start, val, settings, error, says):
+def test_wrong_arguments_are_refused(start, val, settings, error, says):
     with pytest.raises(error, match=says):
         Suite(**{"name": "digits", "template": start, "phases": val} | settings)
 
 
-def test_a_template_that_is_no_state_is_refused(val):
+def test_a_template_that_is_not_a_state_is_refused(val):
     with pytest.raises(TypeError, match="suite 'digits' needs a TrainState"):
         Suite("digits", {"w": jnp.zeros(2)}, val).check()
 
 
-def test_phases_must_take_the_template(start, val):
+def test_phases_must_accept_the_template(start, val):
     suite = Suite("digits", start.replace(params={"w": jnp.zeros((3, 10))}), val)
     with pytest.raises(TypeError, match="same shape") as failed:
         suite.check()
     assert "in suite 'digits', on its own template" in failed.value.__notes__
 
 
-def test_hooks_that_commit_are_refused(start, val, tmp_path):
+def test_hooks_that_save_are_refused(start, val, tmp_path):
     suite = Suite("digits", start, val, hooks=lambda folder: hooks.save_checkpoints(folder))
     with pytest.raises(ValueError, match="save_checkpoints.* would save it"):
         suite.make_hooks(tmp_path / "evaluations")

@@ -38,7 +38,7 @@ def file(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_one_several_and_all_of_them(file):
+def test_one_suite_several_and_functions_are_loaded(file):
     suites = load_suites(f"{file}:one", f"{file}:several")
     assert [suite.name for suite in suites] == ["one", "one", "two"]
     assert suites[0] is suites[1]
@@ -61,12 +61,12 @@ def test_one_several_and_all_of_them(file):
         ("mine.py:nothing", TypeError, r"got \(\)"),
     ],
 )
-def test_what_cannot_be_loaded(file, named, error, says):
+def test_names_that_cannot_be_loaded_are_refused(file, named, error, says):
     with pytest.raises(error, match=says):
         load_suites(str(file.parent / named))
 
 
-def test_a_file_that_fails_is_named_and_may_be_mended(file):
+def test_a_file_that_fails_is_named_and_can_be_corrected(file):
     file.write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError) as failed:
         load_suites(f"{file}:one")

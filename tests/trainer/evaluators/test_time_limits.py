@@ -1,4 +1,4 @@
-"""What takes too long is broken off, and the process's own alarms are left as they were."""
+"""A block that takes too long is stopped, and the process's own alarms are restored."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from trainer.evaluators import evaluator, work
+from trainer.evaluators import WorkerSettings, evaluator, work
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.time_limits import limit_time
 from trainer.runs import requests
@@ -28,7 +28,7 @@ def spin():
 
 
 @pytest.mark.parametrize("hang", [threading.Event().wait, spin, lambda: time.sleep(20)])
-def test_what_waits_in_python_is_broken_off(hang):
+def test_a_wait_in_python_is_stopped(hang):
     before = signal.getsignal(signal.SIGALRM)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"its limit of 0\.05 seconds"), limit_time(0.05):
@@ -38,7 +38,7 @@ def test_what_waits_in_python_is_broken_off(hang):
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_what_is_done_in_time_is_not_disturbed_later():
+def test_a_block_that_ends_in_time_is_not_disturbed_later():
     with limit_time(0.05):
         pass
     time.sleep(0.1)
@@ -46,7 +46,7 @@ def test_what_is_done_in_time_is_not_disturbed_later():
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_another_thread_is_left_alone():
+def test_another_thread_has_no_limit():
     def run():
         with limit_time(0.01):
             time.sleep(0.05)
@@ -59,18 +59,18 @@ def test_another_thread_is_left_alone():
     assert done
 
 
-def test_a_request_that_hangs_fails_and_the_worker_goes_on(project, store, start, val, caplog):
+def test_a_request_that_hangs_fails_and_the_worker_continues(project, store, start, val, caplog):
     suite = suite_of(start, val, lambda epoch: epoch == 2 and spin())
-    project.ask(1)
+    project.request(1)
     assert work(project.folder, suite, idle=0).done == 1  # which compiles, however long it takes
-    project.ask(2, 3)
-    assert work(project.folder, suite, idle=0, limit=2.0, tries=1) == (1, 1, 0, 0)
+    project.request(2, 3)
+    assert work(project.folder, suite, WorkerSettings(limit=2.0, tries=1), idle=0) == (1, 1, 0, 0)
     hung, after = requests.list_requests(store, "one")[1:]
     assert (hung.state, after.state) == ("failed", "done")
     assert hung.error.startswith("TimeoutError: it took longer than its limit of 2 seconds")
 
 
-def test_one_that_cannot_be_broken_off_is_left_to_others(
+def test_a_request_that_cannot_be_stopped_is_left_to_others(
     project, store, start, val, monkeypatch, caplog
 ):
     monkeypatch.setattr(evaluator, "limit_time", lambda seconds: contextlib.nullcontext())
@@ -79,12 +79,12 @@ def test_one_that_cannot_be_broken_off_is_left_to_others(
     def hang(epoch):
         end = time.monotonic() + 10
         while not claimed and time.monotonic() < end:
-            if request := requests.claim(store, "other", ["digits"], lease=60):
+            if request := requests.claim_request(store, "other", ["digits"], lease=60):
                 claimed.append(request)
             time.sleep(0.01)
 
-    project.ask(1)
+    project.request(1)
     suite = suite_of(start, val, hang)
-    assert work(project.folder, suite, idle=0, lease=0.2, limit=0.1) == (0, 0, 0, 1)
-    assert requests.finish(store, claimed[0], {"val/loss": 1.0})
-    assert "or is extended no longer" in caplog.text
+    assert work(project.folder, suite, WorkerSettings(lease=0.2, limit=0.1), idle=0) == (0, 0, 0, 1)
+    assert requests.finish_request(store, claimed[0], {"val/loss": 1.0})
+    assert "or is no longer extended" in caplog.text

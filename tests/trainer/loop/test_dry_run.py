@@ -197,7 +197,7 @@ def test_phases_written_by_hand_run_whole_on_a_copy_and_compile_once(state, dona
     plain, expected = trainer.fit(state, program(), epochs=2, donate=donate)
     assert fingerprint(final) == fingerprint(plain)
     assert [timeless(epoch) for epoch in history] == [timeless(epoch) for epoch in expected]
-    assert [len(phase._programs) for phase in checked] == [1, 1]
+    assert [len(phase._compiled) for phase in checked] == [1, 1]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert len(outputs) == 3
 
@@ -232,7 +232,7 @@ def test_the_first_step_of_an_evaluation_is_its_first_batch(start, task, digits)
     _, _, measured = run_first_step(val, start)
     wanted = float(task.measure(start, batch)["loss"].mean())
     assert measured.read()[0]["val/loss"] == pytest.approx(wanted, rel=1e-6)
-    assert val._programs == {}
+    assert val._compiled == {}
 
 
 def test_a_memory_that_cannot_be_saved_is_found(state, phase, tmp_path):

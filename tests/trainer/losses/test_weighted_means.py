@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import trainer
 from trainer import data, losses
-from trainer.phases.metrics import WEIGHT, reduce_pieces
+from trainer.phases.reductions import WEIGHT, reduce_pieces
 from trainer.rl import ppo_update
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

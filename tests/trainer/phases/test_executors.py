@@ -10,7 +10,8 @@ from jax import lax
 
 import trainer
 from trainer import data, fingerprint
-from trainer.phases.executors import choose_executor, has_convolution
+from trainer.phases.executors import choose_executor
+from trainer.phases.jaxprs import has_convolution
 
 
 def convolve(x):
@@ -132,7 +133,7 @@ def test_a_scan_writes_all_metrics_of_a_step_at_once():
 
     phase = trainer.training(step, source, executor="scan")
     state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
-    traced, _ = phase._traced(trainer.state.strip_host_fields(state), source.arrays, False)
+    traced, _ = phase._trace(trainer.state.strip_host_fields(state), source.arrays, False)
     (scan,) = (e for e in traced.jaxpr.eqns if e.primitive.name == "scan")
     assert [out.aval.shape for out in scan.outvars if out.aval.ndim == 2] == [(3, 51)]
     values, traces, taken = phase.execute(state, None, donate=False)[2].read()

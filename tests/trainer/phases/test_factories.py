@@ -76,7 +76,7 @@ def test_a_measure_that_is_no_value_an_example_is_refused(task, digits):
     phase = trainer.evaluation(lambda state, batch: {"loss": jnp.float32(1)}, digits[1])
     state = task.init(jax.random.key(0), digits[0].example)
     with pytest.raises(ValueError, match=r"'loss' per example, \[32\]; got \[\]"):
-        phase.keys(state)
+        phase.list_metric_names(state)
 
 
 def test_evaluation_leaves_the_state_and_its_buffers(task, digits):

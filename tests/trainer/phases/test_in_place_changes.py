@@ -104,7 +104,7 @@ def keeping():
 
 
 def refused(name, line):
-    message = f"{name} changed in place what it was given, which is for reading only:\n  {line}"
+    message = f"{name} changed in place the arguments that it may only read:\n  {line}"
     return pytest.raises(ValueError, match=re.escape(message))
 
 
@@ -154,8 +154,8 @@ def write_memory(state, metrics):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (halve_rewards, ValueError, "for reading only: copy it first"),
-        (write_memory, ValueError, "for reading only: copy it first"),
+        (halve_rewards, ValueError, "read-only: copy first"),
+        (write_memory, ValueError, "read-only: copy first"),
         (drop_trace, TypeError, "mappingproxy"),
         (write_metric, TypeError, "metrics are frozen; .*return state.replace.scores="),
     ],
@@ -259,6 +259,6 @@ def test_leaves_that_differ_in_shape_or_have_no_truth_are_compared_by_identity(n
     for leaf in (jnp.ones((3, 3)), jnp.ones(2), "text", np.ones(2)):
         shadow, state = MutationGuard(nested), nested
         state.params["head"]["bias"], before = leaf, state.params["head"]["bias"]
-        assert [line.partition(":")[0] for line in shadow.changes()] == ["params/head/bias"]
+        assert [line.partition(":")[0] for line in shadow.list_changes()] == ["params/head/bias"]
         state.params["head"]["bias"] = before
-        assert shadow.changes() == []
+        assert shadow.list_changes() == []

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trainer import Metrics, Phase
-from trainer.phases.metrics import reduce_pieces
 from trainer.phases.packed import PackedLayout, pack
+from trainer.phases.reductions import reduce_pieces
 
 KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float16]
 
@@ -28,27 +28,27 @@ KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float1
 )
 def test_what_is_packed_comes_back_bit_for_bit(leaves):
     tree = dict(enumerate(leaves))
-    unpacked = PackedLayout.of(tree).unpack(np.asarray(pack(tree)))
+    unpacked = PackedLayout.from_shapes(tree).unpack(np.asarray(pack(tree)))
     for number, leaf in tree.items():
         np.testing.assert_array_equal(unpacked[number].astype(leaf.dtype), leaf)
 
 
 def test_integers_beyond_float32_survive():
     tree = {"tokens": jnp.int32(2**24 + 1), "loss": jnp.float32(0.1)}
-    unpacked = PackedLayout.of(tree).unpack(np.asarray(pack(tree)))
+    unpacked = PackedLayout.from_shapes(tree).unpack(np.asarray(pack(tree)))
     assert int(unpacked["tokens"]) == 2**24 + 1
     assert unpacked["loss"] == np.float32(0.1)
 
 
 def test_bfloat16_is_carried_exactly():
     tree = {"loss": jnp.bfloat16(1.25)}
-    assert PackedLayout.of(tree).unpack(np.asarray(pack(tree)))["loss"] == 1.25
+    assert PackedLayout.from_shapes(tree).unpack(np.asarray(pack(tree)))["loss"] == 1.25
 
 
 def test_many_scalars_come_back_bit_for_bit_and_are_packed_by_few_kernels():
     numbers = np.random.default_rng(0).integers(0, 2**32, 150, np.uint32)  # nan of all kinds too
     tree = dict(enumerate(numbers.view(np.float32)))
-    unpacked = PackedLayout.of(tree).unpack(np.asarray(jax.jit(pack)(tree)))
+    unpacked = PackedLayout.from_shapes(tree).unpack(np.asarray(jax.jit(pack)(tree)))
     np.testing.assert_array_equal(np.array(list(unpacked.values())).view(np.uint32), numbers)
 
     def measured(x):
@@ -118,7 +118,7 @@ def test_scores_give_other_metrics():
 def test_what_cannot_be_reduced_is_refused(state, metrics, reduce, said):
     phase = Phase("train", lambda state, data: (state, None, metrics), reduce=reduce)
     with pytest.raises((TypeError, ValueError), match=said):
-        phase.keys(state)
+        phase.list_metric_names(state)
 
 
 def test_one_transfer_reads_all(state):
@@ -140,7 +140,7 @@ def test_a_sum_of_64_bits_is_packed_and_comes_back_bit_for_bit():
         packed = jax.jit(lambda w, n: pack({"sum": jnp.abs(w).sum(), "count": n}))(
             jnp.full(12345, 1 / 3), numbers["count"]
         )
-        found = PackedLayout.of(numbers).unpack(np.asarray(packed))
+        found = PackedLayout.from_shapes(numbers).unpack(np.asarray(packed))
     assert found["sum"].dtype == np.float64
     assert float(found["sum"]) == pytest.approx(4115, rel=1e-12)
     assert int(found["count"]) == -(2**40) - 1

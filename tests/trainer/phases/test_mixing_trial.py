@@ -195,8 +195,8 @@ def test_a_measure_by_hand_is_tried_and_may_say_so():
 
     with pytest.raises(ValueError, match="an example is measured otherwise .share."):
         trainer.evaluate(STATE, trainer.evaluation(measure, examples(10, 4)))
-    measure.whole_batch = True
-    got = trainer.evaluate(STATE, trainer.evaluation(measure, examples(10, 4)))
+    whole = trainer.Measure(measure, whole_batch=True)
+    got = trainer.evaluate(STATE, trainer.evaluation(whole, examples(10, 4)))
     assert got["val/share"] == pytest.approx(3 / 10, rel=1e-5)  # 1 of each of three batches
 
 

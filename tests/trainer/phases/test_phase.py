@@ -31,7 +31,7 @@ def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(
         trainer.fit(state, phase, epochs=3, hooks=[shrink])
         trainer.fit(state, phase, epochs=3, hooks=[to_numpy, shrink])
     assert counts == []
-    assert len(phase._programs) == 1
+    assert len(phase._compiled) == 1
 
 
 def test_the_count_of_compilations_can_fail(state, counting_compilations):
@@ -144,7 +144,7 @@ def test_a_position_lies_where_the_state_lies(state, meshed):
     for _ in range(3):
         assert state.carry["position/train"]["place"].sharding == where
         state, _, _ = reading.execute(state, None, donate=True)
-    assert len(reading._programs) == 1
+    assert len(reading._compiled) == 1
 
 
 def test_without_a_position_the_remedy_is_named(state):
@@ -171,4 +171,4 @@ def test_law_8_a_long_stream_compiles_once(state, counting_compilations):
     with counting_compilations() as counts:
         trainer.fit(state, reading, epochs=5)
     assert counts == []
-    assert len(reading._programs) == 1
+    assert len(reading._compiled) == 1

@@ -81,7 +81,7 @@ def test_law_8_what_is_cut_compiles_once_and_uses_its_state_up(
     with counting_compilations() as counts:
         after, _ = trainer.fit(state, [train, val], epochs=2, hooks=lambda state, metrics: state)
     assert counts == []
-    (program,) = train._programs.values()
+    (program,) = train._compiled.values()
     assert program.choice.reason.endswith("in 3 dispatches of 2 steps")
     train.execute(after, None, donate=True)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(after.params))
@@ -97,7 +97,7 @@ def test_a_cut_scan_tells_its_steps_one_dispatch_after_another(task, digits, sho
     train, _ = phases(task, digits, "scan")
     state = trainer.state.strip_host_fields(task.init(jax.random.key(0), digits[0].example))
     told = Told()
-    train.program(state, train.feed.example, donate=False).run(state, train.feed.example, told)
+    train.get_compiled(state, train.feed.example, donate=False).run(state, train.feed.example, told)
     assert told == [(2, 2)] * 3
 
 

@@ -1,4 +1,4 @@
-"""A store of each kind: a file, and a database of a real server where one is installed."""
+"""A store of each kind: a file, and a database of a real server if one is installed."""
 
 import contextlib
 import threading
@@ -8,25 +8,27 @@ import _crashing
 import _postgres
 import pytest
 
-from trainer.runs import Run, Store, delivery, recorder
+from trainer.runs import Run, Store, delivery_thread, recorder
 
 LIMIT = 30
-"""Seconds after which what a test waits for will not come."""
+"""Seconds that a test waits at most."""
 
 PREFACE = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from trainer.runs import *
-from trainer.runs import delivery, disk_queue, recorder, requests, table_versions
+from trainer.runs import delivery_thread, disk_queue, recorder, requests, table_versions
 say, hear = pipe.send, pipe.recv
 """
 
 
 @pytest.fixture(scope="session")
 def server():
-    """A PostgreSQL server; none for the whole session where it is not installed."""
+    """A PostgreSQL server for the whole session; tests are skipped if it is not installed."""
     if _postgres.programs() is None:
-        pytest.skip("no PostgreSQL: `initdb` and `postgres` are neither in PATH nor where they go")
+        pytest.skip(
+            "no PostgreSQL: `initdb` and `postgres` are neither in PATH nor in the usual folders"
+        )
     made = _postgres.Server()
     yield made
     made.close()
@@ -71,14 +73,14 @@ def run(url, tmp_path):
 
 @pytest.fixture
 def soon(monkeypatch):
-    """Try stores that are away again at once, and wait for nothing at the end."""
-    monkeypatch.setattr(delivery, "PAUSES", (0.02, 0.05))
-    monkeypatch.setattr(recorder, "CLOSING", 0.2)
+    """Retry a store that is away at once, and wait for nothing at the end."""
+    monkeypatch.setattr(delivery_thread, "RETRY_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(recorder, "CLOSE_SECONDS", 0.2)
 
 
 @pytest.fixture
 def eventually():
-    """Give a function that waits until something holds, and gives what it found."""
+    """Return a function that waits until a condition holds, and returns its value."""
 
     def wait(found, limit=LIMIT):
         deadline = time.monotonic() + limit
@@ -95,7 +97,7 @@ def eventually():
 
 @pytest.fixture
 def none_outlives():
-    """Give a function that sees the threads of a name end: none outlives its test."""
+    """Return a function that checks that the threads of a name end."""
 
     def check(name):
         for thread in threading.enumerate():
@@ -108,13 +110,13 @@ def none_outlives():
 
 @pytest.fixture(scope="session")
 def _processes():
-    """What forks processes that have imported everything already; all tests share it."""
+    """A server that forks processes in which everything is imported; all tests share it."""
     return _crashing.nursery()
 
 
 @pytest.fixture
 def start(_processes):
-    """Give a function that starts a process: its code finds `say`, `hear` and what it is given."""
+    """Return a function that starts a process; its code can use `say`, `hear` and the arguments."""
     started = []
 
     def begin(code, **given):
@@ -122,7 +124,7 @@ def start(_processes):
         process = _processes.Process(target=exec, args=(PREFACE + code, {"pipe": there, **given}))
         process.start()
         there.close()
-        process.say, process.poll, process.hear = here.send, here.poll, lambda: _heard(here)
+        process.say, process.poll, process.hear = here.send, here.poll, lambda: _receive(here)
         started.append((process, here))
         return process
 
@@ -133,6 +135,6 @@ def start(_processes):
         here.close()
 
 
-def _heard(pipe):
-    assert pipe.poll(LIMIT), f"nothing heard in {LIMIT} s"
+def _receive(pipe):
+    assert pipe.poll(LIMIT), f"no message within {LIMIT} s"
     return pipe.recv()

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory is on record, for as long as it is there."""
+"""The files that a run writes in its directory are recorded, for as long as they exist."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from trainer.runs.artifacts import list_artifacts
 
 @pytest.fixture
 def directory(tmp_path):
-    """A run's directory with a replay, a plot, and what is neither."""
+    """A run's directory with a replay, a plot, and other files."""
     directory = tmp_path / "maze"
     (directory / "replays").mkdir(parents=True)
     for name in ("replays/3-0.gif", "replays/3-0.json", "history.png"):
@@ -19,7 +19,7 @@ def directory(tmp_path):
     return directory
 
 
-def on_record(directory):
+def list_recorded(directory):
     with Store(directory.parent) as store:
         return [
             (str(file.path).removeprefix(f"{directory}/"), file.kind, file.epoch, file.bytes)
@@ -42,16 +42,16 @@ def test_replays_plots_and_pages_are_found(directory):
     assert list_artifacts(directory / "nowhere") == {}
 
 
-def test_a_run_has_its_files_on_record_for_as_long_as_they_are_there(directory):
+def test_the_files_of_a_run_are_recorded_while_they_exist(directory):
     run = Run(directory)
     run.resume(epoch=3, step=30)
     run.close()
     replays = [("replays/3-0.gif", "replay", 3, 4), ("replays/3-0.json", "replay", 3, 4)]
-    assert on_record(directory) == [("history.png", "plot", 0, 4), *replays]
+    assert list_recorded(directory) == [("history.png", "plot", 0, 4), *replays]
 
     run.resume(epoch=3, step=30)
     run.record(4, 40, {"loss": 1.0})
     (directory / "history.png").write_text("longer")
     (directory / "replays" / "3-0.json").unlink()
     run.close()
-    assert on_record(directory) == [("history.png", "plot", 0, 6), replays[0]]
+    assert list_recorded(directory) == [("history.png", "plot", 0, 6), replays[0]]

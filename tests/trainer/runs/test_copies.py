@@ -1,4 +1,4 @@
-"""What becomes of a run's records where its directory is copied, moved, or begun afresh."""
+"""A run's records when its directory is copied, moved, or trained from scratch."""
 
 import errno
 import shutil
@@ -11,7 +11,7 @@ from trainer.runs import Run, Store
 from trainer.runs.disk_queue import DiskQueue
 
 
-def recorded(folder, name, epochs):
+def record_epochs(folder, name, epochs):
     run = Run(folder / name)
     run.resume(epoch=0, step=0)
     for epoch in epochs:
@@ -25,9 +25,9 @@ def epochs_of(folder, name):
 
 
 def test_a_copy_does_not_deliver_what_waited_in_the_original(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, journal: 0)
-    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 0.2)
-    recorded(tmp_path, "first", [1]).close()  # all of it waits
+    monkeypatch.setattr("trainer.runs.delivery_thread.deliver", lambda store, queue: 0)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.2)
+    record_epochs(tmp_path, "first", [1]).close()  # everything waits
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     monkeypatch.undo()
     run = Run(tmp_path / "first")
@@ -35,24 +35,24 @@ def test_a_copy_does_not_deliver_what_waited_in_the_original(tmp_path, monkeypat
     run.record(2, 20, {"loss": 1.0})
     run.end("finished")
     run.close()
-    recorded(tmp_path, "copy", [1]).close()
+    record_epochs(tmp_path, "copy", [1]).close()
     assert epochs_of(tmp_path, "first") == [1, 2]
     assert epochs_of(tmp_path, "copy") == [1]
     with Store(tmp_path) as store:
         assert store.run("first").state == "finished"
 
 
-def test_one_that_was_moved_away_is_told_of_before_another_takes_its_place(tmp_path, caplog):
-    recorded(tmp_path, "first", [1, 2]).close()
+def test_a_run_that_was_moved_away_is_reported_before_another_replaces_it(tmp_path, caplog):
+    record_epochs(tmp_path, "first", [1, 2]).close()
     Run(tmp_path / "first")
     assert "nothing of it is in" not in caplog.text
-    (tmp_path / "first").rename(tmp_path / "kept")
+    (tmp_path / "first").rename(tmp_path / "away")
     Run(tmp_path / "first")
     assert "nothing of it is in" in caplog.text
 
 
-def test_a_full_disk_is_told_and_the_directory_is_free_again(tmp_path, monkeypatch):
-    run = recorded(tmp_path, "first", [1])
+def test_a_full_disk_is_reported_and_the_directory_is_unlocked(tmp_path, monkeypatch):
+    run = record_epochs(tmp_path, "first", [1])
 
     def full(self, *line, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -63,7 +63,7 @@ def test_a_full_disk_is_told_and_the_directory_is_free_again(tmp_path, monkeypat
             run.close()
     assert not run.is_recording
     assert find_holder(tmp_path / "first") is None
-    recorded(tmp_path, "first", [1, 2]).close()
+    record_epochs(tmp_path, "first", [1, 2]).close()
     assert epochs_of(tmp_path, "first") == [1, 2]
 
 
@@ -73,7 +73,7 @@ def files_of(folder, name):
 
 
 @pytest.mark.parametrize("store_too", [False, True])
-def test_one_that_was_moved_has_its_files_once_where_they_are(tmp_path, store_too):
+def test_a_run_that_was_moved_lists_its_files_once_where_they_are(tmp_path, store_too):
     old, new = tmp_path / "old", tmp_path / "new"
     folder = old / "first"
     (folder / "replays").mkdir(parents=True)
@@ -84,8 +84,8 @@ def test_one_that_was_moved_has_its_files_once_where_they_are(tmp_path, store_to
         (folder / name).write_text("some")
     run = Run(folder, store=old)
     run.resume(epoch=3, step=30)
-    run.artifact(folder / "evaluations" / "full" / "a.png", "plot", epoch=2, step=20)
-    run.artifact(tmp_path / "aside.gif", "replay", epoch=4, step=40)
+    run.record_artifact(folder / "evaluations" / "full" / "a.png", "plot", epoch=2, step=20)
+    run.record_artifact(tmp_path / "aside.gif", "replay", epoch=4, step=40)
     run.close()
     aside = str(tmp_path / "aside.gif")
     assert files_of(old, "first") == [*(f"{folder}/{name}" for name in names), aside]
@@ -107,16 +107,14 @@ def test_one_that_was_moved_has_its_files_once_where_they_are(tmp_path, store_to
     )
 
 
-def test_what_waited_where_it_was_before_forgets_no_file_of_one_that_was_moved(
-    tmp_path, monkeypatch
-):
-    """The line that says so is of the old place, where nothing is any more."""
-    monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, journal: 0)
-    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 0.2)
-    run = recorded(tmp_path, "first", [1])
+def test_lines_queued_before_a_move_delete_no_file_from_the_list(tmp_path, monkeypatch):
+    """The queued line names the old place, which no longer exists."""
+    monkeypatch.setattr("trainer.runs.delivery_thread.deliver", lambda store, queue: 0)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.2)
+    run = record_epochs(tmp_path, "first", [1])
     (run.directory / "evaluations").mkdir()
     (run.directory / "evaluations" / "a.png").write_text("some")
-    run.artifact(run.directory / "evaluations" / "a.png", "plot", epoch=0, step=0)
+    run.record_artifact(run.directory / "evaluations" / "a.png", "plot", epoch=0, step=0)
     run.close()
     monkeypatch.undo()
     (tmp_path / "elsewhere").mkdir()
@@ -128,7 +126,7 @@ def test_what_waited_where_it_was_before_forgets_no_file_of_one_that_was_moved(
 
 
 @pytest.mark.parametrize("order", [("run", "link"), ("link", "run"), ("run", "far/link")])
-def test_one_trained_through_a_link_and_by_its_path_has_one_entry(tmp_path, order):
+def test_a_run_trained_through_a_link_and_by_its_path_has_one_entry(tmp_path, order):
     (tmp_path / "run").mkdir()
     (tmp_path / "far").mkdir()
     for link in (tmp_path / "link", tmp_path / "far" / "link"):
@@ -139,7 +137,7 @@ def test_one_trained_through_a_link_and_by_its_path_has_one_entry(tmp_path, orde
         run.record(place + 1, 10 * place + 10, {"loss": 1.0})
         (tmp_path / "run" / "aside").mkdir(exist_ok=True)
         (tmp_path / "run" / "aside" / "a.png").write_text("some")
-        run.artifact(tmp_path / name / "aside" / "a.png", "plot", epoch=0, step=0)
+        run.record_artifact(tmp_path / name / "aside" / "a.png", "plot", epoch=0, step=0)
         run.close()
     with Store(tmp_path) as store:
         (row,) = store.runs()
@@ -148,24 +146,24 @@ def test_one_trained_through_a_link_and_by_its_path_has_one_entry(tmp_path, orde
         assert [a.path for a in store.artifacts(row.name)] == [str(tmp_path / "run/aside/a.png")]
 
 
-def test_one_that_was_moved_and_renamed_is_told_how_to_go_on_in_its_entry(tmp_path, state, caplog):
+def test_a_run_that_was_moved_and_renamed_learns_how_to_continue_its_entry(tmp_path, state, caplog):
     with Checkpoints(tmp_path / "first") as checkpoints:
         checkpoints.save(state.replace(epoch=state.epoch + 1))
-    recorded(tmp_path, "first", [1]).close()
+    record_epochs(tmp_path, "first", [1]).close()
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
     Run(tmp_path / "copy")
-    assert "holds what run" not in caplog.text  # the original is there: a run of its own
+    assert "holds what run" not in caplog.text  # the original still exists: this is another run
     shutil.rmtree(tmp_path / "copy")
     (tmp_path / "first").rename(tmp_path / "second")
     Run(tmp_path / "second")
-    assert "Run(..., name='first') goes on in its entry" in caplog.text
+    assert "Run(..., name='first') continues its entry" in caplog.text
     run = Run(tmp_path / "second", name="first")
     run.resume(epoch=1, step=10)
     run.record(2, 20, {"loss": 1.0})
     run.close()
     assert epochs_of(tmp_path, "first") == [1, 2]
-    again = Run(tmp_path / "second")  # which is on record by now
+    again = Run(tmp_path / "second")  # which is recorded by now
     assert again.name == "first"
     caplog.clear()
     assert Run(tmp_path / "second", name="third").name == "third"
-    assert "is on record as run 'first' too: leave name= out" in caplog.text
+    assert "is recorded as run 'first' too: leave name= out" in caplog.text

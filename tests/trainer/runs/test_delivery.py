@@ -1,4 +1,4 @@
-"""What is queued reaches the store, once, in order, as soon as the store takes it."""
+"""Queued lines reach the store, once, in order, as soon as the store accepts them."""
 
 import contextlib
 import json
@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-from trainer.runs import Run, Store, Unreachable, delivery, recorder, table_versions
-from trainer.runs.connections import connect
-from trainer.runs.delivery import Delivery, deliver
+from trainer.runs import Run, Store, Unreachable, delivery_thread, table_versions
+from trainer.runs.connecting import connect
+from trainer.runs.delivery import deliver
+from trainer.runs.delivery_thread import DeliveryThread
+from trainer.runs.directory_claim import QUEUE
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
 
 
@@ -28,7 +30,7 @@ def queue(tmp_path):
 
 @pytest.fixture
 def begun(tmp_path):
-    """Give a function that begins run `one`."""
+    """Return a function that creates run `one`."""
     with contextlib.ExitStack() as ending:
 
         def begin(**settings):
@@ -41,7 +43,7 @@ def begun(tmp_path):
 
 @pytest.fixture
 def threads(none_outlives):
-    """See that no thread of delivery outlives its test."""
+    """Check that no delivery thread outlives its test."""
     yield
     none_outlives("entracte-store")
 
@@ -54,20 +56,20 @@ def record(queue, numbers):
 
 
 def losses(url):
-    """What is in the store."""
+    """Return the losses in the store, times 2."""
     with Store(url) as store:
         return [record.value * 2 for record in store.records("one")]
 
 
 def warnings(caplog):
-    """What was told of, but for what the driver says of its own."""
-    told = [r for r in caplog.records if r.name == "entracte" and r.levelno >= logging.WARNING]
-    return [record.getMessage() for record in told]
+    """Return the warnings of this library."""
+    logged = [r for r in caplog.records if r.name == "entracte" and r.levelno >= logging.WARNING]
+    return [record.getMessage() for record in logged]
 
 
-def test_all_that_a_line_may_say_is_done(store, queue):
+def test_every_kind_of_line_is_applied(store, queue):
     one = {"run": "one"}
-    commit = {"path": "/c", "bytes": 1, "scores": {"a": 1.0}, "checksum": "x", "written": "now"}
+    row = {"path": "/c", "bytes": 1, "scores": {"a": 1.0}, "checksum": "x", "written": "now"}
     for line in (
         {"do": "register", "directory": "/one", "host": "here", "pid": 1, "time": 1.0, **one}
         | {"config": {"a": 1}, "environment": {}},
@@ -80,7 +82,7 @@ def test_all_that_a_line_may_say_is_done(store, queue):
             **one,
         },
         {"do": "beat", "epoch": 1, "step": 14, "epochs": None, "time": 2.0, **one},
-        *({"do": "commit", "epoch": epoch, **commit, **one} for epoch in (1, 2, 3)),
+        *({"do": "commit", "epoch": epoch, **row, **one} for epoch in (1, 2, 3)),
         {"do": "commits", "epochs": [1, 3], **one},
         {"do": "artifact", "path": "/a", "kind": "plot", "epoch": 1, "step": 14, "bytes": 3, **one},
         {"do": "ask", "suite": "full", "epoch": 1, "checksum": "x", "time": 3.0, **one},
@@ -93,16 +95,16 @@ def test_all_that_a_line_may_say_is_done(store, queue):
     assert (row.state, row.error, row.epoch, row.pause, row.config) == (
         *("failed", "no", 1, 1.0, {"a": 1}),
     )
-    assert [commit.epoch for commit in store.commits("one", present=True)] == [1, 3]
-    assert len(store.commits("one")) == 3
+    assert [row.epoch for row in store.checkpoints("one", present=True)] == [1, 3]
+    assert len(store.checkpoints("one")) == 3
     assert len(store.records("one")) == 2
     assert len(store.artifacts("one")) == 1
     assert deliver(store, queue) == 0
 
 
-def test_a_batch_that_was_written_and_not_taken_out_is_written_again(store, queue, monkeypatch):
+def test_a_batch_that_was_written_but_not_acknowledged_is_written_again(store, queue, monkeypatch):
     record(queue, range(5))
-    monkeypatch.setattr(queue, "delivered", lambda place: 1 / 0)  # killed just before
+    monkeypatch.setattr(queue, "acknowledge", lambda place: 1 / 0)  # killed just before
     with pytest.raises(ZeroDivisionError):
         deliver(store, queue)
     monkeypatch.undo()
@@ -133,19 +135,19 @@ def test_a_batch_that_was_written_and_not_taken_out_is_written_again(store, queu
         None,
     ],
 )
-def test_a_line_that_no_store_takes_holds_up_no_other(store, queue, caplog, line):
+def test_a_line_that_no_store_accepts_does_not_block_the_others(store, queue, caplog, line):
     record(queue, range(2))
     queue.put(line)
     record(queue, range(2, 4))
     assert deliver(store, queue) == 5
     assert [record.epoch for record in store.records("one")] == list(range(4))
-    kept = queue.path.with_name("queue.refused.jsonl").read_text()
-    assert json.loads(kept) == line
-    (told,) = warnings(caplog)
-    assert "is kept in" in told
+    refused = queue.path.with_name("queue.refused.jsonl").read_text()
+    assert json.loads(refused) == line
+    (warning,) = warnings(caplog)
+    assert "is kept in" in warning
 
 
-def test_bytes_that_are_no_line_are_set_aside(store, queue, caplog):
+def test_bytes_that_are_not_a_line_are_set_aside(store, queue, caplog):
     record(queue, [0])
     with queue.path.open("ab") as file:
         file.write(b"\0\xff\x1b[2J\n")
@@ -159,15 +161,15 @@ def test_bytes_that_are_no_line_are_set_aside(store, queue, caplog):
     assert "\x1b" not in caplog.text
 
 
-def test_a_queue_that_is_closed_meanwhile_is_not_delivered_by_two(store, queue, monkeypatch):
+def test_a_queue_that_is_closed_meanwhile_is_not_delivered_twice(store, queue, monkeypatch):
     record(queue, range(3))
-    write = Store.write_many
+    write = Store.write_many_records
 
     def closing(store, records):
         write(store, records)
         queue.close()
 
-    monkeypatch.setattr(Store, "write_many", closing)
+    monkeypatch.setattr(Store, "write_many_records", closing)
     with pytest.raises(QueueClosed):
         deliver(store, queue)
     monkeypatch.undo()
@@ -179,7 +181,7 @@ def test_a_queue_that_is_closed_meanwhile_is_not_delivered_by_two(store, queue, 
 
 def test_a_thread_delivers_and_ends(url, queue, eventually, threads):
     prepared = []
-    thread = Delivery(url, queue, lambda: prepared.append(len(losses(url))))
+    thread = DeliveryThread(url, queue, lambda: prepared.append(len(losses(url))))
     thread.start()
     for n in range(3):
         record(queue, [n])
@@ -192,7 +194,7 @@ def test_a_thread_delivers_and_ends(url, queue, eventually, threads):
     assert prepared[-1] >= 3
 
 
-def test_what_cannot_be_prepared_is_told_and_tried_again(url, queue, soon, caplog, threads):
+def test_a_failure_to_prepare_is_logged_and_retried(url, queue, soon, caplog, threads):
     tries = iter([OSError("first"), ValueError("second"), None, None, None])
 
     def prepare():
@@ -200,15 +202,15 @@ def test_what_cannot_be_prepared_is_told_and_tried_again(url, queue, soon, caplo
             raise error
 
     record(queue, [0])
-    assert losses(url) == []  # it is made
-    thread = Delivery(url, queue, prepare)
+    assert losses(url) == []  # it exists
+    thread = DeliveryThread(url, queue, prepare)
     thread.start()
     while not queue.empty:
         time.sleep(0.01)
     assert thread.close(10)
     assert losses(url) == [0]
-    (told,) = warnings(caplog)
-    assert "first: what is recorded is queued in" in told
+    (warning,) = warnings(caplog)
+    assert "first: what is recorded is queued in" in warning
 
 
 # --- a store that is locked, or away
@@ -230,11 +232,11 @@ def lock_postgresql(url):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Wait for no lock long."""
-    monkeypatch.setattr(delivery, "PATIENCE", 1.0)
+    """Wait only briefly for locks."""
+    monkeypatch.setattr(delivery_thread, "TIMEOUT", 1.0)
 
 
-def test_a_locked_store_holds_up_no_record(url, run, soon, impatient, eventually, caplog):
+def test_a_locked_store_delays_no_record(url, run, soon, impatient, eventually, caplog):
     run.resume(epoch=0, step=0)
     run.record(1, 1, {"loss": 0.5})
     eventually(lambda: losses(url) == [1])
@@ -246,26 +248,26 @@ def test_a_locked_store_holds_up_no_record(url, run, soon, impatient, eventually
             run.record(n, n, {"loss": n / 2})
             longest = max(longest, time.perf_counter() - began)
         eventually(lambda: "lock" in caplog.text)
-        assert longest < 0.7  # less than the lock was waited for
+        assert longest < 0.7  # less than the time limit for the lock
         if url.startswith("sqlite"):
             assert losses(url) == [1]
     finally:
         unlock()
     eventually(lambda: losses(url) == list(range(1, 300)))
-    (told,) = warnings(caplog)
-    assert "queue.jsonl, and delivered when the store" in told
+    (warning,) = warnings(caplog)
+    assert "queue.jsonl, and delivered when the store" in warning
 
 
 @pytest.fixture
 def restarting(server):
-    """The server, which runs again when the test is over."""
+    """The server; it is started again after the test."""
     yield server
     server.stop()
     server.start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_server_that_was_away_gets_all(
+def test_a_server_that_was_away_receives_everything(
     number, database, restarting, begun, soon, eventually, caplog
 ):
     run = begun(store=database)
@@ -279,7 +281,7 @@ def test_a_server_that_was_away_gets_all(
 
     record()
     restarting.stop(number)
-    eventually(record)  # a server's process may serve its client a little longer
+    eventually(record)  # a process of the server may continue for a moment
     restarting.start()
     record()
     eventually(lambda: losses(database) == recorded)
@@ -296,7 +298,7 @@ def test_a_server_that_was_away_gets_all(
 
 
 @pytest.mark.parametrize("away", ["nothing", "a folder", "a text", "another store"])
-def test_a_file_that_was_away_gets_all(away, tmp_path, begun, soon, eventually, caplog):
+def test_a_file_that_was_away_receives_everything(away, tmp_path, begun, soon, eventually, caplog):
     runs = tmp_path / "runs"
     run, path = begun(store=runs), runs / "store.sqlite"
     run.record(0, 0, {"loss": 0.0})
@@ -343,17 +345,17 @@ def test_a_newer_store_is_waited_for_too(tmp_path, begun, soon, eventually, capl
 
 @pytest.fixture
 def silent():
-    """The URL of a server that takes connections and says nothing."""
+    """The URL of a server that accepts connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"postgresql://me@127.0.0.1:{listening.getsockname()[1]}/a"
 
 
-def test_a_thread_that_is_stuck_keeps_nobody_and_touches_no_file(
+def test_a_thread_that_hangs_blocks_nobody_and_touches_no_file(
     silent, queue, tmp_path, monkeypatch, threads
 ):
-    monkeypatch.setattr(delivery, "PATIENCE", 2.0)  # the least that connecting waits
+    monkeypatch.setattr(delivery_thread, "TIMEOUT", 2.0)  # the shortest that a connection waits
     record(queue, range(2))
-    thread = Delivery(silent, queue, lambda: None)
+    thread = DeliveryThread(silent, queue, lambda: None)
     thread.start()
     began = time.monotonic()
     assert not thread.close(0.2)
@@ -361,7 +363,7 @@ def test_a_thread_that_is_stuck_keeps_nobody_and_touches_no_file(
     numbers = {queue._file, queue._folder}
     queue.close()
     others = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("other", "another")]
-    assert set(others) == numbers  # which are other files' now
+    assert set(others) == numbers  # which belong to other files now
     thread._thread.join(20)
     assert not thread._thread.is_alive()
     for other in others:
@@ -370,7 +372,7 @@ def test_a_thread_that_is_stuck_keeps_nobody_and_touches_no_file(
 
 
 STUCK = """
-recording.CLOSING = 0.5
+recorder.CLOSE_SECONDS = 0.5
 run = Run(directory, store=url)
 run.record(1, 1, {"loss": 0.5})
 say("begun")
@@ -382,7 +384,7 @@ say(time.monotonic() - began)
 """
 
 
-def test_a_frozen_server_keeps_no_process_from_ending(database, tmp_path, start, eventually, soon):
+def test_a_process_can_end_while_the_server_is_frozen(database, tmp_path, start, eventually, soon):
     with Store(database) as store, Store(database) as other:
         process = start(STUCK, directory=tmp_path / "one", url=database)
         assert process.hear() == "begun"
@@ -402,11 +404,11 @@ def test_a_frozen_server_keeps_no_process_from_ending(database, tmp_path, start,
             assert process.exitcode == 0
         finally:
             os.kill(frozen, signal.SIGCONT)
-    assert recorder.QUEUE in os.listdir(tmp_path / "one")
+    assert QUEUE in os.listdir(tmp_path / "one")
 
 
-def test_the_store_raises_where_it_is_away_for_whoever_asks_it(silent):
+def test_a_direct_call_raises_if_the_store_is_away(silent):
     began = time.monotonic()
     with pytest.raises(Unreachable, match="timeout"):
-        Store(silent, patience=0.1)
+        Store(silent, timeout=0.1)
     assert time.monotonic() - began < 10

@@ -1,4 +1,4 @@
-"""A training run whose server is killed again and again while it records each epoch."""
+"""A training run whose server is killed repeatedly while it records each epoch."""
 
 import signal
 import statistics
@@ -11,11 +11,11 @@ import pytest
 
 import hooks
 import trainer
-from trainer.runs import Run, Store, delivery
+from trainer.runs import Run, Store, delivery_thread
 
 
 def multiply(state, data):
-    """A phase of some milliseconds."""
+    """A phase of a few milliseconds."""
 
     def once(_, product):
         return jnp.tanh(product @ product)
@@ -28,9 +28,9 @@ def multiply(state, data):
 
 @pytest.fixture
 def training(database, state, tmp_path):
-    """Give a function that makes a run, and one that trains for so many epochs.
+    """Return a function that creates a run, and one that trains it for some epochs.
 
-    The latter gives its seconds and what was trained.
+    The latter returns its seconds and the trained parameters.
     """
     phase, losses = trainer.Phase("train", multiply), {}
 
@@ -53,7 +53,7 @@ def training(database, state, tmp_path):
 
 
 class Killer:
-    """Kills a server again and again, and starts it again, until it is told to stop."""
+    """Kills and restarts a server repeatedly, until it is stopped."""
 
     def __init__(self, server, *, alive, away):
         self.kills = 0
@@ -80,8 +80,8 @@ class Killer:
         self._server.start()
 
 
-def test_a_server_that_is_killed_costs_training_no_record(training, server, soon, monkeypatch):
-    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 30.0)
+def test_no_record_is_lost_when_the_server_is_killed(training, server, soon, monkeypatch):
+    monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 30.0)
     begin, train = training
     run = begin("killed")
     with Killer(server, alive=0.05, away=0.05) as killer:
@@ -91,9 +91,9 @@ def test_a_server_that_is_killed_costs_training_no_record(training, server, soon
 
 
 @pytest.mark.soak
-def test_what_a_server_that_is_killed_every_second_costs(training, server, monkeypatch):
-    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 60.0)
-    monkeypatch.setattr(delivery, "PAUSES", (0.1, 1.0))
+def test_what_it_costs_when_the_server_is_killed_every_second(training, server, monkeypatch):
+    monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 60.0)
+    monkeypatch.setattr(delivery_thread, "RETRY_SECONDS", (0.1, 1.0))
     epochs, rounds, kills = 1000, 5, 0
     times = {"no records": [], "recorded": [], "recorded, server killed every second": []}
     none, recorded, killed = times

@@ -1,4 +1,4 @@
-"""What was measured of a run: by training, by evaluators, and by both under one name."""
+"""The curves of a run: from training, from evaluators, and from both under one name."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from trainer.runs.metric_curves import metric_names, read_curves
 from trainer.runs.panels import Curve
 
 
-def answered(store, suite, epoch, **scores):
+def answer(store, suite, epoch, **scores):
     requests.create_request(store, "one", epoch, suite, checksum="c", time=0.0)
-    request = requests.claim(store, "worker", [suite], lease=60)
-    assert requests.finish(store, request, {f"test/{name}": v for name, v in scores.items()})
+    request = requests.claim_request(store, "worker", [suite], lease=60)
+    assert requests.finish_request(
+        store, request, {f"test/{name}": v for name, v in scores.items()}
+    )
 
 
-def test_what_evaluators_found_belongs_to_a_run(tmp_path):
+def test_scores_of_evaluators_belong_to_a_run(tmp_path):
     with Store(tmp_path) as store:
-        store.write_records("one", 1, 10, {"val/loss": 0.5, "test/loss": 9.0, "said": "Once"})
+        store.write_records("one", 1, 10, {"val/loss": 0.5, "test/loss": 9.0, "text": "Once"})
         store.write_records("one", 1, 15, {"val/loss": 0.4})
         store.write_records("another", 1, 10, {"other": 1.0})
-        answered(store, "held", 1, accuracy=0.5, loss=0.25)
-        answered(store, "held", 3, accuracy=0.75)
+        answer(store, "held", 1, accuracy=0.5, loss=0.25)
+        answer(store, "held", 3, accuracy=0.75)
         assert metric_names(store, "one") == ["test/accuracy", "test/loss", "val/loss"]
         assert read_curves(store, "one") == {
             "val/loss": Curve([1], [0.4]),  # the last of an epoch
@@ -29,10 +31,10 @@ def test_what_evaluators_found_belongs_to_a_run(tmp_path):
         assert read_curves(store, "one", ["test/accuracy"]).keys() == {"test/accuracy"}
 
 
-def test_what_several_suites_found_is_told_apart(tmp_path):
+def test_scores_of_several_suites_have_names_of_their_own(tmp_path):
     with Store(tmp_path) as store:
-        answered(store, "held", 1, accuracy=0.5)
-        answered(store, "hard", 1, accuracy=0.25)
+        answer(store, "held", 1, accuracy=0.5)
+        answer(store, "hard", 1, accuracy=0.25)
         assert read_curves(store, "one") == {
             "held/test/accuracy": Curve([1], [0.5]),
             "hard/test/accuracy": Curve([1], [0.25]),

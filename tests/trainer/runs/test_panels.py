@@ -1,11 +1,11 @@
-"""Curves: which belong into one panel, and round numbers beside them."""
+"""Curves: which of them share a panel, and round numbers for its axis."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.runs.panels import group_panels, split_metric_name, ticks
+from trainer.runs.panels import choose_ticks, group_panels, split_metric_name
 
 
 def test_training_and_validation_share_a_panel_and_so_do_layers():
@@ -36,7 +36,7 @@ def test_training_and_validation_share_a_panel_and_so_do_layers():
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.booleans())
 def test_ticks_are_few_and_between_the_bounds(low, span, whole):
-    found = ticks(low, low + span, whole=whole)
+    found = choose_ticks(low, low + span, whole=whole)
     slack = 1e-6 * max(abs(low), span)
     assert all(low - slack <= tick <= low + span + slack for tick in found)
     assert len(found) <= 7

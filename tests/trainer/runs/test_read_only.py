@@ -1,4 +1,4 @@
-"""A store that is only looked at: nothing is changed, and a read-only disk is no obstacle."""
+"""A store that is opened read-only: nothing changes, and the disk may be read-only too."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from trainer.runs import Store, Unreachable, table_versions
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder to fill, and a function after which nothing can be written there."""
+    """A folder to fill, and a function that makes it read-only."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid():
@@ -25,8 +25,8 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def filled(folder):
-    """Put a run on record, of which the last epoch is in the write-ahead log alone."""
+def fill_store(folder):
+    """Record a run whose last epoch is only in the write-ahead log."""
     store = Store(folder)
     store.register("one", directory="/runs/one", host="another", pid=1, time=0.0)
     store.write_records("one", 1, 10, {"val/loss": 0.5})
@@ -40,9 +40,9 @@ def filled(folder):
 def test_a_store_on_a_read_only_disk_is_read(disk, tmp_path, monkeypatch, capsys, logged, epochs):
     folder, freeze = disk
     monkeypatch.chdir(tmp_path)
-    store = filled(tmp_path / "alive")
+    store = fill_store(tmp_path / "alive")
     names = ["store.sqlite", "store.sqlite-wal"] if logged else ["store.sqlite"]
-    for name in names:  # as a snapshot of a disk has them
+    for name in names:  # as in a snapshot of a disk
         shutil.copy(tmp_path / "alive" / name, folder / name)
     store.close()
     freeze()
@@ -61,7 +61,7 @@ def test_a_store_on_a_read_only_disk_is_read(disk, tmp_path, monkeypatch, capsys
     assert sorted(os.listdir(folder)) == names
 
 
-def test_a_store_that_is_looked_at_refuses_every_change(url):
+def test_a_read_only_store_refuses_every_change(url):
     with Store(url) as store:
         store.write_records("one", 1, 10, {"loss": 0.5})
     with Store(url, read_only=True) as store:
@@ -77,7 +77,7 @@ def test_a_store_that_is_looked_at_refuses_every_change(url):
         assert [record.value for record in store.records("one")] == [0.5]
 
 
-def test_an_older_store_is_read_as_it_is(tmp_path, monkeypatch):
+def test_an_older_store_is_read_without_an_upgrade(tmp_path, monkeypatch):
     with monkeypatch.context() as older:
         older.setattr(table_versions, "MIGRATIONS", table_versions.MIGRATIONS[:1])
         older.setattr(table_versions, "VERSION", 1)
@@ -85,15 +85,15 @@ def test_an_older_store_is_read_as_it_is(tmp_path, monkeypatch):
             store.register("one", directory="/runs/one", host="here", pid=1, time=0.0)
     with Store(tmp_path, read_only=True) as store:
         assert [row.name for row in store.runs()] == ["one"]
-        assert table_versions.version(store.connection) == 1
-    monkeypatch.setattr(table_versions, "READABLE", 2)
+        assert table_versions.read_version(store.connection) == 1
+    monkeypatch.setattr(table_versions, "OLDEST_READABLE", 2)
     with pytest.raises(ValueError, match="bring it up to date, python -m trainer deliver --store"):
         Store(tmp_path, read_only=True)
     with Store(tmp_path, create=False) as store:
-        assert table_versions.version(store.connection) == table_versions.VERSION
+        assert table_versions.read_version(store.connection) == table_versions.VERSION
 
 
-def test_a_pipe_in_the_place_of_a_store_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_instead_of_a_store_is_refused_without_a_wait(tmp_path):
     os.mkfifo(tmp_path / "store.sqlite")
     for settings in ({}, {"create": False}, {"read_only": True}):
         with pytest.raises(Unreachable, match="it is a named pipe, and must be a file"):

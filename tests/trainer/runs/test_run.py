@@ -1,4 +1,4 @@
-"""A run records at once, whatever the store does, and what it recorded is in the store once."""
+"""A run records at once, whatever the store does, and each record is in the store once."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ GONE = "postgresql://me@127.0.0.1:1/a"
 
 @pytest.fixture
 def begun(tmp_path):
-    """Give a function that makes run `one` in the directory `runs`; it is closed at the end."""
+    """Return a function that creates run `one` in `runs`; the run is closed at the end."""
     made = []
 
     def begin(**settings):
@@ -38,7 +38,7 @@ def begun(tmp_path):
 
 @pytest.fixture
 def gone(tmp_path, monkeypatch):
-    """A run that was on record, and whose store is away."""
+    """A recorded run whose store is away."""
     Run(tmp_path / "runs" / "one").close()
     with Store(tmp_path / "runs"):
         pass
@@ -46,7 +46,7 @@ def gone(tmp_path, monkeypatch):
     run.heartbeat(epoch=0, step=0)
     run.close()
     os.rename(tmp_path / "runs" / "store.sqlite", tmp_path / "away.sqlite")
-    monkeypatch.setattr(recorder, "CLOSING", 0.1)
+    monkeypatch.setattr(recorder, "CLOSE_SECONDS", 0.1)
     (tmp_path / "runs" / "store.sqlite").mkdir()
 
     def back():
@@ -56,8 +56,8 @@ def gone(tmp_path, monkeypatch):
     return back
 
 
-def commit(tmp_path, state, *epochs):
-    """Commit epochs of run `one`."""
+def save(tmp_path, state, *epochs):
+    """Save checkpoints of run `one`."""
     checkpoints = Checkpoints(tmp_path / "runs" / "one", keep=2)
     for epoch in epochs:
         checkpoints.save(
@@ -67,7 +67,7 @@ def commit(tmp_path, state, *epochs):
     checkpoints.close()
 
 
-def test_what_was_recorded_is_in_the_store_when_it_is_closed(url, begun):
+def test_records_are_in_the_store_when_the_run_is_closed(url, begun):
     run = begun(store=url, config={"widths": (8, 8)})
     assert not run.is_recording
     run.resume(epoch=0, step=0)
@@ -91,7 +91,7 @@ def test_what_was_recorded_is_in_the_store_when_it_is_closed(url, begun):
     assert (run.directory / "queue.jsonl").stat().st_size < 20
 
 
-def test_a_run_that_goes_on_supersedes_and_never_doubles(url, begun):
+def test_a_run_that_resumes_replaces_and_never_duplicates(url, begun):
     for went_on, last in ((0, 5), (3, 7)):
         run = begun(store=url)
         run.resume(epoch=went_on, step=14 * went_on)
@@ -114,50 +114,50 @@ def test_hooks_that_share_a_run_resume_it_once(begun):
         assert [record.epoch for record in store.records("one")] == [2, 3]
 
 
-def test_commits_are_listed_as_they_come_and_go(begun, tmp_path, state, eventually):
-    commit(tmp_path, state, 1)
+def test_checkpoints_are_listed_as_they_come_and_go(begun, tmp_path, state, eventually):
+    save(tmp_path, state, 1)
     run = begun()
     run.resume(epoch=1, step=14)
-    commit(tmp_path, state, 2, 3)
+    save(tmp_path, state, 2, 3)
     run.heartbeat(epoch=3, step=42)
     run.close()
     with Store(run.url) as store:
-        rows = store.commits("one", present=True)
+        rows = store.checkpoints("one", present=True)
         assert [row.epoch for row in rows] == [2, 3]
         assert rows[1].path == str(run.directory / "checkpoints" / "3")
         assert rows[1].scores == {"val/loss": 1.0 / 3}
         assert rows[1].bytes > 100
-    shutil.rmtree(run.directory / "checkpoints" / "3")  # while nobody looks
+    shutil.rmtree(run.directory / "checkpoints" / "3")  # while the run records nothing
     again = begun()
     again.resume(epoch=2, step=28)
     again.close()
     with Store(run.url) as store:
-        assert [row.epoch for row in store.commits("one", present=True)] == [2]
+        assert [row.epoch for row in store.checkpoints("one", present=True)] == [2]
 
 
-def test_a_commit_is_known_when_its_evaluation_is_asked_for(begun, tmp_path, state):
-    commit(tmp_path, state, 1)
+def test_a_checkpoint_is_recorded_when_its_evaluation_is_requested(begun, tmp_path, state):
+    save(tmp_path, state, 1)
     run = begun()
-    assert run.ask("full", 1)
-    assert run.ask("full", 1)
-    assert not run.ask("full", 2)
+    assert run.request_evaluation("full", 1)
+    assert run.request_evaluation("full", 1)
+    assert not run.request_evaluation("full", 2)
     run.close()
     with Store(run.url) as store:
         (request,) = requests.list_requests(store, "one")
-        assert request.checksum == store.commits("one")[0].checksum
+        assert request.checksum == store.checkpoints("one")[0].checksum
 
 
-def test_a_file_that_the_run_left_is_on_record(begun, tmp_path):
+def test_a_file_that_the_run_wrote_is_recorded(begun, tmp_path):
     run = begun()
     (tmp_path / "a.gif").write_bytes(b"1234")
-    run.artifact(tmp_path / "a.gif", "replay", epoch=1, step=14)
+    run.record_artifact(tmp_path / "a.gif", "replay", epoch=1, step=14)
     run.close()
     with Store(run.url) as store:
         assert store.artifacts("one") == [(str(tmp_path / "a.gif"), "replay", 1, 14, 4)]
 
 
 def fail(run, error):
-    """Let an error pass by as a run is closed."""
+    """Close a run while an error is raised."""
     try:
         try:
             raise error
@@ -168,22 +168,22 @@ def fail(run, error):
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "said"),
+    ("error", "state", "reason"),
     [
         (ValueError("no"), "failed", "ValueError: no"),
         (KeyboardInterrupt(), "interrupted", ""),
         (SystemExit(143), "interrupted", ""),
     ],
 )
-def test_how_it_ended_is_seen_by_what_is_under_way(begun, error, state, said):
+def test_an_exception_under_way_decides_how_a_run_ended(begun, error, state, reason):
     run = begun()
     run.heartbeat(epoch=1, step=14)
     fail(run, error)
     with Store(run.url) as store:
-        assert store.run("one")[6:8] == (state, said)
+        assert store.run("one")[6:8] == (state, reason)
 
 
-def test_an_error_of_before_is_no_failure_of_this_run(begun):
+def test_an_earlier_error_is_no_failure_of_this_run(begun):
     run = begun()
     try:
         raise ValueError("of another run")
@@ -194,12 +194,12 @@ def test_an_error_of_before_is_no_failure_of_this_run(begun):
         assert store.run("one").state == "interrupted"
 
 
-# --- commits that cannot be described
+# --- checkpoints that cannot be described
 
 
-def respell(commit, **changes):
-    """Change what a commit says of itself, with the right checksum; None leaves a field out."""
-    file = commit / "manifest.json"
+def change_manifest(checkpoint, **changes):
+    """Change fields of a manifest, with the right checksum; None leaves a field out."""
+    file = checkpoint / "manifest.json"
     content = manifest.decode_manifest(file.read_bytes()) | changes
     file.write_bytes(
         manifest.encode_manifest(
@@ -209,7 +209,7 @@ def respell(commit, **changes):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"written": None}, "its time cannot be None"),
         ({"written": [1]}, r"its time cannot be \[1\]"),
@@ -218,33 +218,33 @@ def respell(commit, **changes):
         ({"scores": None}, "its scores cannot be None"),
     ],
 )
-def test_an_odd_manifest_is_told_of_once_and_keeps_nothing_from_delivery(
-    begun, tmp_path, state, caplog, monkeypatch, change, told
+def test_an_invalid_manifest_is_logged_once_and_blocks_no_delivery(
+    begun, tmp_path, state, caplog, monkeypatch, change, reason
 ):
-    monkeypatch.setattr(recorder, "LOOKING", 0.0)
-    commit(tmp_path, state, 1, 2)
-    respell(tmp_path / "runs" / "one" / "checkpoints" / "1", **change)
+    monkeypatch.setattr(recorder, "LIST_SECONDS", 0.0)
+    save(tmp_path, state, 1, 2)
+    change_manifest(tmp_path / "runs" / "one" / "checkpoints" / "1", **change)
     run = begun()
     run.resume(epoch=2, step=28)
     for epoch in (3, 4):
         run.record(epoch, 14 * epoch, {"loss": 0.5})
-        run._opened().list_anew()
-    assert not run.ask("full", 1)
-    assert run.ask("full", 2)
+        run._open().relist()
+    assert not run.request_evaluation("full", 1)
+    assert run.request_evaluation("full", 2)
     run.close()
     with Store(run.url) as store:
         assert [record.epoch for record in store.records("one")] == [3, 4]
-        assert [row.epoch for row in store.commits("one")] == [2]
+        assert [row.epoch for row in store.checkpoints("one")] == [2]
         assert [request.epoch for request in requests.list_requests(store, "one")] == [2]
-    warned = [r.getMessage() for r in caplog.records if "not on record of run 'one'" in r.message]
+    warned = [r.getMessage() for r in caplog.records if "not recorded of run 'one'" in r.message]
     assert len(warned) == 1
-    assert re.search(told, warned[0])
+    assert re.search(reason, warned[0])
 
 
 # --- one owner
 
 
-def test_a_second_run_in_one_directory_is_refused_while_the_first_is_on_record(begun, tmp_path):
+def test_a_second_run_in_one_directory_is_refused_while_the_first_records(begun, tmp_path):
     first, second = begun(), begun()
     first.heartbeat(epoch=1, step=14)
     for act in (
@@ -252,7 +252,7 @@ def test_a_second_run_in_one_directory_is_refused_while_the_first_is_on_record(b
         lambda: second.resume(epoch=0, step=0),
         lambda: second.record(1, 14, {"loss": 1.0}),
     ):
-        with pytest.raises(DirectoryInUse, match="is on record by another Run in this process"):
+        with pytest.raises(DirectoryInUse, match="is recorded by another Run in this process"):
             act()
     with Store(first.url) as store:
         assert deliver_queue(store, first.directory) == 0
@@ -276,7 +276,7 @@ def test_another_process_is_refused(begun, tmp_path, start, monkeypatch):
     run.heartbeat(epoch=1, step=14)
 
 
-def test_the_directory_may_be_the_process_s_own_already(begun, tmp_path):
+def test_this_process_may_have_locked_the_directory_already(begun, tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     release = lock_directory(tmp_path / "runs" / "one")
     run = begun()
@@ -287,7 +287,7 @@ def test_the_directory_may_be_the_process_s_own_already(begun, tmp_path):
     assert find_holder(run.directory) is None
 
 
-def test_where_its_lock_was_removed_it_says_so_before_a_save(begun):
+def test_a_removed_lock_is_reported_before_a_save(begun):
     run = begun()
     run.record(1, 14, {"loss": 0.5})
     (run.directory / "lock").unlink()
@@ -295,7 +295,7 @@ def test_where_its_lock_was_removed_it_says_so_before_a_save(begun):
         run.flush()
 
 
-def test_only_the_lead_acts_and_asks_no_other_process(begun, monkeypatch, tmp_path):
+def test_only_the_main_process_records_and_waits_for_no_other(begun, monkeypatch, tmp_path):
     def gathered(*arguments):
         raise AssertionError("the others do not take part")
 
@@ -309,7 +309,7 @@ def test_only_the_lead_acts_and_asks_no_other_process(begun, monkeypatch, tmp_pa
         assert len(store.records("one")) == 1
         assert deliver_queue(store, run.directory) == 0
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    other = Run(tmp_path / "elsewhere" / "one")  # made by all
+    other = Run(tmp_path / "elsewhere" / "one")  # created by all
     other.flush()
     other.close()
     assert not (tmp_path / "elsewhere").exists()
@@ -343,9 +343,7 @@ def test_a_name_that_exists_is_refused(url, begun, tmp_path):
     run.close()
     assert begun(store=url).name == "one"  # the same directory
     other = tmp_path / "others" / "one"
-    with pytest.raises(
-        ValueError, match=r"a run named 'one' is on record .* give this one another"
-    ):
+    with pytest.raises(ValueError, match=r"a run named 'one' is recorded .* give this one another"):
         Run(other, store=url)
     assert not other.exists()
     assert Run(other, store=url, name="another").name == "another"
@@ -364,7 +362,7 @@ def test_a_directory_that_was_moved_is_the_same_run(begun, tmp_path):
     assert (row.directory, row.epoch) == (str(tmp_path / "moved" / "one"), 2)
 
 
-def test_another_way_to_the_same_directory_is_the_same_run(begun, tmp_path):
+def test_another_path_to_the_same_directory_is_the_same_run(begun, tmp_path):
     run = begun()
     run.heartbeat(epoch=1, step=14)
     run.close()
@@ -379,7 +377,7 @@ def test_a_run_of_another_machine_is_another_run(database, begun):
         begun(store=database)
 
 
-def test_a_password_of_the_command_line_is_not_on_record(begun, monkeypatch):
+def test_a_password_on_the_command_line_is_not_recorded(begun, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--store", "postgresql://me:secret@host/a"])
     run = begun()
     run.heartbeat(epoch=1, step=14)
@@ -394,11 +392,11 @@ def test_a_password_of_the_command_line_is_not_on_record(begun, monkeypatch):
 def test_a_store_that_never_answered_is_an_error_before_training(tmp_path):
     with pytest.raises(Unreachable, match="127.0.0.1") as raised:
         Run(tmp_path / "one", store=GONE)
-    assert "has never been on record: start the store" in raised.value.__notes__[0]
+    assert "has never been recorded: start the store" in raised.value.__notes__[0]
     assert not (tmp_path / "one").exists()
 
 
-def test_a_run_on_record_goes_on_without_its_store(gone, begun, soon, tmp_path, caplog):
+def test_a_recorded_run_trains_on_without_its_store(gone, begun, soon, tmp_path, caplog):
     run = begun()
     assert "what this run records is queued in" in caplog.text
     run.resume(epoch=0, step=0)
@@ -415,7 +413,7 @@ def test_a_run_on_record_goes_on_without_its_store(gone, begun, soon, tmp_path, 
         assert deliver_queue(store, tmp_path / "none") == 0
 
 
-def test_beyond_its_limit_the_queue_refuses_says_so_once_and_training_goes_on(
+def test_a_full_queue_is_reported_once_and_training_continues(
     gone, begun, soon, tmp_path, caplog, eventually
 ):
     run = begun(limit=40_000)
@@ -424,25 +422,25 @@ def test_beyond_its_limit_the_queue_refuses_says_so_once_and_training_goes_on(
     for n in range(count):
         run.record(n, n, {"loss": n / 2, "note": "x" * 80})
         assert (run.directory / "queue.jsonl").stat().st_size <= 40_000
-    told = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
-    assert len(told) == 1
-    assert "is full: what run 'one' records from here on is lost" in told[0]
-    run.end("finished")  # of more weight: it has room
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert "is full: what run 'one' records from here on is lost" in errors[0]
+    run.end("finished")  # important: it has room
     gone()
     with Store(tmp_path / "runs", create=False) as store:
-        kept = eventually(lambda: len(store.records("one", ["loss"])))
-        assert 50 < kept < 250
-        assert [r.epoch for r in store.records("one", ["loss"])] == list(range(kept))
+        accepted = eventually(lambda: len(store.records("one", ["loss"])))
+        assert 50 < accepted < 250
+        assert [r.epoch for r in store.records("one", ["loss"])] == list(range(accepted))
         eventually(lambda: store.run("one").state == "finished")
         run.record(count, count, {"loss": 1.0})
-        assert f"has room again: {count - kept} lines of run 'one' were lost" in caplog.text
+        assert f"has room again: {count - accepted} lines of run 'one' were lost" in caplog.text
         eventually(lambda: store.latest("one")["loss"].epoch == count)
 
 
 # --- a process that is killed
 
 RECORDER = """
-delivery.GATHERING = gathering
+delivery_thread.BATCH_SECONDS = gathering
 run = Run(path, store=url)
 run.resume(epoch=first, step=first)
 for n in range(first + 1, 10**9):
@@ -454,7 +452,7 @@ for n in range(first + 1, 10**9):
 
 
 def kill_while_recording(url, path, start, kills, seed):
-    """Kill a process that records, again and again; check that all that it accepted arrives."""
+    """Kill a process that records, repeatedly; check that all accepted records arrive."""
     instants, accepted = random.Random(seed), 0
     for _ in range(kills):
         given = {"url": url, "path": path, "first": accepted}
@@ -471,14 +469,14 @@ def kill_while_recording(url, path, start, kills, seed):
         with Store(url) as store:
             deliver_queue(store, path)
             records = store.records("one", ["loss"])
-        # One more may have been accepted, of which the process could not tell.
+        # One more may have been accepted, which the process could not report.
         assert [record.epoch for record in records[:accepted]] == list(range(1, accepted + 1))
         assert [record.value for record in records] == [r.epoch / 2 for r in records]
         assert len(records) - accepted in (0, 1)
     return accepted
 
 
-def test_what_a_killed_process_accepted_is_delivered_by_another(url, tmp_path, start):
+def test_another_process_delivers_what_a_killed_one_accepted(url, tmp_path, start):
     assert kill_while_recording(url, tmp_path / "runs" / "one", start, kills=3, seed=0) > 0
 
 
@@ -489,7 +487,7 @@ def test_what_many_killed_processes_accepted_is_delivered(url, tmp_path, start):
     print(f"\n{url.partition(':')[0]}: 100 kills, {accepted} records, lost 0, doubled 0")
 
 
-def test_a_process_that_was_killed_leaves_what_the_next_one_delivers(begun, tmp_path, start):
+def test_the_next_process_delivers_what_a_killed_one_left(begun, tmp_path, start):
     path = tmp_path / "runs" / "one"
     given = {"url": None, "path": path, "first": 0}
     process = start(RECORDER, **given, gathering=60.0, pause=0.0)  # it delivers nothing

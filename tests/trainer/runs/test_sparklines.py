@@ -1,4 +1,4 @@
-"""How a metric went: extremes, and a small curve of any number of epochs."""
+"""Summaries of a metric: extremes, and a small curve of any number of epochs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.runs.sparklines import BLOCKS, KEPT, MetricSummary, sparkline
+from trainer.runs.sparklines import BLOCKS, MAX_POINTS, MetricSummary, sparkline
 
 
-def course(values):
+def summarize(values):
     course = MetricSummary()
     for epoch, value in enumerate(values, 1):
         course.add(value, epoch)
@@ -19,9 +19,9 @@ def course(values):
 
 
 @given(st.integers(1, 5000))
-def test_however_long_a_run_is_its_points_are_few_and_even(length):
-    found = course(float(n) for n in range(length))
-    assert len(found.points) < KEPT
+def test_a_long_run_has_few_evenly_spaced_points(length):
+    found = summarize(float(n) for n in range(length))
+    assert len(found.points) < MAX_POINTS
     assert len(found.points) * found.stride + len(found.waiting) == length
     assert found.points == [
         found.stride * at + (found.stride - 1) / 2 for at in range(len(found.points))
@@ -29,22 +29,22 @@ def test_however_long_a_run_is_its_points_are_few_and_even(length):
 
 
 @given(st.lists(st.floats(), max_size=300), st.integers(1, 40))
-def test_a_curve_fits_and_reaches_from_bottom_to_top(values, width):
-    curve = course(values).curve(width)
+def test_a_curve_fits_its_width_and_uses_its_full_height(values, width):
+    curve = summarize(values).sparkline(width)
     assert len(curve) <= width
     assert set(curve) <= {" ", *BLOCKS}
 
 
-def test_a_curve_shows_which_way_it_went():
-    assert course(range(100)).curve(8) == BLOCKS
-    assert course(range(100, 0, -1)).curve(8) == BLOCKS[::-1]
+def test_a_curve_shows_the_direction():
+    assert summarize(range(100)).sparkline(8) == BLOCKS
+    assert summarize(range(100, 0, -1)).sparkline(8) == BLOCKS[::-1]
 
 
 @pytest.mark.parametrize("gap", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_leaves_a_gap(gap):
+def test_a_value_that_is_not_finite_leaves_a_gap(gap):
     assert sparkline([0.0, gap, 1.0], 10) == "▁ █"
     assert sparkline([gap], 10) == " "
 
 
 def test_without_values_there_is_no_curve():
-    assert MetricSummary().curve(10) == ""
+    assert MetricSummary().sparkline(10) == ""

@@ -1,4 +1,4 @@
-"""A store keeps what it is told, once, whoever tells it and however it is named."""
+"""A store keeps what is written, once, whoever writes it and however it is named."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from trainer.runs import (
     requests,
     table_versions,
 )
-from trainer.runs.connections import connect
+from trainer.runs.connecting import connect
 
 HOSTILE = [
     "val/loss'; DROP TABLE records; --",
@@ -36,13 +36,13 @@ COMMIT = CheckpointRow(2, "/runs/one/checkpoints/2", 100, {"val/loss": 0.5}, "ab
 
 
 def register(store, run="one", **changes):
-    """Put a run on record."""
+    """Record a run."""
     settings = {"directory": f"/runs/{run}", "host": "here", "pid": 1, "time": 10.0}
     store.register(run, **settings | changes)
 
 
 def tables(store):
-    """All that is in a store."""
+    """Return everything in a store."""
     names = ("runs", "records", "commits", "requests", "results", "artifacts", "workers")
     read = store.connection.execute
     return {name: sorted(map(repr, read(f"SELECT * FROM {name}"))) for name in names}
@@ -53,15 +53,15 @@ def write_all(store):
     register(store, config={"rate": 0.1}, environment={"python": "3"})
     store.heartbeat("one", time=11.0, epoch=1, step=14, epochs=3)
     store.write_records("one", 1, 14, {"val/loss": 0.5, "note": "good", "gone": math.nan})
-    store.write_commit("one", COMMIT)
-    store.write_commit("one", COMMIT._replace(epoch=1))
-    store.remove_commits("one", [1, 7])
+    store.write_checkpoint("one", COMMIT)
+    store.write_checkpoint("one", COMMIT._replace(epoch=1))
+    store.mark_removed("one", [1, 7])
     store.write_artifact("one", Artifact("/runs/one/a.gif", "replay", 1, 14, 10))
     requests.create_request(store, "one", 2, "full", checksum="abc", time=12.0)
     store.end("one", "finished", time=13.0)
 
 
-def test_to_write_again_what_was_written_changes_nothing(store):
+def test_writing_the_same_again_changes_nothing(store):
     write_all(store)
     before = tables(store)
     assert [len(rows) for rows in before.values()] == [1, 3, 2, 1, 0, 1, 0]
@@ -69,7 +69,7 @@ def test_to_write_again_what_was_written_changes_nothing(store):
     assert tables(store) == before
 
 
-def test_a_run_is_given_as_it_was_put_on_record(store):
+def test_a_run_is_read_as_it_was_recorded(store):
     assert store.runs() == []
     write_all(store)
     register(store, "two", time=20.0)
@@ -86,28 +86,28 @@ def test_a_run_is_given_as_it_was_put_on_record(store):
         store.run("three")
 
 
-def test_how_far_a_run_is_signs_of_life_tell_and_records(store):
+def test_progress_is_known_from_heartbeats_and_from_records(store):
     register(store)
     register(store, "two")
     store.write_records("two", 9, 90, {"val/loss": 0.5})
 
-    def reached():
-        row = store.reached(store.run("one"))
+    def progress():
+        row = store.read_progress(store.run("one"))
         return row.epoch, row.step
 
-    assert reached() == (0, 0)
+    assert progress() == (0, 0)
     store.write_records("one", 1, 14, {"val/loss": 0.5, "a": 1.0})
     store.write_records("one", 1, 17, {"a": 1.0})
-    assert reached() == (1, 17)
+    assert progress() == (1, 17)
     store.heartbeat("one", time=11.0, epoch=1, step=20)
-    assert reached() == (1, 20)
+    assert progress() == (1, 20)
     store.write_records("one", 2, 28, {"note": "good"})
-    assert reached() == (2, 28)
+    assert progress() == (2, 28)
     store.rewind("one", 1, 14)
-    assert reached() == (1, 14)
+    assert progress() == (1, 14)
 
 
-def test_a_run_that_goes_on_keeps_when_it_began(store):
+def test_a_run_that_resumes_keeps_its_creation_time(store):
     write_all(store)
     register(store, time=20.0, pid=2, config={"rate": 0.2})
     row = store.run("one")
@@ -116,7 +116,7 @@ def test_a_run_that_goes_on_keeps_when_it_began(store):
     assert row.pause is None
 
 
-def test_a_run_that_gives_no_sign_has_stalled(store):
+def test_a_run_without_heartbeats_has_stalled(store):
     register(store, host="elsewhere", time=100.0)
     row = store.run("one")
     assert [row.status(100.0 + after) for after in (0, 899, 901)] == [
@@ -133,14 +133,14 @@ def test_a_run_that_gives_no_sign_has_stalled(store):
     assert (row.status(1e9), row.error) == ("failed", "ValueError: no")
 
 
-def test_a_run_whose_process_is_gone_has_stalled_as_seen_on_its_machine(store):
+def test_a_run_whose_process_has_ended_has_stalled_as_seen_on_its_machine(store):
     for name, pid in (("living", os.getpid()), ("gone", 2**22 + 1), ("none", 2**40)):
         register(store, name, host=socket.gethostname(), pid=pid, time=100.0)
     states = {row.name: row.status(101.0) for row in store.runs()}
     assert states == {"living": "running", "gone": "stalled", "none": "stalled"}
 
 
-def test_values_come_back_as_they_were(store):
+def test_values_are_read_as_they_were_written(store):
     values = {
         "nan": math.nan,
         "inf": math.inf,
@@ -170,17 +170,17 @@ def test_values_come_back_as_they_were(store):
 def test_names_are_data_whatever_they_say(store, name):
     register(store, name, directory=name, host=name, config={name: name}, environment={name: name})
     store.write_records(name, 1, 14, {name: name, "other": 1.0})
-    store.write_commit(name, COMMIT._replace(path=name, scores={name: 1.0}, checksum=name))
+    store.write_checkpoint(name, COMMIT._replace(path=name, scores={name: 1.0}, checksum=name))
     store.write_artifact(name, Artifact(name, name, 1, 14, 10))
     requests.create_request(store, name, 2, name, checksum=name, time=1.0)
-    asked = requests.claim(store, name, [name], lease=10.0)
-    assert requests.finish(store, asked, {name: 0.5})
+    request = requests.claim_request(store, name, [name], lease=10.0)
+    assert requests.finish_request(store, request, {name: 0.5})
     store.end(name, "failed", time=11.0, error=name)
 
     row = store.run(name)
     assert (row.directory, row.host, row.config, row.error) == (name, name, {name: name}, name)
     assert store.records(name, [name]) == [Record(name, 1, 14, name)]
-    assert store.commits(name)[0].scores == {name: 1.0}
+    assert store.checkpoints(name)[0].scores == {name: 1.0}
     assert store.artifacts(name)[0].kind == name
     assert requests.list_requests(store, name or None)[0].worker == name
     assert requests.list_results(store, name) == {(name, 2): {name: 0.5}}
@@ -188,14 +188,14 @@ def test_names_are_data_whatever_they_say(store, name):
     assert not any(tables(store).values())
 
 
-def test_what_no_database_keeps_is_replaced_and_still_found(store):
+def test_characters_that_no_database_stores_are_replaced(store):
     register(store, "a\0b\udcff")
     store.write_records("a\0b\udcff", 1, 14, {"c\0\ud800": 1.0})
     assert store.run("a\ufffdb?").name == "a\ufffdb?"
     assert store.records("a\0b\udcff", ["c\0\ud800"]) == [Record("c\ufffd?", 1, 14, 1.0)]
 
 
-def test_long_names_are_kept_apart(store):
+def test_long_names_stay_distinct(store):
     names = ["🦊" * 5000 + end for end in "ab"]
     for again in (0.0, 1.0):
         store.write_records("one", 1, 14, {names[0]: again, names[1]: again + 1})
@@ -205,20 +205,22 @@ def test_long_names_are_kept_apart(store):
     assert len(store.run("one").directory) == 5001
 
 
-def test_a_run_that_goes_on_supersedes_what_is_beyond(store):
+def test_a_run_that_resumes_replaces_what_is_beyond(store):
     register(store)
     for epoch in range(4):
         store.write_records("one", epoch, 14 * epoch, {"loss": float(epoch)})
-        store.write_commit("one", COMMIT._replace(epoch=epoch))
+        store.write_checkpoint("one", COMMIT._replace(epoch=epoch))
         store.write_artifact("one", Artifact(f"/{epoch}", "plot", epoch, 14 * epoch, 1))
         requests.create_request(store, "one", epoch, "full", checksum="abc", time=float(epoch))
-    store.write_records("one", 1, 20, {"loss": 9.0})  # in the midst of the second epoch
+    store.write_records("one", 1, 20, {"loss": 9.0})  # in the middle of the second epoch
     for _ in range(4):
-        requests.finish(store, requests.claim(store, "me", ["full"], lease=9.0), {"a": 1.0})
+        requests.finish_request(
+            store, requests.claim_request(store, "me", ["full"], lease=9.0), {"a": 1.0}
+        )
     store.write_records("two", 3, 42, {"loss": 3.0})
     store.rewind("one", 1, 14)
     assert [record.epoch for record in store.records("one")] == [0, 1]
-    assert [commit.epoch for commit in store.commits("one")] == [0, 1]
+    assert [row.epoch for row in store.checkpoints("one")] == [0, 1]
     assert [artifact.path for artifact in store.artifacts("one")] == ["/0", "/1"]
     assert [request.epoch for request in requests.list_requests(store, "one")] == [0, 1]
     assert list(requests.list_results(store, "one")) == [("full", 0), ("full", 1)]
@@ -229,7 +231,7 @@ def test_a_run_that_goes_on_supersedes_what_is_beyond(store):
     assert sum(len(rows) for rows in tables(store).values()) == 1
 
 
-def test_records_are_chosen_and_ordered(store):
+def test_records_are_selected_and_ordered(store):
     for epoch in (2, 1, 3):
         store.write_records("one", epoch, 14 * epoch, {"b": 1.0, "a": float(epoch)})
     assert [r[:3] for r in store.records("one", since=2)] == [
@@ -240,15 +242,15 @@ def test_records_are_chosen_and_ordered(store):
     assert store.latest("one")["a"] == Record("a", 3, 42, 3.0)
 
 
-def test_commits_that_are_gone_stay_on_record(store):
+def test_removed_checkpoints_stay_recorded(store):
     write_all(store)
-    assert [commit.epoch for commit in store.commits("one")] == [1, 2]
-    assert store.commits("one", present=True) == [COMMIT]
-    store.write_commit("one", COMMIT._replace(epoch=1))
-    assert len(store.commits("one", present=True)) == 2
+    assert [row.epoch for row in store.checkpoints("one")] == [1, 2]
+    assert store.checkpoints("one", present=True) == [COMMIT]
+    store.write_checkpoint("one", COMMIT._replace(epoch=1))
+    assert len(store.checkpoints("one", present=True)) == 2
 
 
-def test_what_fails_within_leaves_nothing(store):
+def test_a_transaction_that_fails_leaves_nothing(store):
     def write(name):
         with store.connection.transaction():
             register(store, name)
@@ -267,7 +269,7 @@ def test_what_fails_within_leaves_nothing(store):
     assert (len(store.records("one")), len(store.records("two"))) == (1, 0)
 
 
-def test_what_a_database_refuses_for_good_is_no_matter_of_reaching_it(store):
+def test_a_value_that_a_database_refuses_is_not_unreachable(store):
     with pytest.raises(Exception, match="too large|out of range") as raised:
         store.write_records("one", 2**80, 14, {"good": 1.0})
     assert not isinstance(raised.value, Unreachable)
@@ -278,10 +280,10 @@ def test_what_a_database_refuses_for_good_is_no_matter_of_reaching_it(store):
 
 
 WRITER = """
-for begin in range(0, count, 20):
-    with Store(url) as store:  # opened by all at once, again and again
+for begin in range(0, count, 10):
+    with Store(url) as store:  # opened by all at once, repeatedly
         store.register(name, directory=f"/{name}", host="here", pid=1, time=1.0)
-        for epoch in range(begin, begin + 20):
+        for epoch in range(begin, begin + 10):
             store.write_records(name, epoch, epoch, {"loss": epoch / 2})
             store.write_records("shared", epoch, epoch, {name: 1.0, "same": 1.0})
             assert store.latest(name)["loss"].epoch == epoch
@@ -290,7 +292,7 @@ say("done")
 
 
 def test_many_write_and_read_at_once_and_nothing_is_lost(url, start):
-    count = 40
+    count = 20
     names = [f"writer {number}" for number in range(8)]
     writers = [start(WRITER, url=url, name=name, count=count) for name in names]
     assert [writer.hear() for writer in writers] == ["done"] * 8
@@ -304,16 +306,18 @@ def test_many_write_and_read_at_once_and_nothing_is_lost(url, start):
 # --- versions
 
 MIGRATOR = """
-schema.MIGRATIONS += (("ALTER TABLE runs ADD COLUMN mood TEXT", "UPDATE runs SET mood = 'glad'"),)
-schema.VERSION += 1
+added = "ALTER TABLE runs ADD COLUMN mood TEXT", "UPDATE runs SET mood = 'glad'"
+table_versions.MIGRATIONS += (added,)
+table_versions.VERSION += 1
 say("ready")
 hear()
 with Store(url) as store:
-    say((store.connection.execute("SELECT name, mood FROM runs"), schema.version(store.connection)))
+    rows = store.connection.execute("SELECT name, mood FROM runs")
+    say((rows, table_versions.read_version(store.connection)))
 """
 
 
-def test_an_older_store_is_brought_up_to_date_by_whoever_comes_first(url, start):
+def test_the_first_process_upgrades_an_older_store(url, start):
     with Store(url) as store:
         write_all(store)
         before = tables(store)
@@ -339,7 +343,7 @@ def test_an_older_store_is_brought_up_to_date_by_whoever_comes_first(url, start)
         assert tables(store) == before
 
 
-def test_several_make_a_store_at_once(url, start):
+def test_several_processes_create_a_store_at_once(url, start):
     makers = [start("say('ready'), hear(), say(Store(url).runs())", url=url) for _ in range(4)]
     assert [maker.hear() for maker in makers] == ["ready"] * 4
     for maker in makers:
@@ -353,7 +357,7 @@ def test_a_file_without_tables_is_a_store_of_version_0(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing has written one"):
         Store(path, create=False)
     with Store(path) as store:
-        assert table_versions.version(store.connection) == table_versions.VERSION
+        assert table_versions.read_version(store.connection) == table_versions.VERSION
         register(store)
     with sqlite3.connect(path) as database:
         (mode,) = database.execute("PRAGMA journal_mode").fetchone()
@@ -375,10 +379,10 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(url, monkeypatch):
         assert tables(store) == before
 
 
-# --- what is no store
+# --- files that are no store
 
 
-def test_a_store_that_is_not_there_is_not_made_to_read_it(tmp_path, database):
+def test_a_missing_store_is_not_created_to_read_it(tmp_path, database):
     for place in (tmp_path / "runs", f"sqlite:///{tmp_path}/other.sqlite", database):
         with pytest.raises(FileNotFoundError, match="there is no store"):
             Store(place, create=False)
@@ -389,7 +393,7 @@ def test_a_store_that_is_not_there_is_not_made_to_read_it(tmp_path, database):
     assert schemas == []
 
 
-def test_what_is_no_store_is_told_apart(tmp_path):
+def test_other_files_are_not_taken_for_a_store(tmp_path):
     text, folder = tmp_path / "text.db", tmp_path / "folder.db"
     text.write_text("no store " * 1000)
     folder.mkdir()
@@ -407,7 +411,7 @@ def test_a_locked_store_is_waited_for_and_then_unreachable(tmp_path):
         register(store)
     other = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with Store(tmp_path, patience=0.1) as store:
+    with Store(tmp_path, timeout=0.1) as store:
         assert store.run("one").name == "one"  # readers do not wait
         with pytest.raises(Unreachable, match="locked"):
             register(store, "two")
@@ -417,7 +421,7 @@ def test_a_locked_store_is_waited_for_and_then_unreachable(tmp_path):
 
 
 def test_a_locked_table_is_waited_for_and_then_unreachable(database):
-    with Store(database, patience=0.1) as store:
+    with Store(database, timeout=0.1) as store:
         register(store)
         other = connect(database)
         with other.transaction():
@@ -428,7 +432,7 @@ def test_a_locked_table_is_waited_for_and_then_unreachable(database):
         other.close()
 
 
-def test_a_file_that_was_replaced_is_not_written_to(tmp_path):
+def test_a_replaced_file_is_not_written_to(tmp_path):
     with Store(tmp_path) as store:
         register(store)
         os.rename(tmp_path / "store.sqlite", tmp_path / "moved.sqlite")
@@ -443,7 +447,7 @@ def test_a_file_that_was_replaced_is_not_written_to(tmp_path):
             store.write_records("two", 1, 14, {"loss": 1.0})
 
 
-def test_a_lost_connection_is_made_anew(database):
+def test_a_lost_connection_is_reopened(database):
     with Store(database) as store, Store(database) as other:
         register(store)
         killing = (
@@ -460,7 +464,7 @@ def test_a_lost_connection_is_made_anew(database):
             with store.connection.transaction():
                 with pytest.raises(Unreachable):
                     register(store, "two")
-                register(store, "three")  # no transaction is there to be part of
+                register(store, "three")  # the transaction is lost
 
         with pytest.raises(Unreachable):
             write()
@@ -475,7 +479,7 @@ def test_a_password_is_not_shown(monkeypatch):
     assert "secret" not in str(raised.value)
 
 
-def test_text_is_kept_as_json_says_it(store):
+def test_text_is_stored_as_json(store):
     config = {"a": ["ü\0\ud800", 1.5, None, True]}
     register(store, config=config)
     assert json.dumps(store.run("one").config) == json.dumps(config)

@@ -1,25 +1,25 @@
-"""What makes a store of today of an older one."""
+"""Migrations of an older store."""
 
 import pytest
 
 from trainer.runs import Store, table_versions
 from trainer.runs.rows import Artifact
-from trainer.runs.table_versions import MIGRATIONS, VERSION, migrations
+from trainer.runs.table_versions import MIGRATIONS, VERSION, list_migrations
 
 
 def test_each_version_comes_after_the_one_before():
     for found in range(VERSION + 1):
         wanted = [(n + 1, s) for n in range(found, VERSION) for s in MIGRATIONS[n]]
-        assert migrations(found, "here") == wanted
+        assert list_migrations(found, "here") == wanted
 
 
 def test_a_newer_store_is_refused():
     with pytest.raises(ValueError, match=f"the store here has version {VERSION + 1} .* newer"):
-        migrations(VERSION + 1, "here")
+        list_migrations(VERSION + 1, "here")
 
 
-def test_files_of_an_older_store_are_found_where_the_directory_now_is(url, monkeypatch):
-    """Version 1 kept absolute paths: of a run that was moved once, each file is there twice."""
+def test_a_migration_finds_files_where_the_directory_now_is(url, monkeypatch):
+    """Version 1 stored absolute paths: a run that was moved once has each file twice."""
     monkeypatch.setattr(table_versions, "MIGRATIONS", MIGRATIONS[:1])
     monkeypatch.setattr(table_versions, "VERSION", 1)
     paths = ["/new/one/a.gif", "/new/one/replays/2-0.gif"]

@@ -1,4 +1,4 @@
-"""Text from elsewhere: kept where it can be, and shown without being obeyed."""
+"""Text of unknown origin: stored if possible, and shown without control characters."""
 
 import unicodedata
 
@@ -13,16 +13,16 @@ ANY = st.text(st.characters(exclude_categories=()))
 
 
 @given(ANY)
-def test_what_is_kept_every_database_can_keep(text):
-    kept = clean(text)
-    assert "\0" not in kept
-    kept.encode()
-    assert clean(kept) == kept
-    assert len(kept) == len(text)
+def test_every_database_can_store_cleaned_text(text):
+    cleaned = clean(text)
+    assert "\0" not in cleaned
+    cleaned.encode()
+    assert clean(cleaned) == cleaned
+    assert len(cleaned) == len(text)
 
 
 @given(ANY)
-def test_what_is_shown_moves_no_cursor_and_turns_no_line(text):
+def test_shown_text_moves_no_cursor_and_starts_no_line(text):
     line = escape_text(text)
     assert not {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
     if text.isascii() and text.isprintable():
@@ -51,7 +51,7 @@ def test_a_name_may_be_nearly_anything(name):
     ["", " a", "a ", "a/b", "a\\b", "-a", ".", "..", "a\n", "\0", "\x1b[2J", "\u202e", "\ud800"]
     + ["a" * (LONGEST + 1)],
 )
-def test_what_is_no_name_is_refused_and_shown_harmlessly(name):
+def test_an_invalid_name_is_refused_and_shown_escaped(name):
     with pytest.raises(ValueError, match="a run needs a name of 1 to 200") as raised:
         check_name(name, "a run")
     assert escape_text(raised.value) == str(raised.value)

@@ -11,7 +11,7 @@ import pytest
 import hooks
 import trainer
 from trainer import data, losses
-from trainer.phases.executors import has_convolution
+from trainer.phases.jaxprs import has_convolution
 from trainer.state import strip_host_fields
 from trainer.supervised import gradients
 

@@ -144,7 +144,7 @@ def store(name: str | None) -> Iterator[Finding]:
     try:
         with open_store(name) as opened:
             rows, now = opened.runs(), opened.connection.now()
-            where = opened.connection.where
+            where = opened.connection.label
     except CommandError as refusal:
         if name is None and isinstance(refusal.__cause__, FileNotFoundError):
             remedy = "the first recorded run creates it"

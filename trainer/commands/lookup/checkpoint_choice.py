@@ -13,7 +13,7 @@ from trainer.checks.modes import Mode
 from trainer.commands.lookup.scores import check_metric_names, require_mode
 from trainer.commands.lookup.stores import VARIABLE, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
-from trainer.evaluators.checkpoint_ranking import best_commit
+from trainer.evaluators.checkpoint_ranking import best_checkpoint
 from trainer.host.escaping import escape_lines, escape_text
 from trainer.runs.metric_curves import metric_names
 from trainer.state import TrainState
@@ -78,15 +78,15 @@ def choose_checkpoint(
             mode = require_mode(best, mode) if best is not None else None
             return CheckpointChoice(directory.name, directory, epoch, best, mode)
         if best is not None:
-            saved = there.commits(row.name, present=True)
+            saved = there.checkpoints(row.name, present=True)
             known = {
                 *metric_names(there, row.name),
                 *(name for one in saved for name in one.scores),
             }
             check_metric_names([best], known)
             try:
-                found = best_commit(there, row.name, best, mode=require_mode(best, mode))
+                found = best_checkpoint(there, row.name, best, mode=require_mode(best, mode))
             except ValueError as error:
                 raise CommandError(escape_text(error)) from error
-            epoch = found.commit.epoch
+            epoch = found.checkpoint.epoch
         return CheckpointChoice(row.name, Path(row.directory), epoch)

@@ -11,7 +11,7 @@ from trainer.commands.lookup.stores import suggest
 from trainer.commands.terminal.calling import CommandError
 from trainer.host.escaping import escape_text
 from trainer.runs.panels import Curve
-from trainer.runs.sparklines import MAIN_METRICS, rank
+from trainer.runs.sparklines import MAIN_METRICS, rank_metric
 
 TRAINING = ("train/", "rollout/", "update/")
 """Prefixes of metrics that training itself measures."""
@@ -61,8 +61,8 @@ def choose_key_metrics(names: Iterable[str], count: int) -> list[str]:
     ['val/loss', 'val/accuracy']
     """
     plain = [name for name in names if not name.startswith((*ASIDE, "gradients/"))]
-    order = sorted(plain, key=lambda name: (rank(name), name.startswith(TRAINING), name))
-    main = [name for name in order if rank(name) < len(MAIN_METRICS)]
+    order = sorted(plain, key=lambda name: (rank_metric(name), name.startswith(TRAINING), name))
+    main = [name for name in order if rank_metric(name) < len(MAIN_METRICS)]
     first_of_kind = {name.rpartition("/")[2]: name for name in reversed(main)}
     chosen = [name for name in main if name in first_of_kind.values()]
     return [*chosen, *(name for name in order if name not in chosen)][:count]

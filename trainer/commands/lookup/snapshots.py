@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from trainer.commands.lookup.stores import find_runs, open_store
-from trainer.evaluators.liveness import WorkerRow, workers
+from trainer.evaluators.liveness import WorkerRow, list_workers
 from trainer.runs.requests import list_requests
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
@@ -55,7 +55,7 @@ def take_snapshot(
         return WatchSnapshot(
             now,
             [WatchedRun(row, row.status(now), _read_newest(opened, row)) for row in rows],
-            workers(opened),
+            list_workers(opened),
             Counter(request.state for request in list_requests(opened)),
         )
 

@@ -18,8 +18,8 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
-from trainer.runs.connections import Unreachable
-from trainer.runs.recorder import QUEUE
+from trainer.runs.connection import Unreachable
+from trainer.runs.directory_claim import QUEUE
 from trainer.runs.rows import RunRow
 from trainer.runs.store import Store
 
@@ -137,7 +137,7 @@ def find_run(store: Store, run: str) -> RunRow:
             if fits(row):
                 return store.read_progress(row)
     raise CommandError(
-        f"there is no run '{escape_text(run)}' in {escape_text(store.connection.where)}"
+        f"there is no run '{escape_text(run)}' in {escape_text(store.connection.label)}"
         + suggest(run, [row.name for row in rows])
     )
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 
 from trainer.host.escaping import escape_text
-from trainer.runs.panels import Curve, ticks
-from trainer.runs.sparklines import mean
+from trainer.runs.panels import Curve, choose_ticks
+from trainer.runs.sparklines import finite_mean
 
 COLORS = ("cyan", "yellow", "green", "magenta", "red", "blue")
 """Colors of the curves in a plot, by their number."""
@@ -100,15 +100,15 @@ def _average_neighbours(curve: Curve, count: int) -> Curve:
         return curve
     starts = range(0, len(curve.values), size)
     return Curve(
-        [mean(curve.epochs[start : start + size]) for start in starts],
-        [mean(curve.values[start : start + size]) for start in starts],
+        [finite_mean(curve.epochs[start : start + size]) for start in starts],
+        [finite_mean(curve.values[start : start + size]) for start in starts],
     )
 
 
 def _choose_labels(low: float, high: float, height: int) -> dict[int, float]:
     """Choose the numbers beside the lines, none on neighbouring lines."""
     labels: dict[int, float] = {}
-    for value in ticks(low, high):
+    for value in choose_ticks(low, high):
         row = _place(value, high, low, 4 * height) // 4
         if not {row, row + 1} & labels.keys():
             labels[row] = value
@@ -119,7 +119,7 @@ def _make_axis(left: float, right: float, across: int) -> Text:
     """Write the epochs at their places on the axis, as many as there is room for."""
     line = [" "] * across
     free = 0
-    for value in ticks(left, right, whole=True):
+    for value in choose_ticks(left, right, whole=True):
         label = _format_tick(value)
         middle = _place(value, left, right, 2 * across) // 2
         start = max(min(middle - (len(label) - 1) // 2, across - len(label)), 0)

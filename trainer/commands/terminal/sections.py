@@ -15,7 +15,7 @@ from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.rich_tables import Column, make_table, safe_lines, safe_text
 from trainer.runs.panels import Curve, group_panels, hook_times
 from trainer.runs.requests import list_requests, list_results
-from trainer.runs.sparklines import format_number, rank
+from trainer.runs.sparklines import format_number, rank_metric
 from trainer.runs.store import Store
 
 BEST = "bold green"
@@ -36,7 +36,7 @@ def make_score_table(
     """
     panels = group_panels(curves, chosen or None).values()
     kept = [id(curve) for panel in panels for curve in panel.values()]
-    names = sorted((name for name in curves if id(curves[name]) in kept), key=rank)
+    names = sorted((name for name in curves if id(curves[name]) in kept), key=rank_metric)
     summaries = [curves[name].summary for name in names]
     lasts = [safe_text(format_number(summary.last)) for summary in summaries]
     columns = [
@@ -72,7 +72,7 @@ def make_hook_time_table(curves: Mapping[str, Curve], width: int) -> Table | Non
 
 def make_checkpoint_table(store: Store, run: str, width: int) -> Table | None:
     """List the checkpoints that still exist, their scores, and the best by each score."""
-    rows = store.commits(run, present=True)
+    rows = store.checkpoints(run, present=True)
     names = choose_key_metrics(
         {name for row in rows for name in row.scores if infer_mode(name)}, SCORES
     )

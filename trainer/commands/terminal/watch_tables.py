@@ -13,7 +13,7 @@ from trainer.commands.terminal.output import state_text
 from trainer.evaluators.liveness import HEARTBEAT_SECONDS
 from trainer.host.amounts import format_age, format_duration, format_progress
 from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.panels import HOOK
+from trainer.runs.panels import HOOK_PREFIX
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 
@@ -111,7 +111,7 @@ def _estimate_seconds_left(run: WatchedRun) -> float | None:
     training = run.newest.get("time/epoch_seconds")
     if run.state != "running" or run.row.epochs is None or training is None:
         return None
-    hooks = sum(value for name, value in run.newest.items() if name.startswith(HOOK))
+    hooks = sum(value for name, value in run.newest.items() if name.startswith(HOOK_PREFIX))
     return (training + hooks) * max(run.row.epochs - run.row.epoch, 0)
 
 

@@ -13,7 +13,7 @@ from trainer.commands.lookup import stores
 from trainer.commands.lookup.stores import EMPTY, find_run, open_run, open_store
 from trainer.commands.terminal.calling import CommandError
 from trainer.runs import Run, Store
-from trainer.runs.recorder import QUEUE
+from trainer.runs.directory_claim import QUEUE
 
 HOSTILE = "\x1b[2J[bold red]x\u202e"
 """Clears the screen, is markup, and turns the direction of writing."""
@@ -95,7 +95,7 @@ def left(tmp_path, monkeypatch):
     recorded(tmp_path / "one", loss=0.5)
     assert (tmp_path / "one" / QUEUE).stat().st_size <= EMPTY
     run = Run(tmp_path / "one")
-    monkeypatch.setattr("trainer.runs.recorder.CLOSING", 0.0)
+    monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.0)
     with Store(tmp_path) as store, store.connection.transaction():  # keeps the thread waiting
         run.record(2, 20, {"loss": 0.25})
         run.end("finished")

@@ -1,6 +1,8 @@
-"""Where JAX is told to look into each call, training calls plainly jitted functions."""
+"""Debug modes of JAX, in which training calls jitted functions, and the compilation cache."""
 
 import contextlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,22 @@ import pytest
 import hooks
 import trainer
 from trainer import data
+
+CHILD = """
+import sys
+import jax, jax.monitoring, jax.numpy as jnp
+import trainer
+hits = []
+jax.monitoring.register_event_listener(
+    lambda name, **_: hits.append(name) if name == "/jax/compilation_cache/cache_hits" else None
+)
+trainer.cache_compilations(sys.argv[1])
+def shrink(state, data):
+    return state.replace(params=state.params * 0.5), None, {"size": state.params}
+state = trainer.TrainState.create(params=jnp.float32(1), rng=jax.random.key(0))
+trainer.fit(state, trainer.Phase("shrink", shrink), epochs=1)
+print(len(hits))
+"""
 
 SOURCE = data.Arrays({"inputs": np.ones((6, 1), np.float32)}, batch_size=2)
 
@@ -65,3 +83,21 @@ def test_what_is_looked_into_gives_the_same(looking, task, digits, start):
     (params, loss, scores), (others, other, again) = found
     assert optax.tree.norm(jax.tree.map(jnp.subtract, params, others)) < 1e-6
     assert [loss, *scores.values()] == pytest.approx([other, *again.values()], rel=1e-5)
+
+
+def test_a_second_process_finds_what_the_first_compiled(tmp_path):
+    hits = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", CHILD, str(tmp_path / "cache")],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=True,
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert hits[0] == 0
+    assert hits[1] > 0
+    assert any((tmp_path / "cache").iterdir())

@@ -1,4 +1,4 @@
-"""How a store is named, and how it is reached."""
+"""How a store is named, and how to connect to it."""
 
 import os
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainer.host.redaction import redact_text
-from trainer.runs.connections import Unreachable, connect, resolve_store_url
+from trainer.runs.connecting import connect, resolve_store_url
+from trainer.runs.connection import Unreachable
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_a_store_is_named_by_url_file_or_directory(store, url):
     assert resolve_store_url(url) == url
 
 
-def test_a_relative_place_is_one_whatever_directory_is_worked_in_later(tmp_path, monkeypatch):
+def test_a_relative_path_is_resolved_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_store_url("runs") == f"sqlite:///{tmp_path}/runs/store.sqlite"
     assert resolve_store_url("sqlite:///all.db") == f"sqlite:///{tmp_path}/all.db"
@@ -60,12 +61,12 @@ def test_another_kind_of_url_is_refused(store):
         ("/runs/store.sqlite", "/runs/store.sqlite"),
     ],
 )
-def test_passwords_are_left_out(url, shown):
+def test_passwords_are_redacted(url, shown):
     assert redact_text(url) == shown
 
 
 @pytest.mark.parametrize(
-    ("kept", "asked"),
+    ("saved", "resolved"),
     [
         ("postgresql://me:***@host/a?sslmode=require", "postgresql://me@host/a?sslmode=require"),
         ("postgres://host/a?password=***&user=me", "postgresql://host/a?user=me"),
@@ -74,12 +75,12 @@ def test_passwords_are_left_out(url, shown):
         ("postgresql://me:p@h/a?service=b", "postgresql://me:p@h/a?service=b"),
     ],
 )
-def test_a_password_that_was_left_out_is_none_where_the_url_is_read_again(kept, asked):
-    assert resolve_store_url(kept) == asked
+def test_a_redacted_password_is_left_out_when_the_url_is_read_again(saved, resolved):
+    assert resolve_store_url(saved) == resolved
 
 
 @pytest.mark.parametrize("name", ["plain", "ü ? # % %20 & = :", os.fsdecode(b"no text \xff")])
-def test_a_file_is_made_at_the_very_path(tmp_path, name):
+def test_a_file_is_created_at_exactly_the_path(tmp_path, name):
     path = tmp_path / name / "a.db"
     connection = connect(resolve_store_url(path))
     connection.execute("CREATE TABLE t (a TEXT)")
@@ -90,13 +91,13 @@ def test_a_file_is_made_at_the_very_path(tmp_path, name):
         connect(resolve_store_url(path.with_name("b.db")), create=False)
 
 
-def test_a_place_that_cannot_be_is_unreachable(tmp_path):
+def test_an_impossible_path_is_unreachable(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Unreachable, match="Not a directory|File exists"):
         connect(resolve_store_url(tmp_path / "file" / "runs"))
 
 
-def test_without_its_driver_postgresql_tells_what_to_install(monkeypatch):
+def test_without_its_driver_postgresql_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "trainer.runs.postgres", raising=False)
     with pytest.raises(ImportError) as raised:
@@ -110,10 +111,10 @@ def test_a_server_that_does_not_answer_is_unreachable_in_time():
 
 
 @pytest.mark.parametrize("password", ["hunter/2", "p@ss", "pw%zz", "p w"])
-def test_a_url_that_is_taken_apart_wrongly_is_refused_without_its_password(password):
+def test_a_url_that_would_be_split_wrongly_is_refused_without_its_password(password):
     pytest.importorskip("psycopg")
     with pytest.raises(ValueError, match=r"cannot take apart: write special characters") as raised:
-        connect(f"postgresql://me:{password}@127.0.0.1:1/runs", patience=0.1)
+        connect(f"postgresql://me:{password}@127.0.0.1:1/runs", timeout=0.1)
     assert password not in str(raised.value)
     assert raised.value.__context__ is None
 

@@ -1,0 +1,54 @@
+"""What a store needs of a database, whether SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from trainer.runs.text import clean
+
+Row = tuple[Any, ...]
+
+
+class Unreachable(ConnectionError):  # noqa: N818 (a state of affairs, as BlockingIO is)
+    """The store cannot be reached now: no server, no file, or other processes keep it locked."""
+
+
+class Connection(Protocol):
+    """A database that runs statements; `?` stands for each parameter. Threads may share one.
+
+    An error that a retry cannot mend, such as a number out of range, keeps the type that the driver
+    raised. Every other failure is `Unreachable`, and may be retried.
+    """
+
+    label: str
+    """Path or URL for messages, without a password."""
+    skip_locked: str
+    """Suffix of a SELECT that several processes run at once, so that each gets its own rows."""
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run a statement and return its rows."""
+
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each row of parameters, in one transaction."""
+
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        """Run all statements of the block, or none of them; transactions may be nested."""
+
+    def migration(self) -> contextlib.AbstractContextManager[None]:
+        """Open a transaction that only one process at a time can hold, to change tables."""
+
+    def has_table(self, name: str) -> bool:
+        """Return whether a table exists."""
+
+    def now(self) -> float:
+        """Read the clock that all users of this database share, in unix seconds."""
+
+    def close(self) -> None:
+        """Close the connection; it cannot be used again."""
+
+
+def clean_parameters(parameters: Sequence[Any]) -> tuple[Any, ...]:
+    """Clean the texts among parameters, so that every database accepts them."""
+    return tuple(clean(p) if isinstance(p, str) else p for p in parameters)
