@@ -1,4 +1,4 @@
-"""Is a damaged commit ever restored as if it were whole, and what does making sure cost?
+"""Is a damaged checkpoint ever restored as if it were whole, and what does making sure cost?
 
 Trials: a real run leaves three commits. Each trial damages a copy of them at random, in one way,
 anywhere in any file of the newest commit, one in four a second time in the one before; then

@@ -1,4 +1,4 @@
-"""Checkpoints: restore before all else, commit last, and what that may cost."""
+"""Save and restore checkpoints: restore before all else, save last, within a share of time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import jax
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
 from trainer.checkpoints.directory_lock import DirectoryLock, check_held_everywhere, lock_directory
-from trainer.checkpoints.manifest import same_software
+from trainer.checkpoints.manifest import has_same_software
 from trainer.checkpoints.restore_one import SavedCheckpoint
-from trainer.checkpoints.resume_warnings import compare_settings, merge_saved_settings, warning
+from trainer.checkpoints.resume_warnings import (
+    compare_settings,
+    format_warning,
+    merge_saved_settings,
+)
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.hook import Gate, RestoredState, RunSettings
 from trainer.host.processes import from_main_process, is_main_process
@@ -36,34 +40,34 @@ def save_checkpoints(
     time_limit: float | None = 600.0,
     foreign: bool = False,
 ) -> Chain:
-    """Resume from a run directory where there is a commit, and commit to it.
+    """Save checkpoints in a run directory, and resume from the newest one there.
 
-    Three parts: the newest intact commit is restored before all else; each `epoch` ends with a
-    commit, written in the background; the last epoch is committed at `end`, or on an interrupt, if
-    it was not yet. From before anything is read until all is closed no other process can train in
-    the directory; to read it, as `follow_checkpoints` and `restore` do, needs no leave.
+    Three parts: the newest intact checkpoint is restored before all else; each `epoch` ends with a
+    save, written in the background; the last epoch is saved at `end`, or on an interrupt, if it was
+    not yet. From before the first read until the end no other process can train in the directory;
+    reading it, as `follow_checkpoints` and `restore` do, is always allowed.
 
     Args:
-        directory: of the run; commits are in its folder `checkpoints`.
-        keep: how many of the newest commits to keep.
-        best: metric by which the best commit is kept beside them, such as `val/accuracy`.
-        mode: `min` if a smaller `best` is better, `max` if a larger is; None goes by its name.
-        config: the run's configuration, plain JSON data and numpy's scalars. A commit made under
-            another one is refused; `epochs` and `run` may differ.
-        max_cost: a commit that is due waits while it would take saving beyond this share of the
-            run's time. None commits at every epoch.
-        time_limit: seconds that writing a commit may take. One that takes longer has failed, and
-            ends the run; None waits for good.
-        foreign: go on from a commit that another run made, and was copied among this one's.
+        directory: of the run; checkpoints are in its folder `checkpoints`.
+        keep: how many of the newest checkpoints to keep.
+        best: metric by which the best checkpoint is kept in addition, such as `val/accuracy`.
+        mode: `min` if a smaller `best` is better, `max` if a larger is; None infers it by name.
+        config: the run's configuration, plain JSON data and numpy's scalars. A checkpoint made
+            under another one is refused; `epochs` and `run` may differ.
+        max_cost: a save that is due waits while it would take more than this share of the run's
+            time. None saves at every epoch.
+        time_limit: seconds that writing a checkpoint may take. A longer write has failed, and ends
+            the run; None waits without limit.
+        foreign: resume from a checkpoint of another run that was copied into this directory.
 
     Raises:
-        InUse: another process or thread trains in this directory; before a save, the file
-            `lock_directory` was removed or replaced, so that another one may.
-        ValueError: the name of `best` does not tell the mode; before training, the directory holds
-            another run: what differs is listed.
-        ForeignCommit: another run made the newest commit, and `foreign` is not set.
+        DirectoryInUse: another process or thread trains in this directory; before a save, the file
+            `lock` was removed or replaced, so that another one may.
+        ValueError: the name of `best` does not imply the mode; before training, the directory holds
+            another run: the differences are listed.
+        ForeignCheckpoint: another run made the newest checkpoint, and `foreign` is not set.
         OSError: the directory cannot be written to.
-        TypeError: a value of config cannot be kept as JSON; its path is named.
+        TypeError: a value of config cannot be saved as JSON; its path is named.
     """
     if max_cost is not None and not 0 < max_cost <= 1:
         raise ValueError(f"max_cost must be a share in (0, 1], or None; got {max_cost}")
@@ -71,54 +75,55 @@ def save_checkpoints(
         config = normalize_config(config)
     checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode, time_limit=time_limit)
     began = time.monotonic()
-    committed: int | None = None
-    held: DirectoryLock | None = None
-    asked: RunSettings = {}
+    saved_epoch: int | None = None
+    lock: DirectoryLock | None = None
+    requested: RunSettings = {}
     recorded: RunSettings = {}
     compared = False
 
-    def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def leave_unchanged(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return state
 
     def describe(rows: RunSettings) -> None:
-        nonlocal asked, recorded, compared
-        asked, recorded, compared = rows, rows, False
+        nonlocal requested, recorded, compared
+        requested, recorded, compared = rows, rows, False
 
-    def compare(commit: SavedCheckpoint) -> None:
-        """Say what the script asks for that the commit was not saved with."""
+    def compare(checkpoint: SavedCheckpoint) -> None:
+        """Log the settings of the script that differ from those of the checkpoint."""
         nonlocal recorded, compared
-        saved = commit.manifest.get("settings")
-        if compared or not asked or not saved:
+        saved = checkpoint.manifest.get("settings")
+        if compared or not requested or not saved:
             return
         compared = True
         differences = compare_settings(
             saved,
-            asked,
-            hyperparams(commit.state),
-            same_software=same_software(commit.manifest),
+            requested,
+            hyperparams(checkpoint.state),
+            same_software=has_same_software(checkpoint.manifest),
         )
-        recorded = merge_saved_settings(asked, differences)
+        recorded = merge_saved_settings(requested, differences)
         if differences and is_main_process():
-            log.warning(warning(f"commit {commit.epoch} in {checkpoints.directory}", differences))
+            where = f"checkpoint {checkpoint.epoch} in {checkpoints.directory}"
+            log.warning(format_warning(where, differences))
 
     def restore(template: TrainState) -> RestoredState | None:
-        nonlocal began, committed, held
-        if held is None or not held.by_this_thread():  # else error hooks ask once more
-            held = lock_directory(checkpoints.directory.parent)
+        nonlocal began, saved_epoch, lock
+        if lock is None or not lock.by_this_thread():  # else error hooks restore once more
+            lock = lock_directory(checkpoints.directory.parent)
             if is_main_process():
                 log.info("checkpoints are in %s", checkpoints.directory)
-        began, committed = time.monotonic(), None
-        commit = checkpoints.restore(template, config=config, foreign=foreign)
-        if commit is None:
+        began, saved_epoch = time.monotonic(), None
+        checkpoint = checkpoints.restore(template, config=config, foreign=foreign)
+        if checkpoint is None:
             return None
-        committed = commit.epoch
-        compare(commit)
-        return RestoredState(commit.state, commit.scores)
+        saved_epoch = checkpoint.epoch
+        compare(checkpoint)
+        return RestoredState(checkpoint.state, checkpoint.scores)
 
-    several = jax.process_count() > 1
+    several_processes = jax.process_count() > 1
 
-    def affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        if several:  # all come here at once, which they do not where each event begins
+    def is_affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+        if several_processes:  # all are here at once, unlike at the start of an event
             checkpoints.check_for_errors()
         if max_cost is None:
             return True
@@ -132,52 +137,52 @@ def save_checkpoints(
             trial.save(state, scores=metrics, config=config)
         return state
 
-    def commit(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        nonlocal committed
-        if committed != int(state.epoch):
-            if held is not None:
-                check_held_everywhere(held)
+    def save(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        nonlocal saved_epoch
+        if saved_epoch != int(state.epoch):
+            if lock is not None:
+                check_held_everywhere(lock)
             checkpoints.save(state, scores=metrics, config=config, settings=recorded or None)
-            committed = int(state.epoch)
+            saved_epoch = int(state.epoch)
         return state
 
     def close() -> None:
-        nonlocal held
-        if held is not None and not held.by_this_thread():  # a fit that was refused ends
+        nonlocal lock
+        if lock is not None and not lock.by_this_thread():  # closed by a fit that was refused
             return
         try:
             checkpoints.close()
         finally:
-            taken, held = held, None
-            if taken is not None:
-                taken()
+            release, lock = lock, None
+            if release is not None:
+                release()
 
     expects = (best,) if best else ()
     name = "save_checkpoints"
     return chain(
         Hook(
-            nothing,
+            leave_unchanged,
             f"{name}/restore",
             event="start",
             restore=restore,
             describe=describe,
-            check_background=None if several else checkpoints.check_for_errors,
+            check_background=None if several_processes else checkpoints.check_for_errors,
         ),
         Hook(
-            commit,
+            save,
             name,
             stage="save",
-            gates=(Gate(affordable),),
+            gates=(Gate(is_affordable),),
             expects=expects,
             dry_run=dry_run,
             options={} if best is None else {"best": best, "mode": checkpoints.mode},
         ),
         Hook(
-            commit,
+            save,
             f"{name}/last",
             event="end",
             stage="save",
-            dry_run=nothing,
+            dry_run=leave_unchanged,
             flush=checkpoints.wait,
             close=close,
         ),

@@ -28,7 +28,9 @@ from trainer.supervised.recalibration import recalibrate_batch_stats, recalibrat
 from trainer.supervised.task import supervised
 
 show_notices()
-logging.getLogger("entracte").addFilter(escaping.escape)  # whatever a message holds from elsewhere
+logging.getLogger("entracte").addFilter(
+    escaping.escape_record
+)  # whatever a message holds from elsewhere
 
 __all__ = [
     "Checkpoints",

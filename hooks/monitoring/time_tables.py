@@ -9,9 +9,9 @@ from typing import NamedTuple
 from trainer.host.amounts import format_duration
 from trainer.host.escaping import escape_text, escape_unencodable
 from trainer.host.plain_tables import align_columns
-from trainer.host.time_spans import Place
+from trainer.host.time_spans import SpanPath
 
-Sums = dict[Place, tuple[int, int]]
+Sums = dict[SpanPath, tuple[int, int]]
 """Path of what was done: how often, and nanoseconds in all. What other threads did is nested in
 `("thread", its name)`."""
 
@@ -24,7 +24,7 @@ COLUMNS = ("share", "total", "own", "count", "mean")
 class TimeRow(NamedTuple):
     """Something that was done, a number of times."""
 
-    path: Place
+    path: SpanPath
     times: int
     """0 for threads, and for what began before the measurement and is not over."""
     seconds: float
@@ -53,7 +53,7 @@ def build_rows(sums: Sums, seconds: float) -> list[TimeRow]:
       epoch       8.0 2.0
         wait train6.0 None
     """
-    children: dict[Place, list[Place]] = {}
+    children: dict[SpanPath, list[SpanPath]] = {}
     for path in sums:
         for depth in range(len(path), 0, -1):
             siblings = children.setdefault(path[: depth - 1], [])
@@ -61,15 +61,15 @@ def build_rows(sums: Sums, seconds: float) -> list[TimeRow]:
                 break
             siblings.append(path[:depth])
 
-    def total(path: Place) -> float:
+    def total(path: SpanPath) -> float:
         if not path:
             return seconds
         return sums[path][1] / 1e9 if path in sums else sum(map(total, children[path]))
 
-    def order(path: Place) -> tuple[bool, float]:
+    def order(path: SpanPath) -> tuple[bool, float]:
         return path[0][0] == "thread", -total(path)
 
-    def walk(path: Place) -> Iterator[TimeRow]:
+    def walk(path: SpanPath) -> Iterator[TimeRow]:
         inner = sorted(children.get(path, ()), key=order)
         explained = sum(total(child) for child in inner if child[0][0] != "thread" or path)
         count = sums.get(path, (0, 0))[0] if path else 1

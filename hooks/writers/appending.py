@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 from trainer.host.atomic_files import atomic_replace, explain_disk_full
-from trainer.host.safe_open import open_regular, still_there
+from trainer.host.safe_open import is_still_there, open_regular
 
 CHUNK = 2**20
 """Bytes copied at once."""
@@ -80,7 +80,7 @@ class AppendFile:
             OSError: it was replaced or cut short, or cannot be written again.
         """
         size = os.fstat(self._file).st_size
-        there = still_there(self.path, self._file)
+        there = is_still_there(self.path, self._file)
         if there is None:
             self._write_again(size)
             return

@@ -16,7 +16,7 @@ from typing import Any
 from hooks.writers.tracker_journal import JournalValue, TrackerJournal
 from hooks.writers.trackers import JournaledWriter, is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
-from trainer.host.redaction import redact_settings, redacted_command
+from trainer.host.redaction import redact_command, redact_settings
 from trainer.runs.text import clean
 
 
@@ -114,7 +114,7 @@ class WandB(JournaledWriter):
 def _command_redacted() -> Iterator[None]:
     """Remove passwords from the command line, which `wandb` reads and stores."""
     before = sys.argv
-    sys.argv = redacted_command(before)
+    sys.argv = redact_command(before)
     try:
         yield
     finally:

@@ -19,8 +19,8 @@ import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
 from trainer.checkpoints import save_worker
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.directory_lock import DirectoryInUse
-from trainer.checkpoints.publishing import ArrayStorage
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def _saving(directory, **settings):
 
 
 @pytest.mark.parametrize("k", range(5))
-def test_law_5_a_run_goes_on_after_a_normal_exit(start, train, stages, tmp_path, k):
+def test_law_5_a_run_resumes_after_a_normal_exit(start, train, stages, tmp_path, k):
     straight, history = trainer.fit(start, train, epochs=5, hooks=stages)
     if k:
         trainer.fit(start, train, epochs=k, hooks=[*stages, _saving(tmp_path)])
@@ -58,7 +58,7 @@ def test_law_5_a_run_goes_on_after_a_normal_exit(start, train, stages, tmp_path,
 
 @pytest.mark.parametrize("k", range(1, 5))
 @pytest.mark.parametrize("place", ["first", "last"])
-def test_law_5_a_run_goes_on_after_an_exception(start, train, stages, tmp_path, k, place):
+def test_law_5_a_run_resumes_after_an_exception(start, train, stages, tmp_path, k, place):
     straight, _ = trainer.fit(start, train, epochs=5, hooks=stages)
 
     def fail(state, metrics):
@@ -76,7 +76,7 @@ def test_law_5_a_run_goes_on_after_an_exception(start, train, stages, tmp_path, 
     assert fingerprint(resumed) == fingerprint(straight)
 
 
-def test_a_finished_run_gives_the_same_state_again_and_runs_its_end_again(start, train, tmp_path):
+def test_a_finished_run_returns_the_same_state_again_and_runs_its_end_again(start, train, tmp_path):
     def double(state, metrics):
         assert metrics["train/loss"] > 0
         return state.replace(params=jax.tree.map(lambda w: w * 2, state.params))
@@ -88,10 +88,10 @@ def test_a_finished_run_gives_the_same_state_again_and_runs_its_end_again(start,
     assert fingerprint(again) == fingerprint(first)
     longer, _ = trainer.fit(start, train, epochs=4, hooks=_saving(tmp_path))
     straight, _ = trainer.fit(start, train, epochs=4)
-    assert fingerprint(longer) == fingerprint(straight)  # what changed at the end is not committed
+    assert fingerprint(longer) == fingerprint(straight)  # what changed at the end is not saved
 
 
-def test_law_6_the_commit_is_the_same_wherever_it_is_listed(start, train, stages, tmp_path):
+def test_law_6_the_checkpoint_is_the_same_wherever_it_is_listed(start, train, stages, tmp_path):
     states = []
     for place in range(len(stages) + 1):
         directory = tmp_path / str(place)
@@ -108,7 +108,7 @@ def test_law_3_saving_changes_nothing(start, train, tmp_path):
     assert fingerprint(alone) == fingerprint(saved)
 
 
-def test_a_trigger_leaves_restoring_and_the_last_commit_alone(start, train, tmp_path):
+def test_a_trigger_leaves_restoring_and_the_last_checkpoint_alone(start, train, tmp_path):
     chain = hooks.every(2, _saving(tmp_path, keep=9))
     trainer.fit(start, train, epochs=3, hooks=chain)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
@@ -117,7 +117,7 @@ def test_a_trigger_leaves_restoring_and_the_last_commit_alone(start, train, tmp_
     assert len(history) == 2
 
 
-def test_an_interrupt_is_committed_and_the_next_run_goes_on(start, train, stages, tmp_path):
+def test_an_interrupt_is_saved_and_the_next_run_resumes(start, train, stages, tmp_path):
     straight, _ = trainer.fit(start, train, epochs=4, hooks=stages)
 
     def interrupt(state, metrics):
@@ -134,7 +134,7 @@ def test_an_interrupt_is_committed_and_the_next_run_goes_on(start, train, stages
     assert fingerprint(resumed) == fingerprint(straight)
 
 
-def test_saving_waits_where_it_would_cost_too_much_and_ends_with_a_commit(start, train, tmp_path):
+def test_saving_waits_if_it_costs_too_much_and_ends_with_a_checkpoint(start, train, tmp_path):
     rarely = hooks.save_checkpoints(tmp_path, keep=99, max_cost=1e-9)
     trainer.fit(start, train, epochs=6, hooks=rarely)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
@@ -163,7 +163,7 @@ def test_the_newest_and_the_best_are_kept(start, train, tmp_path):
         assert checkpoints.best() == 2
 
 
-def test_the_best_must_be_something_that_is_written(start, train, tmp_path):
+def test_the_best_must_be_a_metric_that_is_written(start, train, tmp_path):
     with pytest.raises(ValueError, match="'save_checkpoints' at 'epoch' reads 'val/loss', which"):
         trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path, best="val/loss"))
 
@@ -186,7 +186,7 @@ def test_a_save_that_never_ends_ends_the_run(start, train, tmp_path, monkeypatch
     gate.set()
 
 
-def test_memory_that_runs_out_in_a_save_ends_the_run(start, train, tmp_path, monkeypatch):
+def test_running_out_of_memory_in_a_save_ends_the_run(start, train, tmp_path, monkeypatch):
     def fail(*arguments):
         raise MemoryError
 
@@ -196,13 +196,13 @@ def test_memory_that_runs_out_in_a_save_ends_the_run(start, train, tmp_path, mon
     assert any("while saving epoch 1 to" in note for note in raised.value.__notes__)
 
 
-def test_a_configuration_that_cannot_be_kept_is_refused_before_anything_is_made(tmp_path):
+def test_a_configuration_that_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="'model/table' is numpy.ndarray"):
         _saving(tmp_path / "run", config={"model": {"table": np.zeros(2)}})
     assert not (tmp_path / "run").exists()
 
 
-def test_another_runs_directory_is_refused_with_what_differs(
+def test_the_directory_of_another_run_is_refused_with_the_differences(
     start, train, digits, tmp_path, linear
 ):
     trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path, config={"seed": 0, "epochs": 1}))
@@ -219,13 +219,13 @@ def test_another_runs_directory_is_refused_with_what_differs(
         )
 
 
-def test_an_unwritable_directory_is_refused_when_the_hook_is_made(tmp_path):
+def test_an_unwritable_directory_is_refused_when_the_hook_is_built(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         hooks.save_checkpoints(tmp_path / "file" / "run")
 
 
-def test_hooks_come_and_go_between_runs(start, train, stages, tmp_path, caplog):
+def test_hooks_may_be_added_and_removed_between_runs(start, train, stages, tmp_path, caplog):
     caplog.set_level(logging.INFO, "entracte")
     count = hooks.stateful("count", lambda s: int(s.epoch), lambda m, s, _: (m + 1, s))
     trainer.fit(start, train, epochs=2, hooks=[count, _saving(tmp_path)])
@@ -245,17 +245,17 @@ def test_a_decision_to_stop_is_saved(start, train, tmp_path):
     assert (state.stop, len(history)) == (True, 1)
 
 
-def test_a_failed_save_is_raised_and_earlier_commits_stand(start, train, tmp_path, monkeypatch):
+def test_a_failed_save_is_raised_and_earlier_checkpoints_stand(start, train, tmp_path, monkeypatch):
     from trainer.checkpoints import manager as module
 
-    commit = module.Checkpoints._commit
+    checkpoint = module.Checkpoints._write
 
     def fail(self, epoch, *rest):
         if epoch == 3:
             raise OSError("disk full")
-        commit(self, epoch, *rest)
+        checkpoint(self, epoch, *rest)
 
-    monkeypatch.setattr(module.Checkpoints, "_commit", fail)
+    monkeypatch.setattr(module.Checkpoints, "_write", fail)
     with pytest.raises(OSError, match="disk full") as raised:
         trainer.fit(start, train, epochs=9, hooks=_saving(tmp_path, keep=9))
     assert any("epoch 3" in note for note in raised.value.__notes__)
@@ -275,7 +275,7 @@ def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, 
                 thread.join()
         return state
 
-    monkeypatch.setattr(module.Checkpoints, "_commit", fail)
+    monkeypatch.setattr(module.Checkpoints, "_write", fail)
     seen = []
     chain = [
         hooks.on("train", lambda state, metrics: seen.append(int(state.epoch)) or state),
@@ -290,7 +290,7 @@ def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, 
     )
 
 
-def test_what_was_committed_before_does_not_count_where_nothing_is_left(start, train, tmp_path):
+def test_an_earlier_save_does_not_count_if_the_directory_is_empty(start, train, tmp_path):
     chain = _saving(tmp_path)
     trainer.fit(start, train, epochs=1, hooks=chain)
     shutil.rmtree(tmp_path / "checkpoints" / "1")
@@ -305,7 +305,7 @@ def test_the_same_chain_serves_two_runs(start, train, tmp_path):
     assert int(state.epoch) == 3
 
 
-def test_it_keeps_the_laws(start, tmp_path):
+def test_the_hook_keeps_the_laws(start, tmp_path):
     testing.check_hook(_saving(tmp_path), start, {"train/loss": 1.0})
 
 
@@ -374,14 +374,14 @@ def test_a_second_process_is_refused_while_the_first_lives(start, train, tmp_pat
                 assert checkpoints.epochs()  # to read it is refused to none
         finally:
             first.kill()
-    commits = tmp_path / "checkpoints"
-    commits.rename(tmp_path / "theirs")  # of another state than this process trains
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.rename(tmp_path / "theirs")  # of another state than this process trains
     state, _ = trainer.fit(start, train, epochs=2, hooks=_saving(tmp_path))
     assert int(state.epoch) == 2
     assert (tmp_path / "lock").stat().st_size == 0
 
 
-def test_a_directory_is_saved_to_by_one_hook(start, train, tmp_path):
+def test_only_one_hook_saves_to_a_directory(start, train, tmp_path):
     def train_within(state, metrics):
         with pytest.raises(
             DirectoryInUse, match="a run that it is within, saves there.* of its own"

@@ -60,8 +60,8 @@ def test_a_hook_that_was_added_begins_anew_and_one_that_was_removed_is_dropped(
     assert len(history) == EPOCHS - 2
     assert sorted(state.hook_state) == ["count", "stop_early/train/loss"]
     assert state.hook_state["count"] == EPOCHS - 2
-    assert "commit 2 in " in caplog.text
-    assert "hook_state/count begins anew" in caplog.text
+    assert "checkpoint 2 in " in caplog.text
+    assert "hook_state/count starts fresh" in caplog.text
     assert "hook_state/average_params is dropped, since no hook keeps it" in caplog.text
     assert "stop_early/train/loss begins" not in caplog.text
     assert fingerprint(state.replace(hook_state={})) == fingerprint(straight)
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_listed_before_any_training(digits, tmp_path, chang
     fit(*mlp(digits[0]), tmp_path, epochs=1)
     seen = []
     look = hooks.observe(lambda state, metrics: seen.append(state) or state)
-    with pytest.raises(ValueError, match="commit 1 in .* does not fit this run") as error:
+    with pytest.raises(ValueError, match="checkpoint 1 in .* does not fit this run") as error:
         fit(*mlp(digits[0], **settings), tmp_path, hooks.on("train", look), look)
     for line in lines:
         assert line in str(error.value)
@@ -191,7 +191,7 @@ def test_from_one_device_to_four_and_back(tmp_path, caplog, kind):
         check=False,
     )
     assert child.returncode == 0, child.stderr
-    assert "commit 2 in " in child.stderr
+    assert "checkpoint 2 in " in child.stderr
     assert "devices: saved with 1 cpu, now 4 cpu" in child.stderr
     assert child.stdout == "epochs 2 4\n"
     caplog.clear()
@@ -217,8 +217,8 @@ def test_another_version_is_told_and_the_bits_are_those_that_were_saved(
     rewrite(tmp_path, 2, versions=versions | {"jaxlib": "0.0.1"}, devices="8 abacus")
     state, _ = fit(start, train, tmp_path, *chain)
     (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "commit 2 in " in told
-    assert "the same bits as without a stop are not to be expected" in told
+    assert "checkpoint 2 in " in told
+    assert "do not expect the same bits as without a stop" in told
     assert f"jaxlib: saved with 0.0.1, now {versions['jaxlib']}" in told
     assert "devices: saved with 8 abacus, now 1 cpu" in told
     assert "jax: " not in told
@@ -238,5 +238,5 @@ def test_a_commit_of_before_devices_were_recorded_is_still_read(start, train, tm
 def test_a_newer_format_is_an_error_and_no_older_commit_is_taken(start, train, tmp_path):
     fit(start, train, tmp_path, epochs=2)
     rewrite(tmp_path, 2, format=manifest.FORMAT + 1, leaves=3)
-    with pytest.raises(ValueError, match=r"commit 2 in .* is of format 2, and .* up to 1"):
+    with pytest.raises(ValueError, match=r"checkpoint 2 in .* is of format 2, and .* up to 1"):
         fit(start, train, tmp_path)

@@ -242,7 +242,7 @@ def test_a_run_goes_on_from_the_newest_intact_commit_to_the_same_end(
     skipped = [r.getMessage() for r in caplog.records if "skipped a damaged" in r.getMessage()]
     assert len(skipped) == len(damages)
     for number, damage, line in zip((4, 3, 2), damages, skipped, strict=False):
-        assert f"commit {number} in {run}" in line
+        assert f"checkpoint {number} in {run}" in line
         assert DAMAGE[damage] in line
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.epochs() == [1, 2, 3, 4, 5, 6]
@@ -254,6 +254,6 @@ def test_without_an_intact_commit_a_run_does_not_begin_anew(start, train, chain,
     for number, damage in zip((1, 2, 3, 4), DAMAGE, strict=False):
         damage(run / "checkpoints" / str(number))
     saving = hooks.save_checkpoints(run, max_cost=None)
-    with pytest.raises(RuntimeError, match=r"(?s)no commit is intact:.*commit 4 .*commit 1 "):
+    with pytest.raises(RuntimeError, match="(?s)no checkpoint is intact:.*point 4 .*point 1 "):
         trainer.fit(start, train, epochs=EPOCHS, hooks=[*chain, saving])
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["1", "2", "3", "4"]

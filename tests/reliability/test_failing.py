@@ -158,7 +158,7 @@ def test_where_no_commit_can_be_read_they_see_the_first_state(begin, look, seen,
     with pytest.raises(OSError, match="the disk is gone") as raised:
         trainer.fit(begin, phase, epochs=6, hooks=[saving, look])
     assert raised.value.__notes__ == ["in phase 'train' of epoch 3"]
-    assert "no commit is intact" in caplog.text
+    assert "no checkpoint is intact" in caplog.text
     assert seen == [(0, 0, "the disk is gone")]
 
 
@@ -166,7 +166,7 @@ def test_a_failure_of_the_last_save_is_seen_too(begin, look, seen, tmp_path, mon
     def fail(self, *commit):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(trainer.Checkpoints, "_commit", fail)
+    monkeypatch.setattr(trainer.Checkpoints, "_write", fail)
     phase = trainer.training(step, data.Stream(BATCHES))
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     with pytest.raises(OSError, match="the disk is full"):

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from trainer.__main__ import main
-from trainer.host.safe_open import UnsafeFile, make_own_folder, open_regular, own_folder
+from trainer.host.safe_open import UnsafeFile, make_own_folder, open_own_folder, open_regular
 from trainer.runs import Store, deliver_queue
 
 ROOT = os.geteuid() == 0
@@ -169,7 +169,7 @@ def test_links_are_followed_where_the_user_says_so(tmp_path):
 @pytest.mark.parametrize("path", ["relative", "/tmp/../tmp"])
 def test_a_folder_is_named_by_an_absolute_path_that_does_not_go_up(path):
     with pytest.raises(UnsafeFile, match=r"an absolute path without '\.\.'"):
-        own_folder(path)
+        open_own_folder(path)
 
 
 @pytest.mark.skipif(not ROOT, reason="only root can give files away")

@@ -106,7 +106,7 @@ def test_a_lie_about_a_leaf_is_damage(run, lie):
     path, fields = LIES[lie]
     leaf_of(content, path).update(fields)
     forge(run / "checkpoints/2", content)
-    with pytest.raises(DamagedCheckpoint, match="commit 2 in .*: .* cannot be"):
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in .*: .* cannot be"):
         restore(run, strict=True)
     assert restore(run).epoch == 1
 
@@ -127,7 +127,7 @@ def test_nesting_without_end_is_damage(run, depth):
     digest = xxhash.xxh3_64_hexdigest(body.encode())
     whole = f'{{"checksum": "{digest}", "manifest": {body}'
     (run / "checkpoints/2/manifest.json").write_text(whole)
-    with pytest.raises(DamagedCheckpoint, match="commit 2 in .*nested too deeply|no JSON"):
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in .*nested too deeply|no JSON"):
         restore(run, strict=True, config={"seed": 0})
 
 
@@ -224,14 +224,14 @@ def huge_description(commit):
 
 
 SIZES = {
-    sparse_manifest: "DamagedCommit .* it has more than 16,777,216 bytes",
-    claimed_only: "DamagedCommit .*leaves/.zarray does not describe 1000000",
-    claimed_and_described: "DamagedCommit .*leaves/0 has .* bytes instead of 1000000",
+    sparse_manifest: "DamagedCheckpoint .* it has more than 16,777,216 bytes",
+    claimed_only: "DamagedCheckpoint .*leaves/.zarray does not describe 1000000",
+    claimed_and_described: "DamagedCheckpoint .*leaves/0 has .* bytes instead of 1000000",
     sparse_arrays: "MemoryError the arrays in .* take 1,000,000,.* bytes and this machine has",
-    bomb: "DamagedCommit .*leaves/.zarray does not describe",
-    huge_chunk: "DamagedCommit .*leaves/.zarray does not describe",
-    huge_metadata: "DamagedCommit .*arrays/_METADATA has 1000000000000 bytes instead of",
-    huge_description: "DamagedCommit .*leaves/.zarray does not describe",
+    bomb: "DamagedCheckpoint .*leaves/.zarray does not describe",
+    huge_chunk: "DamagedCheckpoint .*leaves/.zarray does not describe",
+    huge_metadata: "DamagedCheckpoint .*arrays/_METADATA has 1000000000000 bytes instead of",
+    huge_description: "DamagedCheckpoint .*leaves/.zarray does not describe",
 }
 
 

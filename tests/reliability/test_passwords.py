@@ -14,7 +14,7 @@ import hooks
 import trainer
 from trainer.__main__ import main
 from trainer.configuration import Logging, TrainingConfig, load_config, parse_config
-from trainer.host.redaction import redacted_command
+from trainer.host.redaction import redact_command
 from trainer.runs import Run, Store, connecting
 
 PASSWORD = "hunter/2@secret"
@@ -148,7 +148,7 @@ def test_errors_say_no_password(tmp_path):
     ],
 )
 def test_a_command_line_is_kept_without_them(words, shown):
-    assert " ".join(redacted_command(words)) == shown
+    assert " ".join(redact_command(words)) == shown
 
 
 def test_what_is_no_secret_is_kept_bit_for_bit(tmp_path):

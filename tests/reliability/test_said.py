@@ -21,15 +21,15 @@ from trainer.checkpoints import manifest
 from trainer.checkpoints.resume_warnings import (
     Difference,
     compare_settings,
+    format_warning,
     merge_saved_settings,
-    warning,
 )
 from trainer.loop import content_hash
 from trainer.loop.content_hash import hash_array
 from trainer.loop.run_description import describe_run
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
-SAID = "was saved by a script that said otherwise"
+SAID = "was saved by a script with other settings"
 
 
 def hinge(outputs, batch):
@@ -151,7 +151,7 @@ def test_law_14_what_differs_is_said_with_both_values(runs, tmp_path, caplog, ki
     run = shutil.copytree(runs["injected"], tmp_path / "run")
     fit(run, 1, **changes)
     (line,) = told(caplog)
-    assert f"commit 1 in {run / 'checkpoints'} {SAID}" in line
+    assert f"checkpoint 1 in {run / 'checkpoints'} {SAID}" in line
     end = "" if kind in KEPT else ".*; the new one is in force"
     assert len(re.findall(f"^  {said}{end}.*$", line, re.MULTILINE)) == 1
 
@@ -296,7 +296,7 @@ def test_the_list_of_differences_is_bounded():
         same_software=True,
     )
     assert len(found) == 99
-    assert warning("commit 1", found).endswith("\n  and 69 more")
+    assert format_warning("checkpoint 1", found).endswith("\n  and 69 more")
 
 
 def test_on_record_is_what_is_in_force():

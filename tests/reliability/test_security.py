@@ -184,7 +184,7 @@ KINDS = [
 def test_any_other_file_or_kind_of_file_is_damage_before_it_is_opened(run, caplog, spoil, name):
     spoil(run / "checkpoints/2" / name)
     assert restore(run).epoch == 1
-    assert "skipped a damaged commit: commit 2 in " in caplog.text
+    assert "skipped a damaged checkpoint: checkpoint 2 in " in caplog.text
 
 
 METADATA = [("leaves", "../../../x"), ("leaves", "/etc/x"), ("np.ndarray", "jax.Array")]
@@ -230,7 +230,7 @@ def contents(path):
 def test_a_commit_that_is_a_link_is_not_restored(run, outside, caplog):
     (run / "checkpoints/9").symlink_to(outside)
     assert restore(run).epoch == 2
-    assert "skipped a damaged commit: commit 9 in " in caplog.text
+    assert "skipped a damaged checkpoint: checkpoint 9 in " in caplog.text
     assert f"9 is a link to {outside}" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: commits of the whole state, written in the background, restored only if intact."""
+"""Checkpoints of the whole state: written in the background, restored only if intact."""
 
 from trainer.checkpoints.load import restore
 from trainer.checkpoints.manager import Checkpoints

@@ -1,4 +1,4 @@
-"""A state's arrays as bytes in one buffer on the host, and back."""
+"""Copy a state's arrays into one buffer of bytes on the host, and back."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import xxhash
 from jax.experimental import multihost_utils
 
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, decode_scalar, is_key
-from trainer.checkpoints.save_worker import room_for_thread
+from trainer.checkpoints.save_worker import has_room_for_thread
 
 ALIGNMENT = 64
-"""Arrays begin at multiples of it, for fast copies; zeros fill the gaps."""
+"""Arrays start at multiples of it, for fast copies; zeros fill the gaps."""
 
 _TWO_THREADS = 2**24
-"""Bytes from which a second thread pays: one copies that many in about 3 ms."""
+"""Bytes from which a second thread pays off: one thread copies that many in about 3 ms."""
 
 
 def copy_to_host(
@@ -31,15 +31,15 @@ def copy_to_host(
 ) -> tuple[dict[str, list[Leaf]], np.ndarray]:
     """Copy the arrays of a state into a buffer on the host, one after another.
 
-    Nothing refers to the state's own arrays afterwards, so that training may donate them.
+    Nothing refers to the state's own arrays afterwards, so training may donate them.
 
     Args:
-        groups: by section, the leaves described and their values.
-        buffer: uint8 [bytes], overwritten where it is large enough. Reusing one matters: in a fresh
-            one every page is faulted in, which takes several times as long as the copy.
+        groups: by section, the descriptions of the leaves and their values.
+        buffer: uint8 [bytes], overwritten if it is large enough. Reusing one matters: a fresh one
+            faults in every page, which takes several times as long as the copy.
 
     Returns:
-        The leaves by section, with the place of each array's bytes, and the buffer.
+        The leaves by section, with the offset of each array's bytes, and the buffer.
     """
     taken: dict[str, list[Leaf]] = {name: [] for name in groups}
     arrays: list[tuple[Leaf, Any]] = []
@@ -51,7 +51,7 @@ def copy_to_host(
                     raise RuntimeError(f"{leaf.path} was deleted: training donated it; copy it")
                 array = jax.random.key_data(value) if is_key(value) else value
                 leaf = replace(leaf, offset=end)
-                end = aligned(end + leaf.bytes)
+                end = align(end + leaf.bytes)
                 arrays.append((leaf, array))
             taken[name].append(leaf)
     if buffer.nbytes < end:
@@ -61,18 +61,18 @@ def copy_to_host(
         for leaf, array in arrays
         for index, piece in _pieces(array)
     ]
-    _in_threads(_copy, jobs, end)
+    _map_in_threads(_copy, jobs, end)
     for leaf, _ in arrays:
-        buffer[leaf.offset + leaf.bytes : aligned(leaf.offset + leaf.bytes)] = 0
+        buffer[leaf.offset + leaf.bytes : align(leaf.offset + leaf.bytes)] = 0
     return taken, buffer
 
 
 def _pieces(array: Any) -> Iterator[tuple[tuple[slice, ...], Any]]:
-    """Give the parts of an array, each with where it belongs.
+    """Yield the pieces of an array, each with its index in the array.
 
-    Those of a jax array are objects of their own over the same buffers: a numpy view is cached on
-    the object that it was taken from, and as long as it lives the buffer cannot be donated.
-    An array that is spread over processes is gathered, so all of them must come here.
+    The pieces of a jax array are separate objects over the same buffers: a numpy view is cached on
+    the object that it was taken from, and while it lives the buffer cannot be donated. An array
+    that is sharded over processes is gathered, so all processes must call this.
     """
     if isinstance(array, np.ndarray):
         yield (), array
@@ -93,11 +93,11 @@ def _view(buffer: np.ndarray, leaf: Leaf, dtype: np.dtype, shape: tuple[int, ...
     return buffer[leaf.offset : leaf.offset + leaf.bytes].view(dtype).reshape(shape)
 
 
-def _in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
+def _map_in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
     """Map over jobs, on two threads where there are enough bytes; numpy and xxhash free the GIL.
 
-    The second thread takes what it can. One that cannot start, or dies for want of memory, as one
-    of a pool does without a word to who waits for it, leaves all to the first.
+    If the second thread cannot start, or dies for lack of memory (in a pool nobody would notice),
+    the first one does all jobs.
     """
     results: list[Any] = [_MISSING] * len(jobs)
     left, busy = deque(range(len(jobs))), threading.Lock()
@@ -114,10 +114,10 @@ def _in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
         with contextlib.suppress(Exception):  # the first thread does that job again, and raises it
             more = True
             while more:
-                with busy:  # taken before a job is, so that none is under way once it is free
+                with busy:  # locked before a job is taken: when it is free, no job is in progress
                     more = take()
 
-    if size >= _TWO_THREADS and len(jobs) > 1 and room_for_thread():
+    if size >= _TWO_THREADS and len(jobs) > 1 and has_room_for_thread():
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(help_out, ())
     while take():
@@ -134,17 +134,17 @@ _MISSING = object()
 
 
 def count_bytes(leaves: Iterable[Leaf]) -> int:
-    """Count the bytes of the buffer: those of arrays and the gaps after them."""
-    return max((aligned(leaf.offset + leaf.bytes) for leaf in leaves), default=0)
+    """Count the bytes of arrays and the gaps after them."""
+    return max((align(leaf.offset + leaf.bytes) for leaf in leaves), default=0)
 
 
-def aligned(count: int) -> int:
-    """Give where the next array begins: `count`, or the first multiple of `ALIGNMENT` after it."""
+def align(count: int) -> int:
+    """Round up to a multiple of `ALIGNMENT`."""
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
 def add_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
-    """Give the leaves with the xxh3_64 of their arrays' bytes and the gaps after them.
+    """Return the leaves with the xxh3_64 of their arrays' bytes and the gaps after them.
 
     >>> add_checksums([Leaf("w", "uint8", (2,), bytes=2)], np.zeros(64, np.uint8))[0].checksum
     '2ffb6918c12c256e'
@@ -153,28 +153,28 @@ def add_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> list[Leaf]:
     def checksum(leaf: Leaf) -> Leaf:
         if leaf.shape is None:
             return leaf
-        content = buffer[leaf.offset : aligned(leaf.offset + leaf.bytes)].data
+        content = buffer[leaf.offset : align(leaf.offset + leaf.bytes)].data
         return replace(leaf, checksum=xxhash.xxh3_64_hexdigest(content))
 
-    return _in_threads(checksum, leaves, count_bytes(leaves))
+    return _map_in_threads(checksum, leaves, count_bytes(leaves))
 
 
 def verify_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> None:
     """Check that arrays are, bit for bit, what was saved.
 
     Raises:
-        DamagedCommit: some are not; all are listed.
+        DamagedCheckpoint: some are not; lists all of them.
     """
     found = add_checksums(leaves, buffer)
     if wrong := [leaf.path for leaf, now in zip(leaves, found, strict=True) if leaf != now]:
         raise DamagedCheckpoint(f"checksums differ at {', '.join(wrong)}")
 
 
-def array(leaf: Leaf, buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Give the array of a leaf as a view of the buffer.
+def view_array(leaf: Leaf, buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return the array of a leaf as a view of the buffer.
 
     Raises:
-        DamagedCommit: its bytes are not those of such an array.
+        DamagedCheckpoint: its bytes do not fit shape and dtype.
     """
     assert leaf.shape is not None
     if leaf.bytes != math.prod(leaf.shape) * dtype.itemsize:
@@ -189,23 +189,23 @@ def rebuild_section(
     targets: Sequence[Any],
     structure: Any,
 ) -> Any:
-    """Make a section again, each leaf where and of the kind that the target's is.
+    """Rebuild a section, each leaf with the kind and device of the target's leaf.
 
     Args:
-        saved: the leaves as they were saved; they fit those wanted, in any order.
-        buffer: uint8 [bytes], as it was saved. What is made does not refer to it.
+        saved: the leaves as they were saved; they match `wanted`, in any order.
+        buffer: uint8 [bytes], as it was saved. The result does not refer to it.
         wanted: the leaves of the target.
         targets: their values.
         structure: of the target.
     """
     by_path = {leaf.path: leaf for leaf in saved}
     return structure.unflatten(
-        _placed(by_path[leaf.path], buffer, target)
+        _restore_leaf(by_path[leaf.path], buffer, target)
         for leaf, target in zip(wanted, targets, strict=True)
     )
 
 
-def _placed(leaf: Leaf, buffer: np.ndarray, target: Any) -> Any:
+def _restore_leaf(leaf: Leaf, buffer: np.ndarray, target: Any) -> Any:
     if leaf.shape is None:
         return decode_scalar(leaf)
     if is_key(target):
@@ -218,24 +218,24 @@ def _placed(leaf: Leaf, buffer: np.ndarray, target: Any) -> Any:
 
 
 def put_like(host: np.ndarray, target: jax.Array) -> jax.Array:
-    """Put an array where the target is, and leave it uncommitted if the target is.
+    """Put an array on the target's devices, and leave it uncommitted if the target is.
 
-    What is made does not refer to the host's array.
+    The result does not refer to the host's array.
     """
     if not target.is_fully_addressable:
         return jax.make_array_from_callback(host.shape, target.sharding, lambda i: host[i].copy())
     if len(target.sharding.device_set) > 1:
         host = host.copy()
     elif host.ctypes.data % ALIGNMENT == 0:
-        host = _shifted(host)
+        host = _copy_unaligned(host)
     return jax.device_put(host, target.sharding if target.committed else None)
 
 
-def _shifted(host: np.ndarray) -> np.ndarray:
-    """Copy to an address that JAX has to copy from.
+def _copy_unaligned(host: np.ndarray) -> np.ndarray:
+    """Copy to an unaligned address, so that JAX copies the array.
 
-    On CPU it adopts an aligned numpy array as its own buffer: that one could not be donated, and
-    would keep all of what was read in memory.
+    On CPU it adopts an aligned numpy array as its own buffer, which could not be donated, and would
+    keep the whole buffer in memory.
     """
     room = np.empty(host.nbytes + 2 * ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT + ALIGNMENT // 2

@@ -1,47 +1,39 @@
-"""The commits of one run: saved in the background, the newest intact one restored."""
+"""The checkpoints of one run: saved in the background, the newest intact one restored."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import directory_lock, host_snapshot, publishing, run_id
+from trainer.checkpoints import directory_lock, host_snapshot, publishing, restore_one, select
 from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
-from trainer.checkpoints.restore_one import (
-    SavedCheckpoint,
-    read_on_all_processes,
-    restore_checkpoint,
-)
-from trainer.checkpoints.save_worker import SLOW, Worker
+from trainer.checkpoints.restore_one import SavedCheckpoint
+from trainer.checkpoints.retention import Retention, prune, rank_by_score
+from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
-from trainer.checks.arguments import require_integer
+from trainer.checkpoints.write_one import write_checkpoint
 from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
-from trainer.host.atomic_files import explain_disk_full
 from trainer.host.processes import fail_together, is_main_process
 from trainer.host.time_spans import span
 from trainer.state import TrainState
 
-log = logging.getLogger("entracte")
-
 
 class Checkpoints:
-    """The commits of one run, in `<directory>/checkpoints/<epoch>`.
+    """The checkpoints of one run, in `<directory>/checkpoints/<epoch>`.
 
-    A commit appears at once or not at all, whenever the process is killed, and is restored only if
-    every checksum agrees. One is written at a time, in the background; what reads waits for it.
-    The failure of a save is raised once: by the next `save`, `check_for_errors`, `wait` or `close`.
-    Close it, as `with` and `fit` do: from Python 3.12 on a process that just ends can start no
-    threads, and so may fail, with a message, to finish the save under way; the commits before
-    stand. On several processes each makes the same calls: the first one writes and all read, so the
-    directory must be one that they share.
+    A checkpoint appears completely or not at all, whenever the process is killed, and is restored
+    only if every checksum agrees. One is written at a time, in the background; readers wait for it.
+    A failed save is raised once: by the next `save`, `check_for_errors`, `wait` or `close`. Close
+    it, as `with` and `fit` do: a process that just ends can start no threads, and may fail to
+    finish the save in progress. On several processes each makes the same calls: the main process
+    writes and all read, so the directory must be shared.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
@@ -63,57 +55,51 @@ class Checkpoints:
         time_limit: float | None = 600.0,
         read_only: bool = False,
     ) -> None:
-        """Open the commits of a run.
+        """Open the checkpoints of a run.
 
         Args:
-            directory: of the run; made if absent.
-            keep: how many of the newest commits to keep.
-            best: the score by which commits are compared; None if none is.
-            mode: "min" if a lower score is better, "max" if a higher one is; None goes by its name.
-            keep_best: how many of the best commits to keep besides.
-            every: keep every commit whose number this divides besides.
-            time_limit: seconds that writing a commit may take; then it is a failed save. None for
-                as long as it takes.
+            directory: of the run; created if absent.
+            keep: how many of the newest checkpoints to keep.
+            best: the score that ranks checkpoints; None if none does.
+            mode: `min` if a lower score is better, `max` if a higher one is; None infers it.
+            keep_best: how many of the best checkpoints to keep in addition.
+            every: keep every checkpoint whose number this divides in addition.
+            time_limit: seconds after which writing a checkpoint has failed; None: no limit.
             read_only: only read; write and remove nothing.
 
         Raises:
             OSError: the directory cannot be written, or its folder `checkpoints` is a link.
             ValueError: a setting is out of range.
         """
-        for name, value in (("keep", keep), ("keep_best", keep_best), ("every", every)):
-            if value is not None:
-                require_integer(name, value, 1)
+        self.mode = resolve_mode("best", best, mode, optional=True)
+        self._retention = Retention(keep, keep_best, every, self.mode)
         self.directory = to_absolute_path(directory, "Checkpoints") / "checkpoints"
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         publishing.check_no_link(self.directory)
         self._best = best
-        self.mode = resolve_mode("best", best, mode, optional=True)
-        self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "every": every}
         self._read_only = read_only
         self._writes = not read_only and is_main_process()
         self._damaged: set[int] = set()
         self._written: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
-        self._storage = publishing.ArrayStorage()
-        self._worker = Worker("entracte-save", time_limit=time_limit, remedy=SLOW)
+        self._storage = ArrayStorage()
+        self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
         self._buffer = np.empty(0, np.uint8)
-        self._blocked = 0.0
-        self._before = 0.0
-        with fail_together(f"opening {self.directory}") if not read_only else nullcontext():
-            if self._writes:
-                publishing.ensure_writable(self.directory)
-        self._leftovers = self._writes
+        self._blocked_seconds = self._seconds_before = 0.0
+        if not read_only:
+            with fail_together(f"opening {self.directory}"):
+                if self._writes:
+                    publishing.ensure_writable(self.directory)
+        self._may_recover = self._writes
         self._recover()
 
     def _recover(self) -> None:
-        """Put back what a run that was killed left half-way; what a living one is about, is not."""
-        if (
-            self._leftovers
-            and directory_lock.find_holder(self.directory.parent, by_others=True) is None
-        ):
-            publishing.recover(self.directory)
-            self._leftovers = False
+        """Repair what a killed run left half-way; leave alone what a live one is doing."""
+        run = self.directory.parent
+        if self._may_recover and not directory_lock.find_holder(run, by_others=True):
+            publishing.recover_replaced(self.directory)
+            self._may_recover = False
 
     def save(
         self,
@@ -123,15 +109,15 @@ class Checkpoints:
         config: Mapping[str, Any] | None = None,
         settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        """Commit a state under the number of its epoch, replacing a commit of that number.
+        """Save a state under the number of its epoch, replacing a checkpoint of that number.
 
-        Returns once the state is copied to the host; waits first for a save that is under way.
+        Returns once the state is copied to the host; waits first for a save in progress.
 
         Args:
             state: all of it is saved but `scores`.
-            scores: the event's metrics, kept in the manifest; `best` chooses among them.
+            scores: the event's metrics, stored in the manifest; `best` ranks by one of them.
             config: the run's configuration, compared on restore.
-            settings: what the run is made of; see `trainer.loop.run_description`.
+            settings: the run's settings; see `trainer.loop.run_description`.
 
         Raises:
             TypeError: a leaf of the state, or of the configuration, cannot be saved.
@@ -140,22 +126,16 @@ class Checkpoints:
         if self._read_only:
             raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
         with span("save", "wait"), fail_together("the save before this one"):
-            self._worker.ready()
-        self._before = self.seconds
-        began = time.perf_counter()
+            self._worker.wait_until_ready()
+        self._seconds_before, began = self.seconds, time.perf_counter()
         epoch = int(state.epoch)
         with span("save", "copy", epoch):
-            head = {
-                "scores": {name: float(score) for name, score in scores.items()},
-                "config": None if config is None else normalize_config(config),
-                "settings": settings,
-            }
-            groups = {
-                name: manifests.flatten_section(name, tree)[:2]
-                for name, tree in manifests.sections(state).items()
-            }
+            numbers = {name: float(score) for name, score in scores.items()}
+            config = None if config is None else normalize_config(config)
+            head = {"scores": numbers, "config": config, "settings": settings}
+            groups = {n: part[:2] for n, part in manifests.flatten_state(state).items()}
             leaves, self._buffer = host_snapshot.copy_to_host(groups, self._buffer)
-        self._blocked += time.perf_counter() - began
+        self._blocked_seconds += time.perf_counter() - began
         if self._writes:
             self._worker.start(
                 lambda: self._write(epoch, leaves, head),
@@ -163,64 +143,39 @@ class Checkpoints:
             )
 
     def _write(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
+        """Write a checkpoint, then remove those that are no longer kept; runs in the worker."""
         with span("save", "write", epoch):
-            self._commit(epoch, leaves, head)
-
-    def _commit(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
-        """Write a commit, then remove those that are no longer kept; runs in the worker."""
-        publishing.recover(self.directory)
-        publishing.remove_leftovers(self.directory)
-        data = self._buffer[
-            : host_snapshot.count_bytes(leaf for group in leaves.values() for leaf in group)
-        ]
-        stage = self.directory / f"{epoch}.staged"
-        try:
-            with explain_disk_full(data.nbytes, stage):
-                publishing.make_staging_folder(self.directory, epoch)
-                self._storage.write(stage / publishing.ARRAYS, data)
-                checked = {
-                    name: host_snapshot.add_checksums(group, data) for name, group in leaves.items()
-                }
-                manifest = manifests.build_manifest(
-                    epoch, checked, run=run_id.ensure_run_id(self.directory), **head
-                )
-                if self._worker.is_abandoned():
-                    raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
-                publishing.publish(stage, manifest)
-        except BaseException:
-            publishing.discard(stage)
-            raise
-        self._damaged.discard(epoch)
-        self._scores[epoch] = head["scores"]
-        self._written.add(epoch)
-        self._prune(epoch)
-
-    def _prune(self, newest: int) -> None:
-        """Remove the commits that are no longer kept; never the one just written."""
-        scores = {number: self._score(number) for number in self._sound()}
-        kept = publishing.select_retained(scores, mode=self.mode, **self._keep)
-        for number in scores.keys() - kept - {newest}:
-            if number in self._written or run_id.removable(self.directory, number):
-                publishing.remove(self.directory, number)
-        if later := [number for number in scores if number > newest]:
-            log.warning(
-                f"epoch {newest} was saved to {self.directory}, where {later} come before it when "
-                "restoring: move them away if training is to go on from here"
+            abandoned = self._worker.is_abandoned
+            write_checkpoint(
+                self.directory, epoch, self._storage, leaves, self._buffer, head, abandoned
             )
+            self._damaged.discard(epoch)
+            self._scores[epoch] = head["scores"]
+            self._written.add(epoch)
+            prune(self.directory, self._read_scores(), self._retention, epoch, self._written)
 
-    def _score(self, number: int) -> float | None:
-        """Give the score by which a commit is compared, if it has one."""
+    def _read_scores(self) -> dict[int, float | None]:
+        """Read the score that ranks each intact checkpoint; None if it has none."""
         if self._best is None:
-            return None
-        if number not in self._scores:
-            try:
-                self._scores[number] = manifests.parse_scores(
-                    publishing.read_manifest(self.directory, number)
-                )
-            except DamagedCheckpoint as damage:
-                self._skip(number, damage)
-                return None
-        return self._scores[number].get(self._best)
+            return dict.fromkeys(self._list_intact())
+
+        def read(number: int) -> dict[str, float]:
+            if number not in self._scores:
+                manifest = publishing.read_manifest(self.directory, number)
+                self._scores[number] = manifests.parse_scores(manifest)
+            return self._scores[number]
+
+        def skip(number: int, stamp: select.Stamp | None, damage: DamagedCheckpoint) -> None:
+            select.warn_skipped(number, stamp, damage)
+            self._leave_out(number)
+
+        found = select.iterate_intact(self.directory, self._list_intact, read, skip)
+        return {number: scores.get(self._best) for number, _, scores in found}
+
+    def _leave_out(self, number: int) -> None:
+        """Leave out a damaged checkpoint from now on, but for readers: it may be replaced."""
+        if not self._read_only:
+            self._damaged.add(number)
 
     def restore(
         self,
@@ -231,108 +186,90 @@ class Checkpoints:
         strict: bool = False,
         foreign: bool = False,
     ) -> SavedCheckpoint | None:
-        """Restore the newest intact commit into a state of the target's structure.
+        """Restore the newest intact checkpoint into a state of the target's structure.
 
-        Damaged commits are skipped, newest first, with a warning that says which and why; they stay
-        until a save replaces them. A commit that is intact but does not fit is an error. Memories
-        of the commit alone are dropped; those of the target alone are left out of the state, for
-        their hooks to make anew. Both are logged.
+        Damaged ones are skipped with a warning, and stay until a save replaces them. One that is
+        intact but does not fit is an error. Hook states that only the checkpoint has are dropped,
+        those that only the target has are left for their hooks to initialize: both are logged.
 
         Args:
-            target: gives the structure, types and places (devices, shardings) of what is restored.
+            target: has the structure, types, devices and shardings to restore to.
             epoch: restore exactly this one.
-            config: compared with the one saved, if both are given; `epochs` and `run` may differ.
-            strict: raise at the first damaged commit instead of skipping it.
-            foreign: take a commit that another run made, too.
+            config: compared with the saved one, if both are given; `epochs` and `run` may differ.
+            strict: raise at the first damaged checkpoint instead of skipping it.
+            foreign: take a checkpoint that another run made, too.
 
         Returns:
-            What was restored; None if there is no commit at all.
+            None if there is no checkpoint at all.
 
         Raises:
-            DamagedCommit: no commit is intact, or the one asked for is not.
-            FileNotFoundError: there is no commit of this epoch.
-            MemoryError: the commit takes more than this machine has.
-            ValueError: the commit does not fit target or config; every path and key is listed.
+            DamagedCheckpoint: no checkpoint is intact, or the requested one is not.
+            FileNotFoundError: there is no checkpoint of this epoch.
+            MemoryError: the checkpoint needs more memory than this machine has.
+            ValueError: the checkpoint does not fit target or config; every path and key is listed.
         """
 
         def read(number: int) -> SavedCheckpoint:
-            return restore_checkpoint(
+            found = restore_one.restore_checkpoint(
                 self.directory, number, self._storage, target, config, foreign=foreign
             )
+            self._damaged.discard(number)
+            return found
 
-        return read_on_all_processes(
-            self.directory,
-            lambda: self._first_intact(epoch, strict, read),
-            lambda commit: (-1, 0) if commit is None else commit.identity,
+        def list_numbers() -> list[int]:
+            numbers = publishing.list_epochs(self.directory)
+            if epoch is None:
+                return numbers[::-1]
+            select.check_listed(self.directory, epoch, numbers)
+            return [epoch]
+
+        def skip(number: int, stamp: select.Stamp | None, damage: DamagedCheckpoint) -> None:
+            if strict:
+                raise damage
+            if epoch is None:
+                self._leave_out(number)
+
+        def read_here() -> SavedCheckpoint | None:
+            self._worker.join()
+            self._recover()
+            return select.read_first_intact(self.directory, list_numbers, read, skip)
+
+        return restore_one.read_on_all_processes(
+            self.directory, read_here, lambda found: (-1, 0) if found is None else found.identity
         )
 
-    def _first_intact(
-        self, epoch: int | None, strict: bool, read: Callable[[int], SavedCheckpoint]
-    ) -> SavedCheckpoint | None:
-        self._worker.join()
-        self._recover()
-        numbers = publishing.list_epochs(self.directory)
-        if epoch is not None and epoch not in numbers:
-            raise FileNotFoundError(
-                f"there is no commit of epoch {epoch} in {self.directory}; there are: {numbers}"
-            )
-        reasons = []
-        for number in reversed(numbers) if epoch is None else [epoch]:
-            try:
-                commit = read(number)
-            except DamagedCheckpoint as damage:
-                if strict or epoch is not None:
-                    raise
-                self._skip(number, damage)
-                reasons.append(str(damage))
-            else:
-                self._damaged.discard(number)
-                return commit
-        if reasons:
-            raise DamagedCheckpoint("no commit is intact:\n  " + "\n  ".join(reasons))
-        return None
-
-    def _skip(self, number: int, damage: DamagedCheckpoint) -> None:
-        """Leave a commit out from now on; a reader asks again, since its writer may replace it."""
-        log.warning(f"skipped a damaged commit: {damage}")
-        if not self._read_only:
-            self._damaged.add(number)
-
     def epochs(self) -> list[int]:
-        """List the numbers (epochs) of the complete commits, ascending, but for damaged ones."""
+        """List the numbers (epochs) of the complete, undamaged checkpoints, ascending."""
         self._worker.join()
-        return self._sound()
+        return self._list_intact()
 
-    def _sound(self) -> list[int]:
-        return [n for n in publishing.list_complete(self.directory) if n not in self._damaged]
+    def _list_intact(self) -> list[int]:
+        numbers = publishing.list_complete_epochs(self.directory)
+        return [number for number in numbers if number not in self._damaged]
 
     def latest(self) -> int | None:
-        """Give the number of the newest commit."""
+        """Return the number of the newest checkpoint."""
         return max(self.epochs(), default=None)
 
     def best(self) -> int | None:
-        """Give the number of the commit with the best score; of equal ones, the first."""
-        scores = {number: self._score(number) for number in self.epochs()}
-        return next(iter(publishing.rank_by_score(scores, self.mode)), None)
+        """Return the number of the checkpoint with the best score, the first of equal ones."""
+        self._worker.join()
+        return next(iter(rank_by_score(self._read_scores(), self.mode)), None)
 
     def manifest(self, epoch: int) -> dict[str, Any]:
-        """Give what a commit says of itself: types, checksums, scores, configuration, versions.
-
-        Raises:
-            DamagedCommit: it is missing, or not as it was written.
-        """
+        """Read a checkpoint's manifest; raise DamagedCheckpoint if it is not as it was written."""
         self._worker.join()
         return publishing.read_manifest(self.directory, epoch)
 
     @property
     def seconds(self) -> float:
-        """The time that saving has taken so far: what blocked, and the background's."""
-        return self._blocked + self._worker.seconds
+        """Seconds that saving has taken so far, blocking and in the background."""
+        return self._blocked_seconds + self._worker.seconds
 
     @property
     def last_seconds(self) -> float:
-        """What of it the last save has taken, 0.0 before the first."""
-        return self.seconds - self._before
+        """The part of `seconds` that the last save has taken, 0.0 before the first."""
+        return self.seconds - self._seconds_before
 
     def check_for_errors(self) -> None:
         """Raise the failure of a save that ended in the background; on all processes if on one."""
@@ -340,15 +277,15 @@ class Checkpoints:
             self._worker.check()
 
     def wait(self) -> None:
-        """Wait until the save under way is durable; raise its failure, on all processes."""
+        """Wait until the save in progress is durable; raise its failure, on all processes."""
         with span("save", "wait"), fail_together("a save"):
             self._worker.wait()
 
     def close(self) -> None:
-        """Wait for the save under way and free the host copy; may be called again."""
+        """Wait for the save in progress and free the host copy; may be called again."""
         try:
             with span("save", "wait"):
-                self._worker.wait()  # alone: where one process fails, the others close elsewhere
+                self._worker.wait()  # alone: if one process fails, the others close elsewhere
         finally:
             self._buffer = np.empty(0, np.uint8)
 

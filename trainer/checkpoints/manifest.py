@@ -1,4 +1,4 @@
-"""The manifest of a commit: what was saved, of which type, and how to tell that it is intact."""
+"""The manifest of a checkpoint: which leaves were saved, their types and their checksums."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ import xxhash
 
 from trainer.checks.pytrees import format_path
 from trainer.host.escaping import escape_lines, escape_text
-from trainer.host.machine import devices
+from trainer.host.machine import describe_devices
 from trainer.state import PyTree, TrainState
 
 FORMAT = 1
-"""The version of what is written; a reader refuses what is newer than itself."""
+"""The version of the format that is written; a reader refuses a newer one."""
 
 
-class DamagedCheckpoint(RuntimeError):  # noqa: N818 (damage is what it is, and no error of the program)
-    """The files of a commit are not what was written; what they say is shown and not obeyed."""
+class DamagedCheckpoint(RuntimeError):  # noqa: N818 - what is the case, as its message says
+    """The files of a checkpoint are not as they were written. Text from them is escaped."""
 
-    def __init__(self, told: object) -> None:
-        super().__init__(escape_lines(told))
+    def __init__(self, message: object) -> None:
+        super().__init__(escape_lines(message))
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One leaf of a saved tree; an array's bytes lie in the commit's buffer, a scalar's value here.
+    """One leaf of a saved tree: where an array's bytes are in the buffer, or a scalar's value.
 
     >>> str(Leaf("params/w", "float32", (2, 3)))
     'float32[2, 3]'
@@ -50,7 +50,7 @@ class Leaf:
     checksum: str = ""
     """xxh3_64 of an array's bytes and the gap after them, 16 hexadecimal digits."""
     value: Any = None
-    """A scalar as JSON that gives back every bit (see `encode_scalar`)."""
+    """A scalar as JSON that keeps every bit (see `encode_scalar`)."""
 
     def __str__(self) -> str:
         kind = escape_text(self.type)
@@ -58,7 +58,7 @@ class Leaf:
 
 
 def is_key(value: Any) -> bool:
-    """Say whether an array is one of typed random keys."""
+    """Return whether a value is an array of typed random keys."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
@@ -87,7 +87,7 @@ def describe_leaf(path: str, value: Any) -> Leaf:
 
 
 def encode_scalar(value: bool | int | float | str | None) -> bool | str | None:
-    """Give a Python scalar as JSON that keeps every bit: numbers in hexadecimal."""
+    """Return a Python scalar as JSON that keeps every bit: numbers in hexadecimal."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -96,7 +96,7 @@ def encode_scalar(value: bool | int | float | str | None) -> bool | str | None:
 
 
 def decode_scalar(leaf: Leaf) -> Any:
-    """Give back the scalar that `describe_leaf` wrote, type and bits unchanged.
+    """Return the scalar that `describe_leaf` encoded, type and bits unchanged.
 
     >>> decode_scalar(describe_leaf("x", float("-inf"))), decode_scalar(describe_leaf("x",
     ...     np.int8(-3)))
@@ -111,7 +111,7 @@ def decode_scalar(leaf: Leaf) -> Any:
 
 
 def flatten_section(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any]:
-    """Flatten one section of a state; None is a leaf, since a type must not change to or from it.
+    """Flatten one section of a state; None is a leaf, since no type may change to or from it.
 
     Returns:
         The leaves described, their values, and the structure.
@@ -132,22 +132,27 @@ def flatten_section(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any
     return leaves, [value for _, value in pairs], structure
 
 
-def sections(state: TrainState) -> dict[str, PyTree]:
-    """Split a state into what is restored or left out as a whole: itself, and each memory.
+def split_sections(state: TrainState) -> dict[str, PyTree]:
+    """Split a state into the parts that are restored or left out as a whole.
 
-    Scores belong to an event and are not part of what is saved.
+    Scores belong to an event and are not saved.
 
     Returns:
-        The state without host dictionaries at "", and every memory at `hook_state/<its name>`.
+        The state without host dictionaries at "", and each hook state at `hook_state/<its name>`.
     """
     return {
         "": state.replace(scores={}, hook_state={}),
-        **{f"hook_state/{name}": memory for name, memory in state.hook_state.items()},
+        **{f"hook_state/{name}": tree for name, tree in state.hook_state.items()},
     }
 
 
+def flatten_state(state: TrainState) -> dict[str, tuple[list[Leaf], list[Any], Any]]:
+    """Flatten every section of a state; see `flatten_section`."""
+    return {name: flatten_section(name, tree) for name, tree in split_sections(state).items()}
+
+
 def compare_leaves(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
-    """List each path whose leaf is missing on one side, or of another type or shape.
+    """List each path whose leaf is missing on one side, or has another type or shape.
 
     >>> compare_leaves([Leaf("w", "float32", (2,))], [Leaf("w", "float32", (3,)), Leaf("n", "int")])
     ['w: saved float32[2], wanted float32[3]', 'n: saved nothing, wanted int']
@@ -171,14 +176,14 @@ def build_manifest(
     settings: Mapping[str, Mapping[str, str]] | None = None,
     run: str | None = None,
 ) -> dict[str, Any]:
-    """Make the manifest of a commit, all of it JSON.
+    """Build the manifest of a checkpoint, as plain JSON data.
 
     Args:
-        epoch: the number of the commit.
+        epoch: the number of the checkpoint.
         leaves: the leaves of every section, with offsets and checksums.
-        scores: metrics of the committed event; what is not finite is written as a string.
-        config: the run's configuration, if it is to be compared on restore.
-        settings: what the run is made of, as `trainer.loop.run_description` lays it out.
+        scores: metrics of the saved event; those that are not finite are written as strings.
+        config: the run's configuration, to be compared on restore.
+        settings: the run's settings, see `trainer.loop.run_description`.
         run: the id of the run.
     """
     return {
@@ -187,7 +192,7 @@ def build_manifest(
         "run": run,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_VERSIONS},
-        "devices": devices(),
+        "devices": describe_devices(),
         "hooks": [name.removeprefix("hook_state/") for name in leaves if name],
         "scores": {k: v if np.isfinite(v) else str(v) for k, v in scores.items()},
         "config": config,
@@ -203,9 +208,9 @@ _VERSIONS = {
 
 
 def list_environment_changes(manifest: Mapping[str, Any]) -> list[str]:
-    """List what bits depend on that is not as it was when the commit was written.
+    """List the versions and devices that changed since the checkpoint and may change bits.
 
-    What the commit does not tell, since an older version of this library wrote it, is left out.
+    Those that a checkpoint of an older version does not have are left out.
 
     >>> list_environment_changes({"versions": {"jax": "0.4.1", "numpy": "1.0"},
     ...     "devices": "1024 abacus"})
@@ -213,7 +218,7 @@ def list_environment_changes(manifest: Mapping[str, Any]) -> list[str]:
     """
     saved = {name: manifest["versions"].get(name) for name in ("jax", "jaxlib")}
     saved["devices"] = manifest.get("devices")
-    now = {**_VERSIONS, "devices": devices()}
+    now = {**_VERSIONS, "devices": describe_devices()}
     return [
         f"{name}: saved with {before}, now {now[name]}"
         for name, before in saved.items()
@@ -221,13 +226,13 @@ def list_environment_changes(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def same_software(manifest: Mapping[str, Any]) -> bool:
-    """Say whether the libraries are those that wrote a commit."""
+def has_same_software(manifest: Mapping[str, Any]) -> bool:
+    """Return whether the versions of the libraries are those that wrote a checkpoint."""
     return all(manifest["versions"].get(name) == now for name, now in _VERSIONS.items())
 
 
 def parse_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:
-    """Give the leaves of every section, as they were saved."""
+    """Return the leaves of every section, as they were saved."""
     return {
         name: [
             Leaf(**{**leaf, "shape": None if leaf["shape"] is None else tuple(leaf["shape"])})
@@ -237,10 +242,11 @@ def parse_leaves(manifest: Mapping[str, Any]) -> dict[str, list[Leaf]]:
     }
 
 
-def digest(leaves: Iterable[Leaf]) -> int:
-    """Hash what leaves hold, by their checksums and values: 62 bits.
+def compute_digest(leaves: Iterable[Leaf]) -> int:
+    """Compute a hash of the content of leaves, from their checksums and values: 62 bits.
 
-    >>> digest([Leaf("n", "int", value="0x1")]) == digest([Leaf("n", "int", value="0x2")])
+    >>> compute_digest([Leaf("n", "int", value="0x1")]) == compute_digest([Leaf("n", "int",
+    ...     value="0x2")])
     False
     """
     lines = (f"{leaf.path}={leaf}:{leaf.checksum}:{leaf.value}" for leaf in leaves)
@@ -248,30 +254,30 @@ def digest(leaves: Iterable[Leaf]) -> int:
 
 
 def parse_scores(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Give the scores of a commit, those that are not finite included."""
+    """Return the scores of a checkpoint, also those that are not finite."""
     return {key: float(value) for key, value in manifest["scores"].items()}
 
 
-_OPENING, _JOINT = b'{"checksum": "', b'", "manifest": '
+_HEAD, _MIDDLE = b'{"checksum": "', b'", "manifest": '
 
 
 def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
-    """Give the manifest as the bytes of a JSON file that carries its own checksum."""
+    """Return the manifest as the bytes of a JSON file with its own checksum."""
     body = json.dumps(manifest, allow_nan=False).encode() + b"}\n"
-    return _OPENING + xxhash.xxh3_64_hexdigest(body).encode() + _JOINT + body
+    return _HEAD + xxhash.xxh3_64_hexdigest(body).encode() + _MIDDLE + body
 
 
 def decode_manifest(content: bytes) -> dict[str, Any]:
-    """Give the manifest that `encode_manifest` wrote.
+    """Return the manifest that `encode_manifest` wrote.
 
     >>> decode_manifest(encode_manifest({"format": 1, "epoch": 3}))
     {'format': 1, 'epoch': 3}
 
     Raises:
-        DamagedCommit: a bit is not as it was written, or it is no JSON object.
+        DamagedCheckpoint: a bit changed, or it is no JSON object.
     """
-    head, joint, body = content.partition(_JOINT)
-    if not joint or head != _OPENING + xxhash.xxh3_64_hexdigest(body).encode():
+    head, joint, body = content.partition(_MIDDLE)
+    if not joint or head != _HEAD + xxhash.xxh3_64_hexdigest(body).encode():
         raise DamagedCheckpoint("its manifest does not have its checksum")
     try:
         manifest = json.loads(body[:-2])

@@ -1,4 +1,4 @@
-"""What a manifest must be: every field, its type and its bounds, checked before any is used."""
+"""The schema of a manifest: every field is checked before any is used."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints.host_snapshot import aligned
+from trainer.checkpoints.host_snapshot import align
 from trainer.checkpoints.manifest import FORMAT, DamagedCheckpoint
 
 MOST_BYTES = 2**24
-"""Of a manifest's file: some 75,000 leaves. Larger ones are neither written nor read."""
+"""Size limit of a manifest's file, some 75,000 leaves. Larger ones are not written or read."""
 
 _HEAD = (
     *("format", "epoch", "run", "versions", "devices", "hooks", "scores", "config", "settings"),
@@ -21,19 +21,19 @@ _HEAD = (
 )
 _FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
-_FEW = 64
-"""Dimensions that an array of numpy can have."""
+_MOST_DIMENSIONS = 64
+"""The most dimensions of a numpy array."""
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Check the fields of a manifest; of one of a newer format, the format alone.
+    """Check the fields of a manifest; if its format is newer, the format alone.
 
-    A checksum tells damage and no intent, since whoever changes a file can compute it again. After
-    this, nothing in a manifest can fail or mislead what uses it. Fields that are not known are
-    left alone, but for those of leaves.
+    A checksum detects damage, not intent: whoever changes a file can compute it again. After this
+    check no field can break or mislead the code that uses it. Unknown fields are allowed, except
+    in leaves.
 
     Raises:
-        DamagedCommit: the first field that is not what this library writes, and why.
+        DamagedCheckpoint: names the first field that is not as this library writes it.
     """
     given: Any = {**dict.fromkeys(_HEAD), **manifest}
     number = given["format"]
@@ -65,7 +65,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 
 
 def _check_leaves(sections: Any) -> None:
-    """Check that leaves are well formed, and that arrays follow one another without overlap."""
+    """Check that leaves are well formed, and that arrays are adjacent and do not overlap."""
     _require(isinstance(sections, dict) and "" in sections, "its leaves", sections)
     end = 0
     for name, leaves in sections.items():
@@ -82,20 +82,20 @@ def _check_leaves(sections: Any) -> None:
                 _check_scalar(leaf)
             else:
                 _check_array(leaf, end)
-                end = aligned(end + leaf["bytes"])
+                end = align(end + leaf["bytes"])
 
 
-def _check_array(leaf: Mapping[str, Any], begins: int) -> None:
-    """Check an array's leaf; that its bytes fit its dtype is seen when its target is known."""
+def _check_array(leaf: Mapping[str, Any], start: int) -> None:
+    """Check an array's leaf; its bytes are compared with its dtype when the target is known."""
     path, shape, size = _short(leaf["path"]), leaf["shape"], leaf["bytes"]
-    whole = isinstance(shape, list) and len(shape) <= _FEW and all(map(_is_size, shape))
+    whole = isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS and all(map(_is_size, shape))
     _require(whole, f"the shape of {path}", shape)
     _require(_is_size(size), f"the bytes of {path}", size)
     count = math.prod(shape)
     valid = size == 0 if count == 0 else size % count == 0
     _require(valid, f"the bytes of {path}, of shape {shape},", size)
     offset, checksum = leaf["offset"], leaf["checksum"]
-    _require(_is_size(offset) and offset == begins, f"the offset of {path}", offset)
+    _require(_is_size(offset) and offset == start, f"the offset of {path}", offset)
     _require(_is_digest(checksum), f"the checksum of {path}", checksum)
     _require(leaf["value"] is None, f"the value of {path}, an array,", leaf["value"])
 
@@ -112,7 +112,7 @@ def _check_scalar(leaf: Mapping[str, Any]) -> None:
 
 
 def _is_scalar(kind: str, value: Any) -> bool:
-    """Say whether a value is one that `manifest.encoded` gives for this type."""
+    """Return whether `manifest.encode_scalar` produces such a value for this type."""
     if kind in ("bool", "str"):
         return type(value).__name__ == kind
     if kind == "None":
@@ -128,7 +128,7 @@ def _is_scalar(kind: str, value: Any) -> bool:
 
 
 def parse_dtype(name: str) -> np.dtype | None:
-    """Give numpy's dtype of this name, if its values are numbers, truths or times.
+    """Return numpy's dtype of this name, if its values are numbers, booleans or times.
 
     >>> (parse_dtype("bfloat16"), parse_dtype("object"), parse_dtype("O"), parse_dtype("i4, f8"),
     ...  parse_dtype("float"))
@@ -150,7 +150,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def _is_line(value: Any) -> bool:
-    """Say whether a value is text that can be shown as it is."""
+    """Return whether a value is text that can be printed as it is."""
     return isinstance(value, str) and value.isprintable() and len(value) < 1000
 
 
@@ -160,11 +160,11 @@ def _require(valid: bool, what: str, got: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    """Show a value of any size in a line."""
+    """Format a value of any size in one line."""
     if isinstance(value, dict | list):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, str):
-        return repr(value[:_FEW])
-    if isinstance(value, int) and value.bit_length() > _FEW:
+        return repr(value[:_MOST_DIMENSIONS])
+    if isinstance(value, int) and value.bit_length() > _MOST_DIMENSIONS:
         return "an int of that size"
     return repr(value)

@@ -1,32 +1,37 @@
-"""Following a run: its newest commit, as often as there is another one."""
+"""Poll a run: read its newest checkpoint whenever there is another one."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 
 from trainer.checkpoints import publishing
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.load import CheckpointPart, read_part_at
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
+from trainer.checkpoints.select import (
+    Stamp,
+    get_checkpoint_folder,
+    iterate_intact,
+    read_stamp,
+    warn_skipped,
+)
 from trainer.state import PyTree
 
-log = logging.getLogger("entracte")
-
-Newer = Callable[[Mapping[str, PyTree], Collection[str], int], CheckpointPart | None]
-"""`(wanted, optional, epoch of the commit in use or -1) -> what is new, if anything is`."""
+Poller = Callable[[Mapping[str, PyTree], Collection[str], int], CheckpointPart | None]
+"""`(wanted, optional, epoch of the checkpoint in use or -1) -> the newer one, if there is one`."""
 
 
-def make_poller(directory: str | os.PathLike[str]) -> Newer:
-    """Make a function that reads a run's newest intact commit if that is not the one in use.
+def make_poller(directory: str | os.PathLike[str]) -> Poller:
+    """Make a function that reads a run's newest intact checkpoint if that is not the one in use.
 
-    It gives None, after a mere listing, where nothing else is there: no commit yet, no newer one,
-    or the one in use is just being replaced. Where that one is gone, it may be of an earlier epoch:
-    the run went back. A damaged commit is told of once, and looked at again when it is replaced.
+    It returns None after a mere listing if there is nothing else: no checkpoint yet, no newer one,
+    or the one in use is just being replaced. If the one in use is gone, the result may be of an
+    earlier epoch: the run went back. A damaged checkpoint is reported once, and read again when it
+    is replaced.
 
     Args:
-        directory: of the run, which need not be there yet; nothing in it is changed.
+        directory: of the run, which may be absent; nothing in it is changed.
 
     Returns:
         The function. `wanted` and `optional` are those of `read_part`, and it raises the same
@@ -45,11 +50,11 @@ def make_poller(directory: str | os.PathLike[str]) -> Newer:
     None
     0 None
     """
-    folder, storage = get_checkpoint_folder(directory), publishing.ArrayStorage()
-    damaged: dict[int, Stamp] = {}
-    used: dict[int, Stamp] = {}
+    folder, storage = get_checkpoint_folder(directory), ArrayStorage()
+    damaged: dict[int, Stamp | None] = {}
+    used: dict[int, Stamp | None] = {}
 
-    def candidates(in_use: int) -> list[int]:
+    def list_newer(in_use: int) -> list[int]:
         found: list[int] = []
         numbers = publishing.list_epochs(folder)
         if in_use not in numbers and os.path.lexists(folder / f"{in_use}.replaced"):
@@ -63,26 +68,22 @@ def make_poller(directory: str | os.PathLike[str]) -> Newer:
                 break
         return found
 
+    def skip(number: int, stamp: Stamp | None, damage: DamagedCheckpoint) -> None:
+        damaged[number] = stamp
+        warn_skipped(number, stamp, damage)
+
     def read(
         wanted: Mapping[str, PyTree], optional: Collection[str], in_use: int
     ) -> CheckpointPart | None:
-        found = candidates(in_use)
-        while found:
-            number = found.pop(0)
-            before = read_stamp(folder, number)
-            try:
-                part = read_part_at(folder, number, storage, wanted, optional)
-            except DamagedCheckpoint as damage:
-                if before is None or read_stamp(folder, number) != before:
-                    found = candidates(in_use)  # the run removed or replaced it meanwhile
-                    continue
-                damaged[number] = before
-                log.warning(f"skipped a damaged commit: {damage}")
-            else:
-                used.clear()
-                if before is not None:
-                    used[number] = before
-                return part
+        for number, stamp, part in iterate_intact(
+            folder,
+            lambda: list_newer(in_use),
+            lambda number: read_part_at(folder, number, storage, wanted, optional),
+            skip,
+        ):
+            used.clear()
+            used[number] = stamp
+            return part
         return None
 
     return read

@@ -1,4 +1,4 @@
-"""Restoring one commit: does it fit, is it intact, and what becomes of memories."""
+"""Restore one checkpoint: check that it fits and is intact, and match hook states."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.checkpoints import host_snapshot, publishing, run_id
 from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.saved_config import config_differences, normalize_config
 from trainer.host.processes import fail_together, gather_values, is_main_process
@@ -25,48 +26,46 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """What was restored."""
+    """A checkpoint that was restored."""
 
     epoch: int
-    """Its number: the epochs that were completed."""
+    """Its number: the count of completed epochs."""
     state: TrainState
-    """The target with what was saved, without the memories that the commit does not know."""
+    """The target with the saved values, without hook states that the checkpoint does not have."""
     scores: dict[str, float]
-    """The metrics of the committed event."""
+    """The metrics of the saved event."""
     manifest: dict[str, Any]
-    """What the commit says of itself."""
+    """The content of its manifest."""
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Its number, and the digest of its contents."""
+        """Its number and the digest of its content."""
         leaves = manifests.parse_leaves(self.manifest).values()
-        return self.epoch, manifests.digest(leaf for group in leaves for leaf in group)
+        return self.epoch, manifests.compute_digest(leaf for group in leaves for leaf in group)
 
 
 def restore_checkpoint(
     directory: Path,
     number: int,
-    storage: publishing.ArrayStorage,
+    storage: ArrayStorage,
     target: TrainState,
     config: Mapping[str, Any] | None,
     *,
     foreign: bool = False,
 ) -> SavedCheckpoint:
-    """Restore a commit into a state of the target's structure, types and places.
+    """Restore a checkpoint into a state of the target's structure, types and places.
 
     Raises:
-        DamagedCommit: it is not what was written.
-        ForeignCommit: another run made it, and `foreign` is not set.
-        MemoryError: it takes more than this machine has.
+        DamagedCheckpoint: it is not as it was written.
+        ForeignCheckpoint: another run made it, and `foreign` is not set.
+        MemoryError: it needs more memory than this machine has.
         ValueError: it does not fit target or config; every path and key is listed.
     """
-    where = f"commit {number} in {directory}"
+    where = f"checkpoint {number} in {directory}"
     manifest = publishing.read_manifest(directory, number)
     run_id.check_run_id(directory, number, manifest, foreign=foreign)
     saved = manifests.parse_leaves(manifest)
-    wanted = {
-        n: manifests.flatten_section(n, tree) for n, tree in manifests.sections(target).items()
-    }
+    wanted = manifests.flatten_state(target)
     shared = [name for name in wanted if name in saved]
     lines = manifests.compare_leaves(
         [leaf for name in shared for leaf in saved[name]],
@@ -92,50 +91,50 @@ def restore_checkpoint(
     trees = {
         name: host_snapshot.rebuild_section(saved[name], data, *wanted[name]) for name in shared
     }
-    # What observers remember is known to process 0 alone, which is the one to speak of it.
+    # Only the main process has the hook states of observers, so it alone logs them.
     for name in sorted(wanted.keys() ^ saved.keys()) if is_main_process() else ():
-        happens = "begins anew" if name in wanted else "is dropped, since no hook keeps it"
-        log.info(f"{where}: {name} {happens}")
+        what = "starts fresh" if name in wanted else "is dropped, since no hook keeps it"
+        log.info(f"{where}: {name} {what}")
     if changes := manifests.list_environment_changes(manifest):
         log.warning(
-            f"{where}: the same bits as without a stop are not to be expected, since other "
-            f"software or devices round otherwise: {'; '.join(changes)}"
+            f"{where}: do not expect the same bits as without a stop, since other software or "
+            f"devices round differently: {'; '.join(changes)}"
         )
     state = trees.pop("")
-    memory = {name.removeprefix("hook_state/"): tree for name, tree in trees.items()}
+    hook_state = {name.removeprefix("hook_state/"): tree for name, tree in trees.items()}
     return SavedCheckpoint(
-        number, state.replace(hook_state=memory), manifests.parse_scores(manifest), manifest
+        number, state.replace(hook_state=hook_state), manifests.parse_scores(manifest), manifest
     )
 
 
 def read_verified_arrays(
-    directory: Path, number: int, storage: publishing.ArrayStorage, leaves: Sequence[manifests.Leaf]
+    directory: Path, number: int, storage: ArrayStorage, leaves: Sequence[manifests.Leaf]
 ) -> np.ndarray:
-    """Read the bytes of a commit's arrays, uint8 [bytes].
+    """Read the bytes of a checkpoint's arrays, uint8 [bytes].
 
     Raises:
-        DamagedCommit: they are not, bit for bit, what was written.
-        MemoryError: they take more than this machine has.
+        DamagedCheckpoint: a bit changed since they were written.
+        MemoryError: they need more memory than this machine has.
     """
     try:
         data = storage.read(
-            directory / str(number) / publishing.ARRAYS, host_snapshot.count_bytes(leaves)
+            directory / str(number) / publishing.ARRAYS_FOLDER, host_snapshot.count_bytes(leaves)
         )
         host_snapshot.verify_checksums(leaves, data)
     except DamagedCheckpoint as damage:
-        raise DamagedCheckpoint(f"commit {number} in {directory}: {damage}") from damage
+        raise DamagedCheckpoint(f"checkpoint {number} in {directory}: {damage}") from damage
     return data
 
 
 def read_on_all_processes(
-    where: Path, read: Callable[[], Found], mark: Callable[[Found], tuple[int, int]]
+    where: Path, read: Callable[[], Found], identify: Callable[[Found], tuple[int, int]]
 ) -> Found:
     """Read a checkpoint on every process, and check that all read the same one; all must call it.
 
     Args:
         where: the folder of the checkpoints, for messages.
-        read: reads one, and waits for no other process.
-        mark: gives its number (-1 where there is none) and its `digest`.
+        read: reads one without waiting for another process.
+        identify: returns its number (-1 if there is none) and its digest.
 
     Raises:
         RuntimeError: processes read different ones, on all of them; or another one failed.
@@ -145,17 +144,17 @@ def read_on_all_processes(
         return read()
     with fail_together(f"reading a checkpoint in {where}"):
         found = read()
-    marks = gather_values(mark(found))
-    if len(set(marks)) > 1:
-        numbers = [number for number, _ in marks]
-        told = ", ".join(
+    identities = gather_values(identify(found))
+    if len(set(identities)) > 1:
+        numbers = [number for number, _ in identities]
+        listed = ", ".join(
             f"process {process} {'none' if number < 0 else f'that of epoch {number}'}"
             for process, number in enumerate(numbers)
         )
         if len(set(numbers)) == 1:
-            told += ", with other contents"
+            listed += ", with other contents"
         raise RuntimeError(
-            f"processes read different checkpoints in {where}: {told}; the directory must be one "
+            f"processes read different checkpoints in {where}: {listed}; the directory must be one "
             "that all processes share, and nothing else may write there"
         )
     return found

@@ -1,4 +1,4 @@
-"""What a script asks for that a resumed run does not do, or does otherwise than before: said."""
+"""Warnings on resume: the settings in which the script differs from the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from trainer.hook import RunSettings
 from trainer.loop.run_description import HYPERPARAMS, KEY
 
 _MOST = 30
-"""Differences that are listed."""
+"""The most differences that are listed."""
 
 _READ_OFF = ("runs", "step", "run", "gate")
-"""Names of settings that other versions of a library may spell otherwise, as `a.b` and `a[0]`."""
+"""Settings that other versions of a library may spell differently, like `a.b` and `a[0]`."""
 
 
 class Difference(NamedTuple):
-    """A setting that is not what it was when the checkpoint was saved."""
+    """A setting that changed since the checkpoint was saved."""
 
     subject: str
     name: str
     saved: str
-    """Its value there; `nothing` where it had none."""
+    """Its value there; `nothing` if it had none."""
     now: str
 
     @property
     def kept(self) -> bool:
-        """Whether the checkpoint's value is in force; else the script's is."""
+        """Whether the checkpoint's value is in force, not the script's."""
         return self.subject in (KEY, HYPERPARAMS)
 
     @property
     def what(self) -> str:
-        """Name the setting."""
+        """The setting, for messages."""
         if self.subject == HYPERPARAMS:
             return self.name
         return f"{self.subject}, {self.name}" if self.name else f"the {self.subject}"
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         line = f"{self.what}: saved {self.saved}, now {self.now}"
         if self.subject == KEY:
-            return f"{line}; the saved one is in force: another directory begins with the new one"
+            return f"{line}; the saved one is in force: another directory starts with the new one"
         if self.subject == HYPERPARAMS:
             setting = f"{self.name.rpartition('/')[2]}={self.now}"
             return f"{line}; the saved one is in force: hooks.set_hyperparams({setting}) sets it"
@@ -49,17 +49,17 @@ class Difference(NamedTuple):
 def compare_settings(
     saved: RunSettings, now: RunSettings, in_force: Mapping[str, str], *, same_software: bool
 ) -> list[Difference]:
-    """List the settings that differ between a checkpoint and the script that goes on from it.
+    """List the settings that differ between a checkpoint and the script that resumes from it.
 
     Phases and hooks that only one of them has are left out. So is a hyperparameter that already has
     the script's value, since a hook set it, or that a hook sets.
 
     Args:
-        saved: what the checkpoint has on record.
-        now: what the script says.
-        in_force: the hyperparameters that were restored.
-        same_software: whether the libraries are those that saved it; others may keep settings under
-            other names, so that only those are compared that do not depend on it.
+        saved: settings recorded in the checkpoint.
+        now: settings of the script.
+        in_force: the restored hyperparameters.
+        same_software: whether the libraries are those that saved it; others may name settings
+            differently, and then only those that do not depend on it are compared.
 
     >>> saved, now = ({"phase train": {"data size": size}} for size in ("10", "20"))
     >>> [str(found) for found in compare_settings(saved, now, {}, same_software=True)]
@@ -78,36 +78,36 @@ def compare_settings(
             found.append(Difference(subject, name, old, new))
     order = [*now]
     found.sort(key=lambda difference: order.index(difference.subject))
-    return [one for place, one in enumerate(found) if not _told(one, found[:place])]
+    return [one for place, one in enumerate(found) if not _is_part(one, found[:place])]
 
 
 def _is_in_force(name: str, new: str, in_force: Mapping[str, str], hooks: Collection[str]) -> bool:
-    """Say whether a hyperparameter is what the script says, or is set by a hook in any case."""
+    """Return whether a hyperparameter has the script's value, or a hook sets it anyway."""
     if in_force.get(name) == new:
         return True
     short = name.rpartition("/")[2]
     return any(hook.startswith("hook set_hyperparams/") and short in hook for hook in hooks)
 
 
-def _told(one: Difference, before: Sequence[Difference]) -> bool:
-    """Say whether it was told of the hook that this one is a part of."""
+def _is_part(one: Difference, before: Sequence[Difference]) -> bool:
+    """Return whether the difference is listed for the hook that this subject is a part of."""
     return any(
         one[1:] == other[1:] and one.subject.startswith(f"{other.subject}/") for other in before
     )
 
 
-def warning(where: str, differences: list[Difference]) -> str:
-    """Say what differs, in one warning."""
+def format_warning(where: str, differences: list[Difference]) -> str:
+    """Format the differences as one warning."""
     lines = [str(difference) for difference in differences[:_MOST]]
     if more := len(differences) - _MOST:
         lines += [f"and {more} more"] if more > 0 else []
-    return f"{where} was saved by a script that said otherwise:\n  " + "\n  ".join(lines)
+    return f"{where} was saved by a script with other settings:\n  " + "\n  ".join(lines)
 
 
 def merge_saved_settings(now: RunSettings, differences: list[Difference]) -> RunSettings:
-    """Give what checkpoints have on record from now on: what is in force.
+    """Return the settings to record in checkpoints from now on: those in force.
 
-    What the script says is said once, where it changed; what it says in vain, at every resume.
+    So a changed setting is reported once, and one that is not in force at every resume.
     """
     rows = {subject: dict(settings) for subject, settings in now.items()}
     for difference in differences:

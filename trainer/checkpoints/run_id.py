@@ -1,7 +1,8 @@
-"""Which run a commit is of: an id in each manifest, and this run's in a file of its directory."""
+"""Which run a checkpoint belongs to: an id in each manifest, and one in the run directory."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
@@ -11,44 +12,45 @@ from typing import Any
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import iterate_intact
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.safe_open import read_bytes
 
 log = logging.getLogger("entracte")
 
 FILE = "run_id"
-"""What the file is called in the run's directory."""
+"""The name of the file in the run directory."""
 
 _ID = re.compile(rb"([0-9a-f]{16})\n")
 
 
-class ForeignCheckpoint(ValueError):  # noqa: N818 (what it is, as its message says)
-    """A commit among those of a run is of another one."""
+class ForeignCheckpoint(ValueError):  # noqa: N818 - what is the case, as its message says
+    """A checkpoint in a run directory belongs to another run."""
 
 
 def read_run_id(folder: Path) -> str | None:
-    """Give the id of the run whose commits are in a folder; None where its file is lost.
+    """Read the id of the run whose checkpoints are in a folder; None if its file is lost.
 
     Raises:
         OSError: the file is a link or a special one, or cannot be read.
     """
     try:
-        said = _ID.fullmatch(read_bytes(folder.parent / FILE, most=100))
+        found = _ID.fullmatch(read_bytes(folder.parent / FILE, most=100))
     except FileNotFoundError:
         return None
-    return said[1].decode() if said else None
+    return found[1].decode() if found else None
 
 
 def ensure_run_id(folder: Path) -> str:
-    """Give the id of the run, and write it where it is not on file.
+    """Return the id of the run, and write its file if it is missing.
 
-    It is that of the commits that are there, the newest where they differ, or a new one: so a file
-    that was lost comes back with the next save.
+    The id is that of the existing checkpoints, the newest if they differ, or a new one: so the next
+    save restores a file that was lost.
     """
     if known := read_run_id(folder):
         return known
-    there = _ids(folder)
-    new = there[max(there)] if there else secrets.token_hex(8)
+    ids = _read_ids(folder)
+    new = ids[max(ids)] if ids else secrets.token_hex(8)
     with atomic_replace(folder.parent / FILE) as beside:
         beside.write_text(f"{new}\n")
     return new
@@ -57,62 +59,64 @@ def ensure_run_id(folder: Path) -> str:
 def check_run_id(
     folder: Path, number: int, manifest: Mapping[str, Any], *, foreign: bool = False
 ) -> None:
-    """Refuse a commit that another run made, unless it is asked for.
+    """Refuse a checkpoint that another run made, unless `foreign` allows it.
 
-    A directory that was moved or copied as a whole has its own id with it. Where the file with it
-    was lost, the commits must all be of one run. One that an older version wrote has none, and is
-    taken.
+    A directory that was moved or copied as a whole brings its id along. If the file with the id was
+    lost, all checkpoints must be of one run. A checkpoint of an older version has no id, and is
+    accepted.
 
     Args:
-        folder: of the commits.
-        number: of the one.
-        manifest: of the one.
-        foreign: take it whoever made it.
+        folder: of the checkpoints.
+        number: of the checkpoint.
+        manifest: of the checkpoint.
+        foreign: accept it whoever made it.
 
     Raises:
-        ForeignCommit: it is of another run.
+        ForeignCheckpoint: it belongs to another run.
     """
     theirs = manifest.get("run")
     if foreign or theirs is None:
         return
     ours = read_run_id(folder)
     remedy = (
-        "move away what is of another run and restore it from that run's own directory, or go on "
+        "move away what is of another run and restore it from that run's own directory, or resume "
         "from it all the same with save_checkpoints(..., foreign=True)"
     )
-    if ours is None and len(set((ids := _ids(folder)).values()) | {theirs}) > 1:
-        told = ", ".join(f"{one} of {run}" for one, run in sorted(ids.items()))
+    if ours is None and len(set((ids := _read_ids(folder)).values()) | {theirs}) > 1:
+        listed = ", ".join(f"{one} of {run}" for one, run in sorted(ids.items()))
         raise ForeignCheckpoint(
-            f"the commits in {folder} are of several runs ({told}), and the file {FILE!r} that "
-            f"says which one's directory this is was lost: {remedy}"
+            f"the checkpoints in {folder} are of several runs ({listed}), and the file {FILE!r} "
+            f"that says which one's directory this is was lost: {remedy}"
         )
     if ours is not None and theirs != ours:
         raise ForeignCheckpoint(
-            f"commit {number} in {folder} is of another run: it is of {theirs}, and this directory "
-            f"is that of {ours}: {remedy}"
+            f"checkpoint {number} in {folder} is of another run: it is of {theirs}, and this "
+            f"directory is that of {ours}: {remedy}"
         )
 
 
-def removable(folder: Path, number: int) -> bool:
-    """Say whether a commit that was there before may be removed: none of another run is."""
+def may_remove(folder: Path, number: int) -> bool:
+    """Return whether an earlier checkpoint may be removed; one of another run may not."""
     try:
         theirs = publishing.read_manifest(folder, number).get("run")
     except DamagedCheckpoint:
         return True
     if theirs in (None, read_run_id(folder)):
         return True
-    log.warning(f"commit {number} in {folder} is of another run ({theirs}), and is kept")
+    log.warning(f"checkpoint {number} in {folder} is of another run ({theirs}), and is kept")
     return False
 
 
-def _ids(folder: Path) -> dict[int, str]:
-    """Give the ids of the commits that are intact and have one."""
-    found: dict[int, str] = {}
-    for number in publishing.list_complete(folder):
-        try:
-            theirs = publishing.read_manifest(folder, number).get("run")
-        except (DamagedCheckpoint, ValueError):
-            continue
-        if theirs is not None:
-            found[number] = theirs
-    return found
+def _read_ids(folder: Path) -> dict[int, str]:
+    """Read the run ids of the intact checkpoints that have one."""
+
+    def read(number: int) -> str | None:
+        with contextlib.suppress(ValueError):  # of a newer format
+            run: str | None = publishing.read_manifest(folder, number).get("run")
+            return run
+        return None
+
+    found = iterate_intact(
+        folder, lambda: publishing.list_complete_epochs(folder), read, lambda *damaged: None
+    )
+    return {one.number: one.content for one in found if one.content is not None}

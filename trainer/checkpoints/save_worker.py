@@ -1,4 +1,4 @@
-"""A worker: one task at a time in the background, whose failure is raised later, once."""
+"""A worker that runs one task at a time in the background and raises its failure later, once."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from collections.abc import Callable
 
 log = logging.getLogger("entracte")
 
-SLOW = (
-    ": the disk does not answer, or is too slow for a state of this size. Commits before it stand; "
+SLOW_DISK_REMEDY = (
+    ": the disk does not answer, or is too slow for a state of this size. Checkpoints before it "
+    "stand; "
     "where it is only slow, give save_checkpoints a longer time_limit"
 )
-"""What to do about a save that takes longer than its limit."""
+"""The remedy for a save that takes longer than its limit, for the message."""
 
 
 @dataclasses.dataclass
 class _Task:
-    """What a thread does, and what became of it."""
+    """A task of a thread, and its result."""
 
     run: Callable[[], None]
     note: str
     began: float
     error: BaseException | None = None
     seconds: float | None = None
-    """That it took, once it has ended."""
+    """How long it took, once it has ended."""
     thread: threading.Thread | None = None
 
 
-class Worker:
+class SaveWorker:
     """Runs one task at a time on a thread of its own, each within a time limit.
 
     A failure is kept and raised by the next `check` or `wait`; if none comes before the interpreter
-    ends, it is logged. A task under way then is finished first. One that passes its limit is a
-    failure, too, and so is a thread that ends without a result; a thread that does not end is left
-    behind, and nothing waits for it again.
+    ends, it is logged. A task in progress is finished first. A task that exceeds its limit has
+    failed, and so has a thread that ends without a result; a thread that does not end is abandoned,
+    and nothing waits for it again.
 
     Args:
         name: of the threads.
-        time_limit: seconds that a task may take; None for as long as it likes.
+        time_limit: seconds that a task may take; None: no limit.
         remedy: what to do about a task that took longer, for the message.
 
-    >>> worker = Worker("example")
+    >>> worker = SaveWorker("example")
     >>> worker.start(lambda: 1 / 0)
     >>> worker.wait()
     Traceback (most recent call last):
@@ -57,28 +58,28 @@ class Worker:
     def __init__(self, name: str, *, time_limit: float | None = None, remedy: str = "") -> None:
         self._name, self._limit, self._remedy = name, time_limit, remedy
         self._task: _Task | None = None
-        self._stuck: _Task | None = None
+        self._abandoned: _Task | None = None
         self._error: BaseException | None = None
         self._seconds = 0.0
         _workers.add(self)
 
     def start(self, task: Callable[[], None], note: str = "") -> None:
-        """Run a task in the background, after the one under way.
+        """Run a task in the background, after the one in progress.
 
         Args:
             task: called without arguments.
-            note: added to its failure: what it was doing.
+            note: added to its exception: what it was doing.
 
         Raises:
-            MemoryError: there is too little for a thread.
-            RuntimeError: there can be no thread, or one that was left behind still runs.
+            MemoryError: there is not enough memory for a thread.
+            RuntimeError: no thread can start, or an abandoned one still runs.
         """
-        self.ready()
+        self.wait_until_ready()
         new = _Task(task, note, time.perf_counter())
         # A daemon, since only `_finish` knows the right time to wait for it.
         new.thread = threading.Thread(target=_run, args=(new,), name=self._name, daemon=True)
         try:
-            if not room_for_thread():
+            if not has_room_for_thread():
                 raise MemoryError("there is no memory left for a thread")
             new.thread.start()
         except (MemoryError, RuntimeError) as error:
@@ -86,56 +87,56 @@ class Worker:
             raise
         self._task = new
 
-    def ready(self) -> None:
-        """Wait for the task under way, raise its failure, and see that another one may start.
+    def wait_until_ready(self) -> None:
+        """Wait for the task in progress, raise its failure, and check that another one may start.
 
         Raises:
-            RuntimeError: a thread that was left behind still runs.
+            RuntimeError: an abandoned thread still runs.
         """
         self.wait()
-        if self._stuck is not None and self._stuck.thread is not None:
-            if self._stuck.thread.is_alive():
+        if self._abandoned is not None and self._abandoned.thread is not None:
+            if self._abandoned.thread.is_alive():
                 raise RuntimeError(
-                    f"{self._name} was left behind {self._stuck.note} and still runs: end this "
+                    f"{self._name} was abandoned {self._abandoned.note} and still runs: end this "
                     "process, and start the run again"
                 )
-            self._stuck = None
+            self._abandoned = None
 
     def is_abandoned(self) -> bool:
-        """Say, to a task, whether its thread was left behind: it must leave no result."""
-        stuck = self._stuck
-        return stuck is not None and stuck.thread is threading.current_thread()
+        """Return, to a task, whether its thread was abandoned: it must leave no result."""
+        task = self._abandoned
+        return task is not None and task.thread is threading.current_thread()
 
     @property
     def seconds(self) -> float:
-        """The time that tasks have taken so far, the one under way included."""
+        """The time that tasks have taken so far, the one in progress included."""
         task = self._task
-        return self._seconds + (0.0 if task is None else _taken(task))
+        return self._seconds + (0.0 if task is None else _measure(task))
 
     def join(self) -> None:
-        """Wait for the task under way, at most until its limit, and raise nothing."""
+        """Wait for the task in progress, at most until its limit, and raise nothing."""
         task = self._task
         if task is None or task.thread is None:
             return
         left = None if self._limit is None else task.began + self._limit - time.perf_counter()
         task.thread.join(left if left is None else max(left, 0.0))
-        if task is not self._task:  # another thread, or a signal's handler, waited for it, too
+        if task is not self._task:  # another thread, or a signal handler, waited for it too
             return
         alive = task.thread.is_alive()
-        self._seconds += _taken(task)
+        self._seconds += _measure(task)
         if alive:
-            self._stuck = task
+            self._abandoned = task
             task.error = TimeoutError(
                 f"{self._name} took longer than its limit of {self._limit:g} seconds{self._remedy}"
             )
             _note(task.error, task.note)
         elif task.seconds is None and task.error is None:
-            task.error = RuntimeError(f"the thread of {self._name} died without a word")
+            task.error = RuntimeError(f"the thread of {self._name} died without a result")
             _note(task.error, task.note)
         self._task, self._error = None, task.error
 
     def check(self) -> None:
-        """Raise the failure of a task that has ended, or passed its limit."""
+        """Raise the failure of a task that has ended or exceeded its limit."""
         task = self._task
         if task is None or task.thread is None or not task.thread.is_alive() or self._late(task):
             self.wait()
@@ -144,30 +145,30 @@ class Worker:
         return self._limit is not None and time.perf_counter() - task.began >= self._limit
 
     def wait(self) -> None:
-        """Wait for the task under way, at most until its limit; raise its failure."""
+        """Wait for the task in progress, at most until its limit; raise its failure."""
         self.join()
         error, self._error = self._error, None
         if error is not None:
             raise error
 
 
-def room_for_thread() -> bool:
-    """Say whether there is memory for a thread.
+def has_room_for_thread() -> bool:
+    """Return whether there is enough memory for a thread.
 
-    Python waits for good for one that dies while it starts.
+    Python waits forever for one that dies while it starts.
 
-    >>> room_for_thread()
+    >>> has_room_for_thread()
     True
     """
     try:
-        mmap.mmap(-1, _THREAD).close()  # never touched, so that it takes nothing but the address
+        mmap.mmap(-1, _THREAD).close()  # never touched: it takes an address range only
     except OSError:
         return False
     return True
 
 
 _THREAD = 2**25
-"""Bytes for a thread: a stack of 8 MB, and what it allocates until it tells that it runs."""
+"""Bytes for a thread: a stack of 8 MB, and its allocations until it reports that it runs."""
 
 
 def _run(task: _Task) -> None:
@@ -180,7 +181,7 @@ def _run(task: _Task) -> None:
         task.seconds = time.perf_counter() - task.began
 
 
-def _taken(task: _Task) -> float:
+def _measure(task: _Task) -> float:
     return time.perf_counter() - task.began if task.seconds is None else task.seconds
 
 
@@ -189,22 +190,22 @@ def _note(error: BaseException, note: str) -> None:
         error.add_note(note)
 
 
-_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+_workers: weakref.WeakSet[SaveWorker] = weakref.WeakSet()
 
 
 def wait_for_saves() -> None:
-    """Wait for all saves that are under way in this process, within their limits; raise nothing."""
+    """Wait for all saves in progress in this process, within their limits; raise nothing."""
     for worker in list(_workers):
         worker.join()
 
 
 def _finish() -> None:
-    """Let tasks under way end when the interpreter does; log failures that nobody asked for."""
+    """Finish tasks in progress when the interpreter ends; log failures that were never raised."""
     wait_for_saves()
     for worker in list(_workers):
         if worker._error is not None:
             log.error(f"{worker._name} failed", exc_info=worker._error)
 
 
-# Called before executors shut down, without which a task may fail noisily; atexit comes too late.
+# Called before executors shut down, which a task may need; atexit comes too late.
 threading._register_atexit(_finish)  # type: ignore[attr-defined]

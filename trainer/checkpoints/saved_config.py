@@ -1,4 +1,4 @@
-"""A run's configuration as its checkpoints keep it: plain JSON, compared key by key."""
+"""A run's configuration as saved in checkpoints: plain JSON, compared key by key."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_settings
 
-FREE_KEYS = ("epochs", "run")
+UNCOMPARED_KEYS = ("epochs", "run")
 """Keys of a configuration that may differ between a checkpoint and the run that restores it."""
 
 _DEEPEST = 100
-"""Levels of nesting; more are a value that contains itself, or a mistake."""
+"""The deepest nesting; a deeper value contains itself, or is a mistake."""
 
 
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a configuration as JSON would give it back.
+    """Return a configuration as it would be read back from JSON.
 
     Tuples become lists, paths strings, numpy's scalars Python's, and numbers that are not finite
     the words `NaN`, `Infinity` and `-Infinity`. Passwords become `***` (`trainer.host.redaction`).
@@ -30,8 +30,8 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     {'widths': [8, 8], 'clip': 'Infinity', 'rate': 0.5}
 
     Raises:
-        TypeError: a value or a key that JSON does not know; its path says where.
-        ValueError: two keys of a mapping are the same text, or it is nested too deeply.
+        TypeError: JSON has no such value or key; the message has its path.
+        ValueError: two keys of a mapping have the same text, or it is nested too deeply.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping of settings; got {type(config).__name__}")
@@ -61,13 +61,13 @@ def _value(value: Any, path: tuple[str, ...]) -> Any:
             f"{_at(path[:4])}/..."
         )
     if isinstance(value, np.generic):
-        value = value.item()  # of a long double or a structure still one of numpy's, or bytes
+        value = value.item()  # still one of numpy's, or bytes, for a long double or a structure
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if value is None or isinstance(value, bool | int | str):
-        return json.loads(json.dumps(value))  # an enumeration's member becomes its plain value
+        return json.loads(json.dumps(value))  # a member of an enumeration becomes its plain value
     if isinstance(value, Mapping):
         return _mapping(value, path)
     if isinstance(value, list | tuple):
@@ -101,7 +101,11 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
     before, after = (
         flat(
-            {key: value for key, value in normalize_config(config).items() if key not in FREE_KEYS}
+            {
+                key: value
+                for key, value in normalize_config(config).items()
+                if key not in UNCOMPARED_KEYS
+            }
         )
         for config in (saved, now)
     )

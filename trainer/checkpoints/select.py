@@ -1,16 +1,17 @@
-"""Choosing among the commits of a run that may be going on: the newest, the best, an intact one."""
+"""Select checkpoints of a run that may be active: the newest, the best, the intact ones."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
 from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.retention import rank_by_score
 from trainer.checkpoints.save_worker import wait_for_saves
 from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
@@ -21,11 +22,12 @@ log = logging.getLogger("entracte")
 Found = TypeVar("Found")
 
 Stamp = tuple[int, int]
-"""Of a commit's folder, which is renamed into place when it is whole: another one has another."""
+"""Inode and time of a checkpoint's folder, which is renamed into place when it is complete: a
+checkpoint that replaces another one has another stamp."""
 
 
 def read_stamp(folder: Path, number: int) -> Stamp | None:
-    """Tell a commit from another of its number; None if it is gone."""
+    """Return what tells a checkpoint from another one of its number; None if it is gone."""
     try:
         status = (folder / str(number)).lstat()
     except OSError:
@@ -34,7 +36,7 @@ def read_stamp(folder: Path, number: int) -> Stamp | None:
 
 
 def get_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
-    """Give the folder of a run's commits.
+    """Return the folder of a run's checkpoints.
 
     Raises:
         NotADirectoryError: it is a link.
@@ -44,20 +46,117 @@ def get_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
     return folder
 
 
+class IntactCheckpoint(NamedTuple, Generic[Found]):
+    """A checkpoint that could be read."""
+
+    number: int
+    stamp: Stamp | None
+    content: Found
+
+
+SkipDamaged = Callable[[int, Stamp | None, DamagedCheckpoint], None]
+"""Called with the number, stamp and damage of a checkpoint that is skipped."""
+
+
+def warn_skipped(number: int, stamp: Stamp | None, damage: DamagedCheckpoint) -> None:
+    """Log that a damaged checkpoint is skipped."""
+    log.warning(f"skipped a damaged checkpoint: {damage}")
+
+
+def iterate_intact(
+    folder: Path,
+    list_numbers: Callable[[], Sequence[int]],
+    read: Callable[[int], Found],
+    skip: SkipDamaged = warn_skipped,
+) -> Iterator[IntactCheckpoint[Found]]:
+    """Yield the intact checkpoints in the order listed, and skip the damaged ones.
+
+    A checkpoint that the run removes or replaces while it is read is not damaged: the folder is
+    listed again then. None is yielded or skipped twice.
+
+    Args:
+        folder: of the checkpoints.
+        list_numbers: lists the numbers to try, in order: those that are there now.
+        read: reads the content of one, or raises DamagedCheckpoint.
+        skip: called for each damaged one.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in (1, 2):
+    ...         Path(folder, str(number)).mkdir()
+    ...     found = iterate_intact(Path(folder), lambda: [2, 1], lambda number: number * 10)
+    ...     [(one.number, one.content) for one in found]
+    [(2, 20), (1, 10)]
+    """
+    done: dict[int, Stamp | None] = {}
+    numbers = [*list_numbers()]
+    while numbers:
+        number = numbers.pop(0)
+        stamp = read_stamp(folder, number)
+        if number in done and done[number] == stamp:
+            continue
+        try:
+            content = read(number)
+        except DamagedCheckpoint as damage:
+            if stamp is None or read_stamp(folder, number) != stamp:
+                numbers = [*list_numbers()]
+                continue
+            done[number] = stamp
+            skip(number, stamp, damage)
+        else:
+            done[number] = stamp
+            yield IntactCheckpoint(number, stamp, content)
+
+
+def read_first_intact(
+    folder: Path,
+    list_numbers: Callable[[], Sequence[int]],
+    read: Callable[[int], Found],
+    skip: SkipDamaged | None = None,
+) -> Found | None:
+    """Read the first intact checkpoint of those listed; log each damaged one that is skipped.
+
+    Args:
+        folder, list_numbers, read: as of `iterate_intact`.
+        skip: called for each damaged one, before it is logged.
+
+    Returns:
+        None if no checkpoint is listed.
+
+    Raises:
+        DamagedCheckpoint: none is intact.
+    """
+    damages: list[DamagedCheckpoint] = []
+
+    def note(number: int, stamp: Stamp | None, damage: DamagedCheckpoint) -> None:
+        damages.append(damage)
+        if skip is not None:
+            skip(number, stamp, damage)
+
+    found = next(iterate_intact(folder, list_numbers, read, note), None)
+    if found is None and len(damages) == 1:
+        raise damages[0]
+    for damage in damages:
+        log.warning(f"skipped a damaged checkpoint: {damage}")
+    if found is None and damages:
+        raise DamagedCheckpoint("no checkpoint is intact:\n  " + "\n  ".join(map(str, damages)))
+    return None if found is None else found.content
+
+
 def list_candidates(
     folder: Path, epoch: int | None, best: str | None, mode: str | None
 ) -> Sequence[int]:
-    """Order the commits that would do, the one to take if it is intact first.
+    """List the checkpoints that a reader asks for, the preferred one first.
 
     Args:
-        folder: of the commits.
-        epoch: the only one that would do.
-        best: the score by which they are compared; the newest is the first otherwise.
-        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
+        folder: of the checkpoints.
+        epoch: the only one to take.
+        best: the score by which they are ranked; None lists the newest first.
+        mode: `min` if a smaller score is better, `max` if a larger is; None infers it by name.
 
     Raises:
         FileNotFoundError: there is none, or none of this epoch.
-        ValueError: the settings make no sense, or no commit has the score.
+        ValueError: the settings contradict each other, or no checkpoint has the score.
     """
     way = resolve_mode("best", best, mode, optional=True)
     if epoch is not None and best is not None:
@@ -66,63 +165,39 @@ def list_candidates(
     numbers = publishing.list_epochs(folder)
     if not numbers:
         raise FileNotFoundError(
-            f"there is no commit in {folder}: give the directory of a run that was saved, as "
+            f"there is no checkpoint in {folder}: give the directory of a run that was saved, as "
             "save_checkpoints was given it"
         )
     if epoch is not None:
-        if epoch not in numbers:
-            raise FileNotFoundError(
-                f"there is no commit of epoch {epoch} in {folder}; there are: {numbers}"
-            )
+        check_listed(folder, epoch, numbers)
         return [epoch]
     if best is None:
         return numbers[::-1]
-    scores: dict[int, Mapping[str, float]] = {}
-    for number in numbers:
-        try:
-            scores[number] = manifests.parse_scores(publishing.read_manifest(folder, number))
-        except DamagedCheckpoint as damage:
-            if read_stamp(folder, number):  # or the run removed it meanwhile
-                log.warning(f"skipped a damaged commit: {damage}")
-    ranked = publishing.rank_by_score(
-        {number: found.get(best) for number, found in scores.items()}, way
-    )
+    scores = {
+        found.number: found.content
+        for found in iterate_intact(
+            folder,
+            lambda: publishing.list_epochs(folder),
+            lambda number: manifests.parse_scores(publishing.read_manifest(folder, number)),
+        )
+    }
+    ranked = rank_by_score({number: found.get(best) for number, found in scores.items()}, way)
     if not ranked:
         known = sorted({name for found in scores.values() for name in found})
         raise ValueError(
-            f"no commit in {folder} has a score {best!r} that is a "
+            f"no checkpoint in {folder} has a score {best!r} that is a "
             f"number{suggest_and_list(best, known)}"
         )
     return ranked
 
 
-def read_first_intact(
-    folder: Path, candidates: Callable[[], Sequence[int]], read: Callable[[int], Found]
-) -> Found:
-    """Read the first commit that is intact; damaged ones are skipped with a warning.
-
-    Where the run removed or replaced one while it was read, that was no damage: choose anew.
-
-    Args:
-        folder: of the commits.
-        candidates: gives their numbers, in the order to try them.
-        read: gives what is wanted of a commit, or raises DamagedCommit.
+def check_listed(folder: Path, epoch: int, numbers: Sequence[int]) -> None:
+    """Check that there is a checkpoint of an epoch.
 
     Raises:
-        DamagedCommit: none is intact.
+        FileNotFoundError: there is none; the message lists those that there are.
     """
-    numbers, reasons = [*candidates()], list[str]()
-    while numbers:
-        number = numbers.pop(0)
-        before = read_stamp(folder, number)
-        try:
-            return read(number)
-        except DamagedCheckpoint as damage:
-            if before is None or read_stamp(folder, number) != before:
-                numbers, reasons = [*candidates()], []
-                continue
-            if not numbers and not reasons:
-                raise
-            log.warning(f"skipped a damaged commit: {damage}")
-            reasons.append(str(damage))
-    raise DamagedCheckpoint("no commit is intact:\n  " + "\n  ".join(reasons))
+    if epoch not in numbers:
+        raise FileNotFoundError(
+            f"there is no checkpoint of epoch {epoch} in {folder}; there are: {numbers}"
+        )

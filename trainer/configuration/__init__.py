@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses, from files and flags, and what they build."""
+"""The settings of a run: frozen dataclasses, read from files and flags, and what they build."""
 
 from trainer.configuration.config_files import (
     check_fresh,

@@ -1,4 +1,4 @@
-"""Configurations in files and on the command line."""
+"""Read configurations from files and the command line, and write them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from trainer.host.safe_open import UnsafeFile, read_bytes
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-FREE = ("run", "fresh", "checkpointing", "logging", "hooks")
-"""Settings that may differ where a run goes on: where results go, and hooks, which come and go."""
+UNCOMPARED = ("run", "fresh", "checkpointing", "logging", "hooks")
+"""Settings that may differ on resume: where results go, and hooks, which may come and go."""
 
 
 def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
-    """Read a configuration from a YAML file; what it does not name keeps the class's default.
+    """Read a configuration from a YAML file; settings it does not name keep the class's default.
 
     Args:
         path: of the file.
         cls: `TrainingConfig`, or a subclass that adds settings, all of them with defaults.
 
     Raises:
-        ValueError: it is no YAML, or has an unknown key, a value of a wrong type or one out of
-            range: all of them are listed.
+        ValueError: it is no YAML, or has unknown keys, values of a wrong type or out of range: all
+            of them are listed.
         OSError: the file cannot be read.
         ImportError: PyYAML is not installed.
 
@@ -52,8 +52,7 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     if not isinstance(cls, type):
         raise TypeError(
             f"load_config takes the class of a configuration; got {describe_value(cls)}: give its "
-            "class, "
-            f"{type(cls).__name__}"
+            f"class, {type(cls).__name__}"
         )
     problems, file = list[str](), to_absolute_path(path, "load_config")
     try:
@@ -61,16 +60,18 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     except (ValueError, UnsafeFile) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
     config = cls()
-    config = _with(config, {} if content is None else content, "", list(_paths(config)), problems)
+    content = {} if content is None else content
+    config = _replace_settings(config, content, "", list(_list_paths(config)), problems)
     if problems:
-        listed = "\n  ".join(problems)
-        told = redact_text(escape_lines(listed))
-        raise ValueError(f"{os.fspath(path)} does not fit {cls.__name__}:\n  {told}")
+        listed = redact_text(escape_lines("\n  ".join(problems)))
+        raise ValueError(f"{os.fspath(path)} does not fit {cls.__name__}:\n  {listed}")
     return config
 
 
-def _with(default: Any, content: Any, where: str, known: list[str], problems: list[str]) -> Any:
-    """Give a dataclass with a mapping's values in the place of its own; note what is wrong."""
+def _replace_settings(
+    default: Any, content: Any, where: str, known: list[str], problems: list[str]
+) -> Any:
+    """Return a dataclass with its values replaced by a mapping's; add what is wrong to problems."""
     if not isinstance(content, Mapping):
         got = redact_settings(content, where)
         problems.append(f"{where or 'it'}: wanted settings by name; got {got!r:.100}")
@@ -87,7 +88,7 @@ def _with(default: Any, content: Any, where: str, known: list[str], problems: li
             )
             problems.append(f"{path}: there is no such setting{hint}")
         elif dataclasses.is_dataclass(section := getattr(default, key)):
-            values[key] = _with(section, value, path, known, problems)
+            values[key] = _replace_settings(section, value, path, known, problems)
         else:
             try:
                 values[key] = convert_value(value, hints[key], path)
@@ -102,12 +103,12 @@ def _with(default: Any, content: Any, where: str, known: list[str], problems: li
         return default
 
 
-def _paths(config: Any, where: str = "") -> Iterator[str]:
-    """Name every setting, those of sections dotted."""
+def _list_paths(config: Any, where: str = "") -> Iterator[str]:
+    """Yield the path of every setting, with dots for sections."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _paths(value, f"{where}{field.name}.")
+            yield from _list_paths(value, f"{where}{field.name}.")
         else:
             yield f"{where}{field.name}"
 
@@ -120,16 +121,16 @@ def parse_config(
 ) -> Config:
     """Read a configuration from the command line: `--config file.yaml`, and flags that override it.
 
-    Settings in sections are dotted, `--optimizer.learning-rate 3e-4`; `--help` lists all. A mistake
-    ends the program with what is wrong.
+    Settings in sections have dots, `--optimizer.learning-rate 3e-4`; `--help` lists all. A mistake
+    ends the program with a message.
 
     Args:
         cls: `TrainingConfig`, or a subclass that adds settings, all of them with defaults.
-        arguments: of the command line; those of the program if absent.
+        arguments: of the command line; None: those of the program.
         description: of the program, for `--help`.
 
     Raises:
-        SystemExit: help was asked for, or something is wrong.
+        SystemExit: help was requested, or a setting is wrong.
         ImportError: tyro is not installed.
 
     >>> config = parse_config(TrainingConfig, ["--epochs", "3", "--optimizer.name", "sgd"])
@@ -145,7 +146,7 @@ def parse_config(
         config = cls() if known.config is None else load_config(known.config, cls)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    hooks = config.hooks  # of any depth, and no matter for flags
+    hooks = config.hooks  # of any depth, and not for flags
     text = f"{(description or '').strip()}\n\nSettings are taken from --config FILE and from flags."
     config = tyro.cli(
         cls, default=dataclasses.replace(config, hooks=()), args=flags, description=text.strip()
@@ -158,12 +159,12 @@ def parse_config(
 
 
 def check_fresh(config: TrainingConfig) -> None:
-    """Check that a run which is to be fresh has a directory that is empty or absent.
+    """Check that a fresh run has an empty or absent directory.
 
     Empty files and folders do not count: a run that was refused before it began leaves them.
 
     Raises:
-        FileExistsError: there is something in it.
+        FileExistsError: there are files in it.
     """
     if config.fresh and any(
         file.stat().st_size
@@ -176,7 +177,7 @@ def check_fresh(config: TrainingConfig) -> None:
 
 
 def to_dict(config: TrainingConfig) -> dict[str, Any]:
-    """Give a configuration as plain data: sections as mappings, tuples as lists, paths as text.
+    """Return a configuration as plain data: sections as mappings, tuples as lists, paths as text.
 
     >>> to_dict(TrainingConfig())["run"]
     'runs/default'
@@ -193,9 +194,9 @@ def to_dict(config: TrainingConfig) -> dict[str, Any]:
 
 
 def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
-    """Write a configuration as the YAML file that `load_config` reads, or replace one as a whole.
+    """Save a configuration as the YAML file that `load_config` reads, replacing it as a whole.
 
-    Passwords are left out: `***` stands for them, and a store's is looked for elsewhere then.
+    Passwords are replaced by `***`; a store's is then taken from elsewhere.
 
     Raises:
         OSError: it cannot be written.
@@ -206,20 +207,17 @@ def save_config(config: TrainingConfig, path: str | os.PathLike[str]) -> None:
     ...     load_config(f"{folder}/config.yaml", TrainingConfig).seed
     3
     """
-    path, content = (
-        to_absolute_path(path, "save_config"),
-        dump_yaml(redact_settings(to_dict(config))),
-    )
+    path, content = to_absolute_path(path, "save_config"), redact_settings(to_dict(config))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_replace(path) as beside:
-        beside.write_text(content, encoding="utf-8")
+        beside.write_text(dump_yaml(content), encoding="utf-8")
 
 
 def to_comparable(config: TrainingConfig) -> dict[str, Any]:
-    """Give what a commit keeps of a configuration, to be compared where the run goes on.
+    """Return the part of a configuration that checkpoints save, to be compared on resume.
 
-    Left out is what says nothing of the run (`FREE`). A schedule that is as long as the run depends
-    on `epochs`, so they stand beside it.
+    Settings in `UNCOMPARED` are left out. A schedule as long as the run depends on `epochs`, so
+    its section includes them.
 
     >>> from trainer.configuration.dataclasses import Schedule
     >>> kept = to_comparable(TrainingConfig(epochs=5, schedule=Schedule("cosine")))
@@ -227,7 +225,7 @@ def to_comparable(config: TrainingConfig) -> dict[str, Any]:
     (False, 5)
     """
     kept: dict[str, Any] = redact_settings(to_dict(config))
-    data = {name: value for name, value in kept.items() if name not in FREE}
+    data = {name: value for name, value in kept.items() if name not in UNCOMPARED}
     plan = config.schedule
     if plan.steps is None and (plan.name != "constant" or plan.warmup_share):
         data["schedule"]["epochs"] = config.epochs

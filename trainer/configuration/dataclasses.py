@@ -1,4 +1,4 @@
-"""The settings of a run, as frozen dataclasses; a script adds its own by a subclass."""
+"""The settings of a run as frozen dataclasses; a script adds its own in a subclass."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def _require(holds: bool, what: str, got: Any) -> None:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What updates the parameters, all of it optax's."""
+    """The optimizer, from optax."""
 
     name: Literal["adamw", "adam", "sgd", "lion", "muon"] = "adamw"
     """Muon is for matrices: not for networks whose layers are stacked (`scan=True`)."""
     learning_rate: float = 1e-3
     """The highest rate of the schedule."""
     weight_decay: float | None = None
-    """For parameters of two axes or more; None: 1e-4 for adamw, 1e-3 for lion, else 0."""
+    """For parameters with two or more axes; None: 1e-4 for adamw, 1e-3 for lion, else 0."""
     betas: tuple[float, float] | None = None
-    """Decay of the first and second moment: adamw, adam, lion, and muon for what is no matrix."""
+    """Decay of the first and second moment: adamw, adam, lion, and muon for non-matrices."""
     momentum: float | None = None
     """Of sgd (None: none) and muon (None: 0.95)."""
     clip_norm: float | None = None
-    """Longest gradient, as an L2 norm over all parameters; None: not clipped."""
+    """Largest L2 norm of the gradient over all parameters; None: not clipped."""
     accumulate: int = 1
-    """Parts that a batch is taken in, to save memory."""
+    """Number of parts in which a batch is computed, to save memory."""
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate must be above 0", self.learning_rate)
@@ -63,18 +63,18 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate goes: up in the warmup, then down to a share of its height."""
+    """The learning rate over time: up in the warmup, then down to a share of its peak."""
 
     name: Literal["constant", "cosine", "linear"] = "constant"
-    """The way after the warmup."""
+    """The shape after the warmup."""
     warmup_steps: int = 0
-    """Steps in which the rate rises from 0 to the optimizer's, on a straight line."""
+    """Steps in which the rate rises linearly from 0 to the optimizer's."""
     warmup_share: float = 0.0
-    """The same as a share of the schedule's steps; one of the two."""
+    """The same as a share of the schedule's steps; give one of the two."""
     steps: int | None = None
-    """Length of the schedule, the warmup included; None: that of the run."""
+    """Length of the schedule, warmup included; None: that of the run."""
     decay_to: float = 0.0
-    """Share of the optimizer's rate at the end of the schedule; of a constant one, nothing."""
+    """Share of the optimizer's rate at the end of the schedule; a constant one ignores it."""
 
     def __post_init__(self) -> None:
         _require(self.warmup_steps >= 0, "warmup_steps must not be negative", self.warmup_steps)
@@ -82,19 +82,19 @@ class Schedule:
         _require(self.steps is None or self.steps >= 1, "steps must be at least 1", self.steps)
         _require(0 <= self.decay_to <= 1, "decay_to must be in [0, 1]", self.decay_to)
         if self.warmup_steps and self.warmup_share:
-            raise ValueError("warmup_steps and warmup_share say the same; give one of them")
+            raise ValueError("warmup_steps and warmup_share mean the same; give one of them")
 
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Which commits of the run are kept, as `hooks.save_checkpoints` takes it."""
+    """Which checkpoints of the run are kept, as `hooks.save_checkpoints` takes it."""
 
     keep: int = 3
-    """How many of the newest."""
+    """How many of the newest to keep."""
     best: str | None = None
-    """Metric by which the best one is kept besides, such as val/accuracy."""
+    """Metric by which the best one is kept in addition, such as val/accuracy."""
     mode: Literal["min", "max"] | None = None
-    """Whether a smaller or a larger metric is better; None goes by its name."""
+    """Whether a smaller or a larger metric is better; None infers it by name."""
     max_cost: float | None = 0.05
     """Share of the run's time that saving may take; None: save at every epoch."""
 
@@ -114,17 +114,17 @@ class Logging:
     report: bool = True
     """The page report.html in the run directory when the run is over; it needs metrics.jsonl."""
     store: str = "beside"
-    """Where the run is on record: `beside`, in the SQLite store of the directory that holds the
-    run's; a directory, a file or a URL, as trainer.runs.Store takes it; or `off`."""
+    """Where the run is recorded: `beside`, in the SQLite store of the directory that contains the
+    run directory; a directory, a file or a URL, as trainer.runs.Store takes it; or `off`."""
     wandb: bool = False
-    """A run for Weights & Biases in the run directory, with its commits and replays."""
+    """A run for Weights & Biases in the run directory, with its checkpoints and replays."""
     mlflow: bool = False
-    """A run for MLflow in the run directory, with its commits and replays."""
+    """A run for MLflow in the run directory, with its checkpoints and replays."""
 
     def __post_init__(self) -> None:
         if self.report and not self.json_lines:
             raise ValueError(
-                "report is made of what json_lines writes; turn both on, or report off"
+                "report is made from what json_lines writes; turn both on, or report off"
             )
 
 
@@ -132,9 +132,9 @@ class Logging:
 class TrainingConfig:
     """The settings that training scripts share.
 
-    A script adds its own, and its own defaults, by a subclass. `load_config` reads one from a file,
-    `parse_config` from the command line, `configuration.optimizer` and `hooks.configured` build
-    what it says.
+    A script adds its own settings and defaults in a subclass. `load_config` reads one from a file,
+    `parse_config` from the command line; `configuration.optimizer` and `hooks.build_hooks` build
+    from it.
 
     >>> @dataclass(frozen=True)
     ... class Config(TrainingConfig):
@@ -147,15 +147,15 @@ class TrainingConfig:
     run: Path = Path("runs/default")
     """Where checkpoints and logs go, and where a run resumes from."""
     epochs: int = 20
-    """The total that the run shall reach."""
+    """The total number of epochs to reach."""
     seed: int = 0
-    """Of all that is drawn at random."""
+    """Seed of all random numbers."""
     batch_size: int = 64
-    """Examples a step."""
+    """Examples per step."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of what the network computes; parameters are float32."""
+    """Precision of the network's computation; parameters are float32."""
     fresh: bool = False
-    """Refuse to resume: start anew, in a directory that is empty or absent."""
+    """Refuse to resume: start in a directory that is empty or absent."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     checkpointing: Checkpointing = Checkpointing()
@@ -164,9 +164,7 @@ class TrainingConfig:
     """Hooks by name, as `hooks.from_config` takes them; from a file alone."""
 
     def __post_init__(self) -> None:
-        to_absolute_path(
-            self.run, "run"
-        )  # a URL is refused at once; what is relative stays so in the file
+        to_absolute_path(self.run, "run")  # refuses a URL; a relative path stays so in the file
         object.__setattr__(self, "run", Path(os.path.expanduser(self.run)))
         _require(self.epochs >= 0, "epochs must not be negative", self.epochs)
         _require(self.batch_size >= 1, "batch_size must be at least 1 example", self.batch_size)

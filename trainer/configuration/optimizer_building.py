@@ -1,4 +1,4 @@
-"""From settings to optax: the schedule and the optimizer that a configuration says."""
+"""Build the optax schedule and optimizer of a configuration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger("entracte")
 
 
 def schedule(config: TrainingConfig, total_steps: int) -> float | optax.Schedule:
-    """Give the learning rate at each step, or the one of all steps where it is constant.
+    """Build the learning rate schedule, or return the rate if it is constant.
 
-    A schedule that ends before the run does logs a warning: the rest trains at its last rate.
+    A schedule that ends before the run logs a warning: the rest trains at its last rate.
 
     Args:
-        config: of whose schedule and learning rate it is made.
+        config: with the schedule and the learning rate.
         total_steps: optimizer updates of the whole run.
 
     Returns:
@@ -67,14 +67,14 @@ def schedule(config: TrainingConfig, total_steps: int) -> float | optax.Schedule
 
 
 def optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransformation:
-    """Make the optimizer with its schedule.
+    """Build the optimizer with its schedule.
 
     The learning rate is kept in the optimizer's state, where `trainer.supervised` reports it and
-    hooks may set it if it is constant. Weight decay is for parameters of two axes or more.
+    hooks may set it if it is constant. Weight decay is for parameters with two or more axes.
     `clip_norm`, `accumulate` and `precision` are for `trainer.supervised`.
 
     Args:
-        config: whose optimizer and schedule it is.
+        config: with the optimizer and the schedule.
         total_steps: optimizer updates of the whole run.
 
     Raises:
@@ -84,7 +84,7 @@ def optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransfo
     >>> float(state.hyperparams["learning_rate"])
     0.0010000000474974513
     """
-    settings = config.optimizer  # alone: a resume compares what the optimizer is made of
+    settings = config.optimizer  # alone: a resume compares the settings in the closure
     make = _MAKERS[settings.name]
 
     def with_rate(learning_rate: Any) -> optax.GradientTransformation:
@@ -123,7 +123,7 @@ def _muon(settings: Optimizer, rate: Any) -> optax.GradientTransformation:
     )
     if not settings.weight_decay:
         return muon
-    # Its own decay is not masked for what it leaves to adam: biases, and kernels of convolutions.
+    # Its own decay has no mask for the parameters it leaves to adam: biases, convolution kernels.
     return optax.chain(muon, optax.add_decayed_weights(-rate * settings.weight_decay, decay_mask))
 
 

@@ -1,4 +1,4 @@
-"""Settings: a configuration as rows, and how one is spelled wherever it is shown."""
+"""Settings as rows: a configuration flattened, and each value formatted for display."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from trainer.host.redaction import redact_settings
 
 PLAIN = (bool, int, float, list, tuple, dict, type(None))
-"""What is spelled as JSON has it."""
+"""Types that are formatted as JSON."""
 
 
 def flatten_settings(config: Any) -> dict[str, Any]:
-    """Lay a nested configuration out as rows: its path, with dots, to the value, without passwords.
+    """Flatten a nested configuration: path with dots to value, without passwords.
 
     Args:
-        config: mappings, sequences and dataclasses, nested as one likes; None where there is none.
+        config: mappings, sequences and dataclasses, nested to any depth; None if there is none.
 
     >>> flatten_settings({"optimizer": {"name": "adamw", "betas": [0.9, 0.99]},
     ...     "hooks": [{"n": 5}, "x"]})
@@ -41,7 +41,7 @@ def flatten_settings(config: Any) -> dict[str, Any]:
 
 
 def format_setting(value: Any) -> str:
-    """Write a setting as one says it: texts bare, the rest as JSON.
+    """Format a setting: text as it is, the rest as JSON.
 
     >>> format_setting("adamw"), format_setting([0.9, 0.99]), format_setting(None)
     ('adamw', '[0.9, 0.99]', 'null')
@@ -52,7 +52,7 @@ def format_setting(value: Any) -> str:
 
 
 def format_settings(config: Any) -> dict[str, str]:
-    """Give each setting of a configuration as it is shown, path to text.
+    """Format each setting of a configuration, path to text.
 
     >>> format_settings({"optimizer": {"name": "adamw", "clip": None}, "shape": (8, 8)})
     {'optimizer.name': 'adamw', 'optimizer.clip': 'null', 'shape': '[8, 8]'}

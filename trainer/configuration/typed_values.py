@@ -1,4 +1,4 @@
-"""What a file says, held to a type: nothing is coerced but integers to floats and text to paths."""
+"""Convert a file's values to types; only integers to floats and text to paths are coerced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNIONS = (Union, UnionType)
 
 
 def is_supported_type(hint: Any) -> bool:
-    """Say whether a file can hold all values of a type.
+    """Return whether a file can hold all values of a type.
 
     >>> (is_supported_type(tuple[int, ...] | None), is_supported_type(Mapping[str, float]),
     ...  is_supported_type(type))
@@ -35,10 +35,10 @@ def is_supported_type(hint: Any) -> bool:
 
 
 def convert_value(value: Any, hint: Any, where: str) -> Any:
-    """Give a file's value as one of a type.
+    """Convert a value of a file to a type, or refuse it.
 
     Args:
-        value: as YAML or JSON gives it.
+        value: as read from YAML or JSON.
         hint: the type: a scalar, a path, Literal, a union, list, tuple or mapping of these.
         where: names the value in messages.
 
@@ -71,8 +71,8 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
     elif origin in _PATHS and type(value) is str:
         return Path(value)
     elif origin in _MAPPINGS and isinstance(value, Mapping):
-        of = arguments[1] if arguments else Any
-        return {key: convert_value(inner, of, f"{where}.{key}") for key, inner in value.items()}
+        kind = arguments[1] if arguments else Any
+        return {key: convert_value(inner, kind, f"{where}.{key}") for key, inner in value.items()}
     elif origin in _LISTS and isinstance(value, list | tuple):
         fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
         kinds = arguments if fixed else (arguments[:1] or (Any,)) * len(value)
@@ -81,22 +81,23 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
             read = [convert_value(inner, kind, f"{where}[{n}]") for n, (inner, kind) in pairs]
             return read if origin is list else tuple(read)
     raise ValueError(
-        f"{where}: wanted {described(hint)}; got {redact_settings(value, where)!r:.100}"
+        f"{where}: wanted {describe_type(hint)}; got {redact_settings(value, where)!r:.100}"
     )
 
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def described(hint: Any) -> str:
-    """Name a type in words.
+def describe_type(hint: Any) -> str:
+    """Describe a type in words.
 
-    >>> described(float | None), described(Literal["min", "max"]), described(tuple[int, ...])
+    >>> (describe_type(float | None), describe_type(Literal["min", "max"]),
+    ...  describe_type(tuple[int, ...]))
     ('a number or null', "'min' or 'max'", 'a list')
     """
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in _UNIONS:
-        return " or ".join(dict.fromkeys(map(described, arguments)))
+        return " or ".join(dict.fromkeys(map(describe_type, arguments)))
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:

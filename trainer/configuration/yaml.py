@@ -1,4 +1,4 @@
-"""YAML as a configuration needs it: plain data, no key twice, and no surprises in what is read."""
+"""YAML for configurations: plain data, no duplicate keys, and the scalars of YAML 1.2."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PLAIN = {
         list("-+.0123456789"),
     ),
 }
-"""What is no text although it stands without quotes, and its first characters: the core schema of
-YAML 1.2, but for hexadecimal and octal numbers. PyYAML's own is that of 1.1, where `1e-3` is text,
-`on` true, `010` eight, `1:30` 90."""
+"""Unquoted scalars that are not text, and their first characters: the core schema of YAML 1.2,
+without hexadecimal and octal numbers. PyYAML has that of 1.1, where `1e-3` is text, `on` true,
+`010` eight, `1:30` 90."""
 
 
 MOST_NODES = 10_000
-"""Values and keys of a document that has aliases, each counted as often as it stands for something:
-ten lines of ten aliases each, of the line before, are ten thousand million."""
+"""The most values and keys of a document, with aliases expanded: ten lines, each with ten aliases
+of the line before, expand to ten thousand million."""
 
 
 class _Yaml(NamedTuple):
@@ -52,7 +52,7 @@ def _yaml() -> _Yaml:
                 raise yaml.composer.ComposerError(
                     None,
                     None,
-                    f"with its aliases (*) spelled out it has {size:.0f} values, and may have "
+                    f"with its aliases (*) expanded it has {size:.0f} values, and may have "
                     f"{MOST_NODES}: write out what is meant",
                     node.start_mark,
                 )
@@ -64,7 +64,7 @@ def _yaml() -> _Yaml:
                 name = str(key.value)
                 if name in names:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands here twice", key.start_mark
+                        None, None, f"the key {key.value!r} is here twice", key.start_mark
                     )
                 names.add(name)
             return dict(super().construct_mapping(node, deep=deep))
@@ -75,20 +75,20 @@ def _yaml() -> _Yaml:
 
     for name, (pattern, first) in _PLAIN.items():
         expression = re.compile(f"^(?:{pattern})$")
-        for kind in (Loader, Dumper):  # the latter quotes text that either schema takes for more
+        for kind in (Loader, Dumper):  # the latter quotes text that either schema would convert
             kind.add_implicit_resolver(f"tag:yaml.org,2002:{name}", expression, first)
     return _Yaml(yaml, Loader, Dumper)
 
 
 def _size(node: Any, counts: dict[int, float]) -> float:
-    """Count the nodes that a node stands for, aliases spelled out; infinite where it holds itself.
+    """Count the nodes of a node with aliases expanded; infinite if it contains itself.
 
     Args:
         node: of a document.
-        counts: by identity of nodes, filled in; each is looked at once.
+        counts: by identity of nodes, filled in; each is visited once.
     """
     if id(node) not in counts:
-        counts[id(node)] = math.inf  # until it is counted: what meets it within holds itself
+        counts[id(node)] = math.inf  # until it is counted: a node that meets itself is infinite
         inner = [node.value] if isinstance(node.value, str) else node.value
         pairs = (part for one in inner for part in (one if isinstance(one, tuple) else (one,)))
         counts[id(node)] = 1 + sum(_size(n, counts) for n in pairs if not isinstance(n, str))
@@ -96,11 +96,11 @@ def _size(node: Any, counts: dict[int, float]) -> float:
 
 
 def parse_yaml(text: str) -> Any:
-    """Give what a YAML document holds: mappings, lists, text, numbers, true, false, null.
+    """Return the data of a YAML document: mappings, lists, text, numbers, true, false, null.
 
     Raises:
-        ValueError: it is no YAML, a key stands in a mapping twice, a tag asks for more, or aliases
-            make more than 10,000 values of it.
+        ValueError: it is no YAML, a mapping has a key twice, a tag asks for other types, or it has
+            more than 10,000 values with aliases expanded.
 
     >>> parse_yaml("{optimizer: {learning_rate: 1e-3}, on: 'yes'}")
     {'optimizer': {'learning_rate': 0.001}, 'on': 'yes'}
@@ -113,7 +113,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """Give plain data as a YAML document that `parse_yaml` reads back as it is.
+    """Return plain data as a YAML document that `parse_yaml` reads back unchanged.
 
     >>> print(dump_yaml({"epochs": 2, "optimizer": {"betas": [0.9, 0.999]}}), end="")
     epochs: 2

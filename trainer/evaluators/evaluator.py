@@ -19,7 +19,7 @@ from trainer.evaluators.requested_checkpoint import UnanswerableRequest
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.time_limits import limit_time
 from trainer.host.escaping import escape_text
-from trainer.host.signals import Received, catch_signals, end_process
+from trainer.host.signals import ReceivedSignal, catch_signals, end_process
 from trainer.runs.connecting import resolve_store_url
 from trainer.runs.connection import Unreachable
 from trainer.runs.requests import (
@@ -174,7 +174,7 @@ class _Worker(NamedTuple):
     handler: RequestHandler
     client: StoreClient
     lease_keeper: LeaseKeeper
-    received: Received
+    received: ReceivedSignal
     settings: WorkerSettings
 
     def run(self, idle: float | None) -> WorkSummary:

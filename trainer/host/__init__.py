@@ -1,1 +1,1 @@
-"""The machine around a run: files, processes, signals, clocks, and what is printed."""
+"""The machine around a run: files, processes, signals, time spans, and what is printed."""

@@ -1,4 +1,4 @@
-"""What outlasts a power failure: files that are replaced as a whole, and a folder's entries."""
+"""Files that survive a power failure: replaced as a whole, with their folder's entries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.host.safe_open import create_new
 
 
 def sync_folder(folder: Path) -> None:
-    """Make durable what was made, renamed or replaced in a folder; files sync their contents.
+    """Make the entries of a folder durable; files sync their own contents.
 
     Raises:
         OSError: the folder is missing, or the disk fails.
@@ -29,20 +29,20 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""How a system says that a disk, a quota or a limit of files' sizes leaves no room."""
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used quota, or a limit on file sizes."""
 
 
 @contextlib.contextmanager
 def explain_disk_full(size: int | None, file: Path) -> Iterator[None]:
-    """Say which file there was no room for, the bytes that it needs and those that are free.
+    """Add to an error of a full disk the file, the bytes needed and the bytes free.
 
     Args:
-        size: bytes that are to be written; None where that is not known.
+        size: bytes to write; None if not known.
         file: to write them to; its folder must exist.
 
     Raises:
-        OSError: of the kind, and with the number, that the system gave.
+        OSError: of the class and number of the system's error.
 
     >>> with explain_disk_full(5, Path("a.txt").absolute()):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
@@ -52,29 +52,29 @@ def explain_disk_full(size: int | None, file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL or (size is None and " are free" in str(error)):
+        if error.errno not in DISK_FULL_ERRORS or (size is None and " are free" in str(error)):
             raise
         room = os.statvfs(file.parent)
         free = f"{room.f_bavail * room.f_frsize:,}"
-        said = f"{free} bytes are free"
+        space = f"{free} bytes are free"
         if size is not None:
-            said = f"{size:,} bytes are needed and {free} are free"
+            space = f"{size:,} bytes are needed and {free} are free"
         if error.errno != errno.ENOSPC:
-            said += ", but this user may not have them"
-        where = error.filename or str(file)  # what knows more of it is named
-        raise OSError(error.errno, f"{os.strerror(error.errno)}: {said}", where) from None
+            space += ", but this user may not have them"
+        where = error.filename or str(file)  # the error may name a more precise one
+        raise OSError(error.errno, f"{os.strerror(error.errno)}: {space}", where) from None
 
 
 def check_free_space(file: Path, size: int, *, largest: int | None = None) -> None:
-    """Check that a disk, and a limit of files' sizes, leave room for a file that is not there yet.
+    """Check that the disk, and the limit on file sizes, leave room for a new file.
 
     Args:
-        file: to write; the disk is that of the nearest of its folders that exists.
-        size: bytes in all.
-        largest: bytes of the largest file, where they are in several.
+        file: to write; the disk is that of its nearest existing folder.
+        size: total bytes.
+        largest: bytes of the largest file, if the total is in several.
 
     Raises:
-        OSError: there is less; the message has the bytes needed and those free.
+        OSError: there is not; the message has the bytes needed and free.
 
     >>> check_free_space(Path.cwd() / "new" / "file", 1)
     """
@@ -88,11 +88,11 @@ def check_free_space(file: Path, size: int, *, largest: int | None = None) -> No
             raise OSError(errno.ENOSPC, "", str(file))
 
 
-def write_whole(file: Path, content: Any) -> None:
-    """Write a new file, durably; where it fails, the error names the file.
+def write_durably(file: Path, content: Any) -> None:
+    """Write a new file durably; an error names the file.
 
     Args:
-        file: that is not there yet.
+        file: that does not exist yet.
         content: bytes, or anything else with a buffer of them.
 
     Raises:
@@ -107,16 +107,16 @@ def write_whole(file: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_replace(file: Path, *, beside: str = "") -> Iterator[Path]:
-    """Give a path beside a file to write to, which then takes the file's place, durably.
+    """Yield a path beside a file to write to, and then replace the file with it, durably.
 
-    A reader finds the old file or the new one, whole, whatever happens; where writing fails, the
-    old one stays and nothing is left beside it. The new one may be read by whoever may read files
-    that this process makes, however it is written.
+    A reader finds the old file or the new one, complete, whatever happens; if writing fails, the
+    old one stays and nothing is left beside it. The new one has the permissions of a file that this
+    process creates, whatever wrote it.
 
     Args:
-        file: to replace or to make; its folder must exist.
-        beside: how the name of the one beside it begins, where not as the file's: what is named
-            like the file may be read already.
+        file: to replace or to create; its folder must exist.
+        beside: prefix of the temporary file's name, if not the file's own: readers may already
+            pick up what is named like the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +131,7 @@ def atomic_replace(file: Path, *, beside: str = "") -> Iterator[Path]:
             os.close(create_new(other))
             mode = other.stat().st_mode
             yield other
-            if other.stat().st_mode != mode:  # safetensors makes it anew, for its owner alone
+            if other.stat().st_mode != mode:  # safetensors creates it again, for its owner alone
                 other.chmod(stat.S_IMODE(mode))
             with other.open("rb") as written:
                 os.fsync(written.fileno())

@@ -1,4 +1,4 @@
-"""Text from elsewhere as it is shown: what a terminal would obey is spelled out."""
+"""Escape text from elsewhere before it is printed, so that a terminal does not obey it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 
 def escape_text(text: object) -> str:
-    """Give a text that a terminal shows and does not obey: control characters are spelled out.
+    """Return text with control characters escaped, so that a terminal shows and does not obey it.
 
     >>> escape_text("loss"), escape_text("\\x1b[2Jgone\\n")
     ('loss', '\\\\x1b[2Jgone\\\\n')
@@ -16,12 +16,12 @@ def escape_text(text: object) -> str:
     if text.isprintable():  # nearly all
         return text
     return "".join(
-        character if harmless(character) else ascii(character)[1:-1] for character in text
+        character if is_harmless(character) else ascii(character)[1:-1] for character in text
     )
 
 
 def escape_lines(text: object) -> str:
-    """Give a text of several lines, such as an error, of which each is `escape_text`.
+    """Return text of several lines, such as an error, with each line escaped by `escape_text`.
 
     >>> escape_lines("it does not fit:\\n\\tw\\x1b[2J")
     'it does not fit:\\n\\tw\\\\x1b[2J'
@@ -32,21 +32,21 @@ def escape_lines(text: object) -> str:
     return "\n".join("\t".join(map(escape_text, line.split("\t"))) for line in text.split("\n"))
 
 
-def harmless(character: str) -> bool:
-    """Say whether it is neither a control nor a direction nor a surrogate."""
+def is_harmless(character: str) -> bool:
+    """Return whether a character is no control, direction or surrogate."""
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
-def escape(record: logging.LogRecord) -> bool:
-    """Be a filter of a logger that has each message `escape_lines`, whatever text is part of it.
+def escape_record(record: logging.LogRecord) -> bool:
+    """Escape the message of a log record; a filter of a logger.
 
     >>> record = logging.makeLogRecord({"msg": "skipped %s", "args": ("\\x1b[2J",)})
-    >>> escape(record), record.getMessage()
+    >>> escape_record(record), record.getMessage()
     (True, 'skipped \\\\x1b[2J')
     """
     try:
         message = record.getMessage()
-    except Exception:  # whoever prints it says what is wrong with it
+    except Exception:  # the handler that prints it reports what is wrong
         return True
     if (safe := escape_lines(message)) != message:
         record.msg, record.args = safe, ()

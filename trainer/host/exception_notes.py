@@ -1,4 +1,4 @@
-"""Notes on exceptions: where in the user's program they came from; their type stays."""
+"""Notes on exceptions: where they came from; their type stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def annotate_errors(where: str) -> Iterator[None]:
-    """Note on an exception where it came from.
+    """Add to an exception a note about where it came from.
 
     >>> try:
     ...     with annotate_errors("in checking phase 'val'"):

@@ -1,4 +1,4 @@
-"""What a run runs on: devices, versions, the machine, and the revision of its code."""
+"""The environment of a run: devices, versions, the machine, and the revision of its code."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from pathlib import Path
 
 import jax
 
-from trainer.host.redaction import redacted_command
+from trainer.host.redaction import redact_command
 
 LIBRARIES = ("entracte", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-"""Distributions whose versions are told, where they are installed."""
+"""Distributions whose versions are reported, if they are installed."""
 
 GIT_SECONDS = 5
-"""What git may take to tell the revision."""
+"""Seconds that git may take to report the revision."""
 
 
 def describe_environment() -> dict[str, str]:
-    """Tell what a run runs on.
+    """Describe the environment of a run.
 
     Returns:
-        `devices`, `processes`, `host`, `system`, `python`, the libraries' versions, `command`, and
-        `revision`: of the git repository that holds the running script, with `changed` where files
-        differ from it; without git it is missing. Of the command passwords are left out.
+        `devices`, `processes`, `host`, `system`, `python`, the libraries' versions, `command`
+        without passwords, and `revision`: of the git repository that holds the running script, with
+        `changed` if files differ from it; without git it is missing.
 
     >>> describe_environment()["python"]
     '3...'
     """
     found = {
-        "devices": f"{devices()} ({jax.default_backend()})",
+        "devices": f"{describe_devices()} ({jax.default_backend()})",
         "processes": str(jax.process_count()),
         "host": f"{socket.gethostname()}, {os.cpu_count()} CPUs",
         "system": platform.platform(),
@@ -44,14 +44,14 @@ def describe_environment() -> dict[str, str]:
     for library in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[library] = metadata.version(library)
-    found["command"] = " ".join(redacted_command(sys.argv))
+    found["command"] = " ".join(redact_command(sys.argv))
     if revision := _revision():
         found["revision"] = revision
     return found
 
 
-def devices() -> str:
-    """Count the devices by kind, those of all processes: `1 cpu`."""
+def describe_devices() -> str:
+    """Count the devices of all processes by kind: `1 cpu`."""
     kinds = Counter(device.device_kind for device in jax.devices())
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
@@ -60,7 +60,7 @@ def _revision() -> str | None:
     folder, script = Path("."), Path(sys.argv[0])
     if script.is_file():
         script = script.resolve()
-        # A notebook's launcher, or an installed command: its repository would not be the run's.
+        # For a notebook's launcher or an installed command it would be another repository.
         installed = script.is_relative_to(Path(sys.prefix).resolve())
         folder = folder if installed or "site-packages" in script.parts else script.parent
 

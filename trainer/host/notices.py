@@ -1,4 +1,4 @@
-"""Notices: what every user must know reaches standard error, whether logging was set up or not."""
+"""Notices: messages that every user must see, on standard error without any logging setup."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ log = logging.getLogger("entracte")
 
 
 def show_notices() -> None:
-    """Show what the logger `entracte` says on standard error, unless someone else does.
+    """Print the messages of the logger `entracte` on standard error, unless another handler does.
 
-    Called when `trainer` is imported; calling it again changes nothing. Its levels: WARNING is what
-    differs from what was asked, INFO a line that everyone should see (resuming, nothing to train,
-    where checkpoints are), DEBUG the rest (compile times, executors). To be told less, or more:
+    Called when `trainer` is imported; a second call changes nothing. Its levels: WARNING for what
+    differs from what was requested, INFO for lines that everyone should see (resuming, nothing to
+    train, where checkpoints are), DEBUG for the rest (compile times, executors). To see less or
+    more:
 
         logging.getLogger("entracte").setLevel("WARNING")
 
-    Where the user set up logging, with `logging.basicConfig(format=...)` or handlers of their own,
-    records go there, and there alone.
+    If the user set up logging, with `logging.basicConfig(format=...)` or their own handlers,
+    records go there alone.
 
     >>> show_notices()
     >>> log.level == logging.INFO, sum(isinstance(one, Notices) for one in log.handlers)
@@ -28,15 +29,15 @@ def show_notices() -> None:
     """
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
-    if not any(isinstance(handler, Notices) for handler in log.handlers):
-        log.addHandler(Notices())
+    if not any(isinstance(handler, NoticeHandler) for handler in log.handlers):
+        log.addHandler(NoticeHandler())
 
 
-class Notices(logging.Handler):
-    """Prints a line for each record, on what `sys.stderr` is then: a live bar stays whole."""
+class NoticeHandler(logging.Handler):
+    """Prints a line for each record on the current `sys.stderr`: a live bar stays intact."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record that nobody else shows; on several processes the main one's notices."""
+        """Print a record that no other handler shows; INFO on the main process alone."""
         try:
             process = _process()
             if _shown_elsewhere() or (process and record.levelno < logging.WARNING):
@@ -49,17 +50,17 @@ class Notices(logging.Handler):
 
 
 def _process() -> int:
-    """Number this process, without starting JAX's backends, which may still be configured."""
+    """Return this process's index without starting JAX's backends before they are configured."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def _shown_elsewhere() -> bool:
-    """Say whether a handler that someone chose shows our records; keep them from one nobody did.
+    """Return whether a handler that the user chose shows our records; hide them from others.
 
-    absl, which Orbax brings, calls `logging.basicConfig()` at its first record. What that leaves at
-    the root knows neither our format nor a live bar.
+    absl, a dependency of Orbax, calls `logging.basicConfig()` at its first record. The handler that
+    this adds to the root has neither our format nor support for a live bar.
     """
-    chosen = any(not isinstance(handler, Notices) for handler in log.handlers)
+    chosen = any(not isinstance(handler, NoticeHandler) for handler in log.handlers)
     for handler in logging.root.handlers if log.propagate else ():
         if not _is_default(handler):
             chosen = True
@@ -69,7 +70,7 @@ def _shown_elsewhere() -> bool:
 
 
 def _is_default(handler: logging.Handler) -> bool:
-    """Say whether a handler is what `logging.basicConfig()` leaves, to which nothing was said."""
+    """Return whether a handler is the one of `logging.basicConfig()` without arguments."""
     return (
         type(handler) is logging.StreamHandler
         and getattr(handler.formatter, "_fmt", None) == logging.BASIC_FORMAT
@@ -78,5 +79,5 @@ def _is_default(handler: logging.Handler) -> bool:
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """Let pass what is not ours, and what is where the root was set up since."""
+    """Pass records that are not ours, and all once the root was set up."""
     return record.name != log.name or logging.root.level != logging.WARNING

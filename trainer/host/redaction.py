@@ -1,4 +1,4 @@
-"""Passwords: what is left out of settings, commands and messages where they are shown or kept."""
+"""Remove passwords from settings, commands and messages before they are shown or saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "***"
-"""Stands in the place of what is left out."""
+"""Replaces a secret."""
 
 _SECRET = {"password", "passwords", "passwd", "passphrase", "pwd", "secret", "secrets"}
 _SECRET |= {"credential", "credentials", "apikey"}
@@ -15,7 +15,7 @@ _KEYS = {"api", "access", "private", "secret", "account", "signing", "ssh"}
 _TOKENS = {"api", "access", "auth", "bearer", "refresh", "session", "personal", "bot", "oauth"}
 _TOKENS |= {"jwt", "user", "admin", "service", "db", "login", "id", "hub", "hf", "huggingface"}
 _TOKENS |= {"wandb", "mlflow", "github", "gitlab", "slack", "telegram", "openai", "anthropic"}
-"""What stands before `key` and `token` where these are secret: of words of a text they are not."""
+"""Words before `key` and `token` that make them secret: a token of a text is not."""
 
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 _WHOLE = re.compile(r"(\w[\w+.-]*://[^:/@]*):.*@", re.DOTALL)
@@ -25,7 +25,7 @@ _PARAMETER = re.compile(r"(password=|[?&](?:\w*(?:secret|token|key|signature|pas
 
 
 def redact_text(text: str) -> str:
-    """Give a URL, or a text that holds some, without passwords, and without tokens of the web's.
+    """Return a URL, or text with URLs, without passwords and tokens.
 
     >>> redact_text("postgresql://me:secret@host:5432/runs?sslmode=require&password=too")
     'postgresql://me:***@host:5432/runs?sslmode=require&password=***'
@@ -40,7 +40,7 @@ def redact_text(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Say whether a setting of this name holds what nobody else may know; paths have dots.
+    """Return whether a setting of this name holds a secret; paths have dots.
 
     >>> [is_secret(name) for name in ("db.password", "hf_token", "apiKey", "credentials.user")]
     [True, True, True, True]
@@ -58,14 +58,14 @@ def is_secret(name: str) -> bool:
 
 
 def redact_settings(value: Any, name: str = "") -> Any:
-    """Give settings without what is secret, of the same structure: texts and numbers are replaced.
+    """Return settings of the same structure with secret texts and numbers replaced.
 
-    A text without a password stays the very same, so that settings can still be compared, and two
-    that differ in their password alone are equal.
+    A text without a password stays unchanged, so that settings can still be compared; two that
+    differ in their password alone become equal.
 
     Args:
-        value: mappings and sequences of plain data, nested as one likes.
-        name: of the setting that it is the value of.
+        value: mappings and sequences of plain data, nested to any depth.
+        name: of the setting that has this value.
 
     >>> redact_settings({"store": "postgresql://me:pw@host/runs", "hub": {"token": "hf_1"}, "n": 3})
     {'store': 'postgresql://me:***@host/runs', 'hub': {'token': '***'}, 'n': 3}
@@ -85,10 +85,10 @@ def redact_settings(value: Any, name: str = "") -> Any:
     return redact_text(value) if isinstance(value, str) else value
 
 
-def redacted_command(words: Sequence[str]) -> list[str]:
-    """Give a command line without what is secret in it: URLs' passwords, and flags' named so.
+def redact_command(words: Sequence[str]) -> list[str]:
+    """Return a command line without passwords in URLs and values of secret flags.
 
-    >>> redacted_command(["train.py", "--hub-token", "hf_1", "--db.password=pw", "--rate", "0.1"])
+    >>> redact_command(["train.py", "--hub-token", "hf_1", "--db.password=pw", "--rate", "0.1"])
     ['train.py', '--hub-token', '***', '--db.password=***', '--rate', '0.1']
     """
     shown: list[str] = []

@@ -1,4 +1,4 @@
-"""Opening files by paths that others may have prepared: no link, pipe or device in their place."""
+"""Open files by paths that others may have prepared: no link, pipe or device instead."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import stat
 from pathlib import Path
 
 MOST_TEXT = 2**24
-"""Bytes of a text that is read as a whole: a file that is larger is no configuration."""
+"""The most bytes of a text that is read at once: a larger file is no configuration."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR
 _SEARCH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class UnsafeFile(OSError):  # noqa: N818 (what is the case, as its message says)
-    """What lies at a path is not the regular file or directory of this user that it must be."""
+class UnsafeFile(OSError):  # noqa: N818 - what is the case, as its message says
+    """A path does not lead to a regular file or directory of this user, as it must."""
 
 
 def open_regular(
@@ -30,23 +30,23 @@ def open_regular(
 ) -> int:
     """Open a regular file, and nothing else: a pipe would hang, a link would lead elsewhere.
 
-    Its kind is checked before it is opened, since to open a device may do something already, and
-    again on what was opened. `os.O_TRUNC` must not be among the flags: truncate what this gives.
+    Its kind is checked before it is opened, since opening a device may have effects, and again
+    afterwards. `os.O_TRUNC` must not be among the flags: truncate the descriptor instead.
 
     Args:
-        path: of the file; relative to `folder` where that is given.
+        path: of the file; relative to `folder` if given.
         flags: as of `os.open`.
-        mode: of a file that is made.
-        follow: follow links, where the path is the user's own word.
-        folder: descriptor of the directory, see `own_folder`.
-        mine: require that the file belongs to this user, as a path from elsewhere needs it.
+        mode: of a file that is created.
+        follow: follow links, for a path that the user gave.
+        folder: descriptor of the directory, see `open_own_folder`.
+        mine: require that the file belongs to this user, for a path from elsewhere.
 
     Returns:
         The descriptor, which the caller closes.
 
     Raises:
-        UnsafeFile: it is a link, a pipe, a device; it is to be written and has several names (hard
-            links); or it belongs to another user.
+        UnsafeFile: it is a link, a pipe, a device; it is opened for writing and has several names
+            (hard links); or it belongs to another user.
         OSError: it is a directory, or cannot be opened.
 
     >>> import tempfile
@@ -73,17 +73,17 @@ def open_regular(
 
 
 def create_new(path: str | os.PathLike[str], mode: int = 0o666) -> int:
-    """Make a file anew to write to, in the place of what a dead process left or another put there.
+    """Create a file for writing, replacing what a dead process or anybody else left at its path.
 
     Args:
-        path: of the file, a name beside the one that it shall replace.
+        path: of the file, beside the one that it will replace.
         mode: of the file.
 
     Returns:
         The descriptor, which the caller closes.
 
     Raises:
-        OSError: it cannot be made; a directory is in its place.
+        OSError: it cannot be created, for example because a directory is in its place.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as made:
@@ -97,11 +97,11 @@ def create_new(path: str | os.PathLike[str], mode: int = 0o666) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
-def own_folder(path: str | os.PathLike[str]) -> int:
-    """Open a directory of this user that somebody else named, for files in it to be written.
+def open_own_folder(path: str | os.PathLike[str]) -> int:
+    """Open a directory of this user whose path comes from elsewhere, to write files in it.
 
-    No component of the path may be a link, so that the path leads where it says; each is opened in
-    the one before, so that none can be exchanged meanwhile.
+    No component of the path may be a link; each is opened inside the one before, so that none can
+    be exchanged meanwhile.
 
     Args:
         path: absolute.
@@ -112,12 +112,12 @@ def own_folder(path: str | os.PathLike[str]) -> int:
     Raises:
         UnsafeFile: the path is relative or goes up, a component is no directory or a link, or the
             directory belongs to another user.
-        OSError: it is not there, or may not be entered.
+        OSError: it does not exist, or may not be entered.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as made:
     ...     os.symlink(made, f"{made}/link")
-    ...     own_folder(f"{os.path.realpath(made)}/link")
+    ...     open_own_folder(f"{os.path.realpath(made)}/link")
     Traceback (most recent call last):
         ...
     trainer.host.safe_open.UnsafeFile: [Errno 20] it leads through a link, or is no directory...
@@ -146,15 +146,15 @@ def own_folder(path: str | os.PathLike[str]) -> int:
 
 
 def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str]) -> None:
-    """Make a directory below one of this user that somebody else named, see `own_folder`.
+    """Create a directory below an own one whose path comes from elsewhere; see `open_own_folder`.
 
     Args:
-        path: of the directory, which may be there.
-        below: absolute; it must be there.
+        path: of the directory, which may exist.
+        below: absolute; it must exist.
 
     Raises:
-        UnsafeFile: it leads elsewhere, or another user owns the one or the other.
-        OSError: it cannot be made.
+        UnsafeFile: it leads elsewhere, or another user owns one of them.
+        OSError: it cannot be created.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as made:
@@ -165,7 +165,7 @@ def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str])
     """
     here = os.fspath(below)
     for name in Path(path).relative_to(here).parts:
-        folder = own_folder(here)
+        folder = open_own_folder(here)
         try:
             os.mkdir(name, dir_fd=folder)
         except FileExistsError:
@@ -173,17 +173,17 @@ def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str])
         finally:
             os.close(folder)
         here = os.path.join(here, name)
-    os.close(own_folder(here))
+    os.close(open_own_folder(here))
 
 
 def read_bytes(
     path: str | os.PathLike[str], *, follow: bool = False, most: int = MOST_TEXT
 ) -> bytes:
-    """Read a regular file as a whole, see `open_regular`.
+    """Read a whole regular file, see `open_regular`.
 
     Args:
         path: of the file.
-        follow: follow links, where the path is the user's own word.
+        follow: follow links, for a path that the user gave.
         most: bytes that it may have.
 
     Raises:
@@ -198,21 +198,21 @@ def read_bytes(
     return content
 
 
-def still_there(path: str | os.PathLike[str], file: int) -> bool | None:
-    """Say whether an open file is the one that others find at its path.
+def is_still_there(path: str | os.PathLike[str], file: int) -> bool | None:
+    """Return whether an open file is the one that others find at its path.
 
     Args:
         path: of the file; a link is another file.
         file: descriptor.
 
     Returns:
-        None where nothing is there any more.
+        None if nothing is there any more.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(delete=False) as file:
-    ...     told = [still_there(file.name, file.fileno())]
+    ...     found = [is_still_there(file.name, file.fileno())]
     ...     os.unlink(file.name)
-    ...     [*told, still_there(file.name, file.fileno())]
+    ...     [*found, is_still_there(file.name, file.fileno())]
     [True, None]
     """
     try:
@@ -223,7 +223,7 @@ def still_there(path: str | os.PathLike[str], file: int) -> bool | None:
 
 
 def describe_file_type(mode: int) -> str:
-    """Say what a file is, by its mode.
+    """Return what kind of file a mode describes.
 
     >>> (describe_file_type(stat.S_IFLNK), describe_file_type(stat.S_IFIFO),
     ...  describe_file_type(stat.S_IFREG))

@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and SIGINT end a run after the running epoch's commit, a second one at once."""
+"""SIGTERM and SIGINT end a run after the current epoch's checkpoint, a second one at once."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ import jax
 log = logging.getLogger("entracte")
 
 
-class Received:
-    """Which signal this process was sent: its number, 0 if none."""
+class ReceivedSignal:
+    """The signal that this process received: its number, 0 if none."""
 
     number: int = 0
 
 
 def end_process(number: int, state: Any = None, history: Any = None) -> None:
-    """End the process in a signal's usual way; 0 does nothing.
+    """End the process as a signal usually does; 0 does nothing.
 
     Raises:
         SystemExit: with status 143, on SIGTERM.
-        KeyboardInterrupt: on SIGINT, carrying what was reached.
+        KeyboardInterrupt: on SIGINT, with the state and history reached.
     """
     if number == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
@@ -39,9 +39,9 @@ def end_process(number: int, state: Any = None, history: Any = None) -> None:
 
 
 def attach_progress(error: KeyboardInterrupt, state: Any, history: Any) -> KeyboardInterrupt:
-    """Put what was reached on the exception, for who catches it.
+    """Attach the state and history reached to the exception, for whoever catches it.
 
-    No class of its own: Python ends with a signal's status on KeyboardInterrupt itself alone.
+    It has no class of its own: Python exits with a signal's status only on KeyboardInterrupt.
     """
     error.state, error.history = state, history  # type: ignore[attr-defined]
     if history:
@@ -53,16 +53,16 @@ def attach_progress(error: KeyboardInterrupt, state: Any, history: Any) -> Keybo
 
 
 @contextlib.contextmanager
-def catch_signals(after: str = "this epoch") -> Iterator[Received]:
-    """Note SIGTERM and SIGINT instead of ending; a second one ends at once.
+def catch_signals(after: str = "this epoch") -> Iterator[ReceivedSignal]:
+    """Record SIGTERM and SIGINT instead of ending; a second one ends at once.
 
-    Handlers can be installed in the main thread only; elsewhere it says so and goes on. Afterwards
-    those that were there before are put back.
+    Handlers can be installed in the main thread only; elsewhere this logs it and does nothing. The
+    earlier handlers are restored afterwards.
 
     Args:
-        after: what is still to be done before the end, for the log.
+        after: what is still done before the end, for the log.
     """
-    received = Received()
+    received = ReceivedSignal()
     if threading.current_thread() is not threading.main_thread():
         log.debug("not in the main thread: SIGTERM and SIGINT are left as they are")
         yield received
@@ -75,19 +75,19 @@ def catch_signals(after: str = "this epoch") -> Iterator[Received]:
         received.number = number
         log.warning("%s: ending after %s", signal.Signals(number).name, after)
 
-    with _installed(signal.SIGTERM, note), _installed(signal.SIGINT, note):
+    with _handler_installed(signal.SIGTERM, note), _handler_installed(signal.SIGINT, note):
         yield received
 
 
 @contextlib.contextmanager
-def _installed(number: signal.Signals, handler: object) -> Iterator[None]:
-    """Install a handler, and put back what the system had.
+def _handler_installed(number: signal.Signals, handler: object) -> Iterator[None]:
+    """Install a handler, and restore the system's one afterwards.
 
-    Python alone cannot: it knows nothing of handlers that libraries installed, such as JAX's notice
-    of preemption (SIGTERM, once `jax.distributed` is initialised), and would put the default back.
+    Python alone cannot: it does not know handlers that libraries installed, such as JAX's notice of
+    preemption (SIGTERM, once `jax.distributed` is initialised), and would restore the default.
     """
     system = ctypes.CDLL(None).sigaction
-    action = ctypes.create_string_buffer(1024)  # at least a struct sigaction, never looked into
+    action = ctypes.create_string_buffer(1024)  # at least a struct sigaction, never inspected
     system(number, None, action)
     before = signal.signal(number, handler)  # type: ignore[arg-type]
     try:
@@ -99,14 +99,14 @@ def _installed(number: signal.Signals, handler: object) -> Iterator[None]:
 
 
 def _leave_at_exit(status: int) -> None:
-    """Let the process end, when it does, without waiting for the device, as XLA would.
+    """Make the process exit without waiting for the device, as XLA would.
 
-    Exit functions that were registered before are then not called.
+    Exit functions that were registered earlier are then not called.
     """
     computed = [a for a in jax.live_arrays() if not (a.is_deleted() or a.is_ready())]
     if not computed:
         return
-    smallest = min(computed, key=lambda array: array.nbytes)  # it is kept; one tells of all
+    smallest = min(computed, key=lambda array: array.nbytes)  # it is kept alive; one stands for all
 
     def leave() -> None:
         if not smallest.is_ready():

@@ -1,4 +1,4 @@
-"""Timing: named spans of a run, nested by thread, for whoever listens."""
+"""Time spans of a run: named, nested by thread, reported to listeners."""
 
 from __future__ import annotations
 
@@ -10,37 +10,36 @@ from typing import NamedTuple, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
-Place = tuple[tuple[str, str], ...]
+SpanPath = tuple[tuple[str, str], ...]
 """(kind, name) of a span and of those around it on its thread, the outermost first."""
 
 
 class Span(NamedTuple):
-    """A stretch of time that is over."""
+    """A span that has ended."""
 
-    path: Place
+    path: SpanPath
     number: int | None
-    """Which of many it is, such as the epoch."""
+    """Which of many it is, such as the epoch's number."""
     began: int
     """Nanoseconds of `time.perf_counter_ns`."""
     ended: int
     thread: int
-    """As `threading.get_ident` gives it; that of a thread which ended may be given again."""
+    """From `threading.get_ident`; the number of a thread that ended may be reused."""
     thread_name: str
 
 
 Listener = Callable[[Span], None]
-"""Called when a span ends, on the thread that it was on."""
+"""Called when a span ends, on its thread."""
 
 
-def span(kind: str, name: str = "", number: int | None = None) -> _Timed | _Nothing:
-    """Time what is done within `with`, also where it fails; it costs 0.1 us where nobody listens.
+def span(kind: str, name: str = "", number: int | None = None) -> _OpenTimer | _NoSpan:
+    """Time a `with` block, also if it fails; it costs 0.1 us without a listener.
 
     Args:
-        kind: what is done, a verb or what a hook's author would call it: `dispatch`, `wait`,
-            `writer`.
-        name: to what: the phase, the hook, the writer. Kinds and names are few, since sums are
-            kept for each: what counts is a number.
-        number: which of many it is, told in a trace alone.
+        kind: what is done, a verb or a hook author's word: `dispatch`, `wait`, `writer`.
+        name: the phase, the hook, the writer. Use few kinds and names, since sums are kept for
+            each: what counts up is a number.
+        number: which of many it is, shown in a trace alone.
 
     >>> heard = []
     >>> stop = add_listener(heard.append)
@@ -50,13 +49,13 @@ def span(kind: str, name: str = "", number: int | None = None) -> _Timed | _Noth
     >>> [(one.path, one.number) for one in heard]
     [((('epoch', ''), ('wait', 'train')), None), ((('epoch', ''),), 1)]
     """
-    return _Timed(kind, name, number) if _listeners else _NOTHING
+    return _OpenTimer(kind, name, number) if _listeners else _NO_SPAN
 
 
-def spans(items: Iterable[Item], kind: str, name: str = "") -> Iterator[Item]:
-    """Give items, the wait for each within a span.
+def time_items(items: Iterable[Item], kind: str, name: str = "") -> Iterator[Item]:
+    """Yield items, and time the wait for each.
 
-    >>> list(spans([1, 2], "data", "train"))
+    >>> list(time_items([1, 2], "data", "train"))
     [1, 2]
     """
     iterator = iter(items)
@@ -70,13 +69,14 @@ def spans(items: Iterable[Item], kind: str, name: str = "") -> Iterator[Item]:
 
 
 def add_listener(hear: Listener) -> Callable[[], None]:
-    """Have a function called with every span, of every thread, that begins from now on.
+    """Call a function with every span, of every thread, that begins from now on.
 
     Args:
-        hear: must be safe to call on several threads; what it raises is raised where the span was.
+        hear: safe to call on several threads; its exceptions are raised where the span was.
 
     Returns:
-        What ends it; may be called again. Threads that are about to call `hear` still do.
+        A function that removes the listener; it may be called again. Threads that are about to call
+        `hear` still do.
     """
     global _listeners
     began = time.perf_counter_ns()
@@ -96,56 +96,56 @@ def add_listener(hear: Listener) -> Callable[[], None]:
 
 
 class OpenSpan(NamedTuple):
-    """A span that is not over."""
+    """A span that has not ended."""
 
     kind: str
     name: str
     seconds: float
-    """That it has taken."""
+    """How long it has lasted."""
     number: int | None = None
     steps: tuple[StepProgress, ...] = ()
-    """Of the phases that began within it, in order; of one that ran several times the last."""
+    """Of the phases that began within it, in order; of a repeated phase the last run."""
 
 
 class StepProgress(NamedTuple):
-    """How far a phase is in its epoch."""
+    """The progress of a phase in its epoch."""
 
     phase: str
     done: int
     """Steps that the device has computed."""
     total: int | None
-    """Steps of its epoch; None where that is not known before it ends."""
+    """Steps of its epoch; None if not known before it ends."""
 
 
-class Mark(Protocol):
+class ReadyMark(Protocol):
     """An array that is ready when the steps before it are done."""
 
     def is_ready(self) -> bool:
-        """Say so, without waiting."""
+        """Return whether it is ready, without waiting."""
 
 
 class StepCounter:
-    """The steps of a phase, counted as they are dispatched, and done once their mark is ready.
+    """Counts the steps of a phase: dispatched, and done once their mark is ready.
 
     Args:
         phase: its name.
-        total: steps of its epoch; None where that is not known.
+        total: steps of its epoch; None if not known.
     """
 
     def __init__(self, phase: str, total: int | None) -> None:
         self.phase, self.total = phase, total
         self._done = 0
-        self._waiting: deque[tuple[int, Mark]] = deque()
+        self._waiting: deque[tuple[int, ReadyMark]] = deque()
         self._counting = threading.Lock()
 
-    def add(self, steps: int, mark: Mark) -> None:
-        """Count steps that were dispatched, and keep their mark until it is ready."""
+    def add(self, steps: int, mark: ReadyMark) -> None:
+        """Add dispatched steps, and keep their mark until it is ready."""
         self._waiting.append((steps, mark))
-        if len(self._waiting) > 64:  # where nobody asks; a device has 32 dispatches at most to do
+        if len(self._waiting) > 64:  # if nobody asks; a device queues at most 32 dispatches
             self.steps()
 
     def steps(self) -> StepProgress:
-        """Count those that are done; any thread may ask."""
+        """Return how many are done; any thread may ask."""
         with self._counting:
             while self._waiting and self._waiting[0][1].is_ready():
                 self._done += self._waiting.popleft()[0]
@@ -153,7 +153,7 @@ class StepCounter:
 
 
 def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
-    """Begin to count the steps of a phase within the span under way; None where nobody listens.
+    """Start to count the steps of a phase in the current span; return None without a listener.
 
     >>> class Ready:
     ...     def is_ready(self):
@@ -168,19 +168,19 @@ def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
     around = _innermost.get(threading.get_ident())
     if around is None:
         return None
-    advance = StepCounter(phase, total)
-    others = (one for one in around._advances if one.phase != phase)  # run again, it begins anew
-    around._advances = (*others, advance)
-    return advance
+    counter = StepCounter(phase, total)
+    others = (one for one in around._counters if one.phase != phase)  # a repeated run starts fresh
+    around._counters = (*others, counter)
+    return counter
 
 
 def list_open_spans(thread: int) -> list[OpenSpan]:
-    """Return what a thread is at, the outermost span first; any thread may ask.
+    """Return the open spans of a thread, the outermost first; any thread may ask.
 
-    Spans that began while nobody listened are not known.
+    Spans that began without a listener are not known.
 
     Args:
-        thread: as `threading.get_ident` gives it.
+        thread: from `threading.get_ident`.
 
     >>> stop = add_listener(lambda span: None)
     >>> with span("epoch"), span("wait", "train"):
@@ -191,20 +191,20 @@ def list_open_spans(thread: int) -> list[OpenSpan]:
     found, now = [], time.perf_counter_ns()
     one = _innermost.get(thread)
     while one is not None:
-        steps = tuple(advance.steps() for advance in one._advances)
+        steps = tuple(counter.steps() for counter in one._counters)
         found.append(OpenSpan(*one._own, (now - one._began) / 1e9, one._number, steps))
         one = one._outer
     return found[::-1]
 
 
-class _Timed:
-    """A span under way, on one thread."""
+class _OpenTimer:
+    """An open span of one thread."""
 
-    __slots__ = ("_advances", "_around", "_began", "_number", "_outer", "_own")
+    __slots__ = ("_around", "_began", "_counters", "_number", "_outer", "_own")
 
     def __init__(self, kind: str, name: str, number: int | None) -> None:
         self._own, self._number = (kind, name), number
-        self._advances: tuple[StepCounter, ...] = ()
+        self._counters: tuple[StepCounter, ...] = ()
 
     def __enter__(self) -> None:
         self._around = _here.path
@@ -227,8 +227,8 @@ class _Timed:
             hear(span)
 
 
-class _Nothing:
-    """Times nothing: all spans where nobody listens."""
+class _NoSpan:
+    """Times nothing: all spans without a listener."""
 
     __slots__ = ()
 
@@ -240,15 +240,15 @@ class _Nothing:
 
 
 class _Here(threading.local):
-    """Where each thread is."""
+    """The path of the open span of each thread."""
 
-    path: Place = ()
+    path: SpanPath = ()
 
 
-_NOTHING = _Nothing()
-_innermost: dict[int, _Timed] = {}
-"""By thread, the span that began last of those under way."""
+_NO_SPAN = _NoSpan()
+_innermost: dict[int, _OpenTimer] = {}
+"""By thread, the innermost open span."""
 _here = _Here()
 _listeners: tuple[Listener, ...] = ()
-"""Replaced, never changed, since other threads read it."""
+"""Replaced, never mutated, since other threads read it."""
 _changing = threading.Lock()

@@ -16,7 +16,7 @@ from trainer.checks.arguments import describe_value, require_integer
 from trainer.hook import Hooks, flatten_hooks
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.processes import (
-    NOTHING,
+    NO_STOP,
     StopReasons,
     agree_on_stop,
     check_same,
@@ -96,7 +96,7 @@ def fit(
     events = HookRunner(hooks, [phase.name for phase in phases])
     history: History = []
     with catch_signals() as signals, _close_on_exit(events, history):
-        ending = NOTHING
+        ending = NO_STOP
         state, metrics = _start_run(state, phases, events, epochs, donate, ignore_stop, check)
         number = int(state.epoch)
         going = number < epochs and not state.stop

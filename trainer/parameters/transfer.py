@@ -79,7 +79,7 @@ def load_params(
 
     Raises:
         FileNotFoundError: there is no such run, commit or file.
-        DamagedCommit: no commit is intact.
+        DamagedCheckpoint: no commit is intact.
         ImportError: safetensors is not installed.
         TypeError: a whole state was given.
         ValueError: leaves are missing in the source, or have another shape or type: all are listed;

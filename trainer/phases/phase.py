@@ -14,7 +14,7 @@ from trainer.checks.arguments import describe_value, require_function
 from trainer.data.iteration import iterator_state
 from trainer.data.source import Check, Feed, Source
 from trainer.host.exception_notes import annotate_errors
-from trainer.host.time_spans import span, spans, start_step_counter
+from trainer.host.time_spans import span, start_step_counter, time_items
 from trainer.phases.compiled_phase import CompiledPhase, Packed, compile_phase, fetch_packed
 from trainer.phases.executors import RepeatedStep, ScannedStep
 from trainer.phases.in_place_changes import read_only
@@ -241,7 +241,7 @@ class Phase:
         device, output = strip_host_fields(state), None
         packed: list[tuple[CompiledPhase, Packed]] = []
         advance = start_step_counter(self.name, self.feed.steps if self.feed else None)
-        for piece, position in spans(self.pieces(device, previous), "data", self.name):
+        for piece, position in time_items(self.pieces(device, previous), "data", self.name):
             if compiled is None or (self.feed and piece is not self.feed.example):
                 compiled = self.get_compiled(device, piece, donate=donate)
             if advance is not None and self.feed and piece is self.feed.example:

@@ -52,7 +52,7 @@ def restore_teacher(
 
     Raises:
         FileNotFoundError: there is no commit.
-        DamagedCommit: no commit is intact.
+        DamagedCheckpoint: no commit is intact.
         ValueError: its actions or its observations are not those of the environment, or the network
             is not that of the run: every path is listed; or no commit has the score.
 

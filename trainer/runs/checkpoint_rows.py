@@ -18,7 +18,7 @@ from trainer.runs.rows import CheckpointRow
 
 def list_complete_epochs(directory: str | os.PathLike[str]) -> list[int]:
     """List the epochs of a run's complete checkpoints, ascending."""
-    return publishing.list_complete(get_checkpoint_folder(directory))
+    return publishing.list_complete_epochs(get_checkpoint_folder(directory))
 
 
 def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> CheckpointRow:

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
-from trainer.host.safe_open import own_folder
+from trainer.host.safe_open import open_own_folder
 from trainer.runs.connection import Unreachable
 from trainer.runs.directory_claim import QUEUE, claim_directory
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
@@ -93,7 +93,7 @@ def deliver_queue(store: Store, directory: str | os.PathLike[str], *, named: boo
     if not os.path.lexists(path):
         return 0
     if named:  # before looking for the lock, which may lie elsewhere
-        os.close(own_folder(directory))
+        os.close(open_own_folder(directory))
     if find_holder(path.parent):
         return 0
     with (

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.host.safe_open import open_regular, own_folder, still_there
+from trainer.host.safe_open import is_still_there, open_own_folder, open_regular
 
 log = logging.getLogger("entracte")
 
@@ -68,7 +68,7 @@ class DiskQueue:
         self.path, self._limit, self._named = path, limit, named
         self._lock = threading.Lock()
         if named:
-            self._folder = own_folder(path.parent)
+            self._folder = open_own_folder(path.parent)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -206,7 +206,7 @@ class DiskQueue:
         Raises:
             OSError: the file at the path is another one, or shorter.
         """
-        there, what = still_there(self.path, file), ""
+        there, what = is_still_there(self.path, file), ""
         if there is None:
             return False
         if not there:

@@ -6,7 +6,7 @@ import functools
 
 import xxhash
 
-from trainer.host.escaping import escape_text, harmless
+from trainer.host.escaping import escape_text, is_harmless
 
 LONGEST = 200
 """Characters of a name at most: names are keys of tables, which PostgreSQL limits to 2.7 KB."""
@@ -56,7 +56,7 @@ def check_name(name: str, what: str) -> str:
     >>> check_name("digits-3", "a run")
     'digits-3'
     """
-    printable = name == name.strip() and all(harmless(c) and c not in "/\\" for c in name)
+    printable = name == name.strip() and all(is_harmless(c) and c not in "/\\" for c in name)
     if not printable or not 0 < len(name) <= LONGEST or name.startswith("-") or name in (".", ".."):
         raise ValueError(
             f"{what} needs a name of 1 to {LONGEST} characters that can be printed, without "

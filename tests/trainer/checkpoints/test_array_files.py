@@ -4,14 +4,15 @@ import os
 import numpy as np
 import pytest
 
-from trainer.checkpoints import array_files, publishing
+from trainer.checkpoints import array_files
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint
 
 
 @pytest.fixture
 def arrays(tmp_path):
     """A folder of 64 bytes, as it is written."""
-    publishing.ArrayStorage().write(tmp_path / "arrays", np.ones(64, np.uint8))
+    ArrayStorage().write(tmp_path / "arrays", np.ones(64, np.uint8))
     array_files.check_array_files(tmp_path / "arrays", 64)
     return tmp_path / "arrays"
 
@@ -29,14 +30,14 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("said", SPOILED)
-def test_what_differs_is_said(arrays, said):
+def test_an_error_names_the_difference(arrays, said):
     SPOILED[said](arrays)
     with pytest.raises(DamagedCheckpoint, match=said):
         array_files.check_array_files(arrays, 64)
 
 
 @pytest.mark.parametrize("name", [".DS_Store", "._0", "leaves/.nfs0001"])
-def test_what_file_browsers_leave_is_no_damage_but_a_link_is(arrays, name):
+def test_files_of_file_browsers_are_no_damage_but_a_link_is(arrays, name):
     (arrays / name).touch()
     array_files.check_array_files(arrays, 64)
     (arrays / name).unlink()
@@ -46,7 +47,7 @@ def test_what_file_browsers_leave_is_no_damage_but_a_link_is(arrays, name):
 
 
 @pytest.mark.parametrize("name", ["", "_METADATA", "leaves", "leaves/.zarray", "leaves/0"])
-def test_links_are_refused_though_what_they_point_to_is_right(arrays, tmp_path, name):
+def test_links_are_refused_even_to_right_files(arrays, tmp_path, name):
     path = arrays / name
     aside = tmp_path / "aside"
     path.rename(aside)
@@ -63,7 +64,7 @@ def test_another_size_is_refused(arrays, size):
         array_files.check_array_files(arrays, size)
 
 
-def test_one_file_or_two_and_no_more(arrays):
+def test_more_than_two_files_are_refused(arrays):
     def describe(files):
         content = json.loads((arrays / "leaves/.zarray").read_text())
         content["chunks"] = [64 // files]

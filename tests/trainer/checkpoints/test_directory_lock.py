@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import DamagedCheckpoint, directory_lock
+from trainer.checkpoints import DamagedCheckpoint, directory_lock, lock_file
 from trainer.checkpoints.directory_lock import (
     DirectoryInUse,
     find_holder,
@@ -73,7 +73,7 @@ def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state
             assert find_holder(tmp_path) is None
             release = lock_directory(tmp_path)
             assert find_holder(tmp_path).startswith(f"pid {os.getpid()} on ")
-            with pytest.raises(DamagedCheckpoint, match="commit 3"):
+            with pytest.raises(DamagedCheckpoint, match="checkpoint 3"):
                 checkpoints.restore(state)
             assert not left.exists()
             release()
@@ -82,7 +82,7 @@ def test_a_dead_process_holds_nothing_though_its_forked_child_lives(short, state
             first.stdin.close()
 
 
-def test_one_process_may_take_it_several_times_but_to_train_once(tmp_path):
+def test_one_process_may_lock_several_times_but_once_to_train(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "alias").symlink_to(tmp_path / "run")
     first, second = lock_directory(tmp_path / "run"), lock_for_recording(tmp_path / "alias")
@@ -101,7 +101,7 @@ def test_one_process_may_take_it_several_times_but_to_train_once(tmp_path):
     lock_directory(tmp_path / "run")()
 
 
-def test_a_run_that_is_not_there_is_held_by_none(tmp_path):
+def test_a_missing_run_has_no_holder(tmp_path):
     assert find_holder(tmp_path / "none") is None
     (tmp_path / "file").touch()
     assert find_holder(tmp_path / "file") is None
@@ -109,7 +109,7 @@ def test_a_run_that_is_not_there_is_held_by_none(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "second name", "pipe", "folder"])
-def test_what_is_no_file_of_its_own_is_left_as_it_is(tmp_path, kind):
+def test_a_lock_that_is_no_regular_file_is_refused_and_left_alone(tmp_path, kind):
     file, other = tmp_path / "lock", tmp_path / "theirs"
     other.write_text("theirs")
     {
@@ -125,7 +125,7 @@ def test_what_is_no_file_of_its_own_is_left_as_it_is(tmp_path, kind):
     assert other.read_text() == "theirs"
 
 
-def test_what_the_file_says_is_not_repeated_if_it_says_anything_else(short, tmp_path, monkeypatch):
+def test_unexpected_text_in_the_lock_is_not_repeated(short, tmp_path, monkeypatch):
     def refuse(descriptor, flags):
         raise BlockingIOError(errno.EAGAIN, "held")
 
@@ -137,11 +137,11 @@ def test_what_the_file_says_is_not_repeated_if_it_says_anything_else(short, tmp_
         lock_directory(tmp_path)
 
 
-def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_reported_once(tmp_path, monkeypatch, caplog):
     def unknown(descriptor, flags):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(directory_lock, "_warned", False)
+    monkeypatch.setattr(lock_file, "_warned", False)
     monkeypatch.setattr(fcntl, "lockf", unknown)
     for _ in range(2):
         lock_directory(tmp_path)()
@@ -150,7 +150,7 @@ def test_a_file_system_without_locks_is_told_of_once(tmp_path, monkeypatch, capl
     assert find_holder(tmp_path) is None
 
 
-def test_another_failure_is_raised(tmp_path, monkeypatch):
+def test_other_errors_are_raised(tmp_path, monkeypatch):
     def fail(descriptor, flags):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -172,13 +172,13 @@ def test_a_full_disk_names_the_lock(tmp_path, monkeypatch):
     lock_directory(tmp_path)()
 
 
-def test_where_the_lead_is_refused_no_process_goes_on(tmp_path, monkeypatch):
+def test_if_the_main_process_is_refused_no_process_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(directory_lock, "is_main_process", lambda: False)
     lock_directory(tmp_path)()
     monkeypatch.setattr(
         directory_lock, "from_main_process", lambda values: dict.fromkeys(values, 1.0)
     )
-    with pytest.raises(DirectoryInUse, match="the lead could not take"):
+    with pytest.raises(DirectoryInUse, match="the main process could not lock"):
         lock_directory(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -199,7 +199,7 @@ def in_a_thread(do):
     return raised
 
 
-def test_another_thread_may_record_there_and_not_train(tmp_path):
+def test_another_thread_may_record_but_not_train(tmp_path):
     release = lock_directory(tmp_path)
     (refused,) = in_a_thread(lambda: lock_directory(tmp_path))
     assert isinstance(refused, DirectoryInUse)
@@ -214,7 +214,7 @@ def test_another_thread_may_record_there_and_not_train(tmp_path):
 
 
 @pytest.mark.parametrize("holder", [False, True], ids=["removed", "taken by another"])
-def test_a_lock_that_was_removed_is_told_from_one_that_is_held(short, tmp_path, holder):
+def test_a_removed_lock_is_noticed(short, tmp_path, holder):
     release = lock_directory(tmp_path)
     release.check()
     (tmp_path / "lock").unlink()
@@ -239,18 +239,18 @@ def test_a_lock_that_was_removed_is_told_from_one_that_is_held(short, tmp_path, 
     again()
 
 
-def test_where_the_lead_lost_the_lock_no_process_saves(tmp_path, monkeypatch):
+def test_if_the_main_process_lost_the_lock_no_process_saves(tmp_path, monkeypatch):
     monkeypatch.setattr(directory_lock, "is_main_process", lambda: False)
     taken = lock_directory(tmp_path)
     directory_lock.check_held_everywhere(taken)
     monkeypatch.setattr(
         directory_lock, "from_main_process", lambda values: dict.fromkeys(values, 1.0)
     )
-    with pytest.raises(DirectoryInUse, match="the lead no longer holds"):
+    with pytest.raises(DirectoryInUse, match="the main process no longer holds"):
         directory_lock.check_held_everywhere(taken)
 
 
-def test_a_file_system_without_locks_is_not_asked(tmp_path, monkeypatch):
+def test_without_locks_a_removed_file_is_not_noticed(tmp_path, monkeypatch):
     def unknown(descriptor, flags):
         raise OSError(errno.ENOLCK, "No locks available")
 

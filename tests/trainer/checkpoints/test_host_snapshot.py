@@ -22,7 +22,7 @@ shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 
 @given(st.lists(st.tuples(shapes, st.sampled_from(["bool", "int8", "float16", "complex64"]))))
-def test_arrays_lie_one_after_another_and_are_made_again(kinds):
+def test_arrays_are_adjacent_and_can_be_rebuilt(kinds):
     tree = [
         np.random.default_rng(n).integers(0, 2, shape).astype(dtype)
         for n, (shape, dtype) in enumerate(kinds)
@@ -36,7 +36,7 @@ def test_arrays_lie_one_after_another_and_are_made_again(kinds):
     assert all(map(np.array_equal, again, tree))
 
 
-def test_every_byte_is_under_a_checksum():
+def test_every_byte_is_covered_by_a_checksum():
     leaves, data, _ = taken({"a": jnp.ones(3), "b": np.zeros((0, 2)), "c": jax.random.key(1)})
     for position in range(len(data)):
         data[position] ^= 1
@@ -46,7 +46,7 @@ def test_every_byte_is_under_a_checksum():
     host_snapshot.verify_checksums(leaves, data)
 
 
-def test_a_used_buffer_gives_the_same_bytes_as_a_fresh_one():
+def test_a_used_buffer_has_the_same_bytes_as_a_fresh_one():
     tree = {"a": jnp.ones(3), "b": jnp.arange(5, dtype=jnp.int8)}
     leaves, fresh, _ = taken(tree)
     again, data, _ = taken(tree, np.full(4096, 255, np.uint8))
@@ -65,7 +65,7 @@ def test_one_thread_and_two_copy_the_same():
 
 
 @pytest.mark.parametrize("shift", [0, 16, 32])
-def test_what_is_made_does_not_refer_to_the_buffer_and_can_be_donated(shift):
+def test_rebuilt_arrays_do_not_refer_to_the_buffer_and_can_be_donated(shift):
     tree = {"jax": jnp.ones(1000), "numpy": np.ones(1000)}
     leaves, data, target = taken(tree)
     room = np.empty(data.nbytes + 128, np.uint8)
@@ -81,9 +81,9 @@ def test_what_is_made_does_not_refer_to_the_buffer_and_can_be_donated(shift):
     assert jnp.array_equal(more, tree["jax"] + 1)
 
 
-def test_an_uncommitted_array_stays_so_and_a_committed_one_too():
+def test_uncommitted_and_committed_arrays_stay_so():
     device = jax.devices()[0]
     tree = {"free": jnp.ones(2), "bound": jax.device_put(jnp.ones(2), device)}
     leaves, data, target = taken(tree)
     again = host_snapshot.rebuild_section(leaves, data, *target)
-    assert (again["free"].committed, again["bound"].committed) == (False, True)
+    assert (again["free"].saved, again["bound"].saved) == (False, True)

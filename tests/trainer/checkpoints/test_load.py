@@ -1,4 +1,4 @@
-"""Reading another run's commits: which one, what of it, and what damage does."""
+"""Reading another run's checkpoints: which one, what of it, and what damage does."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def spoil(run, epoch):
         ({"best": "val/loss", "mode": "max"}, 1),
     ],
 )
-def test_the_newest_is_restored_or_the_one_asked_for(original, target, choice, epoch):
+def test_the_newest_or_the_requested_checkpoint_is_restored(original, target, choice, epoch):
     state = trainer.restore(original, target, **choice)
     assert fingerprint(state) == fingerprint(made(epoch).replace(hook_state={}))
 
 
-def test_a_memory_is_restored_if_the_target_names_it(original, target):
+def test_a_hook_state_is_restored_if_the_target_names_it(original, target):
     assert trainer.restore(original, target.replace(hook_state={"count": 0})).hook_state == {
         "count": 3
     }
@@ -72,32 +72,32 @@ def test_a_memory_is_restored_if_the_target_names_it(original, target):
     ("choice", "epoch"),
     [({}, 2), ({"best": "val/loss"}, 2), ({"best": "val/loss", "mode": "max"}, 2)],
 )
-def test_damaged_ones_are_skipped_loudly(run, target, choice, epoch, caplog):
+def test_damaged_checkpoints_are_skipped_with_a_warning(run, target, choice, epoch, caplog):
     spoil(run, 3)
     spoil(run, 1)
     assert int(trainer.restore(run, target, **choice).epoch) == epoch
     arrays, where, _ = read_params(run, **choice)
     assert np.array_equal(arrays["w"], np.arange(4) + epoch)
-    assert where.startswith(f"commit {epoch} in ")
+    assert where.startswith(f"checkpoint {epoch} in ")
     if choice.get("best") is None or "mode" in choice:
-        assert "skipped a damaged commit: commit" in caplog.text
+        assert "skipped a damaged checkpoint: checkpoint" in caplog.text
 
 
-def test_if_none_is_intact_all_are_named(run, target):
+def test_if_no_checkpoint_is_intact_all_are_listed(run, target):
     for epoch in (1, 2, 3):
         spoil(run, epoch)
-    with pytest.raises(DamagedCheckpoint, match="(?s)no commit is intact.*commit 3.*commit 1"):
+    with pytest.raises(DamagedCheckpoint, match="(?s)no checkpoint is intact.*point 3.*point 1"):
         trainer.restore(run, target)
-    with pytest.raises(DamagedCheckpoint, match="commit 2.*checksums differ at step"):
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2.*checksums differ at step"):
         trainer.restore(run, target, epoch=2)
-    with pytest.raises(DamagedCheckpoint, match="no commit is intact"):
+    with pytest.raises(DamagedCheckpoint, match="no checkpoint is intact"):
         read_params(run)
-    with pytest.raises(DamagedCheckpoint, match="no commit is intact"):
+    with pytest.raises(DamagedCheckpoint, match="no checkpoint is intact"):
         read_part(run, {})
 
 
-def test_errors_name_what_there_is(original, target, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no commit in .*: give the directory of a run"):
+def test_errors_list_what_exists(original, target, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in .*: give the directory of a run"):
         trainer.restore(tmp_path, target)
     with pytest.raises(FileNotFoundError, match=r"of epoch 7 .*there are: \[1, 2, 3\]"):
         trainer.restore(original, target, epoch=7)
@@ -122,7 +122,7 @@ def test_nothing_is_written(original, target):
     assert sorted((p, p.stat().st_mtime_ns) for p in original.rglob("*")) == before
 
 
-def test_parameters_come_by_path_bit_for_bit(original):
+def test_parameters_are_read_by_path_bit_for_bit(original):
     arrays, *_ = read_params(original, best="val/loss")
     assert {name: str(array.dtype) for name, array in arrays.items()} == {
         "w": "float32",
@@ -132,7 +132,7 @@ def test_parameters_come_by_path_bit_for_bit(original):
         assert array.tobytes() == np.asarray(made(2).params[name]).tobytes()
 
 
-def test_how_far_a_stream_was_read_is_left_unless_the_target_reads_it(
+def test_the_position_of_a_stream_is_restored_only_if_the_target_reads_it(
     task, start, digits, tmp_path
 ):
     import hooks
@@ -160,7 +160,7 @@ def test_a_decision_to_stop_is_not_restored(state, tmp_path):
 @pytest.mark.parametrize(
     ("choice", "epoch"), [({}, 3), ({"epoch": 1}, 1), ({"best": "val/loss", "mode": "max"}, 1)]
 )
-def test_parts_come_by_path_and_the_rest_need_not_be_known(original, target, choice, epoch):
+def test_parts_are_read_by_path_without_knowing_the_rest(original, target, choice, epoch):
     wanted = {"params/half": target.params["half"], "rng": target.rng, "hook_state/count": 0}
     parts, number = read_part(original, wanted, **choice)
     saved = made(epoch)
@@ -170,13 +170,13 @@ def test_parts_come_by_path_and_the_rest_need_not_be_known(original, target, cho
     assert parts["hook_state/count"] == epoch
 
 
-def test_what_does_not_fit_is_listed(original):
+def test_differences_are_listed(original):
     wanted = {
         "params": {"w": jnp.zeros(5), "new": jnp.zeros(1)},
         "step": jnp.float32(0),
         "carry/normalization": {"count": jnp.zeros(())},
     }
-    with pytest.raises(ValueError, match="(?s)commit 3 in .* does not fit") as error:
+    with pytest.raises(ValueError, match="(?s)checkpoint 3 in .* does not fit") as error:
         read_part(original, wanted)
     assert str(error.value).splitlines()[1:-1] == [
         "  params/half: saved bfloat16[3], wanted nothing",
@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_listed(original):
     ]
 
 
-def test_a_part_may_be_missing_where_that_is_said(original, target):
+def test_an_optional_part_may_be_missing(original, target):
     wanted = {"params": target.params, "carry/x": jnp.zeros(2)}
     parts, _ = read_part(original, wanted, optional=["carry/x"])
     assert parts.keys() == {"params"}
@@ -196,26 +196,26 @@ def test_a_part_may_be_missing_where_that_is_said(original, target):
         read_part(original, wrong, optional=["params/w"])
 
 
-def test_damaged_ones_are_passed_over_for_parts_too(run, caplog):
+def test_damaged_checkpoints_are_skipped_for_parts_too(run, caplog):
     spoil(run, 3)
     parts, number = read_part(run, {"params/w": jnp.zeros(4)})
     assert number == 2
     assert np.array_equal(parts["params/w"], np.arange(4) + 2)
-    assert "skipped a damaged commit: commit 3" in caplog.text
+    assert "skipped a damaged checkpoint: checkpoint 3" in caplog.text
 
 
 @pytest.mark.parametrize("read", ["restore", "params", "part"])
-def test_a_commit_that_the_run_removes_meanwhile_is_no_damage(
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_damage(
     run, target, read, monkeypatch, caplog
 ):
-    """Between the listing and the reading, the run commits another and removes those before."""
+    """Between the listing and the reading, the run checkpoints another and removes those before."""
     reads = {
         "restore": lambda: float(trainer.restore(run, target).params["w"][0]),
         "params": lambda: float(read_params(run)[0]["w"][0]),
         "part": lambda: float(read_part(run, {"params": target.params})[0]["params"]["w"][0]),
     }
     calls = []
-    verify = load.publishing.ArrayStorage.read
+    verify = load.ArrayStorage.read
 
     def overtaken(storage, path, size):
         if not calls:
@@ -224,7 +224,7 @@ def test_a_commit_that_the_run_removes_meanwhile_is_no_damage(
         calls.append(path.parent.name)
         return verify(storage, path, size)
 
-    monkeypatch.setattr(load.publishing.ArrayStorage, "read", overtaken)
+    monkeypatch.setattr(load.ArrayStorage, "read", overtaken)
     assert reads[read]() == 7.0
     assert calls == ["3", "7"]
     assert "damaged" not in caplog.text

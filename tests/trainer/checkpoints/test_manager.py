@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.checkpoints import Checkpoints, publishing
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.publishing import ArrayStorage
 from trainer.state import TrainState, fingerprint
 
 
@@ -70,20 +70,20 @@ def assert_identical(got, wanted):
 # What comes back
 
 
-def test_nothing_saved_is_none(tmp_path):
+def test_restoring_without_a_checkpoint_returns_none(tmp_path):
     assert restore(tmp_path) is None
 
 
-def test_a_state_comes_back_with_its_scores(tmp_path):
+def test_a_state_is_restored_with_its_scores(tmp_path):
     state = make(4, ema={"w": jnp.ones(3)}).replace(stop=True, scores={"val/loss": 1.0})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, scores={"val/loss": 0.5}, config={"a": 1})
-        commit = checkpoints.restore(make(0, ema={"w": jnp.zeros(3)}))
-    assert commit.epoch == 4
-    assert_identical(commit.state, state.replace(scores={}))
-    assert commit.scores == {"val/loss": 0.5}
-    assert commit.manifest["hooks"] == ["ema"]
-    assert commit.manifest["config"] == {"a": 1}
+        checkpoint = checkpoints.restore(make(0, ema={"w": jnp.zeros(3)}))
+    assert checkpoint.epoch == 4
+    assert_identical(checkpoint.state, state.replace(scores={}))
+    assert checkpoint.scores == {"val/loss": 0.5}
+    assert checkpoint.manifest["hooks"] == ["ema"]
+    assert checkpoint.manifest["config"] == {"a": 1}
 
 
 class Patience(NamedTuple):
@@ -115,7 +115,7 @@ ARRAYS = {
 }
 
 
-def test_every_kind_of_array_comes_back_bit_for_bit(tmp_path):
+def test_every_kind_of_array_is_restored_bit_for_bit(tmp_path):
     state = make(1).replace(carry=ARRAYS)
     blank = jax.tree.map(
         lambda x: np.zeros_like(x) if isinstance(x, np.ndarray) else x, state.carry
@@ -156,7 +156,7 @@ memories = st.dictionaries(
 
 @given(memories)
 @settings(max_examples=25)
-def test_any_memory_comes_back_bit_for_bit(tmp_path_factory, memory):
+def test_any_hook_state_is_restored_bit_for_bit(tmp_path_factory, memory):
     state = make(1).replace(hook_state=memory)
     with Checkpoints(tmp_path_factory.mktemp("run")) as checkpoints:
         try:
@@ -182,7 +182,7 @@ def test_saving_keeps_no_view_that_would_prevent_donation(tmp_path, size):
     assert_identical(saved, make(1, size=size))
 
 
-def test_the_copy_is_made_in_a_buffer_that_is_reused(tmp_path):
+def test_the_copy_reuses_its_buffer(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1, size=1000))
         buffer = checkpoints._buffer
@@ -210,7 +210,7 @@ def test_the_time_that_saving_takes_is_counted(tmp_path):
 
 
 def fail_at(monkeypatch, error, name="publish", times=1):
-    """Make a step of committing fail."""
+    """Make a step of saving fail."""
     whole, left = getattr(publishing, name), [times]
 
     def failing(*arguments):
@@ -281,7 +281,7 @@ def test_a_time_limit_must_be_positive(tmp_path, limit):
         Checkpoints(tmp_path, time_limit=limit)
 
 
-def test_a_save_that_failed_leaves_the_disk_its_room(tmp_path, monkeypatch):
+def test_a_failed_save_frees_its_disk_space(tmp_path, monkeypatch):
     fail_at(monkeypatch, OSError(28, "No space left on device"))
     with pytest.raises(OSError, match="No space"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1))
@@ -330,13 +330,13 @@ def test_settings_out_of_range_are_refused(tmp_path, wrong):
 # What does not fit
 
 
-def test_all_that_does_not_fit_is_listed_and_no_older_commit_taken(tmp_path):
+def test_all_differences_are_listed_and_no_older_checkpoint_is_taken(tmp_path):
     save(tmp_path, 1)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(2, size=7, patience={"best": 0.5, "since": 0, "old": 1}))
     target = make(0, size=5, patience={"best": 1, "since": 0, "new": 1.0})
     target = target.replace(params={**target.params, "b": jnp.zeros(()), "extra": jnp.zeros(2)})
-    with pytest.raises(ValueError, match="commit 2 in .* does not fit") as error:
+    with pytest.raises(ValueError, match="checkpoint 2 in .* does not fit") as error:
         restore(tmp_path, target)
     lines = [line.strip() for line in str(error.value).splitlines()[1:-1]]
     assert set(lines) == {
@@ -356,20 +356,20 @@ PAIRS += [("1", 1), (np.ones(()), 1.0), (np.bool_(1), True), (jnp.ones(2), jnp.o
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [*PAIRS, *((b, a) for a, b in PAIRS)])
-def test_a_type_never_changes_on_the_way(tmp_path, saved, wanted):
+def test_a_type_never_changes_in_a_restore(tmp_path, saved, wanted):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1, mine=saved))
         with pytest.raises(ValueError, match="hook_state/mine: saved .*, wanted "):
             checkpoints.restore(make(0, mine=wanted))
 
 
-def test_memories_of_other_hooks_are_left_out_and_dropped_and_it_is_said(tmp_path, caplog):
+def test_states_of_other_hooks_are_left_out_or_dropped_with_a_notice(tmp_path, caplog):
     caplog.set_level(logging.INFO, "entracte")
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1, stays=1, old={"x": jnp.ones(3)}, nothing={}))
         memory = checkpoints.restore(make(0, stays=0, new={"y": 2}, nothing={})).state.hook_state
     assert memory == {"stays": 1, "nothing": {}}
-    assert "hook_state/new begins anew" in caplog.text
+    assert "hook_state/new starts fresh" in caplog.text
     assert "hook_state/old is dropped" in caplog.text
     assert "nothing" not in caplog.text
 
@@ -416,7 +416,7 @@ def scramble(path):
 FILES = ["manifest.json", "arrays/_METADATA", "arrays/leaves/.zarray", "arrays/leaves/0"]
 
 
-def test_the_files_of_a_commit_are_these(tmp_path):
+def test_the_files_of_a_checkpoint_are_these(tmp_path):
     save(tmp_path, 1)
     found = {p.relative_to(folder(tmp_path, 1)).as_posix() for p in folder(tmp_path, 1).rglob("*")}
     assert found - {"arrays", "arrays/leaves"} == set(FILES)
@@ -427,13 +427,13 @@ def test_the_files_of_a_commit_are_these(tmp_path):
 def test_damage_is_noticed(tmp_path, caplog, file, damage):
     save(tmp_path, 1, 2)
     damage(folder(tmp_path, 2) / file)
-    commit = restore(tmp_path)
-    assert "skipped a damaged commit: commit 2 in " in caplog.text
-    with pytest.raises(DamagedCheckpoint, match="commit 2 in "):
+    checkpoint = restore(tmp_path)
+    assert "skipped a damaged checkpoint: checkpoint 2 in " in caplog.text
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in "):
         restore(tmp_path, strict=True)
-    with pytest.raises(DamagedCheckpoint, match="commit 2 in "):
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in "):
         restore(tmp_path, epoch=2)
-    assert_identical(commit.state, make(1))
+    assert_identical(checkpoint.state, make(1))
 
 
 def test_a_bit_flipped_anywhere_in_the_arrays_is_noticed(tmp_path):
@@ -470,7 +470,7 @@ def test_a_broken_folder_is_skipped(tmp_path, caplog, damage):
     save(tmp_path, 1, 2)
     damage(folder(tmp_path, 2))
     assert restore(tmp_path).epoch == 1
-    assert "commit 2 in " in caplog.text
+    assert "checkpoint 2 in " in caplog.text
 
 
 def test_a_damaged_array_is_named(tmp_path):
@@ -485,17 +485,17 @@ def test_a_damaged_array_is_named(tmp_path):
             checkpoints.restore(make(0))
 
 
-def test_if_no_commit_is_intact_it_says_why_of_each(tmp_path):
+def test_if_no_checkpoint_is_intact_the_error_says_why_for_each(tmp_path):
     save(tmp_path, 1, 2)
     for epoch in (1, 2):
         empty(folder(tmp_path, epoch) / "manifest.json")
-    with pytest.raises(DamagedCheckpoint, match=r"(?s)no commit is intact:.*commit 2 .*commit 1 "):
+    with pytest.raises(DamagedCheckpoint, match="(?s)no checkpoint is intact:.*point 2 .*point 1 "):
         restore(tmp_path)
 
 
-def test_a_commit_that_is_not_there_is_no_damage(tmp_path):
+def test_a_missing_checkpoint_is_no_damage(tmp_path):
     save(tmp_path, 1, 2)
-    with pytest.raises(FileNotFoundError, match=r"no commit of epoch 7 in .*: \[1, 2\]"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of epoch 7 in .*: \[1, 2\]"):
         restore(tmp_path, epoch=7)
 
 
@@ -504,11 +504,11 @@ def test_a_newer_format_is_no_damage(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("trainer.checkpoints.manifest.FORMAT", 2)
         save(tmp_path, 2)
-    with pytest.raises(ValueError, match="commit 2 in .* is of format 2, and .* up to 1"):
+    with pytest.raises(ValueError, match="checkpoint 2 in .* is of format 2, and .* up to 1"):
         restore(tmp_path)
 
 
-def test_training_on_from_before_the_damage_replaces_it(tmp_path):
+def test_training_from_before_a_damaged_checkpoint_replaces_it(tmp_path):
     save(tmp_path, 1, 2, 3, 4, keep=4)
     flip(folder(tmp_path, 3) / "arrays/leaves/0")
     empty(folder(tmp_path, 4) / "manifest.json")
@@ -524,18 +524,18 @@ def test_training_on_from_before_the_damage_replaces_it(tmp_path):
     assert_identical(restore(tmp_path).state, make(4))
 
 
-def test_a_commit_is_replaced_by_one_of_its_number(tmp_path):
+def test_a_checkpoint_is_replaced_by_one_of_its_number(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make(1), scores={"loss": 1.0})
         other = make(1).replace(stop=True)
         checkpoints.save(other, scores={"loss": 2.0})
-        commit = checkpoints.restore(make(0))
-    assert_identical(commit.state, other)
-    assert commit.scores == {"loss": 2.0}
+        checkpoint = checkpoints.restore(make(0))
+    assert_identical(checkpoint.state, other)
+    assert checkpoint.scores == {"loss": 2.0}
     assert sorted(p.name for p in folder(tmp_path, 1).parent.iterdir()) == ["1"]
 
 
-def test_going_back_on_purpose_says_what_will_be_restored(tmp_path, caplog):
+def test_going_back_on_purpose_warns_of_what_will_be_restored(tmp_path, caplog):
     save(tmp_path, 1, 2, 3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(make(0), epoch=1)
@@ -562,7 +562,7 @@ def killed_after(steps, step):
     return call
 
 
-def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_path, monkeypatch):
+def test_a_kill_between_any_two_steps_leaves_the_old_checkpoint_or_the_new(tmp_path, monkeypatch):
     """Nothing is undone when a step raises, so that raising leaves what a kill would."""
     outcomes = []
     for instant in range(30):
@@ -580,9 +580,9 @@ def test_killed_between_any_two_steps_it_leaves_the_old_commit_or_the_new(tmp_pa
             checkpoints = Checkpoints(run, keep=1)
             checkpoints.save(make(2).replace(stop=True))
             checkpoints._worker.join()
-        commit = restore(run)
-        assert_identical(commit.state, make(2).replace(stop=commit.state.stop))
-        outcomes.append(commit.state.stop)
+        checkpoint = restore(run)
+        assert_identical(checkpoint.state, make(2).replace(stop=checkpoint.state.stop))
+        outcomes.append(checkpoint.state.stop)
         save(run, 3, keep=1)
         assert [p.name for p in (run / "checkpoints").iterdir()] == ["3"]
         try:
@@ -615,7 +615,7 @@ def script(body, *arguments, devices=1, **options):
     )
 
 
-def test_killed_while_saving_it_goes_on_from_what_was_committed(tmp_path):
+def test_after_a_kill_while_saving_the_run_resumes_from_the_last_checkpoint(tmp_path):
     body = """
         params = {"w": jnp.ones(2**20)}
         checkpoints = Checkpoints(sys.argv[1], keep=2)
@@ -632,15 +632,15 @@ def test_killed_while_saving_it_goes_on_from_what_was_committed(tmp_path):
     assert process.returncode == -signal.SIGKILL
     target = TrainState.create(params={"w": jnp.zeros(2**20)}, rng=jax.random.key(1))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        commit = checkpoints.restore(target, strict=True)
-        assert commit.epoch == int(commit.state.epoch) >= 3
-        assert bool(jnp.all(commit.state.params["w"] == 1))
-        checkpoints.save(commit.state.replace(epoch=commit.state.epoch + 1))
+        checkpoint = checkpoints.restore(target, strict=True)
+        assert checkpoint.epoch == int(checkpoint.state.epoch) >= 3
+        assert bool(jnp.all(checkpoint.state.params["w"] == 1))
+        checkpoints.save(checkpoint.state.replace(epoch=checkpoint.state.epoch + 1))
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert names == [str(commit.epoch + 1)]
+    assert names == [str(checkpoint.epoch + 1)]
 
 
-def test_a_process_that_just_ends_finishes_its_save_or_says_that_it_could_not(tmp_path):
+def test_a_process_that_just_ends_finishes_its_save_or_reports_that_it_could_not(tmp_path):
     """From Python 3.12 on no thread can be started then, as Orbax does."""
     body = """
         state = TrainState.create(params={"w": jnp.ones(2**22)}, rng=jax.random.key(0))
@@ -732,7 +732,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
                 act()
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-        from trainer.checkpoints.publishing import ArrayStorage
+        from trainer.checkpoints.array_storage import ArrayStorage
         from trainer.checkpoints.load import restore
         own = f"{sys.argv[1]}/{rank}"
         if rank == 1:
@@ -772,7 +772,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
     assert Checkpoints(tmp_path, read_only=True).epochs() == [5]
 
 
-# Which commits are kept
+# Which checkpoints are kept
 
 
 def scored(directory, scores, **options):
@@ -788,7 +788,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 3)])
-def test_the_best_is_kept_beside_the_newest_across_reopening(tmp_path, mode, best):
+def test_the_best_is_kept_in_addition_across_reopening(tmp_path, mode, best):
     scored(tmp_path, {1: 0.5, 2: 0.1, 3: 0.9}, mode=mode, keep=1)
     again = scored(tmp_path, {4: 0.6, 5: None, 6: math.nan, 7: 0.5}, mode=mode, keep=1)
     assert again.epochs() == [best, 7]
@@ -806,7 +806,7 @@ def test_without_any_score_there_is_no_best(tmp_path):
     assert Checkpoints(tmp_path).best() is None
 
 
-def test_a_reader_sees_commits_appear_and_writes_nothing(tmp_path, caplog):
+def test_a_reader_sees_checkpoints_appear_and_writes_nothing(tmp_path, caplog):
     reader = Checkpoints(tmp_path, best="loss", read_only=True)
     assert (reader.latest(), reader.best(), reader.restore(make(0))) == (None, None, None)
     assert list(tmp_path.iterdir()) == []
@@ -838,7 +838,7 @@ def test_paths_in_a_manifest_open_no_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_closing_again_does_nothing_and_saving_goes_on(tmp_path):
+def test_closing_twice_does_nothing_and_saving_continues(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.close()
     checkpoints.close()

@@ -27,13 +27,13 @@ NUMPY_TYPES = [np.bool_, np.int8, np.uint64, np.float16, np.float32, np.float64,
 
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters())))
-def test_a_python_scalar_comes_back_bit_for_bit(value):
+def test_a_python_scalar_is_decoded_bit_for_bit(value):
     leaf = manifest.describe_leaf("x", value)
     assert bits(manifest.decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
 
 
 @given(st.sampled_from([*NUMPY_TYPES, jnp.bfloat16]), st.binary(min_size=16, max_size=16))
-def test_a_numpy_scalar_comes_back_bit_for_bit(kind, content):
+def test_a_numpy_scalar_is_decoded_bit_for_bit(kind, content):
     value = np.frombuffer(content, np.bool_ if kind is np.bool_ else kind)[0]
     leaf = manifest.describe_leaf("x", value)
     assert bits(manifest.decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
@@ -53,7 +53,7 @@ def test_a_numpy_scalar_comes_back_bit_for_bit(kind, content):
         (jax.random.key(0), "key<fry>[]"),
     ],
 )
-def test_every_kind_of_leaf_has_a_name_of_its_own(value, kind):
+def test_every_kind_of_leaf_has_its_own_name(value, kind):
     assert str(manifest.describe_leaf("x", value)) == kind
 
 
@@ -66,7 +66,7 @@ class Whole(int):
     [print, object(), {1}, b"bytes", 1j, Whole(1), np.str_("a"), np.array([None]), np.ma.ones(2)],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_come_back_as_it_was_is_refused_by_path(value):
+def test_what_cannot_be_restored_is_refused_by_path(value):
     with pytest.raises(TypeError, match="hook_state/mine/field is .*closure"):
         manifest.flatten_section("hook_state/mine", {"field": value})
 
@@ -76,13 +76,13 @@ def test_two_leaves_of_one_path_are_refused():
         manifest.flatten_section("hook_state/h", {"a": {"b": 1}, "a/b": 2})
 
 
-def test_sections_are_the_state_and_each_memory():
+def test_sections_are_the_state_and_each_hook_state():
     state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0)).replace(
         hook_state={"a/b": {"x": 1}, "c": ()}, scores={"val/loss": 1.0}
     )
     described = {
         name: [leaf.path for leaf in manifest.flatten_section(name, tree)[0]]
-        for name, tree in manifest.sections(state).items()
+        for name, tree in manifest.split_sections(state).items()
     }
     assert described == {
         "": ["step", "epoch", "params/w", "rng", "stop"],
@@ -108,7 +108,7 @@ def composed(**changes):
     return manifest.build_manifest(7, leaves, **given)
 
 
-def test_a_manifest_comes_back_as_it_was():
+def test_a_manifest_is_decoded_unchanged():
     whole = composed(scores={"loss": 0.1, "worst": math.inf})
     again = manifest.decode_manifest(manifest.encode_manifest(whole))
     assert again == json.loads(json.dumps(whole))
@@ -118,7 +118,7 @@ def test_a_manifest_comes_back_as_it_was():
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= again["versions"].keys()
 
 
-def test_what_bits_depend_on_is_compared_with_now():
+def test_versions_and_devices_are_compared_with_the_current_ones():
     now = composed()
     assert now["devices"] == f"{jax.device_count()} {jax.devices()[0].device_kind}"
     assert {"jax", "jaxlib"} <= now["versions"].keys()
@@ -134,11 +134,11 @@ def test_devices_are_counted_by_kind(monkeypatch):
     kinds = ["b", "a", "b"]
     devices = [type("Device", (), {"device_kind": kind}) for kind in kinds]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    assert manifest.devices() == "1 a, 2 b"
+    assert manifest.describe_devices() == "1 a, 2 b"
 
 
 @pytest.mark.parametrize("body", ["[]", "3", '{"a": NaN', "{", "[" * 10**5, '{"a": 1} {}'])
-def test_what_is_no_json_object_is_damage(body):
+def test_a_manifest_that_is_no_json_object_is_damaged(body):
     content = manifest.encode_manifest({"a": 1})
     body = body.encode() + b"}\n"
     digest = manifest.xxhash.xxh3_64_hexdigest(body).encode()

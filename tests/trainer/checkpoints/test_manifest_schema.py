@@ -21,7 +21,9 @@ def whole(**changes):
     """A manifest of all that can be saved, as JSON gives it back."""
     state = TrainState.create(params=ARRAYS, rng=jax.random.key(0))
     state = state.replace(hook_state={"a/b": dict(enumerate(SCALARS)), "c": (), "d": [np.ones(5)]})
-    groups = {n: manifest.flatten_section(n, t)[:2] for n, t in manifest.sections(state).items()}
+    groups = {
+        n: manifest.flatten_section(n, t)[:2] for n, t in manifest.split_sections(state).items()
+    }
     leaves, buffer = host_snapshot.copy_to_host(groups, np.empty(0, np.uint8))
     checked = {name: host_snapshot.add_checksums(group, buffer) for name, group in leaves.items()}
     scores = {"a": 0.5, "b": float("nan"), "c": -float("inf")}
@@ -29,18 +31,18 @@ def whole(**changes):
     return json.loads(json.dumps(made)) | changes
 
 
-def test_all_that_can_be_saved_is_allowed():
+def test_everything_that_can_be_saved_is_allowed():
     manifest_schema.check_manifest(whole())
     manifest_schema.check_manifest(whole(config=None, more="fields are for later versions"))
 
 
-def test_an_older_manifest_knows_no_devices():
+def test_an_older_manifest_may_lack_devices():
     older = whole()
     del older["devices"]
     manifest_schema.check_manifest(older)
 
 
-def test_of_a_newer_format_only_the_format_is_looked_at():
+def test_only_the_format_of_a_newer_manifest_is_checked():
     manifest_schema.check_manifest({"format": manifest.FORMAT + 1})
 
 

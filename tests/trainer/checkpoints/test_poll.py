@@ -1,4 +1,4 @@
-"""A run's newest commit, as often as there is another one."""
+"""A run's newest checkpoint, as often as there is another one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 
 from trainer import Checkpoints, TrainState
 from trainer.checkpoints import poll, publishing
+from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.poll import make_poller
 
 WANTED = {"params": jnp.float32(0)}
 
 
-def commit(run, epoch, value=None, **settings):
+def checkpoint(run, epoch, value=None, **settings):
     params = jnp.float32(epoch if value is None else value)
     state = TrainState.create(params=params, rng=jax.random.key(0))
     with Checkpoints(run, **settings) as checkpoints:
@@ -42,62 +43,62 @@ def look(run):
     return look
 
 
-def test_the_newest_is_read_once(run, look, monkeypatch):
+def test_the_newest_checkpoint_is_read_once(run, look, monkeypatch):
     reads = []
     real = poll.read_part_at
     monkeypatch.setattr(poll, "read_part_at", lambda *a: reads.append(a[1]) or real(*a))
     assert look(-1) is None  # the directory is not there yet
-    commit(run, 1)
-    commit(run, 2)
+    checkpoint(run, 1)
+    checkpoint(run, 2)
     assert look(-1) == (2, 2.0)
     assert look(2) is None
-    commit(run, 3, keep=1)  # removes 1 and 2
+    checkpoint(run, 3, keep=1)  # removes 1 and 2
     assert look(2) == (3, 3.0)
     assert look(3) is None
     assert reads == [2, 3]
 
 
-def test_a_process_that_goes_on_knows_the_number_alone(run):
-    commit(run, 2)
+def test_a_resumed_process_knows_only_the_number(run):
+    checkpoint(run, 2)
     assert make_poller(run)(WANTED, (), 2) is None
     assert make_poller(run)(WANTED, (), 1).epoch == 2
 
 
-def test_a_damaged_one_is_told_of_once_and_read_when_replaced(run, look, caplog):
-    commit(run, 1)
-    commit(run, 2)
-    commit(run, 3)
+def test_a_damaged_checkpoint_is_reported_once_and_read_when_replaced(run, look, caplog):
+    checkpoint(run, 1)
+    checkpoint(run, 2)
+    checkpoint(run, 3)
     spoil(run, 3)
     assert look(-1) == (2, 2.0)
     assert look(2) is None
     assert look(2) is None
-    assert caplog.text.count("skipped a damaged commit: commit 3") == 1
-    commit(run, 3, value=33)
+    assert caplog.text.count("skipped a damaged checkpoint: checkpoint 3") == 1
+    checkpoint(run, 3, value=33)
     assert look(2) == (3, 33.0)
 
 
-def test_where_all_are_damaged_there_is_nothing_yet(run, look):
-    commit(run, 1)
+def test_if_all_are_damaged_nothing_is_returned(run, look):
+    checkpoint(run, 1)
     spoil(run, 1)
     assert look(-1) is None
 
 
 def test_a_run_that_went_back_is_followed(run, look):
     for epoch in (1, 2, 3):
-        commit(run, epoch)
+        checkpoint(run, epoch)
     assert look(-1) == (3, 3.0)
-    publishing.remove(run / "checkpoints", 3)
-    publishing.remove(run / "checkpoints", 2)
+    publishing.remove_checkpoint(run / "checkpoints", 3)
+    publishing.remove_checkpoint(run / "checkpoints", 2)
     assert look(3) == (1, 1.0)
-    commit(run, 2, value=22)
+    checkpoint(run, 2, value=22)
     assert look(1) == (2, 22.0)
-    commit(run, 2, value=222)  # another commit of the same number
+    checkpoint(run, 2, value=222)  # another checkpoint of the same number
     assert look(2) == (2, 222.0)
 
 
-def test_one_that_is_just_being_replaced_is_still_there(run, look):
-    commit(run, 1)
-    commit(run, 2)
+def test_a_checkpoint_that_is_being_replaced_is_not_gone(run, look):
+    checkpoint(run, 1)
+    checkpoint(run, 2)
     assert look(-1) == (2, 2.0)
     folder = run / "checkpoints"
     (folder / "2").rename(folder / "2.replaced")
@@ -106,23 +107,23 @@ def test_one_that_is_just_being_replaced_is_still_there(run, look):
     assert look(2) is None
 
 
-def test_a_commit_removed_while_it_is_read_is_no_damage(run, look, monkeypatch, caplog):
-    commit(run, 1)
-    real, overtaken = publishing.ArrayStorage.read, []
+def test_a_checkpoint_removed_while_it_is_read_is_no_damage(run, look, monkeypatch, caplog):
+    checkpoint(run, 1)
+    real, overtaken = ArrayStorage.read, []
 
     def read(storage, path, size):
         if not overtaken:
             overtaken.append(path)
-            commit(run, 2, keep=1)
+            checkpoint(run, 2, keep=1)
         return real(storage, path, size)
 
-    monkeypatch.setattr(publishing.ArrayStorage, "read", read)
+    monkeypatch.setattr(ArrayStorage, "read", read)
     assert look(-1) == (2, 2.0)
     assert overtaken[0].parent.name == "1"
     assert "damaged" not in caplog.text
 
 
-def test_a_link_in_the_place_of_the_commits_is_refused(tmp_path, run):
+def test_a_link_in_the_place_of_the_checkpoints_is_refused(tmp_path, run):
     run.mkdir()
     (run / "checkpoints").symlink_to(tmp_path)
     with pytest.raises(NotADirectoryError, match="is a link"):

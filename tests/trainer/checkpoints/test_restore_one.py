@@ -35,7 +35,7 @@ def test_one_process_agrees_with_itself():
     assert read(3) == (3, 7)
 
 
-def test_processes_that_read_the_same_go_on(other):
+def test_processes_that_read_the_same_continue(other):
     other(3)
     assert read(3) == (3, 7)
 
@@ -48,7 +48,7 @@ def test_processes_that_read_the_same_go_on(other):
         ((3, 7), (3, 2**62 - 1), "process 1 that of epoch 3, with other contents;"),
     ],
 )
-def test_processes_that_read_different_checkpoints_are_told_on_each(other, mine, theirs, told):
+def test_processes_that_read_different_checkpoints_all_raise(other, mine, theirs, told):
     other(*theirs)
     with pytest.raises(RuntimeError, match=f"different checkpoints in {WHERE}: .*{told}"):
         read(*mine)
@@ -57,7 +57,7 @@ def test_processes_that_read_different_checkpoints_are_told_on_each(other, mine,
         read(*theirs)
 
 
-def test_where_one_fails_all_do(other):
+def test_if_one_process_fails_all_fail(other):
     other(0, failed=True)
     with pytest.raises(RuntimeError, match="failed on process 1, whose own error says why"):
         read(3)

@@ -46,7 +46,7 @@ def copy(source, epoch, target):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """Two runs of the same structure, each with the commits of epochs 1 to 3."""
+    """Two runs of the same structure, each with the checkpoints of epochs 1 to 3."""
     return [save(tmp_path_factory.mktemp(f"run{n}"), 1, 2, 3, seed=n) for n in (0, 1)]
 
 
@@ -55,7 +55,7 @@ def runs(originals, tmp_path):
     return [shutil.copytree(run, tmp_path / run.name) for run in originals]
 
 
-def test_an_id_is_in_each_manifest_and_on_file_and_stays(runs):
+def test_the_id_is_in_each_manifest_and_in_a_file_and_stays(runs):
     ids = [run_id.read_run_id(run / "checkpoints") for run in runs]
     assert len({*ids, None}) == 3
     save(runs[0], 4)
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_ids(runs, epoch):
         save(other, 4, seed=1)
     copy(other, epoch, one)
     mine, theirs = (run_id.read_run_id(run / "checkpoints") for run in runs)
-    told = f"commit {epoch} in .* is of another run: it is of {theirs}, and .* is that of {mine}"
+    told = f"checkpoint {epoch} in .* is of another run: it is of {theirs}, and .* {mine}"
     with pytest.raises(ForeignCheckpoint, match=f"{told}: move away .*foreign=True"):
         restore(one)
     for read in (
@@ -84,13 +84,13 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_ids(runs, epoch):
     assert restore(one, epoch=2).state.params["w"][0] == 2
 
 
-def test_it_is_taken_where_that_is_asked_for_and_never_removed(runs, caplog):
+def test_a_foreign_checkpoint_is_restored_on_request_and_never_pruned(runs, caplog):
     one, other = runs
     save(other, 4, seed=1)
     copy(other, 4, one)
     assert restore(one, foreign=True).state.params["w"][0] == 14
     save(one, 5, 6, 7, keep=1)
-    assert "commit 4 in" in caplog.text
+    assert "checkpoint 4 in" in caplog.text
     assert restore(one).epoch == 7
     with Checkpoints(one, read_only=True) as checkpoints:
         assert checkpoints.epochs() == [4, 7]
@@ -103,7 +103,7 @@ def test_whole_directories_may_be_copied_and_moved(runs, tmp_path):
     assert trainer.load_params(moved, make(0).params)["w"][0] == 13
 
 
-def test_an_id_that_was_lost_comes_back_with_the_next_save(runs, tmp_path):
+def test_a_lost_id_is_written_again_by_the_next_save(runs, tmp_path):
     before = run_id.read_run_id(runs[0] / "checkpoints")
     (runs[0] / "run_id").unlink()
     assert restore(runs[0]).epoch == 3
@@ -114,7 +114,7 @@ def test_an_id_that_was_lost_comes_back_with_the_next_save(runs, tmp_path):
     assert run_id.read_run_id(runs[0] / "checkpoints") == before
 
 
-def test_without_an_id_all_must_be_of_one_run(runs):
+def test_without_an_id_all_checkpoints_must_be_of_one_run(runs):
     one, other = runs
     copy(other, 3, one)
     (one / "run_id").unlink()
@@ -124,22 +124,22 @@ def test_without_an_id_all_must_be_of_one_run(runs):
         restore(one)
 
 
-def test_a_commit_of_before_there_were_ids_is_taken(runs):
+def test_a_checkpoint_without_an_id_is_restored(runs):
     file = runs[0] / "checkpoints/3/manifest.json"
     content = manifest.decode_manifest(file.read_bytes())
     file.write_bytes(manifest.encode_manifest({k: v for k, v in content.items() if k != "run"}))
     assert restore(runs[0]).epoch == 3
 
 
-def test_commits_of_one_run_that_were_exchanged_are_not_restored(runs, caplog):
+def test_exchanged_checkpoints_of_one_run_are_not_restored(runs, caplog):
     folder = runs[0] / "checkpoints"
     (folder / "3").rename(folder / "x")
     (folder / "2").rename(folder / "3")
     (folder / "x").rename(folder / "2")
-    with pytest.raises(DamagedCheckpoint, match="it says that it is commit 2"):
+    with pytest.raises(DamagedCheckpoint, match="it says that it is checkpoint 2"):
         restore(runs[0], strict=True)
     assert restore(runs[0]).epoch == 1
-    assert caplog.text.count("it says that it is commit") == 2
+    assert caplog.text.count("it says that it is checkpoint") == 2
 
 
 def test_a_run_refuses_a_foreign_checkpoint_before_it_trains(state, phase, tmp_path, caplog):
@@ -151,7 +151,7 @@ def test_a_run_refuses_a_foreign_checkpoint_before_it_trains(state, phase, tmp_p
     fit(tmp_path / "a", 2, 0)
     fit(tmp_path / "b", 3, 1)
     copy(tmp_path / "b", 3, tmp_path / "a")
-    with pytest.raises(ForeignCheckpoint, match="commit 3 in"):
+    with pytest.raises(ForeignCheckpoint, match="checkpoint 3 in"):
         fit(tmp_path / "a", 4, 0)
     caplog.set_level(logging.INFO, "entracte")
     _, history = fit(tmp_path / "a", 4, 0, foreign=True)

@@ -4,11 +4,11 @@ import threading
 import pytest
 
 from trainer.checkpoints import save_worker as workers
-from trainer.checkpoints.save_worker import Worker
+from trainer.checkpoints.save_worker import SaveWorker
 
 
 def test_one_task_at_a_time_in_order():
-    worker, done, gate = Worker("test"), [], threading.Event()
+    worker, done, gate = SaveWorker("test"), [], threading.Event()
     worker.start(lambda: (gate.wait(10), done.append(1)))
     threading.Timer(0.05, gate.set).start()  # while `start` waits for the first task
     worker.start(lambda: done.append(2))
@@ -17,7 +17,7 @@ def test_one_task_at_a_time_in_order():
 
 
 def test_checking_does_not_wait():
-    worker, gate, opened = Worker("test"), threading.Event(), []
+    worker, gate, opened = SaveWorker("test"), threading.Event(), []
     worker.start(lambda: opened.append(gate.wait(10)))
     worker.check()
     gate.set()
@@ -26,8 +26,8 @@ def test_checking_does_not_wait():
 
 
 @pytest.mark.parametrize("asking", ["start", "check", "wait"])
-def test_a_failure_is_raised_once_as_it_was_with_a_note(asking):
-    worker, failure = Worker("test"), KeyError("x")
+def test_a_failure_is_raised_once_with_a_note(asking):
+    worker, failure = SaveWorker("test"), KeyError("x")
 
     def fail():
         raise failure
@@ -43,8 +43,8 @@ def test_a_failure_is_raised_once_as_it_was_with_a_note(asking):
     worker.wait()
 
 
-def test_seconds_count_what_is_under_way():
-    worker, gate = Worker("test"), threading.Event()
+def test_seconds_include_the_task_in_progress():
+    worker, gate = SaveWorker("test"), threading.Event()
     assert worker.seconds == 0
     worker.start(lambda: gate.wait(10))
     before = worker.seconds
@@ -57,7 +57,7 @@ def test_seconds_count_what_is_under_way():
 def test_at_the_end_of_the_process_tasks_are_finished_and_failures_logged(caplog):
     caplog.set_level(logging.ERROR, "entracte")
     done, gate = [], threading.Event()
-    slow, failing = Worker("slow"), Worker("failing")
+    slow, failing = SaveWorker("slow"), SaveWorker("failing")
     slow.start(lambda: (gate.wait(10), done.append(1)))
     failing.start(lambda: 1 / 0)
     gate.set()
@@ -76,18 +76,18 @@ class WordlessError(Exception):
         raise MemoryError
 
 
-def test_a_thread_that_dies_before_it_can_tell_is_an_error_at_once(monkeypatch):
+def test_a_thread_that_dies_without_a_result_is_an_error_at_once(monkeypatch):
     monkeypatch.setattr(workers, "_run", lambda task: None)
-    worker = Worker("test")
+    worker = SaveWorker("test")
     worker.start(lambda: None, "while failing")
-    with pytest.raises(RuntimeError, match="the thread of test died without a word") as raised:
+    with pytest.raises(RuntimeError, match="the thread of test died without a result") as raised:
         worker.wait()
     assert raised.value.__notes__ == ["while failing"]
     worker.wait()
 
 
-def test_a_failure_is_kept_where_nothing_can_be_noted_on_it():
-    worker, failure = Worker("test"), WordlessError()
+def test_a_failure_without_memory_for_a_note_is_still_raised():
+    worker, failure = SaveWorker("test"), WordlessError()
 
     def fail():
         raise failure
@@ -102,7 +102,7 @@ def test_without_memory_for_a_thread_none_is_started(monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(workers.mmap, "mmap", refuse)
-    worker = Worker("test")
+    worker = SaveWorker("test")
     with pytest.raises(MemoryError, match="no memory left for a thread") as raised:
         worker.start(lambda: None, "while saving")
     assert raised.value.__notes__ == ["while saving"]
@@ -110,8 +110,12 @@ def test_without_memory_for_a_thread_none_is_started(monkeypatch):
 
 
 @pytest.mark.parametrize("asking", ["start", "check", "wait"])
-def test_a_task_that_passes_its_limit_is_left_behind(asking):
-    worker, gate, told = Worker("test", time_limit=0.05, remedy=": mend it"), threading.Event(), []
+def test_a_task_that_exceeds_its_limit_is_abandoned(asking):
+    worker, gate, told = (
+        SaveWorker("test", time_limit=0.05, remedy=": mend it"),
+        threading.Event(),
+        [],
+    )
     worker.start(lambda: (gate.wait(30), told.append(worker.is_abandoned())), "while hanging")
     task = worker._task
     task.thread.join(0.06)
@@ -122,7 +126,7 @@ def test_a_task_that_passes_its_limit_is_left_behind(asking):
     worker.check()
     worker.wait()
     workers._finish()  # the end of the process waits for it no more
-    with pytest.raises(RuntimeError, match="was left behind while hanging and still runs"):
+    with pytest.raises(RuntimeError, match="was abandoned while hanging and still runs"):
         worker.start(lambda: None)
     gate.set()
     task.thread.join(10)
@@ -134,7 +138,7 @@ def test_a_task_that_passes_its_limit_is_left_behind(asking):
 
 
 def test_a_task_within_its_limit_is_left_alone():
-    worker = Worker("test", time_limit=30)
+    worker = SaveWorker("test", time_limit=30)
     worker.start(lambda: None)
     worker.check()
     worker.wait()

@@ -25,7 +25,7 @@ def test_configurations_differ_by_key_but_for_epochs_and_run():
     ]
 
 
-def test_a_configuration_is_compared_as_json_gives_it_back():
+def test_a_configuration_is_compared_as_read_back_from_json():
     config = {"path": pathlib.Path("a/b"), "sizes": (1, 2), 3: math.nan, "empty": {}}
     assert config_differences(normalize_config(config), config) == []
 
@@ -43,7 +43,7 @@ def test_a_configuration_is_compared_as_json_gives_it_back():
         (Kind.ONE, 1),
     ],
 )
-def test_scalars_of_numpy_are_kept_as_those_of_python(value, kept):
+def test_numpy_scalars_are_saved_as_python_scalars(value, kept):
     (got,) = normalize_config({"a": value}).values()
     assert (type(got), got) == (type(kept), kept)
 
@@ -78,6 +78,6 @@ def circular():
         ([("a", 1)], TypeError, "must be a mapping of settings; got list"),
     ],
 )
-def test_what_json_does_not_know_is_refused_by_its_key(config, error, said):
+def test_values_that_json_does_not_have_are_refused_by_key(config, error, said):
     with pytest.raises(error, match=said):
         normalize_config(config)

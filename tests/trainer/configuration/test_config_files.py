@@ -44,7 +44,7 @@ def write(tmp_path):
     return write
 
 
-def test_what_a_file_does_not_name_is_the_scripts_default(write):
+def test_settings_that_a_file_does_not_name_keep_the_script_s_default(write):
     path = write(
         "epochs: 3\nwidths: [4]\ncheckpointing: {keep: 5}\noptimizer: {betas: [0.9, 0.95]}"
     )
@@ -57,7 +57,7 @@ def test_what_a_file_does_not_name_is_the_scripts_default(write):
     assert load_config(write("# nothing"), Config) == Config()
 
 
-def test_every_mistake_is_told_at_once_with_its_place(write):
+def test_all_mistakes_are_listed_at_once_with_their_paths(write):
     path = write(
         "epoch: 3\n"
         "learning_rate: 0.1\n"
@@ -88,14 +88,14 @@ def test_every_mistake_is_told_at_once_with_its_place(write):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("- a", "it: wanted settings by name"), ("a: 1\na: 2", "given.yaml: .*'a' stands here twice")],
+    [("- a", "it: wanted settings by name"), ("a: 1\na: 2", "given.yaml: .*'a' is here twice")],
 )
-def test_a_file_that_holds_no_settings_is_refused(write, text, said):
+def test_a_file_without_settings_is_refused(write, text, said):
     with pytest.raises(ValueError, match=said):
         load_config(write(text), Config)
 
 
-def test_what_is_saved_is_loaded_again_and_replaced_as_a_whole(tmp_path):
+def test_a_saved_configuration_is_loaded_and_replaced_as_a_whole(tmp_path):
     path = tmp_path / "run" / "config.yaml"
     config = Config(
         optimizer=Optimizer("sgd", 1e-5, momentum=0.9),
@@ -117,7 +117,7 @@ def test_flags_override_a_file_which_overrides_defaults(write):
     )
 
 
-def test_flags_alone_will_do(monkeypatch):
+def test_flags_alone_are_enough(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script.py", "--widths", "1", "2", "--network", "mlp"])
     assert parse_config(Config) == Config(widths=(1, 2), network="mlp")
 
@@ -144,7 +144,7 @@ def test_a_mistake_in_the_file_ends_the_program(write):
         parse_config(Config, ["--config", str(write("epochs: many"))])
 
 
-def test_help_says_how_to_give_a_file(capsys):
+def test_help_shows_how_to_give_a_file(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse_config(Config, ["--help"], description="Trains.")
     told = capsys.readouterr().out
@@ -165,21 +165,21 @@ def test_a_fresh_run_needs_an_empty_directory(tmp_path):
         parse_config(Config, flags)
 
 
-def test_without_tyro_it_says_what_to_install(monkeypatch):
+def test_without_tyro_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     with pytest.raises(ImportError) as raised:
         parse_config(Config, [])
     assert 'pip install "entracte[config]"' in raised.value.__notes__[0]
 
 
-def test_data_is_plain():
+def test_a_configuration_converts_to_plain_data():
     data = to_dict(Config(hooks=({"chain": ("a", "b")},)))
     assert data["run"] == "runs/mine"
     assert data["widths"] == [8, 8]
     assert data["hooks"] == [{"chain": ["a", "b"]}]
 
 
-def test_a_run_goes_on_under_other_epochs_logs_hooks_and_commits():
+def test_a_run_resumes_with_other_epochs_logs_hooks_and_checkpoints():
     config = Config()
     other = replace(
         config,
@@ -205,7 +205,7 @@ def test_a_run_goes_on_under_other_epochs_logs_hooks_and_commits():
         ({"schedule": Schedule(warmup_steps=5)}, {"epochs": 40}, None),
     ],
 )
-def test_what_changes_training_is_told(before, changes, said):
+def test_settings_that_change_training_are_compared(before, changes, said):
     config = Config(**before)
     found = config_differences(to_comparable(config), to_comparable(replace(config, **changes)))
     assert len(found) == (said is not None)

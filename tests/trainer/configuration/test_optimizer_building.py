@@ -33,7 +33,7 @@ def _rates(plan, *steps, total=100, peak=1.0):
         (Schedule("cosine", warmup_steps=20, steps=120), (20, 70, 120), [1, 0.5, 0]),
     ],
 )
-def test_the_rate_goes_as_worked_by_hand(plan, steps, rates):
+def test_the_rate_is_as_worked_by_hand(plan, steps, rates):
     assert _rates(plan, *steps) == pytest.approx(rates, abs=1e-6)
     assert _rates(plan, *steps, peak=0.1) == pytest.approx([rate / 10 for rate in rates], abs=1e-6)
 
@@ -42,7 +42,7 @@ def test_a_constant_rate_is_a_number():
     assert schedule(TrainingConfig(), 0) == 1e-3
 
 
-def test_a_schedule_that_ends_before_the_run_is_told(caplog):
+def test_a_schedule_that_ends_before_the_run_warns(caplog):
     with caplog.at_level(logging.WARNING, "entracte"):
         _rates(Schedule("cosine"), 0)
         _rates(Schedule(warmup_steps=3, steps=50), 0)
@@ -61,7 +61,7 @@ def test_a_schedule_that_ends_before_the_run_is_told(caplog):
         (Schedule("linear", warmup_steps=9, steps=5), 100, "takes 9 steps and the schedule has 5"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(plan, total, said):
+def test_an_impossible_schedule_is_refused(plan, total, said):
     with pytest.raises(ValueError, match=said):
         _rates(plan, 0, total=total)
 
@@ -80,7 +80,7 @@ ONES = {name: jnp.ones_like(leaf) for name, leaf in PARAMS.items()}
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon"])
-def test_weight_decay_is_for_leaves_of_two_axes_or_more(name):
+def test_weight_decay_is_for_leaves_with_two_or_more_axes(name):
     updates, _ = _updates(Optimizer(name, 0.1, weight_decay=0.5), ZEROS)
     # Nothing but the decay: -0.1 * 0.5 * parameter.
     expected = {
@@ -103,7 +103,7 @@ def test_weight_decay_is_for_leaves_of_two_axes_or_more(name):
     ],
     ids=lambda value: value.name if isinstance(value, Optimizer) else "",
 )
-def test_it_is_optaxs_own(settings, plain):
+def test_the_optimizer_is_optax_s(settings, plain):
     state = plain.init(PARAMS)
     for _ in range(2):
         expected, state = plain.update(ONES, state, PARAMS)

@@ -34,10 +34,10 @@ class _Optimizer:
         ({"folder": Path("a/b"), "folders": [Path("a")]}, {"folder": "a/b", "folders": '["a"]'}),
     ],
 )
-def test_a_configuration_is_spelled_row_by_row(config, rows):
+def test_a_configuration_is_flattened_to_rows(config, rows):
     assert format_settings(config) == rows
 
 
-def test_it_is_spelled_as_on_record():
+def test_settings_are_formatted_as_recorded():
     config = {"shape": (8, 8), "rate": float("inf"), "folder": Path("a"), "clip": None, "on": True}
     assert format_settings(config) == format_settings(normalize_config(config))

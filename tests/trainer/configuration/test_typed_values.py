@@ -33,7 +33,7 @@ from trainer.configuration.typed_values import convert_value, is_supported_type
         (3, Callable[[int], float] | float, 3.0),
     ],
 )
-def test_a_value_that_fits_is_read(value, hint, read):
+def test_a_value_of_the_type_is_converted(value, hint, read):
     got = convert_value(value, hint, "x")
     assert got == read
     assert type(got) is type(read)
@@ -81,5 +81,5 @@ def test_a_value_of_another_type_is_refused(value, hint, said):
         (list[type], False),
     ],
 )
-def test_it_knows_what_a_file_can_hold(hint, held):
+def test_types_that_a_file_can_hold_are_known(hint, held):
     assert is_supported_type(hint) is held

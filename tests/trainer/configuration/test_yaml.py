@@ -19,7 +19,7 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
-def test_what_is_printed_is_read_back(data):
+def test_dumped_data_is_parsed_unchanged(data):
     read = parse_yaml(dump_yaml(data))
     assert read == data
     assert repr(read) == repr(data)
@@ -49,7 +49,7 @@ def test_what_is_printed_is_read_back(data):
         ("[&a {x: 1}, *a]", [{"x": 1}, {"x": 1}]),
     ],
 )
-def test_what_stands_without_quotes_is_what_it_looks_like(text, value):
+def test_unquoted_scalars_are_what_they_look_like(text, value):
     read = parse_yaml(text)
     assert read == value
     assert type(read) is type(value)
@@ -58,20 +58,20 @@ def test_what_stands_without_quotes_is_what_it_looks_like(text, value):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb: 2\na: 3", "the key 'a' stands here twice\n.*line 3"),
-        ("a: {b: 1, 'b': 2}", "the key 'b' stands here twice"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' is here twice\n.*line 3"),
+        ("a: {b: 1, 'b': 2}", "the key 'b' is here twice"),
         ("- !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: [1", "it is no YAML of plain data"),
         ("? [a]\n: 1", "unhashable key"),
         ("[" * 3000, "it is no YAML of plain data"),
     ],
 )
-def test_what_is_no_plain_data_is_refused(text, said):
+def test_anything_but_plain_data_is_refused(text, said):
     with pytest.raises(ValueError, match=said):
         parse_yaml(text)
 
 
-def test_without_pyyaml_it_says_what_to_install(monkeypatch):
+def test_without_pyyaml_the_error_says_what_to_install(monkeypatch):
     yaml._yaml.cache_clear()
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ImportError) as raised:
@@ -88,13 +88,13 @@ def bomb(lines, line="l{0}: &l{0} [{1}]", each="*l{0}, *l{0}, *l{0}, *l{0}"):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (bomb(40), r"with its aliases \(\*\) spelled out it has \d+ values, and may have 10000"),
+        (bomb(40), r"with its aliases \(\*\) expanded it has \d+ values, and may have 10000"),
         (bomb(40, "l{0}: &l{0} {{a: 1, {1}}}", "<<: [*l{0}, *l{0}]"), "aliases"),
         ("a: &a [*a]", "aliases"),
         ("a: &a {b: {c: *a}}", "aliases"),
     ],
 )
-def test_aliases_that_stand_for_too_much_are_refused(text, told):
+def test_aliases_that_expand_too_much_are_refused(text, told):
     with pytest.raises(ValueError, match=told):
         parse_yaml(text)
 

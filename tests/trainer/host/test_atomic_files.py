@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-from trainer.host.atomic_files import atomic_replace, explain_disk_full, write_whole
+from trainer.host.atomic_files import atomic_replace, explain_disk_full, write_durably
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def umask():
     os.umask(before)
 
 
-def test_a_file_may_be_read_by_whom_others_are_however_it_is_written(tmp_path, umask):
+def test_a_replaced_file_has_usual_permissions_whatever_wrote_it(tmp_path, umask):
     def plain(path):
         path.write_text("new")
 
@@ -38,7 +38,7 @@ def test_a_file_may_be_read_by_whom_others_are_however_it_is_written(tmp_path, u
     assert len(os.listdir(tmp_path)) == 2
 
 
-def test_where_writing_fails_the_old_file_stays_alone(tmp_path):
+def test_if_writing_fails_only_the_old_file_stays(tmp_path):
     file = tmp_path / "page"
     file.write_text("old")
 
@@ -53,7 +53,7 @@ def test_where_writing_fails_the_old_file_stays_alone(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_one_error_that_names_file_and_room(tmp_path, number):
+def test_a_full_disk_is_one_error_with_file_and_free_space(tmp_path, number):
     file = tmp_path / "a"
     said = rf"^\[Errno {number}\] .*: 2,000 bytes are needed and \d[\d,]* are free.*: '{file}'$"
     with (
@@ -64,7 +64,7 @@ def test_a_full_disk_is_one_error_that_names_file_and_room(tmp_path, number):
         raise OSError(number, "full")
 
 
-def test_a_file_that_is_replaced_is_named_where_the_disk_is_full(tmp_path):
+def test_a_full_disk_names_the_replaced_file(tmp_path):
     file = tmp_path / "page"
 
     def fail():
@@ -82,9 +82,9 @@ def test_a_file_that_is_replaced_is_named_where_the_disk_is_full(tmp_path):
         raise OSError(errno.ENOSPC, "full")
 
 
-def test_a_new_file_is_written_whole_and_none_is_written_over(tmp_path):
+def test_a_new_file_is_written_completely_and_none_is_overwritten(tmp_path):
     file = tmp_path / "a"
-    write_whole(file, memoryview(b"abc"))
+    write_durably(file, memoryview(b"abc"))
     assert file.read_bytes() == b"abc"
     with pytest.raises(FileExistsError):
-        write_whole(file, b"d")
+        write_durably(file, b"d")

@@ -27,7 +27,7 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_tells_devices_versions_and_command(monkeypatch):
+def test_devices_versions_and_command_are_described(monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--rate", "0.1"])
     found = describe_environment()
     assert found["devices"].endswith(f"({jax.default_backend()})")
@@ -36,7 +36,7 @@ def test_it_tells_devices_versions_and_command(monkeypatch):
     assert all(isinstance(value, str) for value in found.values())
 
 
-def test_the_revision_is_that_of_the_script_and_tells_of_changes(repository):
+def test_the_revision_is_that_of_the_script_and_mentions_changes(repository):
     command = ["git", "-C", repository, "rev-parse", "HEAD"]
     head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert describe_environment()["revision"] == head
@@ -47,7 +47,7 @@ def test_the_revision_is_that_of_the_script_and_tells_of_changes(repository):
 
 
 @pytest.mark.parametrize("without", ["repository", "git", "directory"])
-def test_without_a_revision_there_is_none(tmp_path, monkeypatch, without):
+def test_without_git_there_is_no_revision(tmp_path, monkeypatch, without):
     monkeypatch.setattr("sys.argv", ["-c"])
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     folder = tmp_path / "here"

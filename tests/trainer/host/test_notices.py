@@ -28,7 +28,7 @@ def unconfigured():
         logging.root.setLevel("WARNING")
 
 
-def test_a_finished_script_run_again_says_so(capsys, state, phase, tmp_path):
+def test_a_finished_script_that_runs_again_prints_a_notice(capsys, state, phase, tmp_path):
     def run():
         trainer.fit(state, phase, epochs=1, hooks=hooks.save_checkpoints(tmp_path))
         return capsys.readouterr().err.splitlines()
@@ -45,14 +45,14 @@ def test_a_finished_script_run_again_says_so(capsys, state, phase, tmp_path):
         assert run() == []
 
 
-def test_warnings_say_that_they_are_and_what_is_measured_stays_away(capsys):
+def test_warnings_are_labelled_and_debug_messages_are_hidden(capsys):
     with unconfigured() as log:
         log.warning("the bits will differ")
         log.debug("compiled in 3 s")
     assert capsys.readouterr().err == "entracte: warning: the bits will differ\n"
 
 
-def test_the_handler_that_a_library_left_at_the_root_does_not_repeat_it(capsys):
+def test_a_library_s_root_handler_does_not_repeat_notices(capsys):
     with unconfigured() as log:
         logging.basicConfig()  # as absl does at its first record
         log.info("resuming")
@@ -64,7 +64,7 @@ def test_the_handler_that_a_library_left_at_the_root_does_not_repeat_it(capsys):
 
 
 @pytest.mark.parametrize("logger", [None, "entracte"])
-def test_the_users_own_handlers_have_it_alone(capsys, logger):
+def test_the_user_s_own_handlers_replace_ours(capsys, logger):
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("mine: %(message)s"))
     with unconfigured() as log:
@@ -73,7 +73,7 @@ def test_the_users_own_handlers_have_it_alone(capsys, logger):
     assert capsys.readouterr() == ("mine: resuming\n", "")
 
 
-def test_of_several_processes_the_main_one_gives_notices(capsys, monkeypatch):
+def test_only_the_main_process_prints_notices(capsys, monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     with unconfigured() as log:
         for number in (0, 1):

@@ -38,7 +38,7 @@ def test_one_process_decides_alone():
     ],
 )
 @pytest.mark.parametrize("place", [0, 1])
-def test_what_one_saw_ends_them_all(others, mine, theirs, together, place):
+def test_a_reason_of_one_process_ends_all(others, mine, theirs, together, place):
     def gathered(values):
         return np.insert(np.array([theirs]), place, values, axis=0)
 
@@ -54,14 +54,14 @@ def test_hooks_that_decide_differently_end_in_an_error_on_every_process(others, 
 
 
 @pytest.mark.parametrize("value", [0.1, -0.0, 1e300, float("inf"), 5e-324])
-def test_the_leads_values_arrive_bit_for_bit(others, value):
+def test_the_main_process_s_values_arrive_bit_for_bit(others, value):
     others(lambda values: np.array([np.array([value, 2.0]).view(np.uint32), values]))
     got = from_main_process({"mine": 7.0, "too": 7.0})
     assert got == {"mine": value, "too": 2.0}
     assert np.signbit(got["mine"]) == np.signbit(value)
 
 
-def test_processes_that_run_different_things_say_so(others):
+def test_processes_that_run_different_things_raise(others):
     others(lambda values: np.array([values, values]))
     check_same("20 epochs")
     others(lambda values: np.array([values, values + 1]))

@@ -1,4 +1,4 @@
-"""Signals end a real process in the usual way, after a commit."""
+"""Signals end a real process in the usual way, after a checkpoint."""
 
 import ctypes
 import os
@@ -32,7 +32,7 @@ trainer.fit(state, trainer.Phase("train", step), epochs=1000, hooks=chain)
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)]
 )
-def test_a_signal_commits_the_running_epoch(tmp_path, number, status):
+def test_a_signal_saves_the_current_epoch(tmp_path, number, status):
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -89,7 +89,7 @@ def action(number):
     return content.raw[:8]
 
 
-def test_a_handler_that_python_knows_nothing_of_is_put_back():
+def test_a_handler_unknown_to_python_is_restored():
     """As a C library would install one: JAX does, for its notice of preemption."""
     before = action(signal.SIGTERM)
     seen = []
@@ -110,7 +110,7 @@ def test_a_handler_that_python_knows_nothing_of_is_put_back():
     assert action(signal.SIGTERM) == before
 
 
-def test_a_handler_of_python_is_put_back():
+def test_a_python_handler_is_restored():
     before = signal.getsignal(signal.SIGINT)
     with catch_signals():
         assert signal.getsignal(signal.SIGINT) != before

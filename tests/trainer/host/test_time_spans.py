@@ -12,7 +12,7 @@ import trainer
 from trainer import data
 from trainer.data.iteration.prefetch import Prefetcher
 from trainer.host import time_spans
-from trainer.host.time_spans import StepProgress, add_listener, list_open_spans, span, spans
+from trainer.host.time_spans import StepProgress, add_listener, list_open_spans, span, time_items
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def labels(spans):
     return [" > ".join(" ".join(part).strip() for part in one.path) for one in spans]
 
 
-def test_where_nobody_listens_a_span_is_nothing():
+def test_without_a_listener_a_span_does_nothing():
     assert time_spans._listeners == ()
     assert span("wait", "train") is span("epoch", number=3)
     with span("wait"):
@@ -52,7 +52,7 @@ def test_spans_nest_and_end_in_time(heard):
     }
 
 
-def test_a_span_that_fails_is_heard_and_the_failure_goes_on(heard):
+def test_a_span_that_fails_is_reported_and_raises(heard):
     with pytest.raises(ZeroDivisionError), span("epoch"), span("hook", "divide"):
         1 / 0  # noqa: B018
     with span("close"):
@@ -74,7 +74,7 @@ def test_threads_are_apart(heard):
     assert heard[0].thread != heard[1].thread
 
 
-def test_what_had_begun_before_one_listens_is_not_heard(heard):
+def test_spans_that_began_before_the_listener_are_not_reported(heard):
     late = []
     with span("epoch"):
         stop = add_listener(late.append)
@@ -88,7 +88,7 @@ def test_what_had_begun_before_one_listens_is_not_heard(heard):
     assert labels(late) == ["epoch > wait"]
 
 
-def test_the_first_who_listens_hears_what_begins_then():
+def test_the_first_listener_gets_spans_from_then_on():
     found = []
     with span("epoch"):
         stop = add_listener(found.append)
@@ -98,24 +98,24 @@ def test_the_first_who_listens_hears_what_begins_then():
     assert labels(found) == ["wait"]
 
 
-def test_items_are_waited_for_within_spans_and_used_outside(heard):
+def test_spans_cover_the_wait_for_items_and_not_their_use(heard):
     def source():
         with span("transfer"):
             pass
         yield 1
         raise OSError("gone")
 
-    items = spans(source(), "data", "train")
+    items = time_items(source(), "data", "train")
     next(items)
     with span("dispatch"):
         pass
     with pytest.raises(OSError, match="gone"):
         next(items)
     assert labels(heard) == ["data train > transfer", "data train", "dispatch", "data train"]
-    assert list(spans([], "data")) == []
+    assert list(time_items([], "data")) == []
 
 
-def test_a_listener_that_fails_is_not_passed_over():
+def test_the_exception_of_a_listener_is_raised():
     def fail(one):
         raise OSError("no room")
 
@@ -128,7 +128,7 @@ def test_a_listener_that_fails_is_not_passed_over():
     assert time_spans._here.path == ()
 
 
-def test_a_run_tells_all_that_it_does(state, phase, heard, tmp_path):
+def test_a_run_reports_all_its_spans(state, phase, heard, tmp_path):
     val = trainer.evaluation(
         lambda state, batch: {"error": batch["inputs"]},
         data.Stream([{"inputs": np.ones(2, np.float32)}] * 3, superbatch=2),
@@ -167,7 +167,7 @@ def test_a_run_tells_all_that_it_does(state, phase, heard, tmp_path):
     assert found.count("epoch > wait train") == 2
 
 
-def test_data_that_is_read_ahead_is_on_a_thread_of_its_own(heard):
+def test_prefetched_data_is_on_its_own_thread(heard):
     assert Prefetcher(lambda number: number + 1)(1, then=2) == 2
     (read, *_) = heard
     assert labels([read]) == ["read"]
@@ -206,7 +206,7 @@ def test_steps_are_done_in_order_once_their_mark_is_ready(heard):
     assert (epoch.steps, dispatch.steps) == ((), (StepProgress("train", 6, 10),))
 
 
-def test_steps_that_nobody_asks_for_do_not_pile_up():
+def test_unread_step_counts_do_not_pile_up():
     advance, done = time_spans.StepCounter("train", None), Mark()
     done.ready = True
     for _ in range(1000):
@@ -215,7 +215,7 @@ def test_steps_that_nobody_asks_for_do_not_pile_up():
     assert advance.steps().done == 1000
 
 
-def test_where_nobody_listens_no_steps_are_counted():
+def test_without_a_listener_no_steps_are_counted():
     with span("epoch"):
         assert time_spans.start_step_counter("train", 10) is None
 

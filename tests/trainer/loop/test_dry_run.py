@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hooks
 import trainer
 from trainer import Checkpoints, Hook, Phase, data, fingerprint
-from trainer.checkpoints.publishing import ArrayStorage
+from trainer.checkpoints.array_storage import ArrayStorage
 
 
 def nothing(state, metrics):

@@ -311,7 +311,7 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path):
 def test_what_is_no_source_is_refused(zeros, tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a run directory nor a file of parameters"):
         load_params(tmp_path / "nothing.safetensors", zeros)
-    with pytest.raises(FileNotFoundError, match="there is no commit in"):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
         load_params(tmp_path, zeros)
     (tmp_path / "torn.safetensors").write_bytes(b"torn" * 9)
     with pytest.raises(ValueError, match="cannot be read as a safetensors file"):

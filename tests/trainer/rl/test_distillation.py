@@ -110,7 +110,7 @@ def test_another_network_than_the_runs_is_refused(tmp_path):
 
 
 def test_a_directory_without_a_run_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no commit"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
         restore_teacher(WIDE, tmp_path, ENV)
 
 

@@ -1,0 +1,82 @@
+"""Which checkpoints are kept and which are pruned: the newest, the best and every n-th stay."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoints import publishing, run_id
+from trainer.checks.arguments import require_integer
+from trainer.checks.modes import Mode
+
+log = logging.getLogger("entracte")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints of a run to keep."""
+
+    keep: int
+    """How many of the newest."""
+    keep_best: int
+    """How many of the best in addition."""
+    every: int | None
+    """Every checkpoint whose number this divides in addition."""
+    mode: Mode
+    """Whether a lower or a higher score is better."""
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "keep_best", "every"):
+            if (value := getattr(self, name)) is not None:
+                require_integer(name, value, 1)
+
+
+def rank_by_score(scores: Mapping[int, float | None], mode: Mode) -> list[int]:
+    """Order checkpoints from the best score to the worst, without those that have none, or nan.
+
+    >>> rank_by_score({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
+    [3, 1]
+    """
+    known = {n: score for n, score in scores.items() if score is not None and not math.isnan(score)}
+    return sorted(known, key=lambda n: (known[n] if mode == "min" else -known[n], n))
+
+
+def select_retained(scores: Mapping[int, float | None], retention: Retention) -> Collection[int]:
+    """Select the checkpoints to keep: the newest, the best, and every n-th.
+
+    >>> scores = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.9, 5: 0.8}
+    >>> sorted(select_retained(scores, Retention(keep=1, keep_best=1, every=4, mode="min")))
+    [1, 4, 5]
+    """
+    newest = sorted(scores)[-retention.keep :]
+    best = rank_by_score(scores, retention.mode)[: retention.keep_best]
+    return {*newest, *best, *(n for n in scores if retention.every and n % retention.every == 0)}
+
+
+def prune(
+    folder: Path,
+    scores: Mapping[int, float | None],
+    retention: Retention,
+    newest: int,
+    written: Collection[int],
+) -> None:
+    """Remove the checkpoints that are not kept; never the newest, or one of another run.
+
+    Args:
+        folder: of the checkpoints.
+        scores: of the intact ones, by number.
+        retention: which to keep.
+        newest: number of the one just written.
+        written: numbers of those that this process wrote.
+    """
+    for number in scores.keys() - select_retained(scores, retention) - {newest}:
+        if number in written or run_id.may_remove(folder, number):
+            publishing.remove_checkpoint(folder, number)
+    if later := [number for number in scores if number > newest]:
+        log.warning(
+            f"epoch {newest} was saved to {folder}, where {later} come before it when restoring: "
+            "move them away if training is to continue from here"
+        )
