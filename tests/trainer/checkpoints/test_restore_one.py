@@ -26,7 +26,7 @@ def other(monkeypatch):
             return np.array([values, [failed] if len(values) == 1 else theirs])
 
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(processes, "_gathered", gathered)
+        monkeypatch.setattr(processes, "_gather", gathered)
 
     return pretend
 

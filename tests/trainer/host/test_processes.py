@@ -16,7 +16,7 @@ def others(monkeypatch):
 
     def pretend(gathered):
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(processes, "_gathered", gathered)
+        monkeypatch.setattr(processes, "_gather", gathered)
 
     return pretend
 
