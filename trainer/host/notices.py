@@ -24,7 +24,7 @@ def show_notices() -> None:
     records go there alone.
 
     >>> show_notices()
-    >>> log.level == logging.INFO, sum(isinstance(one, Notices) for one in log.handlers)
+    >>> log.level == logging.INFO, sum(isinstance(one, NoticeHandler) for one in log.handlers)
     (True, 1)
     """
     if log.level == logging.NOTSET:

@@ -86,4 +86,4 @@ def test_uncommitted_and_committed_arrays_stay_so():
     tree = {"free": jnp.ones(2), "bound": jax.device_put(jnp.ones(2), device)}
     leaves, data, target = taken(tree)
     again = host_snapshot.rebuild_section(leaves, data, *target)
-    assert (again["free"].committed, again["bound"].saved) == (False, True)
+    assert (again["free"].committed, again["bound"].committed) == (False, True)
