@@ -14,7 +14,7 @@ from trainer.runs.connecting import connect, resolve_store_url
 from trainer.runs.connection import Connection
 from trainer.runs.rows import Artifact, CheckpointRow, Record, RunRow
 from trainer.runs.statements import placeholders, upsert
-from trainer.runs.table_versions import check_version, migrate, read_version
+from trainer.runs.table_versions import prepare_tables
 from trainer.runs.text import shorten_name
 
 Values = Mapping[str, float | str | None]
@@ -62,11 +62,7 @@ class Store:
             self.url, create=create, timeout=timeout, read_only=read_only
         )
         try:
-            if read_only:
-                version = read_version(self.connection, required=True)
-                check_version(version, self.connection.label, to_read=True)
-            else:
-                migrate(self.connection, create=create)
+            prepare_tables(self.connection, create=create, read_only=read_only)
         except BaseException:
             self.connection.close()
             raise

@@ -112,80 +112,48 @@ OLDEST_READABLE = 1
 """The oldest version that can be read without an upgrade, by who opens a store read-only."""
 
 
-def read_version(connection: Connection, *, required: bool = False) -> int:
+def read_version(connection: Connection) -> int:
     """Read the version of the tables; 0 if they do not exist.
 
     Raises:
-        FileNotFoundError: they do not exist, and are required.
+        ValueError: they are newer than this library.
     """
     rows: list[Row] = []
     if connection.has_table("meta"):
         rows = connection.execute("SELECT value FROM meta WHERE key = 'schema'")
     found = int(rows[0][0]) if rows else 0
-    if required and not found:
-        raise FileNotFoundError(f"there is no store in {connection.label}: nothing has written one")
+    if found > VERSION:
+        raise ValueError(
+            f"the store {connection.label} has version {found} of the tables, and this library "
+            f"knows version {VERSION} at most: install a newer entracte, or give another store"
+        )
     return found
 
 
-def migrate(connection: Connection, *, create: bool) -> None:
-    """Create the tables, or upgrade them.
+def prepare_tables(connection: Connection, *, create: bool, read_only: bool) -> None:
+    """Create the tables, or upgrade them; only check that they can be read, with `read_only`.
 
     Raises:
         FileNotFoundError: they do not exist, and `create` is False.
-        ValueError: they are newer than this library.
+        ValueError: they are newer than this library, or too old to be read as they are.
     """
-    label = connection.label
-    if not list_migrations(read_version(connection, required=not create), label):
+    found, label = read_version(connection), connection.label
+    if not found and not create:
+        raise FileNotFoundError(f"there is no store in {label}: nothing has written one")
+    if read_only and found < OLDEST_READABLE:
+        raise ValueError(
+            f"the store {label} has version {found} of the tables, and reading changes nothing: "
+            f"bring it up to date, python -m trainer deliver --store {label}"
+        )
+    if read_only or found == VERSION:
         return
     with connection.migration():
         connection.execute(
             "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
         )
         connection.execute("INSERT INTO meta VALUES ('schema', '0') ON CONFLICT (key) DO NOTHING")
-        for number, statement in list_migrations(read_version(connection), label):
-            connection.execute(statement)
+        found = read_version(connection)  # another process may have upgraded them meanwhile
+        for number, statements in enumerate(MIGRATIONS[found:], found + 1):
+            for statement in statements:
+                connection.execute(statement)
             connection.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(number),))
-
-
-def list_migrations(found: int, label: str) -> list[tuple[int, str]]:
-    """Return the statements that upgrade a store, each with the version that it belongs to.
-
-    Raises:
-        ValueError: the store is newer than this library.
-
-    >>> list_migrations(VERSION, "here")
-    []
-    """
-    check_version(found, label)
-    return [
-        (number, statement)
-        for number, statements in enumerate(MIGRATIONS[found:], found + 1)
-        for statement in statements
-    ]
-
-
-def check_version(found: int, label: str, *, to_read: bool = False) -> None:
-    """Check that this library supports a version of the tables.
-
-    Args:
-        found: the version.
-        label: of the store, for messages.
-        to_read: whether the tables are not upgraded, and must be readable as they are.
-
-    Raises:
-        ValueError: it does not.
-
-    >>> check_version(VERSION + 1, "here")
-    Traceback (most recent call last):
-    ValueError: the store here has version 3 of the tables, and this library knows version 2 at ...
-    """
-    if found > VERSION:
-        raise ValueError(
-            f"the store {label} has version {found} of the tables, and this library knows "
-            f"version {VERSION} at most: install a newer entracte, or give another store"
-        )
-    if to_read and found < OLDEST_READABLE:
-        raise ValueError(
-            f"the store {label} has version {found} of the tables, and reading changes nothing: "
-            f"bring it up to date, python -m trainer deliver --store {label}"
-        )

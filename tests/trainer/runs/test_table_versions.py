@@ -1,21 +1,8 @@
 """Migrations of an older store."""
 
-import pytest
-
 from trainer.runs import Store, table_versions
 from trainer.runs.rows import Artifact
-from trainer.runs.table_versions import MIGRATIONS, VERSION, list_migrations
-
-
-def test_each_version_comes_after_the_one_before():
-    for found in range(VERSION + 1):
-        wanted = [(n + 1, s) for n in range(found, VERSION) for s in MIGRATIONS[n]]
-        assert list_migrations(found, "here") == wanted
-
-
-def test_a_newer_store_is_refused():
-    with pytest.raises(ValueError, match=f"the store here has version {VERSION + 1} .* newer"):
-        list_migrations(VERSION + 1, "here")
+from trainer.runs.table_versions import MIGRATIONS
 
 
 def test_a_migration_finds_files_where_the_directory_now_is(url, monkeypatch):
