@@ -188,8 +188,10 @@ class TestRemote:
     def test_it_requests_evaluations_and_takes_what_arrives(self, state, phase, run):
         def answer(state, metrics):
             if int(state.epoch) == 3:
+                deadline = time.monotonic() + 30
                 with trainer.runs.Store(run.url) as store:
                     while not (request := claim_request(store, "tester", ["full"], lease=60)):
+                        assert time.monotonic() < deadline, "nothing was requested"
                         time.sleep(0.002)
                     finish_request(store, request, {"full/loss": 0.25})
             return state

@@ -183,14 +183,8 @@ def test_a_long_evaluation_keeps_its_lease(project, store, start, val):
             time.sleep(0.02)
 
     project.request(1)
-    assert work(
-        project.folder, suite_with(start, val, dawdle), WorkerSettings(lease=1.0), idle=0
-    ) == (
-        1,
-        0,
-        0,
-        0,
-    )
+    suite, settings = suite_with(start, val, dawdle), WorkerSettings(lease=1.0)
+    assert work(project.folder, suite, settings, idle=0) == (1, 0, 0, 0)
     assert set(others) == {None}
 
 
@@ -248,12 +242,8 @@ def test_no_request_is_lost_when_a_worker_is_killed(project, store, suite, tmp_p
     finally:
         victim.kill()
         victim.communicate(timeout=60)
-    assert work(project.folder, suite, WorkerSettings(pause=0.05, lease=30), idle=1.5) == (
-        2,
-        0,
-        0,
-        0,
-    )
+    settings = WorkerSettings(pause=0.05, lease=30)
+    assert work(project.folder, suite, settings, idle=1.5) == (2, 0, 0, 0)
     assert {epoch: tries for epoch, (_, tries, _) in outcomes(store).items()} == {1: 2, 2: 1}
     assert requests.list_results(store, "one").keys() == {("digits", 1), ("digits", 2)}
     assert [row.pid for row in list_workers(store)] == [victim.pid]

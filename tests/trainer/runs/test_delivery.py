@@ -194,7 +194,7 @@ def test_a_thread_delivers_and_ends(url, queue, eventually, threads):
     assert prepared[-1] >= 3
 
 
-def test_a_failure_to_prepare_is_logged_and_retried(url, queue, soon, caplog, threads):
+def test_a_failure_to_prepare_is_logged_and_retried(url, queue, soon, caplog, threads, eventually):
     tries = iter([OSError("first"), ValueError("second"), None, None, None])
 
     def prepare():
@@ -205,8 +205,7 @@ def test_a_failure_to_prepare_is_logged_and_retried(url, queue, soon, caplog, th
     assert losses(url) == []  # it exists
     thread = DeliveryThread(url, queue, prepare)
     thread.start()
-    while not queue.empty:
-        time.sleep(0.01)
+    eventually(lambda: queue.empty)
     assert thread.close(10)
     assert losses(url) == [0]
     (warning,) = warnings(caplog)
