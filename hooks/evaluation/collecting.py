@@ -36,7 +36,7 @@ RETRY_SECONDS = 30.0
 
 
 class _Found(NamedTuple):
-    """What the main process found at one look."""
+    """What the main process found in the store."""
 
     epoch: int = 0
     """Of the checkpoint that was evaluated; 0 if there is nothing new."""
@@ -98,51 +98,15 @@ def collect_scores(
         raise ValueError(f"scores must be a sequence of names, such as ({scores!r},)")
     if not timeout > 0:
         raise ValueError(f"timeout must be positive seconds; got {timeout}")
-    reader = _Reader(run, suite, retry=WAIT_SECONDS if wait else RETRY_SECONDS)
-    requested_again, failures = set[int](), set[tuple[int, str]]()
-
-    def find_newest(taken: int, epoch: int) -> _Found:
-        """Find the newest result; failures are logged."""
-        found = _Found()
-        for answer in reader.read(taken):
-            if (answer.epoch, answer.error) in failures or answer.epoch >= epoch:
-                continue
-            if _is_current(run, answer):
-                log_failure(answer)
-                found = _Found(answer.epoch, answer.scores) if answer.error is None else found
-        return found
-
-    def find_wanted(taken: int, wanted: int) -> _Found:
-        """Find the result of the wanted epoch, or return that it is waited for."""
-        if wanted <= taken:
-            return _Found()
-        wait_for_saves()
-        number = next((n for n in list_complete_epochs(run.directory) if n >= wanted), 0)
-        if number <= taken:
-            return _Found()  # no checkpoint is complete yet
-        if number not in requested_again:
-            requested_again.add(number)
-            if not run.request_evaluation(suite, number):  # an earlier request stays as it is
-                return _Found(number)
-        for answer in reader.read(number - 1):
-            if answer.epoch == number and _is_current(run, answer):
-                log_failure(answer)
-                return _Found(number, answer.scores)
-        return _Found(waiting=number)
-
-    def log_failure(answer: Answer) -> None:
-        if answer.error is not None:
-            failures.add((answer.epoch, answer.error))
-            error = escape_text(answer.error)
-            log.warning("%s: the evaluation of epoch %d failed: %s", name, answer.epoch, error)
+    results = _Results(run, suite, name, retry=WAIT_SECONDS if wait else RETRY_SECONDS)
 
     def look(state: TrainState) -> _Found:
         if not is_main_process():
             return _Found()
         taken = get_hook_state(state, name, _init)["taken"]
         if not wait:
-            return find_newest(taken, read_step_epoch(state)[1])
-        return find_wanted(taken, state.hook_state[requested]["wanted"])
+            return results.find_newest(taken, read_step_epoch(state)[1])
+        return results.find_wanted(taken, state.hook_state[requested]["wanted"])
 
     def collect(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         began = time.monotonic()
@@ -175,19 +139,13 @@ def collect_scores(
         return state.replace(scores={**state.scores, **added, f"{suite}/epoch": float(epoch)})
 
     def check_requested(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        if from_main_process({"missing": is_main_process() and requested not in state.hook_state})[
-            "missing"
-        ]:
+        missing = is_main_process() and requested not in state.hook_state
+        if from_main_process({"missing": missing})["missing"]:
             raise ValueError(
                 f"{name} waits for what request_evaluation(run, {suite!r}) requests, which is not "
                 "in the chain: add it, or take what arrives, wait=False"
             )
         return state
-
-    def close() -> None:
-        requested_again.clear()
-        failures.clear()
-        reader.close()
 
     hook = Hook(
         collect,
@@ -195,20 +153,51 @@ def collect_scores(
         writes=(f"{suite}/epoch", *scores),
         hook_states=(HookState(name, _init),),
         dry_run=lambda state, metrics: state,
-        close=close,
+        close=results.close,
     )
     return chain(Hook(check_requested, f"{name}/start", event="start"), hook) if wait else hook
 
 
-class _Reader:
-    """Reads answers in a store, without making training wait."""
+class _Results:
+    """Results of evaluators in the store, read without making training wait for it."""
 
-    def __init__(self, run: Run, suite: str, *, retry: float) -> None:
-        self._run, self._suite, self._retry = run, suite, retry
+    def __init__(self, run: Run, suite: str, hook: str, *, retry: float) -> None:
+        self._run, self._suite, self._hook, self._retry = run, suite, hook, retry
         self._poller = StorePoller(run.url)
         self._failed_at = -math.inf
+        self._requested, self._failures = set[int](), set[tuple[int, str]]()
 
-    def read(self, after: int) -> list[Answer]:
+    def find_newest(self, taken: int, epoch: int) -> _Found:
+        """Find the newest result; failures are logged."""
+        found = _Found()
+        for answer in self._read(taken):
+            if (answer.epoch, answer.error) in self._failures or answer.epoch >= epoch:
+                continue
+            if self._is_current(answer):
+                self._log_failure(answer)
+                found = _Found(answer.epoch, answer.scores) if answer.error is None else found
+        return found
+
+    def find_wanted(self, taken: int, wanted: int) -> _Found:
+        """Find the result of the wanted epoch, or return that it is waited for."""
+        if wanted <= taken:
+            return _Found()
+        wait_for_saves()
+        epochs = list_complete_epochs(self._run.directory)
+        epoch = next((number for number in epochs if number >= wanted), 0)
+        if epoch <= taken:
+            return _Found()  # no checkpoint is complete yet
+        if epoch not in self._requested:
+            self._requested.add(epoch)
+            if not self._run.request_evaluation(self._suite, epoch):  # changes no earlier request
+                return _Found(epoch)
+        for answer in self._read(epoch - 1):
+            if answer.epoch == epoch and self._is_current(answer):
+                self._log_failure(answer)
+                return _Found(epoch, answer.scores)
+        return _Found(waiting=epoch)
+
+    def _read(self, after: int) -> list[Answer]:
         """Return the answers for checkpoints after an epoch; none if the store is away."""
         if time.monotonic() - self._failed_at < self._retry:
             return []
@@ -219,8 +208,30 @@ class _Reader:
             self._poller.log_failure(error, f"results by {self._suite!r} cannot be read")
             return []
 
+    def _is_current(self, answer: Answer) -> bool:
+        """Return whether an answer belongs to this run's checkpoint, not to an earlier run's.
+
+        The store may not know yet that the run started fresh. If the checkpoint was removed, there
+        is a newer one.
+        """
+        folder = self._run.directory
+        try:
+            return describe_checkpoint(folder, answer.epoch).checksum == answer.checksum
+        except DamagedCheckpoint:
+            return max(list_complete_epochs(folder), default=0) > answer.epoch
+
+    def _log_failure(self, answer: Answer) -> None:
+        if answer.error is not None:
+            self._failures.add((answer.epoch, answer.error))
+            error = escape_text(answer.error)
+            log.warning(
+                "%s: the evaluation of epoch %d failed: %s", self._hook, answer.epoch, error
+            )
+
     def close(self) -> None:
-        """Close the connection; a further read opens another."""
+        """Forget what was logged, and close the connection; a further look opens another."""
+        self._requested.clear()
+        self._failures.clear()
         self._failed_at = -math.inf
         self._poller.close()
 
@@ -236,18 +247,6 @@ def _to_numbers(found: _Found, late: bool, scores: Sequence[str]) -> dict[str, f
         numbers[f"has {name}"] = name in found.scores
         numbers[name] = found.scores.get(name, 0.0)
     return numbers
-
-
-def _is_current(run: Run, answer: Answer) -> bool:
-    """Return whether an answer belongs to this run's checkpoint, not to an earlier run's.
-
-    The store may not know yet that the run started fresh. If the checkpoint was removed, there is
-    a newer one.
-    """
-    try:
-        return describe_checkpoint(run.directory, answer.epoch).checksum == answer.checksum
-    except DamagedCheckpoint:
-        return max(list_complete_epochs(run.directory), default=0) > answer.epoch
 
 
 def _timeout_message(name: str, suite: str, run: Run, epoch: int, timeout: float) -> str:
