@@ -75,7 +75,7 @@ class DeliveryThread:
                 pause = RETRY_SECONDS[0]
             except QueueClosed:
                 raise
-            except Exception as error:  # whatever it is, training goes on and the queue is kept
+            except Exception as error:  # whatever it is, training continues and the queue is kept
                 self._client.log_failure(
                     error,
                     f"what is recorded is queued in {self._queue.path}, and delivered when the "
