@@ -30,8 +30,7 @@ def entrants(sizes, envs, steps):
         models.actor_critic(actions=2),
         environments.cartpole(),
         optax.adam(2.5e-3),
-        envs=envs,
-        steps=steps,
+        rl.PPOConfig(envs=envs, steps=steps),
     )
 
     def runner(start, program):

@@ -1,4 +1,4 @@
-"""Learn to balance a pole until the mean return is 475. Run it again, and it resumes.
+"""Learn to balance a pole until the mean return is 475. Run it again to resume.
 
 python examples/cartpole.py --seed 1
 python -m trainer simulate runs/cartpole --with examples/cartpole.py:simulation --episodes 3
@@ -21,15 +21,15 @@ from trainer.rl import environments
 class Config(trainer.TrainingConfig):
     run: Path = Path("runs/cartpole")
     epochs: int = 97
-    """Rollouts, each learnt from: with the other defaults 99,328 steps in the environments."""
+    """Rollouts, each followed by an update: by default 99,328 environment steps."""
     batch_size: int = 256
-    """Transitions a minibatch."""
+    """Transitions in a minibatch."""
     envs: int = 16
-    """Environments that play at once."""
+    """Environments that run at once."""
     steps: int = 64
     """Steps of each in an epoch."""
     passes: int = 10
-    """Over the experience of an epoch."""
+    """Passes over the experience of an epoch."""
     target: float = 475.0
     """Mean return of 100 episodes at which to stop."""
     optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
@@ -37,23 +37,25 @@ class Config(trainer.TrainingConfig):
     checkpointing: Checkpointing = Checkpointing(best="val/return")
 
 
-def built(config: Config):
-    """Give the environment, the network and the agent of a configuration."""
+def build(config: Config):
+    """Return the environment, the network and the agent of a configuration."""
     env = environments.cartpole()
     network = models.actor_critic(actions=env.action_space.n)
-    minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
+    minibatches = rl.count_minibatches(config.envs, config.steps, config.batch_size)
     agent = rl.ppo(
         network,
         env,
         configuration.optimizer(config, config.epochs * config.passes * minibatches),
-        envs=config.envs,
-        steps=config.steps,
-        epochs=config.passes,
-        minibatches=minibatches,
-        discount=0.98,
-        gae_lambda=0.9,
+        rl.PPOConfig(
+            envs=config.envs,
+            steps=config.steps,
+            epochs=config.passes,
+            minibatches=minibatches,
+            discount=0.98,
+            gae_lambda=0.9,
+            clip_norm=config.optimizer.clip_norm,
+        ),
         loss=rl.ppo_loss(entropy_coefficient=0.0),
-        clip_norm=config.optimizer.clip_norm,
     )
     return env, network, agent
 
@@ -66,33 +68,35 @@ def simulation(
     seed: int = 0,
     to: Path = Path("simulated"),
 ) -> None:
-    """Play episodes with the policy of a checkpoint, and leave them as animations.
+    """Run episodes with the policy of a checkpoint, and write them as animations.
 
     Args:
-        episodes: to play.
-        greedy: choose the likeliest action, or draw it.
-        seed: of all that is random in the episodes.
+        checkpoint: whose policy acts.
+        episodes: number of episodes.
+        greedy: choose the likeliest action, or sample it.
+        seed: of all random numbers in the episodes.
         to: folder for the animations.
     """
     config = trainer.load_config(checkpoint.directory / "config.yaml", Config)
-    env, network, agent = built(config)
+    env, network, agent = build(config)
     state = checkpoint.restore(agent.init(jax.random.key(config.seed)))
     record = hooks.record_replays(network, env, to, episodes=episodes, greedy=greedy, seed=seed)
     record(state, {})
     for number in range(episodes):
         file = to / "replays" / f"{int(state.epoch)}-{number}.json"
         replay = rl.load_replay(file)
-        shown = file.with_suffix(".gif")
-        print(f"{shown}: {replay.length} steps, return {replay.episode_return:g}")
+        print(
+            f"{file.with_suffix('.gif')}: {replay.length} steps, return {replay.episode_return:g}"
+        )
 
 
 def main(config: Config) -> None:
-    env, network, agent = built(config)
-    exam = rl.evaluation_of(network, env, episodes=100)
+    env, network, agent = build(config)
+    evaluation = rl.evaluation_of(network, env, episodes=100)
     writers = hooks.build_writers(config)
 
     def last(state, metrics):
-        """Say whether this epoch is the last one."""
+        """Return whether this epoch is the last one."""
         return state.stop or int(state.epoch) == config.epochs
 
     state, _ = trainer.fit(
@@ -100,15 +104,15 @@ def main(config: Config) -> None:
         agent.program,
         epochs=config.epochs,
         hooks=hooks.chain(
-            hooks.every(5, hooks.evaluate(exam)),
+            hooks.every(5, hooks.evaluate(evaluation)),
             hooks.stop_at_return(config.target, metric="val/return"),
             hooks.stop_on_nan(),
             hooks.when(last, hooks.record_replays(network, env, config.run, *writers)),
-            hooks.build_hooks(config, writers=writers, given={"val": exam}),
+            hooks.build_hooks(config, writers=writers, given={"val": evaluation}),
         ),
     )
-    played = int(state.epoch) * config.envs * config.steps
-    print(f"{'reached' if state.stop else 'missed'} {config.target:g} after {played:,} steps")
+    steps = int(state.epoch) * config.envs * config.steps
+    print(f"{'reached' if state.stop else 'missed'} {config.target:g} after {steps:,} steps")
     print("fingerprint", trainer.fingerprint(state))
 
 

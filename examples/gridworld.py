@@ -1,6 +1,6 @@
-"""Learn to find a key and a locked door, lesson by lesson, or from a teacher. Again, it resumes.
+"""Learn to find a key and a locked door, by lessons or from a teacher. Run it again to resume.
 
-python examples/gridworld.py                                    # lessons open as they are learnt
+python examples/gridworld.py                                    # lessons open one by one
 python examples/gridworld.py --curriculum uniform --run runs/gridworld-uniform
 python examples/gridworld.py --teacher runs/gridworld --run runs/gridworld-student
 """
@@ -28,21 +28,21 @@ class Config(trainer.TrainingConfig):
     run: Path = Path("runs/gridworld")
     epochs: int = 400
     batch_size: int = 512
-    """Transitions a minibatch."""
+    """Transitions in a minibatch."""
     envs: int = 64
-    """Environments that play at once."""
+    """Environments that run at once."""
     steps: int = 64
     """Steps of each in an epoch."""
     recurrent_size: int = 64
-    """Size of what the policy remembers."""
+    """Size of the policy's recurrent state."""
     curriculum: Literal["thresholds", "progress", "uniform"] = "thresholds"
-    """Open lessons one by one; draw them by progress; or draw them alike."""
+    """Open lessons one by one; draw them by progress; or draw them uniformly."""
     teacher: Path | None = None
     """Directory of a run to learn from."""
     teacher_recurrent_size: int = 64
-    """Size of what that run's policy remembers."""
+    """Size of the recurrent state of that run's policy."""
     teacher_steps: int = 1000
-    """Optimizer steps until the teacher has nothing more to say."""
+    """Optimizer steps until the teacher's weight is 0."""
     target: float = 0.6
     """Return of the last lesson at which to stop."""
     optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
@@ -54,51 +54,53 @@ def main(config: Config) -> None:
     weights = {LESSONS[0]: 1.0} if config.curriculum == "thresholds" else None
     params = {name: levels[name] for name in LESSONS}
     env = rl.lessons(environments.gridworld(), params, weights=weights)
-    network, loss, teacher = policy(env, config.recurrent_size), rl.ppo_loss(), None
+    network, loss, teacher = build_policy(env, config.recurrent_size), rl.ppo_loss(), None
     if config.teacher:
         teacher = distillation.restore_teacher(
-            policy(env, config.teacher_recurrent_size), config.teacher, env
+            build_policy(env, config.teacher_recurrent_size), config.teacher, env
         )
-        fading = optax.linear_schedule(1.0, 0.0, config.teacher_steps)
-        loss = losses.total(loss, (distillation.kickstart(), fading))
-    minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
+        weight = optax.linear_schedule(1.0, 0.0, config.teacher_steps)
+        loss = losses.total(loss, (distillation.kickstart(), weight))
+    minibatches = rl.count_minibatches(config.envs, config.steps, config.batch_size)
     agent = rl.ppo(
         network,
         env,
         configuration.optimizer(config, config.epochs * 4 * minibatches),
-        envs=config.envs,
-        steps=config.steps,
-        minibatches=minibatches,
+        rl.PPOConfig(
+            envs=config.envs,
+            steps=config.steps,
+            minibatches=minibatches,
+            clip_norm=config.optimizer.clip_norm,
+        ),
         loss=loss,
         teacher=teacher,
-        clip_norm=config.optimizer.clip_norm,
     )
-    exam = rl.evaluation_of(network, env, episodes=64, greedy=False)
+    evaluation = rl.evaluation_of(network, env, episodes=64, greedy=False)
 
     state, _ = trainer.fit(
         agent.init(jax.random.key(config.seed)),
         agent.program,
         epochs=config.epochs,
         hooks=hooks.chain(
-            adapting(config, env.lessons),
-            hooks.every(5, hooks.evaluate(exam)),
+            build_curriculum(config, env.lessons),
+            hooks.every(5, hooks.evaluate(evaluation)),
             hooks.stop_at_return(config.target, metric=GOAL),
             hooks.stop_on_nan(),
-            hooks.build_hooks(config, given={"val": exam}),
+            hooks.build_hooks(config, given={"val": evaluation}),
         ),
     )
-    played = int(state.epoch) * config.envs * config.steps
-    print(f"{'reached' if state.stop else 'missed'} {config.target} after {played:,} steps")
+    steps = int(state.epoch) * config.envs * config.steps
+    print(f"{'reached' if state.stop else 'missed'} {config.target} after {steps:,} steps")
     print("fingerprint", trainer.fingerprint(state))
 
 
-def policy(env: environments.Environment, recurrent_size: int) -> models.ActorCritic:
+def build_policy(env: environments.Environment, recurrent_size: int) -> models.ActorCritic:
     return models.actor_critic(
         actions=env.action_space.n, hidden=(64,), recurrent_size=recurrent_size
     )
 
 
-def adapting(config: Config, lessons: tuple[str, ...]) -> hooks.Hook | tuple[()]:
+def build_curriculum(config: Config, lessons: tuple[str, ...]) -> hooks.Hook | tuple[()]:
     if config.curriculum == "uniform":
         return ()
     if config.curriculum == "progress":

@@ -1,4 +1,4 @@
-"""Train 64 seeds at once, stop each when it has learnt, and plot the spread. Again, it resumes.
+"""Train 64 seeds at once, stop each at the target, and plot the spread. Run it again to resume.
 
 python examples/population.py --members 64
 """
@@ -23,17 +23,17 @@ from trainer.rl import environments
 class Config(trainer.TrainingConfig):
     run: Path = Path("runs/population")
     epochs: int = 97
-    """Rollouts, each learnt from: with the other defaults 99,328 steps of each member."""
+    """Rollouts, each followed by an update: by default 99,328 steps of each member."""
     batch_size: int = 256
-    """Transitions a minibatch."""
+    """Transitions in a minibatch."""
     members: int = 64
-    """Seeds that are trained at once."""
+    """Seeds that train at once."""
     envs: int = 16
     """Environments of each member."""
     steps: int = 64
     """Steps of each in an epoch."""
     passes: int = 10
-    """Over the experience of an epoch."""
+    """Passes over the experience of an epoch."""
     target: float = 475.0
     """Mean return of a member's 32 episodes at which it stops."""
     optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
@@ -43,21 +43,23 @@ class Config(trainer.TrainingConfig):
 def main(config: Config) -> None:
     env = environments.cartpole()
     network = models.actor_critic(actions=env.action_space.n)
-    minibatches = rl.minibatches_of(config.envs, config.steps, config.batch_size)
+    minibatches = rl.count_minibatches(config.envs, config.steps, config.batch_size)
     agent = rl.ppo(
         network,
         env,
         configuration.optimizer(config, config.epochs * config.passes * minibatches),
-        envs=config.envs,
-        steps=config.steps,
-        epochs=config.passes,
-        minibatches=minibatches,
-        discount=0.98,
-        gae_lambda=0.9,
+        rl.PPOConfig(
+            envs=config.envs,
+            steps=config.steps,
+            epochs=config.passes,
+            minibatches=minibatches,
+            discount=0.98,
+            gae_lambda=0.9,
+            clip_norm=config.optimizer.clip_norm,
+        ),
         loss=rl.ppo_loss(entropy_coefficient=0.0),
-        clip_norm=config.optimizer.clip_norm,
     )
-    exam = trainer.population(rl.evaluation_of(network, env, episodes=32), config.members)
+    evaluation = trainer.population(rl.evaluation_of(network, env, episodes=32), config.members)
     keys = jax.random.split(jax.random.key(config.seed), config.members)
 
     state, history = trainer.fit(
@@ -65,28 +67,28 @@ def main(config: Config) -> None:
         trainer.population(agent.program, config.members),
         epochs=config.epochs,
         hooks=hooks.chain(
-            hooks.evaluate(exam),
+            hooks.evaluate(evaluation),
             hooks.each(hooks.stop_at_return(config.target, metric="val/return")),
             hooks.each(hooks.stop_on_nan()),
-            count_the_living,
-            hooks.build_hooks(config, given={"val": exam}),
+            count_live_members,
+            hooks.build_hooks(config, given={"val": evaluation}),
         ),
     )
-    learnt = config.members - int(np.sum(state.carry["live"]))
-    print(f"{learnt} of {config.members} members reached {config.target:g}")
+    stopped = config.members - int(np.sum(state.carry["live"]))
+    print(f"{stopped} of {config.members} members reached {config.target:g}")
     if history:
         plot(history, int(state.epoch), config)
-        scores = trainer.evaluate(state, exam)
+        scores = trainer.evaluate(state, evaluation)
         best = trainer.best_member(state, scores, "val/return")
         print(f"the best: {max(scores['val/return'].values):g} after {int(best.step)} updates")
     print("fingerprint", trainer.fingerprint(state))
 
 
 @hooks.writes("population/live")
-def count_the_living(state, metrics):
-    """A hook about the whole population: it sees the stacked state as it is."""
-    living = float(np.sum(state.carry["live"]))
-    return state.replace(scores={**state.scores, "population/live": living})
+def count_live_members(state, metrics):
+    """Score the number of live members: a hook without `each` gets the stacked state."""
+    live = float(np.sum(state.carry["live"]))
+    return state.replace(scores={**state.scores, "population/live": live})
 
 
 def plot(history: list[dict[str, float]], epoch: int, config: Config) -> None:

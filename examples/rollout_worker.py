@@ -1,4 +1,4 @@
-"""Play CartPole with the newest parameters of a run that trains elsewhere; keep what was played.
+"""Collect experience in CartPole with the newest parameters of another run, and write it.
 
 python examples/cartpole.py --run runs/cartpole                 # in one process
 python examples/rollout_worker.py --follow runs/cartpole        # in others beside it
@@ -23,15 +23,15 @@ from trainer.rl import environments
 class Config(trainer.TrainingConfig):
     run: Path = Path("runs/cartpole-worker")
     follow: Path = Path("runs/cartpole")
-    """Directory of the run whose parameters it plays with."""
+    """Directory of the run whose parameters it uses."""
     wait: bool = False
-    """Play once with each commit, and end where no more come; else play on with the newest."""
+    """Collect once with each checkpoint until no more come; else always with the newest."""
     timeout: float = 60.0
-    """Seconds to wait for a commit."""
+    """Seconds to wait for a checkpoint."""
     epochs: int = 100
-    """Rollouts to play in all."""
+    """Rollouts in all."""
     envs: int = 8
-    """Environments that play at once."""
+    """Environments that run at once."""
     steps: int = 128
     """Steps of each in a rollout."""
 
@@ -40,7 +40,8 @@ def main(config: Config) -> None:
     env = environments.cartpole()
     network = models.actor_critic(actions=env.action_space.n)
     agent = rl.ppo(
-        *(network, env, optax.identity()), envs=config.envs, steps=config.steps, minibatches=1
+        *(network, env, optax.identity()),
+        rl.PPOConfig(envs=config.envs, steps=config.steps, minibatches=1),
     )
     state, _ = trainer.fit(
         agent.init(jax.random.key(config.seed)),
@@ -48,7 +49,7 @@ def main(config: Config) -> None:
         epochs=config.epochs,
         hooks=hooks.chain(
             hooks.follow_checkpoints(config.follow, wait=config.wait, timeout=config.timeout),
-            keep_experience(config.run / "experience"),
+            write_experience(config.run / "experience"),
             hooks.build_hooks(config),
         ),
     )
@@ -57,14 +58,14 @@ def main(config: Config) -> None:
     print("fingerprint", trainer.fingerprint(state))
 
 
-def keep_experience(folder: Path) -> hooks.Hook:
+def write_experience(folder: Path) -> hooks.Hook:
     """Write each rollout to `<folder>/<number>.npz`: arrays `[step, env, ...]` by name.
 
-    `followed` is the epoch of the commit that it was played with. A file appears whole; played
-    again after an interrupt, a rollout replaces its own.
+    `followed` is the epoch of the checkpoint that it used. A file appears whole; a rollout that is
+    repeated after an interrupt replaces its file.
     """
 
-    def keep(state: trainer.TrainState, metrics: trainer.Metrics) -> trainer.TrainState:
+    def write(state: trainer.TrainState, metrics: trainer.Metrics) -> trainer.TrainState:
         leaves = jax.tree_util.tree_leaves_with_path(metrics.output)
         arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in leaves}
         arrays["followed"] = state.hook_state["follow_checkpoints"]["epoch"]
@@ -74,7 +75,7 @@ def keep_experience(folder: Path) -> hooks.Hook:
             np.savez_compressed(opened, **arrays)
         return state
 
-    return hooks.on("rollout", hooks.observe(keep))
+    return hooks.on("rollout", hooks.observe(write))
 
 
 if __name__ == "__main__":

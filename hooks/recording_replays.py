@@ -21,9 +21,9 @@ from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.rl.environments.environment import Environment
-from trainer.rl.episodes import make_episode_player
-from trainer.rl.replay_files import encode_replay, list_replay_files
-from trainer.rl.replays import make_replayer
+from trainer.rl.replays.episodes import make_episode_runner
+from trainer.rl.replays.replay import make_replayer
+from trainer.rl.replays.replay_files import encode_replay, list_replay_files
 
 log = logging.getLogger("entracte")
 
@@ -84,7 +84,7 @@ def record_replays(
     """
     _check_settings(episodes=episodes, seed=seed, keep=keep)
     check_writers("record_replays", writers)
-    play = make_episode_player(network, env, lesson=lesson, greedy=greedy, max_steps=max_steps)
+    play = make_episode_runner(network, env, lesson=lesson, greedy=greedy, max_steps=max_steps)
     draw = None
     if env.render is None:
         log.warning("environment %r has no render: its replays are saved as JSON only", env.name)

@@ -219,7 +219,7 @@ MISTAKES = {
     ),
     "a network without a value as a policy": (
         lambda: trainer.rl.ppo(NET, trainer.rl.environments.cartpole(), ADAM).init(KEY),
-        (T, "a policy must give a dict of outputs", "gave an array float32[", "actor_critic"),
+        (T, "a policy must return a dict of outputs", "returned an array float32[", "actor_critic"),
     ),
     "labels that begin at 1": (
         lambda: training(labels=Y + 1),

@@ -16,7 +16,7 @@ from hooks.writers.values import Value
 from trainer.checkpoints import Checkpoints, DamagedCheckpoint, wait_for_saves
 from trainer.checkpoints.manifest import parse_scores
 from trainer.host.extras import install_command
-from trainer.rl.replay_files import list_replay_files
+from trainer.rl.replays.replay_files import list_replay_files
 
 log = logging.getLogger("entracte")
 

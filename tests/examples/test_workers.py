@@ -23,7 +23,8 @@ from trainer.rl import environments
 run, *others = map(Path, sys.argv[1:])
 env = environments.cartpole()
 network = models.actor_critic(actions=2)
-agent = rl.ppo(network, env, optax.adam(1e-3), envs=2, steps=8, epochs=2, minibatches=2)
+config = rl.PPOConfig(envs=2, steps=8, epochs=2, minibatches=2)
+agent = rl.ppo(network, env, optax.adam(1e-3), config)
 
 def pace(state, metrics):
     time.sleep(0.2)

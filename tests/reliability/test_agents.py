@@ -59,13 +59,15 @@ def run(directory: Path, teacher: Path) -> None:
         network,
         _env(),
         optax.adam(1e-2),
-        envs=4,
-        steps=16,
-        epochs=2,
-        minibatches=2,
+        rl.PPOConfig(
+            envs=4,
+            steps=16,
+            epochs=2,
+            minibatches=2,
+            normalize_observations=True,
+            normalize_rewards=True,
+        ),
         loss=losses.total(rl.ppo_loss(), (distillation.kickstart(), fading)),
-        normalize_observations=True,
-        normalize_rewards=True,
         teacher=distillation.restore_teacher(TAUGHT, teacher, _env()),
     )
     exam = rl.evaluation_of(network, _env(), episodes=4, greedy=False)

@@ -19,7 +19,7 @@ from trainer import data
 from trainer.configuration import TrainingConfig, load_config, save_config
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.safe_open import UnsafeFile
-from trainer.rl.replay_files import load_replay
+from trainer.rl.replays.replay_files import load_replay
 
 SECONDS = 20
 

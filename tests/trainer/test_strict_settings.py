@@ -13,7 +13,7 @@ import models
 import trainer
 from trainer import data, losses, rl
 from trainer.data import augmentation
-from trainer.rl import environments, normalization, ppo
+from trainer.rl import PPOConfig, environments, normalization, ppo
 from trainer.state import stream_seed
 
 IMAGES, TOKENS = jnp.ones((4, 8, 8, 1)), jnp.ones((4, 8), jnp.int32)
@@ -88,10 +88,7 @@ def test_reinforcement_learning(strict):
         models.actor_critic(actions=env.action_space.n, hidden=(4,)),
         env,
         optax.adam(0.1),
-        envs=4,
-        steps=8,
-        normalize_observations=True,
-        normalize_rewards=True,
+        PPOConfig(envs=4, steps=8, normalize_observations=True, normalize_rewards=True),
     )
     state, output = jax.eval_shape(agent.init, jax.random.key(0)), None
     for phase in agent.program:

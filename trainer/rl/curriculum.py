@@ -1,4 +1,4 @@
-"""Lessons: one environment that draws, for each episode, which of several params to play with."""
+"""Lessons: one environment that draws its params for each episode from several."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainer.state import PyTree
 
 
 class LessonState(NamedTuple):
-    """The state of an environment with lessons."""
+    """State of an environment with lessons."""
 
     lesson: jax.Array
-    """() int32: which one the episode is of, by its place among `Environment.lessons`."""
+    """() int32: the episode's lesson, as an index into `Environment.lessons`."""
     state: PyTree
-    """Of the environment within."""
+    """State of the wrapped environment."""
 
 
 def lessons(
@@ -31,21 +31,21 @@ def lessons(
     *,
     weights: Mapping[str, float] | None = None,
 ) -> Environment:
-    """Make an environment that draws a lesson for every episode.
+    """Build an environment that draws a lesson for every episode.
 
-    What goes into its `reset` and `step` in the place of params are the lessons' weights, float32
-    `[lessons]`: a lesson is drawn in proportion to its weight, and never at weight 0. In training
-    they are `state.carry["lessons"]`, which `hooks.adapt_curriculum` changes; each episode keeps
-    the lesson that it began with. Every step's `info["lesson"]` is the lesson's place, () int32.
+    Its `reset` and `step` take the lessons' weights, float32 `[lessons]`, in place of params: a
+    lesson is drawn in proportion to its weight, and never at weight 0. In training the weights are
+    `state.carry["lessons"]`, which `hooks.adapt_curriculum` changes; an episode keeps its lesson to
+    the end. Every step's `info["lesson"]` is the lesson's index, () int32.
 
     Args:
-        env: to play in; wrap the result, or what is wrapped already.
-        params: the lessons by name, each of the structure, shapes and dtypes of `env.params`.
-        weights: to begin with, by name, those that are not named at 0; all alike if absent.
+        env: the environment; wrappers go inside or around.
+        params: the lessons by name, each with the structure, shapes and dtypes of `env.params`.
+        weights: initial weights by name, 0 for those that are not named; None: all the same.
 
     Raises:
-        ValueError: there is no lesson, a name is not usable, params are not of the environment's
-            structure or outside its range, or weights do not fit. The lesson is named.
+        ValueError: there is no lesson, a name is not usable, params have not the environment's
+            structure or are outside its range, or weights do not fit. The error names the lesson.
 
     Source: S. Narvekar et al., Curriculum Learning for Reinforcement Learning Domains, 2020.
 
@@ -59,28 +59,28 @@ def lessons(
     >>> int(state.lesson)
     1
     """
-    names = _names(env, params)
-    stacked = _stacked(env, params)
+    names = _check_names(env, params)
+    stacked = _stack_params(env, params)
     check = functools.partial(check_weights, names)
-    given = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
-    if unknown := [name for name in given if name not in names]:
+    initial = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
+    if unknown := [name for name in initial if name not in names]:
         raise ValueError(
             f"weights name {unknown}, which are no lessons{suggest_and_list(unknown[0], names)}"
         )
-    first = np.array([given.get(name, 0.0) for name in names], np.float32)
+    first = np.array([initial.get(name, 0.0) for name in names], np.float32)
     check(first)
 
-    def of(lesson: jax.Array) -> PyTree:
+    def params_of(lesson: jax.Array) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[lesson], stacked)
 
     def reset(key: jax.Array, weights: PyTree) -> tuple[LessonState, PyTree]:
         draw, begin = jax.random.split(key)
         lesson = jax.random.categorical(draw, jnp.log(weights)).astype(jnp.int32)
-        state, observation = env.reset(begin, of(lesson))
+        state, observation = env.reset(begin, params_of(lesson))
         return LessonState(lesson, state), observation
 
     def step(key: jax.Array, state: LessonState, action: jax.Array, weights: PyTree) -> Step:
-        after = env.step(key, state.state, action, of(state.lesson))
+        after = env.step(key, state.state, action, params_of(state.lesson))
         info = {**after.info, "lesson": state.lesson}
         return after._replace(state=LessonState(state.lesson, after.state), info=info)
 
@@ -88,7 +88,7 @@ def lessons(
 
     def render(state: LessonState, weights: PyTree) -> jax.Array:
         assert draw is not None
-        return draw(state.state, of(state.lesson))
+        return draw(state.state, params_of(state.lesson))
 
     return env._replace(
         reset=reset,
@@ -101,7 +101,7 @@ def lessons(
 
 
 def check_weights(names: Sequence[str], weights: Any) -> None:
-    """Check weights of lessons on the host, before anything is drawn by them.
+    """Check weights of lessons on the host, before a lesson is drawn by them.
 
     Raises:
         ValueError: they are not one number a lesson, finite, not negative, and not all 0.
@@ -121,7 +121,7 @@ def check_weights(names: Sequence[str], weights: Any) -> None:
         )
 
 
-def _names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
+def _check_names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
     if env.lessons:
         raise ValueError(
             f"{env.name!r} has the lessons {', '.join(env.lessons)} already: name all of them at "
@@ -136,10 +136,10 @@ def _names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
     return tuple(params)
 
 
-def _stacked(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
-    """Check the lessons, and give each leaf of their params an axis of lessons, as numpy arrays."""
+def _stack_params(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
+    """Check the lessons, and stack their params as numpy arrays with an axis of lessons."""
     wanted = jax.tree.map(_to_array, env.params)
-    every = []
+    checked = []
     for name, lesson in params.items():
         arrays = jax.tree.map(_to_array, lesson)
         if lines := list_differences(wanted, arrays):
@@ -152,8 +152,8 @@ def _stacked(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
         except (TypeError, ValueError) as error:
             error.add_note(f"in lesson {name!r}")
             raise
-        every.append(arrays)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *every)
+        checked.append(arrays)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *checked)
 
 
 def _to_array(leaf: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Distillation: a teacher restored from a run, and a loss that draws a policy towards it."""
+"""Distillation: a teacher restored from a run, and a loss towards its outputs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from trainer.rl.normalization import init_statistics
 from trainer.rl.policies import PolicyWeights, check_policy, init_weights
 
 STATISTICS = "carry/normalization/observations"
-"""Where a run that normalises its observations keeps their statistics."""
+"""Path of the statistics in a checkpoint whose run normalized its observations."""
 
 
 class Teacher(NamedTuple):
-    """A policy to learn from; it stays as it is."""
+    """A policy to learn from; it does not change."""
 
     network: Any
-    """As of `policies.forward`; of any architecture."""
+    """A network as for `policies.forward`, of any architecture."""
     weights: PolicyWeights
-    """With the statistics by which it saw its observations, if its run had them."""
+    """Its weights, with the statistics of its observations if its run normalized them."""
 
 
 def restore_teacher(
@@ -39,31 +39,31 @@ def restore_teacher(
 ) -> Teacher:
     """Restore a teacher from the directory of the run that trained it.
 
-    Its optimizer, its environments and what hooks remembered are left there, so that it may have
-    been trained in any way; only its network must be given as it was.
+    Its optimizer, environments and hook states are not read, so it may have been trained in any
+    way; only its network must be the same.
 
     Args:
-        network: of the teacher, which may be another than the student's.
-        directory: of its run, as `save_checkpoints` was given it; nothing in it is changed.
-        env: that the student is to act in.
-        best: take the commit with the best score of this name, such as `val/return`; None takes the
-            newest intact one.
-        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
+        network: of the teacher, which may differ from the student's.
+        directory: of its run, as for `save_checkpoints`; nothing in it is changed.
+        env: the student's environment.
+        best: take the checkpoint with the best score of this name, such as `val/return`; None takes
+            the newest intact one.
+        mode: `min` if a smaller score is better, `max` if a larger is; None decides by its name.
 
     Raises:
-        FileNotFoundError: there is no commit.
-        DamagedCheckpoint: no commit is intact.
-        ValueError: its actions or its observations are not those of the environment, or the network
-            is not that of the run: every path is listed; or no commit has the score.
+        FileNotFoundError: there is no checkpoint.
+        DamagedCheckpoint: no checkpoint is intact.
+        ValueError: its actions or its observations are not those of the environment; the network is
+            not that of the run (the error lists every path); or no checkpoint has the score.
 
     >>> import tempfile
     >>> from types import SimpleNamespace
     >>> from trainer import Checkpoints, TrainState
     >>> from trainer.rl.environments import cartpole
-    >>> def look(params, model_state, observation, *, key, train):
+    >>> def apply(params, model_state, observation, *, key, train):
     ...     logits = observation @ params["w"]
     ...     return {"logits": logits, "value": logits[:, 0]}, model_state
-    >>> network = SimpleNamespace(init=lambda key, x: ({"w": jnp.zeros((4, 2))}, {}), apply=look)
+    >>> network = SimpleNamespace(init=lambda key, x: ({"w": jnp.zeros((4, 2))}, {}), apply=apply)
     >>> state = TrainState.create(params={"w": jnp.ones((4, 2))}, rng=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
     ...     checkpoints.save(state)
@@ -90,24 +90,24 @@ def restore_teacher(
 
 
 def kickstart(*, value_coefficient: float = 0.0) -> LossFunction:
-    """Make the loss that draws a policy towards its teacher's, per example.
+    """Build the loss of a policy's distance from its teacher, per example.
 
-    It is KL(teacher || student) of the actions, and half the squared distance of the values, where
-    that has a coefficient: leave it 0 unless the teacher was trained on the same rewards, scaled
-    alike. With `losses.total` it is one term beside others, annealed to zero:
+    It is KL(teacher || student) of the actions, plus half the squared distance of the values times
+    its coefficient: leave that 0 unless the teacher was trained on the same rewards, scaled alike.
+    With `losses.total` it is one term of several, annealed to zero:
 
         losses.total(ppo_loss(), (kickstart(), optax.linear_schedule(1.0, 0.0, 2000)))
 
     Args:
-        value_coefficient: of the distance of the values.
+        value_coefficient: weight of the distance of the values.
 
     Returns:
-        A loss of a policy's outputs `[batch, ...]` and a batch whose `restore_teacher` is what the
-        teacher gives for the same observations. It reports `loss` and `kl_to_teacher`, in nats,
+        A loss of a policy's outputs `[batch, ...]` and a batch whose `teacher` holds the teacher's
+        outputs for the same observations. It reports `loss` and `kl_to_teacher`, in nats,
         `[batch]`.
 
     Raises:
-        ValueError: the coefficient is negative; in training, the batch has no `restore_teacher`.
+        ValueError: the coefficient is negative; in training, the batch has no `teacher`.
 
     Source: S. Schmitt et al., Kickstarting Deep Reinforcement Learning, 2018, section 3.1 (the
     cross entropy there has the same gradient).
@@ -124,13 +124,13 @@ def kickstart(*, value_coefficient: float = 0.0) -> LossFunction:
     def kickstart(outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         if "teacher" not in batch:
             raise ValueError(
-                "kickstart reads batch['teacher'], what a teacher makes of the observations; "
-                f"there is: {', '.join(sorted(batch))}. Give ppo(..., teacher=teacher(...))"
+                "kickstart reads batch['teacher'], a teacher's outputs for the observations; there "
+                f"is: {', '.join(sorted(batch))}. Use ppo(..., teacher=restore_teacher(...))"
             )
-        taught = batch["teacher"]
-        apart = loss = distributions.kl(taught, outputs)
+        teacher = batch["teacher"]
+        kl = loss = distributions.kl(teacher, outputs)
         if value_coefficient:
-            loss = apart + value_coefficient * 0.5 * (outputs["value"] - taught["value"]) ** 2
-        return {"loss": loss, "kl_to_teacher": apart}
+            loss = kl + value_coefficient * 0.5 * (outputs["value"] - teacher["value"]) ** 2
+        return {"loss": loss, "kl_to_teacher": kl}
 
     return kickstart

@@ -1,6 +1,7 @@
-"""What a policy's outputs say of its actions: categorical logits, or a diagonal Gaussian.
+"""Distributions of actions: categorical, or a diagonal Gaussian.
 
-Outputs are a dict with `logits` `[..., actions]`, or with `mean` and `log_std` `[..., actions]`.
+A policy's outputs are a dict with `logits` `[..., actions]`, or with `mean` and `log_std`
+`[..., actions]`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ Outputs = Mapping[str, jax.Array]
 
 
 def sample(outputs: Outputs, key: jax.Array) -> jax.Array:
-    """Draw an action.
+    """Sample an action.
 
     Args:
         outputs: of a policy.
         key: () typed key.
 
     Returns:
-        int32 `[...]` of logits; float32 `[..., actions]` of a Gaussian, not yet bounded.
+        int32 `[...]` from logits; float32 `[..., actions]` from a Gaussian, not clipped.
 
     >>> certain = {"logits": jnp.array([[0.0, 99.0], [99.0, 0.0]])}
     >>> sample(certain, jax.random.key(0)).tolist()
@@ -35,7 +36,7 @@ def sample(outputs: Outputs, key: jax.Array) -> jax.Array:
 
 
 def mode(outputs: Outputs) -> jax.Array:
-    """Give the likeliest action, of the shape and dtype that `sample` gives.
+    """Return the likeliest action, with the shape and dtype of `sample`.
 
     >>> mode({"logits": jnp.array([0.1, 0.7, 0.2])}).item()
     1
@@ -46,7 +47,7 @@ def mode(outputs: Outputs) -> jax.Array:
 
 
 def log_prob(outputs: Outputs, action: jax.Array) -> jax.Array:
-    """Give the logarithm of an action's probability, or of its density, `[...]`.
+    """Return the logarithm of an action's probability, or of its density, `[...]`.
 
     >>> round(float(log_prob({"logits": jnp.zeros(4)}, jnp.int32(2))), 4)  # log(1/4)
     -1.3863
@@ -60,33 +61,33 @@ def log_prob(outputs: Outputs, action: jax.Array) -> jax.Array:
 
 
 def entropy(outputs: Outputs) -> jax.Array:
-    """Give the entropy, in nats, `[...]`.
+    """Return the entropy, in nats, `[...]`.
 
     >>> round(float(entropy({"logits": jnp.zeros(4)})), 4)  # log 4
     1.3863
     """
     if "logits" in outputs:
-        logs = _logs(outputs["logits"])
+        logs = _finite_log_softmax(outputs["logits"])
         return -jnp.sum(jnp.exp(logs) * logs, axis=-1)
     return jnp.sum(outputs["log_std"] + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
 
 def kl(outputs: Outputs, others: Outputs) -> jax.Array:
-    """Give the Kullback-Leibler divergence KL(outputs || others), in nats, `[...]`.
+    """Return the Kullback-Leibler divergence KL(outputs || others), in nats, `[...]`.
 
     >>> sure = {"logits": jnp.array([0.0, -99.0])}
     >>> round(float(kl(sure, {"logits": jnp.zeros(2)})), 4)  # log 2
     0.6931
     """
     if "logits" in outputs:
-        here, there = (_logs(o["logits"]) for o in (outputs, others))
+        here, there = (_finite_log_softmax(o["logits"]) for o in (outputs, others))
         return jnp.sum(jnp.exp(here) * (here - there), axis=-1)
     wider = others["log_std"] - outputs["log_std"]
     apart = (outputs["mean"] - others["mean"]) * jnp.exp(-others["log_std"])
     return jnp.sum(wider + 0.5 * (jnp.exp(-2 * wider) + apart**2) - 0.5, axis=-1)
 
 
-def _logs(logits: jax.Array) -> jax.Array:
-    """Give logarithms of probabilities, finite also of an action that is ruled out by -inf."""
+def _finite_log_softmax(logits: jax.Array) -> jax.Array:
+    """Return log probabilities, finite also for an action whose logit is -inf."""
     logs = jax.nn.log_softmax(logits)
     return jnp.maximum(logs, jnp.finfo(logs.dtype).min)

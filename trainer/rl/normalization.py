@@ -1,4 +1,4 @@
-"""Running statistics, kept in `state.carry["normalization"]`: of observations, and of returns."""
+"""Running statistics of observations and of returns, at `state.carry["normalization"]`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from jax import lax
 from trainer.state import PyTree
 
 LIMIT = 10.0
-"""Standard deviations beyond which a normalised number is cut off."""
+"""Standard deviations to which a normalized number is clipped."""
 
 
 class RunningStatistics(NamedTuple):
-    """How numbers were distributed so far."""
+    """Mean and variance of the numbers seen so far."""
 
     weight: jax.Array
-    """() float32: how many numbers were seen."""
+    """() float32: count of the numbers."""
     mean: PyTree
-    """Of one observation's structure and shapes."""
+    """Mean, with the structure and shapes of one observation."""
     m2: PyTree
-    """Sums of the squared differences from the mean, alike."""
+    """Sums of the squared differences from the mean, likewise."""
 
 
 class RewardStatistics(NamedTuple):
-    """What the scale of rewards is taken from."""
+    """The statistics that rewards are scaled by."""
 
     discounted: jax.Array
-    """float32 `[env]`: each environment's discounted sum of rewards, of the running episode."""
+    """float32 `[env]`: discounted sum of the rewards of each running episode."""
     statistics: RunningStatistics
-    """Of these sums."""
+    """Statistics of these sums."""
 
 
 def init_statistics(example: PyTree) -> RunningStatistics:
-    """Begin with the mean 0 and the variance 1, which the first numbers outweigh.
+    """Return statistics of mean 0 and variance 1, which the first numbers outweigh.
 
     Args:
         example: one observation, without batch axes.
@@ -47,11 +47,11 @@ def init_statistics(example: PyTree) -> RunningStatistics:
 
 
 def update_statistics(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
-    """Take in a batch of numbers at once.
+    """Add a batch of numbers to the statistics.
 
     Args:
         statistics: so far.
-        batch: of the structure of the mean, with leading axes `[time, env]`, say.
+        batch: with the structure of the mean, and leading axes such as `[time, env]`.
 
     Source: T. F. Chan, G. H. Golub, R. J. LeVeque, Updating Formulae and a Pairwise Algorithm for
     Computing Sample Variances, 1979.
@@ -60,20 +60,20 @@ def update_statistics(statistics: RunningStatistics, batch: PyTree) -> RunningSt
     >>> round(float(seen.mean), 2), round(float(seen.m2 / seen.weight), 2)
     (2.0, 1.0)
     """
-    one, whole = jax.tree.leaves(statistics.mean)[0], jax.tree.leaves(batch)[0]
-    axes = tuple(range(whole.ndim - one.ndim))
-    new = jnp.float32(whole.size // one.size)
+    one, many = jax.tree.leaves(statistics.mean)[0], jax.tree.leaves(batch)[0]
+    axes = tuple(range(many.ndim - one.ndim))
+    new = jnp.float32(many.size // one.size)
     total = statistics.weight + new
 
     def moments(mean: jax.Array, m2: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x.astype(jnp.float32)
-        here = jnp.mean(x, axes)
-        apart = here - mean
+        batch_mean = jnp.mean(x, axes)
+        difference = batch_mean - mean
         spread = (
-            jnp.sum((x - jnp.expand_dims(here, axes)) ** 2, axes)
-            + apart**2 * statistics.weight * new / total
+            jnp.sum((x - jnp.expand_dims(batch_mean, axes)) ** 2, axes)
+            + difference**2 * statistics.weight * new / total
         )
-        return mean + apart * new / total, m2 + spread
+        return mean + difference * new / total, m2 + spread
 
     both = jax.tree.map(moments, statistics.mean, statistics.m2, batch)
     mean, m2 = jax.tree.transpose(jax.tree.structure(batch), jax.tree.structure((0, 0)), both)
@@ -81,7 +81,7 @@ def update_statistics(statistics: RunningStatistics, batch: PyTree) -> RunningSt
 
 
 def normalize(statistics: RunningStatistics, observation: PyTree) -> PyTree:
-    """Bring observations to mean 0 and variance 1, within 10 standard deviations.
+    """Normalize observations to mean 0 and variance 1, clipped to 10 standard deviations.
 
     >>> seen = update_statistics(init_statistics(jnp.zeros(1)), jnp.array([[1.0], [3.0]]))
     >>> normalize(seen, jnp.array([[3.0], [99.0]])).round(2).tolist()
@@ -98,23 +98,23 @@ def normalize(statistics: RunningStatistics, observation: PyTree) -> PyTree:
 
 
 def init_reward_statistics(envs: int) -> RewardStatistics:
-    """Begin with rewards as they are."""
+    """Return the statistics before any reward, which leave rewards nearly unscaled."""
     return RewardStatistics(jnp.zeros(envs), init_statistics(jnp.float32(0)))
 
 
 def scale_rewards(
-    rewards: RewardStatistics, given: jax.Array, ended: jax.Array, *, discount: float
+    statistics: RewardStatistics, rewards: jax.Array, ended: jax.Array, *, discount: float
 ) -> tuple[RewardStatistics, jax.Array]:
-    """Divide rewards by the standard deviation of the discounted sums, these ones included.
+    """Divide rewards by the standard deviation of their discounted sums, these included.
 
     Args:
-        rewards: what is known so far.
-        given: rewards `[time, env]`.
+        statistics: so far.
+        rewards: `[time, env]`.
         ended: bool `[time, env]`: the episode ended with this step.
-        discount: of a reward a step later.
+        discount: weight of a reward one step later.
 
     Returns:
-        What is known now, and the rewards, within 10 standard deviations.
+        The new statistics, and the scaled rewards, clipped to 10 standard deviations.
     """
 
     def add(total: jax.Array, row: Any) -> tuple[jax.Array, jax.Array]:
@@ -122,7 +122,7 @@ def scale_rewards(
         total = total * discount + reward
         return jnp.where(over, 0.0, total), total
 
-    discounted, totals = lax.scan(add, rewards.discounted, (given, ended))
-    statistics = update_statistics(rewards.statistics, totals)
-    scale = lax.rsqrt(statistics.m2 / statistics.weight + 1e-8)
-    return RewardStatistics(discounted, statistics), jnp.clip(given * scale, -LIMIT, LIMIT)
+    discounted, totals = lax.scan(add, statistics.discounted, (rewards, ended))
+    of_sums = update_statistics(statistics.statistics, totals)
+    scale = lax.rsqrt(of_sums.m2 / of_sums.weight + 1e-8)
+    return RewardStatistics(discounted, of_sums), jnp.clip(rewards * scale, -LIMIT, LIMIT)

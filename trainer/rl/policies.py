@@ -1,4 +1,4 @@
-"""Policies: networks that act, with or without a memory of what they have seen."""
+"""Policies: networks that act, recurrent or not."""
 
 from __future__ import annotations
 
@@ -25,38 +25,39 @@ class PolicyWeights(NamedTuple):
     params: PyTree
     model_state: PyTree
     statistics: RunningStatistics | None = None
-    """By which observations are normalised; None where they are taken as they are."""
+    """Statistics that normalize observations; None if they are not normalized."""
 
 
 def weights_of(state: TrainState) -> PolicyWeights:
-    """Take from a state what its network needs to act."""
+    """Return what a state's network needs to act."""
     known = state.carry.get("normalization", {})
     return PolicyWeights(state.params, state.model_state, known.get("observations"))
 
 
 def init_recurrent_state(network: Any, batch: int) -> PyTree:
-    """Give the memory of a policy that has seen nothing, `[batch, ...]`; () where it has none."""
-    return network.begin(batch) if hasattr(network, "begin") else ()
+    """Return the recurrent state at the start of an episode, `[batch, ...]`; () if it has none."""
+    begin = getattr(network, "init_recurrent_state", None)
+    return () if begin is None else begin(batch)
 
 
 def init_weights(
     network: Any, env: Environment | HostEnvironments, key: jax.Array
 ) -> PolicyWeights:
-    """Initialise a network for an environment's observations."""
+    """Initialize a network for an environment's observations."""
     observation = example(env.observation_space, 1)
-    inputs = _inputs(observation, init_recurrent_state(network, 1), jnp.zeros(1, bool))
+    inputs = _build_inputs(observation, init_recurrent_state(network, 1), jnp.zeros(1, bool))
     return PolicyWeights(*network.init(key, inputs))
 
 
-def _inputs(observation: PyTree, recurrent: PyTree, first: jax.Array) -> PyTree:
-    """Give what a network is called with: observations alone where it has no memory."""
+def _build_inputs(observation: PyTree, recurrent: PyTree, first: jax.Array) -> PyTree:
+    """Return the inputs of a network: only observations if it is not recurrent."""
     if not is_recurrent(recurrent):
         return observation
     return {"observation": observation, "recurrent": recurrent, "first": first}
 
 
 def is_recurrent(recurrent: PyTree) -> bool:
-    """Say whether a policy with this memory, or its shapes, has any."""
+    """Return whether a policy with this recurrent state, or its shapes, is recurrent."""
     return bool(jax.tree.leaves(recurrent))
 
 
@@ -70,31 +71,35 @@ def forward(
     key: jax.Array | None = None,
     train: bool = False,
 ) -> tuple[dict[str, jax.Array], PyTree, PyTree]:
-    """Look at one observation of each environment.
+    """Apply a policy to one observation of each environment.
 
     Args:
-        network: a pair (init, apply), and `init_recurrent_state` where it has a memory; see
+        network: a pair (init, apply), with `init_recurrent_state` if it is recurrent; see
             `models.actor_critic`.
         weights: of the network.
-        observation: `[env, ...]`, as the environments gave it.
-        recurrent: the memory so far `[env, ...]`, as `init_recurrent_state` gives it.
-        first: bool `[env]`: a new episode begins, and the memory is to be forgotten.
-        key: of what the network draws at random.
+        observation: `[env, ...]`, as the environments returned it.
+        recurrent: recurrent state `[env, ...]`, at first of `init_recurrent_state`.
+        first: bool `[env]`: an episode begins, and the recurrent state is reset.
+        key: of the network's random numbers.
         train: whether it trains.
 
     Returns:
-        (outputs `[env, ...]` with a `value` and what a distribution needs, memory, model state).
+        (outputs `[env, ...]` with a `value` and the parameters of a distribution, recurrent state,
+        model state).
+
+    Raises:
+        TypeError: the outputs are no dict.
     """
     if weights.statistics is not None:
         observation = normalize(weights.statistics, observation)
-    inputs = _inputs(observation, recurrent, first)
+    inputs = _build_inputs(observation, recurrent, first)
     outputs, model_state = network.apply(
         weights.params, weights.model_state, inputs, key=key, train=train
     )
     if not isinstance(outputs, Mapping):
         raise TypeError(
-            "a policy must give a dict of outputs, a value and what says how it acts, as "
-            f"models.actor_critic does; it gave {describe_value(outputs)}"
+            "a policy must return a dict of outputs, a value and the parameters of its action's "
+            f"distribution, as models.actor_critic does; it returned {describe_value(outputs)}"
         )
     outputs = dict(outputs)
     return outputs, outputs.pop("recurrent") if is_recurrent(recurrent) else recurrent, model_state
@@ -110,16 +115,16 @@ def unroll_policy(
     key: jax.Array | None = None,
     train: bool = False,
 ) -> tuple[dict[str, jax.Array], PyTree, PyTree]:
-    """Look at observations `[time, env, ...]`: at once without a memory, in order with one.
+    """Apply a policy to observations `[time, env, ...]`: in order if it is recurrent, else at once.
 
     Args:
-        network, weights, key, train: as of `forward`.
+        network, weights, key, train: as for `forward`.
         observation: `[time, env, ...]`.
-        recurrent: the memory before the first of them `[env, ...]`.
+        recurrent: recurrent state before the first of them, `[env, ...]`.
         first: bool `[time, env]`.
 
     Returns:
-        (outputs `[time, env, ...]`, memory after the last, model state).
+        (outputs `[time, env, ...]`, recurrent state after the last, model state).
     """
     if not is_recurrent(recurrent):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, first))
@@ -129,7 +134,7 @@ def unroll_policy(
         shaped = jax.tree.map(lambda x: x.reshape(*first.shape, *x.shape[1:]), outputs)
         return shaped, (), model_state
 
-    def look(carried: Any, row: Any) -> tuple[Any, Any]:
+    def step(carried: Any, row: Any) -> tuple[Any, Any]:
         recurrent, model_state = carried
         outputs, recurrent, model_state = forward(
             network,
@@ -143,12 +148,12 @@ def unroll_policy(
         return (recurrent, model_state), outputs
 
     before = recurrent, weights.model_state
-    (recurrent, model_state), outputs = lax.scan(look, before, (observation, first))
+    (recurrent, model_state), outputs = lax.scan(step, before, (observation, first))
     return outputs, recurrent, model_state
 
 
 def act(outputs: Outputs, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Choose an action: drawn by the key, or the likeliest where there is none.
+    """Choose an action: sampled with the key, or the likeliest without one.
 
     Returns:
         (action `[env, ...]`, its log probability `[env]`).
@@ -158,15 +163,15 @@ def act(outputs: Outputs, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
 
 
 def clip_action(action: jax.Array, space: Discrete | Box) -> jax.Array:
-    """Cut an action to what the environment takes; what is learnt from is the action as drawn.
+    """Clip an action to the bounds of its space; the policy learns from the action as sampled.
 
-    Where it takes whole numbers, it is given the nearest.
+    It is rounded if the space is of whole numbers.
     """
     if isinstance(space, Discrete):
         return action
-    within = jnp.clip(action, space.low, space.high)
+    clipped = jnp.clip(action, space.low, space.high)
     whole = jnp.issubdtype(space.dtype, jnp.integer)
-    return (jnp.round(within) if whole else within).astype(space.dtype)
+    return (jnp.round(clipped) if whole else clipped).astype(space.dtype)
 
 
 def check_policy(
@@ -180,29 +185,29 @@ def check_policy(
 
     Args:
         network: to check.
-        env: whose spaces it is to fit.
-        weights: with which it is to act; None for those that it begins with.
-        who: it is, for the message.
+        env: whose spaces it must fit.
+        weights: of the network; None for its initial ones.
+        who: what the network is, for the message.
 
     Raises:
-        TypeError: the network gives no dict of outputs, or its memory is not what
-            `init_recurrent_state` gives.
+        TypeError: the network returns no dict of outputs, or a recurrent state of another shape
+            than that of its `init_recurrent_state`.
         ValueError: its outputs do not fit the action space.
     """
 
-    def look(key: jax.Array) -> tuple[dict[str, jax.Array], PyTree]:
+    def apply(key: jax.Array) -> tuple[dict[str, jax.Array], PyTree]:
         observation, recurrent = example(env.observation_space, 1), init_recurrent_state(network, 1)
         own = init_weights(network, env, key) if weights is None else weights
         outputs, after, _ = forward(network, own, observation, recurrent, jnp.zeros(1, bool))
         return outputs, (recurrent, after)
 
     try:
-        outputs, (before, after) = jax.eval_shape(look, jax.random.key(0))
+        outputs, (before, after) = jax.eval_shape(apply, jax.random.key(0))
     except Exception as error:
-        error.add_note(f"in looking with {who} at the observations of {env.name!r}")
+        error.add_note(f"in applying {who} to the observations of {env.name!r}")
         raise
     if str(before) != str(after):
-        raise TypeError(f"{who} must give back its memory as it was, {before}; got {after}")
+        raise TypeError(f"{who} must keep the shapes of its recurrent state, {before}; got {after}")
     space = env.action_space
     wanted = (
         {"logits": (space.n,)}
@@ -213,12 +218,12 @@ def check_policy(
         raise ValueError(f"policies act in boxes with one axis; {env.name!r} has {space}")
     got = {name: tuple(x.shape[1:]) for name, x in outputs.items()}
     if got.get("value") != ():
-        raise ValueError(f"{who} must give a value [batch] as well; it gives {got}")
+        raise ValueError(f"{who} must return a value [batch] as well; it returns {got}")
     for name, shape in wanted.items():
         if got.get(name) != shape:
             count = math.prod(shape)
             continuous = ", continuous=True" if isinstance(space, Box) else ""
             raise ValueError(
-                f"{who} must give {name} {['batch', *shape]} for the actions of {env.name!r}, "
-                f"{space}; it gives {got}: models.actor_critic(actions={count}{continuous})"
+                f"{who} must return {name} {['batch', *shape]} for the actions of {env.name!r}, "
+                f"{space}; it returns {got}: models.actor_critic(actions={count}{continuous})"
             )

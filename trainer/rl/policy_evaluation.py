@@ -14,6 +14,14 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.phases.phase import Phase
 from trainer.rl.environments.environment import Box, Environment
 from trainer.rl.environments.wrappers import check_no_auto_reset
+from trainer.rl.experience import (
+    Diagnostics,
+    is_finite,
+    omit_unreported,
+    pack_diagnostics,
+    read_diagnostics,
+    sum_and_count,
+)
 from trainer.rl.policies import (
     act,
     check_policy,
@@ -22,7 +30,6 @@ from trainer.rl.policies import (
     init_recurrent_state,
     weights_of,
 )
-from trainer.rl.rollouts import finalize_rollout_metrics, is_finite, sum_and_count
 from trainer.state import PyTree, TrainState
 
 CURRENT = "current"
@@ -30,21 +37,21 @@ CURRENT = "current"
 
 
 class EpisodeBatch(NamedTuple):
-    """Episodes that are being played, `[episode]` each."""
+    """Episodes that run side by side, `[episode]` each."""
 
     state: PyTree
     observation: PyTree
     recurrent: PyTree
     total: jax.Array
-    """float32: rewards so far."""
+    """float32: sum of the rewards so far."""
     length: jax.Array
     """int32: steps so far."""
-    over: jax.Array
-    """bool: the episode has ended; what comes after is not counted."""
+    ended: jax.Array
+    """bool: the episode has ended; later steps are not counted."""
     lesson: jax.Array
-    """int32: which it is of; 0 where there are none."""
+    """int32: the episode's lesson; 0 if the environment has none."""
     broken: jax.Array
-    """int32: the step at which something was first not finite, -1 while there was none."""
+    """int32: the first step with a number that is not finite, -1 if there is none."""
 
 
 def evaluation_of(
@@ -57,29 +64,28 @@ def evaluation_of(
     max_steps: int = 1000,
     name: str = "val",
 ) -> Phase:
-    """Make a phase that plays whole episodes with the state's policy, and leaves the state alone.
+    """Build a phase that runs whole episodes with the state's policy and keeps the state.
 
     `hooks.evaluate` runs it between epochs, `trainer.evaluate` once, and `fit` over it alone is an
     evaluator. It reports the means of `return` and `length`, and `unfinished`, the share of
     episodes that `max_steps` cut off (they count as far as they went); with lessons also
-    `return/<lesson>`. Which episodes are played follows from the state's key, so each epoch has
-    others.
+    `return/<lesson>`. The episodes depend on the state's key, so each epoch has others.
 
     Args:
-        network: of the policy, as given to `ppo`.
-        env: to play in, without wrappers that reset it.
-        episodes: to play, of each lesson; all at once.
-        lessons: names of those to play, all of `env.lessons` if None; `"current"` draws them as
-            training does, by `state.carry["lessons"]`, and plays `episodes` in all.
-        greedy: choose the likeliest action; False draws it by the policy's chances.
-        max_steps: after which an episode is left.
+        network: of the policy, as for `ppo`.
+        env: to act in, without wrappers that reset it.
+        episodes: number of episodes of each lesson; all run at once.
+        lessons: names of the lessons, all of `env.lessons` if None; `"current"` draws them as
+            training does, by `state.carry["lessons"]`, and runs `episodes` in all.
+        greedy: choose the likeliest action; False samples it.
+        max_steps: steps after which an episode is cut off.
         name: of the phase, the prefix of its metrics.
 
     Raises:
         TypeError: the environment steps on the host.
-        ValueError: the network does not fit the environment, which refuses its params or resets by
-            itself, there is no such lesson, or a setting is below 1; when it plays, a reward or an
-            observation is not finite: environment and step are named.
+        ValueError: the network does not fit the environment, the environment refuses its params or
+            resets by itself, there is no such lesson, or a setting is below 1; during a run, a
+            reward or an observation is not finite: the error names environment and step.
     """
     for what, value in (("episodes", episodes), ("max_steps", max_steps)):
         if not isinstance(value, int) or value < 1:
@@ -88,19 +94,19 @@ def evaluation_of(
             )
     if not isinstance(env, Environment):
         raise TypeError(
-            "evaluation_of plays on the device, in a trainer.rl.environments.Environment; got "
-            f"{type(env).__name__}, whose episodes `rollout` measures where they step on the host"
+            "evaluation_of runs on the device, in a trainer.rl.environments.Environment; got "
+            f"{type(env).__name__}, whose episodes `rollout` measures if they step on the host"
         )
     check_policy(network, env)
     env.check(env.params)
     check_no_auto_reset(env, env.params, "an evaluation")
-    current, chosen = _chosen(env, lessons)
+    current, chosen = _choose_lessons(env, lessons)
     count = episodes if current or not chosen else episodes * len(chosen)
-    played = np.repeat([env.lessons.index(lesson) for lesson in chosen], episodes)
+    lesson_of = np.repeat([env.lessons.index(lesson) for lesson in chosen], episodes)
 
     def params_of(state: TrainState) -> PyTree:
         if chosen and not current:
-            return jax.nn.one_hot(played, len(env.lessons))
+            return jax.nn.one_hot(lesson_of, len(env.lessons))
         if current and "lessons" not in state.carry:
             raise ValueError(
                 f"phase {name!r} draws lessons by state.carry['lessons'], which is not there: "
@@ -110,38 +116,38 @@ def evaluation_of(
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), params)
 
     def run(state: TrainState, data: Any) -> tuple[TrainState, None, dict[str, Any]]:
-        course = play_episodes(
+        batch = run_episodes(
             *(network, env, state, params_of(state), state.key(name)),
             count=count,
             greedy=greedy,
             max_steps=max_steps,
         )
         every = jnp.ones(count, bool)
-        unfinished = (~course.over).astype(jnp.float32)
-        told = {"return": course.total, "length": course.length, "unfinished": unfinished}
-        metrics = {**sum_and_count(every, told, ""), **_soundness(course.broken)}
+        unfinished = (~batch.ended).astype(jnp.float32)
+        totals = {"return": batch.total, "length": batch.length, "unfinished": unfinished}
+        metrics = {**sum_and_count(every, totals, ""), **pack_diagnostics(_diagnose(batch.broken))}
         for lesson in chosen:
-            here = course.lesson == env.lessons.index(lesson)
-            metrics |= sum_and_count(here, {"return": course.total}, f"/{lesson}")
+            here = batch.lesson == env.lessons.index(lesson)
+            metrics |= sum_and_count(here, {"return": batch.total}, f"/{lesson}")
             metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
         return state, None, metrics
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
-        if means["_sound"] < 1:
-            acted = isinstance(env.action_space, Box)
+        found = read_diagnostics(means)
+        if not found.finite:
+            numbers = isinstance(env.action_space, Box)
             raise ValueError(
-                f"environment {-int(means['_sound'])} of {count} ({env.name!r}) gave a reward or "
-                f"an observation that is not finite at step {int(means['_step'])} of its episode: "
-                "look at its step function and at its params"
-                + (", and at whether the policy's actions are finite" if acted else "")
+                f"environment {int(found.env)} of {count} ({env.name!r}) returned a reward or an "
+                f"observation that is not finite at step {int(found.step)} of its episode: look at "
+                "its step function and at its params"
+                + (", and at whether the policy's actions are finite" if numbers else "")
             )
-        found = finalize_rollout_metrics(means, env.name, count)
-        return {**found, "_step": None, **{f"episodes/{lesson}": None for lesson in chosen}}
+        return omit_unreported(means) | {f"episodes/{lesson}": None for lesson in chosen}
 
     return Phase(name, run, updates_state=False, finalize=finalize)
 
 
-def play_episodes(
+def run_episodes(
     network: Any,
     env: Environment,
     state: TrainState,
@@ -152,64 +158,65 @@ def play_episodes(
     greedy: bool,
     max_steps: int,
 ) -> EpisodeBatch:
-    """Play episodes side by side until all are over, or `max_steps` are taken.
+    """Run episodes side by side until all have ended, or have taken `max_steps`.
 
     Args:
         params: of the environment for each episode, `[episode, ...]`.
     """
     weights = weights_of(state)
-    reset_key, play_key = jax.random.split(key)
+    reset_key, run_key = jax.random.split(key)
     begun, observation = jax.vmap(env.reset)(jax.random.split(reset_key, count), params)
-    first = EpisodeBatch(
+    start = EpisodeBatch(
         state=begun,
         observation=observation,
         recurrent=init_recurrent_state(network, count),
         total=jnp.zeros(count),
         length=jnp.zeros(count, jnp.int32),
-        over=jnp.zeros(count, bool),
+        ended=jnp.zeros(count, bool),
         lesson=jnp.zeros(count, jnp.int32),
         broken=jnp.where(is_finite(jnp.zeros(count), observation), -1, 0).astype(jnp.int32),
     )
 
     def body(carried: tuple[jax.Array, EpisodeBatch]) -> tuple[jax.Array, EpisodeBatch]:
-        t, course = carried
-        act_key, env_key = jax.random.split(jax.random.fold_in(play_key, t))
-        beginning = jnp.broadcast_to(t == 0, (count,))
-        outputs, recurrent, _ = forward(
-            network, weights, course.observation, course.recurrent, beginning
-        )
+        t, batch = carried
+        act_key, env_key = jax.random.split(jax.random.fold_in(run_key, t))
+        first = jnp.broadcast_to(t == 0, (count,))
+        outputs, recurrent, _ = forward(network, weights, batch.observation, batch.recurrent, first)
         action, _ = act(outputs, None if greedy else act_key)
         action = clip_action(action, env.action_space)
         keys = jax.random.split(env_key, count)
-        step = jax.vmap(env.step)(keys, course.state, action, params)
-        wrong = ~course.over & ~is_finite(step.reward, step.observation)
+        step = jax.vmap(env.step)(keys, batch.state, action, params)
+        broken = ~batch.ended & ~is_finite(step.reward, step.observation)
         return t + 1, EpisodeBatch(
             state=step.state,
             observation=step.observation,
             recurrent=recurrent,
-            total=course.total + jnp.where(course.over, 0.0, step.reward),
-            length=course.length + ~course.over,
-            over=course.over | step.terminated | step.truncated,
-            lesson=step.info.get("lesson", course.lesson),
-            broken=jnp.where(wrong & (course.broken < 0), t, course.broken),
+            total=batch.total + jnp.where(batch.ended, 0.0, step.reward),
+            length=batch.length + ~batch.ended,
+            ended=batch.ended | step.terminated | step.truncated,
+            lesson=step.info.get("lesson", batch.lesson),
+            broken=jnp.where(broken & (batch.broken < 0), t, batch.broken),
         )
 
-    def going(carried: tuple[jax.Array, EpisodeBatch]) -> jax.Array:
-        t, course = carried
-        return (t < max_steps) & ~jnp.all(course.over)
+    def running(carried: tuple[jax.Array, EpisodeBatch]) -> jax.Array:
+        t, batch = carried
+        return (t < max_steps) & ~jnp.all(batch.ended)
 
-    return lax.while_loop(going, body, (jnp.int32(0), first))[1]
+    return lax.while_loop(running, body, (jnp.int32(0), start))[1]
 
 
-def _soundness(broken: jax.Array) -> dict[str, jax.Array]:
-    """Tell of the earliest that broke: `_sound` is 1, or minus its place; `_step` is its step."""
+def _diagnose(broken: jax.Array) -> Diagnostics:
+    """Find the episode that broke earliest, by the `EpisodeBatch.broken` of all."""
     when = jnp.where(broken < 0, jnp.iinfo(jnp.int32).max, broken)
-    place = jnp.argmin(when)
-    return {"_sound": jnp.where(broken[place] < 0, 1, -place), "_step": broken[place]}
+    index = jnp.argmin(when)
+    finite = (broken[index] < 0).astype(jnp.int32)
+    return Diagnostics(finite, index, broken[index], from_policy=jnp.int32(0))
 
 
-def _chosen(env: Environment, lessons: Sequence[str] | str | None) -> tuple[bool, tuple[str, ...]]:
-    """Give whether lessons are drawn as in training, and those that are reported."""
+def _choose_lessons(
+    env: Environment, lessons: Sequence[str] | str | None
+) -> tuple[bool, tuple[str, ...]]:
+    """Return whether lessons are drawn as in training, and those that are reported."""
     if lessons is None or (lessons == CURRENT and env.lessons):
         return lessons == CURRENT, env.lessons
     named = (lessons,) if isinstance(lessons, str) else tuple(lessons)

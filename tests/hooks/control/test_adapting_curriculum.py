@@ -11,7 +11,7 @@ import models
 import trainer
 from hooks import testing
 from hooks.control.adapting_curriculum import LessonWeighting
-from trainer.rl import lessons, ppo
+from trainer.rl import PPOConfig, lessons, ppo
 from trainer.rl.environments import cartpole
 
 LESSONS = ("short", "long")
@@ -33,7 +33,7 @@ def agent():
     params = {name: env.params.replace(max_steps=jnp.int32(n)) for name, n in STEPS.items()}
     network = models.actor_critic(actions=2, hidden=(4,))
     settings = {"envs": 4, "steps": 16, "epochs": 1, "minibatches": 1}
-    return ppo(network, lessons(env, params), optax.sgd(1e-2), **settings)
+    return ppo(network, lessons(env, params), optax.sgd(1e-2), PPOConfig(**settings))
 
 
 def take_turns(names):

@@ -1,6 +1,5 @@
 """Weighted means: over all that was weighed in an epoch; a batch of no weight changes nothing."""
 
-import functools
 import math
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 import trainer
 from trainer import data, losses
 from trainer.phases.reductions import WEIGHT, reduce_pieces
-from trainer.rl import ppo_update
+from trainer.rl import PPOConfig, ppo_update
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -212,12 +211,11 @@ def test_a_minibatch_of_an_update_without_weight_changes_nothing():
     )
     rows = jnp.array([[[1.0, 2.0]], [[0.0, 9.0]]])  # [time, env, features]: one counts
     batch = {"observation": rows, "first": jnp.zeros((2, 1), bool), "value": jnp.zeros((2, 1))}
-    learnt = functools.partial(
-        ppo_update.update_on_minibatches,
+    after, traces = ppo_update.update_on_minibatches(
         *(state, ppo_update.group_units(batch, ()), network, optimizer, weighed),
-        **{"target_kl": None, "clip_norm": None, "key": jax.random.key(1)},
+        config=PPOConfig(epochs=1, minibatches=2, clip_norm=None),
+        key=jax.random.key(1),
     )
-    after, traces = learnt(epochs=1, minibatches=2)
     assert sorted(traces["loss.weight"].tolist()) == [0.0, 1.0]
     updates, _ = optimizer.update({"w": jnp.float32(8.0)}, state.opt_state, params)
     assert float(after.params["w"]) == pytest.approx(float(1 + updates["w"]))

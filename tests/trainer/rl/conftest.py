@@ -9,22 +9,22 @@ from trainer.rl.environments import Box, Discrete, Environment, Step
 
 
 def counting(limit=3, *, name="counting", reward=None):
-    """Count steps: action 1 ends the episode for good, the limit cuts it off; reward: the count."""
+    """Count steps: action 1 terminates the episode, the limit truncates it; reward: the count."""
 
     def reset(key, params):
         return jnp.int32(0), jnp.zeros(1)
 
     def step(key, state, action, params):
         state = state + 1
-        given = state.astype(jnp.float32) if reward is None else reward(state)
+        earned = state.astype(jnp.float32) if reward is None else reward(state)
         over = action == 1
-        return Step(state, state.astype(jnp.float32)[None], given, over, (state >= params) & ~over)
+        return Step(state, state.astype(jnp.float32)[None], earned, over, (state >= params) & ~over)
 
     return Environment(name, reset, step, Box((1,)), Discrete(2), jnp.int32(limit))
 
 
 def constant(action=0, *, actions=2, value=lambda observation: 10 * observation[:, 0]):
-    """A policy that always does the same, and values an observation by a function of it."""
+    """A policy that always does the same, with a function of the observation as its value."""
     logits = jnp.where(jnp.arange(actions) == action, 50.0, -50.0)
 
     def apply(params, model_state, inputs, *, key, train):
@@ -39,11 +39,11 @@ def constant(action=0, *, actions=2, value=lambda observation: 10 * observation[
 
 @pytest.fixture(scope="session")
 def counts():
-    """The maker of environments that count."""
+    """The function that makes environments that count."""
     return counting
 
 
 @pytest.fixture(scope="session")
 def always():
-    """The maker of policies that always do the same."""
+    """The function that makes policies that always do the same."""
     return constant

@@ -1,4 +1,4 @@
-"""Lessons: which are drawn, what they are played with, and what is refused."""
+"""Lessons: which are drawn, with which params, and what is refused."""
 
 import chex
 import jax
@@ -26,7 +26,7 @@ def course(counts):
     return lessons(counts(), {name: jnp.int32(n) for name, n in (("a", 1), ("b", 2), ("c", 5))})
 
 
-def _drawn(env, weights):
+def _count_draws(env, weights):
     keys = jax.random.split(jax.random.key(0), DRAWS)
     state, _ = jax.jit(jax.vmap(env.reset, (0, None)))(keys, jnp.array(weights, jnp.float32))
     return np.bincount(state.lesson, minlength=len(env.lessons))
@@ -35,25 +35,25 @@ def _drawn(env, weights):
 def test_lessons_are_drawn_in_proportion_to_their_weights(course):
     assert course.lessons == ("a", "b", "c")
     np.testing.assert_array_equal(course.params, np.full(3, 1 / 3, np.float32))
-    counted = _drawn(course, [1.0, 2.0, 5.0])  # the sum need not be 1
-    assert abs(counted - DRAWS * np.array([1, 2, 5]) / 8).max() < 5 * np.sqrt(DRAWS / 4)
+    counts = _count_draws(course, [1.0, 2.0, 5.0])  # the sum need not be 1
+    assert abs(counts - DRAWS * np.array([1, 2, 5]) / 8).max() < 5 * np.sqrt(DRAWS / 4)
 
 
 @pytest.mark.parametrize("weights", [[0, 1, 0], [0, 0, 1e-6], [1e-30, 0, 0]])
-def test_a_weight_of_0_is_never_drawn(course, weights):
-    assert (_drawn(course, weights) == DRAWS * (np.array(weights) > 0)).all()
+def test_a_weight_of_0_is_never_count_draws(course, weights):
+    assert (_count_draws(course, weights) == DRAWS * (np.array(weights) > 0)).all()
 
 
-def test_an_episode_keeps_the_lesson_that_it_began_with(course):
+def test_an_episode_keeps_its_lesson(course):
     env = auto_reset(record_episodes(course))
     state, _ = env.reset(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]))
-    told = []
+    reported = []
     step = jax.jit(env.step)
     for number in range(4):  # the weights change at once; b ends after its 2 steps
         after = step(jax.random.key(number), state, jnp.int32(0), jnp.array([1.0, 0.0, 0.0]))
         state = after.state
-        told.append((int(after.info["lesson"]), bool(after.truncated)))
-    assert told == [(1, False), (1, True), (0, True), (0, True)]
+        reported.append((int(after.info["lesson"]), bool(after.truncated)))
+    assert reported == [(1, False), (1, True), (0, True), (0, True)]
 
 
 def test_a_lesson_is_the_environment_with_its_params():
@@ -75,7 +75,7 @@ def test_a_lesson_is_the_environment_with_its_params():
     chex.assert_trees_all_equal(drawn, env.render(inner, levels[names[-1]]))
 
 
-def test_weights_to_begin_with_are_given_by_name(counts):
+def test_initial_weights_are_set_by_name(counts):
     both = {"a": jnp.int32(1), "b": jnp.int32(2)}
     env = lessons(counts(), both, weights={"b": 3})
     assert env.params.tolist() == [0.0, 1.0]
@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_are_refused(course, weights):
         ({"max_steps": None}, r"max_steps: int32\[\] is missing"),
     ],
 )
-def test_a_lesson_of_another_structure_is_named(wrong, said):
+def test_a_lesson_of_another_structure_is_refused_by_name(wrong, said):
     env = cartpole()
     with pytest.raises(ValueError, match="lesson 'odd' must have .*params of 'cartpole'") as error:
         lessons(env, {"usual": env.params, "odd": env.params.replace(**wrong)})
@@ -113,13 +113,13 @@ def test_a_lesson_of_another_environment_is_refused():
         lessons(cartpole(), {"odd": gridworld().params})
 
 
-def test_numbers_of_python_serve_as_arrays():
+def test_python_numbers_are_accepted():
     env = cartpole()
     course = lessons(env, {"a": env.params.replace(gravity=5.0, max_steps=7)})
     assert course.lessons == ("a",)
 
 
-def test_a_lesson_outside_the_range_is_named():
+def test_a_lesson_out_of_range_is_refused_by_name():
     env, levels = gridworld(), gridworld_levels()
     easy = next(iter(levels.values()))
     assert isinstance(easy, GridworldParams)
@@ -131,7 +131,7 @@ def test_a_lesson_outside_the_range_is_named():
 @pytest.mark.parametrize(
     ("names", "said"), [([], "at least one"), (["a/b"], "a word without"), ([""], "a word without")]
 )
-def test_names_that_do_not_serve_are_refused(counts, names, said):
+def test_unusable_names_are_refused(counts, names, said):
     with pytest.raises(ValueError, match=said):
         lessons(counts(), {name: jnp.int32(1) for name in names})
 

@@ -1,4 +1,4 @@
-"""What outputs say of actions, by hand and against scipy-like closed forms."""
+"""Distributions of actions, by hand and against closed forms."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_samples_follow_the_probabilities(outputs):
     assert drawn.shape[1:] == distributions.mode(outputs).shape
 
 
-def test_an_action_that_is_ruled_out_counts_for_nothing():
+def test_a_masked_action_has_no_influence():
     allowed = jnp.array([True, False, True])
 
     def masked(logits):

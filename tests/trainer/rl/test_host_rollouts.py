@@ -1,4 +1,4 @@
-"""Rollouts on the host: the same experience and metrics as on the device, and new episodes."""
+"""Rollouts on the host: the experience and metrics of the device, and fresh episodes."""
 
 import logging
 from types import SimpleNamespace
@@ -11,10 +11,11 @@ import pytest
 
 import models
 import trainer
+from trainer.rl import PPOConfig, ppo
+from trainer.rl.device_collecting import init_rollout_state
 from trainer.rl.environments import Box, Discrete, Environment, Step, from_gymnasium
 from trainer.rl.host_rollouts import host_rollout
-from trainer.rl.ppo import ppo
-from trainer.rl.rollouts import init_rollout_state, rollout
+from trainer.rl.rollouts import rollout
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -64,11 +65,11 @@ def on_host(**settings):
     return from_gymnasium(lambda: left.pop(0), len(BEGINS))
 
 
-def sure(memory):
-    """A policy that is sure of what it does: 1 at even numbers; with memory, of sums of them."""
+def certain(recurrent_policy):
+    """A policy that always does 1 at even numbers; if recurrent, at even sums of them."""
 
     def apply(params, model_state, inputs, *, key, train):
-        if memory:
+        if recurrent_policy:
             before = jnp.where(inputs["first"][:, None], 0, inputs["recurrent"])
             recurrent = before + inputs["observation"]
         else:
@@ -76,40 +77,40 @@ def sure(memory):
         even = recurrent[:, 0] % 2 == 0
         logits = jnp.where(even[:, None], jnp.array([-99.0, 99.0]), jnp.array([99.0, -99.0]))
         outputs = {"logits": logits, "value": 10 * recurrent[:, 0]}
-        return (outputs | {"recurrent": recurrent} if memory else outputs), model_state
+        return (outputs | {"recurrent": recurrent} if recurrent_policy else outputs), model_state
 
     network = SimpleNamespace(init=lambda key, example: ({}, {}), apply=apply)
-    if memory:
-        network.begin = lambda batch: jnp.zeros((batch, 1))
+    if recurrent_policy:
+        network.init_recurrent_state = lambda batch: jnp.zeros((batch, 1))
     return network
 
 
-def played(phase, state, epochs=2):
-    """Run a phase's epochs; give each one's experience and what it measured."""
-    given = []
+def run_epochs(phase, state, epochs=2):
+    """Run epochs of a phase; return the experience and the metrics of each."""
+    results = []
     for _ in range(epochs):
         state, experience, measured = phase.execute(state, None, donate=False)
         state = state.replace(epoch=state.epoch + 1)
-        given.append((jax.tree.map(np.asarray, experience), measured.read()[0]))
-    return given
+        results.append((jax.tree.map(np.asarray, experience), measured.read()[0]))
+    return results
 
 
 def returns(history):
     return [{k: v for k, v in e.items() if k.startswith("rollout/")} for e in history]
 
 
-@pytest.mark.parametrize("memory", [False, True])
-def test_experience_and_metrics_are_those_of_the_device(memory):
-    network, env = sure(memory), rising()
-    playing = init_rollout_state(network, env, len(BEGINS), KEY, env.params)
+@pytest.mark.parametrize("recurrent_policy", [False, True])
+def test_experience_and_metrics_are_those_of_the_device(recurrent_policy):
+    network, env = certain(recurrent_policy), rising()
+    start = init_rollout_state(network, env, len(BEGINS), KEY, env.params)
     at = BEGINS[:, 0], np.zeros(len(BEGINS), np.int32)
-    begun = playing._replace(
-        state=playing.state._replace(environment=jax.tree.map(jnp.asarray, at)),
+    start = start._replace(
+        state=start.state._replace(environment=jax.tree.map(jnp.asarray, at)),
         observation=jnp.asarray(BEGINS),
     )
-    state = trainer.TrainState.create(params={}, rng=KEY, carry={"environment": begun})
-    wanted = played(rollout(network, env, STEPS), state)
-    got = played(rollout(network, on_host(), STEPS), state.replace(carry={}))
+    state = trainer.TrainState.create(params={}, rng=KEY, carry={"environment": start})
+    wanted = run_epochs(rollout(network, env, STEPS), state)
+    got = run_epochs(rollout(network, on_host(), STEPS), state.replace(carry={}))
     for (experience, measured), (theirs, numbers) in zip(wanted, got, strict=True):
         jax.tree.map(np.testing.assert_array_equal, experience, theirs)
         assert measured == numbers
@@ -117,18 +118,18 @@ def test_experience_and_metrics_are_those_of_the_device(memory):
     assert wanted[0][0].truncated.any()
 
 
-def test_values_of_what_followed_by_hand():
-    (experience, measured), *_ = played(
-        host_rollout(sure(False), on_host(), 4), trainer.TrainState.create(params={}, rng=KEY)
+def test_next_values_by_hand():
+    (experience, measured), *_ = run_epochs(
+        host_rollout(certain(False), on_host(), 4), trainer.TrainState.create(params={}, rng=KEY)
     )
-    # From 0: 0, 2, 4 and then 6, where it ends, and 0 again.
+    # From 0: 0, 2, 4, then 6, where it terminates, and 0 again.
     assert experience.observation[:, 0, 0].tolist() == [0, 2, 4, 0]
     assert experience.terminated[:, 0].tolist() == [False, False, True, False]
     assert experience.next_value[[0, 1, 3], 0].tolist() == [20, 40, 20]
     # From 1: 1, 2, 4, 6. From 4: 6, and from there on as the first.
     assert experience.observation[:, 1, 0].tolist() == [1, 2, 4, 0]
     assert experience.first[:, 2].tolist() == [True, True, False, False]
-    # From -4: -4, -2, 0, where it is cut off at 2, and 0 again.
+    # From -4: -4, -2, 0, then 2, where it is cut off, and 0 again.
     assert experience.truncated[:, 3].tolist() == [False, False, True, False]
     assert experience.next_value[:, 3].tolist() == [-20, 0, 20, 20]
     assert measured == {
@@ -139,16 +140,16 @@ def test_values_of_what_followed_by_hand():
     }
 
 
-def test_what_followed_a_time_limit_is_valued_before_the_reset():
+def test_the_next_value_at_a_time_limit_is_that_before_the_reset():
     class Slow(Rising):
         def step(self, action):
             return super().step(-0.5)
 
-    network = sure(True)
+    network = certain(True)
     envs = from_gymnasium(Slow, 1)
     state = trainer.TrainState.create(params={}, rng=KEY)
-    (experience, _), *_ = played(host_rollout(network, envs, 4), state)
-    # It sees 0, 0.5, 1 and remembers their sum; after the limit, at 1.5, that would be 3.
+    (experience, _), *_ = run_epochs(host_rollout(network, envs, 4), state)
+    # It observes 0, 0.5, 1 and keeps their sum; after the limit, at 1.5, that would be 3.
     assert experience.truncated[:, 0].tolist() == [False, False, True, False]
     assert experience.value[:, 0].tolist() == [0, 5, 15, 0]
     assert experience.next_value[:, 0].tolist() == [5, 15, 30, 5]
@@ -156,14 +157,14 @@ def test_what_followed_a_time_limit_is_valued_before_the_reset():
 
 @pytest.fixture
 def cartpole():
-    """The phase and a state of a policy that is not sure, to play CartPole with."""
+    """A phase in CartPole, and a state of a random policy."""
     network = models.actor_critic(actions=2, hidden=(4,))
     params, model_state = network.init(KEY, jnp.zeros((1, 4)))
     state = trainer.TrainState.create(params=params, model_state=model_state, rng=KEY)
     return host_rollout(network, from_gymnasium("CartPole-v1", 2), 40), state
 
 
-def test_a_run_from_the_beginning_is_the_same_again(cartpole, caplog):
+def test_two_runs_from_the_beginning_are_the_same(cartpole, caplog):
     phase, state = cartpole
     with caplog.at_level(logging.WARNING, "entracte"):
         once = trainer.fit(state, phase, epochs=3)[1]
@@ -173,7 +174,7 @@ def test_a_run_from_the_beginning_is_the_same_again(cartpole, caplog):
     assert not caplog.records
 
 
-def test_it_goes_on_from_where_it_stopped_in_the_same_process(cartpole, caplog):
+def test_a_second_fit_in_the_same_process_continues(cartpole, caplog):
     phase, state = cartpole
     whole = trainer.fit(state, phase, epochs=4)[1]
     with caplog.at_level(logging.WARNING, "entracte"):
@@ -183,7 +184,7 @@ def test_it_goes_on_from_where_it_stopped_in_the_same_process(cartpole, caplog):
     assert not caplog.records
 
 
-def test_a_run_that_is_resumed_begins_new_episodes_and_says_so_once(cartpole, caplog):
+def test_a_resumed_run_begins_new_episodes_and_logs_it_once(cartpole, caplog):
     phase, state = cartpole
     resumed = state.replace(epoch=jnp.int32(2))
     with caplog.at_level(logging.WARNING, "entracte"):
@@ -194,25 +195,30 @@ def test_a_run_that_is_resumed_begins_new_episodes_and_says_so_once(cartpole, ca
     assert returns(first) != returns(trainer.fit(state, phase, epochs=4)[1])[2:]
 
 
-def test_where_somebody_else_stepped_them_it_begins_anew(caplog):
+def test_it_starts_fresh_if_other_code_has_stepped_the_environments(caplog):
     envs = on_host()
-    phase, state = host_rollout(sure(False), envs, 2), trainer.TrainState.create(params={}, rng=KEY)
-    played(phase, state, 1)
+    phase, state = (
+        host_rollout(certain(False), envs, 2),
+        trainer.TrainState.create(params={}, rng=KEY),
+    )
+    run_epochs(phase, state, 1)
     envs.step(np.zeros(len(BEGINS), np.int32))
     with caplog.at_level(logging.WARNING, "entracte"):
-        ((experience, _),) = played(phase, state.replace(epoch=state.epoch + 1), 1)
+        ((experience, _),) = run_epochs(phase, state.replace(epoch=state.epoch + 1), 1)
     assert "begin new episodes at epoch 1" in caplog.text
     np.testing.assert_array_equal(experience.observation[0], BEGINS)
 
 
 def test_the_policy_is_traced_once():
-    network, traced = sure(True), []
+    network, traced = certain(True), []
 
     def apply(*args, **settings):
         traced.append(1)
         return network.apply(*args, **settings)
 
-    counted = SimpleNamespace(init=network.init, apply=apply, begin=network.begin)
+    counted = SimpleNamespace(
+        init=network.init, apply=apply, init_recurrent_state=network.init_recurrent_state
+    )
     phase = host_rollout(counted, on_host(), STEPS)
     state = trainer.TrainState.create(params={}, rng=KEY)
     trainer.fit(state, phase, epochs=2)
@@ -220,24 +226,26 @@ def test_the_policy_is_traced_once():
     assert len(traced) == 1
 
 
-def test_a_step_that_gives_nan_is_named():
+def test_a_step_that_returns_nan_is_named():
     left = [Rising(), Rising(breaks=3)]
     envs = from_gymnasium(lambda: left.pop(0), 2)
     state = trainer.TrainState.create(params={}, rng=KEY)
-    message = r"environment 1 of 2 \('Rising'\) gave .* not finite at step 2 .* for the action 1"
+    message = (
+        r"environment 1 of 2 \('Rising'\) returned .* not finite at step 2 .* for the action 1"
+    )
     with pytest.raises(ValueError, match=message):
-        trainer.fit(state, host_rollout(sure(False), envs, STEPS), epochs=1)
+        trainer.fit(state, host_rollout(certain(False), envs, STEPS), epochs=1)
 
 
-def test_a_beginning_that_is_nan_is_named():
+def test_a_first_observation_that_is_nan_is_named():
     left = [Rising(), Rising(begin=np.nan)]
     envs = from_gymnasium(lambda: left.pop(0), 2)
     state = trainer.TrainState.create(params={}, rng=KEY)
     with pytest.raises(ValueError, match="environment 1 of 2 .* step 0 of the rollout: look at"):
-        trainer.fit(state, host_rollout(sure(False), envs, STEPS), epochs=1)
+        trainer.fit(state, host_rollout(certain(False), envs, STEPS), epochs=1)
 
 
-def test_actions_are_given_within_bounds_and_learnt_from_as_drawn():
+def test_actions_are_clipped_for_the_environment_and_kept_as_sampled():
     class Driven(gymnasium.Env):
         action_space = gymnasium.spaces.Box(-0.5, 0.5, (2,))
         observation_space = gymnasium.spaces.Box(-9, 9, (2,))
@@ -255,19 +263,20 @@ def test_actions_are_given_within_bounds_and_learnt_from_as_drawn():
     network = SimpleNamespace(init=lambda key, example: ({}, {}), apply=apply)
     envs = from_gymnasium(Driven, 2)
     state = trainer.TrainState.create(params={}, rng=KEY)
-    (experience, measured), *_ = played(host_rollout(network, envs, 8), state, 1)
+    (experience, measured), *_ = run_epochs(host_rollout(network, envs, 8), state, 1)
     assert experience.action.max() > 0.5
-    given = experience.observation[1:]
-    np.testing.assert_array_equal(given, experience.action[:-1].clip(-0.5, 0.5))
+    np.testing.assert_array_equal(
+        experience.observation[1:], experience.action[:-1].clip(-0.5, 0.5)
+    )
     assert "rollout/return" not in measured
 
 
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="at least 1 step; got 0"):
-        rollout(sure(False), on_host(), 0)
+        rollout(certain(False), on_host(), 0)
 
 
-def test_it_is_no_split_to_evaluate_on(cartpole):
+def test_a_rollout_is_no_split_to_evaluate_on(cartpole):
     with pytest.raises(TypeError, match="no split"):
         cartpole[0].source.evaluation()
 
@@ -275,7 +284,9 @@ def test_it_is_no_split_to_evaluate_on(cartpole):
 def test_it_trains():
     network = models.actor_critic(actions=2, hidden=(8,))
     with from_gymnasium("CartPole-v1", 4) as envs:
-        agent = ppo(network, envs, optax.sgd(0.1), envs=4, steps=32, minibatches=1, epochs=1)
+        agent = ppo(
+            network, envs, optax.sgd(0.1), PPOConfig(envs=4, steps=32, minibatches=1, epochs=1)
+        )
         begun = agent.init(KEY)
         state, history = trainer.fit(begun, agent.program, epochs=2)
         again, _ = trainer.fit(begun, agent.program, epochs=2)
@@ -285,8 +296,8 @@ def test_it_trains():
     assert trainer.fingerprint(state) == trainer.fingerprint(again)
 
 
-def test_as_many_must_play_as_there_are():
+def test_the_number_of_environments_must_match():
     network = models.actor_critic(actions=2, hidden=(8,))
-    few = pytest.raises(ValueError, match="4 environments were made .* say envs=4")
+    few = pytest.raises(ValueError, match="4 environments of .* were made, .* set envs=4")
     with from_gymnasium("CartPole-v1", 4) as envs, few:
-        ppo(network, envs, optax.sgd(0.1), envs=8)
+        ppo(network, envs, optax.sgd(0.1), PPOConfig(envs=8))

@@ -1,4 +1,4 @@
-"""Running statistics: the same as numpy's over all that was seen."""
+"""Running statistics: the same as numpy's over all numbers."""
 
 import chex
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 from trainer.rl import normalization
 
 
-def test_batches_merge_to_the_moments_of_the_whole():
+def test_batches_add_up_to_the_moments_of_the_whole():
     pieces = [jax.random.normal(jax.random.key(n), (5, 4, 3)) * (n + 1) + n for n in range(4)]
     statistics = normalization.init_statistics(jnp.zeros(3))
     for piece in pieces:
@@ -20,7 +20,7 @@ def test_batches_merge_to_the_moments_of_the_whole():
     np.testing.assert_allclose(seen.std(axis=0), np.ones(3), rtol=1e-3)
 
 
-def test_before_anything_is_seen_observations_stay_as_they_are():
+def test_initial_statistics_leave_observations_nearly_unchanged():
     statistics = normalization.init_statistics({"a": jnp.zeros(2), "b": jnp.int32(0)})
     observation = {"a": jnp.array([[0.5, -2.0]]), "b": jnp.array([3])}
     seen = normalization.normalize(statistics, observation)

@@ -10,7 +10,7 @@ import pytest
 import hooks
 import models
 import trainer
-from trainer.rl import evaluation_of, lessons, ppo
+from trainer.rl import PPOConfig, evaluation_of, lessons, ppo
 from trainer.rl.environments import auto_reset, cartpole, gridworld
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -24,7 +24,7 @@ def course(counts):
 
 
 def _state(network, env, **settings):
-    return ppo(network, env, STILL, envs=2, steps=2, minibatches=1, **settings).init(
+    return ppo(network, env, STILL, PPOConfig(envs=2, steps=2, minibatches=1, **settings)).init(
         jax.random.key(0)
     )
 
@@ -38,14 +38,14 @@ def test_each_episode_counts_once(counts, always):
     assert trainer.evaluate(_state(network, env), ended)["val/length"] == 1.0
 
 
-def test_what_has_no_end_is_left(counts, always):
+def test_an_episode_without_an_end_is_cut_off(counts, always):
     env, network = counts(10), always(0)
     phase = evaluation_of(network, env, max_steps=3)
     scores = trainer.evaluate(_state(network, env), phase)
     assert scores == {"val/return": 6.0, "val/length": 3.0, "val/unfinished": 1.0}
 
 
-def test_all_lessons_are_played_alike(course, always):
+def test_all_lessons_have_the_same_number_of_episodes(course, always):
     network = always(0)
     phase = evaluation_of(network, course, episodes=3, name="full")
     scores = trainer.evaluate(_state(network, course), phase)
@@ -74,7 +74,7 @@ def test_the_current_lessons_are_drawn_as_in_training(course, always):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_policies_with_memory_and_statistics_play_too(greedy):
+def test_recurrent_policies_and_statistics_are_evaluated(greedy):
     network = models.actor_critic(actions=2, hidden=(4,), recurrent_size=4)
     state = _state(network, cartpole(), normalize_observations=True)
     phase = evaluation_of(network, cartpole(), episodes=4, greedy=greedy)
@@ -85,9 +85,9 @@ def test_policies_with_memory_and_statistics_play_too(greedy):
     assert later != first
 
 
-def test_it_serves_as_a_hook_and_as_a_program(counts, always):
+def test_it_is_a_hook_and_a_program(counts, always):
     env, network = counts(3), always(0)
-    agent = ppo(network, env, STILL, envs=2, steps=2, minibatches=1)
+    agent = ppo(network, env, STILL, PPOConfig(envs=2, steps=2, minibatches=1))
     state, phase = agent.init(jax.random.key(0)), evaluation_of(network, env, episodes=2)
     chain = hooks.chain(
         hooks.evaluate(phase, sanity=True), hooks.stop_at_return(6.0, metric="val/return")
@@ -99,8 +99,8 @@ def test_it_serves_as_a_hook_and_as_a_program(counts, always):
     assert [epoch["val/return"] for epoch in history] == [6.0, 6.0]
 
 
-def _patient(limit):
-    """A policy that counts what it has seen of an episode, and ends it at the limit."""
+def _ending_at(limit):
+    """A policy that counts the steps of an episode, and ends it at the limit."""
 
     def apply(params, model_state, inputs, *, key, train):
         seen = jnp.where(inputs["first"][:, None], 0.0, inputs["recurrent"]) + 1
@@ -108,14 +108,17 @@ def _patient(limit):
         outputs = {"logits": jnp.concatenate([~ends, ends], axis=1) * 50.0, "value": seen[:, 0]}
         return {**outputs, "recurrent": seen}, model_state
 
-    begin = lambda batch: jnp.full((batch, 1), 7.0)  # noqa: E731 - not to be taken for an episode's
-    return SimpleNamespace(init=lambda key, inputs: ({}, {}), apply=apply, begin=begin)
+    return SimpleNamespace(
+        init=lambda key, inputs: ({}, {}),
+        apply=apply,
+        init_recurrent_state=lambda batch: jnp.full((batch, 1), 7.0),  # reset at each episode
+    )
 
 
-def test_it_is_exact_against_a_plain_loop(counts):
+def test_it_equals_a_plain_loop(counts):
     limits = {"one": 1, "three": 3, "nine": 9}
     course = lessons(counts(), {name: jnp.int32(limit) for name, limit in limits.items()})
-    network = _patient(5)
+    network = _ending_at(5)
     lengths, returns = {}, {}
     for name, limit in limits.items():
         count, total, over = 0, 0.0, False
@@ -135,7 +138,7 @@ def test_it_is_exact_against_a_plain_loop(counts):
     assert returns == {"one": 1.0, "three": 6.0, "nine": 15.0}
 
 
-def test_what_is_not_finite_is_named(counts, always):
+def test_a_reward_that_is_not_finite_is_named(counts, always):
     def reward(state):
         return jnp.where(state == 2, jnp.nan, 1.0)
 
@@ -147,10 +150,10 @@ def test_what_is_not_finite_is_named(counts, always):
 @pytest.mark.parametrize(
     ("breaks", "named"), [([4, 7, 3], "2 of 3 .* step 3"), ([9, 0], "1 of 2 .* step 0")]
 )
-def test_the_earliest_that_is_not_finite_is_named(counts, always, breaks, named):
+def test_the_earliest_step_that_is_not_finite_is_named(counts, always, breaks, named):
     env = counts(9)
 
-    def reset(key, params):  # at 0, it is the observation to begin with that is broken
+    def reset(key, params):  # at 0, the first observation is broken
         state, observation = env.reset(key, params)
         return (state, params), jnp.where(params == 0, jnp.nan, observation)
 
@@ -166,7 +169,7 @@ def test_the_earliest_that_is_not_finite_is_named(counts, always, breaks, named)
         trainer.evaluate(_state(always(0), course), phase)
 
 
-def test_lessons_that_were_not_drawn_are_no_failure_before_training(course, always):
+def test_a_lesson_that_was_not_drawn_is_missing_before_training(course, always):
     network = always(0)
     state = _state(network, course)
     state = state.replace(carry={**state.carry, "lessons": jnp.array([1.0, 0.0])})
@@ -197,9 +200,9 @@ def test_params_outside_the_range_are_refused():
         )
 
 
-def test_environments_of_the_host_are_refused(always):
+def test_environments_on_the_host_are_refused(always):
     there = SimpleNamespace(name="host", params=(), lessons=())
-    with pytest.raises(TypeError, match="plays on the device, .* got SimpleNamespace"):
+    with pytest.raises(TypeError, match="runs on the device, .* got SimpleNamespace"):
         evaluation_of(always(0), there)
 
 

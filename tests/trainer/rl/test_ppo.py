@@ -12,7 +12,7 @@ import hooks
 import models
 import trainer
 from trainer import losses
-from trainer.rl import curriculum, policies, ppo, ppo_loss
+from trainer.rl import PPOConfig, curriculum, policies, ppo, ppo_loss
 from trainer.rl.distillation import Teacher, kickstart
 from trainer.rl.environments import Box, cartpole
 
@@ -45,18 +45,18 @@ def test_a_negative_advantage_is_clipped_from_below():
     chex.assert_trees_all_close(values["policy_loss"], jnp.array([2.0, 0.8]), rtol=1e-6)
 
 
-def test_values_are_clipped_to_where_they_were():
+def test_values_are_clipped_to_those_of_the_rollout():
     values = ppo_loss(value_clip=0.5)(OUTPUTS, BATCH)
     chex.assert_trees_all_close(values["value_loss"], jnp.array([2.25, 9.0]))  # (0.5 - 2)^2
 
 
-def test_advantages_are_normalised_over_the_minibatch():
+def test_advantages_are_normalized_over_the_minibatch():
     batch = {**BATCH, "advantage": jnp.array([5.0, 9.0]), "log_prob": jnp.log(jnp.full(2, 0.5))}
     values = ppo_loss()(OUTPUTS, batch)
     chex.assert_trees_all_close(values["policy_loss"], jnp.array([1.0, -1.0]), rtol=1e-5)
 
 
-def test_an_advantage_alone_cannot_be_normalised():
+def test_a_single_advantage_cannot_be_normalized():
     one = jax.tree.map(lambda x: x[:1], (OUTPUTS, BATCH))
     with pytest.raises(ValueError, match="one transition .* normalize_advantages=False"):
         ppo_loss()(*one)
@@ -64,7 +64,7 @@ def test_an_advantage_alone_cannot_be_normalised():
     chex.assert_trees_all_close(values["policy_loss"], jnp.array([-1.2]), rtol=1e-6)
 
 
-def test_nothing_is_gained_beyond_the_clip():
+def test_the_gradient_is_0_beyond_the_clip():
     gradient = jax.grad(
         lambda logits: ppo_loss(normalize_advantages=False, entropy_coefficient=0.0)(
             {**OUTPUTS, "logits": logits}, BATCH
@@ -99,22 +99,22 @@ def test_a_loss_out_of_range_is_refused(settings, said):
 )
 def test_settings_out_of_range_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
-        ppo(models.actor_critic(actions=2), cartpole(), optax.adam(1e-3), **settings)
+        ppo(models.actor_critic(actions=2), cartpole(), optax.adam(1e-3), PPOConfig(**settings))
 
 
-def test_a_policy_with_memory_is_divided_by_environments():
+def test_minibatches_of_a_recurrent_policy_are_whole_environments():
     network = models.actor_critic(actions=2, recurrent_size=4)
     with pytest.raises(ValueError, match="6 environments, whole as .* do not make 4"):
-        ppo(network, cartpole(), optax.adam(1e-3), envs=6, minibatches=4)
+        ppo(network, cartpole(), optax.adam(1e-3), PPOConfig(envs=6, minibatches=4))
 
 
-def test_what_is_no_environment_is_refused():
+def test_something_other_than_an_environment_is_refused():
     with pytest.raises(TypeError, match="from_gymnasium makes; got 'CartPole-v1'"):
         ppo(models.actor_critic(actions=2), "CartPole-v1", optax.adam(1e-3))
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("change", "said"),
     [
         ({"reward": jnp.ones(1)}, r"'cartpole': the reward must be of shape \[\]; got \[1\]"),
         ({"observation": jnp.ones(3)}, r"of its step must be of shape \[4\]; got \[3\]"),
@@ -122,33 +122,33 @@ def test_what_is_no_environment_is_refused():
         ({"state": jnp.ones(3)}, r"state after its step .*position.*; got \[3\]"),
     ],
 )
-def test_an_environment_that_gives_what_it_does_not_declare_is_refused(what, said):
+def test_an_environment_that_returns_what_it_does_not_declare_is_refused(change, said):
     env = cartpole()
-    broken = env._replace(step=lambda *given: env.step(*given)._replace(**what))
+    broken = env._replace(step=lambda *arguments: env.step(*arguments)._replace(**change))
     with pytest.raises((TypeError, ValueError), match=said):
         ppo(models.actor_critic(actions=2), broken, optax.adam(1e-3))
 
 
 def test_a_step_that_is_no_step_is_refused():
     env = cartpole()
-    broken = env._replace(step=lambda *given: tuple(env.step(*given)))
-    with pytest.raises(TypeError, match="'cartpole': its step must give .*Step; got a tuple"):
+    broken = env._replace(step=lambda *arguments: tuple(env.step(*arguments)))
+    with pytest.raises(TypeError, match="'cartpole': its step must return .*Step; got a tuple"):
         ppo(models.actor_critic(actions=2), broken, optax.adam(1e-3))
 
 
-def test_a_teacher_must_fit_and_be_listened_to():
+def test_a_teacher_must_fit_the_environment_and_have_a_loss():
     env, network = cartpole(), models.actor_critic(actions=2, hidden=(4,))
     other = models.actor_critic(actions=3, hidden=(4,))
     key, kickstarted = jax.random.key(0), losses.total(ppo_loss(), kickstart())
     teacher = Teacher(other, policies.init_weights(other, env, key))
-    with pytest.raises(ValueError, match="the teacher must give logits"):
+    with pytest.raises(ValueError, match="the teacher must return logits"):
         ppo(network, env, optax.adam(1e-3), teacher=teacher, loss=kickstarted)
     teacher = Teacher(network, policies.init_weights(network, env, key))
-    with pytest.raises(ValueError, match="no loss that reads .*kickstart"):
+    with pytest.raises(ValueError, match="needs a loss that reads .*kickstart"):
         ppo(network, env, optax.adam(1e-3), teacher=teacher)
 
 
-def test_a_lesson_outside_the_range_is_refused():
+def test_params_out_of_range_are_refused():
     env = cartpole()
     with pytest.raises(ValueError, match="pole_length"):
         ppo(
@@ -170,7 +170,7 @@ def _agent(kind):
     if kind == "continuous":
         env = _pushed(env)
         network = models.actor_critic(actions=1, hidden=(8,), continuous=True)
-    return ppo(network, env, optax.adam(1e-2), **settings)
+    return ppo(network, env, optax.adam(1e-2), PPOConfig(**settings))
 
 
 def _pushed(env):
@@ -192,7 +192,7 @@ def agents():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, agents, tmp_path):
+def test_an_interrupted_run_resumes_bit_for_bit(kind, agents, tmp_path):
     agent, start = agents[kind], agents[kind].init(jax.random.key(0))
     whole, history = trainer.fit(start, agent.program, epochs=4)
     for epochs in (1, 3, 4):
@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(kind, agents, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["plain", "full"])
-def test_the_first_minibatch_sees_the_policy_that_played(kind, agents):
+def test_the_first_minibatch_has_the_policy_of_the_rollout(kind, agents):
     agent = agents[kind]
     state = agent.init(jax.random.key(1))
     state, experience, _ = agent.rollout.execute(state, None, donate=True)
@@ -245,8 +245,13 @@ def test_hooks_at_the_rollout_see_the_experience(agents):
     assert seen == [(16, 4)] * 2
 
 
-def test_cartpole_is_learnt():
-    agent = ppo(models.actor_critic(actions=2), cartpole(), optax.adam(2.5e-3), envs=16, steps=128)
+def test_it_learns_cartpole():
+    agent = ppo(
+        models.actor_critic(actions=2),
+        cartpole(),
+        optax.adam(2.5e-3),
+        PPOConfig(envs=16, steps=128),
+    )
     _, history = trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=40)
     returns = [epoch["rollout/return"] for epoch in history if "rollout/return" in epoch]
     assert returns[0] < 40

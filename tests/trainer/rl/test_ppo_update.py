@@ -1,4 +1,4 @@
-"""The update: its parts alone, and the steps that it takes."""
+"""The update: its parts, and the optimizer steps that it takes."""
 
 import chex
 import jax
@@ -10,9 +10,9 @@ import pytest
 import hooks
 import trainer
 from trainer import losses
-from trainer.rl import ppo, ppo_loss, ppo_update
+from trainer.rl import PPOConfig, count_minibatches, ppo, ppo_loss, ppo_update
+from trainer.rl.experience import Experience
 from trainer.rl.normalization import init_reward_statistics
-from trainer.rl.rollouts import Experience
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -36,7 +36,7 @@ def _experience(steps=3, envs=2):
 
 
 def test_advantages_and_targets_by_hand():
-    batch = ppo_update.build_loss_batch(_experience(), discount=0.5, gae_lambda=0.0)
+    batch = ppo_update.build_loss_batch(_experience(), PPOConfig(discount=0.5, gae_lambda=0.0))
     expected = jnp.array([[0.0, 1.0], [1.0, 3.0], [4.0, 5.0]])  # r + 0.5 * 2 - 1, or r - 1
     chex.assert_trees_all_close(batch["advantage"], expected)
     chex.assert_trees_all_close(batch["target"], expected + 1)
@@ -45,24 +45,24 @@ def test_advantages_and_targets_by_hand():
 @pytest.mark.parametrize(
     ("target", "value", "expected"),
     [
-        ([1.0, 3.0], [2.0, 4.0], 1.0),  # what is off by the same foresees all that varies
+        ([1.0, 3.0], [2.0, 4.0], 1.0),  # a constant error explains all of the variance
         ([1.0, 3.0], [5.0, 5.0], 0.0),
         ([1.0, 3.0], [3.0, 1.0], -3.0),
         ([1e-6, 3e-6], [1e-6, 2e-6], 0.75),
         ([2.0, 2.0], [1.0, 3.0], None),
         ([0.0, 0.0], [0.0, 0.0], None),
-        ([2.0, 2.0000002], [1.0, 3.0], None),  # which is how rounding leaves a constant
+        ([2.0, 2.0000002], [1.0, 3.0], None),  # a constant, up to rounding
     ],
 )
-def test_the_explained_variance_by_hand(target, value, expected):
+def test_explained_variance_by_hand(target, value, expected):
     share = float(ppo_update.explained_variance(jnp.array(target), jnp.array(value)))
     assert share == pytest.approx(np.nan if expected is None else expected, rel=1e-5, nan_ok=True)
 
 
-def test_what_is_undefined_is_missing_and_stops_nothing(counts, always):
-    """Every step gives 1 and ends an episode, so that all returns are 1."""
+def test_an_undefined_explained_variance_is_missing_and_stops_nothing(counts, always):
+    """Every step has a reward of 1 and ends an episode, so all returns are 1."""
     env = counts(3, reward=lambda state: jnp.float32(1))
-    agent = ppo(always(1), env, optax.sgd(0.01), envs=2, steps=4, minibatches=1)
+    agent = ppo(always(1), env, optax.sgd(0.01), PPOConfig(envs=2, steps=4, minibatches=1))
     state = agent.init(jax.random.key(0))
     state, history = trainer.fit(state, agent.program, epochs=2, hooks=hooks.stop_on_nan())
     assert not state.stop
@@ -76,14 +76,14 @@ def test_an_update_needs_a_rollout_before_it(counts, always):
         trainer.fit(agent.init(jax.random.key(0)), agent.update, epochs=1)
 
 
-def test_transitions_are_units_without_memory_and_environments_with_one():
+def test_units_are_transitions_or_for_recurrent_policies_environments():
     batch = {"value": jnp.zeros((3, 2)), "observation": jnp.zeros((3, 2, 5))}
     assert ppo_update.group_units(batch, ()).batch["observation"].shape == (1, 6, 5)
     kept = ppo_update.group_units(batch, jnp.zeros((2, 4)))
     assert kept.batch["observation"].shape == (3, 2, 5)
 
 
-def test_rewards_are_scaled_only_where_statistics_are_kept(state):
+def test_rewards_are_scaled_only_if_the_state_keeps_statistics(state):
     experience = _experience()
     same, plain = ppo_update.apply_reward_scaling(state, experience, 0.9)
     assert same is state
@@ -95,29 +95,30 @@ def test_rewards_are_scaled_only_where_statistics_are_kept(state):
 
 
 @pytest.mark.parametrize("batch_size", [0, 3, 64])
-def test_a_rollout_is_made_of_whole_minibatches(batch_size):
-    assert ppo_update.minibatches_of(4, 8, 16) == 2
+def test_a_batch_size_must_divide_the_rollout(batch_size):
+    assert count_minibatches(4, 8, 16) == 2
     with pytest.raises(ValueError, match=rf"32 transitions .* minibatches of {batch_size}$"):
-        ppo_update.minibatches_of(4, 8, batch_size)
+        count_minibatches(4, 8, batch_size)
 
 
-def _agent(always, counts, **settings):
+def _agent(always, counts, loss=None, **settings):
     settings = {"envs": 4, "steps": 8, "epochs": 2, "minibatches": 4, **settings}
     rate = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
-    return ppo(always(0), counts(3), rate, **settings)
+    return ppo(always(0), counts(3), rate, PPOConfig(**settings), loss=loss)
 
 
-def test_every_transition_is_learnt_from_once_an_epoch(counts, always):
-    seen = []
+def test_every_transition_is_used_once_an_epoch(counts, always):
+    used = []
 
-    def remember(outputs, batch):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), batch["log_prob"] * 0 + 1)
+    def record(outputs, batch):
+        jax.debug.callback(lambda x: used.append(np.asarray(x)), batch["observation"][:, 0])
         return {"loss": outputs["value"] - batch["observation"][:, 0]}
 
-    agent = _agent(always, counts, loss=remember)
-    state, _ = trainer.fit(agent.init(jax.random.key(0)), agent.program, epochs=1)
+    agent = _agent(always, counts, loss=record)
+    experience = _experience(8, 4)  # whose observations are 0 to 31
+    state, _, _ = agent.update.execute(agent.init(jax.random.key(0)), experience, donate=False)
     jax.effects_barrier()
-    assert sum(len(x) for x in seen) == 2 * 32
+    assert sorted(np.concatenate(used)) == sorted([*range(32)] * 2)
     assert int(state.step) == 8
 
 
@@ -125,7 +126,7 @@ def test_one_minibatch_is_a_step_of_plain_gradient_descent(counts, always):
     agent = _agent(always, counts, epochs=1, minibatches=1, clip_norm=None)
     state = agent.init(jax.random.key(0))
     state, experience, _ = agent.rollout.execute(state, None, donate=False)
-    batch = ppo_update.build_loss_batch(experience, discount=0.99, gae_lambda=0.95)
+    batch = ppo_update.build_loss_batch(experience, PPOConfig())
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     network = always(0)
 
@@ -141,35 +142,35 @@ def test_one_minibatch_is_a_step_of_plain_gradient_descent(counts, always):
     assert values["update/loss"] == pytest.approx(float(objective(state.params)), rel=1e-5)
 
 
-def test_an_update_ends_where_the_policy_moved_too_far(counts, always):
-    def moving(outputs, batch):
-        values = ppo_loss()(outputs, batch)
-        return {**values, "approx_kl": jnp.full_like(values["loss"], outputs["value"][0])}
+@pytest.mark.parametrize(("target_kl", "taken"), [(0.005, 0), (0.035, 3), (1.0, 8)])
+def test_an_update_stops_when_the_policy_has_moved_too_far(target_kl, taken, counts, always):
+    """Each step lowers the weight by 0.01, so `approx_kl` is 0.01, 0.02, ..."""
 
-    agent = _agent(always, counts, loss=moving, target_kl=1e9)
+    def loss(outputs, batch):
+        weight = outputs["value"] - 10 * batch["observation"][:, 0]
+        return {"loss": outputs["value"], "approx_kl": 0.01 - weight}
+
+    agent = _agent(always, counts, loss=loss, target_kl=target_kl, clip_norm=None)
     state = agent.init(jax.random.key(0))
-    whole, history = trainer.fit(state, agent.program, epochs=1)
-    assert int(whole.step) == 8
-    assert history[0]["update/applied"] == 1.0
-    agent = _agent(always, counts, loss=moving, target_kl=1e-9)
-    still, history = trainer.fit(state, agent.program, epochs=1)
-    taken = int(still.step)
-    assert taken < 8
-    assert history[0]["update/applied"] == pytest.approx(taken / 8)
-    if not taken:
-        chex.assert_trees_all_equal(still.params, state.params)
+    state, experience, _ = agent.rollout.execute(state, None, donate=False)
+    after, _, measured = agent.update.execute(state, experience, donate=False)
+    values, traces, _ = measured.read()
+    assert int(after.step) == taken
+    assert float(after.params["w"]) == pytest.approx(-0.01 * taken)
+    assert traces["update/applied"].tolist() == [1] * taken + [0] * (8 - taken)
+    assert values["update/applied"] == taken / 8
 
 
 @pytest.mark.parametrize(
-    ("settings", "given", "said"),
+    ("settings", "name", "said"),
     [
         ({}, "los", r"must return 'loss' to minimise; it returned \['los'\]"),
-        ({"target_kl": 0.1}, "loss", "target_kl needs a loss that gives 'approx_kl'"),
+        ({"target_kl": 0.1}, "loss", "target_kl needs a loss that reports 'approx_kl'"),
     ],
 )
-def test_a_loss_that_lacks_what_is_read_is_refused(settings, given, said, counts, always):
+def test_a_loss_without_a_required_value_is_refused(settings, name, said, counts, always):
     def loss(outputs, batch):
-        return {given: outputs["value"]}
+        return {name: outputs["value"]}
 
     agent = _agent(always, counts, loss=loss, **settings)
     with pytest.raises(ValueError, match=said):

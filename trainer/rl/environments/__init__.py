@@ -1,4 +1,4 @@
-"""Environments: pure functions over a state, made here or adapted, and wrappers around them."""
+"""Environments: pure functions over a state, built in or adapted, and wrappers."""
 
 from trainer.rl.environments.cartpole import CartPoleParams, cartpole
 from trainer.rl.environments.environment import Box, Discrete, Environment, Space, Step, example

@@ -1,6 +1,6 @@
-"""What the adapters share: spaces and observations of other libraries, said in our words.
+"""Convert spaces and observations of other libraries; all adapters share it.
 
-Spaces are told apart by what they have, not by their class, so that no library is imported: a
+Spaces are recognized by their attributes, not by their class, so that no library is imported: a
 `Discrete` of gymnasium or gymnax has `n`, one of jumanji `num_values`; a box has `low` and `high`,
 or `minimum` and `maximum`; a space of several spaces has `spaces`, or attributes that are spaces.
 """
@@ -21,9 +21,9 @@ from trainer.state import PyTree
 
 
 def flatten_observation(observation: PyTree) -> PyTree:
-    """Give an observation as an array, or as a dict of arrays if it is a record of several.
+    """Return an observation as an array, or as a dict of arrays if it is a record of several.
 
-    What is nested gets a path for a name.
+    Names of nested arrays are paths.
 
     >>> flatten_observation({"at": {"x": 1, "y": 2}, "walls": 3})
     {'at/x': 1, 'at/y': 2, 'walls': 3}
@@ -35,7 +35,7 @@ def flatten_observation(observation: PyTree) -> PyTree:
 
 
 def flatten_space(declared: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """List the spaces of single arrays, with the paths of `flatten_observation`."""
+    """Yield the spaces of single arrays, with the paths of `flatten_observation`."""
     children = getattr(declared, "spaces", None)
     if children is None and not hasattr(declared, "shape"):
         own = vars(declared) if hasattr(declared, "__dict__") else {}
@@ -49,13 +49,12 @@ def flatten_space(declared: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def observation_space(declared: Any, example: PyTree) -> Space:
-    """Describe observations by what the environment gives, and by the bounds that it declares.
+    """Return the space of observations: shapes and dtypes of an example, with declared bounds.
 
     Args:
-        declared: the environment's own description of its observations, of which only bounds and
-            categories are taken: some declare another dtype than they give.
-        example: one observation as `flatten_observation` gives it, of arrays or of their shapes and
-            dtypes.
+        declared: the environment's own description of its observations. Only bounds and categories
+            are read: some environments declare another dtype than they return.
+        example: one observation of `flatten_observation`, as arrays or as shapes and dtypes.
     """
     parts = dict(flatten_space(declared))
 
@@ -72,14 +71,14 @@ def observation_space(declared: Any, example: PyTree) -> Space:
 
 
 def action_space(declared: Any, environment: str) -> Discrete | Box:
-    """Describe actions.
+    """Return the space of actions.
 
     Args:
         declared: the environment's own description of its actions.
         environment: its name, for the message.
 
     Raises:
-        ValueError: they are neither one category nor numbers between the same bounds.
+        ValueError: they are neither one category nor numbers with the same bounds.
     """
     if (count := _categories(declared)) is not None:
         return Discrete(count)
@@ -94,20 +93,20 @@ def action_space(declared: Any, environment: str) -> Discrete | Box:
     if low.min() != low.max() or high.min() != high.max():
         raise ValueError(
             f"{who}between two bounds that are the same for all entries; got {declared}: wrap the "
-            "environment so that all entries have the same, from -1 to 1 say"
+            "environment so that all entries have the same, such as -1 and 1"
         )
     return Box(tuple(declared.shape), float(low.min()), float(high.max()))
 
 
 def cast_observation(space: Space, observation: PyTree) -> PyTree:
-    """Cast an observation of `flatten_observation` to the dtypes of its space, strongly typed."""
+    """Cast an observation of `flatten_observation` to its space's dtypes, not weakly typed."""
     if isinstance(space, Mapping):
         return {name: cast_observation(part, observation[name]) for name, part in space.items()}
     return lax.convert_element_type(observation, space.dtype)
 
 
 def strip_weak_types(state: PyTree) -> PyTree:
-    """Strip weak types, which Python's numbers in a state bring along; keys stay."""
+    """Strip the weak types that Python numbers in a state have; keys stay the same."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, np.number):
@@ -118,13 +117,13 @@ def strip_weak_types(state: PyTree) -> PyTree:
 
 
 def _categories(declared: Any) -> int | None:
-    """How many there are, of a space of one category; else None."""
+    """Return the number of categories of a categorical space; None for another one."""
     count = getattr(declared, "n", getattr(declared, "num_values", None))
     return int(count) if count is not None and not getattr(declared, "shape", ()) else None
 
 
 def _bounds(declared: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Give (low, high), infinite where there are none."""
+    """Return (low, high), infinite if there are none."""
     for names in (("low", "high"), ("minimum", "maximum")):
         if all(hasattr(declared, name) for name in names):
             low, high = (np.asarray(getattr(declared, name)) for name in names)

@@ -15,7 +15,7 @@ from trainer.state import PyTree
 
 SECONDS_PER_STEP = 0.02
 START = 0.05
-"""An episode begins with each of the four numbers of the state at most this far from 0."""
+"""Largest absolute value of each of the four numbers of an initial state."""
 
 RANGES = {
     "gravity": Range(0, 100),
@@ -32,52 +32,52 @@ HEIGHT, WIDTH = 80, 120
 
 @struct.dataclass
 class CartPoleParams:
-    """A lesson of CartPole; each field is an array `()`, float32 but for `max_steps`."""
+    """Params of CartPole; each field is an array `()`, float32 except `max_steps`."""
 
     gravity: jax.Array
-    """In m/s^2, 9.8."""
+    """In m/s^2; default 9.8."""
     cart_mass: jax.Array
-    """In kg, 1."""
+    """In kg; default 1."""
     pole_mass: jax.Array
-    """In kg, 0.1."""
+    """In kg; default 0.1."""
     pole_length: jax.Array
-    """From the cart to the middle of the pole, in m, 0.5."""
+    """From the cart to the middle of the pole, in m; default 0.5."""
     force: jax.Array
-    """Of one push, in N, 10."""
+    """Force of a push, in N; default 10."""
     position_limit: jax.Array
-    """The cart's distance from the middle beyond which the episode ends, in m, 2.4."""
+    """The cart's distance from the middle that ends the episode, in m; default 2.4."""
     angle_limit: jax.Array
-    """The pole's angle from the vertical beyond which the episode ends, in rad, 12 degrees."""
+    """The pole's angle from the vertical that ends the episode, in rad; default 12 degrees."""
     max_steps: jax.Array
-    """int32, steps after which the episode is cut off, 500."""
+    """int32: steps after which the episode is cut off; default 500."""
 
 
 class CartPoleState(NamedTuple):
-    """Where the cart and the pole are, and how fast they move: float32 `()` each."""
+    """Positions and speeds of the cart and the pole: float32 `()` each."""
 
     position: jax.Array
-    """Of the cart, in m, to the right."""
+    """Position of the cart, in m, to the right."""
     velocity: jax.Array
-    """Of the cart, in m/s."""
+    """Velocity of the cart, in m/s."""
     angle: jax.Array
-    """Of the pole, in rad from the vertical, to the right."""
+    """Angle of the pole, in rad from the vertical, to the right."""
     angular_velocity: jax.Array
-    """Of the pole, in rad/s."""
+    """Angular velocity of the pole, in rad/s."""
     time: jax.Array
-    """() int32, steps since the episode began."""
+    """() int32: steps since the episode began."""
 
 
 def cartpole() -> Environment:
-    """Give CartPole-v1: the same dynamics, limits and rewards, as pure functions.
+    """Build CartPole-v1: the same dynamics, limits and rewards, as pure functions.
 
-    An action is 0, a push to the left, or 1, a push to the right. Each step gives a reward of 1,
-    the one in which the pole falls or the cart leaves its track included: that ends the episode
+    An action is 0, a push to the left, or 1, a push to the right. Each step has a reward of 1, also
+    the step in which the pole falls or the cart leaves its track, which ends the episode
     (`terminated`). Step 500 cuts it off (`truncated`), unless the pole falls in it.
 
     Returns:
         An environment with observations float32 `[4]` (position, velocity, angle, angular
-        velocity; see `CartPoleState`) and two actions. Its `params` are `CartPoleParams`: a lesson
-        with a longer pole is `env.params.replace(pole_length=1.0)`. Images are `[80, 120, 3]`.
+        velocity; see `CartPoleState`) and two actions. Its `params` are `CartPoleParams`: a longer
+        pole is `env.params.replace(pole_length=1.0)`. Images are `[80, 120, 3]`.
 
     Source: Barto, Sutton and Anderson, "Neuronlike Adaptive Elements That Can Solve Difficult
     Learning Control Problems" (1983); the limits and the integration (Euler) of CartPole-v1.
@@ -110,11 +110,11 @@ def cartpole() -> Environment:
 
 
 def _check(params: PyTree) -> None:
-    """Refuse what is no lesson of CartPole."""
+    """Refuse what are no params of CartPole."""
     if not isinstance(params, CartPoleParams):
         raise TypeError(
-            f"cartpole: params must be CartPoleParams, as `cartpole().params.replace(...)` gives "
-            f"them; got {type(params).__name__}"
+            f"cartpole: params must be CartPoleParams, as `cartpole().params.replace(...)` "
+            f"returns them; got {type(params).__name__}"
         )
     check_ranges("cartpole", params, RANGES)
 

@@ -1,10 +1,10 @@
-"""What an environment is: pure functions over its state, and spaces of what goes in and out."""
+"""The contract of environments: pure functions over a state, and the spaces of their arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,13 @@ class Discrete:
     """Whole numbers from 0 to `n - 1`, int32 `()`."""
 
     n: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one element: ()."""
-        return ()
-
-    @property
-    def dtype(self) -> Any:
-        """Of one element: int32."""
-        return jnp.dtype(jnp.int32)
+    shape: ClassVar[tuple[int, ...]] = ()
+    dtype: ClassVar[Any] = jnp.dtype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Arrays of a shape, between two bounds that are the same for all entries."""
+    """Arrays of one shape, with the same two bounds for all entries."""
 
     shape: tuple[int, ...]
     low: float = -float("inf")
@@ -41,24 +33,24 @@ class Box:
 
 
 Space = Discrete | Box | Mapping[str, "Discrete | Box"]
-"""Of observations: one array, or several by name. Of actions: a `Discrete` or a `Box`."""
+"""Space of observations: one array, or several by name. Actions are a `Discrete` or a `Box`."""
 
 
 class Step(NamedTuple):
-    """What became of an action."""
+    """The result of an action."""
 
     state: PyTree
-    """Of the environment."""
+    """State of the environment."""
     observation: PyTree
-    """Of the observation space."""
+    """An element of the observation space."""
     reward: jax.Array
     """() float32."""
     terminated: jax.Array
-    """() bool: the episode ended by what happened in it; there is nothing to come."""
+    """() bool: the episode ended; no rewards would follow."""
     truncated: jax.Array
-    """() bool: the episode was cut off, by a time limit say; there would have been more to come."""
+    """() bool: the episode was cut off, such as by a time limit; rewards would have followed."""
     info: Mapping[str, jax.Array] = {}
-    """What wrappers add: `episode_return`, `episode_length`, `lesson`, `final_observation`."""
+    """Added by wrappers: `episode_return`, `episode_length`, `lesson`, `final_observation`."""
 
 
 def _anything(params: PyTree) -> None:
@@ -66,38 +58,38 @@ def _anything(params: PyTree) -> None:
 
 
 class Environment(NamedTuple):
-    """An environment as pure functions: one of it, without a batch axis; `vmap` makes many.
+    """One environment as pure functions, without a batch axis; `vmap` makes many.
 
-    What a lesson changes is data: `params`, a pytree of arrays, goes into every call, so that
-    another lesson compiles nothing anew.
+    A lesson is data: `params`, a pytree of arrays, is an argument of every call, so a change of
+    lesson compiles nothing.
     """
 
     name: str
     reset: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
     """`(key, params) -> (state, observation)`: begin an episode; jittable."""
     step: Callable[[jax.Array, PyTree, jax.Array, PyTree], Step]
-    """`(key, state, action, params) -> Step`; jittable. Does not reset by itself."""
+    """`(key, state, action, params) -> Step`; jittable. It does not reset by itself."""
     observation_space: Space
     action_space: Discrete | Box
     params: PyTree
-    """The lesson to run where none is named."""
+    """The default params."""
     check: Callable[[PyTree], None] = _anything
-    """`(params)`: raises ValueError where they are outside the environment's range; on the host."""
+    """`(params)`: raises ValueError if they are out of range; on the host."""
     render: Callable[[PyTree, PyTree], jax.Array] | None = None
-    """`(state, params) -> uint8 [height, width, 3]`, jittable; None where it cannot be drawn."""
+    """`(state, params) -> uint8 [height, width, 3]`, jittable; None if it cannot be drawn."""
     lessons: tuple[str, ...] = ()
-    """Names of the lessons that it draws from, see `trainer.rl.curriculum`."""
+    """Names of its lessons, see `trainer.rl.curriculum`."""
 
 
 def check_contract(env: Environment) -> None:
-    """Check, without computing anything, that an environment gives what it declares.
+    """Check, without computing anything, that an environment returns what it declares.
 
-    Of dtypes only those of the flags are checked: a whole number does for a float.
+    Only the flags' dtypes are checked: an integer may stand for a float.
 
     Raises:
-        TypeError: its `step` gives no `Step`, or a flag is no bool.
-        ValueError: an observation is not of its space, the state changes in a step, or a reward or
-            a flag is no scalar.
+        TypeError: its `step` returns no `Step`, or a flag is no bool.
+        ValueError: an observation is not in its space, a step changes the shape of the state, or a
+            reward or a flag is no scalar.
 
     >>> from trainer.rl.environments import cartpole
     >>> check_contract(cartpole()._replace(observation_space=Box((3,))))
@@ -105,10 +97,10 @@ def check_contract(env: Environment) -> None:
         ...
     ValueError: environment 'cartpole': the observation of its reset must be of shape [3]; got [4]
     """
-    state, observation, step = first_step(env, env.params)
+    state, observation, step = infer_first_step(env, env.params)
     if not isinstance(step, Step):
         raise TypeError(
-            f"environment {env.name!r}: its step must give a trainer.rl.environments.Step; got a "
+            f"environment {env.name!r}: its step must return a trainer.rl.environments.Step; got a "
             f"{type(step).__name__}"
         )
     declared, scalar = example(env.observation_space), jnp.zeros(())
@@ -129,8 +121,8 @@ def check_contract(env: Environment) -> None:
             raise TypeError(f"environment {env.name!r}: {what} must be a bool; got {flag.dtype}")
 
 
-def first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
-    """Give the shapes and dtypes of (state, observation, the first step), computing nothing."""
+def infer_first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
+    """Return the shapes and dtypes of (state, observation, the first step), computing nothing."""
     key, action = jax.random.key(0), example(env.action_space)
     state, observation = jax.eval_shape(lambda key: env.reset(key, params), key)
 
@@ -141,14 +133,14 @@ def first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
 
 
 def _shapes(tree: PyTree) -> Any:
-    """Give the shape of an array, or those of several by path."""
+    """Return the shape of an array, or those of several by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     shapes = {format_path(path): list(jnp.shape(leaf)) for path, leaf in leaves}
     return shapes[""] if list(shapes) == [""] else shapes
 
 
 def example(space: Space, *batch: int) -> PyTree:
-    """Give zeros of a space, `[*batch, ...]`, such as a network is initialised with.
+    """Return zeros of a space, `[*batch, ...]`, to initialize a network with.
 
     >>> example(Box((3,)), 2).shape, example({"mission": Discrete(4)}, 2)["mission"].dtype
     ((2, 3), dtype('int32'))

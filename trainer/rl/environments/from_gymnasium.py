@@ -1,4 +1,4 @@
-"""Environments of gymnasium: objects on the host, which step in Python."""
+"""Adapter for environments of gymnasium: objects on the host, stepped in Python."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ from trainer.state import PyTree
 
 
 class HostStep(NamedTuple):
-    """What became of the actions in several environments, as numpy arrays `[env, ...]`."""
+    """The results of actions in several environments, as numpy arrays `[env, ...]`."""
 
     observation: PyTree
-    """What the policy sees next: of a new episode where the step ended one."""
+    """The policy's next observation: of a new episode if the step ended one."""
     final_observation: PyTree
-    """The step's own, before any reset."""
+    """The observation of the step itself, before any reset."""
     reward: np.ndarray
     """float32 `[env]`."""
     terminated: np.ndarray
     """bool `[env]`."""
     truncated: np.ndarray
-    """bool `[env]`: cut off, and not terminated in the same step."""
+    """bool `[env]`: cut off, and not terminated by the same step."""
 
 
 def from_gymnasium(make: str | Callable[[], Any], envs: int, *, seed: int = 0) -> HostEnvironments:
-    """Make environments of gymnasium, which step on the host while the policy runs on the device.
+    """Build environments of gymnasium, which step on the host while the policy runs on the device.
 
-    `rollout` plays in them as in any other: one dispatch of the policy a step, then each steps in
-    turn. Their state is in Python objects and not in the training's, so they are outside the law
-    that a run which was stopped goes on bit for bit: it goes on with new episodes, and says so.
-    Two runs from the beginning are the same bit for bit, where the environments draw at random
-    from what `reset(seed=...)` seeds alone.
+    `rollout` uses them as any other: one dispatch of the policy a step, then each steps in turn.
+    Their state is in Python objects and not in the train state, so an interrupted run does not
+    resume bit for bit: it resumes with new episodes, and logs it. Two runs from the beginning are
+    the same bit for bit if the environments' random numbers all come from `reset(seed=...)`.
 
-    Observations of several spaces become a dict of arrays, what is nested named by its path; 64
-    bits become 32. An episode that ends, by its own doing or by a time limit, which gymnasium tells
-    apart, is followed by a new one at once.
+    Observations of several spaces become a dict of arrays; names of nested ones are paths; 64 bits
+    become 32. The next episode begins in the step that ends one; termination and truncation are
+    told apart as gymnasium does.
 
     Args:
         make: the id of a registered environment, or a function without arguments that makes one.
-        envs: how many to make.
+        envs: number of environments.
         seed: of their resets.
 
     Raises:
         ImportError: `make` is an id, and gymnasium is not installed.
         TypeError: `make` does not make environments of gymnasium, each a new one.
-        ValueError: there are none to make, or their spaces are none of ours.
+        ValueError: `envs` is less than 1, or their spaces are not supported.
 
     Source: M. Towers et al., Gymnasium: A Standard Interface for Reinforcement Learning
     Environments, 2024.
@@ -62,19 +61,19 @@ def from_gymnasium(make: str | Callable[[], Any], envs: int, *, seed: int = 0) -
     """
     if envs < 1:
         raise ValueError(f"from_gymnasium needs at least 1 environment; got {envs}")
-    members: list[Any] = []
+    made: list[Any] = []
     try:
         for _ in range(envs):
-            members.append(_made(make))
-            if any(members[-1] is other for other in members[:-1]):
+            made.append(_make_one(make))
+            if any(made[-1] is other for other in made[:-1]):
                 raise TypeError(
-                    "make must give a new environment at every call; it gave one for the second "
-                    "time: make it within the function"
+                    "make must return a new environment at every call; it returned one for the "
+                    "second time: make it inside the function"
                 )
-        return HostEnvironments(members, seed=seed)
+        return HostEnvironments(made, seed=seed)
     except BaseException:
-        for member in members:
-            member.close()
+        for env in made:
+            env.close()
         raise
 
 
@@ -84,32 +83,32 @@ class HostEnvironments:
     A resource: `close` it, or use it in a `with`. `from_gymnasium` makes it.
 
     Args:
-        members: environments of gymnasium, all alike.
+        envs: environments of gymnasium, with the same spaces.
         seed: of their resets.
     """
 
     params: tuple[()] = ()
     lessons: tuple[str, ...] = ()
-    """None of either: what a lesson changes is data, which cannot be told to an object."""
+    """Neither params nor lessons: a lesson is data, and these objects take none."""
 
-    def __init__(self, members: Sequence[Any], *, seed: int) -> None:
-        actions, observations = members[0].action_space, members[0].observation_space
-        spec = getattr(members[0], "spec", None)
-        self.name: str = getattr(spec, "id", None) or type(members[0].unwrapped).__name__
+    def __init__(self, envs: Sequence[Any], *, seed: int) -> None:
+        actions, observations = envs[0].action_space, envs[0].observation_space
+        spec = getattr(envs[0], "spec", None)
+        self.name: str = getattr(spec, "id", None) or type(envs[0].unwrapped).__name__
         self.action_space = adapters.action_space(actions, self.name)
         self.observation_space = _observation_space(observations, self.name)
         self.seed = seed
-        self.taken = 0
-        """Times that they were reset or stepped: by it a player tells whether others played."""
-        for index, member in enumerate(members):
-            own = member.action_space, member.observation_space
+        self.calls = 0
+        """Resets and steps so far, by which a rollout detects those of other code."""
+        for index, env in enumerate(envs):
+            own = env.action_space, env.observation_space
             if own != (actions, observations):
                 raise ValueError(
                     f"environment {index} of {self.name!r} must have the spaces of the first, "
                     f"{actions} and {observations}; it has {own[0]} and {own[1]}"
                 )
-        self._members = tuple(members)
-        self._closed, self._at = False, 0
+        self._envs = tuple(envs)
+        self._closed, self._current = False, 0
         self._first_action = int(getattr(actions, "start", 0))
         self._starts = {
             path: int(part.start)
@@ -118,7 +117,7 @@ class HostEnvironments:
         }
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._envs)
 
     def __enter__(self) -> HostEnvironments:
         return self
@@ -127,90 +126,90 @@ class HostEnvironments:
         self.close()
 
     def reset(self, number: int = 0) -> PyTree:
-        """Begin an episode in each, seeded by the seed, this number and the environment's index.
+        """Begin an episode in each, seeded by the seed, a number and the environment's index.
 
         Returns:
             Observations, numpy arrays `[env, ...]`.
         """
         observation = self._empty()
         seeds = np.random.SeedSequence((self.seed, number)).generate_state(len(self))
-        with self._noting():
-            for index, member in self._each():
-                self._put(observation, index, member.reset(seed=int(seeds[index]))[0])
+        with self._annotate_errors():
+            for index, env in self._iterate():
+                self._put(observation, index, env.reset(seed=int(seeds[index]))[0])
         return observation
 
     def step(self, action: np.ndarray) -> HostStep:
-        """Step each, and begin a new episode in those in which one ended.
+        """Step each, and begin a new episode in those whose episode ended.
 
         Args:
-            action: `[env, ...]`, of the action space.
+            action: `[env, ...]`, in the action space.
         """
         observation, final = self._empty(), self._empty()
         reward = np.zeros(len(self), np.float32)
         terminated, truncated = np.zeros((2, len(self)), bool)
-        with self._noting():
-            for index, member in self._each():
-                own, reward[index], over, cut_off, _ = member.step(self._action(action[index]))
+        with self._annotate_errors():
+            for index, env in self._iterate():
+                own, reward[index], over, cut_off, _ = env.step(self._convert(action[index]))
                 terminated[index], truncated[index] = over, cut_off and not over
                 self._put(final, index, own)
-                self._put(observation, index, member.reset()[0] if over or cut_off else own)
+                self._put(observation, index, env.reset()[0] if over or cut_off else own)
         return HostStep(observation, final, reward, terminated, truncated)
 
     def check(self, params: PyTree) -> None:
-        """Refuse params, as the environments are made with theirs.
+        """Refuse params, as the environments have their own.
 
         Raises:
-            ValueError: there are some.
+            ValueError: `params` is not empty.
         """
         if jax.tree.leaves(params):
             raise ValueError(f"{self.name!r} is on the host and takes no params; got {params}")
 
     def check_count(self, envs: int) -> None:
-        """Check that there are as many as somebody counts on.
+        """Check the number of environments.
 
         Raises:
-            ValueError: there are not.
+            ValueError: it is not `envs`.
         """
         if envs != len(self):
             raise ValueError(
-                f"{len(self)} environments were made of {self.name!r}, and {envs} are to play: "
-                f"say envs={len(self)}"
+                f"{len(self)} environments of {self.name!r} were made, but envs={envs}: set "
+                f"envs={len(self)}"
             )
 
     def close(self) -> None:
         """Close each; a second time does nothing."""
         if not self._closed:
             self._closed = True
-            for member in self._members:
-                member.close()
+            for env in self._envs:
+                env.close()
 
-    def _each(self) -> Iterator[tuple[int, Any]]:
-        """Give each with its index."""
+    def _iterate(self) -> Iterator[tuple[int, Any]]:
+        """Yield each with its index."""
         if self._closed:
             raise ValueError(f"the environments of {self.name!r} are closed: make new ones")
-        self.taken += 1
-        for index, member in enumerate(self._members):
-            self._at = index
-            yield index, member
+        self.calls += 1
+        for index, env in enumerate(self._envs):
+            self._current = index
+            yield index, env
 
     @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Note on an exception whose it is; one around the loop costs less than one a step."""
-        self._at = 0
+    def _annotate_errors(self) -> Iterator[None]:
+        """Note the environment on an error; one context per loop costs less than one per step."""
+        self._current = 0
         try:
             yield
         except Exception as error:
-            error.add_note(f"in environment {self._at} of {len(self)} ({self.name!r})")
+            error.add_note(f"in environment {self._current} of {len(self)} ({self.name!r})")
             raise
 
-    def _action(self, action: np.ndarray) -> Any:
+    def _convert(self, action: np.ndarray) -> Any:
         return int(action) + self._first_action if action.ndim == 0 else action
 
     def _empty(self) -> PyTree:
-        return _zeros(self.observation_space, len(self))
+        return _make_zeros(self.observation_space, len(self))
 
     def _put(self, observations: PyTree, index: int, one: Any) -> None:
-        """Write one environment's observation to its place among all."""
+        """Write one environment's observation into the arrays of all."""
         if not isinstance(observations, dict):
             observations[index] = one - self._starts[""] if self._starts else one
             return
@@ -218,14 +217,14 @@ class HostEnvironments:
             observations[path][index] = array - self._starts.get(path, 0)
 
 
-def _zeros(space: Space, *batch: int) -> PyTree:
-    """Give zeros of a space as numpy arrays `[*batch, ...]`, to be written to."""
+def _make_zeros(space: Space, *batch: int) -> PyTree:
+    """Return zeros of a space as writable numpy arrays `[*batch, ...]`."""
     if isinstance(space, Mapping):
-        return {name: _zeros(part, *batch) for name, part in space.items()}
+        return {name: _make_zeros(part, *batch) for name, part in space.items()}
     return np.zeros((*batch, *space.shape), space.dtype)
 
 
-def _made(make: str | Callable[[], Any]) -> Any:
+def _make_one(make: str | Callable[[], Any]) -> Any:
     if isinstance(make, str):
         with require_extra("gymnasium", "from_gymnasium", "gymnasium"):
             import gymnasium
@@ -233,7 +232,7 @@ def _made(make: str | Callable[[], Any]) -> Any:
     made = make() if callable(make) else make
     is_one = all(hasattr(made, name) for name in ("observation_space", "unwrapped", "close"))
     if not (callable(make) and is_one) or hasattr(made, "num_envs"):
-        verb = "gave" if callable(make) else "is"
+        verb = "returned" if callable(make) else "is"
         raise TypeError(
             "make must be an id of gymnasium, or a function that makes one environment, not "
             f"several at once; it {verb} a {type(made).__name__}"
@@ -247,7 +246,7 @@ def _observation_space(declared: Any, name: str) -> Space:
         if getattr(part, "dtype", None) is None or part.shape is None:
             raise ValueError(
                 f"observations of {name!r} must be arrays of a fixed shape, or several by name; "
-                f"got {declared}: wrap the environment so that it gives such"
+                f"got {declared}: wrap the environment so that it returns such"
             )
         dtype = jax.dtypes.canonicalize_dtype(part.dtype)
         shapes[path] = jax.ShapeDtypeStruct(part.shape, dtype)

@@ -1,4 +1,4 @@
-"""Environments of gymnax."""
+"""Adapter for environments of gymnax."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trainer.state import PyTree
 
 
 def from_gymnax(env: Any, params: PyTree = None) -> Environment:
-    """Make an environment of one of gymnax.
+    """Build an environment from one of gymnax.
 
-    Its params stay what they are there, a record with a field for each, so that a lesson is
-    `env.params.replace(gravity=20.0)`. A step terminates where gymnax says so, and truncates where
-    its time limit is reached and it did not terminate; gymnax's own reset after it is left out.
+    Its params stay gymnax's record with a field for each, so another gravity is
+    `env.params.replace(gravity=20.0)`. A step terminates if gymnax says so, and truncates if it
+    reaches the time limit and does not terminate; gymnax's own reset afterwards is left out.
 
-    Observations that are records become a dict of arrays, what is nested named by its path.
+    Observations that are records become a dict of arrays; names of nested ones are paths.
 
     For example, with gymnax installed::
 
@@ -30,12 +30,12 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
         step = env.step(jax.random.key(1), state, jnp.int32(0), env.params)
 
     Args:
-        env: an environment of gymnax 1.0 or newer, as `gymnax.make(name)[0]` gives it.
+        env: an environment of gymnax 1.0 or newer, as `gymnax.make(name)[0]` returns it.
         params: of it; its `default_params` if absent.
 
     Raises:
-        TypeError: it is no environment of gymnax, or of an older one, which does not tell whether
-            an episode terminated or was truncated.
+        TypeError: it is no environment of gymnax, or of an older version, which does not separate
+            termination from truncation.
         ValueError: its actions are neither a `Discrete` nor a `Box`.
 
     Source: R. T. Lange, gymnax: A JAX-based Reinforcement Learning Environment Library, 2022.
@@ -44,12 +44,12 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
         if not hasattr(env, method):
             raise TypeError(
                 f"from_gymnax needs an environment of gymnax 1.0 or newer; got a "
-                f"{type(env).__name__} without {method}: pass what gymnax.make(name) gives, "
-                "from_gymnax(*gymnax.make(name))"
+                f"{type(env).__name__} without {method}: pass the result of "
+                "gymnax.make(name), from_gymnax(*gymnax.make(name))"
             )
-    given = adapters.strip_weak_types(env.default_params if params is None else params)
-    space = _observations(env, given)
-    actions = adapters.action_space(env.action_space(given), env.name)
+    initial = adapters.strip_weak_types(env.default_params if params is None else params)
+    space = _observation_space(env, initial)
+    actions = adapters.action_space(env.action_space(initial), env.name)
 
     def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
         observation, state = env.reset_env(key, params)
@@ -68,23 +68,24 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
         )
 
     def check(params: PyTree) -> None:
-        if not has_same_structure(given, params):
+        if not has_same_structure(initial, params):
             raise ValueError(
-                f"params of {env.name!r} must be a {type(given).__name__}, as env.params is; got "
+                f"params of {env.name!r} must be a {type(initial).__name__}, as env.params is; got "
                 f"a {type(params).__name__}: make them with env.params.replace(...)"
             )
-        other = _observations(env, params)
-        acted = adapters.action_space(env.action_space(params), env.name)
-        if _shapes(other) != _shapes(space) or acted != actions:
+        other = _observation_space(env, params)
+        other_actions = adapters.action_space(env.action_space(params), env.name)
+        if _shapes(other) != _shapes(space) or other_actions != actions:
             raise ValueError(
                 f"params of {env.name!r} must leave its spaces as they are, {space} and {actions}; "
-                f"got {other} and {acted}: make another environment, from_gymnax(env, params)"
+                f"got {other} and {other_actions}: make another environment, "
+                "from_gymnax(env, params)"
             )
 
-    return Environment(env.name, reset, step, space, actions, given, check)
+    return Environment(env.name, reset, step, space, actions, initial, check)
 
 
-def _observations(env: Any, params: PyTree) -> Space:
+def _observation_space(env: Any, params: PyTree) -> Space:
     observation, _ = jax.eval_shape(env.reset_env, jax.random.key(0), params)
     return adapters.observation_space(
         env.observation_space(params), adapters.flatten_observation(observation)
@@ -92,6 +93,6 @@ def _observations(env: Any, params: PyTree) -> Space:
 
 
 def _shapes(space: Space) -> PyTree:
-    """Of the arrays: bounds may differ between lessons."""
+    """Return the shapes and dtypes of the arrays: bounds may differ between lessons."""
     parts = space if isinstance(space, Mapping) else {"": space}
     return {name: (part.shape, part.dtype) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""Environments of jumanji."""
+"""Adapter for environments of jumanji."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from trainer.state import PyTree
 
 
 def from_jumanji(env: Any) -> Environment:
-    """Make an environment of one of jumanji.
+    """Build an environment from one of jumanji.
 
-    Its last step terminates the episode where the discount is 0, and truncates it where it is not;
-    most of jumanji's time limits are of the first kind.
-    It has no params, and draws what it draws at random from the key of the episode's `reset`.
+    Its last step terminates the episode if the discount is 0, and truncates it otherwise; most of
+    jumanji's time limits terminate. It has no params, and takes its random numbers from the key of
+    the episode's `reset`.
 
-    Observations that are records become a dict of arrays, what is nested named by its path:
-    `agent_position/row`. They include the mask of the actions that are allowed, `action_mask`,
-    which the policy may look at; nothing here forbids the others.
+    Observations that are records become a dict of arrays; names of nested ones are paths, such as
+    `agent_position/row`. They include the mask of allowed actions, `action_mask`, which the policy
+    may read; other actions are not forbidden here.
 
     For example, with jumanji installed::
 
@@ -30,7 +30,7 @@ def from_jumanji(env: Any) -> Environment:
         step = env.step(jax.random.key(1), state, jnp.int32(0), env.params)
 
     Args:
-        env: an environment of jumanji, as `jumanji.make(name)` gives it.
+        env: an environment of jumanji, as `jumanji.make(name)` returns it.
 
     Raises:
         TypeError: it is no environment of jumanji.
@@ -44,13 +44,14 @@ def from_jumanji(env: Any) -> Environment:
         if not hasattr(env, member):
             raise TypeError(
                 f"from_jumanji needs an environment of jumanji; got a {type(env).__name__} without "
-                f"{member}: pass what jumanji.make(name) gives"
+                f"{member}: pass the result of jumanji.make(name)"
             )
     name = type(getattr(env, "unwrapped", env)).__name__
     if env.reward_spec.shape:
         raise ValueError(
-            f"{name!r} must give one reward a step; it gives {list(env.reward_spec.shape)}, one "
-            "for each of its agents: wrap it, as jumanji.wrappers.MultiToSingleWrapper does"
+            f"{name!r} must return one reward a step; it returns "
+            f"{list(env.reward_spec.shape)}, one for each of its agents: wrap it, as "
+            "jumanji.wrappers.MultiToSingleWrapper does"
         )
     actions = adapters.action_space(env.action_spec, name)
     _, begun = jax.eval_shape(env.reset, jax.random.key(0))
@@ -59,19 +60,19 @@ def from_jumanji(env: Any) -> Environment:
     )
 
     def reset(key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
-        state, given = env.reset(key)
-        observation = adapters.flatten_observation(given.observation)
+        state, timestep = env.reset(key)
+        observation = adapters.flatten_observation(timestep.observation)
         return adapters.strip_weak_types(state), adapters.cast_observation(space, observation)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
-        after, given = env.step(state, jnp.asarray(action, env.action_spec.dtype))
-        over = given.discount == 0
+        after, timestep = env.step(state, jnp.asarray(action, env.action_spec.dtype))
+        terminates = timestep.discount == 0
         return Step(
             adapters.strip_weak_types(after),
-            adapters.cast_observation(space, adapters.flatten_observation(given.observation)),
-            jnp.asarray(given.reward, jnp.float32),
-            given.last() & over,
-            given.last() & ~over,
+            adapters.cast_observation(space, adapters.flatten_observation(timestep.observation)),
+            jnp.asarray(timestep.reward, jnp.float32),
+            timestep.last() & terminates,
+            timestep.last() & ~terminates,
         )
 
     return Environment(name, reset, step, space, actions, ())

@@ -1,4 +1,4 @@
-"""Layouts of the gridworld: its lessons, how a level is drawn at random, and what its cells are."""
+"""Layouts of the gridworld: its params, how a level is drawn, and the kinds of its cells."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainer.state import PyTree
 SIZE = 11
 """Side of the largest area, in cells."""
 ROOMS = 4
-"""How many rooms there are at most."""
+"""Largest number of rooms."""
 FLOOR, WALL, DOOR, LOCKED, KEY, GOAL = range(6)
 """Kinds of cells; an open door is floor."""
 KINDS = 6
 NOWHERE = -2
-"""A coordinate outside of every area and its border: of a key that is not on the floor."""
+"""A coordinate outside of every area and its border, for a key that is not on the floor."""
 
 RANGES = {
     "size": Range(3, SIZE, "whole number"),
@@ -33,37 +33,37 @@ RANGES = {
 
 @struct.dataclass
 class GridworldParams:
-    """A lesson of the gridworld; each field is an array `()`."""
+    """Params of the gridworld; each field is an array `()`."""
 
     size: jax.Array
-    """int32, side of the square area in cells, 3 to 11; a room takes two cells, a wall one."""
+    """int32: side of the square area in cells, 3 to 11; a room takes two cells, a wall one."""
     rooms: jax.Array
-    """int32, rooms in a row, 1 to 4, with a doorway in each wall between two; `3 * rooms - 1` is
+    """int32: rooms in a row, 1 to 4, with a doorway in each wall between two; `3 * rooms - 1` is
     at most `size`."""
     doors: jax.Array
-    """bool, closed doors stand in the doorways."""
+    """bool: the doorways have closed doors."""
     locked: jax.Array
-    """bool, the door to the last room, the goal's, is locked; needs two rooms or more."""
+    """bool: the door to the last room, the goal's, is locked; needs two rooms or more."""
     fetch: jax.Array
-    """bool, the key lies in the first room; else the agent holds it from the start."""
+    """bool: the key is in the first room; else the agent holds it from the start."""
     max_steps: jax.Array
-    """int32, steps after which the episode is cut off."""
+    """int32: steps after which the episode is cut off."""
 
 
 class GridLayout(NamedTuple):
-    """A level: rooms in a row along one axis, between walls that reach from side to side.
+    """A level: rooms in a row along one axis, separated by walls across the area.
 
-    Cells are (row, column), int32 `[2]`, from 0 to `size - 1`; all around is wall.
+    Cells are (row, column), int32 `[2]`, from 0 to `size - 1`; the border is wall.
     """
 
     sideways: jax.Array
-    """() bool, the rooms follow one another from row to row; else from column to column."""
+    """() bool: the rooms are in a column, one below another; else in a row."""
     walls: jax.Array
-    """[3] int32, where each wall stands along that axis, in the order of the rooms."""
+    """int32 `[3]`: position of each wall along that axis, in the order of the rooms."""
     doorways: jax.Array
-    """[3] int32, where its doorway is along the wall."""
+    """int32 `[3]`: position of its doorway along the wall."""
     agent: jax.Array
-    """The cell where it begins."""
+    """The agent's first cell."""
     key: jax.Array
     """The key's cell, or `NOWHERE`."""
     goal: jax.Array
@@ -71,10 +71,10 @@ class GridLayout(NamedTuple):
 
 
 def gridworld_levels() -> dict[str, GridworldParams]:
-    """Give the named lessons of the gridworld, from easy to hard.
+    """Return the named levels of the gridworld, from easy to hard.
 
     An agent that acts at random reaches the goal in half of the episodes of `empty`, in one of
-    1,000 of `key_behind_door`, and practically never in `gauntlet`, where the key lies behind a
+    1,000 of `key_behind_door`, and practically never in `gauntlet`, where the key is behind a
     door at the agent's back and the goal behind two more, one of them locked.
 
     >>> list(gridworld_levels())
@@ -112,68 +112,68 @@ def _level(
     )
 
 
-def check_lesson(params: PyTree) -> None:
-    """Raise unless a level can be drawn for each episode of this lesson.
+def check_params(params: PyTree) -> None:
+    """Check that a level can be drawn with these params.
 
     Raises:
         TypeError: `params` are no `GridworldParams`.
-        ValueError: a field is out of range, or two do not go together; they are named.
+        ValueError: a field is out of range, or two do not fit together; the error names them.
     """
     if not isinstance(params, GridworldParams):
         raise TypeError(
-            f"gridworld: params must be GridworldParams, as `gridworld_levels()` gives them; got "
+            f"gridworld: params must be GridworldParams, as `gridworld_levels()` returns them; got "
             f"{type(params).__name__}"
         )
     check_ranges("gridworld", params, RANGES)
     size, rooms = int(params.size), int(params.rooms)
-    outside = "a lesson outside the environment's range"
+    outside = "outside the environment's range"
     if 3 * rooms - 1 > size:
         raise ValueError(
-            f"gridworld: {rooms} rooms need a `size` of at least {3 * rooms - 1}; got {size}, "
+            f"gridworld: {rooms} rooms need a `size` of at least {3 * rooms - 1}; got {size}: "
             f"{outside}; raise `size` or lower `rooms`"
         )
     if params.locked and rooms < 2:
         raise ValueError(
-            f"gridworld: `locked` needs a door, so at least 2 `rooms`; got {rooms}, {outside}; "
+            f"gridworld: `locked` needs a door, so at least 2 `rooms`; got {rooms}: {outside}; "
             f"raise `rooms`"
         )
     if params.fetch and not params.locked:
         raise ValueError(
-            f"gridworld: `fetch` needs a door that the key opens; got `locked` False, {outside}; "
+            f"gridworld: `fetch` needs a door that the key opens; got `locked` False: {outside}; "
             f"set `locked`"
         )
 
 
 def draw_layout(key: jax.Array, params: GridworldParams) -> GridLayout:
-    """Draw a level at random; the goal can be reached in each.
+    """Draw a random level, whose goal can always be reached.
 
-    Each wall has one doorway, nothing on the floor bars the way, and the key lies before the
-    locked door. The agent begins in the first room, or in the second where it must fetch the key
-    and that is not the goal's.
+    Each wall has one doorway, nothing on the floor blocks the way, and the key is before the
+    locked door. The agent begins in the first room, or in the second if it must fetch the key and
+    that room is not the goal's.
 
-    It costs one draw of random numbers and no array of cells, for with `auto_reset` under `vmap`
-    it is computed at every step of every environment.
+    It costs one draw of random numbers and no array of cells: with `auto_reset` under `vmap` it is
+    computed at every step of every environment.
     """
     size, last = params.size, params.rooms - 1
     chances = jax.random.uniform(key, (14,))
 
-    def among(count: jax.Array, chance: jax.Array) -> jax.Array:
+    def choose(count: jax.Array, chance: jax.Array) -> jax.Array:
         return jnp.floor(chance * count).astype(jnp.int32)
 
     def place(room: jax.Array, chances: jax.Array) -> jax.Array:
         begin, end = begins[room], ends[room]
-        cell = jnp.stack([begin + among(end - begin, chances[0]), among(size, chances[1])])
+        cell = jnp.stack([begin + choose(end - begin, chances[0]), choose(size, chances[1])])
         return jnp.where(mirrored, jnp.stack([size - 1 - cell[0], cell[1]]), cell)
 
     def apart(cell: jax.Array, other: jax.Array) -> jax.Array:
-        """Move a cell that is the other one by one, within its room."""
+        """Move a cell by one, within its room, if it is the same as the other."""
         same = (cell == other).all()
         return cell.at[1].set(jnp.where(same, (cell[1] + 1) % size, cell[1]))
 
     sideways, mirrored = chances[12] < 0.5, chances[13] < 0.5
     exists = jnp.arange(ROOMS - 1) < last
-    # Each room has two cells or more; what is left over is dealt out by sorted gaps.
-    gaps = jnp.where(exists, among(size - 3 * params.rooms + 2, chances[:3]), SIZE)
+    # Each room has two cells or more; sorted gaps distribute the cells that are left over.
+    gaps = jnp.where(exists, choose(size - 3 * params.rooms + 2, chances[:3]), SIZE)
     stands = jnp.where(exists, _sorted(gaps) + jnp.array([2, 5, 8]), size)
     begins = jnp.concatenate([jnp.zeros(1, jnp.int32), stands + 1])
     ends = jnp.concatenate([stands, size[None]])
@@ -186,7 +186,7 @@ def draw_layout(key: jax.Array, params: GridworldParams) -> GridLayout:
     return GridLayout(
         sideways=sideways,
         walls=jnp.where(exists, jnp.where(mirrored, size - 1 - stands, stands), NOWHERE),
-        doorways=among(size, chances[3:6]),
+        doorways=choose(size, chances[3:6]),
         agent=cells[0],
         key=jnp.where(params.fetch, cells[1], NOWHERE),
         goal=cells[2],
@@ -201,7 +201,7 @@ def _sorted(three: jax.Array) -> jax.Array:
 
 
 def doorway_cells(layout: GridLayout) -> jax.Array:
-    """Give the cell of each doorway, int32 `[3, 2]`; of a wall that is not there, one outside."""
+    """Return the cell of each doorway, int32 `[3, 2]`; outside the area without its wall."""
     return jnp.where(
         layout.sideways,
         jnp.stack([layout.walls, layout.doorways], axis=-1),
@@ -216,14 +216,14 @@ def kinds_of(
     rows: jax.Array,
     columns: jax.Array,
 ) -> jax.Array:
-    """Say what is in cells of a level.
+    """Return the kinds of cells of a level.
 
     Args:
-        layout: the level; its `key` is where the key is now.
-        opened: bool `[3]`, whether a doorway can be passed.
-        params: the lesson.
+        layout: the level; its `key` is the current one.
+        opened: bool `[3]`: whether each doorway can be passed.
+        params: of the gridworld.
         rows: int32, of any shape, also outside the area.
-        columns: int32, the same or a shape that broadcasts with it.
+        columns: int32, of a shape that broadcasts with that of `rows`.
 
     Returns:
         Kinds, int32, of the broadcast shape.
@@ -246,5 +246,5 @@ def kinds_of(
 
 
 def locked_doors(params: GridworldParams) -> jax.Array:
-    """Say of each doorway whether its door, while closed, takes the key: bool `[3]`."""
+    """Return whether each doorway has a locked door, bool `[3]`."""
     return params.locked & (jnp.arange(ROOMS - 1) == params.rooms - 2)

@@ -1,4 +1,4 @@
-"""The gridworld: find the goal through rooms, doors and a lock, and see only what is near."""
+"""The gridworld: reach a goal through rooms, doors and a lock, seeing only nearby cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.rl.environments.grid_layouts import (
     WALL,
     GridLayout,
     GridworldParams,
-    check_lesson,
+    check_params,
     doorway_cells,
     draw_layout,
     gridworld_levels,
@@ -27,9 +27,9 @@ from trainer.rl.environments.grid_layouts import (
 )
 
 VIEW = 5
-"""Side of what the agent sees, in cells; it stands in the middle."""
+"""Side of the agent's view, in cells; the agent is in the middle."""
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1), (0, 0))
-"""Rows and columns that each action moves by: up, right, down, left; then `interact`."""
+"""Change of row and column by each action: up, right, down, left; then `interact`."""
 INTERACT = 4
 PIXELS = 8
 """Side of a cell in pictures."""
@@ -45,38 +45,38 @@ AGENT, HOLDING = (50, 90, 200), (235, 180, 40)
 
 
 class GridworldState(NamedTuple):
-    """A level and what became of it."""
+    """A level, and what has changed in it."""
 
     layout: GridLayout
-    """The level; its `agent` and its `key` are where they are now."""
+    """The level; its `agent` and its `key` are the current ones."""
     opened: jax.Array
-    """[3] bool, doorways that can be passed."""
+    """bool `[3]`: whether each doorway can be passed."""
     holding: jax.Array
-    """() bool, the agent holds the key."""
+    """() bool: the agent holds the key."""
     time: jax.Array
-    """() int32, steps since the episode began."""
+    """() int32: steps since the episode began."""
 
 
 def gridworld(level: str = "empty") -> Environment:
-    """Give the gridworld: a level drawn at random for each episode, of which little is seen.
+    """Build the gridworld: a random level for each episode, of which the agent sees little.
 
-    Up to four rooms follow one another in a row, from left to right or from top to bottom, or the
-    other way about. The goal lies in the last. A lesson says how large the area is, how many
-    rooms there are, whether doors stand between them, whether the last one is locked, and whether
-    the key must be fetched; see `GridworldParams`. All lessons share one compiled program.
+    Up to four rooms are in a row, horizontal or vertical, in either direction. The goal is in the
+    last room. The params set the size of the area, the number of rooms, whether there are doors
+    between them, whether the last door is locked, and whether the agent must fetch the key; see
+    `GridworldParams`. All levels share one compiled function.
 
     Five actions: up, right, down, left, and `interact`, which takes a key and opens doors in the
-    agent's cell and the four around it; a locked door only for an agent that already holds the
-    key. The episode terminates at the goal with a reward of 1 less 0.9 times the share of
-    `max_steps` that it took; every other step gives 0. So a return is 0, or from 0.1 to 1.
+    agent's cell and the four around it; a locked door only if the agent already holds the key. The
+    episode terminates at the goal with a reward of 1 minus 0.9 times the share of `max_steps` that
+    it took; every other step has a reward of 0. So a return is 0, or from 0.1 to 1.
 
     Args:
-        level: a name of `gridworld_levels()`: the lesson in `params`.
+        level: a name of `gridworld_levels()`, for `params`.
 
     Returns:
         An environment with observations `{"view": float32 [5, 5, 6], "holding": float32 [1]}`:
         the cells around the agent, also behind walls, one-hot (floor, wall, door, locked door,
-        key, goal), and 1 where it holds the key. Images are `[104, 104, 3]`.
+        key, goal), and 1 if it holds the key. Images are `[104, 104, 3]`.
 
     Raises:
         ValueError: there is no such level.
@@ -103,7 +103,7 @@ def gridworld(level: str = "empty") -> Environment:
         },
         action_space=Discrete(len(MOVES)),
         params=levels[level],
-        check=check_lesson,
+        check=check_params,
         render=_render,
     )
 
@@ -148,7 +148,7 @@ def _step(
 
 
 def _within_reach(agent: jax.Array, cells: jax.Array) -> jax.Array:
-    """Say of cells `[..., 2]` whether they are the agent's own or one of the four around it."""
+    """Return whether cells `[..., 2]` are the agent's own or one of the four around it."""
     return jnp.abs(cells - jnp.expand_dims(agent, tuple(range(cells.ndim - 1)))).sum(axis=-1) <= 1
 
 
@@ -165,7 +165,7 @@ def _observe(state: GridworldState, params: GridworldParams) -> dict[str, jax.Ar
 
 
 def _render(state: GridworldState, params: GridworldParams) -> jax.Array:
-    """Draw the level and its border; the agent bears the key's colour where it holds it."""
+    """Draw the level and its border; an agent that holds the key has the key's colour inside."""
     row, column = state.layout.agent
     cells = jnp.arange(-1, SIZE + 1)
     kinds = kinds_of(state.layout, state.opened, params, cells[:, None], cells[None])

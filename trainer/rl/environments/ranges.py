@@ -1,4 +1,4 @@
-"""Ranges of parameters: what a lesson may ask of an environment, checked before it trains."""
+"""Ranges of an environment's params, checked before it trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.state import PyTree
 
 
 class Range(NamedTuple):
-    """The values that one parameter may take, both ends included."""
+    """The values that one parameter may have, both ends included."""
 
     least: float
     most: float
@@ -29,7 +29,7 @@ _KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b"}
 
 
 def check_ranges(environment: str, params: PyTree, ranges: Mapping[str, Range]) -> None:
-    """Raise unless each field of `params` is one value within its range.
+    """Check that each field of `params` is one value within its range.
 
     Args:
         environment: its name, for the message.
@@ -37,15 +37,15 @@ def check_ranges(environment: str, params: PyTree, ranges: Mapping[str, Range]) 
         ranges: by the field's name.
 
     Raises:
-        ValueError: a field is no scalar, of another kind or outside its range; it is named.
+        ValueError: a field is no scalar, of another kind, or out of range; the error names it.
 
     >>> @dataclasses.dataclass
     ... class Params:
     ...     rooms: int
     >>> check_ranges("maze", Params(rooms=7), {"rooms": Range(1, 4, "whole number")})
     Traceback (most recent call last):
-    ValueError: maze: `rooms` must be a whole number from 1 to 4; got 7, a lesson outside the
-        environment's range; change the lesson's `rooms`
+    ValueError: maze: `rooms` must be a whole number from 1 to 4; got 7: outside the environment's
+        range; change `rooms` of the params
     """
     for field in dataclasses.fields(params):
         allowed = ranges[field.name]
@@ -55,6 +55,6 @@ def check_ranges(environment: str, params: PyTree, ranges: Mapping[str, Range]) 
         if not (fits and allowed.least <= value <= allowed.most):
             got = value.item() if value.shape == () else f"an array of shape {value.shape}"
             raise ValueError(
-                f"{environment}: `{field.name}` must be {allowed}; got {got}, a lesson outside the "
-                f"environment's range; change the lesson's `{field.name}`"
+                f"{environment}: `{field.name}` must be {allowed}; got {got}: outside the "
+                f"environment's range; change `{field.name}` of the params"
             )

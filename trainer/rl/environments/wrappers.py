@@ -1,4 +1,4 @@
-"""Wrappers: environments made of environments, pure functions `Environment -> Environment`."""
+"""Wrappers: pure functions `Environment -> Environment`."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments.environment import Environment, Step, first_step
+from trainer.rl.environments.environment import Environment, Step, infer_first_step
 from trainer.state import PyTree
 
 
 class RecordEpisodesState(NamedTuple):
-    """The state of `record_episodes`."""
+    """State of `record_episodes`."""
 
     environment: PyTree
-    """State of the environment within."""
+    """State of the wrapped environment."""
     episode_return: jax.Array
-    """() float32, sum of the episode's rewards so far."""
+    """() float32: sum of the episode's rewards so far."""
     episode_length: jax.Array
-    """() int32, its steps so far."""
+    """() int32: its steps so far."""
 
 
 class TimeLimitState(NamedTuple):
-    """The state of `time_limit`."""
+    """State of `time_limit`."""
 
     environment: PyTree
-    """State of the environment within."""
+    """State of the wrapped environment."""
     elapsed: jax.Array
-    """() int32, steps since the episode began."""
+    """() int32: steps since the episode began."""
 
 
 def auto_reset(env: Environment) -> Environment:
-    """Begin a new episode in the step that ended one.
+    """Begin a new episode in the step that ends one.
 
-    Where a step terminated or truncated the episode, its `state` and `observation` are those of a
-    new one, reset with a key of its own; reward, `terminated` and `truncated` stay the step's own.
-    `info["final_observation"]` is on every step its own observation, before any reset: the value
-    of what follows a truncated step is the value of that one.
+    If a step terminates or truncates the episode, its `state` and `observation` are those of a new
+    episode, reset with another key; reward, `terminated` and `truncated` are the step's own.
+    `info["final_observation"]` is the step's observation before any reset: the rewards that would
+    follow a truncated step are estimated by its value.
 
     Args:
-        env: the environment; of the wrappers, `auto_reset` comes last, outermost.
+        env: the environment; `auto_reset` is the outermost wrapper.
 
     Returns:
         An environment with the same state, spaces, params and lessons.
 
     Raises:
-        ValueError: on the first step, where `env` resets by itself already.
+        ValueError: on the first step, if `env` already resets by itself.
 
     >>> from trainer.rl.environments import cartpole
     >>> env = auto_reset(time_limit(cartpole(), 1))
@@ -67,10 +67,10 @@ def auto_reset(env: Environment) -> Environment:
 
 
 def reset_if_ended(env: Environment, key: jax.Array, taken: Step, params: PyTree) -> Step:
-    """Give the step that `auto_reset` gives, with `key` for the new episode.
+    """Return the step of `auto_reset`, with `key` for the new episode.
 
     Raises:
-        ValueError: `env` resets by itself already.
+        ValueError: `env` already resets by itself.
     """
     _refuse_auto_reset("auto_reset", taken.info)
     begun = env.reset(key, params)
@@ -85,18 +85,18 @@ def reset_if_ended(env: Environment, key: jax.Array, taken: Step, params: PyTree
 def record_episodes(env: Environment) -> Environment:
     """Report the return and the length of the episode, up to and including each step.
 
-    They are `info["episode_return"]`, float32, and `info["episode_length"]`, int32; those of the
-    whole episode where the step ended it.
+    They are `info["episode_return"]`, float32, and `info["episode_length"]`, int32; at the step
+    that ends an episode, those of the whole episode.
 
     Args:
-        env: the environment; `auto_reset` goes around this wrapper, not within.
+        env: the environment; `auto_reset` goes around this wrapper, not inside.
 
     Returns:
         An environment whose state is `RecordEpisodesState`, with the same spaces, params and
         lessons.
 
     Raises:
-        ValueError: on the first step, where `env` resets by itself already.
+        ValueError: on the first step, if `env` already resets by itself.
 
     >>> from trainer.rl.environments import cartpole
     >>> env = record_episodes(cartpole())
@@ -125,23 +125,23 @@ def record_episodes(env: Environment) -> Environment:
         }
         return taken._replace(state=after, info=info)
 
-    return env._replace(reset=reset, step=step, render=_render_within(env))
+    return env._replace(reset=reset, step=step, render=_render_inner(env))
 
 
 def time_limit(env: Environment, steps: int) -> Environment:
-    """Cut episodes off after so many steps.
+    """Cut episodes off after a number of steps.
 
-    The last of them is `truncated`, unless the episode terminated in it.
+    The last of them is `truncated`, unless the episode terminates in it.
 
     Args:
-        env: the environment; `auto_reset` goes around this wrapper, not within.
+        env: the environment; `auto_reset` goes around this wrapper, not inside.
         steps: at least 1.
 
     Returns:
         An environment whose state is `TimeLimitState`, with the same spaces, params and lessons.
 
     Raises:
-        ValueError: `steps` is less than 1; on the first step, `env` resets by itself already.
+        ValueError: `steps` is less than 1; on the first step, `env` already resets by itself.
 
     >>> from trainer.rl.environments import cartpole
     >>> env = time_limit(cartpole(), 2)
@@ -167,11 +167,11 @@ def time_limit(env: Environment, steps: int) -> Environment:
         cut_off = (after.elapsed >= steps) & ~taken.terminated
         return taken._replace(state=after, truncated=taken.truncated | cut_off)
 
-    return env._replace(reset=reset, step=step, render=_render_within(env))
+    return env._replace(reset=reset, step=step, render=_render_inner(env))
 
 
-def _render_within(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | None:
-    """Draw the environment within a wrapper's state, where it can be drawn."""
+def _render_inner(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | None:
+    """Return the render function of the wrapped environment, if it has one."""
     draw = env.render
     if draw is None:
         return None
@@ -179,31 +179,27 @@ def _render_within(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | 
 
 
 def check_no_auto_reset(env: Environment, params: PyTree, who: str) -> None:
-    """Check, without computing anything, that episodes end where they end.
+    """Check, without computing anything, that an environment does not reset by itself.
 
     Args:
         env: to check.
-        params: to play it with.
-        who: needs that, for the message.
+        params: of the environment.
+        who: what needs it, for the message.
 
     Raises:
-        ValueError: `auto_reset` was put around the environment.
+        ValueError: the environment has an `auto_reset` wrapper.
     """
-    if _resets(first_step(env, params)[2].info):
+    if "final_observation" in infer_first_step(env, params)[2].info:
         raise ValueError(
-            f"{who} needs {env.name!r} without auto_reset, since it looks at whole episodes: give "
-            "the environment that auto_reset was put around"
+            f"{who} needs {env.name!r} without auto_reset, since it runs whole episodes: use the "
+            "environment inside auto_reset"
         )
 
 
-def _resets(info: Mapping[str, jax.Array]) -> bool:
-    return "final_observation" in info
-
-
 def _refuse_auto_reset(wrapper: str, info: Mapping[str, jax.Array]) -> None:
-    """Refuse to count in an environment whose episodes begin anew unseen."""
-    if _resets(info):
+    """Refuse to count in an environment that resets by itself."""
+    if "final_observation" in info:
         raise ValueError(
             f"{wrapper} needs an environment that does not reset by itself; got one that does "
-            f"(its steps give 'final_observation'); put auto_reset around the other wrappers"
+            f"(its steps return 'final_observation'); put auto_reset around the other wrappers"
         )

@@ -1,4 +1,4 @@
-"""Spaces of other libraries: told apart by what they have, refused where ours cannot say them."""
+"""Spaces of other libraries: recognized by their attributes, or refused."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def specs(low, high, shape=(), dtype=np.float32):
     return SimpleNamespace(minimum=low, maximum=high, shape=shape, dtype=dtype)
 
 
-def test_what_is_nested_is_named_by_its_path():
+def test_nested_spaces_are_named_by_their_path():
     declared = SimpleNamespace(
         spaces={"where": specs(0, 3), "what": SimpleNamespace(spaces=(box(-1, 1), box(-2, 2)))}
     )
@@ -28,18 +28,18 @@ def test_what_is_nested_is_named_by_its_path():
     assert set(named) == set(found)
 
 
-def test_a_record_of_specs_is_taken_apart_by_its_attributes():
+def test_a_record_of_specs_is_flattened_by_its_attributes():
     declared = SimpleNamespace(_name="observation", at=SimpleNamespace(row=specs(0, 4)))
     assert [path for path, _ in adapters.flatten_space(declared)] == ["at/row"]
 
 
-def test_observations_have_the_dtype_that_is_given_and_the_bounds_that_are_declared():
+def test_observations_have_their_actual_dtype_and_the_declared_bounds():
     given = jax.ShapeDtypeStruct((2,), jnp.int32)
     space = adapters.observation_space(box(np.array([-1, -3]), np.array([5, 2])), given)
     assert space == Box((2,), -3.0, 5.0, jnp.dtype(jnp.int32))
 
 
-def test_a_category_is_discrete_whatever_its_count_is_called():
+def test_a_category_is_discrete_whatever_the_name_of_its_count():
     given = jax.ShapeDtypeStruct((), jnp.int32)
     for declared in (SimpleNamespace(n=3, shape=()), SimpleNamespace(num_values=3, shape=())):
         assert adapters.observation_space(declared, given) == Discrete(3)
@@ -51,7 +51,7 @@ def test_observations_without_bounds_are_unbounded():
     assert space == Box(())
 
 
-def test_actions_between_the_same_bounds_are_a_box():
+def test_actions_with_the_same_bounds_are_a_box():
     declared = box(np.full(2, -2.0), np.full(2, 2.0), dtype=np.float64)
     assert adapters.action_space(declared, "it") == Box((2,), -2.0, 2.0)
 
@@ -83,7 +83,7 @@ def test_other_actions_are_refused(declared, message):
         adapters.action_space(declared, "it")
 
 
-def test_numbers_become_strongly_typed_and_keys_stay():
+def test_weak_types_are_stripped_and_keys_stay():
     def made():
         return adapters.strip_weak_types(
             {"time": 0, "at": 1.5, "key": jax.random.key(3), "on": True}
@@ -96,7 +96,7 @@ def test_numbers_become_strongly_typed_and_keys_stay():
     assert made()["key"] == jax.random.key(3)
 
 
-def test_observations_get_the_dtypes_of_their_space():
+def test_observations_are_cast_to_the_dtypes_of_their_space():
     space = {"a": Discrete(3), "b": Box((1,))}
     got = adapters.cast_observation(space, {"a": jnp.int8(2), "b": jnp.ones(1, jnp.float16)})
     assert {name: str(x.dtype) for name, x in got.items()} == {"a": "int32", "b": "float32"}

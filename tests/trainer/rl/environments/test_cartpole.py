@@ -36,8 +36,8 @@ def _balanced(seed):
     return lambda observation: int(observation @ np.array([0.1, 0.5, 10.0, 2.0]) > 0)
 
 
-def _compared(theirs, policy, seed, *, resynced):
-    """Run an episode of both from our start; give its steps and how it ended."""
+def _compare(theirs, policy, seed, *, resynced):
+    """Run an episode of both from our initial state; return its steps and how it ended."""
     state, observation = reset(jax.random.key(seed), ENV.params)
     theirs.reset(seed=seed)
     theirs.unwrapped.state = np.asarray(observation, np.float64)
@@ -59,17 +59,17 @@ def _compared(theirs, policy, seed, *, resynced):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whole_episodes_fall_at_gymnasiums_step(theirs, seed):
-    count, end = _compared(theirs, _at_random(seed), seed, resynced=False)
+def test_whole_episodes_end_at_gymnasiums_step(theirs, seed):
+    count, end = _compare(theirs, _at_random(seed), seed, resynced=False)
     assert end == "fell"
     assert 5 < count < 100
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_each_of_500_steps_is_gymnasiums_and_the_last_is_cut_off(theirs, seed):
+def test_each_of_500_steps_is_gymnasiums_and_the_last_truncates(theirs, seed):
     # Float32 errors grow e-fold in a quarter of a second where nothing damps them, so over 500
     # steps gymnasium, which counts in float64, starts each step from our state.
-    assert _compared(theirs, _balanced(seed), seed, resynced=True) == (500, "cut off")
+    assert _compare(theirs, _balanced(seed), seed, resynced=True) == (500, "cut off")
 
 
 def _state(*, position=0.0, angle=0.0, time=0):
@@ -88,7 +88,7 @@ def test_both_limits_end_an_episode_on_both_sides(side):
     assert not after.terminated
 
 
-def test_a_fall_in_the_last_step_is_a_fall():
+def test_a_fall_in_the_last_step_terminates():
     after = step(KEY, _state(angle=0.3, time=499), jnp.int32(0), ENV.params)
     assert (bool(after.terminated), bool(after.truncated)) == (True, False)
     after = step(KEY, _state(time=499), jnp.int32(0), ENV.params)
@@ -110,17 +110,17 @@ def test_a_hand_worked_push():
     )
 
 
-def test_a_lesson_is_data_and_compiles_nothing_anew():
+def test_other_params_compile_nothing():
     stepped = jax.jit(chex.assert_max_traces(ENV.step, n=1))
-    lesson = ENV.params.replace(force=jnp.float32(20), max_steps=jnp.int32(1))
+    params = ENV.params.replace(force=jnp.float32(20), max_steps=jnp.int32(1))
     plain = stepped(KEY, _state(), jnp.int32(1), ENV.params)
-    strong = stepped(KEY, _state(), jnp.int32(1), lesson)
+    strong = stepped(KEY, _state(), jnp.int32(1), params)
     np.testing.assert_allclose(strong.state.velocity, 2 * plain.state.velocity, rtol=1e-6)
     assert strong.truncated
     assert not plain.truncated
 
 
-def test_episodes_begin_near_the_middle_each_with_its_own_key():
+def test_episodes_begin_near_the_middle_each_at_random():
     keys = jax.random.split(KEY, 500)
     states, observations = jax.jit(jax.vmap(ENV.reset, in_axes=(0, None)))(keys, ENV.params)
     assert observations.shape == (500, 4)
@@ -130,7 +130,7 @@ def test_episodes_begin_near_the_middle_each_with_its_own_key():
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_what_is_outside_a_range_is_refused_by_name(name):
+def test_params_out_of_range_are_refused_by_name(name):
     low, high = RANGES[name].least, RANGES[name].most
     kind = int if name == "max_steps" else float
     ENV.check(ENV.params.replace(**{name: kind(low)}))
@@ -140,7 +140,7 @@ def test_what_is_outside_a_range_is_refused_by_name(name):
             ENV.check(ENV.params.replace(**{name: value}))
 
 
-def test_the_defaults_are_a_lesson_and_other_params_are_not():
+def test_other_params_are_refused():
     ENV.check(ENV.params)
     assert RANGES.keys() == {field.name for field in dataclasses.fields(CartPoleParams)}
     with pytest.raises(TypeError, match="cartpole: params must be CartPoleParams.*got dict"):

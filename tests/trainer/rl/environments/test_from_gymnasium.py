@@ -1,4 +1,4 @@
-"""Environments on the host: several at once, endings told apart, new episodes begun."""
+"""Environments of gymnasium: several at once, with automatic resets."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ ANY = spaces.Box(-np.inf, np.inf, (1,), np.float64)
 
 
 class Counting(gymnasium.Env):
-    """Counts by its actions from a begin that `reset` draws; ends where it was told to."""
+    """Counts by its actions from a random start; ends at given counts."""
 
     def __init__(self, terminates=99.0, limit=99, actions=None, observations=ANY):
         self.action_space = actions or spaces.Discrete(3)
@@ -46,13 +46,13 @@ SAME = Counting()
 
 
 def made(*settings):
-    """Make environments of which each has its own settings."""
+    """Make environments, each with its own settings."""
     left = [Counting(**one) for one in settings]
     members = list(left)
     return from_gymnasium(lambda: left.pop(0), len(members), seed=3), members
 
 
-def test_they_begin_by_the_seed_the_number_and_their_index():
+def test_resets_are_seeded_by_seed_number_and_index():
     (first, _), (second, _) = made({}, {}), made({}, {})
     begun = first.reset()
     np.testing.assert_array_equal(begun, second.reset())
@@ -62,7 +62,7 @@ def test_they_begin_by_the_seed_the_number_and_their_index():
     assert (first.reset(1) != begun).all()
 
 
-def test_an_ended_episode_is_followed_by_a_new_one_in_the_same_step():
+def test_a_new_episode_begins_in_the_step_that_ends_one():
     envs, members = made({"terminates": 2.0}, {"limit": 1}, {"terminates": 2.0, "limit": 1}, {})
     begun = envs.reset()
     step = envs.step(np.full(4, 2))
@@ -75,7 +75,7 @@ def test_an_ended_episode_is_followed_by_a_new_one_in_the_same_step():
     assert [member.seeds[1:] for member in members] == [[None], [None], [None], []]
 
 
-def test_cartpole_says_what_gymnasium_says():
+def test_cartpole_is_that_of_gymnasium():
     with from_gymnasium("CartPole-v1", 1, seed=5) as envs:
         assert envs.name == "CartPole-v1"
         assert envs.action_space == Discrete(2)
@@ -96,7 +96,7 @@ def test_cartpole_says_what_gymnasium_says():
 
 
 class Nested(Counting):
-    """Sees several things, one of them counted from 5."""
+    """Has several observations, one of them counted from 5."""
 
     def _seen(self):
         return {"what": 6, "where": {"x": np.float64(0.5), "y": np.array([1.0, 2.0])}}
@@ -123,7 +123,7 @@ def test_several_spaces_become_a_dict_named_by_paths_in_32_bits():
     assert observation["where/y"].tolist() == [[1.0, 2.0], [1.0, 2.0]]
 
 
-def test_actions_are_given_as_the_environment_counts_them():
+def test_actions_are_counted_as_the_environment_does():
     envs, (one, other) = made(*[{"actions": spaces.Discrete(3, start=7)}] * 2)
     envs.reset()
     envs.step(np.array([0, 2], np.int32))
@@ -135,7 +135,7 @@ def test_actions_are_given_as_the_environment_counts_them():
     np.testing.assert_array_equal(one.given[0], [0.5, -0.5])
 
 
-def test_a_failure_says_whose_it_is():
+def test_a_failure_names_its_environment():
     class Failing(Counting):
         def step(self, action):
             raise OSError("lost")
@@ -148,7 +148,7 @@ def test_a_failure_says_whose_it_is():
     assert caught.value.__notes__ == ["in environment 1 of 2 ('Counting')"]
 
 
-def test_it_closes_once_and_then_steps_no_more():
+def test_it_closes_once_and_refuses_steps_afterwards():
     envs, members = made({}, {})
     with envs:
         envs.reset()
@@ -158,7 +158,7 @@ def test_it_closes_once_and_then_steps_no_more():
         envs.reset()
 
 
-def test_what_was_made_is_closed_where_another_is_refused():
+def test_environments_are_closed_if_another_is_refused():
     members = [
         Counting(actions=spaces.MultiDiscrete([2, 3])),
         Counting(actions=spaces.MultiDiscrete([2, 3])),
@@ -174,19 +174,19 @@ def test_what_was_made_is_closed_where_another_is_refused():
     [
         (Counting, 0, ValueError, "at least 1 environment; got 0"),
         (lambda: SAME, 2, TypeError, "a new environment at every call"),
-        (lambda: 3, 1, TypeError, "it gave a int"),
+        (lambda: 3, 1, TypeError, "it returned a int"),
         (SAME, 1, TypeError, "it is a Counting"),
-        (  # as those of gymnax do, which are no objects that step
+        (  # as environments of gymnax, which have no state
             lambda: SimpleNamespace(observation_space=lambda params: None),
             1,
             TypeError,
-            "it gave a SimpleNamespace",
+            "it returned a SimpleNamespace",
         ),
         (
             lambda: gymnasium.make_vec("CartPole-v1", num_envs=2),
             1,
             TypeError,
-            "not several at once; it gave a CartPoleVectorEnv",
+            "not several at once; it returned a CartPoleVectorEnv",
         ),
         (
             lambda: Counting(observations=spaces.Text(5)),
@@ -196,21 +196,21 @@ def test_what_was_made_is_closed_where_another_is_refused():
         ),
     ],
 )
-def test_what_makes_no_environments_is_refused(make, count, error, message):
+def test_functions_that_make_no_environments_are_refused(make, count, error, message):
     with pytest.raises(error, match=message):
         from_gymnasium(make, count)
 
 
-def test_members_must_be_alike():
+def test_all_environments_must_have_the_same_spaces():
     with pytest.raises(ValueError, match="environment 1 of 'Counting' .* spaces of the first"):
         made({}, {"actions": spaces.Discrete(5)})
 
 
-def test_it_has_no_params_and_a_count_of_its_own():
+def test_it_has_no_params_and_a_fixed_count():
     envs, _ = made({}, {})
     envs.check(envs.params)
     envs.check_count(2)
     with pytest.raises(ValueError, match="takes no params; got 3"):
         envs.check(3)
-    with pytest.raises(ValueError, match="say envs=2"):
+    with pytest.raises(ValueError, match="set envs=2"):
         envs.check_count(8)

@@ -1,4 +1,4 @@
-"""Environments of gymnax: step for step what they are there, but for the reset."""
+"""Environments of gymnax: the same, step for step, apart from the reset."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ import pytest
 
 import models
 import trainer
+from trainer.rl import PPOConfig, ppo
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, from_gymnax
-from trainer.rl.ppo import ppo
 from trainer.rl.rollouts import rollout
 
 gymnax = pytest.importorskip("gymnax")
@@ -27,7 +27,7 @@ def cartpole():
 
 
 def stepped(env, params, actions):
-    """Step ours and gymnax's own, which resets by itself, along the same keys and actions."""
+    """Step ours and gymnax's own, which resets by itself, with the same keys and actions."""
     theirs, _ = gymnax.make(env.name)
 
     def both(state, row):
@@ -58,7 +58,7 @@ def test_a_time_limit_truncates():
     assert not own[2].any()
 
 
-def test_what_terminates_at_the_limit_is_not_truncated(cartpole):
+def test_a_termination_at_the_limit_is_no_truncation(cartpole):
     params = cartpole.params.replace(max_steps_in_episode=1, x_threshold=0.0)
     own, theirs = stepped(cartpole, params, [0, 1])
     assert theirs[3].all()
@@ -75,7 +75,7 @@ def test_what_terminates_at_the_limit_is_not_truncated(cartpole):
         ("UmbrellaChain-bsuite", Box((3,), 0.0, 1.0)),  # its rewards are int32
     ],
 )
-def test_observations_are_what_the_space_says_and_all_types_are_kept(name, space):
+def test_observations_are_in_the_space_and_all_types_are_kept(name, space):
     env = from_gymnax(*gymnax.make(name))
     assert env.observation_space == space
     state, observation = jax.eval_shape(env.reset, KEY, env.params)
@@ -90,7 +90,7 @@ def test_observations_are_what_the_space_says_and_all_types_are_kept(name, space
     assert [x.dtype for x in step[2:5]] == [jnp.float32, bool, bool]
 
 
-def test_lessons_are_params_and_compile_once(cartpole):
+def test_lessons_compile_once(cartpole):
     heavy = cartpole.params.replace(gravity=20.0)
     env = lessons(cartpole, {"light": cartpole.params, "heavy": heavy})
     step = jax.jit(env.step)
@@ -126,15 +126,17 @@ def test_something_else_is_refused():
         from_gymnax(gymnax.make("CartPole-v1"))
 
 
-def test_a_step_that_gives_nan_is_named(cartpole):
+def test_a_step_that_returns_nan_is_named(cartpole):
     env = cartpole._replace(params=cartpole.params.replace(tau=jnp.float32(jnp.nan)))
-    agent = ppo(SMALL, env, optax.sgd(0.1), envs=2, steps=4, minibatches=1, epochs=1)
+    agent = ppo(SMALL, env, optax.sgd(0.1), PPOConfig(envs=2, steps=4, minibatches=1, epochs=1))
     with pytest.raises(ValueError, match=r"environment 0 of 2 \('CartPole-v1'\).*step 0"):
         trainer.fit(agent.init(KEY), rollout(SMALL, env, 4), epochs=1)
 
 
 def test_it_trains(cartpole):
-    agent = ppo(SMALL, cartpole, optax.sgd(0.1), envs=4, steps=32, minibatches=1, epochs=1)
+    agent = ppo(
+        SMALL, cartpole, optax.sgd(0.1), PPOConfig(envs=4, steps=32, minibatches=1, epochs=1)
+    )
     state, history = trainer.fit(agent.init(KEY), agent.program, epochs=1)
     assert int(state.step) == 1
     assert history[0]["rollout/steps"] == 128

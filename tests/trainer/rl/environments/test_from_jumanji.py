@@ -1,4 +1,4 @@
-"""Environments of jumanji: step for step what they are there."""
+"""Environments of jumanji: the same, step for step."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def snake(limit=4):
 
 
 def truncating(env):
-    """Make the ends of an environment cut it off, as the discount says."""
+    """Make the end of an episode a truncation, by its discount."""
 
     class Truncating(wrappers.Wrapper):
         def step(self, state, action):
@@ -32,7 +32,7 @@ def truncating(env):
 
 
 def steps_of(env, count):
-    """Step along the actions that are allowed: the first of them."""
+    """Take the first of the allowed actions at each step."""
 
     def one(carried, key):
         state, mask = carried
@@ -77,7 +77,7 @@ def test_it_resets():
     assert steps.info["final_observation"]["step_count"].tolist() == [1, 2, 3, 4, 1, 2, 3, 4]
 
 
-def test_records_become_dicts_named_by_their_paths():
+def test_records_become_dicts_with_paths_as_names():
     env = from_jumanji(jumanji.make("Maze-v0"))
     assert env.name == "Maze"
     assert env.action_space == Discrete(4)
@@ -97,7 +97,9 @@ def test_several_categories_at_once_are_refused():
 
 
 def test_several_agents_are_refused():
-    with pytest.raises(ValueError, match=r"'Connector' must give one reward a step; it gives \["):
+    with pytest.raises(
+        ValueError, match=r"'Connector' must return one reward a step; it returns \["
+    ):
         from_jumanji(jumanji.make("Connector-v3"))
 
 

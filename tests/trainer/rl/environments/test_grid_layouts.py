@@ -1,4 +1,4 @@
-"""Layouts: every level of every lesson can be solved, and is what its lesson says."""
+"""Layouts: every level can be solved, and has what its params say."""
 
 import collections
 import itertools
@@ -29,7 +29,7 @@ ENV = gridworld()
 LEVELS = gridworld_levels()
 
 
-def _lesson(size, rooms, doors, locked, fetch, max_steps=1000):
+def _params(size, rooms, doors, locked, fetch, max_steps=1000):
     return GridworldParams(
         size=jnp.int32(size),
         rooms=jnp.int32(rooms),
@@ -40,27 +40,27 @@ def _lesson(size, rooms, doors, locked, fetch, max_steps=1000):
     )
 
 
-def _all_lessons():
-    """Give every lesson that there is, but for its step limit."""
+def _all_params():
+    """Yield all valid params, apart from the step limit."""
     for size, rooms in itertools.product(range(3, SIZE + 1), range(1, 5)):
         if 3 * rooms - 1 > size:
             continue
         for doors in (False, True):
-            yield _lesson(size, rooms, doors, False, False)
+            yield _params(size, rooms, doors, False, False)
             if rooms > 1:
-                yield _lesson(size, rooms, doors, True, False)
-                yield _lesson(size, rooms, doors, True, True)
+                yield _params(size, rooms, doors, True, False)
+                yield _params(size, rooms, doors, True, True)
 
 
-def _stacked(lessons, repeats):
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lessons)
+def _stack(all_params, repeats):
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *all_params)
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats), stacked)
 
 
 @jax.jit
 @jax.vmap
-def _begun(key, params):
-    """Begin an episode; give the kinds of all cells with it, the border included."""
+def _begin(key, params):
+    """Begin an episode; return it with the kinds of all cells, the border included."""
     state, _ = ENV.reset(key, params)
     cells = jnp.arange(-1, SIZE + 1)
     return state, kinds_of(state.layout, state.opened, params, cells[:, None], cells)
@@ -68,8 +68,8 @@ def _begun(key, params):
 
 @jax.jit
 @jax.vmap
-def _played(state, params, plan):
-    """Act as planned (a negative action: no more); give the rewards and how each step ended."""
+def _run_plans(state, params, plan):
+    """Act as planned (a negative action: no more); return the rewards and the ends."""
 
     def act(state, action):
         step = ENV.step(jax.random.key(0), state, jnp.maximum(action, 0), params)
@@ -82,9 +82,9 @@ drawn = jax.jit(jax.vmap(draw_layout, in_axes=(0, None)))
 
 
 def _plan(kinds, start, holding):
-    """Search breadth-first for the fewest actions from `start` to the goal; None: it has none.
+    """Search breadth-first for the fewest actions from `start` to the goal; None: there are none.
 
-    It knows the rules, and of the level only what is in its cells: `kinds`, with a border.
+    It knows the rules, and the kinds of the level's cells with a border.
     """
     begin = (start, holding, frozenset())
     before = {begin: None}
@@ -117,11 +117,11 @@ def _plan(kinds, start, holding):
     return None
 
 
-def _solved(lessons, repeats):
-    """Solve levels of each lesson and play the solutions; give what each was worth."""
-    params = _stacked(lessons, repeats)
-    count = len(lessons) * repeats
-    states, kinds = _begun(jax.random.split(jax.random.key(7), count), params)
+def _solve(all_params, repeats):
+    """Solve levels for each params and run the solutions; return their lengths."""
+    params = _stack(all_params, repeats)
+    count = len(all_params) * repeats
+    states, kinds = _begin(jax.random.split(jax.random.key(7), count), params)
     agents, holding = np.asarray(states.layout.agent) + 1, np.asarray(states.holding)
     plans = [
         _plan(grid, tuple(agent.tolist()), bool(holds))
@@ -133,7 +133,7 @@ def _solved(lessons, repeats):
     for row, plan in zip(padded, plans, strict=True):
         row[: len(plan)] = plan
     last = (np.arange(count), lengths - 1)
-    rewards, terminated, truncated = map(np.asarray, _played(states, params, padded))
+    rewards, terminated, truncated = map(np.asarray, _run_plans(states, params, padded))
     assert terminated[last].all()
     assert not truncated[last].any()
     for index, length in enumerate(lengths):
@@ -141,26 +141,26 @@ def _solved(lessons, repeats):
         assert not rewards[index, : length - 1].any()
     expected = 1 - 0.9 * lengths / np.asarray(params.max_steps)
     np.testing.assert_allclose(rewards[last], expected, rtol=1e-5)
-    return lengths.reshape(len(lessons), repeats)
+    return lengths.reshape(len(all_params), repeats)
 
 
-def test_every_lesson_can_be_solved_on_many_levels():
-    lessons = list(_all_lessons())
-    assert len(lessons) == 90
-    _solved(lessons, 12)
+def test_many_levels_of_all_params_can_be_solved():
+    all_params = list(_all_params())
+    assert len(all_params) == 90
+    _solve(all_params, 12)
 
 
-def test_the_named_levels_leave_three_times_what_is_needed():
-    lengths = _solved(list(LEVELS.values()), 60)
+def test_the_named_levels_allow_three_times_the_steps_needed():
+    lengths = _solve(list(LEVELS.values()), 60)
     for name, needed in zip(LEVELS, lengths, strict=True):
         assert needed.max() <= int(LEVELS[name].max_steps) / 3, name
     # They are listed from easy to hard: the last takes the longest way by far.
     assert lengths[-1].mean() > 6 * lengths[0].mean()
 
 
-def test_without_the_key_a_locked_goal_is_out_of_reach():
-    params = _stacked([LEVELS["gauntlet"], LEVELS["key"]], 20)
-    states, kinds = _begun(jax.random.split(jax.random.key(3), 40), params)
+def test_without_the_key_a_locked_goal_cannot_be_reached():
+    params = _stack([LEVELS["gauntlet"], LEVELS["key"]], 20)
+    states, kinds = _begin(jax.random.split(jax.random.key(3), 40), params)
     agents = np.asarray(states.layout.agent) + 1
     for grid, agent in zip(np.asarray(kinds), agents, strict=True):
         assert _plan(np.where(grid == KEY, FLOOR, grid), tuple(agent.tolist()), False) is None
@@ -168,14 +168,14 @@ def test_without_the_key_a_locked_goal_is_out_of_reach():
 
 @pytest.fixture(scope="module")
 def many():
-    """Give 500 levels of `gauntlet`, and the kinds of their cells."""
-    states, kinds = _begun(
-        jax.random.split(jax.random.key(1), 500), _stacked([LEVELS["gauntlet"]], 500)
+    """500 levels of `gauntlet`, and the kinds of their cells."""
+    states, kinds = _begin(
+        jax.random.split(jax.random.key(1), 500), _stack([LEVELS["gauntlet"]], 500)
     )
     return states, np.asarray(kinds)
 
 
-def test_a_level_holds_what_its_lesson_says(many):
+def test_a_level_has_what_its_params_say(many):
     states, kinds = many
     assert (kinds[:, [0, -1]] == WALL).all()
     assert (kinds[:, :, [0, -1]] == WALL).all()
@@ -186,7 +186,7 @@ def test_a_level_holds_what_its_lesson_says(many):
     assert (begun == FLOOR).all()
 
 
-def test_levels_differ_and_lie_every_way(many):
+def test_levels_differ_in_all_directions(many):
     states, _ = many
     layout = states.layout
     first, last = layout.walls[:, 0], layout.walls[:, 2]
@@ -198,8 +198,8 @@ def test_levels_differ_and_lie_every_way(many):
     assert set(np.unique(layout.doorways)) == set(range(SIZE))
 
 
-def test_walls_leave_each_room_two_cells_in_every_way_they_can():
-    draws = drawn(jax.random.split(jax.random.key(2), 2000), _lesson(10, 3, False, False, False))
+def test_walls_leave_each_room_two_cells_in_every_possible_way():
+    draws = drawn(jax.random.split(jax.random.key(2), 2000), _params(10, 3, False, False, False))
     walls = np.sort(np.asarray(draws.walls), axis=1)
     assert (walls[:, 0] == NOWHERE).all()
     # Two gaps of at most two cells, in order: the six pairs of walls that leave room for all.
@@ -207,7 +207,7 @@ def test_walls_leave_each_room_two_cells_in_every_way_they_can():
     assert set(found) == {(2, 5), (2, 6), (2, 7), (3, 6), (3, 7), (4, 7)}
 
 
-def test_the_agent_begins_in_the_room_that_the_lesson_wants():
+def test_the_agent_begins_in_the_room_that_the_params_say():
     for name, room in (("doors", 0), ("key", 0), ("key_behind_door", 1), ("gauntlet", 1)):
         draws = drawn(jax.random.split(jax.random.key(4), 100), LEVELS[name])
         axis = np.where(draws.sideways, 0, 1)[:, None]
@@ -222,23 +222,23 @@ def test_the_agent_begins_in_the_room_that_the_lesson_wants():
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_the_named_levels_are_lessons(name):
+def test_the_named_levels_are_valid(name):
     ENV.check(LEVELS[name])
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (_lesson(12, 1, False, False, False), "`size` must be a whole number from 3 to 11; got 12"),
-        (_lesson(5, 0, False, False, False), "`rooms` must be a whole number from 1 to 4; got 0"),
-        (_lesson(5, 1, 2, False, False).replace(doors=2), "`doors` must be a truth value; got 2"),
-        (_lesson(5, 1, False, False, False, 0), "`max_steps` must be a whole number from 1 to"),
-        (_lesson(7, 3, False, False, False), "3 rooms need a `size` of at least 8; got 7"),
-        (_lesson(7, 1, False, True, False), "`locked` needs a door, so at least 2 `rooms`; got 1"),
-        (_lesson(7, 2, False, False, True), "`fetch` needs a door that the key opens"),
+        (_params(12, 1, False, False, False), "`size` must be a whole number from 3 to 11; got 12"),
+        (_params(5, 0, False, False, False), "`rooms` must be a whole number from 1 to 4; got 0"),
+        (_params(5, 1, 2, False, False).replace(doors=2), "`doors` must be a truth value; got 2"),
+        (_params(5, 1, False, False, False, 0), "`max_steps` must be a whole number from 1 to"),
+        (_params(7, 3, False, False, False), "3 rooms need a `size` of at least 8; got 7"),
+        (_params(7, 1, False, True, False), "`locked` needs a door, so at least 2 `rooms`; got 1"),
+        (_params(7, 2, False, False, True), "`fetch` needs a door that the key opens"),
     ],
 )
-def test_a_lesson_outside_the_range_is_refused_by_name(params, message):
+def test_params_out_of_range_are_refused_by_name(params, message):
     with pytest.raises(ValueError, match=f"gridworld: {message}.*outside the environment's range"):
         ENV.check(params)
 

@@ -1,4 +1,4 @@
-"""The gridworld: its rules and its window on a level laid out by hand."""
+"""The gridworld: its rules and its view, on a level laid out by hand."""
 
 import chex
 import jax
@@ -22,7 +22,7 @@ from trainer.rl.environments.gridworld import AGENT, COLOURS, HOLDING, Gridworld
 ENV = gridworld("gauntlet")
 PRNG = jax.random.key(0)
 UP, RIGHT, DOWN, LEFT, INTERACT = range(5)
-LESSON = gridworld_levels()["key_behind_door"].replace(
+PARAMS = gridworld_levels()["key_behind_door"].replace(
     size=jnp.int32(8), rooms=jnp.int32(3), max_steps=jnp.int32(100)
 )
 step = jax.jit(chex.assert_max_traces(ENV.step, n=1))
@@ -44,7 +44,7 @@ def _state(*, agent, key=(1, 0), opened=(False, False, False), holding=False, ti
     return GridworldState(layout, jnp.array(opened), jnp.bool_(holding), jnp.int32(time))
 
 
-def _act(state, *actions, params=LESSON):
+def _act(state, *actions, params=PARAMS):
     for action in actions:
         taken = step(PRNG, state, jnp.int32(action), params)
         state = taken.state
@@ -73,10 +73,10 @@ def _view(taken):
         ((7, 3), DOWN, (7, 3)),
         ((1, 3), LEFT, (1, 3)),  # a closed door
         ((3, 4), RIGHT, (3, 4)),  # a locked door
-        ((1, 1), LEFT, (1, 0)),  # the key bars no way
+        ((1, 1), LEFT, (1, 0)),  # the key is no obstacle
     ],
 )
-def test_moves_and_what_bars_them(agent, action, after):
+def test_moves_and_obstacles(agent, action, after):
     taken = _act(_state(agent=agent), action)
     assert _where(taken) == after
     assert int(taken.state.time) == 1
@@ -85,14 +85,14 @@ def test_moves_and_what_bars_them(agent, action, after):
     assert not taken.truncated
 
 
-def test_a_door_opens_for_anyone_beside_it():
+def test_a_door_opens_for_an_agent_beside_it():
     taken = _act(_state(agent=(1, 3)), INTERACT)
     assert taken.state.opened.tolist() == [True, False, False]
     assert _where(_act(taken.state, LEFT, LEFT)) == (1, 1)
     assert not _act(_state(agent=(2, 3)), INTERACT).state.opened.any()  # at a corner of it
 
 
-def test_a_locked_door_opens_for_the_key_alone():
+def test_a_locked_door_opens_only_with_the_key():
     assert not _act(_state(agent=(3, 4)), INTERACT).state.opened.any()
     taken = _act(_state(agent=(3, 4), key=(NOWHERE, NOWHERE), holding=True), INTERACT)
     assert taken.state.opened.tolist() == [False, True, False]
@@ -109,7 +109,7 @@ def test_the_key_is_taken_from_its_cell_or_beside_it(agent, taken):
     assert (KEY in _view(after)) != taken
 
 
-def test_the_key_opens_no_lock_in_the_moment_it_is_taken():
+def test_the_key_opens_no_lock_in_the_step_that_takes_it():
     # The key lies beside a cell from which the locked door can be reached as well.
     state = _state(agent=(3, 4), key=(3, 3))
     assert not _act(state, INTERACT).state.opened[1]
@@ -129,7 +129,7 @@ def test_the_whole_way_and_its_reward():
     np.testing.assert_allclose(float(taken.reward), 0.82, rtol=1e-6)
 
 
-def test_the_goal_in_the_last_step_is_reached_and_else_the_episode_is_cut_off():
+def test_the_last_step_terminates_at_the_goal_and_truncates_elsewhere():
     taken = _act(_state(agent=(3, 6), time=99), RIGHT)
     assert (bool(taken.terminated), bool(taken.truncated)) == (True, False)
     np.testing.assert_allclose(float(taken.reward), 0.1, rtol=1e-5)
@@ -139,7 +139,7 @@ def test_the_goal_in_the_last_step_is_reached_and_else_the_episode_is_cut_off():
     assert not _act(_state(agent=(3, 6), time=98), INTERACT).truncated
 
 
-def test_the_window_shows_what_is_near_and_nothing_else():
+def test_the_view_shows_only_nearby_cells():
     f, w, d, x, k, g = FLOOR, WALL, DOOR, LOCKED, KEY, GOAL
     np.testing.assert_array_equal(
         _view(_act(_state(agent=(1, 2)), INTERACT)),
@@ -160,7 +160,7 @@ def test_the_window_shows_what_is_near_and_nothing_else():
     assert (_view(_act(state, INTERACT, params=far)) == FLOOR).all()
 
 
-def test_rooms_from_top_to_bottom_are_the_same_turned():
+def test_rooms_from_top_to_bottom_are_the_transpose():
     state = _state(agent=(2, 3))
     layout = state.layout
     turned = state._replace(
@@ -180,7 +180,7 @@ def test_rooms_from_top_to_bottom_are_the_same_turned():
         state, turned = plain.state, other.state
 
 
-def test_lessons_vmap_and_a_reset_shows_what_a_step_on_the_spot_does():
+def test_levels_vmap_and_a_reset_observes_what_a_step_in_place_does():
     levels = gridworld_levels()
     stacked = jax.tree.map(lambda *leaves: jnp.repeat(jnp.stack(leaves), 20), *levels.values())
     keys = jax.random.split(PRNG, 140)
@@ -197,7 +197,7 @@ def test_lessons_vmap_and_a_reset_shows_what_a_step_on_the_spot_does():
 
 
 def test_the_picture_shows_the_cells_and_the_agent():
-    picture = np.asarray(render(_state(agent=(4, 4)), LESSON))
+    picture = np.asarray(render(_state(agent=(4, 4)), PARAMS))
     assert (picture.shape, picture.dtype) == ((104, 104, 3), np.uint8)
 
     def corner(row, column):
@@ -210,12 +210,12 @@ def test_the_picture_shows_the_cells_and_the_agent():
     of_agent = (picture == np.array(AGENT)).all(axis=-1)
     assert of_agent.sum() == 36
     assert of_agent[41:47, 41:47].all()
-    held = np.asarray(render(_state(agent=(4, 4), key=(-2, -2), holding=True), LESSON))
+    held = np.asarray(render(_state(agent=(4, 4), key=(-2, -2), holding=True), PARAMS))
     assert (held[43:45, 43:45] == HOLDING).all()
     assert not (picture[43:45, 43:45] == HOLDING).all()
 
 
-def test_a_level_that_is_not_there_is_refused():
+def test_an_unknown_level_is_refused():
     with pytest.raises(ValueError, match="level must be one of empty, two_rooms, .*; got 'maze'"):
         gridworld("maze")
     assert gridworld("key").params == gridworld_levels()["key"]

@@ -1,4 +1,4 @@
-"""Ranges: what is outside is named, with what was wanted and what came."""
+"""Ranges: a value out of range is named, with the range and the value."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ class Params:
         Params(jnp.float32(1.5), jnp.int32(3), jnp.bool_(True)),
     ],
 )
-def test_what_is_within_passes_both_ends_included(params):
+def test_values_in_range_pass_both_ends_included(params):
     check_ranges("maze", params, RANGES)
 
 
@@ -49,7 +49,7 @@ def test_what_is_within_passes_both_ends_included(params):
         (Params(locked="yes"), "`locked` must be a truth value; got yes"),
     ],
 )
-def test_what_is_outside_is_named(params, message):
-    expected = f"maze: .*{re.escape(message)}, a lesson outside the environment's range"
+def test_values_out_of_range_are_named(params, message):
+    expected = f"maze: .*{re.escape(message)}: outside the environment's range"
     with pytest.raises(ValueError, match=expected):
         check_ranges("maze", params, RANGES)

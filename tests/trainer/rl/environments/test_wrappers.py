@@ -1,4 +1,4 @@
-"""Wrappers: endings told apart, new episodes begun, the old one's end kept."""
+"""Wrappers: termination and truncation, automatic resets, final observations."""
 
 import chex
 import jax
@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 
 
 def _counting():
-    """Count up by the action from a random begin below 1; it terminates at `params` and above."""
+    """Count up by the action from a random start below 1; terminates at `params` and above."""
 
     def reset(key, params):
         state = jax.random.uniform(key)
@@ -48,7 +48,7 @@ def _counting():
 
 
 def _run(env, actions):
-    """Step through the actions; give the first observation, and each `Step`."""
+    """Step through the actions; return the first observation, and each `Step`."""
     state, observation = jax.jit(env.reset)(KEY, env.params)
     step, steps = jax.jit(env.step), []
     for number, action in enumerate(actions):
@@ -67,7 +67,7 @@ def test_the_statistics_of_hand_worked_episodes():
     assert steps[0].info["episode_length"].dtype == jnp.int32
 
 
-def test_a_new_episode_begins_where_one_ended_and_its_end_is_kept():
+def test_a_new_episode_begins_and_the_final_observation_is_kept():
     begun, steps = _run(auto_reset(_counting()), [4, 3, 1])
     end = begun + 4 + 3
     assert float(steps[0].observation) == float(steps[0].info["final_observation"]) == begun + 4
@@ -89,7 +89,7 @@ def test_the_reset_has_a_key_of_its_own():
     assert steps[0].state["key"] != going[0].state["key"]
 
 
-def test_a_time_limit_is_told_apart_from_an_end():
+def test_a_time_limit_truncates_unless_the_step_terminates():
     _, steps = _run(time_limit(_counting(), 2), [1, 1, 1])
     assert [bool(step.truncated) for step in steps] == [False, True, True]
     assert not any(bool(step.terminated) for step in steps)
@@ -97,7 +97,7 @@ def test_a_time_limit_is_told_apart_from_an_end():
     assert (bool(steps[1].terminated), bool(steps[1].truncated)) == (True, False)
 
 
-def test_a_time_limit_counts_each_episode_from_its_begin():
+def test_a_time_limit_counts_each_episode_from_its_start():
     _, steps = _run(auto_reset(time_limit(_counting(), 3)), [1, 9, 1, 1, 0, 0])
     assert [bool(step.terminated) for step in steps] == [False, True, False, False, False, False]
     assert [bool(step.truncated) for step in steps] == [False, False, False, False, True, False]
@@ -114,7 +114,7 @@ def test_an_environments_own_truncation_is_kept():
 
 
 @pytest.mark.parametrize("wrap", [auto_reset, record_episodes, lambda env: time_limit(env, 3)])
-def test_all_else_goes_through(wrap):
+def test_everything_else_is_unchanged(wrap):
     env = _counting()
     wrapped = wrap(env)
     assert wrapped._replace(reset=env.reset, step=env.step, render=env.render) == env
@@ -125,7 +125,7 @@ def test_all_else_goes_through(wrap):
 
 
 @pytest.mark.parametrize("wrap", [auto_reset, record_episodes, lambda env: time_limit(env, 3)])
-def test_what_resets_by_itself_is_refused(wrap):
+def test_an_environment_that_resets_by_itself_is_refused(wrap):
     env = wrap(auto_reset(_counting()))
     state, _ = env.reset(KEY, env.params)
     with pytest.raises(ValueError, match="put auto_reset around the other wrappers"):
@@ -155,7 +155,7 @@ def test_many_environments_run_in_one_compiled_scan(make):
         return jax.lax.scan(one, states, jax.random.split(KEY, 15))
 
     after, steps = run(states)
-    # A weak type would make a phase that hands the state on compile twice.
+    # With a weak type, a phase that returns the state would compile twice.
     assert not any(leaf.weak_type for leaf in jax.tree.leaves((states, begun, after, steps)))
     chex.assert_trees_all_equal_shapes_and_dtypes(states, after)
     chex.assert_trees_all_equal_shapes_and_dtypes(

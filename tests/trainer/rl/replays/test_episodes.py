@@ -1,4 +1,4 @@
-"""Playing: episodes of a state's policy, worked out by hand."""
+"""Episodes of a state's policy, worked out by hand."""
 
 from types import SimpleNamespace
 
@@ -10,8 +10,8 @@ import pytest
 import trainer
 from trainer.rl.curriculum import lessons
 from trainer.rl.environments import Box, Discrete, Environment, Step, auto_reset
-from trainer.rl.episodes import make_episode_player
 from trainer.rl.normalization import RunningStatistics
+from trainer.rl.replays.episodes import make_episode_runner
 
 
 def state_of(params, **carry):
@@ -19,7 +19,7 @@ def state_of(params, **carry):
 
 
 def stopping(at):
-    """A policy that does 1 where what it sees is at least a number."""
+    """A policy that does 1 if its observation is at least a number."""
 
     def apply(params, model_state, x, *, key, train):
         logits = jnp.stack([jnp.full(len(x), at + params["w"]), x[:, 0]], axis=-1)
@@ -28,8 +28,8 @@ def stopping(at):
     return SimpleNamespace(init=lambda key, x: ({"w": jnp.zeros(())}, {}), apply=apply)
 
 
-def remembering(at):
-    """A policy that does 1 at a step that it counts itself, from the first on."""
+def counting_itself(at):
+    """A recurrent policy that counts its steps and does 1 at one of them."""
 
     def apply(params, model_state, inputs, *, key, train):
         seen = jnp.where(inputs["first"][:, None], 0.0, inputs["recurrent"])
@@ -40,13 +40,13 @@ def remembering(at):
     return SimpleNamespace(
         init=lambda key, x: ({"w": jnp.zeros(())}, {}),
         apply=apply,
-        begin=lambda batch: jnp.full((batch, 1), 7.0),
+        init_recurrent_state=lambda batch: jnp.full((batch, 1), 7.0),
     )
 
 
-def test_a_replay_has_what_was_done_and_what_came_of_it(counts):
+def test_a_replay_has_the_actions_and_their_results(counts):
     state = state_of({"w": -0.5}).replace(epoch=jnp.int32(4), step=jnp.int32(40))
-    replay = make_episode_player(stopping(2), counts(limit=9))(state, 3, 1)
+    replay = make_episode_runner(stopping(2), counts(limit=9))(state, 3, 1)
     assert (replay.environment, replay.lesson, replay.seed, replay.number) == (
         "counting",
         None,
@@ -64,35 +64,37 @@ def test_a_replay_has_what_was_done_and_what_came_of_it(counts):
 @pytest.mark.parametrize(
     ("limit", "max_steps", "length", "truncated"), [(3, 9, 3, True), (9, 4, 4, False)]
 )
-def test_an_episode_is_cut_off_or_left(counts, always, limit, max_steps, length, truncated):
-    replay = make_episode_player(always(0), counts(limit), max_steps=max_steps)(
+def test_an_episode_is_cut_off_by_the_environment_or_by_max_steps(
+    counts, always, limit, max_steps, length, truncated
+):
+    replay = make_episode_runner(always(0), counts(limit), max_steps=max_steps)(
         state_of({"w": 0.0}), 0, 0
     )
     assert (replay.length, replay.terminated, replay.truncated) == (length, False, truncated)
 
 
-def test_a_policy_with_a_memory_begins_with_none(counts):
-    replay = make_episode_player(remembering(at=2), counts(limit=9))(state_of({"w": 0.0}), 0, 0)
+def test_a_recurrent_policy_begins_with_its_initial_state(counts):
+    replay = make_episode_runner(counting_itself(at=2), counts(limit=9))(state_of({"w": 0.0}), 0, 0)
     assert replay.actions.tolist() == [0, 0, 1]
 
 
-def test_observations_are_normalised_as_in_training(counts):
+def test_observations_are_normalized_as_in_training(counts):
     """Around a mean of 4, a count of 5 is the first above 0.5, with a deviation of 1."""
     seen = RunningStatistics(weight=jnp.float32(10), mean=jnp.full(1, 4.0), m2=jnp.full(1, 10.0))
     state = state_of({"w": 0.0}, normalization={"observations": seen})
-    replay = make_episode_player(stopping(0.5), counts(limit=9))(state, 0, 0)
+    replay = make_episode_runner(stopping(0.5), counts(limit=9))(state, 0, 0)
     assert replay.actions.tolist() == [0, 0, 0, 0, 0, 1]
 
 
-def test_a_lesson_is_played_alone_or_drawn(counts, always):
+def test_a_lesson_is_fixed_or_drawn(counts, always):
     env = lessons(counts(), {"short": jnp.int32(2), "long": jnp.int32(5)})
     state = state_of({"w": 0.0})
     for name, length in (("short", 2), ("long", 5)):
-        play = make_episode_player(always(0), env, lesson=name)
-        found = [play(state, 0, number) for number in range(3)]
+        run = make_episode_runner(always(0), env, lesson=name)
+        found = [run(state, 0, number) for number in range(3)]
         assert {(one.lesson, one.length) for one in found} == {(name, length)}
-    play = make_episode_player(always(0), env)
-    drawn = {(one.lesson, one.length) for one in (play(state, 0, n) for n in range(8))}
+    run = make_episode_runner(always(0), env)
+    drawn = {(one.lesson, one.length) for one in (run(state, 0, n) for n in range(8))}
     assert drawn == {("short", 2), ("long", 5)}
 
 
@@ -110,28 +112,28 @@ def coin():
     return Environment("coin", reset, step, Box((1,)), Discrete(2), ())
 
 
-def test_seed_and_number_make_the_episode_and_nothing_else(always):
-    play = make_episode_player(stopping(0.5), coin(), greedy=False)
+def test_only_seed_and_number_determine_the_episode(always):
+    run = make_episode_runner(stopping(0.5), coin(), greedy=False)
     state = state_of({"w": 0.0})
-    first, again = play(state, 1, 0), play(state.replace(rng=jax.random.key(5)), 1, 0)
+    first, again = run(state, 1, 0), run(state.replace(rng=jax.random.key(5)), 1, 0)
     np.testing.assert_array_equal(first.rewards, again.rewards)
     np.testing.assert_array_equal(first.actions, again.actions)
     assert first.checksum == again.checksum
-    assert len({play(state, seed, n).checksum for seed in (1, 2) for n in (0, 1)}) == 4
+    assert len({run(state, seed, n).checksum for seed in (1, 2) for n in (0, 1)}) == 4
 
 
-def test_actions_are_drawn_unless_it_is_greedy(counts):
+def test_actions_are_sampled_unless_it_is_greedy(counts):
     def unsure(params, model_state, x, *, key, train):
         return {"logits": jnp.array([[0.1, 0.0]] * len(x)), "value": x[:, 0]}, model_state
 
     network = SimpleNamespace(init=lambda key, x: ({}, {}), apply=unsure)
     state = state_of({})
-    assert make_episode_player(network, counts(6))(state, 0, 0).actions.tolist() == [0] * 6
-    play = make_episode_player(network, counts(6), greedy=False)
-    assert len({play(state, 0, number).length for number in range(10)}) > 2
+    assert make_episode_runner(network, counts(6))(state, 0, 0).actions.tolist() == [0] * 6
+    run = make_episode_runner(network, counts(6), greedy=False)
+    assert len({run(state, 0, number).length for number in range(10)}) > 2
 
 
-def test_continuous_actions_are_kept_as_the_environment_took_them():
+def test_continuous_actions_are_recorded_as_clipped():
     def apply(params, model_state, x, *, key, train):
         mean = jnp.stack([x[:, 0] + 0.1, x[:, 0] - 9], axis=-1)
         return {"mean": mean, "log_std": 0 * mean, "value": x[:, 0]}, model_state
@@ -150,7 +152,7 @@ def test_continuous_actions_are_kept_as_the_environment_took_them():
         (),
     )
     network = SimpleNamespace(init=lambda key, x: ({}, {}), apply=apply)
-    replay = make_episode_player(network, env, max_steps=3)(state_of({}), 0, 0)
+    replay = make_episode_runner(network, env, max_steps=3)(state_of({}), 0, 0)
     assert replay.actions.dtype == np.float32
     np.testing.assert_allclose(replay.actions, [[0.1, -1], [0.2, -1], [0.4, -1]], rtol=1e-6)
 
@@ -162,24 +164,24 @@ def test_continuous_actions_are_kept_as_the_environment_took_them():
         ({"lesson": "hard"}, r"'counting' has no lesson 'hard' \(there is: none"),
     ],
 )
-def test_what_cannot_be_played_is_said_before(counts, always, change, said):
+def test_settings_that_cannot_run_are_refused(counts, always, change, said):
     with pytest.raises(ValueError, match=said):
-        make_episode_player(always(0), counts(), **change)
+        make_episode_runner(always(0), counts(), **change)
 
 
-def test_environments_that_reset_themselves_or_are_none_are_refused(counts, always):
+def test_unsuitable_environments_and_policies_are_refused(counts, always):
     with pytest.raises(ValueError, match="without auto_reset"):
-        make_episode_player(always(0), auto_reset(counts()))
+        make_episode_runner(always(0), auto_reset(counts()))
     with pytest.raises(TypeError, match="needs an Environment of pure functions"):
-        make_episode_player(always(0), object())
-    with pytest.raises(ValueError, match="must give logits"):
-        make_episode_player(always(0, actions=3), counts())
+        make_episode_runner(always(0), object())
+    with pytest.raises(ValueError, match="must return logits"):
+        make_episode_runner(always(0, actions=3), counts())
 
 
 def test_a_reward_that_is_not_finite_is_named_with_its_step(counts, always):
     env = counts(limit=5, reward=lambda state: jnp.where(state == 3, jnp.nan, 1.0))
     with pytest.raises(ValueError, match="reward at step 2 of episode 4 in 'counting'.* is nan"):
-        make_episode_player(always(0), env)(state_of({"w": 0.0}), 0, 4)
+        make_episode_runner(always(0), env)(state_of({"w": 0.0}), 0, 4)
 
 
 def test_it_is_compiled_once(counts, always):
@@ -189,8 +191,8 @@ def test_it_is_compiled_once(counts, always):
         traced.append(1)
         return state.astype(jnp.float32)
 
-    play = make_episode_player(always(0), counts(reward=reward))
-    play(state_of({"w": 0.0}), 0, 0)
+    run = make_episode_runner(always(0), counts(reward=reward))
+    run(state_of({"w": 0.0}), 0, 0)
     before = len(traced)
-    play(state_of({"w": 1.0}), 5, 2)
+    run(state_of({"w": 1.0}), 5, 2)
     assert len(traced) == before

@@ -1,4 +1,4 @@
-"""Files of replays: small, the same bytes for the same replay, and read with care."""
+"""Replay files: small, the same bytes for the same replay, and validated when they are read."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ import numpy as np
 
 from trainer.checks.paths import to_absolute_path
 from trainer.host.safe_open import read_bytes
-from trainer.rl.replays import Replay
+from trainer.rl.replays.replay import Replay
 
 FORMAT, VERSION = "entracte replay", 1
 
 FILE = re.compile(r"([0-9]+)-[0-9]+\.(?:gif|json)")
-"""The names that replays have; no other file is touched."""
+"""Names of replay files; no other file is touched."""
 
-MOST_BYTES = 2**30
-"""Of a file that is read."""
+MAX_BYTES = 2**30
+"""Largest size of a file that is read."""
 
 NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-"""What JSON has no number for; params may hold it."""
+"""Values of params that JSON has no number for."""
 
 
 def load_replay(path: str | os.PathLike[str]) -> Replay:
     """Read a replay that `record_replays` wrote.
 
-    Its `states(env)` and `frames(env)` make again what was seen, bit for bit on the same kind of
-    device with the same versions; an episode that goes otherwise is refused.
+    Its `states(env)` and `frames(env)` reproduce the episode, bit for bit on the same kind of
+    device with the same versions; an episode that differs is refused.
 
     Args:
         path: of the JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is damaged, is no replay, or is one of a later format.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is no replay, or has a later format.
     """
     file = to_absolute_path(path, "load_replay")
     try:
-        text = read_bytes(file, follow=True, most=MOST_BYTES).decode()
+        text = read_bytes(file, follow=True, most=MAX_BYTES).decode()
         found = json.loads(text, parse_constant=_refuse_constant)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it must be an object with the format {FORMAT!r}")
         if found.get("version") != VERSION:
             raise ValueError(f"its version must be {VERSION}; got {found.get('version')!r:.100}")
-        return _read(found)
+        return _parse_replay(found)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is no replay, or a damaged one: {error}") from error
 
 
 def encode_replay(replay: Replay) -> bytes:
-    """Give the JSON of a replay, the same bytes for the same replay."""
+    """Return the JSON of a replay, the same bytes for the same replay."""
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -71,25 +71,25 @@ def encode_replay(replay: Replay) -> bytes:
         "terminated": replay.terminated,
         "truncated": replay.truncated,
         "checksum": replay.checksum,
-        "params": [[_short(number) for number in leaf] for leaf in replay.params],
-        "rewards": [_short(reward) for reward in replay.rewards],
-        "actions": np.vectorize(_short, otypes=[object])(replay.actions).tolist(),
+        "params": [[_shorten(number) for number in leaf] for leaf in replay.params],
+        "rewards": [_shorten(reward) for reward in replay.rewards],
+        "actions": np.vectorize(_shorten, otypes=[object])(replay.actions).tolist(),
     }
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def _short(number: Any) -> int | float | str:
-    """Give a number of numpy by the fewest digits that are it again in its type."""
+def _shorten(number: Any) -> int | float | str:
+    """Return a numpy number with the fewest digits that round-trip in its type."""
     if np.issubdtype(type(number), np.floating):
         return float(str(number)) if np.isfinite(number) else str(number)
     return int(number)
 
 
-def _read(found: Mapping[str, Any]) -> Replay:
-    """Make a replay of what a file holds.
+def _parse_replay(found: Mapping[str, Any]) -> Replay:
+    """Build a replay from the content of a file.
 
     Raises:
-        ValueError: something is missing, or of another type or size.
+        ValueError: a field is missing, or has another type or size.
     """
 
     def take(name: str, kind: type, wanted: str) -> Any:
@@ -108,19 +108,19 @@ def _read(found: Mapping[str, Any]) -> Replay:
     for name in ("rewards", "actions"):
         if len(columns[name]) != length or not length:
             raise ValueError(f"{name!r} must have the replay's {length} steps, and at least 1")
-    rewards = _numbers("rewards", columns["rewards"])
+    rewards = _to_numbers("rewards", columns["rewards"])
     if rewards.ndim != 1:
         raise ValueError("'rewards' must be one number a step")
     return Replay(
         environment=take("environment", str, "a name"),
         lesson=None if found.get("lesson", 0) is None else take("lesson", str, "a name or null"),
-        params=tuple(_numbers("params", _with_infinities(leaf)) for leaf in columns["params"]),
+        params=tuple(_to_numbers("params", _restore_nonfinite(leaf)) for leaf in columns["params"]),
         seed=count("seed", 2**32),
         number=count("number", 2**31),
         greedy=take("greedy", bool, "true or false"),
         epoch=count("epoch", 2**31),
         step=count("step", 2**31),
-        actions=_numbers("actions", columns["actions"]),
+        actions=_to_numbers("actions", columns["actions"]),
         rewards=rewards.astype(np.float32),
         terminated=take("terminated", bool, "true or false"),
         truncated=take("truncated", bool, "true or false"),
@@ -128,8 +128,8 @@ def _read(found: Mapping[str, Any]) -> Replay:
     )
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
-    """Give int32 or float32; params keep 64 bits, since only the environment knows their type."""
+def _to_numbers(name: str, values: Any) -> np.ndarray:
+    """Return int32 or float32; params keep 64 bits: only the environment knows their type."""
     numbers = np.asarray(values)
     kinds = {"i": np.int32, "f": np.float32}
     if numbers.dtype.kind not in kinds:
@@ -143,7 +143,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     return kept
 
 
-def _with_infinities(leaf: Any) -> list[Any]:
+def _restore_nonfinite(leaf: Any) -> list[Any]:
     if not isinstance(leaf, list):
         raise ValueError("'params' must be lists of numbers")
     return [NOT_FINITE.get(value, value) if isinstance(value, str) else value for value in leaf]
@@ -154,6 +154,6 @@ def _refuse_constant(name: str) -> float:
 
 
 def list_replay_files(folder: Path) -> list[tuple[int, Path]]:
-    """List the files of replays in a folder, with their epochs."""
+    """Return the replay files in a folder, with their epochs."""
     names = ((FILE.fullmatch(path.name), path) for path in folder.iterdir())
     return [(int(name[1]), path) for name, path in names if name]

@@ -1,4 +1,4 @@
-"""Files of replays: what is written comes back, and what is no replay is refused."""
+"""Replay files: they round-trip, and other files are refused."""
 
 import dataclasses
 import json
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.rl.replay_files import encode_replay, list_replay_files, load_replay
-from trainer.rl.replays import Replay
+from trainer.rl.replays.replay import Replay
+from trainer.rl.replays.replay_files import encode_replay, list_replay_files, load_replay
 
 REPLAY = Replay(
     environment="maze",
@@ -34,8 +34,8 @@ def stored(folder, content):
     return path
 
 
-def same(one, other):
-    """Whether two replays have the same fields, bit for bit."""
+def assert_equal(one, other):
+    """Check that two replays have the same fields, bit for bit."""
     for field in dataclasses.fields(Replay):
         before, after = getattr(one, field.name), getattr(other, field.name)
         pairs = zip(before, after, strict=True) if field.name == "params" else [(before, after)]
@@ -45,17 +45,17 @@ def same(one, other):
                 assert left.dtype == right.dtype
 
 
-def test_a_replay_comes_back(tmp_path):
+def test_a_replay_round_trips(tmp_path):
     content = encode_replay(REPLAY)
     loaded = load_replay(stored(tmp_path, content))
-    same(dataclasses.replace(REPLAY, params=()), dataclasses.replace(loaded, params=()))
+    assert_equal(dataclasses.replace(REPLAY, params=()), dataclasses.replace(loaded, params=()))
     for before, after in zip(REPLAY.params, loaded.params, strict=True):
         np.testing.assert_array_equal(after.astype(before.dtype), before)
     assert encode_replay(loaded) == content
     assert loaded.episode_return == REPLAY.episode_return
 
 
-def test_it_is_json_that_a_reader_can_do_without_us(tmp_path):
+def test_it_is_plain_json(tmp_path):
     found = json.loads(encode_replay(REPLAY), parse_constant=pytest.fail)
     assert found["format"] == "entracte replay"
     assert (found["length"], found["actions"]) == (3, [0, 1, 2])
@@ -72,7 +72,7 @@ def test_it_is_json_that_a_reader_can_do_without_us(tmp_path):
         min_size=1,
     )
 )
-def test_numbers_come_back_bit_for_bit(tmp_path_factory, actions):
+def test_numbers_round_trip_bit_for_bit(tmp_path_factory, actions):
     kept = np.array(actions, np.float32)
     replay = dataclasses.replace(REPLAY, actions=kept, rewards=kept[:, 0])
     loaded = load_replay(stored(tmp_path_factory.getbasetemp(), encode_replay(replay)))
@@ -118,7 +118,7 @@ def changed(**change):
         (changed(checksum=1), "'checksum' must be 16 hexadecimal digits"),
     ],
 )
-def test_what_is_no_replay_is_refused_by_its_path(tmp_path, content, said):
+def test_other_content_is_refused_with_its_path(tmp_path, content, said):
     path = stored(tmp_path, content)
     with pytest.raises(ValueError, match="is no replay, or a damaged one") as raised:
         load_replay(path)
@@ -127,7 +127,7 @@ def test_what_is_no_replay_is_refused_by_its_path(tmp_path, content, said):
 
 
 @pytest.mark.parametrize("name", list(json.loads(encode_replay(REPLAY))))
-def test_nothing_may_be_missing_but_what_follows(tmp_path, name):
+def test_only_the_return_may_be_missing(tmp_path, name):
     found = json.loads(encode_replay(REPLAY))
     del found[name]
     path = stored(tmp_path, json.dumps(found).encode())
@@ -138,12 +138,12 @@ def test_nothing_may_be_missing_but_what_follows(tmp_path, name):
             load_replay(path)
 
 
-def test_a_file_that_is_not_there_is_told_by_its_own_error(tmp_path):
+def test_a_missing_file_has_its_own_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_replay(tmp_path / "1-0.json")
 
 
-def test_only_the_names_of_replays_are_listed(tmp_path):
+def test_only_replay_files_are_listed(tmp_path):
     for name in ("10-0.gif", "9-12.json", "9-12.json.1.tmp", "x9-1.gif", "9.json", "9-1.png"):
         (tmp_path / name).touch()
     assert sorted(list_replay_files(tmp_path)) == [

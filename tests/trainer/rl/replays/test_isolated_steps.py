@@ -1,4 +1,4 @@
-"""Isolated steps: the same bits in every program."""
+"""Isolated steps: the same bits in every compiled function."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 from jax import lax
 
 from trainer.rl.environments import Box, Discrete, Environment, Step, cartpole
-from trainer.rl.isolated_steps import STEP, isolate_step
+from trainer.rl.replays.isolated_steps import STEP, isolate_step
 
 
-def test_it_takes_the_environments_own_step():
+def test_it_is_the_environments_step():
     env = cartpole()
     root, action = jax.random.key(3), jnp.int32(1)
     state, _ = env.reset(jax.random.key(0), env.params)
@@ -20,8 +20,8 @@ def test_it_takes_the_environments_own_step():
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_what_computes_the_action_changes_no_bit_of_the_step():
-    """XLA would make one factor of the policy's and the step's, and round once instead of twice."""
+def test_the_code_around_a_step_changes_none_of_its_bits():
+    """Without isolation, XLA fuses two factors and rounds once instead of twice."""
 
     def step(key, state, action, params):
         state = 3.3 * action + 2 * state
@@ -32,7 +32,7 @@ def test_what_computes_the_action_changes_no_bit_of_the_step():
     take, root, start = isolate_step(env), jax.random.key(0), jnp.float32(0.3)
 
     @jax.jit
-    def play(t):
+    def run(t):
         def body(carried):
             t, state, actions, states = carried
             action = 1.7 * state
@@ -43,18 +43,18 @@ def test_what_computes_the_action_changes_no_bit_of_the_step():
         return lax.while_loop(lambda carried: carried[0] < 60, body, (t, start, *kept))[2:]
 
     @jax.jit
-    def play_again(t, actions):
+    def run_again(t, actions):
         def body(state, row):
             return take(root, t + row[1], state, row[0], ()).state, state
 
         return lax.scan(body, start, (actions, jnp.arange(60)))[1]
 
-    actions, states = play(0)
-    np.testing.assert_array_equal(play_again(0, actions), states)
+    actions, states = run(0)
+    np.testing.assert_array_equal(run_again(0, actions), states)
     assert np.unique(states).size > 50
 
 
-def test_numbers_of_python_are_arrays_after():
+def test_python_numbers_become_arrays():
     def step(key, state, action, params):
         return Step(state, state[None], 1, False, True, {"bonus": 2.0})
 

@@ -1,0 +1,1 @@
+"""Replays: episodes recorded, saved to files and reproduced."""
