@@ -212,7 +212,7 @@ def test_a_minibatch_of_an_update_without_weight_changes_nothing():
     rows = jnp.array([[[1.0, 2.0]], [[0.0, 9.0]]])  # [time, env, features]: one counts
     batch = {"observation": rows, "first": jnp.zeros((2, 1), bool), "value": jnp.zeros((2, 1))}
     after, traces = ppo_update.update_on_minibatches(
-        *(state, ppo_update.group_units(batch, ()), network, optimizer, weighed),
+        *(state, ppo_update.group_units(batch, ()), network, optimizer, losses.Loss(weighed)),
         config=PPOConfig(epochs=1, minibatches=2, clip_norm=None),
         key=jax.random.key(1),
     )
