@@ -108,7 +108,7 @@ def savez_in_a_thread(folder):
         waiting.append(pool.submit(np.savez, f"{folder}/{int(state.epoch) % 3}.npz", **arrays))
         return state
 
-    return hooks.Hook(save, "savez", stage="save", close=pool.shutdown)
+    return hooks.Hook(save, "savez", stage="save", close=lambda error: pool.shutdown())
 
 
 def orbax_manager(folder, keep):
@@ -124,7 +124,7 @@ def orbax_every_epoch(folder):
         manager.save(int(state.epoch), args=ocp.args.StandardSave(state.params))
         return state
 
-    return hooks.Hook(save, "orbax", stage="save", close=manager.close)
+    return hooks.Hook(save, "orbax", stage="save", close=lambda error: manager.close())
 
 
 SAVING = {

@@ -32,6 +32,7 @@ import trainer
 from hooks.monitoring.timing import Stopwatch
 from trainer import data, losses
 from trainer.loop.events import HookRunner
+from trainer.loop.hook_states import init_hook_states
 
 NAMES = tuple(f"metric_{number}" for number in range(10))
 EMPTY, FIVE = "chain()", "chain of five no-op hooks"
@@ -176,7 +177,7 @@ def events(hook, state, burst):
     """Make a measurement of microseconds an event, and what ends it."""
     running = HookRunner(hook, ["train"])
     metrics = ten_metrics()
-    state, _ = running.run("start", running.init_hook_states(state), trainer.Metrics())
+    state, _ = running.run("start", init_hook_states(running.hooks, state), trainer.Metrics())
     state, _ = running.run("epoch", state, metrics)  # compiles, and makes the first commit
 
     def measure():

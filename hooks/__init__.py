@@ -1,6 +1,6 @@
-"""Everything that is not training, as functions `(state, metrics) -> state` between epochs."""
+"""Everything besides training, as functions `(state, metrics) -> state` between epochs."""
 
-# ruff: noqa: E402 - before anything of `trainer` is imported, that it is the one that is meant
+# ruff: noqa: E402 - check that `trainer` is ours before anything of it is imported
 from hooks.origin import check_package_origin
 
 check_package_origin("trainer")
@@ -43,8 +43,10 @@ from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from hooks.writers.wandb import WandB
 from hooks.writers.writer import Writer
 from trainer import Hook
+from trainer.hook import SKIP
 
 __all__ = [
+    "SKIP",
     "Console",
     "Database",
     "Histogram",

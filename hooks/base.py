@@ -1,24 +1,38 @@
-"""Hooks from plain functions: what they declare, and what they remember."""
+"""Hooks from plain functions: what a function declares, and hooks that keep a hook state."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
+from hooks.combining import Chain, chain
 from trainer import TrainState
 from trainer.checks.arguments import describe_value, require_function
-from trainer.hook import Hook, HookFunction, HookState, flatten_hooks
+from trainer.hook import (
+    Hook,
+    HookFunction,
+    HookState,
+    flatten_hooks,
+    get_hook_state,
+    set_hook_state,
+)
 from trainer.state import PyTree
 
+Init = Callable[[TrainState], PyTree]
+
 Update = Callable[[Any, TrainState, Mapping[str, float]], tuple[Any, TrainState]]
-"""`(memory, state, metrics) -> (memory, state)`."""
+"""`(hook_state, state, metrics) -> (hook_state, state)`."""
+
+UPDATE_FORM = "(hook_state, state, metrics) -> (hook_state, state)"
+"""How an update is called, for messages."""
 
 
 def observe(hook: HookFunction | Hook) -> Hook:
-    """Declare a function an observer: it looks, and may write scores and its own memory only.
+    """Declare a function an observer: it may write scores and its own hook state, nothing else.
 
-    Observers run after all control hooks of the event; on several processes on the lead alone.
+    Observers run after all control hooks of the event; on several processes, on the main process
+    alone.
 
     >>> @observe
     ... def show(state, metrics):
@@ -27,13 +41,13 @@ def observe(hook: HookFunction | Hook) -> Hook:
     >>> show.stage
     'observe'
     """
-    return dataclasses.replace(_one(hook, "observe"), stage="observe")
+    return dataclasses.replace(_require_one_hook(hook, "observe"), stage="observe")
 
 
 def reads(*keys: str) -> Callable[[HookFunction | Hook], Hook]:
-    """Declare the metrics that a function needs; without them it does not fire.
+    """Declare the metrics that a function needs; it does not fire if one is missing.
 
-    That something writes them before it is checked before anything trains.
+    `fit` checks before training that something writes them before this hook runs.
 
     >>> @reads("val/loss")
     ... def stop_when_good(state, metrics):
@@ -45,14 +59,14 @@ def reads(*keys: str) -> Callable[[HookFunction | Hook], Hook]:
     _require_names("reads", keys)
 
     def declare(hook: HookFunction | Hook) -> Hook:
-        hook = _one(hook, "reads")
+        hook = _require_one_hook(hook, "reads")
         return dataclasses.replace(hook, reads=(*hook.reads, *keys))
 
     return declare
 
 
 def writes(*keys: str) -> Callable[[HookFunction | Hook], Hook]:
-    """Declare the scores that a function writes, so that later hooks may read them.
+    """Declare the scores that a function writes, so that later hooks can read them.
 
     >>> @writes("gap")
     ... def compare(state, metrics):
@@ -65,7 +79,7 @@ def writes(*keys: str) -> Callable[[HookFunction | Hook], Hook]:
     _require_names("writes", keys)
 
     def declare(hook: HookFunction | Hook) -> Hook:
-        hook = _one(hook, "writes")
+        hook = _require_one_hook(hook, "writes")
         if callable(hook.writes):
             raise ValueError(f"hook {hook.name!r} names its scores itself")
         return dataclasses.replace(hook, writes=(*hook.writes, *keys))
@@ -76,8 +90,8 @@ def writes(*keys: str) -> Callable[[HookFunction | Hook], Hook]:
 def rekeys(hook: HookFunction | Hook) -> Hook:
     """Declare that a control hook may replace `state.rng`, the root of all randomness.
 
-    From there on the order of the data, dropout and all that is drawn are another's. To draw within
-    a hook nothing need be replaced: `state.key("hook/<name>")`.
+    After that the order of the data, dropout and all other random numbers are different. To draw
+    within a hook nothing need be replaced: use `state.key("hook/<name>")`.
 
     >>> import jax
     >>> @rekeys
@@ -86,54 +100,68 @@ def rekeys(hook: HookFunction | Hook) -> Hook:
     >>> reseed.rekeys
     True
     """
-    return dataclasses.replace(_one(hook, "rekeys"), rekeys=True)
+    return dataclasses.replace(_require_one_hook(hook, "rekeys"), rekeys=True)
 
 
-def stateful(name: str, init: Callable[[TrainState], PyTree], update: Update) -> Hook:
-    """Make a hook that remembers, in `state.hook_state[name]`, which is saved with the state.
+@overload
+def stateful(
+    name: str, init: Init, update: Update, *, start: None = None, **fields: Any
+) -> Hook: ...
+
+
+@overload
+def stateful(name: str, init: Init, update: Update, *, start: Update, **fields: Any) -> Chain: ...
+
+
+def stateful(
+    name: str, init: Init, update: Update, *, start: Update | None = None, **fields: Any
+) -> Hook | Chain:
+    """Make a hook that keeps a hook state, in `state.hook_state[name]`, saved with the state.
 
     Args:
         name: unique among the hooks of a run; include the subject, `stop_early/val/loss`.
-        init: `(state) -> memory`, a pytree of numbers, strings and arrays.
-        update: `(memory, state, metrics) -> (memory, state)`, memory of the structure and types
-            that `init` gave.
+        init: `(state) -> hook_state`, a pytree of numbers, strings and arrays.
+        update: `(hook_state, state, metrics) -> (hook_state, state)`; it keeps the structure and
+            types of the hook state that `init` returned.
+        start: of the same form; called at `start`, on the restored hook state.
+        fields: others of `Hook`, such as `reads`, `writes`, `event`, `stage`.
 
-    >>> def count(memory, state, metrics):
-    ...     return memory + 1, state
+    >>> def count(hook_state, state, metrics):
+    ...     return hook_state + 1, state
     >>> hook = stateful("count", lambda state: 0, count)
     >>> import jax
     >>> state = TrainState.create(params={}, rng=jax.random.key(0))
     >>> hook(hook(state, {}), {}).hook_state
     {'count': 2}
     """
+    require_function(f"init of hook {name!r}", init, "(state) -> hook_state")
+    run = _bind_hook_state(name, init, update, "update")
+    hook = Hook(run, name, hook_states=(HookState(name, init),), **fields)
+    if start is None:
+        return hook
+    begin = _bind_hook_state(name, init, start, "start")
+    return chain(Hook(begin, f"{name}/start", event="start", stage=hook.stage), hook)
 
-    require_function(f"init of hook {name!r}", init, "(state) -> memory")
-    form = "(memory, state, metrics) -> (memory, state)"
-    require_function(f"update of hook {name!r}", update, form)
+
+def _bind_hook_state(name: str, init: Init, update: Update, role: str) -> HookFunction:
+    """Make a hook's function of an update: it reads the hook state, and puts the new one back."""
+    require_function(f"{role} of hook {name!r}", update, UPDATE_FORM)
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         before = get_hook_state(state, name, init)
         result = update(before, state, metrics)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"update of {name!r} must return (memory, state); got {result!r:.100}")
-        memory, after = result
-        if memory is before and name in state.hook_state:
+        if not (
+            isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], TrainState)
+        ):
+            raise TypeError(
+                f"{role} of {name!r} must return (hook_state, state); got {result!r:.100}"
+            )
+        hook_state, after = result
+        if hook_state is before and name in state.hook_state:
             return after
-        if not isinstance(after, TrainState):
-            raise TypeError(f"update of {name!r} must return (memory, state); got {after!r:.100}")
-        return set_hook_state(after, name, memory)
+        return set_hook_state(after, name, hook_state)
 
-    return Hook(run, name, hook_states=(HookState(name, init),))
-
-
-def get_hook_state(state: TrainState, name: str, init: Callable[[TrainState], PyTree]) -> PyTree:
-    """Give what is remembered under a name, or the first memory where a test has none."""
-    return state.hook_state[name] if name in state.hook_state else init(state)
-
-
-def set_hook_state(state: TrainState, name: str, memory: PyTree) -> TrainState:
-    """Give a state that remembers this under the name."""
-    return state.replace(hook_state={**state.hook_state, name: memory})
+    return run
 
 
 def _require_names(who: str, keys: tuple[Any, ...]) -> None:
@@ -145,8 +173,8 @@ def _require_names(who: str, keys: tuple[Any, ...]) -> None:
         )
 
 
-def _one(hook: Any, what: str) -> Hook:
+def _require_one_hook(hook: Any, who: str) -> Hook:
     parts = flatten_hooks(hook)
     if len(parts) != 1:
-        raise ValueError(f"{what} declares one hook; got a chain of {len(parts)}")
+        raise ValueError(f"{who} declares one hook; got a chain of {len(parts)}")
     return parts[0]

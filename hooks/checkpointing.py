@@ -22,9 +22,9 @@ from trainer.checkpoints.resume_warnings import (
     merge_saved_settings,
 )
 from trainer.checkpoints.saved_config import normalize_config
-from trainer.hook import Gate, RestoredState, RunSettings
+from trainer.hook import SKIP, Gate, RestoredState, RunSettings
 from trainer.host.processes import from_main_process, is_main_process
-from trainer.loop.run_description import hyperparams
+from trainer.loop.run_description import read_hyperparams
 
 log = logging.getLogger("entracte")
 
@@ -81,9 +81,6 @@ def save_checkpoints(
     recorded: RunSettings = {}
     compared = False
 
-    def leave_unchanged(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state
-
     def describe(rows: RunSettings) -> None:
         nonlocal requested, recorded, compared
         requested, recorded, compared = rows, rows, False
@@ -98,7 +95,7 @@ def save_checkpoints(
         differences = compare_settings(
             saved,
             requested,
-            hyperparams(checkpoint.state),
+            read_hyperparams(checkpoint.state),
             same_software=has_same_software(checkpoint.manifest),
         )
         recorded = merge_saved_settings(requested, differences)
@@ -146,7 +143,7 @@ def save_checkpoints(
             saved_epoch = int(state.epoch)
         return state
 
-    def close() -> None:
+    def close(error: BaseException | None) -> None:
         nonlocal lock
         if lock is not None and not lock.by_this_thread():  # closed by a fit that was refused
             return
@@ -161,7 +158,7 @@ def save_checkpoints(
     name = "save_checkpoints"
     return chain(
         Hook(
-            leave_unchanged,
+            SKIP,
             f"{name}/restore",
             event="start",
             restore=restore,
@@ -182,7 +179,7 @@ def save_checkpoints(
             f"{name}/last",
             event="end",
             stage="save",
-            dry_run=leave_unchanged,
+            dry_run=SKIP,
             flush=checkpoints.wait,
             close=close,
         ),

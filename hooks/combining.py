@@ -1,4 +1,4 @@
-"""The algebra: combinators that take hooks and give a hook."""
+"""Combinators: functions that take hooks and return a hook."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ from typing import Any
 
 import numpy as np
 
-from hooks.base import get_hook_state, set_hook_state
 from trainer import Metrics, TrainState
 from trainer.checks.arguments import describe_value, require_function, require_integer
-from trainer.hook import Gate, Hook, HookFunction, HookState, flatten_hooks
+from trainer.hook import (
+    Gate,
+    Hook,
+    HookFunction,
+    HookState,
+    flatten_hooks,
+    get_hook_state,
+    set_hook_state,
+)
 from trainer.host.plain_tables import align_columns
-from trainer.loop.events import sort_hooks
+from trainer.loop.hook_order import sort_hooks
 from trainer.state import read_step_count
 
-PASSING = ("start", "end", "error")
-"""Events whose parts of a composite no trigger governs."""
+UNGATED_EVENTS = ("start", "end", "error")
+"""Parts of a chain at these events run whatever its triggers (`every`, `when`, ...) say."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Hooks in order. Printing one shows a table in the order of execution."""
+    """Hooks in order. `print` shows them as a table, in the order of execution."""
 
     parts: tuple[Hook, ...]
 
     def __call__(
         self, state: TrainState, metrics: Mapping[str, float], event: str = "epoch"
     ) -> TrainState:
-        """Run the hooks of one event in order of execution, as `fit` does but without its checks.
+        """Run the hooks of one event in order of execution, like `fit` but without its checks.
 
-        Scores stay on the state, for a test to look at.
+        Scores stay in the state, for tests.
         """
         answers: dict[Gate, bool] = {}
         for hook in sort_hooks(self.parts, event):
             if hook.is_due(state, metrics, answers):
                 after = hook.apply(state, metrics)
                 if after.scores is not state.scores:
-                    metrics = _with_scores(metrics, after.scores)
+                    metrics = _add_scores(metrics, after.scores)
                 state = after
         return state
 
@@ -49,13 +56,13 @@ class Chain:
 
 
 HookLike = Chain | Hook | HookFunction
-"""What combinators take and give."""
+"""What combinators accept and return."""
 
 
 def chain(*hooks: Any) -> Chain:
-    """Run hooks in order. `chain()` does nothing; chains within chains flatten.
+    """Run hooks in order. `chain()` does nothing; nested chains are flattened.
 
-    The order holds within a stage: control hooks first, then observers, then commits.
+    The order holds within a stage: control hooks run first, then observers, then saves.
 
     >>> def scale(factor):
     ...     def scale(state, metrics):
@@ -73,13 +80,13 @@ def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
     """Run a hook in every n-th epoch, counted from 1, from epoch `start` on.
 
     Raises:
-        TypeError: `n` is no whole number.
+        TypeError: `n` is not a whole number.
         ValueError: it is below 1.
 
     >>> print(every(5, chain()))
     event  stage  hook  reads  writes
     """
-    _positive("every", n)
+    _require_positive("every", n)
     if n == 1 and start <= 1:
         return hook
 
@@ -91,13 +98,13 @@ def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
 
 
 def every_steps(n: int, hook: HookLike) -> HookLike:
-    """Run a hook where `step // n` grew since it last ran.
+    """Run a hook if `step // n` has grown since the hook last ran.
 
     Raises:
-        TypeError: `n` is no whole number.
+        TypeError: `n` is not a whole number.
         ValueError: it is below 1.
     """
-    _positive("every_steps", n)
+    _require_positive("every_steps", n)
 
     def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:
         name = f"every_steps/{n}/{part.name}"
@@ -116,9 +123,10 @@ def every_steps(n: int, hook: HookLike) -> HookLike:
 
 
 def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: HookLike) -> HookLike:
-    """Run a hook where `(state, metrics) -> bool` says so.
+    """Run a hook if a predicate `(state, metrics) -> bool` returns True.
 
-    It is asked once an event, when the hook's first part is due, on what that part sees.
+    The predicate is called once an event, when the hook's first part is due, with the state and
+    metrics of that part.
 
     >>> def stop(state, metrics):
     ...     return state.replace(stop=True)
@@ -144,7 +152,7 @@ def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: Hoo
 
 
 def once(hook: HookLike) -> HookLike:
-    """Run a hook the first time only, across resumes."""
+    """Run a hook the first time that it is due only, across resumes."""
 
     def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:
         name = f"once/{part.name}"
@@ -157,10 +165,10 @@ def once(hook: HookLike) -> HookLike:
 
 
 def on(event: str, hook: HookLike) -> HookLike:
-    """Run a hook at `start`, after a phase (its name), at `epoch`, `end` or on `error`.
+    """Run a hook at `start`, after a phase (its name), at `epoch`, `end` or `error`.
 
     Raises:
-        ValueError: a part has an event already.
+        ValueError: a part of the hook already has an event.
 
     >>> def greet(state, metrics):
     ...     return state
@@ -182,7 +190,7 @@ def on(event: str, hook: HookLike) -> HookLike:
 
 
 def format_table(parts: tuple[Hook, ...]) -> str:
-    """Lay hooks out as text, in the order of execution."""
+    """Format hooks as a table, in the order of execution."""
     named = [part.at for part in parts]
     phases = [at for at in dict.fromkeys(named) if at not in ("start", "epoch", "end", "error")]
     rows = [("event", "stage", "hook", "reads", "writes")]
@@ -196,32 +204,32 @@ def format_table(parts: tuple[Hook, ...]) -> str:
 def _add_gate(
     hook: HookLike, gate: Callable[[Hook], tuple[Gate, tuple[HookState, ...]]]
 ) -> HookLike:
-    """Put a gate before the parts that run at phases and at `epoch`."""
+    """Add a gate to the parts that run at phases and at `epoch`."""
 
-    def govern(part: Hook) -> Hook:
-        if part.at in PASSING:
+    def add(part: Hook) -> Hook:
+        if part.at in UNGATED_EVENTS:
             return part
-        opened, memories = gate(part)
+        added, hook_states = gate(part)
         return dataclasses.replace(
-            part, gates=(opened, *part.gates), hook_states=(*part.hook_states, *memories)
+            part, gates=(added, *part.gates), hook_states=(*part.hook_states, *hook_states)
         )
 
-    return join_parts([govern(part) for part in flatten_hooks(hook)])
+    return join_parts([add(part) for part in flatten_hooks(hook)])
 
 
 def join_parts(parts: list[Hook]) -> HookLike:
-    """Give a single hook as it is, several as a chain."""
+    """Return a single hook unchanged, several as a chain."""
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
 
 def _int(scalar: Any) -> int:
-    """Read a number off the device: 2 us, where int() of a jax array takes 7."""
+    """Read a number from the device: 2 us, where int() of a jax array takes 7."""
     return int(np.asarray(scalar))
 
 
-def _positive(name: str, n: int) -> None:
+def _require_positive(name: str, n: int) -> None:
     require_integer(f"{name}(n, hook): n", n, 1)
 
 
-def _with_scores(metrics: Mapping[str, float], scores: Mapping[str, float]) -> Mapping[str, float]:
+def _add_scores(metrics: Mapping[str, float], scores: Mapping[str, float]) -> Mapping[str, float]:
     return (metrics if isinstance(metrics, Metrics) else Metrics(metrics)).with_scores(scores)

@@ -1,4 +1,4 @@
-"""Hooks that may fail or take long: guarded, or moved to a thread."""
+"""Hooks that may fail or be slow: retry them, or run them on a worker thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hooks.combining import PASSING, HookLike, join_parts
+from hooks.combining import UNGATED_EVENTS, HookLike, join_parts
 from hooks.worker import BackgroundWorker
 from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.checks.arguments import require_integer, require_number
@@ -25,15 +25,15 @@ log = logging.getLogger("entracte")
 
 
 def guard(hook: HookLike, retries: int = 0) -> HookLike:
-    """Retry a failing hook, then log the failure and go on without it.
+    """Retry a hook that fails, then log the failure and continue without it.
 
     Args:
         hook: whose parts at phases and at `epoch` are guarded.
-        retries: further tries at the same event.
+        retries: further attempts at the same event.
 
     Raises:
-        ValueError: a part is a commit, whose failure must not be passed over; or a control hook on
-            several processes, which would part ways.
+        ValueError: a part saves, which must not fail silently; or is a control hook on several
+            processes, whose states would differ.
 
     >>> import jax
     >>> def fail(state, metrics):
@@ -44,18 +44,20 @@ def guard(hook: HookLike, retries: int = 0) -> HookLike:
     """
     require_integer("retries", retries, 0)
 
-    def guarded(part: Hook) -> Hook:
-        if part.at in PASSING:
+    def guard_part(part: Hook) -> Hook:
+        if part.at in UNGATED_EVENTS:
             return part
         if part.stage == "save":
-            raise ValueError(f"commit {part.name!r} cannot be guarded: its failure must be raised")
+            raise ValueError(
+                f"hook {part.name!r} saves and cannot be guarded: its failure must be raised"
+            )
         if part.stage == "control" and jax.process_count() > 1:
             raise ValueError(
                 f"control hook {part.name!r} cannot be guarded on several processes: it might fail "
                 "on one of them, and their states would differ"
             )
 
-        def tried(function: HookFunction) -> HookFunction:
+        def retry(function: HookFunction) -> HookFunction:
             def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
                 for attempt in range(1, retries + 2):
                     try:
@@ -69,39 +71,39 @@ def guard(hook: HookLike, retries: int = 0) -> HookLike:
 
             return run
 
-        rehearse = part.dry_run and tried(part.dry_run)
-        return dataclasses.replace(part, function=tried(part.function), dry_run=rehearse)
+        dry_run = part.dry_run and retry(part.dry_run)
+        return dataclasses.replace(part, function=retry(part.function), dry_run=dry_run)
 
-    return join_parts([guarded(part) for part in flatten_hooks(hook)])
+    return join_parts([guard_part(part) for part in flatten_hooks(hook)])
 
 
 def background(hook: HookLike, *, time_limit: float = 600.0) -> HookLike:
     """Run observers on a worker thread, in order, on a host copy of the state.
 
-    The event waits for the copy alone. A failure is raised at the next event, before a commit, or
-    when the run closes. Since its result is not waited for, it can neither score nor remember.
+    The event waits only for the copy. A failure is raised at the next event, before a checkpoint is
+    saved, or when the run closes. The result arrives too late for scores and hook states.
 
-    Parts at `start`, `end` and `error` stay where they are.
+    Parts at `start`, `end` and `error` do not move to the thread.
 
     Args:
         hook: the observers.
-        time_limit: seconds that one call may take. One that takes longer hangs: TimeoutError is
-            raised as a failure is, and its thread left behind.
+        time_limit: seconds that a call may take. If one takes longer, TimeoutError is raised, at
+            the same places as a failure, and its thread is left behind.
 
     Raises:
-        ValueError: a part is no observer, or keeps a memory, or writes scores; or the limit is not
-            positive.
+        ValueError: a part is not an observer, keeps a hook state, or writes scores; or the limit is
+            not positive.
     """
     if not 0 < require_number("time_limit", time_limit) <= threading.TIMEOUT_MAX:
         raise ValueError(f"time_limit must be a number of seconds above 0; got {time_limit}")
 
-    def moved(part: Hook) -> Hook:
-        if part.at in PASSING:
+    def move(part: Hook) -> Hook:
+        if part.at in UNGATED_EVENTS:
             return part
         if part.stage != "observe" or part.hook_states or part.writes:
             raise ValueError(
-                f"background takes observers without memory and scores; {part.name!r} is "
-                f"{'one with memory or scores' if part.stage == 'observe' else 'a ' + part.stage}"
+                f"background takes observers without hook state and scores; {part.name!r} is "
+                f"{'one with them' if part.stage == 'observe' else 'a ' + part.stage + ' hook'}"
                 f"{': declare it, hooks.observe(...)' if part.stage == 'control' else ''}"
             )
         worker = BackgroundWorker(
@@ -109,7 +111,7 @@ def background(hook: HookLike, *, time_limit: float = 600.0) -> HookLike:
         )
 
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-            worker.put((_on_host(state), _with_host_output(metrics)))
+            worker.put((_copy_to_host(state), _copy_output(metrics)))
             return state
 
         def flush() -> None:
@@ -117,45 +119,45 @@ def background(hook: HookLike, *, time_limit: float = 600.0) -> HookLike:
             if part.flush:
                 part.flush()
 
-        def close() -> None:
+        def close(error: BaseException | None) -> None:
             try:
                 worker.close()
             finally:
                 if part.close:
-                    part.close()
+                    part.close(error)
 
         return dataclasses.replace(
             part, function=run, check_background=worker.check, flush=flush, close=close
         )
 
-    return join_parts([moved(part) for part in flatten_hooks(hook)])
+    return join_parts([move(part) for part in flatten_hooks(hook)])
 
 
 def _observe(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> None:
-    shadow = MutationGuard(state, getattr(metrics, "output", None))
+    guard = MutationGuard(state, getattr(metrics, "output", None))
     with span("hook", part.name):
         after = part.function(state, metrics)
-    shadow.check_unchanged(f"background observer {part.name!r}")
+    guard.check_unchanged(f"background observer {part.name!r}")
     if after is not state:
         raise ValueError(f"background observer {part.name!r} must return the state it was given")
 
 
-def _on_host(state: TrainState) -> TrainState:
-    """Copy a state; of the host part the containers, for training goes on with those of the run."""
+def _copy_to_host(state: TrainState) -> TrainState:
+    """Copy a state to the host; of its host part the containers, which training may change."""
     host = jax.tree.map(lambda leaf: leaf, (state.hook_state, state.scores))
-    copied = attach_host_fields(_copied(strip_host_fields(state)), state)
+    copied = attach_host_fields(_copy_arrays(strip_host_fields(state)), state)
     return copied.replace(hook_state=host[0], scores=host[1])
 
 
-def _with_host_output(metrics: Mapping[str, float]) -> Mapping[str, float]:
+def _copy_output(metrics: Mapping[str, float]) -> Mapping[str, float]:
     if isinstance(metrics, Metrics) and metrics.output is not None:
-        output = _copied(metrics.output)
+        output = _copy_arrays(metrics.output)
         return Metrics(metrics, steps=metrics.steps, output=output, epochs=metrics.epochs)
     return metrics
 
 
-def _copied(tree: Any) -> Any:
-    """Copy arrays to the host; a view of a buffer would keep it from being donated."""
+def _copy_arrays(tree: Any) -> Any:
+    """Copy arrays to the host; a view of a buffer would prevent its donation."""
 
     def copy(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -150,7 +150,7 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
             with span("writer", type(writer).__name__):
                 writer.flush()
 
-    def close() -> None:
+    def close(error: BaseException | None) -> None:
         nonlocal failed_at
         failed_at = None  # a later run may resume from an earlier place
         failed: Exception | None = None

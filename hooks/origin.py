@@ -1,4 +1,4 @@
-"""Where the package `trainer` comes from: one beside a script would hide the one that is meant."""
+"""A check that the package `trainer` is ours: one beside a script would hide it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 
 def check_package_origin(name: str) -> None:
-    """Check, without importing it, that a package is the one that was installed with this one.
+    """Check, without importing it, that a package is the one installed with `hooks`.
 
-    Python looks first in the folder of the script, so that a `trainer.py` there, or a folder
-    `trainer`, is found in its place, and fails far from here.
+    Python looks in the folder of the script first. A `trainer.py` or a folder `trainer` there would
+    be imported instead, and fail with an unclear error.
 
     Raises:
-        ImportError: another file or folder has the name.
+        ImportError: Python finds another file or folder of this name.
     """
     ours = Path(__file__).resolve().parent.parent / name
-    found = _place(name)
+    found = _find_package(name)
     if found is not None and (ours / "__init__.py").exists() and found.resolve() != ours:
         raise ImportError(
             f"the package 'hooks' needs the package {name!r} that was installed with it, {ours}; "
@@ -27,7 +27,7 @@ def check_package_origin(name: str) -> None:
         )
 
 
-def _place(name: str) -> Path | None:
+def _find_package(name: str) -> Path | None:
     """Return the file of a module, or the folder of a package, that has the name."""
     if (module := sys.modules.get(name)) is not None:
         origin, folders = getattr(module, "__file__", None), getattr(module, "__path__", ())

@@ -1,4 +1,4 @@
-"""Holding any hook, a user's own too, to the laws."""
+"""A check for tests that a hook keeps the laws."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from trainer import Checkpoints, Hook, TrainState, fingerprint
 from trainer.checks.pytrees import list_differences
 from trainer.loop.events import HookRunner
 from trainer.loop.hook_checks import check_hook_result
+from trainer.loop.hook_states import init_hook_states
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.state_buffers import copy_state
 
@@ -17,20 +18,20 @@ from trainer.phases.state_buffers import copy_state
 def check_hook(
     hook: Any, state: TrainState, metrics: Mapping[str, float], *, phases: tuple[str, ...] = ()
 ) -> TrainState:
-    """Hold a hook to the laws, each of its parts in the order of execution.
+    """Check that a hook keeps the laws, each of its parts in the order of execution.
 
-    It is pure (the same arguments give the same result, but for the scores that an observer reads
-    off the world), leaves its arguments as they are, keeps the state's structure, does what its
-    stage allows, and goes on from a checkpoint as if nothing had happened. It is closed at the end.
+    It must be pure (the same arguments, the same result; only scores of an observer may vary), not
+    change its arguments, keep the state's structure, change only what its stage may change, and
+    behave the same after a round trip through a checkpoint. It is closed at the end.
 
     Args:
         hook: a plain function, a hook or a chain.
-        state: to try it on.
+        state: to call it with.
         metrics: all that it reads, so that it fires.
         phases: names of the program's phases, for a hook that runs after one.
 
     Returns:
-        The state after all parts ran.
+        The state after all parts have run.
 
     Raises:
         AssertionError: a law is broken, or a part does not fire on these arguments.
@@ -45,7 +46,7 @@ def check_hook(
     """
     events = HookRunner(hook, phases)
     before = fingerprint(state)
-    current = events.init_hook_states(copy_state(state))
+    current = init_hook_states(events.hooks, copy_state(state))
     try:
         for event in ("start", *phases, "epoch", "end", "error"):
             for part in events.order[event]:
@@ -59,10 +60,10 @@ def check_hook(
 def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
     missing = [key for key in part.reads if key not in metrics]
     assert not missing, f"hook {part.name!r} does not fire: {missing} is not among the metrics"
-    assert part.is_due(state, metrics, {}), f"hook {part.name!r} does not fire: its trigger says no"
+    assert part.is_due(state, metrics, {}), f"hook {part.name!r} does not fire: a trigger is closed"
     before, seen = fingerprint(state), dict(metrics)
-    after = check_hook_result(part, state, _untouched(part, state, metrics))
-    again = check_hook_result(part, state, _untouched(part, state, metrics))
+    after = check_hook_result(part, state, _apply_unchanged(part, state, metrics))
+    again = check_hook_result(part, state, _apply_unchanged(part, state, metrics))
     assert fingerprint(state) == before, f"hook {part.name!r} changed its argument, the state"
     assert dict(metrics) == seen, f"hook {part.name!r} changed its argument, the metrics"
     assert fingerprint(after) == fingerprint(again), (
@@ -77,12 +78,12 @@ def _check_part(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> 
     return after
 
 
-def _untouched(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-    """Run a part, and hold it to leave what it was given as it is, scores and output included."""
-    shadow = MutationGuard(state, getattr(metrics, "output", None))
+def _apply_unchanged(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    """Run a part, and check that it does not change its arguments, scores and output included."""
+    guard = MutationGuard(state, getattr(metrics, "output", None))
     after = part.apply(state, metrics)
     try:
-        shadow.check_unchanged(f"hook {part.name!r}")
+        guard.check_unchanged(f"hook {part.name!r}")
     except ValueError as error:
         raise AssertionError(str(error)) from None
     return after
@@ -93,14 +94,13 @@ def _check_round_trip(part: Hook, state: TrainState, metrics: Mapping[str, float
         with Checkpoints(directory) as checkpoints:
             checkpoints.save(state)
         with Checkpoints(directory) as checkpoints:
-            commit = checkpoints.restore(state)
-    assert commit is not None
-    restored = commit.state
-    names = [memory.name for memory in part.hook_states]
-    for name in names:
+            checkpoint = checkpoints.restore(state)
+    assert checkpoint is not None
+    restored = checkpoint.state
+    for name, _ in part.hook_states:
         lines = list_differences(state.hook_state[name], restored.hook_state[name])
-        assert not lines, f"memory {name!r} changes in a checkpoint: {lines}"
-    goes_on, resumed = part(state, metrics), part(restored, metrics)
-    assert fingerprint(goes_on) == fingerprint(resumed), (
-        f"hook {part.name!r} goes on differently after a checkpoint"
+        assert not lines, f"hook state {name!r} changes in a checkpoint: {lines}"
+    continued, resumed = part(state, metrics), part(restored, metrics)
+    assert fingerprint(continued) == fingerprint(resumed), (
+        f"hook {part.name!r} behaves differently after a checkpoint"
     )

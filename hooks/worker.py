@@ -1,4 +1,4 @@
-"""A worker thread: work done in order, away from training; its failure surfaces, never lost."""
+"""A worker thread: it does work in order beside training, and loses no failure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class BackgroundWorker:
-    """Calls a function on a thread of its own, in order.
+    """Calls a function with one item after the other, on its own thread.
 
-    The thread starts with the first item. Where items come faster than they are worked off, `put`
-    waits. A failure is raised once, by whichever of `check`, `put`, `flush` and `close` comes next;
-    what was queued behind it until then is not worked off, what comes after it is. So is an item
-    that takes longer than the limit: its thread, which nobody can end, is left behind, and does not
-    keep the process from ending.
+    The thread starts with the first item. If the queue is full, `put` waits. A failure is raised
+    once, by the next call of `check`, `put`, `flush` or `close`; items that were queued until then
+    are dropped, later ones are processed. If an item exceeds the time limit, TimeoutError is raised
+    in the same way, and the thread, which cannot be ended, is left behind; it does not keep the
+    process from ending.
 
     Args:
         name: of the thread, and in messages.
@@ -35,85 +35,85 @@ class BackgroundWorker:
         self, name: str, function: Callable[[Any], None], *, max_queued: int, time_limit: float
     ) -> None:
         self._name, self._function = name, function
-        self._waiting, self._limit = max_queued, time_limit
-        self._line: _WorkerThread | None = None
+        self._max_queued, self._limit = max_queued, time_limit
+        self._thread: _WorkerThread | None = None
 
     def check(self) -> None:
-        """Raise what failed, or TimeoutError if an item takes too long; do not wait."""
-        line = self._line
-        if line is None:
+        """Raise a failure, or TimeoutError if an item takes too long; do not wait."""
+        thread = self._thread
+        if thread is None:
             return
-        if line.failure is not None:
-            self._wait(line)
-            failure, line.failure = line.failure, None
+        if thread.failure is not None:
+            self._wait(thread)
+            failure, thread.failure = thread.failure, None
             raise failure
-        self._raise_if_late(line)
+        self._raise_if_late(thread)
 
     def put(self, item: Any) -> None:
         """Queue an item."""
         self.check()
-        if self._line is None:
-            self._line = _WorkerThread(self._name, self._function, self._waiting)
-        self._enqueue(self._line, (item,))
+        if self._thread is None:
+            self._thread = _WorkerThread(self._name, self._function, self._max_queued)
+        self._enqueue(self._thread, (item,))
 
     def flush(self) -> None:
-        """Wait until all that was queued is done."""
-        if self._line is not None:
-            self._wait(self._line)
+        """Wait until all queued items are processed."""
+        if self._thread is not None:
+            self._wait(self._thread)
             self.check()
 
     def close(self) -> None:
-        """Finish what was queued and end the thread."""
-        line = self._line
-        if line is None:
+        """Process all queued items and end the thread."""
+        thread = self._thread
+        if thread is None:
             return
         try:
             self.flush()
         finally:
-            self._line = None
-            if line.items.unfinished_tasks:  # interrupted, or late
-                line.left_behind = True
+            self._thread = None
+            if thread.items.unfinished_tasks:  # interrupted, or late
+                thread.left_behind = True
             else:
-                line.items.put(None)
-                line.thread.join()
+                thread.items.put(None)
+                thread.thread.join()
 
-    def _enqueue(self, line: _WorkerThread, item: Any) -> None:
+    def _enqueue(self, thread: _WorkerThread, item: Any) -> None:
         while True:
             try:
-                return line.items.put(item, timeout=self._left(line))
+                return thread.items.put(item, timeout=self._left(thread))
             except queue.Full:
-                self._raise_if_late(line)
+                self._raise_if_late(thread)
 
-    def _wait(self, line: _WorkerThread) -> None:
-        with line.items.all_tasks_done:
-            while line.items.unfinished_tasks:
-                line.items.all_tasks_done.wait(self._left(line))
-                self._raise_if_late(line)
+    def _wait(self, thread: _WorkerThread) -> None:
+        with thread.items.all_tasks_done:
+            while thread.items.unfinished_tasks:
+                thread.items.all_tasks_done.wait(self._left(thread))
+                self._raise_if_late(thread)
 
-    def _left(self, line: _WorkerThread) -> float:
-        """Give the seconds until the item under way is late."""
-        began = line.began
+    def _left(self, thread: _WorkerThread) -> float:
+        """Return the seconds until the current item is late."""
+        began = thread.began
         return self._limit if began is None else max(began + self._limit - time.monotonic(), 0.01)
 
-    def _raise_if_late(self, line: _WorkerThread) -> None:
-        began = line.began
+    def _raise_if_late(self, thread: _WorkerThread) -> None:
+        began = thread.began
         if began is not None and time.monotonic() - began > self._limit:
-            self._line, line.left_behind = None, True
+            self._thread, thread.left_behind = None, True
             raise TimeoutError(
                 f"{self._name!r} took longer than its limit of {self._limit:g} seconds on its "
-                "worker thread, which is left behind; what it was given since is lost"
+                "worker thread, which is left behind; items queued since are lost"
             )
 
 
 class _WorkerThread:
-    """A thread and the queue that it works off, until it is left behind."""
+    """A thread and its queue, which it processes until it is left behind."""
 
-    def __init__(self, name: str, function: Callable[[Any], None], waiting: int) -> None:
-        self.items: queue.Queue[Any] = queue.Queue(waiting)
+    def __init__(self, name: str, function: Callable[[Any], None], max_queued: int) -> None:
+        self.items: queue.Queue[Any] = queue.Queue(max_queued)
         self.failure: BaseException | None = None
         self.began: float | None = None
         self.left_behind = False
-        # A daemon: one that hangs must not keep the process from ending.
+        # A daemon: a thread that hangs must not keep the process from ending.
         self.thread = threading.Thread(
             target=self._work, args=(name, function), name=name, daemon=True
         )
@@ -125,7 +125,7 @@ class _WorkerThread:
             try:
                 if self.failure is None:
                     function(item[0])
-            except BaseException as error:  # whatever it is, the thread goes on
+            except BaseException as error:  # whatever it is, the thread continues
                 error.add_note(f"on the worker thread of {name!r}")
                 self.failure = error
             finally:

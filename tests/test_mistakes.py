@@ -206,7 +206,7 @@ MISTAKES = {
     ),
     "a metric that evaluation does not give": (
         lambda: fit(hooks=[hooks.evaluate(VAL), hooks.stop_early("val/f1", patience=1)]),
-        (V, "reads 'val/f1'", "gives no other: name one of these"),
+        (V, "reads 'val/f1'", "writes no other: name one of these"),
     ),
     "a hyperparameter by a short name": (
         lambda: fit(
@@ -478,7 +478,7 @@ MISTAKES = {
     # fit
     "a step in the place of a phase": (
         lambda: fit(TASK.step),
-        (T, "fit trains a Phase", "got step(state, batch)", "trainer.training(task.step, source)"),
+        (T, "fit trains a Phase", "got a Step", "trainer.training(task.step, source)"),
     ),
     "a task in the place of a phase": (
         lambda: fit(TASK),
@@ -527,7 +527,7 @@ MISTAKES = {
     ),
     "a measure in the place of an evaluation": (
         lambda: trainer.evaluate(STATE, TASK.measure),
-        (T, "trainer.evaluation", "got measure(state, batch)", "(task.measure, source)"),
+        (T, "trainer.evaluation", "got a Measure", "(task.measure, source)"),
     ),
     "a source to overfit": (
         lambda: trainer.overfit(TASK, SOURCE),
@@ -610,17 +610,17 @@ MISTAKES = {
         lambda: fit(hooks=lambda state, metrics: None),
         (T, "'<lambda>' must return a TrainState", "got None", "`return state`", "'epoch'"),
     ),
-    "a hook that returns state and memory": (
+    "a hook that returns state and hook state": (
         lambda: fit(hooks=lambda state, metrics: (state, 0)),
         (T, "must return a TrainState", "got a tuple", "hooks.stateful"),
     ),
     "an init that is a value": (
-        lambda: hooks.stateful("count", 0, lambda memory, state, metrics: (memory, state)),
-        (T, "init of hook 'count'", "(state) -> memory", "got 0"),
+        lambda: hooks.stateful("count", 0, lambda hook_state, state, metrics: (hook_state, state)),
+        (T, "init of hook 'count'", "(state) -> hook_state", "got 0"),
     ),
-    "an update that takes no memory": (
+    "an update that takes no hook state": (
         lambda: hooks.stateful("count", lambda state: 0, nothing),
-        (T, "update of hook 'count'", "(memory, state, metrics)", "nothing(state, metrics)"),
+        (T, "update of hook 'count'", "(hook_state, state, metrics)", "nothing(state, metrics)"),
     ),
     "reads of a list": (
         lambda: hooks.reads(["val/loss"]),
@@ -655,7 +655,7 @@ MISTAKES = {
         lambda: with_state(scores=lambda state: {"x": np.ones(3)}),
         (T, "'change' wrote the score 'x'", "a number", "float64[3]", "float(array.mean())"),
     ),
-    "a memory of nobody": (
+    "a hook state of nobody": (
         lambda: with_state(hook_state=lambda state: {"x": 1}),
         (V, "'change' must keep the names of state.hook_state", "'x'", "hooks.stateful"),
     ),
@@ -704,7 +704,7 @@ MISTAKES = {
     ),
     "a measure to evaluate": (
         lambda: hooks.evaluate(TASK.measure),
-        (T, "evaluate takes a phase", "measure(state, batch)", "trainer.evaluation(task.measure"),
+        (T, "evaluate takes a phase", "got a Measure", "trainer.evaluation(task.measure"),
     ),
     "a training phase to evaluate": (
         lambda: hooks.evaluate(TRAIN),

@@ -1,4 +1,4 @@
-"""The hook: a function `(state, metrics) -> state` and what the loop needs to know of it."""
+"""The hook: a function `(state, metrics) -> state` and what the loop needs to know about it."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from trainer.checks.arguments import describe_value, get_signature, require_func
 from trainer.state import PyTree, TrainState
 
 HookFunction = Callable[[TrainState, Mapping[str, float]], TrainState]
-"""What a hook is. A plain one runs at `epoch`, in the `control` stage."""
+"""A plain function is a hook that runs at `epoch`, in stage `control`."""
 
 FORM = "(state, metrics) -> state"
 """How a hook is called, for messages."""
 
 STAGES = ("control", "observe", "save")
-"""The order at one event. `control` may change all that keeps its structure; `observe` only its own
-memory and scores for later observers; `save` saves what the others decided."""
+"""The order at one event. `control` may change the state but not its structure; `observe` only its
+own hook state and scores for later observers; `save` saves the result."""
 
 
 class Interrupt(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a hook to end the run after this epoch's commit, so that the next run goes on.
+    """Raised by a hook to end the run after this epoch is saved, so that the next run resumes.
 
-    Neither `end` hooks run nor is `state.stop` touched.
+    `end` hooks do not run and `state.stop` does not change.
     """
 
 
 RunSettings = dict[str, dict[str, str]]
-"""By subject (`root key`, `phase train`), the name of each setting and its value as text."""
+"""Subject (`root key`, `phase train`) to the name and value, as text, of each of its settings."""
 
 
 class HookState(NamedTuple):
-    """A place in `state.hook_state` and what is there at first."""
+    """An entry of `state.hook_state` and its first value."""
 
     name: str
     init: Callable[[TrainState], PyTree]
@@ -41,68 +41,71 @@ class HookState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gate:
-    """A condition under which a hook fires. It owns nothing: what it remembers is memory."""
+    """A condition under which a hook fires. It holds no state: what it keeps is hook state."""
 
     is_open: Callable[[TrainState, Mapping[str, float], str], bool]
-    """`(state, metrics, event) -> bool`; asked once an event, however many hooks share it."""
+    """`(state, metrics, event) -> bool`; called once an event, even if several hooks share it."""
     after_fire: Callable[[TrainState], TrainState] | None = None
-    """Changes the gate's memory after the hook fired."""
+    """`(state) -> state`: updates the gate's hook state after the hook fired."""
 
 
 class RestoredState(NamedTuple):
-    """What a hook that restores found."""
+    """Result of a hook that restores an earlier run."""
 
     state: TrainState
     scores: dict[str, float]
-    """The metrics of the event that was committed."""
+    """Metrics of the event at which the state was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """A function between the phases, and what the loop needs to know of it.
+    """A function between phases, and what the loop needs to know about it.
 
-    Calling it runs the function if its reads are there and its gates say so; else it gives back
-    the very same state.
+    Calling it runs the function if all metrics that it reads are there and its gates are open; else
+    it returns the same state object.
     """
 
     function: HookFunction
     name: str
-    """Includes its subject, `stop_early/val/loss`; unique among hooks with memory."""
+    """With the subject, `stop_early/val/loss`; unique among hooks that keep a hook state."""
     event: str | None = None
-    """`start`, a phase's name, `epoch` (where None), `end` or `error`."""
+    """`start`, a phase's name, `epoch` (if None), `end` or `error`."""
     stage: str = "control"
-    """One of `STAGES`. On several processes `observe` runs on the lead alone, the others on all."""
+    """One of `STAGES`. On several processes `observe` runs on the main process alone."""
     reads: tuple[str, ...] = ()
-    """Metrics without which it does not fire; checked before training."""
+    """Metrics that it needs to fire; checked before training."""
     expects: tuple[str, ...] = ()
-    """Metrics that something must write, checked before training, but not at every event."""
+    """Metrics that something must write; checked before training only."""
     writes: tuple[str, ...] | Callable[[TrainState], tuple[str, ...]] = ()
-    """Scores that it writes, or a function that names them once the state is known."""
+    """Scores that it writes, or a function that returns their names for a state."""
     required_hook_states: tuple[str, ...] = ()
-    """Memories, by name, that hooks before it must keep."""
+    """Names of hook states that hooks before it must keep."""
     hook_states: tuple[HookState, ...] = ()
     gates: tuple[Gate, ...] = ()
     dry_run: HookFunction | None = None
-    """Called in its place by `fit(..., check=True)`, where calling it leaves something behind; what
-    it gives back is thrown away. Without one, a commit is left out of the check."""
+    """Called instead of the function during a dry run, `fit(..., check=True)`, if the function
+    leaves something behind; its result is discarded. A hook of stage `save` without one is left
+    out of the dry run. `SKIP` does nothing."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings, plain values, that a resumed run compares with those before and tells where they
-    differ. Those in the closures of the library's own control hooks are found without it."""
+    """Settings, plain values, that a resumed run compares with the saved ones; differences are
+    logged. Settings in the closures of the library's own control hooks are found without it."""
     describe: Callable[[RunSettings], None] | None = None
-    """Told what the run is made of, before it restores; see `trainer.loop.run_description`."""
+    """`(settings) -> None`: called with the run's settings before it restores; see
+    `trainer.loop.run_description`."""
     restore: Callable[[TrainState], RestoredState | None] | None = None
-    """Given a template, brings back an earlier run's state; called before all else."""
+    """`(template) -> RestoredState`, or None: restores an earlier run; called before `start`."""
     read_history: Callable[[], Sequence[dict[str, float]]] | None = None
-    """Gives what is on record of the epochs so far, one dict each with its number at `epoch`; asked
-    where there is nothing left to train."""
+    """Returns the recorded metrics of earlier epochs, dicts with their number at `epoch`; called
+    if there is nothing left to train."""
     rekeys: bool = False
     """Whether it may replace `state.rng`, the root of all randomness; see `hooks.rekeys`."""
     check_background: Callable[[], None] | None = None
-    """Raises what failed in the background since; asked at the beginning of every event."""
+    """Raises an error that occurred in the background; called at the beginning of every event."""
     flush: Callable[[], None] | None = None
-    """Makes what was recorded durable; called before a commit."""
-    close: Callable[[], None] | None = None
-    """Releases threads and files; called in any case, in reverse order."""
+    """Makes records durable; called before a checkpoint is saved."""
+    close: Callable[[BaseException | None], None] | None = None
+    """`(error) -> None`: releases threads and files. Always called, in reverse order, with the
+    error that ended the run, or None."""
 
     def __post_init__(self) -> None:
         if _makes_hooks(self.function):
@@ -113,6 +116,10 @@ class Hook:
                 f"which makes a hook: call it, {name}(...)"
             )
         require_function(f"hook {self.name!r}", self.function, FORM)
+        if self.close is not None:
+            require_function(f"close of hook {self.name!r}", self.close, "(error) -> None")
+        if isinstance(self.reads, str) or isinstance(self.writes, str):
+            raise TypeError(f"hook {self.name!r} reads and writes tuples of names; got a text")
         for key in self.reads:
             if not isinstance(key, str):
                 raise TypeError(
@@ -127,22 +134,22 @@ class Hook:
 
     @property
     def parts(self) -> tuple[Hook, ...]:
-        """The hooks it is made of: itself."""
+        """The hooks that it consists of: itself."""
         return (self,)
 
     def __call__(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        """Run it alone, as a test does."""
+        """Run the hook alone, as in a test."""
         return self.apply(state, metrics) if self.is_due(state, metrics, {}) else state
 
     def is_due(
         self, state: TrainState, metrics: Mapping[str, float], answers: MutableMapping[Gate, bool]
     ) -> bool:
-        """Say whether it fires: its reads are there and all its gates are open.
+        """Return whether it fires: all metrics that it reads are there and its gates are open.
 
         Args:
-            state: to look at.
-            metrics: what is known at this event.
-            answers: of the gates that were asked at this event already; added to.
+            state: passed to the gates.
+            metrics: of this event.
+            answers: of gates already called at this event; new ones are added.
         """
         for key in self.reads:
             if key not in metrics:
@@ -155,16 +162,16 @@ class Hook:
         return True
 
     def apply(self, state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        """Run its function, and let its gates remember that it fired.
+        """Run its function, and update the hook states of its gates.
 
         Raises:
-            TypeError: the function gave back something that is no state.
+            TypeError: the function did not return a state.
         """
         after = self.function(state, metrics)
         if not isinstance(after, TrainState):
             raise TypeError(
                 f"hook {self.name!r} must return a TrainState, the one it was given if nothing "
-                f"changes; got {describe_value(after)}{_forgotten(after)}"
+                f"changes; got {describe_value(after)}{_suggest_return(after)}"
             )
         for gate in self.gates:
             if gate.after_fire:
@@ -172,15 +179,32 @@ class Hook:
         return after
 
 
+def get_hook_state(state: TrainState, name: str, init: Callable[[TrainState], PyTree]) -> PyTree:
+    """Return the hook state of this name, or the first one if the state has none, as in a test."""
+    return state.hook_state[name] if name in state.hook_state else init(state)
+
+
+def set_hook_state(state: TrainState, name: str, hook_state: PyTree) -> TrainState:
+    """Return a state with this hook state under the name."""
+    return state.replace(hook_state={**state.hook_state, name: hook_state})
+
+
+def _skip(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    """Return the state unchanged: `dry_run=SKIP` for a hook that leaves something behind."""
+    return state
+
+
+SKIP: HookFunction = _skip
+
 Hooks = Hook | HookFunction | Iterable[Any]
-"""What is taken as hooks: one, a plain function, a chain, or several of these."""
+"""Accepted as hooks: a hook, a plain function, a chain, or a sequence of these."""
 
 
 def flatten_hooks(hooks: Any) -> tuple[Hook, ...]:
-    """Flatten hooks, plain functions, chains and sequences of them to hooks.
+    """Flatten hooks, plain functions, chains and sequences of them to a tuple of hooks.
 
     Raises:
-        TypeError: something is neither.
+        TypeError: something is none of these.
 
     >>> def halve(state, metrics): return state
     >>> [part.name for part in flatten_hooks([halve, (halve,)])]
@@ -189,14 +213,16 @@ def flatten_hooks(hooks: Any) -> tuple[Hook, ...]:
     if hasattr(hooks, "parts") and not isinstance(hooks, type):
         return tuple(hooks.parts)
     if callable(hooks) and not isinstance(hooks, type):
-        return (Hook(hooks, _name(hooks)),)
+        return (Hook(hooks, _get_function_name(hooks)),)
     if isinstance(hooks, Iterable) and not isinstance(hooks, str | Mapping | type):
         return tuple(part for hook in hooks for part in flatten_hooks(hook))
-    raise TypeError(f"a hook is a function {FORM}; got {describe_value(hooks)}{_remedy(hooks)}")
+    raise TypeError(
+        f"a hook is a function {FORM}; got {describe_value(hooks)}{_suggest_hook(hooks)}"
+    )
 
 
-def _remedy(thing: Any) -> str:
-    """Say what to do with what is no hook, where that is known."""
+def _suggest_hook(thing: Any) -> str:
+    """Return how to make a hook of something that is none, if that is known."""
     if all(callable(getattr(thing, name, None)) for name in ("write", "flush", "close")):
         made = f"{thing.__name__}(...)" if isinstance(thing, type) else "writer"
         return f": a writer is given to log_metrics({made})"
@@ -215,23 +241,23 @@ def _remedy(thing: Any) -> str:
     return ""
 
 
-def _forgotten(after: Any) -> str:
+def _suggest_return(after: Any) -> str:
     if after is None:
         return ": end it with `return state`"
     if isinstance(after, tuple) and after and isinstance(after[0], TrainState):
-        return ": return the state alone; what it remembers is for hooks.stateful"
+        return ": return the state alone; hooks.stateful makes a hook that keeps a hook state"
     return ""
 
 
 def _makes_hooks(function: Any) -> bool:
-    """Say whether a function is one that gives hooks, by what it is annotated to return."""
+    """Return whether a function makes hooks, by its annotated return type."""
     signature = None if isinstance(function, Hook) else get_signature(function)
     hint = None if signature is None else signature.return_annotation
     name = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
     return name.rpartition(".")[2] in ("Hook", "Chain", "HookLike")
 
 
-def _name(function: Any) -> str:
+def _get_function_name(function: Any) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)

@@ -1,4 +1,4 @@
-"""Populations: many members trained at once under `vmap`, each as if it were alone."""
+"""Populations: many members trained together under `vmap`, each as if it trained alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.phases.tracing import PhaseFunction
 from trainer.state import PyTree, TrainState, strip_host_fields
 
 MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")
-"""Of a state, what each member has its own of; the epoch is one for all."""
+"""Fields of a state that each member has for itself; all members share the epoch."""
 
 
 @overload
@@ -34,26 +34,26 @@ def population(program: Sequence[Phase], members: int) -> tuple[Phase, ...]: ...
 
 
 def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[Phase, ...]:
-    """Make the phases of a program train, or measure, many members at once.
+    """Make phases that train, or measure, many members at once.
 
-    The state is that of `population_of`: each member has its own parameters, optimizer, key, carry
-    and step, `[members, ...]`; all share the epoch, and the data of `data.Arrays`, each in an order
-    of its own. What a phase hands to the next is stacked. A member whose `state.carry["live"]` is
-    False does not move.
+    The state is one from `population_of`: each member has its own parameters, optimizer state, key,
+    carry and step, `[members, ...]`. All share the epoch, and the data of `data.Arrays`, which each
+    reads in its own order. The output that a phase passes to the next is stacked. A member whose
+    `state.carry["live"]` is False does not change.
 
-    A metric is then a `Members`: the mean over the live members, which knows each one's value.
-    Hooks see the whole population; `hooks.each` runs one for every member.
+    A metric becomes a `Members`: the mean over the live members, with each member's value. Hooks
+    see the whole population; `hooks.each` runs a hook for every member.
 
     Args:
         program: a phase, or several.
-        members: how many there are.
+        members: number of members.
 
     Returns:
-        A phase for a phase, several for several. On CPU convolutions run slowly in one.
+        A phase for a phase, a tuple for several. On CPU, convolutions are slow in such a phase.
 
     Raises:
-        ValueError: there are no members, a phase is of a population already, or it reads data that
-            cannot be shared.
+        ValueError: there are no members, a phase is already one of a population, or its data cannot
+            be shared.
 
     >>> def halve(state, data):
     ...     return state.replace(params=state.params / 2), None, {"size": state.params}
@@ -72,7 +72,7 @@ def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[
 
 
 def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> TrainState:
-    """Make the state of a population, each member's as `init` gives it for a key.
+    """Make the state of a population; each member's is `init` of its key.
 
     Args:
         init: `(key) -> state`, jittable: `agent.init`, or `lambda key: task.init(key, example)`.
@@ -94,21 +94,21 @@ def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> Trai
             "population_of needs a typed key for each member, jax.random.split("
             f"jax.random.key(seed), members); got {keys.dtype}{list(keys.shape)}"
         )
-    # One program, called for each: where init compiles something anew, each call of it would take
-    # long, and under vmap XLA on CPU never comes back from the decompositions of 256 members.
+    # One compiled function, called for each: an init that compiles would be slow at each call, and
+    # under vmap XLA on CPU does not finish compiling the decompositions of 256 members.
     one = jax.jit(lambda key: strip_host_fields(init(key)))
     return stack_states([one(key).replace(stop=False) for key in keys])
 
 
 def stack_states(states: Sequence[TrainState]) -> TrainState:
-    """Stack the states of separate runs to that of a population, all of whose members live.
+    """Stack the states of separate runs to one of a population in which all members are live.
 
     Args:
-        states: at one epoch and of one structure; what hooks remember is left out.
+        states: of one epoch and structure; hook states are left out.
 
     Raises:
         ValueError: there is none, or they differ in structure, shapes, dtypes or epoch.
-        TypeError: a member's carry is no dict.
+        TypeError: a member's carry is not a dict.
     """
     if isinstance(states, TrainState):
         raise TypeError(
@@ -120,7 +120,7 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
     for number, state in enumerate(states):
         if lines := list_differences(first, strip_host_fields(state)):
             raise ValueError(
-                f"members need states alike; number {number} is not as the first:\n  "
+                f"members need states of one structure; number {number} differs from the first:\n  "
                 + "\n  ".join(lines)
             )
         if int(state.epoch) != int(first.epoch):
@@ -130,7 +130,7 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             )
     if not isinstance(first.carry, dict):
         raise TypeError(
-            f"a member's carry must be a dict, since the population keeps in it who lives; got "
+            f"a member's carry must be a dict, in which the population keeps who is live; got "
             f"{type(first.carry).__name__}"
         )
     rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
@@ -148,7 +148,7 @@ def _stack(*leaves: jax.Array) -> jax.Array:
 
 
 def member(state: TrainState, number: int) -> TrainState:
-    """Take one member out of a population, as a state that trains alone from here.
+    """Return one member of a population, as a state that can train alone.
 
     Args:
         state: of a population.
@@ -156,36 +156,35 @@ def member(state: TrainState, number: int) -> TrainState:
 
     Raises:
         IndexError: there is no such member.
-        ValueError: the state is not that of a population.
+        ValueError: the state is not one of a population.
     """
     count = len(get_live_members(state, "member"))
     if not 0 <= number < count:
         raise IndexError(f"members are numbered from 0 to {count - 1}; got {number}")
-    one = _picked(get_member_fields(state), number)
+    one = _index_members(get_member_fields(state), number)
     return state.replace(**one, stop=False, scores={}, hook_state={})
 
 
 @jax.jit
-def _picked(tree: PyTree, number: int) -> PyTree:
+def _index_members(tree: PyTree, number: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
 def best_member(
     state: TrainState, metrics: Mapping[str, float], metric: str, *, mode: str | None = None
 ) -> TrainState:
-    """Take the member with the best value of a metric out of a population.
+    """Return the member of a population with the best value of a metric.
 
     Args:
         state: of a population.
-        metrics: that have it, such as `history[-1]`.
+        metrics: with the metric, such as `history[-1]`.
         metric: such as `val/loss`.
-        mode: `min` if a smaller value is better, `max` if a larger is; None goes by its name.
+        mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
 
     Raises:
         KeyError: the metric is missing.
-        TypeError: it is not one of members.
-        ValueError: an unknown mode or one that the name does not tell, or no member has a value
-            that is a number.
+        TypeError: it is not a `Members`.
+        ValueError: the mode is unknown or cannot be inferred, or every value is nan.
 
     >>> states = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (3, 4)]
     >>> scores = {"val/loss": Members([0.5, 0.2], live=[True, True])}
@@ -206,10 +205,10 @@ def best_member(
 
 
 def get_live_members(state: TrainState, who: str) -> jax.Array:
-    """Give which members live, bool `[members]`.
+    """Return which members are live, bool `[members]`.
 
     Raises:
-        ValueError: the state is not that of a population.
+        ValueError: the state is not one of a population.
     """
     if not isinstance(state.carry, Mapping) or LIVE not in state.carry:
         raise ValueError(
@@ -220,7 +219,7 @@ def get_live_members(state: TrainState, who: str) -> jax.Array:
 
 
 def get_member_fields(state: TrainState) -> dict[str, PyTree]:
-    """Give what each member has its own of, `[members, ...]`, with the carry as members know it."""
+    """Return the fields that each member has for itself, `[members, ...]`, without `live`."""
     fields = {field: getattr(state, field) for field in MAPPED}
     fields["carry"] = {name: value for name, value in state.carry.items() if name != LIVE}
     return fields
@@ -230,30 +229,30 @@ def _vectorize_phase(phase: Phase, members: int) -> Phase:
     if not isinstance(phase, Phase):
         raise TypeError(f"a population is made of phases; got {describe_value(phase)}")
     if phase.members is not None:
-        raise ValueError(f"phase {phase.name!r} is of a population already")
+        raise ValueError(f"phase {phase.name!r} is already one of a population")
     if phase.source is not None and not isinstance(phase.source, Arrays):
         raise ValueError(
-            f"phase {phase.name!r} reads a {type(phase.source).__name__}, of which each member "
-            "would need its own, in the order of its own key; members share data.Arrays"
+            f"phase {phase.name!r} reads a {type(phase.source).__name__}, and each member would "
+            "need one of its own, in the order of its own key; members share data.Arrays"
         )
     if phase.feed is not None and phase.feed.start is not None:
         raise ValueError(
-            f"phase {phase.name!r} keeps how far it has read in the state, of which each member "
-            "would need its own; leave steps_per_epoch out: an epoch is then one pass"
+            f"phase {phase.name!r} keeps its position in the data in the state, and each member "
+            "would need one of its own; leave steps_per_epoch out: an epoch is then one pass"
         )
     repetition = phase.repeated_step and phase.repeated_step._replace(executor="scan")
     return dataclasses.replace(
         phase,
-        run=_run(phase, members),
+        run=_vectorize_run(phase, members),
         members=members,
         repeated_step=repetition,
-        check_data=phase.check_data and _check(phase.check_data),
-        check_independence=phase.check_independence and _inspect(phase.check_independence),
+        check_data=phase.check_data and _check_one_member(phase.check_data),
+        check_independence=phase.check_independence and _check_first(phase.check_independence),
     )
 
 
-def _check(check: Check) -> Check:
-    """Check shared data by the shapes of one member."""
+def _check_one_member(check: Check) -> Check:
+    """Check shared data against the shapes of one member."""
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
@@ -263,20 +262,21 @@ def _check(check: Check) -> Check:
     )
 
 
-def _inspect(inspect: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
-    """Try it once, on the first member: all compute alike."""
-    tried: list[bool] = []
+def _check_first(check: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
+    """Run a check once, on the first member: all compute the same function."""
+    checked = False
 
-    def first(state: TrainState) -> None:
-        if not tried:
-            inspect(member(state, 0))
-            tried.append(True)
+    def check_first(state: TrainState) -> None:
+        nonlocal checked
+        if not checked:
+            check(member(state, 0))
+            checked = True
 
-    return first
+    return check_first
 
 
-def _run(phase: Phase, members: int) -> PhaseFunction:
-    def one(
+def _vectorize_run(phase: Phase, members: int) -> PhaseFunction:
+    def run_member(
         own: dict[str, PyTree], epoch: jax.Array, data: Any
     ) -> tuple[dict[str, PyTree], PyTree, dict[str, Any]]:
         alone = TrainState(**own, epoch=epoch, stop=None)  # type: ignore[arg-type]
@@ -293,17 +293,17 @@ def _run(phase: Phase, members: int) -> PhaseFunction:
                 f"phase {phase.name!r} is made for {members} members; the state has {len(live)}"
             )
         before = get_member_fields(state)
-        after, output, metrics = jax.vmap(one, axes)(before, state.epoch, data)
-        after = jax.tree.map(lambda new, old: _where(live, new, old), after, before)
+        after, output, metrics = jax.vmap(run_member, axes)(before, state.epoch, data)
+        after = jax.tree.map(lambda new, old: _select_live(live, new, old), after, before)
         after["carry"][LIVE] = live
         return state.replace(**after), output, metrics
 
     return run
 
 
-def _where(live: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+def _select_live(live: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     """Choose leaves by member; keys by their data, as `_stack` does."""
     if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
-        data = _where(live, jax.random.key_data(new), jax.random.key_data(old))
+        data = _select_live(live, jax.random.key_data(new), jax.random.key_data(old))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(new))
     return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)

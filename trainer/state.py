@@ -1,4 +1,4 @@
-"""The state: one immutable pytree that holds all that training knows."""
+"""The train state: one immutable pytree with everything that training depends on."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DEVICE_FIELDS = ("step", "epoch", "params", "opt_state", "model_state", "rng", "
 
 @struct.dataclass
 class TrainState:
-    """All that training knows, as one frozen pytree.
+    """Everything that training depends on, as one frozen pytree.
 
     `stop`, `scores` and `hook_state` are the host part: they never enter a jitted function. The
-    rest is the device part. A state is never changed in place: `state.replace(params=...)` gives
-    another.
+    rest is the device part. A state is never changed in place: `state.replace(params=...)` returns
+    a new one.
 
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
     >>> int(state.replace(step=state.step + 1).step), int(state.step)
@@ -37,25 +37,25 @@ class TrainState:
     """
 
     step: jax.Array
-    """() int32, optimizer updates applied; phases increment it."""
+    """() int32, number of optimizer updates; phases increment it."""
     epoch: jax.Array
-    """() int32, epochs completed; only `fit` increments it, after the last phase."""
+    """() int32, number of completed epochs; only `fit` increments it, after the last phase."""
     params: PyTree
-    """What the optimizer updates."""
+    """Parameters, which the optimizer updates."""
     opt_state: optax.OptState
-    """The optimizer's own state."""
+    """State of the optimizer."""
     model_state: PyTree
     """Variables that are not trained, such as batch statistics."""
     rng: jax.Array
     """() typed PRNG key, the root of all randomness; never consumed, only folded (see `key`)."""
     carry: PyTree
-    """What phases hand from epoch to epoch: environment states, stream positions, loss scales."""
+    """Data that phases pass from epoch to epoch: environment states, positions, loss scales."""
     stop: bool = False
-    """A decision to end. Hooks set it, it is saved, and `fit` returns on it."""
+    """Decision to end the run. Hooks set it, it is saved, and `fit` returns when it is True."""
     scores: dict[str, float] = struct.field(default_factory=dict)
-    """What hooks found out at this event; merged into the metrics of the hooks after them."""
+    """Values that hooks computed at this event; hooks after them see them among the metrics."""
     hook_state: dict[str, PyTree] = struct.field(default_factory=dict)
-    """What each stateful hook remembers, by the hook's name."""
+    """State of each stateful hook, by the hook's name."""
 
     @classmethod
     def create(
@@ -67,14 +67,14 @@ class TrainState:
         model_state: PyTree = None,
         carry: PyTree = None,
     ) -> TrainState:
-        """Make the state at step 0 and epoch 0.
+        """Create the state at step 0 and epoch 0.
 
         Args:
             params: pytree of arrays that the optimizer updates.
-            rng: () typed key, as `jax.random.key(seed)` gives.
-            opt_state: what `optimizer.init(params)` gave.
-            model_state: pytree of variables that are not trained; {} if absent.
-            carry: pytree that phases hand from epoch to epoch; {} if absent.
+            rng: () typed key, such as `jax.random.key(seed)`.
+            opt_state: result of `optimizer.init(params)`.
+            model_state: pytree of variables that are not trained; {} if None.
+            carry: pytree that phases pass from epoch to epoch; {} if None.
 
         Raises:
             TypeError: `rng` is not a single typed key.
@@ -91,10 +91,10 @@ class TrainState:
         )
 
     def key(self, name: str) -> jax.Array:
-        """Give the key of this name at this epoch and step, the same inside and outside jit.
+        """Return the key of this name at this epoch and step, the same inside and outside jit.
 
-        Names are independent of one another, so a new one shifts nobody's numbers. Hooks prefix
-        theirs with `hook/`.
+        Keys of different names are independent, so a new name changes no other random numbers.
+        Names of hooks start with `hook/`.
 
         >>> state = TrainState.create(params={}, rng=jax.random.key(0))
         >>> bool(state.key("dropout") == state.key("dropout"))
@@ -107,14 +107,14 @@ class TrainState:
     if TYPE_CHECKING:
 
         def replace(self, **changes: Any) -> TrainState:
-            """Give a state with these fields changed."""
+            """Return a state with these fields changed."""
 
 
 def _replace(self: TrainState, **changes: Any) -> TrainState:
-    """Give a state with these fields changed.
+    """Return a state with these fields changed.
 
     Raises:
-        TypeError: a state has no field of a name.
+        TypeError: a state has no field of this name.
     """
     try:
         return dataclasses.replace(self, **changes)
@@ -133,7 +133,7 @@ if not TYPE_CHECKING:
 
 
 def require_state(who: str, state: Any) -> None:
-    """Check that what was given as a state is one.
+    """Check that an argument is a `TrainState`, and not one that is being traced.
 
     Raises:
         TypeError: it is not.
@@ -152,7 +152,7 @@ def require_state(who: str, state: Any) -> None:
 
 
 def check_key(key: Any, name: str = "key") -> None:
-    """Check that a key is a single typed one.
+    """Check that an argument is a single typed key.
 
     Raises:
         TypeError: it is not.
@@ -167,7 +167,7 @@ def check_key(key: Any, name: str = "key") -> None:
 
 @jax.jit
 def _fold(rng: jax.Array, epoch: jax.Array, step: jax.Array, name: np.uint32) -> jax.Array:
-    """Fold in one jitted call: eagerly it costs twenty times as much."""
+    """Fold in one jitted call: eager folding takes 20 times as long."""
     key = jax.random.fold_in(rng, epoch)
     key = jax.random.fold_in(key, step)
     return jax.random.fold_in(key, name)
@@ -179,24 +179,28 @@ def name_number(name: str) -> np.uint32:
 
 
 def data_key(state: TrainState) -> jax.Array:
-    """Give the key of the order of this epoch's data: of the root and the epoch, never the step."""
+    """Return the key for the order of this epoch's data, from the root and the epoch alone."""
     return _fold(state.rng, state.epoch, np.int32(0), name_number("data"))
 
 
 def read_step_count(state: TrainState) -> int:
-    """Read how many updates were applied; of a population, those of its furthest member."""
+    """Read the number of updates; for a population, the largest among its members."""
     return int(np.asarray(state.step).max())
 
 
 MAX_STEP = 2**31 - 1
-"""The largest step that int32 counts."""
+"""The largest step that an int32 holds."""
 
 
 def check_step_limit(steps: int, more: int) -> None:
-    """Check that a state can count so many more steps.
+    """Check that the step counter can hold this many more steps.
 
-    Past the limit the step would turn negative: records would be taken for later ones and dropped,
-    and what comes every so many steps would not come.
+    Beyond the limit the step would turn negative: records would be dropped as outdated, and
+    `every_steps` would not fire.
+
+    Args:
+        steps: taken so far.
+        more: steps to take.
 
     Raises:
         OverflowError: it cannot.
@@ -212,35 +216,35 @@ def check_step_limit(steps: int, more: int) -> None:
 
 
 def stream_seed(state: TrainState) -> int:
-    """Give the seed of data that is made on the host: of the root alone, between 0 and 2**32."""
+    """Return the seed for data made on the host, in [0, 2**32), from the root key alone."""
     return int(_bits(state.rng))
 
 
 @jax.jit
 def _bits(rng: jax.Array) -> jax.Array:
-    """Draw in one jitted call: a stream asks in every epoch, and eagerly it takes several."""
+    """Draw in one jitted call: a stream draws in every epoch, and eagerly this takes several."""
     return jax.random.bits(
         _fold(rng, np.int32(0), np.int32(0), name_number("data")), dtype=jnp.uint32
     )
 
 
 def strip_host_fields(state: TrainState) -> TrainState:
-    """Strip the host part, leaving what may enter a jitted function."""
+    """Return the state without its host part, so that it may enter a jitted function."""
     return TrainState(*_device_fields(state), None, {}, {})  # type: ignore[call-arg]
 
 
 def attach_host_fields(device: TrainState, host: TrainState) -> TrainState:
-    """Put the host part of `host` back on a device part."""
+    """Return a device part with the host part of `host`."""
     fields = (*_device_fields(device), host.stop, host.scores, host.hook_state)
     return TrainState(*fields)
 
 
-# A getter of all at once: `replace` takes 15 us, and both are called in every epoch.
+# One getter for all fields: `replace` takes 15 us, and both functions run in every epoch.
 _device_fields = operator.attrgetter(*DEVICE_FIELDS)
 
 
 def fingerprint(state: TrainState) -> str:
-    """Hash all that training depends on: the device part, `stop` and `hook_state`, not `scores`.
+    """Hash everything that training depends on: all fields except `scores`.
 
     Two states with equal fingerprints are equal in every path, dtype, shape and bit.
 

@@ -14,8 +14,9 @@ from hooks.backtesting.past_states import PastStates
 from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
 from trainer.checks.suggestions import suggest_and_list
-from trainer.hook import Gate, Hooks, HookState, flatten_hooks
+from trainer.hook import SKIP, Gate, Hooks, HookState, flatten_hooks
 from trainer.loop.events import HookRunner
+from trainer.loop.hook_states import init_hook_states
 from trainer.runs import Store
 from trainer.runs.directory_claim import claim_directory
 from trainer.state import PyTree
@@ -111,7 +112,7 @@ def run_backtest(hooks: Hooks, past: PastRun, state: TrainState | None) -> Backt
     done: list[BacktestEpoch] = []
     with _lock_run(past.row.directory, parts), _closing(events):
         _check(events, past, phases, states.first)
-        now = events.init_hook_states(states.first)
+        now = init_hook_states(events.hooks, states.first)
         before = next((epoch for epoch in past.epochs if epoch.epoch == 0), PastEpoch(0, 0, {}))
         now, metrics = events.run("start", now, _select_metrics(past, before))
         for epoch in trained:
@@ -151,7 +152,7 @@ class _HookObserver:
     def wrap(self, hook: Hook) -> Hook:
         """Return a hook that is observed; a hook that saves becomes one that does nothing."""
         if hook.stage == "save":
-            return dataclasses.replace(hook, function=_nothing, gates=(), expects=(), reads=())
+            return dataclasses.replace(hook, function=SKIP, gates=(), expects=(), reads=())
         name, writes = hook.name, hook.writes
 
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -196,10 +197,6 @@ class _HookObserver:
                 return gate.is_open(state, metrics, event)
 
         return self._gates.setdefault(gate, Gate(ask, gate.after_fire))
-
-
-def _nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-    return state
 
 
 @contextlib.contextmanager

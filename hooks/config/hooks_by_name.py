@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
-import hooks
 from hooks.checkpointing import save_checkpoints
 from hooks.combining import Chain, chain
 from hooks.config.allowed_names import Factory, find_factory, list_factories, read_type_hints
@@ -26,6 +27,7 @@ from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
 from trainer.configuration import TrainingConfig, check_fresh, save_config, to_comparable
 from trainer.configuration.typed_values import convert_value, is_supported_type
+from trainer.hook import SKIP
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_settings
 from trainer.runs import Run
@@ -59,7 +61,7 @@ def from_config(spec: Iterable[Any], *, given: Mapping[str, Any] = {}) -> Chain:
     epoch  control  stop_early/train/loss  train/loss
     epoch  control  stop_on_nan
     """
-    if taken := next((name for name in given if name in list_factories("hook", hooks)), None):
+    if taken := next((name for name in given if name in list_factories("hook", _package())), None):
         raise ValueError(f"given has {taken!r}, which already names a hook; choose another name")
     return chain(*_build_entries(spec, "hook", "hooks", given))
 
@@ -145,10 +147,12 @@ def write_config(config: TrainingConfig) -> Hook:
         save_config(dataclasses.replace(config, fresh=False), path)
         return state
 
-    def nothing(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state
+    return Hook(write, "write_config", event="start", stage="observe", dry_run=SKIP)
 
-    return Hook(write, "write_config", event="start", stage="observe", dry_run=nothing)
+
+def _package() -> ModuleType:
+    """Return the package `hooks`, whose public names are allowed; it imports this module."""
+    return sys.modules["hooks"]
 
 
 def _build_entries(entries: Any, kind: str, where: str, given: Mapping[str, Any]) -> list[Any]:
@@ -171,7 +175,7 @@ def _build_entry(entry: Any, kind: str, where: str, given: Mapping[str, Any]) ->
         if content is not None:
             raise ValueError(f"{where}: it is a given object, and takes no arguments")
         return given[name]
-    make = find_factory(name, kind, where, hooks)
+    make = find_factory(name, kind, where, _package())
     bound = _bind_arguments(make, content, where, given)
     try:
         return make(*bound.args, **bound.kwargs)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hooks.base import get_hook_state, stateful
+from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
+from trainer.hook import get_hook_state
 from trainer.rl.curriculum import check_weights
 from trainer.state import PyTree
 from trainer.supervised.hyperparams import fill_leaf

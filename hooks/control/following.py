@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hooks.base import get_hook_state, set_hook_state
 from hooks.combining import Chain, chain
 from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Interrupt, TrainState
@@ -19,7 +18,7 @@ from trainer.checkpoints.load import CheckpointPart, read_part
 from trainer.checkpoints.poll import make_poller
 from trainer.checkpoints.restore_one import read_on_all_processes
 from trainer.checks.paths import to_absolute_path
-from trainer.hook import HookState
+from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
 from trainer.host.escaping import escape_text
 from trainer.host.processes import fail_together, from_main_process, is_main_process
 from trainer.state import PyTree
@@ -165,9 +164,6 @@ def follow_checkpoints(
             raise Interrupt(f"{NAME}: no {_awaited(state, where)} was saved within {timeout:g} s")
         return state if after is None else after
 
-    def skip(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state  # a newer checkpoint may take long to come
-
     return chain(
         Hook(start, f"{NAME}/start", event="start"),
         Hook(
@@ -177,7 +173,7 @@ def follow_checkpoints(
             writes=("follow/epoch",),
             hook_states=(HookState(NAME, _init),),
         ),
-        Hook(advance, f"{NAME}/next", event="epoch", dry_run=skip),
+        Hook(advance, f"{NAME}/next", event="epoch", dry_run=SKIP),  # it may wait long
     )
 
 

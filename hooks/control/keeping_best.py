@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hooks.base import get_hook_state, stateful
+from hooks.base import stateful
 from hooks.combining import Chain, chain
 from hooks.control.kept_params import (
     check_step_average,
@@ -21,6 +21,7 @@ from hooks.control.kept_params import (
 )
 from trainer import Hook, TrainState
 from trainer.checks.modes import improvement, resolve_mode, worst
+from trainer.hook import get_hook_state
 from trainer.state import PyTree
 
 log = logging.getLogger("entracte")

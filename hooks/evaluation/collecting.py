@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import jax
 
-from hooks.base import get_hook_state, set_hook_state
 from hooks.combining import Chain, chain
 from hooks.evaluation.requesting import request_state_name
 from hooks.metric_logging import read_step_epoch
 from hooks.writers.database import require_run
 from trainer import Hook, TrainState
 from trainer.checkpoints import DamagedCheckpoint, wait_for_saves
-from trainer.hook import HookState
+from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
 from trainer.host.escaping import escape_text
 from trainer.host.processes import from_main_process, is_main_process
 from trainer.host.redaction import redact_text
@@ -152,8 +151,8 @@ def collect_scores(
         name,
         writes=(f"{suite}/epoch", *scores),
         hook_states=(HookState(name, _init),),
-        dry_run=lambda state, metrics: state,
-        close=results.close,
+        dry_run=SKIP,
+        close=lambda error: results.close(),
     )
     return chain(Hook(check_requested, f"{name}/start", event="start"), hook) if wait else hook
 

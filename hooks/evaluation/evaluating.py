@@ -19,6 +19,7 @@ from hooks.evaluation.requesting import request_evaluation
 from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Phase, TrainState
 from trainer.checks.arguments import describe_value
+from trainer.hook import SKIP
 from trainer.loop.dry_run import run_first_step
 from trainer.phases.phase import PendingMetrics
 from trainer.runs import Run
@@ -97,9 +98,6 @@ def evaluate(
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return _add_scores(state, run_first_step(phase, with_params(state))[2])
 
-    def skip(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state  # the start comes right after the dry run
-
     def check_start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         if read_step_epoch(state)[1]:
             return state
@@ -117,7 +115,7 @@ def evaluate(
     )
     if not sanity:
         return hook
-    start = Hook(check_start, f"{name}/start", event="start", writes=list_names, dry_run=skip)
+    start = Hook(check_start, f"{name}/start", event="start", writes=list_names, dry_run=SKIP)
     return chain(start, hook)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Mapping
 
-from hooks.base import get_hook_state, set_hook_state
 from hooks.combining import Chain, chain
 from hooks.metric_logging import read_step_epoch
 from hooks.writers.database import require_run
 from trainer import Hook, TrainState
 from trainer.checkpoints import wait_for_saves
 from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
-from trainer.hook import HookState
+from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
 from trainer.runs import Run
 from trainer.runs.checkpoint_rows import list_complete_epochs
 from trainer.runs.requests import list_requests
@@ -100,12 +98,12 @@ def request_evaluation(run: Run, suite: str) -> Chain:
             request_ready()
         run.flush()
 
-    def close() -> None:
+    def close(error: BaseException | None) -> None:
         try:
             if wanted:
                 wait_for_saves()
                 request_ready()
-            if wanted and sys.exc_info()[1] is None:
+            if wanted and error is None:
                 log.warning(
                     "%s: no checkpoint was saved in %s since epoch %d, so no evaluation of it is "
                     "requested: the chain needs save_checkpoints on this directory",
@@ -115,16 +113,16 @@ def request_evaluation(run: Run, suite: str) -> Chain:
                 )
         finally:
             wanted.clear()
-            run.close()
+            run.close(error)
 
     return chain(
-        Hook(resume, f"{name}/start", event="start", stage="observe", dry_run=_unchanged),
+        Hook(resume, f"{name}/start", event="start", stage="observe", dry_run=SKIP),
         Hook(
             want,
             name,
             stage="observe",
             hook_states=(HookState(name, _init),),
-            dry_run=_unchanged,
+            dry_run=SKIP,
             check_background=request_ready,
             flush=flush,
             close=close,
@@ -146,10 +144,6 @@ def request_state_name(suite: str) -> str:
 
 def _init(state: TrainState) -> dict[str, int]:
     return {"wanted": 0}
-
-
-def _unchanged(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-    return state
 
 
 def _was_requested(run: Run, suite: str, wanted: int, epoch: int, numbers: list[int]) -> bool:

@@ -1,10 +1,11 @@
-"""Hooks in a population: one that runs for every member, as if each trained alone."""
+"""Hooks in a population: run a hook for every member, as if each trained alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +23,28 @@ from trainer.state import PyTree
 log = logging.getLogger("entracte")
 
 PREFIX = "each/"
-"""Of the names of lifted hooks, and of what they remember."""
+"""Prefix of the names of such hooks, and of their hook states."""
 
 
 def each(hook: Hooks) -> HookLike:
-    """Run a hook for every live member of a population, which sees a state as if it trained alone.
+    """Run a hook for every live member of a population, with a state as if it trained alone.
 
-    A member's state has its own parameters, carry and step, as numpy views on the host; its metrics
-    are its own values, and where it has none, they are missing. What it changes is put back. Its
-    `stop` clears its `state.carry["live"]`, so that it does not move any more; when none is live,
-    the run stops. What it remembers is kept by member, a list, and what it scores is a `Members`.
-    At `end` the hook runs for all members, those that were stopped included.
+    A member's state has its own parameters, carry and step, as numpy views on the host. Its metrics
+    are its own values; those that it does not have are missing. Changes are written back to the
+    population. `stop` clears the member's entry of `state.carry["live"]`, so that it trains no
+    further; when no member is live, the run stops. Hook states are lists, an entry a member, and
+    scores are `Members`. At `end` the hook runs for all members, stopped ones included.
 
-    Hooks that are not wrapped see the whole population.
+    Hooks without `each` see the whole population.
 
     Args:
-        hook: one, a plain function, a chain, or several; each part keeps its event and stage, and
-            triggers are asked for each member.
+        hook: a hook, a plain function, a chain, or several; each part keeps its event and stage,
+            and triggers are evaluated for each member.
 
     Raises:
-        ValueError: a part commits or restores, or names its scores itself: what saves or measures
-            does so for the whole population. In training: the state is not one of members, or a
-            member's changed its structure.
+        ValueError: a part saves or restores, or names its scores itself: such hooks work for the
+            whole population. In training: the state is not one of a population, or the structure
+            of a member's state changed.
 
     >>> import trainer
     >>> def stop_low(state, metrics):
@@ -58,7 +59,8 @@ def each(hook: Hooks) -> HookLike:
     for part in flatten_hooks(hook):
         if part.stage == "save" or part.restore:
             raise ValueError(
-                f"hook {part.name!r} saves or restores the whole population: leave each(...) away"
+                f"hook {part.name!r} saves or restores the whole population: use it without "
+                "each(...)"
             )
         if callable(part.writes):
             raise ValueError(
@@ -70,11 +72,11 @@ def each(hook: Hooks) -> HookLike:
 
 
 def _lift_parts(parts: Sequence[Hook]) -> Hook:
-    """Lift parts of one event and stage, so that they share views, and the answers of gates."""
+    """Make one hook of parts of one event and stage; they share views and answers of gates."""
     first = parts[0]
     who = PREFIX + "+".join(part.name for part in parts)
-    memories = [memory for part in parts for memory in part.hook_states]
-    names = [memory.name for memory in memories]
+    hook_states = [one for part in parts for one in part.hook_states]
+    names = [name for name, _ in hook_states]
     written: list[str] = []
     expects: list[str] = []
     for part in parts:
@@ -85,9 +87,9 @@ def _lift_parts(parts: Sequence[Hook]) -> Hook:
     ]
 
     def lift(chosen: Sequence[Hook]) -> Callable[[TrainState, Mapping[str, float]], TrainState]:
-        return lambda state, metrics: _run(who, chosen, memories, state, metrics)
+        return lambda state, metrics: _run(who, chosen, hook_states, state, metrics)
 
-    rehearsing = [dataclasses.replace(p, function=p.dry_run or p.function) for p in parts]
+    dry_parts = [dataclasses.replace(p, function=p.dry_run or p.function) for p in parts]
     return Hook(
         lift(parts),
         who,
@@ -97,62 +99,64 @@ def _lift_parts(parts: Sequence[Hook]) -> Hook:
         expects=tuple(dict.fromkeys(expects)),
         writes=tuple(dict.fromkeys(written)),
         required_hook_states=tuple(dict.fromkeys(needs)),
-        hook_states=tuple(HookState(PREFIX + name, _first(init)) for name, init in memories),
-        dry_run=lift(rehearsing) if any(part.dry_run for part in parts) else None,
+        hook_states=tuple(HookState(PREFIX + name, _init_all(init)) for name, init in hook_states),
+        dry_run=lift(dry_parts) if any(part.dry_run for part in parts) else None,
         rekeys=any(part.rekeys for part in parts),
-        check_background=_all([part.check_background for part in parts if part.check_background]),
-        flush=_all([part.flush for part in parts if part.flush]),
-        close=_all([part.close for part in reversed(parts) if part.close]),
+        check_background=_call_all(
+            [part.check_background for part in parts if part.check_background]
+        ),
+        flush=_call_all([part.flush for part in parts if part.flush]),
+        close=_call_all([part.close for part in reversed(parts) if part.close]),
     )
 
 
-def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
-    def run() -> None:
+def _call_all(calls: Sequence[Callable[..., None]]) -> Callable[..., None] | None:
+    def run(*given: Any) -> None:
         for call in calls:
-            call()
+            call(*given)
 
     return run if calls else None
 
 
-def _first(init: Callable[[TrainState], PyTree]) -> Callable[[TrainState], list[PyTree]]:
-    def first(state: TrainState) -> list[PyTree]:
+def _init_all(init: Callable[[TrainState], PyTree]) -> Callable[[TrainState], list[PyTree]]:
+    def init_all(state: TrainState) -> list[PyTree]:
         get_live_members(state, "each")
         return [copy_to_host(init(one)) for one in split_members(state)]
 
-    return first
+    return init_all
 
 
 def _run(
     who: str,
     parts: Sequence[Hook],
-    memories: Sequence[HookState],
+    hook_states: Sequence[HookState],
     state: TrainState,
     metrics: Mapping[str, float],
 ) -> TrainState:
     live = np.array(get_live_members(state, f"hook {who!r}"))
     seeing = _select_members(parts[0].at, live, metrics)
-    remembered = {
+    kept = {
         name.removeprefix(PREFIX): rows
         for name, rows in state.hook_state.items()
         if name.startswith(PREFIX)
     }
-    for name, init in memories:
-        if name not in remembered:
-            remembered[name] = _first(init)(state)
+    for name, init in hook_states:
+        if name not in kept:
+            kept[name] = _init_all(init)(state)
     before = split_members(state)
     for number, one in enumerate(before):
-        memory = {name: rows[number] for name, rows in remembered.items()}
-        before[number] = one.replace(stop=state.stop, hook_state=memory)
+        own = {name: rows[number] for name, rows in kept.items()}
+        before[number] = one.replace(stop=state.stop, hook_state=own)
     seen, after = _MemberMetrics(metrics), list(before)
     for number in np.flatnonzero(seeing).tolist():
         try:
-            after[number] = _run_member(parts, before[number], seen.by(number))
+            after[number] = _run_member(parts, before[number], seen.select(number))
         except Exception as error:
             error.add_note(f"for member {number} of the population")
             raise
     joined = merge_members(who, state, before, after)
-    joined = _with_memories(who, joined, before, after)
-    joined = _with_scores(joined, after, seeing)
+    joined = _merge_hook_states(who, joined, before, after)
+    joined = _merge_scores(joined, after, seeing)
     stopped = live & np.array([bool(one.stop) and not state.stop for one in after])
     if not stopped.any():
         return joined
@@ -163,10 +167,10 @@ def _run(
 
 
 def _select_members(event: str, live: np.ndarray, metrics: Mapping[str, float]) -> np.ndarray:
-    """Say for which members hooks run: those that lived in this epoch, bool `[members]`.
+    """Return for which members hooks run, bool `[members]`: those that were live in this epoch.
 
-    Hooks after one that stopped a member see it at this event all the same, as in a run of its own,
-    so that their order decides nothing.
+    Hooks after one that stopped a member still run for it at this event, as in a run of its own, so
+    that their order does not matter.
     """
     if event == "end":
         return np.ones_like(live)
@@ -175,14 +179,14 @@ def _select_members(event: str, live: np.ndarray, metrics: Mapping[str, float]) 
 
 
 def _run_member(parts: Sequence[Hook], state: TrainState, metrics: Metrics) -> TrainState:
-    """Run the parts for one member, as a chain does."""
+    """Run the parts for one member, like a chain."""
     answers: dict[Gate, bool] = {}
-    shadow = MutationGuard(state, metrics.output)
+    guard = MutationGuard(state, metrics.output)
     for part in parts:
         if part.is_due(state, metrics, answers):
             after = part.apply(state, metrics)
-            shadow.check_unchanged(f"hook {part.name!r}")
-            shadow.follow(after)
+            guard.check_unchanged(f"hook {part.name!r}")
+            guard.follow(after)
             if after.scores is not state.scores:
                 metrics = metrics.with_scores(after.scores)
             state = after
@@ -190,7 +194,7 @@ def _run_member(parts: Sequence[Hook], state: TrainState, metrics: Metrics) -> T
 
 
 class _MemberMetrics:
-    """The metrics of an event, taken apart by member."""
+    """The metrics of an event, split by member."""
 
     def __init__(self, metrics: Mapping[str, float]) -> None:
         each = {name: value for name, value in metrics.items() if isinstance(value, Members)}
@@ -203,8 +207,8 @@ class _MemberMetrics:
         output = getattr(metrics, "output", None)
         self.output = None if output is None else jax.device_get(output)
 
-    def by(self, number: int) -> Metrics:
-        """Give those of one member."""
+    def select(self, number: int) -> Metrics:
+        """Return the metrics of one member."""
         values = dict(self.shared)
         if self.names:
             row, present = self.rows[number], self.present[number]
@@ -215,7 +219,7 @@ class _MemberMetrics:
         return Metrics(values, steps=steps, output=output, epochs=self.epochs)
 
 
-def _with_memories(
+def _merge_hook_states(
     who: str, state: TrainState, before: Sequence[TrainState], after: Sequence[TrainState]
 ) -> TrainState:
     changed: dict[str, list[PyTree]] = {}
@@ -226,20 +230,19 @@ def _with_memories(
             raise ValueError(
                 f"hook {who!r} must keep the names of state.hook_state; they were "
                 f"{sorted(old.hook_state)} of member {number} and became {sorted(new.hook_state)}: "
-                "make it "
-                "with hooks.stateful"
+                "make it with hooks.stateful"
             )
-        for name, memory in new.hook_state.items():
-            if memory is not old.hook_state[name]:
+        for name, own in new.hook_state.items():
+            if own is not old.hook_state[name]:
                 rows = changed.setdefault(name, [one.hook_state[name] for one in before])
-                rows[number] = copy_to_host(memory)
+                rows[number] = copy_to_host(own)
     if not changed:
         return state
     named = {PREFIX + name: rows for name, rows in changed.items()}
     return state.replace(hook_state={**state.hook_state, **named})
 
 
-def _with_scores(state: TrainState, after: Sequence[TrainState], seeing: np.ndarray) -> TrainState:
+def _merge_scores(state: TrainState, after: Sequence[TrainState], seeing: np.ndarray) -> TrainState:
     names = dict.fromkeys(name for one in after for name in one.scores)
     if not names:
         return state

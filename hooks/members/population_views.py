@@ -1,4 +1,4 @@
-"""A population on the host: each member's state as views, and what hooks changed put back."""
+"""A population on the host: split it into views, one a member, and merge what hooks changed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from trainer.state import DEVICE_FIELDS, PyTree
 
 
 def split_members(state: TrainState) -> list[TrainState]:
-    """Give each member's state, of numpy views that nobody can write to; keys stay jax's.
+    """Split a population into the states of its members: read-only numpy views, and jax keys.
 
-    256 members by slicing on the device take 50 times as long. The host part is left out.
+    Slicing 256 members on the device takes 50 times as long. The host part is left out.
 
     Args:
         state: of a population.
@@ -31,7 +31,7 @@ def split_members(state: TrainState) -> list[TrainState]:
     """
     leaves, structure = jax.tree.flatten(get_member_fields(state))
     host = iter(jax.device_get([_local(leaf) for leaf in leaves if not is_key(leaf)]))
-    columns = [list(leaf) if is_key(leaf) else _views(next(host)) for leaf in leaves]
+    columns = [list(leaf) if is_key(leaf) else _make_views(next(host)) for leaf in leaves]
     epoch: Any = np.asarray(state.epoch)
     return [
         TrainState(**jax.tree.unflatten(structure, row), epoch=epoch)
@@ -42,10 +42,10 @@ def split_members(state: TrainState) -> list[TrainState]:
 def merge_members(
     who: str, state: TrainState, before: Sequence[TrainState], after: Sequence[TrainState]
 ) -> TrainState:
-    """Put the leaves that changed of some members' states into the population's.
+    """Write the leaves that changed in members' states into the population.
 
     Args:
-        who: changed them, for messages.
+        who: what changed them, for messages.
         state: of the population.
         before: `split_members(state)`.
         after: the same, with changes.
@@ -59,39 +59,41 @@ def merge_members(
             continue
         if new.epoch is not old.epoch:
             raise ValueError(f"hook {who!r} changed epoch, which fit alone counts")
-        for place, leaf in _changes(who, number, old, new):
+        for place, leaf in _find_changes(who, number, old, new):
             changed.setdefault(place, {})[number] = leaf
     if not changed:
         return state
     leaves, structure = jax.tree.flatten(get_member_fields(state))
     for place, rows in changed.items():
-        leaves[place] = _with_rows(leaves[place], rows)
+        leaves[place] = _replace_rows(leaves[place], rows)
     fields = jax.tree.unflatten(structure, leaves)
     return state.replace(**{**fields, "carry": {**state.carry, **fields["carry"]}})
 
 
 def _local(leaf: Any) -> Any:
-    """Give another object over the same buffer.
+    """Return another array object over the same buffer.
 
-    A view stays with the object that it was taken from, and as long as it lives training cannot
+    A view keeps the array object that it was taken from alive, and while that lives training cannot
     donate the buffer.
     """
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 
 
-def _views(column: np.ndarray) -> list[np.ndarray]:
+def _make_views(column: np.ndarray) -> list[np.ndarray]:
     column = column.view()
     column.flags.writeable = False
     return [column[number, ...] for number in range(len(column))]
 
 
-def _changes(who: str, number: int, before: TrainState, after: TrainState) -> list[tuple[int, Any]]:
-    """Give the places and leaves that are others, after checking that they are alike."""
+def _find_changes(
+    who: str, number: int, before: TrainState, after: TrainState
+) -> list[tuple[int, Any]]:
+    """Return position and value of the leaves that changed, after checking shapes and dtypes."""
     old, new = ({field: getattr(state, field) for field in MAPPED} for state in (before, after))
     pairs = list(zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False))
     found = [(place, leaf) for place, (was, leaf) in enumerate(pairs) if leaf is not was]
     if not has_same_structure(old, new) or not all(
-        _alike(pairs[place][0], leaf) for place, leaf in found
+        _has_same_type(pairs[place][0], leaf) for place, leaf in found
     ):
         raise ValueError(
             f"hook {who!r} must keep the structure, shapes and dtypes of the state, here of "
@@ -100,11 +102,11 @@ def _changes(who: str, number: int, before: TrainState, after: TrainState) -> li
     return found
 
 
-def _alike(old: Any, new: Any) -> bool:
+def _has_same_type(old: Any, new: Any) -> bool:
     return hasattr(new, "dtype") and old.dtype == new.dtype and old.shape == new.shape
 
 
-def _with_rows(leaf: jax.Array, rows: dict[int, Any]) -> jax.Array:
+def _replace_rows(leaf: jax.Array, rows: dict[int, Any]) -> jax.Array:
     if is_key(leaf):
         return jnp.stack([rows.get(number, key) for number, key in enumerate(leaf)])
     host = np.array(_local(leaf))
@@ -113,11 +115,11 @@ def _with_rows(leaf: jax.Array, rows: dict[int, Any]) -> jax.Array:
     return jax.device_put(host, leaf.sharding, may_alias=False)  # in a buffer to be donated
 
 
-def copy_to_host(memory: PyTree) -> PyTree:
-    """Copy the arrays of a memory: what a view shows may be another step's tomorrow."""
+def copy_to_host(tree: PyTree) -> PyTree:
+    """Copy the arrays of a tree to the host: a later step may overwrite what a view shows."""
 
-    def copied(leaf: Any) -> Any:
+    def copy(leaf: Any) -> Any:
         is_array = isinstance(leaf, jax.Array | np.ndarray) and not is_key(leaf)
         return np.array(leaf) if is_array else leaf
 
-    return jax.tree.map(copied, memory)
+    return jax.tree.map(copy, tree)

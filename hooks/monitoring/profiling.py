@@ -11,6 +11,7 @@ from hooks.combining import Chain, chain
 from hooks.metric_logging import read_step_epoch
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
+from trainer.hook import SKIP
 from trainer.host.folders import make_folder
 
 _planned: dict[object, tuple[int, int, str]] = {}
@@ -82,20 +83,17 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
             tracing = True
         return state
 
-    def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state
-
     def close() -> None:
         nonlocal tracing
         if tracing:
             tracing = False
             jax.profiler.stop_trace()
 
-    def end() -> None:
+    def end(error: BaseException | None) -> None:
         _planned.pop(me, None)
         close()
 
     return chain(
-        Hook(begin, "profile/start", event="start", stage="observe", dry_run=leave),
-        Hook(trace, "profile", stage="observe", dry_run=leave, close=end),
+        Hook(begin, "profile/start", event="start", stage="observe", dry_run=SKIP),
+        Hook(trace, "profile", stage="observe", dry_run=SKIP, close=end),
     )

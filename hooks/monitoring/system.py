@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,6 +17,7 @@ from hooks.metric_logging import read_step_epoch
 from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer
 from trainer.checks.paths import to_absolute_path
+from trainer.hook import SKIP
 from trainer.host.extras import require_extra
 from trainer.host.folders import make_folder
 from trainer.host.safe_open import create_new
@@ -165,23 +166,17 @@ def _heartbeat_to_store(run: Run) -> Chain:
         if event == "end":
             run.end("finished")
 
-    def fail(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        error = sys.exc_info()[1]
-        if error is not None and run.is_recording:
-            run.end("failed", f"{type(error).__name__}: {error}")
-        return state
-
-    at_error = Hook(fail, "heartbeat/error", event="error", stage="observe", close=run.close)
-    return chain(_make_heartbeat_hooks(report), at_error)
+    return chain(_make_heartbeat_hooks(report, close=run.close))
 
 
 def _make_heartbeat_hooks(
     report: Callable[[str, TrainState, Mapping[str, float]], None],
+    close: Callable[[BaseException | None], None] | None = None,
 ) -> list[Hook]:
     """Make observers that report at the start, at epochs at most once a second, and at the end."""
     reported_at = float("-inf")
 
-    def at(event: str) -> Hook:
+    def at(event: str, **more: Any) -> Hook:
         def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
             nonlocal reported_at
             now = time.monotonic()
@@ -191,6 +186,6 @@ def _make_heartbeat_hooks(
             return state
 
         name = f"heartbeat/{event}"
-        return Hook(run, name, event=event, stage="observe", dry_run=lambda state, metrics: state)
+        return Hook(run, name, event=event, stage="observe", dry_run=SKIP, **more)
 
-    return [at("start"), at("epoch"), at("end")]
+    return [at("start"), at("epoch"), at("end", close=close)]

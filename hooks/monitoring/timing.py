@@ -13,6 +13,7 @@ from hooks.monitoring.time_tables import Sums, print_times
 from hooks.monitoring.traces import write_trace
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
+from trainer.hook import SKIP
 from trainer.host.folders import make_folder
 from trainer.host.time_spans import Span, add_listener
 
@@ -75,13 +76,10 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
         # Scores that other hooks wrote stay.
         return state.replace(scores={**times, **state.scores}) if times else state
 
-    def leave(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state
-
     def unknown(state: TrainState) -> tuple[str, ...]:
         return ()  # the names are only known once something is measured
 
-    def close() -> None:
+    def close(error: BaseException | None) -> None:
         nonlocal watch
         ended, watch = watch, None
         if ended is None:
@@ -95,9 +93,9 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
                 print_times(ended.sums, ended.seconds)
 
     start = Hook(
-        begin, "record_times/start", event="start", stage="observe", dry_run=leave, close=close
+        begin, "record_times/start", event="start", stage="observe", dry_run=SKIP, close=close
     )
-    return chain(start, Hook(score, "record_times", stage="observe", writes=unknown, dry_run=leave))
+    return chain(start, Hook(score, "record_times", stage="observe", writes=unknown, dry_run=SKIP))
 
 
 class Stopwatch:

@@ -13,6 +13,7 @@ from typing import Any
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
+from trainer.hook import SKIP
 from trainer.host.safe_open import open_regular
 from trainer.runs.panels import Curve
 
@@ -100,7 +101,7 @@ def call_on_finish(
             return state
 
         shown = name if event == "end" else f"{name}/{event}"
-        return Hook(run, shown, event=event, stage="observe", dry_run=lambda s, m: s, **more)
+        return Hook(run, shown, event=event, stage="observe", dry_run=SKIP, **more)
 
     def begin() -> None:
         nonlocal started
@@ -114,7 +115,9 @@ def call_on_finish(
             finish()
 
     between = [at(event, lambda: None) for event in ("epoch", "error") if follow]
-    return chain(at("start", begin), *between, at("end", end, expects=expects, close=end))
+    return chain(
+        at("start", begin), *between, at("end", end, expects=expects, close=lambda error: end())
+    )
 
 
 def require_records(path: str | os.PathLike[str], who: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from numbers import Real
 
@@ -39,7 +38,6 @@ class Database:
     def __init__(self, run: Run) -> None:
         self.run = require_run("Database", run)
         self._completed = False
-        self._before: BaseException | None = None  # being handled while the run trains
 
     def resume(self, step: int, epoch: int) -> None:
         """Record that the run resumes here (0, 0: starts fresh); later records are deleted."""
@@ -53,7 +51,6 @@ class Database:
         if isinstance(progress, Progress):
             epoch = progress.done
             self._completed = progress.done == progress.total
-            self._before = sys.exc_info()[1]
         self.run.record(epoch, step, _select_values(values))
 
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
@@ -66,11 +63,8 @@ class Database:
 
     def close(self) -> None:
         """Deliver what waits, within some seconds; record how the run ended if nothing else did."""
-        finished = self._completed and sys.exc_info()[1] is self._before
-        self._completed, self._before = False, None
-        if finished and self.run.is_recording:
-            self.run.end("finished")
-        self.run.close()
+        completed, self._completed = self._completed, False
+        self.run.close(completed=completed)
 
 
 def require_run(who: str, run: Run) -> Run:

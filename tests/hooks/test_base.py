@@ -1,4 +1,4 @@
-"""Hooks from plain functions: declarations and memory."""
+"""Hooks from plain functions: declarations and hook states."""
 
 import functools
 
@@ -46,24 +46,26 @@ def test_a_declaration_is_of_one_hook(declare):
         declare(hooks.chain(nothing, nothing))
 
 
-def test_a_memory_is_where_it_says_and_is_saved_with_the_state(state, phase):
-    def update(memory, state, metrics):
-        return {"sum": memory["sum"] + metrics["train/loss"]}, state
+def test_a_hook_state_is_at_its_name_and_saved_with_the_state(state, phase):
+    def update(hook_state, state, metrics):
+        return {"sum": hook_state["sum"] + metrics["train/loss"]}, state
 
     total = hooks.stateful("total", lambda state: {"sum": 0.0}, update)
     state, history = trainer.fit(state, phase, epochs=3, hooks=total)
     assert state.hook_state["total"]["sum"] == sum(epoch["train/loss"] for epoch in history)
 
 
-def test_a_memory_that_stays_gives_back_the_very_same_state(state):
-    same = hooks.stateful("same", lambda state: 0, lambda memory, state, metrics: (memory, state))
+def test_an_unchanged_hook_state_returns_the_same_state_object(state):
+    same = hooks.stateful(
+        "same", lambda state: 0, lambda hook_state, state, metrics: (hook_state, state)
+    )
     state = same(state, {})
     assert state.hook_state == {"same": 0}
     assert same(state, {}) is state
 
 
 @pytest.mark.parametrize("result", [None, 3, (1, None), (1, 2, 3)])
-def test_an_update_gives_memory_and_state(state, result):
-    wrong = hooks.stateful("wrong", lambda state: 0, lambda memory, state, metrics: result)
-    with pytest.raises(TypeError, match=r"'wrong' must return \(memory, state\)"):
+def test_an_update_must_return_hook_state_and_state(state, result):
+    wrong = hooks.stateful("wrong", lambda state: 0, lambda hook_state, state, metrics: result)
+    with pytest.raises(TypeError, match=r"'wrong' must return \(hook_state, state\)"):
         wrong(state, {})

@@ -1,4 +1,4 @@
-"""The algebra of hooks."""
+"""Combinators of hooks."""
 
 import chex
 import jax
@@ -19,7 +19,7 @@ def scale(factor):
 
 
 def count(name="count"):
-    return hooks.stateful(name, lambda state: 0, lambda memory, state, metrics: (memory + 1, state))
+    return hooks.stateful(name, lambda state: 0, lambda count, state, metrics: (count + 1, state))
 
 
 def at(state, epoch=0, step=0):
@@ -72,7 +72,7 @@ def test_law_2_a_chain_of_chains_does_what_the_chain_does(a, epoch):
     assert trainer.fingerprint(once(state, {})) == trainer.fingerprint(twice(state, {}))
 
 
-def test_law_2_the_empty_chain_gives_back_the_very_same_state(state):
+def test_law_2_the_empty_chain_returns_the_same_state_object(state):
     assert hooks.chain()(state, {}) is state
 
 
@@ -100,7 +100,7 @@ def test_every_needs_a_whole_number(combinator, n):
         combinator(n, count())
 
 
-def test_every_steps_fires_where_the_quotient_grew(state):
+def test_every_steps_fires_when_the_quotient_has_grown(state):
     hook, seen = hooks.every_steps(10, count()), []
     for step in (4, 9, 10, 15, 31, 39, 40):
         before, state = state, hook(at(state, step=step), {})
@@ -108,7 +108,7 @@ def test_every_steps_fires_where_the_quotient_grew(state):
     assert seen == [False, False, True, False, True, False, True]
 
 
-def test_every_steps_starts_from_the_step_it_is_added_at(state, phase):
+def test_every_steps_starts_from_the_step_at_which_it_is_added(state, phase):
     state, _ = trainer.fit(state, phase, epochs=7)
     hook = hooks.every_steps(5, count())
     state, _ = trainer.fit(state, phase, epochs=9, hooks=hook)
@@ -117,13 +117,13 @@ def test_every_steps_starts_from_the_step_it_is_added_at(state, phase):
     assert state.hook_state == {"count": 1, "every_steps/5/count": 2}
 
 
-def test_when_asks_the_state_and_the_metrics(state):
+def test_when_calls_its_predicate_with_state_and_metrics(state):
     hook = hooks.when(lambda state, metrics: metrics["loss"] < float(state.epoch), count())
     assert fired(hook, at(state, 2), {"loss": 1.0})
     assert not fired(hook, at(state, 1), {"loss": 1.0})
 
 
-def test_when_is_asked_once_an_event_for_all_parts(state):
+def test_when_calls_its_predicate_once_an_event(state):
     asked = []
 
     def ask(state, metrics):
@@ -141,7 +141,7 @@ def test_when_is_asked_once_an_event_for_all_parts(state):
     assert len(asked) == 2
 
 
-def test_when_is_asked_on_what_the_first_part_that_is_due_sees(state):
+def test_when_calls_its_predicate_with_what_the_first_due_part_sees(state):
     asked = []
 
     @hooks.writes("val/loss")
@@ -198,7 +198,7 @@ def test_triggers_let_start_end_and_error_parts_pass(state, trigger):
     assert fired(lambda s, m: governed(s, m, "end"), state)
 
 
-def test_law_2_a_hook_that_does_not_fire_gives_back_the_very_same_state(state):
+def test_law_2_a_hook_that_does_not_fire_returns_the_same_state_object(state):
     state = at(state, 1, 1)
     for hook in (
         hooks.every(2, scale(2)),

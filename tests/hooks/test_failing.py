@@ -46,8 +46,8 @@ def test_a_guard_lets_interrupts_and_broken_contracts_through(state, phase):
         trainer.fit(state, phase, epochs=1, hooks=hooks.guard(lambda state, metrics: None))
 
 
-def test_a_guard_is_refused_for_commits_and_for_negative_retries():
-    with pytest.raises(ValueError, match="commit 'save' cannot be guarded"):
+def test_a_guard_is_refused_for_saves_and_for_negative_retries():
+    with pytest.raises(ValueError, match="hook 'save' saves and cannot be guarded"):
         hooks.guard(Hook(lambda state, metrics: state, "save", stage="save"))
     with pytest.raises(ValueError, match="at least 0"):
         hooks.guard(failing(0), retries=-1)
@@ -90,7 +90,7 @@ def test_law_3_a_background_observer_changes_nothing(start, train):
     assert trainer.fingerprint(alone) == trainer.fingerprint(watched)
 
 
-def test_a_failure_in_the_background_surfaces_at_the_next_event(state, phase):
+def test_a_failure_in_the_background_is_raised_at_the_next_event(state, phase):
     failed = threading.Event()
 
     @hooks.observe
@@ -112,7 +112,7 @@ def test_a_failure_in_the_background_surfaces_at_the_next_event(state, phase):
     assert "on the worker thread of 'fail'" in raised.value.__notes__
 
 
-def test_a_failure_of_the_last_event_surfaces_when_the_run_closes(state, phase):
+def test_a_failure_of_the_last_event_is_raised_when_the_run_closes(state, phase):
     @hooks.observe
     def fail(state, metrics):
         raise LookupError("lost at the last")
@@ -131,15 +131,15 @@ def test_its_thread_ends_with_the_run_and_starts_again_with_the_next(state, phas
     assert seen == [1, 2, 3, 4]
 
 
-def test_records_in_the_background_are_there_before_a_commit(state, phase):
+def test_records_in_the_background_are_written_before_a_save(state, phase):
     seen = []
     look = hooks.background(hooks.observe(lambda s, m: seen.append(int(s.epoch)) or s))
 
-    def commit(state, metrics):
+    def save(state, metrics):
         assert seen == list(range(1, int(state.epoch) + 1))
         return state
 
-    trainer.fit(state, phase, epochs=5, hooks=[Hook(commit, "commit", stage="save"), look])
+    trainer.fit(state, phase, epochs=5, hooks=[Hook(save, "save", stage="save"), look])
 
 
 def test_a_rollouts_output_is_copied_for_the_background(state):
@@ -165,8 +165,10 @@ def test_a_rollouts_output_is_copied_for_the_background(state):
         hooks.observe(hooks.writes("a")(lambda state, metrics: state)),
     ],
 )
-def test_only_observers_without_memory_and_scores_go_to_the_background(hook):
-    with pytest.raises(ValueError, match="background takes observers without memory and scores"):
+def test_only_observers_without_hook_state_and_scores_run_in_the_background(hook):
+    with pytest.raises(
+        ValueError, match="background takes observers without hook state and scores"
+    ):
         hooks.background(hook)
 
 

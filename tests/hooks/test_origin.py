@@ -8,7 +8,7 @@ from hooks.origin import check_package_origin
 
 
 @pytest.mark.parametrize("own", ["trainer.py", "trainer/__init__.py"])
-def test_what_hides_the_package_is_named(tmp_path, monkeypatch, own):
+def test_a_file_that_hides_the_package_is_named(tmp_path, monkeypatch, own):
     (tmp_path / own).parent.mkdir(exist_ok=True)
     (tmp_path / own).write_text("raise SystemExit('it was run')")
     monkeypatch.delitem(sys.modules, "trainer")

@@ -47,7 +47,7 @@ def test_a_hook_that_changes_the_structure_is_found(state):
         check_hook(grow, state, {})
 
 
-def test_a_hook_that_oversteps_its_stage_is_found(state):
+def test_a_hook_that_does_more_than_its_stage_allows_is_found(state):
     @hooks.observe
     def meddle(state, metrics):
         return state.replace(stop=True)
@@ -56,18 +56,18 @@ def test_a_hook_that_oversteps_its_stage_is_found(state):
         check_hook(meddle, state, {})
 
 
-def test_a_hook_whose_memory_is_no_data_is_found(state):
-    hook = hooks.stateful("odd", lambda state: len, lambda memory, state, metrics: (len, state))
+def test_a_hook_state_that_is_not_data_is_found(state):
+    hook = hooks.stateful("odd", lambda state: len, lambda hook_state, state, metrics: (len, state))
     with pytest.raises((TypeError, ValueError), match="odd"):
         check_hook(hook, state, {})
 
 
-def test_a_hook_that_remembers_elsewhere_is_not_pure(state):
+def test_a_hook_that_keeps_state_elsewhere_is_not_pure(state):
     best = [0]
 
-    def update(memory, state, metrics):
+    def update(hook_state, state, metrics):
         best[0] += 1
-        return memory + best[0] % 2, state
+        return hook_state + best[0] % 2, state
 
     with pytest.raises(AssertionError, match="'cheat'"):
         check_hook(hooks.stateful("cheat", lambda state: 0, update), state, {})
@@ -79,7 +79,7 @@ def test_a_check_that_checks_nothing_fails(state):
 
     with pytest.raises(AssertionError, match="does not fire: .*'val/loss'.* is not among"):
         check_hook(hooks.reads("val/loss")(nothing), state, {})
-    with pytest.raises(AssertionError, match="its trigger says no"):
+    with pytest.raises(AssertionError, match="a trigger is closed"):
         check_hook(hooks.every(7, nothing), state, {})
 
 
@@ -96,6 +96,6 @@ def test_hooks_of_a_phase_are_checked_too(state):
 
 def test_a_hook_is_closed(state):
     closed = []
-    hook = hooks.Hook(lambda state, metrics: state, "h", close=lambda: closed.append(True))
+    hook = hooks.Hook(lambda state, metrics: state, "h", close=lambda error: closed.append(True))
     check_hook(hook, state, {})
     assert closed == [True]

@@ -1,4 +1,4 @@
-"""The worker thread: order, waiting, and failures that surface once."""
+"""The worker thread: order, waiting, and failures that are raised once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def gate():
     return threading.Event()
 
 
-def test_items_are_worked_off_in_order_on_another_thread():
+def test_items_are_processed_in_order_on_another_thread():
     seen = []
     worker = BackgroundWorker(
         "seen", lambda item: seen.append((item, threading.get_ident())), max_queued=3, time_limit=60
@@ -29,7 +29,7 @@ def test_items_are_worked_off_in_order_on_another_thread():
     assert threading.get_ident() not in {thread for _, thread in seen}
 
 
-def test_flush_waits_for_all_that_is_queued():
+def test_flush_waits_for_all_queued_items():
     seen = []
     worker = BackgroundWorker("seen", seen.append, max_queued=100, time_limit=60)
     for item in range(100):
@@ -77,14 +77,14 @@ def test_a_failure_is_raised_once_by_what_comes_next(surface):
     worker = BackgroundWorker("fail", fail, max_queued=2, time_limit=60)
     worker.put(1)
     failed.wait()
-    worker._line.items.join()
+    worker._thread.items.join()
     with pytest.raises(OSError, match="disk full") as raised:
         worker.put(2) if surface == "put" else getattr(worker, surface)()
     assert raised.value.__notes__ == ["on the worker thread of 'fail'"]
     worker.close()
 
 
-def test_what_waits_behind_a_failure_is_skipped_and_what_comes_later_is_not(gate):
+def test_items_queued_behind_a_failure_are_dropped_and_later_ones_are_not(gate):
     seen = []
 
     def work(item):
@@ -104,7 +104,7 @@ def test_what_waits_behind_a_failure_is_skipped_and_what_comes_later_is_not(gate
     assert seen == ["first", "later"]
 
 
-def test_put_waits_where_items_come_too_fast(gate):
+def test_put_waits_while_the_queue_is_full(gate):
     started = threading.Event()
 
     def work(item):
@@ -115,14 +115,14 @@ def test_put_waits_where_items_come_too_fast(gate):
     worker.put(1)
     started.wait()
     worker.put(2)
-    assert worker._line.items.full()
+    assert worker._thread.items.full()
     gate.set()
     worker.put(3)
     worker.close()
 
 
 @pytest.mark.parametrize("surface", ["check", "put", "flush", "close"])
-def test_an_item_that_hangs_is_given_up_and_said_once(gate, surface):
+def test_an_item_that_hangs_is_left_behind_and_reported_once(gate, surface):
     started = threading.Event()
 
     def hang(item):
@@ -173,14 +173,14 @@ def test_checking_raises_a_failure_and_does_not_wait():
     worker = BackgroundWorker("fail", fail, max_queued=1, time_limit=60)
     worker.check()
     worker.put(1)
-    worker._line.items.join()
+    worker._thread.items.join()
     with pytest.raises(OSError, match="disk full"):
         worker.check()
     worker.check()
     worker.close()
 
 
-def test_whatever_is_raised_the_thread_goes_on():
+def test_the_thread_continues_after_any_exception():
     """As asyncio's cancellation, which is no Exception."""
     seen = []
 
@@ -198,7 +198,7 @@ def test_whatever_is_raised_the_thread_goes_on():
     assert seen == ["later"]
 
 
-def test_a_thread_that_was_left_behind_works_off_nothing_more(gate):
+def test_a_thread_that_was_left_behind_processes_nothing_more(gate):
     seen, ended = [], threading.Event()
 
     def work(item):
@@ -210,7 +210,7 @@ def test_a_thread_that_was_left_behind_works_off_nothing_more(gate):
     worker = BackgroundWorker("work", work, max_queued=4, time_limit=0.1)
     worker.put("hangs")
     worker.put("lost")
-    behind = worker._line.thread
+    behind = worker._thread.thread
     with pytest.raises(TimeoutError):
         worker.flush()
     worker.put("new")

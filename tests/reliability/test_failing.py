@@ -88,7 +88,7 @@ def test_where_a_hook_failed_error_hooks_see_its_event_and_all_is_closed(begin, 
     failing, said = FAULTS[fault]
     closed = []
     ends = [
-        trainer.Hook(lambda s, m: s, name, close=lambda name=name: closed.append(name))
+        trainer.Hook(lambda s, m: s, name, close=lambda error, name=name: closed.append(name))
         for name in ("first", "last")
     ]
     phase = trainer.training(step, data.Stream(BATCHES))
@@ -180,7 +180,7 @@ def test_every_hook_is_closed_although_an_error_hook_ends_the_process(begin, bre
     def leave(state, metrics):
         raise SystemExit(3)
 
-    last = trainer.Hook(lambda s, m: s, "last", close=lambda: closed.append("last"))
+    last = trainer.Hook(lambda s, m: s, "last", close=lambda error: closed.append("last"))
     with pytest.raises(SystemExit):
         trainer.fit(begin, breaking, epochs=6, hooks=[hooks.on("error", leave), last])
     assert closed == ["last"]

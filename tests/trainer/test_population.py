@@ -1,4 +1,4 @@
-"""Populations: members train as they would alone, and those that are stopped do not move."""
+"""Populations: members train as they would alone, and stopped ones do not change."""
 
 import math
 import pickle
@@ -51,14 +51,14 @@ def test_members_train_as_they_would_alone(digits_states, phase, lifted):
     assert losses[-1] == pytest.approx(losses[-1].values.mean())
 
 
-def test_a_member_goes_on_alone_from_where_it_was(digits_states, phase, lifted):
+def test_a_member_can_train_on_alone(digits_states, phase, lifted):
     whole, _ = trainer.fit(trainer.stack_states(digits_states), lifted, epochs=1)
     alone, _ = trainer.fit(trainer.member(whole, 1), phase, epochs=2)
     together, _ = trainer.fit(whole, lifted, epochs=2)
     chex.assert_trees_all_close(trainer.member(together, 1).params, alone.params, atol=1e-5)
 
 
-def test_a_stopped_member_does_not_move(digits_states, lifted):
+def test_a_stopped_member_does_not_change(digits_states, lifted):
     state = trainer.stack_states(digits_states)
     live = jnp.array([True, False, True])
     state = state.replace(carry={**state.carry, "live": live})
@@ -87,8 +87,8 @@ def test_hooks_for_each_decide_as_they_would_alone(task, digits, digits_states, 
     assert whole.stop
     assert len(history) == max(epochs) < 10
     assert min(epochs) < max(epochs)  # or nothing would have been stopped by itself
-    memory = whole.hook_state["each/stop_early/val/loss"]
-    assert [entry.since for entry in memory] == [1] * COUNT
+    kept = whole.hook_state["each/stop_early/val/loss"]
+    assert [entry.since for entry in kept] == [1] * COUNT
 
 
 def test_a_population_resumes_bit_for_bit(digits_states, lifted, val, tmp_path):
@@ -106,7 +106,7 @@ def test_a_population_resumes_bit_for_bit(digits_states, lifted, val, tmp_path):
     assert trainer.fingerprint(parts) == trainer.fingerprint(whole)
 
 
-def test_the_best_member_is_taken_out(digits_states):
+def test_the_best_member_is_returned(digits_states):
     state = trainer.stack_states(digits_states)
     scores = {"val/loss": Members([2.0, math.nan, 1.0], [True] * 3), "plain": 1.0}
     best = trainer.best_member(state, scores, "val/loss")
@@ -121,7 +121,7 @@ def test_the_best_member_is_taken_out(digits_states):
         trainer.best_member(state, scores, "val/loss", mode="most")
 
 
-def test_one_program_serves_whatever_is_attached(digits_states, lifted):
+def test_one_compiled_phase_serves_any_hooks(digits_states, lifted):
     start = trainer.stack_states(digits_states)
     trainer.fit(start, lifted, epochs=1)
     compiled = len(lifted._compiled)
@@ -139,7 +139,7 @@ def test_members_are_floats():
     assert Members([1.0, 3.0], [False, False]) == 2.0
 
 
-def test_a_population_is_made_by_one_program(task, digits, digits_states):
+def test_a_population_is_made_by_one_compiled_function(task, digits, digits_states):
     keys = jax.random.split(jax.random.key(7), COUNT)
     made = trainer.population_of(lambda key: task.init(key, digits[0].example), keys)
     chex.assert_trees_all_close(made.params, trainer.stack_states(digits_states).params, atol=1e-6)
@@ -162,7 +162,7 @@ print([params.shape for params in state.params], jax.numpy.isfinite(state.params
 """
 
 
-def test_256_members_are_made_whose_weights_are_decomposed():
+def test_256_members_with_decomposed_weights_are_made():
     """In a process of its own: under vmap, two decompositions side by side never end."""
     run = subprocess.run(
         [sys.executable, "-c", MANY], capture_output=True, text=True, timeout=120, check=True
@@ -170,17 +170,21 @@ def test_256_members_are_made_whose_weights_are_decomposed():
     assert run.stdout == "[(256, 64, 64), (256, 64, 64)] True\n"
 
 
-def test_what_is_no_population_is_refused(task, digits, phase, lifted, digits_states):
+def test_other_states_and_phases_than_a_populations_are_refused(
+    task, digits, phase, lifted, digits_states
+):
     with pytest.raises(ValueError, match="members must be a whole number of at least 1"):
         trainer.population(phase, 0)
-    with pytest.raises(ValueError, match="of a population already"):
+    with pytest.raises(ValueError, match="is already one of a population"):
         trainer.population(lifted, COUNT)
     with pytest.raises(ValueError, match="needs the state of a population"):
         trainer.fit(digits_states[0], lifted, epochs=1)
     with pytest.raises(ValueError, match="made for 3 members; the state has 2"):
         trainer.fit(trainer.stack_states(digits_states[:2]), lifted, epochs=1)
     stream = data.Stream([digits[0].example])
-    with pytest.raises(ValueError, match="reads a Stream, of which each member would need its own"):
+    with pytest.raises(
+        ValueError, match="reads a Stream, and each member would need one of its own"
+    ):
         trainer.population(trainer.training(task.step, stream), 2)
     with pytest.raises(IndexError, match="numbered from 0 to 2"):
         trainer.member(trainer.stack_states(digits_states), 3)
@@ -188,7 +192,7 @@ def test_what_is_no_population_is_refused(task, digits, phase, lifted, digits_st
 
 def test_states_that_differ_are_named(digits_states):
     other = digits_states[0].replace(params={"w": jnp.zeros(3)})
-    with pytest.raises(ValueError, match="number 1 is not as the first:\n  params/b"):
+    with pytest.raises(ValueError, match="number 1 differs from the first:\n  params/b"):
         trainer.stack_states([digits_states[0], other])
     with pytest.raises(ValueError, match="share the epoch"):
         trainer.stack_states([digits_states[0], digits_states[0].replace(epoch=jnp.int32(4))])
@@ -196,7 +200,7 @@ def test_states_that_differ_are_named(digits_states):
         trainer.stack_states([])
 
 
-def test_a_phase_by_hand_reports_what_it_likes():
+def test_a_phase_by_hand_may_report_any_metrics():
     def halve(state, data):
         return state.replace(params=state.params / 2), None, {"trace": jnp.arange(3) * state.params}
 

@@ -28,7 +28,7 @@ def test_no_field_can_be_set(state):
 
 
 @pytest.mark.parametrize("rng", [0, np.zeros(2, np.uint32), jnp.zeros(2, jnp.uint32)])
-def test_a_root_that_is_no_typed_key_is_refused(rng):
+def test_a_root_that_is_not_a_typed_key_is_refused(rng):
     with pytest.raises(TypeError, match=r"jax.random.key\(seed\)"):
         TrainState.create(params={}, rng=rng)
 
@@ -76,7 +76,7 @@ def test_the_order_of_the_data_depends_on_the_epoch_and_not_on_the_step(state):
     assert stream_seed(state.replace(epoch=state.epoch + 1)) == stream_seed(state)
 
 
-def test_parts_come_apart_and_together(state):
+def test_host_fields_are_stripped_and_attached(state):
     state = state.replace(stop=True, scores={"a": 1.0}, hook_state={"b": 2})
     assert len(jax.tree.leaves(strip_host_fields(state))) < len(jax.tree.leaves(state))
     chex.assert_trees_all_equal(attach_host_fields(strip_host_fields(state), state), state)
@@ -101,14 +101,14 @@ def test_a_fingerprint_sees_every_change(state, change):
 
 
 @given(st.dictionaries(st.text(min_size=1), st.one_of(st.floats(), st.integers(), st.booleans())))
-def test_a_fingerprint_is_of_the_content(memory):
+def test_a_fingerprint_is_of_the_content(hook_state):
     state = TrainState.create(params={}, rng=jax.random.key(0))
-    one, other = state.replace(hook_state=memory), state.replace(hook_state=dict(memory))
+    one, other = state.replace(hook_state=hook_state), state.replace(hook_state=dict(hook_state))
     assert fingerprint(one) == fingerprint(other)
     assert len(fingerprint(one)) == 64
 
 
-def test_a_fingerprint_tells_a_number_from_its_like(state):
+def test_a_fingerprint_distinguishes_types_of_equal_numbers(state):
     kinds = [1, 1.0, True, np.float32(1), np.float64(1), "1"]
     assert len({fingerprint(state.replace(hook_state={"x": kind})) for kind in kinds}) == len(kinds)
 

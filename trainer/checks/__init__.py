@@ -1,1 +1,1 @@
-"""Checks of arguments, names and pytrees, and how their errors are worded."""
+"""Checks of arguments, names and pytrees, and the wording of their errors."""

@@ -1,4 +1,4 @@
-"""What a user gave: whether it is what is required, said in one way everywhere if it is not."""
+"""Checks of arguments, with errors worded the same everywhere."""
 
 from __future__ import annotations
 
@@ -9,35 +9,39 @@ from typing import Any
 
 
 def require_function(who: str, thing: Any, form: str, remedy: str = "") -> None:
-    """Check that something can be called with as many arguments as a form names.
+    """Check that an argument is a function that can be called with a number of arguments.
 
-    What cannot be inspected, such as a function written in C, passes.
+    A function that cannot be inspected, such as one written in C, passes.
 
     Args:
-        who: needs it, for the message.
-        thing: that was given.
-        form: `(state, metrics) -> state`.
-        remedy: what to do instead, where that is known.
+        who: what needs it, for the message.
+        thing: the argument.
+        form: how it is called, `(state, metrics) -> state`.
+        remedy: what to do instead, if that is known.
 
     Raises:
-        TypeError: it is no function, or takes other arguments.
+        TypeError: it is not a function, or takes other arguments.
 
     >>> require_function("a step", lambda state, batch: None, "(state, batch) -> (state, metrics)")
     >>> require_function("a step", lambda state: None, "(state, batch) -> (state, metrics)")
     Traceback (most recent call last):
     TypeError: a step must be a function (state, batch) -> (state, metrics); got <lambda>(state)
     """
-    if callable(thing) and not isinstance(thing, type) and can_call_with(thing, _count(form)):
+    if (
+        callable(thing)
+        and not isinstance(thing, type)
+        and can_call_with(thing, _count_arguments(form))
+    ):
         return
     if isinstance(thing, type) and not remedy:
-        remedy = f"make one of it, {thing.__name__}(...), and give what that has"
+        remedy = f"make an instance, {thing.__name__}(...), and pass a function of it"
     raise TypeError(
         f"{who} must be a function {form}; got {describe_value(thing)}{remedy and f': {remedy}'}"
     )
 
 
 def can_call_with(function: Any, count: int) -> bool:
-    """Say whether a function can be called with so many arguments."""
+    """Return whether a function can be called with this number of arguments."""
     signature = get_signature(function)
     if signature is None:
         return True
@@ -49,7 +53,7 @@ def can_call_with(function: Any, count: int) -> bool:
 
 
 def get_signature(function: Any) -> inspect.Signature | None:
-    """Return how a function is called, or None where it does not tell."""
+    """Return the signature of a function, or None if it has none."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
@@ -57,15 +61,15 @@ def get_signature(function: Any) -> inspect.Signature | None:
 
 
 def require_integer(what: str, value: Any, least: int) -> int:
-    """Return a whole number that is not below another.
+    """Return an argument as an int, after checking that it is a whole number of at least `least`.
 
     Args:
-        what: it is, for the message.
-        value: that was given; numpy's whole numbers are taken, too.
-        least: that it may be.
+        what: name of the argument, for the message.
+        value: the argument; numpy's integers are accepted.
+        least: smallest value allowed.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not a whole number.
         ValueError: it is below the least.
 
     >>> require_integer("epochs", 2.0, 0)
@@ -85,10 +89,10 @@ def require_integer(what: str, value: Any, least: int) -> int:
 
 
 def require_number(what: str, value: Any) -> float:
-    """Return a number, whole or not, as a float.
+    """Return an argument as a float, after checking that it is a number.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not.
 
     >>> require_number("seconds", "1h")
     Traceback (most recent call last):
@@ -102,7 +106,7 @@ def require_number(what: str, value: Any) -> float:
 
 
 def describe_value(thing: Any) -> str:
-    """Describe what was given in a few words, never with its contents.
+    """Describe a value in a few words, without the contents of containers and arrays.
 
     >>> import numpy as np
     >>> (describe_value(np.ones((2, 3))), describe_value({"inputs": 1}), describe_value(dict),
@@ -116,15 +120,15 @@ def describe_value(thing: Any) -> str:
     if hasattr(thing, "dtype") and hasattr(thing, "shape"):
         return f"an array {thing.dtype}{list(thing.shape)}"
     if inspect.isroutine(thing) or hasattr(thing, "__wrapped__"):
-        return f"{getattr(thing, '__name__', 'a function')}{_called(thing)}"[:200]
+        return f"{getattr(thing, '__name__', 'a function')}{_format_signature(thing)}"[:200]
     if thing is None or isinstance(thing, str | bytes | bool | int | float | complex):
         return f"{thing!r:.100}"
     article = "an" if type(thing).__name__[0] in "AEIOU" else "a"
     return f"{article} {type(thing).__name__}"
 
 
-def _called(function: Any) -> str:
-    """Return the arguments of a function as it is defined, without their types."""
+def _format_signature(function: Any) -> str:
+    """Return the arguments of a function, without their types."""
     signature = get_signature(function)
     if signature is None:
         return "(...)"
@@ -132,5 +136,5 @@ def _called(function: Any) -> str:
     return str(inspect.Signature(bare))
 
 
-def _count(form: str) -> int:
+def _count_arguments(form: str) -> int:
     return form.partition(")")[0].count(",") + 1

@@ -1,4 +1,4 @@
-"""Paths that users give: local ones, with `~` expanded, and absolute at once."""
+"""Paths that users pass: local, with `~` expanded, and made absolute at once."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from trainer.checks.arguments import describe_value
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-"""A scheme has two letters or more, and `Path` has made one slash of the two."""
+"""A scheme has two letters or more; `Path` turns its two slashes into one."""
 
 
 def to_absolute_path(path: str | os.PathLike[str], who: str = "") -> Path:
-    """Give the absolute path of a file or folder that a user named.
+    """Return the absolute path of a file or folder that a user named.
 
-    Everything that takes a path passes it through here as soon as it is given, so that a later
-    `os.chdir` changes nothing, and a URL does not become a folder named `s3:`. Links are not
-    resolved, and nothing has to be there.
+    Every function that takes a path calls this first, so that a later `os.chdir` changes nothing,
+    and a URL does not become a folder named `s3:`. Links are not resolved, and nothing need exist
+    at the path.
 
     Args:
-        path: absolute, relative to the working directory, or with `~` or `~user` at its beginning.
+        path: absolute, relative to the working directory, or beginning with `~` or `~user`.
         who: what takes it, for the message.
 
     Raises:
-        TypeError: it is no path of text.
-        ValueError: it is a URL, is empty, or names the home of a user who is not known.
+        TypeError: it is not a text path.
+        ValueError: it is a URL, is empty, or names the home of an unknown user.
 
     >>> to_absolute_path("/runs/digits")
     PosixPath('/runs/digits')
@@ -45,13 +45,13 @@ def to_absolute_path(path: str | os.PathLike[str], who: str = "") -> Path:
     if not text:
         raise ValueError(f"{needs}; got an empty one: '.' is the working directory")
     if url := _URL.match(text):
-        # What this leaves out may be a password, and that may have a slash.
+        # This leaves out what may be a password, which may contain a slash.
         rest = re.sub(r"^(?:[^/@]*|[^/:@]*:.*)@", "***@", url[2])
         remedy = f"give the path itself, {f'/{rest}'!r}"
         if url[1] != "file":
             remedy = (
-                "remote storage is not written to directly: mount it and give the path, or copy "
-                f"what is finished there (a local folder named so is {f'./{url[1]}:/{rest}'!r})"
+                "remote storage is not written directly: mount it and give the path, or copy "
+                f"finished runs there (a local folder of this name is {f'./{url[1]}:/{rest}'!r})"
             )
         raise ValueError(f"{needs}; got the URL {f'{url[1]}://{rest}'!r}: {remedy}")
     expanded = os.path.expanduser(text)

@@ -1,4 +1,4 @@
-"""Paths, shapes and dtypes of pytrees: how messages name leaves, and where two trees differ."""
+"""Paths, shapes and dtypes of pytrees: names of leaves, and differences between two trees."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PyTree = Any
 
 
 def format_path(path: tuple[Any, ...]) -> str:
-    """Name a leaf as messages and checkpoints do: `params/dense/kernel`."""
+    """Format the path of a leaf as in messages and checkpoints: `params/dense/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def describe_leaf(leaf: Any) -> str:
-    """Describe a leaf as messages do: `float32[2, 3]`, `int`."""
+    """Describe a leaf as in messages: `float32[2, 3]`, `int`."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}{list(leaf.shape)}"
     return type(leaf).__name__
@@ -48,5 +48,5 @@ def list_differences(wanted: PyTree, got: PyTree) -> list[str]:
 
 
 def has_same_structure(one: PyTree, other: PyTree) -> bool:
-    """Say whether two trees differ in their leaves at most."""
+    """Return whether two trees have the same structure."""
     return bool(jax.tree.structure(one) == jax.tree.structure(other))  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Names that are looked up and not found: which of those that exist was probably meant."""
+"""Suggestions for unknown names: which of the known ones was probably meant."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterable
 from trainer.host import escaping
 
 MANY = 20
-"""How many names a message lists."""
+"""Number of names that a message lists at most."""
 
 _SEPARATORS = re.compile(r"[\W_]+")
 
 
 def suggest_name(name: object, known: Iterable[str]) -> str:
-    """Return a question that names what was probably meant, or "" where nothing is near.
+    """Return a question that suggests similar names, or "" if there is none.
 
-    Separators and capitals do not count, so `val_loss` finds `val/loss`; the last part of a path
-    finds the whole path; `val/acc` finds what begins so, and `lr` two words that do; else names are
-    compared by how many characters they share.
+    Separators and capitals do not count, so `val_loss` finds `val/loss`. The last part of a path
+    finds the whole path, `val/acc` finds names that begin so, and `lr` finds two words with these
+    initials. Otherwise names are compared by the characters that they share.
 
     Args:
-        name: that was looked up and is not known.
-        known: the names that exist.
+        name: the unknown name.
+        known: all known names.
 
     Returns:
         A sentence to append to a message, with a leading space, or "".
@@ -38,33 +38,33 @@ def suggest_name(name: object, known: Iterable[str]) -> str:
     >>> suggest_name("xyz", ["val/loss"])
     ''
     """
-    found = [f"'{escaping.escape_text(near)}'" for near in near_names(name, known)]
+    found = [f"'{escaping.escape_text(near)}'" for near in find_similar_names(name, known)]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
-def near_names(name: object, known: Iterable[str]) -> list[str]:
-    """Return at most three of the known names that resemble one, the nearest first.
+def find_similar_names(name: object, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that are similar, the most similar first.
 
-    >>> near_names("stop_erly", ["stop_early", "stop_on_nan", "beat"])
+    >>> find_similar_names("stop_erly", ["stop_early", "stop_on_nan", "heartbeat"])
     ['stop_early']
     """
     wanted, names = str(name), list(dict.fromkeys(map(str, known)))
     same = [one for one in names if _plain(one) == _plain(wanted)]
     ends = [one for one in names if _ends_in(one, wanted)]
-    short = [one for one in names if _shortened(one, wanted)]
-    return (same or ends or short or _close(wanted, names))[:3]
+    short = [one for one in names if _is_abbreviation(wanted, one)]
+    return (same or ends or short or _find_close_matches(wanted, names))[:3]
 
 
 def suggest_and_list(name: object, known: Iterable[str], shown: Iterable[str] | None = None) -> str:
-    """Return how a message goes on that says that a name is not known: the nearest, and all.
+    """Return the end of a message about an unknown name: similar names, and all known ones.
 
     Args:
-        name: that was looked up and is not known.
-        known: the names that exist.
-        shown: how they are listed, where not as they are.
+        name: the unknown name.
+        known: all known names.
+        shown: what to list instead of the known names.
 
-    >>> "no hook 'stop_erly'" + suggest_and_list("stop_erly", ["stop_early", "beat"])
-    "no hook 'stop_erly'. Did you mean 'stop_early'? (there is: stop_early, beat)"
+    >>> "no hook 'stop_erly'" + suggest_and_list("stop_erly", ["stop_early", "heartbeat"])
+    "no hook 'stop_erly'. Did you mean 'stop_early'? (there is: stop_early, heartbeat)"
     >>> suggest_and_list("x", [])
     ' (there is: nothing)'
     """
@@ -81,13 +81,13 @@ def _plain(name: str) -> str:
 
 
 def _ends_in(path: str, wanted: str) -> bool:
-    """Say whether the last part of a path of several is what is wanted."""
+    """Return whether the last of several parts of a path is the wanted name."""
     head, _, tail = path.rpartition("/")
     return bool(head and _plain(wanted)) and _plain(tail) == _plain(wanted)
 
 
-def _shortened(path: str, wanted: str) -> bool:
-    """Say whether each part of a path begins as that of what is wanted, or its words do."""
+def _is_abbreviation(wanted: str, path: str) -> bool:
+    """Return whether each part wanted is a prefix, or the initials, of that part of a path."""
     parts = list(zip(path.split("/"), wanted.split("/"), strict=False))
     return path.count("/") == wanted.count("/") and all(
         len(_plain(said)) > 1
@@ -99,16 +99,16 @@ def _shortened(path: str, wanted: str) -> bool:
     )
 
 
-def _close(name: str, known: Iterable[str]) -> list[str]:
-    """Return close matches, but none far behind the best: a typo has one remedy."""
-    ratios = {one: _likeness(name, one) for one in known}
+def _find_close_matches(name: str, known: Iterable[str]) -> list[str]:
+    """Return close matches, but none that is much worse than the best one."""
+    ratios = {one: _similarity(name, one) for one in known}
     best = max(ratios.values(), default=0.0)
     near = [one for one, ratio in ratios.items() if ratio >= max(0.6, best - 0.1)]
     return sorted(near, key=lambda one: -ratios[one])
 
 
-def _likeness(a: str, b: str) -> float:
-    """Compare two names, between 0 and 1; of two paths each part, for `val` is no `train`."""
+def _similarity(a: str, b: str) -> float:
+    """Return the similarity of two names, in [0, 1]; for paths, of their least similar parts."""
     parts = list(zip(a.split("/"), b.split("/"), strict=False))
     pairs = parts if a.count("/") == b.count("/") else [(a, b)]
     return min(difflib.SequenceMatcher(None, _plain(x), _plain(y)).ratio() for x, y in pairs)

@@ -11,6 +11,7 @@ from trainer.evaluators.suite import Suite
 from trainer.host.escaping import escape_text
 from trainer.host.safe_open import UnsafeFile, make_own_folder
 from trainer.loop.events import HookRunner
+from trainer.loop.hook_states import init_hook_states
 from trainer.phases.evaluate_once import evaluate
 from trainer.phases.metrics import Metrics
 from trainer.runs.artifacts import EPOCH_PREFIX, to_stored_path
@@ -85,7 +86,7 @@ class RequestHandler:
                 "or without hooks"
             ) from error
         runner, before = self._open_hooks(suite, folder), _list_files(folder)
-        state = runner.init_hook_states(state)
+        state = init_hook_states(runner.hooks, state)
         _, metrics = runner.run("epoch", state, Metrics(scores), stages=STAGES)
         runner.flush()
         artifacts = [

@@ -1,1 +1,1 @@
-"""The loop: epochs of phases, and hooks between them."""
+"""The training loop: epochs of phases, and hooks between them."""

@@ -1,4 +1,4 @@
-"""Settings that functions keep in their closures, found without running them."""
+"""Settings in the closures of functions, found without running the functions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from trainer.loop.content_hash import hash_array, hash_bytes
 from trainer.phases.phase import Phase
 
 _LONG = 32
-"""Entries from which a sequence is one row; of its entries so many are looked at."""
-_DEEP, _MANY = 40, 20_000
-"""Bounds of the search: how deep, and how many values."""
+"""Longest sequence with a row for each entry; of a longer one this number of entries is hashed."""
+_MAX_DEPTH, _MAX_VALUES = 40, 20_000
+"""Limits of the search."""
 _LIBRARIES = ("trainer", "hooks", "models", "optax", "jax", "flax", "numpy")
 _OWN = ("trainer", "hooks", "models")
 _SETS_CELLS = ("STORE_DEREF", "DELETE_DEREF")
 
 
 class ClosureSetting(NamedTuple):
-    """A setting, where it was found, and by which of a function's variables it was reached."""
+    """A setting, and the closure variables (ids of cells) through which it was found."""
 
     name: str
     value: str
@@ -38,21 +38,21 @@ class ClosureSetting(NamedTuple):
 
 
 class ClosureWalker:
-    """Walks over values and the closures of functions, each once.
+    """Walks through values and the closures of functions, visiting each once.
 
     Args:
-        strict: leave out what may change while a run goes on, as hooks' lists and arrays do, and
-            what users' own functions close over, such as the time at which they were made.
+        strict: leave out what may change during a run, such as lists and arrays of hooks, and the
+            closures of users' own functions, which may hold the time at which they were made.
     """
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
         self._seen: set[int] = set()
-        self._kept: list[Any] = []  # so that no id is given twice
+        self._kept: list[Any] = []  # so that no id is used twice
         self._count = 0
 
     def phase(self, phase: Phase) -> Iterator[ClosureSetting]:
-        """Describe a phase: its data, how it is run, and what its step closes over."""
+        """Describe a phase: its data, its executor, and the closure of its step."""
         yield from self.source(phase.source)
         yield from self.value("steps an epoch", phase.steps_per_epoch)
         yield from self.value("members", phase.members)
@@ -66,7 +66,7 @@ class ClosureWalker:
     def source(
         self, source: Any, cells: tuple[int, ...] = (), deep: int = 0
     ) -> Iterator[ClosureSetting]:
-        """Describe where data comes from: arrays by their contents, factories by their settings."""
+        """Describe a data source: arrays by their contents, factories by their settings."""
         if dataclasses.is_dataclass(source):
             lenient = self if not self._strict else ClosureWalker(strict=False)
             for field in dataclasses.fields(source):
@@ -80,11 +80,11 @@ class ClosureWalker:
     def value(
         self, name: str, value: Any, cells: tuple[int, ...] = (), deep: int = 0
     ) -> Iterator[ClosureSetting]:
-        """Describe a value; nothing where it is none that can be compared."""
+        """Describe a value; yield nothing if it cannot be compared."""
         self._count += 1
-        if deep > _DEEP or self._count > _MANY:
+        if deep > _MAX_DEPTH or self._count > _MAX_VALUES:
             return
-        if (text := _text(value)) is not None:
+        if (text := _format_plain(value)) is not None:
             yield ClosureSetting(name, text, cells, frozenset())
         elif isinstance(value, ModuleType | type):
             yield ClosureSetting(name, value.__name__, cells, frozenset())
@@ -160,24 +160,25 @@ class ClosureWalker:
         code = function.__code__
         names, closure = code.co_freevars, function.__closure__ or ()
         root = _root(function)
-        sets = _set_by(code) if root != "optax" else ()  # whose schedules make an int a float
+        # schedules of optax set variables, but only to make a float of an int
+        sets = _list_assigned_cells(code) if root != "optax" else ()
         changing = frozenset(
             id(cell) for free, cell in zip(names, closure, strict=True) if free in sets
         )
         qualified = function.__qualname__.split(".<locals>.")
         own = ".".join(qualified[-2:]) if root in _LIBRARIES else qualified[-1]
-        inner = root in _LIBRARIES and own == name  # one that its maker made, and no setting
+        inner = root in _LIBRARIES and own == name  # a part of its maker, not a setting
         yield ClosureSetting("" if inner else name, own, cells, changing)
         if self._strict and root not in _OWN:
             return
         maker = qualified[-2] if len(qualified) > 1 else ""
         for free, cell in zip(names, closure, strict=True):
-            if id(cell) in self._seen or free == "numeric_hps":  # optax's, which are hyperparams
+            if id(cell) in self._seen or free == "numeric_hps":  # hyperparams of optax
                 continue
             self._seen.add(id(cell))
             try:
                 content = cell.cell_contents
-            except ValueError:  # empty: assigned later
+            except ValueError:  # not assigned yet
                 continue
             where = f"{maker}.{free}" if maker else free
             yield from self.value(where, content, (*cells, id(cell)), deep)
@@ -203,8 +204,8 @@ def _is_source(value: Any) -> bool:
 
 
 @functools.lru_cache(4096)
-def _set_by(code: CodeType) -> frozenset[str]:
-    """Name the variables of its surroundings that a function sets, as `nonlocal` lets it."""
+def _list_assigned_cells(code: CodeType) -> frozenset[str]:
+    """Return the names of the closure variables that a function assigns to (`nonlocal`)."""
     free = set(code.co_freevars)
     if not free:
         return frozenset()
@@ -214,11 +215,11 @@ def _set_by(code: CodeType) -> frozenset[str]:
         if step.opname in _SETS_CELLS and step.argval in free
     }
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return frozenset(own.union(*(_set_by(one) & free for one in inner)))
+    return frozenset(own.union(*(_list_assigned_cells(one) & free for one in inner)))
 
 
-def _text(value: Any) -> str | None:
-    """Write a plain value; None where it is none, or differs from place to place as paths do."""
+def _format_plain(value: Any) -> str | None:
+    """Format a plain value; None if it is not one, or is a path, which differs between machines."""
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, np.generic) and not isinstance(value, np.void):

@@ -1,4 +1,4 @@
-"""What arrays hold, as a line: shape, dtype and a hash, of samples where they are large."""
+"""Contents of arrays as a line of text: shape, dtype and a hash; large arrays are sampled."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import xxhash
 
 WHOLE = 2**26
-"""Bytes up to which an array is hashed as a whole, in about 10 ms; of a larger one, samples."""
+"""Bytes up to which a whole array is hashed, in about 10 ms; larger ones are sampled."""
 
-_SAMPLES, _SAMPLE = 64, 2**20
+_SAMPLES, _SAMPLE_BYTES = 64, 2**20
 
 
 def hash_array(array: Any) -> str:
-    """Describe an array by shape, dtype and a hash of its contents, or of samples of them.
+    """Describe an array by shape, dtype and a hash of its contents, or of samples.
 
     >>> hash_array(np.zeros(3)), hash_array(jnp.zeros(3, jnp.int32))
     ('float64[3] 743df94ee4c78a2a', 'int32[3] c4998f9169c2a4f0')
@@ -31,19 +31,19 @@ def hash_array(array: Any) -> str:
     if whole.nbytes <= WHOLE or not whole.shape:
         return f"{described} {hash_bytes([_bytes(whole)])}"
     rows = len(whole)
-    many = min(max(1, _SAMPLE * rows // whole.nbytes), rows)
-    starts = [place * (rows - many) // (_SAMPLES - 1) for place in range(_SAMPLES)]
-    return f"{described} {hash_bytes(_bytes(_sample(whole, start, many)) for start in starts)}"
+    count = min(max(1, _SAMPLE_BYTES * rows // whole.nbytes), rows)
+    starts = [number * (rows - count) // (_SAMPLES - 1) for number in range(_SAMPLES)]
+    return f"{described} {hash_bytes(_bytes(_slice(whole, start, count)) for start in starts)}"
 
 
-def _sample(array: Any, start: int, many: int) -> Any:
+def _slice(array: Any, start: int, count: int) -> Any:
     if isinstance(array, np.ndarray):
-        return array[start : start + many]
-    return jax.lax.dynamic_slice_in_dim(array, jnp.int32(start), many)
+        return array[start : start + count]
+    return jax.lax.dynamic_slice_in_dim(array, jnp.int32(start), count)
 
 
 def get_local_data(array: Any) -> Any:
-    """Give the part of an array that this process has, where that is all of it; None else."""
+    """Return the data of an array if this process has all of it, else None."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return array
     return array.addressable_data(0) if array.is_fully_replicated else None
@@ -54,7 +54,7 @@ def _bytes(array: Any) -> memoryview:
 
 
 def hash_bytes(pieces: Iterable[Any]) -> str:
-    """Hash bytes, given in pieces: 16 hexadecimal digits."""
+    """Return a hash of pieces of bytes: 16 hexadecimal digits."""
     digest = xxhash.xxh3_64()
     for piece in pieces:
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""A rehearsal: one step of each phase and one call of each hook, before a long run begins."""
+"""The dry run: one step of each phase and one call of each hook, before a long run begins."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from trainer.hook import Gate, Hook
-from trainer.host.processes import from_main_process
 from trainer.loop.events import HookRunner
+from trainer.loop.metric_reader import MetricReader
 from trainer.phases.compilation import compile_ahead
 from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.executors import ExecutorChoice, ScannedStep
@@ -27,72 +26,65 @@ log = logging.getLogger("entracte")
 
 
 def run_dry(
-    state: TrainState, phases: Sequence[Phase], events: HookRunner, *, epochs: int, donate: bool
+    state: TrainState, phases: Sequence[Phase], hooks: Sequence[Hook], *, epochs: int, donate: bool
 ) -> None:
-    """Go through a whole epoch in small, on real data, and throw away what comes of it.
+    """Run one step of each phase and each hook once, on real data, and discard the results.
 
-    One step of each phase is compiled and run (a phase that was written by hand is run on its first
-    piece of data), then every hook of `start`, the phases, `epoch` and `end` is called, whether or
-    not it would be due, with what was measured. What hooks give back is checked as in the run, and
-    goes to those after them. `Interrupt` and `stop` end nothing. A hook that declares `run_dry`
-    has that called in its place; one that commits and does not is left out.
+    A phase that was written by hand runs on its first piece of data. All hooks of `start`, the
+    phases, `epoch` and `end` are called, whether or not they are due. What hooks return is checked
+    as in the run, and passed to the next. `Interrupt` and `stop` do not end the dry run. If a hook
+    declares `dry_run`, that is called instead; a save that does not is left out.
 
     Args:
-        state: to begin the run with; left as it is.
+        state: from which the run starts; it is not changed.
         phases: of the program.
-        events: the run's hooks.
-        epochs: the total that the run goes to.
-        donate: as the run will; what it donates here are copies.
+        hooks: of the run.
+        epochs: the total of the run.
+        donate: as in the run; what is donated here are copies.
     """
     began, where = time.perf_counter(), "at the start"
     called: set[str] = set()
-    trial = HookRunner(_make_trial_hooks(events.hooks, called), [phase.name for phase in phases])
-    values: dict[str, float] = {}
-    traces: dict[str, np.ndarray] = {}
-    output, taken = None, 0
+    trial = HookRunner(_make_trial_hooks(hooks, called), [phase.name for phase in phases])
+    reader, output = MetricReader(epochs=epochs, steps=0, where="the dry run"), None
     try:
         state, _ = trial.run("start", state, Metrics(epochs=epochs))
         for phase in phases:
             where = f"phase {phase.name!r}"
             state, output, measured = run_first_step(phase, state, output, donate=donate)
-            numbers, steps, count = measured.read()
-            values, traces, taken = values | numbers, traces | steps, taken + count
-            metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
+            reader.add(measured)
+            metrics = reader.read(output)
             where = f"hooks at {phase.name!r}"
             state, _ = trial.run(phase.name, state, metrics)
         where = "hooks at the end of the epoch"
-        seconds = time.perf_counter() - began
-        times = {"time/epoch_seconds": seconds, "time/steps_per_second": taken / seconds}
-        values |= from_main_process(times | trial.pop_hook_times())
-        metrics = Metrics(values, steps=traces, output=output, epochs=epochs)
+        metrics = reader.read_all(output, trial.pop_hook_times())
         state, metrics = trial.run("epoch", state.replace(epoch=state.epoch + 1), metrics)
-        trial.flush()  # what runs in the background ends, and fails, within the check
+        trial.flush()  # background work ends, and fails, within the dry run
         where = "hooks at the end of the run"
         trial.run("end", state, metrics)
     except Exception as error:
         error.add_note(f"in the check before the run ({where}); nothing was trained or recorded")
         raise
-    _tell(phases, trial.hooks, called, time.perf_counter() - began)
+    _log_summary(phases, trial.hooks, called, time.perf_counter() - began)
 
 
 def run_first_step(
     phase: Phase, state: TrainState, previous: PyTree = None, *, donate: bool = False
 ) -> tuple[TrainState, PyTree, PendingMetrics]:
-    """Run a phase's first step alone; the first piece of one by hand, or of a population.
+    """Run the first step of a phase; of one written by hand, or of a population, its first piece.
 
     Args:
         phase: of `training` or `evaluation`, or written by hand.
-        state: to run on; left as it is, how far its streams were read included.
+        state: to run on; it is not changed, nor are the positions of its streams.
         previous: output of the phase before.
-        donate: as the phase's program is compiled; what it donates is a copy.
+        donate: as the phase is compiled; what is donated is a copy.
 
     Returns:
-        (state, output, what was measured).
+        (state, output, metrics).
     """
     device = strip_host_fields(state)
     piece, _ = next(phase.pieces(device, previous))
     if (scan := phase.scanned) is not None:
-        compiled = _compile_one(scan, device, piece)
+        compiled = _compile_one_step(scan, device, piece)
     else:
         if donate and phase.updates_state:
             device = strip_host_fields(copy_state(state))
@@ -101,8 +93,8 @@ def run_first_step(
     return attach_host_fields(after, state), output, PendingMetrics(phase, [(compiled, packed)])
 
 
-def _compile_one(scan: ScannedStep, state: TrainState, piece: Any) -> CompiledPhase:
-    """Compile the first step alone; it reports as the executor `step` does."""
+def _compile_one_step(scan: ScannedStep, state: TrainState, piece: Any) -> CompiledPhase:
+    """Compile the first step alone, with the outputs of the executor `step`."""
     measured: list[PyTree] = []
 
     def first(state: TrainState, piece: Any) -> tuple[TrainState | None, None, jax.Array]:
@@ -124,12 +116,12 @@ def _compile_one(scan: ScannedStep, state: TrainState, piece: Any) -> CompiledPh
 
 
 def _make_trial_hooks(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
-    """Give hooks that are always due, call what leaves nothing behind, and note that they were."""
+    """Make hooks that are always due, leave nothing behind, and add their names to `called`."""
     opened: dict[Gate, Gate] = {}
 
-    def rehearsing(hook: Hook) -> Hook:
+    def make_trial_hook(hook: Hook) -> Hook:
         for gate in hook.gates:
-            opened.setdefault(gate, _opened(gate))
+            opened.setdefault(gate, _open_gate(gate))
         function = hook.dry_run or (None if hook.stage == "save" else hook.function)
 
         def call(state: TrainState, metrics: Any) -> TrainState:
@@ -141,11 +133,11 @@ def _make_trial_hooks(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
         gates = tuple(opened[gate] for gate in hook.gates)
         return dataclasses.replace(hook, function=call, gates=gates, restore=None)
 
-    return [rehearsing(hook) for hook in hooks]
+    return [make_trial_hook(hook) for hook in hooks]
 
 
-def _opened(gate: Gate) -> Gate:
-    """Ask what a gate asks, which may fail as well, and open it whatever the answer."""
+def _open_gate(gate: Gate) -> Gate:
+    """Make a gate that is always open, but calls the original, which may fail."""
 
     def ask(state: TrainState, metrics: Any, event: str) -> bool:
         gate.is_open(state, metrics, event)
@@ -154,7 +146,9 @@ def _opened(gate: Gate) -> Gate:
     return Gate(ask, gate.after_fire)
 
 
-def _tell(phases: Sequence[Phase], hooks: Sequence[Hook], called: set[str], seconds: float) -> None:
+def _log_summary(
+    phases: Sequence[Phase], hooks: Sequence[Hook], called: set[str], seconds: float
+) -> None:
     names = dict.fromkeys(hook.name for hook in hooks if hook.at != "error")
     missed = [name for name in names if name not in called]
     log.info(
@@ -162,7 +156,7 @@ def _tell(phases: Sequence[Phase], hooks: Sequence[Hook], called: set[str], seco
         ", ".join(phase.name for phase in phases),
         len(called),
         seconds,
-        f"; not called, for what they read was not written or they commit: {', '.join(missed)}"
+        f"; not called, since their metrics are missing or they save: {', '.join(missed)}"
         if missed
         else "",
     )

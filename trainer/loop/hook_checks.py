@@ -1,4 +1,4 @@
-"""What a hook may do to a state, by its stage: checked before its result is used."""
+"""Checks of what a hook returns: what it may change depends on its stage."""
 
 from __future__ import annotations
 
@@ -17,28 +17,35 @@ from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 
 
 def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
-    """Check what a hook gave back, and make it fit to train on.
+    """Check the state that a hook returned, and prepare it for training.
 
     Leaves that a control hook changed get the weak type and sharding that the compiled phases
-    expect; those that share a buffer, with one another or with a memory, are copied, since
-    training donates.
+    expect. Leaves that share a buffer, with one another or with a hook state, are copied, since
+    training donates buffers.
+
+    Args:
+        hook: that was called.
+        before: the state that it was given.
+        after: the state that it returned.
 
     Raises:
-        ValueError: a control hook changed structure, shape or dtype, or the count of epochs; an
-            observer or a commit changed what is not its own; a memory changed its structure or
+        ValueError: a control hook changed structure, shape or dtype, or the epoch; an observer or
+            a save changed something that is not its own; a hook state changed its structure or
             types.
     """
     changed = [f for f in DEVICE_FIELDS if getattr(after, f) is not getattr(before, f)]
     if hook.stage != "control":
         changed = [
-            field for field in changed if not _same(getattr(before, field), getattr(after, field))
+            field
+            for field in changed
+            if not _has_same_leaves(getattr(before, field), getattr(after, field))
         ]
         _refuse_changes(hook, before, after, changed)
     elif "rng" in changed and not hook.rekeys:
         raise ValueError(
             f"hook {hook.name!r} replaced state.rng, the root of all randomness, with "
             f"{describe_leaf(after.rng)}; it is never consumed, only folded: draw with state.key("
-            f"'hook/{hook.name}'), or declare hooks.rekeys(hook) if the run shall have another root"
+            f"'hook/{hook.name}'), or declare hooks.rekeys(hook) if the run is to have another root"
         )
     elif "epoch" in changed:
         raise ValueError(f"hook {hook.name!r} changed epoch, which fit alone counts")
@@ -51,17 +58,17 @@ def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> Trai
             f"hook {hook.name!r} must keep the structure, shapes and dtypes of the state:\n  "
             + "\n  ".join(lines)
         )
-    remembered = _changed_memories(hook, before, after)
+    hook_states = _check_hook_states(hook, before, after)
     if changed:
         after = conform_state(before, after)
-    if remembered:
-        read_only(remembered)
-    if changed or any(map(get_buffer_addresses, jax.tree.leaves(remembered))):
+    if hook_states:
+        read_only(hook_states)
+    if changed or any(map(get_buffer_addresses, jax.tree.leaves(hook_states))):
         after = unshare_buffers(after)
     if after.scores is not before.scores:
-        after = after.replace(scores={k: _number(hook, k, v) for k, v in after.scores.items()})
+        after = after.replace(scores={k: _to_score(hook, k, v) for k, v in after.scores.items()})
     if type(after.stop) is not bool:
-        after = after.replace(stop=_truth(hook, after.stop))
+        after = after.replace(stop=_to_stop(hook, after.stop))
     return after
 
 
@@ -71,21 +78,21 @@ def _refuse_changes(hook: Hook, before: TrainState, after: TrainState, changed: 
     if hook.stage == "observe" and after.scores is not before.scores:
         others = [k for k, v in before.scores.items() if after.scores.get(k, None) is not v]
         changed = [*changed, *(f"the score {name!r} of another hook" for name in others)]
-    if _truth(hook, after.stop) != before.stop:
+    if _to_stop(hook, after.stop) != before.stop:
         changed = [*changed, "stop"]
     if changed:
         raise ValueError(
-            f"hook {hook.name!r} is of stage {hook.stage!r} and may change its own memory"
+            f"hook {hook.name!r} is of stage {hook.stage!r} and may change its own hook state"
             f"{' and scores' if hook.stage == 'observe' else ''}, nothing else; it changed "
-            f"{', '.join(changed)}: make it a control hook if that is meant"
+            f"{', '.join(changed)}: make it a control hook if that is intended"
         )
 
 
-def _changed_memories(hook: Hook, before: TrainState, after: TrainState) -> dict[str, PyTree]:
-    """Give the entries that changed, after checking that they are the hook's own and alike."""
+def _check_hook_states(hook: Hook, before: TrainState, after: TrainState) -> dict[str, PyTree]:
+    """Return the hook states that changed, after checking that the hook may change them so."""
     if after.hook_state is before.hook_state:
         return {}
-    own = {memory.name for memory in hook.hook_states}
+    own = {name for name, _ in hook.hook_states}
     changed: dict[str, PyTree] = {}
     for name in before.hook_state.keys() | after.hook_state.keys():
         if name not in after.hook_state or name not in before.hook_state:
@@ -99,27 +106,27 @@ def _changed_memories(hook: Hook, before: TrainState, after: TrainState) -> dict
             continue
         if name not in own and hook.stage != "control":
             raise ValueError(
-                f"hook {hook.name!r} of stage {hook.stage!r} may change its own memory; "
+                f"hook {hook.name!r} of stage {hook.stage!r} may change its own hook state; "
                 f"it changed {name!r}"
             )
         if lines := _differences(old, new, name):
             raise ValueError(
-                f"hook {hook.name!r} must return memory of the structure and types that init "
-                "gave:\n  " + "\n  ".join(lines)
+                f"hook {hook.name!r} must return a hook state of the structure and types that init "
+                "returned:\n  " + "\n  ".join(lines)
             )
         changed[name] = new
     return changed
 
 
 def _differences(old: PyTree, new: PyTree, where: str) -> list[str]:
-    """List how the structure changed; quick where it did not."""
+    """List how the structure changed; quick if it did not."""
     before, after = jax.tree.leaves(old), jax.tree.leaves(new)
-    if has_same_structure(old, new) and all(map(_alike, before, after)):
+    if has_same_structure(old, new) and all(map(_has_same_type, before, after)):
         return []
     return [f"{where}/{line}".replace("/:", ":") for line in list_differences(old, new)]
 
 
-def _alike(old: Any, new: Any) -> bool:
+def _has_same_type(old: Any, new: Any) -> bool:
     if old is new:
         return True
     if type(old) is not type(new):
@@ -127,23 +134,22 @@ def _alike(old: Any, new: Any) -> bool:
     return not hasattr(old, "dtype") or (old.dtype == new.dtype and old.shape == new.shape)
 
 
-def _same(old: PyTree, new: PyTree) -> bool:
-    """Say whether two trees hold the very same leaves."""
+def _has_same_leaves(old: PyTree, new: PyTree) -> bool:
+    """Return whether two trees hold the same leaf objects."""
     leaves = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False)
     return has_same_structure(old, new) and all(a is b for a, b in leaves)
 
 
-def _truth(hook: Hook, stop: Any) -> bool:
+def _to_stop(hook: Hook, stop: Any) -> bool:
     if np.ndim(stop):
         raise TypeError(
             f"hook {hook.name!r} must set stop to True or False; got {describe_value(stop)}: "
-            "reduce it, "
-            "such as by bool(array.all())"
+            "reduce it, such as by bool(array.all())"
         )
     return bool(stop)
 
 
-def _number(hook: Hook, name: str, score: Any) -> float:
+def _to_score(hook: Hook, name: str, score: Any) -> float:
     if isinstance(score, Members):
         return score
     try:

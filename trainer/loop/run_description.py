@@ -1,7 +1,7 @@
-"""What a run is made of, as rows: its key, data, phases and hooks.
+"""The settings of a run: its key, data, phases and hooks.
 
-A resume compares these with the checkpoint's. Functions keep their settings in closures, and those
-of optimizers, losses, networks and hooks are found there.
+A resumed run compares them with those in the checkpoint. Functions keep their settings in closures;
+those of optimizers, losses, networks and hooks are found there.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from trainer.loop.content_hash import get_local_data, hash_array, hash_bytes
 from trainer.phases.phase import Phase
 from trainer.state import TrainState
 
-_MOST = 500
-"""Settings of one subject."""
+_MAX_SETTINGS = 500
+"""Number of settings of one subject at most."""
 
 KEY, HYPERPARAMS = "root key", "hyperparams"
-"""Subjects of which a resume takes what the checkpoint has; of others, what the script says."""
+"""Subjects whose values a resumed run takes from the checkpoint, not from the script."""
 
 
 def send_description(state: TrainState, phases: Iterable[Phase], hooks: Sequence[Hook]) -> None:
-    """Tell the hooks that ask for it what the run is made of; it is found out only for them."""
-    if asking := [hook.describe for hook in hooks if hook.describe]:
-        rows = describe_run(state, phases, hooks)
-        for tell in asking:
-            tell(rows)
+    """Pass the settings of the run to hooks with a `describe`; without one, do not collect them."""
+    if receivers := [hook.describe for hook in hooks if hook.describe]:
+        settings = describe_run(state, phases, hooks)
+        for receive in receivers:
+            receive(settings)
 
 
 def describe_run(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook]) -> RunSettings:
-    """Lay out what a run is made of.
+    """Collect the settings of a run.
 
-    Of hooks those that decide are looked at, not those that observe: what is logged, and where, may
-    change freely. A user's own function is known by its name; what it does is not compared.
+    Of hooks only control hooks count: what is logged, and where, may change freely. A user's own
+    function is identified by its name; its code is not compared.
 
     Args:
-        state: that `fit` was called with.
+        state: passed to `fit`.
         phases: of the program.
-        hooks: all of them.
+        hooks: of the run.
 
     >>> phase = Phase("train", lambda state, data: (state, None, {}))
     >>> state = TrainState.create(params={}, rng=jax.random.key(3))
@@ -56,24 +56,24 @@ def describe_run(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hoo
     else:  # of a population
         words = hash_array(key)
     rows: RunSettings = {KEY: {"": f"{jax.random.key_impl(state.rng)} {words}"}}
-    rows[HYPERPARAMS] = hyperparams(state)
+    rows[HYPERPARAMS] = read_hyperparams(state)
     found: dict[str, list[ClosureSetting]] = {}
     for phase in phases:
         found[f"phase {phase.name}"] = [*ClosureWalker(strict=False).phase(phase)]
     for hook in hooks:
-        found.setdefault(f"hook {hook.name}", []).extend(_of_hook(hook))
+        found.setdefault(f"hook {hook.name}", []).extend(_describe_hook(hook))
     changing = frozenset().union(*(one.changing for group in found.values() for one in group))
-    rows |= {subject: _rows(group, changing) for subject, group in found.items()}
-    return {subject: settings for subject, settings in rows.items() if settings and _short(subject)}
+    rows |= {subject: _number_rows(group, changing) for subject, group in found.items()}
+    return {name: settings for name, settings in rows.items() if settings and _is_short(name)}
 
 
-def hyperparams(state: TrainState) -> dict[str, str]:
-    """Give the numbers that `optax.inject_hyperparams` keeps in a state and no schedule sets.
+def read_hyperparams(state: TrainState) -> dict[str, str]:
+    """Read the hyperparameters of `optax.inject_hyperparams` in a state that no schedule sets.
 
     >>> import optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
     >>> opt_state = optimizer.init({})
-    >>> hyperparams(TrainState.create(params={}, rng=jax.random.key(0), opt_state=opt_state))
+    >>> read_hyperparams(TrainState.create(params={}, rng=jax.random.key(0), opt_state=opt_state))
     {'learning_rate': '0.5'}
     """
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
@@ -90,37 +90,37 @@ def hyperparams(state: TrainState) -> dict[str, str]:
     found = {at: leaf for at, leaf in kept.items() if at not in scheduled}
     once = len({name for _, name in found}) == len(found)
     return {
-        name if once or not group else f"{group}/{name}": _number(leaf)
+        name if once or not group else f"{group}/{name}": _format_number(leaf)
         for (group, name), leaf in found.items()
     }
 
 
-def _number(leaf: Any) -> str:
+def _format_number(leaf: Any) -> str:
     return hash_array(leaf) if np.shape(leaf) else str(np.asarray(get_local_data(leaf)))
 
 
-def _rows(found: Iterable[ClosureSetting], changing: frozenset[int]) -> dict[str, str]:
-    """Number names that come twice, and leave out what some function changes while it runs."""
+def _number_rows(found: Iterable[ClosureSetting], changing: frozenset[int]) -> dict[str, str]:
+    """Number names that occur twice, and leave out settings that a function changes as it runs."""
     rows: dict[str, str] = {}
     for name, value, cells, _ in found:
-        if not _short(name) or changing.intersection(cells):
+        if not _is_short(name) or changing.intersection(cells):
             continue
-        if len(rows) >= _MOST:
+        if len(rows) >= _MAX_SETTINGS:
             break
         number, numbered = 1, name
         while numbered in rows:
             number += 1
             numbered = f"{name} ({number})"
-        rows[numbered] = value if _short(value) else f"a text {hash_bytes([value.encode()])}"
+        rows[numbered] = value if _is_short(value) else f"a text {hash_bytes([value.encode()])}"
     return rows
 
 
-def _short(text: str) -> bool:
-    """Say whether a text can be kept and shown as it is."""
+def _is_short(text: str) -> bool:
+    """Return whether a text can be saved and shown unchanged."""
     return 0 < len(text) < 300 and text.isprintable()
 
 
-def _of_hook(hook: Hook) -> Iterator[ClosureSetting]:
+def _describe_hook(hook: Hook) -> Iterator[ClosureSetting]:
     walk = ClosureWalker(strict=True)
     for name, value in hook.options.items():
         yield from walk.value(name, value)
@@ -132,6 +132,6 @@ def _of_hook(hook: Hook) -> Iterator[ClosureSetting]:
             yield from walk.value("gate", gate.is_open)
     else:
         others.append(hook.function)
-    for function in filter(None, others):  # for what they change, alone
+    for function in filter(None, others):  # only for the variables that they change
         changing = frozenset().union(*(found.changing for found in walk.value("", function)))
         yield ClosureSetting("", "", (), changing)

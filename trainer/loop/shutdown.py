@@ -1,4 +1,4 @@
-"""Closing: hooks in reverse order, whatever happens, and what they share once all are closed."""
+"""Shutdown: close hooks in reverse order, then what they share, whatever happens."""
 
 from __future__ import annotations
 
@@ -8,47 +8,50 @@ from contextvars import ContextVar
 from trainer.hook import Hook
 from trainer.host.time_spans import span
 
-Close = Callable[[], None]
+Close = Callable[[BaseException | None], None]
+"""`(error) -> None`: the error that ended the run, or None."""
 
-_under_way: ContextVar[tuple[str, dict[Close, str]] | None] = ContextVar("_under_way", default=None)
-"""The hook that is being closed, and what is to come once all are, with who asked for it first."""
+_closing: ContextVar[tuple[str, dict[Close, str]] | None] = ContextVar("_closing", default=None)
+"""Name of the hook that is being closed, and what is deferred, with the hook that deferred it."""
 
 
-def defer_close(close: Close) -> None:
-    """Call something once all hooks of a chain are closed; at once where none is being closed.
+def defer_close(close: Close, error: BaseException | None = None) -> None:
+    """Call a function after all hooks of a chain are closed, or now if none is being closed.
 
-    What hooks share is closed so: those that come later may still use it, and it sees the files
-    that they leave. However many ask for it, it is called once, in the thread that closes them.
+    Use it to close what hooks share: hooks that are closed later may still use it, and it sees the
+    files that they leave. A function that several hooks defer is called once, in the thread that
+    closes them, with the error that ended the run.
 
     Args:
         close: a function, or a method of what is shared.
+        error: passed to it if no hook is being closed.
 
     >>> def hook(name):
-    ...     def close():
+    ...     def close(error):
     ...         print(name)
     ...         defer_close(shared)
     ...     return Hook(lambda state, metrics: state, name, close=close)
-    >>> def shared():
+    >>> def shared(error):
     ...     print("what they share")
     >>> close_all([hook("first"), hook("second")])
     second
     first
     what they share
     """
-    under_way = _under_way.get()
-    if under_way is None:
-        close()
+    closing = _closing.get()
+    if closing is None:
+        close(error)
     else:
-        name, shared = under_way
+        name, shared = closing
         shared.setdefault(close, name)
 
 
 def close_all(hooks: Iterable[Hook], error: BaseException | None = None) -> None:
-    """Close all hooks in reverse order, then what they share, whatever happens.
+    """Close all hooks in reverse order, then what they share, even if closing some fails.
 
     Args:
         hooks: in the order of the chain.
-        error: that ends the run: failures to close are noted on it. Without one, the first
+        error: that ended the run; failures to close are added to it as notes. If None, the first
             failure is raised.
     """
     failed = error
@@ -57,8 +60,8 @@ def close_all(hooks: Iterable[Hook], error: BaseException | None = None) -> None
         nonlocal failed
         try:
             with span("close", name):
-                close()
-        except BaseException as failure:  # a signal's too: the others are still to be closed
+                close(error)
+        except BaseException as failure:  # also a signal's: close the others first
             failure.add_note(f"in closing hook {name!r}")
             if failed is None:
                 failed = failure
@@ -68,11 +71,11 @@ def close_all(hooks: Iterable[Hook], error: BaseException | None = None) -> None
     shared: dict[Close, str] = {}
     for hook in reversed(tuple(hooks)):
         if hook.close is not None:
-            before = _under_way.set((hook.name, shared))
+            before = _closing.set((hook.name, shared))
             try:
                 attempt(hook.name, hook.close)
             finally:
-                _under_way.reset(before)
+                _closing.reset(before)
     for close, name in shared.items():
         attempt(name, close)
     if failed is not None and error is None:

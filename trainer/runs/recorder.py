@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,8 +50,6 @@ class RunRecorder:
         self.resumed: tuple[int, int] | None = None
         """Epoch and step at which the run resumed, until it is beyond them."""
         self.ended = False
-        self.earlier_error = sys.exc_info()[1]
-        """The exception that was being handled already; it is no failure of this run."""
         self._name, self._directory, self._limit = name, directory, limit
         self._to = redact_text(url)
         self._lost = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -85,6 +84,7 @@ class Run:
         self._limit = limit
         self._lock = threading.RLock()
         self._recorder: RunRecorder | None = None
+        self._completed = False
         if is_main_process():
             self.name = find_run_name(self.url, self.directory, self.name, named=name is not None)
 
@@ -163,26 +163,31 @@ class Run:
         if recorder := self._recorder:
             recorder.sync()
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None, *, completed: bool = False) -> None:
         """Deliver what waits, as far as the store takes it, and unlock the directory.
 
         While hooks are being closed, this waits until all of them are, so that whatever they write
-        is recorded. Unless `end` was called, the run failed if an exception is being handled, and
-        was interrupted otherwise. It may record again.
-        """
-        defer_close(self._close)
+        is recorded. The run is recorded as failed if an exception ended it; else, unless `end` was
+        called, as finished if it completed its epochs, or as interrupted. It may record again.
 
-    def _close(self) -> None:
+        Args:
+            error: that ended the run; hooks need not pass it.
+            completed: whether all epochs are done.
+        """
+        self._completed |= completed
+        defer_close(self._close, error)
+
+    def _close(self, error: BaseException | None) -> None:
+        completed, self._completed = self._completed and error is None, False
         with self._lock:
             recorder = self._recorder
             if recorder is None:
                 return
             try:
-                if not recorder.ended:
-                    error = sys.exc_info()[1]
-                    failed = isinstance(error, Exception) and error is not recorder.earlier_error
-                    reason = f"{type(error).__name__}: {error}" if failed else ""
-                    self.end("failed" if failed else "interrupted", reason)
+                if isinstance(error, Exception):
+                    self.end("failed", f"{type(error).__name__}: {error}")
+                elif not recorder.ended:
+                    self.end("finished" if completed else "interrupted")
             finally:  # also if the disk is full
                 self._recorder = None
                 recorder.close()

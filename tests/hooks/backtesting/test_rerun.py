@@ -276,7 +276,9 @@ def test_commits_do_nothing_and_are_closed(state, phase, tmp_path, store):
 
 def test_hooks_are_closed_also_where_one_fails(store):
     closed = []
-    keeper = hooks.Hook(lambda s, m: s, "keeper", stage="observe", close=lambda: closed.append(1))
+    keeper = hooks.Hook(
+        lambda s, m: s, "keeper", stage="observe", close=lambda error: closed.append(1)
+    )
 
     def fail(state, metrics):
         raise OSError("no answer")

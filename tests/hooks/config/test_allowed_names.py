@@ -11,6 +11,7 @@ from hooks.config.allowed_names import find_factory, list_factories, read_type_h
 from hooks.control.stopping import stop_on_nan
 
 NO_HOOKS = {
+    "SKIP",
     "backtest",
     "build_hooks",
     "build_writers",

@@ -97,7 +97,7 @@ def test_writers_are_named_too(state, tmp_path):
     hook(state, {"train/loss": 0.5})
     for part in reversed(hook.parts):
         if part.close:
-            part.close()
+            part.close(None)
     assert json.loads(path.read_text())["train/loss"] == 0.5
 
 
@@ -275,7 +275,7 @@ def test_what_is_on_record_is_given_by_name(tmp_path):
     names = {part.name for part in chain.parts}
     assert {
         "log_metrics",
-        "heartbeat/error",
+        "heartbeat/end",
         "request_evaluation/quick",
         "collect_scores/full",
     } <= names

@@ -19,7 +19,7 @@ import trainer
 from hooks import testing
 from hooks.control.rolling_back import compute_z_score
 from trainer import Checkpoints, Metrics, TrainState, data, fingerprint
-from trainer.loop.events import HookRunner
+from trainer.loop.hook_states import init_hook_states
 from trainer.state import DEVICE_FIELDS
 
 NAN, SPIKE = "roll_back_on_nan", "roll_back_on_spike/train/loss/2"
@@ -33,7 +33,7 @@ def _listening(caplog):
 
 def with_hook_state(hook, state):
     """Return the state that a run starts with: with the first hook state."""
-    return HookRunner(hook, []).init_hook_states(state)
+    return init_hook_states(trainer.hook.flatten_hooks(hook), state)
 
 
 def rate(state):

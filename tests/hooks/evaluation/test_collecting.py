@@ -368,7 +368,7 @@ def test_all_processes_take_what_the_main_process_found(evaluated, run, monkeypa
     )
     hook = collect_scores(run, "full", scores=scores)
     main = hook(evaluated, {})
-    hook.close()
+    hook.close(None)
     monkeypatch.setattr(collecting, "is_main_process", lambda: False)
     monkeypatch.setattr(
         collecting,
@@ -386,7 +386,7 @@ def test_it_keeps_the_laws(evaluated, run):
     again = after.replace(scores={})
     hook = collect_scores(run, "full")
     assert hook(again, {}) is again
-    hook.close()
+    hook.close(None)
 
 
 def test_a_result_of_no_earlier_epoch_is_not_taken(evaluated, run):
@@ -394,7 +394,7 @@ def test_a_result_of_no_earlier_epoch_is_not_taken(evaluated, run):
     now = evaluated.replace(epoch=jnp.int32(2))
     hook = collect_scores(run, "full")
     assert hook(now, {}) is now
-    hook.close()
+    hook.close(None)
 
 
 def test_a_dry_run_waits_for_nothing(state, phase, run):

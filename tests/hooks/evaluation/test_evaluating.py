@@ -54,7 +54,7 @@ def test_the_average_must_stand_before_it(start, train, val):
     evaluate = hooks.evaluate(val, params="average_params")
     with pytest.raises(
         ValueError,
-        match="'evaluate/val' needs the memory of 'average_params', which is not in the chain",
+        match="'evaluate/val' needs the hook state of 'average_params', which is not in the chain",
     ):
         trainer.fit(start, train, epochs=1, hooks=evaluate)
     with pytest.raises(ValueError, match="which is not before it"):

@@ -42,7 +42,7 @@ def test_a_hook_sees_its_member_alone(three):
     assert [row[1:] for row in seen] == [(1.0, ()), (2.0, ()), (3.0, ())]
 
 
-def test_what_it_changes_is_put_back_and_nothing_else(three):
+def test_changes_are_written_back_and_nothing_else(three):
     def halve(state, metrics):
         if metrics["train/loss"] < 2:
             return state
@@ -67,14 +67,14 @@ def test_a_stop_ends_the_member_and_the_last_one_the_run(three):
     assert (state.carry["live"].tolist(), state.stop) == ([False] * 3, True)
 
 
-def test_memories_are_kept_by_member(three):
+def test_hook_states_are_kept_by_member(three):
     hook = hooks.each(hooks.stop_early("train/loss", patience=3))
     state = hook(hook(three, _loss(1.0, 2.0, 3.0)), _loss(0.5, 4.0, 2.5))
-    memory = state.hook_state["each/stop_early/train/loss"]
-    assert [(m.best, m.since) for m in memory] == [(0.5, 0), (2.0, 1), (2.5, 0)]
+    kept = state.hook_state["each/stop_early/train/loss"]
+    assert [(m.best, m.since) for m in kept] == [(0.5, 0), (2.0, 1), (2.5, 0)]
 
 
-def test_what_a_member_has_no_value_of_is_missing(three):
+def test_a_metric_that_a_member_does_not_have_is_missing(three):
     called = []
 
     @hooks.reads("train/loss")
@@ -96,7 +96,7 @@ def test_scores_are_of_members(three):
     assert after.scores["twice"] == 4.0
 
 
-def test_triggers_are_asked_for_each_member(three):
+def test_triggers_are_evaluated_for_each_member(three):
     called = []
 
     def note(state, metrics):
@@ -120,7 +120,7 @@ def test_parts_of_a_chain_keep_their_events(three):
     ]
 
 
-def test_the_best_parameters_of_each_are_put_back(three):
+def test_the_best_parameters_of_each_are_restored(three):
     hook = hooks.each(hooks.keep_best("train/loss"))
     state = hook(three, Metrics(_loss(1.0, 1.0, 1.0)))
     moved = state.replace(params={"w": state.params["w"] + 1})
@@ -131,8 +131,8 @@ def test_the_best_parameters_of_each_are_put_back(three):
     chex.assert_trees_all_close(put, expected)
 
 
-def test_what_is_of_the_whole_population_is_refused(three, tmp_path, phase):
-    with pytest.raises(ValueError, match=r"leave each\(...\) away"):
+def test_hooks_for_the_whole_population_are_refused(three, tmp_path, phase):
+    with pytest.raises(ValueError, match=r"without each\(...\)"):
         hooks.each(hooks.save_checkpoints(tmp_path))
     fixed = trainer.Phase("val", lambda state, data: (state, None, {}), updates_state=False)
     with pytest.raises(ValueError, match="measures something itself"):

@@ -276,7 +276,7 @@ def test_a_process_that_does_not_observe_tells_nothing(tmp_path, capsys):
     hook = hooks.record_times(tmp_path / "trace.json")
     for part in hook.parts:
         if part.close:
-            part.close()
+            part.close(None)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "trace.json").exists()
 

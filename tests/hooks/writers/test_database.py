@@ -138,7 +138,7 @@ def test_a_run_that_is_started_again_after_a_failure_is_finished(state, phase, r
 def _leaving(folder, *, fail):
     """Return a hook that writes a plot and a replay in the run's directory when it is closed."""
 
-    def close():
+    def close(error):
         (folder / "digits" / "history.png").write_text("some")
         (folder / "digits" / "replays").mkdir()
         (folder / "digits" / "replays" / "2-0.gif").write_text("more")

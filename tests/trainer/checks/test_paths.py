@@ -1,4 +1,4 @@
-"""Paths that users give: what they lead to, and which are refused."""
+"""Paths that users pass: what they become, and which are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from trainer.checks.paths import to_absolute_path
 
 
-def test_a_path_is_absolute_at_once_and_no_link_is_resolved(tmp_path, monkeypatch):
+def test_a_path_becomes_absolute_and_no_link_is_resolved(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
     found = to_absolute_path("link/run")
@@ -19,7 +19,7 @@ def test_a_path_is_absolute_at_once_and_no_link_is_resolved(tmp_path, monkeypatc
     assert to_absolute_path(found) == found
 
 
-def test_a_tilde_is_the_home_and_one_within_is_a_letter(tmp_path, monkeypatch):
+def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert to_absolute_path("~/run") == to_absolute_path(Path("~") / "run") == tmp_path / "run"
     assert to_absolute_path("/a/~/b~") == Path("/a/~/b~")
@@ -43,19 +43,19 @@ def test_a_url_is_refused_also_behind_a_path(url):
         ("", "got an empty one"),
     ],
 )
-def test_a_refusal_says_what_to_do_and_no_password(given, words):
+def test_a_refusal_gives_a_remedy_and_no_password(given, words):
     with pytest.raises(ValueError, match=words) as caught:
         to_absolute_path(given)
     assert "secret" not in str(caught.value)
 
 
-def test_what_only_looks_like_a_url_is_a_path(tmp_path, monkeypatch):
+def test_a_path_that_looks_like_a_url_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a:b", "run: 12/3", "./s3:/bucket", "c:/x", "12:30/run"):
         assert to_absolute_path(name) == tmp_path / name
 
 
-def test_bytes_and_numbers_are_no_paths():
+def test_bytes_and_numbers_are_not_paths():
     with pytest.raises(TypeError, match=r"as text; got b'run'"):
         to_absolute_path(b"run")
     with pytest.raises(TypeError, match=r"needs a path .*; got 3"):

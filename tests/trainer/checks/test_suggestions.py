@@ -1,8 +1,8 @@
-"""Of names that do not exist, the one that was meant is found, and none that was not."""
+"""Suggestions for unknown names: the intended one is found, and no other."""
 
 import pytest
 
-from trainer.checks.suggestions import MANY, near_names, suggest_and_list, suggest_name
+from trainer.checks.suggestions import MANY, find_similar_names, suggest_and_list, suggest_name
 
 METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/grad_norm"]
 
@@ -23,17 +23,17 @@ METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/gr
         (3, []),
     ],
 )
-def test_the_metric_that_was_meant_is_found(name, near):
-    assert near_names(name, METRICS) == near
+def test_the_intended_metric_is_suggested(name, near):
+    assert find_similar_names(name, METRICS) == near
 
 
-def test_no_more_than_three_are_asked_for():
-    assert near_names("loss", [f"part{n}/loss" for n in range(9)]) == [
+def test_at_most_three_are_suggested():
+    assert find_similar_names("loss", [f"part{n}/loss" for n in range(9)]) == [
         f"part{n}/loss" for n in range(3)
     ]
 
 
-def test_each_name_is_named_once():
+def test_each_name_is_listed_once():
     assert suggest_name("trian", ["train", "train"]) == " Did you mean 'train'?"
 
 

@@ -95,7 +95,7 @@ def test_hooks_see_the_state_add_scores_and_write_artifacts(project, store, star
             (folder / "replays" / f"{int(state.epoch)}-0.json").write_text("{}")
             return state.replace(scores={"replayed": 1.0})
 
-        return Hook(record, "play", stage="observe", close=lambda: closed.append(folder))
+        return Hook(record, "play", stage="observe", close=lambda error: closed.append(folder))
 
     project.request(1, 2)
     assert work(project.folder, Suite("digits", start, val, hooks=play), idle=0).done == 2

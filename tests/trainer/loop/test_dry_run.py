@@ -1,4 +1,4 @@
-"""The check before a run: it finds what would fail late, and leaves nothing behind."""
+"""The dry run before a run: it finds what would fail late, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def everything(val):
 
 
 def trained(run, start, train, make, *, check, epochs=4):
-    """Everything that a run leaves, to compare: state, history, records, commits, files."""
+    """Everything that a run leaves, to compare: state, history, records, checkpoints, files."""
     state, history = trainer.fit(start, train, epochs=epochs, hooks=make(run), check=check)
     lines = {
         name: [timeless(json.loads(line)) for line in (run / name).read_text().splitlines()]
@@ -69,23 +69,23 @@ def trained(run, start, train, make, *, check, epochs=4):
     }
     with Checkpoints(run, read_only=True) as checkpoints:
         commits = {
-            number: (fingerprint(commit.state), timeless(commit.scores))
+            number: (fingerprint(checkpoint.state), timeless(checkpoint.scores))
             for number in checkpoints.epochs()
-            if (commit := checkpoints.restore(state, epoch=number))
+            if (checkpoint := checkpoints.restore(state, epoch=number))
         }
     files = [p.name for p in run.rglob("*") if "tfevents" not in p.name]
     kept = fingerprint(state), [timeless(epoch) for epoch in history], lines, commits
     return *kept, points(run), sorted(files), len(list(run.glob("*tfevents*")))
 
 
-def test_a_run_with_a_check_is_the_run_without(start, train, everything, tmp_path):
+def test_a_dry_run_changes_nothing_in_the_run(start, train, everything, tmp_path):
     plain = trained(tmp_path / "plain", start, train, everything, check=False)
     checked = trained(tmp_path / "checked", start, train, everything, check=True)
     assert plain == checked
     assert [line["epoch"] for line in plain[2]["metrics.jsonl"]] == [0, 1, 2, 3, 4]
 
 
-def test_so_is_a_run_that_goes_on(start, train, everything, tmp_path):
+def test_a_dry_run_changes_nothing_in_a_resumed_run(start, train, everything, tmp_path):
     trained(tmp_path / "a", start, train, everything, check=False, epochs=2)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     plain = trained(tmp_path / "a", start, train, everything, check=False)
@@ -117,7 +117,7 @@ def test_what_would_fail_late_fails_before_anything_is_trained(state, phase, tmp
 
 
 @pytest.mark.parametrize("event", ["start", "train", "epoch", "end"])
-def test_hooks_of_every_event_are_called_once_with_what_is_known(state, phase, event):
+def test_hooks_of_every_event_are_called_once_with_the_metrics_so_far(state, phase, event):
     seen = []
 
     def look(state, metrics):
@@ -134,7 +134,7 @@ def test_hooks_of_every_event_are_called_once_with_what_is_known(state, phase, e
     assert f"at {event!r}" in raised.value.__notes__[0]
 
 
-def test_what_a_gate_asks_is_asked_and_does_not_keep_its_hook_from_being_called(state, phase):
+def test_a_gate_is_called_and_its_hook_runs_whatever_it_answers(state, phase):
     calls = []
 
     def count(state, metrics):
@@ -149,7 +149,7 @@ def test_what_a_gate_asks_is_asked_and_does_not_keep_its_hook_from_being_called(
         trainer.fit(state, phase, epochs=2, hooks=hooks.every(2, wrong), check=True)
 
 
-def test_what_a_hook_gives_back_is_held_to_its_stage(state, phase):
+def test_what_a_hook_returns_is_checked_by_its_stage(state, phase):
     meddler = hooks.every(30, hooks.observe(lambda s, m: s.replace(step=s.step + 1)))
     with pytest.raises(ValueError, match="'<lambda>' is of stage 'observe'.*it changed step"):
         trainer.fit(state, phase, epochs=40, hooks=meddler, check=True)
@@ -235,7 +235,7 @@ def test_the_first_step_of_an_evaluation_is_its_first_batch(start, task, digits)
     assert val._compiled == {}
 
 
-def test_a_memory_that_cannot_be_saved_is_found(state, phase, tmp_path):
+def test_a_hook_state_that_cannot_be_saved_is_found(state, phase, tmp_path):
     odd = hooks.stateful("odd", lambda state: {"path": tmp_path}, lambda m, s, _: (m, s))
     saving = hooks.every(100, hooks.save_checkpoints(tmp_path / "run"))
     with pytest.raises(TypeError, match="all else cannot be saved; hook_state/odd/path") as raised:
@@ -243,7 +243,7 @@ def test_a_memory_that_cannot_be_saved_is_found(state, phase, tmp_path):
     assert "in hook 'save_checkpoints' at 'epoch'" in raised.value.__notes__[0]
 
 
-def test_a_disk_that_takes_no_commit_is_found(state, phase, tmp_path, monkeypatch):
+def test_a_disk_that_cannot_take_a_checkpoint_is_found(state, phase, tmp_path, monkeypatch):
     def full(self, path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -255,7 +255,7 @@ def test_a_disk_that_takes_no_commit_is_found(state, phase, tmp_path, monkeypatc
     assert {path.name for path in tmp_path.rglob("*")} == {"checkpoints", "lock"}
 
 
-def test_what_runs_in_the_background_ends_within_the_check(state, phase):
+def test_background_work_ends_within_the_dry_run(state, phase):
     def fail(state, metrics):
         raise LookupError("no answer")
 
@@ -303,19 +303,19 @@ class Resuming(Writer):
 
 class Rehearsing(Resuming):
     def dry_run(self, step, values):
-        self.calls.append(("rehearse", step, sorted(values)[:2]))
+        self.calls.append(("dry_run", step, sorted(values)[:2]))
 
 
-def test_writers_are_tried_where_a_record_can_be_taken_back(state, phase):
+def test_writers_are_called_if_they_can_remove_the_record(state, phase):
     shown, kept, tried = Writer(), Resuming(), Rehearsing()
     log = hooks.every(2, hooks.log_metrics(shown, kept, tried))
     trainer.fit(state, phase, epochs=2, hooks=log, check=True)
     assert shown.calls == [("write", 2)]
     assert kept.calls == [("resume", 0), ("write", 1), ("resume", 0), ("write", 2)]
-    assert tried.calls == [("rehearse", 1, ["epoch", "time/epoch_seconds"]), *kept.calls[2:]]
+    assert tried.calls == [("dry_run", 1, ["epoch", "time/epoch_seconds"]), *kept.calls[2:]]
 
 
-def test_a_hook_says_what_is_called_in_its_place_and_commits_are_left_out(state, phase, caplog):
+def test_a_hook_declares_what_a_dry_run_calls_and_saves_are_left_out(state, phase, caplog):
     caplog.set_level(logging.INFO, "entracte")
     calls = []
 
@@ -332,19 +332,19 @@ def test_a_hook_says_what_is_called_in_its_place_and_commits_are_left_out(state,
 
     program = [
         Hook(calling("run"), "custom", dry_run=calling("instead")),
-        Hook(calling("commit"), "upload", stage="save"),
+        Hook(calling("save"), "upload", stage="save"),
         rare,
         hooks.reads("rare")(calling("reader")),
     ]
     trainer.fit(state, phase, epochs=1, hooks=program, check=True)
-    assert calls == ["instead", "run", "commit"]
-    (told,) = [line for line in caplog.messages if line.startswith("check: ")]
-    assert told.startswith("check: one step of train and 2 hooks, on this run's data, in ")
-    assert told.endswith("; not called, for what they read was not written or they commit: "
+    assert calls == ["instead", "run", "save"]
+    (message,) = [line for line in caplog.messages if line.startswith("check: ")]
+    assert message.startswith("check: one step of train and 2 hooks, on this run's data, in ")
+    assert message.endswith("; not called, since their metrics are missing or they save: "
                          "upload, call")  # fmt: skip
 
 
-def test_a_run_with_nothing_to_train_is_not_checked(state, phase, caplog):
+def test_a_run_with_nothing_to_train_makes_no_dry_run(state, phase, caplog):
     caplog.set_level(logging.INFO, "entracte")
     trainer.fit(state, phase, epochs=0, check=True)
     trainer.fit(state.replace(stop=True), phase, epochs=3, check=True)

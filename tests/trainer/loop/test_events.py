@@ -1,4 +1,4 @@
-"""What is checked of hooks before training, and of what they give back."""
+"""Checks of hooks before training, and of what they return."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def nothing(state, metrics):
     return state
 
 
-def test_a_metric_that_nothing_writes_is_an_error_that_lists_what_there_is(state, phase):
+def test_a_metric_that_nothing_writes_is_an_error_that_lists_the_known_ones(state, phase):
     with pytest.raises(
         ValueError,
         match="'stop_early/val/loss' at 'epoch' reads 'val/loss', which "
@@ -37,7 +37,7 @@ def test_a_metric_that_is_written_too_late_is_an_error(state, phase):
         trainer.fit(state, phase, epochs=1, hooks=[hooks.observe(write), read])
 
 
-def test_what_would_hide_another_metric_is_an_error(state, phase):
+def test_overwriting_another_metric_is_an_error(state, phase):
     @hooks.writes("train/loss")
     def write(state, metrics):
         return state.replace(scores={"train/loss": 1.0})
@@ -77,15 +77,15 @@ def test_an_unknown_stage_is_refused():
         HookRunner(Hook(nothing, "nothing", stage="late"), ["train"])
 
 
-def test_two_memories_of_one_name_are_refused(state, phase):
+def test_two_hook_states_of_one_name_are_refused(state, phase):
     twice = [hooks.stateful("count", lambda state: 0, lambda m, s, _: (m + 1, s))] * 2
-    with pytest.raises(ValueError, match="two hooks keep a memory named 'count'"):
+    with pytest.raises(ValueError, match="two hooks keep a hook state named 'count'"):
         trainer.fit(state, phase, epochs=1, hooks=twice)
     trainer.fit(state, phase, epochs=1, hooks=[nothing, nothing])
 
 
 @pytest.mark.parametrize("hook", [3, "stop", {"a": 1}, hooks.Hook, None])
-def test_what_is_no_hook_is_refused(state, phase, hook):
+def test_other_objects_than_hooks_are_refused(state, phase, hook):
     with pytest.raises(TypeError, match="a hook is a function"):
         trainer.fit(state, phase, epochs=1, hooks=[hook])
 
@@ -93,7 +93,7 @@ def test_what_is_no_hook_is_refused(state, phase, hook):
 @pytest.mark.parametrize(
     ("result", "said"), [(None, "got None"), (3, "got 3"), ({}, "got a dict of nothing")]
 )
-def test_a_hook_that_gives_back_no_state_is_named(state, phase, result, said):
+def test_a_hook_that_returns_no_state_is_named(state, phase, result, said):
     def forgetful(state, metrics):
         return result
 
@@ -153,9 +153,9 @@ def test_only_the_loop_counts_epochs(state, phase):
         trainer.fit(state, phase, epochs=3, hooks=skip)
 
 
-def test_an_observer_may_score_and_remember_and_return_an_equal_state(state, phase):
-    def update(memory, state, metrics):
-        return memory + 1, state.replace(scores={"seen": float(memory)})
+def test_an_observer_may_write_scores_and_its_hook_state_and_return_an_equal_state(state, phase):
+    def update(count, state, metrics):
+        return count + 1, state.replace(scores={"seen": float(count)})
 
     count = hooks.observe(hooks.stateful("count", lambda state: 0, update))
     copy = hooks.observe(lambda s, m: s.replace(params=dict(s.params)))
@@ -174,15 +174,15 @@ def test_an_observer_may_score_and_remember_and_return_an_equal_state(state, pha
         (0.5, np.float32(0.5), "became float32"),
     ],
 )
-def test_a_memory_that_changes_its_type_is_named(state, phase, first, then, said):
+def test_a_hook_state_that_changes_its_type_is_named(state, phase, first, then, said):
     fickle = hooks.stateful("fickle", lambda state: first, lambda m, s, _: (then, s))
     with pytest.raises(
-        ValueError, match=f"(?s)'fickle' must return memory of the structure.*{said}"
+        ValueError, match=f"(?s)'fickle' must return a hook state of the structure.*{said}"
     ):
         trainer.fit(state, phase, epochs=1, hooks=fickle)
 
 
-def test_memory_is_not_added_behind_the_loops_back(state, phase):
+def test_a_hook_cannot_add_a_hook_state_that_it_did_not_declare(state, phase):
     def sneak(state, metrics):
         return state.replace(hook_state={"sneaked": 1})
 
@@ -190,7 +190,7 @@ def test_memory_is_not_added_behind_the_loops_back(state, phase):
         trainer.fit(state, phase, epochs=1, hooks=sneak)
 
 
-def test_a_score_that_is_no_number_is_named(state, phase):
+def test_a_score_that_is_not_a_number_is_named(state, phase):
     def score(state, metrics):
         return state.replace(scores={"name": "high"})
 
@@ -199,7 +199,7 @@ def test_a_score_that_is_no_number_is_named(state, phase):
         trainer.fit(state, phase, epochs=1, hooks=score)
 
 
-def test_stages_come_in_order_and_at_the_end_commits_first(state, phase):
+def test_stages_run_in_order_and_at_the_end_saves_first(state, phase):
     seen = []
 
     def noting(name, stage, event=None):
@@ -222,7 +222,7 @@ def test_stages_come_in_order_and_at_the_end_commits_first(state, phase):
     ]
 
 
-def test_records_are_flushed_before_a_commit_that_fires(state, phase):
+def test_records_are_flushed_before_a_save_that_fires(state, phase):
     seen = []
 
     def note(name):
@@ -233,13 +233,13 @@ def test_records_are_flushed_before_a_commit_that_fires(state, phase):
         return note
 
     writer = Hook(note("write"), "write", stage="observe", flush=lambda: seen.append("flush"))
-    commit = hooks.every(2, Hook(note("commit"), "commit", stage="save"))
-    trainer.fit(state, phase, epochs=2, hooks=[commit, writer])
-    # Before the commit; at the end, for who looks at all records; and when all is over.
-    assert seen == ["write", "write", "flush", "commit", "flush", "flush"]
+    save = hooks.every(2, Hook(note("save"), "save", stage="save"))
+    trainer.fit(state, phase, epochs=2, hooks=[save, writer])
+    # Before the save; at the end, for hooks that read all records; and after the run.
+    assert seen == ["write", "write", "flush", "save", "flush", "flush"]
 
 
-def test_a_hook_added_later_starts_with_its_first_memory(state, phase):
+def test_a_hook_added_later_starts_with_its_first_hook_state(state, phase):
     count = hooks.stateful("count", lambda s: int(s.epoch), lambda m, s, _: (m + 1, s))
     state, _ = trainer.fit(state, phase, epochs=2)
     state, _ = trainer.fit(state, phase, epochs=3, hooks=count)
@@ -248,7 +248,7 @@ def test_a_hook_added_later_starts_with_its_first_memory(state, phase):
     assert state.hook_state == {}
 
 
-def test_what_observers_score_only_observers_see(state, phase):
+def test_only_observers_see_scores_of_observers(state, phase):
     seen = {}
 
     def look(name, stage, event=None):

@@ -34,7 +34,7 @@ def test_it_trains_without_validation_and_without_hooks(start, train):
     assert losses == sorted(losses, reverse=True)
 
 
-def test_epochs_is_the_total_that_is_reached(state, phase):
+def test_epochs_is_the_total_including_earlier_runs(state, phase):
     two, first = trainer.fit(state, phase, epochs=2)
     three, rest = trainer.fit(two, phase, epochs=3)
     assert (len(first), len(rest)) == (2, 1)
@@ -43,7 +43,7 @@ def test_epochs_is_the_total_that_is_reached(state, phase):
 
 
 @pytest.mark.parametrize("epochs", [2, 1, 0])
-def test_nothing_left_to_train_is_said_and_no_error(state, phase, epochs, caplog):
+def test_nothing_left_to_train_is_logged_and_no_error(state, phase, epochs, caplog):
     caplog.set_level(logging.INFO, "entracte")
     state, _ = trainer.fit(state, phase, epochs=2)
     after, history = trainer.fit(state, phase, epochs=epochs)
@@ -52,14 +52,14 @@ def test_nothing_left_to_train_is_said_and_no_error(state, phase, epochs, caplog
     assert f"nothing to train: 2 of {epochs} epochs are completed" in caplog.text
 
 
-def test_it_says_what_it_compiled_and_why(state, phase, caplog):
+def test_it_logs_what_it_compiled_and_why(state, phase, caplog):
     caplog.set_level(logging.DEBUG, "entracte")
     trainer.fit(state, phase, epochs=1)
     assert "train: compiled in" in caplog.text
     assert "executor scan, the phase is one function" in caplog.text
 
 
-def test_events_come_in_order_and_see_what_is_known(state):
+def test_events_come_in_order_and_see_the_metrics_so_far(state):
     program = [
         Phase("rollout", lambda s, d: (s, jnp.arange(2), {"return": jnp.float32(5)})),
         Phase("update", lambda s, d: (s.replace(step=s.step + 2), None, {"loss": d.sum()})),
@@ -121,7 +121,7 @@ def test_stop_ends_after_the_event_and_holds_until_it_is_ignored(state, phase, c
     same, history = trainer.fit(stopped, phase, epochs=5)
     assert history == []
     assert fingerprint(same) == fingerprint(stopped)
-    assert "stopped at epoch 2 (ignore_stop=True goes on)" in caplog.text
+    assert "stopped at epoch 2 (ignore_stop=True trains on)" in caplog.text
     further, _ = trainer.fit(stopped, phase, epochs=5, ignore_stop=True)
     assert (int(further.epoch), further.stop) == (5, False)
 
@@ -133,9 +133,9 @@ def test_law_1_the_callers_state_stays_readable(start, train):
     assert fingerprint(state) == before
 
 
-def test_law_1_a_memory_stays_readable(start, train):
-    def keep(memory, state, metrics):
-        return {**memory, f"{int(state.epoch)}": state.params}, state
+def test_law_1_a_hook_state_stays_readable(start, train):
+    def keep(hook_state, state, metrics):
+        return {**hook_state, f"{int(state.epoch)}": state.params}, state
 
     def init(state):
         return {f"{number}": state.params for number in (1, 2, 3)}
@@ -155,7 +155,7 @@ def test_law_1_a_memory_stays_readable(start, train):
     assert len(set(seen[2])) == 3
 
 
-def test_what_a_closure_keeps_may_be_deleted_and_never_lies(start, train):
+def test_an_array_in_a_closure_may_be_deleted_and_then_raises(start, train):
     kept = []
 
     def keep(state, metrics):
@@ -183,7 +183,7 @@ def test_leaves_that_share_a_buffer_are_separated(state, phase):
     assert float(shared.sum()) == 4
 
 
-def test_a_hook_may_put_in_numpy_and_python_numbers(state, phase):
+def test_a_hook_may_set_numpy_and_python_numbers(state, phase):
     def put(state, metrics):
         params = {"w": np.array([1, 2], np.float32), "b": np.float32(3)}
         return state.replace(params=params)
@@ -226,7 +226,7 @@ def test_a_signal_ends_the_run_after_the_epoch_in_the_usual_way(state, phase, nu
             os.kill(os.getpid(), number)
         return state
 
-    closing = trainer.Hook(_recorder(seen), "closing", close=lambda: closed.append(True))
+    closing = trainer.Hook(_recorder(seen), "closing", close=lambda error: closed.append(True))
     with pytest.raises(ends) as raised:
         trainer.fit(state, phase, epochs=5, hooks=[send, closing])
     assert [epoch for epoch, _ in seen] == [1, 2]
@@ -245,7 +245,7 @@ def _ctrl_c(epoch, times=1):
     return press
 
 
-def test_ctrl_c_without_checkpoints_carries_the_state_and_history_so_far(state, phase):
+def test_ctrl_c_without_checkpoints_attaches_state_and_history(state, phase):
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2))
     stopped = raised.value
@@ -257,19 +257,19 @@ def test_ctrl_c_without_checkpoints_carries_the_state_and_history_so_far(state, 
     assert type(stopped) is KeyboardInterrupt  # or Python would not end with the signal's status
 
 
-def test_ctrl_c_returns_where_asked(state, phase):
+def test_ctrl_c_returns_on_request(state, phase):
     chain = [_ctrl_c(2), hooks.on("end", lambda state, metrics: 1 / 0)]
     after, history = trainer.fit(state, phase, epochs=9, hooks=chain, return_on_interrupt=True)
     assert (int(after.epoch), len(history)) == (2, 2)
 
 
-def test_a_second_ctrl_c_carries_the_newest_state_that_can_be_read(state, phase):
+def test_a_second_ctrl_c_attaches_the_newest_readable_state(state, phase):
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2, times=2), return_on_interrupt=True)
     assert (int(raised.value.state.epoch), len(raised.value.history)) == (2, 1)
 
 
-def test_the_step_never_wraps_and_says_so_before_a_hook_sees_it(state, phase, start, train):
+def test_the_step_never_overflows_and_the_error_comes_before_hooks(state, phase, start, train):
     seen = []
     late = state.replace(step=jnp.int32(2**31 - 3))
     with pytest.raises(OverflowError, match=r"2,147,483,647; this run has taken 2,147,483,647"):
@@ -282,7 +282,7 @@ def test_the_step_never_wraps_and_says_so_before_a_hook_sees_it(state, phase, st
     assert not hasattr(raised.value, "__notes__")  # the second epoch was not begun
 
 
-def test_the_history_of_a_complete_run_is_what_is_on_record(state, phase, tmp_path):
+def test_the_history_of_a_complete_run_is_the_recorded_one(state, phase, tmp_path):
     lines = hooks.JsonLines(tmp_path / "metrics.jsonl")
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     _, first = trainer.fit(state, phase, epochs=3, hooks=[hooks.log_metrics(lines), saving])
@@ -298,7 +298,7 @@ def test_the_history_of_a_complete_run_is_what_is_on_record(state, phase, tmp_pa
     assert len(four) == 1
 
 
-def test_it_trains_in_a_thread_and_says_that_signals_are_left_alone(state, phase, caplog):
+def test_it_trains_in_a_thread_and_logs_that_it_ignores_signals(state, phase, caplog):
     caplog.set_level(logging.DEBUG, "entracte")
     results = []
     thread = threading.Thread(target=lambda: results.append(trainer.fit(state, phase, epochs=1)))
@@ -355,7 +355,7 @@ def test_every_hook_is_closed_in_reverse_order_whatever_happens(state, phase):
     closed = []
 
     def closing(name, fails=False):
-        def close():
+        def close(error):
             closed.append(name)
             if fails:
                 raise OSError(f"{name} will not close")
@@ -416,7 +416,7 @@ def test_a_second_signal_ends_at_once(state, phase):
 
 
 def test_a_state_that_was_made_in_jit_trains(phase):
-    """Of whose `stop` jit makes an array."""
+    """In jit its `stop` becomes an array."""
     make = jax.jit(
         lambda key: trainer.TrainState.create(
             params={"w": jnp.ones(2), "b": jnp.zeros(())}, rng=key
@@ -427,21 +427,21 @@ def test_a_state_that_was_made_in_jit_trains(phase):
     assert float(state.params["w"][0]) == 0.25
 
 
-def test_a_signal_of_ones_own_after_that_of_another_process_is_the_first(state, phase, monkeypatch):
+def test_a_signal_after_that_of_another_process_counts_as_the_first(state, phase, monkeypatch):
     """As a scheduler sends it to all of them, at slightly different times."""
     agreed = "trainer.loop.fit.agree_on_stop"
     monkeypatch.setattr(agreed, lambda ending: ending._replace(signal=signal.SIGTERM))
-    committed = []
+    saved = []
 
-    def commit(state, metrics):
+    def save(state, metrics):
         os.kill(os.getpid(), signal.SIGTERM)
-        committed.append(int(state.epoch))
+        saved.append(int(state.epoch))
         return state
 
-    last = trainer.Hook(commit, "commit", event="end", stage="save")
+    last = trainer.Hook(save, "save", event="end", stage="save")
     with pytest.raises(SystemExit) as raised:
         trainer.fit(state, phase, epochs=5, hooks=last)
-    assert (raised.value.code, committed) == (143, [1])
+    assert (raised.value.code, saved) == (143, [1])
 
 
 def test_the_state_that_fit_was_given_is_not_kept(phase):

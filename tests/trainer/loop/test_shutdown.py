@@ -13,10 +13,10 @@ def said():
 
 @pytest.fixture
 def hook(said):
-    """Give a function that makes a hook, which says its name when it is closed."""
+    """Return a function that makes hooks, which note their names when they are closed."""
 
     def make(name, also=lambda: None):
-        def close():
+        def close(error):
             said.append(name)
             also()
 
@@ -25,8 +25,8 @@ def hook(said):
     return make
 
 
-def test_what_is_shared_is_closed_once_and_last(said, hook):
-    one, two = (lambda: said.append("one")), (lambda: said.append("two"))
+def test_shared_resources_are_closed_once_and_last(said, hook):
+    one, two = (lambda error: said.append("one")), (lambda error: said.append("two"))
     chain = [
         hook("first", lambda: defer_close(one)),
         hook("second", lambda: defer_close(two)),
@@ -37,25 +37,32 @@ def test_what_is_shared_is_closed_once_and_last(said, hook):
     assert said == ["third", "second", "first", "one", "two"]
 
 
-def test_it_is_closed_at_once_where_no_hook_is_being_closed(said, hook):
-    defer_close(lambda: said.append("before"))
+def test_closing_is_not_deferred_if_no_hook_is_being_closed(said, hook):
+    defer_close(lambda error: said.append("before"))
     close_all(
-        [hook("hook", lambda: defer_close(lambda: defer_close(lambda: said.append("shared"))))]
+        [
+            hook(
+                "hook",
+                lambda: defer_close(lambda error: defer_close(lambda error: said.append("shared"))),
+            )
+        ]
     )
-    defer_close(lambda: said.append("after"))
+    defer_close(lambda error: said.append("after"))
     assert said == ["before", "hook", "shared", "after"]
 
 
-def test_chains_that_are_closed_within_another_keep_to_themselves(said, hook):
-    inner = [hook("inner", lambda: defer_close(lambda: said.append("of inner")))]
-    outer = hook("outer", lambda: (defer_close(lambda: said.append("of outer")), close_all(inner)))
+def test_a_chain_closed_within_another_closes_its_own_shared_resources(said, hook):
+    inner = [hook("inner", lambda: defer_close(lambda error: said.append("of inner")))]
+    outer = hook(
+        "outer", lambda: (defer_close(lambda error: said.append("of outer")), close_all(inner))
+    )
     close_all([hook("first"), outer])
     assert said == ["outer", "inner", "of inner", "first", "of outer"]
 
 
 @pytest.mark.parametrize("error", [None, KeyError("under way")])
-def test_all_are_closed_and_the_first_failure_is_told(said, hook, error):
-    def fail():
+def test_all_are_closed_and_the_first_failure_is_raised(said, hook, error):
+    def fail(error):
         said.append("shared")
         raise ValueError("no")
 

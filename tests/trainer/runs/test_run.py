@@ -156,17 +156,6 @@ def test_a_file_that_the_run_wrote_is_recorded(begun, tmp_path):
         assert store.artifacts("one") == [(str(tmp_path / "a.gif"), "replay", 1, 14, 4)]
 
 
-def fail(run, error):
-    """Close a run while an error is raised."""
-    try:
-        try:
-            raise error
-        finally:
-            run.close()
-    except type(error):
-        pass
-
-
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [
@@ -175,10 +164,10 @@ def fail(run, error):
         (SystemExit(143), "interrupted", ""),
     ],
 )
-def test_an_exception_under_way_decides_how_a_run_ended(begun, error, state, reason):
+def test_an_exception_decides_how_a_run_ended(begun, error, state, reason):
     run = begun()
     run.heartbeat(epoch=1, step=14)
-    fail(run, error)
+    run.close(error)
     with Store(run.url) as store:
         assert store.run("one")[6:8] == (state, reason)
 

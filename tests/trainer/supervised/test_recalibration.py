@@ -146,5 +146,5 @@ def test_what_is_no_recalibration_is_refused(normalised, digits):
         TypeError, match=r"recalibrate takes a phase made by trainer\.recalibration"
     ):
         hooks.recalibrate(val, params="swa")
-    with pytest.raises(ValueError, match="needs the memory of 'swa', which is not in the"):
+    with pytest.raises(ValueError, match="needs the hook state of 'swa', which is not in the"):
         trainer.fit(state, phase, epochs=1, hooks=hooks.recalibrate(recalibration, params="swa"))

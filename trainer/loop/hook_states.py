@@ -1,0 +1,70 @@
+"""States of hooks before the first event: their first values, or those of an earlier run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import jax
+
+from trainer.hook import Hook
+from trainer.host.processes import is_main_process
+from trainer.phases.in_place_changes import read_only
+from trainer.phases.metrics import Metrics
+from trainer.phases.state_buffers import unshare_buffers
+from trainer.state import TrainState
+
+log = logging.getLogger("entracte")
+
+
+def init_hook_states(hooks: Iterable[Hook], state: TrainState) -> TrainState:
+    """Add first hook states where hooks have none yet, and drop those that no hook keeps.
+
+    Observers keep theirs on the main process, which alone runs them.
+    """
+    main = is_main_process()
+    hook_state = {
+        name: state.hook_state[name] if name in state.hook_state else init(state)
+        for hook in hooks
+        if main or hook.stage != "observe"
+        for name, init in hook.hook_states
+    }
+    read_only(hook_state)
+    return unshare_buffers(state.replace(hook_state=hook_state))
+
+
+def restore_state(hooks: Iterable[Hook], template: TrainState) -> tuple[TrainState, Metrics]:
+    """Let hooks restore an earlier run.
+
+    Args:
+        hooks: of the run.
+        template: state with every hook's first hook state.
+
+    Returns:
+        The state to start from, without hook states that the earlier run did not know, and the
+        metrics of its last event.
+    """
+    state, metrics = template, Metrics()
+    for hook in hooks:
+        if hook.restore and (restored := hook.restore(state)):
+            state, metrics = restored.state, Metrics(restored.scores)
+            log.info("resuming from epoch %d, restored by %s", int(state.epoch), hook.name)
+    return state, metrics
+
+
+def read_history(
+    hooks: Iterable[Hook], state: TrainState, metrics: Metrics
+) -> list[dict[str, float]]:
+    """Read the recorded metrics of the epochs of a run that is complete.
+
+    The last epoch's were restored with the state. Those before come from the first hook that
+    recorded some, on one process alone: on several, all must return the same.
+    """
+    if not metrics:
+        return []
+    epoch, before = int(state.epoch), list[dict[str, float]]()
+    for hook in hooks if jax.process_count() == 1 else ():
+        if hook.read_history and not before:
+            before = [dict(one) for one in hook.read_history()]
+    kept = [one for one in before if one.pop("epoch") < epoch]
+    return [*kept, metrics.as_dict()]
