@@ -36,7 +36,14 @@ LONG = {"trainer.checkpoints.directory_lock", "trainer.checkpoints.manager"}
 CROWDED = {"trainer/runs"}
 """Open: a folder to be split."""
 
-CIRCLES = {"trainer.rl.host_rollouts", "trainer.rl.host_steps", "trainer.rl.rollouts"}
+CIRCLES = {
+    "trainer.checkpoints.retention",
+    "trainer.checkpoints.run_id",
+    "trainer.checkpoints.select",
+    "trainer.rl.host_rollouts",
+    "trainer.rl.host_steps",
+    "trainer.rl.rollouts",
+}
 """Open: modules to be separated."""
 
 
