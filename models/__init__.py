@@ -1,4 +1,4 @@
-"""Networks as two pure functions, made of any library's modules, and some bundled ones."""
+"""Networks as two pure functions: adapters for other libraries, and some bundled networks."""
 
 from models.actor_critic import ActorCritic, actor_critic
 from models.captioner import captioner

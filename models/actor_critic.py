@@ -1,4 +1,4 @@
-"""A policy and an estimate of what it will earn, as one network."""
+"""A policy and a value function as one network."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class InitRecurrentState(Protocol):
-    """Return the recurrent state that episodes begin with: `(batch) -> recurrent`."""
+    """Return the recurrent state at the start of episodes: `(batch) -> recurrent`."""
 
     def __call__(self, batch: int, /) -> PyTree:
-        """Return the state for so many episodes; see `ActorCritic.init_recurrent_state`."""
+        """Return the state of `batch` episodes; see `ActorCritic.init_recurrent_state`."""
 
 
 class ActorCritic(NamedTuple):
-    """A network of a policy and a value, with one more pure function for what it remembers.
+    """A network of a policy and a value, with one more pure function for its recurrent state.
 
-    The first two fields are those of a `Network`, and it serves wherever one does.
+    The first two fields are those of a `Network`, so it can be used as one.
 
     >>> network = actor_critic(actions=2, recurrent_size=8)
     >>> inputs = {
@@ -51,10 +51,10 @@ class ActorCritic(NamedTuple):
     """As `Network.init`."""
 
     apply: Apply
-    """As `Network.apply`; `models.actor_critic` says what goes in and comes out."""
+    """As `Network.apply`; `models.actor_critic` describes its inputs and outputs."""
 
     init_recurrent_state: InitRecurrentState
-    """`(batch) -> recurrent`: zeros float32 `[batch, recurrent_size]`; `()` where there is none."""
+    """`(batch) -> recurrent`: zeros float32 `[batch, recurrent_size]`; `()` without recurrence."""
 
 
 def actor_critic(
@@ -66,44 +66,43 @@ def actor_critic(
     activation: str = "tanh",
     shared: bool = False,
 ) -> ActorCritic:
-    """Make a policy over actions and an estimate of the return that it will get.
+    """Build a policy over actions and an estimate of its return.
 
-    Observations are one array `[batch, ...]` or a dict of them, whole numbers among them: each is
-    flattened and cast to float, and those of a dict are joined in the order of their names.
+    Observations are one array `[batch, ...]` or a dict of them, also of integers: each is flattened
+    and cast to float, and those of a dict are concatenated in the order of their names.
 
-    Policy and value have hidden layers of their own, unless they are `shared`. With
-    `recurrent_size` one recurrent layer (GRU) follows the hidden layers, and both are shared. The
-    inputs are then a dict of `observation`, `recurrent`, float32 `[batch, recurrent_size]`, the
-    state after the step before, and `first`, bool `[batch]`: where an episode begins, the state is
-    taken to be zero.
+    Policy and value have separate hidden layers, unless `shared`. With `recurrent_size` one
+    recurrent layer (GRU) follows the hidden layers, and both are shared. The inputs are then a dict
+    of `observation`, `recurrent`, float32 `[batch, recurrent_size]`, the state after the last step,
+    and `first`, bool `[batch]`: where an episode begins, the state is replaced by zeros.
 
-    Kernels start orthogonal, scaled by sqrt(2) in hidden layers, by 0.01 for the policy, so that
-    all actions are about equally likely at first, and by 1 for the value; the rest starts at 0.
+    Initial kernels are orthogonal, scaled by sqrt(2) in hidden layers, by 0.01 for the policy, so
+    that all actions are about equally likely, and by 1 for the value; biases are 0.
 
     Args:
         actions: number of actions to choose from, or of an action's entries where `continuous`.
         continuous: the policy is a normal distribution of independent entries, whose mean depends
             on the observation and whose deviation does not.
         hidden: sizes of the hidden layers.
-        recurrent_size: size of the recurrent state; None for a network that sees one observation
-            alone.
+        recurrent_size: size of the recurrent state; None for a network without one.
         activation: after each hidden layer: `relu`, `silu` or `tanh`.
-        shared: one stack of hidden layers for policy and value, as suits large observations.
+        shared: whether policy and value share one stack of hidden layers, as suits large
+            observations.
 
     Returns:
-        A network without model state that gives a dict of float32 arrays: `value` `[batch]`,
+        A network without model state whose outputs are a dict of float32 arrays: `value` `[batch]`,
         `logits` `[batch, actions]`, or where `continuous` `mean` and `log_std` `[batch, actions]`
-        (of the deviation in natural logarithms), and with `recurrent_size` the state after these
+        (the natural logarithm of the deviation), and with `recurrent_size` the state after these
         observations, `recurrent`, `[batch, recurrent_size]`.
 
     Raises:
         TypeError: a size is no whole number; on a call, the inputs are not as above.
         ValueError: a size is less than 1, or the activation is unknown; on a call, an array of the
-            inputs is of another shape.
+            inputs has another shape.
 
     Source: J. Schulman et al., Proximal Policy Optimization Algorithms, 2017, for the layers; the
-    scales are those of its implementation, which S. Huang et al., The 37 Implementation Details of
-    Proximal Policy Optimization, 2022, put on record.
+    scales are those of its implementation, documented by S. Huang et al., The 37 Implementation
+    Details of Proximal Policy Optimization, 2022.
 
     >>> network = actor_critic(actions=3, hidden=(8,))
     >>> observations = {"where": jnp.ones((5, 2)), "what": jnp.ones(5, jnp.int32)}
@@ -137,15 +136,15 @@ def actor_critic(
             rngs=rngs,
         )
 
-    def begin(batch: int, /) -> PyTree:
+    def init_recurrent_state(batch: int, /) -> PyTree:
         return () if recurrent_size is None else jnp.zeros((batch, recurrent_size), jnp.float32)
 
     network = from_nnx(build)
-    return ActorCritic(network.init, network.apply, begin)
+    return ActorCritic(network.init, network.apply, init_recurrent_state)
 
 
 class PolicyAndValue(nnx.Module):
-    """What policy and value share, the recurrent layer where it is recurrent, and the two."""
+    """The shared layers, the recurrent layer if there is one, and the policy and value heads."""
 
     def __init__(
         self,
@@ -159,9 +158,9 @@ class PolicyAndValue(nnx.Module):
         shared: bool,
         rngs: nnx.Rngs,
     ) -> None:
-        together, own = (hidden, ()) if shared or recurrent_size is not None else ((), hidden)
-        self.torso = Torso((features, *together), activation=activation, rngs=rngs)
-        width = together[-1] if together else features
+        common, own = (hidden, ()) if shared or recurrent_size is not None else ((), hidden)
+        self.torso = Torso((features, *common), activation=activation, rngs=rngs)
+        width = common[-1] if common else features
         if recurrent_size is None:
             self.cell = None
         else:
@@ -179,7 +178,7 @@ class PolicyAndValue(nnx.Module):
         self.log_std = nnx.Param(jnp.zeros(actions)) if continuous else None
 
     def __call__(self, inputs: PyTree) -> dict[str, jax.Array]:
-        """Return what the policy and the value say of observations `[batch, ...]`."""
+        """Compute the outputs of policy and value for observations `[batch, ...]`."""
         outputs = {}
         if self.cell is None:
             x = self.torso(_concat_observation(inputs))
@@ -211,14 +210,14 @@ class Torso(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `[batch, sizes[-1]]` for `[batch, sizes[0]]`."""
+        """Map `[batch, sizes[0]]` to `[batch, sizes[-1]]`."""
         for layer in self.hidden:
             x = self.activation(layer(x))
         return x
 
 
 class Branch(nnx.Module):
-    """Hidden layers as in `Torso`, and a head of so many outputs."""
+    """Hidden layers as in `Torso`, and a linear head."""
 
     def __init__(
         self,
@@ -233,15 +232,15 @@ class Branch(nnx.Module):
         self.head = nnx.Linear(sizes[-1], outputs, kernel_init=orthogonal(scale), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `[batch, outputs]` for `[batch, sizes[0]]`."""
+        """Map `[batch, sizes[0]]` to `[batch, outputs]`."""
         return self.head(self.torso(x))
 
 
 def orthogonal(scale: float) -> Callable[..., jax.Array]:
-    """Make the initializer of kernels whose rows or columns, the fewer, are orthogonal.
+    """Return an initializer of kernels with orthogonal rows or columns, whichever are fewer.
 
-    It draws what `jax.nn.initializers.orthogonal` draws from, flat: a network's initialisation
-    compiles in half the time on CPU (0.6 s and 1.2 s, jax 0.10.2).
+    The distribution is that of `jax.nn.initializers.orthogonal`, drawn as a flat array: a network's
+    initialisation compiles in half the time on CPU (0.6 s instead of 1.2 s, jax 0.10.2).
 
     Source: A. Saxe, J. McClelland and S. Ganguli, Exact solutions to the nonlinear dynamics of
     learning in deep linear neural networks, 2014.
@@ -256,14 +255,14 @@ def orthogonal(scale: float) -> Callable[..., jax.Array]:
         tall = max(shape), min(shape)
         drawn = jax.random.normal(key, (inputs * outputs,), dtype).reshape(tall)
         q, r = jnp.linalg.qr(drawn)
-        q = q * jnp.sign(jnp.diagonal(r))[None]  # else the draw would not be uniform
+        q = q * jnp.sign(jnp.diagonal(r))[None]  # otherwise the draw would not be uniform
         return scale * (q if inputs >= outputs else q.T)
 
     return initializer
 
 
 def _parts(observation: PyTree) -> list[Any]:
-    """Return the arrays of an observation, in the order in which they are joined."""
+    """Return the arrays of an observation, in the order of concatenation."""
     named = isinstance(observation, Mapping)
     parts = [observation[name] for name in sorted(observation)] if named else [observation]
     if not parts:

@@ -33,8 +33,8 @@ def require_sizes(owner: str, name: str, values: Sequence[int]) -> None:
     """Check that a setting is a sequence of whole numbers of at least 1.
 
     Raises:
-        TypeError: it is no sequence of whole numbers.
-        ValueError: one is less than 1.
+        TypeError: it is no such sequence.
+        ValueError: a number is less than 1.
 
     >>> require_sizes("mlp", "hidden", 128)
     Traceback (most recent call last):
@@ -65,17 +65,17 @@ def require_rate(owner: str, name: str, value: float) -> None:
 
 
 def require_array(owner: str, form: str, inputs: PyTree, *, ranks: Sequence[int] = ()) -> None:
-    """Check that the inputs are one array with a batch axis, and of a rank among `ranks`.
+    """Check that the inputs are one array with a batch axis and an allowed rank.
 
     Args:
         owner: the network, for the message.
-        form: what it takes, for the message: `[batch, ...]`.
+        form: the required shape, for the message: `[batch, ...]`.
         inputs: array or `jax.ShapeDtypeStruct`.
-        ranks: the ranks allowed; empty for any from 1 on.
+        ranks: the allowed ranks; empty for any from 1 on.
 
     Raises:
         TypeError: they are a dict or another pytree.
-        ValueError: they are of another rank.
+        ValueError: they have another rank.
 
     >>> import jax.numpy as jnp
     >>> require_array("cnn", "[batch, height, width, channels]", jnp.ones((4, 8, 8)), ranks=(4,))

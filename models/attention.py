@@ -1,4 +1,4 @@
-"""Attention: rotary positions, heads, and what decoding keeps of the tokens before."""
+"""Attention: rotary positions, heads, and the cache for decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def compute_rotary(positions: jax.Array, size: int) -> Pair:
-    """Return the cosines and sines that turn heads at these positions.
+    """Compute the cosines and sines that rotate heads at these positions.
 
     Args:
         positions: integer `[time]`.
@@ -36,18 +36,18 @@ def compute_rotary(positions: jax.Array, size: int) -> Pair:
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def apply_rotary(heads: jax.Array, turn: Pair) -> jax.Array:
-    """Turn each pair of features by an angle that grows with the position.
+def apply_rotary(heads: jax.Array, rotary: Pair) -> jax.Array:
+    """Rotate each pair of features by an angle proportional to the position.
 
-    The product of a query and a key then depends on their positions by the distance alone. The
-    halves of a head are paired, feature i with i + size / 2; it is computed in float32.
+    The product of a query and a key then depends only on the distance of their positions. Feature i
+    of a head is paired with feature i + size / 2; the computation is in float32.
 
     Args:
         heads: `[batch, time, heads, size]`, queries or keys.
-        turn: of `compute_rotary`.
+        rotary: from `compute_rotary`.
 
     Returns:
-        The heads turned, in the shape and dtype that they had.
+        The rotated heads, in the same shape and dtype.
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", equation 34
     (2021).
@@ -56,10 +56,10 @@ def apply_rotary(heads: jax.Array, turn: Pair) -> jax.Array:
     >>> apply_rotary(one, (jnp.zeros((1, 1)), jnp.ones((1, 1)))).ravel().tolist()
     [0.0, 1.0]
     """
-    cosines, sines = (x[None, :, None] for x in turn)
+    cosines, sines = (x[None, :, None] for x in rotary)
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cosines - second * sines, second * cosines + first * sines)
-    return jnp.concatenate(turned, axis=-1).astype(heads.dtype)
+    rotated = (first * cosines - second * sines, second * cosines + first * sines)
+    return jnp.concatenate(rotated, axis=-1).astype(heads.dtype)
 
 
 def attend(
@@ -70,20 +70,20 @@ def attend(
     causal: bool = False,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Attend, by the fused kernel where the device has one for these heads.
+    """Compute attention, with the fused kernel where the device has one for these heads.
 
     Args:
         query: `[batch, time, heads, size]`.
-        key, value: `[batch, places, heads, size]`.
-        causal: no query sees a key after it.
-        mask: bool `[time, places]`, true where a query sees a key; all where None.
+        key, value: `[batch, positions, heads, size]`.
+        causal: whether queries see no later keys.
+        mask: bool `[time, positions]`, true where a query sees a key; None: everywhere.
 
     Returns:
         `[batch, time, heads, size]`.
     """
     device, dtype = jax.devices()[0], query.dtype
     if dtype == jnp.float16 and device.platform == "cpu":
-        # JAX asks for a product of float16 that sums in float32, which XLA on CPU does not have.
+        # JAX requests a float16 product with float32 sums, which XLA on CPU does not support.
         query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     fused = mask is None and has_kernel(device, dtype, query.shape[-1])
     mixed = jax.nn.dot_product_attention(
@@ -98,10 +98,10 @@ def attend(
 
 
 def has_kernel(device: Any, dtype: Any, size: int) -> bool:
-    """Return whether cuDNN attends to heads of this dtype and size on a device.
+    """Return whether cuDNN has an attention kernel for this device, dtype and head size.
 
-    That is so of halves on NVIDIA's GPUs of compute capability 8.0 or more. `jax.nn` chooses none
-    by itself (0.10 to 0.12).
+    It has one for 16-bit floats on NVIDIA GPUs of compute capability 8.0 or more. `jax.nn` does not
+    choose it by itself (0.10 to 0.12).
 
     >>> has_kernel(jax.devices("cpu")[0], jnp.bfloat16, 64)
     False
@@ -109,13 +109,13 @@ def has_kernel(device: Any, dtype: Any, size: int) -> bool:
     capability = str(getattr(device, "compute_capability", ""))
     try:
         nvidia = float(capability) >= 8.0
-    except ValueError:  # none, or the name of another maker's chip
+    except ValueError:  # none, or the name of another vendor's chip
         return False
     return nvidia and dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128
 
 
 class SelfAttention(nnx.Module):
-    """Attention of a sequence to itself, or to what came before (`causal`)."""
+    """Attention of a sequence to itself, or to earlier positions only (`causal`)."""
 
     def __init__(
         self, width: int, heads: int, *, causal: bool, scale: float, rngs: nnx.Rngs
@@ -126,25 +126,25 @@ class SelfAttention(nnx.Module):
         self.out = dense(width, width, scale=scale, rngs=rngs)
 
     def __call__(
-        self, x: jax.Array, turn: Pair | None, cache: Pair | None, start: jax.Array | int
+        self, x: jax.Array, rotary: Pair | None, cache: Pair | None, start: jax.Array | int
     ) -> tuple[jax.Array, Pair | None]:
-        """Attend.
+        """Compute attention.
 
         Args:
             x: `[batch, time, width]`.
-            turn: rotary positions of these tokens, or None for none.
-            cache: keys and values `[batch, length, heads, size]` of the tokens before, or None.
-            start: () integer, how many tokens the cache holds.
+            rotary: rotary positions of these tokens, or None for none.
+            cache: keys and values `[batch, length, heads, size]` of earlier tokens, or None.
+            start: () integer, the number of tokens in the cache.
 
         Returns:
-            `[batch, time, width]`, and the cache with these tokens in it.
+            `[batch, time, width]`, and the cache with these tokens added.
         """
         batch, time, width = x.shape
         shape = (batch, time, self.heads, width // self.heads)
         qkv = self.qkv(x.reshape(batch * time, width))
         query, key, value = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
-        if turn is not None:
-            query, key = apply_rotary(query, turn), apply_rotary(key, turn)
+        if rotary is not None:
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         if cache is None:
             mixed = attend(query, key, value, causal=self.causal)
         else:
@@ -159,7 +159,7 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Attention of a sequence to another, whose keys and values are made once."""
+    """Attention of a sequence to another, whose keys and values are computed once."""
 
     def __init__(self, width: int, heads: int, *, scale: float, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -168,24 +168,24 @@ class CrossAttention(nnx.Module):
         self.out = dense(width, width, scale=scale, rngs=rngs)
 
     def project(self, other: jax.Array) -> Pair:
-        """Return keys and values `[batch, places, heads, size]` for `[batch, places, width]`."""
-        batch, places, width = other.shape
-        shape = (batch, places, self.heads, width // self.heads)
-        both = self.keys_values(other.reshape(batch * places, width))
+        """Compute keys and values `[batch, length, heads, size]` of `[batch, length, width]`."""
+        batch, length, width = other.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        both = self.keys_values(other.reshape(batch * length, width))
         key, value = jnp.split(both, 2, axis=-1)
         return key.reshape(shape), value.reshape(shape)
 
-    def __call__(self, x: jax.Array, memory: Pair) -> jax.Array:
-        """Attend from `x` `[batch, time, width]` to what `project` made."""
+    def __call__(self, x: jax.Array, projected: Pair) -> jax.Array:
+        """Attend from `x` `[batch, time, width]` to keys and values of `project`."""
         batch, time, width = x.shape
         query = self.query(x.reshape(batch * time, width))
         query = query.reshape(batch, time, self.heads, width // self.heads)
-        mixed = attend(query, *memory)
+        mixed = attend(query, *projected)
         return self.out(mixed.reshape(batch * time, width)).reshape(x.shape)
 
 
 def dense(inputs: int, outputs: int, *, scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
-    """Make a layer without a bias, whose initial kernel has variance `scale**2 / inputs`."""
+    """Build a layer without a bias, whose initial kernel has variance `scale**2 / inputs`."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         return lecun_normal(key, shape, dtype) * jnp.asarray(scale, dtype)
@@ -194,7 +194,7 @@ def dense(inputs: int, outputs: int, *, scale: float = 1.0, rngs: nnx.Rngs) -> n
 
 
 def residual_scale(layers: int, branches: int) -> float:
-    """Return the scale of what branches add, so that the sum stays of the size of one.
+    """Return the scale of residual branches that keeps the variance of their sum.
 
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", section 2.3
     (2019).

@@ -14,7 +14,7 @@ from models.argument_checks import require_rate, require_size
 from models.attention import CrossAttention, Pair, SelfAttention, dense, residual_scale
 
 Blocks = Any
-"""An `nnx.List` of blocks, or one block whose arrays have the layers as their first axis."""
+"""An `nnx.List` of blocks, or one block whose arrays have a first axis of layers."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def check_transformer_config(owner: str, shape: TransformerConfig) -> None:
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention if asked for, and a dense branch, each added to its input.
+    """Self-attention, optional cross-attention, and a dense branch, each added to its input.
 
-    Each branch normalises what it reads (a root mean square of 1, in float32).
+    Each branch normalises its input (to a root mean square of 1, in float32).
 
     Source: Xiong et al., "On Layer Normalization in the Transformer Architecture", section 3
     (2020); Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
@@ -85,33 +85,33 @@ class TransformerBlock(nnx.Module):
         self,
         x: jax.Array,
         cache: Pair | None,
-        memory: Pair | None,
-        turn: Pair | None,
+        projected: Pair | None,
+        rotary: Pair | None,
         start: jax.Array | int,
     ) -> tuple[jax.Array, Pair | None]:
-        """Run on `x` `[batch, time, width]`; the rest is as `SelfAttention` says.
+        """Run on `x` `[batch, time, width]`; other arguments are those of `SelfAttention`.
 
-        `memory` is what `CrossAttention.project` made.
+        `projected` is the result of `CrossAttention.project`.
         """
-        mixed, cache = self.attention(self.attention_norm(x), turn, cache, start)
-        x = x + self._dropped(mixed)
-        if self.cross is not None and self.cross_norm is not None and memory is not None:
-            x = x + self._dropped(self.cross(self.cross_norm(x), memory))
+        mixed, cache = self.attention(self.attention_norm(x), rotary, cache, start)
+        x = x + self._drop(mixed)
+        if self.cross is not None and self.cross_norm is not None and projected is not None:
+            x = x + self._drop(self.cross(self.cross_norm(x), projected))
         # Flat, since XLA on CPU takes three times as long for the gradient of a dense branch along
-        # three axes: 19.7 ms against 6.4 (width 128, 2,048 tokens, two cores).
+        # three axes: 19.7 ms instead of 6.4 (width 128, 2,048 tokens, two cores).
         flat = self.dense_norm(x).reshape(-1, x.shape[-1])
-        return x + self._dropped(self.down(jax.nn.gelu(self.up(flat))).reshape(x.shape)), cache
+        return x + self._drop(self.down(jax.nn.gelu(self.up(flat))).reshape(x.shape)), cache
 
-    def _dropped(self, x: jax.Array) -> jax.Array:
+    def _drop(self, x: jax.Array) -> jax.Array:
         return x if self.dropout is None else self.dropout(x)
 
 
 def make_blocks(
     shape: TransformerConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs
 ) -> Blocks:
-    """Make blocks that start at the same values for a loop and for a scan.
+    """Build blocks with the same initial values for a loop and for a scan.
 
-    They are drawn all at once: how long the initialisation compiles does not depend on the depth.
+    All are drawn at once, so the time to compile the initialisation does not depend on the depth.
     """
 
     @nnx.split_rngs(splits=shape.layers)
@@ -132,59 +132,59 @@ def run_blocks(
     x: jax.Array,
     *,
     caches: Any = None,
-    memories: Any = None,
-    turn: Pair | None = None,
+    projected: Any = None,
+    rotary: Pair | None = None,
     start: jax.Array | int = 0,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Run blocks one after another.
 
     Args:
-        blocks: of `make_blocks`.
+        blocks: from `make_blocks`.
         x: `[batch, time, width]`.
-        caches: a cache a block: `{"0": ..., "1": ...}` for a list, arrays with a first axis of
-            layers for a stack; None for none.
-        memories: the same of what blocks attend to.
-        turn: rotary positions, for all blocks.
-        start: () integer, how many tokens the caches hold.
-        remat: keep only what goes from block to block for the backward pass.
+        caches: one per block: `{"0": ..., "1": ...}` for a list, arrays with a first axis of layers
+            for a stack; None for none.
+        projected: keys and values of `project`, in the same form.
+        rotary: rotary positions, for all blocks.
+        start: () integer, the number of tokens in the caches.
+        remat: whether to store only the inputs of blocks for the backward pass.
 
     Returns:
-        `[batch, time, width]`, and the caches as they came.
+        `[batch, time, width]`, and the caches in the same form.
     """
 
-    def one(
-        block: TransformerBlock, x: jax.Array, cache: Any, memory: Any, turn: Any, start: Any
+    def run(
+        block: TransformerBlock, x: jax.Array, cache: Any, other: Any, rotary: Any, start: Any
     ) -> tuple[jax.Array, Any]:
-        return block(x, cache, memory, turn, start)
+        return block(x, cache, other, rotary, start)
 
-    step = nnx.remat(one) if remat else one
+    step = nnx.remat(run) if remat else run
     if isinstance(blocks, nnx.List):
         after = {}
         for index, block in enumerate(blocks):
             name = str(index)
-            cache, memory = (None if of is None else of[name] for of in (caches, memories))
-            x, after[name] = step(block, x, cache, memory, turn, start)
+            cache, other = (None if of is None else of[name] for of in (caches, projected))
+            x, after[name] = step(block, x, cache, other, rotary, start)
         return x, None if caches is None else after
     axes = (0, nnx.Carry, 0, 0, None, None)
     return nnx.scan(step, in_axes=axes, out_axes=(nnx.Carry, 0))(
-        blocks, x, caches, memories, turn, start
+        blocks, x, caches, projected, rotary, start
     )
 
 
 def project(blocks: Blocks, other: jax.Array) -> Any:
-    """Compute each block's keys and values of `[batch, places, width]`, for `run_blocks`."""
+    """Compute each block's keys and values of `[batch, length, width]`, for `run_blocks`."""
 
-    def one(block: Any) -> Pair:
+    def project_block(block: Any) -> Pair:
         return block.cross.project(other)
 
     if isinstance(blocks, nnx.List):
-        return {str(index): one(block) for index, block in enumerate(blocks)}
-    return nnx.vmap(one)(blocks)
+        return {str(index): project_block(block) for index, block in enumerate(blocks)}
+    return nnx.vmap(project_block)(blocks)
 
 
 def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: int) -> Any:
-    """Return the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
+    """Build the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
     size: tuple[int, ...] = (batch, length, shape.heads, shape.head_size)

@@ -1,4 +1,4 @@
-"""A transformer that looks at an image and writes about it."""
+"""A transformer that writes captions of images."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ def captioner(
     remat: bool = False,
     scan: bool = False,
 ) -> Decoder:
-    """Make a transformer that predicts the next token of a text about an image, and writes.
+    """Build a transformer that predicts the next token of a text about an image, and generates it.
 
-    The image is cut into patches, each a place of the encoder: a dense layer, positions, and
-    blocks in which every patch attends to every other. The text is that of `transformer`, with an
+    The encoder cuts the image into patches and applies a dense layer, positions, and blocks in
+    which every patch attends to every other. The text decoder is that of `transformer`, with an
     attention to the encoded patches in every block.
 
     Args:
-        vocabulary: number of tokens there are.
-        context: tokens of the longest text.
+        vocabulary: number of tokens in the vocabulary.
+        context: number of tokens of the longest text.
         channels: of the images.
         patch: height and width of a patch; it must divide those of the images.
         encoder_layers: number of blocks over the patches.
         layers: number of blocks over the tokens.
-        heads: of attention, in each block; `width / heads` must be whole and even.
+        heads: attention heads of each block; `width / heads` must be whole and even.
         width: features of a patch or a token between the blocks; a multiple of 4.
         hidden: features of the dense branches; None for `4 * width`.
-        dropout: as `transformer` has it, over the patches too.
-        tied: the embeddings are also the weights of the logits.
-        remat: as `transformer` has it.
-        scan: as `transformer` has it; for both stacks.
+        dropout: as in `transformer`, also over the patches.
+        tied: whether the embeddings are also the weights of the logits.
+        remat: as in `transformer`.
+        scan: as in `transformer`; for both stacks.
 
     Returns:
         A decoder from `{"image": [batch, height, width, channels], "tokens": [batch, time]}` to
         logits `[batch, time, vocabulary]`, float32, without model state. Its `init_cache` encodes
-        the image, once, and needs no tokens. Its parameters are under `image` and `text`.
+        the image once, and needs no tokens. Its parameters are under `image` and `text`.
 
     Raises:
         TypeError: a size is no whole number; on a call, the inputs are no such dict.
         ValueError: a setting is out of range, `width` and `heads` do not fit; on a call, the image
-            has other channels or no whole patches, or as `transformer` says.
+            has other channels or cannot be cut into whole patches, or as in `transformer`.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021), with the fixed positions of
     Beyer, Zhai and Kolesnikov, "Better plain ViT baselines for ImageNet-1k" (2022); the attention
@@ -110,18 +110,18 @@ def captioner(
 
 
 class Captioner(nnx.Module):
-    """An encoder of images and a text that attends to what it gives."""
+    """An encoder of images, and a text decoder that attends to its output."""
 
     def __init__(self, image: ImageEncoder, text: TextDecoder) -> None:
         self.image = image
         self.text = text
 
     def __call__(self, inputs: Any) -> jax.Array:
-        """Return logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
+        """Compute logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
         return self.text(inputs["tokens"], self.image(inputs["image"]))
 
     def init_cache(self, inputs: Any, length: int) -> PyTree:
-        """Return a cache for `length` tokens about `inputs["image"]`."""
+        """Build a cache for `length` tokens about `inputs["image"]`."""
         image = jnp.asarray(inputs["image"])
         require_image(image, self.image.channels, self.image.patch)
         return self.text.init_cache(None, length, self.image(image))
@@ -155,7 +155,7 @@ class ImageEncoder(nnx.Module):
 
 
 def patches(images: jax.Array, patch: int) -> jax.Array:
-    """Cut images into patches, row by row; a reshape, which on CPU is faster than a convolution.
+    """Cut images into patches, row by row, by a reshape: on CPU faster than a convolution.
 
     Args:
         images: `[batch, height, width, channels]`.
@@ -174,7 +174,7 @@ def patches(images: jax.Array, patch: int) -> jax.Array:
 
 
 def positions(rows: int, columns: int, width: int) -> jax.Array:
-    """Return what tells the places of a grid apart: cosines and sines of the row and the column.
+    """Compute position encodings of a grid: cosines and sines of the row and the column.
 
     Returns:
         float32 `[rows * columns, width]`, the row in the first half of the features.
@@ -196,18 +196,18 @@ def require_image(images: Any, channels: int, patch: int) -> None:
 
     Raises:
         TypeError: they are no array.
-        ValueError: they are of another rank or size.
+        ValueError: they have another rank or size.
 
     >>> require_image(jnp.ones((2, 6, 8, 1)), 1, 4)
     Traceback (most recent call last):
         ...
     ValueError: captioner: patches of 4x4 must tile the images, of 1 channels; got shape
-    (2, 6, 8, 1); give another patch or channels
+    (2, 6, 8, 1); pass another patch or channels
     """
     require_array("captioner", "[batch, height, width, channels]", images, ranks=(4,))
     _, height, width, depth = images.shape
     if height % patch or width % patch or depth != channels or not height * width:
         raise ValueError(
             f"captioner: patches of {patch}x{patch} must tile the images, of {channels} channels; "
-            f"got shape {images.shape}; give another patch or channels"
+            f"got shape {images.shape}; pass another patch or channels"
         )

@@ -1,4 +1,4 @@
-"""The contract of networks that write one token after another, and sampling from them."""
+"""The contract of decoders, which generate one token after another, and sampling from them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from models.nnx import from_nnx, make_assembler
 
 
 class InitCache(Protocol):
-    """Make an empty cache: `(params, inputs, length) -> cache`."""
+    """Build an empty cache: `(params, inputs, length) -> cache`."""
 
     def __call__(self, params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
-        """Make a cache for `length` tokens; see `Decoder.init_cache`."""
+        """Build a cache for `length` tokens; see `Decoder.init_cache`."""
 
 
 class DecodeStep(Protocol):
@@ -33,11 +33,11 @@ class DecodeStep(Protocol):
 
 
 class Decoder(NamedTuple):
-    """A network of tokens with two more pure functions, which write text without a second look.
+    """A network of tokens with two more pure functions, for generating text with a cache.
 
-    The first two fields are those of a `Network`, and it serves wherever one does. The others keep
-    what attention needs of the tokens before in a cache: reading a text piece by piece gives the
-    logits that `apply` gives for the whole.
+    The first two fields are those of a `Network`, so it can be used as one. The others keep in a
+    cache what attention needs of earlier tokens: reading a text piece by piece computes the same
+    logits as `apply` for the whole text.
 
     >>> import models
     >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
@@ -58,27 +58,27 @@ class Decoder(NamedTuple):
     """As `Network.apply`; the outputs are logits `[batch, time, vocabulary]`, float32."""
 
     init_cache: InitCache
-    """`(params, inputs, length) -> cache`, for `length` tokens in all; a Python whole number.
+    """`(params, inputs, length) -> cache`, for `length` tokens in all, a Python int.
 
-    `inputs` are the network's, or a part of them: of tokens only the batch size is read, what else
-    there is (an image) is encoded once. The cache is a pytree of arrays of fixed shapes.
+    `inputs` are the network's, or a part of them: tokens only provide the batch size, other inputs
+    (an image) are encoded once. The cache is a pytree of arrays of fixed shapes.
     """
 
     decode_step: DecodeStep
     """`(params, cache, tokens) -> (logits, cache)` for the next tokens, integer `[batch, n]`.
 
-    The logits are `[batch, n, vocabulary]`, float32; of tokens that go past the cache's length, all
-    of them are nan.
+    The logits are `[batch, n, vocabulary]`, float32; all are nan if the tokens exceed the cache's
+    length.
     """
 
 
 def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None]) -> Decoder:
-    """Make a decoder of an NNX module of fixed sizes with methods `init_cache` and `decode_step`.
+    """Build a decoder from an NNX module of fixed sizes with `init_cache` and `decode_step`.
 
     Args:
         make: `rngs -> module`; its `init_cache(inputs, length)` and `decode_step(cache, tokens)`
             are those of `Decoder`.
-        check: raises where the inputs, given as shapes, are not what the module takes.
+        check: raises if the inputs, passed as shapes, do not suit the module.
     """
 
     def build(rngs: nnx.Rngs, example: PyTree) -> nnx.Module:
@@ -114,29 +114,29 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> jax.Array:
-    """Write what follows a prompt.
+    """Generate the tokens that follow a prompt.
 
-    Reading the prompt and writing are one program, compiled once for each shape of the prompt and
-    each `length` and `top_k`; the programs of the eight decoders used last are kept.
+    Reading the prompt and generating is one compiled function for each shape of the prompt and each
+    `length` and `top_k`; those of the eight decoders used last are cached.
 
     Args:
-        decoder: of `transformer` or `captioner`.
+        decoder: from `transformer` or `captioner`.
         params: its parameters.
-        prompt: the decoder's inputs: tokens, integer `[batch, time]` with one token or more, or a
-            dict with them under `tokens` and what else the decoder takes, such as `image`.
-        length: how many tokens to write.
-        key: () typed key; the same key writes the same.
-        temperature: divides the logits; below 1 the likely tokens become likelier, and 0 takes
-            the likeliest one.
-        top_k: draw from so many likeliest tokens; None for all.
+        prompt: the decoder's inputs: tokens, integer `[batch, time]` with at least one token, or a
+            dict with them under `tokens` and the other inputs, such as `image`.
+        length: number of tokens to generate.
+        key: () typed key; the same key generates the same tokens.
+        temperature: divides the logits; below 1 likely tokens become more likely, and 0 takes
+            the likeliest.
+        top_k: number of likeliest tokens to draw from; None for all.
 
     Returns:
         The tokens that follow, int32 `[batch, length]`.
 
     Raises:
         TypeError: `length` or `top_k` is no whole number.
-        ValueError: a setting is out of range, the prompt has no token, or the prompt and what
-            follows do not fit the decoder's context.
+        ValueError: a setting is out of range, the prompt has no token, or the prompt and its
+            continuation exceed the decoder's context.
 
     >>> import models
     >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
@@ -167,7 +167,7 @@ def generate(
     )
 
 
-@functools.lru_cache(maxsize=8)  # else decoders that are done with would never be freed
+@functools.lru_cache(maxsize=8)  # bounded, so that unused decoders are freed
 def _compile_generate(decoder: Decoder) -> Any:
     @functools.partial(jax.jit, static_argnames=("length", "top_k", "greedy"))
     def write(
@@ -208,20 +208,20 @@ def _compile_generate(decoder: Decoder) -> Any:
 
 
 def require_tokens(owner: str, tokens: Any, longest: int) -> None:
-    """Check that tokens are integers `[batch, time]` and not longer than they may be.
+    """Check that tokens are integers `[batch, time]`, at most `longest` of them.
 
     Args:
         owner: the network, for the message.
         tokens: array or `jax.ShapeDtypeStruct`.
-        longest: tokens allowed.
+        longest: largest number of tokens.
 
     Raises:
-        ValueError: they are of another rank or kind, or too long.
+        ValueError: they have another rank or kind, or are too many.
 
     >>> require_tokens("transformer", jnp.ones((2, 9), jnp.int32), 8)
     Traceback (most recent call last):
         ...
-    ValueError: transformer: 9 tokens are more than the 8 that there is room for; give shorter texts
+    ValueError: transformer: 9 tokens are more than the limit of 8; pass shorter texts
     """
     shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", type(tokens).__name__)
     if shape is None or len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
@@ -230,6 +230,5 @@ def require_tokens(owner: str, tokens: Any, longest: int) -> None:
         )
     if shape[1] > longest:
         raise ValueError(
-            f"{owner}: {shape[1]} tokens are more than the {longest} that there is room for; "
-            "give shorter texts"
+            f"{owner}: {shape[1]} tokens are more than the limit of {longest}; pass shorter texts"
         )

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 
 TRUNCATED = 0.87962566103423978
-"""Standard deviation of the standard normal distribution cut at -2 and 2."""
+"""Standard deviation of the standard normal distribution truncated at -2 and 2."""
 
 
 def lecun_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Draw a kernel from a cut normal distribution of variance 1 / fan_in.
+    """Draw a kernel from a truncated normal distribution of variance 1 / fan_in.
 
-    The values are those of `jax.nn.initializers.lecun_normal()`, to rounding. They are drawn flat:
-    XLA on CPU takes 0.4 s to compile random numbers along one axis, and 1 to 6 s along axes of
-    sizes such as 3 or 10 (jax 0.10.2 and 0.12.0). The initialisation of `cnn()` compiles three
-    times as fast.
+    The values are those of `jax.nn.initializers.lecun_normal()` up to rounding. They are drawn as a
+    flat array: XLA on CPU takes 0.4 s to compile random numbers along one axis, and 1 to 6 s along
+    axes of sizes such as 3 or 10 (jax 0.10.2 and 0.12.0). The initialisation of `cnn()` compiles
+    three times as fast.
 
     Args:
         key: () typed key.
-        shape: `[..., inputs, outputs]`; the axes before the last make the fan-in.
+        shape: `[..., inputs, outputs]`; the fan-in is the product of all axes but the last.
         dtype: of the result.
 
     Returns:

@@ -17,32 +17,31 @@ from models.train_flags import AUTO, check_call, fields, find_flags, known_flags
 
 
 def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Network:
-    """Make a network of a Flax Linen module, called as `module(inputs)`.
+    """Build a network from a Flax Linen module, called as `module(inputs)`.
 
     The parameters are the collection `params`; the model state is all other collections that
     `init` makes, `{"batch_stats": {...}}` for instance. They are mutable in training only.
-    Partitioning metadata is stripped, since parameters are plain arrays.
+    Partitioning metadata is removed, since parameters are plain arrays.
 
-    Whether it trains, the module is told by a flag: a keyword of its `__call__`, or else a field of
-    its own. Flags are found by their names: `train`, `training`, `is_training`, and for the
-    opposite `deterministic`, `eval`, `inference`, `use_running_average` (`models/train_flags.py`
-    has all). Random numbers come from `key`: the streams `params` and `dropout` by name, and a
-    stream of another name, as Linen has it, from that of `params`, which in `apply` serves only
-    this.
+    A train flag tells the module whether it trains: a keyword of its `__call__`, or else a field.
+    Flags are found by their names: `train`, `training`, `is_training`, and for the opposite
+    `deterministic`, `eval`, `inference`, `use_running_average` (all in `models/train_flags.py`).
+    Random numbers come from `key`: the streams `params` and `dropout` by name; Linen derives other
+    streams from that of `params`, which `apply` uses for nothing else.
 
     Args:
         module: a Linen module, unbound.
-        train_flag: name of a keyword of `__call__`, for a flag of another name or one that is taken
-            by `**kwargs`: `"learning"` is true in training, `"not frozen"` false. None: the module
-            is told nothing and does the same in training and in evaluation.
+        train_flag: name of a keyword of `__call__`, for a flag with another name or one in
+            `**kwargs`: `"learning"` is true in training, `"not frozen"` false. None: no flag; the
+            module does the same in training and evaluation.
 
     Returns:
         The network.
 
     Raises:
         TypeError: `module` is no Linen module, or its `__call__` needs more than inputs and flags.
-        ValueError: from `init`, no flag is found and the module has dropout that is off, or batch
-            statistics that stand still; on a call, the module needs random numbers and `key` is
+        ValueError: from `init`, no flag is found and the module has inactive dropout or batch
+            statistics that do not change; on a call, the module needs random numbers and `key` is
             None, or it changed the structure of the model state.
 
     >>> network = from_linen(linen.Dense(2))
@@ -65,28 +64,28 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
     unsure = train_flag == AUTO and not flags
     check_call("from_linen", module.__call__, {} if of_fields else flags)
 
-    def called(train: bool) -> tuple[linen.Module, dict[str, Any]]:
-        given: dict[str, Any] = make_flag_kwargs(flags, train=train)
-        return (module.clone(**given), {}) if of_fields else (module, given)
+    def set_flags(train: bool) -> tuple[linen.Module, dict[str, Any]]:
+        keywords: dict[str, Any] = make_flag_kwargs(flags, train=train)
+        return (module.clone(**keywords), {}) if of_fields else (module, keywords)
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes_of(example))
-        evaluating, given = called(train=False)
-        with _still_parts() as still:
-            variables = _plain(evaluating.init(_streams(key), zeros, **given))
-        if unsure and "batch_stats" in variables and not still:
-            updated = evaluating.apply(
+        evaluated, keywords = set_flags(train=False)
+        with _list_inactive_parts() as inactive:
+            variables = _plain(evaluated.init(_streams(key), zeros, **keywords))
+        if unsure and "batch_stats" in variables and not inactive:
+            updated = evaluated.apply(
                 variables, zeros, rngs=_streams(key), mutable=["batch_stats"]
             )[1]
             if _same_arrays(variables["batch_stats"], _plain(updated)["batch_stats"]):
-                still.append("batch_stats, which a call does not update")
-        if unsure and still:
+                inactive.append("batch_stats, which a call does not update")
+        if unsure and inactive:
             raise ValueError(
                 f"from_linen finds no flag that tells {type(module).__name__} whether it trains, "
-                f"and parts of it are in evaluation mode: {', '.join(still)}. Its __call__ takes "
-                f"({', '.join(inspect.signature(module.__call__).parameters)}): name the flag, "
-                "from_linen(module, train_flag='is_training'), or 'not frozen' for one that is "
-                "false in training; train_flag=None if training shall be like evaluation"
+                f"and parts of it are in evaluation mode: {', '.join(inactive)}. Its __call__ "
+                f"takes ({', '.join(inspect.signature(module.__call__).parameters)}): name the "
+                "flag, from_linen(module, train_flag='is_training'), or 'not frozen' for one that is "
+                "false in training; train_flag=None if training should equal evaluation"
             )
         return variables.pop("params", {}), variables
 
@@ -98,24 +97,24 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
         key: jax.Array | None,
         train: bool,
     ) -> tuple[PyTree, PyTree]:
-        running, given = called(train)
+        flagged, keywords = set_flags(train)
         try:
-            outputs, updated = running.apply(
+            outputs, updated = flagged.apply(
                 {"params": params, **model_state},
                 inputs,
                 rngs=_streams(key),
                 mutable=list(model_state) if train else [],
-                **given,
+                **keywords,
             )
         except InvalidRngError as error:
             if key is not None:
                 raise
             raise ValueError(
-                "the module draws random numbers and key is None; give apply a typed key, such as "
+                "the module draws random numbers and key is None; pass apply a typed key, such as "
                 f"state.key('network') ({error})"
             ) from error
         updated = {**model_state, **_plain(updated)}
-        remedy = "a module may not add or reshape variables when it is called"
+        remedy = "a module must not add or reshape variables when it is called"
         require_fit("model_state after the call", model_state, updated, remedy=remedy)
         return outputs, updated
 
@@ -123,27 +122,27 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
 
 
 @contextlib.contextmanager
-def _still_parts() -> Iterator[list[str]]:
+def _list_inactive_parts() -> Iterator[list[str]]:
     """List the dropouts and batch normalisations that are called in evaluation mode."""
-    still: list[str] = []
+    inactive: list[str] = []
     names = {linen.Dropout: "deterministic", linen.BatchNorm: "use_running_average"}
 
-    def look(function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+    def intercept(function: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         part = context.module
         kind = next((kind for kind in names if isinstance(part, kind)), None)
         if kind is not None and context.method_name == "__call__":
             bound = inspect.signature(kind.__call__).bind(part, *arguments, **keywords)
-            own, given = getattr(part, names[kind]), bound.arguments.get(names[kind])
-            if (own is True or given is True) and getattr(part, "rate", True):
-                still.append("/".join((*part.path, f"{kind.__name__}({names[kind]}=True)")))
+            own, passed = getattr(part, names[kind]), bound.arguments.get(names[kind])
+            if (own is True or passed is True) and getattr(part, "rate", True):
+                inactive.append("/".join((*part.path, f"{kind.__name__}({names[kind]}=True)")))
         return function(*arguments, **keywords)
 
-    with linen.intercept_methods(look):
-        yield still
+    with linen.intercept_methods(intercept):
+        yield inactive
 
 
 def _same_arrays(one: PyTree, other: PyTree) -> bool:
-    """Return whether these are the very same arrays, so that nothing was computed of them."""
+    """Return whether two trees hold the same array objects, so that nothing was computed."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(first is second for first, second in pairs)
 
@@ -153,5 +152,5 @@ def _streams(key: jax.Array | None) -> dict[str, jax.Array]:
 
 
 def _plain(variables: Any) -> dict[str, Any]:
-    """Turn collections into nested dicts of arrays, without Linen's boxes."""
+    """Convert collections to nested dicts of arrays, without Linen's boxes."""
     return core.unfreeze(linen.meta.unbox(variables))

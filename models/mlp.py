@@ -17,16 +17,16 @@ from models.nnx import from_nnx
 
 
 def mlp(*, classes: int = 10, hidden: Sequence[int] = (128, 128), dropout: float = 0.0) -> Network:
-    """Make a multilayer perceptron that classifies inputs of any shape, flattened.
+    """Build a multilayer perceptron that classifies inputs of any shape, flattened.
 
     Args:
-        classes: number of outputs an example.
-        hidden: sizes of the hidden layers, each followed by a rectifier; () gives a linear model.
+        classes: number of outputs per example.
+        hidden: sizes of the hidden layers, each followed by a ReLU; () for a linear model.
         dropout: probability, at least 0 and less than 1, of dropping a hidden unit in training.
 
     Returns:
         A network from `[batch, ...]` to logits `[batch, classes]`, without model state. The sizes
-        come from the example that `init` gets.
+        come from the example passed to `init`.
 
     Raises:
         TypeError: a size is no whole number; on a call, the inputs are not one array.
@@ -55,7 +55,7 @@ def mlp(*, classes: int = 10, hidden: Sequence[int] = (128, 128), dropout: float
 
 
 class MLP(nnx.Module):
-    """Dense layers from `sizes[0]` features to `sizes[-1]` outputs, rectifiers between them."""
+    """Dense layers from `sizes[0]` features to `sizes[-1]` outputs, with ReLUs between them."""
 
     def __init__(self, sizes: Sequence[int], *, dropout: float, rngs: nnx.Rngs) -> None:
         *hidden, head = itertools.pairwise(sizes)
@@ -65,7 +65,7 @@ class MLP(nnx.Module):
         self.head = dense(*head)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Return logits `[batch, sizes[-1]]` for inputs `[batch, ...]`."""
+        """Compute logits `[batch, sizes[-1]]` for inputs `[batch, ...]`."""
         x = inputs.reshape(inputs.shape[0], -1)
         for layer in self.hidden:
             x = jax.nn.relu(layer(x))

@@ -1,4 +1,4 @@
-"""The network contract: two pure functions, whatever library they come from."""
+"""The contract of networks: two pure functions, independent of any library."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PyTree = Any
 
 
 class Init(Protocol):
-    """Make a network's variables: `(key, example) -> (params, model_state)`."""
+    """Initialise a network's variables: `(key, example) -> (params, model_state)`."""
 
     def __call__(self, key: jax.Array, example: PyTree, /) -> tuple[PyTree, PyTree]:
-        """Make the variables for inputs like `example`; `Network.init` says more."""
+        """Initialise the variables for inputs like `example`; see `Network.init`."""
 
 
 class Apply(Protocol):
@@ -32,16 +32,16 @@ class Apply(Protocol):
         key: jax.Array | None,
         train: bool,
     ) -> tuple[PyTree, PyTree]:
-        """Run on one batch; `Network.apply` says more."""
+        """Run on one batch; see `Network.apply`."""
 
 
 class Network(NamedTuple):
-    """A network as two pure functions, which is all that training needs of it.
+    """A network as two pure functions, all that training needs of it.
 
-    Both may be jitted, differentiated, mapped and scanned; `train` is a Python bool. No variable
-    lives in the network itself, so one network serves any number of states.
+    Both may be jitted, differentiated, mapped and scanned; `train` is a Python bool. The network
+    itself holds no variables, so it can be used with any number of states.
 
-    Any two functions that keep the contract are a network:
+    Any two functions that satisfy the contract are a network:
 
     >>> def init(key, example):
     ...     return {"kernel": jax.random.normal(key, (example.shape[-1], 2))}, {}
@@ -58,31 +58,31 @@ class Network(NamedTuple):
 
     `key` is a single typed key. `example` is the network's inputs as one batch, an array
     `[batch, ...]` or a pytree of them; only shapes and dtypes are read, so `jax.ShapeDtypeStruct`
-    does, and only the batch size may differ in later calls. `params` is what the optimizer updates,
-    and it alone; `model_state` is what is not trained, batch statistics for instance, and {} where
-    there is none. Both are plain nested dicts of arrays with string keys, which name the arrays in
-    checkpoints; neither holds random state.
+    is enough, and only the batch size may differ in later calls. `params` is what the optimizer
+    updates; `model_state` is everything else, batch statistics for instance, or {}. Both are plain
+    nested dicts of arrays with string keys, which name the arrays in checkpoints; neither holds
+    random state.
     """
 
     apply: Apply
     """`(params, model_state, inputs, *, key, train) -> (outputs, model_state)`.
 
-    `inputs` is `[batch, ...]` as in `example`, `outputs` what the network gives for it, `[batch,
-    classes]` logits for a classifier. With `train=True` the model state comes back updated, in the
-    structure, shapes and dtypes it had, for the caller to keep; with `train=False` it comes back as
-    it was. `key` feeds all that is random and is the only source of it: the same arguments give the
-    same results. It may be None where nothing random is asked for. No argument is changed.
+    `inputs` is `[batch, ...]` as in `example`, `outputs` the network's outputs, for a classifier
+    logits `[batch, classes]`. With `train=True` the returned model state is updated, in the same
+    structure, shapes and dtypes, for the caller to keep; with `train=False` it is unchanged. `key`
+    is the only source of randomness: the same arguments return the same results. It may be None
+    where nothing is random. No argument is changed in place.
     """
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
-    """Return the key of this name, the same in every process.
+    """Derive the key of a name, the same in every process.
 
-    Names are independent of one another, so a new one shifts nobody's numbers.
+    The keys of names are independent, so a new name does not change the others' random numbers.
 
     Args:
         key: () typed key.
-        name: whose key; hashed to 32 bits.
+        name: hashed to 32 bits.
 
     Returns:
         () typed key.
@@ -115,9 +115,9 @@ def shapes_of(tree: PyTree) -> PyTree:
 
 
 def require_fit(name: str, expected: PyTree, got: PyTree, *, remedy: str) -> None:
-    """Check that a pytree has the names and shapes that are expected of it.
+    """Check that a pytree has the expected names and shapes.
 
-    Dtypes are left to the caller: a network may run on parameters of a lower precision.
+    Dtypes are not checked: a network may run on parameters of a lower precision.
 
     Args:
         name: what `got` is, for the message.
@@ -126,7 +126,7 @@ def require_fit(name: str, expected: PyTree, got: PyTree, *, remedy: str) -> Non
         remedy: what to do, for the message.
 
     Raises:
-        ValueError: an array is missing, not expected or of another shape; it names them.
+        ValueError: an array is missing, unexpected or has another shape; all are listed.
 
     >>> require_fit("params", {"w": jnp.ones(2)}, {"w": jnp.ones(3)}, remedy="call init again")
     Traceback (most recent call last):

@@ -20,31 +20,31 @@ Assemble = Callable[[PyTree, PyTree, PyTree, jax.Array | None], tuple[nnx.Module
 
 
 def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
-    """Make a network of a Flax NNX module, called as `module(inputs)`.
+    """Build a network from a Flax NNX module, called as `module(inputs)`.
 
-    The parameters are the module's `nnx.Param` variables. The model state is every other array it
-    keeps, batch statistics for instance, save two kinds: random state, which is made anew from
-    `key` at each call, each stream from its path in the module, so that nothing random is saved;
-    and `nnx.Intermediate`. `module.train()` or `module.eval()` runs before each call, and a flag
-    among the call's keywords says the same: `train`, `deterministic` and the others that
-    `from_linen` finds. What the module does to its own parameters in a call is dropped.
+    The parameters are the module's `nnx.Param` variables. The model state is every other array in
+    it, batch statistics for instance, except two kinds: random state, which is derived from `key`
+    at each call, each stream from its path in the module, so that nothing random is saved; and
+    `nnx.Intermediate`. `module.train()` or `module.eval()` runs before each call, and a train flag
+    among the call's keywords is set too: `train`, `deterministic` and the others that `from_linen`
+    finds. Changes of the module's own parameters in a call are dropped.
 
     `build` runs in `init`, and abstractly in `apply`, once for each shape of inputs (about 7 ms a
-    layer): it must not depend on anything that changes. A jitted `apply` costs only what the
-    module computes; outside of jit the Python around it costs some milliseconds at each call.
+    layer): it must not depend on anything that changes. A jitted `apply` costs no more than the
+    module's computation; without jit the Python around it costs a few milliseconds per call.
 
     Args:
         build: `(rngs, example) -> module`. `example` is the inputs as a pytree of
-            `jax.ShapeDtypeStruct`, to take sizes from; a module of fixed sizes ignores it:
+            `jax.ShapeDtypeStruct`, which provides sizes; a module of fixed sizes ignores it:
             `from_nnx(lambda rngs, example: MyModule(rngs=rngs))`.
-        train_flag: name of a keyword of `__call__` that says whether it trains, as in `from_linen`.
+        train_flag: name of the train flag among the keywords of `__call__`, as in `from_linen`.
 
     Returns:
         The network; its dicts follow the module's attributes, `{"layers": {"0": {"kernel": ...}}}`.
 
     Raises:
-        TypeError: `build` is a module, or does not take the two arguments; on a call, it gave no
-            `nnx.Module`, or the module's call takes no keyword of the flag's name.
+        TypeError: `build` is a module, or does not take the two arguments; on a call, it returned
+            no `nnx.Module`, or the module's call takes no keyword of the flag's name.
         ValueError: on a call, the variables do not fit the module that `build` makes for such
             inputs, or the module needs random numbers in training and `key` is None.
 
@@ -60,7 +60,7 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
         rngs = nnx.Rngs(named_key(key, "default"), params=named_key(key, "params"))
-        _, params, _, kept = _split(_built(build, rngs, shapes_of(example)))
+        _, params, _, kept = _split(_build(build, rngs, shapes_of(example)))
         return _plain(params), _plain(kept)
 
     def apply(
@@ -82,7 +82,7 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
         if key is None:
             _require_unused(seeds, used)
         updated = _plain(kept)
-        remedy = "a module may not add or reshape variables when it is called"
+        remedy = "a module must not add or reshape variables when it is called"
         require_fit("model_state after the call", model_state, updated, remedy=remedy)
         return outputs, updated
 
@@ -90,21 +90,21 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
 
 
 def make_assembler(build: Build) -> Assemble:
-    """Make a function that puts variables back into the module that `build` makes.
+    """Build a function that puts variables back into the module that `build` makes.
 
     Args:
-        build: as `from_nnx` takes it.
+        build: see `from_nnx`.
 
     Returns:
         `(params, model_state, inputs, key) -> (module, seeds)`: the module that `build` makes for
-        inputs of these shapes, with these variables and every random stream started anew from the
-        key, and the state of those streams before any was used.
+        inputs of these shapes, with these variables and every random stream seeded from the key,
+        and the initial state of those streams.
     """
 
     @functools.lru_cache(maxsize=16)
     def structure(leaves: tuple[jax.ShapeDtypeStruct, ...], treedef: Any) -> Parts:
         shapes = jax.tree.unflatten(treedef, leaves)
-        return _split(nnx.eval_shape(lambda: _built(build, nnx.Rngs(0), shapes)))
+        return _split(nnx.eval_shape(lambda: _build(build, nnx.Rngs(0), shapes)))
 
     def assemble(
         params: PyTree, model_state: PyTree, inputs: PyTree, key: jax.Array | None
@@ -114,8 +114,8 @@ def make_assembler(build: Build) -> Assemble:
         seeds = _reseed_streams(random, key)
         module = nnx.merge(
             graphdef,
-            _filled("params", param_shapes, params),
-            _filled("model_state", kept_shapes, model_state),
+            _fill("params", param_shapes, params),
+            _fill("model_state", kept_shapes, model_state),
             seeds,
             copy=True,
         )
@@ -129,11 +129,11 @@ def _require_two_arguments(build: Build) -> None:
         name = type(build).__name__
         raise TypeError(
             "from_nnx takes a function that builds the module, since a network holds no variables; "
-            f"got a module that is built, of class {name}: write "
+            f"got a module, of class {name}: write "
             f"from_nnx(lambda rngs, example: {name}(..., rngs=rngs))"
         )
     try:
-        if isinstance(build, type):  # the signature of a module class says nothing
+        if isinstance(build, type):  # the signature of a module class is generic
             made: Any = build
             inspect.signature(made.__init__).bind(None, None, None)
         else:
@@ -145,7 +145,7 @@ def _require_two_arguments(build: Build) -> None:
         ) from error
 
 
-def _built(build: Build, rngs: nnx.Rngs, shapes: PyTree) -> nnx.Module:
+def _build(build: Build, rngs: nnx.Rngs, shapes: PyTree) -> nnx.Module:
     module = build(rngs, shapes)
     if not isinstance(module, nnx.Module):
         raise TypeError(
@@ -154,7 +154,7 @@ def _built(build: Build, rngs: nnx.Rngs, shapes: PyTree) -> nnx.Module:
         )
     for _, part in nnx.iter_modules(module):
         for name, value in list(vars(part).items()):
-            # Under a trace NNX takes a bare array for a constant of the structure, not for data.
+            # Under a trace NNX treats a bare array as a constant of the structure, not as data.
             if isinstance(value, jax.core.Tracer):
                 setattr(part, name, nnx.data(value))
     return module
@@ -167,7 +167,7 @@ def _split(module: nnx.Module) -> Parts:
 
 
 def _plain(state: nnx.State) -> dict[str, Any]:
-    """Turn a state into nested dicts of arrays, with string keys (NNX numbers its lists)."""
+    """Convert a state to nested dicts of arrays, with string keys (NNX numbers its lists)."""
     plain: dict[str, Any] = {}
     for path, leaf in nnx.to_flat_state(state):
         *parents, name = [str(part) for part in path]
@@ -182,12 +182,12 @@ def _plain(state: nnx.State) -> dict[str, Any]:
 def _array(value: Any) -> Any:
     if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
         return value
-    return jnp.array(value, jnp.result_type(value))  # naming the dtype keeps it from being weak
+    return jnp.array(value, jnp.result_type(value))  # an explicit dtype is not weak
 
 
-def _filled(name: str, abstract: nnx.State, plain: PyTree) -> nnx.State:
+def _fill(name: str, abstract: nnx.State, plain: PyTree) -> nnx.State:
     """Put the arrays of nested dicts into a state of shapes."""
-    remedy = "give what init made for inputs like these (only the batch size may differ)"
+    remedy = "pass the result of init for inputs like these (only the batch size may differ)"
     require_fit(name, _plain(abstract), plain, remedy=remedy)
     filled = []
     for path, leaf in nnx.to_flat_state(abstract):
@@ -199,7 +199,7 @@ def _filled(name: str, abstract: nnx.State, plain: PyTree) -> nnx.State:
 
 
 def _reseed_streams(random: nnx.State, key: jax.Array | None) -> nnx.State:
-    """Start each random stream anew, from the key and the stream's path."""
+    """Seed each random stream from the key and the stream's path."""
     seeded = []
     for path, variable in nnx.to_flat_state(random):
         shape = variable.get_value().shape
@@ -214,12 +214,12 @@ def _reseed_streams(random: nnx.State, key: jax.Array | None) -> nnx.State:
 
 
 def _require_unused(seeds: nnx.State, used: nnx.State) -> None:
-    """Check that no stream gave a number: one that does replaces its count."""
+    """Check that no stream was used: using one replaces its count."""
     before = dict(nnx.to_flat_state(seeds))
     for path, variable in nnx.to_flat_state(used):
         if variable.get_value() is not before[path].get_value():
             stream = "/".join(map(str, path[:-1]))
             raise ValueError(
                 f"the module draws random numbers in training (from {stream}) and key is None; "
-                "give apply a typed key, such as state.key('network')"
+                "pass apply a typed key, such as state.key('network')"
             )

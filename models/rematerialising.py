@@ -1,4 +1,4 @@
-"""Computing again in the backward pass what would fill the memory."""
+"""Rematerialisation: recompute activations in the backward pass to save memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from models.network import Network, PyTree
 
 
 def remat(network: Network, policy: Callable[..., bool] | None = None) -> Network:
-    """Make a network that keeps less for its backward pass, and computes it again there.
+    """Wrap a network so that it stores less for its backward pass and recomputes it there.
 
-    Outputs and gradients stay those of `network`, to rounding; a training step takes up to a third
-    longer. The whole network is one stretch to compute again, so what is saved depends on the
-    policy; a deep network saves most by doing so block by block, which is
-    `transformer(..., remat=True)`.
+    Outputs and gradients equal those of `network` up to rounding; a training step takes up to a
+    third longer. The whole network is recomputed at once, so the savings depend on the policy; a
+    deep network saves most block by block, as `transformer(..., remat=True)` does.
 
     Args:
-        network: any.
-        policy: what is kept, one of `jax.checkpoint_policies`, such as `dots_saveable`; None
-            keeps the inputs alone.
+        network: any network.
+        policy: what to store, one of `jax.checkpoint_policies`, such as `dots_saveable`; None
+            stores the inputs only.
 
     Returns:
-        The network; with `begin` and `advance` where `network` has them.
+        The network, with all other fields of `network`.
 
     Source: Chen, Xu, Zhang and Guestrin, "Training Deep Nets with Sublinear Memory Cost" (2016).
 

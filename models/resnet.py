@@ -1,4 +1,4 @@
-"""A residual network for small and middling images."""
+"""A residual network for small and medium images."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ def resnet(
     dropout: float = 0.0,
     remat: bool = False,
 ) -> Network:
-    """Make a residual network that classifies images, from 8x8 digits to some 100 pixels a side.
+    """Build a residual network that classifies images, from 8x8 digits to about 100 pixels a side.
 
-    A 3x3 convolution comes first, then stages of residual blocks, the mean over all places and a
-    linear layer. A block adds to its inputs what two 3x3 convolutions make of them; batch
-    normalisation follows each convolution. Each stage but the first halves the size (an odd one is
-    rounded up). The settings `channels=(16, 32, 64), blocks=(3, 3, 3)` are the paper's network of
-    20 layers, but for shortcuts with parameters where the size changes.
+    The network is a 3x3 convolution, stages of residual blocks, the mean over all positions and a
+    linear layer. A block adds the result of two 3x3 convolutions to its inputs; batch normalisation
+    follows each convolution. Each stage but the first halves the size (rounded up). The settings
+    `channels=(16, 32, 64), blocks=(3, 3, 3)` are the paper's network of 20 layers, except that
+    shortcuts have parameters where the size changes.
 
-    Under parameters and inputs of a lower precision the convolutions run in it; normalisation runs
-    in float32, and the running averages stay float32.
+    With parameters and inputs of a lower precision the convolutions run in that precision;
+    normalisation runs in float32, and the running averages stay float32.
 
     Args:
-        classes: number of outputs an example.
+        classes: number of outputs per example.
         channels: of each stage, in order.
-        blocks: of each stage, in order; as many as `channels`.
-        dropout: probability, at least 0 and less than 1, of dropping a mean that enters the linear
-            layer, in training.
-        remat: compute each block again on the way back instead of keeping what is inside it: less
-            memory for more time on GPUs and TPUs; XLA on CPU undoes most of it (jax 0.10.2).
+        blocks: number of blocks of each stage, in order; as long as `channels`.
+        dropout: probability, at least 0 and less than 1, of dropping an input of the linear layer,
+            in training.
+        remat: whether to recompute each block in the backward pass instead of storing its
+            activations: less memory for more time on GPUs and TPUs; XLA on CPU undoes most of it
+            (jax 0.10.2).
 
     Returns:
         A network from `[batch, height, width, channels]` to logits `[batch, classes]`, whose model
@@ -122,7 +123,7 @@ class ResNet(nnx.Module):
         self.head = nnx.Linear(channels[-1], classes, kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Return logits `[batch, classes]` for images `[batch, height, width, channels]`."""
+        """Compute logits `[batch, classes]` for images `[batch, height, width, channels]`."""
         run = nnx.remat(_run) if self.remat else _run
         x = jax.nn.relu(self.stem(inputs))
         for block in itertools.chain.from_iterable(self.stages):
@@ -133,7 +134,7 @@ class ResNet(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Two convolutions beside a shortcut, which has parameters only where the shape changes."""
+    """Two convolutions and a shortcut, which has parameters only where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, rngs: nnx.Rngs) -> None:
         convolution = functools.partial(NormedConv, rngs=rngs)
@@ -143,10 +144,10 @@ class ResidualBlock(nnx.Module):
         self.shortcut = None if same else convolution(inputs, outputs, size=1, stride=stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
+        """Compute `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
         change = self.second(jax.nn.relu(self.first(x)))
-        kept = x if self.shortcut is None else self.shortcut(x)
-        return jax.nn.relu(kept + change)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return jax.nn.relu(shortcut + change)
 
 
 def _run(block: ResidualBlock, x: jax.Array) -> jax.Array:
@@ -164,7 +165,7 @@ class NormedConv(nnx.Module):
             outputs,
             kernel_size=(size, size),
             strides=stride,
-            # Not "SAME", which under stride 2 looks at other places than the shortcut does.
+            # Not "SAME", which at stride 2 reads other positions than the shortcut.
             padding=size // 2,
             use_bias=False,
             kernel_init=_he_normal,
@@ -173,14 +174,14 @@ class NormedConv(nnx.Module):
         self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
+        """Compute `[batch, height / stride, width / stride, outputs]`, sizes rounded up."""
         x = self.conv(x)
-        # The float32 averages promote; what follows is to run in the precision asked for.
+        # The float32 averages promote; the next layers run in the precision of the inputs.
         return self.norm(x).astype(x.dtype)
 
 
 def _he_normal(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Draw a kernel of variance 2 / fan_in, which keeps the size of signals through rectifiers.
+    """Draw a kernel of variance 2 / fan_in, which keeps the scale of signals through ReLUs.
 
     Source: He, Zhang, Ren and Sun, "Delving Deep into Rectifiers" (2015), equation 10.
     """

@@ -1,4 +1,4 @@
-"""Train flags: the arguments by which a module is told whether it trains."""
+"""Train flags: the arguments that tell a module whether it trains."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AUTO = "auto"
 """Find the flags by their names."""
 
 Flags = dict[str, Any]
-"""Name of a flag to its value in training."""
+"""Names of flags, with their values in training."""
 
 
 def known_flags(names: Iterable[str]) -> Flags:
-    """Pick those of names that are flags.
+    """Return the names that are flags, with their values in training.
 
     >>> known_flags(["x", "is_training", "deterministic", "mask"])
     {'is_training': True, 'deterministic': False}
@@ -37,7 +37,7 @@ def known_flags(names: Iterable[str]) -> Flags:
 
 
 def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
-    """Return the flags as keywords of a call.
+    """Return the flags as keyword arguments of a call.
 
     >>> make_flag_kwargs({"is_training": True, "deterministic": False}, train=False)
     {'is_training': False, 'deterministic': True}
@@ -46,7 +46,7 @@ def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
 
 
 def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
-    """Return the flag that a user names, `is_training` or `not frozen`.
+    """Return the flag that a user named, `is_training` or `not frozen`.
 
     Raises:
         TypeError: the call takes no keyword of this name.
@@ -67,7 +67,7 @@ def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
 
 
 def find_flags(who: str, call: Callable[..., Any], train_flag: str | None) -> Flags:
-    """Return the flags of a call: those that are found, the one that is named, or none.
+    """Return the flags of a call: those found by name, the one that was named, or none.
 
     Raises:
         TypeError: the call takes no keyword of the name.
@@ -86,23 +86,23 @@ def check_call(who: str, call: Callable[..., Any], flags: Flags) -> None:
     """Check that a module can be called with its inputs and these flags.
 
     Raises:
-        TypeError: it needs more.
+        TypeError: it needs other arguments.
     """
     parameters = inspect.signature(call).parameters
     try:
         inspect.signature(call).bind(None, **{name: True for name in flags if name in parameters})
     except TypeError as error:
         raise TypeError(
-            f"{who} calls module(inputs), with the flags by which a module is told whether it "
+            f"{who} calls module(inputs), with the flags that tell a module whether it "
             f"trains (found: {', '.join(flags) or 'none'}); its __call__ takes "
-            f"({', '.join(parameters)}), which does not suit: {error}. Name a flag that is called "
-            "otherwise, train_flag='learning'; join several inputs in one dict; bind the rest in a "
+            f"({', '.join(parameters)}), which does not fit: {error}. Name a flag with another "
+            "name, train_flag='learning'; join several inputs in one dict; bind the rest in a "
             "module around it"
         ) from error
 
 
 def fields(module: Any) -> list[str]:
-    """Name the fields of a module that is a dataclass."""
+    """Return the names of the fields of a module that is a dataclass."""
     return [field.name for field in dataclasses.fields(module)]
 
 

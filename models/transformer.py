@@ -37,40 +37,41 @@ def transformer(
     remat: bool = False,
     scan: bool = False,
 ) -> Decoder:
-    """Make a transformer that predicts the next token of a text, and writes.
+    """Build a transformer that predicts the next token of a text, and generates text.
 
-    Each block is causal self-attention with rotary positions and a dense branch with a GELU, each
-    added to its input, which it normalises before. No layer has a bias. Everything is computed in
-    the dtype of the parameters, but for norms, softmax and logits, which are float32.
+    Each block is causal self-attention with rotary positions and a dense branch with a GELU; each
+    normalises its input and adds its result to it. No layer has a bias. Everything is computed in
+    the dtype of the parameters, except norms, softmax and logits, which are float32.
 
     Args:
-        vocabulary: number of tokens there are.
-        context: tokens of the longest text; a bound, which costs nothing.
+        vocabulary: number of tokens in the vocabulary.
+        context: number of tokens of the longest text; a limit without a cost.
         layers: number of blocks.
-        heads: of attention, in each block; `width / heads` must be whole and even.
+        heads: attention heads of each block; `width / heads` must be whole and even.
         width: features of a token between the blocks.
         hidden: features of the dense branch; None for `4 * width`.
         dropout: probability, at least 0 and less than 1, of dropping a feature of the embeddings
-            and of what a branch adds, in training.
-        tied: the embeddings are also the weights of the logits.
-        remat: keep only what goes from block to block for the backward pass, and compute the rest
-            again: less memory, a step longer by up to a third.
-        scan: run the blocks as one `lax.scan` over parameters stacked under `blocks`, so that
-            compiling takes as long for any depth; a step takes 1.3 times as long on CPU. Without it
-            they are under `blocks/0`, `blocks/1` and so on; the values at the start are the same.
+            and of a branch's result, in training.
+        tied: whether the embeddings are also the weights of the logits.
+        remat: whether to store only the inputs of blocks for the backward pass, and recompute the
+            rest: less memory, and a step takes up to a third longer.
+        scan: whether to run the blocks as one `lax.scan` over parameters stacked under `blocks`, so
+            that the time to compile does not depend on the depth; a step takes 1.3 times as long on
+            CPU. Otherwise they are under `blocks/0`, `blocks/1` and so on, with the same initial
+            values.
 
     Returns:
         A decoder from tokens, integer `[batch, time]`, to logits `[batch, time, vocabulary]` of
-        the token after each, float32, without model state. A token outside the vocabulary gives
-        nan.
+        the token after each, float32, without model state. The logits of a token outside the
+        vocabulary are nan.
 
     Raises:
         TypeError: a size is no whole number.
         ValueError: a setting is out of range, `heads` does not divide `width` into even sizes; on
             a call, tokens are no integers `[batch, time]`, or more than `context`.
 
-    Source: Vaswani et al., "Attention Is All You Need" (2017), with the changes that `Block` and
-    `rotate` name.
+    Source: Vaswani et al., "Attention Is All You Need" (2017), with the changes that
+    `TransformerBlock` and `apply_rotary` name.
 
     >>> decoder = transformer(vocabulary=5, context=8, layers=2, heads=2, width=8)
     >>> tokens = jnp.array([[0, 1, 2, 3]])
@@ -100,7 +101,7 @@ def transformer(
 
 
 class TextDecoder(nnx.Module):
-    """Tokens to logits, alone or attending to what an encoder gave (`cross`)."""
+    """Tokens to logits, alone or attending to the output of an encoder (`cross`)."""
 
     def __init__(
         self,
@@ -121,33 +122,33 @@ class TextDecoder(nnx.Module):
         self.head = None if tied else dense(shape.width, vocabulary, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
-        """Return logits `[batch, time, vocabulary]` for tokens `[batch, time]`.
+        """Compute logits `[batch, time, vocabulary]` for tokens `[batch, time]`.
 
-        `encoded` is what the blocks attend to besides, `[batch, places, width]`.
+        `encoded`, `[batch, length, width]`, is what the cross-attention of the blocks reads.
         """
         x, _ = run_blocks(
             self.blocks,
             self._embedded(tokens),
-            memories=None if encoded is None else project(self.blocks, encoded),
-            turn=compute_rotary(jnp.arange(tokens.shape[1]), self.shape.head_size),
+            projected=None if encoded is None else project(self.blocks, encoded),
+            rotary=compute_rotary(jnp.arange(tokens.shape[1]), self.shape.head_size),
             remat=self.shape.remat,
         )
         return self._logits(x)
 
     def init_cache(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
-        """Return an empty cache for `length` tokens in all; of `tokens` the batch size is read."""
+        """Build an empty cache for `length` tokens in all; `tokens` provides the batch size."""
         require_size(self.owner, "length", length)
         if length > self.context:
             raise ValueError(
-                f"{self.owner}: {length} tokens in all, prompt and what follows, are more than the "
-                f"context of {self.context}; make either shorter, or the context larger"
+                f"{self.owner}: {length} tokens in all, prompt and continuation, exceed the "
+                f"context of {self.context}; shorten either, or enlarge the context"
             )
         batch = tokens.shape[0] if encoded is None else encoded.shape[0]
         cache = {
             "texts": init_caches(self.blocks, self.shape, batch, length),
             "read": jnp.zeros((), jnp.int32),
         }
-        return cache if encoded is None else cache | {"memories": project(self.blocks, encoded)}
+        return cache if encoded is None else cache | {"encoded": project(self.blocks, encoded)}
 
     def decode_step(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
         """Compute logits `[batch, n, vocabulary]` of tokens `[batch, n]`; return the cache too."""
@@ -158,8 +159,8 @@ class TextDecoder(nnx.Module):
             self.blocks,
             self._embedded(tokens),
             caches=cache["texts"],
-            memories=cache.get("memories"),
-            turn=compute_rotary(positions, self.shape.head_size),
+            projected=cache.get("encoded"),
+            rotary=compute_rotary(positions, self.shape.head_size),
             start=cache["read"],
         )
         logits = jnp.where(positions[-1] < length, self._logits(x), jnp.nan)
@@ -167,7 +168,7 @@ class TextDecoder(nnx.Module):
 
     def _embedded(self, tokens: jax.Array) -> jax.Array:
         table = self.embed.embedding[...]
-        # Negative ones would count from the end; those past it give nan.
+        # Negative indices would count from the end; those past the end give nan.
         x = jnp.take(table, jnp.where(tokens < 0, len(table), tokens), axis=0) * math.sqrt(
             self.shape.width
         )

@@ -104,7 +104,7 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
 def test_wrong_inputs_are_refused():
     with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]; got .*\(8, 8, 1\)"):
         models.cnn().init(KEY, jnp.ones((8, 8, 1)))
-    with pytest.raises(ValueError, match=r"at least 4x4; got shape \(2, 8, 3, 1\); give fewer"):
+    with pytest.raises(ValueError, match=r"at least 4x4; got shape \(2, 8, 3, 1\); pass fewer"):
         models.cnn().init(KEY, jnp.ones((2, 8, 3, 1)))
 
 

@@ -143,7 +143,7 @@ def test_a_decoder_that_is_done_with_is_freed():
     [
         ({"length": 0}, ValueError, "length must be at least 1; got 0"),
         ({"length": 2.0}, TypeError, "length must be a whole number; got 2.0"),
-        ({"length": 10}, ValueError, "13 tokens in all, .* more than the context of 12; make"),
+        ({"length": 10}, ValueError, "13 tokens in all, .* exceed the context of 12; shorten"),
         ({"temperature": -1.0}, ValueError, "temperature must be 0 or more, and finite; got -1.0"),
         ({"temperature": float("nan")}, ValueError, "temperature must be 0 or more"),
         ({"top_k": 0}, ValueError, "top_k must be at least 1; got 0"),

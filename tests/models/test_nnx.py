@@ -229,9 +229,7 @@ def test_a_call_may_not_add_variables():
 
 
 def test_a_module_that_is_built_is_refused():
-    with pytest.raises(
-        TypeError, match=r"got a module that is built, of class Linear: write from_n"
-    ):
+    with pytest.raises(TypeError, match=r"got a module, of class Linear: write from_n"):
         models.from_nnx(nnx.Linear(5, 2, rngs=nnx.Rngs(0)))
 
 

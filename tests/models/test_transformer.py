@@ -204,7 +204,7 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (jnp.ones((2, 13), int), "13 tokens are more than the 12 that there is room for"),
+        (jnp.ones((2, 13), int), "13 tokens are more than the limit of 12"),
         (jnp.ones((2, 3)), r"takes integer tokens \[batch, time\]; got float32\[2, 3\]"),
         (jnp.ones(3, int), r"takes integer tokens \[batch, time\]; got int32\[3\]"),
         ({"tokens": jnp.ones((2, 3), int)}, r"takes integer tokens \[batch, time\]; got dict"),

@@ -20,48 +20,48 @@ NUMPY = (
 )
 
 DTYPES = {".npz": (*NUMPY, "complex128"), ".safetensors": (*NUMPY, "bfloat16")}
-"""What each kind of file, by its suffix, holds and numpy reads back bit for bit."""
+"""The dtypes that a kind of file, by its suffix, holds and that numpy reads back bit for bit."""
 
 
 def check_path(path: Path) -> None:
-    """Check that a path tells which kind of file it is of, and that it can be written.
+    """Check that the suffix of a path names a supported kind of file.
 
     Raises:
         ImportError: safetensors is needed, and not installed.
-        ValueError: the suffix is of neither kind.
+        ValueError: the suffix is another.
     """
     if path.suffix not in DTYPES:
         raise ValueError(
             f"a file of parameters is a .safetensors or a .npz file, by its suffix; got {path.name}"
-            f"{_of_torch(path)}"
+            f"{_torch_remedy(path)}"
         )
     if path.suffix == ".safetensors":
         _safetensors()
 
 
 def check_types(leaves: Mapping[str, Any], path: Path) -> None:
-    """Check that a file of this kind holds all leaves.
+    """Check that a file of this kind supports the dtypes of all leaves.
 
     Raises:
-        TypeError: it does not hold the type of one; all are listed.
+        TypeError: it does not support some; all are listed.
     """
     known = DTYPES[path.suffix]
-    odd = [
+    unsupported = [
         f"{name}: {describe_leaf(leaf)}"
         for name, leaf in leaves.items()
         if str(getattr(leaf, "dtype", "")) not in known
     ]
-    if odd:
+    if unsupported:
         instead = "" if path.suffix == ".safetensors" else "; a .safetensors file holds bfloat16"
         raise TypeError(
-            f"a {path.suffix} file holds arrays of numbers and truths; got\n  "
-            + "\n  ".join(odd)
+            f"a {path.suffix} file holds arrays of numbers and booleans; got\n  "
+            + "\n  ".join(unsupported)
             + f"\ncast them first, to one of: {', '.join(known)}{instead}"
         )
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write arrays under their names, at once or not at all.
+    """Write arrays under their names; the file appears complete or not at all.
 
     Raises:
         OSError: the file cannot be written.
@@ -71,7 +71,7 @@ def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
             metadata = {"format": "np", "writer": "entracte"}
             _safetensors().save_file(arrays, beside, metadata=metadata)
             return
-        # Not np.savez, which takes names as arguments of its own: `file` would be none.
+        # Not np.savez: an array named `file` would collide with its own argument.
         with zipfile.ZipFile(beside, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -83,7 +83,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         ImportError: safetensors is needed, and not installed.
-        ValueError: the file is of neither kind, or damaged.
+        ValueError: the file is of another kind, or damaged.
     """
     check_path(path)
     library = _safetensors() if path.suffix == ".safetensors" else None
@@ -97,11 +97,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read as a {kind} file: {escape_text(error)}") from error
 
 
-def _of_torch(path: Path) -> str:
+def _torch_remedy(path: Path) -> str:
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
         return ""
     return (
-        ": write torch's as safetensors.torch.save_file(model.state_dict(), "
+        ": save torch's parameters with safetensors.torch.save_file(model.state_dict(), "
         f'"{path.stem}.safetensors")'
     )
 

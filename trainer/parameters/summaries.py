@@ -1,4 +1,4 @@
-"""Summaries: the leaves of parameters or of a state as a table, with what they add up to."""
+"""Summaries: the leaves of parameters or of a state as a table, with their totals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.host.plain_tables import align_columns
 from trainer.state import PyTree, TrainState
 
 OTHERS = ("model_state", "opt_state", "carry")
-"""Parts of a state besides its parameters that hold many leaves; each is summed in a row."""
+"""Other parts of a state with many leaves; each is one row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +25,27 @@ class SummaryRow:
     """None for a part with several leaves."""
     dtype: str
     count: int
-    """Numbers in it."""
+    """The number of elements."""
     bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `trainer.summary` gives; its `str` is a table."""
+    """The result of `trainer.summary`; its `str` is a table."""
 
     rows: tuple[SummaryRow, ...]
     """One for each leaf of the parameters."""
     others: tuple[SummaryRow, ...] = ()
-    """Of a state, one for each other part that holds anything."""
+    """One for each other part of a state that is not empty."""
 
     @property
     def count(self) -> int:
-        """How many parameters there are."""
+        """The number of parameters."""
         return sum(row.count for row in self.rows)
 
     @property
     def bytes(self) -> int:
-        """What the parameters take, and with them the rest of a state."""
+        """The size of the parameters, together with the rest of a state."""
         return sum(row.bytes for row in (*self.rows, *self.others))
 
     def __str__(self) -> str:
@@ -58,9 +58,10 @@ class Summary:
 
 
 def summary(params: PyTree) -> Summary:
-    """Summarise parameters leaf by leaf, and of a state the other parts in a line each.
+    """Summarise parameters leaf by leaf, and the other parts of a state in one line each.
 
-    Shapes will do, of `jax.eval_shape(task.init, key, batch)`: the model need not fit in memory.
+    Shapes are enough, as from `jax.eval_shape(task.init, key, batch)`, so the model need not fit in
+    memory.
 
     Args:
         params: pytree of arrays or of their shapes, or a `TrainState` of them.

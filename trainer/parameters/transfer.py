@@ -1,4 +1,4 @@
-"""Parameters from elsewhere and to elsewhere: another run's, by path, and files of arrays."""
+"""Load parameters from another run or a file, by path, and export them to a file."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from trainer.state import PyTree, TrainState
 log = logging.getLogger("entracte")
 
 PARTS = ("model_state", "params")
-"""What of a run's state can be loaded."""
+"""The parts of a run's state that can be loaded."""
 
 Transform = Callable[[np.ndarray], np.ndarray]
-"""Of an array as it was saved: the same as it is to be taken."""
+"""Converts an array as it was saved to the array to load."""
 
 _ITSELF = "params"
-"""What parameters that are one array are called in messages: their path is empty."""
+"""Name in messages of parameters that are a single array, whose path is empty."""
 
 
 def load_params(
@@ -48,43 +48,42 @@ def load_params(
     best: str | None = None,
     mode: str | None = None,
 ) -> PyTree:
-    """Take parameters by path from another run or a file of arrays, all of them or some.
+    """Load parameters by path from another run or a file of arrays, all of them or some.
 
     A floating leaf is cast where the source has another floating type, with a warning; nothing else
-    is converted that `transform` does not name. What the source has besides is left there, with a
-    notice.
+    is converted unless `transform` names it. Other arrays of the source are ignored, with a notice.
 
-    The batch statistics of a network are no parameters but its `model_state`, and are loaded as
-    well by a call of their own, or the network works with those that it began with:
+    The batch statistics of a network are not parameters but its `model_state`; load them with
+    another call, otherwise the network keeps its initial ones:
 
         params = trainer.load_params(run, state.params)
         model_state = trainer.load_params(run, state.model_state, part="model_state")
 
     Args:
-        source: a run directory, whose newest intact commit is read, or a `.safetensors` or `.npz`
-            file.
-        params: gives structure, shapes, types and places; what is not taken stays.
-        only: regular expression, searched in the paths of `params`: take these alone.
+        source: a run directory, whose newest intact checkpoint is read, or a `.safetensors` or
+            `.npz` file.
+        params: has the structure, shapes, types and devices; leaves that are not loaded stay.
+        only: regular expression, searched in the paths of `params`: load only these.
         rename: regular expression to replacement, applied in order to the paths of the source:
             `{r"\\.": "/"}` for names with dots, `{"^encoder/": "backbone/"}` for another module.
         transform: regular expression, searched in the paths of `params`, to a function of the array
             as it was saved: `{"kernel$": np.transpose}` for matrices of torch, which are
-            `[out, in]`; a square one fits either way. Those that match are applied in order.
+            `[out, in]`; a square one fits either way. All that match are applied in order.
         part: of a run, `params` or `model_state`.
-        best: of a run, take the commit with the best score of this name instead.
-        mode: `min` if a smaller score is better, `max` if a larger is; None goes by its name.
+        best: of a run, load the checkpoint with the best score of this name instead.
+        mode: `min` if a smaller score is better, `max` if a larger is; None: by its name.
 
     Returns:
         Parameters like `params`.
 
     Raises:
-        FileNotFoundError: there is no such run, commit or file.
-        DamagedCheckpoint: no commit is intact.
+        FileNotFoundError: there is no such run, checkpoint or file.
+        DamagedCheckpoint: no checkpoint is intact.
         ImportError: safetensors is not installed.
-        TypeError: a whole state was given.
+        TypeError: `params` is a whole state.
         ValueError: leaves are missing in the source, or have another shape or type: all are listed;
-            or a value is too large for the type that it is to be cast to; or `only` or a pattern of
-            `transform` is found in no path.
+            or a value is too large for the type to which it is cast; or `only` or a pattern of
+            `transform` matches no path.
 
     >>> import tempfile
     >>> old = {"body": {"w": jnp.arange(3.0)}, "head": jnp.ones(10)}
@@ -96,10 +95,10 @@ def load_params(
     """
     if isinstance(params, TrainState):
         raise TypeError(
-            "load_params fills parameters; got a TrainState: give its params, "
+            "load_params fills parameters; got a TrainState: pass its params, "
             "state.replace(params=load_params(source, state.params))"
         )
-    arrays, where, besides = _read(to_absolute_path(source, "load_params"), part, best, mode)
+    arrays, where, notice = _read(to_absolute_path(source, "load_params"), part, best, mode)
     arrays, names = _rename_paths(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
     leaves = {format_path(path): leaf for path, leaf in pairs}
@@ -108,7 +107,7 @@ def load_params(
     wanted = {path: x for path, x in leaves.items() if only is None or re.search(only, path)}
     if not wanted:
         raise ValueError(
-            f"only={only!r} is found in no path of params; there is: {_format_paths(leaves)}."
+            f"only={only!r} matches no path of params; there is: {_format_paths(leaves)}."
             f"{suggest_name(only, leaves)}"
         )
     arrays, transformed = _apply_transforms(arrays, transform or {}, wanted)
@@ -116,7 +115,7 @@ def load_params(
         f"{escape_text(path) or _ITSELF}: saved "
         f"{describe_leaf(arrays[path]) if path in arrays else 'nothing'}, wanted "
         f"{describe_leaf(leaf)}"
-        f"{_turned(path, arrays, leaf)}"
+        f"{_transpose_remedy(path, arrays, leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
     ]
@@ -125,41 +124,41 @@ def load_params(
         raise ValueError(
             f"{where} does not fit the parameters:\n  "
             + "\n  ".join(lines)
-            + f"\nname with only= what to take, or with rename= how paths change; it has besides: "
+            + f"\nselect leaves with only=, or change paths with rename=; the source also has: "
             f"{_format_paths(unused)}"
         )
-    taken = {path: _placed(path, arrays[path], leaf) for path, leaf in wanted.items()}
-    if cast := [path for path in taken if arrays[path].dtype != leaves[path].dtype]:
+    loaded = {path: _put(path, arrays[path], leaf) for path, leaf in wanted.items()}
+    if cast := [path for path in loaded if arrays[path].dtype != leaves[path].dtype]:
         kinds = {f"{arrays[path].dtype} to {leaves[path].dtype}" for path in cast}
         log.warning("cast %s: %s", " and ".join(sorted(kinds)), _format_paths(cast))
-    _tell_of_squares(taken, names, transformed)
+    _warn_of_squares(loaded, names, transformed)
+    unchanged, unused = leaves.keys() - loaded.keys(), arrays.keys() - loaded.keys()
     log.info(
-        "took %d of %d parameters from %s; as they were: %s; not used: %s%s",
-        *(len(taken), len(leaves), where),
-        *(_format_paths(leaves.keys() - taken.keys()), _format_paths(arrays.keys() - taken.keys())),
-        besides,
+        "loaded %d of %d parameters from %s; unchanged: %s; not used: %s%s",
+        *(len(loaded), len(leaves), where),
+        *(_format_paths(unchanged), _format_paths(unused), notice),
     )
     return jax.tree.unflatten(
-        jax.tree.structure(params), [taken.get(path, leaf) for path, leaf in leaves.items()]
+        jax.tree.structure(params), [loaded.get(path, leaf) for path, leaf in leaves.items()]
     )
 
 
 def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
     """Write parameters to a file, under their paths: `layers/0/kernel`.
 
-    The file appears at once or not at all, in the place of an earlier one. `load_params` reads the
-    same bits back. On several processes each calls it, and the first one writes.
+    The file appears complete or not at all, and replaces an earlier one. `load_params` reads the
+    same bits back. On several processes all must call it, and the main process writes.
 
     Args:
-        params: pytree of arrays; of a network with batch statistics
+        params: pytree of arrays; for a network with batch statistics
             `{"params": state.params, "model_state": state.model_state}`.
-        path: of the file, `.safetensors` or `.npz`; its folder must be there.
+        path: of the file, `.safetensors` or `.npz`; its folder must exist.
 
     Raises:
         ImportError: safetensors is not installed.
         OSError: the file cannot be written.
-        TypeError: a leaf is of a type that such a file does not hold.
-        ValueError: two leaves share a path, or the suffix is another one.
+        TypeError: the file does not support the type of a leaf.
+        ValueError: two leaves share a path, or the suffix is another.
     """
     if isinstance(params, str | os.PathLike):
         raise TypeError(
@@ -170,9 +169,9 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
     pairs = [(format_path(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]
     names = [name for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"leaves share a path, so that none could be read: {', '.join(twice)}")
+        raise ValueError(f"leaves share a path, so they could not be read: {', '.join(twice)}")
     file_formats.check_types(dict(pairs), file)
-    arrays = {name: _on_host(leaf) for name, leaf in pairs}
+    arrays = {name: _fetch(leaf) for name, leaf in pairs}
     if is_main_process():
         file_formats.write_arrays(arrays, file)
 
@@ -180,7 +179,7 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
 def _read(
     source: Path, part: str, best: str | None, mode: str | None
 ) -> tuple[dict[str, np.ndarray], str, str]:
-    """Return the arrays by path, where they are from, and what else there is to load."""
+    """Return the arrays by path, their origin, and a notice of what else can be loaded."""
     if part not in PARTS:
         raise ValueError(
             f"part must be params or model_state; got {part!r}.{suggest_name(part, PARTS)}"
@@ -193,16 +192,16 @@ def _read(
         raise FileNotFoundError(
             f"there is neither a run directory nor a file of parameters at {source}"
         )
-    for name, value, otherwise in (("best", best, None), ("part", part, "params")):
-        if value != otherwise:
-            raise ValueError(f"{name}={value!r} chooses within a run; {source} is a file")
+    for name, value, default in (("best", best, None), ("part", part, "params")):
+        if value != default:
+            raise ValueError(f"{name}={value!r} selects within a run; {source} is a file")
     return file_formats.read_arrays(source), str(source), ""
 
 
 def _rename_paths(
     arrays: Mapping[str, np.ndarray], rename: Mapping[str, str], where: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return the arrays by their new paths, and the old path of each new one."""
+    """Return the arrays by their new paths, and the old paths by the new ones."""
     renamed: dict[str, np.ndarray] = {}
     names: dict[str, str] = {}
     for path, array in arrays.items():
@@ -218,14 +217,14 @@ def _rename_paths(
 def _apply_transforms(
     arrays: Mapping[str, np.ndarray], transform: Mapping[str, Transform], wanted: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Return the arrays as they shall be taken, and the paths of those that were changed."""
+    """Return the transformed arrays, and the paths of those that a transform matched."""
     changed = dict(arrays)
-    touched: set[str] = set()
+    matched: set[str] = set()
     for pattern, function in transform.items():
         found = [path for path in wanted if path in arrays and re.search(pattern, path)]
         if not found:
             raise ValueError(
-                f"transform names {pattern!r}, which is found in no path that is taken; there is: "
+                f"transform names {pattern!r}, which matches no path that is loaded; there is: "
                 f"{_format_paths(wanted)}.{suggest_name(pattern, wanted)}"
             )
         for path in found:
@@ -236,25 +235,25 @@ def _apply_transforms(
                     f"in transform[{pattern!r}] of {path}, {describe_leaf(arrays[path])}"
                 )
                 raise
-        touched.update(found)
-    return changed, touched
+        matched.update(found)
+    return changed, matched
 
 
-def _turned(path: str, arrays: Mapping[str, np.ndarray], leaf: Any) -> str:
-    """Say of a matrix that does not fit whether its transpose does."""
+def _transpose_remedy(path: str, arrays: Mapping[str, np.ndarray], leaf: Any) -> str:
+    """Return a remedy if the transpose of a matrix would fit, otherwise nothing."""
     array = arrays.get(path)
     if array is None or array.ndim != 2 or array.T.shape != getattr(leaf, "shape", None):
         return ""
     return f"; its transpose fits: transform={{{path!r}: np.transpose}}"
 
 
-def _tell_of_squares(
-    taken: Mapping[str, Any], names: Mapping[str, str], transformed: set[str]
+def _warn_of_squares(
+    loaded: Mapping[str, Any], names: Mapping[str, str], transformed: set[str]
 ) -> None:
     """Warn of square matrices that look like torch's, which fit either way."""
     square = [
         path
-        for path, leaf in taken.items()
+        for path, leaf in loaded.items()
         if path not in transformed
         and names[path].endswith("weight")
         and path.endswith("kernel")
@@ -264,7 +263,7 @@ def _tell_of_squares(
     if square:
         log.warning(
             "%s: square, and named weight in the source, as the matrices [out, in] of torch are; "
-            'taken as they are. transform={"kernel$": np.transpose} turns them',
+            'loaded unchanged. transform={"kernel$": np.transpose} transposes them',
             _format_paths(square),
         )
 
@@ -272,15 +271,15 @@ def _tell_of_squares(
 def _fits(array: np.ndarray, leaf: Any) -> bool:
     if array.shape != getattr(leaf, "shape", None):
         return False
-    return array.dtype == leaf.dtype or (_floating(array) and _floating(leaf))
+    return array.dtype == leaf.dtype or (_is_floating(array) and _is_floating(leaf))
 
 
-def _floating(array: Any) -> bool:
+def _is_floating(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
-def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
-    """Cast an array if need be, and put it where the leaf is."""
+def _put(path: str, array: np.ndarray, leaf: Any) -> Any:
+    """Cast an array to the dtype of a leaf if necessary, and put it on the leaf's devices."""
     if array.dtype != leaf.dtype:
         with np.errstate(over="ignore"):
             cast = array.astype(leaf.dtype)
@@ -294,15 +293,15 @@ def _placed(path: str, array: np.ndarray, leaf: Any) -> Any:
     return put_like(array, leaf) if isinstance(leaf, jax.Array) else array.copy()
 
 
-def _on_host(leaf: Any) -> np.ndarray:
-    """Return an array in row-major order, which safetensors takes for granted."""
+def _fetch(leaf: Any) -> np.ndarray:
+    """Fetch an array in row-major order, which safetensors assumes."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.array(leaf, order="C")
 
 
 def _format_paths(paths: Any) -> str:
-    """Name paths in a line, the first of many."""
+    """List paths in a line, at most twelve."""
     names = sorted(escape_text(path) or _ITSELF for path in paths)
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return (", ".join(names[:12]) or "nothing") + more

@@ -50,21 +50,21 @@ def equal(one, other):
     return all(jax.tree.leaves(same))
 
 
-def test_all_of_them_are_taken(source, params, zeros):
+def test_all_parameters_are_loaded(source, params, zeros):
     loaded = load_params(source, zeros)
     assert equal(loaded, params)
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     assert not any(leaf.any() for leaf in jax.tree.leaves(zeros))
 
 
-def test_only_some_are_taken_and_the_others_stay_the_same_objects(source, params, zeros, caplog):
+def test_only_some_are_loaded_and_the_others_stay_the_same_objects(source, params, zeros, caplog):
     caplog.set_level(logging.INFO, "entracte")
     loaded = load_params(source, zeros, only="^body/.*kernel")
     assert equal(loaded["body"][0]["kernel"], params["body"][0]["kernel"])
     assert loaded["head"]["kernel"] is zeros["head"]["kernel"]
     assert loaded["body"][0]["bias"] is zeros["body"][0]["bias"]
-    assert "took 1 of 3 parameters from" in caplog.text
-    assert "as they were: body/0/bias, head/kernel; not used: body/0/bias, head/kernel" in (
+    assert "loaded 1 of 3 parameters from" in caplog.text
+    assert "unchanged: body/0/bias, head/kernel; not used: body/0/bias, head/kernel" in (
         caplog.text
     )
 
@@ -95,7 +95,7 @@ def test_every_leaf_that_does_not_fit_is_listed(source, params):
 
 
 def test_only_that_is_found_nowhere_names_what_there_is(source, zeros):
-    with pytest.raises(ValueError, match="only='tail' is found in no path.*body/0/bias"):
+    with pytest.raises(ValueError, match="only='tail' matches no path.*body/0/bias"):
         load_params(source, zeros, only="tail")
 
 
@@ -116,7 +116,7 @@ def test_a_value_that_would_become_infinite_is_refused(tmp_path):
     assert loaded.tolist() == [999424.0, 1.0, float("inf")]
 
 
-def test_the_best_commit_of_a_run_is_taken_when_asked_for(tmp_path, zeros):
+def test_the_best_checkpoint_of_a_run_is_loaded_on_request(tmp_path, zeros):
     with Checkpoints(tmp_path) as checkpoints:
         for epoch, loss in ((1, 0.25), (2, 0.5)):
             params = jax.tree.map(lambda x: x + epoch, zeros)  # noqa: B023
@@ -129,7 +129,7 @@ def test_the_best_commit_of_a_run_is_taken_when_asked_for(tmp_path, zeros):
     assert float(best["body"][0]["bias"][0]) == 2
 
 
-def test_what_is_taken_can_be_donated_and_trained_on(start, train, tmp_path):
+def test_loaded_parameters_can_be_donated_and_trained(start, train, tmp_path):
     first, _ = trainer.fit(start, train, epochs=1, hooks=hooks.save_checkpoints(tmp_path))
     tuned = start.replace(params=load_params(tmp_path, start.params))
     assert equal(tuned.params, first.params)
@@ -163,16 +163,14 @@ def test_each_leaf_may_be_transformed(source, params, caplog):
     fits = r"head/kernel: .*; its transpose fits: transform=\{'head/kernel': np.transpose\}"
     with pytest.raises(ValueError, match=fits):
         load_params(source, target)
-    with pytest.raises(
-        ValueError, match="transform names 'kernal', which is found in no path that"
-    ):
+    with pytest.raises(ValueError, match="transform names 'kernal', which matches no path that"):
         load_params(source, target, transform={"kernal": np.transpose})
     with pytest.raises(ValueError, match="axes") as raised:
         load_params(source, target, transform={"bias": lambda array: array.transpose(1, 0)})
     assert raised.value.__notes__ == ["in transform['bias'] of body/0/bias, float32[3]"]
 
 
-def test_a_square_matrix_of_torch_is_not_taken_without_a_word(tmp_path, caplog):
+def test_a_square_matrix_of_torch_is_loaded_with_a_warning(tmp_path, caplog):
     from safetensors.numpy import save_file
 
     weight = np.arange(4, dtype=np.float32).reshape(2, 2)
@@ -207,7 +205,7 @@ def test_batch_statistics_are_loaded_as_a_part_of_their_own(params, zeros, tmp_p
     both = {"params": params, "model_state": statistics}
     export_params(both, tmp_path / "both.npz")
     assert equal(load_params(tmp_path / "both.npz", both), both)
-    with pytest.raises(ValueError, match="part='model_state' chooses within a run"):
+    with pytest.raises(ValueError, match="part='model_state' selects within a run"):
         load_params(tmp_path / "both.npz", statistics, part="model_state")
 
 
@@ -316,7 +314,7 @@ def test_what_is_no_source_is_refused(zeros, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"torn" * 9)
     with pytest.raises(ValueError, match="cannot be read as a safetensors file"):
         load_params(tmp_path / "torn.safetensors", zeros)
-    with pytest.raises(ValueError, match="best='val/loss' chooses within a run"):
+    with pytest.raises(ValueError, match="best='val/loss' selects within a run"):
         load_params(tmp_path / "torn.safetensors", zeros, best="val/loss")
 
 
@@ -339,5 +337,5 @@ def test_parameters_that_are_one_array(tmp_path, kind):
     assert got.tolist() == [0.0, 1.0, 2.0]
     with pytest.raises(ValueError, match=r"params: saved float32\[3\], wanted float32\[2\]"):
         load_params(source, jnp.zeros(2))
-    with pytest.raises(ValueError, match="it has besides: params"):
+    with pytest.raises(ValueError, match="the source also has: params"):
         load_params(source, {"w": jnp.zeros(2)})
