@@ -84,8 +84,8 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
                 f"from_linen finds no flag that tells {type(module).__name__} whether it trains, "
                 f"and parts of it are in evaluation mode: {', '.join(inactive)}. Its __call__ "
                 f"takes ({', '.join(inspect.signature(module.__call__).parameters)}): name the "
-                "flag, from_linen(module, train_flag='is_training'), or 'not frozen' for one that is "
-                "false in training; train_flag=None if training should equal evaluation"
+                "flag, from_linen(module, train_flag='is_training'), or 'not frozen' for one that "
+                "is false in training; train_flag=None if training should equal evaluation"
             )
         return variables.pop("params", {}), variables
 
