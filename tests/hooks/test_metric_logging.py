@@ -55,13 +55,13 @@ class Bare:
         pass
 
 
-def test_without_writers_it_says_what_to_give():
+def test_without_writers_it_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match=r"log_metrics\(hooks.Console\(\)\)"):
         log_metrics()
 
 
 @pytest.mark.parametrize("wrong", [JsonLines, "metrics.jsonl", print])
-def test_what_is_no_writer_is_refused(wrong):
+def test_an_object_that_is_no_writer_is_refused(wrong):
     with pytest.raises(TypeError, match="write, flush and close"):
         log_metrics(wrong)
 
@@ -73,7 +73,7 @@ def test_it_lists_its_parts():
     ]
 
 
-def test_writers_learn_where_the_run_goes_on_if_they_want_to(state):
+def test_resumable_writers_learn_where_the_run_resumes(state):
     recorder = Recorder()
     hook = log_metrics(Bare(), recorder)
     hook(state.replace(step=jnp.int32(84), epoch=jnp.int32(3)), {}, "start")
@@ -96,7 +96,7 @@ def test_an_epoch_is_written_at_its_step_with_its_traces(state):
     assert values["steps/train/loss"].values is trace
 
 
-def test_a_plain_dict_serves(state):
+def test_a_plain_dict_is_enough(state):
     recorder = Recorder()
     log_metrics(recorder)(state, {"loss": 1.0})
     assert recorder.calls == [("write", 0, {"epoch": Progress(0, None), "loss": 1.0})]
@@ -112,7 +112,7 @@ def test_a_fit_starts_writes_and_closes_all_writers(state, phase):
     assert {"train/loss", "time/epoch_seconds", "time/hook/log_metrics"} <= values.keys()
 
 
-def test_writers_are_flushed_before_a_commit(state, phase):
+def test_writers_are_flushed_before_a_save(state, phase):
     recorder = Recorder()
 
     def commit(state, metrics):
@@ -125,7 +125,7 @@ def test_writers_are_flushed_before_a_commit(state, phase):
     assert calls == ["resume", "write", "flush", "commit", "flush", "flush", "close"]
 
 
-def test_a_writer_that_is_tried_again_leaves_those_before_it_alone(state, phase, tmp_path):
+def test_retrying_a_writer_skips_those_before_it(state, phase, tmp_path):
     class Flaky(Bare):
         tries = 0
 
@@ -153,7 +153,7 @@ def test_writers_are_closed_when_a_run_fails(state, phase):
     assert recorder.calls[-1] == ("close",)
 
 
-def test_all_writers_are_closed_although_some_fail():
+def test_all_writers_are_closed_even_if_some_fail():
     calls = []
     writers = [Recorder(calls, fail=["close"]), Recorder(calls, fail=["close"]), Recorder(calls)]
     closing = [part.close for part in log_metrics(*writers).parts if part.close]
@@ -192,7 +192,7 @@ def test_logging_changes_nothing(task, digits, tmp_path):
     assert trainer.fingerprint(plain) == trainer.fingerprint(logged)
 
 
-def test_a_resumed_run_neither_doubles_nor_loses_a_line(state, phase, tmp_path):
+def test_a_resumed_run_neither_duplicates_nor_loses_a_line(state, phase, tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = log_metrics(JsonLines(path))
     second, _ = trainer.fit(state, phase, epochs=2, hooks=lines)
@@ -214,7 +214,7 @@ def test_a_fresh_run_replaces_the_lines_of_an_earlier_one(state, phase, tmp_path
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
 
 
-def test_a_crash_between_record_and_commit_doubles_nothing(state, phase, tmp_path):
+def test_a_crash_between_record_and_save_duplicates_nothing(state, phase, tmp_path):
     """Epoch 3 is on record when the run fails; its commit is not made, so it is run again."""
     path = tmp_path / "metrics.jsonl"
 
@@ -261,7 +261,7 @@ def test_a_writer_that_failed_in_an_earlier_run_loses_no_record(state, phase, tm
     assert epochs == [1, 2, 3, 4]
 
 
-def test_what_is_scored_at_the_start_is_recorded_once(state, phase, tmp_path):
+def test_scores_at_the_start_are_recorded_once(state, phase, tmp_path):
     @hooks.writes("size")
     def look(state, metrics):
         return state.replace(scores={**state.scores, "size": 1.0})

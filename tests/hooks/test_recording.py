@@ -63,7 +63,7 @@ def test_it_writes_a_value_under_its_name_and_several_below_it(state):
 
 
 @pytest.mark.parametrize("value", ["Once", None, np.ones(3), object(), {"said": b"Once"}])
-def test_what_no_writer_knows_is_refused(state, value):
+def test_a_value_unknown_to_writers_is_refused(state, value):
     hook = hooks.record("sample", lambda state, metrics: value, Recorder())
     with pytest.raises(TypeError, match=r"record\('sample'\).* writes a Text, an Image"):
         hook(state, {})
@@ -78,7 +78,7 @@ def test_what_no_writer_knows_is_refused(state, value):
         (("sample", sample, print), "takes writers"),
     ],
 )
-def test_what_it_cannot_do_is_said_at_once(arguments, message):
+def test_invalid_arguments_are_refused_at_once(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         hooks.record(*arguments)
 
@@ -106,7 +106,7 @@ def _chain(folder, console):
     )
 
 
-def test_beside_log_metrics_a_resumed_run_records_each_thing_once(state, phase, tmp_path):
+def test_with_log_metrics_a_resumed_run_records_each_value_once(state, phase, tmp_path):
     console = hooks.Console(console=RichConsole(file=io.StringIO()))
     for epochs in (3, 5):
         trainer.fit(state, phase, epochs=epochs, hooks=_chain(tmp_path, console))
@@ -131,7 +131,7 @@ def test_beside_log_metrics_a_resumed_run_records_each_thing_once(state, phase, 
     assert tables == [["3/3", "epochs,", "3", "steps,"], ["5/5", "epochs,", "5", "steps,"]]
 
 
-def test_alone_a_resumed_run_replaces_what_went_beyond_the_commit(state, phase, tmp_path):
+def test_alone_a_resumed_run_replaces_records_beyond_the_checkpoint(state, phase, tmp_path):
     """Also where no phase takes a step, so that epochs alone tell records apart."""
     evaluated = trainer.Phase(
         "play", lambda state, data: (state, None, {"size": state.params["b"]})
@@ -144,7 +144,7 @@ def test_alone_a_resumed_run_replaces_what_went_beyond_the_commit(state, phase, 
     assert [record["epoch"] for record in read(lines.path)] == [1, 2, 3, 4]
 
 
-def test_a_writer_that_is_tried_again_leaves_those_before_it_alone(state, phase):
+def test_retrying_a_writer_skips_those_before_it(state, phase):
     class Flaky(Recorder):
         tries = 0
 
@@ -161,7 +161,7 @@ def test_a_writer_that_is_tried_again_leaves_those_before_it_alone(state, phase)
         assert [call[1] for call in recorder.calls if call[0] == "write"] == [1, 2, 3]
 
 
-def test_no_writer_fails_on_what_a_model_may_say(state, tmp_path):
+def test_no_writer_fails_on_any_text_of_a_model(state, tmp_path):
     said = Text("half a character \udc80, \x1b[2J and \0")
     writers = [JsonLines(tmp_path / "a.jsonl"), hooks.TensorBoard(tmp_path)]
     writers.append(hooks.Console(console=RichConsole(file=io.StringIO())))
@@ -173,7 +173,7 @@ def test_no_writer_fails_on_what_a_model_may_say(state, tmp_path):
     assert event.tensor_proto.string_val[0].startswith(b"half a character \\udc80")
 
 
-def test_a_grid_has_pictures_row_by_row_and_a_line_between_them():
+def test_a_grid_has_rows_of_pictures_separated_by_lines():
     pictures = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 1, 2, 3), np.uint8
     )
@@ -190,7 +190,7 @@ def test_a_grid_has_pictures_row_by_row_and_a_line_between_them():
 @pytest.mark.parametrize(
     ("shape", "columns"), [((8, 8, 1), None), ((0, 8, 8, 1), None), ((2, 8, 8, 1), 0)]
 )
-def test_what_makes_no_grid_is_refused(shape, columns):
+def test_arrays_that_make_no_grid_are_refused(shape, columns):
     with pytest.raises(ValueError, match="image_grid needs pixels"):
         hooks.image_grid(np.ones(shape), columns=columns)
 

@@ -100,7 +100,7 @@ def test_files_and_videos_are_of_the_same_episode(recorded, state):
             np.testing.assert_array_equal(np.asarray(gif.convert("RGB")), video.frames[0])
 
 
-def test_the_same_state_and_seed_give_the_same_bytes(recorded, state, tmp_path):
+def test_the_same_state_and_seed_produce_the_same_bytes(recorded, state, tmp_path):
     hook, folder, _ = recorded
     hook(state, {})
     record_replays(NETWORK, DICE, tmp_path, episodes=2, seed=4)(
@@ -117,7 +117,7 @@ def test_it_holds_the_laws(state, tmp_path):
     check_hook(record_replays(NETWORK, DICE, tmp_path, hooks.TensorBoard(tmp_path)), state, {})
 
 
-def test_training_keeps_every_bit(state, phase, tmp_path):
+def test_training_does_not_change(state, phase, tmp_path):
     bare, _ = trainer.fit(state, phase, epochs=4)
     hook = hooks.every(2, record_replays(NETWORK, DICE, tmp_path, greedy=False))
     seen, _ = trainer.fit(state, phase, epochs=4, hooks=hook)
@@ -125,7 +125,7 @@ def test_training_keeps_every_bit(state, phase, tmp_path):
     assert names(tmp_path) == ["2-0.gif", "2-0.json", "4-0.gif", "4-0.json"]
 
 
-def test_a_run_that_goes_on_has_the_files_of_one_that_never_stopped(state, phase, tmp_path):
+def test_a_resumed_run_has_the_files_of_an_uninterrupted_one(state, phase, tmp_path):
     def run(folder, epochs):
         made = [
             record_replays(NETWORK, DICE, folder),
@@ -141,7 +141,7 @@ def test_a_run_that_goes_on_has_the_files_of_one_that_never_stopped(state, phase
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_a_fresh_run_removes_an_earlier_ones_and_nothing_else(state, phase, tmp_path, caplog):
+def test_a_fresh_run_removes_only_files_of_an_earlier_one(state, phase, tmp_path, caplog):
     hook = record_replays(NETWORK, DICE, tmp_path)
     trainer.fit(state, phase, epochs=3, hooks=hook)
     (tmp_path / "replays" / "3-0-copy.gif").touch()
@@ -151,7 +151,7 @@ def test_a_fresh_run_removes_an_earlier_ones_and_nothing_else(state, phase, tmp_
     assert "removing 6 files beyond epoch 0" in caplog.text
 
 
-def test_the_newest_are_kept_where_asked(state, phase, tmp_path):
+def test_only_the_newest_are_kept_if_requested(state, phase, tmp_path):
     hook = hooks.every(2, record_replays(NETWORK, DICE, tmp_path, keep=2))
     trainer.fit(state, phase, epochs=11, hooks=hook)
     assert names(tmp_path) == ["10-0.gif", "10-0.json", "8-0.gif", "8-0.json"]
@@ -167,14 +167,16 @@ def test_tensorboard_shows_an_animation(state, tmp_path):
     assert PIL.Image.open(io.BytesIO(shown.encoded_image_string)).is_animated
 
 
-def test_other_writers_pass_over_it(state, tmp_path, capsys):
+def test_other_writers_skip_it(state, tmp_path, capsys):
     lines = hooks.JsonLines(tmp_path / "lines.jsonl")
     record_replays(NETWORK, DICE, tmp_path, lines, hooks.Console())(state, {})
     assert json.loads(lines.path.read_text()) == {"step": 0, "epoch": 0}
     lines.close()
 
 
-def test_what_cannot_be_drawn_is_json_alone_and_told_once(state, phase, tmp_path, caplog, recorder):
+def test_an_environment_without_render_has_only_json_and_logs_it_once(
+    state, phase, tmp_path, caplog, recorder
+):
     with caplog.at_level(logging.WARNING):
         hook = record_replays(NETWORK, DICE._replace(render=None), tmp_path, recorder)
         trainer.fit(state, phase, epochs=2, hooks=hook)
@@ -183,7 +185,7 @@ def test_what_cannot_be_drawn_is_json_alone_and_told_once(state, phase, tmp_path
     assert recorder.written == []
 
 
-def test_names_from_outside_reach_no_file_name(state, tmp_path):
+def test_external_names_are_not_used_in_file_names(state, tmp_path):
     hostile = "..\\..\\x y\0\u202e"
     env = lessons(DICE._replace(name="../../etc/x"), {hostile: jnp.int32(2), "b": jnp.int32(3)})
     hook = record_replays(NETWORK, env, tmp_path, hooks.TensorBoard(tmp_path), lesson=hostile)
@@ -193,7 +195,7 @@ def test_names_from_outside_reach_no_file_name(state, tmp_path):
     assert (loaded.environment, loaded.lesson) == ("../../etc/x", hostile)
 
 
-def test_a_rehearsal_plays_and_leaves_nothing(state, phase, tmp_path):
+def test_a_dry_run_plays_and_leaves_nothing(state, phase, tmp_path):
     board = hooks.TensorBoard(tmp_path)
     broken = DICE._replace(render=lambda state, params: jnp.zeros((8, 8), jnp.uint8))
     with pytest.raises(ValueError, match="frames must be"):

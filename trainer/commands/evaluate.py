@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 from trainer.commands.lookup.stores import RunNames, StoreName, find_runs, open_store
 from trainer.commands.terminal.calling import CommandError, convert_load_errors
-from trainer.evaluators.evaluator import work
+from trainer.evaluators.evaluator import WorkerSettings, work
 from trainer.evaluators.suite_loading import load_suites
 from trainer.host.escaping import escape_text
 from trainer.runs.requests import TRIES
@@ -52,17 +51,10 @@ def evaluate(
         suites = load_suites(*suite)
     with open_store(store) as opened:
         url, names = opened.url, [row.name for row in find_runs(opened, runs)]
-    settings: dict[str, Any] = {
-        "lease": lease,
-        "pause": pause,
-        "idle": idle,
-        "tries": tries,
-        "limit": limit,
-        "again": again,
-    }
     try:
+        settings = WorkerSettings(lease=lease, pause=pause, tries=tries, limit=limit)
         with _log_to_terminal():
-            summary = work(url, suites, runs=names, **settings)
+            summary = work(url, suites, settings, idle=idle, again=again, runs=names)
     except ValueError as error:
         if hasattr(error, "__notes__"):
             raise  # from a suite's own phases

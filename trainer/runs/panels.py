@@ -13,7 +13,7 @@ from trainer.runs.sparklines import MetricSummary, rank_metric
 Color = TypeVar("Color")
 
 HOOK_PREFIX = "time/hook/"
-"""How the names of hooks' times begin."""
+"""Beginning of the names of hooks' times."""
 
 
 @dataclasses.dataclass

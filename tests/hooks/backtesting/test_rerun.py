@@ -46,7 +46,7 @@ def noted(seen):
 
 
 @pytest.mark.parametrize(("patience", "ended"), [(1, 3), (2, 4), (3, 8), (4, None)])
-def test_it_tells_when_a_patience_would_have_stopped_the_run(store, patience, ended):
+def test_it_finds_when_a_patience_would_have_stopped_the_run(store, patience, ended):
     found = hooks.backtest(hooks.stop_early("val/loss", patience=patience), "digits", store=store)
     assert (found.run, found.stop_epoch) == ("digits", ended)
     assert [epoch.epoch for epoch in found.epochs] == list(range(1, (ended or 8) + 1))
@@ -106,14 +106,14 @@ def test_hooks_see_numbers_in_order_and_are_started_and_ended(store):
     assert ended == seen[-1:]
 
 
-def test_what_was_measured_before_training_is_there_at_the_start(store):
+def test_metrics_from_before_training_are_seen_at_the_start(store):
     store.write_records("digits", 0, 0, {"val/loss": 2.0})
     seen = []
     hooks.backtest(hooks.on("start", noted(seen)), "digits", store=store)
     assert seen == [(0, 0, {"val/loss": 2.0})]
 
 
-def test_a_phase_gives_hooks_what_it_measured(store):
+def test_hooks_at_a_phase_see_its_metrics(store):
     seen = []
     hooks.backtest(hooks.on("train", noted(seen)), "digits", store=store)
     assert seen[1] == (1, 56, {"train/loss": 0.2})  # within the second epoch, one is completed
@@ -126,13 +126,13 @@ def test_a_phase_gives_hooks_what_it_measured(store):
         hooks.backtest(hooks.on("train", read_output), "digits", store=store)
 
 
-def test_a_value_that_is_no_number_is_seen_as_such(store):
+def test_nan_is_seen_as_nan(store):
     store.write_records("digits", 3, 84, {"train/loss": math.nan})
     found = hooks.backtest(hooks.stop_on_nan(), "digits", store=store)
     assert (found.stop_epoch, found.stopped_by) == (3, "stop_on_nan")
 
 
-def test_an_interrupt_ends_it_without_its_end(store):
+def test_an_interrupt_ends_it_without_end_hooks(store):
     ended = []
 
     def give_up(state, metrics):
@@ -154,7 +154,7 @@ def test_it_fills_tensorboard_after_the_fact(store, tmp_path):
     assert [point.value for point in events.Scalars("epoch")] == list(range(1, 9))
 
 
-def test_a_schedule_shows_where_a_state_is_given(store, state):
+def test_a_schedule_is_shown_if_a_state_is_given(store, state):
     schedule = optax.exponential_decay(1.0, 1, 0.5)
     chain = hooks.set_hyperparams(learning_rate=schedule)
     found = hooks.backtest(chain, "digits", store=store, state=state)
@@ -181,7 +181,9 @@ def test_what_is_frozen_is_kept_from_epoch_to_epoch(store):
     assert live == [False, False, True, True, True, True, True, True]
 
 
-def test_a_hook_that_reads_parameters_is_refused_and_told_of_commits(state, phase, tmp_path):
+def test_a_hook_that_reads_parameters_is_refused_and_the_checkpoints_are_named(
+    state, phase, tmp_path
+):
     saving = hooks.save_checkpoints(tmp_path / "run", keep=2, max_cost=None)
     run = Run(tmp_path / "run")
     trainer.fit(state, phase, epochs=5, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
@@ -196,7 +198,7 @@ def test_a_hook_that_reads_parameters_is_refused_and_told_of_commits(state, phas
         hooks.backtest(hooks.average_params(), tmp_path / "run")
 
 
-def test_at_epochs_with_a_commit_the_state_is_what_it_was(state, phase, tmp_path):
+def test_at_epochs_with_a_checkpoint_the_state_is_restored(state, phase, tmp_path):
     saving = hooks.save_checkpoints(tmp_path / "run", keep=2, max_cost=None)
     run = Run(tmp_path / "run")
     trained, _ = trainer.fit(
@@ -222,7 +224,7 @@ def test_at_epochs_with_a_commit_the_state_is_what_it_was(state, phase, tmp_path
         hooks.backtest(hooks.every(1, look, start=3), tmp_path / "run", state=state)
 
 
-def test_the_best_is_kept_where_all_better_epochs_are_committed(state, phase, tmp_path):
+def test_the_best_is_kept_if_all_better_epochs_are_saved(state, phase, tmp_path):
     saving = hooks.save_checkpoints(tmp_path / "run", keep=9, max_cost=None)
     run = Run(tmp_path / "run")
     trained, _ = trainer.fit(
@@ -234,7 +236,7 @@ def test_the_best_is_kept_where_all_better_epochs_are_committed(state, phase, tm
     assert np.array_equal(best["params"]["w"], trained.params["w"])
 
 
-def test_a_commit_that_does_not_fit_is_told_of_where_it_matters(state, phase, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_reported_when_it_is_needed(state, phase, tmp_path):
     saving = hooks.save_checkpoints(tmp_path / "run", keep=1, max_cost=None)
     run = Run(tmp_path / "run")
     trainer.fit(state, phase, epochs=2, hooks=[hooks.log_metrics(hooks.Database(run)), saving])
@@ -250,7 +252,7 @@ def test_a_commit_that_does_not_fit_is_told_of_where_it_matters(state, phase, tm
         assert told[-1].startswith("give the state that the run began with: same")
 
 
-def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_path):
+def test_the_records_of_the_run_itself_are_not_overwritten(state, phase, tmp_path):
     run = Run(tmp_path / "run")
     chain = hooks.chain(hooks.log_metrics(hooks.Database(run)), hooks.stop_on_nan())
     trainer.fit(state, phase, epochs=2, hooks=chain)
@@ -266,7 +268,7 @@ def test_the_records_of_the_run_itself_are_not_written_over(state, phase, tmp_pa
         assert [record[1:] for record in store.records("copy")] == [r[1:] for r in before]
 
 
-def test_commits_do_nothing_and_are_closed(state, phase, tmp_path, store):
+def test_hooks_that_save_do_nothing_and_are_closed(state, phase, tmp_path, store):
     with pytest.raises(ValueError, match="'never'"):
         trainer.fit(state, phase, epochs=1, hooks=hooks.stop_early("never", patience=1, mode="min"))
     chain = hooks.save_checkpoints(tmp_path / "digits", best="never", mode="min")
@@ -274,7 +276,7 @@ def test_commits_do_nothing_and_are_closed(state, phase, tmp_path, store):
     assert not list((tmp_path / "digits" / "checkpoints").iterdir())
 
 
-def test_hooks_are_closed_also_where_one_fails(store):
+def test_hooks_are_closed_even_if_one_fails(store):
     closed = []
     keeper = hooks.Hook(
         lambda s, m: s, "keeper", stage="observe", close=lambda error: closed.append(1)
@@ -299,12 +301,12 @@ def test_hooks_are_closed_also_where_one_fails(store):
         (lambda: hooks.on("rollout", hooks.stop_on_nan()), "runs at phase 'rollout'"),
     ],
 )
-def test_what_would_never_fire_is_refused(store, make, message):
+def test_a_hook_that_would_never_fire_is_refused(store, make, message):
     with pytest.raises(ValueError, match=message):
         hooks.backtest(make(), "digits", store=store)
 
 
-def test_what_another_hook_writes_may_be_read(store):
+def test_scores_of_another_hook_may_be_read(store):
     @hooks.writes("gap")
     @hooks.reads("val/loss", "train/loss")
     def measure(state, metrics):
@@ -317,7 +319,7 @@ def test_what_another_hook_writes_may_be_read(store):
         hooks.backtest([stop, measure], "digits", store=store)
 
 
-def test_a_run_that_is_not_there_or_has_no_epochs(store, state, tmp_path):
+def test_a_run_that_is_unknown_or_has_no_epochs_is_an_error(store, state, tmp_path):
     with pytest.raises(KeyError, match=r"no run 'digit' .*there is: digits"):
         hooks.backtest(hooks.stop_on_nan(), "digit", store=store)
     with pytest.raises(FileNotFoundError):
@@ -337,7 +339,7 @@ def test_a_run_is_found_by_its_directory_or_its_name(store, tmp_path):
     assert load_past_run(tmp_path / "digits").row.name == "digits"
 
 
-def test_a_run_whose_beginning_is_not_on_record_is_replayed_from_there(store, state):
+def test_a_run_without_its_first_records_is_backtested_from_the_first_one(store, state):
     store.register("late", directory="/late", host="here", pid=1, time=0.0)
     for epoch in (5, 6):
         store.write_records("late", epoch, 28 * epoch, {"val/loss": 1.0})
@@ -369,7 +371,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_whatever_looks_at_what_is_absent_says_so(use):
+def test_every_use_of_a_missing_array_is_an_error(use):
     def refuse(what):
         raise NotRecorded(f"{what} is not on record")
 
@@ -409,7 +411,7 @@ def test_weights_of_lessons_are_kept_from_epoch_to_epoch(store):
     assert weights[-1][1] > 0
 
 
-def test_an_evaluation_is_made_again_where_there_are_commits(state, phase, tmp_path):
+def test_an_evaluation_is_repeated_at_epochs_with_checkpoints(state, phase, tmp_path):
     def measure(state, batch):
         return {"size": batch["inputs"] * state.params["w"][0]}
 

@@ -41,7 +41,7 @@ def test_every_hook_of_the_public_face_has_its_name():
     assert {"evaluate", "every", "log_metrics", "stop_early", "save_checkpoints"} <= makers.keys()
 
 
-def test_what_is_imported_for_type_checkers_alone_is_any_object():
+def test_a_type_checking_import_becomes_object():
     assert read_type_hints(hooks.Console) == {"console": object | None, "return": type(None)}
     assert read_type_hints(print) == {}
 
@@ -59,12 +59,12 @@ def test_what_is_imported_for_type_checkers_alone_is_any_object():
         ("hooks.control.stopping.stop_on_nan", "hook", "no hook of this name"),
     ],
 )
-def test_only_names_that_there_are_are_found(name, kind, said):
+def test_unknown_names_are_refused(name, kind, said):
     with pytest.raises(ValueError, match=said):
         find_factory(name, kind, "x", hooks)
 
 
-def test_other_packages_name_theirs_by_entry_points(monkeypatch):
+def test_other_packages_register_hooks_by_entry_points(monkeypatch):
     point = ("stop_when_told", "hooks.control.stopping:stop_on_nan")
     _points(monkeypatch, point, point)  # an installation may be listed twice
     assert find_factory("stop_when_told", "hook", "x", hooks) is stop_on_nan
@@ -72,7 +72,7 @@ def test_other_packages_name_theirs_by_entry_points(monkeypatch):
         find_factory("stop_when_tol", "hook", "x", hooks)
 
 
-def test_a_name_of_two_is_refused(monkeypatch):
+def test_an_ambiguous_name_is_refused(monkeypatch):
     _points(monkeypatch, ("stop_on_nan", "theirs:stop"), ("two", "one:two"), ("two", "another:two"))
     with pytest.raises(ValueError, match="several of this name: this library, theirs:stop"):
         find_factory("stop_on_nan", "hook", "x", hooks)

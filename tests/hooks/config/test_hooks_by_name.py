@@ -59,14 +59,14 @@ GIVEN = {"mine": halve_when_fitted, "fitted": lambda state, metrics: True}
         ("mine", halve_when_fitted),
     ],
 )
-def test_an_entry_is_the_hook_that_a_script_makes(entry, made):
+def test_an_entry_builds_the_hook_that_a_script_builds(entry, made):
     built = from_config([entry], given=GIVEN)
     assert str(built) == str(hooks.chain(made))
     for part, other in zip(built.parts, hooks.chain(made).parts, strict=True):
         assert [memory.name for memory in part.hook_states] == [m.name for m in other.hook_states]
 
 
-def test_its_arguments_arrive(state):
+def test_arguments_are_passed(state):
     hook = from_config([{"stop_early": {"metric": "loss", "patience": 1, "mode": "max"}}])
     after = hook(hook(state, {"loss": 1.0}), {"loss": 0.5})
     assert after.stop
@@ -135,17 +135,17 @@ def test_writers_are_named_too(state, tmp_path):
         ([{True: {}}], r"hooks\[0\]: wanted the name of a hook"),
     ],
 )
-def test_a_mistake_is_told_with_its_place(spec, said):
+def test_a_mistake_is_named_with_its_place(spec, said):
     with pytest.raises(ValueError, match=said):
         from_config(spec, given=GIVEN)
 
 
-def test_a_given_name_is_none_that_there_is_already():
+def test_a_given_name_must_not_name_a_hook():
     with pytest.raises(ValueError, match="given has 'every', which already names a hook"):
         from_config([], given={"every": halve_when_fitted})
 
 
-def test_what_a_hook_refuses_itself_is_told_with_its_place():
+def test_an_error_of_a_hook_is_raised_with_its_place():
     with pytest.raises(ValueError, match="patience must be a whole number of at least 1") as raised:
         from_config([{"once": {"hook": {"stop_early": {"metric": "a", "patience": 0}}}}])
     (note,) = raised.value.__notes__
@@ -163,7 +163,7 @@ def config(tmp_path):
     )
 
 
-def test_a_configuration_is_a_whole_run_that_goes_on(config, start, train, val):
+def test_a_configuration_is_a_complete_run_that_resumes(config, start, train, val):
     def fit(config, epochs):
         chain = build_hooks(dataclasses.replace(config, epochs=epochs), given={"val": val})
         return trainer.fit(start, train, epochs=epochs, hooks=chain)
@@ -205,7 +205,7 @@ def test_without_writers_nothing_is_logged(config):
     assert "write_config" in names
 
 
-def test_trackers_are_made_where_the_configuration_says_so(config, monkeypatch):
+def test_trackers_are_built_if_the_configuration_says_so(config, monkeypatch):
     for package in ("wandb", "mlflow.tracking"):
         monkeypatch.setitem(sys.modules, package, None)
     plan = Logging(
@@ -241,7 +241,7 @@ def test_a_fresh_run_refuses_a_directory_in_use(config):
         build_hooks(fresh)
 
 
-def test_the_file_does_not_say_fresh_and_a_check_writes_none(config, state, phase):
+def test_the_file_has_no_fresh_and_a_dry_run_writes_no_file(config, state, phase):
     hook = write_config(dataclasses.replace(config, fresh=True))
     check_hook(hook, state, {})
     assert load_config(config.run / "config.yaml", TrainingConfig) == config
@@ -250,20 +250,20 @@ def test_the_file_does_not_say_fresh_and_a_check_writes_none(config, state, phas
     assert not list(config.run.iterdir())
 
 
-def test_what_may_be_anything_is_looked_up_among_what_is_given(task, digits):
+def test_untyped_arguments_are_looked_up_in_given(task, digits):
     spec = [{"watch_gradients": {"task": "mine", "batch": "first"}}]
     given = {"mine": task, "first": digits[0].example}
     assert from_config(spec, given=given).parts[0].name == "watch_gradients"
 
 
-def test_a_phase_that_is_not_given_is_told_with_those_that_are():
+def test_an_unknown_phase_is_named_with_the_given_ones():
     with pytest.raises(TypeError, match="got 'val' without remote") as raised:
         from_config([{"evaluate": "val"}], given=GIVEN)
     (note,) = raised.value.__notes__
     assert note == "in the configuration, at hooks[0].evaluate (given={...} has mine, fitted)"
 
 
-def test_what_is_on_record_is_given_by_name(tmp_path):
+def test_a_recorded_run_is_given_by_name(tmp_path):
     spec = [
         {"log_metrics": [{"Database": {"run": "run"}}]},
         {"heartbeat": {"path": "run"}},
@@ -286,6 +286,6 @@ def test_arguments_of_any_name_need_names():
         from_config([{"set_hyperparams": 0.1}])
 
 
-def test_a_group_of_an_optimizer_is_named_in_a_file():
+def test_a_file_can_name_a_group_of_an_optimizer():
     hook = from_config([{"set_hyperparams": {"trunk": {"learning_rate": 0.5}}}])
     assert hook.parts[-1].name == "set_hyperparams/trunk/learning_rate"

@@ -62,14 +62,14 @@ def traced(profiler):
         ((6, 7), []),
     ],
 )
-def test_it_traces_these_epochs_and_no_others(state, profiler, traced, tmp_path, epochs, found):
+def test_it_traces_only_these_epochs(state, profiler, traced, tmp_path, epochs, found):
     trainer.fit(state, traced, epochs=5, hooks=profile(tmp_path, epochs=epochs))
     assert profiler.calls == found
     assert not profiler.tracing
 
 
 @pytest.mark.parametrize(("done", "found"), [(1, [[2, 3]]), (2, [[3]]), (3, []), (4, [])])
-def test_a_resumed_run_traces_what_is_left_of_them(state, profiler, traced, tmp_path, done, found):
+def test_a_resumed_run_traces_the_remaining_epochs(state, profiler, traced, tmp_path, done, found):
     begun, _ = trainer.fit(state, traced, epochs=done)
     trainer.fit(begun, traced, epochs=5, hooks=profile(tmp_path))
     assert profiler.calls == found
@@ -97,7 +97,7 @@ def test_epochs_must_be_consecutive(tmp_path, epochs):
 
 
 @pytest.mark.parametrize("epochs", [(1, 2), (3,), (2, 3, 4), (4,)])
-def test_two_profiles_of_a_run_may_not_meet(state, profiler, traced, tmp_path, epochs):
+def test_two_profiles_of_a_run_may_not_overlap_or_touch(state, profiler, traced, tmp_path, epochs):
     both = [profile(tmp_path), profile(tmp_path, epochs=epochs)]
     with pytest.raises(ValueError, match="there must be an epoch between two profiles"):
         trainer.fit(state, traced, epochs=7, hooks=both)
@@ -106,7 +106,7 @@ def test_two_profiles_of_a_run_may_not_meet(state, profiler, traced, tmp_path, e
     assert profiler.calls == [[2, 3], [5]]
 
 
-def test_a_trace_that_another_began_is_an_error(state, profiler, traced, tmp_path):
+def test_an_active_trace_is_an_error(state, profiler, traced, tmp_path):
     profiler.start_trace("elsewhere")
     with pytest.raises(RuntimeError, match="one profile") as raised:
         trainer.fit(state, traced, epochs=5, hooks=profile(tmp_path))

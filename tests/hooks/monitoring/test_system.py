@@ -134,7 +134,7 @@ def test_watching_holds_the_laws(state):
     check_hook(watch_system(batch_size=2), state, {"time/steps_per_second": 1.0})
 
 
-def test_a_beat_tells_when_where_and_who(state, tmp_path):
+def test_a_heartbeat_has_time_place_and_process(state, tmp_path):
     path = tmp_path / "run" / "alive.json"
     before = time.time()
     now = state.replace(step=jnp.int32(84), epoch=jnp.int32(3))
@@ -150,7 +150,7 @@ def test_a_beat_tells_when_where_and_who(state, tmp_path):
     }
 
 
-def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path, clock):
+def test_heartbeats_are_written_at_start_epochs_and_end(state, phase, tmp_path, clock):
     path = tmp_path / "alive.json"
     signs = []
 
@@ -169,7 +169,7 @@ def test_a_run_beats_at_start_at_epochs_and_at_end(state, phase, tmp_path, clock
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_of_short_epochs_it_tells_once_a_second(state, tmp_path, clock):
+def test_short_epochs_write_one_heartbeat_a_second(state, tmp_path, clock):
     path = tmp_path / "alive.json"
     hook = heartbeat(path)
     told = []
@@ -180,7 +180,7 @@ def test_of_short_epochs_it_tells_once_a_second(state, tmp_path, clock):
     assert told == [0, 0, 2, 2, 4]
 
 
-def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path, clock):
+def test_a_reader_finds_the_old_heartbeat_or_the_new_one(state, tmp_path, clock):
     path = tmp_path / "alive.json"
     hook = heartbeat(path)
     hook(state, {})
@@ -191,7 +191,7 @@ def test_a_reader_finds_the_old_sign_whole_or_the_new(state, tmp_path, clock):
     assert json.loads(path.read_text())["step"] == 10**9
 
 
-def test_a_beat_to_nowhere_is_an_error_at_once(tmp_path):
+def test_a_heartbeat_without_a_valid_file_is_an_error_at_once(tmp_path):
     with pytest.raises(IsADirectoryError, match="needs the path of a file"):
         heartbeat(tmp_path)
     (tmp_path / "file").touch()
@@ -200,11 +200,11 @@ def test_a_beat_to_nowhere_is_an_error_at_once(tmp_path):
     assert "heartbeat cannot write to the folder" in raised.value.__notes__[0]
 
 
-def test_beating_holds_the_laws(state, tmp_path):
+def test_a_heartbeat_holds_the_laws(state, tmp_path):
     check_hook(heartbeat(tmp_path / "alive.json"), state, {})
 
 
-def test_a_check_before_the_run_gives_no_sign_of_life(state, phase, tmp_path):
+def test_a_dry_run_writes_no_heartbeat(state, phase, tmp_path):
     def fail(state, metrics):
         raise RuntimeError("no")
 
@@ -225,14 +225,14 @@ class TestOnRecord:
         with Store(run.url) as store:
             return store.run(run.name)
 
-    def test_it_tells_how_far_the_run_is_and_that_it_finished(self, state, phase, run):
+    def test_it_records_progress_and_that_the_run_finished(self, state, phase, run):
         trainer.fit(state, phase, epochs=3, hooks=heartbeat(run))
         row = self.row(run)
         assert (row.epoch, row.step, row.epochs, row.pid) == (3, 3, 3, os.getpid())
         assert (row.state, row.error) == ("finished", "")
         assert time.time() - row.beat < 60
 
-    def test_one_that_was_stopped_by_a_hook_is_finished(self, state, phase, run):
+    def test_a_run_stopped_by_a_hook_is_finished(self, state, phase, run):
         def stop(state, metrics):
             return state.replace(stop=True)
 
@@ -240,7 +240,7 @@ class TestOnRecord:
         row = self.row(run)
         assert (row.state, row.epoch, row.epochs) == ("finished", 1, 9)
 
-    def test_one_with_nothing_to_train_keeps_its_total(self, state, phase, run):
+    def test_a_run_with_nothing_to_train_keeps_its_total(self, state, phase, run):
         trainer.fit(state, phase, epochs=2, hooks=heartbeat(run))
         done = state.replace(epoch=jnp.int32(2), step=jnp.int32(2))
         trainer.fit(done, phase, epochs=2, hooks=heartbeat(run))
@@ -255,7 +255,7 @@ class TestOnRecord:
             (ValueError("a\x1b[2J"), ("failed", "ValueError: a\x1b[2J")),
         ],
     )
-    def test_it_tells_how_a_run_ended(self, state, phase, run, error, ended):
+    def test_it_records_how_a_run_ended(self, state, phase, run, error, ended):
         def fail(state, metrics):
             raise error
 
@@ -264,7 +264,7 @@ class TestOnRecord:
         row = self.row(run)
         assert (row.state, row.error) == ended
 
-    def test_one_that_fails_after_its_end_failed(self, state, phase, run):
+    def test_a_run_that_fails_after_its_end_is_failed(self, state, phase, run):
         def fail(state, metrics):
             raise ValueError("late")
 
@@ -274,7 +274,7 @@ class TestOnRecord:
             )
         assert (self.row(run).state, self.row(run).error) == ("failed", "ValueError: late")
 
-    def test_one_that_was_refused_is_not_on_record(self, state, phase, run):
+    def test_a_refused_run_is_not_recorded(self, state, phase, run):
         with pytest.raises(ValueError, match="which nothing writes"):
             trainer.fit(
                 state,
@@ -285,7 +285,7 @@ class TestOnRecord:
         with Store(run.url) as store:
             assert store.runs() == []
 
-    def test_of_short_epochs_it_tells_once_a_second(self, state, run, clock, monkeypatch):
+    def test_short_epochs_write_one_heartbeat_a_second(self, state, run, clock, monkeypatch):
         told = []
         monkeypatch.setattr(Run, "heartbeat", lambda self, **sign: told.append(sign["epoch"]))
         hook = heartbeat(run)

@@ -40,7 +40,7 @@ def test_the_longest_comes_first_other_threads_last_and_numbers_add_up():
     ]
 
 
-def test_what_had_begun_before_shows_what_is_known_of_it():
+def test_spans_that_began_before_are_shown_as_far_as_known():
     assert told({(EPOCH, HOOK, WAIT): (2, 3 * SECOND)}) == [
         ("run", 1, 10.0, 7.0),
         ("  epoch", 0, 3.0, None),
@@ -50,7 +50,7 @@ def test_what_had_begun_before_shows_what_is_known_of_it():
     assert told({}) == [("run", 1, 10.0, None)]
 
 
-def test_a_thread_cut_off_in_between_owns_nothing_negative():
+def test_own_time_is_never_negative():
     again = {(THREAD, WRITE): (1, SECOND), (THREAD, WRITE, WAIT): (2, 3 * SECOND)}
     assert told(again)[2:] == [
         ("    save write", 1, 1.0, 0.0),
@@ -58,7 +58,7 @@ def test_a_thread_cut_off_in_between_owns_nothing_negative():
     ]
 
 
-def test_rows_that_take_no_thousandth_are_left_out(capsys):
+def test_rows_below_a_thousandth_are_left_out(capsys):
     print_times({(WAIT,): (5, SECOND), (HOOK,): (7, SECOND // 101)}, 10.0)
     assert capsys.readouterr().out.splitlines() == [
         "time of 10 s; what took less than 0.1% is left out",
@@ -69,7 +69,7 @@ def test_rows_that_take_no_thousandth_are_left_out(capsys):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_names_are_shown_and_not_obeyed(monkeypatch, capsys, terminal):
+def test_names_cannot_control_the_terminal(monkeypatch, capsys, terminal):
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     console = Console(file=file, force_terminal=terminal, width=100, color_system=None)
     monkeypatch.setattr(rich, "_console", console)

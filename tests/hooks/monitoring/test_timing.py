@@ -144,7 +144,7 @@ def test_the_trace_opens_and_nests(state, phase, tmp_path):
     assert epochs == [1, 2, 3]
 
 
-def test_the_table_is_printed_when_all_is_closed(state, phase, tmp_path, capsys):
+def test_the_table_is_printed_when_everything_is_closed(state, phase, tmp_path, capsys):
     console = hooks.Console()
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     trainer.fit(
@@ -161,7 +161,7 @@ def test_the_table_is_printed_when_all_is_closed(state, phase, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("how", ["fails", "is interrupted", "is ended by a signal"])
-def test_a_run_that_is_cut_short_is_told_as_well(state, phase, tmp_path, capsys, how):
+def test_an_interrupted_run_prints_its_table(state, phase, tmp_path, capsys, how):
     def cut(state, metrics):
         if int(state.epoch) == 2:
             if how == "fails":
@@ -187,7 +187,7 @@ def test_a_run_that_is_cut_short_is_told_as_well(state, phase, tmp_path, capsys,
     assert "  event epoch" in capsys.readouterr().out
 
 
-def test_where_nothing_is_trained_the_last_trace_stays(state, phase, tmp_path, capsys):
+def test_without_training_the_last_trace_stays(state, phase, tmp_path, capsys):
     hook = hooks.record_times(tmp_path / "trace.json")
     done, _ = trainer.fit(state, phase, epochs=2, hooks=hook)
     before = (tmp_path / "trace.json").read_text()
@@ -217,7 +217,7 @@ def test_a_long_run_keeps_the_newest_spans_and_all_sums(
     assert "30" in row.split()
 
 
-def test_a_trace_that_cannot_be_written_is_an_error_and_the_table_there(
+def test_a_trace_that_cannot_be_written_is_an_error_and_the_table_is_printed(
     state, phase, tmp_path, capsys
 ):
     (tmp_path / "runs").mkdir()
@@ -230,14 +230,14 @@ def test_a_trace_that_cannot_be_written_is_an_error_and_the_table_there(
 
 
 @pytest.mark.parametrize("path", [".", "file/trace.json"])
-def test_a_path_that_is_none_is_refused_at_once(tmp_path, path):
+def test_an_invalid_path_is_refused_at_once(tmp_path, path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"folder|exists|directory") as raised:
         hooks.record_times(tmp_path / path)
     assert "record_times" in "".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
 
 
-def test_two_of_them_and_a_run_within_a_hook(state, phase, tmp_path, capsys):
+def test_two_of_them_work_also_with_a_run_within_a_hook(state, phase, tmp_path, capsys):
     def train_another(outer, metrics):
         trainer.fit(state, phase, epochs=1, hooks=hooks.record_times())
         return outer
@@ -252,7 +252,7 @@ def test_two_of_them_and_a_run_within_a_hook(state, phase, tmp_path, capsys):
     assert ["hook train_another" in table for table in tables] == [True, True, True]
 
 
-def test_every_second_epoch_it_scores_what_both_took(state, phase):
+def test_every_second_epoch_it_scores_the_time_of_both(state, phase):
     chain = [hooks.every(2, hooks.record_times())]
     _, history = trainer.fit(state, phase, epochs=4, hooks=chain)
     assert ["time/wait/train" in metrics for metrics in history] == [False, True, False, True]
@@ -263,7 +263,7 @@ def test_it_stays_on_the_training_thread():
         hooks.background(hooks.record_times())
 
 
-def test_own_parts_can_be_timed(state, phase):
+def test_custom_spans_are_timed(state, phase):
     def sample(state, metrics):
         with span("sample", "beam/4"):
             return state
@@ -272,7 +272,7 @@ def test_own_parts_can_be_timed(state, phase):
     assert history[0]["time/sample/beam/4"] > 0
 
 
-def test_a_process_that_does_not_observe_tells_nothing(tmp_path, capsys):
+def test_a_process_that_does_not_observe_prints_nothing(tmp_path, capsys):
     hook = hooks.record_times(tmp_path / "trace.json")
     for part in hook.parts:
         if part.close:

@@ -59,7 +59,7 @@ def test_threads_of_one_name_share_a_track_unless_they_overlap(tmp_path, saves, 
     assert list(found.values()) == tracks
 
 
-def test_a_file_without_spans_is_whole_and_tells_what_is_left_out(tmp_path):
+def test_a_file_without_spans_is_complete_and_states_what_is_left_out(tmp_path):
     assert [event["ph"] for event in written(tmp_path, [], dropped=7)] == ["M"]
     trace = json.loads((tmp_path / "trace.json").read_text())
     assert trace["otherData"] == {"spans left out": 7}

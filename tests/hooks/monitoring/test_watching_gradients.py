@@ -46,7 +46,7 @@ def product():
     return task, task.init(jax.random.key(0), BATCH)
 
 
-def test_norms_ratios_and_dead_units_are_those_worked_by_hand(product):
+def test_norms_ratios_and_dead_units_match_hand_computed_ones(product):
     task, state = product
     scores = hooks.watch_gradients(task, BATCH)(state, {"time": 1.0}).scores
     sizes = [np.sqrt(1 + 1 + 4 + 9), np.sqrt(0.25 + 16)]
@@ -66,7 +66,7 @@ def test_norms_ratios_and_dead_units_are_those_worked_by_hand(product):
     )
 
 
-def test_gradients_are_those_that_the_step_takes(task, start, train, digits):
+def test_gradients_are_those_of_the_training_step(task, start, train, digits):
     """Of the batch that it steps on; the optimizer's state counts, as that of Adam."""
     batch = digits[0].example
     scores = hooks.watch_gradients(task, batch, depth=1)(start, {}).scores
@@ -78,7 +78,7 @@ def test_gradients_are_those_that_the_step_takes(task, start, train, digits):
     assert scores["gradients/update_ratio/w"] == pytest.approx(float(ratio), rel=1e-4)
 
 
-def test_a_layer_that_nothing_moves_has_ratio_0(product):
+def test_a_layer_without_updates_has_ratio_0(product):
     _, state = product
     frozen = trainer.supervised(Product, half_square, optax.set_to_zero())
     zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -107,7 +107,7 @@ def test_a_histogram_is_made_of_evenly_picked_numbers(size):
     assert len(set(np.diff(np.asarray(picked[: (size + 1) // 2]))[: size // 8].tolist())) <= 1
 
 
-def test_histograms_are_given_to_writers_now_and_then(product, phase, recorder):
+def test_histograms_are_written_at_their_period(product, phase, recorder):
     task, state = product
     hook = hooks.watch_gradients(task, BATCH, recorder, depth=1, histograms_every=2)
     for epoch in (1, 2, 3, 4):
@@ -125,7 +125,7 @@ def test_histograms_are_given_to_writers_now_and_then(product, phase, recorder):
     np.testing.assert_array_equal(values["gradients/param_histogram/layers"].values, expected)
 
 
-def test_a_source_gives_its_first_batch(task, start, digits):
+def test_a_source_provides_its_first_batch(task, start, digits):
     of_source, of_batch = (
         hooks.watch_gradients(task, given)(start, {}).scores
         for given in (digits[0], digits[0].example)
@@ -133,7 +133,7 @@ def test_a_source_gives_its_first_batch(task, start, digits):
     assert of_source == of_batch
 
 
-def test_what_it_scores_is_known_before_training_and_read_by_later_observers(
+def test_its_scores_are_known_before_training_and_read_by_later_observers(
     task, start, train, digits, tmp_path
 ):
     watch = hooks.watch_gradients(task, digits[0])
@@ -155,7 +155,7 @@ def test_what_it_scores_is_known_before_training_and_read_by_later_observers(
         trainer.fit(start, train, epochs=1, hooks=[read, watch])
 
 
-def test_its_program_is_traced_once(product, phase, recorder):
+def test_its_function_is_traced_once(product, phase, recorder):
     task, state = product
     traces = []
 
@@ -178,7 +178,7 @@ def test_settings_out_of_range_are_refused(product, arguments, message, recorder
         hooks.watch_gradients(product[0], BATCH, recorder, **arguments)
 
 
-def test_labels_that_do_not_suit_the_task_are_refused_before_training(task, start, train, digits):
+def test_labels_that_do_not_fit_the_task_are_refused_before_training(task, start, train, digits):
     wrong = {**digits[0].example, "labels": jnp.full(32, 10)}
     with pytest.raises(ValueError, match="label"):
         trainer.fit(start, train, epochs=1, hooks=hooks.watch_gradients(task, wrong))

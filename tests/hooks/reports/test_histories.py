@@ -25,7 +25,7 @@ def records(tmp_path):
     return lines.path
 
 
-def test_numbers_become_curves_and_what_was_not_finite_is_nan(records):
+def test_numbers_become_curves_and_null_is_nan(records):
     curves = read_curves(records)
     assert list(curves) == ["train/loss", "length"]
     assert curves["train/loss"].epochs == [1, 2, 3]
@@ -42,13 +42,13 @@ def test_a_torn_last_line_is_left_out_and_a_later_record_counts(records):
     assert len(read_curves(records)["train/loss"].values) == 3
 
 
-def test_steps_stand_in_for_epochs_that_records_do_not_name(tmp_path):
+def test_steps_replace_missing_epochs(tmp_path):
     (tmp_path / "own.jsonl").write_text('{"step": 7, "loss": 1}\n')
     assert read_curves(tmp_path / "own.jsonl")["loss"].epochs == [7]
 
 
 @pytest.mark.parametrize("line", ["nothing", "[1]", '{"loss": 1.0}'])
-def test_what_is_no_record_is_an_error_that_names_the_line(records, line):
+def test_a_malformed_line_is_an_error_that_names_it(records, line):
     with records.open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(ValueError, match=r"line 5 of .*metrics.jsonl' is no record of JsonLines"):
@@ -82,7 +82,7 @@ def test_it_is_called_after_an_interrupt_and_after_a_failure(state, phase, recor
     assert calls == ["over"] * 2
 
 
-def test_without_records_it_says_what_to_write_before_training(state, phase, tmp_path):
+def test_without_records_it_fails_before_training_with_a_remedy(state, phase, tmp_path):
     calls, hook = _over(tmp_path / "metrics.jsonl")
     with pytest.raises(FileNotFoundError, match=r"tell reads .* give\s+log_metrics a hooks.JsonLi"):
         trainer.fit(state, phase, epochs=1, hooks=hook)

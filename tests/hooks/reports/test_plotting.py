@@ -27,7 +27,7 @@ def near(picture, color):
     return int((np.abs(picture.astype(int) - wanted).max(axis=-1) < 16).sum())
 
 
-def test_a_run_leaves_a_picture_with_a_curve_for_each_metric(state, phase, tmp_path):
+def test_a_run_draws_a_picture_with_a_curve_for_each_metric(state, phase, tmp_path):
     lines, path = JsonLines(tmp_path / "metrics.jsonl"), tmp_path / "new" / "history.png"
     chain = hooks.chain(hooks.log_metrics(lines), hooks.plot_history(lines.path, path))
     plain, _ = trainer.fit(state, phase, epochs=3)
@@ -39,7 +39,7 @@ def test_a_run_leaves_a_picture_with_a_curve_for_each_metric(state, phase, tmp_p
     assert [file.name for file in path.parent.iterdir()] == ["history.png"]
 
 
-def test_curves_of_one_name_share_a_panel_in_colors_of_their_own(tmp_path):
+def test_curves_of_one_name_share_a_panel_in_different_colors(tmp_path):
     curve, low = Curve([1, 2, 3], [3.0, math.nan, 1.0]), Curve([1, 2, 3], [1.0, 1.0, 1.0])
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     draw_panels({"loss": {"train": curve, "val": low}}, one)
@@ -56,7 +56,7 @@ def test_names_are_no_formulas(tmp_path, name):
     assert pixels(tmp_path / "a.png").size
 
 
-def test_a_run_that_measured_nothing_leaves_no_picture(state, phase, tmp_path):
+def test_a_run_without_metrics_draws_no_picture(state, phase, tmp_path):
     (tmp_path / "empty.jsonl").touch()
     hook = hooks.plot_history(tmp_path / "empty.jsonl", tmp_path / "history.png")
     trainer.fit(state, phase, epochs=1, hooks=hook)
@@ -70,7 +70,7 @@ def test_a_metric_that_nothing_writes_is_an_error_before_training(state, phase, 
         trainer.fit(state, phase, epochs=1, hooks=hook)
 
 
-def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
+def test_without_matplotlib_it_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError) as raised:
         hooks.plot_history(tmp_path / "a.jsonl", tmp_path / "a.png")

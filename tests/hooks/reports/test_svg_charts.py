@@ -22,7 +22,7 @@ def drawn(*values, name="train"):
 
 
 @given(st.lists(NUMBERS, max_size=60))
-def test_any_numbers_make_a_picture_within_its_bounds(values):
+def test_a_chart_of_any_numbers_stays_within_its_bounds(values):
     picture = drawn(*values)
     places = [picture.find("path").get("d")]
     places += [f"{c.get('cx')} {c.get('cy')}" for c in picture.iter("circle")]
@@ -39,7 +39,7 @@ def test_higher_values_are_drawn_higher_and_later_ones_further_right():
     assert second.find("title").text == "train, epoch 2: 3.000"
 
 
-def test_a_line_is_broken_where_a_value_is_not_finite():
+def test_a_line_is_broken_at_non_finite_values():
     assert drawn(1.0, 2.0, math.nan, 2.0, 1.0).find("path").get("d").count("M") == 2
 
 
@@ -52,7 +52,7 @@ def test_names_stay_text(name):
 
 
 @given(st.integers(0, 2000))
-def test_of_many_points_few_are_drawn_the_last_among_them(length):
+def test_many_points_are_sampled_including_the_last(length):
     curve = downsample(Curve(list(range(length)), [float(n) for n in range(length)]))
     assert len(curve.values) == len(curve.epochs) <= POINTS
     assert curve.epochs[-1:] == list(range(length))[-1:]

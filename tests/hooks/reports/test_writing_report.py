@@ -48,7 +48,7 @@ def reported(state, program, tmp_path, chain=(), epochs=3, **settings):
     return Reader((tmp_path / "report.html").read_text())
 
 
-def test_a_report_tells_how_far_a_run_came_its_scores_and_what_it_ran_on(state, phase, tmp_path):
+def test_a_report_shows_progress_scores_and_environment(state, phase, tmp_path):
     config = {"optimizer": {"name": "sgd", "rate": 0.1}, "hidden": (128, 64)}
     found = reported(state, phase, tmp_path, title="Halving", config=config).cells
     assert found[:7] == ["Halving", "outcome", "finished", "epochs", "3 of 3", "steps", "3"]
@@ -73,7 +73,7 @@ def test_it_changes_nothing(start, train, tmp_path):
     assert trainer.fingerprint(plain) == trainer.fingerprint(told)
 
 
-def test_a_run_that_is_cut_short_is_reported_as_what_it_is(state, phase, tmp_path):
+def test_an_interrupted_run_is_reported_as_interrupted(state, phase, tmp_path):
     def stop(state, metrics):
         return state.replace(stop=True)
 
@@ -91,7 +91,7 @@ def test_a_run_that_is_cut_short_is_reported_as_what_it_is(state, phase, tmp_pat
     assert Reader((tmp_path / "report.html").read_text()).cells[2:5:2] == ["failed", "2 of 3"]
 
 
-def test_a_resumed_run_is_reported_whole(state, phase, tmp_path):
+def test_a_resumed_run_has_a_complete_report(state, phase, tmp_path):
     for epochs in (2, 4, 4):
         saving = hooks.save_checkpoints(tmp_path / "run", max_cost=None)
         found = reported(state, phase, tmp_path, [saving], epochs=epochs).cells
@@ -100,7 +100,7 @@ def test_a_resumed_run_is_reported_whole(state, phase, tmp_path):
     assert found[at + 2 : at + 4] == ["0.3750 at 4", "3.000 at 1"]
 
 
-def test_the_page_needs_nothing_and_runs_nothing(state, phase, tmp_path):
+def test_the_page_is_self_contained_and_has_no_scripts(state, phase, tmp_path):
     found = reported(state, phase, tmp_path, config={"a": 1})
     text = (tmp_path / "report.html").read_text()
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(found.tags)
@@ -115,7 +115,7 @@ def _unbroken(tags):
     return [tag for tag in tags if tag != "wbr"]
 
 
-def test_hostile_words_stay_words():
+def test_hostile_texts_are_escaped():
     curves = {
         f"train/{HOSTILE}": Curve([1, 2], [1.0, 2.0]),
         f"time/hook/{HOSTILE}": Curve([1], [1.0]),
@@ -146,7 +146,7 @@ def test_pages_open_in_light_and_dark_and_on_narrow_screens():
     assert 'name="viewport" content="width=device-width' in text
 
 
-def test_the_title_is_the_folders_name_if_none_is_given(state, phase, tmp_path):
+def test_the_title_defaults_to_the_folders_name(state, phase, tmp_path):
     assert reported(state, phase, tmp_path).cells[0] == tmp_path.name
 
 

@@ -33,7 +33,7 @@ def test_a_deleted_file_is_written_again_and_appended_to(file, caplog):
     assert os.listdir(file.path.parent) == ["a.txt"]
 
 
-def test_one_that_was_moved_away_is_written_again_and_what_was_moved_stays(file):
+def test_a_moved_file_is_written_again_and_the_moved_one_stays(file):
     file.path.rename(file.path.with_name("moved"))
     file.flush()
     file.append(b"second")
@@ -41,7 +41,7 @@ def test_one_that_was_moved_away_is_written_again_and_what_was_moved_stays(file)
     assert file.path.with_name("moved").read_bytes() == b"first "
 
 
-def test_where_the_folder_is_gone_that_is_an_error_with_the_remedy(file):
+def test_a_missing_folder_is_an_error_with_a_remedy(file):
     file.path.unlink()
     file.path.parent.rmdir()
     with pytest.raises(FileNotFoundError) as raised:
@@ -50,7 +50,7 @@ def test_where_the_folder_is_gone_that_is_an_error_with_the_remedy(file):
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_what_stands_in_its_place_is_left_as_it_is(file, link):
+def test_a_file_in_its_place_is_unchanged(file, link):
     other = file.path.with_name("other")
     other.write_bytes(b"theirs")
     file.path.unlink()
@@ -62,7 +62,7 @@ def test_what_stands_in_its_place_is_left_as_it_is(file, link):
 
 
 @pytest.mark.parametrize("later", [b"", b"second, which is longer"])
-def test_one_that_was_cut_short_is_told_also_where_more_was_appended(file, later):
+def test_a_truncated_file_is_noticed_also_after_more_was_appended(file, later):
     os.truncate(file.path, 2)
     file.append(later)
     with pytest.raises(OSError, match="was cut short, by 4 bytes,"):
@@ -91,7 +91,7 @@ def test_others_may_append(file):
     assert file.path.read_bytes() == b"first more second"
 
 
-def test_closed_it_is_checked_once_more_and_let_go_of(file):
+def test_closing_checks_once_more_and_closes_the_descriptor(file):
     file.path.write_bytes(b"")
     with pytest.raises(OSError, match="cut short"):
         file.close()

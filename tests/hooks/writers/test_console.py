@@ -75,7 +75,7 @@ def test_it_is_a_writer_that_keeps_no_records():
     assert not isinstance(Console(console=rich()), ResumableWriter)
 
 
-def test_it_writes_to_the_console_that_rich_shares(monkeypatch):
+def test_it_writes_to_richs_shared_console(monkeypatch):
     console = rich()
     monkeypatch.setattr("rich._console", console)
     writer = Console()
@@ -83,14 +83,14 @@ def test_it_writes_to_the_console_that_rich_shares(monkeypatch):
     assert console.file.getvalue().startswith("epoch  1/20")
 
 
-def test_without_rich_it_says_what_to_install(monkeypatch):
+def test_without_rich_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(ImportError) as raised:
         Console()
     assert 'pip install "entracte[console]"' in raised.value.__notes__[0]
 
 
-def test_elsewhere_it_prints_an_aligned_line_an_epoch():
+def test_without_a_terminal_it_prints_an_aligned_line_per_epoch():
     console = rich(40)
     writer = Console(console=console)
     no_val = {name: value for name, value in epoch(2).items() if not name.startswith("val")}
@@ -121,7 +121,7 @@ def test_no_line_has_codes_for_terminals():
     assert "\x1b" not in console.file.getvalue()
 
 
-def test_the_table_gives_last_lowest_and_highest_and_their_epochs():
+def test_the_table_shows_last_lowest_and_highest_and_their_epochs():
     table = shown(course(epoch(1), epoch(2, **{"train/loss": 9.0}), epoch(3)).table(100))
     lines = [line.split() for line in table.splitlines()]
     assert lines[0] == ["3/20", "epochs,", "84", "steps,", "2", "s"]
@@ -131,7 +131,7 @@ def test_the_table_gives_last_lowest_and_highest_and_their_epochs():
     assert "time/" not in table
 
 
-def test_what_is_not_a_number_is_neither_lowest_nor_highest():
+def test_nan_is_neither_lowest_nor_highest():
     values = [{"epoch": Progress(n), "loss": loss} for n, loss in ((1, math.nan), (2, 1.0))]
     assert ["loss", "1.000", "1.000", "2", "1.000", "2"] in words(course(*values).table(100))
     values = [{"epoch": Progress(1), "loss": math.nan}]
@@ -165,7 +165,7 @@ def test_the_bar_fits(width):
     assert all(len(line) <= width for line in lines)
 
 
-def test_curves_are_left_out_where_not_all_fit():
+def test_curves_are_left_out_if_they_do_not_all_fit():
     wide, narrow = (shown(course(epoch(1), epoch(2)).bar(width), width) for width in (100, 60))
     assert ("█" in wide, "█" in narrow) == (True, False)
     assert "█" not in shown(course(epoch(1), epoch(2)).bar(100, curves=False))
@@ -199,7 +199,7 @@ def test_a_console_without_blocks_has_no_curves():
     assert "course" not in text
 
 
-def test_elsewhere_a_text_is_plain_lines_and_no_epoch_of_its_own():
+def test_without_a_terminal_a_text_is_plain_lines_and_no_epoch():
     console = rich(40)
     writer = Console(console=console)
     text = Text("[bold]Once[/]\nupon a time")
@@ -238,13 +238,13 @@ def test_a_record_before_the_first_epoch_is_written_does_not_hide_how_long_it_to
     assert 36 < run.seconds_left() <= 38.1  # 19 epochs of 2 seconds
 
 
-def test_what_is_written_before_training_is_no_epoch():
+def test_records_before_training_are_no_epoch():
     run = course({"epoch": Progress(0), "val/loss": 2.5}, epoch(1))
     assert 36 < run.seconds_left() <= 38.1  # 19 epochs of 2 seconds
     assert run.summaries["val/loss"].highest == (2.5, 0)
 
 
-def test_what_there_is_for_every_layer_is_in_the_table_alone():
+def test_scores_of_layers_are_only_in_the_table():
     run = course(epoch(1, **{"gradients/norm/hidden/0": 0.25}))
     assert "gradients" not in shown(run.bar(100)) + run.line()
     assert "gradients/norm/hidden/0" in shown(run.table(100))
@@ -255,12 +255,12 @@ def test_metrics_that_do_not_fit_are_left_out_whole():
     assert row.plain.split() == ["train", "loss", "0.5000", "accuracy", "0.2500"]
 
 
-def test_the_bar_keeps_the_newest_value_of_what_is_measured_now_and_then():
+def test_the_bar_keeps_the_newest_value_of_rare_metrics():
     no_val = {name: value for name, value in epoch(2).items() if not name.startswith("val")}
     assert "2.000" in shown(course(epoch(1), no_val).bar(100)).splitlines()[2]
 
 
-def test_a_run_without_an_end_has_a_bar_too():
+def test_a_run_without_an_end_has_a_bar():
     line = shown(course(epoch(3, None)).bar(100)).splitlines()[0]
     assert "epoch 3" in line
     assert "left" not in line
@@ -279,7 +279,7 @@ def test_names_without_a_prefix_make_a_group():
     assert group_by_prefix(["gap", "train/loss"]) == {"": ["gap"], "train": ["train/loss"]}
 
 
-def test_on_a_terminal_a_bar_is_drawn_and_taken_away(terminal):
+def test_on_a_terminal_a_bar_is_drawn_and_removed(terminal):
     threads = threading.active_count()
     terminal.write(28, epoch(1))
     assert threading.active_count() == threads + 1
@@ -312,7 +312,7 @@ def test_log_records_and_prints_appear_above_the_bar(terminal):
     assert sys.stdout is out
 
 
-def test_the_bar_is_taken_away_when_a_run_fails(state, phase):
+def test_the_bar_is_removed_when_a_run_fails(state, phase):
     def fail(state, metrics):
         if int(state.epoch) == 2:
             raise RuntimeError("enough")
@@ -363,7 +363,7 @@ def bar(run, doing, monkeypatch):
     return shown(run.bar(100))
 
 
-def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
+def test_the_bar_shows_that_the_first_phase_compiles(monkeypatch):
     run = RunDisplay(began=math.inf, epochs_before=0, progress=Progress(0, 20))
     drawn = bar(run, [OpenSpan("compile", "train", 12.4)], monkeypatch)
     assert "epoch  0/20" in drawn
@@ -375,7 +375,7 @@ def test_while_the_first_phase_compiles_the_bar_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("number", "seconds", "percent"), [(11, 0.0, 50), (11, 1.0, 52), (11, 99.0, 55), (10, 9.0, 50)]
 )
-def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
+def test_within_an_epoch_the_bar_advances_by_the_time_of_earlier_ones(
     monkeypatch, number, seconds, percent
 ):
     run = RunDisplay(
@@ -395,7 +395,7 @@ def test_within_an_epoch_the_bar_fills_by_the_time_of_those_before(
         (50, None, " 0% train, 50 steps, 10 s of this epoch"),
     ],
 )
-def test_in_the_first_epoch_it_fills_by_the_steps_and_tells_the_time_left(
+def test_in_the_first_epoch_it_advances_by_steps_and_shows_the_time_left(
     monkeypatch, done, total, said
 ):
     run = RunDisplay(began=math.inf, epochs_before=0, progress=Progress(0, 5))
@@ -404,7 +404,7 @@ def test_in_the_first_epoch_it_fills_by_the_steps_and_tells_the_time_left(
     assert " ".join(drawn.split()).replace("\u2501", "").endswith(said)
 
 
-def test_of_a_hook_it_says_what_it_computes(monkeypatch):
+def test_the_bar_shows_what_a_hook_computes(monkeypatch):
     run = RunDisplay(began=0.0, epochs_before=0, updated=2.0, progress=Progress(1, 5))
     hook = OpenSpan("hook", "evaluate", 9.0, steps=(StepProgress("val", 30, 200),))
     doing = [OpenSpan("epoch", "", 11.0, 2), OpenSpan("event", "epoch", 9.0), hook]
@@ -413,7 +413,7 @@ def test_of_a_hook_it_says_what_it_computes(monkeypatch):
     assert "compiling val, 8 s" in bar(run, doing, monkeypatch)
 
 
-def test_the_last_epoch_is_whole_when_it_is_over(monkeypatch):
+def test_the_bar_is_full_after_the_last_epoch(monkeypatch):
     run = RunDisplay(began=0.0, epochs_before=0, updated=20.0, progress=Progress(199, 200))
     doing = [OpenSpan("epoch", "", 0.1, 200)]
     assert "99%" in bar(run, doing, monkeypatch)
@@ -421,7 +421,7 @@ def test_the_last_epoch_is_whole_when_it_is_over(monkeypatch):
     assert "100%" in bar(run, doing, monkeypatch)
 
 
-def test_from_the_start_a_terminal_shows_what_a_run_is_at(state, phase):
+def test_from_the_start_a_terminal_shows_what_a_run_does(state, phase):
     console = Console(console=rich(terminal=True))
     seen = []
 

@@ -134,7 +134,7 @@ def logs(tmp_path_factory):
     return logs
 
 
-def test_a_cut_for_which_there_is_no_room_leaves_all_as_it_was(tmp_path, monkeypatch):
+def test_truncation_on_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     file = tmp_path / "events.out.tfevents.1.vm"
     file.write_bytes(b"old")
 
@@ -165,7 +165,7 @@ def test_every_reader_finds_each_point_once(logs, read):
     }
 
 
-def test_what_an_earlier_run_left_is_set_aside_and_can_be_read(logs, tmp_path):
+def test_files_of_an_earlier_run_are_set_aside_and_readable(logs, tmp_path):
     (left,) = (logs / "afresh").glob("superseded.events.*")
     (tmp_path / "earlier").mkdir()
     name = left.name.replace("superseded.events", "events.out.tfevents")
@@ -183,7 +183,7 @@ def board(tmp_path):
     board.close()
 
 
-def test_what_is_cut_or_set_aside_is_said(board, caplog):
+def test_dropped_and_archived_records_are_logged(board, caplog):
     fill(board, (1, 2, 3), 1.0)
     board.resume(10, 1)
     (said,) = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -192,7 +192,7 @@ def test_what_is_cut_or_set_aside_is_said(board, caplog):
     assert "the 2 event files of an earlier one are set aside" in caplog.messages[-1]
 
 
-def test_where_steps_stand_still_epochs_tell_what_is_beyond(board):
+def test_without_steps_epochs_decide_what_is_dropped(board):
     for epoch in (1, 2, 3):
         board.write(0, {"epoch": Progress(epoch, 3), "loss": float(epoch)})
         board.write(0, {"epoch": Progress(epoch, 3), "more": float(epoch)})  # of another hook
@@ -206,7 +206,7 @@ def test_where_steps_stand_still_epochs_tell_what_is_beyond(board):
 
 
 @pytest.mark.parametrize("at", ["length", "checksum", "message", "nothing"])
-def test_a_torn_record_is_dropped_and_all_before_it_stays(board, at):
+def test_a_torn_record_is_dropped_and_everything_before_it_stays(board, at):
     fill(board, (1, 2), 1.0)
     board.close()
     (file,) = board.directory.iterdir()
@@ -219,7 +219,7 @@ def test_a_torn_record_is_dropped_and_all_before_it_stays(board, at):
     assert file.read_bytes() == whole
 
 
-def test_of_a_damaged_file_a_copy_is_kept(board, caplog):
+def test_a_damaged_file_is_copied(board, caplog):
     fill(board, (1, 2, 3), 1.0)
     board.close()
     (file,) = board.directory.iterdir()
@@ -235,7 +235,7 @@ def test_of_a_damaged_file_a_copy_is_kept(board, caplog):
     assert accumulated(board.directory) == {}
 
 
-def test_files_of_others_and_of_writers_at_work_stay_as_they_are(board, tmp_path):
+def test_files_of_others_and_of_open_writers_are_unchanged(board, tmp_path):
     fill(board, (1, 2), 1.0)
     board.flush()
     theirs = board.directory / "events.out.tfevents.1700000000.host.123.0"
@@ -261,7 +261,7 @@ def test_a_clock_that_was_set_back_changes_no_order(board, monkeypatch):
 
 @pytest.mark.parametrize("instant", range(6))
 @pytest.mark.parametrize("fresh", [False, True], ids=["resumed", "afresh"])
-def test_killed_at_any_instant_of_a_start_the_next_one_makes_it_good(
+def test_after_a_kill_at_any_instant_of_a_start_the_next_start_succeeds(
     board, monkeypatch, instant, fresh
 ):
     """A kill between any two changes of the folder: what was written stays, and comes once."""
@@ -299,7 +299,7 @@ def test_killed_at_any_instant_of_a_start_the_next_one_makes_it_good(
 
 @pytest.mark.parametrize("writer", ["TensorBoard", "JsonLines", "WandB"])
 @pytest.mark.parametrize("how", ["deleted", "replaced", "cut short"])
-def test_before_a_checkpoint_a_writer_notices_that_its_file_is_gone(
+def test_before_a_checkpoint_a_writer_notices_that_its_file_is_missing(
     writer, how, state, phase, tmp_path, caplog
 ):
     if writer == "WandB":
@@ -345,7 +345,7 @@ def test_before_a_checkpoint_a_writer_notices_that_its_file_is_gone(
 
 
 @pytest.mark.parametrize("kind", ["TensorBoard", "JsonLines"])
-def test_where_nothing_is_left_of_the_epochs_before_that_is_said(kind, tmp_path, caplog):
+def test_missing_records_of_earlier_epochs_are_logged(kind, tmp_path, caplog):
     caplog.set_level(logging.INFO, "entracte")
     for expected in (1, 0):
         file = tmp_path / "metrics.jsonl"

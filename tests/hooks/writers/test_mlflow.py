@@ -94,7 +94,7 @@ class Reader:
         return found
 
 
-def test_it_is_a_writer_that_resumes_and_rehearses(tmp_path):
+def test_it_is_a_writer_that_resumes_and_has_a_dry_run(tmp_path):
     writer = hooks.MLflow(tmp_path, enabled=False)
     for protocol in (Writer, ResumableWriter, DryRunWriter):
         assert isinstance(writer, protocol)
@@ -149,7 +149,7 @@ def test_each_kind_is_recorded_at_its_step(uri, tmp_path):
     assert [step for step, _ in after.points("loss")] == [3, 6, 9]
 
 
-def test_a_run_that_goes_on_keeps_its_id_and_has_each_record_once(uri, state, phase, tmp_path):
+def test_a_resumed_run_keeps_its_id_and_has_each_record_once(uri, state, phase, tmp_path):
     run = tmp_path / "run"
 
     def fit(epochs, *others):
@@ -183,7 +183,7 @@ def test_a_run_that_goes_on_keeps_its_id_and_has_each_record_once(uri, state, ph
     assert again.deleted == []
 
 
-def test_numbers_that_come_again_otherwise_replace_those_of_before(uri, tmp_path):
+def test_changed_numbers_replace_the_old_ones(uri, tmp_path):
     def write(step, epoch, loss):
         writer.write(step, {"epoch": Progress(epoch), "loss": loss})
 
@@ -204,7 +204,7 @@ def test_numbers_that_come_again_otherwise_replace_those_of_before(uri, tmp_path
     assert len(Reader(uri, "back").points("loss")) == 4
 
 
-def test_a_failure_to_deliver_costs_no_run(made, state, phase, tmp_path, caplog):
+def test_a_failure_to_deliver_does_not_end_the_run(made, state, phase, tmp_path, caplog):
     writer = hooks.MLflow(tmp_path / "run", uri=f"sqlite:///{tmp_path}/none/of/these.db")
     (tmp_path / "none").write_text("in the way")
     end, _ = trainer.fit(state, phase, epochs=2, hooks=hooks.log_metrics(writer))
@@ -215,7 +215,7 @@ def test_a_failure_to_deliver_costs_no_run(made, state, phase, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("missing", ["mlflow", "sqlalchemy", None])
-def test_inactive_it_says_so_once_and_does_nothing(
+def test_if_inactive_it_logs_that_once_and_does_nothing(
     missing, state, phase, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "entracte")
@@ -231,6 +231,6 @@ def test_inactive_it_says_so_once_and_does_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_it_keeps_the_laws(state, tmp_path, monkeypatch):
+def test_it_holds_the_laws(state, tmp_path, monkeypatch):
     monkeypatch.setattr(hooks.MLflow, "deliver", lambda writer: None)
     testing.check_hook(hooks.log_metrics(hooks.MLflow(tmp_path)), state, {"train/loss": 1.0})

@@ -69,7 +69,7 @@ TAKERS = {
 
 
 @pytest.mark.parametrize("taker", TAKERS)
-def test_a_url_is_refused_at_once_and_nothing_is_made(taker, tmp_path, monkeypatch):
+def test_a_url_is_refused_at_once_and_nothing_is_created(taker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         (ValueError, CommandError), match=r"local file system; got .*s3://bucket|a store is"
@@ -78,7 +78,7 @@ def test_a_url_is_refused_at_once_and_nothing_is_made(taker, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_replays_too(tmp_path, monkeypatch, linear):
+def test_a_url_is_refused_for_replays(tmp_path, monkeypatch, linear):
     from trainer.rl.environments import cartpole
 
     monkeypatch.chdir(tmp_path)
@@ -112,7 +112,7 @@ def relative(place):
 
 
 @pytest.mark.parametrize("place", ["runs/digits", "~/runs/digits"])
-def test_a_later_chdir_changes_nothing_and_a_tilde_is_the_home(
+def test_a_later_chdir_changes_nothing_and_a_tilde_is_the_home_directory(
     place, tmp_path, monkeypatch, state, phase
 ):
     pytest.importorskip("wandb")

@@ -48,7 +48,7 @@ def test_it_is_a_writer_that_resumes(board):
     assert isinstance(board, ResumableWriter)
 
 
-def test_numbers_stand_at_the_step_written(board):
+def test_numbers_are_written_at_their_step(board):
     board.write(28, {"epoch": Progress(1, 20), "train/loss": 0.5, "gap": math.inf})
     board.write(56, {"epoch": Progress(2, 20), "train/loss": 0.25, "gap": 1e300})
     board.flush()
@@ -57,7 +57,7 @@ def test_numbers_stand_at_the_step_written(board):
     assert points(board.directory, "gap") == [(28, math.inf), (56, math.inf)]
 
 
-def test_values_of_a_trace_stand_at_their_own_steps(board):
+def test_values_of_a_trace_are_written_at_their_own_steps(board):
     board.write(3, {"steps/loss": Trace(np.array([3.0, 2.0, 1.0]))})
     board.write(5, {"steps/loss": Trace(np.array([0.5, 0.25]))})
     board.flush()
@@ -65,14 +65,14 @@ def test_values_of_a_trace_stand_at_their_own_steps(board):
     assert points(board.directory, "steps/loss") == expected
 
 
-def test_of_a_long_trace_evenly_picked_values_are_written(board):
+def test_a_long_trace_is_sampled_evenly(board):
     board.write(5 * POINTS, {"steps/loss": Trace(np.arange(5 * POINTS) + 1.0)})
     board.flush()
     expected = [(5 * n, 5.0 * n) for n in range(1, POINTS + 1)]
     assert points(board.directory, "steps/loss") == expected
 
 
-def test_a_trace_finer_than_steps_never_runs_into_the_one_before(board):
+def test_a_trace_finer_than_steps_never_overlaps_the_previous_one(board):
     for step in (2, 4):
         board.write(step, {"steps/return": Trace(np.arange(100.0))})
     board.flush()
@@ -81,7 +81,7 @@ def test_a_trace_finer_than_steps_never_runs_into_the_one_before(board):
 
 
 @given(length=st.integers(0, 5000), since=st.integers(0, 5000), gap=st.integers(0, 5000))
-def test_places_are_within_the_trace_and_after_the_last_one(length, since, gap):
+def test_sampled_indices_are_within_the_trace_and_steps_after_the_last_write(length, since, gap):
     steps, picked = select_trace_points(length, since + gap, since=since)
     assert len(steps) == len(picked) == min(length, gap, POINTS)
     if len(steps):
@@ -127,7 +127,7 @@ def test_floats_are_pixels_from_0_to_1(board, channels):
     assert row.tolist() == [0, 0, 128, 255, 255, 0]
 
 
-def test_arrays_are_copied_when_they_are_given(board):
+def test_arrays_are_copied_when_written(board):
     weights, trace, pixels = np.ones(3), np.ones(2), np.ones((1, 1, 1), np.uint8)
     on_device = jnp.ones(4)
     board.write(2, {"a": Histogram(weights), "b": Trace(trace), "c": Image(pixels)})
@@ -142,14 +142,14 @@ def test_arrays_are_copied_when_they_are_given(board):
     assert found.Histograms("d")[0].histogram_value.sum == 4
 
 
-def test_after_flush_all_is_in_the_file(board):
+def test_after_flush_everything_is_in_the_file(board):
     for step in range(1, 200):
         board.write(step, {"loss": 1.0 / step})
     board.flush()
     assert len(points(board.directory, "loss")) == 199
 
 
-def test_who_looks_on_need_not_wait_for_a_flush(board):
+def test_live_readers_need_not_wait_for_a_flush(board):
     for step in (1, 2):
         board.write(step, {"loss": 1.0})
         board._worker.flush()
@@ -162,7 +162,7 @@ def test_flush_and_close_before_any_write_do_nothing(board):
     assert list(board.directory.iterdir()) == []
 
 
-def test_a_resumed_run_cuts_what_lies_beyond_its_step(board):
+def test_a_resumed_run_drops_records_beyond_its_step(board):
     """A crash after step 4, and the newest commit at 2: 3 and 4 come again."""
     board.resume(0, 0)
     for step in (2, 4):
@@ -198,7 +198,7 @@ def test_a_failure_on_the_thread_surfaces_and_later_values_are_written(board):
     assert points(board.directory, "loss") == [(2, 1.0)]
 
 
-def test_a_directory_that_cannot_be_made_is_an_error_at_once(tmp_path):
+def test_a_directory_that_cannot_be_created_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file") as raised:
         TensorBoard(tmp_path / "file" / "runs")
@@ -209,7 +209,7 @@ def test_it_holds_the_laws(state, tmp_path):
     check_hook(log_metrics(TensorBoard(tmp_path)), state, {"loss": 1.0})
 
 
-def test_a_resumed_fit_neither_doubles_nor_loses_a_point(task, digits, tmp_path):
+def test_a_resumed_fit_neither_duplicates_nor_loses_a_point(task, digits, tmp_path):
     program = trainer.training(task.step, digits[0])
     board = log_metrics(TensorBoard(tmp_path))
     start = task.init(jax.random.key(0), digits[0].example)
@@ -251,7 +251,7 @@ def test_what_was_flushed_survives_kill_9(tmp_path):
     assert points(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
 
 
-def test_what_is_rehearsed_leaves_nothing_and_fails_as_in_earnest(board):
+def test_a_dry_run_leaves_nothing_and_fails_like_a_real_write(board):
     board.dry_run(3, {"loss": 1.0, "said": Text("so"), "steps/loss": Trace(np.ones(3))})
     assert list(board.directory.iterdir()) == []
     with pytest.raises(TypeError, match="real number"):
@@ -269,7 +269,7 @@ def test_a_fresh_run_hides_what_was_measured_before_an_earlier_ones_training(boa
     assert points(board.directory, "val/loss") == [(0, 2.0), (4, 2.0)]
 
 
-def test_a_video_is_a_picture_that_moves_of_frames_copied_when_given(board):
+def test_a_video_is_an_animation_of_frames_copied_when_written(board):
     frames = np.zeros((3, 4, 5, 3), np.uint8)
     frames[:, 0, 0, 0] = (10, 20, 30)
     board.write(7, {"episode": Video(frames, fps=10)})

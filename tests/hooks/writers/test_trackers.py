@@ -32,7 +32,7 @@ def numbers(journal):
     ]
 
 
-def test_what_is_written_is_read_a_step_at_a_time(journal):
+def test_records_are_read_by_step(journal):
     grays = np.linspace(0, 1, 12).reshape(3, 4, 1)
     frames = np.stack([grays, 1 - grays])
     journal.write(3, {"epoch": Progress(1, 2), "loss": 0.5, "nan": math.nan, "inf": -math.inf})
@@ -70,7 +70,7 @@ def test_hostile_names_stay_names(journal):
     assert {file.parent.parent for file in files} == {journal.folder / "media"}
 
 
-def test_a_run_that_goes_on_has_each_record_once(journal):
+def test_a_resumed_run_has_each_record_once(journal):
     for step in (2, 4, 6):
         journal.write(step, {"epoch": Progress(step // 2), "loss": 1.0})
     journal.resume(4, 2)
@@ -84,7 +84,7 @@ def test_a_run_that_goes_on_has_each_record_once(journal):
     assert numbers(journal) == []
 
 
-def test_what_is_new_is_delivered_once(journal, tmp_path):
+def test_new_records_are_delivered_once(journal, tmp_path):
     times = []
 
     def deliver():
@@ -108,7 +108,7 @@ def test_what_is_new_is_delivered_once(journal, tmp_path):
     assert not (journal.folder / "media").exists()
 
 
-def test_what_is_written_during_a_delivery_is_delivered_next(journal):
+def test_records_written_during_a_delivery_are_delivered_next(journal):
     journal.write(1, {"loss": 1.0})
     beside = TrackerJournal(journal.folder, "another process")
     beside.rows()
@@ -119,7 +119,7 @@ def test_what_is_written_during_a_delivery_is_delivered_next(journal):
     assert times == [2]
 
 
-def test_a_failure_to_deliver_is_logged_and_the_next_close_tries_again(journal, caplog):
+def test_a_failure_to_deliver_is_logged_and_the_next_close_retries(journal, caplog):
     def fail():
         raise OSError("no server")
 
@@ -139,7 +139,7 @@ def test_a_line_that_is_being_written_is_left_out(journal):
     assert [row.step for row in journal.rows()] == [1]
 
 
-def test_an_inactive_journal_keeps_and_makes_nothing(tmp_path):
+def test_an_inactive_journal_records_and_creates_nothing(tmp_path):
     journal = TrackerJournal(tmp_path / "journal", "a test", active=False)
     journal.resume(0, 0)
     journal.write(1, {"loss": 1.0})
@@ -150,7 +150,7 @@ def test_an_inactive_journal_keeps_and_makes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_says_why_a_tracker_is_inactive(caplog, monkeypatch):
+def test_it_logs_why_a_tracker_is_inactive(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "entracte")
     assert is_available("Tracker", "extra", True, "json", "os.path")
     assert caplog.records == []
@@ -164,7 +164,9 @@ def test_it_says_why_a_tracker_is_inactive(caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_artifacts_are_the_complete_commits_and_the_replays(state, tmp_path, monkeypatch, links):
+def test_artifacts_are_the_complete_checkpoints_and_the_replays(
+    state, tmp_path, monkeypatch, links
+):
     def refuse(*arguments, **settings):
         raise OSError("no links here")
 
@@ -192,6 +194,6 @@ def test_artifacts_are_the_complete_commits_and_the_replays(state, tmp_path, mon
         assert copies.restore(state.replace(epoch=0)).state.epoch == 3
 
 
-def test_of_an_empty_directory_nothing_is_collected(tmp_path):
+def test_an_empty_directory_has_no_artifacts(tmp_path):
     assert link_artifacts(tmp_path / "none", tmp_path / "collected") == {}
     assert not list((tmp_path / "collected").iterdir())

@@ -77,13 +77,13 @@ def rows(directory):
     return found
 
 
-def test_it_is_a_writer_that_resumes_and_rehearses(tmp_path):
+def test_it_is_a_writer_that_resumes_and_has_a_dry_run(tmp_path):
     writer = hooks.WandB(tmp_path, enabled=False)
     for protocol in (Writer, ResumableWriter, DryRunWriter):
         assert isinstance(writer, protocol)
 
 
-def test_each_kind_is_recorded_at_its_step_and_no_password(wandb, tmp_path, monkeypatch):
+def test_each_kind_is_recorded_at_its_step_without_passwords(wandb, tmp_path, monkeypatch):
     url = "postgresql://me:hunter@host/runs"
     monkeypatch.setattr("sys.argv", ["train.py", "--store", url])
     config = {"seed": 1, "optimizer": {"rate": 0.1}, "store": url}
@@ -118,7 +118,7 @@ def test_each_kind_is_recorded_at_its_step_and_no_password(wandb, tmp_path, monk
     assert wandb.run is None  # a run of the user's own would have stayed
 
 
-def test_a_run_that_goes_on_keeps_its_id_and_has_each_record_once(wandb, state, phase, tmp_path):
+def test_a_resumed_run_keeps_its_id_and_has_each_record_once(wandb, state, phase, tmp_path):
     def fit(epochs):
         writer = hooks.WandB(tmp_path, artifacts=tmp_path)
         saving = hooks.save_checkpoints(tmp_path, keep=2, max_cost=None)
@@ -174,7 +174,9 @@ def test_it_needs_no_network(wandb, tmp_path):
     assert rows(tmp_path) == [(1, {"loss": 1})]
 
 
-def test_a_failure_to_deliver_costs_no_run(wandb, state, phase, tmp_path, monkeypatch, caplog):
+def test_a_failure_to_deliver_does_not_end_the_run(
+    wandb, state, phase, tmp_path, monkeypatch, caplog
+):
     def fail(**settings):
         raise OSError("the service did not start")
 
@@ -188,7 +190,7 @@ def test_a_failure_to_deliver_costs_no_run(wandb, state, phase, tmp_path, monkey
 
 
 @pytest.mark.parametrize("why", ["absent", "switched off", "disabled"])
-def test_inactive_it_says_so_once_and_does_nothing(
+def test_if_inactive_it_logs_that_once_and_does_nothing(
     why, state, phase, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "entracte")
@@ -204,6 +206,6 @@ def test_inactive_it_says_so_once_and_does_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_it_keeps_the_laws(state, tmp_path, monkeypatch):
+def test_it_holds_the_laws(state, tmp_path, monkeypatch):
     monkeypatch.setattr(hooks.WandB, "deliver", lambda writer: None)
     testing.check_hook(hooks.log_metrics(hooks.WandB(tmp_path)), state, {"train/loss": 1.0})

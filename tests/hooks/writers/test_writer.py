@@ -48,7 +48,7 @@ def fill(path, steps):
     return lines
 
 
-def test_a_writer_of_ones_own_needs_three_methods():
+def test_a_custom_writer_needs_three_methods():
     assert isinstance(Printer(), Writer)
     assert not isinstance(Printer(), ResumableWriter)
 
@@ -84,7 +84,7 @@ def test_a_line_has_step_epoch_numbers_and_texts_and_skips_the_rest(path):
     ]
 
 
-def test_what_json_cannot_hold_becomes_null(path):
+def test_non_finite_numbers_become_null(path):
     lines = JsonLines(path)
     lines.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.0})
     lines.close()
@@ -111,7 +111,7 @@ def test_flush_and_close_before_any_write_do_nothing(path):
     assert path.read_text() == ""
 
 
-def test_it_goes_on_after_close(path):
+def test_it_can_write_after_close(path):
     lines = fill(path, [1])
     lines.write(2, {"loss": 1.0})
     lines.close()
@@ -119,7 +119,7 @@ def test_it_goes_on_after_close(path):
 
 
 @given(steps=st.lists(st.integers(0, 50), max_size=20), at=st.integers(0, 50))
-def test_resuming_drops_exactly_what_is_beyond_the_step(steps, at):
+def test_resuming_drops_exactly_the_records_beyond_the_step(steps, at):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "metrics.jsonl")
         lines = fill(path, steps)
@@ -130,7 +130,7 @@ def test_resuming_drops_exactly_what_is_beyond_the_step(steps, at):
         assert [record["step"] for record in read(path)] == expected
 
 
-def test_epochs_without_a_step_are_told_apart(path):
+def test_epochs_without_steps_are_distinguished(path):
     """As of a program that only evaluates, or only plays."""
     lines = JsonLines(path)
     for epoch in (1, 2, 3):
@@ -150,14 +150,14 @@ def test_resuming_drops_a_line_that_a_crash_tore(path, kept):
     assert path.read_bytes() == whole
 
 
-def test_resuming_says_how_much_it_drops(path, caplog):
+def test_resuming_logs_how_much_it_drops(path, caplog):
     fill(path, [1, 2, 3])
     with caplog.at_level(logging.WARNING, "entracte"):
         JsonLines(path).resume(1, 99)
     assert f"{path}: dropping 2 lines beyond step 1" in caplog.text
 
 
-def test_a_file_with_nothing_to_drop_is_left_alone(path, caplog):
+def test_a_file_with_nothing_to_drop_is_unchanged(path, caplog):
     fill(path, [1, 2])
     before = path.stat().st_ino, path.stat().st_mtime_ns
     with caplog.at_level(logging.WARNING, "entracte"):
@@ -177,7 +177,7 @@ def test_resuming_replaces_the_file_and_never_shortens_it_in_place(path):
 
 
 @pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"loss": 1.0}', '{"step": null}'])
-def test_a_file_of_something_else_is_refused_and_kept(path, line):
+def test_a_file_of_another_format_is_refused_and_unchanged(path, line):
     lines = fill(path, [1])
     path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
@@ -188,7 +188,7 @@ def test_a_file_of_something_else_is_refused_and_kept(path, line):
     assert path.read_text() == before
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file") as raised:
         JsonLines(tmp_path / "file" / "metrics.jsonl")
@@ -214,12 +214,12 @@ def test_frames_need_pictures_of_height_width_and_channels(shape):
 
 
 @pytest.mark.parametrize("fps", [0, -1, 51, math.nan])
-def test_frames_a_second_are_those_that_viewers_keep(fps):
+def test_frame_rates_above_50_are_refused(fps):
     with pytest.raises(ValueError, match="fps must be above 0 and at most 50"):
         Video(np.zeros((1, 2, 2, 3)), fps)
 
 
-def test_a_rehearsed_line_leaves_the_file_as_it_was(tmp_path):
+def test_a_dry_run_leaves_the_file_unchanged(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.write(1, {"loss": 0.5})
     before = lines.path.read_bytes()

@@ -52,7 +52,7 @@ def _file(digits_store, tmp_path):
     (tmp_path / "mine.py").write_text(HOOKS)
 
 
-def test_it_tells_when_a_run_would_have_been_stopped_and_how_it_stood(capsys):
+def test_it_shows_when_a_run_would_have_stopped_and_its_metrics_then(capsys):
     assert main(["backtest", "digits", "--hooks", "mine.py:patience"]) == 0
     printed = capsys.readouterr().out
     assert "4 of 6 recorded epochs, backtested in" in printed
@@ -62,7 +62,7 @@ def test_it_tells_when_a_run_would_have_been_stopped_and_how_it_stood(capsys):
     assert "best 0.4000, since 2" in printed
 
 
-def test_changes_of_numbers_are_told(capsys):
+def test_changes_of_numbers_are_listed(capsys):
     command = ["backtest", "digits", "--hooks", "mine.py:plateau", "--state", "mine.py:start"]
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_observers_are_left_out_unless_asked_for(tmp_path, capsys):
     assert "--observers runs" in capsys.readouterr().err
 
 
-def test_nothing_that_is_printed_is_obeyed(hostile, capsys):
+def test_names_cannot_control_the_terminal(hostile, capsys):
     assert main(["backtest", hostile, "--hooks", "mine.py:give_up"]) == 0
     printed = capsys.readouterr().out
     assert hostile in printed
@@ -136,19 +136,19 @@ def test_nothing_that_is_printed_is_obeyed(hostile, capsys):
         (["--hooks", "mine.py:averaged"], "at epoch 1, but only metrics are recorded"),
     ],
 )
-def test_what_it_refuses_it_says(words, said, capsys):
+def test_errors_name_the_problem(words, said, capsys):
     assert main(["backtest", "digits", *words]) == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert "Traceback" not in printed
 
 
-def test_a_run_that_is_not_there(capsys):
+def test_an_unknown_run_is_an_error(capsys):
     assert main(["backtest", "digit", "--hooks", "mine.py:stop"]) == 2
     assert "digits" in capsys.readouterr().err
 
 
-def test_what_a_hook_raises_keeps_its_place():
+def test_an_exception_of_a_hook_keeps_its_notes():
     with pytest.raises(ValueError, match="of its own") as caught:
         main(["backtest", "digits", "--hooks", "mine.py:fail"])
     assert "in hook 'fail' at 'epoch' of epoch 1" in caught.value.__notes__

@@ -7,7 +7,7 @@ import json
 import pytest
 
 
-def test_what_differs_is_shown_and_what_is_better_is_marked(run, store):
+def test_differences_are_shown_and_the_best_is_marked(run, store):
     status, out, err = run("compare", "alpha", "beta")
     assert (status, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
@@ -20,7 +20,7 @@ def test_what_differs_is_shown_and_what_is_better_is_marked(run, store):
     assert out.splitlines()[environment + 1] == "no difference"
 
 
-def test_a_setting_that_a_run_has_not_is_no_setting_that_is_null(run, store):
+def test_a_missing_setting_differs_from_null(run, store):
     store.register(
         "bare", directory="/b", host="h", pid=1, time=0.0, config={"optimizer": {"name": None}}
     )
@@ -35,7 +35,7 @@ def test_a_setting_that_a_run_has_not_is_no_setting_that_is_null(run, store):
     }
 
 
-def test_json_says_which_is_better(run, store):
+def test_json_names_the_best(run, store):
     status, out, _ = run("compare", "alpha", "beta", "delta", "--json")
     found = json.loads(out, parse_constant=pytest.fail)
     assert status == 0
@@ -45,7 +45,7 @@ def test_json_says_which_is_better(run, store):
     assert found["runs"]["alpha"]["seconds"] == 1.5
 
 
-def test_chosen_metrics_are_compared_in_the_mode_that_is_given(run, store):
+def test_chosen_metrics_are_compared_in_the_given_mode(run, store):
     _, out, _ = run("compare", "alpha", "beta", "--metrics", "gradients/norm/w", "--mode", "min")
     assert "val/loss" not in out
     assert ["gradients/norm/w", "2.000", "at", "1", "2.000", "at", "1"] in [
@@ -56,12 +56,12 @@ def test_chosen_metrics_are_compared_in_the_mode_that_is_given(run, store):
 @pytest.mark.parametrize(
     "words", [[], ["alpha"], ["alpha", "alpha"], ["alpha", "/elsewhere/alpha"]]
 )
-def test_it_takes_two(run, store, words):
+def test_it_needs_two_runs(run, store, words):
     status, _, err = run("compare", *words)
     assert (status, "give two runs or more" in err) == (2, True)
     assert ("these are all alpha" in err) == (len(words) == 2)
 
 
-def test_a_run_that_is_named_twice_is_compared_once(run, store):
+def test_a_run_named_twice_is_compared_once(run, store):
     _, out, _ = run("compare", "alpha", "beta", "/elsewhere/alpha", "--json")
     assert list(json.loads(out)["runs"]) == ["alpha", "beta"]

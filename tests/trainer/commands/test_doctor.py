@@ -17,7 +17,7 @@ def found(run, *words):
     return status, {one["subject"]: one for one in json.loads(out)}
 
 
-def test_where_all_is_well_it_says_so(run, store):
+def test_a_sound_machine_passes_all_checks(run, store):
     status, findings = found(run)
     assert status == 0, findings
     assert "the same bits" in findings["self-test"]["found"]
@@ -28,7 +28,7 @@ def test_where_all_is_well_it_says_so(run, store):
     assert f"jax {jax.__version__}" in findings["libraries"]["found"]
 
 
-def test_lines_tell_the_same_and_what_to_do(run, store):
+def test_lines_show_findings_and_remedies(run, store):
     status, out, _ = run("doctor", "--quick")
     assert status == 0
     assert "self-test" not in out
@@ -36,7 +36,7 @@ def test_lines_tell_the_same_and_what_to_do(run, store):
     assert out.endswith("all is well\n")
 
 
-def test_a_restored_training_that_differs_is_found(run, store, monkeypatch):
+def test_a_resumed_training_that_differs_is_detected(run, store, monkeypatch):
     restore = self_test.restore
 
     def spoilt(directory, target):
@@ -50,7 +50,7 @@ def test_a_restored_training_that_differs_is_found(run, store, monkeypatch):
     assert "does not end with the bits" in findings["self-test"]["found"]
 
 
-def test_what_is_too_old_or_missing_is_wrong(run, store, monkeypatch):
+def test_an_old_or_missing_library_is_wrong(run, store, monkeypatch):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 30, 0))
     monkeypatch.setattr(
         machine_checks.metadata,
@@ -67,7 +67,7 @@ def test_what_is_too_old_or_missing_is_wrong(run, store, monkeypatch):
     assert verdicts["memory"] == "note"
 
 
-def test_what_fails_to_be_looked_at_is_a_finding(run, store, monkeypatch):
+def test_a_failing_check_is_a_finding(run, store, monkeypatch):
     def fails():
         raise RuntimeError("no device")
 
@@ -78,7 +78,7 @@ def test_what_fails_to_be_looked_at_is_a_finding(run, store, monkeypatch):
     assert out.endswith("wrong: devices\n")
 
 
-def test_a_cache_is_told_with_its_size(tmp_path):
+def test_a_cache_is_reported_with_its_size(tmp_path):
     (tmp_path / "program").write_bytes(b"x" * 2000)
     before = getattr(jax.config, machine_checks.CACHE)
     jax.config.update(machine_checks.CACHE, str(tmp_path))

@@ -25,7 +25,7 @@ def file(tmp_path):
     return "suites.py"
 
 
-def test_nothing_waits(store, run, file):
+def test_without_requests_it_ends(store, run, file):
     before = logging.getLogger("entracte").handlers[:]
     status, _, told = run("evaluate", "--suite", f"{file}:other", "--idle", "0")
     assert status == 0
@@ -34,7 +34,7 @@ def test_nothing_waits(store, run, file):
     assert logging.getLogger("entracte").handlers == before
 
 
-def test_an_evaluation_that_fails_is_told_by_the_exit_status(store, run, file):
+def test_a_failed_evaluation_sets_the_exit_status(store, run, file):
     words = ("--idle", "0", "--pause", "0.001", "--tries", "2")
     status, _, told = run("evaluate", "--suite", f"{file}:held", *words)
     assert status == 1
@@ -43,7 +43,7 @@ def test_an_evaluation_that_fails_is_told_by_the_exit_status(store, run, file):
     assert states == {2: ("done", 1), 3: ("failed", 2)}
 
 
-def test_several_suites_and_runs_whose_commits_are_asked_for(store, run, file):
+def test_several_suites_and_named_runs(store, run, file):
     words = ("--idle", "0", "--pause", "0.001", "--tries", "1", "--runs", "alpha")
     status, _, told = run("evaluate", "--suite", f"{file}:other", f"{file}:held", *words)
     assert status == 1
@@ -64,13 +64,13 @@ def test_several_suites_and_runs_whose_commits_are_asked_for(store, run, file):
         ((), "--suite"),
     ],
 )
-def test_what_its_user_must_mend(store, run, file, words, says):
+def test_errors_of_the_user_are_named(store, run, file, words, says):
     status, _, told = run("evaluate", *words)
     assert status == 2
     assert says in told
 
 
-def test_a_suite_that_fails_on_its_own_template_is_told_with_its_trace(store, run, file):
+def test_a_suite_that_fails_on_its_own_template_shows_the_traceback(store, run, file):
     with pytest.raises(KeyError) as failed:
         run("evaluate", "--suite", f"{file}:broken")
     assert "in suite 'broken', on its own template" in failed.value.__notes__

@@ -97,7 +97,7 @@ def test_parameters_of_a_chosen_checkpoint(state, phase, tmp_path, monkeypatch, 
     assert np.array_equal(trainer.load_params(file, state.params)["w"], 4 * trained.params["w"])
     capsys.readouterr()
     assert main(["export", "halving", "--formats", "params", "--epoch", "9"]) == 2
-    assert "no commit of epoch 9" in capsys.readouterr().err
+    assert "no checkpoint of epoch 9" in capsys.readouterr().err
     assert main(["export", "halving", "--formats", "params", "--best", "train/los"]) == 2
     assert "Did you mean 'train/loss'" in capsys.readouterr().err
 
@@ -107,10 +107,10 @@ def test_parameters_of_a_chosen_checkpoint(state, phase, tmp_path, monkeypatch, 
     [
         (["plan"], "plain"),
         (["plain", "--epoch", "2"], "add --formats params"),
-        (["plain", "--formats", "params"], "there is no commit"),
+        (["plain", "--formats", "params"], "there is no checkpoint"),
         (["plain", "--to", "runs/store.sqlite"], "cannot be written to"),
     ],
 )
-def test_what_it_refuses_it_says(store, words, said, capsys):
+def test_errors_name_the_problem(store, words, said, capsys):
     assert main(["export", *words]) == 2
     assert said in capsys.readouterr().err

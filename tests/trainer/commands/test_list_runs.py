@@ -42,13 +42,13 @@ def test_runs_are_listed_the_newest_first(run, store):
         (["--sort", "epoch"], ["alpha", "beta", "delta", "gamma"]),
     ],
 )
-def test_runs_are_chosen_and_sorted(run, store, words, expected):
+def test_runs_are_filtered_and_sorted(run, store, words, expected):
     status, out, err = run("runs", *words)
     assert (status, err) == (0, "")
     assert names(out) == expected
 
 
-def test_none_that_fits_is_no_error(run, store):
+def test_no_matching_run_is_no_error(run, store):
     status, out, _ = run("runs", "--where", "optimizer.name=lion")
     assert (status, out.startswith("0 of 4 runs")) == (0, True)
 
@@ -66,13 +66,13 @@ def test_none_that_fits_is_no_error(run, store):
         (["--store", "mysql://x"], "got 'mysql://x'"),
     ],
 )
-def test_what_is_not_there_is_told_with_status_2(run, store, words, told):
+def test_unknown_names_return_status_2(run, store, words, told):
     status, out, err = run("runs", *words)
     assert (status, out) == (2, "")
     assert told in err
 
 
-def test_json_says_what_the_store_says(run, store):
+def test_json_has_the_data_of_the_store(run, store):
     status, out, _ = run("runs", "--json", "--sort", "val/loss")
     rows = json.loads(out, parse_constant=pytest.fail)
     assert status == 0
@@ -90,7 +90,7 @@ def test_json_says_what_the_store_says(run, store):
     assert math.isnan(store.records("delta", ["val/loss"])[0].value)
 
 
-def test_columns_are_those_that_are_asked_for(run, store):
+def test_requested_metrics_become_columns(run, store):
     _, out, _ = run("runs", "--metrics", "gradients/norm/w", "time/epoch_seconds")
     assert out.split("\n")[0].split()[3:] == [
         "gradients/norm/w",
@@ -109,7 +109,7 @@ def test_runs_of_several_kinds_have_scores_too(run, store):
 
 
 @pytest.mark.parametrize("width", [30, 44, 60, 80])
-def test_narrow_terminals_show_what_matters_most(run, store, width, monkeypatch):
+def test_narrow_terminals_show_the_most_important_columns(run, store, width, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     _, out, _ = run("runs")
     assert all(len(line) <= width for line in out.splitlines())

@@ -51,7 +51,7 @@ def test_the_page_has_curves_scores_and_how_far_the_run_is(digits_store, capsys)
     assert page.cells[page.cells.index("directory") + 1] == str(Path("runs/digits").absolute())
 
 
-def test_settings_are_spelled_as_show_spells_them(digits_store, capsys):
+def test_settings_are_formatted_as_in_show(digits_store, capsys):
     config = {"optimizer": {"name": "adamw", "clip": None, "betas": [0.9, 0.99]}, "on": True}
     digits_store.register("set", directory="/s", host="here", pid=1, time=0.0, config=config)
     assert main(["report", "set"]) == 0
@@ -70,7 +70,7 @@ def test_settings_are_spelled_as_show_spells_them(digits_store, capsys):
     ]
 
 
-def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
+def test_checkpoints_evaluations_and_files_are_listed(digits_store, capsys):
     digits_store.write_checkpoint("digits", commit(2))
     digits_store.write_artifact(
         "digits", Artifact(f"{Path.cwd()}/runs/digits/a.gif", "replay", 2, 56, 9)
@@ -98,7 +98,7 @@ def test_commits_evaluations_and_files_are_listed(digits_store, capsys):
     assert cells[at + 5 : at + 9] == ["a.gif", "replay", "2", "9 B"]
 
 
-def test_of_many_commits_the_last_are_listed(digits_store, capsys):
+def test_only_the_last_of_many_checkpoints_are_listed(digits_store, capsys):
     for epoch in range(1, ROWS + 3):
         digits_store.write_checkpoint("digits", commit(epoch))
     main(["report", "digits"])
@@ -108,7 +108,7 @@ def test_of_many_commits_the_last_are_listed(digits_store, capsys):
     assert cells[at + 6] == "3"
 
 
-def test_nothing_in_it_is_taken_for_more_than_text(hostile, capsys):
+def test_the_page_escapes_every_text(hostile, capsys):
     assert main(["report", hostile]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path.name == f"{hostile}.html"
@@ -126,6 +126,6 @@ def test_nothing_in_it_is_taken_for_more_than_text(hostile, capsys):
         (["digits", "--to", "runs/store.sqlite/page.html"], "cannot be written"),
     ],
 )
-def test_what_it_refuses_it_says(digits_store, words, said, capsys):
+def test_errors_name_the_problem(digits_store, words, said, capsys):
     assert main(["report", *words]) == 2
     assert said in capsys.readouterr().err

@@ -16,7 +16,7 @@ def section(out, title):
     return lines[start : lines.index("", start) if "" in lines[start:] else None]
 
 
-def test_it_shows_all_there_is(run, store):
+def test_it_shows_everything_recorded(run, store):
     status, out, err = run("show", "alpha")
     assert (status, err) == (0, "")
     assert "finished" in out
@@ -42,7 +42,7 @@ def test_it_shows_all_there_is(run, store):
     assert section(out, "Environment")[0].split() == ["jax", "0.10.2"]
 
 
-def test_times_are_no_scores_of_commits_and_validation_comes_first(run, store):
+def test_checkpoints_show_no_times_and_validation_first(run, store):
     scores = {"time/hook/stop_at_return/val/return": 1.0, "train/loss": 0.5, "val/loss": 0.25}
     store.write_checkpoint(
         "alpha", CheckpointRow(3, "/elsewhere/3", 2000, scores, "3", "2025-01-01")
@@ -52,7 +52,7 @@ def test_times_are_no_scores_of_commits_and_validation_comes_first(run, store):
     assert head == ["epoch", "size", "val/loss", "train/loss", "written"]
 
 
-def test_what_there_is_none_of_is_left_out(run, store):
+def test_empty_sections_are_left_out(run, store):
     store.register("new", directory="/n", host="h", pid=1, time=0.0)
     status, out, _ = run("show", "new")
     assert status == 0
@@ -60,13 +60,13 @@ def test_what_there_is_none_of_is_left_out(run, store):
     assert "Configuration" not in out
 
 
-def test_a_failed_run_says_of_what(run, store):
+def test_a_failed_run_shows_its_error(run, store):
     _, out, _ = run("show", "delta")
     assert "ValueError: nan" in out
     assert "no finite value" in out
 
 
-def test_an_error_of_several_lines_is_shown_in_lines(run, store):
+def test_an_error_of_several_lines_keeps_its_lines(run, store):
     store.end("delta", "failed", time=1.0, error="ValueError: it does not fit:\n  w\x1b[2J")
     requests.fail_request(
         store, requests.claim_request(store, "w", ["held"], lease=60), "no\n  wanted", final=True
@@ -79,7 +79,7 @@ def test_an_error_of_several_lines_is_shown_in_lines(run, store):
     assert section(out, "Evaluations")[-1].split() == ["wanted"]
 
 
-def test_chosen_metrics_are_shown_alone(run, store):
+def test_only_chosen_metrics_are_shown(run, store):
     _, out, _ = run("show", "alpha", "--metrics", "val/accuracy", "time/epoch_seconds")
     assert [line.split()[0] for line in section(out, "Scores")[2:]] == [
         "val/accuracy",
@@ -95,14 +95,14 @@ def test_it_fits_the_terminal(run, store, width, monkeypatch):
     assert all(len(line) <= width for line in out.splitlines())
 
 
-def test_without_utf_8_there_are_numbers_and_no_curves(run, store, monkeypatch):
+def test_without_utf_8_only_numbers_are_shown(run, store, monkeypatch):
     monkeypatch.setattr("rich.console.Console.encoding", "ascii")
     _, out, _ = run("show", "alpha")
     assert "Curves" not in out
     assert "Scores" in out
 
 
-def test_json_says_what_the_store_says(run, store):
+def test_json_has_the_data_of_the_store(run, store):
     status, out, _ = run("show", "alpha", "--json", "--metrics", "val/loss")
     found = json.loads(out, parse_constant=pytest.fail)
     assert status == 0

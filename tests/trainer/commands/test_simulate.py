@@ -96,7 +96,7 @@ WITH = ("--with", "mine.py:simulation")
     ],
 )
 @pytest.mark.parametrize("recorded", [True, False])
-def test_it_restores_the_checkpoint_that_is_meant_and_passes_flags_on(
+def test_it_restores_the_named_checkpoint_and_passes_options(
     run, tmp_path, words, printed, recorded, capsys
 ):
     name = "halving"
@@ -106,7 +106,7 @@ def test_it_restores_the_checkpoint_that_is_meant_and_passes_flags_on(
     assert capsys.readouterr().out == printed
 
 
-def test_the_best_may_be_what_evaluators_found(run, capsys):
+def test_the_best_may_be_by_a_score_of_an_evaluator(run, capsys):
     with Store("runs") as store:
         for epoch, score in ((1, 0.5), (2, 0.75), (3, 0.25)):
             checksum = describe_checkpoint("runs/halving", epoch).checksum
@@ -118,7 +118,7 @@ def test_the_best_may_be_what_evaluators_found(run, capsys):
     assert capsys.readouterr().out.startswith("2 ")
 
 
-def test_help_tells_of_the_flags_of_the_function(run, capsys):
+def test_help_lists_the_options_of_the_function(run, capsys):
     assert main(["simulate", "halving", *WITH, "--help"]) == 0
     printed = capsys.readouterr().out
     assert "Print the parameters." in printed
@@ -128,14 +128,14 @@ def test_help_tells_of_the_flags_of_the_function(run, capsys):
     assert "NAME(checkpoint, *, ...)" in capsys.readouterr().out
 
 
-def test_its_exit_status_is_that_of_the_function(run):
+def test_it_returns_the_exit_status_of_the_function(run):
     assert main(["simulate", "halving", "--with=mine.py:ends_badly"]) == 3
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["halving", *WITH, "--epoch", "9"], "no commit of epoch 9"),
+        (["halving", *WITH, "--epoch", "9"], "no checkpoint of epoch 9"),
         (["halving", *WITH, "--epoch", "1", "--best", "train/loss"], "not both"),
         (["halving", *WITH, "--best", "time/epoch_seconds"], "--mode min or"),
         (
@@ -151,20 +151,20 @@ def test_its_exit_status_is_that_of_the_function(run):
         (["halving", "--with", "mine.py:other"], "params/w"),
     ],
 )
-def test_what_it_refuses_it_says(run, words, said, capsys):
+def test_errors_name_the_problem(run, words, said, capsys):
     assert main(["simulate", *words]) == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert "Traceback" not in printed
 
 
-def test_a_missing_function_is_asked_for(run, capsys):
+def test_a_missing_function_is_named(run, capsys):
     assert main(["simulate", "halving"]) == 2
     assert "--with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cartpole", "text"])
-def test_the_examples_have_one(name, capsys):
+def test_the_examples_have_a_simulation(name, capsys):
     """They are played for real with the examples; here, that their flags are told."""
     place = importlib.util.find_spec("trainer").submodule_search_locations[0]
     file = f"{place}/../examples/{name}.py"

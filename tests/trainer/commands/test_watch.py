@@ -9,11 +9,11 @@ import pytest
 
 from trainer.commands import watch
 from trainer.commands.lookup import snapshots
-from trainer.evaluators.liveness import record_heartbeat
+from trainer.evaluators.liveness import WorkerRow, record_heartbeat
 
 
-def test_one_look_shows_what_goes_on(run, store):
-    record_heartbeat(store, "worker", host="h", pid=1, doing="alpha, epoch 2", done=1)
+def test_one_snapshot_shows_running_runs_and_evaluators(run, store):
+    record_heartbeat(store, WorkerRow("worker", "h", 1, 0.0, "alpha, epoch 2", 1))
     status, out, err = run("watch", "--once")
     assert (status, err) == (watch.STALLED, "")
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line}
@@ -34,11 +34,11 @@ def test_one_look_shows_what_goes_on(run, store):
         (["nothing"], 2),
     ],
 )
-def test_the_exit_status_tells_how_they_are(run, store, runs, expected):
+def test_the_exit_status_depends_on_the_states(run, store, runs, expected):
     assert run("watch", "--once", *runs)[0] == expected
 
 
-def test_a_run_that_is_named_twice_is_watched_once(run, store):
+def test_a_run_named_twice_is_watched_once(run, store):
     _, out, _ = run("watch", "--json", "alpha", "/elsewhere/alpha", "alpha", "beta")
     assert [one["name"] for one in json.loads(out)["runs"]] == ["alpha", "beta"]
 
@@ -69,7 +69,7 @@ def test_it_waits_until_none_is_running(run, store, monkeypatch):
     assert json.loads(out)["runs"][0]["epoch"] == 5
 
 
-def test_a_run_that_ends_while_it_is_watched_is_not_forgotten(run, store, monkeypatch):
+def test_a_run_that_ends_while_watched_stays_shown(run, store, monkeypatch):
     monkeypatch.setattr(
         watch.time, "sleep", lambda seconds: store.end("beta", "failed", time=time.time())
     )
@@ -77,7 +77,7 @@ def test_a_run_that_ends_while_it_is_watched_is_not_forgotten(run, store, monkey
     assert run("watch", "--until", "finished")[0] == watch.FAILED
 
 
-def test_it_goes_on_where_the_store_is_away_for_a_while(run, store, monkeypatch):
+def test_it_continues_after_the_store_was_unreachable(run, store, monkeypatch):
     calls = []
     real = snapshots.open_store
 
@@ -105,7 +105,7 @@ def test_ctrl_c_is_no_traceback(run, store, monkeypatch):
     assert run("watch")[0] == 130
 
 
-def test_json_says_what_the_store_says(run, store):
+def test_json_has_the_data_of_the_store(run, store):
     status, out, _ = run("watch", "--json", "beta", "delta")
     found = json.loads(out, parse_constant=pytest.fail)
     assert status == 1
@@ -115,7 +115,7 @@ def test_json_says_what_the_store_says(run, store):
     assert found["evaluations"] == {"done": 1, "open": 1}
 
 
-def test_where_nothing_goes_on_it_says_so(run, store):
+def test_without_runs_it_says_so(run, store):
     for name in ("beta", "gamma"):
         store.remove(name)
     status, out, _ = run("watch", "--until", "finished")

@@ -42,7 +42,7 @@ def rows(store):
         ([], ["one", "two", "bare"]),
     ],
 )
-def test_runs_are_chosen(rows, conditions, expected):
+def test_conditions_select_runs(rows, conditions, expected):
     assert [row.name for row in filter_runs(rows, conditions)] == expected
 
 
@@ -57,12 +57,12 @@ def test_runs_are_chosen(rows, conditions, expected):
         ("rate", "a condition is SETTING=VALUE"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(rows, condition, told):
+def test_values_of_different_kinds_cannot_be_compared(rows, condition, told):
     with pytest.raises(CommandError, match=told):
         filter_runs(rows, [condition])
     with pytest.raises(CommandError, match=told):
         filter_runs(rows, ["name=lion", condition])  # though no run is left to compare
 
 
-def test_where_no_run_has_a_value_none_is_smaller(rows):
+def test_a_setting_without_values_meets_no_comparison(rows):
     assert filter_runs(rows[:1], ["clip<2"]) == []

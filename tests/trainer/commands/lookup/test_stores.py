@@ -55,14 +55,14 @@ def test_a_directory_that_was_moved_with_its_store_is_found(tmp_path, monkeypatc
         assert row.directory == str(tmp_path / "runs" / "one")
 
 
-def test_an_unknown_run_is_told_with_those_that_are_near(store):
+def test_an_unknown_run_is_named_with_similar_ones(store):
     with pytest.raises(CommandError, match="no run 'alpa' in .* Did you mean 'alpha'?"):
         find_run(store, "alpa")
     with pytest.raises(CommandError, match="no run 'x' in .* .there is: beta, alpha, delta, gamma"):
         find_run(store, "x")
 
 
-def test_each_command_tells_the_newest_epoch_of_signs_and_records(store, run):
+def test_each_command_shows_the_newest_epoch_of_heartbeats_and_records(store, run):
     def told():
         return [
             next(one for one in json.loads(run("runs", "--json")[1]) if one["name"] == "beta"),
@@ -78,7 +78,7 @@ def test_each_command_tells_the_newest_epoch_of_signs_and_records(store, run):
     assert {(one["epoch"], one["step"]) for one in told()} == {(5, 50)}
 
 
-def test_where_there_is_no_store_it_says_how_one_comes_to_be(tmp_path, monkeypatch):
+def test_a_missing_store_explains_how_to_create_one(tmp_path, monkeypatch):
     monkeypatch.delenv("ENTRACTE_STORE", raising=False)
     monkeypatch.chdir(tmp_path)
     with (
@@ -112,7 +112,7 @@ def losses(folder):
         return [record.value for record in store.records("one")]
 
 
-def test_a_look_delivers_nothing_and_names_the_command_that_does(left, run, tmp_path):
+def test_reading_delivers_nothing_and_names_the_command_that_does(left, run, tmp_path):
     before, told = left.read_bytes(), ""
     for words in (["runs"], ["show", "one"], ["watch", "--once"], ["export", "one", "--to", "out"]):
         status, _, err = run(*words)
@@ -140,9 +140,7 @@ def test_a_run_that_was_moved_is_delivered_by_its_path(left, run, tmp_path):
     assert losses(tmp_path) == [0.5, 0.25]
 
 
-def test_a_run_that_the_store_never_heard_of_is_delivered_by_its_path(
-    left, run, tmp_path, monkeypatch
-):
+def test_a_run_unknown_to_the_store_is_delivered_by_its_path(left, run, tmp_path, monkeypatch):
     monkeypatch.setenv("ENTRACTE_STORE", str(tmp_path / "another"))
     with Store(tmp_path / "another"):
         assert run("deliver") == (0, "nothing waits to be delivered\n", "")
@@ -151,7 +149,7 @@ def test_a_run_that_the_store_never_heard_of_is_delivered_by_its_path(
     assert losses(tmp_path / "another") == [0.25]
 
 
-def test_what_another_user_left_names_what_delivers_it(left, run, monkeypatch):
+def test_a_queue_of_another_user_explains_how_to_deliver_it(left, run, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
     status, out, _ = run("deliver")
     assert status == 1
@@ -159,7 +157,7 @@ def test_what_another_user_left_names_what_delivers_it(left, run, monkeypatch):
     assert run("deliver", str(left.parent))[0] == 0
 
 
-def test_a_queue_that_cannot_be_delivered_stays_and_says_why(left, run, tmp_path):
+def test_a_queue_that_cannot_be_delivered_stays_and_the_reason_is_printed(left, run, tmp_path):
     before = left.read_bytes()
     (tmp_path / "one" / "lock").unlink(missing_ok=True)
     (tmp_path / "one" / "lock").mkdir()
@@ -169,7 +167,7 @@ def test_a_queue_that_cannot_be_delivered_stays_and_says_why(left, run, tmp_path
     assert "lock" in out
 
 
-def test_hostile_names_reach_no_terminal(store, run, monkeypatch):
+def test_hostile_names_cannot_control_the_terminal(store, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     config = {HOSTILE: HOSTILE}
     store.register(

@@ -24,26 +24,26 @@ def dots(lines):
 
 
 @given(st.lists(NUMBERS, max_size=200), st.integers(LEFT + 8, 60), st.integers(1, 9))
-def test_any_numbers_make_a_plot_of_its_size(values, width, height):
+def test_a_plot_of_any_numbers_has_the_requested_size(values, width, height):
     lines = drawn(*values, width=width, height=height)
     assert len(lines) == height + 2
     assert all(len(line) <= width for line in lines[1:])
     assert (dots(lines) > 0) == any(map(math.isfinite, values))
 
 
-def test_what_is_higher_is_drawn_higher_and_what_is_later_further_right():
+def test_higher_values_are_drawn_higher_and_later_ones_further_right():
     rising, falling = drawn(1.0, 2.0, 3.0), drawn(3.0, 2.0, 1.0)
     ends = [[at for at, c in enumerate(lines[1]) if c > "\u2800"] for lines in (rising, falling)]
     assert min(ends[0]) > max(ends[1])
     assert all(dots([line]) for line in rising[1:-1])
 
 
-def test_a_line_is_broken_where_a_value_is_not_finite():
+def test_a_line_is_broken_at_non_finite_values():
     whole, broken = drawn(1.0, 1.0, 1.0, 1.0), drawn(1.0, math.nan, 1.0, 1.0)
     assert dots(broken) < dots(whole)
 
 
-def test_many_points_are_drawn_as_means():
+def test_many_points_are_averaged():
     alternating = [float(n % 2) for n in range(10_000)]
     assert dots(drawn(*alternating, 0.5)) <= 4 * 42
 

@@ -46,7 +46,7 @@ OWN = {name: f"{__name__}:{name}" for name in ("shout", "refuse", "stop")}
 
 
 @pytest.mark.parametrize("name", trainer.__main__.COMMANDS)
-def test_every_command_is_there_and_says_what_it_does(name):
+def test_every_command_exists_and_has_help(name):
     command = import_command(trainer.__main__.COMMANDS[name])
     assert command.__doc__
     assert run_command(trainer.__main__.COMMANDS, [name, "--help"]) == 0
@@ -59,17 +59,17 @@ def test_the_overview_lists_each_command(capsys):
     assert out.count("Shout words.") == 2
 
 
-def test_what_it_returns_is_the_exit_status(capsys):
+def test_the_exit_status_is_the_result_of_the_command(capsys):
     assert run_command(OWN, ["shout", "--loud"]) == 7
     assert run_command(OWN, ["stop"]) == 130
 
 
-def test_a_refusal_is_told_without_a_traceback(capsys):
+def test_a_command_error_is_printed_without_a_traceback(capsys):
     assert run_command(OWN, ["refuse"]) == 2
     assert capsys.readouterr().err == "python -m trainer: refuse: not today\n"
 
 
-def test_wrong_words_are_told_with_status_2(capsys):
+def test_wrong_words_return_status_2(capsys):
     assert run_command(OWN, ["shout", "--laud"]) == 2
     assert run_command(OWN, ["fly\x1b[2J"]) == 2
     err = capsys.readouterr().err
@@ -77,20 +77,20 @@ def test_wrong_words_are_told_with_status_2(capsys):
     assert r"no command 'fly\x1b[2J' (there is: shout, refuse, stop)" in err
 
 
-def test_an_option_that_is_given_again_loses_nothing(capsys):
+def test_a_repeated_option_keeps_all_values(capsys):
     assert run_command(OWN, ["shout", "--words", "a", "--loud", "--words=b", "c"]) == 7
     assert capsys.readouterr().out == "('a', 'b', 'c') True\n"
     assert merge_options(["x", "--a", "1", "y", "--a", "2"]) == ["x", "--a", "1", "y", "2"]
 
 
 @pytest.mark.parametrize("words", [["--store", "a", "--store", "b"], ["--store=a", "--store=b"]])
-def test_an_option_that_takes_one_value_is_given_once(words, store, capsys):
+def test_an_option_of_one_value_cannot_be_repeated(words, store, capsys):
     assert run_command(trainer.__main__.COMMANDS, ["runs", *words]) == 2
     assert "give --store once, it takes one value; got a, b" in capsys.readouterr().err
     assert run_command(trainer.__main__.COMMANDS, ["runs", "--json", "--json"]) == 0
 
 
-def test_what_must_be_given_is_named(capsys):
+def test_a_missing_argument_is_named(capsys):
     assert run_command(trainer.__main__.COMMANDS, ["show"]) == 2
     assert "RUN" in capsys.readouterr().err
 
@@ -99,7 +99,7 @@ def test_what_must_be_given_is_named(capsys):
     ("absent", "extras"),
     [(["tyro"], "config"), (["rich"], "console"), (["tyro", "rich"], "config,console")],
 )
-def test_without_its_libraries_it_says_what_to_install(absent, extras, monkeypatch, capsys):
+def test_a_missing_library_is_named_with_its_extra(absent, extras, monkeypatch, capsys):
     for library in absent:
         monkeypatch.setitem(sys.modules, library, None)
     assert run_command(OWN, ["shout"]) == 2
@@ -117,7 +117,7 @@ def test_a_process_lists_runs_in_any_encoding(store):
     assert r"gr\xf6\xdfe" in ran.stdout
 
 
-def test_who_reads_no_further_sees_no_traceback(store):
+def test_a_closed_pipe_prints_no_traceback(store):
     reader, writer = os.pipe()
     os.close(reader)
     ran = subprocess.run(
