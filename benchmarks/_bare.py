@@ -37,7 +37,7 @@ def update(network, optimizer, state, batch):
 
 
 def shuffled(key, number, size, batch_size):
-    """Give the places of an epoch's examples, `[steps, batch]`; the ragged tail is dropped."""
+    """Return the places of an epoch's examples, `[steps, batch]`; the ragged tail is dropped."""
     order = jax.random.permutation(jax.random.fold_in(key, number), size)
     return order[: size // batch_size * batch_size].reshape(-1, batch_size)
 
@@ -47,7 +47,7 @@ def taken(arrays, places):
 
 
 def one_scan(network, optimizer, size, batch_size):
-    """Make an epoch that is one compiled function, `(state, arrays, key, number)`."""
+    """Build an epoch that is one compiled function, `(state, arrays, key, number)`."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def epoch(state, arrays, key, number):
@@ -61,7 +61,7 @@ def one_scan(network, optimizer, size, batch_size):
 
 
 def one_dispatch_a_step(network, optimizer, size, batch_size):
-    """Make an epoch that calls a compiled step again and again; arguments as `one_scan`'s."""
+    """Build an epoch that calls a compiled step again and again; arguments as `one_scan`'s."""
     shuffle = jax.jit(functools.partial(shuffled, size=size, batch_size=batch_size))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

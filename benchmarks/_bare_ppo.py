@@ -101,7 +101,7 @@ def init(key, settings, optimizer):
 
 
 def rollout(params, episodes, key, settings):
-    """Act, all chance drawn before; gives (episodes, what happened `[time, env]`)."""
+    """Act, all chance drawn before; return (episodes, what happened `[time, env]`)."""
     sampling, beginning = jax.random.split(key)
     shape = settings.steps, settings.envs
     chance = jax.random.gumbel(sampling, (*shape, 2)), fresh(beginning, *shape)
@@ -177,7 +177,7 @@ def objective(params, batch, settings):
 
 
 def iteration(state, settings, optimizer):
-    """Act, then learn from it; gives (state, metrics)."""
+    """Act, then learn from it; return (state, metrics)."""
     key, acting, learning = jax.random.split(state.key, 3)
     episodes, taken = rollout(state.params, state.episodes, acting, settings)
     value = forward(state.params["value"], taken["observation"])[..., 0]
@@ -211,13 +211,13 @@ def iteration(state, settings, optimizer):
 
 
 def adam(rate, settings):
-    """Make the optimizer; `rate` a float or a schedule over updates."""
+    """Build the optimizer; `rate` a float or a schedule over updates."""
     clip = optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(clip, optax.adam(rate, eps=EPSILON))
 
 
 def one_dispatch_an_iteration(settings, optimizer):
-    """Make `run(state, iterations)`: a compiled function that is called again and again."""
+    """Build `run(state, iterations)`: a compiled function that is called again and again."""
     one = compiled(settings, optimizer)
 
     def run(state, iterations):
@@ -230,7 +230,7 @@ def one_dispatch_an_iteration(settings, optimizer):
 
 
 def one_scan(settings, optimizer):
-    """Make `run(state, iterations)`: one compiled function for all of them."""
+    """Build `run(state, iterations)`: one compiled function for all of them."""
 
     @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
     def scanned(state, iterations):
@@ -254,7 +254,7 @@ def compiled(settings, optimizer):
 
 
 def solve(one, state, iterations, settings):
-    """Train until the last episodes reach the return; gives the environment steps, or None.
+    """Train until the last episodes reach the return; return the environment steps, or None.
 
     Args:
         one: iteration, `compiled`.
@@ -273,7 +273,7 @@ def solve(one, state, iterations, settings):
 
 
 def recent(ended):
-    """Give the mean return of the last episodes; None where there are too few.
+    """Return the mean return of the last episodes; None where there are too few.
 
     Args:
         ended: (episodes, sum of their returns) of each iteration. Those of the first iteration

@@ -26,7 +26,7 @@ STEPS = 9
 
 FINAL = "final.txt"
 
-logging.getLogger("tensorboard").setLevel(logging.ERROR)  # or it tells of each point that it hides
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # or it reports each hidden point
 
 
 def run(directory: str, fatal: tuple[str, int] | None = None) -> None:
@@ -72,14 +72,14 @@ class _Passes:
 
 
 def chain(directory: Path, phase: trainer.Phase) -> Any:
-    """Give hooks of every kind, all writing below the directory."""
+    """Return hooks of every kind, all writing below the directory."""
 
     def halve_rate(state, metrics):
         rate = optax.tree.get(state.opt_state, "learning_rate")
         return state.replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate / 2))
 
-    def count(memory, state, metrics):
-        return memory + 1, state
+    def count(hook_state, state, metrics):
+        return hook_state + 1, state
 
     return hooks.chain(
         hooks.roll_back_on_nan(),
@@ -96,12 +96,12 @@ def chain(directory: Path, phase: trainer.Phase) -> Any:
     )
 
 
-PLACES = ("phase", "control", "observe", "recorded", "flush", "commit", "saving")
+PLACES = ("phase", "control", "observe", "recorded", "flush", "save", "saving")
 """Places within an event, in order of time, between any two of which a run may die."""
 
 
 def suicide(place: str, epoch: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Give hooks, to be listed first and last, of which one kills the process."""
+    """Return hooks, to be listed first and last, of which one kills the process."""
     flushes = 0
 
     def die(state, metrics):
@@ -121,10 +121,10 @@ def suicide(place: str, epoch: int) -> tuple[Sequence[Any], Sequence[Any]]:
         "observe": hooks.observe(die),
         "recorded": hooks.observe(die),
         "flush": trainer.Hook(lambda state, metrics: state, "die", flush=die_flushing),
-        "commit": trainer.Hook(die, "die", stage="save"),
+        "save": trainer.Hook(die, "die", stage="save"),
         "saving": trainer.Hook(die, "die", stage="save"),
     }[place]
-    first = place in ("phase", "observe", "commit")
+    first = place in ("phase", "observe", "save")
     return ((hook,), ()) if first else ((), (hook,))
 
 
@@ -135,7 +135,7 @@ class Left(NamedTuple):
     lines: list[tuple[int, dict[str, float]]]
     """Of the JSON file: (epoch, metrics)."""
     points: dict[str, list[tuple[int, float]]]
-    """Of TensorBoard: tag to (step, value), as its own reader gives them."""
+    """Of TensorBoard: tag to (step, value), as its own reader returns them."""
 
 
 def left(directory: Path) -> Left:
@@ -168,7 +168,7 @@ def lost_and_doubled(wanted: Left, got: Left) -> tuple[int, int]:
 
 
 def nursery() -> Any:
-    """Give a context whose processes start with all libraries imported, and JAX not yet begun."""
+    """Return a context whose processes start with all libraries imported, without JAX's backend."""
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     )
@@ -207,7 +207,7 @@ def kill_after(process: Any, directory: Path, seconds: float) -> bool:
 
 
 def kill_in_save(process: Any, directory: Path, epoch: int, seconds: float) -> bool:
-    """Kill a process so long after it began to write the commit of an epoch, or of a later one."""
+    """Kill a process some time after it began to save an epoch, or a later one."""
     while process.is_alive() and newest(directory, begun=True) < epoch:
         time.sleep(0.0002)
     time.sleep(seconds)
@@ -215,7 +215,7 @@ def kill_in_save(process: Any, directory: Path, epoch: int, seconds: float) -> b
 
 
 def newest(directory: Path, *, begun: bool = False) -> int:
-    """Give the epoch of the newest commit; 0 if there is none.
+    """Return the epoch of the newest checkpoint; 0 if there is none.
 
     Args:
         directory: of the run.

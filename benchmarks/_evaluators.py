@@ -1,4 +1,4 @@
-"""Evaluators as processes: a run with many commits to evaluate, and workers that may be killed."""
+"""Evaluators as processes: a run with many checkpoints, and workers that may be killed."""
 
 import logging
 import multiprocessing
@@ -31,7 +31,7 @@ LIMIT = 300
 
 
 def made() -> tuple[Any, Any, trainer.Phase]:
-    """Make the task, its first state and its evaluation."""
+    """Build the task, its first state and its evaluation."""
     train, val = data.digits(batch_size=64)
     task = trainer.supervised(
         models.mlp(classes=10, hidden=(128,)), losses.classification, optax.adam(1e-3)
@@ -40,35 +40,40 @@ def made() -> tuple[Any, Any, trainer.Phase]:
     return task, start, trainer.evaluation(task.measure, val)
 
 
-def saved(folder: Path, commits: int) -> None:
-    """Put a run on record that has so many commits, none like another."""
+def saved(folder: Path, count: int) -> None:
+    """Record a run with so many checkpoints, all different."""
     _, start, _ = made()
     run = folder / RUN
-    with trainer.Checkpoints(run, keep=commits) as checkpoints:
-        for epoch in range(1, commits + 1):
+    with trainer.Checkpoints(run, keep=count) as checkpoints:
+        for epoch in range(1, count + 1):
             params = jax.tree.map(lambda w, n=epoch: w * n, start.params)
             checkpoints.save(start.replace(params=params, epoch=jnp.int32(epoch)))
             checkpoints.wait()
     with Store(folder) as store:
         now = time.time()
         store.register(RUN, directory=str(run), host="", pid=os.getpid(), time=now)
-        for epoch in range(1, commits + 1):
+        for epoch in range(1, count + 1):
             store.write_checkpoint(RUN, describe_checkpoint(run, epoch))
 
 
 def ask_for(folder: Path, suite: str = SUITE) -> float:
-    """Ask for all commits, at once, and give the time since when that is on record."""
+    """Request all checkpoints at once; return the time when the requests are in the store."""
     with Store(folder) as store:
         with store.connection.transaction():
-            for commit in store.checkpoints(RUN):
+            for checkpoint in store.checkpoints(RUN):
                 create_request(
-                    store, RUN, commit.epoch, suite, checksum=commit.checksum, time=time.time()
+                    store,
+                    RUN,
+                    checkpoint.epoch,
+                    suite,
+                    checksum=checkpoint.checksum,
+                    time=time.time(),
                 )
         return store.connection.now()
 
 
 def serve(folder: Path, ready: Any, suite: str, settings: dict[str, float], slow: float) -> None:
-    """Answer requests until a signal comes; what is answered is told in `answered.txt` too.
+    """Answer requests until a signal comes; each answer is also written to `answered.txt`.
 
     Args:
         folder: of the runs.
@@ -144,7 +149,7 @@ class Workers:
 
 
 def nursery() -> Any:
-    """Give a context whose processes start with all libraries imported, and JAX not yet begun."""
+    """Return a context whose processes start with all libraries imported, without JAX's backend."""
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     )

@@ -2,7 +2,7 @@
 
 The layers: root mean square norms, attention with rotary positions, a dense branch with a GELU, no
 biases, embeddings that are also the weights of the logits. The parameters are counted against ours.
-Each function gives `run(epochs)`, which trains on and returns when all is computed.
+Each function returns `run(epochs)`, which trains on and returns when all is computed.
 """
 
 import math
@@ -35,7 +35,7 @@ def require_same(peer, parameters, ours):
 
 
 def turns(size):
-    """Give cosines and sines of the rotary positions, float32 `[time, 1, size of a head / 2]`."""
+    """Return cosines and sines of the rotary positions, float32 `[time, 1, size of a head / 2]`."""
     head = size.width // size.heads
     frequencies = 10_000.0 ** (-np.arange(0, head, 2) / head)
     angles = np.arange(size.context)[:, None, None] * frequencies

@@ -26,7 +26,7 @@ Samples = dict[str, list[float]]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Make the options that every benchmark has."""
+    """Build the options that every benchmark has."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,7 +36,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def timed(run: Callable[[], Any]) -> float:
-    """Give the seconds of a call, which must block until all that it computed is there."""
+    """Return the seconds of a call, which must block until all that it computed is there."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
@@ -123,7 +123,7 @@ def finish(options: argparse.Namespace, name: str, **content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Say what figures were measured on and with."""
+    """Return what figures were measured on and with."""
     device = jax.devices()[0]
     versions = {"python": platform.python_version()}
     for library in LIBRARIES + PEERS:

@@ -1,6 +1,6 @@
 """Other trainers on the same data: the same layers, batch size, optimizer, and steps an epoch.
 
-Each function gives `run(epochs)`, which trains on and returns when all is computed.
+Each function returns `run(epochs)`, which trains on and returns when all is computed.
 """
 
 import importlib.util

@@ -60,7 +60,7 @@ class Server:
             raise
 
     def url(self, database="postgres"):
-        """Give the URL of a database."""
+        """Return the URL of a database."""
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
 
     def start(self):

@@ -10,7 +10,7 @@ def installed():
 
 
 def stable_baselines(settings, rate, *, seed=0):
-    """Make its algorithm.
+    """Build its algorithm.
 
     Args:
         settings: a `_bare_ppo.Settings`.
@@ -47,7 +47,7 @@ def stable_baselines(settings, rate, *, seed=0):
 
 
 def runner(settings, rate):
-    """Make `run(iterations)`, which trains on."""
+    """Build `run(iterations)`, which trains on."""
     algorithm, steps = stable_baselines(settings, rate), settings.envs * settings.steps
 
     def run(iterations):
@@ -57,7 +57,7 @@ def runner(settings, rate):
 
 
 def solve(settings, rate, total_steps, seed):
-    """Train until the last episodes reach the return; gives the environment steps, or None."""
+    """Train until the last episodes reach the return; return the environment steps, or None."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     class StopAtReturn(BaseCallback):

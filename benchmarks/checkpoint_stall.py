@@ -1,16 +1,17 @@
-"""What does saving take of a run, and for how long does one save hold training up?
+"""What does saving cost a run, and for how long does one save delay training?
 
 Baselines: the same run without saving; Orbax's `CheckpointManager` with its asynchronous defaults;
 `np.savez` of a host copy in a thread.
 
-Measured, first, whole runs of `fit`: epochs of matrix products that keep all cores busy, and a
+Measured first: whole runs of `fit`, with epochs of matrix products that keep all cores busy, and a
 state of 16 arrays; 10 MB with epochs of 138 ms, 400 MB with epochs 40 times as long. A run ends
-when its last save is durable. Whole runs take turns; ratios over the run without saving, round by
-round.
+when its last save is durable. Whole runs take turns; ratios are over the run without saving, round
+by round.
 
 Then single saves, each followed by one step that updates every array in donated buffers: how long
-the two take beyond a usual step, which is what blocks plus what the next step is delayed by. A save
-is durable before the next begins. The first save of each is told apart, since it makes its buffers.
+the two take beyond a usual step, which is the blocking time plus the delay of the next step. A save
+is durable before the next begins. The first save of each is reported separately, since it allocates
+its buffers.
 """
 
 import functools
@@ -60,7 +61,7 @@ QUICK_RUNS, QUICK_SAVES = [Run(1, 0.02, epochs=4, rounds=1)], [Save(1, repeats=2
 
 
 def state_of(megabytes):
-    """Make a state of random numbers, of 16 arrays and so many MB."""
+    """Build a state of random numbers, of 16 arrays and so many MB."""
     rows = max(1, round(megabytes * 1e6 / LEAVES / 4096))
     keys = jax.random.split(jax.random.key(0), LEAVES)
     params = {f"layer_{n}": jax.random.uniform(key, (rows, 1024)) for n, key in enumerate(keys)}
@@ -68,7 +69,7 @@ def state_of(megabytes):
 
 
 def busy(products):
-    """Make a phase of so many matrix products, which changes every parameter a little."""
+    """Build a phase of so many matrix products, which changes every parameter a little."""
 
     def run(state, _):
         noise = jax.random.normal(state.key("noise"), (SIDE, SIDE))
@@ -137,7 +138,7 @@ SAVING = {
 
 
 def whole_run(start, phase, epochs, make_hooks, directory):
-    """Give the seconds of a run, until all that it saved is durable."""
+    """Return the seconds of a run, until all that it saved is durable."""
 
     def run():
         state, _ = trainer.fit(start, phase, epochs=epochs, hooks=make_hooks(folder))
@@ -148,7 +149,7 @@ def whole_run(start, phase, epochs, make_hooks, directory):
 
 
 def measure_run(size, directory):
-    """Give each contestant's seconds of a run."""
+    """Return each contestant's seconds of a run."""
     start = state_of(size.megabytes)
     phase = phase_of(start, size.epoch_seconds)
     for make_hooks in SAVING.values():
@@ -167,7 +168,7 @@ def advance(params):
 
 
 def savers(directory):
-    """Give name to (save, wait, close); `save` takes a state, `wait` ends when it is durable."""
+    """Return name to (save, wait, close); `save` takes a state, `wait` ends when it is durable."""
     ours = trainer.Checkpoints(Path(directory) / "entracte", keep=1)
     orbax = orbax_manager(Path(directory) / "orbax", keep=1)
 
@@ -181,7 +182,7 @@ def savers(directory):
 
 
 def measure_save(size, directory):
-    """Give each saver's milliseconds beyond a usual step, what of it blocks, and the first save."""
+    """Return each saver's milliseconds beyond a usual step, its blocking part, the first save."""
     state, number = state_of(size.megabytes), 0
     blocked = {OURS: [], OTHERS: []}
 

@@ -1,15 +1,15 @@
-"""Is a damaged checkpoint ever restored as if it were whole, and what does making sure cost?
+"""Is a damaged checkpoint ever restored as if it were intact, and what does verification cost?
 
-Trials: a real run leaves three commits. Each trial damages a copy of them at random, in one way,
-anywhere in any file of the newest commit, one in four a second time in the one before; then
-`Checkpoints.restore` reads it into a state of other numbers. Fingerprints and scores tell what came
-back: the newest commit all the same (the damage changed nothing, such as zeros zeroed); an older
-commit's exact state; an error; or silently something else, which must never be. Exits with 1 if it
-was.
+Trials: a real run saves three checkpoints. Each trial damages a copy of them at random, in one way,
+anywhere in any file of the newest checkpoint, in one of four trials also in the one before. Then
+`Checkpoints.restore` reads it into a state of other numbers. Fingerprint and scores show the
+outcome: the newest checkpoint all the same (the damage changed nothing, such as zeros zeroed); the
+exact state of an older checkpoint; an error; or silently something else, which must never happen.
+Exits with 1 if it did.
 
-Cost: what a commit takes until it is durable, and of restoring one the share that computing
-checksums takes, for the digits CNN and for a state of 16 arrays. The baseline is restoring without;
-all take turns. Files are in the page cache, where reading is fastest and the share largest.
+Cost: the time until a save is durable, and the share of checksums in the time of a restore, for the
+digits CNN and for a state of 16 arrays. The baseline is a restore without checksums; all take
+turns. Files are in the page cache, where reading is fastest and the share largest.
 """
 
 import logging
@@ -31,33 +31,33 @@ import trainer
 from trainer import data, losses
 from trainer.checkpoints import DamagedCheckpoint, host_snapshot
 
-COMMITS = 3
+CHECKPOINTS = 3
 OUTCOMES = ("harmless", "walked back", "refused", "passed over", "silently wrong")
 WRONG = ("passed over", "silently wrong")
 BLOCK = 4096
 MEGABYTES, ROUNDS = 400, 9
-COMMIT, WITH = "a commit, until it is durable", "restoring"
+SAVE, WITH = "a save, until it is durable", "restoring"
 WITHOUT, CHECKING = "restoring without checksums", "of it checksums"
 
 
-def files_of(commit):
-    return sorted(path for path in commit.rglob("*") if path.is_file())
+def files_of(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
 
 
-def any_file(commit, random):
+def any_file(checkpoint, random):
     """A file that has bytes: half of the time the arrays', since all others are small."""
-    arrays = commit / "arrays/leaves/0"
-    files = [path for path in files_of(commit) if path.stat().st_size]
+    arrays = checkpoint / "arrays/leaves/0"
+    files = [path for path in files_of(checkpoint) if path.stat().st_size]
     return (
         arrays if random.random() < 0.5 and arrays in files else files[random.integers(len(files))]
     )
 
 
 def rewritten(change):
-    """Make a damage of a function of a file's bytes (a bytearray, changed in place)."""
+    """Build a damage of a function of a file's bytes (a bytearray, changed in place)."""
 
-    def damage(commit, random):
-        path = any_file(commit, random)
+    def damage(checkpoint, random):
+        path = any_file(checkpoint, random)
         content = bytearray(path.read_bytes())
         change(content, random)
         path.write_bytes(content)
@@ -86,36 +86,36 @@ def append(content, random):
     content.extend(random.bytes(random.integers(1, BLOCK)))
 
 
-def delete_file(commit, random):
-    any_file(commit, random).unlink()
+def delete_file(checkpoint, random):
+    any_file(checkpoint, random).unlink()
 
 
-def swap(commit, random):
-    """Exchange a file with its namesake of another commit."""
-    path = any_file(commit, random)
+def swap(checkpoint, random):
+    """Exchange a file with its namesake of another checkpoint."""
+    path = any_file(checkpoint, random)
     namesakes = [
-        commit.with_name(str(number)) / path.relative_to(commit)
-        for number in range(1, COMMITS + 1)
-        if str(number) != commit.name
+        checkpoint.with_name(str(number)) / path.relative_to(checkpoint)
+        for number in range(1, CHECKPOINTS + 1)
+        if str(number) != checkpoint.name
     ]
     other = random.choice([namesake for namesake in namesakes if namesake.exists()])
-    aside = commit.parent / "aside"
+    aside = checkpoint.parent / "aside"
     path.rename(aside)
     other.rename(path)
     aside.rename(other)
 
 
-def any_folder(commit, random):
-    folders = [commit, *(path for path in sorted(commit.rglob("*")) if path.is_dir())]
+def any_folder(checkpoint, random):
+    folders = [checkpoint, *(path for path in sorted(checkpoint.rglob("*")) if path.is_dir())]
     return folders[random.integers(len(folders))]
 
 
-def delete_folder(commit, random):
-    shutil.rmtree(any_folder(commit, random))
+def delete_folder(checkpoint, random):
+    shutil.rmtree(any_folder(checkpoint, random))
 
 
-def empty_folder(commit, random):
-    folder = any_folder(commit, random)
+def empty_folder(checkpoint, random):
+    folder = any_folder(checkpoint, random)
     shutil.rmtree(folder)
     folder.mkdir()
 
@@ -128,32 +128,32 @@ DAMAGES = {
     "emptied file": rewritten(lambda content, random: content.clear()),
     "garbage appended": rewritten(append),
     "deleted file": delete_file,
-    "file swapped with another commit's": swap,
+    "file swapped with another checkpoint's": swap,
     "deleted folder": delete_folder,
     "emptied folder": empty_folder,
 }
 
 
 def real_run(directory):
-    """Leave three commits of a real run, and give a state of other numbers to restore into."""
+    """Leave three checkpoints of a real run, and give a state of other numbers to restore into."""
     train, _ = data.digits(batch_size=64)
     network = models.mlp(classes=10, hidden=(64,))
     task = trainer.supervised(network, losses.classification, optax.adam(1e-2))
     chain = [
         hooks.average_params(),
         hooks.stop_early("train/loss", patience=50),
-        hooks.save_checkpoints(directory, keep=COMMITS, max_cost=None, config={"seed": 0}),
+        hooks.save_checkpoints(directory, keep=CHECKPOINTS, max_cost=None, config={"seed": 0}),
     ]
     phase = trainer.training(task.step, train)
     start = task.init(jax.random.key(0), train.example)
-    trained, _ = trainer.fit(start, phase, epochs=COMMITS, hooks=chain)
+    trained, _ = trainer.fit(start, phase, epochs=CHECKPOINTS, hooks=chain)
     other = task.init(jax.random.key(1), train.example)
     return other.replace(hook_state=trained.hook_state)
 
 
-def told(commit):
-    """What must be right about a commit that was restored."""
-    return trainer.fingerprint(commit.state), commit.scores, commit.manifest["config"]
+def get_content(checkpoint):
+    """Return what must be right about a restored checkpoint."""
+    return trainer.fingerprint(checkpoint.state), checkpoint.scores, checkpoint.manifest["config"]
 
 
 def restored(directory, target, **options):
@@ -162,14 +162,14 @@ def restored(directory, target, **options):
 
 
 def newest_intact(directory, whole):
-    """The newest commit that is byte for byte what was written; 0 if none is."""
+    """The newest checkpoint that is byte for byte what was written; 0 if none is."""
 
-    def content(commit):
-        return {path.relative_to(commit): path.read_bytes() for path in files_of(commit)}
+    def content(checkpoint):
+        return {path.relative_to(checkpoint): path.read_bytes() for path in files_of(checkpoint)}
 
     pairs = [
         (n, *(content(folder / "checkpoints" / str(n)) for folder in (directory, whole)))
-        for n in range(1, COMMITS + 1)
+        for n in range(1, CHECKPOINTS + 1)
     ]
     return max((n for n, found, written in pairs if found == written), default=0)
 
@@ -178,28 +178,28 @@ def outcome(directory, whole, target, wanted):
     """Restore, and say what came back."""
     intact = newest_intact(directory, whole)
     try:
-        commit = restored(directory, target)
+        checkpoint = restored(directory, target)
     except DamagedCheckpoint:
         return "passed over" if intact else "refused"
-    if commit is None or told(commit) != wanted.get(commit.epoch):
+    if checkpoint is None or get_content(checkpoint) != wanted.get(checkpoint.epoch):
         return "silently wrong"
-    if commit.epoch < intact:
+    if checkpoint.epoch < intact:
         return "passed over"
-    return "harmless" if commit.epoch == COMMITS else "walked back"
+    return "harmless" if checkpoint.epoch == CHECKPOINTS else "walked back"
 
 
 def try_damages(count, seed, directory):
-    """Give kind to outcome to how often it was seen."""
+    """Return how often each outcome was seen, by kind of damage."""
     whole, copy = Path(directory, "whole"), Path(directory, "copy")
     target = real_run(whole)
-    wanted = {n: told(restored(whole, target, epoch=n)) for n in range(1, COMMITS + 1)}
+    wanted = {n: get_content(restored(whole, target, epoch=n)) for n in range(1, CHECKPOINTS + 1)}
     seen = {kind: dict.fromkeys(OUTCOMES, 0) for kind in DAMAGES}
     for number in range(count):
         random = np.random.default_rng((seed, number))
         shutil.copytree(whole, copy)
         kind = list(DAMAGES)[number % len(DAMAGES)]
-        DAMAGES[kind](copy / "checkpoints" / str(COMMITS), random)
-        before = copy / "checkpoints" / str(COMMITS - 1)
+        DAMAGES[kind](copy / "checkpoints" / str(CHECKPOINTS), random)
+        before = copy / "checkpoints" / str(CHECKPOINTS - 1)
         if random.random() < 0.25 and (before / "arrays/leaves/0").exists():
             DAMAGES[random.choice(list(DAMAGES))](before, random)
         result = outcome(copy, whole, target, wanted)
@@ -225,7 +225,7 @@ def digits_run():
 
 
 def costs(state, rounds, directory):
-    """Give the seconds of a commit, of restoring with and without checksums, and of these alone."""
+    """Return the seconds of a save, of a restore with and without checksums, and of these alone."""
     verify, checking = host_snapshot.verify_checksums, []
 
     def verified(leaves, buffer):
@@ -235,14 +235,14 @@ def costs(state, rounds, directory):
         with mock.patch.object(host_snapshot, "verify", check):
             return _measuring.timed(lambda: jax.block_until_ready(checkpoints.restore(state).state))
 
-    def commit():
+    def save():
         checkpoints.save(state)
         checkpoints.wait()
 
     with trainer.Checkpoints(directory) as checkpoints:
         samples = _measuring.interleaved(
             {
-                COMMIT: lambda: _measuring.timed(commit),
+                SAVE: lambda: _measuring.timed(save),
                 WITH: lambda: restoring(verified),
                 WITHOUT: lambda: restoring(lambda *_: None),
             },
@@ -270,7 +270,7 @@ def main():
     ]
     total = {name: sum(counts[name] for counts in seen.values()) for name in OUTCOMES}
     rows.append(("all", str(damages), *(str(total[name]) for name in OUTCOMES)))
-    _measuring.show("What became of damaged commits", ("damage", "trials", *OUTCOMES), rows)
+    _measuring.show("What became of damaged checkpoints", ("damage", "trials", *OUTCOMES), rows)
 
     megabytes, rounds = (4, 2) if options.quick else (MEGABYTES, ROUNDS)
     measured, ratios = {}, {}

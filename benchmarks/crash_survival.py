@@ -1,10 +1,10 @@
-"""Does a run that is killed at any instant go on as if nothing had been?
+"""Does a run that is killed at any instant resume as if nothing had happened?
 
 Each trial kills a fresh run with SIGKILL, half of them at random between imports and its end, half
-a random moment after it began to save a commit; starts it again; and compares what the two
-processes left with what an uninterrupted run leaves: the fingerprint of the final state, every line
-of its log and every point that TensorBoard reads. Processes are forked from one that has imported
-all libraries and not begun JAX, so that more of their life is training. Exits with 1 if anything
+at a random moment after a save began; starts it again; and compares the results of the two
+processes with those of an uninterrupted run: the fingerprint of the final state, every line of its
+log and every point that TensorBoard reads. Processes are forked from one that has imported all
+libraries and not initialised JAX, so that more of their life is training. Exits with 1 if anything
 differs.
 """
 
@@ -41,7 +41,7 @@ class Trial(NamedTuple):
 
 
 def trial(context, directory, wanted, seconds, random):
-    """Kill a run once, within `seconds` of making its hooks or in a save, and let it go on."""
+    """Kill a run once, within `seconds` of making its hooks or in a save, and resume it."""
     in_save = random.random() < 0.5
     killed = False
     while not killed:  # one that had ended before is no trial
@@ -74,7 +74,7 @@ def at(directory):
         return "between saves"
     lines = directory / "metrics.jsonl"
     recorded = lines.exists() and lines.stat().st_size
-    return "before the first commit" if recorded else "before the first record"
+    return "before the first checkpoint" if recorded else "before the first record"
 
 
 def main():

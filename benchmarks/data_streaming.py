@@ -31,7 +31,7 @@ WINDOWS, LENGTH, VOCABULARY = 16, 64, 256
 
 
 def images(folder, steps):
-    """Make the same noise on the device and in files, for this many steps a pass."""
+    """Build the same noise on the device and in files, for this many steps a pass."""
     random = np.random.default_rng(0)
     arrays = {
         "inputs": random.random((steps * BATCH_SIZE, 8, 8, 1), np.float32),
@@ -59,7 +59,7 @@ def text(folder, tokens, steps):
 
 
 def rate(network, loss, source, seconds):
-    """Make a function that trains for this long, and gives the steps a second."""
+    """Build a function that trains for this long, and gives the steps per second."""
     task = trainer.supervised(network, loss, optax.adamw(1e-3))
     start = task.init(jax.random.key(0), source.example)
     phase = trainer.training(task.step, source)
@@ -103,7 +103,7 @@ def main():
             )
             rows = [(e, *_measuring.columns(figures)) for e, figures in measured[name].items()]
             rows += [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
-            _measuring.show(f"{name}: steps a second", ("", "median", "quartiles"), rows)
+            _measuring.show(f"{name}: steps per second", ("", "median", "quartiles"), rows)
     _measuring.finish(
         options,
         "data_streaming",

@@ -1,4 +1,4 @@
-"""How many steps a second does the library reach, against bare JAX and against other trainers?
+"""How many steps per second does the library reach, against bare JAX and against other trainers?
 
 Baseline: the same network and optimizer in bare JAX (`_bare.py`), with the same shuffle on the
 device, the state donated, and the mean loss read once an epoch: as one compiled scan an epoch, and
@@ -35,7 +35,7 @@ BARS = {
     "mlp": {"Keras": 3, "Keras, steps_per_execution=epoch": 1.5, "Lightning": 20},
     "cnn": {"Keras": 1.35, "Keras, steps_per_execution=epoch": 1.35, "Lightning": 1.8},
 }
-"""What the library's steps a second over a peer's must reach."""
+"""What the library's steps per second over a peer's must reach."""
 
 
 def library(phase, start, make_hooks=tuple):
@@ -49,7 +49,7 @@ def library(phase, start, make_hooks=tuple):
 
 
 def five_hooks(directory):
-    """Make hooks of everyday use; none does the network's work, as an evaluation would."""
+    """Build hooks of everyday use; none does the network's work, as an evaluation would."""
     _, path = tempfile.mkstemp(suffix=".jsonl", dir=directory)
 
     def nothing(state, metrics):
@@ -80,7 +80,7 @@ def bare(epoch, start, arrays):
 
 
 def entrants(name, network, source, directory):
-    """Make `run(epochs)` of each, which returns when loss and state are there."""
+    """Build `run(epochs)` of each, which returns when loss and state are there."""
     optimizer = optax.adamw(1e-3)
     task = trainer.supervised(network, losses.classification, optimizer)
     start = task.init(jax.random.key(0), source.example)
@@ -104,7 +104,7 @@ def long_enough(run, seconds):
 
 
 def measure(name, network, source, *, rounds, seconds, directory):
-    """Give the steps a second of each entrant, one figure a round."""
+    """Return the steps per second of each entrant, one figure a round."""
     steps = source.size // BATCH_SIZE
     contestants = {}
     for entrant, run in entrants(name, network, source, directory).items():
@@ -118,7 +118,7 @@ def measure(name, network, source, *, rounds, seconds, directory):
 
 
 def compare(name, samples):
-    """Give the ratios of steps a second, and hold them to the bars."""
+    """Return the ratios of steps per second, and hold them to the bars."""
     fastest = max((SCAN, DISPATCH), key=lambda entrant: np.median(samples[entrant]))
     others = [entrant for entrant in samples if entrant not in (LIBRARY, HOOKED)]
     ratios = {f"library / {other}": (LIBRARY, other) for other in others}
@@ -157,7 +157,7 @@ def main():
         ratios[name], held = compare(name, samples)
         bars += held
         rows = [(e, *_measuring.columns(figures)) for e, figures in measured[name].items()]
-        _measuring.show(f"{name}: steps a second", ("", "median", "quartiles"), rows)
+        _measuring.show(f"{name}: steps per second", ("", "median", "quartiles"), rows)
         rows = [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
         _measuring.show(f"{name}: ratios", ("", "median", "quartiles"), rows)
     _measuring.finish(

@@ -1,15 +1,15 @@
-"""What do evaluators answer a second, and how long after a commit are its scores there?
+"""How many evaluations per second do evaluators reach, and how soon are scores there after a save?
 
 Baseline: the same evaluations in one loop in one process, `trainer.restore` and `trainer.evaluate`,
-without a store, requests and leases. Contestants: 1, 2 and 4 workers, processes of their own, which
-are asked for all commits of a run at once. A figure is how many that are over the seconds until the
-last one is answered; all is compiled before. An MLP on scikit-learn's digits, in SQLite; workers
-share the machine's cores, with each other and with XLA's threads.
+without a store, requests and leases. Contestants: 1, 2 and 4 worker processes, which receive
+requests for all checkpoints of a run at once. A figure is the number of checkpoints over the
+seconds until the last one is answered; everything is compiled before. An MLP on scikit-learn's
+digits, in SQLite; workers share the machine's cores, with each other and with XLA's threads.
 
-Then a run trains, commits every epoch and asks for each commit, while one worker answers: the
-seconds from the moment that a commit is complete until it is asked for, which the run does at its
-next event, and until its scores are in the store; with the default pause of 1 s between two looks
-for requests, and with one of 0.05 s.
+Then a run trains, saves every epoch and requests an evaluation of each checkpoint, while one worker
+answers: the seconds from a complete checkpoint to its request, which the run makes at its next
+event, and to its scores in the store; with the default pause of 1 s between two polls for requests,
+and with one of 0.05 s.
 """
 
 import itertools
@@ -34,11 +34,11 @@ EPOCH = 0.2
 
 
 def in_one_loop(folder):
-    """Make a function that gives the evaluations a second of the loop."""
+    """Build a function that returns the evaluations per second of the loop."""
     _, start, val = _evaluators.made()
     run = folder / _evaluators.RUN
     with Store(folder) as store:
-        epochs = [commit.epoch for commit in store.checkpoints(_evaluators.RUN)]
+        epochs = [checkpoint.epoch for checkpoint in store.checkpoints(_evaluators.RUN)]
 
     def loop():
         for epoch in epochs:
@@ -48,7 +48,7 @@ def in_one_loop(folder):
 
 
 def by_workers(folder, workers):
-    """Make a function that gives the requests a second that so many workers answer.
+    """Build a function that returns the requests per second that so many workers answer.
 
     Each time it asks for another suite, since what was answered is not answered again.
     """
@@ -77,7 +77,7 @@ def answered(folder, suite):
 
 
 def delays(folder, pause, epochs):
-    """Train, and give the seconds from each commit to its request, and to its scores."""
+    """Train; return the seconds from each checkpoint to its request, and to its scores."""
     task, start, _ = _evaluators.made()
     train, _ = trainer.data.digits(batch_size=64)
     directory = folder / _evaluators.RUN
@@ -114,25 +114,27 @@ def wait_a_while(state, metrics):
 
 def main():
     options = _measuring.arguments(__doc__).parse_args()
-    commits, counts = (3, (1, 2)) if options.quick else (100, (1, 2, 4))
+    checkpoints, counts = (3, (1, 2)) if options.quick else (100, (1, 2, 4))
     rounds, epochs = (1, 3) if options.quick else (5, 30)
     measured = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "many")
-        _evaluators.saved(folder, commits)
+        _evaluators.saved(folder, checkpoints)
         contestants = {LOOP: in_one_loop(folder)}
         contestants |= {named(n): by_workers(folder, n) for n in counts}
         samples = _measuring.interleaved(contestants, rounds=rounds)
         for pause in PAUSES:
             asked, finished = delays(Path(place, f"{pause}"), pause, epochs)
-            measured[f"s from commit to request, pause {pause:g} s"] = _measuring.spread(asked)
-            measured[f"s from commit to scores, pause {pause:g} s"] = _measuring.spread(finished)
+            measured[f"s from checkpoint to request, pause {pause:g} s"] = _measuring.spread(asked)
+            measured[f"s from checkpoint to scores, pause {pause:g} s"] = _measuring.spread(
+                finished
+            )
     measured = {name: _measuring.spread(figures) for name, figures in samples.items()} | measured
     ratios = {
         f"{named(n)} / {LOOP}": _measuring.ratio(samples[named(n)], samples[LOOP]) for n in counts
     }
     _measuring.show(
-        "Evaluations of an MLP's commits",
+        "Evaluations of an MLP's checkpoints",
         ("", "evaluations/s", "quartiles", "over the loop"),
         [(name, *_measuring.columns(measured[name]), _over(ratios, name)) for name in samples],
     )
@@ -150,7 +152,7 @@ def main():
         measured=measured,
         ratios=ratios,
         bars=[],
-        commits=commits,
+        checkpoints=checkpoints,
     )
 
 

@@ -1,15 +1,14 @@
-"""How many microseconds does a hook take of an event?
+"""How many microseconds of an event does a hook take?
 
 Baselines: an event without hooks, for the hooks; `jax.device_get` of a dict of ten scalars, and
 `float()` of each, for the read of ten packed metrics.
 
-Measured: events as the loop runs them, `Events.run("epoch", state, metrics)`, checks of what hooks
-gave back included, one after another on a small state and ten metrics. Where the name tells of
-leaves or of Adam, the state has sixty arrays of 4 KB, and Adam's 122 more. A figure is the mean
-over a burst of events; where a worker thread takes over, it works off what was queued between
-bursts, outside the measurement. `record_times` listens only while it is measured, since it hears
-what all do. The reads take what a phase measured, once it is there, and each a new one, since JAX
-keeps what was read before.
+Measured: events as the loop runs them, `HookRunner.run("epoch", state, metrics)`, including the
+checks of what hooks return, one after another on a small state and ten metrics. Where the name
+mentions leaves or Adam, the state has sixty arrays of 4 KB, and Adam's 122 more. A figure is the
+mean over a burst of events; a worker thread empties its queue between bursts, outside the
+measurement. `record_times` listens only while it is measured, since it hears all others. The reads
+take the metrics of a phase that has ended, new ones each time, since JAX caches what was read.
 """
 
 import functools
@@ -51,14 +50,14 @@ def nothing(state, metrics):
 
 
 def small_state(leaves=1):
-    """Make a state of so many parameters, `[32, 32]` each."""
+    """Build a state of so many parameters, `[32, 32]` each."""
     keys = jax.random.split(jax.random.key(0), leaves)
     params = {f"layer_{n}": jax.random.normal(key, (32, 32)) for n, key in enumerate(keys)}
     return trainer.TrainState.create(params=params, rng=jax.random.key(0))
 
 
 def layered(layers):
-    """Make a state of so many layers, a kernel and a bias each, and Adam's of each."""
+    """Build a state of so many layers, a kernel and a bias each, and Adam's of each."""
     layer = {"kernel": jnp.ones((32, 32)), "bias": jnp.ones(32)}
     params = {f"layer_{n}": jax.tree.map(jnp.copy, layer) for n in range(layers)}
     opt_state = optax.adam(1e-3).init(params)
@@ -68,13 +67,13 @@ def layered(layers):
 
 
 def optimized(optimizer):
-    """Make a state of sixty parameters and an optimizer's state."""
+    """Build a state of sixty parameters and an optimizer's state."""
     state = small_state(60)
     return state.replace(opt_state=optimizer.init(state.params))
 
 
 def falling():
-    """Make a hook that scores a number which falls at each event."""
+    """Build a hook that scores a number which falls at each event."""
     numbers = itertools.count(0, -1)
     return hooks.writes("falling")(
         lambda state, metrics: state.replace(scores={**state.scores, "falling": next(numbers)})
@@ -82,7 +81,7 @@ def falling():
 
 
 def controlling():
-    """Give name to (hooks, state, events in a burst), of those that set the optimizer's numbers."""
+    """Return (hooks, state, events in a burst) by name, of hooks that set hyperparameters."""
     adam = optimized(optax.inject_hyperparams(optax.adam)(learning_rate=1e-3))
     frozen = optimized(trainer.optimizers.frozen(optax.adam(1e-3)))
     plateau = hooks.reduce_on_plateau(f"train/{NAMES[2]}", mode="min", patience=10**9)
@@ -107,7 +106,7 @@ def controlling():
 
 
 def ten_metrics():
-    """Make what an epoch of 22 steps reports: ten metrics, and the trace of each."""
+    """Build what an epoch of 22 steps reports: ten metrics, and the trace of each."""
     times = {"time/epoch_seconds": 0.01, "time/steps_per_second": 2200.0}
     values = {f"train/{name}": 1.0 / (2 + n) for n, name in enumerate(NAMES[2:])}
     traces = {name: np.full(22, value, np.float32) for name, value in values.items()}
@@ -115,7 +114,7 @@ def ten_metrics():
 
 
 def linear():
-    """Make a linear network."""
+    """Build a linear network."""
 
     def init(key, inputs):
         return {"w": jnp.zeros((inputs.shape[-1], 10))}, {}
@@ -127,7 +126,7 @@ def linear():
 
 
 def evaluated():
-    """Make a tiny evaluation, and a state for it: 64 examples, a linear network."""
+    """Build a tiny evaluation, and a state for it: 64 examples, a linear network."""
     arrays = {"inputs": np.ones((64, 8), np.float32), "labels": np.zeros(64, np.int32)}
     source = data.Arrays(arrays, 64)
     task = trainer.supervised(linear(), losses.classification, optax.sgd(0.1))
@@ -136,7 +135,7 @@ def evaluated():
 
 
 def contenders(directory):
-    """Give name to (hooks, state, events in a burst)."""
+    """Return name to (hooks, state, events in a burst)."""
     state = small_state()
     plain = rich.console.Console(file=io.StringIO(), force_terminal=False)
     evaluation, evaluation_state = evaluated()
@@ -154,9 +153,9 @@ def contenders(directory):
         "log_metrics(JsonLines)": hooks.log_metrics(hooks.JsonLines(directory / "log.jsonl")),
         "log_metrics(Console), no terminal": hooks.log_metrics(hooks.Console(console=plain)),
         "watch_system": hooks.watch_system(batch_size=64),
-        "beat": hooks.heartbeat(directory / "alive.json"),
-        "beat, of a run on record": hooks.heartbeat(run),
-        "request_evaluation, no commit complete": hooks.request_evaluation(run, "full"),
+        "heartbeat": hooks.heartbeat(directory / "alive.json"),
+        "heartbeat, of a recorded run": hooks.heartbeat(run),
+        "request_evaluation, no checkpoint complete": hooks.request_evaluation(run, "full"),
         "collect_scores, nothing new": hooks.collect_scores(run, "full"),
         "save_checkpoints, not due": hooks.save_checkpoints(directory / "run", max_cost=1e-9),
     }
@@ -174,11 +173,11 @@ def contenders(directory):
 
 
 def events(hook, state, burst):
-    """Make a measurement of microseconds an event, and what ends it."""
+    """Build a measurement of microseconds an event, and what ends it."""
     running = HookRunner(hook, ["train"])
     metrics = ten_metrics()
     state, _ = running.run("start", init_hook_states(running.hooks, state), trainer.Metrics())
-    state, _ = running.run("epoch", state, metrics)  # compiles, and makes the first commit
+    state, _ = running.run("epoch", state, metrics)  # compiles, and saves the first checkpoint
 
     def measure():
         nonlocal state
@@ -193,7 +192,7 @@ def events(hook, state, burst):
 
 
 def timed(measure):
-    """Make a measurement during which what `record_times` listens with hears what is done."""
+    """Build a measurement during which `record_times` listens."""
 
     def heard():
         watch = Stopwatch()
@@ -206,7 +205,7 @@ def timed(measure):
 
 
 def reads(make, read, repeats):
-    """Make a measurement of microseconds a read, each of something new that is there already."""
+    """Build a measurement of microseconds a read, each of something new that is there already."""
 
     def measure():
         seconds = 0.0
@@ -219,7 +218,7 @@ def reads(make, read, repeats):
 
 
 def readings(repeats):
-    """Give the ways to read ten scalars: as a phase's metrics, and without them."""
+    """Return the ways to read ten scalars: as a phase's metrics, and without them."""
     state = small_state()
 
     def run(state, _):
@@ -227,14 +226,14 @@ def readings(repeats):
         return state.replace(step=state.step + 1), None, numbers
 
     phase = trainer.Phase("train", run)
-    program = phase.program(state, None, donate=False)
+    program = phase.get_compiled(state, None, donate=False)
     compute = jax.jit(lambda state: run(state, None)[2])
 
     def packed():
         return program.run(trainer.state.strip_host_fields(state), None)[2]
 
     def read(numbers):
-        trainer.phases.Measured(phase, [(program, numbers)]).read()
+        trainer.phases.phase.PendingMetrics(phase, [(program, numbers)]).read()
 
     def read_dict(numbers):
         return {name: float(value) for name, value in jax.device_get(numbers).items()}

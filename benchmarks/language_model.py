@@ -1,4 +1,4 @@
-"""How many tokens a second does the library train a transformer on, against bare JAX and others?
+"""How many tokens per second does the library train a transformer on, against bare JAX and others?
 
 Baseline: the same network and optimizer in bare JAX (`_bare.py`), with the same shuffle on the
 device, the state donated, and the mean loss read once an epoch: as one compiled scan an epoch, and
@@ -76,7 +76,7 @@ def windows(size):
 
 
 def lowered(network, precision):
-    """Make a network compute in a precision, its parameters cast at every step."""
+    """Build a network compute in a precision, its parameters cast at every step."""
 
     def apply(params, model_state, inputs, *, key, train):
         lower = jax.tree.map(lambda leaf: leaf.astype(precision), params)
@@ -86,7 +86,7 @@ def lowered(network, precision):
 
 
 def race(size, task, start, source, network, *, rounds, seconds):
-    """Give the tokens a second of each entrant, one figure a round."""
+    """Return the tokens per second of each entrant, one figure a round."""
     shape = lowered(network, size.precision), OPTIMIZER, source.size, size.batch_size
     parameters = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     entrants = {
@@ -104,13 +104,13 @@ def race(size, task, start, source, network, *, rounds, seconds):
 
 
 def rate(size, run, epochs):
-    """Make a function that trains for some epochs and gives the tokens a second."""
+    """Build a function that trains for some epochs and gives the tokens per second."""
     return lambda: epochs * size.tokens / _measuring.timed(lambda: run(epochs))
 
 
 def counted(network, start, source):
-    """Give what a step costs, with attention written out, as it is in float32: what cuDNN's kernel
-    for smaller floats computes does not show."""
+    """Return the cost of a step with explicit attention, as in float32: the operations of cuDNN's
+    kernel for smaller floats do not show."""
     task = trainer.supervised(network, losses.language_modeling, OPTIMIZER)
     return trainer.cost(trainer.training(task.step, source), start)["train"]
 
@@ -143,7 +143,7 @@ def main():
         work["model FLOPs utilisation"] = utilisation
 
     rows = [(entrant, *_measuring.columns(figures)) for entrant, figures in rates.items()]
-    _measuring.show("tokens a second", ("", "median", "quartiles"), rows)
+    _measuring.show("tokens per second", ("", "median", "quartiles"), rows)
     rows = [(what, *_measuring.columns(figures)) for what, figures in ratios.items()]
     _measuring.show("ratios", ("", "median", "quartiles"), rows)
     _measuring.show("the library's work", ("", ""), [(k, f"{v:.3g}") for k, v in work.items()])

@@ -1,12 +1,12 @@
 """What does training many seeds at once gain over one after another?
 
-Baseline: the same program without a population, one seed alone: what n seeds take one after another
-is n times that. Populations of growing size train the same program under `vmap`, the first of them
-of a single member, which shows what a population costs.
+Baseline: the same program without a population, one seed alone; n seeds one after another take n
+times as long. Populations of growing size train the same program under `vmap`; the first has a
+single member, which shows the overhead of a population.
 
-Measured: environment steps a second of all members together, PPO on CartPole with 8 environments of
-each member at the library's defaults; a figure is one call of `fit` that trains for about a second,
-all its fixed costs included. Contestants take turns; ratios are taken round by round.
+Measured: environment steps per second of all members together, PPO on CartPole with 8 environments
+per member and the library's defaults. A figure is one call of `fit` that trains for about a second,
+fixed costs included. Contestants take turns; ratios are taken round by round.
 """
 
 import math
@@ -25,7 +25,7 @@ SIZES, QUICK = (1, 8, 64, 256), (2,)
 
 
 def entrants(sizes, envs, steps):
-    """Make (run of so many epochs, environment steps an epoch) of each."""
+    """Build (run of so many epochs, environment steps an epoch) of each."""
     agent = rl.ppo(
         models.actor_critic(actions=2),
         environments.cartpole(),
@@ -53,7 +53,7 @@ def named(size):
 
 
 def contestants(sizes, *, envs, steps, seconds):
-    """Make functions that give the environment steps a second."""
+    """Build functions that give the environment steps per second."""
     made = {}
     for name, (run, steps_of_epoch) in entrants(sizes, envs, steps).items():
         run(1)
@@ -84,7 +84,7 @@ def main():
         for name, figure in measured.items()
     ]
     _measuring.show(
-        "PPO on CartPole, environment steps a second of all members",
+        "PPO on CartPole, environment steps per second of all members",
         ("", "steps/s", "over one seed alone"),
         rows,
     )

@@ -5,7 +5,7 @@ dispatch an iteration, whose metrics are read each time as the library's are, an
 all iterations, in which nobody can look on, stop or save. The bar is held against the faster one.
 Stable-Baselines3 (`_ppo_peers.py`) takes part where it is installed.
 
-Measured: environment steps a second of whole iterations, rollout and update, at the library's
+Measured: environment steps per second of whole iterations, rollout and update, at the library's
 defaults, at the settings that solve CartPole, and with many environments: a figure is one call that
 trains for about a second, all its fixed costs included. And the seconds until the last 100 episodes
 have a mean return of 475, from new parameters on, each seed once by functions that compile anew and
@@ -49,7 +49,7 @@ RATE, TOTAL_STEPS = 2e-3, 100_000
 
 
 def agent(settings, rate):
-    """Make the library's, with what the bare one computes."""
+    """Build the library's, with what the bare one computes."""
     return rl.ppo(
         models.actor_critic(actions=2, hidden=(settings.hidden, settings.hidden)),
         environments.cartpole(),
@@ -72,7 +72,7 @@ def agent(settings, rate):
 
 
 def library(settings):
-    """Make `run(iterations)` of `fit`; the phases are compiled once."""
+    """Build `run(iterations)` of `fit`; the phases are compiled once."""
     made = agent(settings, RATE)
     start = made.init(jax.random.key(0))
 
@@ -84,7 +84,7 @@ def library(settings):
 
 
 def bare(make, settings):
-    """Make `run(iterations)` of a bare variant."""
+    """Build `run(iterations)` of a bare variant."""
     optimizer = _bare_ppo.adam(RATE, settings)
     start = _bare_ppo.init(jax.random.key(0), settings, optimizer)
     train = make(settings, optimizer)
@@ -96,7 +96,7 @@ def bare(make, settings):
 
 
 def entrants(settings):
-    """Make `run(iterations)` of each, which returns when all is there."""
+    """Build `run(iterations)` of each, which returns when all is there."""
     found = {
         LIBRARY: library(settings),
         DISPATCH: bare(_bare_ppo.one_dispatch_an_iteration, settings),
@@ -108,7 +108,7 @@ def entrants(settings):
 
 
 def throughput(settings, *, rounds, seconds):
-    """Give the environment steps a second of each entrant, one figure a round."""
+    """Return the environment steps per second of each entrant, one figure a round."""
     contestants = {}
     for entrant, run in entrants(settings).items():
         run(2)
@@ -125,12 +125,12 @@ def throughput(settings, *, rounds, seconds):
 
 
 def falling(settings, iterations):
-    """Give the learning rate at each update."""
+    """Return the learning rate at each update."""
     return optax.linear_schedule(RATE, 0.0, iterations * settings.epochs * settings.minibatches)
 
 
 def library_solving(settings, iterations):
-    """Make `solve(seed)`, which gives the environment steps that it took, or None."""
+    """Build `solve(seed)`, which gives the environment steps that it took, or None."""
     made = agent(settings, falling(settings, iterations))
 
     def solve(seed):
@@ -151,7 +151,7 @@ def library_solving(settings, iterations):
 
 
 def bare_solving(settings, iterations):
-    """Make `solve(seed)` of one dispatch an iteration, which can stop."""
+    """Build `solve(seed)` of one dispatch an iteration, which can stop."""
     optimizer = _bare_ppo.adam(falling(settings, iterations), settings)
     one = _bare_ppo.compiled(settings, optimizer)
     init = jax.jit(functools.partial(_bare_ppo.init, settings=settings, optimizer=optimizer))
@@ -189,7 +189,7 @@ def solving(settings, *, seeds, total_steps):
 
 
 def compare(name, samples):
-    """Give the ratios of steps a second, and hold the library to the bars."""
+    """Return the ratios of steps per second, and hold the library to the bars."""
     fastest = max((DISPATCH, SCAN), key=lambda entrant: np.median(samples[entrant]))
     ratios = {f"library / {other}": (LIBRARY, other) for other in samples if other != LIBRARY}
     ratios["library / fastest bare"] = LIBRARY, fastest
@@ -216,7 +216,7 @@ def main():
         ratios[name], held = compare(name, samples)
         bars += held
         rows = [(e, *_measuring.columns(figures)) for e, figures in measured[name].items()]
-        _measuring.show(f"{name}: environment steps a second", ("", "median", "quartiles"), rows)
+        _measuring.show(f"{name}: environment steps per second", ("", "median", "quartiles"), rows)
         rows = [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
         _measuring.show(f"{name}: ratios", ("", "median", "quartiles"), rows)
 

@@ -1,4 +1,4 @@
-"""What do bfloat16, float16, accumulation and clipping cost or gain, in steps a second?
+"""What do bfloat16, float16, accumulation and clipping cost or gain, in steps per second?
 
 Baseline: the same done by hand in bare JAX, as one compiled scan an epoch with the state donated:
 parameters and inputs cast in the loss, float16 with a dynamic loss scale, a scan over four
@@ -85,7 +85,7 @@ class Bare(NamedTuple):
 
 
 def cases(*, quick):
-    """Make the two cases, of sizes that suit the device; an epoch of a text is `STEPS` steps."""
+    """Build the two cases, of sizes that suit the device; an epoch of a text is `STEPS` steps."""
     digits, _ = data.digits(batch_size=64)
     if quick:
         mlp = Case(models.mlp(hidden=(8,)), losses.classification, part(digits, STEPS), QUICK)
@@ -124,13 +124,13 @@ def help_texts(*, batch_size, length):
 
 
 def part(source, steps):
-    """Give the first batches of a source."""
+    """Return the first batches of a source."""
     few = {name: array[: steps * source.batch_size] for name, array in source.arrays.items()}
     return data.Arrays(few, source.batch_size)
 
 
 def library(case, **setting):
-    """Make `run(epochs)`, which trains with `fit`."""
+    """Build `run(epochs)`, which trains with `fit`."""
     task = trainer.supervised(case.network, case.loss, OPTIMIZER, **setting)
     start = task.init(jax.random.key(0), case.source.example)
     phase = trainer.training(task.step, case.source)
@@ -144,7 +144,7 @@ def library(case, **setting):
 
 
 def bare(case, **setting):
-    """Make `run(epochs)`, which trains in bare JAX, from the same parameters."""
+    """Build `run(epochs)`, which trains in bare JAX, from the same parameters."""
     source, key = case.source, jax.random.key(1)
     task = trainer.supervised(case.network, case.loss, OPTIMIZER)
     start = task.init(jax.random.key(0), source.example)
@@ -232,7 +232,7 @@ def race(case, *, rounds, seconds):
     """Measure both sides at every setting.
 
     Returns:
-        The steps a second of each entrant, one figure a round; the loss that each reached; the
+        The steps per second of each entrant, one figure a round; the loss that each reached; the
         largest difference that accumulating makes.
     """
     entrants, epochs = {}, {}
@@ -256,7 +256,7 @@ def race(case, *, rounds, seconds):
 
 
 def difference(case, entrants):
-    """Give the largest difference of a parameter after `STEPS` steps, accumulated and whole."""
+    """Return the largest difference of a parameter after `STEPS` steps, accumulated and whole."""
     runs = [entrants[setting, LIBRARY] for setting in (FLOAT32, ACCUMULATED)]
     if case.steps != STEPS:
         short = case._replace(source=part(case.source, STEPS))
@@ -266,7 +266,7 @@ def difference(case, entrants):
 
 
 def compare(samples, settings):
-    """Give the ratios of the library over bare JAX, and of each setting over float32."""
+    """Return the ratios of the library over bare JAX, and of each setting over float32."""
     pairs = {
         f"{setting}: {LIBRARY} / {BARE}": ((setting, LIBRARY), (setting, BARE))
         for setting in settings
@@ -301,7 +301,7 @@ def main():
             if what.endswith(BARE)
         ]
         rows = [(", ".join(e), *_measuring.columns(rates[e]), f"{reached[e]:.4f}") for e in samples]
-        _measuring.show(f"{name}: steps a second", ("", "median", "quartiles", "loss"), rows)
+        _measuring.show(f"{name}: steps per second", ("", "median", "quartiles", "loss"), rows)
         rows = [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
         _measuring.show(f"{name}: ratios", ("", "median", "quartiles"), rows)
         _measuring.CONSOLE.print(

@@ -1,12 +1,12 @@
 """How long does a run take until its first epoch is done, cold and with a warm compilation cache?
 
 Baseline: the same network, optimizer, data and cache settings in bare JAX (`_bare.py`), one
-compiled scan an epoch.
+compiled scan per epoch.
 
 Measured: the digits MLP, each start in a process of its own (`_first_epoch.py`), contestants taking
-turns. `compile` is tracing and all that the library does before its first epoch; what a start takes
-is init, compile and first epoch. A warm start finds what the one before it compiled; a cold one has
-no cache. A resumed one is warm, restores a commit before it compiles, and saves one after.
+turns. `compile` is tracing and all that the library does before its first epoch; a start is init,
+compile and first epoch. A warm start finds what the previous one compiled; a cold one has no cache.
+A resumed one is warm, restores a checkpoint before it compiles, and saves one after.
 """
 
 import functools

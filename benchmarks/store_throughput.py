@@ -1,17 +1,17 @@
-"""How many records a second does the store take, and how long does it hold training up?
+"""How many records per second does the store take, and how long does it block training?
 
-Baseline: the same rows written by one process with nothing but `executemany` of `sqlite3` and
-psycopg, as many in a transaction as the library delivers at once, and as durably.
+Baseline: the same rows written by one process with only `executemany` of `sqlite3` and psycopg, as
+many per transaction as the library delivers at once, and as durably.
 
-Measured, with 20 metrics an epoch, on SQLite in a file and on a PostgreSQL server of its own where
+Measured, with 20 metrics per epoch, on SQLite in a file and on a PostgreSQL server of its own where
 one is installed:
 
-- blocking: microseconds that `Run.record` of an epoch, and `Run.flush` before a commit, take of
-  training, which is 5 ms away from Python between them; the thread that delivers runs beside it;
-- delivered: records a second from the first `Run.record` until all is in the store, by 1 and by 8
-  processes at once, each with a run of its own and as fast as it can.
+- blocking: microseconds that `Run.record` of an epoch, and `Run.flush` before a save, take of
+  training, which spends 5 ms outside Python between them; the delivering thread runs beside it;
+- delivered: records per second from the first `Run.record` until all are in the store, by 1 and by
+  8 processes at once, each with a run of its own and as fast as it can.
 
-A round makes its runs and databases anew. What was delivered is counted in the store.
+Each round creates new runs and databases. The delivered records are counted in the store.
 """
 
 import functools
@@ -32,7 +32,7 @@ from trainer.runs.connecting import connect
 METRICS = tuple(f"train/metric_{number}" for number in range(20))
 AWAY_SECONDS = 0.005
 FLUSHES = 10
-"""Epochs between commits."""
+"""Epochs between saves."""
 
 INSERT = (
     "INSERT INTO records (run, name, epoch, step, value, text) VALUES ({0}, {0}, {0}, {0}, {0}, "
@@ -45,12 +45,12 @@ WRITERS = {"1 writer": 1, "8 writers": 8}
 
 
 def values(epoch):
-    """Make an epoch's metrics."""
+    """Build an epoch's metrics."""
     return {name: 1.0 / (1 + epoch + n) for n, name in enumerate(METRICS)}
 
 
 def blocking(place, url, epochs):
-    """Give (microseconds of each record, of each flush) as training sees them."""
+    """Return (microseconds of each record, of each flush) as training sees them."""
     run = Run(place / "one", store=url)
     run.resume(epoch=0, step=0)
     records, flushes = [], []
@@ -78,7 +78,7 @@ def write(place, url, number, epochs, barrier):
 
 
 def delivered(context, place, url, writers, epochs):
-    """Give the records a second of so many processes."""
+    """Return the records per second of so many processes."""
     barrier = context.Barrier(writers + 1)
     arguments = [(place, url, number, epochs, barrier) for number in range(writers)]
     processes = [context.Process(target=write, args=each) for each in arguments]
@@ -97,7 +97,7 @@ def delivered(context, place, url, writers, epochs):
 
 
 def bare(place, url, epochs):
-    """Give the records a second of `executemany` alone."""
+    """Return the records per second of `executemany` alone."""
     Store(url).close()  # makes the table
     rows = [
         ("one", name, epoch, 22 * epoch, value, None)
@@ -140,7 +140,7 @@ def emptied(measure, url):
 
 
 def contestants(context, name, url, epochs, waits):
-    """Give contestant to a measurement, and the lists that records and flushes add to."""
+    """Return contestant to a measurement, and the lists that records and flushes add to."""
 
     def wait(place, url):
         records, flushes = blocking(place, url, max(20, epochs // 10))
@@ -206,7 +206,7 @@ def main():
     _measuring.finish(
         options,
         "store_throughput",
-        unit="records a second; microseconds",
+        unit="records per second; microseconds",
         warm_up="a round",
         repeats=rounds,
         measured={"delivered": rates, "blocking": blocked, "late": late},

@@ -1,7 +1,7 @@
 """Train a network that describes scenes of real handwritten digits: "a three left of a seven".
 
-Some combinations of digits and places are held out: it never sees them in training, and has to put
-together what it learnt of the words. Run it again, and it resumes where it stopped.
+Some combinations of digits and places are held out: training never shows them, and the network must
+combine the words it learned. Run it again, and it resumes where it stopped.
 
 python examples/captions.py --epochs 12
 """
@@ -25,7 +25,7 @@ WORDS = ("<end>", "a", "an", "left", "of", "above", *DIGITS)
 LENGTH = 7
 """Tokens of the longest caption, its end included."""
 SIZE = 20
-"""Pixels of a scene's side."""
+"""Side of a scene, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Config(trainer.TrainingConfig):
     run: Path = Path("runs/captions")
     epochs: int = 12
     scenes: int = 16_384
-    """To train on, drawn once from the seed."""
+    """Training scenes, drawn once from the seed."""
     held_out: float = 0.2
     """Share of the combinations (digit, place, digit) that training never sees."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0)
@@ -42,7 +42,7 @@ class Config(trainer.TrainingConfig):
 
 
 def caption(first: int, place: int, second: int) -> list[int]:
-    """Give the words of a scene as tokens, up to the end."""
+    """Return the words of a scene as tokens, up to the end."""
     one, other = (("an " if n == 8 else "a ") + DIGITS[n] for n in (first, second))
     sentence = f"{one} {PLACES[place]} {other} <end>"
     return [WORDS.index(word) for word in sentence.split()]
@@ -83,12 +83,12 @@ def scenes(combinations: np.ndarray, images: dict, count: int, seed: int) -> dic
 
 
 def drawn(config: Config) -> tuple[data.Arrays, dict[str, data.Arrays]]:
-    """Draw the scenes to train on, and to measure: of combinations seen, and of those held out."""
+    """Draw scenes for training and for evaluation, of seen and of held-out combinations."""
     pictures, labels = load_digits(return_X_y=True)
     pictures = (pictures.reshape(-1, 8, 8) / 16).astype(np.float32)
     random = np.random.default_rng(config.seed)
     order = random.permutation(len(labels))
-    train, rest = order[:1437], order[1437:]  # nobody's handwriting is in both
+    train, rest = order[:1437], order[1437:]  # no image is in both
 
     def by_digit(places: np.ndarray) -> dict:
         return {digit: pictures[places[labels[places] == digit]] for digit in range(10)}
@@ -134,7 +134,7 @@ def main(config: Config) -> None:
     shown = measured["held_out"].arrays
 
     def describe(state, metrics):
-        """Write the captions of a few held-out scenes, a word after another."""
+        """Write the captions of a few held-out scenes, word by word."""
         image, tokens = (shown["inputs"][name][:4] for name in ("image", "tokens"))
         written = models.generate(
             network,

@@ -31,7 +31,7 @@ class Config(trainer.TrainingConfig):
 
 
 def suite() -> evaluators.Suite:
-    """Measure commits of the CNN exactly, on the digits that it was not trained on."""
+    """Evaluate checkpoints of the CNN exactly, on held-out digits."""
     _, val = data.digits(batch_size=64)
     task = trainer.supervised(models.cnn(classes=10), losses.classification, optax.identity())
     return evaluators.Suite(

@@ -1,4 +1,4 @@
-"""Measure the policy of a CartPole run that trains elsewhere, commit by commit, as they come.
+"""Evaluate the policy of a CartPole run that trains elsewhere, checkpoint by checkpoint.
 
 python examples/cartpole.py --run runs/cartpole                 # in one process
 python examples/evaluator.py --follow runs/cartpole             # in another beside it
@@ -20,15 +20,15 @@ from trainer.rl import environments, policies
 class Config(trainer.TrainingConfig):
     run: Path = Path("runs/cartpole-evaluator")
     follow: Path = Path("runs/cartpole")
-    """Directory of the run that is measured."""
+    """Directory of the evaluated run."""
     timeout: float = 60.0
-    """Seconds to wait for a commit; where none comes, it ends."""
+    """Seconds to wait for a checkpoint; if none comes, it ends."""
     epochs: int = 10_000
-    """Commits to measure at most."""
+    """Checkpoints to evaluate at most."""
     episodes: int = 64
-    """Episodes that a commit is measured on."""
+    """Episodes per checkpoint."""
     sampled: bool = False
-    """Draw actions by the policy's chances, in the place of the likeliest."""
+    """Sample actions from the policy, instead of taking the likeliest."""
 
 
 def main(config: Config) -> None:
@@ -50,7 +50,9 @@ def main(config: Config) -> None:
         ),
     )
     followed = state.hook_state["follow_checkpoints"]["epoch"]
-    print(f"{int(state.epoch)} commits measured, the last one epoch {followed} of {config.follow}")
+    print(
+        f"{int(state.epoch)} checkpoints evaluated, the last one epoch {followed} of {config.follow}"
+    )
     print("fingerprint", trainer.fingerprint(state))
 
 

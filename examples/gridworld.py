@@ -32,7 +32,7 @@ class Config(trainer.TrainingConfig):
     envs: int = 64
     """Environments that run at once."""
     steps: int = 64
-    """Steps of each in an epoch."""
+    """Steps of each environment per epoch."""
     recurrent_size: int = 64
     """Size of the policy's recurrent state."""
     curriculum: Literal["thresholds", "progress", "uniform"] = "thresholds"

@@ -31,7 +31,7 @@ class Config(trainer.TrainingConfig):
     envs: int = 16
     """Environments of each member."""
     steps: int = 64
-    """Steps of each in an epoch."""
+    """Steps of each environment per epoch."""
     passes: int = 10
     """Passes over the experience of an epoch."""
     target: float = 475.0

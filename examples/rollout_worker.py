@@ -33,7 +33,7 @@ class Config(trainer.TrainingConfig):
     envs: int = 8
     """Environments that run at once."""
     steps: int = 128
-    """Steps of each in a rollout."""
+    """Steps of each environment per rollout."""
 
 
 def main(config: Config) -> None:

@@ -1,6 +1,6 @@
-"""Train a transformer on the prose of Python's own documentation, a character after another.
+"""Train a character-level transformer on the prose of Python's own documentation.
 
-It is measured against a trigram model of the same text, and writes a sample now and then. Run it
+It is compared with a trigram model of the same text, and writes samples during training. Run it
 again, and it resumes where it stopped, in the middle of the text.
 
 python examples/text.py --epochs 20
@@ -22,10 +22,10 @@ from trainer import configuration, data, losses
 from trainer.configuration import Checkpointing, Optimizer, Schedule
 
 TRAINED = 0.9
-"""Share of the text that is trained on; the rest is held out."""
+"""Share of the text for training; the rest is held out."""
 
 PROMPT = "The "
-"""What samples begin with."""
+"""Beginning of samples."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Config(trainer.TrainingConfig):
     steps_per_epoch: int = 100
     batch_size: int = 16
     context: int = 128
-    """Characters that the network sees."""
+    """Context of the network, in characters."""
     layers: int = 4
     width: int = 128
     dropout: float = 0.1
@@ -45,16 +45,16 @@ class Config(trainer.TrainingConfig):
 
 
 def prose() -> str:
-    """Give the documentation with every paragraph once.
+    """Return the documentation with every paragraph once.
 
-    Topics repeat each other: of the last tenth, 8% stands word for word in what is trained on.
+    Topics repeat each other: 8% of the last tenth occurs word for word in the training text.
     """
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
     return "\n\n".join(dict.fromkeys(paragraphs))
 
 
 def trigram_bits(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> float:
-    """Give the bits per character of a trigram model that backs off to shorter contexts.
+    """Return the bits per character of a trigram model that backs off to shorter contexts.
 
     Each count is mixed with the shorter context's share, by how many successors a context has: the
     interpolation of Witten and Bell, 1991.
@@ -72,7 +72,7 @@ def trigram_bits(train: np.ndarray, held_out: np.ndarray, vocabulary: int) -> fl
 
 
 def built(config: Config, vocabulary: int):
-    """Give the network and the task of a configuration."""
+    """Return the network and the task of a configuration."""
     network = models.transformer(
         vocabulary=vocabulary,
         context=config.context,
@@ -92,7 +92,7 @@ def built(config: Config, vocabulary: int):
 
 
 def continued(network, state, characters, context: int, prompt: str, temperature: float) -> str:
-    """Go on writing where the prompt ends, until the context is full."""
+    """Continue the prompt until the context is full."""
     written = models.generate(
         network,
         state.params,
@@ -107,7 +107,7 @@ def continued(network, state, characters, context: int, prompt: str, temperature
 def simulation(
     checkpoint, *, prompt: str = PROMPT, temperature: float = 0.8, samples: int = 1, seed: int = 0
 ) -> None:
-    """Write on from a prompt with the network of a checkpoint.
+    """Continue a prompt with the network of a checkpoint.
 
     Args:
         prompt: what the samples begin with.
@@ -132,7 +132,9 @@ def simulation(
 
 def main(config: Config) -> None:
     if config.context <= len(PROMPT):
-        raise SystemExit(f"context must be longer than {PROMPT!r}, to go on; got {config.context}")
+        raise SystemExit(
+            f"context must be longer than {PROMPT!r}, which it continues; got {config.context}"
+        )
     writers = hooks.build_writers(config)
     text = prose()
     characters = sorted(set(text))
@@ -160,7 +162,7 @@ def main(config: Config) -> None:
     validation = trainer.evaluation(task.measure, val)
 
     def sample(state, metrics):
-        """Go on writing where the prompt ends."""
+        """Continue the prompt."""
         return hooks.Text(continued(network, state, characters, config.context, PROMPT, 0.8))
 
     state, _ = trainer.fit(

@@ -1,5 +1,6 @@
-"""Every benchmark runs, and writes what it is to write, where it is told to."""
+"""Every benchmark runs, and writes its results where it is asked to."""
 
+import importlib
 import json
 import math
 import os
@@ -13,15 +14,22 @@ from running import QUICKLY, Script
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted(file.stem for file in BENCHMARKS.glob("[a-z]*.py"))
 DIFFERENCE = "beyond"
-"""In the name of figures that are differences of two times, which noise can turn below zero."""
+"""Part of the names of differences of two times, which noise can make negative."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_imports_and_asks_a_question(name):
+    benchmark = importlib.import_module(name)
+    assert benchmark.__doc__.splitlines()[0].endswith("?")
+    assert callable(benchmark.main)
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def record(request, tmp_path_factory):
-    """What a quick run writes."""
+    """The results of a quick run."""
     results = tmp_path_factory.mktemp("results")
     flags = (BENCHMARKS / f"{request.param}.py", "--quick", "--results", results)
-    if request.param == "crash_survival":  # whose processes are to have an environment that it sets
+    if request.param == "crash_survival":  # sets the environment of its processes
         environment = {**os.environ, **QUICKLY}
         command = [sys.executable, *flags]
         run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -34,14 +42,15 @@ def record(request, tmp_path_factory):
 
 
 def figures(tree, path=""):
-    """All numbers in a tree of dicts and lists, each with the names that lead to it."""
+    """Return all numbers in a tree of dicts and lists, with their paths."""
     if isinstance(tree, dict | list):
         parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
         return [found for name, part in parts for found in figures(part, f"{path}/{name}")]
     return [(path, tree)]
 
 
-def test_a_benchmark_measures_and_says_on_what(record):
+@pytest.mark.soak
+def test_a_benchmark_reports_figures_and_the_machine(record):
     measured = figures(record["measured"]) + figures(record["ratios"])
     assert len(measured) > 10
     odd = {

@@ -24,7 +24,7 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def script():
-    """Make a function that imports an example by its name."""
+    """Build a function that imports an example by its name."""
     imported = []
 
     def load(name):

@@ -1,7 +1,7 @@
-"""Scripts as a user runs them: a process, what it printed, and its end.
+"""Scripts as a user runs them: a process, its output, and its exit status.
 
-Importing the libraries takes longer than most of these runs, so that the processes are forked off
-one that has imported them, and in which JAX has not begun.
+Importing the libraries takes longer than most of these runs, so the processes are forked from
+one that has imported them and has not initialised JAX.
 """
 
 import os
@@ -19,14 +19,14 @@ import jax
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""Environment in which XLA compiles quickly: its best code saves a short run less than it costs."""
+"""Environment in which XLA compiles quickly: its best code costs a short run more than it saves."""
 
-if jax.__version_info__ < (0, 12):  # which ends a process that names what it no longer knows
-    QUICKLY["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # half of what is left, for PPO
+if jax.__version_info__ < (0, 12):  # a later one exits on an unknown flag
+    QUICKLY["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # halves the rest, for PPO
 
 
 class Script:
-    """The process of a script, in the words of `subprocess.Popen`; it compiles quickly."""
+    """The process of a script, with the methods of `subprocess.Popen`; it compiles quickly."""
 
     def __init__(self, file, *arguments):
         handle, self._printed = tempfile.mkstemp(suffix=".txt")
@@ -52,7 +52,7 @@ class Script:
         self._process.kill()
 
     def communicate(self, timeout):
-        """Wait for its end, so many seconds at most; give what it printed, as one text."""
+        """Wait at most `timeout` seconds for its end; return its output as one text."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self._process.kill()
@@ -61,11 +61,11 @@ class Script:
 
 
 def _play(file, arguments, printed, settings):
-    """Be the process: what it prints goes to a file; JAX was imported in another environment."""
+    """Run the script in this process, with its output in a file."""
     with open(printed, "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    os.environ.update(QUICKLY)  # for processes that it starts
+    os.environ.update(QUICKLY)  # for its child processes
     for name, value in settings.items():
         jax.config.update(name, value)
     sys.argv[:] = [file, *arguments]
@@ -74,26 +74,26 @@ def _play(file, arguments, printed, settings):
 
 
 def started(name, run, *flags):
-    """Start an example in a directory for its run; standard output and error are one text."""
+    """Start an example with a directory for its run; its output and errors are one text."""
     return Script(EXAMPLES / f"{name}.py", "--run", run, *flags)
 
 
 def finished(process, *, limit=240):
-    """Wait until it ends well, so many seconds at most, and give what it printed."""
+    """Wait at most `limit` seconds for a success; return its output."""
     printed, _ = process.communicate(timeout=limit)
     assert process.returncode == 0, printed
     return printed
 
 
 def fingerprint(printed):
-    """Give the last line, which must be the fingerprint."""
+    """Return the last line, which must be the fingerprint."""
     last = printed.rstrip().splitlines()[-1]
     assert re.fullmatch(r"fingerprint [0-9a-f]{64}", last)
     return last
 
 
 def killed_after(process, run, epoch):
-    """Kill it as soon as this epoch, or a later one, is committed, and give what it printed."""
+    """Kill it as soon as this epoch, or a later one, is saved; return its output."""
     saved = 0
     for _ in range(6000):
         saved = _crashing.newest(run)

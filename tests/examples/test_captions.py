@@ -43,7 +43,7 @@ def test_held_out_combinations_are_never_trained_on(captions):
     assert len(said(measured["held_out"])) == 40
 
 
-def test_it_trains_writes_and_is_told_of_mistakes(tmp_path):
+def test_it_trains_writes_samples_and_reports_mistakes(tmp_path):
     run = tmp_path / "run"
     flags = ("--epochs", "4", "--scenes", "64", "--fresh")
     printed = finished(started("captions", run, *flags, "--schedule.warmup-share", "0"))

@@ -1,4 +1,4 @@
-"""The CartPole example as a user runs it, killed in the middle of training included."""
+"""The CartPole example as a user runs it, also killed in the middle of training."""
 
 import re
 
@@ -15,8 +15,9 @@ def _run(run, *flags):
     return started("cartpole", run, *SMALL, *flags)
 
 
-def test_killed_in_the_middle_it_goes_on_with_the_same_bits(tmp_path):
-    """Environments, random numbers, schedule, evaluations and all."""
+@pytest.mark.soak  # smaller tests hold the same law
+def test_it_resumes_bit_for_bit_after_a_kill(tmp_path):
+    """Including environments, random numbers, schedule and evaluations."""
     straight = finished(_run(tmp_path / "straight"))  # the first, which fills the cache
     killed_after(_run(tmp_path / "run"), tmp_path / "run", 2)
     resumed = finished(_run(tmp_path / "run"))
@@ -38,7 +39,7 @@ def test_it_stops_at_the_target(tmp_path):
     ("flags", "said"),
     [(("--env", "3"), "--envs"), (("--batch-size", "9999"), "do not make minibatches of 9999")],
 )
-def test_a_mistake_is_told(tmp_path, flags, said):
+def test_a_mistake_is_reported(tmp_path, flags, said):
     printed, _ = (process := _run(tmp_path / "run", *flags)).communicate(timeout=120)
     assert process.returncode != 0
     assert said in printed

@@ -7,12 +7,12 @@ from trainer import evaluators
 
 
 def _digits(run, *flags):
-    """Run the example to a good end; give what it printed."""
+    """Run the example until it succeeds; return its output."""
     return finished(started("digits", run, *flags))
 
 
 def _refused(run, *flags):
-    """Run the example to a bad end; give what it said."""
+    """Run the example until it fails; return its message."""
     said, _ = (process := started("digits", run, *flags)).communicate(timeout=120)
     assert process.returncode in (1, 2)
     return said
@@ -49,5 +49,5 @@ def test_it_trains_the_cnn_which_an_evaluator_measures(tmp_path, script):
     ("flags", "said"),
     [(("--network", "rnn"), "rnn"), (("--epoch",), "--epochs"), (("--batch-size", "9999"), "9999")],
 )
-def test_a_mistake_is_told(tmp_path, flags, said):
+def test_a_mistake_is_reported(tmp_path, flags, said):
     assert said in _refused(tmp_path, *flags)

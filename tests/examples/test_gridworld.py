@@ -1,4 +1,4 @@
-"""The gridworld example as a user runs it: killed in the middle, and with a run as the teacher."""
+"""The gridworld example as a user runs it: killed in the middle, and with a teacher."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def _run(run):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """An uninterrupted run: its directory, and what it printed."""
+    """An uninterrupted run: its directory and its output."""
     run = tmp_path_factory.mktemp("straight")
     return run, finished(_run(run))
 
@@ -42,8 +42,9 @@ def _student(straight, run, *, teacher_recurrent_size):
     )
 
 
-def test_killed_in_the_middle_it_goes_on_with_the_same_bits(straight, tmp_path):
-    """Levels, memories, curriculum, evaluations and all."""
+@pytest.mark.soak  # smaller tests hold the same law
+def test_it_resumes_bit_for_bit_after_a_kill(straight, tmp_path):
+    """Including levels, recurrent states, curriculum and evaluations."""
     killed = _run(tmp_path)
     printed = killed_after(killed, tmp_path, 3)
     assert killed.returncode < 0, printed
@@ -53,14 +54,14 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_bits(straight, tmp_path):
     assert fingerprint(resumed) == fingerprint(straight[1])
 
 
-def test_a_student_comes_to_act_as_its_teacher(straight, tmp_path):
+def test_a_student_learns_to_act_as_its_teacher(straight, tmp_path):
     fingerprint(finished(_student(straight, tmp_path, teacher_recurrent_size=4)))
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     apart = [record["update/kl_to_teacher"] for record in records]
-    assert apart[-1] < apart[0]  # left to the rewards alone it goes away from it
+    assert apart[-1] < apart[0]  # rewards alone move it away
 
 
-def test_a_teacher_of_another_size_is_told_before_anything_is_trained(straight, tmp_path):
+def test_a_teacher_of_another_size_is_refused_before_training(straight, tmp_path):
     process = _student(straight, tmp_path, teacher_recurrent_size=8)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""Many seeds at once: gone on with to the same bits, and a plot of what they reached."""
+"""The population example: it resumes bit for bit, and plots its returns."""
 
 from running import fingerprint, finished, started
 
@@ -13,7 +13,7 @@ def _printed(run, epochs):
     return finished(started("population", run, *SMALL, "--epochs", str(epochs)))
 
 
-def test_a_population_goes_on_with_the_same_bits(tmp_path):
+def test_a_population_resumes_bit_for_bit(tmp_path):
     straight = _printed(tmp_path / "straight", 2)
     for epochs in (1, 2):
         parts = _printed(tmp_path / "parts", epochs)

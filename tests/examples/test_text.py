@@ -1,4 +1,4 @@
-"""The text example as a user runs it, killed in the middle of an epoch included."""
+"""The text example as a user runs it, also killed in the middle of an epoch."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def text(script):
     return script("text")
 
 
-def test_nothing_long_that_is_held_out_is_trained_on(text):
+def test_no_long_held_out_text_is_in_the_training_text(text):
     written, length = text.prose(), 100
     border = int(text.TRAINED * len(written))
     train, held_out = written[:border], written[border:]
@@ -45,15 +45,16 @@ def test_the_trigram_model_is_a_distribution_and_learns(text):
     assert text.trigram_bits(regular, regular, 3) < 0.1
 
 
-def test_it_trains_and_says_how_it_compares(tmp_path):
+def test_it_trains_and_reports_the_comparison(tmp_path):
     printed = finished(_run(tmp_path / "run", "--epochs", "5"))
     assert "sample, epoch 5" in printed
     assert re.search(r"held out: \d\.\d{3} bits per character, a trigram model \d\.\d{3}", printed)
     fingerprint(printed)
 
 
-def test_killed_in_the_middle_of_an_epoch_it_goes_on_with_the_same_bits(tmp_path):
-    """Stream position, sampling, schedule and all: a pass is thousands of epochs long."""
+@pytest.mark.soak  # smaller tests hold the same law
+def test_it_resumes_bit_for_bit_after_a_kill_within_an_epoch(tmp_path):
+    """Including stream position, sampling and schedule; a pass is thousands of epochs long."""
     straight = finished(_run(tmp_path / "straight", "--epochs", "40"))  # which fills the cache
     killed_after(_run(tmp_path / "run", "--epochs", "40"), tmp_path / "run", 2)
     resumed = finished(_run(tmp_path / "run", "--epochs", "40"))
@@ -61,7 +62,7 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_with_the_same_bits(tmp_path
     assert fingerprint(resumed) == fingerprint(straight)
 
 
-def test_a_mistake_is_told(tmp_path):
+def test_a_mistake_is_reported(tmp_path):
     process = _run(tmp_path / "run", "--contxt", "3")
     printed, _ = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -9,7 +9,7 @@ import pytest
 from running import EXAMPLES, Script
 
 LIMIT = 120
-"""Seconds after which a process is given up."""
+"""Time limit of a process, in seconds."""
 
 TRAINER = """
 import sys, time
@@ -39,12 +39,12 @@ state, _ = trainer.fit(
 )
 print("fingerprint", trainer.fingerprint(state))
 """
-"""Goes on, at a pace, until those who follow it have measured two commits each."""
+"""Trains slowly until each follower has evaluated two checkpoints."""
 
 
 @pytest.fixture
 def start():
-    """Make a function that starts a script; what still runs in the end is killed."""
+    """Return a function that starts a script; processes that still run in the end are killed."""
     started = []
 
     def start(*arguments):
@@ -69,7 +69,7 @@ def records(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_three_processes_and_what_each_wrote(tmp_path, start):
+def test_three_processes_and_the_records_of_each(tmp_path, start):
     run, worker, evaluator = (tmp_path / name for name in ("run", "worker", "evaluator"))
     follow = ("--follow", run, "--timeout", "5", "--logging.no-report", "--checkpointing.max-cost")
     script = tmp_path / "training.py"
