@@ -50,9 +50,8 @@ def main(config: Config) -> None:
         ),
     )
     followed = state.hook_state["follow_checkpoints"]["epoch"]
-    print(
-        f"{int(state.epoch)} checkpoints evaluated, the last one epoch {followed} of {config.follow}"
-    )
+    done = int(state.epoch)
+    print(f"{done} checkpoints evaluated, the last one epoch {followed} of {config.follow}")
     print("fingerprint", trainer.fingerprint(state))
 
 
