@@ -13,7 +13,7 @@ import jax
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
-from trainer.checkpoints.directory_lock import DirectoryLock, check_held_everywhere, lock_directory
+from trainer.checkpoints.directory_lock import DirectoryLock, lock_directory
 from trainer.checkpoints.manifest import has_same_software
 from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.resume_warnings import (
@@ -23,7 +23,7 @@ from trainer.checkpoints.resume_warnings import (
 )
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.hook import SKIP, Gate, RestoredState, RunSettings
-from trainer.host.processes import from_main_process, is_main_process
+from trainer.host.processes import fail_together, from_main_process, is_main_process
 from trainer.loop.run_description import read_hyperparams
 
 log = logging.getLogger("entracte")
@@ -138,7 +138,8 @@ def save_checkpoints(
         nonlocal saved_epoch
         if saved_epoch != int(state.epoch):
             if lock is not None:
-                check_held_everywhere(lock)
+                with fail_together("checking the lock of the run"):
+                    lock.check()
             checkpoints.save(state, scores=metrics, config=config, settings=recorded or None)
             saved_epoch = int(state.epoch)
         return state

@@ -27,7 +27,7 @@ from trainer.checkpoints.lock_file import (
 )
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import explain_disk_full
-from trainer.host.processes import from_main_process, is_main_process
+from trainer.host.processes import fail_together, is_main_process
 
 PATIENCE = 1.0
 """Seconds to wait for the lock: a process that was just killed may free gigabytes before it, and
@@ -110,20 +110,21 @@ _guard = threading.Lock()
 def lock_directory(directory: str | os.PathLike[str]) -> DirectoryLock:
     """Lock a run directory for this process and this thread, to train in it.
 
-    It can be taken once; others in this process may take it to record what it does
-    (`lock_for_recording`), any number of times; it is free again when all have released it, or
-    when the process ends. On several processes all must call it, and the main process takes it. If
-    the file system has no locks, a warning says so, once, and training continues.
+    It can be taken once; others in this process may take it to record (`lock_for_recording`), any
+    number of times; it is free again when all have released it, or when the process ends. On
+    several processes all must call it, and the main process takes it. If the file system has no
+    locks, a warning says so, once, and training continues.
 
     Args:
         directory: of the run.
 
     Returns:
-        The held lock: call it to release, and pass it to `check_held_everywhere` before each save.
+        The held lock: call it to release, and its `check` before each save.
 
     Raises:
         DirectoryInUse: another process, or another hook or thread of this one, trains in it.
         OSError: the file cannot be written.
+        RuntimeError: one of them was raised on the main process, and this is another one.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as run:
@@ -134,19 +135,12 @@ def lock_directory(directory: str | os.PathLike[str]) -> DirectoryLock:
     pid ... on ... since ...
     None
     """
-    path, refusal, lock = to_absolute_path(directory, "lock"), None, None
-    if is_main_process():
-        try:
+    path = to_absolute_path(directory, "lock")
+    with fail_together(f"locking {path}"):
+        if is_main_process():
             with _guard:
-                lock = _acquire(path, threading.get_ident())
-        except (DirectoryInUse, OSError) as error:
-            refusal = error
-    shared = from_main_process({"refused": refusal is not None})  # or the others would wait
-    if shared["refused"]:
-        raise refusal or DirectoryInUse(
-            f"the main process could not lock {path}: its own error says why"
-        )
-    return lock or DirectoryLock(path, (0, 0), _Lock(-1, "", supported=False), None)
+                return _acquire(path, threading.get_ident())
+    return DirectoryLock(path, (0, 0), _Lock(-1, "", supported=False), None)
 
 
 def lock_for_recording(directory: str | os.PathLike[str]) -> DirectoryLock:
@@ -158,23 +152,6 @@ def lock_for_recording(directory: str | os.PathLike[str]) -> DirectoryLock:
     """
     with _guard:
         return _acquire(to_absolute_path(directory, "lock"), None)
-
-
-def check_held_everywhere(lock: DirectoryLock) -> None:
-    """Check on all processes that the lock of `lock_directory` is still held.
-
-    Raises:
-        DirectoryInUse: the lock was removed or replaced.
-    """
-    refusal = None
-    try:
-        lock.check()
-    except (DirectoryInUse, OSError) as error:
-        refusal = error
-    if from_main_process({"lost": refusal is not None})["lost"]:
-        raise refusal or DirectoryInUse(
-            "the main process no longer holds the run's lock: its own error says why"
-        )
 
 
 def find_holder(directory: str | os.PathLike[str], *, by_others: bool = False) -> str | None:

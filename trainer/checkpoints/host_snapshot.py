@@ -27,24 +27,24 @@ _TWO_THREADS = 2**24
 
 
 def copy_to_host(
-    groups: Mapping[str, tuple[Sequence[Leaf], Sequence[Any]]], buffer: np.ndarray
+    sections: Mapping[str, tuple[Sequence[Leaf], Sequence[Any], Any]], buffer: np.ndarray
 ) -> tuple[dict[str, list[Leaf]], np.ndarray]:
     """Copy the arrays of a state into a buffer on the host, one after another.
 
     Nothing refers to the state's own arrays afterwards, so training may donate them.
 
     Args:
-        groups: by section, the descriptions of the leaves and their values.
+        sections: of a state, from `manifest.flatten_state`.
         buffer: uint8 [bytes], overwritten if it is large enough. Reusing one matters: a fresh one
             faults in every page, which takes several times as long as the copy.
 
     Returns:
         The leaves by section, with the offset of each array's bytes, and the buffer.
     """
-    taken: dict[str, list[Leaf]] = {name: [] for name in groups}
+    taken: dict[str, list[Leaf]] = {name: [] for name in sections}
     arrays: list[tuple[Leaf, Any]] = []
     end = 0
-    for name, (leaves, values) in groups.items():
+    for name, (leaves, values, _) in sections.items():
         for leaf, value in zip(leaves, values, strict=True):
             if leaf.shape is not None:
                 if isinstance(value, jax.Array) and value.is_deleted():

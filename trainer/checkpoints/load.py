@@ -128,9 +128,7 @@ def read_part(
         wanted: path of a part of the saved state, such as `params`, `carry/normalization` or
             `hook_state/average_params`, to a tree of arrays with its structure, types and devices.
         optional: paths that are left out if the checkpoint has nothing there.
-        epoch: read exactly this checkpoint.
-        best: read the checkpoint with the best score of this name.
-        mode: `min` if a smaller score is better, `max` if a larger is; None infers it by name.
+        epoch, best, mode: which checkpoint to read; see `restore`.
 
     Returns:
         Path to tree, and the epoch of the checkpoint.
@@ -171,9 +169,7 @@ def read_params(
     Args:
         directory: of the run.
         part: of the state, `params` or `model_state`.
-        epoch: the checkpoint's number.
-        best: name of a score; see `restore`.
-        mode: `min` or `max`; see `restore`.
+        epoch, best, mode: which checkpoint to read; see `restore`.
 
     Returns:
         Path in `params` to array ("" if they are one array), which checkpoint it is, and the names

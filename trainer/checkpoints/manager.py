@@ -133,8 +133,8 @@ class Checkpoints:
             numbers = {name: float(score) for name, score in scores.items()}
             config = None if config is None else normalize_config(config)
             head = {"scores": numbers, "config": config, "settings": settings}
-            groups = {n: part[:2] for n, part in manifests.flatten_state(state).items()}
-            leaves, self._buffer = host_snapshot.copy_to_host(groups, self._buffer)
+            sections = manifests.flatten_state(state)
+            leaves, self._buffer = host_snapshot.copy_to_host(sections, self._buffer)
         self._blocked_seconds += time.perf_counter() - began
         if self._writes:
             self._worker.start(

@@ -132,23 +132,18 @@ def flatten_section(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any
     return leaves, [value for _, value in pairs], structure
 
 
-def split_sections(state: TrainState) -> dict[str, PyTree]:
-    """Split a state into the parts that are restored or left out as a whole.
+def flatten_state(state: TrainState) -> dict[str, tuple[list[Leaf], list[Any], Any]]:
+    """Flatten the sections of a state, which are restored or left out as a whole.
 
     Scores belong to an event and are not saved.
 
     Returns:
-        The state without host dictionaries at "", and each hook state at `hook_state/<its name>`.
+        As `flatten_section`: the state without host dictionaries at "", and each hook state at
+        `hook_state/<its name>`.
     """
-    return {
-        "": state.replace(scores={}, hook_state={}),
-        **{f"hook_state/{name}": tree for name, tree in state.hook_state.items()},
-    }
-
-
-def flatten_state(state: TrainState) -> dict[str, tuple[list[Leaf], list[Any], Any]]:
-    """Flatten every section of a state; see `flatten_section`."""
-    return {name: flatten_section(name, tree) for name, tree in split_sections(state).items()}
+    sections = {"": state.replace(scores={}, hook_state={})}
+    sections |= {f"hook_state/{name}": tree for name, tree in state.hook_state.items()}
+    return {name: flatten_section(name, tree) for name, tree in sections.items()}
 
 
 def compare_leaves(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:

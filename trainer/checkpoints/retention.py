@@ -17,16 +17,12 @@ log = logging.getLogger("entracte")
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints of a run to keep."""
+    """Which checkpoints to keep: so many of the newest and the best, and every n-th number."""
 
     keep: int
-    """How many of the newest."""
     keep_best: int
-    """How many of the best in addition."""
     every: int | None
-    """Every checkpoint whose number this divides in addition."""
     mode: Mode
-    """Whether a lower or a higher score is better."""
 
     def __post_init__(self) -> None:
         for name in ("keep", "keep_best", "every"):

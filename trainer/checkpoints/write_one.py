@@ -30,14 +30,9 @@ def write_checkpoint(
         directory: of the checkpoints.
         epoch: the number of the checkpoint.
         storage: writes the bytes.
-        leaves: the leaves of every section, with offsets.
-        buffer: uint8 [bytes], their arrays; see `host_snapshot.copy_to_host`.
+        leaves, buffer: from `host_snapshot.copy_to_host`.
         head: the other arguments of `manifest.build_manifest`: scores, config, settings.
-        is_abandoned: returns whether nothing waits for this save any more.
-
-    Raises:
-        OSError: there is not enough space, or the disk fails.
-        TimeoutError: the save was abandoned.
+        is_abandoned: returns whether nothing waits for this save any more; it then raises.
     """
     publishing.recover_replaced(directory)
     publishing.remove_leftovers(directory)

@@ -169,8 +169,8 @@ def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
     if around is None:
         return None
     counter = StepCounter(phase, total)
-    others = (one for one in around._counters if one.phase != phase)  # a repeated run starts fresh
-    around._counters = (*others, counter)
+    others = (one for one in around.counters if one.phase != phase)  # a repeated run starts fresh
+    around.counters = (*others, counter)
     return counter
 
 
@@ -191,38 +191,38 @@ def list_open_spans(thread: int) -> list[OpenSpan]:
     found, now = [], time.perf_counter_ns()
     one = _innermost.get(thread)
     while one is not None:
-        steps = tuple(counter.steps() for counter in one._counters)
-        found.append(OpenSpan(*one._own, (now - one._began) / 1e9, one._number, steps))
-        one = one._outer
+        steps = tuple(counter.steps() for counter in one.counters)
+        found.append(OpenSpan(*one.path[-1], (now - one.began) / 1e9, one.number, steps))
+        one = one.outer
     return found[::-1]
 
 
 class _OpenTimer:
     """An open span of one thread."""
 
-    __slots__ = ("_around", "_began", "_counters", "_number", "_outer", "_own")
+    __slots__ = ("began", "counters", "number", "outer", "path")
 
     def __init__(self, kind: str, name: str, number: int | None) -> None:
-        self._own, self._number = (kind, name), number
-        self._counters: tuple[StepCounter, ...] = ()
+        self.path: SpanPath = ((kind, name),)
+        self.number = number
+        self.counters: tuple[StepCounter, ...] = ()
 
     def __enter__(self) -> None:
-        self._around = _here.path
-        _here.path = (*self._around, self._own)
         thread = threading.get_ident()
-        self._outer = _innermost.get(thread)
-        self._began = time.perf_counter_ns()
+        self.outer = _innermost.get(thread)
+        if self.outer is not None:
+            self.path = self.outer.path + self.path
+        self.began = time.perf_counter_ns()
         _innermost[thread] = self
 
     def __exit__(self, *exception: object) -> None:
         ended = time.perf_counter_ns()
-        path, _here.path = _here.path, self._around
-        thread = threading.current_thread()
-        if self._outer is None:
-            _innermost.pop(threading.get_ident(), None)
+        number, thread = threading.get_ident(), threading.current_thread()
+        if self.outer is None:
+            _innermost.pop(number, None)
         else:
-            _innermost[threading.get_ident()] = self._outer
-        span = Span(path, self._number, self._began, ended, threading.get_ident(), thread.name)
+            _innermost[number] = self.outer
+        span = Span(self.path, self.number, self.began, ended, number, thread.name)
         for hear in _listeners:
             hear(span)
 
@@ -239,16 +239,9 @@ class _NoSpan:
         pass
 
 
-class _Here(threading.local):
-    """The path of the open span of each thread."""
-
-    path: SpanPath = ()
-
-
 _NO_SPAN = _NoSpan()
 _innermost: dict[int, _OpenTimer] = {}
 """By thread, the innermost open span."""
-_here = _Here()
 _listeners: tuple[Listener, ...] = ()
 """Replaced, never mutated, since other threads read it."""
 _changing = threading.Lock()

@@ -12,7 +12,7 @@ from trainer.checkpoints.manifest import DamagedCheckpoint
 def taken(tree, buffer=None):
     leaves, values, structure = manifest.flatten_section("", tree)
     groups, buffer = host_snapshot.copy_to_host(
-        {"": (leaves, values)}, np.empty(0, np.uint8) if buffer is None else buffer
+        {"": (leaves, values, structure)}, np.empty(0, np.uint8) if buffer is None else buffer
     )
     data = buffer[: host_snapshot.count_bytes(groups[""])]
     return host_snapshot.add_checksums(groups[""], data), data, (leaves, values, structure)

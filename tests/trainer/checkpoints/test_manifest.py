@@ -81,8 +81,8 @@ def test_sections_are_the_state_and_each_hook_state():
         hook_state={"a/b": {"x": 1}, "c": ()}, scores={"val/loss": 1.0}
     )
     described = {
-        name: [leaf.path for leaf in manifest.flatten_section(name, tree)[0]]
-        for name, tree in manifest.split_sections(state).items()
+        name: [leaf.path for leaf in leaves]
+        for name, (leaves, _, _) in manifest.flatten_state(state).items()
     }
     assert described == {
         "": ["step", "epoch", "params/w", "rng", "stop"],

@@ -21,10 +21,9 @@ def whole(**changes):
     """A manifest of all that can be saved, as JSON gives it back."""
     state = TrainState.create(params=ARRAYS, rng=jax.random.key(0))
     state = state.replace(hook_state={"a/b": dict(enumerate(SCALARS)), "c": (), "d": [np.ones(5)]})
-    groups = {
-        n: manifest.flatten_section(n, t)[:2] for n, t in manifest.split_sections(state).items()
-    }
-    leaves, buffer = host_snapshot.copy_to_host(groups, np.empty(0, np.uint8))
+    leaves, buffer = host_snapshot.copy_to_host(
+        manifest.flatten_state(state), np.empty(0, np.uint8)
+    )
     checked = {name: host_snapshot.add_checksums(group, buffer) for name, group in leaves.items()}
     scores = {"a": 0.5, "b": float("nan"), "c": -float("inf")}
     made = manifest.build_manifest(7, checked, scores=scores, config={"a": [1, None]})
