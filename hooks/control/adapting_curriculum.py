@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hooks.base import stateful
-from hooks.combining import Chain, chain
-from trainer import Hook, TrainState
-from trainer.hook import get_hook_state
+from hooks.combining import Chain
+from trainer import TrainState
 from trainer.rl.curriculum import check_weights
 from trainer.state import PyTree
 from trainer.supervised.hyperparams import fill_leaf
@@ -91,8 +90,10 @@ def adapt_curriculum(
         after = fill_leaf(before, weights / weights.sum())
         return state if after is before else state.replace(carry={**state.carry, "lessons": after})
 
-    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return set_weights(state, get_hook_state(state, title, init))
+    def start(
+        learned: PyTree, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[PyTree, TrainState]:
+        return learned, set_weights(state, learned)
 
     def update(
         learned: PyTree, state: TrainState, metrics: Mapping[str, float]
@@ -105,17 +106,14 @@ def adapt_curriculum(
         scores = dict(zip(writes, weights, strict=True))
         return learned, state.replace(scores={**state.scores, **scores})
 
-    hook = stateful(title, init, update)
-    return chain(
-        Hook(start, f"{title}/start", event="start"),
-        Hook(
-            hook.function,
-            title,
-            event="epoch",
-            expects=tuple(reads),
-            writes=tuple(writes),
-            hook_states=hook.hook_states,
-        ),
+    return stateful(
+        title,
+        init,
+        update,
+        start=start,
+        event="epoch",
+        expects=tuple(reads),
+        writes=tuple(writes),
     )
 
 

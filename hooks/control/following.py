@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from hooks.base import stateful
 from hooks.combining import Chain, chain
 from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Interrupt, TrainState
@@ -18,7 +19,7 @@ from trainer.checkpoints.load import CheckpointPart, read_part
 from trainer.checkpoints.poll import make_poller
 from trainer.checkpoints.restore_one import read_on_all_processes
 from trainer.checks.paths import to_absolute_path
-from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
+from trainer.hook import SKIP, get_hook_state, set_hook_state
 from trainer.host.escaping import escape_text
 from trainer.host.processes import fail_together, from_main_process, is_main_process
 from trainer.state import PyTree
@@ -29,6 +30,10 @@ NAME = "follow_checkpoints"
 
 PAUSE = 0.2
 """Seconds between two polls of a directory that has no new checkpoint."""
+
+Loaded = dict[str, Any]
+"""The hook state: `epoch` and `step` of the loaded checkpoint, `measured`: whether an epoch ran
+with it, `began`: the step at which the next epoch begins."""
 
 
 def follow_checkpoints(
@@ -88,14 +93,14 @@ def follow_checkpoints(
     where = to_absolute_path(directory, NAME)
     read_newer = make_poller(where)
 
-    def poll(state: TrainState) -> CheckpointPart | None:
+    def poll(loaded: Loaded, state: TrainState) -> CheckpointPart | None:
         """Read a new checkpoint if there is one; all processes read what the main process found."""
         wanted = _list_wanted(state, carry)
         optional = [path for path in wanted if path.startswith("carry/")]
         part: CheckpointPart | None = None
         with fail_together(f"{NAME} in reading {where}"):
             if is_main_process():
-                part = read_newer(wanted, optional, _loaded(state)["epoch"])
+                part = read_newer(wanted, optional, loaded["epoch"])
         number = int(from_main_process({"epoch": -1 if part is None else part.epoch})["epoch"])
         if number < 0:
             return None
@@ -106,43 +111,47 @@ def follow_checkpoints(
             )
         return CheckpointPart(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
 
-    def load(state: TrainState, *, waiting: bool) -> TrainState | None:
+    def load(
+        loaded: Loaded, state: TrainState, *, waiting: bool
+    ) -> tuple[Loaded, TrainState] | None:
         """Load a new checkpoint; None if there is none in time."""
         started, logged = time.monotonic(), False
-        while (part := poll(state)) is None:
+        while (part := poll(loaded, state)) is None:
             waited = from_main_process({"seconds": time.monotonic() - started})["seconds"]
             if not waiting or waited >= timeout:
                 return None
             if not logged:
-                log.info("%s: waiting for %s, up to %g s", NAME, _awaited(state, where), timeout)
+                log.info("%s: waiting for %s, up to %g s", NAME, _awaited(loaded, where), timeout)
                 logged = True
             time.sleep(PAUSE)
-        if _loaded(state)["epoch"] < 0:
+        if loaded["epoch"] < 0:
             _check_first_checkpoint(part, where, carry)
         return _apply_part(state, part)
 
-    def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        loaded = _loaded(state)
+    def start(
+        loaded: Loaded, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[Loaded, TrainState]:
         first = loaded["epoch"] < 0
         if not first and not loaded["measured"]:
-            return state
-        after = load(state, waiting=wait or first)
-        if after is None and first:
+            return loaded, state
+        if found := load(loaded, state, waiting=wait or first):
+            return found
+        if first:
             raise TimeoutError(
-                f"{NAME} waited {timeout:g} s for {_awaited(state, where)}, and there is no intact "
-                "one: start the run to follow, with save_checkpoints in this directory, or wait "
-                "longer: timeout=..."
+                f"{NAME} waited {timeout:g} s for {_awaited(loaded, where)}, and there is no "
+                "intact one: start the run to follow, with save_checkpoints in this directory, or "
+                "wait longer: timeout=..."
             )
-        if after is None and wait:
-            log.warning("%s: ending, since there is still no %s", NAME, _awaited(state, where))
-            return state.replace(stop=True)
-        return state if after is None else after
+        if wait:
+            log.warning("%s: ending, since there is still no %s", NAME, _awaited(loaded, where))
+        return loaded, state.replace(stop=True) if wait else state
 
-    def attribute(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+    def attribute(
+        loaded: Loaded, state: TrainState, metrics: Mapping[str, float]
+    ) -> tuple[Loaded, TrainState]:
         """Attribute this epoch's metrics to the checkpoint that it ran with."""
-        loaded = _loaded(state)
         if loaded["epoch"] < 0:
-            return state
+            return loaded, state
         if taken := read_step_epoch(state)[0] - loaded["began"]:
             raise ValueError(
                 f"{NAME}: the program took {taken} optimizer steps in this epoch, and what they "
@@ -153,46 +162,31 @@ def follow_checkpoints(
             step=jnp.asarray(loaded["step"], jnp.int32),
             scores={**state.scores, "follow/epoch": float(loaded["epoch"])},
         )
-        return set_hook_state(state, NAME, {**loaded, "measured": True, "began": loaded["step"]})
+        return {**loaded, "measured": True, "began": loaded["step"]}, state
 
     def advance(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Load the checkpoint for the next epoch."""
         if state.stop or read_step_epoch(state)[1] == getattr(metrics, "epochs", None):
             return state
-        after = load(state, waiting=wait)
-        if after is None and wait:
-            raise Interrupt(f"{NAME}: no {_awaited(state, where)} was saved within {timeout:g} s")
-        return state if after is None else after
+        loaded = get_hook_state(state, NAME, _init)
+        if found := load(loaded, state, waiting=wait):
+            return set_hook_state(found[1], NAME, found[0])
+        if wait:
+            raise Interrupt(f"{NAME}: no {_awaited(loaded, where)} was saved within {timeout:g} s")
+        return state
 
     return chain(
-        Hook(start, f"{NAME}/start", event="start"),
-        Hook(
-            attribute,
-            NAME,
-            event="epoch",
-            writes=("follow/epoch",),
-            hook_states=(HookState(NAME, _init),),
-        ),
+        stateful(NAME, _init, attribute, start=start, event="epoch", writes=("follow/epoch",)),
         Hook(advance, f"{NAME}/next", event="epoch", dry_run=SKIP),  # it may wait long
     )
 
 
-def _init(state: TrainState) -> dict[str, Any]:
-    """Return the first hook state.
-
-    `epoch` and `step` are those of the loaded checkpoint, `measured` is whether an epoch ran with
-    it, and `began` is the step at which the next epoch begins.
-    """
+def _init(state: TrainState) -> Loaded:
     return {"epoch": -1, "step": 0, "measured": False, "began": 0}
 
 
-def _loaded(state: TrainState) -> dict[str, Any]:
-    loaded: dict[str, Any] = get_hook_state(state, NAME, _init)
-    return loaded
-
-
-def _awaited(state: TrainState, where: Path) -> str:
-    epoch = _loaded(state)["epoch"]
+def _awaited(loaded: Loaded, where: Path) -> str:
+    epoch = loaded["epoch"]
     kind = "first checkpoint" if epoch < 0 else f"checkpoint newer than that of epoch {epoch}"
     return f"{kind} in {where}"
 
@@ -209,8 +203,8 @@ def _list_wanted(state: TrainState, carry: Sequence[str]) -> dict[str, PyTree]:
     return wanted
 
 
-def _apply_part(state: TrainState, part: CheckpointPart) -> TrainState:
-    """Replace parts of the state by those that were read, and note their checkpoint."""
+def _apply_part(state: TrainState, part: CheckpointPart) -> tuple[Loaded, TrainState]:
+    """Replace parts of the state by those that were read."""
     trees = dict(part.trees)
     loaded = {
         "epoch": part.epoch,
@@ -219,10 +213,10 @@ def _apply_part(state: TrainState, part: CheckpointPart) -> TrainState:
         "began": read_step_epoch(state)[0],
     }
     fields = {name: trees.pop(name) for name in ("params", "model_state")}
-    after = set_hook_state(state.replace(**fields), NAME, loaded)
+    carry = state.carry
     for path, tree in trees.items():
-        after = after.replace(carry=_replace_at(after.carry, path.split("/")[1:], tree))
-    return after
+        carry = _replace_at(carry, path.split("/")[1:], tree)
+    return loaded, state.replace(**fields, carry=carry)
 
 
 def _replace_at(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:

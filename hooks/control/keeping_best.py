@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,8 +102,10 @@ def keep_best(
         return state.replace(**parts)
 
     return chain(
-        dataclasses.replace(
-            stateful(name, init, update),
+        stateful(
+            name,
+            init,
+            update,
             event="epoch",
             reads=(metric,),
             required_hook_states=list_required_states(params),

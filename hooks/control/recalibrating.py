@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +53,5 @@ def recalibrate(phase: Phase, *, params: str) -> Hook:
         found = recalibrate_batch_stats(averaged, phase)
         return {"params": found.params, "model_state": found.model_state}, state
 
-    return dataclasses.replace(
-        stateful(recalibration_name(params), init, update),
-        required_hook_states=list_required_states(params),
-    )
+    required = list_required_states(params)
+    return stateful(recalibration_name(params), init, update, required_hook_states=required)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -223,7 +222,7 @@ def _make_rollback_hook(
         changes |= good
         return {**before, **changes} if changes else before, state
 
-    return dataclasses.replace(stateful(name, init, update), event="epoch", reads=reads)
+    return stateful(name, init, update, event="epoch", reads=reads)
 
 
 def _roll_back(

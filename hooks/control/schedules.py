@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -126,7 +125,7 @@ def reduce_on_plateau(
         )
         return after, state.replace(opt_state=opt_state)
 
-    return dataclasses.replace(stateful(name, init, update), reads=(metric,))
+    return stateful(name, init, update, reads=(metric,))
 
 
 def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
@@ -81,8 +80,7 @@ def stop_early(
         log.info(message, metric, *after)
         return after, state.replace(stop=True)
 
-    hook = stateful(f"stop_early/{metric}", init, update)
-    return dataclasses.replace(hook, reads=(metric,))
+    return stateful(f"stop_early/{metric}", init, update, reads=(metric,))
 
 
 def stop_at_return(target: float, *, metric: str = "rollout/return", window: int = 1) -> Hook:
@@ -123,8 +121,7 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
         log.info("stopping: %s reached %.6g over %d values", metric, last.mean(), window)
         return last, state.replace(stop=True)
 
-    hook = stateful(f"stop_at_return/{metric}", init, update)
-    return dataclasses.replace(hook, reads=(metric,))
+    return stateful(f"stop_at_return/{metric}", init, update, reads=(metric,))
 
 
 def stop_on_nan() -> Hook:
