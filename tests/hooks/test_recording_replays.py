@@ -66,7 +66,7 @@ def _compiled_once(monkeypatch):
 
         return share
 
-    for name in ("make_episode_player", "make_replayer"):
+    for name in ("make_episode_runner", "make_replayer"):
         monkeypatch.setattr(recording_replays, name, shared(getattr(recording_replays, name)))
 
 

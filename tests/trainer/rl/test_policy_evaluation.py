@@ -10,8 +10,9 @@ import pytest
 import hooks
 import models
 import trainer
-from trainer.rl import PPOConfig, evaluation_of, lessons, ppo
+from trainer.rl import PPOConfig, evaluation_of, lessons, policies, ppo
 from trainer.rl.environments import auto_reset, cartpole, gridworld
+from trainer.rl.normalization import init_statistics, update_statistics
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -23,9 +24,11 @@ def course(counts):
     return lessons(counts(), {"short": jnp.int32(1), "long": jnp.int32(4)})
 
 
-def _state(network, env, **settings):
-    return ppo(network, env, STILL, PPOConfig(envs=2, steps=2, minibatches=1, **settings)).init(
-        jax.random.key(0)
+def _state(network, env, **carry):
+    weights = policies.init_weights(network, env, jax.random.key(0))
+    carry |= {"lessons": env.params} if env.lessons else {}
+    return trainer.TrainState.create(
+        params=weights.params, model_state=weights.model_state, rng=jax.random.key(0), carry=carry
     )
 
 
@@ -76,7 +79,8 @@ def test_the_current_lessons_are_drawn_as_in_training(course, always):
 @pytest.mark.parametrize("greedy", [True, False])
 def test_recurrent_policies_and_statistics_are_evaluated(greedy):
     network = models.actor_critic(actions=2, hidden=(4,), recurrent_size=4)
-    state = _state(network, cartpole(), normalize_observations=True)
+    seen = update_statistics(init_statistics(jnp.zeros(4)), jnp.eye(4))
+    state = _state(network, cartpole(), normalization={"observations": seen})
     phase = evaluation_of(network, cartpole(), episodes=4, greedy=greedy)
     first, again = trainer.evaluate(state, phase), trainer.evaluate(state, phase)
     assert first == again
@@ -181,7 +185,7 @@ def test_a_lesson_that_was_not_drawn_is_missing_before_training(course, always):
 
 def test_a_state_without_weights_of_lessons_is_refused(course, always):
     state = _state(always(0), course)
-    bare = state.replace(carry={"environment": state.carry["environment"]})
+    bare = state.replace(carry={})
     with pytest.raises(ValueError, match=r"state.carry\['lessons'\], which is not there"):
         trainer.evaluate(bare, evaluation_of(always(0), course, lessons="current"))
 
