@@ -165,12 +165,14 @@ class Checkpoints:
                 self._scores[number] = manifests.parse_scores(manifest)
             return self._scores[number]
 
-        def skip(number: int, stamp: select.Stamp | None, damage: DamagedCheckpoint) -> None:
-            select.warn_skipped(number, stamp, damage)
-            self._leave_out(number)
-
-        found = select.iterate_intact(self.directory, self._list_intact, read, skip)
-        return {number: scores.get(self._best) for number, _, scores in found}
+        scores: dict[int, float | None] = {}
+        for number, _, found in select.iterate_checkpoints(self.directory, self._list_intact, read):
+            if isinstance(found, DamagedCheckpoint):
+                select.log_skipped(found)
+                self._leave_out(number)
+            else:
+                scores[number] = found.get(self._best)
+        return scores
 
     def _leave_out(self, number: int) -> None:
         """Leave out a damaged checkpoint from now on, but for readers: it may be replaced."""
@@ -196,7 +198,7 @@ class Checkpoints:
             target: has the structure, types, devices and shardings to restore to.
             epoch: restore exactly this one.
             config: compared with the saved one, if both are given; `epochs` and `run` may differ.
-            strict: raise at the first damaged checkpoint instead of skipping it.
+            strict: raise if the newest one is damaged instead of skipping it.
             foreign: take a checkpoint that another run made, too.
 
         Returns:
@@ -210,29 +212,28 @@ class Checkpoints:
         """
 
         def read(number: int) -> SavedCheckpoint:
-            found = restore_one.restore_checkpoint(
-                self.directory, number, self._storage, target, config, foreign=foreign
-            )
+            try:
+                found = restore_one.restore_checkpoint(
+                    self.directory, number, self._storage, target, config, foreign=foreign
+                )
+            except DamagedCheckpoint:
+                if epoch is None and not strict:
+                    self._leave_out(number)
+                raise
             self._damaged.discard(number)
             return found
 
         def list_numbers() -> list[int]:
             numbers = publishing.list_epochs(self.directory)
-            if epoch is None:
-                return numbers[::-1]
-            select.check_listed(self.directory, epoch, numbers)
-            return [epoch]
-
-        def skip(number: int, stamp: select.Stamp | None, damage: DamagedCheckpoint) -> None:
-            if strict:
-                raise damage
-            if epoch is None:
-                self._leave_out(number)
+            if epoch is not None:
+                select.check_listed(self.directory, epoch, numbers)
+                return [epoch]
+            return numbers[:-2:-1] if strict else numbers[::-1]
 
         def read_here() -> SavedCheckpoint | None:
             self._worker.join()
             self._recover()
-            return select.read_first_intact(self.directory, list_numbers, read, skip)
+            return select.read_first_intact(self.directory, list_numbers, read)
 
         return restore_one.read_on_all_processes(
             self.directory, read_here, lambda found: (-1, 0) if found is None else found.identity

@@ -12,9 +12,9 @@ from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import (
     Stamp,
     get_checkpoint_folder,
-    iterate_intact,
+    iterate_checkpoints,
+    log_skipped,
     read_stamp,
-    warn_skipped,
 )
 from trainer.state import PyTree
 
@@ -68,22 +68,20 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
                 break
         return found
 
-    def skip(number: int, stamp: Stamp | None, damage: DamagedCheckpoint) -> None:
-        damaged[number] = stamp
-        warn_skipped(number, stamp, damage)
-
     def read(
         wanted: Mapping[str, PyTree], optional: Collection[str], in_use: int
     ) -> CheckpointPart | None:
-        for number, stamp, part in iterate_intact(
+        for number, stamp, found in iterate_checkpoints(
             folder,
             lambda: list_newer(in_use),
             lambda number: read_part_at(folder, number, storage, wanted, optional),
-            skip,
         ):
-            used.clear()
-            used[number] = stamp
-            return part
+            if not isinstance(found, DamagedCheckpoint):
+                used.clear()
+                used[number] = stamp
+                return found
+            damaged[number] = stamp
+            log_skipped(found)
         return None
 
     return read

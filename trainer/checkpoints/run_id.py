@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.select import iterate_intact
+from trainer.checkpoints.select import iterate_checkpoints
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.safe_open import read_bytes
 
@@ -116,7 +116,5 @@ def _read_ids(folder: Path) -> dict[int, str]:
             return run
         return None
 
-    found = iterate_intact(
-        folder, lambda: publishing.list_complete_epochs(folder), read, lambda *damaged: None
-    )
-    return {one.number: one.content for one in found if one.content is not None}
+    found = iterate_checkpoints(folder, lambda: publishing.list_complete_epochs(folder), read)
+    return {number: run for number, _, run in found if isinstance(run, str)}

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
@@ -46,46 +46,25 @@ def get_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
     return folder
 
 
-class IntactCheckpoint(NamedTuple, Generic[Found]):
-    """A checkpoint that could be read."""
-
-    number: int
-    stamp: Stamp | None
-    content: Found
-
-
-SkipDamaged = Callable[[int, Stamp | None, DamagedCheckpoint], None]
-"""Called with the number, stamp and damage of a checkpoint that is skipped."""
-
-
-def warn_skipped(number: int, stamp: Stamp | None, damage: DamagedCheckpoint) -> None:
-    """Log that a damaged checkpoint is skipped."""
-    log.warning(f"skipped a damaged checkpoint: {damage}")
-
-
-def iterate_intact(
-    folder: Path,
-    list_numbers: Callable[[], Sequence[int]],
-    read: Callable[[int], Found],
-    skip: SkipDamaged = warn_skipped,
-) -> Iterator[IntactCheckpoint[Found]]:
-    """Yield the intact checkpoints in the order listed, and skip the damaged ones.
+def iterate_checkpoints(
+    folder: Path, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
+) -> Iterator[tuple[int, Stamp | None, Found | DamagedCheckpoint]]:
+    """Read checkpoints in the order listed, and yield number, stamp and content or damage of each.
 
     A checkpoint that the run removes or replaces while it is read is not damaged: the folder is
-    listed again then. None is yielded or skipped twice.
+    listed again then. None is yielded twice.
 
     Args:
         folder: of the checkpoints.
-        list_numbers: lists the numbers to try, in order: those that are there now.
+        list_numbers: lists the numbers to read, in order: those that are there now.
         read: reads the content of one, or raises DamagedCheckpoint.
-        skip: called for each damaged one.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for number in (1, 2):
     ...         Path(folder, str(number)).mkdir()
-    ...     found = iterate_intact(Path(folder), lambda: [2, 1], lambda number: number * 10)
-    ...     [(one.number, one.content) for one in found]
+    ...     found = iterate_checkpoints(Path(folder), lambda: [2, 1], lambda number: number * 10)
+    ...     [(number, content) for number, stamp, content in found]
     [(2, 20), (1, 10)]
     """
     done: dict[int, Stamp | None] = {}
@@ -95,30 +74,25 @@ def iterate_intact(
         stamp = read_stamp(folder, number)
         if number in done and done[number] == stamp:
             continue
+        content: Found | DamagedCheckpoint
         try:
             content = read(number)
         except DamagedCheckpoint as damage:
             if stamp is None or read_stamp(folder, number) != stamp:
                 numbers = [*list_numbers()]
                 continue
-            done[number] = stamp
-            skip(number, stamp, damage)
-        else:
-            done[number] = stamp
-            yield IntactCheckpoint(number, stamp, content)
+            content = damage
+        done[number] = stamp
+        yield number, stamp, content
 
 
 def read_first_intact(
-    folder: Path,
-    list_numbers: Callable[[], Sequence[int]],
-    read: Callable[[int], Found],
-    skip: SkipDamaged | None = None,
+    folder: Path, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
 ) -> Found | None:
     """Read the first intact checkpoint of those listed; log each damaged one that is skipped.
 
     Args:
-        folder, list_numbers, read: as of `iterate_intact`.
-        skip: called for each damaged one, before it is logged.
+        folder, list_numbers, read: as of `iterate_checkpoints`.
 
     Returns:
         None if no checkpoint is listed.
@@ -127,20 +101,23 @@ def read_first_intact(
         DamagedCheckpoint: none is intact.
     """
     damages: list[DamagedCheckpoint] = []
-
-    def note(number: int, stamp: Stamp | None, damage: DamagedCheckpoint) -> None:
-        damages.append(damage)
-        if skip is not None:
-            skip(number, stamp, damage)
-
-    found = next(iterate_intact(folder, list_numbers, read, note), None)
-    if found is None and len(damages) == 1:
+    for _, _, content in iterate_checkpoints(folder, list_numbers, read):
+        if not isinstance(content, DamagedCheckpoint):
+            log_skipped(*damages)
+            return content
+        damages.append(content)
+    if len(damages) == 1:
         raise damages[0]
+    log_skipped(*damages)
+    if damages:
+        raise DamagedCheckpoint("no checkpoint is intact:\n  " + "\n  ".join(map(str, damages)))
+    return None
+
+
+def log_skipped(*damages: DamagedCheckpoint) -> None:
+    """Log that damaged checkpoints are skipped."""
     for damage in damages:
         log.warning(f"skipped a damaged checkpoint: {damage}")
-    if found is None and damages:
-        raise DamagedCheckpoint("no checkpoint is intact:\n  " + "\n  ".join(map(str, damages)))
-    return None if found is None else found.content
 
 
 def list_candidates(
@@ -173,14 +150,16 @@ def list_candidates(
         return [epoch]
     if best is None:
         return numbers[::-1]
-    scores = {
-        found.number: found.content
-        for found in iterate_intact(
-            folder,
-            lambda: publishing.list_epochs(folder),
-            lambda number: manifests.parse_scores(publishing.read_manifest(folder, number)),
-        )
-    }
+    scores: dict[int, dict[str, float]] = {}
+    for number, _, content in iterate_checkpoints(
+        folder,
+        lambda: publishing.list_epochs(folder),
+        lambda number: manifests.parse_scores(publishing.read_manifest(folder, number)),
+    ):
+        if isinstance(content, DamagedCheckpoint):
+            log_skipped(content)
+        else:
+            scores[number] = content
     ranked = rank_by_score({number: found.get(best) for number, found in scores.items()}, way)
     if not ranked:
         known = sorted({name for found in scores.values() for name in found})
