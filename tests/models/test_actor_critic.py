@@ -68,7 +68,7 @@ def test_a_continuous_policy_has_a_mean_and_a_deviation_that_no_observation_chan
     np.testing.assert_array_equal(outputs["log_std"], np.tile([0.5, -1.0], (5, 1)))
 
 
-def test_kernels_start_orthogonal_and_scaled_by_what_they_are_for():
+def test_initial_kernels_are_orthogonal_with_the_scale_of_their_layer():
     params, outputs = _applied(models.actor_critic(actions=3, hidden=(8, 6)), OBSERVATIONS)
     for branch, gain in (("policy", 0.01), ("value", 1.0)):
         first, second = (params[branch]["torso"]["hidden"][n]["kernel"] for n in "01")
@@ -92,7 +92,7 @@ def test_orthogonal_kernels_prefer_no_direction():
 
 
 @pytest.mark.parametrize("parts", [{"b": (5, 2, 2), "a": (5,)}, {"a": (5, 3)}])
-def test_parts_of_an_observation_are_flattened_and_joined_by_name(parts):
+def test_parts_of_an_observation_are_flattened_and_concatenated_by_name(parts):
     named = {name: jnp.arange(np.prod(shape)).reshape(shape) for name, shape in parts.items()}
     network = models.actor_critic(actions=2, hidden=(4,))
     params, outputs = _applied(network, named)
@@ -119,7 +119,7 @@ def remembering():
     return network, params, jax.jit(lambda i: network.apply(params, {}, i, key=None, train=False))
 
 
-def test_memory_is_a_gated_recurrent_unit_after_the_hidden_layers(remembering):
+def test_the_recurrent_layer_is_a_gru_after_the_hidden_layers(remembering):
     network, params, apply = remembering
     before = np.array(jax.random.normal(KEY, (5, 6)))
     outputs, _ = apply(_inputs(network, jnp.zeros(5, bool), before))
@@ -139,7 +139,7 @@ def test_memory_is_a_gated_recurrent_unit_after_the_hidden_layers(remembering):
     )
 
 
-def test_where_an_episode_begins_what_was_before_is_forgotten(remembering):
+def test_the_recurrent_state_is_reset_where_an_episode_begins(remembering):
     network, _, apply = remembering
     first = jnp.array([True, False, True, False, True])
     fresh, _ = apply(_inputs(network, first))
@@ -150,7 +150,7 @@ def test_where_an_episode_begins_what_was_before_is_forgotten(remembering):
             assert (after[name][~first] != fresh[name][~first]).any()
 
 
-def test_what_it_remembers_fits_a_loop(remembering):
+def test_the_recurrent_state_fits_a_scan(remembering):
     network, _, apply = remembering
 
     def step(recurrent, first):
@@ -163,7 +163,7 @@ def test_what_it_remembers_fits_a_loop(remembering):
     assert models.actor_critic(actions=2).init_recurrent_state(5) == ()
 
 
-def test_in_lower_precision_outputs_and_memory_stay_float32(remembering):
+def test_in_lower_precision_outputs_and_recurrent_state_stay_float32(remembering):
     network, params, _ = remembering
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     inputs = _inputs(network, jnp.zeros(5, bool), observation=OBSERVATIONS.astype(jnp.bfloat16))
@@ -183,7 +183,7 @@ def test_in_lower_precision_outputs_and_memory_stay_float32(remembering):
         ({"activation": "tan"}, ValueError, "activation must be one of relu, silu, tanh; got 'tan"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, error, message):
+def test_settings_out_of_range_are_errors_at_once(settings, error, message):
     with pytest.raises(error, match=f"actor_critic: {message}"):
         models.actor_critic(**{"actions": 2} | settings)
 
@@ -215,6 +215,6 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
         ),
     ],
 )
-def test_wrong_inputs_are_refused(recurrent_size, inputs, error, message):
+def test_wrong_inputs_are_errors(recurrent_size, inputs, error, message):
     with pytest.raises(error, match=message):
         models.actor_critic(actions=2, recurrent_size=recurrent_size).init(KEY, inputs)

@@ -18,7 +18,7 @@ def test_nothing_else_is_a_size(value):
 
 
 @pytest.mark.parametrize("values", [(), (1,), [3, 4]])
-def test_sequences_of_sizes(values):
+def test_sequences_of_sizes_are_accepted(values):
     require_sizes("mlp", "hidden", values)
 
 
@@ -29,7 +29,7 @@ def test_nothing_else_is_a_sequence_of_sizes(values):
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 0.999])
-def test_rates(value):
+def test_rates_are_probabilities_below_1(value):
     require_rate("mlp", "dropout", value)
 
 

@@ -21,7 +21,7 @@ def at(heads, position):
     return apply_rotary(heads.reshape(1, 1, 1, -1), turn).ravel()
 
 
-def test_products_of_turned_heads_depend_on_the_distance_alone():
+def test_products_of_rotated_heads_depend_only_on_the_distance():
     query, key = jax.random.normal(KEY, (2, 8))
     products = [at(query, q) @ at(key, k) for q, k in ((5, 2), (3, 0), (103, 100))]
     np.testing.assert_allclose(products, products[0], rtol=1e-4)
@@ -29,14 +29,14 @@ def test_products_of_turned_heads_depend_on_the_distance_alone():
     np.testing.assert_allclose(at(query, 7) @ at(key, 7), query @ key, rtol=1e-5)
 
 
-def test_pairs_turn_at_their_own_frequency():
+def test_pairs_rotate_at_their_own_frequency():
     turned = at(jnp.array([1.0, 1.0, 0.0, 0.0]), 3)  # frequencies 1 and 0.01
     np.testing.assert_allclose(
         turned, [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)], rtol=1e-5
     )
 
 
-def test_turning_keeps_the_dtype():
+def test_rotation_keeps_the_dtype():
     assert at(jnp.ones(4, jnp.bfloat16), 3).dtype == jnp.bfloat16
 
 
@@ -46,7 +46,7 @@ def softmax(x):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_self_attention_is_that_of_numpy(causal):
+def test_self_attention_equals_numpys(causal):
     module = SelfAttention(8, 2, causal=causal, scale=1.0, rngs=nnx.Rngs(0))
     x = np.array(jax.random.normal(KEY, (3, 5, 8)))
     qkv = (x @ module.qkv.kernel[...]).reshape(3, 5, 3, 2, 4)
@@ -62,7 +62,7 @@ def test_self_attention_is_that_of_numpy(causal):
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cross_attention_is_that_of_numpy():
+def test_cross_attention_equals_numpys():
     module = CrossAttention(4, 1, scale=1.0, rngs=nnx.Rngs(0))
     x, other = (np.array(jax.random.normal(KEY, (2, n, 4))) for n in (3, 6))
     key, value = np.split(other @ np.array(module.keys_values.kernel[...]), 2, axis=-1)
@@ -84,6 +84,6 @@ def test_cross_attention_is_that_of_numpy():
         ("gfx90a", jnp.bfloat16, 64, False),
     ],
 )
-def test_the_fused_kernel_is_for_halves_on_newer_gpus(capability, dtype, size, has):
+def test_the_fused_kernel_is_for_16_bit_floats_on_newer_gpus(capability, dtype, size, has):
     device = SimpleNamespace(compute_capability=capability)
     assert has_kernel(device, jnp.dtype(dtype), size) is has

@@ -49,13 +49,13 @@ def test_every_logit_depends_on_the_image_and_on_no_later_token():
     assert (before[:, 3:] != after[:, 3:]).any(-1).all()
 
 
-def test_an_example_depends_on_its_own_image():
+def test_an_example_depends_only_on_its_own_image():
     image, tokens = INPUTS["image"], INPUTS["tokens"]
     changed = logits(image.at[0].add(1.0), tokens)
     np.testing.assert_array_equal(changed[1:], logits(image, tokens)[1:])
 
 
-def test_where_a_patch_is_counts():
+def test_the_position_of_a_patch_matters():
     image = INPUTS["image"]
     moved = jnp.roll(image, 2, axis=2)
     assert abs(logits(moved, INPUTS["tokens"]) - logits(image, INPUTS["tokens"])).max() > 1e-4
@@ -71,7 +71,7 @@ def test_patches_are_cut_row_by_row():
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan):
+def test_reading_piece_by_piece_computes_the_logits_of_the_whole(scan):
     decoder, params = DECODERS[scan], PARAMS[scan]
 
     @jax.jit
@@ -89,7 +89,7 @@ def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan):
     np.testing.assert_allclose(whole, logits(**INPUTS), rtol=1e-5, atol=1e-6)
 
 
-def test_the_parameters_are_as_many_as_counted_by_hand():
+def test_the_number_of_parameters_by_hand():
     block = 8 * 24 + 8 * 8 + 2 * 8 * 32 + 2 * 8
     cross = 8 * 8 + 8 * 16 + 8 * 8 + 8
     image = 4 * 8 + block + 8
@@ -109,7 +109,7 @@ def test_bfloat16_parameters_compute_in_bfloat16():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {"bfloat16", "int32"}
 
 
-def test_learns_to_name_what_it_sees():
+def test_learns_to_describe_images():
     images = jax.random.normal(KEY, (4, 4, 4, 1))
     texts = jnp.array([[0, 1, 2, 6], [0, 3, 1, 6], [0, 2, 2, 6], [0, 5, 4, 6]])
     decoder = models.captioner(**SETTINGS | {"layers": 1, "width": 16})
@@ -145,7 +145,7 @@ def test_learns_to_name_what_it_sees():
         ({"width": 6, "heads": 1}, "width must be a multiple of 4; got 6"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, message):
+def test_settings_out_of_range_are_errors_at_once(settings, message):
     with pytest.raises(ValueError, match=f"captioner: {message}"):
         models.captioner(**SETTINGS | settings)
 
@@ -162,6 +162,6 @@ def test_wrong_settings_are_refused_at_once(settings, message):
         (INPUTS | {"tokens": jnp.ones((3, 4))}, ValueError, "takes integer tokens"),
     ],
 )
-def test_wrong_inputs_are_refused(inputs, error, message):
+def test_wrong_inputs_are_errors(inputs, error, message):
     with pytest.raises(error, match=message):
         DECODERS[False].apply(PARAMS[False], {}, inputs, key=None, train=False)

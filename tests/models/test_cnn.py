@@ -96,19 +96,19 @@ def test_learns_digits():
         ({"dropout": 1.5}, ValueError, "dropout must be at least 0 and less than 1; got 1.5"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, error, message):
+def test_settings_out_of_range_are_errors_at_once(settings, error, message):
     with pytest.raises(error, match=f"cnn: {message}"):
         models.cnn(**settings)
 
 
-def test_wrong_inputs_are_refused():
+def test_wrong_inputs_are_errors():
     with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]; got .*\(8, 8, 1\)"):
         models.cnn().init(KEY, jnp.ones((8, 8, 1)))
     with pytest.raises(ValueError, match=r"at least 4x4; got shape \(2, 8, 3, 1\); pass fewer"):
         models.cnn().init(KEY, jnp.ones((2, 8, 3, 1)))
 
 
-def test_wrong_inputs_are_refused_by_apply_too():
+def test_wrong_inputs_of_apply_are_errors_too():
     network = models.cnn(channels=(2,), hidden=4)
     variables = jax.jit(network.init)(KEY, jnp.ones((2, 4, 4, 1)))
     with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]; got .*\(4, 4, 1\)"):

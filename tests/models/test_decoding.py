@@ -23,7 +23,7 @@ APPLY = jax.jit(lambda tokens: DECODER.apply(PARAMS, {}, tokens, key=None, train
 
 
 @pytest.mark.parametrize(("scan", "cuts"), [(False, [1, 2, 3, 6]), (True, [4])])
-def test_reading_piece_by_piece_gives_the_logits_of_the_whole(scan, cuts):
+def test_reading_piece_by_piece_computes_the_logits_of_the_whole(scan, cuts):
     decoder = models.transformer(**SETTINGS, scan=scan)
 
     @jax.jit
@@ -63,7 +63,7 @@ def test_past_the_length_of_the_cache_logits_are_nan():
     np.testing.assert_array_equal(jnp.isnan(outputs).all((0, 2)), [True, True, True])
 
 
-def test_the_likeliest_tokens_are_those_that_apply_finds_one_after_another():
+def test_the_likeliest_tokens_equal_those_of_repeated_calls_of_apply():
     tokens = jnp.zeros((2, 12), int).at[:, :3].set(PROMPT)
     for i in range(3, 12):
         tokens = tokens.at[:, i].set(APPLY(tokens)[:, i - 1].argmax(-1))
@@ -74,7 +74,7 @@ def test_the_likeliest_tokens_are_those_that_apply_finds_one_after_another():
     np.testing.assert_array_equal(same, written)
 
 
-def test_the_same_key_writes_the_same_and_another_something_else():
+def test_equal_keys_generate_equal_tokens_and_others_do_not():
     one, two, other = (
         models.generate(DECODER, PARAMS, PROMPT, length=9, key=jax.random.key(seed))
         for seed in (0, 0, 1)
@@ -85,7 +85,7 @@ def test_the_same_key_writes_the_same_and_another_something_else():
     assert (one != other).any()
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely():
+def test_tokens_are_drawn_with_their_probabilities():
     prompt = jnp.repeat(PROMPT[:1], 4000, axis=0)
     scores = np.array(APPLY(jnp.pad(PROMPT, ((0, 0), (0, 9))))[0, 2])
     for temperature, top_k in ((0.5, None), (1.0, None), (2.0, 3)):
@@ -125,7 +125,7 @@ def test_it_compiles_once_for_each_shape():
     assert write(length=3) > 0
 
 
-def test_a_decoder_that_is_done_with_is_freed():
+def test_an_unused_decoder_is_freed():
     decoder = models.transformer(**SETTINGS)
     models.generate(decoder, PARAMS, PROMPT, length=2, key=KEY)
     alive = weakref.ref(decoder.decode_step)
@@ -152,7 +152,7 @@ def test_a_decoder_that_is_done_with_is_freed():
         ({"prompt": jnp.ones((2, 3))}, ValueError, "takes integer tokens"),
     ],
 )
-def test_what_cannot_be_written_is_refused(settings, error, message):
+def test_prompts_and_settings_out_of_range_are_errors(settings, error, message):
     asked = {"prompt": PROMPT, "length": 2, "key": KEY} | settings
     with pytest.raises(error, match=message):
         models.generate(DECODER, PARAMS, asked.pop("prompt"), **asked)

@@ -134,7 +134,7 @@ def test_collections_other_than_params_are_model_state():
     np.testing.assert_allclose(mean, 0.5 * INPUTS.mean(0), rtol=1e-5, atol=1e-6)
 
 
-def test_statistics_move_where_the_flag_is_named():
+def test_statistics_change_if_the_flag_is_named():
     """Not told, they stay 0 and 1 for ever, and training is evaluation."""
     for module, flag in ((AnyKeyword(), "train"), (OwnStatistics(), "learning")):
         network = models.from_linen(module, train_flag=flag)
@@ -155,7 +155,7 @@ def test_statistics_move_where_the_flag_is_named():
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda init: init, jax.jit], ids=["eager", "jit"])
-def test_a_module_whose_flag_is_not_known_is_refused(module, parts, wrap):
+def test_a_module_with_an_unknown_flag_is_an_error(module, parts, wrap):
     network = models.from_linen(module)
     with pytest.raises(ValueError, match=rf"finds no flag .* mode: .*{parts}.*train_flag='is_tr"):
         wrap(network.init)(KEY, INPUTS)
@@ -169,7 +169,7 @@ def test_a_module_that_needs_no_flag_needs_none():
     assert not jnp.array_equal(after["batch_stats"]["BatchNorm_0"]["mean"], jnp.zeros(3))
 
 
-def test_a_flag_that_is_not_taken_or_not_named_is_refused():
+def test_a_flag_that_the_call_does_not_take_is_an_error():
     with pytest.raises(TypeError, match=r"train_flag must name .*got 'training'.*is: x, frozen"):
         models.from_linen(Frozen(), train_flag="training")
 
@@ -182,7 +182,7 @@ def test_a_flag_that_is_not_taken_or_not_named_is_refused():
     models.from_linen(Needing(), train_flag="learning")
 
 
-def test_a_stream_of_another_name_draws_from_the_key():
+def test_a_stream_of_another_name_is_derived_from_the_key():
     network = models.from_linen(Noisy())
     variables = network.init(KEY, INPUTS)
     draws = [
@@ -194,7 +194,7 @@ def test_a_stream_of_another_name_draws_from_the_key():
     assert (draws[0][0] != draws[2][0]).all()
 
 
-def test_parameters_leave_their_boxes():
+def test_parameters_are_unboxed():
     boxed = linen.with_partitioning(linen.initializers.ones, ("in", "out"))
     network = models.from_linen(linen.Dense(2, kernel_init=boxed))
     params, model_state = network.init(KEY, INPUTS)
@@ -203,7 +203,7 @@ def test_parameters_leave_their_boxes():
     np.testing.assert_allclose(outputs[:, 0], INPUTS.sum(1), rtol=1e-5, atol=1e-6)
 
 
-def test_a_call_may_not_add_variables_and_intermediates_are_dropped():
+def test_a_call_must_not_add_variables_and_intermediates_are_dropped():
     network = models.from_linen(Growing())
     params, model_state = network.init(KEY, INPUTS)
     assert jax.tree.map(jnp.shape, model_state) == {"cache": {"first": (3,)}}
@@ -213,6 +213,6 @@ def test_a_call_may_not_add_variables_and_intermediates_are_dropped():
 
 
 @pytest.mark.parametrize("module", [linen.Dense, nnx.Linear(1, 1, rngs=nnx.Rngs(0)), None])
-def test_another_kind_of_module_is_refused(module):
+def test_another_kind_of_module_is_an_error(module):
     with pytest.raises(TypeError, match=r"takes a flax\.linen module.*see from_nnx"):
         models.from_linen(module)

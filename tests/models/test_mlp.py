@@ -22,7 +22,7 @@ def test_flattens_inputs_of_any_shape(shape):
     assert network.apply(params, model_state, inputs, key=None, train=True)[0].shape == (4, 5)
 
 
-def test_computes_dense_layers_with_rectifiers_between():
+def test_computes_dense_layers_with_relus_between():
     network = models.mlp(classes=2, hidden=(3, 4))
     inputs = jax.random.normal(KEY, (5, 2, 2))
     params, model_state = network.init(KEY, inputs)
@@ -51,12 +51,12 @@ def test_no_hidden_layer_is_a_linear_model():
         ({"dropout": -0.1}, ValueError, "dropout must be at least 0 and less than 1"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, error, message):
+def test_settings_out_of_range_are_errors_at_once(settings, error, message):
     with pytest.raises(error, match=f"mlp: {message}"):
         models.mlp(**settings)
 
 
-def test_wrong_inputs_are_refused():
+def test_wrong_inputs_are_errors():
     with pytest.raises(ValueError, match=r"mlp takes inputs \[batch, \.\.\.\]; got shape \(\)"):
         models.mlp().init(KEY, jnp.ones(()))
     with pytest.raises(TypeError, match=r"mlp takes one array \[batch, \.\.\.\]; got dict"):

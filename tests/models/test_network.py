@@ -112,7 +112,7 @@ def assert_plain(tree):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_gives_outputs_and_keeps_the_structure_of_the_model_state(case, train):
+def test_returns_outputs_and_keeps_the_structure_of_the_model_state(case, train):
     network, params, model_state = case
     outputs, updated = network.apply(params, model_state, IMAGES, key=KEY, train=train)
     assert outputs.shape == (6, 4)
@@ -128,7 +128,7 @@ def test_params_and_model_state_are_plain_dicts_of_arrays_without_random_state(c
             assert leaf.dtype == np.float32, path
 
 
-def test_init_depends_on_the_key_and_on_nothing_else_but_shapes(case):
+def test_init_depends_only_on_the_key_and_shapes(case):
     network, params, model_state = case
     assert_same(network.init(jax.random.key(0), IMAGES * 0), (params, model_state))
     other, _ = network.init(jax.random.key(2), IMAGES)
@@ -172,7 +172,7 @@ def test_dropout_differs_by_key_and_is_off_in_evaluation(name):
 
 
 @pytest.mark.parametrize("name", NORMALISED)
-def test_batch_statistics_change_in_training_alone_and_in_the_result_alone(name):
+def test_batch_statistics_change_only_in_training_and_only_in_the_result(name):
     network, params, model_state = variables(name)
     before = bits(model_state)
     _, updated = network.apply(params, model_state, IMAGES, key=KEY, train=True)
@@ -201,7 +201,7 @@ def test_init_maps_over_keys(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_members_of_a_population_run_as_if_alone(name):
+def test_members_of_a_population_run_as_single_networks(name):
     network, params, model_state = variables(name)
     both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (params, model_state))
 
@@ -251,7 +251,7 @@ def test_a_key_must_be_a_single_typed_one(key):
         named_key(key, "dropout")
 
 
-def test_require_fit_names_what_is_amiss():
+def test_require_fit_lists_what_does_not_fit():
     expected = {"a": {"w": jnp.ones(2), "b": jnp.ones(2)}}
     require_fit("params", expected, expected, remedy="do")
     with pytest.raises(

@@ -52,7 +52,7 @@ def counting(rngs, example):
     return Counting(rngs)
 
 
-def test_all_but_params_and_random_state_is_model_state():
+def test_everything_but_params_and_random_state_is_model_state():
     params, model_state = models.from_nnx(counting).init(KEY, INPUTS)
     assert list(params) == ["layers"]
     assert sorted(model_state) == ["calls", "mask", "scale"]
@@ -83,7 +83,7 @@ def test_lists_have_string_keys_and_keep_their_order():
     )
 
 
-def test_variables_of_any_kind_change_in_training_alone():
+def test_variables_of_any_kind_change_only_in_training():
     network = models.from_nnx(counting)
     params, model_state = network.init(KEY, INPUTS)
     _, trained = network.apply(params, model_state, INPUTS, key=None, train=True)
@@ -100,7 +100,7 @@ def test_streams_differ_by_their_path_and_from_call_to_call():
     np.testing.assert_array_equal(np.unique([a, b, c]), [0.0, 2.0])
 
 
-def test_adding_dropout_leaves_the_initial_parameters():
+def test_adding_dropout_does_not_change_the_initial_parameters():
     plain, random = (
         models.mlp(hidden=(4, 4), dropout=dropout).init(KEY, INPUTS)[0] for dropout in (0.0, 0.5)
     )
@@ -147,7 +147,7 @@ def test_inputs_may_be_a_pytree():
     np.testing.assert_array_equal(outputs, 2 * INPUTS)
 
 
-def test_one_network_serves_inputs_of_several_shapes():
+def test_one_network_takes_inputs_of_several_shapes():
     network = models.mlp(hidden=(4,))
     for size in (3, 5, 3):
         inputs = jnp.ones((2, size))
@@ -159,7 +159,7 @@ def test_one_network_serves_inputs_of_several_shapes():
             assert outputs.shape == (batch, 10)
 
 
-def test_a_module_made_before_gives_its_own_parameters_and_stays_as_it_is():
+def test_a_module_made_before_provides_its_parameters_and_is_unchanged():
     module = Counting(nnx.Rngs(0))
     network = models.from_nnx(lambda rngs, example: module)
     params, model_state = network.init(KEY, INPUTS)
@@ -169,7 +169,7 @@ def test_a_module_made_before_gives_its_own_parameters_and_stays_as_it_is():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_the_program_holds_what_the_module_computes_and_no_more(train):
+def test_the_compiled_function_contains_only_the_modules_computation(train):
     network = models.mlp(hidden=(4,))
     params, model_state = network.init(KEY, INPUTS)
 
@@ -188,7 +188,7 @@ def test_the_program_holds_what_the_module_computes_and_no_more(train):
     assert ours == theirs
 
 
-def test_a_module_that_draws_needs_a_key_in_training():
+def test_a_module_with_random_numbers_needs_a_key_in_training():
     network = models.mlp(hidden=(4,), dropout=0.5)
     variables = network.init(KEY, INPUTS)
     network.apply(*variables, INPUTS, key=None, train=False)
@@ -222,19 +222,19 @@ def test_variables_must_be_those_of_the_inputs():
         network.apply(params, {"mean": jnp.ones(3)}, INPUTS, key=None, train=False)
 
 
-def test_a_call_may_not_add_variables():
+def test_a_call_must_not_add_variables():
     network = models.from_nnx(lambda rngs, example: Growing())
     with pytest.raises(ValueError, match=r"after the call: .*extra is not expected"):
         network.apply({}, {}, INPUTS, key=None, train=True)
 
 
-def test_a_module_that_is_built_is_refused():
+def test_a_module_instead_of_a_function_is_an_error():
     with pytest.raises(TypeError, match=r"got a module, of class Linear: write from_n"):
         models.from_nnx(nnx.Linear(5, 2, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize("flag", ["is_training", "deterministic", "not frozen"])
-def test_a_flag_of_the_call_is_told(flag):
+def test_a_flag_of_the_call_is_set(flag):
     class Dropping(nnx.Module):
         def __init__(self, rngs):
             self.dropout = nnx.Dropout(0.5, rngs=rngs)

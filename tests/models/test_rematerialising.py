@@ -28,7 +28,7 @@ def loss(network):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_outputs_and_gradients_stay_as_they_are(policy):
+def test_outputs_and_gradients_do_not_change(policy):
     expected, got = (
         jax.jit(jax.value_and_grad(loss(network)))(PARAMS)
         for network in (NETWORK, models.remat(NETWORK, policy))
@@ -37,7 +37,7 @@ def test_outputs_and_gradients_stay_as_they_are(policy):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_what_the_policy_does_not_keep_is_computed_again():
+def test_what_the_policy_does_not_store_is_recomputed():
     def dots(network):
         return str(jax.make_jaxpr(jax.grad(loss(network)))(PARAMS)).count("dot_general[")
 
@@ -46,7 +46,7 @@ def test_what_the_policy_does_not_keep_is_computed_again():
     assert none > saveable == everything == plain
 
 
-def test_batch_statistics_come_through():
+def test_batch_statistics_are_returned():
     network = models.cnn(classes=2, channels=(2,), hidden=4, batch_norm=True)
     images = jax.random.normal(KEY, (2, 4, 4, 1))
     variables = jax.jit(network.init)(KEY, images)

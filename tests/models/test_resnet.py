@@ -66,7 +66,7 @@ def test_takes_images_of_any_size(shape, train):
     assert jax.tree.map(jnp.shape, model_state) == jax.tree.map(jnp.shape, variables[1])
 
 
-def test_the_parameters_are_those_counted_by_hand():
+def test_the_number_of_parameters_by_hand():
     def conv(inputs, outputs, size=3):
         return size * size * inputs * outputs + 2 * outputs  # no bias; a scale and one after it
 
@@ -87,7 +87,7 @@ def test_the_settings_of_the_paper_make_twenty_layers():
     assert _size(kernels) == pytest.approx(0.27e6, rel=0.02)  # as the paper's table 6 has it
 
 
-def test_kernels_keep_the_size_of_signals_through_rectifiers():
+def test_kernels_keep_the_scale_of_signals_through_relus():
     network = models.resnet(channels=(64,), blocks=(1,))
     params, _ = jax.jit(network.init)(KEY, jnp.ones((1, 4, 4, 3)))
     kernel = params["stages"]["0"]["0"]["first"]["conv"]["kernel"]
@@ -108,7 +108,7 @@ def _convolve(x, kernel, stride):
     )
 
 
-def test_computes_blocks_of_two_convolutions_beside_a_shortcut():
+def test_computes_blocks_of_two_convolutions_and_a_shortcut():
     random = np.random.default_rng(0)
     params, averages = jax.tree.map(  # no scale of 1, no bias of 0
         lambda leaf: random.uniform(0.3, 1, leaf.shape).astype(np.float32), _variables()
@@ -141,7 +141,7 @@ def test_gradients_reach_every_parameter():
         assert jnp.abs(grad).max() > 1e-6, jax.tree_util.keystr(path)
 
 
-def test_running_averages_move_in_training_only():
+def test_running_averages_change_only_in_training():
     params, model_state = _variables()
     _, same = _apply(NETWORK, params, model_state, train=False)
     chex.assert_trees_all_equal(same, model_state)
@@ -157,7 +157,7 @@ def test_running_averages_move_in_training_only():
     np.testing.assert_allclose(evaluated, trained, rtol=0.02, atol=0.02)
 
 
-def test_bfloat16_leaves_the_averages_in_float32():
+def test_with_bfloat16_the_averages_stay_float32():
     params, model_state = _variables()
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, IMAGES))
     lowered = _apply.lower(NETWORK, half[0], model_state, half[1], train=True).as_text()
@@ -173,7 +173,7 @@ def test_bfloat16_leaves_the_averages_in_float32():
         assert leaf.dtype == jnp.float32
 
 
-def test_remat_changes_what_is_kept_and_no_result():
+def test_remat_changes_what_is_stored_and_no_result():
     chex.assert_trees_all_close(
         _gradients(remat=False), _gradients(remat=True), rtol=1e-3, atol=1e-6
     )
@@ -192,7 +192,7 @@ def test_remat_changes_what_is_kept_and_no_result():
     assert kept(remat=True) < 0.5 * kept(remat=False)
 
 
-def test_dropout_works_in_training_only_and_by_the_key():
+def test_dropout_depends_on_the_key_and_is_off_in_evaluation():
     network = models.resnet(**SMALL, dropout=0.5)
     evaluated, _ = _apply(network, *_variables(), key=KEY, train=False)
     plain, _ = _apply(NETWORK, *_variables(), train=False)
@@ -244,12 +244,12 @@ def test_learns_digits():
         ({"channels": (), "blocks": ()}, ValueError, "at least one; got channels=()"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, error, message):
+def test_settings_out_of_range_are_errors_at_once(settings, error, message):
     with pytest.raises(error, match=f"resnet: .*{message}"):
         models.resnet(**settings)
 
 
-def test_wrong_inputs_are_refused():
+def test_wrong_inputs_are_errors():
     with pytest.raises(ValueError, match=r"\[batch, height, width, channels\]; got .*\(8, 8, 1\)"):
         models.resnet().init(KEY, jnp.ones((8, 8, 1)))
     with pytest.raises(TypeError, match="resnet takes one array"):

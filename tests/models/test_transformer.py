@@ -41,7 +41,7 @@ def test_a_later_token_changes_no_earlier_logit():
     assert (before[:, 4:] != after[:, 4:]).any(-1).all()
 
 
-def test_the_order_of_the_tokens_counts():
+def test_the_order_of_the_tokens_matters():
     swapped = TOKENS.at[:, 0].set(TOKENS[:, 1]).at[:, 1].set(TOKENS[:, 0])
     assert abs(logits(PARAMS, TOKENS) - logits(PARAMS, swapped))[:, -1].max() > 1e-3
 
@@ -74,7 +74,7 @@ def expected():
     return jax.jit(jax.grad(loss, has_aux=True))(PARAMS)
 
 
-def test_scan_and_remat_give_the_logits_and_gradients_of_the_loop(gradients, expected):
+def test_scan_and_remat_equal_the_loop_in_logits_and_gradients(gradients, expected):
     form, grads, outputs = gradients
     np.testing.assert_allclose(outputs, expected[1], rtol=1e-5, atol=1e-6)
     wanted = restacked(expected[0]) if "scan" in form else expected[0]
@@ -83,7 +83,7 @@ def test_scan_and_remat_give_the_logits_and_gradients_of_the_loop(gradients, exp
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_scan_starts_at_the_values_of_a_loop():
+def test_a_scan_has_the_initial_values_of_a_loop():
     params, model_state = jax.jit(DECODERS["scan"].init)(jax.random.key(0), TOKENS)
     assert model_state == {}
     assert jax.tree.structure(params) == jax.tree.structure(restacked(PARAMS))
@@ -91,7 +91,7 @@ def test_a_scan_starts_at_the_values_of_a_loop():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_the_layers_start_apart_and_at_their_scale():
+def test_initial_layers_differ_and_have_their_scale():
     blocks = PARAMS["blocks"]
     assert (blocks["0"]["up"]["kernel"] != blocks["1"]["up"]["kernel"]).all()
     params, _ = jax.jit(
@@ -107,7 +107,7 @@ def test_the_layers_start_apart_and_at_their_scale():
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_the_program_of_a_scan_does_not_grow_with_the_depth(scan):
+def test_the_compiled_scan_does_not_grow_with_the_depth(scan):
     def size(layers):
         decoder = models.transformer(**SETTINGS | {"layers": layers, "scan": scan})
         params = jax.eval_shape(lambda key: decoder.init(key, TOKENS)[0], KEY)
@@ -119,7 +119,7 @@ def test_the_program_of_a_scan_does_not_grow_with_the_depth(scan):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("hidden", [None, 5])
-def test_the_parameters_are_as_many_as_counted_by_hand(tied, hidden):
+def test_the_number_of_parameters_by_hand(tied, hidden):
     decoder = models.transformer(**SETTINGS, tied=tied, hidden=hidden)
     params = jax.eval_shape(lambda key: decoder.init(key, TOKENS)[0], KEY)
     block = 8 * 24 + 8 * 8 + 2 * 8 * (hidden or 32) + 2 * 8  # qkv, out, dense branch, norms
@@ -129,7 +129,7 @@ def test_the_parameters_are_as_many_as_counted_by_hand(tied, hidden):
     assert ("head" in params) != tied
 
 
-def test_bfloat16_parameters_compute_in_bfloat16_and_give_float32_logits():
+def test_bfloat16_parameters_compute_in_bfloat16_with_float32_logits():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     outputs = logits(low, TOKENS)
     assert outputs.dtype == jnp.float32
@@ -157,7 +157,7 @@ def test_dropout_differs_by_key_and_is_off_in_evaluation():
     np.testing.assert_allclose(evaluated, logits(PARAMS, TOKENS), rtol=1e-5, atol=1e-6)
 
 
-def test_learns_a_sentence_by_heart():
+def test_memorises_a_sentence():
     text = jnp.array([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]])  # 1, 3 and 5 have two successors
     decoder = models.transformer(**SETTINGS | {"layers": 2, "width": 16})
     optimizer = optax.adam(1e-2)
@@ -196,7 +196,7 @@ def test_learns_a_sentence_by_heart():
         ({"dropout": 1.0}, ValueError, "dropout must be at least 0 and less than 1; got 1.0"),
     ],
 )
-def test_wrong_settings_are_refused_at_once(settings, error, message):
+def test_settings_out_of_range_are_errors_at_once(settings, error, message):
     with pytest.raises(error, match=f"transformer: {message}"):
         models.transformer(**SETTINGS | settings)
 
@@ -210,19 +210,19 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
         ({"tokens": jnp.ones((2, 3), int)}, r"takes integer tokens \[batch, time\]; got dict"),
     ],
 )
-def test_wrong_tokens_are_refused(tokens, message):
+def test_wrong_tokens_are_errors(tokens, message):
     with pytest.raises(ValueError, match=f"transformer:? {message}"):
         DECODERS["loop"].init(KEY, tokens)
     with pytest.raises(ValueError, match=f"transformer:? {message}"):
         DECODERS["loop"].apply(PARAMS, {}, tokens, key=None, train=False)
 
 
-def test_a_token_outside_the_vocabulary_is_seen():
+def test_a_token_outside_the_vocabulary_has_nan_logits():
     for token in (11, -1):
         assert jnp.isnan(logits(PARAMS, TOKENS.at[0, 3].set(token))[0, 3:]).all()
 
 
-def test_it_computes_in_float16_on_cpu_and_writes_in_it():
+def test_computes_and_generates_in_float16_on_cpu():
     decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
     tokens = jnp.array([[0, 1, 2, 3]])
     params, _ = decoder.init(jax.random.key(0), tokens)

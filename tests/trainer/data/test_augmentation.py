@@ -49,7 +49,7 @@ def _moved(image, down, right):
 
 
 @every
-def test_the_same_key_gives_the_same_and_another_key_another(name):
+def test_equal_keys_give_equal_batches_and_others_do_not(name):
     first = JITTED[name](KEY, BATCH)
     chex.assert_trees_all_equal(first, JITTED[name](KEY, BATCH))
     other = JITTED[name](jax.random.key(1), BATCH)
@@ -57,7 +57,7 @@ def test_the_same_key_gives_the_same_and_another_key_another(name):
 
 
 @every
-def test_jitted_and_plain_give_the_same_and_change_no_argument(name):
+def test_jit_changes_no_result_and_no_argument_is_changed(name):
     batch = {key: value.copy() for key, value in BATCH.items()}
     plain = SINGLE[name](KEY, batch)
     chex.assert_trees_all_close(plain, JITTED[name](KEY, batch), rtol=1e-4, atol=1e-6)
@@ -76,7 +76,7 @@ def test_shapes_and_dtypes_of_the_inputs_are_kept(name, dtype):
 
 @pytest.mark.parametrize("name", ["shift", "flip", "cut_out"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
-def test_whole_numbers_stay_whole(name, dtype):
+def test_integers_stay_integers(name, dtype):
     images = IMAGES.astype(dtype)
     after = JITTED[name](KEY, {"inputs": images})["inputs"]
     assert after.dtype == dtype
@@ -92,7 +92,7 @@ def test_each_image_is_moved_as_a_whole(seed):
         assert any(np.array_equal(_moved(before, *move), moved) for move in moves)
 
 
-def test_every_move_is_equally_likely():
+def test_every_shift_is_equally_likely():
     spot = np.zeros((5, 5), np.float32)
     spot[2, 2] = 1
     after = _many(shift(1), spot, count=900)
@@ -102,7 +102,7 @@ def test_every_move_is_equally_likely():
     assert hits[0].sum() == hits[4].sum() == hits[:, 0].sum() == hits[:, 4].sum() == 0
 
 
-def test_images_that_are_not_square_move_along_both_axes():
+def test_images_that_are_not_square_shift_along_both_axes():
     spot = np.zeros((3, 7), np.float32)
     spot[1, 3] = 1
     rows, columns = np.nonzero(_many(shift(1), spot).sum(axis=0))
@@ -115,14 +115,14 @@ def test_a_shift_by_zero_and_a_flip_of_probability_zero_are_the_identity(seed):
     np.testing.assert_array_equal(same, IMAGES)
 
 
-def test_a_flip_exchanges_left_and_right():
+def test_a_flip_mirrors_horizontally():
     always = flip(1.0)
     once = always(KEY, {"inputs": IMAGES})
     np.testing.assert_array_equal(once["inputs"], IMAGES[:, :, ::-1])
     np.testing.assert_array_equal(always(KEY, once)["inputs"], IMAGES)
 
 
-def test_a_flip_happens_as_often_as_it_should():
+def test_a_flip_has_its_probability():
     image = np.arange(6, dtype=np.float32).reshape(2, 3)
     after = _many(flip(0.25), image)
     flipped = (after == image[:, ::-1]).all(axis=(1, 2))
@@ -152,12 +152,12 @@ def test_a_square_is_cut_out_and_the_rest_is_kept(seed):
         (9, (2, 3), [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
     ],
 )
-def test_the_middle_is_equally_likely_everywhere(size, shape, expected):
+def test_the_centre_is_equally_likely_everywhere(size, shape, expected):
     kept = _many(cut_out(size), np.ones(shape, np.float32)).mean(axis=0)
     np.testing.assert_allclose(kept, expected, atol=0.1)  # four deviations
 
 
-def test_mixup_takes_one_weight_for_inputs_and_labels():
+def test_mixup_uses_one_weight_for_inputs_and_labels():
     labels = np.array([0, 1, 2, 1])
     batch = {"inputs": np.eye(4, dtype=np.float32), "labels": labels}
     mix = jax.jit(mixup(1.0, classes=3))
@@ -206,7 +206,7 @@ def test_a_step_trains_on_augmented_batches(task, linear, start, digits):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 4.0])
-def test_weights_have_the_distribution_asked_for(alpha):
+def test_weights_have_the_requested_distribution(alpha):
     draws = np.asarray(symmetric_beta(jax.random.key(1), alpha, (2000,)), np.float64)
     assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
@@ -228,7 +228,7 @@ def test_composed_augmentations_run_in_order():
     assert compose()(KEY, BATCH) == BATCH
 
 
-def test_one_more_at_the_end_shifts_nobodys_numbers():
+def test_one_more_at_the_end_does_not_change_the_others():
     def draw(name):
         return lambda key, batch: {**batch, name: jax.random.uniform(key)}
 
@@ -271,7 +271,7 @@ def test_one_more_at_the_end_shifts_nobodys_numbers():
         ),
     ],
 )
-def test_bad_settings_are_refused_at_once(make, error, said):
+def test_settings_out_of_range_are_errors_at_once(make, error, said):
     with pytest.raises(error, match=said):
         make()
 
@@ -285,12 +285,12 @@ def test_bad_settings_are_refused_at_once(make, error, said):
         ({"images": IMAGES}, ValueError, r"changes batch\['inputs'\]; there is: .*images"),
     ],
 )
-def test_other_inputs_are_refused_when_traced(name, batch, error, said):
+def test_other_inputs_are_errors_when_traced(name, batch, error, said):
     with pytest.raises(error, match=f"{name} .*{said}"):
         jax.eval_shape(SINGLE[name], KEY, batch)
 
 
-def test_shifting_an_image_out_of_itself_is_refused():
+def test_shifting_by_more_than_the_image_is_an_error():
     with pytest.raises(ValueError, match=r"shift\(4\) needs images of at least 5x5; got .*4, 6, 2"):
         jax.eval_shape(shift(4), KEY, {"inputs": IMAGES})
 
@@ -303,11 +303,11 @@ def test_shifting_an_image_out_of_itself_is_refused():
         ({"labels": np.arange(3)}, ValueError, r"got shape \(3,\) for inputs \(12, 4, 6, 2\)"),
     ],
 )
-def test_mixup_refuses_what_it_cannot_mix(change, error, said):
+def test_mixup_checks_inputs_and_labels(change, error, said):
     with pytest.raises(error, match=f"mixup .*{said}"):
         jax.eval_shape(SINGLE["mixup"], KEY, BATCH | change)
 
 
-def test_mixup_demands_labels():
+def test_mixup_needs_labels():
     with pytest.raises(ValueError, match=r"mixes batch\['labels'\]; there is: \['inputs'\]"):
         augmentation.mixup(0.2, classes=2)(KEY, {"inputs": np.ones((2, 3))})

@@ -110,7 +110,7 @@ def test_every_row_comes_once_where_the_sizes_divide(name, before, now, caplog):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_none_is_skipped_where_they_do_not_and_what_comes_again_is_said(name, caplog):
+def test_none_is_skipped_where_they_do_not_and_a_warning_counts_repeats(name, caplog):
     first, position = read(SOURCES[name](8))
     rest, _ = read(SOURCES[name](20), position)  # 32 rows are a batch of 20, and 12 over
     assert rest[:12] == first[20:]
@@ -118,7 +118,7 @@ def test_none_is_skipped_where_they_do_not_and_what_comes_again_is_said(name, ca
     assert "32 examples of pass 1 were read, of which 12 repeat" in caplog.text
 
 
-def test_of_a_map_dataset_nothing_is_read_to_get_there():
+def test_a_map_dataset_resumes_without_reading():
     got = []
 
     def noted(number):
@@ -136,7 +136,7 @@ def test_of_a_map_dataset_nothing_is_read_to_get_there():
     assert min(got) == 48
 
 
-def test_stretches_of_arrays_are_whole_passes_each_in_an_order_of_its_own():
+def test_epochs_of_arrays_add_up_to_passes_each_in_its_own_order():
     source = data.Arrays(batch(np.arange(14)), 4, steps_per_epoch=4)
     seen, position = [], None
     while len(seen) < 36:

@@ -43,18 +43,18 @@ def test_a_map_dataset_is_shuffled_by_seed_and_epoch(epoch_of, begun):
     assert len(set.union(*orders.values())) == 3
 
 
-def test_unshuffled_it_is_read_in_order_every_example_once(epoch_of):
+def test_without_shuffling_every_example_is_read_once_in_order(epoch_of):
     batches, _ = epoch_of(stream(shuffle=False).evaluation())
     labels = np.concatenate([batch["labels"][mask] for batch, mask in batches])
     np.testing.assert_array_equal(labels, np.arange(EXAMPLES))
 
 
-def test_batches_are_taken_as_they_are(epoch_of):
+def test_batches_stay_as_they_are(epoch_of):
     batched = data.from_grain(examples().batch(7), shuffle=False)
     assert seen(epoch_of(batched.training())[0]) == [list(range(7)), list(range(7, 14))]
 
 
-def test_an_order_of_whole_batches_is_no_order_of_batches_of_another_size():
+def test_shuffled_batches_do_not_resume_with_another_batch_size():
     def whole(batches, where, first):
         return iter(batches)
 
@@ -75,7 +75,7 @@ def test_examples_of_an_iterable_are_batched(epoch_of):
     assert seen(batches) == [[0, 2, 4], [6, 8, 10]]
 
 
-def test_a_function_makes_its_own_order(epoch_of, begun):
+def test_a_function_shuffles_by_itself(epoch_of, begun):
     asked = []
 
     def made(seed, epoch):
@@ -104,7 +104,7 @@ def test_a_loader_batches_by_itself(epoch_of):
 
 
 @pytest.mark.parametrize("dataset", [[1, 2], lambda seed, epoch: [1, 2], "text"])
-def test_what_is_not_grains_is_refused_before_training(dataset):
+def test_other_data_sets_are_an_error_before_training(dataset):
     with pytest.raises(TypeError, match="needs a MapDataset.* got (list|str)"):
         data.from_grain(dataset, batch_size=2).training()
 
@@ -121,7 +121,7 @@ def step(state, batch):
 
 
 @pytest.mark.parametrize("steps", [None, 3], ids=["passes", "stretches"])
-def test_law_5_between_any_two_epochs_a_run_can_end(steps):
+def test_law_5_a_run_resumes_after_any_epoch(steps):
     start = trainer.TrainState.create(params={"w": jnp.zeros(())}, rng=jax.random.key(0))
     made = functools.partial(stream, steps_per_epoch=steps)
     straight, history = trainer.fit(start, trainer.training(step, made()), epochs=4)
@@ -132,7 +132,7 @@ def test_law_5_between_any_two_epochs_a_run_can_end(steps):
     assert len({epoch["train/first"] for epoch in history}) > 1
 
 
-def test_without_grain_it_says_what_to_install(monkeypatch):
+def test_without_grain_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ImportError) as raised:
         data.from_grain(None)

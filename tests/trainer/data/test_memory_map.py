@@ -69,7 +69,7 @@ def test_evaluation_has_each_example_exactly_once_in_order(epoch_of, n, batch_si
     superbatch=st.integers(1, 5),
     batches=st.integers(0, 10**6),
 )
-def test_from_any_position_it_goes_on_as_it_would_have(epoch_of, n, steps, superbatch, batches):
+def test_reading_resumes_at_any_position(epoch_of, n, steps, superbatch, batches):
     def made(superbatch=superbatch):
         return data.MemoryMap(
             numbers(n), 3, superbatch=superbatch, steps_per_epoch=steps
@@ -87,7 +87,7 @@ def test_from_any_position_it_goes_on_as_it_would_have(epoch_of, n, steps, super
     assert labels_of(finer) == labels_of(one)
 
 
-def test_passes_and_seeds_have_orders_of_their_own(epoch_of, begun):
+def test_passes_and_seeds_have_their_own_orders(epoch_of, begun):
     feed = data.MemoryMap(numbers(40), 4).training()
     first, after = epoch_of(feed)
     again, _ = epoch_of(feed)
@@ -158,19 +158,19 @@ def test_shards_are_the_parts_of_each_batch(kind, epoch_of):
         ({"inputs": np.zeros(3)}, {"shard": (0, 3)}, "multiple of the 3 shards .* got 2"),
     ],
 )
-def test_bad_arrays_and_settings_are_refused(arrays, settings, said):
+def test_bad_arrays_and_settings_are_errors(arrays, settings, said):
     with pytest.raises(ValueError, match=said):
         data.MemoryMap(arrays, **{"batch_size": 2, **settings})
 
 
-def test_fewer_examples_than_a_batch_is_an_error_for_training_alone(epoch_of):
+def test_fewer_examples_than_a_batch_is_an_error_only_for_training(epoch_of):
     source = data.MemoryMap(numbers(3), 4)
     with pytest.raises(ValueError, match="3 examples and batch_size is 4"):
         source.training()
     assert len(epoch_of(source.evaluation())[0]) == 1
 
 
-def test_an_evaluation_is_no_stretch():
+def test_an_evaluation_reads_a_whole_pass():
     with pytest.raises(ValueError, match="every example exactly once.*steps_per_epoch=2"):
         data.MemoryMap(numbers(9), 2, steps_per_epoch=2).evaluation()
 
@@ -179,7 +179,7 @@ def _note_of(raised):
     return " ".join(raised.value.__notes__)
 
 
-def test_a_bad_file_is_named(tmp_path):
+def test_the_error_names_a_bad_file(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         data.MemoryMap({"inputs": tmp_path / "missing.npy"}, 2)
     assert "missing.npy to be a whole .npy file" in _note_of(raised)
@@ -213,7 +213,7 @@ def phases_over(task, arrays, **settings):
     return trainer.training(task.step, source)
 
 
-def test_a_split_in_files_measures_as_the_same_in_memory(task, images, start):
+def test_a_split_in_files_is_measured_like_one_in_memory(task, images, start):
     measured = []
     for source in (data.MemoryMap(images, 8, superbatch=3), data.Arrays(images, 8)):
         phase = trainer.evaluation(task.measure, source)
@@ -222,7 +222,7 @@ def test_a_split_in_files_measures_as_the_same_in_memory(task, images, start):
     assert measured[0]["val/accuracy"] == measured[1]["val/accuracy"]
 
 
-def test_where_it_stands_is_in_the_state(task, images, start):
+def test_the_position_is_in_the_state(task, images, start):
     source = data.MemoryMap(images, 8, steps_per_epoch=4)  # a pass is 6 steps
     state, _ = trainer.fit(start, trainer.training(task.step, source), epochs=3)
     assert state.carry["position/train"]["place"].tolist() == [2, 0]
@@ -236,7 +236,7 @@ def test_where_it_stands_is_in_the_state(task, images, start):
         lambda images: {**images, "inputs": images["inputs"][::-1]},
     ],
 )
-def test_a_run_does_not_go_on_with_other_data(change, images, epoch_of):
+def test_a_run_does_not_resume_with_other_data(change, images, epoch_of):
     position = data.MemoryMap(images, 8).training().start
     epoch_of(data.MemoryMap(dict(images), 8).training(), position)
     feed = data.MemoryMap(change(images), 8).training()

@@ -26,7 +26,7 @@ def letters(text):
 
 
 @given(st.lists(st.lists(st.integers(0, 299), max_size=9), max_size=9).filter(any))
-def test_what_was_written_is_read(folder, texts):
+def test_written_tokens_are_read_back(folder, texts):
     file = folder / "any.tokens"
     assert data.pack_tokens(texts, file, vocabulary=300) == sum(map(len, texts))
     tokens, header = open_token_file(file)
@@ -39,7 +39,7 @@ def test_what_was_written_is_read(folder, texts):
     ("vocabulary", "dtype"),
     [(1, "uint8"), (256, "uint8"), (257, "uint16"), (2**16, "uint16"), (2**16 + 1, "uint32")],
 )
-def test_tokens_take_as_little_room_as_the_vocabulary_allows(file, vocabulary, dtype):
+def test_tokens_take_as_few_bytes_as_the_vocabulary_allows(file, vocabulary, dtype):
     data.pack_tokens([[0, vocabulary - 1]], file, vocabulary=vocabulary)
     tokens, header = open_token_file(file)
     assert tokens.tolist() == [0, vocabulary - 1]
@@ -77,7 +77,7 @@ def test_texts_are_encoded_one_at_a_time(file):
         ("abc", letters, TypeError, r"a single text: pass \[text\]"),
     ],
 )
-def test_bad_texts_are_refused_and_leave_nothing(file, texts, encode, error, said):
+def test_bad_texts_are_errors_and_leave_no_file(file, texts, encode, error, said):
     data.pack_tokens([[1, 2]], file, vocabulary=10)
     with pytest.raises(error, match=said):
         data.pack_tokens(texts, file, vocabulary=10, encode=encode)
@@ -131,14 +131,14 @@ def damaged(content, how):
         ({"format": "entracte tokens 2"}, "format 'entracte tokens 1'; it has 'entracte tokens 2'"),
     ],
 )
-def test_damage_is_found_when_it_is_opened(file, how, said):
+def test_damage_is_found_when_a_file_is_opened(file, how, said):
     data.pack_tokens([range(10)], file, vocabulary=10)
     file.write_bytes(damaged(file.read_bytes(), how))
     with pytest.raises(ValueError, match=said):
         open_token_file(file)
 
 
-def test_blocks_are_verified_all(file, monkeypatch):
+def test_all_blocks_are_verified(file, monkeypatch):
     monkeypatch.setattr("trainer.data.packing.BLOCK", 3)
     data.pack_tokens([range(10)], file, vocabulary=10)
     assert open_token_file(file)[0].tolist() == list(range(10))

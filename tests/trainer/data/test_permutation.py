@@ -18,7 +18,7 @@ def test_it_is_a_permutation(size, seed, number):
 
 
 @given(st.integers(1, 10**13), SEEDS, st.data())
-def test_a_part_is_a_part_of_the_whole_whatever_the_size(size, seed, data):
+def test_any_part_equals_that_of_the_whole_permutation(size, seed, data):
     drawn = data.draw(st.sets(st.integers(0, size - 1), min_size=1, max_size=50))
     places = np.array(sorted(drawn))
     found = permute_indices(places, size, seed, 0)
@@ -30,7 +30,7 @@ def test_a_part_is_a_part_of_the_whole_whatever_the_size(size, seed, data):
     np.testing.assert_array_equal(permute_indices(square, size, seed, 0), [found, found])
 
 
-def test_every_seed_and_every_pass_has_an_order_of_its_own():
+def test_every_seed_and_every_pass_has_its_own_order():
     orders = {
         tuple(permute_indices(np.arange(50), 50, seed, number))
         for seed in range(20)
@@ -40,7 +40,7 @@ def test_every_seed_and_every_pass_has_an_order_of_its_own():
 
 
 @pytest.mark.parametrize("size", [7, 100, 10**9])
-def test_places_go_anywhere_alike(size):
+def test_entries_are_uniform(size):
     """Counts in sevenths, of 700 passes, are within 5 standard deviations of 100 each."""
     for places in ([0], [size - 1], [size // 2]):
         found = np.array([permute_indices(np.array(places), size, 0, n)[0] for n in range(700)])
@@ -49,7 +49,7 @@ def test_places_go_anywhere_alike(size):
 
 
 @pytest.mark.parametrize("apart", [1, 2, 31, 32, 33])
-def test_neighbours_part(apart):
+def test_neighbours_are_separated(apart):
     """Distances, in tenths of the size, of 20 passes: 2,000 each, within 5 standard deviations."""
     orders = np.array([permute_indices(np.arange(1000), 1000, 1, number) for number in range(20)])
     distances = (orders - np.roll(orders, apart, axis=1)) % 1000

@@ -8,7 +8,7 @@ import pytest
 from trainer.data.iteration.prefetch import Prefetcher
 
 
-def test_the_next_is_begun_before_it_is_asked_for():
+def test_the_next_result_is_computed_ahead():
     begun = threading.Event()
 
     def work(key):
@@ -22,7 +22,7 @@ def test_the_next_is_begun_before_it_is_asked_for():
     assert ahead(2, then=3) == -2
 
 
-def test_each_is_worked_out_once_and_only_once_where_it_is_foreseen():
+def test_each_predicted_result_is_computed_once():
     keys = []
     ahead = Prefetcher(lambda key: keys.append(key))
     for key in range(4):
@@ -32,12 +32,12 @@ def test_each_is_worked_out_once_and_only_once_where_it_is_foreseen():
     assert sorted(keys[:6]) == [0, 0, 1, 2, 3, 4]
 
 
-def test_what_was_not_foreseen_is_worked_out_anew():
+def test_a_result_that_was_not_predicted_is_computed():
     ahead = Prefetcher(lambda key: key * 10)
     assert [ahead(1, then=2), ahead(7, then=8), ahead(7, then=8)] == [10, 70, 70]
 
 
-def test_a_failure_is_raised_where_its_result_is_asked_for():
+def test_an_error_is_raised_by_the_call_for_its_result():
     def work(key):
         if key == 1:
             raise OSError("the disk is gone")

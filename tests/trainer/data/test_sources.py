@@ -36,26 +36,26 @@ def tokens(tmp_path):
     ],
     ids=["Arrays", "MemoryMap", "Stream of a list", "Stream of a factory", "stretches"],
 )
-def test_a_source_has_a_length_and_gives_each_example_once_in_order(source):
+def test_a_source_has_a_length_and_yields_each_example_once_in_order(source):
     batches = list(source)
     assert len(source) == len(batches) == 3
     assert [len(batch["inputs"]) for batch in batches] == [4, 4, 2]
     np.testing.assert_array_equal(np.concatenate([b["inputs"] for b in source]), NUMBERS)
 
 
-def test_tokens_hide_what_a_window_before_had(tokens):
+def test_tokens_mask_labels_of_an_earlier_window(tokens):
     batches = list(tokens)
     assert len(tokens) == len(batches) == 2
     shown = [batch["labels"][batch["mask"]] for batch in batches]
     assert np.concatenate(shown).tolist() == list(range(1, 10))
 
 
-def test_a_share_of_a_batch_is_iterated_alone():
+def test_a_shard_iterates_its_part_of_each_batch():
     source = data.MemoryMap({"inputs": NUMBERS}, 4, shard=(1, 2))
     assert [batch["inputs"].ravel().tolist() for batch in source] == [[2, 3], [6, 7], []]
 
 
-def test_a_length_that_only_reading_tells_is_an_error_and_no_falsehood():
+def test_an_unknown_length_is_an_error():
     source = data.Stream(cut)
     with pytest.raises(TypeError, match=r"generator is known only after.*sum\(1 for _ in source\)"):
         len(source)
@@ -85,20 +85,20 @@ DAY = np.datetime64("2026-01-01")
 @pytest.mark.parametrize(
     "make", [data.Arrays, data.MemoryMap, lambda a, _: data.Stream([a]).example]
 )
-def test_what_holds_no_numbers_is_named(make, arrays, said):
+def test_the_error_names_arrays_without_numbers(make, arrays, said):
     if make is data.MemoryMap and isinstance(arrays.get("labels"), list):
         pytest.skip("a list of strings is one of files")
     with pytest.raises(TypeError, match=said):
         make(arrays, 2)
 
 
-def test_examples_of_several_lengths_are_named():
+def test_the_error_names_examples_of_several_lengths():
     with pytest.raises(ValueError, match=r"arrays\['tokens'\].*of one shape; got.*pad them"):
         data.Arrays({"tokens": [[1, 2], [3]]}, 2)
 
 
 @pytest.mark.parametrize("make", [data.Arrays, lambda a, n: data.Stream([a] * n)])
-def test_a_whole_number_is_not_cut_to_32_bits_without_a_word(state, make):
+def test_an_integer_that_does_not_fit_32_bits_is_an_error(state, make):
     arrays = {"inputs": NUMBERS[:2], "id": np.array([1, 2**31])}
     with pytest.raises(
         ValueError, match="'id'.*must fit int32, which JAX makes of int64; got 2147"
@@ -108,7 +108,7 @@ def test_a_whole_number_is_not_cut_to_32_bits_without_a_word(state, make):
     assert kept.tolist() == [-(2**31), 2**31 - 1]
 
 
-def test_bfloat16_truths_and_lists_are_numbers():
+def test_bfloat16_booleans_and_lists_are_numbers():
     source = data.Arrays({"a": jnp.ones(2, jnp.bfloat16), "b": [True, False], "c": [1, 2]}, 2)
     assert source.size == 2
 
@@ -138,12 +138,12 @@ def test_bfloat16_truths_and_lists_are_numbers():
         ),
     ],
 )
-def test_what_makes_no_source_is_said_when_it_is_made(make, said):
+def test_bad_arguments_of_a_source_are_errors_at_once(make, said):
     with pytest.raises(TypeError, match=said):
         make()
 
 
-def test_a_factory_may_have_more_arguments_of_its_own():
+def test_a_factory_may_have_more_arguments():
     def batches(seed, epoch, size=4):
         return cut(seed, epoch)
 
@@ -164,7 +164,7 @@ def test_a_factory_may_have_more_arguments_of_its_own():
     ],
 )
 @pytest.mark.parametrize("reads", ["training", "evaluation"])
-def test_what_is_no_source_is_told_which_one_takes_it(task, reads, given, said):
+def test_the_error_names_the_source_for_other_data(task, reads, given, said):
     function = task.step if reads == "training" else task.measure
     with pytest.raises(TypeError, match=f"{reads} reads a source of data.*{said}"):
         getattr(trainer, reads)(function, given)

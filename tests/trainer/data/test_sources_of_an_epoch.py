@@ -65,7 +65,7 @@ def test_evaluation_sees_each_example_exactly_once_in_order(n, batch_size):
     np.testing.assert_array_equal(np.concatenate(batches), np.arange(n))
 
 
-def test_the_order_changes_with_the_epoch_and_the_seed_only():
+def test_the_order_depends_only_on_the_epoch_and_the_seed():
     feed = data.Arrays(_numbers(20), 5).training()
     first = np.concatenate(_seen(feed, _state()))
     np.testing.assert_array_equal(first, np.concatenate(_seen(feed, _state())))
@@ -86,19 +86,19 @@ def test_the_order_changes_with_the_epoch_and_the_seed_only():
         ({"inputs": np.zeros(3)}, 0, "batch_size must be a whole number of at least 1; got 0"),
     ],
 )
-def test_bad_arrays_are_refused(arrays, batch_size, said):
+def test_bad_arrays_are_errors(arrays, batch_size, said):
     with pytest.raises(ValueError, match=said):
         data.Arrays(arrays, batch_size)
 
 
-def test_fewer_examples_than_a_batch_is_an_error_for_training_and_none_for_evaluation():
+def test_fewer_examples_than_a_batch_is_an_error_only_for_training():
     source = data.Arrays(_numbers(3), 4)
     with pytest.raises(ValueError, match="3 examples and batch_size is 4"):
         source.training()
     assert len(np.concatenate(_seen(source.evaluation(), _state(), masked=True))) == 3
 
 
-def test_digits_are_split_once_and_for_all():
+def test_digits_always_have_the_same_split():
     train, val = data.digits(batch_size=32)
     assert (train.size, val.size) == (1437, 360)
     chex.assert_shape(train.example["inputs"], (32, 8, 8, 1))
@@ -122,20 +122,20 @@ def _factory(sizes, calls=None):
 
 
 @pytest.mark.parametrize("superbatch", [1, 2, 3, 16])
-def test_a_stream_is_seen_whole_and_in_order(superbatch):
+def test_a_stream_is_read_completely_in_order(superbatch):
     stream = data.Stream(_factory([4, 4, 4, 4, 4]), superbatch)
     np.testing.assert_array_equal(np.concatenate(_seen(stream.training(), _state())), range(20))
 
 
 @pytest.mark.parametrize("superbatch", [1, 2, 16])
-def test_a_streams_short_end_is_dropped_in_training_and_kept_in_evaluation(superbatch):
+def test_a_smaller_last_batch_is_dropped_in_training_and_kept_in_evaluation(superbatch):
     stream = data.Stream(_factory([4, 4, 3]), superbatch)
     assert len(np.concatenate(_seen(stream.training(), _state()))) == 8
     seen = np.concatenate(_seen(stream.evaluation(), _state(), masked=True))
     np.testing.assert_array_equal(seen, range(11))
 
 
-def test_a_factory_is_asked_with_the_runs_seed_and_the_epoch():
+def test_a_factory_is_called_with_the_seed_of_the_run_and_the_epoch():
     calls = []
     stream = data.Stream(_factory([4], calls))
     for epoch in (0, 1, 1):
@@ -158,7 +158,7 @@ def test_a_list_of_batches_is_a_stream():
         ]
 
 
-def test_an_iterator_that_ends_after_one_pass_is_refused():
+def test_an_iterator_that_ends_after_one_pass_is_an_error():
     with pytest.raises(TypeError, match="pass the function that made it"):
         data.Stream(_factory([4])(0, 0))
 
@@ -177,7 +177,7 @@ def test_an_iterator_that_ends_after_one_pass_is_refused():
         ),
     ],
 )
-def test_a_bad_batch_is_named(batches, said):
+def test_the_error_names_a_bad_batch(batches, said):
     with pytest.raises(ValueError, match=said):
         _seen(data.Stream(batches, 2).training(), _state())
 
@@ -281,7 +281,7 @@ def _stretch(feed, position, state=None):
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.booleans(), st.integers(0, 3))
-def test_stretches_follow_one_another_through_the_passes(passed, steps, superbatch, ragged, start):
+def test_epochs_follow_one_another_through_the_passes(passed, steps, superbatch, ragged, start):
     def batches(seed, number):
         for place in range(passed):
             yield {"inputs": np.array([[number], [place]], np.float32)}
@@ -299,7 +299,7 @@ def test_stretches_follow_one_another_through_the_passes(passed, steps, superbat
     assert _stretch(again, position)[0] == second
 
 
-def test_a_stretch_reads_no_further_than_its_end():
+def test_an_epoch_reads_no_further_than_its_end():
     read = []
 
     def batches(seed, number):
@@ -319,7 +319,7 @@ def test_a_stretch_reads_no_further_than_its_end():
     assert read[9:] == [0, 1, 2, 3, 4, 5]  # of another seed: anew, and skipped forward
 
 
-def test_a_stretch_that_was_left_half_read_is_read_anew():
+def test_an_epoch_that_was_read_half_is_read_again():
     feed = data.Stream(_factory([2] * 9), 1, steps_per_epoch=3).training()
     pieces = feed.pieces(_state(), None, feed.start)
     next(pieces)
@@ -334,20 +334,20 @@ def test_a_stream_compiles_for_no_more_steps_than_an_epoch_has():
 
 
 @pytest.mark.parametrize("steps", [0, -1])
-def test_an_epoch_is_one_step_at_least(steps):
+def test_an_epoch_has_at_least_one_step(steps):
     with pytest.raises(
         ValueError, match=f"steps_per_epoch must be a whole number of at least 1.*got {steps}"
     ):
         data.Stream([], steps_per_epoch=steps)
 
 
-def test_an_evaluation_is_no_stretch():
+def test_an_evaluation_reads_a_whole_pass():
     with pytest.raises(ValueError, match="every example exactly once.*steps_per_epoch=2.*Stream"):
         data.Stream(_factory([2, 2]), steps_per_epoch=2).evaluation()
 
 
 @pytest.mark.parametrize("wrapped", [iter, list])
-def test_data_that_became_less_is_no_place_to_go_on(wrapped):
+def test_a_run_does_not_resume_with_less_data(wrapped):
     batches = [{"inputs": np.zeros((2, 1))}] * 3
     feed = data.Stream(lambda seed, number: wrapped(batches), steps_per_epoch=2).training()
     with pytest.raises(ValueError, match="pass 5 must have the 5 batches .* got 3: resume with"):
@@ -364,7 +364,7 @@ def test_a_pass_without_a_whole_batch_is_an_error(sizes):
         _stretch(feed, feed.start)
 
 
-def test_a_bad_batch_of_a_pass_is_named_by_its_place_in_the_pass():
+def test_the_error_names_a_bad_batch_by_its_place_in_the_pass():
     good, bad = {"inputs": np.zeros((2, 1))}, {"inputs": np.zeros((2, 2))}
     feed = data.Stream([good, good, good, bad], steps_per_epoch=1).training()
     with pytest.raises(ValueError, match="batch 4 of pass 7 .* like the first"):
@@ -391,7 +391,7 @@ class _Resuming:
         self.place = state["place"]
 
 
-def test_an_iterator_is_put_back_by_its_own_state():
+def test_an_iterator_is_restored_from_its_own_state():
     stream = data.Stream(lambda seed, number: _Resuming(), steps_per_epoch=3)
     feed = stream.training()
     chex.assert_shape(feed.start["iterator"], (4096,))
@@ -403,12 +403,12 @@ def test_an_iterator_is_put_back_by_its_own_state():
     assert _stretch(stream.training(), position)[0] == [[100] * 2, [101] * 2, [102] * 2]
 
 
-def test_a_long_state_is_given_more_room():
+def test_a_long_state_gets_a_larger_buffer():
     start = initial_position(_Resuming(pad=lambda place: "x" * 1000), 2)
     chex.assert_shape(start["iterator"], (8192,))
 
 
-def test_a_state_that_outgrows_its_room_is_an_error():
+def test_a_state_that_outgrows_its_buffer_is_an_error():
     batches = lambda seed, number: _Resuming(pad=lambda place: "x" * (2500 * (place - 1)))  # noqa: E731
     feed = data.Stream(batches, 1, steps_per_epoch=2).training()
     _, position = _stretch(feed, feed.start)
@@ -416,7 +416,7 @@ def test_a_state_that_outgrows_its_room_is_an_error():
         _stretch(feed, position)
 
 
-def test_a_state_that_cannot_be_written_is_an_error_at_once_and_only_where_it_is_needed():
+def test_a_state_that_cannot_be_encoded_is_an_error_only_where_it_is_needed():
     batches = lambda seed, number: _Resuming(wrap=lambda state: {1, 2})  # noqa: E731
     data.Stream(batches).training()
     with pytest.raises(TypeError, match=r"JSON data or bytes.*got \{1, 2\} .*set is not JSON"):
@@ -433,7 +433,7 @@ def test_a_state_that_cannot_be_written_is_an_error_at_once_and_only_where_it_is
         ),
     )
 )
-def test_a_state_comes_back_as_it_was(state):
+def test_a_state_is_decoded_unchanged(state):
     buffer = encode_state(state, room=1 << 16)
     assert (buffer.shape, buffer.dtype) == ((1 << 16,), np.uint8)
     back = decode_state(buffer)

@@ -117,12 +117,12 @@ def test_shards_are_the_parts_of_each_batch(packed, epoch_of):
         ({"shard": (2, 2)}, "index from 0 to count - 1"),
     ],
 )
-def test_bad_settings_are_refused(packed, settings, said):
+def test_settings_out_of_range_are_errors(packed, settings, said):
     with pytest.raises(ValueError, match=said):
         data.Tokens(packed(10), **{"batch_size": 2, "length": 3, **settings})
 
 
-def test_fewer_windows_than_a_batch_is_an_error_for_training_alone(packed):
+def test_fewer_windows_than_a_batch_is_an_error_only_for_training(packed):
     source = data.Tokens(packed(10), batch_size=4, length=3)
     source.evaluation()
     with pytest.raises(ValueError, match="3 examples and batch_size is 4"):
@@ -164,7 +164,7 @@ def run(task, file, directory, epochs, seed=0):
     return trainer.fit(state, phase, epochs=epochs, hooks=chain)[0]
 
 
-def test_law_5_stopped_at_any_epoch_it_goes_on_at_the_next_window(bigrams, text, tmp_path):
+def test_law_5_a_run_resumes_at_the_next_window(bigrams, text, tmp_path):
     file = text(0)
     straight = run(bigrams, file, tmp_path / "straight", epochs=4)  # a pass is 3 steps
     assert straight.carry["position/train"]["place"].tolist() == [2, 2]
@@ -175,7 +175,7 @@ def test_law_5_stopped_at_any_epoch_it_goes_on_at_the_next_window(bigrams, text,
         assert trainer.fingerprint(resumed) == trainer.fingerprint(straight)
 
 
-def test_a_run_does_not_go_on_with_another_file(bigrams, text, tmp_path):
+def test_a_run_does_not_resume_with_another_file(bigrams, text, tmp_path):
     before = run(bigrams, text(0), tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match="began with other data.*resume with the original data"):
         run(bigrams, text(1), tmp_path / "run", epochs=2)
@@ -183,7 +183,7 @@ def test_a_run_does_not_go_on_with_another_file(bigrams, text, tmp_path):
     assert trainer.fingerprint(before) == trainer.fingerprint(after)
 
 
-def test_a_run_does_not_go_on_with_another_part(packed, epoch_of):
+def test_a_run_does_not_resume_with_another_part(packed, epoch_of):
     def feed(part):
         return data.Tokens(packed(40), batch_size=2, length=3, part=part).training()
 

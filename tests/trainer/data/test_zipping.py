@@ -73,7 +73,7 @@ def run(state, phase, epochs, *more):
 
 
 @pytest.mark.parametrize("name", ZIPS)
-def test_each_is_gone_through_whole_pass_after_pass(state, phases, name):
+def test_each_source_is_read_completely_pass_after_pass(state, phases, name):
     after, seen = run(state, phases[name], 3)
     assert len(seen["a"]) == len(seen["b"]) == 12
     first, second = ([*chain(*seen["a"][at : at + 4])] for at in (0, 4))
@@ -89,9 +89,7 @@ def test_each_is_gone_through_whole_pass_after_pass(state, phases, name):
 
 
 @pytest.mark.parametrize("name", ZIPS)
-def test_law_5_stopped_at_any_epoch_it_goes_on_at_the_next_example_of_all(
-    state, phases, name, tmp_path
-):
+def test_law_5_a_run_resumes_at_the_next_example_of_each_source(state, phases, name, tmp_path):
     straight, seen = run(state, phases[name], 3)
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     run(state, phases[name], 1, saving)
@@ -102,7 +100,7 @@ def test_law_5_stopped_at_any_epoch_it_goes_on_at_the_next_example_of_all(
     assert trainer.restore(tmp_path, state).epoch == 3
 
 
-def test_two_of_one_size_go_through_their_data_in_orders_of_their_own(state):
+def test_two_sources_of_one_size_have_their_own_orders(state):
     for make in (data.Arrays, data.MemoryMap):
         source = data.zip_sources({name: make(numbers(A), 3) for name in ("a", "b")})
         feed = source.training()
@@ -114,7 +112,7 @@ def test_two_of_one_size_go_through_their_data_in_orders_of_their_own(state):
         assert a != b
 
 
-def test_one_that_goes_on_with_another_batch_size_skips_nothing(state, caplog):
+def test_resuming_with_another_batch_size_skips_nothing(state, caplog):
     def seen(size, position):
         source = data.zip_sources(
             {"a": data.Arrays(numbers(A), 3), "b": data.MemoryMap(numbers(12), size)}
@@ -130,7 +128,7 @@ def test_one_that_goes_on_with_another_batch_size_skips_nothing(state, caplog):
     assert "had batches of 1 examples, and resumes with 2" in caplog.text
 
 
-def test_it_has_a_length_and_can_be_iterated():
+def test_zipped_sources_have_a_length_and_can_be_iterated():
     source = ZIPS["on the device"]()
     batches = list(source)
     assert len(source) == len(batches) == 4
@@ -138,7 +136,7 @@ def test_it_has_a_length_and_can_be_iterated():
     assert [batch["b"]["inputs"].tolist() for batch in batches] == [[0, 1], [2, 3]] * 2
 
 
-def test_what_cannot_be_zipped_is_said(state):
+def test_sources_that_cannot_be_zipped_are_errors(state):
     few, many = data.Arrays(numbers(3), 4), data.Arrays(numbers(9), 4)
     with pytest.raises(ValueError, match="zip_sources needs sources by name.*got"):
         data.zip_sources([many, few])

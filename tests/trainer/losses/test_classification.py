@@ -55,13 +55,13 @@ def test_it_computes_in_float32():
         (LOGITS.astype(int), {"labels": jnp.array([0, 1])}, "floating logits; got int32"),
     ],
 )
-def test_what_does_not_fit_is_said(outputs, batch, said):
+def test_outputs_and_labels_that_do_not_fit_are_errors(outputs, batch, said):
     with pytest.raises(ValueError, match=said):
         losses.classification(outputs, batch)
 
 
 @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0])
-def test_smoothing_outside_its_range_is_refused(label_smoothing):
+def test_smoothing_out_of_range_is_an_error(label_smoothing):
     with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\)"):
         losses.classification(
             LOGITS, {"labels": jnp.array([0, 1])}, label_smoothing=label_smoothing
@@ -75,7 +75,7 @@ def test_probabilities_as_labels_by_hand():
     assert values["accuracy"].tolist() == [1, 1]
 
 
-def test_one_hot_probabilities_give_what_classes_give():
+def test_one_hot_probabilities_equal_classes():
     classes = jnp.array([0, 1])
     chex.assert_trees_all_close(
         losses.classification(LOGITS, {"labels": jnp.eye(3)[classes]}),
@@ -84,7 +84,7 @@ def test_one_hot_probabilities_give_what_classes_give():
     )
 
 
-def test_probabilities_of_other_classes_are_refused():
+def test_probabilities_of_other_classes_are_an_error():
     with pytest.raises(ValueError, match=r"of the network's 3 classes; got labels \[2, 4\]"):
         losses.classification(LOGITS, {"labels": jnp.ones((2, 4)) / 4})
 
@@ -108,14 +108,14 @@ def test_a_sequence_is_classified_by_its_last_token():
     )
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_a_mask_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"mask \[batch, time\] = \[1, 2\]; got \[1, 3\]"):
         losses.sequence_classification(
             LOGITS[None], {"labels": jnp.array([0]), "mask": jnp.ones((1, 3))}
         )
 
 
-def test_a_sequence_without_a_token_is_refused():
+def test_a_sequence_without_a_token_is_an_error():
     batch = {"labels": np.array([0, 1]), "mask": np.array([[1, 1], [0, 0]])}
     with pytest.raises(ValueError, match="needs a token in every sequence"):
         losses.sequence_classification.check(LOGITS, batch)

@@ -25,7 +25,7 @@ def test_language_modeling_by_hand():
     assert tokens.tolist() == [3]
 
 
-def test_what_is_masked_does_not_count_whatever_stands_there():
+def test_masked_tokens_do_not_count_whatever_their_labels():
     batch = {"labels": jnp.array([[0, 1, -100]]), "mask": jnp.array([[True, True, False]])}
     logits = LOGITS.at[0, 2].set(jnp.nan)
     (loss, tokens), (accuracy, _) = losses.language_modeling(logits, batch).values()
@@ -33,7 +33,7 @@ def test_what_is_masked_does_not_count_whatever_stands_there():
     assert (accuracy.tolist(), tokens.tolist()) == ([0.5], [2])
 
 
-def test_an_empty_sequence_weighs_nothing_and_has_finite_gradients():
+def test_an_empty_sequence_has_no_weight_and_finite_gradients():
     def total(logits):
         loss, tokens = losses.language_modeling(
             logits, {"labels": LABELS, "mask": jnp.zeros((1, 3))}
@@ -45,7 +45,7 @@ def test_an_empty_sequence_weighs_nothing_and_has_finite_gradients():
     assert not np.asarray(gradient).any()
 
 
-def test_z_loss_is_added_to_the_loss_and_told_apart():
+def test_z_loss_is_added_to_the_loss_and_not_to_cross_entropy():
     logits = LOGITS + 2.0  # the normaliser is exp(2)
     measured = losses.language_modeling(logits, {"labels": LABELS}, z_loss=0.1)
     plain = losses.language_modeling(logits, {"labels": LABELS})
@@ -57,7 +57,7 @@ def test_z_loss_is_added_to_the_loss_and_told_apart():
 
 
 @pytest.mark.parametrize("loss", [losses.language_modeling, losses.captioning])
-def test_perplexity_follows_from_the_mean(loss):
+def test_perplexity_is_computed_from_the_mean(loss):
     finalize = as_loss(functools.partial(loss)).finalize
     assert finalize({"loss": math.log(8)})["perplexity"] == pytest.approx(8)
     assert finalize({"loss": 9.0, "cross_entropy": math.log(8)})["perplexity"] == pytest.approx(8)
@@ -65,7 +65,7 @@ def test_perplexity_follows_from_the_mean(loss):
     assert math.isnan(finalize({"loss": math.nan})["perplexity"])
 
 
-def test_bits_per_character_follow_from_the_mean():
+def test_bits_per_character_are_computed_from_the_mean():
     assert losses.language_modeling.finalize({"loss": math.log(8)})["bits_per_character"] == 3.0
 
 
@@ -93,7 +93,7 @@ def test_a_caption_matches_exactly_where_every_counted_token_is_the_likeliest(se
         ({"labels": LABELS, "mask": jnp.ones((1, 2))}, r"or \[batch, time\] = \[1, 3\], .*; got"),
     ],
 )
-def test_what_does_not_fit_is_said(batch, said):
+def test_batches_that_do_not_fit_are_errors(batch, said):
     for loss in (losses.language_modeling, losses.captioning):
         with pytest.raises(ValueError, match=f"{loss.name}.*{said}"):
             loss(LOGITS, batch)
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_said(batch, said):
         ({"labels": [[0, 1]], "inputs": [[-1, 1]]}, "inputs must be between 0 and 2"),
     ],
 )
-def test_a_token_outside_the_vocabulary_is_refused(batch, said):
+def test_a_token_outside_the_vocabulary_is_an_error(batch, said):
     batch = {name: np.array(values) for name, values in batch.items()}
     with pytest.raises(ValueError, match=said):
         losses.language_modeling.check(LOGITS, batch)

@@ -65,7 +65,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_named_in_training_and_evaluation_alike(name):
+def test_training_and_evaluation_name_mistakes(name):
     loss, words = MISTAKES[name]
     task = trainer.supervised(NETWORK, loss, optax.sgd(0.1))
     state = task.init(jax.random.key(0), SOURCE.example)
@@ -77,7 +77,7 @@ def test_mistakes_are_named_in_training_and_evaluation_alike(name):
             assert re.search(re.escape(word), str(caught.value)), (word, str(caught.value))
 
 
-def test_a_missing_key_of_something_else_stays_what_it_is():
+def test_a_key_error_of_something_else_is_unchanged():
     task = trainer.supervised(NETWORK, lambda o, b: {"loss": {}["labels"]}, optax.sgd(0.1))
     state = task.init(jax.random.key(0), SOURCE.example)
     with pytest.raises(KeyError, match="labels"):
@@ -85,7 +85,7 @@ def test_a_missing_key_of_something_else_stays_what_it_is():
 
 
 @pytest.mark.parametrize("name", ["weights", "mask"])
-def test_a_loss_that_does_not_read_what_counts_is_refused(name):
+def test_a_loss_that_does_not_read_weights_is_an_error(name):
     source = data.Arrays(
         {**jax.tree.map(np.asarray, SOURCE.arrays), name: np.ones(len(SOURCE.arrays["labels"]))},
         batch_size=2,

@@ -14,7 +14,7 @@ def test_regression_by_hand():
     assert losses.regression.finalize({"loss": 9.0}) == {"root_mean_squared_error": 3.0}
 
 
-def test_an_axis_of_one_is_taken_away():
+def test_an_axis_of_size_one_is_removed():
     values = losses.regression(jnp.array([[1.0], [3.0]]), {"targets": jnp.array([1.0, 1.0])})
     assert values["loss"].tolist() == [0.0, 4.0]
 
@@ -27,7 +27,7 @@ def test_an_axis_of_one_is_taken_away():
         ({}, "got dict"),
     ],
 )
-def test_outputs_of_another_shape_are_refused(outputs, said):
+def test_outputs_of_another_shape_are_an_error(outputs, said):
     with pytest.raises(ValueError, match=said):
         losses.regression(outputs, {"targets": jnp.ones(2)})
 

@@ -37,7 +37,7 @@ def test_terms_add_up_by_their_coefficients():
     assert values.keys() == {"loss", "classification_loss", "accuracy", "large_loss", "size"}
 
 
-def test_examples_weigh_as_in_the_first_term_that_weighs_them():
+def test_examples_have_the_weights_of_the_first_weighted_term():
     values = total(large, (weighted, 2.0))(OUTPUTS, {})
     for name, wanted in (
         ("loss", [5.0 + 2 * 1, 9.0 + 2 * 3]),
@@ -93,7 +93,7 @@ def test_a_sum_with_tokens_is_exact_over_any_batches():
     assert scores["val/perplexity"] == pytest.approx(np.exp(scores["val/language_modeling_loss"]))
 
 
-def test_accumulated_gradients_of_a_sum_with_tokens_are_those_of_the_batch():
+def test_accumulated_gradients_of_a_sum_with_tokens_equal_those_of_the_batch():
     loss = total(losses.language_modeling, (spread, lambda step: 0.5 * (step + 1)))
     batch = tokens_of(8).example
     found = []
@@ -150,7 +150,7 @@ def test_a_schedule_follows_the_optimizers_steps(linear, digits):
     assert scores["val/loss"] == pytest.approx(scores["val/classification_loss"])  # it has faded
 
 
-def test_a_schedule_within_is_found():
+def test_a_nested_schedule_is_found():
     inner = total((large, lambda step: 1.0 * step))
     outer = total(inner)
     chex.assert_trees_all_close(outer(OUTPUTS, {}, step=3)["loss"], 3 * jnp.array([5.0, 9.0]))
@@ -158,7 +158,7 @@ def test_a_schedule_within_is_found():
         outer(OUTPUTS, {})
 
 
-def test_what_terms_carry_goes_on_working():
+def test_checks_and_finalizers_of_terms_apply_to_the_sum():
     smoothed = functools.partial(losses.language_modeling, z_loss=0.0)
     loss = total(smoothed, (large, 2.0))
     means = {"loss": 9.0, "language_modeling_loss": 0.0, "large_loss": 1.0}
@@ -179,12 +179,12 @@ def test_what_terms_carry_goes_on_working():
         (((large, 1.0, 2.0),), TypeError, "takes losses, or pairs"),
     ],
 )
-def test_what_is_no_sum_is_refused(terms, kind, said):
+def test_terms_that_cannot_be_added_are_errors(terms, kind, said):
     with pytest.raises(kind, match=said):
         total(*terms)
 
 
-def test_two_terms_that_report_the_same_are_named():
+def test_the_error_names_two_terms_that_report_the_same():
     def other(outputs, batch):
         return large(outputs, batch)
 
@@ -192,7 +192,7 @@ def test_two_terms_that_report_the_same_are_named():
         total(large, other)(OUTPUTS, {})
 
 
-def test_a_value_that_the_sum_reports_itself_is_refused():
+def test_a_term_that_reports_a_name_of_the_sum_is_an_error():
     def policy(outputs, batch):
         return {"loss": outputs[:, 0], "policy_loss": outputs[:, 1]}
 
@@ -200,7 +200,7 @@ def test_a_value_that_the_sum_reports_itself_is_refused():
         total(policy)(OUTPUTS, {})
 
 
-def test_two_terms_that_derive_the_same_are_named():
+def test_the_error_names_two_terms_that_derive_the_same():
     loss = total(losses.language_modeling, losses.captioning)
     with pytest.raises(
         ValueError, match="'language_modeling' and 'captioning' both .* 'perplexity'"
@@ -208,7 +208,7 @@ def test_two_terms_that_derive_the_same_are_named():
         loss.finalize({"language_modeling_loss": 1.0, "captioning_loss": 1.0})
 
 
-def test_a_term_without_loss_is_refused():
+def test_a_term_without_loss_is_an_error():
     def error(outputs, batch):
         return {"error": outputs[:, 0]}
 
@@ -216,7 +216,7 @@ def test_a_term_without_loss_is_refused():
         total(error)(OUTPUTS, {})
 
 
-def test_a_schedule_that_returns_no_scalar_is_refused():
+def test_a_schedule_that_returns_no_scalar_is_an_error():
     with pytest.raises(ValueError, match=r"schedule of 'large' must return a scalar .* \(2,\)"):
         total((large, lambda step: jnp.ones(2)))(OUTPUTS, {}, step=0)
 
@@ -229,7 +229,7 @@ def test_a_loss_that_follows_the_step_keeps_its_settings():
     chex.assert_trees_all_close(bound.at_step(2, OUTPUTS, {})["loss"], jnp.full(2, 6.0))
 
 
-def test_terms_that_weigh_examples_differently_are_refused_before_training():
+def test_terms_that_weigh_examples_differently_are_an_error_before_training():
     def by_example(outputs, batch):
         return {"loss": (jnp.mean(outputs**2, axis=(1, 2)), batch["sure"])}
 

@@ -50,7 +50,7 @@ def means(loss, outputs, batch):
 
 @pytest.mark.parametrize("name", ["weights", "mask"])
 @pytest.mark.parametrize("case", CASES)
-def test_an_example_of_weight_two_is_two_and_a_masked_one_is_none(case, name):
+def test_an_example_of_weight_two_counts_twice_and_a_masked_one_not(case, name):
     outputs, batch = CASES[case]
     times = WEIGHTS.astype(int) if name == "weights" else WEIGHTS != 0
     rows = np.repeat(np.arange(4), times)
@@ -60,7 +60,7 @@ def test_an_example_of_weight_two_is_two_and_a_masked_one_is_none(case, name):
 
 
 @pytest.mark.parametrize("case", ["language_modeling", "captioning"])
-def test_tokens_have_weights_of_their_own(case):
+def test_tokens_have_their_own_weights(case):
     outputs, batch = CASES[case]
     weights = TOKENS * floats(4, 3) ** 2
     found = means(loss_of(case), outputs, batch | {"weights": weights})
@@ -71,7 +71,7 @@ def test_tokens_have_weights_of_their_own(case):
     assert both["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_targets_have_a_mask_of_their_own():
+def test_targets_have_their_own_mask():
     outputs, batch = CASES["regression"]
     mask = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])
     found = means(losses.regression, outputs, batch | {"mask": mask})
@@ -83,7 +83,7 @@ def test_targets_have_a_mask_of_their_own():
 @pytest.mark.parametrize(
     "case", ["classification", "sequence_classification", "language_modeling", "captioning"]
 )
-def test_classes_weigh_in_the_loss_alone(case):
+def test_class_weights_apply_only_to_the_loss(case):
     table = [1.0, 2.0, 0.0, 0.5, 4.0]
     outputs, batch = CASES[case]
     weighed = functools.partial(loss_of(case), class_weights=table)
@@ -99,7 +99,7 @@ def test_classes_weigh_in_the_loss_alone(case):
             functools.partial(loss_of(case), class_weights=bad)(outputs, batch)
 
 
-def test_probabilities_weigh_as_their_classes_on_average():
+def test_probabilities_average_the_weights_of_their_classes():
     outputs, batch = CASES["classification of probabilities"]
     table = np.array([1.0, 2.0, 0.0, 0.5, 4.0])
     _, weights = losses.classification(outputs, batch, class_weights=table)["loss"]
@@ -108,14 +108,14 @@ def test_probabilities_weigh_as_their_classes_on_average():
 
 @pytest.mark.parametrize("name", ["weights", "mask"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_not_used_is_refused(case, name):
+def test_weights_that_cannot_be_used_are_errors(case, name):
     outputs, batch = CASES[case]
     for wrong in (jnp.ones((4, 7)), jnp.ones(()), jnp.ones((5,)), "none"):
         with pytest.raises(ValueError, match=f"{case.split()[0]} needs {name} .*got"):
             loss_of(case)(outputs, batch | {name: wrong})
 
 
-def test_a_mask_of_tokens_that_the_loss_has_no_use_for_is_refused():
+def test_a_mask_of_tokens_that_the_loss_cannot_use_is_an_error():
     with pytest.raises(ValueError, match=r"sequence_classification needs mask \[batch\] = \[4\]"):
         losses.sequence_classification(
             floats(4, 5), {"labels": classes(4), "mask": jnp.ones((4, 3))}
@@ -123,7 +123,7 @@ def test_a_mask_of_tokens_that_the_loss_has_no_use_for_is_refused():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_host_weights_are_checked_and_what_does_not_count_may_be_anything(case):
+def test_host_weights_are_checked_and_labels_without_weight_may_be_anything(case):
     outputs, batch = CASES[case]
     shape = jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype)
     host = {k: np.array(v) for k, v in batch.items()} | {"inputs": np.zeros((4, 3), np.float32)}

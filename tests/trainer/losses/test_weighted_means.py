@@ -94,7 +94,7 @@ def test_law_13_holds_for_each_member_of_a_population():
         max_size=4,
     )
 )
-def test_pieces_of_any_number_are_weighed_together(pieces):
+def test_any_number_of_pieces_is_weighed_together(pieces):
     measured = [
         {
             "loss": np.array([v if w else math.nan for v, w in piece], np.float32),
@@ -111,13 +111,13 @@ def test_pieces_of_any_number_are_weighed_together(pieces):
 
 
 @pytest.mark.parametrize(("reduction", "wanted"), [("last", 1.0), ("max", 3.0), ("sum", 4.0)])
-def test_other_reductions_leave_out_what_weighs_nothing(reduction, wanted):
+def test_other_reductions_ignore_steps_without_weight(reduction, wanted):
     trace = np.array([3.0, 1.0, math.nan], np.float32)
     piece = {"loss": trace, "loss" + WEIGHT: np.array([1.0, 9.0, 0.0], np.float32)}
     assert reduce_pieces([piece], {"loss": reduction}, "train")[0] == {"train/loss": wanted}
 
 
-def test_a_weight_is_of_the_shape_of_what_it_weighs():
+def test_a_weight_must_have_the_shape_of_its_metric():
     def run(state, data):
         return state, None, {"loss": jnp.zeros(3), "loss.weight": jnp.ones(())}
 
@@ -148,7 +148,7 @@ def test_a_batch_without_a_token_changes_nothing_and_counts_in_no_mean(settings)
         assert values[f"train/{name}"] == pytest.approx(float(wanted[name]), rel=1e-6)
 
 
-def test_an_epoch_without_a_token_says_the_same_in_training_and_evaluation():
+def test_an_epoch_without_a_token_has_the_same_metrics_in_training_and_evaluation():
     task, source = task_of(optax.adam(0.1)), text(0, 0, 0, 0)
     state = started(task, source)
     phases = trainer.training(task.step, source), trainer.evaluation(task.measure, source)
@@ -159,7 +159,7 @@ def test_an_epoch_without_a_token_says_the_same_in_training_and_evaluation():
         assert math.isnan(history[0][f"val/{name}"])
 
 
-def test_what_weighs_nothing_may_be_no_number():
+def test_a_value_without_weight_may_be_nan():
     """Zero times nan is nan."""
 
     def logarithm(outputs, batch):
@@ -176,7 +176,7 @@ def test_what_weighs_nothing_may_be_no_number():
     )
 
 
-def test_an_unweighted_step_pays_nothing():
+def test_an_unweighted_step_costs_nothing():
     def plain(outputs, batch):
         return {"loss": losses.language_modeling(outputs, batch)["loss"][0]}
 
@@ -195,7 +195,7 @@ def test_an_unweighted_step_pays_nothing():
     }
 
 
-def test_a_minibatch_of_an_update_without_weight_changes_nothing():
+def test_a_minibatch_without_weight_changes_nothing():
     def weighed(outputs, batch):
         return {"loss": (outputs["value"] ** 2, batch["observation"][:, 0])}
 

@@ -9,7 +9,7 @@ import numpy as np
 import trainer
 
 
-def test_it_counts_every_leaf():
+def test_every_leaf_is_counted():
     params = {"a": [jnp.ones((2, 3)), jnp.ones((), jnp.bfloat16)], "b": np.zeros(4, np.int8)}
     summary = trainer.summary(params)
     found = [(row.path, row.shape, row.dtype, row.count, row.bytes) for row in summary.rows]
@@ -21,7 +21,7 @@ def test_it_counts_every_leaf():
     assert (summary.count, summary.bytes) == (11, 30)
 
 
-def test_its_text_is_a_table_with_totals():
+def test_the_text_is_a_table_with_totals():
     assert str(trainer.summary({"kernel": jnp.ones((1000, 2))})).splitlines() == [
         "path        shape      dtype    count  bytes",
         "kernel      [1000, 2]  float32  2,000  8,000",
@@ -29,7 +29,7 @@ def test_its_text_is_a_table_with_totals():
     ]
 
 
-def test_of_a_state_the_other_parts_are_summed(start):
+def test_the_other_parts_of_a_state_are_summed(start):
     summary = trainer.summary(start)
     assert [row.path for row in summary.rows] == ["b", "w"]
     assert summary.count == 650
@@ -44,11 +44,11 @@ def test_of_a_state_the_other_parts_are_summed(start):
     assert str(summary).splitlines()[-1].split() == ["state", "7,804"]
 
 
-def test_shapes_alone_will_do(task, start, digits):
+def test_shapes_are_enough(task, start, digits):
     shapes = jax.eval_shape(task.init, jax.random.key(0), digits[0].example)
     assert trainer.summary(shapes) == trainer.summary(start)
 
 
-def test_of_nothing_it_is_nothing():
+def test_no_parameters_have_an_empty_summary():
     assert trainer.summary({}).count == 0
     assert str(trainer.summary({})).splitlines()[-1].split() == ["parameters", "0", "0"]

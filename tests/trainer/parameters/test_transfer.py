@@ -77,7 +77,7 @@ def test_paths_of_the_source_are_renamed_in_order(source, params):
         load_params(source, target, rename={".*kernel": "same"})
 
 
-def test_every_leaf_that_does_not_fit_is_listed(source, params):
+def test_the_error_lists_every_leaf_that_does_not_fit(source, params):
     target = {
         "body": [{"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(3, jnp.int32)}],
         "head": {"kernel": jnp.zeros((3, 2)), "scale": jnp.zeros(())},
@@ -94,7 +94,7 @@ def test_every_leaf_that_does_not_fit_is_listed(source, params):
                  params["head"]["kernel"])  # fmt: skip
 
 
-def test_only_that_is_found_nowhere_names_what_there_is(source, zeros):
+def test_a_pattern_that_matches_nothing_lists_the_paths(source, zeros):
     with pytest.raises(ValueError, match="only='tail' matches no path.*body/0/bias"):
         load_params(source, zeros, only="tail")
 
@@ -107,7 +107,7 @@ def test_floats_are_cast_with_a_warning(source, params, zeros, caplog):
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_a_value_that_would_become_infinite_is_refused(tmp_path):
+def test_a_value_that_would_become_infinite_is_an_error(tmp_path):
     file = tmp_path / "large.safetensors"
     export_params({"w": jnp.array([1e6, 1.0, jnp.inf])}, file)
     with pytest.raises(ValueError, match="w: 1 of its 3 values, saved as float32, are too large"):
@@ -138,7 +138,7 @@ def test_loaded_parameters_can_be_donated_and_trained(start, train, tmp_path):
     assert tuned.params["w"].is_deleted()
 
 
-def test_leaves_of_numpy_and_on_a_device_stay_such(source, zeros):
+def test_leaves_stay_in_numpy_or_on_their_device(source, zeros):
     device = jax.devices()[0]
     target = {
         **jax.tree.map(np.asarray, zeros),
@@ -150,7 +150,7 @@ def test_leaves_of_numpy_and_on_a_device_stay_such(source, zeros):
     assert loaded["head"]["kernel"].committed
 
 
-def test_each_leaf_may_be_transformed(source, params, caplog):
+def test_leaves_can_be_transformed(source, params, caplog):
     target = {
         "body": [{"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(3)}],
         "head": {"kernel": jnp.zeros((2, 3))},
@@ -186,7 +186,7 @@ def test_a_square_matrix_of_torch_is_loaded_with_a_warning(tmp_path, caplog):
     assert "square, and named" not in caplog.text
 
 
-def test_batch_statistics_are_loaded_as_a_part_of_their_own(params, zeros, tmp_path, caplog):
+def test_batch_statistics_are_loaded_separately(params, zeros, tmp_path, caplog):
     caplog.set_level(logging.INFO, "entracte")
     statistics = {"norm": {"mean": jnp.arange(3.0)}}
     state = TrainState.create(params=params, model_state=statistics, rng=jax.random.key(0))
@@ -209,7 +209,7 @@ def test_batch_statistics_are_loaded_as_a_part_of_their_own(params, zeros, tmp_p
         load_params(tmp_path / "both.npz", statistics, part="model_state")
 
 
-def test_numpy_reads_the_npz_and_what_it_wrote_is_read(params, tmp_path):
+def test_npz_files_are_exchanged_with_numpy(params, tmp_path):
     export_params({**params, "file": jnp.ones(2)}, tmp_path / "params.npz")
     with np.load(tmp_path / "params.npz") as archive:
         assert sorted(archive) == ["body/0/bias", "body/0/kernel", "file", "head/kernel"]
@@ -223,7 +223,7 @@ def test_numpy_reads_the_npz_and_what_it_wrote_is_read(params, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["params", "params.bin", "params.pt", "params.json"])
-def test_a_file_says_by_its_suffix_what_it_is(params, zeros, tmp_path, name):
+def test_the_suffix_determines_the_kind_of_file(params, zeros, tmp_path, name):
     with pytest.raises(
         ValueError, match=r"a .safetensors or a .npz file, by its suffix; got params"
     ):
@@ -236,7 +236,7 @@ def test_a_file_says_by_its_suffix_what_it_is(params, zeros, tmp_path, name):
     assert (torch in str(raised.value)) == (name in ("params.bin", "params.pt"))
 
 
-def test_bfloat16_is_for_safetensors(tmp_path):
+def test_only_safetensors_holds_bfloat16(tmp_path):
     with pytest.raises(
         TypeError, match=r"(?s)a .npz file.*w: bfloat16.*.safetensors file holds bf"
     ):
@@ -250,7 +250,7 @@ def test_bfloat16_is_for_safetensors(tmp_path):
     shape=st.lists(st.integers(0, 3), max_size=3),
     seed=st.integers(0, 9),
 )
-def test_a_file_gives_back_every_bit(tmp_path_factory, dtype, shape, seed):
+def test_a_file_keeps_every_bit(tmp_path_factory, dtype, shape, seed):
     file = tmp_path_factory.mktemp("bits") / "params.safetensors"
     dtype = jnp.dtype(dtype)
     size = int(np.prod(shape, dtype=int)) * dtype.itemsize
@@ -280,7 +280,7 @@ def test_other_programs_read_the_file(params, tmp_path):
     assert loaded["body"][0]["kernel"].all()
 
 
-def test_a_file_appears_at_once_or_the_old_one_stays(params, tmp_path, monkeypatch):
+def test_a_file_appears_complete_or_the_old_one_stays(params, tmp_path, monkeypatch):
     import os
 
     file = tmp_path / "params.safetensors"
@@ -296,7 +296,7 @@ def test_a_file_appears_at_once_or_the_old_one_stays(params, tmp_path, monkeypat
     assert file.read_bytes() == before
 
 
-def test_what_a_file_cannot_hold_is_refused(tmp_path):
+def test_unsupported_types_and_paths_are_errors(tmp_path):
     file = tmp_path / "params.safetensors"
     odd = {"key": jax.random.key(0), "n": 3, "small": jnp.ones(2, jnp.float8_e4m3fn)}
     with pytest.raises(TypeError, match=r"(?s)key: key<fry>\[\].*n: int.*small: float8_e4m3fn"):
@@ -306,7 +306,7 @@ def test_what_a_file_cannot_hold_is_refused(tmp_path):
     assert not file.exists()
 
 
-def test_what_is_no_source_is_refused(zeros, tmp_path):
+def test_missing_and_damaged_sources_are_errors(zeros, tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a run directory nor a file of parameters"):
         load_params(tmp_path / "nothing.safetensors", zeros)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
@@ -318,7 +318,7 @@ def test_what_is_no_source_is_refused(zeros, tmp_path):
         load_params(tmp_path / "torn.safetensors", zeros, best="val/loss")
 
 
-def test_without_safetensors_it_says_what_to_install(zeros, tmp_path, monkeypatch):
+def test_without_safetensors_the_error_names_the_extra(zeros, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ImportError) as raised:
         export_params(zeros, tmp_path / "params.safetensors")
@@ -326,7 +326,7 @@ def test_without_safetensors_it_says_what_to_install(zeros, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
-def test_parameters_that_are_one_array(tmp_path, kind):
+def test_parameters_may_be_a_single_array(tmp_path, kind):
     source, wanted = tmp_path / f"{kind}.safetensors", jnp.arange(3.0)
     if kind == "file":
         export_params(wanted, source)

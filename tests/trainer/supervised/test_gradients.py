@@ -33,7 +33,7 @@ def _weighted(outputs, batch):
 
 @pytest.mark.parametrize("loss", [losses.classification, _weighted])
 @pytest.mark.parametrize("count", [2, 8])
-def test_accumulated_gradients_are_those_of_the_large_batch(linear, digits, loss, count):
+def test_accumulated_gradients_equal_those_of_the_whole_batch(linear, digits, loss, count):
     whole, wanted = _after(linear, loss, digits[0].example)
     parts, metrics = _after(linear, loss, digits[0].example, accumulate=count)
     np.testing.assert_allclose(parts.params["w"], whole.params["w"], atol=2e-5)
@@ -43,7 +43,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(linear, digits, loss
     assert int(parts.step) == 10
 
 
-def test_a_micro_batch_without_weight_changes_nothing(linear, digits):
+def test_a_micro_batch_without_weights_changes_nothing(linear, digits):
     def masked(outputs, batch):
         return {"loss": losses.classification(outputs, batch)["loss"]}
 
@@ -71,7 +71,7 @@ def test_the_model_state_passes_through_the_micro_batches(digits):
     assert int(state.model_state["key"]) != int(other.model_state["key"])
 
 
-def test_a_count_that_does_not_divide_the_batch_is_refused_before_training(linear, digits):
+def test_a_count_that_does_not_divide_the_batch_is_an_error_before_training(linear, digits):
     task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), accumulate=5)
     state = task.init(jax.random.key(0), digits[0].example)
     with pytest.raises(ValueError, match="32 examples do not make 5 micro-batches of equal size"):
@@ -80,7 +80,7 @@ def test_a_count_that_does_not_divide_the_batch_is_refused_before_training(linea
         trainer.supervised(linear, losses.classification, optax.sgd(0.1), accumulate=0)
 
 
-def test_on_cpu_a_convolution_is_kept_out_of_the_loop(digits):
+def test_on_cpu_a_convolution_is_not_computed_in_a_loop(digits):
     def apply(params, model_state, x, *, key, train):
         form = ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", dimension_numbers=form)
@@ -98,7 +98,7 @@ def test_on_cpu_a_convolution_is_kept_out_of_the_loop(digits):
 
 
 @pytest.mark.parametrize(("limit", "clipped"), [(1e-3, 1.0), (1e3, 0.0)])
-def test_clipping_scales_to_the_norm_and_says_how_often(linear, digits, limit, clipped):
+def test_clipping_scales_to_the_norm_and_reports_how_often(linear, digits, limit, clipped):
     task = trainer.supervised(linear, losses.classification, optax.sgd(1.0), clip_norm=limit)
     start = task.init(jax.random.key(0), digits[0].example)
     state, metrics = jax.jit(task.step)(strip_host_fields(start), digits[0].example)
@@ -109,7 +109,7 @@ def test_clipping_scales_to_the_norm_and_says_how_often(linear, digits, limit, c
         trainer.supervised(linear, losses.classification, optax.sgd(1.0), clip_norm=0.0)
 
 
-def test_augmentation_changes_training_alone_anew_at_every_step(linear, digits):
+def test_augmentation_changes_only_training_and_differs_at_every_step(linear, digits):
     def black(key, batch):
         keep = jax.random.bernoulli(key, 0.5, (len(batch["labels"]), 1, 1, 1))
         return batch | {"inputs": batch["inputs"] * keep}
@@ -132,7 +132,7 @@ def test_augmentation_changes_training_alone_anew_at_every_step(linear, digits):
     assert trainer.fingerprint(state) == trainer.fingerprint(again)
 
 
-def test_a_task_gives_its_gradients(linear, digits):
+def test_a_task_computes_its_gradients(linear, digits):
     for name in ("float32", "float16"):
         task = trainer.supervised(
             linear, losses.classification, optax.sgd(0.1), precision=name, clip_norm=1e-3
@@ -146,13 +146,13 @@ def test_a_task_gives_its_gradients(linear, digits):
         assert float(means["loss"]) == pytest.approx(float(metrics["loss"]))
 
 
-def test_the_norm_is_that_of_all_leaves():
+def test_the_norm_is_over_all_leaves():
     tree = {"small": jnp.full(3, 2.0), "large": jnp.full(gradients.SMALL, 0.5)}
     wanted = np.sqrt(3 * 4 + gradients.SMALL * 0.25)
     assert float(gradients.global_norm(tree)) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_what_a_loss_finalizes_is_a_metric_of_training_and_evaluation():
+def test_finalized_values_are_metrics_of_training_and_evaluation():
     tokens = np.random.default_rng(0).integers(0, 5, (64, 8)).astype(np.int32)
     arrays = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}
     network = SimpleNamespace(
@@ -177,7 +177,7 @@ def test_what_a_loss_finalizes_is_a_metric_of_training_and_evaluation():
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_parameters_of_a_smaller_float_keep_their_dtype(digits, precision):
+def test_parameters_in_lower_precision_keep_their_dtype(digits, precision):
     network = SimpleNamespace(
         init=lambda key, x: ({"w": jnp.zeros((64, 10), jnp.bfloat16)}, {}),
         apply=lambda params, model_state, x, *, key, train: (

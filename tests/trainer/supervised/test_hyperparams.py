@@ -31,7 +31,7 @@ TWO = optax.multi_transform(
 ).init(PARAMS)
 
 
-def test_all_optimizers_that_keep_a_name_are_found_and_set():
+def test_all_groups_that_have_a_hyperparameter_are_found_and_set():
     assert get_hyperparam(TWO, "learning_rate") == {"a": 0.5, "b": 0.25}
     after = set_hyperparam(TWO, "learning_rate", lambda rate: rate / 2)
     assert get_hyperparam(after, "learning_rate") == {"a": 0.25, "b": 0.125}
@@ -40,7 +40,7 @@ def test_all_optimizers_that_keep_a_name_are_found_and_set():
     assert {"b1", "learning_rate", "momentum", "weight_decay"} <= set(hyperparam_names(TWO))
 
 
-def test_one_group_is_set_alone():
+def test_one_group_can_be_set_alone():
     after = set_hyperparam(TWO, "learning_rate", lambda rate: rate / 2, group="b")
     assert get_hyperparam(after, "learning_rate") == {"a": 0.5, "b": 0.125}
     chained = optax.chain(
@@ -50,7 +50,7 @@ def test_one_group_is_set_alone():
     assert get_hyperparam(after, "learning_rate") == {"0": 0.5, "1": 0.25}
 
 
-def test_a_group_that_does_not_keep_a_name_is_refused_with_those_that_do():
+def test_an_error_lists_the_groups_that_have_the_hyperparameter():
     with pytest.raises(ValueError, match=r"rate of a group 'c'.* \(there is: a/learning_rate, b/l"):
         check_hyperparam("it", TWO, "learning_rate", group="c")
     with pytest.raises(
@@ -60,7 +60,7 @@ def test_a_group_that_does_not_keep_a_name_is_refused_with_those_that_do():
     check_hyperparam("it", TWO, "momentum", group="a")
 
 
-def test_a_schedule_in_one_group_leaves_the_other_to_be_set():
+def test_a_schedule_in_one_group_does_not_prevent_setting_the_other():
     both = optax.multi_transform(
         {
             "a": inject(optax.sgd, learning_rate=optax.constant_schedule(0.1)),
@@ -74,12 +74,12 @@ def test_a_schedule_in_one_group_leaves_the_other_to_be_set():
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "absent"])
-def test_what_does_not_change_is_the_very_same_object(name):
+def test_an_unchanged_state_is_the_same_object(name):
     assert set_hyperparam(TWO, name, lambda value: value) is TWO
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_a_value_takes_the_dtype_and_the_shape_of_what_it_replaces(dtype):
+def test_a_value_takes_the_dtype_and_shape_of_the_leaf_that_it_replaces(dtype):
     leaf = jnp.zeros(3, dtype)
     after = fill_leaf(leaf, np.float64(0.1))
     assert (after.dtype, after.shape, after.sharding) == (leaf.dtype, leaf.shape, leaf.sharding)
@@ -87,7 +87,7 @@ def test_a_value_takes_the_dtype_and_the_shape_of_what_it_replaces(dtype):
     assert fill_leaf(after, 0.1) is after
 
 
-def test_it_maps_within_a_jitted_function():
+def test_a_hyperparameter_can_be_mapped_within_a_jitted_function():
     after = jax.jit(lambda s: map_hyperparam(s, "learning_rate", lambda rate: rate * 2))(TWO)
     assert get_hyperparam(after, "learning_rate") == {"a": 1.0, "b": 0.5}
 
@@ -101,13 +101,13 @@ def test_it_maps_within_a_jitted_function():
         (inject(optax.sgd, learning_rate=1), "an integer, 1, which cannot take fractions"),
     ],
 )
-def test_what_cannot_be_set_is_refused(optimizer, said):
+def test_a_hyperparameter_that_cannot_be_set_is_an_error(optimizer, said):
     with pytest.raises(ValueError, match=f"it needs an optimizer whose learning_rate .*{said}"):
         check_hyperparam("it", optimizer.init(PARAMS), "learning_rate")
     assert "learning_rate" not in hyperparam_names(optimizer.init(PARAMS))
 
 
-def test_a_name_that_another_begins_with_is_another():
+def test_a_prefix_of_a_name_is_another_name():
     opt_state = inject(optax.adam, learning_rate=0.1, b1=optax.constant_schedule(0.9)).init(PARAMS)
     check_hyperparam("it", opt_state, "learning_rate")
     with pytest.raises(ValueError, match="a schedule"):

@@ -39,14 +39,14 @@ def found():
     return trainer.find_learning_rate(bowl, begun(), ONES, low=1e-4, high=100.0, steps=60)
 
 
-def test_it_trains_with_each_rate_once(found):
+def test_each_rate_trains_one_step(found):
     rates = np.geomspace(1e-4, 100.0, 60)
     assert found.rates == pytest.approx(rates)
     w = np.cumprod([1.0, *(1 - rates[:-1])])
     assert found.losses == pytest.approx(w**2 / 2, rel=1e-3)
 
 
-def test_a_batch_in_which_nothing_weighs_has_not_diverged(found):
+def test_a_batch_without_weights_has_not_diverged(found):
     def sparse(state, batch):
         after, metrics = bowl(state, batch)
         weighs = state.step % 4 != 3
@@ -58,11 +58,11 @@ def test_a_batch_in_which_nothing_weighs_has_not_diverged(found):
     assert other.losses[3] == other.losses[2] == found.losses[2]
 
 
-def test_it_suggests_rates_where_the_loss_falls(found):
+def test_suggested_rates_are_where_the_loss_falls(found):
     assert 1e-2 < found.valley <= found.steepest < 1.0
 
 
-def test_what_diverges_is_not_counted(found):
+def test_diverged_steps_do_not_count(found):
     last = found.before_divergence.sum()
     assert found.before_divergence[:last].all()
     assert found.rates[last] > 2
@@ -81,7 +81,7 @@ def test_what_diverges_is_not_counted(found):
         ([-1.0, -1.0, 30.0], 2),
     ],
 )
-def test_divergence_is_told_by_the_running_mean(values, counted):
+def test_the_running_mean_detects_divergence(values, counted):
     assert _mask_before_divergence(np.array(values)).tolist() == [
         n < counted for n in range(len(values))
     ]
@@ -105,11 +105,11 @@ def test_smoothing_keeps_lines_and_has_no_lag():
         ([5.0, 9.0, 4.0, 4.0, 3.0, 8.0], [0, 2, 4]),
     ],
 )
-def test_the_longest_fall_is_that_worked_by_hand(values, places):
+def test_the_longest_fall_by_hand(values, places):
     assert _longest_fall(np.array(values)).tolist() == places
 
 
-def test_the_state_is_left_as_it_is(digits, linear):
+def test_the_state_is_unchanged(digits, linear):
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
     task = trainer.supervised(linear, losses.classification, optimizer)
     state = task.init(jax.random.key(0), digits[0].example)
@@ -120,7 +120,7 @@ def test_the_state_is_left_as_it_is(digits, linear):
     assert 1e-4 < found.valley < 1
 
 
-def test_a_convolution_runs_one_dispatch_a_step_and_gives_the_same():
+def test_a_convolution_runs_one_dispatch_per_step_with_equal_results():
     def convolved(state, batch):
         after, metrics = bowl(state, batch)
         ones = jnp.convolve(batch["inputs"], jnp.ones(1))
@@ -158,12 +158,12 @@ def test_a_long_stream_is_not_read_to_its_end():
         ({"steps": 9}, "at least 10"),
     ],
 )
-def test_bad_settings_are_refused(settings, said):
+def test_settings_out_of_range_are_errors(settings, said):
     with pytest.raises(ValueError, match=said):
         trainer.find_learning_rate(bowl, begun(), ONES, **settings)
 
 
-def test_what_cannot_be_tested_is_refused():
+def test_an_optimizer_or_step_that_cannot_be_tested_is_an_error():
     with pytest.raises(ValueError, match="find_learning_rate needs an optimizer whose learning_ra"):
         trainer.find_learning_rate(bowl, begun(optax.sgd(0.1)), ONES)
     silent = lambda state, batch: (bowl(state, batch)[0], {"error": jnp.zeros(())})  # noqa: E731
@@ -171,14 +171,14 @@ def test_what_cannot_be_tested_is_refused():
         trainer.find_learning_rate(silent, begun(), ONES)
 
 
-def test_a_loss_that_never_falls_is_an_error_that_says_how_it_went():
+def test_a_loss_that_never_falls_is_an_error_with_its_values():
     with pytest.raises(
         ValueError, match="never fell .* from 5 to 10: it was 0.5 at first, and div"
     ):
         trainer.find_learning_rate(bowl, begun(), ONES, low=5.0, steps=20)
 
 
-def test_its_plot_is_a_picture(found, tmp_path):
+def test_the_plot_is_a_png_file(found, tmp_path):
     from PIL import Image
 
     found.plot(tmp_path / "range.png")
@@ -187,7 +187,7 @@ def test_its_plot_is_a_picture(found, tmp_path):
         assert image.width > image.height > 400
 
 
-def test_without_matplotlib_it_says_what_to_install(found, tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(found, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError) as error:
         found.plot(tmp_path / "range.png")

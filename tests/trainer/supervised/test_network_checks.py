@@ -37,7 +37,7 @@ SOURCE = data.Arrays({"inputs": X, "labels": np.zeros(8, np.int32)}, batch_size=
         (None, "NoneType", r"models\.Network\(init, apply\)"),
     ],
 )
-def test_what_is_no_network_is_named(wrong, got, remedy):
+def test_the_error_names_what_is_no_network(wrong, got, remedy):
     with pytest.raises(
         TypeError, match=rf"supervised needs a network, .*got .*{got}.*give .*{remedy}"
     ):
@@ -71,12 +71,12 @@ def test_any_two_functions_are_a_network():
         ((SOURCE.example, jax.random.key(0)), "key must be a typed key"),
     ],
 )
-def test_what_is_no_key_or_no_batch_is_named(task, arguments, said):
+def test_the_error_names_what_is_no_key_or_no_batch(task, arguments, said):
     with pytest.raises(TypeError, match=said):
         task.init(*arguments)
 
 
-def test_functions_that_give_one_thing_are_named():
+def test_the_error_names_functions_that_return_no_pair():
     """An array of two rows and a dict of two names would be unpacked without a word."""
     two = {"inputs": X[:2], "labels": np.zeros(2, np.int32)}
     good = lambda key, x: ({"w": jnp.zeros((3, 2))}, {})  # noqa: E731

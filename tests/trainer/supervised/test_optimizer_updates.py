@@ -63,7 +63,7 @@ ASKING = {
 @pytest.mark.parametrize(
     ("name", "accumulate"), [*((name, 1) for name in ASKING if name != "lbfgs"), ("lbfgs", 2)]
 )
-def test_an_optimizer_gets_what_it_asks_for(name, accumulate):
+def test_an_optimizer_receives_the_arguments_that_it_takes(name, accumulate):
     """One step is the one that is worked out with optax alone, by the same key."""
     optimizer = ASKING[name]
     fit = task(optimizer, accumulate=accumulate, clip_norm=1.0)
@@ -101,7 +101,7 @@ def test_a_plateau_lowers_the_rate_within_fit():
     assert float(state.opt_state[1].scale) == 0.5
 
 
-def test_what_knows_no_extra_arguments_is_given_none():
+def test_an_optimizer_without_extra_arguments_receives_none():
     """Sharpness-aware minimisation takes none, alone or in a chain."""
     for make in (lambda sam: sam, lambda sam: optax.chain(optax.clip(1.0), sam)):
         fit = task(make(contrib.sam(optax.sgd(0.1), optax.sgd(0.05))))
@@ -111,7 +111,7 @@ def test_what_knows_no_extra_arguments_is_given_none():
         assert optax.tree.norm(state.params) > 0
 
 
-def test_steps_that_are_joined_pass_on_what_they_are_given():
+def test_chained_transformations_receive_the_extra_arguments():
     for make in (lambda steps: steps, lambda steps: steps.gradient_transformation()):
         fit = task(make(optax.MultiSteps(optax.polyak_sgd(), 2)))
         first = fit.init(jax.random.key(0), BATCH)
@@ -131,7 +131,7 @@ def test_schedule_free_trains():
     chex.assert_trees_all_close(found["w"], jnp.array([1.0, -2.0, 0.5]), atol=0.3)
 
 
-def test_an_optimizer_that_is_not_called_is_refused():
+def test_a_factory_of_optimizers_is_an_error():
     for wrong, got in [
         (optax.adam, "the function adam, which makes one: call it, adam"),
         (optax.linear_schedule(1.0, 0.0, 3), "a schedule of the step"),
@@ -143,7 +143,7 @@ def test_an_optimizer_that_is_not_called_is_refused():
             task(wrong)
 
 
-def test_lookahead_is_refused_when_it_is_given(caplog):
+def test_lookahead_is_an_error(caplog):
     slow = optax.lookahead(optax.sgd(0.1), sync_period=5, slow_step_size=0.5)
     with pytest.raises(
         ValueError, match=r"supervised cannot train with optax.lookahead: .*average"
@@ -160,14 +160,14 @@ def test_lookahead_is_refused_when_it_is_given(caplog):
     ids=["adam", "lion", "injected"],
 )
 @pytest.mark.parametrize("own", [optax.sgd(0.1), optax.adabelief(0.1), optax.lbfgs()])
-def test_the_state_of_another_optimizer_is_named_before_training(own, other):
+def test_the_state_of_another_optimizer_is_an_error_before_training(own, other):
     fit, state = task(own), task(other).init(jax.random.key(0), BATCH)
     phase = trainer.training(fit.step, trainer.data.Arrays(BATCH, 8))
     with pytest.raises(ValueError, match=r"opt_state must be one that this optimizer made"):
         trainer.fit(state, phase, epochs=1)
 
 
-def test_the_state_of_other_parameters_is_named():
+def test_the_state_of_other_parameters_is_an_error():
     fit = task(optax.adam(0.1))
     state = fit.init(jax.random.key(0), BATCH)
     other = fit.optimizer.init({"w": jnp.zeros((3, 1))})
@@ -175,14 +175,14 @@ def test_the_state_of_other_parameters_is_named():
         fit.step(state.replace(opt_state=other), BATCH)
 
 
-def test_a_search_is_refused_in_float16():
+def test_a_line_search_in_float16_is_an_error():
     fit = task(optax.lbfgs(), precision="float16")
     state = fit.init(jax.random.key(0), BATCH)
     with pytest.raises(ValueError, match=r"value_fn.*float16"):
         jax.eval_shape(fit.step, state, BATCH)
 
 
-def test_what_an_optimizer_lacks_is_told():
+def test_a_missing_argument_of_an_optimizer_is_named():
     def update(updates, opt_state, params=None, *, labels, **extra):
         return updates, opt_state
 
@@ -192,6 +192,6 @@ def test_what_an_optimizer_lacks_is_told():
     assert "where it takes them, value, grad, value_fn; one that" in caught.value.__notes__[0]
 
 
-def test_ppo_refuses_what_is_no_optimizer():
+def test_ppo_checks_its_optimizer():
     with pytest.raises(TypeError, match="ppo needs an optimizer"):
         ppo(models.actor_critic(actions=2), None, optax.adam)

@@ -15,12 +15,12 @@ PARAMS = {
 GRADS = jax.tree.map(lambda leaf: 0.5 * leaf, PARAMS)
 
 
-def test_labels_go_by_the_first_rule_that_matches():
+def test_the_first_rule_that_matches_applies():
     found = optimizers.labels({"none": "bias$", "fast": "^head/"}, default="slow")(PARAMS)
     assert found == {"head": {"kernel": "fast", "bias": "none"}, "dense": {"kernel": "slow"}}
 
 
-def test_a_rule_that_matches_nothing_names_what_there_is():
+def test_a_rule_that_matches_nothing_lists_the_paths():
     with pytest.raises(
         ValueError, match=r"'tail' of label 'fast' matches no parameter \(there is: d"
     ):
@@ -29,7 +29,7 @@ def test_a_rule_that_matches_nothing_names_what_there_is():
         optimizers.labels({"fast": "("}, default="slow")
 
 
-def test_groups_have_settings_of_their_own():
+def test_groups_have_their_own_settings():
     optimizer = optax.multi_transform(
         {"fast": optax.sgd(1.0), "slow": optax.sgd(0.1)},
         optimizers.labels({"fast": "^head/"}, default="slow"),
@@ -39,7 +39,7 @@ def test_groups_have_settings_of_their_own():
     chex.assert_trees_all_close(updates["dense"]["kernel"], -0.05 * jnp.ones((2, 2)))
 
 
-def test_only_what_has_two_axes_decays():
+def test_only_parameters_with_two_axes_decay():
     optimizer = optax.adamw(1.0, weight_decay=0.1, mask=optimizers.decay_mask)
     still = jax.tree.map(jnp.zeros_like, GRADS)
     updates, _ = optimizer.update(still, optimizer.init(PARAMS), PARAMS)
@@ -47,7 +47,7 @@ def test_only_what_has_two_axes_decays():
     chex.assert_trees_all_equal(updates["head"]["bias"], jnp.zeros(3))
 
 
-def test_a_frozen_group_does_not_move_and_begins_at_its_first_step():
+def test_a_frozen_group_does_not_change_and_starts_at_its_first_step():
     frozen, plain = optimizers.frozen(optax.adamw(0.1)), optax.adamw(0.1)
     state = begin = frozen.init(PARAMS)
     for _ in range(3):
@@ -62,6 +62,6 @@ def test_a_frozen_group_does_not_move_and_begins_at_its_first_step():
     chex.assert_trees_all_equal_structs(state, after)
 
 
-def test_what_decays_is_the_same_where_layers_are_stacked():
+def test_stacked_layers_decay_like_single_ones():
     stacked = {"norm": {"scale": jnp.ones((4, 8))}, "up": {"kernel": jnp.ones((4, 8, 8))}}
     assert optimizers.decay_mask(stacked) == {"norm": {"scale": False}, "up": {"kernel": True}}

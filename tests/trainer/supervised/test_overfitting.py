@@ -25,7 +25,7 @@ def result(task, batch):
     return trainer.overfit(task, batch)
 
 
-def test_a_model_that_learns_gets_there(result, task, batch):
+def test_a_model_that_learns_reaches_the_target(result, task, batch):
     assert result.reached
     assert result.losses.shape == (result.steps,)
     assert result.losses.dtype == np.float32
@@ -41,14 +41,14 @@ def test_both_executors_give_the_same_bits(result, task, batch):
     assert trainer.fingerprint(by_step.state) == trainer.fingerprint(result.state)
 
 
-def test_it_is_what_single_steps_give(result, task, batch):
+def test_the_losses_equal_those_of_single_steps(result, task, batch):
     state, step = task.init(jax.random.key(0), batch), jax.jit(task.step)
     for loss in result.losses[:5]:
         state, metrics = step(state, batch)
         assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_model_that_is_blind_does_not(batch, linear):
+def test_a_model_that_ignores_its_inputs_does_not_reach_it(batch, linear):
     blind = SimpleNamespace(
         init=linear.init,
         apply=lambda params, model_state, x, **rest: linear.apply(
@@ -63,7 +63,7 @@ def test_a_model_that_is_blind_does_not(batch, linear):
 
 @pytest.mark.parametrize("executor", ["scan", "step"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_it_ends_where_a_loss_is_not_finite(batch, executor, bad):
+def test_a_loss_that_is_not_finite_ends_it(batch, executor, bad):
     def step(state, batch):
         loss = jnp.where(state.step == 3, bad, 1.0)
         return state.replace(step=state.step + 1), {"loss": loss}
@@ -76,7 +76,7 @@ def test_it_ends_where_a_loss_is_not_finite(batch, executor, bad):
     np.testing.assert_array_equal(result.losses, np.float32([1, 1, 1, bad]))
 
 
-def test_a_convolution_takes_a_dispatch_a_step_on_cpu(batch, monkeypatch):
+def test_a_convolution_runs_one_dispatch_per_step_on_cpu(batch, monkeypatch):
     from trainer.supervised import overfitting
 
     def init(key, x):
@@ -96,7 +96,7 @@ def test_a_convolution_takes_a_dispatch_a_step_on_cpu(batch, monkeypatch):
     assert trainer.overfit(task, batch).reached
 
 
-def test_key_target_and_labels(task, batch, result):
+def test_key_target_and_labels_are_respected(task, batch, result):
     other = trainer.overfit(task, batch, key=jax.random.key(1), target=1.0)
     assert other.reached
     assert other.steps < result.steps

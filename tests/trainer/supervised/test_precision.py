@@ -36,25 +36,25 @@ def test_the_scale_stays_in_its_range():
         ("float16", {"platform": "tpu"}, "float16 is not available on a thing; use bfloat16"),
     ],
 )
-def test_what_a_device_lacks_is_refused(name, device, said):
+def test_a_precision_that_a_device_lacks_is_an_error(name, device, said):
     with pytest.raises(ValueError, match=said):
         precision.require_available(name, SimpleNamespace(device_kind="a thing", **device))
 
 
 @pytest.mark.parametrize("capability", ["8.0", "9.0", "12.0", "gfx90a"])
-def test_a_newer_gpu_has_all(capability):
+def test_a_newer_gpu_supports_all_precisions(capability):
     device = SimpleNamespace(platform="gpu", compute_capability=capability, device_kind="a thing")
     for name in precision.PRECISIONS:
         precision.require_available(name, device)
 
 
-def test_an_unknown_precision_is_refused(linear):
+def test_an_unknown_precision_is_an_error(linear):
     with pytest.raises(ValueError, match="one of float32, bfloat16, float16; got 'fp8'"):
         trainer.supervised(linear, losses.classification, optax.sgd(1.0), precision="fp8")
 
 
 @pytest.mark.parametrize("name", precision.PRECISIONS)
-def test_the_network_computes_in_it_and_the_rest_stays_float32(name, digits):
+def test_the_network_computes_in_the_precision_and_the_rest_stays_float32(name, digits):
     seen = set()
 
     def apply(params, model_state, x, *, key, train):
@@ -77,7 +77,7 @@ def test_the_network_computes_in_it_and_the_rest_stays_float32(name, digits):
     assert {v.dtype.name for v in task.measure(state, digits[1].example).values()} == {"float32"}
 
 
-def test_float16_agrees_with_float32_to_its_precision(linear, digits):
+def test_float16_equals_float32_up_to_its_precision(linear, digits):
     ends = []
     for name in ("float32", "float16"):
         task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), precision=name)

@@ -31,14 +31,14 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_example_in_order_without_padding(name, start, linear, inputs, wanted):
+def test_outputs_are_of_every_example_in_order_without_padding(name, start, linear, inputs, wanted):
     given = trainer.predict(start, linear, SOURCES[name](inputs))
     assert type(given) is np.ndarray
     assert given.shape == (50, 10)
     np.testing.assert_allclose(given, wanted, atol=1e-5)
 
 
-def test_one_program_serves_for_the_tail_for_other_data_and_for_other_parameters(
+def test_one_compiled_function_serves_last_batches_other_data_and_other_parameters(
     start, linear, inputs, counting_compilations
 ):
     trainer.predict(start, linear, data.Arrays({"inputs": inputs}, 24))
@@ -48,7 +48,7 @@ def test_one_program_serves_for_the_tail_for_other_data_and_for_other_parameters
     assert counts == []
 
 
-def test_a_tasks_outputs_are_those_that_it_measures(digits, linear, inputs):
+def test_the_outputs_of_a_task_are_those_that_it_measures(digits, linear, inputs):
     task = trainer.supervised(linear, losses.classification, optax.sgd(0.1), precision="bfloat16")
     state = task.init(jax.random.key(0), digits[1].example)
     given = trainer.predict(state, task.outputs, digits[1])
@@ -61,7 +61,7 @@ def test_a_tasks_outputs_are_those_that_it_measures(digits, linear, inputs):
     assert not np.array_equal(given, trainer.predict(state, linear, digits[1]))
 
 
-def test_a_function_may_give_less_and_several_things(start, linear, digits, wanted):
+def test_a_function_may_return_several_smaller_outputs(start, linear, digits, wanted):
     def best(state, batch):
         logits, _ = linear.apply(state.params, {}, batch["inputs"], key=None, train=False)
         return {"class": logits.argmax(1), "right": logits.argmax(1) == batch["labels"]}
@@ -83,14 +83,14 @@ def test_a_function_of_the_whole_batch_gets_the_last_one_at_its_own_size(name, s
     np.testing.assert_allclose(given, np.concatenate(wanted), atol=1e-6)
 
 
-def test_the_state_is_left_as_it_is_and_may_be_of_numpy(start, linear, digits, wanted):
+def test_the_state_is_unchanged_and_may_be_of_numpy(start, linear, digits, wanted):
     before = trainer.fingerprint(start)
     on_host = start.replace(params=jax.tree.map(np.asarray, start.params))
     np.testing.assert_allclose(trainer.predict(on_host, linear, digits[1]), wanted, atol=1e-5)
     assert trainer.fingerprint(start) == before
 
 
-def test_what_cannot_be_predicted_is_said(start, linear, digits):
+def test_outputs_without_examples_and_other_things_are_errors(start, linear, digits):
     with pytest.raises(
         ValueError, match=r"the 32 examples.*got mean of shape \[\]: pass a function"
     ):

@@ -58,7 +58,7 @@ def test_the_statistics_are_the_means_over_all_batches(normalised, digits):
     assert averaged.model_state is trained.model_state
 
 
-def test_what_is_no_average_is_as_the_network_leaves_it(digits):
+def test_state_that_is_no_average_stays_as_the_network_returns_it(digits):
     def apply(params, model_state, x, *, key, train):
         after = {"calls": model_state["calls"] + 1, "last": x.mean(), "fixed": model_state["fixed"]}
         return x.reshape(len(x), -1)[:, :10], after if train else model_state
@@ -77,7 +77,9 @@ def test_what_is_no_average_is_as_the_network_leaves_it(digits):
 
 
 @pytest.mark.parametrize("params", ["swa", "average"])
-def test_an_average_with_statistics_of_its_own_is_measured_and_put_back(normalised, params, digits):
+def test_an_average_with_recalibrated_statistics_is_measured_and_restored(
+    normalised, params, digits
+):
     _, state, phase, val, recalibration = normalised
     name = f"recalibrate/{params}"
     chain = [
@@ -104,7 +106,7 @@ def test_an_average_with_statistics_of_its_own_is_measured_and_put_back(normalis
 
 
 @pytest.mark.parametrize("hook", ["swa", "average_params", "evaluate", "keep_best"])
-def test_an_average_without_it_is_warned_of_once(normalised, hook, caplog):
+def test_an_average_without_recalibration_is_warned_of_once(normalised, hook, caplog):
     _, state, phase, val, recalibration = normalised
     made = {
         "swa": lambda: hooks.swa(start=1),
@@ -124,12 +126,12 @@ def test_an_average_without_it_is_warned_of_once(normalised, hook, caplog):
         assert len(read) == (bool(others) and name == "average")
 
 
-def test_a_network_without_statistics_is_warned_of_nothing(start, train, caplog):
+def test_a_network_without_statistics_causes_no_warning(start, train, caplog):
     trainer.fit(start, train, epochs=1, hooks=[hooks.swa(start=1), hooks.average_params()])
     assert not [r for r in caplog.records if "recalibrate" in r.message]
 
 
-def test_it_resumes_and_holds_the_laws(normalised, tmp_path):
+def test_recalibration_resumes_and_keeps_the_laws(normalised, tmp_path):
     _, state, phase, _, recalibration = normalised
     make = lambda: [hooks.swa(start=1), hooks.recalibrate(recalibration, params="swa")]  # noqa: E731
     whole, _ = trainer.fit(state, phase, epochs=2, hooks=make())
@@ -140,7 +142,7 @@ def test_it_resumes_and_holds_the_laws(normalised, tmp_path):
     testing.check_hook(hooks.recalibrate(recalibration, params="average"), state, {})
 
 
-def test_what_is_no_recalibration_is_refused(normalised, digits):
+def test_a_phase_that_is_no_recalibration_is_an_error(normalised, digits):
     _, state, phase, val, recalibration = normalised
     with pytest.raises(
         TypeError, match=r"recalibrate takes a phase made by trainer\.recalibration"

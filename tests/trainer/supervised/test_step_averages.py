@@ -35,7 +35,9 @@ def worked(rows):
     return np.tensordot(weights / weights.sum(), np.asarray(rows, np.float64), 1)
 
 
-def test_it_is_the_mean_over_steps_and_training_never_sees_it(averaged, task, start, train, digits):
+def test_the_average_is_over_steps_and_training_does_not_use_it(
+    averaged, task, start, train, digits
+):
     _, state, phase = averaged
     alone, seen = start, []
     step = jax.jit(task.step)
@@ -57,13 +59,13 @@ def test_it_is_the_mean_over_steps_and_training_never_sees_it(averaged, task, st
     chex.assert_trees_all_equal(state.carry["average"]["params"], state.params)  # not donated
 
 
-def test_the_first_step_is_the_average_to_the_bit(averaged, digits):
+def test_the_first_average_equals_the_parameters_bit_for_bit(averaged, digits):
     task, state, _ = averaged
     after, _ = jax.jit(task.step)(state, digits[0].example)
     chex.assert_trees_all_equal(after.carry["average"]["params"], after.params)
 
 
-def test_it_is_measured_and_kept_by_its_name(averaged, digits):
+def test_hooks_measure_and_keep_the_average_by_its_name(averaged, digits):
     """The scores are those of the average, which `keep_best` puts back."""
     task, state, phase = averaged
     val = trainer.evaluation(task.measure, digits[1])
@@ -79,7 +81,7 @@ def test_it_is_measured_and_kept_by_its_name(averaged, digits):
     assert trainer.evaluate(best, val)["val/loss"] == pytest.approx(min(scores))
 
 
-def test_law_5_it_resumes(averaged, tmp_path):
+def test_law_5_the_average_resumes(averaged, tmp_path):
     _, state, phase = averaged
     whole, _ = trainer.fit(state, phase, epochs=2)
     for epochs in (1, 2):
@@ -110,7 +112,7 @@ def test_a_step_that_changes_nothing_does_not_count(linear):
         assert int(after.carry["average"]["updates"]) == 2
 
 
-def test_small_floats_are_averaged_in_float32():
+def test_parameters_in_lower_precision_are_averaged_in_float32():
     """In bfloat16 a step of 1e-3 of the way would be rounded off."""
     average = step_averages.init_average({"w": jnp.ones(2, jnp.bfloat16), "n": jnp.int32(3)})
     average = step_averages.update_average(
@@ -131,7 +133,7 @@ def test_small_floats_are_averaged_in_float32():
     chex.assert_trees_all_equal_dtypes(step_averages.get_average(state), state.params)
 
 
-def test_members_of_a_population_have_averages_of_their_own(averaged, digits):
+def test_members_of_a_population_have_their_own_averages(averaged, digits):
     task, _, phase = averaged
     states = [task.init(jax.random.key(seed), digits[0].example) for seed in (0, 1)]
     both = trainer.population(phase, 2)
@@ -144,7 +146,7 @@ def test_members_of_a_population_have_averages_of_their_own(averaged, digits):
         chex.assert_trees_all_close(member.params, alone.carry["average"]["params"], atol=1e-5)
 
 
-def test_what_does_not_go_together_is_refused(averaged, task, start, train, digits, linear):
+def test_settings_that_exclude_each_other_are_errors(averaged, task, start, train, digits, linear):
     val = trainer.evaluation(task.measure, digits[1])
     for hook in (
         hooks.evaluate(val, params="average"),
@@ -166,7 +168,7 @@ def test_what_does_not_go_together_is_refused(averaged, task, start, train, digi
         hooks.average_params(name="average")
 
 
-def test_hooks_that_read_it_keep_the_laws(averaged, digits):
+def test_hooks_that_read_the_average_keep_the_laws(averaged, digits):
     task, state, _ = averaged
     val = trainer.evaluation(task.measure, digits[1])
     testing.check_hook(hooks.evaluate(val, params="average"), state, {})

@@ -38,7 +38,7 @@ def test_a_step_is_one_step_of_gradient_descent(linear, digits):
     assert int(after.step) == 1
 
 
-def test_it_reports_the_learning_rate_where_there_is_one(linear, digits):
+def test_a_step_reports_the_learning_rate_if_the_optimizer_keeps_one(linear, digits):
     rate = optax.linear_schedule(1.0, 0.0, 10)
     task = trainer.supervised(
         linear, losses.classification, optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
@@ -49,13 +49,13 @@ def test_it_reports_the_learning_rate_where_there_is_one(linear, digits):
         assert float(metrics["learning_rate"]) == pytest.approx(expected)
 
 
-def test_init_depends_on_the_key_alone(task, digits):
+def test_init_depends_only_on_the_key(task, digits):
     one, same, other = (task.init(jax.random.key(seed), _batch(digits)) for seed in (0, 0, 1))
     assert trainer.fingerprint(one) == trainer.fingerprint(same)
     assert trainer.fingerprint(one) != trainer.fingerprint(other)
 
 
-def test_the_network_gets_a_key_of_its_own_at_every_step_and_keeps_its_state(digits):
+def test_the_network_gets_a_new_key_at_every_step_and_keeps_its_state(digits):
     def apply(params, model_state, inputs, *, key, train):
         noise = jax.random.uniform(key, (10,))
         seen = model_state["seen"] + train
@@ -91,7 +91,7 @@ def test_weighted_values_are_averaged_by_weight(linear, digits):
     assert float(metrics["loss"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_a_loss_without_loss_is_refused(linear, digits):
+def test_a_loss_that_returns_no_loss_is_an_error(linear, digits):
     task = trainer.supervised(linear, lambda outputs, batch: {"error": outputs[:, 0]}, optax.sgd(1))
     state = task.init(jax.random.key(0), _batch(digits))
     with pytest.raises(
@@ -111,7 +111,7 @@ def test_a_network_that_does_not_fit_the_loss_is_an_error_before_training(linear
         trainer.fit(state, trainer.training(task.step, digits[0]), epochs=1)
 
 
-def test_a_batch_without_inputs_is_refused(task):
+def test_a_batch_without_inputs_is_an_error(task):
     with pytest.raises(ValueError, match=r"a batch needs 'inputs' for the network; got \['x'\]"):
         task.init(jax.random.key(0), {"x": jnp.zeros(3)})
 
