@@ -158,7 +158,7 @@ def test_settings_out_of_range_are_errors_at_once(settings, message):
         (INPUTS | {"image": jnp.ones((3, 4, 5, 1))}, ValueError, "patches of 2x2 must tile"),
         (INPUTS | {"image": jnp.ones((3, 4, 4, 3))}, ValueError, "of 1 channels; got shape"),
         (INPUTS | {"image": jnp.ones((3, 4, 4))}, ValueError, r"\[batch, height, width, chan"),
-        (INPUTS | {"tokens": jnp.ones((3, 9), int)}, ValueError, "9 tokens are more than the 8"),
+        (INPUTS | {"tokens": jnp.ones((3, 9), int)}, ValueError, "9 tokens are .* limit of 8"),
         (INPUTS | {"tokens": jnp.ones((3, 4))}, ValueError, "takes integer tokens"),
     ],
 )

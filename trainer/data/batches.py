@@ -97,13 +97,13 @@ def require_representable(what: str, batch: Mapping[str, Any]) -> None:
     for name, array in iter_arrays(batch):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
             continue
-        kept = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
-        if kept.bits == 8 * array.itemsize:
+        limits = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+        if limits.bits == 8 * array.itemsize:
             continue
-        if (low := array.min()) < kept.min or (high := array.max()) > kept.max:
+        if (low := array.min()) < limits.min or (high := array.max()) > limits.max:
             raise ValueError(
-                f"{what}[{name!r}] must fit {kept.dtype}, to which JAX casts {array.dtype}; got "
-                f"{low if low < kept.min else high}: renumber the values, or set "
+                f"{what}[{name!r}] must fit {limits.dtype}, to which JAX casts {array.dtype}; got "
+                f"{low if low < limits.min else high}: renumber the values, or set "
                 'jax.config.update("jax_enable_x64", True)'
             )
 

@@ -53,29 +53,29 @@ def from_grain(
     kinds = grain.MapDataset, grain.IterDataset, grain.DataLoader
 
     def batches(seed: int, number: int) -> Any:
-        made = callable(dataset) and not isinstance(dataset, kinds)
-        given = dataset(seed, number) if made else dataset
-        if not isinstance(given, kinds):
+        is_factory = callable(dataset) and not isinstance(dataset, kinds)
+        source = dataset(seed, number) if is_factory else dataset
+        if not isinstance(source, kinds):
             raise TypeError(
                 "from_grain needs a MapDataset, an IterDataset or a DataLoader of grain, or a "
-                f"function (seed, epoch) that returns one; got {type(given).__name__}"
+                f"function (seed, epoch) that returns one; got {type(source).__name__}"
             )
-        if isinstance(given, grain.MapDataset) and shuffle and not made:
-            given = given.shuffle(seed=_seed(seed, number))
+        if isinstance(source, grain.MapDataset) and shuffle and not is_factory:
+            source = source.shuffle(seed=_seed(seed, number))
         if batch_size is not None:
-            if isinstance(given, grain.DataLoader):
+            if isinstance(source, grain.DataLoader):
                 raise TypeError(
                     f"from_grain cannot make batches of {batch_size} from a DataLoader: "
                     "add grain.transforms.Batch to its operations, and leave batch_size out"
                 )
-            given = given.batch(batch_size)
-        if isinstance(given, grain.MapDataset):
+            source = source.batch(batch_size)
+        if isinstance(source, grain.MapDataset):
             # Grain's default reads 500 elements ahead, which are whole batches here.
             ahead = 2 * superbatch
-            by_batch = batch_size is None and shuffle and not made
-            given = given.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead))
-            return _SeekableDataset(given, by_batch)
-        return given
+            by_batch = batch_size is None and shuffle and not is_factory
+            source = source.to_iter_dataset(grain.ReadOptions(min(16, ahead), ahead))
+            return _SeekableDataset(source, by_batch)
+        return source
 
     return Stream(batches, superbatch, steps_per_epoch=steps_per_epoch)
 

@@ -188,13 +188,13 @@ class Stream:
 
         The kept iterator only saves time: it is used if it is at the state's position.
         """
-        kept: list[PassIterator] = []
+        open_passes: list[PassIterator] = []
 
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position | None]]:
             seed = stream_seed(state)
-            passes = kept.pop() if kept else None
+            passes = open_passes.pop() if open_passes else None
             if passes is None or not passes.is_at(seed, position):
                 passes = PassIterator(self._pass, self._whole, self._size, seed, position)
             left = self.steps_per_epoch or 0
@@ -202,7 +202,7 @@ class Stream:
                 group = list(itertools.islice(passes, min(self.superbatch, left)))
                 left -= len(group)
                 yield _stack_chunk(group, state, check), None if left else passes.position()
-            kept[:] = [passes]
+            open_passes[:] = [passes]
 
         return pieces
 

@@ -121,9 +121,9 @@ class ZippedSource:
                 name: state.replace(rng=_fold_in(state.rng, name_number(name))) for name in feeds
             }
             parts = [feed.pieces(own[n], None, position[n]) for n, feed in feeds.items()]
-            for given in builtins.zip(*parts, strict=True):
-                piece = {name: part for name, (part, _) in builtins.zip(feeds, given, strict=True)}
-                after = {n: place for n, (_, place) in builtins.zip(feeds, given, strict=True)}
+            for group in builtins.zip(*parts, strict=True):
+                piece = {name: part for name, (part, _) in builtins.zip(feeds, group, strict=True)}
+                after = {n: place for n, (_, place) in builtins.zip(feeds, group, strict=True)}
                 yield piece, None if None in after.values() else after
 
         return Feed(

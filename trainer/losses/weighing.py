@@ -38,8 +38,8 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
     for name in ("weights", "mask"):
         if name not in batch:
             continue
-        given = batch[name]
-        shape, dtype = getattr(given, "shape", None), getattr(given, "dtype", None)
+        entry = batch[name]
+        shape, dtype = getattr(entry, "shape", None), getattr(entry, "dtype", None)
         numbers = dtype is not None and any(
             jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_)
         )
@@ -47,12 +47,12 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
             forms = f"[batch] = {list(units[:1])}"
             if len(units) > 1:
                 forms += f" or {form} = {list(units)}"
-            got = type(given).__name__ if shape is None else f"{dtype}{list(shape)}"
+            got = type(entry).__name__ if shape is None else f"{dtype}{list(shape)}"
             raise ValueError(
                 f"{task} needs {name} {forms}, which says what counts; got {got}: rename the entry "
                 "if the loss should not read it, or put it into `inputs` for the network"
             )
-        value = given != 0 if name == "mask" else given
+        value = entry != 0 if name == "mask" else entry
         value = value.astype(jnp.float32).reshape(*shape, *[1] * (len(units) - len(shape)))
         found = value if found is None else found * value
     return None if found is None else jnp.broadcast_to(found, units)
@@ -72,8 +72,8 @@ def lookup_class_weights(
         task: for the message.
         class_weights: `[classes]`.
         labels: integer, of any shape, or probabilities `[batch, classes]`, which are averaged.
-        classes: how many there are.
-        things: what they are called.
+        classes: the number of classes.
+        things: their name in messages.
 
     Raises:
         ValueError: the number of weights is not that of classes, or one is negative or not finite.
@@ -119,9 +119,9 @@ def compute_count_mask(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.
     count = np.ones(like.shape, bool)
     for name in ("weights", "mask"):
         if name in batch:
-            given = batch[name]
+            entry = batch[name]
             if name == "weights":
-                check_weights("weights", given)
-            if given.shape == like.shape[: given.ndim]:
-                count &= (given != 0).reshape(*given.shape, *[1] * (like.ndim - given.ndim))
+                check_weights("weights", entry)
+            if entry.shape == like.shape[: entry.ndim]:
+                count &= (entry != 0).reshape(*entry.shape, *[1] * (like.ndim - entry.ndim))
     return count

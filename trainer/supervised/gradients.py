@@ -177,8 +177,8 @@ def accumulate_gradients(
 
     before = model_state
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (parts, keys))
-    grads, (given, _) = jax.eval_shape(derive, params, model_state, *first)
-    nothing = {name: (jnp.zeros(()), jnp.zeros(())) for name in given}
+    grads, (shapes, _) = jax.eval_shape(derive, params, model_state, *first)
+    nothing = {name: (jnp.zeros(()), jnp.zeros(())) for name in shapes}
     zeros = optax.tree.zeros_like(grads, jnp.float32), nothing
     # In a loop XLA on CPU runs a convolution several times slower.
     looping = jax.default_backend() != "cpu" or not has_convolution(
@@ -190,7 +190,7 @@ def accumulate_gradients(
     means = {
         name: WeightedMean(
             total / jnp.where(weight == 0, 1, weight),
-            None if given[name].weight is None else weight,
+            None if shapes[name].weight is None else weight,
         )
         for name, (total, weight) in totals.items()
     }

@@ -66,11 +66,11 @@ def cast_floating(tree: PyTree, dtype: Any) -> PyTree:
     {'n': Array(1, dtype=int32...), 'w': Array([1, 1], dtype=bfloat16)}
     """
 
-    def lower(leaf: Any) -> Any:
+    def cast(leaf: Any) -> Any:
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         return jnp.asarray(leaf, dtype) if floating else leaf
 
-    return jax.tree.map(lower, tree)
+    return jax.tree.map(cast, tree)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
