@@ -114,8 +114,7 @@ def load_params(
     lines = [
         f"{escape_text(path) or _ITSELF}: saved "
         f"{describe_leaf(arrays[path]) if path in arrays else 'nothing'}, wanted "
-        f"{describe_leaf(leaf)}"
-        f"{_transpose_remedy(path, arrays, leaf)}"
+        f"{describe_leaf(leaf)}{_transpose_remedy(path, arrays, leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
     ]
@@ -124,8 +123,8 @@ def load_params(
         raise ValueError(
             f"{where} does not fit the parameters:\n  "
             + "\n  ".join(lines)
-            + f"\nselect leaves with only=, or change paths with rename=; the source also has: "
-            f"{_format_paths(unused)}"
+            + "\nselect leaves with only=, or change paths with rename=; the source also has: "
+            + _format_paths(unused)
         )
     loaded = {path: _put(path, arrays[path], leaf) for path, leaf in wanted.items()}
     if cast := [path for path in loaded if arrays[path].dtype != leaves[path].dtype]:
@@ -138,9 +137,8 @@ def load_params(
         *(len(loaded), len(leaves), where),
         *(_format_paths(unchanged), _format_paths(unused), notice),
     )
-    return jax.tree.unflatten(
-        jax.tree.structure(params), [loaded.get(path, leaf) for path, leaf in leaves.items()]
-    )
+    filled = [loaded.get(path, leaf) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), filled)
 
 
 def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
@@ -189,9 +187,7 @@ def _read(
         more = part == "params" and "model_state" in parts
         return arrays, where, "; its model_state is loaded with part='model_state'" if more else ""
     if not source.is_file():
-        raise FileNotFoundError(
-            f"there is neither a run directory nor a file of parameters at {source}"
-        )
+        raise FileNotFoundError(f"neither a run directory nor a file of parameters is at {source}")
     for name, value, default in (("best", best, None), ("part", part, "params")):
         if value != default:
             raise ValueError(f"{name}={value!r} selects within a run; {source} is a file")
@@ -271,11 +267,8 @@ def _warn_of_squares(
 def _fits(array: np.ndarray, leaf: Any) -> bool:
     if array.shape != getattr(leaf, "shape", None):
         return False
-    return array.dtype == leaf.dtype or (_is_floating(array) and _is_floating(leaf))
-
-
-def _is_floating(array: Any) -> bool:
-    return bool(jnp.issubdtype(array.dtype, jnp.floating))
+    floating = (jnp.issubdtype(part.dtype, jnp.floating) for part in (array, leaf))
+    return array.dtype == leaf.dtype or all(floating)
 
 
 def _put(path: str, array: np.ndarray, leaf: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The precision that a step computes in, and the loss scale that float16 needs."""
+"""The precision in which a step computes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ from trainer.state import PyTree
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """Dtypes that a step may compute in; parameters and the optimizer's state keep theirs."""
-
-INITIAL_LOSS_SCALE = 2.0**15
-"""The loss scale at the start."""
-
-GROWTH_INTERVAL = 2000
-"""Finite steps after which the loss scale doubles."""
-
-LossScale = dict[str, jax.Array]
-"""`scale`, () float32, and `finite_steps`, () int32, the number since it last changed."""
 
 
 def require_known(precision: str) -> None:
@@ -76,27 +67,3 @@ def cast_floating(tree: PyTree, dtype: Any) -> PyTree:
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     """Cast every leaf to the dtype of its counterpart."""
     return jax.tree.map(lambda leaf, model: jnp.asarray(leaf, model.dtype), tree, like)
-
-
-def init_loss_scale() -> LossScale:
-    """Return the loss scale at step 0."""
-    return {"scale": jnp.float32(INITIAL_LOSS_SCALE), "finite_steps": jnp.zeros((), jnp.int32)}
-
-
-def update_loss_scale(current: LossScale, finite: jax.Array) -> LossScale:
-    """Halve the scale after gradients that are not finite, double it after many that are.
-
-    Args:
-        current: the scale with which the gradients were computed.
-        finite: () bool, whether all gradients are.
-
-    Source: P. Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
-
-    >>> update_loss_scale(init_loss_scale(), jnp.array(False))["scale"].item()
-    16384.0
-    """
-    steps = jnp.where(finite, current["finite_steps"] + 1, 0)
-    grown = steps >= GROWTH_INTERVAL
-    factor = jnp.where(finite, jnp.where(grown, 2.0, 1.0), 0.5)
-    scale = jnp.clip(current["scale"] * factor, 1.0, 2.0**24)
-    return {"scale": scale, "finite_steps": jnp.where(grown, 0, steps)}

@@ -16,7 +16,7 @@ from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.row_mixing import of_rows
 from trainer.state import PyTree, TrainState, check_key
-from trainer.supervised import gradients, step_averages
+from trainer.supervised import gradients, loss_scaling, step_averages
 from trainer.supervised import precision as precisions
 from trainer.supervised.network_checks import check_example, check_network, check_pair
 from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer
@@ -152,7 +152,7 @@ def supervised(
     def init_carry(params: PyTree) -> dict[str, PyTree]:
         carry: dict[str, PyTree] = {}
         if scaling:
-            carry["loss_scale"] = precisions.init_loss_scale()
+            carry["loss_scale"] = loss_scaling.init_loss_scale()
         if average is not None:
             carry[AVERAGE] = step_averages.init_average(params)
         return carry
@@ -216,7 +216,7 @@ def supervised(
         after, metrics = gradients.skip_empty_batch(weighted, state, after, metrics)
         metrics = gradients.to_metrics(found.means) | metrics
         if scaling:
-            after, metrics = _skip_nonfinite(state, after, metrics, weighted)
+            after, metrics = loss_scaling.skip_nonfinite(state, after, metrics, weighted)
         if average is not None:
             after = update_average(state, after, _has_updated(metrics, weighted))
         return after, metrics
@@ -271,30 +271,6 @@ def _without_float16(params: PyTree) -> jax.Array:
         "the optimizer searches along values of the loss (value_fn), as optax.lbfgs does, whose "
         "gradients float16 rounds to zero; use precision='float32' or 'bfloat16'"
     )
-
-
-def _skip_nonfinite(
-    before: TrainState, after: TrainState, metrics: dict[str, Any], weighted: jax.Array | None
-) -> tuple[TrainState, dict[str, Any]]:
-    """Keep the state where gradients overflowed, and update the loss scale.
-
-    The step still counts: it used its data and its random numbers. The norm shows an overflow:
-    finite gradients of float16 are too small for the sum of their squares to overflow.
-    """
-    finite = jnp.isfinite(metrics["grad_norm"])
-    scale = before.carry["loss_scale"]
-    metrics |= {
-        "grad_norm": jnp.where(finite, metrics["grad_norm"], 0),
-        "loss_scale": scale["scale"],
-        "skipped": 1 - finite.astype(jnp.float32),
-    }
-    if "clipped" in metrics:
-        metrics["clipped"] = jnp.where(finite, metrics["clipped"], 0)
-    moved = precisions.update_loss_scale(scale, finite)
-    if weighted is not None:
-        moved = jax.tree.map(lambda new, old: jnp.where(weighted, new, old), moved, scale)
-    after = gradients.keep_where(~finite, before, after)
-    return after.replace(carry={**before.carry, "loss_scale": moved}), metrics
 
 
 def _make_check(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:

@@ -13,7 +13,7 @@ from trainer import TrainState, data, losses
 from trainer.supervised.learning_rate_finder import (
     _longest_fall,
     _mask_before_divergence,
-    _smoothed,
+    _smooth,
 )
 
 SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
@@ -89,10 +89,10 @@ def test_the_running_mean_detects_divergence(values, counted):
 
 def test_smoothing_keeps_lines_and_has_no_lag():
     line = np.arange(100.0)
-    smooth = _smoothed(line, np.ones(100, bool))
+    smooth = _smooth(line, np.ones(100, bool))
     assert smooth[20:80] == pytest.approx(line[20:80])
     dip = -np.exp(-0.5 * ((line - 50) / 5) ** 2)
-    assert np.argmin(_smoothed(dip, np.ones(100, bool))) == 50
+    assert np.argmin(_smooth(dip, np.ones(100, bool))) == 50
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a step computes in, and the loss scale."""
+"""The precision of a step, and the loss scale."""
 
 from types import SimpleNamespace
 
@@ -11,22 +11,37 @@ import pytest
 import trainer
 from trainer import losses
 from trainer.supervised import precision
+from trainer.supervised.loss_scaling import (
+    GROWTH_INTERVAL,
+    INITIAL_LOSS_SCALE,
+    init_loss_scale,
+    update_loss_scale,
+)
 
 
 def test_the_scale_halves_after_an_overflow_and_doubles_after_many_finite_steps():
-    scale = precision.update_loss_scale(precision.init_loss_scale(), jnp.array(False))
-    assert float(scale["scale"]) == precision.INITIAL_LOSS_SCALE / 2
-    scale["finite_steps"] = jnp.int32(precision.GROWTH_INTERVAL - 1)
-    scale = precision.update_loss_scale(scale, jnp.array(True))
-    assert (float(scale["scale"]), int(scale["finite_steps"])) == (precision.INITIAL_LOSS_SCALE, 0)
-    scale = precision.update_loss_scale(scale, jnp.array(True))
-    assert (float(scale["scale"]), int(scale["finite_steps"])) == (precision.INITIAL_LOSS_SCALE, 1)
+    scale = update_loss_scale(init_loss_scale(), jnp.array(False))
+    assert float(scale["scale"]) == INITIAL_LOSS_SCALE / 2
+    scale["finite_steps"] = jnp.int32(GROWTH_INTERVAL - 1)
+    scale = update_loss_scale(scale, jnp.array(True))
+    assert (float(scale["scale"]), int(scale["finite_steps"])) == (
+        INITIAL_LOSS_SCALE,
+        0,
+    )
+    scale = update_loss_scale(scale, jnp.array(True))
+    assert (float(scale["scale"]), int(scale["finite_steps"])) == (
+        INITIAL_LOSS_SCALE,
+        1,
+    )
 
 
 def test_the_scale_stays_in_its_range():
     for finite, at in ((False, 1.0), (True, 2.0**24)):
-        scale = {"scale": jnp.float32(at), "finite_steps": jnp.int32(precision.GROWTH_INTERVAL - 1)}
-        assert float(precision.update_loss_scale(scale, jnp.array(finite))["scale"]) == at
+        scale = {
+            "scale": jnp.float32(at),
+            "finite_steps": jnp.int32(GROWTH_INTERVAL - 1),
+        }
+        assert float(update_loss_scale(scale, jnp.array(finite))["scale"]) == at
 
 
 @pytest.mark.parametrize(
@@ -101,9 +116,9 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(linear, digits):
     assert int(state.step) == 1
     np.testing.assert_array_equal(state.params["w"], start.params["w"])
     assert int(optax.tree.get(state.opt_state, "count")) == 0
-    assert float(state.carry["loss_scale"]["scale"]) == precision.INITIAL_LOSS_SCALE / 2
+    assert float(state.carry["loss_scale"]["scale"]) == INITIAL_LOSS_SCALE / 2
     batch["factor"] = jnp.ones(32)
     after, metrics = jax.jit(task.step)(state, batch)
     assert float(metrics["skipped"]) == 0.0
-    assert float(metrics["loss_scale"]) == precision.INITIAL_LOSS_SCALE / 2
+    assert float(metrics["loss_scale"]) == INITIAL_LOSS_SCALE / 2
     assert np.abs(np.asarray(after.params["w"]) - np.asarray(state.params["w"])).max() > 0
