@@ -1,4 +1,4 @@
-"""The network that writes about images."""
+"""The network that writes captions of images."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Reading and writing piece by piece."""
+"""Decoding and generating token by token."""
 
 import gc
 import weakref

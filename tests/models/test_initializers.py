@@ -1,4 +1,4 @@
-"""Initial values."""
+"""Initializers."""
 
 import jax
 import jax.numpy as jnp

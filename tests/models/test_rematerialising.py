@@ -1,4 +1,4 @@
-"""Computing again instead of keeping."""
+"""Rematerialisation: recomputing instead of storing."""
 
 import jax
 import jax.numpy as jnp

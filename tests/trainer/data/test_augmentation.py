@@ -1,4 +1,4 @@
-"""Augmentations: pure functions of a key and a batch, each example changed by itself."""
+"""Augmentations: pure functions of a key and a batch that change each example separately."""
 
 import chex
 import jax

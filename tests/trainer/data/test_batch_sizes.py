@@ -72,7 +72,7 @@ SOURCES = {
     "MemoryMap": lambda size: data.MemoryMap(ALL, size, **STRETCH),
     "Stream of a generator": lambda size: data.Stream(generated(size), 2, **STRETCH),
     "Stream of a list": lambda size: data.Stream(list(generated(size)(0, 0)), 2, **STRETCH),
-    "grain, shuffled anew": lambda size: data.from_grain(
+    "grain, shuffled again": lambda size: data.from_grain(
         grain.MapDataset.range(ROWS).map(row), batch_size=size, **STRETCH
     ),
     "grain, a factory": lambda size: data.from_grain(mapped, batch_size=size, **STRETCH),

@@ -1,4 +1,4 @@
-"""Streams of Grain: shuffled by seed and epoch, batched, and on at the very next batch."""
+"""Streams of Grain: shuffled by seed and epoch, batched, and resumed at the next batch."""
 
 import functools
 import sys

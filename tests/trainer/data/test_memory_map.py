@@ -1,4 +1,4 @@
-"""Files of arrays: each example once a pass, in order to evaluate, and on from any position."""
+"""Files of arrays: each example once per pass, in order for evaluation, resumed anywhere."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Files of tokens: what was written is read, whole, or not at all."""
+"""Files of tokens: they are read back completely, or not at all."""
 
 import json
 

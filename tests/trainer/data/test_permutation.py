@@ -1,4 +1,4 @@
-"""An order without the order: one to one, the same again, and as good as drawn."""
+"""A permutation computed in parts: one to one, reproducible, and as good as a random one."""
 
 import numpy as np
 import pytest

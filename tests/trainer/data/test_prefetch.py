@@ -1,4 +1,4 @@
-"""Work ahead of its use: what was asked for, in time, and no failure lost."""
+"""Prefetching: the right results, computed ahead, and no error lost."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""Sources as loaders: their length, their batches in order; and what is no source, by its name."""
+"""Sources as iterables: their length, their batches in order; and errors for other objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources: each epoch's data from a key and the epoch, whole, in order where it matters."""
+"""Sources: each epoch's data follow from a key and the epoch, complete, in order if required."""
 
 from types import SimpleNamespace
 
@@ -41,7 +41,7 @@ def _seen(feed, state, masked=False):
     return batches
 
 
-@settings(max_examples=4)  # each compiles anew
+@settings(max_examples=4)  # each compiles again
 @example(n=1, batch_size=1, epoch=0)
 @example(n=12, batch_size=12, epoch=5)
 @example(n=30, batch_size=7, epoch=1)
@@ -312,11 +312,11 @@ def test_an_epoch_reads_no_further_than_its_end():
     _, position = _stretch(feed, feed.start)
     assert read == [0, 1, 2]
     _stretch(feed, position)
-    assert read[3:] == [3, 4, 5]  # read on, not anew
+    assert read[3:] == [3, 4, 5]  # continued, not read again
     _, position = _stretch(feed, feed.start)
     assert read[6:] == [0, 1, 2]
     _stretch(feed, position, _state(seed=1))
-    assert read[9:] == [0, 1, 2, 3, 4, 5]  # of another seed: anew, and skipped forward
+    assert read[9:] == [0, 1, 2, 3, 4, 5]  # of another seed: from the start, and skipped forward
 
 
 def test_an_epoch_that_was_read_half_is_read_again():

@@ -1,4 +1,4 @@
-"""One class an example or a sequence, against hand-worked numbers."""
+"""Losses of one class per example or sequence, against hand-worked numbers."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""The next token, against hand-worked numbers."""
+"""Losses of the next token, against hand-worked numbers."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""What a loss must give and may read: the same in training and in evaluation."""
+"""What a loss must return and may read, in training and evaluation."""
 
 import re
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Numbers an example, against hand-worked numbers."""
+"""The regression loss, against hand-worked numbers."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""Losses added up: the same as one alone, weights by the step, and what does not go together."""
+"""Sums of losses: equal to a single loss, with scheduled coefficients, and impossible sums."""
 
 import functools
 from types import SimpleNamespace
@@ -139,7 +139,7 @@ def test_a_schedule_follows_the_optimizers_steps(linear, digits):
     phase = trainer.training(task.step, digits[0])
     state = task.init(jax.random.key(0), digits[0].example)
     measured, compiled = {}, 0
-    for epochs in (1, 2):  # six steps each: the second call goes on with the schedule
+    for epochs in (1, 2):  # six steps each: the second call continues the schedule
         state, history = trainer.fit(state, phase, epochs=epochs)
         measured[epochs] = history[-1]["train/large_coefficient"]
         compiled = compiled if epochs > 1 else len(traced)

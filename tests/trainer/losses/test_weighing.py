@@ -1,4 +1,4 @@
-"""Weights and masks of a batch, and weights of classes: in every loss, or refused."""
+"""Weights and masks of a batch, and class weights: every loss uses them, or raises an error."""
 
 import functools
 

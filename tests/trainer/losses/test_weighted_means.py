@@ -1,4 +1,4 @@
-"""Weighted means: over all that was weighed in an epoch; a batch of no weight changes nothing."""
+"""Weighted means: over all weights of an epoch; a batch without weights changes nothing."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Summaries: every leaf, and what they add up to."""
+"""Summaries: every leaf, and the totals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters by path: from runs and files, whole and in part, bit for bit."""
+"""Parameters by path: from runs and files, all or some, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers that an optimizer keeps."""
+"""Hyperparameters in an optimizer's state."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The range test."""
+"""The learning-rate finder."""
 
 import sys
 

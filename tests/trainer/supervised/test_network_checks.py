@@ -1,4 +1,4 @@
-"""What is given as a network, an optimizer or a batch by mistake, and what is said of it."""
+"""Error messages for what is no network, optimizer or batch."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What optax's optimizers are given, tried with those that ask for more than gradients."""
+"""Extra arguments of optax's optimizers, with those that take more than gradients."""
 
 from types import SimpleNamespace
 

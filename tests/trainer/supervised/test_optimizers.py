@@ -1,4 +1,4 @@
-"""Groups of parameters, and groups that wait."""
+"""Groups of parameters, and frozen groups."""
 
 import chex
 import jax

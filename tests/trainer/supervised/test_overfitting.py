@@ -1,4 +1,4 @@
-"""Overfitting on purpose tells a model that learns from one that cannot."""
+"""Overfitting on purpose distinguishes a model that learns from one that cannot."""
 
 from __future__ import annotations
 

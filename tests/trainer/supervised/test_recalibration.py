@@ -1,4 +1,4 @@
-"""Batch statistics measured anew."""
+"""Recalibration of batch statistics."""
 
 import logging
 from types import SimpleNamespace
