@@ -15,8 +15,10 @@ from trainer.checks.arguments import require_integer
 from trainer.data.batches import (
     Batch,
     count_examples,
+    count_whole_batches,
     map_arrays,
     require_representable,
+    require_whole_pass,
 )
 from trainer.data.iteration import batch_positions, device_batches
 from trainer.data.source import Check, Feed
@@ -95,12 +97,7 @@ class Arrays:
         Raises:
             ValueError: there are fewer examples than a batch.
         """
-        whole = self.size // self.batch_size
-        if whole == 0:
-            raise ValueError(
-                f"training needs at least one whole batch: there are {self.size} examples and "
-                f"batch_size is {self.batch_size}; choose a batch_size of at most {self.size}"
-            )
+        whole = count_whole_batches(self.size, self.batch_size)
         if self.steps_per_epoch is not None:
             return self._windows(whole, self.steps_per_epoch)
         rows = device_batches.ShuffledRows(self.batch_size)
@@ -112,12 +109,7 @@ class Arrays:
         Raises:
             ValueError: it has `steps_per_epoch`.
         """
-        if self.steps_per_epoch is not None:
-            raise ValueError(
-                "an evaluation must visit every example exactly once, so its source cannot end "
-                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: use another "
-                "source for it, without steps_per_epoch"
-            )
+        require_whole_pass(self.steps_per_epoch)
         rows = device_batches.SequentialRows(self.batch_size)
         return Feed(self._pieces, self.arrays, rows, device_batches.take_masked, self._verify)
 

@@ -86,6 +86,34 @@ def _holds_arrays(batch: Any) -> bool:
     return all(_holds_arrays(part) for part in batch.values() if isinstance(part, Mapping))
 
 
+def count_whole_batches(examples: int, batch_size: int) -> int:
+    """Return the number of whole batches of a pass.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if batch_size > examples:
+        raise ValueError(
+            f"training needs at least one whole batch: there are {examples} examples and "
+            f"batch_size is {batch_size}; choose a batch_size of at most {examples}"
+        )
+    return examples // batch_size
+
+
+def require_whole_pass(steps_per_epoch: int | None) -> None:
+    """Check that an epoch of a source is a pass, so that the source can be evaluated.
+
+    Raises:
+        ValueError: it has a number of steps.
+    """
+    if steps_per_epoch is not None:
+        raise ValueError(
+            "an evaluation must visit every example exactly once, so its source cannot end after a "
+            f"number of steps; got steps_per_epoch={steps_per_epoch}: use another source for it, "
+            "without steps_per_epoch"
+        )
+
+
 def require_representable(what: str, batch: Mapping[str, Any]) -> None:
     """Check that integers of 64 bits fit the 32 bits to which JAX casts them.
 

@@ -17,6 +17,7 @@ from trainer.data.batches import (
     count_examples,
     describe_arrays,
     map_arrays,
+    require_whole_pass,
 )
 from trainer.data.iteration import chunks
 from trainer.data.iteration.stream_passes import Factory, PassIterator, Position, initial_position
@@ -127,12 +128,7 @@ class Stream:
         Raises:
             ValueError: the stream has `steps_per_epoch`.
         """
-        if self.steps_per_epoch is not None:
-            raise ValueError(
-                "an evaluation must visit every example exactly once, so its stream cannot end "
-                f"after a number of steps; got steps_per_epoch={self.steps_per_epoch}: use another "
-                "Stream for it, without steps_per_epoch"
-            )
+        require_whole_pass(self.steps_per_epoch)
         return self._feed(masked=True)
 
     def _feed(self, *, masked: bool) -> Feed:

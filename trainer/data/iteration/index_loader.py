@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from trainer.checks.arguments import require_integer
-from trainer.data.batches import Batch
+from trainer.data.batches import Batch, count_whole_batches, require_whole_pass
 from trainer.data.iteration import chunks
 from trainer.data.iteration.batch_positions import Place, advance_place, make_position, read_place
 from trainer.data.iteration.permutation import permute_indices
@@ -80,12 +80,7 @@ def make_training_feed(rows: IndexedRows) -> Feed:
     Raises:
         ValueError: there are fewer examples than a batch.
     """
-    whole = rows.size // rows.batch_size
-    if whole == 0:
-        raise ValueError(
-            f"training needs at least one whole batch: there are {rows.size} examples and "
-            f"batch_size is {rows.batch_size}; choose a batch_size of at most {rows.size}"
-        )
+    whole = count_whole_batches(rows.size, rows.batch_size)
     steps = rows.steps_per_epoch or whole
     most = balance_chunk_steps(steps, rows.superbatch)
     content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
@@ -130,12 +125,7 @@ def make_evaluation_feed(rows: IndexedRows) -> Feed:
     Raises:
         ValueError: an epoch is not a pass.
     """
-    if rows.steps_per_epoch is not None:
-        raise ValueError(
-            "an evaluation must visit every example exactly once, so its source cannot end after a "
-            f"number of steps; got steps_per_epoch={rows.steps_per_epoch}: use another source for "
-            "it, without steps_per_epoch"
-        )
+    require_whole_pass(rows.steps_per_epoch)
     steps = -(-rows.size // rows.batch_size)
     most = balance_chunk_steps(steps, rows.superbatch)
 
