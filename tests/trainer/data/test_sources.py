@@ -101,7 +101,7 @@ def test_the_error_names_examples_of_several_lengths():
 def test_an_integer_that_does_not_fit_32_bits_is_an_error(state, make):
     arrays = {"inputs": NUMBERS[:2], "id": np.array([1, 2**31])}
     with pytest.raises(
-        ValueError, match="'id'.*must fit int32, which JAX makes of int64; got 2147"
+        ValueError, match="'id'.*must fit int32, to which JAX casts int64; got 2147"
     ):
         next(make(arrays, 2).training().pieces(state, None, None))
     kept = data.Arrays({**arrays, "id": np.array([-(2**31), 2**31 - 1])}, 2).arrays["id"]
@@ -123,7 +123,7 @@ def test_bfloat16_booleans_and_lists_are_numbers():
         (lambda: data.Stream(lambda epoch: []), r"got <lambda>\(epoch\)"),
         (
             lambda: data.Stream(lambda seed, epoch: None).example,
-            "gave None: return a list, or yield",
+            "returned None: return a list, or yield",
         ),
         (lambda: data.Stream({"inputs": NUMBERS}), "(?s)got {'inputs'.*data.Arrays takes a dict"),
         (lambda: data.Stream(3), "must be a list of batches, or a factory.*got 3"),

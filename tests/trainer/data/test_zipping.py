@@ -149,5 +149,5 @@ def test_sources_that_cannot_be_zipped_are_errors(state):
     assert raised.value.__notes__ == ["in the source 'b' of a zip"]
     with pytest.raises(ValueError, match=r"evaluate each of \['a', 'b'\] in its own phase"):
         trainer.evaluation(lambda state, batch: {}, data.zip_sources({"a": many, "b": many}))
-    with pytest.raises(ValueError, match="each member would need its own"):
+    with pytest.raises(ValueError, match="each member would need .* its own"):
         trainer.population(trainer.training(step, data.zip_sources({"a": many, "b": many})), 2)
