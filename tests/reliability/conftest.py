@@ -1,4 +1,4 @@
-"""A run whose commits are to be spoiled."""
+"""A run whose checkpoints are damaged by tests."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from forging import save
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """The files of commits 1 and 2, to copy."""
+    """The files of checkpoints 1 and 2, to copy."""
     run = tmp_path_factory.mktemp("original")
     save(run, 1, 2)
     return run
@@ -16,5 +16,5 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def run(original, tmp_path):
-    """A run with commits 1 and 2, to be spoiled."""
+    """A run with checkpoints 1 and 2, for tests to damage."""
     return shutil.copytree(original, tmp_path / "run")

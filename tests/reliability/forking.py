@@ -1,4 +1,4 @@
-"""Processes that compile as a user's do, and find what those before them have compiled."""
+"""Processes that compile as a user's do, with a compilation cache that they share."""
 
 import _crashing
 import jax
@@ -7,7 +7,7 @@ import trainer
 
 
 def starter(target, cache):
-    """Make a function that starts a process, which calls `target`.
+    """Return a function that starts a process, which calls `target`.
 
     The server off which the processes are forked may have been started by another test, in an
     environment of its own: what is to hold in them is said to each.

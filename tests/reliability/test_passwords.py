@@ -1,4 +1,4 @@
-"""A password that a run was given is in no file that it leaves, and nowhere that it is shown."""
+"""A run's password is in none of its files, and is never shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URL = f"postgresql://me:{PASSWORD}@db.example/runs"
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """One with secrets of its own."""
+    """A configuration with secrets."""
 
     api_key: str = ""
     data: str = ""
@@ -37,14 +37,14 @@ ARGUMENTS += ["--checkpointing.max-cost", "None"]
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch, phase, state, caplog):
-    """Train as a script does that is given a store's URL with its password; give the directory."""
+    """Train like a script with a store's URL and password; return the directory."""
     caplog.set_level(logging.DEBUG, "entracte")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", *ARGUMENTS])
     server = connecting.connect
 
     def local(url, **settings):
-        """Stand in for a server, which is asked for by the whole URL."""
+        """Replace a server; it receives the whole URL."""
         assert url == URL
         return server(f"sqlite:///{tmp_path}/server.sqlite", **settings)
 
@@ -80,12 +80,12 @@ def test_no_file_of_a_run_and_no_row_of_its_store_holds_it(trained, tmp_path, ca
     for words in (["show", "run"], ["show", "run", "--json"], ["export", "run"], ["report", "run"]):
         assert main([*words, "--store", str(tmp_path / "server.sqlite")]) == 0
     assert holding(tmp_path) == []
-    told = "".join(capsys.readouterr()) + caplog.text
-    assert PASSWORD not in told
-    assert KEY not in told
+    reported = "".join(capsys.readouterr()) + caplog.text
+    assert PASSWORD not in reported
+    assert KEY not in reported
 
 
-def test_a_run_goes_on_whatever_password_it_is_given(trained, phase, state, tmp_path):
+def test_a_run_resumes_with_any_password(trained, phase, state, tmp_path):
     kept = load_config(tmp_path / "run" / "config.yaml", Config)
     assert kept.logging.store == "postgresql://me:***@db.example/runs"
     for config in (kept, dataclasses.replace(trained, api_key="another")):
@@ -98,7 +98,7 @@ def test_a_run_goes_on_whatever_password_it_is_given(trained, phase, state, tmp_
         trainer.fit(state, phase, epochs=3, hooks=hooks.build_hooks(other))
 
 
-def test_what_an_older_version_kept_is_left_out_where_it_is_shown(tmp_path, capsys):
+def test_passwords_kept_by_an_older_version_are_not_shown(tmp_path, capsys):
     config = {"store": URL, "hub": {"token": KEY, "name": "me/model"}}
     with Store(tmp_path) as store:
         for name, rate in (("old", 1), ("older", 2)):
@@ -120,15 +120,15 @@ def test_what_an_older_version_kept_is_left_out_where_it_is_shown(tmp_path, caps
         ["report", "old", "--to", str(tmp_path / "old.html")],
     ):
         assert main([*words, "--store", str(tmp_path)]) == 0
-    told = capsys.readouterr().out + (tmp_path / "old.html").read_text()
-    told += (tmp_path / "out" / "run.json").read_text()
-    assert "postgresql://me:***@db.example/runs" in told
-    assert "me/model" in told
-    assert PASSWORD not in told
-    assert KEY not in told
+    reported = capsys.readouterr().out + (tmp_path / "old.html").read_text()
+    reported += (tmp_path / "out" / "run.json").read_text()
+    assert "postgresql://me:***@db.example/runs" in reported
+    assert "me/model" in reported
+    assert PASSWORD not in reported
+    assert KEY not in reported
 
 
-def test_errors_say_no_password(tmp_path):
+def test_errors_hide_passwords(tmp_path):
     (tmp_path / "a.yaml").write_text(f"logging: {{store: [{URL!r}]}}\n'{URL}': 3\nfresh: '{URL}'")
     with pytest.raises(ValueError, match="fresh: wanted true or false") as raised:
         load_config(tmp_path / "a.yaml", TrainingConfig)
@@ -147,11 +147,11 @@ def test_errors_say_no_password(tmp_path):
         (["--pad-token", "<pad>", "--max-tokens=8"], "--pad-token <pad> --max-tokens=8"),
     ],
 )
-def test_a_command_line_is_kept_without_them(words, shown):
+def test_a_command_line_is_recorded_without_them(words, shown):
     assert " ".join(redact_command(words)) == shown
 
 
-def test_what_is_no_secret_is_kept_bit_for_bit(tmp_path):
+def test_other_settings_are_kept_bit_for_bit(tmp_path):
     config = Config(run=Path("runs/a"), data="file:///a:b@c", seed=3)
     from trainer.configuration import save_config, to_dict
 

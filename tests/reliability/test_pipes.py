@@ -1,4 +1,4 @@
-"""Pipes and devices in the place of files: what opens one would wait for its other end.
+"""Pipes and devices in the place of files: opening one would wait for its other end.
 
 Each is refused by its kind, or replaced, within the time that a test may take.
 """
@@ -26,7 +26,7 @@ SECONDS = 20
 
 @pytest.fixture(autouse=True)
 def impatient():
-    """Break off what waits."""
+    """Interrupt a call that waits."""
 
     def late(number, frame):
         raise AssertionError(f"it waited for {SECONDS} s")
@@ -60,12 +60,12 @@ def pipe(path):
     ],
 )
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_reads_a_file_refuses_it(tmp_path, read, kind):
+def test_readers_of_files_refuse_it(tmp_path, read, kind):
     path = tmp_path / "file.db"
     pipe(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    told = "named pipe" if kind == "pipe" else "a device"
+    reported = "named pipe" if kind == "pipe" else "a device"
     with pytest.raises(
-        (OSError, ValueError), match=f"it is (a )?{told}, and must be a|neither a run"
+        (OSError, ValueError), match=f"it is (a )?{reported}, and must be a|neither a run"
     ):
         read(path)
 
@@ -96,7 +96,7 @@ def test_a_run_records_beside_a_pipe_in_the_place_of_its_queue(tmp_path):
 
 
 @pytest.mark.parametrize("planted", ["pipe", "link"])
-def test_a_file_that_is_replaced_is_written_to_no_other(tmp_path, planted):
+def test_a_replaced_file_is_written_to_no_other(tmp_path, planted):
     aside = tmp_path / "home" / "secret"
     aside.parent.mkdir()
     aside.write_text("own")

@@ -1,4 +1,4 @@
-"""A checkpoint made by someone else: nothing in it runs, reaches outside, or exhausts the machine.
+"""A forged checkpoint: nothing in it runs, reaches outside, or exhausts the machine.
 
 Whoever makes one can compute every checksum, so all that is tried here carries the right ones.
 """
@@ -21,14 +21,14 @@ from trainer.checkpoints import DamagedCheckpoint
 ROOT = Path(__file__).parents[2]
 
 
-# Nothing in the code could run what is read
+# No code could run what it reads
 
 MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "code", "runpy"}
 SOURCES = [file for folder in ("trainer", "hooks", "models") for file in (ROOT / folder).rglob("*")]
 
 
 def wrong_in(tree):
-    """The imports and calls of a module by which data could run."""
+    """Return the imports and calls of a module that could run data."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.split(".")[0] in MODULES)
@@ -45,11 +45,11 @@ def wrong_in(tree):
     "source",
     ["import pickle", "from joblib import load", "eval(x)", "np.load(f, allow_pickle=True)"],
 )
-def test_what_could_run_is_recognised(source):
+def test_code_that_could_run_data_is_recognised(source):
     assert list(wrong_in(ast.parse(source)))
 
 
-def test_no_module_of_the_library_could_run_what_it_reads():
+def test_no_module_could_run_what_it_reads():
     files = [file for file in SOURCES if file.suffix == ".py"]
     assert len(files) > 30
     assert {f.name: list(wrong_in(ast.parse(f.read_text()))) for f in files} == {
@@ -66,15 +66,15 @@ from trainer import Checkpoints, TrainState
 
 def read():
     state = TrainState.create(params={"w": jnp.zeros(100)}, rng=jax.random.key(0))
-    memory = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
+    hook_state = {"h": {"best": 0.0, "n": 0, "name": "", "rate": np.float32(0), "none": None}}
     with Checkpoints(sys.argv[1], best="val/loss", read_only=True) as checkpoints:
-        commit = checkpoints.restore(state.replace(hook_state=memory), config={"seed": 0})
+        checkpoint = checkpoints.restore(state.replace(hook_state=hook_state), config={"seed": 0})
         for epoch in checkpoints.epochs():
             try:
                 checkpoints.manifest(epoch)
             except RuntimeError:
                 pass
-        return commit.epoch, checkpoints.best()
+        return checkpoint.epoch, checkpoints.best()
 
 warm = read()
 events = []
@@ -97,30 +97,30 @@ print([warm == again, again, ran, opened])
 
 
 def spoil_paths(content):
-    """Name leaves so that, taken as files, they would lie outside."""
+    """Name leaves so that, as files, they would lie outside."""
     wanted = content["leaves"]["hook_state/h"]
     content["leaves"]["hook_state/../../outside"] = [{**wanted[0], "path": "/outside/secret"}]
     content["leaves"]["hook_state//outside/secret"] = [{**wanted[0], "path": "../../../outside"}]
     content["hooks"] += ["../../outside", "/outside/secret"]
 
 
-def spoil_metadata(commit, old="leaves", new="../../../outside"):
-    file = commit / "arrays/_METADATA"
+def spoil_metadata(checkpoint, old="leaves", new="../../../outside"):
+    file = checkpoint / "arrays/_METADATA"
     file.write_text(file.read_text().replace(f'"{old}"', f'"{new}"'))
 
 
 def test_reading_runs_nothing_and_opens_nothing_outside(original, run):
-    commits = run / "checkpoints"
+    checkpoints = run / "checkpoints"
     for number in (3, 4, 5):
-        shutil.copytree(commits / "2", commits / str(number))
-        forge(commits / str(number), read(commits / "2") | {"epoch": number})
-    spoil_metadata(commits / "3")
-    (commits / "4/arrays/leaves/0").unlink()
-    (commits / "4/arrays/leaves/0").symlink_to(original / "checkpoints/2/arrays/leaves/0")
-    forge(commits / "5", {"format": 1, "__reduce__": ["os.system", "true"]})
-    content = read(commits / "2")
+        shutil.copytree(checkpoints / "2", checkpoints / str(number))
+        forge(checkpoints / str(number), read(checkpoints / "2") | {"epoch": number})
+    spoil_metadata(checkpoints / "3")
+    (checkpoints / "4/arrays/leaves/0").unlink()
+    (checkpoints / "4/arrays/leaves/0").symlink_to(original / "checkpoints/2/arrays/leaves/0")
+    forge(checkpoints / "5", {"format": 1, "__reduce__": ["os.system", "true"]})
+    content = read(checkpoints / "2")
     spoil_paths(content)
-    forge(commits / "2", content)
+    forge(checkpoints / "2", content)
     command = [sys.executable, "-c", AUDITED, str(run)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert child.returncode == 0, child.stderr
@@ -129,7 +129,7 @@ def test_reading_runs_nothing_and_opens_nothing_outside(original, run):
     assert found[0] == 2
     assert ran == []
     assert opened
-    asked = {"/proc/meminfo", "/sys/fs/cgroup/memory.max"}  # how much memory there is
+    asked = {"/proc/meminfo", "/sys/fs/cgroup/memory.max"}  # available memory
     outside = [path for path in opened if not path.startswith(str(run)) and path not in asked]
     assert [path for path in outside if not path.isdigit()] == []  # of an open descriptor
 
@@ -141,11 +141,11 @@ def test_names_with_dots_and_slashes_open_nothing_and_are_dropped(run, caplog):
     assert list(restore(run).state.hook_state) == ["h"]
 
 
-# Files that are not what they should be
+# Files of another kind than expected
 
 
 def linked(path):
-    """Put a link in the place of a file or folder, to what was there."""
+    """Replace a file or folder by a link to it."""
     aside = path.parents[len(path.parts) - path.parts.index("run") - 1] / "aside"
     path.rename(aside)
     path.symlink_to(aside)
@@ -216,7 +216,7 @@ def test_any_other_description_of_the_array_is_damage(run, old, new):
 
 @pytest.fixture
 def outside(original, tmp_path):
-    """A commit outside the run, which must stay as it is."""
+    """A checkpoint outside the run, which must stay unchanged."""
     path = shutil.copytree(original / "checkpoints/2", tmp_path / "outside/2")
     before = contents(path)
     yield path
@@ -227,7 +227,7 @@ def contents(path):
     return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
-def test_a_commit_that_is_a_link_is_not_restored(run, outside, caplog):
+def test_a_checkpoint_that_is_a_link_is_not_restored(run, outside, caplog):
     (run / "checkpoints/9").symlink_to(outside)
     assert restore(run).epoch == 2
     assert "skipped a damaged checkpoint: checkpoint 9 in " in caplog.text
@@ -235,7 +235,7 @@ def test_a_commit_that_is_a_link_is_not_restored(run, outside, caplog):
 
 
 @pytest.mark.parametrize("name", ["3", "3.staged", "7.removed", "3.replaced"])
-def test_a_link_in_the_way_of_a_save_is_an_error_that_says_so(run, outside, name):
+def test_a_link_in_the_way_of_a_save_is_a_clear_error(run, outside, name):
     (run / "checkpoints" / name).symlink_to(outside)
     with (
         pytest.raises(NotADirectoryError, match=f"is a link to {outside}.*remove the link"),
@@ -249,7 +249,7 @@ def test_a_link_in_the_way_of_a_save_is_an_error_that_says_so(run, outside, name
     assert restore(run).epoch == 3
 
 
-def test_a_commit_that_is_a_link_is_never_removed_nor_counted(run, outside):
+def test_a_checkpoint_that_is_a_link_is_never_removed_nor_counted(run, outside):
     (run / "checkpoints/0").symlink_to(outside)
     with Checkpoints(run, keep=1) as checkpoints:
         checkpoints.save(make(3))
@@ -258,14 +258,14 @@ def test_a_commit_that_is_a_link_is_never_removed_nor_counted(run, outside):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_folder_of_commits_that_is_a_link_is_refused(tmp_path, outside, read_only):
+def test_a_checkpoint_folder_that_is_a_link_is_refused(tmp_path, outside, read_only):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").symlink_to(outside.parent)
     with pytest.raises(NotADirectoryError, match="checkpoints is a link to .*remove the link"):
         Checkpoints(tmp_path / "run", read_only=read_only)
 
 
-def test_a_link_inside_a_commit_is_removed_and_not_followed(run, outside):
+def test_a_link_inside_a_checkpoint_is_removed_and_not_followed(run, outside):
     (run / "checkpoints/1/link").symlink_to(outside)
     with Checkpoints(run, keep=1) as checkpoints:
         checkpoints.save(make(3))

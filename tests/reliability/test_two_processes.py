@@ -16,7 +16,7 @@ import _crashing
 import pytest
 
 LIMIT = 90
-"""Seconds after which a test gives up; a process whose peer is gone ends after 5 to 15."""
+"""Time limit in seconds; a process without its peer ends after 5 to 15."""
 
 EPOCHS = 8
 
@@ -91,7 +91,7 @@ print("final", trainer.fingerprint(state), sorted(state.hook_state), correct, fl
 
 
 class Pair:
-    """One or two processes of a run, ended in any case."""
+    """One or two processes of a run, always ended."""
 
     def __init__(self, run, *, count=2, pause=0.0):
         with socket.socket() as free:
@@ -115,7 +115,7 @@ class Pair:
             process.stdout.close()
 
     def reach(self, epoch):
-        """Wait until all have run the hooks of an epoch."""
+        """Wait until all processes have run the hooks of an epoch."""
         for process in self.processes:
             for line in process.stdout:
                 if line == f"epoch {epoch}\n":
@@ -124,7 +124,7 @@ class Pair:
                 raise AssertionError(f"it ended before epoch {epoch}")
 
     def ended(self):
-        """Wait for all, and give (status, last line) of each."""
+        """Wait for all; return (status, last line) of each."""
         left = self.began + LIMIT - time.monotonic()
         said = [process.communicate(timeout=left)[0] for process in self.processes]
         last = [(text.splitlines() or ["nothing"])[-1] for text in said]
@@ -132,19 +132,17 @@ class Pair:
 
 
 def finished(run, **settings):
-    """Run to the end, and give what each process says at last."""
+    """Run to the end; return the last line of each process."""
     with Pair(run, **settings) as pair:
         ends = pair.ended()
     errors = [path.read_text() for path in sorted(Path(run).glob("stderr.*"))]
     assert [status for status, _ in ends] == [0] * len(ends), errors
-    assert not any(
-        "with other settings" in text for text in errors
-    )  # in new processes, nothing differs
+    assert not any("with other settings" in text for text in errors)  # new processes give the same
     return [line for _, line in ends]
 
 
 def records(run):
-    """The lines of the log, without times."""
+    """Return the lines of the log, without times."""
     lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
     return [
         {name: value for name, value in json.loads(line).items() if not name.startswith("time/")}
@@ -154,7 +152,7 @@ def records(run):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes that nothing interrupts: its directory, and what each said at last."""
+    """An uninterrupted run of two processes: its directory, and the last line of each."""
     run = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
@@ -162,7 +160,7 @@ def whole(tmp_path_factory):
         yield run, finished(run)
 
 
-def test_both_end_with_the_same_and_observers_ran_on_the_lead(whole):
+def test_both_end_with_the_same_and_observers_ran_on_the_main_process(whole):
     run, (lead, other) = whole
     assert "'seen'" in lead
     assert "'seen'" not in other
@@ -171,7 +169,7 @@ def test_both_end_with_the_same_and_observers_ran_on_the_lead(whole):
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.soak), 1])
-def test_killing_either_ends_both_and_resuming_gives_the_same_bits(whole, tmp_path, killed):
+def test_killing_either_ends_both_and_the_run_resumes_bit_for_bit(whole, tmp_path, killed):
     with Pair(tmp_path, pause=1.0) as pair:
         pair.reach(3)
         pair.processes[killed].kill()
@@ -187,7 +185,7 @@ def test_killing_either_ends_both_and_resuming_gives_the_same_bits(whole, tmp_pa
     ("number", "status"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, -2, marks=pytest.mark.soak)],
 )
-def test_a_signal_to_one_ends_both_after_one_commit(whole, tmp_path, number, status):
+def test_a_signal_to_one_ends_both_after_one_save(whole, tmp_path, number, status):
     with Pair(tmp_path, pause=1.0) as pair:
         pair.reach(3)
         pair.processes[1].send_signal(number)
@@ -199,7 +197,7 @@ def test_a_signal_to_one_ends_both_after_one_commit(whole, tmp_path, number, sta
     alone = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}_alone"))
     assert finished(tmp_path) == whole[1]
     assert records(tmp_path) == records(whole[0])
-    (end,) = finished(alone, count=1)  # one process goes on from where two were
+    (end,) = finished(alone, count=1)  # one process resumes the run of two
     assert float(end.split()[-1]) == pytest.approx(float(whole[1][0].split()[-1]), abs=0.03)
     both, one = records(whole[0]), records(alone)
     assert [record["step"] for record in one] == [record["step"] for record in both]

@@ -1,4 +1,4 @@
-"""Law 14: what a resume takes from the checkpoint although the script says otherwise is said."""
+"""Law 14: a resume reports every setting that differs between checkpoint and script."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hinge(outputs, batch):
 
 @functools.cache
 def made(rate, schedule, column, shift, loss, dropout, batch_size, **settings):
-    """The task and the phases of a script, compiled once. Without a rate it is set in the state."""
+    """The task and phases of a script, compiled once. Without a rate it is set in the state."""
     labels = (X[:, column] > 0).astype("int32")
     source = data.Arrays({"inputs": X + np.float32(shift), "labels": labels}, batch_size)
     if rate is None:
@@ -72,7 +72,7 @@ def script(
     extra=(),
     **settings,
 ):
-    """What a script makes: the state, the phase and the hooks, but for the checkpoints."""
+    """Return the state, phase and hooks of a script, without checkpoints."""
     task = (plain, schedule, column, shift, loss, dropout, batch_size)
     state, train, val = made(*task, **settings)
     if plain is None:
@@ -95,8 +95,8 @@ def fit(directory, epochs, **changes):
     return trainer.fit(state, phase, epochs=epochs, hooks=[*chain, saving])
 
 
-def told(caplog):
-    """What was said, and forget it."""
+def reported(caplog):
+    """Return the logged messages, and clear them."""
     lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     caplog.clear()
     return lines
@@ -104,7 +104,7 @@ def told(caplog):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs of an epoch, by whether the optimizer's numbers are in its state."""
+    """Runs of one epoch; the key is whether the optimizer's hyperparameters are in its state."""
     directories = {}
     for kind, changes in {"injected": {}, "plain": {"plain": 0.01}}.items():
         directories[kind] = tmp_path_factory.mktemp(kind)
@@ -146,43 +146,43 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("kind", [*KEPT, *TAKEN])
-def test_law_14_what_differs_is_said_with_both_values(runs, tmp_path, caplog, kind):
+def test_law_14_differences_are_reported_with_both_values(runs, tmp_path, caplog, kind):
     changes, said = (KEPT | TAKEN)[kind]
     run = shutil.copytree(runs["injected"], tmp_path / "run")
     fit(run, 1, **changes)
-    (line,) = told(caplog)
+    (line,) = reported(caplog)
     assert f"checkpoint 1 in {run / 'checkpoints'} {SAID}" in line
     end = "" if kind in KEPT else ".*; the new one is in force"
     assert len(re.findall(f"^  {said}{end}.*$", line, re.MULTILINE)) == 1
 
 
-def test_a_plain_optimizers_rate_is_said_too(runs, tmp_path, caplog):
+def test_the_rate_of_a_plain_optimizer_is_reported_too(runs, tmp_path, caplog):
     run = shutil.copytree(runs["plain"], tmp_path / "run")
     fit(run, 1, plain=0.02)
-    (line,) = told(caplog)
+    (line,) = reported(caplog)
     assert "step_size: saved -0.01, now -0.02; the new one is in force" in line
     assert line.count("\n") == 1
 
 
-def test_nothing_that_differs_is_said_not_with_a_word(runs, tmp_path, caplog):
+def test_without_differences_nothing_is_reported(runs, tmp_path, caplog):
     run = shutil.copytree(runs["injected"], tmp_path / "elsewhere")
     fit(run, 2)
     fit(run, 2)
-    assert told(caplog) == []
+    assert reported(caplog) == []
 
 
-def test_what_changed_is_said_once_and_what_is_ignored_again(runs, tmp_path, caplog):
+def test_a_change_is_reported_once_and_an_ignored_one_again(runs, tmp_path, caplog):
     run = shutil.copytree(runs["injected"], tmp_path / "run")
     changes = {"rate": 0.02, "patience": 5}
     fit(run, 2, **changes)
-    assert "patience" in told(caplog)[0]
+    assert "patience" in reported(caplog)[0]
     fit(run, 3, **changes)
-    (line,) = told(caplog)
+    (line,) = reported(caplog)
     assert "patience" not in line
     assert "learning_rate: saved 0.01, now 0.02" in line
     fit(run, 4, **changes, extra=[hooks.set_hyperparams(learning_rate=0.02)])
     fit(run, 5, **changes)
-    assert told(caplog) == []
+    assert reported(caplog) == []
 
 
 def test_hooks_and_phases_that_come_and_go_are_no_differences(runs, tmp_path, caplog):
@@ -190,7 +190,7 @@ def test_hooks_and_phases_that_come_and_go_are_no_differences(runs, tmp_path, ca
     state, phase, chain = script()
     state = trainer.fit(state, phase, epochs=1, hooks=[*chain[:1], hooks.save_checkpoints(run)])[0]
     assert int(state.epoch) == 1
-    assert told(caplog) == []
+    assert reported(caplog) == []
 
 
 def test_other_software_may_keep_settings_elsewhere(runs, tmp_path, caplog):
@@ -200,12 +200,12 @@ def test_other_software_may_keep_settings_elsewhere(runs, tmp_path, caplog):
     content["versions"]["optax"] = "0.0.1"
     file.write_bytes(manifest.encode_manifest(content))
     fit(run, 1, plain=0.02, column=1)
-    (line,) = told(caplog)
+    (line,) = reported(caplog)
     assert "data labels" in line
     assert "step_size" not in line
 
 
-# What is found
+# Settings that are found
 
 
 def rows(**changes):
@@ -213,7 +213,7 @@ def rows(**changes):
     return describe_run(state, [phase], trainer.hook.flatten_hooks(chain))
 
 
-def test_a_run_changes_nothing_of_what_it_is_made_of(tmp_path):
+def test_a_run_changes_none_of_its_parts(tmp_path):
     counted = []
     started = time.time()
 
@@ -266,7 +266,7 @@ def test_a_schedule_is_found_within_an_optimizer():
         )
         found = describe_run(state, [phase], [])
         assert found["phase train"]["cosine_decay_schedule.decay_steps"] == "9"
-        schedule(3)  # which makes a float of it
+        schedule(3)  # which turns it into a float
         assert describe_run(state, [phase], []) == found
         assert "learning_rate" not in found.get("hyperparams", {})
 
@@ -299,7 +299,7 @@ def test_the_list_of_differences_is_bounded():
     assert format_warning("checkpoint 1", found).endswith("\n  and 69 more")
 
 
-def test_on_record_is_what_is_in_force():
+def test_the_recorded_settings_are_those_in_force():
     kept = Difference("hyperparams", "learning_rate", "0.1", "0.2")
     taken = Difference("phase train", "data size", "1", "2")
     now = {"hyperparams": {"learning_rate": "0.2"}, "phase train": {"data size": "2"}}

@@ -1,4 +1,4 @@
-"""What comes from a checkpoint, a configuration or a store is shown, and no terminal obeys it."""
+"""Text from checkpoints, configurations and stores is shown without control codes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SPELLED = r"\x1b[2J\x9b31m\u202ex"
 
 
 def plain(text):
-    """Say whether a terminal shows a text as it is."""
+    """Return whether a terminal shows a text unchanged."""
     return re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text) is None
 
 
 def test_paths_and_settings_of_a_checkpoint(run, caplog):
-    commit = run / "checkpoints" / "2"
-    content = read(commit)
+    checkpoint = run / "checkpoints" / "2"
+    content = read(checkpoint)
     (leaf,) = (leaf for leaf in content["leaves"][""] if leaf["path"] == "params/w")
     leaf["path"] = f"params/{CLEARS}"
     content["config"] = {CLEARS: 1}
-    forge(commit, content)
+    forge(checkpoint, content)
     with pytest.raises(ValueError, match="does not fit this run") as raised:
         restore(run, config={"seed": 0})
     assert plain(str(raised.value))
@@ -45,14 +45,14 @@ def test_paths_and_settings_of_a_checkpoint(run, caplog):
     assert SPELLED in str(raised.value)
 
 
-def test_names_of_scores_and_of_memories(run, caplog):
+def test_names_of_scores_and_hook_states(run, caplog):
     caplog.set_level(logging.DEBUG, "entracte")
-    commit = run / "checkpoints" / "2"
-    content = read(commit)
+    checkpoint = run / "checkpoints" / "2"
+    content = read(checkpoint)
     content["scores"] = {CLEARS: 0.5}
     content["leaves"][f"hook_state/{CLEARS}"] = []
     content["hooks"].append(CLEARS)
-    forge(commit, content)
+    forge(checkpoint, content)
     restore(run)
     assert SPELLED in caplog.text
     with pytest.raises(ValueError, match="that is a number") as raised:
@@ -60,7 +60,7 @@ def test_names_of_scores_and_of_memories(run, caplog):
     assert plain(caplog.text + str(raised.value))
 
 
-def test_a_damage_is_told_with_what_is_damaged(run):
+def test_a_damage_is_reported_with_its_place(run):
     content = read(run / "checkpoints" / "2")
     forge(run / "checkpoints" / "2", content | {"format": 99, "versions": CLEARS})
     with pytest.raises(ValueError, match="is of format 99") as raised:
@@ -95,13 +95,13 @@ def test_hooks_that_a_configuration_names(entry):
     assert plain("".join([str(raised.value), *getattr(raised.value, "__notes__", ())]))
 
 
-def test_names_and_texts_that_are_printed_as_training_goes_on(capsys):
+def test_names_and_texts_that_are_printed_during_training(capsys):
     console = hooks.Console()
     console.write(1, {f"{CLEARS}/loss": 0.5, CLEARS: Text(CLEARS)})
     console.close()
-    told = capsys.readouterr().out
-    assert plain(told)
-    assert told.count(SPELLED) >= 3
+    reported = capsys.readouterr().out
+    assert plain(reported)
+    assert reported.count(SPELLED) >= 3
 
 
 def test_every_message_of_the_log_is_plain(caplog):

@@ -1,4 +1,4 @@
-"""Runs that go on under other hooks, models, batches, devices and versions than they began with."""
+"""Runs that resume with other hooks, models, batches, devices and versions than they began with."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _notices(caplog):
 
 @pytest.fixture
 def chain():
-    """Hooks that remember, and that do not depend on their order."""
-    count = hooks.stateful("count", lambda state: 0, lambda memory, s, m: (memory + 1, s))
+    """Hooks with hook state, independent of their order."""
+    count = hooks.stateful("count", lambda state: 0, lambda n, s, m: (n + 1, s))
     return [hooks.average_params(0.5), hooks.stop_early("train/loss", patience=50), count]
 
 
@@ -40,7 +40,7 @@ def fit(start, phase, directory, *others, epochs=EPOCHS, **settings):
 
 
 def rewrite(directory, epoch, **changes):
-    """Change what a manifest says, and its checksum with it; None leaves a field out."""
+    """Change a manifest and its checksum; None leaves a field out."""
     file = directory / "checkpoints" / str(epoch) / "manifest.json"
     content = manifest.decode_manifest(file.read_bytes()) | changes
     kept = {name: value for name, value in content.items() if value is not None or name == "config"}
@@ -50,7 +50,7 @@ def rewrite(directory, epoch, **changes):
 # Hooks
 
 
-def test_a_hook_that_was_added_begins_anew_and_one_that_was_removed_is_dropped(
+def test_an_added_hook_starts_fresh_and_a_removed_one_is_dropped(
     start, train, chain, tmp_path, caplog
 ):
     average, patience, count = chain
@@ -68,7 +68,7 @@ def test_a_hook_that_was_added_begins_anew_and_one_that_was_removed_is_dropped(
 
 
 @pytest.mark.parametrize("order", [(2, 0, 1), (2, 1, 0)])
-def test_hooks_in_another_order_give_the_same(start, train, chain, tmp_path, caplog, order):
+def test_hooks_in_another_order_decide_the_same(start, train, chain, tmp_path, caplog, order):
     straight, _ = trainer.fit(start, train, epochs=EPOCHS, hooks=chain)
     fit(start, train, tmp_path, *chain, epochs=2)
     state, _ = fit(start, train, tmp_path, *(chain[n] for n in order))
@@ -207,7 +207,7 @@ def test_from_one_device_to_four_and_back(tmp_path, caplog, kind):
 # Versions
 
 
-def test_another_version_is_told_and_the_bits_are_those_that_were_saved(
+def test_another_version_is_logged_and_the_saved_bits_are_restored(
     start, train, chain, tmp_path, caplog
 ):
     straight, _ = trainer.fit(start, train, epochs=EPOCHS, hooks=chain)
@@ -216,16 +216,16 @@ def test_another_version_is_told_and_the_bits_are_those_that_were_saved(
         versions = checkpoints.manifest(2)["versions"]
     rewrite(tmp_path, 2, versions=versions | {"jaxlib": "0.0.1"}, devices="8 abacus")
     state, _ = fit(start, train, tmp_path, *chain)
-    (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert "checkpoint 2 in " in told
-    assert "do not expect the same bits as without a stop" in told
-    assert f"jaxlib: saved with 0.0.1, now {versions['jaxlib']}" in told
-    assert "devices: saved with 8 abacus, now 1 cpu" in told
-    assert "jax: " not in told
+    (reported,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "checkpoint 2 in " in reported
+    assert "do not expect the same bits as without a stop" in reported
+    assert f"jaxlib: saved with 0.0.1, now {versions['jaxlib']}" in reported
+    assert "devices: saved with 8 abacus, now 1 cpu" in reported
+    assert "jax: " not in reported
     assert fingerprint(state) == fingerprint(straight)
 
 
-def test_a_commit_of_before_devices_were_recorded_is_still_read(start, train, tmp_path, caplog):
+def test_a_checkpoint_without_recorded_devices_is_read(start, train, tmp_path, caplog):
     straight, _ = trainer.fit(start, train, epochs=EPOCHS)
     fit(start, train, tmp_path, epochs=2)
     rewrite(tmp_path, 2, versions={"python": "3.11.7"}, devices=None)
@@ -235,7 +235,7 @@ def test_a_commit_of_before_devices_were_recorded_is_still_read(start, train, tm
     assert "not to be expected" not in caplog.text
 
 
-def test_a_newer_format_is_an_error_and_no_older_commit_is_taken(start, train, tmp_path):
+def test_a_newer_format_is_an_error_and_no_older_checkpoint_is_restored(start, train, tmp_path):
     fit(start, train, tmp_path, epochs=2)
     rewrite(tmp_path, 2, format=manifest.FORMAT + 1, leaves=3)
     with pytest.raises(ValueError, match=r"checkpoint 2 in .* is of format 2, and .* up to 1"):
