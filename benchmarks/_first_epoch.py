@@ -4,7 +4,7 @@
     python benchmarks/_first_epoch.py resumed CACHE
 
 It prints the seconds of each part as JSON. `CACHE` is the directory of the compilation cache; the
-second goes on with a run in a folder of it.
+second resumes a run in its folder.
 """
 
 import itertools

@@ -67,7 +67,7 @@ class Server:
         """Start it, and wait until it answers."""
         deadline = time.monotonic() + LIMIT
         while not self._started(deadline):
-            # The processes of one that was killed may hold its memory for an instant.
+            # The processes of one that was killed may keep its shared memory for a moment.
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
@@ -88,7 +88,7 @@ class Server:
                 command, cwd="/", stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self._as
             )
         while self.process.poll() is None and time.monotonic() < deadline:
-            # The eighth line tells that it takes connections.
+            # The eighth line says that it accepts connections.
             with contextlib.suppress(OSError, IndexError):
                 lines = (self.folder / "data" / "postmaster.pid").read_text().splitlines()
                 if int(lines[0]) == self.process.pid and lines[7].strip() == "ready":

@@ -8,7 +8,7 @@ Stable-Baselines3 (`_ppo_peers.py`) takes part where it is installed.
 Measured: environment steps per second of whole iterations, rollout and update, at the library's
 defaults, at the settings that solve CartPole, and with many environments: a figure is one call that
 trains for about a second, all its fixed costs included. And the seconds until the last 100 episodes
-have a mean return of 475, from new parameters on, each seed once by functions that compile anew and
+have a mean return of 475, from new parameters on, each seed once by newly compiled functions and
 once by the same again, compiled. Contestants take turns; ratios are taken round by round.
 
 A step of Stable-Baselines3's loop costs about the same for many environments as for few, so that

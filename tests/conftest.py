@@ -1,4 +1,4 @@
-"""What many tests start from: a small task on real digits, and a phase that is three lines long."""
+"""Fixtures for many tests: a small task on real digits, and a phase of three lines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LINEAR = SimpleNamespace(
 
 @pytest.fixture(scope="session")
 def linear():
-    """A network of one layer, on anything that flattens."""
+    """A network of one layer, for any input."""
     return LINEAR
 
 
@@ -95,9 +95,9 @@ def val(task, digits):
 
 @pytest.fixture
 def compiled_quickly():
-    """Compile quickly what is run once or twice: XLA takes longer over its best code than it saves.
+    """Compile quickly, for code that runs once or twice: XLA's best code costs more than it saves.
 
-    What holds bit for bit, or to a tolerance, is tested without this, in the code that users run.
+    Tests of bits or tolerances do without it, to test the code that users run.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -106,7 +106,7 @@ def compiled_quickly():
 
 @pytest.fixture(scope="session")
 def counting_compilations():
-    """Give a context that counts what XLA compiles within it."""
+    """Return a context that counts the compilations within it."""
 
     @contextlib.contextmanager
     def counting():
@@ -126,20 +126,20 @@ def counting_compilations():
 
 
 class _Quickly:
-    """Compiles quickly what is run once to show how something is used."""
+    """Compiles doctests quickly, which run once."""
 
     def pytest_runtest_setup(self, item):
         jax.config.update("jax_disable_most_optimizations", isinstance(item, pytest.DoctestItem))
 
 
 def pytest_configure(config):
-    """Register what is asked of doctests, too, which lie outside this folder."""
+    """Register a plugin for doctests, which lie outside this folder."""
     config.pluginmanager.register(_Quickly())
 
 
 @pytest.fixture(autouse=True)
 def _quiet_handlers():
-    """Leave the project's logger as it was."""
+    """Restore the project's logger."""
     log = logging.getLogger("entracte")
     level, handlers = log.level, list(log.handlers)
     yield

@@ -1,4 +1,4 @@
-"""What the documents show, run as it stands."""
+"""Examples in the documents run, and their links work."""
 
 import re
 from pathlib import Path

@@ -26,7 +26,7 @@ TESTS = {}
 
 
 def table_rows():
-    """Give {cells but the last: the last cell} of all tables."""
+    """Return the last cell of each row of all tables, by the other cells."""
     found = {}
     for line in PAGE.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -281,7 +281,7 @@ def test_going_on(state, tmp_path):
         fit(state, hooks.save_checkpoints(tmp_path, max_cost=None), epochs=epochs)
         for epochs in (2, 5, 5)
     ]
-    assert [len(history) for _, history in runs] == [2, 3, 1]  # of a complete run what is known
+    assert [len(history) for _, history in runs] == [2, 3, 1]  # a complete run returns its records
     whole, _ = fit(state, epochs=5)
     assert trainer.fingerprint(runs[-1][0]) == trainer.fingerprint(whole)
 

@@ -1,6 +1,6 @@
-"""JAX's strict settings: no rank is promoted, no key used twice, 64 bits change no contract.
+"""JAX's strict settings: no rank promotion, no key used twice, no change with 64 bits.
 
-Shapes alone are computed where that shows it, which takes no compilation.
+Tests compute only shapes where that is enough, which takes no compilation.
 """
 
 import jax
@@ -40,7 +40,7 @@ NETWORKS = {
     ),
     "actor_critic": lambda: (models.actor_critic(actions=2, hidden=(4,)), IMAGES),
     "continuous": lambda: (models.actor_critic(actions=2, continuous=True), IMAGES),
-    "memory": lambda: (models.actor_critic(actions=2, hidden=(4,), recurrent_size=5), RECURRENT),
+    "recurrent": lambda: (models.actor_critic(actions=2, hidden=(4,), recurrent_size=5), RECURRENT),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_stretch_of_data_is_shuffled_by_a_seed_of_32_bits(strict):
     phase.infer_shapes(phase.add_position(state))
 
 
-def test_numbers_of_python_describe_a_lesson(strict):
+def test_python_numbers_describe_a_lesson(strict):
     env = environments.cartpole()
     made = rl.lessons(env, {"heavy": env.params.replace(gravity=20.0)})
     assert {leaf.dtype for leaf in jax.tree.leaves(made.params)} == {np.dtype("float32")}

@@ -149,32 +149,35 @@ def reduce_pieces(
     """
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
-    axes, count = (0, 1) if live is None else (1, len(live))
+    lead = () if live is None else (len(live),)
 
     def join(name: str) -> np.ndarray:
-        """Join the pieces' traces to `[members, steps]`."""
-        steps = [piece[name].reshape(count, -1) for piece in pieces]
-        return steps[0] if len(steps) == 1 else np.concatenate(steps, axis=1)
+        """Join the pieces' traces to `[steps]`, or `[members, steps]`."""
+        steps = [piece[name].reshape(*lead, -1) for piece in pieces]
+        return steps[0] if len(steps) == 1 else np.concatenate(steps, axis=-1)
 
     for name in exclude_weights(pieces[0]):
         path, first = f"{phase}/{name}", pieces[0][name]
+        means: Any
         if isinstance(first, tuple):
             total, weight = (
-                sum(p[name][part].reshape(count, -1).sum(axis=1, dtype=np.float64) for p in pieces)
+                sum(p[name][part].reshape(*lead, -1).sum(-1, dtype=np.float64) for p in pieces)
                 for part in (0, 1)
             )
-            means = np.full(count, math.nan)
+            means = np.full(lead, math.nan)
             np.divide(total, weight, out=means, where=np.asarray(weight) != 0)
         else:
             trace, reduction = join(name), reduce.get(name, "mean")
-            if len(pieces) > 1 or first.ndim > axes:
-                traces[path] = trace[0] if live is None else _average_live(trace, live)
-            if name + WEIGHT in pieces[0]:
-                rows = zip(trace, join(name + WEIGHT), strict=True)
-                means = np.array([reduce_trace(one, weights, reduction) for one, weights in rows])
-            else:
+            if len(pieces) > 1 or first.ndim > len(lead):
+                traces[path] = trace if live is None else _average_live(trace, live)
+            if name + WEIGHT not in pieces[0]:
                 means = REDUCTIONS[reduction](trace)
-        values[path] = float(means[0]) if live is None else Members(means, live)
+            elif live is None:
+                means = reduce_trace(trace, join(name + WEIGHT), reduction)
+            else:
+                rows = zip(trace, join(name + WEIGHT), strict=True)
+                means = [reduce_trace(one, weights, reduction) for one, weights in rows]
+        values[path] = float(means) if live is None else Members(means, live)
     return values, traces
 
 

@@ -49,12 +49,12 @@ def _begun(params=10.0):
 @pytest.mark.parametrize("executor", ["scan", "step"])
 def test_under_debug_nans_the_operation_is_named(executor):
     phase = trainer.training(_step, SOURCE, executor=executor)
-    trainer.fit(_begun(), phase, epochs=1)  # compiled before, and not looked into
+    trainer.fit(_begun(), phase, epochs=1)  # compiled before, not inspected
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="encountered in log"):
         trainer.fit(_begun(), phase, epochs=4)
 
 
-def test_under_debug_nans_a_phase_by_hand_and_an_evaluation_are_looked_into():
+def test_under_debug_nans_hand_written_phases_and_evaluations_are_inspected():
     def run(state, piece):
         return state, None, {"loss": jnp.log(state.params)}
 
@@ -70,7 +70,7 @@ def test_under_debug_nans_a_phase_by_hand_and_an_evaluation_are_looked_into():
 
 
 @pytest.mark.parametrize("looking", [jax.disable_jit, lambda: jax.debug_nans(True)])
-def test_what_is_looked_into_gives_the_same(looking, task, digits, start):
+def test_debug_modes_give_the_same_result(looking, task, digits, start):
     few = data.Arrays({k: np.asarray(v)[:64] for k, v in digits[0].arrays.items()}, 32)
     found = []
     for context in (contextlib.nullcontext, looking):
@@ -85,7 +85,7 @@ def test_what_is_looked_into_gives_the_same(looking, task, digits, start):
     assert [loss, *scores.values()] == pytest.approx([other, *again.values()], rel=1e-5)
 
 
-def test_a_second_process_finds_what_the_first_compiled(tmp_path):
+def test_a_second_process_uses_the_cache_of_the_first(tmp_path):
     hits = [
         int(
             subprocess.run(

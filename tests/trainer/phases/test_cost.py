@@ -1,4 +1,4 @@
-"""What an epoch costs: products counted by hand, loops as often as they run, bytes moved."""
+"""Cost of an epoch: hand-counted products, loops as often as they run, bytes moved."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_training_and_evaluation_are_counted_by_step_and_epoch(task, start, trai
 
 
 @pytest.mark.parametrize("function", [scanned, unrolled, jax.jit(scanned), jax.checkpoint(scanned)])
-def test_layers_in_a_loop_cost_what_they_cost_one_after_another(function):
+def test_layers_in_a_loop_cost_the_same_as_unrolled(function):
     assert counted(function, WEIGHTS, INPUTS) == LAYERS * ONE
 
 
@@ -58,12 +58,12 @@ def test_the_backward_pass_takes_two_products_for_each_forward(function):
     assert counted(jax.grad(loss, argnums=(0, 1)), WEIGHTS, INPUTS) == 3 * LAYERS * ONE
 
 
-def test_what_is_computed_again_counts_again():
+def test_recomputation_counts_again():
     loss = lambda weights, x: jax.checkpoint(scanned)(weights, x).sum()  # noqa: E731
     assert counted(jax.grad(loss, argnums=(0, 1)), WEIGHTS, INPUTS) == 4 * LAYERS * ONE
 
 
-def test_loops_within_loops_multiply_and_of_branches_the_costliest_counts():
+def test_nested_loops_multiply_and_the_costliest_branch_counts():
     def twice(weights, x):
         return lax.fori_loop(0, 2, lambda _, x: scanned(weights, x), x)
 
@@ -110,7 +110,7 @@ def test_a_convolution_multiplies_its_window_for_each_output(arguments, multipli
 
 
 def _phase(function):
-    """A phase by hand, whose work is the function's."""
+    """A hand-written phase that calls the function."""
 
     def run(state, data):
         return state, None, {"sum": function(state.params, data).sum()}
@@ -131,7 +131,7 @@ def test_bytes_of_a_loop_are_those_of_each_round():
     assert moved <= loop.bytes <= 4 * moved
 
 
-def test_of_a_stream_of_unknown_length_a_step_is_known(linear):
+def test_the_step_of_a_stream_of_unknown_length_has_a_cost(linear):
     batches = [{"inputs": np.ones((4, 8), np.float32), "labels": np.zeros(4, np.int32)}] * 3
     task = trainer.supervised(linear, losses.classification, optax.sgd(0.1))
     state = task.init(jax.random.key(0), batches[0])
@@ -146,7 +146,7 @@ def test_of_a_stream_of_unknown_length_a_step_is_known(linear):
     assert costs[1].bytes == 5 * costs[1].bytes_per_step > 0
 
 
-def test_a_phase_without_data_is_given_what_the_one_before_it_hands_on():
+def test_a_phase_without_data_receives_the_output_of_the_previous_one():
     rollout = trainer.Phase("rollout", lambda state, data: (state, INPUTS, {}))
     update = trainer.Phase(
         "update", lambda state, data: (state, None, {"sum": scanned(state.params, data).sum()})
@@ -180,7 +180,7 @@ def test_costing_runs_nothing_and_leaves_the_state_alone(start, train):
         ("cpu", None),
     ],
 )
-def test_the_peak_is_known_of_these_devices(kind, peak):
+def test_the_peak_of_these_devices_is_known(kind, peak):
     assert get_peak_flops(kind) == peak
 
 

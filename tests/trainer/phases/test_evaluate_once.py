@@ -1,4 +1,4 @@
-"""Evaluation alone, and from what another run saved."""
+"""Evaluation without training, also of another run's checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_split(task, digits):
     return trainer.evaluation(task.measure, digits[0], name="test")
 
 
-def test_it_is_what_numpy_finds_over_whole_splits(start, task, val, digits):
+def test_it_equals_numpy_over_whole_splits(start, task, val, digits):
     scores = trainer.evaluate(start, val)
     images, labels = (np.asarray(digits[1].arrays[name]) for name in ("inputs", "labels"))
     w, b = (np.asarray(start.params[name], np.float64) for name in ("w", "b"))
@@ -28,7 +28,7 @@ def test_it_is_what_numpy_finds_over_whole_splits(start, task, val, digits):
     assert scores["val/accuracy"] == (logits.argmax(1) == labels).mean()
 
 
-def test_several_splits_are_measured_and_the_state_is_left_alone(start, val, test_split):
+def test_several_splits_are_measured_and_the_state_stays_unchanged(start, val, test_split):
     before = trainer.fingerprint(start)
     scores = trainer.evaluate(start, [val, test_split])
     assert scores == trainer.evaluate(start, val) | trainer.evaluate(start, test_split)
@@ -36,12 +36,12 @@ def test_several_splits_are_measured_and_the_state_is_left_alone(start, val, tes
     assert trainer.fingerprint(start) == before
 
 
-def test_a_state_of_numpy_arrays_serves(start, val):
+def test_a_state_of_numpy_arrays_is_accepted(start, val):
     on_host = start.replace(params=jax.tree.map(np.asarray, start.params))
     assert trainer.evaluate(on_host, val) == trainer.evaluate(start, val)
 
 
-def test_it_is_what_a_run_measured(start, train, val, tmp_path):
+def test_it_equals_the_scores_of_a_run(start, train, val, tmp_path):
     saving = hooks.save_checkpoints(tmp_path, keep=1, best="val/loss", mode="max", max_cost=None)
     final, history = trainer.fit(start, train, epochs=3, hooks=[hooks.evaluate(val), saving])
     newest = trainer.restore(tmp_path, start)
@@ -59,7 +59,7 @@ def test_labels_that_do_not_suit_the_task_are_found(start, task):
         trainer.evaluate(start, trainer.evaluation(task.measure, source))
 
 
-def test_what_is_no_evaluation_is_refused(start, train, val):
+def test_other_phases_are_refused(start, train, val):
     with pytest.raises(ValueError, match=r"phase 'train' may change it"):
         trainer.evaluate(start, train)
     with pytest.raises(ValueError, match=r"names of their own; got \['val', 'val'\]"):

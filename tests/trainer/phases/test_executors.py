@@ -1,4 +1,4 @@
-"""Executors: the choice reads the jaxpr and the platform; both do the same."""
+"""Executors: chosen by jaxpr and platform; both compute the same."""
 
 import chex
 import flax.linen as nn
@@ -61,7 +61,7 @@ def test_a_convolution_is_found_at_any_depth(function):
     "function",
     [lambda x: x @ x, lambda x: lax.scan(lambda x, _: (x @ x, None), x, None, length=2)[0]],
 )
-def test_dots_are_no_convolutions(function):
+def test_dots_are_not_convolutions(function):
     assert not has_convolution(jax.make_jaxpr(function)(jnp.ones((4, 4))))
 
 
@@ -102,7 +102,7 @@ def test_law_4_both_give_the_same_bits_on_dots(task, digits):
 
 
 class Convolving(nn.Module):
-    """The smallest network that convolves."""
+    """The smallest convolutional network."""
 
     @nn.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""Training reduces what its steps measure; evaluation is exact over a whole split."""
+"""Training reduces the metrics of its steps; evaluation is exact over a whole split."""
 
 import chex
 import jax
@@ -27,7 +27,7 @@ def _source(values, batch_size):
 
 
 FLOATS = st.floats(-100, 100, width=32, allow_subnormal=False)
-"""Without those so small that XLA on CPU takes them for zero, and numpy does not."""
+"""Without subnormal numbers, which XLA on CPU treats as zero, unlike numpy."""
 
 
 @given(
@@ -72,7 +72,7 @@ def test_padding_does_not_leak_nan():
     assert got == {"val/loss": pytest.approx((4 * 0.5 + 0.25) / 5)}
 
 
-def test_a_measure_that_is_no_value_an_example_is_refused(task, digits):
+def test_a_measure_without_a_value_per_example_is_refused(task, digits):
     phase = trainer.evaluation(lambda state, batch: {"loss": jnp.float32(1)}, digits[1])
     state = task.init(jax.random.key(0), digits[0].example)
     with pytest.raises(ValueError, match=r"'loss' per example, \[32\]; got \[\]"):

@@ -1,4 +1,4 @@
-"""Whoever changes in place what it was given is named at once."""
+"""A hook or phase that changes its arguments in place is named at once."""
 
 import re
 
@@ -16,7 +16,7 @@ from trainer.phases.in_place_changes import MutationGuard
 
 @pytest.fixture
 def nested():
-    """A state with containers of every kind, and memory."""
+    """A state with containers of every kind, and hook state."""
     return TrainState.create(
         params={"head": {"bias": jnp.zeros(2), "kernel": jnp.ones((2, 2))}},
         opt_state=({"count": jnp.int32(0)}, [jnp.ones(2)]),
@@ -27,7 +27,7 @@ def nested():
 
 
 def program():
-    """A phase that hands something on, and one that takes it."""
+    """A phase with an output, and one that receives it."""
 
     def play(state, data):
         return state, {"rewards": jnp.ones(3)}, {"return": jnp.ones(3)}
@@ -117,12 +117,12 @@ def test_a_hook_that_changes_the_state_in_place_is_named_by_fit(nested, change, 
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_and_by_the_check_of_hooks(nested, change):
+def test_a_hook_that_changes_the_state_in_place_is_named_by_check_hook(nested, change):
     with pytest.raises(AssertionError, match=re.escape(CHANGES[change])):
         check_hook([keeping(), change], nested, {})
 
 
-def test_what_the_next_phase_takes_is_held_too(nested):
+def test_the_output_for_the_next_phase_is_checked_too(nested):
     def spoil(state, metrics):
         metrics.output["rewards"] = jnp.zeros(3)
         return state
@@ -146,7 +146,7 @@ def write_metric(state, metrics):
     return state
 
 
-def write_memory(state, metrics):
+def write_hook_state(state, metrics):
     state.hook_state["window"][0] = 1.0
     return state
 
@@ -155,12 +155,12 @@ def write_memory(state, metrics):
     ("change", "error", "said"),
     [
         (halve_rewards, ValueError, "read-only: copy first"),
-        (write_memory, ValueError, "read-only: copy first"),
+        (write_hook_state, ValueError, "read-only: copy first"),
         (drop_trace, TypeError, "mappingproxy"),
         (write_metric, TypeError, "metrics are frozen; .*return state.replace.scores="),
     ],
 )
-def test_metrics_and_arrays_are_for_reading_only(nested, change, error, said):
+def test_metrics_and_arrays_are_read_only(nested, change, error, said):
     window = hooks.stateful("window", lambda state: np.zeros(3), lambda m, s, _: (m + 1, s))
     with pytest.raises(error) as raised:
         trainer.fit(nested, PROGRAM, epochs=1, hooks=[window, change])
@@ -169,7 +169,7 @@ def test_metrics_and_arrays_are_for_reading_only(nested, change, error, said):
     assert f"in hook {change.__name__!r} at 'epoch' of epoch 1" in told
 
 
-def test_a_hook_that_writes_to_its_own_memory_is_named(nested):
+def test_a_hook_that_writes_to_its_own_state_in_place_is_named(nested):
     def update(memory, state, metrics):
         memory["calls"] += 1
         return memory, state
@@ -179,7 +179,7 @@ def test_a_hook_that_writes_to_its_own_memory_is_named(nested):
         trainer.fit(nested, PROGRAM, epochs=1, hooks=hook)
 
 
-def test_a_hook_that_interrupts_and_one_that_is_guarded_are_held_too(nested):
+def test_interrupting_and_guarded_hooks_are_checked_too(nested):
     def interrupt(state, metrics):
         score(state, metrics)
         raise trainer.Interrupt("enough")
@@ -193,7 +193,7 @@ def test_a_hook_that_interrupts_and_one_that_is_guarded_are_held_too(nested):
             trainer.fit(nested, PROGRAM, epochs=1, hooks=hook)
 
 
-def test_a_condition_is_held_too(nested):
+def test_a_condition_is_checked_too(nested):
     def ask(state, metrics):
         state.scores["x"] = 1.0
         return False
@@ -206,7 +206,7 @@ def nothing(state, metrics):
     return state
 
 
-def test_before_the_run_where_it_is_rehearsed(nested):
+def test_a_dry_run_names_it_before_the_run(nested):
     with pytest.raises(ValueError, match="'change_bias' changed in place") as raised:
         trainer.fit(nested, PROGRAM, epochs=1, hooks=change_bias, check=True)
     assert "nothing was trained or recorded" in raised.value.__notes__[-1]
@@ -223,7 +223,7 @@ def test_a_background_observer_is_named_and_changes_nothing(nested, change):
         )
 
 
-def test_values_of_members_are_for_reading_only():
+def test_values_of_members_are_read_only():
     value = trainer.Members([1.0, 2.0], live=[True, True])
     for array in (value.values, value.live, value.present):
         with pytest.raises(ValueError, match="read-only"):
@@ -247,7 +247,7 @@ def test_a_phase_that_grows_the_state_in_place_is_named(nested):
         trainer.fit(nested, trainer.Phase("grow", grow), epochs=1)
 
 
-def test_another_hook_after_one_that_returned_a_state_is_told_from_it(nested):
+def test_a_hook_is_distinguished_from_the_one_before_it(nested):
     def replace(state, metrics):
         return state.replace(carry={"x": jnp.zeros(2)})
 
@@ -255,7 +255,7 @@ def test_another_hook_after_one_that_returned_a_state_is_told_from_it(nested):
         trainer.fit(nested, PROGRAM, epochs=1, hooks=[replace, add_to_carry])
 
 
-def test_leaves_that_differ_in_shape_or_have_no_truth_are_compared_by_identity(nested):
+def test_leaves_of_any_kind_are_compared_by_identity(nested):
     for leaf in (jnp.ones((3, 3)), jnp.ones(2), "text", np.ones(2)):
         shadow, state = MutationGuard(nested), nested
         state.params["head"]["bias"], before = leaf, state.params["head"]["bias"]

@@ -26,7 +26,7 @@ KINDS = [np.float32, np.int32, np.uint32, np.bool_, np.int8, np.uint8, np.float1
         max_size=4,
     )
 )
-def test_what_is_packed_comes_back_bit_for_bit(leaves):
+def test_packed_numbers_are_unpacked_bit_for_bit(leaves):
     tree = dict(enumerate(leaves))
     unpacked = PackedLayout.from_shapes(tree).unpack(np.asarray(pack(tree)))
     for number, leaf in tree.items():
@@ -45,7 +45,7 @@ def test_bfloat16_is_carried_exactly():
     assert PackedLayout.from_shapes(tree).unpack(np.asarray(pack(tree)))["loss"] == 1.25
 
 
-def test_many_scalars_come_back_bit_for_bit_and_are_packed_by_few_kernels():
+def test_many_scalars_are_packed_by_few_kernels_bit_for_bit():
     numbers = np.random.default_rng(0).integers(0, 2**32, 150, np.uint32)  # nan of all kinds too
     tree = dict(enumerate(numbers.view(np.float32)))
     unpacked = PackedLayout.from_shapes(tree).unpack(np.asarray(jax.jit(pack)(tree)))
@@ -55,9 +55,7 @@ def test_many_scalars_come_back_bit_for_bit_and_are_packed_by_few_kernels():
         return pack({number: x * number for number in range(150)})
 
     compiled = jax.jit(measured).lower(jnp.float32(2)).compile().as_text()
-    assert (
-        compiled.count(" fusion(") < 5
-    )  # one for each, all of which XLA compiles, took 25 ms each
+    assert compiled.count(" fusion(") < 5  # a kernel per scalar took 25 ms each to compile
 
 
 def test_a_trace_is_reduced_as_asked():
@@ -82,12 +80,12 @@ def test_a_pair_is_divided_once():
     assert reduce_pieces(pieces, {}, "val") == ({"val/loss": 3.0}, {})
 
 
-def test_nothing_weighed_is_not_a_number():
+def test_the_mean_without_weights_is_nan():
     values, _ = reduce_pieces([{"loss": (np.array(0.0), np.array(0))}], {}, "val")
     assert math.isnan(values["val/loss"])
 
 
-def test_they_are_a_frozen_mapping():
+def test_metrics_are_a_frozen_mapping():
     metrics = Metrics({"train/loss": 1.0}, epochs=3)
     assert dict(metrics) == {"train/loss": 1.0}
     assert "train/loss" in metrics
@@ -98,7 +96,7 @@ def test_they_are_a_frozen_mapping():
         metrics["val/loss"]
 
 
-def test_scores_give_other_metrics():
+def test_scores_make_new_metrics():
     metrics = Metrics({"a": 1.0}, steps={"a": np.zeros(2)}, output="kept", epochs=3)
     more = metrics.with_scores({"b": 2.0})
     assert dict(metrics) == {"a": 1.0}
@@ -115,7 +113,7 @@ def test_scores_give_other_metrics():
         ({"loss": jnp.zeros(3)}, {"loss": "median"}, "mean, sum, last, max"),
     ],
 )
-def test_what_cannot_be_reduced_is_refused(state, metrics, reduce, said):
+def test_metrics_that_cannot_be_reduced_are_refused(state, metrics, reduce, said):
     phase = Phase("train", lambda state, data: (state, None, metrics), reduce=reduce)
     with pytest.raises((TypeError, ValueError), match=said):
         phase.list_metric_names(state)
@@ -126,15 +124,15 @@ def test_one_transfer_reads_all(state):
         return state, None, {f"metric_{n}": jnp.float32(n) for n in range(10)}
 
     _, _, measured = Phase("train", run).execute(state, None, donate=False)
-    assert [packed.shape for _, packed in measured.packed] == [(11,)]  # and the step
+    assert [packed.shape for _, packed in measured.packed] == [(11,)]  # with the step
     values, _, step = measured.read()
     assert values == {f"train/metric_{n}": float(n) for n in range(10)}
     assert step == 0
     assert all(isinstance(leaf, jax.Array) for _, leaf in measured.packed)
 
 
-def test_a_sum_of_64_bits_is_packed_and_comes_back_bit_for_bit():
-    """XLA on CPU crashes where it joins such a sum to its bitcast (jax 0.10.2)."""
+def test_a_sum_of_64_bits_is_packed_and_unpacked_bit_for_bit():
+    """XLA on CPU crashes where it fuses such a sum with its bitcast (jax 0.10.2)."""
     with jax.enable_x64(True):
         numbers = {"sum": jnp.full(12345, 1 / 3).sum(), "count": jnp.int64(-(2**40) - 1)}
         packed = jax.jit(lambda w, n: pack({"sum": jnp.abs(w).sum(), "count": n}))(

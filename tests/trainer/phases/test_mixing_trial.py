@@ -1,4 +1,4 @@
-"""What looks at other examples of a batch: given it whole where it says so, or refused."""
+"""Losses and measures that depend on other examples: declared ones get the whole batch."""
 
 import functools
 import logging
@@ -26,7 +26,7 @@ LINEAR = SimpleNamespace(
 
 
 def contrast(outputs, batch):
-    """Each example is told from the others of its batch."""
+    """Each example is compared with the others of its batch."""
     labels = jnp.arange(len(outputs))
     return {"loss": optax.softmax_cross_entropy_with_integer_labels(outputs @ outputs.T, labels)}
 
@@ -35,18 +35,18 @@ contrastive = losses.Loss(contrast, whole_batch=True)
 
 
 def normalised(outputs, batch):
-    """Weights that are normalised by their batch."""
+    """Weights normalised by their batch."""
     weights = batch["inputs"][:, 0] ** 2
     return {"loss": ((outputs**2).sum(1), weights / weights.sum())}
 
 
 def ranked(outputs, batch):
-    """A metric beside the loss that looks at others."""
+    """A metric beside the loss that depends on other examples."""
     return {"loss": (outputs**2).sum(1), "rank": outputs[:, 0] / outputs[:, 0].max()}
 
 
 def probable(outputs, batch):
-    """No number where outputs are negative, as of logits drawn at random."""
+    """A nan where outputs are negative, such as random logits."""
     return {"loss": jnp.log(outputs[:, 0]) - jnp.log(outputs[:, 0].sum())}
 
 
@@ -81,7 +81,7 @@ def exactly(state, inputs, batch_size):
 
 @settings(max_examples=6)
 @given(st.integers(1, 11), st.integers(1, 8))
-def test_law_10_the_whole_batch_is_seen_and_nothing_beside_it(count, batch_size):
+def test_law_10_a_measure_receives_its_whole_batch_and_nothing_else(count, batch_size):
     source = examples(count, batch_size)
     got = trainer.evaluate(STATE, trainer.evaluation(task_of(contrastive).measure, source))
     wanted = exactly(STATE, source.arrays["inputs"], batch_size)
@@ -90,14 +90,14 @@ def test_law_10_the_whole_batch_is_seen_and_nothing_beside_it(count, batch_size)
 
 @pytest.mark.parametrize("kind", [data.MemoryMap, data.Stream])
 @pytest.mark.parametrize("count", [10, 3])
-def test_other_sources_give_their_last_batch_at_its_size_too(kind, count):
+def test_the_last_batch_of_other_sources_keeps_its_size_too(kind, count):
     source = examples(count, 4, kind)
     got = trainer.evaluate(STATE, trainer.evaluation(task_of(contrastive).measure, source))
     wanted = exactly(STATE, examples(count, 4).arrays["inputs"], 4)
     assert got["val/loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_other_executor_gives_the_tail_too():
+def test_the_other_executor_measures_the_tail_too():
     """On CPU a convolution is dispatched step by step."""
 
     def apply(params, model_state, x, *, key, train):
@@ -114,7 +114,7 @@ def test_the_other_executor_gives_the_tail_too():
 
 @pytest.mark.parametrize("loss", [contrast, normalised, ranked, probable])
 @pytest.mark.parametrize("kind", [data.Arrays, data.Stream])
-def test_a_loss_that_looks_at_others_and_does_not_say_so_is_found_out(loss, kind):
+def test_an_undeclared_loss_of_other_examples_is_refused(loss, kind):
     source, task = examples(10, 4, kind), task_of(loss)
     remedy = rf"losses.Loss\({loss.__name__}, whole_batch=True\)"
     said = rf"{loss.__name__}.* gives an example other values .*{remedy}"
@@ -127,13 +127,13 @@ def test_a_loss_that_looks_at_others_and_does_not_say_so_is_found_out(loss, kind
     assert not any("epoch 1" in note for note in getattr(caught.value, "__notes__", ()))
 
 
-def test_a_split_of_whole_batches_is_measured_as_it_is():
+def test_a_split_of_whole_batches_needs_no_trial():
     got = trainer.evaluate(STATE, trainer.evaluation(task_of(contrast).measure, examples(8, 4)))
     wanted = exactly(STATE, examples(8, 4).arrays["inputs"], 4)
     assert got["val/loss"] == pytest.approx(wanted, rel=1e-5)
 
 
-def test_micro_batches_are_refused_to_what_needs_the_whole_batch():
+def test_micro_batches_are_refused_to_a_loss_of_the_whole_batch():
     for loss in (contrastive, total(contrastive), functools.partial(contrastive)):
         with pytest.raises(ValueError, match="accumulate=2 would pass the loss .* part of a batch"):
             task_of(loss, accumulate=2)
@@ -141,12 +141,12 @@ def test_micro_batches_are_refused_to_what_needs_the_whole_batch():
     with pytest.raises(ValueError, match="'contrast' gives .*accumulate=2 gives it a part"):
         trainer.fit(STATE, trainer.training(task.step, source), epochs=1)
     whole = trainer.training(task_of(contrast).step, source)
-    _, history = trainer.fit(STATE, whole, epochs=1)  # whole batches alone are trained on
+    _, history = trainer.fit(STATE, whole, epochs=1)  # training takes only whole batches
     assert np.isfinite(history[0]["train/loss"])
 
 
 def normalising(always):
-    """A network with batch normalisation, which may forget to stop."""
+    """A network with batch normalisation, optionally also in evaluation."""
 
     def apply(params, model_state, x, *, key, train):
         y = x @ params["w"]
@@ -163,7 +163,7 @@ def squared(outputs, batch):
     return {"loss": (outputs**2).sum(1)}
 
 
-def test_a_network_that_normalises_by_the_batch_in_evaluation_is_found_out():
+def test_a_network_that_normalises_by_the_batch_in_evaluation_is_refused():
     source = examples(10, 4)
     for always in (False, True):
         task = task_of(squared, normalising(always))
@@ -176,7 +176,7 @@ def test_a_network_that_normalises_by_the_batch_in_evaluation_is_found_out():
             assert np.isfinite(trainer.evaluate(state, phase)["val/loss"])
 
 
-def test_a_network_without_statistics_that_looks_across_the_batch_is_found_out():
+def test_a_network_that_mixes_examples_without_statistics_is_refused():
     source = examples(10, 4)
 
     def apply(params, model_state, x, *, key, train):
@@ -189,7 +189,7 @@ def test_a_network_without_statistics_that_looks_across_the_batch_is_found_out()
         trainer.evaluate(state, trainer.evaluation(task.measure, source))
 
 
-def test_a_measure_by_hand_is_tried_and_may_say_so():
+def test_a_measure_of_ones_own_is_tried_and_may_declare_it():
     def measure(state, batch):
         return {"share": batch["inputs"][:, 0] / batch["inputs"][:, 0].sum()}
 
@@ -200,7 +200,7 @@ def test_a_measure_by_hand_is_tried_and_may_say_so():
     assert got["val/share"] == pytest.approx(3 / 10, rel=1e-5)  # 1 of each of three batches
 
 
-def test_statistics_of_micro_batches_are_said(caplog):
+def test_statistics_of_micro_batches_are_logged(caplog):
     source, task = examples(8, 8), task_of(squared, normalising(False), accumulate=4)
     state = task.init(jax.random.key(0), source.example)
     with caplog.at_level(logging.INFO, logger="entracte"):
@@ -225,7 +225,7 @@ def test_a_population_is_tried_on_its_first_member():
     np.testing.assert_allclose(got.values, wanted, rtol=1e-5)
 
 
-def test_bundled_losses_are_asked_once_a_form():
+def test_a_loss_is_tried_once_per_shape():
     asked = []
 
     def counting(outputs, batch):

@@ -1,4 +1,4 @@
-"""Phases: compiled once, checked before, their position moved by what was read."""
+"""Phases: compiled once, checked before training, their position moved by reading."""
 
 import chex
 import jax
@@ -40,7 +40,7 @@ def test_the_count_of_compilations_can_fail(state, counting_compilations):
     assert counts
 
 
-def test_a_phase_without_a_source_is_given_the_output_before_it(state):
+def test_a_phase_without_a_source_receives_the_previous_output(state):
     def rollout(state, data):
         assert data is None
         return state, {"experience": jnp.arange(3.0)}, {"length": jnp.float32(3)}
@@ -53,7 +53,7 @@ def test_a_phase_without_a_source_is_given_the_output_before_it(state):
     assert (history[0]["rollout/length"], history[0]["update/sum"]) == (3.0, 3.0)
 
 
-def test_leaves_that_a_phase_makes_alike_can_be_donated_again(state):
+def test_leaves_that_share_a_buffer_after_a_phase_can_be_donated_again(state):
     def share(state, data):
         same = state.params["w"] * 2
         return state.replace(carry=(same, same)), None, {}
@@ -103,7 +103,7 @@ def _add(state, batch):
     return state.replace(step=state.step + 1, params=params), {"first": batch["inputs"][0, 0]}
 
 
-def test_the_steps_of_an_epoch_are_known_where_the_source_tells(task, digits, train, val, phase):
+def test_the_steps_of_an_epoch_are_known_if_the_source_knows_them(task, digits, train, val, phase):
     assert train.steps_per_epoch == 6
     assert trainer.training(_add, _long(3)).steps_per_epoch == 3
     assert (
@@ -122,7 +122,7 @@ def test_a_position_is_added_once_and_only_where_one_is_needed(state, train):
     assert reading.add_position(prepared) is prepared
 
 
-def test_a_position_moves_by_what_was_read_and_the_state_before_keeps_its_own(state):
+def test_reading_moves_the_position_and_leaves_the_earlier_state_alone(state):
     reading = trainer.training(_add, _long(5))
     before = reading.add_position(state)
     after, _, measured = reading.execute(before, None, donate=False)
@@ -133,7 +133,7 @@ def test_a_position_moves_by_what_was_read_and_the_state_before_keeps_its_own(st
 
 
 @pytest.mark.parametrize("meshed", [False, True])
-def test_a_position_lies_where_the_state_lies(state, meshed):
+def test_a_position_has_the_placement_of_the_state(state, meshed):
     if meshed:
         mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -1,4 +1,4 @@
-"""What is read off a jaxpr: whether rows of a batch may depend on one another."""
+"""Analysis of a jaxpr: may rows of a batch depend on one another?"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def read(function, x=X):
         lambda x: x - x.reshape(-1).mean(),
         lambda x: x @ x.T,
         lambda x: jax.nn.softmax(x @ x.T) @ x,
-        lambda x: jnp.cumsum(jax.nn.one_hot(x.argmax(-1), 6), 0),  # places at experts
+        lambda x: jnp.cumsum(jax.nn.one_hot(x.argmax(-1), 6), 0),  # places in experts
         lambda x: jnp.sort(x, 0),
         lambda x: x[::-1],
         lambda x: jnp.roll(x, 1, 0),
@@ -57,7 +57,7 @@ def test_rows_that_may_depend_on_one_another(function):
         lambda x: jax.lax.scan(lambda c, column: (c + column, c), x[:, 0], x.T)[1],
     ],
 )
-def test_rows_that_stand_alone(function):
+def test_independent_rows(function):
     assert not read(function)
 
 
@@ -71,7 +71,7 @@ def test_rows_that_stand_alone(function):
         ),
     ],
 )
-def test_bundled_networks_are_not_compiled_to_be_tried(network, x):
+def test_bundled_networks_need_no_compilation(network, x):
     variables = jax.eval_shape(network.init, jax.random.key(0), x)
 
     def run(train):
@@ -81,4 +81,4 @@ def test_bundled_networks_are_not_compiled_to_be_tried(network, x):
         return can_mix_rows(outputs, variables, x)
 
     assert not run(False)
-    assert run(True) == (x.ndim == 4)  # batch statistics, which training takes
+    assert run(True) == (x.ndim == 4)  # training uses batch statistics

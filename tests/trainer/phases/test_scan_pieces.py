@@ -1,4 +1,4 @@
-"""Cutting: a long scan runs in a few dispatches, of equal bits, compiled once."""
+"""A long scan runs in a few dispatches, with equal bits, compiled once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.phases.scan_pieces import choose_dispatch_count
 
 
 class Convolving(nn.Module):
-    """The smallest network that convolves."""
+    """The smallest convolutional network."""
 
     @nn.compact
     def __call__(self, x):
@@ -34,7 +34,7 @@ TASKS = {
 
 @pytest.fixture
 def short(monkeypatch):
-    """Cut every scan, at any length."""
+    """Split every scan, at any length."""
 
     def cut(yes=True):
         monkeypatch.setattr(scan_pieces, "LONG", {"cpu": 0 if yes else 10**11})
@@ -43,7 +43,7 @@ def short(monkeypatch):
 
 
 def phases(task, digits, executor):
-    """Phases of a step and a measure of their own, which share with nobody."""
+    """Phases of a new step and a new measure, which share nothing."""
     train, val = digits
     return (
         trainer.training(lambda state, b: task.step(state, b), train, executor=executor),
@@ -52,7 +52,7 @@ def phases(task, digits, executor):
 
 
 @pytest.mark.parametrize("network", TASKS)
-def test_cut_and_whole_give_the_same_bits(task, digits, short, network):
+def test_split_and_whole_scans_give_the_same_bits(task, digits, short, network):
     task = TASKS[network](task)
     start = task.init(jax.random.key(0), digits[0].example)
     found = []
@@ -71,7 +71,7 @@ def test_cut_and_whole_give_the_same_bits(task, digits, short, network):
     chex.assert_trees_all_equal(values, others)
 
 
-def test_law_8_what_is_cut_compiles_once_and_uses_its_state_up(
+def test_law_8_a_split_scan_compiles_once_and_donates_its_state(
     task, digits, short, counting_compilations
 ):
     short()
@@ -88,7 +88,7 @@ def test_law_8_what_is_cut_compiles_once_and_uses_its_state_up(
     assert not state.step.is_deleted()
 
 
-def test_a_cut_scan_tells_its_steps_one_dispatch_after_another(task, digits, short):
+def test_a_split_scan_reports_its_steps_dispatch_by_dispatch(task, digits, short):
     class Told(list):
         def add(self, steps, mark):
             self.append((steps, mark.shape[0]))
@@ -113,5 +113,5 @@ def test_a_cut_scan_tells_its_steps_one_dispatch_after_another(task, digits, sho
         (1, 10**12, 1, 1),
     ],
 )
-def test_the_choice_follows_the_work_and_the_steps(steps, operations, devices, count):
+def test_the_count_depends_on_operations_and_steps(steps, operations, devices, count):
     assert choose_dispatch_count(steps, operations, jax.devices("cpu")[:1] * devices) == count

@@ -1,4 +1,4 @@
-"""Phases that compute the same share what was compiled, and what is shared keeps no data."""
+"""Phases that compute the same share compiled functions, which keep no data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def source_of(seed, size=12, batch_size=4, **settings):
 
 @pytest.fixture
 def step():
-    """A step of its own for each test, which shares with no other."""
+    """A new step for each test, which shares nothing with others."""
     return lambda state, batch: descend(state, batch)
 
 
@@ -72,7 +72,7 @@ def test_streams_and_stretches_share_as_well(state, step, counting_compilations)
     assert counts == []
 
 
-def test_what_is_shared_computes_what_a_phase_of_its_own_does(state, step):
+def test_a_shared_function_computes_the_same_as_an_unshared_one(state, step):
     trainer.fit(state, trainer.training(step, source_of(0)), epochs=1)
     shared, _ = trainer.fit(state, trainer.training(step, source_of(1), name="other"), epochs=3)
     alone = trainer.training(lambda state, batch: descend(state, batch), source_of(1))
@@ -94,13 +94,13 @@ def test_no_data_outlives_its_phase(state, step, measure, executor):
     kept = [len(getattr(function, ATTRIBUTE)) for function in (step, measure)]
     del source, split, phases, after
     gc.collect()
-    assert kept == [1, 2]  # of a measure also what its trial found
+    assert kept == [1, 2]  # for a measure also the result of its trial
     assert [reference() for reference in arrays] == [None, None]
     assert weight() is None
 
 
 class Closing:
-    """A source of a user's own, which cuts its data by closures."""
+    """A user's own source, which cuts its data by closures."""
 
     def __init__(self, seed):
         self.source = source_of(seed)
@@ -122,7 +122,7 @@ def test_a_closure_that_holds_data_is_not_kept(state, step):
     assert array() is None
 
 
-def test_what_is_shared_goes_with_the_step(state):
+def test_the_cache_is_freed_with_the_step(state):
     def make():
         step = lambda state, batch: descend(state, batch)  # noqa: E731
         trainer.fit(state, trainer.training(step, source_of(0)), epochs=1)
@@ -134,7 +134,7 @@ def test_what_is_shared_goes_with_the_step(state):
     assert step() is None
 
 
-def test_what_computes_otherwise_is_not_shared(state, step):
+def test_different_computations_are_not_shared(state, step):
     phases = [
         trainer.training(step, source_of(0)),
         trainer.training(step, source_of(0, batch_size=3)),
@@ -150,7 +150,7 @@ def test_what_computes_otherwise_is_not_shared(state, step):
     assert members._shared is not again._shared
 
 
-def test_settings_of_jax_compile_anew(state, step, counting_compilations):
+def test_other_settings_of_jax_compile_again(state, step, counting_compilations):
     trainer.fit(state, trainer.training(step, source_of(0)), epochs=1)
     with counting_compilations() as counts, jax.default_matmul_precision("highest"):
         trainer.fit(state, trainer.training(step, source_of(1)), epochs=1)
@@ -164,7 +164,7 @@ def test_a_step_keeps_the_last_few_and_phases_keep_their_own(state, step):
 
 
 class Method:
-    """A step whose functions take no attributes, and are made anew whenever they are asked for."""
+    """A step whose functions accept no attributes, and are new at every access."""
 
     def step(self, state, batch):
         return descend(state, batch)

@@ -1,4 +1,4 @@
-"""What is kept, and whose buffers are whose."""
+"""The structure of a state, and which arrays share buffers."""
 
 import chex
 import jax
@@ -22,12 +22,12 @@ def test_differences_name_what_is_missing_new_and_changed():
     assert lines == ["b: int is missing", "d: int is new", "a: float32[2] became int32[2]"]
 
 
-def test_differences_of_structure_alone_are_seen():
+def test_differences_in_structure_are_found():
     assert list_differences({"a": ()}, {"a": []}) != []
     assert list_differences({"a": (1, 2)}, {"a": (3, 4)}) == []
 
 
-def test_what_is_owned_shares_no_buffer_and_no_weak_type(state):
+def test_a_copy_shares_no_buffer_and_has_no_weak_type(state):
     weak = state.replace(carry={"weak": jnp.asarray(1.0), "python": 2.0, "numpy": np.ones(2)})
     mine = copy_state(weak)
     theirs = {address for leaf in jax.tree.leaves(weak) for address in get_buffer_addresses(leaf)}
@@ -50,12 +50,12 @@ def test_a_view_under_another_object_is_the_same_buffer(state):
     chex.assert_trees_all_equal(apart.hook_state["best"], array)
 
 
-def test_nothing_shared_is_nothing_done(state):
+def test_without_shared_buffers_the_state_is_returned(state):
     mine = copy_state(state)
     assert unshare_buffers(mine) is mine
 
 
-def test_weak_types_and_host_arrays_are_put_right(state):
+def test_weak_types_and_host_arrays_are_converted(state):
     put = state.replace(params={"w": np.ones(2, np.float32), "b": jnp.asarray(1.0)})
     right = conform_state(state, put)
     assert right.params["w"].sharding == state.params["w"].sharding
@@ -63,7 +63,7 @@ def test_weak_types_and_host_arrays_are_put_right(state):
     assert right.opt_state is not None
 
 
-def test_a_hook_that_says_so_may_change_the_root_key(state, phase):
+def test_a_hook_declared_with_rekeys_may_change_the_root_key(state, phase):
     def reseed(state, metrics):
         return state.replace(rng=jax.random.fold_in(state.rng, 1))
 
