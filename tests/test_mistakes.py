@@ -264,7 +264,7 @@ MISTAKES = {
     ),
     "network and loss in the other order": (
         lambda: trainer.supervised(losses.classification, NET, ADAM),
-        (T, "supervised needs a network", "classification"),
+        (T, "supervised needs a network", "losses.loss.Loss"),
     ),
     "an optimizer that is not called": (
         lambda: trainer.supervised(NET, losses.classification, optax.adam),
@@ -354,7 +354,7 @@ MISTAKES = {
     ),
     "the class of a source": (
         lambda: trainer.training(TASK.step, data.Arrays),
-        (T, "training reads a source of data", "got Arrays", "make one of it, Arrays(...)"),
+        (T, "training reads a source of data", "got Arrays", "construct one, Arrays(...)"),
     ),
     "labels that are words": (
         lambda: arrays(labels=np.array(["cat"] * 90)),

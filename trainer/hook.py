@@ -227,7 +227,7 @@ def _suggest_hook(thing: Any) -> str:
         made = f"{thing.__name__}(...)" if isinstance(thing, type) else "writer"
         return f": a writer is given to log_metrics({made})"
     if isinstance(thing, type):
-        return f": make one of it, {thing.__name__}(...)"
+        return f": construct one, {thing.__name__}(...)"
     if isinstance(thing, TrainState):
         return ": that is what a hook returns; give the function itself, without calling it"
     if isinstance(thing, str):

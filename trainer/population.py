@@ -134,17 +134,17 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             f"{type(first.carry).__name__}"
         )
     rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
-    whole = jax.tree.map(_stack, *rows)
+    whole = jax.tree.map(lambda *leaves: _map_data(jnp.stack, leaves), *rows)
     whole["carry"][LIVE] = jnp.ones(len(states), bool)
     return first.replace(**whole, stop=False)
 
 
-def _stack(*leaves: jax.Array) -> jax.Array:
-    """Stack leaves; keys by their data, so that JAX's check of keys does not count it as a use."""
-    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
-        data = jnp.stack([jax.random.key_data(leaf) for leaf in leaves])
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
-    return jnp.stack(leaves)
+def _map_data(function: Callable[..., jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
+    """Call a function with leaves; of keys with their data, which JAX does not count as a use."""
+    if not jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        return function(leaves)
+    data = function([jax.random.key_data(leaf) for leaf in leaves])
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
 
 
 def member(state: TrainState, number: int) -> TrainState:
@@ -294,16 +294,13 @@ def _vectorize_run(phase: Phase, members: int) -> PhaseFunction:
             )
         before = get_member_fields(state)
         after, output, metrics = jax.vmap(run_member, axes)(before, state.epoch, data)
-        after = jax.tree.map(lambda new, old: _select_live(live, new, old), after, before)
+
+        def select(leaves: Sequence[jax.Array]) -> jax.Array:
+            new, old = leaves
+            return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        after = jax.tree.map(lambda *leaves: _map_data(select, leaves), after, before)
         after["carry"][LIVE] = live
         return state.replace(**after), output, metrics
 
     return run
-
-
-def _select_live(live: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """Choose leaves by member; keys by their data, as `_stack` does."""
-    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
-        data = _select_live(live, jax.random.key_data(new), jax.random.key_data(old))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(new))
-    return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -51,19 +51,19 @@ class ClosureWalker:
         self._kept: list[Any] = []  # so that no id is used twice
         self._count = 0
 
-    def phase(self, phase: Phase) -> Iterator[ClosureSetting]:
+    def describe_phase(self, phase: Phase) -> Iterator[ClosureSetting]:
         """Describe a phase: its data, its executor, and the closure of its step."""
-        yield from self.source(phase.source)
-        yield from self.value("steps an epoch", phase.steps_per_epoch)
-        yield from self.value("members", phase.members)
-        yield from self.value("reduce", dict(phase.reduce))
+        yield from self.describe_source(phase.source)
+        yield from self.describe_value("steps an epoch", phase.steps_per_epoch)
+        yield from self.describe_value("members", phase.members)
+        yield from self.describe_value("reduce", dict(phase.reduce))
         if phase.repeated_step is None:
-            yield from self.value("run", phase.run)
+            yield from self.describe_value("run", phase.run)
         else:
-            yield from self.value("executor", phase.repeated_step.executor)
-            yield from self.value("step", phase.repeated_step.scan.step)
+            yield from self.describe_value("executor", phase.repeated_step.executor)
+            yield from self.describe_value("step", phase.repeated_step.scan.step)
 
-    def source(
+    def describe_source(
         self, source: Any, cells: tuple[int, ...] = (), deep: int = 0
     ) -> Iterator[ClosureSetting]:
         """Describe a data source: arrays by their contents, factories by their settings."""
@@ -73,11 +73,11 @@ class ClosureWalker:
                 value = getattr(source, field.name, None)
                 if field.name == "arrays" and isinstance(value, Mapping):
                     for name, array in value.items():
-                        yield from lenient.value(f"data {name}", array, cells, deep + 1)
+                        yield from lenient.describe_value(f"data {name}", array, cells, deep + 1)
                 elif field.init:
-                    yield from lenient.value(f"data {field.name}", value, cells, deep + 1)
+                    yield from lenient.describe_value(f"data {field.name}", value, cells, deep + 1)
 
-    def value(
+    def describe_value(
         self, name: str, value: Any, cells: tuple[int, ...] = (), deep: int = 0
     ) -> Iterator[ClosureSetting]:
         """Describe a value; yield nothing if it cannot be compared."""
@@ -92,33 +92,33 @@ class ClosureWalker:
             if not self._strict:
                 yield ClosureSetting(name, hash_array(value), cells, frozenset())
         elif isinstance(value, Phase):
-            for found in ClosureWalker(strict=False).phase(value):
+            for found in ClosureWalker(strict=False).describe_phase(value):
                 yield found._replace(cells=(*cells, *found.cells))
         elif _is_source(value):
-            yield from self.source(value, cells, deep)
+            yield from self.describe_source(value, cells, deep)
         elif id(value) not in self._seen:
             self._seen.add(id(value))
             self._kept.append(value)
-            yield from self._inside(name, value, cells, deep + 1)
+            yield from self._describe_inside(name, value, cells, deep + 1)
 
-    def _inside(
+    def _describe_inside(
         self, name: str, value: Any, cells: tuple[int, ...], deep: int
     ) -> Iterator[ClosureSetting]:
         pairs: Iterable[tuple[Any, Any]]
         if isinstance(value, functools.partial):
-            yield from self.value(name, value.func, cells, deep)
+            yield from self.describe_value(name, value.func, cells, deep)
             pairs = [*enumerate(value.args), *value.keywords.items()]
-            yield from self._parts(name, dict(pairs), cells, deep)
+            yield from self._describe_parts(name, dict(pairs), cells, deep)
         elif inspect.isfunction(value):
-            yield from self._function(name, value, cells, deep)
+            yield from self._describe_function(name, value, cells, deep)
         elif inspect.ismethod(value):
-            yield from self.value(name, value.__func__, cells, deep)
-            yield from self.value(name, value.__self__, cells, deep)
+            yield from self.describe_value(name, value.__func__, cells, deep)
+            yield from self.describe_value(name, value.__self__, cells, deep)
         elif callable(value) and inspect.isfunction(wrapped := getattr(value, "__wrapped__", None)):
-            yield from self._function(name, wrapped, cells, deep)
+            yield from self._describe_function(name, wrapped, cells, deep)
         elif isinstance(value, tuple):
             pairs = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
-            yield from self._parts(name, dict(pairs), cells, deep)
+            yield from self._describe_parts(name, dict(pairs), cells, deep)
         elif dataclasses.is_dataclass(value):
             if self._strict and not value.__dataclass_params__.frozen:  # type: ignore[union-attr]
                 return
@@ -128,33 +128,37 @@ class ClosureWalker:
                 if field.init and not field.name.startswith("_")
             }
             yield ClosureSetting(name, type(value).__name__, cells, frozenset())
-            yield from self._parts(name, parts, cells, deep)
+            yield from self._describe_parts(name, parts, cells, deep)
         elif isinstance(value, list | dict | set | frozenset) and not self._strict:
             if isinstance(value, set | frozenset):
                 value = sorted(value, key=repr)
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            yield from self._parts(name, dict(pairs), cells, deep)
+            yield from self._describe_parts(name, dict(pairs), cells, deep)
         elif _root(type(value)) == "optax" and hasattr(value, "__dict__"):
-            yield from self._parts(name, vars(value), cells, deep)
+            yield from self._describe_parts(name, vars(value), cells, deep)
         elif isinstance(value, re.Pattern):
             yield ClosureSetting(name, repr(value.pattern), cells, frozenset())
 
-    def _parts(
+    def _describe_parts(
         self, name: str, parts: Mapping[Any, Any], cells: tuple[int, ...], deep: int
     ) -> Iterator[ClosureSetting]:
         if len(parts) <= _LONG:
             for part, value in parts.items():
                 where = f"{name}[{part}]" if isinstance(part, int) else f"{name}.{part}"
-                yield from self.value(where, value, cells, deep)
+                yield from self.describe_value(where, value, cells, deep)
             return
         keys = list(parts)
         chosen = [keys[place * len(keys) // _LONG] for place in range(_LONG)]
-        inner = [found for key in chosen for found in self.value(str(key), parts[key], cells, deep)]
+        inner = [
+            found
+            for key in chosen
+            for found in self.describe_value(str(key), parts[key], cells, deep)
+        ]
         if inner:
             digest = hash_bytes(f"{found.name}={found.value}".encode() for found in inner)
             yield ClosureSetting(name, f"{len(keys)} entries {digest}", cells, frozenset())
 
-    def _function(
+    def _describe_function(
         self, name: str, function: Any, cells: tuple[int, ...], deep: int
     ) -> Iterator[ClosureSetting]:
         code = function.__code__
@@ -181,13 +185,13 @@ class ClosureWalker:
             except ValueError:  # not assigned yet
                 continue
             where = f"{maker}.{free}" if maker else free
-            yield from self.value(where, content, (*cells, id(cell)), deep)
+            yield from self.describe_value(where, content, (*cells, id(cell)), deep)
         if root not in _LIBRARIES:
             given = function.__defaults__ or ()
             last = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
             defaults = {**dict(zip(last, given, strict=True)), **(function.__kwdefaults__ or {})}
             for argument, value in defaults.items():
-                yield from self.value(f"{own}.{argument}", value, cells, deep)
+                yield from self.describe_value(f"{own}.{argument}", value, cells, deep)
 
 
 def _root(thing: Any) -> str:

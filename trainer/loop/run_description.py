@@ -59,7 +59,7 @@ def describe_run(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hoo
     rows[HYPERPARAMS] = read_hyperparams(state)
     found: dict[str, list[ClosureSetting]] = {}
     for phase in phases:
-        found[f"phase {phase.name}"] = [*ClosureWalker(strict=False).phase(phase)]
+        found[f"phase {phase.name}"] = [*ClosureWalker(strict=False).describe_phase(phase)]
     for hook in hooks:
         found.setdefault(f"hook {hook.name}", []).extend(_describe_hook(hook))
     changing = frozenset().union(*(one.changing for group in found.values() for one in group))
@@ -121,17 +121,19 @@ def _is_short(text: str) -> bool:
 
 
 def _describe_hook(hook: Hook) -> Iterator[ClosureSetting]:
-    walk = ClosureWalker(strict=True)
+    walker = ClosureWalker(strict=True)
     for name, value in hook.options.items():
-        yield from walk.value(name, value)
+        yield from walker.describe_value(name, value)
     others = [hook.check_background, hook.flush, hook.close, hook.dry_run, hook.restore]
     if hook.stage == "control":
-        yield from walk.value("reads", hook.reads)
-        yield from walk.value("runs", hook.function)
+        yield from walker.describe_value("reads", hook.reads)
+        yield from walker.describe_value("runs", hook.function)
         for gate in hook.gates:
-            yield from walk.value("gate", gate.is_open)
+            yield from walker.describe_value("gate", gate.is_open)
     else:
         others.append(hook.function)
     for function in filter(None, others):  # only for the variables that they change
-        changing = frozenset().union(*(found.changing for found in walk.value("", function)))
+        changing = frozenset().union(
+            *(found.changing for found in walker.describe_value("", function))
+        )
         yield ClosureSetting("", "", (), changing)
