@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from trainer import Metrics, TrainState
 from trainer.checks.arguments import describe_value, require_function, require_integer
 from trainer.hook import (
@@ -21,7 +19,7 @@ from trainer.hook import (
 )
 from trainer.host.plain_tables import align_columns
 from trainer.loop.hook_order import sort_hooks
-from trainer.state import read_step_count
+from trainer.state import read_epoch, read_step_count
 
 UNGATED_EVENTS = ("start", "end", "error")
 """Parts of a chain at these events run whatever its triggers (`every`, `when`, ...) say."""
@@ -86,12 +84,12 @@ def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
     >>> print(every(5, chain()))
     event  stage  hook  reads  writes
     """
-    _require_positive("every", n)
+    require_integer("every(n, hook): n", n, 1)
     if n == 1 and start <= 1:
         return hook
 
     def due(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        number = _int(state.epoch) + (event != "epoch")  # a phase's event is within the epoch
+        number = read_epoch(state) + (event != "epoch")  # a phase's event is within the epoch
         return number >= max(start, 1) and number % n == 0
 
     return _add_gate(hook, lambda part: (Gate(due), ()))
@@ -104,7 +102,7 @@ def every_steps(n: int, hook: HookLike) -> HookLike:
         TypeError: `n` is not a whole number.
         ValueError: it is below 1.
     """
-    _require_positive("every_steps", n)
+    require_integer("every_steps(n, hook): n", n, 1)
 
     def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:
         name = f"every_steps/{n}/{part.name}"
@@ -220,15 +218,6 @@ def _add_gate(
 def join_parts(parts: list[Hook]) -> HookLike:
     """Return a single hook unchanged, several as a chain."""
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
-
-
-def _int(scalar: Any) -> int:
-    """Read a number from the device: 2 us, where int() of a jax array takes 7."""
-    return int(np.asarray(scalar))
-
-
-def _require_positive(name: str, n: int) -> None:
-    require_integer(f"{name}(n, hook): n", n, 1)
 
 
 def _add_scores(metrics: Mapping[str, float], scores: Mapping[str, float]) -> Mapping[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import check_writers, read_step_epoch, resume_writers, write_values
+from hooks.metric_logging import check_writers, resume_writers, write_values
 from hooks.writers.images import check_pillow, encode_gif
 from hooks.writers.values import Value, Video
 from hooks.writers.writer import Writer
@@ -24,6 +24,7 @@ from trainer.rl.environments.environment import Environment
 from trainer.rl.replays.episodes import make_episode_runner
 from trainer.rl.replays.replay import make_replayer
 from trainer.rl.replays.replay_files import encode_replay, list_replay_files
+from trainer.state import read_epoch
 
 log = logging.getLogger("entracte")
 
@@ -123,7 +124,7 @@ def record_replays(
     resume = resume_writers(name, writers)
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        since = read_step_epoch(state)[1]
+        since = read_epoch(state)
         if removed := _remove(folder, lambda epoch: epoch > since or not since):
             log.warning("%s: removing %d files beyond epoch %d", folder, removed, since)
         return resume.function(state, metrics)

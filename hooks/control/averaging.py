@@ -13,6 +13,7 @@ from hooks.base import stateful
 from hooks.control.kept_params import warn_once, warn_stale_statistics
 from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer, require_number
+from trainer.state import read_epoch
 from trainer.supervised.step_averages import AVERAGE
 
 Weigh = Callable[[int, TrainState], tuple[int, float]]
@@ -84,7 +85,7 @@ def swa(*, start: int, name: str = "swa") -> Hook:
     require_integer("start, the first epoch that counts,", start, 1)
 
     def weigh(updates: int, state: TrainState) -> tuple[int, float]:
-        updates += int(np.asarray(state.epoch)) >= start
+        updates += read_epoch(state) >= start
         return updates, 1 / max(updates, 1)
 
     return _make_average_hook(name, weigh)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from hooks.base import stateful
 from hooks.combining import Chain, chain
-from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Interrupt, TrainState
 from trainer.checkpoints.load import CheckpointPart, read_part
 from trainer.checkpoints.poll import make_poller
@@ -22,7 +21,7 @@ from trainer.checks.paths import to_absolute_path
 from trainer.hook import SKIP, get_hook_state, set_hook_state
 from trainer.host.escaping import escape_text
 from trainer.host.processes import fail_together, from_main_process, is_main_process
-from trainer.state import PyTree
+from trainer.state import PyTree, read_epoch, read_step_count
 
 log = logging.getLogger("entracte")
 
@@ -152,7 +151,7 @@ def follow_checkpoints(
         """Attribute this epoch's metrics to the checkpoint that it ran with."""
         if loaded["epoch"] < 0:
             return loaded, state
-        if taken := read_step_epoch(state)[0] - loaded["began"]:
+        if taken := read_step_count(state) - loaded["began"]:
             raise ValueError(
                 f"{NAME}: the program took {taken} optimizer steps in this epoch, and what they "
                 f"learn is lost when parameters of {where} replace it: follow with phases that "
@@ -166,7 +165,7 @@ def follow_checkpoints(
 
     def advance(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         """Load the checkpoint for the next epoch."""
-        if state.stop or read_step_epoch(state)[1] == getattr(metrics, "epochs", None):
+        if state.stop or read_epoch(state) == getattr(metrics, "epochs", None):
             return state
         loaded = get_hook_state(state, NAME, _init)
         if found := load(loaded, state, waiting=wait):
@@ -210,7 +209,7 @@ def _apply_part(state: TrainState, part: CheckpointPart) -> tuple[Loaded, TrainS
         "epoch": part.epoch,
         "step": int(trees.pop("step")),
         "measured": False,
-        "began": read_step_epoch(state)[0],
+        "began": read_step_count(state),
     }
     fields = {name: trees.pop(name) for name in ("params", "model_state")}
     carry = state.carry

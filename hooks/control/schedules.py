@@ -14,6 +14,7 @@ from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.checks.arguments import describe_value
 from trainer.checks.modes import improvement, resolve_mode, worst
+from trainer.state import read_epoch
 from trainer.supervised.hyperparams import (
     check_hyperparam,
     check_one_group,
@@ -177,7 +178,7 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
     title = f"set_hyperparams/{','.join(names)}"
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        epoch, opt_state = int(np.asarray(state.epoch)), state.opt_state
+        epoch, opt_state = read_epoch(state), state.opt_state
         for (group, name), schedule in settings.items():
             value = schedule(epoch) if callable(schedule) else schedule
             change = functools.partial(fill_leaf, value=value)

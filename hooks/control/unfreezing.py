@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer
 from trainer.checks.suggestions import suggest_and_list
-from trainer.state import PyTree
+from trainer.state import PyTree, read_epoch
 from trainer.supervised.hyperparams import fill_leaf
 from trainer.supervised.optimizers import FrozenState
 
@@ -54,7 +53,7 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     title = f"unfreeze_at/{epoch}" + (f"/{label}" if label is not None else "")
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        if int(np.asarray(state.epoch)) + 1 < epoch:
+        if read_epoch(state) + 1 < epoch:
             return state
         opt_state = _unfreeze(state.opt_state, label)
         return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)

@@ -12,7 +12,6 @@ import jax
 
 from hooks.combining import Chain, chain
 from hooks.evaluation.requesting import request_state_name
-from hooks.metric_logging import read_step_epoch
 from hooks.writers.database import require_run
 from trainer import Hook, TrainState
 from trainer.checkpoints import DamagedCheckpoint, wait_for_saves
@@ -24,6 +23,7 @@ from trainer.runs import Run
 from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
 from trainer.runs.requests import Answer, list_answers
 from trainer.runs.store_client import StorePoller
+from trainer.state import read_epoch
 
 log = logging.getLogger("entracte")
 
@@ -104,7 +104,7 @@ def collect_scores(
             return _Found()
         taken = get_hook_state(state, name, _init)["taken"]
         if not wait:
-            return results.find_newest(taken, read_step_epoch(state)[1])
+            return results.find_newest(taken, read_epoch(state))
         return results.find_wanted(taken, state.hook_state[requested]["wanted"])
 
     def collect(state: TrainState, metrics: Mapping[str, float]) -> TrainState:

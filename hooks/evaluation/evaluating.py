@@ -16,13 +16,13 @@ from hooks.control.kept_params import (
 )
 from hooks.evaluation.collecting import collect_scores
 from hooks.evaluation.requesting import request_evaluation
-from hooks.metric_logging import read_step_epoch
 from trainer import Hook, Phase, TrainState
 from trainer.checks.arguments import describe_value
 from trainer.hook import SKIP
 from trainer.loop.dry_run import run_first_step
 from trainer.phases.phase import PendingMetrics
 from trainer.runs import Run
+from trainer.state import read_epoch
 
 log = logging.getLogger("entracte")
 
@@ -99,7 +99,7 @@ def evaluate(
         return _add_scores(state, run_first_step(phase, with_params(state))[2])
 
     def check_start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        if read_step_epoch(state)[1]:
+        if read_epoch(state):
             return state
         after = run(state, metrics)
         measured = (key for key in phase.list_metric_names(state) if key in after.scores)

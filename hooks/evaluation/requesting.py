@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import read_step_epoch
 from hooks.writers.database import require_run
 from trainer import Hook, TrainState
 from trainer.checkpoints import wait_for_saves
@@ -18,6 +17,7 @@ from trainer.runs.checkpoint_rows import list_complete_epochs
 from trainer.runs.requests import list_requests
 from trainer.runs.store_client import StorePoller
 from trainer.runs.text import check_name
+from trainer.state import read_epoch, read_step_epoch
 
 log = logging.getLogger("entracte")
 
@@ -86,7 +86,7 @@ def request_evaluation(run: Run, suite: str) -> Chain:
         return state
 
     def want(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        epoch = read_step_epoch(state)[1]
+        epoch = read_epoch(state)
         if wanted[-1:] != [epoch]:
             wanted.append(epoch)
         return set_hook_state(state, name, {"wanted": epoch})

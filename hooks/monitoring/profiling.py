@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import read_step_epoch
 from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.hook import SKIP
 from trainer.host.folders import make_folder
+from trainer.state import read_epoch
 
 _planned: dict[object, tuple[int, int, str]] = {}
 """First and last epoch, and directory, of the profiles of current runs: JAX has one profiler."""
@@ -71,7 +71,7 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
 
     def trace(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal tracing
-        epoch, total = read_step_epoch(state)[1], getattr(metrics, "epochs", None)
+        epoch, total = read_epoch(state), getattr(metrics, "epochs", None)
         if tracing and epoch >= last:
             close()
         elif not tracing and first <= epoch + 1 <= last and not state.stop and epoch != total:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from hooks.combining import Chain, chain
-from hooks.metric_logging import read_step_epoch
 from trainer import Hook, TrainState
 from trainer.checks.arguments import require_integer
 from trainer.checks.paths import to_absolute_path
@@ -22,6 +21,7 @@ from trainer.host.extras import require_extra
 from trainer.host.folders import make_folder
 from trainer.host.safe_open import create_new
 from trainer.runs import Run
+from trainer.state import read_step_epoch
 
 GB = 1e9
 """Bytes."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain
-from hooks.metric_logging import read_step_epoch
 from hooks.reports.histories import call_on_finish, read_curves
 from hooks.reports.report_page import Report, render_page
 from trainer import TrainState
@@ -19,6 +18,7 @@ from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
 from trainer.runs.panels import finite_values
+from trainer.state import read_step_epoch
 
 OUTCOMES = {
     "start": "interrupted",

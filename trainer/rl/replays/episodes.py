@@ -23,7 +23,7 @@ from trainer.rl.policies import (
 )
 from trainer.rl.replays.isolated_steps import STEP, isolate_step, make_initial_step
 from trainer.rl.replays.replay import RESET, Replay, checksum_of, derive_episode_key, keys_to_data
-from trainer.state import PyTree, TrainState
+from trainer.state import PyTree, TrainState, read_epoch
 
 ACT = STEP + 1
 """Folded, with the number of the step, into an episode's key to make the key of an action."""
@@ -102,7 +102,7 @@ def make_episode_runner(
             seed=seed,
             number=number,
             greedy=greedy,
-            epoch=int(np.asarray(state.epoch)),
+            epoch=read_epoch(state),
             step=int(np.asarray(state.step)),
             actions=actions[:length],
             rewards=rewards[:length],
