@@ -259,7 +259,7 @@ def test_every_second_epoch_it_scores_the_time_of_both(state, phase):
 
 
 def test_it_stays_on_the_training_thread():
-    with pytest.raises(ValueError, match="'record_times' is one with memory or scores"):
+    with pytest.raises(ValueError, match="'record_times' is one with them"):
         hooks.background(hooks.record_times())
 
 
