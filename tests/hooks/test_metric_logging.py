@@ -159,7 +159,7 @@ def test_all_writers_are_closed_even_if_some_fail():
     closing = [part.close for part in log_metrics(*writers).parts if part.close]
     assert len(closing) == 1
     with pytest.raises(OSError, match="cannot close") as raised:
-        closing[0]()
+        closing[0](None)
     assert calls == [("close",)] * 3
     assert "and closing <" in raised.value.__notes__[0]
     assert "failed: OSError('cannot close')" in raised.value.__notes__[0]
