@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped."""
+"""A run that stops and resumes equals one that never stopped."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from trainer.checkpoints.directory_lock import DirectoryInUse
 
 @pytest.fixture
 def stages(val):
-    """Hooks that remember: patience, an average, what `once` has done."""
+    """Hooks with a state: patience, an average, what `once` has done."""
 
     def shrink(state, metrics):
         return state.replace(params=jax.tree.map(lambda w: w * 0.9, state.params))
@@ -84,7 +84,7 @@ def test_a_finished_run_returns_the_same_state_again_and_runs_its_end_again(star
     chain = hooks.chain(_saving(tmp_path), hooks.on("end", double))
     first, _ = trainer.fit(start, train, epochs=2, hooks=chain)
     again, history = trainer.fit(start, train, epochs=2, hooks=chain)
-    assert len(history) == 1  # what is on record of the last epoch
+    assert len(history) == 1  # the recorded metrics of the last epoch
     assert fingerprint(again) == fingerprint(first)
     longer, _ = trainer.fit(start, train, epochs=4, hooks=_saving(tmp_path))
     straight, _ = trainer.fit(start, train, epochs=4)
@@ -332,7 +332,7 @@ print("fingerprint", trainer.fingerprint(state))
 
 
 def _run(directory, epochs, *, kill_after=None, delay=0.0):
-    """Run the child, kill -9 it a moment after it printed so many epochs; give what it printed."""
+    """Run the child, kill -9 it a moment after it printed this many epochs; return its output."""
     command = [sys.executable, "-c", CHILD, str(directory), str(epochs)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     lines = []
@@ -387,7 +387,7 @@ def test_only_one_hook_saves_to_a_directory(start, train, tmp_path):
             DirectoryInUse, match="a run that it is within, saves there.* of its own"
         ):
             trainer.fit(start, train, epochs=1, hooks=_saving(tmp_path))
-        assert (tmp_path / "lock").stat().st_size  # the outer run goes on
+        assert (tmp_path / "lock").stat().st_size  # the outer run continues
         return state
 
     trainer.fit(start, train, epochs=1, hooks=[train_within, _saving(tmp_path)])

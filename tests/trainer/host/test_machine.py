@@ -1,4 +1,4 @@
-"""What a run runs on is told, with the revision of the code where there is one."""
+"""What a run runs on is reported, with the revision of the code if there is one."""
 
 import os
 import platform
