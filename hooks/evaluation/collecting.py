@@ -20,7 +20,7 @@ from trainer.host.escaping import escape_text
 from trainer.host.processes import from_main_process, is_main_process
 from trainer.host.redaction import redact_text
 from trainer.runs import Run
-from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
+from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.requests import Answer, list_answers
 from trainer.runs.store_client import StorePoller
 from trainer.state import read_epoch
@@ -182,7 +182,7 @@ class _Results:
         if wanted <= taken:
             return _Found()
         wait_for_saves()
-        epochs = list_complete_epochs(self._run.directory)
+        epochs = list_checkpoint_epochs(self._run.directory)
         epoch = next((number for number in epochs if number >= wanted), 0)
         if epoch <= taken:
             return _Found()  # no checkpoint is complete yet
@@ -217,7 +217,7 @@ class _Results:
         try:
             return describe_checkpoint(folder, answer.epoch).checksum == answer.checksum
         except DamagedCheckpoint:
-            return max(list_complete_epochs(folder), default=0) > answer.epoch
+            return max(list_checkpoint_epochs(folder), default=0) > answer.epoch
 
     def _log_failure(self, answer: Answer) -> None:
         if answer.error is not None:

@@ -13,7 +13,7 @@ from trainer.checkpoints import wait_for_saves
 from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
 from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
 from trainer.runs import Run
-from trainer.runs.checkpoint_rows import list_complete_epochs
+from trainer.runs.checkpoint_rows import list_checkpoint_epochs
 from trainer.runs.requests import list_requests
 from trainer.runs.store_client import StorePoller
 from trainer.runs.text import check_name
@@ -57,7 +57,7 @@ def request_evaluation(run: Run, suite: str) -> Chain:
     abandoned: dict[int, Stamp | None] = {}  # checkpoints beyond the one that is resumed
 
     def list_ready() -> list[int]:
-        numbers = list_complete_epochs(run.directory)
+        numbers = list_checkpoint_epochs(run.directory)
         return [n for n in numbers if n not in abandoned or abandoned[n] != read_stamp(folder, n)]
 
     def request_ready() -> None:
@@ -77,7 +77,7 @@ def request_evaluation(run: Run, suite: str) -> Chain:
         wanted.clear()
         abandoned.clear()
         abandoned.update(
-            {n: read_stamp(folder, n) for n in list_complete_epochs(run.directory) if n > epoch}
+            {n: read_stamp(folder, n) for n in list_checkpoint_epochs(run.directory) if n > epoch}
         )
         number = get_hook_state(state, name, _init)["wanted"]
         if number and not _was_requested(run, suite, number, epoch, list_ready()):

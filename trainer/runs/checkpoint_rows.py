@@ -16,7 +16,7 @@ from trainer.checkpoints.select import get_checkpoint_folder
 from trainer.runs.rows import CheckpointRow
 
 
-def list_complete_epochs(directory: str | os.PathLike[str]) -> list[int]:
+def list_checkpoint_epochs(directory: str | os.PathLike[str]) -> list[int]:
     """List the epochs of a run's complete checkpoints, ascending."""
     return publishing.list_complete_epochs(get_checkpoint_folder(directory))
 

@@ -14,7 +14,7 @@ from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
 from trainer.host.redaction import redact_text
 from trainer.runs.artifacts import list_artifacts
-from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
+from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.delivery_thread import DeliveryThread
 from trainer.runs.directory_claim import QUEUE, claim_directory
 from trainer.runs.disk_queue import DiskQueue
@@ -130,7 +130,7 @@ class RunRecorder:
         relist, self._relist = self._relist, False
         folder = get_checkpoint_folder(self._directory)
         found = {
-            epoch: read_stamp(folder, epoch) for epoch in list_complete_epochs(self._directory)
+            epoch: read_stamp(folder, epoch) for epoch in list_checkpoint_epochs(self._directory)
         }
         stamps = {epoch: stamp for epoch, stamp in found.items() if stamp}
         self._listed = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.runs.checkpoint_rows import describe_checkpoint, list_complete_epochs
+from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.connection import Unreachable
 from trainer.runs.directory_claim import QUEUE
 from trainer.runs.rows import RunRow
@@ -89,7 +89,7 @@ def _find_entry(
 def _find_moved(store: Store, here: Sequence[RunRow], directory: Path) -> RunRow | None:
     """Find the run whose newest checkpoint lies in this directory, and whose own one is gone."""
     with contextlib.suppress(DamagedCheckpoint):
-        for epoch in list_complete_epochs(directory)[-1:]:
+        for epoch in list_checkpoint_epochs(directory)[-1:]:
             names = store.find_runs(epoch, describe_checkpoint(directory, epoch).checksum)
             gone = (row for row in here if not os.path.lexists(row.directory))
             return next((row for row in gone if row.name in names), None)
