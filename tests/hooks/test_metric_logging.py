@@ -1,4 +1,4 @@
-"""log_metrics: what writers are given, when, and that a resumed run repeats no record."""
+"""log_metrics: what is written, when, and that a resumed run repeats no record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hooks.writers.values import Progress, Trace
 
 
 class Recorder:
-    """Keeps all calls, in order."""
+    """Records all calls, in order."""
 
     def __init__(self, calls=None, *, fail=()):
         self.calls = [] if calls is None else calls
@@ -115,14 +115,14 @@ def test_a_fit_starts_writes_and_closes_all_writers(state, phase):
 def test_writers_are_flushed_before_a_save(state, phase):
     recorder = Recorder()
 
-    def commit(state, metrics):
-        recorder.calls.append(("commit",))
+    def save(state, metrics):
+        recorder.calls.append(("save",))
         return state
 
-    commit = trainer.Hook(commit, "commit", stage="save")
-    trainer.fit(state, phase, epochs=1, hooks=[commit, log_metrics(recorder)])
+    save = trainer.Hook(save, "save", stage="save")
+    trainer.fit(state, phase, epochs=1, hooks=[save, log_metrics(recorder)])
     calls = [call[0] for call in recorder.calls]
-    assert calls == ["resume", "write", "flush", "commit", "flush", "flush", "close"]
+    assert calls == ["resume", "write", "flush", "save", "flush", "flush", "close"]
 
 
 def test_retrying_a_writer_skips_those_before_it(state, phase, tmp_path):
@@ -215,7 +215,7 @@ def test_a_fresh_run_replaces_the_lines_of_an_earlier_one(state, phase, tmp_path
 
 
 def test_a_crash_between_record_and_save_duplicates_nothing(state, phase, tmp_path):
-    """Epoch 3 is on record when the run fails; its commit is not made, so it is run again."""
+    """Epoch 3 is recorded when the run fails, but not saved, so it runs again."""
     path = tmp_path / "metrics.jsonl"
 
     def fail(state, metrics):
@@ -225,8 +225,8 @@ def test_a_crash_between_record_and_save_duplicates_nothing(state, phase, tmp_pa
 
     def run(*more):
         lines = log_metrics(JsonLines(path))
-        commits = hooks.save_checkpoints(tmp_path, max_cost=None)
-        return trainer.fit(state, phase, epochs=4, hooks=[commits, lines, *more])
+        saving = hooks.save_checkpoints(tmp_path, max_cost=None)
+        return trainer.fit(state, phase, epochs=4, hooks=[saving, lines, *more])
 
     with pytest.raises(RuntimeError, match="power cut"):
         run(hooks.observe(fail))

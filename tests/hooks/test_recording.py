@@ -1,4 +1,4 @@
-"""record: what is made of a state goes to writers, beside log_metrics and alone."""
+"""record: values computed from a state are written, with and without log_metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hooks.writers.values import Histogram, Image, Progress, Text
 
 
 class Recorder:
-    """Keeps all calls, in order."""
+    """Records all calls, in order."""
 
     def __init__(self):
         self.calls = []
@@ -38,7 +38,7 @@ class Recorder:
 
 
 def sample(state, metrics):
-    """Says the epoch, and draws the parameters."""
+    """Return a text of the epoch, and a picture of the parameters."""
     return {
         "said": Text(f"of epoch {int(state.epoch)}"),
         "drawn": Image(jnp.abs(state.params["w"]).reshape(1, 2, 1)),
@@ -132,7 +132,7 @@ def test_with_log_metrics_a_resumed_run_records_each_value_once(state, phase, tm
 
 
 def test_alone_a_resumed_run_replaces_records_beyond_the_checkpoint(state, phase, tmp_path):
-    """Also where no phase takes a step, so that epochs alone tell records apart."""
+    """Also if no phase counts steps, so that only epochs distinguish records."""
     evaluated = trainer.Phase(
         "play", lambda state, data: (state, None, {"size": state.params["b"]})
     )

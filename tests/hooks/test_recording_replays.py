@@ -1,4 +1,4 @@
-"""record_replays: episodes of the policy beside the run, and in writers."""
+"""record_replays: episodes of the policy in files and writers."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from trainer.rl.environments import Box, Discrete, Environment, Step
 
 
 def apply(params, model_state, x, *, key, train):
-    """Stop where the number is above the first parameter, which training halves."""
+    """Stop if the number is above the first parameter, which training halves."""
     logits = jnp.stack([jnp.full(len(x), jnp.abs(params["w"]).sum()), x[:, 0]], axis=-1)
     return {"logits": 100 * logits, "value": x[:, 0]}, model_state
 
@@ -50,12 +50,12 @@ DICE = Environment("dice", reset, step, Box((1,)), Discrete(2), jnp.int32(10), r
 
 
 COMPILED = {}
-"""What was made for the same objects and settings, and these, lest their ids be given again."""
+"""Functions by objects and settings; it keeps the objects, so that their ids are not reused."""
 
 
 @pytest.fixture(autouse=True)
 def _compiled_once(monkeypatch):
-    """Share the programs of one environment: a run would compile its own."""
+    """Share compiled functions: each run would compile its own."""
 
     def shared(make):
         def share(*given, **settings):
@@ -135,7 +135,7 @@ def test_a_resumed_run_has_the_files_of_an_uninterrupted_one(state, phase, tmp_p
 
     run(tmp_path / "whole", 3)
     run(tmp_path / "part", 2)
-    for later in ("3-0.json", "9-0.gif"):  # a crash after them, and before their commit
+    for later in ("3-0.json", "9-0.gif"):  # written before a crash, but never saved
         (tmp_path / "part" / "replays" / later).write_text("of a lost epoch")
     run(tmp_path / "part", 3)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")

@@ -160,10 +160,18 @@ def test_after_one_that_hung_another_thread_takes_over(gate):
 
 
 def test_many_items_within_the_limit_may_take_longer_together():
-    worker = BackgroundWorker("steady", lambda item: time.sleep(0.1), max_queued=20, time_limit=1.0)
+    processed, began = [], time.monotonic()
+
+    def process(item):
+        time.sleep(0.1)
+        processed.append(item)
+
+    worker = BackgroundWorker("steady", process, max_queued=20, time_limit=1.0)
     for item in range(12):
         worker.put(item)
     worker.close()
+    assert processed == list(range(12))
+    assert time.monotonic() - began > 1.0
 
 
 def test_checking_raises_a_failure_and_does_not_wait():

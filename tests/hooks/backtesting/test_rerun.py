@@ -1,4 +1,4 @@
-"""Hooks run again over runs on record: what they would have done, and what is not known."""
+"""Backtests: hooks run again over recorded runs, and errors about what was not recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOSSES = [0.5, 0.4, 0.45, 0.41, 0.3, 0.35, 0.36, 0.37]
 
 @pytest.fixture
 def store(tmp_path):
-    """A store with a run `digits` of eight epochs, whose directory is there."""
+    """A store with a run `digits` of eight epochs, whose directory exists."""
     (tmp_path / "digits").mkdir()
     with Store(tmp_path) as opened:
         opened.register("digits", directory=str(tmp_path / "digits"), host="here", pid=1, time=0.0)
@@ -36,7 +36,7 @@ def store(tmp_path):
 
 
 def noted(seen):
-    """A hook that notes what it is shown."""
+    """A hook that notes what it sees."""
 
     def note(state, metrics):
         seen.append((int(state.epoch), int(state.step), dict(metrics)))
@@ -87,7 +87,7 @@ def test_hooks_do_what_they_did_in_the_run_itself(state, phase, tmp_path):
 
 
 def score_first(chain):
-    """Give the parts of a chain, those that score before those that read it."""
+    """Return the parts of a chain, hooks that score before those that read the scores."""
     return sorted(chain.parts, key=lambda part: not part.writes)
 
 
@@ -373,9 +373,9 @@ USES = {
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_every_use_of_a_missing_array_is_an_error(use):
     def refuse(what):
-        raise NotRecorded(f"{what} is not on record")
+        raise NotRecorded(f"{what} was not recorded")
 
-    with pytest.raises(NotRecorded, match="params/w is not on record"):
+    with pytest.raises(NotRecorded, match="params/w was not recorded"):
         use(MissingArray("params/w", refuse))
 
 

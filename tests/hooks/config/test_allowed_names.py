@@ -1,4 +1,4 @@
-"""What a file may name."""
+"""Names that a configuration file may use."""
 
 import inspect
 from importlib.metadata import EntryPoint, EntryPoints
@@ -23,11 +23,11 @@ NO_HOOKS = {
     "write_config",
     "writes",
 }
-"""Functions of the public face that give no hook, or are given what no file holds."""
+"""Public functions that return no hook, or take what no file can hold."""
 
 
 def _points(monkeypatch, *points):
-    """Let other packages have these entry points: (name, value)."""
+    """Register these entry points of other packages: (name, value)."""
     found = EntryPoints(EntryPoint(name, value, allowed_names.GROUP) for name, value in points)
     select = {"entry_points": lambda **terms: found.select(**terms)}
     monkeypatch.setattr(allowed_names, "metadata", type("metadata", (), select))

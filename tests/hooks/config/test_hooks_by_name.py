@@ -1,4 +1,4 @@
-"""Hooks by name are the hooks that a script would have made, and a configuration is a whole run."""
+"""Hooks by name are those that a script would build, and a configuration is a complete run."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from trainer.configuration import (
 
 
 def halve_when_fitted(state, metrics):
-    """A user's own hook."""
+    """A custom hook."""
     return state
 
 
@@ -63,7 +63,7 @@ def test_an_entry_builds_the_hook_that_a_script_builds(entry, made):
     built = from_config([entry], given=GIVEN)
     assert str(built) == str(hooks.chain(made))
     for part, other in zip(built.parts, hooks.chain(made).parts, strict=True):
-        assert [memory.name for memory in part.hook_states] == [m.name for m in other.hook_states]
+        assert [one.name for one in part.hook_states] == [one.name for one in other.hook_states]
 
 
 def test_arguments_are_passed(state):
@@ -154,7 +154,7 @@ def test_an_error_of_a_hook_is_raised_with_its_place():
 
 @pytest.fixture
 def config(tmp_path):
-    """A run that logs to a file and commits every epoch."""
+    """A run that logs to a file and saves every epoch."""
     return TrainingConfig(
         run=tmp_path / "run",
         logging=Logging(console=False, tensorboard=False),
@@ -179,7 +179,7 @@ def test_a_configuration_is_a_complete_run_that_resumes(config, start, train, va
     assert load_config(file, TrainingConfig) == dataclasses.replace(config, epochs=2)
     with pytest.raises(ValueError, match="optimizer/learning_rate: saved 0.001, now 0.1"):
         fit(dataclasses.replace(config, optimizer=Optimizer(learning_rate=0.1)), 3)
-    assert load_config(file, TrainingConfig).epochs == 2  # what was refused changed nothing
+    assert load_config(file, TrainingConfig).epochs == 2  # the refused one changed nothing
 
     with_board = Logging(console=False)
     resumed, history = fit(dataclasses.replace(config, logging=with_board), 3)
@@ -235,7 +235,7 @@ def test_a_fresh_run_refuses_a_directory_in_use(config):
     config.run.mkdir()
     fresh = dataclasses.replace(config, fresh=True, hooks=())
     build_hooks(fresh)
-    build_hooks(fresh)  # an empty file of records is no run: one was refused before it began
+    build_hooks(fresh)  # an empty file of records is no run: it may be left from a refused one
     (config.run / "something").write_text("a run")
     with pytest.raises(FileExistsError, match="holds a run"):
         build_hooks(fresh)

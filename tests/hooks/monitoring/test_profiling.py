@@ -1,4 +1,4 @@
-"""Profiling: traces of the epochs asked for, and of no others, closed whatever happens."""
+"""Profiling: traces of the requested epochs only, closed whatever happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hooks.testing import check_hook
 
 
 class Profiler:
-    """Stands in for JAX's: keeps what it is told, and which epochs ran meanwhile."""
+    """Replaces JAX's profiler: records its calls, and which epochs ran under a trace."""
 
     def __init__(self):
         self.calls = []
@@ -111,7 +111,7 @@ def test_an_active_trace_is_an_error(state, profiler, traced, tmp_path):
     with pytest.raises(RuntimeError, match="one profile") as raised:
         trainer.fit(state, traced, epochs=5, hooks=profile(tmp_path))
     assert "profile of epochs 2 to 3" in raised.value.__notes__[0]
-    assert profiler.tracing  # it is not ours to end
+    assert profiler.tracing  # only its owner may end it
 
 
 def test_a_real_trace_is_where_tensorboard_looks_for_it_and_changes_nothing(start, train, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run takes of the machine, and its sign of life."""
+"""A run's use of the machine, and its heartbeat."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import hooks
@@ -27,7 +28,7 @@ DEVICE = ("system/device_memory_gb", "system/device_memory_peak_gb")
 
 
 class Device:
-    """A device that tells of its memory."""
+    """A device that reports its memory."""
 
     def __init__(self, **stats):
         self.stats = stats
@@ -51,11 +52,18 @@ def clock(monkeypatch):
     return lambda seconds: now.__setitem__(0, 100.0 + seconds)
 
 
-def test_memory_and_cpu_of_this_process_are_scored(state):
-    scores = watch_system()(state, {}).scores
-    assert tuple(scores) == HOST
-    assert 0.05 < scores["system/host_memory_gb"] < 100
-    assert scores["system/cpu_percent"] >= 0
+def test_memory_and_cpu_of_this_process_are_scored(state, clock):
+    hook = watch_system()
+    before = hook(state, {}).scores
+    held = np.ones(25_000_000)  # 0.2 GB
+    busy_until = time.process_time() + 0.1
+    while time.process_time() < busy_until:
+        held += 1
+    clock(1.0)
+    after = hook(state, {}).scores
+    assert tuple(after) == HOST
+    assert 0.1 < after["system/host_memory_gb"] - before["system/host_memory_gb"] < 0.5
+    assert after["system/cpu_percent"] > 0
 
 
 def test_the_fullest_device_counts(state, devices):
@@ -215,7 +223,7 @@ def test_a_dry_run_writes_no_heartbeat(state, phase, tmp_path):
 
 
 class TestOnRecord:
-    """The sign of life of a run in a store, and how the run ended."""
+    """The heartbeat of a run in a store, and how the run ended."""
 
     @pytest.fixture
     def run(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Tables of times: a tree whose numbers add up, on a terminal and off it, whatever names say."""
+"""Tables of times: a tree whose numbers add up, on a terminal and elsewhere, with any names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""record_times: scores, a table and a trace of a run, however it ends, which changes nothing."""
+"""record_times: scores, a table and a trace of a run, however it ends, without changing it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def nothing(state, metrics):
 
 
 def fed(name, pieces):
-    """A phase whose data a function makes on the host; it measures what it was given."""
+    """A phase whose data a host function produces; it measures its data."""
     feed = data.source.Feed(pieces, np.float32(0), None, None, lambda state, check: None)
     phase = trainer.Phase(name, lambda state, given: (state, None, {"given": given}))
     phase.__dict__["feed"] = feed
@@ -44,7 +44,7 @@ def fed(name, pieces):
 
 
 def nested(events):
-    """Check that the events of each track lie within one another or apart."""
+    """Check that two events of a track are nested or do not overlap."""
     events = [event for event in events if event["ph"] == "X"]
     for tid in {event["tid"] for event in events}:
         track = [event for event in events if event["tid"] == tid]
@@ -71,7 +71,7 @@ def test_scores_reach_the_writers_and_hooks_are_not_counted_twice(state, phase, 
     assert "time/writer/JsonLines" not in records[0]
     assert all(records[1][name] > 0 for name in {"time/writer/JsonLines", "time/wait/train"})
     assert [record["time/compile/train"] > 0 for record in records] == [True, False, False]
-    assert records[2]["time/compile/train"] == 0.0  # a curve does not end
+    assert records[2]["time/compile/train"] == 0.0  # scored again, so that its curve continues
     extra = {name for name in history[-1] if name.startswith("time/")} - fresh
     assert extra == {
         "time/epoch_seconds",
@@ -102,7 +102,7 @@ def test_the_parts_of_an_epoch_explain_its_seconds(state):
         explained = sum(metrics[part] for part in parts)
         assert explained <= metrics["time/epoch_seconds"]
         rests.append(1 - explained / metrics["time/epoch_seconds"])
-    assert min(rests) < 0.1  # of the epochs that a busy machine left alone
+    assert min(rests) < 0.1  # in an epoch that a busy machine did not interrupt
 
 
 def test_it_changes_no_bit_and_compiles_nothing(state, phase, tmp_path):

@@ -1,4 +1,4 @@
-"""Traces: a track for each thread, shared by those that follow one another."""
+"""Traces: a track per thread, shared by threads that do not overlap."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_span_is_a_complete_event_in_microseconds(tmp_path):
 @pytest.mark.parametrize(
     ("saves", "tracks"),
     [
-        ([(2, 0, 4), (3, 5, 6), (2, 7, 9)], [["a", "c"], ["b"]]),  # thread 2 is there all along
+        ([(2, 0, 4), (3, 5, 6), (2, 7, 9)], [["a", "c"], ["b"]]),  # thread 2 spans the others
         ([(2, 0, 4), (3, 4, 6), (4, 7, 9)], [["a", "b", "c"]]),
         ([(2, 0, 4), (3, 3, 6), (4, 7, 9)], [["a", "c"], ["b"]]),
     ],

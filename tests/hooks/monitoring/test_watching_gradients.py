@@ -1,4 +1,4 @@
-"""Watching gradients: hand-worked norms, ratios and dead units; training is left as it is."""
+"""Watching gradients: hand-computed norms, ratios and dead units; training does not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def half_square(outputs, batch):
 
 
 class Product:
-    """x @ first, relu, @ second; the parameters are given."""
+    """x @ first, relu, @ second, with fixed parameters."""
 
     first = jnp.array([[1.0, -1.0], [2.0, -3.0]])  # its second unit is dead on positive inputs
     second = jnp.array([[0.5], [4.0]])
@@ -67,7 +67,7 @@ def test_norms_ratios_and_dead_units_match_hand_computed_ones(product):
 
 
 def test_gradients_are_those_of_the_training_step(task, start, train, digits):
-    """Of the batch that it steps on; the optimizer's state counts, as that of Adam."""
+    """Gradients of the batch of the step; the update uses the optimizer's state, such as Adam's."""
     batch = digits[0].example
     scores = hooks.watch_gradients(task, batch, depth=1)(start, {}).scores
     after, metrics = jax.jit(task.step)(start, batch)

@@ -1,4 +1,4 @@
-"""The curves of a run, read back from its records, and what is done with them when it is over."""
+"""The curves of a run, read from its records, and the hook that uses them when it is over."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _over(records, **more):
 
 def test_it_is_called_once_at_the_end(state, phase, records):
     calls, hook = _over(records)
-    for epochs in (2, 2, 3):  # the second has nothing left to train, and its records are there
+    for epochs in (2, 2, 3):  # the second has nothing left to train, but its records exist
         trainer.fit(state, phase, epochs=epochs, hooks=hook)
     assert calls == ["over"] * 3
 

@@ -1,4 +1,4 @@
-"""The report of a run: whole, by itself, and safe to open whatever is written in it."""
+"""The report of a run: complete, self-contained, and safe to open whatever texts it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that is appended to is at its path when a checkpoint follows, or that is said."""
+"""A file to append to is at its path when a checkpoint follows, or there is an error."""
 
 from __future__ import annotations
 

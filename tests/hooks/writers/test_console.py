@@ -1,4 +1,4 @@
-"""The console: a bar on a terminal, lines elsewhere, a table in the end."""
+"""The console: a bar on a terminal, lines elsewhere, a table at the end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rich(width=100, *, terminal=False):
 
 
 def epoch(number, total=20, **more):
-    """What `log_metrics` writes of an epoch."""
+    """The values that `log_metrics` writes for an epoch."""
     return {
         "epoch": Progress(number, total),
         "train/grad_norm": 12.5,
@@ -64,7 +64,7 @@ def course(*epochs):
 
 @pytest.fixture
 def terminal():
-    """A console on a terminal, closed in the end."""
+    """A console on a terminal, closed at the end."""
     console = Console(console=rich(terminal=True))
     yield console
     console.close()
@@ -307,7 +307,7 @@ def test_log_records_and_prints_appear_above_the_bar(terminal):
         after = text[text.index(word) :]
         assert "\x1b[2K" in text[: text.index(word)]  # the bar was erased before
         assert "━" in after  # and drawn again below
-    assert sys.stdout is not out  # rich stands in for it
+    assert sys.stdout is not out  # replaced by rich
     terminal.close()
     assert sys.stdout is out
 
@@ -357,7 +357,7 @@ def test_it_holds_the_laws(state):
 
 
 def bar(run, doing, monkeypatch):
-    """Draw the bar while the run is at something."""
+    """Draw the bar while the run does something."""
     monkeypatch.setattr(console_display, "list_open_spans", lambda thread: doing)
     run.thread = 0
     return shown(run.bar(100))
@@ -368,7 +368,7 @@ def test_the_bar_shows_that_the_first_phase_compiles(monkeypatch):
     drawn = bar(run, [OpenSpan("compile", "train", 12.4)], monkeypatch)
     assert "epoch  0/20" in drawn
     assert "compiling train, 12 s" in drawn
-    assert "left" not in drawn  # nobody knows yet
+    assert "left" not in drawn  # unknown yet
     assert "compiling" not in bar(run, [OpenSpan("compile", "train", 0.4)], monkeypatch)
 
 

@@ -12,7 +12,7 @@ from hooks.writers.values import Video
 
 
 def played(gif):
-    """Give what a viewer shows in each hundredth of a second, up to the last frame's stay."""
+    """Return what a viewer shows in each hundredth of a second, up to the last frame."""
     image, shown = PIL.Image.open(io.BytesIO(gif)), []
     for number in range(image.n_frames):
         image.seek(number)

@@ -27,7 +27,7 @@ writer.resume(0, 0)
 writer.write(1, {"loss": 1.0})
 writer.close()
 """
-"""Makes a database, which takes MLflow seconds."""
+"""Creates a database, which takes MLflow seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def made(tmp_path_factory):
         proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), url)
         command = [sys.executable, "-c", CHILD, str(directory)]
         subprocess.run(command, env=kept | proxies, timeout=90, check=True, cwd=directory)
-        with pytest.raises(BlockingIOError):  # whoever looked for the network came by here
+        with pytest.raises(BlockingIOError):  # a connection to the network would arrive here
             proxy.accept()
     assert [path.name for path in directory.iterdir()] == ["mlflow"]  # and no stray mlruns
     return directory
@@ -53,14 +53,14 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def uri(made, tmp_path, monkeypatch):
-    """A database of the test's own; of its experiments none is that of the test."""
-    monkeypatch.chdir(tmp_path)  # where MLflow's client leaves a folder
+    """A database for one test, without the test's experiment."""
+    monkeypatch.chdir(tmp_path)  # MLflow's client leaves a folder there
     shutil.copy(made / "mlflow" / "mlflow.db", tmp_path / "copy.db")
     return f"sqlite:///{tmp_path / 'copy.db'}"
 
 
 class Reader:
-    """What MLflow has of an experiment."""
+    """The runs of an experiment in MLflow."""
 
     def __init__(self, uri, experiment):
         from mlflow.entities import ViewType
@@ -143,7 +143,7 @@ def test_each_kind_is_recorded_at_its_step(uri, tmp_path):
     assert (folder / "texts/said/3.txt").read_text() == "so"
     assert (folder / "videos/video/6.gif").read_bytes()[:4] == b"GIF8"
     writer.write(9, {"loss": 0.25})
-    writer.close()  # what is there already, NaN and infinity too, is left as it is
+    writer.close()  # existing numbers, also NaN and infinity, are unchanged
     after = Reader(uri, "kinds")
     assert after.run.info.run_id == reader.run.info.run_id
     assert [step for step, _ in after.points("loss")] == [3, 6, 9]
@@ -175,10 +175,10 @@ def test_a_resumed_run_keeps_its_id_and_has_each_record_once(uri, state, phase, 
         raise LookupError("lost")
 
     with pytest.raises(LookupError):
-        fit(6, hooks.observe(fail))  # epoch 5 is on record, and was never committed
+        fit(6, hooks.observe(fail))  # epoch 5 is recorded, but was never saved
     assert Reader(uri, "on").points("loss")[-1] == (5, 0.1875)
     again = fit(6)
-    assert again.run.info.run_id == first.run.info.run_id  # it came again with the same numbers
+    assert again.run.info.run_id == first.run.info.run_id  # the repeated epoch has the same numbers
     assert [step for step, _ in again.points("loss")] == [1, 2, 3, 4, 5, 6]
     assert again.deleted == []
 
@@ -198,7 +198,7 @@ def test_changed_numbers_replace_the_old_ones(uri, tmp_path):
     after = Reader(uri, "back")
     assert after.points("loss") == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert [run.info.run_id for run in after.deleted] == [before]
-    after.client.delete_run(after.run.info.run_id)  # by a person, say
+    after.client.delete_run(after.run.info.run_id)  # by a user, for example
     write(4, 4, 2.0)
     writer.close()
     assert len(Reader(uri, "back").points("loss")) == 4

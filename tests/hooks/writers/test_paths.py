@@ -1,4 +1,4 @@
-"""All that takes a path: a URL is refused at once, `~` is the home, `chdir` changes nothing."""
+"""Paths as arguments: a URL is refused, `~` is the home directory, `chdir` changes nothing."""
 
 from __future__ import annotations
 

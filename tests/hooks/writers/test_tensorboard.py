@@ -163,7 +163,7 @@ def test_flush_and_close_before_any_write_do_nothing(board):
 
 
 def test_a_resumed_run_drops_records_beyond_its_step(board):
-    """A crash after step 4, and the newest commit at 2: 3 and 4 come again."""
+    """A crash after step 4, and the newest checkpoint at 2: steps 3 and 4 are repeated."""
     board.resume(0, 0)
     for step in (2, 4):
         board.write(step, {"loss": 1.0, "steps/loss": Trace(np.ones(2))})

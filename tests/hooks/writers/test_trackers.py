@@ -1,4 +1,4 @@
-"""A journal has every record once, whatever stopped the run, and knows what was delivered."""
+"""A journal has every record once after any interruption, and knows what was delivered."""
 
 import logging
 import math
@@ -98,7 +98,7 @@ def test_new_records_are_delivered_once(journal, tmp_path):
     journal.close(deliver)
     assert times == [1]
     journal.write(2, {"loss": 1.0})
-    again = TrackerJournal(journal.folder, "a test")  # of a process after one that was killed
+    again = TrackerJournal(journal.folder, "a test")  # like a process after one that was killed
     again.close(deliver)
     again.close(deliver)
     assert times == [1, 2]

@@ -38,7 +38,7 @@ def _teardown():
 
 
 def records(directory, kind):
-    """Read the records of a kind from the one log that there is."""
+    """Read the records of a kind from the only log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (file,) = (directory / "wandb").glob("offline-run-*/*.wandb")
@@ -115,7 +115,7 @@ def test_each_kind_is_recorded_at_its_step_without_passwords(wandb, tmp_path, mo
     files = [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
     assert [path for path in files if b"hunter" in path.read_bytes()] == []
     assert sys.argv[2] == url
-    assert wandb.run is None  # a run of the user's own would have stayed
+    assert wandb.run is None  # the user's own run would have stayed open
 
 
 def test_a_resumed_run_keeps_its_id_and_has_each_record_once(wandb, state, phase, tmp_path):
@@ -130,7 +130,7 @@ def test_a_resumed_run_keeps_its_id_and_has_each_record_once(wandb, state, phase
     first = fit(2)
     (tmp_path / "replays").mkdir()
     (tmp_path / "replays" / "2-0.json").write_text("{}")
-    beyond = {"step": 3, "epoch": 3, "number:train/loss": 7.0}  # of a process that was killed
+    beyond = {"step": 3, "epoch": 3, "number:train/loss": 7.0}  # left by a process that was killed
     with (tmp_path / "wandb" / "journal.jsonl").open("a") as file:
         file.write(json.dumps(beyond) + "\n")
     assert fit(4) == first
@@ -138,16 +138,18 @@ def test_a_resumed_run_keeps_its_id_and_has_each_record_once(wandb, state, phase
     assert [(step, values["epoch"]) for step, values in history] == [(n, n) for n in (1, 2, 3, 4)]
     assert [values["train/loss"] for _, values in history] == [3, 1.5, 0.75, 0.375]
     assert all(values["image"]["_type"] == "image-file" for _, values in history)
-    (*commits, replays) = records(tmp_path, "artifact")
-    aliases = [sorted(commit.aliases) for commit in commits]
+    (*checkpoints, replays) = records(tmp_path, "artifact")
+    aliases = [sorted(saved.aliases) for saved in checkpoints]
     assert aliases == [["epoch-3", "latest"], ["epoch-4", "latest"]]
-    assert {commit.name for commit in commits} == {f"checkpoint-{first}"}
+    assert {saved.name for saved in checkpoints} == {f"checkpoint-{first}"}
     assert (replays.name, replays.type) == (f"replays-{first}", "replay")
     assert [entry.path for entry in replays.manifest.contents] == ["2-0.json"]
-    for entry in commits[0].manifest.contents:
+    for entry in checkpoints[0].manifest.contents:
         assert entry.local_path.startswith(str(tmp_path / "wandb" / "artifacts"))
         assert os.path.getsize(entry.local_path) == entry.size
-    assert {"manifest.json", "arrays/_METADATA"} <= {e.path for e in commits[0].manifest.contents}
+    assert {"manifest.json", "arrays/_METADATA"} <= {
+        e.path for e in checkpoints[0].manifest.contents
+    }
 
 
 CHILD = """
@@ -169,7 +171,7 @@ def test_it_needs_no_network(wandb, tmp_path):
         proxies = dict.fromkeys(names, url)
         command = [sys.executable, "-c", CHILD, str(tmp_path)]
         subprocess.run(command, env={**os.environ, **proxies}, timeout=60, check=True)
-        with pytest.raises(BlockingIOError):  # whoever looked for the network came by here
+        with pytest.raises(BlockingIOError):  # a connection to the network would arrive here
             proxy.accept()
     assert rows(tmp_path) == [(1, {"loss": 1})]
 

@@ -1,4 +1,4 @@
-"""The values that writers are given, and JsonLines."""
+"""Values for writers, and JsonLines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hooks.writers.writer import ResumableWriter, Writer
 
 
 class Printer:
-    """A writer of one's own, in ten lines."""
+    """A custom writer in ten lines."""
 
     def write(self, step, values):
         print(step, {name: value for name, value in values.items() if isinstance(value, float)})
@@ -131,7 +131,7 @@ def test_resuming_drops_exactly_the_records_beyond_the_step(steps, at):
 
 
 def test_epochs_without_steps_are_distinguished(path):
-    """As of a program that only evaluates, or only plays."""
+    """Such as a program that only evaluates, or only plays."""
     lines = JsonLines(path)
     for epoch in (1, 2, 3):
         lines.write(0, {"epoch": Progress(epoch), "loss": 1.0})
@@ -167,7 +167,7 @@ def test_a_file_with_nothing_to_drop_is_unchanged(path, caplog):
 
 
 def test_resuming_replaces_the_file_and_never_shortens_it_in_place(path):
-    """A reader that has it open goes on seeing it whole."""
+    """A reader that has it open still sees the complete file."""
     fill(path, [1, 2, 3])
     with path.open() as reader:
         JsonLines(path).resume(1, 99)

@@ -16,7 +16,7 @@ LOSSES = [0.5, 0.4, 0.45, 0.41, 0.3, 0.35]
 
 
 def register(store, name, *, state="finished", age=100.0, config=None, losses=(), epochs=None):
-    """Put a run on record, with a validation loss an epoch."""
+    """Record a run, with a validation loss per epoch."""
     now = time.time()
     store.register(
         name,
@@ -42,7 +42,7 @@ def register(store, name, *, state="finished", age=100.0, config=None, losses=()
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """Four runs: one finished, one that goes on, one that stalled, one that failed."""
+    """Four runs: finished, running, stalled and failed."""
     monkeypatch.setenv("ENTRACTE_STORE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.chdir(tmp_path)
@@ -67,7 +67,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    """Call the command line; gives exit status, output and what was told of errors."""
+    """Call the command line; returns exit status, standard output and standard error."""
 
     def call(*words):
         status = main(list(words))
@@ -92,7 +92,7 @@ def digits_store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hostile(digits_store):
-    """A run whose every text would like to be more than that; gives its name."""
+    """A run whose texts are all hostile; returns its name."""
     markup = {"\x1b[2J" + HOSTILE: "\x1b[31m" + HOSTILE}
     _register_plain(digits_store, HOSTILE, "/runs/" + HOSTILE, config=markup, environment=markup)
     for epoch in (1, 2):

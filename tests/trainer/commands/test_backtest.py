@@ -1,4 +1,4 @@
-"""The command `replay`: what it prints, and what it refuses."""
+"""The command `backtest`: its output and its errors."""
 
 from __future__ import annotations
 

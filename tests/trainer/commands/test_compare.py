@@ -1,4 +1,4 @@
-"""In what runs differ, and which of them is better."""
+"""Differences of runs, and which is better."""
 
 from __future__ import annotations
 

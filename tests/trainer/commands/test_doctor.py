@@ -1,4 +1,4 @@
-"""The doctor: what it finds, what it says to mend, and the exit status."""
+"""The doctor: findings, remedies and the exit status."""
 
 from __future__ import annotations
 

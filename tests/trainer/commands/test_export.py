@@ -47,7 +47,7 @@ def test_csv_and_json(store, tmp_path, capsys):
         head, *rows = csv.reader(file)
     assert head == ["name", "epoch", "step", "value", "text"]
     assert rows[0] == ["loss", "1", "28", "0.5", ""]
-    assert rows[1] == [WANTED[1][0], "1", "28", "", "'=1+1"]  # which a spreadsheet would run
+    assert rows[1] == [WANTED[1][0], "1", "28", "", "'=1+1"]  # a spreadsheet would run it
     assert rows[2] == ["loss", "2", "56", "nan", ""]
     everything = json.loads((tmp_path / "plain-export" / "run.json").read_text())
     assert everything["run"]["config"] == {"a": 1}

@@ -1,4 +1,4 @@
-"""The table of runs: which are listed, in which order, and what it says of each."""
+"""The table of runs: which runs, in which order, and their columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def names(out):
-    """The runs in a table, from above."""
+    """The runs in a table, from top to bottom."""
     lines = out.splitlines()
     rule = next(number for number, line in enumerate(lines) if line.startswith("─"))
     return [line.split()[0] for line in lines[rule + 1 : lines.index("", rule)]]

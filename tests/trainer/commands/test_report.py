@@ -1,4 +1,4 @@
-"""The command `report`: a page of what is on record."""
+"""The command `report`: a page about a recorded run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reader(HTMLParser):
             self.cells[-1] += data.rstrip("\n")
 
 
-def commit(epoch):
+def checkpoint_row(epoch):
     return CheckpointRow(
         epoch, f"/c/{epoch}", 2_000_000, {"val/loss": 0.5}, str(epoch), "2025-01-02T03"
     )
@@ -43,7 +43,7 @@ def test_the_page_has_curves_scores_and_how_far_the_run_is(digits_store, capsys)
     assert path == Path("runs/digits/report.html").absolute()
     page = Reader(path.read_text())
     assert page.cells[:3] == ["digits", "outcome", "stalled"]
-    assert page.cells[page.cells.index("epochs") + 1] == "6"  # though it gave no sign of life
+    assert page.cells[page.cells.index("epochs") + 1] == "6"  # although it wrote no heartbeat
     assert page.cells[page.cells.index("steps") + 1] == "168"
     at = page.cells.index("val/loss")
     assert page.cells[at + 1 : at + 4] == ["0.3500", "0.3000 at 5", "0.5000 at 1"]
@@ -71,7 +71,7 @@ def test_settings_are_formatted_as_in_show(digits_store, capsys):
 
 
 def test_checkpoints_evaluations_and_files_are_listed(digits_store, capsys):
-    digits_store.write_checkpoint("digits", commit(2))
+    digits_store.write_checkpoint("digits", checkpoint_row(2))
     digits_store.write_artifact(
         "digits", Artifact(f"{Path.cwd()}/runs/digits/a.gif", "replay", 2, 56, 9)
     )
@@ -100,9 +100,9 @@ def test_checkpoints_evaluations_and_files_are_listed(digits_store, capsys):
 
 def test_only_the_last_of_many_checkpoints_are_listed(digits_store, capsys):
     for epoch in range(1, ROWS + 3):
-        digits_store.write_checkpoint("digits", commit(epoch))
+        digits_store.write_checkpoint("digits", checkpoint_row(epoch))
     main(["report", "digits"])
-    assert not Path("runs/digits/report.html").exists()  # a directory that the store names
+    assert not Path("runs/digits/report.html").exists()  # only the store names that directory
     cells = Reader(Path("digits.html").read_text()).cells
     at = cells.index(f"Checkpoints: the last {ROWS} of {ROWS + 2}")
     assert cells[at + 6] == "3"

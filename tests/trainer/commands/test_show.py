@@ -1,4 +1,4 @@
-"""All that is on record of a run, on one screen."""
+"""Everything about a recorded run, on one screen."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_it_shows_everything_recorded(run, store):
     assert scores["held/accuracy"] == ["0.8750", "0.8750", "at", "2", "0.8750", "at", "2"]
     times = section(out, "Time in hooks")[2].split()
     assert times == ["evaluate/val", "750", "ms", "250", "ms", "33.33%"]
-    commits = [line.split() for line in section(out, "Checkpoints")[2:]]
-    assert [row[:4] for row in commits] == [
+    checkpoints = [line.split() for line in section(out, "Checkpoints")[2:]]
+    assert [row[:4] for row in checkpoints] == [
         ["2", "2.0", "kB", "0.2500"],
         ["3", "2.0", "kB", "0.3125"],
     ]

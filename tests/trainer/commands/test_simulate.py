@@ -1,4 +1,4 @@
-"""The command `simulate`: a checkpoint, restored and played by a function of one's own."""
+"""The command `simulate`: a custom function restores and plays a checkpoint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, monkeypatch):
-    """That run, where commands look for it."""
+    """That run, in the default store."""
     monkeypatch.chdir(trained)
     monkeypatch.delenv("ENTRACTE_STORE", raising=False)
 
@@ -165,7 +165,7 @@ def test_a_missing_function_is_named(run, capsys):
 
 @pytest.mark.parametrize("name", ["cartpole", "text"])
 def test_the_examples_have_a_simulation(name, capsys):
-    """They are played for real with the examples; here, that their flags are told."""
+    """The tests of examples play them; this one checks their options in the help."""
     place = importlib.util.find_spec("trainer").submodule_search_locations[0]
     file = f"{place}/../examples/{name}.py"
     assert main(["simulate", "x", "--with", f"{file}:simulation", "--help"]) == 0

@@ -1,4 +1,4 @@
-"""Runs and evaluators as they are now, and exit statuses for scripts."""
+"""The present state of runs and evaluators, and exit statuses for scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditions on configurations: which runs fulfil them, and which are none."""
+"""Conditions on configurations: which runs meet them, and which are malformed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_values_of_different_kinds_cannot_be_compared(rows, condition, told):
     with pytest.raises(CommandError, match=told):
         filter_runs(rows, [condition])
     with pytest.raises(CommandError, match=told):
-        filter_runs(rows, ["name=lion", condition])  # though no run is left to compare
+        filter_runs(rows, ["name=lion", condition])  # although no run is left to compare
 
 
 def test_a_setting_without_values_meets_no_comparison(rows):

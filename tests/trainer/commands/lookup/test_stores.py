@@ -1,4 +1,4 @@
-"""Which store and which run are meant, what dead runs left, and names that would command."""
+"""Finding stores and runs, undelivered queues, and hostile names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTILE = "\x1b[2J[bold red]x\u202e"
 
 
 def recorded(directory, name=None, **values):
-    """Put a run on record as its own process does."""
+    """Record a run like its own process."""
     run = Run(directory, name=name)
     run.record(1, 10, values)
     run.close()
@@ -91,12 +91,12 @@ def test_a_missing_store_explains_how_to_create_one(tmp_path, monkeypatch):
 
 @pytest.fixture
 def left(tmp_path, monkeypatch):
-    """A run that ended while its store was locked: a record waits in its queue."""
+    """A run that ended while its store was locked: a record is still in its queue."""
     recorded(tmp_path / "one", loss=0.5)
     assert (tmp_path / "one" / QUEUE).stat().st_size <= EMPTY
     run = Run(tmp_path / "one")
     monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.0)
-    with Store(tmp_path) as store, store.connection.transaction():  # keeps the thread waiting
+    with Store(tmp_path) as store, store.connection.transaction():  # blocks the thread
         run.record(2, 20, {"loss": 0.25})
         run.end("finished")
         run.close()

@@ -1,4 +1,4 @@
-"""Curves in a terminal: within their lines, broken where nothing is finite, and of any names."""
+"""Curves in a terminal: within their size, broken at non-finite values, with any names."""
 
 from __future__ import annotations
 

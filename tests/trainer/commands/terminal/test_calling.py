@@ -1,4 +1,4 @@
-"""The command line itself: which commands there are, and how it ends."""
+"""The command line itself: its commands and exit statuses."""
 
 from __future__ import annotations
 

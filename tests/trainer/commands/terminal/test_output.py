@@ -1,4 +1,4 @@
-"""What is printed is text: nothing in it is taken for markup, an emoji or a command."""
+"""Printed texts are not interpreted as markup, emoji or terminal commands."""
 
 from __future__ import annotations
 
