@@ -12,8 +12,12 @@ from typing import Any, Literal
 
 from trainer.checkpoints.load import read_params
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checks.modes import Mode
-from trainer.commands.lookup.checkpoint_choice import CheckpointChoice, choose_checkpoint
+from trainer.commands.lookup.checkpoint_choice import (
+    NEWEST,
+    CheckpointChoice,
+    SelectionOptions,
+    choose_checkpoint,
+)
 from trainer.commands.lookup.stores import RunName, StoreName, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.commands.terminal.output import make_console, print_json
@@ -43,9 +47,7 @@ def export(
     *,
     to: str | None = None,
     formats: tuple[Format, ...] = ("csv", "json"),
-    epoch: int | None = None,
-    best: str | None = None,
-    mode: Mode | None = None,
+    selection: SelectionOptions = NEWEST,
     store: StoreName = None,
     raw: bool = False,
     json: bool = False,
@@ -57,14 +59,11 @@ def export(
         to: folder for the files, which are replaced; by default NAME-export in this folder.
         formats: csv and parquet have the records, a row each; json has everything in the store;
             params has the parameters of a checkpoint, as safetensors.
-        epoch: of the checkpoint; the newest if neither this nor --best is given.
-        best: take the checkpoint with the best score of this name, such as val/loss.
-        mode: which of two scores is better, min or max, if the name does not tell.
         raw: write names and texts into CSV unchanged; by default those that a spreadsheet would run
             as formulas (=HYPERLINK...) get a ' before them.
         json: print JSON.
     """
-    if "params" not in formats and (epoch, best, mode) != (None, None, None):
+    if "params" not in formats and selection != NEWEST:
         raise CommandError("--epoch, --best and --mode choose a checkpoint: add --formats params")
     if "parquet" in formats:
         _import_pyarrow()
@@ -89,7 +88,7 @@ def export(
             with atomic_replace(written[kind].absolute()) as beside:
                 write(beside)
         if "params" in formats:
-            checkpoint = choose_checkpoint(run, store, epoch=epoch, best=best, mode=mode)
+            checkpoint = choose_checkpoint(run, store, selection)
             written["params"] = folder / "params.safetensors"
             _write_params(written["params"], checkpoint)
     except OSError as error:

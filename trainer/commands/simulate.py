@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -9,8 +10,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from trainer.checks.modes import Mode
-from trainer.commands.lookup.checkpoint_choice import choose_checkpoint
+from trainer.commands.lookup.checkpoint_choice import (
+    NEWEST,
+    CheckpointSelection,
+    SelectionOptions,
+    choose_checkpoint,
+)
 from trainer.commands.lookup.stores import RunName, StoreName
 from trainer.commands.terminal.calling import Command, CommandError, convert_load_errors
 from trainer.evaluators.suite_loading import load_named
@@ -27,9 +32,7 @@ def simulate(
     /,
     *,
     with_: Annotated[str, tyro.conf.arg(name="with")],
-    epoch: int | None = None,
-    best: str | None = None,
-    mode: Mode | None = None,
+    selection: SelectionOptions = NEWEST,
     store: StoreName = None,
 ) -> int:
     """Load a checkpoint and play its policy, or generate from its model.
@@ -41,12 +44,8 @@ def simulate(
     Args:
         run: its name, or the path of its directory.
         with_: FILE:NAME of the function, such as examples/cartpole.py:simulation.
-        epoch: of the checkpoint; the newest if neither this nor --best is given.
-        best: take the checkpoint with the best score of this name, such as val/return.
-        mode: which of two scores is better, min or max, if the name does not tell.
     """
-    checkpoint = choose_checkpoint(run, store, epoch=epoch, best=best, mode=mode)
-    return _load_simulation(with_)(checkpoint) or 0
+    return _load_simulation(with_)(choose_checkpoint(run, store, selection)) or 0
 
 
 def _add_options(words: Sequence[str]) -> Command:
@@ -85,18 +84,25 @@ def _make_command(simulation: Simulation) -> Command:
         raise CommandError(f"{simulation.__name__} must take the checkpoint: (checkpoint, *, ...)")
     first, *others = parameters
     hints = typing.get_type_hints(simulation, include_extras=True)
+    reserved = {*own, "with", *(field.name for field in dataclasses.fields(CheckpointSelection))}
     for option in others:
-        reserved = option.name in own or option.name == "with"
-        if option.kind is not inspect.Parameter.KEYWORD_ONLY or reserved:
+        if option.kind is not inspect.Parameter.KEYWORD_ONLY or option.name in reserved:
             raise CommandError(
                 f"{simulation.__name__}: its parameters besides {first.name!r} must be "
-                f"keyword-only and none of {', '.join(own)}; got {option.name!r}"
+                f"keyword-only and none of {', '.join(sorted(reserved))}; got {option.name!r}"
             )
     options = [option.replace(annotation=hints.get(option.name, str)) for option in others]
 
-    def run(name: str, /, *, with_: str, **given: Any) -> int:
-        settings = {option.name: given.pop(option.name) for option in options}
-        return simulation(choose_checkpoint(name, **given), **settings) or 0
+    def run(
+        name: str,
+        /,
+        *,
+        with_: str,
+        selection: CheckpointSelection,
+        store: str | None,
+        **settings: Any,
+    ) -> int:
+        return simulation(choose_checkpoint(name, store, selection), **settings) or 0
 
     signature = inspect.Signature([*own.values(), *options], return_annotation=int)
     run.__signature__ = signature  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from trainer.evaluators.retrying import StoreClient
+from trainer.evaluators.store_client import StoreClient
 
 import hooks
 import trainer
@@ -15,7 +15,7 @@ from trainer.checkpoints.directory_lock import find_holder, lock_directory
 from trainer.checkpoints.load import read_part
 from trainer.checkpoints.poll import make_poller
 from trainer.commands.export import export
-from trainer.commands.lookup.checkpoint_choice import choose_checkpoint
+from trainer.commands.lookup.checkpoint_choice import NEWEST, choose_checkpoint
 from trainer.commands.report import report
 from trainer.commands.terminal.calling import CommandError
 from trainer.configuration.config_files import save_config
@@ -40,7 +40,7 @@ TAKERS = {
     "WandB artifacts": lambda path: hooks.WandB(".", artifacts=path, enabled=False),
     "beat": hooks.heartbeat,
     "cache_compilations": trainer.cache_compilations,
-    "chosen": lambda path: choose_checkpoint(path, None, epoch=None, best=None, mode=None),
+    "chosen": lambda path: choose_checkpoint(path, None, NEWEST),
     "export": lambda path: export("run", to=path),
     "export_params": lambda path: trainer.export_params({"w": np.ones(2)}, path),
     "follow_checkpoints": hooks.follow_checkpoints,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import tyro
 
 from trainer.checkpoints.load import restore
 from trainer.checkpoints.manifest import DamagedCheckpoint
@@ -17,6 +20,23 @@ from trainer.evaluators.checkpoint_ranking import best_checkpoint
 from trainer.host.escaping import escape_lines, escape_text
 from trainer.runs.metric_curves import metric_names
 from trainer.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSelection:
+    """Which checkpoint of a run to take; the newest by default."""
+
+    epoch: int | None = None
+    """epoch of the checkpoint; the newest if neither this nor --best is given."""
+    best: str | None = None
+    """take the checkpoint with the best score of this name, such as val/loss."""
+    mode: Mode | None = None
+    """which of two scores is better, min or max, if the name does not tell."""
+
+
+NEWEST = CheckpointSelection()
+
+SelectionOptions = Annotated[CheckpointSelection, tyro.conf.arg(name="")]
 
 
 class CheckpointChoice(NamedTuple):
@@ -51,21 +71,19 @@ class CheckpointChoice(NamedTuple):
 
 
 def choose_checkpoint(
-    run: str, store: str | None, *, epoch: int | None, best: str | None, mode: Mode | None
+    run: str, store: str | None, selection: CheckpointSelection
 ) -> CheckpointChoice:
     """Choose a checkpoint of a run, which need not be recorded if its directory is given.
 
     Args:
         run: its name in the store, or its directory.
         store: as named.
-        epoch: of the checkpoint.
-        best: the score by which it is the best, including those from evaluators; if neither is
-            given, the newest is chosen.
-        mode: `min` or `max`; inferred from the score's name if None.
+        selection: which of its checkpoints; a score may be one from evaluators.
 
     Raises:
         CommandError: there is no such run or score, or both epoch and best are given.
     """
+    epoch, best, mode = selection.epoch, selection.best, selection.mode
     if epoch is not None and best is not None:
         raise CommandError("give --epoch or --best, not both")
     with contextlib.ExitStack() as stack:

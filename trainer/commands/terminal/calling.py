@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import itertools
@@ -157,17 +158,28 @@ def _call(name: str, command: Command, arguments: Sequence[str]) -> int:
 def _list_single_options(command: Command) -> list[str]:
     """List the options of a command that take one value."""
     parameters = inspect.signature(command, eval_str=True).parameters.values()
+    annotations: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            annotation = _unwrap(parameter.annotation)
+            if dataclasses.is_dataclass(annotation):  # its fields are options
+                annotations |= typing.get_type_hints(annotation)
+            else:
+                annotations[parameter.name] = annotation
     return [
-        f"--{parameter.name.rstrip('_').replace('_', '-')}"
-        for parameter in parameters
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and _takes_one(parameter.annotation)
+        f"--{name.rstrip('_').replace('_', '-')}"
+        for name, annotation in annotations.items()
+        if _takes_one(annotation)
     ]
+
+
+def _unwrap(annotation: Any) -> Any:
+    annotated = typing.get_origin(annotation) is Annotated
+    return typing.get_args(annotation)[0] if annotated else annotation
 
 
 def _takes_one(annotation: Any) -> bool:
     kind, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if kind is Annotated:
-        return _takes_one(parts[0])
     if kind in (typing.Union, types.UnionType):
         return all(part is types.NoneType or _takes_one(part) for part in parts)
     return kind is typing.Literal or annotation in (str, int, float, Path)
