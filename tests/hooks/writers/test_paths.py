@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from trainer.evaluators.store_client import StoreClient
 
 import hooks
 import trainer
@@ -62,7 +61,6 @@ TAKERS = {
     "roll_back_on_nan": lambda path: hooks.roll_back_on_nan(directory=path),
     "save_checkpoints": hooks.save_checkpoints,
     "save_config": lambda path: save_config(trainer.TrainingConfig(), path),
-    "Link": StoreClient,
     "write_report": lambda path: hooks.write_report(path, records="m.jsonl"),
     "write_report's records": lambda path: hooks.write_report("page.html", records=path),
 }
