@@ -192,7 +192,7 @@ def test_a_module_with_random_numbers_needs_a_key_in_training():
     network = models.mlp(hidden=(4,), dropout=0.5)
     variables = network.init(KEY, INPUTS)
     network.apply(*variables, INPUTS, key=None, train=False)
-    with pytest.raises(ValueError, match=r"draws random numbers .*dropout.* key is None; give"):
+    with pytest.raises(ValueError, match=r"draws random numbers .*dropout.* key is None; pass"):
         network.apply(*variables, INPUTS, key=None, train=True)
     with pytest.raises(ValueError, match="key is None"):
         jax.jit(lambda: network.apply(*variables, INPUTS, key=None, train=True))()
@@ -214,7 +214,7 @@ def test_build_must_return_a_module(made):
 def test_variables_must_be_those_of_the_inputs():
     network = models.mlp(hidden=(4,))
     params, model_state = network.init(KEY, INPUTS)
-    with pytest.raises(ValueError, match=r"hidden/0/kernel must be \(5, 4\), got \(3, 4\); give"):
+    with pytest.raises(ValueError, match=r"hidden/0/kernel must be \(5, 4\), got \(3, 4\); pass"):
         network.apply(params, model_state, jnp.ones((4, 5)), key=None, train=False)
     with pytest.raises(ValueError, match=r"params: .*head/bias is missing"):
         network.apply({}, model_state, INPUTS, key=None, train=False)

@@ -281,7 +281,7 @@ def test_settings_out_of_range_are_errors_at_once(make, error, said):
     ("batch", "error", "said"),
     [
         ({"inputs": np.ones((8, 8))}, ValueError, r"\[batch, height, width, channels\]; got.*8, 8"),
-        ({"inputs": {"image": IMAGES}}, TypeError, "got a dict of .*image.*of your own"),
+        ({"inputs": {"image": IMAGES}}, TypeError, "got a dict of .*image.*write a function"),
         ({"images": IMAGES}, ValueError, r"changes batch\['inputs'\]; there is: .*images"),
     ],
 )
