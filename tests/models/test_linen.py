@@ -121,7 +121,7 @@ def test_the_module_is_told_whether_it_trains(module, settings):
     np.testing.assert_array_equal(evaluated, INPUTS)
     trained, _ = network.apply(*variables, INPUTS, key=KEY, train=True)
     assert (trained == 0).any()
-    with pytest.raises(ValueError, match="draws random numbers and key is None; give"):
+    with pytest.raises(ValueError, match="draws random numbers and key is None; pass"):
         network.apply(*variables, INPUTS, key=None, train=True)
 
 
