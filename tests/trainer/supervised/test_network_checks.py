@@ -32,14 +32,14 @@ SOURCE = data.Arrays({"inputs": X, "labels": np.zeros(8, np.int32)}, batch_size=
         (nnx.Linear, "the class", r"from_nnx\(lambda rngs, example: Linear"),
         (equinox.nn.Linear(3, 2, key=jax.random.key(0)), "equinox", r"docs/concepts\.md shows"),
         (lambda params, x: x, "a function, <lambda>", r"models\.Network\(init, apply\)"),
-        (models.mlp, "a function, mlp", r"what it makes: call it, mlp\(\.\.\.\)"),
+        (models.mlp, "a function, mlp", r"its result: call it, mlp\(\.\.\.\)"),
         ((None, None), "tuple", r"models\.Network\(init, apply\)"),
         (None, "NoneType", r"models\.Network\(init, apply\)"),
     ],
 )
 def test_the_error_names_what_is_no_network(wrong, got, remedy):
     with pytest.raises(
-        TypeError, match=rf"supervised needs a network, .*got .*{got}.*give .*{remedy}"
+        TypeError, match=rf"supervised needs a network, .*got .*{got}.*pass .*{remedy}"
     ):
         trainer.supervised(wrong, losses.classification, optax.sgd(0.1))
 
@@ -64,9 +64,9 @@ def test_any_two_functions_are_a_network():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((jax.random.key(0), X), r"float32\[8, 3\]: give task\.init\(key, \{'inputs': x\}\)"),
-        ((jax.random.key(0), SOURCE), r"a source, Arrays: give task\.init\(key, source\.example\)"),
-        ((jax.random.key(0), (X, X)), r"tuple: give task\.init"),
+        ((jax.random.key(0), X), r"float32\[8, 3\]: call task\.init\(key, \{'inputs': x\}\)"),
+        ((jax.random.key(0), SOURCE), r"a source, Arrays: call task\.init\(key, source\.example\)"),
+        ((jax.random.key(0), (X, X)), r"tuple: call task\.init"),
         ((0, SOURCE.example), r"key must be a typed key, jax\.random\.key\(seed\); got 0"),
         ((SOURCE.example, jax.random.key(0)), "key must be a typed key"),
     ],

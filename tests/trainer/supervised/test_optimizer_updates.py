@@ -189,7 +189,9 @@ def test_a_missing_argument_of_an_optimizer_is_named():
     fit = task(optax.GradientTransformationExtraArgs(optax.init_empty_state, update))
     with pytest.raises(TypeError, match="'labels'") as caught:
         fit.step(fit.init(jax.random.key(0), BATCH), BATCH)
-    assert "where it takes them, value, grad, value_fn; one that" in caught.value.__notes__[0]
+    assert (
+        "where it takes them, value, grad, value_fn; an optimizer that" in caught.value.__notes__[0]
+    )
 
 
 def test_ppo_checks_its_optimizer():
