@@ -236,7 +236,7 @@ MISTAKES = {
     # networks and optimizers
     "an NNX module that is built": (
         lambda: models.from_nnx(nnx.Linear(5, 2, rngs=nnx.Rngs(0))),
-        (T, "from_nnx takes a function that builds", "got a module that is built", "lambda rngs"),
+        (T, "from_nnx takes a function that builds", "got a module, of class", "lambda rngs"),
     ),
     "an NNX class that inherits how it is made": (
         lambda: models.from_nnx(Inheriting),

@@ -93,8 +93,9 @@ def check_example(example: Any) -> None:
 
 
 def _describe(network: Any) -> str:
-    if inspect.isfunction(network) or inspect.ismethod(network):
-        return f"a function, {network.__name__}"
+    function = inspect.unwrap(network)  # a loss wraps its function
+    if inspect.isfunction(function) or inspect.ismethod(function):
+        return f"a function, {function.__name__}"
     if isinstance(network, type):
         return f"the class {network.__module__}.{network.__qualname__}"
     return f"{type(network).__module__}.{type(network).__qualname__}"
