@@ -22,12 +22,6 @@ MANY_PARAMETERS = {
     "models.transformer.transformer",
     "trainer.commands.evaluate.evaluate",
     "trainer.commands.export.export",
-    # Open: the settings of PPO are to become a record.
-    "trainer.rl.ppo._check",
-    "trainer.rl.ppo.ppo",
-    "trainer.rl.ppo_update.update",
-    "trainer.rl.ppo_update.update_on_minibatches",
-    "trainer.rl.returns.compute_vtrace",
 }
 
 LONG = {"trainer.checkpoints.directory_lock", "trainer.checkpoints.manager"}
@@ -40,9 +34,6 @@ CIRCLES = {
     "trainer.checkpoints.retention",
     "trainer.checkpoints.run_id",
     "trainer.checkpoints.select",
-    "trainer.rl.host_rollouts",
-    "trainer.rl.host_steps",
-    "trainer.rl.rollouts",
 }
 """Open: modules to be separated."""
 
