@@ -1,4 +1,4 @@
-"""A run that stops and resumes equals one that never stopped."""
+"""An interrupted run that resumes is the run that never stopped."""
 
 import logging
 import os
@@ -84,7 +84,7 @@ def test_a_finished_run_returns_the_same_state_again_and_runs_its_end_again(star
     chain = hooks.chain(_saving(tmp_path), hooks.on("end", double))
     first, _ = trainer.fit(start, train, epochs=2, hooks=chain)
     again, history = trainer.fit(start, train, epochs=2, hooks=chain)
-    assert len(history) == 1  # the recorded metrics of the last epoch
+    assert len(history) == 1  # the record of the last epoch
     assert fingerprint(again) == fingerprint(first)
     longer, _ = trainer.fit(start, train, epochs=4, hooks=_saving(tmp_path))
     straight, _ = trainer.fit(start, train, epochs=4)

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import directory_lock, host_snapshot, publishing, restore_one, select
+from trainer.checkpoints import (
+    directory_lock,
+    host_snapshot,
+    publishing,
+    restore_one,
+    run_id,
+    select,
+)
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
@@ -17,7 +24,6 @@ from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.retention import Retention, prune, rank_by_score
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
-from trainer.checkpoints.write_one import write_checkpoint
 from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.host.processes import fail_together, is_main_process
@@ -31,9 +37,8 @@ class Checkpoints:
     A checkpoint appears completely or not at all, whenever the process is killed, and is restored
     only if every checksum agrees. One is written at a time, in the background; readers wait for it.
     A failed save is raised once: by the next `save`, `check_for_errors`, `wait` or `close`. Close
-    it, as `with` and `fit` do: a process that just ends can start no threads, and may fail to
-    finish the save in progress. On several processes each makes the same calls: the main process
-    writes and all read, so the directory must be shared.
+    it, as `with` and `fit` do: a process that just ends may fail to finish its save. On several
+    processes each makes the same calls, and the directory must be shared.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
@@ -145,8 +150,9 @@ class Checkpoints:
     def _write(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
         """Write a checkpoint, then remove those that are no longer kept; runs in the worker."""
         with span("save", "write", epoch):
+            head["run"] = run_id.ensure_run_id(self.directory)
             abandoned = self._worker.is_abandoned
-            write_checkpoint(
+            publishing.write_checkpoint(
                 self.directory, epoch, self._storage, leaves, self._buffer, head, abandoned
             )
             self._damaged.discard(epoch)
@@ -188,7 +194,7 @@ class Checkpoints:
         strict: bool = False,
         foreign: bool = False,
     ) -> SavedCheckpoint | None:
-        """Restore the newest intact checkpoint into a state of the target's structure.
+        """Restore the newest intact checkpoint in the target's structure; None if there is none.
 
         Damaged ones are skipped with a warning, and stay until a save replaces them. One that is
         intact but does not fit is an error. Hook states that only the checkpoint has are dropped,
@@ -200,9 +206,6 @@ class Checkpoints:
             config: compared with the saved one, if both are given; `epochs` and `run` may differ.
             strict: raise if the newest one is damaged instead of skipping it.
             foreign: take a checkpoint that another run made, too.
-
-        Returns:
-            None if there is no checkpoint at all.
 
         Raises:
             DamagedCheckpoint: no checkpoint is intact, or the requested one is not.

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: how one is published at once, which there are, and how one is removed."""
+"""Checkpoints on disk: how one is written and published at once, listed, read and removed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from trainer.checkpoints import host_snapshot, manifest_schema
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints import manifest_schema
-from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.host.atomic_files import sync_folder, write_durably
+from trainer.checkpoints.array_storage import ArrayStorage
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
+from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
 ARRAYS_FOLDER = "arrays"
@@ -148,6 +151,45 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
     sync_folder(final.parent)
     if os.path.lexists(old):
         _remove(old)
+
+
+def write_checkpoint(
+    directory: Path,
+    epoch: int,
+    storage: ArrayStorage,
+    leaves: Mapping[str, Sequence[Leaf]],
+    buffer: np.ndarray,
+    head: Mapping[str, Any],
+    is_abandoned: Callable[[], bool],
+) -> None:
+    """Write a checkpoint, replacing one of its number; if that fails, nothing is left of it.
+
+    Args:
+        directory: of the checkpoints.
+        epoch: the number of the checkpoint.
+        storage: writes the bytes.
+        leaves, buffer: from `host_snapshot.copy_to_host`.
+        head: the other arguments of `manifest.build_manifest`.
+        is_abandoned: returns whether nothing waits for this save any more; it then raises.
+    """
+    recover_replaced(directory)
+    remove_leftovers(directory)
+    data = buffer[: host_snapshot.count_bytes(leaf for group in leaves.values() for leaf in group)]
+    stage = directory / f"{epoch}.staged"
+    try:
+        with explain_disk_full(data.nbytes, stage):
+            make_staging_folder(directory, epoch)
+            storage.write(stage / ARRAYS_FOLDER, data)
+            checked = {
+                name: host_snapshot.add_checksums(group, data) for name, group in leaves.items()
+            }
+            manifest = manifests.build_manifest(epoch, checked, **head)
+            if is_abandoned():
+                raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
+            publish(stage, manifest)
+    except BaseException:
+        discard_staged(stage)
+        raise
 
 
 def remove_checkpoint(directory: Path, number: int) -> None:

@@ -166,7 +166,7 @@ def test_any_hook_state_is_restored_bit_for_bit(tmp_path_factory, memory):
         assert_identical(checkpoints.restore(state).state, state)
 
 
-# Saving continues beside training
+# Saving in the background
 
 
 @pytest.mark.parametrize("size", [1000, 2**21])
@@ -726,7 +726,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         assert jax.random.key_data(got.rng).addressable_data(0).tolist() == [0, 2]
         checkpoints.close()
 
-        # What fails on one fails on both, at once, and both can continue from there.
+        # What goes wrong on one goes wrong on both, at once, and both can continue.
         def told(act):
             try:
                 act()

@@ -33,7 +33,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def look(run):
-    """Give the epoch and the value of what is new, or None."""
+    """Return epoch and value of the newer checkpoint, or None."""
     read = make_poller(run)
 
     def look(in_use):

@@ -67,7 +67,7 @@ def test_an_impossible_schedule_is_refused(plan, total, said):
 
 
 def _updates(settings, grads, steps=1, **config):
-    """Give the last of so many updates by the same gradients."""
+    """Return the last of so many updates by the same gradients."""
     transform = optimizer(TrainingConfig(optimizer=settings, **config), total_steps=10)
     state = transform.init(PARAMS)
     for _ in range(steps):

@@ -26,7 +26,7 @@ def heard():
 
 
 def labels(spans):
-    """Give each span as `outer > inner`."""
+    """Return each span as `outer > inner`."""
     return [" > ".join(" ".join(part).strip() for part in one.path) for one in spans]
 
 
