@@ -148,7 +148,8 @@ def test_without_a_readable_checkpoint_they_see_the_first_state(
 
     def damaging(seed, epoch):
         for batch in breaking_off(seed, epoch):
-            while epoch == 2 and not (checkpoints / "2").exists():
+            limit = time.monotonic() + 60
+            while epoch == 2 and not (checkpoints / "2").exists() and time.monotonic() < limit:
                 time.sleep(0.01)  # until the save of epoch 2 has ended
             if epoch == 2:
                 for path in checkpoints.glob("*/manifest.json"):

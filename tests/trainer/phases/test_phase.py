@@ -149,7 +149,7 @@ def test_a_position_has_the_placement_of_the_state(state, meshed):
 
 def test_without_a_position_the_remedy_is_named(state):
     reading = trainer.training(_add, _long())
-    with pytest.raises(ValueError, match=r"'position/train'.*fit.*phase.prepared\(state\)"):
+    with pytest.raises(ValueError, match=r"'position/train'.*fit.*phase.add_position\(state\)"):
         reading.execute(state, None, donate=False)
 
 
@@ -161,7 +161,7 @@ def test_a_carry_that_cannot_hold_a_position_is_refused(state, carry):
 
 def test_the_position_of_another_kind_of_stream_is_refused(state):
     other = {"position/train": {"place": jnp.zeros(2, jnp.int32), "iterator": jnp.zeros(8)}}
-    with pytest.raises(ValueError, match=r"(?s)iterator: float32\[8\] is new.*out of the carry"):
+    with pytest.raises(ValueError, match=r"(?s)iterator: float32\[8\] is new.*from the carry"):
         trainer.training(_add, _long()).add_position(state.replace(carry=other))
 
 
