@@ -791,7 +791,7 @@ def test_a_coefficient_that_decays():
 
     schedule = optax.linear_schedule(1.0, 0.0, transition_steps=2)
     loss = losses.total(policy, (teacher, schedule))
-    at = [loss.at(jnp.int32(step))(jnp.ones(1), {})["loss"].item() for step in range(3)]
+    at = [loss.at_step(jnp.int32(n), jnp.ones(1), {})["loss"].item() for n in range(3)]
     assert at == [11, 6, 1]
 
 

@@ -92,7 +92,7 @@ def test_a_convolution_runs_one_dispatch_per_step_on_cpu(batch, monkeypatch):
 
     network = SimpleNamespace(init=init, apply=apply)
     task = trainer.supervised(network, losses.classification, optax.adam(1e-2))
-    monkeypatch.setattr(overfitting, "_in_one", None)
+    monkeypatch.setattr(overfitting, "_run_compiled_loop", None)
     assert trainer.overfit(task, batch).reached
 
 
