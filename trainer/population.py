@@ -52,8 +52,7 @@ def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[
         A phase for a phase, a tuple for several. On CPU, convolutions are slow in such a phase.
 
     Raises:
-        ValueError: there are no members, a phase is already one of a population, or its data cannot
-            be shared.
+        ValueError: no members, a phase that is one of a population, or data that cannot be shared.
 
     >>> def halve(state, data):
     ...     return state.replace(params=state.params / 2), None, {"size": state.params}
@@ -111,9 +110,7 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
         TypeError: a member's carry is not a dict.
     """
     if isinstance(states, TrainState):
-        raise TypeError(
-            "stack_states takes a list of states, one a member; got a single TrainState"
-        )
+        raise TypeError("stack_states takes a list of states, one each; got a single TrainState")
     if not states:
         raise ValueError("a population needs at least 1 state")
     first = strip_host_fields(states[0])
@@ -125,13 +122,11 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             )
         if int(state.epoch) != int(first.epoch):
             raise ValueError(
-                f"members share the epoch, {first.epoch} of the first; number {number} is at "
-                f"{state.epoch}"
+                f"members share the epoch: the first is at {first.epoch}, {number} at {state.epoch}"
             )
     if not isinstance(first.carry, dict):
         raise TypeError(
-            f"a member's carry must be a dict, in which the population keeps who is live; got "
-            f"{type(first.carry).__name__}"
+            f"a member's carry must be a dict, for who is live; got {describe_value(first.carry)}"
         )
     rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
     whole = jax.tree.map(lambda *leaves: _map_data(jnp.stack, leaves), *rows)
@@ -240,12 +235,11 @@ def _vectorize_phase(phase: Phase, members: int) -> Phase:
             f"phase {phase.name!r} keeps its position in the data in the state, and each member "
             "would need one of its own; leave steps_per_epoch out: an epoch is then one pass"
         )
-    repetition = phase.repeated_step and phase.repeated_step._replace(executor="scan")
     return dataclasses.replace(
         phase,
         run=_vectorize_run(phase, members),
         members=members,
-        repeated_step=repetition,
+        repeated_step=phase.repeated_step and phase.repeated_step._replace(executor="scan"),
         check_data=phase.check_data and _check_one_member(phase.check_data),
         check_independence=phase.check_independence and _check_first(phase.check_independence),
     )
