@@ -27,7 +27,7 @@ import _postgres
 import numpy as np
 
 from trainer.runs import Run, Store, recorder
-from trainer.runs.connecting import connect
+from trainer.runs.sql.connecting import connect
 
 METRICS = tuple(f"train/metric_{number}" for number in range(20))
 AWAY_SECONDS = 0.005

@@ -15,7 +15,8 @@ import trainer
 from trainer.__main__ import main
 from trainer.configuration import Logging, TrainingConfig, load_config, parse_config
 from trainer.host.redaction import redact_command
-from trainer.runs import Run, Store, connecting
+from trainer.runs import Run, Store
+from trainer.runs.sql import connecting
 
 PASSWORD = "hunter/2@secret"
 KEY = "sk-0123456789"

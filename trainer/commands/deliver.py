@@ -21,9 +21,9 @@ from trainer.commands.terminal.output import make_console, print_json
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import safe_text
 from trainer.host.safe_open import UnsafeFile
-from trainer.runs.connection import Unreachable
 from trainer.runs.delivery import deliver_queue
 from trainer.runs.directory_claim import QUEUE
+from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 
 FAILED = 1

@@ -20,8 +20,6 @@ from trainer.evaluators.suite import Suite
 from trainer.evaluators.time_limits import limit_time
 from trainer.host.escaping import escape_text
 from trainer.host.signals import ReceivedSignal, catch_signals, end_process
-from trainer.runs.connecting import resolve_store_url
-from trainer.runs.connection import Unreachable
 from trainer.runs.requests import (
     TRIES,
     claim_request,
@@ -30,6 +28,8 @@ from trainer.runs.requests import (
     reopen_failed,
 )
 from trainer.runs.rows import Request, RunRow
+from trainer.runs.sql.connecting import resolve_store_url
+from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 from trainer.runs.store_client import (
     MAX_PAUSE_SECONDS,

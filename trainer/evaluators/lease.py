@@ -16,9 +16,9 @@ from trainer.evaluators.liveness import (
     record_heartbeat,
     remove_worker,
 )
-from trainer.runs.connection import Unreachable
 from trainer.runs.requests import extend_lease
 from trainer.runs.rows import Request
+from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store_client import StoreClient
 
 log = logging.getLogger("entracte")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trainer.runs.statements import upsert
+from trainer.runs.sql.statements import upsert
 from trainer.runs.store import Store
 from trainer.runs.text import clean
 

@@ -15,11 +15,11 @@ from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
 from trainer.host.safe_open import open_own_folder
-from trainer.runs.connection import Unreachable
 from trainer.runs.directory_claim import QUEUE, claim_directory
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
 from trainer.runs.requests import create_request
 from trainer.runs.rows import Artifact, CheckpointRow
+from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 
 log = logging.getLogger("entracte")

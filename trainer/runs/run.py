@@ -20,10 +20,10 @@ from trainer.host.redaction import redact_text
 from trainer.loop.shutdown import defer_close
 from trainer.runs.artifacts import to_stored_path
 from trainer.runs.checkpoint_rows import describe_checkpoint
-from trainer.runs.connecting import resolve_store_url
 from trainer.runs.disk_queue import LIMIT
 from trainer.runs.recorder import RunRecorder
 from trainer.runs.run_entry import find_run_name
+from trainer.runs.sql.connecting import resolve_store_url
 from trainer.runs.text import check_name
 
 log = logging.getLogger("entracte")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
-from trainer.runs.connection import Unreachable
 from trainer.runs.directory_claim import QUEUE
 from trainer.runs.rows import RunRow
+from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 from trainer.runs.text import clean
 

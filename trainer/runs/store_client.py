@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from trainer.host.redaction import redact_text
-from trainer.runs.connection import Unreachable
+from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 
 log = logging.getLogger("entracte")

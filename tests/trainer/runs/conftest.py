@@ -17,7 +17,8 @@ PREFACE = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from trainer.runs import *
-from trainer.runs import delivery_thread, disk_queue, recorder, requests, table_versions
+from trainer.runs import delivery_thread, disk_queue, recorder, requests
+from trainer.runs.sql import table_versions
 say, hear = pipe.send, pipe.recv
 """
 

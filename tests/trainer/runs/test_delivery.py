@@ -11,12 +11,13 @@ import time
 
 import pytest
 
-from trainer.runs import Run, Store, Unreachable, delivery_thread, table_versions
-from trainer.runs.connecting import connect
+from trainer.runs import Run, Store, Unreachable, delivery_thread
 from trainer.runs.delivery import deliver
 from trainer.runs.delivery_thread import DeliveryThread
 from trainer.runs.directory_claim import QUEUE
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
+from trainer.runs.sql import table_versions
+from trainer.runs.sql.connecting import connect
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from trainer.__main__ import main
-from trainer.runs import Store, Unreachable, table_versions
+from trainer.runs import Store, Unreachable
+from trainer.runs.sql import table_versions
 
 
 @pytest.fixture

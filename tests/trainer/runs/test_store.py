@@ -16,9 +16,9 @@ from trainer.runs import (
     Store,
     Unreachable,
     requests,
-    table_versions,
 )
-from trainer.runs.connecting import connect
+from trainer.runs.sql import table_versions
+from trainer.runs.sql.connecting import connect
 
 HOSTILE = [
     "val/loss'; DROP TABLE records; --",

@@ -15,7 +15,7 @@ import pytest
 import hooks
 import trainer
 from trainer.runs import Run, Store, Unreachable, recorder, store_client
-from trainer.runs.connecting import resolve_store_url
+from trainer.runs.sql.connecting import resolve_store_url
 from trainer.runs.store_client import StoreClient, StorePoller, sleep_unless_stopped
 
 
@@ -158,7 +158,7 @@ def test_a_silent_server_does_not_delay_a_run_that_resumes(state, tmp_path, no_l
         assert time.monotonic() - began < 1.5  # a connection alone is waited for 2 s
         for part in requesting.parts:
             if part.close:
-                part.close()
+                part.close(None)
 
 
 # --- retries

@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer.checks.paths import to_absolute_path
 from trainer.host.extras import require_extra
 from trainer.host.redaction import HIDDEN, redact_text
-from trainer.runs.connection import Connection
-from trainer.runs.sqlite import SQLite
+from trainer.runs.sql.connection import Connection
+from trainer.runs.sql.sqlite import SQLite
 
 FILE = "store.sqlite"
 """Name of the store in the directory that holds the runs."""
@@ -70,5 +70,5 @@ def connect(
         path = Path(url.removeprefix(_LOCAL))
         return SQLite(path, create=create, timeout=timeout, read_only=read_only)
     with require_extra("postgres", "a store at a URL", "psycopg"):
-        from trainer.runs.postgres import PostgreSQL
+        from trainer.runs.sql.postgres import PostgreSQL
     return PostgreSQL(url, timeout=timeout, read_only=read_only)

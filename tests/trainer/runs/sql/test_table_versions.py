@@ -1,8 +1,9 @@
 """Migrations of an older store."""
 
-from trainer.runs import Store, table_versions
+from trainer.runs import Store
 from trainer.runs.rows import Artifact
-from trainer.runs.table_versions import MIGRATIONS
+from trainer.runs.sql import table_versions
+from trainer.runs.sql.table_versions import MIGRATIONS
 
 
 def test_a_migration_finds_files_where_the_directory_now_is(url, monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from trainer.host.safe_open import describe_file_type
-from trainer.runs.connection import Row, Unreachable, clean_parameters
+from trainer.runs.sql.connection import Row, Unreachable, clean_parameters
 
 _CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 """Errors of SQLite where it cannot create or change the files beside a database."""

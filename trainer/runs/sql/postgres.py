@@ -12,7 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
-from trainer.runs.connection import Row, Unreachable, clean_parameters
+from trainer.runs.sql.connection import Row, Unreachable, clean_parameters
 
 SCHEMA = "entracte"
 """Schema of the tables, so that a database may hold others besides."""

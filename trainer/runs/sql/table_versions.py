@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.runs.connection import Connection, Row
+from trainer.runs.sql.connection import Connection, Row
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainer.host.redaction import redact_text
-from trainer.runs.connecting import connect, resolve_store_url
-from trainer.runs.connection import Unreachable
+from trainer.runs.sql.connecting import connect, resolve_store_url
+from trainer.runs.sql.connection import Unreachable
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_an_impossible_path_is_unreachable(tmp_path):
 
 def test_without_its_driver_postgresql_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "trainer.runs.postgres", raising=False)
+    monkeypatch.delitem(sys.modules, "trainer.runs.sql.postgres", raising=False)
     with pytest.raises(ImportError) as raised:
         connect("postgresql://host/a")
     assert "entracte[postgres]" in raised.value.__notes__[0]
