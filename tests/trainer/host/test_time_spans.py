@@ -185,7 +185,7 @@ def test_a_run_that_fails_ends_its_spans(state, phase, heard):
 
 
 class Mark:
-    """What is ready when it is told so."""
+    """An array that is ready when a test says so."""
 
     ready = False
 

@@ -301,13 +301,13 @@ class Resuming(Writer):
         self.calls.append(("resume", step))
 
 
-class Rehearsing(Resuming):
+class TryingOut(Resuming):
     def dry_run(self, step, values):
         self.calls.append(("dry_run", step, sorted(values)[:2]))
 
 
 def test_writers_are_called_if_they_can_remove_the_record(state, phase):
-    shown, kept, tried = Writer(), Resuming(), Rehearsing()
+    shown, kept, tried = Writer(), Resuming(), TryingOut()
     log = hooks.every(2, hooks.log_metrics(shown, kept, tried))
     trainer.fit(state, phase, epochs=2, hooks=log, check=True)
     assert shown.calls == [("write", 2)]
