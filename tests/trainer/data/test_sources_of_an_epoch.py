@@ -342,7 +342,7 @@ def test_an_epoch_has_at_least_one_step(steps):
 
 
 def test_an_evaluation_reads_a_whole_pass():
-    with pytest.raises(ValueError, match="every example exactly once.*steps_per_epoch=2.*Stream"):
+    with pytest.raises(ValueError, match="every example exactly once.*steps_per_epoch=2.*another"):
         data.Stream(_factory([2, 2]), steps_per_epoch=2).evaluation()
 
 
