@@ -99,7 +99,7 @@ def loader(*operations):
 def test_a_loader_batches_by_itself(epoch_of):
     batches, _ = epoch_of(data.from_grain(loader(grain.transforms.Batch(7))).training())
     assert seen(batches) == [list(range(7)), list(range(7, 14))]
-    with pytest.raises(TypeError, match="batches of 2 of what a DataLoader gives: add"):
+    with pytest.raises(TypeError, match="batches of 2 from a DataLoader: add"):
         data.from_grain(loader(), batch_size=2).training()
 
 
