@@ -264,7 +264,7 @@ MISTAKES = {
     ),
     "network and loss in the other order": (
         lambda: trainer.supervised(losses.classification, NET, ADAM),
-        (T, "supervised needs a network", "losses.loss.Loss"),
+        (T, "supervised needs a network", "classification"),
     ),
     "an optimizer that is not called": (
         lambda: trainer.supervised(NET, losses.classification, optax.adam),
