@@ -232,7 +232,7 @@ def costs(state, rounds, directory):
         checking.append(_measuring.timed(lambda: verify(leaves, buffer)))
 
     def restoring(check):
-        with mock.patch.object(host_snapshot, "verify", check):
+        with mock.patch.object(host_snapshot, "verify_checksums", check):
             return _measuring.timed(lambda: jax.block_until_ready(checkpoints.restore(state).state))
 
     def save():
