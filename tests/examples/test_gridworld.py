@@ -66,6 +66,6 @@ def test_a_teacher_of_another_size_is_refused_before_training(straight, tmp_path
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "ValueError: the teacher cannot be restored" in said
-    wanted = r"hook_state/dense_h/kernel: saved float32\[4, 12\], wanted float32\[8, 24\]"
+    wanted = r"cell/dense_h/kernel: saved float32\[4, 12\], wanted float32\[8, 24\]"
     assert re.search(wanted, said)
     assert not any(tmp_path.iterdir())
