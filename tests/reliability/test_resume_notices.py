@@ -273,7 +273,7 @@ def test_a_schedule_is_found_within_an_optimizer():
 
 def test_large_arrays_are_sampled_and_small_ones_hashed_whole(monkeypatch):
     monkeypatch.setattr(content_hash, "WHOLE", 2**10)
-    monkeypatch.setattr(content_hash, "_SAMPLE", 2**4)
+    monkeypatch.setattr(content_hash, "_SAMPLE_BYTES", 2**4)
     large = np.zeros((2**12, 2), np.float32)
     assert hash_array(large) == hash_array(jax.numpy.asarray(large))
     for place in (0, -1):

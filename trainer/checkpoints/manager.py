@@ -21,7 +21,7 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
 from trainer.checkpoints.restore_one import SavedCheckpoint
-from trainer.checkpoints.retention import Retention, prune, rank_by_score
+from trainer.checkpoints.retention import Retention, prune
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.checks.modes import resolve_mode
@@ -258,7 +258,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """Return the number of the checkpoint with the best score, the first of equal ones."""
         self._worker.join()
-        return next(iter(rank_by_score(self._read_scores(), self.mode)), None)
+        return next(iter(select.rank_by_score(self._read_scores(), self.mode)), None)
 
     def manifest(self, epoch: int) -> dict[str, Any]:
         """Read a checkpoint's manifest; raise DamagedCheckpoint if it is not as it was written."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoints import publishing, run_id
+from trainer.checkpoints.select import rank_by_score
 from trainer.checks.arguments import require_integer
 from trainer.checks.modes import Mode
 
@@ -28,16 +28,6 @@ class Retention:
         for name in ("keep", "keep_best", "every"):
             if (value := getattr(self, name)) is not None:
                 require_integer(name, value, 1)
-
-
-def rank_by_score(scores: Mapping[int, float | None], mode: Mode) -> list[int]:
-    """Order checkpoints from the best score to the worst, without those that have none, or nan.
-
-    >>> rank_by_score({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
-    [3, 1]
-    """
-    known = {n: score for n, score in scores.items() if score is not None and not math.isnan(score)}
-    return sorted(known, key=lambda n: (known[n] if mode == "min" else -known[n], n))
 
 
 def select_retained(scores: Mapping[int, float | None], retention: Retention) -> Collection[int]:

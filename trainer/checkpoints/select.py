@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.retention import rank_by_score
 from trainer.checkpoints.save_worker import wait_for_saves
-from trainer.checks.modes import resolve_mode
+from trainer.checks.modes import Mode, resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
 
@@ -180,3 +180,13 @@ def check_listed(folder: Path, epoch: int, numbers: Sequence[int]) -> None:
         raise FileNotFoundError(
             f"there is no checkpoint of epoch {epoch} in {folder}; there are: {numbers}"
         )
+
+
+def rank_by_score(scores: Mapping[int, float | None], mode: Mode) -> list[int]:
+    """Order checkpoints from the best score to the worst, without those that have none, or nan.
+
+    >>> rank_by_score({1: 0.5, 2: float("nan"), 3: 0.25, 4: None}, "min")
+    [3, 1]
+    """
+    known = {n: score for n, score in scores.items() if score is not None and not math.isnan(score)}
+    return sorted(known, key=lambda n: (known[n] if mode == "min" else -known[n], n))

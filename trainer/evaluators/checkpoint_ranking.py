@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trainer.checkpoints.retention import rank_by_score
+from trainer.checkpoints.select import rank_by_score
 from trainer.checks.modes import resolve_mode
 from trainer.checks.suggestions import suggest_and_list
 from trainer.runs.requests import list_requests, list_results
