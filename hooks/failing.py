@@ -16,6 +16,7 @@ from hooks.combining import UNGATED_EVENTS, HookLike, join_parts
 from hooks.worker import BackgroundWorker
 from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.checks.arguments import require_integer, require_number
+from trainer.checks.pytrees import is_key, map_key_data
 from trainer.hook import HookFunction, flatten_hooks
 from trainer.host.time_spans import span
 from trainer.phases.in_place_changes import MutationGuard
@@ -160,9 +161,8 @@ def _copy_arrays(tree: Any) -> Any:
     """Copy arrays to the host; a view of a buffer would prevent its donation."""
 
     def copy(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = jnp.array(np.array(jax.random.key_data(leaf)))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if is_key(leaf):
+            return map_key_data(lambda leaves: jnp.array(np.array(leaves[0])), [leaf])
         return np.array(leaf) if isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(copy, tree)

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.checks.arguments import describe_value, require_integer
 from trainer.checks.modes import resolve_mode
-from trainer.checks.pytrees import list_differences
+from trainer.checks.pytrees import is_key, list_differences, map_key_data
 from trainer.data import Arrays
 from trainer.data.source import Check
 from trainer.phases.metrics import LIVE, Members
@@ -88,7 +88,7 @@ def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> Trai
     ((3,), (3,), (), [True, True, True])
     """
     keys = keys if isinstance(keys, jax.Array) else jnp.stack(list(keys))
-    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+    if not is_key(keys) or keys.ndim != 1:
         raise TypeError(
             "population_of needs a typed key for each member, jax.random.split("
             f"jax.random.key(seed), members); got {keys.dtype}{list(keys.shape)}"
@@ -129,17 +129,9 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             f"a member's carry must be a dict, for who is live; got {describe_value(first.carry)}"
         )
     rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
-    whole = jax.tree.map(lambda *leaves: _map_data(jnp.stack, leaves), *rows)
+    whole = jax.tree.map(lambda *leaves: map_key_data(jnp.stack, leaves), *rows)
     whole["carry"][LIVE] = jnp.ones(len(states), bool)
     return first.replace(**whole, stop=False)
-
-
-def _map_data(function: Callable[..., jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
-    """Call a function with leaves; of keys with their data, which JAX does not count as a use."""
-    if not jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
-        return function(leaves)
-    data = function([jax.random.key_data(leaf) for leaf in leaves])
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
 
 
 def member(state: TrainState, number: int) -> TrainState:
@@ -293,7 +285,7 @@ def _vectorize_run(phase: Phase, members: int) -> PhaseFunction:
             new, old = leaves
             return jnp.where(live.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        after = jax.tree.map(lambda *leaves: _map_data(select, leaves), after, before)
+        after = jax.tree.map(lambda *leaves: map_key_data(select, leaves), after, before)
         after["carry"][LIVE] = live
         return state.replace(**after), output, metrics
 

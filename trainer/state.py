@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from trainer.checks.arguments import describe_value
-from trainer.checks.pytrees import format_path
+from trainer.checks.pytrees import format_path, is_key
 from trainer.checks.suggestions import suggest_and_list
 
 PyTree = Any
@@ -157,7 +157,7 @@ def check_key(key: Any, name: str = "key") -> None:
     Raises:
         TypeError: it is not.
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not is_key(key):
         raise TypeError(
             f"{name} must be a typed key, jax.random.key(seed); got {describe_value(key)}"
         )
@@ -269,7 +269,7 @@ def fingerprint(state: TrainState) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.replace(scores={})):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             described, content = str(leaf.dtype), np.asarray(jax.random.key_data(leaf)).tobytes()
         elif isinstance(leaf, jax.Array | np.ndarray | np.generic):
             described, content = f"{leaf.dtype}{leaf.shape}", np.asarray(leaf).tobytes()

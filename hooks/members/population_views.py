@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import TrainState
-from trainer.checkpoints.manifest import is_key
-from trainer.checks.pytrees import has_same_structure, list_differences
+from trainer.checks.pytrees import has_same_structure, is_key, list_differences
 from trainer.population import MAPPED, get_member_fields
 from trainer.state import DEVICE_FIELDS, PyTree
 

@@ -16,8 +16,9 @@ import numpy as np
 import xxhash
 from jax.experimental import multihost_utils
 
-from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, decode_scalar, is_key
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, decode_scalar
 from trainer.checkpoints.save_worker import has_room_for_thread
+from trainer.checks.pytrees import is_key
 
 ALIGNMENT = 64
 """Arrays start at multiples of it, for fast copies; zeros fill the gaps."""

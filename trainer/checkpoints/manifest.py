@@ -11,7 +11,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xxhash
 
@@ -55,11 +54,6 @@ class Leaf:
     def __str__(self) -> str:
         kind = escape_text(self.type)
         return kind if self.shape is None else f"{kind}{list(self.shape)}"
-
-
-def is_key(value: Any) -> bool:
-    """Return whether a value is an array of typed random keys."""
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def describe_leaf(path: str, value: Any) -> Leaf:

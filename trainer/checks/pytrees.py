@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,24 @@ PyTree = Any
 def format_path(path: tuple[Any, ...]) -> str:
     """Format the path of a leaf as in messages and checkpoints: `params/dense/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_key(leaf: Any) -> bool:
+    """Return whether a leaf is an array of typed random keys."""
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def map_key_data(function: Callable[[Any], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
+    """Call a function with leaves; of keys with their data, which JAX does not count as a use.
+
+    >>> keys = [jax.random.key(0), jax.random.key(1)]
+    >>> map_key_data(jax.numpy.stack, keys).shape, map_key_data(jax.numpy.stack, [keys[0]]).dtype
+    ((2,), key<fry>)
+    """
+    if not is_key(leaves[0]):
+        return function(leaves)
+    data = function([jax.random.key_data(leaf) for leaf in leaves])
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
 
 
 def describe_leaf(leaf: Any) -> str:

@@ -17,7 +17,7 @@ from hooks.backtesting.past_runs import PastRun, read_past_run
 from hooks.backtesting.rerun import Backtest, run_backtest
 from trainer import Hook, TrainState
 from trainer.checks.modes import infer_mode
-from trainer.checks.pytrees import describe_leaf
+from trainer.checks.pytrees import describe_leaf, is_key
 from trainer.commands.lookup.scores import choose_key_metrics, summarize_curve
 from trainer.commands.lookup.stores import RunName, StoreName, open_run
 from trainer.commands.terminal.braille import COLORS, plot
@@ -139,8 +139,7 @@ def _simplify(tree: PyTree) -> Any:
     if isinstance(tree, list | tuple):
         return [_simplify(part) for part in tree]
     if isinstance(tree, jax.Array | np.ndarray | np.generic):
-        keys = jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key)
-        large = keys or tree.size > SMALL
+        large = is_key(tree) or tree.size > SMALL
         return describe_leaf(tree) if large else np.asarray(tree).tolist()
     return tree if isinstance(tree, bool | int | float | str) else repr(tree)
 

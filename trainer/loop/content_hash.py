@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
+from trainer.checks.pytrees import is_key
+
 WHOLE = 2**26
 """Bytes up to which a whole array is hashed, in about 10 ms; larger ones are sampled."""
 
@@ -22,7 +24,7 @@ def hash_array(array: Any) -> str:
     >>> hash_array(np.zeros(3)), hash_array(jnp.zeros(3, jnp.int32))
     ('float64[3] 743df94ee4c78a2a', 'int32[3] c4998f9169c2a4f0')
     """
-    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if is_key(array):
         array = jax.random.key_data(array)
     described = f"{array.dtype}{list(array.shape)}"
     whole = get_local_data(array)

@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from jax import lax
 
+from trainer.checks.pytrees import is_key
 from trainer.rl.environments.environment import Discrete, Environment
 from trainer.rl.replays.isolated_steps import STEP, isolate_step
 from trainer.state import PyTree
@@ -173,8 +174,7 @@ def keys_to_data(tree: PyTree) -> PyTree:
     """Return a pytree with its keys as their data."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if is_key else leaf
+        return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
     return jax.tree.map(one, tree)
 
