@@ -83,7 +83,7 @@ class Hook:
     hook_states: tuple[HookState, ...] = ()
     gates: tuple[Gate, ...] = ()
     dry_run: HookFunction | None = None
-    """Called instead of the function during a dry run, `fit(..., check=True)`, if the function
+    """Called instead of the function during a dry run, `fit(..., dry_run=True)`, if the function
     leaves something behind; its result is discarded. A hook of stage `save` without one is left
     out of the dry run. `SKIP` does nothing."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

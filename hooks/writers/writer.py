@@ -68,7 +68,7 @@ class StartableWriter(Protocol):
 
 @runtime_checkable
 class DryRunWriter(Protocol):
-    """A writer that can try a record, for `fit(..., check=True)`.
+    """A writer that can try a record, for `fit(..., dry_run=True)`.
 
     For a writer that has only `resume`, the dry run calls `resume` and `write` instead, since the
     run's own start supersedes the record. A writer without either method is left alone.

@@ -200,11 +200,11 @@ def test_a_dry_run_plays_and_leaves_nothing(state, phase, tmp_path):
     broken = DICE._replace(render=lambda state, params: jnp.zeros((8, 8), jnp.uint8))
     with pytest.raises(ValueError, match="frames must be"):
         trainer.fit(
-            state, phase, epochs=1, hooks=record_replays(NETWORK, broken, tmp_path), check=True
+            state, phase, epochs=1, hooks=record_replays(NETWORK, broken, tmp_path), dry_run=True
         )
     assert names(tmp_path) == []
     hook = hooks.every(2, record_replays(NETWORK, DICE, tmp_path, board))
-    trainer.fit(state, phase, epochs=1, hooks=hook, check=True)
+    trainer.fit(state, phase, epochs=1, hooks=hook, dry_run=True)
     assert names(tmp_path) == []
 
 

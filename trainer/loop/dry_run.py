@@ -62,7 +62,7 @@ def run_dry(
         where = "hooks at the end of the run"
         trial.run("end", state, metrics)
     except Exception as error:
-        error.add_note(f"in the check before the run ({where}); nothing was trained or recorded")
+        error.add_note(f"in the dry run ({where}); nothing was trained or recorded")
         raise
     _log_summary(phases, trial.hooks, called, time.perf_counter() - began)
 
@@ -152,7 +152,7 @@ def _log_summary(
     names = dict.fromkeys(hook.name for hook in hooks if hook.at != "error")
     missed = [name for name in names if name not in called]
     log.info(
-        "check: one step of %s and %d hooks, on this run's data, in %.2f s, compiling included%s",
+        "dry run: one step of %s and %d hooks, on this run's data, in %.2f s, compiling included%s",
         ", ".join(phase.name for phase in phases),
         len(called),
         seconds,

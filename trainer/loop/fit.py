@@ -57,7 +57,7 @@ def fit(
     hooks: Hooks = (),
     donate: bool = True,
     ignore_stop: bool = False,
-    check: bool = False,
+    dry_run: bool = False,
     return_on_interrupt: bool = False,
 ) -> tuple[TrainState, History]:
     """Train until the state has completed `epochs` epochs, running hooks between phases.
@@ -70,11 +70,10 @@ def fit(
         donate: let phases reuse the state's buffers, so that arrays which a hook keeps in a closure
             may be deleted. False keeps them all, for twice the memory.
         ignore_stop: train even if `state.stop` is True.
-        check: make a dry run first: one step of each phase and one call of each hook on real data,
-            whose results are discarded. What would fail after hours fails now, and the run that
-            follows is the same bit for bit. It compiles single steps, and takes the memory of a
-            second state. A hook that leaves something behind declares what to call instead, see
-            `Hook.dry_run`.
+        dry_run: first run one step of each phase and call each hook once, on real data, and discard
+            the results. What would fail after hours fails now, and the run that follows is the same
+            bit for bit. It compiles single steps, and takes the memory of a second state. A hook
+            that leaves something behind declares what to call instead, see `Hook.dry_run`.
         return_on_interrupt: after SIGINT (Ctrl-C, the stop button of a notebook), save this epoch
             and return instead of raising.
 
@@ -105,7 +104,7 @@ def fit(
     first = state if run.events.order["error"] else None
     history: History = []
     with catch_signals() as signals, _close_on_exit(run.events, history, first):
-        state, metrics = _start(run, state, check=check, ignore_stop=ignore_stop)
+        state, metrics = _start(run, state, dry_run=dry_run, ignore_stop=ignore_stop)
         compiled = _compile_phases(run, state)
         if not compiled:
             history += read_history(run.hooks, state, metrics)
@@ -199,7 +198,7 @@ def _check_steps(state: TrainState, steps: int, more: int) -> int:
 
 
 def _start(
-    run: _Run, state: TrainState, *, check: bool, ignore_stop: bool
+    run: _Run, state: TrainState, *, dry_run: bool, ignore_stop: bool
 ) -> tuple[TrainState, Metrics]:
     """Validate, restore, dry-run if asked to, and run the hooks of `start`."""
     names = [phase.name for phase in run.phases]
@@ -216,7 +215,7 @@ def _start(
         state = state.replace(stop=False)
 
     completed = int(state.epoch)
-    if check and completed < run.epochs and not state.stop:
+    if dry_run and completed < run.epochs and not state.stop:
         run_dry(state, run.phases, run.hooks, epochs=run.epochs, donate=run.donate)
     state, _ = run.events.run("start", state, Metrics(epochs=run.epochs))
     if completed >= run.epochs:

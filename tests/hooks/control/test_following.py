@@ -118,8 +118,8 @@ def test_fit_returns_the_state_measured_last(run):
     assert history[-1]["val/w"] == float(state.params["w"][0]) == 2.0
 
 
-@pytest.mark.parametrize(("check", "epoch"), [(False, 1), (True, 0)])
-def test_a_program_that_trains_is_refused(check, epoch, run):
+@pytest.mark.parametrize(("dry_run", "epoch"), [(False, 1), (True, 0)])
+def test_a_program_that_trains_is_refused(dry_run, epoch, run):
     """Before anything is saved; at the second epoch too, which begins at the checkpoint's step."""
 
     def train(state, data):
@@ -135,9 +135,9 @@ def test_a_program_that_trains_is_refused(check, epoch, run):
             trainer.Phase("train", train),
             epochs=3,
             hooks=hooks.chain(save_at(run, epoch_1=7), hooks.follow_checkpoints(run)),
-            check=check,
+            dry_run=dry_run,
         )
-    assert ("in the check before the run" in str(found.value.__notes__)) is check
+    assert ("in the dry run" in str(found.value.__notes__)) is dry_run
 
 
 @pytest.mark.parametrize("wait", [False, True])
@@ -280,7 +280,7 @@ def test_a_dry_run_does_not_wait_for_a_newer_checkpoint(run, clock):
         make_state(0.0),
         MEASURE,
         epochs=1,
-        check=True,
+        dry_run=True,
         hooks=hooks.follow_checkpoints(run, wait=True),
     )
     assert clock.pauses == 0

@@ -235,7 +235,7 @@ def test_a_dry_run_requests_nothing(state, phase, run):
 
     chain = [request_evaluation(run, "full"), saving(run), hooks.on("end", fail)]
     with pytest.raises(RuntimeError):
-        trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
+        trainer.fit(state, phase, epochs=1, hooks=chain, dry_run=True)
     with Store(run.url) as store:
         assert store.runs() == []
 

@@ -218,7 +218,7 @@ def test_a_dry_run_writes_no_heartbeat(state, phase, tmp_path):
 
     chain = hooks.chain(heartbeat(tmp_path / "alive.json"), hooks.on("end", fail))
     with pytest.raises(RuntimeError):
-        trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
+        trainer.fit(state, phase, epochs=1, hooks=chain, dry_run=True)
     assert not (tmp_path / "alive.json").exists()
 
 

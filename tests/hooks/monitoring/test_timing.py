@@ -282,7 +282,7 @@ def test_a_process_that_does_not_observe_prints_nothing(tmp_path, capsys):
 
 
 def test_the_check_before_a_run_leaves_it_alone(state, phase, tmp_path, capsys):
-    trainer.fit(state, phase, epochs=1, hooks=hooks.record_times(tmp_path / "t.json"), check=True)
+    trainer.fit(state, phase, epochs=1, hooks=hooks.record_times(tmp_path / "t.json"), dry_run=True)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert [e["name"] for e in events].count("wait train") == 1
     assert capsys.readouterr().out.count("time of") == 1

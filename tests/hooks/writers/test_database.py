@@ -271,7 +271,7 @@ def test_a_dry_run_records_nothing(state, phase, run, tmp_path):
 
     chain = [hooks.log_metrics(Database(run)), hooks.heartbeat(run), hooks.on("end", fail)]
     with pytest.raises(RuntimeError):
-        trainer.fit(state, phase, epochs=1, hooks=chain, check=True)
+        trainer.fit(state, phase, epochs=1, hooks=chain, dry_run=True)
     with Store(tmp_path) as store:
         assert store.runs() == []
     assert not (tmp_path / "digits").exists()

@@ -60,9 +60,9 @@ def everything(val):
     return make
 
 
-def trained(run, start, train, make, *, check, epochs=4):
+def trained(run, start, train, make, *, dry_run, epochs=4):
     """Everything that a run leaves, to compare: state, history, records, checkpoints, files."""
-    state, history = trainer.fit(start, train, epochs=epochs, hooks=make(run), check=check)
+    state, history = trainer.fit(start, train, epochs=epochs, hooks=make(run), dry_run=dry_run)
     lines = {
         name: [timeless(json.loads(line)) for line in (run / name).read_text().splitlines()]
         for name in ("metrics.jsonl", "background.jsonl")
@@ -79,17 +79,17 @@ def trained(run, start, train, make, *, check, epochs=4):
 
 
 def test_a_dry_run_changes_nothing_in_the_run(start, train, everything, tmp_path):
-    plain = trained(tmp_path / "plain", start, train, everything, check=False)
-    checked = trained(tmp_path / "checked", start, train, everything, check=True)
+    plain = trained(tmp_path / "plain", start, train, everything, dry_run=False)
+    checked = trained(tmp_path / "checked", start, train, everything, dry_run=True)
     assert plain == checked
     assert [line["epoch"] for line in plain[2]["metrics.jsonl"]] == [0, 1, 2, 3, 4]
 
 
 def test_a_dry_run_changes_nothing_in_a_resumed_run(start, train, everything, tmp_path):
-    trained(tmp_path / "a", start, train, everything, check=False, epochs=2)
+    trained(tmp_path / "a", start, train, everything, dry_run=False, epochs=2)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    plain = trained(tmp_path / "a", start, train, everything, check=False)
-    assert plain == trained(tmp_path / "b", start, train, everything, check=True)
+    plain = trained(tmp_path / "a", start, train, everything, dry_run=False)
+    assert plain == trained(tmp_path / "b", start, train, everything, dry_run=True)
     assert len(plain[1]) == 2
 
 
@@ -105,12 +105,11 @@ def test_what_would_fail_late_fails_before_anything_is_trained(state, phase, tmp
         KeyError, match="no metric 'train/los'. Did you mean 'train/loss'"
     ) as raised:
         trainer.fit(
-            state, phase, epochs=90, hooks=[lines, hooks.every(50, misspelt), watch], check=True
+            state, phase, epochs=90, hooks=[lines, hooks.every(50, misspelt), watch], dry_run=True
         )
     assert raised.value.__notes__ == [
         "in hook 'misspelt' at 'epoch' of epoch 1",
-        "in the check before the run (hooks at the end of the epoch); nothing was trained or "
-        "recorded",
+        "in the dry run (hooks at the end of the epoch); nothing was trained or recorded",
     ]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     assert seen == []
@@ -125,7 +124,7 @@ def test_hooks_of_every_event_are_called_once_with_the_metrics_so_far(state, pha
         raise LookupError("seen")
 
     with pytest.raises(LookupError) as raised:
-        trainer.fit(state, phase, epochs=7, hooks=hooks.on(event, look), check=True)
+        trainer.fit(state, phase, epochs=7, hooks=hooks.on(event, look), dry_run=True)
     ((epoch, step, metrics, epochs),) = seen
     assert epochs == 7
     assert (epoch, step) == {"start": (0, 0), "train": (0, 1)}.get(event, (1, 1))
@@ -142,17 +141,17 @@ def test_a_gate_is_called_and_its_hook_runs_whatever_it_answers(state, phase):
         return state
 
     never = hooks.when(lambda state, metrics: False, count)
-    trainer.fit(state, phase, epochs=2, hooks=never, check=True)
+    trainer.fit(state, phase, epochs=2, hooks=never, dry_run=True)
     assert calls == [1]
     wrong = hooks.when(lambda state, metrics: metrics["train/los"] < 1, nothing)
     with pytest.raises(KeyError):
-        trainer.fit(state, phase, epochs=2, hooks=hooks.every(2, wrong), check=True)
+        trainer.fit(state, phase, epochs=2, hooks=hooks.every(2, wrong), dry_run=True)
 
 
 def test_what_a_hook_returns_is_checked_by_its_stage(state, phase):
     meddler = hooks.every(30, hooks.observe(lambda s, m: s.replace(step=s.step + 1)))
     with pytest.raises(ValueError, match="'<lambda>' is of stage 'observe'.*it changed step"):
-        trainer.fit(state, phase, epochs=40, hooks=meddler, check=True)
+        trainer.fit(state, phase, epochs=40, hooks=meddler, dry_run=True)
 
 
 def test_neither_stop_nor_interrupt_ends_the_run(state, phase):
@@ -164,11 +163,11 @@ def test_neither_stop_nor_interrupt_ends_the_run(state, phase):
             raise trainer.Interrupt("time is up")
         return state.replace(stop=len(calls) == 2)
 
-    final, history = trainer.fit(state, phase, epochs=3, hooks=end_the_first_time, check=True)
+    final, history = trainer.fit(state, phase, epochs=3, hooks=end_the_first_time, dry_run=True)
     assert calls == [1, 1]  # the second is the run's own
     assert (len(history), final.stop) == (1, True)
     stopping = hooks.every(9, lambda s, m: s.replace(stop=True))
-    final, history = trainer.fit(state, phase, epochs=3, hooks=stopping, check=True)
+    final, history = trainer.fit(state, phase, epochs=3, hooks=stopping, dry_run=True)
     assert (len(history), final.stop) == (3, False)
 
 
@@ -192,7 +191,7 @@ def test_phases_written_by_hand_run_whole_on_a_copy_and_compile_once(state, dona
 
     checked = program()
     final, history = trainer.fit(
-        state, checked, epochs=2, hooks=hooks.on("rollout", look), donate=donate, check=True
+        state, checked, epochs=2, hooks=hooks.on("rollout", look), donate=donate, dry_run=True
     )
     plain, expected = trainer.fit(state, program(), epochs=2, donate=donate)
     assert fingerprint(final) == fingerprint(plain)
@@ -208,17 +207,17 @@ def test_a_phase_that_fails_is_named(state):
         return state, None, {}
 
     with pytest.raises(Exception, match="division by zero") as raised:
-        trainer.fit(state, Phase("train", fail), epochs=1, check=True)
-    assert "in the check before the run (phase 'train')" in raised.value.__notes__[-1]
+        trainer.fit(state, Phase("train", fail), epochs=1, dry_run=True)
+    assert "in the dry run (phase 'train')" in raised.value.__notes__[-1]
 
 
 def test_a_stream_is_read_from_the_same_place(task, start, digits):
     arrays = {name: np.asarray(array) for name, array in digits[0].arrays.items()}
     batches = [{n: a[i : i + 20] for n, a in arrays.items()} for i in range(0, 200, 20)]
 
-    def run(check, **settings):
+    def run(dry_run, **settings):
         stream = data.Stream(batches, superbatch=2, **settings)
-        return trainer.fit(start, trainer.training(task.step, stream), epochs=3, check=check)[0]
+        return trainer.fit(start, trainer.training(task.step, stream), epochs=3, dry_run=dry_run)[0]
 
     for settings in ({"steps_per_epoch": 4}, {}):
         assert fingerprint(run(True, **settings)) == fingerprint(run(False, **settings))
@@ -239,7 +238,7 @@ def test_a_hook_state_that_cannot_be_saved_is_found(state, phase, tmp_path):
     odd = hooks.stateful("odd", lambda state: {"path": tmp_path}, lambda m, s, _: (m, s))
     saving = hooks.every(100, hooks.save_checkpoints(tmp_path / "run"))
     with pytest.raises(TypeError, match="all else cannot be saved; hook_state/odd/path") as raised:
-        trainer.fit(state, phase, epochs=100, hooks=[odd, saving], check=True)
+        trainer.fit(state, phase, epochs=100, hooks=[odd, saving], dry_run=True)
     assert "in hook 'save_checkpoints' at 'epoch'" in raised.value.__notes__[0]
 
 
@@ -250,7 +249,7 @@ def test_a_disk_that_cannot_take_a_checkpoint_is_found(state, phase, tmp_path, m
     monkeypatch.setattr(ArrayStorage, "write", full)
     saving = hooks.save_checkpoints(tmp_path)
     with pytest.raises(OSError, match="No space left") as raised:
-        trainer.fit(state, phase, epochs=1, hooks=saving, check=True)
+        trainer.fit(state, phase, epochs=1, hooks=saving, dry_run=True)
     assert any("while saving epoch 1 to" in note for note in raised.value.__notes__)
     assert {path.name for path in tmp_path.rglob("*")} == {"checkpoints", "lock"}
 
@@ -261,8 +260,8 @@ def test_background_work_ends_within_the_dry_run(state, phase):
 
     failing = hooks.every(70, hooks.background(hooks.observe(fail)))
     with pytest.raises(LookupError, match="no answer") as raised:
-        trainer.fit(state, phase, epochs=99, hooks=failing, check=True)
-    assert "the check before the run (hooks at the end of the epoch)" in raised.value.__notes__[-1]
+        trainer.fit(state, phase, epochs=99, hooks=failing, dry_run=True)
+    assert "the dry run (hooks at the end of the epoch)" in raised.value.__notes__[-1]
 
 
 def test_a_guarded_failure_is_logged_as_in_the_run(state, phase, caplog):
@@ -271,7 +270,7 @@ def test_a_guarded_failure_is_logged_as_in_the_run(state, phase, caplog):
 
     other = Hook(nothing, "other", stage="observe", dry_run=fail)
     _, history = trainer.fit(
-        state, phase, epochs=1, hooks=hooks.guard([fail, other], retries=1), check=True
+        state, phase, epochs=1, hooks=hooks.guard([fail, other], retries=1), dry_run=True
     )
     assert len(history) == 1
     failures = [line for line in caplog.messages if "failed, try" in line]
@@ -309,7 +308,7 @@ class TryingOut(Resuming):
 def test_writers_are_called_if_they_can_remove_the_record(state, phase):
     shown, kept, tried = Writer(), Resuming(), TryingOut()
     log = hooks.every(2, hooks.log_metrics(shown, kept, tried))
-    trainer.fit(state, phase, epochs=2, hooks=log, check=True)
+    trainer.fit(state, phase, epochs=2, hooks=log, dry_run=True)
     assert shown.calls == [("write", 2)]
     assert kept.calls == [("resume", 0), ("write", 1), ("resume", 0), ("write", 2)]
     assert tried.calls == [("dry_run", 1, ["epoch", "time/epoch_seconds"]), *kept.calls[2:]]
@@ -336,16 +335,16 @@ def test_a_hook_declares_what_a_dry_run_calls_and_saves_are_left_out(state, phas
         rare,
         hooks.reads("rare")(calling("reader")),
     ]
-    trainer.fit(state, phase, epochs=1, hooks=program, check=True)
+    trainer.fit(state, phase, epochs=1, hooks=program, dry_run=True)
     assert calls == ["instead", "run", "save"]
-    (message,) = [line for line in caplog.messages if line.startswith("check: ")]
-    assert message.startswith("check: one step of train and 2 hooks, on this run's data, in ")
+    (message,) = [line for line in caplog.messages if line.startswith("dry run: ")]
+    assert message.startswith("dry run: one step of train and 2 hooks, on this run's data, in ")
     assert message.endswith("; not called, since their metrics are missing or they save: "
                          "upload, call")  # fmt: skip
 
 
 def test_a_run_with_nothing_to_train_makes_no_dry_run(state, phase, caplog):
     caplog.set_level(logging.INFO, "entracte")
-    trainer.fit(state, phase, epochs=0, check=True)
-    trainer.fit(state.replace(stop=True), phase, epochs=3, check=True)
-    assert not [line for line in caplog.messages if line.startswith("check: ")]
+    trainer.fit(state, phase, epochs=0, dry_run=True)
+    trainer.fit(state.replace(stop=True), phase, epochs=3, dry_run=True)
+    assert not [line for line in caplog.messages if line.startswith("dry run: ")]

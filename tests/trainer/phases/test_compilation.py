@@ -77,7 +77,7 @@ def test_debug_modes_give_the_same_result(looking, task, digits, start):
         train, val = trainer.training(task.step, few), trainer.evaluation(task.measure, few)
         with context():
             state, history = trainer.fit(
-                start, train, epochs=1, hooks=hooks.evaluate(val), check=True
+                start, train, epochs=1, hooks=hooks.evaluate(val), dry_run=True
             )
             found.append((state.params, history[0]["val/loss"], trainer.evaluate(state, val)))
     (params, loss, scores), (others, other, again) = found

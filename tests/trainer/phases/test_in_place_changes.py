@@ -208,7 +208,7 @@ def nothing(state, metrics):
 
 def test_a_dry_run_names_it_before_the_run(nested):
     with pytest.raises(ValueError, match="'change_bias' changed in place") as raised:
-        trainer.fit(nested, PROGRAM, epochs=1, hooks=change_bias, check=True)
+        trainer.fit(nested, PROGRAM, epochs=1, hooks=change_bias, dry_run=True)
     assert "nothing was trained or recorded" in raised.value.__notes__[-1]
 
 

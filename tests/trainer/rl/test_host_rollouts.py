@@ -169,7 +169,7 @@ def test_two_runs_from_the_beginning_are_the_same(cartpole, caplog):
     with caplog.at_level(logging.WARNING, "entracte"):
         once = trainer.fit(state, phase, epochs=3)[1]
         again = trainer.fit(state, phase, epochs=3)[1]
-        checked = trainer.fit(state, phase, epochs=3, check=True)[1]
+        checked = trainer.fit(state, phase, epochs=3, dry_run=True)[1]
     assert returns(once) == returns(again) == returns(checked)
     assert not caplog.records
 

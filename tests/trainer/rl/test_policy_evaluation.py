@@ -96,7 +96,7 @@ def test_it_is_a_hook_and_a_program(counts, always):
     chain = hooks.chain(
         hooks.evaluate(phase, sanity=True), hooks.stop_at_return(6.0, metric="val/return")
     )
-    after, history = trainer.fit(state, agent.program, epochs=3, hooks=chain, check=True)
+    after, history = trainer.fit(state, agent.program, epochs=3, hooks=chain, dry_run=True)
     assert after.stop
     assert history[0]["val/return"] == 6.0
     _, history = trainer.fit(state, phase, epochs=2)

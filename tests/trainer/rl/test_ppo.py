@@ -221,7 +221,7 @@ def test_observers_and_checks_change_no_bit(agents, tmp_path):
         start,
         agent.program,
         epochs=2,
-        check=True,
+        dry_run=True,
         hooks=hooks.chain(
             hooks.log_metrics(hooks.JsonLines(tmp_path / "metrics.jsonl")), hooks.watch_system()
         ),
