@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +34,6 @@ FaultDetector = Callable[[RollbackState, Mapping[str, float]], tuple[RollbackSta
 """`(hook state, metrics) -> (what to change in the hook state if all is well, faults)`."""
 
 
-class RollbackSettings(NamedTuple):
-    """What `roll_back_on_nan` and `roll_back_on_spike` have in common; see there."""
-
-    max_rollbacks: int
-    learning_rate_scale: float | None
-    directory: Path | None
-
-
 def roll_back_on_nan(
     *metrics: str,
     max_rollbacks: int = 3,
@@ -51,15 +43,15 @@ def roll_back_on_nan(
     """Return to the last good state when a metric or a parameter is not finite.
 
     Parameters, optimizer, `model_state` and `carry` are restored. Epoch, step and stream positions
-    are not, so the run continues with other data, and checkpoints keep their numbers. A state is
-    good if parameters and `model_state` are finite and the optimizer's state has no nan. The states
-    of other hooks are not restored: place this hook before them, after what writes its metrics.
+    are not, so the run continues with other data. A state is good if parameters and `model_state`
+    are finite and the optimizer's state has no nan. The states of other hooks are not restored:
+    place this hook before them, after what writes its metrics.
 
     Args:
-        metrics: to check, such as `train/loss`; the hook does not fire if one is missing. None
-            named: all metrics of the event.
-        max_rollbacks: number of rollbacks in the whole run; at the next fault the good state is
-            restored and the run stops with a report.
+        metrics: to check, such as `train/loss`; the hook does not fire if one is missing. If none
+            is named, all metrics of the event.
+        max_rollbacks: in the whole run; at the next fault the good state is restored and the run
+            stops with a report.
         learning_rate_scale: factor of the learning rate at each rollback, in (0, 1).
         directory: run directory whose newest good checkpoint is restored. None keeps the good state
             in `state.hook_state`, which doubles the size of a checkpoint.
@@ -85,8 +77,8 @@ def roll_back_on_nan(
         checked = {name: float(values[name]) for name in sorted(metrics or values)}
         return {}, [f"{n} is {v}" for n, v in checked.items() if not math.isfinite(v)]
 
-    settings = _check_settings(max_rollbacks, learning_rate_scale, directory)
-    return _make_rollback_hook("roll_back_on_nan", metrics, settings, {}, detect)
+    limits = max_rollbacks, learning_rate_scale
+    return _make_rollback_hook("roll_back_on_nan", metrics, {}, detect, *limits, directory)
 
 
 def roll_back_on_spike(
@@ -144,9 +136,9 @@ def roll_back_on_spike(
             return {}, [f"{metric} is {value:.4g}, {worse:.1f} deviations worse than {mean}"]
         return {"values": np.append(last[1:], value)}, []
 
-    settings = _check_settings(max_rollbacks, learning_rate_scale, directory)
+    limits = max_rollbacks, learning_rate_scale
     name, initial = f"roll_back_on_spike/{metric}/{window}", {"values": np.full(window, np.nan)}
-    return _make_rollback_hook(name, (metric,), settings, initial, detect)
+    return _make_rollback_hook(name, (metric,), initial, detect, *limits, directory)
 
 
 def compute_z_score(value: float, window: np.ndarray, mode: Mode = "min") -> float:
@@ -172,26 +164,22 @@ def compute_z_score(value: float, window: np.ndarray, mode: Mode = "min") -> flo
         return float(worse / deviation) if 0 < deviation < math.inf else 0.0
 
 
-def _check_settings(
-    max_rollbacks: int, scale: float | None, directory: str | os.PathLike[str] | None
-) -> RollbackSettings:
-    if max_rollbacks < 1:
-        raise ValueError(f"max_rollbacks must be at least 1; got {max_rollbacks}")
-    if scale is not None and not 0 < scale < 1:
-        raise ValueError(f"learning_rate_scale must be in (0, 1), or None; got {scale}")
-    where = None if directory is None else to_absolute_path(directory, "roll_back")
-    return RollbackSettings(max_rollbacks, scale, where)
-
-
 def _make_rollback_hook(
     name: str,
     reads: tuple[str, ...],
-    settings: RollbackSettings,
     initial: RollbackState,
     detect: FaultDetector,
+    limit: int,
+    scale: float | None,
+    directory: str | os.PathLike[str] | None,
 ) -> Hook:
     """Make the hook. Its state holds that of `detect`, the rollbacks so far, and the good state."""
-    copying = settings.directory is None
+    if limit < 1:
+        raise ValueError(f"max_rollbacks must be at least 1; got {limit}")
+    if scale is not None and not 0 < scale < 1:
+        raise ValueError(f"learning_rate_scale must be in (0, 1), or None; got {scale}")
+    where = None if directory is None else to_absolute_path(directory, "roll_back")
+    copying = where is None
     if not copying:
         name += "/directory"  # the hook state has another structure without the good state
 
@@ -202,7 +190,7 @@ def _make_rollback_hook(
                 f"hook {name!r} needs a good state to start from; got one in which {faults[0]}: "
                 "start with finite parameters, or resume from an earlier checkpoint"
             )
-        if settings.learning_rate_scale is not None:
+        if scale is not None:
             check_hyperparam(
                 f"hook {name!r} with learning_rate_scale",
                 state.opt_state,
@@ -218,7 +206,7 @@ def _make_rollback_hook(
         changes, wrong = detect(before, metrics)
         if wrong + faults:
             cause = _describe_faults(wrong + faults, metrics, state)
-            return _roll_back(name, settings, before, state, cause)
+            return _roll_back(name, (limit, scale, where), before, state, cause)
         changes |= good
         return {**before, **changes} if changes else before, state
 
@@ -226,7 +214,11 @@ def _make_rollback_hook(
 
 
 def _roll_back(
-    name: str, settings: RollbackSettings, before: RollbackState, state: TrainState, cause: str
+    name: str,
+    settings: tuple[int, float | None, Path | None],
+    before: RollbackState,
+    state: TrainState,
+    cause: str,
 ) -> tuple[RollbackState, TrainState]:
     """Return to the good state, and stop if that was done often enough; log it in any case."""
     limit, scale, directory = settings

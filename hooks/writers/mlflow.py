@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.tracker_journal import JournalRow, TrackerJournal
-from hooks.writers.trackers import JournaledWriter, is_available, link_artifacts
+from hooks.writers.tracker_journal import JournaledWriter, JournalRow
+from hooks.writers.trackers import is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_settings
 from trainer.runs.text import clean
@@ -97,7 +97,7 @@ class MLflow(JournaledWriter):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
         database = ("sqlalchemy", "alembic") if self._uri.startswith("sqlite:") else ()
         active = is_available("MLflow", "mlflow", enabled, "mlflow.tracking", *database)
-        self._journal = TrackerJournal(self.directory / "mlflow", "MLflow", active=active)
+        self.open_journal(self.directory / "mlflow", active=active)
 
     def deliver(self) -> None:
         """Deliver all records that MLflow lacks.
@@ -105,43 +105,41 @@ class MLflow(JournaledWriter):
         Raises:
             Exception: whatever `mlflow` raises; the journal is unchanged.
         """
-        if not (rows := self._journal.rows()):
+        if not (rows := self.rows()):
             return
         with _without_stray_folder():
-            self._deliver(rows)
+            tracking = importlib.import_module("mlflow.tracking")
+            client = tracking.MlflowClient(tracking_uri=self._uri)
+            self._deliver(client, rows)
+        self.mark_delivered()
 
-    def _deliver(self, rows: list[JournalRow]) -> None:
-        journal = self._journal
-        tracking = importlib.import_module("mlflow.tracking")
-        client = tracking.MlflowClient(tracking_uri=self._uri)
-        points = _collect_points(rows)
-        lacking, run = points, None
-        if journal.identity is not None and (run := _find_active(client, journal.identity)):
+    def _deliver(self, client: Any, rows: list[JournalRow]) -> None:
+        lacking, run = _collect_points(rows), None
+        if self.identity is not None and (run := _find_active(client, self.identity)):
             recorded = _list_points(client, run)
-            if all(_is_same(points.get(place), value) for place, value in recorded):
-                known = {place for place, _ in recorded}
-                lacking = {place: point for place, point in points.items() if place not in known}
+            if all(_is_same(lacking.get(place), value) for place, value in recorded):
+                for place, _ in recorded:
+                    lacking.pop(place, None)
             else:
                 log.warning(
                     "MLflow: %s has other numbers than the journal; it is deleted and rewritten",
-                    journal.identity,
+                    self.identity,
                 )
-                client.delete_run(journal.identity)
+                client.delete_run(self.identity)
                 run = None
         if run is None:
             run = client.create_run(self._experiment_in(client), run_name=self._name)
-            journal.identity = run.info.run_id
+            self.identity = run.info.run_id
         self._log_numbers(client, run, lacking)
         self._log_files(client, run.info.run_id, rows)
         client.set_terminated(run.info.run_id)
-        journal.mark_delivered()
 
     def _experiment_in(self, client: Any) -> str:
         """Return the experiment's id; a local database has its artifacts beside it."""
         found = client.get_experiment_by_name(self._experiment)
         if found:
             return str(found.experiment_id)
-        place = (self._journal.folder / "artifacts").as_uri() if self._local else None
+        place = (self.folder / "artifacts").as_uri() if self._local else None
         return str(client.create_experiment(self._experiment, artifact_location=place))
 
     def _log_numbers(self, client: Any, run: Any, points: Mapping[Place, Point]) -> None:
@@ -168,7 +166,7 @@ class MLflow(JournaledWriter):
                 elif kind in ("image", "video"):
                     client.log_artifact(identity, str(value), folder_name)
         if self._artifacts:
-            folder = self._journal.folder / "collected"
+            folder = self.folder / "collected"
             link_artifacts(self._artifacts, folder)
             client.log_artifacts(identity, str(folder))
             shutil.rmtree(folder)

@@ -8,10 +8,10 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,37 +48,44 @@ class JournalRow(NamedTuple):
     values: dict[str, JournalValue]
 
 
-class TrackerJournal:
-    """Records that wait for a tracker: lines of JSON, and pictures as files beside them.
+class JournaledWriter(Protocol):
+    """A writer whose records wait in a journal until the run is over, and are then delivered.
 
-    It is durable and resumes as `JsonLines` does, so that a tracker gets each record once, however
-    the run was interrupted.
-
-    Args:
-        folder: of its own; it is created.
-        who: writes there, for messages.
-        active: False to record and create nothing.
-
-    Raises:
-        OSError: the folder cannot be written to.
+    The journal has lines of JSON, and pictures as files beside them. It is durable and resumes as
+    `JsonLines` does, so that a tracker gets each record once, however the run was interrupted.
 
     >>> import tempfile
+    >>> class Tracker(JournaledWriter):
+    ...     def deliver(self):
+    ...         [row] = self.rows()
+    ...         print(row.step, row.values["val/loss"], row.values["sample"].value)
+    ...         self.mark_delivered()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     journal = TrackerJournal(Path(folder), "a tracker")
-    ...     journal.write(28, {"val/loss": 0.5, "sample": Text("Once upon a time")})
-    ...     [row] = journal.rows()
-    ...     journal.close(deliver=journal.mark_delivered)
-    ...     print(row.step, row.values["val/loss"], row.values["sample"].value)
+    ...     tracker = Tracker()
+    ...     tracker.open_journal(Path(folder))
+    ...     tracker.write(28, {"val/loss": 0.5, "sample": Text("Once upon a time")})
+    ...     tracker.close()
     28 JournalValue(kind='number', value=0.5) Once upon a time
     """
 
-    def __init__(self, folder: Path, who: str, *, active: bool = True) -> None:
-        self.folder, self._who = folder, who
-        self._mark = folder / "delivered"
-        self._lines: JsonLines | None = None
-        self._bytes_read = 0
+    folder: Path
+    """Of the journal."""
+    _lines: JsonLines | None = None
+    """None if nothing is recorded."""
+    _bytes_read: int = 0
+
+    def deliver(self) -> None:
+        """Deliver all records that the tracker lacks."""
+
+    def open_journal(self, folder: Path, *, active: bool = True) -> None:
+        """Open the journal in a folder of its own, which is created; record nothing if not active.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        self.folder = folder
         if active:
-            make_folder(folder, who)
+            make_folder(folder, type(self).__name__)
             self._lines = JsonLines(folder / "journal.jsonl")
 
     def resume(self, step: int, epoch: int) -> None:
@@ -87,7 +94,7 @@ class TrackerJournal:
             self._lines.resume(step, epoch)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Append the values that trackers can show: all but traces."""
+        """Append the values that trackers can show, all but traces, to the journal."""
         if self._lines:
             self._mark.unlink(missing_ok=True)
             self._lines.write(step, self._encode(step, values))
@@ -98,12 +105,12 @@ class TrackerJournal:
             self._lines.dry_run(step, self._encode(step, values, store=False))
 
     def flush(self) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until the journal is on the disk."""
         if self._lines:
             self._lines.flush()
 
-    def close(self, deliver: Callable[[], None]) -> None:
-        """Close the file and deliver what is new; the next write opens it again.
+    def close(self) -> None:
+        """Close the journal and deliver what is new; the next write opens it again.
 
         By then the run is over, and a tracker's failure must not lose its result: the failure is
         logged, and the journal has everything that the next attempt needs.
@@ -111,21 +118,22 @@ class TrackerJournal:
         if not self._lines:
             return
         self._lines.close()
+        size = self._lines.path.stat().st_size
         try:
-            if not self._delivered():
-                deliver()
+            mark = read_bytes(self._mark, follow=True) if self._mark.exists() else b""
+            if size and mark != str(size).encode():
+                self.deliver()
         except Exception:
             log.exception(
                 "%s: the records were not delivered; they are in %s, and its deliver() tries again",
-                self._who,
-                self._lines.path,
+                *(type(self).__name__, self._lines.path),
             )
 
     def rows(self) -> list[JournalRow]:
         """Read all records, one row per step, without a line that is being written."""
-        rows: dict[int, JournalRow] = {}
         if not self._lines:
             return []
+        rows: dict[int, JournalRow] = {}
         with open(open_regular(self._lines.path, follow=True), "rb") as file:
             content = file.read()
         self._bytes_read = len(content)
@@ -136,11 +144,10 @@ class TrackerJournal:
             row.values.update(self._decode(name, value) for name, value in record.items())
         return [rows[step] for step in sorted(rows)]
 
-    def _delivered(self) -> bool:
-        size = self._lines.path.stat().st_size if self._lines else 0
-        return not size or (
-            self._mark.exists() and read_bytes(self._mark, follow=True) == str(size).encode()
-        )
+    @property
+    def _mark(self) -> Path:
+        """The file that says how many bytes of the journal were delivered."""
+        return self.folder / "delivered"
 
     def mark_delivered(self) -> None:
         """Remember that the tracker has everything that `rows` returned."""

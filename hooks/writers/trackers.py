@@ -1,4 +1,4 @@
-"""What the writers for experiment trackers share: their journal, and a run's own files."""
+"""What the writers for trackers share beside their journal: a run's own files."""
 
 from __future__ import annotations
 
@@ -7,47 +7,14 @@ import logging
 import os
 import shutil
 import stat
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
-from hooks.writers.tracker_journal import TrackerJournal
-from hooks.writers.values import Value
 from trainer.checkpoints import Checkpoints, DamagedCheckpoint, wait_for_saves
 from trainer.checkpoints.manifest import parse_scores
 from trainer.host.extras import install_command
 from trainer.rl.replays.replay_files import list_replay_files
 
 log = logging.getLogger("entracte")
-
-
-class JournaledWriter(Protocol):
-    """A writer whose records wait in a journal until the run is over."""
-
-    _journal: TrackerJournal
-
-    def deliver(self) -> None:
-        """Deliver all records that the tracker lacks."""
-
-    def resume(self, step: int, epoch: int) -> None:
-        """Drop what lies beyond a step and epoch."""
-        self._journal.resume(step, epoch)
-
-    def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Append values to the journal."""
-        self._journal.write(step, values)
-
-    def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
-        """Append values to the journal and remove them again."""
-        self._journal.dry_run(step, values)
-
-    def flush(self) -> None:
-        """Wait until the journal is on the disk."""
-        self._journal.flush()
-
-    def close(self) -> None:
-        """Close the journal and deliver what is new; a failure to deliver is logged, not raised."""
-        self._journal.close(self.deliver)
 
 
 def is_available(who: str, extra: str, enabled: bool, *packages: str) -> bool:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.tracker_journal import JournalValue, TrackerJournal
-from hooks.writers.trackers import JournaledWriter, is_available, link_artifacts
+from hooks.writers.tracker_journal import JournaledWriter, JournalValue
+from hooks.writers.trackers import is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_command, redact_settings
 from trainer.runs.text import clean
@@ -74,7 +74,7 @@ class WandB(JournaledWriter):
         enabled = enabled and os.environ.get("WANDB_MODE") != "disabled"
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would use the network
         active = is_available("WandB", "wandb", enabled, "wandb")
-        self._journal = TrackerJournal(self.directory / "wandb", "WandB", active=active)
+        self.open_journal(self.directory / "wandb", active=active)
 
     def deliver(self) -> None:
         """Write the folder that `wandb sync` uploads, from all records.
@@ -82,18 +82,17 @@ class WandB(JournaledWriter):
         Raises:
             Exception: whatever `wandb` raises; the journal is unchanged.
         """
-        journal = self._journal
-        if not (rows := journal.rows()):
+        if not (rows := self.rows()):
             return
         wandb = importlib.import_module("wandb")
-        if journal.identity is None:
-            journal.identity = secrets.token_hex(4)
-        for earlier in journal.folder.glob(f"offline-run-*-{journal.identity}"):
+        if self.identity is None:
+            self.identity = secrets.token_hex(4)
+        for earlier in self.folder.glob(f"offline-run-*-{self.identity}"):
             shutil.rmtree(earlier)
         with _command_redacted():
             run = wandb.init(
                 **self._about,
-                id=journal.identity,
+                id=self.identity,
                 dir=str(self.directory),
                 mode="offline",
                 reinit="create_new",  # the user's own run stays open
@@ -104,10 +103,10 @@ class WandB(JournaledWriter):
                 values = {name: _convert(wandb, value) for name, value in row.values.items()}
                 run.log({**values, "_timestamp": row.unix_seconds}, step=row.step)
             if self._artifacts:
-                _log_artifacts(wandb, run, self._artifacts, journal.folder / "artifacts")
+                _log_artifacts(wandb, run, self._artifacts, self.folder / "artifacts")
         finally:
             run.finish()
-        journal.mark_delivered()
+        self.mark_delivered()
 
 
 @contextlib.contextmanager

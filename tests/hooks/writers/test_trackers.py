@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from hooks.writers import trackers
-from hooks.writers.tracker_journal import TrackerJournal
+from hooks.writers.tracker_journal import JournaledWriter
 from hooks.writers.trackers import is_available, link_artifacts
 from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from trainer import Checkpoints
@@ -18,11 +18,17 @@ from trainer import Checkpoints
 HOSTILE = "../../step:\0\x1b[2J\ud800'; DROP TABLE runs; --"
 
 
+class Tracker(JournaledWriter):
+    """Delivers by calling a function, and nothing more."""
+
+    def __init__(self, folder, deliver=None, *, active=True):
+        self.deliver = deliver or self.mark_delivered
+        self.open_journal(folder, active=active)
+
+
 @pytest.fixture
 def journal(tmp_path):
-    journal = TrackerJournal(tmp_path / "journal", "a test")
-    yield journal
-    journal.close(journal.mark_delivered)
+    return Tracker(tmp_path / "journal")
 
 
 def numbers(journal):
@@ -91,31 +97,39 @@ def test_new_records_are_delivered_once(journal, tmp_path):
         times.append(len(journal.rows()))
         journal.mark_delivered()
 
-    journal.close(deliver)
+    journal.deliver = deliver
+    journal.close()
     assert times == []
     journal.write(1, {"loss": 1.0})
-    journal.close(deliver)
-    journal.close(deliver)
+    journal.close()
+    journal.close()
     assert times == [1]
     journal.write(2, {"loss": 1.0})
-    again = TrackerJournal(journal.folder, "a test")  # like a process after one that was killed
-    again.close(deliver)
-    again.close(deliver)
+    again = Tracker(journal.folder)  # like a process after one that was killed
+
+    def deliver_again():
+        times.append(len(again.rows()))
+        again.mark_delivered()
+
+    again.deliver = deliver_again
+    again.close()
+    again.close()
     assert times == [1, 2]
     journal.dry_run(3, {"loss": 1.0, "image": Image(np.zeros((2, 2, 1)))})
-    journal.close(deliver)
+    journal.close()
     assert times == [1, 2]
     assert not (journal.folder / "media").exists()
 
 
 def test_records_written_during_a_delivery_are_delivered_next(journal):
     journal.write(1, {"loss": 1.0})
-    beside = TrackerJournal(journal.folder, "another process")
+    beside = Tracker(journal.folder)  # another process
     beside.rows()
     journal.write(2, {"loss": 1.0})
     beside.mark_delivered()
     times = []
-    journal.close(lambda: times.append(len(journal.rows())))
+    journal.deliver = lambda: times.append(len(journal.rows()))
+    journal.close()
     assert times == [2]
 
 
@@ -124,11 +138,13 @@ def test_a_failure_to_deliver_is_logged_and_the_next_close_retries(journal, capl
         raise OSError("no server")
 
     journal.write(1, {"loss": 1.0})
-    journal.close(fail)
-    assert "a test: the records were not delivered; they are in " in caplog.text
+    journal.deliver = fail
+    journal.close()
+    assert "Tracker: the records were not delivered; they are in " in caplog.text
     assert "no server" in caplog.text
     times = []
-    journal.close(lambda: times.append(1))
+    journal.deliver = lambda: times.append(1)
+    journal.close()
     assert times == [1]
 
 
@@ -140,12 +156,13 @@ def test_a_line_that_is_being_written_is_left_out(journal):
 
 
 def test_an_inactive_journal_records_and_creates_nothing(tmp_path):
-    journal = TrackerJournal(tmp_path / "journal", "a test", active=False)
+    deliver = lambda: pytest.fail("there is nothing to deliver")  # noqa: E731
+    journal = Tracker(tmp_path / "journal", deliver, active=False)
     journal.resume(0, 0)
     journal.write(1, {"loss": 1.0})
     journal.dry_run(1, {"loss": 1.0})
     journal.flush()
-    journal.close(lambda: pytest.fail("there is nothing to deliver"))
+    journal.close()
     assert journal.rows() == []
     assert not list(tmp_path.iterdir())
 
