@@ -38,10 +38,9 @@ def adapt_curriculum(
 ) -> Chain:
     """Set how often each lesson is drawn in the next epoch, from the returns of the lessons.
 
-    It sets `state.carry["lessons"]` at `start` and after every epoch, from its hook state alone,
-    and writes the weights as scores `curriculum/weight/<lesson>`, which sum to 1. A lesson without
-    a metric, because none of its episodes ended, is not updated in this epoch. Episodes that are
-    being played keep their lesson.
+    It sets `state.carry["lessons"]` at `start` and after every epoch, and writes the weights as
+    scores `curriculum/weight/<lesson>`, which sum to 1. A lesson without a metric, because none of
+    its episodes ended, is not updated. Episodes that are being played keep their lesson.
 
     Args:
         lessons: names of all lessons, in order: `env.lessons` of `trainer.rl.lessons`.
@@ -49,9 +48,8 @@ def adapt_curriculum(
         metric: prefix of the returns; `val/return` if an `evaluate` before it plays all lessons.
 
     Raises:
-        ValueError: there are no names, a name is given twice, or the names do not fit the strategy;
-            before training, the state has no weights of as many lessons, or nothing writes the
-            metrics.
+        ValueError: there are no names, one is given twice, or they do not fit the strategy; before
+            training, the state has no weights of as many lessons, or nothing writes the metrics.
 
     Source: T. Matiisen, A. Oliver, T. Cohen, J. Schulman, Teacher-Student Curriculum Learning,
     2017.

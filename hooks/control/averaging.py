@@ -23,8 +23,8 @@ Weigh = Callable[[int, TrainState], tuple[int, float]]
 def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
     """Keep an exponential moving average of the parameters, updated once an epoch, bias corrected.
 
-    The average is at `state.hook_state[name]["params"]` and has the structure of `state.params`.
-    Training never sees it. `evaluate(phase, params=name)` measures it.
+    The average is at `state.hook_state[name]["params"]`. Training never sees it.
+    `evaluate(phase, params=name)` measures it.
 
     Args:
         decay: weight of the past at each update, in [0, 1).
@@ -55,9 +55,9 @@ def average_params(decay: float = 0.9, *, name: str = "average_params") -> Hook:
 def swa(*, start: int, name: str = "swa") -> Hook:
     """Keep the mean of the parameters over epochs: stochastic weight averaging.
 
-    The parameters after each epoch from `start` on have the same weight. The mean is at
-    `state.hook_state[name]["params"]` and has the structure of `state.params`. Training never sees
-    it. `evaluate(phase, params=name)` measures it. Before `start` it is the current parameters.
+    The parameters after each epoch from `start` on have the same weight; before, the mean is the
+    current ones. It is at `state.hook_state[name]["params"]`, and training never sees it.
+    `evaluate(phase, params=name)` measures it.
 
     If the network keeps batch statistics, they are those of the trained parameters and do not suit
     the mean: place `recalibrate(trainer.recalibration(task, source), params="swa")` after this

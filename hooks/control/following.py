@@ -47,17 +47,14 @@ def follow_checkpoints(
     With it a rollout worker is `fit` over a rollout alone, and an evaluator is `fit` over an
     evaluation. It loads `params`, `model_state`, and the named parts of `carry` that the other run
     has; the rest of the state is this run's own. This run must not train: a program that changes
-    `step`, as an update does, is refused at the end of its first epoch, before that is saved.
+    `step` is refused at the end of its first epoch, before that is saved.
 
-    It has three parts. At `start` it loads the first checkpoint, and waits for it if needed. At
-    each `epoch` it sets the step to that of the loaded checkpoint, so that what the epoch measured
-    is recorded at this step, and scores the checkpoint's epoch as `follow/epoch`. Then it loads the
-    newest checkpoint for the next epoch. Place hooks that measure the state, or keep parts of it,
-    before this one: hooks after it see the next parameters beside this epoch's metrics.
+    At `start` it loads the first checkpoint, and waits for it if needed. At each `epoch` it sets
+    the step to that of the loaded checkpoint, at which hooks then record what was measured, and
+    scores the checkpoint's epoch as `follow/epoch`. Then it loads the newest checkpoint for the
+    next epoch. Place hooks that measure the state, or keep parts of it, before this one.
 
-    Which checkpoint is the newest depends on when the directory is polled. The hook state holds the
-    answer, and all else follows from it: an interrupted run resumes bit for bit with the checkpoint
-    that it had loaded.
+    The hook state says which checkpoint is loaded: an interrupted run resumes with it bit for bit.
 
     Args:
         directory: of the run to follow; it need not exist yet, and nothing in it is changed.
@@ -69,8 +66,7 @@ def follow_checkpoints(
 
     Raises:
         ValueError: `timeout` is not positive; at the start, the checkpoint is of another network,
-            or has parts for which this run has no place: every path is listed; after an epoch, the
-            program trains.
+            or has parts for which this run has no place; after an epoch, the program trains.
         TimeoutError: no first checkpoint was saved in time.
 
     >>> import jax, tempfile

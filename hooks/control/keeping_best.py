@@ -38,22 +38,19 @@ def keep_best(
 ) -> Chain:
     """Keep the parameters of the best epoch and what belongs to them, and restore it at the end.
 
-    What belongs to them is `model_state` and the named parts of `carry`: the statistics that
-    normalise a policy's observations and rewards, if it has any. All is kept on the device at
-    `state.hook_state["keep_best/<metric>"]` and saved with the state, so a resumed run has it.
-    `fit` returns what is restored, but the checkpoint keeps the last epoch's state, so a longer run
-    continues from there. The optimizer's state is not restored, and an interrupt restores nothing.
-    NaN is never the best. If the metric is missing, nothing is compared.
+    What belongs to them is `model_state` and the named parts of `carry`. All is kept on the device
+    at `state.hook_state["keep_best/<metric>"]` and saved with the state. `fit` returns what is
+    restored, but the checkpoint keeps the last epoch's state, so a longer run continues from there.
+    The optimizer's state is not restored, and an interrupt restores nothing. NaN is never the best.
 
     Args:
         metric: to compare by, such as `val/loss`.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
-        params: name of a hook that keeps parameters, such as `average_params`. Keeps those, with
-            the `model_state` of that hook, instead of the trained ones: the metric must be measured
-            with them. The hook must stand before this one. `average` is the average over steps that
-            `supervised(..., average=0.999)` keeps.
-        carry: names in `state.carry` of what else belongs to the parameters; names that a state
-            does not have are ignored.
+        params: name of a hook before this one, such as `average_params`, whose parameters and
+            `model_state` to keep; the metric must be measured with them. `average` is the average
+            over steps that `supervised(..., average=0.999)` keeps.
+        carry: names in `state.carry` of what else to keep: by default the statistics that normalise
+            a policy's observations and rewards. Names that a state does not have are ignored.
 
     Raises:
         ValueError: the mode is unknown, or missing although the name does not tell it.

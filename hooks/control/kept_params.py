@@ -21,8 +21,8 @@ def select_params(state: TrainState, name: str | None) -> dict[str, PyTree]:
 
     Args:
         state: keeps them.
-        name: of a hook that keeps parameters, `average` for the average over steps, None for the
-            trained ones. If the hook keeps a `model_state`, it is returned too.
+        name: of a hook that keeps parameters, and perhaps a `model_state`; `average` for the
+            average over steps, None for the trained ones.
 
     Raises:
         ValueError: the state keeps no average over steps.

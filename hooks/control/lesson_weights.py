@@ -21,15 +21,15 @@ def learning_progress(
 ) -> CurriculumStrategy:
     """Weigh lessons by how much their returns change, up or down.
 
-    The change is the absolute difference between a fast and a slow average of a lesson's returns.
-    So lessons that are being learned or forgotten are drawn often, and those that are mastered or
-    still too hard are not. Returns of the lessons should be of one scale.
+    The change is the absolute difference between a fast and a slow average of a lesson's returns:
+    lessons that are being learned or forgotten are drawn often, those that are mastered or still
+    too hard are not. Returns of the lessons should be of one scale.
 
     Args:
         fast: weight of the newest return in the fast average; above `slow`.
         slow: weight of the newest return in the slow average.
-        floor: share of the episodes drawn uniformly from all lessons, so that lessons without
-            progress are tried again; all episodes while no lesson shows progress.
+        floor: share of the episodes drawn uniformly from all lessons, so that those without
+            progress are tried again.
 
     Raises:
         ValueError: a setting is out of range, or `fast` is not above `slow`.
@@ -79,15 +79,15 @@ def thresholds(
     """Open a lesson when its prerequisites have reached their thresholds.
 
     A lesson that has reached its threshold has graduated, permanently: it keeps a small weight, so
-    that it is not forgotten, and lessons that depend on it may open. Open lessons that have not
-    graduated have weight 1. Returns of a lesson before it opens do not count: make the environment
-    with `lessons(env, ..., weights={"first": 1.0})`, so that there are none.
+    that it is not forgotten, and lessons that depend on it may open. Other open lessons have weight
+    1. Returns before a lesson opens do not count: make the environment with `lessons(env, ...,
+    weights={"first": 1.0})`, so that there are none.
 
     Args:
         reached: lesson to the return at which it graduates, averaged over `window` epochs; lessons
             that are not named never graduate.
-        prerequisites: lesson to those that it depends on; lessons that are not named are open from
-            the start. None: each depends on the one before it, in the order of the lessons.
+        prerequisites: lesson to those that it depends on; others are open from the start. None:
+            each depends on the one before it.
         window: number of epochs with episodes of a lesson over which its return is averaged.
         graduated_weight: weight of a graduated lesson, in (0, 1], relative to an open one.
 

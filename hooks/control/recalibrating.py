@@ -19,8 +19,7 @@ def recalibrate(phase: Phase, *, params: str) -> Hook:
     """Compute the batch statistics of averaged parameters, and keep both.
 
     They are at `state.hook_state["recalibrate/<params>"]`, as `params` and `model_state`. Training
-    never sees them. `evaluate(val, params="recalibrate/swa")` measures them and
-    `keep_best("val/loss", params="recalibrate/swa")` restores the best of them. The cost is a
+    never sees them; `evaluate` and `keep_best` do, with `params="recalibrate/swa"`. It costs a
     forward pass over the data: `every(5, chain(recalibrate(...), evaluate(...)))` makes fewer.
 
     Args:

@@ -30,8 +30,8 @@ FLOOR = 0.01
 
 RollbackState = dict[str, Any]
 
-FaultDetector = Callable[[RollbackState, Mapping[str, float]], tuple[RollbackState, list[str]]]
-"""`(hook state, metrics) -> (what to change in the hook state if all is well, faults)`."""
+Detected = tuple[RollbackState, list[str]]
+"""What to change in the hook state if all is well, and faults."""
 
 
 def roll_back_on_nan(
@@ -71,9 +71,7 @@ def roll_back_on_nan(
     Array([1., 1.], dtype=float32)
     """
 
-    def detect(
-        before: RollbackState, values: Mapping[str, float]
-    ) -> tuple[RollbackState, list[str]]:
+    def detect(before: RollbackState, values: Mapping[str, float]) -> Detected:
         checked = {name: float(values[name]) for name in sorted(metrics or values)}
         return {}, [f"{n} is {v}" for n, v in checked.items() if not math.isfinite(v)]
 
@@ -94,21 +92,15 @@ def roll_back_on_spike(
     """Return to the last good state when a metric is far worse than before, or not finite.
 
     Far worse means by more than `threshold` standard deviations of the last `window` good values.
-    Everything else is as in `roll_back_on_nan`, which is not needed beside this hook.
+    All else, errors and source too, is as in `roll_back_on_nan`, which is not needed beside it.
 
     Args:
         metric: to watch, such as `train/loss`; the hook does not fire if it is missing.
         window: number of values to compare with; nothing is a spike before there are as many.
-            Values that were rolled back do not count.
         threshold: in standard deviations of the window. A deviation is at least 1% of the mean's
             absolute value, so that a flat window does not turn every change into a spike.
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         max_rollbacks, learning_rate_scale, directory: as in `roll_back_on_nan`.
-
-    Raises:
-        ValueError: as `roll_back_on_nan`.
-
-    Source: as `roll_back_on_nan`.
 
     >>> import jax, jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
@@ -124,9 +116,7 @@ def roll_back_on_spike(
     if not 0 < threshold < math.inf:
         raise ValueError(f"threshold must be a positive number of deviations; got {threshold}")
 
-    def detect(
-        before: RollbackState, values: Mapping[str, float]
-    ) -> tuple[RollbackState, list[str]]:
+    def detect(before: RollbackState, values: Mapping[str, float]) -> Detected:
         value, last = float(values[metric]), before["values"]
         if not math.isfinite(value):
             return {}, [f"{metric} is {value}"]
@@ -150,7 +140,7 @@ def compute_z_score(value: float, window: np.ndarray, mode: Mode = "min") -> flo
         mode: `min` if smaller is better, `max` if larger is.
 
     Returns:
-        Negative if it is better; 0.0 if the window is not full, or has no scale (all zeros).
+        Negative if it is better; 0.0 if the window is not full, or has no scale.
 
     >>> compute_z_score(7.0, np.array([1.0, 3.0]))     # mean 2, deviation 1
     5.0
@@ -168,7 +158,7 @@ def _make_rollback_hook(
     name: str,
     reads: tuple[str, ...],
     initial: RollbackState,
-    detect: FaultDetector,
+    detect: Callable[[RollbackState, Mapping[str, float]], Detected],
     limit: int,
     scale: float | None,
     directory: str | os.PathLike[str] | None,

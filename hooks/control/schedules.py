@@ -56,8 +56,7 @@ def reduce_on_plateau(
     """Multiply the learning rate when a metric has not improved for `patience` evaluations.
 
     It sets the rate that `optax.inject_hyperparams` keeps, in every optimizer in `opt_state` that
-    has one. It counts evaluations, not epochs: an epoch without the metric does not count. NaN is
-    no improvement.
+    has one. An epoch without the metric does not count. NaN is no improvement.
 
     Args:
         metric: to watch, such as `val/loss`.
@@ -132,24 +131,21 @@ def reduce_on_plateau(
 def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
     """Set hyperparameters that `optax.inject_hyperparams` keeps, by the number of completed epochs.
 
-    They are set at `start` for the first epoch, and after every epoch for the next, from the state
-    alone, so a resumed run sets the same values. Values that another hook set are overwritten. If
-    several groups of the optimizer keep a hyperparameter, name the group:
-    `set_hyperparams(trunk={"learning_rate": 1e-4})`, or `set_hyperparams(**{"0": {"momentum":
-    0.9}})` if its name is not an identifier. The name of a group is its label in
-    `optax.multi_transform` or `optax.named_chain`, or its position in `optax.chain`; the step
-    reports `learning_rate/<group>`.
+    They are set at `start` for the first epoch, and after every epoch for the next; values that
+    another hook set are overwritten. If several groups of the optimizer keep a hyperparameter, name
+    the group: `set_hyperparams(trunk={"learning_rate": 1e-4})`, or `**{"0": {"momentum": 0.9}}` if
+    its name is not an identifier. A group's name is its label in `optax.multi_transform` or
+    `optax.named_chain`, or its position in `optax.chain`; the step reports `learning_rate/<group>`.
 
     Args:
         schedules: name (`learning_rate`, `weight_decay`, `momentum`) to a value, or to a function
-            of the number of completed epochs, such as an optax schedule; it gets 0 for the first
-            epoch. Or the name of a group to such names and values.
+            of the number of completed epochs (0 for the first), such as an optax schedule. Or the
+            name of a group to such names and values.
 
     Raises:
         TypeError: a value is not a number.
         ValueError: nothing is named; before training, the optimizer has no such hyperparameter or
-            group, several groups keep it, or a schedule of its own sets it. The existing ones are
-            listed.
+            group, several groups keep it, or a schedule of its own sets it: they are listed.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.adamw)(learning_rate=1.0, weight_decay=0.1)

@@ -36,8 +36,7 @@ def stop_early(
 ) -> Hook:
     """Stop when a metric has not improved for `patience` evaluations in a row.
 
-    It counts evaluations, not epochs: an epoch without the metric does not count. NaN is no
-    improvement.
+    An epoch without the metric does not count. NaN is no improvement.
 
     Args:
         metric: to watch, such as `val/loss`.
@@ -46,8 +45,7 @@ def stop_early(
         min_delta: an improvement is more than this.
 
     Raises:
-        ValueError: the mode is unknown, or missing although the name does not tell it; the patience
-            is below 1, or min_delta is negative.
+        ValueError: a setting is out of range, or the name does not tell a missing mode.
 
     Source: L. Prechelt, Early Stopping - But When?, 1998.
 
@@ -86,8 +84,7 @@ def stop_early(
 def stop_at_return(target: float, *, metric: str = "rollout/return", window: int = 1) -> Hook:
     """Stop when the mean of a metric's last values reaches a target.
 
-    It counts values, not epochs: an epoch without the metric does not count, such as one in which
-    no episode of a rollout ended.
+    An epoch without the metric does not count, such as one in which no episode of a rollout ended.
 
     Args:
         target: to reach, such as 475.0.
@@ -125,9 +122,7 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
 
 
 def stop_on_nan() -> Hook:
-    """Stop when a metric of this event is not finite, and log the first one and its step.
-
-    It checks all metrics; the step comes from their per-step traces.
+    """Stop when a metric of this event is not finite; log the first one and, by traces, its step.
 
     >>> import jax
     >>> state = TrainState.create(params={}, rng=jax.random.key(0))
@@ -150,11 +145,11 @@ def stop_on_nan() -> Hook:
 def time_limit(seconds: float | timedelta) -> Chain:
     """Interrupt the run before it exceeds a time limit, so that the next run resumes it.
 
-    The time counts from `start` in this process. The run is interrupted if another epoch as long as
-    the longest so far would exceed the limit. The length of an epoch includes all hooks; that of
-    the first one leaves out compilation. The event's checkpoint is saved, `end` hooks do not run,
-    `stop` is not set, and the next run has the whole limit again. The run's last epoch, and one
-    that stops the run, are not interrupted. On several processes the main process's clock decides.
+    The run is interrupted if another epoch as long as the longest so far, hooks included, would
+    exceed the limit, counted from `start` in this process. The first epoch's length leaves out
+    compilation. The event's checkpoint is saved, `end` hooks do not run, and the next run has the
+    whole limit again. The last epoch, and one that stops the run, are not interrupted. On several
+    processes the main process's clock decides.
 
     Args:
         seconds: limit, or a `datetime.timedelta`; leave a margin for the last checkpoint.
@@ -206,14 +201,11 @@ def time_limit(seconds: float | timedelta) -> Chain:
 
 
 def find_first_nonfinite(metrics: Mapping[str, float], step: int) -> tuple[int, str] | None:
-    """Find the first step at which a metric's trace is not finite.
+    """Find the first step at which a metric's trace is not finite, and the metric's name.
 
     Args:
         metrics: of an event.
         step: number of the event's last step, which is the last entry of every trace.
-
-    Returns:
-        (step, name of the metric), or None if all traces are finite.
     """
     found = [
         (step - len(trace) + 1 + int(wrong[0]), name)

@@ -20,8 +20,7 @@ from trainer.supervised.optimizers import FrozenState
 def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     """Train the parameters that `trainer.optimizers.frozen` holds frozen, from an epoch on.
 
-    It changes data in the optimizer's state, so nothing is compiled again. It compares the number
-    of completed epochs at `start` and after every epoch, and never freezes again.
+    It changes data in the optimizer's state, so nothing is compiled again. It never freezes again.
 
     Args:
         epoch: the first epoch in which they train, counted from 1.
@@ -29,8 +28,8 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
             optimizer under no label.
 
     Raises:
-        ValueError: the epoch is below 1; before training, no frozen optimizer is under this label.
-            The labels that exist are listed.
+        ValueError: the epoch is below 1; before training, no frozen optimizer is under this label:
+            the existing ones are listed.
 
     >>> import jax.numpy as jnp, optax
     >>> from trainer.supervised import optimizers

@@ -21,9 +21,9 @@ class AppendFile:
     """A file to append to. What is appended is in the file at once.
 
     If a file is deleted or replaced while it is open, writes still succeed, but nobody finds what
-    they write. So `check` runs before every checkpoint. A deleted file is written again from the
-    open descriptor, with a warning: nothing is lost, and a long run need not stop. A file that was
-    replaced or cut short is an error, since its present content belongs to somebody else.
+    they write. So `check` runs before every checkpoint: a deleted file is written again from the
+    open descriptor, with a warning. One that was replaced or cut short is an error, since its
+    present content belongs to somebody else.
 
     Args:
         path: of the file, which is created; its folder must exist.
@@ -90,11 +90,7 @@ class AppendFile:
             self._refuse(f"was cut short, by {lost:,} bytes,")
 
     def flush(self) -> None:
-        """Check the file, and wait until it is on the disk.
-
-        Raises:
-            OSError: as `check`, or the disk fails.
-        """
+        """Check the file, and wait until it is on the disk."""
         self.check()
         os.fsync(self._file)
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class Console:
     """Shows a run's progress and metrics on the console.
 
-    On a terminal it is a live bar with the time left and the newest losses, accuracies and other
-    metrics; elsewhere (a file, a job's log) one plain line per epoch. When the run is over, however
-    it ended, a table shows the last, lowest and highest value of each metric. Of the times
-    (`time/...`) only the speed is shown; metrics of the machine (`system/...`) and of layers
-    (`gradients/...`) are shown only in the table. If there is room, the bar draws small curves of
-    losses and accuracies, and the table of all metrics. From the start the bar names what takes
-    longer than a second (`compiling train, 12 s`; `train, 120 of 480 steps, 9 s of this epoch`). It
-    advances within an epoch by the duration of earlier epochs, in the first epoch by its steps.
+    On a terminal it is a live bar with the time left and the newest metrics; elsewhere (a file, a
+    job's log) one plain line per epoch. When the run is over, however it ended, a table shows the
+    last, lowest and highest value of each metric. Of the times (`time/...`) only the speed is
+    shown; metrics of the machine (`system/...`) and of layers (`gradients/...`) only in the table.
+    If there is room, the bar draws small curves of losses and accuracies, and the table of all
+    metrics. The bar names what takes longer than a second (`compiling train, 12 s`; `train, 120 of
+    480 steps, 9 s of this epoch`). It advances within an epoch by the duration of earlier epochs,
+    in the first epoch by its steps.
 
     A `Text`, which `record` writes, is printed at once: framed above the bar, or as plain lines.
     Control characters in it, which could take over the terminal, are shown as `\\x1b`.

@@ -14,8 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hooks.writers.console_activity import LONG, describe_activity
-from hooks.writers.console_layout import group_by_prefix, layout_rows, supports_unicode
+from hooks.writers.console_layout import (
+    LONG,
+    describe_activity,
+    group_by_prefix,
+    layout_rows,
+    supports_unicode,
+)
 from hooks.writers.values import Progress, Value
 from trainer.host.amounts import format_duration
 from trainer.host.rich_tables import Column, make_table, safe_text

@@ -13,10 +13,10 @@ class Database:
     """Writes to the store of a run: SQLite in the directory of the runs, or PostgreSQL.
 
     It keeps numbers and texts, by name, epoch and step. They are put in a queue in the run's
-    directory and delivered by a thread, so that a store that is locked or away costs no time and
-    loses nothing. A run that resumes replaces the records beyond its epoch; one that starts fresh,
-    all. The hook `heartbeat` records best how a run ended; without it, a run that completed its
-    epochs is recorded as finished, and one that a hook stopped earlier as interrupted.
+    directory and delivered by a thread: a store that is locked or away costs no time and loses
+    nothing. A run that resumes replaces the records beyond its epoch, one that starts fresh all.
+    Without the hook `heartbeat`, a run that completed its epochs is recorded as finished, and one
+    that a hook stopped earlier as interrupted.
 
     Args:
         run: `trainer.runs.Run(directory)`, which other hooks share.
@@ -68,11 +68,7 @@ class Database:
 
 
 def require_run(who: str, run: Run) -> Run:
-    """Check that an argument is a run, and return it.
-
-    Raises:
-        TypeError: it is not a run.
-    """
+    """Return an argument that must be a run; raise TypeError if it is not."""
     if not isinstance(run, Run):
         raise TypeError(
             f"{who} takes a recorded run, trainer.runs.Run(directory); got {run!r:.100}"
@@ -81,10 +77,8 @@ def require_run(who: str, run: Run) -> Run:
 
 
 def _select_values(values: Mapping[str, Value]) -> dict[str, float | str]:
-    selected: dict[str, float | str] = {}
-    for name, value in values.items():
-        if isinstance(value, Real):
-            selected[name] = float(value)
-        elif isinstance(value, Text):
-            selected[name] = value.text
-    return selected
+    return {
+        name: value.text if isinstance(value, Text) else float(value)
+        for name, value in values.items()
+        if isinstance(value, Real | Text)
+    }

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from hooks.writers.appending import AppendFile
+from hooks.writers.appending import CHUNK, AppendFile
 from trainer.host.atomic_files import atomic_replace, explain_disk_full, sync_folder
 from trainer.host.safe_open import open_regular
 
@@ -33,9 +33,6 @@ OWN = re.compile(r"(?:events\.out\.tfevents|superseded\.events)\.(\d{10,})\..*\.
 
 EPOCH = "epoch"
 """The tag whose value is the number of completed epochs."""
-
-CHUNK = 2**20
-"""Bytes copied at once."""
 
 _open: set[Path] = set()
 """Files that writers of this process have open; other writers do not touch them."""
@@ -98,10 +95,7 @@ def close_event_file(file: AppendFile) -> None:
 
 
 def archive_files(directory: Path) -> None:
-    """Rename the files of an earlier run, so that readers skip them.
-
-    After a kill in between, the next call renames the rest.
-    """
+    """Rename the files of an earlier run, so that readers skip them; a next call does the rest."""
     files = _list_closed_files(directory)
     for path in files:
         path.rename(path.with_name(path.name.replace("events.out.tfevents", "superseded.events")))
@@ -110,13 +104,12 @@ def archive_files(directory: Path) -> None:
         log.warning(
             "%s: this run starts fresh, and the %d event files of an earlier one are set aside: "
             "they are now named superseded.events.*, which TensorBoard skips",
-            directory,
-            len(files),
+            *(directory, len(files)),
         )
 
 
 def truncate_files(directory: Path, step: int, epoch: int) -> bool:
-    """Drop the records beyond a step or an epoch, and a record torn by a crash.
+    """Drop the records beyond a step or epoch, or torn by a crash; return whether there are files.
 
     Each file is replaced atomically; after a kill in between, the next call truncates the rest.
 
@@ -124,9 +117,6 @@ def truncate_files(directory: Path, step: int, epoch: int) -> bool:
         directory: of the files.
         step: the last to keep.
         epoch: the last to keep, for programs that do not count steps.
-
-    Returns:
-        Whether there are files.
     """
     dropped, files = 0, _list_closed_files(directory)
     for path in files:

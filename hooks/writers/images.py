@@ -15,11 +15,7 @@ animation repeats."""
 
 
 def check_pillow(who: str) -> None:
-    """Check that pictures can be encoded.
-
-    Raises:
-        ImportError: Pillow is not installed.
-    """
+    """Check that pictures can be encoded; raise ImportError if Pillow is not installed."""
     with require_extra("images", who, "Pillow"):
         import PIL.Image  # noqa: F401
 
@@ -27,17 +23,13 @@ def check_pillow(who: str) -> None:
 def encode_png(image: Image) -> bytes:
     """Encode an image as PNG.
 
-    Raises:
-        ImportError: Pillow is not installed.
-
     >>> encode_png(Image(np.zeros((3, 4, 1), np.uint8)))[1:4]
     b'PNG'
     """
     check_pillow("encode_png")
     import PIL.Image
 
-    pixels = to_uint8(image.pixels)
-    file = io.BytesIO()
+    pixels, file = to_uint8(image.pixels), io.BytesIO()
     PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
     return file.getvalue()
 
@@ -46,9 +38,6 @@ def encode_gif(video: Video) -> bytes:
     """Encode a video as a GIF that repeats forever; up to 256 colors per frame are exact.
 
     Equal neighbouring frames become one that stays longer.
-
-    Raises:
-        ImportError: Pillow is not installed.
 
     >>> encode_gif(Video(np.zeros((3, 4, 4, 1), np.uint8), fps=10))[:6]
     b'GIF89a'
@@ -67,7 +56,7 @@ def encode_gif(video: Video) -> bytes:
         format="GIF",
         save_all=True,
         append_images=frames[1:],
-        duration=(hundredths * 10).tolist(),  # in milliseconds; a GIF stores hundredths of a second
+        duration=(hundredths * 10).tolist(),  # in milliseconds
         loop=0,
     )
     return file.getvalue()

@@ -24,10 +24,10 @@ log = logging.getLogger("entracte")
 class JsonLines:
     """Writes one JSON object per line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
 
-    It keeps numbers and texts. JSON has no number for NaN and the infinities: they become null.
-    Every line is in the file at once. A resumed run drops the lines beyond its step or epoch, and a
-    line torn by a crash; a fresh start drops all lines. If the file is deleted during a run, it is
-    written again before the next checkpoint; if it is replaced, the run stops there.
+    It keeps numbers and texts; NaN and the infinities become null. Every line is in the file at
+    once. A resumed run drops the lines beyond its step or epoch, and a line torn by a crash; a
+    fresh start drops all lines. If the file is deleted during a run, it is written again before the
+    next checkpoint; if it is replaced, the run stops there.
 
     Args:
         path: of the file; the file and its folder are created.
@@ -45,9 +45,8 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = to_absolute_path(
-            path, "JsonLines"
-        ).resolve()  # a link stays a link when the file is replaced
+        # Resolved: a link stays a link when the file is replaced.
+        self.path = to_absolute_path(path, "JsonLines").resolve()
         self._file: AppendFile | None = None
         self._resumed: tuple[int, int] | None = None
         make_folder(self.path.parent, "JsonLines")
@@ -72,12 +71,11 @@ class JsonLines:
         self._resumed = step, epoch
         with open(open_regular(self.path, follow=True), encoding="utf-8", errors="replace") as file:
             lines = list(file)
-        places = [_read_place(self.path, number, line) for number, line in enumerate(lines, 1)]
-        kept = [
-            line
-            for line, (line_step, line_epoch) in zip(lines, places, strict=True)
-            if epoch and line_step <= step and line_epoch <= epoch
-        ]
+        kept = []
+        for number, line in enumerate(lines, 1):
+            line_step, line_epoch = _read_place(self.path, number, line)
+            if epoch and line_step <= step and line_epoch <= epoch:
+                kept.append(line)
         if len(kept) < len(lines):
             log.warning(
                 "%s: dropping %d lines beyond step %d of epoch %d, where this run resumes",
@@ -129,12 +127,7 @@ class JsonLines:
         return list(epochs.values())
 
     def flush(self) -> None:
-        """Wait until the lines are on the disk, in the file at the path.
-
-        Raises:
-            OSError: the file was replaced or cut short during the run, or the disk fails. A deleted
-                file is written again.
-        """
+        """Wait until the lines are on the disk, in the file at the path; see `AppendFile.flush`."""
         if self._file is not None:
             self._file.flush()
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.tracker_journal import JournaledWriter, JournalRow
-from hooks.writers.trackers import is_available, link_artifacts
+import numpy as np
+
+from hooks.writers.trackers import JournaledWriter, JournalRow, is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_settings
 from trainer.runs.text import clean
@@ -28,11 +29,8 @@ BATCH = 1000
 
 _LOCAL = "sqlite:///"
 
-Place = tuple[str, int]
-"""Name and step of a number."""
-
-Point = tuple[float, int]
-"""A number, and the unix time in milliseconds."""
+Points = dict[tuple[str, int], tuple[float, int]]
+"""Name and step to a number and its unix time in milliseconds."""
 
 
 class MLflow(JournaledWriter):
@@ -40,15 +38,13 @@ class MLflow(JournaledWriter):
 
     During training, records are in a journal on the disk. When the run is over, was interrupted or
     failed, the records that MLflow lacks are delivered, to the same MLflow run each time. If that
-    run has numbers that are not in the journal or differ from it, because training went back and
-    computed other ones, the journal creates a new MLflow run and deletes the old one (which MLflow
-    can restore). After a kill -9, or to see a run in progress,
-    `MLflow(directory).deliver()` does the same, from any process.
+    run has numbers that differ from the journal, because training went back, a new MLflow run is
+    created and the old one deleted (MLflow can restore it). After a kill -9, or to see a run in
+    progress, `MLflow(directory).deliver()` does the same, from any process.
 
-    Numbers are recorded as metrics, texts, images and videos as artifacts of the run; traces and
-    histograms are not recorded. If the package is not installed, or with `enabled=False`, nothing
-    is recorded, as a line in the log says. MLflow's telemetry is turned off, unless the environment
-    says otherwise.
+    Numbers are recorded as metrics, texts, images and videos as artifacts; traces and histograms
+    are not. If the package is not installed, or with `enabled=False`, nothing is recorded, as a
+    line in the log says. MLflow's telemetry is off, unless the environment says otherwise.
 
     Args:
         directory: of the run; `mlflow` in it is created.
@@ -58,8 +54,7 @@ class MLflow(JournaledWriter):
             no network: `mlflow ui --backend-store-uri sqlite:///<directory>/mlflow/mlflow.db`.
         config: the run's configuration, plain JSON data: becomes the run's parameters, each with
             its value at the first delivery, and `config.json` with the present values.
-        artifacts: a run's directory, whose checkpoints and replays are delivered too: those that it
-            holds then. They are copied.
+        artifacts: a run's directory, whose checkpoints and replays of then are copied there too.
         enabled: False to record nothing.
 
     Raises:
@@ -116,10 +111,13 @@ class MLflow(JournaledWriter):
     def _deliver(self, client: Any, rows: list[JournalRow]) -> None:
         lacking, run = _collect_points(rows), None
         if self.identity is not None and (run := _find_active(client, self.identity)):
-            recorded = _list_points(client, run)
-            if all(_is_same(lacking.get(place), value) for place, value in recorded):
-                for place, _ in recorded:
-                    lacking.pop(place, None)
+            recorded = _list_numbers(client, run)
+            if all(
+                place in lacking and np.array_equal(lacking[place][0], value, equal_nan=True)
+                for place, value in recorded
+            ):
+                known = dict(recorded)
+                lacking = {place: point for place, point in lacking.items() if place not in known}
             else:
                 log.warning(
                     "MLflow: %s has other numbers than the journal; it is deleted and rewritten",
@@ -142,7 +140,7 @@ class MLflow(JournaledWriter):
         place = (self.folder / "artifacts").as_uri() if self._local else None
         return str(client.create_experiment(self._experiment, artifact_location=place))
 
-    def _log_numbers(self, client: Any, run: Any, points: Mapping[Place, Point]) -> None:
+    def _log_numbers(self, client: Any, run: Any, points: Points) -> None:
         entities = importlib.import_module("mlflow.entities")
         metrics = [
             entities.Metric(name, value, milliseconds, step)
@@ -185,7 +183,7 @@ def _without_stray_folder() -> Iterator[None]:
                 stray.rmdir()
 
 
-def _collect_points(rows: Sequence[JournalRow]) -> dict[Place, Point]:
+def _collect_points(rows: Sequence[JournalRow]) -> Points:
     """Collect the numbers of a journal as MLflow stores them: infinity as the largest float."""
     largest = sys.float_info.max
     return {
@@ -211,17 +209,13 @@ def _find_active(client: Any, identity: str) -> Any:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _list_points(client: Any, run: Any) -> list[tuple[Place, float]]:
-    """List the numbers that a run has in MLflow."""
+def _list_numbers(client: Any, run: Any) -> list[tuple[tuple[str, int], float]]:
+    """List name and step, and value, of each number that a run has in MLflow."""
     return [
         ((name, metric.step), metric.value)
         for name in run.data.metrics
         for metric in client.get_metric_history(run.info.run_id, name)
     ]
-
-
-def _is_same(point: Point | None, value: float) -> bool:
-    return point is not None and (point[0] == value or (point[0] != point[0] and value != value))
 
 
 def _to_valid_name(name: str) -> str:

@@ -33,10 +33,10 @@ class TensorBoard:
     """Writes event files for TensorBoard, off the training thread.
 
     Numbers, pictures, videos, texts and histograms are written at their step, the values of a trace
-    at the step of each; of a longer trace, 1,000 evenly picked values, the last among them. Each
-    run writes a file of its own. A resumed run truncates earlier files at its step, so that every
-    reader finds each point once; a fresh start renames them to names that readers skip. A video is
-    an animated picture. Pictures and videos need Pillow, `pip install "entracte[images]"`.
+    at the step of each; of a longer trace, 1,000 evenly picked values, the last among them. A
+    resumed run truncates earlier files at its step, so that every reader finds each point once; a
+    fresh start renames them to names that readers skip. Pictures and videos need Pillow, `pip
+    install "entracte[images]"`.
 
     Args:
         directory: of the event files; it is created.
@@ -96,12 +96,7 @@ class TensorBoard:
                 trial.close()
 
     def flush(self) -> None:
-        """Wait until everything queued is on the disk, in the file at its path.
-
-        Raises:
-            OSError: the file was replaced or cut short during the run, or the disk fails. A deleted
-                file is written again.
-        """
+        """Wait until everything queued is on the disk, at its path; see `AppendFile.flush`."""
         self._worker.flush()
         if self._file is not None:
             self._file.flush()

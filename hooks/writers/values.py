@@ -34,14 +34,10 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """A picture.
-
-    Raises:
-        ValueError: the pixels are not `[height, width, channels]` with 1, 3 or 4 channels.
-    """
+    """A picture; raises ValueError if the pixels have other axes or channels."""
 
     pixels: np.ndarray
-    """`[height, width, channels]`, uint8, or floats from 0 to 1."""
+    """`[height, width, channels]` with 1, 3 or 4 channels, uint8, or floats from 0 to 1."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.pixels)
@@ -54,17 +50,12 @@ class Image:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
-    """A sequence of pictures, such as an episode.
-
-    Raises:
-        ValueError: the frames are not `[frames, height, width, channels]` with at least one frame
-            and 1, 3 or 4 channels, or `fps` is not above 0 and at most 50.
-    """
+    """A sequence of pictures, such as an episode; raises ValueError if a field does not fit."""
 
     frames: np.ndarray
-    """`[frames, height, width, channels]`, uint8, or floats from 0 to 1."""
+    """`[frames, height, width, channels]` of at least one frame, else as `Image.pixels`."""
     fps: float
-    """Frames per second, at most 50: viewers slow down what is faster."""
+    """Frames per second, above 0 and at most 50: viewers slow down what is faster."""
 
     def __post_init__(self) -> None:
         shape = np.shape(self.frames)

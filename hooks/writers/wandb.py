@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hooks.writers.tracker_journal import JournaledWriter, JournalValue
-from hooks.writers.trackers import is_available, link_artifacts
+from hooks.writers.trackers import JournaledWriter, JournalValue, is_available, link_artifacts
 from trainer.checks.paths import to_absolute_path
 from trainer.host.redaction import redact_command, redact_settings
 from trainer.runs.text import clean
@@ -23,10 +22,9 @@ from trainer.runs.text import clean
 class WandB(JournaledWriter):
     """Records a run for Weights & Biases, without a network; needs `entracte[wandb]`.
 
-    During training, records are in a journal on the disk; no other process or thread is used. When
-    the run is over, was interrupted or failed, they are delivered: written to a folder
-    `wandb/offline-run-...` in the directory, which replaces the previous one and has every record
-    once, at its step. `wandb sync` uploads it, under the same id each time. After a kill -9, or to
+    During training, records are in a journal on the disk. When the run is over, was interrupted or
+    failed, they are written to a folder `wandb/offline-run-...` in the directory, which replaces
+    the previous one. `wandb sync` uploads it, under the same id each time. After a kill -9, or to
     see a run in progress, `WandB(directory).deliver()` does the same, from any process.
 
     Numbers, texts, images, videos and histograms are recorded, traces are not. If the package is
@@ -38,8 +36,8 @@ class WandB(JournaledWriter):
         project: of the run.
         name: of the run; the name of the directory if None.
         config: the run's configuration, plain JSON data.
-        artifacts: a run's directory, whose checkpoints and replays are delivered too: those that it
-            holds then, by links that take no space, each checkpoint as a version of one artifact.
+        artifacts: a run's directory, whose checkpoints and replays of then are delivered too, by
+            links that take no space, each checkpoint as a version of one artifact.
         enabled: False to record nothing.
 
     Raises:
@@ -143,13 +141,13 @@ def _log_artifacts(wandb: Any, run: Any, source: Path, folder: Path) -> None:
         _add_files(checkpoint, folder / "checkpoints" / str(epoch))
         run.log_artifact(checkpoint, aliases=[f"epoch-{epoch}"])
     if (folder / "replays").exists():
-        replays = wandb.Artifact(f"replays-{run.id}", "replay")
-        _add_files(replays, folder / "replays")
+        replays = _add_files(wandb.Artifact(f"replays-{run.id}", "replay"), folder / "replays")
         run.log_artifact(replays)
 
 
-def _add_files(artifact: Any, folder: Path) -> None:
+def _add_files(artifact: Any, folder: Path) -> Any:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         # Immutable, or every byte would be copied to a folder in the user's home.
         name = str(file.relative_to(folder))
         artifact.add_file(str(file), name=name, skip_cache=True, policy="immutable")
+    return artifact

@@ -16,9 +16,9 @@ log = logging.getLogger("entracte")
 class Writer(Protocol):
     """What `log_metrics` writes to. A writer that shows scalars takes ten lines.
 
-    A writer that keeps records also has `resume`, see `ResumableWriter`; a writer that can read
-    them back also has `history`, as `JsonLines` does, for a `fit` that finds its run complete.
-    `write` may be called again after `close`: one writer serves several calls of `fit`.
+    One that keeps records also has `resume`, see `ResumableWriter`; one that can read them back has
+    `history`, as `JsonLines` does, for a `fit` that finds its run complete. `write` may be called
+    again after `close`: one writer serves several calls of `fit`.
 
     >>> from hooks.writers.values import Text
     >>> class Printer:
@@ -50,8 +50,7 @@ class ResumableWriter(Protocol):
     def resume(self, step: int, epoch: int) -> None:
         """Continue from a step and epoch (0, 0: a fresh start): later records are superseded.
 
-        Called at the start, before the first new record, by each hook that shares the writer. A
-        second call with the same place must change nothing.
+        Called at the start by each hook that shares the writer: a second call changes nothing.
         """
 
 
@@ -70,8 +69,8 @@ class StartableWriter(Protocol):
 class DryRunWriter(Protocol):
     """A writer that can try a record, for `fit(..., dry_run=True)`.
 
-    For a writer that has only `resume`, the dry run calls `resume` and `write` instead, since the
-    run's own start supersedes the record. A writer without either method is left alone.
+    For one that has only `resume`, the dry run calls `resume` and `write` instead, since the run's
+    own start supersedes the record. A writer without either method is left alone.
     """
 
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:

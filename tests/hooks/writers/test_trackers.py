@@ -10,8 +10,7 @@ import PIL.Image
 import pytest
 
 from hooks.writers import trackers
-from hooks.writers.tracker_journal import JournaledWriter
-from hooks.writers.trackers import is_available, link_artifacts
+from hooks.writers.trackers import JournaledWriter, is_available, link_artifacts
 from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from trainer import Checkpoints
 
