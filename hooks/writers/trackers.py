@@ -177,6 +177,17 @@ class JournaledWriter(Protocol):
         self, step: int, values: Mapping[str, Value], *, store: bool = True
     ) -> dict[str, Value]:
         """Encode values for a line, each under `kind:name`; store pictures as files."""
+
+        def write(name: str, ending: str, content: bytes) -> Text:
+            """Write a picture's file; its path is valid for any name, and the same if repeated."""
+            digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=8).hexdigest()
+            file = self.folder / "media" / digest / f"{step}.{ending}"
+            if store:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_replace(file) as beside:
+                    beside.write_bytes(content)
+            return Text(str(file.relative_to(self.folder)))
+
         encoded: dict[str, Value] = {WRITTEN: time.time()}
         for name, value in values.items():
             match value:
@@ -185,11 +196,9 @@ class JournaledWriter(Protocol):
                 case Histogram():
                     encoded[f"histogram:{name}"] = Text(json.dumps(_count(value)))
                 case Image():
-                    file, content = _media_path(step, name, "png"), encode_png(value)
-                    encoded[f"image:{name}"] = self._store(file, content, store)
+                    encoded[f"image:{name}"] = write(name, "png", encode_png(value))
                 case Video():
-                    file, content = _media_path(step, name, "gif"), encode_gif(value)
-                    encoded[f"video:{name}"] = self._store(file, content, store)
+                    encoded[f"video:{name}"] = write(name, "gif", encode_gif(value))
                 case Progress():
                     encoded[name] = value
                 case Real():  # JSON has no non-finite numbers
@@ -197,13 +206,6 @@ class JournaledWriter(Protocol):
                     finite = math.isfinite(number)
                     encoded[f"number:{name}"] = number if finite else Text(repr(number))
         return encoded
-
-    def _store(self, file: Path, content: bytes, store: bool) -> Text:
-        if store:
-            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            with atomic_replace(self.folder / file) as beside:
-                beside.write_bytes(content)
-        return Text(str(file))
 
     def _decode(self, key: str, value: Any) -> tuple[str, JournalValue]:
         kind, colon, name = key.partition(":")
@@ -221,12 +223,6 @@ class JournaledWriter(Protocol):
                 return name, JournalValue(kind, self.folder / value)
             case _:
                 return name, JournalValue(kind, value)
-
-
-def _media_path(step: int, name: str, ending: str) -> Path:
-    """Return a picture's path: valid for any name, and the same if the step is repeated."""
-    digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=8).hexdigest()
-    return Path("media", digest, f"{step}.{ending}")
 
 
 def _count(histogram: Histogram) -> list[list[float]]:
