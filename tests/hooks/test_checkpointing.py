@@ -18,8 +18,7 @@ import hooks
 import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
-from trainer.checkpoints import save_worker
-from trainer.checkpoints.array_storage import ArrayStorage
+from trainer.checkpoints import array_storage, save_worker
 from trainer.checkpoints.directory_lock import DirectoryInUse
 
 
@@ -171,7 +170,7 @@ def test_the_best_must_be_a_metric_that_is_written(start, train, tmp_path):
 @pytest.mark.parametrize("event", ["a signal", "nothing"])
 def test_a_save_that_never_ends_ends_the_run(start, train, tmp_path, monkeypatch, event):
     gate = threading.Event()
-    monkeypatch.setattr(ArrayStorage, "write", lambda *arguments: gate.wait(60))
+    monkeypatch.setattr(array_storage, "save_arrays", lambda *arguments: gate.wait(60))
 
     def tell(state, metrics):
         if event == "a signal":
@@ -190,7 +189,7 @@ def test_running_out_of_memory_in_a_save_ends_the_run(start, train, tmp_path, mo
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(ArrayStorage, "write", fail)
+    monkeypatch.setattr(array_storage, "save_arrays", fail)
     with pytest.raises(MemoryError) as raised:
         trainer.fit(start, train, epochs=10**6, hooks=_saving(tmp_path))
     assert any("while saving epoch 1 to" in note for note in raised.value.__notes__)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from trainer.checkpoints import host_snapshot, manifest_schema, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.array_storage import ArrayStorage
-from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
+from trainer.checkpoints.manifest import Leaf
 from trainer.checkpoints.restore_one import (
     SavedCheckpoint,
     read_on_all_processes,
     read_verified_arrays,
+    rebuild_trees,
     restore_checkpoint,
 )
 from trainer.checkpoints.select import get_checkpoint_folder, list_candidates, read_first_intact
@@ -80,30 +80,30 @@ def restore(
     ...     restore(run, state.replace(params={"w": jnp.zeros(2)}), best="val/loss").params
     {'w': Array([1., 1.], dtype=float32)}
     """
-    folder, storage = get_checkpoint_folder(directory), ArrayStorage()
 
-    def read(number: int) -> SavedCheckpoint:
-        wanted = _add_positions(folder, number, target)
-        checkpoint = restore_checkpoint(folder, number, storage, wanted, None)
-        state = checkpoint.state.replace(stop=target.stop)
-        if wanted is not target:
-            state = state.replace(carry={name: state.carry[name] for name in target.carry})
-        return dataclasses.replace(checkpoint, state=state)
+    def read(folder: Path, number: int) -> SavedCheckpoint:
+        return restore_checkpoint(folder, number, _add_positions(folder, number, target))
 
-    candidates = functools.partial(list_candidates, folder, epoch, best, mode)
-    return _read_chosen(folder, candidates, read, lambda checkpoint: checkpoint.identity).state
+    found = _read_chosen(directory, (epoch, best, mode), read, lambda found: found.identity)
+    state = found.state.replace(stop=target.stop)
+    if isinstance(target.carry, dict):
+        state = state.replace(carry={name: state.carry[name] for name in target.carry})
+    return state
 
 
 def _read_chosen(
-    folder: Path,
-    candidates: Callable[[], Sequence[int]],
-    read: Callable[[int], Found],
+    directory: str | os.PathLike[str],
+    choice: tuple[int | None, str | None, str | None],
+    read: Callable[[Path, int], Found],
     identify: Callable[[Found], tuple[int, int]],
 ) -> Found:
-    """Read the first intact candidate, the same one on all processes."""
+    """Read the first intact checkpoint of a choice (`list_candidates`), on all processes."""
+    folder = get_checkpoint_folder(directory)
 
     def read_here() -> Found:
-        found = read_first_intact(folder, candidates, read)
+        found = read_first_intact(
+            folder, lambda: list_candidates(folder, *choice), lambda number: read(folder, number)
+        )
         assert found is not None  # without candidates they raise
         return found
 
@@ -146,11 +146,10 @@ def read_part(
     ...     read_part(run, {"params": {"w": jnp.zeros(2)}})
     ({'params': {'w': Array([1., 1.], dtype=float32)}}, 0)
     """
-    folder, storage = get_checkpoint_folder(directory), ArrayStorage()
     found = _read_chosen(
-        folder,
-        functools.partial(list_candidates, folder, epoch, best, mode),
-        lambda number: read_part_at(folder, number, storage, wanted, optional),
+        directory,
+        (epoch, best, mode),
+        lambda folder, number: read_part_at(folder, number, wanted, optional),
         lambda part: (part.epoch, part.digest),
     )
     return found.trees, found.epoch
@@ -178,15 +177,10 @@ def read_params(
     Raises:
         FileNotFoundError, DamagedCheckpoint, ValueError: as `restore`.
     """
-    folder, storage = get_checkpoint_folder(directory), ArrayStorage()
 
-    parts: set[str] = set()
-
-    def read(number: int) -> tuple[dict[str, np.ndarray], int, int]:
+    def read(folder: Path, number: int) -> tuple[dict[str, np.ndarray], str, list[Leaf], int]:
         leaves = _read_leaves(folder, number)
-        data = read_verified_arrays(folder, number, storage, leaves)
-        parts.clear()
-        parts.update(leaf.path.partition("/")[0] for leaf in leaves)
+        data = read_verified_arrays(folder, number, leaves)
         arrays = {
             leaf.path.removeprefix(part).removeprefix("/"): host_snapshot.view_array(
                 leaf, data, dtype
@@ -195,41 +189,41 @@ def read_params(
             if _below(leaf, part) and leaf.shape is not None
             if (dtype := manifest_schema.parse_dtype(leaf.type)) is not None
         }
-        return arrays, number, manifests.compute_digest(leaves)
+        return arrays, f"checkpoint {number} in {folder}", leaves, number
 
-    candidates = functools.partial(list_candidates, folder, epoch, best, mode)
-    arrays, number, _ = _read_chosen(folder, candidates, read, lambda found: found[1:])
-    return arrays, f"checkpoint {number} in {folder}", frozenset(parts)
+    arrays, where, leaves, _ = _read_chosen(
+        directory,
+        (epoch, best, mode),
+        read,
+        lambda found: (found[3], manifests.compute_digest(found[2])),
+    )
+    return arrays, where, frozenset(leaf.path.partition("/")[0] for leaf in leaves)
 
 
 def _read_leaves(folder: Path, number: int) -> list[Leaf]:
     """Read all leaves of a checkpoint's manifest, hook states included."""
     manifest = publishing.read_manifest(folder, number)
     run_id.check_run_id(folder, number, manifest)
-    sections = manifests.parse_leaves(manifest)
-    return [leaf for group in sections.values() for leaf in group]
+    return [*chain.from_iterable(manifests.parse_leaves(manifest).values())]
 
 
 def read_part_at(
     folder: Path,
     number: int,
-    storage: ArrayStorage,
     wanted: Mapping[str, PyTree],
-    optional: Collection[str],
+    optional: Collection[str] = (),
 ) -> CheckpointPart:
     """Read parts of one checkpoint, as `read_part` does.
 
     Args:
         folder: of the checkpoints.
         number: of the checkpoint.
-        storage: reads the bytes.
         wanted, optional: as in `read_part`.
 
     Raises:
         DamagedCheckpoint: it is not as it was written.
         ValueError: a part is missing or of another structure.
     """
-    where = f"checkpoint {number} in {folder}"
     leaves = _read_leaves(folder, number)
     saved = {path: [leaf for leaf in leaves if _below(leaf, path)] for path in wanted}
     targets = {
@@ -244,18 +238,11 @@ def read_part_at(
     ]
     if lines:
         raise ValueError(
-            f"{where} does not fit what is to be read from it:\n  "
+            f"checkpoint {number} in {folder} does not fit what is to be read from it:\n  "
             + "\n  ".join(lines)
             + "\ngive the network and the settings that the run was made with, or another run"
         )
-    sizes = {leaf.path: leaf.bytes for those, _, _ in targets.values() for leaf in those}
-    if wrong := [x.path for x in leaves if x.bytes != sizes.get(x.path, x.bytes)]:
-        raise DamagedCheckpoint(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
-    data = read_verified_arrays(folder, number, storage, leaves)
-    trees = {
-        path: host_snapshot.rebuild_section(saved[path], data, *made)
-        for path, made in targets.items()
-    }
+    trees = rebuild_trees(folder, number, leaves, saved, targets)
     requested = {leaf.path for group in saved.values() for leaf in group}
     others = [leaf.path for leaf in leaves if leaf.path not in requested]
     return CheckpointPart(trees, number, others, manifests.compute_digest(leaves))
@@ -269,15 +256,13 @@ def _add_positions(folder: Path, number: int, target: TrainState) -> TrainState:
     """Add to the target the checkpoint's positions of streams that the target does not read."""
     if not isinstance(target.carry, dict):
         return target
-    positions: dict[str, Any] = {}
     prefix = f"carry/{POSITION}"
-    for leaf in manifests.parse_leaves(publishing.read_manifest(folder, number))[""]:
-        if leaf.path.startswith(prefix) and leaf.shape is not None:
-            phase, _, part = leaf.path.removeprefix(prefix).partition("/")
-            if (name := POSITION + phase) not in target.carry:
-                *parents, last = part.split("/")  # in a zip each source has its own
-                inner = positions.setdefault(name, {})
-                for parent in parents:
-                    inner = inner.setdefault(parent, {})
-                inner[last] = np.zeros(leaf.shape, manifest_schema.parse_dtype(leaf.type))
-    return target.replace(carry={**target.carry, **positions}) if positions else target
+    positions = {
+        tuple(leaf.path.removeprefix(prefix).split("/")): np.zeros(
+            leaf.shape, manifest_schema.parse_dtype(leaf.type)
+        )
+        for leaf in manifests.parse_leaves(publishing.read_manifest(folder, number))[""]
+        if leaf.path.startswith(prefix) and leaf.shape is not None
+    }
+    added = {POSITION + phase: tree for phase, tree in unflatten_dict(positions).items()}
+    return target.replace(carry={**added, **target.carry})

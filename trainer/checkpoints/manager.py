@@ -9,16 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import (
-    directory_lock,
-    host_snapshot,
-    publishing,
-    restore_one,
-    run_id,
-    select,
-)
+from trainer.checkpoints import host_snapshot, publishing, restore_one, run_id, select
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.array_storage import ArrayStorage
+from trainer.checkpoints.directory_lock import find_holder
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
 from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.retention import Retention, prune
@@ -88,7 +81,6 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._written: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
-        self._storage = ArrayStorage()
         self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
         self._buffer = np.empty(0, np.uint8)
         self._blocked_seconds = self._seconds_before = 0.0
@@ -101,8 +93,7 @@ class Checkpoints:
 
     def _recover(self) -> None:
         """Repair what a killed run left half-way; leave alone what a live one is doing."""
-        run = self.directory.parent
-        if self._may_recover and not directory_lock.find_holder(run, by_others=True):
+        if self._may_recover and not find_holder(self.directory.parent, by_others=True):
             publishing.recover_replaced(self.directory)
             self._may_recover = False
 
@@ -153,7 +144,7 @@ class Checkpoints:
             head["run"] = run_id.ensure_run_id(self.directory)
             abandoned = self._worker.is_abandoned
             publishing.write_checkpoint(
-                self.directory, epoch, self._storage, leaves, self._buffer, head, abandoned
+                self.directory, epoch, leaves, self._buffer, head, abandoned
             )
             self._damaged.discard(epoch)
             self._scores[epoch] = head["scores"]
@@ -171,14 +162,8 @@ class Checkpoints:
                 self._scores[number] = manifests.parse_scores(manifest)
             return self._scores[number]
 
-        scores: dict[int, float | None] = {}
-        for number, _, found in select.iterate_checkpoints(self.directory, self._list_intact, read):
-            if isinstance(found, DamagedCheckpoint):
-                select.log_skipped(found)
-                self._leave_out(number)
-            else:
-                scores[number] = found.get(self._best)
-        return scores
+        found = select.read_intact(self.directory, self._list_intact, read, self._leave_out)
+        return {number: scores.get(self._best) for number, scores in found.items()}
 
     def _leave_out(self, number: int) -> None:
         """Leave out a damaged checkpoint from now on, but for readers: it may be replaced."""
@@ -217,7 +202,7 @@ class Checkpoints:
         def read(number: int) -> SavedCheckpoint:
             try:
                 found = restore_one.restore_checkpoint(
-                    self.directory, number, self._storage, target, config, foreign=foreign
+                    self.directory, number, target, config, foreign=foreign
                 )
             except DamagedCheckpoint:
                 if epoch is None and not strict:

@@ -56,6 +56,10 @@ class Leaf:
         return kind if self.shape is None else f"{kind}{list(self.shape)}"
 
 
+Section = tuple[list[Leaf], list[Any], Any]
+"""A part of a state, restored or left out as a whole: its leaves, their values, the structure."""
+
+
 def describe_leaf(path: str, value: Any) -> Leaf:
     """Describe a leaf without reading an array's contents.
 
@@ -104,11 +108,8 @@ def decode_scalar(leaf: Leaf) -> Any:
     return float.fromhex(leaf.value) if leaf.type == "float" else leaf.value
 
 
-def flatten_section(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any]:
+def flatten_section(name: str, tree: PyTree) -> Section:
     """Flatten one section of a state; None is a leaf, since no type may change to or from it.
-
-    Returns:
-        The leaves described, their values, and the structure.
 
     Raises:
         TypeError: a leaf cannot be saved.
@@ -126,14 +127,10 @@ def flatten_section(name: str, tree: PyTree) -> tuple[list[Leaf], list[Any], Any
     return leaves, [value for _, value in pairs], structure
 
 
-def flatten_state(state: TrainState) -> dict[str, tuple[list[Leaf], list[Any], Any]]:
-    """Flatten the sections of a state, which are restored or left out as a whole.
+def flatten_state(state: TrainState) -> dict[str, Section]:
+    """Flatten a state: without host dictionaries at "", hook states at `hook_state/<name>`.
 
     Scores belong to an event and are not saved.
-
-    Returns:
-        As `flatten_section`: the state without host dictionaries at "", and each hook state at
-        `hook_state/<its name>`.
     """
     sections = {"": state.replace(scores={}, hook_state={})}
     sections |= {f"hook_state/{name}": tree for name, tree in state.hook_state.items()}

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Collection, Mapping
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.load import CheckpointPart, read_part_at
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import (
@@ -50,7 +49,7 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
     None
     0 None
     """
-    folder, storage = get_checkpoint_folder(directory), ArrayStorage()
+    folder = get_checkpoint_folder(directory)
     damaged: dict[int, Stamp | None] = {}
     used: dict[int, Stamp | None] = {}
 
@@ -74,7 +73,7 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
         for number, stamp, found in iterate_checkpoints(
             folder,
             lambda: list_newer(in_use),
-            lambda number: read_part_at(folder, number, storage, wanted, optional),
+            lambda number: read_part_at(folder, number, wanted, optional),
         ):
             if not isinstance(found, DamagedCheckpoint):
                 used.clear()

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import host_snapshot, manifest_schema
+from trainer.checkpoints import array_storage, host_snapshot, manifest_schema
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
 from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
 from trainer.host.safe_open import UnsafeFile, read_bytes
@@ -84,41 +83,12 @@ def recover_replaced(directory: Path) -> None:
             path.rename(path.with_suffix(""))
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what interrupted saves and removals left.
-
-    Raises:
-        NotADirectoryError: a link has such a name.
-    """
-    for path in directory.iterdir():
-        if _LEFTOVER.fullmatch(path.name):
-            check_no_link(path)
-            _remove(path)
-
-
 def _remove(path: Path) -> None:
     """Remove a folder, or whatever else is in its place and is no link."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def make_staging_folder(directory: Path, number: int) -> Path:
-    """Create the empty directory in which a checkpoint is written; it is no checkpoint yet.
-
-    Raises:
-        NotADirectoryError: a link is in the place of the checkpoint.
-    """
-    check_no_link(directory / str(number))
-    path = directory / f"{number}.staged"
-    path.mkdir()
-    return path
-
-
-def discard_staged(stage: Path) -> None:
-    """Remove the staging folder of a failed save, to free the disk that it may have filled."""
-    shutil.rmtree(stage, ignore_errors=True)
 
 
 def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
@@ -156,7 +126,6 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
 def write_checkpoint(
     directory: Path,
     epoch: int,
-    storage: ArrayStorage,
     leaves: Mapping[str, Sequence[Leaf]],
     buffer: np.ndarray,
     head: Mapping[str, Any],
@@ -167,19 +136,26 @@ def write_checkpoint(
     Args:
         directory: of the checkpoints.
         epoch: the number of the checkpoint.
-        storage: writes the bytes.
         leaves, buffer: from `host_snapshot.copy_to_host`.
         head: the other arguments of `manifest.build_manifest`.
         is_abandoned: returns whether nothing waits for this save any more; it then raises.
+
+    Raises:
+        NotADirectoryError: a link is in the place of the checkpoint, or of what is left of one.
+        OSError: it cannot be written.
     """
     recover_replaced(directory)
-    remove_leftovers(directory)
+    for path in directory.iterdir():
+        if _LEFTOVER.fullmatch(path.name):  # of an interrupted save or removal
+            check_no_link(path)
+            _remove(path)
     data = buffer[: host_snapshot.count_bytes(leaf for group in leaves.values() for leaf in group)]
     stage = directory / f"{epoch}.staged"
     try:
         with explain_disk_full(data.nbytes, stage):
-            make_staging_folder(directory, epoch)
-            storage.write(stage / ARRAYS_FOLDER, data)
+            check_no_link(directory / str(epoch))
+            stage.mkdir()
+            array_storage.save_arrays(stage / ARRAYS_FOLDER, data)
             checked = {
                 name: host_snapshot.add_checksums(group, data) for name, group in leaves.items()
             }
@@ -188,7 +164,7 @@ def write_checkpoint(
                 raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
             publish(stage, manifest)
     except BaseException:
-        discard_staged(stage)
+        shutil.rmtree(stage, ignore_errors=True)  # it may have filled the disk
         raise
 
 
@@ -209,8 +185,13 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
     where = f"checkpoint {number} in {directory}"
     try:
         check_no_link(directory / str(number))
-        manifest = manifests.decode_manifest(_read_file(directory / str(number) / _MANIFEST))
+        content = read_bytes(directory / str(number) / _MANIFEST, most=manifest_schema.MOST_BYTES)
+        manifest = manifests.decode_manifest(content)
         manifest_schema.check_manifest(manifest)
+    except UnsafeFile as error:
+        raise DamagedCheckpoint(
+            f"{where}: its manifest is not from this library: {error}"
+        ) from error
     except OSError as error:
         raise DamagedCheckpoint(f"{where}: its manifest cannot be read ({error})") from error
     except DamagedCheckpoint as damage:
@@ -224,11 +205,3 @@ def read_manifest(directory: Path, number: int) -> dict[str, Any]:
     if manifest["epoch"] != number:
         raise DamagedCheckpoint(f"{where}: it says that it is checkpoint {manifest['epoch']}")
     return manifest
-
-
-def _read_file(file: Path) -> bytes:
-    """Read a manifest's file, if it is a regular file and not too large."""
-    try:
-        return read_bytes(file, most=manifest_schema.MOST_BYTES)
-    except UnsafeFile as error:
-        raise DamagedCheckpoint(f"its manifest is not from this library: {error}") from error

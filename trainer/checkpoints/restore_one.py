@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from trainer.checkpoints import host_snapshot, publishing, run_id
+from trainer.checkpoints import array_storage, host_snapshot, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.array_storage import ArrayStorage
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, Section
 from trainer.checkpoints.saved_config import config_differences, normalize_config
 from trainer.host.processes import fail_together, gather_values, is_main_process
-from trainer.state import TrainState
+from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")
 
@@ -40,16 +40,15 @@ class SavedCheckpoint:
     @property
     def identity(self) -> tuple[int, int]:
         """Its number and the digest of its content."""
-        leaves = manifests.parse_leaves(self.manifest).values()
-        return self.epoch, manifests.compute_digest(leaf for group in leaves for leaf in group)
+        sections = manifests.parse_leaves(self.manifest).values()
+        return self.epoch, manifests.compute_digest(chain.from_iterable(sections))
 
 
 def restore_checkpoint(
     directory: Path,
     number: int,
-    storage: ArrayStorage,
     target: TrainState,
-    config: Mapping[str, Any] | None,
+    config: Mapping[str, Any] | None = None,
     *,
     foreign: bool = False,
 ) -> SavedCheckpoint:
@@ -66,10 +65,10 @@ def restore_checkpoint(
     run_id.check_run_id(directory, number, manifest, foreign=foreign)
     saved = manifests.parse_leaves(manifest)
     wanted = manifests.flatten_state(target)
-    shared = [name for name in wanted if name in saved]
+    shared = {name: section for name, section in wanted.items() if name in saved}
     lines = manifests.compare_leaves(
         [leaf for name in shared for leaf in saved[name]],
-        [leaf for name in shared for leaf in wanted[name][0]],
+        [leaf for leaves, _, _ in shared.values() for leaf in leaves],
     )
     if config is not None and manifest["config"] is not None:
         config = normalize_config(config)
@@ -83,14 +82,7 @@ def restore_checkpoint(
             + "\n  ".join(lines)
             + "\nrun with what it was saved with, or in another directory"
         )
-    leaves = [leaf for group in saved.values() for leaf in group]
-    sizes = {leaf.path: leaf.bytes for name in shared for leaf in wanted[name][0]}
-    if wrong := [x.path for name in shared for x in saved[name] if x.bytes != sizes[x.path]]:
-        raise DamagedCheckpoint(f"{where}: its manifest gives a wrong size to {', '.join(wrong)}")
-    data = read_verified_arrays(directory, number, storage, leaves)
-    trees = {
-        name: host_snapshot.rebuild_section(saved[name], data, *wanted[name]) for name in shared
-    }
+    trees = rebuild_trees(directory, number, [*chain.from_iterable(saved.values())], saved, shared)
     # Only the main process has the hook states of observers, so it alone logs them.
     for name in sorted(wanted.keys() ^ saved.keys()) if is_main_process() else ():
         what = "starts fresh" if name in wanted else "is dropped, since no hook keeps it"
@@ -107,9 +99,39 @@ def restore_checkpoint(
     )
 
 
-def read_verified_arrays(
-    directory: Path, number: int, storage: ArrayStorage, leaves: Sequence[manifests.Leaf]
-) -> np.ndarray:
+def rebuild_trees(
+    directory: Path,
+    number: int,
+    leaves: Sequence[Leaf],
+    saved: Mapping[str, Sequence[Leaf]],
+    targets: Mapping[str, Section],
+) -> dict[str, PyTree]:
+    """Read the arrays of a checkpoint, and rebuild trees from them.
+
+    Args:
+        directory, number: of the checkpoint.
+        leaves: all that it has.
+        saved: those of each tree.
+        targets: what each tree must become; `compare_leaves` found no difference.
+
+    Raises:
+        DamagedCheckpoint: it is not as it was written.
+        MemoryError: it needs more memory than this machine has.
+    """
+    sizes = {leaf.path: leaf.bytes for section in targets.values() for leaf in section[0]}
+    if wrong := [x.path for name in targets for x in saved[name] if x.bytes != sizes[x.path]]:
+        raise DamagedCheckpoint(
+            f"checkpoint {number} in {directory}: its manifest gives a wrong size to "
+            f"{', '.join(wrong)}"
+        )
+    data = read_verified_arrays(directory, number, leaves)
+    return {
+        name: host_snapshot.rebuild_section(saved[name], data, *target)
+        for name, target in targets.items()
+    }
+
+
+def read_verified_arrays(directory: Path, number: int, leaves: Sequence[Leaf]) -> np.ndarray:
     """Read the bytes of a checkpoint's arrays, uint8 [bytes].
 
     Raises:
@@ -117,7 +139,7 @@ def read_verified_arrays(
         MemoryError: they need more memory than this machine has.
     """
     try:
-        data = storage.read(
+        data = array_storage.load_arrays(
             directory / str(number) / publishing.ARRAYS_FOLDER, host_snapshot.count_bytes(leaves)
         )
         host_snapshot.verify_checksums(leaves, data)

@@ -114,6 +114,23 @@ def read_first_intact(
     return None
 
 
+def read_intact(
+    folder: Path,
+    list_numbers: Callable[[], Sequence[int]],
+    read: Callable[[int], Found],
+    leave_out: Callable[[int], None] = lambda number: None,
+) -> dict[int, Found]:
+    """Read all intact checkpoints, by number; log each damaged one, and leave it out."""
+    intact: dict[int, Found] = {}
+    for number, _, content in iterate_checkpoints(folder, list_numbers, read):
+        if isinstance(content, DamagedCheckpoint):
+            log_skipped(content)
+            leave_out(number)
+        else:
+            intact[number] = content
+    return intact
+
+
 def log_skipped(*damages: DamagedCheckpoint) -> None:
     """Log that damaged checkpoints are skipped."""
     for damage in damages:
@@ -150,16 +167,11 @@ def list_candidates(
         return [epoch]
     if best is None:
         return numbers[::-1]
-    scores: dict[int, dict[str, float]] = {}
-    for number, _, content in iterate_checkpoints(
+    scores = read_intact(
         folder,
         lambda: publishing.list_epochs(folder),
         lambda number: manifests.parse_scores(publishing.read_manifest(folder, number)),
-    ):
-        if isinstance(content, DamagedCheckpoint):
-            log_skipped(content)
-        else:
-            scores[number] = content
+    )
     ranked = rank_by_score({number: found.get(best) for number, found in scores.items()}, way)
     if not ranked:
         known = sorted({name for found in scores.values() for name in found})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.checkpoints.array_storage import ArrayStorage
 from trainer.checkpoints.load import read_part_at
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import get_checkpoint_folder, read_stamp
@@ -46,7 +45,7 @@ def restore_requested(
                     f"checkpoint {number} in {folder} is not the one that was requested: its epoch "
                     "was trained again; request its evaluation again"
                 )
-            trees = read_part_at(folder, number, ArrayStorage(), suite.required_trees(), ()).trees
+            trees = read_part_at(folder, number, suite.required_trees()).trees
         except DamagedCheckpoint as damage:
             if read_stamp(folder, number) != before:
                 continue  # the run removed or replaced it meanwhile

@@ -9,7 +9,7 @@ import pytest
 
 import trainer
 from trainer import Checkpoints, TrainState, data, fingerprint
-from trainer.checkpoints import DamagedCheckpoint, load
+from trainer.checkpoints import DamagedCheckpoint, array_storage
 from trainer.checkpoints.load import read_params, read_part
 
 
@@ -215,16 +215,16 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_damage(
         "part": lambda: float(read_part(run, {"params": target.params})[0]["params"]["w"][0]),
     }
     calls = []
-    verify = load.ArrayStorage.read
+    verify = array_storage.load_arrays
 
-    def overtaken(storage, path, size):
+    def overtaken(path, size):
         if not calls:
             with Checkpoints(run, keep=1) as checkpoints:
                 checkpoints.save(made(7))
         calls.append(path.parent.name)
-        return verify(storage, path, size)
+        return verify(path, size)
 
-    monkeypatch.setattr(load.ArrayStorage, "read", overtaken)
+    monkeypatch.setattr(array_storage, "load_arrays", overtaken)
     assert reads[read]() == 7.0
     assert calls == ["3", "7"]
     assert "damaged" not in caplog.text

@@ -22,8 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoints import Checkpoints, publishing
-from trainer.checkpoints.array_storage import ArrayStorage
+from trainer.checkpoints import Checkpoints, array_storage, publishing
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.state import TrainState, fingerprint
 
@@ -248,7 +247,7 @@ def test_leaving_the_context_raises_a_failed_save(tmp_path, monkeypatch):
 
 
 def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypatch):
-    gate, write = threading.Event(), ArrayStorage.write
+    gate, write = threading.Event(), array_storage.save_arrays
 
     def hang(*arguments):
         gate.wait(30)
@@ -257,7 +256,7 @@ def test_a_save_that_never_ends_is_raised_and_leaves_nothing(tmp_path, monkeypat
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(make(1))
     checkpoints.wait()
-    monkeypatch.setattr(ArrayStorage, "write", hang)
+    monkeypatch.setattr(array_storage, "save_arrays", hang)
     monkeypatch.setattr(checkpoints._worker, "_limit", 0.05)
     checkpoints.save(make(2))
     thread = checkpoints._worker._task.thread
@@ -571,7 +570,7 @@ def test_a_kill_between_any_two_steps_leaves_the_old_checkpoint_or_the_new(tmp_p
         steps = iter(range(instant))
         with monkeypatch.context() as patch:
             for owner, name in [
-                (ArrayStorage, "write"),
+                (array_storage, "save_arrays"),
                 (os, "fsync"),
                 (Path, "rename"),
                 (shutil, "rmtree"),
@@ -732,7 +731,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
                 act()
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-        from trainer.checkpoints.array_storage import ArrayStorage
+        from trainer.checkpoints import array_storage
         from trainer.checkpoints.load import restore
         own = f"{sys.argv[1]}/{rank}"
         if rank == 1:
@@ -750,11 +749,11 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
         assert ["Error: ", "RuntimeError: opening"][rank] in said, said
         def fail(*arguments):
             raise OSError(28, "the disk is full")
-        whole, ArrayStorage.write = ArrayStorage.write, fail
+        whole, array_storage.save_arrays = array_storage.save_arrays, fail
         checkpoints.save(state(4))
         said = told(checkpoints.wait)
         assert ["OSError: ", "RuntimeError: a save failed on process 0"][rank] in said, said
-        ArrayStorage.write = whole
+        array_storage.save_arrays = whole
         checkpoints.save(state(5))
         checkpoints.wait()
         checkpoints.close()

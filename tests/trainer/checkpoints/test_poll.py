@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from trainer import Checkpoints, TrainState
-from trainer.checkpoints import poll, publishing
-from trainer.checkpoints.array_storage import ArrayStorage
+from trainer.checkpoints import array_storage, poll, publishing
 from trainer.checkpoints.poll import make_poller
 
 WANTED = {"params": jnp.float32(0)}
@@ -109,15 +108,15 @@ def test_a_checkpoint_that_is_being_replaced_is_not_gone(run, look):
 
 def test_a_checkpoint_removed_while_it_is_read_is_no_damage(run, look, monkeypatch, caplog):
     checkpoint(run, 1)
-    real, overtaken = ArrayStorage.read, []
+    real, overtaken = array_storage.load_arrays, []
 
-    def read(storage, path, size):
+    def read(path, size):
         if not overtaken:
             overtaken.append(path)
             checkpoint(run, 2, keep=1)
-        return real(storage, path, size)
+        return real(path, size)
 
-    monkeypatch.setattr(ArrayStorage, "read", read)
+    monkeypatch.setattr(array_storage, "load_arrays", read)
     assert look(-1) == (2, 2.0)
     assert overtaken[0].parent.name == "1"
     assert "damaged" not in caplog.text

@@ -9,7 +9,8 @@ from trainer.checkpoints.manifest import DamagedCheckpoint
 def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     old = tmp_path / "3"
     old.mkdir()
-    stage = publishing.make_staging_folder(tmp_path, 3)
+    stage = tmp_path / "3.staged"
+    stage.mkdir()
     rename = Path.rename
 
     def refuse(path, target):
@@ -25,7 +26,8 @@ def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
 def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(publishing.manifest_schema, "MOST_BYTES", 100)
-    stage = publishing.make_staging_folder(tmp_path, 3)
+    stage = tmp_path / "3.staged"
+    stage.mkdir()
     with pytest.raises(ValueError, match=r"manifest of 3 takes \d+ bytes and may take 100: keep"):
         publishing.publish(stage, {"epoch": 3, "config": "x" * 100})
     assert publishing.list_epochs(tmp_path) == []

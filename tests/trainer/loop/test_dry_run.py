@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hooks
 import trainer
 from trainer import Checkpoints, Hook, Phase, data, fingerprint
-from trainer.checkpoints.array_storage import ArrayStorage
+from trainer.checkpoints import array_storage
 
 
 def nothing(state, metrics):
@@ -243,10 +243,10 @@ def test_a_hook_state_that_cannot_be_saved_is_found(state, phase, tmp_path):
 
 
 def test_a_disk_that_cannot_take_a_checkpoint_is_found(state, phase, tmp_path, monkeypatch):
-    def full(self, path, data):
+    def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ArrayStorage, "write", full)
+    monkeypatch.setattr(array_storage, "save_arrays", full)
     saving = hooks.save_checkpoints(tmp_path)
     with pytest.raises(OSError, match="No space left") as raised:
         trainer.fit(state, phase, epochs=1, hooks=saving, dry_run=True)
