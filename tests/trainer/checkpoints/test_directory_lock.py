@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import DamagedCheckpoint, directory_lock, lock_file
+from trainer.checkpoints import DamagedCheckpoint, directory_lock
 from trainer.checkpoints.directory_lock import (
     DirectoryInUse,
     find_holder,
@@ -144,7 +144,7 @@ def test_a_file_system_without_locks_is_reported_once(tmp_path, monkeypatch, cap
     def unknown(descriptor, flags):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock_file, "_warned", False)
+    monkeypatch.setattr(directory_lock, "_warned", False)
     monkeypatch.setattr(fcntl, "lockf", unknown)
     for _ in range(2):
         lock_directory(tmp_path)()
