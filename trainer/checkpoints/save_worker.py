@@ -15,8 +15,7 @@ log = logging.getLogger("entracte")
 
 SLOW_DISK_REMEDY = (
     ": the disk does not answer, or is too slow for a state of this size. Checkpoints before it "
-    "stand; "
-    "where it is only slow, give save_checkpoints a longer time_limit"
+    "stand; where it is only slow, give save_checkpoints a longer time_limit"
 )
 """The remedy for a save that takes longer than its limit, for the message."""
 
@@ -31,7 +30,11 @@ class _Task:
     error: BaseException | None = None
     seconds: float | None = None
     """How long it took, once it has ended."""
-    thread: threading.Thread | None = None
+    thread: threading.Thread = dataclasses.field(init=False)
+
+    def measure(self) -> float:
+        """Return how long it has taken so far."""
+        return time.perf_counter() - self.began if self.seconds is None else self.seconds
 
 
 class SaveWorker:
@@ -94,13 +97,12 @@ class SaveWorker:
             RuntimeError: an abandoned thread still runs.
         """
         self.wait()
-        if self._abandoned is not None and self._abandoned.thread is not None:
-            if self._abandoned.thread.is_alive():
-                raise RuntimeError(
-                    f"{self._name} was abandoned {self._abandoned.note} and still runs: end this "
-                    "process, and start the run again"
-                )
-            self._abandoned = None
+        if self._abandoned is not None and self._abandoned.thread.is_alive():
+            raise RuntimeError(
+                f"{self._name} was abandoned {self._abandoned.note} and still runs: end this "
+                "process, and start the run again"
+            )
+        self._abandoned = None
 
     def is_abandoned(self) -> bool:
         """Return, to a task, whether its thread was abandoned: it must leave no result."""
@@ -111,38 +113,38 @@ class SaveWorker:
     def seconds(self) -> float:
         """The time that tasks have taken so far, the one in progress included."""
         task = self._task
-        return self._seconds + (0.0 if task is None else _measure(task))
+        return self._seconds + (0.0 if task is None else task.measure())
 
     def join(self) -> None:
         """Wait for the task in progress, at most until its limit, and raise nothing."""
         task = self._task
-        if task is None or task.thread is None:
+        if task is None:
             return
-        left = None if self._limit is None else task.began + self._limit - time.perf_counter()
-        task.thread.join(left if left is None else max(left, 0.0))
+        task.thread.join(None if self._limit is None else max(self._time_left(task), 0.0))
         if task is not self._task:  # another thread, or a signal handler, waited for it too
             return
-        alive = task.thread.is_alive()
-        self._seconds += _measure(task)
+        alive, error = task.thread.is_alive(), task.error  # in this order: it may end just now
+        self._seconds += task.measure()
         if alive:
             self._abandoned = task
-            task.error = TimeoutError(
+            error = TimeoutError(
                 f"{self._name} took longer than its limit of {self._limit:g} seconds{self._remedy}"
             )
-            _note(task.error, task.note)
-        elif task.seconds is None and task.error is None:
-            task.error = RuntimeError(f"the thread of {self._name} died without a result")
-            _note(task.error, task.note)
-        self._task, self._error = None, task.error
+        elif task.seconds is None and error is None:
+            error = RuntimeError(f"the thread of {self._name} died without a result")
+        if error is not None:
+            _note(error, task.note)
+        self._task, self._error = None, error
 
     def check(self) -> None:
         """Raise the failure of a task that has ended or exceeded its limit."""
         task = self._task
-        if task is None or task.thread is None or not task.thread.is_alive() or self._late(task):
+        if task is None or not task.thread.is_alive() or self._time_left(task) <= 0:
             self.wait()
 
-    def _late(self, task: _Task) -> bool:
-        return self._limit is not None and time.perf_counter() - task.began >= self._limit
+    def _time_left(self, task: _Task) -> float:
+        limit = float("inf") if self._limit is None else self._limit
+        return task.began + limit - time.perf_counter()
 
     def wait(self) -> None:
         """Wait for the task in progress, at most until its limit; raise its failure."""
@@ -175,14 +177,9 @@ def _run(task: _Task) -> None:
     try:
         task.run()
     except BaseException as error:
-        task.error = error  # before anything that could fail for want of memory
-        _note(error, task.note)
+        task.error = error
     finally:
-        task.seconds = time.perf_counter() - task.began
-
-
-def _measure(task: _Task) -> float:
-    return time.perf_counter() - task.began if task.seconds is None else task.seconds
+        task.seconds = task.measure()
 
 
 def _note(error: BaseException, note: str) -> None:
