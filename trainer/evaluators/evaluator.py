@@ -13,9 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from trainer.evaluators.lease import LeaseKeeper
-from trainer.evaluators.request_handler import RequestHandler, write_result
-from trainer.evaluators.requested_checkpoint import UnanswerableRequest
+from trainer.evaluators.liveness import LeaseKeeper
+from trainer.evaluators.request_handler import RequestHandler, UnanswerableRequest, write_result
 from trainer.evaluators.suite import Suite
 from trainer.evaluators.time_limits import limit_time
 from trainer.host.escaping import escape_text

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.evaluators.requested_checkpoint import UnanswerableRequest, restore_requested
+from trainer.checkpoints.load import read_part_at
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import get_checkpoint_folder, read_stamp
 from trainer.evaluators.suite import Suite
 from trainer.host.escaping import escape_text
 from trainer.host.safe_open import UnsafeFile, make_own_folder
@@ -15,10 +17,11 @@ from trainer.loop.hook_states import init_hook_states
 from trainer.phases.evaluate_once import evaluate
 from trainer.phases.metrics import Metrics
 from trainer.runs.artifacts import EPOCH_PREFIX, to_stored_path
+from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.requests import finish_request, is_finished
 from trainer.runs.rows import Artifact, Request, RunRow
 from trainer.runs.store import Store
-from trainer.state import read_step_count
+from trainer.state import TrainState, read_step_count
 
 EVALUATIONS_FOLDER = "evaluations"
 """In a run's directory, for the files that hooks of suites write: one folder a suite."""
@@ -30,6 +33,10 @@ MAX_OPEN = 16
 """Runs whose hooks are kept, with what they compiled; those of the oldest run are closed first."""
 
 STAGES = ("control", "observe")
+
+
+class UnanswerableRequest(ValueError):  # noqa: N818 (its suite may be correct)
+    """A request that cannot be answered, however often it is tried."""
 
 
 class EvaluationResult(NamedTuple):
@@ -92,7 +99,7 @@ class RequestHandler:
         artifacts = [
             Artifact(
                 to_stored_path(run.directory, path),
-                _kind(path),
+                KINDS.get(path.parent.name, "file"),
                 request.epoch,
                 read_step_count(state),
                 size,
@@ -116,6 +123,59 @@ class RequestHandler:
             self._runners.popitem()[1].close()
 
 
+def restore_requested(
+    suite: Suite, request: Request, directory: Path, *, present: bool
+) -> TrainState:
+    """Restore the checkpoint of a request into the suite's template.
+
+    Args:
+        suite: to evaluate.
+        request: names the checkpoint and its checksum.
+        directory: of the run; nothing in it is changed.
+        present: whether the checkpoint still exists, according to the store.
+
+    Raises:
+        UnanswerableRequest: the checkpoint is damaged, was removed or replaced, or does not fit.
+        FileNotFoundError: it should exist, and this machine does not see it.
+        MemoryError: it takes more memory than this machine has.
+    """
+    folder, number = get_checkpoint_folder(directory), request.epoch
+    while True:
+        before = read_stamp(folder, number)
+        if before is None:
+            raise _missing(folder, number, present=present)
+        try:
+            checksum = describe_checkpoint(directory, number).checksum
+            if checksum != request.checksum:
+                raise UnanswerableRequest(
+                    f"checkpoint {number} in {folder} is not the one that was requested: its epoch "
+                    "was trained again; request its evaluation again"
+                )
+            trees = read_part_at(folder, number, suite.required_trees()).trees
+        except DamagedCheckpoint as damage:
+            if read_stamp(folder, number) != before:
+                continue  # the run removed or replaced it meanwhile
+            raise UnanswerableRequest(str(damage)) from damage
+        except UnanswerableRequest:
+            raise
+        except ValueError as error:
+            raise UnanswerableRequest(f"suite {suite.name!r} does not fit: {error}") from error
+        if read_stamp(folder, number) in (before, None):  # it may be removed after it was read
+            return suite.fill_template(trees)
+
+
+def _missing(folder: Path, number: int, *, present: bool) -> Exception:
+    if present:
+        return FileNotFoundError(
+            f"there is no checkpoint {number} in {folder} as this machine sees it, and the store "
+            "says that it exists: let evaluators see the runs' directories at the same paths"
+        )
+    return UnanswerableRequest(
+        f"checkpoint {number} in {folder} was removed before it was evaluated: keep more of them, "
+        "save_checkpoints(..., keep=...), or run more evaluators"
+    )
+
+
 def _belongs_to(path: Path, epoch: int) -> bool:
     """Return whether a file may belong to an epoch, by its name; other workers write files too."""
     named = EPOCH_PREFIX.match(path.name)
@@ -136,7 +196,3 @@ def _list_files(folder: Path) -> dict[Path, tuple[int, int]]:
     """List the files below a folder, each with its modification time and size."""
     found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
     return {path: (status.st_mtime_ns, status.st_size) for path, status in found.items()}
-
-
-def _kind(path: Path) -> str:
-    return KINDS.get(path.parent.name, "file")

@@ -1,8 +1,12 @@
 """Heartbeats of workers: recorded while a worker works, deleted when it ends."""
 
 from trainer.evaluators import WorkerRow, list_workers
-from trainer.evaluators.lease import LeaseKeeper
-from trainer.evaluators.liveness import FORGET_SECONDS, record_heartbeat, remove_worker
+from trainer.evaluators.liveness import (
+    FORGET_SECONDS,
+    LeaseKeeper,
+    record_heartbeat,
+    remove_worker,
+)
 from trainer.runs import requests
 
 
