@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,35 @@ from trainer.checkpoints.manifest import FORMAT, DamagedCheckpoint
 MOST_BYTES = 2**24
 """Size limit of a manifest's file, some 75,000 leaves. Larger ones are not written or read."""
 
-_HEAD = (
-    *("format", "epoch", "run", "versions", "devices", "hooks", "scores", "config", "settings"),
-    "leaves",
-)
-_FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
+_LEAF_FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
 _MOST_DIMENSIONS = 64
 """The most dimensions of a numpy array."""
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
+
+
+def _is_line(value: Any) -> bool:
+    """Return whether a value is text that can be printed as it is."""
+    return isinstance(value, str) and value.isprintable() and len(value) < 1000
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "epoch": _is_size,
+    "config": lambda value: value is None or isinstance(value, dict),
+    "run": lambda value: value is None or _is_digest(value),
+    "settings": lambda value: value is None or isinstance(value, dict),
+    "versions": lambda value: isinstance(value, dict),
+    "devices": lambda value: value is None or _is_line(value),
+    "scores": lambda value: isinstance(value, dict),
+}
+"""The fields of a manifest beside its format, hooks and leaves."""
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:
@@ -35,28 +56,20 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     Raises:
         DamagedCheckpoint: names the first field that is not as this library writes it.
     """
-    given: Any = {**dict.fromkeys(_HEAD), **manifest}
+    given: Any = {**dict.fromkeys(("format", "hooks", "leaves", *_FIELDS)), **manifest}
     number = given["format"]
     _require(type(number) is int and number >= 1, "its format", number)
     if number > FORMAT:
         return
-    epoch, config, scores = given["epoch"], given["config"], given["scores"]
-    _require(type(epoch) is int and 0 <= epoch < 2**63, "its epoch", epoch)
-    _require(config is None or isinstance(config, dict), "its config", config)
-    run, settings = given["run"], given["settings"]
-    _require(run is None or _is_digest(run), "its run", run)
-    _require(settings is None or isinstance(settings, dict), "its settings", settings)
-    for subject, rows in (settings or {}).items():
+    for field, is_valid in _FIELDS.items():
+        _require(is_valid(given[field]), f"its {field}", given[field])
+    for subject, rows in (given["settings"] or {}).items():
         _require(_is_line(subject) and isinstance(rows, dict), "its settings", rows)
         for name, value in rows.items():
             _require(_is_line(name) and _is_line(value), f"its setting {_short(name)}", value)
-    versions, devices = given["versions"], given["devices"]
-    _require(isinstance(versions, dict), "its versions", versions)
-    for name, version in versions.items():
+    for name, version in given["versions"].items():
         _require(_is_line(version), f"its version of {_short(name)}", version)
-    _require(devices is None or _is_line(devices), "its devices", devices)
-    _require(isinstance(scores, dict), "its scores", scores)
-    for name, score in scores.items():
+    for name, score in given["scores"].items():
         finite = type(score) is float and math.isfinite(score)
         _require(finite or score in ("nan", "inf", "-inf"), f"its score {_short(name)}", score)
     _check_leaves(given["leaves"])
@@ -73,7 +86,7 @@ def _check_leaves(sections: Any) -> None:
         _require(isinstance(leaves, list), f"its section {_short(name)}", leaves)
         paths = set()
         for leaf in leaves:
-            _require(isinstance(leaf, dict) and leaf.keys() == _FIELDS, "its leaf", leaf)
+            _require(isinstance(leaf, dict) and leaf.keys() == _LEAF_FIELDS, "its leaf", leaf)
             path = leaf["path"]
             _require(isinstance(path, str) and path not in paths, "its path", path)
             paths.add(path)
@@ -139,19 +152,6 @@ def parse_dtype(name: str) -> np.dtype | None:
         return None
     dtype = np.dtype(name)
     return dtype if str(dtype) == name else None
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
-
-
-def _is_line(value: Any) -> bool:
-    """Return whether a value is text that can be printed as it is."""
-    return isinstance(value, str) and value.isprintable() and len(value) < 1000
 
 
 def _require(valid: bool, what: str, got: Any) -> None:

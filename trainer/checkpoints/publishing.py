@@ -28,11 +28,7 @@ _LEFTOVER = re.compile(r"(0|[1-9][0-9]*)\.(staged|replaced|removed)")
 
 
 def check_no_link(path: Path) -> None:
-    """Refuse a link: its target does not belong to this run, to be written, moved or removed.
-
-    Raises:
-        NotADirectoryError: it is a link.
-    """
+    """Raise NotADirectoryError for a link: its target is not this run's to write or remove."""
     if path.is_symlink():
         raise NotADirectoryError(
             errno.ENOTDIR,
@@ -42,11 +38,7 @@ def check_no_link(path: Path) -> None:
 
 
 def ensure_writable(directory: Path) -> None:
-    """Create a directory and write to it, to fail now rather than at the first save.
-
-    Raises:
-        OSError: it cannot be written (the same class as the system's error).
-    """
+    """Create a directory and write to it: raise now, rather than at the first save, if it fails."""
     try:
         if not directory.exists():
             directory.mkdir(parents=True)

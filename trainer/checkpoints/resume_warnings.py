@@ -71,22 +71,19 @@ def compare_settings(
         for name in [*before, *(name for name in after if name not in before)]:
             old, new = before.get(name, "nothing"), after.get(name, "nothing")
             firm = not ("." in name or "[" in name or name in _READ_OFF)
-            if old == new or not (same_software or firm):
-                continue
-            if subject == HYPERPARAMS and _is_in_force(name, new, in_force, now):
-                continue
-            found.append(Difference(subject, name, old, new))
-    order = [*now]
-    found.sort(key=lambda difference: order.index(difference.subject))
+            set_already = subject == HYPERPARAMS and _is_in_force(name, new, in_force, now)
+            if old != new and (same_software or firm) and not set_already:
+                found.append(Difference(subject, name, old, new))
+    found.sort(key=lambda difference: [*now].index(difference.subject))
     return [one for place, one in enumerate(found) if not _is_part(one, found[:place])]
 
 
 def _is_in_force(name: str, new: str, in_force: Mapping[str, str], hooks: Collection[str]) -> bool:
     """Return whether a hyperparameter has the script's value, or a hook sets it anyway."""
-    if in_force.get(name) == new:
-        return True
     short = name.rpartition("/")[2]
-    return any(hook.startswith("hook set_hyperparams/") and short in hook for hook in hooks)
+    return in_force.get(name) == new or any(
+        hook.startswith("hook set_hyperparams/") and short in hook for hook in hooks
+    )
 
 
 def _is_part(one: Difference, before: Sequence[Difference]) -> bool:
@@ -99,8 +96,8 @@ def _is_part(one: Difference, before: Sequence[Difference]) -> bool:
 def format_warning(where: str, differences: list[Difference]) -> str:
     """Format the differences as one warning."""
     lines = [str(difference) for difference in differences[:_MOST]]
-    if more := len(differences) - _MOST:
-        lines += [f"and {more} more"] if more > 0 else []
+    if len(differences) > _MOST:
+        lines.append(f"and {len(differences) - _MOST} more")
     return f"{where} was saved by a script with other settings:\n  " + "\n  ".join(lines)
 
 

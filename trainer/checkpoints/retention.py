@@ -55,8 +55,8 @@ def prune(
         folder: of the checkpoints.
         scores: of the intact ones, by number.
         retention: which to keep.
-        newest: number of the one just written.
-        written: numbers of those that this process wrote.
+        newest: the one just written.
+        written: those that this process wrote.
     """
     for number in scores.keys() - select_retained(scores, retention) - {newest}:
         if number in written or run_id.may_remove(folder, number):

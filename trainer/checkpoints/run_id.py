@@ -29,11 +29,7 @@ class ForeignCheckpoint(ValueError):  # noqa: N818 - what is the case, as its me
 
 
 def read_run_id(folder: Path) -> str | None:
-    """Read the id of the run whose checkpoints are in a folder; None if its file is lost.
-
-    Raises:
-        OSError: the file is a link or a special one, or cannot be read.
-    """
+    """Read the id of the run whose checkpoints are in a folder; None if its file is lost."""
     try:
         found = _ID.fullmatch(read_bytes(folder.parent / FILE, most=100))
     except FileNotFoundError:
@@ -64,12 +60,6 @@ def check_run_id(
     A directory that was moved or copied as a whole brings its id along. If the file with the id was
     lost, all checkpoints must be of one run. A checkpoint of an older version has no id, and is
     accepted.
-
-    Args:
-        folder: of the checkpoints.
-        number: of the checkpoint.
-        manifest: of the checkpoint.
-        foreign: accept it whoever made it.
 
     Raises:
         ForeignCheckpoint: it belongs to another run.
@@ -110,11 +100,9 @@ def may_remove(folder: Path, number: int) -> bool:
 def _read_ids(folder: Path) -> dict[int, str]:
     """Read the run ids of the intact checkpoints that have one."""
 
-    def read(number: int) -> str | None:
+    def read(number: int) -> Any:
         with contextlib.suppress(ValueError):  # of a newer format
-            run: str | None = publishing.read_manifest(folder, number).get("run")
-            return run
-        return None
+            return publishing.read_manifest(folder, number).get("run")
 
     found = iterate_checkpoints(folder, lambda: publishing.list_complete_epochs(folder), read)
     return {number: run for number, _, run in found if isinstance(run, str)}

@@ -35,8 +35,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping of settings; got {type(config).__name__}")
-    plain: dict[str, Any] = redact_settings(_mapping(config, ()))
-    return plain
+    return dict(redact_settings(_mapping(config, ())))
 
 
 def _mapping(config: Mapping[Any, Any], path: tuple[str, ...]) -> dict[str, Any]:
@@ -62,11 +61,9 @@ def _value(value: Any, path: tuple[str, ...]) -> Any:
         )
     if isinstance(value, np.generic):
         value = value.item()  # still one of numpy's, or bytes, for a long double or a structure
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return float(value)
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if value is None or isinstance(value, bool | int | float | str):
         return json.loads(json.dumps(value))  # a member of an enumeration becomes its plain value
     if isinstance(value, Mapping):
         return _mapping(value, path)
@@ -100,14 +97,8 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
         return {path: json.dumps(value)}
 
     before, after = (
-        flat(
-            {
-                key: value
-                for key, value in normalize_config(config).items()
-                if key not in UNCOMPARED_KEYS
-            }
-        )
-        for config in (saved, now)
+        flat({key: plain[key] for key in plain if key not in UNCOMPARED_KEYS})
+        for plain in map(normalize_config, (saved, now))
     )
     return [
         f"{escape_text(key) or 'config'}: saved {before.get(key, 'nothing')}, "
