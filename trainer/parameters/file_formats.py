@@ -31,9 +31,13 @@ def check_path(path: Path) -> None:
         ValueError: the suffix is another.
     """
     if path.suffix not in DTYPES:
+        remedy = (
+            ": save torch's parameters with safetensors.torch.save_file(model.state_dict(), "
+            f'"{path.stem}.safetensors")'
+        )
         raise ValueError(
             f"a file of parameters is a .safetensors or a .npz file, by its suffix; got {path.name}"
-            f"{_torch_remedy(path)}"
+            f"{remedy if path.suffix in ('.pt', '.pth', '.bin', '.ckpt') else ''}"
         )
     if path.suffix == ".safetensors":
         _safetensors()
@@ -86,24 +90,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: the file is of another kind, or damaged.
     """
     check_path(path)
-    library = _safetensors() if path.suffix == ".safetensors" else None
     try:
-        if library is not None:
-            return library.load_file(path)
+        if path.suffix == ".safetensors":
+            return _safetensors().load_file(path)
         with np.load(path) as archive:
-            return {name: archive[name] for name in archive.files}
+            return dict(archive)
     except Exception as error:
         kind = path.suffix.removeprefix(".")
         raise ValueError(f"{path} cannot be read as a {kind} file: {escape_text(error)}") from error
-
-
-def _torch_remedy(path: Path) -> str:
-    if path.suffix not in (".pt", ".pth", ".bin", ".ckpt"):
-        return ""
-    return (
-        ": save torch's parameters with safetensors.torch.save_file(model.state_dict(), "
-        f'"{path.stem}.safetensors")'
-    )
 
 
 def _safetensors() -> Any:

@@ -12,7 +12,7 @@ from trainer.checks.pytrees import format_path
 from trainer.host.plain_tables import align_columns
 from trainer.state import PyTree, TrainState
 
-OTHERS = ("model_state", "opt_state", "carry")
+OTHERS = ("model_state", "opt_state", "carry", "hook_state")
 """Other parts of a state with many leaves; each is one row."""
 
 
@@ -75,16 +75,15 @@ def summary(params: PyTree) -> Summary:
     parameters                             650  2,580
     """
     if not isinstance(params, TrainState):
-        return Summary(tuple(_rows(params)))
+        return Summary(_rows(params))
     parts = {name: _rows(getattr(params, name)) for name in OTHERS}
-    parts["hook_state"] = _rows(params.hook_state)
     others = tuple(_sum(name, rows) for name, rows in parts.items() if rows)
-    return Summary(tuple(_rows(params.params)), others)
+    return Summary(_rows(params.params), others)
 
 
-def _rows(tree: PyTree) -> list[SummaryRow]:
+def _rows(tree: PyTree) -> tuple[SummaryRow, ...]:
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return [_row(format_path(path), leaf) for path, leaf in pairs]
+    return tuple(_row(format_path(path), leaf) for path, leaf in pairs)
 
 
 def _row(path: str, leaf: Any) -> SummaryRow:
@@ -94,7 +93,7 @@ def _row(path: str, leaf: Any) -> SummaryRow:
     return SummaryRow(path, tuple(leaf.shape), str(leaf.dtype), count, count * leaf.dtype.itemsize)
 
 
-def _sum(name: str, rows: list[SummaryRow]) -> SummaryRow:
+def _sum(name: str, rows: tuple[SummaryRow, ...]) -> SummaryRow:
     types = ", ".join(sorted({row.dtype for row in rows}))
     count, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
     return SummaryRow(name, None, types, count, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.checks.paths import to_absolute_path
 from trainer.checks.pytrees import describe_leaf, format_path
 from trainer.checks.suggestions import suggest_name
 from trainer.host.escaping import escape_text
+from trainer.host.exception_notes import annotate_errors
 from trainer.host.processes import is_main_process
 from trainer.parameters import file_formats
 from trainer.state import PyTree, TrainState
@@ -112,9 +114,7 @@ def load_params(
         )
     arrays, transformed = _apply_transforms(arrays, transform or {}, wanted)
     lines = [
-        f"{escape_text(path) or _ITSELF}: saved "
-        f"{describe_leaf(arrays[path]) if path in arrays else 'nothing'}, wanted "
-        f"{describe_leaf(leaf)}{_transpose_remedy(path, arrays, leaf)}"
+        f"{escape_text(path) or _ITSELF}: saved {_describe_misfit(path, arrays.get(path), leaf)}"
         for path, leaf in wanted.items()
         if path not in arrays or not _fits(arrays[path], leaf)
     ]
@@ -165,8 +165,8 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
     file = to_absolute_path(path, "export_params")
     file_formats.check_path(file)
     pairs = [(format_path(at), x) for at, x in jax.tree_util.tree_leaves_with_path(params)]
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(name for name, _ in pairs)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ValueError(f"leaves share a path, so they could not be read: {', '.join(twice)}")
     file_formats.check_types(dict(pairs), file)
     arrays = {name: _fetch(leaf) for name, leaf in pairs}
@@ -198,16 +198,15 @@ def _rename_paths(
     arrays: Mapping[str, np.ndarray], rename: Mapping[str, str], where: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the arrays by their new paths, and the old paths by the new ones."""
-    renamed: dict[str, np.ndarray] = {}
     names: dict[str, str] = {}
-    for path, array in arrays.items():
+    for path in arrays:
         new = path
         for pattern, replacement in rename.items():
             new = re.sub(pattern, replacement, new)
-        if new in renamed:
+        if new in names:
             raise ValueError(f"rename gives two leaves of {where} the path {new!r}, {path!r} one")
-        renamed[new], names[new] = array, path
-    return renamed, names
+        names[new] = path
+    return {new: arrays[path] for new, path in names.items()}, names
 
 
 def _apply_transforms(
@@ -224,23 +223,20 @@ def _apply_transforms(
                 f"{_format_paths(wanted)}.{suggest_name(pattern, wanted)}"
             )
         for path in found:
-            try:
+            where = f"in transform[{pattern!r}] of {path}, {describe_leaf(arrays[path])}"
+            with annotate_errors(where):
                 changed[path] = np.asarray(function(changed[path]))
-            except Exception as error:
-                error.add_note(
-                    f"in transform[{pattern!r}] of {path}, {describe_leaf(arrays[path])}"
-                )
-                raise
         matched.update(found)
     return changed, matched
 
 
-def _transpose_remedy(path: str, arrays: Mapping[str, np.ndarray], leaf: Any) -> str:
-    """Return a remedy if the transpose of a matrix would fit, otherwise nothing."""
-    array = arrays.get(path)
-    if array is None or array.ndim != 2 or array.T.shape != getattr(leaf, "shape", None):
-        return ""
-    return f"; its transpose fits: transform={{{path!r}: np.transpose}}"
+def _describe_misfit(path: str, array: np.ndarray | None, leaf: Any) -> str:
+    if array is None:
+        return f"nothing, wanted {describe_leaf(leaf)}"
+    line = f"{describe_leaf(array)}, wanted {describe_leaf(leaf)}"
+    if array.ndim == 2 and array.T.shape == getattr(leaf, "shape", None):
+        line += f"; its transpose fits: transform={{{path!r}: np.transpose}}"
+    return line
 
 
 def _warn_of_squares(
@@ -250,11 +246,8 @@ def _warn_of_squares(
     square = [
         path
         for path, leaf in loaded.items()
-        if path not in transformed
-        and names[path].endswith("weight")
-        and path.endswith("kernel")
-        and leaf.ndim == 2
-        and leaf.shape[0] == leaf.shape[1]
+        if path.endswith("kernel") and names[path].endswith("weight") and path not in transformed
+        if leaf.ndim == 2 and leaf.shape[0] == leaf.shape[1]
     ]
     if square:
         log.warning(
@@ -265,10 +258,9 @@ def _warn_of_squares(
 
 
 def _fits(array: np.ndarray, leaf: Any) -> bool:
-    if array.shape != getattr(leaf, "shape", None):
-        return False
     floating = (jnp.issubdtype(part.dtype, jnp.floating) for part in (array, leaf))
-    return array.dtype == leaf.dtype or all(floating)
+    same_shape = array.shape == getattr(leaf, "shape", None)
+    return same_shape and (array.dtype == leaf.dtype or all(floating))
 
 
 def _put(path: str, array: np.ndarray, leaf: Any) -> Any:
