@@ -16,8 +16,7 @@ from trainer.commands.lookup.scores import (
 )
 from trainer.commands.lookup.stores import RunNames, StoreName, open_run
 from trainer.commands.terminal.calling import CommandError
-from trainer.commands.terminal.output import make_console, print_json, state_text
-from trainer.commands.terminal.sections import BEST
+from trainer.commands.terminal.output import BEST, make_console, print_json, state_text
 from trainer.configuration.setting_rows import flatten_settings, format_setting
 from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
@@ -29,16 +28,6 @@ from trainer.runs.sparklines import format_number
 
 MARK = " *"
 """Marks the best of all runs."""
-
-
-class _Absent:
-    """Marks a setting that a run does not have."""
-
-    def __repr__(self) -> str:
-        return "<absent>"
-
-
-ABSENT = _Absent()
 
 
 class ComparedRun(NamedTuple):
@@ -86,23 +75,22 @@ def compare(
         else choose_key_metrics(recorded, len(recorded))
     )
     modes = {name: infer_mode(name) or mode for name in names}
-    config = _find_differences([flatten_settings(run.row.config) for run in compared])
-    environment = _find_differences([run.row.environment for run in compared])
+    config = _find_differences({run.row.name: flatten_settings(run.row.config) for run in compared})
+    environment = _find_differences({run.row.name: run.row.environment for run in compared})
     if json:
         print_json(_to_data(compared, config, environment, modes))
         return 0
     console = make_console()
     tables = {
         "Runs": _make_run_rows(compared),
-        "Configuration": {name: [_cell(v) for v in row] for name, row in config.items()},
-        "Environment": {name: [_cell(v) for v in row] for name, row in environment.items()},
+        "Configuration": _make_setting_rows(config, run_names),
+        "Environment": _make_setting_rows(environment, run_names),
         "Results": _make_result_rows(compared, modes),
     }
     for title, rows in tables.items():
         console.print(safe_text(title, "bold underline"))
         columns = [Column("", [safe_text(name) for name in rows], priority=9, fold_width=20)]
-        for place, name in enumerate(run_names):
-            cells = [row[place] for row in rows.values()]
+        for name, *cells in zip(run_names, *rows.values(), strict=True):
             columns.append(Column(name, cells, "left", 9, 14))
         console.print(
             make_table(columns, console.width) if rows else safe_text("no difference", "dim")
@@ -119,15 +107,32 @@ def _load(run: str, store: str | None) -> ComparedRun:
         return ComparedRun(row, state, read_curves(opened, row.name))
 
 
-def _find_differences(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return each key whose values differ, with its value in each mapping.
+def _find_differences(by_run: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return each setting that differs, with its value in each run that has it.
 
-    >>> _find_differences([{"seed": 0, "size": 8}, {"seed": 1, "size": 8, "new": None}])
-    {'seed': [0, 1], 'new': [<absent>, None]}
+    >>> _find_differences({"a": {"seed": 0, "size": 8}, "b": {"seed": 1, "size": 8, "new": None}})
+    {'seed': {'a': 0, 'b': 1}, 'new': {'b': None}}
     """
-    names = dict.fromkeys(name for mapping in mappings for name in mapping)
-    rows = {name: [mapping.get(name, ABSENT) for mapping in mappings] for name in names}
-    return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
+    rows: dict[str, dict[str, Any]] = {}
+    for run, settings in by_run.items():
+        for name, value in settings.items():
+            rows.setdefault(name, {})[run] = value
+    firsts = {name: next(iter(row.values())) for name, row in rows.items()}
+    return {
+        name: row
+        for name, row in rows.items()
+        if len(row) < len(by_run) or any(value != firsts[name] for value in row.values())
+    }
+
+
+def _make_setting_rows(
+    differences: Mapping[str, Mapping[str, Any]], runs: Sequence[str]
+) -> dict[str, list[Text]]:
+    absent = Text("none", "dim italic")
+    return {
+        name: [safe_text(format_setting(row[run])) if run in row else absent for run in runs]
+        for name, row in differences.items()
+    }
 
 
 def _make_run_rows(compared: Sequence[ComparedRun]) -> dict[str, list[Text]]:
@@ -178,20 +183,12 @@ def _make_result_rows(
     return rows
 
 
-def _cell(value: Any) -> Text:
-    return safe_text("none", "dim italic") if value is ABSENT else safe_text(format_setting(value))
-
-
 def _to_data(
     compared: Sequence[ComparedRun],
-    config: Mapping[str, Sequence[Any]],
-    environment: Mapping[str, Sequence[Any]],
+    config: Mapping[str, Mapping[str, Any]],
+    environment: Mapping[str, Mapping[str, Any]],
     modes: Mapping[str, Mode | None],
 ) -> dict[str, Any]:
-    def by_run(values: Sequence[Any]) -> dict[str, Any]:
-        pairs = zip(compared, values, strict=True)
-        return {run.row.name: value for run, value in pairs if value is not ABSENT}
-
     scores = {}
     for name, mode in modes.items():
         curves = {run.row.name: run.curves[name] for run in compared if name in run.curves}
@@ -213,7 +210,7 @@ def _to_data(
             }
             for run in compared
         },
-        "config": {name: by_run(row) for name, row in config.items()},
-        "environment": {name: by_run(row) for name, row in environment.items()},
+        "config": config,
+        "environment": environment,
         "scores": scores,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from trainer.checks.modes import Mode, infer_mode
 from trainer.commands.lookup.conditions import filter_runs
@@ -80,15 +80,20 @@ def runs(
         return 0
     console = make_console()
     if rows:
+        progress = [safe_text(format_progress(row.epoch, row.epochs)) for row in rows]
+        ages = [safe_text(format_duration(max(now - row.created, 1))) for row in rows]
         columns = [
-            *_make_columns(rows, now),
+            Column("run", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24),
+            Column("state", [state_text(row.status(now)) for row in rows], priority=8),
+            Column("epoch", progress, "right", 7),
             *_make_score_columns(rows, curves, modes),
-            *_make_last_columns(rows, now),
+            Column("age", ages, "right", 2),
+            Column("host", [safe_text(row.host, "dim") for row in rows], priority=1),
         ]
         console.print(make_table(columns, console.width))
         console.print()
-    counts = {one: [row.status(now) for row in rows].count(one) for one in COUNTED_STATES}
-    counted = "".join(f", {count} {one}" for one, count in counts.items() if count)
+    counts = Counter(row.status(now) for row in rows)
+    counted = "".join(f", {counts[one]} {one}" for one in COUNTED_STATES if counts[one])
     of = f" of {len(all_rows)}" if len(rows) < len(all_rows) else ""
     noun = "run" if len(all_rows) == 1 else "runs"
     console.print(safe_text(f"{len(rows)}{of} {noun} in {place}{counted}", "dim"))
@@ -133,29 +138,17 @@ def _sort(
     sort: str,
     modes: Mapping[str, Mode | None],
 ) -> list[RunRow]:
-    if sort == "created":
-        return list(rows)  # as the store sorts them
-    if sort == "name":
-        return sorted(rows, key=lambda row: row.name)
-    if sort == "epoch":
-        return sorted(rows, key=lambda row: -row.epoch)
-
-    def key(row: RunRow) -> tuple[bool, float]:
+    def score_key(row: RunRow) -> tuple[bool, float]:
         curve = curves[row.name].get(sort)
         best = None if curve is None else summarize_curve(curve, modes[sort]).best
         return best is None, 0.0 if best is None else -best if modes[sort] == "max" else best
 
-    return sorted(rows, key=key)
-
-
-def _make_columns(rows: Sequence[RunRow], now: float) -> list[Column]:
-    return [
-        Column("run", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24),
-        Column("state", [state_text(row.status(now)) for row in rows], priority=8),
-        Column(
-            "epoch", [safe_text(format_progress(row.epoch, row.epochs)) for row in rows], "right", 7
-        ),
-    ]
+    keys: dict[str, Callable[[RunRow], Any]] = {
+        "created": lambda row: 0,  # the store sorts them so
+        "name": lambda row: row.name,
+        "epoch": lambda row: -row.epoch,
+    }
+    return sorted(rows, key=keys.get(sort, score_key))
 
 
 def _make_score_columns(
@@ -175,15 +168,3 @@ def _make_score_columns(
         columns.append(Column(name, values, "right", 6 - min(place, 3)))
         columns.append(Column("", epochs, "left", 6 - min(place, 3)))
     return columns
-
-
-def _make_last_columns(rows: Sequence[RunRow], now: float) -> list[Column]:
-    return [
-        Column(
-            "age",
-            [safe_text(format_duration(max(now - row.created, 1))) for row in rows],
-            "right",
-            2,
-        ),
-        Column("host", [safe_text(row.host, "dim") for row in rows], priority=1),
-    ]

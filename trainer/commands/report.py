@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hooks.reports.report_page import Report, ReportTable, render_page
-from trainer.commands.lookup.scores import choose_key_metrics
+from trainer.commands.lookup.scores import SCORES, choose_key_metrics
 from trainer.commands.lookup.stores import RunName, StoreName, is_path, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
-from trainer.commands.terminal.sections import SCORES
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.atomic_files import atomic_replace
@@ -38,17 +37,13 @@ def report(run: RunName, /, *, to: str | None = None, store: StoreName = None) -
         to: path of the page; by default report.html in the run's directory, if the run is given by
             its path, else NAME.html in this folder.
     """
-    page_file = None if to is None else parse_local_path(to, "--to")
+    path = None if to is None else parse_local_path(to, "--to")
     with open_run(run, store) as (opened, row):
         page = render_page(build_report(opened, row))
     # Not written to a directory that only the store names: whoever wrote the store could choose it.
-    given = is_path(run) and os.path.isdir(run)
-    default = (
-        parse_local_path(run, "a run") / "report.html"
-        if given
-        else Path(f"{to_file_name(row.name)}.html")
-    )
-    path = page_file or default
+    if path is None and is_path(run) and os.path.isdir(run):
+        path = parse_local_path(run, "a run") / "report.html"
+    path = path or Path(f"{to_file_name(row.name)}.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_replace(path.absolute()) as beside:

@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from rich.live import Live
 
-from trainer.commands.lookup.snapshots import WatchSnapshot, take_snapshot
+from trainer.commands.lookup.snapshots import WatchSnapshot, render_snapshot, take_snapshot
 from trainer.commands.lookup.stores import RunNames, StoreName, infer_store, resolve_store
 from trainer.commands.terminal.calling import CommandError
 from trainer.commands.terminal.output import make_console, print_json
-from trainer.commands.terminal.watch_tables import render_snapshot
 from trainer.host.escaping import escape_text
 
 SECONDS = 1.0

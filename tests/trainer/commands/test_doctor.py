@@ -9,7 +9,8 @@ import sys
 import jax
 import pytest
 
-from trainer.commands.diagnosis import machine_checks, self_test
+from trainer.commands import doctor
+from trainer.commands.lookup import machine_checks
 
 
 def found(run, *words):
@@ -37,13 +38,13 @@ def test_lines_show_findings_and_remedies(run, store):
 
 
 def test_a_resumed_training_that_differs_is_detected(run, store, monkeypatch):
-    restore = self_test.restore
+    restore = doctor.restore
 
     def spoilt(directory, target):
         state = restore(directory, target)
         return state.replace(params={**state.params, "b": state.params["b"] + 1e-7})
 
-    monkeypatch.setattr(self_test, "restore", spoilt)
+    monkeypatch.setattr(doctor, "restore", spoilt)
     status, findings = found(run)
     assert status == 1
     assert findings["self-test"]["verdict"] == "wrong"

@@ -1,1 +1,1 @@
-"""Find stores, runs and checkpoints for commands."""
+"""Look up what commands need: stores, runs, checkpoints, scores, and how this machine is."""

@@ -16,6 +16,9 @@ from trainer.runs.sparklines import MAIN_METRICS, rank_metric
 TRAINING = ("train/", "rollout/", "update/")
 """Prefixes of metrics that training itself measures."""
 
+SCORES = 4
+"""Scores of a checkpoint or an evaluation to show."""
+
 
 class CurveSummary(NamedTuple):
     """The last and best values of a metric in a run."""

@@ -12,6 +12,9 @@ from rich.text import Text
 
 from trainer.host.rich_tables import safe_text
 
+BEST = "bold green"
+"""Style of the best value."""
+
 WIDE = 200
 """Characters of a line when the output is no terminal."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
+from trainer.commands.lookup.conditions import COMPARE
 from trainer.commands.lookup.stores import open_store, resolve_store
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.host.amounts import format_bytes
@@ -32,15 +32,6 @@ SCARCE = 2e9
 
 CACHE = "jax_compilation_cache_dir"
 """JAX's setting for its compilation cache."""
-
-OPERATORS = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
 class Finding(NamedTuple):
@@ -184,7 +175,7 @@ def is_within_bounds(version: str, bounds: str) -> bool:
     """
     for bound in filter(None, bounds.split(",")):
         sign, limit = re.fullmatch(r"\s*([<>=!]+)\s*(.*)", bound).groups()  # type: ignore[union-attr]
-        if not OPERATORS[sign](_parse_numbers(version), _parse_numbers(limit)):
+        if not COMPARE[sign](_parse_numbers(version), _parse_numbers(limit)):
             return False
     return True
 
