@@ -19,8 +19,8 @@ import trainer
 from trainer import data, losses
 from trainer.evaluators import Suite, WorkerSettings, work
 from trainer.runs import Store
-from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.requests import create_request, list_requests, list_results
+from trainer.runs.run_directory import describe_checkpoint
 
 RUN = "digits"
 

@@ -18,7 +18,7 @@ from trainer.hook import SKIP, Gate, Hooks, HookState, flatten_hooks
 from trainer.loop.events import HookRunner
 from trainer.loop.hook_states import init_hook_states
 from trainer.runs import Store
-from trainer.runs.directory_claim import claim_directory
+from trainer.runs.run_directory import claim_directory
 from trainer.state import PyTree
 
 

@@ -20,8 +20,8 @@ from trainer.host.escaping import escape_text
 from trainer.host.processes import from_main_process, is_main_process
 from trainer.host.redaction import redact_text
 from trainer.runs import Run
-from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.requests import Answer, list_answers
+from trainer.runs.run_directory import describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.store_client import StorePoller
 from trainer.state import read_epoch
 

@@ -13,8 +13,8 @@ from trainer.checkpoints import wait_for_saves
 from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
 from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
 from trainer.runs import Run
-from trainer.runs.checkpoint_rows import list_checkpoint_epochs
 from trainer.runs.requests import list_requests
+from trainer.runs.run_directory import list_checkpoint_epochs
 from trainer.runs.store_client import StorePoller
 from trainer.runs.text import check_name
 from trainer.state import read_epoch, read_step_epoch

@@ -22,7 +22,7 @@ from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import safe_text
 from trainer.host.safe_open import UnsafeFile
 from trainer.runs.delivery import deliver_queue
-from trainer.runs.directory_claim import QUEUE
+from trainer.runs.run_directory import QUEUE
 from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 

@@ -16,10 +16,10 @@ from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
-from trainer.runs.artifacts import to_stored_path
 from trainer.runs.metric_curves import read_curves
 from trainer.runs.panels import finite_values
 from trainer.runs.requests import list_requests, list_results
+from trainer.runs.run_directory import to_stored_path
 from trainer.runs.sparklines import format_number
 from trainer.runs.text import to_file_name
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from trainer.runs.requests import extend_lease
 from trainer.runs.rows import Request
-from trainer.runs.sql.connection import Unreachable
-from trainer.runs.sql.statements import upsert
+from trainer.runs.sql.connection import Unreachable, upsert
 from trainer.runs.store import Store
 from trainer.runs.store_client import StoreClient
 from trainer.runs.text import clean

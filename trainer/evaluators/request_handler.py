@@ -16,10 +16,9 @@ from trainer.loop.events import HookRunner
 from trainer.loop.hook_states import init_hook_states
 from trainer.phases.evaluate_once import evaluate
 from trainer.phases.metrics import Metrics
-from trainer.runs.artifacts import EPOCH_PREFIX, to_stored_path
-from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.requests import finish_request, is_finished
 from trainer.runs.rows import Artifact, Request, RunRow
+from trainer.runs.run_directory import EPOCH_PREFIX, describe_checkpoint, to_stored_path
 from trainer.runs.store import Store
 from trainer.state import TrainState, read_step_count
 

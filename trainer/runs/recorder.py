@@ -13,12 +13,16 @@ from typing import Any
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
 from trainer.host.redaction import redact_text
-from trainer.runs.artifacts import list_artifacts
-from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
-from trainer.runs.delivery_thread import DeliveryThread
-from trainer.runs.directory_claim import QUEUE, claim_directory
+from trainer.runs.delivery import DeliveryThread
 from trainer.runs.disk_queue import DiskQueue
 from trainer.runs.rows import Artifact
+from trainer.runs.run_directory import (
+    QUEUE,
+    claim_directory,
+    describe_checkpoint,
+    list_artifacts,
+    list_checkpoint_epochs,
+)
 
 log = logging.getLogger("entracte")
 

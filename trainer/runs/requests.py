@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from trainer.runs.rows import Request
-from trainer.runs.sql.statements import placeholders, upsert
+from trainer.runs.sql.connection import placeholders, upsert
 from trainer.runs.store import Store
 from trainer.runs.text import shorten_name
 

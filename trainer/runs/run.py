@@ -18,10 +18,9 @@ from trainer.host.machine import describe_environment
 from trainer.host.processes import is_main_process
 from trainer.host.redaction import redact_text
 from trainer.loop.shutdown import defer_close
-from trainer.runs.artifacts import to_stored_path
-from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.disk_queue import LIMIT
 from trainer.runs.recorder import RunRecorder
+from trainer.runs.run_directory import describe_checkpoint, to_stored_path
 from trainer.runs.run_entry import find_run_name
 from trainer.runs.sql.connecting import resolve_store_url
 from trainer.runs.text import check_name

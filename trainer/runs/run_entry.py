@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.runs.checkpoint_rows import describe_checkpoint, list_checkpoint_epochs
-from trainer.runs.directory_claim import QUEUE
 from trainer.runs.rows import RunRow
+from trainer.runs.run_directory import QUEUE, describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 from trainer.runs.text import clean

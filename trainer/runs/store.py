@@ -12,8 +12,7 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.host.redaction import redact_text
 from trainer.runs.rows import Artifact, CheckpointRow, Record, RunRow
 from trainer.runs.sql.connecting import connect, resolve_store_url
-from trainer.runs.sql.connection import Connection
-from trainer.runs.sql.statements import placeholders, upsert
+from trainer.runs.sql.connection import Connection, placeholders, upsert
 from trainer.runs.sql.table_versions import prepare_tables
 from trainer.runs.text import shorten_name
 

@@ -19,7 +19,6 @@ from hooks.evaluation import collecting
 from hooks.testing import check_hook
 from trainer import Checkpoints
 from trainer.runs import Run, Store, Unreachable, store_client
-from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.requests import (
     claim_request,
     create_request,
@@ -27,6 +26,7 @@ from trainer.runs.requests import (
     finish_request,
     list_answers,
 )
+from trainer.runs.run_directory import describe_checkpoint
 
 LIMIT = 10
 """Seconds that a test waits at most."""

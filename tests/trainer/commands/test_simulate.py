@@ -13,8 +13,8 @@ import trainer
 from trainer.__main__ import main
 from trainer.evaluators.suite_loading import load_named
 from trainer.runs import Run, Store
-from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.requests import claim_request, create_request, finish_request
+from trainer.runs.run_directory import describe_checkpoint
 
 SIMULATION = '''
 import jax, jax.numpy as jnp, optax

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.evaluators import Suite, WorkerSettings, list_workers, work
 from trainer.runs import Store, requests
-from trainer.runs.checkpoint_rows import describe_checkpoint
+from trainer.runs.run_directory import describe_checkpoint
 
 
 @pytest.fixture

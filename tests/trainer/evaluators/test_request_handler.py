@@ -16,8 +16,8 @@ from trainer.evaluators.request_handler import (
     write_result,
 )
 from trainer.runs import Artifact, requests
-from trainer.runs.checkpoint_rows import describe_checkpoint
 from trainer.runs.rows import Request
+from trainer.runs.run_directory import describe_checkpoint
 
 
 def claim(store, worker):

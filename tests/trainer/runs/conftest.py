@@ -8,7 +8,7 @@ import _crashing
 import _postgres
 import pytest
 
-from trainer.runs import Run, Store, delivery_thread, recorder
+from trainer.runs import Run, Store, delivery, recorder
 
 LIMIT = 30
 """Seconds that a test waits at most."""
@@ -17,7 +17,7 @@ PREFACE = """
 import json, logging, os, signal, sys, time
 from pathlib import Path
 from trainer.runs import *
-from trainer.runs import delivery_thread, disk_queue, recorder, requests
+from trainer.runs import delivery, disk_queue, recorder, requests
 from trainer.runs.sql import table_versions
 say, hear = pipe.send, pipe.recv
 """
@@ -75,7 +75,7 @@ def run(url, tmp_path):
 @pytest.fixture
 def soon(monkeypatch):
     """Retry a store that is away at once, and wait for nothing at the end."""
-    monkeypatch.setattr(delivery_thread, "RETRY_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.02, 0.05))
     monkeypatch.setattr(recorder, "CLOSE_SECONDS", 0.2)
 
 

@@ -25,7 +25,7 @@ def epochs_of(folder, name):
 
 
 def test_a_copy_does_not_deliver_what_waited_in_the_original(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.runs.delivery_thread.deliver", lambda store, queue: 0)
+    monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, queue: 0)
     monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.2)
     record_epochs(tmp_path, "first", [1]).close()  # everything waits
     shutil.copytree(tmp_path / "first", tmp_path / "copy")
@@ -109,7 +109,7 @@ def test_a_run_that_was_moved_lists_its_files_once_where_they_are(tmp_path, stor
 
 def test_lines_queued_before_a_move_delete_no_file_from_the_list(tmp_path, monkeypatch):
     """The queued line names the old place, which no longer exists."""
-    monkeypatch.setattr("trainer.runs.delivery_thread.deliver", lambda store, queue: 0)
+    monkeypatch.setattr("trainer.runs.delivery.deliver", lambda store, queue: 0)
     monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 0.2)
     run = record_epochs(tmp_path, "first", [1])
     (run.directory / "evaluations").mkdir()

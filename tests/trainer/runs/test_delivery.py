@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-from trainer.runs import Run, Store, Unreachable, delivery_thread
-from trainer.runs.delivery import deliver
-from trainer.runs.delivery_thread import DeliveryThread
-from trainer.runs.directory_claim import QUEUE
+from trainer.runs import Run, Store, Unreachable, delivery
+from trainer.runs.delivery import DeliveryThread, deliver
 from trainer.runs.disk_queue import DiskQueue, QueueClosed
+from trainer.runs.run_directory import QUEUE
 from trainer.runs.sql import table_versions
 from trainer.runs.sql.connecting import connect
 
@@ -233,7 +232,7 @@ def lock_postgresql(url):
 @pytest.fixture
 def impatient(monkeypatch):
     """Wait only briefly for locks."""
-    monkeypatch.setattr(delivery_thread, "TIMEOUT", 1.0)
+    monkeypatch.setattr(delivery, "TIMEOUT", 1.0)
 
 
 def test_a_locked_store_delays_no_record(url, run, soon, impatient, eventually, caplog):
@@ -353,7 +352,7 @@ def silent():
 def test_a_thread_that_hangs_blocks_nobody_and_touches_no_file(
     silent, queue, tmp_path, monkeypatch, threads
 ):
-    monkeypatch.setattr(delivery_thread, "TIMEOUT", 2.0)  # the shortest that a connection waits
+    monkeypatch.setattr(delivery, "TIMEOUT", 2.0)  # the shortest that a connection waits
     record(queue, range(2))
     thread = DeliveryThread(silent, queue, lambda: None)
     thread.start()

@@ -11,7 +11,7 @@ import pytest
 
 import hooks
 import trainer
-from trainer.runs import Run, Store, delivery_thread
+from trainer.runs import Run, Store, delivery
 
 
 def multiply(state, data):
@@ -93,7 +93,7 @@ def test_no_record_is_lost_when_the_server_is_killed(training, server, soon, mon
 @pytest.mark.soak
 def test_what_it_costs_when_the_server_is_killed_every_second(training, server, monkeypatch):
     monkeypatch.setattr("trainer.runs.recorder.CLOSE_SECONDS", 60.0)
-    monkeypatch.setattr(delivery_thread, "RETRY_SECONDS", (0.1, 1.0))
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.1, 1.0))
     epochs, rounds, kills = 1000, 5, 0
     times = {"no records": [], "recorded": [], "recorded, server killed every second": []}
     none, recorded, killed = times

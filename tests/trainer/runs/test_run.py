@@ -429,7 +429,7 @@ def test_a_full_queue_is_reported_once_and_training_continues(
 # --- a process that is killed
 
 RECORDER = """
-delivery_thread.BATCH_SECONDS = gathering
+delivery.BATCH_SECONDS = gathering
 run = Run(path, store=url)
 run.resume(epoch=first, step=first)
 for n in range(first + 1, 10**9):

@@ -18,8 +18,8 @@ from trainer.checks.suggestions import suggest_and_list
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
-from trainer.runs.directory_claim import QUEUE
 from trainer.runs.rows import RunRow
+from trainer.runs.run_directory import QUEUE
 from trainer.runs.sql.connection import Unreachable
 from trainer.runs.store import Store
 

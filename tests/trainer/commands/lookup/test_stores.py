@@ -13,7 +13,7 @@ from trainer.commands.lookup import stores
 from trainer.commands.lookup.stores import EMPTY, find_run, open_run, open_store
 from trainer.commands.terminal.calling import CommandError
 from trainer.runs import Run, Store
-from trainer.runs.directory_claim import QUEUE
+from trainer.runs.run_directory import QUEUE
 
 HOSTILE = "\x1b[2J[bold red]x\u202e"
 """Clears the screen, is markup, and turns the direction of writing."""

@@ -1,14 +1,31 @@
-"""The files that a run writes in its directory: replays, plots, pages, traces."""
+"""A run's directory as its store sees it: claimed by one process, with checkpoints and files."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import stat
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from trainer.runs.rows import Artifact
+import xxhash
+
+from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints import publishing
+from trainer.checkpoints.directory_lock import DirectoryInUse, DirectoryLock, lock_for_recording
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.select import get_checkpoint_folder
+from trainer.runs.rows import Artifact, CheckpointRow
+
+QUEUE = "queue.jsonl"
+"""File in the run's directory with what is not yet in the store."""
+
+_claimed: set[tuple[int, str]] = set()
+"""Process id and directory of each queue that is open here; a fork owns none of them."""
 
 KINDS = {".gif": "replay", ".png": "plot", ".html": "report", ".json": "trace"}
 """Kind by ending, of files in the directory itself; in `replays` all are replays."""
@@ -17,6 +34,67 @@ EPOCH_PREFIX = re.compile(r"(\d{1,18})-")
 """Beginning of the name of a file that belongs to an epoch."""
 
 _TRACE = re.compile(r"(.*[._-])?trace[._-].*|trace\.json")
+
+
+@contextlib.contextmanager
+def claim_directory(directory: Path) -> Iterator[DirectoryLock]:
+    """Claim a run's directory, against other processes and within this one.
+
+    Raises:
+        DirectoryInUse: another process has it, or another run in this one.
+    """
+    key = os.getpid(), os.path.realpath(directory)
+    if key in _claimed:
+        raise DirectoryInUse(
+            f"{directory} is recorded by another Run in this process, and its queue has one "
+            "owner: give all hooks the same Run, or close that one first"
+        )
+    with contextlib.ExitStack() as undo:
+        _claimed.add(key)
+        undo.callback(_claimed.discard, key)
+        lock = lock_for_recording(directory)
+        undo.callback(lock)
+        yield lock
+
+
+def list_checkpoint_epochs(directory: str | os.PathLike[str]) -> list[int]:
+    """List the epochs of a run's complete checkpoints, ascending."""
+    return publishing.list_complete_epochs(get_checkpoint_folder(directory))
+
+
+def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> CheckpointRow:
+    """Describe a checkpoint by its manifest; its arrays are not read.
+
+    Raises:
+        DamagedCheckpoint: it is missing, not as it was written, or of a newer version.
+    """
+    folder = get_checkpoint_folder(directory)
+    try:
+        manifest = publishing.read_manifest(folder, epoch)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    path = folder / str(epoch)
+    leaves = json.dumps(manifest["leaves"], sort_keys=True).encode()
+    written: Any = manifest.get("written")
+    try:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        when = datetime.fromisoformat(written)
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"checkpoint {epoch} in {folder} was removed just now") from error
+    except (TypeError, ValueError) as error:
+        raise DamagedCheckpoint(
+            f"checkpoint {epoch} in {folder}: its time cannot be {written!r:.60}"
+        ) from error
+    return CheckpointRow(
+        epoch=epoch,
+        path=os.fspath(path),
+        bytes=size,
+        scores=manifests.parse_scores(manifest),
+        checksum=xxhash.xxh3_64_hexdigest(
+            leaves
+        ),  # of the state alone: equal states, equal checksums
+        written=when.isoformat(),
+    )
 
 
 def list_artifacts(directory: Path) -> dict[Artifact, int]:

@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.runs import Run, Store
-from trainer.runs.artifacts import list_artifacts
+from trainer.runs.run_directory import list_artifacts
 
 
 @pytest.fixture
