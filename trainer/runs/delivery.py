@@ -183,10 +183,7 @@ def _write_or_set_aside(store: Store, queue: DiskQueue, line: bytes) -> None:
 class DeliveryThread:
     """A thread that delivers a queue to a store. Training never waits for it.
 
-    Args:
-        url: of the store.
-        queue: to deliver.
-        prepare: called before each delivery, to put in what has changed since.
+    It calls `prepare` before each delivery, to put in what has changed since.
     """
 
     def __init__(self, url: str, queue: DiskQueue, prepare: Callable[[], None]) -> None:

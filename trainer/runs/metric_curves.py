@@ -30,12 +30,7 @@ def read_curves(store: Store, run: str, names: Sequence[str] | None = None) -> d
     """Read the curves of a run: numbers by epoch, the last of each epoch.
 
     Scores of evaluators are included under names that training did not record; if several suites
-    measured one, it is named `SUITE/NAME`.
-
-    Args:
-        store: to read.
-        run: its name.
-        names: of the metrics; None selects all.
+    measured one, it is named `SUITE/NAME`. None for `names` selects all.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:

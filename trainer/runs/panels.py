@@ -76,14 +76,10 @@ def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
 def group_panels(
     curves: Mapping[str, Curve], metrics: Sequence[str] | None = None
 ) -> dict[str, dict[str, Curve]]:
-    """Group curves into panels: training and validation of one metric share a panel.
+    """Group curves by panel and by name in the panel, the most important panel first.
 
-    Args:
-        curves: of all metrics.
-        metrics: those to show; None selects all but times and the machine's.
-
-    Returns:
-        Curves by panel and by name in the panel, the most important panel first.
+    Training and validation of one metric share a panel. None for `metrics` selects all but times
+    and the machine's.
 
     >>> curves = dict.fromkeys(["train/norm", "train/loss", "val/loss", "time/s"], Curve())
     >>> {panel: list(found) for panel, found in group_panels(curves).items()}

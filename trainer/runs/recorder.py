@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
+from trainer.checkpoints.select import (
+    Stamp,
+    get_checkpoint_folder,
+    iterate_checkpoints,
+    read_stamp,
+)
 from trainer.host.redaction import redact_text
 from trainer.runs.delivery import DeliveryThread
 from trainer.runs.disk_queue import DiskQueue
@@ -39,11 +44,7 @@ FREQUENT = ("records", "beat")
 class RunRecorder:
     """Puts lines in the queue of a run's directory, which a thread delivers to a store.
 
-    Args:
-        name: of the run.
-        directory: of the run; it is created.
-        url: of the store.
-        limit: bytes that the queue may take.
+    The directory is created. The queue may take `limit` bytes.
 
     Raises:
         DirectoryInUse: another process trains there, or another `Run` of this one records there.
@@ -57,8 +58,8 @@ class RunRecorder:
         self._name, self._directory, self._limit = name, directory, limit
         self._to = redact_text(url)
         self._lost = 0
-        self._listed: dict[int, Stamp] = {}
-        self._warned: dict[int, Stamp] = {}
+        self._listed: dict[int, Stamp | None] = {}
+        self._warned: dict[int, Stamp | None] = {}
         self._files: dict[Artifact, int] = {}
         self._listed_at = -LIST_SECONDS
         self._relist = True
@@ -82,8 +83,7 @@ class RunRecorder:
                 log.error(
                     "%s is full: what run %r records from here on is lost, until the store takes "
                     "what waits there",
-                    self._queue.path,
-                    self._name,
+                    *(self._queue.path, self._name),
                 )
             self._lost += 1
         elif self._lost and do in FREQUENT:
@@ -130,30 +130,25 @@ class RunRecorder:
             self._listing_failed = False
 
     def _list_checkpoints(self) -> None:
-        before = {} if self._relist else self._listed
         relist, self._relist = self._relist, False
+        before = {} if relist else self._listed
         folder = get_checkpoint_folder(self._directory)
-        found = {
-            epoch: read_stamp(folder, epoch) for epoch in list_checkpoint_epochs(self._directory)
-        }
-        stamps = {epoch: stamp for epoch, stamp in found.items() if stamp}
-        self._listed = {
-            epoch: stamp for epoch, stamp in stamps.items() if before.get(epoch) == stamp
-        }
-        for epoch in sorted(stamps.keys() - self._listed.keys()):
-            try:
-                row = describe_checkpoint(self._directory, epoch)
-            except DamagedCheckpoint as damage:  # skip it until it is replaced, and warn once
-                self._listed[epoch] = stamps[epoch]
-                if self._warned.get(epoch) != stamps[epoch] == read_stamp(folder, epoch):
-                    self._warned[epoch] = stamps[epoch]
-                    log.warning("not recorded of run %r: %s", self._name, damage)
-            else:
-                if self.enqueue("commit", **row._asdict()):
-                    self._listed[epoch] = stamps[epoch]
-        removed = before.keys() - stamps.keys()
-        if (relist or removed) and not self.enqueue("commits", epochs=sorted(stamps)):
-            self._relist = True
+        self._listed = {n: stamp for n, stamp in before.items() if read_stamp(folder, n) == stamp}
+        for epoch, stamp, found in iterate_checkpoints(
+            folder,
+            lambda: [n for n in list_checkpoint_epochs(self._directory) if n not in self._listed],
+            lambda epoch: describe_checkpoint(self._directory, epoch),
+        ):
+            if isinstance(found, DamagedCheckpoint):  # skip it until it is replaced, and warn once
+                if self._warned.get(epoch) != stamp:
+                    log.warning("not recorded of run %r: %s", self._name, found)
+                self._listed[epoch] = self._warned[epoch] = stamp
+            elif self.enqueue("commit", **found._asdict()):
+                self._listed[epoch] = stamp
+        if relist or before.keys() - self._listed.keys():
+            epochs = list_checkpoint_epochs(self._directory)
+            if not self.enqueue("commits", epochs=epochs):
+                self._relist = True
 
     def _list_files(self, before: Mapping[Artifact, int] | None) -> None:
         found, known = list_artifacts(self._directory), before or {}

@@ -16,6 +16,8 @@ TRIES = 5
 
 _COLUMNS = ", ".join(Request._fields)
 _KEY = ("run", "epoch", "suite")
+_IS_KEY = "run = ? AND epoch = ? AND suite = ?"
+_IS_TRY = f"{_IS_KEY} AND worker = ? AND tries = ? AND checksum = ?"
 
 
 class Answer(NamedTuple):
@@ -32,16 +34,10 @@ class Answer(NamedTuple):
 def create_request(
     store: Store, run: str, epoch: int, suite: str, *, checksum: str, time: float
 ) -> None:
-    """Request the evaluation of a checkpoint; a second request for the same one changes nothing.
+    """Request the evaluation of a checkpoint, at a time in unix seconds.
 
-    Args:
-        store: to write to.
-        run: whose checkpoint it is.
-        epoch: of the checkpoint.
-        suite: name of the suite.
-        checksum: of the checkpoint's manifest. A checksum that differs from the recorded one, since
-            the epoch was trained again, opens the request again.
-        time: when, unix seconds.
+    A second request for the same one changes nothing. A checksum that differs from the recorded
+    one, since the epoch was trained again, opens the request again.
     """
     key = (run, epoch, shorten_name(suite))
     values = (*key, checksum, "open", time, 0, "", 0.0, None, "")
@@ -51,25 +47,20 @@ def create_request(
             + " WHERE requests.checksum <> excluded.checksum RETURNING run",
             values,
         ):
-            store.connection.execute(
-                "DELETE FROM results WHERE run = ? AND epoch = ? AND suite = ?", key
-            )
+            store.connection.execute(f"DELETE FROM results WHERE {_IS_KEY}", key)
 
 
 def claim_request(
     store: Store, worker: str, suites: Sequence[str], *, lease: float, tries: int = TRIES
 ) -> Request | None:
-    """Claim the oldest request that is open, or whose worker's lease has expired.
+    """Claim the oldest request that is open, or whose worker's lease has expired; None if none is.
 
     Args:
         store: to read.
-        worker: name of the claimant, unique among all.
-        suites: names of those that it can run.
+        worker: unique name of the claimant.
+        suites: that it can run.
         lease: seconds for which the request belongs to it; see `extend_lease`.
-        tries: how often a request is tried at most; then it has failed.
-
-    Returns:
-        The request; None if there is none.
+        tries: after so many a request has failed.
     """
     if not suites:
         return None
@@ -90,16 +81,14 @@ def claim_request(
             f"ORDER BY asked, run, epoch, suite LIMIT 1 {store.connection.skip_locked}",
             (*suites, now),
         )
-        claimed = [
-            row
-            for key in found
-            for row in store.connection.execute(
-                "UPDATE requests SET state = 'claimed', worker = ?, lease = ?, tries = tries + 1 "
-                f"WHERE run = ? AND epoch = ? AND suite = ? RETURNING {_COLUMNS}",
-                (worker, now + lease, *key),
-            )
-        ]
-    return Request._make(claimed[0]) if claimed else None
+        if not found:
+            return None
+        (claimed,) = store.connection.execute(
+            "UPDATE requests SET state = 'claimed', worker = ?, lease = ?, tries = tries + 1 "
+            f"WHERE {_IS_KEY} RETURNING {_COLUMNS}",
+            (worker, now + lease, *found[0]),
+        )
+    return Request._make(claimed)
 
 
 def extend_lease(store: Store, request: Request, *, lease: float) -> bool:
@@ -125,13 +114,8 @@ def finish_request(store: Store, request: Request, scores: Mapping[str, float]) 
 
 def is_finished(store: Store, request: Request) -> bool:
     """Return whether this very try was finished, by a call whose confirmation was lost."""
-    return bool(
-        store.connection.execute(
-            "SELECT 1 FROM requests WHERE run = ? AND epoch = ? AND suite = ? AND "
-            "state = 'done' AND worker = ? AND tries = ? AND checksum = ?",
-            (*request[:3], request.worker, request.tries, request.checksum),
-        )
-    )
+    statement = f"SELECT 1 FROM requests WHERE {_IS_TRY} AND state = 'done'"
+    return bool(store.connection.execute(statement, _identify_try(request)))
 
 
 def fail_request(store: Store, request: Request, error: str, *, final: bool) -> bool:
@@ -143,12 +127,11 @@ def fail_request(store: Store, request: Request, error: str, *, final: bool) -> 
 
 def reopen_failed(store: Store, suites: Sequence[str]) -> int:
     """Open the requests for suites that have failed, and return how many these were."""
-    opened = store.connection.execute(
+    statement = (
         "UPDATE requests SET state = 'open', tries = 0, error = '', finished = NULL "
-        f"WHERE state = 'failed' AND suite IN ({placeholders(suites)}) RETURNING run",
-        tuple(suites),
+        f"WHERE state = 'failed' AND suite IN ({placeholders(suites)}) RETURNING run"
     )
-    return len(opened)
+    return len(store.connection.execute(statement, tuple(suites)))
 
 
 def list_requests(store: Store, run: str | None = None) -> list[Request]:
@@ -173,14 +156,7 @@ def list_results(store: Store, run: str) -> dict[tuple[str, int], dict[str, floa
 
 
 def list_answers(store: Store, run: str, suite: str, *, after: int) -> list[Answer]:
-    """Return the outcomes of evaluations by a suite, by epoch; unfinished ones are left out.
-
-    Args:
-        store: to read.
-        run: whose checkpoints were evaluated.
-        suite: name of the suite.
-        after: an epoch; only checkpoints of later ones count.
-    """
+    """Return the outcomes of finished evaluations by a suite, of later epochs than `after`."""
     found: dict[int, Answer] = {}
     for epoch, checksum, state, error, name, value in store.connection.execute(
         "SELECT q.epoch, q.checksum, q.state, q.error, r.name, r.value FROM requests AS q "
@@ -198,10 +174,9 @@ def list_answers(store: Store, run: str, suite: str, *, after: int) -> list[Answ
 
 def _update(store: Store, request: Request, changes: str, values: tuple[object, ...]) -> bool:
     """Change a request if its worker still has it; return whether it had."""
-    return bool(
-        store.connection.execute(
-            f"UPDATE requests SET {changes} WHERE run = ? AND epoch = ? AND suite = ? AND "
-            "state = 'claimed' AND worker = ? AND tries = ? AND checksum = ? RETURNING run",
-            (*values, *request[:3], request.worker, request.tries, request.checksum),
-        )
-    )
+    statement = f"UPDATE requests SET {changes} WHERE {_IS_TRY} AND state = 'claimed' RETURNING run"
+    return bool(store.connection.execute(statement, (*values, *_identify_try(request))))
+
+
+def _identify_try(request: Request) -> tuple[object, ...]:
+    return (*request[:3], request.worker, request.tries, request.checksum)

@@ -90,9 +90,8 @@ def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> Checkp
         path=os.fspath(path),
         bytes=size,
         scores=manifests.parse_scores(manifest),
-        checksum=xxhash.xxh3_64_hexdigest(
-            leaves
-        ),  # of the state alone: equal states, equal checksums
+        # Of the state alone: equal states, equal checksums.
+        checksum=xxhash.xxh3_64_hexdigest(leaves),
         written=when.isoformat(),
     )
 
@@ -103,9 +102,6 @@ def list_artifacts(directory: Path) -> dict[Artifact, int]:
     Paths are relative to the directory, which may be moved. Checkpoints are left out, and so are
     files that writers append to. A file named `12-0.gif` belongs to epoch 12, as
     `hooks.record_replays` names its files; others belong to the run, epoch 0.
-
-    Args:
-        directory: of the run.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

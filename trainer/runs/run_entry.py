@@ -22,11 +22,8 @@ log = logging.getLogger("entracte")
 def find_run_name(url: str, directory: Path, name: str, *, named: bool) -> str:
     """Return the name under which a run is recorded; refuse what could not be delivered.
 
-    Args:
-        url: of the store.
-        directory: of the run, an absolute path without links.
-        name: of the run.
-        named: whether the user chose the name; else a name already recorded for the directory wins.
+    Unless the user chose the name (`named`), one already recorded for the directory wins. The
+    directory is an absolute path without links.
 
     Raises:
         ValueError: a run of this name is recorded from another directory; or as `Store`.

@@ -30,9 +30,7 @@ MAX_PAUSE_SECONDS = 30.0
 class StoreClient:
     """A store that must exist. Its connection is opened by the first call, and after a failure.
 
-    Args:
-        url: of the store.
-        timeout: seconds to wait for a server, or for a lock.
+    It waits `timeout` seconds for a server, or for a lock.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,11 +48,7 @@ class StoreClient:
         self._away_since: float | None = None
 
     def open(self) -> None:
-        """Open the connection.
-
-        Raises:
-            FileNotFoundError, Unreachable, ValueError: as `Store`.
-        """
+        """Open the connection; it raises what `Store` does."""
         with self._lock:
             if self._store is None:
                 self._store = Store(self.url, create=False, timeout=self._timeout)
@@ -88,15 +82,9 @@ class StoreClient:
         stop: Callable[[], bool],
         **settings: Any,
     ) -> Result | None:
-        """Call `do(store, ...)` until the store answers.
+        """Call `do(store, ...)` until the store answers; return None once `stop` returns True.
 
-        Args:
-            do: what to call, with arguments and settings.
-            pause: seconds until the second try; they double from then on.
-            stop: returns True to stop trying.
-
-        Returns:
-            The result; None after `stop`.
+        The second try is after `pause` seconds; they double from then on.
         """
         while True:
             try:
@@ -129,9 +117,6 @@ class StorePoller:
     A server that hangs may keep a connection open without ever answering, so it is called on a
     thread. While an answer is overdue, further calls fail at once. SQLite has time limits of its
     own, and needs no thread.
-
-    Args:
-        url: of the store.
     """
 
     def __init__(self, url: str) -> None:

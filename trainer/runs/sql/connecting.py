@@ -57,13 +57,14 @@ def connect(
 
     Args:
         url: of the store, see `resolve_store_url`.
-        create: create an SQLite file that does not exist.
+        create: create an SQLite file, and its folder, where they do not exist.
         timeout: seconds to wait for a server, or for a lock.
         read_only: let the database refuse every change.
 
     Raises:
         FileNotFoundError: the file does not exist, and `create` is False.
-        Unreachable: the database does not answer in time.
+        Unreachable: the database does not answer in time, stays locked, or is not that of a store.
+        ValueError: PostgreSQL's library cannot take the URL apart.
         ImportError: PostgreSQL's driver is not installed.
     """
     if url.startswith(_LOCAL):

@@ -68,11 +68,7 @@ def upsert(
 ) -> str:
     """Build a statement that inserts a row, or updates the row that has the same key.
 
-    Args:
-        table: its name.
-        columns: those that the parameters are for, in order.
-        key: columns of the primary key.
-        update: columns to update in an existing row; None updates all but the key.
+    The parameters are for `columns`, in order. None for `update` updates all but the key.
 
     >>> print(upsert("t", ("run", "n"), ("run",)))
     INSERT INTO t (run, n) VALUES (?, ?) ON CONFLICT (run) DO UPDATE SET n = excluded.n

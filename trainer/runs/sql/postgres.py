@@ -36,17 +36,7 @@ _PERMANENT = ("22", "23", "54")
 
 
 class PostgreSQL:
-    """A connection to a server; it is reopened after it was lost.
-
-    Args:
-        url: of the database.
-        timeout: seconds to wait for the server, or for a lock.
-        read_only: let the server refuse every change.
-
-    Raises:
-        Unreachable: the server does not answer in time, or refuses the connection.
-        ValueError: it is not the URL of a database.
-    """
+    """A connection to a server; it is reopened after it was lost."""
 
     skip_locked = "FOR UPDATE SKIP LOCKED"
 

@@ -25,18 +25,8 @@ class SQLite:
     """A file that many processes of one machine read and write at once, one writer at a time.
 
     It uses a write-ahead log, which does not work on network file systems. For those, and for
-    stores that several machines share, use PostgreSQL.
-
-    Args:
-        path: of the file.
-        create: create the file and its folder where they do not exist.
-        timeout: seconds to wait for a lock.
-        read_only: change nothing. A file on a read-only disk is opened as immutable; if it has a
-            write-ahead log, a copy of both is opened.
-
-    Raises:
-        FileNotFoundError: the file does not exist, and `create` is False.
-        Unreachable: it cannot be opened, is not the file of a store, or stays locked.
+    stores that several machines share, use PostgreSQL. Read-only, a file on a read-only disk is
+    opened as immutable; if it has a write-ahead log, a copy of both is opened.
     """
 
     skip_locked = ""
@@ -162,10 +152,8 @@ class SQLite:
 
     def has_table(self, name: str) -> bool:
         """Return whether a table exists."""
-        found = self.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)
-        )
-        return bool(found)
+        statement = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return bool(self.execute(statement, (name,)))
 
     def now(self) -> float:
         """Read this machine's clock."""
