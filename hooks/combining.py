@@ -18,7 +18,7 @@ from trainer.hook import (
     set_hook_state,
 )
 from trainer.host.plain_tables import align_columns
-from trainer.loop.hook_order import sort_hooks
+from trainer.loop.events import sort_hooks
 from trainer.state import read_epoch, read_step_count
 
 UNGATED_EVENTS = ("start", "end", "error")

@@ -8,7 +8,7 @@ import enum
 import functools
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ class ClosureSetting(NamedTuple):
     name: str
     value: str
     cells: tuple[int, ...]
-    changing: frozenset[int]
+    changing: frozenset[int] = frozenset()
+    """Variables that the function assigns to, if it is one."""
 
 
 class ClosureWalker:
@@ -43,17 +44,17 @@ class ClosureWalker:
     Args:
         strict: leave out what may change during a run, such as lists and arrays of hooks, and the
             closures of users' own functions, which may hold the time at which they were made.
+        cells: closure variables through which its values were found.
     """
 
-    def __init__(self, *, strict: bool) -> None:
-        self._strict = strict
-        self._seen: set[int] = set()
-        self._kept: list[Any] = []  # so that no id is used twice
-        self._count = 0
+    def __init__(self, *, strict: bool, cells: tuple[int, ...] = ()) -> None:
+        self._strict, self._cells = strict, cells
+        self._seen: dict[int, Any] = {}  # with the values, so that no id is used twice
+        self._count = self._depth = 0
 
     def describe_phase(self, phase: Phase) -> Iterator[ClosureSetting]:
         """Describe a phase: its data, its executor, and the closure of its step."""
-        yield from self.describe_source(phase.source)
+        yield from self._describe_source(phase.source)
         yield from self.describe_value("steps an epoch", phase.steps_per_epoch)
         yield from self.describe_value("members", phase.members)
         yield from self.describe_value("reduce", dict(phase.reduce))
@@ -63,135 +64,113 @@ class ClosureWalker:
             yield from self.describe_value("executor", phase.repeated_step.executor)
             yield from self.describe_value("step", phase.repeated_step.scan.step)
 
-    def describe_source(
-        self, source: Any, cells: tuple[int, ...] = (), deep: int = 0
-    ) -> Iterator[ClosureSetting]:
+    def _describe_source(self, source: Any) -> Iterator[ClosureSetting]:
         """Describe a data source: arrays by their contents, factories by their settings."""
         if dataclasses.is_dataclass(source):
-            lenient = self if not self._strict else ClosureWalker(strict=False)
+            lenient = ClosureWalker(strict=False, cells=self._cells) if self._strict else self
             for field in dataclasses.fields(source):
                 value = getattr(source, field.name, None)
                 if field.name == "arrays" and isinstance(value, Mapping):
                     for name, array in value.items():
-                        yield from lenient.describe_value(f"data {name}", array, cells, deep + 1)
+                        yield from lenient.describe_value(f"data {name}", array)
                 elif field.init:
-                    yield from lenient.describe_value(f"data {field.name}", value, cells, deep + 1)
+                    yield from lenient.describe_value(f"data {field.name}", value)
 
-    def describe_value(
-        self, name: str, value: Any, cells: tuple[int, ...] = (), deep: int = 0
-    ) -> Iterator[ClosureSetting]:
+    def describe_value(self, name: str, value: Any) -> Iterator[ClosureSetting]:
         """Describe a value; yield nothing if it cannot be compared."""
         self._count += 1
-        if deep > _MAX_DEPTH or self._count > _MAX_VALUES:
+        if self._depth > _MAX_DEPTH or self._count > _MAX_VALUES:
             return
+        self._depth += 1
         if (text := _format_plain(value)) is not None:
-            yield ClosureSetting(name, text, cells, frozenset())
+            yield ClosureSetting(name, text, self._cells)
         elif isinstance(value, ModuleType | type):
-            yield ClosureSetting(name, value.__name__, cells, frozenset())
+            yield ClosureSetting(name, value.__name__, self._cells)
         elif isinstance(value, jax.Array | np.ndarray):
             if not self._strict:
-                yield ClosureSetting(name, hash_array(value), cells, frozenset())
+                yield ClosureSetting(name, hash_array(value), self._cells)
         elif isinstance(value, Phase):
-            for found in ClosureWalker(strict=False).describe_phase(value):
-                yield found._replace(cells=(*cells, *found.cells))
+            yield from ClosureWalker(strict=False, cells=self._cells).describe_phase(value)
         elif _is_source(value):
-            yield from self.describe_source(value, cells, deep)
+            yield from self._describe_source(value)
         elif id(value) not in self._seen:
-            self._seen.add(id(value))
-            self._kept.append(value)
-            yield from self._describe_inside(name, value, cells, deep + 1)
+            self._seen[id(value)] = value
+            yield from self._describe_inside(name, value)
+        self._depth -= 1
 
-    def _describe_inside(
-        self, name: str, value: Any, cells: tuple[int, ...], deep: int
-    ) -> Iterator[ClosureSetting]:
-        pairs: Iterable[tuple[Any, Any]]
+    def _describe_inside(self, name: str, value: Any) -> Iterator[ClosureSetting]:
         if isinstance(value, functools.partial):
-            yield from self.describe_value(name, value.func, cells, deep)
-            pairs = [*enumerate(value.args), *value.keywords.items()]
-            yield from self._describe_parts(name, dict(pairs), cells, deep)
+            yield from self.describe_value(name, value.func)
+            arguments = dict[Any, Any](enumerate(value.args)) | value.keywords
+            yield from self._describe_parts(name, arguments)
         elif inspect.isfunction(value):
-            yield from self._describe_function(name, value, cells, deep)
+            yield from self._describe_function(name, value)
         elif inspect.ismethod(value):
-            yield from self.describe_value(name, value.__func__, cells, deep)
-            yield from self.describe_value(name, value.__self__, cells, deep)
+            yield from self.describe_value(name, value.__func__)
+            yield from self.describe_value(name, value.__self__)
         elif callable(value) and inspect.isfunction(wrapped := getattr(value, "__wrapped__", None)):
-            yield from self._describe_function(name, wrapped, cells, deep)
+            yield from self._describe_function(name, wrapped)
         elif isinstance(value, tuple):
-            pairs = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
-            yield from self._describe_parts(name, dict(pairs), cells, deep)
+            fields = getattr(value, "_fields", range(len(value)))
+            yield from self._describe_parts(name, dict(zip(fields, value, strict=True)))
         elif dataclasses.is_dataclass(value):
             if self._strict and not value.__dataclass_params__.frozen:  # type: ignore[union-attr]
                 return
-            parts = {
-                field.name: getattr(value, field.name, None)
-                for field in dataclasses.fields(value)
-                if field.init and not field.name.startswith("_")
-            }
-            yield ClosureSetting(name, type(value).__name__, cells, frozenset())
-            yield from self._describe_parts(name, parts, cells, deep)
-        elif isinstance(value, list | dict | set | frozenset) and not self._strict:
-            if isinstance(value, set | frozenset):
-                value = sorted(value, key=repr)
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            yield from self._describe_parts(name, dict(pairs), cells, deep)
+            names = [f.name for f in dataclasses.fields(value) if f.init and f.name[0] != "_"]
+            yield ClosureSetting(name, type(value).__name__, self._cells)
+            yield from self._describe_parts(name, {n: getattr(value, n, None) for n in names})
+        elif isinstance(value, dict) and not self._strict:
+            yield from self._describe_parts(name, value)
+        elif isinstance(value, list | set | frozenset) and not self._strict:
+            entries = value if isinstance(value, list) else sorted(value, key=repr)
+            yield from self._describe_parts(name, dict(enumerate(entries)))
         elif _root(type(value)) == "optax" and hasattr(value, "__dict__"):
-            yield from self._describe_parts(name, vars(value), cells, deep)
+            yield from self._describe_parts(name, vars(value))
         elif isinstance(value, re.Pattern):
-            yield ClosureSetting(name, repr(value.pattern), cells, frozenset())
+            yield ClosureSetting(name, repr(value.pattern), self._cells)
 
-    def _describe_parts(
-        self, name: str, parts: Mapping[Any, Any], cells: tuple[int, ...], deep: int
-    ) -> Iterator[ClosureSetting]:
+    def _describe_parts(self, name: str, parts: Mapping[Any, Any]) -> Iterator[ClosureSetting]:
         if len(parts) <= _LONG:
             for part, value in parts.items():
                 where = f"{name}[{part}]" if isinstance(part, int) else f"{name}.{part}"
-                yield from self.describe_value(where, value, cells, deep)
+                yield from self.describe_value(where, value)
             return
         keys = list(parts)
         chosen = [keys[place * len(keys) // _LONG] for place in range(_LONG)]
-        inner = [
-            found
-            for key in chosen
-            for found in self.describe_value(str(key), parts[key], cells, deep)
-        ]
+        inner = [one for key in chosen for one in self.describe_value(str(key), parts[key])]
         if inner:
             digest = hash_bytes(f"{found.name}={found.value}".encode() for found in inner)
-            yield ClosureSetting(name, f"{len(keys)} entries {digest}", cells, frozenset())
+            yield ClosureSetting(name, f"{len(keys)} entries {digest}", self._cells)
 
-    def _describe_function(
-        self, name: str, function: Any, cells: tuple[int, ...], deep: int
-    ) -> Iterator[ClosureSetting]:
-        code = function.__code__
-        names, closure = code.co_freevars, function.__closure__ or ()
-        root = _root(function)
+    def _describe_function(self, name: str, function: Any) -> Iterator[ClosureSetting]:
+        code, root = function.__code__, _root(function)
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         # schedules of optax set variables, but only to make a float of an int
         sets = _list_assigned_cells(code) if root != "optax" else ()
-        changing = frozenset(
-            id(cell) for free, cell in zip(names, closure, strict=True) if free in sets
-        )
+        changing = frozenset(id(cell) for free, cell in cells.items() if free in sets)
         qualified = function.__qualname__.split(".<locals>.")
         own = ".".join(qualified[-2:]) if root in _LIBRARIES else qualified[-1]
         inner = root in _LIBRARIES and own == name  # a part of its maker, not a setting
-        yield ClosureSetting("" if inner else name, own, cells, changing)
+        yield ClosureSetting("" if inner else name, own, self._cells, changing)
         if self._strict and root not in _OWN:
             return
-        maker = qualified[-2] if len(qualified) > 1 else ""
-        for free, cell in zip(names, closure, strict=True):
+        maker, outer = qualified[-2] if len(qualified) > 1 else "", self._cells
+        for free, cell in cells.items():
             if id(cell) in self._seen or free == "numeric_hps":  # hyperparams of optax
                 continue
-            self._seen.add(id(cell))
+            self._seen[id(cell)] = cell
             try:
                 content = cell.cell_contents
             except ValueError:  # not assigned yet
                 continue
-            where = f"{maker}.{free}" if maker else free
-            yield from self.describe_value(where, content, (*cells, id(cell)), deep)
+            self._cells = (*outer, id(cell))
+            yield from self.describe_value(f"{maker}.{free}" if maker else free, content)
+            self._cells = outer
         if root not in _LIBRARIES:
-            given = function.__defaults__ or ()
-            last = code.co_varnames[code.co_argcount - len(given) : code.co_argcount]
-            defaults = {**dict(zip(last, given, strict=True)), **(function.__kwdefaults__ or {})}
-            for argument, value in defaults.items():
-                yield from self.describe_value(f"{own}.{argument}", value, cells, deep)
+            signature = inspect.signature(function, follow_wrapped=False)
+            for argument in signature.parameters.values():
+                if argument.default is not argument.empty:
+                    yield from self.describe_value(f"{own}.{argument.name}", argument.default)
 
 
 def _root(thing: Any) -> str:

@@ -34,13 +34,6 @@ def run_dry(
     phases, `epoch` and `end` are called, whether or not they are due. What hooks return is checked
     as in the run, and passed to the next. `Interrupt` and `stop` do not end the dry run. If a hook
     declares `dry_run`, that is called instead; a save that does not is left out.
-
-    Args:
-        state: from which the run starts; it is not changed.
-        phases: of the program.
-        hooks: of the run.
-        epochs: the total of the run.
-        donate: as in the run; what is donated here are copies.
     """
     began, where = time.perf_counter(), "at the start"
     called: set[str] = set()
@@ -64,7 +57,16 @@ def run_dry(
     except Exception as error:
         error.add_note(f"in the dry run ({where}); nothing was trained or recorded")
         raise
-    _log_summary(phases, trial.hooks, called, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    missed = {hook.name: None for hook in hooks if hook.at != "error" and hook.name not in called}
+    reason = "not called, since their metrics are missing or they save"
+    log.info(
+        "dry run: one step of %s and %d hooks, on this run's data, in %.2f s, compiling included%s",
+        ", ".join(phase.name for phase in phases),
+        len(called),
+        seconds,
+        f"; {reason}: {', '.join(missed)}" if missed else "",
+    )
 
 
 def run_first_step(
@@ -117,11 +119,9 @@ def _compile_one_step(scan: ScannedStep, state: TrainState, piece: Any) -> Compi
 
 def _make_trial_hooks(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:
     """Make hooks that are always due, leave nothing behind, and add their names to `called`."""
-    opened: dict[Gate, Gate] = {}
+    opened = {gate: _open_gate(gate) for hook in hooks for gate in hook.gates}
 
     def make_trial_hook(hook: Hook) -> Hook:
-        for gate in hook.gates:
-            opened.setdefault(gate, _open_gate(gate))
         function = hook.dry_run or (None if hook.stage == "save" else hook.function)
 
         def call(state: TrainState, metrics: Any) -> TrainState:
@@ -144,19 +144,3 @@ def _open_gate(gate: Gate) -> Gate:
         return True
 
     return Gate(ask, gate.after_fire)
-
-
-def _log_summary(
-    phases: Sequence[Phase], hooks: Sequence[Hook], called: set[str], seconds: float
-) -> None:
-    names = dict.fromkeys(hook.name for hook in hooks if hook.at != "error")
-    missed = [name for name in names if name not in called]
-    log.info(
-        "dry run: one step of %s and %d hooks, on this run's data, in %.2f s, compiling included%s",
-        ", ".join(phase.name for phase in phases),
-        len(called),
-        seconds,
-        f"; not called, since their metrics are missing or they save: {', '.join(missed)}"
-        if missed
-        else "",
-    )

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 
 import jax
 
+from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import STAGES, Gate, Hook, Hooks, Interrupt, flatten_hooks
 from trainer.host.processes import is_main_process
 from trainer.host.time_spans import span
 from trainer.loop.hook_checks import check_hook_result
-from trainer.loop.hook_order import order_hooks
+from trainer.loop.hook_states import init_hook_states, restore_state
 from trainer.loop.shutdown import close_all
 from trainer.phases.in_place_changes import MutationGuard, add_write_remedy
 from trainer.phases.metrics import Metrics
+from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree, TrainState
+
+log = logging.getLogger("entracte")
 
 
 class HookRunner:
@@ -32,7 +37,9 @@ class HookRunner:
 
     def __init__(self, hooks: Hooks, phases: Sequence[str]) -> None:
         self.hooks = flatten_hooks(hooks)
-        self.order = order_hooks(self.hooks, ("start", *phases, "epoch", "end", "error"))
+        events = ("start", *phases, "epoch", "end", "error")
+        _check_hooks(self.hooks, events)
+        self.order = {event: sort_hooks(self.hooks, event) for event in events}
         self.interrupt: str | None = None
         """Reason of an `Interrupt` that a hook raised."""
         self.latest: tuple[TrainState, Metrics] | None = None
@@ -80,7 +87,10 @@ class HookRunner:
                 try:
                     if guard is None:
                         guard = MutationGuard(state, metrics.output)
-                    if not _is_due(hook, state, seen, asked, guard):
+                    due = hook.is_due(state, seen, asked)
+                    if hook.gates and not due:
+                        guard.check_unchanged(f"a condition of hook {hook.name!r}")
+                    if not due:
                         continue
                     if hook.stage == "save" and not flushed:
                         flushed = True
@@ -145,19 +155,6 @@ class HookRunner:
         close_all(self.hooks, error)
 
 
-def _is_due(
-    hook: Hook,
-    state: TrainState,
-    metrics: Metrics,
-    answers: MutableMapping[Gate, bool],
-    guard: MutationGuard,
-) -> bool:
-    due = hook.is_due(state, metrics, answers)
-    if hook.gates and not due:
-        guard.check_unchanged(f"a condition of hook {hook.name!r}")
-    return due
-
-
 def has_deleted_arrays(tree: PyTree) -> bool:
     """Return whether a phase has used up an array of a tree, by donation."""
     leaves = jax.tree.leaves(tree)
@@ -170,3 +167,71 @@ def format_epoch(state: TrainState, event: str = "epoch") -> str:
         return "an epoch"
     within = event not in ("start", "epoch", "end", "error")
     return f"epoch {int(state.epoch) + within}"
+
+
+def sort_hooks(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:
+    """Return the hooks of an event in the order of execution: by stage, then as listed.
+
+    At `end` saves come first: what hooks change there is returned and not saved.
+    """
+    stages = ("save", "control", "observe") if event == "end" else STAGES
+    here = [hook for hook in hooks if hook.at == event]
+    return tuple(sorted(here, key=lambda hook: stages.index(hook.stage)))
+
+
+def _check_hooks(hooks: Sequence[Hook], events: Sequence[str]) -> None:
+    names: set[str] = set()
+    for hook in hooks:
+        if hook.at not in events:
+            raise ValueError(
+                f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program"
+                f"{suggest_and_list(hook.at, events)}"
+            )
+        if hook.stage not in STAGES:
+            raise ValueError(f"hook {hook.name!r} is of stage {hook.stage!r}; one of {STAGES}")
+        for name, _ in hook.hook_states:
+            if name in names:
+                raise ValueError(
+                    f"two hooks keep a hook state named {name!r}; a name belongs to one hook: "
+                    "give one of them another name or subject"
+                )
+            names.add(name)
+
+
+def run_error_hooks(events: HookRunner, first: TrainState | None, error: BaseException) -> None:
+    """Run the `error` hooks on the newest readable state; their failures are notes on the error.
+
+    Args:
+        events: the hooks of the run.
+        first: the state that `fit` was called with; None before it was copied.
+        error: that ended the run.
+    """
+    if not events.order["error"] or events.latest is None or not isinstance(error, Exception):
+        return  # before the start there is no state to show
+    assert first is not None
+    try:
+        events.run("error", *_find_readable_state(events, *events.latest, first))
+    except Exception as failure:
+        error.add_note(f"and an error hook failed: {failure!r}")
+
+
+def _find_readable_state(
+    events: HookRunner, latest: TrainState, metrics: Metrics, first: TrainState
+) -> tuple[TrainState, Metrics]:
+    """Return the newest state that can be read: a phase that failed has used up its own.
+
+    This is the latest, else the last checkpoint, else the one that `fit` was called with. On
+    several processes no checkpoint is read: others may have ended, or not have failed.
+    """
+    if not has_deleted_arrays(latest):
+        return latest, metrics
+    state = latest
+    try:
+        if jax.process_count() == 1:
+            state, metrics = restore_state(events.hooks, latest)
+    except Exception:
+        log.exception("the last checkpoint cannot be shown to error hooks")
+    if state is latest:
+        state, metrics = copy_state(first), Metrics()
+    log.warning("the failed phase had used up the state: error hooks see %s", format_epoch(state))
+    return init_hook_states(events.hooks, state), metrics

@@ -18,8 +18,7 @@ from trainer.host.processes import NO_STOP, StopReasons, agree_on_stop, check_sa
 from trainer.host.signals import attach_progress, catch_signals, end_process
 from trainer.host.time_spans import span
 from trainer.loop.dry_run import run_dry
-from trainer.loop.error_hooks import run_error_hooks
-from trainer.loop.events import HookRunner
+from trainer.loop.events import HookRunner, run_error_hooks
 from trainer.loop.hook_requirements import check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
 from trainer.loop.metric_reader import MetricReader

@@ -34,11 +34,7 @@ def init_hook_states(hooks: Iterable[Hook], state: TrainState) -> TrainState:
 
 
 def restore_state(hooks: Iterable[Hook], template: TrainState) -> tuple[TrainState, Metrics]:
-    """Let hooks restore an earlier run.
-
-    Args:
-        hooks: of the run.
-        template: state with every hook's first hook state.
+    """Let hooks restore an earlier run, into a template with every hook's first hook state.
 
     Returns:
         The state to start from, without hook states that the earlier run did not know, and the

@@ -37,14 +37,7 @@ class MetricReader:
         self._pending.append(measured)
 
     def read(self, output: PyTree) -> Metrics:
-        """Wait for all phases so far, and return their metrics.
-
-        Args:
-            output: of the latest phase.
-
-        Raises:
-            OverflowError: `state.step` passed 2**31 - 1.
-        """
+        """Wait for all phases so far, and return their metrics; `output` is the latest phase's."""
         for measured in self._pending:
             with annotate_errors(f"in phase {measured.phase.name!r} of {self._where}"):
                 values, traces, taken = measured.read()
