@@ -15,10 +15,10 @@ from trainer.checks.modes import resolve_mode
 from trainer.checks.pytrees import is_key, list_differences, map_key_data
 from trainer.data import Arrays
 from trainer.data.source import Check
+from trainer.phases.compiled_phase import PhaseFunction, run_checked
 from trainer.phases.metrics import LIVE, Members
 from trainer.phases.phase import Phase
 from trainer.phases.reductions import check_metrics
-from trainer.phases.tracing import PhaseFunction
 from trainer.state import PyTree, TrainState, strip_host_fields
 
 MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")
@@ -266,7 +266,7 @@ def _vectorize_run(phase: Phase, members: int) -> PhaseFunction:
         own: dict[str, PyTree], epoch: jax.Array, data: Any
     ) -> tuple[dict[str, PyTree], PyTree, dict[str, Any]]:
         alone = TrainState(**own, epoch=epoch, stop=None)  # type: ignore[arg-type]
-        after, output, metrics = phase.run_checked(alone, data)
+        after, output, metrics = run_checked(phase.run, phase.name, alone, data)
         check_metrics(metrics, phase.reduce, phase.name)
         return {field: getattr(after, field) for field in MAPPED}, output, metrics
 

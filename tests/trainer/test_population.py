@@ -124,9 +124,9 @@ def test_the_best_member_is_returned(digits_states):
 def test_one_compiled_phase_serves_any_hooks(digits_states, lifted):
     start = trainer.stack_states(digits_states)
     trainer.fit(start, lifted, epochs=1)
-    compiled = len(lifted._compiled)
+    compiled = len(lifted._shared.compiled)
     trainer.fit(start, lifted, epochs=2, hooks=hooks.each(hooks.stop_on_nan()), dry_run=True)
-    assert len(lifted._compiled) == compiled
+    assert len(lifted._shared.compiled) == compiled
 
 
 def test_members_are_floats():

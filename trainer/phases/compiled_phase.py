@@ -1,21 +1,118 @@
-"""Compiled phases: what runs on the device, and how its measurements are read."""
+"""Compiled phases: traced and compiled without references to the phase or its data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import StepCounter
 from trainer.phases.compilation import is_debug_mode
-from trainer.phases.executors import ExecutorChoice, ScannedStep, choose_executor, compile_steps
+from trainer.phases.executors import (
+    ExecutorChoice,
+    ScannedStep,
+    choose_dispatch_count,
+    choose_executor,
+    compile_dispatches,
+    compile_steps,
+)
+from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.jaxprs import count_flops
-from trainer.phases.packed import PackedLayout
-from trainer.phases.scan_pieces import choose_dispatch_count, compile_dispatches
-from trainer.phases.tracing import Computation, jit_for_debugging
+from trainer.phases.metrics import LIVE
+from trainer.phases.packed import PackedLayout, get_shapes, pack
+from trainer.phases.reductions import check_metrics, to_arrays
+from trainer.phases.state_buffers import check_structure
 from trainer.state import PyTree, TrainState
+
+PhaseFunction = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
+"""`(state, data) -> (state, output, metrics)`, jittable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """What a phase computes, without its data: it may be shared, and outlive the phase."""
+
+    name: str
+    """Of the phase, for messages."""
+    run: PhaseFunction | ScannedStep
+    reduce: Mapping[str, str]
+    """How the trace of a metric becomes the epoch's value."""
+    updates_state: bool
+    population: bool
+    """Whether it is of a population, whose metrics have an axis of members."""
+
+
+def trace(
+    computation: Computation, state: TrainState, data: Any, *, donate: bool
+) -> tuple[Any, PyTree]:
+    """Trace a computation; the metrics of a repeated step are packed per step.
+
+    Returns:
+        The traced function, and the shapes of (metrics, steps taken); for a population also of
+        which members are live.
+    """
+    measured: list[PyTree] = []
+
+    def whole(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array]:
+        if isinstance(computation.run, ScannedStep):
+            after, packed, (one, taken) = computation.run.packed(state, data)
+            steps = len(packed)
+            metrics = jax.tree.map(lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype), one)
+            output, numbers = None, (metrics, taken)
+        else:
+            after, output, numbers = _run_measured(computation, state, data)
+            packed = pack(numbers)
+        if not computation.population:
+            check_metrics(numbers[0], computation.reduce, computation.name)
+        measured.append(get_shapes(numbers))
+        return after if computation.updates_state else None, output, packed
+
+    with jax.disable_jit(False):
+        traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
+    return traced, measured[0]
+
+
+def _run_measured(
+    computation: Computation, state: TrainState, data: Any
+) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
+    """Run; return with the metrics the steps taken and, for a population, the live members."""
+    after, output, metrics = run_checked(computation.run, computation.name, state, data)
+    live = (state.carry[LIVE],) if computation.population else ()
+    return after, output, (metrics, after.step - state.step, *live)
+
+
+def run_checked(
+    run: PhaseFunction, name: str, state: TrainState, data: Any
+) -> tuple[TrainState, PyTree, dict[str, Any]]:
+    """Run, while tracing, and check that the result is a state of the same structure.
+
+    Raises:
+        TypeError, ValueError: it is not, or the state was changed in place.
+    """
+    guard = MutationGuard(state)
+    result = run(state, data)
+    guard.check_unchanged(f"phase {name!r}")
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise TypeError(
+            f"phase {name!r} must return (state, output, metrics); got {describe_value(result)}"
+        )
+    after, output, metrics = result
+    metrics = to_arrays(metrics, name)
+    return check_structure(state, after, f"phase {name!r}"), output, metrics
+
+
+def compute_signature(tree: PyTree, *, placed: bool = False) -> Any:
+    """Return a key of a tree's structure, shapes and dtypes, and optionally of its placement."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(
+        (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None) if placed else None)
+        for leaf in leaves
+    )
+
 
 Packed = jax.Array | list[jax.Array]
 """Packed measurements of a compiled phase; one array per dispatch where there are several."""
@@ -45,15 +142,9 @@ def compile_phase(
     *,
     donate: bool,
 ) -> CompiledPhase:
-    """Compile the computation of a phase with the executor that suits it.
+    """Compile the computation of a phase, traced by `trace`, with the executor that suits it.
 
-    Args:
-        computation: of the phase.
-        trace: of the computation, as `trainer.phases.tracing.trace` returns it.
-        executor: of the phase; None for a hand-written one.
-        state: the device part, to compile for.
-        data: to compile for.
-        donate: whether the state's buffers may be reused.
+    The executor of a hand-written phase is None.
     """
     traced, measured = trace
     devices = state.step.devices()
@@ -76,26 +167,27 @@ def compile_phase(
     if scanned is not None and choice.executor == "step":
         run = compile_steps(scanned, state, data, measured, donate=donate)
     elif scanned is not None and count > 1:
-        choice = choice.cut(count, (steps or 0) // count)
+        many = f", in {count} dispatches of {(steps or 0) // count} steps"
+        choice = choice._replace(reason=choice.reason + many)
         run = compile_dispatches(scanned, state, data, count, donate=donate)
     else:
-        debug = is_debug_mode()
-        compiled = jit_for_debugging(computation) if debug else traced.lower().compile()
-        run = _wrap_single_dispatch(compiled, changes=computation.updates_state, steps=steps)
+        run = _compile_whole(computation, traced, steps)
     layout = PackedLayout.from_shapes(measured)
     return CompiledPhase(run, layout, scanned is not None, choice, steps)
 
 
-def _wrap_single_dispatch(
-    compiled: Callable[..., Any], *, changes: bool, steps: int | None
-) -> PhaseRunner:
-    """Return a runner for a compiled function that takes one dispatch.
+def _compile_whole(computation: Computation, traced: Any, steps: int | None) -> PhaseRunner:
+    """Compile a computation for one dispatch, or jit it for JAX's debug modes.
 
-    Args:
-        compiled: `(state, data) -> (state, output, packed, ...)`.
-        changes: whether it returns a new state; if not, the runner returns the state it received.
-        steps: per piece of data, if known.
+    These inspect calls, and numbers before packing.
     """
+
+    def inspected(state: TrainState, data: Any) -> tuple[PyTree, PyTree, jax.Array, PyTree]:
+        after, output, numbers = _run_measured(computation, state, data)
+        return after if computation.updates_state else None, output, pack(numbers), numbers
+
+    compiled = jax.jit(inspected) if is_debug_mode() else traced.lower().compile()
+    changes = computation.updates_state
 
     def run(
         state: TrainState, data: Any, advance: StepCounter | None = None

@@ -1,15 +1,20 @@
-"""Executors: run a repeated step as one compiled scan per epoch, or as one dispatch per step."""
+"""Executors: run a repeated step in one compiled scan per epoch, or in one dispatch per step.
+
+A long scan is split into a few dispatches, between which a run can report progress.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from trainer.checks.suggestions import suggest_name
 from trainer.data.source import Feed
 from trainer.host.time_spans import StepCounter
 from trainer.phases.batch_functions import StepFunction
@@ -25,40 +30,40 @@ PROGRESS_REPORTS = 64
 """Progress reports per epoch of single steps, at most."""
 
 
+def require_executor(executor: str) -> None:
+    """Check that an executor is one of `EXECUTORS`.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(
+            "executor must be auto, scan or step; got "
+            f"{executor!r}.{suggest_name(executor, EXECUTORS)}"
+        )
+
+
 class ExecutorChoice(NamedTuple):
     """An executor, and the reason for choosing it."""
 
     executor: str
     reason: str
 
-    def cut(self, count: int, steps: int) -> ExecutorChoice:
-        """Add to the reason that the scan runs in several dispatches."""
-        return ExecutorChoice(
-            self.executor, f"{self.reason}, in {count} dispatches of {steps} steps"
-        )
-
 
 def choose_executor(executor: str, jaxpr: Any, platform: str) -> ExecutorChoice:
     """Choose an executor by what the step computes and on which platform, never by a clock.
 
     Inside a loop or a `cond`, XLA on CPU runs a convolution 3 to 24 times slower than outside.
-
-    Args:
-        executor: `scan`, `step`, or `auto` to choose.
-        jaxpr: of the step.
-        platform: of the device: `cpu`, `gpu`, `tpu`.
     """
     if executor != "auto":
         return ExecutorChoice(executor, "as asked")
     if platform != "cpu":
         return ExecutorChoice("scan", f"one program an epoch is fastest on {platform}")
     if has_convolution(jaxpr):
-        return ExecutorChoice(
-            "step", "on cpu a convolution runs several times slower inside a loop"
-        )
-    return ExecutorChoice(
-        "scan", "one program an epoch is fastest, and nothing in the step prevents it"
-    )
+        slow = "on cpu a convolution runs several times slower inside a loop"
+        return ExecutorChoice("step", slow)
+    fast = "one program an epoch is fastest, and nothing in the step prevents it"
+    return ExecutorChoice("scan", fast)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +89,8 @@ class ScannedStep:
 
     def __call__(self, state: TrainState, piece: Any) -> tuple[TrainState, None, dict[str, Any]]:
         """Run all steps of a piece."""
-        state, metrics = self._scan(
-            state, piece, self.order(state, piece), lambda numbers: numbers[0]
-        )
+        rows = self.order(state, piece)
+        state, metrics = self._scan(state, piece, rows, lambda numbers: numbers[0])
         return state, None, metrics
 
     def order(self, state: TrainState, piece: Any) -> Any:
@@ -105,14 +109,9 @@ class ScannedStep:
     def packed(
         self, state: TrainState, piece: Any, rows: Any = None
     ) -> tuple[TrainState, jax.Array, PyTree]:
-        """Run the steps of a piece while tracing, and pack their metrics within the loop.
+        """Run the steps of these rows, or all, while tracing; pack their metrics within the loop.
 
         Otherwise XLA would compile a kernel for the trace of each metric.
-
-        Args:
-            state: to run on.
-            piece: of data.
-            rows: the steps to run; all if None.
 
         Returns:
             (state, packed uint32 `[steps, words]`, shapes of (metrics, steps taken) of one step).
@@ -158,12 +157,8 @@ def compile_steps(
 ) -> Callable[[TrainState, Any, StepCounter | None], tuple[TrainState, None, jax.Array]]:
     """Compile a step that is dispatched one by one; its metrics are collected on the device.
 
-    Args:
-        scanned: the step to repeat; if it does not change the state, the state is never copied.
-        state: the device part, to compile for.
-        piece: of data, to compile for.
-        measured: shapes of (metrics, steps taken) of one step.
-        donate: whether the state's buffers may be reused.
+    A state that it does not change is never copied. `measured` are the shapes of (metrics, steps
+    taken) of one step.
 
     Returns:
         `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
@@ -214,3 +209,75 @@ def compile_steps(
 def _copy_progress(place: jax.Array) -> jax.Array:
     """Copy the step count, which the next step donates, to see how far the device is."""
     return place + 0
+
+
+AT_MOST = 16
+"""Dispatches per scan: a device queues twice as many before the host has to wait."""
+
+LONG = {"cpu": 10**11}
+"""Operations from which a scan is split, by platform: about a second of matrix products, so that
+a dispatch, some 0.1 ms, takes less than a hundredth of its computation."""
+
+LONG_ELSEWHERE = 10**14
+"""The same for GPUs and TPUs."""
+
+
+def choose_dispatch_count(steps: int, operations: int, devices: Collection[Any]) -> int:
+    """Choose the number of dispatches of equal length for a scan, never by a clock.
+
+    For a long scan, by its `operations`, it is the largest divisor of `steps`, up to 16, that
+    leaves at least two steps per dispatch; else, and on several devices, it is 1.
+
+    >>> cpu = jax.devices("cpu")[:1]
+    >>> (choose_dispatch_count(480, 10**12, cpu), choose_dispatch_count(481, 10**12, cpu),
+    ...  choose_dispatch_count(480, 10**9, cpu))
+    (16, 13, 1)
+    """
+    platform = next(iter(devices)).platform
+    if len(devices) > 1 or operations < LONG.get(platform, LONG_ELSEWHERE):
+        return 1
+    divisors = (count for count in range(2, AT_MOST + 1) if steps % count == 0)
+    return max((count for count in divisors if 2 * count <= steps), default=1)
+
+
+def compile_dispatches(
+    scanned: ScannedStep, state: TrainState, piece: Any, count: int, *, donate: bool
+) -> Callable[..., tuple[TrainState, None, list[jax.Array]]]:
+    """Compile a scan that runs in several dispatches, with the same bits as in one.
+
+    Two functions are compiled: the order of an epoch's data, and the steps of one dispatch. The
+    number of dispatches, `count`, divides the steps.
+
+    Returns:
+        `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps / count, words]`
+        of each dispatch.
+    """
+
+    def begin(state: TrainState, piece: Any) -> list[PyTree]:
+        rows = scanned.order(state, piece)
+        parts = jax.tree.map(lambda row: row.reshape(count, -1, *row.shape[1:]), rows)
+        return [jax.tree.map(operator.itemgetter(part), parts) for part in range(count)]
+
+    def advance_state(
+        state: TrainState, piece: Any, rows: PyTree
+    ) -> tuple[TrainState | None, jax.Array]:
+        after, packed, _ = scanned.packed(state, piece, rows)
+        return after if scanned.updates_state else None, packed
+
+    started = compile_ahead(begin, state, piece)
+    rows = jax.eval_shape(begin, state, piece)[0]
+    few = compile_ahead(advance_state, state, piece, rows, donate_argnums=(0,) if donate else ())
+
+    def run(
+        state: TrainState, piece: Any, advance: StepCounter | None = None
+    ) -> tuple[TrainState, None, list[jax.Array]]:
+        tables = []
+        for rows in started(state, piece):
+            after, packed = few(state, piece, rows)
+            state = after if scanned.updates_state else state
+            tables.append(packed)
+            if advance is not None:
+                advance.add(len(packed), packed)
+        return state, None, tables
+
+    return run

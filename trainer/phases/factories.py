@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from trainer.checks.arguments import describe_value, require_function
-from trainer.checks.suggestions import suggest_name
 from trainer.data.iteration.unpadded import unpad_feed
 from trainer.data.source import Check, Source, require_source
 from trainer.phases.batch_functions import (
@@ -23,10 +22,10 @@ from trainer.phases.batch_functions import (
     as_measure,
     as_step,
 )
-from trainer.phases.executors import EXECUTORS, RepeatedStep, ScannedStep
+from trainer.phases.compilation import get_shared_cache
+from trainer.phases.executors import RepeatedStep, ScannedStep, require_executor
 from trainer.phases.mixing_trial import require_independent_measure
 from trainer.phases.phase import Phase
-from trainer.phases.shared_compilation import get_shared_cache
 from trainer.state import TrainState
 
 
@@ -59,11 +58,7 @@ def training(
     step = as_step(step)
     _require_function("training takes a step, which", "step", step, "-> (state, metrics)")
     require_source(source, "training", "training")
-    if executor not in EXECUTORS:
-        raise ValueError(
-            "executor must be auto, scan or step; got "
-            f"{executor!r}.{suggest_name(executor, EXECUTORS)}"
-        )
+    require_executor(executor)
     if reduce is not None and not isinstance(reduce, Mapping):
         raise TypeError(
             f"phase {name!r} takes reduce as a dict, a metric to how it is reduced, such as "

@@ -14,7 +14,7 @@ from trainer.checks.pytrees import format_path
 from trainer.data.source import Check
 from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.batch_functions import MeasureFunction
-from trainer.phases.row_mixing import can_mix_rows
+from trainer.phases.jaxprs import can_mix_rows
 from trainer.state import PyTree, TrainState, strip_host_fields
 
 log = logging.getLogger("entracte")

@@ -15,7 +15,17 @@ from trainer.data.iteration import iterator_state
 from trainer.data.source import Check, Feed, Source
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.time_spans import span, start_step_counter, time_items
-from trainer.phases.compiled_phase import CompiledPhase, Packed, compile_phase, fetch_packed
+from trainer.phases.compilation import SharedCache, get_shared_cache, read_jax_settings
+from trainer.phases.compiled_phase import (
+    CompiledPhase,
+    Computation,
+    Packed,
+    PhaseFunction,
+    compile_phase,
+    compute_signature,
+    fetch_packed,
+    trace,
+)
 from trainer.phases.executors import RepeatedStep, ScannedStep
 from trainer.phases.in_place_changes import read_only
 from trainer.phases.reductions import (
@@ -25,8 +35,6 @@ from trainer.phases.reductions import (
     finalize_values,
     reduce_pieces,
 )
-from trainer.phases.shared_compilation import SharedCache, get_shared_cache, read_jax_settings
-from trainer.phases.tracing import Computation, PhaseFunction, compute_signature, run_checked, trace
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
 
 
@@ -103,10 +111,6 @@ class Phase:
     check_independence: Callable[[TrainState], None] | None = None
     """Raises if the values of an example depend on other examples of its batch; called when the
     data are checked."""
-    _traces: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
-    _compiled: dict[Any, CompiledPhase] = dataclasses.field(
-        default_factory=dict, init=False, repr=False
-    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -168,11 +172,10 @@ class Phase:
 
     def verify(self, state: TrainState) -> None:
         """Check the data that are available before training, before anything is compiled."""
-        if self.feed and self.check_data:
-            with annotate_errors(f"in checking phase {self.name!r}"):
+        with annotate_errors(f"in checking phase {self.name!r}"):
+            if self.feed and self.check_data:
                 self.feed.verify(state, self.check_data)
-        if self.check_independence is not None:
-            with annotate_errors(f"in checking phase {self.name!r}"):
+            if self.check_independence is not None:
                 self.check_independence(state)
 
     def infer_shapes(
@@ -180,10 +183,8 @@ class Phase:
     ) -> tuple[PyTree, dict[str, Any]]:
         """Return the shapes of (output, metrics), without computing anything.
 
-        Args:
-            state: to run on.
-            previous: output of the phase before, or its shapes.
-            donate: as for the later compilation, so that it is traced once.
+        `previous` is the output of the phase before, or its shapes; `donate` is that of the later
+        compilation, so that it is traced once.
         """
         data = self.feed.example if self.feed else previous
         donate = donate and self.updates_state
@@ -202,19 +203,15 @@ class Phase:
     def get_compiled(self, state: TrainState, data: Any, *, donate: bool) -> CompiledPhase:
         """Return the compiled phase for this structure of state and data; compile it if needed."""
         state, donate = strip_host_fields(state), donate and self.updates_state
-        signature = compute_signature(state, placed=True), compute_signature(data), donate
-        key = signature, read_jax_settings()
-        if key not in self._compiled:
-            shared = self._shared.compiled
-            if key not in shared:
-                with span("compile", self.name):
-                    traced = self._trace(state, data, donate)
-                    executor = self.repeated_step.executor if self.repeated_step else None
-                    shared[key] = compile_phase(
-                        self._computation, traced, executor, state, data, donate=donate
-                    )
-            self._compiled[key] = shared[key]
-        return self._compiled[key]
+        key, compiled = self._make_key(state, data, donate), self._shared.compiled
+        if key not in compiled:
+            with span("compile", self.name):
+                traced = self._trace(state, data, donate)
+                executor = self.repeated_step.executor if self.repeated_step else None
+                compiled[key] = compile_phase(
+                    self._computation, traced, executor, state, data, donate=donate
+                )
+        return compiled[key]
 
     def execute(
         self,
@@ -260,26 +257,23 @@ class Phase:
         """Yield the pieces of the state's epoch, the last with the start position of the next."""
         if self.feed is None:
             return iter([(previous, None)])
-        position = (
-            None if self.feed.start is None else iterator_state.get_position(state, self.name)
-        )
+        keeps = self.feed.start is not None
+        position = iterator_state.get_position(state, self.name) if keeps else None
         return self.feed.pieces(state, self.check_data, position)
-
-    def run_checked(
-        self, state: TrainState, data: Any
-    ) -> tuple[TrainState, PyTree, dict[str, Any]]:
-        """Run, while tracing, and check that the result is a state of the same structure."""
-        return run_checked(self.run, self.name, state, data)
 
     def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
-        # With the placement: a function lowered from the trace keeps that of its arguments.
-        signature = compute_signature(state, placed=True), compute_signature(data), donate
-        if signature in self._traces:
-            return self._traces[signature]
-        shared, key = self._shared.traces, (signature, read_jax_settings())
-        if key not in shared:
+        key, traces = self._make_key(state, data, donate), self._shared.traces
+        if key not in traces:
             with annotate_errors(f"in checking phase {self.name!r}"):
-                shared[key] = trace(self._computation, state, data, donate=donate)
-        self._traces[signature] = shared[key]
-        return self._traces[signature]
+                traces[key] = trace(self._computation, state, data, donate=donate)
+        return traces[key]
+
+    @staticmethod
+    def _make_key(state: TrainState, data: Any, donate: bool) -> tuple[Any, ...]:
+        """Return what a function is traced and compiled for.
+
+        With the placement: a function lowered from the trace keeps that of its arguments.
+        """
+        shapes = compute_signature(state, placed=True), compute_signature(data)
+        return *shapes, donate, read_jax_settings()

@@ -12,9 +12,8 @@ import numpy as np
 from jax import lax
 
 from trainer.checks.arguments import describe_value, require_integer
-from trainer.checks.suggestions import suggest_name
 from trainer.phases.batch_functions import CheckedStep, as_step
-from trainer.phases.executors import EXECUTORS, choose_executor
+from trainer.phases.executors import choose_executor, require_executor
 from trainer.phases.state_buffers import copy_state
 from trainer.state import TrainState, attach_host_fields, strip_host_fields
 from trainer.supervised.task import Task
@@ -90,11 +89,7 @@ def overfit(
         raise TypeError(
             f"overfit needs a batch, a dict of arrays; got {describe_value(batch)}{remedy}"
         )
-    if executor not in EXECUTORS:
-        raise ValueError(
-            "executor must be auto, scan or step; got "
-            f"{executor!r}.{suggest_name(executor, EXECUTORS)}"
-        )
+    require_executor(executor)
     batch = jax.tree.map(jnp.asarray, dict(batch))
     start = copy_state(task.init(jax.random.key(0) if key is None else key, batch))
     if (check := as_step(task.step).check) is not None:

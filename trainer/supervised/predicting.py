@@ -14,7 +14,7 @@ from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import format_path
 from trainer.data.iteration.unpadded import unpad_feed
 from trainer.data.source import Source, require_source
-from trainer.phases.shared_compilation import get_shared_cache, read_jax_settings
+from trainer.phases.compilation import get_shared_cache, read_jax_settings
 from trainer.state import PyTree, TrainState, attach_host_fields, data_key, strip_host_fields
 from trainer.supervised.network_checks import check_network, check_pair
 

@@ -14,7 +14,7 @@ from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, requ
 from trainer.losses.unread_weights import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
-from trainer.phases.row_mixing import of_rows
+from trainer.phases.jaxprs import of_rows
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import gradients, loss_scaling, step_averages
 from trainer.supervised import precision as precisions

@@ -132,7 +132,7 @@ def test_normalisation_statistics_are_restored_with_the_policy(tmp_path):
 def test_law_8_restoring_compiles_no_phase_again():
     state, _ = trainer.fit(make_state(), PHASE, epochs=4, hooks=hooks.keep_best("train/loss"))
     trainer.fit(state, PHASE, epochs=6, hooks=hooks.keep_best("train/loss"))
-    assert len(PHASE._compiled) == 1
+    assert len(PHASE._shared.compiled) == 1
 
 
 def test_an_unknown_mode_is_refused():

@@ -141,7 +141,7 @@ def test_law_8_setting_hyperparameters_compiles_nothing_again(settable):
         hooks.reduce_on_plateau("train/loss", patience=1, mode="max"),
     ]
     after, _ = trainer.fit(state, phase, epochs=3, hooks=chain)
-    assert len(phase._compiled) == len(phase._traces) == 1
+    assert len(phase._shared.compiled) == len(phase._shared.traces) == 1
     chex.assert_trees_all_equal_shapes_and_dtypes(state.opt_state, after.opt_state)
 
 

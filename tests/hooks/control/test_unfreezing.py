@@ -57,7 +57,7 @@ def test_it_trains_frozen_parameters_from_that_epoch_on(groups):
     assert body[2] == pytest.approx(1.1)  # Adam's first step equals its rate
     assert body[3] > body[2]
     assert 0 < head[0] < head[1] < head[2]
-    assert len(groups._compiled) == 1
+    assert len(groups._shared.compiled) == 1
     chex.assert_trees_all_equal_shapes_and_dtypes(make_state(GROUPS).opt_state, end.opt_state)
 
 

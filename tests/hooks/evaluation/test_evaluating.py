@@ -39,7 +39,7 @@ def test_it_compiles_once(start, train, task, digits):
     val = trainer.evaluation(task.measure, digits[1])
     for epochs in (2, 3):
         trainer.fit(start, train, epochs=epochs, hooks=hooks.evaluate(val))
-    assert len(val._compiled) == 1
+    assert len(val._shared.compiled) == 1
 
 
 def test_it_evaluates_the_average_of_the_hook_of_that_name(start, train, val):

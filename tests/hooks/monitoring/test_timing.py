@@ -111,7 +111,7 @@ def test_it_changes_no_bit_and_compiles_nothing(state, phase, tmp_path):
         state, phase, epochs=3, hooks=hooks.record_times(tmp_path / "t.json")
     )
     assert trainer.fingerprint(plain) == trainer.fingerprint(timed)
-    assert len(phase._compiled) == 1
+    assert len(phase._shared.compiled) == 1
     for one, other in zip(history, again, strict=True):
         assert one.items() - other.items() <= {(k, v) for k, v in one.items() if "time/" in k}
 

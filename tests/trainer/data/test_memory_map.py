@@ -268,6 +268,6 @@ def test_a_failure_to_read_ends_the_run(task, images, start):
 def test_law_8_superbatches_of_one_size_compile_once(start, task, digits, steps):
     arrays = {name: np.asarray(array) for name, array in digits[0].arrays.items()}
     source = data.MemoryMap(arrays, 8, superbatch=4, steps_per_epoch=steps)
-    phase = trainer.training(task.step, source)
+    phase = trainer.training(lambda *both: task.step(*both), source)
     trainer.fit(start, phase, epochs=2)
-    assert len(phase._compiled) == 1
+    assert len(phase._shared.compiled) == 1

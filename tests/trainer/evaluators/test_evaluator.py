@@ -54,7 +54,7 @@ def test_a_full_cycle(project, store, start, digits, task):
     suite = Suite("digits", start, val)
     project.request(1, 2, 3)
     assert work(project.folder, suite, idle=0) == (3, 0, 0, 0)
-    assert len(val._compiled) == 1
+    assert len(val._shared.compiled) == 1
     assert outcomes(store) == dict.fromkeys((1, 2, 3), ("done", 1, ""))
     # The same scores as in training, bit for bit: key, step and epoch are restored too.
     wanted = {("digits", n): trainer.evaluate(state, val) for n, state in project.states.items()}

@@ -196,7 +196,7 @@ def test_phases_written_by_hand_run_whole_on_a_copy_and_compile_once(state, dona
     plain, expected = trainer.fit(state, program(), epochs=2, donate=donate)
     assert fingerprint(final) == fingerprint(plain)
     assert [timeless(epoch) for epoch in history] == [timeless(epoch) for epoch in expected]
-    assert [len(phase._compiled) for phase in checked] == [1, 1]
+    assert [len(phase._shared.compiled) for phase in checked] == [1, 1]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert len(outputs) == 3
 
@@ -226,12 +226,12 @@ def test_a_stream_is_read_from_the_same_place(task, start, digits):
 def test_the_first_step_of_an_evaluation_is_its_first_batch(start, task, digits):
     from trainer.loop.dry_run import run_first_step
 
-    val = trainer.evaluation(task.measure, digits[1])
+    val = trainer.evaluation(lambda *both: task.measure(*both), digits[1])
     batch = {name: array[:32] for name, array in digits[1].arrays.items()}
     _, _, measured = run_first_step(val, start)
     wanted = float(task.measure(start, batch)["loss"].mean())
     assert measured.read()[0]["val/loss"] == pytest.approx(wanted, rel=1e-6)
-    assert val._compiled == {}
+    assert val._shared.compiled == {}
 
 
 def test_a_hook_state_that_cannot_be_saved_is_found(state, phase, tmp_path):

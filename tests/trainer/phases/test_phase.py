@@ -14,7 +14,7 @@ def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(
     task, digits, counting_compilations
 ):
     state = task.init(jax.random.key(0), digits[0].example)
-    phase = trainer.training(task.step, digits[0])
+    phase = trainer.training(lambda *both: task.step(*both), digits[0])
     halve = jax.jit(lambda params: jax.tree.map(lambda w: w / 2, params))
     halve(state.params)
 
@@ -31,7 +31,7 @@ def test_law_8_a_phase_compiles_once_whatever_hooks_come_and_go(
         trainer.fit(state, phase, epochs=3, hooks=[shrink])
         trainer.fit(state, phase, epochs=3, hooks=[to_numpy, shrink])
     assert counts == []
-    assert len(phase._compiled) == 1
+    assert len(phase._shared.compiled) == 1
 
 
 def test_the_count_of_compilations_can_fail(state, counting_compilations):
@@ -139,12 +139,12 @@ def test_a_position_has_the_placement_of_the_state(state, meshed):
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         state = jax.device_put(state, everywhere)
     where = state.step.sharding
-    reading = trainer.training(_add, _long(2))
+    reading = trainer.training(lambda *both: _add(*both), _long(2))
     state = reading.add_position(state)
     for _ in range(3):
         assert state.carry["position/train"]["place"].sharding == where
         state, _, _ = reading.execute(state, None, donate=True)
-    assert len(reading._compiled) == 1
+    assert len(reading._shared.compiled) == 1
 
 
 def test_without_a_position_the_remedy_is_named(state):
@@ -166,9 +166,9 @@ def test_the_position_of_another_kind_of_stream_is_refused(state):
 
 
 def test_law_8_a_long_stream_compiles_once(state, counting_compilations):
-    reading = trainer.training(_add, _long(4))
+    reading = trainer.training(lambda *both: _add(*both), _long(4))
     trainer.fit(state, reading, epochs=3)
     with counting_compilations() as counts:
         trainer.fit(state, reading, epochs=5)
     assert counts == []
-    assert len(reading._compiled) == 1
+    assert len(reading._shared.compiled) == 1

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import models
-from trainer.phases.row_mixing import can_mix_rows
+from trainer.phases.jaxprs import can_mix_rows
 
 X = jnp.ones((4, 6))
 

@@ -12,7 +12,7 @@ import pytest
 
 import trainer
 from trainer import data
-from trainer.phases.shared_compilation import ATTRIBUTE, KEPT
+from trainer.phases.compilation import ATTRIBUTE, KEPT
 
 
 def descend(state, batch):

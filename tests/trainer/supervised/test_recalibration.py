@@ -89,7 +89,7 @@ def test_an_average_with_recalibrated_statistics_is_measured_and_restored(
         hooks.keep_best("val/loss", params=name),
     ]
     best, history = trainer.fit(state, phase, epochs=3, hooks=chain)
-    assert len(recalibration._compiled) == 1
+    assert len(recalibration._shared.compiled) == 1
     losses_seen = [epoch["val/loss"] for epoch in history]
     assert trainer.evaluate(best, val)["val/loss"] == pytest.approx(min(losses_seen), rel=1e-5)
     last = best.replace(**best.hook_state[name])
