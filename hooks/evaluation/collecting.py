@@ -116,11 +116,14 @@ def collect_scores(
                 break
             if values["late"]:
                 raise TimeoutError(
-                    _timeout_message(name, suite, run, int(values["waiting"]), timeout)
+                    f"{name} waited {timeout:g} s for the evaluation of epoch "
+                    f"{values['waiting']:.0f} of run {run.name!r} by {suite!r}, and it is not in "
+                    f"the store {redact_text(run.url)}: an evaluator of this suite must be "
+                    "running, python -m trainer evaluate; or wait longer, timeout=..., or take "
+                    "what arrives, wait=False"
                 )
             time.sleep(WAIT_SECONDS)
-        epoch = int(values["epoch"])
-        if not epoch:
+        if not (epoch := int(values["epoch"])):
             return state
         state = set_hook_state(state, name, {"taken": epoch})
         added = found.scores
@@ -128,13 +131,9 @@ def collect_scores(
             added = {one: values[one] for one in scores if values[f"has {one}"]}
         if not added:
             return state
-        if missing := [one for one in scores if one not in added]:
-            log.warning(
-                "%s: the suite measured no %s; it measured %s",
-                name,
-                " and no ".join(missing),
-                ", ".join(map(escape_text, added)),
-            )
+        if missing := " and no ".join(one for one in scores if one not in added):
+            measured = ", ".join(map(escape_text, added))
+            log.warning("%s: the suite measured no %s; it measured %s", name, missing, measured)
         return state.replace(scores={**state.scores, **added, f"{suite}/epoch": float(epoch)})
 
     def check_requested(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -208,24 +207,18 @@ class _Results:
             return []
 
     def _is_current(self, answer: Answer) -> bool:
-        """Return whether an answer belongs to this run's checkpoint, not to an earlier run's.
-
-        The store may not know yet that the run started fresh. If the checkpoint was removed, there
-        is a newer one.
-        """
-        folder = self._run.directory
+        """Return whether an answer belongs to this run's checkpoint, not to an earlier run's."""
+        folder = self._run.directory  # the store may not know yet that the run started fresh
         try:
             return describe_checkpoint(folder, answer.epoch).checksum == answer.checksum
-        except DamagedCheckpoint:
+        except DamagedCheckpoint:  # if it was removed, there is a newer one
             return max(list_checkpoint_epochs(folder), default=0) > answer.epoch
 
     def _log_failure(self, answer: Answer) -> None:
         if answer.error is not None:
             self._failures.add((answer.epoch, answer.error))
-            error = escape_text(answer.error)
-            log.warning(
-                "%s: the evaluation of epoch %d failed: %s", self._hook, answer.epoch, error
-            )
+            what = f"{self._hook}: the evaluation of epoch {answer.epoch} failed"
+            log.warning("%s: %s", what, escape_text(answer.error))
 
     def close(self) -> None:
         """Forget what was logged, and close the connection; a further look opens another."""
@@ -246,12 +239,3 @@ def _to_numbers(found: _Found, late: bool, scores: Sequence[str]) -> dict[str, f
         numbers[f"has {name}"] = name in found.scores
         numbers[name] = found.scores.get(name, 0.0)
     return numbers
-
-
-def _timeout_message(name: str, suite: str, run: Run, epoch: int, timeout: float) -> str:
-    return (
-        f"{name} waited {timeout:g} s for the evaluation of epoch {epoch} of run {run.name!r} by "
-        f"{suite!r}, and it is not in the store {redact_text(run.url)}: an evaluator of this suite "
-        "must be running, python -m trainer evaluate; or wait longer, timeout=..., or take "
-        "what arrives, wait=False"
-    )

@@ -63,7 +63,14 @@ def evaluate(
             finite.
     """
     if remote is not None:
-        return _evaluate_remotely(phase, remote, params is not None or sanity, scores, wait)
+        if not isinstance(phase, str) or params is not None or sanity:
+            raise TypeError(
+                "evaluate(..., remote=run) takes the name of a suite, and neither params nor "
+                "sanity: evaluators run it over checkpoints. A phase runs here, without remote; "
+                f"got {phase if isinstance(phase, str) else type(phase).__name__!r}"
+            )
+        collecting = collect_scores(remote, phase, scores=scores, wait=wait)
+        return chain(request_evaluation(remote, phase), collecting)
     if not isinstance(phase, Phase) or scores or wait:
         known = isinstance(phase, str | Phase)
         remedy = "" if known else ": make one, trainer.evaluation(task.measure, source)"
@@ -117,20 +124,6 @@ def evaluate(
         return hook
     start = Hook(check_start, f"{name}/start", event="start", writes=list_names, dry_run=SKIP)
     return chain(start, hook)
-
-
-def _evaluate_remotely(
-    suite: Phase | str, run: Run, measured_here: bool, scores: Sequence[str], wait: bool
-) -> Chain:
-    if not isinstance(suite, str) or measured_here:
-        raise TypeError(
-            "evaluate(..., remote=run) takes the name of a suite, and neither params nor sanity: "
-            "evaluators run it over checkpoints. A phase runs here, without remote; got "
-            f"{suite if isinstance(suite, str) else type(suite).__name__!r}"
-        )
-    return chain(
-        request_evaluation(run, suite), collect_scores(run, suite, scores=scores, wait=wait)
-    )
 
 
 def _add_scores(state: TrainState, measured: PendingMetrics) -> TrainState:

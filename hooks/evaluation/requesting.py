@@ -91,18 +91,19 @@ def request_evaluation(run: Run, suite: str) -> Chain:
             wanted.append(epoch)
         return set_hook_state(state, name, {"wanted": epoch})
 
-    def flush() -> None:
-        """Send requests before a checkpoint, whose hook state holds only the newest wanted one."""
+    def request_all() -> None:
         if wanted:
             wait_for_saves()
             request_ready()
+
+    def flush() -> None:
+        """Send requests before a checkpoint, whose hook state holds only the newest wanted one."""
+        request_all()
         run.flush()
 
     def close(error: BaseException | None) -> None:
         try:
-            if wanted:
-                wait_for_saves()
-                request_ready()
+            request_all()
             if wanted and error is None:
                 log.warning(
                     "%s: no checkpoint was saved in %s since epoch %d, so no evaluation of it is "
@@ -133,9 +134,6 @@ def request_evaluation(run: Run, suite: str) -> Chain:
 def request_state_name(suite: str) -> str:
     """Return the name of the hook state for a suite: `{"wanted": epoch}`, 0 before the first.
 
-    Raises:
-        ValueError: the name of the suite is not valid.
-
     >>> request_state_name("full")
     'request_evaluation/full'
     """
@@ -149,12 +147,7 @@ def _init(state: TrainState) -> dict[str, int]:
 def _was_requested(run: Run, suite: str, wanted: int, epoch: int, numbers: list[int]) -> bool:
     """Return whether a checkpoint was requested and is gone, so that no later one replaces it.
 
-    Args:
-        run: a recorded run.
-        suite: its name.
-        wanted: the epoch.
-        epoch: at which the run resumes.
-        numbers: epochs of the existing checkpoints.
+    The run resumes at `epoch`, and has checkpoints of the epochs `numbers`.
     """
     if wanted == epoch or any(wanted <= number < epoch for number in numbers):
         return False
