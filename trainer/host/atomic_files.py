@@ -56,9 +56,8 @@ def explain_disk_full(size: int | None, file: Path) -> Iterator[None]:
             raise
         room = os.statvfs(file.parent)
         free = f"{room.f_bavail * room.f_frsize:,}"
-        space = f"{free} bytes are free"
-        if size is not None:
-            space = f"{size:,} bytes are needed and {free} are free"
+        needed = f"{free} bytes" if size is None else f"{size:,} bytes are needed and {free}"
+        space = f"{needed} are free"
         if error.errno != errno.ENOSPC:
             space += ", but this user may not have them"
         where = error.filename or str(file)  # the error may name a more precise one
@@ -89,14 +88,10 @@ def check_free_space(file: Path, size: int, *, largest: int | None = None) -> No
 
 
 def write_durably(file: Path, content: Any) -> None:
-    """Write a new file durably; an error names the file.
-
-    Args:
-        file: that does not exist yet.
-        content: bytes, or anything else with a buffer of them.
+    """Write a new file durably: bytes, or anything with a buffer of them. An error names the file.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file exists, or cannot be written.
     """
     left = memoryview(content).cast("B")
     with explain_disk_full(len(left), file), open(file, "xb", buffering=0) as opened:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from trainer.host.exception_notes import annotate_errors
+
 
 def make_folder(path: Path, who: str) -> None:
     """Make a folder, and check that files can be created in it.
@@ -16,10 +18,7 @@ def make_folder(path: Path, who: str) -> None:
     Raises:
         OSError: they cannot.
     """
-    try:
+    remedy = f"{who} cannot write to the folder {str(path)!r}; give it another one"
+    with annotate_errors(remedy):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        error.add_note(f"{who} cannot write to the folder {str(path)!r}; give it another one")
-        raise
+        tempfile.TemporaryFile(dir=path).close()

@@ -60,13 +60,13 @@ def _shown_elsewhere() -> bool:
     absl, a dependency of Orbax, calls `logging.basicConfig()` at its first record. The handler that
     this adds to the root has neither our format nor support for a live bar.
     """
-    chosen = any(not isinstance(handler, NoticeHandler) for handler in log.handlers)
+    others = [handler for handler in log.handlers if not isinstance(handler, NoticeHandler)]
     for handler in logging.root.handlers if log.propagate else ():
-        if not _is_default(handler):
-            chosen = True
-        elif _not_ours not in handler.filters:
-            handler.addFilter(_not_ours)
-    return chosen
+        if _is_default(handler):
+            handler.addFilter(_not_ours)  # once, however often
+        else:
+            others.append(handler)
+    return bool(others)
 
 
 def _is_default(handler: logging.Handler) -> bool:

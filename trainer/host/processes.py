@@ -70,10 +70,7 @@ def agree_on_stop(reasons: StopReasons) -> StopReasons:
 
 
 def check_same(what: str) -> None:
-    """Check that every process is about to do the same thing; all must call it.
-
-    Args:
-        what: a description of it.
+    """Check that every process is about to do the same thing, as described; all must call it.
 
     Raises:
         RuntimeError: another process is about to do something else.
@@ -126,10 +123,7 @@ def fail_together(what: str) -> Iterator[None]:
 
 
 def gather_values(values: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the values of each process on all of them; all must call it.
-
-    Args:
-        values: the same number on each process, between -2**63 and 2**63.
+    """Return the values of each process, as many int64 each, on all of them; all must call it.
 
     >>> gather_values([3, -1])
     [(3, -1)]

@@ -42,13 +42,7 @@ class Column:
 
 
 def make_table(columns: Sequence[Column], width: int, *, title: str = "") -> Table:
-    """Make a table of the columns that fit.
-
-    Args:
-        columns: from left to right.
-        width: of the console, in characters.
-        title: above it.
-    """
+    """Make a table of the columns, from left to right, that fit in so many characters."""
     kept = list(columns)
     while len(kept) > 1 and sum(map(_column_width, kept)) + 2 * len(kept) > width:
         least = min(column.priority for column in kept)

@@ -72,12 +72,8 @@ def open_regular(
     return descriptor
 
 
-def create_new(path: str | os.PathLike[str], mode: int = 0o666) -> int:
+def create_new(path: str | os.PathLike[str]) -> int:
     """Create a file for writing, replacing what a dead process or anybody else left at its path.
-
-    Args:
-        path: of the file, beside the one that it will replace.
-        mode: of the file.
 
     Returns:
         The descriptor, which the caller closes.
@@ -94,7 +90,8 @@ def create_new(path: str | os.PathLike[str], mode: int = 0o666) -> int:
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o666)
 
 
 def open_own_folder(path: str | os.PathLike[str]) -> int:
@@ -167,9 +164,8 @@ def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str])
     for name in Path(path).relative_to(here).parts:
         folder = open_own_folder(here)
         try:
-            os.mkdir(name, dir_fd=folder)
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=folder)
         finally:
             os.close(folder)
         here = os.path.join(here, name)
@@ -179,12 +175,7 @@ def make_own_folder(path: str | os.PathLike[str], below: str | os.PathLike[str])
 def read_bytes(
     path: str | os.PathLike[str], *, follow: bool = False, most: int = MOST_TEXT
 ) -> bytes:
-    """Read a whole regular file, see `open_regular`.
-
-    Args:
-        path: of the file.
-        follow: follow links, for a path that the user gave.
-        most: bytes that it may have.
+    """Read a whole regular file of at most so many bytes; `follow` is that of `open_regular`.
 
     Raises:
         UnsafeFile: it is no regular file, or larger.
@@ -199,14 +190,9 @@ def read_bytes(
 
 
 def is_still_there(path: str | os.PathLike[str], file: int) -> bool | None:
-    """Return whether an open file is the one that others find at its path.
+    """Return whether an open file is the one that others find at its path; None if none is there.
 
-    Args:
-        path: of the file; a link is another file.
-        file: descriptor.
-
-    Returns:
-        None if nothing is there any more.
+    A link is another file.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(delete=False) as file:
@@ -249,10 +235,8 @@ def _check(
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        number, problem = (
-            errno.EINVAL,
-            f"it is {describe_file_type(status.st_mode)}, and must be a regular file",
-        )
+        kind = describe_file_type(status.st_mode)
+        number, problem = errno.EINVAL, f"it is {kind}, and must be a regular file"
     elif not follow and flags & _WRITES and status.st_nlink > 1:
         number, problem = errno.EMLINK, "it has other names (hard links), which would change too"
     elif mine and status.st_uid != os.geteuid():

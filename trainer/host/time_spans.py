@@ -6,7 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
+
+import jax
 
 Item = TypeVar("Item")
 
@@ -117,29 +119,17 @@ class StepProgress(NamedTuple):
     """Steps of its epoch; None if not known before it ends."""
 
 
-class ReadyMark(Protocol):
-    """An array that is ready when the steps before it are done."""
-
-    def is_ready(self) -> bool:
-        """Return whether it is ready, without waiting."""
-
-
 class StepCounter:
-    """Counts the steps of a phase: dispatched, and done once their mark is ready.
-
-    Args:
-        phase: its name.
-        total: steps of its epoch; None if not known.
-    """
+    """Counts the steps of a phase's epoch (None: not known): done once their mark is ready."""
 
     def __init__(self, phase: str, total: int | None) -> None:
         self.phase, self.total = phase, total
         self._done = 0
-        self._waiting: deque[tuple[int, ReadyMark]] = deque()
+        self._waiting: deque[tuple[int, jax.Array]] = deque()
         self._counting = threading.Lock()
 
-    def add(self, steps: int, mark: ReadyMark) -> None:
-        """Add dispatched steps, and keep their mark until it is ready."""
+    def add(self, steps: int, mark: jax.Array) -> None:
+        """Add dispatched steps, and keep their mark, an array that is ready when they are done."""
         self._waiting.append((steps, mark))
         if len(self._waiting) > 64:  # if nobody asks; a device queues at most 32 dispatches
             self.steps()
@@ -175,12 +165,9 @@ def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
 
 
 def list_open_spans(thread: int) -> list[OpenSpan]:
-    """Return the open spans of a thread, the outermost first; any thread may ask.
+    """Return the open spans of a thread (`threading.get_ident`), the outermost first.
 
-    Spans that began without a listener are not known.
-
-    Args:
-        thread: from `threading.get_ident`.
+    Any thread may ask. Spans that began without a listener are not known.
 
     >>> stop = add_listener(lambda span: None)
     >>> with span("epoch"), span("wait", "train"):
