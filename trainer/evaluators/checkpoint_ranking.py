@@ -56,10 +56,10 @@ def best_checkpoint(
     existing = {row.epoch: row for row in store.checkpoints(run, present=True)}
     found = _read_scores(store, run, existing)
     sources = [
-        name for name, scores in found.items() if any(score in one for one in scores.values())
+        name
+        for name, scores in found.items()
+        if suite in (None, name) and any(score in one for one in scores.values())
     ]
-    if suite is not None:
-        sources = [name for name in sources if name == suite]
     if len(sources) > 1:
         named = ", ".join(repr(name) for name in sources)
         raise ValueError(

@@ -78,14 +78,9 @@ class WorkSummary(NamedTuple):
     requested the evaluation again."""
 
 
-class ClaimedRequest(NamedTuple):
-    """A request that was claimed, and what is recorded of its run."""
-
-    request: Request
-    run: RunRow | None
-    """None if it was removed from the store just now."""
-    present: bool
-    """Whether the checkpoint still exists, according to the store."""
+ClaimedRequest = tuple[Request, RunRow | None, bool]
+"""A request, its run (None if it was removed from the store just now), and whether the checkpoint
+still exists, according to the store."""
 
 
 def work(
@@ -181,20 +176,15 @@ class _Worker(NamedTuple):
         log.info("worker %s waits for: %s", self.name, ", ".join(self.handler.suites))
         counts = dict.fromkeys(WorkSummary._fields, 0)
         pause, failures, since = self.settings.pause, 0, time.monotonic()
+        suites, lease, tries = tuple(self.handler.suites), self.settings.lease, self.settings.tries
         while not self.is_stopped():
-            claimed = self.call(
-                _claim,
-                self.name,
-                tuple(self.handler.suites),
-                lease=self.settings.lease,
-                tries=self.settings.tries,
-            )
+            claimed = self.call(_claim, self.name, suites, lease=lease, tries=tries)
             if claimed is None:
                 if idle is not None and time.monotonic() - since >= idle:
                     break
                 sleep_unless_stopped(pause, self.is_stopped)
                 continue
-            outcome = self.attempt(claimed)
+            outcome = self.attempt(*claimed)
             if outcome is None:
                 break
             counts[outcome] += 1
@@ -206,21 +196,19 @@ class _Worker(NamedTuple):
             since = time.monotonic()
         return WorkSummary(**counts)
 
-    def attempt(self, claimed: ClaimedRequest) -> str | None:
+    def attempt(self, request: Request, run: RunRow | None, present: bool) -> str | None:
         """Try a request, and return its outcome; None if a signal prevented writing that."""
-        request = claimed.request
-        what = (
-            f"epoch {request.epoch} of {escape_text(request.run)} by {escape_text(request.suite)}"
-        )
+        by = f"by {escape_text(request.suite)}"
+        what = f"epoch {request.epoch} of {escape_text(request.run)} {by}"
         log.info("evaluating %s", what)
         try:
-            if claimed.run is None:
+            if run is None:
                 raise UnanswerableRequest(f"run {request.run!r} is no longer recorded")
             with (
                 self.lease_keeper.holding(request, f"evaluating {what}"),
                 limit_time(self.settings.limit),
             ):
-                result = self.handler.answer(request, claimed.run, present=claimed.present)
+                result = self.handler.answer(request, run, present=present)
         except Exception as error:
             hopeless = isinstance(error, UnanswerableRequest)
             final = hopeless or request.tries >= self.settings.tries
@@ -266,7 +254,7 @@ def _claim(
         return None
     run = next((row for row in store.runs() if row.name == request.run), None)
     present = {row.epoch for row in store.checkpoints(request.run, present=True)}
-    return ClaimedRequest(request, run, request.epoch in present)
+    return request, run, request.epoch in present
 
 
 def _request_all(store: Store, run: str, suites: Sequence[str]) -> None:

@@ -77,11 +77,8 @@ def list_workers(store: Store) -> list[WorkerRow]:
 class LeaseKeeper:
     """Keeps a worker's lease and its row in the store, whatever the worker itself is busy with.
 
-    Args:
-        url: of the store.
-        worker: name of the worker.
-        lease: seconds; it is extended after a third of them.
-        limit: seconds after which the lease of a request is no longer extended; None has no limit.
+    It extends the lease after a third of its seconds, but that of one request no longer than
+    `limit` seconds; None has no limit.
     """
 
     def __init__(self, url: str, worker: str, *, lease: float, limit: float | None = None) -> None:
@@ -147,8 +144,7 @@ class LeaseKeeper:
                 return
             self._lost = True
         log.warning(
-            "the lease of epoch %d of run %r expired, or is no longer extended, or the evaluation "
-            "was requested again, while it was being evaluated: its result is dropped",
-            request.epoch,
-            request.run,
+            f"the lease of epoch {request.epoch} of run {request.run!r} expired, or is no longer "
+            "extended, or the evaluation was requested again, while it was being evaluated: its "
+            "result is dropped"
         )

@@ -46,10 +46,7 @@ class EvaluationResult(NamedTuple):
 
 
 class RequestHandler:
-    """Suites by name, and the hooks that they created so far; close it.
-
-    Args:
-        suites: those that can be requested.
+    """Suites that can be requested, by name, and the hooks that they created so far; close it.
 
     Raises:
         ValueError: there is no suite, or two have one name.
@@ -66,12 +63,7 @@ class RequestHandler:
         self._runners: dict[Path, HookRunner] = {}
 
     def answer(self, request: Request, run: RunRow, *, present: bool) -> EvaluationResult:
-        """Evaluate the checkpoint of a request.
-
-        Args:
-            request: one that belongs to this worker.
-            run: whose checkpoint it is.
-            present: whether the checkpoint still exists, according to the store.
+        """Evaluate the checkpoint of a request; `present`: it exists, according to the store.
 
         Raises:
             UnanswerableRequest: it cannot be answered, however often it is tried.
@@ -125,7 +117,7 @@ class RequestHandler:
 def restore_requested(
     suite: Suite, request: Request, directory: Path, *, present: bool
 ) -> TrainState:
-    """Restore the checkpoint of a request into the suite's template.
+    """Restore the checkpoint of a request into the suite's template: exactly that one, verified.
 
     Args:
         suite: to evaluate.
@@ -141,8 +133,17 @@ def restore_requested(
     folder, number = get_checkpoint_folder(directory), request.epoch
     while True:
         before = read_stamp(folder, number)
+        if before is None and present:
+            raise FileNotFoundError(
+                f"there is no checkpoint {number} in {folder} as this machine sees it, and the "
+                "store says that it exists: let evaluators see the runs' directories at the same "
+                "paths"
+            )
         if before is None:
-            raise _missing(folder, number, present=present)
+            raise UnanswerableRequest(
+                f"checkpoint {number} in {folder} was removed before it was evaluated: keep more "
+                "of them, save_checkpoints(..., keep=...), or run more evaluators"
+            )
         try:
             checksum = describe_checkpoint(directory, number).checksum
             if checksum != request.checksum:
@@ -161,18 +162,6 @@ def restore_requested(
             raise UnanswerableRequest(f"suite {suite.name!r} does not fit: {error}") from error
         if read_stamp(folder, number) in (before, None):  # it may be removed after it was read
             return suite.fill_template(trees)
-
-
-def _missing(folder: Path, number: int, *, present: bool) -> Exception:
-    if present:
-        return FileNotFoundError(
-            f"there is no checkpoint {number} in {folder} as this machine sees it, and the store "
-            "says that it exists: let evaluators see the runs' directories at the same paths"
-        )
-    return UnanswerableRequest(
-        f"checkpoint {number} in {folder} was removed before it was evaluated: keep more of them, "
-        "save_checkpoints(..., keep=...), or run more evaluators"
-    )
 
 
 def _belongs_to(path: Path, epoch: int) -> bool:

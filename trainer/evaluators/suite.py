@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.hook import flatten_hooks
+from trainer.host.exception_notes import annotate_errors
 from trainer.phases.evaluate_once import check_evaluation_phases
 from trainer.phases.phase import Phase
 from trainer.runs.text import check_name
@@ -91,13 +92,10 @@ class Suite:
         Raises:
             Exception: what the phases raise, with a note.
         """
-        try:
+        with annotate_errors(f"in suite {self.name!r}, on its own template"):
             for phase in self.program:
                 phase.verify(self.state)
                 phase.infer_shapes(self.state)
-        except Exception as error:
-            error.add_note(f"in suite {self.name!r}, on its own template")
-            raise
 
     def required_trees(self) -> dict[str, PyTree]:
         """Return the parts of a checkpoint that are read: path to the tree that it must fit."""
@@ -116,10 +114,7 @@ class Suite:
         return self.state.replace(carry=carry, **parts)
 
     def make_hooks(self, folder: Path) -> tuple[Any, ...]:
-        """Create the hooks for a run.
-
-        Args:
-            folder: for their files; it is created if there are hooks.
+        """Create the hooks for a run; the folder, for their files, is created if there are any.
 
         Raises:
             ValueError: one of them saves checkpoints.

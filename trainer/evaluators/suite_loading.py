@@ -47,10 +47,7 @@ def load_named(named: str) -> Any:
 
 
 def load_suites(*named: str) -> tuple[Suite, ...]:
-    """Load the suites that files define.
-
-    Args:
-        named: `FILE:NAME` each, where NAME is a `Suite`, several, or a function that returns them.
+    """Load suites by `FILE:NAME`, where NAME is a `Suite`, several, or a function returning them.
 
     Raises:
         TypeError: NAME is something else.
@@ -104,10 +101,7 @@ def _suites(named: str) -> list[Suite]:
     found = load_named(named)
     if callable(found) and not isinstance(found, type):
         found = found()
-    suites = [found] if isinstance(found, Suite) else found
-    if not isinstance(suites, Iterable):
-        suites = [suites]
-    suites = list(suites)
+    suites = list(found) if isinstance(found, Iterable) else [found]
     if not suites or not all(isinstance(suite, Suite) for suite in suites):
         raise TypeError(
             f"{named} must be a trainer.evaluators.Suite, a sequence of them, or a function that "
