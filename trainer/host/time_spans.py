@@ -137,7 +137,7 @@ class StepCounter:
     def steps(self) -> StepProgress:
         """Return how many are done; any thread may ask."""
         with self._counting:
-            while self._waiting and self._waiting[0][1].is_ready():
+            while self._waiting and self._waiting[0][1].is_ready():  # type: ignore[attr-defined]
                 self._done += self._waiting.popleft()[0]
             return StepProgress(self.phase, self._done, self.total)
 
