@@ -31,8 +31,7 @@ UPDATE_FORM = "(hook_state, state, metrics) -> (hook_state, state)"
 def observe(hook: HookFunction | Hook) -> Hook:
     """Declare a function an observer: it may write scores and its own hook state, nothing else.
 
-    Observers run after all control hooks of the event; on several processes, on the main process
-    alone.
+    Observers run after the event's control hooks; on several processes, on the main one alone.
 
     >>> @observe
     ... def show(state, metrics):
@@ -90,8 +89,8 @@ def writes(*keys: str) -> Callable[[HookFunction | Hook], Hook]:
 def rekeys(hook: HookFunction | Hook) -> Hook:
     """Declare that a control hook may replace `state.rng`, the root of all randomness.
 
-    After that the order of the data, dropout and all other random numbers are different. To draw
-    within a hook nothing need be replaced: use `state.key("hook/<name>")`.
+    After that all random numbers are different. To draw within a hook use
+    `state.key("hook/<name>")`.
 
     >>> import jax
     >>> @rekeys
@@ -122,7 +121,7 @@ def stateful(
         name: unique among the hooks of a run; include the subject, `stop_early/val/loss`.
         init: `(state) -> hook_state`, a pytree of numbers, strings and arrays.
         update: `(hook_state, state, metrics) -> (hook_state, state)`; it keeps the structure and
-            types of the hook state that `init` returned.
+            types of the hook state.
         start: of the same form; called at `start`, on the restored hook state.
         fields: others of `Hook`, such as `reads`, `writes`, `event`, `stage`.
 

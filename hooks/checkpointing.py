@@ -42,10 +42,9 @@ def save_checkpoints(
 ) -> Chain:
     """Save checkpoints in a run directory, and resume from the newest one there.
 
-    Three parts: the newest intact checkpoint is restored before all else; each `epoch` ends with a
-    save, written in the background; the last epoch is saved at `end`, or on an interrupt, if it was
-    not yet. From before the first read until the end no other process can train in the directory;
-    reading it, as `follow_checkpoints` and `restore` do, is always allowed.
+    The newest intact checkpoint is restored before all else; each `epoch` ends with a save, written
+    in the background; the last epoch is saved at `end`, or on an interrupt, if it was not yet. No
+    other process can train in the directory until the end; reading it is always allowed.
 
     Args:
         directory: of the run; checkpoints are in its folder `checkpoints`.
@@ -54,10 +53,10 @@ def save_checkpoints(
         mode: `min` if a smaller `best` is better, `max` if a larger is; None infers it by name.
         config: the run's configuration, plain JSON data and numpy's scalars. A checkpoint made
             under another one is refused; `epochs` and `run` may differ.
-        max_cost: a save that is due waits while it would take more than this share of the run's
-            time. None saves at every epoch.
-        time_limit: seconds that writing a checkpoint may take. A longer write has failed, and ends
-            the run; None waits without limit.
+        max_cost: share of the run's time that saves may take, or they wait. None saves at every
+            epoch.
+        time_limit: seconds that writing a checkpoint may take, or it has failed and ends the run;
+            None waits without limit.
         foreign: resume from a checkpoint of another run that was copied into this directory.
 
     Raises:
@@ -91,13 +90,9 @@ def save_checkpoints(
         saved = checkpoint.manifest.get("settings")
         if compared or not requested or not saved:
             return
-        compared = True
-        differences = compare_settings(
-            saved,
-            requested,
-            read_hyperparams(checkpoint.state),
-            same_software=has_same_software(checkpoint.manifest),
-        )
+        compared, same_software = True, has_same_software(checkpoint.manifest)
+        hyperparams = read_hyperparams(checkpoint.state)
+        differences = compare_settings(saved, requested, hyperparams, same_software=same_software)
         recorded = merge_saved_settings(requested, differences)
         if differences and is_main_process():
             where = f"checkpoint {checkpoint.epoch} in {checkpoints.directory}"
@@ -155,8 +150,8 @@ def save_checkpoints(
             if release is not None:
                 release()
 
-    expects = (best,) if best else ()
     name = "save_checkpoints"
+    check = None if several_processes else checkpoints.check_for_errors
     return chain(
         Hook(
             SKIP,
@@ -164,14 +159,14 @@ def save_checkpoints(
             event="start",
             restore=restore,
             describe=describe,
-            check_background=None if several_processes else checkpoints.check_for_errors,
+            check_background=check,
         ),
         Hook(
             save,
             name,
             stage="save",
             gates=(Gate(is_affordable),),
-            expects=expects,
+            expects=(best,) if best else (),
             dry_run=dry_run,
             options={} if best is None else {"best": best, "mode": checkpoints.mode},
         ),

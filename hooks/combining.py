@@ -77,10 +77,6 @@ def chain(*hooks: Any) -> Chain:
 def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
     """Run a hook in every n-th epoch, counted from 1, from epoch `start` on.
 
-    Raises:
-        TypeError: `n` is not a whole number.
-        ValueError: it is below 1.
-
     >>> print(every(5, chain()))
     event  stage  hook  reads  writes
     """
@@ -96,12 +92,7 @@ def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
 
 
 def every_steps(n: int, hook: HookLike) -> HookLike:
-    """Run a hook if `step // n` has grown since the hook last ran.
-
-    Raises:
-        TypeError: `n` is not a whole number.
-        ValueError: it is below 1.
-    """
+    """Run a hook if `step // n` has grown since the hook last ran."""
     require_integer("every_steps(n, hook): n", n, 1)
 
     def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:
@@ -110,12 +101,11 @@ def every_steps(n: int, hook: HookLike) -> HookLike:
         def count(state: TrainState) -> int:
             return read_step_count(state) // n
 
-        return Gate(
-            lambda state, metrics, event: (
-                count(state) > get_hook_state(state, name, lambda state: 0)
-            ),
-            lambda state: set_hook_state(state, name, count(state)),
-        ), (HookState(name, count),)
+        def has_grown(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+            return count(state) > get_hook_state(state, name, lambda state: 0)
+
+        counted = Gate(has_grown, lambda state: set_hook_state(state, name, count(state)))
+        return counted, (HookState(name, count),)
 
     return _add_gate(hook, gate)
 
@@ -123,8 +113,7 @@ def every_steps(n: int, hook: HookLike) -> HookLike:
 def when(predicate: Callable[[TrainState, Mapping[str, float]], bool], hook: HookLike) -> HookLike:
     """Run a hook if a predicate `(state, metrics) -> bool` returns True.
 
-    The predicate is called once an event, when the hook's first part is due, with the state and
-    metrics of that part.
+    The predicate is called once an event, when the hook's first part is due.
 
     >>> def stop(state, metrics):
     ...     return state.replace(stop=True)

@@ -82,18 +82,16 @@ def background(hook: HookLike, *, time_limit: float = 600.0) -> HookLike:
     """Run observers on a worker thread, in order, on a host copy of the state.
 
     The event waits only for the copy. A failure is raised at the next event, before a checkpoint is
-    saved, or when the run closes. The result arrives too late for scores and hook states.
-
-    Parts at `start`, `end` and `error` do not move to the thread.
+    saved, or when the run closes. Parts at `start`, `end` and `error` do not move to the thread.
 
     Args:
         hook: the observers.
-        time_limit: seconds that a call may take. If one takes longer, TimeoutError is raised, at
-            the same places as a failure, and its thread is left behind.
+        time_limit: seconds that a call may take. If one takes longer, TimeoutError is raised like a
+            failure, and its thread is left behind.
 
     Raises:
-        ValueError: a part is not an observer, keeps a hook state, or writes scores; or the limit is
-            not positive.
+        ValueError: a part is not an observer, keeps a hook state, or writes scores, which it would
+            do too late; or the limit is not positive.
     """
     if not 0 < require_number("time_limit", time_limit) <= threading.TIMEOUT_MAX:
         raise ValueError(f"time_limit must be a number of seconds above 0; got {time_limit}")
@@ -145,9 +143,9 @@ def _observe(part: Hook, state: TrainState, metrics: Mapping[str, float]) -> Non
 
 def _copy_to_host(state: TrainState) -> TrainState:
     """Copy a state to the host; of its host part the containers, which training may change."""
-    host = jax.tree.map(lambda leaf: leaf, (state.hook_state, state.scores))
     copied = attach_host_fields(_copy_arrays(strip_host_fields(state)), state)
-    return copied.replace(hook_state=host[0], scores=host[1])
+    hook_state, scores = jax.tree.map(lambda leaf: leaf, (state.hook_state, state.scores))
+    return copied.replace(hook_state=hook_state, scores=scores)
 
 
 def _copy_output(metrics: Mapping[str, float]) -> Mapping[str, float]:

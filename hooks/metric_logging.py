@@ -21,18 +21,12 @@ Values = Callable[[TrainState, Mapping[str, float]], Mapping[str, Value]]
 def log_metrics(*writers: Writer) -> Chain:
     """Write each epoch's metrics to writers: consoles, files, trackers.
 
-    Two parts: at the `start` the writers learn where the run resumes, and get the scores from
-    before training (`evaluate(..., sanity=True)`); at each `epoch` they get all metrics of the
-    event and, under `steps/`, the per-step traces. List it after the hooks whose scores it shall
-    write; the position of control hooks does not matter.
+    At the `start` the writers learn where the run resumes, and get the scores from before training
+    (`evaluate(..., sanity=True)`); at each `epoch` they get all metrics of the event and, under
+    `steps/`, the per-step traces. List it after the observers whose scores it shall write.
 
     Args:
-        writers: `Console()`, `JsonLines(path)`, `TensorBoard(directory)`, or your own: see
-            `Writer`.
-
-    Raises:
-        ValueError: there is no writer.
-        TypeError: an argument is no writer.
+        writers: at least one: `Console()`, `JsonLines(path)`, or your own: see `Writer`.
 
     >>> from hooks.writers.console import Console
     >>> print(log_metrics(Console()))
@@ -55,33 +49,27 @@ def _collect_values(state: TrainState, metrics: Mapping[str, float]) -> Mapping[
 
 
 def check_writers(who: str, writers: Sequence[Any]) -> None:
-    """Check that all are writers.
-
-    Raises:
-        TypeError: one is not.
-    """
+    """Check that all are writers; raise TypeError if one is not."""
     for writer in writers:
-        if isinstance(writer, type) or not isinstance(writer, Writer):
-            remedy = ""
-            if isinstance(writer, str | Path):
-                remedy = f": TensorBoard({str(writer)!r}) or JsonLines(...) writes to a path"
-            elif isinstance(writer, type):
-                remedy = f": create one, {writer.__name__}(...)"
-            elif isinstance(writer, list | tuple):
-                remedy = f": pass them one by one, {who}(*writers)"
-            raise TypeError(
-                f"{who} takes writers, objects with write, flush and close; got "
-                f"{describe_value(writer)}"
-                f"{remedy}"
-            )
+        if not isinstance(writer, type) and isinstance(writer, Writer):
+            continue
+        remedy = ""
+        if isinstance(writer, str | Path):
+            remedy = f": TensorBoard({str(writer)!r}) or JsonLines(...) writes to a path"
+        elif isinstance(writer, type):
+            remedy = f": create one, {writer.__name__}(...)"
+        elif isinstance(writer, list | tuple):
+            remedy = f": pass them one by one, {who}(*writers)"
+        raise TypeError(
+            f"{who} takes writers, objects with write, flush and close; got "
+            f"{describe_value(writer)}{remedy}"
+        )
 
 
 def resume_writers(
     name: str, writers: Sequence[Writer], *, initial_values: Values | None = None
 ) -> Hook:
-    """Make a hook that resumes writers at the `start`.
-
-    Hooks may share a writer: a second `resume` for the same place changes nothing.
+    """Make a hook that resumes writers at the `start`; other hooks may share them.
 
     Args:
         name: of the hook that they belong to.
@@ -169,13 +157,7 @@ def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hoo
         return next((writer.history() for writer in writers if hasattr(writer, "history")), [])
 
     return Hook(
-        run,
-        name,
-        stage="observe",
-        dry_run=dry_run,
-        read_history=history,
-        flush=flush,
-        close=close,
+        run, name, stage="observe", dry_run=dry_run, read_history=history, flush=flush, close=close
     )
 
 

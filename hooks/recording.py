@@ -24,12 +24,10 @@ def record(
 ) -> Chain:
     """Write what a function computes from the state, such as a model's text, pictures or weights.
 
-    Two parts, like `log_metrics`: at the `start` the writers learn where the run resumes, so that
-    no record is repeated; at the `epoch` they get the result of `make`, at the state's step. They
-    may be those of `log_metrics`. Use it with a period, `every(5, record(...))`, since `make` may
-    take long. In `background` it needs writers that no other hook writes to.
-
-    A writer skips what it cannot show: `Console` shows `Text`, `TensorBoard` all kinds.
+    At each `epoch` the writers get the result of `make`, at the state's step. They may be those of
+    `log_metrics`, but in `background` no other hook may use them. Use it with a period,
+    `every(5, record(...))`, since `make` may take long. A writer skips what it cannot show:
+    `Console` shows `Text`, `TensorBoard` all kinds.
 
     Args:
         name: of the record, a path such as `samples/val`.

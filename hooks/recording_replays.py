@@ -49,9 +49,8 @@ def record_replays(
     TensorBoard shows it, others skip it. Use it with a period, `every(10, record_replays(...))`.
 
     The policy plays as in training: with normalized observations, and with its recurrent state if
-    it has one. All random numbers come from the seed, so that the same state produces the same
-    file, and episodes of different epochs begin alike. Training does not change. When a run starts
-    or resumes, files of later epochs, which an earlier run left, are removed.
+    it has one. All random numbers come from the seed, so that episodes of different epochs begin
+    alike. When a run starts or resumes, files of later epochs are removed.
 
     Args:
         network: of the policy, as for `ppo`.
