@@ -21,12 +21,11 @@ _planned: dict[object, tuple[int, int, str]] = {}
 def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)) -> Chain:
     """Trace a few epochs with JAX's profiler, for TensorBoard's Profile page and for Perfetto.
 
-    The trace begins after the epoch before and ends with the last one; list it after other
-    observers, so that they are not traced. It is written to `plugins/profile/<time>/` in the
-    directory, which may be that of a `TensorBoard` writer; the page needs `pip install xprof`. A
-    run that fails or ends during the trace writes what it has; a run that resumes beyond these
-    epochs traces nothing. On several processes only the main process is traced. Epoch 1 includes
-    compilations, and traced epochs are slower.
+    List it after other observers, so that they are not traced. The trace is in
+    `plugins/profile/<time>/` in the directory, which may be that of a `TensorBoard` writer; the
+    page needs `pip install xprof`. A run that fails or ends during the trace writes what it has. On
+    several processes only the main process is traced. Epoch 1 includes compilations, and traced
+    epochs are slower.
 
     Args:
         directory: where to write; it is created.
@@ -58,10 +57,8 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
     me, tracing = object(), False
 
     def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        for other_first, other_last, folder in (
-            plan for key, plan in _planned.items() if key is not me
-        ):
-            if other_first <= last + 1 and first <= other_last + 1:
+        for key, (other_first, other_last, folder) in _planned.items():
+            if key is not me and other_first <= last + 1 and first <= other_last + 1:
                 raise ValueError(
                     f"profile of epochs {first} to {last} meets that of {other_first} to "
                     f"{other_last} in {folder!r}; there must be an epoch between two profiles"

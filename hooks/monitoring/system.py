@@ -26,11 +26,11 @@ from trainer.state import read_step_epoch
 GB = 1e9
 """Bytes."""
 
-DEVICE_MEMORY = {
-    "system/device_memory_gb": "bytes_in_use",
-    "system/device_memory_peak_gb": "peak_bytes_in_use",
-}
-"""Scores, and their keys in `Device.memory_stats`."""
+Report = Callable[[str, int, int, int | None], None]
+"""`(event, step, epoch, epochs in all)`."""
+
+DEVICE_MEMORY = {"device_memory_gb": "bytes_in_use", "device_memory_peak_gb": "peak_bytes_in_use"}
+"""Scores under `system/`, and their keys in `Device.memory_stats`."""
 
 
 def watch_system(*, batch_size: int | None = None) -> Hook:
@@ -38,9 +38,8 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
 
     `system/host_memory_gb` (resident) and `system/cpu_percent` (100 is one busy core) are of this
     process. `system/device_memory_gb` and `system/device_memory_peak_gb` are of the fullest local
-    device, on backends that report them: GPUs and TPUs do, CPUs do not. 1 GB is 1e9 bytes. They are
-    read at most once a second, since a shorter CPU measurement says nothing; in between, the last
-    reading is scored again.
+    device, on GPUs and TPUs. 1 GB is 1e9 bytes. They are read at most once a second, since a
+    shorter CPU measurement says nothing; in between, the last reading is scored again.
 
     Args:
         batch_size: examples per step; if given, `system/examples_per_second` is scored too.
@@ -67,18 +66,16 @@ def watch_system(*, batch_size: int | None = None) -> Hook:
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal reading, read_at
         if time.monotonic() - read_at >= 1:
-            reading, read_at = read(), time.monotonic()
+            reading = {
+                "system/host_memory_gb": process.memory_info().rss / GB,
+                "system/cpu_percent": process.cpu_percent(),
+                **device_memory(),
+            }
+            read_at = time.monotonic()
         scores = {**state.scores, **reading}
         if batch_size is not None:
             scores["system/examples_per_second"] = batch_size * metrics["time/steps_per_second"]
         return state.replace(scores=scores)
-
-    def read() -> dict[str, float]:
-        return {
-            "system/host_memory_gb": process.memory_info().rss / GB,
-            "system/cpu_percent": process.cpu_percent(),
-            **device_memory(),
-        }
 
     def names(state: TrainState) -> tuple[str, ...]:
         speed = () if batch_size is None else ("system/examples_per_second",)
@@ -92,7 +89,7 @@ def device_memory() -> dict[str, float]:
     """Read the memory of the fullest local device; empty if the backend does not report it."""
     reported = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     return {
-        score: max(stats[key] for stats in reported) / GB
+        f"system/{score}": max(stats[key] for stats in reported) / GB
         for score, key in DEVICE_MEMORY.items()
         if reported and all(key in stats for stats in reported)
     }
@@ -101,15 +98,12 @@ def device_memory() -> dict[str, float]:
 def heartbeat(path: str | os.PathLike[str] | Run) -> Chain:
     """Write a heartbeat to a JSON file or to the store, for whoever supervises the run.
 
-    It is written at `start`, `epoch` and `end`, at epochs at most once a second.
-
-    The file is replaced atomically, so that a reader always finds a complete one: the time in unix
-    seconds, the event, epoch, step, process id and host. An old time without the event `end` means
-    that the run hangs or died. Replacing it takes 0.4 ms on a disk.
+    It is written at `start`, `epoch` and `end`, at epochs at most once a second. The file is
+    replaced atomically, in 0.4 ms on a disk: the time in unix seconds, the event, epoch, step,
+    process id and host. An old time without the event `end` means that the run hangs or died.
 
     In the store it is the run's own row, from which `trainer.runs.RunRow.status` recognizes a
-    stalled run. The row also says how the run ended: `finished`, `interrupted`, or `failed` and
-    why.
+    stalled run. It also says how the run ended: `finished`, `interrupted`, or `failed` and why.
 
     Args:
         path: of the file; its folder is created. Or a recorded run, `trainer.runs.Run(directory)`.
@@ -117,7 +111,7 @@ def heartbeat(path: str | os.PathLike[str] | Run) -> Chain:
     Raises:
         OSError: the folder cannot be written to, or the path is one itself.
 
-    >>> import tempfile, jax
+    >>> import tempfile
     >>> state = TrainState.create(params={}, rng=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = heartbeat(f"{folder}/alive.json")(state, {})
@@ -125,55 +119,9 @@ def heartbeat(path: str | os.PathLike[str] | Run) -> Chain:
     {"time": ..., "event": "epoch", "epoch": 0, "step": 0, "pid": ..., "host": "..."}
     """
     if isinstance(path, Run):
-        return _heartbeat_to_store(path)
-    return _heartbeat_to_file(to_absolute_path(path, "heartbeat"))
-
-
-def _heartbeat_to_file(path: Path) -> Chain:
-    make_folder(path.parent, "heartbeat")
-    if path.is_dir():
-        raise IsADirectoryError(f"heartbeat needs the path of a file; {str(path)!r} is a folder")
-    beside = path.with_name(f"{path.name}.tmp")
-    host = socket.gethostname()
-
-    def report(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
-        step, epoch = read_step_epoch(state)
-        content = {
-            "time": time.time(),
-            "event": event,
-            "epoch": epoch,
-            "step": step,
-            "pid": os.getpid(),
-            "host": host,
-        }
-        with open(create_new(beside), "w", encoding="utf-8") as file:
-            file.write(json.dumps(content))
-        os.replace(beside, path)
-
-    return chain(_make_heartbeat_hooks(report))
-
-
-def _heartbeat_to_store(run: Run) -> Chain:
-    total: int | None = None
-
-    def report(event: str, state: TrainState, metrics: Mapping[str, float]) -> None:
-        nonlocal total
-        total = getattr(metrics, "epochs", None) or total  # unknown at the end of no epochs
-        step, epoch = read_step_epoch(state)
-        if event == "start":
-            run.resume(epoch=epoch, step=step)
-        run.heartbeat(epoch=epoch, step=step, epochs=total)
-        if event == "end":
-            run.end("finished")
-
-    return chain(_make_heartbeat_hooks(report, close=run.close))
-
-
-def _make_heartbeat_hooks(
-    report: Callable[[str, TrainState, Mapping[str, float]], None],
-    close: Callable[[BaseException | None], None] | None = None,
-) -> list[Hook]:
-    """Make observers that report at the start, at epochs at most once a second, and at the end."""
+        report, close = _report_to_store(path), path.close
+    else:
+        report, close = _report_to_file(to_absolute_path(path, "heartbeat")), None
     reported_at = float("-inf")
 
     def at(event: str, **more: Any) -> Hook:
@@ -182,10 +130,42 @@ def _make_heartbeat_hooks(
             now = time.monotonic()
             if event != "epoch" or now - reported_at >= 1:
                 reported_at = now
-                report(event, state, metrics)
+                report(event, *read_step_epoch(state), getattr(metrics, "epochs", None))
             return state
 
         name = f"heartbeat/{event}"
         return Hook(run, name, event=event, stage="observe", dry_run=SKIP, **more)
 
-    return [at("start"), at("epoch"), at("end", close=close)]
+    return chain(at("start"), at("epoch"), at("end", close=close))
+
+
+def _report_to_file(path: Path) -> Report:
+    make_folder(path.parent, "heartbeat")
+    if path.is_dir():
+        raise IsADirectoryError(f"heartbeat needs the path of a file; {str(path)!r} is a folder")
+    beside = path.with_name(f"{path.name}.tmp")
+    host = socket.gethostname()
+
+    def report(event: str, step: int, epoch: int, epochs: int | None) -> None:
+        content = {"time": time.time(), "event": event, "epoch": epoch, "step": step}
+        content |= {"pid": os.getpid(), "host": host}
+        with open(create_new(beside), "w", encoding="utf-8") as file:
+            file.write(json.dumps(content))
+        os.replace(beside, path)
+
+    return report
+
+
+def _report_to_store(run: Run) -> Report:
+    total: int | None = None
+
+    def report(event: str, step: int, epoch: int, epochs: int | None) -> None:
+        nonlocal total
+        total = epochs or total  # unknown at the end of no epochs
+        if event == "start":
+            run.resume(epoch=epoch, step=step)
+        run.heartbeat(epoch=epoch, step=step, epochs=total)
+        if event == "end":
+            run.end("finished")
+
+    return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -34,9 +35,8 @@ class TimeRow(NamedTuple):
     @property
     def label(self) -> str:
         """What was done, safe for a terminal, indented by its depth."""
-        return "  " * len(self.path) + escape_text(
-            " ".join(self.path[-1]).strip() if self.path else "run"
-        )
+        what = " ".join(self.path[-1]).strip() if self.path else "run"
+        return "  " * len(self.path) + escape_text(what)
 
 
 def build_rows(sums: Sums, seconds: float) -> list[TimeRow]:
@@ -115,8 +115,7 @@ def _print_with_rich(title: str, cells: list[tuple[str, ...]]) -> bool:
     return True
 
 
-def _format(seconds: float) -> str:
-    return format_duration(seconds, digits=3)
+_format = functools.partial(format_duration, digits=3)
 
 
 def _cells(row: TimeRow, seconds: float) -> tuple[str, ...]:

@@ -27,25 +27,22 @@ NOT_SCORED = ("epoch", "event", "hook")
 def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
     """Measure each phase, hook, writer, save, transfer and compilation of a run.
 
-    From the `start` until hooks are closed, it listens to the spans of `trainer.host.time_spans`,
-    also those of other threads. At each `epoch` it scores the seconds since the previous one, by
-    name, such as `time/wait/train`, `time/compile/train`, `time/writer/TensorBoard` and
-    `time/save/write`; `fit` itself adds `time/hook/<name>`. List it before `log_metrics`, so that
-    the scores are recorded: what comes after it at an event counts for the next epoch.
+    At each `epoch` it scores the seconds since the previous one, by name, such as
+    `time/wait/train`, `time/compile/train`, `time/writer/TensorBoard` and `time/save/write`, of all
+    threads; `fit` itself adds `time/hook/<name>`. List it before `log_metrics`, so that the scores
+    are recorded: what comes after it at an event counts for the next epoch.
 
     When the run is over, however it ended, it prints a table of all times, as a tree, and writes a
-    trace that https://ui.perfetto.dev and `chrome://tracing` open. The table sums up the whole run;
-    the trace has its newest 50,000 spans, in 20 MB of memory. Hooks listed before it are not
-    measured at `start` and in closing. If nothing was trained, it does neither.
+    trace that https://ui.perfetto.dev and `chrome://tracing` open, of the newest 50,000 spans, in
+    20 MB of memory. Hooks listed before it are not measured at `start` and in closing. If nothing
+    was trained, it does neither.
 
-    JAX computes asynchronously: `dispatch train` is the time to dispatch the phase, and `wait
-    train` the time until its metrics arrive. On CPU the dispatch already computes much. Together
-    with `data train`, the wait for a source, and with the hooks at phases they make up
-    `time/epoch_seconds`.
+    JAX computes asynchronously: `dispatch train` is the time to dispatch the phase (on CPU it
+    already computes much), and `wait train` the time until its metrics arrive. With `data train`,
+    the wait for a source, and the hooks at phases they make up `time/epoch_seconds`.
 
     Args:
-        path: of the trace, a JSON file, which is replaced; its folder is created. If None, no trace
-            is written.
+        path: of the trace, a JSON file, which is replaced; its folder is created. None writes none.
 
     Raises:
         OSError: the folder cannot be written to, or the path is one itself.
@@ -76,9 +73,6 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
         # Scores that other hooks wrote stay.
         return state.replace(scores={**times, **state.scores}) if times else state
 
-    def unknown(state: TrainState) -> tuple[str, ...]:
-        return ()  # the names are only known once something is measured
-
     def close(error: BaseException | None) -> None:
         nonlocal watch
         ended, watch = watch, None
@@ -95,7 +89,9 @@ def record_times(path: str | os.PathLike[str] | None = None) -> Chain:
     start = Hook(
         begin, "record_times/start", event="start", stage="observe", dry_run=SKIP, close=close
     )
-    return chain(start, Hook(score, "record_times", stage="observe", writes=unknown, dry_run=SKIP))
+    # The names of scores are only known once something is measured.
+    observe = Hook(score, "record_times", stage="observe", writes=lambda state: (), dry_run=SKIP)
+    return chain(start, observe)
 
 
 class Stopwatch:

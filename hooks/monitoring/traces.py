@@ -35,12 +35,8 @@ def _events(spans: Iterable[Span], began: int) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "name": "process_name", "args": {"name": "entracte"}}
     for number, (name, track) in enumerate(_tracks(spans), 1):
         yield {"ph": "M", "name": "thread_name", "tid": number, "args": {"name": clean(name)}}
-        yield {
-            "ph": "M",
-            "name": "thread_sort_index",
-            "tid": number,
-            "args": {"sort_index": number},
-        }
+        order = {"sort_index": number}
+        yield {"ph": "M", "name": "thread_sort_index", "tid": number, "args": order}
         for span in track:
             kind, name = span.path[-1]
             event = {

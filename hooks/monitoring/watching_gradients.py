@@ -39,21 +39,19 @@ def watch_gradients(
 ) -> Chain:
     """Score the gradients of each layer on one fixed batch; place it before `log_metrics`.
 
-    They are computed after the epoch by a compiled function of their own, on the current state, so
-    that training does not change. A layer is a prefix of the parameters' paths. The scores of each
-    layer, under `gradients/`:
+    They are computed after the epoch by a compiled function of their own. A layer is a prefix of
+    the parameters' paths. The scores of each layer, under `gradients/`:
 
     - `norm/<layer>` and `param_norm/<layer>`: L2 norms of the gradients and the parameters;
     - `update_ratio/<layer>`: the norm of the optimizer's update for these gradients, without
       clipping, divided by the norm of the parameters; 0 if nothing would change. Around 1e-3 is
       usual with Adam;
     - `dead/<layer>`: the share of units whose gradient is exactly zero on the whole batch, such as
-      a relu that no example activates. A unit is a column of a kernel, an index of the last axis of
-      an array with two or more; a layer without such an array has no such score.
+      a relu that no example activates. A unit is an index of the last axis of an array with two or
+      more; a layer without such an array has no such score.
 
-    The batch is used as it is, without `augment`. In float16 gradients may overflow to infinity,
-    as in a training step. Each event takes a backward pass: `every(5, watch_gradients(...))` takes
-    a fifth of the time.
+    The batch is used without `augment`. In float16 gradients may overflow to infinity, as in a
+    training step. Each event takes a backward pass: `every(5, watch_gradients(...))` takes fewer.
 
     Args:
         task: made by `trainer.supervised`.
@@ -66,7 +64,7 @@ def watch_gradients(
 
     Raises:
         ValueError: `depth` is below 1; before training, the batch does not fit the task, or an
-            array of the state is spread over several processes, of which only one would compute.
+            array of the state is spread over several processes.
 
     >>> from types import SimpleNamespace
     >>> import optax, trainer
