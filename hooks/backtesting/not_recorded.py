@@ -56,23 +56,16 @@ class MissingTree(MissingArray):
     def __init__(self, what: str, refuse: Refuse, in_hook: Callable[[], bool]) -> None:
         super().__init__(what, refuse)
         self._in_hook = in_hook
-        self._structure = _Structure(self)
+        self._structure = lambda: self  # unlike the tree itself, it can be compared
 
 
-class _Structure:
-    """Identifies a missing tree, since the tree itself cannot be compared."""
-
-    def __init__(self, tree: MissingTree) -> None:
-        self.tree = tree
-
-
-def _flatten(tree: MissingTree) -> tuple[tuple[()], _Structure]:
+def _flatten(tree: MissingTree) -> tuple[tuple[()], Callable[[], MissingTree]]:
     if tree._in_hook():
         tree._refuse(tree._what)
     return (), tree._structure
 
 
-jax.tree_util.register_pytree_node(MissingTree, _flatten, lambda structure, leaves: structure.tree)
+jax.tree_util.register_pytree_node(MissingTree, _flatten, lambda structure, leaves: structure())
 
 
 def _refuse_operator(self: MissingArray, *operands: Any) -> NoReturn:
@@ -84,11 +77,7 @@ _UNARY = "abs array bool call complex contains float getitem index int invert it
 _BINARY = "add and floordiv matmul mod mul or pow sub truediv xor"
 _COMPARISONS = "eq ge gt le lt ne"
 
-for _names, _form in (
-    (_UNARY, "__{}__"),
-    (_BINARY, "__{}__"),
-    (_BINARY, "__r{}__"),
-    (_COMPARISONS, "__{}__"),
-):
-    for _name in _names.split():
-        setattr(MissingArray, _form.format(_name), _refuse_operator)
+_REFLECTED = [f"r{name}" for name in _BINARY.split()]
+
+for _name in [*f"{_UNARY} {_BINARY} {_COMPARISONS}".split(), *_REFLECTED]:
+    setattr(MissingArray, f"__{_name}__", _refuse_operator)

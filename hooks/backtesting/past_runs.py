@@ -45,8 +45,7 @@ def load_past_run(
 
     Raises:
         FileNotFoundError: there is no store.
-        KeyError: it has no such run; the message lists its runs.
-        Unreachable: it does not respond.
+        KeyError, Unreachable: as `find_run` and `read_past_run`.
     """
     if isinstance(store, Store):
         return read_past_run(store, find_run(store, run))
@@ -56,11 +55,7 @@ def load_past_run(
 
 
 def read_past_run(store: Store, row: RunRow) -> PastRun:
-    """Read the records of a run, given its row.
-
-    Raises:
-        Unreachable: the store does not respond.
-    """
+    """Read the records of a run, given its row; raise Unreachable if the store does not respond."""
     records, checkpoints = store.records(row.name), store.checkpoints(row.name, present=True)
     return PastRun(row, group_by_epoch(records), checkpoints)
 
@@ -73,13 +68,10 @@ def find_run(store: Store, run: str | os.PathLike[str]) -> RunRow:
     """
     rows = store.runs()
     path = os.path.expanduser(run)
-    directories, name = (os.path.abspath(path), os.path.realpath(path)), Path(run).name
-    for row in rows:
-        if row.directory in directories:
-            return row
-    for row in rows:
-        if row.name == name:
-            return row
+    directories = os.path.abspath(path), os.path.realpath(path)
+    found = [row for row in rows if row.directory in directories]
+    if found := found or [row for row in rows if row.name == Path(run).name]:
+        return found[0]
     known = suggest_and_list(run, [escape_text(row.name) for row in rows])
     raise KeyError(f"no run {escape_text(run)!r} in {store.connection.label}{known}")
 
@@ -88,20 +80,16 @@ def group_by_epoch(records: Iterable[Record]) -> list[PastEpoch]:
     """Collect the numbers that were recorded when each epoch was completed.
 
     What was recorded within an epoch has the number of the previous epoch and a later step; it is
-    left out, and so are texts.
+    left out, and so are texts. The records must be in the order of epochs and steps.
 
-    Args:
-        records: in the order of epochs and steps.
-
-    >>> group_by_epoch([Record("loss", 1, 28, 0.5), Record("said", 1, 28, "Hi"), Record("gap", 1,
-    ...     40, 1)])
+    >>> said = Record("said", 1, 28, "Hi")
+    >>> group_by_epoch([Record("loss", 1, 28, 0.5), said, Record("gap", 1, 40, 1)])
     [PastEpoch(epoch=1, step=28, metrics={'loss': 0.5})]
     """
     epochs: dict[int, PastEpoch] = {}
     for name, epoch, step, value in records:
-        if isinstance(value, str):
-            continue
-        past = epochs.setdefault(epoch, PastEpoch(epoch, step, {}))
-        if step == past.step:
-            past.metrics[name] = float(value)
+        if not isinstance(value, str):
+            past = epochs.setdefault(epoch, PastEpoch(epoch, step, {}))
+            if step == past.step:
+                past.metrics[name] = float(value)
     return list(epochs.values())

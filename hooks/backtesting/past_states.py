@@ -26,14 +26,10 @@ SET_BY_HOOKS = ("rng", "carry/lessons")
 class PastStates:
     """Rebuilds the states of a recorded run, as far as they are known.
 
-    Step, epoch and hook states are known at every epoch; with a template, also the values that only
-    hooks set: the optimizer's hyperparameters, what is frozen, the weights of lessons. Everything
-    else is known at the start, and at epochs whose checkpoint still exists. When a hook uses a
-    placeholder, the error names the hook, and the epochs that have checkpoints.
-
-    Args:
-        past: the run.
-        template: the state that it began with.
+    Step, epoch and hook states are known at every epoch; with a template, the state that the run
+    began with, also the values that only hooks set: the optimizer's hyperparameters, what is
+    frozen, the weights of lessons. Everything else is known at the start, and at epochs whose
+    checkpoint still exists. When a hook uses a placeholder, the error names both.
 
     Raises:
         ValueError: the template is of a later epoch.
@@ -63,12 +59,7 @@ class PastStates:
         self.first = self._at(PastEpoch(before, 0, {}), start)
 
     def after_epoch(self, past: PastEpoch, before: TrainState) -> TrainState:
-        """Return the state after an epoch, with the values that hooks set and their hook states.
-
-        Args:
-            past: the epoch.
-            before: the state after the hooks of the previous epoch.
-        """
+        """Return the state after an epoch, with what hooks set in the state before it."""
         self._where = f"epoch {past.epoch}"
         device = self._restore(past.epoch) or self._blank
         return self._at(past, self._with_known(device, before), before)
@@ -98,14 +89,13 @@ class PastStates:
             self._hook = None
 
     def _without_template(self) -> TrainState:
-        def tree(field: str) -> PyTree:
-            return MissingTree(field, self._refuse, lambda: self._hook is not None)
-
-        device = ("params", "opt_state", "model_state")
-        rng: PyTree = MissingArray("rng", self._refuse)
+        trees: dict[str, PyTree] = {
+            field: MissingTree(field, self._refuse, lambda: self._hook is not None)
+            for field in ("params", "opt_state", "model_state", "carry")
+        }
         count: Any = np.int32(0)
-        fields: tuple[PyTree, ...] = *map(tree, device), rng, tree("carry")
-        return TrainState(count, count, *fields)
+        trees["rng"] = MissingArray("rng", self._refuse)
+        return TrainState(count, count, **trees)
 
     def _blanked(self, template: TrainState) -> tuple[TrainState, list[int]]:
         """Replace what training changes by placeholders; also return the places of the rest."""
@@ -144,11 +134,9 @@ class PastStates:
         if self._template is not None:  # phases need arrays of jax, which cost 30 us each
             steps = np.full(self._template.step.shape, past.step, np.int32)
             counts = jnp.asarray(steps), jnp.asarray(counts[1])
-        host: tuple[Any, ...] = (
-            (False, {}, {}) if before is None else (before.stop, {}, before.hook_state)
-        )
-        fields = (device.params, device.opt_state, device.model_state, device.rng, device.carry)
-        return TrainState(*counts, *fields, *host)  # type: ignore[call-arg]
+        stop, hook_state = (False, {}) if before is None else (before.stop, before.hook_state)
+        step, epoch = counts
+        return device.replace(step=step, epoch=epoch, stop=stop, scores={}, hook_state=hook_state)
 
     def _restore(self, epoch: int) -> TrainState | None:
         """Restore the checkpoint of an epoch, if there is one that fits."""

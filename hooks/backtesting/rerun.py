@@ -59,11 +59,11 @@ def backtest(
 ) -> Backtest:
     """Run hooks again over a recorded run, without training: what would they have done?
 
-    At each epoch they see the recorded metrics and their own hook states, in the order of
-    execution; the backtest ends where they end the run. Hooks at a phase see the metrics of that
-    phase. Observers do what they always do, so that TensorBoard can be filled after the fact: give
-    them separate writers, since the run's own would overwrite its records. Hooks that save do
-    nothing. A clock or a file that a hook reads is today's.
+    At each epoch they see the recorded metrics and their own hook states; hooks at a phase see its
+    metrics. The backtest ends where they end the run. Observers do what they always do, so that
+    TensorBoard can be filled after the fact: give them separate writers, since the run's own would
+    overwrite its records. Hooks that save do nothing. A clock or a file that a hook reads is
+    today's.
 
     Parameters and the like are known at epochs whose checkpoint still exists, if a state is given;
     a hook that uses them at another epoch raises an error. With a state, the values that hooks set
@@ -110,7 +110,8 @@ def run_backtest(hooks: Hooks, past: PastRun, state: TrainState | None) -> Backt
     phases = dict.fromkeys(p.at for p in parts if p.at not in ("start", "epoch", "end", "error"))
     events = HookRunner(parts, list(phases))
     done: list[BacktestEpoch] = []
-    with _lock_run(past.row.directory, parts), _closing(events):
+    with _lock_run(past.row.directory, parts), contextlib.ExitStack() as stack:
+        stack.push(lambda kind, error, trace: events.close(error))
         _check(events, past, phases, states.first)
         now = init_hook_states(events.hooks, states.first)
         before = next((epoch for epoch in past.epochs if epoch.epoch == 0), PastEpoch(0, 0, {}))
@@ -217,28 +218,14 @@ def _lock_run(directory: str, parts: Sequence[Hook]) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _closing(events: HookRunner) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        events.close(error)
-        raise
-    events.close()
-
-
 def _select_metrics(
     past: PastRun, epoch: PastEpoch, phase: str | None = None, output: PyTree = None
 ) -> Metrics:
     """Return the metrics of an epoch, or of one phase of it."""
     values = epoch.metrics
     if phase is not None:
-        values = {name: value for name, value in values.items() if _is_of(phase, name)}
+        values = {name: v for name, v in values.items() if name.startswith(f"{phase}/")}
     return Metrics(values, output=output, epochs=past.row.epochs or past.epochs[-1].epoch)
-
-
-def _is_of(phase: str, metric: str) -> bool:
-    return metric.startswith(f"{phase}/")
 
 
 def _check(events: HookRunner, past: PastRun, phases: Iterable[str], state: TrainState) -> None:
@@ -247,7 +234,7 @@ def _check(events: HookRunner, past: PastRun, phases: Iterable[str], state: Trai
     shown = [name for name in recorded if not name.startswith("time/")]
     absent = f"was not recorded in run {past.row.name!r}"
     for event in ("start", *phases, "epoch", "end"):
-        known = [name for name in recorded if event not in phases or _is_of(event, name)]
+        known = [name for name in recorded if event not in phases or name.startswith(f"{event}/")]
         for hook in events.order[event]:
             if not known:
                 raise ValueError(

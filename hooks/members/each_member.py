@@ -29,22 +29,19 @@ PREFIX = "each/"
 def each(hook: Hooks) -> HookLike:
     """Run a hook for every live member of a population, with a state as if it trained alone.
 
-    A member's state has its own parameters, carry and step, as numpy views on the host. Its metrics
-    are its own values; those that it does not have are missing. Changes are written back to the
+    A member's state has its own parameters, carry and step, as numpy views on the host; its metrics
+    are its own values, without those that it does not have. Changes are written back to the
     population. `stop` clears the member's entry of `state.carry["live"]`, so that it trains no
     further; when no member is live, the run stops. Hook states are lists, an entry a member, and
     scores are `Members`. At `end` the hook runs for all members, stopped ones included.
-
-    Hooks without `each` see the whole population.
 
     Args:
         hook: a hook, a plain function, a chain, or several; each part keeps its event and stage,
             and triggers are evaluated for each member.
 
     Raises:
-        ValueError: a part saves or restores, or names its scores itself: such hooks work for the
-            whole population. In training: the state is not one of a population, or the structure
-            of a member's state changed.
+        ValueError: a part saves or restores, or names its scores itself; in training, the state is
+            not one of a population, or the structure of a member's state changed.
 
     >>> import trainer
     >>> def stop_low(state, metrics):
@@ -102,20 +99,20 @@ def _lift_parts(parts: Sequence[Hook]) -> Hook:
         hook_states=tuple(HookState(PREFIX + name, _init_all(init)) for name, init in hook_states),
         dry_run=lift(dry_parts) if any(part.dry_run for part in parts) else None,
         rekeys=any(part.rekeys for part in parts),
-        check_background=_call_all(
-            [part.check_background for part in parts if part.check_background]
-        ),
-        flush=_call_all([part.flush for part in parts if part.flush]),
-        close=_call_all([part.close for part in reversed(parts) if part.close]),
+        check_background=_call_all([part.check_background for part in parts]),
+        flush=_call_all([part.flush for part in parts]),
+        close=_call_all([part.close for part in reversed(parts)]),
     )
 
 
-def _call_all(calls: Sequence[Callable[..., None]]) -> Callable[..., None] | None:
+def _call_all(calls: Sequence[Callable[..., None] | None]) -> Callable[..., None] | None:
+    present = [call for call in calls if call]
+
     def run(*given: Any) -> None:
-        for call in calls:
+        for call in present:
             call(*given)
 
-    return run if calls else None
+    return run if present else None
 
 
 def _init_all(init: Callable[[TrainState], PyTree]) -> Callable[[TrainState], list[PyTree]]:
@@ -169,8 +166,7 @@ def _run(
 def _select_members(event: str, live: np.ndarray, metrics: Mapping[str, float]) -> np.ndarray:
     """Return for which members hooks run, bool `[members]`: those that were live in this epoch.
 
-    Hooks after one that stopped a member still run for it at this event, as in a run of its own, so
-    that their order does not matter.
+    Hooks after one that stopped a member still run for it at this event: their order is no matter.
     """
     if event == "end":
         return np.ones_like(live)

@@ -20,9 +20,6 @@ def split_members(state: TrainState) -> list[TrainState]:
 
     Slicing 256 members on the device takes 50 times as long. The host part is left out.
 
-    Args:
-        state: of a population.
-
     >>> from trainer import stack_states
     >>> alone = [TrainState.create(params=jnp.float32(p), rng=jax.random.key(p)) for p in (1, 3)]
     >>> [float(one.params) for one in split_members(stack_states(alone))]
@@ -47,10 +44,7 @@ def merge_members(
         who: what changed them, for messages.
         state: of the population.
         before: `split_members(state)`.
-        after: the same, with changes.
-
-    Raises:
-        ValueError: a member's state changed its structure, a shape or dtype, or the epoch.
+        after: the same, with changes, but of the same structure, shapes, dtypes and epoch.
     """
     changed: dict[int, dict[int, Any]] = {}
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -72,8 +66,7 @@ def merge_members(
 def _local(leaf: Any) -> Any:
     """Return another array object over the same buffer.
 
-    A view keeps the array object that it was taken from alive, and while that lives training cannot
-    donate the buffer.
+    A view keeps its array object alive, and while that lives training cannot donate the buffer.
     """
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 

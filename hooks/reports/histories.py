@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from hooks.combining import Chain, chain
@@ -35,39 +34,23 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
     {'loss': Curve(epochs=[1], values=[0.5])}
     """
     curves: dict[str, Curve] = {}
-    with open(
-        open_regular(to_absolute_path(path, "read_curves"), follow=True), encoding="utf-8"
-    ) as file:
-        for line_number, line in enumerate(file, 1):
+    file = open_regular(to_absolute_path(path, "read_curves"), follow=True)
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
             if not line.endswith("\n"):
                 break
-            for name, epoch, value in _parse_line(path, line_number, line):
-                curve = curves.setdefault(name, Curve())
-                if curve.epochs and curve.epochs[-1] == epoch:
-                    curve.values[-1] = value
-                else:
-                    curve.epochs.append(epoch)
-                    curve.values.append(value)
+            try:
+                record = json.loads(line)
+                epoch = record.get("epoch", record["step"])
+            except (ValueError, AttributeError, KeyError) as error:
+                where = f"line {number} of {os.fspath(path)!r}"
+                message = f"{where} is no record of JsonLines: {line!r:.100}"
+                raise ValueError(message) from error
+            for name, value in record.items():
+                if name not in ("step", "epoch") and (value is None or isinstance(value, Real)):
+                    number_or_nan = math.nan if value is None else float(value)
+                    curves.setdefault(name, Curve()).add(epoch, number_or_nan)
     return curves
-
-
-def _parse_line(
-    path: str | os.PathLike[str], line_number: int, line: str
-) -> list[tuple[str, float, float]]:
-    """Return (name, epoch, value) of each number on a line; null is a non-finite number."""
-    try:
-        record = json.loads(line)
-        epoch = record.get("epoch", record["step"])
-    except (ValueError, AttributeError, KeyError) as error:
-        message = (
-            f"line {line_number} of {os.fspath(path)!r} is no record of JsonLines: {line!r:.100}"
-        )
-        raise ValueError(message) from error
-    return [
-        (name, epoch, math.nan if value is None else float(value))
-        for name, value in record.items()
-        if name not in ("step", "epoch") and (value is None or isinstance(value, Real))
-    ]
 
 
 Follow = Callable[[str, TrainState, Mapping[str, float]], None]
@@ -76,7 +59,7 @@ Follow = Callable[[str, TrainState, Mapping[str, float]], None]
 
 def call_on_finish(
     name: str,
-    finish: Callable[[], None],
+    finish: Callable[[dict[str, Curve]], None],
     *,
     records: str | os.PathLike[str],
     expects: tuple[str, ...] = (),
@@ -86,8 +69,9 @@ def call_on_finish(
 
     Args:
         name: of the hook.
-        finish: called at the `end`, or when hooks are closed if that was not reached.
-        records: path of the file that it reads; the hook checks at the start that it exists.
+        finish: called with the curves of the whole run at the `end`, or when hooks are closed if
+            that was not reached.
+        records: path of the `JsonLines` file, which must exist at the start.
         expects: metrics that something must write.
         follow: called at `start`, `epoch`, `end` and `error`.
     """
@@ -105,31 +89,21 @@ def call_on_finish(
 
     def begin() -> None:
         nonlocal started
-        require_records(records, name)
+        if not records.is_file():
+            path = repr(str(records))
+            raise FileNotFoundError(
+                f"{name} reads the records in {path}, which nothing writes: give log_metrics a "
+                f"hooks.JsonLines({path}), or give {name} the path of the existing one"
+            )
         started = True
 
     def end() -> None:
         nonlocal started
         if started:  # it only starts on the main process
             started = False
-            finish()
+            finish(read_curves(records))
 
     between = [at(event, lambda: None) for event in ("epoch", "error") if follow]
     return chain(
         at("start", begin), *between, at("end", end, expects=expects, close=lambda error: end())
     )
-
-
-def require_records(path: str | os.PathLike[str], who: str) -> Path:
-    """Check, before training, that something writes the records that will be read.
-
-    Raises:
-        FileNotFoundError: there is no such file, which `JsonLines` creates.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{who} reads the records in {os.fspath(path)!r}, which nothing writes: give "
-            f"log_metrics a hooks.JsonLines({os.fspath(path)!r}), or give {who} the path of the "
-            "existing one"
-        )
-    return Path(path)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hooks.combining import Chain
-from hooks.reports.histories import call_on_finish, read_curves
+from hooks.reports.histories import call_on_finish
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.extras import require_extra
@@ -30,12 +30,11 @@ def plot_history(
 ) -> Chain:
     """Draw the curves of the whole run as a PNG, when it ends, is interrupted or fails.
 
-    They are read from the file that a `JsonLines` of `log_metrics` writes, so that a resumed run
-    has complete curves. Metrics that differ only in their first part, `train/loss` and `val/loss`,
-    share a panel, and so do all layers in a score of `watch_gradients`.
+    A resumed run has complete curves. Metrics that differ only in their first part, `train/loss`
+    and `val/loss`, share a panel, and so do all layers in a score of `watch_gradients`.
 
     Args:
-        records: path of the `JsonLines` file.
+        records: path of the file that a `JsonLines` of `log_metrics` writes.
         path: of the picture, `runs/digits/history.png`; it is replaced.
         metrics: names of those to show, such as `("train/loss", "val/loss")`; if None, all except
             times and the machine's.
@@ -55,31 +54,21 @@ def plot_history(
     """
     with require_extra("plots", "plot_history", "matplotlib"):
         import matplotlib.figure  # noqa: F401
-    path, records = (
-        to_absolute_path(path, "plot_history"),
-        to_absolute_path(records, "plot_history"),
-    )
+    path, where = to_absolute_path(path, "plot_history"), to_absolute_path(records, "plot_history")
     make_folder(path.parent, "plot_history")
 
-    def draw() -> None:
-        panels = group_panels(read_curves(records), metrics)
-        if not panels:
-            log.info("plot_history: there is nothing to plot yet in %s", records)
-            return
-        draw_panels(panels, path)
+    def draw(curves: Mapping[str, Curve]) -> None:
+        if panels := group_panels(curves, metrics):
+            draw_panels(panels, path)
+        else:
+            log.info("plot_history: there is nothing to plot yet in %s", where)
 
-    return call_on_finish(
-        "plot_history", draw, records=records, expects=() if metrics is None else tuple(metrics)
-    )
+    expects = () if metrics is None else tuple(metrics)
+    return call_on_finish("plot_history", draw, records=where, expects=expects)
 
 
 def draw_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
-    """Draw panels side by side, and replace the file atomically.
-
-    Args:
-        panels: panel to name in it to curve.
-        path: of the PNG.
-    """
+    """Draw panels, panel to name in it to curve, side by side as a PNG; replace it atomically."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -105,9 +94,8 @@ def draw_panels(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, lw=0.6)
         if any(curves):
-            legend = axes.legend(
-                axes.get_lines(), list(map(shorten, curves)), fontsize=8, frameon=False
-            )
+            labels = list(map(shorten, curves))
+            legend = axes.legend(axes.get_lines(), labels, fontsize=8, frameon=False)
             for text in legend.get_texts():
                 text.set_parse_math(False)
     with atomic_replace(path) as beside:

@@ -21,26 +21,22 @@ HUES = 7
 
 
 def render_chart(curves: Mapping[str, Curve], hues: Mapping[str, int], title: str) -> str:
-    """Draw the curves of a panel.
-
-    Args:
-        curves: by their names in it.
-        hues: number of each name's color.
-        title: for screen readers.
+    """Draw the curves of a panel, by their names in it, with the number of each name's color.
 
     >>> drawn = render_chart({"val": Curve([1, 2, 3], [1.0, 0.5, 0.25])}, {"val": 1}, "loss")
     >>> drawn.count("<path"), drawn.count("<circle"), "val, epoch 3: 0.2500" in drawn
     (1, 3, True)
     """
     curves = {name: downsample(curve) for name, curve in curves.items()}
-    across = _Scale.of([e for c in curves.values() for e in c.epochs], LEFT, WIDTH - RIGHT)
-    up = _Scale.of([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
+    across = _Scale([e for c in curves.values() for e in c.epochs], LEFT, WIDTH - RIGHT)
+    up = _Scale([v for c in curves.values() for v in c.values], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
         *(_draw_y_tick(value, up) for value in choose_ticks(up.low, up.high)),
         f'<text x="{LEFT - 6}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>',
         *(
-            _draw_x_tick(value, across)
+            f'<text x="{across(value)}" y="{HEIGHT - 8}" text-anchor="middle">'
+            f"{_format_tick(value)}</text>"
             for value in choose_ticks(across.low, across.high, whole=True)
         ),
         *(_draw_curve(name, curve, hues[name], across, up) for name, curve in curves.items()),
@@ -57,15 +53,11 @@ def downsample(curve: Curve) -> Curve:
 
 
 class _Scale:
-    """Maps numbers to positions on an axis."""
+    """Maps numbers to positions on an axis, the lowest to its start."""
 
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high, self.start, self.end = low, high, start, end
-
-    @classmethod
-    def of(cls, numbers: Sequence[float], start: float, end: float) -> _Scale:
+    def __init__(self, numbers: Sequence[float], start: float, end: float) -> None:
         finite = [number for number in numbers if math.isfinite(number)] or [0.0]
-        return cls(min(finite), max(finite), start, end)
+        self.low, self.high, self.start, self.end = min(finite), max(finite), start, end
 
     def __call__(self, number: float) -> float:
         span = self.high - self.low
@@ -79,11 +71,6 @@ def _draw_y_tick(value: float, up: _Scale) -> str:
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
         f'<text x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{_format_tick(value)}</text>'
     )
-
-
-def _draw_x_tick(value: float, across: _Scale) -> str:
-    x, text = across(value), _format_tick(value)
-    return f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{text}</text>'
 
 
 def _format_tick(value: float) -> str:

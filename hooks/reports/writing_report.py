@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain
-from hooks.reports.histories import call_on_finish, read_curves
+from hooks.reports.histories import call_on_finish
 from hooks.reports.report_page import Report, render_page
 from trainer import TrainState
 from trainer.checks.paths import to_absolute_path
@@ -17,16 +17,11 @@ from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
-from trainer.runs.panels import finite_values
+from trainer.runs.panels import Curve, finite_values
 from trainer.state import read_step_epoch
 
-OUTCOMES = {
-    "start": "interrupted",
-    "epoch": "interrupted",
-    "end": "finished",
-    "error": "failed",
-}
-"""How a run ended, by the last event reached."""
+OUTCOMES = {"end": "finished", "error": "failed"}
+"""How a run ended, by the last event reached; at others it was interrupted."""
 
 
 def write_report(
@@ -39,13 +34,12 @@ def write_report(
     """Write a page about the whole run when it ends, is interrupted or fails.
 
     One self-contained HTML file, without scripts or network: how far the run came, its curves, the
-    best scores and their epochs, the configuration, the hooks' times, the versions and devices.
-    Numbers are read from the file that a `JsonLines` of `log_metrics` writes, so that a resumed run
-    has a complete page.
+    best scores and their epochs, the configuration, the hooks' times, the versions and devices. A
+    resumed run has a complete page.
 
     Args:
         path: of the page, `runs/digits/report.html`; it is replaced.
-        records: path of the `JsonLines` file.
+        records: path of the file that a `JsonLines` of `log_metrics` writes.
         config: the run's configuration: mappings, sequences and dataclasses, in any nesting.
             Passwords are left out.
         title: of the page; if None, the name of its folder.
@@ -63,10 +57,7 @@ def write_report(
     end    observe  write_report
     error  observe  write_report/error
     """
-    path, records = (
-        to_absolute_path(path, "write_report"),
-        to_absolute_path(records, "write_report"),
-    )
+    path = to_absolute_path(path, "write_report")
     make_folder(path.parent, "write_report")
     name = path.resolve().parent.name if title is None else title
     seen: dict[str, str] = {}
@@ -75,17 +66,12 @@ def write_report(
         step, epoch = read_step_epoch(state)
         total = getattr(metrics, "epochs", None)
         stopped = event == "end" and state.stop
-        seen["outcome"] = "stopped early" if stopped else OUTCOMES[event]
+        seen["outcome"] = "stopped early" if stopped else OUTCOMES.get(event, "interrupted")
         seen["epochs"] = f"{epoch:,}" if total is None else f"{epoch:,} of {total:,}"
         seen["steps"] = f"{step:,}"
 
-    def write() -> None:
-        curves = read_curves(records)
-        seconds = (
-            sum(finite_values(curves["time/epoch_seconds"]))
-            if "time/epoch_seconds" in curves
-            else 0
-        )
+    def write(curves: Mapping[str, Curve]) -> None:
+        seconds = sum(finite_values(curves.get("time/epoch_seconds", Curve())))
         report = Report(
             title=name,
             outcome={

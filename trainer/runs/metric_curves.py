@@ -42,23 +42,15 @@ def read_curves(store: Store, run: str, names: Sequence[str] | None = None) -> d
     curves: dict[str, Curve] = {}
     for name, epoch, _, value in store.records(run, names):
         if not isinstance(value, str):
-            _add(curves.setdefault(name, Curve()), epoch, value)
+            curves.setdefault(name, Curve()).add(epoch, value)
     found: dict[str, dict[str, Curve]] = {}
     for (suite, epoch), scores in list_results(store, run).items():
         for name, value in scores.items():
             if name not in curves and (names is None or name in names):
-                _add(found.setdefault(name, {}).setdefault(suite, Curve()), epoch, value)
+                found.setdefault(name, {}).setdefault(suite, Curve()).add(epoch, value)
     for name, suites in found.items():
         if len(suites) == 1:
             curves[name] = next(iter(suites.values()))
         else:
             curves |= {f"{suite}/{name}": curve for suite, curve in suites.items()}
     return curves
-
-
-def _add(curve: Curve, epoch: int, value: float) -> None:
-    if curve.epochs and curve.epochs[-1] == epoch:
-        curve.values[-1] = value
-    else:
-        curve.epochs.append(epoch)
-        curve.values.append(value)

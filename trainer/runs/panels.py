@@ -25,6 +25,14 @@ class Curve:
     values: list[float] = dataclasses.field(default_factory=list)
     """Nan for a value that was not finite."""
 
+    def add(self, epoch: float, value: float) -> None:
+        """Append a value, or replace the last one if it is of the same epoch."""
+        if self.epochs and self.epochs[-1] == epoch:
+            self.values[-1] = value
+        else:
+            self.epochs.append(epoch)
+            self.values.append(value)
+
     @property
     def summary(self) -> MetricSummary:
         """The last value, the lowest and the highest, and their epochs."""

@@ -57,7 +57,12 @@ def test_a_malformed_line_is_an_error_that_names_it(records, line):
 
 def _over(records, **more):
     calls = []
-    return calls, call_on_finish("tell", lambda: calls.append("over"), records=records, **more)
+
+    def tell(curves):
+        assert isinstance(curves, dict)
+        calls.append("over")
+
+    return calls, call_on_finish("tell", tell, records=records, **more)
 
 
 def test_it_is_called_once_at_the_end(state, phase, records):
