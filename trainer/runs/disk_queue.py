@@ -38,8 +38,9 @@ class DiskQueue:
 
     When `put` returns, the line survives a kill of the process, and after `sync` also a power
     failure. A process that ends leaves what is not delivered to the next one. One process at a time
-    has the queue open; any thread may put in, and one takes out. All files are opened relative to
-    one directory, which is opened once, and never through a link.
+    has the queue open; any thread may put in, and one takes out; `QueueClosed` is raised once it is
+    closed. All files are opened relative to one directory, which is opened once, and never through
+    a link.
 
     Args:
         path: of the file; it and its folder are created.
@@ -80,7 +81,8 @@ class DiskQueue:
                 os.fsync(self._folder)
             whole = self._end_of_last_line(size)  # an incomplete line was never accepted
             os.ftruncate(self._file, whole)
-            begin = _parse_header(os.pread(self._file, _HEADER, 0))
+            head = os.pread(self._file, _HEADER, 0).strip()
+            begin = int(head) if head.isdigit() else 0
             self._removed = 0  # delivered bytes that the file no longer holds
             self._begin = begin if _HEADER <= begin <= whole else _HEADER
             self._end = max(whole, _HEADER)
@@ -107,7 +109,6 @@ class DiskQueue:
 
         Raises:
             OSError: the disk is full, or fails.
-            QueueClosed: the queue was closed.
         """
         data = json.dumps(line).encode() + b"\n"
         with self._locked() as file:
@@ -123,11 +124,7 @@ class DiskQueue:
         return True
 
     def peek_batch(self) -> tuple[list[bytes], int]:
-        """Return the first lines that are not delivered, and the place where they end.
-
-        Raises:
-            QueueClosed: the queue was closed.
-        """
+        """Return the first lines that are not delivered, and the place where they end."""
         with self._locked() as file:
             begin, size = self._begin, self._end - self._begin
             data = os.pread(file, min(size, _BATCH), begin)
@@ -139,11 +136,7 @@ class DiskQueue:
         return data.splitlines(keepends=True), place
 
     def acknowledge(self, place: int) -> None:
-        """Remove the lines up to a place.
-
-        Raises:
-            QueueClosed: the queue was closed.
-        """
+        """Remove the lines up to a place."""
         with self._locked() as file:
             self._begin = place - self._removed
             if self._begin == self._end:
@@ -174,11 +167,7 @@ class DiskQueue:
             return self._begin == self._end
 
     def check(self) -> None:
-        """Check that the queue is open.
-
-        Raises:
-            QueueClosed: it is not.
-        """
+        """Check that the queue is open."""
         with self._locked():
             pass
 
@@ -189,38 +178,23 @@ class DiskQueue:
 
         Raises:
             OSError: the file was replaced or cut short, or the disk fails.
-            QueueClosed: the queue was closed.
         """
         with self._locked() as file:
-            exists = self._exists(file)
-        if not exists:
+            there, waits = is_still_there(self.path, file), self._begin < self._end
+            cut = waits and os.fstat(file).st_size < self._end
+            if there and waits and not cut:
+                os.fsync(file)
+        if there is None:
             self._compact()
             log.warning("%s was deleted during the run: it was written again", self.path)
-        elif not self.empty:
-            with self._locked() as file:
-                os.fsync(file)
-
-    def _exists(self, file: int) -> bool:
-        """Return whether the file is at its path, as it was written.
-
-        Raises:
-            OSError: the file at the path is another one, or shorter.
-        """
-        there, what = is_still_there(self.path, file), ""
-        if there is None:
-            return False
-        if not there:
-            what = "was replaced by another file"
-        elif os.fstat(file).st_size < self._end and self._begin < self._end:
-            what = "was cut short"
-        if what:
+        elif cut or not there:
+            what = "was cut short" if there else "was replaced by another file"
             raise OSError(
                 errno.ESTALE,
                 f"the queue of the run {what} while it was in use, so no checkpoint is saved that "
                 "would rely on what it held: move that file away, and start the run again",
                 str(self.path),
             )
-        return True
 
     def close(self) -> None:
         """Close the file; lines that are not delivered stay in it."""
@@ -290,10 +264,3 @@ def _copy(source: int, target: int, begin: int, end: int, shift: int) -> None:
 
 def _format_header(begin: int) -> bytes:
     return f"{begin:016d}\n".encode()
-
-
-def _parse_header(head: bytes) -> int:
-    try:
-        return int(head)
-    except ValueError:
-        return -1

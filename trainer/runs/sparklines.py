@@ -53,9 +53,8 @@ class MetricSummary:
 
     def sparkline(self, width: int) -> str:
         """Draw the curve in `width` characters, or fewer if there are fewer points."""
-        return sparkline(
-            [*self.points, *([finite_mean(self.waiting)] if self.waiting else [])], width
-        )
+        rest = [finite_mean(self.waiting)] if self.waiting else []
+        return sparkline([*self.points, *rest], width)
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

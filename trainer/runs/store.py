@@ -77,17 +77,7 @@ class Store:
         config: Any = None,
         environment: Mapping[str, str] = {},
     ) -> None:
-        """Record a new run, or that a recorded run resumes.
-
-        Args:
-            run: its name.
-            directory: absolute path of the run's directory.
-            host: that it runs on.
-            pid: of its process.
-            time: when, unix seconds.
-            config: JSON data.
-            environment: versions, devices and the like.
-        """
+        """Record a new run, or that a recorded run resumes; `RunRow` describes the arguments."""
         updated = ("directory", "host", "config", "environment", "state", "error", "pid", "beat")
         self.connection.execute(
             upsert("runs", RunRow._fields, ("name",), (*updated, "pause")),

@@ -53,11 +53,7 @@ class CheckpointChoice(NamedTuple):
     mode: Mode | None = None
 
     def restore(self, template: TrainState) -> TrainState:
-        """Restore it.
-
-        Args:
-            template: a state with the same structure, types and placement: `task.init(key,
-                example)`.
+        """Restore it into a template with the same structure, types and placement.
 
         Raises:
             CommandError: there is none, it is damaged, or does not fit the template.
@@ -73,12 +69,9 @@ class CheckpointChoice(NamedTuple):
 def choose_checkpoint(
     run: str, store: str | None, selection: CheckpointSelection
 ) -> CheckpointChoice:
-    """Choose a checkpoint of a run, which need not be recorded if its directory is given.
+    """Choose a checkpoint of a run, by its scores from training or from evaluators.
 
-    Args:
-        run: its name in the store, or its directory.
-        store: as named.
-        selection: which of its checkpoints; a score may be one from evaluators.
+    A run whose directory is given need not be recorded.
 
     Raises:
         CommandError: there is no such run or score, or both epoch and best are given.

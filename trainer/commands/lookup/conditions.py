@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import re
@@ -28,11 +29,9 @@ COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 def filter_runs(rows: Sequence[RunRow], conditions: Sequence[str]) -> list[RunRow]:
     """Select the runs whose configuration meets all conditions, such as `optimizer.name=adamw`.
 
-    Args:
-        rows: of the runs.
-        conditions: a setting's path, one of = != < <= > >=, and a value, as JSON or bare text. A
-            run without the setting only meets `!=`. The operators < <= > >= compare two numbers or
-            two texts: a run whose setting is of the other kind, or null, meets none of them.
+    A condition is a setting's path, one of = != < <= > >=, and a value, as JSON or bare text. A run
+    without the setting only meets `!=`. The operators < <= > >= compare two numbers or two texts: a
+    run whose setting is of the other kind, or null, meets none of them.
 
     Raises:
         CommandError: a condition is malformed, no run has such a setting, or all runs' settings are
@@ -58,7 +57,10 @@ def _parse_condition(
         raise CommandError(
             f"no run's configuration has the setting '{escape_text(path)}'{suggest(path, known)}"
         )
-    wanted, compare = _parse_value(bare), COMPARE[sign]
+    wanted: Any = bare
+    with contextlib.suppress(ValueError):
+        wanted = json.loads(bare)
+    compare = COMPARE[sign]
     ordered = sign[0] in "<>"
     if ordered:
         _check_comparable(path, sign, wanted, configs)
@@ -68,11 +70,10 @@ def _parse_condition(
             return sign == "!="
         value = config[path]
         same = _kind(value) == _kind(wanted)
-        if not ordered:
-            return compare(
-                bare in (format_setting(value), str(value)) or (same and value == wanted), True
-            )
-        return same and compare(value, wanted)
+        if ordered:
+            return same and compare(value, wanted)
+        spelled = bare in (format_setting(value), str(value))
+        return compare(spelled or (same and value == wanted), True)
 
     return holds
 
@@ -111,10 +112,3 @@ def _describe(value: Any) -> str:
     kind = _kind(value)
     spelled = f"'{escape_text(value)}'" if kind == "text" else escape_text(format_setting(value))
     return f"the {kind} {spelled}" if kind else spelled
-
-
-def _parse_value(bare: str) -> Any:
-    try:
-        return json.loads(bare)
-    except ValueError:
-        return bare

@@ -74,15 +74,10 @@ def choose_key_metrics(names: Iterable[str], count: int) -> list[str]:
 def check_metric_names(
     names: Sequence[str], metrics: Collection[str], others: Sequence[str] = ()
 ) -> list[str]:
-    """Check that requested metrics were recorded.
-
-    Args:
-        names: requested.
-        metrics: recorded.
-        others: other valid names.
+    """Check that the requested names are of recorded metrics.
 
     Raises:
-        CommandError: one was not; the message suggests similar names.
+        CommandError: one is not; the message suggests similar names, also of `others`.
     """
     known = [*others, *choose_key_metrics(metrics, len(metrics))]
     for name in names:

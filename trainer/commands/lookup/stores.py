@@ -117,10 +117,7 @@ def infer_store(run: str, store: str | None) -> str | None:
 
 
 def find_run(store: Store, run: str) -> RunRow:
-    """Find a run by its name or its directory.
-
-    Returns:
-        Its row, with the newest known epoch.
+    """Find a run by its name or its directory; its row has the newest known epoch.
 
     Raises:
         CommandError: there is no such run; the message suggests similar names.

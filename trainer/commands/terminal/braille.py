@@ -33,15 +33,7 @@ def plot(
 ) -> Text:
     """Plot curves over epochs, with their names above; close points are averaged.
 
-    Args:
-        title: of the plot.
-        curves: by their names in it.
-        width: of the whole plot, in characters.
-        height: of the curves themselves, in lines.
-        colors: of the names.
-
-    Returns:
-        `height + 2` lines of at most `width` characters.
+    The plot has `height + 2` lines of at most `width` characters. Colors are by the curves' names.
 
     >>> drawn = plot("loss", {"": Curve([1, 2, 3], [3.0, 2.0, 1.0])}, width=19, height=2)
     >>> print("\\n".join(line.rstrip() for line in drawn.plain.split("\\n")))

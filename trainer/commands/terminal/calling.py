@@ -57,14 +57,9 @@ def parse_local_path(path: str, option: str) -> Path:
 
 
 def run_command(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Run one of several commands.
+    """Run one of several commands with the words of a command line; return the exit status.
 
-    Args:
-        commands: name to `module:function`; only the called module is imported.
-        arguments: the words of the command line.
-
-    Returns:
-        The exit status.
+    Commands are `module:function` by name; only the called module is imported.
 
     >>> run_command({}, ["fly"])
     2
@@ -105,12 +100,8 @@ def import_command(place: str) -> Command:
 def merge_options(arguments: Sequence[str], single: Collection[str] = ()) -> list[str]:
     """Merge repeated occurrences of an option.
 
-    Args:
-        arguments: the words of the command line after the command's name.
-        single: options that take one value.
-
     Raises:
-        CommandError: one of these is repeated.
+        CommandError: an option that takes one value, of those in `single`, is repeated.
 
     >>> merge_options(["--where", "a=1", "--json", "--where=b=2"])
     ['--where', 'a=1', 'b=2', '--json']
@@ -161,21 +152,18 @@ def _list_single_options(command: Command) -> list[str]:
     annotations: dict[str, Any] = {}
     for parameter in parameters:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            annotation = _unwrap(parameter.annotation)
-            if dataclasses.is_dataclass(annotation):  # its fields are options
-                annotations |= typing.get_type_hints(annotation)
-            else:
-                annotations[parameter.name] = annotation
+            annotation = parameter.annotation
+            if typing.get_origin(annotation) is Annotated:
+                annotation = typing.get_args(annotation)[0]
+            fields = dataclasses.is_dataclass(annotation)  # its fields are options
+            annotations |= (
+                typing.get_type_hints(annotation) if fields else {parameter.name: annotation}
+            )
     return [
         f"--{name.rstrip('_').replace('_', '-')}"
         for name, annotation in annotations.items()
         if _takes_one(annotation)
     ]
-
-
-def _unwrap(annotation: Any) -> Any:
-    annotated = typing.get_origin(annotation) is Annotated
-    return typing.get_args(annotation)[0] if annotated else annotation
 
 
 def _takes_one(annotation: Any) -> bool:
