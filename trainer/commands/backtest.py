@@ -16,12 +16,13 @@ from hooks.backtesting.not_recorded import NotRecorded
 from hooks.backtesting.past_runs import PastRun, read_past_run
 from hooks.backtesting.rerun import Backtest, run_backtest
 from trainer import Hook, TrainState
+from trainer.checks.arguments import can_call_with
 from trainer.checks.modes import infer_mode
 from trainer.checks.pytrees import describe_leaf, is_key
 from trainer.commands.lookup.scores import choose_key_metrics, summarize_curve
 from trainer.commands.lookup.stores import RunName, StoreName, open_run
 from trainer.commands.terminal.braille import COLORS, plot
-from trainer.commands.terminal.calling import CommandError, convert_load_errors
+from trainer.commands.terminal.calling import LOAD_ERRORS, CommandError, convert_errors
 from trainer.commands.terminal.output import make_console, print_json
 from trainer.evaluators.suite_loading import load_named
 from trainer.hook import flatten_hooks
@@ -112,15 +113,9 @@ def _load_state(named: str) -> TrainState:
 
 def _load(named: str) -> Any:
     """Load an object; call it if it is a function without required arguments, as no hook is."""
-    with convert_load_errors():
+    with convert_errors(*LOAD_ERRORS):
         loaded = load_named(named)
-    if not inspect.isfunction(loaded):
-        return loaded
-    try:
-        inspect.signature(loaded).bind()
-    except TypeError:
-        return loaded
-    return loaded()
+    return loaded() if inspect.isfunction(loaded) and can_call_with(loaded, 0) else loaded
 
 
 def _to_data(result: Backtest) -> dict[str, Any]:
@@ -148,18 +143,18 @@ def _print(
     console: Console, result: Backtest, past: PastRun, seconds: float, *, left_out: int
 ) -> None:
     known = len([epoch for epoch in past.epochs if epoch.epoch > 0])
-    took = (
-        f"{len(result.epochs):,} of {known:,} recorded epochs, backtested in "
-        f"{format_duration(seconds)}"
-    )
+    count = f"{len(result.epochs):,} of {known:,} recorded epochs"
+    took = f"{count}, backtested in {format_duration(seconds)}"
     console.print(safe_text(result.run, "bold"), safe_text(took, "dim"), soft_wrap=True)
     style = "bold green" if result.stop_epoch is None else "bold yellow"
     console.print(safe_text(_describe_end(result), style))
     if left_out:
         parts = "1 observing part was" if left_out == 1 else f"{left_out} observing parts were"
         console.print(safe_text(f"{parts} left out: --observers runs them", "dim"))
-    if result.stop_epoch is not None and (columns := _compare_end(result, past)):
-        console.print(make_table(columns, console.width))
+    if result.stop_epoch is not None:
+        table = make_table(_compare_end(result, past), console.width)
+        if table.row_count:
+            console.print(table)
     _print_changes(console, "set", {e.epoch: e.hyperparams for e in result.epochs})
     _print_changes(console, "scored", {e.epoch: e.scores for e in result.epochs})
     if result.epochs and result.epochs[-1].hook_state:
@@ -173,11 +168,9 @@ def _print(
 def _describe_end(result: Backtest) -> str:
     if result.stop_epoch is None:
         return "these hooks would have let it continue"
-    if result.stop_reason == "stop":
-        return f"stopped at epoch {result.stop_epoch:,} by {result.stopped_by}"
-    return (
-        f"interrupted at epoch {result.stop_epoch:,} by {result.stopped_by}: {result.stop_reason}"
-    )
+    where = f"at epoch {result.stop_epoch:,} by {result.stopped_by}"
+    stopped = result.stop_reason == "stop"
+    return f"stopped {where}" if stopped else f"interrupted {where}: {result.stop_reason}"
 
 
 def _compare_end(result: Backtest, past: PastRun) -> list[Column]:
@@ -186,8 +179,6 @@ def _compare_end(result: Backtest, past: PastRun) -> list[Column]:
     names = choose_key_metrics(curves, SCORES)
     at_end = next((e.metrics for e in past.epochs if e.epoch == result.stop_epoch), {})
     summaries = [summarize_curve(curves[name], infer_mode(name)) for name in names]
-    if not names:
-        return []
     ends = [safe_text(format_number(at_end[name]) if name in at_end else "") for name in names]
     bests = [
         safe_text("" if found.best is None else f"{format_number(found.best)} at {found.epoch:,}")

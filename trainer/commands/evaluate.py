@@ -7,10 +7,9 @@ import logging
 from collections.abc import Iterator
 
 from trainer.commands.lookup.stores import RunNames, StoreName, find_runs, open_store
-from trainer.commands.terminal.calling import CommandError, convert_load_errors
+from trainer.commands.terminal.calling import LOAD_ERRORS, convert_errors
 from trainer.evaluators.evaluator import WorkerSettings, work
 from trainer.evaluators.suite_loading import load_suites
-from trainer.host.escaping import escape_text
 from trainer.runs.requests import TRIES
 
 FAILED = 1
@@ -47,18 +46,13 @@ def evaluate(
         tries: how often a request is tried at most.
         limit: seconds that a request may take; a longer one is aborted and counts as failed.
     """
-    with convert_load_errors():
+    with convert_errors(*LOAD_ERRORS):
         suites = load_suites(*suite)
     with open_store(store) as opened:
         url, names = opened.url, [row.name for row in find_runs(opened, runs)]
-    try:
+    with convert_errors(ValueError), _log_to_terminal():
         settings = WorkerSettings(lease=lease, pause=pause, tries=tries, limit=limit)
-        with _log_to_terminal():
-            summary = work(url, suites, settings, idle=idle, again=again, runs=names)
-    except ValueError as error:
-        if hasattr(error, "__notes__"):
-            raise  # from a suite's own phases
-        raise CommandError(escape_text(error)) from error
+        summary = work(url, suites, settings, idle=idle, again=again, runs=names)
     return FAILED if summary.failed else 0
 
 

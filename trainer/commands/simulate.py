@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -17,7 +18,13 @@ from trainer.commands.lookup.checkpoint_choice import (
     choose_checkpoint,
 )
 from trainer.commands.lookup.stores import RunName, StoreName
-from trainer.commands.terminal.calling import Command, CommandError, convert_load_errors
+from trainer.commands.terminal.calling import (
+    LOAD_ERRORS,
+    Command,
+    CommandError,
+    convert_errors,
+    merge_options,
+)
 from trainer.evaluators.suite_loading import load_named
 from trainer.host.escaping import escape_text
 
@@ -50,24 +57,16 @@ def simulate(
 
 def _add_options(words: Sequence[str]) -> Command:
     """Return the command with the options of the function that the words name, if they do."""
-    named = _find_function_name(words)
+    pairs = itertools.pairwise(merge_options(words))
+    named = next((value for option, value in pairs if option == "--with"), None)
     return simulate if named is None else _make_command(_load_simulation(named))
 
 
 simulate.add_options = _add_options  # type: ignore[attr-defined]
 
 
-def _find_function_name(words: Sequence[str]) -> str | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--with" and following:
-            return following
-        if word.startswith("--with="):
-            return word.removeprefix("--with=")
-    return None
-
-
 def _load_simulation(named: str) -> Simulation:
-    with convert_load_errors():
+    with convert_errors(*LOAD_ERRORS):
         loaded = load_named(named)
     if not inspect.isfunction(loaded):
         raise CommandError(

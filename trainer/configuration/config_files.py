@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from trainer.checks.arguments import describe_value
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
 from trainer.configuration.dataclasses import TrainingConfig
+from trainer.configuration.setting_rows import flatten_settings
 from trainer.configuration.typed_values import convert_value
 from trainer.configuration.yaml import dump_yaml, parse_yaml
 from trainer.host.atomic_files import atomic_replace
@@ -59,9 +60,8 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
         content = parse_yaml(read_bytes(file, follow=True).decode())
     except (ValueError, UnsafeFile) as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
-    config = cls()
-    content = {} if content is None else content
-    config = _replace_settings(config, content, "", list(_list_paths(config)), problems)
+    default, content = cls(), {} if content is None else content
+    config = _replace_settings(default, content, "", [*flatten_settings(default)], problems)
     if problems:
         listed = redact_text(escape_lines("\n  ".join(problems)))
         raise ValueError(f"{os.fspath(path)} does not fit {cls.__name__}:\n  {listed}")
@@ -101,16 +101,6 @@ def _replace_settings(
     except ValueError as error:
         problems.append(f"{where}: {error}" if where else str(error))
         return default
-
-
-def _list_paths(config: Any, where: str = "") -> Iterator[str]:
-    """Yield the path of every setting, with dots for sections."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _list_paths(value, f"{where}{field.name}.")
-        else:
-            yield f"{where}{field.name}"
 
 
 def parse_config(

@@ -25,9 +25,6 @@ def schedule(config: TrainingConfig, total_steps: int) -> float | optax.Schedule
         config: with the schedule and the learning rate.
         total_steps: optimizer updates of the whole run.
 
-    Returns:
-        A float, or `(step) -> rate`.
-
     Raises:
         ValueError: the run has no step, or the warmup is longer than the schedule.
 

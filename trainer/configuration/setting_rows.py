@@ -16,8 +16,7 @@ PLAIN = (bool, int, float, list, tuple, dict, type(None))
 def flatten_settings(config: Any) -> dict[str, Any]:
     """Flatten a nested configuration: path with dots to value, without passwords.
 
-    Args:
-        config: mappings, sequences and dataclasses, nested to any depth; None if there is none.
+    It consists of mappings, sequences and dataclasses; None if there is none.
 
     >>> flatten_settings({"optimizer": {"name": "adamw", "betas": [0.9, 0.99]},
     ...     "hooks": [{"n": 5}, "x"]})

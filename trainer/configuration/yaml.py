@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import re
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
+
+import jax
 
 from trainer.host.escaping import escape_lines
 from trainer.host.extras import require_extra
@@ -30,14 +32,9 @@ MOST_NODES = 10_000
 of the line before, expand to ten thousand million."""
 
 
-class _Yaml(NamedTuple):
-    module: Any
-    loader: Any
-    dumper: Any
-
-
 @functools.cache
-def _yaml() -> _Yaml:
+def _yaml() -> tuple[Any, Any, Any]:
+    """Return PyYAML, its loader and its dumper."""
     with require_extra("config", "configuration files", "PyYAML"):
         import yaml
 
@@ -61,12 +58,11 @@ def _yaml() -> _Yaml:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             names: set[str] = set()
             for key, _ in node.value:
-                name = str(key.value)
-                if name in names:
+                if str(key.value) in names:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"the key {key.value!r} is here twice", key.start_mark
                     )
-                names.add(name)
+                names.add(str(key.value))
             return dict(super().construct_mapping(node, deep=deep))
 
     class Dumper(yaml.SafeDumper):
@@ -77,21 +73,18 @@ def _yaml() -> _Yaml:
         expression = re.compile(f"^(?:{pattern})$")
         for kind in (Loader, Dumper):  # the latter quotes text that either schema would convert
             kind.add_implicit_resolver(f"tag:yaml.org,2002:{name}", expression, first)
-    return _Yaml(yaml, Loader, Dumper)
+    return yaml, Loader, Dumper
 
 
 def _size(node: Any, counts: dict[int, float]) -> float:
     """Count the nodes of a node with aliases expanded; infinite if it contains itself.
 
-    Args:
-        node: of a document.
-        counts: by identity of nodes, filled in; each is visited once.
+    Counts are kept by the identity of nodes, so that each is visited once.
     """
     if id(node) not in counts:
         counts[id(node)] = math.inf  # until it is counted: a node that meets itself is infinite
-        inner = [node.value] if isinstance(node.value, str) else node.value
-        pairs = (part for one in inner for part in (one if isinstance(one, tuple) else (one,)))
-        counts[id(node)] = 1 + sum(_size(n, counts) for n in pairs if not isinstance(n, str))
+        inner = (one for one in jax.tree.leaves(node.value) if not isinstance(one, str))
+        counts[id(node)] = 1 + sum(_size(one, counts) for one in inner)
     return counts[id(node)]
 
 

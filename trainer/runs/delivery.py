@@ -212,12 +212,9 @@ class DeliveryThread:
         return not self._thread.is_alive() and self._queue.empty
 
     def _work(self) -> None:
-        try:
+        # The queue is closed if `close` timed out while this thread waited for the store.
+        with contextlib.closing(self._client), contextlib.suppress(QueueClosed):
             self._deliver_until_closed()
-        except QueueClosed:  # `close` timed out while this thread waited for the store
-            pass
-        finally:
-            self._client.close()
 
     def _deliver_until_closed(self) -> None:
         pause = RETRY_SECONDS[0]

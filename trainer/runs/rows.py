@@ -64,10 +64,7 @@ class RunRow(NamedTuple):
         """Return the state, or `stalled` for a run that should be running and sends no heartbeat.
 
         It has stalled if its process has ended, which can be seen on its own machine, or if it was
-        silent for five of its usual pauses, and at least a minute.
-
-        Args:
-            now: unix seconds, by the store's clock.
+        silent for five of its usual pauses, and at least a minute. `now` is by the store's clock.
         """
         if self.state != "running":
             return self.state

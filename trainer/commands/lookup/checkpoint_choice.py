@@ -15,9 +15,9 @@ from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checks.modes import Mode
 from trainer.commands.lookup.scores import check_metric_names, require_mode
 from trainer.commands.lookup.stores import VARIABLE, open_run
-from trainer.commands.terminal.calling import CommandError, parse_local_path
+from trainer.commands.terminal.calling import CommandError, convert_errors, parse_local_path
 from trainer.evaluators.checkpoint_ranking import best_checkpoint
-from trainer.host.escaping import escape_lines, escape_text
+from trainer.host.escaping import escape_lines
 from trainer.runs.metric_curves import metric_names
 from trainer.state import TrainState
 
@@ -90,14 +90,9 @@ def choose_checkpoint(
             return CheckpointChoice(directory.name, directory, epoch, best, mode)
         if best is not None:
             saved = there.checkpoints(row.name, present=True)
-            known = {
-                *metric_names(there, row.name),
-                *(name for one in saved for name in one.scores),
-            }
-            check_metric_names([best], known)
-            try:
+            scored = {name for checkpoint in saved for name in checkpoint.scores}
+            check_metric_names([best], scored.union(metric_names(there, row.name)))
+            with convert_errors(ValueError):
                 found = best_checkpoint(there, row.name, best, mode=require_mode(best, mode))
-            except ValueError as error:
-                raise CommandError(escape_text(error)) from error
             epoch = found.checkpoint.epoch
         return CheckpointChoice(row.name, Path(row.directory), epoch)

@@ -100,11 +100,7 @@ def _kind(value: Any) -> str:
     >>> [_kind(value) for value in (3, 0.5, "adamw", True, [1])]
     ['number', 'number', 'text', 'truth', '']
     """
-    if isinstance(value, bool):
-        return "truth"
-    if isinstance(value, int | float):
-        return "number"
-    return "text" if isinstance(value, str) else ""
+    return {bool: "truth", int: "number", float: "number", str: "text"}.get(type(value), "")
 
 
 def _describe(value: Any) -> str:

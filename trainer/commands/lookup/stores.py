@@ -61,10 +61,8 @@ def open_store(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
     If runs of this machine have records that are not in the store, a notice names the command that
     delivers them. To deliver them here would write to paths from the store, whoever wrote it.
 
-    Args:
-        store: as named; if None, the environment variable `ENTRACTE_STORE`, or else the directory
-            `runs`.
-        read_only: False to open it for writing, without a notice.
+    None for `store` takes the environment variable `ENTRACTE_STORE`, or else the directory `runs`.
+    Without `read_only` it is open for writing, and there is no notice.
 
     Raises:
         CommandError: there is no store, it does not respond, or it has a newer version.
@@ -86,12 +84,10 @@ def open_store(store: str | None, *, read_only: bool = True) -> Iterator[Store]:
 def open_run(
     run: str, store: str | None, *, read_only: bool = True
 ) -> Iterator[tuple[Store, RunRow]]:
-    """Open the store of a run, and find the run.
+    """Open the store of a run as `open_store` does, and find the run.
 
-    Args:
-        run: a name in the store, or the path of a run's directory; its store is then looked for in
-            the parent directory, unless another is named.
-        store, read_only: as for `open_store`.
+    The run is a name in the store, or the path of a run's directory; its store is then looked for
+    in the parent directory, unless another is named.
 
     Raises:
         CommandError: there is no such run or store.
@@ -154,10 +150,7 @@ def suggest(name: str, known: list[str]) -> str:
 
 
 def find_undelivered(store: Store) -> list[RunRow]:
-    """Find the runs of this machine that have ended and left records in their queues.
-
-    No file is opened: only the sizes of queues are read.
-    """
+    """Find the ended runs of this machine with records in their queues, by the queues' sizes."""
     now, here = store.connection.now(), socket.gethostname()
     return [
         row

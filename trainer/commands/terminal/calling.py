@@ -37,12 +37,16 @@ class CommandError(Exception):
     """A command cannot do what was asked; its text says why, and what to do."""
 
 
+LOAD_ERRORS = (ValueError, FileNotFoundError, AttributeError, TypeError)
+"""Errors of an invalid FILE:NAME."""
+
+
 @contextlib.contextmanager
-def convert_load_errors() -> Iterator[None]:
-    """Convert errors of an invalid FILE:NAME; errors that the file itself raises are unchanged."""
+def convert_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Convert errors to `CommandError`; those with notes, from a user's own code, are unchanged."""
     try:
         yield
-    except (ValueError, FileNotFoundError, AttributeError, TypeError) as error:
+    except kinds as error:
         if hasattr(error, "__notes__"):
             raise
         raise CommandError(escape_text(error)) from error
@@ -50,10 +54,8 @@ def convert_load_errors() -> Iterator[None]:
 
 def parse_local_path(path: str, option: str) -> Path:
     """Return the path that an option names; one that is not local is an error."""
-    try:
+    with convert_errors(ValueError):
         return to_absolute_path(path, option)
-    except ValueError as error:
-        raise CommandError(escape_text(error)) from error
 
 
 def run_command(commands: Mapping[str, str], arguments: Sequence[str]) -> int:
