@@ -24,11 +24,8 @@ Factory = Callable[..., Any]
 def find_factory(name: str, kind: str, where: str, face: types.ModuleType) -> Factory:
     """Find the function of a hook or the class of a writer by its name.
 
-    Args:
-        name: from the file.
-        kind: `hook` or `writer`.
-        where: names the entry in messages.
-        face: the package `hooks`.
+    The kind is `hook` or `writer`, `where` names the entry in messages, and the face is the package
+    `hooks`.
 
     Raises:
         ValueError: no or several factories have this name.
@@ -53,24 +50,20 @@ def list_factories(kind: str, face: types.ModuleType) -> dict[str, Factory]:
     >>> list(list_factories("writer", hooks))
     ['Console', 'Database', 'JsonLines', 'MLflow', 'TensorBoard', 'WandB']
     """
+    fits = _is_writer if kind == "writer" else _makes_hooks
     public = {name: getattr(face, name) for name in face.__all__}
-    if kind == "writer":
-        return {
-            name: value
-            for name, value in public.items()
-            if inspect.isclass(value) and issubclass(value, Writer) and value is not Writer
-        }
-    return {
-        name: value
-        for name, value in public.items()
-        if inspect.isfunction(value)
-        and value.__module__ != "hooks.config.hooks_by_name"
-        and _makes_hooks(read_type_hints(value).get("return"))
-    }
+    return {name: value for name, value in public.items() if fits(value)}
 
 
-def _makes_hooks(hint: Any) -> bool:
-    """Return whether a return type consists of hooks only: `Hook`, `Chain`, `HookLike`."""
+def _is_writer(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Writer) and value is not Writer
+
+
+def _makes_hooks(value: Any) -> bool:
+    """Return whether a function returns hooks only: `Hook`, `Chain`, `HookLike`."""
+    if not inspect.isfunction(value) or value.__module__ == "hooks.config.hooks_by_name":
+        return False
+    hint = read_type_hints(value).get("return")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return all(kind in typing.get_args(HookLike) for kind in kinds)
 

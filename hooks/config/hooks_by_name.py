@@ -79,8 +79,8 @@ def build_hooks(
 
     Args:
         config: of the run.
-        writers: for its metrics, from `build_writers(config)`, if other hooks write to them too.
-            Built here if absent.
+        writers: for its metrics, from `build_writers(config)`, if other hooks write to them too;
+            built here if absent.
         given: for `from_config`.
 
     Raises:
@@ -126,12 +126,11 @@ def build_writers(config: TrainingConfig) -> list[Writer]:
     if logging.store != "off":
         store = None if logging.store == "beside" else logging.store
         writers.append(Database(Run(config.run, store=store, config=to_comparable(config))))
-    trackers = ((WandB, logging.wandb), (MLflow, logging.mlflow))
-    return writers + [
-        tracker(config.run, config=to_comparable(config), artifacts=config.run)
-        for tracker, enabled in trackers
-        if enabled
-    ]
+    for tracker, enabled in ((WandB, logging.wandb), (MLflow, logging.mlflow)):
+        if enabled:
+            kept = to_comparable(config)
+            writers.append(tracker(config.run, config=kept, artifacts=config.run))
+    return writers
 
 
 def write_config(config: TrainingConfig) -> Hook:
@@ -140,7 +139,6 @@ def write_config(config: TrainingConfig) -> Hook:
     By then the run's checkpoint is restored: if it does not fit, the file stays as it was. `fresh`
     belongs to the call and not to the run, and is not written.
     """
-
     path = to_absolute_path(config.run, "write_config") / "config.yaml"
 
     def write(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -203,30 +201,24 @@ def _bind_arguments(
                 _build_argument(item, name, hint, f"{path}[{n}]", given)
                 for n, item in enumerate(items)
             )
-        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.arguments[parameter.name][name] = _build_argument(value, name, hint, path, given)
-        else:
-            bound.arguments[name] = _build_argument(value, name, hint, path, given)
+            continue
+        keyword = parameter.kind is inspect.Parameter.VAR_KEYWORD
+        target = bound.arguments[parameter.name] if keyword else bound.arguments
+        target[name] = _build_argument(value, name, hint, path, given)
     return bound
 
 
 def _match_names(signature: inspect.Signature, content: Any, where: str) -> Mapping[str, Any]:
-    """Return an entry's arguments by name, and check the names against a signature.
-
-    Raises:
-        ValueError: an argument is unknown or missing.
-    """
+    """Return an entry's arguments by name; refuse unknown and missing ones."""
     parameters = signature.parameters
     if content is None:
         content = {}
     elif not isinstance(content, Mapping):
-        if not parameters:
-            raise ValueError(f"{where}: takes no arguments; got {redact_settings(content)!r:.100}")
-        if next(iter(parameters.values())).kind is inspect.Parameter.VAR_KEYWORD:
-            raise ValueError(
-                f"{where}: needs names for its arguments; got {redact_settings(content)!r:.100}"
-            )
-        content = {next(iter(parameters)): content}
+        first = next(iter(parameters.values()), None)
+        if first is None or first.kind is inspect.Parameter.VAR_KEYWORD:
+            what = "needs names for its" if first else "takes no"
+            raise ValueError(f"{where}: {what} arguments; got {redact_settings(content)!r:.100}")
+        content = {first.name: content}
     known = [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters.values()
     ]
@@ -236,12 +228,8 @@ def _match_names(signature: inspect.Signature, content: Any, where: str) -> Mapp
             f"{where}: has no argument {unknown!r}{suggest_and_list(unknown, parameters, known)}"
         )
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    missing = [
-        p.name
-        for p in parameters.values()
-        if p.default is p.empty and p.kind not in variadic and p.name not in content
-    ]
-    if missing:
+    required = [p for p in parameters.values() if p.default is p.empty and p.kind not in variadic]
+    if missing := [p.name for p in required if p.name not in content]:
         raise ValueError(f"{where}: needs {' and '.join(missing)}; there is: {', '.join(known)}")
     return content
 
@@ -257,13 +245,14 @@ def _build_argument(value: Any, name: str, hint: Any, where: str, given: Mapping
     if name in NESTED:
         built = _build_entries(value, NESTED[name], where, given)
         return built[0] if len(built) == 1 else chain(*built)
-    if (hint is Any or not is_supported_type(hint)) and isinstance(value, str) and value in given:
+    supported = is_supported_type(hint)
+    if (hint is Any or not supported) and isinstance(value, str) and value in given:
         return given[value]
-    if is_supported_type(hint):
-        return convert_value(value, hint, where)
     try:
         return convert_value(value, hint, where)
     except ValueError as error:
+        if supported:
+            raise
         raise ValueError(
             f"{error}; if a file cannot hold it, use a name, and pass the object under that name: "
             f"given={{...}} has {', '.join(given) or 'nothing'}"

@@ -31,13 +31,11 @@ FAILED = 1
 
 
 class Outcome(NamedTuple):
-    """The result of delivering a run's queue."""
+    """How many lines of a run's queue were delivered, and why the rest stays, if any does."""
 
     run: str
     lines: int
-    """Delivered lines."""
     error: str
-    """Why the rest stays in the queue; empty if there is no rest."""
 
 
 def deliver(runs: RunNames = (), /, *, store: StoreName = None, json: bool = False) -> int:

@@ -38,18 +38,11 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "learning_rate must be above 0", self.learning_rate)
-        _require(
-            self.weight_decay is None or self.weight_decay >= 0,
-            "weight_decay must not be negative",
-            self.weight_decay,
-        )
+        decay, norm = self.weight_decay, self.clip_norm
+        _require(decay is None or decay >= 0, "weight_decay must not be negative", decay)
         for beta in (*(self.betas or ()), self.momentum or 0.0):
             _require(0 <= beta < 1, "betas and momentum must be in [0, 1)", beta)
-        _require(
-            self.clip_norm is None or self.clip_norm > 0,
-            "clip_norm must be above 0",
-            self.clip_norm,
-        )
+        _require(norm is None or norm > 0, "clip_norm must be above 0", norm)
         _require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
         if self.name == "adam" and self.weight_decay:
             raise ValueError(

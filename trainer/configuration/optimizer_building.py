@@ -50,9 +50,7 @@ def schedule(config: TrainingConfig, total_steps: int) -> float | optax.Schedule
         log.warning(
             "the schedule is over after %d steps and the run has %d: the others train at its last "
             "rate, %g",
-            steps,
-            total_steps,
-            peak * plan.decay_to,
+            *(steps, total_steps, peak * plan.decay_to),
         )
     if plan.name == "cosine":
         decay = optax.cosine_decay_schedule(peak, steps - warmup, plan.decay_to)
