@@ -11,11 +11,10 @@ from hooks.checkpointing import save_checkpoints
 from hooks.combining import chain, every, every_steps, on, once, when
 from hooks.config.hooks_by_name import build_hooks, build_writers, from_config, write_config
 from hooks.control.adapting_curriculum import adapt_curriculum
-from hooks.control.averaging import average_params, swa
+from hooks.control.averaging import average_params, recalibrate, swa
 from hooks.control.following import follow_checkpoints
 from hooks.control.keeping_best import keep_best
 from hooks.control.lesson_weights import learning_progress, thresholds
-from hooks.control.recalibrating import recalibrate
 from hooks.control.rolling_back import roll_back_on_nan, roll_back_on_spike
 from hooks.control.schedules import reduce_on_plateau, set_hyperparams
 from hooks.control.stopping import stop_at_return, stop_early, stop_on_nan, time_limit

@@ -13,7 +13,7 @@ import numpy as np
 
 from hooks.combining import Chain, chain
 from hooks.metric_logging import check_writers, resume_writers, write_values
-from hooks.writers.images import check_pillow, encode_gif
+from hooks.writers.images import encode_gif, import_pillow
 from hooks.writers.values import Value, Video
 from hooks.writers.writer import Writer
 from trainer import TrainState
@@ -90,7 +90,7 @@ def record_replays(
         log.warning("environment %r has no render: its replays are saved as JSON only", env.name)
         writers = ()
     else:
-        check_pillow("record_replays")
+        import_pillow("record_replays")
         Video(np.zeros((1, 1, 1, 3), np.uint8), fps)
         draw = make_replayer(env, env.render)
     folder = to_absolute_path(directory, "record_replays") / "replays"

@@ -170,34 +170,16 @@ class _HookObserver:
                     self.scores |= after.scores
             return after
 
-        def names(state: TrainState) -> tuple[str, ...]:
-            with self._states.track_hook(name):
-                return writes(state) if callable(writes) else writes
-
+        track = self._states.track_hook(name)  # hooks that share a gate share the observed one
+        gates = [(gate, Gate(track(gate.is_open), gate.after_fire)) for gate in hook.gates]
         return dataclasses.replace(
             hook,
             function=run,
-            writes=names,
-            hook_states=tuple(self._wrap_hook_state(name, part) for part in hook.hook_states),
-            gates=tuple(self._wrap_gate(name, gate) for gate in hook.gates),
+            writes=track(writes) if callable(writes) else writes,
+            hook_states=tuple(HookState(key, track(init)) for key, init in hook.hook_states),
+            gates=tuple(self._gates.setdefault(*pair) for pair in gates),
             restore=None,
         )
-
-    def _wrap_hook_state(self, hook: str, hook_state: HookState) -> HookState:
-        def init(state: TrainState) -> PyTree:
-            with self._states.track_hook(hook):
-                return hook_state.init(state)
-
-        return HookState(hook_state.name, init)
-
-    def _wrap_gate(self, hook: str, gate: Gate) -> Gate:
-        """Observe a gate; hooks that share it share the observed one."""
-
-        def ask(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-            with self._states.track_hook(hook):
-                return gate.is_open(state, metrics, event)
-
-        return self._gates.setdefault(gate, Gate(ask, gate.after_fire))
 
 
 @contextlib.contextmanager

@@ -74,11 +74,19 @@ def adapt_curriculum(
         )
     weighting = strategy(names)
     title = f"adapt_curriculum/{weighting.name}"
-    reads = [f"{metric}/{name}" for name in names]
-    writes = [f"curriculum/weight/{name}" for name in names]
+    reads = tuple(f"{metric}/{name}" for name in names)
+    writes = tuple(f"curriculum/weight/{name}" for name in names)
 
     def init(state: TrainState) -> PyTree:
-        _check_carry(title, state, len(names))
+        carry = state.carry if isinstance(state.carry, Mapping) else {}
+        there, count = carry.get("lessons"), len(names)
+        if there is None or there.shape != (count,) or there.dtype != np.float32:
+            got = "none" if there is None else f"{there.dtype}{list(there.shape)}"
+            raise ValueError(
+                f"hook {title!r} needs the weights of {count} lessons, state.carry['lessons'] "
+                f"float32[{count}]; got {got}: train in an environment that trainer.rl.lessons "
+                "made, and give the hook its env.lessons"
+            )
         return weighting.initial
 
     def set_weights(state: TrainState, learned: PyTree) -> TrainState:
@@ -104,24 +112,4 @@ def adapt_curriculum(
         scores = dict(zip(writes, weights, strict=True))
         return learned, state.replace(scores={**state.scores, **scores})
 
-    return stateful(
-        title,
-        init,
-        update,
-        start=start,
-        event="epoch",
-        expects=tuple(reads),
-        writes=tuple(writes),
-    )
-
-
-def _check_carry(title: str, state: TrainState, count: int) -> None:
-    carry = state.carry if isinstance(state.carry, Mapping) else {}
-    there = carry.get("lessons")
-    if there is None or there.shape != (count,) or there.dtype != np.float32:
-        got = "none" if there is None else f"{there.dtype}{list(there.shape)}"
-        raise ValueError(
-            f"hook {title!r} needs the weights of {count} lessons, state.carry['lessons'] "
-            f"float32[{count}]; got {got}: train in an environment that trainer.rl.lessons made, "
-            "and give the hook its env.lessons"
-        )
+    return stateful(title, init, update, start=start, event="epoch", expects=reads, writes=writes)

@@ -98,17 +98,11 @@ def keep_best(
             parts["carry"] = {**state.carry, **best["carry"]}
         return state.replace(**parts)
 
-    return chain(
-        stateful(
-            name,
-            init,
-            update,
-            event="epoch",
-            reads=(metric,),
-            required_hook_states=list_required_states(params),
-        ),
-        Hook(restore, f"{name}/end", event="end"),
+    required = list_required_states(params)
+    keep = stateful(
+        name, init, update, event="epoch", reads=(metric,), required_hook_states=required
     )
+    return chain(keep, Hook(restore, f"{name}/end", event="end"))
 
 
 @jax.jit

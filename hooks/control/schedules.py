@@ -158,7 +158,12 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
     >>> float(numbers["learning_rate"]), float(numbers["weight_decay"])
     (0.25, 0.0)
     """
-    settings = _flatten(schedules)
+    settings: dict[tuple[str | None, str], Setting] = {}  # (group or None, name) to value
+    for name, setting in schedules.items():
+        if isinstance(setting, Mapping):
+            settings |= {(name, inner): value for inner, value in setting.items()}
+        else:
+            settings[None, name] = setting
     if not settings:
         raise ValueError(
             "set_hyperparams needs what to set, such as learning_rate=optax.cosine_decay_schedule("
@@ -189,16 +194,3 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
         return run(state, metrics)
 
     return chain(Hook(start, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
-
-
-def _flatten(
-    given: Mapping[str, Setting | Mapping[str, Setting]],
-) -> dict[tuple[str | None, str], Setting]:
-    """Flatten settings to (group or None, name) -> value."""
-    flat: dict[tuple[str | None, str], Setting] = {}
-    for name, setting in given.items():
-        if isinstance(setting, Mapping):
-            flat |= {(name, inner): value for inner, value in setting.items()}
-        else:
-            flat[None, name] = setting
-    return flat

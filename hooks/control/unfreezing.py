@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
@@ -54,8 +55,12 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         if read_epoch(state) + 1 < epoch:
             return state
-        opt_state = _unfreeze(state.opt_state, label)
-        return state if opt_state is state.opt_state else state.replace(opt_state=opt_state)
+        pairs, structure = _flatten(state.opt_state)
+        leaves, changed = [leaf for _, leaf in pairs], False
+        for place, (path, leaf) in enumerate(pairs):
+            if isinstance(leaf, FrozenState) and _label(path) == label and not np.all(leaf.live):
+                leaves[place], changed = leaf._replace(live=fill_leaf(leaf.live, True)), True
+        return state.replace(opt_state=jax.tree.unflatten(structure, leaves)) if changed else state
 
     def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         leaves, _ = _flatten(state.opt_state)
@@ -70,22 +75,6 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
         return run(state, metrics)
 
     return chain(Hook(start, f"{title}/start", event="start"), Hook(run, title, event="epoch"))
-
-
-def _unfreeze(opt_state: PyTree, label: str | None) -> PyTree:
-    """Unfreeze what is under a label; return the same object if it is already."""
-
-    def unfreeze(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, FrozenState) or _label(path) != label:
-            return leaf
-        live = fill_leaf(leaf.live, True)
-        return leaf if live is leaf.live else leaf._replace(live=live)
-
-    before, structure = _flatten(opt_state)
-    after = [unfreeze(path, leaf) for path, leaf in before]
-    if all(new is leaf for new, (_, leaf) in zip(after, before, strict=True)):
-        return opt_state
-    return jax.tree.unflatten(structure, after)
 
 
 def _flatten(opt_state: PyTree) -> tuple[list[tuple[Any, Any]], Any]:

@@ -96,9 +96,8 @@ class Console:
 
     def close(self) -> None:
         """Remove the bar and show the table; the next write starts another."""
-        live, self._live = self._live, None
-        run, self._run = self._run, None
-        unlisten, self._unlisten = self._unlisten, None
+        live, run, unlisten = self._live, self._run, self._unlisten
+        self._live = self._run = self._unlisten = None
         if unlisten is not None:
             unlisten()
         if live is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import ModuleType
 
 import numpy as np
 
@@ -14,10 +15,11 @@ LAST = 100
 animation repeats."""
 
 
-def check_pillow(who: str) -> None:
-    """Check that pictures can be encoded; raise ImportError if Pillow is not installed."""
+def import_pillow(who: str) -> ModuleType:
+    """Return the module of Pillow that encodes pictures; raise ImportError if there is none."""
     with require_extra("images", who, "Pillow"):
-        import PIL.Image  # noqa: F401
+        import PIL.Image
+    return PIL.Image
 
 
 def encode_png(image: Image) -> bytes:
@@ -26,11 +28,9 @@ def encode_png(image: Image) -> bytes:
     >>> encode_png(Image(np.zeros((3, 4, 1), np.uint8)))[1:4]
     b'PNG'
     """
-    check_pillow("encode_png")
-    import PIL.Image
-
+    pillow = import_pillow("encode_png")
     pixels, file = to_uint8(image.pixels), io.BytesIO()
-    PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    pillow.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -42,12 +42,10 @@ def encode_gif(video: Video) -> bytes:
     >>> encode_gif(Video(np.zeros((3, 4, 4, 1), np.uint8), fps=10))[:6]
     b'GIF89a'
     """
-    check_pillow("encode_gif")
-    import PIL.Image
-
+    pillow = import_pillow("encode_gif")
     pixels = to_uint8(video.frames)
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
-    frames = [PIL.Image.fromarray(picture) for picture in pixels]
+    frames = [pillow.fromarray(picture) for picture in pixels]
     hundredths = np.diff(np.round(np.arange(len(frames) + 1) * 100 / video.fps).astype(int))
     hundredths[-1] += LAST
     file = io.BytesIO()
