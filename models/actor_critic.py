@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,8 @@ from models.argument_checks import require_array, require_size, require_sizes
 from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx
 
-_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-
-
-class InitRecurrentState(Protocol):
-    """Return the recurrent state at the start of episodes: `(batch) -> recurrent`."""
-
-    def __call__(self, batch: int, /) -> PyTree:
-        """Return the state of `batch` episodes; see `ActorCritic.init_recurrent_state`."""
+Activation = Callable[[jax.Array], jax.Array]
+_ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "tanh": jnp.tanh}
 
 
 class ActorCritic(NamedTuple):
@@ -53,8 +43,9 @@ class ActorCritic(NamedTuple):
     apply: Apply
     """As `Network.apply`; `models.actor_critic` describes its inputs and outputs."""
 
-    init_recurrent_state: InitRecurrentState
-    """`(batch) -> recurrent`: zeros float32 `[batch, recurrent_size]`; `()` without recurrence."""
+    init_recurrent_state: Callable[[int], PyTree]
+    """`(batch) -> recurrent`: zeros float32 `[batch, recurrent_size]`, the state at the start of
+    episodes; `()` without recurrence."""
 
 
 def actor_critic(
@@ -154,7 +145,7 @@ class PolicyAndValue(nnx.Module):
         continuous: bool,
         hidden: Sequence[int],
         recurrent_size: int | None,
-        activation: Callable[[jax.Array], jax.Array],
+        activation: Activation,
         shared: bool,
         rngs: nnx.Rngs,
     ) -> None:
@@ -164,12 +155,9 @@ class PolicyAndValue(nnx.Module):
         if recurrent_size is None:
             self.cell = None
         else:
+            unit = orthogonal(1.0)
             self.cell = nnx.GRUCell(
-                width,
-                recurrent_size,
-                kernel_init=orthogonal(1.0),
-                recurrent_kernel_init=orthogonal(1.0),
-                rngs=rngs,
+                width, recurrent_size, kernel_init=unit, recurrent_kernel_init=unit, rngs=rngs
             )
             width = recurrent_size
         branch = functools.partial(Branch, (width, *own), activation=activation, rngs=rngs)
@@ -198,13 +186,7 @@ class PolicyAndValue(nnx.Module):
 class Torso(nnx.Module):
     """Dense layers from `sizes[0]` features to `sizes[-1]`, each followed by the activation."""
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        activation: Callable[[jax.Array], jax.Array],
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], *, activation: Activation, rngs: nnx.Rngs) -> None:
         dense = functools.partial(nnx.Linear, kernel_init=orthogonal(math.sqrt(2)), rngs=rngs)
         self.hidden = nnx.List([dense(*pair) for pair in itertools.pairwise(sizes)])
         self.activation = activation
@@ -225,7 +207,7 @@ class Branch(nnx.Module):
         outputs: int,
         *,
         scale: float,
-        activation: Callable[[jax.Array], jax.Array],
+        activation: Activation,
         rngs: nnx.Rngs,
     ) -> None:
         self.torso = Torso(sizes, activation=activation, rngs=rngs)
@@ -273,12 +255,11 @@ def _parts(observation: PyTree) -> list[Any]:
 
 
 def _concat_observation(observation: PyTree) -> jax.Array:
-    flat = [
-        part.reshape(part.shape[0], -1)
-        if jnp.issubdtype(part.dtype, jnp.floating)
-        else part.reshape(part.shape[0], -1).astype(jnp.float32)
-        for part in _parts(observation)
-    ]
+    def flatten(part: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(part.dtype, jnp.floating)
+        return part.reshape(len(part), -1).astype(part.dtype if floating else jnp.float32)
+
+    flat = [flatten(part) for part in _parts(observation)]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
 
 

@@ -12,11 +12,7 @@ from models.network import PyTree
 
 
 def require_size(owner: str, name: str, value: Any) -> None:
-    """Check that a setting is a whole number of at least 1.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is less than 1.
+    """Raise TypeError if a setting is no whole number, and ValueError if it is less than 1.
 
     >>> require_size("mlp", "classes", 0)
     Traceback (most recent call last):
@@ -30,11 +26,7 @@ def require_size(owner: str, name: str, value: Any) -> None:
 
 
 def require_sizes(owner: str, name: str, values: Sequence[int]) -> None:
-    """Check that a setting is a sequence of whole numbers of at least 1.
-
-    Raises:
-        TypeError: it is no such sequence.
-        ValueError: a number is less than 1.
+    """Raise TypeError if a setting is no sequence of whole numbers, ValueError if one is below 1.
 
     >>> require_sizes("mlp", "hidden", 128)
     Traceback (most recent call last):
@@ -50,10 +42,7 @@ def require_sizes(owner: str, name: str, values: Sequence[int]) -> None:
 
 
 def require_rate(owner: str, name: str, value: float) -> None:
-    """Check that a setting is a probability below 1.
-
-    Raises:
-        ValueError: it is less than 0, or 1 or more.
+    """Raise ValueError if a setting is less than 0, or 1 or more.
 
     >>> require_rate("mlp", "dropout", 1.0)
     Traceback (most recent call last):
@@ -65,17 +54,9 @@ def require_rate(owner: str, name: str, value: float) -> None:
 
 
 def require_array(owner: str, form: str, inputs: PyTree, *, ranks: Sequence[int] = ()) -> None:
-    """Check that the inputs are one array with a batch axis and an allowed rank.
+    """Raise TypeError if inputs are no array (or its shape), ValueError if their rank is wrong.
 
-    Args:
-        owner: the network, for the message.
-        form: the required shape, for the message: `[batch, ...]`.
-        inputs: array or `jax.ShapeDtypeStruct`.
-        ranks: the allowed ranks; empty for any from 1 on.
-
-    Raises:
-        TypeError: they are a dict or another pytree.
-        ValueError: they have another rank.
+    `form` is the required shape, for the message; `ranks` the allowed ones, any from 1 on if empty.
 
     >>> import jax.numpy as jnp
     >>> require_array("cnn", "[batch, height, width, channels]", jnp.ones((4, 8, 8)), ranks=(4,))

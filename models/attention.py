@@ -18,14 +18,7 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def compute_rotary(positions: jax.Array, size: int) -> Pair:
-    """Compute the cosines and sines that rotate heads at these positions.
-
-    Args:
-        positions: integer `[time]`.
-        size: of a head; even.
-
-    Returns:
-        Two float32 arrays `[time, size / 2]`.
+    """Compute the cosines and sines, float32 `[time, size / 2]`, that rotate heads of a size.
 
     >>> cosines, sines = compute_rotary(jnp.arange(3), 4)
     >>> cosines.shape, float(sines[0, 0]), round(float(sines[1, 0]), 4)
@@ -40,14 +33,8 @@ def apply_rotary(heads: jax.Array, rotary: Pair) -> jax.Array:
     """Rotate each pair of features by an angle proportional to the position.
 
     The product of a query and a key then depends only on the distance of their positions. Feature i
-    of a head is paired with feature i + size / 2; the computation is in float32.
-
-    Args:
-        heads: `[batch, time, heads, size]`, queries or keys.
-        rotary: from `compute_rotary`.
-
-    Returns:
-        The rotated heads, in the same shape and dtype.
+    of a head is paired with feature i + size / 2; the computation is in float32, the result in the
+    dtype of the heads `[batch, time, heads, size]`.
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", equation 34
     (2021).
@@ -120,8 +107,7 @@ class SelfAttention(nnx.Module):
     def __init__(
         self, width: int, heads: int, *, causal: bool, scale: float, rngs: nnx.Rngs
     ) -> None:
-        self.heads = heads
-        self.causal = causal
+        self.heads, self.causal = heads, causal
         self.qkv = dense(width, 3 * width, rngs=rngs)
         self.out = dense(width, width, scale=scale, rngs=rngs)
 

@@ -19,8 +19,16 @@ Blocks = Any
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The settings of a stack of blocks, as `models.transformer` describes them."""
+    """The settings of a stack of blocks, as `models.transformer` describes them, checked.
 
+    >>> TransformerConfig("transformer", layers=4, heads=3, width=128, hidden=512)
+    Traceback (most recent call last):
+        ...
+    ValueError: transformer: heads must divide width into even sizes; got width 128 / heads 3
+    """
+
+    owner: str
+    """The network, for messages."""
     layers: int
     heads: int
     width: int
@@ -29,33 +37,20 @@ class TransformerConfig:
     remat: bool = False
     scan: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "width", "hidden"):
+            require_size(self.owner, name, getattr(self, name))
+        require_rate(self.owner, "dropout", self.dropout)
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"{self.owner}: heads must divide width into even sizes; "
+                f"got width {self.width} / heads {self.heads}"
+            )
+
     @property
     def head_size(self) -> int:
         """Features of a head."""
         return self.width // self.heads
-
-
-def check_transformer_config(owner: str, shape: TransformerConfig) -> None:
-    """Check the settings of a stack.
-
-    Raises:
-        TypeError: a size is no whole number.
-        ValueError: one is out of range, or `heads` does not divide `width` into even sizes.
-
-    >>> check_transformer_config("transformer", TransformerConfig(layers=4, heads=3, width=128,
-    ...     hidden=512))
-    Traceback (most recent call last):
-        ...
-    ValueError: transformer: heads must divide width into even sizes; got width 128 / heads 3
-    """
-    for name in ("layers", "heads", "width", "hidden"):
-        require_size(owner, name, getattr(shape, name))
-    require_rate(owner, "dropout", shape.dropout)
-    if shape.width % (2 * shape.heads):
-        raise ValueError(
-            f"{owner}: heads must divide width into even sizes; "
-            f"got width {shape.width} / heads {shape.heads}"
-        )
 
 
 class TransformerBlock(nnx.Module):
@@ -153,12 +148,7 @@ def run_blocks(
         `[batch, time, width]`, and the caches in the same form.
     """
 
-    def run(
-        block: TransformerBlock, x: jax.Array, cache: Any, other: Any, rotary: Any, start: Any
-    ) -> tuple[jax.Array, Any]:
-        return block(x, cache, other, rotary, start)
-
-    step = nnx.remat(run) if remat else run
+    step = nnx.remat(TransformerBlock.__call__) if remat else TransformerBlock.__call__
     if isinstance(blocks, nnx.List):
         after = {}
         for index, block in enumerate(blocks):
@@ -175,20 +165,18 @@ def run_blocks(
 def project(blocks: Blocks, other: jax.Array) -> Any:
     """Compute each block's keys and values of `[batch, length, width]`, for `run_blocks`."""
 
-    def project_block(block: Any) -> Pair:
-        return block.cross.project(other)
-
     if isinstance(blocks, nnx.List):
-        return {str(index): project_block(block) for index, block in enumerate(blocks)}
-    return nnx.vmap(project_block)(blocks)
+        return {str(index): block.cross.project(other) for index, block in enumerate(blocks)}
+    return nnx.vmap(lambda block: block.cross.project(other))(blocks)
 
 
 def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: int) -> Any:
     """Build the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
-    size: tuple[int, ...] = (batch, length, shape.heads, shape.head_size)
-    if shape.scan:
-        size = (shape.layers, *size)
-        return jnp.zeros(size, dtype), jnp.zeros(size, dtype)
-    return {str(i): (jnp.zeros(size, dtype), jnp.zeros(size, dtype)) for i in range(shape.layers)}
+    size = batch, length, shape.heads, shape.head_size
+
+    def pair(*layers: int) -> Pair:
+        return jnp.zeros((*layers, *size), dtype), jnp.zeros((*layers, *size), dtype)
+
+    return pair(shape.layers) if shape.scan else {str(i): pair() for i in range(shape.layers)}

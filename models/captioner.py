@@ -12,7 +12,7 @@ from flax import nnx
 
 from models.argument_checks import require_array, require_size
 from models.attention import compute_rotary, dense
-from models.blocks import TransformerConfig, check_transformer_config, make_blocks, run_blocks
+from models.blocks import TransformerConfig, make_blocks, run_blocks
 from models.decoding import Decoder, make_decoder, require_tokens
 from models.network import PyTree
 from models.transformer import TextDecoder
@@ -79,16 +79,8 @@ def captioner(
     sizes = {"vocabulary": vocabulary, "context": context, "channels": channels, "patch": patch}
     for name, value in (sizes | {"encoder_layers": encoder_layers}).items():
         require_size("captioner", name, value)
-    shape = TransformerConfig(
-        layers=layers,
-        heads=heads,
-        width=width,
-        hidden=4 * width if hidden is None else hidden,
-        dropout=dropout,
-        remat=remat,
-        scan=scan,
-    )
-    check_transformer_config("captioner", shape)
+    hidden = 4 * width if hidden is None else hidden
+    shape = TransformerConfig("captioner", layers, heads, width, hidden, dropout, remat, scan)
     if width % 4:
         raise ValueError(f"captioner: width must be a multiple of 4; got {width}")
 
@@ -103,7 +95,7 @@ def captioner(
         seeing = dataclasses.replace(shape, layers=encoder_layers)
         return Captioner(
             ImageEncoder(channels, patch, seeing, rngs=rngs),
-            TextDecoder("captioner", vocabulary, context, shape, tied=tied, cross=True, rngs=rngs),
+            TextDecoder(vocabulary, context, shape, tied=tied, cross=True, rngs=rngs),
         )
 
     return make_decoder(make, check)
@@ -155,14 +147,9 @@ class ImageEncoder(nnx.Module):
 
 
 def patches(images: jax.Array, patch: int) -> jax.Array:
-    """Cut images into patches, row by row, by a reshape: on CPU faster than a convolution.
+    """Cut images into patches `[batch, patches, patch * patch * channels]`, row by row.
 
-    Args:
-        images: `[batch, height, width, channels]`.
-        patch: height and width of a patch.
-
-    Returns:
-        `[batch, patches, patch * patch * channels]`.
+    A reshape does it, on CPU faster than a convolution.
 
     >>> patches(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0].tolist()
     [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
@@ -174,10 +161,9 @@ def patches(images: jax.Array, patch: int) -> jax.Array:
 
 
 def positions(rows: int, columns: int, width: int) -> jax.Array:
-    """Compute position encodings of a grid: cosines and sines of the row and the column.
+    """Compute position encodings of a grid, float32 `[rows * columns, width]`.
 
-    Returns:
-        float32 `[rows * columns, width]`, the row in the first half of the features.
+    They are cosines and sines of the row, in the first half of the features, and of the column.
 
     >>> positions(2, 3, 8).shape
     (6, 8)
@@ -192,11 +178,7 @@ def positions(rows: int, columns: int, width: int) -> jax.Array:
 
 
 def require_image(images: Any, channels: int, patch: int) -> None:
-    """Check that images are `[batch, height, width, channels]`, of whole patches.
-
-    Raises:
-        TypeError: they are no array.
-        ValueError: they have another rank or size.
+    """Raise TypeError if images are no array, ValueError if patches do not tile them.
 
     >>> require_image(jnp.ones((2, 6, 8, 1)), 1, 4)
     Traceback (most recent call last):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +14,6 @@ from flax import nnx
 from models.argument_checks import require_size
 from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx, make_assembler
-
-
-class InitCache(Protocol):
-    """Build an empty cache: `(params, inputs, length) -> cache`."""
-
-    def __call__(self, params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
-        """Build a cache for `length` tokens; see `Decoder.init_cache`."""
-
-
-class DecodeStep(Protocol):
-    """Read tokens: `(params, cache, tokens) -> (logits, cache)`."""
-
-    def __call__(
-        self, params: PyTree, cache: PyTree, tokens: jax.Array, /
-    ) -> tuple[jax.Array, PyTree]:
-        """Read the next tokens; see `Decoder.decode_step`."""
 
 
 class Decoder(NamedTuple):
@@ -57,14 +41,14 @@ class Decoder(NamedTuple):
     apply: Apply
     """As `Network.apply`; the outputs are logits `[batch, time, vocabulary]`, float32."""
 
-    init_cache: InitCache
+    init_cache: Callable[[PyTree, PyTree, int], PyTree]
     """`(params, inputs, length) -> cache`, for `length` tokens in all, a Python int.
 
     `inputs` are the network's, or a part of them: tokens only provide the batch size, other inputs
     (an image) are encoded once. The cache is a pytree of arrays of fixed shapes.
     """
 
-    decode_step: DecodeStep
+    decode_step: Callable[[PyTree, PyTree, jax.Array], tuple[jax.Array, PyTree]]
     """`(params, cache, tokens) -> (logits, cache)` for the next tokens, integer `[batch, n]`.
 
     The logits are `[batch, n, vocabulary]`, float32; all are nan if the tokens exceed the cache's
@@ -73,12 +57,9 @@ class Decoder(NamedTuple):
 
 
 def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None]) -> Decoder:
-    """Build a decoder from an NNX module of fixed sizes with `init_cache` and `decode_step`.
+    """Build a decoder from an NNX module of fixed sizes with the methods of a `Decoder`.
 
-    Args:
-        make: `rngs -> module`; its `init_cache(inputs, length)` and `decode_step(cache, tokens)`
-            are those of `Decoder`.
-        check: raises if the inputs, passed as shapes, do not suit the module.
+    `make` is `rngs -> module`; `check` raises if the inputs, passed as shapes, do not suit it.
     """
 
     def build(rngs: nnx.Rngs, example: PyTree) -> nnx.Module:
@@ -96,9 +77,7 @@ def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None
     def init_cache(params: PyTree, inputs: PyTree, length: int, /) -> PyTree:
         return bound(params).init_cache(inputs, length)
 
-    def decode_step(
-        params: PyTree, cache: PyTree, tokens: jax.Array, /
-    ) -> tuple[jax.Array, PyTree]:
+    def decode_step(params: PyTree, cache: PyTree, tokens: jax.Array, /) -> Any:
         return bound(params).decode_step(cache, tokens)
 
     return Decoder(network.init, network.apply, init_cache, decode_step)
@@ -208,15 +187,7 @@ def _compile_generate(decoder: Decoder) -> Any:
 
 
 def require_tokens(owner: str, tokens: Any, longest: int) -> None:
-    """Check that tokens are integers `[batch, time]`, at most `longest` of them.
-
-    Args:
-        owner: the network, for the message.
-        tokens: array or `jax.ShapeDtypeStruct`.
-        longest: largest number of tokens.
-
-    Raises:
-        ValueError: they have another rank or kind, or are too many.
+    """Raise ValueError if tokens, or their shape, are no integers `[batch, time]`, or too many.
 
     >>> require_tokens("transformer", jnp.ones((2, 9), jnp.int32), 8)
     Traceback (most recent call last):

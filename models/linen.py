@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from flax import core, linen
 from flax.errors import InvalidRngError
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
-from models.train_flags import AUTO, check_call, fields, find_flags, known_flags, make_flag_kwargs
+from models.train_flags import AUTO, check_call, find_flags, known_flags, make_flag_kwargs
 
 
 def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Network:
@@ -60,7 +62,7 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
     flags = find_flags("from_linen", module.__call__, train_flag)
     of_fields = train_flag == AUTO and not flags
     if of_fields:
-        flags = known_flags(fields(module))
+        flags = known_flags(field.name for field in dataclasses.fields(module))
     unsure = train_flag == AUTO and not flags
     check_call("from_linen", module.__call__, {} if of_fields else flags)
 
@@ -77,7 +79,10 @@ def from_linen(module: linen.Module, *, train_flag: str | None = AUTO) -> Networ
             updated = evaluated.apply(
                 variables, zeros, rngs=_streams(key), mutable=["batch_stats"]
             )[1]
-            if _same_arrays(variables["batch_stats"], _plain(updated)["batch_stats"]):
+            same = jax.tree.map(
+                operator.is_, variables["batch_stats"], _plain(updated["batch_stats"])
+            )
+            if jax.tree.all(same):
                 inactive.append("batch_stats, which a call does not update")
         if unsure and inactive:
             raise ValueError(
@@ -139,12 +144,6 @@ def _list_inactive_parts() -> Iterator[list[str]]:
 
     with linen.intercept_methods(intercept):
         yield inactive
-
-
-def _same_arrays(one: PyTree, other: PyTree) -> bool:
-    """Return whether two trees hold the same array objects, so that nothing was computed."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(first is second for first, second in pairs)
 
 
 def _streams(key: jax.Array | None) -> dict[str, jax.Array]:

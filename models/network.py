@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -11,12 +12,8 @@ import numpy as np
 
 PyTree = Any
 
-
-class Init(Protocol):
-    """Initialise a network's variables: `(key, example) -> (params, model_state)`."""
-
-    def __call__(self, key: jax.Array, example: PyTree, /) -> tuple[PyTree, PyTree]:
-        """Initialise the variables for inputs like `example`; see `Network.init`."""
+Init = Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
+"""Initialise a network's variables: `(key, example) -> (params, model_state)`."""
 
 
 class Apply(Protocol):
@@ -80,13 +77,6 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
     The keys of names are independent, so a new name does not change the others' random numbers.
 
-    Args:
-        key: () typed key.
-        name: hashed to 32 bits.
-
-    Returns:
-        () typed key.
-
     Raises:
         TypeError: `key` is not a single typed key.
 
@@ -115,7 +105,7 @@ def shapes_of(tree: PyTree) -> PyTree:
 
 
 def require_fit(name: str, expected: PyTree, got: PyTree, *, remedy: str) -> None:
-    """Check that a pytree has the expected names and shapes.
+    """Raise ValueError, with a list, if a pytree lacks an array, has another, or one misshapen.
 
     Dtypes are not checked: a network may run on parameters of a lower precision.
 
@@ -124,9 +114,6 @@ def require_fit(name: str, expected: PyTree, got: PyTree, *, remedy: str) -> Non
         expected: pytree of arrays or `jax.ShapeDtypeStruct`s.
         got: pytree of arrays.
         remedy: what to do, for the message.
-
-    Raises:
-        ValueError: an array is missing, unexpected or has another shape; all are listed.
 
     >>> require_fit("params", {"w": jnp.ones(2)}, {"w": jnp.ones(3)}, remedy="call init again")
     Traceback (most recent call last):

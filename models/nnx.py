@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from models.network import Network, PyTree, named_key, require_fit, shapes_of
 from models.train_flags import AUTO, find_flags, make_flag_kwargs
@@ -132,12 +133,10 @@ def _require_two_arguments(build: Build) -> None:
             f"got a module, of class {name}: write "
             f"from_nnx(lambda rngs, example: {name}(..., rngs=rngs))"
         )
+    made: Any = build  # the signature of a module class itself is generic
+    called = functools.partial(made.__init__, None) if isinstance(build, type) else build
     try:
-        if isinstance(build, type):  # the signature of a module class is generic
-            made: Any = build
-            inspect.signature(made.__init__).bind(None, None, None)
-        else:
-            inspect.signature(build).bind(None, None)
+        inspect.signature(called).bind(None, None)
     except TypeError as error:
         raise TypeError(
             f"from_nnx calls build(rngs, example), which {build!r} does not take ({error}); "
@@ -168,15 +167,11 @@ def _split(module: nnx.Module) -> Parts:
 
 def _plain(state: nnx.State) -> dict[str, Any]:
     """Convert a state to nested dicts of arrays, with string keys (NNX numbers its lists)."""
-    plain: dict[str, Any] = {}
+    plain = {}
     for path, leaf in nnx.to_flat_state(state):
-        *parents, name = [str(part) for part in path]
-        branch = plain
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
         value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        branch[name] = jax.tree.map(_array, value)
-    return plain
+        plain[tuple(map(str, path))] = jax.tree.map(_array, value)
+    return traverse_util.unflatten_dict(plain)
 
 
 def _array(value: Any) -> Any:
@@ -191,9 +186,7 @@ def _fill(name: str, abstract: nnx.State, plain: PyTree) -> nnx.State:
     require_fit(name, _plain(abstract), plain, remedy=remedy)
     filled = []
     for path, leaf in nnx.to_flat_state(abstract):
-        value = plain
-        for part in path:
-            value = value[str(part)]
+        value = functools.reduce(operator.getitem, map(str, path), plain)
         filled.append((path, leaf.replace(value) if isinstance(leaf, nnx.Variable) else value))
     return nnx.from_flat_state(filled)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -44,10 +43,7 @@ def remat(network: Network, policy: Callable[..., bool] | None = None) -> Networ
         key: jax.Array | None,
         train: bool,
     ) -> tuple[PyTree, PyTree]:
-        @functools.partial(jax.checkpoint, policy=policy)
-        def run(params: PyTree, model_state: PyTree, inputs: PyTree, key: Any) -> Any:
-            return network.apply(params, model_state, inputs, key=key, train=train)
-
-        return run(params, model_state, inputs, key)
+        run = jax.checkpoint(functools.partial(network.apply, train=train), policy=policy)
+        return run(params, model_state, inputs, key=key)
 
     return network._replace(apply=apply)

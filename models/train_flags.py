@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,6 +21,8 @@ AUTO = "auto"
 Flags = dict[str, Any]
 """Names of flags, with their values in training."""
 
+_KNOWN = dict.fromkeys(TRAIN_FLAG_NAMES, True) | dict.fromkeys(EVAL_FLAG_NAMES, False)
+
 
 def known_flags(names: Iterable[str]) -> Flags:
     """Return the names that are flags, with their values in training.
@@ -29,11 +30,7 @@ def known_flags(names: Iterable[str]) -> Flags:
     >>> known_flags(["x", "is_training", "deterministic", "mask"])
     {'is_training': True, 'deterministic': False}
     """
-    return {
-        name: name in TRAIN_FLAG_NAMES
-        for name in names
-        if name in TRAIN_FLAG_NAMES + EVAL_FLAG_NAMES
-    }
+    return {name: _KNOWN[name] for name in names if name in _KNOWN}
 
 
 def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
@@ -45,49 +42,35 @@ def make_flag_kwargs(flags: Flags, *, train: bool) -> Flags:
     return {name: value is train for name, value in flags.items()}
 
 
-def named_flag(who: str, call: Callable[..., Any], name: str) -> Flags:
-    """Return the flag that a user named, `is_training` or `not frozen`.
-
-    Raises:
-        TypeError: the call takes no keyword of this name.
-
-    >>> named_flag("from_linen", lambda x, frozen: x, "not frozen")
-    {'frozen': False}
-    """
-    opposite = name.startswith("not ")
-    plain = name.removeprefix("not ").strip()
-    parameters = inspect.signature(call).parameters
-    if plain not in parameters and not _takes_any(parameters.values()):
-        raise TypeError(
-            f"{who}: train_flag must name a keyword of the module's __call__, such as "
-            f"'is_training', or 'not frozen' for one that is false in training; got {name!r}, and "
-            f"there is: {', '.join(parameters) or 'nothing'}"
-        )
-    return {plain: not opposite}
-
-
 def find_flags(who: str, call: Callable[..., Any], train_flag: str | None) -> Flags:
-    """Return the flags of a call: those found by name, the one that was named, or none.
+    """Return the flags of a call: those found by name, the one that a user named, or none.
 
     Raises:
         TypeError: the call takes no keyword of the name.
 
     >>> find_flags("from_nnx", lambda x, training: x, AUTO), find_flags("from_nnx", len, None)
     ({'training': True}, {})
+    >>> find_flags("from_linen", lambda x, frozen: x, "not frozen")
+    {'frozen': False}
     """
     if train_flag is None:
         return {}
+    parameters = inspect.signature(call).parameters
     if train_flag == AUTO:
-        return known_flags(inspect.signature(call).parameters)
-    return named_flag(who, call, train_flag)
+        return known_flags(parameters)
+    name = train_flag.removeprefix("not ").strip()
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    if name not in parameters and not takes_any:
+        raise TypeError(
+            f"{who}: train_flag must name a keyword of the module's __call__, such as "
+            f"'is_training', or 'not frozen' for one that is false in training; got "
+            f"{train_flag!r}, and there is: {', '.join(parameters) or 'nothing'}"
+        )
+    return {name: not train_flag.startswith("not ")}
 
 
 def check_call(who: str, call: Callable[..., Any], flags: Flags) -> None:
-    """Check that a module can be called with its inputs and these flags.
-
-    Raises:
-        TypeError: it needs other arguments.
-    """
+    """Raise TypeError if a module cannot be called with its inputs and these flags."""
     parameters = inspect.signature(call).parameters
     try:
         inspect.signature(call).bind(None, **{name: True for name in flags if name in parameters})
@@ -99,12 +82,3 @@ def check_call(who: str, call: Callable[..., Any], flags: Flags) -> None:
             "name, train_flag='learning'; join several inputs in one dict; bind the rest in a "
             "module around it"
         ) from error
-
-
-def fields(module: Any) -> list[str]:
-    """Return the names of the fields of a module that is a dataclass."""
-    return [field.name for field in dataclasses.fields(module)]
-
-
-def _takes_any(parameters: Iterable[inspect.Parameter]) -> bool:
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)

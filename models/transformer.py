@@ -11,14 +11,7 @@ from flax import nnx
 
 from models.argument_checks import require_size
 from models.attention import compute_rotary, dense
-from models.blocks import (
-    TransformerConfig,
-    check_transformer_config,
-    init_caches,
-    make_blocks,
-    project,
-    run_blocks,
-)
+from models.blocks import TransformerConfig, init_caches, make_blocks, project, run_blocks
 from models.decoding import Decoder, make_decoder, require_tokens
 from models.initializers import lecun_normal
 from models.network import PyTree
@@ -83,19 +76,11 @@ def transformer(
     """
     require_size("transformer", "vocabulary", vocabulary)
     require_size("transformer", "context", context)
-    shape = TransformerConfig(
-        layers=layers,
-        heads=heads,
-        width=width,
-        hidden=4 * width if hidden is None else hidden,
-        dropout=dropout,
-        remat=remat,
-        scan=scan,
-    )
-    check_transformer_config("transformer", shape)
+    hidden = 4 * width if hidden is None else hidden
+    shape = TransformerConfig("transformer", layers, heads, width, hidden, dropout, remat, scan)
 
     def make(rngs: nnx.Rngs) -> TextDecoder:
-        return TextDecoder("transformer", vocabulary, context, shape, tied=tied, rngs=rngs)
+        return TextDecoder(vocabulary, context, shape, tied=tied, rngs=rngs)
 
     return make_decoder(make, lambda tokens: require_tokens("transformer", tokens, context))
 
@@ -105,7 +90,6 @@ class TextDecoder(nnx.Module):
 
     def __init__(
         self,
-        owner: str,
         vocabulary: int,
         context: int,
         shape: TransformerConfig,
@@ -114,7 +98,7 @@ class TextDecoder(nnx.Module):
         cross: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        self.owner, self.context, self.shape = owner, context, shape
+        self.context, self.shape = context, shape
         self.embed = nnx.Embed(vocabulary, shape.width, embedding_init=_embeddings, rngs=rngs)
         self.dropout = nnx.Dropout(shape.dropout, rngs=rngs) if shape.dropout else None
         self.blocks = make_blocks(shape, causal=True, cross=cross, rngs=rngs)
@@ -137,10 +121,10 @@ class TextDecoder(nnx.Module):
 
     def init_cache(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
         """Build an empty cache for `length` tokens in all; `tokens` provides the batch size."""
-        require_size(self.owner, "length", length)
+        require_size(self.shape.owner, "length", length)
         if length > self.context:
             raise ValueError(
-                f"{self.owner}: {length} tokens in all, prompt and continuation, exceed the "
+                f"{self.shape.owner}: {length} tokens in all, prompt and continuation, exceed the "
                 f"context of {self.context}; shorten either, or enlarge the context"
             )
         batch = tokens.shape[0] if encoded is None else encoded.shape[0]
@@ -153,7 +137,7 @@ class TextDecoder(nnx.Module):
     def decode_step(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
         """Compute logits `[batch, n, vocabulary]` of tokens `[batch, n]`; return the cache too."""
         length = jax.tree.leaves(cache["texts"])[0].shape[-3]
-        require_tokens(self.owner, tokens, length)
+        require_tokens(self.shape.owner, tokens, length)
         positions = cache["read"] + jnp.arange(tokens.shape[1])
         x, texts = run_blocks(
             self.blocks,
