@@ -114,16 +114,13 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, rotary: Pair | None, cache: Pair | None, start: jax.Array | int
     ) -> tuple[jax.Array, Pair | None]:
-        """Compute attention.
+        """Compute attention, `[batch, time, width]`, and return the cache with these tokens too.
 
         Args:
             x: `[batch, time, width]`.
             rotary: rotary positions of these tokens, or None for none.
             cache: keys and values `[batch, length, heads, size]` of earlier tokens, or None.
             start: () integer, the number of tokens in the cache.
-
-        Returns:
-            `[batch, time, width]`, and the cache with these tokens added.
         """
         batch, time, width = x.shape
         shape = (batch, time, self.heads, width // self.heads)

@@ -47,13 +47,9 @@ def captioner(
         patch: height and width of a patch; it must divide those of the images.
         encoder_layers: number of blocks over the patches.
         layers: number of blocks over the tokens.
-        heads: attention heads of each block; `width / heads` must be whole and even.
         width: features of a patch or a token between the blocks; a multiple of 4.
-        hidden: features of the dense branches; None for `4 * width`.
-        dropout: as in `transformer`, also over the patches.
-        tied: whether the embeddings are also the weights of the logits.
-        remat: as in `transformer`.
-        scan: as in `transformer`; for both stacks.
+        heads, hidden, dropout, remat, scan: as in `transformer`, for both stacks.
+        tied: as in `transformer`.
 
     Returns:
         A decoder from `{"image": [batch, height, width, channels], "tokens": [batch, time]}` to

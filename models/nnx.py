@@ -93,13 +93,9 @@ def from_nnx(build: Build, *, train_flag: str | None = AUTO) -> Network:
 def make_assembler(build: Build) -> Assemble:
     """Build a function that puts variables back into the module that `build` makes.
 
-    Args:
-        build: see `from_nnx`.
-
-    Returns:
-        `(params, model_state, inputs, key) -> (module, seeds)`: the module that `build` makes for
-        inputs of these shapes, with these variables and every random stream seeded from the key,
-        and the initial state of those streams.
+    It is `(params, model_state, inputs, key) -> (module, seeds)`: the module for inputs of these
+    shapes, with these variables and every random stream seeded from the key, and the initial state
+    of those streams.
     """
 
     @functools.lru_cache(maxsize=16)

@@ -124,7 +124,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute logits `[batch, classes]` for images `[batch, height, width, channels]`."""
-        run = nnx.remat(_run) if self.remat else _run
+        run = nnx.remat(ResidualBlock.__call__) if self.remat else ResidualBlock.__call__
         x = jax.nn.relu(self.stem(inputs))
         for block in itertools.chain.from_iterable(self.stages):
             x = run(block, x)
@@ -148,10 +148,6 @@ class ResidualBlock(nnx.Module):
         change = self.second(jax.nn.relu(self.first(x)))
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return jax.nn.relu(shortcut + change)
-
-
-def _run(block: ResidualBlock, x: jax.Array) -> jax.Array:
-    return block(x)
 
 
 class NormedConv(nnx.Module):

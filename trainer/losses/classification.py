@@ -22,11 +22,7 @@ from trainer.losses.weighing import (
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> None:
-    """Check host labels, of any leading shape, against the network's classes.
-
-    Raises:
-        ValueError: a label outside the classes, where it counts, or a weight below 0.
-    """
+    """Raise ValueError for a host label outside the classes, where it counts, or a bad weight."""
     labels = batch["labels"]
     count = compute_count_mask(batch, labels)
     if np.issubdtype(labels.dtype, np.integer):
@@ -34,11 +30,7 @@ def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> No
 
 
 def _check_sequences(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, np.ndarray]) -> None:
-    """Check host labels as `_check` does, and that every sequence has a token.
-
-    Raises:
-        ValueError: a label outside the classes, or a sequence that is masked as a whole.
-    """
+    """Check host labels as `_check` does, and that every sequence has a token."""
     _check(outputs, batch)
     if "mask" in batch and batch["mask"].ndim > 1 and not (batch["mask"] != 0).any(-1).all():
         raise ValueError(
@@ -160,10 +152,8 @@ def _compute_cross_entropy(
     right = (logits.argmax(-1) == classes).astype(jnp.float32)
     loss_weights = weights
     if class_weights is not None:
-        loss_weights = lookup_class_weights(
-            task, class_weights, labels, logits.shape[-1], "classes"
-        )
-        loss_weights = loss_weights if weights is None else loss_weights * weights
+        by_class = lookup_class_weights(task, class_weights, labels, logits.shape[-1], "classes")
+        loss_weights = by_class if weights is None else by_class * weights
     return {"loss": attach_weights(loss, loss_weights), "accuracy": attach_weights(right, weights)}
 
 

@@ -14,6 +14,7 @@ import optax
 
 from trainer.losses.loss import Loss, check_range, require_entry, require_logits
 from trainer.losses.weighing import (
+    WEIGHT_KEYS,
     ClassWeights,
     attach_weights,
     combine_weights,
@@ -23,11 +24,7 @@ from trainer.losses.weighing import (
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
-    """Check host tokens, of any leading shape, against the network's vocabulary.
-
-    Raises:
-        ValueError: a token outside the vocabulary, where it counts, or a weight below 0.
-    """
+    """Raise ValueError for a host token outside the vocabulary that counts, or a bad weight."""
     vocabulary, labels = outputs.shape[-1], batch["labels"]
     check_range("labels", labels[compute_count_mask(batch, labels)], vocabulary, "tokens")
     inputs = batch["inputs"]
@@ -127,8 +124,8 @@ def captioning(
     [1.0, 0.0]
     """
     tokens = _compute_token_stats("captioning", outputs, batch, class_weights)
-    exact = (tokens.right | ~tokens.mask).all(-1).astype(jnp.float32)
-    weights = None if tokens.weights is None else tokens.weights.max(-1)
+    exact = (tokens.right | ~(tokens.weights > 0)).all(-1).astype(jnp.float32)
+    weights = tokens.weights.max(-1) if any(name in batch for name in WEIGHT_KEYS) else None
     return {**_summarize_tokens(tokens), "exact_match": attach_weights(exact, weights)}
 
 
@@ -139,10 +136,8 @@ class _TokenStats(NamedTuple):
     """Cross entropy in nats."""
     right: jax.Array
     """Whether the likeliest token is the right one."""
-    mask: jax.Array
-    """Whether the token counts."""
-    weights: jax.Array | None
-    """How much it counts; None where all count the same."""
+    weights: jax.Array
+    """How much the token counts."""
     loss_weights: jax.Array
     """How much it counts in the loss, which also weighs classes."""
 
@@ -157,21 +152,19 @@ def _compute_token_stats(
         )
     require_logits(task, outputs, "[batch, time, vocabulary]", labels.shape)
     weights = combine_weights(task, batch, labels.shape, "[batch, time]")
-    mask = jnp.ones(labels.shape, bool) if weights is None else weights > 0
-    labels = jnp.where(mask, labels, 0)  # a label that does not count may be anything
+    weights = jnp.ones(labels.shape) if weights is None else weights
+    labels = jnp.where(weights > 0, labels, 0)  # a label that does not count may be anything
     logits = outputs.astype(jnp.float32)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    loss_weights = jnp.ones(labels.shape) if weights is None else weights
+    loss_weights = weights
     if class_weights is not None:
-        loss_weights *= lookup_class_weights(
-            task, class_weights, labels, logits.shape[-1], "tokens"
-        )
-    return _TokenStats(entropy, logits.argmax(-1) == labels, mask, weights, loss_weights)
+        by_class = lookup_class_weights(task, class_weights, labels, logits.shape[-1], "tokens")
+        loss_weights = weights * by_class
+    return _TokenStats(entropy, logits.argmax(-1) == labels, weights, loss_weights)
 
 
 def _summarize_tokens(tokens: _TokenStats) -> dict[str, Any]:
-    weights = jnp.ones(tokens.mask.shape) if tokens.weights is None else tokens.weights
-    accuracy = _average(tokens.right.astype(jnp.float32), weights)
+    accuracy = _average(tokens.right.astype(jnp.float32), tokens.weights)
     return {"loss": _average(tokens.entropy, tokens.loss_weights), "accuracy": accuracy}
 
 

@@ -73,9 +73,8 @@ class Loss:
     @property
     def name(self) -> str:
         """What messages and metrics call the loss: the name of its function."""
-        plain = (
-            self.function.func if isinstance(self.function, functools.partial) else self.function
-        )
+        plain = self.function
+        plain = plain.func if isinstance(plain, functools.partial) else plain
         return getattr(plain, "__name__", type(plain).__name__)
 
 
@@ -94,13 +93,7 @@ def as_loss(loss: LossFunction) -> Loss:
 
 
 def evaluate_loss(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Call a loss at an optimizer step and check its values, in training as in evaluation.
-
-    Args:
-        loss: to call.
-        step: () int32.
-        outputs: of the network.
-        batch: arrays `[batch, ...]`.
+    """Call a loss at an optimizer step, () int32, and check its values, also in evaluation.
 
     Raises:
         TypeError: it returns no dict.
@@ -143,11 +136,7 @@ def evaluate_loss(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any])
 
 
 def check_per_example(who: str, name: str, values: Any, examples: int) -> None:
-    """Check that values, or a pair (values, weights), are one number per example, `[batch]`.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raise ValueError unless values, or a pair (values, weights), are one per example."""
     parts = values if isinstance(values, tuple) else (values,)
     shapes = [getattr(part, "shape", None) for part in parts]
     if len(parts) <= 2 and all(shape == (examples,) for shape in shapes):
@@ -196,16 +185,9 @@ def require_entry(task: str, batch: Mapping[str, Any], name: str) -> Any:
 
 
 def require_logits(task: str, outputs: Any, form: str, leading: tuple[int, ...]) -> None:
-    """Check that outputs are floating logits with these axes and a last axis of classes.
+    """Raise ValueError unless outputs are floating logits with these leading axes and one more.
 
-    Args:
-        task: for the message.
-        outputs: of the network.
-        form: of the axes, for the message: `[batch, classes]`.
-        leading: the sizes of all axes but the last.
-
-    Raises:
-        ValueError: they are not.
+    `form` is that of all axes, for the message: `[batch, classes]`.
     """
     shape = getattr(outputs, "shape", None)
     if shape is None or shape[:-1] != leading or len(shape) != len(leading) + 1:
@@ -217,11 +199,7 @@ def require_logits(task: str, outputs: Any, form: str, leading: tuple[int, ...])
 
 
 def check_range(what: str, values: np.ndarray, count: int, things: str) -> None:
-    """Check host integers against the number of things that they index.
-
-    Raises:
-        ValueError: one is below 0 or not below `count`.
-    """
+    """Raise ValueError if a host integer is below 0, or not below the count of what it indexes."""
     if not values.size:
         return
     low, high = int(values.min()), int(values.max())

@@ -10,16 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from trainer.checks.pytrees import describe_leaf
 from trainer.losses.loss import Loss, require_entry
 from trainer.losses.weighing import attach_weights, combine_weights, compute_count_mask
 
 
 def _check(outputs: jax.ShapeDtypeStruct, batch: Mapping[str, Any]) -> None:
-    """Check host weights.
-
-    Raises:
-        ValueError: one is negative or not finite.
-    """
+    """Raise ValueError if a host weight is negative or not finite."""
     compute_count_mask(batch, batch["targets"])
 
 
@@ -55,10 +52,9 @@ def regression(outputs: jax.Array, batch: Mapping[str, Any]) -> dict[str, Any]:
     if shape not in (targets.shape, (*targets.shape, 1)) or not jnp.issubdtype(
         outputs.dtype, jnp.floating
     ):
-        got = type(outputs).__name__ if shape is None else f"{outputs.dtype}{list(shape)}"
         raise ValueError(
             f"regression needs floating outputs of the targets' shape {list(targets.shape)} from "
-            f"the network; got {got}"
+            f"the network; got {describe_leaf(outputs)}"
         )
     error = outputs.reshape(targets.shape).astype(jnp.float32) - targets
     weights = combine_weights("regression", batch, targets.shape, "the targets' shape")

@@ -95,14 +95,9 @@ def total(*terms: LossFunction | tuple[LossFunction, Coefficient]) -> Loss:
                 derived[part.name] = part.loss.finalize(own)
         return _join(derived)
 
-    whole_batch = any(part.loss.whole_batch for part in parts)
-    return Loss(
-        total,
-        check=check,
-        finalize=finalize,
-        takes_step=bool(scheduled),
-        whole_batch=whole_batch,
-    )
+    whole = any(part.loss.whole_batch for part in parts)
+    takes_step = bool(scheduled)
+    return Loss(total, check=check, finalize=finalize, takes_step=takes_step, whole_batch=whole)
 
 
 def _term(term: LossFunction | tuple[LossFunction, Coefficient]) -> Term:
@@ -146,12 +141,9 @@ def _add(parts: list[Term], step: Any, outputs: Any, batch: Mapping[str, Any]) -
 
 
 def _check_weights(parts: list[Term], outputs: Any, batch: Mapping[str, Any]) -> None:
-    """Check on the first host examples that terms which weigh examples weigh them alike.
+    """Raise ValueError unless terms that weigh examples weigh the first host examples alike.
 
     Weights do not depend on the outputs, so the outputs are zeros here.
-
-    Raises:
-        ValueError: they do not.
     """
     some = jax.tree.map(lambda array: array[:64], dict(batch))
     count = len(jax.tree.leaves(some)[0])
@@ -168,8 +160,8 @@ def _check_weights(parts: list[Term], outputs: Any, batch: Mapping[str, Any]) ->
     wanted = by_term[first]
     for name in others:
         found = by_term[name]
-        if not np.allclose(wanted, found, rtol=1e-4):
-            place = int(np.argmax(~np.isclose(wanted, found, rtol=1e-4)))
+        if (apart := ~np.isclose(wanted, found, rtol=1e-4)).any():
+            place = int(np.argmax(apart))
             raise ValueError(
                 f"total adds losses example by example, so terms that weigh examples must weigh "
                 f"them alike; example {place} weighs {wanted[place]:.6g} in {first!r} and "
@@ -193,11 +185,10 @@ def _join(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the reports of terms; two terms that report the same name are an error."""
     owners: dict[str, str] = {}
     for term, values in reports.items():
-        for name in values:
-            if name in owners:
-                raise ValueError(
-                    f"the losses {owners[name]!r} and {term!r} both report {name!r}: wrap one in a "
-                    "function that renames it, or leaves it out"
-                )
-            owners[name] = term
+        if twice := [name for name in values if name in owners]:
+            raise ValueError(
+                f"the losses {owners[twice[0]]!r} and {term!r} both report {twice[0]!r}: wrap one "
+                "in a function that renames it, or leaves it out"
+            )
+        owners |= dict.fromkeys(values, term)
     return {name: value for values in reports.values() for name, value in values.items()}

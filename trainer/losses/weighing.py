@@ -9,6 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.checks.pytrees import describe_leaf
+from trainer.losses.loss import Loss
+
+WEIGHT_KEYS = ("weights", "mask")
+"""Names that say how much examples, tokens or targets count."""
+
 ClassWeights = Sequence[float] | jax.Array | np.ndarray
 """How much each class counts in the loss, `[classes]`, none below 0."""
 
@@ -35,10 +41,7 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
     [2.0, 3.0]
     """
     found = None
-    for name in ("weights", "mask"):
-        if name not in batch:
-            continue
-        entry = batch[name]
+    for name, entry in _list_weights(batch):
         shape, dtype = getattr(entry, "shape", None), getattr(entry, "dtype", None)
         numbers = dtype is not None and any(
             jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_)
@@ -47,10 +50,10 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
             forms = f"[batch] = {list(units[:1])}"
             if len(units) > 1:
                 forms += f" or {form} = {list(units)}"
-            got = type(entry).__name__ if shape is None else f"{dtype}{list(shape)}"
             raise ValueError(
-                f"{task} needs {name} {forms}, which says what counts; got {got}: rename the entry "
-                "if the loss should not read it, or put it into `inputs` for the network"
+                f"{task} needs {name} {forms}, which says what counts; got {describe_leaf(entry)}: "
+                "rename the entry if the loss should not read it, or put it into `inputs` for the "
+                "network"
             )
         value = entry != 0 if name == "mask" else entry
         value = value.astype(jnp.float32).reshape(*shape, *[1] * (len(units) - len(shape)))
@@ -72,7 +75,7 @@ def lookup_class_weights(
         task: for the message.
         class_weights: `[classes]`.
         labels: integer, of any shape, or probabilities `[batch, classes]`, which are averaged.
-        classes: the number of classes.
+        classes: their number.
         things: their name in messages.
 
     Raises:
@@ -86,17 +89,11 @@ def lookup_class_weights(
             f"{task} needs class_weights with one weight for each of {classes} {things}; got "
             f"{list(table.shape)}"
         )
-    if jnp.issubdtype(labels.dtype, jnp.floating):
-        return labels @ table
-    return table[labels]
+    return labels @ table if jnp.issubdtype(labels.dtype, jnp.floating) else table[labels]
 
 
 def check_weights(what: str, weights: np.ndarray) -> None:
-    """Check weights on the host.
-
-    Raises:
-        ValueError: one is negative or not finite.
-    """
+    """Raise ValueError if a weight on the host is negative or not finite."""
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         raise ValueError(
@@ -117,11 +114,56 @@ def compute_count_mask(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.
         ValueError: a weight is negative or not finite.
     """
     count = np.ones(like.shape, bool)
-    for name in ("weights", "mask"):
-        if name in batch:
-            entry = batch[name]
-            if name == "weights":
-                check_weights("weights", entry)
-            if entry.shape == like.shape[: entry.ndim]:
-                count &= (entry != 0).reshape(*entry.shape, *[1] * (like.ndim - entry.ndim))
+    for name, entry in _list_weights(batch):
+        if name == "weights":
+            check_weights("weights", entry)
+        if entry.shape == like.shape[: entry.ndim]:
+            count &= (entry != 0).reshape(*entry.shape, *[1] * (like.ndim - entry.ndim))
     return count
+
+
+def check_weights_read(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> None:
+    """Check that a loss reads `weights` and `mask` where a batch has them.
+
+    The loss is traced, neither compiled nor run. A loss that cannot be traced passes: its next
+    caller reports the reason better.
+
+    Args:
+        loss: to check.
+        step: () int32.
+        outputs: shapes and dtypes of the network's outputs for the batch.
+        batch: shapes and dtypes.
+
+    Raises:
+        ValueError: it ignores one of them, so that all examples would count the same.
+
+    >>> one = jax.ShapeDtypeStruct((1,), "float32")
+    >>> check_weights_read(Loss(lambda o, b: {"loss": (o, b["mask"])}), 0, one, {"mask": one})
+    >>> check_weights_read(Loss(lambda o, b: {"loss": o}), 0, one, {"mask": one})
+    Traceback (most recent call last):
+    ValueError: the loss '<lambda>' does not read batch['mask'], which says what counts: ...
+    """
+    weights = dict(_list_weights(batch))
+
+    def values(weights: dict[str, Any], outputs: Any, others: dict[str, Any]) -> Any:
+        return loss.at_step(step, outputs, {**others, **weights})
+
+    others = {name: leaf for name, leaf in batch.items() if name not in weights}
+    try:
+        traced = jax.make_jaxpr(values)(weights, outputs, others).jaxpr
+    except Exception:  # the phase's own check reports it
+        return
+    read = {id(one) for equation in traced.eqns for one in equation.invars}
+    read |= {id(one) for one in traced.outvars}
+    paths = jax.tree_util.tree_leaves_with_path(weights)
+    for (path, _), one in zip(paths, traced.invars, strict=False):
+        if id(one) not in read:
+            raise ValueError(
+                f"the loss {loss.name!r} does not read batch[{path[0].key!r}], which says what "
+                "counts: return its values as pairs (values, weights), or rename the entry that it "
+                "should not read"
+            )
+
+
+def _list_weights(batch: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, batch[name]) for name in WEIGHT_KEYS if name in batch]

@@ -101,10 +101,7 @@ def lessons(
 
 
 def check_weights(names: Sequence[str], weights: Any) -> None:
-    """Check weights of lessons on the host, before a lesson is drawn by them.
-
-    Raises:
-        ValueError: they are not one number a lesson, finite, not negative, and not all 0.
+    """Raise ValueError if weights of lessons, on the host, are such that none can be drawn.
 
     >>> check_weights(["easy", "hard"], [1.0, -1.0])
     Traceback (most recent call last):

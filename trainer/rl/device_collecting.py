@@ -9,19 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from trainer.rl import policies
 from trainer.rl.environments.environment import Environment, Step
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.environments.wrappers import record_episodes, reset_if_ended
 from trainer.rl.experience import Experience, RolloutState, StepStatistics, is_finite
-from trainer.rl.policies import (
-    PolicyWeights,
-    act,
-    clip_action,
-    forward,
-    init_recurrent_state,
-    is_recurrent,
-    unroll_policy,
-)
 from trainer.state import PyTree
 
 
@@ -33,14 +25,13 @@ def init_rollout_state(
         return RolloutState._make([()] * 4)
     keys = jax.random.split(key, envs)
     state, observation = jax.vmap(record_episodes(env).reset, (0, None))(keys, params)
-    return RolloutState(
-        state, observation, jnp.ones(envs, bool), init_recurrent_state(network, envs)
-    )
+    recurrent = policies.init_recurrent_state(network, envs)
+    return RolloutState(state, observation, jnp.ones(envs, bool), recurrent)
 
 
 def collect(
     network: Any,
-    weights: PolicyWeights,
+    weights: policies.PolicyWeights,
     env: Environment,
     params: PyTree,
     start: RolloutState,
@@ -48,18 +39,8 @@ def collect(
     *,
     steps: int,
 ) -> tuple[RolloutState, Experience, StepStatistics]:
-    """Take some steps in all environments.
-
-    Args:
-        network: of the policy.
-        weights: of the network; they stay the same.
-        env: to act in.
-        params: of the environment.
-        start: where the environments are.
-        key: of all random numbers.
-        steps: number of steps in each environment.
-    """
-    envs, recurrent_policy = start.first.shape[0], is_recurrent(start.recurrent)
+    """Take some steps in each environment, from `start` on, with `key` for all random numbers."""
+    envs, recurrent_policy = start.first.shape[0], policies.is_recurrent(start.recurrent)
     recorded = record_episodes(env)
 
     @functools.partial(jax.vmap, in_axes=(0, 0, 0))
@@ -68,14 +49,14 @@ def collect(
         return reset_if_ended(recorded, keys[1], taken, params)
 
     def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
-        return forward(network, weights, observation, recurrent, first)[0]["value"]
+        return policies.forward(network, weights, observation, recurrent, first)[0]["value"]
 
     def act_and_step(before: RolloutState, keys: Any) -> tuple[RolloutState, Any]:
-        outputs, recurrent, _ = forward(
+        outputs, recurrent, _ = policies.forward(
             network, weights, before.observation, before.recurrent, before.first
         )
-        action, log_prob = act(outputs, keys[0])
-        step = take_step(keys[1], before.state, clip_action(action, env.action_space))
+        action, log_prob = policies.act(outputs, keys[0])
+        step = take_step(keys[1], before.state, policies.clip_action(action, env.action_space))
         final = step.info["final_observation"]
         # Truncation is rare: a value of each final observation would double the policy's cost.
         final_value = lax.cond(
@@ -96,8 +77,13 @@ def collect(
             next_value=final_value,
             recurrent=(),
         )
-        after = RolloutState(step.state, step.observation, ended, recurrent)
-        return after, (row, _step_statistics(step))
+        statistics = StepStatistics(
+            step.info["episode_return"],
+            step.info["episode_length"],
+            ~is_finite(step.reward, final),
+            step.info.get("lesson", jnp.zeros(envs, jnp.int32)),
+        )
+        return RolloutState(step.state, step.observation, ended, recurrent), (row, statistics)
 
     act_key, env_key = jax.random.split(key)
     env_keys = jax.random.split(env_key, (steps, envs))  # all at once: splits in a loop cost time
@@ -105,7 +91,7 @@ def collect(
     keys = jax.random.split(act_key, steps), env_keys
     after, (rows, statistics) = lax.scan(act_and_step, start, keys)
     if not recurrent_policy:  # all values at once; inside the loop they would take a third of it
-        outputs, _, _ = unroll_policy(network, weights, rows.observation, (), rows.first)
+        outputs, _, _ = policies.unroll_policy(network, weights, rows.observation, (), rows.first)
         rows = rows._replace(value=outputs["value"])
     last = value_of(after.observation, after.recurrent, after.first)
     following = jnp.concatenate([rows.value[1:], last[None]])
@@ -114,12 +100,3 @@ def collect(
     broken = statistics.broken | ~is_finite(rows.reward, rows.observation)
     experience = rows._replace(next_value=next_value, recurrent=start.recurrent)
     return after, experience, statistics._replace(broken=broken)
-
-
-def _step_statistics(step: Step) -> StepStatistics:
-    return StepStatistics(
-        step.info["episode_return"],
-        step.info["episode_length"],
-        ~is_finite(step.reward, step.info["final_observation"]),
-        step.info.get("lesson", jnp.zeros(step.reward.shape, jnp.int32)),
-    )

@@ -16,14 +16,9 @@ Outputs = Mapping[str, jax.Array]
 
 
 def sample(outputs: Outputs, key: jax.Array) -> jax.Array:
-    """Sample an action.
+    """Sample an action: int32 `[...]` from logits, float32 `[..., actions]` from a Gaussian.
 
-    Args:
-        outputs: of a policy.
-        key: () typed key.
-
-    Returns:
-        int32 `[...]` from logits; float32 `[..., actions]` from a Gaussian, not clipped.
+    The latter is not clipped.
 
     >>> certain = {"logits": jnp.array([[0.0, 99.0], [99.0, 0.0]])}
     >>> sample(certain, jax.random.key(0)).tolist()

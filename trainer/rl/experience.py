@@ -65,31 +65,13 @@ class StepStatistics(NamedTuple):
     """int32: the episode's lesson; 0 if the environment has no lessons."""
 
 
-class Diagnostics(NamedTuple):
-    """Where a number first was not finite: scalars `()` on the device, floats on the host."""
+def diagnose(experience: Experience, broken: jax.Array) -> dict[str, jax.Array]:
+    """Find the first step that is broken, bool `[time, env]`, for `finalize` to report.
 
-    finite: Any
-    """1 if all numbers are finite, else 0."""
-    env: Any
-    """Index of the environment, or of the episode, whose number is not."""
-    step: Any
-    """Index of the step at which it is not."""
-    from_policy: Any
-    """1 if the policy's action was not finite although its observation was, else 0."""
-
-
-def pack_diagnostics(diagnostics: Diagnostics) -> dict[str, jax.Array]:
-    """Return diagnostics as metrics of a phase, for its `finalize` to read."""
-    return {f"{PREFIX}{name}": value for name, value in diagnostics._asdict().items()}
-
-
-def read_diagnostics(means: Mapping[str, float]) -> Diagnostics:
-    """Return the diagnostics that `pack_diagnostics` put among the metrics."""
-    return Diagnostics._make(means[PREFIX + name] for name in Diagnostics._fields)
-
-
-def diagnose(experience: Experience, broken: jax.Array) -> Diagnostics:
-    """Find the first step that is broken, bool `[time, env]`."""
+    Returns:
+        `finite`, 1 if none is; `env` and `step`, its indices; `from_policy`, 1 if the policy's
+        action was not finite although its observation was. int32 `()` each.
+    """
     index = jnp.argmax(broken)
     step, env = jnp.divmod(index, broken.shape[1])
     action, observation = jax.tree.map(
@@ -97,8 +79,12 @@ def diagnose(experience: Experience, broken: jax.Array) -> Diagnostics:
     )
     none = jnp.zeros(())
     from_policy = is_finite(none, observation) & ~is_finite(none, action)
-    finite = ~jnp.any(broken)
-    return Diagnostics(finite.astype(jnp.int32), env, step, from_policy.astype(jnp.int32))
+    return {
+        f"{PREFIX}finite": (~jnp.any(broken)).astype(jnp.int32),
+        f"{PREFIX}env": env,
+        f"{PREFIX}step": step,
+        f"{PREFIX}from_policy": from_policy.astype(jnp.int32),
+    }
 
 
 def compute_rollout_metrics(
@@ -107,16 +93,37 @@ def compute_rollout_metrics(
     """Return the metrics of a rollout, and its diagnostics."""
     ended = experience.terminated | experience.truncated
     totals = {"return": statistics.episode_return, "length": statistics.episode_length}
-    metrics = {
+    indices = {name: index for index, name in enumerate(lessons)}
+    return {
         "episodes": jnp.sum(ended, dtype=jnp.int32),
         "steps": jnp.int32(ended.size),
-        **pack_diagnostics(diagnose(experience, statistics.broken)),
-        **sum_and_count(ended, totals, ""),
+        **diagnose(experience, statistics.broken),
+        **measure_episodes(ended, totals, statistics.lesson, indices),
     }
-    for index, lesson in enumerate(lessons):
-        here = ended & (statistics.lesson == index)
-        metrics |= sum_and_count(here, {"return": statistics.episode_return}, f"/{lesson}")
-        metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
+
+
+def measure_episodes(
+    where: jax.Array, totals: Mapping[str, jax.Array], lesson: jax.Array, lessons: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return metrics of the episodes where a mask holds, over all and by lesson.
+
+    Args:
+        where: bool, of any shape, that of all arrays.
+        totals: of the episodes, by metric; those by lesson are of `return` only.
+        lesson: index of each episode's lesson.
+        lessons: indices of the lessons to report, by name.
+
+    Returns:
+        Pairs (sum, count), which a phase divides once, and the count of each lesson's episodes.
+    """
+
+    def add_up(where: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        return jnp.sum(totals[name], where=where), jnp.sum(where, dtype=jnp.int32)
+
+    metrics: dict[str, Any] = {name: add_up(where, name) for name in totals}
+    for name, index in lessons.items():
+        metrics[f"return/{name}"] = add_up(where & (lesson == index), "return")
+        metrics[f"episodes/{name}"] = metrics[f"return/{name}"][1]
     return metrics
 
 
@@ -128,10 +135,9 @@ def finalize_rollout_metrics(
     Raises:
         ValueError: a number is not finite; the error names the environment and the step.
     """
-    found = read_diagnostics(means)
-    if not found.finite:
-        index, step = int(found.env), int(found.step)
-        if found.from_policy:
+    if not means[f"{PREFIX}finite"]:
+        index, step = int(means[f"{PREFIX}env"]), int(means[f"{PREFIX}step"])
+        if means[f"{PREFIX}from_policy"]:
             raise ValueError(
                 f"the policy gave environment {index} of {envs} ({env!r}) an action that is not "
                 f"finite at step {step} of the rollout: its parameters went wrong in the updates "
@@ -162,9 +168,3 @@ def is_finite(reward: jax.Array, observation: PyTree) -> jax.Array:
     arrays = reward, *jax.tree.leaves(observation)
     finite = [jnp.isfinite(x).reshape(*reward.shape, -1).all(axis=-1) for x in arrays]
     return jnp.all(jnp.stack(finite), axis=0)
-
-
-def sum_and_count(where: jax.Array, values: Mapping[str, jax.Array], suffix: str) -> dict[str, Any]:
-    """Return pairs (sum, count) of the values where a mask holds; a phase divides them once."""
-    count = jnp.sum(where, dtype=jnp.int32)
-    return {f"{k}{suffix}": (jnp.sum(x, where=where), count) for k, x in values.items()}

@@ -45,15 +45,7 @@ def collect_on_host(
     *,
     steps: int,
 ) -> tuple[HostRolloutState, Experience, StepStatistics]:
-    """Take some steps in all environments, as `device_collecting.collect` does on the device.
-
-    Args:
-        policy_step: the policy, as `make_policy_step` makes it.
-        weights: of its network.
-        envs: to act in.
-        start: where the environments are.
-        key: of all random numbers of the policy.
-        steps: number of steps in each environment.
+    """Take some steps in each environment, as `device_collecting.collect` does on the device.
 
     Returns:
         Where the environments are afterwards, and numpy arrays `[time, env, ...]`.
@@ -124,17 +116,7 @@ def _stack(rows: Sequence[PyTree]) -> PyTree:
 def _check_finite(
     envs: HostEnvironments, results: PyTree, actions: np.ndarray | None, t: int
 ) -> None:
-    """Check what the environments returned, before the policy learns from it.
-
-    Args:
-        envs: the environments.
-        results: rewards and observations, `[env, ...]` each.
-        actions: the actions before, `[env, ...]`; None at the first observation.
-        t: the step of the rollout.
-
-    Raises:
-        ValueError: a number is not finite; the error names the first such environment.
-    """
+    """Check rewards and observations `[env, ...]`, before the policy learns from them."""
     for array in jax.tree.leaves(results):
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue

@@ -1,10 +1,10 @@
-"""The rollout in environments on the host: a phase whose data source steps them."""
+"""The rollout in environments on the host: the data source of its phase steps them."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,15 +13,9 @@ import numpy as np
 
 from trainer.data.source import Check, Feed
 from trainer.host.time_spans import span
-from trainer.phases.phase import Phase
 from trainer.rl.environments.environment import example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.experience import (
-    Experience,
-    StepStatistics,
-    compute_rollout_metrics,
-    finalize_rollout_metrics,
-)
+from trainer.rl.experience import Experience, StepStatistics
 from trainer.rl.host_collecting import HostRolloutState, collect_on_host, make_policy_step
 from trainer.rl.policies import init_recurrent_state, weights_of
 from trainer.state import PyTree, TrainState
@@ -29,41 +23,14 @@ from trainer.state import PyTree, TrainState
 log = logging.getLogger("entracte")
 
 
-def host_rollout(
-    network: Any, envs: HostEnvironments, steps: int, *, name: str = "rollout"
-) -> Phase:
-    """Build a phase like that of `rollout`, for environments that step on the host.
-
-    The experience and the metrics are the same. The environments continue from one epoch to the
-    next as long as this phase alone steps them. At any other epoch than the next one, and so in a
-    resumed run, they start fresh, seeded by the epoch, and a warning is logged unless it is the
-    run's first.
-
-    Args:
-        network: of the policy, see `policies.forward`.
-        envs: to act in, as `from_gymnasium` makes them.
-        steps: number of steps in each environment, at least 1.
-        name: of the phase.
-
-    Raises:
-        ValueError: in training, a reward or an observation is not finite: the error names the
-            environment and the step.
-    """
-
-    def run(state: TrainState, data: Any) -> tuple[TrainState, Experience, dict[str, Any]]:
-        experience, statistics = data
-        return state, experience, compute_rollout_metrics(experience, statistics, ())
-
-    def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
-        return finalize_rollout_metrics(means, envs.name, len(envs))
-
-    source = HostRolloutSource(network, envs, steps, name)
-    return Phase(name, run, source, updates_state=False, finalize=finalize)
-
-
 @dataclasses.dataclass(frozen=True)
 class HostRolloutSource:
-    """The source of a rollout on the host: it steps the environments when its phase needs data."""
+    """The source of a rollout on the host: it steps the environments when its phase needs data.
+
+    The environments continue from one epoch to the next as long as this phase alone steps them. At
+    any other epoch than the next one, and so in a resumed run, they start fresh, seeded by the
+    epoch, and a warning is logged unless it is the run's first.
+    """
 
     network: Any
     envs: HostEnvironments
@@ -79,9 +46,7 @@ class HostRolloutSource:
         """Return the feed that takes the steps of a rollout, once an epoch."""
         return Feed(
             pieces=self._make_pieces(),
-            example=_infer_shapes(
-                self.envs, init_recurrent_state(self.network, len(self.envs)), self.steps
-            ),
+            example=jax.eval_shape(self._make_zeros),
             rows=lambda piece, key: jnp.zeros(1, jnp.int32),
             batch=lambda piece, row: piece,
             verify=lambda state, check: None,
@@ -136,16 +101,12 @@ class HostRolloutSource:
             epoch, self.envs.calls, observation, np.ones(count, bool), recurrent, *totals
         )
 
-
-def _infer_shapes(envs: HostEnvironments, recurrent: PyTree, steps: int) -> PyTree:
-    """Return the shapes and dtypes of what `collect_on_host` returns, to compile for."""
-
-    def make_zeros() -> tuple[Experience, StepStatistics]:
-        shape = steps, len(envs)
+    def _make_zeros(self) -> tuple[Experience, StepStatistics]:
+        """Return zeros in the shapes and dtypes of what `collect_on_host` returns."""
+        shape = self.steps, len(self.envs)
         number, count, flag = (jnp.zeros(shape, dtype) for dtype in (jnp.float32, jnp.int32, bool))
-        observation = example(envs.observation_space, *shape)
-        action = example(envs.action_space, *shape)
+        observation = example(self.envs.observation_space, *shape)
+        action = example(self.envs.action_space, *shape)
+        recurrent = init_recurrent_state(self.network, len(self.envs))
         fields = observation, action, number, number, number, flag, flag, flag, number, recurrent
         return Experience._make(fields), StepStatistics(number, count, flag, count)
-
-    return jax.eval_shape(make_zeros)

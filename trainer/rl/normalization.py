@@ -35,11 +35,7 @@ class RewardStatistics(NamedTuple):
 
 
 def init_statistics(example: PyTree) -> RunningStatistics:
-    """Return statistics of mean 0 and variance 1, which the first numbers outweigh.
-
-    Args:
-        example: one observation, without batch axes.
-    """
+    """Return statistics of mean 0 and variance 1, which the first numbers outweigh."""
     weight = 1e-4
     zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), example)
     spread = jax.tree.map(lambda x: jnp.full_like(x, weight), zeros)
@@ -47,11 +43,7 @@ def init_statistics(example: PyTree) -> RunningStatistics:
 
 
 def update_statistics(statistics: RunningStatistics, batch: PyTree) -> RunningStatistics:
-    """Add a batch of numbers to the statistics.
-
-    Args:
-        statistics: so far.
-        batch: with the structure of the mean, and leading axes such as `[time, env]`.
+    """Add a batch of numbers, with leading axes such as `[time, env]`, to the statistics.
 
     Source: T. F. Chan, G. H. Golub, R. J. LeVeque, Updating Formulae and a Pairwise Algorithm for
     Computing Sample Variances, 1979.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -51,9 +51,8 @@ def init_weights(
 
 def _build_inputs(observation: PyTree, recurrent: PyTree, first: jax.Array) -> PyTree:
     """Return the inputs of a network: only observations if it is not recurrent."""
-    if not is_recurrent(recurrent):
-        return observation
-    return {"observation": observation, "recurrent": recurrent, "first": first}
+    named = {"observation": observation, "recurrent": recurrent, "first": first}
+    return named if is_recurrent(recurrent) else observation
 
 
 def is_recurrent(recurrent: PyTree) -> bool:
@@ -76,12 +75,10 @@ def forward(
     Args:
         network: a pair (init, apply), with `init_recurrent_state` if it is recurrent; see
             `models.actor_critic`.
-        weights: of the network.
+        weights, key, train: of the network.
         observation: `[env, ...]`, as the environments returned it.
         recurrent: recurrent state `[env, ...]`, at first of `init_recurrent_state`.
         first: bool `[env]`: an episode begins, and the recurrent state is reset.
-        key: of the network's random numbers.
-        train: whether it trains.
 
     Returns:
         (outputs `[env, ...]` with a `value` and the parameters of a distribution, recurrent state,
@@ -117,34 +114,22 @@ def unroll_policy(
 ) -> tuple[dict[str, jax.Array], PyTree, PyTree]:
     """Apply a policy to observations `[time, env, ...]`: in order if it is recurrent, else at once.
 
-    Args:
-        network, weights, key, train: as for `forward`.
-        observation: `[time, env, ...]`.
-        recurrent: recurrent state before the first of them, `[env, ...]`.
-        first: bool `[time, env]`.
+    `recurrent` is the recurrent state before the first of them, `[env, ...]`.
 
     Returns:
         (outputs `[time, env, ...]`, recurrent state after the last, model state).
     """
+    run = functools.partial(forward, network, key=key, train=train)
     if not is_recurrent(recurrent):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (observation, first))
-        outputs, _, model_state = forward(
-            network, weights, flat[0], (), flat[1], key=key, train=train
-        )
+        outputs, _, model_state = run(weights, flat[0], (), flat[1])
         shaped = jax.tree.map(lambda x: x.reshape(*first.shape, *x.shape[1:]), outputs)
         return shaped, (), model_state
 
     def step(carried: Any, row: Any) -> tuple[Any, Any]:
         recurrent, model_state = carried
-        outputs, recurrent, model_state = forward(
-            network,
-            weights._replace(model_state=model_state),
-            row[0],
-            recurrent,
-            row[1],
-            key=key,
-            train=train,
-        )
+        current = weights._replace(model_state=model_state)
+        outputs, recurrent, model_state = run(current, row[0], recurrent, row[1])
         return (recurrent, model_state), outputs
 
     before = recurrent, weights.model_state
@@ -183,11 +168,7 @@ def check_policy(
 ) -> None:
     """Check, without computing anything, that a network can act in an environment.
 
-    Args:
-        network: to check.
-        env: whose spaces it must fit.
-        weights: of the network; None for its initial ones.
-        who: what the network is, for the message.
+    `weights` are the initial ones if None; `who` is what the network is, for the message.
 
     Raises:
         TypeError: the network returns no dict of outputs, or a recurrent state of another shape
@@ -209,21 +190,19 @@ def check_policy(
     if str(before) != str(after):
         raise TypeError(f"{who} must keep the shapes of its recurrent state, {before}; got {after}")
     space = env.action_space
-    wanted = (
-        {"logits": (space.n,)}
-        if isinstance(space, Discrete)
-        else {"mean": space.shape, "log_std": space.shape}
-    )
-    if isinstance(space, Box) and len(space.shape) != 1:
+    if isinstance(space, Discrete):
+        wanted, remedy = {"logits": (space.n,)}, f"actions={space.n}"
+    elif len(space.shape) == 1:
+        wanted = {"mean": space.shape, "log_std": space.shape}
+        remedy = f"actions={space.shape[0]}, continuous=True"
+    else:
         raise ValueError(f"policies act in boxes with one axis; {env.name!r} has {space}")
     got = {name: tuple(x.shape[1:]) for name, x in outputs.items()}
     if got.get("value") != ():
         raise ValueError(f"{who} must return a value [batch] as well; it returns {got}")
     for name, shape in wanted.items():
         if got.get(name) != shape:
-            count = math.prod(shape)
-            continuous = ", continuous=True" if isinstance(space, Box) else ""
             raise ValueError(
                 f"{who} must return {name} {['batch', *shape]} for the actions of {env.name!r}, "
-                f"{space}; it returns {got}: models.actor_critic(actions={count}{continuous})"
+                f"{space}; it returns {got}: models.actor_critic({remedy})"
             )

@@ -12,24 +12,10 @@ from jax import lax
 
 from trainer.checks.suggestions import suggest_and_list
 from trainer.phases.phase import Phase
+from trainer.rl import policies
 from trainer.rl.environments.environment import Box, Environment
 from trainer.rl.environments.wrappers import check_no_auto_reset
-from trainer.rl.experience import (
-    Diagnostics,
-    is_finite,
-    omit_unreported,
-    pack_diagnostics,
-    read_diagnostics,
-    sum_and_count,
-)
-from trainer.rl.policies import (
-    act,
-    check_policy,
-    clip_action,
-    forward,
-    init_recurrent_state,
-    weights_of,
-)
+from trainer.rl.experience import PREFIX, is_finite, measure_episodes, omit_unreported
 from trainer.state import PyTree, TrainState
 
 CURRENT = "current"
@@ -97,12 +83,13 @@ def evaluation_of(
             "evaluation_of runs on the device, in a trainer.rl.environments.Environment; got "
             f"{type(env).__name__}, whose episodes `rollout` measures if they step on the host"
         )
-    check_policy(network, env)
+    policies.check_policy(network, env)
     env.check(env.params)
     check_no_auto_reset(env, env.params, "an evaluation")
-    current, chosen = _choose_lessons(env, lessons)
+    current, names = _choose_lessons(env, lessons)
+    chosen = {lesson: env.lessons.index(lesson) for lesson in names}
     count = episodes if current or not chosen else episodes * len(chosen)
-    lesson_of = np.repeat([env.lessons.index(lesson) for lesson in chosen], episodes)
+    lesson_of = np.repeat(list(chosen.values()), episodes)
 
     def params_of(state: TrainState) -> PyTree:
         if chosen and not current:
@@ -122,24 +109,22 @@ def evaluation_of(
             greedy=greedy,
             max_steps=max_steps,
         )
-        every = jnp.ones(count, bool)
         unfinished = (~batch.ended).astype(jnp.float32)
         totals = {"return": batch.total, "length": batch.length, "unfinished": unfinished}
-        metrics = {**sum_and_count(every, totals, ""), **pack_diagnostics(_diagnose(batch.broken))}
-        for lesson in chosen:
-            here = batch.lesson == env.lessons.index(lesson)
-            metrics |= sum_and_count(here, {"return": batch.total}, f"/{lesson}")
-            metrics[f"episodes/{lesson}"] = jnp.sum(here, dtype=jnp.int32)
+        metrics = measure_episodes(jnp.ones(count, bool), totals, batch.lesson, chosen)
+        when = jnp.where(batch.broken < 0, max_steps, batch.broken)  # the earliest is reported
+        metrics[f"{PREFIX}finite"] = jnp.all(batch.broken < 0).astype(jnp.int32)
+        metrics[f"{PREFIX}env"], metrics[f"{PREFIX}step"] = jnp.argmin(when), jnp.min(when)
         return state, None, metrics
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
-        found = read_diagnostics(means)
-        if not found.finite:
+        if not means[f"{PREFIX}finite"]:
+            index, step = int(means[f"{PREFIX}env"]), int(means[f"{PREFIX}step"])
             numbers = isinstance(env.action_space, Box)
             raise ValueError(
-                f"environment {int(found.env)} of {count} ({env.name!r}) returned a reward or an "
-                f"observation that is not finite at step {int(found.step)} of its episode: look at "
-                "its step function and at its params"
+                f"environment {index} of {count} ({env.name!r}) returned a reward or an "
+                f"observation that is not finite at step {step} of its episode: look at its step "
+                "function and at its params"
                 + (", and at whether the policy's actions are finite" if numbers else "")
             )
         return omit_unreported(means) | {f"episodes/{lesson}": None for lesson in chosen}
@@ -163,13 +148,13 @@ def run_episodes(
     Args:
         params: of the environment for each episode, `[episode, ...]`.
     """
-    weights = weights_of(state)
+    weights = policies.weights_of(state)
     reset_key, run_key = jax.random.split(key)
     begun, observation = jax.vmap(env.reset)(jax.random.split(reset_key, count), params)
     start = EpisodeBatch(
         state=begun,
         observation=observation,
-        recurrent=init_recurrent_state(network, count),
+        recurrent=policies.init_recurrent_state(network, count),
         total=jnp.zeros(count),
         length=jnp.zeros(count, jnp.int32),
         ended=jnp.zeros(count, bool),
@@ -181,9 +166,11 @@ def run_episodes(
         t, batch = carried
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, t))
         first = jnp.broadcast_to(t == 0, (count,))
-        outputs, recurrent, _ = forward(network, weights, batch.observation, batch.recurrent, first)
-        action, _ = act(outputs, None if greedy else act_key)
-        action = clip_action(action, env.action_space)
+        outputs, recurrent, _ = policies.forward(
+            network, weights, batch.observation, batch.recurrent, first
+        )
+        action, _ = policies.act(outputs, None if greedy else act_key)
+        action = policies.clip_action(action, env.action_space)
         keys = jax.random.split(env_key, count)
         step = jax.vmap(env.step)(keys, batch.state, action, params)
         broken = ~batch.ended & ~is_finite(step.reward, step.observation)
@@ -203,14 +190,6 @@ def run_episodes(
         return (t < max_steps) & ~jnp.all(batch.ended)
 
     return lax.while_loop(running, body, (jnp.int32(0), start))[1]
-
-
-def _diagnose(broken: jax.Array) -> Diagnostics:
-    """Find the episode that broke earliest, by the `EpisodeBatch.broken` of all."""
-    when = jnp.where(broken < 0, jnp.iinfo(jnp.int32).max, broken)
-    index = jnp.argmin(when)
-    finite = (broken[index] < 0).astype(jnp.int32)
-    return Diagnostics(finite, index, broken[index], from_policy=jnp.int32(0))
 
 
 def _choose_lessons(

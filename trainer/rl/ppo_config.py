@@ -56,21 +56,15 @@ class PPOConfig:
                 raise ValueError(f"PPOConfig: {name} must be above 0, or None; got {bound}")
 
     def check_minibatches(self, *, recurrent: bool) -> None:
-        """Check that the experience divides into minibatches of one size.
+        """Raise ValueError unless the experience divides into minibatches of one size.
 
-        Args:
-            recurrent: whether the policy is recurrent, so that environments stay whole.
-
-        Raises:
-            ValueError: it does not.
+        If the policy is recurrent, environments stay whole.
         """
-        count = self.envs if recurrent else self.envs * self.steps
+        count, units = self.envs, "environments, whole as the policy is recurrent,"
+        if not recurrent:
+            count *= self.steps
+            units = f"transitions ({self.envs} envs of {self.steps} steps)"
         if count % self.minibatches:
-            units = (
-                "environments, whole as the policy is recurrent,"
-                if recurrent
-                else (f"transitions ({self.envs} envs of {self.steps} steps)")
-            )
             raise ValueError(
                 f"PPOConfig: minibatches must divide the experience: {count} {units} do not make "
                 f"{self.minibatches} minibatches of one size"
@@ -78,12 +72,7 @@ class PPOConfig:
 
 
 def count_minibatches(envs: int, steps: int, batch_size: int) -> int:
-    """Return the number of minibatches of a given size in a rollout.
-
-    Args:
-        envs: number of environments.
-        steps: of each in a rollout.
-        batch_size: transitions in a minibatch.
+    """Return the number of minibatches of `batch_size` transitions in a rollout.
 
     Raises:
         ValueError: the rollout does not divide into minibatches of this size.

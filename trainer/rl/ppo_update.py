@@ -124,10 +124,9 @@ def update_observation_statistics(state: TrainState, observation: PyTree) -> Tra
     known = state.carry.get("normalization", {})
     if "observations" not in known:
         return state
-    observations = update_statistics(known["observations"], observation)
-    return state.replace(
-        carry={**state.carry, "normalization": {**known, "observations": observations}}
-    )
+    seen = update_statistics(known["observations"], observation)
+    carry = {**state.carry, "normalization": {**known, "observations": seen}}
+    return state.replace(carry=carry)
 
 
 def build_loss_batch(experience: Experience, config: PPOConfig) -> dict[str, PyTree]:
@@ -140,15 +139,9 @@ def build_loss_batch(experience: Experience, config: PPOConfig) -> dict[str, PyT
         truncated=experience.truncated,
     )
     advantage = compute_gae(steps, discount=config.discount, gae_lambda=config.gae_lambda)
-    return {
-        "observation": experience.observation,
-        "first": experience.first,
-        "action": experience.action,
-        "log_prob": experience.log_prob,
-        "value": experience.value,
-        "advantage": advantage,
-        "target": advantage + experience.value,
-    }
+    read = ("observation", "first", "action", "log_prob", "value")
+    batch = {name: getattr(experience, name) for name in read}
+    return batch | {"advantage": advantage, "target": advantage + experience.value}
 
 
 def run_teacher(
@@ -159,20 +152,17 @@ def run_teacher(
     The teacher is at `state.carry["teacher"]`; its recurrent state continues there.
     """
     known = state.carry["teacher"]
-    outputs, recurrent, _ = unroll_policy(
-        *(network, known["weights"], experience.observation),
-        *(known["recurrent"], experience.first),
-    )
+    seen = experience.observation, known["recurrent"], experience.first
+    outputs, recurrent, _ = unroll_policy(network, known["weights"], *seen)
     carry = {**state.carry, "teacher": {**known, "recurrent": recurrent}}
     return state.replace(carry=carry), outputs
 
 
 def group_units(batch: dict[str, PyTree], recurrent: PyTree) -> ExperienceUnits:
     """Group experience `[time, env, ...]` into the units that minibatches are made of."""
-    if is_recurrent(recurrent):
-        return ExperienceUnits(batch, recurrent)
-    flat = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
-    return ExperienceUnits(flat, recurrent)
+    if not is_recurrent(recurrent):
+        batch = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
+    return ExperienceUnits(batch, recurrent)
 
 
 def update_on_minibatches(

@@ -4,8 +4,9 @@ An episode may end inside a `Trajectory`: `terminated`, nothing follows it; `tru
 of the last observation stands for the rewards that would have followed. The end of the arrays
 truncates too.
 
-Everything is jittable and differentiable; a loss that treats a result as constant applies
-`jax.lax.stop_gradient`.
+Everywhere `discount` is the weight of a reward one step later, in [0, 1], and arrays that differ in
+shape raise ValueError. All is jittable and differentiable; a loss that treats a result as constant
+applies `jax.lax.stop_gradient`.
 """
 
 from __future__ import annotations
@@ -47,19 +48,11 @@ def compute_gae(
 ) -> jax.Array:
     """Estimate how much better each action was than the values expected.
 
-    `gae_lambda` goes from the error of one step (0: biased by the values, little noise) to the
-    whole return minus the value (1). Values plus advantages are targets for the values.
-
-    Args:
-        trajectory: the steps.
-        discount: weight of a reward one step later, in [0, 1].
-        gae_lambda: in [0, 1].
+    `gae_lambda`, in [0, 1], goes from the error of one step (0: biased by the values, little noise)
+    to the whole return minus the value (1).
 
     Returns:
-        Advantages `[time, ...]`.
-
-    Raises:
-        ValueError: the arrays differ in shape.
+        Advantages `[time, ...]`. Values plus advantages are targets for the values.
 
     Source: J. Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage
     Estimation, 2016, equation 16.
@@ -80,18 +73,14 @@ def compute_n_step_returns(
 ) -> jax.Array:
     """Return the discounted rewards of `n` steps plus the value of the observation after them.
 
-    Fewer steps count if the episode, or the arrays, end before.
-
-    Args:
-        trajectory: the steps.
-        n: number of steps, a Python int; from the length of the arrays on it is the whole return.
-        discount: weight of a reward one step later, in [0, 1].
+    Fewer steps count if the episode, or the arrays, end before: from their length on, `n`, a Python
+    int, means the whole return.
 
     Returns:
         Targets for the values, `[time, ...]`.
 
     Raises:
-        ValueError: the arrays differ in shape, or `n` is less than 1.
+        ValueError: `n` is less than 1.
 
     Source: R. Sutton and A. Barto, Reinforcement Learning: An Introduction, 2018, equation 7.1.
 
@@ -124,7 +113,7 @@ def compute_vtrace(
     clip_rho: float = 1.0,
     clip_c: float = 1.0,
 ) -> VTrace:
-    """Estimate returns and advantages of a policy from the actions of another one.
+    """Estimate targets and advantages of a policy from the actions of another one.
 
     If the two policies are the same, the advantages are those of `compute_gae`, and the targets
     are the values plus the advantages.
@@ -133,18 +122,12 @@ def compute_vtrace(
         trajectory: the steps.
         log_ratios: log probability of each action under the policy to estimate, minus that under
             the policy that acted, `[time, ...]`.
-        discount: weight of a reward one step later, in [0, 1].
+        discount: see above.
         gae_lambda: as in `compute_gae`; it shortens the traces.
         clip_rho: largest importance of an action, above 0. It decides whose values the targets
             approach: at infinity those of the policy to estimate, near 0 of the one that acted.
         clip_c: largest importance of an action in the trace of later ones, above 0; a smaller one
             means less noise, and slower learning.
-
-    Returns:
-        The targets and the advantages.
-
-    Raises:
-        ValueError: the arrays differ in shape.
 
     Source: L. Espeholt et al., IMPALA: Scalable Distributed Deep-RL with Importance Weighted
     Actor-Learner Architectures, 2018, equation 1 and remarks 1 and 2.
@@ -175,8 +158,7 @@ def _accumulate(errors: jax.Array, decay: jax.Array) -> jax.Array:
     """Sum each error and, decayed, those after it: `x[t] = e[t] + d[t] x[t+1]`."""
 
     def add(later: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        error, decay = now
-        total = error + decay * later
+        total = now[0] + now[1] * later
         return total, total
 
     start = jnp.zeros_like(errors[0])

@@ -10,7 +10,7 @@ from trainer.rl.device_collecting import collect
 from trainer.rl.environments.environment import Environment
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.experience import Experience, compute_rollout_metrics, finalize_rollout_metrics
-from trainer.rl.host_rollouts import host_rollout
+from trainer.rl.host_rollouts import HostRolloutSource
 from trainer.rl.policies import weights_of
 from trainer.state import TrainState
 
@@ -28,7 +28,7 @@ def rollout(
     Args:
         network: of the policy, see `policies.forward`.
         env: to act in; lessons are drawn by `state.carry["lessons"]`. Environments of
-            `from_gymnasium` are stepped on the host, see `host_rollout`.
+            `from_gymnasium` are stepped on the host, see `HostRolloutSource`.
         steps: number of steps in each environment; `state.carry["environment"]` has the number of
             environments.
         name: of the phase.
@@ -39,8 +39,18 @@ def rollout(
     """
     if steps < 1:
         raise ValueError(f"a rollout needs at least 1 step; got {steps}")
+
+    def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
+        return finalize_rollout_metrics(means, env.name, round(means["steps"]) // steps)
+
     if isinstance(env, HostEnvironments):
-        return host_rollout(network, env, steps, name=name)
+
+        def report(state: TrainState, data: Any) -> tuple[TrainState, Experience, dict[str, Any]]:
+            experience, statistics = data
+            return state, experience, compute_rollout_metrics(experience, statistics, ())
+
+        source = HostRolloutSource(network, env, steps, name)
+        return Phase(name, report, source, updates_state=False, finalize=finalize)
 
     def run(state: TrainState, data: None) -> tuple[TrainState, Experience, dict[str, Any]]:
         if "environment" not in state.carry:
@@ -56,8 +66,5 @@ def rollout(
         )
         metrics = compute_rollout_metrics(experience, statistics, env.lessons)
         return state.replace(carry={**state.carry, "environment": after}), experience, metrics
-
-    def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
-        return finalize_rollout_metrics(means, env.name, round(means["steps"]) // steps)
 
     return Phase(name, run, finalize=finalize)

@@ -11,7 +11,7 @@ import optax
 
 from trainer.checks.arguments import require_function, require_integer, require_number
 from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, require_entry
-from trainer.losses.unread_weights import WEIGHT_KEYS, check_weights_read
+from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.jaxprs import of_rows

@@ -14,7 +14,6 @@ import trainer
 from trainer.rl import PPOConfig, ppo
 from trainer.rl.device_collecting import init_rollout_state
 from trainer.rl.environments import Box, Discrete, Environment, Step, from_gymnasium
-from trainer.rl.host_rollouts import host_rollout
 from trainer.rl.rollouts import rollout
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -120,7 +119,7 @@ def test_experience_and_metrics_are_those_of_the_device(recurrent_policy):
 
 def test_next_values_by_hand():
     (experience, measured), *_ = run_epochs(
-        host_rollout(certain(False), on_host(), 4), trainer.TrainState.create(params={}, rng=KEY)
+        rollout(certain(False), on_host(), 4), trainer.TrainState.create(params={}, rng=KEY)
     )
     # From 0: 0, 2, 4, then 6, where it terminates, and 0 again.
     assert experience.observation[:, 0, 0].tolist() == [0, 2, 4, 0]
@@ -148,7 +147,7 @@ def test_the_next_value_at_a_time_limit_is_that_before_the_reset():
     network = certain(True)
     envs = from_gymnasium(Slow, 1)
     state = trainer.TrainState.create(params={}, rng=KEY)
-    (experience, _), *_ = run_epochs(host_rollout(network, envs, 4), state)
+    (experience, _), *_ = run_epochs(rollout(network, envs, 4), state)
     # It observes 0, 0.5, 1 and keeps their sum; after the limit, at 1.5, that would be 3.
     assert experience.truncated[:, 0].tolist() == [False, False, True, False]
     assert experience.value[:, 0].tolist() == [0, 5, 15, 0]
@@ -161,7 +160,7 @@ def cartpole():
     network = models.actor_critic(actions=2, hidden=(4,))
     params, model_state = network.init(KEY, jnp.zeros((1, 4)))
     state = trainer.TrainState.create(params=params, model_state=model_state, rng=KEY)
-    return host_rollout(network, from_gymnasium("CartPole-v1", 2), 40), state
+    return rollout(network, from_gymnasium("CartPole-v1", 2), 40), state
 
 
 def test_two_runs_from_the_beginning_are_the_same(cartpole, caplog):
@@ -198,7 +197,7 @@ def test_a_resumed_run_begins_new_episodes_and_logs_it_once(cartpole, caplog):
 def test_it_starts_fresh_if_other_code_has_stepped_the_environments(caplog):
     envs = on_host()
     phase, state = (
-        host_rollout(certain(False), envs, 2),
+        rollout(certain(False), envs, 2),
         trainer.TrainState.create(params={}, rng=KEY),
     )
     run_epochs(phase, state, 1)
@@ -219,7 +218,7 @@ def test_the_policy_is_traced_once():
     counted = SimpleNamespace(
         init=network.init, apply=apply, init_recurrent_state=network.init_recurrent_state
     )
-    phase = host_rollout(counted, on_host(), STEPS)
+    phase = rollout(counted, on_host(), STEPS)
     state = trainer.TrainState.create(params={}, rng=KEY)
     trainer.fit(state, phase, epochs=2)
     trainer.fit(state, phase, epochs=2)
@@ -234,7 +233,7 @@ def test_a_step_that_returns_nan_is_named():
         r"environment 1 of 2 \('Rising'\) returned .* not finite at step 2 .* for the action 1"
     )
     with pytest.raises(ValueError, match=message):
-        trainer.fit(state, host_rollout(certain(False), envs, STEPS), epochs=1)
+        trainer.fit(state, rollout(certain(False), envs, STEPS), epochs=1)
 
 
 def test_a_first_observation_that_is_nan_is_named():
@@ -242,7 +241,7 @@ def test_a_first_observation_that_is_nan_is_named():
     envs = from_gymnasium(lambda: left.pop(0), 2)
     state = trainer.TrainState.create(params={}, rng=KEY)
     with pytest.raises(ValueError, match="environment 1 of 2 .* step 0 of the rollout: look at"):
-        trainer.fit(state, host_rollout(certain(False), envs, STEPS), epochs=1)
+        trainer.fit(state, rollout(certain(False), envs, STEPS), epochs=1)
 
 
 def test_actions_are_clipped_for_the_environment_and_kept_as_sampled():
@@ -263,7 +262,7 @@ def test_actions_are_clipped_for_the_environment_and_kept_as_sampled():
     network = SimpleNamespace(init=lambda key, example: ({}, {}), apply=apply)
     envs = from_gymnasium(Driven, 2)
     state = trainer.TrainState.create(params={}, rng=KEY)
-    (experience, measured), *_ = run_epochs(host_rollout(network, envs, 8), state, 1)
+    (experience, measured), *_ = run_epochs(rollout(network, envs, 8), state, 1)
     assert experience.action.max() > 0.5
     np.testing.assert_array_equal(
         experience.observation[1:], experience.action[:-1].clip(-0.5, 0.5)

@@ -51,10 +51,8 @@ def flatten_space(declared: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def observation_space(declared: Any, example: PyTree) -> Space:
     """Return the space of observations: shapes and dtypes of an example, with declared bounds.
 
-    Args:
-        declared: the environment's own description of its observations. Only bounds and categories
-            are read: some environments declare another dtype than they return.
-        example: one observation of `flatten_observation`, as arrays or as shapes and dtypes.
+    Only bounds and categories are read from what an environment declares: some declare another
+    dtype than they return. The example is one of `flatten_observation`, or its shapes and dtypes.
     """
     parts = dict(flatten_space(declared))
 
@@ -71,11 +69,7 @@ def observation_space(declared: Any, example: PyTree) -> Space:
 
 
 def action_space(declared: Any, environment: str) -> Discrete | Box:
-    """Return the space of actions.
-
-    Args:
-        declared: the environment's own description of its actions.
-        environment: its name, for the message.
+    """Return the space of actions, from an environment's own description of them.
 
     Raises:
         ValueError: they are neither one category nor numbers with the same bounds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from flax import struct
 
 from trainer.rl.environments.environment import Box, Discrete, Environment, Step
 from trainer.rl.environments.ranges import Range, check_ranges
-from trainer.state import PyTree
 
 SECONDS_PER_STEP = 0.02
 START = 0.05
@@ -104,19 +104,11 @@ def cartpole() -> Environment:
             angle_limit=jnp.float32(math.radians(12)),
             max_steps=jnp.int32(500),
         ),
-        check=_check,
+        check=functools.partial(
+            check_ranges, "cartpole", CartPoleParams, "cartpole().params.replace(...)", RANGES
+        ),
         render=_render,
     )
-
-
-def _check(params: PyTree) -> None:
-    """Refuse what are no params of CartPole."""
-    if not isinstance(params, CartPoleParams):
-        raise TypeError(
-            f"cartpole: params must be CartPoleParams, as `cartpole().params.replace(...)` "
-            f"returns them; got {type(params).__name__}"
-        )
-    check_ranges("cartpole", params, RANGES)
 
 
 def _reset(key: jax.Array, params: CartPoleParams) -> tuple[CartPoleState, jax.Array]:

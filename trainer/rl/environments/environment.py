@@ -125,11 +125,8 @@ def infer_first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, 
     """Return the shapes and dtypes of (state, observation, the first step), computing nothing."""
     key, action = jax.random.key(0), example(env.action_space)
     state, observation = jax.eval_shape(lambda key: env.reset(key, params), key)
-
-    def step(key: jax.Array, state: PyTree, action: jax.Array) -> Step:
-        return env.step(key, state, action, params)
-
-    return state, observation, jax.eval_shape(step, key, state, action)
+    step = jax.eval_shape(lambda *x: env.step(x[0], x[1], x[2], params), key, state, action)
+    return state, observation, step
 
 
 def _shapes(tree: PyTree) -> Any:

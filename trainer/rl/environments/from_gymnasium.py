@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 from trainer.host.extras import require_extra
 from trainer.rl.environments import adapters
-from trainer.rl.environments.environment import Space
+from trainer.rl.environments.environment import Space, example
 from trainer.state import PyTree
 
 
@@ -108,7 +107,8 @@ class HostEnvironments:
                     f"{actions} and {observations}; it has {own[0]} and {own[1]}"
                 )
         self._envs = tuple(envs)
-        self._closed, self._current = False, 0
+        self._zeros = jax.tree.map(np.asarray, example(self.observation_space, len(envs)))
+        self._closed = False
         self._first_action = int(getattr(actions, "start", 0))
         self._starts = {
             path: int(part.start)
@@ -133,9 +133,11 @@ class HostEnvironments:
         """
         observation = self._empty()
         seeds = np.random.SeedSequence((self.seed, number)).generate_state(len(self))
-        with self._annotate_errors():
-            for index, env in self._iterate():
-                self._put(observation, index, env.reset(seed=int(seeds[index]))[0])
+
+        def reset_one(index: int, env: Any) -> None:
+            self._put(observation, index, env.reset(seed=int(seeds[index]))[0])
+
+        self._call_each(reset_one)
         return observation
 
     def step(self, action: np.ndarray) -> HostStep:
@@ -147,29 +149,25 @@ class HostEnvironments:
         observation, final = self._empty(), self._empty()
         reward = np.zeros(len(self), np.float32)
         terminated, truncated = np.zeros((2, len(self)), bool)
-        with self._annotate_errors():
-            for index, env in self._iterate():
-                own, reward[index], over, cut_off, _ = env.step(self._convert(action[index]))
-                terminated[index], truncated[index] = over, cut_off and not over
-                self._put(final, index, own)
-                self._put(observation, index, env.reset()[0] if over or cut_off else own)
+
+        def step_one(index: int, env: Any) -> None:
+            one = action[index]
+            taken = one if one.ndim else int(one) + self._first_action
+            own, reward[index], over, cut_off, _ = env.step(taken)
+            terminated[index], truncated[index] = over, cut_off and not over
+            self._put(final, index, own)
+            self._put(observation, index, env.reset()[0] if over or cut_off else own)
+
+        self._call_each(step_one)
         return HostStep(observation, final, reward, terminated, truncated)
 
     def check(self, params: PyTree) -> None:
-        """Refuse params, as the environments have their own.
-
-        Raises:
-            ValueError: `params` is not empty.
-        """
+        """Raise ValueError if there are params: the environments have their own."""
         if jax.tree.leaves(params):
             raise ValueError(f"{self.name!r} is on the host and takes no params; got {params}")
 
     def check_count(self, envs: int) -> None:
-        """Check the number of environments.
-
-        Raises:
-            ValueError: it is not `envs`.
-        """
+        """Raise ValueError if the number of environments is not `envs`."""
         if envs != len(self):
             raise ValueError(
                 f"{len(self)} environments of {self.name!r} were made, but envs={envs}: set "
@@ -183,30 +181,21 @@ class HostEnvironments:
             for env in self._envs:
                 env.close()
 
-    def _iterate(self) -> Iterator[tuple[int, Any]]:
-        """Yield each with its index."""
+    def _call_each(self, function: Callable[[int, Any], None]) -> None:
+        """Call a function with the index of each and itself, and note it on an error."""
         if self._closed:
             raise ValueError(f"the environments of {self.name!r} are closed: make new ones")
         self.calls += 1
-        for index, env in enumerate(self._envs):
-            self._current = index
-            yield index, env
-
-    @contextlib.contextmanager
-    def _annotate_errors(self) -> Iterator[None]:
-        """Note the environment on an error; one context per loop costs less than one per step."""
-        self._current = 0
+        index = 0
         try:
-            yield
+            for index, env in enumerate(self._envs):
+                function(index, env)
         except Exception as error:
-            error.add_note(f"in environment {self._current} of {len(self)} ({self.name!r})")
+            error.add_note(f"in environment {index} of {len(self)} ({self.name!r})")
             raise
 
-    def _convert(self, action: np.ndarray) -> Any:
-        return int(action) + self._first_action if action.ndim == 0 else action
-
     def _empty(self) -> PyTree:
-        return _make_zeros(self.observation_space, len(self))
+        return jax.tree.map(np.zeros_like, self._zeros)
 
     def _put(self, observations: PyTree, index: int, one: Any) -> None:
         """Write one environment's observation into the arrays of all."""
@@ -215,13 +204,6 @@ class HostEnvironments:
             return
         for path, array in adapters.flatten_observation(one).items():
             observations[path][index] = array - self._starts.get(path, 0)
-
-
-def _make_zeros(space: Space, *batch: int) -> PyTree:
-    """Return zeros of a space as writable numpy arrays `[*batch, ...]`."""
-    if isinstance(space, Mapping):
-        return {name: _make_zeros(part, *batch) for name, part in space.items()}
-    return np.zeros((*batch, *space.shape), space.dtype)
 
 
 def _make_one(make: str | Callable[[], Any]) -> Any:

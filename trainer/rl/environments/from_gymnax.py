@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from trainer.checks.pytrees import has_same_structure
 from trainer.rl.environments import adapters
-from trainer.rl.environments.environment import Environment, Space, Step
+from trainer.rl.environments.environment import Environment, Space, Step, example
 from trainer.state import PyTree
 
 
@@ -75,7 +75,9 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
             )
         other = _observation_space(env, params)
         other_actions = adapters.action_space(env.action_space(params), env.name)
-        if _shapes(other) != _shapes(space) or other_actions != actions:
+        # Only shapes and dtypes: bounds may differ between lessons.
+        wanted, got = (jax.eval_shape(functools.partial(example, one)) for one in (space, other))
+        if got != wanted or other_actions != actions:
             raise ValueError(
                 f"params of {env.name!r} must leave its spaces as they are, {space} and {actions}; "
                 f"got {other} and {other_actions}: make another environment, "
@@ -90,9 +92,3 @@ def _observation_space(env: Any, params: PyTree) -> Space:
     return adapters.observation_space(
         env.observation_space(params), adapters.flatten_observation(observation)
     )
-
-
-def _shapes(space: Space) -> PyTree:
-    """Return the shapes and dtypes of the arrays: bounds may differ between lessons."""
-    parts = space if isinstance(space, Mapping) else {"": space}
-    return {name: (part.shape, part.dtype) for name, part in parts.items()}

@@ -119,12 +119,7 @@ def check_params(params: PyTree) -> None:
         TypeError: `params` are no `GridworldParams`.
         ValueError: a field is out of range, or two do not fit together; the error names them.
     """
-    if not isinstance(params, GridworldParams):
-        raise TypeError(
-            f"gridworld: params must be GridworldParams, as `gridworld_levels()` returns them; got "
-            f"{type(params).__name__}"
-        )
-    check_ranges("gridworld", params, RANGES)
+    check_ranges("gridworld", GridworldParams, "gridworld_levels()", RANGES, params)
     size, rooms = int(params.size), int(params.rooms)
     outside = "outside the environment's range"
     if 3 * rooms - 1 > size:
@@ -216,17 +211,13 @@ def kinds_of(
     rows: jax.Array,
     columns: jax.Array,
 ) -> jax.Array:
-    """Return the kinds of cells of a level.
+    """Return the kinds of cells of a level, int32, of the broadcast shape of rows and columns.
 
     Args:
         layout: the level; its `key` is the current one.
         opened: bool `[3]`: whether each doorway can be passed.
         params: of the gridworld.
-        rows: int32, of any shape, also outside the area.
-        columns: int32, of a shape that broadcasts with that of `rows`.
-
-    Returns:
-        Kinds, int32, of the broadcast shape.
+        rows, columns: int32, also outside the area.
     """
     rows, columns = jnp.broadcast_arrays(rows, columns)
     along = jnp.where(layout.sideways, rows, columns)[..., None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,25 +28,36 @@ class Range(NamedTuple):
 _KINDS = {"number": "fiu", "whole number": "iu", "truth value": "b"}
 
 
-def check_ranges(environment: str, params: PyTree, ranges: Mapping[str, Range]) -> None:
-    """Check that each field of `params` is one value within its range.
+def check_ranges(
+    environment: str, record: type[Any], maker: str, ranges: Mapping[str, Range], params: PyTree
+) -> None:
+    """Check that params are a record whose fields are scalars, each within its range.
 
     Args:
         environment: its name, for the message.
-        params: a dataclass; its fields are scalars, of numpy, JAX or Python.
+        record: the dataclass that params must be.
+        maker: code that makes one, for the message.
         ranges: by the field's name.
+        params: to check; scalars of numpy, JAX or Python.
 
     Raises:
+        TypeError: `params` are another record.
         ValueError: a field is no scalar, of another kind, or out of range; the error names it.
 
     >>> @dataclasses.dataclass
     ... class Params:
     ...     rooms: int
-    >>> check_ranges("maze", Params(rooms=7), {"rooms": Range(1, 4, "whole number")})
+    >>> ranges = {"rooms": Range(1, 4, "whole number")}
+    >>> check_ranges("maze", Params, "Params()", ranges, Params(rooms=7))
     Traceback (most recent call last):
     ValueError: maze: `rooms` must be a whole number from 1 to 4; got 7: outside the environment's
         range; change `rooms` of the params
     """
+    if not isinstance(params, record):
+        raise TypeError(
+            f"{environment}: params must be {record.__name__}, as `{maker}` returns them; got "
+            f"{type(params).__name__}"
+        )
     for field in dataclasses.fields(params):
         allowed = ranges[field.name]
         value = np.asarray(getattr(params, field.name))

@@ -1,4 +1,8 @@
-"""Wrappers: pure functions `Environment -> Environment`."""
+"""Wrappers: pure functions `Environment -> Environment`, which keep spaces, params and lessons.
+
+`auto_reset` is the outermost. On the first step, each raises ValueError if the environment inside
+already resets by itself.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +42,7 @@ def auto_reset(env: Environment) -> Environment:
     If a step terminates or truncates the episode, its `state` and `observation` are those of a new
     episode, reset with another key; reward, `terminated` and `truncated` are the step's own.
     `info["final_observation"]` is the step's observation before any reset: the rewards that would
-    follow a truncated step are estimated by its value.
-
-    Args:
-        env: the environment; `auto_reset` is the outermost wrapper.
-
-    Returns:
-        An environment with the same state, spaces, params and lessons.
-
-    Raises:
-        ValueError: on the first step, if `env` already resets by itself.
+    follow a truncated step are estimated by its value. The state stays that of `env`.
 
     >>> from trainer.rl.environments import cartpole
     >>> env = auto_reset(time_limit(cartpole(), 1))
@@ -67,11 +62,7 @@ def auto_reset(env: Environment) -> Environment:
 
 
 def reset_if_ended(env: Environment, key: jax.Array, taken: Step, params: PyTree) -> Step:
-    """Return the step of `auto_reset`, with `key` for the new episode.
-
-    Raises:
-        ValueError: `env` already resets by itself.
-    """
+    """Return the step of `auto_reset`, with `key` for the new episode."""
     _refuse_auto_reset("auto_reset", taken.info)
     begun = env.reset(key, params)
     ended = taken.terminated | taken.truncated
@@ -86,17 +77,7 @@ def record_episodes(env: Environment) -> Environment:
     """Report the return and the length of the episode, up to and including each step.
 
     They are `info["episode_return"]`, float32, and `info["episode_length"]`, int32; at the step
-    that ends an episode, those of the whole episode.
-
-    Args:
-        env: the environment; `auto_reset` goes around this wrapper, not inside.
-
-    Returns:
-        An environment whose state is `RecordEpisodesState`, with the same spaces, params and
-        lessons.
-
-    Raises:
-        ValueError: on the first step, if `env` already resets by itself.
+    that ends an episode, those of the whole episode. The state is a `RecordEpisodesState`.
 
     >>> from trainer.rl.environments import cartpole
     >>> env = record_episodes(cartpole())
@@ -115,15 +96,9 @@ def record_episodes(env: Environment) -> Environment:
     def step(key: jax.Array, state: RecordEpisodesState, action: jax.Array, params: PyTree) -> Step:
         taken = env.step(key, state.environment, action, params)
         _refuse_auto_reset("record_episodes", taken.info)
-        after = RecordEpisodesState(
-            taken.state, state.episode_return + taken.reward, state.episode_length + 1
-        )
-        info = {
-            **taken.info,
-            "episode_return": after.episode_return,
-            "episode_length": after.episode_length,
-        }
-        return taken._replace(state=after, info=info)
+        total, length = state.episode_return + taken.reward, state.episode_length + 1
+        info = {**taken.info, "episode_return": total, "episode_length": length}
+        return taken._replace(state=RecordEpisodesState(taken.state, total, length), info=info)
 
     return env._replace(reset=reset, step=step, render=_render_inner(env))
 
@@ -131,17 +106,11 @@ def record_episodes(env: Environment) -> Environment:
 def time_limit(env: Environment, steps: int) -> Environment:
     """Cut episodes off after a number of steps.
 
-    The last of them is `truncated`, unless the episode terminates in it.
-
-    Args:
-        env: the environment; `auto_reset` goes around this wrapper, not inside.
-        steps: at least 1.
-
-    Returns:
-        An environment whose state is `TimeLimitState`, with the same spaces, params and lessons.
+    The last of them is `truncated`, unless the episode terminates in it. The state is a
+    `TimeLimitState`.
 
     Raises:
-        ValueError: `steps` is less than 1; on the first step, `env` already resets by itself.
+        ValueError: `steps` is less than 1.
 
     >>> from trainer.rl.environments import cartpole
     >>> env = time_limit(cartpole(), 2)
@@ -179,16 +148,7 @@ def _render_inner(env: Environment) -> Callable[[PyTree, PyTree], jax.Array] | N
 
 
 def check_no_auto_reset(env: Environment, params: PyTree, who: str) -> None:
-    """Check, without computing anything, that an environment does not reset by itself.
-
-    Args:
-        env: to check.
-        params: of the environment.
-        who: what needs it, for the message.
-
-    Raises:
-        ValueError: the environment has an `auto_reset` wrapper.
-    """
+    """Raise ValueError, computing nothing, if an environment has an `auto_reset` wrapper."""
     if "final_observation" in infer_first_step(env, params)[2].info:
         raise ValueError(
             f"{who} needs {env.name!r} without auto_reset, since it runs whole episodes: use the "

@@ -11,16 +11,9 @@ import numpy as np
 from jax import lax
 
 from trainer.checks.suggestions import suggest_and_list
+from trainer.rl import policies
 from trainer.rl.environments.environment import Environment
 from trainer.rl.environments.wrappers import check_no_auto_reset
-from trainer.rl.policies import (
-    act,
-    check_policy,
-    clip_action,
-    forward,
-    init_recurrent_state,
-    weights_of,
-)
 from trainer.rl.replays.isolated_steps import STEP, isolate_step, make_initial_step
 from trainer.rl.replays.replay import RESET, Replay, checksum_of, derive_episode_key, keys_to_data
 from trainer.state import PyTree, TrainState, read_epoch
@@ -57,7 +50,7 @@ def make_episode_runner(
     """
     if not isinstance(env, Environment):
         raise TypeError(f"a replay needs an Environment of pure functions; got {env!r:.100}")
-    check_policy(network, env)
+    policies.check_policy(network, env)
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1; got {max_steps!r}")
     params = params_of(env, lesson)
@@ -70,8 +63,9 @@ def make_episode_runner(
             t, before, recurrent, actions, rewards = carried
             key = None if greedy else jax.random.fold_in(jax.random.fold_in(root, ACT), t)
             batch = jax.tree.map(lambda x: x[None], before.observation)
-            outputs, recurrent, _ = forward(network, weights, batch, recurrent, (t == 0)[None])
-            action = clip_action(act(outputs, key)[0][0], env.action_space)
+            first = (t == 0)[None]
+            outputs, recurrent, _ = policies.forward(network, weights, batch, recurrent, first)
+            action = policies.clip_action(policies.act(outputs, key)[0][0], env.action_space)
             after = step(root, t, before.state, action, params)
             actions, rewards = actions.at[t].set(action), rewards.at[t].set(after.reward)
             return t + 1, after, recurrent, actions, rewards
@@ -84,13 +78,13 @@ def make_episode_runner(
         first = make_initial_step(env, root, begun, action, params)
         actions = jnp.zeros((max_steps, *action.shape), action.dtype)
         rewards = jnp.zeros(max_steps, jnp.float32)
-        start = t, first, init_recurrent_state(network, 1), actions, rewards
+        start = t, first, policies.init_recurrent_state(network, 1), actions, rewards
         length, last, _, actions, rewards = lax.while_loop(running, body, start)
         ended = last.terminated, last.truncated, last.info.get("lesson", jnp.int32(0))
         return length, actions, rewards, ended, keys_to_data(last.state)
 
     def run_episode(state: TrainState, seed: int, number: int) -> Replay:
-        weights = jax.tree.map(_to_local, weights_of(state))
+        weights = jax.tree.map(_to_local, policies.weights_of(state))
         root = derive_episode_key(seed, number)
         begun = reset(jax.random.fold_in(root, RESET), params)
         results = run_steps(weights, params, root, 0, begun)
@@ -136,8 +130,7 @@ def params_of(env: Environment, lesson: str | None) -> PyTree:
 
 
 def _check_finite(replay: Replay) -> None:
-    columns = {"reward": replay.rewards[:, None], "action": replay.actions}
-    for name, values in columns.items():
+    for name, values in {"reward": replay.rewards, "action": replay.actions}.items():
         rows = values.reshape(len(values), -1)
         if (broken := ~np.isfinite(rows).all(axis=1)).any():
             at = int(np.argmax(broken))

@@ -78,9 +78,6 @@ class Replay:
     def states(self, env: Environment) -> PyTree:
         """Reproduce the environment's states: the first, and the one after each step.
 
-        Args:
-            env: the environment of the episode.
-
         Returns:
             The state as a pytree of numpy arrays `[length + 1, ...]`, keys as their data.
 
@@ -107,10 +104,6 @@ def make_replayer(env: Environment, view: View) -> Callable[[Replay], Any]:
     """Build a function that repeats a replay's actions and views every state.
 
     It compiles once for episodes of any length.
-
-    Args:
-        env: the environment of the replays.
-        view: what to compute from a state, such as `env.render`.
 
     Returns:
         `(replay) -> pytree of numpy arrays [length + 1, ...]`. It raises ValueError if the actions
@@ -173,10 +166,7 @@ def derive_episode_key(seed: int, number: int) -> jax.Array:
 def keys_to_data(tree: PyTree) -> PyTree:
     """Return a pytree with its keys as their data."""
 
-    def one(leaf: jax.Array) -> jax.Array:
-        return jax.random.key_data(leaf) if is_key(leaf) else leaf
-
-    return jax.tree.map(one, tree)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
 
 
 def checksum_of(state: PyTree) -> str:

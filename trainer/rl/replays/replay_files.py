@@ -56,21 +56,14 @@ def load_replay(path: str | os.PathLike[str]) -> Replay:
 
 def encode_replay(replay: Replay) -> bytes:
     """Return the JSON of a replay, the same bytes for the same replay."""
+    before = ("environment", "lesson", "seed", "number", "greedy", "epoch", "step", "length")
+    after = ("terminated", "truncated", "checksum")
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "environment": replay.environment,
-        "lesson": replay.lesson,
-        "seed": replay.seed,
-        "number": replay.number,
-        "greedy": replay.greedy,
-        "epoch": replay.epoch,
-        "step": replay.step,
-        "length": replay.length,
+        **{name: getattr(replay, name) for name in before},
         "return": replay.episode_return,
-        "terminated": replay.terminated,
-        "truncated": replay.truncated,
-        "checksum": replay.checksum,
+        **{name: getattr(replay, name) for name in after},
         "params": [[_shorten(number) for number in leaf] for leaf in replay.params],
         "rewards": [_shorten(reward) for reward in replay.rewards],
         "actions": np.vectorize(_shorten, otypes=[object])(replay.actions).tolist(),
@@ -86,11 +79,7 @@ def _shorten(number: Any) -> int | float | str:
 
 
 def _parse_replay(found: Mapping[str, Any]) -> Replay:
-    """Build a replay from the content of a file.
-
-    Raises:
-        ValueError: a field is missing, or has another type or size.
-    """
+    """Build a replay, or raise ValueError if a field is missing, or has another type or size."""
 
     def take(name: str, kind: type, wanted: str) -> Any:
         if type(found.get(name)) is not kind:

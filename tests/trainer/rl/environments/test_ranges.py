@@ -33,7 +33,7 @@ class Params:
     ],
 )
 def test_values_in_range_pass_both_ends_included(params):
-    check_ranges("maze", params, RANGES)
+    check_ranges("maze", Params, "Params()", RANGES, params)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_values_in_range_pass_both_ends_included(params):
 def test_values_out_of_range_are_named(params, message):
     expected = f"maze: .*{re.escape(message)}: outside the environment's range"
     with pytest.raises(ValueError, match=expected):
-        check_ranges("maze", params, RANGES)
+        check_ranges("maze", Params, "Params()", RANGES, params)
