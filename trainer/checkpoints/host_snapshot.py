@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from jax.experimental import multihost_utils
 
-from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, decode_scalar
+from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, Section, decode_scalar
 from trainer.checkpoints.save_worker import has_room_for_thread
 from trainer.checks.pytrees import is_key
 
@@ -28,7 +28,7 @@ _TWO_THREADS = 2**24
 
 
 def copy_to_host(
-    sections: Mapping[str, tuple[Sequence[Leaf], Sequence[Any], Any]], buffer: np.ndarray
+    sections: Mapping[str, Section], buffer: np.ndarray
 ) -> tuple[dict[str, list[Leaf]], np.ndarray]:
     """Copy the arrays of a state into a buffer on the host, one after another.
 
@@ -172,11 +172,7 @@ def verify_checksums(leaves: Sequence[Leaf], buffer: np.ndarray) -> None:
 
 
 def view_array(leaf: Leaf, buffer: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return the array of a leaf as a view of the buffer.
-
-    Raises:
-        DamagedCheckpoint: its bytes do not fit shape and dtype.
-    """
+    """Return the array of a leaf as a view of the buffer, or raise if its bytes do not fit."""
     assert leaf.shape is not None
     if leaf.bytes != math.prod(leaf.shape) * dtype.itemsize:
         raise DamagedCheckpoint(f"{leaf.path} cannot be a {leaf} of {leaf.bytes} bytes")
@@ -195,9 +191,7 @@ def rebuild_section(
     Args:
         saved: the leaves as they were saved; they match `wanted`, in any order.
         buffer: uint8 [bytes], as it was saved. The result does not refer to it.
-        wanted: the leaves of the target.
-        targets: their values.
-        structure: of the target.
+        wanted, targets, structure: the target, as a `Section`.
     """
     by_path = {leaf.path: leaf for leaf in saved}
     return structure.unflatten(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ import xxhash
 
 from trainer.checks.pytrees import format_path
 from trainer.host.escaping import escape_lines, escape_text
-from trainer.host.machine import describe_devices
+from trainer.host.machine import LIBRARIES, describe_devices
 from trainer.state import PyTree, TrainState
 
 FORMAT = 1
@@ -118,9 +119,9 @@ def flatten_section(name: str, tree: PyTree) -> Section:
     prefix = tuple(jax.tree_util.DictKey(part) for part in name.split("/", 1)) if name else ()
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
     leaves = [describe_leaf(format_path((*prefix, *path)), value) for path, value in pairs]
-    if len({leaf.path for leaf in leaves}) < len(leaves):
-        paths = [leaf.path for leaf in leaves]
-        twice = sorted({path for path in paths if paths.count(path) > 1})
+    counts = Counter(leaf.path for leaf in leaves)
+    if len(counts) < len(leaves):
+        twice = sorted(path for path, count in counts.items() if count > 1)
         raise ValueError(
             f"two leaves share a path, so that neither could be found again: {', '.join(twice)}"
         )
@@ -168,8 +169,7 @@ def build_manifest(
         epoch: the number of the checkpoint.
         leaves: the leaves of every section, with offsets and checksums.
         scores: metrics of the saved event; those that are not finite are written as strings.
-        config: the run's configuration, to be compared on restore.
-        settings: the run's settings, see `trainer.loop.run_description`.
+        config, settings: of the run, as of `Checkpoints.save`.
         run: the id of the run.
     """
     return {
@@ -187,10 +187,7 @@ def build_manifest(
     }
 
 
-_VERSIONS = {
-    name: metadata.version(name)
-    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-}
+_VERSIONS = {name: metadata.version(name) for name in LIBRARIES if name != "entracte"}
 
 
 def list_environment_changes(manifest: Mapping[str, Any]) -> list[str]:

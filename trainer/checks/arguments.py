@@ -27,11 +27,8 @@ def require_function(who: str, thing: Any, form: str, remedy: str = "") -> None:
     Traceback (most recent call last):
     TypeError: a step must be a function (state, batch) -> (state, metrics); got <lambda>(state)
     """
-    if (
-        callable(thing)
-        and not isinstance(thing, type)
-        and can_call_with(thing, _count_arguments(form))
-    ):
+    is_function = callable(thing) and not isinstance(thing, type)
+    if is_function and can_call_with(thing, form.partition(")")[0].count(",") + 1):
         return
     if isinstance(thing, type) and not remedy:
         remedy = f"make an instance, {thing.__name__}(...), and pass a function of it"
@@ -43,10 +40,9 @@ def require_function(who: str, thing: Any, form: str, remedy: str = "") -> None:
 def can_call_with(function: Any, count: int) -> bool:
     """Return whether a function can be called with this number of arguments."""
     signature = get_signature(function)
-    if signature is None:
-        return True
     try:
-        signature.bind(*[None] * count)
+        if signature is not None:
+            signature.bind(*[None] * count)
     except TypeError:
         return False
     return True
@@ -134,7 +130,3 @@ def _format_signature(function: Any) -> str:
         return "(...)"
     bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
     return str(inspect.Signature(bare))
-
-
-def _count_arguments(form: str) -> int:
-    return form.partition(")")[0].count(",") + 1

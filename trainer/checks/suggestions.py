@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from trainer.host import escaping
+from trainer.host.escaping import escape_text
 
 MANY = 20
 """Number of names that a message lists at most."""
@@ -38,7 +38,7 @@ def suggest_name(name: object, known: Iterable[str]) -> str:
     >>> suggest_name("xyz", ["val/loss"])
     ''
     """
-    found = [f"'{escaping.escape_text(near)}'" for near in find_similar_names(name, known)]
+    found = [f"'{escape_text(near)}'" for near in find_similar_names(name, known)]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -69,7 +69,7 @@ def suggest_and_list(name: object, known: Iterable[str], shown: Iterable[str] | 
     ' (there is: nothing)'
     """
     known = list(known)
-    listed = [escaping.escape_text(one) for one in (known if shown is None else shown)]
+    listed = [escape_text(one) for one in (known if shown is None else shown)]
     more = f" and {len(listed) - MANY} more" if len(listed) > MANY else ""
     question = suggest_name(name, known)
     listing = f" (there is: {', '.join(listed[:MANY]) or 'nothing'}{more})"
@@ -102,9 +102,8 @@ def _is_abbreviation(wanted: str, path: str) -> bool:
 def _find_close_matches(name: str, known: Iterable[str]) -> list[str]:
     """Return close matches, but none that is much worse than the best one."""
     ratios = {one: _similarity(name, one) for one in known}
-    best = max(ratios.values(), default=0.0)
-    near = [one for one, ratio in ratios.items() if ratio >= max(0.6, best - 0.1)]
-    return sorted(near, key=lambda one: -ratios[one])
+    least = max(0.6, max(ratios.values(), default=0.0) - 0.1)
+    return sorted((one for one in ratios if ratios[one] >= least), key=lambda one: -ratios[one])
 
 
 def _similarity(a: str, b: str) -> float:

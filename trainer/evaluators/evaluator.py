@@ -95,11 +95,11 @@ def work(
     """Answer evaluation requests: restore the checkpoint, evaluate it, and write the scores.
 
     Any number of workers may do so at once, on all machines that reach the store and see the runs'
-    directories. A request belongs to one worker for as long as that lives: a thread extends the
-    lease. When a worker dies, its lease expires, and another claims the request; each request has
-    one result. A request that cannot succeed fails at once, with its error (the checkpoint is
-    damaged, was removed or replaced, or does not fit the network); every other failure is retried,
-    a limited number of times. A store that is away is waited for.
+    directories. A request belongs to one worker for as long as that lives and extends its lease;
+    when it dies, another claims the request. Each request has one result. One that cannot succeed
+    fails at once, with its error (the checkpoint is damaged, was removed or replaced, or does not
+    fit the network); other failures are retried, a limited number of times. A store that is away is
+    waited for.
 
     SIGTERM and SIGINT end it after the running request, a second one at once; the request is then
     open again.

@@ -34,11 +34,9 @@ def open_regular(
     afterwards. `os.O_TRUNC` must not be among the flags: truncate the descriptor instead.
 
     Args:
-        path: of the file; relative to `folder` if given.
-        flags: as of `os.open`.
-        mode: of a file that is created.
+        path, flags, mode: as of `os.open`.
         follow: follow links, for a path that the user gave.
-        folder: descriptor of the directory, see `open_own_folder`.
+        folder: descriptor of the directory that the path starts from, see `open_own_folder`.
         mine: require that the file belongs to this user, for a path from elsewhere.
 
     Returns:
