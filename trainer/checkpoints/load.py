@@ -54,9 +54,9 @@ def restore(
 ) -> TrainState:
     """Restore a state from a run directory, to evaluate it or to start another run from it.
 
-    It takes the newest intact checkpoint, or the best by a score. Damaged ones are skipped with a
-    warning. Hook states are dropped except those that the target names, and so are the hooks'
-    decision to stop and the positions of streams. The run's own script needs none of this:
+    It takes the newest intact checkpoint, or the best by a score; damaged ones are skipped with a
+    warning. Hook states that the target does not name are dropped, and so are the hooks' decision
+    to stop and the positions of streams. The run's own script needs none of this:
     `save_checkpoints` resumes it.
 
     Args:
@@ -69,8 +69,7 @@ def restore(
     Raises:
         FileNotFoundError: there is no checkpoint, or none of this epoch (others are listed).
         DamagedCheckpoint: no checkpoint is intact, or the requested one is not.
-        ValueError: it does not fit the target, every path is listed; or no checkpoint has the
-            score.
+        ValueError: it does not fit the target (every path is listed), or none has the score.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> from trainer import Checkpoints
@@ -134,9 +133,8 @@ def read_part(
         Path to tree, and the epoch of the checkpoint.
 
     Raises:
-        FileNotFoundError, DamagedCheckpoint: as `restore`.
-        ValueError: a part is missing or of another structure, all paths are listed; or as
-            `restore`.
+        FileNotFoundError, DamagedCheckpoint, ValueError: as `restore`; all paths are listed that
+            are missing or of another structure.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> from trainer import Checkpoints
@@ -208,17 +206,9 @@ def _read_leaves(folder: Path, number: int) -> list[Leaf]:
 
 
 def read_part_at(
-    folder: Path,
-    number: int,
-    wanted: Mapping[str, PyTree],
-    optional: Collection[str] = (),
+    folder: Path, number: int, wanted: Mapping[str, PyTree], optional: Collection[str] = ()
 ) -> CheckpointPart:
-    """Read parts of one checkpoint, as `read_part` does.
-
-    Args:
-        folder: of the checkpoints.
-        number: of the checkpoint.
-        wanted, optional: as in `read_part`.
+    """Read parts of one checkpoint in a folder, as `read_part` does.
 
     Raises:
         DamagedCheckpoint: it is not as it was written.

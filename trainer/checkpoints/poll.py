@@ -27,14 +27,10 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
     It returns None after a mere listing if there is nothing else: no checkpoint yet, no newer one,
     or the one in use is just being replaced. If the one in use is gone, the result may be of an
     earlier epoch: the run went back. A damaged checkpoint is reported once, and read again when it
-    is replaced.
-
-    Args:
-        directory: of the run, which may be absent; nothing in it is changed.
+    is replaced. The run's directory may be absent; nothing in it is changed.
 
     Returns:
-        The function. `wanted` and `optional` are those of `read_part`, and it raises the same
-        ValueError.
+        The function. It takes `wanted` and `optional`, and raises ValueError, as `read_part` does.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> from trainer import Checkpoints, TrainState

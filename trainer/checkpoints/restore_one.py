@@ -115,8 +115,7 @@ def rebuild_trees(
         targets: what each tree must become; `compare_leaves` found no difference.
 
     Raises:
-        DamagedCheckpoint: it is not as it was written.
-        MemoryError: it needs more memory than this machine has.
+        DamagedCheckpoint, MemoryError: as `read_verified_arrays`.
     """
     sizes = {leaf.path: leaf.bytes for section in targets.values() for leaf in section[0]}
     if wrong := [x.path for name in targets for x in saved[name] if x.bytes != sizes[x.path]]:

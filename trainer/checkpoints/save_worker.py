@@ -91,11 +91,7 @@ class SaveWorker:
         self._task = new
 
     def wait_until_ready(self) -> None:
-        """Wait for the task in progress, raise its failure, and check that another one may start.
-
-        Raises:
-            RuntimeError: an abandoned thread still runs.
-        """
+        """Wait for the task in progress, raise its failure, or that an abandoned thread runs."""
         self.wait()
         if self._abandoned is not None and self._abandoned.thread.is_alive():
             raise RuntimeError(

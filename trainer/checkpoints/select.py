@@ -36,11 +36,7 @@ def read_stamp(folder: Path, number: int) -> Stamp | None:
 
 
 def get_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
-    """Return the folder of a run's checkpoints.
-
-    Raises:
-        NotADirectoryError: it is a link.
-    """
+    """Return the folder of a run's checkpoints; raise NotADirectoryError if it is a link."""
     folder = to_absolute_path(directory, "a run") / "checkpoints"
     publishing.check_no_link(folder)
     return folder
@@ -183,11 +179,7 @@ def list_candidates(
 
 
 def check_listed(folder: Path, epoch: int, numbers: Sequence[int]) -> None:
-    """Check that there is a checkpoint of an epoch.
-
-    Raises:
-        FileNotFoundError: there is none; the message lists those that there are.
-    """
+    """Raise FileNotFoundError, which lists those that there are, if none is of this epoch."""
     if epoch not in numbers:
         raise FileNotFoundError(
             f"there is no checkpoint of epoch {epoch} in {folder}; there are: {numbers}"

@@ -85,10 +85,7 @@ def require_integer(what: str, value: Any, least: int) -> int:
 
 
 def require_number(what: str, value: Any) -> float:
-    """Return an argument as a float, after checking that it is a number.
-
-    Raises:
-        TypeError: it is not.
+    """Return an argument as a float; raise TypeError if it is not a number.
 
     >>> require_number("seconds", "1h")
     Traceback (most recent call last):

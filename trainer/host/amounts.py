@@ -14,11 +14,9 @@ UNITS = (
 
 
 def format_duration(seconds: float, *, digits: int = 2) -> str:
-    """Format a duration in the unit that suits it.
+    """Format a duration in the unit that suits it, with so many significant digits at most.
 
-    Args:
-        seconds: of the duration.
-        digits: significant digits, at most; whole units are never rounded.
+    Whole units are never rounded.
 
     >>> [format_duration(seconds) for seconds in (0.0042, 0.5, 42, 300, 9000, 400_000)]
     ['4.2 ms', '500 ms', '42 s', '5 min', '2.5 h', '4.6 d']

@@ -17,9 +17,6 @@ from trainer.host.safe_open import create_new
 def sync_folder(folder: Path) -> None:
     """Make the entries of a folder durable; files sync their own contents.
 
-    Raises:
-        OSError: the folder is missing, or the disk fails.
-
     >>> sync_folder(Path.cwd())
     """
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

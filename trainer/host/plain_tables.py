@@ -6,11 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
-    """Align the cells of rows in columns.
-
-    Args:
-        rows: of as many cells each, the heads first.
-        right: numbers of the columns to align at the right.
+    """Align the cells of rows, the heads first, in columns; those numbered `right` at the right.
 
     >>> print(align_columns([("path", "count"), ("w", "12")], right=[1]))
     path  count

@@ -93,13 +93,10 @@ def create_new(path: str | os.PathLike[str]) -> int:
 
 
 def open_own_folder(path: str | os.PathLike[str]) -> int:
-    """Open a directory of this user whose path comes from elsewhere, to write files in it.
+    """Open a directory of this user whose absolute path comes from elsewhere, to write in it.
 
     No component of the path may be a link; each is opened inside the one before, so that none can
     be exchanged meanwhile.
-
-    Args:
-        path: absolute.
 
     Returns:
         The descriptor, for `folder` of `open_regular`; the caller closes it.

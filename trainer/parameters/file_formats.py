@@ -44,11 +44,7 @@ def check_path(path: Path) -> None:
 
 
 def check_types(leaves: Mapping[str, Any], path: Path) -> None:
-    """Check that a file of this kind supports the dtypes of all leaves.
-
-    Raises:
-        TypeError: it does not support some; all are listed.
-    """
+    """Raise TypeError, listing all leaves whose dtypes a file of this kind does not support."""
     known = DTYPES[path.suffix]
     unsupported = [
         f"{name}: {describe_leaf(leaf)}"
@@ -65,11 +61,7 @@ def check_types(leaves: Mapping[str, Any], path: Path) -> None:
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write arrays under their names; the file appears complete or not at all.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write arrays under their names; the file appears complete or not at all."""
     with atomic_replace(path) as beside:
         if path.suffix == ".safetensors":
             metadata = {"format": "np", "writer": "entracte"}
@@ -86,8 +78,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read all arrays of a file, by its suffix.
 
     Raises:
-        ImportError: safetensors is needed, and not installed.
-        ValueError: the file is of another kind, or damaged.
+        ImportError, ValueError: as `check_path`; or the file is damaged.
     """
     check_path(path)
     try:
