@@ -55,12 +55,11 @@ def collect_scores(
 ) -> Hook | Chain:
     """Add the results of evaluators to the scores, with the epoch that they belong to.
 
-    At each `epoch`, this hook takes the newest result that has arrived for a later checkpoint than
-    the last one taken. It adds the scores under the suite's names, and `<suite>/epoch`, the epoch
-    of that checkpoint. If nothing new has arrived, it adds nothing, and hooks that read the scores
-    do not fire. Results that a newer one has overtaken stay in the store. The scores belong to an
-    earlier state than the one that hooks see: `stop_early` may read them, but `keep_best` would
-    keep other parameters than those that were evaluated.
+    At each `epoch`, this hook takes the newest result for a later checkpoint than the last one
+    taken, and adds its scores, under the suite's names, and `<suite>/epoch`, the epoch of that
+    checkpoint. If there is none, it adds nothing, and hooks that read the scores do not fire. The
+    scores belong to an earlier state than the one that hooks see: `stop_early` may read them, but
+    `keep_best` would keep other parameters than those that were evaluated.
 
     Results arrive at unpredictable times. The hook state holds which one was taken last, so that
     none is taken twice. An interrupted run may see a result at another epoch than it would have.
@@ -81,8 +80,7 @@ def collect_scores(
 
     Raises:
         TypeError: it is not a `Run`.
-        ValueError: the name of the suite is not valid; `timeout` is not positive; no hook requests
-            what is to be waited for.
+        ValueError: the suite's name or `timeout` is not valid; nothing requests what is waited for.
         TimeoutError: with `wait`, no result arrives in time.
 
     >>> import tempfile

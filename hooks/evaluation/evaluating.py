@@ -47,10 +47,9 @@ def evaluate(
     Args:
         phase: from `trainer.evaluation`; its name is the prefix of the scores. With `remote`, the
             name of a suite, as evaluators know it.
-        params: name of a hook that keeps parameters, such as `average_params`, to evaluate instead
-            of the trained ones, with the `model_state` that it keeps, as `recalibrate` does. That
-            hook must stand before this one. `average` is the average over steps that
-            `supervised(..., average=0.999)` keeps.
+        params: name of a hook before this one that keeps parameters, such as `average_params`, to
+            evaluate instead of the trained ones, with the `model_state` that it keeps, as
+            `recalibrate` does; `average`: those that `supervised(..., average=0.999)` keeps.
         sanity: evaluate at the `start` of a fresh run too, before any training: the scores are
             logged, and `log_metrics` records them at step 0. A run that resumes does not repeat it.
         remote: a recorded run, `trainer.runs.Run(directory)`, whose checkpoints are evaluated.

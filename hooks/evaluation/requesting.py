@@ -25,11 +25,10 @@ log = logging.getLogger("entracte")
 def request_evaluation(run: Run, suite: str) -> Chain:
     """Request the evaluation of checkpoints elsewhere; `every(5, ...)` requests fewer.
 
-    Each epoch at which this hook runs wants its checkpoint evaluated, or the next one if no
-    checkpoint of that epoch is saved (see `max_cost` of `save_checkpoints`). Checkpoints are
-    written in the background: when one is complete, the next event requests its evaluation, at the
-    latest the end of the run. The hook state holds what is wanted, so that a run that was killed
-    requests it when it resumes; to request it twice changes nothing.
+    Each epoch at which this hook runs wants its checkpoint evaluated, or the next one if it saves
+    none (see `max_cost` of `save_checkpoints`). Checkpoints are written in the background: when one
+    is complete, the next event requests its evaluation, at the latest the end of the run. The hook
+    state holds what is wanted, so that a run that was killed requests it when it resumes.
 
     It needs `save_checkpoints` on the run's directory, anywhere in the chain. The results of
     evaluators are in the store, and `collect_scores` adds them to the run's scores.

@@ -149,7 +149,7 @@ def compare_leaves(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:
     return [
         f"{escape_text(path)}: saved {before.get(path, 'nothing')}, wanted "
         f"{after.get(path, 'nothing')}"
-        for path in [*before, *(path for path in after if path not in before)]
+        for path in before | after
         if before.get(path) != after.get(path)
     ]
 

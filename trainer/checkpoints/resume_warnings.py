@@ -68,7 +68,7 @@ def compare_settings(
     found = []
     for subject in saved.keys() & now.keys():
         before, after = saved[subject], now[subject]
-        for name in [*before, *(name for name in after if name not in before)]:
+        for name in {**before, **after}:
             old, new = before.get(name, "nothing"), after.get(name, "nothing")
             firm = not ("." in name or "[" in name or name in _READ_OFF)
             set_already = subject == HYPERPARAMS and _is_in_force(name, new, in_force, now)

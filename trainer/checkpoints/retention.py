@@ -49,14 +49,10 @@ def prune(
     newest: int,
     written: Collection[int],
 ) -> None:
-    """Remove the checkpoints that are not kept; never the newest, or one of another run.
+    """Remove the checkpoints with scores that are not kept.
 
-    Args:
-        folder: of the checkpoints.
-        scores: of the intact ones, by number.
-        retention: which to keep.
-        newest: the one just written.
-        written: those that this process wrote.
+    Never the newest, which was just written; and one that this process has not written only if it
+    is of this run.
     """
     for number in scores.keys() - select_retained(scores, retention) - {newest}:
         if number in written or run_id.may_remove(folder, number):

@@ -103,6 +103,6 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
     return [
         f"{escape_text(key) or 'config'}: saved {before.get(key, 'nothing')}, "
         f"now {after.get(key, 'nothing')}"
-        for key in sorted({*before, *after})
+        for key in sorted(before | after)
         if before.get(key) != after.get(key)
     ]

@@ -85,13 +85,9 @@ def iterate_checkpoints(
 def read_first_intact(
     folder: Path, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
 ) -> Found | None:
-    """Read the first intact checkpoint of those listed; log each damaged one that is skipped.
+    """Read the first intact checkpoint of those listed; None if none is.
 
-    Args:
-        folder, list_numbers, read: as of `iterate_checkpoints`.
-
-    Returns:
-        None if no checkpoint is listed.
+    Each damaged one that is skipped is logged. The arguments are those of `iterate_checkpoints`.
 
     Raises:
         DamagedCheckpoint: none is intact.

@@ -59,10 +59,7 @@ def get_signature(function: Any) -> inspect.Signature | None:
 def require_integer(what: str, value: Any, least: int) -> int:
     """Return an argument as an int, after checking that it is a whole number of at least `least`.
 
-    Args:
-        what: name of the argument, for the message.
-        value: the argument; numpy's integers are accepted.
-        least: smallest value allowed.
+    `what` names it in the message; numpy's integers are accepted.
 
     Raises:
         TypeError: it is not a whole number.

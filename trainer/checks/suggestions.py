@@ -21,10 +21,6 @@ def suggest_name(name: object, known: Iterable[str]) -> str:
     finds the whole path, `val/acc` finds names that begin so, and `lr` finds two words with these
     initials. Otherwise names are compared by the characters that they share.
 
-    Args:
-        name: the unknown name.
-        known: all known names.
-
     Returns:
         A sentence to append to a message, with a leading space, or "".
 
@@ -58,10 +54,7 @@ def find_similar_names(name: object, known: Iterable[str]) -> list[str]:
 def suggest_and_list(name: object, known: Iterable[str], shown: Iterable[str] | None = None) -> str:
     """Return the end of a message about an unknown name: similar names, and all known ones.
 
-    Args:
-        name: the unknown name.
-        known: all known names.
-        shown: what to list instead of the known names.
+    If `shown` is given, it is listed instead of the known names.
 
     >>> "no hook 'stop_erly'" + suggest_and_list("stop_erly", ["stop_early", "heartbeat"])
     "no hook 'stop_erly'. Did you mean 'stop_early'? (there is: stop_early, heartbeat)"

@@ -34,9 +34,9 @@ class Suite:
             must both have such a part, or neither. The default has a policy's statistics; add
             `lessons` if the evaluation draws lessons as training does.
         hooks: returns observers for a run, `lambda folder: hooks.record_replays(..., folder)`. They
-            run after the phases, on the restored state and the scores. Their scores become part of
-            the result, and the files that they write in the folder, `<run>/evaluations/<name>`, are
-            recorded as the run's artifacts.
+            run after the phases, on the restored state and the scores; what they score is added to
+            the result, what they write in the folder, `<run>/evaluations/<name>`, to the run's
+            artifacts.
 
     Raises:
         TypeError: something is not a phase.

@@ -11,13 +11,10 @@ from types import FrameType
 
 @contextlib.contextmanager
 def limit_time(seconds: float | None) -> Iterator[None]:
-    """Stop a block, in the main thread, that takes too long.
+    """Stop a block, in the main thread, that takes longer than so many seconds; None: no limit.
 
     A wait in Python can be stopped: a lock, a socket, a sleep, a loop. Foreign code that does not
     check for signals, such as a computation of JAX, continues.
-
-    Args:
-        seconds: that the block may take; None has no limit.
 
     Raises:
         TimeoutError: within the block, after that time.

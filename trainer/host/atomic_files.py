@@ -32,11 +32,9 @@ DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def explain_disk_full(size: int | None, file: Path) -> Iterator[None]:
-    """Add to an error of a full disk the file, the bytes needed and the bytes free.
+    """Add to an error of a full disk the file, the bytes needed (None: not known) and those free.
 
-    Args:
-        size: bytes to write; None if not known.
-        file: to write them to; its folder must exist.
+    The file's folder must exist.
 
     Raises:
         OSError: of the class and number of the system's error.
@@ -62,12 +60,10 @@ def explain_disk_full(size: int | None, file: Path) -> Iterator[None]:
 
 
 def check_free_space(file: Path, size: int, *, largest: int | None = None) -> None:
-    """Check that the disk, and the limit on file sizes, leave room for a new file.
+    """Check that the disk, and the limit on file sizes, leave room for `size` bytes.
 
-    Args:
-        file: to write; the disk is that of its nearest existing folder.
-        size: total bytes.
-        largest: bytes of the largest file, if the total is in several.
+    The disk is that of the nearest existing folder of `file`. If the bytes are in several files,
+    `largest` of them are in one.
 
     Raises:
         OSError: there is not; the message has the bytes needed and free.

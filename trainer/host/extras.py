@@ -17,12 +17,7 @@ def install_command(*extras: str) -> str:
 
 @contextlib.contextmanager
 def require_extra(extra: str, who: str, library: str) -> Iterator[None]:
-    """Name the extra to install in the error of an import that fails within.
-
-    Args:
-        extra: the name of the extra that installs the library.
-        who: what needs it, for the message.
-        library: the name of the library as its readers know it, for the message.
+    """Name the extra to install, what needs it and the library if an import fails within.
 
     Raises:
         ImportError: the library is not installed; a note says what to install.

@@ -9,11 +9,7 @@ from trainer.host.exception_notes import annotate_errors
 
 
 def make_folder(path: Path, who: str) -> None:
-    """Make a folder, and check that files can be created in it.
-
-    Args:
-        path: of the folder.
-        who: writes there, for messages.
+    """Make a folder, and check that files can be created in it, by whoever the message names.
 
     Raises:
         OSError: they cannot.

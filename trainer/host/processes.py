@@ -93,11 +93,8 @@ def fail_together(what: str) -> Iterator[None]:
 
     All must call it, and the block must not wait for another process.
 
-    Args:
-        what: names the block in the message on the other processes: `saving`.
-
     Raises:
-        RuntimeError: it failed on another process.
+        RuntimeError: it failed on another process; the message calls it `what`.
 
     >>> with fail_together("dividing"):
     ...     1 / 0

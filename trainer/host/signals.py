@@ -54,13 +54,10 @@ def attach_progress(error: KeyboardInterrupt, state: Any, history: Any) -> Keybo
 
 @contextlib.contextmanager
 def catch_signals(after: str = "this epoch") -> Iterator[ReceivedSignal]:
-    """Record SIGTERM and SIGINT instead of ending; a second one ends at once.
+    """Record SIGTERM and SIGINT, and log after what the process ends; a second one ends at once.
 
     Handlers can be installed in the main thread only; elsewhere this logs it and does nothing. The
     earlier handlers are restored afterwards.
-
-    Args:
-        after: what is still done before the end, for the log.
     """
     received = ReceivedSignal()
     if threading.current_thread() is not threading.main_thread():

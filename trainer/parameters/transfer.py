@@ -55,11 +55,8 @@ def load_params(
     A floating leaf is cast where the source has another floating type, with a warning; nothing else
     is converted unless `transform` names it. Other arrays of the source are ignored, with a notice.
 
-    The batch statistics of a network are not parameters but its `model_state`; load them with
-    another call, otherwise the network keeps its initial ones:
-
-        params = trainer.load_params(run, state.params)
-        model_state = trainer.load_params(run, state.model_state, part="model_state")
+    The batch statistics of a network are not parameters but its `model_state`, which another call
+    loads: `load_params(run, state.model_state, part="model_state")`.
 
     Args:
         source: a run directory, whose newest intact checkpoint is read, or a `.safetensors` or
@@ -83,9 +80,8 @@ def load_params(
         DamagedCheckpoint: no checkpoint is intact.
         ImportError: safetensors is not installed.
         TypeError: `params` is a whole state.
-        ValueError: leaves are missing in the source, or have another shape or type: all are listed;
-            or a value is too large for the type to which it is cast; or `only` or a pattern of
-            `transform` matches no path.
+        ValueError: the source lacks leaves, or they have another shape or type (all are listed); a
+            value is too large for its new type; or `only` or `transform` matches no path.
 
     >>> import tempfile
     >>> old = {"body": {"w": jnp.arange(3.0)}, "head": jnp.ones(10)}
