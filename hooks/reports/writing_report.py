@@ -17,7 +17,7 @@ from trainer.host.amounts import format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
-from trainer.runs.panels import Curve, finite_values
+from trainer.runs.panels import Curve, sum_epoch_seconds
 from trainer.state import read_step_epoch
 
 OUTCOMES = {"end": "finished", "error": "failed"}
@@ -71,7 +71,7 @@ def write_report(
         seen["steps"] = f"{step:,}"
 
     def write(curves: Mapping[str, Curve]) -> None:
-        seconds = sum(finite_values(curves.get("time/epoch_seconds", Curve())))
+        seconds = sum_epoch_seconds(curves)
         report = Report(
             title=name,
             outcome={

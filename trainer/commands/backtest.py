@@ -197,9 +197,7 @@ def _collect_curves(by_epoch: Mapping[int, Mapping[str, float]]) -> dict[str, Cu
     curves: dict[str, Curve] = {}
     for epoch, values in by_epoch.items():
         for name, value in values.items():
-            curve = curves.setdefault(name, Curve())
-            curve.epochs.append(epoch)
-            curve.values.append(value)
+            curves.setdefault(name, Curve()).add(epoch, value)
     return curves
 
 

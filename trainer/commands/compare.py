@@ -22,7 +22,7 @@ from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import Curve, finite_values
+from trainer.runs.panels import Curve, sum_epoch_seconds
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 
@@ -141,16 +141,12 @@ def _make_run_rows(compared: Sequence[ComparedRun]) -> dict[str, list[Text]]:
         "epoch": [safe_text(format_progress(run.row.epoch, run.row.epochs)) for run in compared],
         "step": [safe_text(f"{run.row.step:,}") for run in compared],
     }
-    spent = [_training_seconds(run) for run in compared]
+    spent = [sum_epoch_seconds(run.curves) for run in compared]
     if any(spent):
         rows["training"] = [
             safe_text(format_duration(seconds) if seconds else "") for seconds in spent
         ]
     return rows
-
-
-def _training_seconds(run: ComparedRun) -> float:
-    return sum(finite_values(run.curves.get("time/epoch_seconds", Curve())))
 
 
 def _make_result_rows(
@@ -206,7 +202,7 @@ def _to_data(
                 "epoch": run.row.epoch,
                 "epochs": run.row.epochs,
                 "step": run.row.step,
-                "seconds": _training_seconds(run),
+                "seconds": sum_epoch_seconds(run.curves),
             }
             for run in compared
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hooks.reports.report_page import Report, ReportTable, render_page
@@ -17,7 +17,7 @@ from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
 from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import finite_values
+from trainer.runs.panels import sum_epoch_seconds
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.run_directory import to_stored_path
 from trainer.runs.sparklines import format_number
@@ -59,13 +59,12 @@ def report(run: RunName, /, *, to: str | None = None, store: StoreName = None) -
 def build_report(store: Store, row: RunRow) -> Report:
     """Collect the content of a page about a run."""
     curves = read_curves(store, row.name)
-    times = finite_values(curves["time/epoch_seconds"]) if "time/epoch_seconds" in curves else []
     outcome = {
         "outcome": row.status(store.connection.now()),
         **({"error": row.error} if row.error else {}),
         "epochs": f"{row.epoch:,}" if row.epochs is None else f"{row.epoch:,} of {row.epochs:,}",
         "steps": f"{row.step:,}",
-        "training time": format_duration(sum(times), digits=3),
+        "training time": format_duration(sum_epoch_seconds(curves), digits=3),
         "began": _format_time(row.created),
         "written": _format_time(time.time()),
     }
@@ -75,13 +74,7 @@ def build_report(store: Store, row: RunRow) -> Report:
         curves=curves,
         config=format_settings(row.config),
         environment={"directory": row.directory, **row.environment},
-        tables=dict(
-            [
-                _keep_last("Checkpoints", _list_checkpoints(store, row.name)),
-                _keep_last("Evaluations", _list_evaluations(store, row.name)),
-                _keep_last("Files", _list_files(store, row)),
-            ]
-        ),
+        tables=dict(_keep_last(title, table) for title, table in _list_tables(store, row)),
     )
 
 
@@ -89,60 +82,48 @@ def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
-def _list_checkpoints(store: Store, run: str) -> ReportTable:
-    """List the checkpoints that still exist."""
-    return ReportTable(
-        words=("scores",),
-        heads=("written", "epoch", "size", "scores"),
-        rows=[
-            (
-                checkpoint.written.replace("T", " ")[:19],
-                f"{checkpoint.epoch:,}",
-                format_bytes(checkpoint.bytes),
-                _format_scores(checkpoint.scores),
-            )
-            for checkpoint in store.checkpoints(run, present=True)
-        ],
-    )
-
-
-def _list_evaluations(store: Store, run: str) -> ReportTable:
-    results = list_results(store, run)
-    return ReportTable(
-        words=("result",),
-        heads=("suite", "epoch", "state", "tries", "result"),
-        rows=[
-            (
-                request.suite,
-                f"{request.epoch:,}",
-                request.state,
-                f"{request.tries}",
-                _format_scores(results.get((request.suite, request.epoch), {})) or request.error,
-            )
-            for request in list_requests(store, run)
-        ],
-    )
+def _list_tables(store: Store, row: RunRow) -> Iterator[tuple[str, ReportTable]]:
+    """Yield the tables of existing checkpoints, evaluations and files, with their titles."""
+    checkpoints = [
+        (
+            checkpoint.written.replace("T", " ")[:19],
+            f"{checkpoint.epoch:,}",
+            format_bytes(checkpoint.bytes),
+            _format_scores(checkpoint.scores),
+        )
+        for checkpoint in store.checkpoints(row.name, present=True)
+    ]
+    heads = ("written", "epoch", "size", "scores")
+    yield "Checkpoints", ReportTable(heads, checkpoints, words=("scores",))
+    results = list_results(store, row.name)
+    evaluations = [
+        (
+            request.suite,
+            f"{request.epoch:,}",
+            request.state,
+            f"{request.tries}",
+            _format_scores(results.get((request.suite, request.epoch), {})) or request.error,
+        )
+        for request in list_requests(store, row.name)
+    ]
+    columns = ("suite", "epoch", "state", "tries", "result")
+    yield "Evaluations", ReportTable(columns, evaluations, words=("result",))
+    files = [
+        (
+            to_stored_path(row.directory, file.path),
+            file.kind,
+            f"{file.epoch:,}",
+            format_bytes(file.bytes),
+        )
+        for file in store.artifacts(row.name)
+    ]
+    yield "Files", ReportTable(("file", "kind", "epoch", "size"), files)
 
 
 def _format_scores(scores: Mapping[str, float]) -> str:
     """Format the most important scores."""
     names = choose_key_metrics(scores, SCORES)
     return ", ".join(f"{name} {format_number(scores[name])}" for name in names)
-
-
-def _list_files(store: Store, row: RunRow) -> ReportTable:
-    return ReportTable(
-        heads=("file", "kind", "epoch", "size"),
-        rows=[
-            (
-                to_stored_path(row.directory, file.path),
-                file.kind,
-                f"{file.epoch:,}",
-                format_bytes(file.bytes),
-            )
-            for file in store.artifacts(row.name)
-        ],
-    )
 
 
 def _keep_last(title: str, table: ReportTable) -> tuple[str, ReportTable]:

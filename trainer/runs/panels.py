@@ -47,6 +47,11 @@ def finite_values(curve: Curve) -> list[float]:
     return [value for value in curve.values if math.isfinite(value)]
 
 
+def sum_epoch_seconds(curves: Mapping[str, Curve]) -> float:
+    """Return the time of all epochs' phases; 0 if none was recorded."""
+    return sum(finite_values(curves.get("time/epoch_seconds", Curve())))
+
+
 class HookTime(NamedTuple):
     """The time that a hook took."""
 
@@ -72,9 +77,7 @@ def hook_times(curves: Mapping[str, Curve]) -> list[HookTime]:
         for name, curve in curves.items()
         if name.startswith(HOOK_PREFIX) and any(finite_values(curve))
     }
-    whole = sum(map(sum, totals.values())) + sum(
-        finite_values(curves.get("time/epoch_seconds", Curve()))
-    )
+    whole = sum(map(sum, totals.values())) + sum_epoch_seconds(curves)
     return [
         HookTime(name, sum(times), sum(times) / len(times), sum(times) / whole)
         for name, times in sorted(totals.items(), key=lambda item: -sum(item[1]))
