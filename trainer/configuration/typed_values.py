@@ -85,7 +85,13 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
     )
 
 
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_NAMES: dict[Any, str] = {
+    **{bool: "true or false", int: "a whole number", float: "a number", str: "text"},
+    **dict.fromkeys(_LISTS, "a list"),
+    **dict.fromkeys(_MAPPINGS, "a mapping"),
+    **dict.fromkeys(_PATHS, "a path"),
+    NoneType: "null",
+}
 
 
 def describe_type(hint: Any) -> str:
@@ -102,12 +108,4 @@ def describe_type(hint: Any) -> str:
         return " or ".join(map(repr, arguments))
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}"
-    if origin in _LISTS:
-        return "a list"
-    if origin in _MAPPINGS:
-        return "a mapping"
-    if origin in _PATHS:
-        return "a path"
-    return (
-        "null" if origin is NoneType else _NAMES.get(origin, getattr(hint, "__name__", str(hint)))
-    )
+    return _NAMES.get(origin, getattr(hint, "__name__", str(hint)))

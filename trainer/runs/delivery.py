@@ -73,13 +73,7 @@ def deliver(store: Store, queue: DiskQueue) -> int:
         lines, place = queue.peek_batch()
         if not lines:
             return count
-        try:
-            _write(store, queue, lines)
-        except (Unreachable, QueueClosed):
-            raise
-        except Exception:  # one of the lines is at fault
-            for line in lines:
-                _write_or_set_aside(store, queue, line)
+        _write_or_set_aside(store, queue, lines)
         queue.acknowledge(place)
         count += len(lines)
 
@@ -165,17 +159,21 @@ def _path_from(directory: str | os.PathLike[str], url: str) -> str:
     return "" if file == url else os.path.relpath(file, directory)
 
 
-def _write_or_set_aside(store: Store, queue: DiskQueue, line: bytes) -> None:
+def _write_or_set_aside(store: Store, queue: DiskQueue, lines: Sequence[bytes]) -> None:
+    """Write lines at once, else each alone; set aside one that the store would never accept."""
     try:
-        _write(store, queue, [line])
+        _write(store, queue, lines)
     except (Unreachable, QueueClosed):
         raise
     except Exception as error:
+        if len(lines) > 1:
+            for line in lines:
+                _write_or_set_aside(store, queue, [line])
+            return
+        shown = escape_text(lines[0][:200].decode("utf-8", "replace"))
         log.error(
             "the store %s cannot accept %s: it is kept in %s",
-            store.connection.label,
-            escape_text(line[:200].decode("utf-8", "replace")),
-            queue.set_aside(line),
+            *(store.connection.label, shown, queue.set_aside(lines[0])),
             exc_info=error,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -130,21 +131,13 @@ def _place(value: float, first: float, last: float, count: int) -> int:
 
 def _draw_lines(places: Sequence[Dot | None]) -> Iterator[Dot]:
     """Yield the dots of lines through places, interrupted where a place is None."""
-    before: Dot | None = None
-    for place in places:
+    for before, place in itertools.pairwise([None, *places]):
         if place is not None:
-            yield from [place] if before is None else _draw_line(before, place)
-        before = place
-
-
-def _draw_line(start: Dot, end: Dot) -> Iterator[Dot]:
-    steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
-    for step in range(steps + 1):
-        share = step / steps
-        yield (
-            round(start[0] + (end[0] - start[0]) * share),
-            round(start[1] + (end[1] - start[1]) * share),
-        )
+            start = before or place
+            across, down = place[0] - start[0], place[1] - start[1]
+            steps = max(abs(across), abs(down), 1)
+            for share in (step / steps for step in range(steps + 1)):
+                yield round(start[0] + across * share), round(start[1] + down * share)
 
 
 def _format_tick(value: float) -> str:
