@@ -21,8 +21,7 @@ from trainer.configuration.setting_rows import flatten_settings, format_setting
 from trainer.host.amounts import format_duration, format_progress
 from trainer.host.escaping import escape_text
 from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import Curve, sum_epoch_seconds
+from trainer.runs.panels import Curve, read_curves, sum_epoch_seconds
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 

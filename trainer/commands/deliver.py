@@ -52,7 +52,7 @@ def deliver(runs: RunNames = (), /, *, store: StoreName = None, json: bool = Fal
             machine.
         json: print JSON.
     """
-    outcomes = [*_deliver_named(runs, store)] if runs else [*_deliver_all(store)]
+    outcomes = [*_deliver_runs(runs, store)]
     if json:
         print_json([outcome._asdict() for outcome in outcomes])
     else:
@@ -67,13 +67,11 @@ def deliver(runs: RunNames = (), /, *, store: StoreName = None, json: bool = Fal
     return FAILED if any(outcome.error for outcome in outcomes) else 0
 
 
-def _deliver_all(store: str | None) -> Iterator[Outcome]:
-    with open_store(store, read_only=False) as opened:
-        for row in find_undelivered(opened):
-            yield _deliver(opened, row.name, row.directory)
-
-
-def _deliver_named(runs: tuple[str, ...], store: str | None) -> Iterator[Outcome]:
+def _deliver_runs(runs: tuple[str, ...], store: str | None) -> Iterator[Outcome]:
+    if not runs:
+        with open_store(store, read_only=False) as opened:
+            for row in find_undelivered(opened):
+                yield _deliver(opened, row.name, row.directory)
     for run in runs:
         directory = os.path.realpath(os.path.expanduser(run)) if is_path(run) else ""
         if directory and os.path.lexists(os.path.join(directory, QUEUE)):

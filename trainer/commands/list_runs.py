@@ -19,8 +19,7 @@ from trainer.commands.lookup.stores import StoreName, open_store
 from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.host.amounts import format_duration, format_progress
 from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.metric_curves import metric_names, read_curves
-from trainer.runs.panels import Curve
+from trainer.runs.panels import Curve, metric_names, read_curves
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store

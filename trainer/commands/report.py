@@ -16,8 +16,7 @@ from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
-from trainer.runs.metric_curves import read_curves
-from trainer.runs.panels import sum_epoch_seconds
+from trainer.runs.panels import read_curves, sum_epoch_seconds
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.run_directory import to_stored_path
 from trainer.runs.sparklines import format_number

@@ -17,7 +17,7 @@ from trainer.commands.lookup.scores import (
     as_json,
     check_metric_names,
     choose_key_metrics,
-    find_best,
+    make_score_columns,
 )
 from trainer.commands.lookup.stores import RunName, StoreName, open_run
 from trainer.commands.terminal.braille import COLORS, plot
@@ -25,7 +25,6 @@ from trainer.commands.terminal.output import BEST, make_console, print_json, sta
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_age, format_bytes, format_duration, format_progress
 from trainer.host.rich_tables import Column, make_key_value_table, make_table, safe_lines, safe_text
-from trainer.runs.metric_curves import read_curves
 from trainer.runs.panels import (
     HOOK_PREFIX,
     Curve,
@@ -33,6 +32,7 @@ from trainer.runs.panels import (
     finite_values,
     group_panels,
     hook_times,
+    read_curves,
 )
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.rows import RunRow
@@ -205,7 +205,7 @@ def _make_checkpoint_table(store: Store, run: str, width: int) -> Table:
     columns = [
         Column("epoch", [safe_text(f"{row.epoch:,}") for row in rows], "right", 9),
         Column("size", [safe_text(format_bytes(row.bytes)) for row in rows], "right", 8),
-        *_make_score_columns([row.scores for row in rows], names),
+        *make_score_columns([row.scores for row in rows], names),
         Column("written", [safe_text(row.written[:19].replace("T", " "), "dim") for row in rows]),
     ]
     return make_table(columns, width)
@@ -220,7 +220,7 @@ def _make_evaluation_table(store: Store, run: str, width: int) -> Table:
         Column("suite", [safe_text(row.suite) for row in rows], priority=9),
         Column("epoch", [safe_text(f"{row.epoch:,}") for row in rows], "right", 9),
         Column("state", [state_text(row.state) for row in rows], priority=8),
-        *_make_score_columns(scores, names),
+        *make_score_columns(scores, names),
         Column("tries", [safe_text(row.tries, "dim") for row in rows], "right", 1),
         Column("worker", [safe_text(row.worker, "dim") for row in rows]),
     ]
@@ -241,19 +241,3 @@ def _make_artifact_table(store: Store, run: str, width: int) -> Table:
         Column("path", [safe_text(os.path.relpath(row.path)) for row in rows], "left", 9, 30),
     ]
     return make_table(columns, width)
-
-
-def _make_score_columns(
-    scores: Sequence[Mapping[str, float]], names: Sequence[str]
-) -> list[Column]:
-    """Make a column per score, with its best value marked."""
-    columns = []
-    for place, name in enumerate(names):
-        values = [row.get(name) for row in scores]
-        best = find_best(values, infer_mode(name))
-        cells = [
-            safe_text("" if value is None else format_number(value), BEST if row in best else "")
-            for row, value in enumerate(values)
-        ]
-        columns.append(Column(name, cells, "right", 6 - place))
-    return columns

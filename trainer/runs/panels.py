@@ -1,4 +1,4 @@
-"""Curves of metrics over a run, grouped into panels, and the times of hooks."""
+"""The metrics of a run as curves, grouped into panels, and the times of hooks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from trainer.checks.modes import ASIDE
+from trainer.runs.requests import list_results
 from trainer.runs.sparklines import MetricSummary, rank_metric
+from trainer.runs.store import Store
 
 Color = TypeVar("Color")
 
@@ -40,6 +42,53 @@ class Curve:
         for epoch, value in zip(self.epochs, self.values, strict=True):
             summary.add(value, int(epoch))
         return summary
+
+
+def metric_names(store: Store, run: str) -> list[str]:
+    """List the names of the numbers that a run recorded or evaluators measured, sorted.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+    ...     store.write_records("digits", 1, 28, {"val/loss": 0.5, "sample": "Once"})
+    ...     metric_names(store, "digits")
+    ['val/loss']
+    """
+    rows = store.connection.execute(
+        "SELECT name FROM records WHERE run = ? AND text IS NULL UNION "
+        "SELECT name FROM results WHERE run = ?",
+        (run, run),
+    )
+    return sorted(name for (name,) in rows)
+
+
+def read_curves(store: Store, run: str, names: Sequence[str] | None = None) -> dict[str, Curve]:
+    """Read the curves of a run: numbers by epoch, the last of each epoch.
+
+    Scores of evaluators are included under names that training did not record; if several suites
+    measured one, it is named `SUITE/NAME`. None for `names` selects all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+    ...     store.write_records("digits", 1, 28, {"val/loss": 0.5})
+    ...     store.write_records("digits", 2, 56, {"val/loss": 0.25, "sample": "Once"})
+    ...     read_curves(store, "digits")
+    {'val/loss': Curve(epochs=[1, 2], values=[0.5, 0.25])}
+    """
+    curves: dict[str, Curve] = {}
+    for name, epoch, _, value in store.records(run, names):
+        if not isinstance(value, str):
+            curves.setdefault(name, Curve()).add(epoch, value)
+    found: dict[str, dict[str, Curve]] = {}
+    for (suite, epoch), scores in list_results(store, run).items():
+        for name, value in scores.items():
+            if name not in curves and (names is None or name in names):
+                found.setdefault(name, {}).setdefault(suite, Curve()).add(epoch, value)
+    for name, suites in found.items():
+        if len(suites) == 1:
+            curves[name] = next(iter(suites.values()))
+        else:
+            curves |= {f"{suite}/{name}": curve for suite, curve in suites.items()}
+    return curves
 
 
 def finite_values(curve: Curve) -> list[float]:
@@ -99,7 +148,8 @@ def group_panels(
     if metrics is None:
         metrics = [name for name in curves if not name.startswith(ASIDE)]
     found: dict[str, dict[str, Curve]] = {}
-    for name in sorted((name for name in metrics if name in curves), key=_panel_rank):
+    known = [name for name in metrics if name in curves]
+    for name in sorted(known, key=lambda name: (name.startswith("gradients/"), rank_metric(name))):
         panel, label = split_metric_name(name)
         found.setdefault(panel, {})[label] = curves[name]
     return found
@@ -129,10 +179,6 @@ def split_metric_name(name: str) -> tuple[str, str]:
         kind, _, layer = rest.partition("/")
         return f"{first}/{kind}", layer
     return (rest, first) if rest else (name, "")
-
-
-def _panel_rank(name: str) -> tuple[bool, int]:
-    return name.startswith("gradients/"), rank_metric(name)
 
 
 def choose_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:

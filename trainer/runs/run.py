@@ -168,10 +168,7 @@ class Run:
         While hooks are being closed, this waits until all of them are, so that whatever they write
         is recorded. The run is recorded as failed if an exception ended it; else, unless `end` was
         called, as finished if it completed its epochs, or as interrupted. It may record again.
-
-        Args:
-            error: that ended the run; hooks need not pass it.
-            completed: whether all epochs are done.
+        Hooks need not pass the error.
         """
         self._completed |= completed
         defer_close(self._close, error)

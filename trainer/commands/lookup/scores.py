@@ -9,9 +9,11 @@ from typing import NamedTuple
 from trainer.checks.modes import ASIDE, Mode, infer_mode
 from trainer.commands.lookup.stores import suggest
 from trainer.commands.terminal.calling import CommandError
+from trainer.commands.terminal.output import BEST
 from trainer.host.escaping import escape_text
+from trainer.host.rich_tables import Column, safe_text
 from trainer.runs.panels import Curve
-from trainer.runs.sparklines import MAIN_METRICS, rank_metric
+from trainer.runs.sparklines import MAIN_METRICS, format_number, rank_metric
 
 TRAINING = ("train/", "rollout/", "update/")
 """Prefixes of metrics that training itself measures."""
@@ -55,6 +57,22 @@ def find_best(values: Sequence[float | None], mode: Mode | None) -> list[int]:
         return []
     best = min(numbers) if mode == "min" else max(numbers)
     return [place for place, value in enumerate(values) if value == best]
+
+
+def make_score_columns(
+    scores: Sequence[Mapping[str, float]], names: Sequence[str], *, mark_best: bool = True
+) -> list[Column]:
+    """Make a column per score, with its best value marked; a row has scores by name."""
+    columns = []
+    for place, name in enumerate(names):
+        values = [row.get(name) for row in scores]
+        best = find_best(values, infer_mode(name) if mark_best else None)
+        cells = [
+            safe_text("" if value is None else format_number(value), BEST if row in best else "")
+            for row, value in enumerate(values)
+        ]
+        columns.append(Column(name, cells, "right", 6 - place))
+    return columns
 
 
 def choose_key_metrics(names: Iterable[str], count: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trainer.commands.lookup.scores import choose_key_metrics
+from trainer.commands.lookup.scores import choose_key_metrics, make_score_columns
 from trainer.commands.lookup.stores import find_runs, open_store
 from trainer.commands.terminal.output import state_text
 from trainer.evaluators.liveness import HEARTBEAT_SECONDS, WorkerRow, list_workers
@@ -19,7 +19,6 @@ from trainer.host.rich_tables import Column, make_table, safe_text
 from trainer.runs.panels import HOOK_PREFIX
 from trainer.runs.requests import list_requests
 from trainer.runs.rows import RunRow
-from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store
 
 RECENT = 10
@@ -106,17 +105,13 @@ def _make_run_table(snapshot: WatchSnapshot, width: int) -> RenderableType:
     progress = [safe_text(format_progress(row.epoch, row.epochs)) for row in rows]
     left = [_estimate_seconds_left(run) for run in runs]
     beats = [_format_heartbeat(snapshot.now - r.row.beat, late=r.state == "stalled") for r in runs]
-    metrics = [
-        Column(name, [_format_newest(run, name) for run in runs], "right", 6 - place)
-        for place, name in enumerate(names)
-    ]
     columns = [
         Column("run", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24),
         Column("state", [state_text(run.state) for run in runs], priority=9),
         Column("epoch", progress, "right", 8),
         Column("", [_draw_bar(row) for row in rows], priority=3),
         Column("left", [safe_text(format_duration(s) if s else "") for s in left], "right", 5),
-        *metrics,
+        *make_score_columns([run.newest for run in runs], names, mark_best=False),
         Column("last heartbeat", beats, "right", 7),
         Column("host", [safe_text(row.host, "dim") for row in rows], priority=1),
     ]
@@ -156,7 +151,3 @@ def _estimate_seconds_left(run: WatchedRun) -> float | None:
         return None
     hooks = sum(value for name, value in run.newest.items() if name.startswith(HOOK_PREFIX))
     return (training + hooks) * max(run.row.epochs - run.row.epoch, 0)
-
-
-def _format_newest(run: WatchedRun, name: str) -> Text:
-    return safe_text(format_number(run.newest[name]) if name in run.newest else "")
