@@ -26,12 +26,9 @@ def check_hook(
 
     Args:
         hook: a plain function, a hook or a chain.
-        state: to call it with.
+        state: to call it with; the state after all parts is returned.
         metrics: all that it reads, so that it fires.
         phases: names of the program's phases, for a hook that runs after one.
-
-    Returns:
-        The state after all parts have run.
 
     Raises:
         AssertionError: a law is broken, or a part does not fire on these arguments.

@@ -14,9 +14,8 @@ class BackgroundWorker:
 
     The thread starts with the first item. If the queue is full, `put` waits. A failure is raised
     once, by the next call of `check`, `put`, `flush` or `close`; items that were queued until then
-    are dropped, later ones are processed. If an item exceeds the time limit, TimeoutError is raised
-    in the same way, and the thread, which cannot be ended, is left behind; it does not keep the
-    process from ending.
+    are dropped. If an item exceeds the time limit, TimeoutError is raised in the same way, and the
+    thread, which cannot be ended, is left behind; it does not keep the process from ending.
 
     Args:
         name: of the thread, and in messages.

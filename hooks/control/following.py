@@ -99,12 +99,10 @@ def follow_checkpoints(
         number = int(from_main_process({"epoch": -1 if part is None else part.epoch})["epoch"])
         if number < 0:
             return None
-        if part is not None:  # as `read_part` does on the others
-            found = part
-            return read_on_all_processes(
-                where, lambda: found, lambda part: (part.epoch, part.digest)
-            )
-        return CheckpointPart(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
+        if part is None:
+            return CheckpointPart(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
+        found = part  # checked as `read_part` does on the others
+        return read_on_all_processes(where, lambda: found, lambda part: (part.epoch, part.digest))
 
     def load(
         loaded: Loaded, state: TrainState, *, waiting: bool

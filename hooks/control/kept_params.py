@@ -19,13 +19,8 @@ log = logging.getLogger("entracte")
 def select_params(state: TrainState, name: str | None) -> dict[str, PyTree]:
     """Return the parameters kept under a name, and the `model_state` that belongs to them.
 
-    Args:
-        state: keeps them.
-        name: of a hook that keeps parameters, and perhaps a `model_state`; `average` for the
-            average over steps, None for the trained ones.
-
-    Raises:
-        ValueError: the state keeps no average over steps.
+    The name is that of a hook that keeps parameters, and perhaps a `model_state`; `average` for the
+    average over steps, which raises ValueError if there is none; None for the trained ones.
     """
     selected = {"params": state.params, "model_state": state.model_state}
     if name == AVERAGE:
@@ -40,11 +35,7 @@ def list_required_states(name: str | None) -> tuple[str, ...]:
 
 
 def check_step_average(state: TrainState, name: str | None) -> None:
-    """Check, before training, that a state keeps the average over steps if that is the name.
-
-    Raises:
-        ValueError: the state keeps no average over steps.
-    """
+    """Raise ValueError, before training, if the name is `average` and the state keeps none."""
     if name == AVERAGE:
         jax.eval_shape(get_average, state.replace(hook_state={}, scores={}))
 
@@ -63,9 +54,7 @@ def warn_stale_statistics(state: TrainState, name: str) -> None:
             "trained parameters, which do not suit it: place hooks.recalibrate("
             "trainer.recalibration(task, source), params=%r) behind it, and measure and keep "
             "params=%r",
-            name,
-            name,
-            suiting,
+            *(name, name, suiting),
         )
 
 
@@ -78,9 +67,7 @@ def warn_uncalibrated_params(state: TrainState, name: str | None) -> None:
         log.warning(
             "the average %r is read with the statistics of the trained parameters, while %r keeps "
             "those that suit it: say params=%r",
-            name,
-            suiting,
-            suiting,
+            *(name, suiting, suiting),
         )
     elif name == AVERAGE:
         warn_stale_statistics(state, name)

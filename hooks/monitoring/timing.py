@@ -117,8 +117,7 @@ class Stopwatch:
 
         >>> from trainer.host.time_spans import span
         >>> watch = Stopwatch()
-        >>> with span("wait", "train"):
-        ...     pass
+        >>> with span("wait", "train"): pass
         >>> watch.stop()
         >>> watch.take().keys(), watch.take()
         (dict_keys(['time/wait/train']), {'time/wait/train': 0.0})

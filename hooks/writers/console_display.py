@@ -14,13 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hooks.writers.console_layout import (
-    LONG,
-    describe_activity,
-    group_by_prefix,
-    layout_rows,
-    supports_unicode,
-)
+from hooks.writers.console_layout import LONG, describe_activity, group_by_prefix, layout_rows
 from hooks.writers.values import Progress, Value
 from trainer.host.amounts import format_duration
 from trainer.host.rich_tables import Column, make_table, safe_text
@@ -82,10 +76,9 @@ class RunDisplay:
         self.newest = {**self.newest, **self.event}
 
     def seconds_left(self, open_spans: Sequence[OpenSpan] = ()) -> float:
-        """Estimate the time to the end from the time of the epochs so far.
+        """Estimate the time to the end from the epochs so far, or else from the steps so far.
 
-        In the first epoch from the time of the steps so far. Returns nan before there are some, and
-        for a run without an end.
+        Returns nan before there are some, and for a run without an end.
         """
         if self.progress.total is None:
             return math.nan
@@ -104,10 +97,7 @@ class RunDisplay:
         return (self.updated - self.began) / max(self.progress.done - self.epochs_before, 1)
 
     def epoch_fraction(self, open_spans: Sequence[OpenSpan]) -> float:
-        """Estimate which part of the current epoch is done, from the time of earlier epochs.
-
-        In the first epoch from the steps of the phases that began in it, if they are known.
-        """
+        """Estimate which part of the current epoch is done, by earlier epochs or else by steps."""
         number = self.progress.done + 1  # or it is over, and its hooks run
         if not open_spans or (open_spans[0].kind, open_spans[0].number) != ("epoch", number):
             return 0.0
@@ -137,10 +127,7 @@ class RunDisplay:
         return "  ".join(cells).rstrip()
 
     def bar(self, width: int, *, curves: bool = True) -> Group:
-        """Draw the progress, and below it a row of the newest metrics per prefix.
-
-        Curves are drawn if all of them fit.
-        """
+        """Draw the progress, and below it a row of the newest metrics, and curves, per prefix."""
         open_spans = [] if self.thread is None else list_open_spans(self.thread)
         total, left = self.progress.total, self.seconds_left(open_spans)
         done = self.progress.done + self.epoch_fraction(open_spans)
@@ -168,7 +155,7 @@ class RunDisplay:
 
     def live(self, console: Console) -> Live:
         """Make a display of the bar that follows the run, above which others may print."""
-        curves = supports_unicode(console)
+        curves = not console.options.ascii_only
         return Live(
             get_renderable=lambda: self.bar(console.width, curves=curves),
             console=console,
@@ -178,7 +165,7 @@ class RunDisplay:
     def render_summary(self, console: Console) -> Table:
         """Render the table, with curves as wide as there is room for."""
         room = console.width - console.measure(self.table(console.width)).maximum - 3
-        draws = supports_unicode(console) and room >= len("course")
+        draws = not console.options.ascii_only and room >= len("course")
         return self.table(console.width, curve=min(room, 2 * CURVE) if draws else 0)
 
     def table(self, width: int, *, curve: int = 0) -> Table:
@@ -189,10 +176,8 @@ class RunDisplay:
             Column("metric", list(map(safe_text, names)), priority=9, fold_width=20),
             Column("last", [safe_text(format_number(one.last)) for one in found], "right", 8),
         ]
-        for head, extremes in (
-            ("lowest", [one.lowest for one in found]),
-            ("highest", [one.highest for one in found]),
-        ):
+        for head in ("lowest", "highest"):
+            extremes = [getattr(one, head) for one in found]
             shown = [
                 (format_number(v), str(e)) if math.isfinite(v) else ("", "") for v, e in extremes
             ]

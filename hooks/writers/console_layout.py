@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
@@ -71,11 +70,6 @@ def layout_rows(
             line.append(cell[curve_start:], "cyan")
         lines.append(line)
     return lines
-
-
-def supports_unicode(console: Console) -> bool:
-    """Return whether a console can show the characters that curves are drawn with."""
-    return console.encoding.lower().startswith("utf")
 
 
 def make_panel(name: str, text: str, when: str) -> Panel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -88,12 +89,9 @@ class TensorBoard:
 
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Write values to a temporary file, and remove it again."""
-        with tempfile.TemporaryDirectory(prefix="check-", dir=self.directory) as folder:
-            trial = TensorBoard(folder)
-            try:
-                trial.write(step, values)
-            finally:
-                trial.close()
+        beside = tempfile.TemporaryDirectory(prefix="check-", dir=self.directory)
+        with beside as folder, contextlib.closing(TensorBoard(folder)) as trial:
+            trial.write(step, values)
 
     def flush(self) -> None:
         """Wait until everything queued is on the disk, at its path; see `AppendFile.flush`."""

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hooks.writers.console_layout import supports_unicode
 from trainer.checks.modes import ASIDE, infer_mode
 from trainer.commands.lookup.scores import (
     SCORES,
@@ -136,7 +135,7 @@ def _draw_plots(
     console: Console, panels: Mapping[str, Mapping[str, Curve]], *, draw_all: bool
 ) -> Table | None:
     """Draw panels side by side, as many as there is room for."""
-    if not panels or not supports_unicode(console):
+    if not panels or console.options.ascii_only:
         return None
     titles = list(panels) if draw_all else list(panels)[:PLOTS]
     columns = min(max(console.width // (PLOT_WIDTH + 2), 1), 3, len(titles))
