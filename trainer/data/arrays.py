@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from trainer.checks.arguments import require_integer
 from trainer.data.batches import (
@@ -20,13 +21,15 @@ from trainer.data.batches import (
     require_representable,
     require_whole_pass,
 )
-from trainer.data.iteration import batch_positions, device_batches
+from trainer.data.iteration.positions import (
+    Place,
+    Position,
+    advance_place,
+    make_position,
+    read_place,
+)
 from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
-
-Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: the number of the pass, and the number of batches read of it.
-`batch_size`, int32 `()`, of these batches."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +87,7 @@ class Arrays:
     @property
     def size(self) -> int:
         """The number of examples."""
-        return device_batches.count_rows(self.arrays)  # type: ignore[arg-type]
+        return _count_rows(self.arrays)  # type: ignore[arg-type]
 
     @property
     def example(self) -> Batch:
@@ -100,8 +103,8 @@ class Arrays:
         whole = count_whole_batches(self.size, self.batch_size)
         if self.steps_per_epoch is not None:
             return self._windows(whole, self.steps_per_epoch)
-        rows = device_batches.ShuffledRows(self.batch_size)
-        return Feed(self._pieces, self.arrays, rows, device_batches.take, self._verify, steps=whole)
+        rows = ShuffledRows(self.batch_size)
+        return Feed(self._pieces, self.arrays, rows, _take, self._verify, steps=whole)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the last batch is padded.
@@ -110,8 +113,8 @@ class Arrays:
             ValueError: it has `steps_per_epoch`.
         """
         require_whole_pass(self.steps_per_epoch)
-        rows = device_batches.SequentialRows(self.batch_size)
-        return Feed(self._pieces, self.arrays, rows, device_batches.take_masked, self._verify)
+        rows = SequentialRows(self.batch_size)
+        return Feed(self._pieces, self.arrays, rows, _take_masked, self._verify)
 
     def _pieces(
         self, state: TrainState, check: Check | None, position: None
@@ -122,26 +125,21 @@ class Arrays:
         def pieces(
             state: TrainState, check: Check | None, position: Position
         ) -> Iterator[tuple[Any, Position]]:
-            place = batch_positions.advance_place(
-                batch_positions.read_place(position, self.batch_size), 0, whole
-            )
-            after = batch_positions.advance_place(place, steps, whole)
-            yield (
-                piece(place, stream_seed(state)),
-                batch_positions.make_position(after, self.batch_size),
-            )
+            place = advance_place(read_place(position, self.batch_size), 0, whole)
+            after = advance_place(place, steps, whole)
+            yield piece(place, stream_seed(state)), make_position(after, self.batch_size)
 
-        def piece(place: batch_positions.Place, seed: int) -> Batch:
+        def piece(place: Place, seed: int) -> Batch:
             window = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
             return {"arrays": self.arrays, **jax.device_put(window)}
 
         return Feed(
             pieces,
             piece((0, 0), 0),
-            device_batches.EpochWindow(self.batch_size, steps),
-            device_batches.take_from_window,
+            EpochWindow(self.batch_size, steps),
+            _take_from_window,
             self._verify,
-            batch_positions.make_position((0, 0), self.batch_size),
+            make_position((0, 0), self.batch_size),
             steps,
         )
 
@@ -152,3 +150,76 @@ class Arrays:
 def _to_array(array: Any) -> Any:
     """Convert anything but a JAX array to a numpy array."""
     return array if isinstance(array, jax.Array) else np.asarray(array)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffledRows:
+    """`(arrays, key) -> indices [steps, batch]` of one pass, whole batches only."""
+
+    batch_size: int
+
+    def __call__(self, arrays: Batch, key: jax.Array) -> jax.Array:
+        """Shuffle all examples."""
+        return _shuffle(key, _count_rows(arrays), self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class SequentialRows:
+    """`(arrays, key) -> (indices, mask)`, both `[steps, batch]`, of all, the last batch padded."""
+
+    batch_size: int
+
+    def __call__(self, arrays: Batch, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Number the examples in order."""
+        size = _count_rows(arrays)
+        steps = -(-size // self.batch_size)
+        indices = np.arange(steps * self.batch_size).reshape(steps, self.batch_size)
+        return np.minimum(indices, size - 1), indices < size
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochWindow:
+    """`(piece, key) -> indices [steps, batch]` from a place on, over several shuffled passes.
+
+    A piece holds `arrays`, `seed` and `place`: the number of the pass, and the number of batches
+    read of it.
+    """
+
+    batch_size: int
+    steps: int
+
+    def __call__(self, piece: Batch, key: jax.Array) -> jax.Array:
+        """Shuffle as many passes as the epoch may touch, and cut the epoch out."""
+        size = _count_rows(piece["arrays"])
+        whole = size // self.batch_size
+        root, (number, read) = jax.random.key(piece["seed"]), piece["place"]
+
+        def shuffle_pass(number: jax.Array) -> jax.Array:
+            return _shuffle(jax.random.fold_in(root, number), size, self.batch_size)
+
+        passes = -(-(whole - 1 + self.steps) // whole)
+        orders = jax.vmap(shuffle_pass)(number + jnp.arange(passes))
+        rows = orders.reshape(passes * whole, self.batch_size)
+        return lax.dynamic_slice_in_dim(rows, read, self.steps)
+
+
+def _take(arrays: Batch, indices: jax.Array) -> Batch:
+    return map_arrays(lambda array: array[indices], arrays)
+
+
+def _take_masked(arrays: Batch, row: tuple[jax.Array, jax.Array]) -> tuple[Batch, jax.Array]:
+    return _take(arrays, row[0]), row[1]
+
+
+def _take_from_window(piece: Batch, indices: jax.Array) -> Batch:
+    return _take(piece["arrays"], indices)
+
+
+def _count_rows(arrays: Batch) -> int:
+    return len(jax.tree.leaves(arrays)[0])
+
+
+def _shuffle(key: jax.Array, size: int, batch_size: int) -> jax.Array:
+    steps = size // batch_size
+    order = jax.random.permutation(key, size)
+    return order[: steps * batch_size].reshape(steps, batch_size)

@@ -20,7 +20,8 @@ from trainer.data.batches import (
     require_whole_pass,
 )
 from trainer.data.iteration import chunks
-from trainer.data.iteration.stream_passes import Factory, PassIterator, Position, initial_position
+from trainer.data.iteration.positions import Position
+from trainer.data.iteration.stream_passes import Factory, PassIterator, initial_position
 from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
 
@@ -82,7 +83,11 @@ class Stream:
                 "one pass: pass the function that made it"
             )
         if callable(self.batches):
-            _require_factory(self.batches)
+            if not can_call_with(self.batches, 2):
+                raise TypeError(
+                    "the factory of a Stream must take a seed and an epoch, by which it shuffles; "
+                    f"got {describe_value(self.batches)}: write lambda seed, epoch: ..."
+                )
         elif not _is_iterable(self.batches) or isinstance(self.batches, Mapping | str):
             raise TypeError(
                 "batches must be a list of batches, or a factory (seed, epoch) -> batches; got "
@@ -225,17 +230,12 @@ class Stream:
             self._check_like_first(batch, size, what)
             if size < self._size:
                 short = size
-                if not masked:
-                    continue
             arrays = map_arrays(np.asarray, batch)
-            if not masked:
+            if masked:
+                pad = functools.partial(_pad, size=self._size)
+                yield map_arrays(pad, arrays), np.arange(self._size) < size
+            elif size == self._size:
                 yield arrays
-                continue
-            padding = self._size - size
-            yield (
-                map_arrays(functools.partial(_padded, padding=padding), arrays),
-                np.arange(self._size) < size,
-            )
 
     def _check_like_first(self, batch: Batch, size: int, what: str) -> None:
         wanted, got = describe_arrays(self.example), describe_arrays(batch)
@@ -250,20 +250,14 @@ def _is_iterable(batches: Any) -> bool:
     return hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
 
 
-def _require_factory(factory: Factory) -> None:
-    """Check that it can be called with a seed and an epoch."""
-    if not can_call_with(factory, 2):
-        raise TypeError(
-            "the factory of a Stream must take a seed and an epoch, by which it shuffles; got "
-            f"{describe_value(factory)}: write lambda seed, epoch: ..."
-        )
-
-
 def _stack_chunk(group: Sequence[Any], state: TrainState, check: Check | None) -> Any:
     """Stack batches, or pairs of a batch and its mask, and transfer them."""
     piece = jax.tree.map(lambda *arrays: np.stack(arrays), *group)
     return chunks.transfer_chunk(piece, state, check)
 
 
-def _padded(array: np.ndarray, padding: int) -> np.ndarray:
-    return np.concatenate([array, np.repeat(array[-1:], padding, axis=0)]) if padding else array
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the last example up to a number of examples."""
+    if len(array) == size:
+        return array
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -121,9 +120,9 @@ class ZippedSource:
                 name: state.replace(rng=_fold_in(state.rng, name_number(name))) for name in feeds
             }
             parts = [feed.pieces(own[n], None, position[n]) for n, feed in feeds.items()]
-            for group in builtins.zip(*parts, strict=True):
-                piece = {name: part for name, (part, _) in builtins.zip(feeds, group, strict=True)}
-                after = {n: place for n, (_, place) in builtins.zip(feeds, group, strict=True)}
+            for group in zip(*parts, strict=True):
+                piece = dict(zip(feeds, (part for part, _ in group), strict=True))
+                after = dict(zip(feeds, (place for _, place in group), strict=True))
                 yield piece, None if None in after.values() else after
 
         return Feed(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from trainer.checks.arguments import describe_value, require_function
-from trainer.data.iteration import iterator_state
+from trainer.data.iteration import positions
 from trainer.data.source import Check, Feed, Source
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.time_spans import span, start_step_counter, time_items
@@ -168,7 +168,7 @@ class Phase:
         """
         if self.feed is None or self.feed.start is None:
             return state
-        return iterator_state.ensure_position(state, self.name, self.feed.start)
+        return positions.ensure_position(state, self.name, self.feed.start)
 
     def verify(self, state: TrainState) -> None:
         """Check the data that are available before training, before anything is compiled."""
@@ -247,7 +247,7 @@ class Phase:
                 device, output, numbers = compiled.run(device, piece, advance)
             packed.append((compiled, numbers))
             if position is not None:
-                device = iterator_state.set_position(device, self.name, position)
+                device = positions.set_position(device, self.name, position)
             if len(packed) > 1:  # or a stream would pile up on the device
                 with span("wait", self.name):
                     jax.block_until_ready(packed[-2][1])
@@ -258,7 +258,7 @@ class Phase:
         if self.feed is None:
             return iter([(previous, None)])
         keeps = self.feed.start is not None
-        position = iterator_state.get_position(state, self.name) if keeps else None
+        position = positions.get_position(state, self.name) if keeps else None
         return self.feed.pieces(state, self.check_data, position)
 
     def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:

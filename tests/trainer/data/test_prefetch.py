@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from trainer.data.iteration.prefetch import Prefetcher
+from trainer.data.iteration.index_loader import Prefetcher
 
 
 def test_the_next_result_is_computed_ahead():

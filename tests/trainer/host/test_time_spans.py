@@ -10,7 +10,7 @@ import pytest
 import hooks
 import trainer
 from trainer import data
-from trainer.data.iteration.prefetch import Prefetcher
+from trainer.data.iteration.index_loader import Prefetcher
 from trainer.host import time_spans
 from trainer.host.time_spans import StepProgress, add_listener, list_open_spans, span, time_items
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +12,17 @@ import xxhash
 from trainer.checks.arguments import require_integer
 from trainer.data.batches import Batch, count_whole_batches, require_whole_pass
 from trainer.data.iteration import chunks
-from trainer.data.iteration.batch_positions import Place, advance_place, make_position, read_place
 from trainer.data.iteration.permutation import permute_indices
-from trainer.data.iteration.prefetch import Prefetcher
+from trainer.data.iteration.positions import (
+    Place,
+    Position,
+    advance_place,
+    make_position,
+    read_place,
+)
 from trainer.data.source import POSITION, Check, Feed
+from trainer.host.time_spans import span
 from trainer.state import TrainState, stream_seed
-
-Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: see `Place`. `batch_size`, int32 `()`, of these batches. `content`, uint32
-`[2]`: a hash that identifies the data."""
 
 
 class IndexedRows(NamedTuple):
@@ -161,6 +164,36 @@ def balance_chunk_steps(steps: int, most: int) -> int:
     (25, 25)
     """
     return -(-steps // -(-steps // most))
+
+
+class Prefetcher:
+    """A function that is called one key ahead, in its own thread.
+
+    An exception of the function is raised by the call for that key. The thread ends with this
+    object, or with the process, after its current call.
+
+    Args:
+        function: its result depends on the key alone, so a prefetched one is as good as a new one.
+
+    >>> prefetch = Prefetcher(lambda number: number**2)
+    >>> prefetch(3, then=4), prefetch(4, then=5), prefetch(9, then=10)
+    (9, 16, 81)
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        def read(key: Hashable) -> Any:
+            with span("read"):
+                return function(key)
+
+        self._function = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="entracte-data")
+        self._waiting: dict[Hashable, Future[Any]] = {}
+
+    def __call__(self, key: Hashable, *, then: Hashable) -> Any:
+        """Return the result for a key, and start computing that of the next key."""
+        result = self._waiting.pop(key, None) or self._thread.submit(self._function, key)
+        self._waiting = {then: self._thread.submit(self._function, then)}
+        return result.result()
 
 
 def _check_content(saved: np.ndarray, content: np.ndarray) -> None:

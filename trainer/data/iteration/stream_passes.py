@@ -5,20 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from trainer.data.batches import Batch
-from trainer.data.iteration.batch_positions import make_position, read_place
+from trainer.data.iteration.positions import Position, make_position, read_place
 
 Factory = Callable[[int, int], Iterable[Batch]]
 """`(seed, epoch or pass) -> batches`: equal arguments must return equal batches."""
-
-Position = dict[str, np.ndarray]
-"""`place`, int32 `[2]`: the number of the pass, and the number of whole batches read of it.
-`batch_size`, int32 `()`, of these batches. For iterators with a state also `iterator`, uint8
-`[room]`: the state of this pass's iterator."""
 
 MIN_STATE_BYTES = 4096
 """The least number of bytes for an iterator's state; Grain's take 20 to a few hundred."""
@@ -29,11 +24,9 @@ GROWTH = 8
 NOTE = "; this is right if the order of the examples does not depend on the size of a batch"
 
 
-class Whole(Protocol):
-    """Yields the whole batches of an iterable, checked; `first` is the number of the first."""
-
-    def __call__(self, batches: Iterable[Batch], where: str, first: int) -> Iterator[Batch]:
-        """`where` names the pass in messages."""
+Whole = Callable[[Iterable[Batch], str, int], Iterator[Batch]]
+"""`(batches, where, first)`: yields the whole batches of an iterable, checked. `where` names the
+pass in messages, and `first` is the number of the first."""
 
 
 class PassIterator:
@@ -121,9 +114,7 @@ class PassIterator:
 def initial_position(iterator: Iterator[Batch], batch_size: int) -> Position:
     """Return the position at the beginning, with room for the state of iterators like this one.
 
-    Args:
-        iterator: after its first batch.
-        batch_size: examples of a whole batch.
+    The iterator has yielded its first batch.
 
     >>> initial_position(iter([]), 8)
     {'place': array([0, 0], dtype=int32), 'batch_size': array(8, dtype=int32)}
@@ -137,11 +128,7 @@ def initial_position(iterator: Iterator[Batch], batch_size: int) -> Position:
 
 
 def encode_state(state: Any, room: int) -> np.ndarray:
-    """Write an iterator's state into a buffer of fixed size.
-
-    Args:
-        state: JSON data, or bytes.
-        room: bytes of the buffer.
+    """Write an iterator's state, JSON data or bytes, into a buffer of fixed size.
 
     Returns:
         uint8 `[room]`: the length of the state in 4 bytes, the state, zeros.

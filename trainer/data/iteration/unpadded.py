@@ -16,13 +16,9 @@ from trainer.state import PyTree, TrainState
 PIECE, ROWS, TAIL = "piece", "rows", "tail"
 
 
-@dataclasses.dataclass(frozen=True)
-class UnpaddedRows:
-    """`(part, key) -> rows`: the whole rows of a piece, or the single row of a tail."""
-
-    def __call__(self, part: Any, key: jax.Array) -> Any:
-        """Return the rows."""
-        return part[ROWS] if ROWS in part else jnp.arange(1)
+def _read_rows(part: Any, key: jax.Array) -> Any:
+    """Return the whole rows of a piece, or the single row of a tail."""
+    return part[ROWS] if ROWS in part else jnp.arange(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +52,7 @@ def unpad_feed(feed: Feed) -> Feed:
                 yield part, after
 
     return feed._replace(
-        pieces=pieces, example=_example(feed), rows=UnpaddedRows(), batch=UnpaddedBatch(feed.batch)
+        pieces=pieces, example=_example(feed), rows=_read_rows, batch=UnpaddedBatch(feed.batch)
     )
 
 

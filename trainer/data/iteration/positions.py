@@ -1,21 +1,75 @@
-"""The position of a source: an entry of the state's carry that holds how far a phase has read."""
+"""How far a phase has read its source: a place in a pass, kept in the state's carry."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+
 import jax
+import numpy as np
 
 from trainer.checks.pytrees import list_differences
 from trainer.data.source import POSITION
 from trainer.state import PyTree, TrainState
 
+log = logging.getLogger("entracte")
+
+Place = tuple[int, int]
+"""The number of a pass, and the number of whole batches read of it."""
+
+Position = dict[str, np.ndarray]
+"""`place`, int32 `[2]`: see `Place`. `batch_size`, int32 `()`, of these batches. For data read by
+index also `content`, uint32 `[2]`: its hash. For a stream's iterator with a state also `iterator`,
+uint8 `[room]`: that of this pass."""
+
+
+def make_position(place: Place, batch_size: int) -> Position:
+    """Return a place and the size of its batches as arrays for the state."""
+    return {"place": np.array(place, np.int32), "batch_size": np.array(batch_size, np.int32)}
+
+
+def read_place(position: Mapping[str, np.ndarray], batch_size: int, note: str = "") -> Place:
+    """Read the place of a position, in batches of this size.
+
+    If the position counts batches of another size, it is converted. No example is skipped. Where
+    the new size does not divide the number of examples read, those of the unfinished batch repeat.
+    A warning reports both, and ends with the note.
+
+    >>> position = make_position((2, 6), batch_size=8)
+    >>> read_place(position, batch_size=8), read_place(position, batch_size=16)
+    ((2, 6), (2, 3))
+    """
+    number, read = position["place"].tolist()
+    before = int(position["batch_size"])
+    if before == batch_size:
+        return number, read
+    examples = read * before
+    again = examples % batch_size
+    log.warning(
+        "the run had batches of %d examples, and resumes with %d: %d examples of pass %d were "
+        "read%s%s",
+        before,
+        batch_size,
+        examples,
+        number + 1,
+        f", of which {again} repeat" if again else "",
+        note,
+    )
+    return number, examples // batch_size
+
+
+def advance_place(place: Place, batches: int, whole: int) -> Place:
+    """Return the place a number of batches later, with `whole` batches per pass.
+
+    >>> advance_place((0, 5), 4, whole=7), advance_place((0, 7), 0, whole=7)
+    ((1, 2), (1, 0))
+    """
+    number, read = place
+    return divmod(number * whole + read + batches, whole)
+
 
 def ensure_position(state: TrainState, phase: str, start: PyTree) -> TrainState:
     """Add the starting position of a phase's source to a state, if it is missing.
-
-    Args:
-        state: to add it to.
-        phase: its name.
-        start: the position at the beginning, of numpy arrays.
 
     Raises:
         TypeError: `state.carry` is no dict, so it cannot hold the position.
