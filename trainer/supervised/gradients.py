@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.reductions import WEIGHT
 from trainer.state import PyTree, TrainState
-from trainer.supervised.optimizer_groups import learning_rates
+from trainer.supervised.hyperparams import learning_rates
 from trainer.supervised.optimizer_updates import ValueFn, update_optimizer
 from trainer.supervised.precision import cast_floating, cast_like
 
@@ -92,13 +93,8 @@ def skip_empty_batch(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Keep the state, except for its step, where no example of a batch has a weight.
 
-    The step still counts: it used its data and its random numbers.
-
-    Args:
-        weighted: () bool, from `has_weight`.
-        before: the state before the step.
-        after: the state after it.
-        metrics: of `apply_gradients`; those of a skipped step count in no mean.
+    The step still counts: it used its data and its random numbers. Its metrics, those of
+    `apply_gradients`, count in no mean. `weighted` is from `has_weight`.
     """
     if weighted is None:
         return after, metrics
@@ -143,15 +139,8 @@ def accumulate_gradients(
 
     They equal those of the whole batch up to rounding, also where examples weigh differently. The
     model state passes from one micro-batch to the next, so batch normalisation sees micro-batches:
-    it normalises by their statistics, and takes `count` steps of its running averages.
-
-    Args:
-        objective: see `Objective`.
-        params: of the network.
-        model_state: of the network.
-        batch: pytree of arrays `[batch, ...]`; `count` divides `batch`.
-        key: () typed key; each micro-batch gets a key of its own.
-        count: number of micro-batches.
+    it normalises by their statistics, and takes `count` steps of its running averages. Each gets a
+    key of its own.
 
     Raises:
         ValueError: `count` does not divide the batch.
@@ -184,9 +173,8 @@ def accumulate_gradients(
     looping = jax.default_backend() != "cpu" or not has_convolution(
         jax.make_jaxpr(derive)(params, model_state, *first)
     )
-    (model_state, (grads, totals)), _ = lax.scan(
-        add, (model_state, zeros), (parts, keys), unroll=1 if looping else count
-    )
+    scan = functools.partial(lax.scan, unroll=1 if looping else count)
+    (model_state, (grads, totals)), _ = scan(add, (model_state, zeros), (parts, keys))
     means = {
         name: WeightedMean(
             total / jnp.where(weight == 0, 1, weight),
@@ -205,10 +193,8 @@ def accumulate_gradients(
             share = size // count if share is None else share
             return (model_state, total + value * share), None
 
-        start = before, jnp.zeros((), jnp.float32)
-        unroll = 1 if looping else count
         again = jax.random.clone(keys)  # the same numbers, on purpose
-        (_, total), _ = lax.scan(add, start, (parts, again), unroll=unroll)
+        (_, total), _ = scan(add, (before, jnp.zeros((), jnp.float32)), (parts, again))
         return total / jnp.where(weight == 0, 1, weight)
 
     return Gradients(cast_like(grads, params), means, model_state, value_fn)
@@ -236,13 +222,8 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimizer step.
 
-    Args:
-        state: to step from.
-        found: the gradients of its parameters, and what was computed with them; an optimizer that
-            asks for `value`, `grad` (not clipped) or `value_fn` receives them.
-        optimizer: of optax.
-        grad_norm: () L2 norm of the gradients.
-        clip_norm: norm to which larger gradients are scaled; None: not clipped.
+    An optimizer that asks for `value`, `grad` (not clipped) or `value_fn` receives those found.
+    Gradients whose L2 norm is over `clip_norm` are scaled to it.
 
     Returns:
         The state, and the metrics `grad_norm`; with `clip_norm` also `clipped`, 1 where the

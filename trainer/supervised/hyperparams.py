@@ -1,18 +1,19 @@
-"""Read and set hyperparameters that `optax.inject_hyperparams` keeps in the optimizer's state."""
+"""Hyperparameters that `optax.inject_hyperparams` keeps in the optimizer's state, by group."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.tree_util import DictKey, SequenceKey
 
 from trainer.checks.suggestions import suggest_and_list
 from trainer.state import PyTree
-from trainer.supervised.optimizer_groups import group_names
 
 
 def hyperparam_names(opt_state: PyTree) -> list[str]:
@@ -23,13 +24,14 @@ def hyperparam_names(opt_state: PyTree) -> list[str]:
     >>> hyperparam_names(optimizer.init({"w": jnp.ones(2)}))
     ['learning_rate', 'momentum']
     """
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    names = {path[-1].key for path, leaf in leaves if _is_hyperparam(path) and _is_float(leaf)}
-    return sorted(names - _scheduled_names(opt_state))
+    found = _list_hyperparams(opt_state)
+    return sorted(
+        {name for _, name, leaf in found if _is_float(leaf)} - _scheduled_names(opt_state)
+    )
 
 
 def get_hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
-    """Return the values of a hyperparameter by group, see `optimizer_groups`.
+    """Return the values of a hyperparameter by group, see `group_names`.
 
     >>> import optax
     >>> optimizer = optax.named_chain(
@@ -39,9 +41,7 @@ def get_hyperparam(opt_state: PyTree, name: str) -> dict[str, jax.Array]:
     >>> get_hyperparam(optimizer.init({"w": jnp.ones(2)}), "learning_rate")
     {'descent': Array(0.5, dtype=float32)}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    groups = _groups(opt_state)
-    return {groups[path[:-1]]: leaf for path, leaf in leaves if _is_hyperparam(path, name)}
+    return {group: leaf for group, one, leaf in _list_hyperparams(opt_state) if one == name}
 
 
 def set_hyperparam(
@@ -49,14 +49,7 @@ def set_hyperparam(
 ) -> PyTree:
     """Change a hyperparameter in one group, or in all that have it; dtypes and shapes stay.
 
-    Args:
-        opt_state: of an optimizer, or of several in one.
-        name: of the hyperparameter, such as `learning_rate`.
-        change: `(numpy array) -> value`.
-        group: the only group to change; None changes all.
-
-    Returns:
-        The optimizer's state; the same object where no value changed.
+    `change` is `(numpy array) -> value`. Returns the same object where no value changed.
 
     >>> import optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
@@ -95,14 +88,9 @@ def map_hyperparam(
 def check_hyperparam(
     who: str, opt_state: PyTree, name: str, *, group: str | None = None, instead: str = ""
 ) -> None:
-    """Check that a hyperparameter can be set.
+    """Check that a hyperparameter can be set in this group, or in each group that has it.
 
-    Args:
-        who: what sets it, for the message.
-        opt_state: of the optimizer.
-        name: of the hyperparameter.
-        group: where it is set; None: in each group that has it.
-        instead: an alternative for the user, for the message.
+    The message says who sets it, and what the user can do instead.
 
     Raises:
         ValueError: it does not exist, a schedule sets it, or it is an integer; or the group does
@@ -112,7 +100,7 @@ def check_hyperparam(
     if group is not None and group not in found:
         groups = sorted(set(_groups(opt_state).values()))
         if group in groups:
-            names = _names_in_group(opt_state, group)
+            names = [one for at, one, _ in _list_hyperparams(opt_state) if at == group]
             raise ValueError(
                 f"{who} sets {name} of the group {group!r}, which keeps no such number"
                 f"{suggest_and_list(name, names)}"
@@ -181,10 +169,10 @@ def _groups(opt_state: PyTree) -> dict[Any, str]:
     return dict(zip(paths, group_names(paths), strict=True))
 
 
-def _names_in_group(opt_state: PyTree, group: str) -> list[str]:
-    """List the hyperparameters of a group."""
+def _list_hyperparams(opt_state: PyTree) -> list[tuple[str, str, Any]]:
+    """List (group, name, leaf) of each hyperparameter."""
     leaves, groups = jax.tree_util.tree_leaves_with_path(opt_state), _groups(opt_state)
-    return [p[-1].key for p, _ in leaves if _is_hyperparam(p) and groups[p[:-1]] == group]
+    return [(groups[p[:-1]], p[-1].key, leaf) for p, leaf in leaves if _is_hyperparam(p)]
 
 
 def _scheduled_names(opt_state: PyTree, group: str | None = None) -> set[str]:
@@ -201,3 +189,52 @@ def _scheduled_names(opt_state: PyTree, group: str | None = None) -> set[str]:
 
 def _is_float(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def group_names(paths: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Return the names of the groups of leaves in an optimizer's state, from their paths.
+
+    A group is named by the labels of `optax.multi_transform` and `optax.named_chain`; where these
+    are ambiguous, by the positions in `optax.chain` as well. It is empty where nothing in a path
+    names a group.
+
+    >>> group_names([(DictKey("trunk"), DictKey("rate")), (DictKey("head"), DictKey("rate"))])
+    ['trunk', 'head']
+    >>> group_names([(SequenceKey(0), DictKey("rate")), (SequenceKey(2), DictKey("rate"))])
+    ['0', '2']
+    """
+    names = [_group_name(path[:-1], positions=False) for path in paths]
+    if len(set(names)) < len(names):
+        names = [_group_name(path[:-1], positions=True) for path in paths]
+    return names
+
+
+def learning_rates(opt_state: PyTree) -> dict[str, jax.Array]:
+    """Return the learning rates in an optimizer's state, named as metrics: by group if several.
+
+    >>> import jax.numpy as jnp
+    >>> sgd = optax.inject_hyperparams(optax.sgd)
+    >>> one, two = sgd(learning_rate=0.5), sgd(learning_rate=0.25)
+    >>> params = {"head": jnp.ones(2), "trunk": jnp.ones(2)}
+    >>> learning_rates(one.init(params))
+    {'learning_rate': Array(0.5, dtype=float32)}
+    >>> both = optax.multi_transform({"fast": one, "slow": two}, {"head": "fast", "trunk": "slow"})
+    >>> sorted(learning_rates(both.init(params)))
+    ['learning_rate/fast', 'learning_rate/slow']
+    """
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    found = [(path, rate) for path, rate in found if isinstance(rate, jax.Array)]  # no schedules
+    names = group_names([path for path, _ in found]) if len(found) > 1 else [""]
+    return {
+        f"learning_rate/{name}" if name else "learning_rate": rate
+        for name, (_, rate) in zip(names, found, strict=False)
+    }
+
+
+def _group_name(path: tuple[Any, ...], *, positions: bool) -> str:
+    parts = [
+        str(part.key if isinstance(part, DictKey) else part.idx)
+        for part in path
+        if isinstance(part, DictKey) or (positions and isinstance(part, SequenceKey))
+    ]
+    return "/".join(parts)

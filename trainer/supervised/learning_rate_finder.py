@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.checks.paths import to_absolute_path
-from trainer.data.source import Feed, Source
+from trainer.data.source import Source
 from trainer.host.extras import require_extra
 from trainer.phases.batch_functions import Step, StepFunction, as_step
 from trainer.phases.factories import training
@@ -171,7 +172,7 @@ def _record_losses(
         return after, {"loss": metrics["loss"], "counts": (weight > 0).astype(jnp.float32)}
 
     step_record = Step(step_at_rate, as_step(step).check)
-    phase = training(step_record, _TruncatedSource(source, len(rates)), name="range_test")
+    phase = training(step_record, _truncate_epochs(source, len(rates)), name="range_test")
     state = phase.add_position(copy_state(state.replace(hook_state={}, scores={})))
     phase.verify(state)
     losses: list[float] = []
@@ -186,35 +187,23 @@ def _record_losses(
     return np.array(losses[: len(rates)], np.float64)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _TruncatedSource:
-    """The first steps of each epoch of a source, so that a long epoch is not read to its end."""
+def _truncate_epochs(source: Source, steps: int) -> Any:
+    """Return a source of the first steps of each epoch, so that the rest is not read."""
+    feed = source.training()
 
-    source: Source
-    steps: int
+    def rows(piece: Any, key: jax.Array) -> Any:
+        return jax.tree.map(lambda rows: rows[:steps], feed.rows(piece, key))
 
-    @property
-    def example(self) -> Any:
-        return self.source.example
+    def pieces(*arguments: Any) -> Iterator[tuple[Any, PyTree]]:
+        key, left = jax.random.key(0), steps
+        for piece, position in feed.pieces(*arguments):
+            yield piece, position
+            left -= jax.tree.leaves(jax.eval_shape(feed.rows, piece, key))[0].shape[0]
+            if left <= 0:
+                return
 
-    def training(self) -> Feed:
-        feed, steps = self.source.training(), self.steps
-
-        def rows(piece: Any, key: jax.Array) -> Any:
-            return jax.tree.map(lambda rows: rows[:steps], feed.rows(piece, key))
-
-        def pieces(*arguments: Any) -> Iterator[tuple[Any, PyTree]]:
-            key, left = jax.random.key(0), steps
-            for piece, position in feed.pieces(*arguments):
-                yield piece, position
-                left -= jax.tree.leaves(jax.eval_shape(feed.rows, piece, key))[0].shape[0]
-                if left <= 0:
-                    return
-
-        return feed._replace(rows=rows, pieces=pieces)
-
-    def evaluation(self) -> Feed:
-        return self.source.evaluation()
+    truncated = feed._replace(rows=rows, pieces=pieces)
+    return SimpleNamespace(example=source.example, training=lambda: truncated)
 
 
 def _mask_before_divergence(losses: np.ndarray) -> np.ndarray:

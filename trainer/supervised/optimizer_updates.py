@@ -86,7 +86,7 @@ def update_optimizer(
     grad: PyTree,
     value_fn: ValueFn,
 ) -> tuple[PyTree, PyTree]:
-    """Compute an optimizer's updates, passing the extra arguments that it takes.
+    """Compute (updates, opt_state) of an optimizer, passing the extra arguments that it takes.
 
     Args:
         optimizer: of optax.
@@ -96,9 +96,6 @@ def update_optimizer(
         value: () the loss at the parameters.
         grad: its gradients, not clipped.
         value_fn: computes the loss of the same batch at other parameters.
-
-    Returns:
-        (updates, opt_state).
 
     Raises:
         ValueError: the state belongs to another optimizer, or to other parameters.

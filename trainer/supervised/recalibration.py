@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trainer.data.source import Source
 from trainer.phases.factories import training
@@ -78,22 +79,20 @@ def _fixed_point(update: Any, state: TrainState) -> PyTree:
     A running average is `kept * old + (1 - kept) * new`: `kept` is its derivative by `old`, and
     `new` follows. A leaf that is no average stays as the update returns it.
     """
-    leaves, structure = jax.tree.flatten(state.model_state)
-    places = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
-    def update_floats(floats: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        filled = list(leaves)
-        for place, leaf in zip(places, floats, strict=True):
-            filled[place] = leaf
-        after = jax.tree.leaves(update(jax.tree.unflatten(structure, filled)))
-        return [after[place] for place in places], after
+    def is_float(leaf: jax.Array) -> bool:
+        return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
-    old = [leaves[place] for place in places]
-    ones = [jnp.ones_like(leaf) for leaf in old]
-    after, kept, full = jax.jvp(update_floats, (old,), (ones,), has_aux=True)
-    found = list(full)
-    for place, before, now, share in zip(places, old, after, kept, strict=True):
-        averaged = (share >= 0) & (share < 1)
-        fixed = (now - share * before) / jnp.where(averaged, 1 - share, 1)
-        found[place] = jnp.where(averaged, fixed, now).astype(now.dtype)
-    return jax.tree.unflatten(structure, found)
+    def make_tangent(leaf: jax.Array) -> Any:
+        return jnp.ones_like(leaf) if is_float(leaf) else np.zeros(leaf.shape, jax.dtypes.float0)
+
+    def fix(before: jax.Array, now: jax.Array, kept: jax.Array) -> jax.Array:
+        if not is_float(before):
+            return now
+        averaged = (kept >= 0) & (kept < 1)
+        fixed = (now - kept * before) / jnp.where(averaged, 1 - kept, 1)
+        return jnp.where(averaged, fixed, now).astype(now.dtype)
+
+    before = state.model_state
+    after, kept = jax.jvp(update, (before,), (jax.tree.map(make_tangent, before),))
+    return jax.tree.map(fix, before, after, kept)

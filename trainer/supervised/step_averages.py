@@ -26,12 +26,8 @@ def update_average(
 ) -> dict[str, Any]:
     """Add the parameters after a step to an average, bias corrected as Adam's moments are.
 
-    Args:
-        average: from `init_average`.
-        params: after the step.
-        decay: weight of the past, in [0, 1).
-        counts: () bool, whether the step changed the parameters; None: it did. A step without
-            weights, or whose gradients overflowed, does not count.
+    `decay`, in [0, 1), is the weight of the past. `counts`, () bool, is whether the step changed
+    the parameters; None: it did. It does not without weights, or where gradients overflow.
 
     >>> average = init_average({"w": jnp.ones(2)})
     >>> for value in (1.0, 0.0):

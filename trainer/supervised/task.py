@@ -141,21 +141,18 @@ def supervised(
         root, network_key = jax.random.split(key)
         variables = jax.jit(network.init)(network_key, example["inputs"])
         params, model_state = check_pair(network, "init", variables)
-        return TrainState.create(
-            params=params,
-            opt_state=init_optimizer(optimizer, params, "supervised"),
-            model_state=model_state,
-            rng=root,
-            carry=init_carry(params),
-        )
-
-    def init_carry(params: PyTree) -> dict[str, PyTree]:
         carry: dict[str, PyTree] = {}
         if scaling:
             carry["loss_scale"] = loss_scaling.init_loss_scale()
         if average is not None:
             carry[AVERAGE] = step_averages.init_average(params)
-        return carry
+        return TrainState.create(
+            params=params,
+            opt_state=init_optimizer(optimizer, params, "supervised"),
+            model_state=model_state,
+            rng=root,
+            carry=carry,
+        )
 
     def run(
         params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
@@ -169,8 +166,8 @@ def supervised(
         outputs = precisions.cast_floating(outputs, jnp.float32)
         return outputs, precisions.cast_like(after, model_state)
 
-    def scaled_gradients(state: TrainState, batch: Batch) -> gradients.Gradients:
-        """Return the gradients, in float16 still scaled."""
+    def compute_gradients(state: TrainState, batch: Batch) -> gradients.Gradients:
+        scale = state.carry["loss_scale"]["scale"] if scaling else None
 
         def objective(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
@@ -179,21 +176,16 @@ def supervised(
             outputs, model_state = run(params, model_state, inputs, key, train=True)
             means = gradients.compute_means(loss, state.step, outputs, batch)
             value = means["loss"].value
-            if scaling:
-                value = value * state.carry["loss_scale"]["scale"]
-            return value, (means, model_state)
+            return value if scale is None else value * scale, (means, model_state)
 
         arguments = objective, state.params, state.model_state, batch, state.key("network")
         if accumulate == 1:
-            return gradients.compute_gradients(*arguments)
-        return gradients.accumulate_gradients(*arguments, count=accumulate)
-
-    def compute_gradients(state: TrainState, batch: Batch) -> gradients.Gradients:
-        found = scaled_gradients(state, batch)
-        if not scaling:
+            found = gradients.compute_gradients(*arguments)
+        else:
+            found = gradients.accumulate_gradients(*arguments, count=accumulate)
+        if scale is None:
             return found
-        grads = optax.tree.scale(1 / state.carry["loss_scale"]["scale"], found.grads)
-        grads = precisions.cast_like(grads, found.grads)
+        grads = precisions.cast_like(optax.tree.scale(1 / scale, found.grads), found.grads)
         return found._replace(grads=grads, value_fn=_without_float16)
 
     def grads_and_metrics(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
@@ -246,9 +238,9 @@ def supervised(
         return evaluate_loss(loss, state.step, outputs(state, batch), batch)
 
     check = _make_check(infer, loss)
-    micro = (
-        mixing_trial.make_accumulation_trial(loss, infer, accumulate) if accumulate > 1 else None
-    )
+    micro = None
+    if accumulate > 1:
+        micro = mixing_trial.make_accumulation_trial(loss, infer, accumulate)
     alone = mixing_trial.make_measure_trial(loss, infer, measure)
     return Task(
         init,
