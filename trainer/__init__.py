@@ -28,9 +28,8 @@ from trainer.supervised.recalibration import recalibrate_batch_stats, recalibrat
 from trainer.supervised.task import supervised
 
 show_notices()
-logging.getLogger("entracte").addFilter(
-    escaping.escape_record
-)  # whatever a message holds from elsewhere
+# Escape whatever a message holds from elsewhere.
+logging.getLogger("entracte").addFilter(escaping.escape_record)
 
 __all__ = [
     "Checkpoints",

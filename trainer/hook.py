@@ -112,8 +112,7 @@ class Hook:
             name = getattr(self.function, "__name__", "it")
             raise TypeError(
                 f"hook {self.name!r} must be a function {FORM}; got "
-                f"{describe_value(self.function)}, "
-                f"which makes a hook: call it, {name}(...)"
+                f"{describe_value(self.function)}, which makes a hook: call it, {name}(...)"
             )
         require_function(f"hook {self.name!r}", self.function, FORM)
         if self.close is not None:
@@ -146,10 +145,7 @@ class Hook:
     ) -> bool:
         """Return whether it fires: all metrics that it reads are there and its gates are open.
 
-        Args:
-            state: passed to the gates.
-            metrics: of this event.
-            answers: of gates already called at this event; new ones are added.
+        `answers` are those of gates already called at this event; new ones are added.
         """
         for key in self.reads:
             if key not in metrics:

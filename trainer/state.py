@@ -203,14 +203,10 @@ MAX_STEP = 2**31 - 1
 
 
 def check_step_limit(steps: int, more: int) -> None:
-    """Check that the step counter can hold this many more steps.
+    """Check that the step counter can hold this many more steps than those taken.
 
     Beyond the limit the step would turn negative: records would be dropped as outdated, and
     `every_steps` would not fire.
-
-    Args:
-        steps: taken so far.
-        more: steps to take.
 
     Raises:
         OverflowError: it cannot.

@@ -73,7 +73,7 @@ class Arrays:
         require_integer("batch_size", self.batch_size, 1)
         if self.steps_per_epoch is not None:
             require_integer("steps_per_epoch", self.steps_per_epoch, 1)
-        require_representable("arrays", map_arrays(_to_array, self.arrays))
+        require_representable("arrays", self.arrays)
         object.__setattr__(self, "arrays", map_arrays(jnp.asarray, self.arrays))
 
     def __len__(self) -> int:
@@ -145,11 +145,6 @@ class Arrays:
 
     def _verify(self, state: TrainState, check: Check) -> None:
         check(state, map_arrays(np.asarray, self.arrays))
-
-
-def _to_array(array: Any) -> Any:
-    """Convert anything but a JAX array to a numpy array."""
-    return array if isinstance(array, jax.Array) else np.asarray(array)
 
 
 @dataclasses.dataclass(frozen=True)

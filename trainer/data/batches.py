@@ -123,7 +123,10 @@ def require_representable(what: str, batch: Mapping[str, Any]) -> None:
         ValueError: one does not.
     """
     for name, array in iter_arrays(batch):
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
+        if isinstance(array, jax.Array):
+            continue
+        array = np.asarray(array)
+        if array.dtype.kind not in "iu" or not array.size:
             continue
         limits = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
         if limits.bits == 8 * array.itemsize:

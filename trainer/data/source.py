@@ -63,10 +63,7 @@ class Source(Protocol):
 def require_source(source: Any, who: str, way: str) -> None:
     """Check that data come as a source, and name the source that suits them otherwise.
 
-    Args:
-        source: to check.
-        who: what reads it, for the message.
-        way: how it is read: `training` or `evaluation`.
+    `who` reads it, in the way of `training` or `evaluation`.
 
     Raises:
         TypeError: it is no source.

@@ -201,10 +201,7 @@ def _check_hooks(hooks: Sequence[Hook], events: Sequence[str]) -> None:
 def run_error_hooks(events: HookRunner, first: TrainState | None, error: BaseException) -> None:
     """Run the `error` hooks on the newest readable state; their failures are notes on the error.
 
-    Args:
-        events: the hooks of the run.
-        first: the state that `fit` was called with; None before it was copied.
-        error: that ended the run.
+    `first` is the state that `fit` was called with; None before it was copied.
     """
     if not events.order["error"] or events.latest is None or not isinstance(error, Exception):
         return  # before the start there is no state to show

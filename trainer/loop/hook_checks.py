@@ -23,11 +23,6 @@ def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> Trai
     expect. Leaves that share a buffer, with one another or with a hook state, are copied, since
     training donates buffers.
 
-    Args:
-        hook: that was called.
-        before: the state that it was given.
-        after: the state that it returned.
-
     Raises:
         ValueError: a control hook changed structure, shape or dtype, or the epoch; an observer or
             a save changed something that is not its own; a hook state changed its structure or
@@ -36,9 +31,7 @@ def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> Trai
     changed = [f for f in DEVICE_FIELDS if getattr(after, f) is not getattr(before, f)]
     if hook.stage != "control":
         changed = [
-            field
-            for field in changed
-            if not _has_same_leaves(getattr(before, field), getattr(after, field))
+            f for f in changed if not _has_same_leaves(getattr(before, f), getattr(after, f))
         ]
         _refuse_changes(hook, before, after, changed)
     elif "rng" in changed and not hook.rekeys:

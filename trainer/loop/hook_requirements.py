@@ -21,11 +21,6 @@ Measured = Mapping[str, Sequence[str]]
 def check_requirements(order: Order, measured: Measured, state: TrainState) -> None:
     """Check that all metrics and hook states that hooks need exist before them.
 
-    Args:
-        order: of the hooks.
-        measured: metrics of the phases.
-        state: to train on.
-
     Raises:
         ValueError: a hook needs something that does not exist, or overwrites something.
     """
@@ -109,11 +104,7 @@ def format_missing_metric(
 ) -> str:
     """Return the message of an error: which hook reads what, what exists, and the remedy.
 
-    Args:
-        hook: that reads the metric.
-        key: of the metric.
-        known: metrics that exist when the hook runs.
-        later: metric to the event and writer of those that are written after it.
+    `later` has the event and the writer of each metric that is written after the hook.
 
     >>> format_missing_metric(Hook(lambda s, m: s, "mine"), "val/f1", ["val/loss"], {})
     "hook 'mine' at 'epoch' reads 'val/f1', which nothing writes before it (there is: val/loss).

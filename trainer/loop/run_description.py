@@ -40,11 +40,6 @@ def describe_run(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hoo
     Of hooks only control hooks count: what is logged, and where, may change freely. A user's own
     function is identified by its name; its code is not compared.
 
-    Args:
-        state: passed to `fit`.
-        phases: of the program.
-        hooks: of the run.
-
     >>> phase = Phase("train", lambda state, data: (state, None, {}))
     >>> state = TrainState.create(params={}, rng=jax.random.key(3))
     >>> describe_run(state, [phase], [])["root key"]
@@ -133,7 +128,5 @@ def _describe_hook(hook: Hook) -> Iterator[ClosureSetting]:
     else:
         others.append(hook.function)
     for function in filter(None, others):  # only for the variables that they change
-        changing = frozenset().union(
-            *(found.changing for found in walker.describe_value("", function))
-        )
-        yield ClosureSetting("", "", (), changing)
+        for found in walker.describe_value("", function):
+            yield ClosureSetting("", "", (), found.changing)

@@ -138,15 +138,10 @@ def _get_step(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[.
     piece = get_shapes(phase.feed.example)
     batch = jax.eval_shape(scan.first_batch, state, piece)
     steps = phase.feed.steps
-    if not any(
-        map(_is_shape, jax.tree.leaves(phase.feed.example))
-    ):  # all the data is on the device
+    shapes = (isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(phase.feed.example))
+    if not any(shapes):  # all the data is on the device
         steps = jax.tree.leaves(jax.eval_shape(scan.order, state, piece))[0].shape[0]
     return scan.step, batch, steps
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _count_bytes(jaxpr: Any, traced: Any = None) -> float | None:

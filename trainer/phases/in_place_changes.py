@@ -64,14 +64,7 @@ class MutationGuard:
         return [] if same else _listed(self._shadow, self._given)
 
     def check_unchanged(self, who: str) -> None:
-        """Raise if something was changed in place.
-
-        Args:
-            who: had access to it, for the message.
-
-        Raises:
-            ValueError: something was; all paths are listed.
-        """
+        """Raise ValueError with all paths if something was changed in place; `who` could."""
         if lines := self.list_changes():
             raise ValueError(
                 f"{who} changed in place the arguments that it may only read:\n  "

@@ -1,4 +1,4 @@
-"""Analysis of jaxprs: convolutions, loops, and the operations of matrix products."""
+"""Analysis of jaxprs: convolutions, loops, operations of matrix products, and rows that mix."""
 
 from __future__ import annotations
 
@@ -91,12 +91,7 @@ def can_mix_rows(function: Callable[..., Any], state: PyTree, batch: PyTree) -> 
     """Return whether a row of a function's result may depend on other rows of its batch.
 
     False is certain, except for reshapes that scatter a row over an axis which is then reduced;
-    True needs a trial. It traces the function once and compiles nothing.
-
-    Args:
-        function: `(state, batch) -> outputs`, jittable.
-        state: arrays or their shapes.
-        batch: arrays `[batch, ...]`.
+    True needs a trial. It traces the function, `(state, batch) -> outputs`, once and compiles none.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.ones((4, 3))

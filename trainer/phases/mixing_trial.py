@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,21 +37,16 @@ def make_measure_trial(loss: Loss, outputs: Callable[..., Any], measure: Measure
     """Build the trial of a task's measure, which its phases run once per shape of a batch.
 
     It compiles the network only if its operations may mix examples: compiling each network again
-    would take a tenth of a run's start.
-
-    Args:
-        loss: of the task.
-        outputs: `(state, inputs)` -> the network's outputs in evaluation.
-        measure: of the task.
+    would take a tenth of a run's start. `outputs` is `(state, inputs)` -> the network's outputs in
+    evaluation.
     """
 
     def check(state: TrainState, batch: Any) -> None:
-        shapes = jax.eval_shape(outputs, strip_host_fields(state), batch["inputs"])
+        device = strip_host_fields(state)
+        shapes = jax.eval_shape(outputs, device, batch["inputs"])
         why = "evaluation fills up the last batch with copies, which must not count"
         require_independent_loss(loss, state, shapes, batch, why)
-        if jax.process_count() == 1 and can_mix_rows(
-            outputs, strip_host_fields(state), batch["inputs"]
-        ):
+        if jax.process_count() == 1 and can_mix_rows(outputs, device, batch["inputs"]):
             require_independent_measure(measure, state, batch)
 
     return check
@@ -93,22 +89,13 @@ def require_independent_loss(
     """Check that the loss of an example does not depend on the other examples of its batch.
 
     The loss is computed twice, on real examples and random outputs, of which half are changed the
-    second time. The network is neither run nor compiled.
-
-    Args:
-        loss: to check.
-        state: its step is passed to the loss.
-        outputs: shapes and dtypes of the network's outputs for the batch.
-        batch: of real examples.
-        why: the values must be independent, for the message: "evaluation fills up ...".
+    second time. The network is neither run nor compiled: `outputs` are shapes and dtypes. `why` the
+    values must be independent is for the message: "evaluation fills up ...".
 
     Raises:
         ValueError: it depends on them.
     """
-
-    def compute(step: Any, outputs: Any, batch: Any) -> dict[str, Any]:
-        return evaluate_loss(loss, step, outputs, batch)
-
+    compute = functools.partial(evaluate_loss, loss)
     random, step = np.random.default_rng(0), np.asarray(state.step)
     batch = jax.tree.map(np.asarray, batch)
     tries = []
@@ -125,11 +112,6 @@ def require_independent_loss(
 
 def require_independent_measure(measure: MeasureFunction, state: TrainState, batch: Any) -> None:
     """Check that a measure of an example does not depend on the other examples of its batch.
-
-    Args:
-        measure: `(state, batch) -> {name: values}`.
-        state: to measure.
-        batch: of real examples.
 
     Raises:
         ValueError: it depends on them.
@@ -177,11 +159,10 @@ def _alike(ours: Any, theirs: Any) -> bool:
 def _padded(tree: PyTree) -> PyTree:
     """Replace the second half by copies of the last example of the first half."""
 
-    def filled(array: Any) -> Any:
-        half = len(array) // 2
-        return array[np.minimum(np.arange(len(array)), max(half - 1, 0))]
+    def fill(array: Any) -> Any:
+        return array[np.minimum(np.arange(len(array)), max(len(array) // 2 - 1, 0))]
 
-    return jax.tree.map(filled, tree)
+    return jax.tree.map(fill, tree)
 
 
 def _drawn(leaf: Any, draw: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:

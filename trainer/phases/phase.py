@@ -221,16 +221,13 @@ class Phase:
         *,
         donate: bool,
     ) -> tuple[TrainState, PyTree, PendingMetrics]:
-        """Run one epoch, without waiting for the device.
+        """Run one epoch, without waiting for the device; return (state, output, pending metrics).
 
         Args:
             state: to run on; `donate` deletes its device part.
             previous: output of the phase before.
             compiled: for this state and the first piece, if available.
             donate: whether the state's buffers may be reused.
-
-        Returns:
-            (state, output, pending metrics).
 
         Raises:
             ValueError: the state lacks the position that the source needs; see `add_position`.

@@ -45,10 +45,7 @@ def exclude_weights(names: Iterable[str]) -> list[str]:
 def reduce_trace(trace: np.ndarray, weights: np.ndarray | None, reduction: str) -> float:
     """Reduce a trace `[steps]` to the epoch's value; steps without weight are left out.
 
-    Args:
-        trace: one value per step.
-        weights: of each step in the mean, none below 0; None if all count the same.
-        reduction: a key of `REDUCTIONS`.
+    No weight is below 0; None if all steps count the same.
 
     >>> reduce_trace(np.array([1.0, 2.0, math.nan]), np.array([1.0, 3.0, 0.0]), "mean")
     1.75
@@ -211,13 +208,7 @@ def finalize_members(
 
     A name that it removes for some members is not present there; for all, it is not in the result.
     If it fails for a member that is not live, that member has no values: it may have been stopped
-    for the same reason.
-
-    Args:
-        finalize: of the phase, for one run.
-        values: to derive from, each a `Members`.
-        live: bool `[members]`.
-        phase: the prefix.
+    for the same reason. Each of the values is a `Members`.
     """
     columns = np.array([value.values for value in values.values()]).reshape(-1, len(live))
     found: list[dict[str, float]] = []
