@@ -227,13 +227,14 @@ def _vectorize_phase(phase: Phase, members: int) -> Phase:
             f"phase {phase.name!r} keeps its position in the data in the state, and each member "
             "would need one of its own; leave steps_per_epoch out: an epoch is then one pass"
         )
+    check = phase.check_independence  # of the first member: all compute the same function
     return dataclasses.replace(
         phase,
         run=_vectorize_run(phase, members),
         members=members,
         repeated_step=phase.repeated_step and phase.repeated_step._replace(executor="scan"),
         check_data=phase.check_data and _check_one_member(phase.check_data),
-        check_independence=phase.check_independence and _check_first(phase.check_independence),
+        check_independence=check and (lambda state: check(member(state, 0))),
     )
 
 
@@ -246,19 +247,6 @@ def _check_one_member(check: Check) -> Check:
     return lambda state, batch: check(
         state.replace(**jax.tree.map(shape, get_member_fields(state))), batch
     )
-
-
-def _check_first(check: Callable[[TrainState], None]) -> Callable[[TrainState], None]:
-    """Run a check once, on the first member: all compute the same function."""
-    checked = False
-
-    def check_first(state: TrainState) -> None:
-        nonlocal checked
-        if not checked:
-            check(member(state, 0))
-            checked = True
-
-    return check_first
 
 
 def _vectorize_run(phase: Phase, members: int) -> PhaseFunction:

@@ -24,8 +24,8 @@ from trainer.checkpoints.resume_warnings import (
     format_warning,
     merge_saved_settings,
 )
-from trainer.loop import content_hash
-from trainer.loop.content_hash import hash_array
+from trainer.loop import closure_settings
+from trainer.loop.closure_settings import hash_array
 from trainer.loop.run_description import describe_run
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
@@ -272,8 +272,8 @@ def test_a_schedule_is_found_within_an_optimizer():
 
 
 def test_large_arrays_are_sampled_and_small_ones_hashed_whole(monkeypatch):
-    monkeypatch.setattr(content_hash, "WHOLE", 2**10)
-    monkeypatch.setattr(content_hash, "_SAMPLE_BYTES", 2**4)
+    monkeypatch.setattr(closure_settings, "WHOLE", 2**10)
+    monkeypatch.setattr(closure_settings, "_SAMPLE_BYTES", 2**4)
     large = np.zeros((2**12, 2), np.float32)
     assert hash_array(large) == hash_array(jax.numpy.asarray(large))
     for place in (0, -1):

@@ -61,7 +61,8 @@ def from_grain(
                 f"function (seed, epoch) that returns one; got {type(source).__name__}"
             )
         if isinstance(source, grain.MapDataset) and shuffle and not is_factory:
-            source = source.shuffle(seed=_seed(seed, number))
+            entropy = np.random.SeedSequence((seed, number))
+            source = source.shuffle(seed=int(entropy.generate_state(1)[0]))  # of 32 bits
         if batch_size is not None:
             if isinstance(source, grain.DataLoader):
                 raise TypeError(
@@ -95,8 +96,3 @@ class _SeekableDataset:
         iterator = iter(self.dataset)
         iterator.set_state({**iterator.get_state(), "next_index": batch})
         return iterator
-
-
-def _seed(seed: int, number: int) -> int:
-    """Return a seed of 32 bits, as Grain takes them, different for each pass."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

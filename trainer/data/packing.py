@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -81,9 +81,26 @@ def pack_tokens(
     if not 1 <= vocabulary <= LARGEST:
         raise ValueError(f"vocabulary must be from 1 to {LARGEST}; got {vocabulary}")
     file = to_absolute_path(file, "pack_tokens")
+    dtype = np.min_scalar_type(vocabulary - 1).newbyteorder("<")
+    hashed, count = xxhash.xxh3_64(), 0
     with atomic_replace(file) as beside, beside.open("wb") as out:
-        header = _write(texts, out, vocabulary, encode)
-    return header.tokens
+        out.write(b"\0" * HEADER)
+        for number, text in enumerate(texts):
+            tokens = np.asarray(text if encode is None else encode(text))
+            if tokens.size:
+                _check(tokens, number, vocabulary)
+                content = tokens.astype(dtype).tobytes()
+                hashed.update(content)
+                out.write(content)
+                count += len(tokens)
+        if not count:
+            raise ValueError("texts must have at least one token; got none")
+        header = TokenFileHeader(dtype.name, count, vocabulary, "")
+        header = header._replace(checksum=_finish_checksum(hashed, header))
+        out.seek(0)
+        line = json.dumps({"format": FORMAT, **header._asdict()}).encode()
+        out.write(line.ljust(HEADER - 1) + b"\n")
+    return count
 
 
 def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFileHeader]:
@@ -115,31 +132,6 @@ def open_token_file(file: str | os.PathLike[str]) -> tuple[np.ndarray, TokenFile
             f"{found}: it is damaged, pack it again"
         )
     return tokens, header
-
-
-def _write(
-    texts: Iterable[Any], out: BinaryIO, vocabulary: int, encode: Callable[[Any], Any] | None
-) -> TokenFileHeader:
-    """Write the tokens after room for the header, then the header."""
-    dtype = np.min_scalar_type(vocabulary - 1).newbyteorder("<")
-    hashed, count = xxhash.xxh3_64(), 0
-    out.write(b"\0" * HEADER)
-    for number, text in enumerate(texts):
-        tokens = np.asarray(text if encode is None else encode(text))
-        if tokens.size:
-            _check(tokens, number, vocabulary)
-            content = tokens.astype(dtype).tobytes()
-            hashed.update(content)
-            out.write(content)
-            count += len(tokens)
-    if not count:
-        raise ValueError("texts must have at least one token; got none")
-    header = TokenFileHeader(dtype.name, count, vocabulary, "")
-    header = header._replace(checksum=_finish_checksum(hashed, header))
-    out.seek(0)
-    line = json.dumps({"format": FORMAT, **header._asdict()}).encode()
-    out.write(line.ljust(HEADER - 1) + b"\n")
-    return header
 
 
 def _check(tokens: np.ndarray, number: int, vocabulary: int) -> None:

@@ -74,14 +74,8 @@ def run_first_step(
 ) -> tuple[TrainState, PyTree, PendingMetrics]:
     """Run the first step of a phase; of one written by hand, or of a population, its first piece.
 
-    Args:
-        phase: of `training` or `evaluation`, or written by hand.
-        state: to run on; it is not changed, nor are the positions of its streams.
-        previous: output of the phase before.
-        donate: as the phase is compiled; what is donated is a copy.
-
-    Returns:
-        (state, output, metrics).
+    The state is not changed, nor are the positions of its streams: what is donated is a copy.
+    Returns (state, output, metrics).
     """
     device = strip_host_fields(state)
     piece, _ = next(phase.pieces(device, previous))

@@ -14,8 +14,13 @@ import numpy as np
 
 from trainer.checks.pytrees import format_path
 from trainer.hook import Hook, RunSettings
-from trainer.loop.closure_settings import ClosureSetting, ClosureWalker
-from trainer.loop.content_hash import get_local_data, hash_array, hash_bytes
+from trainer.loop.closure_settings import (
+    ClosureSetting,
+    ClosureWalker,
+    get_local_data,
+    hash_array,
+    hash_bytes,
+)
 from trainer.phases.phase import Phase
 from trainer.state import TrainState
 
@@ -84,14 +89,11 @@ def read_hyperparams(state: TrainState) -> dict[str, str]:
             kept[format_path(path[:place]), names[place + 1]] = leaf
     found = {at: leaf for at, leaf in kept.items() if at not in scheduled}
     once = len({name for _, name in found}) == len(found)
-    return {
-        name if once or not group else f"{group}/{name}": _format_number(leaf)
-        for (group, name), leaf in found.items()
-    }
-
-
-def _format_number(leaf: Any) -> str:
-    return hash_array(leaf) if np.shape(leaf) else str(np.asarray(get_local_data(leaf)))
+    rows: dict[str, str] = {}
+    for (group, name), leaf in found.items():
+        value = hash_array(leaf) if np.shape(leaf) else str(np.asarray(get_local_data(leaf)))
+        rows[name if once or not group else f"{group}/{name}"] = value
+    return rows
 
 
 def _number_rows(found: Iterable[ClosureSetting], changing: frozenset[int]) -> dict[str, str]:

@@ -49,10 +49,7 @@ def defer_close(close: Close, error: BaseException | None = None) -> None:
 def close_all(hooks: Iterable[Hook], error: BaseException | None = None) -> None:
     """Close all hooks in reverse order, then what they share, even if closing some fails.
 
-    Args:
-        hooks: in the order of the chain.
-        error: that ended the run; failures to close are added to it as notes. If None, the first
-            failure is raised.
+    Failures are added as notes to the error that ended the run. Without one the first is raised.
     """
     failed = error
 

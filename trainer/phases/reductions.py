@@ -132,14 +132,10 @@ def reduce_pieces(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Reduce an epoch's measurements to one float each, a `Members` for a population.
 
-    Args:
-        pieces: measurements of each piece of the epoch: name to a scalar `()`, a trace `[steps]`,
-            or a pair (totals, weights) that is summed and then divided once; beside a scalar or a
-            trace may be its weights, see `WEIGHT`. Of a population each has a leading axis
-            `[members]`.
-        reduce: name to a key of `REDUCTIONS`; the mean for names without one.
-        phase: the prefix of the names.
-        live: bool `[members]` of a population.
+    A piece of the epoch maps a name to a scalar `()`, a trace `[steps]`, or a pair (totals,
+    weights) that is summed and then divided once; beside a scalar or a trace may be its weights,
+    see `WEIGHT`. Of a population each has a leading axis `[members]`, and `live` is bool `[members]`.
+    Names that `reduce` lacks take the mean.
 
     Returns:
         (values, traces), both with names under the phase's.

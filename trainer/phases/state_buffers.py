@@ -32,11 +32,8 @@ def check_structure(before: TrainState, after: Any, who: str) -> TrainState:
 
 
 def _strong(leaf: jax.Array) -> jax.Array:
-    return (
-        lax.convert_element_type(leaf, leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, np.number) and getattr(leaf, "weak_type", False)
-        else leaf
-    )
+    weak = jnp.issubdtype(leaf.dtype, np.number) and getattr(leaf, "weak_type", False)
+    return lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
 
 
 def copy_state(state: TrainState) -> TrainState:
@@ -46,13 +43,8 @@ def copy_state(state: TrainState) -> TrainState:
     vmap, becomes a bool again.
     """
     host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
-    return attach_host_fields(jax.tree.map(_copy, strip_host_fields(state)), host)
-
-
-def _copy(leaf: Any) -> jax.Array:
-    if isinstance(leaf, jax.Array):
-        return _strong(jnp.copy(leaf))
-    return _strong(jnp.asarray(leaf))
+    copied = jax.tree.map(lambda leaf: _strong(jnp.array(leaf)), strip_host_fields(state))
+    return attach_host_fields(copied, host)
 
 
 def conform_state(template: TrainState, state: TrainState) -> TrainState:
@@ -66,8 +58,7 @@ def conform_state(template: TrainState, state: TrainState) -> TrainState:
             return leaf
         if not isinstance(leaf, jax.Array):
             leaf = jnp.asarray(leaf, wanted.dtype)
-        if getattr(leaf, "weak_type", False):  # keys have none
-            leaf = _strong(leaf)
+        leaf = _strong(leaf)
         if leaf.sharding != wanted.sharding:
             leaf = jax.device_put(leaf, wanted.sharding)
         return leaf
@@ -97,16 +88,14 @@ def unshare_buffers(state: TrainState) -> TrainState:
     """
     leaves, structure = jax.tree.flatten((strip_host_fields(state), state.hook_state))
     seen: set[int] = set()
-    shared = []
+    shares = False
     for place, leaf in enumerate(leaves):
         addresses = get_buffer_addresses(leaf)
         if seen.isdisjoint(addresses):
             seen.update(addresses)
         else:
-            shared.append(place)
-    if not shared:
+            leaves[place], shares = jnp.copy(leaf), True
+    if not shares:
         return state
-    for place in shared:
-        leaves[place] = jnp.copy(leaves[place])
     device, hook_state = jax.tree.unflatten(structure, leaves)
     return attach_host_fields(device, state.replace(hook_state=hook_state))

@@ -16,7 +16,7 @@ from trainer.phases.jaxprs import has_convolution
 from trainer.phases.reductions import WEIGHT
 from trainer.state import PyTree, TrainState
 from trainer.supervised.hyperparams import learning_rates
-from trainer.supervised.optimizer_updates import ValueFn, update_optimizer
+from trainer.supervised.optimizer_updates import ValueFn, keep_where, update_optimizer
 from trainer.supervised.precision import cast_floating, cast_like
 
 Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
@@ -101,16 +101,6 @@ def skip_empty_batch(
     weight = weighted.astype(jnp.float32)
     weights = {name + WEIGHT: weight for name in ("grad_norm", "clipped") if name in metrics}
     return keep_where(~weighted, before, after), metrics | weights
-
-
-def keep_where(condition: jax.Array, before: TrainState, after: TrainState) -> TrainState:
-    """Return `after` with the parameters, optimizer and model state of `before` where () holds."""
-    params, opt_state, model_state = jax.tree.map(
-        lambda old, new: jnp.where(condition, old, new),
-        (before.params, before.opt_state, before.model_state),
-        (after.params, after.opt_state, after.model_state),
-    )
-    return after.replace(params=params, opt_state=opt_state, model_state=model_state)
 
 
 def compute_gradients(

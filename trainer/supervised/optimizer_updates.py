@@ -12,7 +12,7 @@ import optax
 
 from trainer.checks.arguments import get_signature
 from trainer.checks.pytrees import has_same_structure, list_differences
-from trainer.state import PyTree
+from trainer.state import PyTree, TrainState
 
 ValueFn = Callable[[PyTree], jax.Array]
 """`(params) -> ()`, the loss of one batch."""
@@ -88,14 +88,8 @@ def update_optimizer(
 ) -> tuple[PyTree, PyTree]:
     """Compute (updates, opt_state) of an optimizer, passing the extra arguments that it takes.
 
-    Args:
-        optimizer: of optax.
-        updates: gradients, possibly clipped.
-        opt_state: of the optimizer.
-        params: of the network.
-        value: () the loss at the parameters.
-        grad: its gradients, not clipped.
-        value_fn: computes the loss of the same batch at other parameters.
+    `updates` are gradients, possibly clipped, and `grad` those that are not; `value`, (), is the
+    loss at the parameters, and `value_fn` computes that of the same batch at others.
 
     Raises:
         ValueError: the state belongs to another optimizer, or to other parameters.
@@ -134,6 +128,16 @@ def update_optimizer(
     raise first
 
 
+def keep_where(condition: jax.Array, before: TrainState, after: TrainState) -> TrainState:
+    """Return `after` with the parameters, optimizer and model state of `before` where () holds."""
+    params, opt_state, model_state = jax.tree.map(
+        lambda old, new: jnp.where(condition, old, new),
+        (before.params, before.opt_state, before.model_state),
+        (after.params, after.opt_state, after.model_state),
+    )
+    return after.replace(params=params, opt_state=opt_state, model_state=model_state)
+
+
 def _takes_keywords(function: Any) -> bool:
     parameters = inspect.signature(function).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
@@ -160,10 +164,9 @@ def _check_made_by(
 
 
 def _check_state(opt_state: PyTree, who: str) -> None:
-    def is_lookahead(node: Any) -> bool:
-        return isinstance(node, optax.LookaheadState)
-
-    if any(map(is_lookahead, jax.tree.leaves(opt_state, is_leaf=is_lookahead))):
+    kind = optax.LookaheadState
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    if any(isinstance(node, kind) for node in nodes):
         raise ValueError(
             f"{who} cannot train with optax.lookahead: it replaces the network's parameters by "
             "fast and slow ones (optax.LookaheadParams), which no network takes. Instead pass its "

@@ -126,11 +126,8 @@ def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     ) -> tuple[PyTree, FrozenState]:
         live, before = state
         updates, after = optimizer.update(updates, before, params, **extra)
-        return (
-            jax.tree.map(lambda update: jnp.where(live, update, 0), updates),
-            FrozenState(
-                live, jax.tree.map(lambda new, old: jnp.where(live, new, old), after, before)
-            ),
-        )
+        updates = jax.tree.map(lambda update: jnp.where(live, update, 0), updates)
+        after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, before)
+        return updates, FrozenState(live, after)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -16,7 +16,7 @@ from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.jaxprs import of_rows
 from trainer.state import PyTree, TrainState, check_key
-from trainer.supervised import gradients, loss_scaling, step_averages
+from trainer.supervised import gradients, step_averages
 from trainer.supervised import precision as precisions
 from trainer.supervised.network_checks import check_example, check_network, check_pair
 from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer
@@ -143,7 +143,7 @@ def supervised(
         params, model_state = check_pair(network, "init", variables)
         carry: dict[str, PyTree] = {}
         if scaling:
-            carry["loss_scale"] = loss_scaling.init_loss_scale()
+            carry["loss_scale"] = precisions.init_loss_scale()
         if average is not None:
             carry[AVERAGE] = step_averages.init_average(params)
         return TrainState.create(
@@ -208,7 +208,7 @@ def supervised(
         after, metrics = gradients.skip_empty_batch(weighted, state, after, metrics)
         metrics = gradients.to_metrics(found.means) | metrics
         if scaling:
-            after, metrics = loss_scaling.skip_nonfinite(state, after, metrics, weighted)
+            after, metrics = precisions.skip_nonfinite(state, after, metrics, weighted)
         if average is not None:
             after = update_average(state, after, _has_updated(metrics, weighted))
         return after, metrics

@@ -11,7 +11,7 @@ import pytest
 import trainer
 from trainer import losses
 from trainer.supervised import precision
-from trainer.supervised.loss_scaling import (
+from trainer.supervised.precision import (
     GROWTH_INTERVAL,
     INITIAL_LOSS_SCALE,
     init_loss_scale,

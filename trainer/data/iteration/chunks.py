@@ -21,12 +21,8 @@ Pieces = Callable[[TrainState, Check | None, Any], Iterator[tuple[Any, PyTree]]]
 def make_chunk_feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) -> Feed:
     """Build the feed of a source that yields superbatches, in their order.
 
-    Args:
-        pieces: yields superbatches of arrays `[steps, batch, ...]`, or pairs of one and its masks
-            `[steps, batch]`.
-        example: the first batch, whole, of numpy arrays; `verify` checks it.
-        steps: of a superbatch, to compile for.
-        masked: whether the pieces are pairs.
+    A piece is a superbatch of arrays `[steps, batch, ...]`; if masked, a pair of one and its masks
+    `[steps, batch]`. The example, which `verify` checks, is the first batch, in numpy arrays.
     """
     batch = jax.tree.leaves(example)[0].shape[:1]
     one = (example, np.ones(batch, bool)) if masked else example
