@@ -21,13 +21,7 @@ from trainer.data.batches import (
     require_representable,
     require_whole_pass,
 )
-from trainer.data.iteration.positions import (
-    Place,
-    Position,
-    advance_place,
-    make_position,
-    read_place,
-)
+from trainer.data.iteration import positions
 from trainer.data.source import Check, Feed
 from trainer.state import TrainState, stream_seed
 
@@ -123,13 +117,15 @@ class Arrays:
 
     def _windows(self, whole: int, steps: int) -> Feed:
         def pieces(
-            state: TrainState, check: Check | None, position: Position
-        ) -> Iterator[tuple[Any, Position]]:
-            place = advance_place(read_place(position, self.batch_size), 0, whole)
-            after = advance_place(place, steps, whole)
-            yield piece(place, stream_seed(state)), make_position(after, self.batch_size)
+            state: TrainState, check: Check | None, position: positions.Position
+        ) -> Iterator[tuple[Any, positions.Position]]:
+            place = positions.advance_place(
+                positions.read_place(position, self.batch_size), 0, whole
+            )
+            after = positions.advance_place(place, steps, whole)
+            yield piece(place, stream_seed(state)), positions.make_position(after, self.batch_size)
 
-        def piece(place: Place, seed: int) -> Batch:
+        def piece(place: positions.Place, seed: int) -> Batch:
             window = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
             return {"arrays": self.arrays, **jax.device_put(window)}
 
@@ -139,7 +135,7 @@ class Arrays:
             EpochWindow(self.batch_size, steps),
             _take_from_window,
             self._verify,
-            make_position((0, 0), self.batch_size),
+            positions.make_position((0, 0), self.batch_size),
             steps,
         )
 

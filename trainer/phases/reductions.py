@@ -134,7 +134,7 @@ def reduce_pieces(
 
     A piece of the epoch maps a name to a scalar `()`, a trace `[steps]`, or a pair (totals,
     weights) that is summed and then divided once; beside a scalar or a trace may be its weights,
-    see `WEIGHT`. Of a population each has a leading axis `[members]`, and `live` is bool `[members]`.
+    see `WEIGHT`. Of a population each has a leading axis `[members]`; `live` is bool `[members]`.
     Names that `reduce` lacks take the mean.
 
     Returns:

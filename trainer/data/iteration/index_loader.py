@@ -11,15 +11,8 @@ import xxhash
 
 from trainer.checks.arguments import require_integer
 from trainer.data.batches import Batch, count_whole_batches, require_whole_pass
-from trainer.data.iteration import chunks
+from trainer.data.iteration import chunks, positions
 from trainer.data.iteration.permutation import permute_indices
-from trainer.data.iteration.positions import (
-    Place,
-    Position,
-    advance_place,
-    make_position,
-    read_place,
-)
 from trainer.data.source import POSITION, Check, Feed
 from trainer.host.time_spans import span
 from trainer.state import TrainState, stream_seed
@@ -88,7 +81,7 @@ def make_training_feed(rows: IndexedRows) -> Feed:
     most = balance_chunk_steps(steps, rows.superbatch)
     content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
 
-    def gather(key: tuple[int, Place, int]) -> Batch:
+    def gather(key: tuple[int, positions.Place, int]) -> Batch:
         seed, (number, read), left = key
         indices = []
         while left:
@@ -100,19 +93,19 @@ def make_training_feed(rows: IndexedRows) -> Feed:
 
     prefetch = Prefetcher(gather)
 
-    def position_of(place: Place) -> Position:
-        return {**make_position(place, rows.batch_size), "content": content}
+    def position_of(place: positions.Place) -> positions.Position:
+        return {**positions.make_position(place, rows.batch_size), "content": content}
 
     def pieces(
-        state: TrainState, check: Check | None, position: Position
-    ) -> Iterator[tuple[Any, Position | None]]:
+        state: TrainState, check: Check | None, position: positions.Position
+    ) -> Iterator[tuple[Any, positions.Position | None]]:
         _check_content(position["content"], content)
         seed, left = stream_seed(state), steps
-        place = advance_place(read_place(position, rows.batch_size), 0, whole)
+        place = positions.advance_place(positions.read_place(position, rows.batch_size), 0, whole)
         while left:
             count = min(most, left)
             left -= count
-            after = advance_place(place, count, whole)
+            after = positions.advance_place(place, count, whole)
             piece = prefetch((seed, place, count), then=(seed, after, min(most, left or steps)))
             new = None if left else position_of(after)
             yield chunks.transfer_chunk(piece, state, check), new
