@@ -14,8 +14,7 @@ from trainer.parameters.transfer import export_params, load_params
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.compilation import cache_compilations
 from trainer.phases.cost import cost
-from trainer.phases.evaluate_once import evaluate
-from trainer.phases.factories import evaluation, training
+from trainer.phases.factories import evaluate, evaluation, training
 from trainer.phases.metrics import Members, Metrics
 from trainer.phases.phase import Phase
 from trainer.population import best_member, member, population, population_of, stack_states

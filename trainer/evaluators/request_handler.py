@@ -14,7 +14,7 @@ from trainer.host.escaping import escape_text
 from trainer.host.safe_open import UnsafeFile, make_own_folder
 from trainer.loop.events import HookRunner
 from trainer.loop.hook_states import init_hook_states
-from trainer.phases.evaluate_once import evaluate
+from trainer.phases.factories import evaluate
 from trainer.phases.metrics import Metrics
 from trainer.runs.requests import finish_request, is_finished
 from trainer.runs.rows import Artifact, Request, RunRow

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.hook import flatten_hooks
 from trainer.host.exception_notes import annotate_errors
-from trainer.phases.evaluate_once import check_evaluation_phases
+from trainer.phases.factories import check_evaluation_phases
 from trainer.phases.phase import Phase
 from trainer.runs.text import check_name
 from trainer.state import PyTree, TrainState

@@ -171,36 +171,32 @@ def compile_steps(
         table = jnp.zeros((steps, words), jnp.uint32)
         return scanned.order(state, piece), table, jnp.zeros((), jnp.int32)
 
-    def advance(state: Any, scratch: Any, fixed: Any, order: Any, piece: Any) -> Any:
+    def advance(state: TrainState, scratch: Any, order: Any, piece: Any) -> Any:
         table, place = scratch
         row = jax.tree.map(lambda rows: rows[place], order)
-        before = state if changes else fixed
-        after, numbers = scanned.run_once(before, scanned.batch(piece, row))
+        after, numbers = scanned.run_once(state, scanned.batch(piece, row))
         table = table.at[place].set(pack(numbers))
         seen = numbers[0] if is_debug_mode() else None  # JAX sees no nan in packed words
         return after if changes else None, (table, place + 1), seen
 
     compiled_start = compile_ahead(start, state, piece)
     order, table, place = jax.eval_shape(start, state, piece)
-    fixed = None if changes else state
-    changing = state if changes else None
-    arguments = changing, (table, place), fixed, order, piece
-    compiled = compile_ahead(advance, *arguments, donate_argnums=(0, 1) if donate else (1,))
+    donated = (0, 1) if donate else (1,)
+    compiled = compile_ahead(advance, state, (table, place), order, piece, donate_argnums=donated)
 
     def run(
         state: TrainState, piece: Any, advance: StepCounter | None = None
     ) -> tuple[TrainState, None, jax.Array]:
         order, table, place = compiled_start(state, piece)
-        changing: Any = state if changes else None
-        fixed, scratch = None if changes else state, (table, place)
-        reported = 0
+        scratch, reported = (table, place), 0
         for done in range(1, steps + 1):
-            changing, scratch, _ = compiled(changing, scratch, fixed, order, piece)
+            after, scratch, _ = compiled(state, scratch, order, piece)
+            state = after if changes else state
             due = done - reported >= steps / PROGRESS_REPORTS or done == steps
             if advance is not None and due:
                 advance.add(done - reported, _copy_progress(scratch[1]))
                 reported = done
-        return changing if changes else state, None, scratch[0]
+        return state, None, scratch[0]
 
     return run
 

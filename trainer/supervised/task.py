@@ -210,17 +210,13 @@ def supervised(
         if scaling:
             after, metrics = precisions.skip_nonfinite(state, after, metrics, weighted)
         if average is not None:
-            after = update_average(state, after, _has_updated(metrics, weighted))
+            require_average(state, "the step of supervised(..., average=...)")
+            counts = _has_updated(metrics, weighted)
+            moved = step_averages.update_average(
+                state.carry[AVERAGE], after.params, average, counts
+            )
+            after = after.replace(carry={**after.carry, AVERAGE: moved})
         return after, metrics
-
-    def update_average(
-        before: TrainState, after: TrainState, counts: jax.Array | None
-    ) -> TrainState:
-        require_average(before, "the step of supervised(..., average=...)")
-        moved = step_averages.update_average(
-            before.carry[AVERAGE], after.params, average or 0.0, counts
-        )
-        return after.replace(carry={**after.carry, AVERAGE: moved})
 
     def statistics(state: TrainState, batch: Batch) -> PyTree:
         if augment is not None:
