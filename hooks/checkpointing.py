@@ -76,24 +76,23 @@ def save_checkpoints(
     began = time.monotonic()
     saved_epoch: int | None = None
     lock: DirectoryLock | None = None
-    requested: RunSettings = {}
+    to_compare: RunSettings = {}
     recorded: RunSettings = {}
-    compared = False
 
     def describe(rows: RunSettings) -> None:
-        nonlocal requested, recorded, compared
-        requested, recorded, compared = rows, rows, False
+        nonlocal to_compare, recorded
+        to_compare = recorded = rows
 
     def compare(checkpoint: SavedCheckpoint) -> None:
         """Log the settings of the script that differ from those of the checkpoint."""
-        nonlocal recorded, compared
+        nonlocal to_compare, recorded
         saved = checkpoint.manifest.get("settings")
-        if compared or not requested or not saved:
+        if not to_compare or not saved:
             return
-        compared, same_software = True, has_same_software(checkpoint.manifest)
+        same_software = has_same_software(checkpoint.manifest)
         hyperparams = read_hyperparams(checkpoint.state)
-        differences = compare_settings(saved, requested, hyperparams, same_software=same_software)
-        recorded = merge_saved_settings(requested, differences)
+        differences = compare_settings(saved, to_compare, hyperparams, same_software=same_software)
+        recorded, to_compare = merge_saved_settings(to_compare, differences), {}
         if differences and is_main_process():
             where = f"checkpoint {checkpoint.epoch} in {checkpoints.directory}"
             log.warning(format_warning(where, differences))

@@ -105,8 +105,8 @@ def resume_writers(
 def write_values(name: str, writers: Sequence[Writer], values_of: Values) -> Hook:
     """Make a hook that writes values, and the run's progress as `epoch`, at the state's step.
 
-    Writers are flushed before a checkpoint, and all are closed at the end, even if one fails. If a
-    writer fails and is retried (`guard`), those before it, which have the record, are skipped.
+    All writers are closed at the end, even if one fails. If one fails and is retried (`guard`),
+    those before it, which have the record, are skipped.
     """
     failed_at: tuple[tuple[int, int], int] | None = None
 

@@ -39,7 +39,7 @@ def record(
 
     Raises:
         ValueError: the name is empty or there is no writer.
-        TypeError: an argument is no writer; at the first record, `make` returned another type.
+        TypeError: an argument is no writer; at a record, `make` returned another type.
 
     >>> import jax
     >>> class Printer:
@@ -80,9 +80,6 @@ def image_grid(pixels: Any, *, columns: int | None = None) -> Image:
     Args:
         pixels: `[pictures, height, width, channels]`, uint8, or floats from 0 to 1.
         columns: pictures in a row; if None, about as many as rows.
-
-    Raises:
-        ValueError: the pixels have other axes, or there is no picture or column.
 
     >>> image_grid(np.ones((3, 8, 8, 1))).pixels.shape
     (17, 17, 1)

@@ -73,10 +73,8 @@ def reduce_on_plateau(
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> params = {"w": jnp.ones(2)}
-    >>> state = TrainState.create(
-    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
-    ... )
+    >>> opt_state = optimizer.init({})
+    >>> state = TrainState.create(params={}, opt_state=opt_state, rng=jax.random.key(0))
     >>> hook = reduce_on_plateau("val/loss", factor=0.5, patience=2)
     >>> for loss in (0.5, 0.6, 0.7):
     ...     state = hook(state, {"val/loss": loss})
@@ -149,10 +147,8 @@ def set_hyperparams(**schedules: Setting | Mapping[str, Setting]) -> Chain:
 
     >>> import jax, jax.numpy as jnp, optax
     >>> optimizer = optax.inject_hyperparams(optax.adamw)(learning_rate=1.0, weight_decay=0.1)
-    >>> params = {"w": jnp.ones(2)}
-    >>> state = TrainState.create(
-    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
-    ... )
+    >>> opt_state = optimizer.init({})
+    >>> state = TrainState.create(params={}, opt_state=opt_state, rng=jax.random.key(0))
     >>> hook = set_hyperparams(learning_rate=lambda epoch: 0.5**epoch, weight_decay=0.0)
     >>> numbers = hook(state.replace(epoch=jnp.int32(2)), {}).opt_state.hyperparams
     >>> float(numbers["learning_rate"]), float(numbers["weight_decay"])

@@ -38,10 +38,8 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
     ...     {"backbone": optimizers.frozen(optax.adam(1e-4)), "head": optax.adam(1e-3)},
     ...     optimizers.labels({"head": "^head"}, default="backbone"),
     ... )
-    >>> params = {"dense": jnp.ones(2), "head": jnp.ones(2)}
-    >>> state = TrainState.create(
-    ...     params=params, opt_state=optimizer.init(params), rng=jax.random.key(0)
-    ... )
+    >>> opt_state = optimizer.init({"dense": jnp.ones(2), "head": jnp.ones(2)})
+    >>> state = TrainState.create(params={}, opt_state=opt_state, rng=jax.random.key(0))
     >>> hook = unfreeze_at(3, "backbone")
     >>> live = lambda state: bool(state.opt_state.inner_states["backbone"].inner_state.live)
     >>> live(hook(state.replace(epoch=jnp.int32(1)), {}))    # epoch 2 comes next

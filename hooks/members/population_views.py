@@ -84,18 +84,17 @@ def _find_changes(
     old, new = ({field: getattr(state, field) for field in MAPPED} for state in (before, after))
     pairs = list(zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=False))
     found = [(place, leaf) for place, (was, leaf) in enumerate(pairs) if leaf is not was]
-    if not has_same_structure(old, new) or not all(
-        _has_same_type(pairs[place][0], leaf) for place, leaf in found
-    ):
+    same_types = all(
+        hasattr(leaf, "dtype") and (leaf.dtype, leaf.shape) == (was.dtype, was.shape)
+        for was, leaf in pairs
+        if leaf is not was
+    )
+    if not has_same_structure(old, new) or not same_types:
         raise ValueError(
             f"hook {who!r} must keep the structure, shapes and dtypes of the state, here of "
             f"member {number}:\n  " + "\n  ".join(list_differences(old, new))
         )
     return found
-
-
-def _has_same_type(old: Any, new: Any) -> bool:
-    return hasattr(new, "dtype") and old.dtype == new.dtype and old.shape == new.shape
 
 
 def _replace_rows(leaf: jax.Array, rows: dict[int, Any]) -> jax.Array:

@@ -33,8 +33,8 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
             a few short ones: a trace takes memory for every operation.
 
     Raises:
-        ValueError: there are no epochs, or they are not consecutive, or, at the start, they overlap
-            or directly follow another profile of the run.
+        ValueError: there are no epochs, they are not consecutive, or, at the start, they overlap or
+            directly follow another profile of the run.
         RuntimeError: when they begin, a trace is active that no such hook started.
         OSError: the directory cannot be written to.
 

@@ -18,8 +18,7 @@ def write_trace(file: Path, spans: Iterable[Span], *, began: int, dropped: int =
 
     Args:
         file: to write; its folder must exist.
-        spans: that ended after `began`; two of a thread are nested or do not overlap.
-        began: nanoseconds of `time.perf_counter_ns` at which the trace's time is 0.
+        spans: that ended after `began`, the trace's time 0 in nanoseconds of `perf_counter_ns`.
         dropped: number of earlier spans that are missing, which the file states.
     """
     process = os.getpid()

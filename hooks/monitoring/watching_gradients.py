@@ -56,10 +56,9 @@ def watch_gradients(
     Args:
         task: made by `trainer.supervised`.
         batch: dict of arrays `[batch, ...]`, or a source, whose first batch is used.
-        writers: for histograms of gradients and parameters, `gradients/histogram/<layer>` and
+        writers: for histograms, `gradients/histogram/<layer>` and
             `gradients/param_histogram/<layer>`; they may be those of `log_metrics`.
-        depth: number of path parts that name a layer, without the last, which names the array:
-            `blocks/3` for `blocks/3/attention/query/kernel`.
+        depth: number of path parts that name a layer: `blocks/3` for `blocks/3/attention/kernel`.
         histograms_every: epochs between histograms.
 
     Raises:

@@ -152,28 +152,22 @@ def _scores(curves: Mapping[str, Curve]) -> str:
         for curve in panel.values():
             (name,) = (name for name, other in curves.items() if other is curve)
             found = curve.summary
-            extremes = _format_extreme(found.lowest), _format_extreme(found.highest)
+            extremes = _format_extreme(*found.lowest), _format_extreme(*found.highest)
             rows.append((name, format_number(found.last), *extremes))
     rows.sort(key=lambda row: rank_metric(row[0]))
     return _table(ReportTable(("metric", "last", "lowest, at epoch", "highest, at epoch"), rows))
 
 
-def _format_extreme(extreme: tuple[float, int]) -> str:
-    value, epoch = extreme
+def _format_extreme(value: float, epoch: int) -> str:
     return f"{format_number(value)} at {epoch:,}" if math.isfinite(value) else ""
 
 
 def _times(curves: Mapping[str, Curve]) -> str:
     """Show each hook's time, the costliest first, and its share of the time of phases and hooks."""
-    rows = [
-        (
-            hook.name,
-            format_duration(hook.seconds, digits=3),
-            format_duration(hook.each, digits=3),
-            f"{hook.share:.1%}",
-        )
-        for hook in hook_times(curves)
-    ]
+    rows = []
+    for hook in hook_times(curves):
+        times = [format_duration(seconds, digits=3) for seconds in (hook.seconds, hook.each)]
+        rows.append((hook.name, *times, f"{hook.share:.1%}"))
     return _table(ReportTable(("hook", "in all", "an epoch", "of the run"), rows))
 
 

@@ -29,9 +29,6 @@ class AppendFile:
         path: of the file, which is created; its folder must exist.
         who: writes it, for messages.
 
-    Raises:
-        OSError: the file cannot be written to.
-
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = AppendFile(Path(folder, "a.txt"), "a writer")
@@ -74,11 +71,7 @@ class AppendFile:
         self._end = end
 
     def check(self) -> None:
-        """Check that the file is at its path and complete; write a deleted file again.
-
-        Raises:
-            OSError: it was replaced or cut short, or cannot be written again.
-        """
+        """Write a deleted file again; raise OSError if it was replaced or cut short."""
         size = os.fstat(self._file).st_size
         there = is_still_there(self.path, self._file)
         if there is None:

@@ -60,10 +60,7 @@ class JsonLines:
     def resume(self, step: int, epoch: int) -> None:
         """Drop the lines beyond a step and epoch, and a torn last line, all at once or none.
 
-        At epoch 0 nothing is recorded yet: all lines are dropped.
-
-        Raises:
-            ValueError: the file holds lines that are no records.
+        At epoch 0 all lines are dropped. A line that is no record raises ValueError.
         """
         if self._resumed == (step, epoch):  # by another hook that shares this writer
             return

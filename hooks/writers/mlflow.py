@@ -95,11 +95,7 @@ class MLflow(JournaledWriter):
         self.open_journal(self.directory / "mlflow", active=active)
 
     def deliver(self) -> None:
-        """Deliver all records that MLflow lacks.
-
-        Raises:
-            Exception: whatever `mlflow` raises; the journal is unchanged.
-        """
+        """Deliver all records that MLflow lacks; if it raises, the journal is unchanged."""
         if not (rows := self.rows()):
             return
         with _without_stray_folder():

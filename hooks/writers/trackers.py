@@ -86,11 +86,7 @@ class JournaledWriter(Protocol):
         """Deliver all records that the tracker lacks."""
 
     def open_journal(self, folder: Path, *, active: bool = True) -> None:
-        """Open the journal in a folder of its own, which is created; record nothing if not active.
-
-        Raises:
-            OSError: the folder cannot be written to.
-        """
+        """Open the journal in a folder of its own, and create it; record nothing unless active."""
         self.folder = folder
         if active:
             make_folder(folder, type(self).__name__)

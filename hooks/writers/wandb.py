@@ -75,11 +75,7 @@ class WandB(JournaledWriter):
         self.open_journal(self.directory / "wandb", active=active)
 
     def deliver(self) -> None:
-        """Write the folder that `wandb sync` uploads, from all records.
-
-        Raises:
-            Exception: whatever `wandb` raises; the journal is unchanged.
-        """
+        """Write the folder that `wandb sync` uploads; if it raises, the journal is unchanged."""
         if not (rows := self.rows()):
             return
         wandb = importlib.import_module("wandb")
