@@ -169,9 +169,8 @@ class _Results:
         for answer in self._read(taken):
             if (answer.epoch, answer.error) in self._failures or answer.epoch >= epoch:
                 continue
-            if self._is_current(answer):
-                self._log_failure(answer)
-                found = _Found(answer.epoch, answer.scores) if answer.error is None else found
+            if self._is_current(answer) and answer.error is None:
+                found = _Found(answer.epoch, answer.scores)
         return found
 
     def find_wanted(self, taken: int, wanted: int) -> _Found:
@@ -189,7 +188,6 @@ class _Results:
                 return _Found(epoch)
         for answer in self._read(epoch - 1):
             if answer.epoch == epoch and self._is_current(answer):
-                self._log_failure(answer)
                 return _Found(epoch, answer.scores)
         return _Found(waiting=epoch)
 
@@ -205,18 +203,17 @@ class _Results:
             return []
 
     def _is_current(self, answer: Answer) -> bool:
-        """Return whether an answer belongs to this run's checkpoint, not to an earlier run's."""
+        """Return whether an answer belongs to this run, not to an earlier one; log a failure."""
         folder = self._run.directory  # the store may not know yet that the run started fresh
         try:
-            return describe_checkpoint(folder, answer.epoch).checksum == answer.checksum
+            current = describe_checkpoint(folder, answer.epoch).checksum == answer.checksum
         except DamagedCheckpoint:  # if it was removed, there is a newer one
-            return max(list_checkpoint_epochs(folder), default=0) > answer.epoch
-
-    def _log_failure(self, answer: Answer) -> None:
-        if answer.error is not None:
+            current = max(list_checkpoint_epochs(folder), default=0) > answer.epoch
+        if current and answer.error is not None:
             self._failures.add((answer.epoch, answer.error))
             what = f"{self._hook}: the evaluation of epoch {answer.epoch} failed"
             log.warning("%s: %s", what, escape_text(answer.error))
+        return current
 
     def close(self) -> None:
         """Forget what was logged, and close the connection; a further look opens another."""

@@ -198,8 +198,7 @@ class _Worker(NamedTuple):
 
     def attempt(self, request: Request, run: RunRow | None, present: bool) -> str | None:
         """Try a request, and return its outcome; None if a signal prevented writing that."""
-        by = f"by {escape_text(request.suite)}"
-        what = f"epoch {request.epoch} of {escape_text(request.run)} {by}"
+        what = escape_text(f"epoch {request.epoch} of {request.run} by {request.suite}")
         log.info("evaluating %s", what)
         try:
             if run is None:
@@ -218,7 +217,9 @@ class _Worker(NamedTuple):
                 error,
                 exc_info=None if hopeless else error,
             )
-            written = self.call(fail_request, request, _describe(error), final=final)
+            reason = "".join(traceback.format_exception_only(error)).strip()
+            reason = str(error) if hopeless else reason
+            written = self.call(fail_request, request, reason, final=final)
             if not written:
                 return None if written is None else "dropped"
             return "failed" if final else "opened"
@@ -265,9 +266,3 @@ def _request_all(store: Store, run: str, suites: Sequence[str]) -> None:
         for row in store.checkpoints(run, present=True):
             for suite in suites:
                 create_request(store, run, row.epoch, suite, checksum=row.checksum, time=now)
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, UnanswerableRequest):
-        return str(error)
-    return "".join(traceback.format_exception_only(error)).strip()
