@@ -108,8 +108,15 @@ def evaluate(
         if read_epoch(state):
             return state
         after = run(state, metrics)
-        measured = (key for key in phase.list_metric_names(state) if key in after.scores)
-        _check_finite(name, {key: after.scores[key] for key in measured})
+        measured = [key for key in phase.list_metric_names(state) if key in after.scores]
+        scores = {key: after.scores[key] for key in measured}
+        if wrong := ", ".join(f"{k} is {v}" for k, v in scores.items() if not math.isfinite(v)):
+            raise ValueError(
+                f"hook {name!r} measures the state before training, and its scores must be finite; "
+                f"{wrong}: check the initial parameters, and the data"
+            )
+        shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items())
+        log.info("before training: %s", shown)
         return after
 
     hook = Hook(
@@ -128,14 +135,3 @@ def evaluate(
 def _add_scores(state: TrainState, measured: PendingMetrics) -> TrainState:
     scores, _, _ = measured.read()
     return state.replace(scores={**state.scores, **scores})
-
-
-def _check_finite(name: str, scores: Mapping[str, float]) -> None:
-    """Log the scores before training; refuse to train if one is not finite."""
-    if wrong := [f"{key} is {score}" for key, score in scores.items() if not math.isfinite(score)]:
-        raise ValueError(
-            f"hook {name!r} measures the state before training, and its scores must be finite; "
-            f"{', '.join(wrong)}: check the initial parameters, and the data"
-        )
-    shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items())
-    log.info("before training: %s", shown)
