@@ -23,13 +23,8 @@ def combine_weights(task: str, batch: Mapping[str, Any], units: tuple[int, ...],
     """Return how much each unit counts: its weight where its mask is true, otherwise 0.
 
     A batch may have `weights`, numbers not below 0, and `mask`, true or not 0 where a unit counts;
-    each per example, `[batch]`, or per unit (a token, a target).
-
-    Args:
-        task: for the message.
-        batch: may have weights and a mask.
-        units: shape of the units, `[batch, ...]`.
-        form: of that shape, for the message: `[batch, time]`.
+    each per example, `[batch]`, or per unit (a token, a target). `units` is the shape of the units,
+    `[batch, ...]`, and `form` its form in messages: `[batch, time]`.
 
     Returns:
         float32 of the shape of the units, or None where all count the same.
@@ -71,12 +66,8 @@ def lookup_class_weights(
 ) -> jax.Array:
     """Return how much the class of each label counts, float32 of the labels' shape.
 
-    Args:
-        task: for the message.
-        class_weights: `[classes]`.
-        labels: integer, of any shape, or probabilities `[batch, classes]`, which are averaged.
-        classes: their number.
-        things: their name in messages.
+    The labels are integers of any shape, or probabilities `[batch, classes]`, which are averaged;
+    `things` is what messages call the classes.
 
     Raises:
         ValueError: the number of weights is not that of classes, or one is negative or not finite.
@@ -105,10 +96,8 @@ def check_weights(what: str, weights: np.ndarray) -> None:
 def compute_count_mask(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.ndarray:
     """Return which host labels count, bool of their shape, after a check of the weights.
 
-    Args:
-        batch: of any leading shape; it may have `weights` and `mask` of the labels' shape, or of
-            its first axes.
-        like: the labels.
+    `weights` and `mask`, if there are any, are of the shape of the labels, `like`, or of its first
+    axes.
 
     Raises:
         ValueError: a weight is negative or not finite.
@@ -123,19 +112,10 @@ def compute_count_mask(batch: Mapping[str, np.ndarray], like: np.ndarray) -> np.
 
 
 def check_weights_read(loss: Loss, step: Any, outputs: Any, batch: Mapping[str, Any]) -> None:
-    """Check that a loss reads `weights` and `mask` where a batch has them.
+    """Raise ValueError if a loss ignores `weights` or `mask`, where a batch has them.
 
-    The loss is traced, neither compiled nor run. A loss that cannot be traced passes: its next
-    caller reports the reason better.
-
-    Args:
-        loss: to check.
-        step: () int32.
-        outputs: shapes and dtypes of the network's outputs for the batch.
-        batch: shapes and dtypes.
-
-    Raises:
-        ValueError: it ignores one of them, so that all examples would count the same.
+    It is traced for the shapes and dtypes of outputs and batch, neither compiled nor run. A loss
+    that cannot be traced passes: its next caller reports the reason better.
 
     >>> one = jax.ShapeDtypeStruct((1,), "float32")
     >>> check_weights_read(Loss(lambda o, b: {"loss": (o, b["mask"])}), 0, one, {"mask": one})

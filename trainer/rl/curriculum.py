@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.checks.pytrees import list_differences
 from trainer.checks.suggestions import suggest_and_list
+from trainer.host.exception_notes import annotate_errors
 from trainer.rl.environments.environment import Environment, Step
 from trainer.state import PyTree
 
@@ -59,8 +60,8 @@ def lessons(
     >>> int(state.lesson)
     1
     """
-    names = _check_names(env, params)
-    stacked = _stack_params(env, params)
+    _check_names(env, params)
+    names, stacked = tuple(params), _stack_params(env, params)
     check = functools.partial(check_weights, names)
     initial = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
     if unknown := [name for name in initial if name not in names]:
@@ -82,7 +83,7 @@ def lessons(
     def step(key: jax.Array, state: LessonState, action: jax.Array, weights: PyTree) -> Step:
         after = env.step(key, state.state, action, params_of(state.lesson))
         info = {**after.info, "lesson": state.lesson}
-        return after._replace(state=LessonState(state.lesson, after.state), info=info)
+        return after._replace(state=state._replace(state=after.state), info=info)
 
     draw = env.render
 
@@ -118,7 +119,7 @@ def check_weights(names: Sequence[str], weights: Any) -> None:
         )
 
 
-def _check_names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, ...]:
+def _check_names(env: Environment, params: Mapping[str, PyTree]) -> None:
     if env.lessons:
         raise ValueError(
             f"{env.name!r} has the lessons {', '.join(env.lessons)} already: name all of them at "
@@ -130,7 +131,6 @@ def _check_names(env: Environment, params: Mapping[str, PyTree]) -> tuple[str, .
         )
     if wrong := [name for name in params if not name or "/" in name]:
         raise ValueError(f"a lesson's name must be a word without '/', for metrics; got {wrong}")
-    return tuple(params)
 
 
 def _stack_params(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
@@ -144,11 +144,8 @@ def _stack_params(env: Environment, params: Mapping[str, PyTree]) -> PyTree:
                 f"lesson {name!r} must have the structure, shapes and dtypes of the params of "
                 f"{env.name!r}:\n  " + "\n  ".join(lines)
             )
-        try:
+        with annotate_errors(f"in lesson {name!r}"):
             env.check(arrays)
-        except (TypeError, ValueError) as error:
-            error.add_note(f"in lesson {name!r}")
-            raise
         checked.append(arrays)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *checked)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +56,7 @@ def collect_on_host(
     observation, first, recurrent = start.observation, start.first, start.recurrent
     returns, lengths = start.episode_return, start.episode_length
     no_first = np.zeros(len(envs), bool)
-    rows, totals = [], []
+    rows = []
     _check_finite(envs, observation, None, 0)
     for t in range(steps):
         *outputs, recurrent = policy_step(weights, observation, recurrent, first, key, np.int32(t))
@@ -69,20 +69,20 @@ def collect_on_host(
                 weights, step.final_observation, recurrent, no_first, key, np.int32(t)
             )
         row = action, log_prob, value, step.reward, step.terminated, step.truncated
-        rows.append((observation, *row, first, np.asarray(final_value)))
         returns, lengths = returns + step.reward, lengths + 1
-        totals.append((returns, lengths))
+        rows.append((observation, *row, first, np.asarray(final_value), returns, lengths))
         observation, first = step.observation, step.terminated | step.truncated
         returns, lengths = np.where(first, np.float32(0), returns), np.where(first, 0, lengths)
     *_, last, _ = policy_step(weights, observation, recurrent, first, key, np.int32(steps))
-    *columns, final_value = _stack(rows)
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+    *columns, final_value, returns_so_far, lengths_so_far = stacked
     values, truncated = columns[3], columns[6]
     following = np.concatenate([values[1:], np.asarray(last)[None]])
     next_value = np.where(truncated, final_value, following)
     experience = Experience._make((*columns, next_value, start.recurrent))
     after = start.epoch + 1, envs.calls, observation, first, recurrent, returns, lengths
     no = np.zeros_like(truncated)
-    statistics = StepStatistics._make((*_stack(totals), no, no.astype(np.int32)))
+    statistics = StepStatistics(returns_so_far, lengths_so_far, no, no.astype(np.int32))
     return HostRolloutState(*after), experience, statistics
 
 
@@ -107,10 +107,6 @@ def make_policy_step(network: Any, action_space: Discrete | Box) -> PolicyStep:
         return action, clip_action(action, action_space), log_prob, outputs["value"], recurrent
 
     return policy_step
-
-
-def _stack(rows: Sequence[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
 
 
 def _check_finite(

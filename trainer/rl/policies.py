@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from trainer.checks.arguments import describe_value
+from trainer.host.exception_notes import annotate_errors
 from trainer.rl import distributions
 from trainer.rl.distributions import Outputs
 from trainer.rl.environments.environment import Box, Discrete, Environment, example
@@ -182,11 +183,8 @@ def check_policy(
         outputs, after, _ = forward(network, own, observation, recurrent, jnp.zeros(1, bool))
         return outputs, (recurrent, after)
 
-    try:
+    with annotate_errors(f"in applying {who} to the observations of {env.name!r}"):
         outputs, (before, after) = jax.eval_shape(apply, jax.random.key(0))
-    except Exception as error:
-        error.add_note(f"in applying {who} to the observations of {env.name!r}")
-        raise
     if str(before) != str(after):
         raise TypeError(f"{who} must keep the shapes of its recurrent state, {before}; got {after}")
     space = env.action_space

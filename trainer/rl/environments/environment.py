@@ -53,10 +53,6 @@ class Step(NamedTuple):
     """Added by wrappers: `episode_return`, `episode_length`, `lesson`, `final_observation`."""
 
 
-def _anything(params: PyTree) -> None:
-    """Accept any parameters."""
-
-
 class Environment(NamedTuple):
     """One environment as pure functions, without a batch axis; `vmap` makes many.
 
@@ -73,7 +69,7 @@ class Environment(NamedTuple):
     action_space: Discrete | Box
     params: PyTree
     """The default params."""
-    check: Callable[[PyTree], None] = _anything
+    check: Callable[[PyTree], None] = lambda params: None
     """`(params)`: raises ValueError if they are out of range; on the host."""
     render: Callable[[PyTree, PyTree], jax.Array] | None = None
     """`(state, params) -> uint8 [height, width, 3]`, jittable; None if it cannot be drawn."""
