@@ -11,7 +11,6 @@ import optax
 
 from trainer.losses.loss import LossFunction
 from trainer.phases.phase import Phase
-from trainer.rl.device_collecting import init_rollout_state
 from trainer.rl.distillation import Teacher
 from trainer.rl.environments.environment import Environment, check_contract, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
@@ -19,7 +18,7 @@ from trainer.rl.normalization import init_reward_statistics, init_statistics
 from trainer.rl.policies import check_policy, init_recurrent_state, init_weights, is_recurrent
 from trainer.rl.ppo_config import PPOConfig
 from trainer.rl.ppo_update import update
-from trainer.rl.rollouts import rollout
+from trainer.rl.rollouts import init_rollout_state, rollout
 from trainer.state import PyTree, TrainState
 from trainer.supervised.network_checks import check_network
 from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer

@@ -1,18 +1,30 @@
-"""The phase that collects experience, on the device or on the host."""
+"""Rollouts: the phase that collects experience, and how it does so on the device."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax import lax
+
 from trainer.phases.phase import Phase
-from trainer.rl.device_collecting import collect
-from trainer.rl.environments.environment import Environment
+from trainer.rl import policies
+from trainer.rl.environments.environment import Environment, Step
 from trainer.rl.environments.from_gymnasium import HostEnvironments
-from trainer.rl.experience import Experience, compute_rollout_metrics, finalize_rollout_metrics
+from trainer.rl.environments.wrappers import record_episodes, reset_if_ended
+from trainer.rl.experience import (
+    Experience,
+    RolloutState,
+    StepStatistics,
+    compute_rollout_metrics,
+    finalize_rollout_metrics,
+    is_finite,
+)
 from trainer.rl.host_rollouts import HostRolloutSource
-from trainer.rl.policies import weights_of
-from trainer.state import TrainState
+from trainer.state import PyTree, TrainState
 
 
 def rollout(
@@ -60,7 +72,7 @@ def rollout(
             )
         params = state.carry["lessons"] if env.lessons else env.params
         after, experience, statistics = collect(
-            *(network, weights_of(state), env, params),
+            *(network, policies.weights_of(state), env, params),
             *(state.carry["environment"], state.key(name)),
             steps=steps,
         )
@@ -68,3 +80,88 @@ def rollout(
         return state.replace(carry={**state.carry, "environment": after}), experience, metrics
 
     return Phase(name, run, finalize=finalize)
+
+
+def init_rollout_state(
+    network: Any, env: Environment | HostEnvironments, envs: int, key: jax.Array, params: PyTree
+) -> RolloutState:
+    """Begin an episode in each environment; those on the host keep their state themselves."""
+    if isinstance(env, HostEnvironments):
+        return RolloutState._make([()] * 4)
+    keys = jax.random.split(key, envs)
+    state, observation = jax.vmap(record_episodes(env).reset, (0, None))(keys, params)
+    recurrent = policies.init_recurrent_state(network, envs)
+    return RolloutState(state, observation, jnp.ones(envs, bool), recurrent)
+
+
+def collect(
+    network: Any,
+    weights: policies.PolicyWeights,
+    env: Environment,
+    params: PyTree,
+    start: RolloutState,
+    key: jax.Array,
+    *,
+    steps: int,
+) -> tuple[RolloutState, Experience, StepStatistics]:
+    """Take some steps in each environment, from `start` on, with `key` for all random numbers."""
+    envs, recurrent_policy = start.first.shape[0], policies.is_recurrent(start.recurrent)
+    recorded = record_episodes(env)
+
+    @functools.partial(jax.vmap, in_axes=(0, 0, 0))
+    def take_step(keys: jax.Array, state: PyTree, action: jax.Array) -> Step:
+        taken = recorded.step(keys[0], state, action, params)
+        return reset_if_ended(recorded, keys[1], taken, params)
+
+    def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
+        return policies.forward(network, weights, observation, recurrent, first)[0]["value"]
+
+    def act_and_step(before: RolloutState, keys: Any) -> tuple[RolloutState, Any]:
+        outputs, recurrent, _ = policies.forward(
+            network, weights, before.observation, before.recurrent, before.first
+        )
+        action, log_prob = policies.act(outputs, keys[0])
+        step = take_step(keys[1], before.state, policies.clip_action(action, env.action_space))
+        final = step.info["final_observation"]
+        # Truncation is rare: a value of each final observation would double the policy's cost.
+        final_value = lax.cond(
+            jnp.any(step.truncated),
+            lambda: value_of(final, recurrent, jnp.zeros(envs, bool)),
+            lambda: jnp.zeros_like(outputs["value"]),
+        )
+        ended = step.terminated | step.truncated
+        row = Experience(
+            observation=before.observation,
+            action=action,
+            log_prob=log_prob,
+            value=outputs["value"] if recurrent_policy else jnp.zeros(()),
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            first=before.first,
+            next_value=final_value,
+            recurrent=(),
+        )
+        statistics = StepStatistics(
+            step.info["episode_return"],
+            step.info["episode_length"],
+            ~is_finite(step.reward, final),
+            step.info.get("lesson", jnp.zeros(envs, jnp.int32)),
+        )
+        return RolloutState(step.state, step.observation, ended, recurrent), (row, statistics)
+
+    act_key, env_key = jax.random.split(key)
+    env_keys = jax.random.split(env_key, (steps, envs))  # all at once: splits in a loop cost time
+    env_keys = jax.vmap(jax.vmap(jax.random.split))(env_keys)
+    keys = jax.random.split(act_key, steps), env_keys
+    after, (rows, statistics) = lax.scan(act_and_step, start, keys)
+    if not recurrent_policy:  # all values at once; inside the loop they would take a third of it
+        outputs, _, _ = policies.unroll_policy(network, weights, rows.observation, (), rows.first)
+        rows = rows._replace(value=outputs["value"])
+    last = value_of(after.observation, after.recurrent, after.first)
+    following = jnp.concatenate([rows.value[1:], last[None]])
+    next_value = jnp.where(rows.truncated, rows.next_value, following)
+    # The observation of a reset belongs to no step's result: it is checked where it is used.
+    broken = statistics.broken | ~is_finite(rows.reward, rows.observation)
+    experience = rows._replace(next_value=next_value, recurrent=start.recurrent)
+    return after, experience, statistics._replace(broken=broken)

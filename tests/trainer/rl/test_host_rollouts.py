@@ -12,9 +12,8 @@ import pytest
 import models
 import trainer
 from trainer.rl import PPOConfig, ppo
-from trainer.rl.device_collecting import init_rollout_state
 from trainer.rl.environments import Box, Discrete, Environment, Step, from_gymnasium
-from trainer.rl.rollouts import rollout
+from trainer.rl.rollouts import init_rollout_state, rollout
 
 gymnasium = pytest.importorskip("gymnasium")
 

@@ -11,9 +11,9 @@ import pytest
 
 import trainer
 from trainer.rl import PPOConfig, curriculum, evaluation_of, ppo, rollout
-from trainer.rl.device_collecting import collect, init_rollout_state
 from trainer.rl.environments import Box, Step
 from trainer.rl.policies import PolicyWeights
+from trainer.rl.rollouts import collect, init_rollout_state
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
