@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from trainer.checks.modes import Mode, infer_mode
 from trainer.commands.lookup.conditions import filter_runs
 from trainer.commands.lookup.scores import (
-    as_json,
+    CurveSummary,
     check_metric_names,
     choose_key_metrics,
     require_mode,
@@ -19,7 +19,7 @@ from trainer.commands.lookup.stores import StoreName, open_store
 from trainer.commands.terminal.output import make_console, print_json, state_text
 from trainer.host.amounts import format_duration, format_progress
 from trainer.host.rich_tables import Column, make_table, safe_text
-from trainer.runs.panels import Curve, metric_names, read_curves
+from trainer.runs.panels import metric_names, read_curves
 from trainer.runs.rows import RunRow
 from trainer.runs.sparklines import format_number
 from trainer.runs.store import Store
@@ -65,17 +65,16 @@ def runs(
         all_rows = opened.runs()
         rows = [row for row in all_rows if not state or row.status(now) in state]
         rows = [opened.read_progress(row) for row in (filter_runs(rows, where) if rows else rows)]
-        curves, modes = _read_scores(opened, rows, all_rows, sort, mode, metrics)
+        modes = _choose_scores(opened, rows, all_rows, sort, mode, metrics)
+        read = {row.name: read_curves(opened, row.name, list(modes)) for row in rows}
+        scores = {
+            run: {name: summarize_curve(curve, modes[name]) for name, curve in curves.items()}
+            for run, curves in read.items()
+        }
         place = opened.connection.label
-    rows = _sort(rows, curves, sort, modes)
+    rows = _sort(rows, scores, sort, modes.get(sort))
     if json:
-        print_json(
-            [
-                row._asdict()
-                | {"state": row.status(now), "scores": as_json(curves[row.name], modes)}
-                for row in rows
-            ]
-        )
+        print_json([_to_data(row, now, scores[row.name], modes) for row in rows])
         return 0
     console = make_console()
     if rows:
@@ -85,7 +84,7 @@ def runs(
             Column("run", [safe_text(row.name, "bold") for row in rows], priority=9, fold_width=24),
             Column("state", [state_text(row.status(now)) for row in rows], priority=8),
             Column("epoch", progress, "right", 7),
-            *_make_score_columns(rows, curves, modes),
+            *_make_score_columns([scores[row.name] for row in rows], modes),
             Column("age", ages, "right", 2),
             Column("host", [safe_text(row.host, "dim") for row in rows], priority=1),
         ]
@@ -99,15 +98,15 @@ def runs(
     return 0
 
 
-def _read_scores(
+def _choose_scores(
     store: Store,
     rows: Sequence[RunRow],
     all_rows: Sequence[RunRow],
     sort: str,
     mode: Mode | None,
     metrics: Sequence[str],
-) -> tuple[dict[str, dict[str, Curve]], dict[str, Mode | None]]:
-    """Read the curves of the scores to show, by run, and return the mode of each score."""
+) -> dict[str, Mode | None]:
+    """Choose the scores to show, and return the mode of each."""
     sampled = all_rows if metrics or sort not in FIELDS else rows[:SAMPLED]
     names = Counter(name for row in sampled for name in metric_names(store, row.name))
     chosen = check_metric_names(metrics, names) if metrics else _choose_common(names)
@@ -115,7 +114,7 @@ def _read_scores(
     if sort not in FIELDS:
         check_metric_names([sort], names, FIELDS)
         modes = {sort: None} | modes | {sort: require_mode(sort, mode)}
-    return {row.name: read_curves(store, row.name, list(modes)) for row in rows}, modes
+    return modes
 
 
 def _choose_common(names: Counter[str]) -> list[str]:
@@ -131,16 +130,23 @@ def _choose_common(names: Counter[str]) -> list[str]:
     )
 
 
+def _to_data(
+    row: RunRow, now: float, scores: Mapping[str, CurveSummary], modes: Mapping[str, Mode | None]
+) -> dict[str, Any]:
+    data = {name: found._asdict() | {"mode": modes[name]} for name, found in scores.items()}
+    return row._asdict() | {"state": row.status(now), "scores": data}
+
+
 def _sort(
     rows: Sequence[RunRow],
-    curves: Mapping[str, Mapping[str, Curve]],
+    scores: Mapping[str, Mapping[str, CurveSummary]],
     sort: str,
-    modes: Mapping[str, Mode | None],
+    mode: Mode | None,
 ) -> list[RunRow]:
     def score_key(row: RunRow) -> tuple[bool, float]:
-        curve = curves[row.name].get(sort)
-        best = None if curve is None else summarize_curve(curve, modes[sort]).best
-        return best is None, 0.0 if best is None else -best if modes[sort] == "max" else best
+        found = scores[row.name].get(sort)
+        best = found and found.best
+        return best is None, 0.0 if best is None else -best if mode == "max" else best
 
     keys: dict[str, Callable[[RunRow], Any]] = {
         "created": lambda row: 0,  # the store sorts them so
@@ -151,19 +157,12 @@ def _sort(
 
 
 def _make_score_columns(
-    rows: Sequence[RunRow],
-    curves: Mapping[str, Mapping[str, Curve]],
-    modes: Mapping[str, Mode | None],
-) -> list[Column]:
-    columns = []
-    for place, (name, mode) in enumerate(modes.items()):
-        values, epochs = [], []
-        for row in rows:
-            curve = curves[row.name].get(name)
-            found = None if curve is None else summarize_curve(curve, mode)
-            best = found and (found.last if found.best is None else found.best)
-            values.append(safe_text("" if best is None else format_number(best)))
-            epochs.append(safe_text(f"at {found.epoch:,}" if found and found.epoch else "", "dim"))
-        columns.append(Column(name, values, "right", 6 - min(place, 3)))
-        columns.append(Column("", epochs, "left", 6 - min(place, 3)))
-    return columns
+    scores: Sequence[Mapping[str, CurveSummary]], names: Iterable[str]
+) -> Iterator[Column]:
+    for place, name in enumerate(names):
+        found = [row.get(name) for row in scores]
+        bests = [one and (one.last if one.best is None else one.best) for one in found]
+        values = [safe_text("" if best is None else format_number(best)) for best in bests]
+        epochs = [f"at {one.epoch:,}" if one and one.epoch else "" for one in found]
+        yield Column(name, values, "right", 6 - min(place, 3))
+        yield Column("", [safe_text(epoch, "dim") for epoch in epochs], "left", 6 - min(place, 3))

@@ -13,10 +13,10 @@ from rich.text import Text
 from trainer.checks.modes import ASIDE, infer_mode
 from trainer.commands.lookup.scores import (
     SCORES,
-    as_json,
     check_metric_names,
     choose_key_metrics,
     make_score_columns,
+    summarize_curve,
 )
 from trainer.commands.lookup.stores import RunName, StoreName, open_run
 from trainer.commands.terminal.braille import COLORS, plot
@@ -97,7 +97,11 @@ def _to_data(
     plain = {name: curve for name, curve in curves.items() if not name.startswith(ASIDE)}
     return row._asdict() | {
         "state": row.status(store.connection.now()),
-        "scores": as_json(plain, {name: infer_mode(name) for name in plain}),
+        "scores": {
+            name: summarize_curve(curve, mode)._asdict() | {"mode": mode}
+            for name, curve in plain.items()
+            for mode in [infer_mode(name)]
+        },
         "hook_seconds": {
             name.removeprefix(HOOK_PREFIX): sum(finite_values(curve))
             for name, curve in curves.items()

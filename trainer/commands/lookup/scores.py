@@ -118,11 +118,3 @@ def require_mode(metric: str, mode: Mode | None) -> Mode:
             "tell: give --mode min or --mode max"
         )
     return found
-
-
-def as_json(curves: Mapping[str, Curve], modes: Mapping[str, Mode | None]) -> dict[str, object]:
-    """Summarize curves as plain data for JSON: name to last, best, epoch and mode."""
-    return {
-        name: {**summarize_curve(curve, modes[name])._asdict(), "mode": modes[name]}
-        for name, curve in curves.items()
-    }
