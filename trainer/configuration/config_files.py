@@ -132,18 +132,14 @@ def parse_config(
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config", type=Path)
     known, flags = file.parse_known_args(arguments)
+    text = f"{(description or '').strip()}\n\nSettings are taken from --config FILE and from flags."
     try:
         config = cls() if known.config is None else load_config(known.config, cls)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    hooks = config.hooks  # of any depth, and not for flags
-    text = f"{(description or '').strip()}\n\nSettings are taken from --config FILE and from flags."
-    config = tyro.cli(
-        cls, default=dataclasses.replace(config, hooks=()), args=flags, description=text.strip()
-    )
-    try:
+        hooks = config.hooks  # of any depth, and not for flags
+        bare = dataclasses.replace(config, hooks=())
+        config = tyro.cli(cls, default=bare, args=flags, description=text.strip())
         check_fresh(config)
-    except FileExistsError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     return dataclasses.replace(config, hooks=hooks)
 
