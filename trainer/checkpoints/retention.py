@@ -49,10 +49,10 @@ def prune(
     newest: int,
     written: Collection[int],
 ) -> None:
-    """Remove the checkpoints with scores that are not kept.
+    """Remove the intact checkpoints, the keys of `scores`, that are not kept.
 
-    Never the newest, which was just written; and one that this process has not written only if it
-    is of this run.
+    `newest` was just written and stays. One that this process has not `written` itself is removed
+    only if it is of this run.
     """
     for number in scores.keys() - select_retained(scores, retention) - {newest}:
         if number in written or run_id.may_remove(folder, number):

@@ -9,12 +9,11 @@ from trainer.host.exception_notes import annotate_errors
 
 
 def make_folder(path: Path, who: str) -> None:
-    """Make a folder, and check that files can be created in it, by whoever the message names.
+    """Make a folder, and check that files can be created in it.
 
     Raises:
-        OSError: they cannot.
+        OSError: they cannot; a note names `who` writes there.
     """
-    remedy = f"{who} cannot write to the folder {str(path)!r}; give it another one"
-    with annotate_errors(remedy):
+    with annotate_errors(f"{who} cannot write to the folder {str(path)!r}; give it another one"):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

@@ -61,8 +61,8 @@ def redact_settings(value: Any, name: str = "") -> Any:
     """Return settings of the same structure with secret texts and numbers replaced.
 
     A text without a password stays unchanged, so that settings can still be compared; two that
-    differ in their password alone become equal. `name` is that of the setting with this value:
-    mappings and sequences of plain data, nested to any depth.
+    differ in their password alone become equal. `value` is plain data, nested to any depth, and
+    `name` that of its setting.
 
     >>> redact_settings({"store": "postgresql://me:pw@host/runs", "hub": {"token": "hf_1"}, "n": 3})
     {'store': 'postgresql://me:***@host/runs', 'hub': {'token': '***'}, 'n': 3}

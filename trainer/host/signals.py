@@ -54,10 +54,11 @@ def attach_progress(error: KeyboardInterrupt, state: Any, history: Any) -> Keybo
 
 @contextlib.contextmanager
 def catch_signals(after: str = "this epoch") -> Iterator[ReceivedSignal]:
-    """Record SIGTERM and SIGINT, and log after what the process ends; a second one ends at once.
+    """Record SIGTERM and SIGINT instead of ending; a second one ends at once.
 
-    Handlers can be installed in the main thread only; elsewhere this logs it and does nothing. The
-    earlier handlers are restored afterwards.
+    The log names what the process still does before it ends, `after`. Handlers can be installed in
+    the main thread only; elsewhere this logs it and does nothing. The earlier handlers are restored
+    afterwards.
     """
     received = ReceivedSignal()
     if threading.current_thread() is not threading.main_thread():
