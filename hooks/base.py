@@ -24,9 +24,6 @@ Init = Callable[[TrainState], PyTree]
 Update = Callable[[Any, TrainState, Mapping[str, float]], tuple[Any, TrainState]]
 """`(hook_state, state, metrics) -> (hook_state, state)`."""
 
-UPDATE_FORM = "(hook_state, state, metrics) -> (hook_state, state)"
-"""How an update is called, for messages."""
-
 
 def observe(hook: HookFunction | Hook) -> Hook:
     """Declare a function an observer: it may write scores and its own hook state, nothing else.
@@ -144,7 +141,8 @@ def stateful(
 
 def _bind_hook_state(name: str, init: Init, update: Update, role: str) -> HookFunction:
     """Make a hook's function of an update: it reads the hook state, and puts the new one back."""
-    require_function(f"{role} of hook {name!r}", update, UPDATE_FORM)
+    form = "(hook_state, state, metrics) -> (hook_state, state)"
+    require_function(f"{role} of hook {name!r}", update, form)
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         before = get_hook_state(state, name, init)

@@ -75,7 +75,7 @@ def chain(*hooks: Any) -> Chain:
 
 
 def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
-    """Run a hook in every n-th epoch, counted from 1, from epoch `start` on.
+    """Run a hook in every n-th epoch, counted from 1, from epoch `start` on; `n` is at least 1.
 
     >>> print(every(5, chain()))
     event  stage  hook  reads  writes
@@ -92,7 +92,7 @@ def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
 
 
 def every_steps(n: int, hook: HookLike) -> HookLike:
-    """Run a hook if `step // n` has grown since the hook last ran."""
+    """Run a hook if `step // n` has grown since the hook last ran; `n` is at least 1."""
     require_integer("every_steps(n, hook): n", n, 1)
 
     def gate(part: Hook) -> tuple[Gate, tuple[HookState, ...]]:

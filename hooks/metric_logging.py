@@ -26,7 +26,10 @@ def log_metrics(*writers: Writer) -> Chain:
     `steps/`, the per-step traces. List it after the observers whose scores it shall write.
 
     Args:
-        writers: at least one: `Console()`, `JsonLines(path)`, or your own: see `Writer`.
+        writers: `Console()`, `JsonLines(path)`, or your own: see `Writer`.
+
+    Raises:
+        TypeError, ValueError: an argument is no writer; there is none.
 
     >>> from hooks.writers.console import Console
     >>> print(log_metrics(Console()))

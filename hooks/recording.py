@@ -81,6 +81,9 @@ def image_grid(pixels: Any, *, columns: int | None = None) -> Image:
         pixels: `[pictures, height, width, channels]`, uint8, or floats from 0 to 1.
         columns: pictures in a row; if None, about as many as rows.
 
+    Raises:
+        ValueError: the pixels have other axes, or there is no picture or column.
+
     >>> image_grid(np.ones((3, 8, 8, 1))).pixels.shape
     (17, 17, 1)
     """

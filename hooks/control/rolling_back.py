@@ -102,6 +102,9 @@ def roll_back_on_spike(
         mode: `min` if smaller is better, `max` if larger is; None goes by the metric's name.
         max_rollbacks, learning_rate_scale, directory: as in `roll_back_on_nan`.
 
+    Raises:
+        ValueError: as `roll_back_on_nan`.
+
     >>> import jax, jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
     >>> hook = roll_back_on_spike("train/loss", window=2)

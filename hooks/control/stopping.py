@@ -62,9 +62,6 @@ def stop_early(
         raise ValueError(f"min_delta must not be negative; got {min_delta}")
     mode = resolve_mode("stop_early", metric, mode)
 
-    def init(state: TrainState) -> EarlyStopping:
-        return EarlyStopping(best=worst(mode), since=0)
-
     def update(
         before: EarlyStopping, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[EarlyStopping, TrainState]:
@@ -78,7 +75,8 @@ def stop_early(
         log.info(message, metric, *after)
         return after, state.replace(stop=True)
 
-    return stateful(f"stop_early/{metric}", init, update, reads=(metric,))
+    first = EarlyStopping(best=worst(mode), since=0)
+    return stateful(f"stop_early/{metric}", lambda state: first, update, reads=(metric,))
 
 
 def stop_at_return(target: float, *, metric: str = "rollout/return", window: int = 1) -> Hook:
@@ -106,9 +104,6 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
         raise ValueError(f"target must be a finite return; got {target}")
     require_integer("window", window, 1)
 
-    def init(state: TrainState) -> np.ndarray:
-        return np.full(window, np.nan)
-
     def update(
         last: np.ndarray, state: TrainState, metrics: Mapping[str, float]
     ) -> tuple[np.ndarray, TrainState]:
@@ -118,7 +113,8 @@ def stop_at_return(target: float, *, metric: str = "rollout/return", window: int
         log.info("stopping: %s reached %.6g over %d values", metric, last.mean(), window)
         return last, state.replace(stop=True)
 
-    return stateful(f"stop_at_return/{metric}", init, update, reads=(metric,))
+    name = f"stop_at_return/{metric}"
+    return stateful(name, lambda state: np.full(window, np.nan), update, reads=(metric,))
 
 
 def stop_on_nan() -> Hook:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,8 @@ SHOWN = 2**14
 """Numbers of a layer in a histogram, at most; from more, evenly picked ones."""
 
 
-class GradientStats(NamedTuple):
-    """Statistics of a state on one batch."""
-
-    scores: dict[str, float]
-    samples: dict[str, jax.Array]
-    """Numbers of gradients and parameters by layer, still on the device."""
+Statistics = tuple[dict[str, float], dict[str, jax.Array]]
+"""Scores, and numbers of gradients and parameters by layer, still on the device."""
 
 
 def watch_gradients(
@@ -88,7 +84,8 @@ def watch_gradients(
     compute_stats = make_stats_function(task, batch, depth)
 
     def score(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        return state.replace(scores={**state.scores, **compute_stats(state).scores})
+        scores, _ = compute_stats(state)
+        return state.replace(scores={**state.scores, **scores})
 
     def names(state: TrainState) -> tuple[str, ...]:
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(strip_host_fields(state))):
@@ -101,7 +98,7 @@ def watch_gradients(
         return score_names(state.params, depth)
 
     def histograms(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Histogram]:
-        samples = compute_stats(state).samples
+        _, samples = compute_stats(state)
         return {name: Histogram(np.asarray(values)) for name, values in samples.items()}
 
     watch = Hook(score, "watch_gradients", stage="observe", writes=names)
@@ -110,7 +107,7 @@ def watch_gradients(
     return chain(watch, every(histograms_every, record("gradients", histograms, *writers)))
 
 
-def make_stats_function(task: Any, batch: Any, depth: int) -> Callable[[TrainState], GradientStats]:
+def make_stats_function(task: Any, batch: Any, depth: int) -> Callable[[TrainState], Statistics]:
     """Make the function that computes the statistics: one compiled function, one transfer."""
 
     @jax.jit
@@ -133,10 +130,10 @@ def make_stats_function(task: Any, batch: Any, depth: int) -> Callable[[TrainSta
         names = score_names(state.params, depth)
         return jnp.stack([measured[name] for name in names]), samples
 
-    def compute_stats(state: TrainState) -> GradientStats:
+    def compute_stats(state: TrainState) -> Statistics:
         numbers, samples = compute(strip_host_fields(state), batch)
         names = score_names(state.params, depth)
-        return GradientStats(dict(zip(names, np.asarray(numbers).tolist(), strict=True)), samples)
+        return dict(zip(names, np.asarray(numbers).tolist(), strict=True)), samples
 
     return compute_stats
 
