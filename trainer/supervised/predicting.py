@@ -56,10 +56,16 @@ def predict(
     array([0., 2., 4., 6., 8.], dtype=float32)
     """
     require_source(source, "predict", "evaluation")
-    function, feed = _function_of(network), source.evaluation()
-    if whole_batch:
-        feed = unpad_feed(feed)
-    run = _Prediction(function, hasattr(network, "apply"), feed.batch)
+    is_apply = hasattr(network, "apply")
+    if is_apply:
+        check_network(network, "predict")
+    elif not callable(network):
+        raise TypeError(
+            "predict needs a network, a pair (init, apply), or a function (state, batch) -> "
+            f"outputs, such as task.outputs; got {describe_value(network)}"
+        )
+    feed = unpad_feed(source.evaluation()) if whole_batch else source.evaluation()
+    run = _Prediction(network.apply if is_apply else network, is_apply, feed.batch)
     compiled = get_shared_cache(run).compiled
     jitted = compiled.setdefault(read_jax_settings(), jax.jit(run))
     state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
@@ -107,18 +113,6 @@ class _Prediction:
                     "pass a function (state, batch) -> outputs that returns one per example"
                 )
         return outputs, mask
-
-
-def _function_of(network: Any) -> Callable[..., Any]:
-    if hasattr(network, "apply"):
-        check_network(network, "predict")
-        return network.apply
-    if callable(network):
-        return network
-    raise TypeError(
-        "predict needs a network, a pair (init, apply), or a function (state, batch) -> outputs, "
-        f"such as task.outputs; got {describe_value(network)}"
-    )
 
 
 def _fetch_pipelined(batches: Iterator[tuple[PyTree, jax.Array]]) -> Iterator[PyTree]:

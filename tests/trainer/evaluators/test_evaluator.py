@@ -50,7 +50,7 @@ def suite_with(start, val, look):
 
 
 def test_a_full_cycle(project, store, start, digits, task):
-    val = trainer.evaluation(task.measure, digits[1])
+    val = trainer.evaluation(lambda *both: task.measure(*both), digits[1])
     suite = Suite("digits", start, val)
     project.request(1, 2, 3)
     assert work(project.folder, suite, idle=0) == (3, 0, 0, 0)
