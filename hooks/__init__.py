@@ -8,7 +8,7 @@ check_package_origin("trainer")
 from hooks.backtesting.rerun import backtest
 from hooks.base import observe, reads, rekeys, stateful, writes
 from hooks.checkpointing import save_checkpoints
-from hooks.combining import chain, every, every_steps, on, once, when
+from hooks.combining import chain
 from hooks.config.hooks_by_name import build_hooks, build_writers, from_config, write_config
 from hooks.control.adapting_curriculum import adapt_curriculum
 from hooks.control.averaging import average_params, recalibrate, swa
@@ -33,6 +33,7 @@ from hooks.recording import image_grid, record
 from hooks.recording_replays import record_replays
 from hooks.reports.plotting import plot_history
 from hooks.reports.writing_report import write_report
+from hooks.triggers import every, every_steps, on, once, when
 from hooks.writers.console import Console
 from hooks.writers.database import Database
 from hooks.writers.json_lines import JsonLines

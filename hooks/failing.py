@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hooks.combining import UNGATED_EVENTS, HookLike, join_parts
-from hooks.worker import BackgroundWorker
 from trainer import Hook, Interrupt, Metrics, TrainState
 from trainer.checks.arguments import require_integer, require_number
 from trainer.checks.pytrees import is_key, map_key_data
 from trainer.hook import HookFunction, flatten_hooks
+from trainer.host.background_worker import BackgroundWorker
 from trainer.host.time_spans import span
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.state import attach_host_fields, strip_host_fields

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hooks.combining import Chain, chain, every
+from hooks.combining import Chain, chain
 from hooks.recording import record
+from hooks.triggers import every
 from hooks.writers.values import Histogram
 from hooks.writers.writer import Writer
 from trainer import Hook, TrainState

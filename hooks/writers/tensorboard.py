@@ -14,13 +14,13 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, make_histogram, text
 
-from hooks.worker import BackgroundWorker
 from hooks.writers import event_files
 from hooks.writers.appending import AppendFile
 from hooks.writers.images import encode_gif, to_uint8
 from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Value, Video
 from hooks.writers.writer import log_missing_history
 from trainer.checks.paths import to_absolute_path
+from trainer.host.background_worker import BackgroundWorker
 from trainer.host.folders import make_folder
 
 POINTS = 1000

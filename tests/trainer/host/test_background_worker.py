@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hooks.worker import BackgroundWorker
+from trainer.host.background_worker import BackgroundWorker
 
 
 @pytest.fixture

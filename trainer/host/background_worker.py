@@ -53,7 +53,12 @@ class BackgroundWorker:
         self.check()
         if self._thread is None:
             self._thread = _WorkerThread(self._name, self._function, self._max_queued)
-        self._enqueue(self._thread, (item,))
+        thread = self._thread
+        while True:
+            try:
+                return thread.items.put((item,), timeout=self._left(thread))
+            except queue.Full:
+                self._raise_if_late(thread)
 
     def flush(self) -> None:
         """Wait until all queued items are processed."""
@@ -75,13 +80,6 @@ class BackgroundWorker:
             else:
                 thread.items.put(None)
                 thread.thread.join()
-
-    def _enqueue(self, thread: _WorkerThread, item: Any) -> None:
-        while True:
-            try:
-                return thread.items.put(item, timeout=self._left(thread))
-            except queue.Full:
-                self._raise_if_late(thread)
 
     def _wait(self, thread: _WorkerThread) -> None:
         with thread.items.all_tasks_done:
