@@ -3,7 +3,8 @@
 from models.actor_critic import ActorCritic, actor_critic
 from models.captioner import captioner
 from models.cnn import cnn
-from models.decoding import Decoder, generate
+from models.decoding import Decoder
+from models.generating import generate
 from models.linen import from_linen
 from models.mlp import mlp
 from models.network import Network

@@ -1,4 +1,4 @@
-"""Checks of the settings and inputs of the bundled networks."""
+"""Checks of settings, inputs and parameters of networks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from models.network import PyTree
 
@@ -58,7 +59,6 @@ def require_array(owner: str, form: str, inputs: PyTree, *, ranks: Sequence[int]
 
     `form` is the required shape, for the message; `ranks` the allowed ones, any from 1 on if empty.
 
-    >>> import jax.numpy as jnp
     >>> require_array("cnn", "[batch, height, width, channels]", jnp.ones((4, 8, 8)), ranks=(4,))
     Traceback (most recent call last):
         ...
@@ -72,3 +72,39 @@ def require_array(owner: str, form: str, inputs: PyTree, *, ranks: Sequence[int]
         if ranks and len(inputs.shape) + 1 in ranks and "channels" in form:
             remedy = ": images of one channel are images[..., None]"
         raise ValueError(f"{owner} takes inputs {form}; got shape {inputs.shape}{remedy}")
+
+
+def require_fit(name: str, expected: PyTree, got: PyTree, *, remedy: str) -> None:
+    """Raise ValueError, with a list, if a pytree lacks an array, has another, or one misshapen.
+
+    Dtypes are not checked: a network may run on parameters of a lower precision.
+
+    Args:
+        name: what `got` is, for the message.
+        expected: pytree of arrays or `jax.ShapeDtypeStruct`s.
+        got: pytree of arrays.
+        remedy: what to do, for the message.
+
+    >>> require_fit("params", {"w": jnp.ones(2)}, {"w": jnp.ones(3)}, remedy="call init again")
+    Traceback (most recent call last):
+        ...
+    ValueError: params: the arrays do not fit: w must be (2,), got (3,); call init again
+    """
+    wanted, found = _shapes_by_path(expected), _shapes_by_path(got)
+    faults = [f"{path} is missing" for path in wanted.keys() - found.keys()]
+    faults += [f"{path} is not expected" for path in found.keys() - wanted.keys()]
+    faults += [
+        f"{path} must be {wanted[path]}, got {found[path]}"
+        for path in wanted.keys() & found.keys()
+        if wanted[path] != found[path]
+    ]
+    if faults:
+        listed = sorted(faults)[:6] + [f"and {len(faults) - 6} more"] * (len(faults) > 6)
+        raise ValueError(f"{name}: the arrays do not fit: {', '.join(listed)}; {remedy}")
+
+
+def _shapes_by_path(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

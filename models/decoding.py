@@ -1,17 +1,14 @@
-"""The contract of decoders, which generate one token after another, and sampling from them."""
+"""The contract of decoders, which read and predict one token after another."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.argument_checks import require_size
 from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx, make_assembler
 
@@ -81,109 +78,6 @@ def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], None
         return bound(params).decode_step(cache, tokens)
 
     return Decoder(network.init, network.apply, init_cache, decode_step)
-
-
-def generate(
-    decoder: Decoder,
-    params: PyTree,
-    prompt: PyTree,
-    *,
-    length: int,
-    key: jax.Array,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-) -> jax.Array:
-    """Generate the tokens that follow a prompt.
-
-    Reading the prompt and generating is one compiled function for each shape of the prompt and each
-    `length` and `top_k`; those of the eight decoders used last are cached.
-
-    Args:
-        decoder: from `transformer` or `captioner`.
-        params: its parameters.
-        prompt: the decoder's inputs: tokens, integer `[batch, time]` with at least one token, or a
-            dict with them under `tokens` and the other inputs, such as `image`.
-        length: number of tokens to generate.
-        key: () typed key; the same key generates the same tokens.
-        temperature: divides the logits; below 1 likely tokens become more likely, and 0 takes
-            the likeliest.
-        top_k: number of likeliest tokens to draw from; None for all.
-
-    Returns:
-        The tokens that follow, int32 `[batch, length]`.
-
-    Raises:
-        TypeError: `length` or `top_k` is no whole number.
-        ValueError: a setting is out of range, the prompt has no token, or the prompt and its
-            continuation exceed the decoder's context.
-
-    >>> import models
-    >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
-    >>> prompt = jnp.array([[0, 1, 2], [3, 4, 0]])
-    >>> params, _ = jax.jit(decoder.init)(jax.random.key(0), prompt)
-    >>> generate(decoder, params, prompt, length=5, key=jax.random.key(1), top_k=3).shape
-    (2, 5)
-    """
-    require_size("generate", "length", length)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"generate: temperature must be 0 or more, and finite; got {temperature}")
-    if top_k is not None:
-        require_size("generate", "top_k", top_k)
-    tokens = prompt["tokens"] if isinstance(prompt, Mapping) else prompt
-    if jnp.ndim(tokens) != 2 or not jnp.shape(tokens)[1]:
-        raise ValueError(
-            "generate needs a prompt [batch, time] of at least one token, such as that which "
-            f"starts every text; got shape {jnp.shape(tokens)}"
-        )
-    return _compile_generate(decoder)(
-        params,
-        jax.tree.map(jnp.asarray, prompt),
-        key,
-        float(temperature),
-        length=length,
-        top_k=top_k,
-        greedy=temperature == 0,
-    )
-
-
-@functools.lru_cache(maxsize=8)  # bounded, so that unused decoders are freed
-def _compile_generate(decoder: Decoder) -> Any:
-    @functools.partial(jax.jit, static_argnames=("length", "top_k", "greedy"))
-    def write(
-        params: PyTree,
-        prompt: PyTree,
-        key: jax.Array,
-        temperature: jax.Array,
-        *,
-        length: int,
-        top_k: int | None,
-        greedy: bool,
-    ) -> jax.Array:
-        tokens = prompt["tokens"] if isinstance(prompt, Mapping) else prompt
-
-        def pick(logits: jax.Array, key: jax.Array) -> jax.Array:
-            if greedy:
-                return logits.argmax(-1).astype(jnp.int32)
-            if top_k is None or top_k >= logits.shape[-1]:
-                return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
-            values, likeliest = jax.lax.top_k(logits, top_k)
-            rank = jax.random.categorical(key, values / temperature)
-            return jnp.take_along_axis(likeliest, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)
-
-        def step(carry: tuple[PyTree, jax.Array], key: jax.Array) -> Any:
-            cache, token = carry
-            logits, cache = decoder.decode_step(params, cache, token[:, None])
-            token = pick(logits[:, -1], key)
-            return (cache, token), token
-
-        cache = decoder.init_cache(params, prompt, tokens.shape[1] + length)
-        logits, cache = decoder.decode_step(params, cache, tokens)
-        keys = jax.random.split(key, length)
-        first = pick(logits[:, -1], keys[0])
-        _, rest = jax.lax.scan(step, (cache, first), keys[1:])
-        return jnp.concatenate([first[:, None], rest.T], axis=1)
-
-    return write
 
 
 def require_tokens(owner: str, tokens: Any, longest: int) -> None:

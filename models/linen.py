@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import core, linen
 from flax.errors import InvalidRngError
 
-from models.network import Network, PyTree, named_key, require_fit, shapes_of
+from models.argument_checks import require_fit
+from models.network import Network, PyTree, named_key, shapes_of
 from models.train_flags import AUTO, check_call, find_flags, known_flags, make_flag_kwargs
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
-from models.network import Network, PyTree, named_key, require_fit, shapes_of
+from models.argument_checks import require_fit
+from models.network import Network, PyTree, named_key, shapes_of
 from models.train_flags import AUTO, find_flags, make_flag_kwargs
 
 Build = Callable[[nnx.Rngs, PyTree], nnx.Module]

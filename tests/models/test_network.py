@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 import models
-from models.network import named_key, require_fit, shapes_of
+from models.network import named_key, shapes_of
 
 IMAGES = jax.random.uniform(jax.random.key(7), (6, 4, 4, 1))
 LABELS = jnp.arange(6) % 4
@@ -249,20 +249,3 @@ def test_named_keys_are_the_same_in_every_process():
 def test_a_key_must_be_a_single_typed_one(key):
     with pytest.raises(TypeError, match=r"key must be a (single|typed) key"):
         named_key(key, "dropout")
-
-
-def test_require_fit_lists_what_does_not_fit():
-    expected = {"a": {"w": jnp.ones(2), "b": jnp.ones(2)}}
-    require_fit("params", expected, expected, remedy="do")
-    with pytest.raises(
-        ValueError, match=r"params: .* a/b is missing, a/w must be \(2,\), got \(3,"
-    ):
-        require_fit("params", expected, {"a": {"w": jnp.ones(3)}}, remedy="do")
-    with pytest.raises(ValueError, match=r"model_state: .* b is not expected; do this"):
-        require_fit("model_state", {}, {"b": 1.0}, remedy="do this")
-
-
-def test_require_fit_lists_no_more_than_six():
-    many = {str(i): jnp.ones(1) for i in range(9)}
-    with pytest.raises(ValueError, match=r"0 is missing.*5 is missing, and 3 more; do$"):
-        require_fit("params", many, {}, remedy="do")
