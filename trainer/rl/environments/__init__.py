@@ -5,7 +5,7 @@ from trainer.rl.environments.environment import Box, Discrete, Environment, Spac
 from trainer.rl.environments.from_gymnasium import HostEnvironments, from_gymnasium
 from trainer.rl.environments.from_gymnax import from_gymnax
 from trainer.rl.environments.from_jumanji import from_jumanji
-from trainer.rl.environments.grid_layouts import GridworldParams, gridworld_levels
+from trainer.rl.environments.grid_params import GridworldParams, gridworld_levels
 from trainer.rl.environments.gridworld import gridworld
 from trainer.rl.environments.wrappers import auto_reset, record_episodes, time_limit
 

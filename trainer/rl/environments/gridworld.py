@@ -14,15 +14,17 @@ from trainer.rl.environments.grid_layouts import (
     KINDS,
     LOCKED,
     NOWHERE,
-    SIZE,
     WALL,
     GridLayout,
-    GridworldParams,
-    check_params,
     doorway_cells,
     draw_layout,
-    gridworld_levels,
     kinds_of,
+)
+from trainer.rl.environments.grid_params import (
+    SIZE,
+    GridworldParams,
+    check_params,
+    gridworld_levels,
     locked_doors,
 )
 
