@@ -6,10 +6,12 @@ import dataclasses
 import html
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from hooks.reports.svg_charts import HUES, render_chart
 from trainer.host.amounts import format_duration
+from trainer.host.atomic_files import atomic_replace
 from trainer.runs.panels import Curve, assign_colors, group_panels, hook_times
 from trainer.runs.sparklines import format_number, rank_metric
 
@@ -84,6 +86,12 @@ class Report:
     environment: Mapping[str, str]
     tables: Mapping[str, ReportTable] = dataclasses.field(default_factory=dict)
     """Further tables, by title; empty ones are left out."""
+
+
+def write_page(path: Path, report: Report) -> None:
+    """Write the page of a report, and replace an earlier one at the path."""
+    with atomic_replace(path) as beside:
+        beside.write_text(render_page(report), encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def render_page(report: Report) -> str:

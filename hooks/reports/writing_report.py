@@ -9,12 +9,11 @@ from typing import Any
 
 from hooks.combining import Chain
 from hooks.reports.histories import call_on_finish
-from hooks.reports.report_page import Report, render_page
+from hooks.reports.report_page import Report, write_page
 from trainer import TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_duration
-from trainer.host.atomic_files import atomic_replace
 from trainer.host.folders import make_folder
 from trainer.host.machine import describe_environment
 from trainer.runs.panels import Curve, sum_epoch_seconds
@@ -83,7 +82,6 @@ def write_report(
             config=format_settings(config),
             environment=describe_environment(),
         )
-        with atomic_replace(path) as beside:
-            beside.write_text(render_page(report), encoding="utf-8", errors="xmlcharrefreplace")
+        write_page(path, report)
 
     return call_on_finish("write_report", write, records=records, follow=follow)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hooks.reports.report_page import Report, ReportTable, render_page
+from hooks.reports.report_page import Report, ReportTable, write_page
 from trainer.commands.lookup.scores import SCORES, choose_key_metrics
 from trainer.commands.lookup.stores import RunName, StoreName, is_path, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
 from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_bytes, format_duration
-from trainer.host.atomic_files import atomic_replace
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
 from trainer.runs.panels import read_curves, sum_epoch_seconds
@@ -38,15 +36,14 @@ def report(run: RunName, /, *, to: str | None = None, store: StoreName = None) -
     """
     path = None if to is None else parse_local_path(to, "--to")
     with open_run(run, store) as (opened, row):
-        page = render_page(build_report(opened, row))
+        built = build_report(opened, row)
     # Not written to a directory that only the store names: whoever wrote the store could choose it.
-    if path is None and is_path(run) and os.path.isdir(run):
+    if path is None and is_path(run) and Path(run).is_dir():
         path = parse_local_path(run, "a run") / "report.html"
     path = path or Path(f"{to_file_name(row.name)}.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_replace(path.absolute()) as beside:
-            beside.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+        write_page(path.absolute(), built)
     except OSError as error:
         raise CommandError(
             f"the page cannot be written to {escape_text(path)}: {escape_text(error)}"
