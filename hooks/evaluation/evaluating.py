@@ -84,7 +84,6 @@ def evaluate(
             f"phase {phase.name!r} may change it"
         )
     name = f"evaluate/{phase.name}"
-
     warn = warn_once(warn_uncalibrated_params, params)
 
     def list_names(state: TrainState) -> tuple[str, ...]:
@@ -115,17 +114,11 @@ def evaluate(
                 f"hook {name!r} measures the state before training, and its scores must be finite; "
                 f"{wrong}: check the initial parameters, and the data"
             )
-        shown = ", ".join(f"{key} {score:.4g}" for key, score in scores.items())
-        log.info("before training: %s", shown)
+        log.info("before training: %s", ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         return after
 
-    hook = Hook(
-        run,
-        name,
-        writes=list_names,
-        required_hook_states=list_required_states(params),
-        dry_run=dry_run,
-    )
+    required = list_required_states(params)
+    hook = Hook(run, name, writes=list_names, required_hook_states=required, dry_run=dry_run)
     if not sanity:
         return hook
     start = Hook(check_start, f"{name}/start", event="start", writes=list_names, dry_run=SKIP)

@@ -73,11 +73,8 @@ def restore_teacher(
     check_policy(network, env, who="the teacher")
     shapes = jax.eval_shape(lambda key: init_weights(network, env, key), jax.random.key(0))
     params, model_state, _ = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    wanted = {
-        "params": params,
-        "model_state": model_state,
-        STATISTICS: init_statistics(example(env.observation_space)),
-    }
+    statistics = init_statistics(example(env.observation_space))
+    wanted = {"params": params, "model_state": model_state, STATISTICS: statistics}
     try:
         found, _ = read_part(directory, wanted, optional=[STATISTICS], best=best, mode=mode)
     except ValueError as error:
@@ -93,13 +90,10 @@ def kickstart(*, value_coefficient: float = 0.0) -> LossFunction:
     """Build the loss of a policy's distance from its teacher, per example.
 
     It is KL(teacher || student) of the actions, plus half the squared distance of the values times
-    its coefficient: leave that 0 unless the teacher was trained on the same rewards, scaled alike.
-    With `losses.total` it is one term of several, annealed to zero:
+    `value_coefficient`: leave that 0 unless the teacher was trained on the same rewards, scaled
+    alike. With `losses.total` it is one term of several, annealed to zero:
 
         losses.total(ppo_loss(), (kickstart(), optax.linear_schedule(1.0, 0.0, 2000)))
-
-    Args:
-        value_coefficient: weight of the distance of the values.
 
     Returns:
         A loss of a policy's outputs `[batch, ...]` and a batch whose `teacher` holds the teacher's
