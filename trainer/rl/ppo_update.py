@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from trainer.losses.loss import Loss, LossFunction, as_loss
+from trainer.losses.loss import LossFunction, as_loss
 from trainer.phases.phase import Phase
 from trainer.rl.experience import Experience
+from trainer.rl.minibatch_steps import group_units, update_on_minibatches
 from trainer.rl.normalization import scale_rewards, update_statistics
-from trainer.rl.policies import is_recurrent, unroll_policy, weights_of
+from trainer.rl.policies import unroll_policy
 from trainer.rl.ppo_config import PPOConfig
 from trainer.rl.ppo_loss import ppo_loss
 from trainer.rl.returns import Trajectory, compute_gae
 from trainer.state import PyTree, TrainState
-from trainer.supervised import gradients
-
-
-class ExperienceUnits(NamedTuple):
-    """Experience `[time, unit, ...]`; a minibatch takes some of the units.
-
-    A unit is one transition (and the time 1), or, for a recurrent policy, all steps of one
-    environment in order.
-    """
-
-    batch: dict[str, PyTree]
-    """`[time, unit, ...]`: what the loss reads, and `first`."""
-    recurrent: PyTree
-    """Recurrent state of the policy before the first step, `[unit, ...]`."""
 
 
 def update(
@@ -156,87 +142,3 @@ def run_teacher(
     outputs, recurrent, _ = unroll_policy(network, known["weights"], *seen)
     carry = {**state.carry, "teacher": {**known, "recurrent": recurrent}}
     return state.replace(carry=carry), outputs
-
-
-def group_units(batch: dict[str, PyTree], recurrent: PyTree) -> ExperienceUnits:
-    """Group experience `[time, env, ...]` into the units that minibatches are made of."""
-    if not is_recurrent(recurrent):
-        batch = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), batch)
-    return ExperienceUnits(batch, recurrent)
-
-
-def update_on_minibatches(
-    state: TrainState,
-    units: ExperienceUnits,
-    network: Any,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
-    config: PPOConfig,
-    key: jax.Array,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Take one optimizer step per minibatch, with the units shuffled in each epoch.
-
-    From the first minibatch on whose `approx_kl` is above `target_kl`, no gradients are applied.
-
-    Returns:
-        The state, and the traces of what was measured, `[epochs * minibatches]` each.
-    """
-    count, target_kl = units.batch["value"].shape[1], config.target_kl
-    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(
-        jax.random.split(key, config.epochs)
-    )
-    rows = orders.reshape(config.epochs * config.minibatches, count // config.minibatches)
-
-    def step(carried: Any, row: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        state, applying = carried
-        batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), units.batch)
-        recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), units.recurrent)
-        found = compute_minibatch_gradients(state, batch, recurrent, network, loss)
-        after, measured = gradients.apply_gradients(
-            state,
-            found,
-            optimizer,
-            grad_norm=gradients.global_norm(found.grads),
-            clip_norm=config.clip_norm,
-        )
-        weighted = gradients.has_weight(found.means)
-        after, measured = gradients.skip_empty_batch(weighted, state, after, measured)
-        metrics = gradients.to_metrics(found.means) | measured
-        if target_kl is None:
-            return (after, applying), metrics
-        if "approx_kl" not in metrics:
-            raise ValueError(
-                "target_kl needs a loss that reports 'approx_kl', as ppo_loss does; it reported "
-                f"{sorted(metrics)}"
-            )
-        within = metrics["approx_kl"] <= target_kl
-        applying &= within if weighted is None else within | ~weighted
-        after = jax.tree.map(lambda new, old: jnp.where(applying, new, old), after, state)
-        return (after, applying), metrics | {"applied": applying.astype(jnp.float32)}
-
-    (state, _), traces = lax.scan(step, (state, jnp.bool_(True)), rows)
-    return state, traces
-
-
-def compute_minibatch_gradients(
-    state: TrainState, batch: dict[str, PyTree], recurrent: PyTree, network: Any, loss: Loss
-) -> gradients.Gradients:
-    """Return gradients, the loss's means and the model state of a minibatch `[time, unit, ...]`."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-
-    def objective(
-        params: PyTree, model_state: PyTree, batch: Mapping[str, PyTree], key: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        weights = weights_of(state)._replace(params=params, model_state=model_state)
-        outputs, _, model_state = unroll_policy(
-            *(network, weights, batch["observation"], recurrent, batch["first"]),
-            key=key,
-            train=True,
-        )
-        outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        means = gradients.compute_means(loss, state.step, outputs, flat)
-        return means["loss"].value, (means, model_state)
-
-    return gradients.compute_gradients(
-        objective, state.params, state.model_state, batch, state.key("network")
-    )

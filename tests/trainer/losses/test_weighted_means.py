@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import trainer
 from trainer import data, losses
 from trainer.phases.reductions import WEIGHT, reduce_pieces
-from trainer.rl import PPOConfig, ppo_update
+from trainer.rl import PPOConfig, minibatch_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -211,8 +211,8 @@ def test_a_minibatch_without_weight_changes_nothing():
     )
     rows = jnp.array([[[1.0, 2.0]], [[0.0, 9.0]]])  # [time, env, features]: one counts
     batch = {"observation": rows, "first": jnp.zeros((2, 1), bool), "value": jnp.zeros((2, 1))}
-    after, traces = ppo_update.update_on_minibatches(
-        *(state, ppo_update.group_units(batch, ()), network, optimizer, losses.Loss(weighed)),
+    after, traces = minibatch_steps.update_on_minibatches(
+        *(state, minibatch_steps.group_units(batch, ()), network, optimizer, losses.Loss(weighed)),
         config=PPOConfig(epochs=1, minibatches=2, clip_norm=None),
         key=jax.random.key(1),
     )

@@ -76,13 +76,6 @@ def test_an_update_needs_a_rollout_before_it(counts, always):
         trainer.fit(agent.init(jax.random.key(0)), agent.update, epochs=1)
 
 
-def test_units_are_transitions_or_for_recurrent_policies_environments():
-    batch = {"value": jnp.zeros((3, 2)), "observation": jnp.zeros((3, 2, 5))}
-    assert ppo_update.group_units(batch, ()).batch["observation"].shape == (1, 6, 5)
-    kept = ppo_update.group_units(batch, jnp.zeros((2, 4)))
-    assert kept.batch["observation"].shape == (3, 2, 5)
-
-
 def test_rewards_are_scaled_only_if_the_state_keeps_statistics(state):
     experience = _experience()
     same, plain = ppo_update.apply_reward_scaling(state, experience, 0.9)
