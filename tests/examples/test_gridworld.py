@@ -9,23 +9,24 @@ from running import fingerprint, finished, killed_after, started
 EPOCHS = 40
 SMALL = (
     *("--envs", "2", "--steps", "8", "--batch-size", "8", "--recurrent-size", "4"),
-    *("--epochs", str(EPOCHS), "--checkpointing.max-cost", "None"),
+    *("--checkpointing.max-cost", "None"),
     *("--logging.no-tensorboard", "--logging.no-report"),
 )
 
 
-def _run(run):
-    return started("gridworld", run, *SMALL)
+def _run(run, epochs=EPOCHS):
+    return started("gridworld", run, *SMALL, "--epochs", str(epochs))
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """An uninterrupted run: its directory and its output."""
-    run = tmp_path_factory.mktemp("straight")
-    return run, finished(_run(run))
+def teacher(tmp_path_factory):
+    """The directory of a short run."""
+    run = tmp_path_factory.mktemp("teacher")
+    finished(_run(run, epochs=20))
+    return run
 
 
-def _student(straight, run, *, teacher_recurrent_size):
+def _student(teacher, run, *, teacher_recurrent_size):
     """Start a student of that run."""
     return started(
         *("gridworld", run, "--epochs", "4", "--envs", "8", "--steps", "8", "--batch-size", "8"),
@@ -33,7 +34,7 @@ def _student(straight, run, *, teacher_recurrent_size):
             "--recurrent-size",
             "6",
             "--teacher",
-            straight[0],
+            teacher,
             "--teacher-recurrent-size",
             teacher_recurrent_size,
         ),
@@ -43,26 +44,28 @@ def _student(straight, run, *, teacher_recurrent_size):
 
 
 @pytest.mark.soak  # smaller tests hold the same law
-def test_it_resumes_bit_for_bit_after_a_kill(straight, tmp_path):
+def test_it_resumes_bit_for_bit_after_a_kill(tmp_path):
     """Including levels, recurrent states, curriculum and evaluations."""
-    killed = _run(tmp_path)
-    printed = killed_after(killed, tmp_path, 3)
+    straight = finished(_run(tmp_path / "straight"))
+    parts = tmp_path / "parts"
+    killed = _run(parts)
+    printed = killed_after(killed, parts, 3)
     assert killed.returncode < 0, printed
-    resumed = finished(_run(tmp_path))
+    resumed = finished(_run(parts))
     assert re.search(r"resuming from epoch [1-3]?\d,", resumed.replace("\n", " "))
     assert f"missed 0.6 after {EPOCHS * 16:,} steps" in resumed
-    assert fingerprint(resumed) == fingerprint(straight[1])
+    assert fingerprint(resumed) == fingerprint(straight)
 
 
-def test_a_student_learns_to_act_as_its_teacher(straight, tmp_path):
-    fingerprint(finished(_student(straight, tmp_path, teacher_recurrent_size=4)))
+def test_a_student_learns_to_act_as_its_teacher(teacher, tmp_path):
+    fingerprint(finished(_student(teacher, tmp_path, teacher_recurrent_size=4)))
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     apart = [record["update/kl_to_teacher"] for record in records]
     assert apart[-1] < apart[0]  # rewards alone move it away
 
 
-def test_a_teacher_of_another_size_is_refused_before_training(straight, tmp_path):
-    process = _student(straight, tmp_path, teacher_recurrent_size=8)
+def test_a_teacher_of_another_size_is_refused_before_training(teacher, tmp_path):
+    process = _student(teacher, tmp_path, teacher_recurrent_size=8)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "ValueError: the teacher cannot be restored" in said

@@ -126,6 +126,7 @@ def _check_worth_killing(lines):
     assert len(set(coefficients)) > FADED / 4
 
 
+@pytest.mark.soak  # smaller tests hold the same law: in this process, and kills of a task's run
 def test_law_5_an_agent_killed_twice_resumes_bit_for_bit(agents, tmp_path):
     start, wanted = agents
     random = np.random.default_rng(seed := int(time.time()))

@@ -421,6 +421,7 @@ def test_a_full_queue_is_reported_once_and_training_continues(
         assert 50 < accepted < 250
         assert [r.epoch for r in store.records("one", ["loss"])] == list(range(accepted))
         eventually(lambda: store.run("one").state == "finished")
+        eventually(lambda: (run.directory / "queue.jsonl").stat().st_size < 20)
         run.record(count, count, {"loss": 1.0})
         assert f"has room again: {count - accepted} lines of run 'one' were lost" in caplog.text
         eventually(lambda: store.latest("one")["loss"].epoch == count)
