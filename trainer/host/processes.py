@@ -56,15 +56,16 @@ def agree_on_stop(reasons: StopReasons) -> StopReasons:
     >>> agree_on_stop(StopReasons(stop=False, interrupt=False, signal=15))
     StopReasons(stop=False, interrupt=False, signal=15)
     """
-    seen = _gather(np.array(reasons, np.int32))
-    stops = seen[:, 0].astype(bool)
-    if stops.any() != stops.all():
+    if jax.process_count() == 1:
+        return reasons
+    stop, interrupt, signal = _gather(np.array(reasons, np.int32)).T
+    if stop.any() != stop.all():
         raise RuntimeError(
-            f"processes {np.flatnonzero(stops).tolist()} decided to stop and the others did not: "
+            f"processes {np.flatnonzero(stop).tolist()} decided to stop and the others did not: "
             "a control hook must be a function of state and metrics alone, which are the same "
             "everywhere"
         )
-    return StopReasons(bool(stops[0]), bool(seen[:, 1].any()), int(seen[:, 2].max()))
+    return StopReasons(bool(stop[0]), bool(interrupt.any()), int(signal.max()))
 
 
 def check_same(what: str) -> None:
