@@ -151,3 +151,12 @@ def test_a_function_has_few_parameters():
                 ):
                     many.add(f"{module}.{node.name}")
     assert many <= MANY_PARAMETERS
+
+
+def test_no_two_classes_share_a_name():
+    homes = defaultdict(list)
+    for module, file in MODULES.items():
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(module)
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}

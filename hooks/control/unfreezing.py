@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from hooks.combining import Chain, chain
 from trainer import Hook, TrainState
@@ -56,8 +55,10 @@ def unfreeze_at(epoch: int, label: str | None = None) -> Chain:
         pairs, structure = _flatten(state.opt_state)
         leaves, changed = [leaf for _, leaf in pairs], False
         for place, (path, leaf) in enumerate(pairs):
-            if isinstance(leaf, FrozenState) and _label(path) == label and not np.all(leaf.live):
-                leaves[place], changed = leaf._replace(live=fill_leaf(leaf.live, True)), True
+            if isinstance(leaf, FrozenState) and _label(path) == label:
+                live = fill_leaf(leaf.live, True)
+                if live is not leaf.live:
+                    leaves[place], changed = leaf._replace(live=live), True
         return state.replace(opt_state=jax.tree.unflatten(structure, leaves)) if changed else state
 
     def start(state: TrainState, metrics: Mapping[str, float]) -> TrainState:

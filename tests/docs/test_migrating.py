@@ -17,7 +17,7 @@ import hooks
 import trainer
 from hooks.testing import check_hook
 from trainer import losses, rl
-from trainer.rl.environments import Box, Discrete, Environment, Step
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 from trainer.rl.policy_evaluation import evaluation_of
 from trainer.supervised import optimizers
 
@@ -570,7 +570,7 @@ def reset(key, params):
 def step(key, state, action, params):
     state = state + 1
     seen = state.astype(jnp.float32)[None]
-    return Step(state, seen, jnp.float32(2), jnp.bool_(False), state >= params)
+    return TimeStep(state, seen, jnp.float32(2), jnp.bool_(False), state >= params)
 
 
 def policy(params, model_state, x, *, key, train):

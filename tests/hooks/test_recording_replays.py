@@ -19,7 +19,7 @@ from hooks.recording_replays import record_replays
 from hooks.testing import check_hook
 from trainer import rl
 from trainer.rl.curriculum import lessons
-from trainer.rl.environments import Box, Discrete, Environment, Step
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 
 
 def apply(params, model_state, x, *, key, train):
@@ -38,7 +38,7 @@ def reset(key, params):
 
 def step(key, state, action, params):
     number, time = jax.random.uniform(key), state[1] + 1
-    return Step((number, time), number[None], number, action == 1, time >= params)
+    return TimeStep((number, time), number[None], number, action == 1, time >= params)
 
 
 def render(state, params):

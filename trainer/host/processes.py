@@ -98,6 +98,9 @@ def fail_together(what: str) -> Iterator[None]:
     Traceback (most recent call last):
     ZeroDivisionError: division by zero
     """
+    if jax.process_count() == 1:
+        yield
+        return
     failure: Exception | None = None
     try:
         yield

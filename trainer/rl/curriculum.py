@@ -13,7 +13,7 @@ import numpy as np
 from trainer.checks.pytrees import list_differences
 from trainer.checks.suggestions import suggest_and_list
 from trainer.host.exception_notes import annotate_errors
-from trainer.rl.environments.environment import Environment, Step
+from trainer.rl.environments.environment import Environment, TimeStep
 from trainer.state import PyTree
 
 
@@ -80,7 +80,7 @@ def lessons(
         state, observation = env.reset(begin, params_of(lesson))
         return LessonState(lesson, state), observation
 
-    def step(key: jax.Array, state: LessonState, action: jax.Array, weights: PyTree) -> Step:
+    def step(key: jax.Array, state: LessonState, action: jax.Array, weights: PyTree) -> TimeStep:
         after = env.step(key, state.state, action, params_of(state.lesson))
         info = {**after.info, "lesson": state.lesson}
         return after._replace(state=state._replace(state=after.state), info=info)

@@ -12,7 +12,7 @@ from jax import lax
 
 from trainer.phases.phase import Phase
 from trainer.rl import policies
-from trainer.rl.environments.environment import Environment, Step
+from trainer.rl.environments.environment import Environment, TimeStep
 from trainer.rl.environments.from_gymnasium import HostEnvironments
 from trainer.rl.environments.wrappers import record_episodes, reset_if_ended
 from trainer.rl.experience import (
@@ -109,7 +109,7 @@ def collect(
     recorded = record_episodes(env)
 
     @functools.partial(jax.vmap, in_axes=(0, 0, 0))
-    def take_step(keys: jax.Array, state: PyTree, action: jax.Array) -> Step:
+    def take_step(keys: jax.Array, state: PyTree, action: jax.Array) -> TimeStep:
         taken = recorded.step(keys[0], state, action, params)
         return reset_if_ended(recorded, keys[1], taken, params)
 

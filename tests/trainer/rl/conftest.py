@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from trainer.rl.environments import Box, Discrete, Environment, Step
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 
 
 def counting(limit=3, *, name="counting", reward=None):
@@ -18,7 +18,9 @@ def counting(limit=3, *, name="counting", reward=None):
         state = state + 1
         earned = state.astype(jnp.float32) if reward is None else reward(state)
         over = action == 1
-        return Step(state, state.astype(jnp.float32)[None], earned, over, (state >= params) & ~over)
+        return TimeStep(
+            state, state.astype(jnp.float32)[None], earned, over, (state >= params) & ~over
+        )
 
     return Environment(name, reset, step, Box((1,)), Discrete(2), jnp.int32(limit))
 

@@ -12,7 +12,7 @@ import pytest
 import models
 import trainer
 from trainer.rl import PPOConfig, ppo
-from trainer.rl.environments import Box, Discrete, Environment, Step, from_gymnasium
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep, from_gymnasium
 from trainer.rl.rollouts import init_rollout_state, rollout
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -53,7 +53,7 @@ def rising():
     def step(key, state, action, params):
         at, elapsed = state[0] + 1.0 + action, state[1] + 1
         over = at >= 5
-        return Step((at, elapsed), at[None], 2 * at, over, (elapsed >= 3) & ~over)
+        return TimeStep((at, elapsed), at[None], 2 * at, over, (elapsed >= 3) & ~over)
 
     return Environment("Rising", reset, step, Box((1,)), Discrete(2), ())
 

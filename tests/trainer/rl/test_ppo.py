@@ -132,7 +132,7 @@ def test_an_environment_that_returns_what_it_does_not_declare_is_refused(change,
 def test_a_step_that_is_no_step_is_refused():
     env = cartpole()
     broken = env._replace(step=lambda *arguments: tuple(env.step(*arguments)))
-    with pytest.raises(TypeError, match="'cartpole': its step must return .*Step; got a tuple"):
+    with pytest.raises(TypeError, match="'cartpole': its step must return .*TimeStep; got a tuple"):
         ppo(models.actor_critic(actions=2), broken, optax.adam(1e-3))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import trainer
 from trainer.rl import PPOConfig, curriculum, evaluation_of, ppo, rollout
-from trainer.rl.environments import Box, Step
+from trainer.rl.environments import Box, TimeStep
 from trainer.rl.policies import PolicyWeights
 from trainer.rl.rollouts import collect, init_rollout_state
 
@@ -162,7 +162,7 @@ def test_python_numbers_are_accepted(counts, always):
     """In a state, as a reward and as flags; in training and in an evaluation."""
 
     def step(key, state, action, params):
-        return Step(state + 1, (state + 1).astype(jnp.float32)[None], 2.0, True, False)
+        return TimeStep(state + 1, (state + 1).astype(jnp.float32)[None], 2.0, True, False)
 
     env = counts(3)._replace(reset=lambda key, params: (0, jnp.zeros(1)), step=step)
     agent = ppo(always(0), env, STILL, PPOConfig(envs=2, steps=3, minibatches=1))

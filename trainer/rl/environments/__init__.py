@@ -1,7 +1,7 @@
 """Environments: pure functions over a state, built in or adapted, and wrappers."""
 
 from trainer.rl.environments.cartpole import CartPoleParams, cartpole
-from trainer.rl.environments.environment import Box, Discrete, Environment, Space, Step, example
+from trainer.rl.environments.environment import Box, Discrete, Environment, Space, TimeStep, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments, from_gymnasium
 from trainer.rl.environments.from_gymnax import from_gymnax
 from trainer.rl.environments.from_jumanji import from_jumanji
@@ -17,7 +17,7 @@ __all__ = [
     "GridworldParams",
     "HostEnvironments",
     "Space",
-    "Step",
+    "TimeStep",
     "auto_reset",
     "cartpole",
     "example",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from trainer.rl.environments.environment import Box, Discrete, Environment, Step
+from trainer.rl.environments.environment import Box, Discrete, Environment, TimeStep
 from trainer.rl.environments.ranges import Range, check_ranges
 
 SECONDS_PER_STEP = 0.02
@@ -117,7 +117,9 @@ def _reset(key: jax.Array, params: CartPoleParams) -> tuple[CartPoleState, jax.A
     return state, numbers
 
 
-def _step(key: jax.Array, state: CartPoleState, action: jax.Array, params: CartPoleParams) -> Step:
+def _step(
+    key: jax.Array, state: CartPoleState, action: jax.Array, params: CartPoleParams
+) -> TimeStep:
     force = jnp.where(action == 1, params.force, -params.force)
     sine, cosine = jnp.sin(state.angle), jnp.cos(state.angle)
     mass = params.cart_mass + params.pole_mass
@@ -137,7 +139,7 @@ def _step(key: jax.Array, state: CartPoleState, action: jax.Array, params: CartP
     terminated = (jnp.abs(after.position) > params.position_limit) | (
         jnp.abs(after.angle) > params.angle_limit
     )
-    return Step(
+    return TimeStep(
         state=after,
         observation=jnp.stack(after[:4]),
         reward=jnp.float32(1),

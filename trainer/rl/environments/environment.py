@@ -36,7 +36,7 @@ Space = Discrete | Box | Mapping[str, "Discrete | Box"]
 """Space of observations: one array, or several by name. Actions are a `Discrete` or a `Box`."""
 
 
-class Step(NamedTuple):
+class TimeStep(NamedTuple):
     """The result of an action."""
 
     state: PyTree
@@ -63,8 +63,8 @@ class Environment(NamedTuple):
     name: str
     reset: Callable[[jax.Array, PyTree], tuple[PyTree, PyTree]]
     """`(key, params) -> (state, observation)`: begin an episode; jittable."""
-    step: Callable[[jax.Array, PyTree, jax.Array, PyTree], Step]
-    """`(key, state, action, params) -> Step`; jittable. It does not reset by itself."""
+    step: Callable[[jax.Array, PyTree, jax.Array, PyTree], TimeStep]
+    """`(key, state, action, params) -> TimeStep`; jittable. It does not reset by itself."""
     observation_space: Space
     action_space: Discrete | Box
     params: PyTree
@@ -83,7 +83,7 @@ def check_contract(env: Environment) -> None:
     Only the flags' dtypes are checked: an integer may stand for a float.
 
     Raises:
-        TypeError: its `step` returns no `Step`, or a flag is no bool.
+        TypeError: its `step` returns no `TimeStep`, or a flag is no bool.
         ValueError: an observation is not in its space, a step changes the shape of the state, or a
             reward or a flag is no scalar.
 
@@ -94,10 +94,10 @@ def check_contract(env: Environment) -> None:
     ValueError: environment 'cartpole': the observation of its reset must be of shape [3]; got [4]
     """
     state, observation, step = infer_first_step(env, env.params)
-    if not isinstance(step, Step):
+    if not isinstance(step, TimeStep):
         raise TypeError(
-            f"environment {env.name!r}: its step must return a trainer.rl.environments.Step; got a "
-            f"{type(step).__name__}"
+            f"environment {env.name!r}: its step must return a trainer.rl.environments.TimeStep; "
+            f"got a {type(step).__name__}"
         )
     declared, scalar = example(env.observation_space), jnp.zeros(())
     for what, wanted, got in (
@@ -117,7 +117,7 @@ def check_contract(env: Environment) -> None:
             raise TypeError(f"environment {env.name!r}: {what} must be a bool; got {flag.dtype}")
 
 
-def infer_first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, Step]:
+def infer_first_step(env: Environment, params: PyTree) -> tuple[PyTree, PyTree, TimeStep]:
     """Return the shapes and dtypes of (state, observation, the first step), computing nothing."""
     key, action = jax.random.key(0), example(env.action_space)
     state, observation = jax.eval_shape(lambda key: env.reset(key, params), key)

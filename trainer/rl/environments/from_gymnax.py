@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from trainer.checks.pytrees import has_same_structure
 from trainer.rl.environments import adapters
-from trainer.rl.environments.environment import Environment, Space, Step, example
+from trainer.rl.environments.environment import Environment, Space, TimeStep, example
 from trainer.state import PyTree
 
 
@@ -56,10 +56,10 @@ def from_gymnax(env: Any, params: PyTree = None) -> Environment:
         named = adapters.flatten_observation(observation)
         return adapters.strip_weak_types(state), adapters.cast_observation(space, named)
 
-    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> TimeStep:
         observation, after, reward, terminated, _ = env.step_env(key, state, action, params)
         terminated = jnp.asarray(terminated, bool)
-        return Step(
+        return TimeStep(
             adapters.strip_weak_types(after),
             adapters.cast_observation(space, adapters.flatten_observation(observation)),
             jnp.asarray(reward, jnp.float32),

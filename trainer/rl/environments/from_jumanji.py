@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.rl.environments import adapters
-from trainer.rl.environments.environment import Environment, Step
+from trainer.rl.environments.environment import Environment, TimeStep
 from trainer.state import PyTree
 
 
@@ -64,10 +64,10 @@ def from_jumanji(env: Any) -> Environment:
         observation = adapters.flatten_observation(timestep.observation)
         return adapters.strip_weak_types(state), adapters.cast_observation(space, observation)
 
-    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> TimeStep:
         after, timestep = env.step(state, jnp.asarray(action, env.action_spec.dtype))
         terminates = timestep.discount == 0
-        return Step(
+        return TimeStep(
             adapters.strip_weak_types(after),
             adapters.cast_observation(space, adapters.flatten_observation(timestep.observation)),
             jnp.asarray(timestep.reward, jnp.float32),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from trainer.checks.suggestions import suggest_name
-from trainer.rl.environments.environment import Box, Discrete, Environment, Step
+from trainer.rl.environments.environment import Box, Discrete, Environment, TimeStep
 from trainer.rl.environments.grid_layouts import (
     DOOR,
     KINDS,
@@ -123,7 +123,7 @@ def _reset(key: jax.Array, params: GridworldParams) -> tuple[GridworldState, dic
 
 def _step(
     key: jax.Array, state: GridworldState, action: jax.Array, params: GridworldParams
-) -> Step:
+) -> TimeStep:
     layout, time = state.layout, state.time + 1
     wanted = layout.agent + jnp.array(MOVES)[action]
     kind = kinds_of(layout, state.opened, params, wanted[0], wanted[1])
@@ -140,7 +140,7 @@ def _step(
         time=time,
     )
     terminated = (agent == layout.goal).all()
-    return Step(
+    return TimeStep(
         state=after,
         observation=_observe(after, params),
         reward=jnp.where(terminated, 1 - 0.9 * time / params.max_steps, 0).astype(jnp.float32),

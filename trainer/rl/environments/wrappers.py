@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.rl.environments.environment import Environment, Step, infer_first_step
+from trainer.rl.environments.environment import Environment, TimeStep, infer_first_step
 from trainer.state import PyTree
 
 
@@ -54,14 +54,14 @@ def auto_reset(env: Environment) -> Environment:
     False
     """
 
-    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> Step:
+    def step(key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> TimeStep:
         step_key, reset_key = jax.random.split(key)
         return reset_if_ended(env, reset_key, env.step(step_key, state, action, params), params)
 
     return env._replace(step=step)
 
 
-def reset_if_ended(env: Environment, key: jax.Array, taken: Step, params: PyTree) -> Step:
+def reset_if_ended(env: Environment, key: jax.Array, taken: TimeStep, params: PyTree) -> TimeStep:
     """Return the step of `auto_reset`, with `key` for the new episode."""
     _refuse_auto_reset("auto_reset", taken.info)
     begun = env.reset(key, params)
@@ -93,7 +93,9 @@ def record_episodes(env: Environment) -> Environment:
         state, observation = env.reset(key, params)
         return RecordEpisodesState(state, jnp.float32(0), jnp.int32(0)), observation
 
-    def step(key: jax.Array, state: RecordEpisodesState, action: jax.Array, params: PyTree) -> Step:
+    def step(
+        key: jax.Array, state: RecordEpisodesState, action: jax.Array, params: PyTree
+    ) -> TimeStep:
         taken = env.step(key, state.environment, action, params)
         _refuse_auto_reset("record_episodes", taken.info)
         total, length = state.episode_return + taken.reward, state.episode_length + 1
@@ -129,7 +131,7 @@ def time_limit(env: Environment, steps: int) -> Environment:
         state, observation = env.reset(key, params)
         return TimeLimitState(state, jnp.int32(0)), observation
 
-    def step(key: jax.Array, state: TimeLimitState, action: jax.Array, params: PyTree) -> Step:
+    def step(key: jax.Array, state: TimeLimitState, action: jax.Array, params: PyTree) -> TimeStep:
         taken = env.step(key, state.environment, action, params)
         _refuse_auto_reset("time_limit", taken.info)
         after = TimeLimitState(taken.state, state.elapsed + 1)

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trainer.rl.environments.environment import Environment, Step
+from trainer.rl.environments.environment import Environment, TimeStep
 from trainer.state import PyTree
 
 STEP = 1
 """Folded, with the number of the step, into an episode's key to make the key of the step."""
 
 
-def isolate_step(env: Environment) -> Callable[..., Step]:
-    """Build a step `(root, t, state, action, params) -> Step` that rounds alike wherever it runs.
+def isolate_step(env: Environment) -> Callable[..., TimeStep]:
+    """Build a step `(root, t, state, action, params) -> TimeStep` that rounds alike everywhere.
 
     XLA fuses a step with the code around it, and the fusion changes the rounding: 500 steps later
     that may be another episode. XLA fuses nothing across a loop of one turn if it cannot know the
@@ -26,12 +26,12 @@ def isolate_step(env: Environment) -> Callable[..., Step]:
 
     def step(
         root: jax.Array, t: jax.Array, state: PyTree, action: jax.Array, params: PyTree
-    ) -> Step:
+    ) -> TimeStep:
         # As numbers: JAX's check of keys counts the barrier as a use of the root.
         inputs = jax.random.key_data(root), t, state, action, params
         kind = jax.random.key_impl(root)
 
-        def body(carried: tuple[jax.Array, Step]) -> tuple[jax.Array, Step]:
+        def body(carried: tuple[jax.Array, TimeStep]) -> tuple[jax.Array, TimeStep]:
             turn, (data, t, state, action, params) = lax.optimization_barrier((carried[0], inputs))
             root = jax.random.wrap_key_data(data, impl=kind)
             key = jax.random.fold_in(jax.random.fold_in(root, STEP), t)
@@ -46,7 +46,7 @@ def isolate_step(env: Environment) -> Callable[..., Step]:
 
 def make_initial_step(
     env: Environment, root: jax.Array, begun: tuple[PyTree, PyTree], action: Any, params: PyTree
-) -> Step:
+) -> TimeStep:
     """Return a step with the right shapes and (state, observation) as begun, before the first."""
     state, observation = begun
     shape = jax.eval_shape(lambda *x: _to_arrays(env.step(*x)), root, state, action, params)
@@ -55,7 +55,7 @@ def make_initial_step(
     return zeros._replace(state=state, observation=observation)
 
 
-def _to_arrays(step: Step) -> Step:
+def _to_arrays(step: TimeStep) -> TimeStep:
     """Cast what environments may return as Python numbers."""
     return step._replace(
         reward=jnp.asarray(step.reward, jnp.float32),

@@ -9,7 +9,7 @@ from trainer.rl.environments import (
     Box,
     Discrete,
     Environment,
-    Step,
+    TimeStep,
     auto_reset,
     cartpole,
     gridworld,
@@ -32,7 +32,9 @@ def _counting():
     def step(key, state, action, params):
         count = state["count"] + action
         after = {"count": count, "key": key}
-        return Step(after, count, 0.5 * action, count >= params, jnp.bool_(False), {"seen": count})
+        return TimeStep(
+            after, count, 0.5 * action, count >= params, jnp.bool_(False), {"seen": count}
+        )
 
     return Environment(
         name="counting",
@@ -48,7 +50,7 @@ def _counting():
 
 
 def _run(env, actions):
-    """Step through the actions; return the first observation, and each `Step`."""
+    """Step through the actions; return the first observation, and each `TimeStep`."""
     state, observation = jax.jit(env.reset)(KEY, env.params)
     step, steps = jax.jit(env.step), []
     for number, action in enumerate(actions):

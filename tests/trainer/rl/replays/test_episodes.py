@@ -9,7 +9,7 @@ import pytest
 
 import trainer
 from trainer.rl.curriculum import lessons
-from trainer.rl.environments import Box, Discrete, Environment, Step, auto_reset
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep, auto_reset
 from trainer.rl.normalization import RunningStatistics
 from trainer.rl.replays.episodes import make_episode_runner
 
@@ -107,7 +107,7 @@ def coin():
 
     def step(key, state, action, params):
         after = jax.random.uniform(key), state[1] + 1
-        return Step(after, after[0][None], after[0], jnp.bool_(False), after[1] >= 20)
+        return TimeStep(after, after[0][None], after[0], jnp.bool_(False), after[1] >= 20)
 
     return Environment("coin", reset, step, Box((1,)), Discrete(2), ())
 
@@ -141,7 +141,7 @@ def test_continuous_actions_are_recorded_as_clipped():
     def step(key, state, action, params):
         state = state + action[0]
         over = jnp.bool_(False)
-        return Step(state, state[None], action[1], over, over)
+        return TimeStep(state, state[None], action[1], over, over)
 
     env = Environment(
         "slide",

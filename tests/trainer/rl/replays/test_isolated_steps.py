@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.rl.environments import Box, Discrete, Environment, Step, cartpole
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep, cartpole
 from trainer.rl.replays.isolated_steps import STEP, isolate_step
 
 
@@ -26,7 +26,7 @@ def test_the_code_around_a_step_changes_none_of_its_bits():
     def step(key, state, action, params):
         state = 3.3 * action + 2 * state
         state = state - jnp.floor(state)
-        return Step(state, state[None], state, jnp.bool_(False), jnp.bool_(False))
+        return TimeStep(state, state[None], state, jnp.bool_(False), jnp.bool_(False))
 
     env = Environment("fold", lambda key, params: None, step, Box((1,)), Box(()), ())
     take, root, start = isolate_step(env), jax.random.key(0), jnp.float32(0.3)
@@ -56,7 +56,7 @@ def test_the_code_around_a_step_changes_none_of_its_bits():
 
 def test_python_numbers_become_arrays():
     def step(key, state, action, params):
-        return Step(state, state[None], 1, False, True, {"bonus": 2.0})
+        return TimeStep(state, state[None], 1, False, True, {"bonus": 2.0})
 
     env = Environment("plain", lambda key, params: None, step, Box((1,)), Discrete(2), ())
     after = jax.jit(isolate_step(env))(jax.random.key(0), 0, jnp.float32(0), jnp.int32(0), ())

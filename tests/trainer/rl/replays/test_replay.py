@@ -11,7 +11,7 @@ import pytest
 
 import trainer
 from trainer.rl.curriculum import lessons
-from trainer.rl.environments import Box, Discrete, Environment, Step, cartpole
+from trainer.rl.environments import Box, Discrete, Environment, TimeStep, cartpole
 from trainer.rl.replays.episodes import make_episode_runner
 from trainer.rl.replays.replay import CHUNK
 
@@ -108,7 +108,7 @@ def test_keys_in_a_state_are_reproduced_as_their_data(always):
     def step(key, state, action, params):
         state = jax.random.split(state)[0]
         value = jax.random.uniform(state)
-        return Step(state, value[None], value, value > 2, jnp.bool_(False))
+        return TimeStep(state, value[None], value, value > 2, jnp.bool_(False))
 
     env = Environment(
         "keyed", lambda key, params: (key, jnp.zeros(1)), step, Box((1,)), Discrete(2), ()
