@@ -8,7 +8,7 @@ train: .venv/.examples
 	.venv/bin/python examples/digits.py $(ARGS)
 
 test: lint
-	.venv/bin/python -m pytest -n 3 --dist worksteal -m "not soak" $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not soak" $(ARGS)
 
 lint: .venv/.dev
 	.venv/bin/ruff format --check .

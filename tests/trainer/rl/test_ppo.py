@@ -243,6 +243,7 @@ def test_hooks_at_the_rollout_see_the_experience(agents):
     assert seen == [(16, 4)] * 2
 
 
+@pytest.mark.soak  # the example trains until it is solved
 def test_it_learns_cartpole():
     agent = ppo(
         models.actor_critic(actions=2),
