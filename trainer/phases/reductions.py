@@ -157,8 +157,11 @@ def reduce_pieces(
                 sum(p[name][part].reshape(*lead, -1).sum(-1, dtype=np.float64) for p in pieces)
                 for part in (0, 1)
             )
-            means = np.full(lead, math.nan)
-            np.divide(total, weight, out=means, where=np.asarray(weight) != 0)
+            if live is None:
+                means = total / weight if weight else math.nan
+            else:
+                means = np.full(lead, math.nan)
+                np.divide(total, weight, out=means, where=np.asarray(weight) != 0)
         elif (
             live is None and len(pieces) == 1 and not first.ndim and name + WEIGHT not in pieces[0]
         ):
