@@ -18,6 +18,8 @@ from hypothesis import settings
 import trainer
 from trainer import data, losses
 
+jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for states on a mesh
+
 settings.register_profile("entracte", deadline=None, max_examples=30)
 settings.load_profile("entracte")
 

@@ -17,7 +17,10 @@ from trainer.phases.cost import cost
 from trainer.phases.factories import evaluate, evaluation, training
 from trainer.phases.metrics import Members, Metrics
 from trainer.phases.phase import Phase
-from trainer.population import best_member, member, population, population_of, stack_states
+from trainer.phases.population import best_member, member, population, population_of, stack_states
+from trainer.placement.meshes import mesh
+from trainer.placement.rules import fsdp
+from trainer.placement.spread import spread
 from trainer.state import TrainState, fingerprint
 from trainer.supervised import optimizers
 from trainer.supervised.learning_rate_finder import find_learning_rate
@@ -52,10 +55,12 @@ __all__ = [
     "find_learning_rate",
     "fingerprint",
     "fit",
+    "fsdp",
     "load_config",
     "load_params",
     "losses",
     "member",
+    "mesh",
     "optimizers",
     "overfit",
     "parse_config",
@@ -66,6 +71,7 @@ __all__ = [
     "recalibration",
     "restore",
     "runs",
+    "spread",
     "stack_states",
     "summary",
     "supervised",

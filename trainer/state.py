@@ -23,6 +23,10 @@ DEVICE_FIELDS = ("step", "epoch", "params", "opt_state", "model_state", "rng", "
 """Fields that may enter a jitted function; `stop`, `scores` and `hook_state` are the host part."""
 
 
+LIVE = "live"
+"""Name in a population's carry of bool `[members]`; a member that is not live does not train."""
+
+
 @struct.dataclass
 class TrainState:
     """Everything that training depends on, as one frozen pytree.

@@ -16,9 +16,9 @@ from hooks.members.population_views import copy_to_host, merge_members, split_me
 from trainer import Hook, Members, Metrics, TrainState
 from trainer.hook import Gate, Hooks, HookState, flatten_hooks
 from trainer.phases.in_place_changes import MutationGuard
-from trainer.phases.metrics import LIVE, Traces
-from trainer.population import get_live_members
-from trainer.state import PyTree
+from trainer.phases.metrics import Traces
+from trainer.phases.population import get_live_members
+from trainer.state import LIVE, PyTree
 
 log = logging.getLogger("entracte")
 

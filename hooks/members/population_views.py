@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer import TrainState
 from trainer.checks.pytrees import has_same_structure, is_key, list_differences
-from trainer.population import MAPPED, get_member_fields
+from trainer.phases.population import MAPPED, get_member_fields
 from trainer.state import DEVICE_FIELDS, PyTree
 
 
@@ -64,11 +64,13 @@ def merge_members(
 
 
 def _local(leaf: Any) -> Any:
-    """Return another array object over the same buffer.
+    """Return another array object over the same buffer, or a copy of what several devices hold.
 
     A view keeps its array object alive, and while that lives training cannot donate the buffer.
     """
-    return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    return leaf.addressable_data(0) if leaf.is_fully_replicated else np.asarray(leaf)
 
 
 def _make_views(column: np.ndarray) -> list[np.ndarray]:

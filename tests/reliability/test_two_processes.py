@@ -28,23 +28,22 @@ if count > 1:
     jax.distributed.initialize(
         f"127.0.0.1:{port}", count, rank, heartbeat_timeout_seconds=5, shutdown_timeout_seconds=5
     )
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import hooks, models, trainer
 from trainer import data, losses
+from trainer.data.iteration import index_loader
 
-mesh = Mesh(jax.devices(), ("data",))
-everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["data"]))
+whole, val = data.digits(batch_size=32)
+arrays = {name: np.asarray(array) for name, array in whole.arrays.items()}
+train = data.MemoryMap(arrays, 32, superbatch=11)
 
-def placed(source):
-    put = lambda array: jax.make_array_from_process_local_data(everywhere, np.asarray(array))
-    return data.Arrays({name: put(array) for name, array in source.arrays.items()}, 32)
+rows, permute = [], index_loader.permute_indices
+def count_rows(order, *arguments):
+    rows.append(order.size)
+    return permute(order, *arguments)
+index_loader.permute_indices = count_rows
 
-train, val = (placed(source) for source in data.digits(batch_size=32))
 network = models.mlp(classes=10, hidden=(16,))
 task = trainer.supervised(network, losses.classification, optax.adam(1e-2))
-
-def step(state, batch):
-    return task.step(state, jax.lax.with_sharding_constraint(batch, split))
 
 def on_sigterm():
     action = ctypes.create_string_buffer(1024)
@@ -65,7 +64,7 @@ def part_ways(state, metrics):
     raise AssertionError("only observers see what observers score")
 
 parting = trainer.Hook(part_ways, "part_ways", stage="save")
-start = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(0), train.example)
+start = trainer.spread(lambda: task.init(jax.random.key(0), whole.example))
 seen = hooks.observe(hooks.stateful("seen", lambda state: 0, lambda n, s, m: (n + 1, s)))
 chain = hooks.chain(
     hooks.evaluate(trainer.evaluation(task.measure, val)),
@@ -80,10 +79,12 @@ chain = hooks.chain(
     tell,
 )
 before = on_sigterm()
-state, _ = trainer.fit(start, trainer.training(step, train), epochs=EPOCHS, hooks=chain)
+state, _ = trainer.fit(start, trainer.training(task.step, train), epochs=EPOCHS, hooks=chain)
 correct = np.mean(np.argmax(network.apply(
     jax.device_get(state.params), {}, np.asarray(val.arrays["inputs"]), key=None, train=False
 )[0], axis=-1) == np.asarray(val.arrays["labels"]))
+batches = EPOCHS * (len(whole.arrays["labels"]) // 32) + 11  # 11 of them ahead
+assert sum(rows) <= batches * 32 // count, "each process reads its own rows alone"
 assert on_sigterm() == before and (count == 1 or before != bytes(8))  # JAX's notice is back
 print("final", trainer.fingerprint(state), sorted(state.hook_state), correct, flush=True)
 """.replace("EPOCHS", str(EPOCHS))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from trainer.checks.arguments import require_integer
 from trainer.data.batches import (
@@ -23,6 +24,8 @@ from trainer.data.batches import (
 )
 from trainer.data.iteration import positions
 from trainer.data.source import Check, Feed
+from trainer.placement.constraints import place_batches
+from trainer.placement.meshes import get_mesh
 from trainer.state import TrainState, stream_seed
 
 
@@ -61,6 +64,7 @@ class Arrays:
     batch_size: int
     _: dataclasses.KW_ONLY
     steps_per_epoch: int | None = None
+    _copies: dict[Mesh, Batch] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         count_examples(self.arrays, "arrays")
@@ -113,7 +117,15 @@ class Arrays:
     def _pieces(
         self, state: TrainState, check: Check | None, position: None
     ) -> Iterator[tuple[Any, None]]:
-        yield self.arrays, None
+        yield self._copy_to(state), None
+
+    def _copy_to(self, state: TrainState) -> Mapping[str, Any]:
+        """Return the arrays where a state lies; for a mesh they are copied once."""
+        if (mesh := get_mesh(state)) is None:
+            return self.arrays
+        if mesh not in self._copies:
+            self._copies[mesh] = place_batches(self.arrays, state, axis=None)
+        return self._copies[mesh]
 
     def _windows(self, whole: int, steps: int) -> Feed:
         def pieces(
@@ -123,15 +135,16 @@ class Arrays:
                 positions.read_place(position, self.batch_size), 0, whole
             )
             after = positions.advance_place(place, steps, whole)
-            yield piece(place, stream_seed(state)), positions.make_position(after, self.batch_size)
+            window = piece(self._copy_to(state), place, stream_seed(state))
+            yield window, positions.make_position(after, self.batch_size)
 
-        def piece(place: positions.Place, seed: int) -> Batch:
+        def piece(arrays: Mapping[str, Any], place: positions.Place, seed: int) -> Batch:
             window = {"place": np.array(place, np.int32), "seed": np.array(seed, np.uint32)}
-            return {"arrays": self.arrays, **jax.device_put(window)}
+            return {"arrays": arrays, **jax.device_put(window)}
 
         return Feed(
             pieces,
-            piece((0, 0), 0),
+            piece(self.arrays, (0, 0), 0),
             EpochWindow(self.batch_size, steps),
             _take_from_window,
             self._verify,

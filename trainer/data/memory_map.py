@@ -32,9 +32,8 @@ class MemoryMap:
     not change during a run: it does not resume if their shapes, dtypes, first or last example
     differ.
 
-    On several processes each reads all data by default and trains the same parameters on the same
-    batches. A step that is itself distributed reads a part of each batch on each process with
-    `shard=(jax.process_index(), jax.process_count())`; the position is the same on all.
+    With a state of `trainer.spread` each process reads only the rows that its devices hold; the
+    batches and the position are the same for any number of processes.
 
     `len` counts the batches of a pass, a smaller last one included, and `for batch in source`
     iterates over them in order.
@@ -45,12 +44,10 @@ class MemoryMap:
         batch_size: examples per step, of all processes together.
         superbatch: steps per transfer; larger means fewer dispatches and more memory.
         steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
-        shard: (index, count): the part of each batch to read here, and the number of parts.
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: a file is no whole array; the arrays differ in length; a size is below 1; or a
-            batch cannot be split into as many parts.
+        ValueError: a file is no whole array; the arrays differ in length; or a size is below 1.
 
     >>> source = MemoryMap({"inputs": np.ones((10, 3)), "labels": np.zeros(10, int)}, batch_size=4)
     >>> source.size, source.example["inputs"].shape
@@ -64,7 +61,6 @@ class MemoryMap:
     _: dataclasses.KW_ONLY
     superbatch: int = 32
     steps_per_epoch: int | None = None
-    shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if isinstance(self.arrays, Mapping):
@@ -85,7 +81,7 @@ class MemoryMap:
 
     @property
     def example(self) -> Batch:
-        """The first batch, or this process's part of it."""
+        """The first batch."""
         return self._rows.example
 
     def training(self) -> Feed:
@@ -116,7 +112,6 @@ class MemoryMap:
             batch_size=self.batch_size,
             superbatch=self.superbatch,
             steps_per_epoch=self.steps_per_epoch,
-            shard=self.shard,
         )
 
 

@@ -41,6 +41,9 @@ class Feed(NamedTuple):
     """The position at the beginning, of numpy arrays; None where the source keeps none."""
     steps: int | None = None
     """Steps of an epoch, where they are known before it is read."""
+    batch_axis: int | None = None
+    """Axis of a batch's examples in the arrays of a piece; None where a piece is a whole data set,
+    which every device holds."""
 
 
 class Source(Protocol):

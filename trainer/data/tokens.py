@@ -44,7 +44,6 @@ class Tokens:
             validate.
         superbatch: steps per transfer; larger means fewer dispatches and more memory.
         steps_per_epoch: optimizer steps per epoch of training; None: an epoch is one pass.
-        shard: (index, count): the part of each batch to read here, and the number of parts.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -72,7 +71,6 @@ class Tokens:
     part: tuple[float, float] = (0.0, 1.0)
     superbatch: int = 32
     steps_per_epoch: int | None = None
-    shard: tuple[int, int] = (0, 1)
     _windows: np.ndarray = dataclasses.field(init=False, repr=False)
     _header: TokenFileHeader = dataclasses.field(init=False, repr=False)
     _content: str = dataclasses.field(init=False, repr=False)
@@ -151,7 +149,6 @@ class Tokens:
             batch_size=self.batch_size,
             superbatch=self.superbatch,
             steps_per_epoch=self.steps_per_epoch,
-            shard=self.shard,
         )
 
     def _starts(self, indices: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from trainer.checks.pytrees import format_path
 from trainer.host.plain_tables import align_columns
@@ -24,9 +25,13 @@ class SummaryRow:
     shape: tuple[int, ...] | None
     """None for a part with several leaves."""
     dtype: str
-    count: int
-    """The number of elements."""
+    count: int | None
+    """The number of elements; None where it is not of interest."""
     bytes: int
+    device_bytes: int
+    """On each device: fewer than `bytes` where a leaf is split over a mesh."""
+    split: str = ""
+    """How a leaf is split over a mesh: `-, data`, an axis or none for each dimension."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +42,44 @@ class Summary:
     """One for each leaf of the parameters."""
     others: tuple[SummaryRow, ...] = ()
     """One for each other part of a state that is not empty."""
+    on_mesh: bool = False
+    """Whether the leaves lie on a mesh of devices; the table then says how they are split."""
 
     @property
     def count(self) -> int:
         """The number of parameters."""
-        return sum(row.count for row in self.rows)
+        return sum(row.count or 0 for row in self.rows)
 
     @property
     def bytes(self) -> int:
         """The size of the parameters, together with the rest of a state."""
         return sum(row.bytes for row in (*self.rows, *self.others))
 
+    @property
+    def device_bytes(self) -> int:
+        """The size of all this on each device."""
+        return sum(row.device_bytes for row in (*self.rows, *self.others))
+
     def __str__(self) -> str:
-        params = sum(row.bytes for row in self.rows)
-        total = ("parameters", "", "", f"{self.count:,}", f"{params:,}")
-        cells = [("path", "shape", "dtype", "count", "bytes"), *map(_cells, self.rows), total]
+        params = _sum("parameters", self.rows)
+        rows = [*self.rows, dataclasses.replace(params, dtype="")]
         if self.others:
-            cells += [*map(_cells, self.others), ("state", "", "", "", f"{self.bytes:,}")]
-        return align_columns(cells, right=(3, 4))
+            state = _sum("state", (*self.rows, *self.others))
+            rows += [*self.others, dataclasses.replace(state, dtype="", count=None)]
+        cells = [("path", "shape", "dtype", "count", "bytes"), *map(_cells, rows)]
+        if not self.on_mesh:
+            return align_columns(cells, right=(3, 4))
+        places = [(row.split, f"{row.device_bytes:,}") for row in rows]
+        wide = zip(cells, [("split", "bytes a device"), *places], strict=True)
+        return align_columns([(*row, *place) for row, place in wide], right=(3, 4, 6))
 
 
 def summary(params: PyTree) -> Summary:
     """Summarise parameters leaf by leaf, and the other parts of a state in one line each.
 
     Shapes are enough, as from `jax.eval_shape(task.init, key, batch)`, so the model need not fit in
-    memory.
+    memory. Of a state on a mesh, the table also says how each leaf is split, and its bytes on each
+    device.
 
     Args:
         params: pytree of arrays or of their shapes, or a `TrainState` of them.
@@ -74,11 +92,12 @@ def summary(params: PyTree) -> Summary:
     layers/0/kernel  [64, 10]  float32     640  2,560
     parameters                             650  2,580
     """
+    on_mesh = any(isinstance(_sharding(leaf), NamedSharding) for leaf in jax.tree.leaves(params))
     if not isinstance(params, TrainState):
-        return Summary(_rows(params))
+        return Summary(_rows(params), on_mesh=on_mesh)
     parts = {name: _rows(getattr(params, name)) for name in OTHERS}
     others = tuple(_sum(name, rows) for name, rows in parts.items() if rows)
-    return Summary(_rows(params.params), others)
+    return Summary(_rows(params.params), others, on_mesh)
 
 
 def _rows(tree: PyTree) -> tuple[SummaryRow, ...]:
@@ -88,17 +107,32 @@ def _rows(tree: PyTree) -> tuple[SummaryRow, ...]:
 
 def _row(path: str, leaf: Any) -> SummaryRow:
     if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-        return SummaryRow(path, (), type(leaf).__name__, 1, 0)
-    count = math.prod(leaf.shape)
-    return SummaryRow(path, tuple(leaf.shape), str(leaf.dtype), count, count * leaf.dtype.itemsize)
+        return SummaryRow(path, (), type(leaf).__name__, 1, 0, 0)
+    count, size, split = math.prod(leaf.shape), leaf.dtype.itemsize, ""
+    here, sharding = count, _sharding(leaf)
+    if isinstance(sharding, NamedSharding):
+        here = math.prod(sharding.shard_shape(leaf.shape))
+        if not sharding.is_fully_replicated:
+            split = ", ".join(_describe_axes(axes) for axes in sharding.spec)
+    shape = tuple(leaf.shape)
+    return SummaryRow(path, shape, str(leaf.dtype), count, count * size, here * size, split)
+
+
+def _sharding(leaf: Any) -> Any:
+    return getattr(leaf, "sharding", None)
+
+
+def _describe_axes(axes: Any) -> str:
+    return "*".join(axes) if isinstance(axes, tuple) else axes or "-"
 
 
 def _sum(name: str, rows: tuple[SummaryRow, ...]) -> SummaryRow:
     types = ", ".join(sorted({row.dtype for row in rows}))
-    count, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
-    return SummaryRow(name, None, types, count, size)
+    count, size = sum(row.count or 0 for row in rows), sum(row.bytes for row in rows)
+    return SummaryRow(name, None, types, count, size, sum(row.device_bytes for row in rows))
 
 
 def _cells(row: SummaryRow) -> tuple[str, ...]:
     shape = "" if row.shape is None else str(list(row.shape))
-    return row.path, shape, row.dtype, f"{row.count:,}", f"{row.bytes:,}"
+    count = "" if row.count is None else f"{row.count:,}"
+    return row.path, shape, row.dtype, count, f"{row.bytes:,}"

@@ -24,9 +24,14 @@ def is_debug_mode() -> bool:
 
 
 def compile_ahead(
-    function: Callable[..., Any], *arguments: Any, donate_argnums: tuple[int, ...] = ()
+    function: Callable[..., Any],
+    *arguments: Any,
+    donate_argnums: tuple[int, ...] = (),
+    **options: Any,
 ) -> Callable[..., Any]:
-    """Compile a function for arguments like these; in a debug mode of JAX only jit it.
+    """Compile a function for arguments like these, with options of `jax.jit`.
+
+    In a debug mode of JAX it is only jitted.
 
     A debug mode donates nothing: to find the operation that returned a nan, JAX calls the function
     again with the same arguments.
@@ -37,7 +42,7 @@ def compile_ahead(
     """
     if is_debug_mode():
         return jax.jit(function)
-    return jax.jit(function, donate_argnums=donate_argnums).lower(*arguments).compile()
+    return jax.jit(function, donate_argnums=donate_argnums, **options).lower(*arguments).compile()
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:

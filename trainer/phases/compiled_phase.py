@@ -22,11 +22,11 @@ from trainer.phases.executors import (
 )
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.jaxprs import count_flops
-from trainer.phases.metrics import LIVE
 from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.phases.reductions import check_metrics, to_arrays
 from trainer.phases.state_buffers import check_structure
-from trainer.state import PyTree, TrainState
+from trainer.placement.constraints import choose_output_shardings, constrain_state
+from trainer.state import LIVE, PyTree, TrainState
 
 PhaseFunction = Callable[[TrainState, Any], tuple[TrainState, PyTree, dict[str, Any]]]
 """`(state, data) -> (state, output, metrics)`, jittable."""
@@ -72,7 +72,8 @@ def trace(
         return after if computation.updates_state else None, output, packed
 
     with jax.disable_jit(False):
-        traced = jax.jit(whole, donate_argnums=(0,) if donate else ()).trace(state, data)
+        options = choose_output_shardings(updates_state=computation.updates_state)
+        traced = jax.jit(whole, donate_argnums=(0,) if donate else (), **options).trace(state, data)
     return traced, measured[0]
 
 
@@ -80,6 +81,7 @@ def _run_measured(
     computation: Computation, state: TrainState, data: Any
 ) -> tuple[TrainState, PyTree, tuple[Any, ...]]:
     """Run; return with the metrics the steps taken and, for a population, the live members."""
+    state = constrain_state(state)
     after, output, metrics = run_checked(computation.run, computation.name, state, data)
     live = (state.carry[LIVE],) if computation.population else ()
     return after, output, (metrics, after.step - state.step, *live)

@@ -21,6 +21,14 @@ from trainer.phases.batch_functions import StepFunction
 from trainer.phases.compilation import compile_ahead, is_debug_mode
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.packed import PackedLayout, get_shapes, pack
+from trainer.placement.constraints import (
+    check_batch,
+    choose_output_shardings,
+    constrain_state,
+    replicate_outputs,
+    replicate_shapes,
+    split_batch,
+)
 from trainer.state import PyTree, TrainState, data_key
 
 EXECUTORS = ("auto", "scan", "step")
@@ -41,6 +49,11 @@ def require_executor(executor: str) -> None:
             "executor must be auto, scan or step; got "
             f"{executor!r}.{suggest_name(executor, EXECUTORS)}"
         )
+
+
+IN_FLIGHT = 3
+"""Steps between two waits on several devices: more than about 8 unfinished dispatches can starve
+the threads that meet in an exchange, which then hangs."""
 
 
 class ExecutorChoice(NamedTuple):
@@ -103,8 +116,11 @@ class ScannedStep:
 
     def run_once(self, state: TrainState, batch: Any) -> tuple[TrainState, PyTree]:
         """Run one step; return (state, (metrics, optimizer steps taken))."""
-        after, metrics = self.step(state, batch)
-        return after, (metrics, after.step - state.step)
+        if self.updates_state:
+            check_batch(batch)
+        batch = split_batch(batch)
+        after, metrics = self.step(constrain_state(state), batch)
+        return constrain_state(after), (metrics, after.step - state.step)
 
     def packed(
         self, state: TrainState, piece: Any, rows: Any = None
@@ -165,7 +181,7 @@ def compile_steps(
     """
     changes = scanned.updates_state
     steps = jax.tree.leaves(jax.eval_shape(scanned.order, state, piece))[0].shape[0]
-    words = PackedLayout.from_shapes(measured).words
+    words, several = PackedLayout.from_shapes(measured).words, len(state.step.devices()) > 1
 
     def start(state: TrainState, piece: Any) -> tuple[Any, jax.Array, jax.Array]:
         table = jnp.zeros((steps, words), jnp.uint32)
@@ -179,19 +195,24 @@ def compile_steps(
         seen = numbers[0] if is_debug_mode() else None  # JAX sees no nan in packed words
         return after if changes else None, (table, place + 1), seen
 
-    compiled_start = compile_ahead(start, state, piece)
-    order, table, place = jax.eval_shape(start, state, piece)
+    compiled_start = compile_ahead(start, state, piece, **replicate_outputs())
+    order, table, place = replicate_shapes(jax.eval_shape(start, state, piece))
+    arguments = state, (table, place), order, piece
+    options = choose_output_shardings(updates_state=changes)
     donated = (0, 1) if donate else (1,)
-    compiled = compile_ahead(advance, state, (table, place), order, piece, donate_argnums=donated)
+    compiled = compile_ahead(advance, *arguments, donate_argnums=donated, **options)
 
     def run(
         state: TrainState, piece: Any, advance: StepCounter | None = None
     ) -> tuple[TrainState, None, jax.Array]:
         order, table, place = compiled_start(state, piece)
-        scratch, reported = (table, place), 0
+        scratch, reported, earlier = (table, place), 0, None
         for done in range(1, steps + 1):
             after, scratch, _ = compiled(state, scratch, order, piece)
             state = after if changes else state
+            if several and done % IN_FLIGHT == 0:
+                jax.block_until_ready(earlier)
+                earlier = _copy_progress(scratch[1])
             due = done - reported >= steps / PROGRESS_REPORTS or done == steps
             if advance is not None and due:
                 advance.add(done - reported, _copy_progress(scratch[1]))

@@ -12,9 +12,6 @@ import numpy as np
 from trainer.checks.suggestions import suggest_and_list, suggest_name
 from trainer.state import PyTree
 
-LIVE = "live"
-"""Name in a population's carry of bool `[members]`; a member that is not live does not train."""
-
 
 class Metrics(Mapping[str, float]):
     """The metrics at an event: a frozen mapping from a path (`train/loss`) to a float.

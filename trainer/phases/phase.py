@@ -35,6 +35,8 @@ from trainer.phases.reductions import (
     finalize_values,
     reduce_pieces,
 )
+from trainer.placement.constraints import place_batches, shape_batches, trace_on_mesh
+from trainer.placement.meshes import get_mesh
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
 
 
@@ -205,7 +207,8 @@ class Phase:
         state, donate = strip_host_fields(state), donate and self.updates_state
         key, compiled = self._make_key(state, data, donate), self._shared.compiled
         if key not in compiled:
-            with span("compile", self.name):
+            data = shape_batches(data, state, axis=self._batch_axis)
+            with span("compile", self.name), trace_on_mesh(state):
                 traced = self._trace(state, data, donate)
                 executor = self.repeated_step.executor if self.repeated_step else None
                 compiled[key] = compile_phase(
@@ -256,13 +259,22 @@ class Phase:
             return iter([(previous, None)])
         keeps = self.feed.start is not None
         position = positions.get_position(state, self.name) if keeps else None
-        return self.feed.pieces(state, self.check_data, position)
+        read = self.feed.pieces(state, self.check_data, position)
+        if get_mesh(state) is None:
+            return read
+        axis = self._batch_axis
+        return ((place_batches(piece, state, axis=axis), after) for piece, after in read)
+
+    @property
+    def _batch_axis(self) -> int | None:
+        return self.feed.batch_axis if self.feed else None
 
     def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
         key, traces = self._make_key(state, data, donate), self._shared.traces
         if key not in traces:
-            with annotate_errors(f"in checking phase {self.name!r}"):
+            data = shape_batches(data, state, axis=self._batch_axis)
+            with annotate_errors(f"in checking phase {self.name!r}"), trace_on_mesh(state):
                 traces[key] = trace(self._computation, state, data, donate=donate)
         return traces[key]
 

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from trainer.losses.loss import Loss
+from trainer.placement.constraints import split_batch
 from trainer.rl.policies import is_recurrent, unroll_policy, weights_of
 from trainer.rl.ppo_config import PPOConfig
 from trainer.state import PyTree, TrainState
@@ -63,6 +64,7 @@ def update_on_minibatches(
         state, applying = carried
         batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), units.batch)
         recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), units.recurrent)
+        batch, recurrent = split_batch(batch, axis=1), split_batch(recurrent)
         found = compute_minibatch_gradients(state, batch, recurrent, network, loss)
         after, measured = gradients.apply_gradients(
             state,
@@ -99,7 +101,7 @@ def compute_minibatch_gradients(
     def objective(
         params: PyTree, model_state: PyTree, batch: Mapping[str, PyTree], key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        weights = weights_of(state)._replace(params=params, model_state=model_state)
+        weights = weights_of(state.replace(params=params, model_state=model_state))
         outputs, _, model_state = unroll_policy(
             *(network, weights, batch["observation"], recurrent, batch["first"]),
             key=key,

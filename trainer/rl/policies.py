@@ -12,6 +12,7 @@ from jax import lax
 
 from trainer.checks.arguments import describe_value
 from trainer.host.exception_notes import annotate_errors
+from trainer.placement.constraints import gather_params
 from trainer.rl import distributions
 from trainer.rl.distributions import Outputs
 from trainer.rl.environments.environment import Box, Discrete, Environment, example
@@ -32,7 +33,8 @@ class PolicyWeights(NamedTuple):
 def weights_of(state: TrainState) -> PolicyWeights:
     """Return what a state's network needs to act."""
     known = state.carry.get("normalization", {})
-    return PolicyWeights(state.params, state.model_state, known.get("observations"))
+    params = gather_params(state.params)
+    return PolicyWeights(params, state.model_state, known.get("observations"))
 
 
 def init_recurrent_state(network: Any, batch: int) -> PyTree:

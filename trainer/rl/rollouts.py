@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from trainer.phases.phase import Phase
+from trainer.placement.constraints import map_rows
 from trainer.rl import policies
 from trainer.rl.environments.environment import Environment, TimeStep
 from trainer.rl.environments.from_gymnasium import HostEnvironments
@@ -113,6 +114,16 @@ def collect(
         taken = recorded.step(keys[0], state, action, params)
         return reset_if_ended(recorded, keys[1], taken, params)
 
+    def estimate_final_values(weights: policies.PolicyWeights, rows: PyTree) -> jax.Array:
+        final, recurrent, truncated, like = rows
+        again = jnp.zeros(len(truncated), bool)
+        # Truncation is rare: a value of each final observation would double the policy's cost.
+        return lax.cond(
+            jnp.any(truncated),
+            lambda: policies.forward(network, weights, final, recurrent, again)[0]["value"],
+            lambda: jnp.zeros_like(like),
+        )
+
     def value_of(observation: PyTree, recurrent: PyTree, first: jax.Array) -> jax.Array:
         return policies.forward(network, weights, observation, recurrent, first)[0]["value"]
 
@@ -123,11 +134,8 @@ def collect(
         action, log_prob = policies.act(outputs, keys[0])
         step = take_step(keys[1], before.state, policies.clip_action(action, env.action_space))
         final = step.info["final_observation"]
-        # Truncation is rare: a value of each final observation would double the policy's cost.
-        final_value = lax.cond(
-            jnp.any(step.truncated),
-            lambda: value_of(final, recurrent, jnp.zeros(envs, bool)),
-            lambda: jnp.zeros_like(outputs["value"]),
+        final_value = map_rows(
+            estimate_final_values, weights, (final, recurrent, step.truncated, outputs["value"])
         )
         ended = step.terminated | step.truncated
         row = Experience(

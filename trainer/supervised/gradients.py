@@ -14,6 +14,7 @@ from jax import lax
 from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.reductions import WEIGHT
+from trainer.placement.constraints import is_on_mesh
 from trainer.state import PyTree, TrainState
 from trainer.supervised.hyperparams import learning_rates
 from trainer.supervised.optimizer_updates import ValueFn, keep_where, update_optimizer
@@ -141,7 +142,10 @@ def accumulate_gradients(
             f"accumulate must divide the batch: {size} examples do not make {count} micro-batches "
             f"of equal size; use a batch_size that is a multiple of {count}"
         )
-    parts = jax.tree.map(lambda x: x.reshape(count, size // count, *x.shape[1:]), batch)
+    # By a stride: contiguous micro-batches of a batch that is split over devices would move.
+    parts = jax.tree.map(
+        lambda x: x.reshape(size // count, count, *x.shape[1:]).swapaxes(0, 1), batch
+    )
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(count))
     derive = jax.grad(objective, has_aux=True)
 
@@ -244,8 +248,10 @@ def global_norm(tree: PyTree) -> jax.Array:
     """Return the L2 norm over all leaves; small leaves are concatenated first.
 
     One by one they take 5% of an MLP's step on CPU; concatenating large ones would copy them. In
-    smaller floats `optax.tree.norm` is faster, by 5%.
+    smaller floats `optax.tree.norm` is faster, by 5%. On a mesh it gathers nothing.
     """
+    if is_on_mesh():
+        return optax.tree.norm(tree)
     leaves = jax.tree.leaves(tree)
     small = [leaf.ravel() for leaf in leaves if leaf.size < SMALL]
     large = [leaf for leaf in leaves if leaf.size >= SMALL]

@@ -15,6 +15,7 @@ from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.jaxprs import of_rows
+from trainer.placement.constraints import gather_params
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import gradients, step_averages
 from trainer.supervised import precision as precisions
@@ -157,6 +158,7 @@ def supervised(
     def run(
         params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
     ) -> tuple[Any, PyTree]:
+        params = gather_params(params)
         if precision != "float32":
             params, inputs = precisions.cast_floating((params, inputs), precision)
         returned = network.apply(params, model_state, inputs, key=key, train=train)

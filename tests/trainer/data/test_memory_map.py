@@ -3,7 +3,6 @@
 import io
 
 import chex
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,22 +117,6 @@ def test_a_name_may_hold_a_dict_of_files(files, epoch_of):
         np.testing.assert_array_equal(batch["inputs"]["x"][:, 0] * 2, batch["inputs"]["n"])
 
 
-@pytest.mark.parametrize("kind", ["training", "evaluation"])
-def test_shards_are_the_parts_of_each_batch(kind, epoch_of):
-    whole, _ = epoch_of(getattr(data.MemoryMap(numbers(22), 6), kind)())
-    parts = [
-        epoch_of(getattr(data.MemoryMap(numbers(22), 6, shard=(index, 3)), kind)())
-        for index in range(3)
-    ]
-    for step, batch in enumerate(whole):
-        of_each = [batches[step] for batches, _ in parts]
-        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *of_each)
-        chex.assert_trees_all_equal(joined, batch)
-    for _, after in parts[1:]:
-        chex.assert_trees_all_equal(after, parts[0][1])
-    chex.assert_shape(data.MemoryMap(numbers(22), 6, shard=(1, 3)).example["inputs"], (2, 1))
-
-
 @pytest.mark.parametrize(
     ("arrays", "settings", "said"),
     [
@@ -154,8 +137,6 @@ def test_shards_are_the_parts_of_each_batch(kind, epoch_of):
             {"steps_per_epoch": 0},
             "steps_per_epoch must be a whole number of at least 1",
         ),
-        ({"inputs": np.zeros(3)}, {"shard": (2, 2)}, r"index from 0 to count - 1; got \(2, 2\)"),
-        ({"inputs": np.zeros(3)}, {"shard": (0, 3)}, "multiple of the 3 shards .* got 2"),
     ],
 )
 def test_bad_arrays_and_settings_are_errors(arrays, settings, said):

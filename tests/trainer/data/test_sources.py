@@ -50,11 +50,6 @@ def test_tokens_mask_labels_of_an_earlier_window(tokens):
     assert np.concatenate(shown).tolist() == list(range(1, 10))
 
 
-def test_a_shard_iterates_its_part_of_each_batch():
-    source = data.MemoryMap({"inputs": NUMBERS}, 4, shard=(1, 2))
-    assert [batch["inputs"].ravel().tolist() for batch in source] == [[2, 3], [6, 7], []]
-
-
 def test_an_unknown_length_is_an_error():
     source = data.Stream(cut)
     with pytest.raises(TypeError, match=r"generator is known only after.*sum\(1 for _ in source\)"):

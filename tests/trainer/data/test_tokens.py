@@ -92,15 +92,6 @@ def test_parts_of_a_file_share_no_token(packed, epoch_of):
     assert set.union(*seen[4:]) == set(range(30, 40))
 
 
-def test_shards_are_the_parts_of_each_batch(packed, epoch_of):
-    def windows(shard):
-        source = data.Tokens(packed(40), batch_size=4, length=3, shard=shard)
-        return [batch["inputs"].tolist() for batch in epoch_of(source.training())[0]]
-
-    halves = zip(windows((0, 2)), windows((1, 2)), strict=True)
-    assert [one + other for one, other in halves] == windows((0, 1))
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -114,7 +105,6 @@ def test_shards_are_the_parts_of_each_batch(packed, epoch_of):
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"superbatch": 0}, "superbatch must be a whole number of at least 1"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be a whole number of at least 1"),
-        ({"shard": (2, 2)}, "index from 0 to count - 1"),
     ],
 )
 def test_settings_out_of_range_are_errors(packed, settings, said):

@@ -12,10 +12,15 @@ import numpy as np
 from trainer.data.batches import Batch, map_arrays, require_representable
 from trainer.data.source import Check, Feed
 from trainer.host.time_spans import span
+from trainer.placement.constraints import place_batches
 from trainer.state import PyTree, TrainState
 
 Pieces = Callable[[TrainState, Check | None, Any], Iterator[tuple[Any, PyTree]]]
 """See `Feed.pieces`."""
+
+
+BATCH_AXIS = 1
+"""Axis of the examples of a batch in superbatches `[steps, batch, ...]`."""
 
 
 def make_chunk_feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool = False) -> Feed:
@@ -32,21 +37,27 @@ def make_chunk_feed(pieces: Pieces, example: Batch, steps: int, *, masked: bool 
         rows=_step_indices,
         batch=_index,
         verify=lambda state, check: check(state, example),
+        batch_axis=BATCH_AXIS,
     )
 
 
-def transfer_chunk(piece: Any, state: TrainState, check: Check | None) -> Any:
+def transfer_chunk(
+    piece: Any, state: TrainState, check: Check | None, *, batch: int | None = None
+) -> Any:
     """Check a superbatch, or a pair of one and its masks, and start its transfer.
+
+    With `batch`, the examples in a whole batch, the piece holds those rows of each that the devices
+    of this process need; without it, all.
 
     Raises:
         ValueError: it does not suit the task, or an integer does not fit 32 bits.
     """
-    batch = piece[0] if isinstance(piece, tuple) else piece
-    require_representable("batch", batch)
+    arrays = piece[0] if isinstance(piece, tuple) else piece
+    require_representable("batch", arrays)
     if check is not None:
-        check(state, map_arrays(lambda array: array.reshape(-1, *array.shape[2:]), batch))
+        check(state, map_arrays(lambda array: array.reshape(-1, *array.shape[2:]), arrays))
     with span("transfer"):
-        return jax.device_put(piece)
+        return place_batches(piece, state, axis=BATCH_AXIS, size=batch)
 
 
 def _step_indices(piece: Any, key: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
+from jax.sharding import Mesh
 
 from trainer.checks.arguments import require_integer
 from trainer.data.batches import Batch, count_whole_batches, require_whole_pass
@@ -15,6 +16,8 @@ from trainer.data.iteration import chunks, positions
 from trainer.data.iteration.permutation import permute_indices
 from trainer.data.source import POSITION, Check, Feed
 from trainer.host.time_spans import span
+from trainer.placement.constraints import list_local_rows
+from trainer.placement.meshes import get_mesh
 from trainer.state import TrainState, stream_seed
 
 
@@ -33,20 +36,11 @@ class IndexedRows(NamedTuple):
     """Steps per transfer."""
     steps_per_epoch: int | None
     """Optimizer steps per epoch of training; None: an epoch is one pass."""
-    shard: tuple[int, int] = (0, 1)
-    """(index, count): the part of each batch to read here, and the number of parts."""
-
-    @property
-    def shard_indices(self) -> np.ndarray:
-        """The positions within a batch of the examples that are read here."""
-        index, parts = self.shard
-        share = self.batch_size // parts
-        return np.arange(index * share, (index + 1) * share)
 
     @property
     def example(self) -> Batch:
         """The first batch, padded with the last example if there are too few."""
-        return self.read(np.minimum(self.shard_indices, self.size - 1))
+        return self.read(np.minimum(np.arange(self.batch_size), self.size - 1))
 
 
 def check_settings(rows: IndexedRows) -> None:
@@ -54,20 +48,11 @@ def check_settings(rows: IndexedRows) -> None:
 
     Raises:
         TypeError: a size is no whole number.
-        ValueError: a size is below 1, or a batch cannot be split into the shards.
+        ValueError: a size is below 1.
     """
     for name in ("batch_size", "superbatch", "steps_per_epoch"):
         if (size := getattr(rows, name)) is not None:
             require_integer(name, size, 1)
-    index, parts = rows.shard
-    if not 0 <= index < parts:
-        raise ValueError(
-            f"shard must be (index, count) with an index from 0 to count - 1; got {rows.shard}"
-        )
-    if rows.batch_size % parts:
-        raise ValueError(
-            f"batch_size must be a multiple of the {parts} shards of a batch; got {rows.batch_size}"
-        )
 
 
 def make_training_feed(rows: IndexedRows) -> Feed:
@@ -81,12 +66,13 @@ def make_training_feed(rows: IndexedRows) -> Feed:
     most = balance_chunk_steps(steps, rows.superbatch)
     content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
 
-    def gather(key: tuple[int, positions.Place, int]) -> Batch:
-        seed, (number, read), left = key
+    def gather(key: tuple[Mesh | None, int, positions.Place, int]) -> Batch:
+        mesh, seed, (number, read), left = key
+        here = list_local_rows(mesh, rows.batch_size)
         indices = []
         while left:
             batches = np.arange(read, min(whole, read + left))[:, None]
-            order = batches * rows.batch_size + rows.shard_indices
+            order = batches * rows.batch_size + here
             indices.append(permute_indices(order, rows.size, seed, number))
             number, read, left = number + 1, 0, left - len(batches)
         return rows.read(np.concatenate(indices))
@@ -100,15 +86,16 @@ def make_training_feed(rows: IndexedRows) -> Feed:
         state: TrainState, check: Check | None, position: positions.Position
     ) -> Iterator[tuple[Any, positions.Position | None]]:
         _check_content(position["content"], content)
-        seed, left = stream_seed(state), steps
+        mesh, seed, left = get_mesh(state), stream_seed(state), steps
         place = positions.advance_place(positions.read_place(position, rows.batch_size), 0, whole)
         while left:
             count = min(most, left)
             left -= count
             after = positions.advance_place(place, count, whole)
-            piece = prefetch((seed, place, count), then=(seed, after, min(most, left or steps)))
+            following = mesh, seed, after, min(most, left or steps)
+            piece = prefetch((mesh, seed, place, count), then=following)
             new = None if left else position_of(after)
-            yield chunks.transfer_chunk(piece, state, check), new
+            yield chunks.transfer_chunk(piece, state, check, batch=rows.batch_size), new
             place = after
 
     feed = chunks.make_chunk_feed(pieces, rows.example, most)
@@ -125,9 +112,10 @@ def make_evaluation_feed(rows: IndexedRows) -> Feed:
     steps = -(-rows.size // rows.batch_size)
     most = balance_chunk_steps(steps, rows.superbatch)
 
-    def gather(first: int) -> tuple[Batch, np.ndarray]:
+    def gather(key: tuple[Mesh | None, int]) -> tuple[Batch, np.ndarray]:
+        mesh, first = key
         batches = np.arange(first, first + most)[:, None]  # the mask hides those past the end
-        indices = batches * rows.batch_size + rows.shard_indices
+        indices = batches * rows.batch_size + list_local_rows(mesh, rows.batch_size)
         return rows.read(np.minimum(indices, rows.size - 1)), indices < rows.size
 
     prefetch = Prefetcher(gather)
@@ -135,9 +123,11 @@ def make_evaluation_feed(rows: IndexedRows) -> Feed:
     def pieces(
         state: TrainState, check: Check | None, position: None
     ) -> Iterator[tuple[Any, None]]:
+        mesh = get_mesh(state)
         for first in range(0, steps, most):
             after = first + most if first + most < steps else 0
-            yield chunks.transfer_chunk(prefetch(first, then=after), state, check), None
+            piece = prefetch((mesh, first), then=(mesh, after))
+            yield chunks.transfer_chunk(piece, state, check, batch=rows.batch_size), None
 
     return chunks.make_chunk_feed(pieces, rows.example, most, masked=True)
 
@@ -145,7 +135,7 @@ def make_evaluation_feed(rows: IndexedRows) -> Feed:
 def iterate_in_order(rows: IndexedRows) -> Iterator[Batch]:
     """Yield the batches of a pass in order; the last one may be smaller."""
     for first in range(0, rows.size, rows.batch_size):
-        yield rows.read((indices := first + rows.shard_indices)[indices < rows.size])
+        yield rows.read(np.arange(first, min(first + rows.batch_size, rows.size)))
 
 
 def balance_chunk_steps(steps: int, most: int) -> int:

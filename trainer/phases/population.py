@@ -16,10 +16,10 @@ from trainer.checks.pytrees import is_key, list_differences, map_key_data
 from trainer.data import Arrays
 from trainer.data.source import Check
 from trainer.phases.compiled_phase import PhaseFunction, run_checked
-from trainer.phases.metrics import LIVE, Members
+from trainer.phases.metrics import Members
 from trainer.phases.phase import Phase
 from trainer.phases.reductions import check_metrics
-from trainer.state import PyTree, TrainState, strip_host_fields
+from trainer.state import LIVE, PyTree, TrainState, strip_host_fields
 
 MAPPED = ("step", "params", "opt_state", "model_state", "rng", "carry")
 """Fields of a state that each member has for itself; all members share the epoch."""

@@ -1,0 +1,1 @@
+"""Where a state lies: meshes of devices, rules that split leaves, and constraints while tracing."""

@@ -1,0 +1,66 @@
+"""Meshes of devices, and the mesh on which a state lies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from trainer.checks.arguments import require_integer
+from trainer.state import TrainState
+
+DATA, MEMBERS = "data", "members"
+"""The axes that batches and members of a population are split over."""
+
+
+def mesh(text: str = "", /, **axes: int) -> Mesh:
+    """Arrange all devices of all processes in a mesh.
+
+    The axis `data` splits batches, `members` the members of a population; other names are yours,
+    and rules of `spread` use them. `data` comes first, so that each process reads only its own part
+    of a batch.
+
+    Args:
+        text: the axes as a command line gives them, `data=4,model=2`.
+        axes: name to size; the product is the number of devices. Without any: `data` alone.
+
+    Raises:
+        TypeError: a size is no whole number.
+        ValueError: a size is below 1, the product is not the number of devices, or the text is no
+            list of axes.
+
+    >>> dict(mesh().shape) == {"data": len(jax.devices())}
+    True
+    """
+    count = len(jax.devices())
+    sizes = (_parse(text) | axes) or {DATA: count}
+    for name, size in sizes.items():
+        require_integer(f"mesh: {name}", size, 1)
+    if math.prod(sizes.values()) != count:
+        asked = " * ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(
+            f"a mesh takes all devices: {asked} makes {math.prod(sizes.values())}, and there are "
+            f"{count} ({jax.devices()[0].device_kind}); leave one axis out, or change its size"
+        )
+    names = sorted(sizes, key=lambda name: name != DATA)
+    kinds = (AxisType.Auto,) * len(names)
+    return jax.make_mesh([sizes[name] for name in names], names, axis_types=kinds)
+
+
+def _parse(text: str) -> dict[str, int]:
+    try:
+        pairs = (part.split("=") for part in text.split(",") if part.strip())
+        return {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        raise ValueError(
+            f"a mesh is written as axes and sizes, such as data=4,model=2; got {text!r}"
+        ) from None
+
+
+def get_mesh(state: TrainState) -> Mesh | None:
+    """Return the mesh on which a state lies; None where it lies on one device."""
+    sharding: Any = getattr(state.step, "sharding", None)
+    found = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return found if isinstance(found, Mesh) else None
