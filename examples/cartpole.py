@@ -30,6 +30,8 @@ class Config(trainer.TrainingConfig):
     """Steps of each environment per epoch."""
     passes: int = 10
     """Passes over the experience of an epoch."""
+    mesh: str = ""
+    """Devices to spread over, such as data=8; without it one device."""
     target: float = 475.0
     """Mean return of 100 episodes at which to stop."""
     optimizer: Optimizer = Optimizer("adam", learning_rate=2e-3, clip_norm=0.5)
@@ -99,8 +101,9 @@ def main(config: Config) -> None:
         """Return whether this epoch is the last one."""
         return state.stop or int(state.epoch) == config.epochs
 
+    start = agent.init(jax.random.key(config.seed))
     state, _ = trainer.fit(
-        agent.init(jax.random.key(config.seed)),
+        trainer.spread(start, trainer.mesh(config.mesh)) if config.mesh else start,
         agent.program,
         epochs=config.epochs,
         hooks=hooks.chain(

@@ -39,6 +39,8 @@ class Config(trainer.TrainingConfig):
     layers: int = 4
     width: int = 128
     dropout: float = 0.1
+    mesh: str = ""
+    """Devices to spread over, such as data=4,model=2; without it one device."""
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0)
     schedule: Schedule = Schedule("cosine", warmup_share=0.05, decay_to=0.05)
     checkpointing: Checkpointing = Checkpointing(best="val/loss")
@@ -165,8 +167,14 @@ def main(config: Config) -> None:
         """Continue the prompt."""
         return hooks.Text(continued(network, state, characters, config.context, PROMPT, 0.8))
 
+    def init():
+        return task.init(jax.random.key(config.seed), train.example)
+
+    split = "fsdp+tensor" if "model" in config.mesh else "fsdp"
     state, _ = trainer.fit(
-        task.init(jax.random.key(config.seed), train.example),
+        trainer.spread(init, trainer.mesh(config.mesh), rules=models.transformer_rules(split))
+        if config.mesh
+        else init(),
         trainer.training(task.step, train),
         epochs=config.epochs,
         hooks=hooks.chain(

@@ -11,6 +11,7 @@ from models.network import Network
 from models.nnx import from_nnx
 from models.rematerialising import remat
 from models.resnet import resnet
+from models.sharding import transformer_rules
 from models.transformer import transformer
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "remat",
     "resnet",
     "transformer",
+    "transformer_rules",
 ]

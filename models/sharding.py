@@ -1,0 +1,62 @@
+"""How a transformer is split over the devices of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jax.sharding import Mesh, PartitionSpec
+
+SpecFunction = Callable[[tuple[int, ...], Mesh], PartitionSpec]
+"""`(shape, mesh) -> PartitionSpec`."""
+
+LAYOUTS = {
+    r"(qkv|up|head)/kernel$": ("data", "model"),
+    r"(out|down)/kernel$": ("model", "data"),
+    r"embed/embedding$": ("model", "data"),
+}
+"""The axes of the last two dimensions, (in, out) of a kernel: by columns before a nonlinearity and
+by rows after it, so that the devices of `model` exchange once there."""
+
+SPLITS = {"fsdp": {"data"}, "tensor": {"model"}, "fsdp+tensor": {"data", "model"}}
+
+
+def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
+    """Return the rules by which `trainer.spread` splits `models.transformer`.
+
+    A dimension that its axis does not divide stays whole.
+
+    Args:
+        split: `fsdp`, kernels over the axis `data`; `tensor`, heads and hidden units over the axis
+            `model`; `fsdp+tensor`, both.
+
+    Raises:
+        ValueError: another split.
+
+    Source: Shoeybi et al., "Megatron-LM", section 3 (2019), for `tensor`; Rajbhandari et al.,
+    "ZeRO", section 5 (2019), for `fsdp`.
+
+    >>> [pattern for pattern, _ in transformer_rules("fsdp")][1]
+    '^params/.*(out|down)/kernel$'
+    """
+    if split not in SPLITS:
+        raise ValueError(f"transformer_rules takes one of {', '.join(SPLITS)}; got {split!r}")
+    return [
+        (f"^params/.*{pattern}", _choose(tuple(a if a in SPLITS[split] else None for a in axes)))
+        for pattern, axes in LAYOUTS.items()
+    ]
+
+
+def _choose(axes: tuple[str | None, ...]) -> SpecFunction:
+    def choose(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        if missing := {axis for axis in axes if axis} - set(mesh.axis_names):
+            raise ValueError(
+                f"these rules split over {', '.join(sorted(missing))}, which the mesh "
+                f"({', '.join(mesh.axis_names)}) lacks"
+            )
+        last = (
+            axis if axis and length % mesh.shape[axis] == 0 else None
+            for axis, length in zip(axes, shape[-2:], strict=True)
+        )
+        return PartitionSpec(*[None] * (len(shape) - 2), *last)
+
+    return choose

@@ -1,0 +1,71 @@
+"""Rules that split the transformer over a mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import models
+import trainer
+from trainer import data, losses
+
+
+@pytest.fixture(scope="module")
+def task():
+    network = models.transformer(vocabulary=16, context=8, width=32, layers=1, heads=4)
+    return trainer.supervised(network, losses.language_modeling, optax.sgd(0.1))
+
+
+@pytest.fixture(scope="module")
+def source():
+    tokens = np.random.default_rng(0).integers(0, 16, (32, 9))
+    return data.Arrays({"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("split", "axes", "wanted"),
+    [
+        ("fsdp", {"data": 8}, {"qkv": ("data", None), "out": (None, "data")}),
+        ("tensor", {"data": 4, "model": 2}, {"qkv": (None, "model"), "out": ("model", None)}),
+        (
+            "fsdp+tensor",
+            {"data": 2, "model": 4},
+            {"qkv": ("data", "model"), "out": ("model", "data")},
+        ),
+    ],
+)
+def test_a_transformer_that_is_split_trains_as_on_one_device(task, source, split, axes, wanted):
+    start = task.init(jax.random.key(0), source.example)
+    alone, _ = trainer.fit(start, trainer.training(task.step, source), epochs=2)
+    spread = trainer.spread(start, trainer.mesh(**axes), rules=models.transformer_rules(split))
+    attention = spread.params["blocks"]["0"]["attention"]
+    for name, spec in wanted.items():
+        sharding = attention[name]["kernel"].sharding
+        assert sharding.is_equivalent_to(
+            jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec)), 2
+        )
+    state, _ = trainer.fit(spread, trainer.training(task.step, source), epochs=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-6),
+        alone.params,
+        state.params,
+    )
+
+
+def test_layers_in_a_scan_and_odd_dimensions_are_split_where_they_can_be():
+    network = models.transformer(vocabulary=15, context=8, width=32, layers=2, heads=4, scan=True)
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), tokens)
+    rules, mesh = models.transformer_rules("fsdp+tensor"), trainer.mesh(data=4, model=2)
+    ((_, columns), _, (_, embedding)) = rules
+    assert tuple(columns(params["blocks"]["up"]["kernel"].shape, mesh)) == (None, "data", "model")
+    assert tuple(embedding(params["embed"]["embedding"].shape, mesh)) == (None, "data")
+
+
+def test_an_unknown_split_and_a_missing_axis_are_refused():
+    with pytest.raises(ValueError, match="one of fsdp, tensor, fsdp\\+tensor; got 'zero'"):
+        models.transformer_rules("zero")
+    _, choose = models.transformer_rules("tensor")[0]
+    with pytest.raises(ValueError, match=r"split over model, which the mesh \(data\) lacks"):
+        choose((8, 8), trainer.mesh())
