@@ -44,7 +44,8 @@ def spread(
     Raises:
         TypeError: this is no state, or a rule gives no spec.
         ValueError: a rule matches no path, names no axis of the mesh, or splits what does not
-            divide; or a population has members that the axis `members` does not divide.
+            divide, or over several processes; or a population has members that the axis `members`
+            does not divide.
 
     >>> import jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones((8, 512))}, rng=jax.random.key(0))
@@ -78,13 +79,13 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _refuse_split_over_processes(shardings: TrainState) -> None:
-    """Raise ValueError if a leaf is split over processes, of which none could save it."""
+    """Raise ValueError if a leaf is split over processes: observers run on one, and would hang."""
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
         if not (sharding.is_fully_addressable or sharding.is_fully_replicated):
             raise ValueError(
                 f"spread: {format_path(path)} would be split over {jax.process_count()} processes, "
-                "and each saves only what it holds as a whole: leave the rule out, or split over "
-                "the devices of one process"
+                "and observers, which run on the main process alone, could not read it: leave the "
+                "rule out, or split over the devices of one process"
             )
 
 
