@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import format_path
 from trainer.placement.meshes import DATA, MEMBERS
 from trainer.state import LIVE, TrainState
@@ -50,6 +51,29 @@ def fsdp(axis: str = DATA) -> SpecFunction:
         return PartitionSpec(*[None] * split, axis)
 
     return choose
+
+
+def check_rules(rules: Any) -> None:
+    """Check that rules are a sequence of pairs (regular expression, spec or function).
+
+    Raises:
+        TypeError: they are something else.
+        ValueError: a regular expression is none.
+    """
+    form = '[("^params/", trainer.fsdp()), ("head/kernel$", PartitionSpec(None, "model"))]'
+    if not isinstance(rules, Sequence) or isinstance(rules, str):
+        raise TypeError(f"spread takes rules as a list, {form}; got {describe_value(rules)}")
+    for rule in rules:
+        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str)
+        if not pair or not (isinstance(rule[1], PartitionSpec) or callable(rule[1])):
+            raise TypeError(
+                "a rule of spread is a pair of a regular expression and a PartitionSpec, or a "
+                f"function that makes one, {form}; got {rule!r:.100}"
+            )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ValueError(f"spread: {rule[0]!r} is no regular expression: {error}") from None
 
 
 def choose_shardings(state: TrainState, mesh: Mesh, rules: Sequence[Rule]) -> TrainState:

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import format_path, is_key
 from trainer.placement.constraints import to_global
 from trainer.placement.meshes import DATA, MEMBERS
 from trainer.placement.meshes import mesh as make_mesh
-from trainer.placement.rules import Rule, choose_shardings
+from trainer.placement.rules import Rule, check_rules, choose_shardings
 from trainer.state import LIVE, TrainState, attach_host_fields, require_state, strip_host_fields
 
 
@@ -42,10 +43,10 @@ def spread(
         The state, with the same values.
 
     Raises:
-        TypeError: this is no state, or a rule gives no spec.
-        ValueError: a rule matches no path, names no axis of the mesh, or splits what does not
-            divide, or over several processes; or a population has members that the axis `members`
-            does not divide.
+        TypeError: this is no state, no mesh, or no list of rules, or a rule gives no spec.
+        ValueError: a rule is no regular expression, matches no path, names no axis of the mesh, or
+            splits what does not divide, or over several processes; or a population has members that
+            the axis `members` does not divide.
 
     >>> import jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones((8, 512))}, rng=jax.random.key(0))
@@ -53,19 +54,32 @@ def spread(
     >>> tuple(spread(state, rules=[("^params/", fsdp())]).params["w"].sharding.spec)
     (None, 'data')
     """
+    check_rules(rules)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"spread takes a mesh, trainer.mesh(data=8), second; got {describe_value(mesh)}"
+        )
     if isinstance(state, TrainState) or not callable(state):
         require_state("spread", state)
         shapes = strip_host_fields(state)
     else:
         make: Callable[[], TrainState] = state
-        shapes = jax.eval_shape(lambda: strip_host_fields(make()))
+
+        def init() -> TrainState:
+            if not isinstance(made := make(), TrainState):
+                raise TypeError(
+                    "spread takes a function that makes a TrainState, lambda: task.init(key, "
+                    f"source.example); it returned {describe_value(made)}"
+                )
+            return strip_host_fields(made)
+
+        shapes = jax.eval_shape(init)
     mesh = _choose_mesh(shapes) if mesh is None else mesh
     shardings = choose_shardings(shapes, mesh, rules)
     _refuse_split_over_processes(shardings)
     if isinstance(state, TrainState):
         return attach_host_fields(jax.tree.map(_place, shapes, shardings), state)
-    made = jax.jit(lambda: strip_host_fields(make()), out_shardings=shardings)()
-    return made.replace(stop=False)
+    return jax.jit(init, out_shardings=shardings)().replace(stop=False)
 
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:

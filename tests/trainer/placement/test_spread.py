@@ -208,6 +208,7 @@ def test_an_agent_trains_as_on_one_device():
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
+        ([("(", P())], r"'\(' is no regular expression: missing \)"),
         ([("^nothing$", P())], r"no path of the state matches \['\^nothing\$'\]"),
         ([("kernel", P("model"))], "there is no axis 'model' in the mesh data=8"),
         (
@@ -220,6 +221,23 @@ def test_an_agent_trains_as_on_one_device():
 def test_rules_that_do_not_fit_are_refused(start, rules, said):
     with pytest.raises(ValueError, match=said):
         trainer.spread(start, rules=rules)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rules", "said"),
+    [
+        ((3,), (), "spread needs a TrainState first; got 3"),
+        ((lambda: 3,), (), "a function that makes a TrainState, .* it returned 3"),
+        ((None, {"data": 8}), (), r"takes a mesh, trainer.mesh\(data=8\), second; got a dict"),
+        ((None,), {"kernel": P()}, "takes rules as a list, .*; got a dict of kernel"),
+        ((None,), [("kernel", "data")], r"is a pair of .* got \('kernel', 'data'\)"),
+        ((None,), ("kernel", P("data")), "is a pair of .* got 'kernel'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(start, arguments, rules, said):
+    first, *others = arguments
+    with pytest.raises(TypeError, match=said):
+        trainer.spread(start if first is None else first, *others, rules=rules)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_before_training(start, task, source):
