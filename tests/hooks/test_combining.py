@@ -25,11 +25,6 @@ def at(state, epoch=0, step=0):
     return state.replace(epoch=jnp.int32(epoch), step=jnp.int32(step))
 
 
-def fired(hook, state, metrics=None):
-    """Whether a counting hook fired."""
-    return hook(state, metrics or {}) is not state
-
-
 def test_a_chain_runs_in_order(state):
     after = hooks.chain(scale(0.5), scale(4.0))(state, {})
     chex.assert_trees_all_close(after.params["w"], jnp.array([2.0, -4.0]))

@@ -10,13 +10,6 @@ import hooks
 import trainer
 
 
-def scale(factor):
-    def scale(state, metrics):
-        return state.replace(params=jax.tree.map(lambda w: w * factor, state.params))
-
-    return scale
-
-
 def count(name="count"):
     return hooks.stateful(name, lambda state: 0, lambda count, state, metrics: (count + 1, state))
 

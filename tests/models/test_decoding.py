@@ -14,8 +14,6 @@ SETTINGS = {"vocabulary": 11, "context": 12, "layers": 2, "heads": 2, "width": 8
 TOKENS = jax.random.randint(KEY, (2, 7), 0, 11)
 DECODER = models.transformer(**SETTINGS)
 PARAMS, _ = jax.jit(DECODER.init)(jax.random.key(0), TOKENS)
-PROMPT = TOKENS[:, :3]
-APPLY = jax.jit(lambda tokens: DECODER.apply(PARAMS, {}, tokens, key=None, train=False)[0])
 
 
 @pytest.mark.parametrize(("scan", "cuts"), [(False, [1, 2, 3, 6]), (True, [4])])

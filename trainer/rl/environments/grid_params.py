@@ -56,17 +56,17 @@ def gridworld_levels() -> dict[str, GridworldParams]:
     (2, True)
     """
     return {
-        "empty": _level(5, 1, max_steps=50),
-        "two_rooms": _level(7, 2, max_steps=100),
-        "unlock": _level(7, 2, locked=True, max_steps=100),
-        "key": _level(7, 2, locked=True, fetch=True, max_steps=150),
-        "doors": _level(8, 3, doors=True, max_steps=150),
-        "key_behind_door": _level(9, 3, doors=True, locked=True, fetch=True, max_steps=250),
-        "gauntlet": _level(11, 4, doors=True, locked=True, fetch=True, max_steps=350),
+        "empty": make_level(5, 1, max_steps=50),
+        "two_rooms": make_level(7, 2, max_steps=100),
+        "unlock": make_level(7, 2, locked=True, max_steps=100),
+        "key": make_level(7, 2, locked=True, fetch=True, max_steps=150),
+        "doors": make_level(8, 3, doors=True, max_steps=150),
+        "key_behind_door": make_level(9, 3, doors=True, locked=True, fetch=True, max_steps=250),
+        "gauntlet": make_level(11, 4, doors=True, locked=True, fetch=True, max_steps=350),
     }
 
 
-def _level(
+def make_level(
     size: int,
     rooms: int,
     *,
@@ -75,6 +75,7 @@ def _level(
     fetch: bool = False,
     max_steps: int,
 ) -> GridworldParams:
+    """Return a level of these settings, unchecked."""
     return GridworldParams(
         size=jnp.int32(size),
         rooms=jnp.int32(rooms),

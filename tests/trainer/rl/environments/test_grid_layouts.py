@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.rl.environments import GridworldParams, gridworld, gridworld_levels
+from trainer.rl.environments import gridworld, gridworld_levels
 from trainer.rl.environments.grid_layouts import (
     DOOR,
     FLOOR,
@@ -20,7 +20,7 @@ from trainer.rl.environments.grid_layouts import (
     draw_layout,
     kinds_of,
 )
-from trainer.rl.environments.grid_params import SIZE
+from trainer.rl.environments.grid_params import SIZE, make_level
 from trainer.rl.environments.gridworld import INTERACT, MOVES
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -30,14 +30,7 @@ LEVELS = gridworld_levels()
 
 
 def _params(size, rooms, doors, locked, fetch, max_steps=1000):
-    return GridworldParams(
-        size=jnp.int32(size),
-        rooms=jnp.int32(rooms),
-        doors=jnp.bool_(doors),
-        locked=jnp.bool_(locked),
-        fetch=jnp.bool_(fetch),
-        max_steps=jnp.int32(max_steps),
-    )
+    return make_level(size, rooms, doors=doors, locked=locked, fetch=fetch, max_steps=max_steps)
 
 
 def _all_params():

@@ -1,23 +1,16 @@
 """Params of the gridworld: what is out of range is refused by name."""
 
-import jax.numpy as jnp
 import pytest
 
-from trainer.rl.environments import GridworldParams, gridworld, gridworld_levels
+from trainer.rl.environments import gridworld, gridworld_levels
+from trainer.rl.environments.grid_params import make_level
 
 ENV = gridworld()
 LEVELS = gridworld_levels()
 
 
 def _params(size, rooms, doors, locked, fetch, max_steps=1000):
-    return GridworldParams(
-        size=jnp.int32(size),
-        rooms=jnp.int32(rooms),
-        doors=jnp.bool_(doors),
-        locked=jnp.bool_(locked),
-        fetch=jnp.bool_(fetch),
-        max_steps=jnp.int32(max_steps),
-    )
+    return make_level(size, rooms, doors=doors, locked=locked, fetch=fetch, max_steps=max_steps)
 
 
 @pytest.mark.parametrize("name", LEVELS)
