@@ -25,8 +25,8 @@ class SummaryRow:
     shape: tuple[int, ...] | None
     """None for a part with several leaves."""
     dtype: str
-    count: int | None
-    """The number of elements; None where it is not of interest."""
+    count: int
+    """The number of elements."""
     bytes: int
     device_bytes: int
     """On each device: fewer than `bytes` where a leaf is split over a mesh."""
@@ -48,7 +48,7 @@ class Summary:
     @property
     def count(self) -> int:
         """The number of parameters."""
-        return sum(row.count or 0 for row in self.rows)
+        return sum(row.count for row in self.rows)
 
     @property
     def bytes(self) -> int:
@@ -61,17 +61,14 @@ class Summary:
         return sum(row.device_bytes for row in (*self.rows, *self.others))
 
     def __str__(self) -> str:
-        params = _sum("parameters", self.rows)
-        rows = [*self.rows, dataclasses.replace(params, dtype="")]
+        titles = ("path", "shape", "dtype", "count", "bytes", "split", "bytes a device")
+        params = dataclasses.replace(_sum("parameters", self.rows), dtype="")
+        cells = [titles, *map(_cells, (*self.rows, params))]
         if self.others:
-            state = _sum("state", (*self.rows, *self.others))
-            rows += [*self.others, dataclasses.replace(state, dtype="", count=None)]
-        cells = [("path", "shape", "dtype", "count", "bytes"), *map(_cells, rows)]
-        if not self.on_mesh:
-            return align_columns(cells, right=(3, 4))
-        places = [(row.split, f"{row.device_bytes:,}") for row in rows]
-        wide = zip(cells, [("split", "bytes a device"), *places], strict=True)
-        return align_columns([(*row, *place) for row, place in wide], right=(3, 4, 6))
+            total = ("state", "", "", "", f"{self.bytes:,}", "", f"{self.device_bytes:,}")
+            cells += [*map(_cells, self.others), total]
+        shown = len(titles) if self.on_mesh else 5
+        return align_columns([row[:shown] for row in cells], right=(3, 4, 6))
 
 
 def summary(params: PyTree) -> Summary:
@@ -128,11 +125,11 @@ def _describe_axes(axes: Any) -> str:
 
 def _sum(name: str, rows: tuple[SummaryRow, ...]) -> SummaryRow:
     types = ", ".join(sorted({row.dtype for row in rows}))
-    count, size = sum(row.count or 0 for row in rows), sum(row.bytes for row in rows)
+    count, size = sum(row.count for row in rows), sum(row.bytes for row in rows)
     return SummaryRow(name, None, types, count, size, sum(row.device_bytes for row in rows))
 
 
 def _cells(row: SummaryRow) -> tuple[str, ...]:
     shape = "" if row.shape is None else str(list(row.shape))
-    count = "" if row.count is None else f"{row.count:,}"
-    return row.path, shape, row.dtype, count, f"{row.bytes:,}"
+    count, size, here = (f"{n:,}" for n in (row.count, row.bytes, row.device_bytes))
+    return row.path, shape, row.dtype, count, size, row.split, here

@@ -188,9 +188,10 @@ class Phase:
         `previous` is the output of the phase before, or its shapes; `donate` is that of the later
         compilation, so that it is traced once.
         """
+        state, donate = strip_host_fields(state), donate and self.updates_state
         data = self.feed.example if self.feed else previous
-        donate = donate and self.updates_state
-        traced, numbers = self._trace(strip_host_fields(state), data, donate)
+        with trace_on_mesh(state):
+            traced, numbers = self._trace(state, self._shape(data, state), donate)
         return traced.out_info[1], numbers[0]
 
     def list_metric_names(self, state: TrainState) -> tuple[str, ...]:
@@ -207,7 +208,7 @@ class Phase:
         state, donate = strip_host_fields(state), donate and self.updates_state
         key, compiled = self._make_key(state, data, donate), self._shared.compiled
         if key not in compiled:
-            data = shape_batches(data, state, axis=self._batch_axis)
+            data = self._shape(data, state)
             with span("compile", self.name), trace_on_mesh(state):
                 traced = self._trace(state, data, donate)
                 executor = self.repeated_step.executor if self.repeated_step else None
@@ -262,19 +263,18 @@ class Phase:
         read = self.feed.pieces(state, self.check_data, position)
         if get_mesh(state) is None:
             return read
-        axis = self._batch_axis
+        axis = self.feed.batch_axis
         return ((place_batches(piece, state, axis=axis), after) for piece, after in read)
 
-    @property
-    def _batch_axis(self) -> int | None:
-        return self.feed.batch_axis if self.feed else None
+    def _shape(self, data: Any, state: TrainState) -> Any:
+        """Return data to trace with; for a mesh their shapes, where `pieces` places them."""
+        return shape_batches(data, state, axis=self.feed.batch_axis if self.feed else None)
 
     def _trace(self, state: TrainState, data: Any, donate: bool) -> tuple[Any, PyTree]:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
         key, traces = self._make_key(state, data, donate), self._shared.traces
         if key not in traces:
-            data = shape_batches(data, state, axis=self._batch_axis)
-            with annotate_errors(f"in checking phase {self.name!r}"), trace_on_mesh(state):
+            with annotate_errors(f"in checking phase {self.name!r}"):
                 traces[key] = trace(self._computation, state, data, donate=donate)
         return traces[key]
 

@@ -191,7 +191,9 @@ def place_batches(
         if axis is not None and size is not None:
             shape[axis] = size
         sharding = _batch_sharding(tuple(shape), mesh, axis)
-        if sharding.is_fully_addressable or getattr(leaf, "sharding", None) == sharding:
+        if getattr(leaf, "sharding", None) == sharding:
+            return leaf
+        if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         if leaf.shape != tuple(shape):
             return jax.make_array_from_process_local_data(sharding, leaf, tuple(shape))
