@@ -18,6 +18,7 @@ from trainer.phases.factories import evaluate, evaluation, training
 from trainer.phases.metrics import Members, Metrics
 from trainer.phases.phase import Phase
 from trainer.phases.population import best_member, member, population, population_of, stack_states
+from trainer.placement.distributed import distributed
 from trainer.placement.meshes import mesh
 from trainer.placement.rules import fsdp
 from trainer.placement.spread import spread
@@ -49,6 +50,7 @@ __all__ = [
     "configuration",
     "cost",
     "data",
+    "distributed",
     "evaluate",
     "evaluation",
     "export_params",

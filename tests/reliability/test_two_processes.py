@@ -25,7 +25,8 @@ import jax, numpy as np, optax
 
 run, rank, count, port, pause = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
 if count > 1:
-    jax.distributed.initialize(
+    import trainer
+    trainer.distributed(
         f"127.0.0.1:{port}", count, rank, heartbeat_timeout_seconds=5, shutdown_timeout_seconds=5
     )
 import hooks, models, trainer

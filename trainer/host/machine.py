@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -50,9 +51,9 @@ def describe_environment() -> dict[str, str]:
     return found
 
 
-def describe_devices() -> str:
-    """Count the devices of all processes by kind: `1 cpu`."""
-    kinds = Counter(device.device_kind for device in jax.devices())
+def describe_devices(devices: Sequence[jax.Device] | None = None) -> str:
+    """Count devices by kind, `1 cpu`; None: those of all processes."""
+    kinds = Counter(device.device_kind for device in devices or jax.devices())
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
