@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
+from jax.sharding import Mesh
 
+from trainer.phases.collectives import Collective, count_collectives
+from trainer.phases.compiled_phase import trace
 from trainer.phases.jaxprs import count_flops, find_outer_scans
-from trainer.phases.packed import get_shapes
+from trainer.phases.packed import get_shapes, pack
 from trainer.phases.phase import Phase
-from trainer.state import PyTree, TrainState, strip_host_fields
+from trainer.placement.constraints import (
+    choose_output_shardings,
+    shape_batches,
+    trace_on_mesh,
+)
+from trainer.placement.meshes import get_mesh
+from trainer.placement.rules import Rule
+from trainer.placement.virtual_meshes import count_device_bytes, place_shapes
+from trainer.state import PyTree, TrainState
 
 PEAKS = {
     r"A100": 312e12,
@@ -41,12 +52,21 @@ class Cost:
     addition count as two. Other operations, fused kernels (such as attention) and `ragged_dot` do
     not count; recomputation in the backward pass (`jax.checkpoint`) does."""
     bytes_per_step: float | None
-    """Bytes read and written by the compiled step, as XLA estimates them; None if it does not."""
+    """Bytes read and written by the step on one device, as XLA estimates them; None if it does
+    not."""
     steps: int | None
     """Steps per epoch; 1 for a hand-written phase, whose step is one call of `run`; None for a
     stream whose length is unknown before it is read."""
     peak: float | None
     """FLOP/s that the devices reach together; None if unknown, as for CPUs."""
+    state_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Bytes of the state on each device, by field: `params`, `opt_state`, `model_state`,
+    `carry`."""
+    temporary_bytes: int | None = None
+    """Bytes that a step takes on each device besides state and data, such as gradients and
+    activations, as XLA plans them; None if it does not say."""
+    collectives: Mapping[str, Collective] = dataclasses.field(default_factory=dict)
+    """What the devices exchange in a step, by kind: `all-reduce`, `all-gather` and so on."""
 
     @property
     def flops(self) -> int | None:
@@ -74,7 +94,13 @@ class Cost:
         return self.flops_per_step * steps_per_second / self.peak
 
 
-def cost(program: Phase | Sequence[Phase], state: TrainState) -> dict[str, Cost]:
+def cost(
+    program: Phase | Sequence[Phase],
+    state: TrainState,
+    *,
+    mesh: Mesh | str | None = None,
+    rules: Sequence[Rule] = (),
+) -> dict[str, Cost]:
     """Compute what an epoch of each phase costs, without running it.
 
     XLA counts the body of a loop once, however often it runs. So the cost of a single step is
@@ -83,42 +109,89 @@ def cost(program: Phase | Sequence[Phase], state: TrainState) -> dict[str, Cost]
     costliest branch.
 
     It traces and compiles each step, and the body of each loop: it takes about as long as the start
-    of a run.
+    of a run. For a mesh it compiles another time. Nothing is allocated, so the model may be larger
+    than the memory.
 
     Args:
         program: a phase, or several in order, as `fit` takes them.
-        state: to train on; only its shapes and devices are used.
+        state: to train on, or its shapes, `jax.eval_shape(lambda: task.init(key, example))`; only
+            shapes and devices are used.
+        mesh: the cost for the state on this mesh, instead of where it lies: of `trainer.mesh`, or
+            one that is not there, `"data=64,model=8"`. The latter is compiled for CPUs, however
+            many: bytes of the state are exact; XLA for GPUs or TPUs may plan other temporaries,
+            and join or split collectives.
+        rules: how leaves are split over `mesh`, as for `trainer.spread`.
 
     Returns:
         Cost by the name of the phase.
+
+    Raises:
+        TypeError, ValueError: mesh or rules do not suit the state, as in `trainer.spread`.
 
     >>> import jax.numpy as jnp
     >>> def multiply(state, data):
     ...     return state.replace(params=state.params @ state.params), None, {}
     >>> start = TrainState.create(params=jnp.eye(100), rng=jax.random.key(0))
     >>> found = cost(Phase("square", multiply), start)["square"]
-    >>> found.flops_per_step, found.steps
-    (2000000, 1)
+    >>> found.flops_per_step, found.steps, found.state_bytes["params"]
+    (2000000, 1, 40000)
+    >>> from trainer import fsdp
+    >>> found = cost(Phase("square", multiply), start, mesh="data=50", rules=[("params", fsdp())])
+    >>> found["square"].state_bytes["params"], sorted(found["square"].collectives)
+    (800, ['all-gather'])
     """
     phases = (program,) if isinstance(program, Phase) else tuple(program)
     for phase in phases:
         state = phase.add_position(state)
-    devices = sorted(state.step.devices(), key=lambda device: device.id)
+    placed = place_shapes(state, mesh, rules)
+    shapes = get_shapes(placed)
+    there = get_mesh(placed)
+    devices = _list_devices(state) if there is None else list(there.devices.flat)
     peak = get_peak_flops(devices[0].device_kind)
-    shapes = get_shapes(strip_host_fields(state))
     costs: dict[str, Cost] = {}
     output: PyTree = None
     for phase in phases:
         function, data, steps = _get_step(phase, shapes, output)
         traced = jax.jit(function).trace(shapes, data)
+        alone = traced.lower().compile()
+        compiled = alone if there is None else _compile_step(phase, placed, data)
+        memory = compiled.memory_analysis()
         costs[phase.name] = Cost(
             flops_per_step=count_flops(traced.jaxpr),
-            bytes_per_step=_count_bytes(traced.jaxpr, traced),
+            bytes_per_step=_count_bytes(traced.jaxpr, alone),
             steps=steps,
             peak=None if peak is None else peak * len(devices),
+            state_bytes=count_device_bytes(placed),
+            temporary_bytes=None if memory is None else int(memory.temp_size_in_bytes),
+            collectives=count_collectives(compiled.as_text() or ""),
         )
-        output, _ = phase.infer_shapes(state, output)
+        output, _ = phase.infer_shapes(state if mesh is None else shapes, output)
     return costs
+
+
+def _list_devices(state: TrainState) -> list[jax.Device]:
+    """Return the devices of a state; the first of all for shapes that lie nowhere."""
+    sharding = getattr(state.step, "sharding", None)
+    devices = jax.devices()[:1] if sharding is None else sharding.device_set
+    return sorted(devices, key=lambda device: device.id)
+
+
+def _compile_step(phase: Phase, state: TrainState, data: PyTree) -> Any:
+    """Compile the step of a phase for the mesh that a state's shapes lie on."""
+    scan, feed = phase.scanned, phase.feed
+    if scan is None or feed is None:
+        data = shape_batches(data, state, axis=feed.batch_axis if feed else None)
+        with trace_on_mesh(state):
+            return trace(phase.computation, state, data, donate=False)[0].lower().compile()
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState | None, None, jax.Array]:
+        after, numbers = scan.run_once(state, batch)
+        return after if phase.updates_state else None, None, pack(numbers)
+
+    with trace_on_mesh(state):
+        options = choose_output_shardings(updates_state=phase.updates_state)
+        batch = shape_batches(data, state, axis=0)
+        return jax.jit(step, **options).lower(state, batch).compile()
 
 
 def get_peak_flops(kind: str) -> float | None:
@@ -144,12 +217,12 @@ def _get_step(phase: Phase, state: PyTree, previous: PyTree) -> tuple[Callable[.
     return scan.step, batch, steps
 
 
-def _count_bytes(jaxpr: Any, traced: Any = None) -> float | None:
+def _count_bytes(jaxpr: Any, compiled: Any = None) -> float | None:
     """Estimate the bytes that a computation moves; a loop counts as often as it runs."""
-    if traced is None:
+    if compiled is None:
         avals = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in jaxpr.in_avals]
-        traced = jax.jit(core.jaxpr_as_fun(jaxpr)).trace(*avals)
-    analysis = traced.lower().compile().cost_analysis() or {}
+        compiled = jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*avals).compile()
+    analysis = compiled.cost_analysis() or {}
     total = analysis.get("bytes accessed")
     for length, body in find_outer_scans(jaxpr):
         once = _count_bytes(body)

@@ -138,7 +138,8 @@ class Phase:
         return self.run if isinstance(self.run, ScannedStep) else None
 
     @functools.cached_property
-    def _computation(self) -> Computation:
+    def computation(self) -> Computation:
+        """What it computes, without its data."""
         population = self.members is not None
         return Computation(self.name, self.run, self.reduce, self.updates_state, population)
 
@@ -213,7 +214,7 @@ class Phase:
                 traced = self._trace(state, data, donate)
                 executor = self.repeated_step.executor if self.repeated_step else None
                 compiled[key] = compile_phase(
-                    self._computation, traced, executor, state, data, donate=donate
+                    self.computation, traced, executor, state, data, donate=donate
                 )
         return compiled[key]
 
@@ -275,7 +276,7 @@ class Phase:
         key, traces = self._make_key(state, data, donate), self._shared.traces
         if key not in traces:
             with annotate_errors(f"in checking phase {self.name!r}"):
-                traces[key] = trace(self._computation, state, data, donate=donate)
+                traces[key] = trace(self.computation, state, data, donate=donate)
         return traces[key]
 
     @staticmethod

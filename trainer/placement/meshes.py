@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,21 +36,29 @@ def mesh(text: str = "", /, **axes: int) -> Mesh:
     True
     """
     count = len(jax.devices())
-    sizes = (_parse(text) | axes) or {DATA: count}
-    for name, size in sizes.items():
-        require_integer(f"mesh: {name}", size, 1)
+    sizes = order_axes((parse_axes(text) | axes) or {DATA: count})
     if math.prod(sizes.values()) != count:
         asked = " * ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(
             f"a mesh takes all devices: {asked} makes {math.prod(sizes.values())}, and there are "
             f"{count} ({jax.devices()[0].device_kind}); leave one axis out, or change its size"
         )
-    names = sorted(sizes, key=lambda name: name != DATA)
-    kinds = (AxisType.Auto,) * len(names)
-    return jax.make_mesh([sizes[name] for name in names], names, axis_types=kinds)
+    return jax.make_mesh([*sizes.values()], [*sizes], axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _parse(text: str) -> dict[str, int]:
+def order_axes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the axes of a mesh with `data` first, after a check of their sizes."""
+    for name, size in sizes.items():
+        require_integer(f"mesh: {name}", size, 1)
+    return {name: sizes[name] for name in sorted(sizes, key=lambda name: name != DATA)}
+
+
+def parse_axes(text: str) -> dict[str, int]:
+    """Return the axes of a mesh that is written as `data=4,model=2`.
+
+    Raises:
+        ValueError: it is no list of axes and sizes.
+    """
     try:
         pairs = (part.split("=") for part in text.split(",") if part.strip())
         return {name.strip(): int(size) for name, size in pairs}
