@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import xxhash
-from jax.experimental import multihost_utils
+
+from trainer.host.exchange import exchange_words
 
 
 class StopReasons(NamedTuple):
@@ -31,34 +32,50 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def from_main_process(values: Mapping[str, float]) -> dict[str, float]:
+def from_main_process(
+    values: Mapping[str, float], failure: Exception | None = None
+) -> dict[str, float]:
     """Return the main process's values on every process, bit for bit; all must call it.
+
+    Args:
+        values: of the same names on every process.
+        failure: why this process cannot go on, which ends all of them.
+
+    Raises:
+        FailedElsewhere: another process failed, or exchanges something else.
 
     >>> from_main_process({"time/epoch_seconds": 0.5})
     {'time/epoch_seconds': 0.5}
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 and failure is None:
         return dict(values)
-    bits = np.array(list(values.values()), np.float64).view(np.uint32)
-    shared = np.ascontiguousarray(_gather(bits)[0]).view(np.float64)
-    return dict(zip(values, shared.tolist(), strict=True))
+    shared = exchange_numbers(f"the values {', '.join(values)}", [*values.values()], failure)
+    return dict(zip(values, shared[0].tolist(), strict=True))
 
 
-def agree_on_stop(reasons: StopReasons) -> StopReasons:
+def agree_on_stop(
+    reasons: StopReasons, failure: Exception | None = None, what: str = "the end of an epoch"
+) -> StopReasons:
     """Combine the reasons of all processes, with the same result on each; all must call it.
 
     Every process decides by what was gathered from all, never by its own alone: a signal or an
     interrupt of one ends them all at this event.
 
+    Args:
+        reasons: of this process.
+        failure: why this process cannot go on, which ends all of them.
+        what: of which the processes agree, for messages.
+
     Raises:
+        FailedElsewhere: another process failed, or is elsewhere.
         RuntimeError: only some of the states stop: their hooks saw different metrics.
 
     >>> agree_on_stop(StopReasons(stop=False, interrupt=False, signal=15))
     StopReasons(stop=False, interrupt=False, signal=15)
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 and failure is None:
         return reasons
-    stop, interrupt, signal = _gather(np.array(reasons, np.int32)).T
+    stop, interrupt, signal = exchange_numbers(what, reasons, failure).T.astype(np.int64)
     if stop.any() != stop.all():
         raise RuntimeError(
             f"processes {np.flatnonzero(stop).tolist()} decided to stop and the others did not: "
@@ -75,7 +92,7 @@ def check_same(what: str) -> None:
         RuntimeError: another process is about to do something else.
     """
     digest = np.frombuffer(xxhash.xxh3_64_digest(what.encode()), np.uint32)
-    seen = _gather(digest)
+    seen = exchange_words("the start of a run", digest)
     if others := [p for p in range(len(seen)) if not np.array_equal(seen[p], digest)]:
         raise RuntimeError(
             f"process {jax.process_index()} runs something else than {others}: epochs, phases and "
@@ -91,7 +108,7 @@ def fail_together(what: str) -> Iterator[None]:
     All must call it, and the block must not wait for another process.
 
     Raises:
-        RuntimeError: it failed on another process; the message calls it `what`.
+        FailedElsewhere: it failed on another process; the message calls it `what`.
 
     >>> with fail_together("dividing"):
     ...     1 / 0
@@ -106,14 +123,19 @@ def fail_together(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    failed = np.flatnonzero(_gather(np.array([failure is not None], np.int32))[:, 0]).tolist()
-    if failure is not None:
-        raise failure
-    if failed:
-        raise RuntimeError(
-            f"{what} failed on process {', '.join(map(str, failed))}, whose own error says why; "
-            f"process {jax.process_index()} ends with it"
-        )
+    exchange_words(what, np.zeros(0, np.uint32), failure)
+
+
+def exchange_numbers(
+    what: str, numbers: Sequence[float], failure: Exception | None = None
+) -> np.ndarray:
+    """Return the numbers of all processes, float64 `[process, number]`; see `exchange_words`.
+
+    >>> exchange_numbers("shares", [0.1, 0.2])
+    array([[0.1, 0.2]])
+    """
+    words = exchange_words(what, np.array(numbers, np.float64).view(np.uint32), failure)
+    return np.ascontiguousarray(words).view(np.float64)
 
 
 def gather_values(values: Sequence[int]) -> list[tuple[int, ...]]:
@@ -122,12 +144,5 @@ def gather_values(values: Sequence[int]) -> list[tuple[int, ...]]:
     >>> gather_values([3, -1])
     [(3, -1)]
     """
-    words = _gather(np.array(values, np.int64).view(np.uint32))
+    words = exchange_words("whole numbers", np.array(values, np.int64).view(np.uint32))
     return [tuple(np.ascontiguousarray(row).view(np.int64).tolist()) for row in words]
-
-
-def _gather(values: np.ndarray) -> np.ndarray:
-    """Return the values of all processes, `[process, ...]`."""
-    if jax.process_count() == 1:
-        return values[None]
-    return np.asarray(multihost_utils.process_allgather(values))

@@ -20,7 +20,8 @@ from trainer.checkpoints.directory_lock import (
     lock_directory,
     lock_for_recording,
 )
-from trainer.host import processes
+from trainer.host import exchange
+from trainer.host.exchange import pack_message
 
 CHILD = """
 import os, signal, sys, warnings
@@ -179,8 +180,9 @@ def test_if_the_main_process_is_refused_no_process_continues(tmp_path, monkeypat
     monkeypatch.setattr(directory_lock, "is_main_process", lambda: False)
     lock_directory(tmp_path)()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "_gather", lambda values: np.array([[True], values]))
-    with pytest.raises(RuntimeError, match="locking .* failed on process 0, whose own error"):
+    failed = {"what": f"locking {tmp_path}", "failure": OSError("no room")}
+    monkeypatch.setattr(exchange, "_gather", lambda mine: np.array([pack_message(**failed), mine]))
+    with pytest.raises(RuntimeError, match="locking .* failed on process 0, whose own .*no room"):
         lock_directory(tmp_path)
     assert not list(tmp_path.iterdir())
 

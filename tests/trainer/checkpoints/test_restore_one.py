@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer.checkpoints import restore_one
-from trainer.host import processes
+from trainer.host import exchange
 
 WHERE = Path("runs/a/checkpoints")
 
@@ -21,12 +21,16 @@ def other(monkeypatch):
     """Pretend that there is another process, which found this, or failed."""
 
     def pretend(number, digest=7, *, failed=False):
-        def gathered(values):
-            theirs = np.array([number, digest], np.int64).view(np.uint32)
-            return np.array([values, [failed] if len(values) == 1 else theirs])
+        def gathered(mine):
+            theirs = mine.copy()
+            if failed:
+                theirs = exchange.pack_message("reading", failure=ValueError("damaged"))
+            elif mine[2]:  # words
+                theirs[4:8] = np.array([number, digest], np.int64).view(np.uint32)
+            return np.array([mine, theirs])
 
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        monkeypatch.setattr(processes, "_gather", gathered)
+        monkeypatch.setattr(exchange, "_gather", gathered)
 
     return pretend
 

@@ -289,7 +289,7 @@ def test_only_the_main_process_records_and_waits_for_no_other(begun, monkeypatch
         raise AssertionError("the others do not take part")
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("trainer.host.processes._gather", gathered)
+    monkeypatch.setattr("trainer.host.exchange._gather", gathered)
     run = begun()
     run.resume(epoch=0, step=0)
     run.record(1, 14, {"loss": 0.5})
