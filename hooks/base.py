@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-from hooks.combining import Chain, chain
+from hooks.combining import UNGATED_EVENTS, Chain, HookLike, chain, join_parts
 from trainer import TrainState
 from trainer.checks.arguments import describe_value, require_function
+from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import (
     Hook,
     HookFunction,
@@ -17,7 +18,7 @@ from trainer.hook import (
     get_hook_state,
     set_hook_state,
 )
-from trainer.state import PyTree
+from trainer.state import DEVICE_FIELDS, PyTree
 
 Init = Callable[[TrainState], PyTree]
 
@@ -25,10 +26,32 @@ Update = Callable[[Any, TrainState, Mapping[str, float]], tuple[Any, TrainState]
 """`(hook_state, state, metrics) -> (hook_state, state)`."""
 
 
-def observe(hook: HookFunction | Hook) -> Hook:
+@overload
+def observe(hook: Chain, *, gather: str | Sequence[str] = ()) -> HookLike: ...
+
+
+@overload
+def observe(hook: HookFunction | Hook, *, gather: str | Sequence[str] = ()) -> Hook: ...
+
+
+def observe(hook: HookLike, *, gather: str | Sequence[str] = ()) -> HookLike:
     """Declare a function an observer: it may write scores and its own hook state, nothing else.
 
     Observers run after the event's control hooks; on several processes, on the main one alone.
+    There an array that is split over processes is shown by its shape and dtype; using its values
+    raises RuntimeError. What an observer reads can be gathered for it.
+
+    Args:
+        hook: a function or a hook; or a chain of observers, such as `hooks.record(...)`, for which
+            something is gathered.
+        gather: the field of the state, or the path of a part, `params/head`, that all processes
+            gather when the observer is due; or several. It then reads whole, read-only numpy
+            arrays. On one process nothing is gathered: all is readable as it is.
+
+    Raises:
+        TypeError: gather names no paths.
+        ValueError: a chain has hooks that are no observers, or a state has no such field; before
+            training, the state has no such part.
 
     >>> @observe
     ... def show(state, metrics):
@@ -37,7 +60,41 @@ def observe(hook: HookFunction | Hook) -> Hook:
     >>> show.stage
     'observe'
     """
-    return dataclasses.replace(_require_one_hook(hook, "observe"), stage="observe")
+    paths = _check_paths(gather)
+    parts = flatten_hooks(hook)
+    if len(parts) == 1:
+        return dataclasses.replace(parts[0], stage="observe", gather=(*parts[0].gather, *paths))
+    if not paths or any(part.stage != "observe" for part in parts):
+        raise ValueError(
+            f"observe declares one hook; got a chain of {len(parts)}, which must be observers, with "
+            "gather=..., if something shall be gathered for them"
+        )
+    return join_parts(
+        [
+            part
+            if part.at in UNGATED_EVENTS
+            else dataclasses.replace(part, gather=(*part.gather, *paths))
+            for part in parts
+        ]
+    )
+
+
+def _check_paths(gather: Any) -> tuple[str, ...]:
+    """Return paths in a state as a tuple, after checking their fields."""
+    paths = (gather,) if isinstance(gather, str) else gather
+    if not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
+        raise TypeError(
+            "observe(hook, gather=...) takes a field of the state, 'params', or several; got "
+            f"{describe_value(gather)}"
+        )
+    fields = (*DEVICE_FIELDS, "hook_state")
+    for path in paths:
+        if (field := path.partition("/")[0]) not in fields:
+            raise ValueError(
+                f"observe(hook, gather={path!r}): a state has no field {field!r} of arrays"
+                f"{suggest_and_list(field, fields)}"
+            )
+    return tuple(paths)
 
 
 def reads(*keys: str) -> Callable[[HookFunction | Hook], Hook]:

@@ -150,8 +150,7 @@ def _copy_to_host(state: TrainState) -> TrainState:
 
 def _copy_output(metrics: Mapping[str, float]) -> Mapping[str, float]:
     if isinstance(metrics, Metrics) and metrics.output is not None:
-        output = _copy_arrays(metrics.output)
-        return Metrics(metrics, steps=metrics.steps, output=output, epochs=metrics.epochs)
+        return metrics.with_output(_copy_arrays(metrics.output))
     return metrics
 
 

@@ -19,6 +19,7 @@ from trainer.phases.metrics import Members, Metrics
 from trainer.phases.phase import Phase
 from trainer.phases.population import best_member, member, population, population_of, stack_states
 from trainer.placement.distributed import distributed
+from trainer.placement.gathering import gather
 from trainer.placement.meshes import mesh
 from trainer.placement.rules import fsdp
 from trainer.placement.spread import spread
@@ -58,6 +59,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "fsdp",
+    "gather",
     "load_config",
     "load_params",
     "losses",

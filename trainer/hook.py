@@ -72,6 +72,9 @@ class Hook:
     """`start`, a phase's name, `epoch` (if None), `end` or `error`."""
     stage: str = "control"
     """One of `STAGES`. On several processes `observe` runs on the main process alone."""
+    gather: tuple[str, ...] = ()
+    """Paths in the state, such as `params`, of what an observer reads: before it runs, all
+    processes gather the leaves below that are split over them."""
     reads: tuple[str, ...] = ()
     """Metrics that it needs to fire; checked before training."""
     expects: tuple[str, ...] = ()
@@ -117,6 +120,11 @@ class Hook:
         require_function(f"hook {self.name!r}", self.function, FORM)
         if self.close is not None:
             require_function(f"close of hook {self.name!r}", self.close, "(error) -> None")
+        if self.gather and self.stage != "observe":
+            raise ValueError(
+                f"hook {self.name!r} is of stage {self.stage!r}, and gather is for observers: this "
+                "one runs on all processes, and calls trainer.gather itself"
+            )
         if isinstance(self.reads, str) or isinstance(self.writes, str):
             raise TypeError(f"hook {self.name!r} reads and writes tuples of names; got a text")
         for key in self.reads:

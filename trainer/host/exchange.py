@@ -13,13 +13,11 @@ _WORDS, _HEAD, _REASON = 256, 4, 128
 """Words of a message; of them the head (digest of the name, size, failure), and the reason."""
 
 
-class FailedElsewhere(RuntimeError):
+class FailedElsewhereError(RuntimeError):
     """Another process failed, or is at another place of its program, and this one ends with it."""
 
 
-def exchange_words(
-    what: str, words: np.ndarray, failure: Exception | None = None
-) -> np.ndarray:
+def exchange_words(what: str, words: np.ndarray, failure: Exception | None = None) -> np.ndarray:
     """Return the words of all processes, `[process, word]`; all must call it.
 
     Every message has one size: one compiled program serves all, and processes that are at different
@@ -31,7 +29,7 @@ def exchange_words(
         failure: why this process cannot go on; it is raised here, and the reason on the others.
 
     Raises:
-        FailedElsewhere: another process failed, or exchanges something else.
+        FailedElsewhereError: another process failed, or exchanges something else.
 
     >>> exchange_words("numbers", np.arange(2, dtype=np.uint32))
     array([[0, 1]], dtype=uint32)
@@ -78,12 +76,12 @@ def _check(what: str, seen: np.ndarray, failure: Exception | None) -> None:
     if failure is not None:
         raise failure
     if failed := np.flatnonzero(seen[:, 3]).tolist():
-        raise FailedElsewhere(
+        raise FailedElsewhereError(
             f"{what} failed on process {', '.join(map(str, failed))}, whose own error says why "
             f"({_decode(seen[failed[0]])}); process {mine} ends with it"
         )
     if others := np.flatnonzero((seen[:, :3] != seen[mine, :3]).any(axis=1)).tolist():
-        raise FailedElsewhere(
+        raise FailedElsewhereError(
             f"process {mine} is at {what!r} and process {others[0]} at "
             f"{_decode(seen[others[0]])!r}: all must run the same script, with the same program, "
             "data and hooks (observers too, which run on process 0 alone)"

@@ -42,7 +42,7 @@ def from_main_process(
         failure: why this process cannot go on, which ends all of them.
 
     Raises:
-        FailedElsewhere: another process failed, or exchanges something else.
+        FailedElsewhereError: another process failed, or exchanges something else.
 
     >>> from_main_process({"time/epoch_seconds": 0.5})
     {'time/epoch_seconds': 0.5}
@@ -53,29 +53,19 @@ def from_main_process(
     return dict(zip(values, shared[0].tolist(), strict=True))
 
 
-def agree_on_stop(
-    reasons: StopReasons, failure: Exception | None = None, what: str = "the end of an epoch"
-) -> StopReasons:
-    """Combine the reasons of all processes, with the same result on each; all must call it.
+def combine_reasons(found: np.ndarray) -> StopReasons:
+    """Combine the reasons of all processes, `[process, reason]`, with the same result on each.
 
     Every process decides by what was gathered from all, never by its own alone: a signal or an
     interrupt of one ends them all at this event.
 
-    Args:
-        reasons: of this process.
-        failure: why this process cannot go on, which ends all of them.
-        what: of which the processes agree, for messages.
-
     Raises:
-        FailedElsewhere: another process failed, or is elsewhere.
         RuntimeError: only some of the states stop: their hooks saw different metrics.
 
-    >>> agree_on_stop(StopReasons(stop=False, interrupt=False, signal=15))
-    StopReasons(stop=False, interrupt=False, signal=15)
+    >>> combine_reasons(np.array([[0, 0, 15], [0, 1, 0]]))
+    StopReasons(stop=False, interrupt=True, signal=15)
     """
-    if jax.process_count() == 1 and failure is None:
-        return reasons
-    stop, interrupt, signal = exchange_numbers(what, reasons, failure).T.astype(np.int64)
+    stop, interrupt, signal = found.T.astype(np.int64)
     if stop.any() != stop.all():
         raise RuntimeError(
             f"processes {np.flatnonzero(stop).tolist()} decided to stop and the others did not: "
@@ -108,7 +98,7 @@ def fail_together(what: str) -> Iterator[None]:
     All must call it, and the block must not wait for another process.
 
     Raises:
-        FailedElsewhere: it failed on another process; the message calls it `what`.
+        FailedElsewhereError: it failed on another process; the message calls it `what`.
 
     >>> with fail_together("dividing"):
     ...     1 / 0

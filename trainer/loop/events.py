@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import time
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 import jax
 
 from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import STAGES, Gate, Hook, Hooks, Interrupt, flatten_hooks
-from trainer.host.processes import is_main_process
+from trainer.host.processes import StopReasons, fail_together
+from trainer.host.signals import ReceivedSignal
 from trainer.host.time_spans import span
 from trainer.loop.hook_checks import check_hook_result
-from trainer.loop.hook_states import init_hook_states, restore_state
+from trainer.loop.lockstep import Lockstep
+from trainer.loop.observer_views import ObserverView
 from trainer.loop.shutdown import close_all
 from trainer.phases.in_place_changes import MutationGuard, add_write_remedy
 from trainer.phases.metrics import Metrics
-from trainer.phases.state_buffers import copy_state
 from trainer.state import PyTree, TrainState
-
-log = logging.getLogger("entracte")
 
 
 class HookRunner:
@@ -42,10 +41,12 @@ class HookRunner:
         self.order = {event: sort_hooks(self.hooks, event) for event in events}
         self.interrupt: str | None = None
         """Reason of an `Interrupt` that a hook raised."""
+        self.received = ReceivedSignal()
+        """The signal that this process received."""
         self.latest: tuple[TrainState, Metrics] | None = None
         """The newest state and its metrics."""
         self._seconds = {hook.name: 0.0 for hook in self.hooks}
-        self._is_main = is_main_process()
+        self._together = Lockstep() if jax.process_count() > 1 else None
         self._observed: set[str] = set()
 
     @property
@@ -69,62 +70,136 @@ class HookRunner:
         """
         with span("event", event):
             self.latest = state, metrics
-            if event != "error":
+            if event != "error" and self._together is None:
                 self._check_background(event, state)
-            flushed = event == "end"  # hooks that read all records find the last ones there
-            if flushed:
-                self.flush()
             answers: dict[Gate, bool] = {}
-            observer_answers: ChainMap[Gate, bool] = ChainMap({}, answers)
-            guard: MutationGuard | None = None
-            for hook in self.order[event]:
-                observing = hook.stage == "observe"
-                if hook.stage not in stages or (observing and not self._is_main):
-                    continue
-                started = time.perf_counter()
-                seen = metrics if observing else metrics.without(self._observed)
-                asked = observer_answers if observing else answers
-                try:
-                    if guard is None:
-                        guard = MutationGuard(state, metrics.output)
-                    due = hook.is_due(state, seen, asked)
-                    if hook.gates and not due:
-                        guard.check_unchanged(f"a condition of hook {hook.name!r}")
-                    if not due:
-                        continue
-                    if hook.stage == "save" and not flushed:
-                        flushed = True
-                        self.flush()
-                    after = self._apply(hook, state, seen, guard)
-                except Exception as error:
-                    add_write_remedy(error)
-                    where = format_epoch(state, event)
-                    error.add_note(f"in hook {hook.name!r} at {event!r} of {where}")
-                    raise
-                finally:
-                    self._seconds[hook.name] += time.perf_counter() - started
-                if after.scores is not state.scores:
-                    if observing:
-                        self._observed |= after.scores.keys() - state.scores.keys()
-                    metrics = metrics.with_scores(after.scores)
-                state = after
-                self.latest = state, metrics
+            turn = _Turn(event, answers, ChainMap({}, answers))
+            if event == "end":  # hooks that read all records find the last ones there
+                self.flush()
+                turn.flushed = True
+            here = [hook for hook in self.order[event] if hook.stage in stages]
+            if self._together is None:
+                for hook in here:
+                    state, metrics = self._run_hook(hook, state, metrics, turn)
+            else:
+                state, metrics = self._run_together(here, state, metrics, turn)
             return state.replace(scores={}) if state.scores else state, metrics
+
+    def _run_together(
+        self, hooks: Sequence[Hook], state: TrainState, metrics: Metrics, turn: _Turn
+    ) -> tuple[TrainState, Metrics]:
+        """Run hooks on several processes: all together, but observers on the main process.
+
+        Before the saves all agree on why the run may end, and whether an observer failed. The main
+        process decides which saves are due: their conditions may read its clock.
+        """
+        together = self._together
+        assert together is not None
+        answers = turn.answers
+        agreeing = turn.event not in ("end", "error")  # at the end saves come first
+        saves = [hook for hook in hooks if hook.stage == "save" and agreeing]
+        due: set[int] | None = None
+
+        def settle() -> set[int]:
+            where = f"{turn.event!r} of {format_epoch(state, turn.event)}"
+            own = StopReasons(state.stop, self.interrupt is not None, self.received.number)
+            seen = metrics.without(self._observed)
+            return {id(one) for one in together.settle(where, own, saves, state, seen, answers)}
+
+        for hook in hooks:
+            if hook.stage == "observe":
+                view = together.prepare_view(hook, state, metrics, turn.observer_answers)
+                if view is not None:
+                    with together.holding_failure():
+                        state, metrics = self._run_hook(hook, state, metrics, turn, view)
+                continue
+            if agreeing and hook.stage == "save":
+                due = settle() if due is None else due
+                if id(hook) not in due:
+                    continue
+                answers.update(dict.fromkeys(hook.gates, True))
+            state, metrics = self._run_hook(hook, state, metrics, turn)
+        observed = any(hook.stage == "observe" for hook in hooks) and turn.event != "error"
+        if due is None and (turn.event == "epoch" or observed):
+            settle()
+        return state, metrics
+
+    def _run_hook(
+        self,
+        hook: Hook,
+        state: TrainState,
+        metrics: Metrics,
+        turn: _Turn,
+        view: ObserverView | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """Run a hook if it is due; return the state and the metrics with its scores."""
+        started = time.perf_counter()
+        observing = hook.stage == "observe"
+        seen = metrics if observing else metrics.without(self._observed)
+        asked = turn.observer_answers if observing else turn.answers
+        try:
+            shown, guard = state, turn.guard
+            if view is not None:
+                shown, seen = view.state, view.metrics
+                guard = MutationGuard(shown, seen.output)
+            elif guard is None:
+                guard = turn.guard = MutationGuard(state, metrics.output)
+            due = hook.is_due(shown, seen, asked)
+            if hook.gates and not due:
+                guard.check_unchanged(f"a condition of hook {hook.name!r}")
+            if not due:
+                return state, metrics
+            if hook.stage == "save" and not turn.flushed:
+                turn.flushed = True
+                self.flush()
+            after = self._apply(hook, shown, seen, guard)
+            if view is not None:
+                after = view.restore(after)
+            if after is not state:
+                after = check_hook_result(hook, state, after)
+                if turn.guard is not None:
+                    turn.guard.follow(after)
+        except Exception as error:
+            add_write_remedy(error)
+            where = format_epoch(state, turn.event)
+            error.add_note(f"in hook {hook.name!r} at {turn.event!r} of {where}")
+            raise
+        finally:
+            self._seconds[hook.name] += time.perf_counter() - started
+        if after.scores is not state.scores:
+            if observing:
+                self._observed |= after.scores.keys() - state.scores.keys()
+            metrics = metrics.with_scores(after.scores)
+        self.latest = after, metrics
+        return after, metrics
 
     def _apply(
         self, hook: Hook, state: TrainState, metrics: Metrics, guard: MutationGuard
     ) -> TrainState:
-        """Run one hook and check what it returns."""
+        """Run one hook, and check that it changed nothing in place."""
         with span("hook", hook.name):
             try:
                 after = hook.apply(state, metrics)
             except Interrupt as interrupt:
                 self.interrupt, after = str(interrupt) or hook.name, state
             guard.check_unchanged(f"hook {hook.name!r}")
-            if after is not state:
-                after = check_hook_result(hook, state, after)
-                guard.follow(after)
             return after
+
+    def decide(self, state: TrainState) -> StopReasons:
+        """Return why the run may end after an epoch, the same on all processes."""
+        if self._together is not None:
+            return self._together.reasons
+        return StopReasons(state.stop, self.interrupt is not None, self.received.number)
+
+    def find_failure(self, state: TrainState) -> Exception | None:
+        """Return a failure in the background; on one process it is raised at the next event."""
+        if self._together is None:
+            return None
+        try:
+            self._check_background("epoch", state)
+        except Exception as error:
+            return error
+        return None
 
     def _check_background(self, event: str, state: TrainState) -> None:
         """Raise an error that occurred in the background since the last event."""
@@ -145,14 +220,26 @@ class HookRunner:
 
     def flush(self) -> None:
         """Make records durable; a checkpoint is published only after them."""
-        for hook in self.hooks:
-            if hook.flush:
-                with span("flush", hook.name):
-                    hook.flush()
+        with fail_together("making records durable"):
+            for hook in self.hooks:
+                if hook.flush:
+                    with span("flush", hook.name):
+                        hook.flush()
 
     def close(self, error: BaseException | None = None) -> None:
         """Close all hooks in reverse order, then what they share; see `close_all`."""
         close_all(self.hooks, error)
+
+
+@dataclasses.dataclass(slots=True)
+class _Turn:
+    """What the hooks of one event share."""
+
+    event: str
+    answers: MutableMapping[Gate, bool]
+    observer_answers: MutableMapping[Gate, bool]
+    guard: MutationGuard | None = None
+    flushed: bool = False
 
 
 def has_deleted_arrays(tree: PyTree) -> bool:
@@ -187,6 +274,10 @@ def _check_hooks(hooks: Sequence[Hook], events: Sequence[str]) -> None:
                 f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program"
                 f"{suggest_and_list(hook.at, events)}"
             )
+        if hook.gather and hook.at == "error":
+            raise ValueError(
+                f"hook {hook.name!r} cannot gather at 'error': other processes may have ended"
+            )
         if hook.stage not in STAGES:
             raise ValueError(f"hook {hook.name!r} is of stage {hook.stage!r}; one of {STAGES}")
         for name, _ in hook.hook_states:
@@ -196,39 +287,3 @@ def _check_hooks(hooks: Sequence[Hook], events: Sequence[str]) -> None:
                     "give one of them another name or subject"
                 )
             names.add(name)
-
-
-def run_error_hooks(events: HookRunner, first: TrainState | None, error: BaseException) -> None:
-    """Run the `error` hooks on the newest readable state; their failures are notes on the error.
-
-    `first` is the state that `fit` was called with; None before it was copied.
-    """
-    if not events.order["error"] or events.latest is None or not isinstance(error, Exception):
-        return  # before the start there is no state to show
-    assert first is not None
-    try:
-        events.run("error", *_find_readable_state(events, *events.latest, first))
-    except Exception as failure:
-        error.add_note(f"and an error hook failed: {failure!r}")
-
-
-def _find_readable_state(
-    events: HookRunner, latest: TrainState, metrics: Metrics, first: TrainState
-) -> tuple[TrainState, Metrics]:
-    """Return the newest state that can be read: a phase that failed has used up its own.
-
-    This is the latest, else the last checkpoint, else the one that `fit` was called with. On
-    several processes no checkpoint is read: others may have ended, or not have failed.
-    """
-    if not has_deleted_arrays(latest):
-        return latest, metrics
-    state = latest
-    try:
-        if jax.process_count() == 1:
-            state, metrics = restore_state(events.hooks, latest)
-    except Exception:
-        log.exception("the last checkpoint cannot be shown to error hooks")
-    if state is latest:
-        state, metrics = copy_state(first), Metrics()
-    log.warning("the failed phase had used up the state: error hooks see %s", format_epoch(state))
-    return init_hook_states(events.hooks, state), metrics

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,12 @@ import jax
 from trainer.checks.arguments import describe_value, require_integer
 from trainer.hook import Hook, Hooks, flatten_hooks
 from trainer.host.exception_notes import annotate_errors
-from trainer.host.processes import NO_STOP, StopReasons, agree_on_stop, check_same
-from trainer.host.signals import attach_progress, catch_signals, end_process
+from trainer.host.processes import NO_STOP, check_same
+from trainer.host.signals import catch_signals, end_process
 from trainer.host.time_spans import span
 from trainer.loop.dry_run import run_dry
-from trainer.loop.events import HookRunner, run_error_hooks
+from trainer.loop.error_hooks import close_on_exit
+from trainer.loop.events import HookRunner
 from trainer.loop.hook_requirements import check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
 from trainer.loop.metric_reader import MetricReader
@@ -102,7 +102,8 @@ def fit(
     run = _validate(program, epochs, hooks, donate)
     first = state if run.events.order["error"] else None
     history: History = []
-    with catch_signals() as signals, _close_on_exit(run.events, history, first):
+    with catch_signals() as signals, close_on_exit(run.events, history, first):
+        run.events.received = signals
         state, metrics = _start(run, state, dry_run=dry_run, ignore_stop=ignore_stop)
         compiled = _compile_phases(run, state)
         if not compiled:
@@ -115,9 +116,7 @@ def fit(
                 state, metrics, taken = _run_epoch(run, compiled, state, number, steps)
             steps += taken
             history.append(metrics.as_dict())
-            reasons = agree_on_stop(
-                StopReasons(state.stop, run.events.interrupt is not None, signals.number)
-            )
+            reasons = run.events.decide(state)
             if reasons.signal or (reasons.interrupt and not reasons.stop):
                 cause = run.events.interrupt or "signal"
                 log.warning("interrupted at epoch %d: %s", number, cause)
@@ -169,23 +168,6 @@ def _describe_program(program: Any) -> str:
     if isinstance(program, list | tuple) and not hasattr(program, "_fields"):
         return f"[{', '.join(map(describe_value, program))}]"
     return describe_value(program)
-
-
-@contextlib.contextmanager
-def _close_on_exit(
-    events: HookRunner, history: History, first: TrainState | None
-) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            attach_progress(error, events.readable, history)
-        try:
-            run_error_hooks(events, first, error)
-        finally:
-            events.close(error)
-        raise
-    events.close()
 
 
 def _check_steps(state: TrainState, steps: int, more: int) -> int:
@@ -268,7 +250,7 @@ def _run_epoch(
             epoch = _increment(state.epoch)  # before the wait: the device counts while it computes
         if run.events.order[phase.name]:
             state, _ = run.events.run(phase.name, state, reader.read(output))
-    metrics = reader.read_all(output, run.events.pop_hook_times())
+    metrics = reader.read_all(output, run.events.pop_hook_times(), run.events.find_failure(state))
     return (*run.events.run("epoch", state.replace(epoch=epoch), metrics), reader.taken)
 
 

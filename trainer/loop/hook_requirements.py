@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax
+
+from trainer.checks.pytrees import format_path
 from trainer.checks.suggestions import suggest_name
 from trainer.hook import Hook
-from trainer.state import TrainState
+from trainer.state import DEVICE_FIELDS, TrainState, strip_host_fields
 
 TIMES = ("time/epoch_seconds", "time/steps_per_second")
 """Metrics that the loop itself measures."""
@@ -25,6 +28,7 @@ def check_requirements(order: Order, measured: Measured, state: TrainState) -> N
         ValueError: a hook needs something that does not exist, or overwrites something.
     """
     _check_overwritten_metrics(order, measured, state)
+    _check_gathered(order, state)
     hooks = [hook for here in order.values() for hook in here]
     times = [*TIMES, *(f"time/hook/{hook.name}" for hook in hooks)]
     kept = {name for hook in hooks for name, _ in hook.hook_states}
@@ -50,6 +54,25 @@ def check_requirements(order: Order, measured: Measured, state: TrainState) -> N
             kept_before |= {name for name, _ in hook.hook_states}
         if event == "epoch":
             known, observed = known + scores, observed + observed_here
+
+
+def _check_gathered(order: Order, state: TrainState) -> None:
+    """Check that there is something at each path that an observer lets gather."""
+    hooks = [hook for here in order.values() for hook in here]
+    if not any(hook.gather for hook in hooks):
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(strip_host_fields(state))
+    known = [*DEVICE_FIELDS, *(format_path(path) for path, _ in leaves)]
+    known += [f"hook_state/{name}" for hook in hooks for name, _ in hook.hook_states]
+    for hook in hooks:
+        for path in hook.gather:
+            inside = "/".join(path.split("/")[:2]) if path.startswith("hook_state/") else path
+            if not any(f"{one}/".startswith(f"{inside}/") for one in known):
+                parts = {"/".join(one.split("/")[:n]) for one in known for n in (1, 2, 3)}
+                raise ValueError(
+                    f"hook {hook.name!r} lets {path!r} be gathered, and the state has no such part"
+                    f"{suggest_name(path, sorted(parts))}"
+                )
 
 
 def get_written_scores(hook: Hook, state: TrainState) -> Sequence[str]:

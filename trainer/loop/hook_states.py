@@ -9,10 +9,11 @@ import jax
 
 from trainer.hook import Hook
 from trainer.host.processes import is_main_process
+from trainer.loop.observer_views import ObserverView, refuse_split_arrays
 from trainer.phases.in_place_changes import read_only
 from trainer.phases.metrics import Metrics
 from trainer.phases.state_buffers import unshare_buffers
-from trainer.state import TrainState
+from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")
 
@@ -22,13 +23,18 @@ def init_hook_states(hooks: Iterable[Hook], state: TrainState) -> TrainState:
 
     Observers keep theirs on the main process, which alone runs them.
     """
-    main = is_main_process()
-    hook_state = {
-        name: state.hook_state[name] if name in state.hook_state else init(state)
-        for hook in hooks
-        if main or hook.stage != "observe"
-        for name, init in hook.hook_states
-    }
+    main, together = is_main_process(), jax.process_count() > 1
+    hook_state: dict[str, PyTree] = {}
+    for hook in hooks:
+        observing = hook.stage == "observe"
+        for name, init in hook.hook_states if main or not observing else ():
+            if name in state.hook_state:
+                hook_state[name] = state.hook_state[name]
+            elif not (observing and together):
+                hook_state[name] = init(state)
+            else:
+                hook_state[name] = init(ObserverView(state, Metrics(), hook.name).state)
+                refuse_split_arrays(hook.name, hook_state[name])
     read_only(hook_state)
     return unshare_buffers(state.replace(hook_state=hook_state))
 

@@ -48,12 +48,17 @@ class MetricReader:
         check_step_limit(self._steps, self.taken)
         return self._make(output)
 
-    def read_all(self, output: PyTree, hook_times: dict[str, float]) -> Metrics:
-        """Return the metrics of the epoch, with times, which are those of the main process."""
+    def read_all(
+        self, output: PyTree, hook_times: dict[str, float], failure: Exception | None = None
+    ) -> Metrics:
+        """Return the metrics of the epoch, with times, which are those of the main process.
+
+        A failure of one process, which it found before the hooks of the epoch, ends all of them.
+        """
         self.read(output)
         seconds = time.perf_counter() - self._started
         times = {"time/epoch_seconds": seconds, "time/steps_per_second": self.taken / seconds}
-        self._values |= from_main_process(times | hook_times)
+        self._values |= from_main_process(times | hook_times, failure)
         return self._make(output)
 
     def _make(self, output: Any) -> Metrics:

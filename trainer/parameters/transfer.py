@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from trainer.checkpoints.host_snapshot import put_like
 from trainer.checkpoints.load import read_params
@@ -25,6 +24,7 @@ from trainer.host.escaping import escape_text
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.processes import is_main_process
 from trainer.parameters import file_formats
+from trainer.placement.gathering import gather
 from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")
@@ -276,9 +276,7 @@ def _put(path: str, array: np.ndarray, leaf: Any) -> Any:
 
 def _fetch(leaf: Any) -> np.ndarray:
     """Fetch an array in row-major order, which safetensors assumes."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.array(leaf, order="C")
+    return np.array(gather(leaf), order="C")
 
 
 def _format_paths(paths: Any) -> str:

@@ -94,6 +94,10 @@ class Metrics(Mapping[str, float]):
         values = {**self._values, **scores}
         return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
 
+    def with_output(self, output: PyTree) -> Metrics:
+        """Return metrics with another output of the phase before."""
+        return Metrics(self._values, steps=self.steps, output=output, epochs=self.epochs)
+
     def without(self, names: Collection[str]) -> Metrics:
         """Return metrics without some values; the same object if it has none of them."""
         if self._values.keys().isdisjoint(names):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from trainer.checks.arguments import describe_value
-from trainer.checks.pytrees import format_path, is_key
+from trainer.checks.pytrees import is_key
 from trainer.placement.constraints import to_global
 from trainer.placement.meshes import DATA, MEMBERS
 from trainer.placement.meshes import mesh as make_mesh
@@ -45,8 +45,8 @@ def spread(
     Raises:
         TypeError: this is no state, no mesh, or no list of rules, or a rule gives no spec.
         ValueError: a rule is no regular expression, matches no path, names no axis of the mesh, or
-            splits what does not divide, or over several processes; or a population has members that
-            the axis `members` does not divide.
+            splits what does not divide; or a population has members that the axis `members` does
+            not divide.
 
     >>> import jax.numpy as jnp
     >>> state = TrainState.create(params={"w": jnp.ones((8, 512))}, rng=jax.random.key(0))
@@ -76,7 +76,6 @@ def spread(
         shapes = jax.eval_shape(init)
     mesh = _choose_mesh(shapes) if mesh is None else mesh
     shardings = choose_shardings(shapes, mesh, rules)
-    _refuse_split_over_processes(shardings)
     if isinstance(state, TrainState):
         return attach_host_fields(jax.tree.map(_place, shapes, shardings), state)
     return jax.jit(init, out_shardings=shardings)().replace(stop=False)
@@ -90,17 +89,6 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         data = to_global(np.asarray(jax.random.key_data(leaf)), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     return to_global(np.asarray(leaf), sharding)
-
-
-def _refuse_split_over_processes(shardings: TrainState) -> None:
-    """Raise ValueError if a leaf is split over processes: observers run on one, and would hang."""
-    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
-        if not (sharding.is_fully_addressable or sharding.is_fully_replicated):
-            raise ValueError(
-                f"spread: {format_path(path)} would be split over {jax.process_count()} processes, "
-                "and observers, which run on the main process alone, could not read it: leave the "
-                "rule out, or split over the devices of one process"
-            )
 
 
 def _choose_mesh(shapes: TrainState) -> Mesh:

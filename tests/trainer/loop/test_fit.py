@@ -16,6 +16,8 @@ import pytest
 import hooks
 import trainer
 from trainer import Phase, data, fingerprint
+from trainer.host.processes import StopReasons
+from trainer.loop.events import HookRunner
 
 
 def _recorder(seen):
@@ -429,8 +431,8 @@ def test_a_state_that_was_made_in_jit_trains(phase):
 
 def test_a_signal_after_that_of_another_process_counts_as_the_first(state, phase, monkeypatch):
     """As a scheduler sends it to all of them, at slightly different times."""
-    agreed = "trainer.loop.fit.agree_on_stop"
-    monkeypatch.setattr(agreed, lambda ending: ending._replace(signal=signal.SIGTERM))
+    agreed = StopReasons(stop=False, interrupt=False, signal=signal.SIGTERM)
+    monkeypatch.setattr(HookRunner, "decide", lambda runner, state: agreed)
     saved = []
 
     def save(state, metrics):
