@@ -27,7 +27,9 @@ Update = Callable[[Any, TrainState, Mapping[str, float]], tuple[Any, TrainState]
 
 
 @overload
-def observe(hook: Chain, *, gather: str | Sequence[str] = ()) -> HookLike: ...
+def observe(  # type: ignore[overload-overlap]
+    hook: Chain, *, gather: str | Sequence[str] = ()
+) -> HookLike: ...
 
 
 @overload
@@ -66,8 +68,8 @@ def observe(hook: HookLike, *, gather: str | Sequence[str] = ()) -> HookLike:
         return dataclasses.replace(parts[0], stage="observe", gather=(*parts[0].gather, *paths))
     if not paths or any(part.stage != "observe" for part in parts):
         raise ValueError(
-            f"observe declares one hook; got a chain of {len(parts)}, which must be observers, with "
-            "gather=..., if something shall be gathered for them"
+            f"observe declares one hook; got a chain of {len(parts)}, which must be "
+            "observers, with gather=..., if something shall be gathered for them"
         )
     return join_parts(
         [

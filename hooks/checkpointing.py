@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
+import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
-
-import jax
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
@@ -111,21 +110,21 @@ def save_checkpoints(
         compare(checkpoint)
         return RestoredState(checkpoint.state, checkpoint.scores)
 
-    several_processes = jax.process_count() > 1
-
     def is_affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        if several_processes:  # all are here at once, unlike at the start of an event
-            checkpoints.check_for_errors()
         if max_cost is None:
             return True
         taken = checkpoints.seconds + checkpoints.last_seconds
-        share = from_main_process({"share": taken / (time.monotonic() - began)})["share"]
-        return share <= max_cost
+        return taken / (time.monotonic() - began) <= max_cost
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        beside = tempfile.TemporaryDirectory(prefix="check-", dir=checkpoints.directory.parent)
-        with beside as folder, Checkpoints(folder) as trial:
-            trial.save(state, scores=metrics, config=config)
+        number = from_main_process({"number of the trial": secrets.randbits(48)})
+        beside = checkpoints.directory.parent / f"check-{int(number.popitem()[1]):012x}"
+        try:
+            with Checkpoints(beside) as trial:
+                trial.save(state, scores=metrics, config=config)
+        finally:
+            if is_main_process():
+                shutil.rmtree(beside, ignore_errors=True)
         return state
 
     def save(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
@@ -150,7 +149,6 @@ def save_checkpoints(
                 release()
 
     name = "save_checkpoints"
-    check = None if several_processes else checkpoints.check_for_errors
     return chain(
         Hook(
             SKIP,
@@ -158,7 +156,7 @@ def save_checkpoints(
             event="start",
             restore=restore,
             describe=describe,
-            check_background=check,
+            check_background=checkpoints.check_for_errors,
         ),
         Hook(
             save,

@@ -103,7 +103,8 @@ class Hook:
     rekeys: bool = False
     """Whether it may replace `state.rng`, the root of all randomness; see `hooks.rekeys`."""
     check_background: Callable[[], None] | None = None
-    """Raises an error that occurred in the background; called at the beginning of every event."""
+    """Raises an error that occurred in the background; called at the beginning of every event, on
+    several processes of every `epoch`."""
     flush: Callable[[], None] | None = None
     """Makes records durable; called before a checkpoint is saved."""
     close: Callable[[BaseException | None], None] | None = None

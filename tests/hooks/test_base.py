@@ -2,10 +2,12 @@
 
 import functools
 
+import jax
 import pytest
 
 import hooks
 import trainer
+from trainer.loop.events import HookRunner
 
 
 def nothing(state, metrics):
@@ -69,3 +71,40 @@ def test_an_update_must_return_hook_state_and_state(state, result):
     wrong = hooks.stateful("wrong", lambda state: 0, lambda hook_state, state, metrics: result)
     with pytest.raises(TypeError, match=r"'wrong' must return \(hook_state, state\)"):
         wrong(state, {})
+
+
+def test_an_observer_lets_parts_of_a_state_be_gathered(state, phase):
+    seen = []
+
+    def look(state, metrics):
+        seen.append(state.params)
+        return state
+
+    hook = hooks.observe(look, gather=("params", "opt_state/momentum"))
+    assert hook.gather == ("params", "opt_state/momentum")
+    with pytest.raises(ValueError, match=r"lets 'opt_state/momentum' be gathered.*no such part"):
+        trainer.fit(state, phase, epochs=1, hooks=hook)
+    trainer.fit(state, phase, epochs=1, hooks=hooks.observe(look, gather="params/w"))
+    assert isinstance(seen[0]["w"], jax.Array)
+
+
+@pytest.mark.parametrize(
+    ("gather", "error", "told"),
+    [
+        ("param", ValueError, r"a state has no field 'param' of arrays. Did you mean 'params'\?"),
+        ("scores", ValueError, "no field 'scores' of arrays"),
+        (3, TypeError, "takes a field of the state, 'params', or several; got 3"),
+    ],
+)
+def test_what_cannot_be_gathered_is_refused_where_it_is_written(gather, error, told):
+    with pytest.raises(error, match=told):
+        hooks.observe(lambda state, metrics: state, gather=gather)
+
+
+def test_only_observers_have_something_gathered():
+    with pytest.raises(ValueError, match="is of stage 'control', and gather is for observers"):
+        trainer.Hook(lambda state, metrics: state, "mine", gather=("params",))
+    with pytest.raises(ValueError, match="cannot gather at 'error'"):
+        HookRunner(hooks.on("error", hooks.observe(lambda s, m: s, gather="params")), [])
+    chain = hooks.observe(hooks.record("x", lambda s, m: 1.0, hooks.Console()), gather="params")
+    assert [part.gather for part in chain.parts] == [(), ("params",)]

@@ -21,9 +21,10 @@ EPOCHS = 8
 
 CHILD = """
 import ctypes, signal, sys, time
-import jax, numpy as np, optax
+import jax, jax.numpy as jnp, numpy as np, optax
 
 run, rank, count, port, pause = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
+jax.config.update("jax_num_cpu_devices", 4 // count)
 if count > 1:
     import trainer
     trainer.distributed(
@@ -65,7 +66,25 @@ def part_ways(state, metrics):
     raise AssertionError("only observers see what observers score")
 
 parting = trainer.Hook(part_ways, "part_ways", stage="save")
-start = trainer.spread(lambda: task.init(jax.random.key(0), whole.example))
+rules = [("^params/", trainer.fsdp())]
+start = trainer.spread(lambda: task.init(jax.random.key(0), whole.example), rules=rules)
+
+def find_kernel(tree):
+    (kernel,) = (leaf for leaf in jax.tree.leaves(tree) if leaf.shape == (64, 16))
+    return kernel
+
+refused = []
+def reduce_alone(state, metrics):
+    try:
+        jnp.sum(find_kernel(state.params))
+    except RuntimeError as error:
+        refused.append(str(error))
+    return state
+
+sizes = []
+def reduce_gathered(state, metrics):
+    sizes.append((int(state.epoch), float(np.abs(find_kernel(state.params)).sum())))
+    return state
 seen = hooks.observe(hooks.stateful("seen", lambda state: 0, lambda n, s, m: (n + 1, s)))
 chain = hooks.chain(
     hooks.evaluate(trainer.evaluation(task.measure, val)),
@@ -74,6 +93,8 @@ chain = hooks.chain(
     hooks.average_params(),
     hooks.every_steps(100, seen),
     score,
+    hooks.observe(reduce_alone),
+    hooks.every(2, hooks.observe(reduce_gathered, gather="params")),
     hooks.when(lambda state, metrics: "lead" in metrics, parting),
     hooks.log_metrics(hooks.JsonLines(run + "/metrics.jsonl")),
     hooks.save_checkpoints(run, max_cost=None),
@@ -81,8 +102,17 @@ chain = hooks.chain(
 )
 before = on_sigterm()
 state, _ = trainer.fit(start, trainer.training(task.step, train), epochs=EPOCHS, hooks=chain)
+kept = find_kernel(state.hook_state["average_params"]["params"])
+assert not kept.sharding.is_fully_replicated, "the average is split as the parameters are"
+state = trainer.gather(state)
+if count > 1 and rank == 0:
+    assert len(refused) == len(set(refused)) == 1 or len(refused) > 1, refused
+    assert "gather" in refused[0] and "params/" in refused[0], refused
+    assert sizes[-1] == (EPOCHS, float(np.abs(find_kernel(state.params)).sum())), sizes
+else:
+    assert not refused
 correct = np.mean(np.argmax(network.apply(
-    jax.device_get(state.params), {}, np.asarray(val.arrays["inputs"]), key=None, train=False
+    state.params, {}, np.asarray(val.arrays["inputs"]), key=None, train=False
 )[0], axis=-1) == np.asarray(val.arrays["labels"]))
 batches = EPOCHS * (len(whole.arrays["labels"]) // 32) + 11  # 11 of them ahead
 assert sum(rows) <= batches * 32 // count, "each process reads its own rows alone"

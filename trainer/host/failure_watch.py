@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from trainer.host.exchange import FailedElsewhereError, describe_failure
+from trainer.host.exchange import describe_failure
 
 log = logging.getLogger("entracte")
 
@@ -46,7 +46,7 @@ class FailureWatch:
     def report(self, error: BaseException) -> None:
         """Tell the others why this process ends; it no longer ends with them."""
         self.close()
-        if self._client is not None and not isinstance(error, FailedElsewhereError):
+        if self._client is not None:
             reason = describe_failure(error)[:2000]
             try:
                 self._client.key_value_set(f"{self._folder}{jax.process_index()}", reason)

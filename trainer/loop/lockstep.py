@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, MutableMapping, Sequence
 
 from trainer.hook import Gate, Hook
+from trainer.host.exchange import FailedElsewhereError
 from trainer.host.processes import (
     NO_STOP,
     StopReasons,
@@ -87,6 +88,8 @@ class Lockstep:
         """Keep what a block raises for the next exchange."""
         try:
             yield
+        except FailedElsewhereError:
+            raise
         except Exception as error:
             self._failure = error
 

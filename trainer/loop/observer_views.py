@@ -99,7 +99,10 @@ class ObserverView:
         if hook_state is shown.hook_state:
             hook_state = real.hook_state
         elif isinstance(hook_state, Mapping):
-            hook_state = {name: self._restore_one(name, own) for name, own in hook_state.items()}
+            # in the order that all processes have: JAX sorts the names
+            names = [n for n in real.hook_state if n in hook_state]
+            names += [n for n in hook_state if n not in real.hook_state]
+            hook_state = {name: self._restore_one(name, hook_state[name]) for name in names}
         return after.replace(**fields, hook_state=hook_state)
 
     def _restore_one(self, name: str, own: PyTree) -> PyTree:
