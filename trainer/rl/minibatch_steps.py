@@ -15,7 +15,7 @@ from trainer.placement.constraints import split_batch
 from trainer.rl.policies import is_recurrent, unroll_policy, weights_of
 from trainer.rl.ppo_config import PPOConfig
 from trainer.state import PyTree, TrainState
-from trainer.supervised import gradients
+from trainer.supervised import batch_means, gradients
 
 
 class ExperienceUnits(NamedTuple):
@@ -73,9 +73,9 @@ def update_on_minibatches(
             grad_norm=gradients.global_norm(found.grads),
             clip_norm=config.clip_norm,
         )
-        weighted = gradients.has_weight(found.means)
+        weighted = batch_means.has_weight(found.means)
         after, measured = gradients.skip_empty_batch(weighted, state, after, measured)
-        metrics = gradients.to_metrics(found.means) | measured
+        metrics = batch_means.to_metrics(found.means) | measured
         if target_kl is None:
             return (after, applying), metrics
         if "approx_kl" not in metrics:
@@ -100,7 +100,7 @@ def compute_minibatch_gradients(
 
     def objective(
         params: PyTree, model_state: PyTree, batch: Mapping[str, PyTree], key: jax.Array
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[dict[str, batch_means.WeightedMean], PyTree]:
         weights = weights_of(state.replace(params=params, model_state=model_state))
         outputs, _, model_state = unroll_policy(
             *(network, weights, batch["observation"], recurrent, batch["first"]),
@@ -108,8 +108,7 @@ def compute_minibatch_gradients(
             train=True,
         )
         outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        means = gradients.compute_means(loss, state.step, outputs, flat)
-        return means["loss"].value, (means, model_state)
+        return batch_means.compute_means(loss, state.step, outputs, flat), model_state
 
     return gradients.compute_gradients(
         objective, state.params, state.model_state, batch, state.key("network")

@@ -11,26 +11,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from trainer.losses.loss import Loss, evaluate_loss
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.reductions import WEIGHT
 from trainer.placement.constraints import is_on_mesh
 from trainer.state import PyTree, TrainState
+from trainer.supervised.batch_means import WeightedMean
 from trainer.supervised.hyperparams import learning_rates
 from trainer.supervised.optimizer_updates import ValueFn, keep_where, update_optimizer
 from trainer.supervised.precision import cast_floating, cast_like
 
-Objective = Callable[[PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[jax.Array, Any]]
-"""`(params, model_state, batch, key) -> (loss (), ({name: Mean}, model_state))`."""
-
-
-class WeightedMean(NamedTuple):
-    """The mean of a loss's values over a batch, () each."""
-
-    value: jax.Array
-    """0 where no example has a weight."""
-    weight: jax.Array | None
-    """The sum of the examples' weights; None where all weigh the same."""
+Objective = Callable[
+    [PyTree, PyTree, Mapping[str, Any], jax.Array], tuple[dict[str, WeightedMean], PyTree]
+]
+"""`(params, model_state, batch, key) -> ({name: mean}, model_state)`; `loss` is minimised."""
 
 
 class Gradients(NamedTuple):
@@ -43,47 +36,6 @@ class Gradients(NamedTuple):
     model_state: PyTree
     value_fn: ValueFn
     """`(params) -> ()`, the same batch's mean loss at other parameters, with the same key."""
-
-
-def compute_mean(values: Any) -> WeightedMean:
-    """Return the mean of a loss's values, and its weight.
-
-    Args:
-        values: `[batch]`, or a pair (values, weights) of `[batch]` each.
-    """
-    if isinstance(values, tuple):
-        values, weights = values
-        total = jnp.sum(weights, dtype=jnp.float32)
-        summed = jnp.sum(jnp.where(weights == 0, 0, values * weights))  # 0 * nan is nan
-        return WeightedMean(summed / jnp.where(total == 0, 1, total), total)
-    return WeightedMean(jnp.mean(values), None)
-
-
-def compute_means(loss: Loss, step: jax.Array, outputs: Any, batch: Any) -> dict[str, WeightedMean]:
-    """Return the means of a loss's values at an optimizer step.
-
-    Raises:
-        TypeError, ValueError: see `trainer.losses.loss.evaluate_loss`.
-    """
-    return {name: compute_mean(v) for name, v in evaluate_loss(loss, step, outputs, batch).items()}
-
-
-def has_weight(means: Mapping[str, WeightedMean]) -> jax.Array | None:
-    """Return whether an example of the batch has a weight, () bool; None without weights."""
-    weight = means["loss"].weight
-    return None if weight is None else weight > 0
-
-
-def to_metrics(means: Mapping[str, WeightedMean]) -> dict[str, jax.Array]:
-    """Return the metrics of a step: means, nan where nothing has a weight, and their weights."""
-    metrics: dict[str, jax.Array] = {}
-    for name, (value, weight) in means.items():
-        if weight is None:
-            metrics[name] = value
-        else:
-            metrics[name] = jnp.where(weight > 0, value, jnp.nan)
-            metrics[name + WEIGHT] = weight
-    return metrics
 
 
 def skip_empty_batch(
@@ -105,16 +57,53 @@ def skip_empty_batch(
 
 
 def compute_gradients(
-    objective: Objective, params: PyTree, model_state: PyTree, batch: PyTree, key: jax.Array
+    objective: Objective,
+    params: PyTree,
+    model_state: PyTree,
+    batch: PyTree,
+    key: jax.Array,
+    *,
+    scale: jax.Array | None = None,
 ) -> Gradients:
-    """Compute the gradients of a whole batch."""
+    """Compute the gradients of a whole batch, times `scale` if there is one, () float32."""
     before = model_state
-    grads, (means, model_state) = jax.grad(objective, has_aux=True)(params, model_state, batch, key)
+    derive = _make_derivation(objective, scale)
+    grads, (means, model_state) = derive(params, model_state, batch, key)
+    if _is_of_total(means, scale):
+        grads = cast_like(_divide(grads, means["loss"].weight), grads)
 
     def value_fn(params: PyTree) -> jax.Array:
-        return objective(params, before, batch, jax.random.clone(key))[0]  # the same, on purpose
+        again = jax.random.clone(key)  # the same numbers, on purpose
+        return objective(params, before, batch, again)[0]["loss"].value
 
     return Gradients(grads, means, model_state, value_fn)
+
+
+def _make_derivation(objective: Objective, scale: jax.Array | None) -> Callable[..., Any]:
+    """Return `(params, model_state, batch, key) -> (gradients, (means, model_state))`.
+
+    The gradients are those of the mean loss, or of its total; see `_is_of_total`.
+    """
+
+    def measure(*arguments: Any) -> tuple[jax.Array, Any]:
+        means, model_state = objective(*arguments)
+        value: Any = means["loss"].total if _is_of_total(means, scale) else means["loss"].value
+        return value if scale is None else value * scale, (means, model_state)
+
+    return jax.grad(measure, has_aux=True)
+
+
+def _is_of_total(means: Mapping[str, WeightedMean], scale: jax.Array | None) -> bool:
+    """Return whether the total loss is differentiated, and the gradients are divided afterwards.
+
+    On a mesh: the sum of the weights then travels with the gradients, in one exchange instead of
+    two. Float16, which has a scale, would overflow.
+    """
+    return is_on_mesh() and scale is None and means["loss"].weight is not None
+
+
+def _divide(grads: PyTree, weight: Any) -> PyTree:
+    return optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)
 
 
 def accumulate_gradients(
@@ -125,6 +114,7 @@ def accumulate_gradients(
     key: jax.Array,
     *,
     count: int,
+    scale: jax.Array | None = None,
 ) -> Gradients:
     """Compute the gradients of a batch from micro-batches, one after another.
 
@@ -147,15 +137,18 @@ def accumulate_gradients(
         lambda x: x.reshape(size // count, count, *x.shape[1:]).swapaxes(0, 1), batch
     )
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(count))
-    derive = jax.grad(objective, has_aux=True)
+    derive = _make_derivation(objective, scale)
 
     def add(carried: Any, part: Any) -> tuple[Any, None]:
         model_state, sums = carried
         grads, (means, model_state) = derive(params, model_state, *part)
-        weights = {n: jnp.float32(size // count if w is None else w) for n, (_, w) in means.items()}
+        weights = {
+            n: jnp.float32(size // count if w is None else w) for n, (_, w, _) in means.items()
+        }
         weight = weights["loss"]
         totals = {name: (means[name].value * w, w) for name, w in weights.items()}
-        grads = optax.tree.scale(weight, cast_floating(grads, jnp.float32))
+        grads = cast_floating(grads, jnp.float32)
+        grads = grads if _is_of_total(means, scale) else optax.tree.scale(weight, grads)
         return (model_state, optax.tree.add(sums, (grads, totals))), None
 
     before = model_state
@@ -177,15 +170,15 @@ def accumulate_gradients(
         for name, (total, weight) in totals.items()
     }
     weight = totals["loss"][1]
-    grads = optax.tree.scale(1 / jnp.where(weight == 0, 1, weight), grads)
+    grads = _divide(grads, weight)
 
     def value_fn(params: PyTree) -> jax.Array:
         def add(carried: Any, part: Any) -> tuple[Any, None]:
             model_state, total = carried
-            value, (means, model_state) = objective(params, model_state, *part)
-            share = means["loss"].weight
-            share = size // count if share is None else share
-            return (model_state, total + value * share), None
+            means, model_state = objective(params, model_state, *part)
+            loss = means["loss"]
+            share = size // count if loss.weight is None else loss.weight
+            return (model_state, total + loss.value * share), None
 
         again = jax.random.clone(keys)  # the same numbers, on purpose
         (_, total), _ = scan(add, (before, jnp.zeros((), jnp.float32)), (parts, again))

@@ -17,7 +17,7 @@ from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.jaxprs import of_rows
 from trainer.placement.constraints import gather_params
 from trainer.state import PyTree, TrainState, check_key
-from trainer.supervised import gradients, step_averages
+from trainer.supervised import batch_means, gradients, step_averages
 from trainer.supervised import precision as precisions
 from trainer.supervised.network_checks import check_example, check_network, check_pair
 from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer
@@ -173,18 +173,16 @@ def supervised(
 
         def objective(
             params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array
-        ) -> tuple[jax.Array, Any]:
+        ) -> tuple[dict[str, batch_means.WeightedMean], PyTree]:
             inputs = require_entry("the network", batch, "inputs")
             outputs, model_state = run(params, model_state, inputs, key, train=True)
-            means = gradients.compute_means(loss, state.step, outputs, batch)
-            value = means["loss"].value
-            return value if scale is None else value * scale, (means, model_state)
+            return batch_means.compute_means(loss, state.step, outputs, batch), model_state
 
         arguments = objective, state.params, state.model_state, batch, state.key("network")
         if accumulate == 1:
-            found = gradients.compute_gradients(*arguments)
+            found = gradients.compute_gradients(*arguments, scale=scale)
         else:
-            found = gradients.accumulate_gradients(*arguments, count=accumulate)
+            found = gradients.accumulate_gradients(*arguments, count=accumulate, scale=scale)
         if scale is None:
             return found
         grads = precisions.cast_like(optax.tree.scale(1 / scale, found.grads), found.grads)
@@ -192,7 +190,7 @@ def supervised(
 
     def grads_and_metrics(state: TrainState, batch: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
         found = compute_gradients(state, batch)
-        return found.grads, gradients.to_metrics(found.means)
+        return found.grads, batch_means.to_metrics(found.means)
 
     def updates(state: TrainState, batch: Batch) -> tuple[PyTree, PyTree]:
         found = compute_gradients(state, batch)
@@ -206,9 +204,9 @@ def supervised(
         after, metrics = gradients.apply_gradients(
             state, found, optimizer, grad_norm=norm(found.grads), clip_norm=clip_norm
         )
-        weighted = gradients.has_weight(found.means)
+        weighted = batch_means.has_weight(found.means)
         after, metrics = gradients.skip_empty_batch(weighted, state, after, metrics)
-        metrics = gradients.to_metrics(found.means) | metrics
+        metrics = batch_means.to_metrics(found.means) | metrics
         if scaling:
             after, metrics = precisions.skip_nonfinite(state, after, metrics, weighted)
         if average is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainer import losses
-from trainer.supervised.gradients import compute_mean
+from trainer.supervised.batch_means import compute_mean
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 

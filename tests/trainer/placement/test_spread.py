@@ -143,6 +143,33 @@ def test_an_update_takes_one_all_reduce_and_a_gather_of_each_split_leaf(start, t
         assert found == {"all-reduce": 1} | ({"all-gather": gathers} if gathers else {})
 
 
+@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16", "clip_norm": 1.0}])
+def test_an_update_by_weighted_examples_takes_one_all_reduce_too(source, settings):
+    """The sum of the weights travels with the gradients."""
+    weights = np.linspace(0, 1, len(source.arrays["labels"]), dtype=np.float32)
+    weighted = data.Arrays(source.arrays | {"weights": weights}, 32)
+    network = models.mlp(hidden=(32,))
+    task = trainer.supervised(network, losses.classification, optax.sgd(0.1), **settings)
+    start = task.init(jax.random.key(0), weighted.example)
+    train = trainer.training(task.step, weighted)
+    train.infer_shapes(trainer.spread(start))
+    assert count_collectives(train) == {"all-reduce": 1}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_weighted_examples_train_as_on_one_device(source, accumulate):
+    weights = np.linspace(0, 1, len(source.arrays["labels"]), dtype=np.float32)
+    weights[:70] = 0  # some batches have devices without any
+    weighted = data.Arrays(source.arrays | {"weights": weights}, 32)
+    network = models.mlp(hidden=(32,))
+    task = trainer.supervised(network, losses.classification, optax.sgd(0.1), accumulate=accumulate)
+    start = task.init(jax.random.key(0), weighted.example)
+    program = lambda: trainer.training(task.step, weighted)  # noqa: E731
+    (alone, wanted), (state, history) = fit_both(start, program)
+    close(alone.params, state.params)
+    assert history[-1]["train/loss"] == pytest.approx(wanted[-1]["train/loss"], rel=1e-5)
+
+
 def test_an_interrupted_run_resumes_bit_for_bit_and_compiles_once(
     start, task, source, tmp_path, counting_compilations
 ):
