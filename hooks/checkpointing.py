@@ -23,6 +23,7 @@ from trainer.checkpoints.resume_warnings import (
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.hook import SKIP, Gate, RestoredState, RunSettings
 from trainer.host.processes import fail_together, from_main_process, is_main_process
+from trainer.host.shared_directory import check_shared
 from trainer.loop.run_description import read_hyperparams
 
 log = logging.getLogger("entracte")
@@ -64,7 +65,7 @@ def save_checkpoints(
         ValueError: the name of `best` does not imply the mode; before training, the directory holds
             another run: the differences are listed.
         ForeignCheckpoint: another run made the newest checkpoint, and `foreign` is not set.
-        OSError: the directory cannot be written to.
+        OSError: the directory cannot be written to; or is not one that all processes share.
         TypeError: a value of config cannot be saved as JSON; its path is named.
     """
     if max_cost is not None and not 0 < max_cost <= 1:
@@ -100,6 +101,7 @@ def save_checkpoints(
         nonlocal began, saved_epoch, lock
         if lock is None or not lock.by_this_thread():  # else error hooks restore once more
             lock = lock_directory(checkpoints.directory.parent)
+            check_shared(checkpoints.directory.parent)
             if is_main_process():
                 log.info("checkpoints are in %s", checkpoints.directory)
         began, saved_epoch = time.monotonic(), None

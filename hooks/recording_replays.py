@@ -133,7 +133,11 @@ def record_replays(
     )
     return chain(
         dataclasses.replace(resume, function=begin),
-        dataclasses.replace(write_values(name, writers, record), dry_run=trial.dry_run),
+        dataclasses.replace(
+            write_values(name, writers, record),
+            dry_run=trial.dry_run,
+            gather=("params", "model_state"),
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from trainer import Hook, Members, Metrics, TrainState
 from trainer.hook import Gate, Hooks, HookState, flatten_hooks
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.metrics import Traces
-from trainer.phases.population import get_live_members
+from trainer.phases.population import MAPPED, get_live_members
 from trainer.state import LIVE, PyTree
 
 log = logging.getLogger("entracte")
@@ -98,6 +98,7 @@ def _lift_parts(parts: Sequence[Hook]) -> Hook:
         required_hook_states=tuple(dict.fromkeys(needs)),
         hook_states=tuple(HookState(PREFIX + name, _init_all(init)) for name, init in hook_states),
         dry_run=lift(dry_parts) if any(part.dry_run for part in parts) else None,
+        gather=MAPPED if first.stage == "observe" else (),
         rekeys=any(part.rekeys for part in parts),
         check_background=_call_all([part.check_background for part in parts]),
         flush=_call_all([part.flush for part in parts]),

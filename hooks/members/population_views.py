@@ -12,6 +12,7 @@ import numpy as np
 from trainer import TrainState
 from trainer.checks.pytrees import has_same_structure, is_key, list_differences
 from trainer.phases.population import MAPPED, get_member_fields
+from trainer.placement.gathering import gather
 from trainer.state import DEVICE_FIELDS, PyTree
 
 
@@ -25,7 +26,7 @@ def split_members(state: TrainState) -> list[TrainState]:
     >>> [float(one.params) for one in split_members(stack_states(alone))]
     [1.0, 3.0]
     """
-    leaves, structure = jax.tree.flatten(get_member_fields(state))
+    leaves, structure = jax.tree.flatten(gather(get_member_fields(state)))
     host = iter(jax.device_get([_local(leaf) for leaf in leaves if not is_key(leaf)]))
     columns = [list(leaf) if is_key(leaf) else _make_views(next(host)) for leaf in leaves]
     epoch: Any = np.asarray(state.epoch)
@@ -101,11 +102,19 @@ def _find_changes(
 
 def _replace_rows(leaf: jax.Array, rows: dict[int, Any]) -> jax.Array:
     if is_key(leaf):
-        return jnp.stack([rows.get(number, key) for number, key in enumerate(leaf)])
-    host = np.array(_local(leaf))
+        keys = jnp.stack([rows.get(number, key) for number, key in enumerate(gather(leaf))])
+        return keys if leaf.is_fully_addressable else _place_keys(keys, leaf)
+    host = np.array(_local(gather(leaf)))
     for number, row in rows.items():
         host[number] = row
     return jax.device_put(host, leaf.sharding, may_alias=False)  # in a buffer to be donated
+
+
+def _place_keys(keys: jax.Array, like: jax.Array) -> jax.Array:
+    """Place keys that every process has as those of several processes lie."""
+    data = np.asarray(jax.random.key_data(keys))
+    placed = jax.device_put(data, jax.random.key_data(like).sharding)
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(like))
 
 
 def copy_to_host(tree: PyTree) -> PyTree:

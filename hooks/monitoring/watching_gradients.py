@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hooks.base import observe
 from hooks.combining import Chain, chain
 from hooks.recording import record
 from hooks.triggers import every
@@ -23,6 +24,9 @@ SHOWN = 2**14
 """Numbers of a layer in a histogram, at most; from more, evenly picked ones."""
 
 
+_READ = ("params", "opt_state", "model_state", "carry")
+"""Fields of the state that an update reads."""
+
 Statistics = tuple[dict[str, float], dict[str, jax.Array]]
 """Scores, and numbers of gradients and parameters by layer, still on the device."""
 
@@ -36,7 +40,8 @@ def watch_gradients(
 ) -> Chain:
     """Score the gradients of each layer on one fixed batch; place it before `log_metrics`.
 
-    They are computed after the epoch by a compiled function of their own. A layer is a prefix of
+    They are computed after the epoch by a compiled function of their own; on several processes by
+    the main one, on its own device, where the state must fit whole. A layer is a prefix of
     the parameters' paths. The scores of each layer, under `gradients/`:
 
     - `norm/<layer>` and `param_norm/<layer>`: L2 norms of the gradients and the parameters;
@@ -59,8 +64,7 @@ def watch_gradients(
         histograms_every: epochs between histograms.
 
     Raises:
-        ValueError: `depth` is below 1; before training, the batch does not fit the task, or an
-            array of the state is spread over several processes.
+        ValueError: `depth` is below 1; before training, the batch does not fit the task.
 
     >>> from types import SimpleNamespace
     >>> import optax, trainer
@@ -89,11 +93,6 @@ def watch_gradients(
         return state.replace(scores={**state.scores, **scores})
 
     def names(state: TrainState) -> tuple[str, ...]:
-        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(strip_host_fields(state))):
-            raise ValueError(
-                "watch_gradients computes on the main process alone and needs all of the state "
-                "there; an array of it is spread over several processes"
-            )
         if check := as_measure(task.measure).check:
             check(state, jax.tree.map(np.asarray, batch))
         return score_names(state.params, depth)
@@ -102,10 +101,11 @@ def watch_gradients(
         _, samples = compute_stats(state)
         return {name: Histogram(np.asarray(values)) for name, values in samples.items()}
 
-    watch = Hook(score, "watch_gradients", stage="observe", writes=names)
+    watch = Hook(score, "watch_gradients", stage="observe", writes=names, gather=_READ)
     if not writers:
         return chain(watch)
-    return chain(watch, every(histograms_every, record("gradients", histograms, *writers)))
+    shown = observe(record("gradients", histograms, *writers), gather=_READ)
+    return chain(watch, every(histograms_every, shown))
 
 
 def make_stats_function(task: Any, batch: Any, depth: int) -> Callable[[TrainState], Statistics]:

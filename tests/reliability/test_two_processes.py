@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import _crashing
 import pytest
-
-LIMIT = 90
-"""Time limit in seconds; a process without its peer ends after 5 to 15."""
+from pairs import Pair
 
 EPOCHS = 8
 
@@ -121,50 +115,9 @@ print("final", trainer.fingerprint(state), sorted(state.hook_state), correct, fl
 """.replace("EPOCHS", str(EPOCHS))
 
 
-class Pair:
-    """One or two processes of a run, always ended."""
-
-    def __init__(self, run, *, count=2, pause=0.0):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.began = time.monotonic()
-        self.processes = []
-        for rank in range(count):
-            command = [sys.executable, "-c", CHILD, *map(str, (run, rank, count, port, pause))]
-            with (Path(run) / f"stderr.{rank}").open("w") as errors:
-                child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-            self.processes.append(child)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        for process in self.processes:
-            process.kill()
-            process.wait(10)
-            process.stdout.close()
-
-    def reach(self, epoch):
-        """Wait until all processes have run the hooks of an epoch."""
-        for process in self.processes:
-            for line in process.stdout:
-                if line == f"epoch {epoch}\n":
-                    break
-            else:
-                raise AssertionError(f"it ended before epoch {epoch}")
-
-    def ended(self):
-        """Wait for all; return (status, last line) of each."""
-        left = self.began + LIMIT - time.monotonic()
-        said = [process.communicate(timeout=left)[0] for process in self.processes]
-        last = [(text.splitlines() or ["nothing"])[-1] for text in said]
-        return [(p.returncode, line) for p, line in zip(self.processes, last, strict=True)]
-
-
 def finished(run, **settings):
     """Run to the end; return the last line of each process."""
-    with Pair(run, **settings) as pair:
+    with Pair(CHILD, run, **settings) as pair:
         ends = pair.ended()
     errors = [path.read_text() for path in sorted(Path(run).glob("stderr.*"))]
     assert [status for status, _ in ends] == [0] * len(ends), errors
@@ -201,7 +154,7 @@ def test_both_end_with_the_same_and_observers_ran_on_the_main_process(whole):
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_killing_either_ends_both_and_the_run_resumes_bit_for_bit(whole, tmp_path, killed):
-    with Pair(tmp_path, pause=1.0) as pair:
+    with Pair(CHILD, tmp_path, pause=1.0) as pair:
         pair.reach(3)
         pair.processes[killed].kill()
         ends = pair.ended()
@@ -214,7 +167,7 @@ def test_killing_either_ends_both_and_the_run_resumes_bit_for_bit(whole, tmp_pat
 
 def stopped_by(number, run):
     """Send a signal to one of two processes after three epochs; return how they ended."""
-    with Pair(run, pause=1.0) as pair:
+    with Pair(CHILD, run, pause=1.0) as pair:
         pair.reach(3)
         pair.processes[1].send_signal(number)
         return pair.ended()

@@ -22,7 +22,7 @@ from trainer.loop.events import HookRunner
 from trainer.loop.hook_requirements import check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
 from trainer.loop.metric_reader import MetricReader
-from trainer.loop.run_description import send_description
+from trainer.loop.run_description import check_same_settings, send_description
 from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
@@ -184,6 +184,7 @@ def _start(
     """Validate, restore, dry-run if asked to, and run the hooks of `start`."""
     names = [phase.name for phase in run.phases]
     check_same(f"{run.epochs} epochs of {names}, {[hook.name for hook in run.hooks]}")
+    check_same_settings(state, run.phases, run.hooks)
     given, state = state, copy_state(state)
     for phase in run.phases:
         state = phase.add_position(state)

@@ -15,7 +15,7 @@ from trainer.host.processes import (
     from_main_process,
     is_main_process,
 )
-from trainer.loop.observer_views import ObserverView, gather_parts
+from trainer.loop.observer_views import ObserverView, gather_parts, list_split
 from trainer.phases.metrics import Metrics
 from trainer.state import TrainState
 
@@ -44,7 +44,7 @@ class Lockstep:
             FailedElsewhereError: an observer failed on the main process.
         """
         gathered = None
-        if hook.gather:
+        if hook.gather and list_split(state, hook.gather):
             due = self._is_main and self._failure is None
             if due:
                 with self.holding_failure():

@@ -19,17 +19,15 @@ Gathered = Mapping[str, Any]
 
 def gather_parts(state: TrainState, parts: Iterable[str]) -> Gathered:
     """Gather the leaves of a state that are split over processes, below some paths; all call it."""
-    return {
-        path: gather(leaf)
-        for path, leaf in _list_split(state)
-        if any(f"{path}/".startswith(f"{part}/") for part in parts)
-    }
+    return {path: gather(leaf) for path, leaf in list_split(state, parts).items()}
 
 
-def _list_split(state: TrainState) -> list[tuple[str, Any]]:
-    shown = state.replace(scores={})
-    leaves = jax.tree_util.tree_leaves_with_path(shown)
-    return [(format_path(path), leaf) for path, leaf in leaves if is_split_over_processes(leaf)]
+def list_split(state: TrainState, parts: Iterable[str]) -> dict[str, Any]:
+    """Return the leaves of a state that are split over processes, by path, below some paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.replace(scores={}))
+    split = {format_path(path): leaf for path, leaf in leaves if is_split_over_processes(leaf)}
+    parts = tuple(f"{part}/" for part in parts)
+    return {path: leaf for path, leaf in split.items() if f"{path}/".startswith(parts)}
 
 
 class ObserverView:

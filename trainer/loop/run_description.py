@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 
 from trainer.checks.pytrees import format_path
 from trainer.hook import Hook, RunSettings
+from trainer.host.exchange import exchange_words
 from trainer.loop.closure_settings import (
     ClosureSetting,
     ClosureWalker,
@@ -37,6 +39,32 @@ def send_description(state: TrainState, phases: Iterable[Phase], hooks: Sequence
         settings = describe_run(state, phases, hooks)
         for receive in receivers:
             receive(settings)
+
+
+def check_same_settings(state: TrainState, phases: Sequence[Phase], hooks: Sequence[Hook]) -> None:
+    """Check that all processes have the same key, data, phases and control hooks; all call it.
+
+    Raises:
+        RuntimeError: another process has others, which would end in a deadlock, or in states that
+            differ; the first of them is named.
+    """
+    if jax.process_count() == 1:
+        return
+    hooks = [hook for hook in hooks if hook.stage == "control"]
+    rows = describe_run(state, phases, hooks)
+    subjects = [KEY, *(f"phase {phase.name}" for phase in phases)]
+    subjects += dict.fromkeys(f"hook {hook.name}" for hook in hooks)
+    texts = ["; ".join(f"{k} = {v}" for k, v in rows.get(name, {}).items()) for name in subjects]
+    digests = np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], np.uint64)
+    words = exchange_words("the settings of a run", digests.view(np.uint32))
+    seen = np.ascontiguousarray(words).view(np.uint64)
+    mine = jax.process_index()
+    if differing := np.argwhere(seen != seen[mine]).tolist():
+        other, place = differing[0]
+        raise RuntimeError(
+            f"process {other} has other settings than process {mine} in {subjects[place]!r}: data, "
+            f"phases and control hooks must be the same everywhere; here: {texts[place]:.600}"
+        )
 
 
 def describe_run(state: TrainState, phases: Iterable[Phase], hooks: Iterable[Hook]) -> RunSettings:

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.data.source import Check, Feed
 from trainer.host.time_spans import span
+from trainer.placement.meshes import get_mesh
 from trainer.rl import policies
 from trainer.rl.environments.environment import Box, Discrete, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
@@ -69,8 +70,16 @@ class HostRolloutSource:
             example=jax.eval_shape(self._make_zeros),
             rows=lambda piece, key: jnp.zeros(1, jnp.int32),
             batch=lambda piece, row: piece,
-            verify=lambda state, check: None,
+            verify=self._refuse_mesh,
         )
+
+    def _refuse_mesh(self, state: TrainState, check: Check | None) -> None:
+        if (mesh := get_mesh(state)) is not None:
+            raise ValueError(
+                f"{self.name}: the environments {self.envs.name!r} are stepped on the host, one "
+                f"process with one device; the state lies on a mesh of {mesh.size}: leave "
+                "trainer.spread out, or take environments in JAX"
+            )
 
     def evaluation(self) -> Feed:
         """Refuse: a rollout is no split, with every example exactly once.

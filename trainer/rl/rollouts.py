@@ -63,7 +63,12 @@ def rollout(
             return state, experience, compute_rollout_metrics(experience, statistics, ())
 
         source = HostRolloutSource(network, env, steps, name)
-        return Phase(name, report, source, updates_state=False, finalize=finalize)
+        return Phase(
+            *(name, report, source),
+            updates_state=False,
+            finalize=finalize,
+            check_data=lambda state, batch: None,  # so that the source sees the state
+        )
 
     def run(state: TrainState, data: None) -> tuple[TrainState, Experience, dict[str, Any]]:
         if "environment" not in state.carry:

@@ -155,3 +155,30 @@ def test_mistakes_name_the_member(three):
     alone = trainer.member(three, 0)
     with pytest.raises(ValueError, match="needs the state of a population"):
         hooks.each(fail)(alone, {})
+
+
+def test_members_on_eight_devices_are_seen_and_changed_as_on_one():
+    def init(key):
+        return TrainState.create(params={"w": jax.random.normal(key, (3,))}, rng=key)
+
+    def change(state, metrics):
+        if metrics["train/loss"] < 4:
+            return state
+        key = jax.random.fold_in(state.rng, 1)
+        return state.replace(params={"w": state.params["w"] * 2}, rng=key, stop=True)
+
+    seen = []
+
+    def look(state, metrics):
+        seen.append(state.params["w"].tolist())
+        return state
+
+    alone = trainer.population_of(init, jax.random.split(jax.random.key(0), 16))
+    loss = {"train/loss": Members(np.arange(16.0), live=[True] * 16)}
+    hook = hooks.each(hooks.chain(hooks.rekeys(change), hooks.observe(look)))
+    split = trainer.spread(alone)
+    assert len(split.params["w"].sharding.device_set) == 8
+    after = hook(split, loss)
+    assert seen == np.asarray(after.params["w"]).tolist()
+    chex.assert_trees_all_equal(jax.device_get(after), jax.device_get(hook(alone, loss)))
+    assert after.params["w"].sharding == split.params["w"].sharding

@@ -299,3 +299,9 @@ def test_the_number_of_environments_must_match():
     few = pytest.raises(ValueError, match="4 environments of .* were made, .* set envs=4")
     with from_gymnasium("CartPole-v1", 4) as envs, few:
         ppo(network, envs, optax.sgd(0.1), PPOConfig(envs=8))
+
+
+def test_a_state_on_a_mesh_is_refused_before_training(cartpole):
+    phase, state = cartpole
+    with pytest.raises(ValueError, match=r"rollout: the environments 'CartPole-v1' are .* of 8"):
+        trainer.fit(trainer.spread(state), phase, epochs=1, hooks=lambda state, metrics: state)
