@@ -28,7 +28,8 @@ arrays = {"inputs": rng.random((rows, 64), np.float32), "labels": np.arange(rows
 if wrong and fault == "values":
     arrays["inputs"][7] += 1
 train = data.Arrays(arrays, 32)
-task = trainer.supervised(models.mlp(classes=10, hidden=(16,)), losses.classification, optax.sgd(0.1))
+network = models.mlp(classes=10, hidden=(16,))
+task = trainer.supervised(network, losses.classification, optax.sgd(0.1))
 
 def fail_alone(state, metrics):
     print("epoch", int(state.epoch), flush=True)
@@ -57,7 +58,8 @@ if fault == "unshared":  # the same path, where each process has a directory of 
         pathlib.Path.exists = lambda path, **options: False
 if not (wrong and fault == "chain"):
     chain.append(hooks.save_checkpoints(folder, max_cost=None))
-start = trainer.spread(lambda: task.init(jax.random.key(0), train.example), rules=[("^params/", trainer.fsdp())])
+rules = [("^params/", trainer.fsdp())]
+start = trainer.spread(lambda: task.init(jax.random.key(0), train.example), rules=rules)
 trainer.fit(start, trainer.training(task.step, train), epochs=6, hooks=hooks.chain(*chain))
 print("final", flush=True)
 """
@@ -67,7 +69,7 @@ REASONS = {
     "values": "other settings than process . in 'phase train'",
     "chain": "runs something else than|is at '.*' and process . at '",
     "directory": "is at '.*' and process . at '",
-    "unshared": "the directory of a run on several processes must be one that all|looking for a file",
+    "unshared": "the directory of a run on several processes must be one|looking for a file",
     "stop": r"processes \[1\] decided to stop and the others did not",
     "observer": "OSError: the disk of one is gone.*in hook 'observe_alone'",
     "split": "observer 'observe_alone' reads params/.*gather=",
