@@ -102,7 +102,11 @@ def has_kernel(device: Any, dtype: Any, size: int) -> bool:
 
 
 class SelfAttention(nnx.Module):
-    """Attention of a sequence to itself, or to earlier positions only (`causal`)."""
+    """Attention of a sequence to itself, or to earlier positions only (`causal`).
+
+    The columns of the kernel `qkv` are those of query, key and value of the first head, then of the
+    next: devices that split them hold whole heads, and exchange nothing to compute attention.
+    """
 
     def __init__(
         self, width: int, heads: int, *, causal: bool, scale: float, rngs: nnx.Rngs
@@ -123,9 +127,9 @@ class SelfAttention(nnx.Module):
             start: () integer, the number of tokens in the cache.
         """
         batch, time, width = x.shape
-        shape = (batch, time, self.heads, width // self.heads)
         qkv = self.qkv(x.reshape(batch * time, width))
-        query, key, value = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
+        qkv = qkv.reshape(batch, time, self.heads, 3 * width // self.heads)
+        query, key, value = jnp.split(qkv, 3, axis=-1)
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         if cache is None:

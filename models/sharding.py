@@ -27,7 +27,7 @@ def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
 
     Args:
         split: `fsdp`, kernels over the axis `data`; `tensor`, heads and hidden units over the axis
-            `model`; `fsdp+tensor`, both.
+            `model`, whose size divides the number of heads; `fsdp+tensor`, both.
 
     Raises:
         ValueError: another split.

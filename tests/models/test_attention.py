@@ -49,10 +49,10 @@ def softmax(x):
 def test_self_attention_equals_numpys(causal):
     module = SelfAttention(8, 2, causal=causal, scale=1.0, rngs=nnx.Rngs(0))
     x = np.array(jax.random.normal(KEY, (3, 5, 8)))
-    qkv = (x @ module.qkv.kernel[...]).reshape(3, 5, 3, 2, 4)
+    qkv = (x @ module.qkv.kernel[...]).reshape(3, 5, 2, 3, 4)
     mixed = np.zeros((3, 5, 2, 4))
     for head in range(2):
-        query, key, value = (np.array(qkv[:, :, i, head]) for i in range(3))
+        query, key, value = (np.array(qkv[:, :, head, i]) for i in range(3))
         scores = query @ key.swapaxes(1, 2) / 2
         if causal:
             scores = np.where(np.tril(np.ones((5, 5))), scores, -np.inf)

@@ -1,5 +1,7 @@
 """Rules that split the transformer over a mesh."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,22 @@ def test_a_transformer_that_is_split_trains_as_on_one_device(task, source, split
         alone.params,
         state.params,
     )
+
+
+def test_a_layer_with_split_heads_exchanges_four_sums_and_its_split_kernels():
+    """Two forward and two backward, as in Megatron-LM; nothing within attention."""
+
+    def count(layers):
+        network = models.transformer(vocabulary=16, context=8, width=32, layers=layers, heads=4)
+        task = trainer.supervised(network, losses.language_modeling, optax.sgd(0.1))
+        tokens = np.zeros((16, 8), np.int32)
+        source = data.Arrays({"inputs": tokens, "labels": tokens}, batch_size=16)
+        shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), source.example))
+        train, rules = trainer.training(task.step, source), models.transformer_rules("fsdp+tensor")
+        found = trainer.cost(train, shapes, mesh="data=2,model=4", rules=rules)
+        return Counter({kind: each.count for kind, each in found["train"].collectives.items()})
+
+    assert count(2) - count(1) == {"all-reduce": 4, "all-gather": 4}
 
 
 def test_layers_in_a_scan_and_odd_dimensions_are_split_where_they_can_be():
