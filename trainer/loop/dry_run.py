@@ -14,7 +14,7 @@ from trainer.hook import Gate, Hook
 from trainer.loop.events import HookRunner
 from trainer.loop.metric_reader import MetricReader
 from trainer.phases.compilation import compile_ahead
-from trainer.phases.compiled_phase import CompiledPhase
+from trainer.phases.compiled_phase import CompiledPhase, compute_signature
 from trainer.phases.executors import ExecutorChoice, ScannedStep
 from trainer.phases.metrics import Metrics
 from trainer.phases.packed import PackedLayout, get_shapes, pack
@@ -106,9 +106,8 @@ def _compile_one_step(scan: ScannedStep, state: TrainState, piece: Any) -> Compi
         after, output, packed = compiled(state, piece)
         return after if scan.updates_state else state, output, packed
 
-    return CompiledPhase(
-        run, PackedLayout.from_shapes(measured[0]), True, ExecutorChoice("step", "it is one step")
-    )
+    choice, layout = ExecutorChoice("step", "it is one step"), PackedLayout.from_shapes(measured[0])
+    return CompiledPhase(run, layout, True, choice, compute_signature(piece))
 
 
 def _make_trial_hooks(hooks: Sequence[Hook], called: set[str]) -> list[Hook]:

@@ -131,6 +131,8 @@ class CompiledPhase(NamedTuple):
     layout: PackedLayout
     stepwise: bool
     choice: ExecutorChoice
+    signature: Any
+    """Of the data, from `compute_signature`."""
     steps: int | None = None
     """Steps per piece of data, if measurements are packed per step."""
 
@@ -175,7 +177,8 @@ def compile_phase(
     else:
         run = _compile_whole(computation, traced, steps)
     layout = PackedLayout.from_shapes(measured)
-    return CompiledPhase(run, layout, scanned is not None, choice, steps)
+    signature = compute_signature(data)
+    return CompiledPhase(run, layout, scanned is not None, choice, signature, steps)
 
 
 def _compile_whole(computation: Computation, traced: Any, steps: int | None) -> PhaseRunner:

@@ -241,7 +241,7 @@ class Phase:
         packed: list[tuple[CompiledPhase, Packed]] = []
         advance = start_step_counter(self.name, self.feed.steps if self.feed else None)
         for piece, position in time_items(self.pieces(device, previous), "data", self.name):
-            if compiled is None or (self.feed and piece is not self.feed.example):
+            if compiled is None or not self._suits(compiled, piece):
                 compiled = self.get_compiled(device, piece, donate=donate)
             if advance is not None and self.feed and piece is self.feed.example:
                 advance.total = compiled.steps  # all the data is on the device
@@ -254,6 +254,11 @@ class Phase:
                 with span("wait", self.name):
                     jax.block_until_ready(packed[-2][1])
         return attach_host_fields(device, state), output, PendingMetrics(self, packed)
+
+    def _suits(self, compiled: CompiledPhase, piece: Any) -> bool:
+        if self.feed is None or piece is self.feed.example:
+            return True
+        return bool(compute_signature(piece) == compiled.signature)
 
     def pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:
         """Yield the pieces of the state's epoch, the last with the start position of the next."""
