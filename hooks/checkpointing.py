@@ -112,11 +112,17 @@ def save_checkpoints(
         compare(checkpoint)
         return RestoredState(checkpoint.state, checkpoint.scores)
 
+    def check_lock() -> None:
+        if lock is not None:
+            lock.check()
+
     def is_affordable(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        if max_cost is None:
-            return True
+        """Return whether a save is within its share of time; of several processes the main asks."""
         taken = checkpoints.seconds + checkpoints.last_seconds
-        return taken / (time.monotonic() - began) <= max_cost
+        if max_cost is not None and taken / (time.monotonic() - began) > max_cost:
+            return False
+        check_lock()
+        return True
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         number = from_main_process({"number of the trial": secrets.randbits(48)})
@@ -132,12 +138,15 @@ def save_checkpoints(
     def save(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         nonlocal saved_epoch
         if saved_epoch != int(state.epoch):
-            if lock is not None:
-                with fail_together("checking the lock of the run"):
-                    lock.check()
             checkpoints.save(state, scores=metrics, config=config, settings=recorded or None)
             saved_epoch = int(state.epoch)
         return state
+
+    def save_last(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        if saved_epoch != int(state.epoch):
+            with fail_together("checking the lock of the run"):
+                check_lock()
+        return save(state, metrics)
 
     def close(error: BaseException | None) -> None:
         nonlocal lock
@@ -170,7 +179,7 @@ def save_checkpoints(
             options={} if best is None else {"best": best, "mode": checkpoints.mode},
         ),
         Hook(
-            save,
+            save_last,
             f"{name}/last",
             event="end",
             stage="save",

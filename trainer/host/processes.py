@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -91,11 +92,26 @@ def check_same(what: str) -> None:
         )
 
 
+_enclosed: ContextVar[bool] = ContextVar("_enclosed", default=False)
+"""Whether a failure of this process is passed on to the others by an enclosing block."""
+
+
+@contextlib.contextmanager
+def failing_alone() -> Iterator[None]:
+    """Let `fail_together` within a block fail here alone: the caller tells the others."""
+    token = _enclosed.set(True)
+    try:
+        yield
+    finally:
+        _enclosed.reset(token)
+
+
 @contextlib.contextmanager
 def fail_together(what: str) -> Iterator[None]:
     """Run a block that may fail on one process, and then fail on all of them at once.
 
-    All must call it, and the block must not wait for another process.
+    All must call it, and the block must not wait for another process. Within another such block, or
+    one of `failing_alone`, it leaves the exchange to that.
 
     Raises:
         FailedElsewhereError: it failed on another process; the message calls it `what`.
@@ -105,12 +121,13 @@ def fail_together(what: str) -> Iterator[None]:
     Traceback (most recent call last):
     ZeroDivisionError: division by zero
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or _enclosed.get():
         yield
         return
     failure: Exception | None = None
     try:
-        yield
+        with failing_alone():
+            yield
     except Exception as error:
         failure = error
     exchange_words(what, np.zeros(0, np.uint32), failure)

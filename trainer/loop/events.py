@@ -11,7 +11,7 @@ import jax
 
 from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import STAGES, Gate, Hook, Hooks, Interrupt, flatten_hooks
-from trainer.host.processes import StopReasons, fail_together
+from trainer.host.processes import StopReasons, fail_together, failing_alone
 from trainer.host.signals import ReceivedSignal
 from trainer.host.time_spans import span
 from trainer.loop.hook_checks import check_hook_result
@@ -104,7 +104,9 @@ class HookRunner:
             where = f"{turn.event!r} of {format_epoch(state, turn.event)}"
             own = StopReasons(state.stop, self.interrupt is not None, self.received.number)
             seen = metrics.without(self._observed)
-            return {id(one) for one in together.settle(where, own, saves, state, seen, answers)}
+            due = together.settle(where, own, saves, state, seen, answers, self._flush_alone)
+            turn.flushed = bool(due)
+            return {id(hook) for hook in due}
 
         for hook in hooks:
             if hook.stage == "observe":
@@ -196,7 +198,8 @@ class HookRunner:
         if self._together is None:
             return None
         try:
-            self._check_background("epoch", state)
+            with failing_alone():
+                self._check_background("epoch", state)
         except Exception as error:
             return error
         return None
@@ -221,6 +224,10 @@ class HookRunner:
     def flush(self) -> None:
         """Make records durable; a checkpoint is published only after them."""
         with fail_together("making records durable"):
+            self._flush_alone()
+
+    def _flush_alone(self) -> None:
+        with failing_alone():
             for hook in self.hooks:
                 if hook.flush:
                     with span("flush", hook.name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from trainer.hook import Gate, Hook
 from trainer.host.exchange import FailedElsewhereError
@@ -66,8 +66,11 @@ class Lockstep:
         state: TrainState,
         metrics: Metrics,
         answers: Answers,
+        flush: Callable[[], None],
     ) -> list[Hook]:
         """Agree why the run may end, and return the saves that the main process finds due.
+
+        Where one is, records are durable afterwards.
 
         Raises:
             FailedElsewhereError: an observer failed on the main process, or a process is elsewhere.
@@ -79,9 +82,14 @@ class Lockstep:
                 for place, hook in enumerate(saves):
                     shown = ObserverView(state, metrics, hook.name).state if hook.gates else state
                     due[place] = hook.is_due(shown, metrics, answers)
+                if any(due):
+                    flush()
         found = exchange_numbers(where, [*own, *due], self._pop_failure())
         self.reasons = combine_reasons(found[:, :3])
-        return [hook for hook, is_due in zip(saves, found[0, 3:], strict=True) if is_due]
+        chosen = [hook for hook, is_due in zip(saves, found[0, 3:], strict=True) if is_due]
+        if chosen and not self._is_main:  # here only hooks of the user have records
+            flush()
+        return chosen
 
     @contextlib.contextmanager
     def holding_failure(self) -> Iterator[None]:
