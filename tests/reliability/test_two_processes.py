@@ -188,6 +188,14 @@ def test_a_signal_to_one_ends_both_after_one_save(whole, tmp_path, number, statu
 
 
 @pytest.mark.soak
+def test_two_processes_train_as_one_with_as_many_devices(whole, tmp_path):
+    finished(tmp_path, count=1)
+    both, one = records(whole[0])[0], records(tmp_path)[0]  # 44 updates: then rounding grows
+    assert both.keys() == one.keys()
+    assert [both[key] for key in one] == pytest.approx([*one.values()], rel=1e-4)
+
+
+@pytest.mark.soak
 def test_one_process_resumes_the_run_of_two(whole, tmp_path):
     stopped_by(signal.SIGTERM, tmp_path)
     (end,) = finished(tmp_path, count=1)
