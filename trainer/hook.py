@@ -85,6 +85,8 @@ class Hook:
     """Names of hook states that hooks before it must keep."""
     hook_states: tuple[HookState, ...] = ()
     gates: tuple[Gate, ...] = ()
+    """Conditions under which it fires. On several processes the main one alone asks those of
+    observers and saves, and tells the others which saves are due."""
     dry_run: HookFunction | None = None
     """Called instead of the function during a dry run, `fit(..., dry_run=True)`, if the function
     leaves something behind; its result is discarded. A hook of stage `save` without one is left

@@ -71,6 +71,12 @@ program = trainer.training(task.step, train)
 state, history = trainer.fit(start, program, epochs=3, hooks=chain, dry_run=True)
 assert len(averages) == 4 and len(seen) == (4 if rank == 0 else 0)
 assert not kernel(state.params).sharding.is_fully_replicated
+outputs = trainer.predict(state, network, train)
+accuracy = np.mean(outputs.argmax(axis=1) == train.arrays["labels"])
+assert abs(accuracy - trainer.evaluate(state, phase)["val/accuracy"]) < 1e-6
+trainer.export_params(state.params, run + "/params.npz")
+loaded = trainer.load_params(run + "/params.npz", state.params)
+assert (kernel(loaded) == kernel(state.params)).all()
 if rank == 0:
     lines = pathlib.Path(run, "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 4 and "gradients/norm/" in lines[-1], lines
@@ -100,9 +106,38 @@ print("final", trainer.fingerprint(whole), chosen[:4], flush=True)
 """
 
 
+FAILING = """
+def fail(state, metrics):
+    raise ValueError("both fail")
+
+def look(state, metrics):
+    print("seen", int(state.epoch), flush=True)
+    for leaf in jax.tree.leaves(state.params):
+        np.asarray(leaf)
+    return state
+
+rules = [("^params/", trainer.fsdp())]
+start = trainer.spread(lambda: task.init(jax.random.key(0), train.example), rules=rules)
+watching = hooks.on("error", hooks.observe(look))
+trainer.fit(start, trainer.training(task.step, train), epochs=2, hooks=[fail, watching])
+"""
+
+
 @pytest.mark.parametrize("child", [CHAIN, MEMBERS], ids=["chain", "members"])
 def test_hooks_work_and_the_processes_end_with_the_same_state(tmp_path, child):
     with Pair(BEGIN + child, tmp_path) as pair:
         ends = pair.ended()
     assert [status for status, _ in ends] == [0, 0], pair.read_errors()
     assert len({line for _, line in ends}) == 1
+
+
+def test_error_hooks_run_on_the_main_process_and_their_failures_are_notes(tmp_path):
+    with Pair(BEGIN + FAILING, tmp_path) as pair:
+        ends = pair.ended()
+    main, other = pair.read_errors()
+    assert [line == "seen 1" for _, line in ends] == [True, False]
+    for text in (main, other):
+        assert "ValueError: both fail" in text
+    assert "and an error hook failed: RuntimeError(" in main
+    assert "reads params/" in main
+    assert "error hook" not in other

@@ -112,7 +112,7 @@ class HookRunner:
             if hook.stage == "observe":
                 view = together.prepare_view(hook, state, metrics, turn.observer_answers)
                 if view is not None:
-                    with together.holding_failure():
+                    with together.holding_failure(turn.event):
                         state, metrics = self._run_hook(hook, state, metrics, turn, view)
                 continue
             if agreeing and hook.stage == "save":

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 from trainer.hook import Gate, Hook
+from trainer.host.exception_notes import annotate_errors
 from trainer.host.exchange import FailedElsewhereError
 from trainer.host.processes import (
     NO_STOP,
@@ -47,7 +48,7 @@ class Lockstep:
         if hook.gather and list_split(state, hook.gather):
             due = self._is_main and self._failure is None
             if due:
-                with self.holding_failure():
+                with self.holding_failure(hook.at), _annotate(hook):
                     view = ObserverView(state, metrics, hook.name)
                     due = hook.is_due(view.state, view.metrics, answers)
             what = f"due, observer {hook.name}"
@@ -80,8 +81,9 @@ class Lockstep:
         if self._is_main and self._failure is None:
             with self.holding_failure():
                 for place, hook in enumerate(saves):
-                    shown = ObserverView(state, metrics, hook.name).state if hook.gates else state
-                    due[place] = hook.is_due(shown, metrics, answers)
+                    with _annotate(hook):
+                        view = ObserverView(state, metrics, hook.name)
+                        due[place] = hook.is_due(view.state, view.metrics, answers)
                 if any(due):
                     flush()
         found = exchange_numbers(where, [*own, *due], self._pop_failure())
@@ -92,15 +94,21 @@ class Lockstep:
         return chosen
 
     @contextlib.contextmanager
-    def holding_failure(self) -> Iterator[None]:
-        """Keep what a block raises for the next exchange."""
+    def holding_failure(self, event: str = "epoch") -> Iterator[None]:
+        """Keep what a block raises for the next exchange; at `error` there is none."""
         try:
             yield
         except FailedElsewhereError:
             raise
         except Exception as error:
+            if event == "error":
+                raise
             self._failure = error
 
     def _pop_failure(self) -> Exception | None:
         failure, self._failure = self._failure, None
         return failure
+
+
+def _annotate(hook: Hook) -> contextlib.AbstractContextManager[None]:
+    return annotate_errors(f"in a condition of hook {hook.name!r} at {hook.at!r}")

@@ -22,7 +22,7 @@ from trainer.checks.pytrees import describe_leaf, format_path
 from trainer.checks.suggestions import suggest_name
 from trainer.host.escaping import escape_text
 from trainer.host.exception_notes import annotate_errors
-from trainer.host.processes import is_main_process
+from trainer.host.processes import fail_together, is_main_process
 from trainer.parameters import file_formats
 from trainer.placement.gathering import gather
 from trainer.state import PyTree, TrainState
@@ -166,8 +166,9 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"leaves share a path, so they could not be read: {', '.join(twice)}")
     file_formats.check_types(dict(pairs), file)
     arrays = {name: _fetch(leaf) for name, leaf in pairs}
-    if is_main_process():
-        file_formats.write_arrays(arrays, file)
+    with fail_together(f"writing {file}"):  # afterwards the others find it
+        if is_main_process():
+            file_formats.write_arrays(arrays, file)
 
 
 def _read(

@@ -15,6 +15,7 @@ from trainer.checks.pytrees import format_path
 from trainer.data.iteration.unpadded import unpad_feed
 from trainer.data.source import Source, require_source
 from trainer.phases.compilation import get_shared_cache, read_jax_settings
+from trainer.placement.gathering import gather
 from trainer.state import PyTree, TrainState, attach_host_fields, data_key, strip_host_fields
 from trainer.supervised.network_checks import check_network, check_pair
 
@@ -26,7 +27,8 @@ def predict(
 
     The outputs go to the host batch by batch, so the device holds two batches of them at a time. A
     smaller last batch is padded and its outputs are cut, so one compiled function serves all
-    batches; it is compiled once per network and shapes, for any number of calls.
+    batches; it is compiled once per network and shapes, for any number of calls. On several
+    processes all must call it, and each gets all outputs.
 
     Args:
         state: with the parameters; unchanged.
@@ -129,6 +131,7 @@ def _fetch_pipelined(batches: Iterator[tuple[PyTree, jax.Array]]) -> Iterator[Py
 
 
 def _fetch(outputs: PyTree, mask: jax.Array) -> PyTree:
+    outputs, mask = gather((outputs, mask))
     real = np.asarray(mask)
     # A copy, since a view would keep the device's memory alive.
     return jax.tree.map(lambda leaf: np.asarray(leaf)[real], outputs)
