@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from hooks.base import stateful
 from hooks.combining import Chain, chain
 from trainer import Hook, Interrupt, TrainState
-from trainer.checkpoints.load import CheckpointPart, read_part
+from trainer.checkpoints.load import CheckpointPart, read_part_at
 from trainer.checkpoints.poll import make_poller
-from trainer.checkpoints.restore_one import read_on_all_processes
+from trainer.checkpoints.reading_together import read_together
+from trainer.checkpoints.select import get_checkpoint_folder
 from trainer.checks.paths import to_absolute_path
 from trainer.hook import SKIP, get_hook_state, set_hook_state
 from trainer.host.escaping import escape_text
-from trainer.host.processes import fail_together, from_main_process, is_main_process
+from trainer.host.processes import from_main_process
 from trainer.state import PyTree, read_epoch, read_step_count
 
 log = logging.getLogger("entracte")
@@ -86,23 +87,19 @@ def follow_checkpoints(
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
     where = to_absolute_path(directory, NAME)
-    read_newer = make_poller(where)
+    poll_newer = make_poller(where)
 
     def poll(loaded: Loaded, state: TrainState) -> CheckpointPart | None:
         """Read a new checkpoint if there is one; all processes read what the main process found."""
         wanted = _list_wanted(state, carry)
         optional = [path for path in wanted if path.startswith("carry/")]
-        part: CheckpointPart | None = None
-        with fail_together(f"{NAME} in reading {where}"):
-            if is_main_process():
-                part = read_newer(wanted, optional, loaded["epoch"])
-        number = int(from_main_process({"epoch": -1 if part is None else part.epoch})["epoch"])
-        if number < 0:
-            return None
-        if part is None:
-            return CheckpointPart(*read_part(where, wanted, optional=optional, epoch=number), [], 0)
-        found = part  # checked as `read_part` does on the others
-        return read_on_all_processes(where, lambda: found, lambda part: (part.epoch, part.digest))
+        folder = get_checkpoint_folder(where)
+        return read_together(
+            folder,
+            lambda read: poll_newer(read, loaded["epoch"]),
+            lambda number: read_part_at(folder, number, wanted, optional),
+            lambda part: (part.epoch, part.digest),
+        )
 
     def load(
         loaded: Loaded, state: TrainState, *, waiting: bool

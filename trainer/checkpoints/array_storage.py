@@ -1,155 +1,142 @@
-"""The bytes of a checkpoint's arrays, written and read through Orbax; files are checked first."""
+"""The file with the bytes of arrays that one process wrote: durable, and read by ranges."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath  # type: ignore[import-untyped]
 
 from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.host.atomic_files import check_free_space
-from trainer.host.safe_open import MOST_TEXT, describe_file_type, read_bytes
+from trainer.checkpoints.two_threads import map_in_threads
+from trainer.host.atomic_files import check_free_space, explain_disk_full
+from trainer.host.safe_open import create_new, describe_file_type, open_regular
 
-LEAVES = "leaves"
-"""The one array in a checkpoint: its name in Orbax, and its folder."""
-
-STRAY = (".DS_Store", "._", ".nfs")
-"""Prefixes of files that file browsers and network disks leave anywhere; nothing reads them."""
-
-MOST_FILES = 2
-"""The largest number of files that hold the array's bytes."""
-
-_TWO_FILES = 2**25
-"""Bytes above which two files are written, each on its own thread.
-
-With more files (Orbax would write up to 128 at a time) their threads slow training down: beside 25
-files a step of 35 ms took up to 139, beside two up to 60. One file alone is read at a quarter of
-the speed.
-"""
-
-_METADATA = json.dumps(
-    {
-        "tree_metadata": {
-            f"('{LEAVES}',)": {
-                "key_metadata": [{"key": LEAVES, "key_type": 2}],
-                "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
-            }
-        },
-        "use_ocdbt": False,
-        "use_zarr3": False,
-        "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
-    }
-).encode()
+_CHUNK = 2**25
+"""Bytes that one thread writes or reads at a time."""
 
 
-def save_arrays(path: Path, data: np.ndarray) -> None:
-    """Write the bytes of all arrays as one array into a new directory, durably.
+def save_arrays(file: Path, data: np.ndarray) -> None:
+    """Write the bytes of arrays into a new file, durably. The manifest names its parts.
 
-    The manifest names its parts. With one array per leaf, 10 MB in 16 leaves take Orbax 60 CPU-ms,
-    2 to 3 for each leaf; as one array they take 15, which slow training down when XLA keeps all
-    cores busy. `CheckpointManager` adds 20, saves no older number, replaces none, and lists broken
-    checkpoints as complete.
+    Orbax takes 2 to 3 CPU-ms for each array, which slow training down when XLA keeps all cores
+    busy; one file takes less than that for all of them.
 
     Args:
-        path: of the directory, which is complete only when this returns.
-        data: uint8 [bytes], an even number of them.
+        file: in a folder that exists.
+        data: uint8 [bytes].
 
     Raises:
         OSError: there is not enough space, or the disk fails.
-        RuntimeError: this version of Orbax writes files that this library cannot read.
     """
-    path.mkdir()
-    half = data.nbytes // 2 if data.nbytes > _TWO_FILES else None
-    file = path / LEAVES / "0"
-    # Checked first, since Orbax reports a full disk by a hundred lines of tracebacks.
-    check_free_space(file, data.nbytes, largest=half)
-    options = {LEAVES: ocp.SaveArgs(chunk_byte_size=half)}
-    try:
-        _make_handler().save(
-            epath.Path(path), args=ocp.args.PyTreeSave({LEAVES: data}, save_args=options)
-        )
-    except Exception:
-        check_free_space(file, data.nbytes, largest=half)  # it ran out while this was written
-        raise
-    try:
-        check_array_files(path, data.nbytes)
-    except DamagedCheckpoint as damage:
-        raise RuntimeError(
-            f"orbax-checkpoint {ocp.__version__} wrote files that could not be read back "
-            f"({damage}): install 0.12.8, and report it"
-        ) from damage
+    check_free_space(file, data.nbytes)
+    with explain_disk_full(data.nbytes, file):
+        descriptor = create_new(file)
+        try:
+            chunks = _split([(0, data.nbytes)])
+            map_in_threads(lambda job: _write_range(descriptor, data, *job), chunks, data.nbytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def load_arrays(path: Path, size: int) -> np.ndarray:
-    """Read the bytes of all arrays, uint8 [bytes].
+def _write_range(descriptor: int, data: np.ndarray, start: int, stop: int) -> None:
+    while start < stop:
+        start += os.pwrite(descriptor, data[start:stop].data, start)
 
-    The caller verifies checksums: Orbax does not notice wrong bytes.
+
+def load_arrays(file: Path, size: int, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Read ranges of the bytes of arrays; the others take no memory, and are zeros.
+
+    The caller verifies checksums.
+
+    Args:
+        file: a regular file of `size` bytes; no link is followed.
+        size: bytes in all.
+        ranges: `(start, stop)`, ascending.
+
+    Returns:
+        uint8 [size].
 
     Raises:
-        DamagedCheckpoint: they cannot be read, for any of Orbax's many reasons.
+        DamagedCheckpoint: they cannot be read, or the file is another one.
         MemoryError: they take more memory than the machine has free.
     """
-    options = {LEAVES: ocp.RestoreArgs(restore_type=np.ndarray)}
     try:
-        check_array_files(path, size)
-        if size > (memory := get_free_memory()):
+        check_array_file(file, size)
+        needed = sum(stop - start for start, stop in ranges)
+        if needed > (memory := get_free_memory()):
             raise MemoryError(
-                f"the arrays in {path} take {size:,} bytes and this machine has {memory:,} "
+                f"the arrays in {file} take {needed:,} bytes and this machine has {memory:,} "
                 "free: restore where there is more memory, or move the checkpoint away"
             )
-        tree = _make_handler().restore(
-            epath.Path(path), args=ocp.args.PyTreeRestore(restore_args=options)
-        )
-        return tree[LEAVES].view(np.uint8)
-    except (DamagedCheckpoint, MemoryError):
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
+        # Pages of it are taken when they are written, and their sum is not limited.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        buffer = np.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), np.uint8)[:size]
+        descriptor = open_regular(file)
+        try:
+            jobs = _split(ranges)
+            map_in_threads(lambda job: _read_range(descriptor, buffer, *job), jobs, needed)
+        finally:
+            os.close(descriptor)
+        return buffer
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(f"the arrays in {file} take {size:,} bytes") from error
         raise DamagedCheckpoint(
-            f"its arrays cannot be read ({type(error).__name__}: {reason})"
+            f"its arrays cannot be read ({type(error).__name__}: {error})"
         ) from error
 
 
-def _make_handler() -> ocp.PyTreeCheckpointHandler:
-    types = ocp.type_handlers
-    registry = types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        # Not used, but Orbax warns if it is missing.
-        (jax.Array, types.ArrayHandler(array_metadata_store=None)),
-    )
-    return ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False, use_compression=False, type_handler_registry=registry
-    )
+def _read_range(descriptor: int, buffer: np.ndarray, start: int, stop: int) -> None:
+    while start < stop:
+        if not (count := os.preadv(descriptor, [buffer[start:stop].data], start)):
+            raise DamagedCheckpoint("its arrays end too early")
+        start += count
 
 
-def check_array_files(path: Path, size: int) -> None:
-    """Check that a folder of arrays has exactly the files of a checkpoint of `size` bytes.
+def _split(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ranges that are adjacent, and split them into chunks."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return [
+        (at, min(at + _CHUNK, stop)) for start, stop in joined for at in range(start, stop, _CHUNK)
+    ]
 
-    The metadata are compared as bytes, not as JSON, so that there is no second way to read them:
-    what Orbax and tensorstore get to read names no other file, no driver, no compression and no
-    other size. No link is followed. The array's bytes are verified by checksums elsewhere.
+
+def check_array_file(file: Path, size: int) -> None:
+    """Check that a file is a regular one of `size` bytes, in a folder that is no link.
 
     Raises:
         DamagedCheckpoint: it is anything else.
     """
-    _check_kinds(path, {"_METADATA": stat.S_IFREG, LEAVES: stat.S_IFDIR})
-    _check_size(path / "_METADATA", len(_METADATA))
-    if _read_file(path / "_METADATA") != _METADATA:
-        raise DamagedCheckpoint(f"{_short(path / '_METADATA')} is not what Orbax writes")
-    files = _count_files(path / LEAVES, size)
-    names = [str(number) for number in range(files)]
-    _check_kinds(path / LEAVES, dict.fromkeys([".zarray", *names], stat.S_IFREG))
-    for name in names:
-        _check_size(path / LEAVES / name, size // files)
+    _check_kind(file.parent, stat.S_IFDIR, "folder")
+    _check_kind(file, stat.S_IFREG, "file")
+    if (found := file.lstat().st_size) != size:
+        raise DamagedCheckpoint(f"{_short(file)} has {found} bytes instead of {size}")
+
+
+def _check_kind(path: Path, kind: int, name: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise DamagedCheckpoint(f"{_short(path)} is missing ({error.strerror})") from error
+    if stat.S_IFMT(mode) != kind:
+        raise DamagedCheckpoint(f"{_short(path)} is {describe_file_type(mode)} and no {name}")
+
+
+def _short(path: Path) -> str:
+    """Return a file's name with its folder: `arrays/process_0`."""
+    return "/".join(path.parts[-2:])
 
 
 def get_free_memory() -> int:
@@ -167,84 +154,3 @@ def get_free_memory() -> int:
     with contextlib.suppress(OSError, ValueError):  # not in a container, or one without a limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits)
-
-
-def _count_files(folder: Path, size: int) -> int:
-    """Return the number of files that hold the array's bytes."""
-    file = folder / ".zarray"
-    _check_kind(file, stat.S_IFREG, "file")
-    for files in range(1, MOST_FILES + 1):
-        expected = _build_zarray(size, size // files)
-        if _read_file(file, len(expected)) == expected:
-            return files
-    raise DamagedCheckpoint(
-        f"{_short(file)} does not describe {size} plain bytes in {MOST_FILES} files at most"
-    )
-
-
-def _read_file(file: Path, most: int = MOST_TEXT) -> bytes:
-    """Read a file of at most so many bytes; return b"" for any other."""
-    try:
-        return read_bytes(file, most=most)
-    except OSError:  # or it was exchanged since its kind was checked
-        return b""
-
-
-def _build_zarray(size: int, chunk: int) -> bytes:
-    """Build the `.zarray` of `size` bytes in files of `chunk` bytes."""
-    content = {
-        "chunks": [chunk],
-        "compressor": None,
-        "dimension_separator": ".",
-        "dtype": "|u1",
-        "fill_value": None,
-        "filters": None,
-        "order": "C",
-        "shape": [size],
-        "zarr_format": 2,
-    }
-    return json.dumps(content, separators=(",", ":")).encode()
-
-
-def _check_kinds(folder: Path, wanted: Mapping[str, int]) -> None:
-    """Check that a folder is one, and has only these entries, each of its kind and no link."""
-    _check_kind(folder, stat.S_IFDIR, "folder")
-    found = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name in wanted:
-                found[entry.name] = entry.stat(follow_symlinks=False).st_mode
-            elif not (entry.name.startswith(STRAY) and entry.is_file(follow_symlinks=False)):
-                raise DamagedCheckpoint(
-                    f"{_short(folder)} holds {entry.name!r}, which is no part of it"
-                )
-    for name, needed in wanted.items():
-        if name not in found:
-            raise DamagedCheckpoint(f"{_short(folder / name)} is missing")
-        if stat.S_IFMT(found[name]) != needed:
-            raise DamagedCheckpoint(
-                f"{_short(folder / name)} is of another kind: {describe_file_type(found[name])}"
-            )
-
-
-def _check_kind(path: Path, kind: int, name: str) -> None:
-    mode = _status(path).st_mode
-    if stat.S_IFMT(mode) != kind:
-        raise DamagedCheckpoint(f"{_short(path)} is {describe_file_type(mode)} and no {name}")
-
-
-def _check_size(file: Path, size: int) -> None:
-    if (found := _status(file).st_size) != size:
-        raise DamagedCheckpoint(f"{_short(file)} has {found} bytes instead of {size}")
-
-
-def _status(path: Path) -> os.stat_result:
-    try:
-        return path.lstat()
-    except OSError as error:
-        raise DamagedCheckpoint(f"{_short(path)} is missing ({error.strerror})") from error
-
-
-def _short(path: Path) -> str:
-    """Return a file's name with its folder: `leaves/0`."""
-    return "/".join(path.parts[-2:])

@@ -6,21 +6,19 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from trainer.checkpoints import host_snapshot, manifest_schema, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import Leaf
-from trainer.checkpoints.restore_one import (
-    SavedCheckpoint,
-    read_on_all_processes,
-    read_verified_arrays,
-    rebuild_trees,
-    restore_checkpoint,
-)
+from trainer.checkpoints import manifest_schema, publishing, run_id
+from trainer.checkpoints.leaves import Leaf, compare_leaves, flatten_section, to_box
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.piece_reader import read_blocks
+from trainer.checkpoints.reading_together import read_together
+from trainer.checkpoints.rebuild import assemble
+from trainer.checkpoints.restore_one import SavedCheckpoint, rebuild_trees, restore_checkpoint
 from trainer.checkpoints.select import get_checkpoint_folder, list_candidates, read_first_intact
 from trainer.data.source import POSITION
 from trainer.state import PyTree, TrainState
@@ -99,14 +97,16 @@ def _read_chosen(
     """Read the first intact checkpoint of a choice (`list_candidates`), on all processes."""
     folder = get_checkpoint_folder(directory)
 
-    def read_here() -> Found:
-        found = read_first_intact(
-            folder, lambda: list_candidates(folder, *choice), lambda number: read(folder, number)
-        )
-        assert found is not None  # without candidates they raise
-        return found
-
-    return read_on_all_processes(folder, read_here, identify)
+    found = read_together(
+        folder,
+        lambda read_one: read_first_intact(
+            folder, lambda: list_candidates(folder, *choice), read_one
+        ),
+        lambda number: read(folder, number),
+        identify,
+    )
+    assert found is not None  # without candidates they raise
+    return found
 
 
 def read_part(
@@ -177,32 +177,40 @@ def read_params(
     """
 
     def read(folder: Path, number: int) -> tuple[dict[str, np.ndarray], str, list[Leaf], int]:
-        leaves = _read_leaves(folder, number)
-        data = read_verified_arrays(folder, number, leaves)
-        arrays = {
-            leaf.path.removeprefix(part).removeprefix("/"): host_snapshot.view_array(
-                leaf, data, dtype
-            )
+        manifest, leaves = _read_manifest(folder, number)
+        wanted = [
+            (leaf, leaf.shape, dtype)
             for leaf in leaves
             if _below(leaf, part) and leaf.shape is not None
             if (dtype := manifest_schema.parse_dtype(leaf.type)) is not None
+        ]
+        where = f"checkpoint {number} in {folder}"
+        if wrong := [x.path for x, _, dtype in wanted if x.itemsize != dtype.itemsize]:
+            raise DamagedCheckpoint(f"{where}: its manifest gives a wrong size to {wrong}")
+        needed = {leaf.path: [to_box((), shape)] for leaf, shape, _ in wanted}
+        blocks = read_blocks(folder, number, manifest, needed)
+        arrays = {
+            leaf.path.removeprefix(part).removeprefix("/"): assemble(
+                blocks[leaf.path], dtype, shape
+            )
+            for leaf, shape, dtype in wanted
         }
-        return arrays, f"checkpoint {number} in {folder}", leaves, number
+        return arrays, where, leaves, manifests.compute_digest(manifest)
 
     arrays, where, leaves, _ = _read_chosen(
         directory,
         (epoch, best, mode),
         read,
-        lambda found: (found[3], manifests.compute_digest(found[2])),
+        lambda found: (0, found[3]),
     )
     return arrays, where, frozenset(leaf.path.partition("/")[0] for leaf in leaves)
 
 
-def _read_leaves(folder: Path, number: int) -> list[Leaf]:
-    """Read all leaves of a checkpoint's manifest, hook states included."""
+def _read_manifest(folder: Path, number: int) -> tuple[dict[str, Any], list[Leaf]]:
+    """Read a checkpoint's manifest, and list all leaves in it, hook states included."""
     manifest = publishing.read_manifest(folder, number)
     run_id.check_run_id(folder, number, manifest)
-    return [*chain.from_iterable(manifests.parse_leaves(manifest).values())]
+    return manifest, [*chain.from_iterable(manifests.parse_leaves(manifest).values())]
 
 
 def read_part_at(
@@ -214,17 +222,17 @@ def read_part_at(
         DamagedCheckpoint: it is not as it was written.
         ValueError: a part is missing or of another structure.
     """
-    leaves = _read_leaves(folder, number)
+    manifest, leaves = _read_manifest(folder, number)
     saved = {path: [leaf for leaf in leaves if _below(leaf, path)] for path in wanted}
     targets = {
-        path: manifests.flatten_section(path, tree)
+        path: flatten_section(path, tree)
         for path, tree in wanted.items()
         if saved[path] or path not in optional
     }
     lines = [
         line
         for path, (those, _, _) in targets.items()
-        for line in manifests.compare_leaves(saved[path], those)
+        for line in compare_leaves(saved[path], those)
     ]
     if lines:
         raise ValueError(
@@ -232,10 +240,10 @@ def read_part_at(
             + "\n  ".join(lines)
             + "\ngive the network and the settings that the run was made with, or another run"
         )
-    trees = rebuild_trees(folder, number, leaves, saved, targets)
+    trees = rebuild_trees(folder, number, manifest, saved, targets)
     requested = {leaf.path for group in saved.values() for leaf in group}
     others = [leaf.path for leaf in leaves if leaf.path not in requested]
-    return CheckpointPart(trees, number, others, manifests.compute_digest(leaves))
+    return CheckpointPart(trees, number, others, manifests.compute_digest(manifest))
 
 
 def _below(leaf: Leaf, path: str) -> bool:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from trainer.checkpoints import host_snapshot, publishing, restore_one, run_id, select
+from trainer.checkpoints import host_snapshot, parts, publishing, restore_one, run_id, select
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints.directory_lock import find_holder
-from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
+from trainer.checkpoints.leaves import flatten_state, is_split_over_processes
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.reading_together import read_together
 from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.retention import Retention, prune
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
@@ -21,7 +26,11 @@ from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.host.processes import fail_together, is_main_process
 from trainer.host.time_spans import span
+from trainer.placement.meshes import describe_mesh
 from trainer.state import TrainState
+
+PATIENCE = 10.0
+"""Seconds that a run which failed waits for other processes to finish a save."""
 
 
 class Checkpoints:
@@ -77,18 +86,22 @@ class Checkpoints:
         publishing.check_no_link(self.directory)
         self._best = best
         self._read_only = read_only
-        self._writes = not read_only and is_main_process()
+        self._is_main = is_main_process()
         self._damaged: set[int] = set()
         self._written: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
         self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
         self._buffer = np.empty(0, np.uint8)
         self._blocked_seconds = self._seconds_before = 0.0
+        self._time_limit = float("inf") if time_limit is None else time_limit
+        self._saves, self._nonce = 0, ""
+        self._patience_ends = float("inf")
         if not read_only:
             with fail_together(f"opening {self.directory}"):
-                if self._writes:
+                if self._is_main:
                     publishing.ensure_writable(self.directory)
-        self._may_recover = self._writes
+            self._nonce = parts.draw_nonce()
+        self._may_recover = self._is_main and not read_only
         self._recover()
 
     def _recover(self) -> None:
@@ -128,28 +141,59 @@ class Checkpoints:
         with span("save", "copy", epoch):
             numbers = {name: float(score) for name, score in scores.items()}
             config = None if config is None else normalize_config(config)
-            head = {"scores": numbers, "config": config, "settings": settings}
-            sections = manifests.flatten_state(state)
+            head: dict[str, Any] = {"scores": numbers, "config": config, "settings": settings}
+            head["mesh"] = describe_mesh(state)
+            sections = flatten_state(state)
             leaves, self._buffer = host_snapshot.copy_to_host(sections, self._buffer)
+            snapshot = parts.Snapshot(epoch, leaves, self._buffer)
         self._blocked_seconds += time.perf_counter() - began
-        if self._writes:
+        self._saves += 1
+        split = any(
+            map(is_split_over_processes, chain(*(values for _, values, _ in sections.values())))
+        )
+        if self._is_main or split:
+            processes = jax.process_count() if split else 1
+            stage = parts.get_stage(self.directory, epoch, self._nonce, self._saves)
             self._worker.start(
-                lambda: self._write(epoch, leaves, head),
+                lambda: self._write(stage, snapshot, head, processes),
                 f"while saving epoch {epoch} to {self.directory}",
             )
 
-    def _write(self, epoch: int, leaves: dict[str, list[Leaf]], head: dict[str, Any]) -> None:
-        """Write a checkpoint, then remove those that are no longer kept; runs in the worker."""
+    def _write(
+        self, stage: Path, snapshot: parts.Snapshot, head: dict[str, Any], processes: int
+    ) -> None:
+        """Write what this process has of a checkpoint; runs in the worker.
+
+        The main process publishes the checkpoint, and removes those that are no longer kept.
+        """
+        epoch, abandoned = snapshot.epoch, self._worker.is_abandoned
         with span("save", "write", epoch):
+            if not self._is_main:
+                parts.write_part(stage, snapshot, abandoned)
+                return
             head["run"] = run_id.ensure_run_id(self.directory)
-            abandoned = self._worker.is_abandoned
             publishing.write_checkpoint(
-                self.directory, epoch, leaves, self._buffer, head, abandoned
+                stage, snapshot, head, abandoned, lambda: self._wait_for_parts(stage, processes)
             )
             self._damaged.discard(epoch)
             self._scores[epoch] = head["scores"]
             self._written.add(epoch)
             prune(self.directory, self._read_scores(), self._retention, epoch, self._written)
+
+    def _wait_for_parts(self, stage: Path, processes: int) -> list[str]:
+        """Wait for the parts of other processes: less than the worker has, to say who is late."""
+        began = time.monotonic()
+
+        def check(missing: Sequence[int]) -> None:
+            now = time.monotonic()
+            if now > min(began + 0.9 * self._time_limit, self._patience_ends):
+                raise TimeoutError(
+                    f"processes {[*missing]} did not write their parts within {now - began:.0f} "
+                    "seconds: see what they report. They ended or were stopped, their disk is full "
+                    "or slow, or the directory is not one that all processes share"
+                )
+
+        return parts.wait_for_parts(stage, processes, check)
 
     def _read_scores(self) -> dict[int, float | None]:
         """Read the score that ranks each intact checkpoint; None if it has none."""
@@ -218,13 +262,13 @@ class Checkpoints:
                 return [epoch]
             return numbers[:-2:-1] if strict else numbers[::-1]
 
-        def read_here() -> SavedCheckpoint | None:
-            self._worker.join()
-            self._recover()
-            return select.read_first_intact(self.directory, list_numbers, read)
-
-        return restore_one.read_on_all_processes(
-            self.directory, read_here, lambda found: (-1, 0) if found is None else found.identity
+        self._worker.join()
+        self._recover()
+        return read_together(
+            self.directory,
+            lambda read: select.read_first_intact(self.directory, list_numbers, read),
+            read,
+            lambda found: found.identity,
         )
 
     def epochs(self) -> list[int]:
@@ -270,8 +314,15 @@ class Checkpoints:
         with span("save", "wait"), fail_together("a save"):
             self._worker.wait()
 
-    def close(self) -> None:
-        """Wait for the save in progress and free the host copy; may be called again."""
+    def close(self, *, failed: bool = False) -> None:
+        """Wait for the save in progress and free the host copy; may be called again.
+
+        Args:
+            failed: the run failed, so that other processes may have ended: wait for their parts of
+                a checkpoint for a few seconds only.
+        """
+        if failed:
+            self._patience_ends = time.monotonic() + PATIENCE
         try:
             with span("save", "wait"):
                 self._worker.wait()  # alone: if one process fails, the others close elsewhere
@@ -281,5 +332,5 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self.close(failed=kind is not None)

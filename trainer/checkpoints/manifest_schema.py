@@ -1,4 +1,4 @@
-"""The schema of a manifest: every field is checked before any is used."""
+"""The schema of a manifest and of part files: every field is checked before any is used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints.host_snapshot import align
+from trainer.checkpoints.leaves import align, get_box_shape
 from trainer.checkpoints.manifest import FORMAT, DamagedCheckpoint
 
 MOST_BYTES = 2**24
 """Size limit of a manifest's file, some 75,000 leaves. Larger ones are not written or read."""
 
-_LEAF_FIELDS = {"path", "type", "shape", "offset", "bytes", "checksum", "value"}
+
+def check_size(content: bytes, subject: str) -> None:
+    """Raise ValueError if a manifest or part file is larger than what a reader accepts."""
+    if len(content) > MOST_BYTES:
+        raise ValueError(
+            f"{subject} takes {len(content)} bytes and may take {MOST_BYTES}: keep texts and large "
+            "integers out of the state, or join leaves"
+        )
+
+
+_LEAF_FIELDS = {"path", "type", "shape", "itemsize", "pieces", "value"}
+_PIECE_FIELDS = {"offset", "box", "checksum"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
 _MOST_DIMENSIONS = 64
 """The most dimensions of a numpy array."""
@@ -41,6 +52,10 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "settings": lambda value: value is None or isinstance(value, dict),
     "versions": lambda value: isinstance(value, dict),
     "devices": lambda value: value is None or _is_line(value),
+    "mesh": lambda value: value is None or _is_line(value),
+    "parts": lambda value: (
+        value is None or (isinstance(value, list) and all(map(_is_digest, value)))
+    ),
     "scores": lambda value: isinstance(value, dict),
 }
 """The fields of a manifest beside its format, hooks and leaves."""
@@ -77,8 +92,20 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     _require(given["hooks"] == sections, "its hooks", given["hooks"])
 
 
+def check_part(content: Mapping[str, Any], epoch: int, process: int) -> None:
+    """Check the fields of the part file that a process wrote for a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: names the first field that is not as this library writes it.
+    """
+    given: Any = {**dict.fromkeys(("format", "epoch", "process", "leaves")), **content}
+    for field, wanted in (("format", FORMAT), ("epoch", epoch), ("process", process)):
+        _require(given[field] == wanted, f"its {field}", given[field])
+    _check_leaves(given["leaves"])
+
+
 def _check_leaves(sections: Any) -> None:
-    """Check that leaves are well formed, and that arrays are adjacent and do not overlap."""
+    """Check that leaves are well formed, and that pieces are adjacent and do not overlap."""
     _require(isinstance(sections, dict) and "" in sections, "its leaves", sections)
     end = 0
     for name, leaves in sections.items():
@@ -94,29 +121,48 @@ def _check_leaves(sections: Any) -> None:
             if leaf["shape"] is None:
                 _check_scalar(leaf)
             else:
-                _check_array(leaf, end)
-                end = align(end + leaf["bytes"])
+                end = _check_array(leaf, end)
 
 
-def _check_array(leaf: Mapping[str, Any], start: int) -> None:
-    """Check an array's leaf; its bytes are compared with its dtype when the target is known."""
-    path, shape, size = _short(leaf["path"]), leaf["shape"], leaf["bytes"]
+def _check_array(leaf: Mapping[str, Any], end: int) -> int:
+    """Check an array's leaf, whose pieces begin at `end`, and return where they end.
+
+    Its bytes are compared with its dtype when the target is known.
+    """
+    path, shape, size = _short(leaf["path"]), leaf["shape"], leaf["itemsize"]
     whole = isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS and all(map(_is_size, shape))
     _require(whole, f"the shape of {path}", shape)
-    _require(_is_size(size), f"the bytes of {path}", size)
-    count = math.prod(shape)
-    valid = size == 0 if count == 0 else size % count == 0
-    _require(valid, f"the bytes of {path}, of shape {shape},", size)
-    offset, checksum = leaf["offset"], leaf["checksum"]
-    _require(_is_size(offset) and offset == start, f"the offset of {path}", offset)
-    _require(_is_digest(checksum), f"the checksum of {path}", checksum)
+    _require(_is_size(size), f"the itemsize of {path}", size)
     _require(leaf["value"] is None, f"the value of {path}, an array,", leaf["value"])
+    _require(isinstance(leaf["pieces"], list), f"the pieces of {path}", leaf["pieces"])
+    for piece in leaf["pieces"]:
+        fields = isinstance(piece, dict) and piece.keys() == _PIECE_FIELDS
+        _require(fields, f"a piece of {path}", piece)
+        box, offset, checksum = piece["box"], piece["offset"], piece["checksum"]
+        _require(_is_box(box, shape), f"a box of {path}, of shape {shape},", box)
+        _require(_is_size(offset) and offset == end, f"the offset of {path}", offset)
+        _require(_is_digest(checksum), f"the checksum of {path}", checksum)
+        end = align(end + math.prod(get_box_shape(shape, box)) * size)
+    return end
+
+
+def _is_box(box: Any, shape: list[int]) -> bool:
+    """Return whether a value is a box of an array of this shape, or None, the whole array."""
+    if box is None:
+        return True
+    return (
+        isinstance(box, list)
+        and len(box) == len(shape)
+        and all(isinstance(side, list) and len(side) == 2 for side in box)
+        and all(_is_size(x) for side in box for x in side)
+        and all(start < stop <= size for (start, stop), size in zip(box, shape, strict=True))
+    )
 
 
 def _check_scalar(leaf: Mapping[str, Any]) -> None:
     path, kind, value = _short(leaf["path"]), leaf["type"], leaf["value"]
-    place = leaf["offset"], leaf["bytes"], leaf["checksum"]
-    _require(place == (0, 0, ""), f"the place of {path}, a scalar,", place)
+    place = leaf["itemsize"], leaf["pieces"]
+    _require(place == (0, []), f"the place of {path}, a scalar,", place)
     try:
         valid = _is_scalar(kind, value)
     except (TypeError, ValueError, OverflowError):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
+from typing import TypeVar
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.load import CheckpointPart, read_part_at
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import (
     Stamp,
@@ -15,13 +15,13 @@ from trainer.checkpoints.select import (
     log_skipped,
     read_stamp,
 )
-from trainer.state import PyTree
 
-Poller = Callable[[Mapping[str, PyTree], Collection[str], int], CheckpointPart | None]
-"""`(wanted, optional, epoch of the checkpoint in use or -1) -> the newer one, if there is one`."""
+Found = TypeVar("Found")
 
 
-def make_poller(directory: str | os.PathLike[str]) -> Poller:
+def make_poller(
+    directory: str | os.PathLike[str],
+) -> Callable[[Callable[[int], Found], int], Found | None]:
     """Make a function that reads a run's newest intact checkpoint if that is not the one in use.
 
     It returns None after a mere listing if there is nothing else: no checkpoint yet, no newer one,
@@ -30,18 +30,18 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
     is replaced. The run's directory may be absent; nothing in it is changed.
 
     Returns:
-        The function. It takes `wanted` and `optional`, and raises ValueError, as `read_part` does.
+        The function `(read, epoch of the checkpoint in use, or -1) -> what read returned, or None`;
+        `read` takes a number, and raises DamagedCheckpoint.
 
     >>> import jax, tempfile, jax.numpy as jnp
     >>> from trainer import Checkpoints, TrainState
     >>> state = TrainState.create(params={"w": jnp.ones(2)}, rng=jax.random.key(0))
-    >>> wanted = {"params/w": jnp.zeros(2)}
     >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
-    ...     read = make_poller(run)
-    ...     print(read(wanted, (), -1))
+    ...     poll = make_poller(run)
+    ...     print(poll(lambda number: number, -1))
     ...     checkpoints.save(state)
     ...     checkpoints.wait()
-    ...     print(read(wanted, (), -1).epoch, read(wanted, (), 0))
+    ...     print(poll(lambda number: number, -1), poll(lambda number: number, 0))
     None
     0 None
     """
@@ -63,14 +63,8 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
                 break
         return found
 
-    def read(
-        wanted: Mapping[str, PyTree], optional: Collection[str], in_use: int
-    ) -> CheckpointPart | None:
-        for number, stamp, found in iterate_checkpoints(
-            folder,
-            lambda: list_newer(in_use),
-            lambda number: read_part_at(folder, number, wanted, optional),
-        ):
+    def poll(read: Callable[[int], Found], in_use: int) -> Found | None:
+        for number, stamp, found in iterate_checkpoints(folder, lambda: list_newer(in_use), read):
             if not isinstance(found, DamagedCheckpoint):
                 used.clear()
                 used[number] = stamp
@@ -79,4 +73,4 @@ def make_poller(directory: str | os.PathLike[str]) -> Poller:
             log_skipped(found)
         return None
 
-    return read
+    return poll

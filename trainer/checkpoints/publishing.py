@@ -11,20 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trainer.checkpoints import array_storage, host_snapshot, manifest_schema
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
+from trainer.checkpoints import manifest_schema, parts
+from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
-ARRAYS_FOLDER = "arrays"
-"""The folder in a checkpoint that Orbax writes and reads."""
-
 _MANIFEST = "manifest.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
-_LEFTOVER = re.compile(r"(0|[1-9][0-9]*)\.(staged|replaced|removed)")
+_LEFTOVER = re.compile(r"(0|[1-9][0-9]*)(\.[0-9a-f-]+)?\.(staged|replaced|removed)")
 
 
 def check_no_link(path: Path) -> None:
@@ -83,7 +78,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
+def publish(stage: Path, number: int, manifest: Mapping[str, Any]) -> None:
     """Write the manifest and turn a staging folder into a checkpoint, replacing one of its number.
 
     If the process is killed at any instant, the old checkpoint or the new one is there (see
@@ -93,16 +88,12 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
         ValueError: the manifest is larger than what a reader accepts.
     """
     content = manifests.encode_manifest(manifest)
-    if len(content) > manifest_schema.MOST_BYTES:
-        raise ValueError(
-            f"the manifest of {stage.stem} takes {len(content)} bytes and may take "
-            f"{manifest_schema.MOST_BYTES}: keep texts and large integers out of the state, "
-            "or join leaves"
-        )
+    manifest_schema.check_size(content, f"the manifest of {number}")
     write_durably(stage / _MANIFEST, content)
     for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
         sync_folder(folder)
-    final, old = stage.with_suffix(""), stage.with_suffix(".replaced")
+    final = stage.with_name(str(number))
+    old = stage.with_name(f"{number}.replaced")
     if os.path.lexists(final):
         final.rename(old)
     try:
@@ -116,45 +107,43 @@ def publish(stage: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def write_checkpoint(
-    directory: Path,
-    epoch: int,
-    leaves: Mapping[str, Sequence[Leaf]],
-    buffer: np.ndarray,
+    stage: Path,
+    snapshot: parts.Snapshot,
     head: Mapping[str, Any],
     is_abandoned: Callable[[], bool],
+    wait_for_parts: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Write a checkpoint, replacing one of its number; if that fails, nothing is left of it.
 
     Args:
-        directory: of the checkpoints.
-        epoch: the number of the checkpoint.
-        leaves, buffer: from `host_snapshot.copy_to_host`.
+        stage: the folder to write it in, of the folder of the checkpoints.
+        snapshot: of the main process.
         head: the other arguments of `manifest.build_manifest`.
         is_abandoned: returns whether nothing waits for this save any more; it then raises.
+        wait_for_parts: returns the checksums of the parts that other processes write in `stage`.
 
     Raises:
         NotADirectoryError: a link is in the place of the checkpoint, or of what is left of one.
         OSError: it cannot be written.
     """
+    directory, epoch = stage.parent, snapshot.epoch
     recover_replaced(directory)
     for path in directory.iterdir():
-        if _LEFTOVER.fullmatch(path.name):  # of an interrupted save or removal
+        if _LEFTOVER.fullmatch(path.name) and path != stage:  # of an interrupted save or removal
             check_no_link(path)
             _remove(path)
-    data = buffer[: host_snapshot.count_bytes(leaf for group in leaves.values() for leaf in group)]
-    stage = directory / f"{epoch}.staged"
     try:
-        with explain_disk_full(data.nbytes, stage):
-            check_no_link(directory / str(epoch))
-            stage.mkdir()
-            array_storage.save_arrays(stage / ARRAYS_FOLDER, data)
-            checked = {
-                name: host_snapshot.add_checksums(group, data) for name, group in leaves.items()
-            }
-            manifest = manifests.build_manifest(epoch, checked, **head)
-            if is_abandoned():
-                raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
-            publish(stage, manifest)
+        check_no_link(directory / str(epoch))
+        stage.mkdir(exist_ok=True)  # another process may have been faster
+        file = parts.get_arrays_file(stage, 0)
+        file.parent.mkdir(exist_ok=True)
+        written = snapshot.write(file)
+        others = wait_for_parts()
+        manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=others)
+        if is_abandoned():
+            raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
+        with explain_disk_full(None, stage):
+            publish(stage, epoch, manifest)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)  # it may have filled the disk
         raise

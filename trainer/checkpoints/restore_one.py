@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import jax
-import numpy as np
-
-from trainer.checkpoints import array_storage, host_snapshot, publishing, run_id
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf, Section
+from trainer.checkpoints import publishing, run_id
+from trainer.checkpoints.leaves import Leaf, Section, compare_leaves, flatten_state
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.piece_reader import read_blocks
+from trainer.checkpoints.rebuild import list_needed_boxes, rebuild_section
 from trainer.checkpoints.saved_config import config_differences, normalize_config
-from trainer.host.processes import fail_together, gather_values, is_main_process
+from trainer.host.processes import is_main_process
+from trainer.placement.meshes import describe_mesh
 from trainer.state import PyTree, TrainState
 
 log = logging.getLogger("entracte")
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class SavedCheckpoint:
     @property
     def identity(self) -> tuple[int, int]:
         """Its number and the digest of its content."""
-        sections = manifests.parse_leaves(self.manifest).values()
-        return self.epoch, manifests.compute_digest(chain.from_iterable(sections))
+        return self.epoch, manifests.compute_digest(self.manifest)
 
 
 def restore_checkpoint(
@@ -64,9 +61,9 @@ def restore_checkpoint(
     manifest = publishing.read_manifest(directory, number)
     run_id.check_run_id(directory, number, manifest, foreign=foreign)
     saved = manifests.parse_leaves(manifest)
-    wanted = manifests.flatten_state(target)
+    wanted = flatten_state(target)
     shared = {name: section for name, section in wanted.items() if name in saved}
-    lines = manifests.compare_leaves(
+    lines = compare_leaves(
         [leaf for name in shared for leaf in saved[name]],
         [leaf for leaves, _, _ in shared.values() for leaf in leaves],
     )
@@ -82,12 +79,12 @@ def restore_checkpoint(
             + "\n  ".join(lines)
             + "\nrun with what it was saved with, or in another directory"
         )
-    trees = rebuild_trees(directory, number, [*chain.from_iterable(saved.values())], saved, shared)
+    trees = rebuild_trees(directory, number, manifest, saved, shared)
     # Only the main process has the hook states of observers, so it alone logs them.
     for name in sorted(wanted.keys() ^ saved.keys()) if is_main_process() else ():
         what = "starts fresh" if name in wanted else "is dropped, since no hook keeps it"
         log.info(f"{where}: {name} {what}")
-    if changes := manifests.list_environment_changes(manifest):
+    if changes := manifests.list_environment_changes(manifest, describe_mesh(target)):
         log.warning(
             f"{where}: do not expect the same bits as without a stop, since other software or "
             f"devices round differently: {'; '.join(changes)}"
@@ -102,80 +99,31 @@ def restore_checkpoint(
 def rebuild_trees(
     directory: Path,
     number: int,
-    leaves: Sequence[Leaf],
+    manifest: Mapping[str, Any],
     saved: Mapping[str, Sequence[Leaf]],
     targets: Mapping[str, Section],
 ) -> dict[str, PyTree]:
-    """Read the arrays of a checkpoint, and rebuild trees from them.
+    """Read what this process needs of the arrays of a checkpoint, and rebuild trees from it.
 
     Args:
-        directory, number: of the checkpoint.
-        leaves: all that it has.
-        saved: those of each tree.
+        directory, number, manifest: of the checkpoint.
+        saved: the leaves of each tree.
         targets: what each tree must become; `compare_leaves` found no difference.
 
     Raises:
-        DamagedCheckpoint, MemoryError: as `read_verified_arrays`.
+        DamagedCheckpoint, MemoryError: as `read_blocks`.
     """
-    sizes = {leaf.path: leaf.bytes for section in targets.values() for leaf in section[0]}
-    if wrong := [x.path for name in targets for x in saved[name] if x.bytes != sizes[x.path]]:
+    sizes = {leaf.path: leaf.itemsize for section in targets.values() for leaf in section[0]}
+    if wrong := [x.path for name in targets for x in saved[name] if x.itemsize != sizes[x.path]]:
         raise DamagedCheckpoint(
             f"checkpoint {number} in {directory}: its manifest gives a wrong size to "
             f"{', '.join(wrong)}"
         )
-    data = read_verified_arrays(directory, number, leaves)
-    return {
-        name: host_snapshot.rebuild_section(saved[name], data, *target)
-        for name, target in targets.items()
+    needed = {
+        leaf.path: list_needed_boxes(target, leaf.shape)
+        for leaves, values, _ in targets.values()
+        for leaf, target in zip(leaves, values, strict=True)
+        if leaf.shape is not None
     }
-
-
-def read_verified_arrays(directory: Path, number: int, leaves: Sequence[Leaf]) -> np.ndarray:
-    """Read the bytes of a checkpoint's arrays, uint8 [bytes].
-
-    Raises:
-        DamagedCheckpoint: a bit changed since they were written.
-        MemoryError: they need more memory than this machine has.
-    """
-    try:
-        data = array_storage.load_arrays(
-            directory / str(number) / publishing.ARRAYS_FOLDER, host_snapshot.count_bytes(leaves)
-        )
-        host_snapshot.verify_checksums(leaves, data)
-    except DamagedCheckpoint as damage:
-        raise DamagedCheckpoint(f"checkpoint {number} in {directory}: {damage}") from damage
-    return data
-
-
-def read_on_all_processes(
-    where: Path, read: Callable[[], Found], identify: Callable[[Found], tuple[int, int]]
-) -> Found:
-    """Read a checkpoint on every process, and check that all read the same one; all must call it.
-
-    Args:
-        where: the folder of the checkpoints, for messages.
-        read: reads one without waiting for another process.
-        identify: returns its number (-1 if there is none) and its digest.
-
-    Raises:
-        RuntimeError: processes read different ones, on all of them; or another one failed.
-        Exception: what `read` raised here.
-    """
-    if jax.process_count() == 1:
-        return read()
-    with fail_together(f"reading a checkpoint in {where}"):
-        found = read()
-    identities = gather_values(identify(found))
-    if len(set(identities)) > 1:
-        numbers = [number for number, _ in identities]
-        listed = ", ".join(
-            f"process {process} {'none' if number < 0 else f'that of epoch {number}'}"
-            for process, number in enumerate(numbers)
-        )
-        if len(set(numbers)) == 1:
-            listed += ", with other contents"
-        raise RuntimeError(
-            f"processes read different checkpoints in {where}: {listed}; the directory must be one "
-            "that all processes share, and nothing else may write there"
-        )
-    return found
+    blocks = read_blocks(directory, number, manifest, needed)
+    return {name: rebuild_section(saved[name], blocks, *target) for name, target in targets.items()}

@@ -73,3 +73,12 @@ def get_mesh(state: TrainState) -> Mesh | None:
     sharding: Any = getattr(state.step, "sharding", None)
     found = sharding.mesh if isinstance(sharding, NamedSharding) else None
     return found if isinstance(found, Mesh) else None
+
+
+def describe_mesh(state: TrainState) -> str | None:
+    """Describe the mesh on which a state lies: `data=4, model=2`; None on one device."""
+    if (found := get_mesh(state)) is None:
+        return None
+    axes = ", ".join(f"{name}={size}" for name, size in found.shape.items())
+    processes = {device.process_index for device in found.devices.flat}
+    return axes if len(processes) == 1 else f"{axes} over {len(processes)} processes"

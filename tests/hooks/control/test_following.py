@@ -14,7 +14,6 @@ import trainer
 from hooks.control import following
 from hooks.testing import check_hook
 from trainer import Checkpoints, TrainState
-from trainer.checkpoints.load import CheckpointPart
 
 
 def make_state(value, epoch=0, **carry):
@@ -284,16 +283,6 @@ def test_a_dry_run_does_not_wait_for_a_newer_checkpoint(run, clock):
         hooks=hooks.follow_checkpoints(run, wait=True),
     )
     assert clock.pauses == 0
-
-
-def test_all_processes_load_what_the_main_process_found(run, monkeypatch):
-    save(run, 1)
-    save(run, 2)
-    monkeypatch.setattr(following, "is_main_process", lambda: False)
-    monkeypatch.setattr(following, "from_main_process", lambda values: {"epoch": 1.0})
-    after = hooks.follow_checkpoints(run)(make_state(0.0), {}, event="start")
-    assert float(after.params["w"][0]) == 1.0
-    assert isinstance(following.make_poller(run)({}, (), 1), CheckpointPart)
 
 
 @pytest.mark.parametrize(

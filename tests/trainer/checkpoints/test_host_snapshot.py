@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.checkpoints import host_snapshot, manifest
+from trainer.checkpoints import host_snapshot
+from trainer.checkpoints.leaves import flatten_section
 from trainer.checkpoints.manifest import DamagedCheckpoint
 
 
 def taken(tree, buffer=None):
-    leaves, values, structure = manifest.flatten_section("", tree)
+    leaves, values, structure = flatten_section("", tree)
     groups, buffer = host_snapshot.copy_to_host(
         {"": (leaves, values, structure)}, np.empty(0, np.uint8) if buffer is None else buffer
     )

@@ -217,12 +217,12 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_damage(
     calls = []
     verify = array_storage.load_arrays
 
-    def overtaken(path, size):
+    def overtaken(path, size, ranges):
         if not calls:
             with Checkpoints(run, keep=1) as checkpoints:
                 checkpoints.save(made(7))
         calls.append(path.parent.name)
-        return verify(path, size)
+        return verify(path, size, ranges)
 
     monkeypatch.setattr(array_storage, "load_arrays", overtaken)
     assert reads[read]() == 7.0

@@ -10,6 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.checkpoints import manifest
+from trainer.checkpoints.leaves import (
+    compare_leaves,
+    decode_scalar,
+    describe_leaf,
+    flatten_section,
+    flatten_state,
+)
 from trainer.checkpoints.manifest import DamagedCheckpoint, Leaf
 from trainer.state import TrainState
 
@@ -28,15 +35,15 @@ NUMPY_TYPES = [np.bool_, np.int8, np.uint64, np.float16, np.float32, np.float64,
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters())))
 def test_a_python_scalar_is_decoded_bit_for_bit(value):
-    leaf = manifest.describe_leaf("x", value)
-    assert bits(manifest.decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
+    leaf = describe_leaf("x", value)
+    assert bits(decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
 
 
 @given(st.sampled_from([*NUMPY_TYPES, jnp.bfloat16]), st.binary(min_size=16, max_size=16))
 def test_a_numpy_scalar_is_decoded_bit_for_bit(kind, content):
     value = np.frombuffer(content, np.bool_ if kind is np.bool_ else kind)[0]
-    leaf = manifest.describe_leaf("x", value)
-    assert bits(manifest.decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
+    leaf = describe_leaf("x", value)
+    assert bits(decode_scalar(Leaf(**json.loads(json.dumps(vars(leaf)))))) == bits(value)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,7 @@ def test_a_numpy_scalar_is_decoded_bit_for_bit(kind, content):
     ],
 )
 def test_every_kind_of_leaf_has_its_own_name(value, kind):
-    assert str(manifest.describe_leaf("x", value)) == kind
+    assert str(describe_leaf("x", value)) == kind
 
 
 class Whole(int):
@@ -68,12 +75,12 @@ class Whole(int):
 )
 def test_what_cannot_be_restored_is_refused_by_path(value):
     with pytest.raises(TypeError, match="hook_state/mine/field is .*closure"):
-        manifest.flatten_section("hook_state/mine", {"field": value})
+        flatten_section("hook_state/mine", {"field": value})
 
 
 def test_two_leaves_of_one_path_are_refused():
     with pytest.raises(ValueError, match="share a path.*: hook_state/h/a/b"):
-        manifest.flatten_section("hook_state/h", {"a": {"b": 1}, "a/b": 2})
+        flatten_section("hook_state/h", {"a": {"b": 1}, "a/b": 2})
 
 
 def test_sections_are_the_state_and_each_hook_state():
@@ -82,7 +89,7 @@ def test_sections_are_the_state_and_each_hook_state():
     )
     described = {
         name: [leaf.path for leaf in leaves]
-        for name, (leaves, _, _) in manifest.flatten_state(state).items()
+        for name, (leaves, _, _) in flatten_state(state).items()
     }
     assert described == {
         "": ["step", "epoch", "params/w", "rng", "stop"],
@@ -94,7 +101,7 @@ def test_sections_are_the_state_and_each_hook_state():
 def test_differences_name_path_saved_and_wanted():
     saved = [Leaf("a", "int"), Leaf("b", "float32", (2,)), Leaf("c", "bool"), Leaf("d", "int")]
     wanted = [Leaf("a", "float"), Leaf("b", "bfloat16", (2,)), Leaf("d", "int"), Leaf("e", "str")]
-    assert manifest.compare_leaves(saved, wanted) == [
+    assert compare_leaves(saved, wanted) == [
         "a: saved int, wanted float",
         "b: saved float32[2], wanted bfloat16[2]",
         "c: saved bool, wanted nothing",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.checkpoints import host_snapshot, manifest, manifest_schema
+from trainer.checkpoints.leaves import flatten_state
 from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.state import TrainState
 
@@ -21,9 +22,7 @@ def whole(**changes):
     """A manifest of all that can be saved, as JSON gives it back."""
     state = TrainState.create(params=ARRAYS, rng=jax.random.key(0))
     state = state.replace(hook_state={"a/b": dict(enumerate(SCALARS)), "c": (), "d": [np.ones(5)]})
-    leaves, buffer = host_snapshot.copy_to_host(
-        manifest.flatten_state(state), np.empty(0, np.uint8)
-    )
+    leaves, buffer = host_snapshot.copy_to_host(flatten_state(state), np.empty(0, np.uint8))
     checked = {name: host_snapshot.add_checksums(group, buffer) for name, group in leaves.items()}
     scores = {"a": 0.5, "b": float("nan"), "c": -float("inf")}
     made = manifest.build_manifest(7, checked, scores=scores, config={"a": [1, None]})

@@ -1,0 +1,106 @@
+"""Read the pieces of arrays that this process needs, from the parts that processes wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainer.checkpoints import array_storage, host_snapshot, parts
+from trainer.checkpoints.leaves import Box, Leaf, get_box_shape, intersect_boxes, to_box
+from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.rebuild import Block
+
+
+def read_blocks(
+    directory: Path,
+    number: int,
+    manifest: Mapping[str, Any],
+    needed: Mapping[str, Sequence[Box]],
+) -> dict[str, list[Block]]:
+    """Read the pieces of a checkpoint that overlap boxes of its arrays, and verify them.
+
+    The main process's part comes first, then the one that this process itself wrote if the run has
+    as many processes as then, which is all that it needs; then the others.
+
+    Args:
+        directory, number, manifest: of the checkpoint.
+        needed: boxes by path, which do not overlap.
+
+    Returns:
+        Blocks by path, which cover the boxes.
+
+    Raises:
+        DamagedCheckpoint: a bit changed since they were written, or they do not cover the boxes.
+        MemoryError: they need more memory than this machine has.
+    """
+    folder = directory / str(number)
+    blocks: dict[str, list[Block]] = {path: [] for path in needed}
+    missing = {path: sum(map(_count_elements, boxes)) for path, boxes in needed.items()}
+    processes = range(len(manifest.get("parts") or ()) + 1)
+    own = jax.process_index()
+    try:
+        for process in sorted(processes, key=lambda process: (process > 0, process != own)):
+            if not any(missing.values()):
+                break
+            rows = parts.read_part_leaves(folder, process, manifest)
+            chosen = _choose_pieces(rows, {path: needed[path] for path in needed if missing[path]})
+            for leaf, data in _read_pieces(folder, process, rows, chosen):
+                for piece, content in zip(leaf.pieces, data, strict=True):
+                    box = to_box((), leaf.shape or ()) if piece.box is None else piece.box
+                    blocks[leaf.path].append((box, content))
+                    missing[leaf.path] -= _count_shared(box, needed[leaf.path])
+        if uncovered := [path for path, count in missing.items() if count]:
+            raise DamagedCheckpoint(f"its pieces do not cover {', '.join(uncovered)}")
+    except DamagedCheckpoint as damage:
+        raise DamagedCheckpoint(f"checkpoint {number} in {directory}: {damage}") from damage
+    return blocks
+
+
+def _choose_pieces(rows: Sequence[Leaf], needed: Mapping[str, Sequence[Box]]) -> list[Leaf]:
+    """Return the leaves that have a piece which overlaps a box, each with these pieces alone."""
+    chosen = []
+    for leaf in rows:
+        if boxes := needed.get(leaf.path):
+            pieces = [
+                piece
+                for piece in leaf.pieces
+                if piece.box is None or _count_shared(piece.box, boxes)
+            ]
+            if pieces:
+                chosen.append(replace(leaf, pieces=tuple(pieces)))
+    return chosen
+
+
+def _read_pieces(
+    folder: Path, process: int, rows: Sequence[Leaf], chosen: Sequence[Leaf]
+) -> list[tuple[Leaf, list[np.ndarray]]]:
+    """Read and verify the pieces of the chosen leaves: uint8 [bytes] each."""
+    ranges = [*chain.from_iterable(map(host_snapshot.list_ranges, chosen))]
+    buffer = array_storage.load_arrays(
+        parts.get_arrays_file(folder, process), host_snapshot.count_bytes(rows), ranges
+    )
+    host_snapshot.verify_checksums(chosen, buffer)
+    return [
+        (
+            leaf,
+            [buffer[x.offset : x.offset + leaf.count_bytes(x.box)] for x in leaf.pieces],
+        )
+        for leaf in chosen
+    ]
+
+
+def _count_elements(box: Box) -> int:
+    return math.prod(get_box_shape((), box))
+
+
+def _count_shared(box: Box, boxes: Sequence[Box]) -> int:
+    """Count the elements that a box shares with others, which do not overlap."""
+    shared = (intersect_boxes(box, other) for other in boxes)
+    return sum(_count_elements(found) for found in shared if found is not None)
