@@ -46,7 +46,7 @@ def files_of(checkpoint):
 
 def any_file(checkpoint, random):
     """A file that has bytes: half of the time the arrays', since all others are small."""
-    arrays = checkpoint / "arrays/leaves/0"
+    arrays = checkpoint / "arrays/process_0"
     files = [path for path in files_of(checkpoint) if path.stat().st_size]
     return (
         arrays if random.random() < 0.5 and arrays in files else files[random.integers(len(files))]
@@ -200,7 +200,7 @@ def try_damages(count, seed, directory):
         kind = list(DAMAGES)[number % len(DAMAGES)]
         DAMAGES[kind](copy / "checkpoints" / str(CHECKPOINTS), random)
         before = copy / "checkpoints" / str(CHECKPOINTS - 1)
-        if random.random() < 0.25 and (before / "arrays/leaves/0").exists():
+        if random.random() < 0.25 and (before / "arrays/process_0").exists():
             DAMAGES[random.choice(list(DAMAGES))](before, random)
         result = outcome(copy, whole, target, wanted)
         seen[kind][result] += 1

@@ -153,7 +153,7 @@ def save_checkpoints(
         if lock is not None and not lock.by_this_thread():  # closed by a fit that was refused
             return
         try:
-            checkpoints.close()
+            checkpoints.close(failed=error is not None)
         finally:
             release, lock = lock, None
             if release is not None:

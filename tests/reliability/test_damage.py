@@ -139,7 +139,7 @@ def test_a_file_that_grows_too_large_fails_only_the_save(tmp_path):
     kind, said, *_ = reported[0]
     assert kind == "OSError"
     assert re.search(r": 2,\d+,\d+ bytes are needed and \d[\d,]* are free", said)
-    assert said.endswith("run/checkpoints/3.staged/arrays/leaves/0'")
+    assert said.endswith("run/checkpoints/3.staged/arrays/process_0'")
 
 
 def test_a_full_disk_fails_only_the_save(small_disk):
@@ -156,25 +156,25 @@ def test_a_directory_that_turns_read_only_fails_only_the_save(public):
 
 
 def flip(checkpoint):
-    file = checkpoint / "arrays/leaves/0"
+    file = checkpoint / "arrays/process_0"
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 8
     file.write_bytes(content)
 
 
 def zero(checkpoint):
-    file = checkpoint / "arrays/leaves/0"
+    file = checkpoint / "arrays/process_0"
     content = bytearray(file.read_bytes())
     content[: len(content) // 2] = bytes(len(content) // 2)
     file.write_bytes(content)
 
 
 def truncate(checkpoint):
-    os.truncate(checkpoint / "arrays/leaves/0", 100)
+    os.truncate(checkpoint / "arrays/process_0", 100)
 
 
 def lose_a_file(checkpoint):
-    (checkpoint / "arrays/leaves/0").unlink()
+    (checkpoint / "arrays/process_0").unlink()
 
 
 def lose_the_manifest(checkpoint):

@@ -169,7 +169,7 @@ def sparse(file, size):
 def claim(checkpoint, size):
     """Add a leaf of so many bytes to a manifest, described as written."""
     content = read(checkpoint)
-    before = (checkpoint / "arrays/leaves/0").stat().st_size
+    before = (checkpoint / "arrays/process_0").stat().st_size
     leaf = {**leaf_of(content, "params/w"), "path": "hook_state/big/x", "type": "uint8"}
     content["leaves"]["hook_state/big"] = [
         {**leaf, "shape": [size], "bytes": size, "offset": before, "value": None}
@@ -201,17 +201,17 @@ def claimed_and_described(checkpoint):
 def sparse_arrays(checkpoint):
     size = claim(checkpoint, HUGE - HUGE % 64)
     describe(checkpoint, size)
-    sparse(checkpoint / "arrays/leaves/0", size)
+    sparse(checkpoint / "arrays/process_0", size)
 
 
 def bomb(checkpoint):
     size = claim(checkpoint, 2**33)
     describe(checkpoint, size, compressor={"id": "zlib", "level": 9})
-    (checkpoint / "arrays/leaves/0").write_bytes(bytes(10_000))
+    (checkpoint / "arrays/process_0").write_bytes(bytes(10_000))
 
 
 def huge_chunk(checkpoint):
-    size = (checkpoint / "arrays/leaves/0").stat().st_size
+    size = (checkpoint / "arrays/process_0").stat().st_size
     describe(checkpoint, size, chunks=[2**50])
 
 

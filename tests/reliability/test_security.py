@@ -115,8 +115,8 @@ def test_reading_runs_nothing_and_opens_nothing_outside(original, run):
         shutil.copytree(checkpoints / "2", checkpoints / str(number))
         forge(checkpoints / str(number), read(checkpoints / "2") | {"epoch": number})
     spoil_metadata(checkpoints / "3")
-    (checkpoints / "4/arrays/leaves/0").unlink()
-    (checkpoints / "4/arrays/leaves/0").symlink_to(original / "checkpoints/2/arrays/leaves/0")
+    (checkpoints / "4/arrays/process_0").unlink()
+    (checkpoints / "4/arrays/process_0").symlink_to(original / "checkpoints/2/arrays/process_0")
     forge(checkpoints / "5", {"format": 1, "__reduce__": ["os.system", "true"]})
     content = read(checkpoints / "2")
     spoil_paths(content)
@@ -171,12 +171,12 @@ def more(name):
 
 KINDS = [
     *((linked, name) for name in ("manifest.json", "arrays", "arrays/_METADATA")),
-    *((linked, name) for name in ("arrays/leaves", "arrays/leaves/.zarray", "arrays/leaves/0")),
+    *((linked, name) for name in ("arrays/leaves", "arrays/leaves/.zarray", "arrays/process_0")),
     *((special, name) for name in ("manifest.json", "arrays/_METADATA", "arrays/leaves/.zarray")),
-    *((a_folder, name) for name in ("arrays/_METADATA", "arrays/leaves/0")),
+    *((a_folder, name) for name in ("arrays/_METADATA", "arrays/process_0")),
     *((more(name), "arrays") for name in ("manifest.ocdbt", "_sharding", "zarr.json")),
     *((more(name), "arrays/leaves") for name in ("zarr.json", ".zattrs", "1")),
-    (special, "arrays/leaves/0"),
+    (special, "arrays/process_0"),
 ]
 
 

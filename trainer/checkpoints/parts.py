@@ -7,6 +7,7 @@ behind is never mixed in.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -90,12 +91,13 @@ def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]
 
     Raises:
         OSError: it cannot be written.
+        RuntimeError: the main process gave this save up.
     """
     process = jax.process_index()
     arrays, file = get_arrays_file(stage, process), _get_part_file(stage, process)
     stage.mkdir(exist_ok=True)
-    arrays.parent.mkdir(exist_ok=True)
     try:
+        arrays.parent.mkdir(exist_ok=True)
         if any(leaf.pieces for leaf in chain.from_iterable(snapshot.leaves.values())):
             snapshot = snapshot.write(arrays)
             sync_folder(arrays.parent)
@@ -110,9 +112,14 @@ def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]
         beside.rename(file)
         sync_folder(stage)
     except BaseException as error:
+        if not stage.exists():
+            raise RuntimeError(
+                f"the main process gave up saving epoch {snapshot.epoch}, and says why"
+            ) from error
         arrays.unlink(missing_ok=True)  # it may have filled the disk
-        reason = f"{type(error).__name__}: {error}"
-        _get_failed_file(stage, process).write_text(reason[:_LONGEST_REASON], "utf-8")
+        reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        with contextlib.suppress(OSError):  # then the main process waits until its limit
+            _get_failed_file(stage, process).write_text(reason, "utf-8")
         raise
 
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.checkpoints import host_snapshot
-from trainer.checkpoints.leaves import flatten_section
+from trainer.checkpoints import host_snapshot, two_threads
+from trainer.checkpoints.leaves import ALIGNMENT, flatten_section, to_box
 from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.rebuild import rebuild_section
 
 
 def taken(tree, buffer=None):
@@ -17,6 +18,16 @@ def taken(tree, buffer=None):
     )
     data = buffer[: host_snapshot.count_bytes(groups[""])]
     return host_snapshot.add_checksums(groups[""], data), data, (leaves, values, structure)
+
+
+def rebuilt(leaves, data, target):
+    """Rebuild a section from the whole buffer."""
+    blocks = {
+        leaf.path: [(to_box((), leaf.shape), data[x.offset : x.offset + leaf.count_bytes()])]
+        for leaf in leaves
+        for x in leaf.pieces
+    }
+    return rebuild_section(leaves, blocks, *target)
 
 
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -29,11 +40,12 @@ def test_arrays_are_adjacent_and_can_be_rebuilt(kinds):
         for n, (shape, dtype) in enumerate(kinds)
     ]
     leaves, data, target = taken(tree)
-    assert all(leaf.offset % host_snapshot.ALIGNMENT == 0 for leaf in leaves)
-    ends = [leaf.offset + leaf.bytes for leaf in leaves]
-    assert all(end <= leaf.offset for end, leaf in zip(ends, leaves[1:], strict=False))
+    starts = [leaf.pieces[0].offset for leaf in leaves]
+    assert all(start % ALIGNMENT == 0 for start in starts)
+    ends = [start + leaf.count_bytes() for start, leaf in zip(starts, leaves, strict=True)]
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
     host_snapshot.verify_checksums(leaves, data)
-    again = host_snapshot.rebuild_section(leaves, data, *target)
+    again = rebuilt(leaves, data, target)
     assert all(map(np.array_equal, again, tree))
 
 
@@ -58,9 +70,9 @@ def test_a_used_buffer_has_the_same_bytes_as_a_fresh_one():
 def test_one_thread_and_two_copy_the_same():
     tree = [jnp.arange(n, dtype=jnp.float32) for n in (2**21, 3, 2**21 + 5)]
     leaves, data, target = taken(tree)
-    assert data.nbytes >= host_snapshot._TWO_THREADS
+    assert data.nbytes >= two_threads._TWO_THREADS
     for array, again in zip(
-        tree, host_snapshot.rebuild_section(leaves, data, *target), strict=True
+        tree, rebuilt(leaves, data, target), strict=True
     ):
         assert jnp.array_equal(array, again)
 
@@ -73,7 +85,7 @@ def test_rebuilt_arrays_do_not_refer_to_the_buffer_and_can_be_donated(shift):
     start = -room.ctypes.data % 64 + shift
     moved = room[start : start + data.nbytes]
     moved[:] = data
-    again = jax.block_until_ready(host_snapshot.rebuild_section(leaves, moved, *target))
+    again = jax.block_until_ready(rebuilt(leaves, moved, target))
     moved[:] = 255
     assert np.array_equal(again["numpy"], tree["numpy"])
     address = again["jax"].unsafe_buffer_pointer()
@@ -86,5 +98,5 @@ def test_uncommitted_and_committed_arrays_stay_so():
     device = jax.devices()[0]
     tree = {"free": jnp.ones(2), "bound": jax.device_put(jnp.ones(2), device)}
     leaves, data, target = taken(tree)
-    again = host_snapshot.rebuild_section(leaves, data, *target)
+    again = rebuilt(leaves, data, target)
     assert (again["free"].committed, again["bound"].committed) == (False, True)

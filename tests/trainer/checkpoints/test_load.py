@@ -9,7 +9,7 @@ import pytest
 
 import trainer
 from trainer import Checkpoints, TrainState, data, fingerprint
-from trainer.checkpoints import DamagedCheckpoint, array_storage
+from trainer.checkpoints import DamagedCheckpoint, array_storage, publishing
 from trainer.checkpoints.load import read_params, read_part
 
 
@@ -41,9 +41,11 @@ def target():
 
 
 def spoil(run, epoch):
-    file = run / "checkpoints" / str(epoch) / "arrays" / "leaves" / "0"
+    file = run / "checkpoints" / str(epoch) / "arrays" / "process_0"
     content = bytearray(file.read_bytes())
-    content[5] ^= 1
+    rows = publishing.read_manifest(run / "checkpoints", epoch)["leaves"][""]
+    (place,) = (row["pieces"][0]["offset"] for row in rows if row["path"] == "params/w")
+    content[place + 5] ^= 1
     file.write_bytes(content)
 
 
@@ -88,12 +90,13 @@ def test_if_no_checkpoint_is_intact_all_are_listed(run, target):
         spoil(run, epoch)
     with pytest.raises(DamagedCheckpoint, match="(?s)no checkpoint is intact.*point 3.*point 1"):
         trainer.restore(run, target)
-    with pytest.raises(DamagedCheckpoint, match="checkpoint 2.*checksums differ at step"):
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2.*checksums differ at params/w"):
         trainer.restore(run, target, epoch=2)
     with pytest.raises(DamagedCheckpoint, match="no checkpoint is intact"):
         read_params(run)
     with pytest.raises(DamagedCheckpoint, match="no checkpoint is intact"):
-        read_part(run, {})
+        read_part(run, {"params": target.params})
+    assert read_part(run, {"step": target.step})[1] == 3  # its bytes are intact
 
 
 def test_errors_list_what_exists(original, target, tmp_path):
@@ -221,7 +224,7 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_damage(
         if not calls:
             with Checkpoints(run, keep=1) as checkpoints:
                 checkpoints.save(made(7))
-        calls.append(path.parent.name)
+        calls.append(path.parent.parent.name)
         return verify(path, size, ranges)
 
     monkeypatch.setattr(array_storage, "load_arrays", overtaken)

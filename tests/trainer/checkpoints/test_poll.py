@@ -21,8 +21,12 @@ def checkpoint(run, epoch, value=None, **settings):
 
 
 def spoil(run, epoch):
-    file = run / "checkpoints" / str(epoch) / "arrays" / "leaves" / "0"
-    file.write_bytes(b"?" + file.read_bytes()[1:])
+    file = run / "checkpoints" / str(epoch) / "arrays" / "process_0"
+    content = bytearray(file.read_bytes())
+    rows = publishing.read_manifest(run / "checkpoints", epoch)["leaves"][""]
+    (place,) = (row["pieces"][0]["offset"] for row in rows if row["path"] == "params")
+    content[place] ^= 1
+    file.write_bytes(content)
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ def test_a_checkpoint_removed_while_it_is_read_is_no_damage(run, look, monkeypat
 
     monkeypatch.setattr(array_storage, "load_arrays", read)
     assert look(-1) == (2, 2.0)
-    assert overtaken[0].parent.name == "1"
+    assert overtaken[0].parent.parent.name == "1"
     assert "damaged" not in caplog.text
 
 

@@ -149,7 +149,7 @@ def test_failed_requests_can_be_reopened(project, store, suite, start, val):
 def test_a_request_that_cannot_succeed_is_tried_once(project, store, suite, start, val):
     project.request(1, 2, 3)
     project.remove(1)
-    (project.run / "checkpoints" / "2" / "arrays" / "leaves" / "0").write_bytes(b"")
+    (project.run / "checkpoints" / "2" / "arrays" / "process_0").write_bytes(b"")
     assert work(project.folder, suite, WorkerSettings(pause=0.001), idle=0) == (1, 2, 0, 0)
     states = outcomes(store)
     assert states[1][:2] == states[2][:2] == ("failed", 1)
