@@ -71,9 +71,7 @@ def test_one_thread_and_two_copy_the_same():
     tree = [jnp.arange(n, dtype=jnp.float32) for n in (2**21, 3, 2**21 + 5)]
     leaves, data, target = taken(tree)
     assert data.nbytes >= two_threads._TWO_THREADS
-    for array, again in zip(
-        tree, rebuilt(leaves, data, target), strict=True
-    ):
+    for array, again in zip(tree, rebuilt(leaves, data, target), strict=True):
         assert jnp.array_equal(array, again)
 
 

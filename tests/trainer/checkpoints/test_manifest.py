@@ -112,7 +112,12 @@ def test_differences_name_path_saved_and_wanted():
 
 
 def composed(**changes):
-    leaves = {"": [Leaf("w", "float32", (2,), 4, (Piece(0, ((0, 2),), "00ff" * 4),)), Leaf("n", "int", value="0x1")]}
+    leaves = {
+        "": [
+            Leaf("w", "float32", (2,), 4, (Piece(0, ((0, 2),), "00ff" * 4),)),
+            Leaf("n", "int", value="0x1"),
+        ]
+    }
     given = {"scores": {}, "config": {"a": 1}} | changes
     return manifest.build_manifest(7, leaves, **given)
 
@@ -122,7 +127,9 @@ def test_a_manifest_is_decoded_unchanged():
     again = manifest.decode_manifest(manifest.encode_manifest(whole))
     assert again == json.loads(json.dumps(whole))
     assert manifest.parse_leaves(again) == manifest.parse_leaves(whole)
-    assert manifest.parse_leaves(again)[""][0] == Leaf("w", "float32", (2,), 4, (Piece(0, ((0, 2),), "00ff" * 4),))
+    assert manifest.parse_leaves(again)[""][0] == Leaf(
+        "w", "float32", (2,), 4, (Piece(0, ((0, 2),), "00ff" * 4),)
+    )
     assert manifest.parse_scores(again) == {"loss": 0.1, "worst": math.inf}
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= again["versions"].keys()
 

@@ -39,7 +39,9 @@ def together(monkeypatch, tmp_path):
 
         def one(number):
             rank.number = number
-            choose_here = choose or (lambda read: read_first_intact(tmp_path, lambda: numbers, read))
+            choose_here = choose or (
+                lambda read: read_first_intact(tmp_path, lambda: numbers, read)
+            )
             try:
                 ends[number] = reading_together.read_together(
                     WHERE, choose_here, readers[number], lambda found: found
