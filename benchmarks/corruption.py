@@ -29,7 +29,8 @@ import hooks
 import models
 import trainer
 from trainer import data, losses
-from trainer.checkpoints import DamagedCheckpoint, host_snapshot
+from trainer.checkpoints import DamagedCheckpoint
+from trainer.checkpoints.arrays import host_snapshot
 
 CHECKPOINTS = 3
 OUTCOMES = ("harmless", "walked back", "refused", "passed over", "silently wrong")

@@ -98,7 +98,7 @@ def test_only_the_checkpoints_know_orbax():
         for file in MODULES.values()
         if any(name.split(".")[0] == "orbax" for name in _imports(file))
     }
-    assert len(knowing) == 1, knowing
+    assert len(knowing) <= 1, knowing
 
 
 @pytest.mark.parametrize("name", [*PACKAGES, "trainer.data", "trainer.checkpoints"])

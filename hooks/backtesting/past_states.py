@@ -13,7 +13,7 @@ import numpy as np
 from hooks.backtesting.not_recorded import MissingArray, MissingTree, NotRecorded
 from hooks.backtesting.past_runs import PastEpoch, PastRun
 from trainer import TrainState, restore
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checks.pytrees import format_path
 from trainer.state import PyTree, strip_host_fields
 from trainer.supervised.hyperparams import get_hyperparam, hyperparam_names

@@ -18,7 +18,8 @@ import hooks
 import trainer
 from hooks import testing
 from trainer import Checkpoints, fingerprint
-from trainer.checkpoints import array_storage, save_worker
+from trainer.checkpoints import save_worker
+from trainer.checkpoints.arrays import array_storage
 from trainer.checkpoints.directory_lock import DirectoryInUse
 
 
@@ -249,10 +250,10 @@ def test_a_failed_save_is_raised_and_earlier_checkpoints_stand(start, train, tmp
 
     checkpoint = module.Checkpoints._write
 
-    def fail(self, epoch, *rest):
-        if epoch == 3:
+    def fail(self, stage, snapshot, *rest):
+        if snapshot.epoch == 3:
             raise OSError("disk full")
-        checkpoint(self, epoch, *rest)
+        checkpoint(self, stage, snapshot, *rest)
 
     monkeypatch.setattr(module.Checkpoints, "_write", fail)
     with pytest.raises(OSError, match="disk full") as raised:
@@ -265,7 +266,7 @@ def test_a_failed_save_is_raised_and_earlier_checkpoints_stand(start, train, tmp
 def test_a_failed_save_is_raised_at_the_very_next_event(start, train, tmp_path, monkeypatch):
     from trainer.checkpoints import manager as module
 
-    def fail(self, epoch, *rest):
+    def fail(*arguments):
         raise OSError("disk full")
 
     def await_save(state, metrics):

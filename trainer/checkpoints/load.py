@@ -13,11 +13,11 @@ from flax.traverse_util import unflatten_dict
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, publishing, run_id
-from trainer.checkpoints.leaves import Leaf, compare_leaves, flatten_section, to_box
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import Leaf, compare_leaves, flatten_section, to_box
+from trainer.checkpoints.arrays.rebuild import assemble
 from trainer.checkpoints.piece_reader import read_blocks
 from trainer.checkpoints.reading_together import read_together
-from trainer.checkpoints.rebuild import assemble
 from trainer.checkpoints.restore_one import SavedCheckpoint, rebuild_trees, restore_checkpoint
 from trainer.checkpoints.select import get_checkpoint_folder, list_candidates, read_first_intact
 from trainer.data.source import POSITION

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from trainer.checkpoints import host_snapshot, parts, publishing, restore_one, run_id, select
 from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints import parts, publishing, run_id, select
+from trainer.checkpoints.arrays import host_snapshot
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import flatten_state
 from trainer.checkpoints.directory_lock import find_holder
-from trainer.checkpoints.leaves import flatten_state, is_split_over_processes
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.reading_together import read_together
-from trainer.checkpoints.restore_one import SavedCheckpoint
+from trainer.checkpoints.restore_one import SavedCheckpoint, restore_checkpoint
 from trainer.checkpoints.retention import Retention, prune
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
+from trainer.checkpoints.staging import Staging
 from trainer.checks.modes import resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.host.processes import fail_together, is_main_process
 from trainer.host.time_spans import span
 from trainer.placement.meshes import describe_mesh
 from trainer.state import TrainState
-
-PATIENCE = 10.0
-"""Seconds that a run which failed waits for other processes to finish a save."""
 
 
 class Checkpoints:
@@ -81,11 +79,8 @@ class Checkpoints:
         self.mode = resolve_mode("best", best, mode, optional=True)
         self._retention = Retention(keep, keep_best, every, self.mode)
         self.directory = to_absolute_path(directory, "Checkpoints") / "checkpoints"
-        if time_limit is not None and not time_limit > 0:
-            raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         publishing.check_no_link(self.directory)
-        self._best = best
-        self._read_only = read_only
+        self._best, self._read_only = best, read_only
         self._is_main = is_main_process()
         self._damaged: set[int] = set()
         self._written: set[int] = set()
@@ -93,14 +88,11 @@ class Checkpoints:
         self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
         self._buffer = np.empty(0, np.uint8)
         self._blocked_seconds = self._seconds_before = 0.0
-        self._time_limit = float("inf") if time_limit is None else time_limit
-        self._saves, self._nonce = 0, ""
-        self._patience_ends = float("inf")
         if not read_only:
             with fail_together(f"opening {self.directory}"):
                 if self._is_main:
                     publishing.ensure_writable(self.directory)
-            self._nonce = parts.draw_nonce()
+            self._staging = Staging(self.directory, time_limit)
         self._may_recover = self._is_main and not read_only
         self._recover()
 
@@ -146,54 +138,31 @@ class Checkpoints:
             sections = flatten_state(state)
             leaves, self._buffer = host_snapshot.copy_to_host(sections, self._buffer)
             snapshot = parts.Snapshot(epoch, leaves, self._buffer)
+            writers = host_snapshot.count_writers(sections)
+            stage = self._staging.choose_stage(epoch)
         self._blocked_seconds += time.perf_counter() - began
-        self._saves += 1
-        split = any(
-            map(is_split_over_processes, chain(*(values for _, values, _ in sections.values())))
-        )
-        if self._is_main or split:
-            processes = jax.process_count() if split else 1
-            stage = parts.get_stage(self.directory, epoch, self._nonce, self._saves)
+        if self._is_main or writers > 1:
             self._worker.start(
-                lambda: self._write(stage, snapshot, head, processes),
+                functools.partial(self._write, stage, snapshot, head, writers),
                 f"while saving epoch {epoch} to {self.directory}",
             )
 
     def _write(
-        self, stage: Path, snapshot: parts.Snapshot, head: dict[str, Any], processes: int
+        self, stage: Path, snapshot: parts.Snapshot, head: dict[str, Any], writers: int
     ) -> None:
-        """Write what this process has of a checkpoint; runs in the worker.
-
-        The main process publishes the checkpoint, and removes those that are no longer kept.
-        """
+        """Write what this process has of a checkpoint; the main one publishes it, and prunes."""
         epoch, abandoned = snapshot.epoch, self._worker.is_abandoned
         with span("save", "write", epoch):
             if not self._is_main:
                 parts.write_part(stage, snapshot, abandoned)
                 return
             head["run"] = run_id.ensure_run_id(self.directory)
-            publishing.write_checkpoint(
-                stage, snapshot, head, abandoned, lambda: self._wait_for_parts(stage, processes)
-            )
+            wait = functools.partial(self._staging.wait_for_parts, stage, writers)
+            publishing.write_checkpoint(stage, snapshot, head, abandoned, wait)
             self._damaged.discard(epoch)
             self._scores[epoch] = head["scores"]
             self._written.add(epoch)
             prune(self.directory, self._read_scores(), self._retention, epoch, self._written)
-
-    def _wait_for_parts(self, stage: Path, processes: int) -> list[str]:
-        """Wait for the parts of other processes: less than the worker has, to say who is late."""
-        began = time.monotonic()
-
-        def check(missing: Sequence[int]) -> None:
-            now = time.monotonic()
-            if now > min(began + 0.9 * self._time_limit, self._patience_ends):
-                raise TimeoutError(
-                    f"processes {[*missing]} did not write their parts within {now - began:.0f} "
-                    "seconds: see what they report. They ended or were stopped, their disk is full "
-                    "or slow, or the directory is not one that all processes share"
-                )
-
-        return parts.wait_for_parts(stage, processes, check)
 
     def _read_scores(self) -> dict[int, float | None]:
         """Read the score that ranks each intact checkpoint; None if it has none."""
@@ -245,9 +214,7 @@ class Checkpoints:
 
         def read(number: int) -> SavedCheckpoint:
             try:
-                found = restore_one.restore_checkpoint(
-                    self.directory, number, target, config, foreign=foreign
-                )
+                found = restore_checkpoint(self.directory, number, target, config, foreign=foreign)
             except DamagedCheckpoint:
                 if epoch is None and not strict:
                     self._leave_out(number)
@@ -258,18 +225,16 @@ class Checkpoints:
         def list_numbers() -> list[int]:
             numbers = publishing.list_epochs(self.directory)
             if epoch is not None:
-                select.check_listed(self.directory, epoch, numbers)
-                return [epoch]
+                return select.check_listed(self.directory, epoch, numbers)
             return numbers[:-2:-1] if strict else numbers[::-1]
 
         self._worker.join()
         self._recover()
-        return read_together(
-            self.directory,
-            lambda read: select.read_first_intact(self.directory, list_numbers, read),
-            read,
-            lambda found: found.identity,
-        )
+
+        def choose(read: Callable[[int], SavedCheckpoint]) -> SavedCheckpoint | None:
+            return select.read_first_intact(self.directory, list_numbers, read)
+
+        return read_together(self.directory, choose, read, lambda found: found.identity)
 
     def epochs(self) -> list[int]:
         """List the numbers (epochs) of the complete, undamaged checkpoints, ascending."""
@@ -277,8 +242,9 @@ class Checkpoints:
         return self._list_intact()
 
     def _list_intact(self) -> list[int]:
-        numbers = publishing.list_complete_epochs(self.directory)
-        return [number for number in numbers if number not in self._damaged]
+        return [
+            n for n in publishing.list_complete_epochs(self.directory) if n not in self._damaged
+        ]
 
     def latest(self) -> int | None:
         """Return the number of the newest checkpoint."""
@@ -317,12 +283,10 @@ class Checkpoints:
     def close(self, *, failed: bool = False) -> None:
         """Wait for the save in progress and free the host copy; may be called again.
 
-        Args:
-            failed: the run failed, so that other processes may have ended: wait for their parts of
-                a checkpoint for a few seconds only.
+        If the run `failed`, other processes may have ended: wait for them a few seconds only.
         """
-        if failed:
-            self._patience_ends = time.monotonic() + PATIENCE
+        if failed and not self._read_only:
+            self._staging.hurry()
         try:
             with span("save", "wait"):
                 self._worker.wait()  # alone: if one process fails, the others close elsewhere

@@ -16,19 +16,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from trainer.checkpoints.leaves import Leaf, Piece
-from trainer.host.escaping import escape_lines
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import Leaf, Piece
 from trainer.host.machine import LIBRARIES, describe_devices
 
 FORMAT = 1
 """The version of the format that is written; a reader refuses a newer one."""
-
-
-class DamagedCheckpoint(RuntimeError):  # noqa: N818 - what is the case, as its message says
-    """The files of a checkpoint are not as they were written. Text from them is escaped."""
-
-    def __init__(self, message: object) -> None:
-        super().__init__(escape_lines(message))
 
 
 def build_manifest(

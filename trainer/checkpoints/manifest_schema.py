@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints.leaves import align, get_box_shape
-from trainer.checkpoints.manifest import FORMAT, DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import align, get_box_shape
+from trainer.checkpoints.manifest import FORMAT
 
 MOST_BYTES = 2**24
 """Size limit of a manifest's file, some 75,000 leaves. Larger ones are not written or read."""

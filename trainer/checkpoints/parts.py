@@ -1,16 +1,11 @@
 """The parts of a checkpoint: what each process writes of arrays that are split over processes.
 
-No process waits for another but the main one, which publishes when all parts are there. The staging
-folder's name has a nonce of the run, so that what a killed run, or a process that outlived it, left
-behind is never mixed in.
+A part is a file with the pieces, and a file that lists them, which appears when they are durable.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,16 +16,13 @@ import jax
 import numpy as np
 import xxhash
 
-from trainer.checkpoints import array_storage, host_snapshot, manifest_schema
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints.leaves import Leaf
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints import manifest_schema
+from trainer.checkpoints.arrays import array_storage, host_snapshot
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import Leaf
 from trainer.host.atomic_files import sync_folder, write_durably
-from trainer.host.processes import gather_values
 from trainer.host.safe_open import read_bytes
-
-_LONGEST_PAUSE = 0.1
-"""Seconds between two looks for parts."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +46,6 @@ class Snapshot:
         return Snapshot(self.epoch, checked, data)
 
 
-def draw_nonce() -> str:
-    """Draw a name for the saves of a run, the same on all processes; all must call it."""
-    return f"{gather_values([secrets.randbits(62)])[0][0]:016x}"
-
-
-def get_stage(directory: Path, epoch: int, nonce: str, save: int) -> Path:
-    """Return the folder in which a checkpoint is staged: of this save of this run alone."""
-    return directory / f"{epoch}.{nonce}-{save}.staged"
-
-
 def get_arrays_file(checkpoint: Path, process: int) -> Path:
     """Return the file with the pieces that a process wrote.
 
@@ -73,11 +55,13 @@ def get_arrays_file(checkpoint: Path, process: int) -> Path:
     return checkpoint / "arrays" / f"process_{process}"
 
 
-def _get_part_file(checkpoint: Path, process: int) -> Path:
+def get_part_file(checkpoint: Path, process: int) -> Path:
+    """Return the file that lists the pieces that a process wrote."""
     return checkpoint / f"part_{process}.json"
 
 
-def _get_failed_file(checkpoint: Path, process: int) -> Path:
+def get_failed_file(checkpoint: Path, process: int) -> Path:
+    """Return the file in which a process says why it could not write its part."""
     return checkpoint / f"failed_{process}"
 
 
@@ -94,7 +78,7 @@ def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]
         RuntimeError: the main process gave this save up.
     """
     process = jax.process_index()
-    arrays, file = get_arrays_file(stage, process), _get_part_file(stage, process)
+    arrays, file = get_arrays_file(stage, process), get_part_file(stage, process)
     stage.mkdir(exist_ok=True)
     try:
         arrays.parent.mkdir(exist_ok=True)
@@ -117,48 +101,14 @@ def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]
                 f"the main process gave up saving epoch {snapshot.epoch}, and says why"
             ) from error
         arrays.unlink(missing_ok=True)  # it may have filled the disk
-        reason = f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
         with contextlib.suppress(OSError):  # then the main process waits until its limit
-            _get_failed_file(stage, process).write_text(reason, "utf-8")
+            get_failed_file(stage, process).write_text(reason, "utf-8")
         raise
 
 
-_LONGEST_REASON = 1000
-
-
-def wait_for_parts(
-    stage: Path, processes: int, check: Callable[[Sequence[int]], None]
-) -> list[str]:
-    """Wait until all other processes have written their parts of a checkpoint.
-
-    Args:
-        stage: of the checkpoint.
-        processes: how many there are.
-        check: called with the processes that are missing, again and again; it raises to give up.
-
-    Returns:
-        The checksum of each part file: of process 1, 2, ...
-
-    Raises:
-        RuntimeError: a process could not write its part; the message has its reason.
-    """
-    found: dict[int, str] = {}
-    pause = 0.001
-    while missing := [process for process in range(1, processes) if process not in found]:
-        names = set(os.listdir(stage))
-        for process in missing:
-            if (failed := _get_failed_file(stage, process)).name in names:
-                reason = read_bytes(failed, most=4 * _LONGEST_REASON).decode("utf-8", "replace")
-                raise RuntimeError(f"process {process} could not write its part: {reason}")
-            if (file := _get_part_file(stage, process)).name in names:
-                content = read_bytes(file, most=manifest_schema.MOST_BYTES)
-                manifests.check_content(content)
-                found[process] = xxhash.xxh3_64_hexdigest(content)
-        if len(found) < processes - 1:
-            check([process for process in missing if process not in found])
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-    return [found[process] for process in range(1, processes)]
+LONGEST_REASON = 1000
+"""Characters of the reason why a process could not write its part."""
 
 
 def read_part_leaves(checkpoint: Path, process: int, manifest: Mapping[str, Any]) -> list[Leaf]:
@@ -170,7 +120,7 @@ def read_part_leaves(checkpoint: Path, process: int, manifest: Mapping[str, Any]
     leaves = [*chain.from_iterable(manifests.parse_leaves(manifest).values())]
     if process == 0:
         return leaves
-    file = _get_part_file(checkpoint, process)
+    file = get_part_file(checkpoint, process)
     try:
         content = read_bytes(file, most=manifest_schema.MOST_BYTES)
     except OSError as error:

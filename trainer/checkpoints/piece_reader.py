@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checkpoints import array_storage, host_snapshot, parts
-from trainer.checkpoints.leaves import Box, Leaf, get_box_shape, intersect_boxes, to_box
-from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.rebuild import Block
+from trainer.checkpoints import parts
+from trainer.checkpoints.arrays import array_storage, host_snapshot
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes, to_box
+from trainer.checkpoints.arrays.rebuild import Block
 
 
 def read_blocks(

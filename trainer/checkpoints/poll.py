@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.select import (
     Stamp,
     get_checkpoint_folder,

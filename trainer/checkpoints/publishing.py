@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, parts
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
 from trainer.host.safe_open import UnsafeFile, read_bytes
 

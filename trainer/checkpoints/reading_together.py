@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.host.processes import gather_values, is_main_process
 
 Found = TypeVar("Found")

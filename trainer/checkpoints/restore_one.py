@@ -10,10 +10,10 @@ from typing import Any
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing, run_id
-from trainer.checkpoints.leaves import Leaf, Section, compare_leaves, flatten_state
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import Leaf, Section, compare_leaves, flatten_state
+from trainer.checkpoints.arrays.rebuild import list_needed_boxes, rebuild_section
 from trainer.checkpoints.piece_reader import read_blocks
-from trainer.checkpoints.rebuild import list_needed_boxes, rebuild_section
 from trainer.checkpoints.saved_config import config_differences, normalize_config
 from trainer.host.processes import is_main_process
 from trainer.placement.meshes import describe_mesh

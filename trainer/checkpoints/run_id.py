@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.select import iterate_checkpoints
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.safe_open import read_bytes

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import mmap
 import threading
 import time
 import weakref
 from collections.abc import Callable
+
+from trainer.checkpoints.arrays.two_threads import has_room_for_thread
 
 log = logging.getLogger("entracte")
 
@@ -59,6 +60,8 @@ class SaveWorker:
     """
 
     def __init__(self, name: str, *, time_limit: float | None = None, remedy: str = "") -> None:
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"time_limit must be positive seconds, or None; got {time_limit}")
         self._name, self._limit, self._remedy = name, time_limit, remedy
         self._task: _Task | None = None
         self._abandoned: _Task | None = None
@@ -148,25 +151,6 @@ class SaveWorker:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-
-def has_room_for_thread() -> bool:
-    """Return whether there is enough memory for a thread.
-
-    Python waits forever for one that dies while it starts.
-
-    >>> has_room_for_thread()
-    True
-    """
-    try:
-        mmap.mmap(-1, _THREAD).close()  # never touched: it takes an address range only
-    except OSError:
-        return False
-    return True
-
-
-_THREAD = 2**25
-"""Bytes for a thread: a stack of 8 MB, and its allocations until it reports that it runs."""
 
 
 def _run(task: _Task) -> None:

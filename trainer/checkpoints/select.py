@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.save_worker import wait_for_saves
 from trainer.checks.modes import Mode, resolve_mode
 from trainer.checks.paths import to_absolute_path
@@ -155,8 +155,7 @@ def list_candidates(
             "save_checkpoints was given it"
         )
     if epoch is not None:
-        check_listed(folder, epoch, numbers)
-        return [epoch]
+        return check_listed(folder, epoch, numbers)
     if best is None:
         return numbers[::-1]
     scores = read_intact(
@@ -174,12 +173,13 @@ def list_candidates(
     return ranked
 
 
-def check_listed(folder: Path, epoch: int, numbers: Sequence[int]) -> None:
-    """Raise FileNotFoundError, which lists those that there are, if none is of this epoch."""
+def check_listed(folder: Path, epoch: int, numbers: Sequence[int]) -> list[int]:
+    """Return the one number of this epoch; FileNotFoundError lists those that there are."""
     if epoch not in numbers:
         raise FileNotFoundError(
             f"there is no checkpoint of epoch {epoch} in {folder}; there are: {numbers}"
         )
+    return [epoch]
 
 
 def rank_by_score(scores: Mapping[int, float | None], mode: Mode) -> list[int]:

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.load import read_params
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.commands.lookup.checkpoint_choice import (
     NEWEST,
     CheckpointChoice,

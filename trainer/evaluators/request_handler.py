@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.load import read_part_at
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import get_checkpoint_folder, read_stamp
 from trainer.evaluators.suite import Suite
 from trainer.host.escaping import escape_text

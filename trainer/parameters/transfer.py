@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.checkpoints.arrays.rebuild import put_like
 from trainer.checkpoints.load import read_params
-from trainer.checkpoints.rebuild import put_like
 from trainer.checks.arguments import describe_value
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.pytrees import describe_leaf, format_path

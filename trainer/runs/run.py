@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.checks.paths import to_absolute_path
 from trainer.host.machine import describe_environment

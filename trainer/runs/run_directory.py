@@ -16,8 +16,8 @@ import xxhash
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.directory_lock import DirectoryInUse, DirectoryLock, lock_for_recording
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.select import get_checkpoint_folder
 from trainer.runs.rows import Artifact, CheckpointRow
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.runs.rows import RunRow
 from trainer.runs.run_directory import QUEUE, describe_checkpoint, list_checkpoint_epochs
 from trainer.runs.sql.connection import Unreachable

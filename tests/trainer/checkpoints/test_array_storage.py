@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from trainer.checkpoints import array_storage
-from trainer.checkpoints.array_storage import load_arrays, save_arrays
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays import array_storage
+from trainer.checkpoints.arrays.array_storage import load_arrays, save_arrays
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 
 
 # More than a chunk, and more than what pays off a second thread, among them.

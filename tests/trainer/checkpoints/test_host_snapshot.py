@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.checkpoints import host_snapshot, two_threads
-from trainer.checkpoints.leaves import ALIGNMENT, flatten_section, to_box
-from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.rebuild import rebuild_section
+from trainer.checkpoints.arrays import host_snapshot, two_threads
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import ALIGNMENT, flatten_section, to_box
+from trainer.checkpoints.arrays.rebuild import rebuild_section
 
 
 def taken(tree, buffer=None):

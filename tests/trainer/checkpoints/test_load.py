@@ -9,7 +9,8 @@ import pytest
 
 import trainer
 from trainer import Checkpoints, TrainState, data, fingerprint
-from trainer.checkpoints import DamagedCheckpoint, array_storage, publishing
+from trainer.checkpoints import DamagedCheckpoint, publishing
+from trainer.checkpoints.arrays import array_storage
 from trainer.checkpoints.load import read_params, read_part
 
 

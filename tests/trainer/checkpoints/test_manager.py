@@ -22,8 +22,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.checkpoints import Checkpoints, array_storage, publishing
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints import Checkpoints, publishing
+from trainer.checkpoints.arrays import array_storage
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.state import TrainState, fingerprint
 
 
@@ -731,7 +732,7 @@ def test_two_processes_save_once_and_restore_their_shares(tmp_path):
                 act()
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-        from trainer.checkpoints import array_storage
+        from trainer.checkpoints.arrays import array_storage
         from trainer.checkpoints.load import restore
         own = f"{sys.argv[1]}/{rank}"
         if rank == 0:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.checkpoints import manifest
-from trainer.checkpoints.leaves import (
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import (
     Leaf,
     Piece,
     compare_leaves,
@@ -19,7 +20,6 @@ from trainer.checkpoints.leaves import (
     flatten_section,
     flatten_state,
 )
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.state import TrainState
 
 

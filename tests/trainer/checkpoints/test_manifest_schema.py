@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.checkpoints import host_snapshot, manifest, manifest_schema
-from trainer.checkpoints.leaves import flatten_state
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints import manifest, manifest_schema
+from trainer.checkpoints.arrays import host_snapshot
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import flatten_state
 from trainer.state import TrainState
 
 SCALARS = [True, 0, -(2**80), 0.5, -0.0, float("inf"), float("nan"), "", "a\n", None]

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from trainer import Checkpoints, TrainState
-from trainer.checkpoints import array_storage, load, publishing
+from trainer.checkpoints import load, publishing
+from trainer.checkpoints.arrays import array_storage
 from trainer.checkpoints.poll import make_poller
 
 WANTED = {"params": jnp.float32(0)}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from trainer.checkpoints import publishing
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 
 
 def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from trainer.checkpoints import reading_together
-from trainer.checkpoints.manifest import DamagedCheckpoint
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.select import read_first_intact
 
 WHERE = Path("runs/a/checkpoints")

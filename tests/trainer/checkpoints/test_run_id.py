@@ -13,8 +13,8 @@ import hooks
 import trainer
 from trainer import Checkpoints, TrainState
 from trainer.checkpoints import manifest, run_id
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.load import read_part
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checkpoints.run_id import ForeignCheckpoint
 
 

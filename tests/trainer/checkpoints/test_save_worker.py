@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from trainer.checkpoints import save_worker as workers
+from trainer.checkpoints.arrays import two_threads
 from trainer.checkpoints.save_worker import SaveWorker
 
 
@@ -101,7 +102,7 @@ def test_without_memory_for_a_thread_none_is_started(monkeypatch):
     def refuse(*arguments):
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(workers.mmap, "mmap", refuse)
+    monkeypatch.setattr(two_threads.mmap, "mmap", refuse)
     worker = SaveWorker("test")
     with pytest.raises(MemoryError, match="no memory left for a thread") as raised:
         worker.start(lambda: None, "while saving")

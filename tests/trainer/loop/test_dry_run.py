@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import hooks
 import trainer
 from trainer import Checkpoints, Hook, Phase, data, fingerprint
-from trainer.checkpoints import array_storage
+from trainer.checkpoints.arrays import array_storage
 
 
 def nothing(state, metrics):

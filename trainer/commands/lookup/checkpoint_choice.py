@@ -10,8 +10,8 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.load import restore
-from trainer.checkpoints.manifest import DamagedCheckpoint
 from trainer.checks.modes import Mode
 from trainer.commands.lookup.scores import check_metric_names, require_mode
 from trainer.commands.lookup.stores import VARIABLE, open_run

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checkpoints.leaves import (
+from trainer.checkpoints.arrays.leaves import (
     ALIGNMENT,
     Box,
     Leaf,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.two_threads import map_in_threads
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.two_threads import map_in_threads
 from trainer.host.atomic_files import check_free_space, explain_disk_full
 from trainer.host.safe_open import create_new, describe_file_type, open_regular
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import xxhash
 
-from trainer.checkpoints.leaves import (
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.leaves import (
     Box,
     Leaf,
     Piece,
@@ -21,8 +22,7 @@ from trainer.checkpoints.leaves import (
     is_split_over_processes,
     to_box,
 )
-from trainer.checkpoints.manifest import DamagedCheckpoint
-from trainer.checkpoints.two_threads import map_in_threads
+from trainer.checkpoints.arrays.two_threads import map_in_threads
 from trainer.checks.pytrees import is_key
 from trainer.host.processes import is_main_process
 
@@ -67,6 +67,12 @@ def copy_to_host(
     for start, stop in gaps:
         buffer[start:stop] = 0
     return taken, buffer
+
+
+def count_writers(sections: Mapping[str, Section]) -> int:
+    """Count the processes that write a part: all if an array is split over them, else one."""
+    values = (value for _, values, _ in sections.values() for value in values)
+    return jax.process_count() if any(map(is_split_over_processes, values)) else 1
 
 
 def _list_pieces(array: Any) -> Iterator[tuple[Box | None, list[tuple[Any, Any]]]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import mmap
 import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
-
-from trainer.checkpoints.save_worker import has_room_for_thread
 
 _TWO_THREADS = 2**24
 """Bytes from which a second thread pays off: one thread copies that many in about 3 ms."""
@@ -53,3 +52,22 @@ def map_in_threads(function: Any, jobs: Sequence[Any], size: int) -> list[Any]:
 
 
 _MISSING = object()
+
+
+def has_room_for_thread() -> bool:
+    """Return whether there is enough memory for a thread.
+
+    Python waits forever for one that dies while it starts.
+
+    >>> has_room_for_thread()
+    True
+    """
+    try:
+        mmap.mmap(-1, _THREAD).close()  # never touched: it takes an address range only
+    except OSError:
+        return False
+    return True
+
+
+_THREAD = 2**25
+"""Bytes for a thread: a stack of 8 MB, and its allocations until it reports that it runs."""

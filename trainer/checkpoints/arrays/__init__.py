@@ -1,0 +1,1 @@
+"""Arrays of a state as bytes: copied piece by piece, stored, checked, and rebuilt."""

@@ -1,0 +1,98 @@
+"""Where checkpoints are staged, and how the main process waits for the parts of the others.
+
+No process waits for another but the main one, which publishes when all parts are there. A staging
+folder's name has a nonce of the run, so that what a killed run, or a process that outlived it, left
+behind is never mixed in.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+import xxhash
+
+from trainer.checkpoints import manifest as manifests
+from trainer.checkpoints import manifest_schema
+from trainer.checkpoints.parts import LONGEST_REASON, get_failed_file, get_part_file
+from trainer.host.processes import gather_values
+from trainer.host.safe_open import read_bytes
+
+_LONGEST_PAUSE = 0.1
+"""Seconds between two looks for parts."""
+
+_PATIENCE = 10.0
+"""Seconds that a run which failed waits for other processes to finish a save."""
+
+
+class Staging:
+    """The staging folders of one run; all processes must make it at once.
+
+    Args:
+        directory: of the checkpoints.
+        time_limit: seconds that a save may take; None: no limit.
+    """
+
+    def __init__(self, directory: Path, time_limit: float | None) -> None:
+        self._directory = directory
+        self._nonce = f"{gather_values([secrets.randbits(62)])[0][0]:016x}"
+        self._saves = 0
+        # Less than the whole save may take, so that the error can name who is late.
+        self._limit = float("inf") if time_limit is None else 0.9 * time_limit
+        self._ends = float("inf")
+
+    def choose_stage(self, epoch: int) -> Path:
+        """Return the folder in which the next save is staged: the same on all processes."""
+        self._saves += 1
+        return self._directory / f"{epoch}.{self._nonce}-{self._saves}.staged"
+
+    def hurry(self) -> None:
+        """Wait for other processes for a few seconds at most: they may have ended."""
+        self._ends = time.monotonic() + _PATIENCE
+
+    def wait_for_parts(self, stage: Path, processes: int) -> list[str]:
+        """Wait until all other processes have written their parts of a checkpoint.
+
+        Args:
+            stage: of the checkpoint.
+            processes: how many there are.
+
+        Returns:
+            The checksum of each part file: of process 1, 2, ...
+
+        Raises:
+            RuntimeError: a process could not write its part; the message has its reason.
+            TimeoutError: a part is missing after the time limit.
+        """
+        found: dict[int, str] = {}
+        began, pause = time.monotonic(), 0.001
+        while True:
+            names = set(os.listdir(stage))
+            for process in range(1, processes):
+                if process not in found and get_part_file(stage, process).name in names:
+                    found[process] = _read_checksum(get_part_file(stage, process))
+                elif (failed := get_failed_file(stage, process)).name in names:
+                    reason = read_bytes(failed, most=4 * LONGEST_REASON).decode("utf-8", "replace")
+                    raise RuntimeError(f"process {process} could not write its part: {reason}")
+            if not (
+                missing := [process for process in range(1, processes) if process not in found]
+            ):
+                return [found[process] for process in range(1, processes)]
+            now = time.monotonic()
+            if now > min(began + self._limit, self._ends):
+                raise TimeoutError(
+                    f"processes {missing} did not write their parts within {now - began:.0f} "
+                    "seconds: see what they report. They ended or were stopped, their disk is full "
+                    "or slow, or the directory is not one that all processes share"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _read_checksum(file: Path) -> str:
+    """Read a part file, and return its checksum."""
+    content = read_bytes(file, most=manifest_schema.MOST_BYTES)
+    manifests.check_content(content)
+    return xxhash.xxh3_64_hexdigest(content)
