@@ -77,7 +77,14 @@ def leaf_of(content, path):
 
 
 LIES = {
-    "another size": ("params/w", {"bytes": 800}),
+    "another size": ("params/w", {"itemsize": 8}),
+    "a negative size": ("params/w", {"itemsize": -4}),
+    "a box outside": ("params/w", {"box": [[0, 101]]}),
+    "an empty box": ("params/w", {"box": [[7, 7]]}),
+    "a box of another rank": ("params/w", {"box": [[0, 100], [0, 1]]}),
+    "a box of truths": ("params/w", {"box": [[False, True]]}),
+    "no pieces": ("params/w", {"pieces": None}),
+    "pieces of a scalar": ("hook_state/h/n", {"pieces": [{}]}),
     "a negative offset": ("params/w", {"offset": -64}),
     "an offset that is no multiple": ("params/w", {"offset": 1}),
     "an offset far away": ("params/w", {"offset": 2**62}),
@@ -104,7 +111,8 @@ LIES = {
 def test_a_lie_about_a_leaf_is_damage(run, lie):
     content = read(run / "checkpoints/2")
     path, fields = LIES[lie]
-    leaf_of(content, path).update(fields)
+    leaf = leaf_of(content, path)
+    (leaf["pieces"][0] if fields.keys() <= {"offset", "box", "checksum"} else leaf).update(fields)
     forge(run / "checkpoints/2", content)
     with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in .*: .* cannot be"):
         restore(run, strict=True)
@@ -113,9 +121,38 @@ def test_a_lie_about_a_leaf_is_damage(run, lie):
 
 def test_a_leaf_whose_bytes_are_not_its_dtypes_is_damage(run):
     content = read(run / "checkpoints/2")
-    leaf_of(content, "rng")["bytes"] = 16
+    row = leaf_of(content, "rng")
+    row |= {"itemsize": 1, "shape": []}
     forge(run / "checkpoints/2", content)
     with pytest.raises(DamagedCheckpoint, match="gives a wrong size to rng"):
+        restore(run, strict=True)
+
+
+PARTS = {
+    "a part that is missing": ([], ["0" * 16], "part_1.json cannot be read"),
+    "pieces that do not cover": ([(0, [[0, 50]])], [], "its pieces do not cover params/w"),
+    "pieces that overlap": (
+        [(0, [[0, 50]]), (256, [[25, 75]])],
+        [],
+        "offset of|checksums differ|do not cover",
+    ),
+    "no list of parts": ([(0, None)], 3, "its parts cannot be 3"),
+}
+
+
+@pytest.mark.parametrize("lie", PARTS)
+def test_pieces_and_parts_that_do_not_make_an_array_are_damage(run, lie):
+    pieces, parts, said = PARTS[lie]
+    content = read(run / "checkpoints/2")
+    row = leaf_of(content, "params/w")
+    offset, checksum = (row["pieces"][0][name] for name in ("offset", "checksum"))
+    row["pieces"] = [
+        {"offset": offset + at, "box": box, "checksum": checksum} for at, box in pieces
+    ]
+    later = content["leaves"][""]
+    content["leaves"][""] = [x for x in later if x is not row] + [row]  # offsets of others stay
+    forge(run / "checkpoints/2", content | {"parts": parts})
+    with pytest.raises(DamagedCheckpoint, match=f"checkpoint 2 in .*({said}|the offset of)"):
         restore(run, strict=True)
 
 
@@ -172,17 +209,17 @@ def claim(checkpoint, size):
     before = (checkpoint / "arrays/process_0").stat().st_size
     leaf = {**leaf_of(content, "params/w"), "path": "hook_state/big/x", "type": "uint8"}
     content["leaves"]["hook_state/big"] = [
-        {**leaf, "shape": [size], "bytes": size, "offset": before, "value": None}
+        {
+            **leaf,
+            "shape": [size],
+            "itemsize": 1,
+            "pieces": [{**leaf["pieces"][0], "offset": before}],
+            "value": None,
+        }
     ]
     content["hooks"].append("big")
     forge(checkpoint, content)
     return before + size
-
-
-def describe(checkpoint, size, **changes):
-    file = checkpoint / "arrays/leaves/.zarray"
-    content = json.loads(file.read_text()) | {"shape": [size], "chunks": [size]} | changes
-    file.write_text(json.dumps(content, separators=(",", ":")))
 
 
 def sparse_manifest(checkpoint):
@@ -193,45 +230,24 @@ def claimed_only(checkpoint):
     claim(checkpoint, HUGE - HUGE % 64)
 
 
-def claimed_and_described(checkpoint):
-    size = claim(checkpoint, HUGE - HUGE % 64)
-    describe(checkpoint, size)
-
-
 def sparse_arrays(checkpoint):
     size = claim(checkpoint, HUGE - HUGE % 64)
-    describe(checkpoint, size)
     sparse(checkpoint / "arrays/process_0", size)
 
 
-def bomb(checkpoint):
-    size = claim(checkpoint, 2**33)
-    describe(checkpoint, size, compressor={"id": "zlib", "level": 9})
-    (checkpoint / "arrays/process_0").write_bytes(bytes(10_000))
-
-
-def huge_chunk(checkpoint):
-    size = (checkpoint / "arrays/process_0").stat().st_size
-    describe(checkpoint, size, chunks=[2**50])
-
-
-def huge_metadata(checkpoint):
-    sparse(checkpoint / "arrays/_METADATA", HUGE)
-
-
-def huge_description(checkpoint):
-    sparse(checkpoint / "arrays/leaves/.zarray", HUGE)
+def sparse_part(checkpoint):
+    content = read(checkpoint)
+    for row in content["leaves"][""]:
+        row["pieces"] = []
+    forge(checkpoint, content | {"parts": ["0" * 16]})
+    sparse(checkpoint / "part_1.json", HUGE)
 
 
 SIZES = {
     sparse_manifest: "DamagedCheckpoint .* it has more than 16,777,216 bytes",
-    claimed_only: "DamagedCheckpoint .*leaves/.zarray does not describe 1000000",
-    claimed_and_described: "DamagedCheckpoint .*leaves/0 has .* bytes instead of 1000000",
-    sparse_arrays: "MemoryError the arrays in .* take 1,000,000,.* bytes and this machine has",
-    bomb: "DamagedCheckpoint .*leaves/.zarray does not describe",
-    huge_chunk: "DamagedCheckpoint .*leaves/.zarray does not describe",
-    huge_metadata: "DamagedCheckpoint .*arrays/_METADATA has 1000000000000 bytes instead of",
-    huge_description: "DamagedCheckpoint .*leaves/.zarray does not describe",
+    claimed_only: "DamagedCheckpoint .*arrays/process_0 has .* bytes instead of 1000000",
+    sparse_arrays: "MemoryError the arrays in .* take 1,000,000,.* bytes",
+    sparse_part: "DamagedCheckpoint .*part_1.json cannot be read .* has more than 16,777,216 bytes",
 }
 
 

@@ -83,6 +83,8 @@ def _read_pieces(
     folder: Path, process: int, rows: Sequence[Leaf], chosen: Sequence[Leaf]
 ) -> list[tuple[Leaf, list[np.ndarray]]]:
     """Read and verify the pieces of the chosen leaves: uint8 [bytes] each."""
+    if not chosen:  # a process without pieces has no file
+        return []
     ranges = [*chain.from_iterable(map(host_snapshot.list_ranges, chosen))]
     buffer = array_storage.load_arrays(
         parts.get_arrays_file(folder, process), host_snapshot.count_bytes(rows), ranges

@@ -147,7 +147,7 @@ def test_a_resumed_run_keeps_its_id_and_has_each_record_once(wandb, state, phase
     for entry in checkpoints[0].manifest.contents:
         assert entry.local_path.startswith(str(tmp_path / "wandb" / "artifacts"))
         assert os.path.getsize(entry.local_path) == entry.size
-    assert {"manifest.json", "arrays/_METADATA"} <= {
+    assert {"manifest.json", "arrays/process_0"} <= {
         e.path for e in checkpoints[0].manifest.contents
     }
 

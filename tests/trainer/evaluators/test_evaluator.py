@@ -154,7 +154,7 @@ def test_a_request_that_cannot_succeed_is_tried_once(project, store, suite, star
     states = outcomes(store)
     assert states[1][:2] == states[2][:2] == ("failed", 1)
     assert "keep more of them" in states[1][2]
-    assert "leaves/0 has 0 bytes" in states[2][2]
+    assert "arrays/process_0 has 0 bytes" in states[2][2]
     assert states[3][0] == "done"
 
 

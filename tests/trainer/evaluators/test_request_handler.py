@@ -123,7 +123,7 @@ def test_statistics_that_only_one_side_has_do_not_fit(project, suite, where, sta
 
 def test_a_damaged_checkpoint(project, suite):
     request = request_of(project, 1)
-    (part,) = (project.run / "checkpoints" / "1" / "arrays" / "leaves").glob("0")
+    (part,) = (project.run / "checkpoints" / "1" / "arrays").glob("process_0")
     content = bytearray(part.read_bytes())
     content[100] ^= 1
     part.write_bytes(content)
