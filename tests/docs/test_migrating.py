@@ -17,6 +17,8 @@ import hooks
 import trainer
 from hooks.testing import check_hook
 from trainer import losses, rl
+from trainer.loop.lockstep import Lockstep
+from trainer.phases.metrics import Metrics
 from trainer.rl.environments import Box, Discrete, Environment, TimeStep
 from trainer.rl.policy_evaluation import evaluation_of
 from trainer.supervised import optimizers
@@ -797,8 +799,8 @@ def test_a_coefficient_that_decays():
 
 @row("hooks that run on rank 0 only")
 def test_on_the_lead_alone(state, monkeypatch):
-    monkeypatch.setattr("trainer.loop.events.is_main_process", lambda: False)
-    looked, decided = Notes(), Notes()
-    hook = looked
-    fit(state, [hooks.observe(hook), decided])
-    assert (looked.epochs, decided.epochs) == ([], [1, 2])
+    # Real processes: tests/reliability/test_two_processes.py
+    for is_main in (True, False):
+        monkeypatch.setattr("trainer.loop.lockstep.is_main_process", lambda on=is_main: on)
+        view = Lockstep().prepare_view(hooks.observe(Notes()), state, Metrics(), {})
+        assert (view is not None) == is_main

@@ -75,11 +75,11 @@ def test_a_checkpoint_is_requested_at_the_next_event_after_it_is_complete(
     writing, resume = threading.Event(), threading.Event()
     publish = trainer.checkpoints.publishing.publish
 
-    def slowly(stage, manifest):
-        if stage.stem == "1":
+    def slowly(stage, number, manifest):
+        if number == 1:
             writing.set()
             assert resume.wait(30)
-        publish(stage, manifest)
+        publish(stage, number, manifest)
 
     monkeypatch.setattr(trainer.checkpoints.publishing, "publish", slowly)
     seen = []
