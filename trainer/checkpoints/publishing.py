@@ -8,12 +8,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, parts
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.orbax_index import write_orbax_index
 from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
@@ -140,6 +142,11 @@ def write_checkpoint(
         written = snapshot.write(file)
         others = wait_for_parts()
         manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=others)
+        files = {file.name: [*chain.from_iterable(written.leaves.values())]}
+        for process in range(1, len(others) + 1):
+            name = parts.get_arrays_file(stage, process).name
+            files[name] = parts.read_part_leaves(stage, process, manifest)
+        write_orbax_index(file.parent, files)
         if is_abandoned():
             raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
         with explain_disk_full(None, stage):

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from trainer.checkpoints import Checkpoints, publishing
 from trainer.checkpoints.arrays import array_storage
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
 from trainer.state import TrainState, fingerprint
 
 
@@ -419,7 +420,15 @@ FILES = ["manifest.json", "arrays/process_0"]
 def test_the_files_of_a_checkpoint_are_these(tmp_path):
     save(tmp_path, 1)
     found = {p.relative_to(folder(tmp_path, 1)).as_posix() for p in folder(tmp_path, 1).rglob("*")}
-    assert found - {"arrays"} == set(FILES)
+    assert found - {"arrays"} == {*FILES, *(f"arrays/{name}" for name in INDEX_FILES)}
+
+
+@pytest.mark.parametrize("damage", [flip, empty, Path.unlink])
+@pytest.mark.parametrize("file", INDEX_FILES)
+def test_damage_to_the_index_for_orbax_is_none_for_this_library(tmp_path, file, damage):
+    save(tmp_path, 1)
+    damage(folder(tmp_path, 1) / "arrays" / file)
+    assert_identical(restore(tmp_path, strict=True).state, make(1))
 
 
 @pytest.mark.parametrize("damage", [flip, zero, truncate, empty, scramble, Path.unlink])
@@ -590,9 +599,9 @@ def test_a_kill_between_any_two_steps_leaves_the_old_checkpoint_or_the_new(tmp_p
         except Killed:
             continue
         break
-    # Arrays, manifest, three folders, the old one aside, the new one in its place; then the rest.
-    assert outcomes[:7] == [False] * 7
-    assert outcomes[7:] == [True] * 5
+    # Arrays, three files of an index, manifest, folders, the old one aside; then the new one.
+    assert outcomes[:10] == [False] * 10
+    assert outcomes[10:] == [True] * 5
 
 
 def script(body, *arguments, devices=1, **options):
