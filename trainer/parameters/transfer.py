@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trainer.checkpoints.arrays.orbax_reader import find_orbax_tree, read_orbax_part
 from trainer.checkpoints.arrays.rebuild import put_like
 from trainer.checkpoints.load import read_params
 from trainer.checks.arguments import describe_value
@@ -59,8 +60,9 @@ def load_params(
     loads: `load_params(run, state.model_state, part="model_state")`.
 
     Args:
-        source: a run directory, whose newest intact checkpoint is read, or a `.safetensors` or
-            `.npz` file.
+        source: a run directory, whose newest intact checkpoint is read; a `.safetensors` or
+            `.npz` file; or a folder that Orbax saved: a tree, or a step of a `CheckpointManager`
+            with the item `default` or `state`. Of a tree with `params` at its top, these.
         params: has the structure, shapes, types and devices; leaves that are not loaded stay.
         only: regular expression, searched in the paths of `params`: load only these.
         rename: regular expression to replacement, applied in order to the paths of the source:
@@ -68,7 +70,7 @@ def load_params(
         transform: regular expression, searched in the paths of `params`, to a function of the array
             as it was saved: `{"kernel$": np.transpose}` for matrices of torch, which are
             `[out, in]`; a square one fits either way. All that match are applied in order.
-        part: of a run, `params` or `model_state`.
+        part: of a run or a tree of Orbax, `params` or `model_state`.
         best: of a run, load the checkpoint with the best score of this name instead.
         mode: `min` if a smaller score is better, `max` if a larger is; None: by its name.
 
@@ -77,7 +79,7 @@ def load_params(
 
     Raises:
         FileNotFoundError: there is no such run, checkpoint or file.
-        DamagedCheckpoint: no checkpoint is intact.
+        DamagedCheckpoint: no checkpoint is intact, or Orbax cannot read its own.
         ImportError: safetensors is not installed.
         TypeError: `params` is a whole state.
         ValueError: the source lacks leaves, or they have another shape or type (all are listed); a
@@ -179,15 +181,19 @@ def _read(
         raise ValueError(
             f"part must be params or model_state; got {part!r}.{suggest_name(part, PARTS)}"
         )
-    if source.is_dir():
+    tree = None if (source / "checkpoints").is_dir() else find_orbax_tree(source)
+    if source.is_dir() and tree is None:
         arrays, where, parts = read_params(source, part=part, best=best, mode=mode)
         more = part == "params" and "model_state" in parts
         return arrays, where, "; its model_state is loaded with part='model_state'" if more else ""
-    if not source.is_file():
+    if not source.is_file() and tree is None:
         raise FileNotFoundError(f"neither a run directory nor a file of parameters is at {source}")
     for name, value, default in (("best", best, None), ("part", part, "params")):
-        if value != default:
-            raise ValueError(f"{name}={value!r} selects within a run; {source} is a file")
+        if value != default and (tree is None or name != "part"):
+            kind = "a file" if tree is None else "one checkpoint of Orbax"
+            raise ValueError(f"{name}={value!r} selects within a run; {source} is {kind}")
+    if tree is not None:
+        return read_orbax_part(tree, part), f"{tree} (Orbax)", ""
     return file_formats.read_arrays(source), str(source), ""
 
 
