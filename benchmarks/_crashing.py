@@ -223,7 +223,7 @@ def newest(directory: Path, *, begun: bool = False) -> int:
     """
     names = (path.name for path in (directory / "checkpoints").glob("*"))
     if begun:
-        names = (name.removesuffix(".staged") for name in names)
+        names = (name.split(".")[0] if name.endswith(".staged") else name for name in names)
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 

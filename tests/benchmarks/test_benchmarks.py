@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _crashing
 import pytest
 from running import QUICKLY, Script
+
+from trainer.checkpoints import staging
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted(file.stem for file in BENCHMARKS.glob("[a-z]*.py"))
@@ -22,6 +25,15 @@ def test_a_benchmark_imports_and_asks_a_question(name):
     benchmark = importlib.import_module(name)
     assert benchmark.__doc__.splitlines()[0].endswith("?")
     assert callable(benchmark.main)
+
+
+def test_a_save_has_begun_once_its_folder_is_there(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "3").mkdir(parents=True)
+    staging.Staging(checkpoints, None).choose_stage(4).mkdir()
+    (checkpoints / "9.removed").mkdir()
+    assert _crashing.newest(tmp_path) == 3
+    assert _crashing.newest(tmp_path, begun=True) == 4
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -13,11 +13,12 @@ import sys
 
 import pytest
 import xxhash
-from forging import forge, make, read, restore
+from forging import add_piece, forge, lay_out, make, read, restore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.checkpoints import DamagedCheckpoint, manifest, manifest_schema
+from trainer.checkpoints.load import read_params
 
 HUGE = 10**12
 
@@ -82,8 +83,18 @@ LIES = {
     "a box outside": ("params/w", {"box": [[0, 101]]}),
     "an empty box": ("params/w", {"box": [[7, 7]]}),
     "a box of another rank": ("params/w", {"box": [[0, 100], [0, 1]]}),
+    "a box reversed": ("params/w", {"box": [[50, 0]]}),
+    "a box before": ("params/w", {"box": [[-1, 99]]}),
+    "a side of three": ("params/w", {"box": [[0, 50, 100]]}),
+    "a box that is none": ("params/w", {"box": 100}),
     "a box of truths": ("params/w", {"box": [[False, True]]}),
+    "no size": ("params/w", {"itemsize": None}),
+    "a truth for an itemsize": ("params/w", {"itemsize": True}),
+    "a size for a scalar": ("hook_state/h/n", {"itemsize": 8}),
     "no pieces": ("params/w", {"pieces": None}),
+    "a piece that is none": ("params/w", {"pieces": [3]}),
+    "a piece without fields": ("params/w", {"pieces": [{}]}),
+    "a value of an array": ("params/w", {"value": "0x1"}),
     "pieces of a scalar": ("hook_state/h/n", {"pieces": [{}]}),
     "a negative offset": ("params/w", {"offset": -64}),
     "an offset that is no multiple": ("params/w", {"offset": 1}),
@@ -128,32 +139,133 @@ def test_a_leaf_whose_bytes_are_not_its_dtypes_is_damage(run):
         restore(run, strict=True)
 
 
+# Pieces and parts, each with the right offset and checksum
+
+
+@pytest.mark.parametrize(
+    "processes",
+    [
+        [[None]],
+        [[(0, 50), (50, 100)]],
+        [[(70, 100), (0, 70)]],
+        [[(0, 50)], [(50, 100)]],
+        [[], [None]],
+        [[(0, 10)], [(90, 100)], [(10, 90)]],
+    ],
+)
+def test_pieces_and_parts_that_make_an_array_are_restored(run, processes):
+    lay_out(run / "checkpoints/2", *processes)
+    restored = restore(run, epoch=2).state.params["w"]
+    assert bool((restored == make(2).params["w"]).all())
+
+
+UNFIT = {
+    "none": [[]],
+    "none in any part": [[], []],
+    "a half": [[(0, 50)]],
+    "a gap": [[(0, 50), (51, 100)]],
+    "a gap between parts": [[(0, 50)], [(51, 100)]],
+    "the whole twice": [[None, None]],
+    "the whole and a box": [[None, (0, 50)]],
+    "more than the whole": [[(0, 75), (25, 100)]],
+    "more than the whole, in parts": [[(0, 75)], [(25, 100)]],
+    "a half twice": [[(0, 50), (0, 50)]],
+    "a half twice, in parts": [[(0, 50)], [(0, 50)]],
+    "as many as the whole has": [[(0, 50), (25, 75)]],
+    "as many as the whole has, in parts": [[(0, 50)], [(25, 75)]],
+}
+
+
+@pytest.mark.parametrize("lie", UNFIT)
+def test_pieces_that_overlap_or_do_not_cover_are_damage(run, lie):
+    lay_out(run / "checkpoints/2", *UNFIT[lie])
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in .*: .*params/w"):
+        restore(run, strict=True)
+    assert restore(run).epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        (["0" * 16], "part_1.json cannot be read"),
+        (3, "its parts cannot be 3"),
+        (["0"], "its parts cannot be"),
+        ([None], "its parts cannot be"),
+        ({"0" * 16: 1}, "its parts cannot be"),
+    ],
+)
+def test_parts_that_are_missing_or_none_are_damage(run, listed, said):
+    lay_out(run / "checkpoints/2", [])
+    forge(run / "checkpoints/2", read(run / "checkpoints/2") | {"parts": listed})
+    with pytest.raises(DamagedCheckpoint, match=f"checkpoint 2 in .*{said}"):
+        restore(run, strict=True)
+
+
+def of_part(**fields):
+    return lambda part: part.update(fields)
+
+
+def of_leaf(**fields):
+    return lambda part: part["leaves"][""][0].update(fields)
+
+
+def of_piece(**fields):
+    return lambda part: part["leaves"][""][0]["pieces"][0].update(fields)
+
+
 PARTS = {
-    "a part that is missing": ([], ["0" * 16], "part_1.json cannot be read"),
-    "pieces that do not cover": ([(0, [[0, 50]])], [], "its pieces do not cover params/w"),
-    "pieces that overlap": (
-        [(0, [[0, 50]]), (256, [[25, 75]])],
-        [],
-        "offset of|checksums differ|do not cover",
-    ),
-    "no list of parts": ([(0, None)], 3, "its parts cannot be 3"),
+    "of another format": of_part(format=2),
+    "of another epoch": of_part(epoch=1),
+    "of another process": of_part(process=2),
+    "of no leaves": of_part(leaves={}),
+    "of leaves that are none": of_part(leaves={"": [3]}),
+    "of another leaf": of_leaf(path="params/v"),
+    "of another type": of_leaf(type="int32"),
+    "of another shape": of_leaf(shape=[200]),
+    "of another rank": of_leaf(shape=[100, 1]),
+    "of another size": of_leaf(itemsize=2),
+    "of no pieces": of_leaf(pieces=[]),
+    "of a box outside": of_piece(box=[[50, 101]]),
+    "of an empty box": of_piece(box=[[50, 50]]),
+    "of a box of another rank": of_piece(box=[[50, 100], [0, 1]]),
+    "of a larger box": of_piece(box=[[0, 100]]),
+    "of another box": of_piece(box=[[0, 50]]),
+    "of an offset": of_piece(offset=64),
+    "of another checksum": of_piece(checksum="0" * 16),
 }
 
 
 @pytest.mark.parametrize("lie", PARTS)
-def test_pieces_and_parts_that_do_not_make_an_array_are_damage(run, lie):
-    pieces, parts, said = PARTS[lie]
-    content = read(run / "checkpoints/2")
-    row = leaf_of(content, "params/w")
-    offset, checksum = (row["pieces"][0][name] for name in ("offset", "checksum"))
-    row["pieces"] = [
-        {"offset": offset + at, "box": box, "checksum": checksum} for at, box in pieces
-    ]
-    later = content["leaves"][""]
-    content["leaves"][""] = [x for x in later if x is not row] + [row]  # offsets of others stay
-    forge(run / "checkpoints/2", content | {"parts": parts})
-    with pytest.raises(DamagedCheckpoint, match=f"checkpoint 2 in .*({said}|the offset of)"):
+def test_a_lie_in_a_part_is_damage(run, lie):
+    lay_out(run / "checkpoints/2", [(0, 50)], [(50, 100)], changes=[PARTS[lie]])
+    with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in .*: "):
         restore(run, strict=True)
+    assert restore(run).epoch == 1
+
+
+@pytest.mark.parametrize("pieces", [[], [None]], ids=["in its place", "beside it"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"shape": [10, 10]}, {"type": "uint8", "itemsize": 1, "shape": [100]}]
+)
+def test_a_leaf_of_another_section_is_never_taken_for_one_of_the_same_path(run, pieces, fields):
+    checkpoint = run / "checkpoints/2"
+    lay_out(checkpoint, pieces)
+    content = read(checkpoint)
+    twin = leaf_of(content, "params/w") | fields
+    buffer = bytearray((checkpoint / "arrays/process_0").read_bytes())
+    twin["pieces"] = [add_piece(buffer, bytes(100 * twin["itemsize"]))]
+    (checkpoint / "arrays/process_0").write_bytes(buffer)
+    content["leaves"]["hook_state/x"] = [twin]
+    content["hooks"].append("x")
+    forge(checkpoint, content)
+    if pieces:  # all that params/w needs is there
+        with contextlib.suppress(DamagedCheckpoint):
+            restored = restore(run, strict=True).state.params["w"]
+            assert bool((restored == make(2).params["w"]).all())
+    else:
+        with pytest.raises(DamagedCheckpoint, match="checkpoint 2 in .*: .*params/w"):
+            restore(run, strict=True)
+        assert restore(run).epoch == 1
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])
@@ -263,3 +375,14 @@ def test_huge_sizes_are_an_error_that_allocates_nothing(original, tmp_path):
     for line, wanted in zip(lines, SIZES.values(), strict=True):
         assert re.match(wanted, line), line
     assert int(kilobytes) < 100_000
+
+
+def test_huge_arrays_without_a_target_are_refused_before_they_are_read(run):
+    checkpoint = run / "checkpoints/2"
+    size = claim(checkpoint, HUGE - HUGE % 64)
+    content = read(checkpoint)
+    leaf_of(content, "hook_state/big/x")["path"] = "params/big"
+    forge(checkpoint, content)
+    sparse(checkpoint / "arrays/process_0", size)
+    with pytest.raises(MemoryError, match="take 1,000,000,.* bytes and this machine has"):
+        read_params(run)

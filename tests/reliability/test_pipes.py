@@ -72,7 +72,10 @@ def test_readers_of_files_refuse_it(tmp_path, read, kind):
 
 @pytest.mark.parametrize(
     "name",
-    ["7", "7.staged", "7.replaced", "7.removed", "1/manifest.json", "2/manifest.json", "2/arrays"],
+    [
+        *("7", "7.staged", "7.0123456789abcdef-1.staged", "7.replaced", "7.removed"),
+        *("1/manifest.json", "2/manifest.json", "2/arrays", "2/arrays/process_0"),
+    ],
 )
 def test_checkpoints_are_read_and_saved_beside_it(run, name):
     place = run / "checkpoints" / name

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forging import forge, make, read, restore, save
+from forging import forge, lay_out, make, read, restore, save
 
 from trainer import Checkpoints
 
@@ -178,6 +178,16 @@ def test_any_other_file_or_kind_of_file_is_damage_before_it_is_opened(run, caplo
     assert "skipped a damaged checkpoint: checkpoint 2 in " in caplog.text
 
 
+@pytest.mark.parametrize("spoil", [linked, special, a_folder, Path.unlink])
+@pytest.mark.parametrize("name", ["part_1.json", "arrays/process_1"])
+def test_so_it_is_for_what_another_process_wrote(run, caplog, spoil, name):
+    lay_out(run / "checkpoints/2", [(0, 50)], [(50, 100)])
+    assert restore(run).epoch == 2
+    spoil(run / "checkpoints/2" / name)
+    assert restore(run).epoch == 1
+    assert "skipped a damaged checkpoint: checkpoint 2 in " in caplog.text
+
+
 def test_files_that_nobody_reads_are_no_damage(run):
     for name in (".DS_Store", "._process_0", ".nfs0001", "process_7"):
         (run / "checkpoints/2/arrays" / name).touch()
@@ -207,7 +217,9 @@ def test_a_checkpoint_that_is_a_link_is_not_restored(run, outside, caplog):
     assert f"9 is a link to {outside}" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["3", "3.staged", "7.removed", "3.replaced"])
+@pytest.mark.parametrize(
+    "name", ["3", "3.staged", "3.0123456789abcdef-1.staged", "7.removed", "3.replaced"]
+)
 def test_a_link_in_the_way_of_a_save_is_a_clear_error(run, outside, name):
     (run / "checkpoints" / name).symlink_to(outside)
     with (

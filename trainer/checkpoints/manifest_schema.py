@@ -108,11 +108,10 @@ def check_part(content: Mapping[str, Any], epoch: int, process: int) -> None:
 def _check_leaves(sections: Any) -> None:
     """Check that leaves are well formed, and that pieces are adjacent and do not overlap."""
     _require(isinstance(sections, dict) and "" in sections, "its leaves", sections)
-    end = 0
+    end, paths = 0, set()
     for name, leaves in sections.items():
         _require(name == "" or name.startswith("hook_state/"), "its section", name)
         _require(isinstance(leaves, list), f"its section {_short(name)}", leaves)
-        paths = set()
         for leaf in leaves:
             _require(isinstance(leaf, dict) and leaf.keys() == _LEAF_FIELDS, "its leaf", leaf)
             path = leaf["path"]

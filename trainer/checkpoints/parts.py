@@ -96,7 +96,7 @@ def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]
         beside.rename(file)
         sync_folder(stage)
     except BaseException as error:
-        if not stage.exists():
+        if isinstance(error, FileNotFoundError):  # its folder is gone
             raise RuntimeError(
                 f"the main process gave up saving epoch {snapshot.epoch}, and says why"
             ) from error

@@ -126,4 +126,9 @@ def rebuild_trees(
         if leaf.shape is not None
     }
     blocks = read_blocks(directory, number, manifest, needed)
-    return {name: rebuild_section(saved[name], blocks, *target) for name, target in targets.items()}
+    try:
+        return {
+            name: rebuild_section(saved[name], blocks, *target) for name, target in targets.items()
+        }
+    except DamagedCheckpoint as damage:
+        raise DamagedCheckpoint(f"checkpoint {number} in {directory}: {damage}") from damage

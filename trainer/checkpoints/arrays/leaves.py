@@ -170,12 +170,7 @@ def flatten_section(name: str, tree: PyTree) -> Section:
     prefix = tuple(jax.tree_util.DictKey(part) for part in name.split("/", 1)) if name else ()
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
     leaves = [describe_leaf(format_path((*prefix, *path)), value) for path, value in pairs]
-    counts = Counter(leaf.path for leaf in leaves)
-    if len(counts) < len(leaves):
-        twice = sorted(path for path, count in counts.items() if count > 1)
-        raise ValueError(
-            f"two leaves share a path, so that neither could be found again: {', '.join(twice)}"
-        )
+    _check_paths(leaves)
     return leaves, [value for _, value in pairs], structure
 
 
@@ -183,10 +178,24 @@ def flatten_state(state: TrainState) -> dict[str, Section]:
     """Flatten a state: without host dictionaries at "", hook states at `hook_state/<name>`.
 
     Scores belong to an event and are not saved.
+
+    Raises:
+        TypeError, ValueError: as `flatten_section`; paths of two sections may not be equal either.
     """
     sections = {"": state.replace(scores={}, hook_state={})}
     sections |= {f"hook_state/{name}": tree for name, tree in state.hook_state.items()}
-    return {name: flatten_section(name, tree) for name, tree in sections.items()}
+    flat = {name: flatten_section(name, tree) for name, tree in sections.items()}
+    _check_paths([leaf for leaves, _, _ in flat.values() for leaf in leaves])
+    return flat
+
+
+def _check_paths(leaves: Iterable[Leaf]) -> None:
+    """Raise ValueError if two leaves share a path."""
+    counts = Counter(leaf.path for leaf in leaves)
+    if twice := sorted(path for path, count in counts.items() if count > 1):
+        raise ValueError(
+            f"two leaves share a path, so that neither could be found again: {', '.join(twice)}"
+        )
 
 
 def compare_leaves(saved: Iterable[Leaf], wanted: Iterable[Leaf]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import (
     ALIGNMENT,
     Box,
@@ -60,6 +61,13 @@ def list_needed_boxes(target: Any, shape: tuple[int, ...]) -> list[Box]:
 
 
 def _restore_leaf(leaf: Leaf, blocks: Sequence[Block], target: Any) -> Any:
+    try:
+        return _restore_value(leaf, blocks, target)
+    except DamagedCheckpoint as damage:
+        raise DamagedCheckpoint(f"{damage}, {leaf.path}") from damage
+
+
+def _restore_value(leaf: Leaf, blocks: Sequence[Block], target: Any) -> Any:
     if leaf.shape is None:
         return decode_scalar(leaf)
     if not is_key(target):
@@ -92,12 +100,16 @@ def assemble(
         dtype, shape: of the array.
         box: None: the whole array.
 
+    Raises:
+        DamagedCheckpoint: they do not cover it: some overlap.
+
     >>> rows = [(((n, n + 1), (0, 2)), np.full(2, n, np.uint8)) for n in range(3)]
     >>> assemble(rows, np.dtype(np.uint8), (3, 2), ((1, 3), (0, 1))).tolist()
     [[1], [2]]
     """
     box = to_box((), shape) if box is None else box
-    out: np.ndarray | None = None
+    out: np.ndarray = np.zeros(0, dtype)
+    covered: np.ndarray = np.zeros(0, bool)
     for at, data in blocks:
         at = (*at, *box[len(at) :])
         if at == box:
@@ -106,11 +118,13 @@ def assemble(
             block = data.view(dtype).reshape(get_box_shape(shape, at))[_index(shared, at)]
             if shared == box:
                 return block
-            if out is None:
-                out = np.zeros(get_box_shape(shape, box), dtype)
+            if not covered.size:
+                out, covered = (np.zeros(get_box_shape(shape, box), kind) for kind in (dtype, bool))
             out[_index(shared, box)] = block
-    assert out is not None or math.prod(get_box_shape(shape, box)) == 0
-    return np.zeros(get_box_shape(shape, box), dtype) if out is None else out
+            covered[_index(shared, box)] = True
+    if covered.sum() < math.prod(get_box_shape(shape, box)):
+        raise DamagedCheckpoint(f"its pieces do not cover an array of shape {list(shape)}")
+    return out.reshape(get_box_shape(shape, box))
 
 
 def _index(inner: Box, outer: Box) -> tuple[slice, ...]:
