@@ -193,6 +193,11 @@ def _read(
             kind = "a file" if tree is None else "one checkpoint of Orbax"
             raise ValueError(f"{name}={value!r} selects within a run; {source} is {kind}")
     if tree is not None:
+        if (tree.parent / "manifest.json").is_file():
+            raise ValueError(
+                f"{tree} is a part of a checkpoint of this library, and Orbax does not verify "
+                "its checksums: give the directory of the run, and best= or nothing for the newest"
+            )
         return read_orbax_part(tree, part), f"{tree} (Orbax)", ""
     return file_formats.read_arrays(source), str(source), ""
 

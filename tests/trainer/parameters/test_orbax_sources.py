@@ -47,7 +47,7 @@ def save_ours(folder, tree):
     return folder / "checkpoints" / "0" / "arrays"
 
 
-SAVERS = [save_standard, save_pytree, save_without_ocdbt, save_step, save_item, save_ours]
+SAVERS = [save_standard, save_pytree, save_without_ocdbt, save_step, save_item]
 
 
 def assert_loaded(found, wanted=PARAMS):
@@ -114,3 +114,11 @@ def test_a_database_that_is_cut_is_an_error(tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(DamagedCheckpoint, match="cannot be read as a checkpoint of Orbax"):
         load_params(source, one)
+
+
+def test_arrays_of_this_library_are_read_with_their_checksums_or_not_at_all(tmp_path):
+    tree = {"w": np.ones(4, np.float32)}
+    arrays = save_ours(tmp_path, tree)
+    with pytest.raises(ValueError, match="give the directory of the run"):
+        load_params(arrays, tree)
+    assert np.array_equal(load_params(tmp_path, tree)["w"], tree["w"])
