@@ -86,7 +86,7 @@ def test_no_record_is_lost_when_the_server_is_killed(training, server, soon, mon
     run = begin("killed")
     with Killer(server, alive=0.05, away=0.05) as killer:
         _, disturbed = train(run, 100)
-    assert killer.kills >= 2
+    assert killer.kills >= 1  # how many fit into the run depends on the machine
     assert train(begin("not killed"), 100)[1] == disturbed
 
 
