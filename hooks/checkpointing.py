@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from trainer.checkpoints.resume_warnings import (
 )
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.hook import SKIP, Gate, RestoredState, RunSettings
-from trainer.host.processes import fail_together, from_main_process, is_main_process
+from trainer.host.processes import draw_shared_name, fail_together, is_main_process
 from trainer.host.shared_directory import check_shared
 from trainer.loop.run_description import read_hyperparams
 
@@ -125,8 +124,7 @@ def save_checkpoints(
         return True
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        number = from_main_process({"number of the trial": secrets.randbits(48)})
-        beside = checkpoints.directory.parent / f"check-{int(number.popitem()[1]):012x}"
+        beside = checkpoints.directory.parent / f"check-{draw_shared_name()}"
         try:
             with Checkpoints(beside) as trial:
                 trial.save(state, scores=metrics, config=config)

@@ -188,7 +188,7 @@ def read_params(
         if wrong := [x.path for x, _, dtype in wanted if x.itemsize != dtype.itemsize]:
             raise DamagedCheckpoint(f"{where}: its manifest gives a wrong size to {wrong}")
         needed = {leaf.path: [to_box((), shape)] for leaf, shape, _ in wanted}
-        blocks = read_blocks(folder, number, manifest, needed)
+        blocks = read_blocks(folder, number, manifest, leaves, needed)
         arrays = {
             leaf.path.removeprefix(part).removeprefix("/"): assemble(
                 blocks[leaf.path], dtype, shape
@@ -240,7 +240,7 @@ def read_part_at(
             + "\n  ".join(lines)
             + "\ngive the network and the settings that the run was made with, or another run"
         )
-    trees = rebuild_trees(folder, number, manifest, saved, targets)
+    trees = rebuild_trees(folder, number, manifest, leaves, saved, targets)
     requested = {leaf.path for group in saved.values() for leaf in group}
     others = [leaf.path for leaf in leaves if leaf.path not in requested]
     return CheckpointPart(trees, number, others, manifests.compute_digest(manifest))

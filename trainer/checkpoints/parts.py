@@ -111,13 +111,19 @@ LONGEST_REASON = 1000
 """Characters of the reason why a process could not write its part."""
 
 
-def read_part_leaves(checkpoint: Path, process: int, manifest: Mapping[str, Any]) -> list[Leaf]:
-    """Read which pieces a process wrote: from the manifest for the main one, else its part file.
+def read_part_leaves(
+    checkpoint: Path, process: int, manifest: Mapping[str, Any], leaves: Sequence[Leaf]
+) -> Sequence[Leaf]:
+    """Read which pieces a process wrote: `leaves` for the main one, else from its part file.
+
+    Args:
+        checkpoint, process: whose part.
+        manifest: of the checkpoint.
+        leaves: all that the manifest lists.
 
     Raises:
         DamagedCheckpoint: the part file is not as it was written.
     """
-    leaves = [*chain.from_iterable(manifests.parse_leaves(manifest).values())]
     if process == 0:
         return leaves
     file = get_part_file(checkpoint, process)

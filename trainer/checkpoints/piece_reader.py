@@ -15,7 +15,7 @@ import numpy as np
 from trainer.checkpoints import parts
 from trainer.checkpoints.arrays import array_storage, host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
-from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes, to_box
+from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes
 from trainer.checkpoints.arrays.rebuild import Block
 
 
@@ -23,6 +23,7 @@ def read_blocks(
     directory: Path,
     number: int,
     manifest: Mapping[str, Any],
+    leaves: Sequence[Leaf],
     needed: Mapping[str, Sequence[Box]],
 ) -> dict[str, list[Block]]:
     """Read the pieces of a checkpoint that overlap boxes of its arrays, and verify them.
@@ -32,6 +33,7 @@ def read_blocks(
 
     Args:
         directory, number, manifest: of the checkpoint.
+        leaves: all that the manifest lists.
         needed: boxes by path, which do not overlap.
 
     Returns:
@@ -50,11 +52,11 @@ def read_blocks(
         for process in sorted(processes, key=lambda process: (process > 0, process != own)):
             if not any(missing.values()):
                 break
-            rows = parts.read_part_leaves(folder, process, manifest)
+            rows = parts.read_part_leaves(folder, process, manifest, leaves)
             chosen = _choose_pieces(rows, {path: needed[path] for path in needed if missing[path]})
             for leaf, data in _read_pieces(folder, process, rows, chosen):
                 for piece, content in zip(leaf.pieces, data, strict=True):
-                    box = to_box((), leaf.shape or ()) if piece.box is None else piece.box
+                    box = leaf.get_box(piece)
                     blocks[leaf.path].append((box, content))
                     missing[leaf.path] -= _count_shared(box, needed[leaf.path])
         if uncovered := [path for path, count in missing.items() if count]:

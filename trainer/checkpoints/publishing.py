@@ -62,7 +62,12 @@ def list_epochs(directory: Path) -> list[int]:
 def list_complete_epochs(directory: Path) -> list[int]:
     """List the numbers of the checkpoints that have a manifest and are no links, ascending."""
     paths = {n: directory / str(n) for n in list_epochs(directory)}
-    return [n for n, p in paths.items() if not p.is_symlink() and (p / _MANIFEST).is_file()]
+    return [n for n, p in paths.items() if not p.is_symlink() and is_checkpoint(p)]
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint: it has a manifest."""
+    return (folder / _MANIFEST).is_file()
 
 
 def recover_replaced(directory: Path) -> None:
@@ -142,10 +147,13 @@ def write_checkpoint(
         written = snapshot.write(file)
         others = wait_for_parts()
         manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=others)
-        files = {file.name: [*chain.from_iterable(written.leaves.values())]}
-        for process in range(1, len(others) + 1):
-            name = parts.get_arrays_file(stage, process).name
-            files[name] = parts.read_part_leaves(stage, process, manifest)
+        leaves = [*chain.from_iterable(written.leaves.values())]
+        files = {
+            parts.get_arrays_file(stage, process).name: parts.read_part_leaves(
+                stage, process, manifest, leaves
+            )
+            for process in range(len(others) + 1)
+        }
         write_orbax_index(file.parent, files)
         if is_abandoned():
             raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def restore_checkpoint(
             + "\n  ".join(lines)
             + "\nrun with what it was saved with, or in another directory"
         )
-    trees = rebuild_trees(directory, number, manifest, saved, shared)
+    leaves = [*chain.from_iterable(saved.values())]
+    trees = rebuild_trees(directory, number, manifest, leaves, saved, shared)
     # Only the main process has the hook states of observers, so it alone logs them.
     for name in sorted(wanted.keys() ^ saved.keys()) if is_main_process() else ():
         what = "starts fresh" if name in wanted else "is dropped, since no hook keeps it"
@@ -100,6 +102,7 @@ def rebuild_trees(
     directory: Path,
     number: int,
     manifest: Mapping[str, Any],
+    leaves: Sequence[Leaf],
     saved: Mapping[str, Sequence[Leaf]],
     targets: Mapping[str, Section],
 ) -> dict[str, PyTree]:
@@ -107,6 +110,7 @@ def rebuild_trees(
 
     Args:
         directory, number, manifest: of the checkpoint.
+        leaves: all that the manifest lists.
         saved: the leaves of each tree.
         targets: what each tree must become; `compare_leaves` found no difference.
 
@@ -121,11 +125,11 @@ def rebuild_trees(
         )
     needed = {
         leaf.path: list_needed_boxes(target, leaf.shape)
-        for leaves, values, _ in targets.values()
-        for leaf, target in zip(leaves, values, strict=True)
+        for section, values, _ in targets.values()
+        for leaf, target in zip(section, values, strict=True)
         if leaf.shape is not None
     }
-    blocks = read_blocks(directory, number, manifest, needed)
+    blocks = read_blocks(directory, number, manifest, leaves, needed)
     try:
         return {
             name: rebuild_section(saved[name], blocks, *target) for name, target in targets.items()

@@ -8,8 +8,8 @@ behind is never mixed in.
 from __future__ import annotations
 
 import os
-import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
@@ -17,7 +17,7 @@ import xxhash
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema
 from trainer.checkpoints.parts import LONGEST_REASON, get_failed_file, get_part_file
-from trainer.host.processes import gather_values
+from trainer.host.processes import draw_shared_name
 from trainer.host.safe_open import read_bytes
 
 _LONGEST_PAUSE = 0.1
@@ -37,7 +37,7 @@ class Staging:
 
     def __init__(self, directory: Path, time_limit: float | None) -> None:
         self._directory = directory
-        self._nonce = f"{gather_values([secrets.randbits(62)])[0][0]:016x}"
+        self._nonce = draw_shared_name()
         self._saves = 0
         # Less than the whole save may take, so that the error can name who is late.
         self._limit = float("inf") if time_limit is None else 0.9 * time_limit
@@ -67,18 +67,12 @@ class Staging:
             TimeoutError: a part is missing after the time limit.
         """
         found: dict[int, str] = {}
+        missing = [*range(1, processes)]
         began, pause = time.monotonic(), 0.001
         while True:
-            names = set(os.listdir(stage))
-            for process in range(1, processes):
-                if process not in found and get_part_file(stage, process).name in names:
-                    found[process] = _read_checksum(get_part_file(stage, process))
-                elif (failed := get_failed_file(stage, process)).name in names:
-                    reason = read_bytes(failed, most=4 * LONGEST_REASON).decode("utf-8", "replace")
-                    raise RuntimeError(f"process {process} could not write its part: {reason}")
-            if not (
-                missing := [process for process in range(1, processes) if process not in found]
-            ):
+            found |= _read_checksums(stage, missing)
+            missing = [process for process in missing if process not in found]
+            if not missing:
                 return [found[process] for process in range(1, processes)]
             now = time.monotonic()
             if now > min(began + self._limit, self._ends):
@@ -91,8 +85,17 @@ class Staging:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _read_checksum(file: Path) -> str:
-    """Read a part file, and return its checksum."""
-    content = read_bytes(file, most=manifest_schema.MOST_BYTES)
-    manifests.check_content(content)
-    return xxhash.xxh3_64_hexdigest(content)
+def _read_checksums(stage: Path, missing: Sequence[int]) -> dict[int, str]:
+    """Return the checksums of the part files that are there, of the processes that were missing."""
+    names = set(os.listdir(stage))
+    found = {}
+    for process in missing:
+        part, failed = get_part_file(stage, process), get_failed_file(stage, process)
+        if part.name in names:
+            content = read_bytes(part, most=manifest_schema.MOST_BYTES)
+            manifests.check_content(content)
+            found[process] = xxhash.xxh3_64_hexdigest(content)
+        elif failed.name in names:
+            reason = read_bytes(failed, most=4 * LONGEST_REASON).decode("utf-8", "replace")
+            raise RuntimeError(f"process {process} could not write its part: {reason}")
+    return found

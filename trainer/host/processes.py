@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -153,3 +154,12 @@ def gather_values(values: Sequence[int]) -> list[tuple[int, ...]]:
     """
     words = exchange_words("whole numbers", np.array(values, np.int64).view(np.uint32))
     return [tuple(np.ascontiguousarray(row).view(np.int64).tolist()) for row in words]
+
+
+def draw_shared_name() -> str:
+    """Draw a name of 16 hexadecimal digits, the same on all processes; all must call it.
+
+    >>> len(draw_shared_name())
+    16
+    """
+    return f"{gather_values([secrets.randbits(62)])[0][0]:016x}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from pathlib import Path
 
 import jax
 
-from trainer.host.processes import fail_together, from_main_process, is_main_process
+from trainer.host.processes import draw_shared_name, fail_together, is_main_process
 
 WAIT_SECONDS = 10.0
 """Seconds until a network file system shows a new file everywhere, at most."""
@@ -24,8 +23,7 @@ def check_shared(directory: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    number = from_main_process({"number of a file": secrets.randbits(48)})["number of a file"]
-    token = directory / f".shared-{int(number):012x}"
+    token = directory / f".shared-{draw_shared_name()}"
     try:
         with fail_together(f"writing to {directory}"):
             if is_main_process():

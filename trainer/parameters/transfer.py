@@ -17,6 +17,7 @@ import numpy as np
 from trainer.checkpoints.arrays.orbax_reader import find_orbax_tree, read_orbax_part
 from trainer.checkpoints.arrays.rebuild import put_like
 from trainer.checkpoints.load import read_params
+from trainer.checkpoints.publishing import is_checkpoint
 from trainer.checks.arguments import describe_value
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.pytrees import describe_leaf, format_path
@@ -193,7 +194,7 @@ def _read(
             kind = "a file" if tree is None else "one checkpoint of Orbax"
             raise ValueError(f"{name}={value!r} selects within a run; {source} is {kind}")
     if tree is not None:
-        if (tree.parent / "manifest.json").is_file():
+        if is_checkpoint(tree.parent):
             raise ValueError(
                 f"{tree} is a part of a checkpoint of this library, and Orbax does not verify "
                 "its checksums: give the directory of the run, and best= or nothing for the newest"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from trainer.checkpoints import parts, publishing, staging
+from trainer.checkpoints import manifest, parts, publishing, staging
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
 from trainer.checkpoints.arrays.rebuild import assemble
@@ -55,7 +55,8 @@ def save(directory, grid, as_process):
 def read(directory, *boxes):
     """Read boxes of the array, each as this process would need it."""
     saved = publishing.read_manifest(directory, 7)
-    blocks = read_blocks(directory, 7, saved, {"w": boxes})["w"]
+    leaves = manifest.parse_leaves(saved)[""]
+    blocks = read_blocks(directory, 7, saved, leaves, {"w": boxes})["w"]
     return [assemble(blocks, np.dtype(np.float32), (6, 10), box) for box in boxes]
 
 

@@ -19,12 +19,12 @@ from trainer.checkpoints.arrays.leaves import (
     Section,
     align,
     get_box_shape,
-    is_split_over_processes,
     to_box,
 )
 from trainer.checkpoints.arrays.two_threads import map_in_threads
 from trainer.checks.pytrees import is_key
 from trainer.host.processes import is_main_process
+from trainer.placement.gathering import is_split_over_processes
 
 
 def copy_to_host(

@@ -65,6 +65,10 @@ class Leaf:
         """
         return math.prod(get_box_shape(self.shape or (), box)) * self.itemsize
 
+    def get_box(self, piece: Piece) -> Box:
+        """Return the box of a piece, also of one that is the whole array."""
+        return to_box((), self.shape or ()) if piece.box is None else piece.box
+
 
 def get_box_shape(shape: tuple[int, ...], box: Box | None) -> tuple[int, ...]:
     """Return the shape of a box of an array; None is the whole array."""
@@ -92,16 +96,6 @@ def intersect_boxes(one: Box, other: Box) -> Box | None:
         for a, b in (zip(*pair, strict=True) for pair in zip(one, other, strict=True))
     ]
     return None if any(start >= stop for start, stop in sides) else tuple(sides)
-
-
-def is_split_over_processes(value: Any) -> bool:
-    """Return whether no process holds the whole of an array.
-
-    >>> is_split_over_processes(jax.numpy.ones(8))
-    False
-    """
-    whole = not isinstance(value, jax.Array) or value.is_fully_addressable
-    return not (whole or value.is_fully_replicated)
 
 
 def align(count: int) -> int:
@@ -167,10 +161,15 @@ def flatten_section(name: str, tree: PyTree) -> Section:
         TypeError: a leaf cannot be saved.
         ValueError: two leaves share a path.
     """
+    section = _flatten(name, tree)
+    _check_paths(section[0])
+    return section
+
+
+def _flatten(name: str, tree: PyTree) -> Section:
     prefix = tuple(jax.tree_util.DictKey(part) for part in name.split("/", 1)) if name else ()
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
     leaves = [describe_leaf(format_path((*prefix, *path)), value) for path, value in pairs]
-    _check_paths(leaves)
     return leaves, [value for _, value in pairs], structure
 
 
@@ -184,7 +183,7 @@ def flatten_state(state: TrainState) -> dict[str, Section]:
     """
     sections = {"": state.replace(scores={}, hook_state={})}
     sections |= {f"hook_state/{name}": tree for name, tree in state.hook_state.items()}
-    flat = {name: flatten_section(name, tree) for name, tree in sections.items()}
+    flat = {name: _flatten(name, tree) for name, tree in sections.items()}
     _check_paths([leaf for leaves, _, _ in flat.values() for leaf in leaves])
     return flat
 

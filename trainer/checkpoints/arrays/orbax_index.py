@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, to_box
+from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape
 from trainer.checkpoints.arrays.ocdbt import MANIFEST, NODES, Place, build_index
 from trainer.host.atomic_files import write_durably
 
@@ -62,7 +62,7 @@ def build_orbax_index(written: Mapping[str, Iterable[Leaf]]) -> dict[str, bytes]
                 leaves[leaf.path] = leaf
                 boxes = places.setdefault(leaf.path, {})
                 for piece in leaf.pieces:
-                    box = to_box((), leaf.shape) if piece.box is None else piece.box
+                    box = leaf.get_box(piece)
                     boxes[box] = Place(file, piece.offset, leaf.count_bytes(box))
     values: dict[str, bytes | Place] = {}
     rows: dict[str, Any] = {}

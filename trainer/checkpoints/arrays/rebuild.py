@@ -17,10 +17,10 @@ from trainer.checkpoints.arrays.leaves import (
     decode_scalar,
     get_box_shape,
     intersect_boxes,
-    is_split_over_processes,
     to_box,
 )
 from trainer.checks.pytrees import is_key
+from trainer.placement.gathering import is_split_over_processes
 
 Block = tuple[Box, np.ndarray]
 """A box of an array, and its bytes, uint8 [bytes]."""
