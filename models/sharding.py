@@ -23,7 +23,8 @@ SPLITS = {"fsdp": {"data"}, "tensor": {"model"}, "fsdp+tensor": {"data", "model"
 def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
     """Return the rules by which `trainer.spread` splits `models.transformer`.
 
-    A dimension that its axis does not divide stays whole.
+    A dimension that its axis does not divide stays whole. A mesh without such an axis is refused by
+    `trainer.spread`.
 
     Args:
         split: `fsdp`, kernels over the axis `data`; `tensor`, heads and hidden units over the axis
@@ -48,13 +49,8 @@ def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
 
 def _choose(axes: tuple[str | None, ...]) -> SpecFunction:
     def choose(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-        if missing := {axis for axis in axes if axis} - set(mesh.axis_names):
-            raise ValueError(
-                f"these rules split over {', '.join(sorted(missing))}, which the mesh "
-                f"({', '.join(mesh.axis_names)}) lacks"
-            )
         last = (
-            axis if axis and length % mesh.shape[axis] == 0 else None
+            axis if axis and length % mesh.shape.get(axis, 1) == 0 else None
             for axis, length in zip(axes, shape[-2:], strict=True)
         )
         return PartitionSpec(*[None] * (len(shape) - 2), *last)

@@ -81,9 +81,13 @@ def test_layers_in_a_scan_and_odd_dimensions_are_split_where_they_can_be():
     assert tuple(embedding(params["embed"]["embedding"].shape, mesh)) == (None, "data")
 
 
-def test_an_unknown_split_and_a_missing_axis_are_refused():
+def test_an_unknown_split_and_a_missing_axis_are_refused(task, source):
     with pytest.raises(ValueError, match="one of fsdp, tensor, fsdp\\+tensor; got 'zero'"):
         models.transformer_rules("zero")
-    _, choose = models.transformer_rules("tensor")[0]
-    with pytest.raises(ValueError, match=r"split over model, which the mesh \(data\) lacks"):
-        choose((8, 8), trainer.mesh())
+    start = task.init(jax.random.key(0), source.example)
+    said = (
+        r"blocks/0/attention/out/kernel \[32, 32\] cannot be split by P\w*\('model', None\) over "
+        r"data=8: the mesh has no axis 'model' \(there is: data\); .*\(data=8, model=...\)"
+    )
+    with pytest.raises(ValueError, match=said):
+        trainer.spread(start, trainer.mesh(), rules=models.transformer_rules("tensor"))

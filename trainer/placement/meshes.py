@@ -60,12 +60,15 @@ def parse_axes(text: str) -> dict[str, int]:
         ValueError: it is no list of axes and sizes.
     """
     try:
-        pairs = (part.split("=") for part in text.split(",") if part.strip())
-        return {name.strip(): int(size) for name, size in pairs}
+        pairs = [part.split("=") for part in text.split(",") if part.strip()]
+        axes = {name.strip(): int(size) for name, size in pairs}
     except ValueError:
+        pairs, axes = [], {"": 0}
+    if "" in axes or len(axes) < len(pairs):
         raise ValueError(
-            f"a mesh is written as axes and sizes, such as data=4,model=2; got {text!r}"
-        ) from None
+            f"a mesh is written as axes and sizes, each axis once, data=4,model=2; got {text!r}"
+        )
+    return axes
 
 
 def get_mesh(state: TrainState) -> Mesh | None:

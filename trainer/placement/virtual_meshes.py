@@ -34,7 +34,7 @@ def make_virtual_mesh(text: str) -> Mesh:
     """
     axes = order_axes(parse_axes(text))
     if not axes:
-        raise ValueError("a mesh needs at least one axis, data=64; got none")
+        raise ValueError(f"a mesh needs at least one axis, data=64; got {text!r}")
     devices = np.array(_make_devices(math.prod(axes.values()))).reshape(tuple(axes.values()))
     return Mesh(devices, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
@@ -60,7 +60,10 @@ def place_shapes(state: TrainState, mesh: Mesh | str | None, rules: Sequence[Rul
     shapes = jax.tree.map(_shape, strip_host_fields(state))
     if mesh is None:
         if rules:
-            raise ValueError("rules say how a state is split over a mesh: pass mesh= too")
+            raise ValueError(
+                f"rules say how a state is split over a mesh, and there is none; got "
+                f'{[rule[0] for rule in rules]}: pass mesh= too, mesh="data=64"'
+            )
         return _complete(shapes)
     check_rules(rules)
     if not isinstance(mesh, Mesh | str):

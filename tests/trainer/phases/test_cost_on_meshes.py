@@ -102,10 +102,12 @@ def test_what_each_phase_of_an_agent_exchanges_is_predicted(compiled_quickly):
     ("settings", "said"),
     [
         ({"mesh": "data=3"}, "a batch of 32 examples cannot be split over the 3 devices"),
-        ({"mesh": "data"}, "a mesh is written as axes and sizes, such as data=4,model=2"),
+        ({"mesh": "data"}, "a mesh is written as axes and sizes, each axis once, data=4,model=2"),
+        ({"mesh": "data=2,data=4"}, "each axis once, data=4,model=2; got 'data=2,data=4'"),
+        ({"mesh": "=4"}, "a mesh is written as axes and sizes, .* got '=4'"),
         ({"mesh": "data=0"}, "data must be a whole number of at least 1"),
-        ({"mesh": ""}, "a mesh needs at least one axis"),
-        ({"rules": FSDP}, "pass mesh= too"),
+        ({"mesh": ""}, "a mesh needs at least one axis, data=64; got ''"),
+        ({"rules": FSDP}, r"and there is none; got \['\^params/'\]: pass mesh= too"),
         ({"mesh": "data=8", "rules": [("nothing$", trainer.fsdp())]}, "no path of the state"),
     ],
 )

@@ -235,14 +235,31 @@ def test_an_agent_trains_as_on_one_device():
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ([("(", P())], r"'\(' is no regular expression: missing \)"),
-        ([("^nothing$", P())], r"no path of the state matches \['\^nothing\$'\]"),
-        ([("kernel", P("model"))], "there is no axis 'model' in the mesh data=8"),
+        ([("(", P())], r"sought in paths, .*; '\(' is no regular expression: missing \)"),
+        (
+            [("^params/heed/kernel$", P())],
+            r"no path of the state matches \['\^params/heed/kernel\$'\].* "
+            r"Did you mean .*'params/head/kernel'\? Change",
+        ),
+        (
+            [("head/kernel", P(None, "dta"))],
+            r"spread: params/head/kernel \[32, 10\] cannot be split by P\w*\(None, 'dta'\)"
+            r" over data=8: the mesh has no axis 'dta'\. Did you mean 'data'\? \(there is: data\); "
+            r"name one of these in the rule, or .* trainer.mesh\(data=8, dta=...\)",
+        ),
+        (
+            [("^step$", trainer.fsdp("model"))],
+            r"step \[\] cannot be split by P\w*\('model',\) .* no axis 'model' \(there is",
+        ),
+        ([("head/bias", P(("data", "data")))], r"head/bias \[10\] .* the axis 'data' twice; name"),
         (
             [("head/kernel", P(None, "data"))],
-            r"head/kernel \[32, 10\] .* 10 is not a multiple of 8",
+            r"head/kernel \[32, 10\] .* 10 is not a multiple of 8; leave this dimension whole",
         ),
-        ([("head/bias", P(None, "data"))], r"head/bias \[10\] .* it has 1 dimensions"),
+        (
+            [("head/bias", P(None, "data"))],
+            r"head/bias \[10\] .* 1 dimensions, and the spec is for 2; shorten the spec",
+        ),
     ],
 )
 def test_rules_that_do_not_fit_are_refused(start, rules, said):
@@ -267,6 +284,21 @@ def test_arguments_of_another_type_are_refused(start, arguments, rules, said):
         trainer.spread(start if first is None else first, *others, rules=rules)
 
 
+def test_a_rule_that_fails_or_gives_something_else_names_the_leaf(start):
+    with pytest.raises(TypeError, match=r"head/bias \[10\] .* gives a .*PartitionSpec; got 'data'"):
+        trainer.spread(start, rules=[("head/bias", lambda shape, mesh: "data")])
+    with pytest.raises(ZeroDivisionError) as caught:
+        trainer.spread(start, rules=[("head/bias", lambda shape, mesh: 1 // 0)])
+    assert caught.value.__notes__ == ["in the rule 'head/bias' of spread for params/head/bias [10]"]
+
+
+def test_a_missing_axis_is_named_in_a_prediction_too(start, task, source):
+    rules = [("head/kernel$", P(None, "modle"))]
+    train = trainer.training(task.step, source)
+    with pytest.raises(ValueError, match=r"head/kernel \[32, 10\] .*Did you mean 'model'\?"):
+        trainer.cost(train, start, mesh="data=4,model=2", rules=rules)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused_before_training(start, task, source):
     train = trainer.training(task.step, data.Arrays(source.arrays, batch_size=20))
     with pytest.raises(
@@ -278,12 +310,19 @@ def test_a_batch_that_devices_cannot_share_is_refused_before_training(start, tas
 def test_members_and_environments_that_devices_cannot_share_are_refused(task, source):
     keys = jax.random.split(jax.random.key(0), 3)
     population = trainer.population_of(lambda key: task.init(key, source.example), keys)
-    with pytest.raises(ValueError, match="3 is not a multiple of 8"):
+    with pytest.raises(ValueError, match="3 is not a multiple of 8; take a number of members that"):
         trainer.spread(population)
+    members = trainer.population_of(lambda key: task.init(key, source.example), [*keys] * 8)
+    with pytest.raises(
+        ValueError, match=r"each member lies whole .* got \['\^params/'\]: leave rul"
+    ):
+        trainer.spread(members, trainer.mesh(members=8), rules=FSDP)
+    with pytest.raises(ValueError, match=r"the mesh members=8 .* of no population: make one with"):
+        trainer.spread(task.init(jax.random.key(0), source.example), trainer.mesh(members=8))
     agent = rl.ppo(
         models.actor_critic(actions=2), cartpole(), optax.sgd(1e-2), rl.PPOConfig(envs=4, steps=8)
     )
-    with pytest.raises(ValueError, match="carry/environment/.* 4 is not a multiple of 8"):
+    with pytest.raises(ValueError, match=r"carry/environment/.* 4 is not a multiple of 8; .*envs="):
         trainer.spread(agent.init(jax.random.key(0)))
 
 
