@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trainer.checkpoints import parts, publishing, run_id, select
 from trainer.checkpoints.arrays import host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import flatten_state
+from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.checkpoints.directory_lock import find_holder
 from trainer.checkpoints.reading_together import read_together
 from trainer.checkpoints.restore_one import SavedCheckpoint, restore_checkpoint
@@ -86,7 +87,7 @@ class Checkpoints:
         self._written: set[int] = set()
         self._scores: dict[int, dict[str, float]] = {}
         self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
-        self._buffer = np.empty(0, np.uint8)
+        self._buffer, self._index = np.empty(0, np.uint8), PieceIndex()
         self._blocked_seconds = self._seconds_before = 0.0
         if not read_only:
             with fail_together(f"opening {self.directory}"):
@@ -158,7 +159,7 @@ class Checkpoints:
                 return
             head["run"] = run_id.ensure_run_id(self.directory)
             wait = functools.partial(self._staging.wait_for_parts, stage, writers)
-            publishing.write_checkpoint(stage, snapshot, head, abandoned, wait)
+            publishing.write_checkpoint(stage, snapshot, head, abandoned, wait, self._index)
             self._damaged.discard(epoch)
             self._scores[epoch] = head["scores"]
             self._written.add(epoch)
@@ -231,9 +232,7 @@ class Checkpoints:
         self._worker.join()
         self._recover()
 
-        def choose(read: Callable[[int], SavedCheckpoint]) -> SavedCheckpoint | None:
-            return select.read_first_intact(self.directory, list_numbers, read)
-
+        choose = functools.partial(select.read_first_intact, self.directory, list_numbers)
         return read_together(self.directory, choose, read, lambda found: found.identity)
 
     def epochs(self) -> list[int]:

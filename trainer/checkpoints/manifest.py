@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -65,10 +66,43 @@ def build_manifest(
 
 def build_part(epoch: int, process: int, leaves: Mapping[str, Sequence[Leaf]]) -> dict[str, Any]:
     """Build the content of a part file: the leaves of which this process wrote pieces."""
-    written = {
-        name: [_to_json(leaf) for leaf in group if leaf.pieces] for name, group in leaves.items()
+    written = {name: [leaf for leaf in group if leaf.pieces] for name, group in leaves.items()}
+    return {
+        "layout": compute_layout(written),
+        "format": FORMAT,
+        "epoch": epoch,
+        "process": process,
+        "leaves": {name: [_to_json(leaf) for leaf in group] for name, group in written.items()},
     }
-    return {"format": FORMAT, "epoch": epoch, "process": process, "leaves": written}
+
+
+def compute_layout(leaves: Mapping[str, Sequence[Leaf]]) -> str:
+    """Compute a hash of arrays and of where their pieces lie, which depends on no value.
+
+    >>> compute_layout({"": [Leaf("w", "float32", (2,), 4, (Piece(0),))]})
+    'd945ba27e2cf4ef9'
+    """
+    rows = [
+        (x.path, x.type, x.shape, [(piece.offset, piece.box) for piece in x.pieces])
+        for group in leaves.values()
+        for x in group
+        if x.shape is not None
+    ]
+    return xxhash.xxh3_64_hexdigest(json.dumps(rows).encode())
+
+
+_LAYOUT = re.compile(rb'\{"layout": "([0-9a-f]{16})"')
+
+
+def read_layout(content: bytes) -> str:
+    """Read the layout from the bytes of a part file, with its checksum, and parse no more of it.
+
+    Raises:
+        DamagedCheckpoint: a bit changed, or it is no part file.
+    """
+    if (found := _LAYOUT.match(check_content(content))) is None:
+        raise DamagedCheckpoint("it is no part file of this version")
+    return found.group(1).decode()
 
 
 def _to_json(leaf: Leaf) -> dict[str, Any]:

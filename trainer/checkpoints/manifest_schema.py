@@ -46,6 +46,20 @@ def _is_line(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value) < 1000
 
 
+def _is_holders_row(value: Any) -> bool:
+    """Return whether a value is a row of `grids.describe_holders`."""
+    if not isinstance(value, dict) or value.keys() != {"grid", "processes", "paths"}:
+        return False
+    grid, processes, paths = value["grid"], value["processes"], value["paths"]
+    return (
+        all(isinstance(column, list) for column in (grid, processes, paths))
+        and len(grid) <= _MOST_DIMENSIONS
+        and all(map(_is_size, (*grid, *processes)))
+        and math.prod(grid) == len(processes)
+        and all(isinstance(path, str) for path in paths)
+    )
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "epoch": _is_size,
     "config": lambda value: value is None or isinstance(value, dict),
@@ -58,6 +72,9 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
         value is None or (isinstance(value, list) and all(map(_is_digest, value)))
     ),
     "scores": lambda value: isinstance(value, dict),
+    "holders": lambda value: (
+        value is None or (isinstance(value, list) and all(map(_is_holders_row, value)))
+    ),
 }
 """The fields of a manifest beside its format, hooks and leaves."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,6 +44,15 @@ class Snapshot:
             name: host_snapshot.add_checksums(group, data) for name, group in self.leaves.items()
         }
         return Snapshot(self.epoch, checked, data)
+
+
+class PartFile(NamedTuple):
+    """A part file that a process wrote."""
+
+    checksum: str
+    """Of its bytes."""
+    layout: str
+    """A hash of arrays and boxes in it, from `manifest.compute_layout`."""
 
 
 def get_arrays_file(checkpoint: Path, process: int) -> Path:
@@ -140,3 +149,24 @@ def read_part_leaves(
     if wrong := [x.path for x in rows if (str(x), x.itemsize) != kinds.get(x.path)]:
         raise DamagedCheckpoint(f"its {file.name} differs from the manifest at {', '.join(wrong)}")
     return rows
+
+
+def read_all_leaves(
+    checkpoint: Path, manifest: Mapping[str, Any], leaves: Mapping[str, Sequence[Leaf]]
+) -> dict[str, Sequence[Leaf]]:
+    """Read which pieces all processes wrote, in their order, by the name of the file of bytes.
+
+    Args:
+        checkpoint, manifest: whose parts.
+        leaves: of every section, with the pieces of the main process.
+
+    Raises:
+        DamagedCheckpoint: a part file is not as it was written.
+    """
+    rows = [*chain.from_iterable(leaves.values())]
+    return {
+        get_arrays_file(checkpoint, process).name: read_part_leaves(
+            checkpoint, process, manifest, rows
+        )
+        for process in range(len(manifest["parts"]) + 1)
+    }

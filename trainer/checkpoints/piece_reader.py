@@ -15,6 +15,7 @@ import numpy as np
 from trainer.checkpoints import parts
 from trainer.checkpoints.arrays import array_storage, host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.grids import find_holders
 from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes
 from trainer.checkpoints.arrays.rebuild import Block
 
@@ -28,8 +29,8 @@ def read_blocks(
 ) -> dict[str, list[Block]]:
     """Read the pieces of a checkpoint that overlap boxes of its arrays, and verify them.
 
-    The main process's part comes first, then the one that this process itself wrote if the run has
-    as many processes as then, which is all that it needs; then the others.
+    The main process's part comes first, then those that the manifest says hold something of the
+    boxes, the one of this process first, which is all that it needs on the same mesh; then others.
 
     Args:
         directory, number, manifest: of the checkpoint.
@@ -47,9 +48,9 @@ def read_blocks(
     blocks: dict[str, list[Block]] = {path: [] for path in needed}
     missing = {path: sum(map(_count_elements, boxes)) for path, boxes in needed.items()}
     processes = range(len(manifest.get("parts") or ()) + 1)
-    own = jax.process_index()
+    own, holders = jax.process_index(), find_holders(manifest.get("holders") or (), leaves, needed)
     try:
-        for process in sorted(processes, key=lambda process: (process > 0, process != own)):
+        for process in sorted(processes, key=lambda n: (n > 0, n not in holders, n != own)):
             if not any(missing.values()):
                 break
             rows = parts.read_part_leaves(folder, process, manifest, leaves)

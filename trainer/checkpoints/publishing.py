@@ -8,14 +8,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, parts
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
-from trainer.checkpoints.arrays.orbax_index import write_orbax_index
+from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
 from trainer.host.safe_open import UnsafeFile, read_bytes
 
@@ -97,7 +96,9 @@ def publish(stage: Path, number: int, manifest: Mapping[str, Any]) -> None:
     content = manifests.encode_manifest(manifest)
     manifest_schema.check_size(content, f"the manifest of {number}")
     write_durably(stage / _MANIFEST, content)
-    for folder in (stage, *(path for path in stage.rglob("*") if path.is_dir())):
+    with os.scandir(stage) as entries:  # asks for no file's status: there may be thousands
+        folders = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for folder in (stage, *folders):
         sync_folder(folder)
     final = stage.with_name(str(number))
     old = stage.with_name(f"{number}.replaced")
@@ -118,7 +119,8 @@ def write_checkpoint(
     snapshot: parts.Snapshot,
     head: Mapping[str, Any],
     is_abandoned: Callable[[], bool],
-    wait_for_parts: Callable[[], Sequence[str]] = tuple,
+    wait_for_parts: Callable[[], Sequence[parts.PartFile]],
+    index: PieceIndex,
 ) -> None:
     """Write a checkpoint, replacing one of its number; if that fails, nothing is left of it.
 
@@ -127,11 +129,13 @@ def write_checkpoint(
         snapshot: of the main process.
         head: the other arguments of `manifest.build_manifest`.
         is_abandoned: returns whether nothing waits for this save any more; it then raises.
-        wait_for_parts: returns the checksums of the parts that other processes write in `stage`.
+        wait_for_parts: returns the part files that other processes write in `stage`.
+        index: of the run: where pieces lay in its last checkpoint.
 
     Raises:
         NotADirectoryError: a link is in the place of the checkpoint, or of what is left of one.
         OSError: it cannot be written.
+        RuntimeError: the parts do not make up whole arrays.
     """
     directory, epoch = stage.parent, snapshot.epoch
     recover_replaced(directory)
@@ -146,15 +150,15 @@ def write_checkpoint(
         file.parent.mkdir(exist_ok=True)
         written = snapshot.write(file)
         others = wait_for_parts()
-        manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=others)
-        leaves = [*chain.from_iterable(written.leaves.values())]
-        files = {
-            parts.get_arrays_file(stage, process).name: parts.read_part_leaves(
-                stage, process, manifest, leaves
-            )
-            for process in range(len(others) + 1)
-        }
-        write_orbax_index(file.parent, files)
+        checksums, layouts = [x.checksum for x in others], [x.layout for x in others]
+        manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=checksums)
+        places = index.update(
+            [manifests.compute_layout(written.leaves), *layouts],
+            lambda: parts.read_all_leaves(stage, manifest, written.leaves),
+        )
+        manifest["holders"] = places.holders
+        for name, content in places.orbax_files.items():
+            write_durably(file.parent / name, content)
         if is_abandoned():
             raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
         with explain_disk_full(None, stage):

@@ -16,7 +16,7 @@ import xxhash
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema
-from trainer.checkpoints.parts import LONGEST_REASON, get_failed_file, get_part_file
+from trainer.checkpoints.parts import LONGEST_REASON, PartFile, get_failed_file, get_part_file
 from trainer.host.processes import draw_shared_name
 from trainer.host.safe_open import read_bytes
 
@@ -52,7 +52,7 @@ class Staging:
         """Wait for other processes for a few seconds at most: they may have ended."""
         self._ends = time.monotonic() + _PATIENCE
 
-    def wait_for_parts(self, stage: Path, processes: int) -> list[str]:
+    def wait_for_parts(self, stage: Path, processes: int) -> list[PartFile]:
         """Wait until all other processes have written their parts of a checkpoint.
 
         Args:
@@ -60,17 +60,17 @@ class Staging:
             processes: how many there are.
 
         Returns:
-            The checksum of each part file: of process 1, 2, ...
+            The part file of process 1, 2, ...
 
         Raises:
             RuntimeError: a process could not write its part; the message has its reason.
             TimeoutError: a part is missing after the time limit.
         """
-        found: dict[int, str] = {}
+        found: dict[int, PartFile] = {}
         missing = [*range(1, processes)]
         began, pause = time.monotonic(), 0.001
         while True:
-            found |= _read_checksums(stage, missing)
+            found |= _read_part_files(stage, missing)
             missing = [process for process in missing if process not in found]
             if not missing:
                 return [found[process] for process in range(1, processes)]
@@ -85,16 +85,16 @@ class Staging:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _read_checksums(stage: Path, missing: Sequence[int]) -> dict[int, str]:
-    """Return the checksums of the part files that are there, of the processes that were missing."""
+def _read_part_files(stage: Path, missing: Sequence[int]) -> dict[int, PartFile]:
+    """Return the part files that are there, of the processes that were missing."""
     names = set(os.listdir(stage))
     found = {}
     for process in missing:
         part, failed = get_part_file(stage, process), get_failed_file(stage, process)
         if part.name in names:
             content = read_bytes(part, most=manifest_schema.MOST_BYTES)
-            manifests.check_content(content)
-            found[process] = xxhash.xxh3_64_hexdigest(content)
+            layout = manifests.read_layout(content)
+            found[process] = PartFile(xxhash.xxh3_64_hexdigest(content), layout)
         elif failed.name in names:
             reason = read_bytes(failed, most=4 * LONGEST_REASON).decode("utf-8", "replace")
             raise RuntimeError(f"process {process} could not write its part: {reason}")

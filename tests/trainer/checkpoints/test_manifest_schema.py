@@ -33,6 +33,8 @@ def whole(**changes):
 def test_everything_that_can_be_saved_is_allowed():
     manifest_schema.check_manifest(whole())
     manifest_schema.check_manifest(whole(config=None, more="fields are for later versions"))
+    rows = [{"grid": [2, 1], "processes": [0, 1], "paths": ["w"]}]
+    manifest_schema.check_manifest(whole(holders=rows))
 
 
 def test_an_older_manifest_may_lack_devices():
@@ -53,6 +55,17 @@ WRONG = {
     "hooks": [None, [], ["a/b"], ["c", "a/b", "d"]],
     "scores": [None, [], {"a": None}, {"a": "much"}, {"a": [1]}, {"a": True}, {"a": 10**400}],
     "config": [[], "a", 1],
+    "holders": [
+        *(3, {}, [3], [{}], [{"grid": [2], "processes": [0, 1]}]),
+        *(
+            [{"grid": [1], "processes": [0], "paths": ["w"], **wrong}]
+            for wrong in (
+                *({"grid": 1}, {"grid": [-1]}, {"grid": [2]}, {"grid": [2**62, 2**62]}),
+                *({"grid": [1] * 65}, {"grid": ["1"]}, {"processes": [-1]}, {"processes": [None]}),
+                *({"processes": {}}, {"paths": "w"}, {"paths": [1]}, {"more": 1}),
+            )
+        ),
+    ],
     "leaves": [None, [], {}, {"": None}, {"": [1]}, {"": [{}]}, {"": [], "other": []}],
 }
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from trainer.checkpoints import Checkpoints
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
-from trainer.checkpoints.arrays.orbax_index import _EXTENSIONS, write_orbax_index
+from trainer.checkpoints.arrays.orbax_index import _EXTENSIONS, build_orbax_index
 from trainer.state import TrainState
 
 
@@ -68,6 +68,11 @@ def assert_same(got, wanted):
     assert np.asarray(got).tobytes() == wanted.tobytes()
 
 
+def write_index(folder, written):
+    for name, content in build_orbax_index(written).items():
+        (folder / name).write_bytes(content)
+
+
 def restore_standard(folder):
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder)
@@ -117,7 +122,7 @@ def test_every_dtype_that_is_written_by_name_is_read(tmp_path):
     ]
     content = b"".join(data[x].tobytes().ljust(64, b"\0") for x in names)
     (tmp_path / "process_0").write_bytes(content)
-    write_orbax_index(tmp_path, {"process_0": leaves})
+    write_index(tmp_path, {"process_0": leaves})
     found = restore_standard(tmp_path)
     for name in names:
         assert_same(found[name], data[name])
@@ -156,7 +161,7 @@ def write_split(folder, boxes):
     written["process_0"].append(Leaf("n", "uint8", (2,), 1, (Piece(0),)))
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    write_orbax_index(folder, written)
+    write_index(folder, written)
     return restore_standard(folder)
 
 

@@ -1,5 +1,6 @@
 """Parts of a checkpoint, written here by one process in the name of several."""
 
+import functools
 import threading
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 from trainer.checkpoints import manifest, parts, publishing, staging
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
+from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
+from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.checkpoints.arrays.rebuild import assemble
 from trainer.checkpoints.piece_reader import read_blocks
 
@@ -39,15 +42,17 @@ def as_process(monkeypatch):
     return lambda number: monkeypatch.setattr(jax, "process_index", lambda: number)
 
 
-def save(directory, grid, as_process):
-    """Save a checkpoint of two processes, one after the other."""
+def save(directory, grid, as_process, index=None):
+    """Save a checkpoint of several processes, one after the other."""
     made = staging.Staging(directory, 10.0)
     stage = made.choose_stage(7)
-    as_process(1)
-    parts.write_part(stage, make_snapshot(grid[1]), lambda: False)
+    for process, rows in enumerate(grid[1:], 1):
+        as_process(process)
+        parts.write_part(stage, make_snapshot(rows), lambda: False)
     as_process(0)
+    wait = functools.partial(made.wait_for_parts, stage, len(grid))
     publishing.write_checkpoint(
-        stage, make_snapshot(grid[0]), HEAD, lambda: False, lambda: made.wait_for_parts(stage, 2)
+        stage, make_snapshot(grid[0]), HEAD, lambda: False, wait, index or PieceIndex()
     )
     return directory / "7"
 
@@ -80,6 +85,60 @@ def test_a_process_reads_its_own_part_alone(tmp_path, as_process):
     assert np.array_equal(mine, WHOLE[3:])
     with pytest.raises(DamagedCheckpoint, match="arrays/process_0 is missing"):
         read(tmp_path, ((2, 6), (0, 10)))
+
+
+def test_a_process_opens_the_parts_that_hold_what_it_needs_and_no_others(tmp_path, as_process):
+    rows = [[(n, n + 1)] for n in range(6)]
+    checkpoint = save(tmp_path, rows, as_process)
+    for other in (0, 1, 2, 5):
+        (checkpoint / f"arrays/process_{other}").unlink()
+        (checkpoint / f"part_{other}.json").unlink(missing_ok=True)
+    as_process(1)
+    (box,) = read(tmp_path, ((3, 5), (2, 9)))
+    assert np.array_equal(box, WHOLE[3:5, 2:9])
+
+
+def test_a_wrong_hint_at_holders_misleads_nobody(tmp_path, as_process):
+    checkpoint = save(tmp_path, GRIDS["rows"], as_process)
+    saved = publishing.read_manifest(tmp_path, 7)
+    assert saved["holders"] == [{"grid": [2, 1], "processes": [0, 1], "paths": ["w"]}]
+    wrong = [
+        *([{"grid": [2, 1], "processes": [1, 9], "paths": ["w", "n", "not there"]}], []),
+        [{"grid": [7], "processes": [0] * 7, "paths": ["w"]}],
+    ]
+    for holders in wrong:
+        content = manifest.encode_manifest({**saved, "holders": holders})
+        (checkpoint / "manifest.json").write_bytes(content)
+        assert np.array_equal(read(tmp_path, ((0, 6), (0, 10)))[0], WHOLE)
+
+
+def test_parts_are_listed_again_only_where_a_box_changed(tmp_path, as_process, monkeypatch):
+    index, read_parts, reads = PieceIndex(), parts.read_part_leaves, []
+
+    def count(stage, process, *rest):
+        reads.append(process)
+        return read_parts(stage, process, *rest)
+
+    monkeypatch.setattr(parts, "read_part_leaves", count)
+    first = save(tmp_path, GRIDS["rows"], as_process, index)
+    files = {name: (first / "arrays" / name).read_bytes() for name in INDEX_FILES}
+    assert reads == [0, 1]
+    again = save(tmp_path, GRIDS["rows"], as_process, index)
+    assert reads == [0, 1]
+    assert files == {name: (again / "arrays" / name).read_bytes() for name in INDEX_FILES}
+    save(tmp_path, GRIDS["several each"], as_process, index)
+    assert reads == [0, 1, 0, 1]
+    assert publishing.read_manifest(tmp_path, 7)["holders"] == []
+    assert np.array_equal(read(tmp_path, ((0, 6), (0, 10)))[0], WHOLE)
+
+
+@pytest.mark.parametrize(
+    "grid", [[[(0, 3)], [(4, 6)]], [[(0, 3)], [(2, 6)]]], ids=["a row lacks", "a row twice"]
+)
+def test_parts_that_do_not_make_up_whole_arrays_are_not_published(tmp_path, as_process, grid):
+    with pytest.raises(RuntimeError, match="did not write every element of w once"):
+        save(tmp_path, grid, as_process)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_part_of_another_save_is_damage(tmp_path, as_process):
@@ -123,6 +182,7 @@ def test_a_part_that_does_not_come_ends_the_save_and_names_the_process(tmp_path,
             HEAD,
             lambda: False,
             lambda: made.wait_for_parts(stage, 3),
+            PieceIndex(),
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -10,16 +10,15 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape
+from trainer.checkpoints.arrays.grids import find_chunk
+from trainer.checkpoints.arrays.leaves import Box, Leaf
 from trainer.checkpoints.arrays.ocdbt import MANIFEST, NODES, Place, build_index
-from trainer.host.atomic_files import write_durably
 
 METADATA = "_METADATA"
 """The file with the tree that the arrays make up."""
@@ -30,25 +29,17 @@ _DICT = 2
 """How Orbax calls the key of a dictionary."""
 
 
-def write_orbax_index(folder: Path, written: Mapping[str, Iterable[Leaf]]) -> None:
-    """Write, durably, the files with which plain Orbax restores the arrays of a checkpoint.
+def build_orbax_index(written: Mapping[str, Iterable[Leaf]]) -> dict[str, bytes]:
+    """Build the files with which plain Orbax restores the arrays of a checkpoint.
 
     Keys are restored as their data, scalars of Python and numpy are left out, as are text, times,
     arrays whose pieces make up no regular grid, and paths with characters that do not print.
 
     Args:
-        folder: with the files of bytes.
-        written: name of each of these files to the leaves with the pieces in it.
+        written: name of each file of bytes to the leaves with the pieces in it.
 
-    Raises:
-        OSError: they cannot be written.
-    """
-    for name, content in build_orbax_index(written).items():
-        write_durably(folder / name, content)
-
-
-def build_orbax_index(written: Mapping[str, Iterable[Leaf]]) -> dict[str, bytes]:
-    """Build the files of the index: name to content, which depends on no value of an array.
+    Returns:
+        Name to content, for the folder of these files; it depends on no value of an array.
 
     >>> leaf = Leaf("params/w", "float32", (2, 3), 4, ())
     >>> sorted(build_orbax_index({"process_0": [leaf]}))
@@ -68,7 +59,7 @@ def build_orbax_index(written: Mapping[str, Iterable[Leaf]]) -> dict[str, bytes]
     rows: dict[str, Any] = {}
     for path, keys in _split_paths(leaves).items():
         shape, boxes = leaves[path].shape or (), places[path]
-        dtype, chunk = _to_zarr_dtype(leaves[path].type), _find_chunk(shape, list(boxes))
+        dtype, chunk = _to_zarr_dtype(leaves[path].type), find_chunk(shape, list(boxes))
         if dtype is None or chunk is None:
             continue
         name = ".".join(keys)
@@ -141,26 +132,6 @@ _EXTENSIONS = (
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
 )
 """The dtypes that numpy lacks and TensorStore's zarr driver reads by name."""
-
-
-def _find_chunk(shape: tuple[int, ...], boxes: Sequence[Box]) -> tuple[int, ...] | None:
-    """Return the shape of the boxes if they are all cells of a grid over an array, else None.
-
-    >>> _find_chunk((4, 6), [((0, 2), (0, 6)), ((2, 4), (0, 6))])
-    (2, 6)
-    >>> _find_chunk((3,), [((0, 2),), ((2, 3),)])
-    """
-    if not math.prod(shape):
-        return tuple(max(size, 1) for size in shape)
-    if not boxes:
-        return None
-    chunk = get_box_shape(shape, boxes[0])
-    regular = all(
-        start % size == 0 and stop - start == size
-        for box in boxes
-        for (start, stop), size in zip(box, chunk, strict=True)
-    )
-    return chunk if regular and len(boxes) * math.prod(chunk) == math.prod(shape) else None
 
 
 def _encode_zarray(shape: tuple[int, ...], chunk: tuple[int, ...], dtype: str) -> bytes:
