@@ -127,7 +127,8 @@ def stop_on_nan() -> Hook:
     """
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
-        wrong = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        measured = (name for name in metrics if not name.startswith("time/"))
+        wrong = sorted(name for name in measured if not math.isfinite(metrics[name]))
         if not wrong:
             return state
         steps = read_step_count(state)

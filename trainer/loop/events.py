@@ -70,7 +70,12 @@ class HookRunner:
         """
         with span("event", event):
             self.latest = state, metrics
-            if event != "error" and self._together is None:
+            if self._together is not None:
+                self._together.begin(event, metrics)
+                if event == "epoch":
+                    with self._together.holding_failure(), failing_alone():
+                        self._check_background(event, state)
+            elif event != "error":
                 self._check_background(event, state)
             answers: dict[Gate, bool] = {}
             turn = _Turn(event, answers, ChainMap({}, answers))
@@ -90,8 +95,9 @@ class HookRunner:
     ) -> tuple[TrainState, Metrics]:
         """Run hooks on several processes: all together, but observers on the main process.
 
-        Before the saves all agree on why the run may end, and whether an observer failed. The main
-        process decides which saves are due: their conditions may read its clock.
+        Before the saves all agree on why the run may end, on the times of the epoch, and whether an
+        observer, or work in the background, failed. The main process decides which saves are due:
+        their conditions may read its clock.
         """
         together = self._together
         assert together is not None
@@ -101,11 +107,12 @@ class HookRunner:
         due: set[int] | None = None
 
         def settle() -> set[int]:
+            nonlocal metrics
             where = f"{turn.event!r} of {format_epoch(state, turn.event)}"
             own = StopReasons(state.stop, self.interrupt is not None, self.received.number)
             seen = metrics.without(self._observed)
             due = together.settle(where, own, saves, state, seen, answers, self._flush_alone)
-            turn.flushed = bool(due)
+            turn.flushed, metrics = bool(due), together.share_times(metrics)
             return {id(hook) for hook in due}
 
         for hook in hooks:
@@ -138,6 +145,8 @@ class HookRunner:
         started = time.perf_counter()
         observing = hook.stage == "observe"
         seen = metrics if observing else metrics.without(self._observed)
+        if self._together is not None and not observing:
+            seen = self._together.delay_times(seen)
         asked = turn.observer_answers if observing else turn.answers
         try:
             shown, guard = state, turn.guard
@@ -192,17 +201,6 @@ class HookRunner:
         if self._together is not None:
             return self._together.reasons
         return StopReasons(state.stop, self.interrupt is not None, self.received.number)
-
-    def find_failure(self, state: TrainState) -> Exception | None:
-        """Return a failure in the background; on one process it is raised at the next event."""
-        if self._together is None:
-            return None
-        try:
-            with failing_alone():
-                self._check_background("epoch", state)
-        except Exception as error:
-            return error
-        return None
 
     def _check_background(self, event: str, state: TrainState) -> None:
         """Raise an error that occurred in the background since the last event."""

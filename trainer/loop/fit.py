@@ -254,7 +254,7 @@ def _run_epoch(
             epoch = _count(state.epoch, number)  # before the wait, while the device computes
         if run.events.order[phase.name]:
             state, _ = run.events.run(phase.name, state, reader.read(output))
-    metrics = reader.read_all(output, run.events.pop_hook_times(), run.events.find_failure(state))
+    metrics = reader.read_all(output, run.events.pop_hook_times())
     return (*run.events.run("epoch", state.replace(epoch=epoch), metrics), reader.taken)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
+import numpy as np
+
 from trainer.hook import Gate, Hook
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.exchange import FailedElsewhereError
@@ -26,8 +28,10 @@ Answers = MutableMapping[Gate, bool]
 class Lockstep:
     """What the processes of a run agree on, event by event.
 
-    A failed observer is kept until the next exchange, which ends all processes with its reason:
-    raised at once, it would leave the others waiting.
+    An epoch takes one exchange: why the run may end, which saves are due, and the times of the main
+    process. A control hook that reads a time before takes another. A failed observer is kept until
+    the next exchange, which ends all processes with its reason: raised at once, it would leave the
+    others waiting.
     """
 
     def __init__(self) -> None:
@@ -35,6 +39,30 @@ class Lockstep:
         """Why the run may end, agreed by all at the last event."""
         self._is_main = is_main_process()
         self._failure: Exception | None = None
+        self._times: dict[str, float] = {}
+        """Of this process, until those of the main process are known here."""
+        self._shared: dict[str, float] = {}
+        """Times of the main process."""
+
+    def begin(self, event: str, metrics: Metrics) -> None:
+        """Begin an event; at `epoch` the metrics have times, which differ between processes."""
+        times = [name for name in metrics if name.startswith("time/")] if event == "epoch" else []
+        self._times, self._shared = {name: metrics[name] for name in times}, {}
+
+    def delay_times(self, metrics: Metrics) -> Metrics:
+        """Return metrics for a hook that runs on all processes: reading a time shares them."""
+        return metrics.with_late(self._times, self._read_times) if self._times else metrics
+
+    def share_times(self, metrics: Metrics) -> Metrics:
+        """Return metrics with the times of the main process, once they are shared."""
+        return metrics.with_scores(self._shared) if self._shared else metrics
+
+    def _read_times(self) -> dict[str, float]:
+        if not self._shared:
+            what = "times of an epoch, which a control hook reads (on all processes or on none)"
+            sent = exchange_numbers(what, [*self._times.values()], self._pop_failure())
+            self._shared = dict(zip(self._times, sent[0].tolist(), strict=True))
+        return self._shared
 
     def prepare_view(
         self, hook: Hook, state: TrainState, metrics: Metrics, answers: Answers
@@ -71,7 +99,7 @@ class Lockstep:
     ) -> list[Hook]:
         """Agree why the run may end, and return the saves that the main process finds due.
 
-        Where one is, records are durable afterwards.
+        Where one is, records are durable afterwards. Times are shared, too.
 
         Raises:
             FailedElsewhereError: an observer failed on the main process, or a process is elsewhere.
@@ -86,9 +114,12 @@ class Lockstep:
                         due[place] = hook.is_due(view.state, view.metrics, answers)
                 if any(due):
                     flush()
-        found = exchange_numbers(where, [*own, *due], self._pop_failure())
-        self.reasons = combine_reasons(found[:, :3])
-        chosen = [hook for hook, is_due in zip(saves, found[0, 3:], strict=True) if is_due]
+        sent = [*own, *due, *self._times.values()]
+        found = exchange_numbers(where, sent, self._pop_failure())
+        reasons, dues, times = np.split(found, [len(own), len(own) + len(due)], axis=1)
+        self.reasons = combine_reasons(reasons)
+        self._shared, self._times = dict(zip(self._times, times[0].tolist(), strict=True)), {}
+        chosen = [hook for hook, is_due in zip(saves, dues[0], strict=True) if is_due]
         if chosen and not self._is_main:  # here only hooks of the user have records
             flush()
         return chosen

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from trainer.host.exception_notes import annotate_errors
-from trainer.host.processes import from_main_process
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import PendingMetrics
 from trainer.state import PyTree, check_step_limit
@@ -48,17 +47,12 @@ class MetricReader:
         check_step_limit(self._steps, self.taken)
         return self._make(output)
 
-    def read_all(
-        self, output: PyTree, hook_times: dict[str, float], failure: Exception | None = None
-    ) -> Metrics:
-        """Return the metrics of the epoch, with times, which are those of the main process.
-
-        A failure of one process, which it found before the hooks of the epoch, ends all of them.
-        """
+    def read_all(self, output: PyTree, hook_times: dict[str, float]) -> Metrics:
+        """Return the metrics of the epoch, with the times of this process."""
         self.read(output)
         seconds = time.perf_counter() - self._started
         times = {"time/epoch_seconds": seconds, "time/steps_per_second": self.taken / seconds}
-        self._values |= from_main_process(times | hook_times, failure)
+        self._values |= times | hook_times
         return self._make(output)
 
     def _make(self, output: Any) -> Metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -23,30 +23,34 @@ class Metrics(Mapping[str, float]):
         steps: traces `[steps]` of the epoch by name, one value per step.
         output: of the phase before this event, such as the experience of a rollout.
         epochs: the total number of epochs of the run, to show progress.
+        late: reads the values that are None, once one of them is needed.
 
     >>> metrics = Metrics({"train/loss": 0.5})
     >>> metrics["train/loss"], dict(metrics.with_scores({"val/loss": 0.7}))
     (0.5, {'train/loss': 0.5, 'val/loss': 0.7})
     """
 
-    __slots__ = ("_values", "epochs", "output", "steps")
+    __slots__ = ("_late", "_values", "epochs", "output", "steps")
 
     def __init__(
         self,
-        values: Mapping[str, float] | None = None,
+        values: Mapping[str, Any] | None = None,
         *,
         steps: Mapping[str, np.ndarray] | None = None,
         output: PyTree = None,
         epochs: int | None = None,
+        late: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         object.__setattr__(self, "_values", dict(values or {}))
+        object.__setattr__(self, "_late", late)
         if not isinstance(steps, MappingProxyType):
             steps = MappingProxyType(dict(steps or {}))
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "output", output)
         object.__setattr__(self, "epochs", epochs)
 
-    _values: dict[str, float]
+    _values: dict[str, Any]
+    _late: Callable[[], Mapping[str, float]] | None
     steps: Mapping[str, np.ndarray]
     output: PyTree
     epochs: int | None
@@ -63,12 +67,13 @@ class Metrics(Mapping[str, float]):
     def __getattr__(self, name: str) -> NoReturn:
         if name in ("update", "pop", "setdefault"):
             raise AttributeError(f"metrics are frozen, {name} too; see state.replace(scores=...)")
-        remedy = suggest_name(name, () if name == "_values" else self._values)
+        remedy = suggest_name(name, () if name.startswith("_") else self._values)
         raise AttributeError(f"metrics are read by name, metrics[{name!r}].{remedy}")
 
     def __getitem__(self, key: str) -> float:
         try:
-            return self._values[key]
+            value = self._values[key]
+            return self.as_dict()[key] if value is None else value
         except KeyError:
             known = sorted(self._values, key=lambda name: (name.startswith("time/"), name))
             raise KeyError(f"no metric {key!r}{suggest_and_list(key, known)}") from None
@@ -86,24 +91,42 @@ class Metrics(Mapping[str, float]):
         return f"Metrics({self._values})"
 
     def as_dict(self) -> dict[str, float]:
-        """Copy the values to a plain dict, faster than by iteration."""
+        """Copy the values to a plain dict, faster than by iteration; late ones are read."""
+        if self._late is not None:
+            read = self._late()
+            values = {n: read[n] if value is None else value for n, value in self._values.items()}
+            object.__setattr__(self, "_values", values)
+            object.__setattr__(self, "_late", None)
         return dict(self._values)
 
     def with_scores(self, scores: Mapping[str, float]) -> Metrics:
         """Return metrics with scores merged in, as later hooks see them."""
-        values = {**self._values, **scores}
-        return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
+        return self._replace({**self._values, **scores})
 
     def with_output(self, output: PyTree) -> Metrics:
         """Return metrics with another output of the phase before."""
-        return Metrics(self._values, steps=self.steps, output=output, epochs=self.epochs)
+        return self._replace(self._values, output=output)
+
+    def with_late(self, names: Collection[str], read: Callable[[], Mapping[str, float]]) -> Metrics:
+        """Return metrics in which some values are those of `read()`, called when one is needed.
+
+        >>> metrics = Metrics({"loss": 0.5, "time": 1.0}).with_late(["time"], lambda: {"time": 2.0})
+        >>> metrics
+        Metrics({'loss': 0.5, 'time': None})
+        >>> metrics["time"]
+        2.0
+        """
+        return self._replace({**self._values, **dict.fromkeys(names)}, late=read)
 
     def without(self, names: Collection[str]) -> Metrics:
         """Return metrics without some values; the same object if it has none of them."""
         if self._values.keys().isdisjoint(names):
             return self
-        values = {name: value for name, value in self._values.items() if name not in names}
-        return Metrics(values, steps=self.steps, output=self.output, epochs=self.epochs)
+        return self._replace({n: value for n, value in self._values.items() if n not in names})
+
+    def _replace(self, values: Mapping[str, Any], **others: Any) -> Metrics:
+        kept = {name: getattr(self, name) for name in ("steps", "output", "epochs")}
+        return Metrics(values, **{**kept, "late": self._late, **others})
 
 
 class Members(float):

@@ -142,3 +142,28 @@ def test_a_sum_of_64_bits_is_packed_and_unpacked_bit_for_bit():
     assert found["sum"].dtype == np.float64
     assert float(found["sum"]) == pytest.approx(4115, rel=1e-12)
     assert int(found["count"]) == -(2**40) - 1
+
+
+def test_late_values_are_read_once_and_only_when_needed():
+    asked = []
+
+    def read():
+        asked.append(True)
+        return {"time/a": 2.0, "time/b": 3.0}
+
+    late = Metrics({"loss": 0.5, "time/a": 0.0, "time/b": 0.0}, epochs=3).with_late(
+        ["time/a", "time/b"], read
+    )
+    derived = late.with_scores({"time/b": 9.0, "score": 1.0}).without(["loss"])
+    assert late["loss"] == 0.5
+    assert "time/a" in late
+    assert [*derived] == ["time/a", "time/b", "score"]
+    assert len(derived) == derived.epochs == 3
+    assert derived["time/b"] == 9.0
+    assert "None" in repr(derived)
+    assert not asked
+    assert (late["time/a"], late["time/b"], dict(late)["time/a"]) == (2.0, 3.0, 2.0)
+    assert asked == [True]
+    assert derived.as_dict() == {"time/a": 2.0, "time/b": 9.0, "score": 1.0}
+    with pytest.raises(KeyError, match="no metric 'time/c'"):
+        late["time/c"]
