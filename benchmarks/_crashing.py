@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from _bucket_server import Bucket
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hooks
 import models
 import trainer
 from trainer import data, losses
+from trainer.checkpoints.storage.run_paths import RunPath, list_names
 
 EPOCHS = 30
 STEPS = 9
@@ -29,7 +31,7 @@ FINAL = "final.txt"
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # or it reports each hidden point
 
 
-def run(directory: str, fatal: tuple[str, int] | None = None) -> None:
+def run(directory: str, fatal: tuple[str, int] | None = None, bucket: Bucket | None = None) -> None:
     """Train to the end, or on from where a run in this directory was, and leave its fingerprint.
 
     Evaluation, averages, early stopping, a hook that acts once and one in the background: all that
@@ -38,7 +40,10 @@ def run(directory: str, fatal: tuple[str, int] | None = None) -> None:
     Args:
         directory: where all of it goes.
         fatal: place in an event, of `PLACES`, and epoch at which the process kills itself.
+        bucket: where the checkpoints go instead, under the name of the directory.
     """
+    if bucket is not None:
+        os.environ.update(bucket.environment)
     logging.getLogger("entracte").setLevel(logging.ERROR)
     before, after = suicide(*fatal) if fatal else ((), ())
     whole, val = data.digits(batch_size=64)
@@ -50,7 +55,15 @@ def run(directory: str, fatal: tuple[str, int] | None = None) -> None:
         task.init(jax.random.key(0), stream.example),
         trainer.training(task.step, stream),
         epochs=EPOCHS,
-        hooks=[before, chain(Path(directory), trainer.evaluation(task.measure, val)), after],
+        hooks=[
+            before,
+            chain(
+                Path(directory),
+                trainer.evaluation(task.measure, val),
+                find_run(Path(directory), bucket),
+            ),
+            after,
+        ],
     )
     partial = Path(directory, FINAL + ".tmp")
     partial.write_text(trainer.fingerprint(state))
@@ -71,8 +84,13 @@ class _Passes:
             yield {name: array[places] for name, array in self.arrays.items()}
 
 
-def chain(directory: Path, phase: trainer.Phase) -> Any:
-    """Return hooks of every kind, all writing below the directory."""
+def find_run(directory: Path, bucket: Bucket | None) -> RunPath:
+    """Return where the checkpoints of a run go."""
+    return directory if bucket is None else bucket.path(directory.name)
+
+
+def chain(directory: Path, phase: trainer.Phase, checkpoints: RunPath) -> Any:
+    """Return hooks of every kind, all writing below the directory, and checkpoints as given."""
 
     def halve_rate(state, metrics):
         rate = optax.tree.get(state.opt_state, "learning_rate")
@@ -92,7 +110,7 @@ def chain(directory: Path, phase: trainer.Phase) -> Any:
         hooks.log_metrics(
             hooks.JsonLines(directory / "metrics.jsonl"), hooks.TensorBoard(directory / "board")
         ),
-        hooks.save_checkpoints(directory, keep=2, best="val/loss", max_cost=None),
+        hooks.save_checkpoints(checkpoints, keep=2, best="val/loss", max_cost=None),
     )
 
 
@@ -177,9 +195,9 @@ def nursery() -> Any:
     return context
 
 
-def started(context: Any, directory: Path, fatal: tuple[str, int] | None = None) -> Any:
+def started(context: Any, directory: Path, bucket: Bucket | None = None) -> Any:
     """Start a process that runs in this directory."""
-    process = context.Process(target=run, args=(str(directory), fatal))
+    process = context.Process(target=run, args=(str(directory), None, bucket))
     process.start()
     return process
 
@@ -195,7 +213,7 @@ def completed(process: Any, limit: float) -> bool:
 
 def await_chain(process: Any, directory: Path) -> None:
     """Wait until a run has made its hooks: libraries are imported, and compiling is next."""
-    while process.is_alive() and not (directory / "checkpoints").exists():
+    while process.is_alive() and not (directory / "board").exists():
         time.sleep(0.0005)
 
 
@@ -206,25 +224,30 @@ def kill_after(process: Any, directory: Path, seconds: float) -> bool:
     return _kill(process)
 
 
-def kill_in_save(process: Any, directory: Path, epoch: int, seconds: float) -> bool:
+def kill_in_save(process: Any, run: RunPath, epoch: int, seconds: float) -> bool:
     """Kill a process some time after it began to save an epoch, or a later one."""
-    while process.is_alive() and newest(directory, begun=True) < epoch:
+    while process.is_alive() and newest(run, begun=True) < epoch:
         time.sleep(0.0002)
     time.sleep(seconds)
     return _kill(process)
 
 
-def newest(directory: Path, *, begun: bool = False) -> int:
+def newest(run: RunPath, *, begun: bool = False) -> int:
     """Return the epoch of the newest checkpoint; 0 if there is none.
 
     Args:
-        directory: of the run.
+        run: where its checkpoints are.
         begun: let those count that are being written.
     """
-    names = (path.name for path in (directory / "checkpoints").glob("*"))
+    names = _list(run / "checkpoints")
     if begun:
-        names = (name.split(".")[0] if name.endswith(".staged") else name for name in names)
+        staged = names if isinstance(run, Path) else _list(run / "data")
+        names |= {name.split(".")[0] for name in staged if not name.endswith(".replaced")}
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def _list(folder: RunPath) -> set[str]:
+    return set() if isinstance(folder, Path) and not folder.exists() else list_names(folder)
 
 
 def _kill(process: Any) -> bool:

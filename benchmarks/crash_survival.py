@@ -8,6 +8,7 @@ libraries and not initialised JAX, so that more of their life is training. Exits
 differs.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -20,6 +21,11 @@ from typing import NamedTuple
 import _crashing
 import _measuring
 import numpy as np
+from _bucket_server import bucket_server
+
+from trainer.checkpoints import publishing
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.run_paths import list_names, remove_tree
 
 LIMIT = 300
 """Seconds after which a process is taken to hang."""
@@ -40,23 +46,24 @@ class Trial(NamedTuple):
     """Of the run that went on."""
 
 
-def trial(context, directory, wanted, seconds, random):
+def trial(context, directory, bucket, wanted, seconds, random):
     """Kill a run once, within `seconds` of making its hooks or in a save, and resume it."""
-    in_save = random.random() < 0.5
+    in_save, run = random.random() < 0.5, _crashing.find_run(directory, bucket)
     killed = False
     while not killed:  # one that had ended before is no trial
         shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(run)
         directory.mkdir()
-        process = _crashing.started(context, directory)
+        process = _crashing.started(context, directory, bucket)
         if in_save:
             epoch = int(random.integers(1, _crashing.EPOCHS + 1))
             wait = random.uniform(0, SAVING)
-            killed = _crashing.kill_in_save(process, directory, epoch, wait)
+            killed = _crashing.kill_in_save(process, run, epoch, wait)
         else:
             killed = _crashing.kill_after(process, directory, random.uniform(0, seconds))
-    where = at(directory)
+    where = at(directory, run)
     began = time.perf_counter()
-    survived = _crashing.completed(_crashing.started(context, directory), LIMIT)
+    survived = _crashing.completed(_crashing.started(context, directory, bucket), LIMIT)
     seconds = time.perf_counter() - began
     if not survived:
         return Trial(where, False, False, 0, 0, seconds)
@@ -65,12 +72,16 @@ def trial(context, directory, wanted, seconds, random):
     return Trial(where, True, got.fingerprint == wanted.fingerprint, lost, doubled, seconds)
 
 
-def at(directory):
+def at(directory, run):
     """Say where in its life a run was killed, by what lies there."""
-    names = [path.name for path in (directory / "checkpoints").iterdir()]
-    if any(name.endswith((".staged", ".replaced", ".removed")) for name in names):
+    published = publishing.list_epochs(run / "checkpoints")
+    if isinstance(run, BucketPath):
+        in_save = len(list_names(run / "data")) > len(published)
+    else:
+        in_save = any("." in path.name for path in (run / "checkpoints").iterdir())
+    if in_save:
         return "in a save"
-    if any(map(str.isdigit, names)):
+    if published:
         return "between saves"
     lines = directory / "metrics.jsonl"
     recorded = lines.exists() and lines.stat().st_size
@@ -81,19 +92,24 @@ def main():
     parser = _measuring.arguments(__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="at random where it is not given")
+    parser.add_argument("--bucket", action="store_true", help="keep checkpoints on a server of S3")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     kills = 2 if options.quick else options.kills
     seed = options.seed if options.seed is not None else int(time.time())
     _measuring.CONSOLE.print(f"{kills} kills, --seed {seed}")
     context = _crashing.nursery()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        bucket = None
+        if options.bucket:
+            bucket = stack.enter_context(bucket_server())
+            os.environ.update(bucket.environment)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(folder, "cache"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         for name in ("first", "whole"):  # the first fills the cache
             directory = Path(folder, name)
             directory.mkdir()
-            process = _crashing.started(context, directory)
+            process = _crashing.started(context, directory, bucket)
             _crashing.await_chain(process, directory)
             began = time.perf_counter()
             assert _crashing.completed(process, LIMIT)
@@ -103,7 +119,7 @@ def main():
 
         def one(number):
             random = np.random.default_rng((seed, number))
-            return trial(context, Path(folder, str(number)), wanted, seconds, random)
+            return trial(context, Path(folder, str(number)), bucket, wanted, seconds, random)
 
         with ThreadPoolExecutor(options.jobs) as pool:
             trials = list(pool.map(one, range(kills)))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain, chain
 from trainer import Checkpoints, Hook, TrainState
-from trainer.checkpoints.directory_lock import DirectoryLock, lock_directory
 from trainer.checkpoints.manifest import has_same_software
 from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.resume_warnings import (
@@ -20,9 +18,11 @@ from trainer.checkpoints.resume_warnings import (
     merge_saved_settings,
 )
 from trainer.checkpoints.saved_config import normalize_config
+from trainer.checkpoints.storage.run_lock import RunLock, lock_run
+from trainer.checkpoints.storage.run_paths import remove_tree
+from trainer.checkpoints.storage.shared_directory import check_shared
 from trainer.hook import SKIP, Gate, RestoredState, RunSettings
 from trainer.host.processes import draw_shared_name, fail_together, is_main_process
-from trainer.host.shared_directory import check_shared
 from trainer.loop.run_description import read_hyperparams
 
 log = logging.getLogger("entracte")
@@ -74,7 +74,7 @@ def save_checkpoints(
     checkpoints = Checkpoints(directory, keep=keep, best=best, mode=mode, time_limit=time_limit)
     began = time.monotonic()
     saved_epoch: int | None = None
-    lock: DirectoryLock | None = None
+    lock: RunLock | None = None
     to_compare: RunSettings = {}
     recorded: RunSettings = {}
 
@@ -99,7 +99,7 @@ def save_checkpoints(
     def restore(template: TrainState) -> RestoredState | None:
         nonlocal began, saved_epoch, lock
         if lock is None or not lock.by_this_thread():  # else error hooks restore once more
-            lock = lock_directory(checkpoints.directory.parent)
+            lock = lock_run(checkpoints.directory.parent)
             check_shared(checkpoints.directory.parent)
             if is_main_process():
                 log.info("checkpoints are in %s", checkpoints.directory)
@@ -130,7 +130,7 @@ def save_checkpoints(
                 trial.save(state, scores=metrics, config=config)
         finally:
             if is_main_process():
-                shutil.rmtree(beside, ignore_errors=True)
+                remove_tree(beside)
         return state
 
     def save(state: TrainState, metrics: Mapping[str, float]) -> TrainState:

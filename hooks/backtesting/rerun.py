@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hooks.backtesting.past_runs import PastEpoch, PastRun, load_past_run
 from hooks.backtesting.past_states import PastStates
 from trainer import Hook, Interrupt, Metrics, TrainState
-from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
+from trainer.checkpoints.storage.directory_lock import DirectoryInUse, find_holder
 from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import SKIP, Gate, Hooks, HookState, flatten_hooks
 from trainer.loop.events import HookRunner

@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from trainer.checkpoints.load import CheckpointPart, read_part_at
 from trainer.checkpoints.poll import make_poller
 from trainer.checkpoints.reading_together import read_together
 from trainer.checkpoints.select import get_checkpoint_folder
-from trainer.checks.paths import to_absolute_path
+from trainer.checkpoints.storage.run_paths import RunPath, to_run_path
 from trainer.hook import SKIP, get_hook_state, set_hook_state
 from trainer.host.escaping import escape_text
 from trainer.host.processes import from_main_process
@@ -58,7 +57,8 @@ def follow_checkpoints(
     The hook state says which checkpoint is loaded: an interrupted run resumes with it bit for bit.
 
     Args:
-        directory: of the run to follow; it need not exist yet, and nothing in it is changed.
+        directory: of the run to follow, or its URL in a bucket; it need not exist yet, and nothing
+            in it is changed.
         carry: names in `state.carry`, or paths in it, of the parts to load if the other run has
             them; this run must have a place for each.
         wait: measure no checkpoint twice: wait for a newer one at each epoch. If none is saved in
@@ -86,7 +86,7 @@ def follow_checkpoints(
         raise ValueError(f"timeout must be positive seconds; got {timeout}")
     if isinstance(carry, str):
         raise ValueError(f"carry must be a sequence of names, such as ({carry!r},)")
-    where = to_absolute_path(directory, NAME)
+    where = to_run_path(directory, NAME)
     poll_newer = make_poller(where)
 
     def poll(loaded: Loaded, state: TrainState) -> CheckpointPart | None:
@@ -175,7 +175,7 @@ def _init(state: TrainState) -> Loaded:
     return {"epoch": -1, "step": 0, "measured": False, "began": 0}
 
 
-def _awaited(loaded: Loaded, where: Path) -> str:
+def _awaited(loaded: Loaded, where: RunPath) -> str:
     epoch = loaded["epoch"]
     kind = "first checkpoint" if epoch < 0 else f"checkpoint newer than that of epoch {epoch}"
     return f"{kind} in {where}"
@@ -213,7 +213,7 @@ def _replace_at(carry: PyTree, path: Sequence[str], tree: PyTree) -> PyTree:
     return {**carry, path[0]: _replace_at(carry[path[0]], path[1:], tree)} if path else tree
 
 
-def _check_first_checkpoint(part: CheckpointPart, where: Path, carry: Sequence[str]) -> None:
+def _check_first_checkpoint(part: CheckpointPart, where: RunPath, carry: Sequence[str]) -> None:
     """Log the first checkpoint; refuse it if it has parts for which this run has no place."""
     asked = tuple(f"carry/{name}/" for name in carry)
     if left := [path for path in part.others if f"{path}/".startswith(asked)]:

@@ -10,7 +10,7 @@ from hooks.combining import Chain, chain
 from hooks.writers.database import require_run
 from trainer import Hook, TrainState
 from trainer.checkpoints import wait_for_saves
-from trainer.checkpoints.select import Stamp, get_checkpoint_folder, read_stamp
+from trainer.checkpoints.select import Stamp, get_local_checkpoint_folder, read_stamp
 from trainer.hook import SKIP, HookState, get_hook_state, set_hook_state
 from trainer.runs import Run
 from trainer.runs.requests import list_requests
@@ -51,7 +51,7 @@ def request_evaluation(run: Run, suite: str) -> Chain:
     """
     require_run("request_evaluation", run)
     name = request_state_name(suite)
-    folder = get_checkpoint_folder(run.directory)
+    folder = get_local_checkpoint_folder(run.directory)
     wanted: list[int] = []  # epochs whose checkpoint, or the next one, is not complete
     abandoned: dict[int, Stamp | None] = {}  # checkpoints beyond the one that is resumed
 

@@ -24,6 +24,7 @@ from hooks.writers.json_lines import JsonLines
 from hooks.writers.values import Histogram, Image, Progress, Text, Value, Video
 from trainer.checkpoints import Checkpoints, DamagedCheckpoint, wait_for_saves
 from trainer.checkpoints.manifest import parse_scores
+from trainer.checkpoints.select import get_local_checkpoint_folder
 from trainer.host.atomic_files import atomic_replace
 from trainer.host.extras import install_command
 from trainer.host.folders import make_folder
@@ -266,7 +267,7 @@ def link_artifacts(run: Path, folder: Path) -> dict[int, dict[str, float]]:
             copy = folder / "checkpoints" / str(epoch)
             try:
                 manifest = checkpoints.manifest(epoch)
-                source = checkpoints.directory / str(epoch)
+                source = get_local_checkpoint_folder(run) / str(epoch)
                 shutil.copytree(source, copy, copy_function=_link, ignore=_list_special_files)
                 scores[epoch] = parse_scores(manifest)
             except (DamagedCheckpoint, OSError, shutil.Error) as error:  # or removed meanwhile

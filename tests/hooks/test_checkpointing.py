@@ -20,7 +20,7 @@ from hooks import testing
 from trainer import Checkpoints, fingerprint
 from trainer.checkpoints import save_worker
 from trainer.checkpoints.arrays import array_storage
-from trainer.checkpoints.directory_lock import DirectoryInUse
+from trainer.checkpoints.storage.directory_lock import DirectoryInUse
 
 
 @pytest.fixture

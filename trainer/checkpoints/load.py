@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +19,8 @@ from trainer.checkpoints.piece_reader import read_blocks
 from trainer.checkpoints.reading_together import read_together
 from trainer.checkpoints.restore_one import SavedCheckpoint, rebuild_trees, restore_checkpoint
 from trainer.checkpoints.select import get_checkpoint_folder, list_candidates, read_first_intact
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.data.source import POSITION
 from trainer.state import PyTree, TrainState
 
@@ -43,7 +44,7 @@ class CheckpointPart(NamedTuple):
 
 
 def restore(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | BucketPath,
     target: TrainState,
     *,
     epoch: int | None = None,
@@ -78,7 +79,7 @@ def restore(
     {'w': Array([1., 1.], dtype=float32)}
     """
 
-    def read(folder: Path, number: int) -> SavedCheckpoint:
+    def read(folder: RunPath, number: int) -> SavedCheckpoint:
         return restore_checkpoint(folder, number, _add_positions(folder, number, target))
 
     found = _read_chosen(directory, (epoch, best, mode), read, lambda found: found.identity)
@@ -89,9 +90,9 @@ def restore(
 
 
 def _read_chosen(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | BucketPath,
     choice: tuple[int | None, str | None, str | None],
-    read: Callable[[Path, int], Found],
+    read: Callable[[RunPath, int], Found],
     identify: Callable[[Found], tuple[int, int]],
 ) -> Found:
     """Read the first intact checkpoint of a choice (`list_candidates`), on all processes."""
@@ -110,7 +111,7 @@ def _read_chosen(
 
 
 def read_part(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | BucketPath,
     wanted: Mapping[str, PyTree],
     *,
     optional: Collection[str] = (),
@@ -154,7 +155,7 @@ def read_part(
 
 
 def read_params(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | BucketPath,
     *,
     part: str = PARAMS,
     epoch: int | None = None,
@@ -176,7 +177,7 @@ def read_params(
         FileNotFoundError, DamagedCheckpoint, ValueError: as `restore`.
     """
 
-    def read(folder: Path, number: int) -> tuple[dict[str, np.ndarray], str, list[Leaf], int]:
+    def read(folder: RunPath, number: int) -> tuple[dict[str, np.ndarray], str, list[Leaf], int]:
         manifest, leaves = _read_manifest(folder, number)
         wanted = [
             (leaf, leaf.shape, dtype)
@@ -206,7 +207,7 @@ def read_params(
     return arrays, where, frozenset(leaf.path.partition("/")[0] for leaf in leaves)
 
 
-def _read_manifest(folder: Path, number: int) -> tuple[dict[str, Any], list[Leaf]]:
+def _read_manifest(folder: RunPath, number: int) -> tuple[dict[str, Any], list[Leaf]]:
     """Read a checkpoint's manifest, and list all leaves in it, hook states included."""
     manifest = publishing.read_manifest(folder, number)
     run_id.check_run_id(folder, number, manifest)
@@ -214,7 +215,7 @@ def _read_manifest(folder: Path, number: int) -> tuple[dict[str, Any], list[Leaf
 
 
 def read_part_at(
-    folder: Path, number: int, wanted: Mapping[str, PyTree], optional: Collection[str] = ()
+    folder: RunPath, number: int, wanted: Mapping[str, PyTree], optional: Collection[str] = ()
 ) -> CheckpointPart:
     """Read parts of one checkpoint in a folder, as `read_part` does.
 
@@ -250,7 +251,7 @@ def _below(leaf: Leaf, path: str) -> bool:
     return leaf.path == path or leaf.path.startswith(f"{path}/")
 
 
-def _add_positions(folder: Path, number: int, target: TrainState) -> TrainState:
+def _add_positions(folder: RunPath, number: int, target: TrainState) -> TrainState:
     """Add to the target the checkpoint's positions of streams that the target does not read."""
     if not isinstance(target.carry, dict):
         return target

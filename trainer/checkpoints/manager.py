@@ -6,7 +6,6 @@ import functools
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,16 @@ from trainer.checkpoints.arrays import host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import flatten_state
 from trainer.checkpoints.arrays.piece_index import PieceIndex
-from trainer.checkpoints.directory_lock import find_holder
 from trainer.checkpoints.reading_together import read_together
 from trainer.checkpoints.restore_one import SavedCheckpoint, restore_checkpoint
 from trainer.checkpoints.retention import Retention, prune
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.checkpoints.staging import Staging
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.run_lock import find_run_holder
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.checks.modes import resolve_mode
-from trainer.checks.paths import to_absolute_path
 from trainer.host.processes import fail_together, is_main_process
 from trainer.host.time_spans import span
 from trainer.placement.meshes import describe_mesh
@@ -51,7 +51,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | BucketPath,
         *,
         keep: int = 3,
         best: str | None = None,
@@ -79,8 +79,7 @@ class Checkpoints:
         """
         self.mode = resolve_mode("best", best, mode, optional=True)
         self._retention = Retention(keep, keep_best, every, self.mode)
-        self.directory = to_absolute_path(directory, "Checkpoints") / "checkpoints"
-        publishing.check_no_link(self.directory)
+        self.directory = select.get_checkpoint_folder(directory)
         self._best, self._read_only = best, read_only
         self._is_main = is_main_process()
         self._damaged: set[int] = set()
@@ -99,8 +98,8 @@ class Checkpoints:
 
     def _recover(self) -> None:
         """Repair what a killed run left half-way; leave alone what a live one is doing."""
-        if self._may_recover and not find_holder(self.directory.parent, by_others=True):
-            publishing.recover_replaced(self.directory)
+        if self._may_recover and not find_run_holder(self.directory.parent):
+            publishing.recover(self.directory)
             self._may_recover = False
 
     def save(
@@ -149,7 +148,7 @@ class Checkpoints:
             )
 
     def _write(
-        self, stage: Path, snapshot: parts.Snapshot, head: dict[str, Any], writers: int
+        self, stage: RunPath, snapshot: parts.Snapshot, head: dict[str, Any], writers: int
     ) -> None:
         """Write what this process has of a checkpoint; the main one publishes it, and prunes."""
         epoch, abandoned = snapshot.epoch, self._worker.is_abandoned

@@ -29,6 +29,7 @@ def check_size(content: bytes, subject: str) -> None:
 _LEAF_FIELDS = {"path", "type", "shape", "itemsize", "pieces", "value"}
 _PIECE_FIELDS = {"offset", "box", "checksum"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
+_DATA = re.compile(r"[0-9]+\.[0-9a-f]+-[0-9]+")
 _MOST_DIMENSIONS = 64
 """The most dimensions of a numpy array."""
 
@@ -74,6 +75,9 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "scores": lambda value: isinstance(value, dict),
     "holders": lambda value: (
         value is None or (isinstance(value, list) and all(map(_is_holders_row, value)))
+    ),
+    "data": lambda value: (
+        value is None or (isinstance(value, str) and _DATA.fullmatch(value) is not None)
     ),
 }
 """The fields of a manifest beside its format, hooks and leaves."""

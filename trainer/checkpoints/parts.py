@@ -21,8 +21,15 @@ from trainer.checkpoints import manifest_schema
 from trainer.checkpoints.arrays import array_storage, host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf
-from trainer.host.atomic_files import sync_folder, write_durably
-from trainer.host.safe_open import read_bytes
+from trainer.checkpoints.storage.bucket_path import BucketError
+from trainer.checkpoints.storage.run_paths import (
+    RunPath,
+    make_folder,
+    map_requests,
+    read_whole,
+    write_whole,
+)
+from trainer.host.atomic_files import sync_folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Snapshot:
     buffer: np.ndarray
     """uint8 [bytes]: the pieces, one after another; it may be longer."""
 
-    def write(self, file: Path) -> Snapshot:
+    def write(self, file: RunPath) -> Snapshot:
         """Write the pieces into a new file, durably, and return the leaves with checksums."""
         size = host_snapshot.count_bytes(chain.from_iterable(self.leaves.values()))
         data = self.buffer[:size]
@@ -55,7 +62,7 @@ class PartFile(NamedTuple):
     """A hash of arrays and boxes in it, from `manifest.compute_layout`."""
 
 
-def get_arrays_file(checkpoint: Path, process: int) -> Path:
+def get_arrays_file(checkpoint: RunPath, process: int) -> RunPath:
     """Return the file with the pieces that a process wrote.
 
     >>> str(get_arrays_file(Path("7"), 12))
@@ -64,17 +71,17 @@ def get_arrays_file(checkpoint: Path, process: int) -> Path:
     return checkpoint / "arrays" / f"process_{process}"
 
 
-def get_part_file(checkpoint: Path, process: int) -> Path:
+def get_part_file(checkpoint: RunPath, process: int) -> RunPath:
     """Return the file that lists the pieces that a process wrote."""
     return checkpoint / f"part_{process}.json"
 
 
-def get_failed_file(checkpoint: Path, process: int) -> Path:
+def get_failed_file(checkpoint: RunPath, process: int) -> RunPath:
     """Return the file in which a process says why it could not write its part."""
     return checkpoint / f"failed_{process}"
 
 
-def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]) -> None:
+def write_part(stage: RunPath, snapshot: Snapshot, is_abandoned: Callable[[], bool]) -> None:
     """Write the part of this process, which is not the main one; if that fails, say so there.
 
     Args:
@@ -88,31 +95,30 @@ def write_part(stage: Path, snapshot: Snapshot, is_abandoned: Callable[[], bool]
     """
     process = jax.process_index()
     arrays, file = get_arrays_file(stage, process), get_part_file(stage, process)
-    stage.mkdir(exist_ok=True)
+    make_folder(stage)
     try:
-        arrays.parent.mkdir(exist_ok=True)
+        make_folder(arrays.parent)
         if any(leaf.pieces for leaf in chain.from_iterable(snapshot.leaves.values())):
             snapshot = snapshot.write(arrays)
-            sync_folder(arrays.parent)
+            if isinstance(arrays, Path):
+                sync_folder(arrays.parent)
         content = manifests.encode_manifest(
             manifests.build_part(snapshot.epoch, process, snapshot.leaves)
         )
         manifest_schema.check_size(content, f"the part of process {process}")
         if is_abandoned():
             raise TimeoutError(f"epoch {snapshot.epoch} was given up: saving it took too long")
-        beside = file.with_suffix(".tmp")
-        write_durably(beside, content)
-        beside.rename(file)
-        sync_folder(stage)
+        write_whole(file, content)
     except BaseException as error:
         if isinstance(error, FileNotFoundError):  # its folder is gone
             raise RuntimeError(
                 f"the main process gave up saving epoch {snapshot.epoch}, and says why"
             ) from error
-        arrays.unlink(missing_ok=True)  # it may have filled the disk
+        if isinstance(arrays, Path):
+            arrays.unlink(missing_ok=True)  # it may have filled the disk
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
-        with contextlib.suppress(OSError):  # then the main process waits until its limit
-            get_failed_file(stage, process).write_text(reason, "utf-8")
+        with contextlib.suppress(OSError, BucketError):  # then the main one waits until its limit
+            get_failed_file(stage, process).write_bytes(reason.encode())
         raise
 
 
@@ -121,7 +127,7 @@ LONGEST_REASON = 1000
 
 
 def read_part_leaves(
-    checkpoint: Path, process: int, manifest: Mapping[str, Any], leaves: Sequence[Leaf]
+    checkpoint: RunPath, process: int, manifest: Mapping[str, Any], leaves: Sequence[Leaf]
 ) -> Sequence[Leaf]:
     """Read which pieces a process wrote: `leaves` for the main one, else from its part file.
 
@@ -137,7 +143,7 @@ def read_part_leaves(
         return leaves
     file = get_part_file(checkpoint, process)
     try:
-        content = read_bytes(file, most=manifest_schema.MOST_BYTES)
+        content = read_whole(file, most=manifest_schema.MOST_BYTES)
     except OSError as error:
         raise DamagedCheckpoint(f"its {file.name} cannot be read ({error})") from error
     if xxhash.xxh3_64_hexdigest(content) != manifest["parts"][process - 1]:
@@ -152,7 +158,7 @@ def read_part_leaves(
 
 
 def read_all_leaves(
-    checkpoint: Path, manifest: Mapping[str, Any], leaves: Mapping[str, Sequence[Leaf]]
+    checkpoint: RunPath, manifest: Mapping[str, Any], leaves: Mapping[str, Sequence[Leaf]]
 ) -> dict[str, Sequence[Leaf]]:
     """Read which pieces all processes wrote, in their order, by the name of the file of bytes.
 
@@ -164,9 +170,9 @@ def read_all_leaves(
         DamagedCheckpoint: a part file is not as it was written.
     """
     rows = [*chain.from_iterable(leaves.values())]
-    return {
-        get_arrays_file(checkpoint, process).name: read_part_leaves(
-            checkpoint, process, manifest, rows
-        )
-        for process in range(len(manifest["parts"]) + 1)
-    }
+    processes = range(len(manifest["parts"]) + 1)
+    written = map_requests(
+        lambda process: read_part_leaves(checkpoint, process, manifest, rows), processes, checkpoint
+    )
+    names = [get_arrays_file(checkpoint, process).name for process in processes]
+    return dict(zip(names, written, strict=True))

@@ -6,22 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from trainer.checkpoints import parts
+from trainer.checkpoints import parts, publishing
 from trainer.checkpoints.arrays import array_storage, host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.grids import find_holders
 from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes
 from trainer.checkpoints.arrays.rebuild import Block
+from trainer.checkpoints.storage.run_paths import RunPath
 
 
 def read_blocks(
-    directory: Path,
+    directory: RunPath,
     number: int,
     manifest: Mapping[str, Any],
     leaves: Sequence[Leaf],
@@ -44,12 +44,12 @@ def read_blocks(
         DamagedCheckpoint: a bit changed since they were written, or they do not cover the boxes.
         MemoryError: they need more memory than this machine has.
     """
-    folder = directory / str(number)
     blocks: dict[str, list[Block]] = {path: [] for path in needed}
     missing = {path: sum(map(_count_elements, boxes)) for path, boxes in needed.items()}
     processes = range(len(manifest.get("parts") or ()) + 1)
     own, holders = jax.process_index(), find_holders(manifest.get("holders") or (), leaves, needed)
     try:
+        folder = publishing.get_data(directory, number, manifest)
         for process in sorted(processes, key=lambda n: (n > 0, n not in holders, n != own)):
             if not any(missing.values()):
                 break
@@ -83,7 +83,7 @@ def _choose_pieces(rows: Sequence[Leaf], needed: Mapping[str, Sequence[Box]]) ->
 
 
 def _read_pieces(
-    folder: Path, process: int, rows: Sequence[Leaf], chosen: Sequence[Leaf]
+    folder: RunPath, process: int, rows: Sequence[Leaf], chosen: Sequence[Leaf]
 ) -> list[tuple[Leaf, list[np.ndarray]]]:
     """Read and verify the pieces of the chosen leaves: uint8 [bytes] each."""
     if not chosen:  # a process without pieces has no file

@@ -8,19 +8,15 @@ from typing import TypeVar
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
-from trainer.checkpoints.select import (
-    Stamp,
-    get_checkpoint_folder,
-    iterate_checkpoints,
-    log_skipped,
-    read_stamp,
-)
+from trainer.checkpoints.publishing import Stamp, read_stamp
+from trainer.checkpoints.select import get_checkpoint_folder, iterate_checkpoints, log_skipped
+from trainer.checkpoints.storage.bucket_path import BucketPath
 
 Found = TypeVar("Found")
 
 
 def make_poller(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | BucketPath,
 ) -> Callable[[Callable[[int], Found], int], Found | None]:
     """Make a function that reads a run's newest intact checkpoint if that is not the one in use.
 
@@ -52,7 +48,7 @@ def make_poller(
     def list_newer(in_use: int) -> list[int]:
         found: list[int] = []
         numbers = publishing.list_epochs(folder)
-        if in_use not in numbers and os.path.lexists(folder / f"{in_use}.replaced"):
+        if in_use not in numbers and publishing.is_being_replaced(folder, in_use):
             return found
         for number in reversed(numbers):
             now = read_stamp(folder, number)

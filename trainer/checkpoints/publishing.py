@@ -1,12 +1,8 @@
-"""Checkpoints on disk: how one is written and published at once, listed, read and removed."""
+"""Checkpoints, on a disk or in a bucket: how one is written and published, listed and read."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,107 +11,72 @@ from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, parts
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.piece_index import PieceIndex
-from trainer.host.atomic_files import explain_disk_full, sync_folder, write_durably
-from trainer.host.safe_open import UnsafeFile, read_bytes
+from trainer.checkpoints.storage import bucket_checkpoints, disk_checkpoints
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.disk_checkpoints import MANIFEST, check_no_link
+from trainer.checkpoints.storage.run_paths import RunPath, make_folder, read_whole, remove_tree
+from trainer.host.atomic_files import explain_disk_full, write_durably
+from trainer.host.safe_open import UnsafeFile
 
-_MANIFEST = "manifest.json"
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
-_LEFTOVER = re.compile(r"(0|[1-9][0-9]*)(\.[0-9a-f-]+)?\.(staged|replaced|removed)")
-
-
-def check_no_link(path: Path) -> None:
-    """Raise NotADirectoryError for a link: its target is not this run's to write or remove."""
-    if path.is_symlink():
-        raise NotADirectoryError(
-            errno.ENOTDIR,
-            f"{path} is a link to {os.readlink(path)}, and checkpoints must lie in the run's own "
-            "directory: remove the link, or give the directory that it points to",
-        )
+Stamp = tuple[int, int] | bytes
+"""Inode and time of a checkpoint's folder, which is renamed into place when it is complete, or the
+generation of its manifest in a bucket: a checkpoint that replaces another one has another stamp."""
 
 
-def ensure_writable(directory: Path) -> None:
-    """Create a directory and write to it: raise now, rather than at the first save, if it fails."""
-    try:
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            sync_folder(directory.parent)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise type(error)(
-            error.errno,
-            f"cannot write checkpoints to {directory} ({error.strerror}): choose a directory that "
-            "this user may write to, or pass read_only=True to restore only",
-        ) from error
-
-
-def list_epochs(directory: Path) -> list[int]:
-    """List the numbers of the checkpoints in a directory, ascending, damaged ones and links too."""
-    if not directory.is_dir():
-        return []
-    with os.scandir(directory) as entries:
-        named = [entry for entry in entries if _NUMBER.fullmatch(entry.name)]
-    return sorted(int(entry.name) for entry in named if entry.is_symlink() or entry.is_dir())
-
-
-def list_complete_epochs(directory: Path) -> list[int]:
-    """List the numbers of the checkpoints that have a manifest and are no links, ascending."""
-    paths = {n: directory / str(n) for n in list_epochs(directory)}
-    return [n for n, p in paths.items() if not p.is_symlink() and is_checkpoint(p)]
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint: it has a manifest."""
-    return (folder / _MANIFEST).is_file()
-
-
-def recover_replaced(directory: Path) -> None:
-    """Restore checkpoints whose replacement was interrupted between its two renames."""
-    for path in directory.glob("*.replaced"):
-        if _LEFTOVER.fullmatch(path.name) and not os.path.lexists(path.with_suffix("")):
-            path.rename(path.with_suffix(""))
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, or whatever else is in its place and is no link."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def publish(stage: Path, number: int, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest and turn a staging folder into a checkpoint, replacing one of its number.
-
-    If the process is killed at any instant, the old checkpoint or the new one is there (see
-    `recover_replaced`).
+def ensure_writable(directory: RunPath) -> None:
+    """Write to a directory, created if absent: raise now, rather than at the first save.
 
     Raises:
+        BucketError, OSError: it cannot be written.
+    """
+    if isinstance(directory, Path):
+        disk_checkpoints.ensure_writable(directory)
+    else:
+        bucket_checkpoints.ensure_writable(directory)
+
+
+def list_epochs(directory: RunPath) -> list[int]:
+    """List the numbers of the checkpoints in a directory, ascending, damaged ones and links too."""
+    if isinstance(directory, Path):
+        return disk_checkpoints.list_numbers(directory)
+    return bucket_checkpoints.list_numbers(directory)
+
+
+def list_complete_epochs(directory: RunPath) -> list[int]:
+    """List the numbers of the checkpoints that have a manifest and are no links, ascending."""
+    if isinstance(directory, Path):
+        return disk_checkpoints.list_complete_numbers(directory)
+    return bucket_checkpoints.list_numbers(directory)
+
+
+def recover(directory: RunPath) -> None:
+    """Repair what a killed run left, where no process is writing now."""
+    if isinstance(directory, Path):
+        disk_checkpoints.recover(directory)
+    else:
+        bucket_checkpoints.remove_leftovers(directory, lambda number: _find_data(directory, number))
+
+
+def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
+    """Make what is staged a checkpoint, all of it at once, replacing one of its number.
+
+    Raises:
+        BucketError, OSError: it cannot be written.
+        DirectoryInUse: the lease of a run in a bucket was lost.
         ValueError: the manifest is larger than what a reader accepts.
     """
     content = manifests.encode_manifest(manifest)
     manifest_schema.check_size(content, f"the manifest of {number}")
-    write_durably(stage / _MANIFEST, content)
-    with os.scandir(stage) as entries:  # asks for no file's status: there may be thousands
-        folders = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for folder in (stage, *folders):
-        sync_folder(folder)
-    final = stage.with_name(str(number))
-    old = stage.with_name(f"{number}.replaced")
-    if os.path.lexists(final):
-        final.rename(old)
-    try:
-        stage.rename(final)
-    except OSError:
-        recover_replaced(final.parent)
-        raise
-    sync_folder(final.parent)
-    if os.path.lexists(old):
-        _remove(old)
+    if isinstance(stage, Path):
+        with explain_disk_full(None, stage):
+            disk_checkpoints.publish(stage, number, content)
+    else:
+        replaced = _find_data(bucket_checkpoints.get_checkpoints(stage), number)
+        bucket_checkpoints.publish(stage, number, content, replaced)
 
 
 def write_checkpoint(
-    stage: Path,
+    stage: RunPath,
     snapshot: parts.Snapshot,
     head: Mapping[str, Any],
     is_abandoned: Callable[[], bool],
@@ -125,7 +86,7 @@ def write_checkpoint(
     """Write a checkpoint, replacing one of its number; if that fails, nothing is left of it.
 
     Args:
-        stage: the folder to write it in, of the folder of the checkpoints.
+        stage: where to write it; see `choose_stage`.
         snapshot: of the main process.
         head: the other arguments of `manifest.build_manifest`.
         is_abandoned: returns whether nothing waits for this save any more; it then raises.
@@ -137,55 +98,107 @@ def write_checkpoint(
         OSError: it cannot be written.
         RuntimeError: the parts do not make up whole arrays.
     """
-    directory, epoch = stage.parent, snapshot.epoch
-    recover_replaced(directory)
-    for path in directory.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and path != stage:  # of an interrupted save or removal
-            check_no_link(path)
-            _remove(path)
+    epoch = snapshot.epoch
+    if isinstance(stage, Path):
+        disk_checkpoints.remove_leftovers(stage)
+        check_no_link(stage.parent / str(epoch))
     try:
-        check_no_link(directory / str(epoch))
-        stage.mkdir(exist_ok=True)  # another process may have been faster
+        make_folder(stage)  # another process may have been faster
         file = parts.get_arrays_file(stage, 0)
-        file.parent.mkdir(exist_ok=True)
+        make_folder(file.parent)
         written = snapshot.write(file)
         others = wait_for_parts()
         checksums, layouts = [x.checksum for x in others], [x.layout for x in others]
         manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=checksums)
+        if isinstance(stage, BucketPath):
+            manifest["data"] = stage.name
         places = index.update(
             [manifests.compute_layout(written.leaves), *layouts],
             lambda: parts.read_all_leaves(stage, manifest, written.leaves),
         )
         manifest["holders"] = places.holders
-        for name, content in places.orbax_files.items():
-            write_durably(file.parent / name, content)
+        if isinstance(file, Path):
+            for name, content in places.orbax_files.items():
+                write_durably(file.parent / name, content)
         if is_abandoned():
             raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
-        with explain_disk_full(None, stage):
-            publish(stage, epoch, manifest)
+        publish(stage, epoch, manifest)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)  # it may have filled the disk
+        remove_tree(stage)  # it may have filled the disk
         raise
 
 
-def remove_checkpoint(directory: Path, number: int) -> None:
+def choose_stage(directory: RunPath, name: str) -> RunPath:
+    """Return where a checkpoint of this name, epoch and nonce, is staged."""
+    if isinstance(directory, BucketPath):
+        return bucket_checkpoints.get_stage(directory, name)
+    return directory / f"{name}.staged"
+
+
+def get_data(directory: RunPath, number: int, manifest: Mapping[str, Any]) -> RunPath:
+    """Return the path below which the arrays and the part files of a checkpoint are.
+
+    Raises:
+        DamagedCheckpoint: it was copied from a disk to a bucket, or the other way.
+    """
+    name = manifest.get("data")
+    if isinstance(directory, BucketPath) is not isinstance(name, str):
+        here, there = ("disk", "bucket") if name else ("bucket", "disk")
+        raise DamagedCheckpoint(
+            f"it was written to a {there} and copied to a {here}, where its arrays lie in other "
+            f"files: read it from the {there}, or copy the run back"
+        )
+    if isinstance(directory, BucketPath):
+        return bucket_checkpoints.get_stage(directory, str(name))
+    return directory / str(number)
+
+
+def _find_data(directory: BucketPath, number: int) -> BucketPath | None:
+    """Return where the data of a checkpoint in a bucket is, whatever else its manifest says."""
+    try:
+        manifest = manifests.decode_manifest((directory / str(number) / MANIFEST).read_bytes())
+    except (DamagedCheckpoint, FileNotFoundError):
+        return None
+    return bucket_checkpoints.get_stage(directory, str(manifest.get("data")))
+
+
+def read_stamp(directory: RunPath, number: int) -> Stamp | None:
+    """Return what tells a checkpoint from another one of its number; None if it is gone."""
+    if isinstance(directory, BucketPath):
+        return (directory / str(number) / MANIFEST).read_generation()
+    try:
+        status = (directory / str(number)).lstat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def is_being_replaced(directory: RunPath, number: int) -> bool:
+    """Return whether a checkpoint is just being replaced, on a disk."""
+    return isinstance(directory, Path) and os.path.lexists(directory / f"{number}.replaced")
+
+
+def remove_checkpoint(directory: RunPath, number: int) -> None:
     """Remove a checkpoint; if the process is killed half-way, none is left that looks complete."""
-    path = directory / f"{number}.removed"
-    (directory / str(number)).rename(path)
-    shutil.rmtree(path)
+    if isinstance(directory, Path):
+        disk_checkpoints.remove(directory, number)
+    else:
+        bucket_checkpoints.remove(directory, number, _find_data(directory, number))
 
 
-def read_manifest(directory: Path, number: int) -> dict[str, Any]:
+def read_manifest(directory: RunPath, number: int) -> dict[str, Any]:
     """Read the manifest of a checkpoint and check its fields.
 
     Raises:
+        BucketError: its bucket cannot be read.
         DamagedCheckpoint: it is missing, unreadable or not as it was written.
         ValueError: a newer version of this library wrote it.
     """
     where = f"checkpoint {number} in {directory}"
     try:
-        check_no_link(directory / str(number))
-        content = read_bytes(directory / str(number) / _MANIFEST, most=manifest_schema.MOST_BYTES)
+        if isinstance(directory, Path):
+            check_no_link(directory / str(number))
+        content = read_whole(directory / str(number) / MANIFEST, most=manifest_schema.MOST_BYTES)
         manifest = manifests.decode_manifest(content)
         manifest_schema.check_manifest(manifest)
     except UnsafeFile as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import jax
 import numpy as np
 
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.host.processes import gather_values, is_main_process
 
 Found = TypeVar("Found")
@@ -22,7 +22,7 @@ _FINISHED, _FAILED = -1, -2
 
 
 def read_together(
-    where: Path,
+    where: RunPath,
     choose: Callable[[Callable[[int], Found]], Found | None],
     read: Callable[[int], Found],
     identify: Callable[[Found], tuple[int, int]],
@@ -71,7 +71,7 @@ def read_together(
 
 
 def _follow(
-    where: Path, read: Callable[[int], Found], identify: Callable[[Found], tuple[int, int]]
+    where: RunPath, read: Callable[[int], Found], identify: Callable[[Found], tuple[int, int]]
 ) -> Found | None:
     """Read what the main process announces, until it has finished."""
     found: Found | None = None
@@ -89,7 +89,7 @@ def _follow(
 
 
 def _attempt(
-    where: Path,
+    where: RunPath,
     number: int,
     read: Callable[[int], Found],
     identify: Callable[[Found], tuple[int, int]],

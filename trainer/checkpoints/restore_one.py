@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import manifest as manifests
@@ -16,6 +15,7 @@ from trainer.checkpoints.arrays.leaves import Leaf, Section, compare_leaves, fla
 from trainer.checkpoints.arrays.rebuild import list_needed_boxes, rebuild_section
 from trainer.checkpoints.piece_reader import read_blocks
 from trainer.checkpoints.saved_config import config_differences, normalize_config
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.host.processes import is_main_process
 from trainer.placement.meshes import describe_mesh
 from trainer.state import PyTree, TrainState
@@ -43,7 +43,7 @@ class SavedCheckpoint:
 
 
 def restore_checkpoint(
-    directory: Path,
+    directory: RunPath,
     number: int,
     target: TrainState,
     config: Mapping[str, Any] | None = None,
@@ -99,7 +99,7 @@ def restore_checkpoint(
 
 
 def rebuild_trees(
-    directory: Path,
+    directory: RunPath,
     number: int,
     manifest: Mapping[str, Any],
     leaves: Sequence[Leaf],

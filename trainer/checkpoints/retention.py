@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainer.checkpoints import publishing, run_id
 from trainer.checkpoints.select import rank_by_score
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.checks.arguments import require_integer
 from trainer.checks.modes import Mode
 
@@ -43,7 +43,7 @@ def select_retained(scores: Mapping[int, float | None], retention: Retention) ->
 
 
 def prune(
-    folder: Path,
+    folder: RunPath,
     scores: Mapping[int, float | None],
     retention: Retention,
     newest: int,

@@ -7,14 +7,14 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.select import iterate_checkpoints
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.run_paths import RunPath, read_whole
 from trainer.host.atomic_files import atomic_replace
-from trainer.host.safe_open import read_bytes
 
 log = logging.getLogger("entracte")
 
@@ -28,16 +28,16 @@ class ForeignCheckpoint(ValueError):  # noqa: N818 - what is the case, as its me
     """A checkpoint in a run directory belongs to another run."""
 
 
-def read_run_id(folder: Path) -> str | None:
+def read_run_id(folder: RunPath) -> str | None:
     """Read the id of the run whose checkpoints are in a folder; None if its file is lost."""
     try:
-        found = _ID.fullmatch(read_bytes(folder.parent / FILE, most=100))
+        found = _ID.fullmatch(read_whole(folder.parent / FILE, most=100))
     except FileNotFoundError:
         return None
     return found[1].decode() if found else None
 
 
-def ensure_run_id(folder: Path) -> str:
+def ensure_run_id(folder: RunPath) -> str:
     """Return the id of the run, and write its file if it is missing.
 
     The id is that of the existing checkpoints, the newest if they differ, or a new one: so the next
@@ -47,13 +47,17 @@ def ensure_run_id(folder: Path) -> str:
         return known
     ids = _read_ids(folder)
     new = ids[max(ids)] if ids else secrets.token_hex(8)
-    with atomic_replace(folder.parent / FILE) as beside:
-        beside.write_text(f"{new}\n")
+    file, content = folder.parent / FILE, f"{new}\n"
+    if isinstance(file, BucketPath):
+        file.write_bytes(content.encode())
+    else:
+        with atomic_replace(file) as beside:
+            beside.write_text(content)
     return new
 
 
 def check_run_id(
-    folder: Path, number: int, manifest: Mapping[str, Any], *, foreign: bool = False
+    folder: RunPath, number: int, manifest: Mapping[str, Any], *, foreign: bool = False
 ) -> None:
     """Refuse a checkpoint that another run made, unless `foreign` allows it.
 
@@ -85,7 +89,7 @@ def check_run_id(
         )
 
 
-def may_remove(folder: Path, number: int) -> bool:
+def may_remove(folder: RunPath, number: int) -> bool:
     """Return whether an earlier checkpoint may be removed; one of another run may not."""
     try:
         theirs = publishing.read_manifest(folder, number).get("run")
@@ -97,7 +101,7 @@ def may_remove(folder: Path, number: int) -> bool:
     return False
 
 
-def _read_ids(folder: Path) -> dict[int, str]:
+def _read_ids(folder: RunPath) -> dict[int, str]:
     """Read the run ids of the intact checkpoints that have one."""
 
     def read(number: int) -> Any:

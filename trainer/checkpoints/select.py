@@ -12,7 +12,11 @@ from typing import TypeVar
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.publishing import Stamp, read_stamp
 from trainer.checkpoints.save_worker import wait_for_saves
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.disk_checkpoints import check_no_link
+from trainer.checkpoints.storage.run_paths import RunPath, to_run_path
 from trainer.checks.modes import Mode, resolve_mode
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_and_list
@@ -21,29 +25,22 @@ log = logging.getLogger("entracte")
 
 Found = TypeVar("Found")
 
-Stamp = tuple[int, int]
-"""Inode and time of a checkpoint's folder, which is renamed into place when it is complete: a
-checkpoint that replaces another one has another stamp."""
 
-
-def read_stamp(folder: Path, number: int) -> Stamp | None:
-    """Return what tells a checkpoint from another one of its number; None if it is gone."""
-    try:
-        status = (folder / str(number)).lstat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def get_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
+def get_checkpoint_folder(directory: str | os.PathLike[str] | BucketPath) -> RunPath:
     """Return the folder of a run's checkpoints; raise NotADirectoryError if it is a link."""
+    run = to_run_path(directory, "a run")
+    return run / "checkpoints" if isinstance(run, BucketPath) else get_local_checkpoint_folder(run)
+
+
+def get_local_checkpoint_folder(directory: str | os.PathLike[str]) -> Path:
+    """Return the folder of the checkpoints of a run on a disk, as `get_checkpoint_folder`."""
     folder = to_absolute_path(directory, "a run") / "checkpoints"
-    publishing.check_no_link(folder)
+    check_no_link(folder)
     return folder
 
 
 def iterate_checkpoints(
-    folder: Path, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
+    folder: RunPath, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
 ) -> Iterator[tuple[int, Stamp | None, Found | DamagedCheckpoint]]:
     """Read checkpoints in the order listed, and yield number, stamp and content or damage of each.
 
@@ -83,7 +80,7 @@ def iterate_checkpoints(
 
 
 def read_first_intact(
-    folder: Path, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
+    folder: RunPath, list_numbers: Callable[[], Sequence[int]], read: Callable[[int], Found]
 ) -> Found | None:
     """Read the first intact checkpoint of those listed; None if none is.
 
@@ -107,7 +104,7 @@ def read_first_intact(
 
 
 def read_intact(
-    folder: Path,
+    folder: RunPath,
     list_numbers: Callable[[], Sequence[int]],
     read: Callable[[int], Found],
     leave_out: Callable[[int], None] = lambda number: None,
@@ -130,7 +127,7 @@ def log_skipped(*damages: DamagedCheckpoint) -> None:
 
 
 def list_candidates(
-    folder: Path, epoch: int | None, best: str | None, mode: str | None
+    folder: RunPath, epoch: int | None, best: str | None, mode: str | None
 ) -> Sequence[int]:
     """List the checkpoints that a reader asks for, the preferred one first.
 
@@ -173,7 +170,7 @@ def list_candidates(
     return ranked
 
 
-def check_listed(folder: Path, epoch: int, numbers: Sequence[int]) -> list[int]:
+def check_listed(folder: RunPath, epoch: int, numbers: Sequence[int]) -> list[int]:
     """Return the one number of this epoch; FileNotFoundError lists those that there are."""
     if epoch not in numbers:
         raise FileNotFoundError(

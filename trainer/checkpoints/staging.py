@@ -7,7 +7,6 @@ behind is never mixed in.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +16,15 @@ import xxhash
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema
 from trainer.checkpoints.parts import LONGEST_REASON, PartFile, get_failed_file, get_part_file
+from trainer.checkpoints.publishing import choose_stage
+from trainer.checkpoints.storage.run_paths import RunPath, list_names, map_requests, read_whole
 from trainer.host.processes import draw_shared_name
-from trainer.host.safe_open import read_bytes
 
 _LONGEST_PAUSE = 0.1
 """Seconds between two looks for parts."""
+
+_LONGEST_PAUSE_IN_BUCKET = 1.0
+"""As `_LONGEST_PAUSE`: each look in a bucket is paid for, and lists a thousand objects."""
 
 _PATIENCE = 10.0
 """Seconds that a run which failed waits for other processes to finish a save."""
@@ -35,7 +38,7 @@ class Staging:
         time_limit: seconds that a save may take; None: no limit.
     """
 
-    def __init__(self, directory: Path, time_limit: float | None) -> None:
+    def __init__(self, directory: RunPath, time_limit: float | None) -> None:
         self._directory = directory
         self._nonce = draw_shared_name()
         self._saves = 0
@@ -43,16 +46,16 @@ class Staging:
         self._limit = float("inf") if time_limit is None else 0.9 * time_limit
         self._ends = float("inf")
 
-    def choose_stage(self, epoch: int) -> Path:
-        """Return the folder in which the next save is staged: the same on all processes."""
+    def choose_stage(self, epoch: int) -> RunPath:
+        """Return where the next save is staged: the same on all processes."""
         self._saves += 1
-        return self._directory / f"{epoch}.{self._nonce}-{self._saves}.staged"
+        return choose_stage(self._directory, f"{epoch}.{self._nonce}-{self._saves}")
 
     def hurry(self) -> None:
         """Wait for other processes for a few seconds at most: they may have ended."""
         self._ends = time.monotonic() + _PATIENCE
 
-    def wait_for_parts(self, stage: Path, processes: int) -> list[PartFile]:
+    def wait_for_parts(self, stage: RunPath, processes: int) -> list[PartFile]:
         """Wait until all other processes have written their parts of a checkpoint.
 
         Args:
@@ -69,6 +72,7 @@ class Staging:
         found: dict[int, PartFile] = {}
         missing = [*range(1, processes)]
         began, pause = time.monotonic(), 0.001
+        longest = _LONGEST_PAUSE if isinstance(stage, Path) else _LONGEST_PAUSE_IN_BUCKET
         while True:
             found |= _read_part_files(stage, missing)
             missing = [process for process in missing if process not in found]
@@ -82,20 +86,20 @@ class Staging:
                     "or slow, or the directory is not one that all processes share"
                 )
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, longest)
 
 
-def _read_part_files(stage: Path, missing: Sequence[int]) -> dict[int, PartFile]:
+def _read_part_files(stage: RunPath, missing: Sequence[int]) -> dict[int, PartFile]:
     """Return the part files that are there, of the processes that were missing."""
-    names = set(os.listdir(stage))
-    found = {}
+    names = list_names(stage)
     for process in missing:
-        part, failed = get_part_file(stage, process), get_failed_file(stage, process)
-        if part.name in names:
-            content = read_bytes(part, most=manifest_schema.MOST_BYTES)
-            layout = manifests.read_layout(content)
-            found[process] = PartFile(xxhash.xxh3_64_hexdigest(content), layout)
-        elif failed.name in names:
-            reason = read_bytes(failed, most=4 * LONGEST_REASON).decode("utf-8", "replace")
+        if (failed := get_failed_file(stage, process)).name in names:
+            reason = read_whole(failed, most=4 * LONGEST_REASON).decode("utf-8", "replace")
             raise RuntimeError(f"process {process} could not write its part: {reason}")
-    return found
+
+    def read(process: int) -> PartFile:
+        content = read_whole(get_part_file(stage, process), most=manifest_schema.MOST_BYTES)
+        return PartFile(xxhash.xxh3_64_hexdigest(content), manifests.read_layout(content))
+
+    written = [process for process in missing if get_part_file(stage, process).name in names]
+    return dict(zip(written, map_requests(read, written, stage), strict=True))

@@ -50,7 +50,8 @@ def to_absolute_path(path: str | os.PathLike[str], who: str = "") -> Path:
         remedy = f"give the path itself, {f'/{rest}'!r}"
         if url[1] != "file":
             remedy = (
-                "remote storage is not written directly: mount it and give the path, or copy "
+                "only checkpoints may lie in a bucket (save_checkpoints, restore, load_params and "
+                "follow_checkpoints take s3:// and gs://): mount it and give the path, or copy "
                 f"finished runs there (a local folder of this name is {f'./{url[1]}:/{rest}'!r})"
             )
         raise ValueError(f"{needs}; got the URL {f'{url[1]}://{rest}'!r}: {remedy}")

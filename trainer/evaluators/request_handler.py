@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.load import read_part_at
-from trainer.checkpoints.select import get_checkpoint_folder, read_stamp
+from trainer.checkpoints.select import get_local_checkpoint_folder, read_stamp
 from trainer.evaluators.suite import Suite
 from trainer.host.escaping import escape_text
 from trainer.host.safe_open import UnsafeFile, make_own_folder
@@ -130,7 +130,7 @@ def restore_requested(
         FileNotFoundError: it should exist, and this machine does not see it.
         MemoryError: it takes more memory than this machine has.
     """
-    folder, number = get_checkpoint_folder(directory), request.epoch
+    folder, number = get_local_checkpoint_folder(directory), request.epoch
     while True:
         before = read_stamp(folder, number)
         if before is None and present:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def describe_devices(devices: Sequence[jax.Device] | None = None) -> str:
     """Count devices by kind, `1 cpu`; None: those of all processes."""
     kinds = Counter(device.device_kind for device in devices or jax.devices())
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def describe_process() -> str:
+    """Describe this process: its number, its machine, and the time now.
+
+    >>> describe_process()
+    'pid ... on ... since ...'
+    """
+    now = datetime.now(UTC).isoformat(" ", "seconds")
+    return f"pid {os.getpid()} on {socket.gethostname()} since {now}"
 
 
 def _revision() -> str | None:

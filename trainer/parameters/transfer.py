@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,9 @@ import numpy as np
 from trainer.checkpoints.arrays.orbax_reader import find_orbax_tree, read_orbax_part
 from trainer.checkpoints.arrays.rebuild import put_like
 from trainer.checkpoints.load import read_params
-from trainer.checkpoints.publishing import is_checkpoint
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.disk_checkpoints import is_checkpoint
+from trainer.checkpoints.storage.run_paths import RunPath, to_run_path
 from trainer.checks.arguments import describe_value
 from trainer.checks.paths import to_absolute_path
 from trainer.checks.pytrees import describe_leaf, format_path
@@ -61,9 +62,10 @@ def load_params(
     loads: `load_params(run, state.model_state, part="model_state")`.
 
     Args:
-        source: a run directory, whose newest intact checkpoint is read; a `.safetensors` or
-            `.npz` file; or a folder that Orbax saved: a tree, or a step of a `CheckpointManager`
-            with the item `default` or `state`. Of a tree with `params` at its top, these.
+        source: a run directory, or the URL of a run in a bucket, whose newest intact checkpoint is
+            read; a `.safetensors` or `.npz` file; or a folder that Orbax saved: a tree, or a step
+            of a `CheckpointManager` with the item `default` or `state`. Of a tree with `params` at
+            its top, these.
         params: has the structure, shapes, types and devices; leaves that are not loaded stay.
         only: regular expression, searched in the paths of `params`: load only these.
         rename: regular expression to replacement, applied in order to the paths of the source:
@@ -99,7 +101,7 @@ def load_params(
             "load_params fills parameters; got a TrainState: pass its params, "
             "state.replace(params=load_params(source, state.params))"
         )
-    arrays, where, notice = _read(to_absolute_path(source, "load_params"), part, best, mode)
+    arrays, where, notice = _read(to_run_path(source, "load_params"), part, best, mode)
     arrays, names = _rename_paths(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
     leaves = {format_path(path): leaf for path, leaf in pairs}
@@ -175,15 +177,15 @@ def export_params(params: PyTree, path: str | os.PathLike[str]) -> None:
 
 
 def _read(
-    source: Path, part: str, best: str | None, mode: str | None
+    source: RunPath, part: str, best: str | None, mode: str | None
 ) -> tuple[dict[str, np.ndarray], str, str]:
     """Return the arrays by path, their origin, and a notice of what else can be loaded."""
     if part not in PARTS:
         raise ValueError(
             f"part must be params or model_state; got {part!r}.{suggest_name(part, PARTS)}"
         )
-    tree = None if (source / "checkpoints").is_dir() else find_orbax_tree(source)
-    if source.is_dir() and tree is None:
+    tree = find_orbax_tree(source)
+    if isinstance(source, BucketPath) or (source.is_dir() and tree is None):
         arrays, where, parts = read_params(source, part=part, best=best, mode=mode)
         more = part == "params" and "model_state" in parts
         return arrays, where, "; its model_state is loaded with part='model_state'" if more else ""

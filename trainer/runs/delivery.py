@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder
+from trainer.checkpoints.storage.directory_lock import DirectoryInUse, find_holder
 from trainer.host.escaping import escape_text
 from trainer.host.redaction import redact_text
 from trainer.host.safe_open import open_own_folder

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.select import (
     Stamp,
-    get_checkpoint_folder,
+    get_local_checkpoint_folder,
     iterate_checkpoints,
     read_stamp,
 )
@@ -132,7 +132,7 @@ class RunRecorder:
     def _list_checkpoints(self) -> None:
         relist, self._relist = self._relist, False
         before = {} if relist else self._listed
-        folder = get_checkpoint_folder(self._directory)
+        folder = get_local_checkpoint_folder(self._directory)
         self._listed = {n: stamp for n, stamp in before.items() if read_stamp(folder, n) == stamp}
         for epoch, stamp, found in iterate_checkpoints(
             folder,

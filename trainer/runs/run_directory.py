@@ -17,8 +17,12 @@ import xxhash
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
-from trainer.checkpoints.directory_lock import DirectoryInUse, DirectoryLock, lock_for_recording
-from trainer.checkpoints.select import get_checkpoint_folder
+from trainer.checkpoints.select import get_local_checkpoint_folder
+from trainer.checkpoints.storage.directory_lock import (
+    DirectoryInUse,
+    DirectoryLock,
+    lock_for_recording,
+)
 from trainer.runs.rows import Artifact, CheckpointRow
 
 QUEUE = "queue.jsonl"
@@ -59,7 +63,7 @@ def claim_directory(directory: Path) -> Iterator[DirectoryLock]:
 
 def list_checkpoint_epochs(directory: str | os.PathLike[str]) -> list[int]:
     """List the epochs of a run's complete checkpoints, ascending."""
-    return publishing.list_complete_epochs(get_checkpoint_folder(directory))
+    return publishing.list_complete_epochs(get_local_checkpoint_folder(directory))
 
 
 def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> CheckpointRow:
@@ -68,7 +72,7 @@ def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> Checkp
     Raises:
         DamagedCheckpoint: it is missing, not as it was written, or of a newer version.
     """
-    folder = get_checkpoint_folder(directory)
+    folder = get_local_checkpoint_folder(directory)
     try:
         manifest = publishing.read_manifest(folder, epoch)
     except ValueError as error:

@@ -17,7 +17,7 @@ import trainer
 from hooks.backtesting.not_recorded import MissingArray, NotRecorded
 from hooks.backtesting.past_runs import load_past_run
 from trainer import data
-from trainer.checkpoints.directory_lock import DirectoryInUse
+from trainer.checkpoints.storage.directory_lock import DirectoryInUse
 from trainer.runs import Run, Store
 
 LOSSES = [0.5, 0.4, 0.45, 0.41, 0.3, 0.35, 0.36, 0.37]

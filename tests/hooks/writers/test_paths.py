@@ -10,9 +10,9 @@ import pytest
 import hooks
 import trainer
 from trainer import data, rl
-from trainer.checkpoints.directory_lock import find_holder, lock_directory
 from trainer.checkpoints.load import read_part
 from trainer.checkpoints.poll import make_poller
+from trainer.checkpoints.storage.directory_lock import find_holder, lock_directory
 from trainer.commands.export import export
 from trainer.commands.lookup.checkpoint_choice import NEWEST, choose_checkpoint
 from trainer.commands.report import report

@@ -26,6 +26,7 @@ from trainer.checkpoints import Checkpoints, publishing
 from trainer.checkpoints.arrays import array_storage
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
+from trainer.checkpoints.storage import disk_checkpoints
 from trainer.state import TrainState, fingerprint
 
 
@@ -317,7 +318,7 @@ def test_a_directory_without_permission_is_refused_at_once(tmp_path, monkeypatch
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(publishing.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(disk_checkpoints.tempfile, "TemporaryFile", refuse)
     with pytest.raises(PermissionError, match=r"cannot write checkpoints to .* \(Permission"):
         Checkpoints(tmp_path)
 

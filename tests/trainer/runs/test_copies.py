@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints.directory_lock import find_holder
+from trainer.checkpoints.storage.directory_lock import find_holder
 from trainer.runs import Run, Store
 from trainer.runs.disk_queue import DiskQueue
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import directory_lock, manifest
-from trainer.checkpoints.directory_lock import DirectoryInUse, find_holder, lock_directory
+from trainer.checkpoints import manifest
+from trainer.checkpoints.storage import directory_lock
+from trainer.checkpoints.storage.directory_lock import DirectoryInUse, find_holder, lock_directory
 from trainer.runs import Run, Store, Unreachable, deliver_queue, recorder, requests
 
 GONE = "postgresql://me@127.0.0.1:1/a"

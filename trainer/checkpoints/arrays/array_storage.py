@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.checkpoints.arrays.bucket_arrays import load_from_bucket, save_to_bucket
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.two_threads import map_in_threads
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.host.atomic_files import check_free_space, explain_disk_full
 from trainer.host.safe_open import create_new, describe_file_type, open_regular
 
@@ -21,7 +24,7 @@ _CHUNK = 2**25
 """Bytes that one thread writes or reads at a time."""
 
 
-def save_arrays(file: Path, data: np.ndarray) -> None:
+def save_arrays(file: RunPath, data: np.ndarray) -> None:
     """Write the bytes of arrays into a new file, durably. The manifest names its parts.
 
     Orbax takes 2 to 3 CPU-ms for each array, which slow training down when XLA keeps all cores
@@ -32,8 +35,12 @@ def save_arrays(file: Path, data: np.ndarray) -> None:
         data: uint8 [bytes].
 
     Raises:
+        BucketError: its bucket refuses them.
         OSError: there is not enough space, or the disk fails.
     """
+    if isinstance(file, BucketPath):
+        save_to_bucket(file, data)
+        return
     check_free_space(file, data.nbytes)
     with explain_disk_full(data.nbytes, file):
         descriptor = create_new(file)
@@ -50,7 +57,7 @@ def _write_range(descriptor: int, data: np.ndarray, start: int, stop: int) -> No
         start += os.pwrite(descriptor, data[start:stop].data, start)
 
 
-def load_arrays(file: Path, size: int, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+def load_arrays(file: RunPath, size: int, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
     """Read ranges of the bytes of arrays; the others take no memory, and are zeros.
 
     The caller verifies checksums.
@@ -64,11 +71,13 @@ def load_arrays(file: Path, size: int, ranges: Sequence[tuple[int, int]]) -> np.
         uint8 [size].
 
     Raises:
+        BucketError: their bucket cannot be read.
         DamagedCheckpoint: they cannot be read, or the file is another one.
         MemoryError: they take more memory than the machine has free.
     """
     try:
-        check_array_file(file, size)
+        if isinstance(file, Path):
+            check_array_file(file, size)
         needed = sum(stop - start for start, stop in ranges)
         if needed > (memory := get_free_memory()):
             raise MemoryError(
@@ -78,6 +87,9 @@ def load_arrays(file: Path, size: int, ranges: Sequence[tuple[int, int]]) -> np.
         # Pages of it are taken when they are written, and their sum is not limited.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         buffer = np.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), np.uint8)[:size]
+        if isinstance(file, BucketPath):
+            load_from_bucket(file, buffer, ranges)
+            return buffer
         descriptor = open_regular(file)
         try:
             jobs = _split(ranges)

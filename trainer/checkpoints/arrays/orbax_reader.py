@@ -10,6 +10,8 @@ import numpy as np
 
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.orbax_index import METADATA
+from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.checks.pytrees import format_path
 from trainer.host.escaping import escape_text
 
@@ -17,11 +19,15 @@ _ITEMS = ("default", "state")
 """What a `CheckpointManager` calls the folder of the tree in a step's folder."""
 
 
-def find_orbax_tree(folder: Path) -> Path | None:
+def find_orbax_tree(folder: RunPath) -> Path | None:
     """Return where a folder holds a tree that Orbax saved: itself, or an item; None if nowhere.
+
+    A run directory of this library holds none, nor is one looked for in a bucket.
 
     >>> find_orbax_tree(Path("nowhere"))
     """
+    if isinstance(folder, BucketPath) or (folder / "checkpoints").is_dir():
+        return None
     places = (folder, *(folder / item for item in _ITEMS))
     return next((place for place in places if (place / METADATA).is_file()), None)
 

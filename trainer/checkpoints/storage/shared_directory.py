@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import jax
 
+from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.host.processes import draw_shared_name, fail_together, is_main_process
 
 WAIT_SECONDS = 10.0
 """Seconds until a network file system shows a new file everywhere, at most."""
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(directory: RunPath) -> None:
     """Check that every process sees what the main process writes; all must call it.
 
     Raises:
@@ -35,7 +35,7 @@ def check_shared(directory: Path) -> None:
             token.unlink(missing_ok=True)
 
 
-def _wait_for(token: Path) -> None:
+def _wait_for(token: RunPath) -> None:
     until = time.monotonic() + WAIT_SECONDS
     while not token.exists():
         if time.monotonic() > until:

@@ -8,13 +8,11 @@ file, so only this module may open it.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import errno
 import fcntl
 import logging
 import os
 import re
-import socket
 import stat
 import threading
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import explain_disk_full
+from trainer.host.machine import describe_process
 from trainer.host.processes import fail_together, is_main_process
 
 log = logging.getLogger("entracte")
@@ -195,8 +194,7 @@ def _acquire(path: Path, thread: int | None) -> DirectoryLock:
         descriptor = _open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             supported = _wait_for_lock(path, descriptor)
-            now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-            holder = f"pid {os.getpid()} on {socket.gethostname()} since {now}"
+            holder = describe_process()
             os.ftruncate(descriptor, 0)
             line = f"{holder}\n".encode()
             with explain_disk_full(len(line), path / _FILE):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from trainer import Checkpoints
-from trainer.checkpoints import DamagedCheckpoint, directory_lock
-from trainer.checkpoints.directory_lock import (
+from trainer.checkpoints import DamagedCheckpoint
+from trainer.checkpoints.storage import directory_lock
+from trainer.checkpoints.storage.directory_lock import (
     DirectoryInUse,
     find_holder,
     lock_directory,
@@ -25,7 +26,8 @@ from trainer.host.exchange import pack_message
 
 CHILD = """
 import os, signal, sys, warnings
-from trainer.checkpoints.directory_lock import find_holder, lock_directory, lock_for_recording
+from trainer.checkpoints.storage.directory_lock import (
+    find_holder, lock_directory, lock_for_recording)
 
 run = sys.argv[1]
 release = lock_directory(run)
