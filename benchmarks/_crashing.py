@@ -241,8 +241,10 @@ def newest(run: RunPath, *, begun: bool = False) -> int:
     """
     names = _list(run / "checkpoints")
     if begun:
-        staged = names if isinstance(run, Path) else _list(run / "data")
-        names |= {name.split(".")[0] for name in staged if not name.endswith(".replaced")}
+        staged = {name for name in names if name.endswith(".staged")}
+        if not isinstance(run, Path):
+            staged = _list(run / "data")
+        names |= {name.split(".")[0] for name in staged}
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 

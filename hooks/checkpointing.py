@@ -46,7 +46,8 @@ def save_checkpoints(
     other process can train in the directory until the end; reading it is always allowed.
 
     Args:
-        directory: of the run; checkpoints are in its folder `checkpoints`.
+        directory: of the run; checkpoints are in its folder `checkpoints`. Or the URL of a run in a
+            bucket, `s3://bucket/runs/digits` or `gs://...`, which then holds checkpoints alone.
         keep: how many of the newest checkpoints to keep.
         best: metric by which the best checkpoint is kept in addition, such as `val/accuracy`.
         mode: `min` if a smaller `best` is better, `max` if a larger is; None infers it by name.
@@ -59,6 +60,7 @@ def save_checkpoints(
         foreign: resume from a checkpoint of another run that was copied into this directory.
 
     Raises:
+        BucketError: the bucket refuses, or does not answer.
         DirectoryInUse: another process or thread trains in this directory; before a save, the file
             `lock` was removed or replaced, so that another one may.
         ValueError: the name of `best` does not imply the mode; before training, the directory holds

@@ -12,6 +12,7 @@ from pathlib import Path
 import _crashing as crashing
 import forking
 import pytest
+from _bucket_server import bucket_server
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LIMIT = 120
@@ -50,15 +51,38 @@ def test_law_5_killed_between_any_two_stages_of_an_event(whole, tmp_path, place)
     assert crashing.left(tmp_path) == wanted
 
 
+def test_killed_in_a_save_to_a_bucket(whole, tmp_path):
+    start, wanted = whole
+    with bucket_server() as bucket:
+        killed = start(tmp_path, ("saving", 5), bucket)
+        killed.join(LIMIT)
+        assert killed.exitcode == -signal.SIGKILL
+        assert crashing.completed(start(tmp_path, None, bucket), LIMIT)
+    assert crashing.left(tmp_path) == wanted
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("script", "count"), [("crash_survival", "--kills=60"), ("corruption", "--damages=2000")]
+    ("script", "count"),
+    [
+        ("crash_survival", "--kills=60"),
+        ("crash_survival", "--bucket --kills=60"),
+        ("corruption", "--damages=2000"),
+    ],
 )
 def test_many_at_random(tmp_path, script, count):
     """Fails if the benchmark ends with another status than 0; prints its seed."""
     seed = f"--seed={int(time.time())}"
     print(f"{script}.py {count} {seed}")
-    command = [sys.executable, BENCHMARKS / f"{script}.py", count, seed, "--results", tmp_path]
+    command = [
+        sys.executable,
+        BENCHMARKS / f"{script}.py",
+        *count.split(),
+        seed,
+        "--results",
+        tmp_path,
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert json.loads((tmp_path / f"{script}.json").read_text())["bars"]

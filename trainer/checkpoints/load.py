@@ -59,7 +59,7 @@ def restore(
     `save_checkpoints` resumes it.
 
     Args:
-        directory: of the run, as given to `save_checkpoints`; nothing in it is changed.
+        directory: of the run, or its URL, as given to `save_checkpoints`; nothing in it is changed.
         target: has the structure, types and devices to restore to: `task.init(key, example)`.
         epoch: restore exactly this one.
         best: restore the checkpoint with the best score of this name, such as `val/accuracy`.

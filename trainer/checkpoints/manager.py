@@ -64,7 +64,7 @@ class Checkpoints:
         """Open the checkpoints of a run.
 
         Args:
-            directory: of the run; created if absent.
+            directory: of the run, created if absent, or the URL of a run in a bucket.
             keep: how many of the newest checkpoints to keep.
             best: the score that ranks checkpoints; None if none does.
             mode: `min` if a lower score is better, `max` if a higher one is; None infers it.

@@ -97,10 +97,8 @@ def load_params(
     {'w': Array([0., 1., 2.], dtype=float32)}
     """
     if isinstance(params, TrainState):
-        raise TypeError(
-            "load_params fills parameters; got a TrainState: pass its params, "
-            "state.replace(params=load_params(source, state.params))"
-        )
+        remedy = "pass its params, state.replace(params=load_params(source, state.params))"
+        raise TypeError(f"load_params fills parameters; got a TrainState: {remedy}")
     arrays, where, notice = _read(to_run_path(source, "load_params"), part, best, mode)
     arrays, names = _rename_paths(arrays, rename or {}, where)
     pairs = jax.tree_util.tree_leaves_with_path(params)
