@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import random
 import resource
-import shutil
 import signal
 import time
 
 import pytest
+from _bucket_server import bucket_server
 from pairs import Pair
 from test_two_processes import CHILD, finished, records, whole  # noqa: F401 - a fixture
+
+from trainer.checkpoints import publishing
+from trainer.checkpoints.storage.run_paths import remove_tree
 
 KILLS = int(os.environ.get("ENTRACTE_KILLS", "12"))
 
@@ -19,28 +22,45 @@ pytestmark = pytest.mark.soak
 
 
 def test_kills_at_random_instants_lose_nothing_and_change_no_bit(whole, tmp_path):  # noqa: F811
+    kill_often(KILLS, CHILD, tmp_path, tmp_path)
+    assert finished(tmp_path) == whole[1]
+    assert records(tmp_path) == records(whole[0])
+
+
+def test_kills_lose_nothing_in_a_bucket(whole, tmp_path, monkeypatch):  # noqa: F811
+    with bucket_server() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        checkpoints = bucket.path("run")
+        child = CHILD.replace("save_checkpoints(run,", f"save_checkpoints({str(checkpoints)!r},")
+        assert child != CHILD
+        kill_often(max(KILLS // 4, 1), child, tmp_path, checkpoints)
+        assert finished(tmp_path, child=child) == whole[1]
+    assert records(tmp_path) == records(whole[0])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def kill_often(kills, child, run, checkpoints):
+    """Kill one or both processes of a run at random instants, and start it again."""
     draw = random.Random(0)
-    for number in range(KILLS):
-        with Pair(CHILD, tmp_path, pause=0.2) as pair:
+    for number in range(kills):
+        with Pair(child, run, pause=0.2) as pair:
             victims = pair.processes  # at the start: one alone would wait to be joined
             if number % 4:
-                pair.reach(max(saved(tmp_path), default=0) + 1)
+                pair.reach(max(saved(checkpoints), default=0) + 1)
                 victims = draw.choice([pair.processes[:1], pair.processes[1:], pair.processes])
             time.sleep(draw.uniform(0, 1.5))
             for victim in victims:
                 victim.kill()
             pair.ended()
-        if max(saved(tmp_path), default=0) >= 7:  # begin again, or nothing is left to kill
-            shutil.rmtree(tmp_path / "checkpoints")
-            (tmp_path / "metrics.jsonl").unlink()
-    assert finished(tmp_path) == whole[1]
-    assert records(tmp_path) == records(whole[0])
+        if max(saved(checkpoints), default=0) >= 7:  # begin again, or nothing is left to kill
+            remove_tree(checkpoints / "checkpoints")
+            (run / "metrics.jsonl").unlink()
 
 
 def saved(run):
     """List the checkpoints that are published."""
-    folder = run / "checkpoints"
-    return [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    return publishing.list_epochs(run / "checkpoints")
 
 
 def test_a_process_that_is_stopped_for_ever_ends_the_other(whole, tmp_path):  # noqa: F811

@@ -115,9 +115,9 @@ print("final", trainer.fingerprint(state), sorted(state.hook_state), correct, fl
 """.replace("EPOCHS", str(EPOCHS))
 
 
-def finished(run, **settings):
+def finished(run, *, child=CHILD, **settings):
     """Run to the end; return the last line of each process."""
-    with Pair(CHILD, run, **settings) as pair:
+    with Pair(child, run, **settings) as pair:
         ends = pair.ended()
     errors = [path.read_text() for path in sorted(Path(run).glob("stderr.*"))]
     assert [status for status, _ in ends] == [0] * len(ends), errors

@@ -5,5 +5,13 @@ from trainer.checkpoints.load import restore
 from trainer.checkpoints.manager import Checkpoints
 from trainer.checkpoints.restore_one import SavedCheckpoint
 from trainer.checkpoints.save_worker import wait_for_saves
+from trainer.checkpoints.storage.bucket_path import BucketError
 
-__all__ = ["Checkpoints", "DamagedCheckpoint", "SavedCheckpoint", "restore", "wait_for_saves"]
+__all__ = [
+    "BucketError",
+    "Checkpoints",
+    "DamagedCheckpoint",
+    "SavedCheckpoint",
+    "restore",
+    "wait_for_saves",
+]
