@@ -73,6 +73,8 @@ def population(program: Phase | Sequence[Phase], members: int) -> Phase | tuple[
 def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> TrainState:
     """Make the state of a population; each member's is `init` of its key.
 
+    `jax.eval_shape(lambda: population_of(init, keys))` gives its shapes, for `trainer.cost`.
+
     Args:
         init: `(key) -> state`, jittable: `agent.init`, or `lambda key: task.init(key, example)`.
         keys: typed keys `[members]`, `jax.random.split(jax.random.key(seed), members)`, or a
@@ -96,6 +98,9 @@ def population_of(init: Callable[[jax.Array], TrainState], keys: PyTree) -> Trai
     # One compiled function, called for each: an init that compiles would be slow at each call, and
     # under vmap XLA on CPU does not finish compiling the decompositions of 256 members.
     one = jax.jit(lambda key: strip_host_fields(init(key)))
+    if isinstance(keys[:1], jax.core.Tracer):
+        stacked, first = jax.lax.map(one, keys), one(keys[0])
+        return _join_members(first, {field: getattr(stacked, field) for field in MAPPED})
     return stack_states([one(key).replace(stop=False) for key in keys])
 
 
@@ -124,14 +129,20 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             raise ValueError(
                 f"members share the epoch: the first is at {first.epoch}, {number} at {state.epoch}"
             )
+    rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
+    return _join_members(
+        first, jax.tree.map(lambda *leaves: map_key_data(jnp.stack, leaves), *rows)
+    )
+
+
+def _join_members(first: TrainState, stacked: dict[str, PyTree]) -> TrainState:
+    """Make the state of a population from the fields of all members, `[members, ...]`."""
     if not isinstance(first.carry, dict):
         raise TypeError(
             f"a member's carry must be a dict, for who is live; got {describe_value(first.carry)}"
         )
-    rows = [{field: getattr(state, field) for field in MAPPED} for state in states]
-    whole = jax.tree.map(lambda *leaves: map_key_data(jnp.stack, leaves), *rows)
-    whole["carry"][LIVE] = jnp.ones(len(states), bool)
-    return first.replace(**whole, stop=False)
+    live = jnp.ones(stacked["step"].shape, bool)
+    return first.replace(**stacked | {"carry": {**stacked["carry"], LIVE: live}}, stop=False)
 
 
 def member(state: TrainState, number: int) -> TrainState:

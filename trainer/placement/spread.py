@@ -30,8 +30,9 @@ def spread(
     summed. The bits are those of the same mesh again, and to rounding those of one device.
 
     Args:
-        state: a state, or a function that makes one, `lambda: task.init(key, source.example)`: this
-            is computed in place, so that no device holds what the rules split.
+        state: a state, or a function that makes one, `lambda: task.init(key, source.example)` or
+            `lambda: population_of(init, keys)`: this is computed in place, so that no device holds
+            what the rules split, or all members.
         mesh: of `trainer.mesh`; None: all devices along `data`, or along `members` for a
             population.
         rules: how leaves are split, in order: a regular expression that is sought in the path, and

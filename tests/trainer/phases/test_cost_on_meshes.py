@@ -98,6 +98,22 @@ def test_what_each_phase_of_an_agent_exchanges_is_predicted(compiled_quickly):
     assert split <= costs["update"].state_bytes["carry"] < 2 * split
 
 
+@pytest.mark.parametrize("mesh", [None, "members=4"])
+def test_a_population_is_predicted_from_shapes_as_from_its_state(task, example, digits, mesh):
+    keys = jax.random.split(jax.random.key(0), 4)
+    program = trainer.population(trainer.training(task.step, digits[0]), 4)
+
+    def make():
+        return trainer.population_of(lambda key: task.init(key, example), keys)
+
+    shapes, state = jax.eval_shape(make), make()
+    found = trainer.cost(program, shapes, mesh=mesh)["train"]
+    assert found == trainer.cost(program, state, mesh=mesh)["train"]
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    assert found.state_bytes["params"] == held // (1 if mesh is None else 4)
+    assert set(found.collectives) <= {"all-gather"}  # of the metrics: members exchange nothing
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -217,6 +217,20 @@ def test_a_population_is_split_over_members_and_exchanges_nothing(task, source):
     assert set(loop) <= {"all-gather"}  # of the metrics, after the loop
 
 
+def test_a_population_is_made_in_place_with_the_same_values(task, source):
+    keys = jax.random.split(jax.random.key(0), 2 * DEVICES)
+
+    def make():
+        return trainer.population_of(lambda key: task.init(key, source.example), keys)
+
+    made = trainer.spread(make)
+    assert fingerprint(made) == fingerprint(make())
+    kernel = made.params["head"]["kernel"]
+    assert kernel.shape == (2 * DEVICES, 32, 10)
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 32, 10)}
+    assert made.epoch.sharding.is_fully_replicated
+
+
 def test_an_agent_trains_as_on_one_device():
     config = rl.PPOConfig(envs=DEVICES, steps=8, epochs=2, minibatches=2, normalize_rewards=True)
     agent = rl.ppo(models.actor_critic(actions=2), cartpole(), optax.sgd(1e-2), config)
