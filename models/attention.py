@@ -146,7 +146,11 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Attention of a sequence to another, whose keys and values are computed once."""
+    """Attention of a sequence to another, whose keys and values are computed once.
+
+    The columns of the kernel `keys_values` are those of key and value of the first head, then of
+    the next, as in `SelfAttention`.
+    """
 
     def __init__(self, width: int, heads: int, *, scale: float, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -157,10 +161,10 @@ class CrossAttention(nnx.Module):
     def project(self, other: jax.Array) -> Pair:
         """Compute keys and values `[batch, length, heads, size]` of `[batch, length, width]`."""
         batch, length, width = other.shape
-        shape = (batch, length, self.heads, width // self.heads)
         both = self.keys_values(other.reshape(batch * length, width))
+        both = both.reshape(batch, length, self.heads, 2 * width // self.heads)
         key, value = jnp.split(both, 2, axis=-1)
-        return key.reshape(shape), value.reshape(shape)
+        return key, value
 
     def __call__(self, x: jax.Array, projected: Pair) -> jax.Array:
         """Attend from `x` `[batch, time, width]` to keys and values of `project`."""

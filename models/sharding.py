@@ -1,4 +1,4 @@
-"""How a transformer is split over the devices of a mesh."""
+"""How the bundled transformers are split over the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SpecFunction = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 """`(shape, mesh) -> PartitionSpec`."""
 
 LAYOUTS = {
-    r"(qkv|up|head)/kernel$": ("data", "model"),
+    r"(qkv|query|keys_values|up|head)/kernel$": ("data", "model"),
     r"(out|down)/kernel$": ("model", "data"),
     r"embed/embedding$": ("model", "data"),
 }
@@ -21,7 +21,7 @@ SPLITS = {"fsdp": {"data"}, "tensor": {"model"}, "fsdp+tensor": {"data", "model"
 
 
 def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
-    """Return the rules by which `trainer.spread` splits `models.transformer`.
+    """Return the rules by which `trainer.spread` splits `models.transformer` or `captioner`.
 
     A dimension that its axis does not divide stays whole. A mesh without such an axis is refused by
     `trainer.spread`.

@@ -63,12 +63,17 @@ def test_self_attention_equals_numpys(causal):
 
 
 def test_cross_attention_equals_numpys():
-    module = CrossAttention(4, 1, scale=1.0, rngs=nnx.Rngs(0))
-    x, other = (np.array(jax.random.normal(KEY, (2, n, 4))) for n in (3, 6))
-    key, value = np.split(other @ np.array(module.keys_values.kernel[...]), 2, axis=-1)
-    weights = softmax(x @ np.array(module.query.kernel[...]) @ key.swapaxes(1, 2) / 2)
+    module = CrossAttention(8, 2, scale=1.0, rngs=nnx.Rngs(0))
+    x, other = (np.array(jax.random.normal(KEY, (3, n, 8))) for n in (5, 6))
+    queries = (x @ module.query.kernel[...]).reshape(3, 5, 2, 4)
+    both = (other @ module.keys_values.kernel[...]).reshape(3, 6, 2, 2, 4)
+    mixed = np.zeros((3, 5, 2, 4))
+    for head in range(2):
+        query = np.array(queries[:, :, head])
+        key, value = (np.array(both[:, :, head, i]) for i in range(2))
+        mixed[:, :, head] = softmax(query @ key.swapaxes(1, 2) / 2) @ value
     outputs = nnx.jit(lambda module, x, other: module(x, module.project(other)))(module, x, other)
-    expected = weights @ value @ np.array(module.out.kernel[...])
+    expected = mixed.reshape(3, 5, 8) @ module.out.kernel[...]
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 

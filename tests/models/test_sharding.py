@@ -71,6 +71,52 @@ def test_a_layer_with_split_heads_exchanges_four_sums_and_its_split_kernels():
     assert count(2) - count(1) == {"all-reduce": 4, "all-gather": 4}
 
 
+def make_captioner(layers):
+    network = models.captioner(
+        vocabulary=16, context=8, channels=1, encoder_layers=1, layers=layers, heads=4, width=32
+    )
+    task = trainer.supervised(network, losses.captioning, optax.sgd(0.1))
+    drawn = np.random.default_rng(0)
+    images = drawn.random((32, 8, 8, 1), np.float32)
+    tokens = drawn.integers(1, 16, (32, 8), np.int32)
+    arrays = {"inputs": {"image": images, "tokens": tokens}, "labels": tokens}
+    return task, data.Arrays(arrays, batch_size=16)
+
+
+@pytest.mark.parametrize(("split", "gathers"), [("tensor", 0), ("fsdp+tensor", 7)])
+def test_a_layer_that_attends_to_an_image_exchanges_two_sums_more(split, gathers):
+    """One forward, and one backward to the text; those to the image are added up before."""
+
+    def count(layers):
+        task, source = make_captioner(layers)
+        shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), source.example))
+        train, rules = trainer.training(task.step, source), models.transformer_rules(split)
+        found = trainer.cost(train, shapes, mesh="data=2,model=4", rules=rules)
+        return Counter({kind: each.count for kind, each in found["train"].collectives.items()})
+
+    two, one = count(2), count(1)
+    assert two - one == Counter({"all-reduce": 6}) + Counter({"all-gather": gathers})
+    assert set(one) <= {"all-reduce", "all-gather"}
+
+
+def test_a_captioner_that_is_split_trains_as_on_one_device():
+    task, source = make_captioner(1)
+    start = task.init(jax.random.key(0), source.example)
+    alone, _ = trainer.fit(start, trainer.training(task.step, source), epochs=2)
+    rules = models.transformer_rules("tensor")
+    spread = trainer.spread(start, trainer.mesh(data=2, model=4), rules=rules)
+    cross = spread.params["text"]["blocks"]["0"]["cross"]
+    splits = {name: tuple(cross[name]["kernel"].sharding.spec) for name in cross}
+    columns, rows = (None, "model"), ("model", None)
+    assert splits == {"query": columns, "keys_values": columns, "out": rows}
+    state, _ = trainer.fit(spread, trainer.training(task.step, source), epochs=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-6),
+        alone.params,
+        state.params,
+    )
+
+
 def test_layers_in_a_scan_and_odd_dimensions_are_split_where_they_can_be():
     network = models.transformer(vocabulary=15, context=8, width=32, layers=2, heads=4, scan=True)
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
