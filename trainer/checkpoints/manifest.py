@@ -151,8 +151,8 @@ def parse_leaves(content: Mapping[str, Any]) -> dict[str, list[Leaf]]:
         if leaf["shape"] is None:
             return Leaf(**{**leaf, "pieces": ()})
         pieces = [
-            Piece(**{**piece, "box": piece["box"] and tuple(map(tuple, piece["box"]))})
-            for piece in leaf["pieces"]
+            Piece(x["offset"], x["box"] and tuple(map(tuple, x["box"])), x["checksum"])
+            for x in leaf["pieces"]
         ]
         return Leaf(**{**leaf, "shape": tuple(leaf["shape"]), "pieces": tuple(pieces)})
 
