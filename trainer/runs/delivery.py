@@ -56,6 +56,10 @@ TIMEOUT = 5.0
 BATCH_SECONDS = 0.05
 """Seconds in which lines collect before they are delivered together."""
 
+IDLE_SECONDS = 0.2
+"""Seconds without a line after which a server's connection is closed: it has room for 100, unless
+it is told otherwise, and 1,000 runs may share it. Another one takes milliseconds."""
+
 
 def deliver(store: Store, queue: DiskQueue) -> int:
     """Deliver all lines that wait, and return their number.
@@ -242,5 +246,7 @@ class DeliveryThread:
                 continue
             if closing:
                 return
+            if not self._client.is_local and not self._wake.wait(IDLE_SECONDS):
+                self._client.close()
             self._wake.wait()
             self._closing.wait(BATCH_SECONDS)

@@ -47,6 +47,11 @@ class StoreClient:
         self._store: Store | None = None
         self._away_since: float | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a file, and no server."""
+        return self.url.startswith("sqlite:")
+
     def open(self) -> None:
         """Open the connection; it raises what `Store` does."""
         with self._lock:
@@ -142,7 +147,7 @@ class StorePoller:
             except BaseException as error:  # also a signal's: it is raised below
                 answer.set_exception(error)
 
-        if client.url.startswith("sqlite:"):
+        if client.is_local:
             work()
         else:  # a daemon: a server that hangs must not keep the process from ending
             thread = threading.Thread(target=work, name="entracte-poll", daemon=True)

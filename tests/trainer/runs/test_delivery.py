@@ -411,3 +411,18 @@ def test_a_direct_call_raises_if_the_store_is_away(silent):
     with pytest.raises(Unreachable, match="timeout"):
         Store(silent, timeout=0.1)
     assert time.monotonic() - began < 10
+
+
+def test_a_server_has_no_connection_of_a_run_that_records_nothing(database, begun, eventually):
+    run = begun(store=database)
+
+    def connections():
+        where = "application_name = 'entracte' AND pid <> pg_backend_pid()"
+        with contextlib.closing(connect(database)) as connection:
+            statement = f"SELECT count(*) FROM pg_stat_activity WHERE {where}"
+            return connection.execute(statement)[0][0]
+
+    for epoch in (1, 2):
+        run.record(epoch, epoch, {"loss": epoch / 2})
+        eventually(lambda: losses(database) == [*range(1, epoch + 1)])  # noqa: B023
+        eventually(lambda: not connections())
