@@ -152,16 +152,23 @@ def gather_params(params: PyTree) -> PyTree:
     A constraint where they are used makes one gather of each; XLA would otherwise exchange
     activations as well.
     """
+    leaves, structure = jax.tree.flatten(params)
+    for number, (_, whole) in list_gathered(params).items():
+        leaves[number] = lax.with_sharding_constraint(leaves[number], whole)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def list_gathered(params: PyTree) -> dict[int, tuple[NamedSharding, NamedSharding]]:
+    """Return by number how parameters that are split over `data` lie, and how once gathered."""
     if (placement := _get_placement()) is None:
-        return params
-
-    def gather(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-        spec = PartitionSpec(*(_without_data(axes) for axes in sharding.spec))
-        if spec == sharding.spec:
-            return leaf
-        return lax.with_sharding_constraint(leaf, NamedSharding(placement.mesh, spec))
-
-    return jax.tree.map(gather, params, placement.shardings.params)
+        return {}
+    found = jax.tree.leaves(jax.tree.map(lambda _, at: at, params, placement.shardings.params))
+    specs = [PartitionSpec(*(_without_data(axes) for axes in split.spec)) for split in found]
+    return {
+        number: (split, NamedSharding(placement.mesh, spec))
+        for number, (split, spec) in enumerate(zip(found, specs, strict=True))
+        if spec != split.spec
+    }
 
 
 def _without_data(axes: Any) -> Any:

@@ -15,7 +15,7 @@ from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.jaxprs import of_rows
-from trainer.placement.constraints import gather_params
+from trainer.placement.layer_gathering import call_gathered
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import batch_means, gradients, step_averages
 from trainer.supervised import precision as precisions
@@ -158,10 +158,15 @@ def supervised(
     def run(
         params: PyTree, model_state: PyTree, inputs: Any, key: jax.Array, *, train: bool
     ) -> tuple[Any, PyTree]:
-        params = gather_params(params)
         if precision != "float32":
-            params, inputs = precisions.cast_floating((params, inputs), precision)
-        returned = network.apply(params, model_state, inputs, key=key, train=train)
+            inputs = precisions.cast_floating(inputs, precision)
+
+        def apply(params: PyTree) -> Any:
+            if precision != "float32":
+                params = precisions.cast_floating(params, precision)
+            return network.apply(params, model_state, inputs, key=key, train=train)
+
+        returned = call_gathered(apply, params)
         outputs, after = check_pair(network, "apply", returned)
         if precision == "float32":
             return outputs, after
