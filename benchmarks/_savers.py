@@ -90,13 +90,14 @@ class TensorStores:
     def __init__(self, folder, *, use_ocdbt):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._use_ocdbt = folder, use_ocdbt
+        self._context = ts.Context()  # so that arrays share one database
 
     def save(self, state, number):
         barrier(f"begin {number}")
         transaction = ts.Transaction() if self._use_ocdbt else None
         opened = [
             (array, ts.open(self._spec(number, name), open=True, create=True, dtype=array.dtype,
-                            shape=array.shape, transaction=transaction,
+                            shape=array.shape, transaction=transaction, context=self._context,
                             chunk_layout=ts.ChunkLayout(chunk_shape=shard_shape(array))))
             for name, array in state.params.items()
         ]  # fmt: skip
@@ -113,7 +114,10 @@ class TensorStores:
         remove_previous(self._folder, number)
 
     def read(self, state, number):
-        stores = {name: ts.open(self._spec(number, name)).result() for name in state.params}
+        stores = {
+            name: ts.open(self._spec(number, name), context=self._context).result()
+            for name in state.params
+        }
         return {
             name: jax.make_array_from_callback(
                 array.shape, array.sharding, lambda index, x=stores[name]: x[index].read().result()
