@@ -16,6 +16,7 @@ from trainer.phases.compilation import cache_compilations
 from trainer.phases.cost import cost
 from trainer.phases.factories import evaluate, evaluation, training
 from trainer.phases.metrics import Members, Metrics
+from trainer.phases.passes import repeated
 from trainer.phases.phase import Phase
 from trainer.phases.population import best_member, member, population, population_of, stack_states
 from trainer.placement.distributed import distributed
@@ -73,6 +74,7 @@ __all__ = [
     "predict",
     "recalibrate_batch_stats",
     "recalibration",
+    "repeated",
     "restore",
     "runs",
     "spread",

@@ -20,7 +20,7 @@ from trainer import Hook, Phase, TrainState
 from trainer.checks.arguments import describe_value
 from trainer.hook import SKIP
 from trainer.loop.dry_run import run_first_step
-from trainer.phases.phase import PendingMetrics
+from trainer.phases.pending_metrics import PendingMetrics
 from trainer.runs import Run
 from trainer.state import read_epoch
 

@@ -55,15 +55,21 @@ class ClosureWalker:
 
     def describe_phase(self, phase: Phase) -> Iterator[ClosureSetting]:
         """Describe a phase: its data, its executor, and the closure of its step."""
+        for inner in phase.passes:
+            for found in self.describe_phase(inner):
+                yield found._replace(name=f"{inner.name}: {found.name}")
         yield from self._describe_source(phase.source)
         yield from self.describe_value("steps an epoch", phase.steps_per_epoch)
+        if phase.passes and phase.repeated_step:
+            yield from self.describe_value("passes", phase.repeated_step.feed.steps)
         yield from self.describe_value("members", phase.members)
         yield from self.describe_value("reduce", dict(phase.reduce))
         if phase.repeated_step is None:
             yield from self.describe_value("run", phase.run)
         else:
             yield from self.describe_value("executor", phase.repeated_step.executor)
-            yield from self.describe_value("step", phase.repeated_step.scan.step)
+            if not phase.passes:
+                yield from self.describe_value("step", phase.repeated_step.scan.step)
 
     def _describe_source(self, source: Any) -> Iterator[ClosureSetting]:
         """Describe a data source: arrays by their contents, factories by their settings."""

@@ -21,7 +21,7 @@ from trainer.host.time_spans import span
 from trainer.loop.dry_run import run_dry
 from trainer.loop.error_hooks import close_on_exit
 from trainer.loop.events import HookRunner
-from trainer.loop.hook_requirements import check_requirements
+from trainer.loop.hook_requirements import check_no_hook_inside, check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
 from trainer.loop.metric_reader import MetricReader
 from trainer.loop.run_description import check_same_settings, send_description
@@ -136,7 +136,9 @@ def fit(
 
 def _validate(program: Any, epochs: int, hooks: Hooks, donate: bool) -> _Run:
     """Check the arguments of `fit`, alone and together."""
-    phases = _validate_program(program, hooked=bool(flatten_hooks(hooks)))
+    flat = flatten_hooks(hooks)
+    phases = _validate_program(program, hooked=bool(flat))
+    check_no_hook_inside(flat, phases)
     if (epochs := require_integer("epochs", epochs, 0)) > MAX_STEP:
         raise ValueError(f"epochs must be at most {MAX_STEP:,}, which int32 counts; got {epochs:,}")
     return _Run(phases, HookRunner(hooks, [phase.name for phase in phases]), epochs, donate)
@@ -159,6 +161,7 @@ def _validate_program(program: Any, *, hooked: bool) -> tuple[Phase, ...]:
             f"fit needs a phase that trains; of {names} each only measures: make one with "
             "trainer.training(task.step, source), or measure with trainer.evaluate(state, phase)"
         )
+    names += [each.name for phase in phases for each in phase.passes]
     reserved = {"start", "epoch", "end", "error", "time"} & set(names)
     if reserved or len(set(names)) < len(names):
         raise ValueError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 
 from trainer.checks.pytrees import format_path
 from trainer.checks.suggestions import suggest_name
 from trainer.hook import Hook
+from trainer.phases.phase import Phase
 from trainer.state import DEVICE_FIELDS, TrainState, strip_host_fields
 
 TIMES = ("time/epoch_seconds", "time/steps_per_second")
@@ -149,3 +150,19 @@ def format_missing_metric(
         f"hook {hook.name!r} at {hook.at!r} reads {key!r}, which nothing writes before "
         f"it (there is: {', '.join(shown) or 'nothing'}).{remedy}"
     )
+
+
+def check_no_hook_inside(hooks: Iterable[Hook], phases: Iterable[Phase]) -> None:
+    """Check that no hook runs at a phase within one of `repeated`.
+
+    Raises:
+        ValueError: one does, where the host sees nothing.
+    """
+    inside = {each.name: phase.name for phase in phases for each in phase.passes}
+    for hook in hooks:
+        if hook.at in inside:
+            raise ValueError(
+                f"hook {hook.name!r} runs at {hook.at!r}, inside {inside[hook.at]!r}, whose passes "
+                "run in one program that the host does not see into: let it run at "
+                f"{inside[hook.at]!r}, or list the phases themselves in the program"
+            )

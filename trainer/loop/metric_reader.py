@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.host.exception_notes import annotate_errors
 from trainer.phases.metrics import Metrics
-from trainer.phases.phase import PendingMetrics
+from trainer.phases.pending_metrics import PendingMetrics
 from trainer.state import PyTree, check_step_limit
 
 

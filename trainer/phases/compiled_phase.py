@@ -44,6 +44,8 @@ class Computation:
     updates_state: bool
     population: bool
     """Whether it is of a population, whose metrics have an axis of members."""
+    several: bool = False
+    """Whether it is several passes, whose metrics are checked within."""
 
 
 def trace(
@@ -66,7 +68,7 @@ def trace(
         else:
             after, output, numbers = _run_measured(computation, state, data)
             packed = pack(numbers)
-        if not computation.population:
+        if not (computation.population or computation.several):
             check_metrics(numbers[0], computation.reduce, computation.name)
         measured.append(get_shapes(numbers))
         return after if computation.updates_state else None, output, packed
@@ -159,6 +161,11 @@ def compile_phase(
         choice = ExecutorChoice("step", "a debug mode of JAX inspects each call")
     else:
         choice = choose_executor(executor, traced.jaxpr, next(iter(devices)).platform)
+    if computation.several and choice.executor == "step" and not is_debug_mode():
+        raise ValueError(
+            f"phase {computation.name!r} repeats a convolution in one program, where "
+            f"{choice.reason}: list its phases themselves in the program"
+        )
     steps, count = None, 1
     if scanned is not None:
         metrics, taken = measured

@@ -190,7 +190,7 @@ def _compile_step(phase: Phase, state: TrainState, data: PyTree) -> Any:
 
     with trace_on_mesh(state):
         options = choose_output_shardings(updates_state=phase.updates_state)
-        batch = shape_batches(data, state, axis=0)
+        batch = shape_batches(data, state, axis=None if phase.passes else 0)
         return jax.jit(step, **options).lower(state, batch).compile()
 
 

@@ -48,7 +48,7 @@ def training(
         executor: `scan` (one compiled scan per epoch; a long one runs in up to 16 dispatches of
             equal bits), `step` (one dispatch per step), or `auto`: `scan`, except on CPU for a step
             with a convolution, which XLA runs several times slower in a loop.
-        reduce: how the trace of a metric becomes the epoch's value: mean, sum, last or max.
+        reduce: how the trace of a metric becomes the epoch's value: mean, sum, first, last or max.
 
     Raises:
         TypeError: the source is not a source.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from trainer.checks.arguments import describe_value, require_function
 from trainer.data.iteration import positions
@@ -23,45 +23,18 @@ from trainer.phases.compiled_phase import (
     PhaseFunction,
     compile_phase,
     compute_signature,
-    fetch_packed,
     trace,
 )
 from trainer.phases.executors import RepeatedStep, ScannedStep
-from trainer.phases.in_place_changes import read_only
+from trainer.phases.pending_metrics import PendingMetrics
 from trainer.phases.reductions import (
     Finalize,
     exclude_weights,
-    finalize_members,
     finalize_values,
-    reduce_pieces,
 )
 from trainer.placement.constraints import place_batches, shape_batches, trace_on_mesh
 from trainer.placement.meshes import get_mesh
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
-
-
-class PendingMetrics(NamedTuple):
-    """Metrics of one epoch of a phase, still on the device."""
-
-    phase: Phase
-    packed: list[tuple[CompiledPhase, Packed]]
-
-    def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
-        """Wait for the phase; return (values, traces, optimizer steps taken)."""
-        phase, pieces, taken = self.phase, [], 0
-        with span("wait", phase.name):
-            jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
-            arrived = [(compiled, fetch_packed(packed)) for compiled, packed in self.packed]
-        for compiled, words in arrived:
-            numbers = compiled.layout.unpack(words, rows=compiled.stepwise)
-            pieces.append(numbers[0])
-            taken += int(numbers[1].sum())
-        live = None if phase.members is None else numbers[2].astype(bool)
-        values, traces = reduce_pieces(pieces, phase.reduce, phase.name, live)
-        read_only(traces)
-        if live is None or phase.finalize is None:
-            return finalize_values(phase.finalize, values, phase.name), traces, taken
-        return finalize_members(phase.finalize, values, live, phase.name), traces, taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +54,8 @@ class Phase:
             value in the epoch's mean. `run` is called for each piece of the epoch's data.
         source: of the data; without one, `data` is the output of the phase before this one (None
             for the first).
-        reduce: how the trace of a metric becomes the epoch's value: mean (default), sum, last, max.
+        reduce: how the trace of a metric becomes the epoch's value: mean (default), sum, first, last,
+            max.
 
     >>> import jax.numpy as jnp
     >>> from trainer import TrainState
@@ -113,6 +87,8 @@ class Phase:
     check_independence: Callable[[TrainState], None] | None = None
     """Raises if the values of an example depend on other examples of its batch; called when the
     data are checked."""
+    passes: tuple[Phase, ...] = ()
+    """The phases of one pass, in a phase of `repeated`, whose metrics are theirs."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -140,8 +116,11 @@ class Phase:
     @functools.cached_property
     def computation(self) -> Computation:
         """What it computes, without its data."""
+        several = bool(self.passes)
         population = self.members is not None
-        return Computation(self.name, self.run, self.reduce, self.updates_state, population)
+        return Computation(
+            self.name, self.run, self.reduce, self.updates_state, population, several
+        )
 
     @functools.cached_property
     def _shared(self) -> SharedCache:
@@ -157,6 +136,10 @@ class Phase:
 
         None for a stream without `steps_per_epoch`, an evaluation, or a hand-written phase.
         """
+        if self.passes and self.repeated_step:
+            each = [phase.steps_per_epoch for phase in self.passes]
+            passes = self.repeated_step.feed.steps or 0
+            return None if None in each else passes * sum(filter(None, each))
         return self.repeated_step.feed.steps if self.repeated_step and self.updates_state else None
 
     def add_position(self, state: TrainState) -> TrainState:
@@ -175,6 +158,8 @@ class Phase:
 
     def verify(self, state: TrainState) -> None:
         """Check the data that are available before training, before anything is compiled."""
+        for phase in self.passes:
+            phase.verify(state)
         with annotate_errors(f"in checking phase {self.name!r}"):
             if self.feed and self.check_data:
                 self.feed.verify(state, self.check_data)
@@ -199,8 +184,12 @@ class Phase:
         """Return the names of the metrics that it reports, prefix included."""
         return self.expand_metric_names(self.infer_shapes(state)[1])
 
-    def expand_metric_names(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    def expand_metric_names(self, metrics: Any) -> tuple[str, ...]:
         """Return the names of the metrics of `run` and of those that `finalize` derives."""
+        if self.passes:
+            shapes = metrics["phases"]
+            names = (phase.expand_metric_names(shapes[phase.name]) for phase in self.passes)
+            return tuple(itertools.chain.from_iterable(names))
         values = {f"{self.name}/{key}": 1.0 for key in exclude_weights(metrics)}
         return tuple(finalize_values(self.finalize, values, self.name))
 

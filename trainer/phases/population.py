@@ -228,6 +228,11 @@ def _vectorize_phase(phase: Phase, members: int) -> Phase:
         raise TypeError(f"a population is made of phases; got {describe_value(phase)}")
     if phase.members is not None:
         raise ValueError(f"phase {phase.name!r} is already one of a population")
+    if phase.passes:
+        raise ValueError(
+            f"phase {phase.name!r} is several passes; repeat the population instead: "
+            "trainer.repeated(trainer.population(program, members), count)"
+        )
     if phase.source is not None and not isinstance(phase.source, Arrays):
         raise ValueError(
             f"phase {phase.name!r} reads a {type(phase.source).__name__}, and each member would "

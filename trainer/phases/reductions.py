@@ -22,6 +22,7 @@ Finalize = Callable[[Mapping[str, float]], Mapping[str, float | None]]
 REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": lambda traces: np.add.reduce(traces, axis=-1, dtype=np.float64) / traces.shape[-1],
     "sum": lambda traces: np.add.reduce(traces, axis=-1, dtype=np.float64),
+    "first": lambda traces: traces[..., 0],
     "last": lambda traces: traces[..., -1],
     "max": lambda traces: traces.max(axis=-1),
 }

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from trainer.phases.reductions import WEIGHT
 from trainer.state import PyTree
 
 PREFIX = "diagnostics/"
@@ -69,8 +70,9 @@ def diagnose(experience: Experience, broken: jax.Array) -> dict[str, jax.Array]:
     """Find the first step that is broken, bool `[time, env]`, for `finalize` to report.
 
     Returns:
-        `finite`, 1 if none is; `env` and `step`, its indices; `from_policy`, 1 if the policy's
-        action was not finite although its observation was. int32 `()` each.
+        `finite`, 1 if none is; `envs`, how many there are; `env` and `step`, its indices;
+        `from_policy`, 1 if the policy's action was not finite although its observation was: int32
+        `()` each. The last three have a weight of 0 if none is broken.
     """
     index = jnp.argmax(broken)
     step, env = jnp.divmod(index, broken.shape[1])
@@ -79,12 +81,21 @@ def diagnose(experience: Experience, broken: jax.Array) -> dict[str, jax.Array]:
     )
     none = jnp.zeros(())
     from_policy = is_finite(none, observation) & ~is_finite(none, action)
-    return {
-        f"{PREFIX}finite": (~jnp.any(broken)).astype(jnp.int32),
-        f"{PREFIX}env": env,
-        f"{PREFIX}step": step,
-        f"{PREFIX}from_policy": from_policy.astype(jnp.int32),
-    }
+    found = {"env": env, "step": step, "from_policy": from_policy.astype(jnp.int32)}
+    weight = jnp.any(broken).astype(jnp.int32)
+    weights = {f"{PREFIX}{name}{WEIGHT}": weight for name in found}
+    diagnostics = {f"{PREFIX}{name}": value for name, value in found.items()}
+    every = {f"{PREFIX}finite": 1 - weight, f"{PREFIX}envs": jnp.int32(broken.shape[1])}
+    return every | diagnostics | weights
+
+
+def reduce_rollouts(lessons: Sequence[str]) -> dict[str, str]:
+    """Return how metrics of several rollouts become one: counts are added up.
+
+    Of the diagnostics those of the first rollout that is broken count.
+    """
+    counts = dict.fromkeys(["episodes", "steps", *(f"episodes/{x}" for x in lessons)], "sum")
+    return counts | {f"{PREFIX}{name}": "first" for name in ("env", "step", "from_policy")}
 
 
 def compute_rollout_metrics(
@@ -127,16 +138,14 @@ def measure_episodes(
     return metrics
 
 
-def finalize_rollout_metrics(
-    means: Mapping[str, float], env: str, envs: int
-) -> dict[str, float | None]:
+def finalize_rollout_metrics(means: Mapping[str, float], env: str) -> dict[str, float | None]:
     """Check that all numbers are finite, and leave out what is not reported.
 
     Raises:
         ValueError: a number is not finite; the error names the environment and the step.
     """
-    if not means[f"{PREFIX}finite"]:
-        index, step = int(means[f"{PREFIX}env"]), int(means[f"{PREFIX}step"])
+    if means[f"{PREFIX}finite"] < 1:
+        index, envs, step = (int(means[f"{PREFIX}{name}"]) for name in ("env", "envs", "step"))
         if means[f"{PREFIX}from_policy"]:
             raise ValueError(
                 f"the policy gave environment {index} of {envs} ({env!r}) an action that is not "

@@ -12,6 +12,7 @@ import optax
 
 from trainer.losses.loss import LossFunction, as_loss
 from trainer.phases.phase import Phase
+from trainer.phases.reductions import WEIGHT
 from trainer.rl.experience import Experience
 from trainer.rl.minibatch_steps import group_units, update_on_minibatches
 from trainer.rl.normalization import scale_rewards, update_statistics
@@ -64,7 +65,9 @@ def update(
         )
         explained = explained_variance(batch["target"], batch["value"])
         after = update_observation_statistics(after, experience.observation)
-        return after, None, {**traces, "explained_variance": explained}
+        varied = ~jnp.isnan(explained)
+        measured = {"explained_variance": explained, f"explained_variance{WEIGHT}": varied}
+        return after, None, traces | measured
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
         found: dict[str, float | None] = dict(loss.finalize(means)) if loss.finalize else {}

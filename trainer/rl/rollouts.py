@@ -23,6 +23,7 @@ from trainer.rl.experience import (
     compute_rollout_metrics,
     finalize_rollout_metrics,
     is_finite,
+    reduce_rollouts,
 )
 from trainer.rl.host_rollouts import HostRolloutSource
 from trainer.state import PyTree, TrainState
@@ -54,7 +55,7 @@ def rollout(
         raise ValueError(f"a rollout needs at least 1 step; got {steps}")
 
     def finalize(means: Mapping[str, float]) -> dict[str, float | None]:
-        return finalize_rollout_metrics(means, env.name, round(means["steps"]) // steps)
+        return finalize_rollout_metrics(means, env.name)
 
     if isinstance(env, HostEnvironments):
 
@@ -66,6 +67,7 @@ def rollout(
         return Phase(
             *(name, report, source),
             updates_state=False,
+            reduce=reduce_rollouts(()),
             finalize=finalize,
             check_data=lambda state, batch: None,  # so that the source sees the state
         )
@@ -85,7 +87,7 @@ def rollout(
         metrics = compute_rollout_metrics(experience, statistics, env.lessons)
         return state.replace(carry={**state.carry, "environment": after}), experience, metrics
 
-    return Phase(name, run, finalize=finalize)
+    return Phase(name, run, reduce=reduce_rollouts(env.lessons), finalize=finalize)
 
 
 def init_rollout_state(

@@ -110,7 +110,7 @@ def test_scores_make_new_metrics():
         (jnp.zeros(3), {}, "must report a dict"),
         ({"image": jnp.zeros((2, 2))}, {}, r"scalar \(\) or a trace \[steps\]; got shape \[2, 2\]"),
         ({"loss": jnp.zeros(3)}, {"tokens": "sum"}, "does not report .there is: loss"),
-        ({"loss": jnp.zeros(3)}, {"loss": "median"}, "mean, sum, last, max"),
+        ({"loss": jnp.zeros(3)}, {"loss": "median"}, "mean, sum, first, last, max"),
     ],
 )
 def test_metrics_that_cannot_be_reduced_are_refused(state, metrics, reduce, said):

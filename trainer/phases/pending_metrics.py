@@ -1,0 +1,98 @@
+"""Metrics of a phase on the device, and how they become the epoch's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from trainer.host.time_spans import span
+from trainer.phases.compiled_phase import CompiledPhase, Packed, fetch_packed
+from trainer.phases.in_place_changes import read_only
+from trainer.phases.reductions import (
+    Finalize,
+    finalize_members,
+    finalize_values,
+    reduce_pieces,
+)
+
+Reduced = tuple[dict[str, float], dict[str, np.ndarray]]
+"""Values and traces, by name."""
+
+
+class MeasuringPhase(Protocol):
+    """What is read of a `Phase` to reduce its metrics."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reduce(self) -> Mapping[str, str]: ...
+    @property
+    def finalize(self) -> Finalize | None: ...
+    @property
+    def members(self) -> int | None: ...
+    @property
+    def passes(self) -> Sequence[MeasuringPhase]: ...
+
+
+class PendingMetrics(NamedTuple):
+    """Metrics of one epoch of a phase, still on the device."""
+
+    phase: MeasuringPhase
+    packed: list[tuple[CompiledPhase, Packed]]
+
+    def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
+        """Wait for the phase; return (values, traces, optimizer steps taken)."""
+        phase, pieces, taken = self.phase, [], 0
+        with span("wait", phase.name):
+            jax.block_until_ready([packed for _, packed in self.packed])  # lets signals through
+            arrived = [(compiled, fetch_packed(packed)) for compiled, packed in self.packed]
+        for compiled, words in arrived:
+            numbers = compiled.layout.unpack(words, rows=compiled.stepwise)
+            pieces.append(numbers[0])
+            taken += int(numbers[1].sum())
+        if phase.passes:
+            values, traces = _reduce_passes(phase.passes, pieces[0]["phases"], pieces[0]["live"])
+        else:
+            live = None if phase.members is None else numbers[2].astype(bool)
+            values, traces = _reduce_phase(phase, pieces, live)
+        read_only(traces)
+        return values, traces, taken
+
+
+def _reduce_phase(
+    phase: MeasuringPhase, pieces: Sequence[Mapping[str, Any]], live: np.ndarray | None
+) -> Reduced:
+    values, traces = reduce_pieces(pieces, phase.reduce, phase.name, live)
+    if live is None or phase.finalize is None:
+        return finalize_values(phase.finalize, values, phase.name), traces
+    return finalize_members(phase.finalize, values, live, phase.name), traces
+
+
+def _reduce_passes(
+    phases: Sequence[MeasuringPhase], measured: Mapping[str, Any], live: np.ndarray | None
+) -> Reduced:
+    """Reduce what passes measured as if each pass were a piece of the epoch.
+
+    Args:
+        phases: of a pass.
+        measured: by phase, by metric: `[passes]`, or `[passes, steps]`; of a population,
+            `[passes, members]`, or `[passes, members, steps]`.
+        live: bool `[passes, members]` of a population, which only hooks change.
+    """
+    lead = 0 if live is None else 1
+
+    def join(leaf: np.ndarray) -> np.ndarray:
+        rows = np.moveaxis(leaf, 0, lead)
+        return rows.reshape(*rows.shape[:lead], -1)
+
+    values: dict[str, float] = {}
+    traces: dict[str, np.ndarray] = {}
+    for phase in phases:
+        joined = jax.tree.map(join, measured[phase.name])
+        one = _reduce_phase(phase, [joined], None if live is None else live[-1].astype(bool))
+        values |= one[0]
+        traces |= one[1]
+    return values, traces
