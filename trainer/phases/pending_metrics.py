@@ -22,7 +22,7 @@ Reduced = tuple[dict[str, float], dict[str, np.ndarray]]
 """Values and traces, by name."""
 
 
-class MeasuringPhase(Protocol):
+class _Measuring(Protocol):
     """What is read of a `Phase` to reduce its metrics."""
 
     @property
@@ -34,13 +34,13 @@ class MeasuringPhase(Protocol):
     @property
     def members(self) -> int | None: ...
     @property
-    def passes(self) -> Sequence[MeasuringPhase]: ...
+    def passes(self) -> Sequence[_Measuring]: ...
 
 
 class PendingMetrics(NamedTuple):
     """Metrics of one epoch of a phase, still on the device."""
 
-    phase: MeasuringPhase
+    phase: _Measuring
     packed: list[tuple[CompiledPhase, Packed]]
 
     def read(self) -> tuple[dict[str, float], dict[str, np.ndarray], int]:
@@ -63,7 +63,7 @@ class PendingMetrics(NamedTuple):
 
 
 def _reduce_phase(
-    phase: MeasuringPhase, pieces: Sequence[Mapping[str, Any]], live: np.ndarray | None
+    phase: _Measuring, pieces: Sequence[Mapping[str, Any]], live: np.ndarray | None
 ) -> Reduced:
     values, traces = reduce_pieces(pieces, phase.reduce, phase.name, live)
     if live is None or phase.finalize is None:
@@ -72,7 +72,7 @@ def _reduce_phase(
 
 
 def _reduce_passes(
-    phases: Sequence[MeasuringPhase], measured: Mapping[str, Any], live: np.ndarray | None
+    phases: Sequence[_Measuring], measured: Mapping[str, Any], live: np.ndarray | None
 ) -> Reduced:
     """Reduce what passes measured as if each pass were a piece of the epoch.
 

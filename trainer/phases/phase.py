@@ -54,8 +54,8 @@ class Phase:
             value in the epoch's mean. `run` is called for each piece of the epoch's data.
         source: of the data; without one, `data` is the output of the phase before this one (None
             for the first).
-        reduce: how the trace of a metric becomes the epoch's value: mean (default), sum, first, last,
-            max.
+        reduce: how the trace of a metric becomes the epoch's value: mean (default), sum, first,
+            last, max.
 
     >>> import jax.numpy as jnp
     >>> from trainer import TrainState
