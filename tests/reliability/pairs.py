@@ -1,4 +1,4 @@
-"""Two processes of one run on loopback, for tests."""
+"""Several processes of one run on loopback, most often two, for tests."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 LIMIT = 90
-"""Time limit in seconds; a process without its peer ends after 5 to 15."""
+"""Time limit in seconds for two; a process without its peer ends after 5 to 15."""
 
 
 class Pair:
-    """One or two processes of a run, always ended.
+    """The processes of a run, one or several, always ended.
 
     The child's arguments are the run directory, its rank, their number, a port, and a pause.
     """
@@ -53,7 +53,8 @@ class Pair:
 
     def ended(self):
         """Wait for all; return (status, last line) of each."""
-        left = self.began + LIMIT - time.monotonic()
+        limit = LIMIT * max(1, len(self.processes) / 2)
+        left = self.began + limit - time.monotonic()
         said = [process.communicate(timeout=left)[0] for process in self.processes]
         last = [(text.splitlines() or ["nothing"])[-1] for text in said]
         return [(p.returncode, line) for p, line in zip(self.processes, last, strict=True)]
