@@ -12,6 +12,7 @@ Measured, for 60 and 300 arrays:
 - the part that each other process writes: CPU-milliseconds, bytes, operations on files;
 - the main process from its own bytes to the published checkpoint, all parts being there, in the
   first save of a run, which lists all pieces, and in later ones; and while parts still arrive;
+- a compiled call of some 10 ms in the main thread, alone and beside a first save;
 - removing such a checkpoint;
 - a reader: one process of as many as wrote it, of half and of twice as many, of a mesh with a
   second axis, and a single process that needs everything.
@@ -22,32 +23,38 @@ its status.
 """
 
 import collections
-import contextlib
 import functools
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from unittest import mock
 
 import _measuring
 import jax
-import numpy as np
+import jax.numpy as jnp
+from _simulated_processes import (
+    COLUMNS,
+    EPOCH,
+    HEAD,
+    ROWS,
+    as_process,
+    link_parts,
+    snapshot,
+    write_parts,
+)
 
 from trainer.checkpoints import manifest, parts, piece_reader, publishing
-from trainer.checkpoints.arrays.leaves import Leaf, Piece, align
 from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
 from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.checkpoints.staging import Staging
 
-ROWS, COLUMNS, ITEMSIZE, SECOND_AXIS = 2, 32, 4, 4
-"""Of each piece, whose bytes are a multiple of the alignment; and of a mesh with two axes."""
+SECOND_AXIS = 4
+"""Devices along the second axis of a mesh."""
 
-EPOCH = 1
-HEAD = {"scores": {"val/loss": 0.5}, "config": {"seed": 0}}
 OPERATIONS = ("open", *(f"os.{x}" for x in ("listdir", "scandir", "mkdir", "rename", "remove")))
 """Those that Python reports to an audit hook; opening includes creating."""
 
@@ -73,44 +80,6 @@ def counting(name, call):
     return counted
 
 
-@contextlib.contextmanager
-def as_process(number):
-    """Be a process of a run that has many."""
-    with mock.patch.object(jax, "process_index", return_value=number):
-        yield
-
-
-def list_leaves(processes, arrays, process):
-    """List the arrays of a state, each with the piece that one process has."""
-    size = align(ROWS * COLUMNS * ITEMSIZE)
-    box = ((process * ROWS, (process + 1) * ROWS), (0, COLUMNS))
-    return [
-        Leaf(
-            f"params/block_{n // 6}/attention/{'qkvoud'[n % 6]}/kernel",
-            "float32",
-            (processes * ROWS, COLUMNS),
-            ITEMSIZE,
-            (Piece(n * size, box),),
-        )
-        for n in range(arrays)
-    ]
-
-
-def snapshot(processes, arrays, process):
-    """Build what a process writes."""
-    leaves = list_leaves(processes, arrays, process)
-    size = arrays * align(ROWS * COLUMNS * ITEMSIZE)
-    buffer = np.full(size, process % 251, np.uint8)
-    return parts.Snapshot(EPOCH, {"": leaves}, buffer)
-
-
-def write_parts(stage, processes, arrays):
-    """Write the parts of all processes but the main one, one after another."""
-    for process in range(1, processes):
-        with as_process(process):
-            parts.write_part(stage, snapshot(processes, arrays, process), lambda: False)
-
-
 def read_bytes_so_far():
     """Return the bytes that this process has read of files, cached or not."""
     return int(Path("/proc/self/io").read_text().split()[1])
@@ -129,13 +98,6 @@ def measure(do):
         "megabytes_read": (read_bytes_so_far() - read) / 1e6,
         "operations": {"all": sum(operations.values()), **operations},
     }
-
-
-def link_parts(template, stage):
-    """Lay the parts of all other processes in a folder, without copying them."""
-    (stage / "arrays").mkdir(parents=True)
-    for file in template.rglob("*_*"):
-        os.link(file, stage / file.relative_to(template))
 
 
 def measure_saves(directory, template, processes, arrays, rounds):
@@ -176,6 +138,34 @@ def measure_arrival(directory, processes, arrays):
     writer.join()
     shutil.rmtree(stage)
     return found
+
+
+@jax.jit
+def compute(x):
+    """Be busy for some milliseconds, as a step is."""
+    return jax.lax.fori_loop(0, 40, lambda _, y: y @ x / jnp.linalg.norm(y), x)
+
+
+def measure_calls(directory, template, processes, arrays):
+    """Return the milliseconds of a compiled call, alone and beside a first save in a thread."""
+    staging, x = Staging(directory, None), jnp.ones((256, 256)) + jnp.eye(256)
+    stage = staging.choose_stage(EPOCH)
+    link_parts(template, stage)
+    own, wait = snapshot(processes, arrays, 0), lambda: staging.wait_for_parts(stage, processes)
+    arguments = (stage, own, HEAD, lambda: False, wait, PieceIndex())
+    saving = threading.Thread(target=publishing.write_checkpoint, args=arguments)
+
+    def call():
+        return _measuring.timed(lambda: compute(x).block_until_ready()) * 1e3
+
+    call()
+    alone = [call() for _ in range(100)]
+    saving.start()
+    beside = [call()]
+    while saving.is_alive():
+        beside.append(call())
+    saving.join()
+    return {"call alone, ms": _measuring.spread(alone), "beside, ms": _measuring.spread(beside)}
 
 
 def needs(processes, readers):
@@ -246,6 +236,7 @@ def measure_size(directory, processes, arrays, rounds):
         "later save": summarize(later),
         "parts arriving": summarize([measure_arrival(directory, processes, arrays)]),
         "removing": summarize(removals),
+        "calls": measure_calls(checkpoints, template, processes, arrays),
         "readers": measure_readers(checkpoints, processes, rounds),
         "sizes": sizes,
     }
@@ -255,10 +246,11 @@ def measure_size(directory, processes, arrays, rounds):
 
 def show_tables(measured):
     """Print the figures."""
-    rows, reads, sizes = [], [], []
+    rows, reads, sizes, calls = [], [], [], []
     for what, found in measured.items():
         rows += [(f"{what}: {name}", *cells(found[name])) for name in MAIN]
         reads += [(f"{what}: {name}", *cells(x)) for name, x in found["readers"].items()]
+        calls.append((what, *(y for x in found["calls"].values() for y in _measuring.columns(x))))
         part, size = found["a part"], found["sizes"]
         sizes.append(
             (
@@ -273,6 +265,8 @@ def show_tables(measured):
     _measuring.show("A reader", columns, reads)
     header = ("", "CPU-ms of a part", "operations", "bytes", "manifest", "Orbax index", "files")
     _measuring.show("Sizes", header, sizes)
+    header = ("", "alone", "quartiles", "beside a first save", "quartiles")
+    _measuring.show("Milliseconds of a compiled call in the main thread", header, calls)
 
 
 def cells(figures):
