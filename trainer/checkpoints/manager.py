@@ -157,6 +157,7 @@ class Checkpoints:
                 parts.write_part(stage, snapshot, abandoned)
                 return
             head["run"] = run_id.ensure_run_id(self.directory)
+            publishing.remove_leftovers(stage, first=not self._written)
             wait = functools.partial(self._staging.wait_for_parts, stage, writers)
             publishing.write_checkpoint(stage, snapshot, head, abandoned, wait, self._index)
             self._damaged.discard(epoch)

@@ -50,11 +50,23 @@ def list_complete_epochs(directory: RunPath) -> list[int]:
 
 
 def recover(directory: RunPath) -> None:
-    """Repair what a killed run left, where no process is writing now."""
+    """Repair what a killed run left, where no process is writing now; in a bucket nothing is."""
     if isinstance(directory, Path):
         disk_checkpoints.recover(directory)
-    else:
-        bucket_checkpoints.remove_leftovers(directory, lambda number: _find_data(directory, number))
+
+
+def remove_leftovers(stage: RunPath, *, first: bool) -> None:
+    """Remove what killed runs left beside a staging folder; in a bucket at the `first` save only.
+
+    Raises:
+        BucketError, OSError: it cannot be removed.
+        DirectoryInUse: the lease of a run in a bucket was lost.
+    """
+    if isinstance(stage, Path):
+        disk_checkpoints.remove_leftovers(stage)
+    elif first:
+        directory = bucket_checkpoints.get_checkpoints(stage)
+        bucket_checkpoints.remove_leftovers(stage, lambda number: _find_data(directory, number))
 
 
 def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
@@ -62,7 +74,7 @@ def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
 
     Raises:
         BucketError, OSError: it cannot be written.
-        DirectoryInUse: the lease of a run in a bucket was lost.
+        DirectoryInUse: the lease of a run in a bucket was lost, or another process wrote it.
         ValueError: the manifest is larger than what a reader accepts.
     """
     content = manifests.encode_manifest(manifest)
@@ -71,8 +83,10 @@ def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
         with explain_disk_full(None, stage):
             disk_checkpoints.publish(stage, number, content)
     else:
-        replaced = _find_data(bucket_checkpoints.get_checkpoints(stage), number)
-        bucket_checkpoints.publish(stage, number, content, replaced)
+        directory = bucket_checkpoints.get_checkpoints(stage)
+        bucket_checkpoints.publish(
+            stage, number, content, lambda number: _find_data(directory, number)
+        )
 
 
 def write_checkpoint(
@@ -84,6 +98,8 @@ def write_checkpoint(
     index: PieceIndex,
 ) -> None:
     """Write a checkpoint, replacing one of its number; if that fails, nothing is left of it.
+
+    If a bucket does not say whether it wrote the manifest, all stays: it may be a checkpoint.
 
     Args:
         stage: where to write it; see `choose_stage`.
@@ -100,7 +116,6 @@ def write_checkpoint(
     """
     epoch = snapshot.epoch
     if isinstance(stage, Path):
-        disk_checkpoints.remove_leftovers(stage)
         check_no_link(stage.parent / str(epoch))
     try:
         make_folder(stage)  # another process may have been faster
@@ -123,6 +138,8 @@ def write_checkpoint(
         if is_abandoned():
             raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
         publish(stage, epoch, manifest)
+    except bucket_checkpoints.UnknownOutcomeError:
+        raise
     except BaseException:
         remove_tree(stage)  # it may have filled the disk
         raise
@@ -154,12 +171,19 @@ def get_data(directory: RunPath, number: int, manifest: Mapping[str, Any]) -> Ru
 
 
 def _find_data(directory: BucketPath, number: int) -> BucketPath | None:
-    """Return where the data of a checkpoint in a bucket is, whatever else its manifest says."""
+    """Return where the data of a checkpoint in a bucket is, whatever else its manifest says.
+
+    The data of another number is never meant: a manifest may have been copied.
+    """
     try:
         manifest = manifests.decode_manifest((directory / str(number) / MANIFEST).read_bytes())
     except (DamagedCheckpoint, FileNotFoundError):
         return None
-    return bucket_checkpoints.get_stage(directory, str(manifest.get("data")))
+    name = manifest.get("data")
+    found = bucket_checkpoints.DATA.fullmatch(name) if isinstance(name, str) else None
+    if found is None or found[1] != str(number):
+        return None
+    return bucket_checkpoints.get_stage(directory, found[0])
 
 
 def read_stamp(directory: RunPath, number: int) -> Stamp | None:

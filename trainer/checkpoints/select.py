@@ -61,6 +61,7 @@ def iterate_checkpoints(
     [(2, 20), (1, 10)]
     """
     done: dict[int, Stamp | None] = {}
+    gone: set[int] = set()
     numbers = [*list_numbers()]
     while numbers:
         number = numbers.pop(0)
@@ -71,7 +72,9 @@ def iterate_checkpoints(
         try:
             content = read(number)
         except DamagedCheckpoint as damage:
-            if stamp is None or read_stamp(folder, number) != stamp:
+            listed_without_one = stamp is None and number in gone
+            if not listed_without_one and (stamp is None or read_stamp(folder, number) != stamp):
+                gone |= {number} if stamp is None else set()
                 numbers = [*list_numbers()]
                 continue
             content = damage

@@ -66,7 +66,7 @@ def load_from_bucket(
     try:
         _run(file, jobs, begin, finish)
     except BucketError as error:
-        if "OUT_OF_RANGE" in str(error):
+        if str(error.__cause__).startswith("OUT_OF_RANGE"):
             raise DamagedCheckpoint(f"an object of its arrays is too short: {file}") from error
         raise
 

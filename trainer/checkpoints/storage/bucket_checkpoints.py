@@ -8,15 +8,26 @@ Whatever is killed, a manifest has all its data: nothing is ever renamed or writ
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Callable
 
-from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
+from trainer.checkpoints.storage.directory_lock import DirectoryInUse
 from trainer.checkpoints.storage.disk_checkpoints import MANIFEST
 from trainer.checkpoints.storage.lease import check_lease
 
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
+log = logging.getLogger("entracte")
+
+DATA = re.compile(r"(0|[1-9][0-9]*)\.[0-9a-f]+-[0-9]+")
+"""The names of data: all else below `data` is not this library's."""
+
+_CHECKPOINT = re.compile(r"(0|[1-9][0-9]*)/" + re.escape(MANIFEST))
+
+
+class UnknownOutcomeError(BucketError):
+    """A bucket did not say whether it wrote a manifest: its data must stay."""
 
 
 def get_stage(directory: BucketPath, name: str) -> BucketPath:
@@ -37,46 +48,86 @@ def ensure_writable(directory: BucketPath) -> None:
 
 
 def list_numbers(directory: BucketPath) -> list[int]:
-    """List the numbers of the checkpoints, ascending: each is complete."""
-    names = (path.name for path in directory.iterdir())
-    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+    """List the numbers of the checkpoints, ascending: each has a manifest and is complete."""
+    found = (_CHECKPOINT.fullmatch(key) for key in directory.list_keys())
+    return sorted(int(key[1]) for key in found if key)
 
 
-def publish(stage: BucketPath, number: int, manifest: bytes, replaced: BucketPath | None) -> None:
+def publish(
+    stage: BucketPath,
+    number: int,
+    manifest: bytes,
+    find_data: Callable[[int], BucketPath | None],
+) -> None:
     """Write the manifest of a checkpoint whose data is staged; remove the data it had before.
 
     Args:
         stage: with the data, which the manifest names.
         number: of the checkpoint.
         manifest: the content.
-        replaced: the data of an earlier checkpoint of this number.
+        find_data: returns the path of the data that the checkpoint of this number has now.
+
+    Raises:
+        DirectoryInUse: the lease of this run was lost, or another process wrote this checkpoint.
+        UnknownOutcomeError: the bucket did not say whether it wrote the manifest.
+    """
+    directory = get_checkpoints(stage)
+    file = directory / str(number) / MANIFEST
+    before, replaced = file.read_generation(), find_data(number)
+    check_lease(directory.parent)
+    try:
+        written = file.replace(manifest, before)
+    except BucketError as error:
+        raise UnknownOutcomeError(str(error)) from error
+    if written is None:
+        raise DirectoryInUse(
+            f"another process wrote checkpoint {number} in {directory} while this one saved it: "
+            "give this run another path, or end that process first"
+        )
+    if replaced is not None and replaced != stage:
+        remove_tree(replaced)
+
+
+def remove_tree(path: BucketPath) -> None:
+    """Remove the objects below a path; what cannot be removed stays, and is logged."""
+    try:
+        path.remove_all()
+    except BucketError as error:
+        log.warning("what is left of %s takes space until the next run: %s", path, error)
+
+
+def remove(directory: BucketPath, number: int, data: BucketPath | None) -> None:
+    """Remove a checkpoint: its manifest first, so that none is left that looks complete.
+
+    Raises:
+        DirectoryInUse: the lease of this run was lost.
+    """
+    check_lease(directory.parent)
+    (directory / str(number) / MANIFEST).unlink()
+    if data is not None:
+        remove_tree(data)
+
+
+def remove_leftovers(stage: BucketPath, find_data: Callable[[int], BucketPath | None]) -> None:
+    """Remove the data that no manifest names: what killed runs staged.
+
+    Of a checkpoint whose manifest cannot be read, all data stays.
+
+    Args:
+        stage: of the save in progress, which stays.
+        find_data: returns the path of the data that a checkpoint's manifest names.
 
     Raises:
         DirectoryInUse: the lease of this run was lost.
     """
     directory = get_checkpoints(stage)
+    there = [path for path in stage.parent.iterdir() if DATA.fullmatch(path.name)]
+    if {*there} <= {stage}:
+        return
+    data = {number: find_data(number) for number in list_numbers(directory)}
+    kept = {stage, *data.values()}
+    unknown = {str(number) for number, path in data.items() if path is None}
     check_lease(directory.parent)
-    (directory / str(number) / MANIFEST).write_bytes(manifest)
-    if replaced is not None:
-        replaced.remove_all()
-
-
-def remove(directory: BucketPath, number: int, data: BucketPath | None) -> None:
-    """Remove a checkpoint: its manifest first, so that none is left that looks complete."""
-    (directory / str(number)).remove_all()
-    if data is not None:
-        data.remove_all()
-
-
-def remove_leftovers(directory: BucketPath, find_data: Callable[[int], BucketPath | None]) -> None:
-    """Remove the data that no manifest names: what killed runs staged.
-
-    Args:
-        directory: of the checkpoints.
-        find_data: returns the path of the data that a checkpoint's manifest names.
-    """
-    there = [*get_stage(directory, "").parent.iterdir()]
-    named = {find_data(number) for number in list_numbers(directory)} if there else ()
     for path in there:
-        if path not in named:
-            path.remove_all()
+        if path not in kept and path.name.partition(".")[0] not in unknown:
+            remove_tree(path)

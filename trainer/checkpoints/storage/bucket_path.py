@@ -131,17 +131,22 @@ class BucketPath:
         """Write, or with None remove, the object if it is the one that was read.
 
         Google's storage does this at once. TensorStore asks a server of S3 first and then writes,
-        so that of two writers at the same instant both may believe that they wrote.
+        so that of two writers at the same instant both may believe that they wrote. If the answer
+        is lost and the request repeated, the object is no longer the one that was read: it is read
+        again then.
 
         Args:
-            content: of the object; None removes it.
+            content: of the object, which nobody else writes; None removes it.
             generation: of the object that was read; None: there was none.
 
         Returns:
             The new generation; None if the object is another one by now.
         """
         request = self.store.write(self.key, content, if_equal=generation or _MISSING)
-        return bytes(self.await_answer(request).generation) or None
+        if written := bytes(self.await_answer(request).generation):
+            return written
+        found, now = self.read_with_generation()
+        return now if found == content else None
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object; it need not be there."""

@@ -6,17 +6,18 @@ has not changed for a while, by its own clock: clocks of machines are not compar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import secrets
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 from trainer.checkpoints.storage.directory_lock import DirectoryInUse
+from trainer.checkpoints.storage.process_identity import identify_process, is_gone
 from trainer.host.machine import describe_process
 
 log = logging.getLogger("entracte")
@@ -44,9 +45,11 @@ def _read_clock() -> float:
 class Lease:
     """The lease that this process holds. Call it to release; a second call does nothing."""
 
-    def __init__(self, run: BucketPath, generation: bytes, content: dict[str, Any]) -> None:
+    def __init__(
+        self, run: BucketPath, generation: bytes, content: dict[str, Any], written: float
+    ) -> None:
         self._file, self._generation, self._content = run / _FILE, generation, content
-        self._renewed = _read_clock()
+        self._renewed = written
         self._lost = self._released = False
         self._thread = threading.get_ident()
         self._renewal = threading.Lock()
@@ -69,6 +72,10 @@ class Lease:
             now = _read_clock()
             self._content["renewals"] += 1
             found = self._file.replace(_encode(self._content), self._generation)
+            if found is None:  # or an earlier renewal was written, and its answer was lost
+                content, generation = self._file.read_with_generation()
+                if _decode(content).get("nonce") == self._content["nonce"]:
+                    found = self._file.replace(_encode(self._content), generation)
             self._lost = found is None
             self._generation, self._renewed = found or b"", now
 
@@ -94,6 +101,10 @@ class Lease:
     def by_this_thread(self) -> bool:
         """Return whether the calling thread is the one that took it."""
         return self._thread == threading.get_ident()
+
+    def forget(self) -> None:
+        """Neither renew nor release it any more: it belongs to another process."""
+        self._released, self._renewal = True, threading.Lock()
 
     def __call__(self) -> None:
         """Release the run."""
@@ -136,14 +147,14 @@ def take_lease(run: BucketPath) -> Lease:
         _held[run] = None
     content = {
         "holder": describe_process(),
-        "process": identify_process("self"),
+        "process": identify_process(),
         "nonce": secrets.token_hex(8),
         "renewals": 0,
     }
     try:
-        while not (generation := _write_first(run, content)):
+        while not (written := _write_first(run, content)):
             pass
-        lease = Lease(run, generation, content)
+        lease = Lease(run, written[0], content, written[1])
     except BaseException:
         with _guard:
             del _held[run]
@@ -153,13 +164,24 @@ def take_lease(run: BucketPath) -> Lease:
     return lease
 
 
-def _write_first(run: BucketPath, content: dict[str, Any]) -> bytes | None:
-    """Write a lease where nobody has one; None if another process did at the same instant."""
-    generation = (run / _FILE).replace(_encode(content), _wait_until_free(run))
+def _write_first(run: BucketPath, content: dict[str, Any]) -> tuple[bytes, float] | None:
+    """Write a lease where nobody has one, and return its generation, and since when it counts.
+
+    Returns:
+        None if another process wrote one at the same instant.
+    """
+    file, before = run / _FILE, _wait_until_free(run)
+    began = _read_clock()
+    generation = file.replace(_encode(content), before)
     if generation is None:
         return None
-    time.sleep(SETTLE_SECONDS)
-    return generation if (run / _FILE).read_generation() == generation else None
+    try:
+        time.sleep(SETTLE_SECONDS)
+        return (generation, began) if file.read_generation() == generation else None
+    except BaseException:  # such as an interrupt
+        with contextlib.suppress(BucketError):
+            file.replace(None, generation)
+        raise
 
 
 def check_lease(run: BucketPath) -> None:
@@ -186,7 +208,7 @@ def find_lease_holder(run: BucketPath, *, by_others: bool = False) -> str | None
             return None
     content, _ = (run / _FILE).read_with_generation()
     found = _decode(content)
-    return None if content is None or _is_dead(found) else _describe(found)
+    return None if content is None or is_gone(found.get("process")) else _describe(found)
 
 
 def _wait_until_free(run: BucketPath) -> bytes | None:
@@ -198,7 +220,7 @@ def _wait_until_free(run: BucketPath) -> bytes | None:
         if content is None:
             return None
         found = _decode(content)
-        if _is_dead(found) or _read_clock() - began > STALE_SECONDS:
+        if is_gone(found.get("process")) or _read_clock() - began > STALE_SECONDS:
             return first
         if not logged:
             log.info(
@@ -234,43 +256,13 @@ def _describe(found: dict[str, Any]) -> str:
     return f"{holder if known else 'another process'} trains there"
 
 
-def identify_process(pid: str) -> dict[str, str] | None:
-    """Return what tells a process of this machine from all others, ever; None if it is gone.
-
-    Args:
-        pid: as a text, or `self`.
-
-    Returns:
-        The machine's start, the namespace of process numbers, the number and when it began; also
-        None where the system does not tell.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return {
-            "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            "namespace": os.readlink("/proc/self/ns/pid"),
-            "pid": str(os.getpid()) if pid == "self" else pid,
-            "began": fields[19],
-        }
-    except OSError:
-        return None
-
-
-def _is_dead(found: dict[str, Any]) -> bool:
-    """Return whether the holder was a process of this machine that is gone."""
-    ours, theirs = identify_process("self"), found.get("process")
-    if ours is None or not isinstance(theirs, dict):
-        return False
-    if any(theirs.get(name) != ours[name] for name in ("boot", "namespace")):
-        return False
-    pid = theirs.get("pid")
-    return isinstance(pid, str) and pid.isdigit() and identify_process(pid) != theirs
-
-
 def _forget() -> None:
     """Hold nothing in a forked child: the leases belong to its parent."""
     global _guard
     _guard = threading.Lock()
+    for lease in _held.values():
+        if lease is not None:
+            lease.forget()
     _held.clear()
 
 

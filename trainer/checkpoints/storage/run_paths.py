@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from trainer.checkpoints.storage import bucket_checkpoints
 from trainer.checkpoints.storage.bucket_path import BucketPath, parse_bucket_url
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import sync_folder, write_durably
@@ -104,4 +105,4 @@ def remove_tree(folder: RunPath) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        folder.remove_all()
+        bucket_checkpoints.remove_tree(folder)

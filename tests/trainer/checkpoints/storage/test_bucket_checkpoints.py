@@ -11,9 +11,9 @@ import pytest
 import hooks
 import trainer
 from trainer import Checkpoints, TrainState
-from trainer.checkpoints import DamagedCheckpoint
+from trainer.checkpoints import DamagedCheckpoint, parts
 from trainer.checkpoints.arrays import bucket_arrays
-from trainer.checkpoints.storage import bucket_path, lease
+from trainer.checkpoints.storage import bucket_checkpoints, bucket_path, lease
 from trainer.checkpoints.storage.bucket_path import BucketError
 from trainer.checkpoints.storage.directory_lock import DirectoryInUse
 
@@ -124,17 +124,126 @@ def test_what_a_killed_run_staged_is_removed_and_nothing_else(bucket):
     with Checkpoints(bucket, read_only=True) as checkpoints:
         assert checkpoints.epochs() == [1, 2]
     assert staged.exists()
-    with Checkpoints(bucket):
-        assert list_data(bucket) == [1, 2]
+    with Checkpoints(bucket) as checkpoints:
+        assert checkpoints.epochs() == [1, 2]
+    assert staged.exists()  # another process may be saving
+    save(bucket, 4)
+    assert list_data(bucket) == [1, 2, 4]
+    assert_restored(bucket, 4)
+
+
+def test_what_others_keep_below_the_path_of_a_run_stays(bucket):
+    others = [
+        *("data/images/0.png", "data/12", "data/3.x-1/a", "checkpoints/7", "checkpoints/8/"),
+        *("checkpoints/012/manifest.json", "checkpoints/abc", "checkpoints/9/notes.txt"),
+    ]
+    for key in others:
+        (bucket / key).write_bytes(b"not ours")
+    save(bucket, 1, 2, 3, 4, keep=2)
+    with Checkpoints(bucket) as checkpoints:
+        assert checkpoints.epochs() == [3, 4]
+    assert_restored(bucket, 4)
+    assert {*others} < {*bucket.list_keys()}
+
+
+def test_a_reader_of_a_folder_without_manifests_finds_no_checkpoint(bucket):
+    (bucket / "checkpoints" / "8/").write_bytes(b"")
+    with Checkpoints(bucket, read_only=True) as checkpoints:
+        assert checkpoints.restore(make(0)) is None
+
+
+def test_one_that_is_opened_while_another_saves_takes_nothing_away(bucket, monkeypatch):
+    write = parts.Snapshot.write
+
+    def open_meanwhile(snapshot, file):
+        written = write(snapshot, file)
+        with Checkpoints(bucket) as other:
+            assert other.restore(make(0)) is None
+        return written
+
+    monkeypatch.setattr(parts.Snapshot, "write", open_meanwhile)
+    save(bucket, 1)
+    assert_restored(bucket, 1)
+
+
+def test_data_of_a_manifest_that_cannot_be_read_stays(bucket):
+    save(bucket, 1, 2)
+    file = bucket / "checkpoints" / "2" / "manifest.json"
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    save(bucket, 3)
+    assert list_data(bucket) == [1, 2, 3]
+    file.write_bytes(content)
+    (bucket / "checkpoints" / "3" / "manifest.json").unlink()
     assert_restored(bucket, 2)
+
+
+def test_a_copied_manifest_does_not_take_the_data_of_the_other_along(bucket):
+    save(bucket, 1)
+    copied = (bucket / "checkpoints" / "1" / "manifest.json").read_bytes()
+    (bucket / "checkpoints" / "2" / "manifest.json").write_bytes(copied)
+    save(bucket, 2)
+    (bucket / "checkpoints" / "2" / "manifest.json").unlink()
+    assert_restored(bucket, 1)
+
+
+def test_one_whose_old_data_cannot_be_removed_is_saved(bucket, monkeypatch, caplog):
+    save(bucket, 1)
+
+    def refuse(path):
+        raise BucketError("no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_path.BucketPath, "remove_all", refuse)
+        save(bucket, 1)
+    assert "takes space until the next run: no network" in caplog.text
+    assert_restored(bucket, 1)
+    assert list_data(bucket) == [1, 1]
+    save(bucket, 2)
+    assert list_data(bucket) == [1, 2]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_data_stays_if_nobody_knows_whether_the_manifest_was_written(bucket, monkeypatch, written):
+    save(bucket, 1)
+    replace = bucket_path.BucketPath.replace
+
+    def lose_answer(self, *arguments):
+        if written:
+            replace(self, *arguments)
+        raise BucketError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_path.BucketPath, "replace", lose_answer)
+        with pytest.raises(BucketError, match="no answer"):
+            save(bucket, 2)
+    assert_restored(bucket, 2 if written else 1)
+    assert list_data(bucket) == [1, 2]
+
+
+def test_one_that_another_process_wrote_meanwhile_is_not_replaced(bucket, monkeypatch):
+    check = bucket_checkpoints.check_lease
+
+    def be_stopped(run):
+        monkeypatch.setattr(bucket_checkpoints, "check_lease", check)
+        save(run, 2)
+        check(run)
+
+    monkeypatch.setattr(bucket_checkpoints, "check_lease", be_stopped)
+    with pytest.raises(DirectoryInUse, match="another process wrote checkpoint 2"):
+        save(bucket, 2)
+    assert_restored(bucket, 2)
+    assert list_data(bucket) == [2]
 
 
 def test_a_failed_save_leaves_nothing(bucket, monkeypatch):
     save(bucket, 1)
-    monkeypatch.setattr("trainer.checkpoints.manifest_schema.MOST_BYTES", 10)
-    with pytest.raises(ValueError, match="manifest of 2 takes"):
-        save(bucket, 2)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.checkpoints.manifest_schema.MOST_BYTES", 10)
+        with pytest.raises(ValueError, match="manifest of 2 takes"):
+            save(bucket, 2)
+    assert_restored(bucket, 1)
+    assert list_data(bucket) == [1]
 
 
 def test_a_run_that_lost_its_lease_publishes_nothing(bucket, monkeypatch):

@@ -35,6 +35,7 @@ def test_only_what_was_read_is_replaced(bucket):
     second = file.replace(b"two", first)
     assert second
     assert file.replace(b"other", first) is None
+    assert file.replace(b"two", first) == second  # repeated, since its answer was lost
     assert file.read_bytes() == b"two"
     assert file.replace(None, first) is None
     assert file.replace(None, second)

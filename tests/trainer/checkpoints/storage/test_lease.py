@@ -1,15 +1,17 @@
 """One process has the lease of a run in a bucket, and one that is gone loses it."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
 from trainer.checkpoints.storage import lease
-from trainer.checkpoints.storage.bucket_path import BucketError
+from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 from trainer.checkpoints.storage.directory_lock import DirectoryInUse
 from trainer.checkpoints.storage.lease import check_lease, find_lease_holder, take_lease
 
@@ -94,6 +96,62 @@ def test_one_of_a_killed_process_of_this_machine_is_taken_at_once(bucket, monkey
     assert find_lease_holder(bucket) is None
     monkeypatch.setattr(lease, "STALE_SECONDS", 1000.0)
     take_lease(bucket)()
+
+
+def test_one_of_a_process_whose_parent_did_not_ask_how_it_ended_is_taken(bucket, monkeypatch):
+    command = [sys.executable, "-c", CHILD, str(bucket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "taken\n"
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setattr(lease, "STALE_SECONDS", 1000.0)
+        take_lease(bucket)()
+
+
+def test_one_is_still_held_when_the_answer_to_a_renewal_was_lost(bucket, monkeypatch):
+    held, replace, lost = take_lease(bucket), BucketPath.replace, []
+
+    def lose_answer(self, *arguments):
+        lost.append(replace(self, *arguments))
+        monkeypatch.setattr(BucketPath, "replace", replace)
+        raise BucketError("no answer")
+
+    monkeypatch.setattr(BucketPath, "replace", lose_answer)
+    time.sleep(0.7)
+    held.check()
+    written = json.loads((bucket / "lock").read_bytes())
+    assert lost[0]
+    assert written["renewals"] >= 2
+    held()
+    assert not (bucket / "lock").exists()
+
+
+def test_an_interrupt_while_it_is_taken_leaves_none(bucket, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.time, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            take_lease(bucket)
+    assert not (bucket / "lock").exists()
+    take_lease(bucket)()
+
+
+def test_a_forked_child_releases_nothing(bucket):
+    held = take_lease(bucket)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fork beside JAX's threads
+        child = os.fork()
+    if child == 0:
+        held()
+        held.check()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    time.sleep(0.5)
+    held.check()
+    assert find_lease_holder(bucket)
+    held()
 
 
 def test_who_lost_it_saves_nothing_more(bucket):
