@@ -220,7 +220,7 @@ def _wait_until_free(run: BucketPath) -> bytes | None:
         if content is None:
             return None
         found = _decode(content)
-        if is_gone(found.get("process")) or _read_clock() - began > STALE_SECONDS:
+        if _is_free(found.get("process")) or _read_clock() - began > STALE_SECONDS:
             return first
         if not logged:
             log.info(
@@ -235,6 +235,11 @@ def _wait_until_free(run: BucketPath) -> bytes | None:
                 f"{run} is in use: {_describe(_decode(content))}, and two would overwrite each "
                 "other's checkpoints; give this run another path, or end that process first"
             )
+
+
+def _is_free(holder: Any) -> bool:
+    """Return whether a holder is gone, or is this process, which could not release the lease."""
+    return is_gone(holder) or (holder is not None and holder == identify_process())
 
 
 def _encode(content: dict[str, Any]) -> bytes:

@@ -126,6 +126,16 @@ def test_one_is_still_held_when_the_answer_to_a_renewal_was_lost(bucket, monkeyp
     assert not (bucket / "lock").exists()
 
 
+def test_one_that_this_process_could_not_release_is_taken_again_at_once(bucket, monkeypatch):
+    held = take_lease(bucket)
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketPath, "await_answer", fail)
+        held()
+    assert (bucket / "lock").exists()
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1000.0)
+    take_lease(bucket)()
+
+
 def test_an_interrupt_while_it_is_taken_leaves_none(bucket, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
