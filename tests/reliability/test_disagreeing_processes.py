@@ -52,7 +52,7 @@ measure = trainer.evaluation(task.measure, train)
 chain = [fail_alone, hooks.evaluate(measure), observe_alone]
 folder = run if not (wrong and fault == "directory") else run + "/elsewhere"
 if fault == "unshared":  # the same path, where each process has a directory of its own
-    from trainer.host import shared_directory
+    from trainer.checkpoints.storage import shared_directory
     shared_directory.WAIT_SECONDS = 1.0
     if wrong:
         pathlib.Path.exists = lambda path, **options: False
