@@ -27,7 +27,7 @@ _CHUNK = 2**25
 def save_arrays(file: RunPath, data: np.ndarray) -> None:
     """Write the bytes of arrays into a new file, durably. The manifest names its parts.
 
-    Orbax takes 2 to 3 CPU-ms for each array, which slow training down when XLA keeps all cores
+    Orbax takes 1 to 3 CPU-ms for each array, which slow training down when XLA keeps all cores
     busy; one file takes less than that for all of them.
 
     Args:
