@@ -102,6 +102,8 @@ each = hooks.each(hooks.chain(shrink, hooks.stop_early("train/loss", patience=9)
 state, _ = trainer.fit(start, program, epochs=3, hooks=[each, hooks.save_checkpoints(run)])
 assert state.params["head"]["kernel"].sharding == start.params["head"]["kernel"].sharding
 whole = trainer.gather(state).replace(hook_state={})
+saved = trainer.gather(trainer.restore(run, start)).replace(hook_state={})
+assert trainer.fingerprint(saved) == trainer.fingerprint(whole), "keys of members, too"
 print("final", trainer.fingerprint(whole), chosen[:4], flush=True)
 """
 

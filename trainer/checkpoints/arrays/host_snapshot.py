@@ -95,7 +95,8 @@ def _list_pieces(array: Any) -> Iterator[tuple[Box | None, list[tuple[Any, Any]]
         return
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
-            yield to_box(shard.index, array.shape), [((), shard.data)]
+            index = shard.index[: array.ndim]  # of typed keys it has an axis more
+            yield to_box(index, array.shape), [((), shard.data)]
 
 
 def _copy(buffer: np.ndarray, offset: int, shape: tuple[int, ...], index: Any, block: Any) -> None:
