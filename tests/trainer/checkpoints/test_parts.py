@@ -51,6 +51,7 @@ def save(directory, grid, as_process, index=None):
         parts.write_part(stage, make_snapshot(rows), lambda: False)
     as_process(0)
     wait = functools.partial(made.wait_for_parts, stage, len(grid))
+    publishing.remove_leftovers(stage, first=True)
     publishing.write_checkpoint(
         stage, make_snapshot(grid[0]), HEAD, lambda: False, wait, index or PieceIndex()
     )

@@ -14,6 +14,9 @@ from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 CHUNK = 2**26
 """Bytes of each object but the last; several are in flight at once."""
 
+CHUNK_SECONDS = 900.0
+"""Seconds to wait for the answer to one of them: all together fill a link of 5 Mbit/s."""
+
 _REQUESTS = 8
 """Requests in flight: on a fast network one does not fill it."""
 
@@ -86,7 +89,7 @@ def _run(
 
     def land() -> None:
         job, request = flying.popleft()
-        finish(job, file.await_answer(request))
+        finish(job, file.await_answer(request, CHUNK_SECONDS))
 
     for job in jobs:
         if len(flying) == _REQUESTS:

@@ -129,7 +129,7 @@ def test_one_is_still_held_when_the_answer_to_a_renewal_was_lost(bucket, monkeyp
 def test_one_that_this_process_could_not_release_is_taken_again_at_once(bucket, monkeypatch):
     held = take_lease(bucket)
     with monkeypatch.context() as patch:
-        patch.setattr(BucketPath, "await_answer", fail)
+        patch.setattr(BucketPath, "replace", fail)  # before a request is made
         held()
     assert (bucket / "lock").exists()
     monkeypatch.setattr(lease, "STALE_SECONDS", 1000.0)
