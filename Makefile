@@ -2,7 +2,10 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test lint bench soak clean
+# JAX for CUDA, as `jax[...]` names it: cuda13 or cuda12.
+CUDA ?= cuda13
+
+.PHONY: train test lint bench gpu soak clean
 
 train: .venv/.examples
 	.venv/bin/python examples/digits.py $(ARGS)
@@ -19,7 +22,10 @@ soak: .venv/.dev
 	.venv/bin/python -m pytest -s -m soak $(ARGS)
 
 bench: .venv/.dev
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; .venv/bin/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$file"; .venv/bin/python $$file || exit 1; done
+
+gpu: .venv/.gpu
+	PYTHON=.venv/bin/python bash benchmarks/gpu.sh runs/gpu $(ARGS)
 
 clean:
 	rm -rf .venv
@@ -34,3 +40,7 @@ clean:
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
 	touch $@ .venv/.examples
+
+.venv/.gpu: .venv/.examples
+	$(PIP) "jax[$(CUDA)]" pytest hypothesis
+	touch $@

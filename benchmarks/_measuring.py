@@ -35,6 +35,15 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def arguments_with_gpu(description: str) -> argparse.ArgumentParser:
+    """Build the options of a benchmark that has a size for one large GPU."""
+    parser = arguments(description)
+    parser.add_argument(
+        "--gpu", action="store_true", help="the size for one large GPU: few rounds, no peers"
+    )
+    return parser
+
+
 def timed(run: Callable[[], Any]) -> float:
     """Return the seconds of a call, which must block until all that it computed is there."""
     began = time.perf_counter()

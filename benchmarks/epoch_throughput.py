@@ -8,7 +8,7 @@ where they are installed.
 Measured: scikit-learn's digits, batches of 64, AdamW; an MLP of two hidden layers and a CNN of two
 blocks. A figure is one call that trains for as many epochs as take about a second, all its fixed
 costs included, until loss and state are there. Contestants take turns; ratios are taken round by
-round.
+round. `--gpu` takes the library and bare JAX only, in fewer and shorter rounds.
 """
 
 import functools
@@ -79,7 +79,7 @@ def bare(epoch, start, arrays):
     return run
 
 
-def entrants(name, network, source, directory):
+def entrants(name, network, source, directory, *, peers):
     """Build `run(epochs)` of each, which returns when loss and state are there."""
     optimizer = optax.adamw(1e-3)
     task = trainer.supervised(network, losses.classification, optimizer)
@@ -93,7 +93,7 @@ def entrants(name, network, source, directory):
         HOOKED: library(phase, start, functools.partial(five_hooks, directory)),
         SCAN: bare(_bare.one_scan(*shape), start, source.arrays),
         DISPATCH: bare(_bare.one_dispatch_a_step(*shape), start, source.arrays),
-        **_peers.peers(name, on_host, BATCH_SIZE),
+        **(_peers.peers(name, on_host, BATCH_SIZE) if peers else {}),
     }
 
 
@@ -103,11 +103,11 @@ def long_enough(run, seconds):
     return max(2, math.ceil(seconds / _measuring.timed(lambda: run(1)))) if seconds else 2
 
 
-def measure(name, network, source, *, rounds, seconds, directory):
+def measure(name, network, source, *, rounds, seconds, directory, peers):
     """Return the steps per second of each entrant, one figure a round."""
     steps = source.size // BATCH_SIZE
     contestants = {}
-    for entrant, run in entrants(name, network, source, directory).items():
+    for entrant, run in entrants(name, network, source, directory, peers=peers).items():
         epochs = long_enough(run, seconds)
 
         def rate(run=run, epochs=epochs):
@@ -138,8 +138,10 @@ def compare(name, samples):
 
 
 def main():
-    options = _measuring.arguments(__doc__).parse_args()
-    rounds, seconds = (1, 0.0) if options.quick else (15, 1.0)
+    options = _measuring.arguments_with_gpu(__doc__).parse_args()
+    rounds, seconds = (5, 0.5) if options.gpu else (15, 1.0)
+    if options.quick:
+        rounds, seconds = 1, 0.0
     source, _ = data.digits(batch_size=BATCH_SIZE)
     if options.quick:
         few = {name: array[: 2 * BATCH_SIZE] for name, array in source.arrays.items()}
@@ -151,7 +153,13 @@ def main():
     for name, network in networks.items():
         with tempfile.TemporaryDirectory() as directory:
             samples = measure(
-                name, network, source, rounds=rounds, seconds=seconds, directory=directory
+                name,
+                network,
+                source,
+                rounds=rounds,
+                seconds=seconds,
+                directory=directory,
+                peers=not options.gpu,
             )
         measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
         ratios[name], held = compare(name, samples)

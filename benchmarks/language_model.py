@@ -7,12 +7,14 @@ take part where they are installed: Keras on JAX, and a loop in PyTorch with its
 both of the same layers as ours, as many parameters, and the same windows.
 
 Measured: windows of random tokens, on the device, AdamW. On a GPU a model of GPT-2 small's size in
-bfloat16, the parameters in float32; elsewhere a small one in float32. A figure is one call that
-trains for as many epochs as take about two seconds, all its fixed costs included, until loss and
-state are there. Contestants take turns; ratios are taken round by round.
+bfloat16, the parameters in float32, with a vocabulary of a multiple of 128; elsewhere a small one
+in float32. A figure is one call that trains for as many epochs as take about two seconds, all its
+fixed costs included, until loss and state are there. Contestants take turns; ratios are taken round
+by round. `--gpu` takes the library and bare JAX only, in fewer and shorter rounds.
 
 Also: the floating-point operations of a step, as `trainer.cost` counts them, those a second, and,
-where the device's peak is known, the share of it that they are (model FLOPs utilisation).
+where the device's peak is known, the share of it that they are (model FLOPs utilisation). All
+scores of the attention count, also those that a causal mask hides.
 """
 
 import functools
@@ -30,6 +32,8 @@ from epoch_throughput import DISPATCH, LIBRARY, SCAN, bare, library
 import models
 import trainer
 from trainer import data, losses
+from trainer.phases.cost import get_peak_flops
+from trainer.phases.jaxprs import count_flops
 
 FASTEST = "fastest bare"
 LEAST = 0.97
@@ -59,13 +63,19 @@ class Size(NamedTuple):
 
 QUICK = Size(vocabulary=16, context=8, layers=1, heads=2, width=8, batch_size=2, steps=2)
 SMALL = Size(vocabulary=96, context=128, layers=4, heads=4, width=128, batch_size=16, steps=8)
-GPT2 = Size(50257, 1024, layers=12, heads=12, width=768, batch_size=8, steps=32)
+GPT2 = Size(50304, 1024, 12, 12, 768, batch_size=8, steps=32, precision="bfloat16")
+LARGE_GPT2 = GPT2._replace(batch_size=32, steps=8)
+ROOMY = 60e9
+"""Bytes of a GPU's memory from which a step takes more windows."""
 
 
 def chosen(*, quick):
     if quick:
         return QUICK
-    return GPT2._replace(precision="bfloat16") if jax.default_backend() == "gpu" else SMALL
+    if jax.default_backend() != "gpu":
+        return SMALL
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return LARGE_GPT2 if memory >= ROOMY else GPT2
 
 
 def windows(size):
@@ -85,16 +95,17 @@ def lowered(network, precision):
     return models.Network(network.init, apply)
 
 
-def race(size, task, start, source, network, *, rounds, seconds):
+def race(size, task, start, source, network, *, rounds, seconds, peers):
     """Return the tokens per second of each entrant, one figure a round."""
     shape = lowered(network, size.precision), OPTIMIZER, source.size, size.batch_size
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(start.params))
     entrants = {
         LIBRARY: library(trainer.training(task.step, source), start),
         SCAN: bare(_bare.one_scan(*shape), start, source.arrays),
         DISPATCH: bare(_bare.one_dispatch_a_step(*shape), start, source.arrays),
-        **_language_peers.peers(size, jax.device_get(source.arrays), parameters),
     }
+    if peers:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+        entrants |= _language_peers.peers(size, jax.device_get(source.arrays), parameters)
     contestants = {}
     for entrant, run in entrants.items():
         run(1)  # compiles
@@ -108,16 +119,27 @@ def rate(size, run, epochs):
     return lambda: epochs * size.tokens / _measuring.timed(lambda: run(epochs))
 
 
-def counted(network, start, source):
-    """Return the cost of a step with explicit attention, as in float32: the operations of cuDNN's
-    kernel for smaller floats do not show."""
+def operations(network, start, source):
+    """Count the operations of a step with explicit attention, as in float32: those of cuDNN's
+    kernel for smaller floats do not show. It is only traced, as compiling it takes long."""
     task = trainer.supervised(network, losses.language_modeling, OPTIMIZER)
-    return trainer.cost(trainer.training(task.step, source), start)["train"]
+    batch = {name: array[: source.batch_size] for name, array in source.arrays.items()}
+    return count_flops(jax.make_jaxpr(task.step)(start, batch))
+
+
+def work_of(flops, steps_per_second):
+    """Describe the operations of a step, those a second, and their share of the device's peak."""
+    work = {"FLOP a step": flops, "FLOP/s": flops * steps_per_second}
+    if (peak := get_peak_flops(jax.devices()[0].device_kind)) is not None:
+        work["model FLOPs utilisation"] = flops * steps_per_second / peak
+    return work
 
 
 def main():
-    options = _measuring.arguments(__doc__).parse_args()
-    rounds, seconds = (1, 0.0) if options.quick else (15, 2.0)
+    options = _measuring.arguments_with_gpu(__doc__).parse_args()
+    rounds, seconds = (5, 1.0) if options.gpu else (15, 2.0)
+    if options.quick:
+        rounds, seconds = 1, 0.0
     jax.config.update("jax_disable_most_optimizations", options.quick)  # all of it is compiling
     size = chosen(quick=options.quick)
     sizes = {name: getattr(size, name) for name in ("layers", "heads", "width")}
@@ -127,8 +149,8 @@ def main():
         network, losses.language_modeling, OPTIMIZER, precision=size.precision
     )
     start = task.init(jax.random.key(0), source.example)
-    cost = counted(network, start, source)
-    samples = race(size, task, start, source, network, rounds=rounds, seconds=seconds)
+    peers = not options.gpu
+    samples = race(size, task, start, source, network, rounds=rounds, seconds=seconds, peers=peers)
 
     rates = {entrant: _measuring.spread(figures) for entrant, figures in samples.items()}
     fastest = max((SCAN, DISPATCH), key=lambda entrant: rates[entrant]["median"])
@@ -138,9 +160,7 @@ def main():
         for name, rival in rivals.items()
     }
     steps = rates[LIBRARY]["median"] * size.steps / size.tokens
-    work = {"FLOP a step": cost.flops_per_step, "FLOP/s": cost.flops_per_step * steps}
-    if (utilisation := cost.utilisation(steps)) is not None:
-        work["model FLOPs utilisation"] = utilisation
+    work = work_of(operations(network, start, source), steps)
 
     rows = [(entrant, *_measuring.columns(figures)) for entrant, figures in rates.items()]
     _measuring.show("tokens per second", ("", "median", "quartiles"), rows)

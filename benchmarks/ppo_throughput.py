@@ -8,6 +8,8 @@ dispatch an iteration, whose metrics are read each time as the library's are, an
 all iterations, in which nobody can look on, stop or save. The bar is held against the faster one.
 Stable-Baselines3 (`_ppo_peers.py`) takes part where it is installed.
 
+With `--gpu`, 4,096 environments, in fewer and shorter rounds, and nothing else.
+
 Measured: environment steps per second of whole iterations, rollout and update, at the library's
 defaults, at the settings that solve CartPole, and with many environments: a figure is one call that
 trains for about a second, all its fixed costs included. And the seconds until the last 100 episodes
@@ -47,6 +49,7 @@ SETTINGS = {
     "16 environments, as solved": SOLVING,
     "128 environments": Settings(envs=128, steps=32),
 }
+GPU = {"4,096 environments": Settings(envs=4096, steps=32)}
 QUICK = {"2 environments": Settings(envs=2, steps=8, epochs=1, minibatches=2)}
 RATE, TOTAL_STEPS = 2e-3, 100_000
 """Of Adam at first; it falls to 0 over all steps where CartPole is to be solved."""
@@ -115,7 +118,7 @@ def bare(make, settings):
     return run
 
 
-def entrants(settings):
+def entrants(settings, *, peers):
     """Build `run(iterations)` of each, which returns when all is there."""
     found = {
         LIBRARY: library(settings),
@@ -123,15 +126,15 @@ def entrants(settings):
         DISPATCH: bare(_bare_ppo.one_dispatch_an_iteration, settings),
         SCAN: bare(_bare_ppo.one_scan, settings),
     }
-    if _ppo_peers.installed():
+    if peers and _ppo_peers.installed():
         found[PEER] = _ppo_peers.runner(settings, RATE)
     return found
 
 
-def throughput(settings, *, rounds, seconds):
+def throughput(settings, *, rounds, seconds, peers):
     """Return the environment steps per second of each entrant, one figure a round."""
     contestants = {}
-    for entrant, run in entrants(settings).items():
+    for entrant, run in entrants(settings, peers=peers).items():
         run(2)
         one = _measuring.timed(lambda run=run: run(2)) / 2
         iterations = max(5, 5 * math.ceil(seconds / one / 5))
@@ -229,12 +232,11 @@ def compare(name, samples):
     return found, bars
 
 
-def main():
-    options = _measuring.arguments(__doc__).parse_args()
-    rounds, seconds, seeds = (1, 0.0, 1) if options.quick else (11, 1.0, 10)
-    measured, ratios, bars, solved = {}, {}, [], {}
-    for name, settings in (QUICK if options.quick else SETTINGS).items():
-        samples = throughput(settings, rounds=rounds, seconds=seconds)
+def race(settings_of, *, rounds, seconds, peers):
+    """Measure and print each entrant's throughput, and give (measured, ratios, bars)."""
+    measured, ratios, bars = {}, {}, []
+    for name, settings in settings_of.items():
+        samples = throughput(settings, rounds=rounds, seconds=seconds, peers=peers)
         measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
         ratios[name], held = compare(name, samples)
         bars += held
@@ -242,21 +244,43 @@ def main():
         _measuring.show(f"{name}: environment steps per second", ("", "median", "quartiles"), rows)
         rows = [(what, *_measuring.columns(figures)) for what, figures in ratios[name].items()]
         _measuring.show(f"{name}: ratios", ("", "median", "quartiles"), rows)
+    return measured, ratios, bars
 
-    settings, total = (QUICK["2 environments"], 64) if options.quick else (SOLVING, TOTAL_STEPS)
-    taken, steps = solving(settings, seeds=seeds, total_steps=total)
-    measured["seconds to a mean return of 475"] = {
-        entrant: _measuring.spread(figures) for entrant, figures in taken.items()
-    }
-    rows = []
-    for entrant, figures in measured["seconds to a mean return of 475"].items():
+
+def solve_all(settings, *, seeds, total_steps):
+    """Solve CartPole from each seed, print it, and give (measured, how many solved it)."""
+    taken, steps = solving(settings, seeds=seeds, total_steps=total_steps)
+    measured = {entrant: _measuring.spread(figures) for entrant, figures in taken.items()}
+    solved, rows = {}, []
+    for entrant, figures in measured.items():
         reached = [count for count in steps[entrant] if count is not None]
         solved[entrant] = {"seeds": seeds, "solved": len(reached), "steps": steps[entrant]}
         median = f"{np.median(reached):,.0f}" if reached else "none"
         rows.append((entrant, *_measuring.columns(figures), f"{len(reached)} of {seeds}", median))
     titles = ("", "median", "quartiles", "seeds", "steps, median")
     _measuring.show("seconds to a mean return of 475 over 100 episodes", titles, rows)
-    missing = "Stable-Baselines3 is not installed and takes no part: pip install -e '.[peers]'"
+    return {"seconds to a mean return of 475": measured}, solved
+
+
+def main():
+    options = _measuring.arguments_with_gpu(__doc__).parse_args()
+    settings_of, rounds, seconds, seeds = SETTINGS, 11, 1.0, 10
+    if options.gpu:
+        settings_of, rounds, seconds = GPU, 5, 0.5
+    if options.quick:
+        settings_of, rounds, seconds, seeds = QUICK, 1, 0.0, 1
+    measured, ratios, bars = race(
+        settings_of, rounds=rounds, seconds=seconds, peers=not options.gpu
+    )
+    solved, notes = {}, []
+    if not options.gpu:
+        settings, total = (QUICK["2 environments"], 64) if options.quick else (SOLVING, TOTAL_STEPS)
+        seconds_taken, solved = solve_all(settings, seeds=seeds, total_steps=total)
+        measured |= seconds_taken
+        if not _ppo_peers.installed():
+            notes = [
+                "Stable-Baselines3 is not installed and takes no part: pip install -e '.[peers]'"
+            ]
     _measuring.finish(
         options,
         "ppo_throughput",
@@ -264,12 +288,12 @@ def main():
         warm_up="compilation, two iterations twice, a call and a round",
         repeats=rounds,
         seconds_a_call=seconds,
-        settings={name: s._asdict() for name, s in SETTINGS.items()},
+        settings={name: settings._asdict() for name, settings in settings_of.items()},
         measured=measured,
         ratios=ratios,
         bars=bars,
         solved=solved,
-        notes=[] if _ppo_peers.installed() else [missing],
+        notes=notes,
     )
 
 
