@@ -100,11 +100,12 @@ def run_sections(sections, folder, *, seconds, quick):
     missing = None
     for section in sections:
         left = seconds - (time.monotonic() - began) - GRACE
+        limit = min(section.limit, left)
+        print(f"== {section.name}: {max(limit, 0):.0f} s at most", flush=True)
         if missing or left < LEAST:
             found = {"status": MISSED, "why": missing or "no time was left"}
         else:
-            print(f"== {section.name}: {min(section.limit, left):.0f} s at most", flush=True)
-            found = run_section(section, folder, min(section.limit, left))
+            found = run_section(section, folder, limit)
         if section.required and found["status"] != PASSED:
             missing = f"it needs {section.name}, which {found['status']}"
         record["sections"][section.name] = found

@@ -69,9 +69,9 @@ ROOMY = 60e9
 """Bytes of a GPU's memory from which a step takes more windows."""
 
 
-def chosen(*, quick):
+def chosen(*, quick, gpu):
     if quick:
-        return QUICK
+        return QUICK._replace(precision="bfloat16") if gpu else QUICK
     if jax.default_backend() != "gpu":
         return SMALL
     memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
@@ -141,7 +141,7 @@ def main():
     if options.quick:
         rounds, seconds = 1, 0.0
     jax.config.update("jax_disable_most_optimizations", options.quick)  # all of it is compiling
-    size = chosen(quick=options.quick)
+    size = chosen(quick=options.quick, gpu=options.gpu)
     sizes = {name: getattr(size, name) for name in ("layers", "heads", "width")}
     network = models.transformer(vocabulary=size.vocabulary, context=size.context, **sizes)
     source = windows(size)

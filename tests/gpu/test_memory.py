@@ -10,7 +10,7 @@ import models
 import trainer
 from trainer import data, losses
 
-MEGABYTES = 1024
+MEGABYTES = 2048
 """Of the state whose peak is measured: far above what any other test here takes."""
 
 
