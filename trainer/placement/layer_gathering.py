@@ -73,25 +73,27 @@ def _find_stacks(
         if name == CAST and inputs[0] in origins:
             origins[equation.outvars[0]] = origins[inputs[0]]
         else:
-            use(inputs[: _count_before_layers(equation)] if name == "scan" else inputs)
+            looped = _find_looped(equation) if name == "scan" else ()
+            use(one for number, one in enumerate(inputs) if number not in looped)
     use(jaxpr.outvars)
     return {one: layers[origin] for one, origin in origins.items() if origin not in used}
 
 
-def _count_before_layers(equation: Any) -> int:
-    """Return how many inputs of a scan come before what it loops over."""
-    return int(equation.params["num_consts"] + equation.params["num_carry"])
+def _find_looped(scan: Any) -> list[int]:
+    """Return the numbers of the inputs that a scan loops over: its body sees an axis less."""
+    inputs = zip(scan.invars, scan.params["jaxpr"].in_avals, strict=True)
+    return [number for number, (one, row) in enumerate(inputs) if one.aval.ndim > row.ndim]
 
 
 def _gather_layers(equation: Any, stacks: Mapping[Any, NamedSharding]) -> Any:
     """Return a scan whose rounds gather their layer of the stacks; other equations as they are."""
     if equation.primitive.name != "scan":
         return equation
-    start, body = _count_before_layers(equation), equation.params["jaxpr"]
+    body, inputs = equation.params["jaxpr"], equation.invars
     layers = {
-        number: stacks[variable]
-        for number, variable in enumerate(equation.invars)
-        if number >= start and variable in stacks
+        number: stacks[inputs[number]]
+        for number in _find_looped(equation)
+        if inputs[number] in stacks
     }
     if not layers:
         return equation
