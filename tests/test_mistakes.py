@@ -465,7 +465,7 @@ MISTAKES = {
     ),
     "an unknown reduction": (
         lambda: fit(trainer.training(TASK.step, SOURCE, reduce={"loss": "average"})),
-        (V, "reduces 'loss' by 'average'", "mean, sum, last, max"),
+        (V, "reduces 'loss' by 'average'", "mean, sum, first, last, max"),
     ),
     "an unknown executor": (
         lambda: trainer.training(TASK.step, SOURCE, executor="scna"),
@@ -792,9 +792,17 @@ MISTAKES = {
         lambda: hooks.save_checkpoints("unused", keep=-1),
         (V, "keep must be a whole number of at least 1", "got -1"),
     ),
-    "checkpoints to a bucket": (
-        lambda: hooks.save_checkpoints("s3://bucket/run"),
-        (V, "local file system", "the URL 's3://bucket/run'", "mount it"),
+    "checkpoints to a server": (
+        lambda: hooks.save_checkpoints("https://server/run"),
+        (V, "local file system", "the URL 'https://server/run'", "mount it"),
+    ),
+    "checkpoints to a bucket without a path": (
+        lambda: hooks.save_checkpoints("s3://bucket"),
+        (V, "a run in a bucket is named by s3://BUCKET/PATH", "got 's3://bucket'"),
+    ),
+    "records to a bucket": (
+        lambda: hooks.JsonLines("s3://bucket/run/metrics.jsonl"),
+        (V, "only checkpoints may lie in a bucket", "mount it"),
     ),
     "a best metric that nothing writes": (
         lambda: fit(hooks=hooks.save_checkpoints("unused", best="noop_loss", mode="min")),
