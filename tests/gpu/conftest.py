@@ -4,9 +4,12 @@ import jax
 import pytest
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.soak), "gpu"])
 def platform(request):
-    """The platform that JAX runs on; the variant of the other one is skipped."""
+    """The platform that JAX runs on; the variant of the other one is skipped.
+
+    On a CPU they take minutes to show little, so that `make test` leaves them out.
+    """
     if (here := jax.default_backend()) != request.param:
         pytest.skip(f"needs a {request.param.upper()}: JAX runs on a {here.upper()}")
     return request.param
