@@ -178,12 +178,11 @@ def test_who_lost_it_saves_nothing_more(bucket):
 
 def test_who_cannot_renew_it_saves_nothing(bucket, monkeypatch):
     held = take_lease(bucket)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("trainer.checkpoints.storage.bucket_path.BucketPath.await_answer", fail)
-    time.sleep(1.2)
-    with pytest.raises(BucketError, match="no network"):
-        held.check()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketPath, "replace", fail)
+        time.sleep(1.2)
+        with pytest.raises(BucketError, match="no network"):
+            held.check()
     held()
 
 
