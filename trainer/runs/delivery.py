@@ -57,8 +57,8 @@ BATCH_SECONDS = 0.05
 """Seconds in which lines collect before they are delivered together."""
 
 IDLE_SECONDS = 0.2
-"""Seconds without a line after which a server's connection is closed: it has room for 100, unless
-it is told otherwise, and 1,000 runs may share it. Another one takes milliseconds."""
+"""Seconds without a line after which the connection to a server is closed: by default it accepts
+100, and 1,000 runs may share it. Another one takes milliseconds."""
 
 
 def deliver(store: Store, queue: DiskQueue) -> int:
