@@ -23,7 +23,6 @@ from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.checkpoints.staging import Staging
 from trainer.checkpoints.storage.bucket_path import BucketPath
-from trainer.checkpoints.storage.run_lock import find_run_holder
 from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.checks.modes import resolve_mode
 from trainer.host.processes import fail_together, is_main_process
@@ -98,8 +97,7 @@ class Checkpoints:
 
     def _recover(self) -> None:
         """Repair what a killed run left half-way; leave alone what a live one is doing."""
-        if self._may_recover and not find_run_holder(self.directory.parent):
-            publishing.recover(self.directory)
+        if self._may_recover and publishing.recover(self.directory):
             self._may_recover = False
 
     def save(

@@ -12,6 +12,7 @@ import numpy as np
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import align, get_box_shape
 from trainer.checkpoints.manifest import FORMAT
+from trainer.checkpoints.storage.bucket_checkpoints import DATA
 
 MOST_BYTES = 2**24
 """Size limit of a manifest's file, some 75,000 leaves. Larger ones are not written or read."""
@@ -29,7 +30,6 @@ def check_size(content: bytes, subject: str) -> None:
 _LEAF_FIELDS = {"path", "type", "shape", "itemsize", "pieces", "value"}
 _PIECE_FIELDS = {"offset", "box", "checksum"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
-_DATA = re.compile(r"[0-9]+\.[0-9a-f]+-[0-9]+")
 _MOST_DIMENSIONS = 64
 """The most dimensions of a numpy array."""
 
@@ -77,7 +77,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
         value is None or (isinstance(value, list) and all(map(_is_holders_row, value)))
     ),
     "data": lambda value: (
-        value is None or (isinstance(value, str) and _DATA.fullmatch(value) is not None)
+        value is None or (isinstance(value, str) and DATA.fullmatch(value) is not None)
     ),
 }
 """The fields of a manifest beside its format, hooks and leaves."""

@@ -13,6 +13,7 @@ from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.checkpoints.storage import bucket_checkpoints, disk_checkpoints
 from trainer.checkpoints.storage.bucket_path import BucketPath
+from trainer.checkpoints.storage.directory_lock import find_holder
 from trainer.checkpoints.storage.disk_checkpoints import MANIFEST, check_no_link
 from trainer.checkpoints.storage.run_paths import RunPath, make_folder, read_whole, remove_tree
 from trainer.host.atomic_files import explain_disk_full, write_durably
@@ -49,10 +50,16 @@ def list_complete_epochs(directory: RunPath) -> list[int]:
     return bucket_checkpoints.list_numbers(directory)
 
 
-def recover(directory: RunPath) -> None:
-    """Repair what a killed run left, where no process is writing now; in a bucket nothing is."""
+def recover(directory: RunPath) -> bool:
+    """Repair what a killed run left half-way, and return whether nothing is left to repair.
+
+    Nothing is done while another process trains there. In a bucket nothing is half-way.
+    """
     if isinstance(directory, Path):
+        if find_holder(directory.parent, by_others=True):
+            return False
         disk_checkpoints.recover(directory)
+    return True
 
 
 def remove_leftovers(stage: RunPath, *, first: bool) -> None:
@@ -65,8 +72,7 @@ def remove_leftovers(stage: RunPath, *, first: bool) -> None:
     if isinstance(stage, Path):
         disk_checkpoints.remove_leftovers(stage)
     elif first:
-        directory = bucket_checkpoints.get_checkpoints(stage)
-        bucket_checkpoints.remove_leftovers(stage, lambda number: _find_data(directory, number))
+        bucket_checkpoints.remove_leftovers(stage, _read_data_name)
 
 
 def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
@@ -83,10 +89,7 @@ def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
         with explain_disk_full(None, stage):
             disk_checkpoints.publish(stage, number, content)
     else:
-        directory = bucket_checkpoints.get_checkpoints(stage)
-        bucket_checkpoints.publish(
-            stage, number, content, lambda number: _find_data(directory, number)
-        )
+        bucket_checkpoints.publish(stage, number, content, _read_data_name)
 
 
 def write_checkpoint(
@@ -170,20 +173,12 @@ def get_data(directory: RunPath, number: int, manifest: Mapping[str, Any]) -> Ru
     return directory / str(number)
 
 
-def _find_data(directory: BucketPath, number: int) -> BucketPath | None:
-    """Return where the data of a checkpoint in a bucket is, whatever else its manifest says.
-
-    The data of another number is never meant: a manifest may have been copied.
-    """
+def _read_data_name(content: bytes) -> Any:
+    """Return what a manifest says of its data, whatever else it says; None if it is damaged."""
     try:
-        manifest = manifests.decode_manifest((directory / str(number) / MANIFEST).read_bytes())
-    except (DamagedCheckpoint, FileNotFoundError):
+        return manifests.decode_manifest(content).get("data")
+    except DamagedCheckpoint:
         return None
-    name = manifest.get("data")
-    found = bucket_checkpoints.DATA.fullmatch(name) if isinstance(name, str) else None
-    if found is None or found[1] != str(number):
-        return None
-    return bucket_checkpoints.get_stage(directory, found[0])
 
 
 def read_stamp(directory: RunPath, number: int) -> Stamp | None:
@@ -207,7 +202,7 @@ def remove_checkpoint(directory: RunPath, number: int) -> None:
     if isinstance(directory, Path):
         disk_checkpoints.remove(directory, number)
     else:
-        bucket_checkpoints.remove(directory, number, _find_data(directory, number))
+        bucket_checkpoints.remove(directory, number, _read_data_name)
 
 
 def read_manifest(directory: RunPath, number: int) -> dict[str, Any]:

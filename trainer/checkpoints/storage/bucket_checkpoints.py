@@ -12,6 +12,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 from trainer.checkpoints.storage.directory_lock import DirectoryInUse
@@ -24,6 +25,10 @@ DATA = re.compile(r"(0|[1-9][0-9]*)\.[0-9a-f]+-[0-9]+")
 """The names of data: all else below `data` is not this library's."""
 
 _CHECKPOINT = re.compile(r"(0|[1-9][0-9]*)/" + re.escape(MANIFEST))
+
+
+ReadName = Callable[[bytes], Any]
+"""Returns what the content of a manifest says of its data, None if it is damaged."""
 
 
 class UnknownOutcomeError(BucketError):
@@ -57,7 +62,7 @@ def publish(
     stage: BucketPath,
     number: int,
     manifest: bytes,
-    find_data: Callable[[int], BucketPath | None],
+    read_name: ReadName,
 ) -> None:
     """Write the manifest of a checkpoint whose data is staged; remove the data it had before.
 
@@ -65,7 +70,7 @@ def publish(
         stage: with the data, which the manifest names.
         number: of the checkpoint.
         manifest: the content.
-        find_data: returns the path of the data that the checkpoint of this number has now.
+        read_name: of the data of the checkpoint that has this number now.
 
     Raises:
         DirectoryInUse: the lease of this run was lost, or another process wrote this checkpoint.
@@ -73,10 +78,11 @@ def publish(
     """
     directory = get_checkpoints(stage)
     file = directory / str(number) / MANIFEST
-    before, replaced = file.read_generation(), find_data(number)
+    content, before = file.read_with_generation()
+    replaced = _find_data(directory, number, content, read_name)
     check_lease(directory.parent)
     try:
-        written = file.replace(manifest, before)
+        written = file.replace(manifest, None if content is None else before)
     except BucketError as error:
         raise UnknownOutcomeError(str(error)) from error
     if written is None:
@@ -96,26 +102,27 @@ def remove_tree(path: BucketPath) -> None:
         log.warning("what is left of %s takes space until the next run: %s", path, error)
 
 
-def remove(directory: BucketPath, number: int, data: BucketPath | None) -> None:
+def remove(directory: BucketPath, number: int, read_name: ReadName) -> None:
     """Remove a checkpoint: its manifest first, so that none is left that looks complete.
 
     Raises:
         DirectoryInUse: the lease of this run was lost.
     """
+    data = _read_data(directory, number, read_name)
     check_lease(directory.parent)
     (directory / str(number) / MANIFEST).unlink()
     if data is not None:
         remove_tree(data)
 
 
-def remove_leftovers(stage: BucketPath, find_data: Callable[[int], BucketPath | None]) -> None:
+def remove_leftovers(stage: BucketPath, read_name: ReadName) -> None:
     """Remove the data that no manifest names: what killed runs staged.
 
     Of a checkpoint whose manifest cannot be read, all data stays.
 
     Args:
         stage: of the save in progress, which stays.
-        find_data: returns the path of the data that a checkpoint's manifest names.
+        read_name: of the data of a checkpoint.
 
     Raises:
         DirectoryInUse: the lease of this run was lost.
@@ -124,10 +131,27 @@ def remove_leftovers(stage: BucketPath, find_data: Callable[[int], BucketPath | 
     there = [path for path in stage.parent.iterdir() if DATA.fullmatch(path.name)]
     if {*there} <= {stage}:
         return
-    data = {number: find_data(number) for number in list_numbers(directory)}
+    data = {number: _read_data(directory, number, read_name) for number in list_numbers(directory)}
     kept = {stage, *data.values()}
     unknown = {str(number) for number, path in data.items() if path is None}
     check_lease(directory.parent)
     for path in there:
         if path not in kept and path.name.partition(".")[0] not in unknown:
             remove_tree(path)
+
+
+def _read_data(directory: BucketPath, number: int, read_name: ReadName) -> BucketPath | None:
+    content, _ = (directory / str(number) / MANIFEST).read_with_generation()
+    return _find_data(directory, number, content, read_name)
+
+
+def _find_data(
+    directory: BucketPath, number: int, content: bytes | None, read_name: ReadName
+) -> BucketPath | None:
+    """Return where the data of a checkpoint is; None if its manifest does not say.
+
+    The data of another number is never meant: a manifest may have been copied.
+    """
+    name = None if content is None else read_name(content)
+    found = DATA.fullmatch(name) if isinstance(name, str) else None
+    return get_stage(directory, found[0]) if found and found[1] == str(number) else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from trainer.checkpoints.storage.directory_lock import find_holder, lock_directory
-from trainer.checkpoints.storage.lease import find_lease_holder, take_lease
+from trainer.checkpoints.storage.directory_lock import lock_directory
+from trainer.checkpoints.storage.lease import take_lease
 from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.host.processes import fail_together, is_main_process
 
@@ -50,10 +50,3 @@ def lock_run(run: RunPath) -> RunLock:
         if is_main_process():
             return take_lease(run)
     return _HeldElsewhere()
-
-
-def find_run_holder(run: RunPath) -> str | None:
-    """Return which other process trains in a run, or None."""
-    if isinstance(run, Path):
-        return find_holder(run, by_others=True)
-    return find_lease_holder(run, by_others=True)
