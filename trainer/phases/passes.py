@@ -64,10 +64,15 @@ def repeated(program: Phase | Sequence[Phase], count: int, *, name: str = "repea
     if len({*names, name}) <= len(names):
         raise ValueError(f"phases need names of their own; got {names} in {name!r}")
     acts = tuple(
-        _Act(phase.name, phase.run, phase.reduce, phase.feed is not None) for phase in phases
+        _Act(phase.name, phase.run, phase.reduce, phase.feed is not None, phase.members is not None)
+        for phase in phases
     )
-    step = _Pass(acts, count, members=phases[0].members)
-    scan = _ScannedPasses(step, _Rows(count), _take_pass, updates_state=True)
+    scan = _ScannedPasses(
+        _Pass(acts, count),
+        lambda piece, key: jnp.arange(count, dtype=jnp.int32),
+        lambda piece, number: (piece, number),
+        updates_state=True,
+    )
     examples = tuple(phase.feed.example if phase.feed else None for phase in phases)
 
     def read(state: TrainState, check: Any, position: PyTree) -> Iterator[tuple[Any, PyTree]]:
@@ -123,20 +128,8 @@ class _Act(NamedTuple):
     reduce: Mapping[str, str]
     reads: bool
     """Whether it has data of its own, and does not read the output of the phase before."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """The rows of the loop: the numbers of the passes."""
-
-    count: int
-
-    def __call__(self, piece: Any, key: jax.Array) -> jax.Array:
-        return jnp.arange(self.count, dtype=jnp.int32)
-
-
-def _take_pass(piece: Any, number: Any) -> tuple[Any, Any]:
-    return piece, number
+    population: bool
+    """Whether it is one of a population, which checks its metrics itself."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +138,6 @@ class _Pass:
 
     acts: tuple[_Act, ...]
     count: int
-    members: int | None
 
     def __call__(
         self, state: TrainState, batch: tuple[Any, jax.Array]
@@ -160,9 +152,9 @@ class _Pass:
             inside, output, measured[act.name] = run_checked(
                 act.run, act.name, constrain_state(inside), data
             )
-            if self.members is None:
+            if not act.population:
                 check_metrics(measured[act.name], act.reduce, act.name)
-        live = None if self.members is None else inside.carry[LIVE]
+        live = inside.carry[LIVE] if any(act.population for act in self.acts) else None
         return inside.replace(epoch=state.epoch), {"phases": measured, "live": live}
 
 

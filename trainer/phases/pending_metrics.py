@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -82,17 +83,19 @@ def _reduce_passes(
             `[passes, members]`, or `[passes, members, steps]`.
         live: bool `[passes, members]` of a population, which only hooks change.
     """
-    lead = 0 if live is None else 1
-
-    def join(leaf: np.ndarray) -> np.ndarray:
-        rows = np.moveaxis(leaf, 0, lead)
-        return rows.reshape(*rows.shape[:lead], -1)
-
     values: dict[str, float] = {}
     traces: dict[str, np.ndarray] = {}
     for phase in phases:
+        now = None if phase.members is None or live is None else live[-1].astype(bool)
+        join = functools.partial(_join_passes, lead=0 if now is None else 1)
         joined = jax.tree.map(join, measured[phase.name])
-        one = _reduce_phase(phase, [joined], None if live is None else live[-1].astype(bool))
+        one = _reduce_phase(phase, [joined], now)
         values |= one[0]
         traces |= one[1]
     return values, traces
+
+
+def _join_passes(leaf: np.ndarray, lead: int) -> np.ndarray:
+    """Join passes and steps, `[passes, (members,) ...]`, to the last axis, after `lead` others."""
+    rows = np.moveaxis(leaf, 0, lead)
+    return rows.reshape(*rows.shape[:lead], -1)

@@ -91,6 +91,26 @@ def test_a_population_of_agents(agent):
     assert steps.values.tolist() == [4 * 16 * PASSES] * members
 
 
+def test_a_phase_of_a_population_beside_one_of_all_members():
+    def init(key):
+        return TrainState.create(params=jax.random.uniform(key), rng=key)
+
+    def count(state, _):
+        return state, None, {"epoch": state.epoch, "each": state.params}
+
+    def total(state, _):
+        return state, None, {"sum": state.params.sum(), "trace": state.params}
+
+    state = trainer.population_of(init, jax.random.split(jax.random.key(0), 2))
+    program = [trainer.population(Phase("count", count), 2), Phase("total", total)]
+    single, several = train_both(state, program, epochs=1)
+    assert_same_bits(single[0], several[0])
+    assert several[1][0]["count/each"].values.tolist() == state.params.tolist()
+    assert type(several[1][0]["total/sum"]) is float
+    assert several[1][0]["total/sum"] == pytest.approx(single[1][0]["total/sum"])
+    assert several[1][0]["total/trace"] == pytest.approx(single[1][0]["total/trace"])
+
+
 def test_on_a_mesh(digits):
     task, source = digits
     state = trainer.spread(
