@@ -27,6 +27,19 @@ def programs():
     return max(folders, key=lambda folder: _version(folder.parent.name), default=None)
 
 
+@contextlib.contextmanager
+def stores():
+    """Give the stores to measure, name to URL (None: a file), and notes on what is left out.
+
+    The server, durable, runs within.
+    """
+    if programs() is None:
+        yield {"SQLite": None}, ["no PostgreSQL is installed here: it was left out"]
+        return
+    with contextlib.closing(Server(durable=True)) as server:
+        yield {"SQLite": None, "PostgreSQL": server.url()}, []
+
+
 def _version(name):
     return [int(digits) for digits in "".join(c if c.isdigit() else " " for c in name).split()]
 

@@ -112,21 +112,12 @@ def measure(url, runs, epochs, seconds):
 def main():
     options = _measuring.arguments(__doc__).parse_args()
     numbers, epochs, seconds = ([4], 1, 0.5) if options.quick else ([20, 100, 1000], 6, 5.0)
-    stores, notes = {"SQLite": None}, []
-    server = _postgres.Server(durable=True) if _postgres.programs() else None
-    if server:
-        stores["PostgreSQL"] = server.url()
-    else:
-        notes.append("no PostgreSQL is installed here: it was left out")
-    try:
+    with _postgres.stores() as (stores, notes):
         measured = {
             f"{name}, {runs:,} runs": measure(url, runs, epochs, seconds)
             for name, url in stores.items()
             for runs in numbers
         }
-    finally:
-        if server:
-            server.close()
     columns = [*dict.fromkeys(what for figures in measured.values() for what in figures)]
     rows = [
         (name, *(_measuring.text(figures[x]) if x in figures else "" for x in columns))

@@ -163,23 +163,14 @@ def main():
     epochs, rounds = (40, 1) if options.quick else (4000, 7)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.runs"])
-    stores, notes = {"SQLite": None}, []
-    server = _postgres.Server(durable=True) if _postgres.programs() else None
-    if server:
-        stores["PostgreSQL"] = server.url()
-    else:
-        notes.append("no PostgreSQL is installed here: it was left out")
-    waits = {f"{name}, {what}": [] for name in stores for what in ("record of 20 metrics", "flush")}
-    entrants = {
-        what: measure
-        for name, url in stores.items()
-        for what, measure in contestants(context, name, url, epochs, waits).items()
-    }
-    try:
+    with _postgres.stores() as (stores, notes):
+        waits = {f"{name}, {x}": [] for name in stores for x in ("record of 20 metrics", "flush")}
+        entrants = {
+            what: measure
+            for name, url in stores.items()
+            for what, measure in contestants(context, name, url, epochs, waits).items()
+        }
         samples = _measuring.interleaved(entrants, rounds=rounds)
-    finally:
-        if server:
-            server.close()
     samples = {what: figures for what, figures in samples.items() if "blocking" not in what}
     rates = {what: _measuring.spread(figures) for what, figures in samples.items()}
     waits = {what: w[len(w) // (1 + rounds) :] for what, w in waits.items()}  # but for the warm-up
