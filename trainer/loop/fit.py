@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from trainer.host.exception_notes import annotate_errors
 from trainer.host.processes import NO_STOP, check_same
 from trainer.host.signals import catch_signals, end_process
 from trainer.host.time_spans import span
+from trainer.loop.compiling import compile_phases
 from trainer.loop.dry_run import run_dry
 from trainer.loop.error_hooks import close_on_exit
 from trainer.loop.events import HookRunner
@@ -108,8 +108,10 @@ def fit(
     with catch_signals() as signals, close_on_exit(run.events, history, first):
         run.events.received = signals
         state, metrics = _start(run, state, dry_run=dry_run, ignore_stop=ignore_stop)
-        compiled = _compile_phases(run, state)
-        if not compiled:
+        compiled: list[CompiledPhase] = []
+        if int(state.epoch) < run.epochs and not state.stop:
+            compiled = compile_phases(run.phases, state, donate=run.donate)
+        else:
             history += read_history(run.hooks, state, metrics)
         number, steps, reasons = int(state.epoch), read_step_count(state), NO_STOP
         taken = sum(phase.steps_per_epoch or 0 for phase in run.phases)
@@ -222,21 +224,6 @@ def _check_phases(run: _Run, state: TrainState) -> dict[str, list[str]]:
         phase.verify(state)
         measured[phase.name] = list(phase.expand_metric_names(reported))
     return measured
-
-
-def _compile_phases(run: _Run, state: TrainState) -> list[CompiledPhase]:
-    """Compile all phases before the first epoch, and log how long each took; none if it is over."""
-    if int(state.epoch) >= run.epochs or state.stop:
-        return []
-    compiled, output = [], None
-    for phase in run.phases:
-        started = time.perf_counter()
-        example = phase.feed.example if phase.feed else output
-        compiled.append(phase.get_compiled(state, example, donate=run.donate))
-        seconds, choice = time.perf_counter() - started, compiled[-1].choice
-        log.debug("%s: compiled in %.2f s; executor %s, %s", phase.name, seconds, *choice)
-        output, _ = phase.infer_shapes(state, output, donate=run.donate)
-    return compiled
 
 
 def _run_epoch(
