@@ -16,15 +16,14 @@ import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from hooks.writers.appending import CHUNK, AppendFile
 from trainer.host.atomic_files import atomic_replace, explain_disk_full, sync_folder
 from trainer.host.safe_open import open_regular
+
+if TYPE_CHECKING:  # imported where files are written: it takes 0.1 s
+    from tensorboardX.proto.event_pb2 import Event
 
 log = logging.getLogger("entracte")
 
@@ -66,6 +65,8 @@ def open_event_file(directory: Path, hidden_from: int | None) -> AppendFile:
         directory: of the files.
         hidden_from: step from which on live readers forget what they have read; None keeps all.
     """
+    from tensorboardX.proto.event_pb2 import Event
+
     names = [OWN.fullmatch(path.name) for path in directory.iterdir()]
     existing = [(int(match[1]), int(match[2])) for match in names if match]
     seconds = max([int(time.time()), *(second for second, _ in existing)])  # clocks are set back
@@ -157,6 +158,9 @@ def _mapped(file: BinaryIO) -> contextlib.AbstractContextManager[bytes | mmap.mm
 
 
 def _scan_records(content: bytes | mmap.mmap, step: int, epoch: int) -> RecordScan:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorboardX.proto.event_pb2 import Event
+
     kept, dropped, done, place = [(0, 0)], 0, 0.0, 0
     while place + 12 <= len(content):
         length = content[place : place + 8]
@@ -196,4 +200,6 @@ def _replace(path: Path, content: bytes | mmap.mmap, kept: list[tuple[int, int]]
 
 
 def _checksum(data: bytes) -> bytes:
+    from tensorboardX.record_writer import masked_crc32c
+
     return struct.pack("<I", masked_crc32c(data))

@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import image, make_histogram, text
 
 from hooks.writers import event_files
 from hooks.writers.appending import AppendFile
@@ -112,6 +109,8 @@ class TensorBoard:
 
     def _record(self, item: tuple[float, int, dict[str, Value]]) -> None:
         """Write the values of one `write`: one event per step, with all values of that step."""
+        from tensorboardX.proto.event_pb2 import Event
+
         wall_time, step, values = item
         file = self._file = self._file or event_files.open_event_file(self.directory, None)
         events: dict[int, Any] = {}
@@ -178,6 +177,9 @@ def _copy_arrays(value: Value) -> Value:
 
 def _build_summary(tag: str, value: Histogram | Image | Video | Text) -> Any:
     """Build the message of a value that is no number."""
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import image, make_histogram, text
+
     match value:
         case Text():
             encodable = value.text.encode(errors="backslashreplace").decode()

@@ -14,8 +14,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tensorboardX.crc32c import crc32c
-
 MANIFEST, NODES = "manifest.ocdbt", "nodes.ocdbt"
 """The files of an index: where readers begin, and the tree."""
 
@@ -99,6 +97,8 @@ def _build_file_table(files: Sequence[str]) -> bytes:
 
 def _wrap(magic: int, body: bytes) -> bytes:
     """Put a header before a body and its checksum after it."""
+    from tensorboardX.crc32c import crc32c  # 0.1 s, for runs that save
+
     head = struct.pack(">I", magic)
     rest = _varint(0) + _varint(0) + body  # version, no compression
     content = head + struct.pack("<Q", len(head) + 8 + len(rest) + 4) + rest

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import tensorstore as ts
-
 Result = TypeVar("Result")
 
 ANSWER_SECONDS = 120.0
@@ -169,11 +167,15 @@ class BucketPath:
 
     def _get_range(self) -> Any:
         """Return the range of the keys below: `0` comes after the slash."""
+        import tensorstore as ts
+
         return ts.KvStore.KeyRange(f"{self.key}/", f"{self.key}0")
 
 
 @functools.lru_cache(maxsize=16)
 def _open(scheme: str, bucket: str, endpoint: str | None) -> Any:
+    import tensorstore as ts
+
     spec: dict[str, Any] = {"driver": "s3" if scheme == "s3" else "gcs", "bucket": bucket}
     spec["context"] = {f"{spec['driver']}_request_retries": _RETRIES}
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" in os.environ:
