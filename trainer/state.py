@@ -85,8 +85,8 @@ class TrainState:
         """
         check_key(rng, "rng")
         return cls(
-            step=jnp.zeros((), jnp.int32),
-            epoch=jnp.zeros((), jnp.int32),
+            step=jax.device_put(np.int32(0)),
+            epoch=jax.device_put(np.int32(0)),
             params=params,
             opt_state=opt_state,
             model_state={} if model_state is None else model_state,

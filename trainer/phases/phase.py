@@ -14,6 +14,7 @@ from trainer.checks.arguments import describe_value, require_function
 from trainer.data.iteration import positions
 from trainer.data.source import Check, Feed, Source
 from trainer.host.exception_notes import annotate_errors
+from trainer.host.garbage import garbage_collection_paused
 from trainer.host.time_spans import span, start_step_counter, time_items
 from trainer.phases.compilation import SharedCache, get_shared_cache, read_jax_settings
 from trainer.phases.compiled_phase import (
@@ -160,7 +161,8 @@ class Phase:
         """Check the data that are available before training, before anything is compiled."""
         for phase in self.passes:
             phase.verify(state)
-        with annotate_errors(f"in checking phase {self.name!r}"):
+        where = annotate_errors(f"in checking phase {self.name!r}")
+        with where, garbage_collection_paused():  # it may trace the network
             if self.feed and self.check_data:
                 self.feed.verify(state, self.check_data)
             if self.check_independence is not None:
@@ -199,7 +201,7 @@ class Phase:
         key, compiled = self._make_key(state, data, donate), self._shared.compiled
         if key not in compiled:
             data = self._shape(data, state)
-            with span("compile", self.name), trace_on_mesh(state):
+            with span("compile", self.name), trace_on_mesh(state), garbage_collection_paused():
                 traced = self._trace(state, data, donate)
                 executor = self.repeated_step.executor if self.repeated_step else None
                 compiled[key] = compile_phase(
@@ -269,7 +271,8 @@ class Phase:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
         key, traces = self._make_key(state, data, donate), self._shared.traces
         if key not in traces:
-            with annotate_errors(f"in checking phase {self.name!r}"):
+            where = annotate_errors(f"in checking phase {self.name!r}")
+            with where, garbage_collection_paused():
                 traces[key] = trace(self.computation, state, data, donate=donate)
         return traces[key]
 

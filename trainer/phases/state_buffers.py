@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.pytrees import list_differences
+from trainer.checks.pytrees import list_differences, map_key_data
 from trainer.state import TrainState, attach_host_fields, strip_host_fields
 
 
@@ -43,8 +43,15 @@ def copy_state(state: TrainState) -> TrainState:
     vmap, becomes a bool again.
     """
     host = state if type(state.stop) is bool else state.replace(stop=bool(state.stop))
-    copied = jax.tree.map(lambda leaf: _strong(jnp.array(leaf)), strip_host_fields(state))
+    copied = jax.tree.map(lambda leaf: _strong(_copy(leaf)), strip_host_fields(state))
     return attach_host_fields(copied, host)
+
+
+def _copy(leaf: Any) -> jax.Array:
+    """Copy a leaf to where it lies; `jnp.copy` would compile, 5 to 20 ms for each shape."""
+    if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+        return jnp.array(leaf)
+    return map_key_data(lambda leaves: jax.device_put(leaves[0], may_alias=False), [leaf])
 
 
 def conform_state(template: TrainState, state: TrainState) -> TrainState:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from trainer.checks.arguments import require_function, require_integer, require_number
+from trainer.host.garbage import garbage_collection_paused
 from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, require_entry
 from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
@@ -135,12 +136,16 @@ def supervised(
         raise ValueError(f"average must be a decay in [0, 1), such as 0.999; got {average}")
     scaling = precision == "float16"
 
+    def init_network(key: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
+        root, network_key = jax.random.split(key)
+        return root, network.init(network_key, inputs)
+
+    @garbage_collection_paused()
     def init(key: jax.Array, example: Batch) -> TrainState:
         check_key(key)
         check_example(example)
         precisions.require_available(precision, jax.devices()[0])
-        root, network_key = jax.random.split(key)
-        variables = jax.jit(network.init)(network_key, example["inputs"])
+        root, variables = jax.jit(init_network)(key, example["inputs"])
         params, model_state = check_pair(network, "init", variables)
         carry: dict[str, PyTree] = {}
         if scaling:
