@@ -17,9 +17,16 @@ def collecting():
 
 
 def test_it_is_paused_within_and_goes_on_after_an_error():
-    with pytest.raises(RuntimeError, match="mine"), garbage_collection_paused():
-        assert not gc.isenabled()
+    enabled = []
+
+    @garbage_collection_paused()
+    def fail():
+        enabled.append(gc.isenabled())
         raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail()
+    assert enabled == [False]
     assert gc.isenabled()
 
 
