@@ -14,6 +14,7 @@ from trainer import Hook, TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.hook import SKIP
 from trainer.host.safe_open import open_regular
+from trainer.loop.shutdown import defer_close
 from trainer.runs.panels import Curve
 
 
@@ -103,7 +104,11 @@ def call_on_finish(
             started = False
             finish(read_curves(records))
 
+    def close(error: BaseException | None) -> None:
+        end()
+
+    def close_last(error: BaseException | None) -> None:
+        defer_close(close, error)  # when the writer of the records has closed, too
+
     between = [at(event, lambda: None) for event in ("epoch", "error") if follow]
-    return chain(
-        at("start", begin), *between, at("end", end, expects=expects, close=lambda error: end())
-    )
+    return chain(at("start", begin), *between, at("end", end, expects=expects, close=close_last))

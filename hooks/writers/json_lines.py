@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
@@ -15,19 +16,25 @@ from hooks.writers.values import Progress, Text, Value
 from hooks.writers.writer import log_missing_history
 from trainer.checks.paths import to_absolute_path
 from trainer.host.atomic_files import atomic_replace, sync_folder
+from trainer.host.background_worker import BackgroundWorker
 from trainer.host.folders import make_folder
 from trainer.host.safe_open import open_regular
+from trainer.host.time_spans import span
 
 log = logging.getLogger("entracte")
+
+
+WRITTEN_WITHIN = 600.0
+"""Seconds to wait for a disk that does not respond."""
 
 
 class JsonLines:
     """Writes one JSON object per line: `{"step": 28, "epoch": 1, "train/loss": 0.31, ...}`.
 
-    It keeps numbers and texts; NaN and the infinities become null. Every line is in the file at
-    once. A resumed run drops the lines beyond its step or epoch, and a line torn by a crash; a
-    fresh start drops all lines. If the file is deleted during a run, it is written again before the
-    next checkpoint; if it is replaced, the run stops there.
+    It keeps numbers and texts; NaN and the infinities become null. A thread writes the lines, each
+    whole, some hundredths of a second later. A resumed run drops the lines beyond its step or
+    epoch, and a line torn by a crash; a fresh start drops all lines. If the file is deleted during
+    a run, it is written again before the next checkpoint; if it is replaced, the run stops there.
 
     Args:
         path: of the file; the file and its folder are created.
@@ -49,6 +56,10 @@ class JsonLines:
         self.path = to_absolute_path(path, "JsonLines").resolve()
         self._file: AppendFile | None = None
         self._resumed: tuple[int, int] | None = None
+        self._waiting: deque[tuple[int, Mapping[str, Value]]] = deque()
+        self._worker = BackgroundWorker(
+            "JsonLines", self._write_waiting, max_queued=256, time_limit=WRITTEN_WITHIN
+        )
         make_folder(self.path.parent, "JsonLines")
         try:
             os.close(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=True))
@@ -85,13 +96,29 @@ class JsonLines:
         self._file = AppendFile(self.path, "JsonLines")  # open from now on: notices a deletion
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
-        """Append a line, or nothing of it if that fails."""
+        """Queue a line; raise if an earlier one could not be written, which is tried again."""
         if self._resumed and step > self._resumed[0]:
             self._resumed = None
-        self._append(step, values)
+        self._worker.check()
+        self._waiting.append((step, dict(values)))
+        self._worker.put(None)
+
+    def _write_waiting(self, _: None) -> None:
+        """Append the lines that wait, in order; one that the disk refuses still waits."""
+        with span("write", "JsonLines"):
+            while self._waiting:
+                try:
+                    self._append(*self._waiting[0])
+                except OSError:
+                    raise
+                except Exception:  # it is no record, whenever it is tried
+                    self._waiting.popleft()
+                    raise
+                self._waiting.popleft()
 
     def dry_run(self, step: int, values: Mapping[str, Value]) -> None:
         """Append a line and remove it again."""
+        self.wait()
         file, end = self._append(step, values)
         file.truncate(end)
         self.close()
@@ -110,8 +137,16 @@ class JsonLines:
             self._file = AppendFile(self.path, "JsonLines")
         return self._file, self._file.append(json.dumps(record).encode() + b"\n")
 
+    def wait(self) -> None:
+        """Wait until the lines are in the file; one that failed, and was raised, is tried again."""
+        self._worker.flush()
+        if self._waiting:
+            self._worker.put(None)
+            self._worker.flush()
+
     def history(self) -> list[dict[str, float]]:
         """Read the numbers of each recorded epoch, with its number at `epoch`; null becomes nan."""
+        self.wait()
         epochs: dict[int, dict[str, float]] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
@@ -125,14 +160,22 @@ class JsonLines:
 
     def flush(self) -> None:
         """Wait until the lines are on the disk, in the file at the path; see `AppendFile.flush`."""
+        self.wait()
         if self._file is not None:
             self._file.flush()
 
     def close(self) -> None:
-        """Close the file; the next write opens it again."""
-        file, self._file, self._resumed = self._file, None, None
-        if file is not None:
-            file.close()
+        """Write what is queued, end the thread, close the file; the next write opens it again."""
+        try:
+            self.wait()
+        finally:
+            self._waiting.clear()
+            try:
+                self._worker.close()
+            finally:
+                file, self._file, self._resumed = self._file, None, None
+                if file is not None:
+                    file.close()
 
 
 def _read_place(path: Path, number: int, line: str) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from hooks.writers.writer import log_missing_history
 from trainer.checks.paths import to_absolute_path
 from trainer.host.background_worker import BackgroundWorker
 from trainer.host.folders import make_folder
+from trainer.host.time_spans import span
 
 POINTS = 1000
 """Values of a trace to write at a time, at most; each takes the thread 50 us."""
@@ -108,11 +109,18 @@ class TensorBoard:
                 event_files.close_event_file(file)
 
     def _record(self, item: tuple[float, int, dict[str, Value]]) -> None:
-        """Write the values of one `write`: one event per step, with all values of that step."""
+        """Write the values of one `write`."""
+        with span("write", "TensorBoard"):
+            file = self._file = self._file or event_files.open_event_file(self.directory, None)
+            events = self._build_events(*item)
+            file.append(event_files.encode_records(event for _, event in sorted(events.items())))
+
+    def _build_events(
+        self, wall_time: float, step: int, values: Mapping[str, Value]
+    ) -> dict[int, Any]:
+        """Return an event per step, with all values of that step."""
         from tensorboardX.proto.event_pb2 import Event
 
-        wall_time, step, values = item
-        file = self._file = self._file or event_files.open_event_file(self.directory, None)
         events: dict[int, Any] = {}
 
         def values_at(place: int) -> Any:
@@ -137,7 +145,7 @@ class TensorBoard:
                     self._progress = step, value.done
                 case _:
                     values_at(step).add(tag=tag, simple_value=value)  # inf beyond float32
-        file.append(event_files.encode_records(event for _, event in sorted(events.items())))
+        return events
 
 
 def select_trace_points(length: int, step: int, *, since: int) -> tuple[np.ndarray, np.ndarray]:

@@ -138,6 +138,7 @@ class JournaledWriter(Protocol):
         """Read all records, one row per step, without a line that is being written."""
         if not self._lines:
             return []
+        self._lines.wait()
         rows: dict[int, JournalRow] = {}
         with open(open_regular(self._lines.path, follow=True), "rb") as file:
             content = file.read()

@@ -104,6 +104,7 @@ def test_new_records_are_delivered_once(journal, tmp_path):
     journal.close()
     assert times == [1]
     journal.write(2, {"loss": 1.0})
+    journal.flush()
     again = Tracker(journal.folder)  # like a process after one that was killed
 
     def deliver_again():
@@ -149,6 +150,7 @@ def test_a_failure_to_deliver_is_logged_and_the_next_close_retries(journal, capl
 
 def test_a_line_that_is_being_written_is_left_out(journal):
     journal.write(1, {"loss": 1.0})
+    journal.flush()
     with (journal.folder / "journal.jsonl").open("a") as file:
         file.write('{"step": 2, "num')
     assert [row.step for row in journal.rows()] == [1]

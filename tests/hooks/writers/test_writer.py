@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hooks.writers.appending import AppendFile
 from hooks.writers.json_lines import JsonLines
 from hooks.writers.values import Histogram, Image, Progress, Text, Trace, Video
 from hooks.writers.writer import ResumableWriter, Writer
@@ -96,12 +98,56 @@ def test_non_finite_numbers_become_null(path):
     assert record == {"step": 1, "a": None, "b": None, "c": None, "d": 1.0}
 
 
-def test_a_line_is_in_the_file_at_once(path):
+@pytest.mark.parametrize("wait", [JsonLines.wait, JsonLines.flush, JsonLines.history])
+def test_lines_are_in_the_file_once_somebody_waits_for_them(path, wait):
+    lines = JsonLines(path)
+    for step in range(20):
+        lines.write(step, {"loss": 1.0})
+    wait(lines)
+    assert [record["step"] for record in read(path)] == list(range(20))
+    lines.close()
+
+
+def test_a_line_is_written_though_nobody_waits_for_it(path):
     lines = JsonLines(path)
     lines.write(1, {"loss": 1.0})
+    deadline = time.monotonic() + 60
+    while not read(path) and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert read(path) == [{"step": 1, "loss": 1.0}]
-    lines.flush()
     lines.close()
+
+
+def test_what_is_written_does_not_follow_later_changes(path):
+    lines, values = JsonLines(path), {"loss": 1.0}
+    lines.write(1, values)
+    values["loss"] = 2.0
+    lines.close()
+    assert read(path) == [{"step": 1, "loss": 1.0}]
+
+
+def test_a_line_that_the_disk_refused_is_raised_and_tried_again_in_its_place(path, monkeypatch):
+    lines, append = JsonLines(path), AppendFile.append
+    lines.write(1, {"loss": 1.0})
+    lines.wait()
+    monkeypatch.setattr(AppendFile, "append", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    lines.write(2, {"loss": 1.0})
+    with pytest.raises(OSError, match="full"):
+        lines.flush()
+    monkeypatch.setattr(AppendFile, "append", append)
+    lines.write(3, {"loss": 1.0})
+    lines.close()
+    assert [record["step"] for record in read(path)] == [1, 2, 3]
+
+
+def test_a_value_that_is_no_json_is_raised_and_not_tried_again(path):
+    lines = JsonLines(path)
+    lines.write(1, {"said": Text(object())})
+    with pytest.raises(TypeError):
+        lines.flush()
+    lines.write(2, {"loss": 1.0})
+    lines.close()
+    assert [record["step"] for record in read(path)] == [2]
 
 
 def test_flush_and_close_before_any_write_do_nothing(path):
@@ -222,14 +268,15 @@ def test_frame_rates_above_50_are_refused(fps):
 def test_a_dry_run_leaves_the_file_unchanged(tmp_path):
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.write(1, {"loss": 0.5})
+    lines.wait()
     before = lines.path.read_bytes()
     lines.dry_run(9, {"loss": 0.25})
     assert lines.path.read_bytes() == before
     with pytest.raises(TypeError):
         lines.dry_run(9, {"said": Text(object())})
     lines.write(2, {"loss": 0.5})
-    assert [json.loads(line)["step"] for line in lines.path.read_text().splitlines()] == [1, 2]
     lines.close()
+    assert [json.loads(line)["step"] for line in lines.path.read_text().splitlines()] == [1, 2]
 
 
 def test_a_fresh_run_keeps_no_line_and_a_second_resume_drops_nothing(tmp_path):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from trainer.host import background_worker
 from trainer.host.background_worker import BackgroundWorker
 
 
@@ -228,3 +229,24 @@ def test_a_thread_that_was_left_behind_processes_nothing_more(gate):
     assert not behind.is_alive()
     worker.close()
     assert seen == ["hangs", "new"]
+
+
+@pytest.mark.parametrize("surface", ["flush", "close", "put"])
+def test_nobody_waits_for_a_pause(monkeypatch, surface):
+    monkeypatch.setattr(background_worker, "PAUSE", threading.TIMEOUT_MAX)
+    seen = []
+    worker = BackgroundWorker("seen", seen.append, max_queued=2, time_limit=60)
+    for item in range(6):
+        worker.put(item)  # waits for a place from the third or fourth on
+        if surface != "put":
+            getattr(worker, surface)()
+            assert seen == list(range(item + 1))
+    worker.close()
+    assert seen == list(range(6))
+
+
+def test_an_item_is_processed_though_nobody_waits(gate):
+    worker = BackgroundWorker("open", lambda item: gate.set(), max_queued=1, time_limit=60)
+    worker.put(1)
+    assert gate.wait(60)
+    worker.close()

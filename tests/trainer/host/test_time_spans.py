@@ -160,7 +160,11 @@ def test_a_run_reports_all_its_spans(state, phase, heard, tmp_path):
         "close log_metrics > writer JsonLines",
     } <= set(labels(heard))
     elsewhere = {one.thread_name: labels([one]) for one in heard if one.thread != heard[0].thread}
-    assert elsewhere == {"entracte-save": ["save write"], "log_metrics": ["hook log_metrics"]}
+    assert elsewhere == {
+        "entracte-save": ["save write"],
+        "log_metrics": ["hook log_metrics"],
+        "JsonLines": ["write JsonLines"],
+    }
     found = labels(heard)
     assert [one.number for one in heard if one.path == (("epoch", ""),)] == [1, 2]
     assert found.count("compile train") == 1
