@@ -22,11 +22,13 @@ def every(n: int, hook: HookLike, *, start: int = 0) -> HookLike:
     if n == 1 and start <= 1:
         return hook
 
-    def due(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
-        number = read_epoch(state) + (event != "epoch")  # a phase's event is within the epoch
+    def is_due(number: int) -> bool:
         return number >= max(start, 1) and number % n == 0
 
-    return _add_gate(hook, lambda part: (Gate(due), ()))
+    def is_open(state: TrainState, metrics: Mapping[str, float], event: str) -> bool:
+        return is_due(read_epoch(state) + (event != "epoch"))  # a phase is within the epoch
+
+    return _add_gate(hook, lambda part: (Gate(is_open, by_epoch=is_due), ()))
 
 
 def every_steps(n: int, hook: HookLike) -> HookLike:

@@ -47,6 +47,9 @@ class Gate:
     """`(state, metrics, event) -> bool`; called once an event, even if several hooks share it."""
     after_fire: Callable[[TrainState], TrainState] | None = None
     """`(state) -> state`: updates the gate's hook state after the hook fired."""
+    by_epoch: Callable[[int], bool] | None = None
+    """`(number) -> bool`: what `is_open` returns at the event `epoch` of this number, counted from
+    1, if the number alone decides it."""
 
 
 class RestoredState(NamedTuple):
@@ -87,6 +90,9 @@ class Hook:
     gates: tuple[Gate, ...] = ()
     """Conditions under which it fires. On several processes the main one alone asks those of
     observers and saves, and tells the others which saves are due."""
+    prepare: Callable[[TrainState], None] | None = None
+    """`(state) -> None`: called before the event, with the state that the phases will leave, if the
+    next epoch is dispatched before the hooks run. What it sends to the device is computed first."""
     dry_run: HookFunction | None = None
     """Called instead of the function during a dry run, `fit(..., dry_run=True)`, if the function
     leaves something behind; its result is discarded. A hook of stage `save` without one is left

@@ -20,9 +20,11 @@ from trainer import Hook, Phase, TrainState
 from trainer.checks.arguments import describe_value
 from trainer.hook import SKIP
 from trainer.loop.dry_run import run_first_step
+from trainer.phases.dispatch import Dispatch
 from trainer.phases.pending_metrics import PendingMetrics
+from trainer.phases.state_buffers import has_same_arrays
 from trainer.runs import Run
-from trainer.state import read_epoch
+from trainer.state import PyTree, read_epoch
 
 log = logging.getLogger("entracte")
 
@@ -85,6 +87,8 @@ def evaluate(
         )
     name = f"evaluate/{phase.name}"
     warn = warn_once(warn_uncalibrated_params, params)
+    required = list_required_states(params)
+    prepared: list[tuple[TrainState, Dispatch[tuple[TrainState, PyTree, PendingMetrics]]]] = []
 
     def list_names(state: TrainState) -> tuple[str, ...]:
         check_step_average(state, params)
@@ -95,10 +99,20 @@ def evaluate(
     def with_params(state: TrainState) -> TrainState:
         return state if params is None else state.replace(**select_params(state, params))
 
+    def dispatch(state: TrainState) -> Dispatch[tuple[TrainState, PyTree, PendingMetrics]]:
+        return Dispatch(phase.dispatch(with_params(state), None, donate=False))
+
+    def prepare(state: TrainState) -> None:
+        if not required:  # else a hook before this one has yet to update the parameters
+            prepared[:] = [(state, dispatch(state))]
+            prepared[0][1].begin()
+
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         warn(state)
-        _, _, measured = phase.execute(with_params(state), None, donate=False)
-        return _add_scores(state, measured)
+        before, early = prepared.pop() if prepared else (None, None)
+        if early is None or before is None or not has_same_arrays(before, state):
+            early = dispatch(state)
+        return _add_scores(state, early.finish()[2])
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return _add_scores(state, run_first_step(phase, with_params(state))[2])
@@ -117,8 +131,14 @@ def evaluate(
         log.info("before training: %s", ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         return after
 
-    required = list_required_states(params)
-    hook = Hook(run, name, writes=list_names, required_hook_states=required, dry_run=dry_run)
+    hook = Hook(
+        run,
+        name,
+        writes=list_names,
+        required_hook_states=required,
+        prepare=prepare,
+        dry_run=dry_run,
+    )
     if not sanity:
         return hook
     start = Hook(check_start, f"{name}/start", event="start", writes=list_names, dry_run=SKIP)

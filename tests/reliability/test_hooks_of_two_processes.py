@@ -107,6 +107,29 @@ assert trainer.fingerprint(saved) == trainer.fingerprint(whole), "keys of member
 print("final", trainer.fingerprint(whole), chosen[:4], flush=True)
 """
 
+OVERLAP = """
+def halve(state, metrics):
+    return state.replace(params=jax.tree.map(lambda leaf: leaf * 0.5, state.params))
+
+def look(state, metrics):
+    assert metrics["val/loss"] > 0 and metrics["time/epoch_seconds"] > 0
+    return state
+
+rules = [("^params/", trainer.fsdp())]
+start = trainer.spread(lambda: task.init(jax.random.key(0), train.example), rules=rules)
+program = trainer.training(task.step, train)
+phase = trainer.evaluation(task.measure, train)
+ends = []
+for overlap in (False, True):
+    chain = hooks.evaluate(phase), look, hooks.every(3, halve), hooks.average_params(0.5)
+    saving = hooks.save_checkpoints(f"{run}/{overlap}", max_cost=None)
+    state, _ = trainer.fit(start, program, epochs=5, hooks=[*chain, saving], overlap=overlap)
+    ends.append(trainer.fingerprint(trainer.gather(state)))
+    ends.append(trainer.fingerprint(trainer.gather(trainer.restore(f"{run}/{overlap}", state))))
+assert len(set(ends)) == 1, ends
+print("final", ends[0], flush=True)
+"""
+
 
 FAILING = """
 def fail(state, metrics):
@@ -125,7 +148,7 @@ trainer.fit(start, trainer.training(task.step, train), epochs=2, hooks=[fail, wa
 """
 
 
-@pytest.mark.parametrize("child", [CHAIN, MEMBERS], ids=["chain", "members"])
+@pytest.mark.parametrize("child", [CHAIN, MEMBERS, OVERLAP], ids=["chain", "members", "overlap"])
 def test_hooks_work_and_the_processes_end_with_the_same_state(tmp_path, child):
     with Pair(BEGIN + child, tmp_path) as pair:
         ends = pair.ended()

@@ -105,7 +105,9 @@ class Arrays:
         if self.steps_per_epoch is not None:
             return self._windows(whole, self.steps_per_epoch)
         rows = ShuffledRows(self.batch_size)
-        return Feed(self._pieces, self.arrays, rows, _take, self._verify, steps=whole)
+        return Feed(
+            self._pieces, self.arrays, rows, _take, self._verify, steps=whole, repeatable=True
+        )
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the last batch is padded.
@@ -115,7 +117,7 @@ class Arrays:
         """
         require_whole_pass(self.steps_per_epoch)
         rows = SequentialRows(self.batch_size)
-        return Feed(self._pieces, self.arrays, rows, _take_masked, self._verify)
+        return Feed(self._pieces, self.arrays, rows, _take_masked, self._verify, repeatable=True)
 
     def _pieces(
         self, state: TrainState, check: Check | None, position: None
@@ -153,6 +155,7 @@ class Arrays:
             self._verify,
             positions.make_position((0, 0), self.batch_size),
             steps,
+            repeatable=True,
         )
 
     def _verify(self, state: TrainState, check: Check) -> None:

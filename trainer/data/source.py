@@ -44,6 +44,18 @@ class Feed(NamedTuple):
     batch_axis: int | None = None
     """Axis of a batch's examples in the arrays of a piece; None where a piece is a whole data set,
     which every device holds."""
+    repeatable: bool = False
+    """Whether pieces may be read before their turn, discarded, and read again with the same result,
+    which `fit(..., overlap=True)` does."""
+
+    @property
+    def in_turn(self) -> str | None:
+        """Why its pieces must not be read before their turn, if so."""
+        if not self.repeatable:
+            return "its data cannot be read early, discarded, and read again"
+        if self.batch_axis is not None and jax.process_count() > 1:
+            return "of several processes, one may fail to read its data while others compute"
+        return None
 
 
 class Source(Protocol):

@@ -140,7 +140,9 @@ class Stream:
         """Read an epoch as one pass."""
         steps = min(self.superbatch, self.steps_per_epoch or self.superbatch)
         pieces = functools.partial(self._pieces, masked=masked)
-        return chunks.make_chunk_feed(pieces, self.example, steps, masked=masked)
+        feed = chunks.make_chunk_feed(pieces, self.example, steps, masked=masked)
+        repeatable = callable(self.batches) or isinstance(self.batches, Sequence)
+        return feed._replace(repeatable=repeatable)
 
     @functools.cached_property
     def _first(self) -> tuple[Batch, Position | None]:

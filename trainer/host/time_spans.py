@@ -164,6 +164,15 @@ def start_step_counter(phase: str, total: int | None) -> StepCounter | None:
     return counter
 
 
+def swap_step_counters(counters: tuple[StepCounter, ...]) -> tuple[StepCounter, ...]:
+    """Give the current span these counters, and return those that it had; none without a span."""
+    around = _innermost.get(threading.get_ident())
+    if around is None:
+        return ()
+    before, around.counters = around.counters, counters
+    return before
+
+
 def list_open_spans(thread: int) -> list[OpenSpan]:
     """Return the open spans of a thread (`threading.get_ident`), the outermost first.
 

@@ -38,8 +38,9 @@ def run_dry(
     """
     began, where = time.perf_counter(), "at the start"
     called: set[str] = set()
-    trial = HookRunner(_make_trial_hooks(hooks, called), [phase.name for phase in phases])
-    reader, output = MetricReader(epochs=epochs, steps=0, where="the dry run"), None
+    names = [phase.name for phase in phases]
+    trial = HookRunner(_make_trial_hooks(hooks, called), names, donate=donate)
+    reader, output = MetricReader(epochs=epochs, where="the dry run"), None
     try:
         state, _ = trial.run("start", state, Metrics(epochs=epochs))
         for phase in phases:

@@ -9,17 +9,19 @@ from collections.abc import MutableMapping, Sequence
 
 import jax
 
-from trainer.checks.suggestions import suggest_and_list
 from trainer.hook import STAGES, Gate, Hook, Hooks, Interrupt, flatten_hooks
+from trainer.host.exception_notes import annotate_errors
 from trainer.host.processes import StopReasons, fail_together, failing_alone
 from trainer.host.signals import ReceivedSignal
 from trainer.host.time_spans import span
 from trainer.loop.hook_checks import check_hook_result
+from trainer.loop.hook_order import check_hook_events, sort_hooks
 from trainer.loop.lockstep import Lockstep
 from trainer.loop.observer_views import ObserverView
 from trainer.loop.shutdown import close_all
 from trainer.phases.in_place_changes import MutationGuard, add_write_remedy
 from trainer.phases.metrics import Metrics
+from trainer.phases.state_buffers import has_same_arrays
 from trainer.state import PyTree, TrainState
 
 
@@ -29,15 +31,17 @@ class HookRunner:
     Args:
         hooks: anything that `flatten_hooks` accepts.
         phases: names of the program's phases, each an event.
+        donate: whether phases reuse the buffers of the states that hooks return.
 
     Raises:
         ValueError: a hook has an unknown event or stage, or two keep a hook state of one name.
     """
 
-    def __init__(self, hooks: Hooks, phases: Sequence[str]) -> None:
+    def __init__(self, hooks: Hooks, phases: Sequence[str], *, donate: bool = True) -> None:
         self.hooks = flatten_hooks(hooks)
+        self._donate = donate
         events = ("start", *phases, "epoch", "end", "error")
-        _check_hooks(self.hooks, events)
+        check_hook_events(self.hooks, events)
         self.order = {event: sort_hooks(self.hooks, event) for event in events}
         self.interrupt: str | None = None
         """Reason of an `Interrupt` that a hook raised."""
@@ -54,6 +58,16 @@ class HookRunner:
         """The newest state, or None if a phase has used it up."""
         state = self.latest[0] if self.latest else None
         return None if state is None or has_deleted_arrays(state) else state
+
+    def prepare(self, state: TrainState, number: int) -> None:
+        """Let the hooks of epoch `number` send computations to the device before the next epoch's.
+
+        `state` is what its phases will leave.
+        """
+        for hook in self.order["epoch"]:
+            if hook.prepare and all(gate.by_epoch and gate.by_epoch(number) for gate in hook.gates):
+                with annotate_errors(f"in preparing hook {hook.name!r} of epoch {number}"):
+                    hook.prepare(state)
 
     def run(
         self, event: str, state: TrainState, metrics: Metrics, *, stages: Sequence[str] = STAGES
@@ -105,12 +119,14 @@ class HookRunner:
         agreeing = turn.event not in ("end", "error")  # at the end saves come first
         saves = [hook for hook in hooks if hook.stage == "save" and agreeing]
         due: set[int] | None = None
+        given = state
 
         def settle() -> set[int]:
             nonlocal metrics
             where = f"{turn.event!r} of {format_epoch(state, turn.event)}"
             own = StopReasons(state.stop, self.interrupt is not None, self.received.number)
             seen = metrics.without(self._observed)
+            together.changed = not has_same_arrays(given, state)
             due = together.settle(where, own, saves, state, seen, answers, self._flush_alone)
             turn.flushed, metrics = bool(due), together.share_times(metrics)
             return {id(hook) for hook in due}
@@ -167,7 +183,7 @@ class HookRunner:
             if view is not None:
                 after = view.restore(after)
             if after is not state:
-                after = check_hook_result(hook, state, after)
+                after = check_hook_result(hook, state, after, donate=self._donate)
                 if turn.guard is not None:
                     turn.guard.follow(after)
         except Exception as error:
@@ -201,6 +217,16 @@ class HookRunner:
         if self._together is not None:
             return self._together.reasons
         return StopReasons(state.stop, self.interrupt is not None, self.received.number)
+
+    def is_ending(self, state: TrainState) -> bool:
+        """Return whether the run ends after this epoch, as far as all processes know alike."""
+        own = self.interrupt is not None or self.received.number != 0
+        return state.stop or (own and self._together is None)
+
+    def changed_arrays(self, before: TrainState, after: TrainState) -> bool:
+        """Return whether hooks changed an array of the device part, on any process."""
+        changed = self._together is not None and self._together.changed
+        return changed or not has_same_arrays(before, after)
 
     def _check_background(self, event: str, state: TrainState) -> None:
         """Raise an error that occurred in the background since the last event."""
@@ -259,36 +285,3 @@ def format_epoch(state: TrainState, event: str = "epoch") -> str:
         return "an epoch"
     within = event not in ("start", "epoch", "end", "error")
     return f"epoch {int(state.epoch) + within}"
-
-
-def sort_hooks(hooks: Sequence[Hook], event: str) -> tuple[Hook, ...]:
-    """Return the hooks of an event in the order of execution: by stage, then as listed.
-
-    At `end` saves come first: what hooks change there is returned and not saved.
-    """
-    stages = ("save", "control", "observe") if event == "end" else STAGES
-    here = [hook for hook in hooks if hook.at == event]
-    return tuple(sorted(here, key=lambda hook: stages.index(hook.stage)))
-
-
-def _check_hooks(hooks: Sequence[Hook], events: Sequence[str]) -> None:
-    names: set[str] = set()
-    for hook in hooks:
-        if hook.at not in events:
-            raise ValueError(
-                f"hook {hook.name!r} runs at {hook.at!r}, which is no event of this program"
-                f"{suggest_and_list(hook.at, events)}"
-            )
-        if hook.gather and hook.at == "error":
-            raise ValueError(
-                f"hook {hook.name!r} cannot gather at 'error': other processes may have ended"
-            )
-        if hook.stage not in STAGES:
-            raise ValueError(f"hook {hook.name!r} is of stage {hook.stage!r}; one of {STAGES}")
-        for name, _ in hook.hook_states:
-            if name in names:
-                raise ValueError(
-                    f"two hooks keep a hook state named {name!r}; a name belongs to one hook: "
-                    "give one of them another name or subject"
-                )
-            names.add(name)

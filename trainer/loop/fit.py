@@ -5,50 +5,31 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
-from jax.sharding import NamedSharding
+from typing import Any
 
 from trainer.checks.arguments import describe_value, require_integer
-from trainer.hook import Hook, Hooks, flatten_hooks
-from trainer.host.exception_notes import annotate_errors
+from trainer.hook import Hooks, flatten_hooks
 from trainer.host.processes import NO_STOP, check_same
 from trainer.host.signals import catch_signals, end_process
 from trainer.host.time_spans import span
 from trainer.loop.compiling import compile_phases
 from trainer.loop.dry_run import run_dry
+from trainer.loop.epochs import EpochRunner, Plan
 from trainer.loop.error_hooks import close_on_exit
 from trainer.loop.events import HookRunner
 from trainer.loop.hook_requirements import check_no_hook_inside, check_requirements
 from trainer.loop.hook_states import init_hook_states, read_history, restore_state
-from trainer.loop.metric_reader import MetricReader
 from trainer.loop.run_description import check_same_settings, send_description
 from trainer.phases.compiled_phase import CompiledPhase
 from trainer.phases.metrics import Metrics
 from trainer.phases.phase import Phase
 from trainer.phases.state_buffers import copy_state
-from trainer.placement.constraints import to_global
 from trainer.state import MAX_STEP, TrainState, check_step_limit, read_step_count, require_state
 
 log = logging.getLogger("entracte")
 
 History = list[dict[str, float]]
 """The metrics of the epochs that a call of `fit` ran; the recorded ones if all were completed."""
-
-
-class _Run(NamedTuple):
-    """What a run consists of, besides its state."""
-
-    phases: tuple[Phase, ...]
-    events: HookRunner
-    epochs: int
-    donate: bool
-
-    @property
-    def hooks(self) -> tuple[Hook, ...]:
-        return self.events.hooks
 
 
 def fit(
@@ -60,6 +41,7 @@ def fit(
     donate: bool = True,
     ignore_stop: bool = False,
     dry_run: bool = False,
+    overlap: bool = False,
     return_on_interrupt: bool = False,
 ) -> tuple[TrainState, History]:
     """Train until the state has completed `epochs` epochs, running hooks between phases.
@@ -76,6 +58,10 @@ def fit(
             the results. What would fail after hours fails now, and the run that follows is the same
             bit for bit. It compiles single steps, and takes the memory of a second state. A hook
             that leaves something behind declares what to call instead, see `Hook.dry_run`.
+        overlap: let the device compute the next epoch while the hooks of this one run. No bit and
+            no decision differs. It implies `donate=False`, and so takes twice the memory. An epoch
+            after which a hook changes `state.params`, or stops the run, has had the next one
+            computed for nothing.
         return_on_interrupt: after SIGINT (Ctrl-C, the stop button of a notebook), save this epoch
             and return instead of raising.
 
@@ -102,48 +88,53 @@ def fit(
     (0.125, [1.0, 0.5, 0.25])
     """
     require_state("fit", state)
-    run = _validate(program, epochs, hooks, donate)
-    first = state if run.events.order["error"] else None
+    plan = _validate(program, epochs, hooks, donate=donate, overlap=overlap)
+    first = state if plan.events.order["error"] else None
     history: History = []
-    with catch_signals() as signals, close_on_exit(run.events, history, first):
-        run.events.received = signals
-        state, metrics = _start(run, state, dry_run=dry_run, ignore_stop=ignore_stop)
+    with catch_signals() as signals, close_on_exit(plan.events, history, first):
+        plan.events.received = signals
+        state, metrics = _start(plan, state, dry_run=dry_run, ignore_stop=ignore_stop)
         compiled: list[CompiledPhase] = []
-        if int(state.epoch) < run.epochs and not state.stop:
-            compiled = compile_phases(run.phases, state, donate=run.donate)
+        if int(state.epoch) < plan.epochs and not state.stop:
+            compiled = compile_phases(plan.phases, state, donate=plan.donate)
         else:
-            history += read_history(run.hooks, state, metrics)
+            history += read_history(plan.hooks, state, metrics)
         number, steps, reasons = int(state.epoch), read_step_count(state), NO_STOP
-        taken = sum(phase.steps_per_epoch or 0 for phase in run.phases)
-        while number < run.epochs and not state.stop:
-            number, steps = number + 1, _check_steps(state, steps, taken)
+        taken = sum(phase.steps_per_epoch or 0 for phase in plan.phases)
+        now = EpochRunner(plan, compiled, state, metrics)
+        del state  # or it would stay in memory
+        while number < plan.epochs and not now.state.stop:
+            number, steps = number + 1, _check_steps(now.state, steps, taken)
             with span("epoch", number=number):
-                state, metrics, taken = _run_epoch(run, compiled, state, number, steps)
+                taken = now.run_epoch(number, steps)
             steps += taken
-            history.append(metrics.as_dict())
-            reasons = run.events.decide(state)
+            history.append(now.metrics.as_dict())
+            reasons = plan.events.decide(now.state)
             if reasons.signal or (reasons.interrupt and not reasons.stop):
-                cause = run.events.interrupt or "signal"
+                cause = plan.events.interrupt or "signal"
                 log.warning("interrupted at epoch %d: %s", number, cause)
-                run.events.run("end", state, metrics, stages=["save"])
+                plan.events.run("end", now.state, now.metrics, stages=["save"])
+                state = now.state
                 break
         else:
-            state, _ = run.events.run("end", state, metrics)
-        run.events.flush()  # an error in the background is raised here, while error hooks can run
+            state, _ = plan.events.run("end", now.state, now.metrics)
+        plan.events.flush()  # an error in the background is raised here, while error hooks can run
     stopped = reasons.signal or signals.number
     if not (stopped == signal.SIGINT and return_on_interrupt):
         end_process(stopped, state, history)
     return state, history
 
 
-def _validate(program: Any, epochs: int, hooks: Hooks, donate: bool) -> _Run:
+def _validate(program: Any, epochs: int, hooks: Hooks, *, donate: bool, overlap: bool) -> Plan:
     """Check the arguments of `fit`, alone and together."""
     flat = flatten_hooks(hooks)
     phases = _validate_program(program, hooked=bool(flat))
     check_no_hook_inside(flat, phases)
     if (epochs := require_integer("epochs", epochs, 0)) > MAX_STEP:
         raise ValueError(f"epochs must be at most {MAX_STEP:,}, which int32 counts; got {epochs:,}")
-    return _Run(phases, HookRunner(hooks, [phase.name for phase in phases]), epochs, donate)
+    donate = donate and not overlap
+    events = HookRunner(hooks, [phase.name for phase in phases], donate=donate)
+    return Plan(phases, events, epochs, donate, overlap)
 
 
 def _validate_program(program: Any, *, hooked: bool) -> tuple[Phase, ...]:
@@ -187,78 +178,40 @@ def _check_steps(state: TrainState, steps: int, more: int) -> int:
 
 
 def _start(
-    run: _Run, state: TrainState, *, dry_run: bool, ignore_stop: bool
+    plan: Plan, state: TrainState, *, dry_run: bool, ignore_stop: bool
 ) -> tuple[TrainState, Metrics]:
     """Validate, restore, dry-run if asked to, and run the hooks of `start`."""
-    names = [phase.name for phase in run.phases]
-    check_same(f"{run.epochs} epochs of {names}, {[hook.name for hook in run.hooks]}")
-    check_same_settings(state, run.phases, run.hooks)
+    names = [phase.name for phase in plan.phases]
+    check_same(f"{plan.epochs} epochs of {names}, {[hook.name for hook in plan.hooks]}")
+    check_same_settings(state, plan.phases, plan.hooks)
     given, state = state, copy_state(state)
-    for phase in run.phases:
+    for phase in plan.phases:
         state = phase.add_position(state)
-    check_requirements(run.events.order, _check_phases(run, state), state)
+    check_requirements(plan.events.order, _check_phases(plan, state), state)
 
-    send_description(given, run.phases, run.hooks)
-    state, metrics = restore_state(run.hooks, init_hook_states(run.hooks, state))
-    state = init_hook_states(run.hooks, state)
+    send_description(given, plan.phases, plan.hooks)
+    state, metrics = restore_state(plan.hooks, init_hook_states(plan.hooks, state))
+    state = init_hook_states(plan.hooks, state)
     if ignore_stop:
         state = state.replace(stop=False)
 
     completed = int(state.epoch)
-    if dry_run and completed < run.epochs and not state.stop:
-        run_dry(state, run.phases, run.hooks, epochs=run.epochs, donate=run.donate)
-    state, _ = run.events.run("start", state, Metrics(epochs=run.epochs))
-    if completed >= run.epochs:
-        log.info("nothing to train: %d of %d epochs are completed", completed, run.epochs)
+    if dry_run and completed < plan.epochs and not state.stop:
+        run_dry(state, plan.phases, plan.hooks, epochs=plan.epochs, donate=plan.donate)
+    state, _ = plan.events.run("start", state, Metrics(epochs=plan.epochs))
+    if completed >= plan.epochs:
+        log.info("nothing to train: %d of %d epochs are completed", completed, plan.epochs)
     elif state.stop:
         message = "nothing to train: stopped at epoch %d (ignore_stop=True trains on)"
         log.info(message, int(state.epoch))
     return state, metrics
 
 
-def _check_phases(run: _Run, state: TrainState) -> dict[str, list[str]]:
+def _check_phases(plan: Plan, state: TrainState) -> dict[str, list[str]]:
     """Check that the phases fit the state and one another; return the names of their metrics."""
     measured, output = {}, None
-    for phase in run.phases:
-        output, reported = phase.infer_shapes(state, output, donate=run.donate)
+    for phase in plan.phases:
+        output, reported = phase.infer_shapes(state, output, donate=plan.donate)
         phase.verify(state)
         measured[phase.name] = list(phase.expand_metric_names(reported))
     return measured
-
-
-def _run_epoch(
-    run: _Run,
-    compiled: Sequence[CompiledPhase],
-    state: TrainState,
-    number: int,
-    steps: int,
-) -> tuple[TrainState, Metrics, int]:
-    """Run each phase and its hooks, then the hooks of the epoch; return the steps taken, too."""
-    reader = MetricReader(epochs=run.epochs, steps=steps, where=f"epoch {number}")
-    output = None
-    for phase, program in zip(run.phases, compiled, strict=True):
-        with annotate_errors(f"in phase {phase.name!r} of epoch {number}"):
-            state, output, measured = phase.execute(state, output, program, donate=run.donate)
-        reader.add(measured)
-        if phase is run.phases[-1]:
-            epoch = _count(state.epoch, number)  # before the wait, while the device computes
-        if run.events.order[phase.name]:
-            state, _ = run.events.run(phase.name, state, reader.read(output))
-    metrics = reader.read_all(output, run.events.pop_hook_times())
-    return (*run.events.run("epoch", state.replace(epoch=epoch), metrics), reader.taken)
-
-
-def _count(epoch: jax.Array, number: int) -> jax.Array:
-    """Return the number of an epoch where the one before lies.
-
-    On several devices 17 us; to count there takes 90, and waits for what they compute.
-    """
-    if isinstance(sharding := epoch.sharding, NamedSharding):
-        return to_global(np.asarray(number, epoch.dtype), sharding)
-    return _increment(epoch)
-
-
-@jax.jit
-def _increment(epoch: jax.Array) -> jax.Array:
-    """Count on the device: 7 us, where a transfer from the host takes 100."""
-    return epoch + 1

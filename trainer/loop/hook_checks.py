@@ -16,12 +16,14 @@ from trainer.phases.state_buffers import conform_state, get_buffer_addresses, un
 from trainer.state import DEVICE_FIELDS, PyTree, TrainState
 
 
-def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> TrainState:
+def check_hook_result(
+    hook: Hook, before: TrainState, after: TrainState, *, donate: bool = True
+) -> TrainState:
     """Check the state that a hook returned, and prepare it for training.
 
     Leaves that a control hook changed get the weak type and sharding that the compiled phases
-    expect. Leaves that share a buffer, with one another or with a hook state, are copied, since
-    training donates buffers.
+    expect. Where training donates buffers, leaves that share one, with another or with a hook
+    state, are copied; to ask for its address waits until it is computed.
 
     Raises:
         ValueError: a control hook changed structure, shape or dtype, or the epoch; an observer or
@@ -56,7 +58,7 @@ def check_hook_result(hook: Hook, before: TrainState, after: TrainState) -> Trai
         after = conform_state(before, after)
     if hook_states:
         read_only(hook_states)
-    if changed or any(map(get_buffer_addresses, jax.tree.leaves(hook_states))):
+    if donate and (changed or any(map(get_buffer_addresses, jax.tree.leaves(hook_states)))):
         after = unshare_buffers(after)
     if after.scores is not before.scores:
         after = after.replace(scores={k: _to_score(hook, k, v) for k, v in after.scores.items()})

@@ -28,15 +28,17 @@ Answers = MutableMapping[Gate, bool]
 class Lockstep:
     """What the processes of a run agree on, event by event.
 
-    An epoch takes one exchange: why the run may end, which saves are due, and the times of the main
-    process. A control hook that reads a time before takes another. A failed observer is kept until
-    the next exchange, which ends all processes with its reason: raised at once, it would leave the
-    others waiting.
+    An epoch takes one exchange: why the run may end, which saves are due, the times of the main
+    process, and whether hooks changed an array. A control hook that reads a time before takes
+    another. A failed observer is kept until the next exchange, which ends all processes with its
+    reason: raised at once, it would leave the others waiting.
     """
 
     def __init__(self) -> None:
         self.reasons = NO_STOP
         """Why the run may end, agreed by all at the last event."""
+        self.changed = False
+        """Whether hooks changed an array: here before `settle`, on any process after."""
         self._is_main = is_main_process()
         self._failure: Exception | None = None
         self._times: dict[str, float] = {}
@@ -114,9 +116,11 @@ class Lockstep:
                         due[place] = hook.is_due(view.state, view.metrics, answers)
                 if any(due):
                     flush()
-        sent = [*own, *due, *self._times.values()]
+        sent = [self.changed, *own, *due, *self._times.values()]
         found = exchange_numbers(where, sent, self._pop_failure())
-        reasons, dues, times = np.split(found, [len(own), len(own) + len(due)], axis=1)
+        places = np.cumsum([1, len(own), len(due)])
+        changed, reasons, dues, times = np.split(found, places, axis=1)
+        self.changed = bool(changed.any())
         self.reasons = combine_reasons(reasons)
         self._shared, self._times = dict(zip(self._times, times[0].tolist(), strict=True)), {}
         chosen = [hook for hook, is_due in zip(saves, dues[0], strict=True) if is_due]

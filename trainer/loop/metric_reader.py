@@ -18,15 +18,17 @@ class MetricReader:
 
     Args:
         epochs: total of the run, for hooks.
-        steps: taken before this epoch.
         where: the epoch, for notes on errors.
     """
 
-    def __init__(self, *, epochs: int, steps: int, where: str) -> None:
+    def __init__(self, *, epochs: int, where: str) -> None:
+        self.began = time.perf_counter()
+        """When the epoch began: its time ends when its metrics are read."""
+        self.steps = 0
+        """Steps before this epoch."""
         self.taken = 0
         """Steps of this epoch, of the phases read so far."""
-        self._epochs, self._steps, self._where = epochs, steps, where
-        self._started = time.perf_counter()
+        self._epochs, self._where = epochs, where
         self._pending: list[PendingMetrics] = []
         self._values: dict[str, float] = {}
         self._traces: dict[str, np.ndarray] = {}
@@ -44,13 +46,13 @@ class MetricReader:
             self._traces |= traces
             self.taken += taken
         self._pending = []
-        check_step_limit(self._steps, self.taken)
+        check_step_limit(self.steps, self.taken)
         return self._make(output)
 
     def read_all(self, output: PyTree, hook_times: dict[str, float]) -> Metrics:
         """Return the metrics of the epoch, with the times of this process."""
         self.read(output)
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self.began
         times = {"time/epoch_seconds": seconds, "time/steps_per_second": self.taken / seconds}
         self._values |= times | hook_times
         return self._make(output)

@@ -137,6 +137,8 @@ class CompiledPhase(NamedTuple):
     """Of the data, from `compute_signature`."""
     steps: int | None = None
     """Steps per piece of data, if measurements are packed per step."""
+    in_turn: str | None = None
+    """Why it must not be sent to the device before its turn, if so."""
 
 
 def compile_phase(
@@ -184,8 +186,17 @@ def compile_phase(
     else:
         run = _compile_whole(computation, traced, steps)
     layout = PackedLayout.from_shapes(measured)
-    signature = compute_signature(data)
-    return CompiledPhase(run, layout, scanned is not None, choice, signature, steps)
+    signature, in_turn = compute_signature(data), _find_reason_to_wait(traced, choice)
+    return CompiledPhase(run, layout, scanned is not None, choice, signature, steps, in_turn)
+
+
+def _find_reason_to_wait(traced: Any, choice: ExecutorChoice) -> str | None:
+    """Return why a phase must not run before its turn, if so."""
+    if traced.jaxpr.effects:
+        return "it has effects, such as those of jax.debug.print, which cannot be undone"
+    if choice.executor == "step":
+        return "its single steps fill the device's queue, and so wait for it"
+    return None
 
 
 def _compile_whole(computation: Computation, traced: Any, steps: int | None) -> PhaseRunner:

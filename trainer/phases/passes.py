@@ -90,6 +90,7 @@ def repeated(program: Phase | Sequence[Phase], count: int, *, name: str = "repea
         scan.batch,
         lambda state, check: None,
         steps=count,
+        repeatable=True,
     )
     return Phase(name, scan, repeated_step=RepeatedStep(scan, feed, "auto"), passes=phases)
 

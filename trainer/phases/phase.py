@@ -26,13 +26,10 @@ from trainer.phases.compiled_phase import (
     compute_signature,
     trace,
 )
+from trainer.phases.dispatch import Dispatch, Dispatched
 from trainer.phases.executors import RepeatedStep, ScannedStep
 from trainer.phases.pending_metrics import PendingMetrics
-from trainer.phases.reductions import (
-    Finalize,
-    exclude_weights,
-    finalize_values,
-)
+from trainer.phases.reductions import Finalize, exclude_weights, finalize_values
 from trainer.placement.constraints import place_batches, shape_batches, trace_on_mesh
 from trainer.placement.meshes import get_mesh
 from trainer.state import PyTree, TrainState, attach_host_fields, strip_host_fields
@@ -228,28 +225,46 @@ class Phase:
         Raises:
             ValueError: the state lacks the position that the source needs; see `add_position`.
         """
+        return Dispatch(self.dispatch(state, previous, compiled, donate=donate)).finish()
+
+    def dispatch(
+        self,
+        state: TrainState,
+        previous: PyTree,
+        compiled: CompiledPhase | None = None,
+        *,
+        donate: bool,
+    ) -> Dispatched[tuple[TrainState, PyTree, PendingMetrics]]:
+        """Run one epoch as `execute` does, in parts: yield before whatever has to be in its turn.
+
+        That is a wait for the device, or what cannot be done again.
+        """
         device, output = strip_host_fields(state), None
         packed: list[tuple[CompiledPhase, Packed]] = []
+        if self.feed and self.feed.in_turn:
+            yield
         advance = start_step_counter(self.name, self.feed.steps if self.feed else None)
         for piece, position in time_items(self.pieces(device, previous), "data", self.name):
             if compiled is None or not self._suits(compiled, piece):
                 compiled = self.get_compiled(device, piece, donate=donate)
             if advance is not None and self.feed and piece is self.feed.example:
                 advance.total = compiled.steps  # all the data is on the device
+            if compiled.in_turn:
+                yield
             with span("dispatch", self.name):
                 device, output, numbers = compiled.run(device, piece, advance)
             packed.append((compiled, numbers))
             if position is not None:
                 device = positions.set_position(device, self.name, position)
             if len(packed) > 1:  # or a stream would pile up on the device
+                yield
                 with span("wait", self.name):
                     jax.block_until_ready(packed[-2][1])
         return attach_host_fields(device, state), output, PendingMetrics(self, packed)
 
     def _suits(self, compiled: CompiledPhase, piece: Any) -> bool:
-        if self.feed is None or piece is self.feed.example:
-            return True
-        return bool(compute_signature(piece) == compiled.signature)
+        same = self.feed is None or piece is self.feed.example
+        return same or bool(compute_signature(piece) == compiled.signature)
 
     def pieces(self, state: TrainState, previous: PyTree) -> Iterator[tuple[Any, PyTree]]:
         """Yield the pieces of the state's epoch, the last with the start position of the next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trainer.checks.pytrees import list_differences, map_key_data
-from trainer.state import TrainState, attach_host_fields, strip_host_fields
+from trainer.checks.pytrees import has_same_structure, list_differences, map_key_data
+from trainer.state import DEVICE_FIELDS, TrainState, attach_host_fields, strip_host_fields
 
 
 def check_structure(before: TrainState, after: Any, who: str) -> TrainState:
@@ -73,6 +74,19 @@ def conform_state(template: TrainState, state: TrainState) -> TrainState:
     return attach_host_fields(
         jax.tree.map(conform, strip_host_fields(template), strip_host_fields(state)), state
     )
+
+
+def has_same_arrays(before: TrainState, after: TrainState) -> bool:
+    """Return whether the device parts of two states hold the very same leaf objects."""
+    for field in DEVICE_FIELDS:
+        old, new = getattr(before, field), getattr(after, field)
+        if old is new:
+            continue
+        if not has_same_structure(old, new):
+            return False
+        if not all(map(operator.is_, jax.tree.leaves(old), jax.tree.leaves(new))):
+            return False
+    return True
 
 
 def get_buffer_addresses(leaf: Any) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def make_training_feed(rows: IndexedRows) -> Feed:
             place = after
 
     feed = chunks.make_chunk_feed(pieces, rows.example, most)
-    return feed._replace(start=position_of((0, 0)), steps=steps)
+    return feed._replace(start=position_of((0, 0)), steps=steps, repeatable=True)
 
 
 def make_evaluation_feed(rows: IndexedRows) -> Feed:
@@ -129,7 +129,8 @@ def make_evaluation_feed(rows: IndexedRows) -> Feed:
             piece = prefetch((mesh, first), then=(mesh, after))
             yield chunks.transfer_chunk(piece, state, check, batch=rows.batch_size), None
 
-    return chunks.make_chunk_feed(pieces, rows.example, most, masked=True)
+    feed = chunks.make_chunk_feed(pieces, rows.example, most, masked=True)
+    return feed._replace(repeatable=True)
 
 
 def iterate_in_order(rows: IndexedRows) -> Iterator[Batch]:
