@@ -31,7 +31,13 @@ FINAL = "final.txt"
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # or it reports each hidden point
 
 
-def run(directory: str, fatal: tuple[str, int] | None = None, bucket: Bucket | None = None) -> None:
+def run(
+    directory: str,
+    fatal: tuple[str, int] | None = None,
+    bucket: Bucket | None = None,
+    *,
+    overlap: bool = False,
+) -> None:
     """Train to the end, or on from where a run in this directory was, and leave its fingerprint.
 
     Evaluation, averages, early stopping, a hook that acts once and one in the background: all that
@@ -41,6 +47,7 @@ def run(directory: str, fatal: tuple[str, int] | None = None, bucket: Bucket | N
         directory: where all of it goes.
         fatal: place in an event, of `PLACES`, and epoch at which the process kills itself.
         bucket: where the checkpoints go instead, under the name of the directory.
+        overlap: whether the next epoch is computed while hooks run.
     """
     if bucket is not None:
         os.environ.update(bucket.environment)
@@ -64,6 +71,7 @@ def run(directory: str, fatal: tuple[str, int] | None = None, bucket: Bucket | N
             ),
             after,
         ],
+        overlap=overlap,
     )
     partial = Path(directory, FINAL + ".tmp")
     partial.write_text(trainer.fingerprint(state))
@@ -195,9 +203,12 @@ def nursery() -> Any:
     return context
 
 
-def started(context: Any, directory: Path, bucket: Bucket | None = None) -> Any:
+def started(
+    context: Any, directory: Path, bucket: Bucket | None = None, *, overlap: bool = False
+) -> Any:
     """Start a process that runs in this directory."""
-    process = context.Process(target=run, args=(str(directory), None, bucket))
+    arguments, options = (str(directory), None, bucket), {"overlap": overlap}
+    process = context.Process(target=run, args=arguments, kwargs=options)
     process.start()
     return process
 

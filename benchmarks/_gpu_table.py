@@ -1,7 +1,7 @@
 """One table of all sections: what was measured, beside the baseline of each benchmark."""
 
 BARE = "bare JAX"
-BASELINES = ("one seed alone", "Orbax, save")
+BASELINES = ("one seed alone", "Orbax, save", "serial")
 """Of benchmarks without bare JAX."""
 HEADER = ("section", "what", "median", "quartiles", "over baseline")
 
@@ -20,7 +20,7 @@ def render(record):
         lines += ["", *align([HEADER, *rows])]
         lines += [
             "",
-            "Over baseline: medians, over the fastest bare JAX, one seed alone, or Orbax.",
+            "Over baseline: medians, over the fastest bare JAX, one seed alone, Orbax, or serial hooks.",
         ]
     return "\n".join(lines)
 

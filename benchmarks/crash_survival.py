@@ -9,6 +9,7 @@ differs.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -46,7 +47,7 @@ class Trial(NamedTuple):
     """Of the run that went on."""
 
 
-def trial(context, directory, bucket, wanted, seconds, random):
+def trial(start, directory, bucket, wanted, seconds, random):
     """Kill a run once, within `seconds` of making its hooks or in a save, and resume it."""
     in_save, run = random.random() < 0.5, _crashing.find_run(directory, bucket)
     killed = False
@@ -54,7 +55,7 @@ def trial(context, directory, bucket, wanted, seconds, random):
         shutil.rmtree(directory, ignore_errors=True)
         remove_tree(run)
         directory.mkdir()
-        process = _crashing.started(context, directory, bucket)
+        process = start(directory)
         if in_save:
             epoch = int(random.integers(1, _crashing.EPOCHS + 1))
             wait = random.uniform(0, SAVING)
@@ -63,7 +64,7 @@ def trial(context, directory, bucket, wanted, seconds, random):
             killed = _crashing.kill_after(process, directory, random.uniform(0, seconds))
     where = at(directory, run)
     began = time.perf_counter()
-    survived = _crashing.completed(_crashing.started(context, directory, bucket), LIMIT)
+    survived = _crashing.completed(start(directory), LIMIT)
     seconds = time.perf_counter() - began
     if not survived:
         return Trial(where, False, False, 0, 0, seconds)
@@ -93,6 +94,7 @@ def main():
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="at random where it is not given")
     parser.add_argument("--bucket", action="store_true", help="keep checkpoints on a server of S3")
+    parser.add_argument("--overlap", action="store_true", help="kill runs with overlap")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     kills = 2 if options.quick else options.kills
@@ -117,9 +119,13 @@ def main():
         wanted = _crashing.left(directory)
         assert wanted == _crashing.left(Path(folder, "first"))
 
+        start = functools.partial(
+            _crashing.started, context, bucket=bucket, overlap=options.overlap
+        )
+
         def one(number):
             random = np.random.default_rng((seed, number))
-            return trial(context, Path(folder, str(number)), bucket, wanted, seconds, random)
+            return trial(start, Path(folder, str(number)), bucket, wanted, seconds, random)
 
         with ThreadPoolExecutor(options.jobs) as pool:
             trials = list(pool.map(one, range(kills)))

@@ -2,9 +2,10 @@
 
 Baseline: bare JAX, as each benchmark has it. Sections, the most telling first: the limits of the
 device, the tests that need a GPU, language model, PPO, supervised epochs, populations, the laws of
-determinism, saves of 4 GB, supervised epochs with loops in CUDA graphs. Each is a process of its
-own with a time limit of its own, within what is left of the total; its results are kept as soon as
-it ends. One that fails or exceeds its limit is reported with its last lines, and the others go on.
+determinism, overlap of hooks, saves of 4 GB, supervised epochs with loops in CUDA graphs. Each is a
+process of its own with a time limit of its own, within what is left of the total; its results are
+kept as soon as it ends. One that fails or exceeds its limit is reported with its last lines, and
+the others go on.
 
 Written to the folder: `gpu.json` with all results, `table.txt`, and the output of each section in
 `logs`. The exit status is 1 if a section did not pass. `--quick` runs all of it on small sizes,
@@ -78,6 +79,7 @@ def make_sections(*, quick):
         benchmark("epoch_throughput", 60),
         benchmark("population_scaling", 75),
         tests("determinism", 75, laws, flags=DETERMINISTIC),
+        benchmark("overlap", 45),
         benchmark("checkpoint_stall", 60),
         benchmark("epoch_throughput", 60, flags=LOOPS_RECORDED)._replace(name="command_buffers"),
     ]

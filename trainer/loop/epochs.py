@@ -62,7 +62,7 @@ class EpochRunner:
         self._plan, self._compiled = plan, compiled
         self._ahead: _Epoch | None = None
         self._forecast, self._changed, self._landed = Forecast(), False, 0.0
-        if plan.overlap:
+        if plan.overlap and compiled:
             _warn_of_waits(plan, compiled)
 
     def run_epoch(self, number: int, steps: int) -> int:

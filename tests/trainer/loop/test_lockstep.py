@@ -8,7 +8,7 @@ import pytest
 import hooks
 import trainer
 from trainer.hook import Hook
-from trainer.host import exchange
+from trainer.host import exchange, time_spans
 from trainer.host.exchange import FailedElsewhereError
 
 EPOCHS = 3
@@ -121,3 +121,24 @@ def test_a_read_on_one_process_alone_is_told_apart_from_the_exchange_of_the_epoc
 
     with pytest.raises(FailedElsewhereError, match="which a control hook reads .on all processes"):
         train(look)
+
+
+def test_a_change_on_another_process_discards_an_epoch_here_too(sent, monkeypatch):
+    gather, dispatched, run = exchange._gather, [], time_spans.span
+
+    def change_elsewhere(mine):
+        messages = gather(mine)
+        if "epoch" in sent[-1]:
+            messages[0][4:6].view(np.float64)[0] = 1
+        return messages
+
+    def note(kind, name="", number=None):
+        dispatched.extend([name] * (kind == "dispatch"))
+        return run(kind, name, number)
+
+    monkeypatch.setattr(exchange, "_gather", change_elsewhere)
+    monkeypatch.setattr("trainer.phases.phase.span", note)
+    start = trainer.TrainState.create(params=jnp.float32(1), rng=jax.random.key(0))
+    phase = trainer.Phase("halve", lambda s, d: (s.replace(params=s.params / 2), None, {}))
+    after, _ = trainer.fit(start, phase, epochs=EPOCHS, hooks=lambda s, m: s, overlap=True)
+    assert (len(dispatched), float(after.params)) == (EPOCHS + 1, 0.5**EPOCHS)

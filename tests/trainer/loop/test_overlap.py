@@ -248,6 +248,12 @@ def test_a_stopped_run_returns_the_state_of_its_last_epoch_and_resumes(start, tr
     assert fingerprint(resumed) == fingerprint(whole)
 
 
+def test_a_complete_run_has_nothing_to_overlap(state, phase):
+    done, _ = trainer.fit(state, phase, epochs=2)
+    again, history = trainer.fit(done, phase, epochs=2, overlap=True)
+    assert (fingerprint(again), history) == (fingerprint(done), [])
+
+
 def test_two_states_are_in_memory_at_most(task):
     width = 12_347  # no other array has this size
     arrays = {"inputs": np.ones((8, width), np.float32), "labels": np.zeros(8, np.int32)}
