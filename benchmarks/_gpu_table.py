@@ -20,7 +20,7 @@ def render(record):
         lines += ["", *align([HEADER, *rows])]
         lines += [
             "",
-            "Over baseline: medians, over the fastest bare JAX, one seed alone, Orbax, or serial hooks.",
+            "Over baseline: medians, over bare JAX, one seed alone, Orbax, or serial hooks.",
         ]
     return "\n".join(lines)
 
