@@ -114,11 +114,8 @@ class Phase:
     @functools.cached_property
     def computation(self) -> Computation:
         """What it computes, without its data."""
-        several = bool(self.passes)
-        population = self.members is not None
-        return Computation(
-            self.name, self.run, self.reduce, self.updates_state, population, several
-        )
+        kinds = self.updates_state, self.members is not None, bool(self.passes)
+        return Computation(self.name, self.run, self.reduce, *kinds)
 
     @functools.cached_property
     def _shared(self) -> SharedCache:
