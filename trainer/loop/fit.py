@@ -79,7 +79,7 @@ def fit(
             current phase has used it up.
         OverflowError: `state.step` would pass 2**31 - 1.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> def halve(state, data):
     ...     return state.replace(params=state.params / 2), None, {"size": state.params}
     >>> start = TrainState.create(params=jnp.float32(1), rng=jax.random.key(0))
