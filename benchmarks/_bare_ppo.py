@@ -10,31 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from _ppo_settings import EPISODES, EPSILON, RETURN
 from jax import lax
 
 GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 TRACK, LEAN, LIMIT = 2.4, 12 * math.pi / 180, 500
 """Where an episode ends: metres from the middle, radians, steps."""
-RETURN, EPISODES = 475.0, 100
-"""CartPole-v1 is solved where so many episodes, one after the other, have such a mean return."""
-EPSILON = 1e-5
-"""Of Adam."""
-
-
-class Settings(NamedTuple):
-    """What to compile for; names and meanings as the library's `ppo` has them."""
-
-    envs: int = 8
-    steps: int = 128
-    epochs: int = 4
-    minibatches: int = 4
-    discount: float = 0.99
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    value_coefficient: float = 0.5
-    entropy_coefficient: float = 0.01
-    clip_norm: float = 0.5
-    hidden: int = 64
 
 
 class Episodes(NamedTuple):

@@ -19,7 +19,7 @@ from rich.text import Text
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-PEERS = ("keras", "lightning", "stable-baselines3", "torch")
+PEERS = ("keras", "lightning", "stable-baselines3", "torch", "rejax", "gymnax")
 
 Samples = dict[str, list[float]]
 """Contestant to one figure a round."""
@@ -38,9 +38,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def arguments_with_gpu(description: str) -> argparse.ArgumentParser:
     """Build the options of a benchmark that has a size for one large GPU."""
     parser = arguments(description)
-    parser.add_argument(
-        "--gpu", action="store_true", help="the size for one large GPU: few rounds, no peers"
-    )
+    parser.add_argument("--gpu", action="store_true", help="the size for one large GPU: few rounds")
     return parser
 
 

@@ -22,88 +22,31 @@ keep the cores busy, its figures fall tenfold and more, and say nothing.
 """
 
 import functools
+import importlib.util
 import math
 
 import _bare_ppo
 import _measuring
-import _ppo_peers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _bare_ppo import Settings
+from _ppo_settings import DEFAULTS, MANY, QUICK, RATE, RETURN, SOLVING, Settings
+from contestants import library_runs
 
-import models
 import trainer
-from trainer import rl
-from trainer.rl import environments
 
 LIBRARY, REPEATED = "library", "library, repeated"
 DISPATCH, SCAN = "bare JAX, one dispatch an iteration", "bare JAX, one scan"
 PEER = "Stable-Baselines3"
-SOLVING = Settings(
-    envs=16, steps=64, epochs=10, discount=0.98, gae_lambda=0.9, entropy_coefficient=0.0
-)
 SETTINGS = {
-    "8 environments, defaults": Settings(),
+    "8 environments, defaults": DEFAULTS,
     "16 environments, as solved": SOLVING,
-    "128 environments": Settings(envs=128, steps=32),
+    "128 environments": MANY,
 }
 GPU = {"4,096 environments": Settings(envs=4096, steps=32)}
-QUICK = {"2 environments": Settings(envs=2, steps=8, epochs=1, minibatches=2)}
-RATE, TOTAL_STEPS = 2e-3, 100_000
-"""Of Adam at first; it falls to 0 over all steps where CartPole is to be solved."""
-
-
-def agent(settings, rate):
-    """Build the library's, with what the bare one computes."""
-    return rl.ppo(
-        models.actor_critic(actions=2, hidden=(settings.hidden, settings.hidden)),
-        environments.cartpole(),
-        optax.adam(rate, eps=_bare_ppo.EPSILON),
-        rl.PPOConfig(
-            envs=settings.envs,
-            steps=settings.steps,
-            epochs=settings.epochs,
-            minibatches=settings.minibatches,
-            discount=settings.discount,
-            gae_lambda=settings.gae_lambda,
-            clip_norm=settings.clip_norm,
-        ),
-        loss=rl.ppo_loss(
-            clip=settings.clip,
-            value_coefficient=settings.value_coefficient,
-            entropy_coefficient=settings.entropy_coefficient,
-        ),
-    )
-
-
-def library(settings):
-    """Build `run(iterations)` of `fit`; the phases are compiled once."""
-    made = agent(settings, RATE)
-    start = made.init(jax.random.key(0))
-
-    def run(iterations):
-        state, _ = trainer.fit(start, made.program, epochs=iterations)
-        jax.block_until_ready(state)
-
-    return run
-
-
-def several(settings):
-    """Build `run(iterations)` of `fit` in five epochs, of a fifth of the iterations each."""
-    made = agent(settings, RATE)
-    start = made.init(jax.random.key(0))
-    phases = {}
-
-    def run(iterations):
-        passes = max(iterations // 5, 1)
-        if passes not in phases:
-            phases[passes] = trainer.repeated(made.program, passes)
-        state, _ = trainer.fit(start, phases[passes], epochs=max(iterations // passes, 1))
-        jax.block_until_ready(state)
-
-    return run
+TOTAL_STEPS = 100_000
+"""Where CartPole is to be solved; the rate falls to 0 over them."""
 
 
 def bare(make, settings):
@@ -118,23 +61,20 @@ def bare(make, settings):
     return run
 
 
-def entrants(settings, *, peers):
+def entrants(settings):
     """Build `run(iterations)` of each, which returns when all is there."""
-    found = {
-        LIBRARY: library(settings),
-        REPEATED: several(settings),
+    return {
+        LIBRARY: library_runs.usual(settings),
+        REPEATED: library_runs.repeated(settings),
         DISPATCH: bare(_bare_ppo.one_dispatch_an_iteration, settings),
         SCAN: bare(_bare_ppo.one_scan, settings),
     }
-    if peers and _ppo_peers.installed():
-        found[PEER] = _ppo_peers.runner(settings, RATE)
-    return found
 
 
-def throughput(settings, *, rounds, seconds, peers):
+def throughput(settings, *, rounds, seconds):
     """Return the environment steps per second of each entrant, one figure a round."""
     contestants = {}
-    for entrant, run in entrants(settings, peers=peers).items():
+    for entrant, run in entrants(settings).items():
         run(2)
         one = _measuring.timed(lambda run=run: run(2)) / 2
         iterations = max(5, 5 * math.ceil(seconds / one / 5))
@@ -155,7 +95,7 @@ def falling(settings, iterations):
 
 def library_solving(settings, iterations):
     """Build `solve(seed)`, which gives the environment steps that it took, or None."""
-    made = agent(settings, falling(settings, iterations))
+    made = library_runs.build_agent(settings, falling(settings, iterations))
 
     def solve(seed):
         ended = []
@@ -164,7 +104,7 @@ def library_solving(settings, iterations):
             count = round(metrics["rollout/episodes"])
             ended.append((count, count * metrics["rollout/return"] if count else 0.0))
             mean = _bare_ppo.recent(ended)
-            return state.replace(stop=mean is not None and mean >= _bare_ppo.RETURN)
+            return state.replace(stop=mean is not None and mean >= RETURN)
 
         start = made.init(jax.random.key(seed))
         state, history = trainer.fit(start, made.program, epochs=iterations, hooks=stop_when_solved)
@@ -184,6 +124,16 @@ def bare_solving(settings, iterations):
         return _bare_ppo.solve(one, init(jax.random.key(seed)), iterations, settings)
 
     return solve
+
+
+def has_peer():
+    return bool(importlib.util.find_spec("stable_baselines3"))
+
+
+def solve_with_peer(settings, total_steps, seed):
+    from contestants import stable_baselines
+
+    return stable_baselines.solve(settings, total_steps, seed)
 
 
 def solving(settings, *, seeds, total_steps):
@@ -206,9 +156,9 @@ def solving(settings, *, seeds, total_steps):
             solve = make(settings, iterations)
             clocked(f"{name}, compilation included", solve, seed)
             clocked(name, solve, seed)
-        if _ppo_peers.installed():
+        if has_peer():
             whole = iterations * settings.envs * settings.steps
-            clocked(PEER, functools.partial(_ppo_peers.solve, settings, RATE, whole), seed)
+            clocked(PEER, functools.partial(solve_with_peer, settings, whole), seed)
     return seconds, steps
 
 
@@ -222,8 +172,10 @@ def compare(name, samples):
         what: _measuring.ratio(samples[one], samples[other])
         for what, (one, other) in ratios.items()
     }
-    least = {f"{LIBRARY} / fastest bare": 0.95, f"{LIBRARY} / {PEER}": 10}
-    least[f"{REPEATED} / {SCAN}"] = 0.95 if "8 env" in name else 0.97
+    least = {
+        f"{LIBRARY} / fastest bare": 0.95,
+        f"{REPEATED} / {SCAN}": 0.95 if "8 env" in name else 0.97,
+    }
     bars = [
         _measuring.bar(f"{name}: {what}", found[what]["median"], least=limit)
         for what, limit in least.items()
@@ -232,11 +184,11 @@ def compare(name, samples):
     return found, bars
 
 
-def race(settings_of, *, rounds, seconds, peers):
+def race(settings_of, *, rounds, seconds):
     """Measure and print each entrant's throughput, and give (measured, ratios, bars)."""
     measured, ratios, bars = {}, {}, []
     for name, settings in settings_of.items():
-        samples = throughput(settings, rounds=rounds, seconds=seconds, peers=peers)
+        samples = throughput(settings, rounds=rounds, seconds=seconds)
         measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
         ratios[name], held = compare(name, samples)
         bars += held
@@ -268,16 +220,14 @@ def main():
     if options.gpu:
         settings_of, rounds, seconds = GPU, 5, 0.5
     if options.quick:
-        settings_of, rounds, seconds, seeds = QUICK, 1, 0.0, 1
-    measured, ratios, bars = race(
-        settings_of, rounds=rounds, seconds=seconds, peers=not options.gpu
-    )
+        settings_of, rounds, seconds, seeds = {"2 environments": QUICK}, 1, 0.0, 1
+    measured, ratios, bars = race(settings_of, rounds=rounds, seconds=seconds)
     solved, notes = {}, []
     if not options.gpu:
-        settings, total = (QUICK["2 environments"], 64) if options.quick else (SOLVING, TOTAL_STEPS)
+        settings, total = (QUICK, 64) if options.quick else (SOLVING, TOTAL_STEPS)
         seconds_taken, solved = solve_all(settings, seeds=seeds, total_steps=total)
         measured |= seconds_taken
-        if not _ppo_peers.installed():
+        if not has_peer():
             notes = [
                 "Stable-Baselines3 is not installed and takes no part: pip install -e '.[peers]'"
             ]
