@@ -16,10 +16,9 @@ def render(record):
         record: what `peers.json` holds: `measured` by race and contestant, `starts` by contestant,
             `left_out`, and what `_measuring.environment` gives.
     """
-    fastest = find_fastest(record)
     rows = [[*HEADER, *STARTS], ["---"] * 2 + ["---:"] * (len(UNITS) + 2)]
     for entrant in ENTRANTS:
-        cells = [describe(record, race, entrant, fastest) for race in UNITS]
+        cells = [describe(record, race, entrant) for race in UNITS]
         starts = [describe_start(record, entrant, kind) for kind in STARTS]
         if any((*cells, *starts)):
             rows.append([entrant.trainer, entrant.settings, *cells, *starts])
@@ -27,17 +26,7 @@ def render(record):
     return "\n".join([*lines, "", *say_more(record)])
 
 
-def find_fastest(record):
-    """Return the library's fastest median of each race."""
-    own = [entrant.name for entrant in ENTRANTS if entrant.trainer == LIBRARY]
-    return {
-        race: max(found[name]["median"] for name in own if name in found)
-        for race, found in record["measured"].items()
-        if any(name in found for name in own)
-    }
-
-
-def describe(record, race, entrant, fastest):
+def describe(record, race, entrant):
     """Write a rate, and how many times as fast the library's fastest is, by medians of ratios."""
     found = record["measured"].get(race, {}).get(entrant.name)
     if found is None:

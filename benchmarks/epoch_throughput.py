@@ -1,14 +1,13 @@
-"""How many steps per second does the library reach, against bare JAX and against other trainers?
+"""How many steps per second does the library reach, against bare JAX?
 
 Baseline: the same network and optimizer in bare JAX (`_bare.py`), with the same shuffle on the
 device, the state donated, and the mean loss read once an epoch: as one compiled scan an epoch, and
-as one dispatch a step. The bar is held against the faster of the two. Peers (`_peers.py`) take part
-where they are installed.
+as one dispatch a step. The bar is held against the faster of the two.
 
 Measured: scikit-learn's digits, batches of 64, AdamW; an MLP of two hidden layers and a CNN of two
 blocks. A figure is one call that trains for as many epochs as take about a second, all its fixed
 costs included, until loss and state are there. Contestants take turns; ratios are taken round by
-round. `--gpu` takes the library and bare JAX only, in fewer and shorter rounds.
+round. `--gpu` takes fewer and shorter rounds.
 """
 
 import functools
@@ -17,7 +16,6 @@ import tempfile
 
 import _bare
 import _measuring
-import _peers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,11 +29,6 @@ from trainer import data, losses
 BATCH_SIZE = 64
 LIBRARY, HOOKED = "library", "library + five hooks"
 SCAN, DISPATCH = "bare JAX, one scan an epoch", "bare JAX, one dispatch a step"
-BARS = {
-    "mlp": {"Keras": 3, "Keras, steps_per_execution=epoch": 1.5, "Lightning": 20},
-    "cnn": {"Keras": 1.35, "Keras, steps_per_execution=epoch": 1.35, "Lightning": 1.8},
-}
-"""What the library's steps per second over a peer's must reach."""
 
 
 def library(phase, start, make_hooks=tuple):
@@ -79,21 +72,18 @@ def bare(epoch, start, arrays):
     return run
 
 
-def entrants(name, network, source, directory, *, peers):
+def entrants(network, source, directory):
     """Build `run(epochs)` of each, which returns when loss and state are there."""
     optimizer = optax.adamw(1e-3)
     task = trainer.supervised(network, losses.classification, optimizer)
     start = task.init(jax.random.key(0), source.example)
     phase = trainer.training(task.step, source)
     shape = network, optimizer, source.size, BATCH_SIZE
-    whole = source.size // BATCH_SIZE * BATCH_SIZE
-    on_host = {key: np.asarray(array)[:whole] for key, array in source.arrays.items()}
     return {
         LIBRARY: library(phase, start),
         HOOKED: library(phase, start, functools.partial(five_hooks, directory)),
         SCAN: bare(_bare.one_scan(*shape), start, source.arrays),
         DISPATCH: bare(_bare.one_dispatch_a_step(*shape), start, source.arrays),
-        **(_peers.peers(name, on_host, BATCH_SIZE) if peers else {}),
     }
 
 
@@ -103,11 +93,11 @@ def long_enough(run, seconds):
     return max(2, math.ceil(seconds / _measuring.timed(lambda: run(1)))) if seconds else 2
 
 
-def measure(name, network, source, *, rounds, seconds, directory, peers):
+def measure(network, source, *, rounds, seconds, directory):
     """Return the steps per second of each entrant, one figure a round."""
     steps = source.size // BATCH_SIZE
     contestants = {}
-    for entrant, run in entrants(name, network, source, directory, peers=peers).items():
+    for entrant, run in entrants(network, source, directory).items():
         epochs = long_enough(run, seconds)
 
         def rate(run=run, epochs=epochs):
@@ -128,11 +118,9 @@ def compare(name, samples):
         what: _measuring.ratio(samples[one], samples[other])
         for what, (one, other) in ratios.items()
     }
-    least = {"fastest bare": 0.95, DISPATCH: 1.0, **BARS[name]}
     bars = [
         _measuring.bar(f"{name}: {what}", found[what]["median"], least=limit)
-        for other, limit in least.items()
-        if (what := f"library / {other}") in found
+        for what, limit in (("library / fastest bare", 0.95), (f"library / {DISPATCH}", 1.0))
     ]
     return found, bars
 
@@ -152,15 +140,7 @@ def main():
     measured, ratios, bars = {}, {}, []
     for name, network in networks.items():
         with tempfile.TemporaryDirectory() as directory:
-            samples = measure(
-                name,
-                network,
-                source,
-                rounds=rounds,
-                seconds=seconds,
-                directory=directory,
-                peers=not options.gpu,
-            )
+            samples = measure(network, source, rounds=rounds, seconds=seconds, directory=directory)
         measured[name] = {entrant: _measuring.spread(f) for entrant, f in samples.items()}
         ratios[name], held = compare(name, samples)
         bars += held

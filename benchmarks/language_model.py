@@ -1,16 +1,14 @@
-"""How many tokens per second does the library train a transformer on, against bare JAX and others?
+"""How many tokens per second does the library train a transformer on, against bare JAX?
 
 Baseline: the same network and optimizer in bare JAX (`_bare.py`), with the same shuffle on the
 device, the state donated, and the mean loss read once an epoch: as one compiled scan an epoch, and
-as one dispatch a step. The bar is held against the faster of the two. Peers (`_language_peers.py`)
-take part where they are installed: Keras on JAX, and a loop in PyTorch with its fused attention,
-both of the same layers as ours, as many parameters, and the same windows.
+as one dispatch a step. The bar is held against the faster of the two.
 
 Measured: windows of random tokens, on the device, AdamW. On a GPU a model of GPT-2 small's size in
 bfloat16, the parameters in float32, with a vocabulary of a multiple of 128; elsewhere a small one
 in float32. A figure is one call that trains for as many epochs as take about two seconds, all its
 fixed costs included, until loss and state are there. Contestants take turns; ratios are taken round
-by round. `--gpu` takes the library and bare JAX only, in fewer and shorter rounds.
+by round. `--gpu` takes fewer and shorter rounds.
 
 Also: the floating-point operations of a step, as `trainer.cost` counts them, those a second, and,
 where the device's peak is known, the share of it that they are (model FLOPs utilisation). All
@@ -22,7 +20,6 @@ import math
 from typing import NamedTuple
 
 import _bare
-import _language_peers
 import _measuring
 import jax
 import numpy as np
@@ -95,7 +92,7 @@ def lowered(network, precision):
     return models.Network(network.init, apply)
 
 
-def race(size, task, start, source, network, *, rounds, seconds, peers):
+def race(size, task, start, source, network, *, rounds, seconds):
     """Return the tokens per second of each entrant, one figure a round."""
     shape = lowered(network, size.precision), OPTIMIZER, source.size, size.batch_size
     entrants = {
@@ -103,9 +100,6 @@ def race(size, task, start, source, network, *, rounds, seconds, peers):
         SCAN: bare(_bare.one_scan(*shape), start, source.arrays),
         DISPATCH: bare(_bare.one_dispatch_a_step(*shape), start, source.arrays),
     }
-    if peers:
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(start.params))
-        entrants |= _language_peers.peers(size, jax.device_get(source.arrays), parameters)
     contestants = {}
     for entrant, run in entrants.items():
         run(1)  # compiles
@@ -149,8 +143,7 @@ def main():
         network, losses.language_modeling, OPTIMIZER, precision=size.precision
     )
     start = task.init(jax.random.key(0), source.example)
-    peers = not options.gpu
-    samples = race(size, task, start, source, network, rounds=rounds, seconds=seconds, peers=peers)
+    samples = race(size, task, start, source, network, rounds=rounds, seconds=seconds)
 
     rates = {entrant: _measuring.spread(figures) for entrant, figures in samples.items()}
     fastest = max((SCAN, DISPATCH), key=lambda entrant: rates[entrant]["median"])
