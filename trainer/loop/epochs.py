@@ -97,7 +97,7 @@ class EpochRunner:
         else:
             epoch.adopt(self.state, self._landed)
         epoch.reader.steps = steps
-        if not self._plan.events.order["error"]:
+        if self._plan.overlap and not self._plan.events.order["error"]:
             self._plan.events.latest = None
         return epoch
 

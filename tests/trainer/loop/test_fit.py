@@ -18,6 +18,7 @@ import trainer
 from trainer import Phase, data, fingerprint
 from trainer.host.processes import StopReasons
 from trainer.loop.events import HookRunner
+from trainer.loop.metric_reader import MetricReader
 
 
 def _recorder(seen):
@@ -269,6 +270,25 @@ def test_a_second_ctrl_c_attaches_the_newest_readable_state(state, phase):
     with pytest.raises(KeyboardInterrupt) as raised:
         trainer.fit(state, phase, epochs=9, hooks=_ctrl_c(2, times=2), return_on_interrupt=True)
     assert (int(raised.value.state.epoch), len(raised.value.history)) == (2, 1)
+
+
+def test_ctrl_c_within_an_epoch_attaches_the_state_before_where_it_was_not_donated(
+    state, phase, monkeypatch
+):
+    read, reads = MetricReader.read_all, []
+
+    def interrupted(self, *arguments):
+        reads.append(self)
+        if len(reads) % 2 == 0:
+            raise KeyboardInterrupt
+        return read(self, *arguments)
+
+    monkeypatch.setattr(MetricReader, "read_all", interrupted)
+    for donate in (False, True):
+        with pytest.raises(KeyboardInterrupt) as raised:
+            trainer.fit(state, phase, epochs=9, hooks=lambda s, m: s, donate=donate)
+        assert (raised.value.state is None) is donate
+    assert int(raised.value.history[-1]["train/loss"]) == 3
 
 
 def test_the_step_never_overflows_and_the_error_comes_before_hooks(state, phase, start, train):
