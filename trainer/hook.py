@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from typing import Any, NamedTuple
 
 from trainer.checks.arguments import describe_value, get_signature, require_function
+from trainer.host.computed_once import ComputedOnce
 from trainer.state import PyTree, TrainState
 
 HookFunction = Callable[[TrainState, Mapping[str, float]], TrainState]
@@ -97,6 +98,9 @@ class Hook:
     """Called instead of the function during a dry run, `fit(..., dry_run=True)`, if the function
     leaves something behind; its result is discarded. A hook of stage `save` without one is left
     out of the dry run. `SKIP` does nothing."""
+    lower: Callable[[TrainState], ComputedOnce[Any]] | None = None
+    """`(state) -> ComputedOnce`: traces and lowers what the function runs on such a state, before
+    the first epoch; it is then compiled beside the phases."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings, plain values, that a resumed run compares with the saved ones; differences are
     logged. Settings in the closures of the library's own control hooks are found without it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hooks.combining import Chain, chain
 from hooks.control.kept_params import (
@@ -19,6 +20,7 @@ from hooks.evaluation.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
 from trainer.checks.arguments import describe_value
 from trainer.hook import SKIP
+from trainer.host.computed_once import ComputedOnce
 from trainer.loop.dry_run import run_first_step
 from trainer.phases.dispatch import Dispatch
 from trainer.phases.pending_metrics import PendingMetrics
@@ -114,6 +116,10 @@ def evaluate(
             early = dispatch(state)
         return _add_scores(state, early.finish()[2])
 
+    def lower(state: TrainState) -> ComputedOnce[Any]:
+        example = phase.feed.example if phase.feed else None
+        return phase.lower(with_params(state), example, donate=False)
+
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return _add_scores(state, run_first_step(phase, with_params(state))[2])
 
@@ -138,6 +144,7 @@ def evaluate(
         required_hook_states=required,
         prepare=prepare,
         dry_run=dry_run,
+        lower=lower,
     )
     if not sanity:
         return hook

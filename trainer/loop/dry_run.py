@@ -13,7 +13,7 @@ import jax
 from trainer.hook import Gate, Hook
 from trainer.loop.events import HookRunner
 from trainer.loop.metric_reader import MetricReader
-from trainer.phases.compilation import compile_ahead
+from trainer.phases.compilation import lower_ahead
 from trainer.phases.compiled_phase import CompiledPhase, compute_signature
 from trainer.phases.executors import ExecutorChoice, ScannedStep
 from trainer.phases.metrics import Metrics
@@ -100,7 +100,7 @@ def _compile_one_step(scan: ScannedStep, state: TrainState, piece: Any) -> Compi
         measured.append(get_shapes(numbers))
         return after if scan.updates_state else None, None, pack(numbers)[None]
 
-    compiled = compile_ahead(first, state, piece)
+    compiled = lower_ahead(first, state, piece)()
     if not measured:  # nothing was traced yet
         jax.eval_shape(first, state, piece)
 

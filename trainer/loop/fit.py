@@ -96,7 +96,7 @@ def fit(
         state, metrics = _start(plan, state, dry_run=dry_run, ignore_stop=ignore_stop)
         compiled: list[CompiledPhase] = []
         if int(state.epoch) < plan.epochs and not state.stop:
-            compiled = compile_phases(plan.phases, state, donate=plan.donate)
+            compiled = compile_phases(plan.phases, plan.hooks, state, donate=plan.donate)
         else:
             history += read_history(plan.hooks, state, metrics)
         number, steps, reasons = int(state.epoch), read_step_count(state), NO_STOP

@@ -23,26 +23,30 @@ def is_debug_mode() -> bool:
     return any(getattr(jax.config, name) for name in names)
 
 
-def compile_ahead(
+def lower_ahead(
     function: Callable[..., Any],
     *arguments: Any,
     donate_argnums: tuple[int, ...] = (),
     **options: Any,
-) -> Callable[..., Any]:
-    """Compile a function for arguments like these, with options of `jax.jit`.
+) -> Callable[[], Callable[..., Any]]:
+    """Lower a function for arguments like these, with options of `jax.jit`.
 
     In a debug mode of JAX it is only jitted.
 
     A debug mode donates nothing: to find the operation that returned a nan, JAX calls the function
     again with the same arguments.
 
+    Returns:
+        A function that compiles it, on any thread.
+
     >>> import jax.numpy as jnp
-    >>> float(compile_ahead(jnp.sum, jnp.ones(3))(jnp.ones(3)))
+    >>> compile_sum = lower_ahead(jnp.sum, jnp.ones(3))
+    >>> float(compile_sum()(jnp.ones(3)))
     3.0
     """
     if is_debug_mode():
-        return jax.jit(function)
-    return jax.jit(function, donate_argnums=donate_argnums, **options).lower(*arguments).compile()
+        return lambda: jax.jit(function)
+    return jax.jit(function, donate_argnums=donate_argnums, **options).lower(*arguments).compile
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:
@@ -82,7 +86,7 @@ SETTINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class SharedCache:
-    """The traces and compiled phases of one computation, by the signature of state and data."""
+    """The traces and compilations of one computation, by the signature of state and data."""
 
     traces: dict[Any, Any] = dataclasses.field(default_factory=dict)
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)

@@ -12,13 +12,12 @@ import numpy as np
 from trainer.checks.arguments import describe_value
 from trainer.host.time_spans import StepCounter
 from trainer.phases.compilation import is_debug_mode
+from trainer.phases.dispatches import choose_dispatch_count, lower_dispatches
 from trainer.phases.executors import (
     ExecutorChoice,
     ScannedStep,
-    choose_dispatch_count,
     choose_executor,
-    compile_dispatches,
-    compile_steps,
+    lower_steps,
 )
 from trainer.phases.in_place_changes import MutationGuard
 from trainer.phases.jaxprs import count_flops
@@ -141,7 +140,7 @@ class CompiledPhase(NamedTuple):
     """Why it must not be sent to the device before its turn, if so."""
 
 
-def compile_phase(
+def lower_phase(
     computation: Computation,
     trace: tuple[Any, PyTree],
     executor: str | None,
@@ -149,10 +148,13 @@ def compile_phase(
     data: Any,
     *,
     donate: bool,
-) -> CompiledPhase:
-    """Compile the computation of a phase, traced by `trace`, with the executor that suits it.
+) -> Callable[[], CompiledPhase]:
+    """Lower the computation of a phase, traced by `trace`, with the executor that suits it.
 
     The executor of a hand-written phase is None.
+
+    Returns:
+        A function that compiles it, on any thread.
     """
     traced, measured = trace
     devices = state.step.devices()
@@ -176,18 +178,23 @@ def compile_phase(
         measured = one, taken
         if steps is not None:
             count = choose_dispatch_count(steps, count_flops(traced.jaxpr), devices)
-    run: PhaseRunner
+    lowered: Callable[[], PhaseRunner]
     if scanned is not None and choice.executor == "step":
-        run = compile_steps(scanned, state, data, measured, donate=donate)
+        lowered = lower_steps(scanned, state, data, measured, donate=donate)
     elif scanned is not None and count > 1:
         many = f", in {count} dispatches of {(steps or 0) // count} steps"
         choice = choice._replace(reason=choice.reason + many)
-        run = compile_dispatches(scanned, state, data, count, donate=donate)
+        lowered = lower_dispatches(scanned, state, data, count, donate=donate)
     else:
-        run = _compile_whole(computation, traced, steps)
+        lowered = _lower_whole(computation, traced, steps)
     layout = PackedLayout.from_shapes(measured)
     signature, in_turn = compute_signature(data), _find_reason_to_wait(traced, choice)
-    return CompiledPhase(run, layout, scanned is not None, choice, signature, steps, in_turn)
+
+    def finish() -> CompiledPhase:
+        stepwise = scanned is not None
+        return CompiledPhase(lowered(), layout, stepwise, choice, signature, steps, in_turn)
+
+    return finish
 
 
 def _find_reason_to_wait(traced: Any, choice: ExecutorChoice) -> str | None:
@@ -199,8 +206,10 @@ def _find_reason_to_wait(traced: Any, choice: ExecutorChoice) -> str | None:
     return None
 
 
-def _compile_whole(computation: Computation, traced: Any, steps: int | None) -> PhaseRunner:
-    """Compile a computation for one dispatch, or jit it for JAX's debug modes.
+def _lower_whole(
+    computation: Computation, traced: Any, steps: int | None
+) -> Callable[[], PhaseRunner]:
+    """Lower a computation for one dispatch, or jit it for JAX's debug modes.
 
     These inspect calls, and numbers before packing.
     """
@@ -209,18 +218,23 @@ def _compile_whole(computation: Computation, traced: Any, steps: int | None) -> 
         after, output, numbers = _run_measured(computation, state, data)
         return after if computation.updates_state else None, output, pack(numbers), numbers
 
-    compiled = jax.jit(inspected) if is_debug_mode() else traced.lower().compile()
+    lowered = None if is_debug_mode() else traced.lower()
     changes = computation.updates_state
 
-    def run(
-        state: TrainState, data: Any, advance: StepCounter | None = None
-    ) -> tuple[TrainState, PyTree, jax.Array]:
-        after, output, packed, *_ = compiled(state, data)
-        if advance is not None and steps is not None:
-            advance.add(steps, packed)
-        return after if changes else state, output, packed
+    def finish() -> PhaseRunner:
+        compiled = lowered.compile() if lowered else jax.jit(inspected)
 
-    return run
+        def run(
+            state: TrainState, data: Any, advance: StepCounter | None = None
+        ) -> tuple[TrainState, PyTree, jax.Array]:
+            after, output, packed, *_ = compiled(state, data)
+            if advance is not None and steps is not None:
+                advance.add(steps, packed)
+            return after if changes else state, output, packed
+
+        return run
+
+    return finish
 
 
 def fetch_packed(packed: Packed) -> np.ndarray:

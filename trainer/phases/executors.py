@@ -1,13 +1,9 @@
-"""Executors: run a repeated step in one compiled scan per epoch, or in one dispatch per step.
-
-A long scan is split into a few dispatches, between which a run can report progress.
-"""
+"""Executors: run a repeated step in one compiled scan per epoch, or in one dispatch per step."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +14,7 @@ from trainer.checks.suggestions import suggest_name
 from trainer.data.source import Feed
 from trainer.host.time_spans import StepCounter
 from trainer.phases.batch_functions import StepFunction
-from trainer.phases.compilation import compile_ahead, is_debug_mode
+from trainer.phases.compilation import is_debug_mode, lower_ahead
 from trainer.phases.jaxprs import has_convolution
 from trainer.phases.packed import PackedLayout, get_shapes, pack
 from trainer.placement.constraints import (
@@ -168,16 +164,20 @@ class RepeatedStep(NamedTuple):
     """`scan`, `step` or `auto`."""
 
 
-def compile_steps(
+StepRunner = Callable[..., tuple[TrainState, None, jax.Array]]
+"""`(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps, words]`."""
+
+
+def lower_steps(
     scanned: ScannedStep, state: TrainState, piece: Any, measured: PyTree, *, donate: bool
-) -> Callable[[TrainState, Any, StepCounter | None], tuple[TrainState, None, jax.Array]]:
-    """Compile a step that is dispatched one by one; its metrics are collected on the device.
+) -> Callable[[], StepRunner]:
+    """Lower a step that is dispatched one by one; its metrics are collected on the device.
 
     A state that it does not change is never copied. `measured` are the shapes of (metrics, steps
     taken) of one step.
 
     Returns:
-        `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps, words]`.
+        A function that compiles it, on any thread.
     """
     changes = scanned.updates_state
     steps = jax.tree.leaves(jax.eval_shape(scanned.order, state, piece))[0].shape[0]
@@ -195,106 +195,39 @@ def compile_steps(
         seen = numbers[0] if is_debug_mode() else None  # JAX sees no nan in packed words
         return after if changes else None, (table, place + 1), seen
 
-    compiled_start = compile_ahead(start, state, piece, **replicate_outputs())
+    lowered_start = lower_ahead(start, state, piece, **replicate_outputs())
     order, table, place = replicate_shapes(jax.eval_shape(start, state, piece))
     arguments = state, (table, place), order, piece
     options = choose_output_shardings(updates_state=changes)
     donated = (0, 1) if donate else (1,)
-    compiled = compile_ahead(advance, *arguments, donate_argnums=donated, **options)
+    lowered = lower_ahead(advance, *arguments, donate_argnums=donated, **options)
 
-    def run(
-        state: TrainState, piece: Any, advance: StepCounter | None = None
-    ) -> tuple[TrainState, None, jax.Array]:
-        order, table, place = compiled_start(state, piece)
-        scratch, reported, earlier = (table, place), 0, None
-        for done in range(1, steps + 1):
-            after, scratch, _ = compiled(state, scratch, order, piece)
-            state = after if changes else state
-            if several and done % IN_FLIGHT == 0:
-                jax.block_until_ready(earlier)
-                earlier = _copy_progress(scratch[1])
-            due = done - reported >= steps / PROGRESS_REPORTS or done == steps
-            if advance is not None and due:
-                advance.add(done - reported, _copy_progress(scratch[1]))
-                reported = done
-        return state, None, scratch[0]
+    def finish() -> StepRunner:
+        compiled_start, compiled = lowered_start(), lowered()
 
-    return run
+        def run(
+            state: TrainState, piece: Any, advance: StepCounter | None = None
+        ) -> tuple[TrainState, None, jax.Array]:
+            order, table, place = compiled_start(state, piece)
+            scratch, reported, earlier = (table, place), 0, None
+            for done in range(1, steps + 1):
+                after, scratch, _ = compiled(state, scratch, order, piece)
+                state = after if changes else state
+                if several and done % IN_FLIGHT == 0:
+                    jax.block_until_ready(earlier)
+                    earlier = _copy_progress(scratch[1])
+                due = done - reported >= steps / PROGRESS_REPORTS or done == steps
+                if advance is not None and due:
+                    advance.add(done - reported, _copy_progress(scratch[1]))
+                    reported = done
+            return state, None, scratch[0]
+
+        return run
+
+    return finish
 
 
 @jax.jit
 def _copy_progress(place: jax.Array) -> jax.Array:
     """Copy the step count, which the next step donates, to see how far the device is."""
     return place + 0
-
-
-AT_MOST = 16
-"""Dispatches per scan: a device queues twice as many before the host has to wait."""
-
-LONG = {"cpu": 10**11}
-"""Operations from which a scan is split, by platform: about a second of matrix products, so that
-a dispatch, some 0.1 ms, takes less than a hundredth of its computation."""
-
-LONG_ELSEWHERE = 10**14
-"""The same for GPUs and TPUs."""
-
-
-def choose_dispatch_count(steps: int, operations: int, devices: Collection[Any]) -> int:
-    """Choose the number of dispatches of equal length for a scan, never by a clock.
-
-    For a long scan, by its `operations`, it is the largest divisor of `steps`, up to 16, that
-    leaves at least two steps per dispatch; else, and on several devices, it is 1.
-
-    >>> cpu = jax.devices("cpu")[:1]
-    >>> (choose_dispatch_count(480, 10**12, cpu), choose_dispatch_count(481, 10**12, cpu),
-    ...  choose_dispatch_count(480, 10**9, cpu))
-    (16, 13, 1)
-    """
-    platform = next(iter(devices)).platform
-    if len(devices) > 1 or operations < LONG.get(platform, LONG_ELSEWHERE):
-        return 1
-    divisors = (count for count in range(2, AT_MOST + 1) if steps % count == 0)
-    return max((count for count in divisors if 2 * count <= steps), default=1)
-
-
-def compile_dispatches(
-    scanned: ScannedStep, state: TrainState, piece: Any, count: int, *, donate: bool
-) -> Callable[..., tuple[TrainState, None, list[jax.Array]]]:
-    """Compile a scan that runs in several dispatches, with the same bits as in one.
-
-    Two functions are compiled: the order of an epoch's data, and the steps of one dispatch. The
-    number of dispatches, `count`, divides the steps.
-
-    Returns:
-        `(state, piece, advance) -> (state, None, packed)`, `packed` uint32 `[steps / count, words]`
-        of each dispatch.
-    """
-
-    def begin(state: TrainState, piece: Any) -> list[PyTree]:
-        rows = scanned.order(state, piece)
-        parts = jax.tree.map(lambda row: row.reshape(count, -1, *row.shape[1:]), rows)
-        return [jax.tree.map(operator.itemgetter(part), parts) for part in range(count)]
-
-    def advance_state(
-        state: TrainState, piece: Any, rows: PyTree
-    ) -> tuple[TrainState | None, jax.Array]:
-        after, packed, _ = scanned.packed(state, piece, rows)
-        return after if scanned.updates_state else None, packed
-
-    started = compile_ahead(begin, state, piece)
-    rows = jax.eval_shape(begin, state, piece)[0]
-    few = compile_ahead(advance_state, state, piece, rows, donate_argnums=(0,) if donate else ())
-
-    def run(
-        state: TrainState, piece: Any, advance: StepCounter | None = None
-    ) -> tuple[TrainState, None, list[jax.Array]]:
-        tables = []
-        for rows in started(state, piece):
-            after, packed = few(state, piece, rows)
-            state = after if scanned.updates_state else state
-            tables.append(packed)
-            if advance is not None:
-                advance.add(len(packed), packed)
-        return state, None, tables
-
-    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,8 +14,8 @@ import jax
 from trainer.checks.arguments import describe_value, require_function
 from trainer.data.iteration import positions
 from trainer.data.source import Check, Feed, Source
+from trainer.host.computed_once import ComputedOnce
 from trainer.host.exception_notes import annotate_errors
-from trainer.host.garbage import garbage_collection_paused
 from trainer.host.time_spans import span, start_step_counter, time_items
 from trainer.phases.compilation import SharedCache, get_shared_cache, read_jax_settings
 from trainer.phases.compiled_phase import (
@@ -22,12 +23,13 @@ from trainer.phases.compiled_phase import (
     Computation,
     Packed,
     PhaseFunction,
-    compile_phase,
     compute_signature,
+    lower_phase,
     trace,
 )
 from trainer.phases.dispatch import Dispatch, Dispatched
 from trainer.phases.executors import RepeatedStep, ScannedStep
+from trainer.phases.garbage import garbage_collection_paused
 from trainer.phases.pending_metrics import PendingMetrics
 from trainer.phases.reductions import Finalize, exclude_weights, finalize_values
 from trainer.placement.constraints import place_batches, shape_batches, trace_on_mesh
@@ -155,8 +157,7 @@ class Phase:
         """Check the data that are available before training, before anything is compiled."""
         for phase in self.passes:
             phase.verify(state)
-        where = annotate_errors(f"in checking phase {self.name!r}")
-        with where, garbage_collection_paused():  # it may trace the network
+        with annotate_errors(f"in checking phase {self.name!r}"), garbage_collection_paused():
             if self.feed and self.check_data:
                 self.feed.verify(state, self.check_data)
             if self.check_independence is not None:
@@ -191,16 +192,21 @@ class Phase:
 
     def get_compiled(self, state: TrainState, data: Any, *, donate: bool) -> CompiledPhase:
         """Return the compiled phase for this structure of state and data; compile it if needed."""
+        lowered = self.lower(state, data, donate=donate)
+        with contextlib.nullcontext() if lowered.known else span("compile", self.name):
+            return lowered.get()
+
+    def lower(self, state: TrainState, data: Any, *, donate: bool) -> ComputedOnce[CompiledPhase]:
+        """Trace and lower it for this structure of state and data; compile it when asked."""
         state, donate = strip_host_fields(state), donate and self.updates_state
         key, compiled = self._make_key(state, data, donate), self._shared.compiled
         if key not in compiled:
             data = self._shape(data, state)
+            executor = self.repeated_step.executor if self.repeated_step else None
             with span("compile", self.name), trace_on_mesh(state), garbage_collection_paused():
                 traced = self._trace(state, data, donate)
-                executor = self.repeated_step.executor if self.repeated_step else None
-                compiled[key] = compile_phase(
-                    self.computation, traced, executor, state, data, donate=donate
-                )
+                arguments = self.computation, traced, executor, state, data
+                compiled[key] = ComputedOnce(lower_phase(*arguments, donate=donate))
         return compiled[key]
 
     def execute(
@@ -283,16 +289,12 @@ class Phase:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
         key, traces = self._make_key(state, data, donate), self._shared.traces
         if key not in traces:
-            where = annotate_errors(f"in checking phase {self.name!r}")
-            with where, garbage_collection_paused():
+            with annotate_errors(f"in checking phase {self.name!r}"), garbage_collection_paused():
                 traces[key] = trace(self.computation, state, data, donate=donate)
         return traces[key]
 
     @staticmethod
     def _make_key(state: TrainState, data: Any, donate: bool) -> tuple[Any, ...]:
-        """Return what a function is traced and compiled for.
-
-        With the placement: a function lowered from the trace keeps that of its arguments.
-        """
+        """Return what a function is traced and compiled for; lowered, it keeps the placement."""
         shapes = compute_signature(state, placed=True), compute_signature(data)
         return *shapes, donate, read_jax_settings()

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from trainer.checks.arguments import require_function, require_integer, require_number
-from trainer.host.garbage import garbage_collection_paused
 from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, require_entry
 from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
+from trainer.phases.garbage import garbage_collection_paused
 from trainer.phases.jaxprs import of_rows
 from trainer.placement.layer_gathering import call_gathered
 from trainer.state import PyTree, TrainState, check_key

@@ -11,8 +11,8 @@ import pytest
 import trainer
 from models import from_linen
 from trainer import data, fingerprint, losses
-from trainer.phases import executors
-from trainer.phases.executors import choose_dispatch_count
+from trainer.phases import dispatches
+from trainer.phases.dispatches import choose_dispatch_count
 
 
 class Convolving(nn.Module):
@@ -37,7 +37,7 @@ def short(monkeypatch):
     """Split every scan, at any length."""
 
     def cut(yes=True):
-        monkeypatch.setattr(executors, "LONG", {"cpu": 0 if yes else 10**11})
+        monkeypatch.setattr(dispatches, "LONG", {"cpu": 0 if yes else 10**11})
 
     return cut
 
@@ -82,7 +82,7 @@ def test_law_8_a_split_scan_compiles_once_and_donates_its_state(
         after, _ = trainer.fit(state, [train, val], epochs=2, hooks=lambda state, metrics: state)
     assert counts == []
     (program,) = train._shared.compiled.values()
-    assert program.choice.reason.endswith("in 3 dispatches of 2 steps")
+    assert program.get().choice.reason.endswith("in 3 dispatches of 2 steps")
     train.execute(after, None, donate=True)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(after.params))
     assert not state.step.is_deleted()

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from trainer import Phase
-from trainer.host.garbage import garbage_collection_paused
+from trainer.phases.garbage import garbage_collection_paused
 
 
 @pytest.fixture(autouse=True)
