@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.phases.cost import get_peak_flops
+from trainer.phases.costs.cost import get_peak_flops
 
 SIDE, MEGABYTES = 8192, 1024
 QUICK_SIDE, QUICK_MEGABYTES = 128, 1

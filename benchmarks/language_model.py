@@ -29,7 +29,7 @@ from epoch_throughput import DISPATCH, LIBRARY, SCAN, bare, library
 import models
 import trainer
 from trainer import data, losses
-from trainer.phases.cost import get_peak_flops
+from trainer.phases.costs.cost import get_peak_flops
 from trainer.phases.jaxprs import count_flops
 
 FASTEST = "fastest bare"

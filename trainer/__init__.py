@@ -13,7 +13,7 @@ from trainer.parameters.summaries import summary
 from trainer.parameters.transfer import export_params, load_params
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.compilation import cache_compilations
-from trainer.phases.cost import cost
+from trainer.phases.costs.cost import cost
 from trainer.phases.factories import evaluate, evaluation, training
 from trainer.phases.metrics import Members, Metrics
 from trainer.phases.passes import repeated

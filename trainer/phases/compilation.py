@@ -1,11 +1,13 @@
-"""Compilation ahead of time, except in JAX's debug modes, and its cache across processes."""
+"""Compilation ahead of time, except in JAX's debug modes, and its caches."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -47,6 +49,31 @@ def lower_ahead(
     if is_debug_mode():
         return lambda: jax.jit(function)
     return jax.jit(function, donate_argnums=donate_argnums, **options).lower(*arguments).compile
+
+
+@contextlib.contextmanager
+def pause_gc() -> Iterator[None]:
+    """Collect no cyclic garbage in a `with` block, or in a decorated function.
+
+    Tracing a step allocates so many objects that are kept that Python searches all objects of the
+    process for garbage, again and again: a third of the time that a run needs until it trains.
+    It applies to all threads. Where collection is off already, it stays off.
+
+    >>> import gc
+    >>> with pause_gc():
+    ...     print(gc.isenabled())
+    False
+    >>> gc.isenabled()
+    True
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:

@@ -17,7 +17,7 @@ from trainer.data.source import Check, Feed, Source
 from trainer.host.computed_once import ComputedOnce
 from trainer.host.exception_notes import annotate_errors
 from trainer.host.time_spans import span, start_step_counter, time_items
-from trainer.phases.compilation import SharedCache, get_shared_cache, read_jax_settings
+from trainer.phases.compilation import SharedCache, get_shared_cache, pause_gc, read_jax_settings
 from trainer.phases.compiled_phase import (
     CompiledPhase,
     Computation,
@@ -29,7 +29,6 @@ from trainer.phases.compiled_phase import (
 )
 from trainer.phases.dispatch import Dispatch, Dispatched
 from trainer.phases.executors import RepeatedStep, ScannedStep
-from trainer.phases.garbage import garbage_collection_paused
 from trainer.phases.pending_metrics import PendingMetrics
 from trainer.phases.reductions import Finalize, exclude_weights, finalize_values
 from trainer.placement.constraints import place_batches, shape_batches, trace_on_mesh
@@ -157,7 +156,7 @@ class Phase:
         """Check the data that are available before training, before anything is compiled."""
         for phase in self.passes:
             phase.verify(state)
-        with annotate_errors(f"in checking phase {self.name!r}"), garbage_collection_paused():
+        with annotate_errors(f"in checking phase {self.name!r}"), pause_gc():
             if self.feed and self.check_data:
                 self.feed.verify(state, self.check_data)
             if self.check_independence is not None:
@@ -203,7 +202,7 @@ class Phase:
         if key not in compiled:
             data = self._shape(data, state)
             executor = self.repeated_step.executor if self.repeated_step else None
-            with span("compile", self.name), trace_on_mesh(state), garbage_collection_paused():
+            with span("compile", self.name), trace_on_mesh(state), pause_gc():
                 traced = self._trace(state, data, donate)
                 arguments = self.computation, traced, executor, state, data
                 compiled[key] = ComputedOnce(lower_phase(*arguments, donate=donate))
@@ -289,7 +288,7 @@ class Phase:
         """Return the traced function, and the shapes of what it measures, as `trace` does; once."""
         key, traces = self._make_key(state, data, donate), self._shared.traces
         if key not in traces:
-            with annotate_errors(f"in checking phase {self.name!r}"), garbage_collection_paused():
+            with annotate_errors(f"in checking phase {self.name!r}"), pause_gc():
                 traces[key] = trace(self.computation, state, data, donate=donate)
         return traces[key]
 

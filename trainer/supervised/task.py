@@ -14,7 +14,7 @@ from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, requ
 from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
-from trainer.phases.garbage import garbage_collection_paused
+from trainer.phases.compilation import pause_gc
 from trainer.phases.jaxprs import of_rows
 from trainer.placement.layer_gathering import call_gathered
 from trainer.state import PyTree, TrainState, check_key
@@ -140,7 +140,7 @@ def supervised(
         root, network_key = jax.random.split(key)
         return root, network.init(network_key, inputs)
 
-    @garbage_collection_paused()
+    @pause_gc()
     def init(key: jax.Array, example: Batch) -> TrainState:
         check_key(key)
         check_example(example)

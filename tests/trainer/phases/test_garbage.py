@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from trainer import Phase
-from trainer.phases.garbage import garbage_collection_paused
+from trainer.phases.compilation import pause_gc
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def collecting():
 def test_it_is_paused_within_and_goes_on_after_an_error():
     enabled = []
 
-    @garbage_collection_paused()
+    @pause_gc()
     def fail():
         enabled.append(gc.isenabled())
         raise RuntimeError("mine")
@@ -31,15 +31,15 @@ def test_it_is_paused_within_and_goes_on_after_an_error():
 
 
 def test_a_pause_within_a_pause_does_not_end_it():
-    with garbage_collection_paused():
-        with garbage_collection_paused():
+    with pause_gc():
+        with pause_gc():
             assert not gc.isenabled()
         assert not gc.isenabled()
 
 
 def test_where_it_is_off_it_stays_off():
     gc.disable()
-    with garbage_collection_paused():
+    with pause_gc():
         pass
     assert not gc.isenabled()
     gc.enable()

@@ -11,8 +11,8 @@ import jax
 from jax.extend import core
 from jax.sharding import Mesh
 
-from trainer.phases.collectives import Collective, count_collectives
 from trainer.phases.compiled_phase import trace
+from trainer.phases.costs.collectives import Collective, count_collectives
 from trainer.phases.jaxprs import count_flops, find_outer_scans
 from trainer.phases.packed import get_shapes, pack
 from trainer.phases.phase import Phase

@@ -11,7 +11,7 @@ from jax import lax
 
 import trainer
 from trainer import data, losses
-from trainer.phases.cost import Cost, count_flops, get_peak_flops
+from trainer.phases.costs.cost import Cost, count_flops, get_peak_flops
 
 LAYERS, BATCH, WIDTH = 6, 16, 32
 WEIGHTS, INPUTS = jnp.ones((LAYERS, WIDTH, WIDTH)), jnp.ones((BATCH, WIDTH))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.phases.collectives import Collective, count_collectives
+from trainer.phases.costs.collectives import Collective, count_collectives
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 

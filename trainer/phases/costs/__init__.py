@@ -1,0 +1,1 @@
+"""What a program costs, predicted from shapes: operations, memory, collectives."""
