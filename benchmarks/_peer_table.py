@@ -1,10 +1,8 @@
-"""The table of `peers`: a row for each contestant, written into documents between two markers."""
+"""The table of `peers`: a row for each contestant."""
 
 from contestants.entrants import ENTRANTS, LIBRARY
 from contestants.workloads import TWO_THOUSAND, UNITS
 
-BEGIN = "<!-- peers: written by benchmarks/peers.py -->"
-END = "<!-- peers end -->"
 HEADER = ("trainer", "settings", *(f"{race}, {unit}" for race, unit in UNITS.items()))
 STARTS = ("first start", "later start")
 
@@ -69,17 +67,3 @@ def say_more(record):
     machine = f"{record['processor']}, {record['cores']} cores"
     lines.append(f"{record['date'][:10]}, {machine}; {versions}.")
     return [line for text in lines for line in (text, "")][:-1]
-
-
-def insert(document, table):
-    """Write the table into a document, in place of what is between the markers.
-
-    Raises:
-        ValueError: the document has not each marker once, in order.
-    """
-    text = document.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"{document} must have {BEGIN!r} and {END!r} once each, in this order")
-    document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")

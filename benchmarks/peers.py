@@ -23,8 +23,8 @@ import functools
 import math
 import statistics
 import tempfile
-from pathlib import Path
 
+import _documents
 import _measuring
 import _peer_table
 from _starting import Contestant, ContestantError
@@ -32,7 +32,7 @@ from contestants import workloads
 from contestants.entrants import ENTRANTS, LIBRARY
 from contestants.workloads import PPO, TWO_THOUSAND, UNITS
 
-DOCUMENTS = [Path(__file__).parents[1] / name for name in ("README.md", "docs/performance.md")]
+DOCUMENTS = [_documents.ROOT / name for name in ("README.md", "docs/performance.md")]
 STARTED = ("MLP", next(iter(PPO)))
 """Races in which starts are measured."""
 QUICK = (workloads.TEXT, STARTED[1])
@@ -193,7 +193,7 @@ def main():
     _measuring.CONSOLE.print(table)
     if not options.quick:
         for document in DOCUMENTS:
-            _peer_table.insert(document, table)
+            _documents.insert(document, "peers", table)
     _measuring.finish(
         options,
         "peers",

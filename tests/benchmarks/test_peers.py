@@ -210,26 +210,6 @@ def test_the_table_has_rates_ratios_starts_and_who_is_left_out():
     ]
 
 
-@pytest.mark.parametrize("document", peers.DOCUMENTS, ids=lambda path: path.name)
-def test_the_table_replaces_what_is_between_the_markers(document, tmp_path):
-    copy = tmp_path / document.name
-    text = document.read_text()
-    copy.write_text(text)
-    _peer_table.insert(copy, "| new |")
-    before, rest = text.split(_peer_table.BEGIN)
-    after = rest.split(_peer_table.END)[1]
-    middle = f"{_peer_table.BEGIN}\n| new |\n{_peer_table.END}"
-    assert copy.read_text() == f"{before}{middle}{after}"
-
-
-@pytest.mark.parametrize("text", ["", _peer_table.BEGIN, f"{_peer_table.END} {_peer_table.BEGIN}"])
-def test_a_document_without_markers_is_refused(text, tmp_path):
-    document = tmp_path / "page.md"
-    document.write_text(text)
-    with pytest.raises(ValueError, match="once each, in this order"):
-        _peer_table.insert(document, "| new |")
-
-
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="PyTorch is not installed")
 def test_the_transformer_of_pytorch_has_as_many_parameters():
     from contestants import torch_networks
