@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def evaluate(
     name = f"evaluate/{phase.name}"
     warn = warn_once(warn_uncalibrated_params, params)
     required = list_required_states(params)
-    prepared: list[tuple[TrainState, Dispatch[tuple[TrainState, PyTree, PendingMetrics]]]] = []
+    prepared: dict[int, tuple[TrainState, Dispatch[tuple[TrainState, PyTree, PendingMetrics]]]] = {}
 
     def list_names(state: TrainState) -> tuple[str, ...]:
         check_step_average(state, params)
@@ -106,12 +107,13 @@ def evaluate(
 
     def prepare(state: TrainState) -> None:
         if not required:  # else a hook before this one has yet to update the parameters
-            prepared[:] = [(state, dispatch(state))]
-            prepared[0][1].begin()
+            early = dispatch(state)
+            early.begin()
+            prepared[threading.get_ident()] = state, early  # runs in other threads have their own
 
     def run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         warn(state)
-        before, early = prepared.pop() if prepared else (None, None)
+        before, early = prepared.pop(threading.get_ident(), (None, None))
         if early is None or before is None or not has_same_arrays(before, state):
             early = dispatch(state)
         return _add_scores(state, early.finish()[2])
@@ -119,6 +121,9 @@ def evaluate(
     def lower(state: TrainState) -> ComputedOnce[Any]:
         example = phase.feed.example if phase.feed else None
         return phase.lower(with_params(state), example, donate=False)
+
+    def close(error: BaseException | None) -> None:
+        prepared.pop(threading.get_ident(), None)  # of an event that an error has ended
 
     def dry_run(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
         return _add_scores(state, run_first_step(phase, with_params(state))[2])
@@ -145,6 +150,7 @@ def evaluate(
         prepare=prepare,
         dry_run=dry_run,
         lower=lower,
+        close=close,
     )
     if not sanity:
         return hook

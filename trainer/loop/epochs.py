@@ -86,12 +86,17 @@ class EpochRunner:
             self._forecast.learn(changed=self._changed, tried=self._ahead is not None)
         return epoch.reader.taken
 
+    def close(self) -> None:
+        """Discard what was dispatched early, with the state and the readers that it holds."""
+        epoch, self._ahead = self._ahead, None
+        if epoch is not None:
+            epoch.discard()
+
     def _take(self, number: int, steps: int) -> _Epoch:
         """Return the epoch that was dispatched early, if it still counts, or a new one."""
+        if self._changed:
+            self.close()
         epoch, self._ahead = self._ahead, None
-        if epoch is not None and self._changed:
-            epoch.discard()
-            epoch = None
         if epoch is None:
             epoch = _Epoch(self._plan, self._compiled, self.state, number)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from collections.abc import Sequence
@@ -101,21 +102,21 @@ def fit(
             history += read_history(plan.hooks, state, metrics)
         number, steps, reasons = int(state.epoch), read_step_count(state), NO_STOP
         taken = sum(phase.steps_per_epoch or 0 for phase in plan.phases)
-        now = EpochRunner(plan, compiled, state, metrics)
-        del state  # or it would stay in memory
-        while number < plan.epochs and not now.state.stop:
-            number, steps = number + 1, _check_steps(now.state, steps, taken)
-            with span("epoch", number=number):
-                taken = now.run_epoch(number, steps)
-            steps += taken
-            history.append(now.metrics.as_dict())
-            reasons = plan.events.decide(now.state)
-            if reasons.signal or (reasons.interrupt and not reasons.stop):
-                cause = plan.events.interrupt or "signal"
-                log.warning("interrupted at epoch %d: %s", number, cause)
-                plan.events.run("end", now.state, now.metrics, stages=["save"])
-                state = now.state
-                break
+        interrupted = False
+        with contextlib.closing(EpochRunner(plan, compiled, state, metrics)) as now:
+            del state  # or it would stay in memory
+            while number < plan.epochs and not now.state.stop and not interrupted:
+                number, steps = number + 1, _check_steps(now.state, steps, taken)
+                with span("epoch", number=number):
+                    taken = now.run_epoch(number, steps)
+                steps += taken
+                history.append(now.metrics.as_dict())
+                reasons = plan.events.decide(now.state)
+                interrupted = bool(reasons.signal or (reasons.interrupt and not reasons.stop))
+        if interrupted:
+            log.warning("interrupted at epoch %d: %s", number, plan.events.interrupt or "signal")
+            plan.events.run("end", now.state, now.metrics, stages=["save"])
+            state = now.state
         else:
             state, _ = plan.events.run("end", now.state, now.metrics)
         plan.events.flush()  # an error in the background is raised here, while error hooks can run

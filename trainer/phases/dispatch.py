@@ -61,3 +61,4 @@ class Dispatch(Generic[T]):
     def discard(self) -> None:
         """End it without its result; what was sent to the device is computed all the same."""
         self._parts.close()
+        self._results, self._error = [], None  # whose frames hold what was computed
