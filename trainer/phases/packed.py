@@ -72,7 +72,7 @@ class PackedLayout:
     >>> shapes = jax.eval_shape(lambda: {"loss": jnp.zeros(3), "hits": jnp.zeros((), jnp.int32)})
     >>> layout = PackedLayout.from_shapes(shapes)
     >>> layout.unpack(np.asarray(pack({"loss": jnp.arange(3.0), "hits": jnp.int32(2**24 + 1)})))
-    {'hits': array(16777217, dtype=int32), 'loss': array([0., 1., 2.], dtype=float32)}
+    {'hits': np.int32(16777217), 'loss': array([0., 1., 2.], dtype=float32)}
     """
 
     structure: Any
@@ -104,8 +104,21 @@ class PackedLayout:
             start = end
         return places
 
+    @functools.cached_property
+    def _runs(self) -> list[tuple[slice, Any, tuple[int, ...] | None]]:
+        """The places, with scalars of a dtype that follow each other as one, of shape None."""
+        runs: list[tuple[slice, Any, tuple[int, ...] | None]] = []
+        for place, dtype, shape in self._places:
+            if shape:
+                runs.append((place, dtype, shape))
+            elif runs and runs[-1][1:] == (dtype, None):
+                runs[-1] = (slice(runs[-1][0].start, place.stop), dtype, None)
+            else:
+                runs.append((place, dtype, None))
+        return runs
+
     def unpack(self, words: np.ndarray, *, rows: bool = False) -> PyTree:
-        """Return the numbers as numpy views.
+        """Return the numbers as numpy views, and scalars as numpy's.
 
         Args:
             words: uint32 `[words]`; with `rows`, `[steps, words]`, one row per step.
@@ -117,7 +130,9 @@ class PackedLayout:
                 for place, dtype, shape in self._places
             ]
         else:
-            leaves = [
-                words[place].view(dtype).reshape(shape) for place, dtype, shape in self._places
-            ]
+            leaves = []
+            for place, dtype, shape in self._runs:
+                numbers = words[place].view(dtype)
+                # A view of each scalar takes 1 us, where one of many takes 0.05 us a scalar.
+                leaves.extend(numbers if shape is None else [numbers.reshape(shape)])
         return jax.tree.unflatten(self.structure, leaves)
