@@ -58,6 +58,12 @@ def test_many_scalars_are_packed_by_few_kernels_bit_for_bit():
     assert compiled.count(" fusion(") < 5  # a kernel per scalar took 25 ms each to compile
 
 
+def test_packing_takes_few_operations_a_metric():
+    tree = {number: jnp.float32(number) for number in range(2_000)}
+    operations = len(jax.make_jaxpr(pack)(tree).eqns)
+    assert operations <= 5 * 2_000  # a bitcast, two reshapes, a broadcast and a select
+
+
 def test_a_trace_is_reduced_as_asked():
     pieces = [{name: np.array([1.0, 4.0, 1.0]) for name in ("a", "b", "c", "d")}]
     values, traces = reduce_pieces(pieces, {"b": "sum", "c": "last", "d": "max"}, "train")
