@@ -168,4 +168,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    trainer.cache_compilations("runs/compiled")  # the next start compiles nothing
     main(trainer.parse_config(Config, description=__doc__))

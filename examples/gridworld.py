@@ -110,4 +110,5 @@ def build_curriculum(config: Config, lessons: tuple[str, ...]) -> hooks.Hook | t
 
 
 if __name__ == "__main__":
+    trainer.cache_compilations("runs/compiled")  # the next start compiles nothing
     main(trainer.parse_config(Config, description=__doc__))

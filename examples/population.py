@@ -108,4 +108,5 @@ def plot(history: list[dict[str, float]], epoch: int, config: Config) -> None:
 
 
 if __name__ == "__main__":
+    trainer.cache_compilations("runs/compiled")  # the next start compiles nothing
     main(trainer.parse_config(Config, description=__doc__))

@@ -79,4 +79,5 @@ def write_experience(folder: Path) -> hooks.Hook:
 
 
 if __name__ == "__main__":
+    trainer.cache_compilations("runs/compiled")  # the next start compiles nothing
     main(trainer.parse_config(Config, description=__doc__))

@@ -66,6 +66,8 @@ def _play(file, arguments, printed, settings):
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.update(QUICKLY)  # for its child processes
+    if folder := settings["jax_compilation_cache_dir"]:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     for name, value in settings.items():
         jax.config.update(name, value)
     sys.argv[:] = [file, *arguments]

@@ -80,13 +80,16 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
     """Cache compiled functions in a directory, for this and later processes.
 
     Call it once, before anything is compiled. It applies to all that JAX compiles in this process.
+    If the environment names a directory, `JAX_COMPILATION_CACHE_DIR`, that one is used.
 
     Args:
         directory: created if absent; runs may share it.
     """
     path = to_absolute_path(directory, "cache_compilations")
-    path.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(path))
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not named:
+        path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", named or str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache.reset_cache()

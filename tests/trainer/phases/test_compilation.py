@@ -85,19 +85,22 @@ def test_debug_modes_give_the_same_result(looking, task, digits, start):
     assert [loss, *scores.values()] == pytest.approx([other, *again.values()], rel=1e-5)
 
 
-def test_a_second_process_uses_the_cache_of_the_first(tmp_path):
-    hits = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", CHILD, str(tmp_path / "cache")],
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=True,
-            ).stdout
-        )
-        for _ in range(2)
-    ]
+def _count_hits(folder):
+    """Train in a process of its own; return how many programs it found in the cache."""
+    command = [sys.executable, "-c", CHILD, str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return int(run.stdout)
+
+
+def test_a_second_process_uses_the_cache_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    hits = [_count_hits(tmp_path / "cache") for _ in range(2)]
     assert hits[0] == 0
     assert hits[1] > 0
     assert any((tmp_path / "cache").iterdir())
+
+
+def test_the_folder_that_the_environment_names_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "named"))
+    assert [_count_hits(tmp_path / "cache") > 0 for _ in range(2)] == [False, True]
+    assert not (tmp_path / "cache").exists()
