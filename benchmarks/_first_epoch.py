@@ -50,6 +50,30 @@ def resumed(cache):
     return library(cache, run=f"{cache}/run")
 
 
+def metrics(cache):
+    """Start with a phase that reports 2,000 metrics."""
+    yield "import"
+    import jax
+    import jax.numpy as jnp
+
+    import trainer
+
+    if cache:
+        trainer.cache_compilations(cache)
+    yield "data"
+    yield "init"
+    state = trainer.TrainState.create(params=jnp.arange(64.0), rng=jax.random.key(0))
+    yield "compile"
+
+    def measure(state, data):
+        numbers = {f"metric_{i:04}": state.params[i % 64] * i for i in range(2_000)}
+        return state.replace(params=state.params + 1), None, numbers
+
+    state, (found,) = trainer.fit(state, trainer.Phase("train", measure), epochs=1)
+    jax.block_until_ready(state)
+    yield "first epoch", found["time/epoch_seconds"]
+
+
 def bare(cache):
     """Start without it: the same network, optimizer, data and cache."""
     yield "import"
@@ -87,7 +111,7 @@ def bare(cache):
 
 
 def main():
-    starts = {"library": library, "resumed": resumed, "bare": bare}
+    starts = {"library": library, "resumed": resumed, "metrics": metrics, "bare": bare}
     start, cache = starts[sys.argv[1]], (sys.argv[2:] or [None])[0]
     marks = [(mark, time.perf_counter()) for mark in start(cache)]
     last, seconds = marks[-1][0]

@@ -77,11 +77,15 @@ def compile_side_by_side(pending: Mapping[str, ComputedOnce[Any]]) -> None:
             _compile_in_turn(pending)
             return
         running = {name: threads.submit(one.get) for name, one in pending.items()}
-        _, unfinished = futures.wait(running.values(), timeout=NOTICE_AFTER)
-        if unfinished:
-            log.info("compiling %s", ", ".join(n for n, one in running.items() if not one.done()))
+        began, said = time.monotonic(), False
         for name, one in running.items():
             with span("compile", name):
+                left = NOTICE_AFTER - (time.monotonic() - began)
+                futures.wait([one], timeout=max(left, 0.0))
+                if not (said or one.done()):
+                    unfinished = [name for name, each in running.items() if not each.done()]
+                    log.info("compiling %s", ", ".join(unfinished))
+                    said = True
                 one.result()
 
 
