@@ -13,7 +13,6 @@ from jax.sharding import NamedSharding
 
 from trainer.hook import Hook
 from trainer.host.exception_notes import annotate_errors
-from trainer.host.time_spans import StepCounter, swap_step_counters
 from trainer.loop.events import HookRunner
 from trainer.loop.metric_reader import MetricReader
 from trainer.phases.compiled_phase import CompiledPhase
@@ -120,18 +119,14 @@ class _Epoch:
         self.reader = MetricReader(epochs=plan.epochs, where=f"epoch {number}")
         self._dispatch = Dispatch(self._run_phases(plan, compiled, state, number))
         self._host: TrainState | None = None
-        self._counters: tuple[StepCounter, ...] = ()
 
     def begin(self) -> None:
         """Dispatch what may be dispatched before the hooks of the epoch before."""
-        others = swap_step_counters(())
         self._dispatch.begin()
-        self._counters = swap_step_counters(others)
 
     def adopt(self, state: TrainState, began: float) -> None:
         """Continue with the host part that hooks left; the epoch's time counts from `began`."""
         self._host, self.reader.began = state, began
-        swap_step_counters(self._counters)
 
     def finish(self) -> tuple[TrainState, PyTree]:
         """Dispatch what is left; return the state and the output of the last phase."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Generic, TypeVar
 
+from trainer.host.time_spans import StepCounter, swap_step_counters
+
 T = TypeVar("T")
 
 Dispatched = Generator[None, None, T]
@@ -31,14 +33,18 @@ class Dispatch(Generic[T]):
     def __init__(self, parts: Dispatched[T]) -> None:
         self._parts = parts
         self._results: list[T] = []
-        self._error: Exception | None = None
+        self._errors: list[Exception] = []
+        self._counters: tuple[StepCounter, ...] = ()
 
     def begin(self) -> None:
-        """Do what may be done before its turn; an error is kept for then."""
+        """Do what may be done before its turn; an error, and the counts of steps, are kept."""
+        others = swap_step_counters(())
         try:
             self._advance()
         except Exception as error:
-            self._error = error
+            self._errors.append(error)
+        finally:
+            self._counters = swap_step_counters(others)
 
     def finish(self) -> T:
         """Do the rest, and return the result.
@@ -46,8 +52,10 @@ class Dispatch(Generic[T]):
         Raises:
             Exception: what it raised, also before its turn.
         """
-        if self._error is not None:
-            raise self._error
+        if self._counters:
+            swap_step_counters(self._counters)  # progress is shown in its turn
+        if self._errors:
+            raise self._errors.pop()  # its frames hold this object, which must not hold it
         while not self._results:
             self._advance()
         return self._results[0]
@@ -61,4 +69,4 @@ class Dispatch(Generic[T]):
     def discard(self) -> None:
         """End it without its result; what was sent to the device is computed all the same."""
         self._parts.close()
-        self._results, self._error = [], None  # whose frames hold what was computed
+        self._results, self._errors = [], []

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import threading
 
 import jax
@@ -108,6 +109,30 @@ def test_an_evaluation_dispatched_early_frees_its_state_after_an_error(wide):
         assert count_states() == given
 
 
+def test_an_evaluation_that_fails_early_frees_its_state(wide, caplog):
+    task, batches, start = wide
+    caplog.set_level(logging.CRITICAL, "entracte")  # a captured record would hold the error
+
+    def factory(seed, epoch):
+        if epoch == 2:
+            raise OSError("the disk is gone")
+        return batches
+
+    val = trainer.evaluation(task.measure, data.Stream(factory, superbatch=2), name="val")
+    phase = trainer.training(task.step, data.Stream(batches))
+    given, during = count_states(), []
+
+    def look(state, metrics):
+        during.append(count_states() - given)
+        return state
+
+    chain = [hooks.guard(hooks.evaluate(val)), hooks.on("end", look)]
+    with without_garbage_collection():
+        history = trainer.fit(start, phase, epochs=3, hooks=chain, overlap=True)[1]
+    assert ["val/loss" in epoch for epoch in history] == [True, False, True]
+    assert during == [1]  # the last
+
+
 def test_runs_in_several_threads_share_an_evaluation(start, train, val):
     evaluate, both = hooks.evaluate(val), threading.Barrier(2, timeout=60)
     expected = trainer.fit(start, train, epochs=4, hooks=evaluate)[1]
@@ -135,3 +160,18 @@ def test_runs_in_several_threads_share_an_evaluation(start, train, val):
     scores = [[epoch["val/loss"] for epoch in history] for history in (expected, *found)]
     assert scores == [scores[0]] * 3
     assert len(evaluations) == 2 * 4  # none is computed twice
+
+
+def test_progress_of_what_was_dispatched_early_is_shown_in_its_turn(start, train, val):
+    shown = []
+
+    def look(state, metrics):
+        (epoch, *_) = time_spans.list_open_spans(threading.get_ident())
+        shown.append([(one.phase, one.done, one.total) for one in epoch.steps])
+        return state
+
+    stop_listening = time_spans.add_listener(lambda span: None)
+    for overlap in (False, True):
+        trainer.fit(start, train, epochs=3, hooks=[look, hooks.evaluate(val)], overlap=overlap)
+    stop_listening()
+    assert shown == [[("train", 6, 6)]] * 6
