@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).parent / "_contestant.py"
-LIMIT = 300.0
+LIMIT = 900.0
 """Seconds of one answer, after which a contestant has failed."""
 
 
