@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from trainer.checks.paths import to_absolute_path
+from trainer.host.computed_once import ComputedOnce
+from trainer.host.time_spans import span
+
+log = logging.getLogger("entracte")
 
 
 def is_debug_mode() -> bool:
@@ -173,3 +180,45 @@ def _closes_over(function: Any) -> bool:
 def read_jax_settings() -> tuple[Any, ...]:
     """Return the settings that JAX compiles by, in this thread and at this moment."""
     return tuple(getattr(jax.config, name, None) for name in SETTINGS)
+
+
+NOTICE_AFTER = 3.0
+"""Seconds of compilation after which a notice says what is compiled."""
+
+
+def compile_side_by_side(pending: Mapping[str, ComputedOnce[Any]]) -> None:
+    """Compile several functions, each on a thread, and wait for all.
+
+    One after another in a debug mode of JAX, on several processes, which must agree on the order,
+    and where settings of JAX hold for this thread alone, as in `with jax.enable_x64():`.
+
+    >>> sums = {"train": ComputedOnce(lambda: 1 + 1), "val": ComputedOnce(lambda: 2 + 2)}
+    >>> compile_side_by_side(sums)
+    >>> sums["val"].known
+    True
+    """
+    pending = {name: one for name, one in pending.items() if not one.known}
+    if is_debug_mode() or jax.process_count() > 1 or not pending:
+        _compile_in_turn(pending)
+        return
+    with futures.ThreadPoolExecutor(len(pending), "compile") as threads:
+        if threads.submit(read_jax_settings).result() != read_jax_settings():
+            _compile_in_turn(pending)
+            return
+        running = {name: threads.submit(one.get) for name, one in pending.items()}
+        began, said = time.monotonic(), False
+        for name, one in running.items():
+            with span("compile", name):
+                left = NOTICE_AFTER - (time.monotonic() - began)
+                futures.wait([one], timeout=max(left, 0.0))
+                if not (said or one.done()):
+                    unfinished = [name for name, each in running.items() if not each.done()]
+                    log.info("compiling %s", ", ".join(unfinished))
+                    said = True
+                one.result()
+
+
+def _compile_in_turn(pending: Mapping[str, ComputedOnce[Any]]) -> None:
+    for name, one in pending.items():
+        with span("compile", name):
+            one.get()

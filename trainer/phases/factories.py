@@ -22,7 +22,7 @@ from trainer.phases.batch_functions import (
     as_measure,
     as_step,
 )
-from trainer.phases.compilation import get_shared_cache
+from trainer.phases.compilation import compile_side_by_side, get_shared_cache
 from trainer.phases.executors import RepeatedStep, ScannedStep, require_executor
 from trainer.phases.mixing_trial import require_independent_measure
 from trainer.phases.phase import Phase
@@ -187,6 +187,9 @@ def evaluate(state: TrainState, phases: Phase | Sequence[Phase]) -> dict[str, fl
     state = attach_host_fields(jax.tree.map(jnp.asarray, strip_host_fields(state)), state)
     for phase in chosen:
         phase.verify(state)
+    examples = [phase.feed.example if phase.feed else None for phase in chosen]
+    pairs = zip(chosen, examples, strict=True)
+    compile_side_by_side({p.name: p.lower(state, data, donate=False) for p, data in pairs})
     measured = [phase.execute(state, None, donate=False)[2] for phase in chosen]
     return {name: score for one in measured for name, score in one.read()[0].items()}
 

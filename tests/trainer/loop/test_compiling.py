@@ -12,8 +12,8 @@ import hooks
 import trainer
 from trainer import data, losses
 from trainer.host.computed_once import ComputedOnce
-from trainer.loop import compiling
-from trainer.loop.compiling import compile_side_by_side
+from trainer.phases import compilation
+from trainer.phases.compilation import compile_side_by_side
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_an_error_of_one_is_raised():
 
 def test_a_notice_says_what_still_compiles(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "entracte")
-    monkeypatch.setattr(compiling, "NOTICE_AFTER", 0.0)
+    monkeypatch.setattr(compilation, "NOTICE_AFTER", 0.0)
     noticed = threading.Event()
     caplog.handler.addFilter(lambda record: noticed.set() or True)
     compile_side_by_side({"train": ComputedOnce(lambda: noticed.wait(60))})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +70,22 @@ def test_other_phases_are_refused(start, train, val):
         trainer.evaluate(start, [])
     with pytest.raises(TypeError, match="got 'val'"):
         trainer.evaluate(start, ["val"])
+
+
+def test_several_splits_are_traced_on_this_thread_and_compiled_once(start, task, digits):
+    threads = []
+
+    def measure(state, batch):  # of its own, which shares nothing with other tests
+        threads.append(threading.current_thread().name)
+        return task.measure.function(state, batch)
+
+    phases = [
+        trainer.evaluation(measure, source, name=name)
+        for source, name in zip(digits, ("train", "val"), strict=True)
+    ]
+    scores = trainer.evaluate(start, phases)
+    traced = list(threads)
+    assert trainer.evaluate(start, phases) == scores
+    assert threads == traced
+    assert set(traced) == {threading.current_thread().name}  # where settings of JAX hold
+    assert len(phases[0]._shared.compiled) == 2
