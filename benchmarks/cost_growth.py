@@ -159,12 +159,15 @@ def draw(measured, target):
         for axes, (what, points) in zip(figure.subplots(2, 2).flat, measured.items(), strict=True):
             sizes = [float(size) for size in points]
             for name, color, style in ((LIBRARY, "#c2410c", "o-"), (BARE, "#475569", "s--")):
-                medians = [point[name]["median"] for point in points.values()]
+                medians = [point[name]["median"] / 1e3 for point in points.values()]
                 axes.loglog(sizes, medians, style, color=color, label=name, markersize=4)
-            axes.set(xlabel=what, ylabel="µs an epoch")
+            axes.set(xlabel=what, ylabel="ms an epoch")
             axes.grid(alpha=0.3)
             bottom, top = axes.get_ylim()
-            axes.set_ylim(min(bottom, 50), max(top, 1000))
+            axes.set_ylim(min(bottom, 0.05), max(top, 2))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:,g}")
+                axis.set_minor_formatter("")
         figure.axes[0].legend(frameon=False)
         figure.savefig(target, format="svg", metadata={"Date": None})
 
