@@ -92,8 +92,12 @@ class Hook:
     """Conditions under which it fires. On several processes the main one alone asks those of
     observers and saves, and tells the others which saves are due."""
     prepare: Callable[[TrainState], None] | None = None
-    """`(state) -> None`: called before the event, with the state that the phases will leave, if the
-    next epoch is dispatched before the hooks run. What it sends to the device is computed first."""
+    """`(state) -> None`: called before the event, with the state that the phases will leave, while
+    the device still computes it; what it sends to the device is computed next. It is called unless
+    hooks have changed arrays of the state in the epochs before."""
+    prepare_waits: bool = False
+    """Whether `prepare` may wait, such as for data of the host; then it is only called if the next
+    epoch is dispatched before the hooks run, too."""
     dry_run: HookFunction | None = None
     """Called instead of the function during a dry run, `fit(..., dry_run=True)`, if the function
     leaves something behind; its result is discarded. A hook of stage `save` without one is left

@@ -20,6 +20,7 @@ from hooks.evaluation.collecting import collect_scores
 from hooks.evaluation.requesting import request_evaluation
 from trainer import Hook, Phase, TrainState
 from trainer.checks.arguments import describe_value
+from trainer.data import Arrays
 from trainer.hook import SKIP
 from trainer.host.computed_once import ComputedOnce
 from trainer.loop.dry_run import run_first_step
@@ -148,6 +149,7 @@ def evaluate(
         writes=list_names,
         required_hook_states=required,
         prepare=prepare,
+        prepare_waits=not isinstance(phase.source, Arrays),
         dry_run=dry_run,
         lower=lower,
         close=close,

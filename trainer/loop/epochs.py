@@ -72,17 +72,21 @@ class EpochRunner:
         plan, epoch = self._plan, self._take(number, steps)
         after, output = epoch.finish()
         may_follow = plan.overlap and number < plan.epochs and not plan.events.is_ending(after)
-        if may_follow and self._forecast.expects_no_change():
+        expected = self._forecast.expects_no_change()
+        ahead, prepared = may_follow and expected, False
+        if ahead:
             self.state = after
-            plan.events.prepare(after, number)
+        if ahead or (expected and not plan.overlap):
+            prepared = plan.events.prepare(after, number, may_wait=plan.overlap)
+        if ahead:
             self._ahead = _Epoch(plan, self._compiled, after, number + 1)
             self._ahead.begin()
         metrics = epoch.reader.read_all(output, plan.events.pop_hook_times())
         self._landed = time.perf_counter()
         self.state, self.metrics = plan.events.run("epoch", after, metrics)
-        if plan.overlap:
+        if plan.overlap or plan.events.prepares:
             self._changed = plan.events.changed_arrays(after, self.state)
-            self._forecast.learn(changed=self._changed, tried=self._ahead is not None)
+            self._forecast.learn(changed=self._changed, tried=ahead or prepared)
         return epoch.reader.taken
 
     def close(self) -> None:
@@ -180,11 +184,11 @@ class Forecast:
         self._needed = 0
 
     def expects_no_change(self) -> bool:
-        """Return whether it pays to dispatch the next epoch early."""
+        """Return whether it pays to dispatch early what follows from them."""
         return self._unchanged >= self._needed
 
     def learn(self, *, changed: bool, tried: bool) -> None:
-        """Take in whether hooks changed an array, and if the next epoch was dispatched."""
+        """Take in whether hooks changed an array, and if anything was dispatched early."""
         self._unchanged = 0 if changed else self._unchanged + 1
         if tried:
             self._needed = (

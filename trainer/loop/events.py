@@ -59,15 +59,27 @@ class HookRunner:
         state = self.latest[0] if self.latest else None
         return None if state is None or has_deleted_arrays(state) else state
 
-    def prepare(self, state: TrainState, number: int) -> None:
-        """Let the hooks of epoch `number` send computations to the device before the next epoch's.
+    @property
+    def prepares(self) -> bool:
+        """Whether a hook of an epoch may send computations to the device before its turn."""
+        return any(hook.prepare for hook in self.order["epoch"])
 
-        `state` is what its phases will leave.
+    def prepare(self, state: TrainState, number: int, *, may_wait: bool) -> bool:
+        """Let the hooks of epoch `number` send computations to the device before their turn.
+
+        `state` is what its phases will leave. Those that may wait for the host take part only if
+        `may_wait`: else the time of the epoch would be theirs, too. Returns whether any did.
         """
+        prepared = False
         for hook in self.order["epoch"]:
-            if hook.prepare and all(gate.by_epoch and gate.by_epoch(number) for gate in hook.gates):
-                with annotate_errors(f"in preparing hook {hook.name!r} of epoch {number}"):
+            if hook.prepare is None or (hook.prepare_waits and not may_wait):
+                continue
+            if all(gate.by_epoch and gate.by_epoch(number) for gate in hook.gates):
+                where = f"in preparing hook {hook.name!r} of epoch {number}"
+                with annotate_errors(where), span("prepare", hook.name):
                     hook.prepare(state)
+                prepared = True
+        return prepared
 
     def run(
         self, event: str, state: TrainState, metrics: Metrics, *, stages: Sequence[str] = STAGES

@@ -1,5 +1,6 @@
 """Overlap: the next epoch computes while hooks run, and no bit or decision depends on it."""
 
+import dataclasses
 import gc
 import re
 import time
@@ -318,3 +319,54 @@ def test_what_cannot_overlap_is_said(start, task, digits, state, caplog, what, r
     trainer.fit(begin, program, epochs=2, hooks=chain, overlap=True)
     (notice,) = (r.getMessage() for r in caplog.records if "overlap=True" in r.getMessage())
     assert re.search(reason, notice)
+
+
+def test_without_overlap_hooks_prepare_while_the_epoch_is_computed(state, phase):
+    seen = []
+
+    def look(state, metrics):
+        seen.append(("run", int(state.epoch)))
+        return state
+
+    hook = trainer.Hook(
+        look, "look", prepare=lambda state: seen.append(("prepare", int(state.epoch)))
+    )
+    waits = dataclasses.replace(hook, name="waits", prepare_waits=True, prepare=pytest.fail)
+    trainer.fit(state, phase, epochs=2, hooks=[hook, waits])
+    assert seen == [("prepare", 1), ("run", 1), ("run", 1), ("prepare", 2), ("run", 2), ("run", 2)]
+
+
+def test_hooks_that_change_the_state_are_rarely_prepared_for(state, phase):
+    prepared = []
+
+    def double(state, metrics):
+        return state.replace(params=jax.tree.map(lambda leaf: 2 * leaf, state.params))
+
+    hook = trainer.Hook(
+        lambda state, metrics: state, "look", prepare=lambda state: prepared.append(state)
+    )
+    trainer.fit(state, phase, epochs=20, hooks=[double, hook])
+    assert len(prepared) == 1
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_an_evaluation_that_was_prepared_measures_what_hooks_before_it_left(task, digits, change):
+    """The law: nothing but time depends on when it was sent."""
+    train, val = digits
+    start = task.init(jax.random.key(0), train.example)
+    evaluate = hooks.evaluate(trainer.evaluation(task.measure, val))
+    assert not evaluate.prepare_waits
+
+    def double(state, metrics):
+        if not change:
+            return state
+        return state.replace(params=jax.tree.map(lambda leaf: 2 * leaf, state.params))
+
+    histories = []
+    for hook in (evaluate, dataclasses.replace(evaluate, prepare=None)):
+        _, history = trainer.fit(
+            start, trainer.training(task.step, train), epochs=3, hooks=[double, hook]
+        )
+        histories.append(without_times(history))
+    assert histories[0] == histories[1]
+    assert "val/loss" in histories[0][0]
