@@ -25,7 +25,8 @@ def profile(directory: str | os.PathLike[str], *, epochs: Iterable[int] = (2, 3)
     `plugins/profile/<time>/` in the directory, which may be that of a `TensorBoard` writer; the
     page needs `pip install xprof`. A run that fails or ends during the trace writes what it has. On
     several processes only the main process is traced. Epoch 1 includes compilations, and traced
-    epochs are slower.
+    epochs are slower. With `fit(..., overlap=True)` an epoch begins before the hooks of the one
+    before it, so the first is traced in part: choose one more.
 
     Args:
         directory: where to write; it is created.

@@ -175,3 +175,21 @@ def test_progress_of_what_was_dispatched_early_is_shown_in_its_turn(start, train
         trainer.fit(start, train, epochs=3, hooks=[look, hooks.evaluate(val)], overlap=overlap)
     stop_listening()
     assert shown == [[("train", 6, 6)]] * 6
+
+
+@pytest.mark.parametrize(("event", "states"), [("epoch", 2), ("error", 3)])
+def test_hooks_at_error_keep_one_state_more(wide, event, states):
+    task, batches, start = wide
+    phase, most = trainer.training(task.step, data.Stream(batches)), []
+    given = count_states()
+
+    def look(state, metrics):
+        return state
+
+    def count(state):
+        most.append(count_states() - given + 1)  # and that of the epoch that is dispatched next
+
+    chain = [trainer.Hook(look, "look", prepare=count), hooks.on(event, look)]
+    with without_garbage_collection():
+        trainer.fit(start, phase, epochs=3, hooks=chain, overlap=True)
+    assert most == [states] * 2
