@@ -12,7 +12,8 @@ by round. `--gpu` takes fewer and shorter rounds.
 
 Also: the floating-point operations of a step, as `trainer.cost` counts them, those a second, and,
 where the device's peak is known, the share of it that they are (model FLOPs utilisation). All
-scores of the attention count, also those that a causal mask hides.
+scores of the attention count, also those that a causal mask hides, except on a CPU, which leaves
+out the keys after a block of queries.
 """
 
 import functools
