@@ -65,7 +65,7 @@ class EpochRunner:
             _warn_of_waits(plan, compiled)
 
     def run_epoch(self, number: int, steps: int) -> int:
-        """Plan an epoch and its hooks; return the optimizer steps that it took.
+        """Run an epoch and its hooks; return the optimizer steps that it took.
 
         `number` counts from 1; `steps` were taken before it.
         """
