@@ -170,8 +170,8 @@ def test_tensorboard_shows_an_animation(state, tmp_path):
 def test_other_writers_skip_it(state, tmp_path, capsys):
     lines = hooks.JsonLines(tmp_path / "lines.jsonl")
     record_replays(NETWORK, DICE, tmp_path, lines, hooks.Console())(state, {})
-    assert json.loads(lines.path.read_text()) == {"step": 0, "epoch": 0}
     lines.close()
+    assert json.loads(lines.path.read_text()) == {"step": 0, "epoch": 0}
 
 
 def test_an_environment_without_render_has_only_json_and_logs_it_once(

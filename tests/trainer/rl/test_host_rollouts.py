@@ -174,8 +174,8 @@ def test_two_runs_from_the_beginning_are_the_same(cartpole, caplog):
 
 def test_a_second_fit_in_the_same_process_continues(cartpole, caplog):
     phase, state = cartpole
-    whole = trainer.fit(state, phase, epochs=4)[1]
     with caplog.at_level(logging.WARNING, "entracte"):
+        whole = trainer.fit(state, phase, epochs=4)[1]
         half, first = trainer.fit(state, phase, epochs=2)
         _, second = trainer.fit(half, phase, epochs=4)
     assert returns(whole) == returns(first + second)
