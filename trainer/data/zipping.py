@@ -133,7 +133,7 @@ class ZippedSource:
             lambda state, check: check(state, map_arrays(np.asarray, self.example)),
             {name: feed.start for name, feed in feeds.items()},
             self.steps_per_epoch,
-            repeatable=all(feed.repeatable for feed in feeds.values()),
+            repeatable=all(feed.in_turn is None for feed in feeds.values()),
         )
 
     def evaluation(self) -> Feed:

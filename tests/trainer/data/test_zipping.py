@@ -151,3 +151,10 @@ def test_sources_that_cannot_be_zipped_are_errors(state):
         trainer.evaluation(lambda state, batch: {}, data.zip_sources({"a": many, "b": many}))
     with pytest.raises(ValueError, match="each member would need .* its own"):
         trainer.population(trainer.training(step, data.zip_sources({"a": many, "b": many})), 2)
+
+
+@pytest.mark.parametrize("kind", ZIPS)
+def test_on_several_processes_the_data_of_the_host_are_read_in_their_turn(kind, monkeypatch):
+    assert ZIPS[kind]().training().in_turn is None
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert (ZIPS[kind]().training().in_turn is None) is (kind == "on the device")
