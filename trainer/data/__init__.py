@@ -1,7 +1,10 @@
-"""Sources of data: arrays on the device, streams and files on the host, and example digits."""
+"""Sources of data: arrays on the device; streams, files and conversations on the host."""
 
 from trainer.data import augmentation
 from trainer.data.arrays import Arrays
+from trainer.data.conversations.chat import chat
+from trainer.data.conversations.conversation_source import Conversations
+from trainer.data.conversations.preference_pairs import preferences
 from trainer.data.digits import digits
 from trainer.data.grain_streams import from_grain
 from trainer.data.memory_map import MemoryMap
@@ -13,14 +16,17 @@ from trainer.data.zipping import zip_sources
 
 __all__ = [
     "Arrays",
+    "Conversations",
     "Feed",
     "MemoryMap",
     "Source",
     "Stream",
     "Tokens",
     "augmentation",
+    "chat",
     "digits",
     "from_grain",
     "pack_tokens",
+    "preferences",
     "zip_sources",
 ]

@@ -1,0 +1,1 @@
+"""Conversations as data: JSON lines, chat templates, tokens and packed rows."""

@@ -1,0 +1,126 @@
+"""The source that reads rows of encoded conversations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.data.batches import Batch, map_arrays
+from trainer.data.conversations.segment_rows import SegmentRows
+from trainer.data.iteration import index_loader
+from trainer.data.source import Check, Feed
+from trainer.state import TrainState
+
+
+class ConversationCounts(NamedTuple):
+    """What became of the examples of a file."""
+
+    read: int
+    """Examples of the part of the file."""
+    cut: int
+    """Examples that were longer than a row, and lost what is past its end."""
+    dropped: int
+    """Examples that are not in the rows: longer than a row, or without an answer that fits."""
+    untrained: int
+    """Examples in the rows of which no token is trained on."""
+    tokens: int
+    """Inputs of all rows, without padding."""
+    trained: int
+    """Tokens that are trained on."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversations:
+    """Conversations in rows, made by `data.chat` or `data.preferences`.
+
+    A batch has `inputs`: `tokens`, `segments` and `positions`; `labels`, the token after each; and
+    `mask`, true where a label is trained on; each `[batch, length]`, int32 and bool. Segment 0 is
+    padding; the others, from 1, must not see each other, and positions count from 0 in each.
+
+    Training visits all rows in every pass, shuffled, whole batches only; evaluation reads them in
+    order. The position is in the state, with a hash of all tokens, masks and rows: a resumed run
+    continues with the next row, and does not resume with other data. For this, for
+    `steps_per_epoch`, the order, the thread and several processes see `MemoryMap`.
+
+    `len` counts the batches of a pass, a smaller last one included, and `for batch in source`
+    iterates over them in order.
+    """
+
+    rows: SegmentRows
+    batch_size: int
+    """Rows per step, of all processes together."""
+    _: dataclasses.KW_ONLY
+    counts: ConversationCounts
+    vocabulary: int
+    """One more than the largest token of the tokenizer."""
+    superbatch: int = 16
+    """Steps per transfer."""
+    steps_per_epoch: int | None = None
+    """Optimizer steps per epoch of training; None: an epoch is one pass."""
+    _content: str = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_content", self.rows.describe())
+        index_loader.check_settings(self.training_rows)
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return index_loader.iterate_in_order(self.training_rows)
+
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return len(self.rows)
+
+    @property
+    def example(self) -> Batch:
+        """The first batch."""
+        return self.training_rows.example
+
+    @property
+    def training_rows(self) -> index_loader.IndexedRows:
+        """The rows by index."""
+        return index_loader.IndexedRows(
+            size=self.size,
+            read=self.rows.read,
+            content=self._content,
+            batch_size=self.batch_size,
+            superbatch=self.superbatch,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+    def training(self) -> Feed:
+        """Read shuffled, whole batches only.
+
+        Raises:
+            ValueError: there are fewer rows than a batch.
+        """
+        feed = index_loader.make_training_feed(self.training_rows)
+        return feed._replace(verify=self._verify)
+
+    def evaluation(self) -> Feed:
+        """Read in order, with a mask `[batch]` that is false where the last batch is padded.
+
+        Raises:
+            ValueError: it has `steps_per_epoch`.
+        """
+        feed = index_loader.make_evaluation_feed(self.training_rows)
+        return feed._replace(verify=self._verify)
+
+    def _verify(self, state: TrainState, check: Check) -> None:
+        """Check the form of a batch, and then the largest of all tokens."""
+        check(state, map_arrays(np.zeros_like, self.example))
+        token, row = self.rows.find_largest_token()
+        try:
+            check(state, self.rows.read(np.array([row])))
+        except ValueError as error:
+            error.add_note(
+                f"the largest token of the conversations is {token}, and their tokenizer has "
+                f"{self.vocabulary}: the network needs a vocabulary of as many"
+            )
+            raise
