@@ -8,6 +8,7 @@ from trainer.data.conversations.preference_pairs import preferences
 from trainer.data.digits import digits
 from trainer.data.grain_streams import from_grain
 from trainer.data.memory_map import MemoryMap
+from trainer.data.mixing import mixture
 from trainer.data.packing import pack_tokens
 from trainer.data.source import Feed, Source
 from trainer.data.streams import Stream
@@ -26,6 +27,7 @@ __all__ = [
     "chat",
     "digits",
     "from_grain",
+    "mixture",
     "pack_tokens",
     "preferences",
     "zip_sources",

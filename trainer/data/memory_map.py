@@ -66,13 +66,13 @@ class MemoryMap:
         if isinstance(self.arrays, Mapping):
             object.__setattr__(self, "arrays", map_arrays(_open, self.arrays))
         count_examples(self.arrays, "arrays")
-        index_loader.check_settings(self._rows)
+        index_loader.check_settings(self.training_rows)
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return index_loader.iterate_in_order(self._rows)
+        return index_loader.iterate_in_order(self.training_rows)
 
     @property
     def size(self) -> int:
@@ -82,7 +82,7 @@ class MemoryMap:
     @property
     def example(self) -> Batch:
         """The first batch."""
-        return self._rows.example
+        return self.training_rows.example
 
     def training(self) -> Feed:
         """Read shuffled, whole batches only.
@@ -90,7 +90,7 @@ class MemoryMap:
         Raises:
             ValueError: there are fewer examples than a batch.
         """
-        return index_loader.make_training_feed(self._rows)
+        return index_loader.make_training_feed(self.training_rows)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the last batch is padded.
@@ -98,10 +98,11 @@ class MemoryMap:
         Raises:
             ValueError: it has `steps_per_epoch`.
         """
-        return index_loader.make_evaluation_feed(self._rows)
+        return index_loader.make_evaluation_feed(self.training_rows)
 
     @functools.cached_property
-    def _rows(self) -> index_loader.IndexedRows:
+    def training_rows(self) -> index_loader.IndexedRows:
+        """The examples by index."""
         ends = xxhash.xxh3_64()
         for _, array in sorted(iter_arrays(self.arrays)):
             ends.update(array[[0, -1]].tobytes())

@@ -98,7 +98,7 @@ class Tokens:
         object.__setattr__(self, "_header", header)
         object.__setattr__(self, "_content", f"{header.checksum} {windows}")
         object.__setattr__(self, "_windows", sliding_window_view(tokens, self.length + 1))
-        index_loader.check_settings(self._rows(masked=False))
+        index_loader.check_settings(self.training_rows)
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
@@ -119,7 +119,12 @@ class Tokens:
     @property
     def example(self) -> Batch:
         """The first batch, or this process's part of it."""
-        return self._rows(masked=False).example
+        return self.training_rows.example
+
+    @property
+    def training_rows(self) -> index_loader.IndexedRows:
+        """The windows by index, without a mask."""
+        return self._rows(masked=False)
 
     def training(self) -> Feed:
         """Read shuffled, whole batches only.
@@ -127,7 +132,7 @@ class Tokens:
         Raises:
             ValueError: there are fewer windows than a batch.
         """
-        return index_loader.make_training_feed(self._rows(masked=False))
+        return index_loader.make_training_feed(self.training_rows)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the last batch is padded.

@@ -101,7 +101,7 @@ class Conversations:
             ValueError: there are fewer rows than a batch.
         """
         feed = index_loader.make_training_feed(self.training_rows)
-        return feed._replace(verify=self._verify)
+        return feed._replace(verify=self.verify)
 
     def evaluation(self) -> Feed:
         """Read in order, with a mask `[batch]` that is false where the last batch is padded.
@@ -110,10 +110,14 @@ class Conversations:
             ValueError: it has `steps_per_epoch`.
         """
         feed = index_loader.make_evaluation_feed(self.training_rows)
-        return feed._replace(verify=self._verify)
+        return feed._replace(verify=self.verify)
 
-    def _verify(self, state: TrainState, check: Check) -> None:
-        """Check the form of a batch, and then the largest of all tokens."""
+    def verify(self, state: TrainState, check: Check) -> None:
+        """Check the form of a batch, and the row with the largest of all tokens.
+
+        Raises:
+            ValueError: they do not suit the task.
+        """
         check(state, map_arrays(np.zeros_like, self.example))
         token, row = self.rows.find_largest_token()
         try:

@@ -42,6 +42,11 @@ class IndexedRows(NamedTuple):
         """The first batch, padded with the last example if there are too few."""
         return self.read(np.minimum(np.arange(self.batch_size), self.size - 1))
 
+    @property
+    def content_hash(self) -> np.ndarray:
+        """The hash of the data that a position keeps, uint32 `[2]`."""
+        return np.frombuffer(xxhash.xxh3_64_digest(self.content.encode()), np.uint32)
+
 
 def check_settings(rows: IndexedRows) -> None:
     """Check the settings of `IndexedRows`.
@@ -64,7 +69,7 @@ def make_training_feed(rows: IndexedRows) -> Feed:
     whole = count_whole_batches(rows.size, rows.batch_size)
     steps = rows.steps_per_epoch or whole
     most = balance_chunk_steps(steps, rows.superbatch)
-    content = np.frombuffer(xxhash.xxh3_64_digest(rows.content.encode()), np.uint32)
+    content = rows.content_hash
 
     def gather(key: tuple[Mesh | None, int, positions.Place, int]) -> Batch:
         mesh, seed, (number, read), left = key
@@ -85,7 +90,7 @@ def make_training_feed(rows: IndexedRows) -> Feed:
     def pieces(
         state: TrainState, check: Check | None, position: positions.Position
     ) -> Iterator[tuple[Any, positions.Position | None]]:
-        _check_content(position["content"], content)
+        check_content(position["content"], content)
         mesh, seed, left = get_mesh(state), stream_seed(state), steps
         place = positions.advance_place(positions.read_place(position, rows.batch_size), 0, whole)
         while left:
@@ -180,7 +185,8 @@ class Prefetcher:
         return result.result()
 
 
-def _check_content(saved: np.ndarray, content: np.ndarray) -> None:
+def check_content(saved: np.ndarray, content: np.ndarray) -> None:
+    """Raise ValueError if the hash of a position is not that of the given data."""
     if not np.array_equal(saved, content):
         raise ValueError(
             f"the run began with other data: their hash is {_to_hex(saved)} at 'content' of the "
