@@ -86,8 +86,8 @@ def mixture(
                 "function of a Stream"
             )
     if not isinstance(weights, Mapping) or weights.keys() != sources.keys():
-        got = sorted(weights) if isinstance(weights, Mapping) else repr(weights)
-        raise ValueError(f"weights must be given for {sorted(sources)}; got {got:.100}")
+        got = sorted(weights) if isinstance(weights, Mapping) else weights
+        raise ValueError(f"weights must be given for {sorted(sources)}; got {got!r:.100}")
     rows = {name: _index(source) for name, source in sources.items()}
     _check_alike(rows)
     if steps_per_epoch is None:

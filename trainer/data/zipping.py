@@ -12,6 +12,7 @@ import numpy as np
 from trainer.checks.arguments import require_integer
 from trainer.data.arrays import Arrays
 from trainer.data.batches import Batch, map_arrays
+from trainer.data.conversations.conversation_source import Conversations
 from trainer.data.iteration.index_loader import balance_chunk_steps
 from trainer.data.memory_map import MemoryMap
 from trainer.data.source import Check, Feed
@@ -19,7 +20,7 @@ from trainer.data.streams import Stream
 from trainer.data.tokens import Tokens
 from trainer.state import PyTree, TrainState, name_number
 
-Part = Arrays | MemoryMap | Tokens | Stream
+Part = Arrays | MemoryMap | Tokens | Conversations | Stream
 
 SUPERBATCH = 16
 """Steps per transfer, where one of the sources is on the host."""
@@ -62,8 +63,8 @@ def zip_sources(sources: Mapping[str, Part], *, steps_per_epoch: int | None = No
     for name, source in sources.items():
         if not isinstance(source, Part):
             raise TypeError(
-                "zip_sources reads data.Arrays, MemoryMap, Tokens and Stream, which keep "
-                f"positions; got {type(source).__name__} for {name!r}"
+                "zip_sources reads data.Arrays, MemoryMap, Tokens, Stream, chat and preferences, "
+                f"which keep positions; got {type(source).__name__} for {name!r}"
             )
     first, source = next(iter(sources.items()))
     if steps_per_epoch is None:

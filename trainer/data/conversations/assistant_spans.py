@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trainer.data.conversations.chat_template import ChatTemplate, Message, split_marks
+from trainer.data.conversations.chat_template import END, START, ChatTemplate, Message, split_marks
 
 Span = tuple[int, int]
 """The first character, and the one after the last."""
@@ -34,8 +34,8 @@ def render_conversation(
     Where the template marks them by `{% generation %}` blocks, these are the spans. Otherwise a
     message of the assistant reaches from the end of what the template writes for the messages
     before it, with the beginning of an answer, to the end of what it writes for the messages up to
-    it. Both must begin the whole text. A template may treat the last message in a special way, as
-    Qwen 3's adds empty thoughts: then the message's content and what follows it must be in place.
+    it. Both must begin the whole text. A template may write the last message in a special way, as
+    Qwen 3's adds empty thoughts: then the message's content and what ends it must be in place.
 
     Args:
         template: of the model.
@@ -53,7 +53,7 @@ def render_conversation(
     >>> from trainer.data.conversations.chat_template import compile_template
     >>> template = compile_template(
     ...     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
-    ...     "{% if add_generation_prompt %}<assistant>{% endif %}", "a model", {}, "data.chat",
+    ...     "{% if add_generation_prompt %}<assistant>{% endif %}", "the template", {}, "data.chat",
     ... )
     >>> pair = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
     >>> found = render_conversation(template, pair, given=0, variables={})
@@ -84,15 +84,17 @@ def _find_span(
     through = template.render(messages[: index + 1], variables=variables)
     if text.startswith(through) and len(through) >= start:
         return start, len(through)
-    content = (messages[index].get("content") or "").strip()
-    answer = text[start:]
-    skipped = len(answer) - len(answer.lstrip())
-    if content and content in through[start:]:
-        ending = content + through[start:].rpartition(content)[2]
-        if answer.startswith(ending, skipped):
-            return start, start + skipped + len(ending)
+    content = messages[index].get("content") or ""
+    core = content.strip()
+    # Marks within the space around a content stay where a template strips it.
+    marked = {**messages[index], "content": content.replace(core, f"{START}{core}{END}", 1)}
+    rendered = template.render([*messages[:index], marked], variables=variables)
+    answer = text[start:].lstrip()
+    ending = core + rendered.rpartition(END)[2]
+    if core and split_marks(rendered)[0] == through and answer.startswith(ending):
+        return start, len(text) - len(answer) + len(ending)
     raise ValueError(
-        f"the chat template of {template.name} writes message {index + 1} in another way when "
+        f"{template.name} writes message {index + 1} in another way when "
         f"others follow, so what the assistant wrote cannot be found: {_REMEDY}"
     )
 
@@ -105,6 +107,6 @@ def _render_prompt(
     if text.startswith(before):
         return before
     raise ValueError(
-        f"the chat template of {template.name} writes the first {len(messages)} messages in "
+        f"{template.name} writes the first {len(messages)} messages in "
         f"another way when others follow, so the answer to them cannot be found: {_REMEDY}"
     )

@@ -14,7 +14,8 @@ Message = Mapping[str, Any]
 """`role` and `content`, and what else a template reads: `tool_calls`, `name`."""
 
 START, END = "\ufdd0", "\ufdd1"
-"""Noncharacters of Unicode that surround what a `{% generation %}` block wrote."""
+"""Noncharacters of Unicode that surround what a `{% generation %}` block wrote; contents must not
+hold them."""
 
 _GENERATION = re.compile(r"(\{%[-+]?)\s*generation\s*([-+]?%\})")
 _END_GENERATION = re.compile(r"(\{%[-+]?)\s*endgeneration\s*([-+]?%\})")
@@ -44,12 +45,6 @@ class ChatTemplate:
         Raises:
             ValueError: the template fails, or refuses the messages.
         """
-        for message in messages:
-            content = message.get("content") or ""
-            if START in content or END in content:
-                raise ValueError(
-                    "a content must not hold U+FDD0 or U+FDD1, which are no characters: remove them"
-                )
         known = {"tools": None, "documents": None, **variables}
         try:
             return self.compiled(messages=messages, add_generation_prompt=prompt, **known)
@@ -60,7 +55,7 @@ class ChatTemplate:
                     ": it asks for today's date, so the data would differ from day to day; pass "
                     "template= with a fixed date"
                 )
-            raise ValueError(f"the chat template of {self.name} fails: {reason}{remedy}") from error
+            raise ValueError(f"{self.name} fails: {reason}{remedy}") from error
 
 
 def compile_template(
@@ -74,7 +69,7 @@ def compile_template(
 
     Args:
         text: of the template.
-        name: what messages call it.
+        name: what messages call it, `the chat template of ...`.
         special_tokens: by name; None if they are not known.
         who: what needs it, for messages.
 
@@ -84,7 +79,7 @@ def compile_template(
 
     >>> template = compile_template(
     ...     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}",
-    ...     "a model", {"eos_token": "</s>"}, "data.chat",
+    ...     "the template", {"eos_token": "</s>"}, "data.chat",
     ... )
     >>> template.render([{"role": "user", "content": "hello"}], variables={})
     'user: hello</s>'
@@ -106,12 +101,12 @@ def compile_template(
         template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
-            f"the chat template of {name} must be a Jinja template; line {error.lineno}: {error}"
+            f"{name} must be a Jinja template; line {error.lineno}: {error}"
         ) from error
     unknown = sorted(one for one in read if one.endswith("_token"))
     if special_tokens is None and unknown:
         raise ValueError(
-            f"the chat template of {name} writes {', '.join(unknown)}, which only a "
+            f"{name} writes {', '.join(unknown)}, which only a "
             f"tokenizer_config.json names: pass {who} a directory that has one"
         )
 

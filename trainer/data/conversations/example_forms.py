@@ -12,6 +12,8 @@ from trainer.checks.paths import to_absolute_path
 from trainer.checks.suggestions import suggest_name
 from trainer.data.conversations.assistant_spans import AnnotatedText, render_conversation
 from trainer.data.conversations.chat_template import (
+    END,
+    START,
     ChatTemplate,
     Message,
     compile_template,
@@ -123,19 +125,19 @@ def make_reader(
         OSError: the template's file is missing or cannot be read.
         ValueError: the template is none.
     """
-    text, name = tokenizer.template, tokenizer.name
+    text, name = tokenizer.template, f"the chat template of {tokenizer.name}"
     if isinstance(template, str) and ("{%" in template or "{{" in template):
-        text, name = template, "the argument"
+        text, name = template, "the given chat template"
     elif template is not None:
         file = to_absolute_path(template, who)
-        text, name = read_bytes(file, follow=True).decode(), str(file)
+        text, name = read_bytes(file, follow=True).decode(), f"the chat template of {file}"
     compiled = None
     if text is not None:
         compiled = compile_template(text, name, tokenizer.special_tokens, who)
     no_template = (
-        f"{who} needs a chat template to write messages, and there is none beside {name}: pass "
-        "template=, or a directory with chat_template.jinja or with chat_template in "
-        "tokenizer_config.json"
+        f"{who} needs a chat template to write messages, and there is none beside "
+        f"{tokenizer.name}: pass template=, or a directory with chat_template.jinja or with "
+        "chat_template in tokenizer_config.json"
     )
     return ExampleReader(who, compiled, no_template, everything)
 
@@ -183,6 +185,8 @@ def _require_messages(name: str, messages: Any) -> list[Message]:
             if not isinstance(value, str):
                 got = describe_value(value) if key in message else f"keys {', '.join(message)}"
                 raise ValueError(f"{key} of {where} must be a text; got {got}")
+            if START in value or END in value:
+                raise ValueError(f"{key} of {where} must not hold U+FDD0 and U+FDD1: remove them")
     return messages
 
 

@@ -73,7 +73,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse(line: bytes, path: Path, number: int, who: str) -> JsonLine:
     where, needs = f"{path}, line {number}", f"{who} reads one JSON object per line"
     try:
-        values = json.loads(line.decode())
+        values = json.loads(line.decode().rstrip())
     except (ValueError, RecursionError) as error:
         shown = line[:60].decode(errors="replace").strip()
         raise ValueError(f"{needs}; {where}, is broken: {error}; it begins {shown!r}") from error

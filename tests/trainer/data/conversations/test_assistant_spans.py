@@ -1,0 +1,72 @@
+"""What the assistant wrote is found in the text of a template, and nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.data.conversations.assistant_spans import render_conversation
+from trainer.data.conversations.chat_template import compile_template
+
+from .conftest import ALTERNATING, CHATML, ENDS, MARKED, THINKING, talk
+
+CONTENTS = st.lists(
+    st.text("ab <|>\n", min_size=1, max_size=5).map(str.strip).filter(bool), min_size=2
+)
+
+
+def annotate(text, messages, given=0):
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    template = compile_template(text, "the template", special, "data.chat")
+    found = render_conversation(template, messages, given=given, variables={})
+    return found.text, [found.text[start:end] for start, end in found.spans]
+
+
+@pytest.mark.parametrize("text", ENDS, ids=["ChatML", "alternating", "thinking", "marked"])
+@given(contents=CONTENTS)
+def test_the_spans_are_the_answers_with_their_ends(text, contents):
+    contents = contents[: len(contents) // 2 * 2]
+    _, found = annotate(text, talk(*contents))
+    answers = [content + ENDS[text] for content in contents[1::2]]
+    if text == ALTERNATING:
+        answers = [" " + answer for answer in answers]
+    if text == THINKING:
+        answers[-1] = "<think>\n\n</think>\n\n" + answers[-1]
+    assert found == answers
+
+
+@pytest.mark.parametrize("text", [CHATML, ALTERNATING, THINKING, MARKED])
+def test_messages_that_are_given_are_not_trained_on(text):
+    messages = talk("a", "b", "c", "d")
+    _, every = annotate(text, messages)
+    _, last = annotate(text, messages, given=3)
+    assert len(every) == 2
+    assert last == every[1:]
+
+
+def test_system_and_tools_pass_through_the_template():
+    messages = [
+        {"role": "system", "content": "s"},
+        *talk("a", "b"),
+        {"role": "tool", "content": "t"},
+        {"role": "assistant", "content": "c"},
+    ]
+    text, found = annotate(CHATML, messages)
+    assert found == ["b<|im_end|>\n", "c<|im_end|>\n"]
+    assert text.startswith("<|im_start|>system\ns<|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{ messages | length }}" + CHATML, "writes the first 1 messages in another way"),
+        (
+            CHATML.replace(
+                "message.content", "(message.content if loop.last or loop.first else '')"
+            ),
+            "message 2 in",
+        ),
+    ],
+)
+def test_a_template_that_changes_what_it_wrote_is_an_error(text, said):
+    with pytest.raises(ValueError, match=f"{said}.*{{% generation %}}"):
+        annotate(text, talk("a", "b", "c", "d"))

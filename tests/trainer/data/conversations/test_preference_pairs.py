@@ -1,0 +1,87 @@
+"""Pairs of answers: both begin with the same prompt, and only the answers are trained on."""
+
+import numpy as np
+import pytest
+
+from trainer import data
+
+from .conftest import ALTERNATING, CHATML, MARKED, talk
+
+
+def read(file, tokenizer, **settings):
+    settings = {"batch_size": 1, "length": 60, "template": CHATML, **settings}
+    return data.preferences(file, tokenizer, **settings)
+
+
+def split(tokenizer, batch):
+    """Return the text of each segment, and what of it is trained on."""
+    found = []
+    for segment in (1, 2):
+        here = batch["inputs"]["segments"][0] == segment
+        text = batch["inputs"]["tokens"][0][here]
+        labels = batch["labels"][0][here & batch["mask"][0]]
+        found.append(
+            [tokenizer.decode(one.tolist(), skip_special_tokens=False) for one in (text, labels)]
+        )
+        assert batch["inputs"]["positions"][0][here].tolist() == list(range(here.sum()))
+    return found
+
+
+PAIR = {"chosen": talk("q", "good")[1:], "rejected": talk("q", "bad")[1:]}
+WHOLE = {name: talk("q", *(one["content"] for one in turns)) for name, turns in PAIR.items()}
+
+
+@pytest.mark.parametrize("template", [CHATML, ALTERNATING, MARKED])
+@pytest.mark.parametrize(
+    "example", [{"prompt": talk("q"), **PAIR}, WHOLE, {"prompt": "q", **WHOLE}]
+)
+def test_messages_of_every_form_give_the_same_pair(lines, model, tokenizer, template, example):
+    batch = read(lines(example), model(), template=template).example
+    (one, chosen), (other, rejected) = split(tokenizer, batch)
+    assert (chosen.strip()[:4], rejected.strip()[:3]) == ("good", "bad")
+    prompt = one[: one.index("good")]
+    assert other.startswith(prompt + "bad")
+    assert batch["inputs"]["tokens"].shape == (1, 120)
+    assert np.flatnonzero(batch["inputs"]["segments"][0] == 2)[0] == 60
+
+
+def test_texts(lines, model, tokenizer):
+    example = {"prompt": "q: ", "chosen": "good", "rejected": "bad", "score": 3}
+    batch = read(lines(example), model(), template=None).example
+    assert split(tokenizer, batch) == [["q: good", "good</s>"], ["q: bad", "bad</s>"]]
+
+
+def test_earlier_answers_of_the_prompt_are_not_trained_on(lines, tokenizer):
+    example = {"chosen": talk("a", "b", "c", "good"), "rejected": talk("a", "b", "c", "bad")}
+    (_, chosen), (_, rejected) = split(tokenizer, read(lines(example), tokenizer).example)
+    assert (chosen, rejected) == ("good<|im_end|>\n", "bad<|im_end|>\n")
+
+
+def test_pairs_are_cut_or_dropped_and_counted(lines, model):
+    short = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    longer = {"prompt": "q", "chosen": "good" * 9, "rejected": "bad"}
+    prompt = {"prompt": "q" * 30, "chosen": "good", "rejected": "bad"}
+    file = lines(short, longer, prompt)
+    cut = read(file, model(), length=20, template=None)
+    assert (cut.counts.read, cut.counts.cut, cut.counts.dropped, cut.size) == (3, 1, 1, 2)
+    dropped = read(file, model(), length=20, template=None, too_long="drop")
+    assert (dropped.counts.cut, dropped.counts.dropped, dropped.size) == (0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ({"prompt": "a", "choosen": "b", "rejected": "c"}, "Did you mean 'chosen'"),
+        ({"chosen": "b", "rejected": "c"}, 'texts needs "prompt"'),
+        ({"chosen": talk("a"), "rejected": talk("b")}, "begin with the same messages .* share 0"),
+        ({"chosen": talk("a", "b"), "rejected": talk("a", "b")}, "end differently.* share 2 of 2"),
+        (
+            {"prompt": talk("a"), "chosen": "b", "rejected": "c"},
+            "chosen must be a list of messages",
+        ),
+        ({"prompt": 3, "chosen": "b", "rejected": "c"}, "prompt must be a text; got 3"),
+    ],
+)
+def test_a_bad_pair_is_named_by_its_line(lines, tokenizer, example, said):
+    with pytest.raises(ValueError, match=f"examples.jsonl, line 1: .*{said}"):
+        read(lines(example), tokenizer)
