@@ -21,6 +21,7 @@ MANY_PARAMETERS = {
     "hooks.recording_replays.record_replays",
     "models.captioner.captioner",
     "models.transformer.transformer",
+    "trainer.data.conversations.chat.chat",
     "trainer.loop.fit.fit",
     "trainer.commands.evaluate.evaluate",
     "trainer.commands.export.export",

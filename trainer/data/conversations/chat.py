@@ -12,7 +12,7 @@ import numpy as np
 from trainer.checks.arguments import require_integer
 from trainer.data.conversations.conversation_source import ConversationCounts, Conversations
 from trainer.data.conversations.example_forms import make_reader
-from trainer.data.conversations.json_lines import read_json_lines
+from trainer.data.conversations.example_lines import read_json_lines
 from trainer.data.conversations.row_packing import pack_rows
 from trainer.data.conversations.segment_rows import place_segments
 from trainer.data.conversations.text_tokenizer import open_tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.data.conversations.json_lines import read_json_lines
+from trainer.data.conversations.example_lines import read_json_lines
 
 
 def read(file, **settings):

@@ -1,4 +1,4 @@
-"""JSON lines: one object per line, with its line number for messages."""
+"""The lines of a file of examples: a JSON object each, with the number of the line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.checks.paths import to_absolute_path
 from trainer.host.safe_open import open_regular
 
 
-class JsonLine(NamedTuple):
+class ExampleLine(NamedTuple):
     """An object of a file."""
 
     where: str
@@ -24,7 +24,7 @@ class JsonLine(NamedTuple):
 
 def read_json_lines(
     path: str | os.PathLike[str], who: str, part: tuple[float, float] = (0.0, 1.0)
-) -> Iterator[JsonLine]:
+) -> Iterator[ExampleLine]:
     """Yield the objects of a file in UTF-8, one line at a time; blank lines are skipped.
 
     Args:
@@ -70,7 +70,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _parse(line: bytes, path: Path, number: int, who: str) -> JsonLine:
+def _parse(line: bytes, path: Path, number: int, who: str) -> ExampleLine:
     where, needs = f"{path}, line {number}", f"{who} reads one JSON object per line"
     try:
         values = json.loads(line.decode().rstrip())
@@ -80,4 +80,4 @@ def _parse(line: bytes, path: Path, number: int, who: str) -> JsonLine:
     if not isinstance(values, dict):
         remedy = ": write each of its entries on a line of its own" if number == 1 else ""
         raise ValueError(f"{needs}; {where}, is {describe_value(values)}{remedy}")
-    return JsonLine(where, values)
+    return ExampleLine(where, values)
