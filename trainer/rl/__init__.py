@@ -1,6 +1,11 @@
 """Reinforcement learning: a program of two phases, a rollout and an update."""
 
 from trainer.rl import distillation, distributions, environments, policies, returns
+from trainer.rl.answering.answers import Answers
+from trainer.rl.answering.grpo import evaluation_of_answers, grpo
+from trainer.rl.answering.grpo_config import GRPOConfig
+from trainer.rl.answering.grpo_loss import grpo_loss
+from trainer.rl.answering.host_rewards import HostReward
 from trainer.rl.curriculum import lessons
 from trainer.rl.experience import Experience
 from trainer.rl.policy_evaluation import evaluation_of
@@ -13,13 +18,19 @@ from trainer.rl.rollouts import rollout
 
 __all__ = [
     "Agent",
+    "Answers",
     "Experience",
+    "GRPOConfig",
+    "HostReward",
     "PPOConfig",
     "count_minibatches",
     "distillation",
     "distributions",
     "environments",
     "evaluation_of",
+    "evaluation_of_answers",
+    "grpo",
+    "grpo_loss",
     "lessons",
     "load_replay",
     "policies",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,40 +38,59 @@ def group_units(batch: dict[str, PyTree], recurrent: PyTree) -> ExperienceUnits:
     return ExperienceUnits(batch, recurrent)
 
 
-def update_on_minibatches(
-    state: TrainState,
-    units: ExperienceUnits,
-    network: Any,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
-    config: PPOConfig,
-    key: jax.Array,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Take one optimizer step per minibatch, with the units shuffled in each epoch.
+class MinibatchSettings(Protocol):
+    """The settings of an algorithm that minibatches depend on."""
 
-    From the first minibatch on whose `approx_kl` is above `target_kl`, no gradients are applied.
+    @property
+    def epochs(self) -> int:
+        """Passes over the experience."""
 
-    Returns:
-        The state, and the traces of what was measured, `[epochs * minibatches]` each.
+    @property
+    def minibatches(self) -> int:
+        """Minibatches of a pass."""
+
+
+def shuffle_minibatches(key: jax.Array, count: int, config: MinibatchSettings) -> jax.Array:
+    """Return the minibatches of all passes: indices below `count`, shuffled in each pass.
+
+    They are int32 `[epochs * minibatches, unit]`.
     """
-    count, target_kl = units.batch["value"].shape[1], config.target_kl
     orders = jax.vmap(lambda k: jax.random.permutation(k, count))(
         jax.random.split(key, config.epochs)
     )
-    rows = orders.reshape(config.epochs * config.minibatches, count // config.minibatches)
+    return orders.reshape(config.epochs * config.minibatches, count // config.minibatches)
+
+
+def take_minibatch_steps(
+    state: TrainState,
+    rows: jax.Array,
+    compute: Callable[[TrainState, jax.Array], gradients.Gradients],
+    optimizer: optax.GradientTransformation,
+    *,
+    clip_norm: float | None,
+    target_kl: float | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step per minibatch.
+
+    From the first minibatch on whose `approx_kl` is above `target_kl`, no gradients are applied.
+
+    Args:
+        rows: `[minibatch, ...]`, what `compute` takes one after the other.
+        compute: `(state, row) -> gradients` of a minibatch.
+
+    Returns:
+        The state, and the traces of what was measured, `[minibatch]` each.
+    """
 
     def step(carried: Any, row: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         state, applying = carried
-        batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), units.batch)
-        recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), units.recurrent)
-        batch, recurrent = split_batch(batch, axis=1), split_batch(recurrent)
-        found = compute_minibatch_gradients(state, batch, recurrent, network, loss)
+        found = compute(state, row)
         after, measured = gradients.apply_gradients(
             state,
             found,
             optimizer,
             grad_norm=gradients.global_norm(found.grads),
-            clip_norm=config.clip_norm,
+            clip_norm=clip_norm,
         )
         weighted = batch_means.has_weight(found.means)
         after, measured = gradients.skip_empty_batch(weighted, state, after, measured)
@@ -90,6 +109,35 @@ def update_on_minibatches(
 
     (state, _), traces = lax.scan(step, (state, jnp.bool_(True)), rows)
     return state, traces
+
+
+def update_on_minibatches(
+    state: TrainState,
+    units: ExperienceUnits,
+    network: Any,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    config: PPOConfig,
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimizer step per minibatch, with the units shuffled in each epoch.
+
+    Returns:
+        The state, and the traces of what was measured, `[epochs * minibatches]` each.
+    """
+
+    def compute(state: TrainState, row: jax.Array) -> gradients.Gradients:
+        batch = jax.tree.map(lambda x: jnp.take(x, row, axis=1), units.batch)
+        recurrent = jax.tree.map(lambda x: jnp.take(x, row, axis=0), units.recurrent)
+        batch, recurrent = split_batch(batch, axis=1), split_batch(recurrent)
+        return compute_minibatch_gradients(state, batch, recurrent, network, loss)
+
+    rows = shuffle_minibatches(key, units.batch["value"].shape[1], config)
+    return take_minibatch_steps(
+        *(state, rows, compute, optimizer),
+        clip_norm=config.clip_norm,
+        target_kl=config.target_kl,
+    )
 
 
 def compute_minibatch_gradients(

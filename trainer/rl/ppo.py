@@ -25,10 +25,10 @@ from trainer.supervised.optimizer_updates import check_optimizer, init_optimizer
 
 
 class Agent(NamedTuple):
-    """The result of `ppo`: an initial state, and the phases that train it."""
+    """The result of `ppo` or `grpo`: an initial state, and the phases that train it."""
 
     init: Callable[[jax.Array], TrainState]
-    """`(key) -> state` at step 0, with an episode begun in each environment."""
+    """`(key) -> state` at step 0; for `ppo` with an episode begun in each environment."""
     rollout: Phase
     update: Phase
 

@@ -1,0 +1,1 @@
+"""Reinforcement of a language model's answers by a reward."""
