@@ -22,7 +22,7 @@ from trainer.rl.answering.answers import (
     shape_answers,
 )
 from trainer.rl.answering.host_rewards import HostReward
-from trainer.rl.answering.prompt_tables import PromptSource, PromptTable, draw_prompts
+from trainer.rl.answering.prompt_tables import PromptTable, draw_prompts
 from trainer.rl.answering.reward_calls import (
     Collect,
     ScoredAnswers,
@@ -54,7 +54,9 @@ def sample_answers(sampling: Sampling, tokenizer: Any, table: PromptTable, rewar
                 "begin with a state that the init of trainer.rl.grpo made"
             )
         draw, key = jax.random.split(state.key(name))
-        rows = jnp.repeat(draw_prompts(draw, arrays, weights, config.prompts), config.group_size)
+        rows = jnp.repeat(
+            draw_prompts(draw, table.counts, weights, config.prompts), config.group_size
+        )
         return sampling.sample(state.params, state.model_state, arrays, rows, key)
 
     def measure(answers: Answers) -> dict[str, Any]:
@@ -62,7 +64,8 @@ def sample_answers(sampling: Sampling, tokenizer: Any, table: PromptTable, rewar
         return metrics | measure_sampling(answers, config)
 
     scored = _make_scorer(sampling, tokenizer, table, reward)
-    return _build_phase(name, config.answers, collect, measure, table, scored)
+    # Changing: a phase that only measures is not repeated by `trainer.repeated`.
+    return _build_phase(name, config.answers, collect, measure, table, scored, changing=True)
 
 
 def evaluate_answers(
@@ -86,7 +89,7 @@ def evaluate_answers(
         return measure_answers(answers, table, config)
 
     scored = _make_scorer(sampling, tokenizer, table, reward)
-    return _build_phase(name, count, collect, measure, table, scored)
+    return _build_phase(name, count, collect, measure, table, scored, changing=False)
 
 
 def _make_scorer(sampling: Sampling, tokenizer: Any, table: PromptTable, reward: Any) -> Any:
@@ -97,7 +100,14 @@ def _make_scorer(sampling: Sampling, tokenizer: Any, table: PromptTable, reward:
 
 
 def _build_phase(
-    name: str, count: int, collect: Collect, measure: Measure, table: PromptTable, reward: Any
+    name: str,
+    count: int,
+    collect: Collect,
+    measure: Measure,
+    table: PromptTable,
+    reward: Any,
+    *,
+    changing: bool,
 ) -> Phase:
     """Build a phase that collects `count` answers and rewards them, where the reward computes."""
 
@@ -110,13 +120,16 @@ def _build_phase(
         return state, scored.answers, measure(scored.answers) | {"failed": failed}
 
     common: dict[str, Any] = {
-        "updates_state": False,
         "reduce": reduce_answers(),
         "finalize": functools.partial(finalize_answers, table=table),
     }
     if not isinstance(reward, Scorer):
-        return Phase(name, run_on_device, PromptSource(table), **common)
+        return Phase(name, run_on_device, table.source, updates_state=changing, **common)
     shapes = shape_answers(count, table.arrays["tokens"].shape[1], reward.config.length)
     source = ScoredSource(collect, reward, shapes, name)
-    # It has something to check, so that the source sees the state before training.
-    return Phase(name, report, source, check_data=lambda state, batch: None, **common)
+    return Phase(
+        *(name, report, source),
+        updates_state=False,
+        check_data=lambda state, batch: None,  # so that the source sees the state
+        **common,
+    )

@@ -71,11 +71,10 @@ class Sampling(NamedTuple):
             top_p=None if self.greedy else config.top_p,
             stop=config.stop,
         )
-        lesson = jnp.searchsorted(arrays["first"], rows, side="right") - 1
         return Answers(
             prompt,
             example=rows,
-            lesson=lesson.astype(jnp.int32),
+            lesson=arrays["lesson"][rows],
             tokens=sampled.tokens,
             log_probs=sampled.log_probs,
             lengths=sampled.lengths,

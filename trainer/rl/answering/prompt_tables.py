@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer.checks.arguments import describe_value
-from trainer.data.source import Check, Feed
+from trainer.data.arrays import Arrays
 from trainer.host.exception_notes import annotate_errors
-from trainer.placement.constraints import place_batches
-from trainer.placement.meshes import get_mesh
-from trainer.state import PyTree, TrainState
+from trainer.state import PyTree
 
 FORM = '["2+3=", ...], [{"prompt": "2+3=", "sum": 5}, ...], or a dict of such by lesson'
 """How prompts are written, for messages."""
@@ -31,10 +29,16 @@ class PromptTable:
     """The prompts as they are shown."""
     examples: tuple[Mapping[str, Any], ...]
     """The other fields of each prompt."""
+    counts: tuple[int, ...]
+    """Number of prompts of each lesson, or of all."""
     arrays: Mapping[str, Any]
-    """`tokens` int32 `[prompt, time]`, left-padded; `lengths` int32 `[prompt]`; `first` and `count`
-    int32 `[lesson]`, where its prompts begin and how many they are; `fields`, the other fields that
-    are numbers, `[prompt, ...]` by name."""
+    """`tokens` int32 `[prompt, time]`, left-padded; `lengths` and `lesson`, its index, int32
+    `[prompt]`; `fields`, the other fields that are numbers, `[prompt, ...]` by name, if any."""
+
+    @property
+    def source(self) -> Arrays:
+        """The arrays as the source of a phase, which reads all of them at once."""
+        return Arrays(self.arrays, batch_size=len(self.texts))
 
     @property
     def first_inputs(self) -> dict[str, jax.Array]:
@@ -48,64 +52,24 @@ class PromptTable:
         return int(np.argmax(self.arrays["lengths"]))
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptSource:
-    """The source of a phase that draws prompts on the device: the arrays of a table."""
-
-    table: PromptTable
-
-    @property
-    def example(self) -> PyTree:
-        """A prompt as inputs, `[1, time]`, to initialize a network with."""
-        return self.table.first_inputs
-
-    def training(self) -> Feed:
-        """Return the feed of one piece, all prompts, which every device holds."""
-        on_device = jax.device_put(dict(self.table.arrays))
-        copies: dict[Any, PyTree] = {}
-
-        def pieces(
-            state: TrainState, check: Check | None, position: None
-        ) -> Iterator[tuple[Any, None]]:
-            mesh = get_mesh(state)
-            if mesh is not None and mesh not in copies:
-                copies[mesh] = place_batches(on_device, state, axis=None)
-            yield on_device if mesh is None else copies[mesh], None
-
-        return Feed(
-            pieces=pieces,
-            example=on_device,
-            rows=lambda piece, key: jnp.zeros(1, jnp.int32),
-            batch=lambda piece, row: piece,
-            verify=lambda state, check: None,
-            repeatable=True,
-        )
-
-    def evaluation(self) -> Feed:
-        """Refuse: prompts have no labels to compare with.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("prompts are no split to evaluate on: rl.evaluation_of_answers makes one")
-
-
-def draw_prompts(key: jax.Array, arrays: PyTree, weights: jax.Array, count: int) -> jax.Array:
+def draw_prompts(
+    key: jax.Array, counts: Sequence[int], weights: jax.Array, draws: int
+) -> jax.Array:
     """Draw prompts: a lesson in proportion to its weight, and any prompt of it.
 
     Args:
         key: () typed key.
-        arrays: of a table.
+        counts: number of prompts of each lesson.
         weights: of the lessons, float32 `[lesson]`; at weight 0 none is drawn.
-        count: number of prompts.
+        draws: number of prompts to draw.
 
     Returns:
-        Their indices, int32 `[count]`.
+        Their indices, int32 `[draws]`.
     """
     lesson_key, row_key = jax.random.split(key)
-    lesson = jax.random.categorical(lesson_key, jnp.log(weights), shape=(count,))
-    offset = jax.random.randint(row_key, (count,), 0, arrays["count"][lesson])
-    return arrays["first"][lesson] + offset
+    lesson = jax.random.categorical(lesson_key, jnp.log(weights), shape=(draws,))
+    offset = jax.random.randint(row_key, (draws,), 0, jnp.array(counts)[lesson])
+    return jnp.array([0, *np.cumsum(counts)[:-1]])[lesson] + offset
 
 
 def make_inputs(arrays: PyTree, rows: jax.Array) -> dict[str, jax.Array]:
@@ -143,8 +107,8 @@ def tabulate_prompts(tokenizer: Any, prompts: Any, who: str) -> PromptTable:
     >>> from types import SimpleNamespace
     >>> letters = SimpleNamespace(encode=lambda text: [ord(x) for x in text])
     >>> table = tabulate_prompts(letters, ["a", {"prompt": "bc", "size": 2}], "grpo")
-    >>> table.arrays["tokens"].tolist(), table.arrays["fields"]
-    ([[0, 97], [98, 99]], {})
+    >>> table.arrays["tokens"].tolist(), table.examples
+    ([[0, 97], [98, 99]], ({}, {'size': 2}))
     """
     lessons = prompts if isinstance(prompts, Mapping) else {"": prompts}
     if not lessons:
@@ -170,15 +134,15 @@ def tabulate_prompts(tokenizer: Any, prompts: Any, who: str) -> PromptTable:
     padded = np.zeros((len(tokens), lengths.max()), np.int32)
     for row, ids in zip(padded, tokens, strict=True):
         row[len(row) - len(ids) :] = ids
-    arrays = {
+    arrays: dict[str, Any] = {
         "tokens": padded,
         "lengths": lengths,
-        "first": np.cumsum([0, *counts[:-1]]).astype(np.int32),
-        "count": np.array(counts, np.int32),
-        "fields": _stack_numbers(examples),
+        "lesson": np.repeat(np.arange(len(counts)), counts).astype(np.int32),
     }
+    if fields := _stack_numbers(examples):
+        arrays["fields"] = fields
     names = tuple(lessons) if named else ()
-    return PromptTable(names, tuple(texts), tuple(examples), arrays)
+    return PromptTable(names, tuple(texts), tuple(examples), tuple(counts), arrays)
 
 
 def _read_prompt(tokenizer: Any, entry: Any, who: str) -> tuple[str, list[int], dict[str, Any]]:

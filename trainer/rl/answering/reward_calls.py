@@ -39,7 +39,7 @@ def call_on_device(reward: Any, arrays: PyTree, answers: Answers) -> Answers:
     Raises:
         ValueError: it does not return one number for each.
     """
-    fields = {name: jnp.asarray(x)[answers.example] for name, x in arrays["fields"].items()}
+    fields = {name: jnp.asarray(x)[answers.example] for name, x in arrays.get("fields", {}).items()}
     examples = {**fields, "prompt": answers.prompt["tokens"]}
     called = (
         "in the reward, which is called with (examples, tokens, lengths) and must be jittable; a "

@@ -14,7 +14,9 @@ GROUPS = [AnswerGroup([f"p{n}"] * 2, [f"a{n}", ""], [{"n": n}] * 2) for n in ran
 
 def _count(prompts, answers, examples):
     assert [prompt[1:] for prompt in prompts] == [str(example["n"]) for example in examples]
-    return [example["n"] + 0.5 * bool(answer) for answer, example in zip(answers, examples, strict=True)]
+    return [
+        example["n"] + 0.5 * bool(answer) for answer, example in zip(answers, examples, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -18,8 +18,8 @@ def test_prompts_are_padded_on_the_left(tokenizer):
     assert table.lessons == ("short", "long")
     assert table.texts == ("a", "b", "abc")
     assert table.arrays["tokens"].tolist() == [[0, 0, 1], [0, 0, 2], [1, 2, 3]]
-    assert table.arrays["first"].tolist() == [0, 2]
-    assert table.arrays["count"].tolist() == [2, 1]
+    assert table.arrays["lesson"].tolist() == [0, 0, 1]
+    assert table.counts == (2, 1)
     assert {name: x.tolist() for name, x in table.arrays["fields"].items()} == {
         "value": [1.0, 2.0, 3.5]
     }
@@ -32,7 +32,7 @@ def test_prompts_are_padded_on_the_left(tokenizer):
 def test_lessons_are_drawn_by_weight_and_prompts_alike(tokenizer):
     table = tabulate_prompts(tokenizer, {"x": list("abc"), "y": ["d"], "z": ["e"]}, "grpo")
     weights = jnp.array([0.75, 0.25, 0.0])
-    rows = np.asarray(draw_prompts(jax.random.key(0), table.arrays, weights, 4000))
+    rows = np.asarray(draw_prompts(jax.random.key(0), table.counts, weights, 4000))
     shares = np.bincount(rows, minlength=5) / 4000
     assert shares == pytest.approx([0.25, 0.25, 0.25, 0.25, 0], abs=0.03)
     assert shares[4] == 0
