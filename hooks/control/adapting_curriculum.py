@@ -43,9 +43,11 @@ def adapt_curriculum(
     its episodes ended, is not updated. Episodes that are being played keep their lesson.
 
     Args:
-        lessons: names of all lessons, in order: `env.lessons` of `trainer.rl.lessons`.
+        lessons: names of all lessons, in order: `env.lessons` of `trainer.rl.lessons`, or those of
+            the prompts of `trainer.rl.grpo`.
         strategy: `learning_progress`, `thresholds`, or your own.
-        metric: prefix of the returns; `val/return` if an `evaluate` before it plays all lessons.
+        metric: prefix of the returns; `val/return` if an `evaluate` before it plays all lessons;
+            `sample/reward` for `trainer.rl.grpo`.
 
     Raises:
         ValueError: there are no names, one is given twice, or they do not fit the strategy; before
@@ -85,7 +87,7 @@ def adapt_curriculum(
             raise ValueError(
                 f"hook {title!r} needs the weights of {count} lessons, state.carry['lessons'] "
                 f"float32[{count}]; got {got}: train in an environment that trainer.rl.lessons "
-                "made, and give the hook its env.lessons"
+                "made, or on prompts by lesson, and give the hook the names of these lessons"
             )
         return weighting.initial
 

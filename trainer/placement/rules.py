@@ -29,6 +29,9 @@ ENVIRONMENTS = re.compile(
 )
 """Paths of what each environment of a rollout has for itself, `[env, ...]`, split over `data`."""
 
+FOLLOWERS = "opt_state/", "carry/reference/"
+"""Beginnings of the paths whose leaves are split as the parameter of the same name."""
+
 SMALL = 1024
 """Elements below which `fsdp` leaves an array whole: gathering it costs more than it saves."""
 
@@ -90,8 +93,8 @@ def choose_shardings(state: TrainState, mesh: Mesh, rules: Sequence[Rule]) -> Tr
         state: the device part, or its shapes.
         mesh: to lie on.
         rules: the first that matches a path counts; what none matches is replicated. A leaf of the
-            optimizer state is split as the parameter whose path ends its own if the shapes are
-            equal, and replicated if not, as those of `optax.adafactor`.
+            optimizer state, or of a reference, is split as the parameter whose path ends its own if
+            the shapes are equal, and replicated if not, as those of `optax.adafactor`.
 
     Raises:
         TypeError: a rule gives no spec.
@@ -109,7 +112,7 @@ def choose_shardings(state: TrainState, mesh: Mesh, rules: Sequence[Rule]) -> Tr
         if split_members:
             whole = path in {"epoch", "step", f"carry/{LIVE}"}
             return _split_rows(path, () if whole else shape, mesh, MEMBERS, "of members")
-        if path.startswith("opt_state/"):
+        if path.startswith(FOLLOWERS):
             for name in sorted(params, key=len, reverse=True):
                 if path.endswith("/" + name):
                     same = named["params/" + name] == shape

@@ -37,8 +37,8 @@ def spread(
             population.
         rules: how leaves are split, in order: a regular expression that is sought in the path, and
             a `PartitionSpec` or a function `(shape, mesh) -> PartitionSpec` such as
-            `trainer.fsdp()`. Leaves of the optimizer state follow their parameter; other leaves are
-            replicated.
+            `trainer.fsdp()`. Leaves of the optimizer state, and of a reference of `rl.grpo`, follow
+            their parameter; other leaves are replicated.
 
     Returns:
         The state, with the same values.

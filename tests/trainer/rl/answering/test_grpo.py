@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import hooks
 import trainer
@@ -170,7 +171,9 @@ def test_an_evaluation_answers_every_prompt_once(network, tokenizer, reward, age
 def test_a_state_on_a_mesh_trains_as_on_one_device(agents):
     agent, start = agents["device"], agents["device"].init(jax.random.key(0))
     alone, measured = trainer.fit(start, agent.program, epochs=2)
-    split = trainer.spread(start, trainer.mesh(data=8))
+    rule = "^params/pairs$", PartitionSpec("data")
+    split = trainer.spread(start, trainer.mesh(data=8), rules=[rule])
+    assert split.carry["reference"]["params"]["pairs"].sharding.spec == PartitionSpec("data")
     together, also = trainer.fit(split, agent.program, epochs=2)
     chex.assert_trees_all_close(together.params, alone.params, atol=1e-5)
     for name in ("sample/reward", "update/kl", "update/loss"):
