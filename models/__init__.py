@@ -1,10 +1,11 @@
 """Networks as two pure functions: adapters for other libraries, and some bundled networks."""
 
 from models.actor_critic import ActorCritic, actor_critic
-from models.captioner import captioner
 from models.cnn import cnn
-from models.decoding import Decoder
-from models.generating import generate
+from models.language.captioner import captioner
+from models.language.decoding import Decoder
+from models.language.generating import generate
+from models.language.transformer import transformer
 from models.linen import from_linen
 from models.mlp import mlp
 from models.network import Network
@@ -12,7 +13,6 @@ from models.nnx import from_nnx
 from models.rematerialising import remat
 from models.resnet import resnet
 from models.sharding import transformer_rules
-from models.transformer import transformer
 
 __all__ = [
     "ActorCritic",

@@ -10,7 +10,7 @@ SpecFunction = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 """`(shape, mesh) -> PartitionSpec`."""
 
 LAYOUTS = {
-    r"(qkv|query|keys_values|up|head)/kernel$": ("data", "model"),
+    r"(query|key|value|up|head)/kernel$": ("data", "model"),
     r"(out|down)/kernel$": ("model", "data"),
     r"embed/embedding$": ("model", "data"),
 }

@@ -19,8 +19,8 @@ MAX_ENTRIES, MAX_PARAMETERS = 20, 8
 MANY_PARAMETERS = {
     # A setting each, as a configuration file or a command line names it.
     "hooks.recording_replays.record_replays",
-    "models.captioner.captioner",
-    "models.transformer.transformer",
+    "models.language.captioner.captioner",
+    "models.language.transformer.transformer",
     "trainer.data.conversations.chat.chat",
     "trainer.loop.fit.fit",
     "trainer.commands.evaluate.evaluate",

@@ -9,10 +9,10 @@ import optax
 from flax import nnx
 
 from contestants.workloads import TEXT
-from models.blocks import TransformerConfig
 from models.cnn import CNN
+from models.language.blocks import TransformerConfig
+from models.language.transformer import TextDecoder
 from models.mlp import MLP
-from models.transformer import TextDecoder
 
 
 def build(workload):

@@ -13,7 +13,7 @@ import trainer
 from trainer import data, losses
 
 FSDP = [("^params/", trainer.fsdp())]
-KERNELS = 4
+KERNELS = 6
 """Kernels of a layer of the transformer."""
 
 

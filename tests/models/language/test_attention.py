@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.attention import CrossAttention, SelfAttention, apply_rotary, compute_rotary, has_kernel
+from models.language.attention import CrossAttention, SelfAttention
+from models.language.attention_kernels import has_kernel
+from models.language.rotary import apply_rotary, compute_rotary
+from models.language.visibility import Visibility
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -47,31 +50,36 @@ def softmax(x):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_self_attention_equals_numpys(causal):
-    module = SelfAttention(8, 2, causal=causal, scale=1.0, rngs=nnx.Rngs(0))
+    module = SelfAttention(8, 2, scale=1.0, rngs=nnx.Rngs(0))
     x = np.array(jax.random.normal(KEY, (3, 5, 8)))
-    qkv = (x @ module.qkv.kernel[...]).reshape(3, 5, 2, 3, 4)
+    query, key, value = (
+        np.array(x @ layer.kernel[...]).reshape(3, 5, 2, 4)
+        for layer in (module.query, module.key, module.value)
+    )
     mixed = np.zeros((3, 5, 2, 4))
     for head in range(2):
-        query, key, value = (np.array(qkv[:, :, head, i]) for i in range(3))
-        scores = query @ key.swapaxes(1, 2) / 2
+        scores = query[:, :, head] @ key[:, :, head].swapaxes(1, 2) / 2
         if causal:
             scores = np.where(np.tril(np.ones((5, 5))), scores, -np.inf)
-        mixed[:, :, head] = softmax(scores) @ value
+        mixed[:, :, head] = softmax(scores) @ value[:, :, head]
     expected = mixed.reshape(3, 5, 8) @ module.out.kernel[...]
-    outputs = nnx.jit(lambda module, x: module(x, None, None, 0)[0])(module, x)
+    visibility = Visibility() if causal else None
+    outputs = nnx.jit(lambda module, x: module(x, None, None, visibility)[0])(module, x)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_cross_attention_equals_numpys():
     module = CrossAttention(8, 2, scale=1.0, rngs=nnx.Rngs(0))
     x, other = (np.array(jax.random.normal(KEY, (3, n, 8))) for n in (5, 6))
-    queries = (x @ module.query.kernel[...]).reshape(3, 5, 2, 4)
-    both = (other @ module.keys_values.kernel[...]).reshape(3, 6, 2, 2, 4)
+    query = np.array(x @ module.query.kernel[...]).reshape(3, 5, 2, 4)
+    key, value = (
+        np.array(other @ layer.kernel[...]).reshape(3, 6, 2, 4)
+        for layer in (module.key, module.value)
+    )
     mixed = np.zeros((3, 5, 2, 4))
     for head in range(2):
-        query = np.array(queries[:, :, head])
-        key, value = (np.array(both[:, :, head, i]) for i in range(2))
-        mixed[:, :, head] = softmax(query @ key.swapaxes(1, 2) / 2) @ value
+        scores = query[:, :, head] @ key[:, :, head].swapaxes(1, 2) / 2
+        mixed[:, :, head] = softmax(scores) @ value[:, :, head]
     outputs = nnx.jit(lambda module, x, other: module(x, module.project(other)))(module, x, other)
     expected = mixed.reshape(3, 5, 8) @ module.out.kernel[...]
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)

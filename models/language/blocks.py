@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_rate, require_size
-from models.attention import CrossAttention, Pair, SelfAttention, dense, residual_scale
+from models.language.attention import CrossAttention, SelfAttention
+from models.language.layers import dense, residual_scale
+from models.language.rotary import Pair
+from models.language.visibility import Visibility
 
 Blocks = Any
 """An `nnx.List` of blocks, or one block whose arrays have a first axis of layers."""
@@ -62,13 +65,11 @@ class TransformerBlock(nnx.Module):
     (2020); Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
     """
 
-    def __init__(
-        self, shape: TransformerConfig, *, causal: bool, cross: bool, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, shape: TransformerConfig, *, cross: bool, rngs: nnx.Rngs) -> None:
         width, heads, hidden, dropout = shape.width, shape.heads, shape.hidden, shape.dropout
         scale = residual_scale(shape.layers, 3 if cross else 2)
         self.attention_norm = nnx.RMSNorm(width, rngs=rngs)
-        self.attention = SelfAttention(width, heads, causal=causal, scale=scale, rngs=rngs)
+        self.attention = SelfAttention(width, heads, scale=scale, rngs=rngs)
         self.cross_norm = nnx.RMSNorm(width, rngs=rngs) if cross else None
         self.cross = CrossAttention(width, heads, scale=scale, rngs=rngs) if cross else None
         self.dense_norm = nnx.RMSNorm(width, rngs=rngs)
@@ -82,13 +83,13 @@ class TransformerBlock(nnx.Module):
         cache: Pair | None,
         projected: Pair | None,
         rotary: Pair | None,
-        start: jax.Array | int,
+        visibility: Visibility | None,
     ) -> tuple[jax.Array, Pair | None]:
         """Run on `x` `[batch, time, width]`; other arguments are those of `SelfAttention`.
 
         `projected` is the result of `CrossAttention.project`.
         """
-        mixed, cache = self.attention(self.attention_norm(x), rotary, cache, start)
+        mixed, cache = self.attention(self.attention_norm(x), rotary, cache, visibility)
         x = x + self._drop(mixed)
         if self.cross is not None and self.cross_norm is not None and projected is not None:
             x = x + self._drop(self.cross(self.cross_norm(x), projected))
@@ -101,9 +102,7 @@ class TransformerBlock(nnx.Module):
         return x if self.dropout is None else self.dropout(x)
 
 
-def make_blocks(
-    shape: TransformerConfig, *, causal: bool, cross: bool = False, rngs: nnx.Rngs
-) -> Blocks:
+def make_blocks(shape: TransformerConfig, *, cross: bool = False, rngs: nnx.Rngs) -> Blocks:
     """Build blocks with the same initial values for a loop and for a scan.
 
     All are drawn at once, so the time to compile the initialisation does not depend on the depth.
@@ -112,7 +111,7 @@ def make_blocks(
     @nnx.split_rngs(splits=shape.layers)
     @nnx.vmap(axis_size=shape.layers)
     def make(rngs: nnx.Rngs) -> TransformerBlock:
-        return TransformerBlock(shape, causal=causal, cross=cross, rngs=rngs)
+        return TransformerBlock(shape, cross=cross, rngs=rngs)
 
     stacked = make(rngs)
     if shape.scan:
@@ -129,7 +128,7 @@ def run_blocks(
     caches: Any = None,
     projected: Any = None,
     rotary: Pair | None = None,
-    start: jax.Array | int = 0,
+    visibility: Visibility | None = None,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Run blocks one after another.
@@ -141,7 +140,7 @@ def run_blocks(
             for a stack; None for none.
         projected: keys and values of `project`, in the same form.
         rotary: rotary positions, for all blocks.
-        start: () integer, the number of tokens in the caches.
+        visibility: what each token sees, for all blocks; None for all tokens.
         remat: whether to store only the inputs of blocks for the backward pass.
 
     Returns:
@@ -154,11 +153,11 @@ def run_blocks(
         for index, block in enumerate(blocks):
             name = str(index)
             cache, other = (None if of is None else of[name] for of in (caches, projected))
-            x, after[name] = step(block, x, cache, other, rotary, start)
+            x, after[name] = step(block, x, cache, other, rotary, visibility)
         return x, None if caches is None else after
     axes = (0, nnx.Carry, 0, 0, None, None)
     return nnx.scan(step, in_axes=axes, out_axes=(nnx.Carry, 0))(
-        blocks, x, caches, projected, rotary, start
+        blocks, x, caches, projected, rotary, visibility
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import models
-from models import generating
+from models.language import generating
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -62,10 +62,10 @@ def test_tokens_are_drawn_with_their_probabilities():
 def test_it_compiles_once_for_each_shape():
     count = 0
 
-    def advance(params, cache, tokens):
+    def advance(params, model_state, cache, tokens):
         nonlocal count
         count += 1
-        return DECODER.decode_step(params, cache, tokens)
+        return DECODER.decode_step(params, model_state, cache, tokens)
 
     decoder = DECODER._replace(decode_step=advance)
 

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_array, require_size
-from models.attention import compute_rotary, dense
-from models.blocks import TransformerConfig, make_blocks, run_blocks
-from models.decoding import Decoder, make_decoder, require_tokens
+from models.language.blocks import TransformerConfig, make_blocks, run_blocks
+from models.language.decoding import Decoder, make_decoder
+from models.language.layers import dense
+from models.language.rotary import compute_rotary
+from models.language.text_inputs import KEYS, parse_text
+from models.language.transformer import TextDecoder
 from models.network import PyTree
-from models.transformer import TextDecoder
 
 
 def captioner(
@@ -53,8 +55,9 @@ def captioner(
 
     Returns:
         A decoder from `{"image": [batch, height, width, channels], "tokens": [batch, time]}` to
-        logits `[batch, time, vocabulary]`, float32, without model state. Its `init_cache` encodes
-        the image once, and needs no tokens. Its parameters are under `image` and `text`.
+        logits `[batch, time, vocabulary]`, float32, without model state; `segments` and `positions`
+        of the tokens may come too, as in `transformer`. Its `init_cache` encodes the image once,
+        and needs no tokens. Its parameters are under `image` and `text`.
 
     Raises:
         TypeError: a size is no whole number; on a call, the inputs are no such dict.
@@ -81,11 +84,12 @@ def captioner(
         raise ValueError(f"captioner: width must be a multiple of 4; got {width}")
 
     def check(inputs: PyTree) -> None:
-        if not isinstance(inputs, Mapping) or set(inputs) != {"image", "tokens"}:
+        given = set(inputs) if isinstance(inputs, Mapping) else set()
+        if not {"image", "tokens"} <= given <= {"image"} | KEYS:
             got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise TypeError(f'captioner takes inputs {{"image": ..., "tokens": ...}}; got {got}')
         require_image(inputs["image"], channels, patch)
-        require_tokens("captioner", inputs["tokens"], context)
+        parse_text("captioner", _get_text(inputs), context)
 
     def make(rngs: nnx.Rngs) -> Captioner:
         seeing = dataclasses.replace(shape, layers=encoder_layers)
@@ -106,17 +110,17 @@ class Captioner(nnx.Module):
 
     def __call__(self, inputs: Any) -> jax.Array:
         """Compute logits `[batch, time, vocabulary]` for an image and tokens `[batch, time]`."""
-        return self.text(inputs["tokens"], self.image(inputs["image"]))
+        return self.text(_get_text(inputs), self.image(inputs["image"]))
 
     def init_cache(self, inputs: Any, length: int) -> PyTree:
         """Build a cache for `length` tokens about `inputs["image"]`."""
         image = jnp.asarray(inputs["image"])
         require_image(image, self.image.channels, self.image.patch)
-        return self.text.init_cache(None, length, self.image(image))
+        return self.text.init_cache(image, length, self.image(image))
 
-    def decode_step(self, cache: PyTree, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
-        """Compute logits `[batch, n, vocabulary]` of tokens `[batch, n]`; return the cache too."""
-        return self.text.decode_step(cache, tokens)
+    def decode_step(self, cache: PyTree, inputs: PyTree) -> tuple[jax.Array, PyTree]:
+        """Compute logits `[batch, n, vocabulary]` of the next tokens; return the cache too."""
+        return self.text.decode_step(cache, inputs)
 
 
 class ImageEncoder(nnx.Module):
@@ -127,7 +131,7 @@ class ImageEncoder(nnx.Module):
     ) -> None:
         self.channels, self.patch, self.remat = channels, patch, shape.remat
         self.embed = dense(patch * patch * channels, shape.width, rngs=rngs)
-        self.blocks = make_blocks(shape, causal=False, rngs=rngs)
+        self.blocks = make_blocks(shape, rngs=rngs)
         self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -140,6 +144,10 @@ class ImageEncoder(nnx.Module):
         x = x.reshape(batch, rows * columns, -1)
         x = x + positions(rows, columns, x.shape[-1])[None].astype(x.dtype)
         return self.norm(run_blocks(self.blocks, x, remat=self.remat)[0])
+
+
+def _get_text(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in inputs.items() if name != "image"}
 
 
 def patches(images: jax.Array, patch: int) -> jax.Array:

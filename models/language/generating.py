@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from models.argument_checks import require_size
-from models.decoding import Decoder
+from models.language.decoding import Decoder
+from models.language.text_inputs import KEYS
 from models.network import PyTree
 
 
@@ -24,6 +25,7 @@ def generate(
     key: jax.Array,
     temperature: float = 1.0,
     top_k: int | None = None,
+    model_state: PyTree | None = None,
 ) -> jax.Array:
     """Generate the tokens that follow a prompt.
 
@@ -34,12 +36,14 @@ def generate(
         decoder: from `transformer` or `captioner`.
         params: its parameters.
         prompt: the decoder's inputs: tokens, integer `[batch, time]` with at least one token, or a
-            dict with them under `tokens` and the other inputs, such as `image`.
+            dict with them under `tokens` and the other inputs, such as `image`, or `segments` and
+            `positions`: prompts of different lengths are padded on the left, with segment 0.
         length: number of tokens to generate.
         key: () typed key; the same key generates the same tokens.
         temperature: divides the logits; below 1 likely tokens become more likely, and 0 takes
             the likeliest.
         top_k: number of likeliest tokens to draw from; None for all.
+        model_state: the decoder's model state; None for none.
 
     Returns:
         The tokens that follow, int32 `[batch, length]`.
@@ -69,6 +73,7 @@ def generate(
         )
     return _compile_generate(decoder)(
         params,
+        {} if model_state is None else model_state,
         jax.tree.map(jnp.asarray, prompt),
         key,
         float(temperature),
@@ -83,6 +88,7 @@ def _compile_generate(decoder: Decoder) -> Any:
     @functools.partial(jax.jit, static_argnames=("length", "top_k", "greedy"))
     def write(
         params: PyTree,
+        model_state: PyTree,
         prompt: PyTree,
         key: jax.Array,
         temperature: jax.Array,
@@ -91,7 +97,8 @@ def _compile_generate(decoder: Decoder) -> Any:
         top_k: int | None,
         greedy: bool,
     ) -> jax.Array:
-        tokens = prompt["tokens"] if isinstance(prompt, Mapping) else prompt
+        named = isinstance(prompt, Mapping)
+        tokens = prompt["tokens"] if named else prompt
 
         def pick(logits: jax.Array, key: jax.Array) -> jax.Array:
             if greedy:
@@ -104,12 +111,13 @@ def _compile_generate(decoder: Decoder) -> Any:
 
         def step(carry: tuple[PyTree, jax.Array], key: jax.Array) -> Any:
             cache, token = carry
-            logits, cache = decoder.decode_step(params, cache, token[:, None])
+            logits, cache = decoder.decode_step(params, model_state, cache, token[:, None])
             token = pick(logits[:, -1], key)
             return (cache, token), token
 
-        cache = decoder.init_cache(params, prompt, tokens.shape[1] + length)
-        logits, cache = decoder.decode_step(params, cache, tokens)
+        cache = decoder.init_cache(params, model_state, prompt, tokens.shape[1] + length)
+        text = {name: prompt[name] for name in KEYS & prompt.keys()} if named else prompt
+        logits, cache = decoder.decode_step(params, model_state, cache, text)
         keys = jax.random.split(key, length)
         first = pick(logits[:, -1], keys[0])
         _, rest = jax.lax.scan(step, (cache, first), keys[1:])

@@ -23,10 +23,10 @@ def test_reading_piece_by_piece_computes_the_logits_of_the_whole(scan, cuts):
     @jax.jit
     def both(params):
         whole, _ = decoder.apply(params, {}, TOKENS, key=None, train=False)
-        cache = decoder.init_cache(params, TOKENS, 9)  # more room than there are tokens
+        cache = decoder.init_cache(params, {}, TOKENS, 9)  # more room than there are tokens
         pieces = []
         for piece in jnp.split(TOKENS, cuts, axis=1):
-            outputs, cache = decoder.decode_step(params, cache, piece)
+            outputs, cache = decoder.decode_step(params, {}, cache, piece)
             pieces.append(outputs)
         return whole, jnp.concatenate(pieces, axis=1)
 
@@ -41,17 +41,17 @@ def test_reading_piece_by_piece_computes_the_logits_of_the_whole(scan, cuts):
 def test_the_cache_is_arrays_of_fixed_shapes_in_the_dtype_of_the_parameters():
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     for params, dtype in ((PARAMS, "float32"), (low, "bfloat16")):
-        before = jax.eval_shape(lambda p: DECODER.init_cache(p, TOKENS, 9), params)
-        _, after = jax.eval_shape(DECODER.decode_step, params, before, TOKENS)
+        before = jax.eval_shape(lambda p: DECODER.init_cache(p, {}, TOKENS, 9), params)
+        _, after = jax.eval_shape(DECODER.decode_step, params, {}, before, TOKENS)
         assert before == after
         assert {leaf.dtype.name for leaf in jax.tree.leaves(before)} == {dtype, "int32"}
 
 
 def test_past_the_length_of_the_cache_logits_are_nan():
     def read(params):
-        cache = DECODER.init_cache(params, TOKENS, 8)
-        _, cache = DECODER.decode_step(params, cache, TOKENS)
-        return DECODER.decode_step(params, cache, TOKENS[:, :3])[0]
+        cache = DECODER.init_cache(params, {}, TOKENS, 8)
+        _, cache = DECODER.decode_step(params, {}, cache, TOKENS)
+        return DECODER.decode_step(params, {}, cache, TOKENS[:, :3])[0]
 
     outputs = jax.jit(read)(PARAMS)
     np.testing.assert_array_equal(jnp.isnan(outputs).all((0, 2)), [True, True, True])

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_size
-from models.attention import compute_rotary, dense
-from models.blocks import TransformerConfig, init_caches, make_blocks, project, run_blocks
-from models.decoding import Decoder, make_decoder, require_tokens
 from models.initializers import lecun_normal
+from models.language.blocks import TransformerConfig, init_caches, make_blocks, project, run_blocks
+from models.language.decoding import Decoder, make_decoder
+from models.language.layers import dense
+from models.language.rotary import compute_rotary
+from models.language.text_inputs import TextInputs, parse_text
+from models.language.visibility import Visibility
 from models.network import PyTree
 
 
@@ -58,10 +61,16 @@ def transformer(
         the token after each, float32, without model state. The logits of a token outside the
         vocabulary are nan.
 
+        Instead of tokens it takes a dict of `tokens`, `segments` and `positions`, all integer
+        `[batch, time]`, for several texts in a row and for padding: a token sees only its own
+        segment, whose positions count from 0. Segment 0 is padding, whose tokens may be anything;
+        its logits are finite and mean nothing. Such a row may be longer than `context`, while the
+        logits of a position outside it are nan.
+
     Raises:
         TypeError: a size is no whole number.
         ValueError: a setting is out of range, `heads` does not divide `width` into even sizes; on
-            a call, tokens are no integers `[batch, time]`, or more than `context`.
+            a call, the inputs have another form, or are more tokens than `context`.
 
     Source: Vaswani et al., "Attention Is All You Need" (2017), with the changes that
     `TransformerBlock` and `apply_rotary` name.
@@ -82,7 +91,7 @@ def transformer(
     def make(rngs: nnx.Rngs) -> TextDecoder:
         return TextDecoder(vocabulary, context, shape, tied=tied, rngs=rngs)
 
-    return make_decoder(make, lambda tokens: require_tokens("transformer", tokens, context))
+    return make_decoder(make, lambda inputs: parse_text("transformer", inputs, context))
 
 
 class TextDecoder(nnx.Module):
@@ -101,61 +110,85 @@ class TextDecoder(nnx.Module):
         self.context, self.shape = context, shape
         self.embed = nnx.Embed(vocabulary, shape.width, embedding_init=_embeddings, rngs=rngs)
         self.dropout = nnx.Dropout(shape.dropout, rngs=rngs) if shape.dropout else None
-        self.blocks = make_blocks(shape, causal=True, cross=cross, rngs=rngs)
+        self.blocks = make_blocks(shape, cross=cross, rngs=rngs)
         self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
         self.head = None if tied else dense(shape.width, vocabulary, rngs=rngs)
 
-    def __call__(self, tokens: jax.Array, encoded: jax.Array | None = None) -> jax.Array:
-        """Compute logits `[batch, time, vocabulary]` for tokens `[batch, time]`.
+    def __call__(self, inputs: PyTree, encoded: jax.Array | None = None) -> jax.Array:
+        """Compute logits `[batch, time, vocabulary]` for tokens, or a dict with their segments.
 
         `encoded`, `[batch, length, width]`, is what the cross-attention of the blocks reads.
         """
+        text = parse_text(self.shape.owner, inputs, self.context)
+        positions = text.positions
+        if positions is None:
+            positions = jnp.arange(text.tokens.shape[1])
         x, _ = run_blocks(
             self.blocks,
-            self._embedded(tokens),
+            self._embed(text),
             projected=None if encoded is None else project(self.blocks, encoded),
-            rotary=compute_rotary(jnp.arange(tokens.shape[1]), self.shape.head_size),
+            rotary=compute_rotary(positions, self.shape.head_size),
+            visibility=Visibility(None, text.segments, text.segments),
             remat=self.shape.remat,
         )
         return self._logits(x)
 
-    def init_cache(self, tokens: Any, length: int, encoded: jax.Array | None = None) -> PyTree:
-        """Build an empty cache for `length` tokens in all; `tokens` provides the batch size."""
+    def init_cache(self, inputs: PyTree, length: int, encoded: jax.Array | None = None) -> PyTree:
+        """Build an empty cache for `length` tokens in all; the inputs provide the batch size.
+
+        A text that is read without segments is segment 1, from position 0.
+        """
         require_size(self.shape.owner, "length", length)
         if length > self.context:
             raise ValueError(
                 f"{self.shape.owner}: {length} tokens in all, prompt and continuation, exceed the "
                 f"context of {self.context}; shorten either, or enlarge the context"
             )
-        batch = tokens.shape[0] if encoded is None else encoded.shape[0]
+        batch = len(jax.tree.leaves(inputs)[0])
         cache = {
             "texts": init_caches(self.blocks, self.shape, batch, length),
             "read": jnp.zeros((), jnp.int32),
+            "segments": jnp.zeros((batch, length), jnp.int32),
+            "segment": jnp.ones(batch, jnp.int32),
+            "position": jnp.zeros(batch, jnp.int32),
         }
         return cache if encoded is None else cache | {"encoded": project(self.blocks, encoded)}
 
-    def decode_step(self, cache: Any, tokens: jax.Array) -> tuple[jax.Array, PyTree]:
-        """Compute logits `[batch, n, vocabulary]` of tokens `[batch, n]`; return the cache too."""
-        length = jax.tree.leaves(cache["texts"])[0].shape[-3]
-        require_tokens(self.shape.owner, tokens, length)
-        positions = cache["read"] + jnp.arange(tokens.shape[1])
+    def decode_step(self, cache: Any, inputs: PyTree) -> tuple[jax.Array, PyTree]:
+        """Compute logits `[batch, n, vocabulary]` of the next tokens; return the cache too."""
+        length = cache["segments"].shape[1]
+        text, segments, positions = _continue_text(
+            parse_text(self.shape.owner, inputs, length), cache
+        )
+        read, count = cache["read"], text.tokens.shape[1]
+        seen = jax.lax.dynamic_update_slice_in_dim(cache["segments"], segments, read, axis=1)
         x, texts = run_blocks(
             self.blocks,
-            self._embedded(tokens),
+            self._embed(text),
             caches=cache["texts"],
             projected=cache.get("encoded"),
             rotary=compute_rotary(positions, self.shape.head_size),
-            start=cache["read"],
+            visibility=Visibility(read, segments, seen),
         )
-        logits = jnp.where(positions[-1] < length, self._logits(x), jnp.nan)
-        return logits, cache | {"texts": texts, "read": cache["read"] + tokens.shape[1]}
+        after = {
+            "texts": texts,
+            "read": read + count,
+            "segments": seen,
+            "segment": segments[:, -1],
+            "position": positions[:, -1] + 1,
+        }
+        return jnp.where(read + count <= length, self._logits(x), jnp.nan), cache | after
 
-    def _embedded(self, tokens: jax.Array) -> jax.Array:
-        table = self.embed.embedding[...]
-        # Negative indices would count from the end; those past the end give nan.
-        x = jnp.take(table, jnp.where(tokens < 0, len(table), tokens), axis=0) * math.sqrt(
-            self.shape.width
-        )
+    def _embed(self, text: TextInputs) -> jax.Array:
+        table, tokens = self.embed.embedding[...], text.tokens
+        outside = tokens < 0  # negative indices would count from the end
+        if text.segments is not None and text.positions is not None:
+            padding = text.segments == 0
+            tokens = jnp.where(padding, 0, tokens)
+            outside = ~padding & (outside | (text.positions < 0) | (text.positions >= self.context))
+        # Those past the end give nan.
+        x = jnp.take(table, jnp.where(outside, len(table), tokens), axis=0)
+        x = x * math.sqrt(self.shape.width)
         return x if self.dropout is None else self.dropout(x)
 
     def _logits(self, x: jax.Array) -> jax.Array:
@@ -164,6 +197,17 @@ class TextDecoder(nnx.Module):
         flat = self.norm(x).reshape(batch * time, width)
         logits = jnp.dot(flat, weights, preferred_element_type=jnp.float32)
         return logits.reshape(batch, time, -1)
+
+
+def _continue_text(text: TextInputs, cache: Any) -> tuple[TextInputs, jax.Array, jax.Array]:
+    """Return a text with segments and positions: without any, those after what was read."""
+    if text.segments is not None and text.positions is not None:
+        segments, positions = (x.astype(jnp.int32) for x in (text.segments, text.positions))
+    else:
+        segments = jnp.broadcast_to(cache["segment"][:, None], text.tokens.shape)
+        steps = jnp.arange(text.tokens.shape[1], dtype=jnp.int32)
+        positions = cache["position"][:, None] + steps[None]
+    return TextInputs(text.tokens, segments, positions), segments, positions
 
 
 def _embeddings(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

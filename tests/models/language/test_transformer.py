@@ -122,7 +122,7 @@ def test_the_compiled_scan_does_not_grow_with_the_depth(scan):
 def test_the_number_of_parameters_by_hand(tied, hidden):
     decoder = models.transformer(**SETTINGS, tied=tied, hidden=hidden)
     params = jax.eval_shape(lambda key: decoder.init(key, TOKENS)[0], KEY)
-    block = 8 * 24 + 8 * 8 + 2 * 8 * (hidden or 32) + 2 * 8  # qkv, out, dense branch, norms
+    block = 4 * 8 * 8 + 2 * 8 * (hidden or 32) + 2 * 8  # attention, dense branch, norms
     assert sum(x.size for x in jax.tree.leaves(params)) == (
         11 * 8 * (1 if tied else 2) + 3 * block + 8
     )
@@ -207,7 +207,18 @@ def test_settings_out_of_range_are_errors_at_once(settings, error, message):
         (jnp.ones((2, 13), int), "13 tokens are more than the limit of 12"),
         (jnp.ones((2, 3)), r"takes integer tokens \[batch, time\]; got float32\[2, 3\]"),
         (jnp.ones(3, int), r"takes integer tokens \[batch, time\]; got int32\[3\]"),
-        ({"tokens": jnp.ones((2, 3), int)}, r"takes integer tokens \[batch, time\]; got dict"),
+        ({}, "takes tokens, or a dict of .*; got an empty dict"),
+        ({"image": TOKENS, "tokens": TOKENS}, "takes tokens, or a dict .*; got 'image', 'tokens'"),
+        ({"tokens": TOKENS, "segments": TOKENS}, "takes segments and positions together; positions are missing"),
+        ({"tokens": TOKENS, "positions": TOKENS}, "takes segments and positions together; segments are missing"),
+        (
+            {"tokens": TOKENS, "segments": TOKENS, "positions": TOKENS[:, :3]},
+            r"positions must have the shape of the tokens, \[2, 7\]; got \[2, 3\]",
+        ),
+        (
+            {"tokens": TOKENS, "segments": TOKENS > 0, "positions": TOKENS},
+            r"takes integer segments \[batch, time\]; got bool\[2, 7\]",
+        ),
     ],
 )
 def test_wrong_tokens_are_errors(tokens, message):
@@ -230,5 +241,5 @@ def test_computes_and_generates_in_float16_on_cpu():
     whole, _ = decoder.apply(params, {}, tokens, key=None, train=False)
     lower, _ = decoder.apply(half, {}, tokens, key=None, train=False)
     np.testing.assert_allclose(lower, whole, atol=2e-2)
-    cache = decoder.init_cache(half, tokens, 4)
-    np.testing.assert_allclose(decoder.decode_step(half, cache, tokens)[0], lower, atol=2e-2)
+    cache = decoder.init_cache(half, {}, tokens, 4)
+    np.testing.assert_allclose(decoder.decode_step(half, {}, cache, tokens)[0], lower, atol=2e-2)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import models
-from models.captioner import patches, positions
+from models.language.captioner import patches, positions
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -77,10 +77,10 @@ def test_reading_piece_by_piece_computes_the_logits_of_the_whole(scan):
     @jax.jit
     def both(params):
         whole, _ = decoder.apply(params, {}, INPUTS, key=None, train=False)
-        cache = decoder.init_cache(params, {"image": INPUTS["image"]}, 5)
+        cache = decoder.init_cache(params, {}, {"image": INPUTS["image"]}, 5)
         pieces = []
         for piece in jnp.split(INPUTS["tokens"], [3, 4], axis=1):
-            outputs, cache = decoder.decode_step(params, cache, piece)
+            outputs, cache = decoder.decode_step(params, {}, cache, piece)
             pieces.append(outputs)
         return whole, jnp.concatenate(pieces, axis=1)
 
@@ -105,7 +105,7 @@ def test_bfloat16_parameters_compute_in_bfloat16():
     outputs = jax.jit(lambda p: DECODERS[False].apply(p, {}, INPUTS, key=None, train=False)[0])(low)
     assert outputs.dtype == jnp.float32
     np.testing.assert_allclose(outputs, logits(**INPUTS), atol=0.2)
-    cache = jax.eval_shape(lambda p: DECODERS[False].init_cache(p, INPUTS, 4), low)
+    cache = jax.eval_shape(lambda p: DECODERS[False].init_cache(p, {}, INPUTS, 4), low)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {"bfloat16", "int32"}
 
 
@@ -128,7 +128,7 @@ def test_learns_to_describe_images():
     @jax.jit
     def train(key):
         params, _ = decoder.init(key, inputs)
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=80)
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=120)
 
     (params, _), _ = train(KEY)
     prompt = {"image": images, "tokens": texts[:, :1]}
