@@ -209,8 +209,14 @@ def test_settings_out_of_range_are_errors_at_once(settings, error, message):
         (jnp.ones(3, int), r"takes integer tokens \[batch, time\]; got int32\[3\]"),
         ({}, "takes tokens, or a dict of .*; got an empty dict"),
         ({"image": TOKENS, "tokens": TOKENS}, "takes tokens, or a dict .*; got 'image', 'tokens'"),
-        ({"tokens": TOKENS, "segments": TOKENS}, "takes segments and positions together; positions are missing"),
-        ({"tokens": TOKENS, "positions": TOKENS}, "takes segments and positions together; segments are missing"),
+        (
+            {"tokens": TOKENS, "segments": TOKENS},
+            "takes segments and positions together; positions are missing",
+        ),
+        (
+            {"tokens": TOKENS, "positions": TOKENS},
+            "takes segments and positions together; segments are missing",
+        ),
         (
             {"tokens": TOKENS, "segments": TOKENS, "positions": TOKENS[:, :3]},
             r"positions must have the shape of the tokens, \[2, 7\]; got \[2, 3\]",
