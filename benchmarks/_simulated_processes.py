@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.checkpoints import parts
 from trainer.checkpoints.arrays.leaves import Leaf, Piece, align
+from trainer.checkpoints.arrays.sharing import EarlierPieces
 
 ROWS, COLUMNS, ITEMSIZE = 2, 32, 4
 """Of each piece."""
@@ -55,7 +56,9 @@ def write_parts(stage, processes, arrays):
     """Write the parts of all processes but the main one, one after another."""
     for process in range(1, processes):
         with as_process(process):
-            parts.write_part(stage, snapshot(processes, arrays, process), lambda: False)
+            parts.write_part(
+                stage, snapshot(processes, arrays, process), lambda: False, EarlierPieces()
+            )
 
 
 def link_parts(template, stage):

@@ -49,7 +49,7 @@ from _simulated_processes import (
 
 from trainer.checkpoints import manifest, parts, piece_reader, publishing
 from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
-from trainer.checkpoints.arrays.piece_index import PieceIndex
+from trainer.checkpoints.arrays.sharing import EarlierPieces
 from trainer.checkpoints.staging import Staging
 
 SECOND_AXIS = 4
@@ -102,7 +102,7 @@ def measure(do):
 
 def measure_saves(directory, template, processes, arrays, rounds):
     """Return the figures of a first save, of later ones, of removing, and sizes."""
-    index, staging = PieceIndex(), Staging(directory, None)
+    memory, staging = publishing.RunMemory(), Staging(directory, None)
     own = snapshot(processes, arrays, 0)
     saves, removals = [], []
     for _ in range(1 + rounds):
@@ -110,11 +110,18 @@ def measure_saves(directory, template, processes, arrays, rounds):
         link_parts(template, stage)
         wait = functools.partial(staging.wait_for_parts, stage, processes)
         save = functools.partial(
-            publishing.write_checkpoint, stage, own, HEAD, lambda: False, wait, index
+            publishing.write_checkpoint,
+            stage,
+            own,
+            HEAD,
+            lambda: False,
+            wait,
+            memory,
+            EarlierPieces(),
         )
         saves.append(measure(save)[1])
         if len(saves) <= rounds:
-            remove = functools.partial(publishing.remove_checkpoint, directory, EPOCH)
+            remove = functools.partial(publishing.remove_checkpoint, directory, EPOCH, memory.named)
             removals.append(measure(remove)[1])
     checkpoint = directory / str(EPOCH)
     sizes = {
@@ -152,7 +159,7 @@ def measure_calls(directory, template, processes, arrays):
     stage = staging.choose_stage(EPOCH)
     link_parts(template, stage)
     own, wait = snapshot(processes, arrays, 0), lambda: staging.wait_for_parts(stage, processes)
-    arguments = (stage, own, HEAD, lambda: False, wait, PieceIndex())
+    arguments = (stage, own, HEAD, lambda: False, wait, publishing.RunMemory(), EarlierPieces())
     saving = threading.Thread(target=publishing.write_checkpoint, args=arguments)
 
     def call():

@@ -214,7 +214,7 @@ def of_piece(**fields):
 
 
 PARTS = {
-    "of another format": of_part(format=2),
+    "of another format": of_part(format=3),
     "of another epoch": of_part(epoch=1),
     "of another process": of_part(process=2),
     "of no leaves": of_part(leaves={}),

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import parts, publishing, run_id, select
 from trainer.checkpoints.arrays import host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import flatten_state
-from trainer.checkpoints.arrays.piece_index import PieceIndex
+from trainer.checkpoints.arrays.sharing import EarlierPieces
+from trainer.checkpoints.catalog import Catalog
 from trainer.checkpoints.reading_together import read_together
-from trainer.checkpoints.restore_one import SavedCheckpoint, restore_checkpoint
+from trainer.checkpoints.restore_one import (
+    SavedCheckpoint,
+    list_restored_pieces,
+    restore_checkpoint,
+)
 from trainer.checkpoints.retention import Retention, prune
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
@@ -79,13 +84,12 @@ class Checkpoints:
         self.mode = resolve_mode("best", best, mode, optional=True)
         self._retention = Retention(keep, keep_best, every, self.mode)
         self.directory = select.get_checkpoint_folder(directory)
-        self._best, self._read_only = best, read_only
-        self._is_main = is_main_process()
-        self._damaged: set[int] = set()
+        self._read_only, self._is_main = read_only, is_main_process()
+        self._catalog = Catalog(self.directory, best, read_only=read_only)
         self._written: set[int] = set()
-        self._scores: dict[int, dict[str, float]] = {}
         self._worker = SaveWorker("entracte-save", time_limit=time_limit, remedy=SLOW_DISK_REMEDY)
-        self._buffer, self._index = np.empty(0, np.uint8), PieceIndex()
+        self._buffer, self._memory = np.empty(0, np.uint8), publishing.RunMemory()
+        self._earlier = EarlierPieces()
         self._blocked_seconds = self._seconds_before = 0.0
         if not read_only:
             with fail_together(f"opening {self.directory}"):
@@ -124,7 +128,7 @@ class Checkpoints:
         """
         if self._read_only:
             raise RuntimeError(f"{self.directory} was opened with read_only=True: it cannot save")
-        with span("save", "wait"), fail_together("the save before this one"):
+        with span("save", "wait"), self._fail_together("the save before this one"):
             self._worker.wait_until_ready()
         self._seconds_before, began = self.seconds, time.perf_counter()
         epoch = int(state.epoch)
@@ -149,38 +153,22 @@ class Checkpoints:
         self, stage: RunPath, snapshot: parts.Snapshot, head: dict[str, Any], writers: int
     ) -> None:
         """Write what this process has of a checkpoint; the main one publishes it, and prunes."""
-        epoch, abandoned = snapshot.epoch, self._worker.is_abandoned
+        epoch, abandoned, named = snapshot.epoch, self._worker.is_abandoned, self._memory.named
+        earlier, self._earlier = self._earlier, EarlierPieces()  # if it fails, the next is whole
         with span("save", "write", epoch):
             if not self._is_main:
-                parts.write_part(stage, snapshot, abandoned)
+                self._earlier = parts.write_part(stage, snapshot, abandoned, earlier)
                 return
             head["run"] = run_id.ensure_run_id(self.directory)
-            publishing.remove_leftovers(stage, first=not self._written)
+            publishing.remove_leftovers(stage, named, first=not self._written)
             wait = functools.partial(self._staging.wait_for_parts, stage, writers)
-            publishing.write_checkpoint(stage, snapshot, head, abandoned, wait, self._index)
-            self._damaged.discard(epoch)
-            self._scores[epoch] = head["scores"]
+            self._earlier = publishing.write_checkpoint(
+                stage, snapshot, head, abandoned, wait, self._memory, earlier
+            )
+            self._catalog.add(epoch, head["scores"])
             self._written.add(epoch)
-            prune(self.directory, self._read_scores(), self._retention, epoch, self._written)
-
-    def _read_scores(self) -> dict[int, float | None]:
-        """Read the score that ranks each intact checkpoint; None if it has none."""
-        if self._best is None:
-            return dict.fromkeys(self._list_intact())
-
-        def read(number: int) -> dict[str, float]:
-            if number not in self._scores:
-                manifest = publishing.read_manifest(self.directory, number)
-                self._scores[number] = manifests.parse_scores(manifest)
-            return self._scores[number]
-
-        found = select.read_intact(self.directory, self._list_intact, read, self._leave_out)
-        return {number: scores.get(self._best) for number, scores in found.items()}
-
-    def _leave_out(self, number: int) -> None:
-        """Leave out a damaged checkpoint from now on, but for readers: it may be replaced."""
-        if not self._read_only:
-            self._damaged.add(number)
+            scores = self._catalog.read_scores()
+            prune(self.directory, scores, self._retention, epoch, self._written, named)
 
     def restore(
         self,
@@ -216,9 +204,9 @@ class Checkpoints:
                 found = restore_checkpoint(self.directory, number, target, config, foreign=foreign)
             except DamagedCheckpoint:
                 if epoch is None and not strict:
-                    self._leave_out(number)
+                    self._catalog.leave_out(number)
                 raise
-            self._damaged.discard(number)
+            self._catalog.add(number)
             return found
 
         def list_numbers() -> list[int]:
@@ -231,17 +219,15 @@ class Checkpoints:
         self._recover()
 
         choose = functools.partial(select.read_first_intact, self.directory, list_numbers)
-        return read_together(self.directory, choose, read, lambda found: found.identity)
+        found = read_together(self.directory, choose, read, lambda found: found.identity)
+        if found is not None and not self._read_only:
+            self._earlier = list_restored_pieces(self.directory, found)
+        return found
 
     def epochs(self) -> list[int]:
         """List the numbers (epochs) of the complete, undamaged checkpoints, ascending."""
         self._worker.join()
-        return self._list_intact()
-
-    def _list_intact(self) -> list[int]:
-        return [
-            n for n in publishing.list_complete_epochs(self.directory) if n not in self._damaged
-        ]
+        return self._catalog.list_intact()
 
     def latest(self) -> int | None:
         """Return the number of the newest checkpoint."""
@@ -250,7 +236,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """Return the number of the checkpoint with the best score, the first of equal ones."""
         self._worker.join()
-        return next(iter(select.rank_by_score(self._read_scores(), self.mode)), None)
+        return next(iter(select.rank_by_score(self._catalog.read_scores(), self.mode)), None)
 
     def manifest(self, epoch: int) -> dict[str, Any]:
         """Read a checkpoint's manifest; raise DamagedCheckpoint if it is not as it was written."""
@@ -269,12 +255,12 @@ class Checkpoints:
 
     def check_for_errors(self) -> None:
         """Raise the failure of a save that ended in the background; on all processes if on one."""
-        with fail_together("a save"):
+        with self._fail_together("a save"):
             self._worker.check()
 
     def wait(self) -> None:
         """Wait until the save in progress is durable; raise its failure, on all processes."""
-        with span("save", "wait"), fail_together("a save"):
+        with span("save", "wait"), self._fail_together("a save"):
             self._worker.wait()
 
     def close(self, *, failed: bool = False) -> None:
@@ -288,7 +274,17 @@ class Checkpoints:
             with span("save", "wait"):
                 self._worker.wait()  # alone: if one process fails, the others close elsewhere
         finally:
-            self._buffer = np.empty(0, np.uint8)
+            self._buffer, self._earlier = np.empty(0, np.uint8), EarlierPieces()
+
+    @contextlib.contextmanager
+    def _fail_together(self, what: str) -> Iterator[None]:
+        """Fail where another process does: what this one wrote may be in no checkpoint then."""
+        try:
+            with fail_together(what):
+                yield
+        except BaseException:
+            self._earlier = EarlierPieces()
+            raise
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -19,10 +19,12 @@ import xxhash
 
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
+from trainer.checkpoints.arrays.piece_files import list_saves
 from trainer.host.machine import LIBRARIES, describe_devices
 
-FORMAT = 1
-"""The version of the format that is written; a reader refuses a newer one."""
+FORMAT = 2
+"""The version of the format that is written; a reader refuses a newer one. In version 1 all pieces
+of a process lie in one file of the checkpoint."""
 
 
 def build_manifest(
@@ -64,14 +66,25 @@ def build_manifest(
     }
 
 
-def build_part(epoch: int, process: int, leaves: Mapping[str, Sequence[Leaf]]) -> dict[str, Any]:
-    """Build the content of a part file: the leaves of which this process wrote pieces."""
+def build_part(
+    epoch: int, process: int, leaves: Mapping[str, Sequence[Leaf]], files: Mapping[str, int]
+) -> dict[str, Any]:
+    """Build the content of a part file: the leaves of which this process has pieces.
+
+    Args:
+        epoch: the number of the checkpoint.
+        process: this one.
+        leaves: of every section.
+        files: the sizes of the shared files that pieces lie in.
+    """
     written = {name: [leaf for leaf in group if leaf.pieces] for name, group in leaves.items()}
     return {
         "layout": compute_layout(written),
+        "saves": list_saves(files),
         "format": FORMAT,
         "epoch": epoch,
         "process": process,
+        "files": {**files},
         "leaves": {name: [_to_json(leaf) for leaf in group] for name, group in written.items()},
     }
 
@@ -83,7 +96,7 @@ def compute_layout(leaves: Mapping[str, Sequence[Leaf]]) -> str:
     'd945ba27e2cf4ef9'
     """
     rows = [
-        (x.path, x.type, x.shape, [(piece.offset, piece.box) for piece in x.pieces])
+        (x.path, x.type, x.shape, [(piece.offset, piece.box, piece.file) for piece in x.pieces])
         for group in leaves.values()
         for x in group
         if x.shape is not None
@@ -91,23 +104,29 @@ def compute_layout(leaves: Mapping[str, Sequence[Leaf]]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(rows).encode())
 
 
-_LAYOUT = re.compile(rb'\{"layout": "([0-9a-f]{16})"')
+_HEAD_OF_PART = re.compile(rb'\{"layout": "([0-9a-f]{16})", "saves": (\[[^]]*\])')
 
 
-def read_layout(content: bytes) -> str:
-    """Read the layout from the bytes of a part file, with its checksum, and parse no more of it.
+def read_head_of_part(content: bytes) -> tuple[str, list[str]]:
+    """Read the layout and the saves from the bytes of a part file, with its checksum, and no more.
 
     Raises:
         DamagedCheckpoint: a bit changed, or it is no part file.
     """
-    if (found := _LAYOUT.match(check_content(content))) is None:
+    if (found := _HEAD_OF_PART.match(check_content(content))) is None:
         raise DamagedCheckpoint("it is no part file of this version")
-    return found.group(1).decode()
+    return found.group(1).decode(), json.loads(found.group(2))
 
 
 def _to_json(leaf: Leaf) -> dict[str, Any]:
     """Return a leaf as JSON; `dataclasses.asdict` takes ten times as long."""
-    return {**vars(leaf), "pieces": [vars(piece) for piece in leaf.pieces]}
+    return {**vars(leaf), "pieces": [*map(_piece_to_json, leaf.pieces)]}
+
+
+def _piece_to_json(piece: Piece) -> dict[str, Any]:
+    if piece.file:
+        return vars(piece)
+    return {"offset": piece.offset, "box": piece.box, "checksum": piece.checksum}
 
 
 _ONE_DEVICE = "none, one device"
@@ -151,7 +170,12 @@ def parse_leaves(content: Mapping[str, Any]) -> dict[str, list[Leaf]]:
         if leaf["shape"] is None:
             return Leaf(**{**leaf, "pieces": ()})
         pieces = [
-            Piece(x["offset"], x["box"] and tuple(map(tuple, x["box"])), x["checksum"])
+            Piece(
+                x["offset"],
+                x["box"] and tuple(map(tuple, x["box"])),
+                x["checksum"],
+                x.get("file", ""),
+            )
             for x in leaf["pieces"]
         ]
         return Leaf(**{**leaf, "shape": tuple(leaf["shape"]), "pieces": tuple(pieces)})
@@ -168,6 +192,24 @@ def compute_digest(manifest: Mapping[str, Any]) -> int:
     """
     content = json.dumps([manifest["leaves"], manifest.get("parts")])
     return xxhash.xxh3_64_intdigest(content.encode()) >> 2
+
+
+def compute_content_checksum(manifest: Mapping[str, Any]) -> str:
+    """Compute a checksum of the values in a manifest, wherever their bytes lie: 16 digits.
+
+    >>> piece = {"offset": 0, "box": None, "checksum": "2ffb6918c12c256e"}
+    >>> one, two = ({"leaves": {"": [{"path": "n", "pieces": [x]}]}}
+    ...     for x in (piece, piece | {"offset": 64, "file": "process_0.1.ab-1"}))
+    >>> compute_content_checksum(one) == compute_content_checksum(two)
+    True
+    """
+    leaves = {
+        name: [
+            leaf | {"pieces": [(x["box"], x["checksum"]) for x in leaf["pieces"]]} for leaf in group
+        ]
+        for name, group in manifest["leaves"].items()
+    }
+    return xxhash.xxh3_64_hexdigest(json.dumps(leaves, sort_keys=True).encode())
 
 
 def parse_scores(manifest: Mapping[str, Any]) -> dict[str, float]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import align, get_box_shape
+from trainer.checkpoints.arrays.piece_files import is_shared_file_of
 from trainer.checkpoints.manifest import FORMAT
-from trainer.checkpoints.storage.bucket_checkpoints import DATA
+from trainer.checkpoints.storage.bucket_checkpoints import SAVE
 
 MOST_BYTES = 2**24
 """Size limit of a manifest's file, some 75,000 leaves. Larger ones are not written or read."""
@@ -29,6 +30,7 @@ def check_size(content: bytes, subject: str) -> None:
 
 _LEAF_FIELDS = {"path", "type", "shape", "itemsize", "pieces", "value"}
 _PIECE_FIELDS = {"offset", "box", "checksum"}
+_SHARED_PIECE_FIELDS = {*_PIECE_FIELDS, "file"}
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
 _MOST_DIMENSIONS = 64
 """The most dimensions of a numpy array."""
@@ -40,6 +42,11 @@ def _is_size(value: Any) -> bool:
 
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and _CHECKSUM.fullmatch(value) is not None
+
+
+def _is_save(value: Any) -> bool:
+    """Return whether a value is the name of a save."""
+    return isinstance(value, str) and SAVE.fullmatch(value) is not None
 
 
 def _is_line(value: Any) -> bool:
@@ -76,11 +83,13 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "holders": lambda value: (
         value is None or (isinstance(value, list) and all(map(_is_holders_row, value)))
     ),
-    "data": lambda value: (
-        value is None or (isinstance(value, str) and DATA.fullmatch(value) is not None)
+    "data": lambda value: value is None or _is_save(value),
+    "save": lambda value: value is None or _is_save(value),
+    "refers": lambda value: (
+        value is None or (isinstance(value, list) and all(map(_is_save, value)))
     ),
 }
-"""The fields of a manifest beside its format, hooks and leaves."""
+"""The fields of a manifest beside its format, files, hooks and leaves."""
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> None:
@@ -93,7 +102,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     Raises:
         DamagedCheckpoint: names the first field that is not as this library writes it.
     """
-    given: Any = {**dict.fromkeys(("format", "hooks", "leaves", *_FIELDS)), **manifest}
+    given: Any = {**dict.fromkeys(("format", "files", "hooks", "leaves", *_FIELDS)), **manifest}
     number = given["format"]
     _require(type(number) is int and number >= 1, "its format", number)
     if number > FORMAT:
@@ -109,7 +118,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     for name, score in given["scores"].items():
         finite = type(score) is float and math.isfinite(score)
         _require(finite or score in ("nan", "inf", "-inf"), f"its score {_short(name)}", score)
-    _check_leaves(given["leaves"])
+    _check_leaves(given["leaves"], given["files"], 0)
     sections = [name.removeprefix("hook_state/") for name in given["leaves"] if name]
     _require(given["hooks"] == sections, "its hooks", given["hooks"])
 
@@ -120,16 +129,40 @@ def check_part(content: Mapping[str, Any], epoch: int, process: int) -> None:
     Raises:
         DamagedCheckpoint: names the first field that is not as this library writes it.
     """
-    given: Any = {**dict.fromkeys(("format", "epoch", "process", "leaves")), **content}
-    for field, wanted in (("format", FORMAT), ("epoch", epoch), ("process", process)):
+    given: Any = {**dict.fromkeys(("format", "epoch", "process", "files", "leaves")), **content}
+    number = given["format"]
+    _require(type(number) is int and 1 <= number <= FORMAT, "its format", number)
+    for field, wanted in (("epoch", epoch), ("process", process)):
         _require(given[field] == wanted, f"its {field}", given[field])
-    _check_leaves(given["leaves"])
+    _check_leaves(given["leaves"], given["files"], process)
 
 
-def _check_leaves(sections: Any) -> None:
-    """Check that leaves are well formed, and that pieces are adjacent and do not overlap."""
+def _check_leaves(sections: Any, files: Any, process: int) -> None:
+    """Check that leaves are well formed, and that no pieces overlap.
+
+    Those in the file of the checkpoint are adjacent, those in the shared `files` lie within them.
+    """
+    sizes = {} if files is None else files
+    _require(isinstance(sizes, dict), "its files", sizes)
+    for name, size in sizes.items():
+        _require(is_shared_file_of(name, process), "a file of it", name)
+        _require(_is_size(size), "the size of", size, name)
+    shared = _check_sections(sections, sizes)
+    for name, spans in shared.items():
+        end = 0
+        for start, stop in sorted(spans):
+            _require(end <= start and stop <= sizes[name], "a place in", start, name)
+            end = stop
+
+
+_Spans = dict[str, list[tuple[int, int]]]
+
+
+def _check_sections(sections: Any, sizes: Mapping[str, int]) -> _Spans:
+    """Check the leaves of all sections, and return where pieces lie in the shared files."""
     _require(isinstance(sections, dict) and "" in sections, "its leaves", sections)
     end, paths = 0, set()
+    shared: _Spans = {name: [] for name in sizes}
     for name, leaves in sections.items():
         _require(name == "" or name.startswith("hook_state/"), "its section", name)
         _require(isinstance(leaves, list), f"its section {_short(name)}", leaves)
@@ -142,13 +175,15 @@ def _check_leaves(sections: Any) -> None:
             if leaf["shape"] is None:
                 _check_scalar(leaf)
             else:
-                end = _check_array(leaf, end)
+                end = _check_array(leaf, end, shared)
+    return shared
 
 
-def _check_array(leaf: Mapping[str, Any], end: int) -> int:
+def _check_array(leaf: Mapping[str, Any], end: int, shared: _Spans) -> int:
     """Check an array's leaf, whose pieces begin at `end`, and return where they end.
 
-    Its bytes are compared with its dtype when the target is known.
+    The places of those in a shared file are added to `shared`. The bytes are compared with the
+    dtype when the target is known.
     """
     path, shape, size = leaf["path"], leaf["shape"], leaf["itemsize"]
     whole = isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS and all(map(_is_size, shape))
@@ -157,14 +192,21 @@ def _check_array(leaf: Mapping[str, Any], end: int) -> int:
     _require(leaf["value"] is None, "the value of the array", leaf["value"], path)
     _require(isinstance(leaf["pieces"], list), "the pieces of", leaf["pieces"], path)
     for piece in leaf["pieces"]:
-        fields = isinstance(piece, dict) and piece.keys() == _PIECE_FIELDS
+        fields = isinstance(piece, dict) and piece.keys() in (_PIECE_FIELDS, _SHARED_PIECE_FIELDS)
         _require(fields, "a piece of", piece, path)
         box, offset, checksum = piece["box"], piece["offset"], piece["checksum"]
         if not _is_box(box, shape):
             _require(False, f"a box of {_short(path)}, of shape {shape},", box)
-        _require(_is_size(offset) and offset == end, "the offset of", offset, path)
         _require(_is_digest(checksum), "the checksum of", checksum, path)
-        end = align(end + math.prod(get_box_shape(shape, box)) * size)
+        count = math.prod(get_box_shape(shape, box)) * size
+        if "file" not in piece:
+            _require(_is_size(offset) and offset == end, "the offset of", offset, path)
+            end = align(end + count)
+        else:
+            file = piece["file"]
+            _require(isinstance(file, str) and file in shared, "the file of", file, path)
+            _require(_is_size(offset) and offset == align(offset), "the offset of", offset, path)
+            shared[file].append((offset, align(offset + count)))
     return end
 
 

@@ -1,6 +1,6 @@
 """The parts of a checkpoint: what each process writes of arrays that are split over processes.
 
-A part is a file with the pieces, and a file that lists them, which appears when they are durable.
+A part is files with the pieces, and a file that lists them, which appears when they are durable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from trainer.checkpoints import manifest_schema
 from trainer.checkpoints.arrays import array_storage, host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf
-from trainer.checkpoints.storage.bucket_path import BucketError
+from trainer.checkpoints.arrays.piece_files import (
+    get_piece_file,
+    name_own_file,
+    name_shared_file,
+)
+from trainer.checkpoints.arrays.sharing import EarlierPieces, list_earlier_pieces, plan_pieces
+from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 from trainer.checkpoints.storage.run_paths import (
     RunPath,
     make_folder,
@@ -42,15 +48,43 @@ class Snapshot:
     buffer: np.ndarray
     """uint8 [bytes]: the pieces, one after another; it may be longer."""
 
-    def write(self, file: RunPath) -> Snapshot:
-        """Write the pieces into a new file, durably, and return the leaves with checksums."""
-        size = host_snapshot.count_bytes(chain.from_iterable(self.leaves.values()))
-        data = self.buffer[:size]
-        array_storage.save_arrays(file, data)
+    def write(self, stage: RunPath, process: int, earlier: EarlierPieces) -> WrittenPart:
+        """Write the pieces that changed since the last checkpoint into a new file, durably.
+
+        Args:
+            stage: of the checkpoint; its folder for arrays exists.
+            process: this one.
+            earlier: what the last checkpoint has of this process.
+        """
+        data = self.buffer[: host_snapshot.count_bytes(chain.from_iterable(self.leaves.values()))]
         checked = {
             name: host_snapshot.add_checksums(group, data) for name, group in self.leaves.items()
         }
-        return Snapshot(self.epoch, checked, data)
+        save = get_save_name(stage)
+
+        def share(name: str) -> bool:
+            source, size = earlier.files[name]
+            return array_storage.share_arrays(source, get_piece_file(stage, process, name), size)
+
+        steady = name_shared_file(process, save, steady=True)
+        plan = plan_pieces(checked, earlier, steady, share)
+        for name, ranges in plan.ranges.items():
+            array_storage.save_arrays(get_piece_file(stage, process, name), data, ranges)
+        leaves = [*chain.from_iterable(plan.leaves.values())]
+        published = stage if isinstance(stage, BucketPath) else stage.with_name(str(self.epoch))
+        saved = list_earlier_pieces(published, process, save, leaves, plan.files)
+        return WrittenPart(plan.leaves, plan.files, saved)
+
+
+class WrittenPart(NamedTuple):
+    """What a process wrote of a checkpoint."""
+
+    leaves: Mapping[str, Sequence[Leaf]]
+    """Of every section, with checksums and the places of the pieces in their files."""
+    files: Mapping[str, int]
+    """The sizes of the shared files."""
+    saved: EarlierPieces
+    """What the next checkpoint may refer to, once this one is published."""
 
 
 class PartFile(NamedTuple):
@@ -60,15 +94,25 @@ class PartFile(NamedTuple):
     """Of its bytes."""
     layout: str
     """A hash of arrays and boxes in it, from `manifest.compute_layout`."""
+    saves: Sequence[str]
+    """The saves that wrote the shared files in it."""
 
 
-def get_arrays_file(checkpoint: RunPath, process: int) -> RunPath:
-    """Return the file with the pieces that a process wrote.
+class PartPieces(NamedTuple):
+    """The pieces that a process has of a checkpoint."""
 
-    >>> str(get_arrays_file(Path("7"), 12))
-    '7/arrays/process_12'
+    leaves: Sequence[Leaf]
+    files: Mapping[str, int]
+    """The sizes of the shared files among theirs."""
+
+
+def get_save_name(stage: RunPath) -> str:
+    """Return the name of the save that is staged there.
+
+    >>> get_save_name(Path("checkpoints/7.ab-3.staged"))
+    '7.ab-3'
     """
-    return checkpoint / "arrays" / f"process_{process}"
+    return stage.name.removesuffix(".staged")
 
 
 def get_part_file(checkpoint: RunPath, process: int) -> RunPath:
@@ -81,34 +125,45 @@ def get_failed_file(checkpoint: RunPath, process: int) -> RunPath:
     return checkpoint / f"failed_{process}"
 
 
-def write_part(stage: RunPath, snapshot: Snapshot, is_abandoned: Callable[[], bool]) -> None:
+def write_part(
+    stage: RunPath,
+    snapshot: Snapshot,
+    is_abandoned: Callable[[], bool],
+    earlier: EarlierPieces,
+) -> EarlierPieces:
     """Write the part of this process, which is not the main one; if that fails, say so there.
 
     Args:
         stage: of the checkpoint, which may not exist yet.
         snapshot: of this process.
         is_abandoned: returns whether nothing waits for this save any more; it then raises.
+        earlier: what the last checkpoint has of this process.
+
+    Returns:
+        What the next checkpoint may refer to, once this one is published.
 
     Raises:
         OSError: it cannot be written.
         RuntimeError: the main process gave this save up.
     """
     process = jax.process_index()
-    arrays, file = get_arrays_file(stage, process), get_part_file(stage, process)
+    arrays, file = get_piece_file(stage, process, ""), get_part_file(stage, process)
+    written = WrittenPart(snapshot.leaves, {}, EarlierPieces())
     make_folder(stage)
     try:
         make_folder(arrays.parent)
         if any(leaf.pieces for leaf in chain.from_iterable(snapshot.leaves.values())):
-            snapshot = snapshot.write(arrays)
+            written = snapshot.write(stage, process, earlier)
             if isinstance(arrays, Path):
                 sync_folder(arrays.parent)
         content = manifests.encode_manifest(
-            manifests.build_part(snapshot.epoch, process, snapshot.leaves)
+            manifests.build_part(snapshot.epoch, process, written.leaves, written.files)
         )
         manifest_schema.check_size(content, f"the part of process {process}")
         if is_abandoned():
             raise TimeoutError(f"epoch {snapshot.epoch} was given up: saving it took too long")
         write_whole(file, content)
+        return written.saved
     except BaseException as error:
         if isinstance(error, FileNotFoundError):  # its folder is gone
             raise RuntimeError(
@@ -126,10 +181,10 @@ LONGEST_REASON = 1000
 """Characters of the reason why a process could not write its part."""
 
 
-def read_part_leaves(
+def read_part_pieces(
     checkpoint: RunPath, process: int, manifest: Mapping[str, Any], leaves: Sequence[Leaf]
-) -> Sequence[Leaf]:
-    """Read which pieces a process wrote: `leaves` for the main one, else from its part file.
+) -> PartPieces:
+    """Read which pieces a process has: `leaves` for the main one, else from its part file.
 
     Args:
         checkpoint, process: whose part.
@@ -140,7 +195,7 @@ def read_part_leaves(
         DamagedCheckpoint: the part file is not as it was written.
     """
     if process == 0:
-        return leaves
+        return PartPieces(leaves, manifest.get("files") or {})
     file = get_part_file(checkpoint, process)
     try:
         content = read_whole(file, most=manifest_schema.MOST_BYTES)
@@ -154,7 +209,7 @@ def read_part_leaves(
     rows = [*chain.from_iterable(manifests.parse_leaves(part).values())]
     if wrong := [x.path for x in rows if (str(x), x.itemsize) != kinds.get(x.path)]:
         raise DamagedCheckpoint(f"its {file.name} differs from the manifest at {', '.join(wrong)}")
-    return rows
+    return PartPieces(rows, part.get("files") or {})
 
 
 def read_all_leaves(
@@ -172,7 +227,8 @@ def read_all_leaves(
     rows = [*chain.from_iterable(leaves.values())]
     processes = range(len(manifest["parts"]) + 1)
     written = map_requests(
-        lambda process: read_part_leaves(checkpoint, process, manifest, rows), processes, checkpoint
+        lambda process: read_part_pieces(checkpoint, process, manifest, rows).leaves,
+        processes,
+        checkpoint,
     )
-    names = [get_arrays_file(checkpoint, process).name for process in processes]
-    return dict(zip(names, written, strict=True))
+    return dict(zip(map(name_own_file, processes), written, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -12,10 +12,12 @@ import jax
 import numpy as np
 
 from trainer.checkpoints import parts, publishing
-from trainer.checkpoints.arrays import array_storage, host_snapshot
+from trainer.checkpoints.arrays.array_storage import load_arrays
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.grids import find_holders
+from trainer.checkpoints.arrays.host_snapshot import count_bytes, list_ranges, verify_checksums
 from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes
+from trainer.checkpoints.arrays.piece_files import get_piece_file, select_pieces
 from trainer.checkpoints.arrays.rebuild import Block
 from trainer.checkpoints.storage.run_paths import RunPath
 
@@ -53,15 +55,15 @@ def read_blocks(
         for process in sorted(processes, key=lambda n: (n > 0, n not in holders, n != own)):
             if not any(missing.values()):
                 break
-            rows = parts.read_part_leaves(folder, process, manifest, leaves)
-            chosen = _choose_pieces(rows, {path: needed[path] for path in needed if missing[path]})
-            for leaf, data in _read_pieces(folder, process, rows, chosen):
+            part = parts.read_part_pieces(folder, process, manifest, leaves)
+            uncovered = {path: needed[path] for path in needed if missing[path]}
+            for leaf, data in _read_pieces(folder, process, part, uncovered):
                 for piece, content in zip(leaf.pieces, data, strict=True):
                     box = leaf.get_box(piece)
                     blocks[leaf.path].append((box, content))
                     missing[leaf.path] -= _count_shared(box, needed[leaf.path])
-        if uncovered := [path for path, count in missing.items() if count]:
-            raise DamagedCheckpoint(f"its pieces do not cover {', '.join(uncovered)}")
+        if without := [path for path, count in missing.items() if count]:
+            raise DamagedCheckpoint(f"its pieces do not cover {', '.join(without)}")
     except DamagedCheckpoint as damage:
         raise DamagedCheckpoint(f"checkpoint {number} in {directory}: {damage}") from damage
     return blocks
@@ -83,23 +85,20 @@ def _choose_pieces(rows: Sequence[Leaf], needed: Mapping[str, Sequence[Box]]) ->
 
 
 def _read_pieces(
-    folder: RunPath, process: int, rows: Sequence[Leaf], chosen: Sequence[Leaf]
-) -> list[tuple[Leaf, list[np.ndarray]]]:
-    """Read and verify the pieces of the chosen leaves: uint8 [bytes] each."""
-    if not chosen:  # a process without pieces has no file
-        return []
-    ranges = [*chain.from_iterable(map(host_snapshot.list_ranges, chosen))]
-    buffer = array_storage.load_arrays(
-        parts.get_arrays_file(folder, process), host_snapshot.count_bytes(rows), ranges
-    )
-    host_snapshot.verify_checksums(chosen, buffer)
-    return [
-        (
-            leaf,
-            [buffer[x.offset : x.offset + leaf.count_bytes(x.box)] for x in leaf.pieces],
-        )
-        for leaf in chosen
-    ]
+    folder: RunPath, process: int, part: parts.PartPieces, needed: Mapping[str, Sequence[Box]]
+) -> Iterator[tuple[Leaf, list[np.ndarray]]]:
+    """Read and verify the pieces that overlap a box, file by file: uint8 [bytes] each."""
+    chosen = _choose_pieces(part.leaves, needed)
+    for name in sorted({piece.file for leaf in chosen for piece in leaf.pieces}):
+        rows = select_pieces(chosen, name)
+        size = part.files[name] if name else count_bytes(select_pieces(part.leaves, ""))
+        ranges = sorted(chain.from_iterable(map(list_ranges, rows)))
+        buffer = load_arrays(get_piece_file(folder, process, name), size, ranges)
+        verify_checksums(rows, buffer)
+        for leaf in rows:
+            sizes = [leaf.count_bytes(piece.box) for piece in leaf.pieces]
+            starts = [piece.offset for piece in leaf.pieces]
+            yield leaf, [buffer[x : x + n] for x, n in zip(starts, sizes, strict=True)]
 
 
 def _count_elements(box: Box) -> int:

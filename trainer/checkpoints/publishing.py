@@ -10,8 +10,11 @@ from typing import Any
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, parts
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.piece_files import list_saves
 from trainer.checkpoints.arrays.piece_index import PieceIndex
+from trainer.checkpoints.arrays.sharing import EarlierPieces
 from trainer.checkpoints.storage import bucket_checkpoints, disk_checkpoints
+from trainer.checkpoints.storage.bucket_checkpoints import NamedData
 from trainer.checkpoints.storage.bucket_path import BucketPath
 from trainer.checkpoints.storage.directory_lock import find_holder
 from trainer.checkpoints.storage.disk_checkpoints import MANIFEST, check_no_link
@@ -62,7 +65,7 @@ def recover(directory: RunPath) -> bool:
     return True
 
 
-def remove_leftovers(stage: RunPath, *, first: bool) -> None:
+def remove_leftovers(stage: RunPath, named: NamedData, *, first: bool) -> None:
     """Remove what killed runs left beside a staging folder; in a bucket at the `first` save only.
 
     Raises:
@@ -72,10 +75,10 @@ def remove_leftovers(stage: RunPath, *, first: bool) -> None:
     if isinstance(stage, Path):
         disk_checkpoints.remove_leftovers(stage)
     elif first:
-        bucket_checkpoints.remove_leftovers(stage, _read_data_name)
+        bucket_checkpoints.remove_leftovers(stage, named)
 
 
-def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
+def publish(stage: RunPath, number: int, manifest: Mapping[str, Any], named: NamedData) -> None:
     """Make what is staged a checkpoint, all of it at once, replacing one of its number.
 
     Raises:
@@ -89,7 +92,15 @@ def publish(stage: RunPath, number: int, manifest: Mapping[str, Any]) -> None:
         with explain_disk_full(None, stage):
             disk_checkpoints.publish(stage, number, content)
     else:
-        bucket_checkpoints.publish(stage, number, content, _read_data_name)
+        bucket_checkpoints.publish(stage, number, content, named)
+
+
+class RunMemory:
+    """What the process that publishes the checkpoints of a run keeps from save to save."""
+
+    def __init__(self) -> None:
+        self.index = PieceIndex()
+        self.named = NamedData(_read_data_names)
 
 
 def write_checkpoint(
@@ -98,8 +109,9 @@ def write_checkpoint(
     head: Mapping[str, Any],
     is_abandoned: Callable[[], bool],
     wait_for_parts: Callable[[], Sequence[parts.PartFile]],
-    index: PieceIndex,
-) -> None:
+    memory: RunMemory,
+    earlier: EarlierPieces,
+) -> EarlierPieces:
     """Write a checkpoint, replacing one of its number; if that fails, nothing is left of it.
 
     If a bucket does not say whether it wrote the manifest, all stays: it may be a checkpoint.
@@ -110,7 +122,11 @@ def write_checkpoint(
         head: the other arguments of `manifest.build_manifest`.
         is_abandoned: returns whether nothing waits for this save any more; it then raises.
         wait_for_parts: returns the part files that other processes write in `stage`.
-        index: of the run: where pieces lay in its last checkpoint.
+        memory: of the run.
+        earlier: what the last checkpoint has of the main process.
+
+    Returns:
+        What the next checkpoint may refer to of the main process.
 
     Raises:
         NotADirectoryError: a link is in the place of the checkpoint, or of what is left of one.
@@ -122,25 +138,27 @@ def write_checkpoint(
         check_no_link(stage.parent / str(epoch))
     try:
         make_folder(stage)  # another process may have been faster
-        file = parts.get_arrays_file(stage, 0)
-        make_folder(file.parent)
-        written = snapshot.write(file)
+        make_folder(stage / "arrays")
+        written = snapshot.write(stage, 0, earlier)
         others = wait_for_parts()
         checksums, layouts = [x.checksum for x in others], [x.layout for x in others]
         manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=checksums)
+        manifest |= {"save": parts.get_save_name(stage), "files": {**written.files}}
         if isinstance(stage, BucketPath):
-            manifest["data"] = stage.name
-        places = index.update(
+            saves = {*list_saves(written.files)}.union(*(x.saves for x in others))
+            manifest |= {"data": stage.name, "refers": sorted(saves - {stage.name})}
+        places = memory.index.update(
             [manifests.compute_layout(written.leaves), *layouts],
             lambda: parts.read_all_leaves(stage, manifest, written.leaves),
         )
         manifest["holders"] = places.holders
-        if isinstance(file, Path):
+        if isinstance(stage, Path):
             for name, content in places.orbax_files.items():
-                write_durably(file.parent / name, content)
+                write_durably(stage / "arrays" / name, content)
         if is_abandoned():
             raise TimeoutError(f"epoch {epoch} was given up: saving it took too long")
-        publish(stage, epoch, manifest)
+        publish(stage, epoch, manifest, memory.named)
+        return written.saved
     except bucket_checkpoints.UnknownOutcomeError:
         raise
     except BaseException:
@@ -173,12 +191,15 @@ def get_data(directory: RunPath, number: int, manifest: Mapping[str, Any]) -> Ru
     return directory / str(number)
 
 
-def _read_data_name(content: bytes) -> Any:
-    """Return what a manifest says of its data, whatever else it says; None if it is damaged."""
+def _read_data_names(content: bytes) -> list[str] | None:
+    """Return the data that a manifest names, its own first; None if it is damaged."""
     try:
-        return manifests.decode_manifest(content).get("data")
+        manifest = manifests.decode_manifest(content)
     except DamagedCheckpoint:
         return None
+    refers = manifest.get("refers")
+    names = [manifest.get("data"), *(refers if isinstance(refers, list) else ())]
+    return names if all(isinstance(name, str) for name in names) else None
 
 
 def read_stamp(directory: RunPath, number: int) -> Stamp | None:
@@ -197,12 +218,12 @@ def is_being_replaced(directory: RunPath, number: int) -> bool:
     return isinstance(directory, Path) and os.path.lexists(directory / f"{number}.replaced")
 
 
-def remove_checkpoint(directory: RunPath, number: int) -> None:
+def remove_checkpoint(directory: RunPath, number: int, named: NamedData) -> None:
     """Remove a checkpoint; if the process is killed half-way, none is left that looks complete."""
     if isinstance(directory, Path):
         disk_checkpoints.remove(directory, number)
     else:
-        bucket_checkpoints.remove(directory, number, _read_data_name)
+        bucket_checkpoints.remove(directory, number, named)
 
 
 def read_manifest(directory: RunPath, number: int) -> dict[str, Any]:

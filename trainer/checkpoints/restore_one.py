@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import jax
+
 from trainer.checkpoints import manifest as manifests
-from trainer.checkpoints import publishing, run_id
+from trainer.checkpoints import parts, publishing, run_id
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Section, compare_leaves, flatten_state
 from trainer.checkpoints.arrays.rebuild import list_needed_boxes, rebuild_section
+from trainer.checkpoints.arrays.sharing import EarlierPieces, list_earlier_pieces
 from trainer.checkpoints.piece_reader import read_blocks
 from trainer.checkpoints.saved_config import config_differences, normalize_config
 from trainer.checkpoints.storage.run_paths import RunPath
@@ -136,3 +139,25 @@ def rebuild_trees(
         }
     except DamagedCheckpoint as damage:
         raise DamagedCheckpoint(f"checkpoint {number} in {directory}: {damage}") from damage
+
+
+def list_restored_pieces(directory: RunPath, found: SavedCheckpoint) -> EarlierPieces:
+    """List what this process has of a checkpoint that was restored, for the next one to refer to.
+
+    Nothing for one of an older version, or that other processes wrote alone.
+    """
+    manifest, process = found.manifest, jax.process_index()
+    restored = {"", *(f"hook_state/{name}" for name in found.state.hook_state)}  # and verified
+    leaves = manifests.parse_leaves(manifest)
+    if "save" not in manifest or process > len(manifest.get("parts") or ()):
+        return EarlierPieces()
+    data = publishing.get_data(directory, found.epoch, manifest)
+    rows = [*chain.from_iterable(leaves.values())]
+    try:
+        part = parts.read_part_pieces(data, process, manifest, rows)
+    except DamagedCheckpoint:  # nothing of it was needed
+        return EarlierPieces()
+    earlier = list_earlier_pieces(data, process, manifest["save"], part.leaves, part.files)
+    paths = {leaf.path for name in leaves.keys() & restored for leaf in leaves[name]}
+    places = {key: piece for key, piece in earlier.places.items() if key[0] in paths}
+    return EarlierPieces(places, earlier.files)

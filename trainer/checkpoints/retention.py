@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trainer.checkpoints import publishing, run_id
 from trainer.checkpoints.select import rank_by_score
+from trainer.checkpoints.storage.bucket_checkpoints import NamedData
 from trainer.checkpoints.storage.run_paths import RunPath
 from trainer.checks.arguments import require_integer
 from trainer.checks.modes import Mode
@@ -48,15 +49,16 @@ def prune(
     retention: Retention,
     newest: int,
     written: Collection[int],
+    named: NamedData,
 ) -> None:
     """Remove the intact checkpoints, the keys of `scores`, that are not kept.
 
     `newest` was just written and stays. One that this process has not `written` itself is removed
-    only if it is of this run.
+    only if it is of this run. `named` tells what data in a bucket other checkpoints refer to.
     """
     for number in scores.keys() - select_retained(scores, retention) - {newest}:
         if number in written or run_id.may_remove(folder, number):
-            publishing.remove_checkpoint(folder, number)
+            publishing.remove_checkpoint(folder, number, named)
     if later := [number for number in scores if number > newest]:
         log.warning(
             f"epoch {newest} was saved to {folder}, where {later} come before it when restoring: "

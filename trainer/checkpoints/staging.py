@@ -99,7 +99,7 @@ def _read_part_files(stage: RunPath, missing: Sequence[int]) -> dict[int, PartFi
 
     def read(process: int) -> PartFile:
         content = read_whole(get_part_file(stage, process), most=manifest_schema.MOST_BYTES)
-        return PartFile(xxhash.xxh3_64_hexdigest(content), manifests.read_layout(content))
+        return PartFile(xxhash.xxh3_64_hexdigest(content), *manifests.read_head_of_part(content))
 
     written = [process for process in missing if get_part_file(stage, process).name in names]
     return dict(zip(written, map_requests(read, written, stage), strict=True))

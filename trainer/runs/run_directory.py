@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import stat
@@ -11,8 +10,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import xxhash
 
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import publishing
@@ -78,7 +75,6 @@ def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> Checkp
     except ValueError as error:
         raise DamagedCheckpoint(str(error)) from error
     path = folder / str(epoch)
-    leaves = json.dumps(manifest["leaves"], sort_keys=True).encode()
     written: Any = manifest.get("written")
     try:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -94,8 +90,7 @@ def describe_checkpoint(directory: str | os.PathLike[str], epoch: int) -> Checkp
         path=os.fspath(path),
         bytes=size,
         scores=manifests.parse_scores(manifest),
-        # Of the state alone: equal states, equal checksums.
-        checksum=xxhash.xxh3_64_hexdigest(leaves),
+        checksum=manifests.compute_content_checksum(manifest),  # equal states have equal ones
         written=when.isoformat(),
     )
 

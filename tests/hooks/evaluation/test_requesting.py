@@ -75,11 +75,11 @@ def test_a_checkpoint_is_requested_at_the_next_event_after_it_is_complete(
     writing, resume = threading.Event(), threading.Event()
     publish = trainer.checkpoints.publishing.publish
 
-    def slowly(stage, number, manifest):
+    def slowly(stage, number, *content):
         if number == 1:
             writing.set()
             assert resume.wait(30)
-        publish(stage, number, manifest)
+        publish(stage, number, *content)
 
     monkeypatch.setattr(trainer.checkpoints.publishing, "publish", slowly)
     seen = []

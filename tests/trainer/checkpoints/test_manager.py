@@ -512,9 +512,9 @@ def test_a_missing_checkpoint_is_no_damage(tmp_path):
 def test_a_newer_format_is_no_damage(tmp_path, monkeypatch):
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.checkpoints.manifest.FORMAT", 2)
+        patch.setattr("trainer.checkpoints.manifest.FORMAT", 3)
         save(tmp_path, 2)
-    with pytest.raises(ValueError, match="checkpoint 2 in .* is of format 2, and .* up to 1"):
+    with pytest.raises(ValueError, match="checkpoint 2 in .* is of format 3, and .* up to 2"):
         restore(tmp_path)
 
 

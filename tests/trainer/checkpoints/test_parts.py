@@ -11,9 +11,10 @@ from trainer.checkpoints import manifest, parts, publishing, staging
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
 from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
-from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.checkpoints.arrays.rebuild import assemble
+from trainer.checkpoints.arrays.sharing import EarlierPieces
 from trainer.checkpoints.piece_reader import read_blocks
+from trainer.checkpoints.publishing import RunMemory
 
 WHOLE = np.arange(60, dtype=np.float32).reshape(6, 10)
 HEAD = {"scores": {}, "config": None}
@@ -42,18 +43,24 @@ def as_process(monkeypatch):
     return lambda number: monkeypatch.setattr(jax, "process_index", lambda: number)
 
 
-def save(directory, grid, as_process, index=None):
+def save(directory, grid, as_process, memory=None):
     """Save a checkpoint of several processes, one after the other."""
     made = staging.Staging(directory, 10.0)
     stage = made.choose_stage(7)
     for process, rows in enumerate(grid[1:], 1):
         as_process(process)
-        parts.write_part(stage, make_snapshot(rows), lambda: False)
+        parts.write_part(stage, make_snapshot(rows), lambda: False, EarlierPieces())
     as_process(0)
     wait = functools.partial(made.wait_for_parts, stage, len(grid))
-    publishing.remove_leftovers(stage, first=True)
+    publishing.remove_leftovers(stage, RunMemory().named, first=True)
     publishing.write_checkpoint(
-        stage, make_snapshot(grid[0]), HEAD, lambda: False, wait, index or PieceIndex()
+        stage,
+        make_snapshot(grid[0]),
+        HEAD,
+        lambda: False,
+        wait,
+        memory or RunMemory(),
+        EarlierPieces(),
     )
     return directory / "7"
 
@@ -114,20 +121,20 @@ def test_a_wrong_hint_at_holders_misleads_nobody(tmp_path, as_process):
 
 
 def test_parts_are_listed_again_only_where_a_box_changed(tmp_path, as_process, monkeypatch):
-    index, read_parts, reads = PieceIndex(), parts.read_part_leaves, []
+    memory, read_parts, reads = RunMemory(), parts.read_part_pieces, []
 
     def count(stage, process, *rest):
         reads.append(process)
         return read_parts(stage, process, *rest)
 
-    monkeypatch.setattr(parts, "read_part_leaves", count)
-    first = save(tmp_path, GRIDS["rows"], as_process, index)
+    monkeypatch.setattr(parts, "read_part_pieces", count)
+    first = save(tmp_path, GRIDS["rows"], as_process, memory)
     files = {name: (first / "arrays" / name).read_bytes() for name in INDEX_FILES}
     assert reads == [0, 1]
-    again = save(tmp_path, GRIDS["rows"], as_process, index)
+    again = save(tmp_path, GRIDS["rows"], as_process, memory)
     assert reads == [0, 1]
     assert files == {name: (again / "arrays" / name).read_bytes() for name in INDEX_FILES}
-    save(tmp_path, GRIDS["several each"], as_process, index)
+    save(tmp_path, GRIDS["several each"], as_process, memory)
     assert reads == [0, 1, 0, 1]
     assert publishing.read_manifest(tmp_path, 7)["holders"] == []
     assert np.array_equal(read(tmp_path, ((0, 6), (0, 10)))[0], WHOLE)
@@ -153,10 +160,12 @@ def test_a_part_of_another_save_is_damage(tmp_path, as_process):
 def test_what_a_killed_run_left_is_never_mixed_in(tmp_path, as_process):
     zombie = staging.Staging(tmp_path, 10.0).choose_stage(7)
     as_process(1)
-    parts.write_part(zombie, make_snapshot([(0, 6)]), lambda: False)
+    parts.write_part(zombie, make_snapshot([(0, 6)]), lambda: False, EarlierPieces())
     checkpoint = save(tmp_path, GRIDS["rows"], as_process)
     as_process(1)
-    parts.write_part(zombie, make_snapshot([(0, 6)]), lambda: False)  # it comes back later
+    parts.write_part(
+        zombie, make_snapshot([(0, 6)]), lambda: False, EarlierPieces()
+    )  # it comes back later
     assert np.array_equal(read(tmp_path, ((0, 6), (0, 10)))[0], WHOLE)
     save(tmp_path, GRIDS["rows"], as_process)
     assert [path for path in tmp_path.iterdir() if path != checkpoint] == []
@@ -167,7 +176,7 @@ def test_the_main_process_waits_for_a_slow_one(tmp_path, as_process):
     stage = made.choose_stage(7)
     as_process(1)
     stage.mkdir()
-    args = (stage, make_snapshot([(0, 6)]), lambda: False)
+    args = (stage, make_snapshot([(0, 6)]), lambda: False, EarlierPieces())
     threading.Timer(0.1, lambda: parts.write_part(*args)).start()
     assert len(made.wait_for_parts(stage, 2)) == 1
 
@@ -183,7 +192,8 @@ def test_a_part_that_does_not_come_ends_the_save_and_names_the_process(tmp_path,
             HEAD,
             lambda: False,
             lambda: made.wait_for_parts(stage, 3),
-            PieceIndex(),
+            RunMemory(),
+            EarlierPieces(),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -208,7 +218,7 @@ def test_a_process_that_cannot_write_says_why(tmp_path, as_process, monkeypatch)
 
     monkeypatch.setattr(parts.array_storage, "save_arrays", full)
     with pytest.raises(OSError, match="No space left"):
-        parts.write_part(stage, make_snapshot([(0, 6)]), lambda: False)
+        parts.write_part(stage, make_snapshot([(0, 6)]), lambda: False, EarlierPieces())
     with pytest.raises(RuntimeError, match=r"process 1 could not write its part: OSError.*space"):
         made.wait_for_parts(stage, 2)
 
@@ -220,12 +230,12 @@ def test_a_save_that_the_main_process_gave_up_is_no_error_of_the_disk(
     as_process(1)
     write = parts.array_storage.save_arrays
 
-    def give_up(file, data):
-        write(file, data)
+    def give_up(file, *data):
+        write(file, *data)
         file.unlink()
         file.parent.rmdir()
         stage.rmdir()
 
     monkeypatch.setattr(parts.array_storage, "save_arrays", give_up)
     with pytest.raises(RuntimeError, match="the main process gave up saving epoch 7"):
-        parts.write_part(stage, make_snapshot([(0, 6)]), lambda: False)
+        parts.write_part(stage, make_snapshot([(0, 6)]), lambda: False, EarlierPieces())

@@ -98,8 +98,8 @@ def test_a_run_that_went_back_is_followed(run, look):
     for epoch in (1, 2, 3):
         checkpoint(run, epoch)
     assert look(-1) == (3, 3.0)
-    publishing.remove_checkpoint(run / "checkpoints", 3)
-    publishing.remove_checkpoint(run / "checkpoints", 2)
+    publishing.remove_checkpoint(run / "checkpoints", 3, publishing.RunMemory().named)
+    publishing.remove_checkpoint(run / "checkpoints", 2, publishing.RunMemory().named)
     assert look(3) == (1, 1.0)
     checkpoint(run, 2, value=22)
     assert look(1) == (2, 22.0)

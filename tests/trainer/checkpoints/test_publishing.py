@@ -4,6 +4,7 @@ import pytest
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.publishing import RunMemory
 
 
 def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
@@ -20,7 +21,7 @@ def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OSError, match="Input/output"):
-        publishing.publish(stage, 3, {"format": 1})
+        publishing.publish(stage, 3, {"format": 1}, RunMemory().named)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "3.staged"]
 
 
@@ -29,7 +30,7 @@ def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path, monkeypatch):
     stage = tmp_path / "3.staged"
     stage.mkdir()
     with pytest.raises(ValueError, match=r"manifest of 3 takes \d+ bytes and may take 100: keep"):
-        publishing.publish(stage, 3, {"epoch": 3, "config": "x" * 100})
+        publishing.publish(stage, 3, {"epoch": 3, "config": "x" * 100}, RunMemory().named)
     assert publishing.list_epochs(tmp_path) == []
 
 

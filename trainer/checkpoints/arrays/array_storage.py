@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import stat
@@ -12,7 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.checkpoints.arrays.bucket_arrays import load_from_bucket, save_to_bucket
+from trainer.checkpoints.arrays.bucket_arrays import (
+    has_all_objects,
+    load_from_bucket,
+    save_to_bucket,
+)
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.two_threads import map_in_threads
 from trainer.checkpoints.storage.bucket_path import BucketPath
@@ -24,7 +29,9 @@ _CHUNK = 2**25
 """Bytes that one thread writes or reads at a time."""
 
 
-def save_arrays(file: RunPath, data: np.ndarray) -> None:
+def save_arrays(
+    file: RunPath, data: np.ndarray, ranges: Sequence[tuple[int, int]] | None = None
+) -> None:
     """Write the bytes of arrays into a new file, durably. The manifest names its parts.
 
     Orbax takes 1 to 3 CPU-ms for each array, which slow training down when XLA keeps all cores
@@ -33,28 +40,63 @@ def save_arrays(file: RunPath, data: np.ndarray) -> None:
     Args:
         file: in a folder that exists.
         data: uint8 [bytes].
+        ranges: `(start, stop)` of the data, written one after another; None: all of it.
 
     Raises:
         BucketError: its bucket refuses them.
         OSError: there is not enough space, or the disk fails.
     """
+    ranges = [(0, data.nbytes)] if ranges is None else ranges
     if isinstance(file, BucketPath):
-        save_to_bucket(file, data)
+        save_to_bucket(file, data, ranges)
         return
-    check_free_space(file, data.nbytes)
-    with explain_disk_full(data.nbytes, file):
+    size = sum(stop - start for start, stop in ranges)
+    check_free_space(file, size)
+    with explain_disk_full(size, file):
         descriptor = create_new(file)
         try:
-            chunks = _split([(0, data.nbytes)])
-            map_in_threads(lambda job: _write_range(descriptor, data, *job), chunks, data.nbytes)
+            chunks = _split(ranges)
+            ends = itertools.accumulate((stop - start for start, stop in chunks), initial=0)
+            jobs = [(*chunk, at) for chunk, at in zip(chunks, ends, strict=False)]
+            map_in_threads(lambda job: _write_range(descriptor, data, *job), jobs, size)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _write_range(descriptor: int, data: np.ndarray, start: int, stop: int) -> None:
+def _write_range(descriptor: int, data: np.ndarray, start: int, stop: int, at: int) -> None:
+    """Write a range of the data at a place in a file."""
     while start < stop:
-        start += os.pwrite(descriptor, data[start:stop].data, start)
+        count = os.pwrite(descriptor, data[start:stop].data, at)
+        start, at = start + count, at + count
+
+
+def share_arrays(source: RunPath, target: RunPath, size: int) -> bool:
+    """Give the bytes of arrays that an earlier save wrote to another checkpoint, too.
+
+    On a disk they get a second name (a hard link), and stay until the last name is removed. In a
+    bucket they stay where they are, until no checkpoint refers to them.
+
+    Args:
+        source: the file that has them.
+        target: their name in the other checkpoint, whose folder exists; in a bucket the same.
+        size: bytes in all.
+
+    Returns:
+        Whether they are there, whole, under the other name: not every file system has such names,
+        and somebody may have removed the file.
+
+    Raises:
+        BucketError: the bucket does not answer.
+    """
+    if isinstance(source, BucketPath):
+        return has_all_objects(source, size)
+    try:
+        check_array_file(source, size)
+        os.link(source, str(target), follow_symlinks=False)
+    except (DamagedCheckpoint, OSError):
+        return False
+    return True
 
 
 def load_arrays(file: RunPath, size: int, ranges: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,45 @@ _REQUESTS = 8
 """Requests in flight: on a fast network one does not fill it."""
 
 
-def save_to_bucket(file: BucketPath, data: np.ndarray) -> None:
-    """Write the bytes of arrays: uint8 [bytes]; they are durable afterwards.
+def save_to_bucket(file: BucketPath, data: np.ndarray, ranges: Sequence[tuple[int, int]]) -> None:
+    """Write ranges of the bytes of arrays one after another; they are durable afterwards.
+
+    Args:
+        file: below which the objects lie.
+        data: uint8 [bytes].
+        ranges: `(start, stop)`.
 
     Raises:
         BucketError: the bucket refuses them, or does not answer.
     """
 
-    def begin(number: int) -> Any:
-        content = data[number * CHUNK : (number + 1) * CHUNK].tobytes()
+    def begin(job: tuple[int, list[tuple[int, int]]]) -> Any:
+        number, parts = job
+        content = b"".join([data[start:stop].data for start, stop in parts])
         return file.store.write(_get_key(file, number), content)
 
-    _run(file, range(-(-data.nbytes // CHUNK)), begin, lambda number, answer: None)
+    _run(file, enumerate(_split(ranges)), begin, lambda number, answer: None)
+
+
+def _split(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield the ranges of one object after another."""
+    parts, room = [], CHUNK
+    for start, end in ranges:
+        while start < end:
+            stop = min(end, start + room)
+            parts.append((start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield parts
+                parts, room = [], CHUNK
+    if parts:
+        yield parts
+
+
+def has_all_objects(file: BucketPath, size: int) -> bool:
+    """Return whether all objects of an array file of `size` bytes are there."""
+    return len(file.list_keys()) == -(-size // CHUNK)
 
 
 def load_from_bucket(

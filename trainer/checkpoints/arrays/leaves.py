@@ -24,13 +24,16 @@ Box = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of an array, and where its bytes begin in the buffer of the process that wrote it."""
+    """A box of an array, and where its bytes begin in the buffer or file of its process."""
 
     offset: int
     box: Box | None = None
     """None: the whole array."""
     checksum: str = ""
     """xxh3_64 of the bytes and the gap after them, 16 hexadecimal digits."""
+    file: str = ""
+    """A file that checkpoints share, of `piece_files`; "": the one that its process wrote for this
+    checkpoint alone."""
 
 
 @dataclass(frozen=True)

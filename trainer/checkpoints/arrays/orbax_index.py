@@ -36,7 +36,8 @@ def build_orbax_index(written: Mapping[str, Iterable[Leaf]]) -> dict[str, bytes]
     arrays whose pieces make up no regular grid, and paths with characters that do not print.
 
     Args:
-        written: name of each file of bytes to the leaves with the pieces in it.
+        written: name of the file of bytes of each process to the leaves with its pieces; pieces in
+            files that checkpoints share name these.
 
     Returns:
         Name to content, for the folder of these files; it depends on no value of an array.
@@ -54,7 +55,7 @@ def build_orbax_index(written: Mapping[str, Iterable[Leaf]]) -> dict[str, bytes]
                 boxes = places.setdefault(leaf.path, {})
                 for piece in leaf.pieces:
                     box = leaf.get_box(piece)
-                    boxes[box] = Place(file, piece.offset, leaf.count_bytes(box))
+                    boxes[box] = Place(piece.file or file, piece.offset, leaf.count_bytes(box))
     values: dict[str, bytes | Place] = {}
     rows: dict[str, Any] = {}
     for path, keys in _split_paths(leaves).items():

@@ -1,9 +1,10 @@
 """Checkpoints in a bucket: their data first, under names of their own, and the manifest last.
 
-    <run>/checkpoints/12/manifest.json         names its data
+    <run>/checkpoints/12/manifest.json         names its data, and that of the saves it refers to
     <run>/data/12.<run's nonce>-<save>/...     the parts of the processes
 
-Whatever is killed, a manifest has all its data: nothing is ever renamed or written twice.
+Whatever is killed, a manifest has all its data: nothing is ever renamed or written twice, and data
+is removed only when no manifest names it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 from trainer.checkpoints.storage.directory_lock import DirectoryInUse
@@ -21,14 +21,49 @@ from trainer.checkpoints.storage.lease import check_lease
 
 log = logging.getLogger("entracte")
 
-DATA = re.compile(r"(0|[1-9][0-9]*)\.[0-9a-f]+-[0-9]+")
-"""The names of data: all else below `data` is not this library's."""
+SAVE = re.compile(r"(0|[1-9][0-9]*)\.[0-9a-f]+-[0-9]+")
+"""The names of saves, and of their data: epoch, nonce of the run, number. All else below `data` is
+not this library's."""
 
 _CHECKPOINT = re.compile(r"(0|[1-9][0-9]*)/" + re.escape(MANIFEST))
 
 
-ReadName = Callable[[bytes], Any]
-"""Returns what the content of a manifest says of its data, None if it is damaged."""
+class NamedData:
+    """Which data the checkpoints in a bucket name, for the process that trains there.
+
+    Each manifest is read once: while this process has the lease, nobody else writes one.
+
+    Args:
+        read_names: returns the names of data in the content of a manifest, its own first; None if
+            it is damaged.
+    """
+
+    def __init__(self, read_names: Callable[[bytes], Sequence[str] | None]) -> None:
+        self._read_names = read_names
+        self._found: dict[int, Sequence[str] | None] | None = None
+
+    def read(self, directory: BucketPath) -> dict[int, Sequence[str] | None]:
+        """Return, by the numbers of the checkpoints, the names of their data."""
+        if self._found is None:
+            found = {}
+            for number in list_numbers(directory):
+                content, _ = (directory / str(number) / MANIFEST).read_with_generation()
+                found[number] = None if content is None else self._read_names(content)
+            self._found = found
+        return self._found
+
+    def forget(self) -> None:
+        """Read all manifests again the next time: one may be there that was not noted."""
+        self._found = None
+
+    def note(self, number: int, content: bytes | None) -> Sequence[str]:
+        """Note the manifest of a checkpoint, None if it has none any more; return its names."""
+        names = None if content is None else self._read_names(content)
+        if self._found is not None:
+            self._found[number] = names
+            if content is None:
+                del self._found[number]
+        return names or ()
 
 
 class UnknownOutcomeError(BucketError):
@@ -58,19 +93,14 @@ def list_numbers(directory: BucketPath) -> list[int]:
     return sorted(int(key[1]) for key in found if key)
 
 
-def publish(
-    stage: BucketPath,
-    number: int,
-    manifest: bytes,
-    read_name: ReadName,
-) -> None:
-    """Write the manifest of a checkpoint whose data is staged; remove the data it had before.
+def publish(stage: BucketPath, number: int, manifest: bytes, named: NamedData) -> None:
+    """Write the manifest of a checkpoint whose data is staged; remove what nothing names then.
 
     Args:
         stage: with the data, which the manifest names.
         number: of the checkpoint.
         manifest: the content.
-        read_name: of the data of the checkpoint that has this number now.
+        named: of the run.
 
     Raises:
         DirectoryInUse: the lease of this run was lost, or another process wrote this checkpoint.
@@ -79,19 +109,21 @@ def publish(
     directory = get_checkpoints(stage)
     file = directory / str(number) / MANIFEST
     content, before = file.read_with_generation()
-    replaced = _find_data(directory, number, content, read_name)
+    named.read(directory)
+    replaced = _list_data(number, named.note(number, content))
     check_lease(directory.parent)
     try:
         written = file.replace(manifest, None if content is None else before)
     except BucketError as error:
+        named.forget()
         raise UnknownOutcomeError(str(error)) from error
     if written is None:
         raise DirectoryInUse(
             f"another process wrote checkpoint {number} in {directory} while this one saved it: "
             "give this run another path, or end that process first"
         )
-    if replaced is not None and replaced != stage:
-        remove_tree(replaced)
+    named.note(number, manifest)
+    _remove_unnamed(directory, replaced, named)
 
 
 def remove_tree(path: BucketPath) -> None:
@@ -102,56 +134,57 @@ def remove_tree(path: BucketPath) -> None:
         log.warning("what is left of %s takes space until the next run: %s", path, error)
 
 
-def remove(directory: BucketPath, number: int, read_name: ReadName) -> None:
+def remove(directory: BucketPath, number: int, named: NamedData) -> None:
     """Remove a checkpoint: its manifest first, so that none is left that looks complete.
+
+    Its data stays while another checkpoint refers to it.
 
     Raises:
         DirectoryInUse: the lease of this run was lost.
     """
-    data = _read_data(directory, number, read_name)
+    file = directory / str(number) / MANIFEST
+    content, _ = file.read_with_generation()
+    named.read(directory)
+    removed = _list_data(number, named.note(number, content))
     check_lease(directory.parent)
-    (directory / str(number) / MANIFEST).unlink()
-    if data is not None:
-        remove_tree(data)
+    file.unlink()
+    named.note(number, None)
+    _remove_unnamed(directory, removed, named)
 
 
-def remove_leftovers(stage: BucketPath, read_name: ReadName) -> None:
+def remove_leftovers(stage: BucketPath, named: NamedData) -> None:
     """Remove the data that no manifest names: what killed runs staged.
 
     Of a checkpoint whose manifest cannot be read, all data stays.
 
     Args:
         stage: of the save in progress, which stays.
-        read_name: of the data of a checkpoint.
+        named: of the run.
 
     Raises:
         DirectoryInUse: the lease of this run was lost.
     """
     directory = get_checkpoints(stage)
-    there = [path for path in stage.parent.iterdir() if DATA.fullmatch(path.name)]
-    if {*there} <= {stage}:
-        return
-    data = {number: _read_data(directory, number, read_name) for number in list_numbers(directory)}
-    kept = {stage, *data.values()}
-    unknown = {str(number) for number, path in data.items() if path is None}
+    there = [path.name for path in stage.parent.iterdir() if SAVE.fullmatch(path.name)]
+    unknown = {str(number) for number, names in named.read(directory).items() if names is None}
+    leftovers = [name for name in there if name.partition(".")[0] not in unknown]
     check_lease(directory.parent)
-    for path in there:
-        if path not in kept and path.name.partition(".")[0] not in unknown:
-            remove_tree(path)
+    _remove_unnamed(directory, [name for name in leftovers if name != stage.name], named)
 
 
-def _read_data(directory: BucketPath, number: int, read_name: ReadName) -> BucketPath | None:
-    content, _ = (directory / str(number) / MANIFEST).read_with_generation()
-    return _find_data(directory, number, content, read_name)
+def _remove_unnamed(directory: BucketPath, names: Iterable[str], named: NamedData) -> None:
+    """Remove the data of these names that no checkpoint names."""
+    kept = {name for those in named.read(directory).values() for name in those or ()}
+    for name in names:
+        if name not in kept:
+            remove_tree(get_stage(directory, name))
 
 
-def _find_data(
-    directory: BucketPath, number: int, content: bytes | None, read_name: ReadName
-) -> BucketPath | None:
-    """Return where the data of a checkpoint is; None if its manifest does not say.
+def _list_data(number: int, names: Sequence[str]) -> list[str]:
+    """List the data that a checkpoint names, its own first.
 
-    The data of another number is never meant: a manifest may have been copied.
+    Its own is of its number, or the manifest was copied and means that of another checkpoint.
     """
-    name = None if content is None else read_name(content)
-    found = DATA.fullmatch(name) if isinstance(name, str) else None
-    return get_stage(directory, found[0]) if found and found[1] == str(number) else None
+    found = [SAVE.fullmatch(name) for name in names]
+    own = [x[0] for x in found[:1] if x is not None and x[1] == str(number)]
+    return own + [x[0] for x in found[1:] if x is not None]
