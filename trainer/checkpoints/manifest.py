@@ -93,7 +93,7 @@ def compute_layout(leaves: Mapping[str, Sequence[Leaf]]) -> str:
     """Compute a hash of arrays and of where their pieces lie, which depends on no value.
 
     >>> compute_layout({"": [Leaf("w", "float32", (2,), 4, (Piece(0),))]})
-    'd945ba27e2cf4ef9'
+    'a86dc92c083ea04e'
     """
     rows = [
         (x.path, x.type, x.shape, [(piece.offset, piece.box, piece.file) for piece in x.pieces])

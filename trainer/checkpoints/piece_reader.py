@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from trainer.checkpoints import parts, publishing
-from trainer.checkpoints.arrays.array_storage import load_arrays
+from trainer.checkpoints.arrays import array_storage
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.grids import find_holders
 from trainer.checkpoints.arrays.host_snapshot import count_bytes, list_ranges, verify_checksums
@@ -93,7 +93,8 @@ def _read_pieces(
         rows = select_pieces(chosen, name)
         size = part.files[name] if name else count_bytes(select_pieces(part.leaves, ""))
         ranges = sorted(chain.from_iterable(map(list_ranges, rows)))
-        buffer = load_arrays(get_piece_file(folder, process, name), size, ranges)
+        file = get_piece_file(folder, process, name)
+        buffer = array_storage.load_arrays(file, size, ranges)
         verify_checksums(rows, buffer)
         for leaf in rows:
             sizes = [leaf.count_bytes(piece.box) for piece in leaf.pieces]

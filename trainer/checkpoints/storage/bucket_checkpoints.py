@@ -123,7 +123,8 @@ def publish(stage: BucketPath, number: int, manifest: bytes, named: NamedData) -
             "give this run another path, or end that process first"
         )
     named.note(number, manifest)
-    _remove_unnamed(directory, replaced, named)
+    for name in _list_unnamed(directory, replaced, named):
+        remove_tree(get_stage(directory, name))
 
 
 def remove_tree(path: BucketPath) -> None:
@@ -149,7 +150,8 @@ def remove(directory: BucketPath, number: int, named: NamedData) -> None:
     check_lease(directory.parent)
     file.unlink()
     named.note(number, None)
-    _remove_unnamed(directory, removed, named)
+    for name in _list_unnamed(directory, removed, named):
+        remove_tree(get_stage(directory, name))
 
 
 def remove_leftovers(stage: BucketPath, named: NamedData) -> None:
@@ -167,17 +169,17 @@ def remove_leftovers(stage: BucketPath, named: NamedData) -> None:
     directory = get_checkpoints(stage)
     there = [path.name for path in stage.parent.iterdir() if SAVE.fullmatch(path.name)]
     unknown = {str(number) for number, names in named.read(directory).items() if names is None}
-    leftovers = [name for name in there if name.partition(".")[0] not in unknown]
-    check_lease(directory.parent)
-    _remove_unnamed(directory, [name for name in leftovers if name != stage.name], named)
+    staged = [name for name in there if name.partition(".")[0] not in unknown]
+    if leftovers := {*_list_unnamed(directory, staged, named)} - {stage.name}:
+        check_lease(directory.parent)
+    for name in sorted(leftovers):
+        remove_tree(get_stage(directory, name))
 
 
-def _remove_unnamed(directory: BucketPath, names: Iterable[str], named: NamedData) -> None:
-    """Remove the data of these names that no checkpoint names."""
+def _list_unnamed(directory: BucketPath, names: Iterable[str], named: NamedData) -> list[str]:
+    """List those of the names of data that no checkpoint names."""
     kept = {name for those in named.read(directory).values() for name in those or ()}
-    for name in names:
-        if name not in kept:
-            remove_tree(get_stage(directory, name))
+    return [name for name in names if name not in kept]
 
 
 def _list_data(number: int, names: Sequence[str]) -> list[str]:

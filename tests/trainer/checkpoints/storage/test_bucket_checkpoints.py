@@ -155,8 +155,8 @@ def test_a_reader_of_a_folder_without_manifests_finds_no_checkpoint(bucket):
 def test_one_that_is_opened_while_another_saves_takes_nothing_away(bucket, monkeypatch):
     write = parts.Snapshot.write
 
-    def open_meanwhile(snapshot, file):
-        written = write(snapshot, file)
+    def open_meanwhile(*arguments):
+        written = write(*arguments)
         with Checkpoints(bucket) as other:
             assert other.restore(make(0)) is None
         return written
