@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from _bucket_server import Bucket
@@ -41,7 +42,8 @@ def run(
     """Train to the end, or on from where a run in this directory was, and leave its fingerprint.
 
     Evaluation, averages, early stopping, a hook that acts once and one in the background: all that
-    remembers or records. The data is a stream whose epochs are stretches of a pass.
+    remembers or records. The data is a stream whose epochs are stretches of a pass. The state has
+    an array that never changes, to which checkpoints refer.
 
     Args:
         directory: where all of it goes.
@@ -58,8 +60,9 @@ def run(
     network = models.mlp(classes=10, hidden=(128,))
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
     task = trainer.supervised(network, losses.classification, optimizer)
+    begin = task.init(jax.random.key(0), stream.example)
     state, _ = trainer.fit(
-        task.init(jax.random.key(0), stream.example),
+        begin.replace(carry={**begin.carry, "frozen": jnp.arange(2**16)}),
         trainer.training(task.step, stream),
         epochs=EPOCHS,
         hooks=[

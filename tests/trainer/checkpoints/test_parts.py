@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainer.checkpoints import manifest, parts, publishing, staging
+from trainer.checkpoints.arrays import sharing
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
 from trainer.checkpoints.arrays.orbax_index import INDEX_FILES
@@ -239,3 +240,30 @@ def test_a_save_that_the_main_process_gave_up_is_no_error_of_the_disk(
     monkeypatch.setattr(parts.array_storage, "save_arrays", give_up)
     with pytest.raises(RuntimeError, match="the main process gave up saving epoch 7"):
         parts.write_part(stage, make_snapshot([(0, 6)]), lambda: False, EarlierPieces())
+
+
+def test_each_process_refers_to_its_own_pieces(tmp_path, as_process, monkeypatch):
+    monkeypatch.setattr(sharing, "SMALLEST", 1)
+    made, memory, earlier = staging.Staging(tmp_path, 10.0), RunMemory(), {}
+    for number in range(3):
+        stage = made.choose_stage(7)
+        as_process(1)
+        earlier[1] = parts.write_part(
+            stage, make_snapshot([(3, 6)]), lambda: False, earlier.get(1, EarlierPieces())
+        )
+        as_process(0)
+        wait = functools.partial(made.wait_for_parts, stage, 2)
+        arguments = (HEAD, lambda: False, wait, memory, earlier.get(0, EarlierPieces()))
+        earlier[0] = publishing.write_checkpoint(stage, make_snapshot([(0, 3)]), *arguments)
+        files = {file.name: file.stat().st_size for file in (tmp_path / "7/arrays").glob("*_[01]*")}
+        shared = {name: size for name, size in files.items() if "." in name}
+        assert {name.partition(".")[0] for name in shared} == (
+            {"process_0", "process_1"} if number else set()
+        )
+        assert np.array_equal(read(tmp_path, ((0, 6), (0, 10)))[0], WHOLE)
+    assert {files["process_0"], files["process_1"]} == {0}
+    (mine,) = (tmp_path / "7/arrays").glob("process_1.*")
+    mine.unlink()
+    assert np.array_equal(read(tmp_path, ((0, 3), (0, 10)))[0], WHOLE[:3])
+    with pytest.raises(DamagedCheckpoint, match=rf"arrays/{mine.name} is missing"):
+        read(tmp_path, ((0, 6), (0, 10)))
