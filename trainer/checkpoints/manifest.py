@@ -19,7 +19,6 @@ import xxhash
 
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import Leaf, Piece
-from trainer.checkpoints.arrays.piece_files import list_saves
 from trainer.host.machine import LIBRARIES, describe_devices
 
 FORMAT = 2
@@ -80,11 +79,10 @@ def build_part(
     written = {name: [leaf for leaf in group if leaf.pieces] for name, group in leaves.items()}
     return {
         "layout": compute_layout(written),
-        "saves": list_saves(files),
+        "files": {**files},
         "format": FORMAT,
         "epoch": epoch,
         "process": process,
-        "files": {**files},
         "leaves": {name: [_to_json(leaf) for leaf in group] for name, group in written.items()},
     }
 
@@ -104,11 +102,11 @@ def compute_layout(leaves: Mapping[str, Sequence[Leaf]]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(rows).encode())
 
 
-_HEAD_OF_PART = re.compile(rb'\{"layout": "([0-9a-f]{16})", "saves": (\[[^]]*\])')
+_HEAD_OF_PART = re.compile(rb'\{"layout": "([0-9a-f]{16})", "files": (\{[^}]*\})')
 
 
-def read_head_of_part(content: bytes) -> tuple[str, list[str]]:
-    """Read the layout and the saves from the bytes of a part file, with its checksum, and no more.
+def read_head_of_part(content: bytes) -> tuple[str, dict[str, int]]:
+    """Read layout and shared files from the bytes of a part file, with its checksum, and no more.
 
     Raises:
         DamagedCheckpoint: a bit changed, or it is no part file.

@@ -86,7 +86,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "data": lambda value: value is None or _is_save(value),
     "save": lambda value: value is None or _is_save(value),
     "refers": lambda value: (
-        value is None or (isinstance(value, list) and all(map(_is_save, value)))
+        value is None or (isinstance(value, list) and all(isinstance(x, str) for x in value))
     ),
 }
 """The fields of a manifest beside its format, files, hooks and leaves."""

@@ -94,8 +94,8 @@ class PartFile(NamedTuple):
     """Of its bytes."""
     layout: str
     """A hash of arrays and boxes in it, from `manifest.compute_layout`."""
-    saves: Sequence[str]
-    """The saves that wrote the shared files in it."""
+    files: Mapping[str, int]
+    """The sizes of the shared files in it."""
 
 
 class PartPieces(NamedTuple):

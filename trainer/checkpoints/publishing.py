@@ -10,7 +10,6 @@ from typing import Any
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import manifest_schema, parts
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
-from trainer.checkpoints.arrays.piece_files import list_saves
 from trainer.checkpoints.arrays.piece_index import PieceIndex
 from trainer.checkpoints.arrays.sharing import EarlierPieces
 from trainer.checkpoints.storage import bucket_checkpoints, disk_checkpoints
@@ -145,8 +144,9 @@ def write_checkpoint(
         manifest = manifests.build_manifest(epoch, written.leaves, **head, parts=checksums)
         manifest |= {"save": parts.get_save_name(stage), "files": {**written.files}}
         if isinstance(stage, BucketPath):
-            saves = {*list_saves(written.files)}.union(*(x.saves for x in others))
-            manifest |= {"data": stage.name, "refers": sorted(saves - {stage.name})}
+            shared = {*written.files}.union(*(x.files for x in others))
+            refers = sorted(name for name in shared if not name.endswith(f".{stage.name}"))
+            manifest |= {"data": stage.name, "refers": refers}
         places = memory.index.update(
             [manifests.compute_layout(written.leaves), *layouts],
             lambda: parts.read_all_leaves(stage, manifest, written.leaves),
@@ -192,7 +192,7 @@ def get_data(directory: RunPath, number: int, manifest: Mapping[str, Any]) -> Ru
 
 
 def _read_data_names(content: bytes) -> list[str] | None:
-    """Return the data that a manifest names, its own first; None if it is damaged."""
+    """Return the data and the shared files that a manifest names; None if it is damaged."""
     try:
         manifest = manifests.decode_manifest(content)
     except DamagedCheckpoint:

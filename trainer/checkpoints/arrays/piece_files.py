@@ -46,15 +46,6 @@ def is_shared_file_of(name: str, process: int) -> bool:
     return found is not None and found[2] == str(process)
 
 
-def list_saves(files: Iterable[str]) -> list[str]:
-    """List the saves that wrote shared files, each once.
-
-    >>> list_saves(["process_0.1.ab-1", "steady_0.1.ab-1", "process_0.12.ab-3"])
-    ['1.ab-1', '12.ab-3']
-    """
-    return sorted({found[3] for name in files if (found := _SHARED.fullmatch(name))})
-
-
 def get_piece_file(data: RunPath, process: int, name: str) -> RunPath:
     """Return where a file of pieces lies.
 

@@ -1,10 +1,10 @@
 """Checkpoints in a bucket: their data first, under names of their own, and the manifest last.
 
-    <run>/checkpoints/12/manifest.json         names its data, and that of the saves it refers to
+    <run>/checkpoints/12/manifest.json         names its data, and files of others it refers to
     <run>/data/12.<run's nonce>-<save>/...     the parts of the processes
 
-Whatever is killed, a manifest has all its data: nothing is ever renamed or written twice, and data
-is removed only when no manifest names it.
+Whatever is killed, a manifest has all its data: nothing is ever renamed or written twice, and what
+is in it is removed only when no manifest names it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from trainer.checkpoints.storage.bucket_path import BucketError, BucketPath
 from trainer.checkpoints.storage.directory_lock import DirectoryInUse
@@ -34,8 +34,8 @@ class NamedData:
     Each manifest is read once: while this process has the lease, nobody else writes one.
 
     Args:
-        read_names: returns the names of data in the content of a manifest, its own first; None if
-            it is damaged.
+        read_names: returns what the content of a manifest names: its own data, and the shared files
+            in that of others (`process_0.12.ab-1`); None if it is damaged.
     """
 
     def __init__(self, read_names: Callable[[bytes], Sequence[str] | None]) -> None:
@@ -43,7 +43,7 @@ class NamedData:
         self._found: dict[int, Sequence[str] | None] | None = None
 
     def read(self, directory: BucketPath) -> dict[int, Sequence[str] | None]:
-        """Return, by the numbers of the checkpoints, the names of their data."""
+        """Return, by the numbers of the checkpoints, what each names."""
         if self._found is None:
             found = {}
             for number in list_numbers(directory):
@@ -123,14 +123,16 @@ def publish(stage: BucketPath, number: int, manifest: bytes, named: NamedData) -
             "give this run another path, or end that process first"
         )
     named.note(number, manifest)
-    for name in _list_unnamed(directory, replaced, named):
-        remove_tree(get_stage(directory, name))
+    _remove_unnamed(directory, replaced, named)
 
 
-def remove_tree(path: BucketPath) -> None:
-    """Remove the objects below a path; what cannot be removed stays, and is logged."""
+def remove_tree(path: BucketPath, *, but: Collection[str] = ()) -> None:
+    """Remove the objects below a path, but those below some paths relative to it.
+
+    What cannot be removed stays, and is logged.
+    """
     try:
-        path.remove_all()
+        path.remove_all(but=but)
     except BucketError as error:
         log.warning("what is left of %s takes space until the next run: %s", path, error)
 
@@ -150,8 +152,7 @@ def remove(directory: BucketPath, number: int, named: NamedData) -> None:
     check_lease(directory.parent)
     file.unlink()
     named.note(number, None)
-    for name in _list_unnamed(directory, removed, named):
-        remove_tree(get_stage(directory, name))
+    _remove_unnamed(directory, removed, named)
 
 
 def remove_leftovers(stage: BucketPath, named: NamedData) -> None:
@@ -168,25 +169,31 @@ def remove_leftovers(stage: BucketPath, named: NamedData) -> None:
     """
     directory = get_checkpoints(stage)
     there = [path.name for path in stage.parent.iterdir() if SAVE.fullmatch(path.name)]
-    unknown = {str(number) for number, names in named.read(directory).items() if names is None}
-    staged = [name for name in there if name.partition(".")[0] not in unknown]
-    if leftovers := {*_list_unnamed(directory, staged, named)} - {stage.name}:
+    read = named.read(directory)
+    unknown = {str(number) for number, names in read.items() if names is None}
+    kept = {stage.name, *(names[0] for names in read.values() if names)}
+    staged = [x for x in there if x not in kept and x.partition(".")[0] not in unknown]
+    if staged:
         check_lease(directory.parent)
-    for name in sorted(leftovers):
-        remove_tree(get_stage(directory, name))
+        _remove_unnamed(directory, staged, named)
 
 
-def _list_unnamed(directory: BucketPath, names: Iterable[str], named: NamedData) -> list[str]:
-    """List those of the names of data that no checkpoint names."""
-    kept = {name for those in named.read(directory).values() for name in those or ()}
-    return [name for name in names if name not in kept]
+def _remove_unnamed(directory: BucketPath, data: Iterable[str], named: NamedData) -> None:
+    """Remove what no checkpoint names, of data that some may name."""
+    read = [names for names in named.read(directory).values() if names]
+    own = {names[0] for names in read}
+    shared: dict[str, set[str]] = {}
+    for file, _, name in (file.partition(".") for names in read for file in names[1:]):
+        shared.setdefault(name, set()).add(f"arrays/{file}")
+    for name in {*data} - own:
+        remove_tree(get_stage(directory, name), but=shared.get(name, ()))
 
 
 def _list_data(number: int, names: Sequence[str]) -> list[str]:
-    """List the data that a checkpoint names, its own first.
+    """List the data in which a checkpoint names something, its own first.
 
     Its own is of its number, or the manifest was copied and means that of another checkpoint.
     """
-    found = [SAVE.fullmatch(name) for name in names]
-    own = [x[0] for x in found[:1] if x is not None and x[1] == str(number)]
-    return own + [x[0] for x in found[1:] if x is not None]
+    own = [name for name in names[:1] if name.partition(".")[0] == str(number)]
+    found = own + [file.partition(".")[2] for file in names[1:]]
+    return [name for name in found if SAVE.fullmatch(name)]

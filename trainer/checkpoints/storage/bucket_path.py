@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -161,9 +161,17 @@ class BucketPath:
         names = dict.fromkeys(key.partition("/")[0] for key in self.list_keys())
         return (self / name for name in names)
 
-    def remove_all(self) -> None:
-        """Remove all objects below this one."""
-        self.await_answer(self.store.delete_range(self._get_range()))
+    def remove_all(self, *, but: Collection[str] = ()) -> None:
+        """Remove all objects below this one, but those below some paths relative to it."""
+        import tensorstore as ts
+
+        kept = [(self / name)._get_range() for name in sorted(but)]
+        whole = self._get_range()
+        starts = [whole.inclusive_min, *(x.exclusive_max for x in kept)]
+        ends = [*(x.inclusive_min for x in kept), whole.exclusive_max]
+        ranges = [ts.KvStore.KeyRange(*both) for both in zip(starts, ends, strict=True)]
+        for request in [self.store.delete_range(span) for span in ranges]:
+            self.await_answer(request)
 
     def _get_range(self) -> Any:
         """Return the range of the keys below: `0` comes after the slash."""

@@ -190,7 +190,7 @@ def test_a_copied_manifest_does_not_take_the_data_of_the_other_along(bucket):
 def test_one_whose_old_data_cannot_be_removed_is_saved(bucket, monkeypatch, caplog):
     save(bucket, 1)
 
-    def refuse(path):
+    def refuse(path, **options):
         raise BucketError("no network")
 
     with monkeypatch.context() as patch:

@@ -52,6 +52,13 @@ def test_only_what_is_below_a_path_is_listed_and_removed(bucket):
     assert [*(bucket / "nothing").iterdir()] == []
 
 
+def test_all_is_removed_but_what_is_kept(bucket):
+    for name in ("0", "p_1/0", "p_1/9", "p_10/0", "p_2/0", "p_1", "s/1", "z"):
+        (bucket / name).write_bytes(b"")
+    bucket.remove_all(but={"s", "p_1"})
+    assert bucket.list_keys() == ["p_1/0", "p_1/9", "s/1"]
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [
