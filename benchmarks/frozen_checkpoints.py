@@ -111,7 +111,7 @@ def compare(megabytes, rounds, directory):
         rows.append((name, *map(_measuring.text, (first / 1e6, *shares, *medians))))
         if name == "95%":
             highest = max(second, *later) / first
-            what = f"{megabytes:g} MB, 95%: bytes of every checkpoint after the first, over its"
+            what = f"{megabytes:g} MB, 95%: bytes of a checkpoint after the first / of the first"
             bars.append(_measuring.bar(what, highest, most=BAR))
     header = ("", "MB of the first", "second / first", "later / first", "CPU-ms of a save", "ms")
     _measuring.show(title, header, rows)

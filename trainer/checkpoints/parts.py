@@ -72,7 +72,8 @@ class Snapshot:
             array_storage.save_arrays(get_piece_file(stage, process, name), data, ranges)
         leaves = [*chain.from_iterable(plan.leaves.values())]
         published = stage if isinstance(stage, BucketPath) else stage.with_name(str(self.epoch))
-        saved = list_earlier_pieces(published, process, save, leaves, plan.files)
+        sizes = {**plan.files, "": plan.count_own()}
+        saved = list_earlier_pieces(published, process, save, leaves, sizes)
         return WrittenPart(plan.leaves, plan.files, saved)
 
 

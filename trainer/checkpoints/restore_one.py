@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,9 @@ import jax
 from trainer.checkpoints import manifest as manifests
 from trainer.checkpoints import parts, publishing, run_id
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
+from trainer.checkpoints.arrays.host_snapshot import count_bytes
 from trainer.checkpoints.arrays.leaves import Leaf, Section, compare_leaves, flatten_state
+from trainer.checkpoints.arrays.piece_files import select_pieces
 from trainer.checkpoints.arrays.rebuild import list_needed_boxes, rebuild_section
 from trainer.checkpoints.arrays.sharing import EarlierPieces, list_earlier_pieces
 from trainer.checkpoints.piece_reader import read_blocks
@@ -157,7 +159,8 @@ def list_restored_pieces(directory: RunPath, found: SavedCheckpoint) -> EarlierP
         part = parts.read_part_pieces(data, process, manifest, rows)
     except DamagedCheckpoint:  # nothing of it was needed
         return EarlierPieces()
-    earlier = list_earlier_pieces(data, process, manifest["save"], part.leaves, part.files)
+    sizes = {**part.files, "": count_bytes(select_pieces(part.leaves, ""))}
+    earlier = list_earlier_pieces(data, process, manifest["save"], part.leaves, sizes)
     paths = {leaf.path for name in leaves.keys() & restored for leaf in leaves[name]}
     places = {key: piece for key, piece in earlier.places.items() if key[0] in paths}
-    return EarlierPieces(places, earlier.files)
+    return replace(earlier, places=places)

@@ -16,11 +16,7 @@ from typing import NamedTuple
 
 from trainer.checkpoints.arrays.host_snapshot import count_bytes, list_ranges
 from trainer.checkpoints.arrays.leaves import Box, Leaf, Piece, align
-from trainer.checkpoints.arrays.piece_files import (
-    get_piece_file,
-    name_shared_file,
-    select_pieces,
-)
+from trainer.checkpoints.arrays.piece_files import get_piece_file, name_shared_file
 from trainer.checkpoints.storage.run_paths import RunPath
 
 SMALLEST = 2**16
@@ -39,6 +35,8 @@ class EarlierPieces:
 
     places: Mapping[_Key, Piece] = field(default_factory=dict)
     """Where the pieces that are large enough lie."""
+    own: str = ""
+    """The name by which the next checkpoint refers to the file that was of this one alone."""
     files: Mapping[str, tuple[RunPath, int]] = field(default_factory=dict)
     """Path and size of their files, by the names that the next checkpoint gives them."""
 
@@ -53,18 +51,19 @@ def list_earlier_pieces(
         process: that wrote the pieces.
         save: the name of the save that wrote the checkpoint.
         leaves: with the pieces of the process.
-        files: the sizes of the shared files among theirs.
+        files: the sizes of the files that they lie in; "": of that of this checkpoint alone.
     """
     own = name_shared_file(process, save)
     places = {
-        _get_key(leaf, piece): piece if piece.file else replace(piece, file=own)
+        _get_key(leaf, piece): piece
         for leaf in leaves
         for piece in leaf.pieces
         if leaf.count_bytes(piece.box) >= SMALLEST
     }
-    found = {name: (get_piece_file(data, process, name), size) for name, size in files.items()}
-    found[own] = get_piece_file(data, process, ""), count_bytes(select_pieces(leaves, ""))
-    return EarlierPieces(places, found)
+    found = {
+        name or own: (get_piece_file(data, process, name), size) for name, size in files.items()
+    }
+    return EarlierPieces(places, own, found)
 
 
 class Plan(NamedTuple):
@@ -77,6 +76,10 @@ class Plan(NamedTuple):
     alone, which is always there."""
     files: Mapping[str, int]
     """The sizes of the shared files."""
+
+    def count_own(self) -> int:
+        """Count the bytes of the file of this checkpoint alone."""
+        return sum(stop - start for start, stop in self.ranges[""])
 
 
 def plan_pieces(
@@ -100,15 +103,15 @@ def plan_pieces(
     for leaf in chain.from_iterable(leaves.values()):
         for piece in leaf.pieces:
             if (before := unchanged.get(_get_key(leaf, piece))) is not None:
-                used[before.file] += align(leaf.count_bytes(piece.box))
+                used[before.file or earlier.own] += align(leaf.count_bytes(piece.box))
     kept = {x: earlier.files[x][1] for x in used if 2 * used[x] >= earlier.files[x][1] and share(x)}
     ranges: dict[str, list[tuple[int, int]]] = {"": []}
     ends: Counter[str] = Counter()
 
     def place(leaf: Leaf, piece: Piece, span: tuple[int, int]) -> Piece:
         before = unchanged.get(_get_key(leaf, piece))
-        if before is not None and before.file in kept:
-            return before
+        if before is not None and (name := before.file or earlier.own) in kept:
+            return before if before.file else replace(before, file=name)
         file = "" if before is None else steady
         ranges.setdefault(file, []).append(span)
         ends[file] += span[1] - span[0]

@@ -57,7 +57,8 @@ class Disk:
             (piece,) = leaf.pieces
             content = self.files[piece.file][piece.offset :][: leaf.count_bytes()]
             assert (content == value).all()
-        return plan, sharing.list_earlier_pieces(NOWHERE, 0, f"{number}.a-1", rows, plan.files)
+        sizes = {**plan.files, "": plan.count_own()}
+        return plan, sharing.list_earlier_pieces(NOWHERE, 0, f"{number}.a-1", rows, sizes)
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,7 +97,7 @@ def test_where_nothing_changed_small_arrays_are_written_all_the_same():
 
 def test_an_array_of_another_type_or_shape_is_another_one():
     leaf = Leaf("w", "uint8", (2**16,), 1, (Piece(0, checksum="0" * 16),))
-    earlier = sharing.list_earlier_pieces(NOWHERE, 0, "1.a-1", [leaf], {})
+    earlier = sharing.list_earlier_pieces(NOWHERE, 0, "1.a-1", [leaf], {"": 2**16})
     for other in (("w", "int8", (2**16,)), ("w", "uint8", (2**8, 2**8)), ("v", "uint8", (2**16,))):
         changed = {"": [Leaf(*other, 1, leaf.pieces)]}
         assert sharing.plan_pieces(changed, earlier, "", lambda name: True).files == {}
