@@ -60,8 +60,12 @@ def part_ways(state, metrics):
     raise AssertionError("only observers see what observers score")
 
 parting = trainer.Hook(part_ways, "part_ways", stage="save")
-rules = [("^params/", trainer.fsdp())]
-start = trainer.spread(lambda: task.init(jax.random.key(0), whole.example), rules=rules)
+def begin():
+    state = task.init(jax.random.key(0), whole.example)
+    return state.replace(carry={**state.carry, "frozen": jnp.arange(2**16)})  # 64 KiB a device
+
+rules = [("^params/|^carry/frozen", trainer.fsdp())]
+start = trainer.spread(begin, rules=rules)
 
 def find_kernel(tree):
     (kernel,) = (leaf for leaf in jax.tree.leaves(tree) if leaf.shape == (64, 16))
@@ -150,6 +154,15 @@ def test_both_end_with_the_same_and_observers_ran_on_the_main_process(whole):
     assert "'seen'" not in other
     assert [record["epoch"] for record in records(run)] == list(range(1, EPOCHS + 1))
     assert float(lead.split()[-1]) == float(other.split()[-1]) > 0.8
+
+
+def test_each_refers_to_its_pieces_of_an_array_that_never_changes(whole):
+    for epoch in (EPOCHS - 1, EPOCHS):
+        arrays = whole[0] / "checkpoints" / str(epoch) / "arrays"
+        shared = {file.name.partition(".")[0]: file.stat() for file in arrays.glob("process_?.*")}
+        assert shared.keys() == {"process_0", "process_1"}
+        assert all(status.st_size > 2**17 for status in shared.values())
+        assert {status.st_nlink for status in shared.values()} == {3}  # of the three that are kept
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.soak), 1])
