@@ -16,14 +16,13 @@ from trainer.checkpoints.arrays import host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.leaves import flatten_state
 from trainer.checkpoints.arrays.sharing import EarlierPieces
-from trainer.checkpoints.catalog import Catalog
 from trainer.checkpoints.reading_together import read_together
 from trainer.checkpoints.restore_one import (
     SavedCheckpoint,
     list_restored_pieces,
     restore_checkpoint,
 )
-from trainer.checkpoints.retention import Retention, prune
+from trainer.checkpoints.retention import Catalog, Retention, prune
 from trainer.checkpoints.save_worker import SLOW_DISK_REMEDY, SaveWorker
 from trainer.checkpoints.saved_config import normalize_config
 from trainer.checkpoints.staging import Staging
