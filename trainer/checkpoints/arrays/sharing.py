@@ -66,7 +66,7 @@ def list_earlier_pieces(
     return EarlierPieces(places, own, found)
 
 
-class Plan(NamedTuple):
+class PiecePlan(NamedTuple):
     """What is written of the pieces of a process, and where."""
 
     leaves: Mapping[str, Sequence[Leaf]]
@@ -87,7 +87,7 @@ def plan_pieces(
     earlier: EarlierPieces,
     steady: str,
     share: Callable[[str], bool],
-) -> Plan:
+) -> PiecePlan:
     """Plan which pieces are written to which file, and which are referred to where they lie.
 
     Args:
@@ -98,7 +98,7 @@ def plan_pieces(
             called once for each file of which at least half did not change.
     """
     if not (unchanged := _find_unchanged(leaves, earlier)):
-        return Plan(leaves, {"": [(0, count_bytes(chain.from_iterable(leaves.values())))]}, {})
+        return PiecePlan(leaves, {"": [(0, count_bytes(chain.from_iterable(leaves.values())))]}, {})
     used: Counter[str] = Counter()
     for leaf in chain.from_iterable(leaves.values()):
         for piece in leaf.pieces:
@@ -123,7 +123,7 @@ def plan_pieces(
 
     placed = {name: [place_all(leaf) for leaf in group] for name, group in leaves.items()}
     files = kept | {name: ends[name] for name in ranges if name}
-    return Plan(placed, ranges, files)
+    return PiecePlan(placed, ranges, files)
 
 
 def _find_unchanged(
