@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.batches import Batch, map_arrays
+from trainer.data.batches import Batch, describe_arrays, map_arrays
 from trainer.data.conversations.segment_rows import SegmentRows
 from trainer.data.iteration import index_loader
 from trainer.data.source import Check, Feed
@@ -56,6 +56,9 @@ class Conversations:
     counts: ConversationCounts
     vocabulary: int
     """One more than the largest token of the tokenizer."""
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Further arrays of a batch by name, `[rows, ...]`, such as what was computed of the rows;
+    their values are not part of the hash."""
     superbatch: int = 16
     """Steps per transfer."""
     steps_per_epoch: int | None = None
@@ -63,7 +66,14 @@ class Conversations:
     _content: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_content", self.rows.describe())
+        for name, array in self.arrays.items():
+            if len(array) != self.size:
+                raise ValueError(
+                    f"{name} must have an entry for each of {self.size} rows; got {len(array)}"
+                )
+        # Without the values: what is computed of the rows differs in rounding on other devices.
+        further = describe_arrays(self.arrays)
+        object.__setattr__(self, "_content", f"{self.rows.describe()} {further}")
         index_loader.check_settings(self.training_rows)
 
     def __len__(self) -> int:
@@ -87,7 +97,7 @@ class Conversations:
         """The rows by index."""
         return index_loader.IndexedRows(
             size=self.size,
-            read=self.rows.read,
+            read=self._read,
             content=self._content,
             batch_size=self.batch_size,
             superbatch=self.superbatch,
@@ -121,10 +131,14 @@ class Conversations:
         check(state, map_arrays(np.zeros_like, self.example))
         token, row = self.rows.find_largest_token()
         try:
-            check(state, self.rows.read(np.array([row])))
+            check(state, self._read(np.array([row])))
         except ValueError as error:
             error.add_note(
                 f"the largest token of the conversations is {token}, and their tokenizer has "
                 f"{self.vocabulary}: the network needs a vocabulary of as many"
             )
             raise
+
+    def _read(self, indices: np.ndarray) -> Batch:
+        more = {name: array[indices] for name, array in self.arrays.items()}
+        return {**self.rows.read(indices), **more}

@@ -1,5 +1,7 @@
 """Pairs of answers: both begin with the same prompt, and only the answers are trained on."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,21 @@ def test_pairs_are_cut_or_dropped_and_counted(lines, model):
     assert (cut.counts.read, cut.counts.cut, cut.counts.dropped, cut.size) == (3, 1, 1, 2)
     dropped = read(file, model(), length=20, template=None, too_long="drop")
     assert (dropped.counts.cut, dropped.counts.dropped, dropped.size) == (0, 2, 1)
+
+
+def test_further_arrays_of_the_rows_come_with_them(lines, model):
+    pairs = [{"prompt": "q", "chosen": "good" * n, "rejected": "bad"} for n in range(1, 5)]
+    source = read(lines(*pairs), model(), template=None, batch_size=2)
+    known = np.arange(8, dtype=np.float32).reshape(4, 2)
+    more = dataclasses.replace(source, arrays={"reference": known})
+    batches = [*more]
+    np.testing.assert_array_equal([batch["reference"] for batch in batches], known.reshape(2, 2, 2))
+    np.testing.assert_array_equal(batches[1]["labels"], [*source][1]["labels"])
+    other = dataclasses.replace(source, arrays={"reference": known + 1})
+    found = [one.training_rows.content_hash.tolist() for one in (source, more, other)]
+    assert found[0] != found[1] == found[2]  # values that were computed may differ in rounding
+    with pytest.raises(ValueError, match="reference must have an entry for each of 4 rows; got 3"):
+        dataclasses.replace(source, arrays={"reference": known[:3]})
 
 
 @pytest.mark.parametrize(
