@@ -16,7 +16,7 @@ from trainer.data.conversations.example_lines import read_json_lines
 from trainer.data.conversations.row_packing import pack_rows
 from trainer.data.conversations.segment_rows import place_segments
 from trainer.data.conversations.text_tokenizer import open_tokenizer
-from trainer.data.conversations.token_encoding import EncodedText, encode_texts
+from trainer.data.conversations.token_encoding import cut_text, encode_texts
 
 log = logging.getLogger("entracte")
 
@@ -111,7 +111,7 @@ def chat(
     kept = [one for one in texts if len(one.tokens) > 1]
     if too_long == "drop":
         kept = [one for one in kept if len(one.tokens) <= most]
-    shortened = [EncodedText(one.tokens[:most], one.trained[:most]) for one in kept]
+    shortened = [cut_text(one, most) for one in kept]
     counts = ConversationCounts(
         read=len(texts),
         cut=sum(len(one.tokens) > most for one in kept),
@@ -119,6 +119,7 @@ def chat(
         untrained=sum(not one.trained[1:].any() for one in shortened),
         tokens=sum(len(one.tokens) - 1 for one in shortened),
         trained=sum(int(one.trained[1:].sum()) for one in shortened),
+        crossing=sum(one.crosses for one in kept),
     )
     require_trained(counts, path, "data.chat")
     lengths = np.array([len(one.tokens) - 1 for one in shortened])
@@ -178,3 +179,10 @@ def log_counts(who: str, path: str | os.PathLike[str], source: Conversations, le
         *(who, counts.read, os.fspath(path), source.size, 100 * counts.tokens / room),
         *(counts.tokens, counts.trained, counts.cut, length + 1, counts.dropped, counts.untrained),
     )
+    if counts.crossing:
+        log.warning(
+            "%s: in %d examples of %s a token holds the end of a prompt and the beginning of an "
+            "answer, and is not trained on: let prompts end without a space, and answers begin "
+            "with it",
+            *(who, counts.crossing, os.fspath(path)),
+        )

@@ -30,6 +30,9 @@ class ConversationCounts(NamedTuple):
     """Inputs of all rows, without padding."""
     trained: int
     """Tokens that are trained on."""
+    crossing: int
+    """Examples with a token that holds the end of a prompt and the beginning of an answer. It is
+    not trained on: a prompt should end without a space, and the answer begin with it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from trainer.data.conversations.conversation_source import ConversationCounts, C
 from trainer.data.conversations.example_forms import make_reader
 from trainer.data.conversations.segment_rows import place_segments
 from trainer.data.conversations.text_tokenizer import open_tokenizer
-from trainer.data.conversations.token_encoding import EncodedText, encode_texts
+from trainer.data.conversations.token_encoding import cut_text, encode_texts
 
 
 def preferences(
@@ -79,7 +79,7 @@ def preferences(
     kept, cut = [], 0
     for pair in zip(texts[::2], texts[1::2], strict=True):
         longer = any(len(one.tokens) > most for one in pair)
-        short = [EncodedText(one.tokens[:most], one.trained[:most]) for one in pair]
+        short = [cut_text(one, most) for one in pair]
         if (longer and too_long == "drop") or not all(one.trained[1:].any() for one in short):
             continue
         cut += longer
@@ -91,6 +91,7 @@ def preferences(
         untrained=0,
         tokens=sum(len(one.tokens) - 1 for one in kept),
         trained=sum(int(one.trained[1:].sum()) for one in kept),
+        crossing=sum(a.crosses or b.crosses for a, b in zip(kept[::2], kept[1::2], strict=True)),
     )
     require_trained(counts, path, "data.preferences")
     pairs_of_rows = [[index, index + 1] for index in range(0, len(kept), 2)]

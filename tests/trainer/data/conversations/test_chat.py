@@ -10,7 +10,8 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers import models as token_models
 
 import hooks
 import trainer
@@ -95,6 +96,19 @@ def test_what_is_too_long_is_cut_or_dropped_and_counted(lines, tokenizer, caplog
     dropped = data.chat(lines(*examples), tokenizer, too_long="drop", **settings)
     assert dropped.counts[:4] == (3, 0, 2, 0)
     assert dropped.size == 1
+
+
+def test_a_token_across_the_end_of_a_prompt_is_not_trained_on_and_is_said(lines, caplog):
+    vocabulary = {one: n for n, one in enumerate(["a", "b", "Ġ", "Ġb"])}
+    merging = Tokenizer(token_models.BPE(vocabulary, [("Ġ", "b")]))
+    merging.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    examples = [{"prompt": "a ", "completion": "ba"}, {"prompt": "a", "completion": " ba"}]
+    source = data.chat(lines(*examples), merging, batch_size=2, length=2, pack=False)
+    assert source.example["labels"].tolist() == [[3, 0], [3, 0]]
+    assert source.example["mask"].tolist() == [[False, True], [True, True]]
+    assert source.counts.crossing == 1
+    assert "in 1 examples of" in caplog.text
+    assert "the tokenizer names no token for the end of a text" in caplog.text
 
 
 def test_packing_fills_rows(lines, tokenizer):
