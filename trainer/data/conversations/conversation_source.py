@@ -23,7 +23,7 @@ class ConversationCounts(NamedTuple):
     cut: int
     """Examples that were longer than a row, and lost what is past its end."""
     dropped: int
-    """Examples that are not in the rows: longer than a row, or without an answer that fits."""
+    """Examples that are not in the rows: too long, too short, or without an answer that fits."""
     untrained: int
     """Examples in the rows of which no token is trained on."""
     tokens: int
@@ -52,7 +52,7 @@ class Conversations:
     iterates over them in order.
     """
 
-    rows: SegmentRows
+    rows: SegmentRows = dataclasses.field(repr=False)
     batch_size: int
     """Rows per step, of all processes together."""
     _: dataclasses.KW_ONLY

@@ -1,9 +1,14 @@
 """Tokenizers as they come with weights, and what lies beside them."""
 
+import sys
+
 import pytest
 from tokenizers import Tokenizer, processors
 
+from trainer import data
 from trainer.data.conversations.text_tokenizer import open_tokenizer
+
+from .conftest import CHATML, talk
 
 
 def open_it(tokenizer):
@@ -75,3 +80,12 @@ def test_what_is_no_tokenizer_is_an_error(model, tmp_path):
         open_it(model(eos_token="<end>"))
     with pytest.raises(ValueError, match="chat_template of .* must be a text; got 3"):
         open_it(model(3))
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "jinja2"])
+def test_a_missing_library_is_named_with_its_extra(lines, tokenizer, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    file = lines({"messages": talk("a", "b")})
+    with pytest.raises(ImportError) as raised:
+        data.chat(file, tokenizer, batch_size=1, length=40, template=CHATML)
+    assert 'pip install "entracte[language]"' in "".join(raised.value.__notes__)
