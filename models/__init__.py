@@ -2,9 +2,11 @@
 
 from models.actor_critic import ActorCritic, actor_critic
 from models.cnn import cnn
+from models.language.architecture import Architecture
 from models.language.captioner import captioner
 from models.language.decoding import Decoder
 from models.language.generating import generate
+from models.language.rotary import LinearScaling, Llama3Scaling
 from models.language.transformer import transformer
 from models.linen import from_linen
 from models.mlp import mlp
@@ -16,7 +18,10 @@ from models.sharding import transformer_rules
 
 __all__ = [
     "ActorCritic",
+    "Architecture",
     "Decoder",
+    "LinearScaling",
+    "Llama3Scaling",
     "Network",
     "actor_critic",
     "captioner",

@@ -10,7 +10,7 @@ SpecFunction = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 """`(shape, mesh) -> PartitionSpec`."""
 
 LAYOUTS = {
-    r"(query|key|value|up|head)/kernel$": ("data", "model"),
+    r"(query|key|value|gate|up|head)/kernel$": ("data", "model"),
     r"(out|down)/kernel$": ("model", "data"),
     r"embed/embedding$": ("model", "data"),
 }

@@ -11,7 +11,7 @@ from flax import nnx
 from contestants.workloads import TEXT
 from models.cnn import CNN
 from models.language.blocks import TransformerConfig
-from models.language.transformer import TextDecoder
+from models.language.text_decoder import TextDecoder
 from models.mlp import MLP
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_rate, require_size
-from models.language.attention import CrossAttention, SelfAttention
-from models.language.layers import dense, residual_scale
+from models.language.architecture import Architecture
+from models.language.attention import CrossAttention, SelfAttention, TokenPlaces
+from models.language.layers import ACTIVATIONS, FeatureNorm, dense, residual_scale
 from models.language.rotary import Pair
-from models.language.visibility import Visibility
 
 Blocks = Any
 """An `nnx.List` of blocks, or one block whose arrays have a first axis of layers."""
@@ -39,42 +40,64 @@ class TransformerConfig:
     dropout: float = 0.0
     remat: bool = False
     scan: bool = False
+    architecture: Architecture = field(default_factory=Architecture)
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "hidden"):
             require_size(self.owner, name, getattr(self, name))
         require_rate(self.owner, "dropout", self.dropout)
-        if self.width % (2 * self.heads):
+        size, kv_heads = self.architecture.head_size, self.architecture.kv_heads
+        if size is None and self.width % (2 * self.heads):
             raise ValueError(
                 f"{self.owner}: heads must divide width into even sizes; "
                 f"got width {self.width} / heads {self.heads}"
+            )
+        if size is not None and size % 2:
+            raise ValueError(f"{self.owner}: head_size must be even; got {size}")
+        if kv_heads is not None and self.heads % kv_heads:
+            raise ValueError(
+                f"{self.owner}: kv_heads must divide heads; "
+                f"got kv_heads {kv_heads} and heads {self.heads}"
             )
 
     @property
     def head_size(self) -> int:
         """Features of a head."""
-        return self.width // self.heads
+        return self.architecture.head_size or self.width // self.heads
+
+    @property
+    def windowed(self) -> bool | list[bool]:
+        """Whether the layers have a window: all alike, or for each."""
+        each = [self.architecture.has_window(layer) for layer in range(self.layers)]
+        return each[0] if len(set(each)) == 1 else each
 
 
 class TransformerBlock(nnx.Module):
     """Self-attention, optional cross-attention, and a dense branch, each added to its input.
 
-    Each branch normalises its input (to a root mean square of 1, in float32).
+    Each branch normalises its input, and its result too where the architecture says so.
 
     Source: Xiong et al., "On Layer Normalization in the Transformer Architecture", section 3
-    (2020); Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+    (2020).
     """
 
     def __init__(self, shape: TransformerConfig, *, cross: bool, rngs: nnx.Rngs) -> None:
         width, heads, hidden, dropout = shape.width, shape.heads, shape.hidden, shape.dropout
+        architecture = shape.architecture
         scale = residual_scale(shape.layers, 3 if cross else 2)
-        self.attention_norm = nnx.RMSNorm(width, rngs=rngs)
-        self.attention = SelfAttention(width, heads, scale=scale, rngs=rngs)
-        self.cross_norm = nnx.RMSNorm(width, rngs=rngs) if cross else None
+        norm = partial(FeatureNorm, width, architecture, rngs=rngs)
+        linear = partial(dense, bias=architecture.dense_bias, rngs=rngs)
+        self.attention_norm = norm()
+        self.attention = SelfAttention(width, heads, architecture, scale=scale, rngs=rngs)
+        self.attention_post_norm = norm() if architecture.post_norms else None
+        self.cross_norm = norm() if cross else None
         self.cross = CrossAttention(width, heads, scale=scale, rngs=rngs) if cross else None
-        self.dense_norm = nnx.RMSNorm(width, rngs=rngs)
-        self.up = dense(width, hidden, rngs=rngs)
-        self.down = dense(hidden, width, scale=scale, rngs=rngs)
+        self.dense_norm = norm()
+        self.gate = linear(width, hidden) if architecture.gated else None
+        self.up = linear(width, hidden)
+        self.down = linear(hidden, width, scale=scale)
+        self.dense_post_norm = norm() if architecture.post_norms else None
+        self.activation = architecture.activation
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
 
     def __call__(
@@ -82,23 +105,29 @@ class TransformerBlock(nnx.Module):
         x: jax.Array,
         cache: Pair | None,
         projected: Pair | None,
-        rotary: Pair | None,
-        visibility: Visibility | None,
+        places: TokenPlaces,
+        windowed: jax.Array | bool,
     ) -> tuple[jax.Array, Pair | None]:
         """Run on `x` `[batch, time, width]`; other arguments are those of `SelfAttention`.
 
         `projected` is the result of `CrossAttention.project`.
         """
-        mixed, cache = self.attention(self.attention_norm(x), rotary, cache, visibility)
-        x = x + self._drop(mixed)
+        mixed, cache = self.attention(self.attention_norm(x), cache, places, windowed)
+        x = x + self._finish(mixed, self.attention_post_norm)
         if self.cross is not None and self.cross_norm is not None and projected is not None:
-            x = x + self._drop(self.cross(self.cross_norm(x), projected))
+            x = x + self._finish(self.cross(self.cross_norm(x), projected), None)
         # Flat, since XLA on CPU takes three times as long for the gradient of a dense branch along
         # three axes: 19.7 ms instead of 6.4 (width 128, 2,048 tokens, two cores).
         flat = self.dense_norm(x).reshape(-1, x.shape[-1])
-        return x + self._drop(self.down(jax.nn.gelu(self.up(flat))).reshape(x.shape)), cache
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            hidden = activate(self.up(flat))
+        else:
+            hidden = activate(self.gate(flat)) * self.up(flat)
+        return x + self._finish(self.down(hidden).reshape(x.shape), self.dense_post_norm), cache
 
-    def _drop(self, x: jax.Array) -> jax.Array:
+    def _finish(self, x: jax.Array, norm: FeatureNorm | None) -> jax.Array:
+        x = x if norm is None else norm(x)
         return x if self.dropout is None else self.dropout(x)
 
 
@@ -123,42 +152,50 @@ def make_blocks(shape: TransformerConfig, *, cross: bool = False, rngs: nnx.Rngs
 
 def run_blocks(
     blocks: Blocks,
+    shape: TransformerConfig,
     x: jax.Array,
+    places: TokenPlaces,
     *,
     caches: Any = None,
     projected: Any = None,
-    rotary: Pair | None = None,
-    visibility: Visibility | None = None,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Run blocks one after another.
 
     Args:
         blocks: from `make_blocks`.
+        shape: that of the blocks.
         x: `[batch, time, width]`.
+        places: of the tokens, for all blocks.
         caches: one per block: `{"0": ..., "1": ...}` for a list, arrays with a first axis of layers
             for a stack; None for none.
         projected: keys and values of `project`, in the same form.
-        rotary: rotary positions, for all blocks.
-        visibility: what each token sees, for all blocks; None for all tokens.
         remat: whether to store only the inputs of blocks for the backward pass.
 
     Returns:
         `[batch, time, width]`, and the caches in the same form.
     """
 
-    step = nnx.remat(TransformerBlock.__call__) if remat else TransformerBlock.__call__
+    def step(windowed: jax.Array | bool | None) -> Any:
+        call: Any = TransformerBlock.__call__
+        call = call if windowed is None else partial(call, windowed=windowed)
+        return nnx.remat(call) if remat else call
+
+    windowed = shape.windowed
     if isinstance(blocks, nnx.List):
         after = {}
+        each = [windowed] * shape.layers if isinstance(windowed, bool) else windowed
         for index, block in enumerate(blocks):
             name = str(index)
             cache, other = (None if of is None else of[name] for of in (caches, projected))
-            x, after[name] = step(block, x, cache, other, rotary, visibility)
+            x, after[name] = step(each[index])(block, x, cache, other, places)
         return x, None if caches is None else after
-    axes = (0, nnx.Carry, 0, 0, None, None)
-    return nnx.scan(step, in_axes=axes, out_axes=(nnx.Carry, 0))(
-        blocks, x, caches, projected, rotary, visibility
-    )
+    axes, more = (0, nnx.Carry, 0, 0, None), (0,)
+    if isinstance(windowed, bool):
+        scan = nnx.scan(step(windowed), in_axes=axes, out_axes=(nnx.Carry, 0))
+        return scan(blocks, x, caches, projected, places)
+    scan = nnx.scan(step(None), in_axes=axes + more, out_axes=(nnx.Carry, 0))
+    return scan(blocks, x, caches, projected, places, jnp.array(windowed))
 
 
 def project(blocks: Blocks, other: jax.Array) -> Any:
@@ -173,7 +210,7 @@ def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: in
     """Build the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
-    size = batch, length, shape.heads, shape.head_size
+    size = batch, length, shape.architecture.kv_heads or shape.heads, shape.head_size
 
     def pair(*layers: int) -> Pair:
         return jnp.zeros((*layers, *size), dtype), jnp.zeros((*layers, *size), dtype)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.argument_checks import require_array, require_size
+from models.language.attention import TokenPlaces
 from models.language.blocks import TransformerConfig, make_blocks, run_blocks
 from models.language.decoding import Decoder, make_decoder
-from models.language.layers import dense
+from models.language.layers import FeatureNorm, dense
 from models.language.rotary import compute_rotary
+from models.language.text_decoder import TextDecoder
 from models.language.text_inputs import KEYS, parse_text
-from models.language.transformer import TextDecoder
 from models.network import PyTree
 
 
@@ -129,10 +130,10 @@ class ImageEncoder(nnx.Module):
     def __init__(
         self, channels: int, patch: int, shape: TransformerConfig, *, rngs: nnx.Rngs
     ) -> None:
-        self.channels, self.patch, self.remat = channels, patch, shape.remat
+        self.channels, self.patch, self.shape = channels, patch, shape
         self.embed = dense(patch * patch * channels, shape.width, rngs=rngs)
         self.blocks = make_blocks(shape, rngs=rngs)
-        self.norm = nnx.RMSNorm(shape.width, rngs=rngs)
+        self.norm = FeatureNorm(shape.width, shape.architecture, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Encode the patches, row by row."""
@@ -143,7 +144,8 @@ class ImageEncoder(nnx.Module):
         x = self.embed(flat.reshape(batch * rows * columns, -1))
         x = x.reshape(batch, rows * columns, -1)
         x = x + positions(rows, columns, x.shape[-1])[None].astype(x.dtype)
-        return self.norm(run_blocks(self.blocks, x, remat=self.remat)[0])
+        places, remat = TokenPlaces(), self.shape.remat
+        return self.norm(run_blocks(self.blocks, self.shape, x, places, remat=remat)[0])
 
 
 def _get_text(inputs: Mapping[str, Any]) -> dict[str, Any]:

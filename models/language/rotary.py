@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +14,79 @@ BASE = 10_000.0
 Pair = tuple[jax.Array, jax.Array]
 
 
-def compute_rotary(positions: jax.Array, size: int) -> Pair:
+@dataclass(frozen=True)
+class LinearScaling:
+    """Stretch all positions by a factor.
+
+    Source: Chen et al., "Extending Context Window of Large Language Models via Positional
+    Interpolation" (2023).
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+
+    def scale(self, frequencies: jax.Array) -> jax.Array:
+        """Scale frequencies, in radians a position.
+
+        >>> LinearScaling(4.0).scale(jnp.array([1.0, 0.5])).tolist()
+        [0.25, 0.125]
+        """
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Stretch positions by a factor for long wavelengths, and not at all for short ones.
+
+    Source: Llama Team, "The Llama 3 Herd of Models" (2024), with the formula of its code.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    """Wavelengths above `original_context / low_frequency_factor` are stretched by the factor."""
+    high_frequency_factor: float
+    """Wavelengths below `original_context / high_frequency_factor` are not; between the two the
+    frequency is interpolated."""
+    original_context: int
+    """Context of the pretraining, in tokens."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                "Llama3Scaling: low_frequency_factor must be below high_frequency_factor; got "
+                f"{self.low_frequency_factor} and {self.high_frequency_factor}"
+            )
+
+    def scale(self, frequencies: jax.Array) -> jax.Array:
+        """Scale frequencies, in radians a position.
+
+        >>> scaling = Llama3Scaling(8.0, 1.0, 4.0, original_context=100)
+        >>> turns = 2 * math.pi / jnp.array([10.0, 40.0, 200.0])  # wavelengths
+        >>> [round(x, 4) for x in (scaling.scale(turns) / turns).tolist()]
+        [1.0, 0.5625, 0.125]
+        """
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        waves = self.original_context * frequencies / (2 * math.pi)
+        kept = jnp.clip((waves - low) / (high - low), 0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+def _require_positive(scaling: LinearScaling | Llama3Scaling) -> None:
+    for name, value in vars(scaling).items():
+        if not 0 < value < math.inf:
+            owner = type(scaling).__name__
+            raise ValueError(f"{owner}: {name} must be above 0, and finite; got {value!r}")
+
+
+def compute_rotary(
+    positions: jax.Array,
+    size: int,
+    base: float = BASE,
+    scaling: LinearScaling | Llama3Scaling | None = None,
+) -> Pair:
     """Compute the cosines and sines, float32 `[..., time, size / 2]`, that rotate heads of a size.
 
     `positions` are numbers `[time]`, or `[batch, time]` where they differ between rows.
@@ -20,7 +95,8 @@ def compute_rotary(positions: jax.Array, size: int) -> Pair:
     >>> cosines.shape, float(sines[0, 0]), round(float(sines[1, 0]), 4)
     ((3, 2), 0.0, 0.8415)
     """
-    frequencies = BASE ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    frequencies = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    frequencies = frequencies if scaling is None else scaling.scale(frequencies)
     shape = (1,) * positions.ndim + frequencies.shape
     angles = positions[..., None].astype(jnp.float32) * frequencies.reshape(shape)
     return jnp.cos(angles), jnp.sin(angles)

@@ -20,27 +20,42 @@ class Visibility(NamedTuple):
     """Number of the segment of each query, integer `[batch, time]`; None for one segment."""
     key_segments: jax.Array | None = None
     """Those of the keys, integer `[batch, positions]`."""
+    query_positions: jax.Array | None = None
+    """Position of each query in its segment, integer `[batch, time]`; None for the order."""
+    key_positions: jax.Array | None = None
+    """Those of the keys, integer `[batch, positions]`."""
 
-    def compute_mask(self, queries: tuple[int, int], keys: int) -> jax.Array:
+    def compute_mask(
+        self, queries: tuple[int, int], keys: int, window: jax.Array | int | None = None
+    ) -> jax.Array:
         """Compute whether some queries see the first keys.
 
         Args:
             queries: the first, and the one after the last.
             keys: their number.
+            window: number of tokens that each sees, itself included; None for all earlier ones.
 
         Returns:
             bool `[batch or 1, queries, keys]`.
 
         >>> Visibility().compute_mask((1, 3), 3).astype(int).tolist()
         [[[1, 1, 0], [1, 1, 1]]]
+        >>> Visibility().compute_mask((1, 3), 3, window=2).astype(int).tolist()
+        [[[1, 1, 0], [0, 1, 1]]]
         >>> segments = jnp.array([[1, 1, 2]])
         >>> Visibility(None, segments, segments).compute_mask((1, 3), 3).astype(int).tolist()
         [[[1, 1, 0], [0, 0, 1]]]
         """
         first, last = queries
         slots = jnp.arange(first, last) + (0 if self.start is None else self.start)
-        mask = (slots[:, None] >= jnp.arange(keys)[None])[None]
+        distances = (slots[:, None] - jnp.arange(keys)[None])[None]
+        mask = distances >= 0
         if self.query_segments is not None and self.key_segments is not None:
             same = self.query_segments[:, first:last, None] == self.key_segments[:, None, :keys]
             mask = mask & same
-        return mask
+        if window is None:
+            return mask
+        if self.query_positions is not None and self.key_positions is not None:
+            asking = self.query_positions[:, first:last, None]
+            distances = asking - self.key_positions[:, None, :keys]
+        return mask & (distances < window)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.language.attention import CrossAttention, SelfAttention
+import models
+from models.language.attention import CrossAttention, SelfAttention, TokenPlaces
 from models.language.attention_kernels import has_kernel
 from models.language.rotary import apply_rotary, compute_rotary
 from models.language.visibility import Visibility
@@ -50,7 +51,7 @@ def softmax(x):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_self_attention_equals_numpys(causal):
-    module = SelfAttention(8, 2, scale=1.0, rngs=nnx.Rngs(0))
+    module = SelfAttention(8, 2, models.Architecture(), scale=1.0, rngs=nnx.Rngs(0))
     x = np.array(jax.random.normal(KEY, (3, 5, 8)))
     query, key, value = (
         np.array(x @ layer.kernel[...]).reshape(3, 5, 2, 4)
@@ -64,7 +65,9 @@ def test_self_attention_equals_numpys(causal):
         mixed[:, :, head] = softmax(scores) @ value[:, :, head]
     expected = mixed.reshape(3, 5, 8) @ module.out.kernel[...]
     visibility = Visibility() if causal else None
-    outputs = nnx.jit(lambda module, x: module(x, None, None, visibility)[0])(module, x)
+    outputs = nnx.jit(
+        lambda module, x: module(x, None, TokenPlaces(visibility=visibility), False)[0]
+    )(module, x)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
