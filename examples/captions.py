@@ -144,7 +144,7 @@ def main(config: Config) -> None:
             key=state.key("hook/held_out"),
             temperature=0,
         )
-        said, wanted = map(np.asarray, (written, shown["labels"][:4]))
+        said, wanted = map(np.asarray, (written.tokens, shown["labels"][:4]))
         lines = [
             f"{words(one)}  (it is {words(other)})" for one, other in zip(said, wanted, strict=True)
         ]

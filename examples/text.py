@@ -103,7 +103,7 @@ def continued(network, state, characters, context: int, prompt: str, temperature
         key=state.key("hook/sample"),
         temperature=temperature,
     )
-    return prompt + "".join(characters[number] for number in np.asarray(written)[0])
+    return prompt + "".join(characters[number] for number in np.asarray(written.tokens)[0])
 
 
 def simulation(

@@ -7,6 +7,7 @@ from models.language.captioner import captioner
 from models.language.decoding import Decoder
 from models.language.generating import generate
 from models.language.rotary import LinearScaling, Llama3Scaling
+from models.language.sampling import Sampled
 from models.language.transformer import transformer
 from models.linen import from_linen
 from models.mlp import mlp
@@ -23,6 +24,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "Network",
+    "Sampled",
     "actor_critic",
     "captioner",
     "cnn",

@@ -20,6 +20,8 @@ MANY_PARAMETERS = {
     # A setting each, as a configuration file or a command line names it.
     "hooks.recording_replays.record_replays",
     "models.language.captioner.captioner",
+    "models.language.generating.generate",
+    "models.language.sampling.sample",
     "models.language.transformer.transformer",
     "trainer.data.conversations.chat.chat",
     "trainer.loop.fit.fit",

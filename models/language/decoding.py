@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
 
+from models.language.sampling import DecodeStep, InitCache, Sample, make_sample
 from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx, make_assembler
 
 
 class Decoder(NamedTuple):
-    """A network of tokens with two more pure functions, for generating text with a cache.
+    """A network of tokens with three more pure functions, for generating text with a cache.
 
     The first two fields are those of a `Network`, so it can be used as one. The others keep in a
     cache what attention needs of earlier tokens: reading a text piece by piece computes the same
     logits as `apply` for the whole text.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> import models
     >>> decoder = models.transformer(vocabulary=5, context=8, layers=1, heads=2, width=8)
@@ -39,20 +40,35 @@ class Decoder(NamedTuple):
     apply: Apply
     """As `Network.apply`; the outputs are logits `[batch, time, vocabulary]`, float32."""
 
-    init_cache: Callable[[PyTree, PyTree, PyTree, int], PyTree]
+    init_cache: InitCache
     """`(params, model_state, inputs, length) -> cache`, for `length` tokens in all, a Python int.
 
     `inputs` are the network's, or a part of them: tokens only provide the batch size, other inputs
     (an image) are encoded once. The cache is a pytree of arrays of fixed shapes.
     """
 
-    decode_step: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
+    decode_step: DecodeStep
     """`(params, model_state, cache, inputs) -> (logits, cache)` for the next tokens of each row.
 
     `inputs` are tokens, integer `[batch, n]`, which continue the segment that was read last, or a
     dict of `tokens`, `segments` and `positions`. Prompts of different lengths are read in one call,
     padded on the left with segment 0. The logits are `[batch, n, vocabulary]`, float32; all are nan
     if the tokens exceed the cache's length.
+    """
+
+    sample: Sample
+    """`(params, model_state, prompt, *, key, length, ...) -> Sampled`: draw what follows prompts.
+
+    Args:
+        prompt: the network's inputs; prompts of different lengths are padded on the left, with
+            segment 0.
+        key: () typed key.
+        length: largest number of tokens to draw for each row, a Python int.
+        temperature: divides the logits; the number 0 takes the likeliest token.
+        top_k: number of likeliest tokens to draw from, a Python int; None for all.
+        top_p: share of the probability, among those, of the fewest likeliest tokens to draw from;
+            None for all.
+        stop: tokens, Python ints, at which a row stops. The loop ends when all rows have.
     """
 
 
@@ -80,4 +96,5 @@ def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], obje
     def decode_step(params: PyTree, model_state: PyTree, cache: PyTree, inputs: PyTree, /) -> Any:
         return bind(params, model_state).decode_step(cache, inputs)
 
-    return Decoder(network.init, network.apply, init_cache, decode_step)
+    sample = make_sample(init_cache, decode_step)
+    return Decoder(network.init, network.apply, init_cache, decode_step, sample)

@@ -131,11 +131,11 @@ def test_losses_and_returns(strict):
 def test_generation(strict):
     network = models.transformer(**SMALL)
     params, _ = jax.eval_shape(network.init, jax.random.key(0), TOKENS)
-    tokens = jax.eval_shape(
+    sampled = jax.eval_shape(
         lambda params, key: models.generate(network, params, TOKENS[:, :2], key=key, length=3),
         *(params, jax.random.key(0)),
     )
-    assert tokens.dtype == jnp.int32
+    assert sampled.tokens.dtype == jnp.int32
 
 
 def test_a_stretch_of_data_is_shuffled_by_a_seed_of_32_bits(strict):

@@ -133,7 +133,7 @@ def test_learns_to_describe_images():
     (params, _), _ = train(KEY)
     prompt = {"image": images, "tokens": texts[:, :1]}
     written = models.generate(decoder, params, prompt, length=3, key=KEY, temperature=0)
-    np.testing.assert_array_equal(written, texts[:, 1:])
+    np.testing.assert_array_equal(written.tokens, texts[:, 1:])
 
 
 @pytest.mark.parametrize(

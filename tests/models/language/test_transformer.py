@@ -181,7 +181,7 @@ def test_memorises_a_sentence():
     assert values[0] > 1.5
     assert values[-1] < 0.05
     written = models.generate(decoder, params, text[:, :3], length=9, key=KEY, temperature=0)
-    np.testing.assert_array_equal(written, text[:, 3:])
+    np.testing.assert_array_equal(written.tokens, text[:, 3:])
 
 
 @pytest.mark.parametrize(
