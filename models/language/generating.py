@@ -12,9 +12,9 @@ import numpy as np
 
 from models.language.decoding import Decoder
 from models.language.sampling import (
-    Progress,
     Sampled,
     SamplingSettings,
+    SamplingState,
     advance,
     begin,
     check_sampling,
@@ -95,13 +95,13 @@ def generate(
     if on_token is None:
         return _compile_sample(decoder)(variables, inputs, drawing, length=length, **fixed)
     first, following = _compile_steps(decoder)
-    progress = first(variables, inputs, length=length)
+    state = first(variables, inputs, length=length)
     for step in range(length):
-        progress = following(variables, progress, drawing, **fixed)
-        on_token(step, np.asarray(progress.sampled.tokens)[:, step])
-        if np.asarray(progress.stopped).all():
+        state = following(variables, state, drawing, **fixed)
+        on_token(step, np.asarray(state.sampled.tokens)[:, step])
+        if np.asarray(state.stopped).all():
             break
-    return progress.sampled
+    return state.sampled
 
 
 def _pad(prompts: Sequence[Sequence[int]]) -> PyTree:
@@ -163,21 +163,21 @@ def _compile_sample(decoder: Decoder) -> Any:
 @functools.lru_cache(maxsize=8)
 def _compile_steps(decoder: Decoder) -> Any:
     @functools.partial(jax.jit, static_argnames="length")
-    def first(variables: tuple[PyTree, PyTree], prompt: PyTree, *, length: int) -> Progress:
+    def first(variables: tuple[PyTree, PyTree], prompt: PyTree, *, length: int) -> SamplingState:
         return begin(decoder.init_cache, decoder.decode_step, variables, prompt, length)
 
     @functools.partial(jax.jit, static_argnames=("top_k", "stop", "greedy"), donate_argnums=1)
     def following(
         variables: tuple[PyTree, PyTree],
-        progress: Progress,
+        state: SamplingState,
         drawing: tuple[jax.Array, jax.Array, jax.Array | None],
         *,
         top_k: int | None,
         stop: tuple[int, ...],
         greedy: bool,
-    ) -> Progress:
+    ) -> SamplingState:
         key, temperature, top_p = drawing
         settings = SamplingSettings(key, 0 if greedy else temperature, top_k, top_p, stop)
-        return advance(decoder.decode_step, variables, progress, settings)
+        return advance(decoder.decode_step, variables, state, settings)
 
     return first, following

@@ -46,7 +46,7 @@ class SamplingSettings(NamedTuple):
     stop: Sequence[int]
 
 
-class Progress(NamedTuple):
+class SamplingState(NamedTuple):
     """What is sampled so far, and what the next step reads."""
 
     step: jax.Array
@@ -89,11 +89,11 @@ def make_sample(init_cache: InitCache, decode_step: DecodeStep) -> Sample:
         check_sampling("sample", length, settings)
         variables = params, model_state
 
-        def step(progress: Progress) -> Progress:
-            return advance(decode_step, variables, progress, settings)
+        def step(state: SamplingState) -> SamplingState:
+            return advance(decode_step, variables, state, settings)
 
-        def is_unfinished(progress: Progress) -> jax.Array:
-            return (progress.step < length) & ~progress.stopped.all()
+        def is_unfinished(state: SamplingState) -> jax.Array:
+            return (state.step < length) & ~state.stopped.all()
 
         start = begin(init_cache, decode_step, variables, prompt, length)
         return lax.while_loop(is_unfinished, step, start).sampled
@@ -119,7 +119,7 @@ def begin(
     variables: Variables,
     prompt: PyTree,
     length: int,
-) -> Progress:
+) -> SamplingState:
     """Read all of the prompts but their last token, whose logits the first step computes.
 
     So the logits of the other tokens are not computed, of which a large vocabulary has many.
@@ -133,7 +133,7 @@ def begin(
     if time > 1:
         _, cache = decode_step(*variables, cache, jax.tree.map(lambda x: x[:, :-1], text))
     nothing = jnp.zeros((batch, length), jnp.int32)
-    return Progress(
+    return SamplingState(
         step=jnp.zeros((), jnp.int32),
         cache=cache,
         following=jax.tree.map(lambda x: x[:, -1:], text),
@@ -150,15 +150,15 @@ def _widen(array: jax.Array) -> jax.Array:
 def advance(
     decode_step: DecodeStep,
     variables: Variables,
-    progress: Progress,
+    state: SamplingState,
     settings: SamplingSettings,
-) -> Progress:
+) -> SamplingState:
     """Draw the next token of each row that has not stopped.
 
     Raises:
         ValueError: a stop token is not in the vocabulary.
     """
-    step, cache, following, stopped, sampled = progress
+    step, cache, following, stopped, sampled = state
     logits, cache = decode_step(*variables, cache, following)
     if settings.stop and not 0 <= min(settings.stop) <= max(settings.stop) < logits.shape[-1]:
         raise ValueError(
@@ -185,4 +185,4 @@ def advance(
         following["tokens"] = tokens[:, None]
     else:
         following = tokens[:, None]
-    return Progress(step + 1, cache, following, stopped, sampled)
+    return SamplingState(step + 1, cache, following, stopped, sampled)
