@@ -6,6 +6,7 @@ from types import MappingProxyType
 from trainer.losses.classification import classification, sequence_classification
 from trainer.losses.language import captioning, language_modeling
 from trainer.losses.loss import Loss
+from trainer.losses.preferences import dpo, orpo
 from trainer.losses.regression import regression
 from trainer.losses.total import total
 
@@ -25,7 +26,9 @@ __all__ = [
     "by_task",
     "captioning",
     "classification",
+    "dpo",
     "language_modeling",
+    "orpo",
     "regression",
     "sequence_classification",
     "total",
