@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from trainer.checks.arguments import describe_value
 from trainer.checks.pytrees import is_key
 from trainer.placement.constraints import to_global
+from trainer.placement.hoisting import jit_hoisted
 from trainer.placement.meshes import DATA, MEMBERS
 from trainer.placement.meshes import mesh as make_mesh
 from trainer.placement.rules import Rule, check_rules, choose_shardings
@@ -79,7 +80,7 @@ def spread(
     shardings = choose_shardings(shapes, mesh, rules)
     if isinstance(state, TrainState):
         return attach_host_fields(jax.tree.map(_place, shapes, shardings), state)
-    return jax.jit(init, out_shardings=shardings)().replace(stop=False)
+    return jit_hoisted(init, out_shardings=shardings, place=_place)().replace(stop=False)
 
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -11,6 +11,7 @@ import optax
 
 from trainer.losses.loss import LossFunction
 from trainer.phases.phase import Phase
+from trainer.placement.hoisting import jit_hoisted
 from trainer.rl.distillation import Teacher
 from trainer.rl.environments.environment import Environment, check_contract, example
 from trainer.rl.environments.from_gymnasium import HostEnvironments
@@ -81,7 +82,7 @@ def ppo(
     check_policy(network, env)
     if teacher is not None:
         _check_teacher(teacher, env, loss)
-    init_weights_of = jax.jit(lambda key: init_weights(network, env, key))
+    init_weights_of = jit_hoisted(lambda key: init_weights(network, env, key))
     begin = jax.jit(lambda key, params: init_rollout_state(network, env, config.envs, key, params))
 
     def init(key: jax.Array) -> TrainState:

@@ -16,6 +16,7 @@ from trainer.phases import mixing_trial
 from trainer.phases.batch_functions import Measure, Step
 from trainer.phases.compilation import pause_gc
 from trainer.phases.jaxprs import of_rows
+from trainer.placement.hoisting import jit_hoisted
 from trainer.placement.layer_gathering import call_gathered
 from trainer.state import PyTree, TrainState, check_key
 from trainer.supervised import batch_means, gradients, step_averages
@@ -145,7 +146,7 @@ def supervised(
         check_key(key)
         check_example(example)
         precisions.require_available(precision, jax.devices()[0])
-        root, variables = jax.jit(init_network)(key, example["inputs"])
+        root, variables = jit_hoisted(init_network)(key, example["inputs"])
         params, model_state = check_pair(network, "init", variables)
         carry: dict[str, PyTree] = {}
         if scaling:

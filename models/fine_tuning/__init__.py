@@ -1,0 +1,1 @@
+"""Networks made of trained ones: to train on, to adapt, or to compare with."""
