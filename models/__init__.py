@@ -2,6 +2,8 @@
 
 from models.actor_critic import ActorCritic, actor_critic
 from models.cnn import cnn
+from models.fine_tuning.pretrained import pretrained
+from models.fine_tuning.reference_logits import with_reference
 from models.language.architecture import Architecture
 from models.language.captioner import captioner
 from models.language.decoding import Decoder
@@ -32,8 +34,10 @@ __all__ = [
     "from_nnx",
     "generate",
     "mlp",
+    "pretrained",
     "remat",
     "resnet",
     "transformer",
     "transformer_rules",
+    "with_reference",
 ]

@@ -30,6 +30,7 @@ from trainer.supervised.learning_rate_finder import find_learning_rate
 from trainer.supervised.overfitting import overfit
 from trainer.supervised.predicting import predict
 from trainer.supervised.recalibration import recalibrate_batch_stats, recalibration
+from trainer.supervised.reference import add_reference
 from trainer.supervised.task import supervised
 
 show_notices()
@@ -47,6 +48,7 @@ __all__ = [
     "Step",
     "TrainState",
     "TrainingConfig",
+    "add_reference",
     "best_member",
     "cache_compilations",
     "configuration",

@@ -131,7 +131,7 @@ def update_optimizer(
 def keep_where(condition: jax.Array, before: TrainState, after: TrainState) -> TrainState:
     """Return `after` with the parameters, optimizer and model state of `before` where () holds."""
     params, opt_state, model_state = jax.tree.map(
-        lambda old, new: jnp.where(condition, old, new),
+        lambda old, new: old if new is old else jnp.where(condition, old, new),
         (before.params, before.opt_state, before.model_state),
         (after.params, after.opt_state, after.model_state),
     )
