@@ -2,6 +2,7 @@
 
 from models.actor_critic import ActorCritic, actor_critic
 from models.cnn import cnn
+from models.fine_tuning.lora import lora, merge_lora
 from models.fine_tuning.pretrained import pretrained
 from models.fine_tuning.reference_logits import with_reference
 from models.language.architecture import Architecture
@@ -33,6 +34,8 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "generate",
+    "lora",
+    "merge_lora",
     "mlp",
     "pretrained",
     "remat",

@@ -10,8 +10,8 @@ SpecFunction = Callable[[tuple[int, ...], Mesh], PartitionSpec]
 """`(shape, mesh) -> PartitionSpec`."""
 
 LAYOUTS = {
-    r"(query|key|value|gate|up|head)/kernel$": ("data", "model"),
-    r"(out|down)/kernel$": ("model", "data"),
+    r"(query|key|value|gate|up|head)/(kernel|lora_[ab])$": ("data", "model"),
+    r"(out|down)/(kernel|lora_[ab])$": ("model", "data"),
     r"embed/embedding$": ("model", "data"),
 }
 """The axes of the last two dimensions, (in, out) of a kernel: by columns before a nonlinearity and
@@ -23,8 +23,9 @@ SPLITS = {"fsdp": {"data"}, "tensor": {"model"}, "fsdp+tensor": {"data", "model"
 def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
     """Return the rules by which `trainer.spread` splits `models.transformer` or `captioner`.
 
-    A dimension that its axis does not divide stays whole. A mesh without such an axis is refused by
-    `trainer.spread`.
+    A dimension that its axis does not divide stays whole. Adapters of `models.lora` are split as
+    the kernels beside them, and their base as without adapters. A mesh without such an axis is
+    refused by `trainer.spread`.
 
     Args:
         split: `fsdp`, kernels over the axis `data`; `tensor`, heads and hidden units over the axis
@@ -37,12 +38,15 @@ def transformer_rules(split: str) -> list[tuple[str, SpecFunction]]:
     "ZeRO", section 5 (2019), for `fsdp`.
 
     >>> [pattern for pattern, _ in transformer_rules("fsdp")][1]
-    '^params/.*(out|down)/kernel$'
+    '^(params|model_state/base)/.*(out|down)/(kernel|lora_[ab])$'
     """
     if split not in SPLITS:
         raise ValueError(f"transformer_rules takes one of {', '.join(SPLITS)}; got {split!r}")
     return [
-        (f"^params/.*{pattern}", _choose(tuple(a if a in SPLITS[split] else None for a in axes)))
+        (
+            f"^(params|model_state/base)/.*{pattern}",
+            _choose(tuple(a if a in SPLITS[split] else None for a in axes)),
+        )
         for pattern, axes in LAYOUTS.items()
     ]
 

@@ -7,10 +7,8 @@ from typing import Any
 import jax
 
 from models.argument_checks import require_fit
+from models.fine_tuning.lora import BASE
 from models.network import Network, PyTree
-
-BASE = "base"
-"""Name in the model state of a network of `lora` for the frozen parameters."""
 
 
 def with_reference(

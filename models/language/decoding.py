@@ -12,6 +12,20 @@ from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx, make_assembler
 
 
+class LoRAConfig(NamedTuple):
+    """The adapters of a network, made by `models.lora`."""
+
+    rank: int
+    alpha: float
+    layers: tuple[str, ...]
+    """The paths of the layers that have one, such as `blocks/0/attention/query`."""
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's factors is multiplied by."""
+        return self.alpha / self.rank
+
+
 class Decoder(NamedTuple):
     """A network of tokens with three more pure functions, for generating text with a cache.
 
@@ -71,6 +85,13 @@ class Decoder(NamedTuple):
         stop: tokens, Python ints, at which a row stops. The loop ends when all rows have.
     """
 
+    adapt: Callable[[Callable[[nnx.Module], None]], Decoder] | None = None
+    """`(change) -> decoder` of the modules that a function changes in place, as `models.lora` does;
+    None where the network is not made of modules."""
+
+    lora: LoRAConfig | None = None
+    """The adapters, where there are any."""
+
 
 def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], object]) -> Decoder:
     """Build a decoder from an NNX module of fixed sizes with the methods of a `Decoder`.
@@ -96,5 +117,13 @@ def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], obje
     def decode_step(params: PyTree, model_state: PyTree, cache: PyTree, inputs: PyTree, /) -> Any:
         return bind(params, model_state).decode_step(cache, inputs)
 
+    def adapt(change: Callable[[nnx.Module], None]) -> Decoder:
+        def make_changed(rngs: nnx.Rngs) -> Any:
+            module = make(rngs)
+            change(module)
+            return module
+
+        return make_decoder(make_changed, check)
+
     sample = make_sample(init_cache, decode_step)
-    return Decoder(network.init, network.apply, init_cache, decode_step, sample)
+    return Decoder(network.init, network.apply, init_cache, decode_step, sample, adapt=adapt)
