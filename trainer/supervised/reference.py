@@ -10,13 +10,14 @@ import jax
 
 from trainer.checks.arguments import describe_value
 from trainer.data.arrays import Arrays
+from trainer.data.conversations.conversation_source import Conversations
 from trainer.data.memory_map import MemoryMap
 from trainer.losses.pairs import compute_pair_log_probs
 from trainer.state import PyTree, TrainState
 from trainer.supervised.network_checks import check_network, check_pair
 from trainer.supervised.predicting import predict
 
-Pairs = TypeVar("Pairs", Arrays, MemoryMap)
+Pairs = TypeVar("Pairs", Arrays, MemoryMap, Conversations)
 
 REFERENCE = "reference"
 """Name in a batch of the reference's log-probabilities."""
@@ -32,7 +33,7 @@ def add_reference(
     `models.with_reference` computes in every step. On several processes all must call it.
 
     Args:
-        source: of pairs, as `losses.dpo` reads them.
+        source: of pairs, as `data.preferences` returns and `losses.dpo` reads them.
         network: the reference, a pair (init, apply) as `models.Network` describes; it is called
             with `train=False`.
         params: its parameters; on a mesh, where they lie.
@@ -63,17 +64,18 @@ def add_reference(
     [[0.5, 0.25], [0.5, 0.25]]
     """
     check_network(network, "add_reference")
-    if not isinstance(source, Arrays | MemoryMap):
+    if not isinstance(source, Arrays | MemoryMap | Conversations):
         raise TypeError(
-            "add_reference takes a source of pairs that knows its examples by number, "
-            f"data.Arrays, MemoryMap or preferences; got {describe_value(source)}"
+            "add_reference takes a source of pairs that reads its examples by number, of "
+            f"data.preferences, Arrays or MemoryMap; got {describe_value(source)}"
         )
-    if REFERENCE in source.arrays:
+    if REFERENCE in source.example:
         raise ValueError("add_reference: the source has a reference already")
     state = TrainState.create(params=params, model_state=model_state, rng=jax.random.key(0))
     whole = dataclasses.replace(source, steps_per_epoch=None)
     found = predict(state, _AnswerScores(network.apply), whole)
-    return dataclasses.replace(source, arrays={**source.arrays, REFERENCE: found})
+    arrays: dict[str, Any] = {**source.arrays, REFERENCE: found}
+    return dataclasses.replace(source, arrays=arrays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from trainer.checks.arguments import describe_value
 from trainer.host.exception_notes import annotate_errors
 from trainer.losses.loss import check_range
 from trainer.phases.phase import Phase
+from trainer.placement.hoisting import jit_hoisted
 from trainer.rl.answering.answer_phases import evaluate_answers, sample_answers
 from trainer.rl.answering.answer_updates import REFERENCE, update_on_answers
 from trainer.rl.answering.answers import Sampling
@@ -78,14 +79,15 @@ def grpo(
     table = _check(network, tokenizer, prompts, reward, config, who)
     check_optimizer(optimizer, who)
 
-    @jax.jit
     def begin(key: jax.Array) -> Any:
         root, network_key = jax.random.split(key)
         return root, check_pair(network, "init", network.init(network_key, table.first_inputs))
 
+    begin_once = jit_hoisted(begin)
+
     def init(key: jax.Array) -> TrainState:
         check_key(key)
-        root, (params, model_state) = begin(key)
+        root, (params, model_state) = begin_once(key)
         carry: dict[str, PyTree] = {}
         if table.lessons:
             carry["lessons"] = jnp.full(len(table.lessons), 1 / len(table.lessons), jnp.float32)

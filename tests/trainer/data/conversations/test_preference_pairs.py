@@ -1,10 +1,14 @@
 """Pairs of answers: both begin with the same prompt, and only the answers are trained on."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import trainer
 from trainer import data
 
 from .conftest import ALTERNATING, CHATML, MARKED, talk
@@ -83,6 +87,28 @@ def test_further_arrays_of_the_rows_come_with_them(lines, model):
     assert found[0] != found[1] == found[2]  # values that were computed may differ in rounding
     with pytest.raises(ValueError, match="reference must have an entry for each of 4 rows; got 3"):
         dataclasses.replace(source, arrays={"reference": known[:3]})
+
+
+def test_a_reference_is_kept_with_the_rows(lines, model):
+    pairs = [{"prompt": "q", "chosen": "a" * n, "rejected": "b"} for n in (1, 5, 9)]
+    source = read(lines(*pairs), model(), batch_size=2, length=20, template=None)
+    even = SimpleNamespace(
+        init=lambda key, x: ({}, {}),
+        apply=lambda params, model_state, x, *, key, train: (
+            jnp.zeros((*x["tokens"].shape, 4096)),
+            model_state,
+        ),
+    )
+    known = trainer.add_reference(source, even, {})
+    places = source.example["inputs"]["segments"], source.example["mask"]
+    answers = [((places[0] == n) & places[1]).sum(-1) for n in (1, 2)]
+    np.testing.assert_allclose(
+        known.example["reference"], -np.log(4096) * np.stack(answers, axis=-1), rtol=1e-6
+    )
+    assert [len(batch["reference"]) for batch in known] == [2, 1]
+    assert known.counts == source.counts
+    state = trainer.TrainState.create(params={}, rng=jax.random.key(0))
+    known.verify(state, lambda state, batch: batch["reference"])
 
 
 @pytest.mark.parametrize(
