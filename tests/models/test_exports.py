@@ -24,7 +24,7 @@ def _kinds(tree):
 
 def test_every_exported_network_is_listed_here():
     kinds = {"ActorCritic", "Decoder", "Network"}
-    wrappers = {"from_linen", "from_nnx", "remat"}
+    wrappers = {"from_linen", "from_nnx", "lora", "remat", "with_reference"}
     made = {n for n in models.__all__ if getattr(models, n).__annotations__.get("return") in kinds}
     assert made - wrappers == set(NETWORKS)
 
