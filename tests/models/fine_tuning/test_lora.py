@@ -80,17 +80,19 @@ def test_the_first_factor_is_uniform_and_the_second_zero():
     assert all(map(lambda x, y: x is y, *map(jax.tree.leaves, (model_state["base"], params))))
 
 
-def test_the_cache_reads_as_the_whole_text(compiled_quickly):
+def test_adapters_generate_what_merged_parameters_generate(compiled_quickly):
     network, params = make()
     adapted = models.lora(network, params)
     adapters, model_state = adapted.init(KEY, TOKENS[:, :-1])
     adapters = fill(adapters)
-    cache = adapted.init_cache(adapters, model_state, TOKENS, 8)
-    decode = jax.jit(adapted.decode_step)
-    first, cache = decode(adapters, model_state, cache, TOKENS[:, :5])
-    second, _ = decode(adapters, model_state, cache, TOKENS[:, 5:8])
-    found = jnp.concatenate([first, second], axis=1)
-    np.testing.assert_allclose(found, run(adapted, adapters, model_state), rtol=2e-5, atol=2e-5)
+    settings = {"length": 4, "key": KEY, "temperature": 0.0}
+    found = models.generate(
+        adapted, adapters, [[1, 2, 3], [4]], model_state=model_state, **settings
+    )
+    merged = models.merge_lora(adapted, adapters, model_state)
+    wanted = models.generate(network, merged, [[1, 2, 3], [4]], **settings)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_allclose(found.log_probs, wanted.log_probs, rtol=1e-4, atol=1e-5)
 
 
 def make_task(network):
