@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from trainer.checkpoints import parts, publishing
-from trainer.checkpoints.arrays import array_storage
+from trainer.checkpoints.arrays import array_storage, host_snapshot
 from trainer.checkpoints.arrays.damage import DamagedCheckpoint
 from trainer.checkpoints.arrays.grids import find_holders
-from trainer.checkpoints.arrays.host_snapshot import count_bytes, list_ranges, verify_checksums
 from trainer.checkpoints.arrays.leaves import Box, Leaf, get_box_shape, intersect_boxes
 from trainer.checkpoints.arrays.piece_files import get_piece_file, select_pieces
 from trainer.checkpoints.arrays.rebuild import Block
@@ -91,11 +90,13 @@ def _read_pieces(
     chosen = _choose_pieces(part.leaves, needed)
     for name in sorted({piece.file for leaf in chosen for piece in leaf.pieces}):
         rows = select_pieces(chosen, name)
-        size = part.files[name] if name else count_bytes(select_pieces(part.leaves, ""))
-        ranges = sorted(chain.from_iterable(map(list_ranges, rows)))
+        size = (
+            part.files[name] if name else host_snapshot.count_bytes(select_pieces(part.leaves, ""))
+        )
+        ranges = sorted(chain.from_iterable(map(host_snapshot.list_ranges, rows)))
         file = get_piece_file(folder, process, name)
         buffer = array_storage.load_arrays(file, size, ranges)
-        verify_checksums(rows, buffer)
+        host_snapshot.verify_checksums(rows, buffer)
         for leaf in rows:
             sizes = [leaf.count_bytes(piece.box) for piece in leaf.pieces]
             starts = [piece.offset for piece in leaf.pieces]
