@@ -5,6 +5,8 @@ from models.cnn import cnn
 from models.fine_tuning.lora import lora, merge_lora
 from models.fine_tuning.pretrained import pretrained
 from models.fine_tuning.reference_logits import with_reference
+from models.huggingface.loading import from_huggingface
+from models.huggingface.writing import to_huggingface
 from models.language.architecture import Architecture
 from models.language.captioner import captioner
 from models.language.decoding import Decoder
@@ -31,6 +33,7 @@ __all__ = [
     "actor_critic",
     "captioner",
     "cnn",
+    "from_huggingface",
     "from_linen",
     "from_nnx",
     "generate",
@@ -40,6 +43,7 @@ __all__ = [
     "pretrained",
     "remat",
     "resnet",
+    "to_huggingface",
     "transformer",
     "transformer_rules",
     "with_reference",

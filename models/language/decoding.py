@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from models.language.sampling import DecodeStep, InitCache, Sample, make_sample
+from models.language.text_settings import TextSettings
 from models.network import Apply, Init, PyTree
 from models.nnx import from_nnx, make_assembler
 
@@ -85,6 +86,10 @@ class Decoder(NamedTuple):
         stop: tokens, Python ints, at which a row stops. The loop ends when all rows have.
     """
 
+    settings: TextSettings | None = None
+    """What the decoder computes, for `models.to_huggingface`; None if not of
+    `models.transformer`."""
+
     adapt: Callable[[Callable[[nnx.Module], None]], Decoder] | None = None
     """`(change) -> decoder` of the modules that a function changes in place, as `models.lora` does;
     None where the network is not made of modules."""
@@ -93,10 +98,15 @@ class Decoder(NamedTuple):
     """The adapters, where there are any."""
 
 
-def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], object]) -> Decoder:
+def make_decoder(
+    make: Callable[[nnx.Rngs], Any],
+    check: Callable[[PyTree], object],
+    settings: TextSettings | None = None,
+) -> Decoder:
     """Build a decoder from an NNX module of fixed sizes with the methods of a `Decoder`.
 
-    `make` is `rngs -> module`; `check` raises if the inputs, passed as shapes, do not suit it.
+    `make` is `rngs -> module`; `check` raises if the inputs, passed as shapes, do not suit it;
+    `settings` are those of the decoder.
     """
 
     def build(rngs: nnx.Rngs, example: PyTree) -> nnx.Module:
@@ -123,7 +133,9 @@ def make_decoder(make: Callable[[nnx.Rngs], Any], check: Callable[[PyTree], obje
             change(module)
             return module
 
-        return make_decoder(make_changed, check)
+        return make_decoder(make_changed, check, settings)
 
     sample = make_sample(init_cache, decode_step)
-    return Decoder(network.init, network.apply, init_cache, decode_step, sample, adapt=adapt)
+    return Decoder(
+        network.init, network.apply, init_cache, decode_step, sample, settings, adapt=adapt
+    )

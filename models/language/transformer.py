@@ -10,6 +10,8 @@ from models.language.blocks import TransformerConfig
 from models.language.decoding import Decoder, make_decoder
 from models.language.text_decoder import TextDecoder
 from models.language.text_inputs import parse_text
+from models.language.text_settings import TextSettings
+from models.network import PyTree
 
 
 def transformer(
@@ -91,4 +93,11 @@ def transformer(
     def make(rngs: nnx.Rngs) -> TextDecoder:
         return TextDecoder(vocabulary, context, shape, tied=tied, rngs=rngs)
 
-    return make_decoder(make, lambda inputs: parse_text("transformer", inputs, context))
+    def check(inputs: PyTree) -> None:
+        parse_text("transformer", inputs, context)
+
+    return make_decoder(
+        make,
+        check,
+        TextSettings(vocabulary, context, layers, heads, width, hidden, tied, architecture),
+    )

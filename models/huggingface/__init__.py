@@ -1,0 +1,1 @@
+"""Weights in the directories of the Hugging Face hub: read, and written."""
