@@ -1,4 +1,4 @@
-"""A run to be killed: real digits, hooks of every kind, and what it leaves behind."""
+"""A run to be killed: a small program, hooks of every kind, and what it leaves behind."""
 
 import json
 import logging
@@ -10,22 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from _bucket_server import Bucket
+from _killed_programs import PROGRAMS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hooks
-import models
 import trainer
-from trainer import data, losses
 from trainer.checkpoints.storage.run_paths import RunPath, list_names
 
 EPOCHS = 30
-STEPS = 9
-"""Of an epoch: a stretch of a pass of 22 batches, so that no pass ends with an epoch."""
 
 FINAL = "final.txt"
 
@@ -37,39 +31,35 @@ def run(
     fatal: tuple[str, int] | None = None,
     bucket: Bucket | None = None,
     *,
+    program: str = "digits",
     overlap: bool = False,
 ) -> None:
     """Train to the end, or on from where a run in this directory was, and leave its fingerprint.
 
     Evaluation, averages, early stopping, a hook that acts once and one in the background: all that
-    remembers or records. The data is a stream whose epochs are stretches of a pass. The state has
-    an array that never changes, to which checkpoints refer.
+    remembers or records.
 
     Args:
         directory: where all of it goes.
         fatal: place in an event, of `PLACES`, and epoch at which the process kills itself.
         bucket: where the checkpoints go instead, under the name of the directory.
+        program: what it trains, of `PROGRAMS`.
         overlap: whether the next epoch is computed while hooks run.
     """
     if bucket is not None:
         os.environ.update(bucket.environment)
     logging.getLogger("entracte").setLevel(logging.ERROR)
     before, after = suicide(*fatal) if fatal else ((), ())
-    whole, val = data.digits(batch_size=64)
-    stream = data.Stream(_Passes(whole), superbatch=4, steps_per_epoch=STEPS)
-    network = models.mlp(classes=10, hidden=(128,))
-    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
-    task = trainer.supervised(network, losses.classification, optimizer)
-    begin = task.init(jax.random.key(0), stream.example)
+    begin, train, val = PROGRAMS[program](Path(directory))
     state, _ = trainer.fit(
-        begin.replace(carry={**begin.carry, "frozen": jnp.arange(2**16)}),
-        trainer.training(task.step, stream),
+        begin,
+        train,
         epochs=EPOCHS,
         hooks=[
             before,
             chain(
                 Path(directory),
-                trainer.evaluation(task.measure, val),
+                val,
                 find_run(Path(directory), bucket),
             ),
             after,
@@ -79,20 +69,6 @@ def run(
     partial = Path(directory, FINAL + ".tmp")
     partial.write_text(trainer.fingerprint(state))
     partial.replace(Path(directory, FINAL))
-
-
-class _Passes:
-    """Passes over the digits, shuffled by seed and number of the pass."""
-
-    def __init__(self, source: data.Arrays) -> None:
-        self.arrays = {name: np.asarray(array) for name, array in source.arrays.items()}
-        self.size = source.batch_size
-
-    def __call__(self, seed: int, number: int) -> Any:
-        order = np.random.default_rng((seed, number)).permutation(len(self.arrays["labels"]))
-        for start in range(0, len(order), self.size):
-            places = order[start : start + self.size]
-            yield {name: array[places] for name, array in self.arrays.items()}
 
 
 def find_run(directory: Path, bucket: Bucket | None) -> RunPath:
@@ -206,11 +182,9 @@ def nursery() -> Any:
     return context
 
 
-def started(
-    context: Any, directory: Path, bucket: Bucket | None = None, *, overlap: bool = False
-) -> Any:
-    """Start a process that runs in this directory."""
-    arguments, options = (str(directory), None, bucket), {"overlap": overlap}
+def started(context: Any, directory: Path, bucket: Bucket | None = None, **options: Any) -> Any:
+    """Start a process that runs in this directory; the options are those of `run`."""
+    arguments = str(directory), None, bucket
     process = context.Process(target=run, args=arguments, kwargs=options)
     process.start()
     return process

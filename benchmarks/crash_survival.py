@@ -4,8 +4,9 @@ Each trial kills a fresh run with SIGKILL, half of them at random between import
 at a random moment after a save began; starts it again; and compares the results of the two
 processes with those of an uninterrupted run: the fingerprint of the final state, every line of its
 log and every point that TensorBoard reads. Processes are forked from one that has imported all
-libraries and not initialised JAX, so that more of their life is training. Exits with 1 if anything
-differs.
+libraries and not initialised JAX, so that more of their life is training. `--program` trains on
+other data: `conversations` is a mixture of packed conversations and texts, whose weights change
+with the step. Exits with 1 if anything differs.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import _crashing
 import _measuring
 import numpy as np
 from _bucket_server import bucket_server
+from _killed_programs import PROGRAMS
 
 from trainer.checkpoints import publishing
 from trainer.checkpoints.storage.bucket_path import BucketPath
@@ -94,6 +96,7 @@ def main():
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="at random where it is not given")
     parser.add_argument("--bucket", action="store_true", help="keep checkpoints on a server of S3")
+    parser.add_argument("--program", choices=PROGRAMS, default="digits", help="what runs train")
     parser.add_argument("--overlap", action="store_true", help="kill runs with overlap")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
@@ -111,7 +114,7 @@ def main():
         for name in ("first", "whole"):  # the first fills the cache
             directory = Path(folder, name)
             directory.mkdir()
-            process = _crashing.started(context, directory, bucket)
+            process = _crashing.started(context, directory, bucket, program=options.program)
             _crashing.await_chain(process, directory)
             began = time.perf_counter()
             assert _crashing.completed(process, LIMIT)
@@ -120,7 +123,11 @@ def main():
         assert wanted == _crashing.left(Path(folder, "first"))
 
         start = functools.partial(
-            _crashing.started, context, bucket=bucket, overlap=options.overlap
+            _crashing.started,
+            context,
+            bucket=bucket,
+            program=options.program,
+            overlap=options.overlap,
         )
 
         def one(number):
@@ -150,6 +157,7 @@ def main():
             "going on": went_on,
         },
         ratios={},
+        program=options.program,
         counts={"seed": seed, "records a run": records, "by place": rows, "total": total},
         bars=[
             _measuring.bar("survived", total["survived"], least=kills),

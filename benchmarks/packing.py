@@ -23,9 +23,8 @@ import _measuring
 import jax
 import numpy as np
 import optax
-import tokenizers
+from _killed_programs import TEMPLATE, make_byte_tokenizer
 from epoch_throughput import library
-from tokenizers import pre_tokenizers
 
 import models
 import trainer
@@ -35,11 +34,6 @@ PACKED, SINGLE = "packed", "one a row"
 LEAST = 1.5
 STEPS = 8
 """Steps of an epoch."""
-
-TEMPLATE = (
-    "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 
 
 class Size(NamedTuple):
@@ -60,15 +54,6 @@ QUICK = Size(40, 64, 10, layers=1, heads=2, width=8, batch_size=2)
 SMALL = Size(2_000, 256, 16, layers=4, heads=4, width=128, batch_size=8)
 LARGE = Size(20_000, 2_048, 128, layers=12, heads=12, width=768, batch_size=16)
 """For a GPU."""
-
-
-def make_tokenizer():
-    """Build a tokenizer of bytes."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return tokenizer
 
 
 def write_conversations(file, size):
@@ -96,7 +81,7 @@ def make_sources(size):
         return {
             name: data.chat(
                 file,
-                make_tokenizer(),
+                make_byte_tokenizer(),
                 batch_size=size.batch_size,
                 length=size.length,
                 template=TEMPLATE,

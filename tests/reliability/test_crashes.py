@@ -13,6 +13,7 @@ import _crashing as crashing
 import forking
 import pytest
 from _bucket_server import bucket_server
+from _killed_programs import STEPS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LIMIT = 120
@@ -34,7 +35,7 @@ def test_an_uninterrupted_run_leaves_each_record_once(whole):
     assert left.points["val/loss"] == [
         (values["step"], pytest.approx(values["val/loss"], rel=1e-6)) for _, values in left.lines
     ]
-    steps = crashing.STEPS * crashing.EPOCHS
+    steps = STEPS * crashing.EPOCHS
     assert [step for step, _ in left.points["steps/train/loss"]] == list(range(1, steps + 1))
 
 

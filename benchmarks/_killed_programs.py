@@ -1,0 +1,112 @@
+"""What runs that are killed train: small programs of each kind."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import models
+import trainer
+from trainer import data, losses
+
+STEPS = 9
+"""Of an epoch: a stretch of a pass, so that no pass ends with an epoch."""
+
+
+class Program(NamedTuple):
+    """What a run trains and evaluates."""
+
+    begin: trainer.TrainState
+    train: trainer.Phase
+    val: trainer.Phase
+    """It measures `loss` and `accuracy`."""
+
+
+def classify_digits(directory: Path) -> Program:
+    """Read a stream whose epochs are stretches of a pass of 22 batches.
+
+    The state has an array that never changes, to which checkpoints refer.
+    """
+    whole, val = data.digits(batch_size=64)
+    stream = data.Stream(_Passes(whole), superbatch=4, steps_per_epoch=STEPS)
+    network = models.mlp(classes=10, hidden=(128,))
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+    task = trainer.supervised(network, losses.classification, optimizer)
+    begin = task.init(jax.random.key(0), stream.example)
+    return Program(
+        begin.replace(carry={**begin.carry, "frozen": jnp.arange(2**16)}),
+        trainer.training(task.step, stream),
+        trainer.evaluation(task.measure, val),
+    )
+
+
+class _Passes:
+    """Passes over the digits, shuffled by seed and number of the pass."""
+
+    def __init__(self, source: data.Arrays) -> None:
+        self.arrays = {name: np.asarray(array) for name, array in source.arrays.items()}
+        self.size = source.batch_size
+
+    def __call__(self, seed: int, number: int) -> Any:
+        order = np.random.default_rng((seed, number)).permutation(len(self.arrays["labels"]))
+        for start in range(0, len(order), self.size):
+            places = order[start : start + self.size]
+            yield {name: array[places] for name, array in self.arrays.items()}
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def tune_on_conversations(directory: Path) -> Program:
+    """Mix packed conversations with packed texts, by weights that change with the step."""
+    random, length = np.random.default_rng(0), 64
+    asked, texts = Path(directory, "asked.jsonl"), Path(directory, "texts.jsonl")
+    sums = random.integers(0, 50, (150, 2)).tolist()
+    asked.write_text("\n".join(json.dumps({"messages": _ask(a, b)}) for a, b in sums))
+    texts.write_text("\n".join(json.dumps({"text": f"{a} {b} " * (1 + b % 5)}) for a, b in sums))
+    tokenizer = make_byte_tokenizer()
+    settings: Any = {"batch_size": 4, "length": length, "template": TEMPLATE}
+    sources = {
+        "asked": data.chat(asked, tokenizer, part=(0, 0.8), **settings),
+        "texts": data.chat(texts, tokenizer, too_long="drop", **settings),
+    }
+    weights = {"asked": optax.linear_schedule(0.2, 1.0, 100), "texts": {0: 1.0, 150: 0.1}}
+    mixed = data.mixture(sources, weights=weights, steps_per_epoch=STEPS)
+    network = models.transformer(vocabulary=256, context=length, layers=1, heads=2, width=16)
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+    task = trainer.supervised(network, losses.language_modeling, optimizer)
+    return Program(
+        task.init(jax.random.key(0), mixed.example),
+        trainer.training(task.step, mixed),
+        trainer.evaluation(
+            task.measure, data.chat(asked, tokenizer, part=(0.8, 1), pack=False, **settings)
+        ),
+    )
+
+
+def make_byte_tokenizer() -> Any:
+    """Build a tokenizer with a token for each byte; the library is imported where it is used."""
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def _ask(a: int, b: int) -> list[dict[str, str]]:
+    turns = ("user", f"{a}+{b}"), ("assistant", str(a + b))
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+PROGRAMS = {"digits": classify_digits, "conversations": tune_on_conversations}
+"""By name."""
