@@ -1,0 +1,78 @@
+"""Group relative policy optimization of transformers: with caches, adapters and small floats."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import models
+import trainer
+from trainer.rl import GRPOConfig, grpo
+from trainer.rl.answering.answers import compute_log_probs
+
+PROMPTS = ["a", "fedcb"]  # one is padded
+CONFIG = GRPOConfig(prompts=2, group_size=4, length=4, stop=(0, 1, 7), temperature=0.8, top_k=6)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """A transformer of one layer that just fits a prompt and an answer."""
+    return models.transformer(vocabulary=8, context=9, layers=1, heads=2, width=8)
+
+
+@pytest.fixture(scope="module")
+def trained(decoder):
+    """Parameters far from uniform."""
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    params, _ = jax.jit(lambda key: decoder.init(key, tokens))(jax.random.key(0))
+    return jax.tree.map(lambda x: 2 * x, params)
+
+
+def _long(examples, tokens, lengths):
+    return lengths.astype(jnp.float32)
+
+
+def _adapted(decoder, params):
+    """The decoder with adapters beside a frozen base in bfloat16."""
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    return models.lora(decoder, base, rank=2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_sampling_and_learning_agree_on_probabilities(precision, decoder, trained, tokenizer):
+    config = dataclasses.replace(CONFIG, precision=precision)
+    agent = grpo(
+        models.pretrained(decoder, trained), tokenizer, PROMPTS, _long, optax.sgd(0.1), config
+    )
+    state = agent.init(jax.random.key(0))
+    chex.assert_trees_all_equal(state.params, trained)
+    _, answers, _ = agent.rollout.execute(state, None, donate=False)
+    found = jax.jit(lambda *given: compute_log_probs(decoder, *given, config))(
+        state.params, state.model_state, answers
+    )
+    there = np.arange(4) < np.asarray(answers.lengths)[:, None]
+    close = 1e-4 if precision == "float32" else 5e-2
+    np.testing.assert_allclose(found[there], answers.log_probs[there], atol=close)
+    assert 1 < float(answers.lengths.mean()) < 4  # both ends occur
+    after, _, measured = agent.update.execute(state, answers, donate=False)
+    assert measured.read()[0]["update/kl"] == pytest.approx(0, abs=close**2 + 1e-6)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {np.dtype("float32")}
+
+
+def test_adapters_learn_beside_a_base_that_is_there_once(decoder, trained, tokenizer):
+    network = _adapted(decoder, trained)
+    config = dataclasses.replace(CONFIG, epochs=2)
+    agent = grpo(network, tokenizer, PROMPTS, _long, optax.adam(0.05), config)
+    start = agent.init(jax.random.key(0))
+    chex.assert_trees_all_equal_shapes(start.carry["reference"]["params"], start.params)
+    base = sum(leaf.size for leaf in jax.tree.leaves(start.model_state))
+    assert sum(leaf.size for leaf in jax.tree.leaves(start.params)) < base
+    state, history = trainer.fit(start, agent.program, epochs=6)
+    chex.assert_trees_all_equal(state.model_state, start.model_state)
+    chex.assert_trees_all_equal(state.carry["reference"]["params"], start.params)
+    assert history[-1]["sample/reward"] > history[0]["sample/reward"] + 0.2
+    assert history[-1]["update/kl"] > 0.01
