@@ -176,9 +176,10 @@ def run_blocks(
         `[batch, time, width]`, and the caches in the same form.
     """
 
-    def step(windowed: jax.Array | bool | None) -> Any:
-        call: Any = TransformerBlock.__call__
-        call = call if windowed is None else partial(call, windowed=windowed)
+    def step(*fixed: bool) -> Any:  # not an argument of remat, which would trace it
+        def call(block: TransformerBlock, *args: Any) -> Any:
+            return block(*args, *fixed)
+
         return nnx.remat(call) if remat else call
 
     windowed = shape.windowed
@@ -194,7 +195,7 @@ def run_blocks(
     if isinstance(windowed, bool):
         scan = nnx.scan(step(windowed), in_axes=axes, out_axes=(nnx.Carry, 0))
         return scan(blocks, x, caches, projected, places)
-    scan = nnx.scan(step(None), in_axes=axes + more, out_axes=(nnx.Carry, 0))
+    scan = nnx.scan(step(), in_axes=axes + more, out_axes=(nnx.Carry, 0))
     return scan(blocks, x, caches, projected, places, jnp.array(windowed))
 
 
