@@ -75,7 +75,7 @@ class SelfAttention(nnx.Module):
 
         Args:
             x: `[batch, time, width]`.
-            cache: keys and values `[batch, length, kv_heads, size]` of earlier tokens, or None.
+            cache: keys and values `[batch, kv_heads, length, size]` of earlier tokens, or None.
             places: of these tokens.
             windowed: whether the layer has a window, a bool or () bool.
         """
@@ -91,12 +91,8 @@ class SelfAttention(nnx.Module):
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         if cache is not None and visibility is not None and visibility.start is not None:
-            start = visibility.start
-            key, value = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
-                for old, new in zip(cache, (key, value), strict=True)
-            )
-            cache = key, value
+            cache = _update(cache, (key, value), visibility.start)
+            key, value = (x.swapaxes(1, 2) for x in cache)
         mixed = attend(
             query,
             key,
@@ -113,6 +109,19 @@ class SelfAttention(nnx.Module):
         if window is None or isinstance(windowed, bool):
             return window if windowed else None
         return jnp.where(windowed, window, ENDLESS)
+
+
+def _update(cache: Pair, new: Pair, start: jax.Array) -> Pair:
+    """Write keys and values `[batch, time, kv_heads, size]` into a cache.
+
+    It has the heads before the length, as the products of each head read it: otherwise a CPU copies
+    the whole cache at every step, and attention takes 2.5 times as long.
+    """
+    key, value = (
+        jax.lax.dynamic_update_slice_in_dim(old, x.swapaxes(1, 2).astype(old.dtype), start, axis=2)
+        for old, x in zip(cache, new, strict=True)
+    )
+    return key, value
 
 
 class CrossAttention(nnx.Module):

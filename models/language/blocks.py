@@ -211,7 +211,7 @@ def init_caches(blocks: Blocks, shape: TransformerConfig, batch: int, length: in
     """Build the `caches` of `run_blocks` for `length` tokens, in the dtype of the blocks."""
     block = blocks if shape.scan else blocks[0]
     dtype = block.attention.out.kernel[...].dtype
-    size = batch, length, shape.architecture.kv_heads or shape.heads, shape.head_size
+    size = batch, shape.architecture.kv_heads or shape.heads, length, shape.head_size
 
     def pair(*layers: int) -> Pair:
         return jnp.zeros((*layers, *size), dtype), jnp.zeros((*layers, *size), dtype)
