@@ -74,6 +74,8 @@ def transformer(
     Source: Vaswani et al., "Attention Is All You Need" (2017), with the changes that
     `TransformerBlock` and `apply_rotary` name.
 
+    >>> import jax
+    >>> import jax.numpy as jnp
     >>> decoder = transformer(vocabulary=5, context=8, layers=2, heads=2, width=8)
     >>> tokens = jnp.array([[0, 1, 2, 3]])
     >>> params, model_state = jax.jit(decoder.init)(jax.random.key(0), tokens)
