@@ -165,6 +165,10 @@ def test_sources_that_cannot_be_mixed_are_errors():
             make(weights=weights)
     with pytest.raises(TypeError, match="the weight of 'a' at step 0 must be a number; got 'x'"):
         make(weights={"a": "x", "b": 1})
+    with pytest.raises(
+        TypeError, match="a step in the table of weights of 'a' must be a whole number"
+    ):
+        make(weights={"a": {"0": 1}, "b": 1})
     with pytest.raises(ValueError, match="visits some more often than others; evaluate each of"):
         trainer.evaluation(lambda state, batch: {}, make())
 
@@ -181,7 +185,7 @@ def test_a_bad_source_is_named_before_training(state):
     assert raised.value.__notes__ == ["in the source 'b' of a mixture"]
 
 
-def test_on_several_processes_each_reads_its_rows(begun):
+def test_a_mixture_is_split_over_a_mesh_with_the_same_examples(begun):
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
     source = make()
     feed = source.training()

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.checks.arguments import require_number
+from trainer.checks.arguments import require_integer, require_number
 
 Weight = float | Callable[[int], Any] | Mapping[int, float]
 """A number; a function of the step, such as a schedule of optax; or a table `{step: weight}`, of
@@ -23,15 +23,16 @@ def evaluate_weight(name: str, weight: Weight, step: int) -> float:
     """Return the weight of a source at a step.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: a table begins after the step.
+        TypeError: it is no number, or a step of a table is no whole number.
+        ValueError: a table begins after the step, or has a step below 0.
 
     >>> evaluate_weight("a", {0: 0.5, 10: 2.0}, 12), evaluate_weight("a", lambda step: step / 2, 3)
     (2.0, 1.5)
     """
     what = f"the weight of {name!r} at step {step}"
     if isinstance(weight, Mapping):
-        begun = [at for at in weight if at <= step]
+        steps = f"a step in the table of weights of {name!r}"
+        begun = [at for at in weight if require_integer(steps, at, 0) <= step]
         if not begun:
             raise ValueError(f"{what} is missing: its table begins at {min(weight, default=None)}")
         return require_number(what, weight[max(begun)])
