@@ -1,5 +1,6 @@
 """Rules that split the transformer over a mesh."""
 
+import re
 from collections import Counter
 
 import jax
@@ -118,12 +119,16 @@ def test_a_captioner_that_is_split_trains_as_on_one_device():
 
 
 def test_layers_in_a_scan_and_odd_dimensions_are_split_where_they_can_be():
-    network = models.transformer(vocabulary=15, context=8, width=32, layers=2, heads=4, scan=True)
+    sizes = {"vocabulary": 15, "context": 8, "width": 32, "layers": 2, "heads": 4}
+    network = models.transformer(**sizes, scan=True, architecture=models.Architecture(gated=True))
     tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     params, _ = jax.eval_shape(network.init, jax.random.key(0), tokens)
     rules, mesh = models.transformer_rules("fsdp+tensor"), trainer.mesh(data=4, model=2)
-    ((_, columns), _, (_, embedding)) = rules
-    assert tuple(columns(params["blocks"]["up"]["kernel"].shape, mesh)) == (None, "data", "model")
+    ((pattern, columns), _, (_, embedding)) = rules
+    for name in ("gate", "up"):
+        assert re.match(pattern, f"params/blocks/{name}/kernel")
+        shape = params["blocks"][name]["kernel"].shape
+        assert tuple(columns(shape, mesh)) == (None, "data", "model")
     assert tuple(embedding(params["embed"]["embedding"].shape, mesh)) == (None, "data")
 
 

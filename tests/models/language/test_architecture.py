@@ -20,10 +20,8 @@ FAMILIES = {
         norm_epsilon=1e-2,
         rotary_base=50.0,
         rotary_scaling=Llama3Scaling(4.0, 1.0, 4.0, original_context=12),
+        window=3,
         embedding_scale=1.0,
-    ),
-    "qwen": Architecture(
-        kv_heads=1, attention_bias=True, window=3, rotary_scaling=LinearScaling(2.0)
     ),
     "gemma": Architecture(
         kv_heads=2,
