@@ -146,23 +146,29 @@ def _count_parts() -> int:
     return 1 if placement is None else int(placement.mesh.shape.get(DATA, 1))
 
 
-def gather_params(params: PyTree) -> PyTree:
+def gather_params(params: PyTree, field: str = "params") -> PyTree:
     """Gather parameters that are split over `data`, as the network needs them.
 
     A constraint where they are used makes one gather of each; XLA would otherwise exchange
-    activations as well.
+    activations as well. `field` of the state is where they lie: frozen ones are `model_state`.
     """
     leaves, structure = jax.tree.flatten(params)
-    for number, (_, whole) in list_gathered(params).items():
+    for number, (_, whole) in list_gathered(params, field).items():
         leaves[number] = lax.with_sharding_constraint(leaves[number], whole)
     return jax.tree.unflatten(structure, leaves)
 
 
-def list_gathered(params: PyTree) -> dict[int, tuple[NamedSharding, NamedSharding]]:
-    """Return by number how parameters that are split over `data` lie, and how once gathered."""
+def list_gathered(
+    params: PyTree, field: str = "params"
+) -> dict[int, tuple[NamedSharding, NamedSharding]]:
+    """Return by number how parameters that are split over `data` lie, and how once gathered.
+
+    They are a field of the state, and leaves are numbered in it.
+    """
     if (placement := _get_placement()) is None:
         return {}
-    found = jax.tree.leaves(jax.tree.map(lambda _, at: at, params, placement.shardings.params))
+    at = getattr(placement.shardings, field)
+    found = jax.tree.leaves(jax.tree.map(lambda _, at: at, params, at))
     specs = [PartitionSpec(*(_without_data(axes) for axes in split.spec)) for split in found]
     return {
         number: (split, NamedSharding(placement.mesh, spec))

@@ -20,32 +20,41 @@ CAST = "convert_element_type"
 """The primitive of `astype`."""
 
 
-def call_gathered(function: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
-    """Return `function(params)`, with parameters that are split over `data` gathered for it.
+def call_gathered(
+    function: Callable[[PyTree, PyTree], PyTree], params: PyTree, model_state: PyTree
+) -> PyTree:
+    """Return `function(params, model_state)`, with what is split over `data` gathered for it.
 
     Arrays `[layer, ...]` that the function only loops over, by `lax.scan`, stay split: each round
-    of the loop gathers its layer, forward and again backward, so that no device holds them all.
+    of the loop gathers its layer, forward and again backward, so that no device holds them all. So
+    does what the function returns unchanged, as it does a frozen base under adapters.
 
     Args:
         function: of arrays to arrays; where parameters are split it is traced once more.
-        params: of the state that a phase is traced for.
+        params, model_state: of the state that a phase is traced for.
     """
-    gathered = list_gathered(params)
+    count = len(jax.tree.leaves(params))
+    frozen = list_gathered(model_state, "model_state")
+    gathered = list_gathered(params) | {count + number: how for number, how in frozen.items()}
     if not gathered:
-        return function(params)
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(params)
+        return function(params, model_state)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, model_state)
     stacks = _find_stacks(closed.jaxpr, gathered)
-    if not stacks:
-        return function(gather_params(params))
-    leaves = jax.tree.leaves(params)
-    whole = jax.tree.leaves(gather_params(params))
+    if not stacks and not frozen:
+        return function(gather_params(params), model_state)
+    leaves = jax.tree.leaves((params, model_state))
+    whole = jax.tree.leaves((gather_params(params), gather_params(model_state, "model_state")))
     mixed = [
         leaf if var in stacks else other
         for var, leaf, other in zip(closed.jaxpr.invars, leaves, whole, strict=True)
     ]
     equations = [_gather_layers(equation, stacks) for equation in closed.jaxpr.eqns]
     changed = closed.replace(jaxpr=closed.jaxpr.replace(eqns=equations))
-    return jax.tree.unflatten(jax.tree.structure(shapes), core.jaxpr_as_fun(changed)(*mixed))
+    results = core.jaxpr_as_fun(changed)(*mixed)
+    given = dict(zip(map(id, closed.jaxpr.invars), leaves, strict=True))
+    for number, variable in enumerate(closed.jaxpr.outvars):
+        results[number] = given.get(id(variable), results[number])
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
 def _find_stacks(
@@ -53,7 +62,7 @@ def _find_stacks(
 ) -> dict[Any, NamedSharding]:
     """Return the parameters that are only looped over, and how one layer lies once gathered.
 
-    They may be cast before; the results of that are in it too.
+    They may be cast before; the results of that are in it too. They may also be returned.
     """
     layers = {
         jaxpr.invars[number]: NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
@@ -75,7 +84,7 @@ def _find_stacks(
         else:
             looped = _find_looped(equation) if name == "scan" else ()
             use(one for number, one in enumerate(inputs) if number not in looped)
-    use(jaxpr.outvars)
+    use(one for one in jaxpr.outvars if one not in jaxpr.invars)
     return {one: layers[origin] for one, origin in origins.items() if origin not in used}
 
 

@@ -167,12 +167,12 @@ def supervised(
         if precision != "float32":
             inputs = precisions.cast_floating(inputs, precision)
 
-        def apply(params: PyTree) -> Any:
+        def apply(params: PyTree, model_state: PyTree) -> Any:
             if precision != "float32":
                 params = precisions.cast_floating(params, precision)
             return network.apply(params, model_state, inputs, key=key, train=train)
 
-        returned = call_gathered(apply, params)
+        returned = call_gathered(apply, params, model_state)
         outputs, after = check_pair(network, "apply", returned)
         if precision == "float32":
             return outputs, after

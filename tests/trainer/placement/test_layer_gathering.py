@@ -123,3 +123,38 @@ def test_layers_are_gathered_whole_if_a_loop_does_not_take_them_one_by_one(
     state, _ = trainer.fit(spread, program, epochs=1)
     alone, _ = trainer.fit(start, trainer.training(task.step, train), epochs=1)
     np.testing.assert_allclose(state.params["layers"], alone.params["layers"], atol=1e-5)
+
+
+class Frozen:
+    """A network whose layers are not trained, as those under adapters."""
+
+    def init(self, key, inputs):
+        first, last = jax.random.normal(key, (64, 64)) / 8, jnp.ones((64, 10)) / 64
+        layers = jax.random.normal(key, (8, 64, 64)) / 8
+        return {"first": first, "last": last}, {"base": {"layers": layers}}
+
+    def apply(self, params, model_state, inputs, *, key, train):
+        def layer(x, kernel):
+            return jnp.tanh(x @ kernel), None
+
+        x = inputs.reshape(-1, 64) @ params["first"]
+        outputs, _ = lax.scan(layer, x, model_state["base"]["layers"])
+        return outputs @ params["last"], model_state
+
+
+@pytest.mark.parametrize(("spec", "gathers"), [(P(None, "data"), 8 + 8), (P("data"), 1)])
+def test_frozen_layers_are_gathered_as_trained_ones_and_stay_split(spec, gathers):
+    task = trainer.supervised(Frozen(), losses.classification, optax.sgd(0.1))
+    digits, _ = data.digits(batch_size=32)
+    train = data.Arrays({name: np.asarray(x)[:64] for name, x in digits.arrays.items()}, 32)
+    start = task.init(jax.random.key(0), train.example)
+    program = trainer.training(task.step, train)
+    found = trainer.cost(program, start, mesh="data=8", rules=[("layers", spec)])
+    assert found["train"].collectives["all-gather"].count == gathers
+    spread = trainer.spread(start, rules=[("layers", spec)])
+    state, _ = trainer.fit(spread, program, epochs=1)
+    alone, _ = trainer.fit(start, trainer.training(task.step, train), epochs=1)
+    np.testing.assert_allclose(state.params["first"], alone.params["first"], atol=1e-5)
+    layers = state.model_state["base"]["layers"]
+    assert layers.sharding.spec == spec
+    np.testing.assert_array_equal(layers, start.model_state["base"]["layers"])

@@ -62,7 +62,7 @@ class Sampling(NamedTuple):
         prompt = split_batch(make_inputs(arrays, rows))
         sampled = self.network.sample(
             _cast(gather_params(params), config.precision),
-            model_state,
+            gather_params(model_state, "model_state"),
             prompt,
             key=key,
             length=config.length,
@@ -97,11 +97,11 @@ def compute_log_probs(
     """
     inputs = join_inputs(answers)
 
-    def apply(params: PyTree) -> Any:
+    def apply(params: PyTree, model_state: PyTree) -> Any:
         cast = _cast(params, config.precision)
         return network.apply(cast, model_state, inputs, key=None, train=False)
 
-    logits, _ = check_pair(network, "apply", call_gathered(apply, params))
+    logits, _ = check_pair(network, "apply", call_gathered(apply, params, model_state))
     first = answers.prompt["tokens"].shape[1] - 1
     logits = logits[:, first:].astype(jnp.float32) / config.temperature
     return -optax.softmax_cross_entropy_with_integer_labels(logits, answers.tokens)
