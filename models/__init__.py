@@ -5,6 +5,7 @@ from models.cnn import cnn
 from models.fine_tuning.lora import lora, merge_lora
 from models.fine_tuning.pretrained import pretrained
 from models.fine_tuning.reference_logits import with_reference
+from models.huggingface.adapter_files import from_peft, to_peft
 from models.huggingface.loading import from_huggingface
 from models.huggingface.writing import to_huggingface
 from models.language.architecture import Architecture
@@ -36,6 +37,7 @@ __all__ = [
     "from_huggingface",
     "from_linen",
     "from_nnx",
+    "from_peft",
     "generate",
     "lora",
     "merge_lora",
@@ -44,6 +46,7 @@ __all__ = [
     "remat",
     "resnet",
     "to_huggingface",
+    "to_peft",
     "transformer",
     "transformer_rules",
     "with_reference",

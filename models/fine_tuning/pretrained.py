@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from models.argument_checks import require_fit
-from models.network import Network, PyTree
+from models.network import PyTree
 
-N = TypeVar("N", bound=Network)
+N = TypeVar("N")
 
 
 def pretrained(network: N, params: PyTree, model_state: PyTree | None = None) -> N:
@@ -42,16 +42,17 @@ def pretrained(network: N, params: PyTree, model_state: PyTree | None = None) ->
         raise TypeError(
             f"pretrained takes a network, such as models.transformer(...); got {network!r:.100}"
         )
+    known: Any = network
     given = jax.tree.map(_to_device, (params, {} if model_state is None else model_state))
 
     def init(key: jax.Array, example: PyTree) -> tuple[PyTree, PyTree]:
-        wanted = jax.eval_shape(network.init, key, example)
+        wanted = jax.eval_shape(known.init, key, example)
         remedy = "pass the variables of this network, with inputs of these shapes"
         for name, shapes, found in zip(("params", "model_state"), wanted, given, strict=True):
             require_fit(f"pretrained {name}", shapes, found, remedy=remedy)
         return given
 
-    changed: Any = network._replace(init=init)
+    changed: N = known._replace(init=init)
     return changed
 
 
