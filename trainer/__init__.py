@@ -26,6 +26,7 @@ from trainer.placement.rules import fsdp
 from trainer.placement.spread import spread
 from trainer.state import TrainState, fingerprint
 from trainer.supervised import optimizers
+from trainer.supervised.exact_matching import exact_match
 from trainer.supervised.learning_rate_finder import find_learning_rate
 from trainer.supervised.overfitting import overfit
 from trainer.supervised.predicting import predict
@@ -57,6 +58,7 @@ __all__ = [
     "distributed",
     "evaluate",
     "evaluation",
+    "exact_match",
     "export_params",
     "find_learning_rate",
     "fingerprint",
