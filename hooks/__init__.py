@@ -26,6 +26,7 @@ from hooks.failing import background, guard
 from hooks.members.each_member import each
 from hooks.metric_logging import log_metrics
 from hooks.monitoring.profiling import profile
+from hooks.monitoring.showing_samples import show_samples
 from hooks.monitoring.system import heartbeat, watch_system
 from hooks.monitoring.timing import record_times
 from hooks.monitoring.watching_gradients import watch_gradients
@@ -98,6 +99,7 @@ __all__ = [
     "roll_back_on_spike",
     "save_checkpoints",
     "set_hyperparams",
+    "show_samples",
     "stateful",
     "stop_at_return",
     "stop_early",

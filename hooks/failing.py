@@ -126,7 +126,12 @@ def background(hook: HookLike, *, time_limit: float = 600.0) -> HookLike:
                     part.close(error)
 
         return dataclasses.replace(
-            part, function=run, check_background=worker.check, flush=flush, close=close
+            part,
+            function=run,
+            prepare=None,  # the worker has another state
+            check_background=worker.check,
+            flush=flush,
+            close=close,
         )
 
     return join_parts([move(part) for part in flatten_hooks(hook)])

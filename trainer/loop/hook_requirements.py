@@ -29,7 +29,6 @@ def check_requirements(order: Order, measured: Measured, state: TrainState) -> N
         ValueError: a hook needs something that does not exist, or overwrites something.
     """
     _check_overwritten_metrics(order, measured, state)
-    _check_gathered(order, state)
     hooks = [hook for here in order.values() for hook in here]
     times = [*TIMES, *(f"time/hook/{hook.name}" for hook in hooks)]
     kept = {name for hook in hooks for name, _ in hook.hook_states}
@@ -55,6 +54,7 @@ def check_requirements(order: Order, measured: Measured, state: TrainState) -> N
             kept_before |= {name for name, _ in hook.hook_states}
         if event == "epoch":
             known, observed = known + scores, observed + observed_here
+    _check_gathered(order, state)  # last: who asks for an average that nobody keeps is told so
 
 
 def _check_gathered(order: Order, state: TrainState) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from trainer.checks.arguments import describe_value
+from trainer.checks.language_models import require_sampler, require_tokenizer
 from trainer.host.exception_notes import annotate_errors
 from trainer.losses.loss import check_range
 from trainer.phases.phase import Phase
@@ -140,16 +141,8 @@ def _check(
 ) -> PromptTable:
     """Check that all fits together, and return the prompts."""
     check_network(network, who)
-    if not callable(getattr(network, "sample", None)):
-        raise TypeError(
-            f"{who} samples answers from a decoder, such as models.transformer returns; got "
-            f"{describe_value(network)} without a function sample"
-        )
-    if missing := [x for x in ("encode", "decode") if not callable(getattr(tokenizer, x, None))]:
-        raise TypeError(
-            f"{who} needs a tokenizer with encode(text) and decode(ids), such as "
-            f"tokenizers.Tokenizer; {describe_value(tokenizer)} has no {missing[0]}"
-        )
+    require_sampler(network, who)
+    require_tokenizer(tokenizer, who)
     if not isinstance(config, GRPOConfig):
         raise TypeError(f"{who} takes a GRPOConfig(...); got {describe_value(config)}")
     table = tabulate_prompts(tokenizer, prompts, who)

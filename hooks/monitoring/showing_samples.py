@@ -1,0 +1,159 @@
+"""Show samples of a language model as it trains: what it writes after given prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hooks.combining import Chain, chain
+from hooks.control.kept_params import (
+    check_step_average,
+    list_required_states,
+    select_params,
+)
+from hooks.metric_logging import check_writers, resume_writers, write_values
+from hooks.writers.values import Text, Value
+from hooks.writers.writer import Writer
+from trainer import TrainState
+from trainer.checks.language_models import require_sampler, require_tokenizer
+from trainer.data.conversations.continuations import decode_continuation
+from trainer.host.exception_notes import annotate_errors
+from trainer.losses.loss import check_range
+from trainer.phases.state_buffers import has_same_arrays
+from trainer.rl.answering.prompt_tables import make_inputs, tabulate_prompts
+from trainer.supervised.step_averages import AVERAGE
+
+
+def show_samples(
+    decoder: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    *writers: Writer,
+    length: int = 64,
+    temperature: float = 1.0,
+    top_p: float | None = None,
+    stop: Sequence[int] = (),
+    params: str | None = None,
+) -> Chain:
+    """Write what a language model generates after prompts, `samples/0` for the first of them.
+
+    At each `epoch` the writers get a `Text` for each prompt, which begins with it. Generating is
+    one compiled function. Its random numbers come from the state: the same state writes the same
+    samples, and training is not changed. Use it with a period, `every(5, show_samples(...))`.
+
+    Args:
+        decoder: the network, from `models.transformer` or `models.lora`.
+        tokenizer: with `encode(text)`, which returns token ids or a record with `ids`, and
+            `decode(ids)`: a `tokenizers.Tokenizer`, for instance.
+        prompts: texts, or lists of token ids.
+        writers: those of `log_metrics` or others. In `background` no other hook may use them.
+        length: largest number of tokens to generate.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: share of the probability of the likeliest tokens to draw from; None for all.
+        stop: tokens that end a sample; they are not shown.
+        params: name of a hook before this one that keeps parameters, such as `average_params`, to
+            generate with instead of the trained ones, as `samples/average_params/0`; `average`:
+            those that `supervised(..., average=0.999)` keeps.
+
+    Raises:
+        TypeError: the network does not sample, an argument is no writer or no tokenizer.
+        ValueError: there is no prompt or no writer, or a setting is out of range; before training,
+            the longest prompt and its sample exceed the context, or a token is not in the
+            vocabulary.
+
+    >>> from types import SimpleNamespace
+    >>> import models
+    >>> from hooks.writers.console import Console
+    >>> letters = SimpleNamespace(encode=str.encode, decode=lambda ids: bytes(ids).decode())
+    >>> decoder = models.transformer(vocabulary=128, context=8, layers=1, heads=2, width=8)
+    >>> print(show_samples(decoder, letters, ["to be"], Console(), length=3))
+    event  stage    hook                reads  writes
+    start  observe  show_samples/start
+    epoch  observe  show_samples
+    """
+    who = "show_samples"
+    require_sampler(decoder, who)
+    require_tokenizer(tokenizer, who)
+    if not writers:
+        raise ValueError(f"{who} needs a writer: {who}(decoder, tokenizer, prompts, Console())")
+    check_writers(who, writers)
+    table = tabulate_prompts(tokenizer, prompts, who)
+    tokens, lengths = (np.asarray(table.arrays[name]) for name in ("tokens", "lengths"))
+    inputs = make_inputs(table.arrays, jnp.arange(len(tokens)))
+    name, tag = (who, "samples") if params is None else (f"{who}/{params}", f"samples/{params}")
+    required, ending = list_required_states(params), tuple(map(int, stop))
+    prepared: dict[int, tuple[TrainState, Any]] = {}
+
+    @jax.jit
+    def sample(kept: Mapping[str, Any], inputs: Any, key: jax.Array) -> Any:
+        return decoder.sample(
+            *(kept["params"], kept["model_state"], inputs),
+            key=key,
+            length=length,
+            temperature=temperature,
+            top_p=top_p,
+            stop=ending,
+        )
+
+    def read_prompts(kept: Mapping[str, Any], inputs: Any) -> Any:
+        variables = kept["params"], kept["model_state"]
+        return decoder.apply(*variables, inputs, key=None, train=False)[0]
+
+    def draw(state: TrainState) -> Any:
+        return sample(select_params(state, params), inputs, state.key(f"hook/{name}"))
+
+    def check(state: TrainState) -> None:
+        check_step_average(state, params)
+        kept = {"params": state.params, "model_state": state.model_state}
+        kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
+        with annotate_errors(f"in checking hook {name!r} before training"):
+            logits = jax.eval_shape(read_prompts, kept, inputs)
+            check_range("tokens of prompts", tokens, logits.shape[-1], "tokens")
+            jax.eval_shape(sample, kept, inputs, jax.random.key(0))
+
+    def prepare(state: TrainState) -> None:
+        if not required and jax.process_count() == 1:
+            prepared[threading.get_ident()] = state, draw(state)
+
+    def read(state: TrainState, metrics: Mapping[str, float]) -> dict[str, Value]:
+        known, drawn = prepared.pop(threading.get_ident(), (None, None))
+        if known is None or not has_same_arrays(known, state):
+            drawn = draw(state)
+        drawn = jax.device_get(drawn)
+        texts: dict[str, Value] = {}
+        for row, prompt in enumerate(table.texts):
+            written = drawn.tokens[row, : drawn.lengths[row]].tolist()
+            if written[-1] in ending:
+                written.pop()
+            given = tokens[row, tokens.shape[1] - lengths[row] :].tolist()
+            texts[f"{tag}/{row}"] = Text(prompt + decode_continuation(tokenizer, given, written))
+        return texts
+
+    def close(error: BaseException | None) -> None:
+        prepared.pop(threading.get_ident(), None)  # of an event that an error has ended
+        if writing.close is not None:
+            writing.close(error)
+
+    resume, writing = resume_writers(name, writers), write_values(name, writers, read)
+
+    def begin(state: TrainState, metrics: Mapping[str, float]) -> TrainState:
+        check(state)
+        return resume.function(state, metrics)
+
+    kept_at = {None: (), AVERAGE: ("carry",)}.get(params, (f"hook_state/{params}",))
+    return chain(
+        dataclasses.replace(resume, function=begin),
+        dataclasses.replace(
+            writing,
+            gather=("params", "model_state", *kept_at),
+            required_hook_states=required,
+            prepare=prepare,
+            close=close,
+        ),
+    )
