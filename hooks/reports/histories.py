@@ -1,11 +1,11 @@
-"""Read the curves of a whole run from its `JsonLines` file."""
+"""Read the curves and texts of a whole run from its `JsonLines` file."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -31,10 +31,30 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
     >>> with tempfile.NamedTemporaryFile("w") as file:
     ...     _ = file.write('{"step": 9, "epoch": 1, "loss": 0.5, "said": "Once"}\\n{"st')
     ...     file.flush()
-    ...     read_curves(file.name)
-    {'loss': Curve(epochs=[1], values=[0.5])}
+    ...     read_curves(file.name), read_texts(file.name)
+    ({'loss': Curve(epochs=[1], values=[0.5])}, {'said': {1: 'Once'}})
     """
     curves: dict[str, Curve] = {}
+    for epoch, record in _iterate_records(path):
+        for name, value in record.items():
+            if name not in ("step", "epoch") and (value is None or isinstance(value, Real)):
+                number_or_nan = math.nan if value is None else float(value)
+                curves.setdefault(name, Curve()).add(epoch, number_or_nan)
+    return curves
+
+
+def read_texts(path: str | os.PathLike[str]) -> dict[str, dict[int, str]]:
+    """Read the texts of all records, by name and epoch, as `read_curves` reads numbers."""
+    texts: dict[str, dict[int, str]] = {}
+    for epoch, record in _iterate_records(path):
+        for name, value in record.items():
+            if isinstance(value, str):
+                texts.setdefault(name, {})[epoch] = value
+    return texts
+
+
+def _iterate_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the records of a `JsonLines` file, and the epoch of each, or its step without one."""
     file = open_regular(to_absolute_path(path, "read_curves"), follow=True)
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -47,11 +67,7 @@ def read_curves(path: str | os.PathLike[str]) -> dict[str, Curve]:
                 where = f"line {number} of {os.fspath(path)!r}"
                 message = f"{where} is no record of JsonLines: {line!r:.100}"
                 raise ValueError(message) from error
-            for name, value in record.items():
-                if name not in ("step", "epoch") and (value is None or isinstance(value, Real)):
-                    number_or_nan = math.nan if value is None else float(value)
-                    curves.setdefault(name, Curve()).add(epoch, number_or_nan)
-    return curves
+            yield epoch, record
 
 
 Follow = Callable[[str, TrainState, Mapping[str, float]], None]

@@ -56,6 +56,7 @@ td { overflow-wrap: anywhere; }
 td:first-child { min-width: 9em; }
 .pairs td:first-child { width: 40%; }
 .num { text-align: right; white-space: nowrap; }
+.text { white-space: pre-wrap; }
 @media (max-width: 560px) { table { font-size: 12px; } th, td { padding-right: 7px; }
   th { font-size: 11px; } td:first-child { min-width: 7em; } }
 """ + "".join(
@@ -196,7 +197,7 @@ def _breaking(name: str) -> str:
 
 def _table(table: ReportTable) -> str:
     """Render a table; an empty string if it has no rows."""
-    kinds = ["" if head in (table.heads[0], *table.words) else "num" for head in table.heads]
+    kinds = ["text" if head in table.words else "num" for head in table.heads]
     body = "".join(
         f"<tr><td>{_breaking(row[0])}</td>"
         + "".join(
@@ -206,8 +207,8 @@ def _table(table: ReportTable) -> str:
         + "</tr>"
         for row in table.rows
     )
-    head = "".join(
+    head = f"<th>{html.escape(table.heads[0])}</th>" + "".join(
         f'<th class="{kind}">{html.escape(head)}</th>'
-        for kind, head in zip(kinds, table.heads, strict=True)
+        for kind, head in zip(kinds[1:], table.heads[1:], strict=True)
     )
     return f'<div class="card wide"><table><tr>{head}</tr>{body}</table></div>' if body else ""

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hooks.combining import Chain
-from hooks.reports.histories import call_on_finish
+from hooks.reports.histories import call_on_finish, read_texts
 from hooks.reports.report_page import Report, write_page
+from hooks.reports.text_tables import tabulate_texts
 from trainer import TrainState
 from trainer.checks.paths import to_absolute_path
 from trainer.configuration.setting_rows import format_settings
@@ -33,8 +34,8 @@ def write_report(
     """Write a page about the whole run when it ends, is interrupted or fails.
 
     One self-contained HTML file, without scripts or network: how far the run came, its curves, the
-    best scores and their epochs, the configuration, the hooks' times, the versions and devices. A
-    resumed run has a complete page.
+    best scores and their epochs, the configuration, the hooks' times, the versions and devices, and
+    texts of some epochs, such as samples. A resumed run has a complete page.
 
     Args:
         path: of the page, `runs/digits/report.html`; it is replaced.
@@ -56,7 +57,7 @@ def write_report(
     end    observe  write_report
     error  observe  write_report/error
     """
-    path = to_absolute_path(path, "write_report")
+    path, records = (to_absolute_path(one, "write_report") for one in (path, records))
     make_folder(path.parent, "write_report")
     name = path.resolve().parent.name if title is None else title
     seen: dict[str, str] = {}
@@ -81,6 +82,7 @@ def write_report(
             curves=curves,
             config=format_settings(config),
             environment=describe_environment(),
+            tables={"Texts": tabulate_texts(read_texts(records))},
         )
         write_page(path, report)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hooks.reports.report_page import Report, ReportTable, write_page
+from hooks.reports.text_tables import tabulate_texts
 from trainer.commands.lookup.scores import SCORES, choose_key_metrics
 from trainer.commands.lookup.stores import RunName, StoreName, is_path, open_run
 from trainer.commands.terminal.calling import CommandError, parse_local_path
@@ -14,7 +15,7 @@ from trainer.configuration.setting_rows import format_settings
 from trainer.host.amounts import format_bytes, format_duration
 from trainer.host.escaping import escape_text
 from trainer.runs import RunRow, Store
-from trainer.runs.panels import read_curves, sum_epoch_seconds
+from trainer.runs.panels import read_curves, read_texts, sum_epoch_seconds
 from trainer.runs.requests import list_requests, list_results
 from trainer.runs.run_directory import to_stored_path
 from trainer.runs.sparklines import format_number
@@ -25,7 +26,7 @@ ROWS = 50
 
 
 def report(run: RunName, /, *, to: str | None = None, store: StoreName = None) -> int:
-    """Write a page about a run: curves, scores, configuration, environment, times, checkpoints.
+    """Write a page about a run: curves, scores, texts, configuration, times, checkpoints.
 
     One self-contained HTML file with what was recorded so far.
 
@@ -79,7 +80,8 @@ def _format_time(seconds: float) -> str:
 
 
 def _list_tables(store: Store, row: RunRow) -> Iterator[tuple[str, ReportTable]]:
-    """Yield the tables of existing checkpoints, evaluations and files, with their titles."""
+    """Yield the tables of texts, existing checkpoints, evaluations and files, with their titles."""
+    yield "Texts", tabulate_texts(read_texts(store, row.name))
     checkpoints = [
         (
             checkpoint.written.replace("T", " ")[:19],

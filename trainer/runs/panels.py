@@ -91,6 +91,26 @@ def read_curves(store: Store, run: str, names: Sequence[str] | None = None) -> d
     return curves
 
 
+def read_texts(store: Store, run: str) -> dict[str, dict[int, str]]:
+    """Read the texts that a run recorded, by name and epoch, the last of each epoch.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+    ...     store.write_records("digits", 1, 28, {"val/loss": 0.5, "sample": "Once"})
+    ...     read_texts(store, "digits")
+    {'sample': {1: 'Once'}}
+    """
+    rows = store.connection.execute(
+        "SELECT DISTINCT name FROM records WHERE run = ? AND text IS NOT NULL", (run,)
+    )
+    texts: dict[str, dict[int, str]] = {}
+    names = sorted(name for (name,) in rows)
+    for name, epoch, _, value in store.records(run, names) if names else ():
+        if isinstance(value, str):
+            texts.setdefault(name, {})[epoch] = value
+    return texts
+
+
 def finite_values(curve: Curve) -> list[float]:
     """Return the values of a curve that are finite."""
     return [value for value in curve.values if math.isfinite(value)]

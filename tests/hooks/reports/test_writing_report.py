@@ -65,6 +65,18 @@ def test_a_report_shows_progress_scores_and_environment(state, phase, tmp_path):
     assert found[found.index("log_metrics") + 1].endswith("s")
 
 
+def test_texts_of_some_epochs_are_shown_as_they_are(state, phase, tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    shown = f"{HOSTILE[:-1]}\n  at 1"
+    text = hooks.record("said", lambda state, metrics: hooks.Text(shown), lines)
+    report = hooks.write_report(tmp_path / "report.html", records=lines.path)
+    trainer.fit(state, phase, epochs=2, hooks=[hooks.every(2, text), report])
+    found = Reader((tmp_path / "report.html").read_text())
+    assert found.cells[-3:] == ["said", "2", shown]
+    assert ("class", "text") in found.attributes
+    assert "script" not in found.tags
+
+
 def test_it_changes_nothing(start, train, tmp_path):
     plain, _ = trainer.fit(start, train, epochs=2)
     lines = JsonLines(tmp_path / "a.jsonl")

@@ -70,6 +70,16 @@ def test_settings_are_formatted_as_in_show(digits_store, capsys):
     ]
 
 
+def test_texts_are_listed_by_name_and_epoch(digits_store, capsys):
+    digits_store.write_records("digits", 2, 56, {"samples/1": "Once", "samples/0": "to be"})
+    digits_store.write_records("digits", 3, 84, {"samples/1": "Twice"})
+    assert main(["report", "digits"]) == 0
+    cells = Reader(Path(capsys.readouterr().out.strip()).read_text()).cells
+    at = cells.index("Texts") + 4
+    assert cells[at : at + 6] == ["samples/0", "2", "to be", "samples/1", "2", "Once"]
+    assert cells[at + 6 : at + 9] == ["samples/1", "3", "Twice"]
+
+
 def test_checkpoints_evaluations_and_files_are_listed(digits_store, capsys):
     digits_store.write_checkpoint("digits", checkpoint_row(2))
     digits_store.write_artifact(
