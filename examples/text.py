@@ -1,15 +1,16 @@
 """Train a character-level transformer on the prose of Python's own documentation.
 
-It is compared with a trigram model of the same text, and writes samples during training. Run it
+It is compared with a trigram model of the same text, and shows samples during training. Run it
 again, and it resumes where it stopped, in the middle of the text.
 
 python examples/text.py --epochs 20
-python -m trainer simulate runs/text --with examples/text.py:simulation --prompt "A list "
+python -m trainer generate runs/text --with examples/text.py:language --prompt "A list "
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,22 @@ class Config(trainer.TrainingConfig):
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0)
     schedule: Schedule = Schedule("cosine", warmup_share=0.05, decay_to=0.05)
     checkpointing: Checkpointing = Checkpointing(best="val/loss")
+
+
+class Characters(NamedTuple):
+    """A tokenizer whose tokens are characters."""
+
+    known: str
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the tokens of a text."""
+        if unknown := set(text) - set(self.known):
+            raise ValueError(f"only {self.known!r} are known; got {''.join(sorted(unknown))!r}")
+        return np.array([self.known.index(character) for character in text])
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of tokens."""
+        return "".join(self.known[token] for token in tokens)
 
 
 def prose() -> str:
@@ -93,43 +110,14 @@ def built(config: Config, vocabulary: int):
     return network, task
 
 
-def continued(network, state, characters, context: int, prompt: str, temperature: float) -> str:
-    """Continue the prompt until the context is full."""
-    written = models.generate(
-        network,
-        state.params,
-        jnp.array([[characters.index(character) for character in prompt]]),
-        length=context - len(prompt),
-        key=state.key("hook/sample"),
-        temperature=temperature,
-    )
-    return prompt + "".join(characters[number] for number in np.asarray(written.tokens)[0])
-
-
-def simulation(
-    checkpoint, *, prompt: str = PROMPT, temperature: float = 0.8, samples: int = 1, seed: int = 0
-) -> None:
-    """Continue a prompt with the network of a checkpoint.
-
-    Args:
-        prompt: what the samples begin with.
-        temperature: of the characters' probabilities; near 0 the likeliest is taken.
-        samples: how many to write.
-        seed: of the first; each has another.
-    """
+def language(checkpoint):
+    """Return the network of a checkpoint, its state, and its tokenizer, to generate text with."""
     config = trainer.load_config(checkpoint.directory / "config.yaml", Config)
-    characters = sorted(set(prose()))
-    if not 0 < len(prompt) < config.context or not set(prompt) <= set(characters):
-        raise SystemExit(
-            f"a prompt has 1 to {config.context - 1} of the characters {''.join(characters)!r}; "
-            f"got {prompt!r}"
-        )
-    network, task = built(config, len(characters))
+    tokenizer = Characters("".join(sorted(set(prose()))))
+    network, task = built(config, len(tokenizer.known))
     example = {"inputs": jnp.zeros((1, config.context), jnp.int32)}
     state = checkpoint.restore(task.init(jax.random.key(config.seed), example))
-    for number in range(samples):
-        state = state.replace(rng=jax.random.key(seed + number))
-        print(continued(network, state, characters, config.context, prompt, temperature))
+    return network, state, tokenizer
 
 
 def main(config: Config) -> None:
@@ -139,15 +127,12 @@ def main(config: Config) -> None:
         )
     writers = hooks.build_writers(config)
     text = prose()
-    characters = sorted(set(text))
-    numbers = {character: number for number, character in enumerate(characters)}
-
-    def encode(text: str) -> np.ndarray:
-        return np.array([numbers[character] for character in text])
+    tokenizer = Characters("".join(sorted(set(text))))
+    vocabulary = len(tokenizer.known)
 
     file = config.run / "text.tokens"
     file.parent.mkdir(parents=True, exist_ok=True)
-    data.pack_tokens([text], file, vocabulary=len(characters), encode=encode)
+    data.pack_tokens([text], file, vocabulary=vocabulary, encode=tokenizer.encode)
     train = data.Tokens(
         file,
         batch_size=config.batch_size,
@@ -158,14 +143,20 @@ def main(config: Config) -> None:
     )
     val = data.Tokens(file, batch_size=64, length=config.context, part=(TRAINED, 1))
     border = int(TRAINED * len(text))
-    baseline = trigram_bits(encode(text[:border]), encode(text[border:]), len(characters))
+    parts = tokenizer.encode(text[:border]), tokenizer.encode(text[border:])
+    baseline = trigram_bits(*parts, vocabulary)
 
-    network, task = built(config, len(characters))
+    network, task = built(config, vocabulary)
     validation = trainer.evaluation(task.measure, val)
 
-    def sample(state, metrics):
-        """Continue the prompt."""
-        return hooks.Text(continued(network, state, characters, config.context, PROMPT, 0.8))
+    samples = hooks.show_samples(
+        network,
+        tokenizer,
+        [PROMPT],
+        *writers,
+        length=config.context - len(PROMPT),
+        temperature=0.8,
+    )
 
     def init():
         return task.init(jax.random.key(config.seed), train.example)
@@ -180,7 +171,7 @@ def main(config: Config) -> None:
         hooks=hooks.chain(
             hooks.evaluate(validation),
             hooks.stop_on_nan(),
-            hooks.every(5, hooks.record("sample", sample, *writers)),
+            hooks.every(5, samples),
             hooks.build_hooks(config, writers=writers, given={"val": validation}),
         ),
     )

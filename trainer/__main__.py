@@ -14,6 +14,7 @@ COMMANDS = {
     "deliver": "trainer.commands.deliver:deliver",
     "evaluate": "trainer.commands.evaluate:evaluate",
     "simulate": "trainer.commands.simulate:simulate",
+    "generate": "trainer.commands.generate:generate",
     "report": "trainer.commands.report:report",
     "export": "trainer.commands.export:export",
     "backtest": "trainer.commands.backtest:backtest",

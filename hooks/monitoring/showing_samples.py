@@ -24,9 +24,8 @@ from trainer import TrainState
 from trainer.checks.language_models import require_sampler, require_tokenizer
 from trainer.data.conversations.continuations import decode_continuation
 from trainer.host.exception_notes import annotate_errors
-from trainer.losses.loss import check_range
 from trainer.phases.state_buffers import has_same_arrays
-from trainer.rl.answering.prompt_tables import make_inputs, tabulate_prompts
+from trainer.rl.answering.prompt_tables import check_prompt_tokens, make_inputs, tabulate_prompts
 from trainer.supervised.step_averages import AVERAGE
 
 
@@ -101,10 +100,6 @@ def show_samples(
             stop=ending,
         )
 
-    def read_prompts(kept: Mapping[str, Any], inputs: Any) -> Any:
-        variables = kept["params"], kept["model_state"]
-        return decoder.apply(*variables, inputs, key=None, train=False)[0]
-
     def draw(state: TrainState) -> Any:
         return sample(select_params(state, params), inputs, state.key(f"hook/{name}"))
 
@@ -113,8 +108,7 @@ def show_samples(
         kept = {"params": state.params, "model_state": state.model_state}
         kept = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), kept)
         with annotate_errors(f"in checking hook {name!r} before training"):
-            logits = jax.eval_shape(read_prompts, kept, inputs)
-            check_range("tokens of prompts", tokens, logits.shape[-1], "tokens")
+            check_prompt_tokens(decoder, kept["params"], kept["model_state"], table)
             jax.eval_shape(sample, kept, inputs, jax.random.key(0))
 
     def prepare(state: TrainState) -> None:

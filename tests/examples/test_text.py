@@ -47,7 +47,7 @@ def test_the_trigram_model_is_a_distribution_and_learns(text):
 
 def test_it_trains_and_reports_the_comparison(tmp_path):
     printed = finished(_run(tmp_path / "run", "--epochs", "5"))
-    assert "sample, epoch 5" in printed
+    assert "samples/0, epoch 5" in printed
     assert re.search(r"held out: \d\.\d{3} bits per character, a trigram model \d\.\d{3}", printed)
     fingerprint(printed)
 

@@ -17,21 +17,17 @@ from trainer.commands.lookup.checkpoint_choice import (
     SelectionOptions,
     choose_checkpoint,
 )
+from trainer.commands.lookup.functions import load_function
 from trainer.commands.lookup.stores import RunName, StoreName
-from trainer.commands.terminal.calling import (
-    LOAD_ERRORS,
-    Command,
-    CommandError,
-    convert_errors,
-    merge_options,
-)
-from trainer.evaluators.suite_loading import load_named
-from trainer.host.escaping import escape_text
+from trainer.commands.terminal.calling import Command, CommandError, merge_options
 
 Simulation = Callable[..., int | None]
 """`(checkpoint, *, ...)`: restores a `CheckpointChoice`, and plays, prints or writes.
 
 Its further parameters become options, by their annotations and defaults."""
+
+FORM = "(checkpoint, *, ...)"
+"""How a simulation is called, for messages."""
 
 
 def simulate(
@@ -42,7 +38,7 @@ def simulate(
     selection: SelectionOptions = NEWEST,
     store: StoreName = None,
 ) -> int:
-    """Load a checkpoint and play its policy, or generate from its model.
+    """Load a checkpoint and play its policy.
 
     It calls your function NAME(checkpoint, *, ...), which restores the checkpoint,
     checkpoint.restore(template), and uses the state. Its further parameters become options of this
@@ -52,27 +48,17 @@ def simulate(
         run: its name, or the path of its directory.
         with_: FILE:NAME of the function, such as examples/cartpole.py:simulation.
     """
-    return _load_simulation(with_)(choose_checkpoint(run, store, selection)) or 0
+    return load_function(with_, FORM)(choose_checkpoint(run, store, selection)) or 0
 
 
 def _add_options(words: Sequence[str]) -> Command:
     """Return the command with the options of the function that the words name, if they do."""
     pairs = itertools.pairwise(merge_options(words))
     named = next((value for option, value in pairs if option == "--with"), None)
-    return simulate if named is None else _make_command(_load_simulation(named))
+    return simulate if named is None else _make_command(load_function(named, FORM))
 
 
 simulate.add_options = _add_options  # type: ignore[attr-defined]
-
-
-def _load_simulation(named: str) -> Simulation:
-    with convert_errors(*LOAD_ERRORS):
-        loaded = load_named(named)
-    if not inspect.isfunction(loaded):
-        raise CommandError(
-            f"{escape_text(named)} must be a function (checkpoint, *, ...); got {loaded!r:.80}"
-        )
-    return loaded
 
 
 def _make_command(simulation: Simulation) -> Command:
@@ -80,7 +66,7 @@ def _make_command(simulation: Simulation) -> Command:
     own = inspect.signature(simulate, eval_str=True).parameters
     parameters = [*inspect.signature(simulation).parameters.values()]
     if not parameters:
-        raise CommandError(f"{simulation.__name__} must take the checkpoint: (checkpoint, *, ...)")
+        raise CommandError(f"{simulation.__name__} must take the checkpoint: {FORM}")
     first, *others = parameters
     hints = typing.get_type_hints(simulation, include_extras=True)
     reserved = {*own, "with", *(field.name for field in dataclasses.fields(CheckpointSelection))}

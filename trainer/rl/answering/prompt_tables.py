@@ -13,6 +13,7 @@ import numpy as np
 from trainer.checks.arguments import describe_value
 from trainer.data.arrays import Arrays
 from trainer.host.exception_notes import annotate_errors
+from trainer.losses.loss import check_range
 from trainer.state import PyTree
 
 FORM = '["2+3=", ...], [{"prompt": "2+3=", "sum": 5}, ...], or a dict of such by lesson'
@@ -90,6 +91,22 @@ def make_inputs(arrays: PyTree, rows: jax.Array) -> dict[str, jax.Array]:
         "segments": (place >= 0).astype(jnp.int32),
         "positions": jnp.maximum(place, 0).astype(jnp.int32),
     }
+
+
+def check_prompt_tokens(
+    network: Any, params: PyTree, model_state: PyTree, table: PromptTable
+) -> None:
+    """Raise ValueError for a token of a prompt that is not in the network's vocabulary.
+
+    Of the variables only shapes and dtypes are read.
+    """
+
+    def apply(params: PyTree, model_state: PyTree) -> Any:
+        inputs = table.first_inputs
+        return network.apply(params, model_state, inputs, key=None, train=False)[0]
+
+    vocabulary = jax.eval_shape(apply, params, model_state).shape[-1]
+    check_range("tokens of prompts", table.arrays["tokens"], vocabulary, "tokens")
 
 
 def tabulate_prompts(tokenizer: Any, prompts: Any, who: str) -> PromptTable:
