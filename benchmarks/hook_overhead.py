@@ -16,6 +16,7 @@ import io
 import itertools
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import _measuring
@@ -134,6 +135,16 @@ def evaluated():
     return hooks.evaluate(trainer.evaluation(task.measure, source)), state
 
 
+def sampling(directory):
+    """Build a hook that generates after two prompts, and the state of its decoder."""
+    decoder = models.transformer(vocabulary=256, context=64, layers=2, heads=4, width=64)
+    letters = types.SimpleNamespace(encode=lambda text: [*text.encode()], decode=str)
+    params, _ = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    lines = hooks.JsonLines(directory / "samples.jsonl")
+    samples = hooks.show_samples(decoder, letters, ["to be", "or not"], lines, length=32)
+    return samples, trainer.TrainState.create(params=params, rng=jax.random.key(0))
+
+
 def contenders(directory):
     """Return name to (hooks, state, events in a burst)."""
     state = small_state()
@@ -169,6 +180,7 @@ def contenders(directory):
     entrants["background(observer)"] = hooks.background(hooks.observe(nothing)), state, 1
     entrants["average_params, 60 leaves"] = hooks.average_params(), small_state(60), 20
     entrants["evaluate, 64 examples"] = evaluation, evaluation_state, 20
+    entrants["show_samples, 2 of 32 tokens"] = *sampling(directory), 2
     return entrants | controlling()
 
 

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("trainer", "hooks", "models")
 FORBIDDEN = {"trainer": {"hooks", "models"}, "models": {"hooks", "trainer"}, "hooks": {"models"}}
 MEETING_POINTS = (ROOT / "trainer" / "__main__.py", ROOT / "trainer" / "commands")
-"""The command line, which alone may import hooks."""
+"""The command line, which alone may import hooks and models."""
 
 MAX_LINES = {"trainer": 300, "hooks": 300, "models": 300, "examples": 300, "benchmarks": 350}
 MAX_ENTRIES, MAX_PARAMETERS = 20, 8
 
 MANY_PARAMETERS = {
     # A setting each, as a configuration file or a command line names it.
+    "hooks.monitoring.showing_samples.show_samples",
     "hooks.recording_replays.record_replays",
     "models.language.captioner.captioner",
     "models.language.generating.generate",
