@@ -36,9 +36,9 @@ HELD_OUT, EXAMINED = 0.2, 400
 @dataclass(frozen=True)
 class Config(trainer.TrainingConfig):
     run: Path = Path("runs/arithmetic")
-    epochs: int = 120
+    epochs: int = 200
     """Samplings at most, each with an update."""
-    imitation_epochs: int = 16
+    imitation_epochs: int = 24
     """Passes over the demonstrations."""
     forgotten: float = 0.7
     """Share of the demonstrations that forget all carries."""
