@@ -163,6 +163,8 @@ def _write(
     shown = 0
 
     def show(step: int, tokens: np.ndarray) -> None:
+        if not step:  # no error of a setting comes after it
+            print(escape_lines(table.texts[number]), end="", flush=True)
         if (token := int(tokens[0])) not in stop:
             written.append(token)
             print_new(complete=False)
@@ -174,7 +176,6 @@ def _write(
             print(escape_lines(text[shown:]), end="", flush=True)
             shown = len(text)
 
-    print(escape_lines(table.texts[number]), end="", flush=True)
     models.generate(
         network,
         state.params,
