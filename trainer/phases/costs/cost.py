@@ -64,7 +64,7 @@ class Cost:
     `carry`."""
     temporary_bytes: int | None = None
     """Bytes that a step takes on each device besides state and data, such as gradients and
-    activations, as XLA plans them; None if it does not say."""
+    activations, as XLA plans them where the state is updated in place; None if it does not say."""
     collectives: Mapping[str, Collective] = dataclasses.field(default_factory=dict)
     """What the devices exchange in a step, by kind: `all-reduce`, `all-gather` and so on."""
 
@@ -152,7 +152,8 @@ def cost(
     output: PyTree = None
     for phase in phases:
         function, data, steps = _get_step(phase, shapes, output)
-        traced = jax.jit(function).trace(shapes, data)
+        donated = (0,) if phase.updates_state else ()  # as fit does: or gradients seem to be free
+        traced = jax.jit(function, donate_argnums=donated).trace(shapes, data)
         alone = traced.lower().compile()
         compiled = alone if there is None else _compile_step(phase, placed, data)
         memory = compiled.memory_analysis()
@@ -182,7 +183,8 @@ def _compile_step(phase: Phase, state: TrainState, data: PyTree) -> Any:
     if scan is None or feed is None:
         data = shape_batches(data, state, axis=feed.batch_axis if feed else None)
         with trace_on_mesh(state):
-            return trace(phase.computation, state, data, donate=False)[0].lower().compile()
+            donate = phase.updates_state
+            return trace(phase.computation, state, data, donate=donate)[0].lower().compile()
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState | None, None, jax.Array]:
         after, numbers = scan.run_once(state, batch)
@@ -191,7 +193,8 @@ def _compile_step(phase: Phase, state: TrainState, data: PyTree) -> Any:
     with trace_on_mesh(state):
         options = choose_output_shardings(updates_state=phase.updates_state)
         batch = shape_batches(data, state, axis=None if phase.passes else 0)
-        return jax.jit(step, **options).lower(state, batch).compile()
+        donated = (0,) if phase.updates_state else ()
+        return jax.jit(step, donate_argnums=donated, **options).lower(state, batch).compile()
 
 
 def get_peak_flops(kind: str) -> float | None:

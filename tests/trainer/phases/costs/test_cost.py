@@ -187,3 +187,17 @@ def test_the_peak_of_these_devices_is_known(kind, peak):
 def test_utilisation_is_a_share_of_the_peak_where_that_is_known(train, start):
     assert Cost(10**12, None, None, peak=4e12).utilisation(steps_per_second=1) == 0.25
     assert trainer.cost(train, start)["train"].utilisation(steps_per_second=1) is None
+
+
+def test_gradients_are_temporary_bytes():
+    """The state is updated in place, so that they cannot lie where the next state comes."""
+
+    def step(state, batch):
+        grads = jax.grad(lambda w: ((batch["inputs"] @ w) ** 2).sum())(state.params)
+        scale = 1 / jnp.maximum(1.0, optax.tree.norm(grads))  # all of them come first
+        return state.replace(params=state.params - scale * grads), {}
+
+    source = data.Arrays({"inputs": np.ones((8, 256), np.float32)}, 8)
+    state = trainer.TrainState.create(params=jnp.ones((256, 256)), rng=jax.random.key(0))
+    found = trainer.cost(trainer.training(step, source), state)["train"]
+    assert found.temporary_bytes >= 4 * 256 * 256
