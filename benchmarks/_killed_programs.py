@@ -11,7 +11,7 @@ import optax
 
 import models
 import trainer
-from trainer import data, losses
+from trainer import data, losses, rl
 
 STEPS = 9
 """Of an epoch: a stretch of a pass, so that no pass ends with an epoch."""
@@ -21,7 +21,7 @@ class Program(NamedTuple):
     """What a run trains and evaluates."""
 
     begin: trainer.TrainState
-    train: trainer.Phase
+    train: trainer.Phase | tuple[trainer.Phase, ...]
     val: trainer.Phase
     """It measures `loss` and `accuracy`."""
 
@@ -108,5 +108,80 @@ def _ask(a: int, b: int) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-PROGRAMS = {"digits": classify_digits, "conversations": tune_on_conversations}
+def prefer_right_sums(directory: Path) -> Program:
+    """Prefer right sums to wrong ones, by adapters, and by a reference kept with the pairs."""
+    file, length = Path(directory, "pairs.jsonl"), 24
+    sums = np.random.default_rng(0).integers(0, 50, (150, 2)).tolist()
+    pairs = [
+        {"prompt": _ask(a, b)[:1], "chosen": _ask(a, b)[1:], "rejected": _ask(a, b + 1)[1:]}
+        for a, b in sums
+    ]
+    file.write_text("\n".join(map(json.dumps, pairs)))
+    network = models.transformer(vocabulary=256, context=length, layers=1, heads=2, width=16)
+    inputs = jnp.zeros((1, length), jnp.int32)
+    params, _ = jax.jit(network.init)(jax.random.key(1), inputs)
+    sources = [
+        trainer.add_reference(
+            data.preferences(
+                file,
+                make_byte_tokenizer(),
+                template=TEMPLATE,
+                batch_size=4,
+                length=length,
+                part=part,
+                steps_per_epoch=steps,
+            ),
+            network,
+            params,
+        )
+        for part, steps in (((0, 0.8), STEPS), ((0.8, 1), None))
+    ]
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+    adapted = models.lora(network, params, rank=2)
+    task = trainer.supervised(adapted, losses.dpo(), optimizer)
+    return Program(
+        task.init(jax.random.key(0), sources[0].example),
+        trainer.training(task.step, sources[0]),
+        trainer.evaluation(task.measure, sources[1]),
+    )
+
+
+def reward_even_answers(directory: Path) -> Program:
+    """Reward even digits of short answers; evaluate how likely an even digit is."""
+    prompts = [[digit, 10] for digit in range(10)]
+    network = models.transformer(vocabulary=12, context=8, layers=1, heads=2, width=16)
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=3e-3)
+    settings = rl.GRPOConfig(prompts=4, group_size=4, length=4, stop=(11,), minibatches=4)
+
+    def reward(examples: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        written = jnp.arange(settings.length) < lengths[:, None]
+        return ((tokens % 2 == 0) & (tokens < 10) & written).sum(-1) / settings.length
+
+    agent = rl.grpo(network, _Digits(), prompts, reward, optimizer, settings)
+    inputs = np.array([[digit, 10, 2, 4] for digit in range(10)], np.int32)
+    labels = np.roll(inputs, -1, axis=1)
+    measured = trainer.supervised(network, losses.language_modeling, optimizer).measure
+    return Program(
+        agent.init(jax.random.key(0)),
+        agent.program,
+        trainer.evaluation(measured, data.Arrays({"inputs": inputs, "labels": labels}, 5)),
+    )
+
+
+class _Digits:
+    """A tokenizer of digits; 10 ends a prompt, and 11 an answer."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(digit) for digit in text]
+
+    def decode(self, tokens: Any) -> str:
+        return "".join(map(str, tokens))
+
+
+PROGRAMS = {
+    "digits": classify_digits,
+    "conversations": tune_on_conversations,
+    "preferences": prefer_right_sums,
+    "rewards": reward_even_answers,
+}
 """By name."""

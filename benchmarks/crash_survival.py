@@ -6,7 +6,8 @@ processes with those of an uninterrupted run: the fingerprint of the final state
 log and every point that TensorBoard reads. Processes are forked from one that has imported all
 libraries and not initialised JAX, so that more of their life is training. `--program` trains on
 other data: `conversations` is a mixture of packed conversations and texts, whose weights change
-with the step. Exits with 1 if anything differs.
+with the step; `preferences` is DPO of adapters, and `rewards` GRPO. Exits with 1 if anything
+differs.
 """
 
 import contextlib
