@@ -22,14 +22,14 @@ def init(network, optimizer, key, inputs):
 
 
 def update(network, optimizer, state, batch):
-    """Take one optimizer step; the loss is all that it reports."""
+    """Take one optimizer step; the loss, under the batch's mask, is all that it reports."""
 
     def objective(params):
         logits, model_state = network.apply(
             params, state.model_state, batch["inputs"], key=None, train=True
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        return losses.mean(), model_state
+        return jnp.mean(losses, where=batch.get("mask")), model_state
 
     (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -43,7 +43,7 @@ def shuffled(key, number, size, batch_size):
 
 
 def taken(arrays, places):
-    return {name: array[places] for name, array in arrays.items()}
+    return jax.tree.map(lambda array: array[places], arrays)
 
 
 def one_scan(network, optimizer, size, batch_size):
