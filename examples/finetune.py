@@ -74,7 +74,7 @@ class Config(trainer.TrainingConfig):
     rank: int = 8
     question_rate: float = 5e-3
     """Learning rate of the adapters; `optimizer.learning_rate` is that of the base."""
-    preference_rate: float = 1e-4
+    preference_rate: float = 2e-4
     optimizer: Optimizer = Optimizer(learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0)
     schedule: Schedule = Schedule("cosine", warmup_share=0.05, decay_to=0.05)
 
@@ -284,14 +284,14 @@ def main(config: Config) -> None:
     settings = replace(config, epochs=config.preference_epochs)
     start, rate = models.pretrained(adapted, *learned), config.preference_rate
     state, scores = train_stage(settings, "preferences", start, losses.dpo(), pairs, rate=rate)
-    preferred = state.params, state.model_state
-    print("preferences:", examine(adapted, preferred, directory, asked))
+    print("preferences:", examine(adapted, (state.params, state.model_state), directory, asked))
     print(f"held-out preferences: {scores['val/accuracy']:.3f} right")
 
-    merged = config.run / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    whole = models.merge_lora(adapted, *preferred)
-    models.to_huggingface(network, whole, merged, like=directory)
+    for name in ("adapter", "merged"):
+        shutil.rmtree(config.run / name, ignore_errors=True)
+    models.to_peft(adapted, state.params, config.run / "adapter", base=str(directory))
+    whole = models.merge_lora(adapted, state.params, state.model_state)
+    models.to_huggingface(network, whole, config.run / "merged", like=directory)
     print("fingerprint", trainer.fingerprint(state))
 
 
