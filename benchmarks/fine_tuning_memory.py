@@ -1,8 +1,8 @@
 """What memory does fine-tuning a language model take, and how long a batch fits on which GPU?
 
 Computed, not measured on a GPU: the bytes of the state follow from its shapes. What a step takes
-besides is what XLA plans for a CPU, by `trainer.cost`, for a step of one row and of two: a part
-that does not depend on the rows, gradients above all, and a part for each row. It is planned in
+besides, gradients, activations and logits, is what XLA plans for a CPU, by `trainer.cost`, for a
+few numbers of rows; in between it is interpolated, beyond them extrapolated. It is planned in
 float32, as a CPU has no products in bfloat16; a GPU needs less for activations in bfloat16, though
 most are logits, which are float32 on both.
 
@@ -26,9 +26,12 @@ import trainer
 from trainer import data, losses
 
 WHOLE, ADAPTERS = "all parameters", "adapters"
+PAGE = _documents.ROOT / "docs" / "language.md"
 GPUS, SHARE = (24, 80, 140), 0.9
 LENGTH, RANK = 2_048, 16
 """Tokens of a row; rank of the adapters."""
+ROWS = (1, 8, 32)
+"""Rows of the steps that are planned."""
 
 
 class Size(NamedTuple):
@@ -99,15 +102,29 @@ def count_bytes(tree):
 
 
 def plan(network, base):
-    """Return the bytes that a step takes besides its state: for no row, and for each."""
-    found = []
-    for rows in (1, 2):
+    """Return the bytes that a step takes besides its state, by the number of rows."""
+    found = {}
+    for rows in ROWS:
         tokens = np.zeros((rows, LENGTH), np.int32)
         source = data.Arrays({"inputs": tokens, "labels": tokens}, rows)
         task, state = shape_state(network, base, source.example)
         cost = trainer.cost(trainer.training(task.step, source), state.replace(stop=False))
-        found.append(cost["train"].temporary_bytes)
-    return 2 * found[0] - found[1], found[1] - found[0]
+        found[rows] = cost["train"].temporary_bytes
+    return found
+
+
+def count_rows(planned, room):
+    """Return how many rows fit into the bytes that are left for a step.
+
+    >>> [count_rows({1: 10, 8: 24, 32: 120}, room) for room in (9, 11, 12, 28, 204)]
+    [0, 1, 2, 9, 53]
+    """
+    counts, sizes = (np.array(list(some), float) for some in (planned, planned.values()))
+    if room < sizes[0]:
+        return 0
+    place = min(max(int(np.searchsorted(sizes, room, "right")), 1), len(sizes) - 1)
+    slope = (sizes[place] - sizes[place - 1]) / (counts[place] - counts[place - 1])
+    return int(counts[place - 1] + (room - sizes[place - 1]) // slope)
 
 
 def compute(size):
@@ -122,21 +139,23 @@ def compute(size):
     }
     measured = {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
     for way, base in ((WHOLE, None), (ADAPTERS, params)):
-        fixed, row = plan(network, base)
-        rows = {gpu: int(max(0, SHARE * gpu * 1e9 - kept[way] - fixed) // row) for gpu in GPUS}
-        measured[way] = {"state": kept[way], "step": fixed, "row": row, "rows": rows}
+        planned = plan(network, base)
+        rows = {gpu: count_rows(planned, SHARE * gpu * 1e9 - kept[way]) for gpu in GPUS}
+        measured[way] = {"state": kept[way], "step": planned, "rows": rows}
     return measured
 
 
 def write_table(measured):
     """Write the figures as a table of Markdown."""
-    head = ("model", "parameters", "trained", "GB of the state", "of a step", "of a row")
-    columns = (*head, *(f"rows on {gpu} GB" for gpu in GPUS))
+    columns = ("model", "parameters", "trained", "GB of the state")
+    columns += (f"of a step of {ROWS[0]} row", *(f"of {rows}" for rows in ROWS[1:]))
+    columns += tuple(f"rows on {gpu} GB" for gpu in GPUS)
     lines = [f"| {' | '.join(columns)} |", f"|---|---:|---|{'---:|' * (len(columns) - 3)}"]
     for name, figures in measured.items():
         for way in (WHOLE, ADAPTERS):
             found = figures[way]
-            sizes = (_measuring.text(found[part] / 1e9) for part in ("state", "step", "row"))
+            taken = (found["state"], *found["step"].values())
+            sizes = (_measuring.text(count / 1e9) for count in taken)
             rows = (str(count or "none") for count in found["rows"].values())
             count = f"{figures['parameters'] / 1e9:.2f}B"
             lines.append(f"| {' | '.join((name, count, way, *sizes, *rows))} |")
@@ -153,8 +172,7 @@ def main():
     table = write_table(measured)
     _measuring.CONSOLE.print(table)
     if not options.quick:
-        page = _documents.ROOT / "docs" / "language.md"
-        _documents.insert(page, "fine_tuning_memory", table)
+        _documents.insert(PAGE, "fine_tuning_memory", table)
     _measuring.finish(
         options,
         "fine_tuning_memory",

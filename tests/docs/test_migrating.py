@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,10 @@ import optax
 import pytest
 
 import hooks
+import models
 import trainer
 from hooks.testing import check_hook
-from trainer import losses, rl
+from trainer import data, losses, rl
 from trainer.loop.lockstep import Lockstep
 from trainer.phases.metrics import Metrics
 from trainer.rl.environments import Box, Discrete, Environment, TimeStep
@@ -804,3 +806,106 @@ def test_on_the_lead_alone(state, monkeypatch):
         monkeypatch.setattr("trainer.loop.lockstep.is_main_process", lambda on=is_main: on)
         view = Lockstep().prepare_view(hooks.observe(Notes()), state, Metrics(), {})
         assert (view is not None) == is_main
+
+
+# From libraries for fine-tuning
+
+
+@pytest.fixture(scope="module")
+def language():
+    """A tiny Llama, and a tokenizer of words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {
+        word: number for number, word in enumerate(["?", "1", "2", "3", "+", "user:", "bot:", "."])
+    }
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    llama = models.Architecture(gated=True, activation="silu", embedding_scale=1.0)
+    sizes = {"vocabulary": len(words), "context": 48, "layers": 1, "heads": 2, "width": 8}
+    network = models.transformer(**sizes, architecture=llama)
+    params, _ = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    return network, params, tokenizer
+
+
+@row("`AutoModelForCausalLM.from_pretrained(directory)`")
+@row("`save_pretrained(directory)`")
+def test_weights_of_the_hub(language, tmp_path):
+    network, params, _ = language
+    directory = tmp_path / "weights"
+    models.to_huggingface(network, params, directory)
+    _, read = models.from_huggingface(directory)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+@row("`SFTTrainer`, with `packing` and `assistant_only_loss`")
+def test_supervised_fine_tuning(language, tmp_path):
+    network, params, tokenizer = language
+    file = tmp_path / "chat.jsonl"
+    lines = [{"prompt": "user: 1 + 1 bot:", "completion": " 2 ."}] * 12
+    file.write_text("\n".join(map(json.dumps, lines)))
+    source = data.chat(file, tokenizer, batch_size=2, length=48)
+    assert source.size == 2  # rows of six conversations
+    assert source.counts.trained == 12 * 2
+    task = trainer.supervised(
+        models.pretrained(network, params), losses.language_modeling, optax.adam(1e-2)
+    )
+    start = task.init(jax.random.key(0), source.example)
+    _, history = trainer.fit(start, trainer.training(task.step, source), epochs=3)
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+
+
+@row("`get_peft_model(model, LoraConfig(r=2))`")
+@row("`merge_and_unload()`")
+def test_adapters(language):
+    network, params, _ = language
+    adapted = models.lora(network, params, rank=2)
+    tokens = jnp.array([[1, 4, 2, 6]])
+    adapters, model_state = adapted.init(jax.random.key(0), tokens)
+    adapters = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
+    state = trainer.TrainState.create(
+        params=adapters, model_state=model_state, rng=jax.random.key(0)
+    )
+    kept = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+    assert kept == {"lora_a", "lora_b"}
+    merged = models.merge_lora(adapted, state.params, state.model_state)
+    there, here = (
+        jax.jit(
+            lambda params, state, one=one: one.apply(params, state, tokens, key=None, train=False)[
+                0
+            ]
+        )(*given)
+        for one, given in ((adapted, (state.params, state.model_state)), (network, (merged, {})))
+    )
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+@row("`DPOTrainer`, with `precompute_ref_log_probs`")
+def test_preferences(language, tmp_path):
+    network, params, tokenizer = language
+    file = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "user: 1 + 1 bot:", "chosen": " 2 .", "rejected": " 3 ."}
+    file.write_text("\n".join([json.dumps(pair)] * 2))
+    pairs = data.preferences(file, tokenizer, batch_size=2, length=8)
+    pairs = trainer.add_reference(pairs, network, params)
+    task = trainer.supervised(
+        models.pretrained(network, params), losses.dpo(beta=0.1), optax.adam(1e-2)
+    )
+    start = task.init(jax.random.key(0), pairs.example)
+    _, history = trainer.fit(start, trainer.training(task.step, pairs), epochs=2)
+    assert history[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-5)  # the reference's own
+    assert history[1]["train/accuracy"] == 1
+
+
+@row("`GRPOTrainer(reward_funcs=...)`")
+def test_rewards(language):
+    network, _, tokenizer = language
+    prompts, optimizer = ["user: 1 + 1 bot:", "user: 1 + 2 bot:"], optax.adam(1e-2)
+
+    def reward(examples, tokens, lengths):
+        return (tokens[:, 0] == 2).astype(jnp.float32)
+
+    settings = rl.GRPOConfig(prompts=2, group_size=2, length=2)
+    learner = rl.grpo(network, tokenizer, prompts, reward, optimizer, settings)
+    _, history = trainer.fit(learner.init(jax.random.key(0)), learner.program, epochs=1)
+    assert 0 <= history[0]["sample/reward"] <= 1
+    assert [phase.name for phase in learner.program] == ["sample", "update"]
