@@ -5,11 +5,16 @@ import io
 import _documents
 import chex
 import cost_growth
+import fine_tuning_memory
 import peers
 import pytest
 from _documents import get_markers, insert
 
-PAGES = [("peers", page) for page in peers.DOCUMENTS] + [("cost_growth", cost_growth.PAGE)]
+PAGES = [
+    *(("peers", page) for page in peers.DOCUMENTS),
+    ("cost_growth", cost_growth.PAGE),
+    ("fine_tuning_memory", fine_tuning_memory.PAGE),
+]
 
 
 @pytest.mark.parametrize(("name", "document"), PAGES)
