@@ -237,6 +237,6 @@ def test_a_checkpoint_without_recorded_devices_is_read(start, train, tmp_path, c
 
 def test_a_newer_format_is_an_error_and_no_older_checkpoint_is_restored(start, train, tmp_path):
     fit(start, train, tmp_path, epochs=2)
-    rewrite(tmp_path, 2, format=manifest.FORMAT + 1, leaves=3)
-    with pytest.raises(ValueError, match=r"checkpoint 2 in .* is of format 2, and .* up to 1"):
+    rewrite(tmp_path, 2, format=99, leaves=3)
+    with pytest.raises(ValueError, match=rf"is of format 99, and .* up to {manifest.FORMAT}"):
         fit(start, train, tmp_path)

@@ -243,7 +243,7 @@ def test_a_hook_state_that_cannot_be_saved_is_found(state, phase, tmp_path):
 
 
 def test_a_disk_that_cannot_take_a_checkpoint_is_found(state, phase, tmp_path, monkeypatch):
-    def full(path, data):
+    def full(path, data, ranges):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(array_storage, "save_arrays", full)
