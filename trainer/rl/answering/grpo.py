@@ -149,26 +149,22 @@ def _check(
     vocabulary = _find_vocabulary(network, table, config, who)
     check_range(f"{who}: tokens of prompts", table.arrays["tokens"], vocabulary, "tokens")
     check_range("GRPOConfig: stop", np.array(config.stop, np.int64), vocabulary, "tokens")
+    _try_sampling(network, table, config, who)
     try_reward(reward, tokenizer, table, config, vocabulary)
     return table
 
 
 def _find_vocabulary(network: Any, table: PromptTable, config: GRPOConfig, who: str) -> int:
-    """Return the size of the network's vocabulary, after checking that the prompts fit."""
-    longest, length = table.longest, table.arrays["tokens"].shape[1]
-    where = (
-        f"{who}: the longest prompt has {length} tokens, {table.texts[longest]!r:.60}, and an "
-        f"answer up to {config.length}: the network needs a context of {length + config.length}; "
-        "leave out long prompts, or take a smaller GRPOConfig(length=...)"
-    )
+    """Return the size of the network's vocabulary, after checking that it reads whole answers."""
 
     def call() -> Any:
-        whole = jnp.zeros((1, length + config.length), jnp.int32)
+        time = table.arrays["tokens"].shape[1] + config.length
+        whole = jnp.zeros((1, time), jnp.int32)
         inputs = {"tokens": whole, "segments": whole, "positions": whole}
         params, model_state = network.init(jax.random.key(0), inputs)
         return network.apply(params, model_state, inputs, key=None, train=False)[0]
 
-    with annotate_errors(where):
+    with annotate_errors(_describe_longest(table, config, who)):
         logits = jax.eval_shape(call)
     shape: tuple[int, ...] = getattr(logits, "shape", ())
     if len(shape) != 3:
@@ -177,3 +173,30 @@ def _find_vocabulary(network: Any, table: PromptTable, config: GRPOConfig, who: 
             f"{describe_value(logits)}"
         )
     return shape[2]
+
+
+def _try_sampling(network: Any, table: PromptTable, config: GRPOConfig, who: str) -> None:
+    """Trace a sampling: a decoder refuses a cache that is longer than its context.
+
+    It does not refuse such inputs with segments, of which only the positions are limited.
+    """
+
+    def call(arrays: PyTree) -> Any:
+        key = jax.random.key(0)
+        params, model_state = network.init(key, table.first_inputs)
+        rows, sampling = jnp.zeros(1, jnp.int32), Sampling(network, config)
+        return sampling.sample(params, model_state, arrays, rows, key).tokens
+
+    with annotate_errors(_describe_longest(table, config, who)):
+        jax.eval_shape(call, dict(table.arrays))
+
+
+def _describe_longest(table: PromptTable, config: GRPOConfig, who: str) -> str:
+    """Return what the context has to hold, for errors."""
+    length = table.arrays["tokens"].shape[1]
+    return (
+        f"{who}: the longest prompt has {length} tokens, {table.texts[table.longest]!r:.60}, and "
+        f"an answer up to {config.length}: the network needs a context of "
+        f"{length + config.length}; leave out long prompts, or take a smaller "
+        "GRPOConfig(length=...)"
+    )
