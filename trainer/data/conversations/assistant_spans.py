@@ -90,8 +90,9 @@ def _find_span(
     marked = {**messages[index], "content": content.replace(core, f"{START}{core}{END}", 1)}
     rendered = template.render([*messages[:index], marked], variables=variables)
     answer = text[start:].lstrip()
-    ending = core + rendered.rpartition(END)[2]
-    if core and split_marks(rendered)[0] == through and answer.startswith(ending):
+    ending = (core + rendered.rpartition(END)[2]).lstrip()
+    found = ending and END in rendered  # of an empty answer the ending is all there is
+    if found and split_marks(rendered)[0] == through and answer.startswith(ending):
         return start, len(text) - len(answer) + len(ending)
     raise ValueError(
         f"{template.name} writes message {index + 1} in another way when "

@@ -43,6 +43,15 @@ def test_messages_that_are_given_are_not_trained_on(text):
     assert last == every[1:]
 
 
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_an_empty_answer_is_its_end_alone(empty):
+    """Also in the middle of a conversation, where the template leaves out empty thoughts."""
+    for text in (CHATML, THINKING):
+        _, found = annotate(text, talk("a", empty, "b", "c"))
+        thoughts = "<think>\n\n</think>\n\n" if text == THINKING else ""
+        assert found == [empty + ENDS[text], thoughts + "c" + ENDS[text]]
+
+
 def test_system_and_tools_pass_through_the_template():
     messages = [
         {"role": "system", "content": "s"},
