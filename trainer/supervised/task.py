@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from trainer.checks.arguments import require_function, require_integer, require_number
+from trainer.checks.language_models import check_positions
 from trainer.losses.loss import Loss, LossFunction, as_loss, evaluate_loss, require_entry
 from trainer.losses.weighing import WEIGHT_KEYS, check_weights_read
 from trainer.phases import mixing_trial
@@ -244,7 +245,7 @@ def supervised(
     def measure(state: TrainState, batch: Batch) -> dict[str, Any]:
         return evaluate_loss(loss, state.step, outputs(state, batch), batch)
 
-    check = _make_check(infer, loss)
+    check = _make_check(network, infer, loss)
     micro = None
     if accumulate > 1:
         micro = mixing_trial.make_accumulation_trial(loss, infer, accumulate)
@@ -272,11 +273,14 @@ def _without_float16(params: PyTree) -> jax.Array:
     )
 
 
-def _make_check(outputs: Callable[..., Any], loss: Loss) -> Callable[[TrainState, Batch], None]:
+def _make_check(
+    network: Any, outputs: Callable[..., Any], loss: Loss
+) -> Callable[[TrainState, Batch], None]:
     """Build the check of host data, which knows the shapes of the network's outputs."""
     known: dict[str, Any] = {}
 
     def check(state: TrainState, batch: Batch) -> None:
+        check_positions(network, batch.get("inputs"))
         if loss.check is None and not set(WEIGHT_KEYS).intersection(batch):
             return
         one = of_rows(dict(batch), 1)

@@ -126,12 +126,15 @@ class Conversations:
         return feed._replace(verify=self.verify)
 
     def verify(self, state: TrainState, check: Check) -> None:
-        """Check the form of a batch, and the row with the largest of all tokens.
+        """Check the form of a row, the longest text, and the row with the largest token.
 
         Raises:
             ValueError: they do not suit the task.
         """
-        check(state, map_arrays(np.zeros_like, self.example))
+        longest = self._read(np.array([self.rows.find_longest_text()]))
+        form = map_arrays(np.zeros_like, longest)  # without tokens, which are checked below
+        form["inputs"]["positions"] = longest["inputs"]["positions"]
+        check(state, form)
         token, row = self.rows.find_largest_token()
         try:
             check(state, self._read(np.array([row])))

@@ -74,8 +74,15 @@ class SegmentRows:
         """Return the largest token, and a row that has it."""
         place = int(self.tokens.argmax())
         text = int(np.searchsorted(self.starts, place, side="right")) - 1
-        row = np.searchsorted(self.bounds, np.flatnonzero(self.segments == text)[0], side="right")
-        return int(self.tokens[place]), int(row) - 1
+        return int(self.tokens[place]), self._find_row(text)
+
+    def find_longest_text(self) -> int:
+        """Return a row that has the longest text."""
+        return self._find_row(int(np.diff(self.starts).argmax()))
+
+    def _find_row(self, text: int) -> int:
+        place = np.flatnonzero(self.segments == text)[0]
+        return int(np.searchsorted(self.bounds, place, side="right")) - 1
 
     def describe(self) -> str:
         """Return a text that identifies the rows, by a hash of all that they hold."""

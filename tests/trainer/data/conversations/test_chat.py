@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers import models as token_models
 
 import hooks
+import models
 import trainer
 from trainer import data, losses
 
@@ -228,3 +229,17 @@ def test_a_vocabulary_that_exceeds_the_network_is_an_error_before_training(lines
     assert "is 259, and their tokenizer has 260: the network needs" in "".join(
         raised.value.__notes__
     )
+
+
+def test_a_text_that_exceeds_the_context_is_an_error_before_training(lines, tokenizer):
+    decoder = models.transformer(vocabulary=260, context=16, layers=1, heads=1, width=2)
+    task = trainer.supervised(decoder, losses.language_modeling, optax.sgd(0.1))
+    examples = [{"text": text} for text in ("short", "x" * 20, "brief")]
+    source = data.chat(lines(*examples), tokenizer, batch_size=1, length=40, template=CHATML)
+    state = task.init(jax.random.key(0), source.example)
+    phase = trainer.training(task.step, source)
+    with pytest.raises(ValueError, match="a text of 19 tokens exceeds the network's context of 16"):
+        trainer.fit(state, phase, epochs=1)
+    examples[1] = {"text": "x" * 17}
+    fits = data.chat(lines(*examples), tokenizer, batch_size=1, length=40, template=CHATML)
+    trainer.training(task.step, fits).verify(state)
