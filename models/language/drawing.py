@@ -37,7 +37,8 @@ def draw_tokens(
     Args:
         logits: float32 `[batch, vocabulary]`.
         key: () typed key.
-        temperature: divides the logits; the number 0 takes the likeliest token.
+        temperature: divides the logits; the number 0 takes the likeliest token, as an array that
+            is 0 does, which draws one of several that are equally likely.
         top_k: number of likeliest tokens to draw from; None for all.
         top_p: share of the probability, among those, of the fewest likeliest tokens to draw from;
             None for all.
@@ -51,18 +52,19 @@ def draw_tokens(
     ([1], 0.7)
     """
     greedy = isinstance(temperature, int | float) and temperature == 0
-    scaled = logits if greedy else logits / temperature
-    highest = scaled.max(-1, keepdims=True)
-    weights = jnp.exp(scaled - highest)
+    scaled = logits - logits.max(-1, keepdims=True)  # first: a small temperature overflows them
+    if not greedy:
+        scaled /= jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+    weights = jnp.exp(scaled)
     if greedy:
         tokens = scaled.argmax(-1).astype(jnp.int32)
     elif top_k is not None and top_k < logits.shape[-1]:
         values, likeliest = lax.top_k(scaled, top_k)
-        rank = draw_by_weight(keep_top_p(jnp.exp(values - highest), top_p), key)
+        rank = draw_by_weight(keep_top_p(jnp.exp(values), top_p), key)
         tokens = jnp.take_along_axis(likeliest, rank[:, None], axis=-1)[:, 0].astype(jnp.int32)
     else:
         tokens = draw_by_weight(keep_top_p(weights, top_p), key)
-    chosen = jnp.take_along_axis(scaled - highest, tokens[:, None], axis=-1)[:, 0]
+    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return TokenDraw(tokens, chosen - jnp.log(weights.sum(-1)))
 
 
@@ -131,4 +133,5 @@ def _look_up(sums: jax.Array, thresholds: jax.Array) -> jax.Array:
     Rounding may bring a threshold up to the last sum, which it must stay below.
     """
     below = jnp.nextafter(sums[:, -1:], jnp.zeros_like(sums[:, -1:]))
-    return (sums <= jnp.minimum(thresholds, below)).sum(-1).astype(jnp.int32)
+    place = (sums <= jnp.minimum(thresholds, below)).sum(-1).astype(jnp.int32)
+    return jnp.minimum(place, sums.shape[-1] - 1)  # weights that are not finite have no place

@@ -75,3 +75,20 @@ def test_log_probabilities_are_of_the_whole_vocabulary_at_the_temperature(temper
     np.testing.assert_allclose(drawn.log_probs, chosen, rtol=1e-5)
     if temperature == 0:
         np.testing.assert_array_equal(drawn.tokens, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [np.float32(0), jnp.zeros(()), 1e-38, 1e-30])
+def test_a_vanishing_temperature_draws_the_likeliest_token(temperature):
+    logits = 20 * jax.random.normal(KEYS[0], (3, 9))
+    drawn = draw_tokens(logits, KEYS[1], temperature=temperature, top_k=None, top_p=None)
+    np.testing.assert_array_equal(drawn.tokens, logits.argmax(-1))
+    np.testing.assert_array_equal(drawn.log_probs, np.zeros(3))
+
+
+@pytest.mark.parametrize("columns", [4, 3 * BLOCK])
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_logits_that_are_not_finite_draw_a_token_whose_probability_is_nan(columns, wrong):
+    logits = jnp.zeros((1, columns)).at[0, 1].set(wrong)
+    drawn = draw_tokens(logits, KEYS[1], temperature=1.0, top_k=None, top_p=None)
+    assert 0 <= int(drawn.tokens[0]) < columns
+    assert np.isnan(drawn.log_probs[0])
