@@ -23,7 +23,8 @@ class ConversationCounts(NamedTuple):
     cut: int
     """Examples that were longer than a row, and lost what is past its end."""
     dropped: int
-    """Examples that are not in the rows: too long, too short, or without an answer that fits."""
+    """Examples that are not in the rows: too long, too short, without an answer that fits, or two
+    answers that are the same."""
     untrained: int
     """Examples in the rows of which no token is trained on."""
     tokens: int

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from trainer.checks.arguments import require_integer
 from trainer.data.conversations.chat import (
     check_too_long,
@@ -16,7 +18,7 @@ from trainer.data.conversations.conversation_source import ConversationCounts, C
 from trainer.data.conversations.example_forms import make_reader
 from trainer.data.conversations.segment_rows import place_segments
 from trainer.data.conversations.text_tokenizer import open_tokenizer
-from trainer.data.conversations.token_encoding import cut_text, encode_texts
+from trainer.data.conversations.token_encoding import EncodedText, cut_text, encode_texts
 
 
 def preferences(
@@ -47,7 +49,8 @@ def preferences(
         path, tokenizer, batch_size, template, part, steps_per_epoch: as of `data.chat`.
         length: inputs of a segment: half of a row.
         too_long: what happens to a pair with an answer that ends past `length`: `cut` the end of
-            the answer, or `drop` the pair. A pair of which an answer has no token left is dropped.
+            the answer, or `drop` the pair. A pair of which an answer has no token left, or of which
+            both are then the same, is dropped.
 
     Returns:
         A source for `losses.dpo` and `losses.orpo`; `source.counts` says how many pairs were cut
@@ -80,7 +83,7 @@ def preferences(
     for pair in zip(texts[::2], texts[1::2], strict=True):
         longer = any(len(one.tokens) > most for one in pair)
         short = [cut_text(one, most) for one in pair]
-        if (longer and too_long == "drop") or not all(one.trained[1:].any() for one in short):
+        if (longer and too_long == "drop") or not _differ(*short):
             continue
         cut += longer
         kept += short
@@ -104,3 +107,9 @@ def preferences(
     )
     log_counts("data.preferences", path, source, length)
     return source
+
+
+def _differ(chosen: EncodedText, rejected: EncodedText) -> bool:
+    """Return whether both have an answer, and not the same: there is something to prefer."""
+    answered = chosen.trained[1:].any() and rejected.trained[1:].any()
+    return bool(answered) and not np.array_equal(chosen.tokens, rejected.tokens)

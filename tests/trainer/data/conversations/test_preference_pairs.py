@@ -74,6 +74,18 @@ def test_pairs_are_cut_or_dropped_and_counted(lines, model):
     assert (dropped.counts.cut, dropped.counts.dropped, dropped.size) == (0, 2, 1)
 
 
+def test_a_pair_without_a_preference_is_dropped(lines, model):
+    pairs = [
+        {"prompt": "q", "chosen": "same", "rejected": "same"},
+        {"prompt": "q", "chosen": "s" * 9, "rejected": "s" * 8 + "t"},  # the same in 8 tokens
+        {"prompt": "q", "chosen": "s", "rejected": "t"},
+    ]
+    source = read(lines(*pairs), model(), length=8, template=None)
+    assert (source.counts.read, source.counts.dropped, source.size) == (3, 2, 1)
+    longer = read(lines(*pairs), model(), length=20, template=None)
+    assert (longer.counts.dropped, longer.size) == (1, 2)
+
+
 def test_further_arrays_of_the_rows_come_with_them(lines, model):
     pairs = [{"prompt": "q", "chosen": "good" * n, "rejected": "bad"} for n in range(1, 5)]
     source = read(lines(*pairs), model(), template=None, batch_size=2)
