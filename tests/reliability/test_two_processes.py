@@ -186,10 +186,8 @@ def stopped_by(number, run):
         return pair.ended()
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, -2, marks=pytest.mark.soak)],
-)
+@pytest.mark.soak  # tests of one process hold the law of signals, the one above that of two
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
 def test_a_signal_to_one_ends_both_after_one_save(whole, tmp_path, number, status):
     ends = stopped_by(number, tmp_path)
     assert [end for end, _ in ends] == [status, status]

@@ -73,7 +73,10 @@ trainer.fit(state, phase, epochs=2, hooks=[saving, hooks.on("error", print)])
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak)],
+)
 def test_a_second_signal_does_not_wait_for_the_device(tmp_path, number, status):
     command = [sys.executable, "-c", LONG, str(tmp_path), str(int(number))]
     child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -162,6 +162,7 @@ print([params.shape for params in state.params], jax.numpy.isfinite(state.params
 """
 
 
+@pytest.mark.soak
 def test_256_members_with_decomposed_weights_are_made():
     """In a process of its own: under vmap, two decompositions side by side never end."""
     run = subprocess.run(

@@ -202,6 +202,7 @@ def test_overlap_changes_no_bit(kind, agents):
     assert trainer.fingerprint(ahead) == trainer.fingerprint(whole)
 
 
+@pytest.mark.soak  # a program like any other
 @pytest.mark.usefixtures("compiled_quickly")
 def test_populations_and_repeated_programs(network, tokenizer, reward):
     """Members learn as runs alone, two passes of one epoch as two epochs."""

@@ -67,6 +67,7 @@ def test_sampling_and_learning_agree_on_probabilities(decoder, trained, tokenize
     assert values["update/approx_kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.soak  # the law above, in bfloat16
 @pytest.mark.usefixtures("compiled_quickly")
 def test_small_floats_agree_as_far_as_they_can(decoder, trained, tokenizer):
     config = dataclasses.replace(CONFIG, precision="bfloat16")
