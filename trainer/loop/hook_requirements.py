@@ -54,7 +54,7 @@ def check_requirements(order: Order, measured: Measured, state: TrainState) -> N
             kept_before |= {name for name, _ in hook.hook_states}
         if event == "epoch":
             known, observed = known + scores, observed + observed_here
-    _check_gathered(order, state)  # last: who asks for an average that nobody keeps is told so
+    _check_gathered(order, state)  # last: the checks above name an average that nobody keeps
 
 
 def _check_gathered(order: Order, state: TrainState) -> None:

@@ -84,6 +84,24 @@ def test_layers_are_gathered_inside_the_loop_alone(source):
     assert not stacked
 
 
+def train_on_digits(network, spec, gathers):
+    """Return the state before an epoch, after it with layers split, and after it on one device.
+
+    Asserts how many times a step gathers.
+    """
+    task = trainer.supervised(network, losses.classification, optax.sgd(0.1))
+    digits, _ = data.digits(batch_size=32)
+    train = data.Arrays({name: np.asarray(x)[:64] for name, x in digits.arrays.items()}, 32)
+    start = task.init(jax.random.key(0), train.example)
+    program = trainer.training(task.step, train)
+    found = trainer.cost(program, start, mesh="data=8", rules=[("layers", spec)])
+    assert found["train"].collectives["all-gather"].count == gathers
+    spread = trainer.spread(start, rules=[("layers", spec)])
+    state, _ = trainer.fit(spread, program, epochs=1)
+    alone, _ = trainer.fit(start, trainer.training(task.step, train), epochs=1)
+    return start, state, alone
+
+
 class Looping:
     """A network that loops over layers, and may also use them otherwise."""
 
@@ -110,17 +128,7 @@ class Looping:
 def test_layers_are_gathered_whole_if_a_loop_does_not_take_them_one_by_one(
     otherwise, spec, gathers
 ):
-    network = Looping(otherwise)
-    task = trainer.supervised(network, losses.classification, optax.sgd(0.1))
-    digits, _ = data.digits(batch_size=32)
-    train = data.Arrays({name: np.asarray(x)[:64] for name, x in digits.arrays.items()}, 32)
-    start = task.init(jax.random.key(0), train.example)
-    program = trainer.training(task.step, train)
-    found = trainer.cost(program, start, mesh="data=8", rules=[("layers", spec)])
-    assert found["train"].collectives["all-gather"].count == gathers
-    spread = trainer.spread(start, rules=[("layers", spec)])
-    state, _ = trainer.fit(spread, program, epochs=1)
-    alone, _ = trainer.fit(start, trainer.training(task.step, train), epochs=1)
+    _, state, alone = train_on_digits(Looping(otherwise), spec, gathers)
     np.testing.assert_allclose(state.params["layers"], alone.params["layers"], atol=1e-5)
 
 
@@ -143,16 +151,7 @@ class Frozen:
 
 @pytest.mark.parametrize(("spec", "gathers"), [(P(None, "data"), 8 + 8), (P("data"), 1)])
 def test_frozen_layers_are_gathered_as_trained_ones_and_stay_split(spec, gathers):
-    task = trainer.supervised(Frozen(), losses.classification, optax.sgd(0.1))
-    digits, _ = data.digits(batch_size=32)
-    train = data.Arrays({name: np.asarray(x)[:64] for name, x in digits.arrays.items()}, 32)
-    start = task.init(jax.random.key(0), train.example)
-    program = trainer.training(task.step, train)
-    found = trainer.cost(program, start, mesh="data=8", rules=[("layers", spec)])
-    assert found["train"].collectives["all-gather"].count == gathers
-    spread = trainer.spread(start, rules=[("layers", spec)])
-    state, _ = trainer.fit(spread, program, epochs=1)
-    alone, _ = trainer.fit(start, trainer.training(task.step, train), epochs=1)
+    start, state, alone = train_on_digits(Frozen(), spec, gathers)
     np.testing.assert_allclose(state.params["first"], alone.params["first"], atol=1e-5)
     layers = state.model_state["base"]["layers"]
     assert layers.sharding.spec == spec
