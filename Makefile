@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c co
 # JAX for CUDA, as `jax[...]` names it: cuda13 or cuda12.
 CUDA ?= cuda13
 
-.PHONY: train test lint bench gpu soak clean
+.PHONY: train test lint docs bench gpu soak clean
 
 train: .venv/.examples
 	.venv/bin/python examples/digits.py $(ARGS)
@@ -17,6 +17,10 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+docs: .venv/.dev
+	PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/zensical build --clean --strict
+	@echo "Open site/index.html in a browser."
 
 soak: .venv/.dev
 	.venv/bin/python -m pytest -s -m soak $(ARGS)

@@ -16,7 +16,7 @@ compilation cache and again with what the first start left there; and 2,000 step
 transformer with the optimizer that nanoGPT's README proposes for a CPU, with the loss on held-out
 text.
 
-A full run writes its table into README.md and docs/performance.md.
+A full run writes its table into docs/performance.md.
 """
 
 import functools
@@ -32,7 +32,7 @@ from contestants import workloads
 from contestants.entrants import ENTRANTS, LIBRARY
 from contestants.workloads import PPO, TWO_THOUSAND, UNITS
 
-DOCUMENTS = [_documents.ROOT / name for name in ("README.md", "docs/performance.md")]
+PAGE = _documents.ROOT / "docs" / "performance.md"
 STARTED = ("MLP", next(iter(PPO)))
 """Races in which starts are measured."""
 QUICK = (workloads.TEXT, STARTED[1])
@@ -192,8 +192,7 @@ def main():
     table = _peer_table.render({**_measuring.environment(), **record})
     _measuring.CONSOLE.print(table)
     if not options.quick:
-        for document in DOCUMENTS:
-            _documents.insert(document, "peers", table)
+        _documents.insert(PAGE, "peers", table)
     _measuring.finish(
         options,
         "peers",

@@ -11,7 +11,7 @@ import pytest
 from _documents import get_markers, insert
 
 PAGES = [
-    *(("peers", page) for page in peers.DOCUMENTS),
+    ("peers", peers.PAGE),
     ("cost_growth", cost_growth.PAGE),
     ("fine_tuning_memory", fine_tuning_memory.PAGE),
 ]
