@@ -8,7 +8,10 @@ from running import Script, finished
 
 ROOT = Path(__file__).parents[2]
 PLAYING = Path(__file__).with_name("playing.py")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "reference"),
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -17,11 +20,11 @@ def test_the_examples_run(document, tmp_path):
     finished(Script(PLAYING, document, tmp_path))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+def test_links_of_the_front_page_lead_somewhere():
+    """Those of the other pages are checked when the site is built."""
+    for target in re.findall(r"\]\(([^)#]+)\)", DOCUMENTS[0].read_text()):
         if not target.startswith("http"):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+            assert (ROOT / target).exists(), target
 
 
 def test_the_catalog_has_every_hook():
